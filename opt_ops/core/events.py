@@ -1,0 +1,447 @@
+"""Every fact that the journal can hold, as a frozen dataclass, and the table of their kinds.
+
+An event is one of three things, and its docstring says which: an *observation* (the world was seen to be so), a
+*decision* (what was chosen, with its evidence and rule), or an *intent* (what is about to be done to the world, with an
+id of ours). Intents are settled by a later observation or outcome.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from opt_ops.core.values import (
+    Action,
+    AllocationStatus,
+    Checkpoint,
+    Fault,
+    LrFactor,
+    Optimizer,
+    Outcome,
+    RankExit,
+    Readback,
+    Schedule,
+    Shape,
+    Tier,
+    Verdict,
+)
+
+
+def _evidence() -> Mapping[str, Any]:
+    return {}
+
+
+# ---- the daemon and its operators -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonStarted:
+    """Observation: a new life of the daemon took over this lineage."""
+
+    host: str
+    pid: int
+    version: str
+    policy: str
+    blind_seconds: float | None  # since the previous life's last sign, None for the first life
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageStarted:
+    """Observation: an operator asked for this lineage."""
+
+    request: str
+    author: str
+    lineage: str
+    recipe: str
+    settings: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRequested:
+    """Observation: an operator wants the lineage stopped."""
+
+    request: str
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteAdded:
+    """Observation: an operator's note about a lineage, run, attempt or incident. Untrusted text."""
+
+    request: str
+    author: str
+    target: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillRequested:
+    """Intent: put in a fault on purpose. Settled by `DrillDone`."""
+
+    request: str
+    author: str
+    drill: str
+    fault: Fault
+    attempt: str | None
+    arguments: Mapping[str, Any] = field(default_factory=_evidence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillDone:
+    """Outcome of `DrillRequested`: the fault is in."""
+
+    drill: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRefused:
+    """Decision: an inbox request cannot be carried out."""
+
+    request: str
+    author: str
+    verb: str
+    why: str
+
+
+# ---- runs, allocations, attempts --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlanned:
+    """Decision: the next stretch of training under one set of settings. No checkpoint: from scratch."""
+
+    run: str
+    parent: str | None
+    cause: str
+    incident: str | None
+    checkpoint: Checkpoint | None
+    lr_factors: tuple[LrFactor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationIntended:
+    """Intent: ask the scheduler for nodes. Settled by `AllocationSubmitted` or `AllocationFailed`."""
+
+    allocation: str
+    nodes: int
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationSubmitted:
+    """Outcome of `AllocationIntended`. `adopted` when an earlier life of the daemon had submitted it."""
+
+    allocation: str
+    job: str
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationFailed:
+    """Outcome of `AllocationIntended`: the scheduler refused, and no job exists."""
+
+    allocation: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationChanged:
+    """Observation: the scheduler says something new about the job."""
+
+    allocation: str
+    status: AllocationStatus
+    nodes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseIntended:
+    """Intent: give the nodes back. Settled when `AllocationChanged` says ended."""
+
+    allocation: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptIntended:
+    """Intent: start the ranks on these nodes. Settled by `AttemptStarted` or `AttemptEnded`."""
+
+    attempt: str
+    run: str
+    nodes: tuple[str, ...]
+    ranks_per_node: int
+    checkpoint: Checkpoint | None
+    incident: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStarted:
+    """Observation: every node's agent has started its ranks."""
+
+    attempt: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptConfigured:
+    """Observation: the settings and versions that the trainer says it runs under (its config.json)."""
+
+    attempt: str
+    schedule: Schedule
+    optimizer: Optimizer
+    versions: Mapping[str, Any]
+    layout: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptProgressed:
+    """Observation: how far telemetry has come. The first one of an attempt carries its first step."""
+
+    attempt: str
+    first_step: int
+    first_step_at: float
+    step: int
+    at: float
+    readbacks: tuple[Readback, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopIntended:
+    """Intent: end the attempt's processes. Settled by `AttemptEnded`."""
+
+    attempt: str
+    why: str
+    incident: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded:
+    """Observation: no rank of the attempt runs any more on any node that answers."""
+
+    attempt: str
+    outcome: Outcome
+    last_step: int | None
+    last_step_at: float | None
+    exits: tuple[RankExit, ...]
+    unreachable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSeen:
+    """Observation: a checkpoint has its commit marker. Settled by `CheckpointVerified` or `CheckpointRefused`."""
+
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointVerified:
+    """Observation: every byte of a checkpoint was read and agrees with its manifest."""
+
+    checkpoint: Checkpoint
+    healthy: bool
+    why: str  # why it is not healthy; empty when it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRefused:
+    """Observation: a checkpoint is damaged. It is never chosen again."""
+
+    checkpoint: Checkpoint
+    why: str
+
+
+# ---- what is wrong ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalRaised:
+    """Observation: a detector's finding. `step` is where it was seen, `onset_step` where it began."""
+
+    signal: str
+    tier: Tier
+    attempt: str
+    step: int | None
+    onset_step: int | None
+    at: float  # when it began, by the evidence's own clock
+    nodes: tuple[str, ...] = ()
+    rule: str
+    evidence: Mapping[str, Any] = field(default_factory=_evidence)
+
+    @property
+    def key(self) -> str:
+        """Equal for a finding that is made again, as after a restart of the daemon."""
+        return f"{self.signal}/{self.tier}/{self.attempt}/{self.onset_step}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeJudged:
+    """Observation: a node's verdict, with the reason code and who says so. Written when it changes."""
+
+    node: str
+    host: str
+    verdict: Verdict
+    reason: str
+    source: str
+    at: float
+    evidence: Mapping[str, Any] = field(default_factory=_evidence)
+    drill: str | None = None
+
+
+# ---- what is done about it --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncidentOpened:
+    """Decision: these findings are one incident of this kind."""
+
+    incident: str
+    kind: str
+    cause: str
+    detector: str
+    attempt: str | None
+    nodes: tuple[str, ...]
+    step_failed: int | None
+    onset_step: int | None
+    at: float  # the first evidence
+    evidence: Mapping[str, Any] = field(default_factory=_evidence)
+    drill: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryDecided:
+    """Decision: what a playbook's rung does about an incident."""
+
+    incident: str
+    playbook: str
+    version: int
+    rung: int
+    action: Action
+    why: str
+    checkpoint: Checkpoint | None = None
+    lr_factor: float | None = None
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeExcluded:
+    """Decision: no attempt starts on this node any more."""
+
+    node: str
+    incident: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainIntended:
+    """Intent: ask the scheduler to drain the node. Settled by `NodeDrained`."""
+
+    node: str
+    incident: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDrained:
+    """Outcome of `DrainIntended`. Not permitted is an outcome too: the node is excluded all the same."""
+
+    node: str
+    done: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncidentClosed:
+    """Decision: telemetry shows that the action took effect, or shows that it did not."""
+
+    incident: str
+    proven: bool
+    proof: Mapping[str, Any]
+    step_resumed: int | None
+    steps_lost: int | None
+    seconds_down: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageCompleted:
+    """Decision: every step is trained."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageHalted:
+    """Decision: no rule fits or a budget is spent. A human is needed."""
+
+    why: str
+    incident: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageCancelled:
+    """Decision: stopped as an operator asked."""
+
+    request: str
+    why: str
+
+
+Event = (
+    DaemonStarted
+    | LineageStarted
+    | StopRequested
+    | NoteAdded
+    | DrillRequested
+    | DrillDone
+    | RequestRefused
+    | RunPlanned
+    | AllocationIntended
+    | AllocationSubmitted
+    | AllocationFailed
+    | AllocationChanged
+    | ReleaseIntended
+    | AttemptIntended
+    | AttemptStarted
+    | AttemptConfigured
+    | AttemptProgressed
+    | StopIntended
+    | AttemptEnded
+    | CheckpointSeen
+    | CheckpointVerified
+    | CheckpointRefused
+    | SignalRaised
+    | NodeJudged
+    | IncidentOpened
+    | RecoveryDecided
+    | NodeExcluded
+    | DrainIntended
+    | NodeDrained
+    | IncidentClosed
+    | LineageCompleted
+    | LineageHalted
+    | LineageCancelled
+)
+
+KINDS: dict[str, type[Event]] = {re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower(): cls for cls in Event.__args__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An event with its place in the journal."""
+
+    seq: int
+    epoch: int
+    ts: float
+    event: Event
+
+
+def kind_of(event: Event) -> str:
+    """The event's name in the journal, such as `run_planned`."""
+    return _NAMES[type(event)]
+
+
+_NAMES = {cls: name for name, cls in KINDS.items()}

@@ -1,0 +1,146 @@
+"""Proof: an action is done when telemetry shows it.
+
+OPT-175B lost days to an optimizer that had reloaded its old betas from the checkpoint. So an incident is closed
+only when the settings that the live optimizer used were read back from telemetry and compared with what was
+decided.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from opt_ops.core.events import IncidentClosed
+from opt_ops.core.policy import Policy
+from opt_ops.core.run import Attempt, Incident, State, Status
+from opt_ops.core.schedule import expected_lr
+from opt_ops.core.values import Action, Optimizer, Schedule
+
+# Both sides compute the schedule in double precision; only the order of operations may differ.
+_TOLERANCE = 1e-9
+
+
+def prove(state: State, incident: Incident, policy: Policy) -> IncidentClosed | None:
+    """The incident's end with its proof, or None while the evidence is not in."""
+    assert incident.decision is not None
+    action = incident.decision.action
+    if state.status is Status.COMPLETED:
+        return _moot(state, incident)
+    if action is Action.EXCLUDE:
+        return _prove_exclusion(state, incident)
+    if action is Action.ADOPT:
+        return _prove_adoption(state, incident)
+    if action is Action.HALT or incident.next_attempt is None:
+        return None
+    attempt = state.attempts[incident.next_attempt]
+    playbook = policy.playbooks.get(incident.kind)
+    wanted = playbook.proof_steps if playbook else 1
+    return _prove_attempt(state, incident, attempt, wanted)
+
+
+def baseline(state: State) -> tuple[Schedule, Optimizer] | None:
+    """The schedule and optimizer settings of the lineage's first attempt that stated them: what was asked for."""
+    for attempt in state.attempts.values():
+        if attempt.schedule is not None and attempt.optimizer is not None:
+            return attempt.schedule, attempt.optimizer
+    return None
+
+
+def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: int) -> IncidentClosed | None:
+    known = baseline(state)
+    if known is None or attempt.first_step is None or attempt.first_step_at is None:
+        return None
+    steps_left = known[0].total_steps - attempt.first_step + 1
+    if len(attempt.readbacks) < min(wanted, steps_left):
+        return None
+    mismatch = _mismatch(state, attempt, *known)
+    factors = state.runs[attempt.run].lr_factors
+    proof: dict[str, Any] = {
+        "attempt": attempt.name,
+        "first_step": attempt.first_step,
+        "nodes": list(attempt.nodes),
+        "readbacks": [
+            {"step": r.step, "lr": r.lr, "expected_lr": expected_lr(known[0], factors, r.step), "loss": r.loss}
+            for r in attempt.readbacks
+        ],
+    }
+    if mismatch:
+        proof["mismatch"] = mismatch
+    failed = state.attempts[incident.attempt] if incident.attempt else None
+    resumed = attempt.first_step - 1
+    last_step = failed.last_step if failed and failed.last_step is not None else incident.step_failed
+    return IncidentClosed(
+        incident=incident.name,
+        proven=not mismatch,
+        proof=proof,
+        step_resumed=resumed,
+        steps_lost=max(0, (last_step or 0) - resumed),
+        seconds_down=attempt.first_step_at - _stopped_at(incident, failed),
+    )
+
+
+def _stopped_at(incident: Incident, failed: Attempt | None) -> float:
+    """When useful work ended: the last step's time, or the first evidence where no step was made."""
+    if failed is not None and failed.last_step_at is not None:
+        return failed.last_step_at
+    return incident.at
+
+
+def _mismatch(state: State, attempt: Attempt, schedule: Schedule, optimizer: Optimizer) -> str:
+    start = attempt.checkpoint.step if attempt.checkpoint else 0
+    if attempt.first_step != start + 1:
+        return f"first step {attempt.first_step}, not {start + 1}"
+    excluded = [name for name in attempt.nodes if (node := state.nodes.get(name)) and node.excluded_by]
+    if excluded:
+        return f"runs on the excluded node {', '.join(excluded)}"
+    factors = state.runs[attempt.run].lr_factors
+    for readback in attempt.readbacks:
+        expected = expected_lr(schedule, factors, readback.step)
+        if not math.isclose(readback.lr, expected, rel_tol=_TOLERANCE):
+            return f"step {readback.step}: learning rate {readback.lr!r}, not {expected!r}"
+        used = Optimizer(betas=readback.betas, weight_decay=readback.weight_decay, clip_norm=readback.clip_norm)
+        if used != optimizer:
+            return f"step {readback.step}: optimizer {used}, not {optimizer}"
+        if readback.loss is None:
+            return f"step {readback.step}: the loss is not finite"
+    return ""
+
+
+def _prove_exclusion(state: State, incident: Incident) -> IncidentClosed | None:
+    drains = {name: state.nodes[name].drain for name in incident.nodes if name in state.nodes}
+    if any(drain not in ("done", "refused") for drain in drains.values()):
+        return None
+    return IncidentClosed(
+        incident=incident.name,
+        proven=True,
+        proof={"excluded": sorted(drains), "drain": drains},
+        step_resumed=None,
+        steps_lost=0,
+        seconds_down=0.0,
+    )
+
+
+def _prove_adoption(state: State, incident: Incident) -> IncidentClosed | None:
+    attempt = state.attempt
+    if attempt is None or attempt.progress_epoch < incident.opened_epoch:
+        return None
+    return IncidentClosed(
+        incident=incident.name,
+        proven=True,
+        proof={"attempt": attempt.name, "step": attempt.last_step, "seen_by_epoch": attempt.progress_epoch},
+        step_resumed=None,
+        steps_lost=0,
+        seconds_down=0.0,
+    )
+
+
+def _moot(state: State, incident: Incident) -> IncidentClosed:
+    """The last step was trained before the recovery was needed or could be proven by further steps."""
+    return IncidentClosed(
+        incident=incident.name,
+        proven=True,
+        proof={"completed_at_step": state.attempt.last_step if state.attempt else None},
+        step_resumed=None,
+        steps_lost=0,
+        seconds_down=0.0,
+    )

@@ -1,0 +1,29 @@
+"""The learning rate that an update must have used: the trainer's schedule, written here a second time on purpose.
+
+The proof of a rollback compares the live optimizer with this. It would prove nothing if both sides shared one
+implementation. The formula is the one of docs/formats.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from opt_ops.core.values import LrFactor, Schedule
+
+
+def scheduled_lr(schedule: Schedule, step: int) -> float:
+    """The schedule alone at update `step` (1 is the first): linear warm-up, then linear decay to the final fraction."""
+    if step < schedule.warmup_steps:
+        return schedule.peak_lr * step / schedule.warmup_steps
+    span = schedule.total_steps - schedule.warmup_steps
+    gone = min(max(step - schedule.warmup_steps, 0), span)
+    return schedule.peak_lr * (1.0 - (1.0 - schedule.final_fraction) * (gone / span if span else 0.0))
+
+
+def expected_lr(schedule: Schedule, factors: Iterable[LrFactor], step: int) -> float:
+    """The schedule times every factor in force at update `step`."""
+    lr = scheduled_lr(schedule, step)
+    for factor in factors:
+        if factor.step < step:
+            lr *= factor.factor
+    return lr

@@ -1,0 +1,127 @@
+"""The small values that events and state are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """How much a signal asks for."""
+
+    ALERT = "alert"  # keep the last good checkpoint, tell people
+    ACT = "act"  # a playbook decides
+
+
+class Verdict(StrEnum):
+    """A node's health. Silence and blindness are `UNKNOWN`, never `HEALTHY` and never `BAD`."""
+
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    BAD = "bad"
+    UNKNOWN = "unknown"
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"  # every rank left with code 0
+    FAILED = "failed"  # a rank failed by itself
+    STOPPED = "stopped"  # we stopped it
+    LOST = "lost"  # the allocation went away under it
+
+
+class Action(StrEnum):
+    """What a playbook may do about an incident."""
+
+    RESTART = "restart"  # next attempt of the same run, from its newest good checkpoint
+    ROLLBACK = "rollback"  # next run, from a checkpoint before the onset, with the learning rate lowered
+    EXCLUDE = "exclude"  # take the node out; nothing that trains is touched
+    ADOPT = "adopt"  # take over what is already running
+    HALT = "halt"  # stop, and call a human
+
+
+class Fault(StrEnum):
+    """A fault that a drill puts in on purpose."""
+
+    LR = "lr"  # the trainer multiplies its learning rate for some updates
+    KILL_RANK = "kill-rank"  # the node's agent kills the rank with SIGKILL
+    XID = "xid"  # the node's agent finds an Xid line in its kernel log
+    KILL_DAEMON = "kill-daemon"  # the daemon is killed with SIGKILL
+
+
+class AllocationStatus(StrEnum):
+    """What the scheduler says of our job. `UNKNOWN` when it does not answer: nothing follows from that."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Where training can go on from: the folder, and the run and step that wrote it."""
+
+    run: str
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LrFactor:
+    """Multiplies the schedule in every update after `step`."""
+
+    step: int
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a lineage asks of the cluster."""
+
+    nodes: int
+    spares: int
+    ranks_per_node: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The trainer's learning-rate schedule, as its config.json states it."""
+
+    peak_lr: float
+    warmup_steps: int
+    total_steps: int
+    final_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """The optimizer's settings that a rollback must find unchanged."""
+
+    betas: tuple[float, ...]
+    weight_decay: float
+    clip_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readback:
+    """What the live optimizer used for one update, from telemetry."""
+
+    step: int
+    lr: float
+    betas: tuple[float, ...]
+    weight_decay: float
+    clip_norm: float
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankExit:
+    """How one rank ended. `signal` is set when it was killed, `code` when it left by itself."""
+
+    rank: int
+    node: str
+    code: int | None
+    signal: int | None
+    at: float

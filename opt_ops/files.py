@@ -1,0 +1,107 @@
+"""Reading and writing the run folder's files as docs/formats.md promises: whole or not at all, whole lines only."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from opt_ops.errors import OptOpsError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text`: a temporary name beside it, synced, renamed, the folder synced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as JSON; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """The file's value, or None if there is no such file.
+
+    Raises:
+        OptOpsError: it is not JSON. Since files are renamed into place, that is damage, not a race.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise OptOpsError(f"{path} is not JSON: {error}", "restore the file, or move it away") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Tail:
+    """Follows a `*.jsonl` file: each call gives the complete lines that came since the last one.
+
+    A file that was replaced or became shorter (an agent starts a new one when it grows large) is read from its start. A
+    line that is not a JSON object is skipped and counted in `bad_lines`: other people's trainers write these files too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = 0
+        self._offset = 0
+        self.bad_lines = 0
+
+    def skip_to_last(self, size: int) -> None:
+        """Start no further back than `size` bytes before the end."""
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return
+        self._inode, self._offset = stat.st_ino, max(0, stat.st_size - size)
+        if self._offset:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                self._offset += len(file.readline())
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The new complete lines, parsed."""
+        try:
+            with self._path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+                if stat.st_ino != self._inode or stat.st_size < self._offset:
+                    self._inode, self._offset = stat.st_ino, 0
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        for line in data[:end].splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            if isinstance(value, dict):
+                yield value
+            else:
+                self.bad_lines += 1

@@ -1,0 +1,120 @@
+"""One lineage's supervisor: observe → journal → fold → decide → act. Starting it is recovering it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from opt_ops import __version__
+from opt_ops.act import Hands, Site
+from opt_ops.core.decide import decide
+from opt_ops.core.events import DaemonStarted, Entry, Event
+from opt_ops.core.fold import fold, replay
+from opt_ops.core.policy import Policy
+from opt_ops.core.run import State
+from opt_ops.journal import Journal
+from opt_ops.ports import Ports
+from opt_ops.watch.attempt import AttemptWatch
+from opt_ops.watch.cluster import AllocationWatch, NodeWatch
+from opt_ops.watch.requests import RequestWatch
+from opt_ops.watch.training import TrainingWatch
+
+_ROUNDS = 20  # of decide and act in one tick; a state that never settles is a fault of ours, not a reason to spin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """Who this daemon is, and when its predecessor was last known to live (seconds since the epoch)."""
+
+    host: str
+    pid: int
+    last_sign: float | None
+
+
+class Supervisor:
+    """Supervises one lineage for one life of the daemon."""
+
+    def __init__(self, folder: Path, ports: Ports, policy: Policy, site: Site, life: Life) -> None:
+        """Take the lineage over: a new journal file, the state of all earlier ones, and an entry that says so."""
+        self._clock = ports.clock
+        self._policy = policy
+        self._journal = Journal(folder / "journal")
+        self.notes = self._journal.notes
+        self.state = replay(self._journal.entries)
+        nodes = NodeWatch(policy, ports.agents, ports.clock)
+        training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
+        self._watchers = (
+            RequestWatch(ports.inbox),
+            AllocationWatch(ports.scheduler),
+            nodes,
+            training,
+            AttemptWatch(ports.agents, nodes, training, ports.clock),
+        )
+        self._hands = Hands(ports, site)
+        self._begin(life)
+
+    def tick(self) -> bool:
+        """One round of looking, deciding and acting. Returns whether anything was journaled.
+
+        Raises:
+            Fenced: a newer daemon has taken over; nothing more may be done here.
+        """
+        before = self.state.seq
+        for watcher in self._watchers:
+            for event in watcher.observe(self.state):
+                self._record(event)
+        for _ in range(_ROUNDS):
+            settled = self.state.seq
+            self._decide()
+            self._journal.check_fence()
+            for event in self._hands.act(self.state):
+                self._record(event)
+            if self.state.seq == settled:
+                break
+        return self.state.seq > before
+
+    def close(self) -> None:
+        """Let go of the journal file."""
+        self._journal.close()
+
+    def _begin(self, life: Life) -> None:
+        entries = self._journal.entries
+        blind = None
+        if entries:
+            sign = max(entries[-1].ts, life.last_sign or 0.0)
+            blind = max(0.0, self._clock.now() - sign)
+        self._record(
+            DaemonStarted(
+                host=life.host,
+                pid=life.pid,
+                version=__version__,
+                policy=self._policy.version,
+                blind_seconds=blind,
+            )
+        )
+
+    def _decide(self) -> None:
+        for _ in range(_ROUNDS):
+            event = decide(self.state, self._clock.now(), self._policy)
+            if event is None:
+                return
+            self._record(event)
+
+    def _record(self, event: Event) -> None:
+        # Folded before it is written: an event that cannot follow must never reach the journal.
+        entry = self._journal.stamp(event, self._clock.now())
+        state = fold(self.state, entry)
+        self._journal.append(entry)
+        self.state = state
+
+
+def foresee(state: State, event: Event, now: float, policy: Policy) -> Sequence[Event]:
+    """What would be journaled if `event` happened now: the same `decide`, on a state that nobody keeps."""
+    foreseen: list[Event] = []
+    coming: Event | None = event
+    while coming is not None and len(foreseen) < _ROUNDS:
+        state = fold(state, Entry(seq=state.seq + 1, epoch=state.epoch, ts=now, event=coming))
+        foreseen.append(coming)
+        coming = decide(state, now, policy)
+    return foreseen

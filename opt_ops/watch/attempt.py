@@ -1,0 +1,110 @@
+"""The attempt's processes, by what the node agents report: started, a rank lost, all gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from opt_ops.core.events import AttemptEnded, AttemptStarted, CheckpointRefused, Event, SignalRaised
+from opt_ops.core.run import Attempt, State
+from opt_ops.core.values import Outcome, RankExit, Tier
+from opt_ops.ports import Agents, Clock, NodeReport
+from opt_ops.watch.cluster import NodeWatch
+from opt_ops.watch.training import TrainingWatch
+
+# The trainer's exit codes (docs/formats.md) that name their own failure class.
+_SIGNAL_OF_CODE = {78: "user_error", 65: "checkpoint_refused", 82: "non_finite_loss"}
+
+# When a rank dies its peers die of it. Reports of other nodes may come a moment later and tell of an earlier death.
+_SETTLE_SECONDS = 1.0
+
+
+class AttemptWatch:
+    """Follows the newest attempt's processes."""
+
+    def __init__(self, agents: Agents, nodes: NodeWatch, training: TrainingWatch, clock: Clock) -> None:
+        self._agents = agents
+        self._nodes = nodes
+        self._training = training
+        self._clock = clock
+        self._lost_at: dict[str, float] = {}
+
+    def observe(self, state: State) -> Iterator[Event]:
+        """What the agents report that is new."""
+        attempt = state.attempt
+        if attempt is None or not attempt.live:
+            return
+        reports = self._agents.reports(attempt.name)
+        if attempt.started_at is None and reports.keys() >= set(attempt.nodes):
+            yield AttemptStarted(attempt=attempt.name, at=max(report.started_at for report in reports.values()))
+        over = all(self._over(state, attempt, reports, node) for node in attempt.nodes)
+        if over:
+            # The last telemetry was on disk before the processes were gone.
+            yield from self._training.observe(state)
+        yield from self._lost_rank(state, attempt, reports, over)
+        if over:
+            yield from self._training.finish(attempt)
+            yield self._ended(state, attempt, reports)
+
+    def _over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], node: str) -> bool:
+        if self._gone(state, node):
+            return True
+        if report := reports.get(node):
+            return report.done
+        # Never started there; and never will be, once the agent has acted on orders that come after the stop.
+        return attempt.stop_seq is not None and self._nodes.orders_seen(node) >= (state.epoch, attempt.stop_seq)
+
+    def _gone(self, state: State, node: str) -> bool:
+        allocation = state.allocation
+        return allocation is None or not allocation.live or self._nodes.silent(node)
+
+    def _lost_rank(
+        self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], over: bool
+    ) -> Iterator[Event]:
+        failed = [rank for report in reports.values() for rank in report.exits if rank.code != 0]
+        if not failed or attempt.stop_why is not None:
+            return
+        since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
+        if not over and self._clock.monotonic() - since < _SETTLE_SECONDS:
+            return
+        raised = self._signal(attempt, min(failed, key=lambda rank: rank.at), len(failed))
+        if raised.key in state.signals:
+            return
+        if raised.signal == "checkpoint_refused" and attempt.checkpoint is not None:
+            yield CheckpointRefused(checkpoint=attempt.checkpoint, why="the trainer refused to resume from it")
+        yield raised
+
+    def _signal(self, attempt: Attempt, first: RankExit, failed: int) -> SignalRaised:
+        last = self._training.last(attempt)
+        return SignalRaised(
+            signal=_SIGNAL_OF_CODE.get(first.code or 0, "process_death"),
+            tier=Tier.ACT,
+            attempt=attempt.name,
+            step=last.step if last else None,
+            onset_step=None,
+            at=first.at,
+            nodes=(first.node,),
+            rule="the first rank that ended with anything but code 0",
+            evidence={"rank": first.rank, "code": first.code, "signal": first.signal, "failed_ranks": failed},
+        )
+
+    def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> AttemptEnded:
+        exits = tuple(sorted((x for report in reports.values() for x in report.exits), key=lambda rank: rank.at))
+        unreachable = tuple(node for node in attempt.nodes if self._gone(state, node))
+        ranks = len(attempt.nodes) * attempt.ranks_per_node
+        if len(exits) == ranks and all(rank.code == 0 for rank in exits):
+            outcome = Outcome.COMPLETED
+        elif attempt.stop_why is not None:
+            outcome = Outcome.STOPPED
+        elif unreachable:
+            outcome = Outcome.LOST
+        else:
+            outcome = Outcome.FAILED
+        last = self._training.last(attempt)
+        return AttemptEnded(
+            attempt=attempt.name,
+            outcome=outcome,
+            last_step=last.step if last else attempt.last_step,
+            last_step_at=last.ts if last else attempt.last_step_at,
+            exits=exits,
+            unreachable=unreachable,
+        )

@@ -1,0 +1,201 @@
+"""What the trainer writes: settings, telemetry through the detectors, checkpoints, and the want of all of these."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from opt_ops.core.events import (
+    AttemptConfigured,
+    AttemptProgressed,
+    CheckpointRefused,
+    CheckpointSeen,
+    CheckpointVerified,
+    Event,
+    SignalRaised,
+)
+from opt_ops.core.policy import Policy
+from opt_ops.core.run import Attempt, State
+from opt_ops.core.signals import Finding, LossDetector, Point, UsualStep
+from opt_ops.core.values import Readback, Tier
+from opt_ops.ports import CheckpointStore, Clock, Trainer
+
+_REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
+
+
+class TrainingWatch:
+    """Follows the newest attempt's training."""
+
+    def __init__(self, policy: Policy, trainer: Trainer, checkpoints: CheckpointStore, clock: Clock) -> None:
+        self._policy = policy
+        self._trainer = trainer
+        self._checkpoints = checkpoints
+        self._clock = clock
+        self._settled: deque[Point] = deque(maxlen=4096)
+        self._read: set[str] = set()
+        self._following = ""
+        self._detector = LossDetector(policy.spike)
+        self._usual = UsualStep()
+        self._first: list[Point] = []
+        self._last: Point | None = None
+        self._advanced_at = 0.0
+        self._reported_at = 0.0
+        self._reported_step = 0
+        self._readbacks = max((book.proof_steps for book in policy.playbooks.values()), default=1)
+
+    def observe(self, state: State) -> Iterator[Event]:
+        """Everything that training made known since the last look."""
+        attempt = state.attempt
+        if attempt is not None and attempt.live:
+            if attempt.name != self._following:
+                self._follow(state, attempt)
+            yield from self._config(attempt)
+            for point in self._trainer.points(attempt.name):
+                yield from self._take(state, attempt, point)
+            yield from self._progress(state, attempt)
+            yield from self._hang(state, attempt)
+        yield from self._examine(state)
+
+    def last(self, attempt: Attempt) -> Point | None:
+        """The attempt's newest telemetry."""
+        return self._last if attempt.name == self._following else None
+
+    def finish(self, attempt: Attempt) -> Iterator[Event]:
+        """The attempt has ended: say how far it came, so that its last settings are in the journal."""
+        if self._last is not None and self._last.step > self._reported_step:
+            yield self._report(attempt)
+
+    def _follow(self, state: State, attempt: Attempt) -> None:
+        """Begin with a new attempt: the detectors learn their bands from the curve that leads to it."""
+        for earlier in state.attempts.values():
+            if earlier.name == attempt.name:
+                break
+            if earlier.name not in self._read:
+                self._settle(earlier.checkpoint.step if earlier.checkpoint else 0)
+                self._settled.extend(self._trainer.points(earlier.name))
+                self._read.add(earlier.name)
+        self._settle(attempt.checkpoint.step if attempt.checkpoint else 0)
+        self._read.add(attempt.name)
+        self._following = attempt.name
+        self._detector = LossDetector(self._policy.spike)
+        for point in list(self._settled)[-2 * self._policy.spike.window :]:
+            self._detector.observe(point)
+        self._usual = UsualStep()
+        self._first, self._last = [], None
+        self._advanced_at = self._reported_at = self._clock.monotonic()
+        self._reported_step = 0
+
+    def _settle(self, step: int) -> None:
+        """Drop what a resume at `step` made unhappen."""
+        while self._settled and self._settled[-1].step > step:
+            self._settled.pop()
+
+    def _config(self, attempt: Attempt) -> Iterator[Event]:
+        if attempt.schedule is not None or (config := self._trainer.config(attempt.name)) is None:
+            return
+        yield AttemptConfigured(
+            attempt=attempt.name,
+            schedule=config.schedule,
+            optimizer=config.optimizer,
+            versions=config.versions,
+            layout=config.layout,
+        )
+
+    def _take(self, state: State, attempt: Attempt, point: Point) -> Iterator[Event]:
+        self._advanced_at = self._clock.monotonic()
+        self._last = point
+        self._settled.append(point)
+        if len(self._first) < self._readbacks:
+            self._first.append(point)
+        if self._first[0] is not point:  # the first step compiles, allocates and connects: it is not usual
+            self._usual.observe(point)
+        for finding in self._detector.observe(point):
+            raised = _signal(attempt, finding)
+            if raised.key not in state.signals:
+                yield raised
+
+    def _progress(self, state: State, attempt: Attempt) -> Iterator[Event]:
+        """The first step, the first proof's worth of steps, then once a minute and once in each life of the daemon."""
+        if self._last is None or self._last.step == self._reported_step:
+            return
+        proof = len(self._first) == self._readbacks and len(attempt.readbacks) < self._readbacks
+        new = attempt.first_step is None or attempt.progress_epoch < state.epoch
+        if proof or new or self._clock.monotonic() - self._reported_at >= _REPORT_SECONDS:
+            yield self._report(attempt)
+
+    def _report(self, attempt: Attempt) -> AttemptProgressed:
+        assert self._last is not None
+        self._reported_at, self._reported_step = self._clock.monotonic(), self._last.step
+        known = len(attempt.readbacks) >= len(self._first)
+        return AttemptProgressed(
+            attempt=attempt.name,
+            first_step=self._first[0].step,
+            first_step_at=self._first[0].ts,
+            step=self._last.step,
+            at=self._last.ts,
+            readbacks=() if known else tuple(map(_readback, self._first)),
+        )
+
+    def _hang(self, state: State, attempt: Attempt) -> Iterator[Event]:
+        rule, seconds = self._policy.hang, self._clock.monotonic() - self._advanced_at
+        starting = self._last is None
+        finishing = self._last and attempt.schedule and self._last.step >= attempt.schedule.total_steps
+        patience = rule.startup_seconds if starting or finishing else self._usual.patience(rule)
+        if seconds <= patience or attempt.stop_why is not None:
+            return
+        raised = SignalRaised(
+            signal="hang",
+            tier=Tier.ACT,
+            attempt=attempt.name,
+            step=self._last.step if self._last else None,
+            onset_step=self._last.step if self._last else None,
+            at=self._clock.now() - seconds,
+            rule=f"no step within {rule.multiple:g} times the usual one (at least {rule.floor_seconds:g} s)",
+            evidence={
+                "seconds": seconds,
+                "patience": patience,
+                "phase": "start-up" if starting else "the last save" if finishing else "training",
+            },
+        )
+        if raised.key not in state.signals:
+            yield raised
+
+    def _examine(self, state: State) -> Iterator[Event]:
+        known = state.checkpoints
+        for checkpoint in self._checkpoints.committed(state.run.name) if state.run else ():
+            if checkpoint.path not in known:
+                yield CheckpointSeen(checkpoint=checkpoint)
+                self._checkpoints.examine(checkpoint)
+        for waiting in known.values():
+            if waiting.verified is None:  # seen by an earlier life of the daemon, or being examined
+                self._checkpoints.examine(waiting.checkpoint)
+        for checkpoint, problem in self._checkpoints.examined():
+            if problem:
+                yield CheckpointRefused(checkpoint=checkpoint, why=problem)
+            else:
+                why = self._detector.why_unhealthy(checkpoint.step)
+                yield CheckpointVerified(checkpoint=checkpoint, healthy=not why, why=why)
+
+
+def _readback(point: Point) -> Readback:
+    return Readback(
+        step=point.step,
+        lr=point.lr,
+        betas=point.betas,
+        weight_decay=point.weight_decay,
+        clip_norm=point.clip_norm,
+        loss=point.loss,
+    )
+
+
+def _signal(attempt: Attempt, finding: Finding) -> SignalRaised:
+    return SignalRaised(
+        signal=finding.signal,
+        tier=finding.tier,
+        attempt=attempt.name,
+        step=finding.step,
+        onset_step=finding.onset_step,
+        at=finding.at,
+        rule=finding.rule,
+        evidence=finding.evidence,
+    )
