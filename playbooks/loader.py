@@ -1,0 +1,222 @@
+"""Loads and checks the playbooks.
+
+A page is Markdown with a TOML head between two lines of `+++`. The head holds the trigger, the ladder of actions with
+its numbers, the budget and the proof; `load` turns it into `opt_ops.core.policy.Policy`, or says what is wrong in which
+line of which file. Unknown keys are refused: a misspelt threshold must not be a silent default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from opt_ops.core.policy import Budget, Playbook, Policy, Rung
+from opt_ops.core.signals import HangRule, SpikeRule
+from opt_ops.core.values import Action
+from opt_ops.errors import UsageError
+
+
+class PlaybookError(UsageError):
+    """A playbook that cannot be executed: says file, line, what and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A loaded playbook with its text."""
+
+    path: Path
+    playbook: Playbook
+    head: str
+    body: str
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Rung(_Table):
+    action: Action
+    lr_factor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    margin_steps: Annotated[int, Field(ge=1)] | None = None
+    exclude: bool = False
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> _Rung:
+        rollback = self.action is Action.ROLLBACK
+        if rollback != (self.lr_factor is not None) or rollback != (self.margin_steps is not None):
+            raise ValueError("lr_factor and margin_steps belong to rollback, and rollback needs both")
+        return self
+
+
+class _Budget(_Table):
+    actions: Annotated[int, Field(ge=1)]
+    hours: Annotated[float, Field(gt=0)]
+    settle_steps: Annotated[int, Field(ge=0)]
+
+
+class _Proof(_Table):
+    steps: Annotated[int, Field(ge=1, le=100)]
+
+
+class _Spike(_Table):
+    window: Annotated[int, Field(ge=32)]
+    warm: Annotated[int, Field(ge=8)]
+    deviations: Annotated[float, Field(gt=0)]
+    floor: Annotated[float, Field(ge=0)]
+    persist: Annotated[int, Field(ge=1)]
+    of: Annotated[int, Field(ge=1)]
+    heal_steps: Annotated[int, Field(ge=1)]
+    gnorm_deviations: Annotated[float, Field(gt=0)]
+
+
+class _Hang(_Table):
+    multiple: Annotated[float, Field(gt=1)]
+    floor_seconds: Annotated[float, Field(gt=0)]
+    startup_seconds: Annotated[float, Field(gt=0)]
+
+
+class _Silence(_Table):
+    seconds: Annotated[float, Field(gt=0)]
+
+
+class _Head(_Table):
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")]
+    version: Annotated[int, Field(ge=1)]
+    title: str
+    trigger: Annotated[list[str], Field(min_length=1)]
+    budget: _Budget
+    proof: _Proof
+    ladder: Annotated[list[_Rung], Field(min_length=1)]
+    detect: dict[str, Any] | None = None
+
+
+_DETECTORS: dict[str, type[_Spike | _Hang | _Silence]] = {
+    "loss_spike": _Spike,
+    "hang": _Hang,
+    "silent_node": _Silence,
+}
+
+
+def folder() -> Path:
+    """Where the playbooks that come with opt-ops lie."""
+    return Path(str(resources.files("playbooks")))
+
+
+def load(directory: Path, *, expected_gpus: int = 0) -> tuple[Policy, list[Page]]:
+    """All playbooks of a folder as a policy, and their pages by name.
+
+    Raises:
+        PlaybookError: a page is malformed, two share a trigger, or one that brings a detector's numbers is missing.
+    """
+    paths = sorted(directory.glob("*.md"))
+    if not paths:
+        raise PlaybookError(f"no playbooks in {directory}", "set `playbooks` in opt-ops.toml to a folder that has some")
+    loaded = [_read(path) for path in paths]
+    by_trigger: dict[str, Playbook] = {}
+    detect: dict[str, Any] = {}
+    for page, head in loaded:
+        for trigger in head.trigger:
+            if trigger in by_trigger:
+                other = by_trigger[trigger].name
+                raise _error(page.path, page.head, ("trigger",), f"{trigger} triggers {other} already")
+            by_trigger[trigger] = page.playbook
+        if head.detect is not None:
+            detect[head.name] = _detector(page, head)
+    for name in _DETECTORS.keys() - detect.keys():
+        raise PlaybookError(f"{directory}: no playbook {name} with a [detect] table", "copy the one of opt-ops")
+    digest = hashlib.sha256("\n".join(page.head for page, _ in loaded).encode()).hexdigest()[:12]
+    policy = Policy(
+        version=digest,
+        playbooks=by_trigger,
+        spike=SpikeRule(**detect["loss_spike"]),
+        hang=HangRule(**detect["hang"]),
+        silent_seconds=detect["silent_node"]["seconds"],
+        expected_gpus=expected_gpus,
+    )
+    return policy, [page for page, _ in loaded]
+
+
+def _read(path: Path) -> tuple[Page, _Head]:
+    text = path.read_text(encoding="utf-8")
+    match = re.match(r"\+\+\+\n(.*?\n)\+\+\+\n(.*)", text, re.DOTALL)
+    if match is None:
+        raise PlaybookError(f"{path}, line 1: does not begin with a TOML head between two lines of +++")
+    front, body = match.groups()
+    try:
+        values = tomllib.loads(front)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        where = int(line[1]) + 1 if line else 1
+        raise PlaybookError(f"{path}, line {where}: {error}") from error
+    head = _checked(path, front, values, _Head, ())
+    if head.name != path.stem:
+        raise _error(path, front, ("name",), f"is {head.name!r}, but the file is called {path.stem!r}")
+    if not body.strip():
+        raise PlaybookError(f"{path}: the page has no text; people on call read it")
+    return Page(path, _playbook(head), front, body), head
+
+
+def _playbook(head: _Head) -> Playbook:
+    return Playbook(
+        name=head.name,
+        version=head.version,
+        title=head.title,
+        triggers=tuple(head.trigger),
+        ladder=tuple(
+            Rung(
+                action=rung.action,
+                lr_factor=rung.lr_factor,
+                margin_steps=rung.margin_steps or 0,
+                exclude=rung.exclude,
+            )
+            for rung in head.ladder
+        ),
+        budget=Budget(**head.budget.model_dump()),
+        proof_steps=head.proof.steps,
+    )
+
+
+def _detector(page: Page, head: _Head) -> dict[str, Any]:
+    model = _DETECTORS.get(head.name)
+    if model is None:
+        raise _error(page.path, page.head, ("detect",), f"{head.name} has no detector with numbers to set")
+    return _checked(page.path, page.head, head.detect, model, ("detect",)).model_dump()
+
+
+def _checked(path: Path, front: str, values: Any, model: type[Any], where: tuple[str | int, ...]) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _error(path, front, (*where, *first["loc"]), first["msg"]) from error
+
+
+def _error(path: Path, front: str, where: tuple[str | int, ...], why: str) -> PlaybookError:
+    name = ".".join(str(part) for part in where) or "the head"
+    return PlaybookError(f"{path}, line {_line_of(front, where)}: {name}: {why}", "see docs/playbooks.md")
+
+
+def _line_of(front: str, where: tuple[str | int, ...]) -> int:
+    """The line in the file that a key of the head stands on; the nearest table's or the first one if it is absent."""
+    keys = [part for part in where if isinstance(part, str)]
+    nth = next((part for part in where if isinstance(part, int)), 0)
+    table, best = "", 1
+    seen: dict[str, int] = {}
+    for number, line in enumerate(front.splitlines(), 2):  # the head begins on line 2
+        if header := re.match(r"\s*\[+\s*([\w.]+)\s*\]+", line):
+            table = header[1]
+            seen[table] = seen.get(table, -1) + 1
+            if keys[:1] == [table] and seen[table] == nth:
+                best = number
+        elif key := re.match(r"\s*([\w-]+)\s*=", line):
+            here = [table, key[1]] if table else [key[1]]
+            if here == keys and seen.get(table, nth) == nth:
+                return number
+    return best
