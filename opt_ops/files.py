@@ -33,6 +33,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def create_json(path: Path, value: Any) -> bool:
+    """Create `path` with `value`, whole, unless it exists. Returns whether it was created here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_json(temporary, value)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    sync_folder(path.parent)
+    return True
+
+
 def read_json(path: Path) -> Any | None:
     """The file's value, or None if there is no such file.
 

@@ -29,11 +29,12 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What the scheduler says of a job."""
+    """What the scheduler says of a job, and of those of its nodes on which it would start nothing new."""
 
     status: AllocationStatus
     nodes: tuple[str, ...]
     reason: str
+    unfit: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Scheduler(Protocol):

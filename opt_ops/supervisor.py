@@ -42,11 +42,12 @@ class Supervisor:
         self._journal = Journal(folder / "journal")
         self.notes = self._journal.notes
         self.state = replay(self._journal.entries)
-        nodes = NodeWatch(policy, ports.agents, ports.clock)
+        allocation = AllocationWatch(ports.scheduler)
+        nodes = NodeWatch(policy, allocation, ports.agents, ports.clock)
         training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
         self._watchers = (
             RequestWatch(ports.inbox),
-            AllocationWatch(ports.scheduler),
+            allocation,
             nodes,
             training,
             AttemptWatch(ports.agents, nodes, training, ports.clock),

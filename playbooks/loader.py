@@ -58,7 +58,7 @@ class _Rung(_Table):
 class _Budget(_Table):
     actions: Annotated[int, Field(ge=1)]
     hours: Annotated[float, Field(gt=0)]
-    settle_steps: Annotated[int, Field(ge=0)]
+    settle_steps: Annotated[int, Field(ge=0)] | None = None
 
 
 class _Proof(_Table):

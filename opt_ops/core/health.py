@@ -152,10 +152,16 @@ class GpuRule:
 GPU_RULES = (
     GpuRule("gpu_lost", Verdict.BAD, "NVML_ERROR_GPU_IS_LOST; as Xid 79", lambda gpu: gpu.error == "gpu_is_lost"),
     GpuRule(
+        "reset_required",
+        Verdict.BAD,
+        "NVML_ERROR_RESET_REQUIRED: the driver refuses work until the GPU is reset",
+        lambda gpu: gpu.error == "reset_required",
+    ),
+    GpuRule(
         "gpu_unreadable",
         Verdict.UNKNOWN,
         "a GPU that cannot be read is neither healthy nor bad",
-        lambda gpu: gpu.error not in (None, "gpu_is_lost"),
+        lambda gpu: gpu.error not in (None, "gpu_is_lost", "reset_required"),
     ),
     GpuRule(
         "recovery_action",

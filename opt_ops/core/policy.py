@@ -27,7 +27,7 @@ class Budget:
 
     actions: int
     hours: float
-    settle_steps: int  # training that has gone this far past the failure starts the ladder anew
+    settle_steps: int | None  # training this far past a failure starts the ladder anew; None: every case is a new one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +70,8 @@ def choose_rung(state: State, incident: Incident, playbook: Playbook, now: float
     spent = f"{len(recent)} of {playbook.budget.actions} actions in {playbook.budget.hours:g} h spent before this one"
     if len(recent) >= playbook.budget.actions:
         return len(recent), None, f"budget of {playbook.name}: {spent}"
-    here = incident.onset_step or incident.step_failed or 0
-    unsettled = [other for other in earlier if here <= (other.step_failed or 0) + playbook.budget.settle_steps]
+    settle, here = playbook.budget.settle_steps, incident.onset_step or incident.step_failed or 0
+    unsettled = [other for other in earlier if settle is not None and here <= (other.step_failed or 0) + settle]
     number = len(unsettled)
     if number >= len(playbook.ladder):
         return (

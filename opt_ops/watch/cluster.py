@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised
 from opt_ops.core.health import Heartbeat, Judgement, judge
@@ -18,6 +18,8 @@ class AllocationWatch:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self.unfit: Mapping[str, str] = {}
+        """Held nodes that the scheduler has drained or finds down, each with its reason."""
 
     def observe(self, state: State) -> Iterator[Event]:
         """An event when the answer is new. No answer is an event too, once, and changes nothing else."""
@@ -27,7 +29,8 @@ class AllocationWatch:
         try:
             job = self._scheduler.state(allocation.job)
         except SchedulerUnavailable as error:
-            job = JobState(AllocationStatus.UNKNOWN, allocation.nodes, str(error))
+            job = JobState(AllocationStatus.UNKNOWN, allocation.nodes, str(error), self.unfit)
+        self.unfit = job.unfit
         seen = (allocation.status, allocation.nodes, allocation.reason)
         unknown = job.status is AllocationStatus.UNKNOWN
         if (job.reason == allocation.reason) if unknown else ((job.status, job.nodes, job.reason) == seen):
@@ -49,8 +52,9 @@ class AllocationWatch:
 class NodeWatch:
     """Judges the held nodes by their newest heartbeats, and notices which have fallen silent."""
 
-    def __init__(self, policy: Policy, agents: Agents, clock: Clock) -> None:
+    def __init__(self, policy: Policy, allocation: AllocationWatch, agents: Agents, clock: Clock) -> None:
         self._policy = policy
+        self._allocation = allocation
         self._agents = agents
         self._clock = clock
         self._newest: dict[str, Heartbeat] = {}
@@ -81,9 +85,17 @@ class NodeWatch:
             if self.silent(name):
                 yield from self._fell_silent(state, node)
             elif heartbeat is not None:
-                judgement = judge(heartbeat, self._policy.expected_gpus)
+                judgement = self._judge(heartbeat)
                 if (judgement.verdict, judgement.reason) != (node.verdict, node.reason):
                     yield _judged(heartbeat, judgement)
+
+    def _judge(self, heartbeat: Heartbeat) -> Judgement:
+        judgement = judge(heartbeat, self._policy.expected_gpus)
+        why = self._allocation.unfit.get(heartbeat.node)
+        if why is None or judgement.verdict is Verdict.BAD:
+            return judgement
+        source = "the scheduler: what runs there may go on, nothing new starts"
+        return Judgement(verdict=Verdict.SUSPECT, reason=why, source=source)
 
     def _fell_silent(self, state: State, node: Node) -> Iterator[Event]:
         seconds = self.silence(node.name)

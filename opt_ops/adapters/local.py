@@ -1,0 +1,98 @@
+"""This machine as a cluster: several "nodes", each with its own agent and processes.
+
+Submitting starts the agents as sessions of their own, so that they outlive the daemon. What was started is written down
+beside the journal with each process's start time, because a number of a process that has ended is soon another's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from opt_ops.core.values import AllocationStatus
+from opt_ops.errors import Refused
+from opt_ops.files import read_json, write_json
+from opt_ops.ports import JobState
+
+
+class LocalScheduler:
+    """Starts and ends node agents on this machine for one lineage."""
+
+    grace_seconds = 5.0  # an earlier daemon may have been killed between starting agents and writing them down
+
+    def __init__(self, folder: Path, nodes: Sequence[str]) -> None:
+        self._folder = folder
+        self._nodes = tuple(nodes)
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
+        """Start an agent for each of the first `nodes` nodes that are not excluded."""
+        free = [node for node in self._nodes if node not in exclude]
+        if len(free) < nodes:
+            wanted = f"{nodes} nodes wanted, {len(free)} left on this machine: {', '.join(free) or 'none'}"
+            raise Refused(f"{wanted}; excluded are {', '.join(exclude) or 'none'}")
+        started: list[dict[str, Any]] = []
+        for node in free[:nodes]:
+            started.append({"node": node, **self._start_agent(node)})
+            write_json(self._path(allocation), started)
+        return allocation
+
+    def find(self, allocation: str) -> str | None:
+        """The allocation's name, if agents were started for it."""
+        return allocation if self._path(allocation).exists() else None
+
+    def state(self, job: str) -> JobState:
+        """Running while any of its agents does."""
+        agents = read_json(self._path(job)) or []
+        for child in self._children.values():
+            child.poll()
+        alive = tuple(agent["node"] for agent in agents if _alive(agent))
+        if alive:
+            return JobState(AllocationStatus.RUNNING, tuple(agent["node"] for agent in agents), "")
+        return JobState(AllocationStatus.ENDED, (), "no agent runs any more")
+
+    def cancel(self, job: str) -> None:
+        """SIGTERM to the agents, who end their ranks first."""
+        for agent in read_json(self._path(job)) or []:
+            if _alive(agent):
+                os.kill(agent["pid"], signal.SIGTERM)
+
+    def drain(self, node: str, reason: str) -> None:
+        """There is nobody else to keep off a local node."""
+        raise Refused(f"{node} is a local node, which cannot be drained ({reason}); it is only excluded here")
+
+    def _path(self, allocation: str) -> Path:
+        return self._folder / "agents" / f"{allocation}.json"
+
+    def _start_agent(self, node: str) -> dict[str, Any]:
+        logs = self._folder / "agents"
+        logs.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(self._folder), "--node", node]
+        with (logs / f"{node}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, "--host", "127.0.0.1"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children[process.pid] = process
+        return {"pid": process.pid, "started": _start_time(process.pid)}
+
+
+def _start_time(pid: int) -> int | None:
+    """In clock ticks since boot; None if there is no such process, or only its zombie (proc(5), stat)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def _alive(agent: dict[str, Any]) -> bool:
+    return agent["started"] is not None and _start_time(agent["pid"]) == agent["started"]

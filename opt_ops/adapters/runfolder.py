@@ -1,0 +1,156 @@
+"""The run folder as ports: agents, trainer and inbox of one lineage. docs/formats.md defines every file here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opt_ops.core.health import Gpu, Heartbeat, Xid
+from opt_ops.core.run import attempt_folder
+from opt_ops.core.signals import Point
+from opt_ops.core.values import Optimizer, RankExit, Schedule
+from opt_ops.files import Tail, read_json, write_json
+from opt_ops.ports import NodeReport, Orders, Request, TrainerConfig
+
+_LAST_HEARTBEATS = 64 * 1024  # bytes of a health file that a new life reads back
+
+
+class FileAgents:
+    """`orders.json`, `health/<node>.jsonl`, `<attempt>/nodes/<node>.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tails: dict[Path, Tail] = {}
+
+    def heartbeats(self) -> Sequence[Heartbeat]:
+        """Those that came since the last call, oldest first for each node."""
+        new: list[Heartbeat] = []
+        for path in sorted((self._folder / "health").glob("*.jsonl")):
+            if path not in self._tails:
+                self._tails[path] = Tail(path)
+                self._tails[path].skip_to_last(_LAST_HEARTBEATS)
+            new += [heartbeat_of(fields) for fields in self._tails[path].read()]
+        return new
+
+    def order(self, orders: Orders) -> None:
+        """Make these the orders."""
+        write_json(self._folder / "orders.json", {"v": 1, **dataclasses.asdict(orders)})
+
+    def reports(self, attempt: str) -> Mapping[str, NodeReport]:
+        """By node."""
+        reports: dict[str, NodeReport] = {}
+        for path in (self._folder / attempt_folder(attempt) / "nodes").glob("*.json"):
+            fields = read_json(path)
+            if fields is None:
+                continue
+            node = str(fields["node"])
+            exits = tuple(
+                RankExit(rank=r["rank"], node=node, code=r["code"], signal=r["signal"], at=r["ended"])
+                for r in fields["ranks"]
+                if r["ended"] is not None
+            )
+            done = len(exits) == len(fields["ranks"])
+            reports[node] = NodeReport(node=node, started_at=fields["started"], exits=exits, done=done)
+        return reports
+
+
+def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
+    """A line of a health file. What it does not say is unknown."""
+    known = {field.name for field in dataclasses.fields(Gpu)}
+    return Heartbeat(
+        node=fields["node"],
+        host=fields["host"],
+        ts=fields["ts"],
+        attempt=fields.get("attempt"),
+        nvml=fields["nvml"],
+        orders=tuple(fields.get("orders", (0, 0))),
+        gpus=tuple(Gpu(**{k: v for k, v in gpu.items() if k in known}) for gpu in fields.get("gpus", ())),
+        xids=tuple(Xid(**xid) for xid in fields.get("xids", ())),
+    )
+
+
+class FileTrainer:
+    """`config.json`, `telemetry.jsonl` and `drill.json` of each attempt."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tails: dict[str, Tail] = {}
+
+    def config(self, attempt: str) -> TrainerConfig | None:
+        """None until the trainer has written it."""
+        fields = read_json(self._folder / attempt_folder(attempt) / "config.json")
+        if fields is None:
+            return None
+        optimizer = fields["optimizer"]
+        return TrainerConfig(
+            schedule=Schedule(**{f.name: fields["schedule"][f.name] for f in dataclasses.fields(Schedule)}),
+            optimizer=Optimizer(
+                betas=tuple(optimizer["betas"]),
+                weight_decay=optimizer["weight_decay"],
+                clip_norm=optimizer["clip_norm"],
+            ),
+            versions=fields.get("versions", {}),
+            layout=fields.get("layout", {}),
+        )
+
+    def points(self, attempt: str) -> Sequence[Point]:
+        """Telemetry that came since the last call for this attempt."""
+        path = self._folder / attempt_folder(attempt) / "telemetry.jsonl"
+        tail = self._tails.setdefault(attempt, Tail(path))
+        return [point_of(fields) for fields in tail.read()]
+
+    def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
+        """Write the attempt's drills; the trainer reads them before its next update."""
+        write_json(self._folder / attempt_folder(attempt) / "drill.json", list(drills))
+
+
+def point_of(fields: Mapping[str, Any]) -> Point:
+    """A line of telemetry."""
+    return Point(
+        step=fields["num_updates"],
+        ts=fields["ts"],
+        loss=fields["loss"],
+        gnorm=fields["gnorm"],
+        lr=fields["lr"],
+        betas=tuple(fields["betas"]),
+        weight_decay=fields["weight_decay"],
+        clip_norm=fields["clip_norm"],
+        step_seconds=fields["step_seconds"],
+        tokens=fields["tokens"],
+        wps=fields["wps"],
+        finite=fields["finite"],
+    )
+
+
+class FileInbox:
+    """`inbox/<uuid>.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "inbox"
+
+    def requests(self) -> Sequence[Request]:
+        """Those that are waiting, oldest first."""
+        waiting: list[tuple[float, Request]] = []
+        for path in self._folder.glob("*.json"):
+            fields = read_json(path)
+            if fields is not None:
+                request = Request(
+                    request=path.stem,
+                    author=str(fields["author"]),
+                    verb=str(fields["verb"]),
+                    arguments=fields["arguments"],
+                )
+                waiting.append((fields["ts"], request))
+        return [request for _, request in sorted(waiting, key=lambda pair: pair[0])]
+
+    def put(self, request: Request, ts: float) -> None:
+        """Ask the daemon for something."""
+        fields = {"ts": ts, "author": request.author, "verb": request.verb, "arguments": request.arguments}
+        write_json(self._folder / f"{request.request}.json", json.loads(json.dumps(fields)))
+
+    def done(self, request: str) -> None:
+        """It is journaled: take it out."""
+        (self._folder / f"{request}.json").unlink(missing_ok=True)

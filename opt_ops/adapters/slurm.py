@@ -1,0 +1,194 @@
+"""Slurm: submitit submits one job that holds the nodes and runs an agent on each; squeue, sacct and sinfo tell the rest.
+
+Only text with explicit columns is read: Slurm's JSON changes between releases. A command that fails or does not answer
+means *unknown*, never gone. Nobody but the supervisor restarts anything: no requeue by Slurm, none by submitit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from opt_ops.core.values import AllocationStatus
+from opt_ops.errors import Refused, SchedulerUnavailable
+from opt_ops.ports import JobState
+
+POLL_SECONDS = 5.0  # slurmctld has others to serve
+TIMEOUT_SECONDS = 20.0
+
+_QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESV_DEL_HOLD"})
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT"})
+
+# What users set for their own eyes changes the columns that we read.
+_FORMATS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS")
+
+# sbatch's words for a job that can never be: asking again is of no use.
+_REFUSALS = (
+    "Invalid",
+    "invalid",
+    "not permitted",
+    "violates",
+    "exceed",
+    "Requested node configuration",
+    "Unrecognized",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmOptions:
+    """How to ask for nodes here."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time_minutes: int = 72 * 60
+    cpus_per_task: int | None = None
+    gpus_per_node: int | None = None
+    exclusive: bool = False
+    additional: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class SlurmScheduler:
+    """Holds nodes for one lineage."""
+
+    grace_seconds = 30.0  # sbatch may be under way when the daemon is killed
+
+    def __init__(self, folder: Path, options: SlurmOptions) -> None:
+        self._folder = folder
+        self._options = options
+        self._cached: dict[str, tuple[float, JobState]] = {}
+
+    def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
+        """Submit a job that runs one agent a node; its id."""
+        options = self._options
+        try:
+            executor = submitit.SlurmExecutor(self._folder / "slurm")
+        except RuntimeError as error:
+            raise SchedulerUnavailable(f"srun is not on the PATH: {error}", "load Slurm's environment") from error
+        parameters = {
+            "job_name": _job_name(allocation),
+            "comment": self._comment(allocation),
+            "partition": options.partition,
+            "account": options.account,
+            "qos": options.qos,
+            "time": options.time_minutes,
+            "nodes": nodes,
+            "ntasks_per_node": 1,
+            "cpus_per_task": options.cpus_per_task,
+            "gpus_per_node": options.gpus_per_node,
+            "exclude": ",".join(exclude) or None,
+            "exclusive": options.exclusive or None,
+            # One node less is no reason to end the job or the step that the agents are.
+            "additional_parameters": {"no_kill": True, "no_requeue": True, **options.additional},
+            "srun_args": ["--no-kill", "--kill-on-bad-exit=0", "--wait=0"],
+        }
+        executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+        try:
+            return executor.submit(_agent_task, str(self._folder)).job_id
+        except (FailedJobError, FailedSubmissionError) as error:
+            if any(word in str(error) for word in _REFUSALS):
+                raise Refused(f"sbatch refused the job: {error}", "correct [slurm] in opt-ops.toml") from error
+            raise SchedulerUnavailable(f"sbatch failed: {error}", "is slurmctld up? try: scontrol ping") from error
+
+    def find(self, allocation: str) -> str | None:
+        """The id of our job of that name that is queued or runs."""
+        lines = _ask("squeue", "-h", "--me", "--name", _job_name(allocation), "-o", "%i|%k")
+        wanted = self._comment(allocation)
+        return next((job for job, _, comment in (line.partition("|") for line in lines) if comment == wanted), None)
+
+    def state(self, job: str) -> JobState:
+        """What becomes of the job; not asked more often than every few seconds."""
+        asked, state = self._cached.get(job, (0.0, None))
+        if state is None or time.monotonic() - asked >= POLL_SECONDS:
+            state = self._state(job)
+            self._cached[job] = (time.monotonic(), state)
+        return state
+
+    def cancel(self, job: str) -> None:
+        """End the job."""
+        _ask("scancel", job)
+
+    def drain(self, node: str, reason: str) -> None:
+        """Drain the node; only operators of the cluster may."""
+        try:
+            _ask("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
+        except SchedulerUnavailable as error:
+            if "ermission" in str(error) or "Invalid user" in str(error):
+                raise Refused(f"not permitted to drain {node}: {error}") from error
+            raise
+
+    def _state(self, job: str) -> JobState:
+        # `-t all`: a job that has just ended is still listed, and one that is forgotten gives no line.
+        lines = _ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%N|%r", "-j", job, may_fail="Invalid job id")
+        if lines:
+            _, word, nodes, reason = lines[0].split("|", 3)
+        else:
+            lines = _ask("sacct", "-n", "-P", "-X", "-o", "State,NodeList,Reason", "-j", job)
+            if not lines:
+                raise SchedulerUnavailable(f"neither squeue nor sacct knows job {job}")
+            word, nodes, reason = lines[0].split("|", 2)
+        word = word.split()[0]  # sacct says "CANCELLED by 0"
+        if word in _QUEUED:
+            return JobState(AllocationStatus.QUEUED, (), reason)
+        if word not in _RUNNING:
+            return JobState(AllocationStatus.ENDED, (), word)
+        held = tuple(_ask("scontrol", "show", "hostnames", nodes))
+        return JobState(AllocationStatus.RUNNING, held, "", _unfit(nodes))
+
+    def _comment(self, allocation: str) -> str:
+        return f"opt-ops {allocation} of {self._folder}"
+
+
+def _job_name(allocation: str) -> str:
+    return f"opt-ops-{allocation}"
+
+
+def _unfit(nodes: str) -> dict[str, str]:
+    """Held nodes that are drained, failing or down, each with its state and the administrator's reason."""
+    unfit: dict[str, str] = {}
+    for line in _ask("sinfo", "-h", "-N", "-n", nodes, "-o", "%N|%T|%E"):
+        name, word, reason = line.split("|", 2)
+        state = word.rstrip("*~#!%$@^-+").lower()
+        if state.startswith(("drain", "down", "fail", "no_respond")) or word.endswith("*"):
+            unfit[name] = f"slurm_{state}: {reason}"
+    return unfit
+
+
+def _ask(*command: str, may_fail: str = "") -> list[str]:
+    """Run a Slurm command; its lines.
+
+    Raises:
+        SchedulerUnavailable: it failed or did not answer in time. `may_fail`: unless it complains of just this, which
+            then is the answer "no lines".
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_FORMATS)}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except FileNotFoundError as error:
+        raise SchedulerUnavailable(f"{command[0]} is not on the PATH", "load Slurm's environment") from error
+    except subprocess.TimeoutExpired as error:
+        raise SchedulerUnavailable(f"{command[0]} did not answer in {TIMEOUT_SECONDS:g} s") from error
+    if done.returncode != 0:
+        if may_fail and may_fail in done.stderr:
+            return []
+        raise SchedulerUnavailable(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return [line for line in done.stdout.splitlines() if line]
+
+
+def _agent_task(folder: str) -> None:
+    """What the job runs on every node. submitit's own handler of the warning signal would requeue: it is taken out."""
+    from opt_ops.agent import main
+
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    main(["--folder", folder])
