@@ -1,4 +1,4 @@
-"""Slurm: submitit submits one job that holds the nodes and runs an agent on each; squeue, sacct and sinfo tell the rest.
+"""Slurm: submitit submits one job that holds the nodes and runs an agent on each; squeue, sacct, sinfo tell the rest.
 
 Only text with explicit columns is read: Slurm's JSON changes between releases. A command that fails or does not answer
 means *unknown*, never gone. Nobody but the supervisor restarts anything: no requeue by Slurm, none by submitit.
@@ -192,3 +192,13 @@ def _agent_task(folder: str) -> None:
 
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     main(["--folder", folder])
+
+
+def nodes_by_state(partition: str | None) -> dict[str, int]:
+    """How many nodes are in each state, in one partition or in all."""
+    only = ("-p", partition) if partition else ()
+    counts: dict[str, int] = {}
+    for line in _ask("sinfo", "-h", "-N", *only, "-o", "%N|%T"):
+        state = line.partition("|")[2]
+        counts[state] = counts.get(state, 0) + 1
+    return counts

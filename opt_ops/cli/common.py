@@ -1,0 +1,122 @@
+"""What all commands share: the configuration, the output options, confirmation, and completion from the journal."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from opt_ops import lineages
+from opt_ops.config import Config, load
+from opt_ops.errors import NotFound, OptOpsError, Refused
+from opt_ops.files import read_json
+from opt_ops.render import Format, say
+
+
+class Settings:
+    """What the root command was given; the configuration is read when a command first asks for it."""
+
+    def __init__(self) -> None:
+        self.config_path: Path | None = None
+
+    @property
+    def config(self) -> Config:
+        """The site's configuration."""
+        return load(self.config_path)
+
+
+settings = Settings()
+
+
+def _complete_id(incomplete: str) -> list[str]:
+    try:
+        names = [path.name for path in lineages.folders(settings.config.runs)]
+        runs = [run for name in names for run in lineages.state(settings.config.runs / name).runs]
+    except OptOpsError:
+        return []
+    return [name for name in [*names, *runs] if name.startswith(incomplete)]
+
+
+IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="Lineage 12, run 12.01 or attempt 12.01-a3.", autocompletion=_complete_id)
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", help="Configuration file. [default: $OPT_OPS_CONFIG or ./opt-ops.toml]"),
+]
+FormatOption = Annotated[Format, typer.Option("-o", "--output", help="How to print.", show_default="table")]
+HeaderOption = Annotated[bool, typer.Option("--header/--no-header", help="The table's heading line.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No remarks on stderr.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
+AuthorOption = Annotated[str, typer.Option("--author", help="Who asks, for the logbook.", show_default="your login")]
+
+
+def author(given: str) -> str:
+    """The name that the logbook gets."""
+    return given or getpass.getuser()
+
+
+def confirm(what: str, yes: bool) -> None:
+    """Ask before the world changes; No unless it is said.
+
+    Raises:
+        Refused: the answer is no, or there is nobody to ask.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Refused(f"not done without confirmation: {what}", "add --yes")
+    if not typer.confirm(f"{what} Proceed?", default=False, err=True):
+        raise Refused("not done")
+
+
+def ask_daemon(path: Path, who: str, verb: str, arguments: Mapping[str, Any], wait: float, quiet: bool) -> None:
+    """Put a request into the lineage's inbox and wait until the daemon has journaled it.
+
+    Raises:
+        Refused: the daemon journaled why it cannot be done.
+    """
+    request = lineages.ask(path, who, verb, arguments, time.time())
+    deadline = time.monotonic() + wait
+    while (path / "inbox" / f"{request.request}.json").exists():
+        if time.monotonic() > deadline:
+            runs = settings.config.runs
+            say(f"the request waits in {path / 'inbox'} for a daemon", quiet)
+            if not daemon_alive(runs):
+                say("  next: opt-ops daemon run", quiet)
+            return
+        time.sleep(0.1)
+    for entry in reversed(lineages.entries(path)):
+        if getattr(entry.event, "request", None) == request.request:
+            if why := getattr(entry.event, "why", ""):
+                raise Refused(f"the daemon refused: {why}")
+            return
+
+
+def daemon_alive(runs: Path) -> bool:
+    """Whether a daemon has given a sign of life in the last half minute."""
+    sign = read_json(runs / "daemon.json")
+    return sign is not None and time.time() - sign["ts"] < 30
+
+
+def lineage_folder(identifier: str) -> Path:
+    """The folder of the lineage that an id belongs to."""
+    return lineages.folder(settings.config.runs, identifier)
+
+
+def newest_lineage() -> Path:
+    """For commands whose ID may be left out.
+
+    Raises:
+        NotFound: there is none.
+    """
+    found = lineages.folders(settings.config.runs)
+    if not found:
+        raise NotFound(f"no lineages in {settings.config.runs}", "opt-ops run start opt-tiny")
+    return found[-1]

@@ -1,0 +1,258 @@
+"""`opt-ops q`, `opt-ops run …`, `opt-ops events`: lineages and their runs."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from opt_ops import lineages, views
+from opt_ops.cli.common import (
+    AuthorOption,
+    DryRunOption,
+    FormatOption,
+    HeaderOption,
+    IdArgument,
+    QuietOption,
+    YesOption,
+    ask_daemon,
+    author,
+    confirm,
+    daemon_alive,
+    lineage_folder,
+    settings,
+)
+from opt_ops.errors import NotFound, Refused, UsageError
+from opt_ops.render import Column, Format, printable, say, show
+
+app = typer.Typer(no_args_is_help=True, help="Start, look at and stop runs.")
+
+
+def queue(
+    output: FormatOption = Format.TABLE,
+    header: HeaderOption = True,
+) -> None:
+    """All lineages, one line each.
+
+    Example: opt-ops q -o wide
+    """
+    runs, now = settings.config.runs, time.time()
+    rows = [views.lineage_row(path, now) for path in lineages.folders(runs)]
+    columns = [
+        Column("LINEAGE", "lineage"),
+        Column("RUN", "run"),
+        Column("STATE", "state"),
+        Column("JOB", "job"),
+        Column("NODES", "nodes", right=True),
+        Column("STEP", "progress", right=True),
+        Column("LOSS", "loss", right=True),
+        Column("LR", "lr", wide=True, right=True),
+        Column("WPS", "wps", wide=True, right=True),
+        Column("CKPT", "checkpoint", right=True),
+        Column("RST", "restarts", right=True),
+        Column("SINCE", "age", right=True),
+        Column("REASON", "reason"),
+    ]
+    show("opt-ops/run-list/1", rows, columns, output, header=header)
+    if not rows:
+        say("no lineages yet\n  next: opt-ops run start opt-tiny")
+
+
+@app.command("list")
+def list_(output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
+    """All lineages, one line each; the same as `opt-ops q`."""
+    queue(output, header)
+
+
+@app.command()
+def start(
+    recipe: Annotated[str, typer.Argument(help="The trainer's recipe, such as opt-tiny or opt-125m.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe.")
+    ] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="JSONL files or folders of them with a `text` field.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with GPT-2's files.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that train. [default: configuration]")] = None,
+    spares: Annotated[int | None, typer.Option(min=0, help="Nodes held beside them.")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node.")] = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Start a lineage: the daemon holds nodes for it, trains it to its last step, and recovers it on the way.
+
+    Examples:
+      opt-ops run start opt-tiny --set steps=400
+      opt-ops run start opt-125m --data corpus/ --nodes 4 --spares 1 --ranks 8
+    """
+    for setting in set_ or []:
+        if not re.fullmatch(r"[\w.]+=.*", setting):
+            raise UsageError(f"--set {setting}: not of the form key=value", "python -m trainer --list-recipes")
+    for path in [*(data or []), *([tokenizer] if tokenizer else [])]:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist")
+    config = settings.config
+    default = config.shape
+    shape = {
+        "nodes": nodes or default.nodes,
+        "spares": default.spares if spares is None else spares,
+        "ranks_per_node": ranks or default.ranks_per_node,
+    }
+    arguments: dict[str, Any] = {
+        "recipe": recipe,
+        "settings": set_ or [],
+        "data": [str(path.absolute()) for path in data or []],
+        "tokenizer": str(tokenizer.absolute()) if tokenizer else None,
+        "shape": shape,
+    }
+    held = shape["nodes"] + shape["spares"]
+    if dry_run:
+        print(f"would start   {recipe} {' '.join(set_ or [])}".rstrip())
+        print(f"would hold    {held} nodes ({config.scheduler}), {shape['spares']} of them spare")
+        print(f"would train   {shape['nodes'] * shape['ranks_per_node']} ranks")
+        return
+    folder = lineages.create(config.runs)
+    ask_daemon(folder, author(by), "start", {"lineage": folder.name, **arguments}, _wait(), quiet)
+    print(folder.name)
+    say(f"  next: opt-ops run show {folder.name}", quiet)
+
+
+@app.command("show")
+def show_(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None:
+    """A lineage: where it stands, its runs and attempts, its incidents, and where their logs are.
+
+    Example: opt-ops run show 12 -o json
+    """
+    path = lineage_folder(identifier)
+    state, now = lineages.state(path), time.time()
+    view = views.lineage_view(path, state, now)
+    if output in (Format.JSON, Format.JSONL):
+        show("opt-ops/run/1", [view], [], output)
+        return
+    row = view["lineage"]
+    print(f"lineage {row['lineage']}  {row['state']}  {row['reason']}".rstrip())
+    print(f"  recipe   {row['recipe']} {' '.join(row['settings'])}".rstrip())
+    print(f"  step     {row['progress']}   loss {row['loss']}   lr {row['lr']}   checkpoint {row['checkpoint']}")
+    print(f"  folder   {path}")
+    print("\nRUNS")
+    show("", view["runs"], views.RUN_COLUMNS, output)
+    print("\nATTEMPTS")
+    show("", view["attempts"], views.ATTEMPT_COLUMNS, output)
+    if view["incidents"]:
+        print("\nINCIDENTS")
+        show("", view["incidents"], views.INCIDENT_COLUMNS, output)
+    say(f"  next: opt-ops run explain {identifier}")
+
+
+@app.command()
+def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None:
+    """Why the supervisor did what it did: evidence, rule, action, budget and proof of every incident.
+
+    Example: opt-ops run explain 12.01
+    """
+    path = lineage_folder(identifier)
+    state = lineages.state(path)
+    _known(identifier, state)
+    told = [views.explanation(state, i) for i in state.incidents.values() if views.concerns(state, i, identifier)]
+    if output in (Format.JSON, Format.JSONL):
+        show("opt-ops/explanation/1", told, [], output)
+        return
+    for item in told:
+        print("\n".join(printable(line) for line in views.explanation_lines(item)))
+        print()
+    if not told:
+        print(f"{identifier}: nothing has happened that called for a decision")
+
+
+@app.command()
+def stop(
+    identifier: IdArgument,
+    reason: Annotated[str, typer.Option(help="Why, for the logbook.")] = "stopped by hand",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Stop a lineage for good: its processes end, its nodes are given back, its checkpoints stay.
+
+    Example: opt-ops run stop 12 --reason "wrong tokenizer"
+    """
+    path = lineage_folder(identifier)
+    state = lineages.state(path)
+    if state.ended:
+        raise Refused(f"lineage {path.name} is {state.status} already")
+    lost = views.lost_if_stopped(path, state)
+    if dry_run:
+        for line in views.foresee_stop(state, author(by), reason, time.time(), settings.config):
+            print(line)
+        print(f"would lose    {lost} steps since the newest good checkpoint")
+        return
+    confirm(f"Stop lineage {path.name} ({state.status})? {lost} steps since the newest good checkpoint are lost.", yes)
+    ask_daemon(path, author(by), "stop", {"reason": reason}, _wait(), quiet)
+    say(f"  next: opt-ops run show {path.name}", quiet)
+
+
+@app.command()
+def note(
+    identifier: IdArgument,
+    text: Annotated[str, typer.Argument(help="What you saw or think.")],
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Write a note into the logbook, under your name.
+
+    Example: opt-ops run note 12.01 "data shard 17 was new here"
+    """
+    path = lineage_folder(identifier)
+    _known(identifier, lineages.state(path))
+    ask_daemon(path, author(by), "note", {"target": identifier, "text": text}, _wait(), quiet)
+    say(f"  next: opt-ops logbook open {path.name}", quiet)
+
+
+def events(
+    identifier: IdArgument,
+    kind: Annotated[list[str] | None, typer.Option(help="Only events of this kind; may be repeated.")] = None,
+    since: Annotated[str, typer.Option(help="Only from the last 90s, 15m, 2h or 3d.")] = "",
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on printing what comes.")] = False,
+    output: FormatOption = Format.TABLE,
+    header: HeaderOption = True,
+) -> None:
+    """The journal: what was seen, decided and done.
+
+    Examples:
+      opt-ops events 12 --kind recovery_decided --kind incident_closed
+      opt-ops events 12 --since 2h -f
+    """
+    path = lineage_folder(identifier)
+    after = time.time() - _seconds(since) if since else 0.0
+    seen = 0
+    while True:
+        rows = [views.event_row(entry) for entry in lineages.entries(path) if entry.seq > seen and entry.ts >= after]
+        seen = max([seen, *(row["seq"] for row in rows)])
+        rows = [row for row in rows if not kind or row["kind"] in kind]
+        if rows or not follow or output is Format.JSON:
+            show("opt-ops/events/1", rows, views.EVENT_COLUMNS, output, header=header)
+        if not follow:
+            return
+        header = False
+        time.sleep(1.0)
+
+
+def _seconds(span: str) -> float:
+    match = re.fullmatch(r"(\d+)([smhd])", span)
+    if match is None:
+        raise UsageError(f"--since {span}: not of the form 90s, 15m, 2h or 3d")
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _known(identifier: str, state: Any) -> None:
+    lineage = state.lineage.lineage if state.lineage else None
+    if identifier not in (lineage, *state.runs, *state.attempts):
+        raise NotFound(f"lineage {lineage} has no {identifier}", f"opt-ops run show {lineage} lists what it has")
+
+
+def _wait() -> float:
+    return 10.0 if daemon_alive(settings.config.runs) else 0.0

@@ -1,0 +1,123 @@
+"""`opt-ops.toml`: what a site sets once. Unknown keys are refused, with the path to them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from opt_ops.errors import UsageError
+
+FILE = "opt-ops.toml"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Local(_Table):
+    """The local scheduler: this machine as a cluster."""
+
+    nodes: Annotated[list[str], Field(min_length=1)] = ["n1", "n2", "n3"]
+
+
+class Slurm(_Table):
+    """How to ask Slurm for nodes; `additional` holds any other sbatch option."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time_minutes: Annotated[int, Field(ge=1)] = 72 * 60
+    cpus_per_task: Annotated[int, Field(ge=1)] | None = None
+    gpus_per_node: Annotated[int, Field(ge=1)] | None = None
+    exclusive: bool = False
+    additional: dict[str, str | int | bool] = {}
+
+
+class DefaultShape(_Table):
+    """How many nodes a lineage gets when `run start` does not say."""
+
+    nodes: Annotated[int, Field(ge=1)] = 2
+    spares: Annotated[int, Field(ge=0)] = 1
+    ranks_per_node: Annotated[int, Field(ge=1)] = 1
+
+
+class TrainerCommand(_Table):
+    """How a rank is started. Name another trainer here to supervise it; docs/formats.md says what it must write."""
+
+    command: Annotated[list[str], Field(min_length=1)] = [sys.executable, "-m", "trainer"]
+    environment: dict[str, str] = {}
+
+
+class Health(_Table):
+    """What the site knows of its nodes."""
+
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+
+
+class Chronicle(_Table):
+    """How often the logbook is drawn anew while a lineage is alive. It is always drawn at its end."""
+
+    every_seconds: Annotated[float, Field(ge=1)] = 30.0
+
+
+class Mlflow(_Table):
+    """Where MLflow keeps its store, and how often the chronicle is mirrored there while a lineage is alive."""
+
+    enabled: bool = True
+    tracking_uri: str | None = None  # default: SQLite in the runs folder
+    experiment: str = "opt-ops"
+    every_seconds: Annotated[float, Field(ge=1)] = 300.0
+
+
+class Config(_Table):
+    """Everything a site sets."""
+
+    runs: Path = Path("runs")
+    playbooks: Path | None = None  # default: those that come with opt-ops
+    scheduler: Literal["local", "slurm"] = "local"
+    tick_seconds: Annotated[float, Field(gt=0)] = 1.0
+    local: Local = Local()
+    slurm: Slurm = Slurm()
+    shape: DefaultShape = DefaultShape()
+    trainer: TrainerCommand = TrainerCommand()
+    health: Health = Health()
+    chronicle: Chronicle = Chronicle()
+    mlflow: Mlflow = Mlflow()
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow's store is."""
+        return self.mlflow.tracking_uri or f"sqlite:///{self.runs}/mlflow.db"
+
+
+def load(path: Path | None = None) -> Config:
+    """The configuration of `path`, $OPT_OPS_CONFIG or ./opt-ops.toml; the defaults where there is none.
+
+    Paths in it are relative to the file.
+
+    Raises:
+        UsageError: the file that was named is missing, is not TOML, or has an unknown key or a value out of range.
+    """
+    named = path or (Path(os.environ["OPT_OPS_CONFIG"]) if "OPT_OPS_CONFIG" in os.environ else None)
+    file = (named or Path(FILE)).absolute()
+    if not file.exists():
+        if named is not None:
+            raise UsageError(f"no configuration at {file}", "name an existing file with -c, or leave it out")
+        return Config(runs=Path("runs").absolute())
+    try:
+        values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+        config = Config.model_validate(values)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{file}: {key}: {first['msg']}", "docs/configuration.md lists all keys") from error
+    folder = file.parent
+    playbooks = folder / config.playbooks if config.playbooks else None
+    return config.model_copy(update={"runs": folder / config.runs, "playbooks": playbooks})

@@ -1,0 +1,223 @@
+"""The loop: a supervisor for every lineage that is alive, and the projections drawn by processes of their own.
+
+The daemon may be killed at any moment; training goes on, and the next daemon goes on where this one was. A fault in one
+lineage's supervisor ends that supervisor, not the daemon: it is begun anew after a pause, as after a crash.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from opt_ops import __version__, lineages
+from opt_ops.act import Site
+from opt_ops.adapters.checkpoints import FileCheckpoints
+from opt_ops.adapters.local import LocalScheduler
+from opt_ops.adapters.runfolder import FileAgents, FileInbox, FileTrainer
+from opt_ops.config import Config
+from opt_ops.errors import Refused
+from opt_ops.files import read_json, write_json
+from opt_ops.journal import Fenced
+from opt_ops.ports import Ports, Scheduler
+from opt_ops.supervisor import Life, Supervisor
+from playbooks import loader
+
+_PAUSE_SECONDS = 10.0  # before a supervisor that failed is begun anew
+_SIGN_SECONDS = 2.0  # between signs of life
+
+log = logging.getLogger("opt_ops.daemon")
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that never jump."""
+        return time.monotonic()
+
+
+@dataclass
+class Projection:
+    """A command that draws something from a lineage's journal, run beside the daemon, one at a time."""
+
+    arguments: tuple[str, ...]
+    every: float
+    process: subprocess.Popen[bytes] | None = None
+    ran_at: float = field(default_factory=time.monotonic)
+    due: bool = True
+
+    def step(self, now: bool) -> None:
+        """Start it when it is due and not running; `now` does not wait for the interval."""
+        if self.process is not None and self.process.poll() is None:
+            return
+        if self.process is not None and self.process.returncode != 0:
+            log.warning("opt-ops %s ended with code %s", " ".join(self.arguments), self.process.returncode)
+        self.process = None
+        if self.due and (now or time.monotonic() - self.ran_at >= self.every):
+            self.process = subprocess.Popen([sys.executable, "-m", "opt_ops", *self.arguments])
+            self.ran_at, self.due = time.monotonic(), False
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing left to draw."""
+        return not self.due and (self.process is None or self.process.poll() is not None)
+
+
+class Daemon:
+    """Supervises every lineage of one runs folder."""
+
+    def __init__(self, config: Config, config_path: Path | None = None) -> None:
+        self._config = config
+        self._config_path = config_path
+        self._policy, _ = loader.load(config.playbooks or loader.folder(), expected_gpus=config.health.gpus_per_node)
+        self._supervisors: dict[Path, Supervisor] = {}
+        self._projections: dict[Path, list[Projection]] = {}
+        self._not_before: dict[Path, float] = {}
+        self._finished: set[Path] = set()
+        self._last_sign: float | None = None
+        self._signed_at = 0.0
+        self._stopping = False
+
+    def run(self, until_idle: bool = False) -> None:
+        """Until SIGTERM or SIGINT; with `until_idle`, until no lineage is alive.
+
+        Raises:
+            Refused: another daemon of this host has the runs folder.
+        """
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        runs = self._config.runs
+        runs.mkdir(parents=True, exist_ok=True)
+        with (runs / "daemon.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Refused(f"a daemon runs already for {runs}", "opt-ops daemon status says which") from error
+            previous = read_json(runs / "daemon.json")
+            self._last_sign = previous["ts"] if previous else None
+            log.info("daemon %s watches %s, policy %s", __version__, runs, self._policy.version)
+            while not self._stopping:
+                began = time.monotonic()
+                self._step()
+                if (
+                    until_idle
+                    and not self._supervisors
+                    and all(p.idle for ps in self._projections.values() for p in ps)
+                ):
+                    break
+                time.sleep(max(0.0, self._config.tick_seconds - (time.monotonic() - began)))
+
+    def _stop(self, number: int, _: object) -> None:
+        log.info("signal %d: leaving; training goes on", number)
+        self._stopping = True
+
+    def _step(self) -> None:
+        for path in lineages.folders(self._config.runs):
+            if path not in self._supervisors and time.monotonic() >= self._not_before.get(path, 0.0):
+                self._guard(path, self._take_over)
+        for path in list(self._supervisors):
+            self._guard(path, self._tick)
+        for path, projections in self._projections.items():
+            for projection in projections:
+                projection.step(now=path not in self._supervisors)
+        self._sign()
+
+    def _guard(self, path: Path, work: Callable[[Path], None]) -> None:
+        """One lineage's fault must not end the watch over the others."""
+        try:
+            work(path)
+        except Fenced as error:
+            log.error("%s: %s", path.name, error)
+            self._let_go(path, pause=float("inf"))
+        except Exception:
+            log.exception("lineage %s: begun anew in %g s", path.name, _PAUSE_SECONDS)
+            self._let_go(path, pause=_PAUSE_SECONDS)
+
+    def _take_over(self, path: Path) -> None:
+        if not FileInbox(path).requests():
+            if path in self._finished:
+                return
+            state = lineages.state(path)
+            if state.settled or state.lineage is None:
+                self._finished.add(path)
+                return
+        clock = SystemClock()
+        ports = Ports(
+            clock=clock,
+            scheduler=self._scheduler(path),
+            agents=FileAgents(path),
+            trainer=FileTrainer(path),
+            checkpoints=FileCheckpoints(path),
+            inbox=FileInbox(path),
+        )
+        trainer = self._config.trainer
+        site = Site(folder=str(path), trainer=tuple(trainer.command), environment=trainer.environment)
+        life = Life(host=socket.gethostname(), pid=os.getpid(), last_sign=self._last_sign)
+        supervisor = Supervisor(path, ports, self._policy, site, life)
+        for note in supervisor.notes:
+            log.warning("lineage %s: journal: %s", path.name, note)
+        log.info("lineage %s: epoch %d, %s", path.name, supervisor.state.epoch, supervisor.state.status)
+        self._supervisors[path] = supervisor
+        self._projections.setdefault(path, self._new_projections(path))
+
+    def _tick(self, path: Path) -> None:
+        supervisor = self._supervisors[path]
+        status = supervisor.state.status
+        if supervisor.tick():
+            for projection in self._projections[path]:
+                projection.due = True
+        if supervisor.state.status is not status:
+            log.info("lineage %s: %s → %s %s", path.name, status, supervisor.state.status, supervisor.state.why)
+        if supervisor.state.settled:
+            self._let_go(path, pause=0.0)
+
+    def _let_go(self, path: Path, pause: float) -> None:
+        supervisor = self._supervisors.pop(path, None)
+        if supervisor is not None:
+            supervisor.close()
+        self._not_before[path] = time.monotonic() + pause
+
+    def _scheduler(self, path: Path) -> Scheduler:
+        config = self._config
+        if config.scheduler == "local":
+            return LocalScheduler(path, config.local.nodes)
+        from opt_ops.adapters.slurm import SlurmOptions, SlurmScheduler
+
+        return SlurmScheduler(path, SlurmOptions(**config.slurm.model_dump()))
+
+    def _new_projections(self, path: Path) -> list[Projection]:
+        config = self._config
+        option = ("-c", str(self._config_path)) if self._config_path else ()
+        drawn = [Projection((*option, "logbook", "render", path.name, "-q"), config.chronicle.every_seconds)]
+        if config.mlflow.enabled:
+            drawn.append(Projection((*option, "mlflow", "sync", path.name, "-q"), config.mlflow.every_seconds))
+        return drawn
+
+    def _sign(self) -> None:
+        if time.monotonic() - self._signed_at < _SIGN_SECONDS:
+            return
+        self._signed_at = time.monotonic()
+        self._last_sign = time.time()
+        sign = {
+            "v": 1,
+            "ts": self._last_sign,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+            "policy": self._policy.version,
+            "lineages": sorted(path.name for path in self._supervisors),
+        }
+        write_json(self._config.runs / "daemon.json", sign)

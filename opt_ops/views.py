@@ -1,0 +1,238 @@
+"""What commands show of a lineage, as plain JSON values: rows, a whole lineage, the explanation of an incident."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from opt_ops.adapters.runfolder import point_of
+from opt_ops.config import Config
+from opt_ops.core.codec import encode
+from opt_ops.core.events import Entry, StopRequested
+from opt_ops.core.policy import newest_good
+from opt_ops.core.run import Attempt, Incident, State, attempt_folder
+from opt_ops.core.signals import Point
+from opt_ops.core.values import Action
+from opt_ops.files import Tail
+from opt_ops.lineages import state as read_state
+from opt_ops.render import Column, age, iso
+
+RUN_COLUMNS = [
+    Column("RUN", "run"),
+    Column("PARENT", "parent"),
+    Column("FROM", "from_step", right=True),
+    Column("LR", "lr_scale", right=True),
+    Column("CAUSE", "cause"),
+]
+ATTEMPT_COLUMNS = [
+    Column("ATTEMPT", "attempt"),
+    Column("OUTCOME", "outcome"),
+    Column("NODES", "nodes"),
+    Column("FROM", "from_step", right=True),
+    Column("TO", "last_step", right=True),
+    Column("LOGS", "logs"),
+]
+INCIDENT_COLUMNS = [
+    Column("INCIDENT", "incident"),
+    Column("KIND", "kind"),
+    Column("DRILL", "drill"),
+    Column("CAUSE", "cause"),
+    Column("ACTION", "action"),
+    Column("LOST", "steps_lost", right=True),
+    Column("DOWN s", "seconds_down", right=True),
+    Column("PROVEN", "proven"),
+]
+EVENT_COLUMNS = [Column("SEQ", "seq", right=True), Column("TIME", "ts"), Column("KIND", "kind"), Column("WHAT", "what")]
+
+
+def newest_point(path: Path, attempt: Attempt | None) -> Point | None:
+    """The attempt's last telemetry line, without reading the file's beginning."""
+    if attempt is None:
+        return None
+    tail = Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl")
+    tail.skip_to_last(4096)
+    lines = list(tail.read())
+    return point_of(lines[-1]) if lines else None
+
+
+def lineage_row(path: Path, now: float) -> dict[str, Any]:
+    """One line of `opt-ops q`."""
+    state = read_state(path)
+    attempt, allocation = state.attempt, state.allocation
+    point = newest_point(path, attempt)
+    schedule = next((a.schedule for a in reversed(list(state.attempts.values())) if a.schedule), None)
+    step = point.step if point else (attempt.last_step if attempt else None)
+    good = newest_good(state, state.run.name) if state.run else None
+    return {
+        "lineage": path.name,
+        "run": state.run.name if state.run else None,
+        "state": str(state.status),
+        "job": allocation.job if allocation and allocation.live else None,
+        "nodes": len(attempt.nodes) if attempt and attempt.live else None,
+        "step": step,
+        "steps": schedule.total_steps if schedule else None,
+        "progress": f"{step}/{schedule.total_steps}" if schedule and step is not None else None,
+        "loss": point.loss if point else None,
+        "lr": point.lr if point else None,
+        "wps": point.wps if point else None,
+        "checkpoint": good.checkpoint.step if good else None,
+        "restarts": max(0, len(state.attempts) - 1),
+        "since": iso(state.since) if state.since else None,
+        "age": age(now - state.since) if state.since else None,
+        "reason": _reason(state),
+        "recipe": state.lineage.recipe if state.lineage else None,
+        "settings": list(state.lineage.settings) if state.lineage else [],
+    }
+
+
+def _reason(state: State) -> str:
+    if state.ended:
+        return state.why
+    open_incidents = [i for i in state.incidents.values() if i.closed_at is None]
+    return f"{open_incidents[-1].name} {open_incidents[-1].cause}" if open_incidents else ""
+
+
+def lineage_view(path: Path, state: State, now: float) -> dict[str, Any]:
+    """Everything that `opt-ops run show` knows."""
+    return {
+        "lineage": lineage_row(path, now),
+        "runs": [
+            {
+                "run": run.name,
+                "parent": run.parent,
+                "from_step": run.checkpoint.step if run.checkpoint else 0,
+                "lr_scale": lr_scale(state, run.name),
+                "cause": run.cause,
+                "planned": iso(run.planned_at),
+            }
+            for run in state.runs.values()
+        ],
+        "attempts": [
+            {
+                "attempt": attempt.name,
+                "outcome": str(attempt.outcome) if attempt.outcome else "running",
+                "nodes": list(attempt.nodes),
+                "from_step": attempt.checkpoint.step if attempt.checkpoint else 0,
+                "last_step": attempt.last_step,
+                "started": iso(attempt.started_at),
+                "ended": iso(attempt.ended_at),
+                "logs": str(path / attempt_folder(attempt.name) / "logs"),
+            }
+            for attempt in state.attempts.values()
+        ],
+        "incidents": [incident_row(state, incident) for incident in state.incidents.values()],
+    }
+
+
+def lr_scale(state: State, run: str) -> float:
+    """The product of the learning-rate factors that a run trains under."""
+    scale = 1.0
+    for factor in state.runs[run].lr_factors:
+        scale *= factor.factor
+    return scale
+
+
+def incident_row(state: State, incident: Incident) -> dict[str, Any]:
+    """One line about an incident."""
+    return {
+        "incident": incident.name,
+        "kind": incident.kind,
+        "drill": incident.drill,
+        "cause": incident.cause,
+        "action": str(incident.decision.action) if incident.decision else None,
+        "steps_lost": incident.steps_lost,
+        "seconds_down": incident.seconds_down,
+        "proven": incident.proven,
+        "opened": iso(incident.opened_at),
+        "closed": iso(incident.closed_at),
+    }
+
+
+def concerns(state: State, incident: Incident, identifier: str) -> bool:
+    """Whether an incident belongs to a lineage, to a run that it hit or that it began, or to an attempt."""
+    if state.lineage is not None and identifier == state.lineage.lineage:
+        return True
+    touched = {incident.attempt, incident.next_attempt} - {None}
+    runs = {state.attempts[name].run for name in touched if name}
+    return identifier in touched or identifier in runs
+
+
+def explanation(state: State, incident: Incident) -> dict[str, Any]:
+    """An incident with its decision and its proof."""
+    decision = incident.decision
+    return {
+        **incident_row(state, incident),
+        "detector": incident.detector,
+        "evidence": dict(incident.evidence),
+        "attempt": incident.attempt,
+        "nodes": list(incident.nodes),
+        "step_failed": incident.step_failed,
+        "onset_step": incident.onset_step,
+        "playbook": f"{decision.playbook}/v{decision.version}" if decision else None,
+        "rung": decision.rung + 1 if decision else None,
+        "why": decision.why if decision else None,
+        "checkpoint": decision.checkpoint.step if decision and decision.checkpoint else None,
+        "lr_factor": decision.lr_factor if decision else None,
+        "exclude": list(decision.exclude) if decision else [],
+        "next_attempt": incident.next_attempt,
+        "proof": dict(incident.proof),
+    }
+
+
+def explanation_lines(item: Mapping[str, Any]) -> Iterator[str]:
+    """An explanation for people."""
+    drill = f"  (drill {item['drill']})" if item["drill"] else ""
+    yield f"{item['incident']}  {item['kind']}  {item['opened']}{drill}"
+    yield f"  cause     {item['cause']}"
+    yield f"  evidence  {_values(item['evidence'])}"
+    yield f"            {item['detector']}"
+    if item["action"] is None:
+        yield "  action    none decided yet"
+        return
+    details = [item["action"]]
+    if item["action"] == Action.ROLLBACK:
+        details.append(f"to step {item['checkpoint'] or 0}, learning rate × {item['lr_factor']}")
+    if item["exclude"]:
+        details.append(f"without {', '.join(item['exclude'])}")
+    yield f"  action    {'; '.join(details)}  ({item['playbook']}, rung {item['rung']})"
+    yield f"  why       {item['why']}"
+    if item["proven"] is None:
+        yield "  proof     not in yet"
+        return
+    lost = f"{item['steps_lost']} steps lost, {item['seconds_down'] or 0:.1f} s down"
+    yield f"  proof     {'proven' if item['proven'] else 'NOT PROVEN'}; {lost}"
+    for readback in item["proof"].get("readbacks", [])[:1]:
+        yield f"            step {readback['step']}: lr {readback['lr']:.6g}, expected {readback['expected_lr']:.6g}"
+
+
+def _values(evidence: Mapping[str, Any]) -> str:
+    shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in evidence.items())
+    return ", ".join(shown) or "-"
+
+
+def event_row(entry: Entry) -> dict[str, Any]:
+    """A journal entry; its fields beside the envelope, and a short text of them for tables."""
+    fields = encode(entry.event)
+    kind = fields.pop("kind")
+    what = _values({key: value for key, value in fields.items() if value not in (None, "", [], {})})
+    return {"seq": entry.seq, "epoch": entry.epoch, "ts": iso(entry.ts), "kind": kind, "fields": fields, "what": what}
+
+
+def lost_if_stopped(path: Path, state: State) -> int:
+    """Steps that no good checkpoint holds."""
+    point = newest_point(path, state.attempt)
+    good = newest_good(state, state.run.name) if state.run else None
+    return max(0, (point.step if point else 0) - (good.checkpoint.step if good else 0))
+
+
+def foresee_stop(state: State, who: str, reason: str, now: float, config: Config) -> Iterator[str]:
+    """What stopping would do: the real decisions, made on a copy."""
+    from opt_ops.supervisor import foresee
+    from playbooks import loader
+
+    policy, _ = loader.load(config.playbooks or loader.folder(), expected_gpus=config.health.gpus_per_node)
+    for event in foresee(state, StopRequested(request="dry-run", author=who, reason=reason), now, policy):
+        fields = encode(event)
+        kind = fields.pop("kind")
+        yield f"would append  {kind}({_values({key: value for key, value in fields.items() if value})})"
