@@ -24,9 +24,10 @@ from opt_ops.adapters.checkpoints import FileCheckpoints
 from opt_ops.adapters.local import LocalScheduler
 from opt_ops.adapters.runfolder import FileAgents, FileInbox, FileTrainer
 from opt_ops.config import Config
+from opt_ops.core.run import IllegalTransition
 from opt_ops.errors import Refused
 from opt_ops.files import read_json, write_json
-from opt_ops.journal import Fenced
+from opt_ops.journal import Fenced, JournalError
 from opt_ops.ports import Ports, Scheduler
 from opt_ops.supervisor import Life, Supervisor
 from playbooks import loader
@@ -139,8 +140,8 @@ class Daemon:
         """One lineage's fault must not end the watch over the others."""
         try:
             work(path)
-        except Fenced as error:
-            log.error("%s: %s", path.name, error)
+        except (Fenced, JournalError, IllegalTransition) as error:
+            log.error("lineage %s is not watched by this daemon any more: %s. %s", path.name, error, _hint(error))
             self._let_go(path, pause=float("inf"))
         except Exception:
             log.exception("lineage %s: begun anew in %g s", path.name, _PAUSE_SECONDS)
@@ -221,3 +222,7 @@ class Daemon:
             "lineages": sorted(path.name for path in self._supervisors),
         }
         write_json(self._config.runs / "daemon.json", sign)
+
+
+def _hint(error: Exception) -> str:
+    return getattr(error, "hint", "") or "please report this: opt-ops made an event that cannot follow"

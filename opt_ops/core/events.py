@@ -301,7 +301,7 @@ class IncidentOpened:
     """Decision: these findings are one incident of this kind."""
 
     incident: str
-    kind: str
+    failure: str  # the class, which triggers a playbook
     cause: str
     detector: str
     attempt: str | None

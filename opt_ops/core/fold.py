@@ -287,7 +287,7 @@ def _node_judged(state: State, event: e.NodeJudged, _: e.Entry) -> State:
 def _incident_opened(state: State, event: e.IncidentOpened, entry: e.Entry) -> State:
     incident = Incident(
         name=event.incident,
-        kind=event.kind,
+        kind=event.failure,
         cause=event.cause,
         detector=event.detector,
         attempt=event.attempt,

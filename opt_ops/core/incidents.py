@@ -33,7 +33,7 @@ def _daemon_restart(state: State, now: float) -> IncidentOpened | None:
     drill = next((d.name for d in drills if d.name not in attributed), None)
     return IncidentOpened(
         incident=_name(state),
-        kind="daemon_restart",
+        failure="daemon_restart",
         cause=f"the daemon was away for {state.blind_seconds:.1f} s; training went on",
         detector="the journal has an earlier life of the daemon",
         attempt=attempt.name,
@@ -56,7 +56,7 @@ def _bad_node(state: State) -> IncidentOpened | None:
         used = attempt is not None and attempt.live and name in attempt.nodes
         return IncidentOpened(
             incident=_name(state),
-            kind="bad_gpu",
+            failure="bad_gpu",
             cause=f"{name}: {node.reason}",
             detector=node.source,
             attempt=attempt.name if used and attempt else None,
@@ -79,7 +79,7 @@ def _signal(state: State) -> IncidentOpened | None:
         return None
     return IncidentOpened(
         incident=_name(state),
-        kind=raised.signal,
+        failure=raised.signal,
         cause=_cause(raised),
         detector=raised.rule,
         attempt=attempt.name,
@@ -99,7 +99,7 @@ def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
         return None
     return IncidentOpened(
         incident=_name(state),
-        kind="process_death",
+        failure="process_death",
         cause=f"attempt {attempt.name} {attempt.outcome} at step {attempt.last_step}; no finding says why",
         detector="an attempt ended before the last step",
         attempt=attempt.name,
