@@ -66,6 +66,7 @@ class Projection:
             return
         if self.process is not None and self.process.returncode != 0:
             log.warning("opt-ops %s ended with code %s", " ".join(self.arguments), self.process.returncode)
+            self.due = not now  # while the lineage lives it is tried again; after that, by whoever wants it
         self.process = None
         if self.due and (now or time.monotonic() - self.ran_at >= self.every):
             self.process = subprocess.Popen([sys.executable, "-m", "opt_ops", *self.arguments])

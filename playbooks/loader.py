@@ -194,7 +194,8 @@ def _checked(path: Path, front: str, values: Any, model: type[Any], where: tuple
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is also a missing one; it is the misspelling that people need to see.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         raise _error(path, front, (*where, *first["loc"]), first["msg"]) from error
 
 

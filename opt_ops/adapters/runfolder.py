@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from opt_ops.core.health import Gpu, Heartbeat, Xid
 from opt_ops.core.run import attempt_folder
 from opt_ops.core.signals import Point
 from opt_ops.core.values import Optimizer, RankExit, Schedule
+from opt_ops.errors import OptOpsError
 from opt_ops.files import Tail, read_json, write_json
 from opt_ops.ports import NodeReport, Orders, Request, TrainerConfig
+
+log = logging.getLogger(__name__)
 
 _LAST_HEARTBEATS = 64 * 1024  # bytes of a health file that a new life reads back
 
@@ -78,33 +82,55 @@ class FileTrainer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tails: dict[str, Tail] = {}
+        self._complained: set[Path] = set()
 
     def config(self, attempt: str) -> TrainerConfig | None:
-        """None until the trainer has written it."""
-        fields = read_json(self._folder / attempt_folder(attempt) / "config.json")
-        if fields is None:
+        """None until the trainer has written one that says what it must."""
+        path = self._folder / attempt_folder(attempt) / "config.json"
+        try:
+            fields = read_json(path)
+            return None if fields is None else _config_of(fields)
+        except (OptOpsError, *_NOT_AS_PROMISED) as error:
+            self._complain(path, error)
             return None
-        optimizer = fields["optimizer"]
-        return TrainerConfig(
-            schedule=Schedule(**{f.name: fields["schedule"][f.name] for f in dataclasses.fields(Schedule)}),
-            optimizer=Optimizer(
-                betas=tuple(optimizer["betas"]),
-                weight_decay=optimizer["weight_decay"],
-                clip_norm=optimizer["clip_norm"],
-            ),
-            versions=fields.get("versions", {}),
-            layout=fields.get("layout", {}),
-        )
 
     def points(self, attempt: str) -> Sequence[Point]:
-        """Telemetry that came since the last call for this attempt."""
+        """Telemetry that came since the last call for this attempt. Malformed lines are left out."""
         path = self._folder / attempt_folder(attempt) / "telemetry.jsonl"
-        tail = self._tails.setdefault(attempt, Tail(path))
-        return [point_of(fields) for fields in tail.read()]
+        points: list[Point] = []
+        for fields in self._tails.setdefault(attempt, Tail(path)).read():
+            try:
+                points.append(point_of(fields))
+            except _NOT_AS_PROMISED as error:
+                self._complain(path, error)
+        return points
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
         """Write the attempt's drills; the trainer reads them before its next update."""
         write_json(self._folder / attempt_folder(attempt) / "drill.json", list(drills))
+
+    def _complain(self, path: Path, error: Exception) -> None:
+        """Once a file: another trainer's mistake must neither stop the watch nor go unsaid."""
+        if path not in self._complained:
+            self._complained.add(path)
+            log.warning("%s is not what docs/formats.md says and is left out: %r", path, error)
+
+
+_NOT_AS_PROMISED = (KeyError, TypeError, ValueError, AttributeError)
+
+
+def _config_of(fields: Mapping[str, Any]) -> TrainerConfig:
+    optimizer = fields["optimizer"]
+    return TrainerConfig(
+        schedule=Schedule(**{f.name: fields["schedule"][f.name] for f in dataclasses.fields(Schedule)}),
+        optimizer=Optimizer(
+            betas=tuple(optimizer["betas"]),
+            weight_decay=optimizer["weight_decay"],
+            clip_norm=optimizer["clip_norm"],
+        ),
+        versions=fields.get("versions", {}),
+        layout=fields.get("layout", {}),
+    )
 
 
 def point_of(fields: Mapping[str, Any]) -> Point:
@@ -135,15 +161,20 @@ class FileInbox:
         """Those that are waiting, oldest first."""
         waiting: list[tuple[float, Request]] = []
         for path in self._folder.glob("*.json"):
-            fields = read_json(path)
-            if fields is not None:
+            try:
+                fields = read_json(path)
+                if fields is None:
+                    continue
                 request = Request(
                     request=path.stem,
                     author=str(fields["author"]),
                     verb=str(fields["verb"]),
-                    arguments=fields["arguments"],
+                    arguments=dict(fields["arguments"]),
                 )
-                waiting.append((fields["ts"], request))
+                waiting.append((float(fields["ts"]), request))
+            except (OptOpsError, *_NOT_AS_PROMISED) as error:
+                log.error("%s is no request and was set aside: %r", path, error)
+                path.rename(path.with_suffix(".refused"))
         return [request for _, request in sorted(waiting, key=lambda pair: pair[0])]
 
     def put(self, request: Request, ts: float) -> None:

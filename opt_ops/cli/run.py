@@ -25,6 +25,7 @@ from opt_ops.cli.common import (
     lineage_folder,
     settings,
 )
+from opt_ops.core.run import State
 from opt_ops.errors import NotFound, Refused, UsageError
 from opt_ops.render import Column, Format, printable, say, show
 
@@ -155,7 +156,7 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
     """
     path = lineage_folder(identifier)
     state = lineages.state(path)
-    _known(identifier, state)
+    _known(identifier, path, state)
     told = [views.explanation(state, i) for i in state.incidents.values() if views.concerns(state, i, identifier)]
     if output in (Format.JSON, Format.JSONL):
         show("opt-ops/explanation/1", told, [], output)
@@ -207,7 +208,7 @@ def note(
     Example: opt-ops run note 12.01 "data shard 17 was new here"
     """
     path = lineage_folder(identifier)
-    _known(identifier, lineages.state(path))
+    _known(identifier, path, lineages.state(path))
     ask_daemon(path, author(by), "note", {"target": identifier, "text": text}, _wait(), quiet)
     say(f"  next: opt-ops logbook open {path.name}", quiet)
 
@@ -248,10 +249,9 @@ def _seconds(span: str) -> float:
     return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
-def _known(identifier: str, state: Any) -> None:
-    lineage = state.lineage.lineage if state.lineage else None
-    if identifier not in (lineage, *state.runs, *state.attempts):
-        raise NotFound(f"lineage {lineage} has no {identifier}", f"opt-ops run show {lineage} lists what it has")
+def _known(identifier: str, path: Path, state: State) -> None:
+    if identifier not in (path.name, *state.runs, *state.attempts):
+        raise NotFound(f"lineage {path.name} has no {identifier}", f"opt-ops run show {path.name} lists what it has")
 
 
 def _wait() -> float:

@@ -198,7 +198,8 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     excluded = tuple(sorted(name for name, node in state.nodes.items() if node.excluded_by is not None))
     shape = _shape(state)
     name = f"{state.lineage.lineage}-n{len(state.allocations)}"
-    return AllocationIntended(allocation=name, nodes=shape.nodes + shape.spares, exclude=excluded)
+    spares = 0 if failed else shape.spares  # training without spares is better than not training
+    return AllocationIntended(allocation=name, nodes=shape.nodes + spares, exclude=excluded)
 
 
 def launch(state: State, now: float, policy: Policy) -> Event | None:

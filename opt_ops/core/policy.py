@@ -109,8 +109,10 @@ def rollback_point(state: State, run: str, onset: int, margin: int) -> tuple[Kno
     """Where to roll back to: (the checkpoint, why this one). None: from scratch, for want of any before the onset."""
     if far := newest_good(state, run, onset - margin):
         return far, f"newest verified healthy checkpoint at least {margin} steps before the onset at {onset}"
-    if near := newest_good(state, run, onset - 1):
-        return near, f"none is {margin} steps before the onset at {onset}; the newest verified healthy one before it"
+    before = [known for known in _on_the_way(state, run) if known.good and known.checkpoint.step < onset]
+    if before:
+        oldest = min(before, key=lambda known: known.checkpoint.step)
+        return oldest, f"none is {margin} steps before the onset at {onset}: the oldest verified healthy one"
     return None, f"no verified healthy checkpoint before the onset at {onset}: from scratch"
 
 

@@ -51,9 +51,11 @@ class Finding:
 class SpikeRule:
     """When a loss counts as out of its band, and when that calls for a rollback.
 
-    The band is median + max(`deviations` · sd, `floor`) over the last `window` steps in band, where sd is the
-    interquartile range / 1.349: robust, so that a spike does not widen its own band. `floor` keeps the band from
-    shrinking below the noise between replicas of one run (about 0.055 nats at 15B).
+    The band ends at median + max(`deviations` · sd, `floor`), the lower of two: over the last `window` steps, which
+    notices a slow rise, and over the last `warm` steps with the spread of what they leave unexplained, which follows a
+    curve that still falls fast. sd is the interquartile range / 1.349, and steps out of the band are not taken in: a
+    spike does not widen its own band. `floor` keeps the band from shrinking below the noise between replicas of one
+    run (about 0.055 nats at 15B).
     """
 
     window: int = 128
@@ -111,6 +113,8 @@ class LossDetector:
     def __init__(self, rule: SpikeRule) -> None:
         self._rule = rule
         self._losses = RobustWindow(rule.window)
+        self._trend = RobustWindow(rule.warm)
+        self._residuals = RobustWindow(rule.window)
         self._gnorms = RobustWindow(rule.window)
         self._recent: deque[tuple[Point, float]] = deque(maxlen=rule.of)  # with the excess over the band, 0 inside
         self._onset: Point | None = None
@@ -179,15 +183,15 @@ class LossDetector:
         ]
 
     def _watch_loss(self, point: Point, loss: float) -> list[Finding]:
-        rule, window = self._rule, self._losses
-        if len(window) < rule.warm:
-            window.add(loss)
+        rule = self._rule
+        if len(self._losses) < rule.warm:
+            self._take_in(loss)
             return []
-        limit = window.median + max(rule.deviations * window.sd, rule.floor)
+        limit = self._limit()
         self._recent.append((point, max(0.0, loss - limit)))
         high = [seen for seen, excess in self._recent if excess > 0]
         if loss <= limit:
-            window.add(loss)
+            self._take_in(loss)
         if self._onset is None:
             if len(high) < rule.persist:
                 return []
@@ -201,9 +205,20 @@ class LossDetector:
         self._acted = True
         return [self._spike(Tier.ACT, point, loss, limit, f"out of the band and not healed in {rule.heal_steps} steps")]
 
+    def _take_in(self, loss: float) -> None:
+        if len(self._trend):
+            self._residuals.add(loss - self._trend.median)
+        self._trend.add(loss)
+        self._losses.add(loss)
+
+    def _limit(self) -> float:
+        rule = self._rule
+        slow = self._losses.median + max(rule.deviations * self._losses.sd, rule.floor)
+        fast = self._trend.median + max(rule.deviations * self._residuals.sd, rule.floor)
+        return min(slow, fast)
+
     def _spike(self, tier: Tier, point: Point, loss: float, limit: float, rule: str) -> Finding:
         onset = self._onset or point
-        median, sd = self._losses.median, self._losses.sd
         return Finding(
             signal="loss_spike",
             tier=tier,
@@ -213,8 +228,8 @@ class LossDetector:
             rule=rule,
             evidence={
                 "loss": loss,
-                "median": median,
-                "sd": sd,
+                "median": self._trend.median,
+                "sd": self._residuals.sd,
                 "limit": limit,
                 "loss_at_onset": onset.loss,
                 "gnorm": point.gnorm,

@@ -1,0 +1,193 @@
+"""A journal in memory: tests tell what is seen, and the real `decide` answers."""
+
+from __future__ import annotations
+
+from opt_ops.core import events as e
+from opt_ops.core.decide import decide
+from opt_ops.core.fold import fold
+from opt_ops.core.policy import Policy
+from opt_ops.core.run import State
+from opt_ops.core.schedule import expected_lr
+from opt_ops.core.values import (
+    AllocationStatus,
+    Checkpoint,
+    Optimizer,
+    Outcome,
+    RankExit,
+    Readback,
+    Schedule,
+    Shape,
+    Tier,
+    Verdict,
+)
+from playbooks import loader
+
+POLICY: Policy = loader.load(loader.folder())[0]
+SCHEDULE = Schedule(peak_lr=1e-3, warmup_steps=10, total_steps=1000, final_fraction=0.1)
+OPTIMIZER = Optimizer(betas=(0.9, 0.95), weight_decay=0.1, clip_norm=1.0)
+
+
+class Story:
+    """A lineage of two nodes and one spare, told event by event."""
+
+    def __init__(self, policy: Policy = POLICY, shape: Shape | None = None) -> None:
+        self.policy = policy
+        self.state = State()
+        self.entries: list[e.Entry] = []
+        self.now = 1_000.0
+        self.epoch = 0
+        self.shape = shape or Shape(nodes=2, spares=1, ranks_per_node=1)
+
+    # ---- the mechanism
+
+    def write(self, event: e.Event) -> None:
+        entry = e.Entry(seq=len(self.entries) + 1, epoch=self.epoch, ts=self.now, event=event)
+        self.state = fold(self.state, entry)
+        self.entries.append(entry)
+
+    def see(self, *events: e.Event, seconds: float = 1.0) -> list[e.Event]:
+        """Some time passes, this is seen, and the decisions follow; returns the decisions."""
+        self.now += seconds
+        for event in events:
+            self.write(event)
+        return self.decide()
+
+    def decide(self) -> list[e.Event]:
+        decided: list[e.Event] = []
+        while (event := decide(self.state, self.now, self.policy)) is not None:
+            assert len(decided) < 50, f"decide never comes to rest: {decided[-3:]}"
+            self.write(event)
+            decided.append(event)
+        return decided
+
+    # ---- what is usually seen
+
+    def daemon(self, blind: float | None = None) -> list[e.Event]:
+        self.epoch += 1
+        return self.see(e.DaemonStarted(host="head", pid=1, version="0", policy="p", blind_seconds=blind))
+
+    def begin(self) -> list[e.Event]:
+        self.daemon()
+        return self.see(
+            e.LineageStarted(request="r0", author="ann", lineage="12", recipe="opt-tiny", settings=(), shape=self.shape)
+        )
+
+    def hold(self, *nodes: str) -> list[e.Event]:
+        allocation = self.state.allocation
+        assert allocation is not None
+        self.see(e.AllocationSubmitted(allocation=allocation.name, job="77", adopted=False))
+        held = e.AllocationChanged(
+            allocation=allocation.name, status=AllocationStatus.RUNNING, nodes=nodes or ("n1", "n2", "n3"), reason=""
+        )
+        decided = self.see(held)
+        return decided + [d for node in held.nodes for d in self.judge(node, Verdict.HEALTHY, "ok")]
+
+    def judge(self, node: str, verdict: Verdict, reason: str, drill: str | None = None) -> list[e.Event]:
+        return self.see(
+            e.NodeJudged(node=node, host=node, verdict=verdict, reason=reason, source="test", at=self.now, drill=drill)
+        )
+
+    def train(
+        self, to_step: int, *, lr_error: float = 1.0, betas: tuple[float, ...] = OPTIMIZER.betas, readbacks: int = 5
+    ) -> list[e.Event]:
+        """The newest attempt starts if it has not, and trains to a step."""
+        attempt = self.state.attempt
+        assert attempt is not None
+        first = (attempt.checkpoint.step if attempt.checkpoint else 0) + 1
+        decided: list[e.Event] = []
+        if attempt.started_at is None:
+            decided += self.see(e.AttemptStarted(attempt=attempt.name, at=self.now))
+            configured = e.AttemptConfigured(
+                attempt=attempt.name, schedule=SCHEDULE, optimizer=OPTIMIZER, versions={}, layout={}
+            )
+            decided += self.see(configured)
+        factors = self.state.runs[attempt.run].lr_factors
+        read = tuple(
+            Readback(
+                step=step,
+                lr=expected_lr(SCHEDULE, factors, step) * lr_error,
+                betas=betas,
+                weight_decay=OPTIMIZER.weight_decay,
+                clip_norm=OPTIMIZER.clip_norm,
+                loss=3.0,
+            )
+            for step in range(first, min(first + readbacks, to_step + 1))
+        )
+        at = self.now + 1.0
+        progressed = e.AttemptProgressed(
+            attempt=attempt.name, first_step=first, first_step_at=at, step=to_step, at=at, readbacks=read
+        )
+        return decided + self.see(progressed)
+
+    def checkpoint(self, step: int, *, healthy: bool = True, verify: bool = True) -> list[e.Event]:
+        assert self.state.run is not None
+        run = self.state.run.name
+        checkpoint = Checkpoint(run=run, step=step, path=f"/runs/12/{run}/checkpoints/step-{step:08d}")
+        decided = self.see(e.CheckpointSeen(checkpoint=checkpoint))
+        if verify:
+            decided += self.see(
+                e.CheckpointVerified(checkpoint=checkpoint, healthy=healthy, why="" if healthy else "x")
+            )
+        return decided
+
+    def signal(
+        self, name: str, step: int | None, onset: int | None = None, nodes: tuple[str, ...] = (), **evidence: object
+    ) -> list[e.Event]:
+        assert self.state.attempt is not None
+        return self.see(
+            e.SignalRaised(
+                signal=name,
+                tier=Tier.ACT,
+                attempt=self.state.attempt.name,
+                step=step,
+                onset_step=onset,
+                at=self.now,
+                nodes=nodes,
+                rule="test",
+                evidence=evidence,
+            )
+        )
+
+    def spike(self, step: int, onset: int) -> list[e.Event]:
+        return self.signal("loss_spike", step, onset, loss=9.0, median=3.0)
+
+    def rank_dies(self, step: int, rank: int = 1, node: str = "n2", code: int | None = None) -> list[e.Event]:
+        number = None if code else 9
+        kind = {78: "user_error", 65: "checkpoint_refused"}.get(code or 0, "process_death")
+        return self.signal(kind, step, None, (node,), rank=rank, code=code, signal=number)
+
+    def ends(self, outcome: Outcome = Outcome.STOPPED, last_step: int | None = None) -> list[e.Event]:
+        attempt = self.state.attempt
+        assert attempt is not None
+        ranks = enumerate(attempt.nodes)
+        code = 0 if outcome is Outcome.COMPLETED else None
+        exits = tuple(
+            RankExit(rank=i, node=node, code=code, signal=None if code == 0 else 15, at=self.now) for i, node in ranks
+        )
+        return self.see(
+            e.AttemptEnded(
+                attempt=attempt.name,
+                outcome=outcome,
+                last_step=last_step or attempt.last_step,
+                last_step_at=self.now if last_step or attempt.last_step else None,
+                exits=exits,
+            )
+        )
+
+    def training(self, step: int = 450, checkpoints: tuple[int, ...] = (100, 200, 300, 400)) -> Story:
+        """Told up to an attempt that trains at `step` with good checkpoints behind it."""
+        self.begin()
+        self.hold()
+        self.train(step)
+        for each in checkpoints:
+            self.checkpoint(each)
+        return self
+
+
+def kinds(events: list[e.Event]) -> list[str]:
+    return [e.kind_of(event) for event in events]
+
+
+def only(events: list[e.Event], kind: type) -> e.Event:
+    (found,) = [event for event in events if isinstance(event, kind)]
+    return found

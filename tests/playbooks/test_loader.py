@@ -1,0 +1,112 @@
+"""A playbook that cannot be executed is refused with file and line; those that ship say what they do."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from opt_ops.core.values import Action
+from playbooks import loader
+from playbooks.loader import PlaybookError, load
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for path in loader.folder().glob("*.md"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def edit(path: Path, old: str, new: str) -> int:
+    """Replace once; the line on which the change lies."""
+    text = path.read_text()
+    assert text.count(old) >= 1, old
+    path.write_text(text.replace(old, new, 1))
+    return text[: text.index(old)].count("\n") + 1
+
+
+def test_the_shipped_playbooks_are_what_the_policy_executes():
+    policy, pages = load(loader.folder())
+    spike = policy.playbooks["loss_spike"]
+    assert [(rung.action, rung.lr_factor, rung.margin_steps) for rung in spike.ladder] == [
+        (Action.ROLLBACK, 0.75, 100),
+        (Action.ROLLBACK, 0.67, 200),
+        (Action.ROLLBACK, 0.5, 400),
+        (Action.HALT, None, 0),
+    ]
+    assert policy.spike.heal_steps == 50
+    assert policy.silent_seconds == 30
+    assert policy.playbooks["bad_gpu"].ladder[0].exclude
+    assert {page.path.stem for page in pages} == {book.name for book in policy.playbooks.values()}
+
+
+def test_an_edited_number_changes_the_policy_and_its_version(folder: Path):
+    before, _ = load(folder)
+    edit(folder / "loss_spike.md", "lr_factor = 0.75", "lr_factor = 0.9")
+    after, _ = load(folder)
+    assert after.playbooks["loss_spike"].ladder[0].lr_factor == 0.9
+    assert after.version != before.version
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lr_factor = 0.67", "lr_factor = 1.67", "ladder.1.lr_factor: Input should be less than 1"),
+        ("heal_steps = 50 ", "heal_stepps = 50 ", "detect.heal_stepps: Extra inputs are not permitted"),
+        ("window = 128 ", 'window = "big"', "detect.window: Input should be a valid integer"),
+        ("version = 1", "version = 0", "version: Input should be greater than or equal to 1"),
+        ('name = "loss_spike"', 'name = "loss_spikes"', "name: is 'loss_spikes', but the file is called 'loss_spike'"),
+        ("actions = 5", "actions = five", "Invalid value"),
+        ("margin_steps = 200", "", "ladder.1: Value error, lr_factor and margin_steps belong to rollback"),
+    ],
+)
+def test_a_malformed_page_is_refused_with_file_and_line(folder: Path, old: str, new: str, said: str):
+    path = folder / "loss_spike.md"
+    line = edit(path, old, new)
+    with pytest.raises(PlaybookError, match=re.escape(said)) as error:
+        load(folder)
+    named = re.search(r"loss_spike\.md, line (\d+)", str(error.value))
+    assert named is not None, str(error.value)
+    assert int(named[1]) == pytest.approx(line, abs=3 if not new else 0)
+
+
+def test_an_action_that_nobody_knows_is_refused(folder: Path):
+    line = edit(folder / "hang.md", 'action = "halt"', 'action = "pray"')
+    with pytest.raises(PlaybookError, match=f"hang.md, line {line}: ladder.2.action"):
+        load(folder)
+
+
+def test_a_page_without_head_or_text_is_refused(folder: Path):
+    (folder / "x.md").write_text("# nothing\n")
+    with pytest.raises(PlaybookError, match=r"x\.md, line 1: does not begin with a TOML head"):
+        load(folder)
+    (folder / "x.md").unlink()
+    text = (folder / "hang.md").read_text()
+    (folder / "hang.md").write_text(text[: text.rindex("+++") + 4])
+    with pytest.raises(PlaybookError, match="the page has no text"):
+        load(folder)
+
+
+def test_two_pages_with_one_trigger_are_refused(folder: Path):
+    shutil.copy(folder / "user_error.md", folder / "zz.md")
+    edit(folder / "zz.md", 'name = "user_error"', 'name = "zz"')
+    with pytest.raises(PlaybookError, match="user_error triggers user_error already"):
+        load(folder)
+
+
+def test_numbers_for_a_detector_that_does_not_exist_are_refused(folder: Path):
+    edit(folder / "bad_gpu.md", "[budget]", "[detect]\nxids = 3\n\n[budget]")
+    with pytest.raises(PlaybookError, match="bad_gpu has no detector"):
+        load(folder)
+
+
+def test_a_missing_detector_is_refused(folder: Path):
+    (folder / "hang.md").unlink()
+    with pytest.raises(PlaybookError, match="no playbook hang"):
+        load(folder)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path):
+    with pytest.raises(PlaybookError, match="no playbooks in"):
+        load(tmp_path)

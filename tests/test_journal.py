@@ -1,0 +1,126 @@
+"""The journal on a real disk: torn, damaged, fenced, of another version."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from opt_ops.core import events as e
+from opt_ops.journal import Fenced, Journal, JournalError, read
+
+
+def note(text: str) -> e.NoteAdded:
+    return e.NoteAdded(request=text, author="ann", target="12", text=text)
+
+
+def write(folder: Path, *texts: str) -> Journal:
+    journal = Journal(folder)
+    for text in texts:
+        journal.append(journal.stamp(note(text), 1_795_000_000.1234))
+    return journal
+
+
+def texts(folder: Path) -> list[str]:
+    return [entry.event.text for entry in read(folder)[0]]
+
+
+def test_what_was_written_is_read_by_the_next_life(tmp_path: Path):
+    first = write(tmp_path, "a", "b — ünïcode \u2028 and\nnewline")
+    second = write(tmp_path, "c")
+    entries, notes = read(tmp_path)
+    assert [(x.seq, x.epoch) for x in entries] == [(1, 1), (2, 1), (3, 2)]
+    assert texts(tmp_path)[1] == "b — ünïcode \u2028 and\nnewline"
+    assert notes == []
+    assert (first.epoch, second.epoch) == (1, 2)
+
+
+def test_an_entry_is_equal_before_and_after_the_disk(tmp_path: Path):
+    journal = Journal(tmp_path)
+    entry = journal.stamp(note("x"), 1_795_000_000.123987)
+    journal.append(entry)
+    assert read(tmp_path)[0] == [entry]
+
+
+@pytest.mark.parametrize("keep", [1, 20, -2, -1])
+def test_a_torn_last_line_is_left_out_and_said(tmp_path: Path, keep: int):
+    write(tmp_path, "a", "b").close()
+    path = tmp_path / "000001.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1][:keep])
+    assert texts(tmp_path) == ["a"]
+    assert "torn" in read(tmp_path)[1][0]
+    write(tmp_path, "c")
+    assert texts(tmp_path) == ["a", "c"]
+
+
+def test_a_damaged_last_line_is_left_out_and_said(tmp_path: Path):
+    write(tmp_path, "a", "b").close()
+    path = tmp_path / "000001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"b"', b'"B"'))
+    assert texts(tmp_path) == ["a"]
+    assert "checksum" in read(tmp_path)[1][0]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_with_its_place(tmp_path: Path):
+    write(tmp_path, "a", "b", "c").close()
+    path = tmp_path / "000001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"b"', b'"B"'))
+    with pytest.raises(JournalError, match=r"000001\.jsonl, line 2: fails its checksum"):
+        read(tmp_path)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path):
+    write(tmp_path, "a", "b").close()
+    path = tmp_path / "000001.jsonl"
+    good = path.read_bytes()
+    end_of_first = good.index(b"\n")
+    for position in range(0, end_of_first, 7):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+        with pytest.raises(JournalError):
+            read(tmp_path)
+
+
+def test_a_newer_version_is_not_guessed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("opt_ops.journal.VERSION", 2)
+    write(tmp_path, "a").close()
+    monkeypatch.undo()
+    with pytest.raises(JournalError, match="version 2"):
+        read(tmp_path)
+
+
+def test_an_older_life_is_fenced_before_it_writes(tmp_path: Path):
+    old = write(tmp_path, "a")
+    write(tmp_path, "b")
+    with pytest.raises(Fenced, match="epoch 2 has taken over"):
+        old.append(old.stamp(note("late"), 0.0))
+    assert texts(tmp_path) == ["a", "b"]
+
+
+def test_a_line_that_an_older_life_slipped_in_is_void(tmp_path: Path):
+    old = write(tmp_path, "a")
+    new = Journal(tmp_path)
+    # Past its fence check when the new life began: the bytes still land in its own file.
+    from opt_ops.journal import _line
+
+    os.write(old._descriptor, _line(old.stamp(note("late"), 0.0)))
+    new.append(new.stamp(note("b"), 0.0))
+    assert texts(tmp_path) == ["a", "b"]
+    assert "is void" in read(tmp_path)[1][0]
+
+
+def test_lives_that_begin_at_once_get_different_epochs(tmp_path: Path):
+    epochs: list[int] = []
+    threads = [threading.Thread(target=lambda: epochs.append(Journal(tmp_path).epoch)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(epochs) == list(range(1, 9))
+
+
+def test_a_line_that_does_not_fit_on_the_disk_ends_this_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    journal = write(tmp_path, "a")
+    monkeypatch.setattr("opt_ops.journal.os.write", lambda descriptor, line: 5)
+    with pytest.raises(OSError, match="wrote 5 of"):
+        journal.append(journal.stamp(note("b"), 0.0))
