@@ -1,0 +1,35 @@
+"""The fixture `slurm`: a real Slurm for the session, skipped with the reason where there can be none."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from . import cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A caller's own Slurm job or output formats must not reach the tests' commands.
+SLURM_VARIABLES = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[cluster.Cluster]:
+    """The cluster of `make slurm-up` if it is up, else one for this session; SLURM_CONF leads to it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("the tests on the one Slurm run one after another: run them without -n")
+    try:
+        running = cluster.up()
+    except cluster.UnavailableError as error:
+        pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(SLURM_VARIABLES)]:
+            patch.delenv(name)
+        for name, value in running.env.items():
+            patch.setenv(name, value)
+        yield running
+    if not running.was_up:
+        cluster.down(running.folder)

@@ -1,0 +1,276 @@
+"""The node agent with real processes: it runs what is ordered, once, and reports what it sees."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opt_ops.adapters.runfolder import FileAgents
+from opt_ops.files import write_json
+from opt_ops.ports import Drilling, Launch, NodeReport, Orders
+from tests.fake_nvml.build import FakeDriver
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(120)")
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 15.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return value
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Node:
+    """One agent of a lineage's folder, and the orders that it follows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.agents = FileAgents(folder)
+        self.beats: list[Any] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self.seq = 0
+
+    def start(self, **environment: str) -> None:
+        command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(self.folder), "--node", "n1", "--host", "h"]
+        self.process = subprocess.Popen(command, env={**os.environ, **environment})
+
+    def order(
+        self, argv: tuple[str, ...] | None, *, attempt: str = "1.00-a0", epoch: int = 1, drills: tuple = (), **changes: Any
+    ) -> None:
+        self.seq += 1
+        launch = argv and Launch(
+            attempt=attempt, nodes=("n0", "n1"), ranks_per_node=2, address="10.0.0.1", port=4242, argv=argv
+        )
+        orders = Orders(epoch=epoch, seq=self.seq, launch=launch, drills=drills, release=changes.get("release", False))
+        self.agents.order(orders)
+
+    def report(self, attempt: str = "1.00-a0") -> NodeReport | None:
+        return self.agents.reports(attempt).get("n1")
+
+    def pids(self, attempt: str = "a0") -> list[int]:
+        path = self.folder / "1.00" / attempt / "nodes" / "n1.json"
+        ranks = json.loads(path.read_text())["ranks"] if path.exists() else []
+        return [rank["pid"] for rank in ranks if rank["pid"] is not None]
+
+    def started(self, attempt: str = "a0") -> list[int]:
+        return wait_for(lambda: len(self.pids(attempt)) == 2 and self.pids(attempt))
+
+    def beat(self, that: Callable[[Any], bool] = lambda _: True) -> Any:
+        def found() -> Any:
+            self.beats += self.agents.heartbeats()
+            return next((beat for beat in reversed(self.beats) if that(beat)), None)
+
+        return wait_for(found)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    yield node
+    if node.process is not None:
+        node.process.kill()
+        node.process.wait()
+
+
+def test_it_starts_its_ranks_with_what_they_need_and_says_so(node: Node):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    code = f"import os; print(*(os.environ[n] for n in {names!r}))"
+    node.start()
+    node.order((sys.executable, "-c", code))
+    report = wait_for(lambda: (r := node.report()) and r.done and r)
+    logs = [(node.folder / "1.00/a0/logs" / f"rank-000{rank}.log").read_text() for rank in (2, 3)]
+    assert logs == ["2 0 4 10.0.0.1 4242\n", "3 1 4 10.0.0.1 4242\n"]
+    assert [(x.rank, x.code, x.signal) for x in sorted(report.exits, key=lambda x: x.rank)] == [(2, 0, None), (3, 0, None)]
+
+
+def test_it_ends_ranks_that_are_not_ordered_any_more(node: Node):
+    node.start()
+    node.order(SLEEP)
+    pids = node.started()
+    assert not node.report().done
+    node.order(None)
+    report = wait_for(lambda: (r := node.report()) and r.done and r)
+    assert {x.signal for x in report.exits} == {signal.SIGTERM}
+    assert not any(map(alive, pids))
+
+
+def test_a_rank_that_does_not_listen_is_killed(node: Node):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(120)"
+    node.start()
+    node.order((sys.executable, "-c", deaf))
+    node.started()
+    log = node.folder / "1.00/a0/logs/rank-0002.log"
+    wait_for(lambda: log.exists() and "deaf" in log.read_text())
+    node.order(None)
+    report = wait_for(lambda: (r := node.report()) and r.done and r)
+    assert signal.SIGKILL in {x.signal for x in report.exits}
+
+
+def test_the_next_attempt_begins_when_the_last_one_is_gone(node: Node):
+    node.start()
+    node.order(SLEEP)
+    old = node.started()
+    node.order(SLEEP, attempt="1.00-a1")
+    new = node.started("a1")
+    assert not any(map(alive, old))
+    assert all(map(alive, new))
+
+
+def test_who_fell_first_is_known(node: Node):
+    second = "import os, time; os.environ['LOCAL_RANK'] == '0' or time.sleep(0.3); raise SystemExit(7 + int(os.environ['RANK']))"
+    node.start()
+    node.order((sys.executable, "-c", second))
+    report = wait_for(lambda: (r := node.report()) and r.done and r)
+    first, last = sorted(report.exits, key=lambda x: x.at)
+    assert (first.rank, first.code, last.rank, last.code) == (2, 9, 3, 10)
+    assert 0.15 < last.at - first.at < 1.0
+
+
+def test_ranks_die_with_their_agent_and_are_not_started_twice(node: Node):
+    node.start()
+    node.order(SLEEP)
+    pids = node.started()
+    node.process.kill()
+    wait_for(lambda: not any(map(alive, pids)))
+    node.process.wait()
+    node.start()
+    report = wait_for(lambda: (r := node.report()) and r.done and r)
+    assert {x.signal for x in report.exits} == {signal.SIGKILL}
+    assert node.pids() == pids
+
+
+def test_an_older_daemons_orders_are_not_obeyed(node: Node):
+    node.start()
+    node.order(SLEEP, epoch=2)
+    pids = node.started()
+    node.beat(lambda beat: beat.orders == (2, 1))
+    node.order(None, epoch=1)
+    time.sleep(1.5)
+    assert all(map(alive, pids))
+
+
+def test_a_drill_kills_one_rank_once(node: Node):
+    drill = Drilling(drill="d0", fault="kill-rank", node=None, arguments={"attempt": "1.00-a0", "rank": 3})
+    node.start()
+    node.order(SLEEP)
+    node.started()
+    node.order(SLEEP, drills=(drill,))
+    report = wait_for(lambda: (r := node.report()) and r.exits and r)
+    assert [(x.rank, x.signal) for x in report.exits] == [(3, signal.SIGKILL)]
+    node.order(SLEEP, attempt="1.00-a1", drills=(drill,))
+    again = node.started("a1")
+    time.sleep(1.2)
+    assert all(map(alive, again))
+
+
+def test_a_drilled_xid_is_in_the_heartbeat_with_its_mark(node: Node):
+    drill = Drilling(drill="d1", fault="xid", node="n1", arguments={"attempt": "1.00-a0", "node": "n1", "xid": 79})
+    node.start()
+    node.order(None, drills=(drill,))
+    (xid,) = node.beat(lambda beat: beat.xids).xids
+    assert (xid.code, xid.drill) == (79, "d1")
+    assert "drill d1" in xid.line
+
+
+def test_released_it_leaves(node: Node):
+    node.start()
+    node.order(SLEEP)
+    pids = node.started()
+    node.order(None, release=True)
+    assert node.process.wait(timeout=15) == 0
+    assert not any(map(alive, pids))
+
+
+def test_a_program_that_does_not_exist_is_reported_as_127(node: Node):
+    node.start()
+    node.order(("/no/such/python",))
+    report = wait_for(lambda: (r := node.report()) and r.done and r)
+    assert {x.code for x in report.exits} == {127}
+    assert "cannot start /no/such/python" in (node.folder / "1.00/a0/logs/rank-0002.log").read_text()
+
+
+def test_without_nvml_it_says_so(node: Node):
+    node.start(LD_LIBRARY_PATH="")
+    assert node.beat().nvml in ("absent", "ok", "driver_not_loaded")
+
+
+def test_it_reports_what_the_driver_says_while_it_runs(node: Node, nvml_library: Path):
+    driver = FakeDriver(node.folder, gpus=2, library=nvml_library)
+    node.start(**driver.env)
+    beat = node.beat(lambda beat: beat.nvml == "ok")
+    assert [gpu.ecc_uncorrected for gpu in beat.gpus] == [0, 0]
+    driver.set(1, ecc_volatile_uncorrected=2)
+    assert node.beat(lambda beat: beat.gpus[1].ecc_uncorrected == 2)
+    driver.lose(0)
+    lost = node.beat(lambda beat: beat.gpus[0].error).gpus[0]
+    assert (lost.error, lost.uuid) == ("gpu_is_lost", beat.gpus[0].uuid), "its identity is remembered"
+
+
+def test_a_hung_driver_is_a_reading_and_does_not_stop_the_agent(
+    node: Node, nvml_library: Path, monkeypatch: pytest.MonkeyPatch
+):
+    driver = FakeDriver(node.folder, gpus=2, library=nvml_library)
+    deadline = "import opt_ops.agent as a; a.READING_DEADLINE = 3.0; a.main()"
+    arguments = ["--folder", str(node.folder), "--node", "n1", "--host", "h"]
+    node.process = subprocess.Popen([sys.executable, "-c", deadline, *arguments], env={**os.environ, **driver.env})
+    node.beat(lambda beat: beat.nvml == "ok")
+    driver.hang(1)
+    node.beat(lambda beat: beat.nvml == "hung")
+    node.order(SLEEP)
+    node.started()
+    driver.resume(1)
+    assert len(node.beat(lambda beat: beat.nvml == "ok" and beat.attempt == "1.00-a0").gpus) == 2
+
+
+def test_a_full_disk_for_reports_does_not_end_the_ranks(node: Node):
+    node.start()
+    node.order(SLEEP)
+    pids = node.started()
+    nodes = node.folder / "1.00/a0/nodes"
+    health = node.folder / "health"
+    node.beat()
+    # A folder in the place of the file makes every write fail, as a full disk does.
+    for path in (nodes / "n1.json", health / "n1.jsonl"):
+        path.rename(path.with_suffix(".kept"))
+        path.mkdir()
+        (path / "x").touch()
+    os.kill(pids[0], signal.SIGKILL)
+    time.sleep(3.0)
+    assert alive(pids[1])
+    assert node.process.poll() is None
+    for path in (nodes / "n1.json", health / "n1.jsonl"):
+        (path / "x").unlink()
+        path.rmdir()
+    report = wait_for(lambda: (r := node.report()) and r.exits and r)
+    assert report.exits[0].signal == signal.SIGKILL
+    assert node.beat(lambda beat: beat.ts > time.time() - 2)
+
+
+def test_which_node_is_this(tmp_path: Path):
+    environment = {name: value for name, value in os.environ.items() if name != "SLURMD_NODENAME"}
+    command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "which node is this?" in done.stderr
+
+
+def test_orders_written_before_the_agent_are_followed(node: Node):
+    write_json(node.folder / "orders.json", {"v": 1})
+    node.order(SLEEP)
+    node.start()
+    assert len(node.started()) == 2

@@ -1,0 +1,261 @@
+"""What is saved is the state of the save's step, in any layout; what cannot be trusted is refused."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.harness import Ranks
+from tests.trainer.test_parallel import build, samples
+from trainer import checkpoint, manifest, optim, parallel
+from trainer.checkpoint import Checkpointer
+from trainer.errors import UserError
+from trainer.loop import advanced, forward_backward, measure
+from trainer.manifest import CheckpointError
+from trainer.model import OPT
+from trainer.telemetry import Progress
+
+SAVED, LAST = 3, 6
+
+
+class Training:
+    """The trainer's parts on one rank, to be stepped by hand."""
+
+    def __init__(self, folder: Path, dp: int, tp: int, *changes: str) -> None:
+        self.recipe = build(dp, tp, *changes)
+        place = parallel.place_from_environment(os.environ)
+        self.layout = parallel.start(place, *parallel.check_layout(self.recipe, place.world))
+        self.model = parallel.shard(OPT(self.recipe.model, self.recipe.seed), self.layout, "fp32")
+        self.optimizer = optim.build(self.model, self.recipe.optim)
+        self.checkpointer = Checkpointer(folder, self.model, self.optimizer)
+        self.progress = Progress()
+        self.samples = samples(self.recipe)
+
+    def step(self) -> float:
+        step = self.progress.step + 1
+        shares = forward_backward(self.model, self.samples, self.recipe, self.layout, self.progress)
+        measured = measure(self.model, *shares, drill_factor=0.0)
+        optim.update(self.optimizer, measured.gnorm, optim.learning_rate(step, self.recipe.optim))
+        self.progress = advanced(self.progress, self.recipe)
+        return measured.loss
+
+    def save(self, digest: str = "sha256:0") -> None:
+        self.checkpointer.save(
+            {
+                "step": self.progress.step,
+                "attempt": "1.00-a1",
+                "ts": 0.0,
+                "layout": {"world": self.layout.world},
+                "data_position": self.progress.data_position,
+                "tokens": self.progress.tokens,
+                "settings_digest": digest,
+                "telemetry": {},
+            }
+        )
+
+    def load(self, path: Path) -> None:
+        found = self.checkpointer.load(path)
+        self.progress = Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """This rank's weights and moments, copied."""
+        state = {}
+        for name, p in self.model.named_parameters():
+            state[name] = p.detach().to_local().clone()
+            state |= {f"{name}.{key}": local(value) for key, value in self.optimizer.state[p].items()}
+        return state
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach().clone()
+
+
+def save_and_go_on(folder: Path, dp: int, tp: int) -> list[float]:
+    training = Training(folder, dp, tp)
+    losses = [training.step() for _ in range(SAVED)]
+    training.save()
+    losses += [training.step() for _ in range(LAST - SAVED)]
+    assert training.checkpointer.wait()
+    return losses[SAVED:]
+
+
+def resume(folder: Path, dp: int, tp: int) -> dict[str, Any]:
+    training = Training(folder, dp, tp)
+    training.load(manifest.step_folder(folder, SAVED))
+    live = optim.readback(training.optimizer)
+    losses = [training.step() for _ in range(LAST - SAVED)]
+    return {
+        "losses": losses,
+        "tied": training.model.lm_head.weight is training.model.embed_tokens.weight,
+        "data_position": training.progress.data_position,
+        "betas": live["betas"],
+    }
+
+
+@pytest.fixture(scope="module")
+def saved(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    folder = tmp_path_factory.mktemp("dp2")
+    return folder, ranks(2, save_and_go_on, folder, 2, 1)[0]
+
+
+@pytest.mark.parametrize(("dp", "tp"), [(2, 1), (1, 2), (2, 2), (1, 1)])
+def test_training_goes_on_alike_in_every_layout(
+    ranks: Ranks, saved: tuple[Path, list[float]], dp: int, tp: int
+) -> None:
+    folder, uninterrupted = saved
+    for rank in ranks(dp * tp, resume, folder, dp, tp):
+        exactly = (dp, tp) == (2, 1)
+        assert rank["losses"] == (uninterrupted if exactly else pytest.approx(uninterrupted, rel=1e-5))
+        assert rank["tied"]
+        assert rank["data_position"] == LAST * build().data.global_batch
+
+
+def test_tied_weights_are_saved_once(saved: tuple[Path, list[float]]) -> None:
+    folder, _ = saved
+    index = checkpoint.FileSystemReader(manifest.step_folder(folder, SAVED)).read_metadata().state_dict_metadata
+    assert "model.embed_tokens.weight" in index
+    assert not [name for name in index if "lm_head" in name]
+
+
+def save_held_back_until_the_next_update(folder: Path) -> list[str]:
+    training = Training(folder, 2, 1)
+    training.step()
+    write, updated = checkpoint.save, threading.Event()
+
+    def late(*args: Any, **kwargs: Any) -> None:
+        assert updated.wait(timeout=30)
+        write(*args, **kwargs)
+
+    checkpoint.save = late
+    try:
+        training.save()
+        at_save = training.state()
+        training.step()
+        updated.set()
+        assert training.checkpointer.wait()
+    finally:
+        checkpoint.save = write
+    after = training.state()
+    training.load(manifest.step_folder(folder, 1))
+    read = training.state()
+    assert all(not torch.equal(at_save[name], after[name]) for name in at_save), "the second update changed nothing"
+    return [name for name in at_save if not torch.equal(read[name], at_save[name])]
+
+
+def test_updates_during_the_save_do_not_leak_into_it(ranks: Ranks, tmp_path: Path) -> None:
+    assert ranks(2, save_held_back_until_the_next_update, tmp_path) == [[], []]
+
+
+def saves_into_used_folders(folder: Path) -> dict[str, Any]:
+    training = Training(folder, 2, 1)
+    training.step()
+    path = manifest.step_folder(folder, 1)
+    first = training.layout.rank == 0
+    found: dict[str, Any] = {}
+
+    def save(digest: str) -> manifest.Manifest | None:
+        training.save(digest)
+        training.checkpointer.wait()  # on rank 0: until it is committed
+        return manifest.verify(path) if first else None
+
+    if first:
+        path.mkdir()
+        (path / "__7_0.distcp").write_bytes(b"of a wider layout, never finished")
+        (path / "rank-0001.json").write_text("{}")
+    save("sha256:0")
+    found["leftovers"] = (path / "__7_0.distcp").exists()
+
+    written = first and (path / "manifest.json").stat().st_mtime_ns
+    save("sha256:0")
+    found["kept"] = first and (path / "manifest.json").stat().st_mtime_ns == written
+
+    other = save("sha256:1")
+    found["replaced"] = other and other.settings_digest == "sha256:1"
+
+    if first:
+        os.truncate(path / ".metadata", 10)
+    found["mended"] = save("sha256:1")
+    return found
+
+
+def test_a_folder_of_the_same_step_is_kept_only_if_it_is_whole_and_of_this_run(ranks: Ranks, tmp_path: Path) -> None:
+    found, _ = ranks(2, saves_into_used_folders, tmp_path)
+    assert not found["leftovers"], "files of an unfinished save were left among the new ones"
+    assert found["kept"], "a good checkpoint of this step was written again"
+    assert found["replaced"], "a checkpoint made under other settings was left in place"
+    assert found["mended"], "a damaged checkpoint was left in place"
+
+
+def saves_that_fail(folder: Path) -> list[bool]:
+    training = Training(folder, 2, 1)
+
+    class FullOnRank1(checkpoint.FileSystemWriter):
+        def write_data(self, *args: Any) -> Any:
+            if training.layout.rank == 1:
+                raise OSError(28, "No space left on device")
+            return super().write_data(*args)
+
+    outcomes = []
+    for writer in (checkpoint.FileSystemWriter, FullOnRank1, checkpoint.FileSystemWriter):
+        training.step()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "FileSystemWriter", writer)
+            training.save()
+            outcomes.append(training.checkpointer.wait())
+    return outcomes
+
+
+def test_a_failed_save_leaves_no_marker_and_the_next_one_succeeds(ranks: Ranks, tmp_path: Path) -> None:
+    manifest.step_folder(tmp_path, 1).write_text("a file where rank 0 needs a folder")
+    assert ranks(2, saves_that_fail, tmp_path) == [[False, False, True]] * 2
+    assert [step for step, _ in manifest.committed(tmp_path)] == [3]
+
+
+def refusal(folder: Path, *changes: str) -> str:
+    training = Training(folder, 2, 1, *changes)
+    before = training.state()
+    try:
+        training.load(manifest.step_folder(folder, SAVED))
+    except (CheckpointError, UserError) as error:
+        after = training.state()
+        assert all(torch.equal(before[name], after[name]) for name in before), "refused, but read"
+        return f"{type(error).__name__}: {error}"
+    return "accepted"
+
+
+def test_damage_is_refused_on_all_ranks_before_anything_is_read(
+    ranks: Ranks, saved: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder, _ = saved
+    copy = manifest.step_folder(tmp_path, SAVED)
+    copy.mkdir()
+    for file in manifest.step_folder(folder, SAVED).iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    content = bytearray((copy / "__1_0.distcp").read_bytes())
+    content[-100] ^= 4
+    (copy / "__1_0.distcp").write_bytes(content)
+    for message in ranks(2, refusal, tmp_path):
+        assert message.startswith("CheckpointError")
+        assert "the content of __1_0.distcp has changed" in message
+
+
+def test_another_model_is_refused_with_the_first_difference(ranks: Ranks, saved: tuple[Path, list[float]]) -> None:
+    folder, _ = saved
+    for message in ranks(2, refusal, folder, "model.num_layers=3"):
+        assert message.startswith("UserError")
+        assert "model.layers.2.fc1.bias is absent there and (128,) here" in message
+
+
+def test_settings_of_the_optimizer_never_come_from_a_checkpoint(ranks: Ranks, saved: tuple[Path, list[float]]) -> None:
+    folder, _ = saved
+    assert ranks(2, betas_after_load, folder) == [[0.8, 0.9]] * 2
+
+
+def betas_after_load(folder: Path) -> list[float]:
+    training = Training(folder, 2, 1, "optim.betas=0.8,0.9")
+    training.load(manifest.step_folder(folder, SAVED))
+    training.step()
+    return optim.readback(training.optimizer)["betas"]

@@ -1,0 +1,79 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.dropout import Clock, Dropout, keep_mask
+from trainer.hashing import MASK, key, mix, mix_
+
+CPU = torch.device("cpu")
+
+
+def mask(p: float = 0.1, site: int = 0, shape: tuple[int, int, int] = (16, 64, 96), **clock: int) -> torch.Tensor:
+    return keep_mask(torch.Size(shape), p, site, Clock(**({"seed": 1, "step": 1} | clock)), CPU)
+
+
+@given(st.lists(st.integers(0, MASK), min_size=1, max_size=50))
+def test_tensors_and_integers_are_mixed_alike(words: list[int]) -> None:
+    assert mix_(torch.tensor(words)).tolist() == [mix(word) for word in words]
+
+
+def test_mixing_gives_the_bits_it_always_gave() -> None:
+    # Golden values: another function would change the order of data and every mask of runs that are under way.
+    assert [mix(word) for word in (0, 1, 2, MASK)] == [0, 0x86D2FA73, 0x0DA7F4E7, 0x99B5E683]
+    assert key(1, 2, 3) == 0x127DF55E
+
+
+@given(
+    batch=st.tuples(st.integers(0, 4), st.integers(1, 4)),
+    sequence=st.tuples(st.integers(0, 12), st.integers(1, 12)),
+    step=st.integers(1, 10**6),
+    sample=st.integers(0, 2**40),
+)
+def test_the_mask_of_a_shard_is_the_slice_of_the_whole(
+    batch: tuple[int, int], sequence: tuple[int, int], step: int, sample: int
+) -> None:
+    (b, height), (t, length) = batch, sequence
+    whole = mask(0.5, shape=(8, 24, 16), step=step, first_sample=sample)
+    shard = mask(0.5, shape=(height, length, 16), step=step, first_sample=sample + b, first_position=t)
+    assert torch.equal(shard, whole[b : b + height, t : t + length])
+
+
+def test_the_share_dropped_is_p_in_every_direction() -> None:
+    for p in (0.1, 0.5):
+        dropped = 1 - mask(p).double()
+        for dims in ((0, 1), (0, 2), (1, 2)):
+            count = dropped.numel() / dropped.mean(dims).numel()
+            deviations = (dropped.mean(dims) - p) / (p * (1 - p) / count) ** 0.5
+            assert deviations.abs().max() < 4.5
+            assert 0.6 < deviations.std() < 1.4, "as even or as uneven as no independent draws are"
+
+
+def test_masks_of_neighbours_are_independent() -> None:
+    def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+        return torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1].item()
+
+    first = mask(0.5)
+    others = {
+        "step": mask(0.5, step=2),
+        "seed": mask(0.5, seed=2),
+        "site": mask(0.5, site=1),
+        "channel": first.roll(1, 2),
+        "position": first.roll(1, 1),
+        "sample": first.roll(1, 0),
+    }
+    limit = 4.5 / first.numel() ** 0.5
+    assert {name: c for name, other in others.items() if abs(c := correlation(first, other)) > limit} == {}
+
+
+def test_the_mean_is_kept_and_gradients_pass_where_values_do() -> None:
+    x = torch.ones(16, 64, 96, requires_grad=True)
+    y = Dropout(0.2, 3, Clock(seed=1, step=1))(x)
+    assert abs(y.mean().item() - 1) < 0.01
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_without_dropout_nothing_is_touched() -> None:
+    x = torch.ones(1, 2, 3)
+    assert Dropout(0.0, 0, Clock())(x) is x

@@ -1,0 +1,84 @@
+"""What the command line says before any training."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.harness import train
+from trainer import loop, manifest, recipes
+from trainer.errors import UserError
+from trainer.loop import Job
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (
+            ["--set", "optim.peek_lr=1"],
+            "--set optim.peek_lr=1: no setting is called 'optim.peek_lr'. Did you mean optim.peak_lr or optim.eps?",
+        ),
+        (["--lr-factor", "450"], "--lr-factor 450: expected STEP:FACTOR"),
+        (["--lr-factor", "450:0"], "--lr-factor 450:0: expected STEP:FACTOR"),
+    ],
+)
+def test_a_user_error_is_one_clear_line_and_78(tmp_path: Path, words: list[str], why: str) -> None:
+    folders = ["--run-dir", tmp_path / "a1", "--checkpoint-dir", tmp_path / "checkpoints"]
+    (done,) = train(0, "--recipe", "opt-tiny", *folders, *words)
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"error: {why}")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_run_folder_must_be_named() -> None:
+    (done,) = train(0, "--recipe", "opt-tiny")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr == "error: --run-dir is required; --help shows examples.\n"
+
+
+def test_an_unknown_option_is_a_user_error_too() -> None:
+    (done,) = train(0, "--recipe", "opt-tiny", "--resum", "x")
+    assert done.returncode == 78
+    assert done.stderr == "error: unrecognized arguments: --resum x; --help shows examples.\n"
+
+
+def test_recipes_can_be_listed() -> None:
+    (done,) = train(0, "--list-recipes")
+    assert done.returncode == 0
+    assert "opt-125m: OPT-125M as published" in done.stdout
+    assert "  optim.betas=0.9,0.95\n" in done.stdout
+
+
+def job(tmp_path: Path, **changes: object) -> Job:
+    values = {
+        "recipe_name": "opt-tiny",
+        "recipe": recipes.build("opt-tiny"),
+        "run_dir": tmp_path / "a1",
+        "checkpoint_dir": tmp_path / "checkpoints",
+        "attempt": "a1",
+        "resume": None,
+        "from_scratch": False,
+        "lr_factors": [],
+        "data": [],
+        "tokenizer": None,
+        "process_start": 0.0,
+    }
+    return Job(**(values | changes))  # pyright: ignore[reportArgumentType]
+
+
+def test_it_never_starts_over_in_silence(tmp_path: Path) -> None:
+    path = manifest.step_folder(tmp_path / "checkpoints", 450)
+    path.mkdir(parents=True)
+    loop.check_folders(job(tmp_path))
+    (path / "COMMITTED").touch()
+    with pytest.raises(UserError, match=f"holds a checkpoint of step 450: continue with --resume {path}, or"):
+        loop.check_folders(job(tmp_path))
+    loop.check_folders(job(tmp_path, from_scratch=True))
+    loop.check_folders(job(tmp_path, resume=path))
+
+
+def test_an_attempt_does_not_write_into_anothers_telemetry(tmp_path: Path) -> None:
+    (tmp_path / "a1").mkdir()
+    (tmp_path / "a1" / "telemetry.jsonl").touch()
+    with pytest.raises(UserError, match="a --run-dir of its own"):
+        loop.check_folders(job(tmp_path))

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from trainer import optim
+from trainer.recipes import OptimConfig
+
+CONFIG = OptimConfig(peak_lr=1.0, warmup_steps=10, total_steps=110, final_fraction=0.1)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(1, 0.1), (5, 0.5), (10, 1.0), (60, 0.55), (110, 0.1), (111, 0.1), (10_000, 0.1)]
+)
+def test_warm_up_then_decay_then_constant(step: int, expected: float) -> None:
+    assert optim.learning_rate(step, CONFIG) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_schedule_is_the_formula_of_the_formats() -> None:
+    c = CONFIG
+    for step in range(1, c.total_steps + 1):
+        decay = 1 - (1 - c.final_fraction) * max(0, step - c.warmup_steps) / (c.total_steps - c.warmup_steps)
+        assert optim.learning_rate(step, c) == c.peak_lr * min(step / c.warmup_steps, decay)
+
+
+def test_factors_touch_the_updates_after_their_step_and_multiply() -> None:
+    factors = [(60, 0.5), (20, 0.75)]
+
+    def ratio(step: int) -> float:
+        return optim.learning_rate(step, CONFIG, factors) / optim.learning_rate(step, CONFIG)
+
+    assert [ratio(step) for step in (20, 21, 60, 61, 200)] == pytest.approx([1, 0.75, 0.75, 0.375, 0.375])
+
+
+def test_readback_tells_what_the_optimizer_has_not_what_was_configured() -> None:
+    optimizer = optim.build(torch.nn.Linear(2, 2), CONFIG)
+    assert optim.readback(optimizer) == {"lr": 0.0, "betas": [0.9, 0.95], "weight_decay": 0.1, "clip_norm": 1.0}
+    optimizer.param_groups[0] |= {"lr": 0.5, "betas": (0.8, 0.9), "weight_decay": 0.0, "clip_norm": 2.5}
+    assert optim.readback(optimizer) == {"lr": 0.5, "betas": [0.8, 0.9], "weight_decay": 0.0, "clip_norm": 2.5}
+
+
+def test_all_parameters_decay_biases_and_norms_too() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    optimizer = optim.build(model, CONFIG)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0)
+            p.grad = torch.zeros_like(p)
+    optim.update(optimizer, gnorm=0.0, lr=0.5)
+    assert [p.unique().item() for p in model.parameters()] == pytest.approx([0.95] * 4)

@@ -1,0 +1,113 @@
+import pytest
+
+from trainer import recipes
+from trainer.errors import UserError
+from trainer.recipes import RECIPES, build, settings_of
+
+# Growing this set is a decision: each setting is one more thing to explain, to test and to get wrong.
+SETTINGS = {
+    "steps",
+    "model.vocab_size",
+    "model.max_positions",
+    "model.num_layers",
+    "model.hidden_size",
+    "model.num_heads",
+    "model.dropout",
+    "model.init_std",
+    "data.seq_len",
+    "data.global_batch",
+    "data.micro_batch",
+    "optim.peak_lr",
+    "optim.warmup_steps",
+    "optim.total_steps",
+    "optim.final_fraction",
+    "optim.betas",
+    "optim.eps",
+    "optim.weight_decay",
+    "optim.clip_norm",
+    "parallel.dp",
+    "parallel.tp",
+    "precision",
+    "seed",
+    "checkpoint_every",
+    "log_every",
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_settings_are_these_and_no_others(name: str) -> None:
+    assert {key for key, _ in settings_of(build(name))} == SETTINGS
+
+
+def test_opt_125m_is_the_published_one() -> None:
+    recipe = build("opt-125m")
+    tokens = recipe.data.global_batch * recipe.data.seq_len
+    assert tokens == pytest.approx(0.5e6, rel=0.05)
+    assert (recipe.steps - 1) * tokens < 300e9 <= recipe.steps * tokens
+    assert recipe.optim.warmup_steps * tokens == pytest.approx(375e6, rel=0.01)
+    assert (recipe.model.num_layers, recipe.model.hidden_size, recipe.model.num_heads) == (12, 768, 12)
+    assert recipe.optim.peak_lr == 6e-4
+
+
+def test_set_is_typed_by_the_setting() -> None:
+    changes = ["steps=7", "optim.peak_lr=3e-4", "optim.betas=0.8,0.99", "precision=bf16", "parallel.tp=2"]
+    recipe = build("opt-tiny", changes)
+    assert recipe.steps == 7
+    assert recipe.optim.peak_lr == 3e-4
+    assert recipe.optim.betas == (0.8, 0.99)
+    assert recipe.precision == "bf16"
+    assert recipe.parallel.tp == 2
+    assert recipe.model == build("opt-tiny").model
+
+
+def test_the_last_of_two_settings_counts() -> None:
+    assert build("opt-tiny", ["seed=3", "seed=4"]).seed == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("optim.peek_lr=1", "Did you mean optim.peak_lr"),
+        ("dropout=0", "Did you mean model.dropout"),
+        ("zzz=1", r"no setting is called 'zzz'\. --list-recipes"),
+        ("steps", "expected key=value"),
+        ("steps=many", "'many' is not a whole number"),
+        ("steps=1.5", "not a whole number"),
+        ("optim.peak_lr=high", "not a number"),
+        ("optim.betas=0.9", "not 2 numbers separated by a comma"),
+        ("precision=fp8", "not one of fp32, bf16"),
+        ("steps=0", "steps must be at least 1"),
+        ("model.num_heads=0", "model.num_heads must be at least 1"),
+        ("model.num_heads=3", "multiple of model.num_heads"),
+        ("data.seq_len=129", "must not exceed model.max_positions"),
+        ("model.dropout=1", "model.dropout must be"),
+        ("optim.warmup_steps=600", "below optim.total_steps"),
+        ("optim.betas=0.9,1", "optim.betas must be"),
+        ("optim.peak_lr=nan", "optim.peak_lr"),
+        ("model=1", "no setting is called 'model'"),
+    ],
+)
+def test_a_wrong_setting_is_explained(setting: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        build("opt-tiny", [setting])
+
+
+def test_an_unknown_recipe_is_explained() -> None:
+    with pytest.raises(UserError, match=r"Did you mean opt-tiny\? Recipes: opt-tiny, opt-125m"):
+        build("opt-tinny")
+
+
+def test_the_digest_tells_trajectories_apart_but_not_layouts() -> None:
+    def digest(*settings: str, factors: tuple[tuple[int, float], ...] = (), data: str = "d") -> str:
+        return recipes.trajectory_digest(build("opt-tiny", settings), factors, data)
+
+    same = [digest(), digest("parallel.tp=2"), digest("steps=9"), digest("checkpoint_every=7"), digest("log_every=1")]
+    assert len(set(same)) == 1
+    different = [
+        digest("seed=2"),
+        digest("optim.peak_lr=1e-4"),
+        digest("data.global_batch=16"),
+        digest(factors=((450, 0.5),)),
+        digest(data="e"),
+    ]
+    assert len({same[0], *different}) == 1 + len(different)

@@ -1,0 +1,70 @@
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer import optim, parallel, recipes, telemetry
+from trainer.parallel import Place
+from trainer.telemetry import Measured, Progress, Telemetry
+
+
+@pytest.mark.parametrize(
+    ("layers", "size", "heads", "gigaflops"), [(12, 768, 12, 0.85), (24, 2048, 32, 8.47), (96, 12288, 96, 1062)]
+)
+def test_operations_per_token_are_those_of_the_published_sizes(
+    layers: int, size: int, heads: int, gigaflops: float
+) -> None:
+    shape = {"num_layers": layers, "hidden_size": size, "num_heads": heads}
+    recipe = recipes.build("opt-125m", [f"model.{name}={value}" for name, value in shape.items()])
+    assert telemetry.flops_per_token(recipe) / 1e9 == pytest.approx(gigaflops, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H200", 989.0), ("NVIDIA H100 80GB HBM3", 989.0), ("NVIDIA H100 PCIe", 756.0), ("Tesla T4", None)],
+)
+def test_the_peak_is_known_or_it_is_not(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert telemetry._peak_tflops(torch.device("cuda", 0)) == peak
+    assert telemetry._peak_tflops(torch.device("cpu")) is None
+
+
+def lines_of_hard_numbers(path: Path) -> list[bytes]:
+    """What reaches the file, write by write."""
+    layout = parallel.start(Place(0, 1, 0), 1, 1)
+    recorder = Telemetry(path, recipes.build("opt-tiny"), layout, process_start=time.monotonic())
+    optimizer = optim.build(torch.nn.Linear(2, 2), recipes.build("opt-tiny").optim)
+    writes: list[bytes] = []
+    system_write = os.write
+
+    def write(fd: int, content: bytes) -> int:
+        writes.append(content)
+        return system_write(fd, content)
+
+    os.write = write
+    try:
+        recorder.record(1, Measured(800.0, 1.0, 0.5, 1.0), optimizer, Progress(step=1), 0.0)
+        recorder.record(2, Measured(math.inf, 1.0, 0.5, 1.0), optimizer, Progress(step=1), 0.0)
+        recorder.record(3, Measured(1.0, math.nan, math.nan, 1.0), optimizer, Progress(step=1), 0.0)
+    finally:
+        os.write = system_write
+    return writes
+
+
+def test_a_line_is_one_write_of_strict_json(ranks, tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.jsonl"
+    (writes,) = ranks(1, lines_of_hard_numbers, path)
+    assert b"".join(writes) == path.read_bytes()
+    assert all(write.endswith(b"\n") and write.count(b"\n") == 1 for write in writes)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    huge, infinite, nan = (json.loads(write, parse_constant=refuse) for write in writes)
+    assert (huge["loss"], huge["ppl"], huge["finite"]) == (800.0, None, True)
+    assert (infinite["loss"], infinite["finite"]) == (None, False)
+    assert (nan["gnorm"], nan["actv_norm"], nan["clip"], nan["finite"]) == (None, None, 0, False)
