@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from opt_ops.core.events import AllocationFailed, AllocationSubmitted, DrillDone, Event, NodeDrained
-from opt_ops.core.run import Attempt, State, attempt_folder
-from opt_ops.core.values import Fault
+from opt_ops.core.run import Allocation, Attempt, State, attempt_folder
+from opt_ops.core.values import AllocationStatus, Fault
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.ports import Drilling, Launch, Orders, Ports
 
@@ -65,8 +65,7 @@ class Hands:
             return
         try:
             if allocation.job is not None:
-                now = self._ports.clock.now()
-                if allocation.release_at is not None and now - allocation.release_at > _CANCEL_SECONDS:
+                if self._must_cancel(allocation):
                     scheduler.cancel(allocation.job)
             elif allocation.epoch == state.epoch and allocation.name not in self._tried:
                 self._tried.add(allocation.name)
@@ -80,6 +79,13 @@ class Hands:
             return  # not an outcome: ask again at the next tick
         except Refused as error:
             yield AllocationFailed(allocation=allocation.name, why=str(error))
+
+    def _must_cancel(self, allocation: Allocation) -> bool:
+        """Agents leave by themselves when released; a job that has none yet, or that lingers, is cancelled."""
+        if allocation.release_at is None:
+            return False
+        queued = allocation.status is AllocationStatus.QUEUED
+        return queued or self._ports.clock.now() - allocation.release_at > _CANCEL_SECONDS
 
     def _drains(self, state: State) -> Iterator[Event]:
         for node in state.nodes.values():

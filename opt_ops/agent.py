@@ -170,6 +170,7 @@ class Agent:
     def run(self) -> None:
         """Until the orders release the node, or SIGTERM."""
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_leaving", True))
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's handler of it would requeue the job
         wake = _wake_on_child_exit()
         try:
             while not self._step():

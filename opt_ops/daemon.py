@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from opt_ops import __version__, lineages
+from opt_ops import __version__, agent, lineages
 from opt_ops.act import Site
 from opt_ops.adapters.checkpoints import FileCheckpoints
 from opt_ops.adapters.local import LocalScheduler
@@ -198,7 +198,7 @@ class Daemon:
             return LocalScheduler(path, config.local.nodes)
         from opt_ops.adapters.slurm import SlurmOptions, SlurmScheduler
 
-        return SlurmScheduler(path, SlurmOptions(**config.slurm.model_dump()))
+        return SlurmScheduler(path, SlurmOptions(**config.slurm.model_dump()), agent.main)
 
     def _new_projections(self, path: Path) -> list[Projection]:
         config = self._config

@@ -7,10 +7,9 @@ means *unknown*, never gone. Nobody but the supervisor restarts anything: no req
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,9 +61,11 @@ class SlurmScheduler:
 
     grace_seconds = 30.0  # sbatch may be under way when the daemon is killed
 
-    def __init__(self, folder: Path, options: SlurmOptions) -> None:
+    def __init__(self, folder: Path, options: SlurmOptions, agent: Callable[[list[str]], None]) -> None:
+        """`agent` is what every held node runs, given its command line."""
         self._folder = folder
         self._options = options
+        self._agent = agent
         self._cached: dict[str, tuple[float, JobState]] = {}
 
     def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
@@ -93,7 +94,7 @@ class SlurmScheduler:
         }
         executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
         try:
-            return executor.submit(_agent_task, str(self._folder)).job_id
+            return executor.submit(self._agent, ["--folder", str(self._folder)]).job_id
         except (FailedJobError, FailedSubmissionError) as error:
             if any(word in str(error) for word in _REFUSALS):
                 raise Refused(f"sbatch refused the job: {error}", "correct [slurm] in opt-ops.toml") from error
@@ -184,14 +185,6 @@ def _ask(*command: str, may_fail: str = "") -> list[str]:
             return []
         raise SchedulerUnavailable(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return [line for line in done.stdout.splitlines() if line]
-
-
-def _agent_task(folder: str) -> None:
-    """What the job runs on every node. submitit's own handler of the warning signal would requeue: it is taken out."""
-    from opt_ops.agent import main
-
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    main(["--folder", folder])
 
 
 def nodes_by_state(partition: str | None) -> dict[str, int]:

@@ -13,6 +13,7 @@ import typer
 
 from opt_ops import lineages
 from opt_ops.config import Config, load
+from opt_ops.core.events import RequestRefused
 from opt_ops.errors import NotFound, OptOpsError, Refused
 from opt_ops.files import read_json
 from opt_ops.render import Format, say
@@ -93,10 +94,8 @@ def ask_daemon(path: Path, who: str, verb: str, arguments: Mapping[str, Any], wa
             return
         time.sleep(0.1)
     for entry in reversed(lineages.entries(path)):
-        if getattr(entry.event, "request", None) == request.request:
-            if why := getattr(entry.event, "why", ""):
-                raise Refused(f"the daemon refused: {why}")
-            return
+        if isinstance(entry.event, RequestRefused) and entry.event.request == request.request:
+            raise Refused(f"the daemon refused: {entry.event.why}")
 
 
 def daemon_alive(runs: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import takewhile
 
 from opt_ops.core.events import (
     AllocationIntended,
@@ -165,18 +166,25 @@ def plan_run(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def release(state: State, now: float, policy: Policy) -> Event | None:
-    """Give the nodes back: the lineage has ended, or too few of them are fit."""
+    """Give the nodes back: the lineage has ended, too few of them are fit, or only spares keep us in the queue."""
     allocation, attempt = state.allocation, state.attempt
     if allocation is None or not allocation.live or allocation.release_at or (attempt and attempt.live):
         return None
     if state.ended:
         return ReleaseIntended(allocation=allocation.name, why=f"the lineage is {state.status}")
-    waited = now - max(allocation.since, attempt.ended_at or 0 if attempt else 0)
-    fit = len(eligible_nodes(state, policy))
     wanted = _shape(state).nodes
-    if allocation.status is AllocationStatus.RUNNING and fit < wanted and waited > policy.preflight_seconds:
-        why = f"{fit} nodes fit after {waited:.0f} s, {wanted} wanted"
-        return ReleaseIntended(allocation=allocation.name, why=why)
+    waited = now - max(allocation.since, attempt.ended_at or 0 if attempt else 0)
+    if allocation.status is AllocationStatus.QUEUED:
+        only_spares = allocation.job is not None and allocation.wanted > wanted
+        if only_spares and waited > policy.spare_seconds:
+            why = f"in the queue for {waited:.0f} s: {wanted} nodes without spares may be had sooner"
+            return ReleaseIntended(allocation=allocation.name, why=why)
+        return None
+    fit = len(eligible_nodes(state, policy))
+    all_heard = all((node := state.nodes.get(name)) and node.reason != "silent" for name in allocation.nodes)
+    patience = policy.unfit_seconds if all_heard else policy.preflight_seconds
+    if fit < wanted and waited > patience:
+        return ReleaseIntended(allocation=allocation.name, why=f"{fit} of {wanted} nodes fit after {waited:.0f} s")
     return None
 
 
@@ -185,20 +193,17 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     allocation = state.allocation
     if state.ended or (allocation is not None and allocation.live) or (state.attempt and state.attempt.live):
         return None
-    failed = 0
-    for earlier in reversed(list(state.allocations.values())):
-        if earlier.failed is None:
-            break
-        failed += 1
-    if failed >= policy.submit_tries and allocation is not None:
-        return LineageHalted(why=f"no nodes after {failed} tries: {allocation.failed}", incident=None)
-    if failed and allocation is not None and now - allocation.since < policy.submit_wait_seconds:
+    fruitless = list(takewhile(lambda each: not each.ran, reversed(list(state.allocations.values()))))
+    refused = [each for each in fruitless if each.failed is not None]
+    if len(refused) >= policy.submit_tries:
+        return LineageHalted(why=f"no nodes after {len(refused)} tries: {refused[0].failed}", incident=None)
+    if refused and now - refused[0].since < policy.submit_wait_seconds:
         return None
     assert state.lineage is not None
     excluded = tuple(sorted(name for name, node in state.nodes.items() if node.excluded_by is not None))
     shape = _shape(state)
+    spares = 0 if fruitless else shape.spares  # training without spares is better than not training
     name = f"{state.lineage.lineage}-n{len(state.allocations)}"
-    spares = 0 if failed else shape.spares  # training without spares is better than not training
     return AllocationIntended(allocation=name, nodes=shape.nodes + spares, exclude=excluded)
 
 

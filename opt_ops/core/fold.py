@@ -90,7 +90,8 @@ def _daemon_started(state: State, event: e.DaemonStarted, _: e.Entry) -> State:
         name: replace(drill, done=True) if drill.fault is Fault.KILL_DAEMON else drill
         for name, drill in state.drills.items()
     }
-    return replace(state, blind_seconds=event.blind_seconds, drills=drills)
+    running = state.attempt is not None and state.attempt.live
+    return replace(state, blind_seconds=event.blind_seconds if running else None, drills=drills)
 
 
 def _lineage_started(state: State, event: e.LineageStarted, entry: e.Entry) -> State:
@@ -169,6 +170,8 @@ def _allocation_changed(state: State, event: e.AllocationChanged, entry: e.Entry
     changes: dict[str, Any] = {"reason": event.reason}
     if event.status is not AllocationStatus.UNKNOWN:
         changes |= {"status": event.status, "since": entry.ts, "nodes": event.nodes}
+    if event.status is AllocationStatus.RUNNING:
+        changes["ran"] = True
     state = _with_allocation(state, event.allocation, **changes)
     if event.status is AllocationStatus.RUNNING and state.status is Status.QUEUED:
         return _move(state, Status.PREFLIGHT, entry)

@@ -24,7 +24,7 @@ def _name(state: State) -> str:
 
 def _daemon_restart(state: State, now: float) -> IncidentOpened | None:
     attempt = state.attempt
-    if state.blind_seconds is None or attempt is None or not attempt.live:
+    if state.blind_seconds is None or attempt is None:
         return None
     if any(i.kind == "daemon_restart" and i.opened_epoch == state.epoch for i in state.incidents.values()):
         return None

@@ -52,7 +52,9 @@ class Policy:
     spike: SpikeRule
     hang: HangRule
     silent_seconds: float
-    preflight_seconds: float = 120.0  # for enough nodes to report and be fit
+    preflight_seconds: float = 120.0  # for held nodes that have not been heard
+    unfit_seconds: float = 15.0  # when all were heard and too few are fit
+    spare_seconds: float = 120.0  # in the queue for spares, before nodes are asked for without them
     examine_seconds: float = 60.0  # that a launch waits for a newer checkpoint's examination
     submit_tries: int = 5
     submit_wait_seconds: float = 30.0

@@ -126,6 +126,7 @@ class Allocation:
     nodes: tuple[str, ...] = ()
     since: float = 0.0
     reason: str = ""
+    ran: bool = False  # whether it ever held nodes
     release_at: float | None = None
     failed: str | None = None
 
@@ -217,7 +218,7 @@ class State:
     since: float = 0.0
     seq: int = 0
     epoch: int = 0
-    blind_seconds: float | None = None  # how long this life of the daemon came after the one before it
+    blind_seconds: float | None = None  # an attempt ran while no daemon watched, for this long
     lineage: LineageStarted | None = None
     started_at: float = 0.0
     runs: Mapping[str, Run] = field(default_factory=dict[str, Run])

@@ -1,0 +1,47 @@
+# Every target does its own set-up: a virtual environment, and Debian packages where we are root and they are missing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test check format mlflow slurm-up slurm-down debian clean
+.DEFAULT_GOAL := help
+
+help:            ## what can be made
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+# Set up again when a requirement changes. The stamp is written last: an interrupted set-up is done again.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/.installed  ## one supervised run on this machine, four faults, nobody at the keyboard (4 minutes)
+	$(BIN)/python scripts/demo.py
+
+test: .venv/.installed debian  ## all tests, on a real Slurm and in a real browser
+	$(BIN)/python -m pytest -rs
+
+check: .venv/.installed  ## what a reviewer would run: style, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: .venv/.installed  ## mend what can be mended by a tool
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+mlflow: .venv/.installed  ## serve the chronicle in MLflow on 127.0.0.1:5000
+	$(BIN)/opt-ops mlflow open
+
+slurm-up: .venv/.installed debian  ## a real Slurm with four nodes on this machine
+	@$(BIN)/python tests/slurm/cluster.py up
+
+slurm-down:      ## stop it without a trace
+	@$(BIN)/python tests/slurm/cluster.py down
+
+# Only the tests need these. Where we are not root, what is missing makes tests skip and say so.
+debian:
+	@sh scripts/debian.sh
+
+clean:           ## forget the virtual environment
+	rm -rf .venv

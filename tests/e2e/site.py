@@ -1,0 +1,127 @@
+"""A site for end-to-end tests: a folder with a configuration, a real daemon, real agents, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from opt_ops import lineages
+from opt_ops.core.events import Entry
+from opt_ops.core.run import State
+from playbooks import loader
+
+STUB = Path(__file__).with_name("stub_trainer.py")
+
+# The shipped playbooks with the patience of a test.
+QUICK = {
+    "hang.md": {"floor_seconds = 60.0": "floor_seconds = 1.5", "startup_seconds = 900.0": "startup_seconds = 20.0"},
+    "silent_node.md": {"seconds = 30.0": "seconds = 6.0"},
+    "loss_spike.md": {"margin_steps = 100": "margin_steps = 20", "heal_steps = 50": "heal_steps = 20"},
+    "non_finite_loss.md": {"margin_steps = 50": "margin_steps = 10"},
+}
+
+
+class Site:
+    """One runs folder with its daemon."""
+
+    def __init__(self, folder: Path, config: str = "", trainer: str = f"'{sys.executable}', '{STUB}'") -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+        self._daemon: subprocess.Popen[bytes] | None = None
+        playbooks = folder / "playbooks"
+        playbooks.mkdir()
+        for path in loader.folder().glob("*.md"):
+            text = path.read_text()
+            for old, new in QUICK.get(path.name, {}).items():
+                assert old in text
+                text = text.replace(old, new, 1)
+            (playbooks / path.name).write_text(text)
+        head = f"playbooks = 'playbooks'\ntick_seconds = 0.2\n{config}\n[mlflow]\nenabled = false\n"
+        chronicle = "[chronicle]\nevery_seconds = 3600\n"
+        (folder / "opt-ops.toml").write_text(f"{head}{chronicle}[trainer]\ncommand = [{trainer}]\n")
+
+    def command(self, *arguments: str, code: int = 0, **environment: str) -> str:
+        """Run an opt-ops command; its stdout."""
+        done = subprocess.run(
+            [sys.executable, "-m", "opt_ops", *arguments],
+            cwd=self.folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code, f"{arguments} left with {done.returncode}:\n{done.stdout}{done.stderr}"
+        return done.stdout if code == 0 else done.stdout + done.stderr
+
+    def start_daemon(self, **environment: str) -> subprocess.Popen[bytes]:
+        log = (self.folder / "daemon.log").open("ab")
+        command = [sys.executable, "-m", "opt_ops", "daemon", "run"]
+        self._daemon = subprocess.Popen(
+            command, cwd=self.folder, env={**os.environ, **environment}, stdout=log, stderr=log
+        )
+        log.close()
+        return self._daemon
+
+    def kill_daemon(self) -> None:
+        assert self._daemon is not None
+        self._daemon.kill()
+        self._daemon.wait()
+
+    def start(self, *settings: str, **shape: int) -> str:
+        options = [f"--{name}={value}" for name, value in shape.items()]
+        return self.command("run", "start", "stub", *(f"--set={s}" for s in settings), *options, "-q").strip()
+
+    def state(self, lineage: str = "1") -> State:
+        return lineages.state(self.runs / lineage)
+
+    def entries(self, lineage: str = "1") -> list[Entry]:
+        return lineages.entries(self.runs / lineage)
+
+    def wait(self, what: Callable[[State], Any], seconds: float = 60.0, lineage: str = "1") -> Any:
+        """Wait until something is true of the lineage's state."""
+        deadline = time.monotonic() + seconds
+        while True:
+            state = self.state(lineage)
+            if value := what(state):
+                return value
+            if time.monotonic() > deadline:
+                log = (self.folder / "daemon.log").read_text()
+                raise AssertionError(f"still {state.status} {state.why}\n{log[-3000:]}")
+            time.sleep(0.1)
+
+    def ended(self, lineage: str = "1", seconds: float = 60.0) -> State:
+        """Wait until the lineage has ended and holds nothing any more."""
+        return self.wait(lambda state: state.settled and state, seconds, lineage)
+
+    def pids(self, attempt: str) -> dict[int, int]:
+        """The ranks' processes, by rank."""
+        run, _, number = attempt.partition("-")
+        found: dict[int, int] = {}
+        for path in (self.runs / "1" / run / number / "nodes").glob("*.json"):
+            found |= {rank["rank"]: rank["pid"] for rank in json.loads(path.read_text())["ranks"] if rank["pid"]}
+        return found
+
+    def agents(self) -> dict[str, int]:
+        """The local agents' processes, by node."""
+        found: dict[str, int] = {}
+        for path in (self.runs / "1" / "agents").glob("*.json"):
+            found |= {agent["node"]: agent["pid"] for agent in json.loads(path.read_text())}
+        return found
+
+    def close(self) -> None:
+        """End the daemon and every agent; their ranks die with them."""
+        if self._daemon is not None and self._daemon.poll() is None:
+            self._daemon.terminate()
+            self._daemon.wait(timeout=20)
+        for pid in self.agents().values():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
