@@ -136,6 +136,7 @@ class Agents(Protocol):
 class TrainerConfig:
     """What the trainer says that it runs under."""
 
+    steps: int
     schedule: Schedule
     optimizer: Optimizer
     versions: Mapping[str, Any]

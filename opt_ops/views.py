@@ -61,7 +61,7 @@ def lineage_row(path: Path, now: float) -> dict[str, Any]:
     state = read_state(path)
     attempt, allocation = state.attempt, state.allocation
     point = newest_point(path, attempt)
-    schedule = next((a.schedule for a in reversed(list(state.attempts.values())) if a.schedule), None)
+    steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
     step = point.step if point else (attempt.last_step if attempt else None)
     good = newest_good(state, state.run.name) if state.run else None
     return {
@@ -71,8 +71,8 @@ def lineage_row(path: Path, now: float) -> dict[str, Any]:
         "job": allocation.job if allocation and allocation.live else None,
         "nodes": len(attempt.nodes) if attempt and attempt.live else None,
         "step": step,
-        "steps": schedule.total_steps if schedule else None,
-        "progress": f"{step}/{schedule.total_steps}" if schedule and step is not None else None,
+        "steps": steps,
+        "progress": f"{step}/{steps}" if steps and step is not None else None,
         "loss": point.loss if point else None,
         "lr": point.lr if point else None,
         "wps": point.wps if point else None,

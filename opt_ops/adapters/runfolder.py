@@ -122,6 +122,7 @@ _NOT_AS_PROMISED = (KeyError, TypeError, ValueError, AttributeError)
 def _config_of(fields: Mapping[str, Any]) -> TrainerConfig:
     optimizer = fields["optimizer"]
     return TrainerConfig(
+        steps=int(fields["steps"]),
         schedule=Schedule(**{f.name: fields["schedule"][f.name] for f in dataclasses.fields(Schedule)}),
         optimizer=Optimizer(
             betas=tuple(optimizer["betas"]),

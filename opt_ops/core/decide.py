@@ -53,9 +53,9 @@ def cancel(state: State, now: float, policy: Policy) -> Event | None:
 def complete(state: State, now: float, policy: Policy) -> Event | None:
     """Every rank left with code 0, at the schedule's last step."""
     attempt = state.attempt
-    if state.ended or attempt is None or attempt.outcome is not Outcome.COMPLETED or attempt.schedule is None:
+    if state.ended or attempt is None or attempt.outcome is not Outcome.COMPLETED or attempt.steps is None:
         return None
-    if attempt.last_step is None or attempt.last_step < attempt.schedule.total_steps:
+    if attempt.last_step is None or attempt.last_step < attempt.steps:
         return None
     return LineageCompleted(step=attempt.last_step)
 

@@ -193,6 +193,7 @@ class AttemptConfigured:
     """Observation: the settings and versions that the trainer says it runs under (its config.json)."""
 
     attempt: str
+    steps: int  # the last one that will be trained
     schedule: Schedule
     optimizer: Optimizer
     versions: Mapping[str, Any]

@@ -214,7 +214,12 @@ def _attempt_started(state: State, event: e.AttemptStarted, _: e.Entry) -> State
 
 def _attempt_configured(state: State, event: e.AttemptConfigured, _: e.Entry) -> State:
     return _with_attempt(
-        state, event.attempt, schedule=event.schedule, optimizer=event.optimizer, versions=event.versions
+        state,
+        event.attempt,
+        steps=event.steps,
+        schedule=event.schedule,
+        optimizer=event.optimizer,
+        versions=event.versions,
     )
 
 

@@ -50,7 +50,7 @@ def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: i
     known = baseline(state)
     if known is None or attempt.first_step is None or attempt.first_step_at is None:
         return None
-    steps_left = known[0].total_steps - attempt.first_step + 1
+    steps_left = (attempt.steps or 0) - attempt.first_step + 1
     if len(attempt.readbacks) < min(wanted, steps_left):
         return None
     mismatch = _mismatch(state, attempt, *known)

@@ -90,6 +90,7 @@ class Attempt:
     incident: str | None  # the one that this attempt recovers from
     intended_at: float
     started_at: float | None = None
+    steps: int | None = None
     schedule: Schedule | None = None
     optimizer: Optimizer | None = None
     versions: Mapping[str, Any] | None = None

@@ -95,6 +95,7 @@ class TrainingWatch:
             return
         yield AttemptConfigured(
             attempt=attempt.name,
+            steps=config.steps,
             schedule=config.schedule,
             optimizer=config.optimizer,
             versions=config.versions,
@@ -139,7 +140,7 @@ class TrainingWatch:
     def _hang(self, state: State, attempt: Attempt) -> Iterator[Event]:
         rule, seconds = self._policy.hang, self._clock.monotonic() - self._advanced_at
         starting = self._last is None
-        finishing = self._last and attempt.schedule and self._last.step >= attempt.schedule.total_steps
+        finishing = self._last and attempt.steps and self._last.step >= attempt.steps
         patience = rule.startup_seconds if starting or finishing else self._usual.patience(rule)
         if seconds <= patience or attempt.stop_why is not None:
             return

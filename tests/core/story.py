@@ -98,7 +98,7 @@ class Story:
         if attempt.started_at is None:
             decided += self.see(e.AttemptStarted(attempt=attempt.name, at=self.now))
             configured = e.AttemptConfigured(
-                attempt=attempt.name, schedule=SCHEDULE, optimizer=OPTIMIZER, versions={}, layout={}
+                attempt=attempt.name, steps=1000, schedule=SCHEDULE, optimizer=OPTIMIZER, versions={}, layout={}
             )
             decided += self.see(configured)
         factors = self.state.runs[attempt.run].lr_factors

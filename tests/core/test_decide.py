@@ -277,10 +277,34 @@ def test_too_few_fit_nodes_give_the_allocation_back_and_ask_without_them():
     story.judge("n2", Verdict.BAD, "xid_79")
     story.see(e.NodeDrained(node="n3", done=True, why=""), e.NodeDrained(node="n2", done=True, why=""))
     assert story.ends() == []
-    assert kinds(story.see(seconds=POLICY.preflight_seconds + 5)) == ["release_intended"]
+    assert kinds(story.see(seconds=POLICY.unfit_seconds + 1)) == ["release_intended"]
     ended = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.ENDED, nodes=(), reason="")
     intended = only(story.see(ended), e.AllocationIntended)
     assert intended.exclude == ("n2", "n3")
+
+
+def test_a_node_that_has_not_been_heard_is_waited_for_longer():
+    story = Story()
+    story.begin()
+    story.see(e.AllocationSubmitted(allocation="12-n0", job="7", adopted=False))
+    held = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.RUNNING, nodes=("n1", "n2"), reason="")
+    story.see(held)
+    story.judge("n1", Verdict.HEALTHY, "ok")
+    assert story.see(seconds=POLICY.unfit_seconds + 1) == []
+    assert kinds(story.see(seconds=POLICY.preflight_seconds)) == ["release_intended"]
+
+
+def test_spares_that_nobody_has_are_not_waited_for_for_ever():
+    story = Story()
+    story.begin()
+    story.see(e.AllocationSubmitted(allocation="12-n0", job="7", adopted=False))
+    assert kinds(story.see(seconds=POLICY.spare_seconds + 1)) == ["release_intended"]
+    ended = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.ENDED, nodes=(), reason="CANCELLED")
+    assert only(story.see(ended), e.AllocationIntended).nodes == 2
+    story.see(e.AllocationSubmitted(allocation="12-n1", job="8", adopted=False))
+    assert story.see(seconds=1e5) == [], "without spares it stays in the queue"
+    story.hold("n1", "n2")
+    assert story.state.attempt.nodes == ("n1", "n2")
 
 
 def test_refused_submissions_are_tried_with_a_pause_and_then_halt():
@@ -302,6 +326,14 @@ def test_a_restarted_daemon_adopts_what_runs():
     assert story.state.attempt.live
     closed = only(story.train(470), e.IncidentClosed)
     assert (closed.proven, closed.steps_lost, closed.seconds_down) == (True, 0, 0.0)
+
+
+def test_a_daemon_that_was_away_while_nothing_ran_missed_nothing():
+    story = Story()
+    story.begin()
+    assert story.daemon(blind=100.0) == []
+    story.hold()
+    assert story.state.incidents == {}
 
 
 def test_an_attempt_that_ends_early_without_a_finding_is_answered():

@@ -93,7 +93,7 @@ def main() -> int:
     print(f"rank {rank} starts at step {first}", flush=True)
     if rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        config = {"v": 1, "schedule": schedule, "optimizer": OPTIMIZER, "versions": {"stub": "1"}, "layout": {}}
+        config = {"v": 1, "steps": steps, "schedule": schedule, "optimizer": OPTIMIZER, "versions": {"stub": "1"}, "layout": {}}
         write_durably(run_dir / "config.json", json.dumps(config))
     for step in range(first, steps + 1):
         time.sleep(pause)

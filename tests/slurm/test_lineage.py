@@ -1,0 +1,130 @@
+"""A lineage on a real Slurm, through submitit, with the real trainer: a rank killed, a node drained, to COMPLETED."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from opt_ops.adapters.slurm import SlurmOptions, SlurmScheduler
+from opt_ops.agent import main as agent_main
+from opt_ops.core import events as e
+from opt_ops.core.run import Status
+from opt_ops.core.values import AllocationStatus
+from opt_ops.errors import Refused, SchedulerUnavailable
+from tests.e2e.site import Site
+from tests.slurm.cluster import Cluster
+
+pytestmark = pytest.mark.slurm
+
+CONFIG = 'scheduler = "slurm"\n[slurm]\npartition = "main"\ntime_minutes = 30'
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def site(tmp_path: Path, slurm: Cluster) -> Iterator[Site]:
+    site = Site(tmp_path, CONFIG, trainer=f"'{sys.executable}', '-m', 'trainer'")
+    yield site
+    subprocess.run(["scancel", "--me"], check=True)
+    site.close()
+    for node in slurm.nodes:
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, capture_output=True)
+    deadline = time.monotonic() + 30
+    while ask("squeue", "-h") and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
+def test_a_killed_rank_and_a_bad_node_to_the_last_step(site: Site):
+    lineage = site.command(
+        "run", "start", "opt-tiny", "--set=steps=150", "--set=checkpoint_every=20", "--nodes=2", "--spares=1", "-q"
+    ).strip()
+    assert lineage == "1"
+    site.start_daemon()
+    site.wait(lambda state: any(known.good for known in state.checkpoints.values()), 120)
+    held = site.state().allocation.nodes
+    assert len(held) == 3
+    site.command("drill", "kill-rank", "1", "--rank", "1", "--yes", "-q")
+    site.wait(lambda state: state.incidents and all(i.proven for i in state.incidents.values()), 120)
+    bad = site.state().attempt.nodes[0]
+    site.command("drill", "xid", "1", "--node", bad, "--xid", "79", "--yes", "-q")
+    site.wait(lambda state: len(state.incidents) == 2, 60)
+    state = site.ended(seconds=240)
+    assert state.status is Status.COMPLETED
+    assert [(i.kind, i.proven) for i in state.incidents.values()] == [("process_death", True), ("bad_gpu", True)]
+    assert bad not in state.attempt.nodes
+    assert state.nodes[bad].drain == "done"
+    assert f"{state.nodes[bad].excluded_by}: xid_79" in ask("sinfo", "-h", "-R", "-o", "%E|%N")
+    jobs = [x.event.job for x in site.entries() if isinstance(x.event, e.AllocationSubmitted)]
+    assert len(jobs) == 1, "the attempts moved inside one allocation"
+    accounts = ask("sacct", "-n", "-P", "-X", "-j", jobs[0], "-o", "State,NNodes,JobName")
+    assert accounts.strip() == "COMPLETED|3|opt-ops-1-n0"
+
+
+def test_a_node_that_an_administrator_drains_gets_nothing_new(site: Site, slurm: Cluster):
+    site.command("run", "start", "opt-tiny", "--set=steps=5000", "--set=checkpoint_every=10", "-q")
+    site.start_daemon()
+    site.wait(lambda state: state.status is Status.TRAINING, 120)
+    attempt = site.state().attempt
+    drained = attempt.nodes[1]
+    ask("scontrol", "update", f"nodename={drained}", "state=drain", "reason=fan; rm -rf / $(id)")
+    site.wait(lambda state: state.nodes[drained].reason.startswith("slurm_drain"), 60)
+    assert site.state().nodes[drained].reason.endswith("fan; rm -rf / $(id)")
+    assert site.state().attempt.name == attempt.name, "what runs there goes on"
+    site.command("drill", "kill-rank", "1", "--rank", "0", "--yes", "-q")
+    site.wait(lambda state: len(state.attempts) == 2 and state.status is Status.TRAINING, 120)
+    assert drained not in site.state().attempt.nodes
+
+
+def test_a_daemon_that_was_killed_after_submitting_adopts_its_job(site: Site):
+    folder = site.runs / "1"
+    folder.mkdir(parents=True)
+    scheduler = SlurmScheduler(folder, SlurmOptions(partition="main", time_minutes=5), agent_main)
+    job = scheduler.submit("1-n0", 2, ["gpu001"])
+    assert scheduler.find("1-n0") == job
+    assert scheduler.find("1-n1") is None
+    other = SlurmScheduler(site.runs / "11", SlurmOptions(partition="main"), agent_main)
+    assert other.find("1-n0") is None, "the same name in another folder is another lineage's job"
+    deadline = time.monotonic() + 30
+    while (state := scheduler._state(job)).status is not AllocationStatus.RUNNING:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.5)
+    assert len(state.nodes) == 2
+    assert "gpu001" not in state.nodes
+    scheduler.cancel(job)
+    while (state := scheduler._state(job)).status is not AllocationStatus.ENDED:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.5)
+    assert state.reason in ("CANCELLED", "COMPLETED")
+    scheduler.cancel(job)  # ending what has ended is no error
+
+
+def test_what_slurm_refuses_is_told_apart_from_a_slurm_that_does_not_answer(site: Site, monkeypatch: pytest.MonkeyPatch):
+    wrong = SlurmScheduler(site.runs / "1", SlurmOptions(partition="nowhere"), agent_main)
+    with pytest.raises(Refused, match="nowhere|partition"):
+        wrong.submit("1-n0", 1, [])
+    right = SlurmScheduler(site.runs / "1", SlurmOptions(partition="main"), agent_main)
+    monkeypatch.setenv("SLURM_CONF", os.devnull)
+    with pytest.raises(SchedulerUnavailable):
+        right.find("1-n0")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(SchedulerUnavailable, match="not on the PATH"):
+        right.find("1-n0")
+
+
+def test_a_users_own_output_format_does_not_confuse_us(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SQUEUE_FORMAT", "%j")
+    monkeypatch.setenv("SQUEUE_STATES", "FAILED")
+    monkeypatch.setenv("SACCT_FORMAT", "User")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    scheduler = SlurmScheduler(site.runs / "1", SlurmOptions(partition="main", time_minutes=5), agent_main)
+    (site.runs / "1").mkdir(parents=True)
+    job = scheduler.submit("1-n0", 1, [])
+    assert scheduler.find("1-n0") == job
+    assert scheduler._state(job).status in (AllocationStatus.QUEUED, AllocationStatus.RUNNING)
+    scheduler.cancel(job)
