@@ -1,0 +1,174 @@
+"""The run folder's files: whole or not at all, and other people's mistakes are left out, not passed on."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from opt_ops.adapters.checkpoints import FileCheckpoints
+from opt_ops.adapters.kernel_log import KernelLog, parse_xid
+from opt_ops.adapters.runfolder import FileAgents, FileInbox, FileTrainer
+from opt_ops.core.values import Checkpoint
+from opt_ops.errors import OptOpsError
+from opt_ops.files import Tail, create_json, read_json, write_json, write_text
+from opt_ops.ports import Request
+from tests.e2e.stub_trainer import save, telemetry
+
+
+def append(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(text)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "f.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"new": float("nan")})
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        write_text(path, "new")
+    assert read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_a_file_is_created_once(tmp_path: Path):
+    assert create_json(tmp_path / "a" / "once.json", 1)
+    assert not create_json(tmp_path / "a" / "once.json", 2)
+    assert read_json(tmp_path / "a" / "once.json") == 1
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_damage_is_an_error_and_absence_is_not(tmp_path: Path):
+    assert read_json(tmp_path / "none.json") is None
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(OptOpsError, match="is not JSON"):
+        read_json(tmp_path / "bad.json")
+
+
+def test_a_tail_gives_whole_lines_once(tmp_path: Path):
+    path, tail = tmp_path / "t.jsonl", Tail(tmp_path / "t.jsonl")
+    assert list(tail.read()) == []
+    append(path, '{"a": 1}\n{"a": 2')
+    assert list(tail.read()) == [{"a": 1}]
+    append(path, '}\nnot json\n[1]\n{"a": 3}\n')
+    assert list(tail.read()) == [{"a": 2}, {"a": 3}]
+    assert tail.bad_lines == 2
+    assert list(tail.read()) == []
+
+
+def test_a_tail_follows_a_file_that_was_begun_anew(tmp_path: Path):
+    path, tail = tmp_path / "t.jsonl", Tail(tmp_path / "t.jsonl")
+    append(path, '{"a": 1}\n{"a": 2}\n')
+    assert len(list(tail.read())) == 2
+    path.rename(tmp_path / "t.old")
+    append(path, '{"b": 1}\n')
+    assert list(tail.read()) == [{"b": 1}]
+
+
+def test_a_tail_can_begin_near_the_end_at_a_whole_line(tmp_path: Path):
+    path, tail = tmp_path / "t.jsonl", Tail(tmp_path / "t.jsonl")
+    append(path, "".join(f'{{"n": {n}}}\n' for n in range(1000)))
+    tail.skip_to_last(30)
+    assert [line["n"] for line in tail.read()] == [998, 999]
+
+
+def test_telemetry_that_lacks_what_it_must_have_is_left_out_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    trainer = FileTrainer(tmp_path)
+    good = json.dumps(telemetry(7, 1e-3, 2.0, 0.1))
+    append(tmp_path / "12.00/a0/telemetry.jsonl", f'{{"num_updates": 6}}\n{good}\n{{"loss": "2.0"}}\n')
+    assert [point.step for point in trainer.points("12.00-a0")] == [7]
+    assert caplog.text.count("is not what docs/formats.md says") == 1
+    append(tmp_path / "12.00/a0/config.json", '{"steps": 3}')
+    assert trainer.config("12.00-a0") is None
+    assert "config.json" in caplog.text
+
+
+def test_requests_wait_in_order_and_are_taken_out(tmp_path: Path):
+    inbox = FileInbox(tmp_path)
+    for ts, name in ((2.0, "b"), (1.0, "a"), (3.0, "c")):
+        inbox.put(Request(request=name, author="ann", verb="note", arguments={"target": "1", "text": "…"}), ts)
+    assert [request.request for request in inbox.requests()] == ["a", "b", "c"]
+    inbox.done("b")
+    inbox.done("b")
+    assert [request.request for request in inbox.requests()] == ["a", "c"]
+
+
+def test_a_health_file_with_unknown_fields_is_read(tmp_path: Path):
+    line = {"node": "n1", "host": "h", "ts": 1.0, "nvml": "ok", "gpus": [{"index": 0, "mood": "good"}], "new": 1}
+    append(tmp_path / "health/n1.jsonl", json.dumps(line) + "\n")
+    (beat,) = FileAgents(tmp_path).heartbeats()
+    assert (beat.node, beat.gpus[0].index, beat.orders) == ("n1", 0, (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("line", "xid"),
+    [
+        ("NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, GPU has fallen off the bus.", (79, "0000:3b:00")),
+        ("NVRM: Xid (PCI:0000:c1:00): 63, pid='<unknown>', name=<unknown>, Row Remapper: …", (63, "0000:c1:00")),
+        ("NVRM: Xid (0000:83:00): 31, Ch 00000010, engmask 00000101, intr 10000000", (31, "0000:83:00")),
+        ("nvidia-nvswitch3: SXid (PCI:0000:c8:00.0): 20034, Fatal, Link 36 LTSSM Fault Up", None),
+        ("usb 1-1: new high-speed USB device", None),
+    ],
+)
+def test_xid_lines_of_the_kernel_log(line: str, xid: tuple[int, str] | None):
+    assert parse_xid(line) == xid
+
+
+def test_a_kernel_log_that_may_not_be_read_says_so(tmp_path: Path):
+    log = KernelLog(str(tmp_path / "none"))
+    assert not log.readable
+    assert log.xids() == []
+
+
+def test_kernel_records_are_taken_apart(tmp_path: Path):
+    # A pipe gives one record a read, as /dev/kmsg does.
+    path = tmp_path / "kmsg"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    log = KernelLog.__new__(KernelLog)
+    log._descriptor, log.readable = os.open(path, os.O_RDONLY | os.O_NONBLOCK), True
+    os.write(writer, b"4,1234,5678901,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=1\n SUBSYSTEM=pci\n")
+    (xid,) = log.xids()
+    assert (xid["code"], xid["pci"], xid["drill"]) == (79, "0000:3b:00", None)
+    assert log.xids() == []
+    os.close(writer)
+
+
+def examine(store: FileCheckpoints, checkpoint: Checkpoint) -> str:
+    store.examine(checkpoint)
+    store.examine(checkpoint)
+    while not (ended := store.examined()):
+        continue
+    ((examined, problem),) = ended
+    assert examined == checkpoint
+    return problem
+
+
+def test_checkpoints_are_examined_to_the_last_byte(tmp_path: Path):
+    store = FileCheckpoints(tmp_path)
+    assert store.committed("12.00") == []
+    for step in (20, 10):
+        save(tmp_path / "12.00" / "checkpoints", step, "12.00-a0", {})
+    first, second = store.committed("12.00")
+    assert (first.step, second.step) == (10, 20)
+    assert examine(store, first) == ""
+    shard = Path(second.path) / "__0_0.distcp"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + b"!")
+    assert "__0_0.distcp" in examine(store, second)
+    shard.write_bytes(content)
+    assert examine(store, second) == ""
+
+
+def test_a_checkpoint_in_the_folder_of_another_step_is_refused(tmp_path: Path):
+    store = FileCheckpoints(tmp_path)
+    save(tmp_path / "12.00" / "checkpoints", 10, "12.00-a0", {})
+    folder = tmp_path / "12.00" / "checkpoints"
+    (folder / "step-00000010").rename(folder / "step-00000030")
+    (moved,) = store.committed("12.00")
+    assert "its manifest step 10" in examine(store, moved)

@@ -1,0 +1,63 @@
+"""This machine as a cluster: agents that outlive their starter, and are found again."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from opt_ops.adapters.local import LocalScheduler
+from opt_ops.core.values import AllocationStatus
+from opt_ops.errors import Refused
+
+
+def until(scheduler: LocalScheduler, job: str, status: AllocationStatus) -> None:
+    deadline = time.monotonic() + 15
+    while scheduler.state(job).status is not status:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_agents_outlive_the_process_that_started_them_and_are_found_by_the_next(tmp_path: Path):
+    code = (
+        "import sys, os, pathlib; from opt_ops.adapters.local import LocalScheduler;"
+        f"print(LocalScheduler(pathlib.Path({str(tmp_path)!r}), ['n1', 'n2', 'n3']).submit('1-n0', 2, ['n1']));"
+        "sys.stdout.flush(); os._exit(1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1-n0\n"
+    scheduler = LocalScheduler(tmp_path, ["n1", "n2", "n3"])
+    assert scheduler.find("1-n0") == "1-n0"
+    assert scheduler.find("1-n1") is None
+    state = scheduler.state("1-n0")
+    assert (state.status, state.nodes) == (AllocationStatus.RUNNING, ("n2", "n3"))
+    scheduler.cancel("1-n0")
+    until(scheduler, "1-n0", AllocationStatus.ENDED)
+    scheduler.cancel("1-n0")
+
+
+def test_more_than_there_is_is_refused_with_the_numbers(tmp_path: Path):
+    scheduler = LocalScheduler(tmp_path, ["n1", "n2"])
+    with pytest.raises(Refused, match="2 nodes wanted, 1 left on this machine: n2; excluded are n1"):
+        scheduler.submit("1-n0", 2, ["n1"])
+    assert scheduler.find("1-n0") is None
+
+
+def test_a_number_that_is_another_process_by_now_is_not_our_agent(tmp_path: Path):
+    scheduler = LocalScheduler(tmp_path, ["n1"])
+    scheduler.submit("1-n0", 1, [])
+    path = tmp_path / "agents" / "1-n0.json"
+    (agent,) = json.loads(path.read_text())
+    scheduler.cancel("1-n0")
+    until(scheduler, "1-n0", AllocationStatus.ENDED)
+    # This very test's process takes the number; it must neither count as alive nor be killed.
+    path.write_text(json.dumps([{**agent, "pid": os.getpid()}]))
+    assert scheduler.state("1-n0").status is AllocationStatus.ENDED
+    scheduler.cancel("1-n0")
+
+
+def test_a_local_node_cannot_be_drained(tmp_path: Path):
+    with pytest.raises(Refused, match="n1 is a local node"):
+        LocalScheduler(tmp_path, ["n1"]).drain("n1", "x")

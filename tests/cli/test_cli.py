@@ -1,0 +1,298 @@
+"""The commands as people and scripts use them: output, exit codes, help, and what they may not import."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from opt_ops import lineages
+from opt_ops.cli import app
+from opt_ops.core import events as e
+from opt_ops.core.values import Outcome, Verdict
+from opt_ops.files import write_json
+from opt_ops.journal import Journal
+from tests.core.story import Story
+from tests.e2e.stub_trainer import telemetry
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def opt_ops(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "opt_ops", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, input=stdin or "", timeout=60)
+
+
+def told() -> Story:
+    """A rollback, a bad GPU, a drill: something of everything that commands show."""
+    story = Story().training(460)
+    story.spike(460, onset=410)
+    story.ends()
+    story.train(330)
+    story.judge("n2", Verdict.BAD, "xid_79", drill="d000")
+    story.see(e.NodeDrained(node="n2", done=True, why=""))
+    story.ends(Outcome.STOPPED, last_step=335)
+    story.train(320)
+    return story
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one lineage, 12, as its journal tells it."""
+    folder = tmp_path_factory.mktemp("site")
+    journal = Journal(folder / "runs" / "12" / "journal")
+    for entry in told().entries:
+        journal.append(journal.stamp(entry.event, entry.ts))
+    path = folder / "runs/12/12.01/a1/telemetry.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(telemetry(320, 5e-4, 2.5, 0.5)) + "\n")
+    return folder
+
+
+def golden(name: str, text: str, folder: Path) -> None:
+    """Compare with the golden file. To accept a change on purpose: delete the file and run again."""
+    text = text.replace(str(folder), "SITE")
+    path = GOLDEN / name
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        pytest.fail(f"{path} was written; look at it and run again")
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("run-show.json", ["run", "show", "12", "-o", "json"]),
+        ("explanation.json", ["run", "explain", "12", "-o", "json"]),
+        ("events.jsonl", ["events", "12", "-o", "jsonl", "--kind", "recovery_decided", "--kind", "incident_closed"]),
+        ("node-list.json", ["node", "list", "12", "-o", "json"]),
+        ("explain.txt", ["run", "explain", "12"]),
+    ],
+)
+def test_output_is_a_contract(site: Path, name: str, arguments: list[str]):
+    done = opt_ops(site, *arguments)
+    assert done.returncode == 0, done.stderr
+    without_ages = re.sub(r'"age": "[^"]*"', '"age": "…"', done.stdout)
+    golden(name, without_ages, site)
+
+
+def test_the_queue_for_people_pipes_and_programs(site: Path):
+    assert opt_ops(site).stdout == opt_ops(site, "q").stdout == opt_ops(site, "run", "list").stdout
+    heading, line = opt_ops(site, "q").stdout.splitlines()
+    assert heading.split("\t")[:3] == ["LINEAGE", "RUN", "STATE"]
+    assert line.split("\t")[:8] == ["12", "12.01", "TRAINING", "77", "2", "320/1000", "2.5", "300"]
+    assert opt_ops(site, "q", "--no-header", "-o", "name").stdout == "12\n"
+    value = json.loads(opt_ops(site, "q", "-o", "json").stdout)
+    assert value["schema"] == "opt-ops/run-list/1"
+    assert value["items"][0]["lr"] == 5e-4
+
+
+def test_an_empty_site_is_not_an_error(tmp_path: Path):
+    done = opt_ops(tmp_path, "q", "-o", "json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"schema": "opt-ops/run-list/1", "items": []})
+    assert "no lineages yet" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run", "show", "13"], 3, "no lineage 13"),
+        (["run", "show", "abc"], 2, "'abc' is no lineage (12), run (12.01) or attempt (12.01-a3)"),
+        (["run", "note", "12.07", "x"], 3, "lineage 12 has no 12.07"),
+        (["run", "fly"], 2, "No such command"),
+        (["run", "start", "opt-tiny", "--set", "steps"], 2, "not of the form key=value"),
+        (["run", "start", "opt-tiny", "--data", "/no/such"], 2, "/no/such does not exist"),
+        (["run", "stop", "12"], 4, "not done without confirmation"),
+        (["drill", "kill-rank", "12", "--yes"], 4, "no daemon is watching"),
+        (["events", "12", "--since", "yesterday"], 2, "not of the form 90s, 15m, 2h or 3d"),
+        (["logbook", "open", "12"], 3, "no logbook at"),
+        (["daemon", "status"], 75, "no daemon has ever watched"),
+        (["-c", "/no/such.toml", "q"], 2, "no configuration at /no/such.toml"),
+    ],
+)
+def test_mistakes_are_told_with_their_exit_code(site: Path, arguments: list[str], code: int, said: str):
+    done = opt_ops(site, *arguments)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("runz = 'x'", "runz: Extra inputs are not permitted"),
+        ("[shape]\nnodes = 0", "shape.nodes: Input should be greater than or equal to 1"),
+        ("scheduler = 'pbs'", "scheduler: Input should be 'local' or 'slurm'"),
+        ("runs = ", "Invalid value"),
+    ],
+)
+def test_a_wrong_configuration_is_told_with_its_key(tmp_path: Path, toml: str, said: str):
+    (tmp_path / "opt-ops.toml").write_text(toml)
+    done = opt_ops(tmp_path, "q")
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_a_damaged_journal_is_told_with_its_line(site: Path, tmp_path: Path):
+    folder = tmp_path / "runs" / "12" / "journal"
+    folder.mkdir(parents=True)
+    source = site / "runs/12/journal/000001.jsonl"
+    (folder / source.name).write_bytes(source.read_bytes().replace(b"12.00-a0", b"12.00-b0", 1))
+    done = opt_ops(tmp_path, "run", "show", "12")
+    assert done.returncode == 1
+    assert re.search(r"000001\.jsonl, line \d+: fails its checksum", done.stderr)
+
+
+def test_a_dry_run_changes_nothing(site: Path):
+    before = sorted(str(path) for path in site.rglob("*"))
+    assert "would hold    3 nodes (local), 1 of them spare" in opt_ops(site, "run", "start", "opt-tiny", "--dry-run").stdout
+    stop = opt_ops(site, "run", "stop", "12", "--dry-run").stdout
+    assert "would append  lineage_cancelled" in stop
+    assert "would append  stop_intended" in stop
+    assert "would lose    20 steps" in stop
+    assert sorted(str(path) for path in site.rglob("*")) == before
+
+
+def test_a_request_without_a_daemon_waits_and_says_so(tmp_path: Path):
+    done = opt_ops(tmp_path, "run", "start", "opt-tiny")
+    assert done.stdout == "1\n"
+    assert "waits in" in done.stderr
+    assert "opt-ops daemon run" in done.stderr
+    (request,) = (tmp_path / "runs/1/inbox").glob("*.json")
+    assert json.loads(request.read_text())["arguments"]["recipe"] == "opt-tiny"
+
+
+def test_a_new_lineage_takes_the_next_number(tmp_path: Path):
+    for name in ("7", "12", "notes"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert lineages.create(tmp_path / "runs").name == "13"
+
+
+def test_doctor_finds_what_is_wrong(tmp_path: Path):
+    (tmp_path / "opt-ops.toml").write_text("[trainer]\ncommand = ['/no/such/python']\n[health]\ngpus_per_node = 8\n")
+    done = opt_ops(tmp_path, "doctor", "-o", "json")
+    assert done.returncode == 5
+    found = {row["check"]: row["ok"] for row in json.loads(done.stdout)["items"]}
+    assert (found["configuration"], found["playbooks"], found["runs folder"]) == (True, True, True)
+    assert (found["trainer"], found["nvml"], found["daemon"]) == (False, False, False)
+
+
+def test_node_check_speaks_nagios(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch):
+    from tests.fake_nvml.build import FakeDriver
+
+    driver = FakeDriver(tmp_path, gpus=2, library=nvml_library)
+    for name, value in driver.env.items():
+        monkeypatch.setenv(name, value)
+
+    def check(*options: str) -> tuple[int, str]:
+        done = opt_ops(tmp_path, "node", "check", *options)
+        return done.returncode, done.stdout
+
+    assert check("--nagios") == (0, "HEALTHY - ok (no rule of the table applies), 2 GPUs\n")
+    assert check()[0] == 0
+    driver.set(0, remap_pending=True)
+    assert check("--nagios")[0] == 1
+    driver.set(1, ecc_volatile_uncorrected=1)
+    assert check("--nagios")[0] == 2
+    assert check()[0] == 5
+    driver.unload()
+    code, text = check("--nagios")
+    assert (code, text.startswith("UNKNOWN - nvml_driver_not_loaded")) == (3, True)
+
+
+def test_what_a_log_or_a_note_says_cannot_drive_the_terminal(tmp_path: Path):
+    journal = Journal(tmp_path / "runs" / "12" / "journal")
+    for entry in told().entries:
+        journal.append(journal.stamp(entry.event, entry.ts))
+    nasty = e.NoteAdded(request="n", author="\x1b[31mann", target="12", text="a\x1b]0;owned\x07\nb [bold]c[/bold]")
+    journal.append(journal.stamp(nasty, 2_000.0))
+    shown = opt_ops(tmp_path, "events", "12", "--kind", "note_added").stdout
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "[bold]c[/bold]" in shown
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        for name, child in getattr(command, "commands", {}).items():
+            if hasattr(child, "commands"):
+                yield from walk(child, (*path, name))
+            else:
+                yield " ".join((*path, name)), child
+
+    yield from walk(typer.main.get_command(app), ())
+
+
+# The surface grows by a visible change only.
+COMMANDS = """
+daemon run, daemon status, doctor, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, logbook open,
+logbook render, mlflow open, mlflow sync, node check, node list, q, run explain, run list, run note, run show, run start,
+run stop
+"""
+
+
+def test_the_commands_are_known():
+    assert sorted(name for name, _ in commands()) == [name.strip() for name in COMMANDS.split(",")]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands()])
+def test_every_command_has_help_with_an_example(name: str):
+    help_ = dict(commands())[name].help
+    assert help_
+    assert "Example" in help_ or name == "run list"
+
+
+def test_the_documentation_is_what_the_commands_say():
+    made = subprocess.run([sys.executable, "scripts/cli_docs.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    written = (ROOT / "docs" / "cli.md").read_text()
+    assert made.stdout == written, "python scripts/cli_docs.py > docs/cli.md"
+
+
+PAGES = [*(ROOT / "playbooks").glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_pages_exist_with_their_options(page: Path):
+    known = dict(commands())
+    for line in re.findall(r"^\$? ?(opt-ops .*)$|`(opt-ops [^`]*)`", page.read_text(), re.MULTILINE):
+        words = (line[0] or line[1]).split("#")[0].split()[1:]
+        if words[:1] and words[0].startswith(("-", "…")):
+            continue
+        name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), None)
+        assert name or words[:1] == ["…"], f"{page.name}: no command {' '.join(words)}"
+        options = {option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for word in words:
+            if word.startswith("-") and not word[1:2].isdigit():
+                assert word.split("=")[0] in options | {"-c", "-h", "--help"}, f"{page.name}: {name} has no {word}"
+
+
+@pytest.mark.parametrize("arguments", [["q"], ["run", "show", "12"], ["events", "12"], ["node", "list", "12"]])
+def test_looking_is_quick_because_it_imports_little(site: Path, arguments: list[str]):
+    code = f"import sys; sys.argv = ['opt-ops', *{arguments!r}]\nfrom opt_ops.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\nprint(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True, timeout=60)
+    loaded = set(re.findall(r"'(\w+)'", done.stderr))
+    assert loaded >= {"opt_ops", "typer"}
+    assert not loaded & {"torch", "mlflow", "matplotlib", "numpy", "jinja2", "submitit", "pynvml", "httpx", "apprise"}
+
+
+def test_completion_knows_lineages_and_runs(site: Path, monkeypatch: pytest.MonkeyPatch):
+    from opt_ops.cli.common import _complete_id
+
+    monkeypatch.chdir(site)
+    assert _complete_id("12") == ["12", "12.00", "12.01"]
+    assert _complete_id("9") == []
+
+
+def test_daemon_status_tells_a_living_daemon_from_a_dead_one(tmp_path: Path):
+    sign = {"ts": 0.0, "host": "head", "pid": 1, "version": "0", "policy": "p", "lineages": ["12"]}
+    write_json(tmp_path / "runs" / "daemon.json", sign)
+    done = opt_ops(tmp_path, "daemon", "status", "-o", "json")
+    assert done.returncode == 75
+    assert json.loads(done.stdout)["items"][0]["alive"] is False
+    assert "unwatched" in done.stderr
