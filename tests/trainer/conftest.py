@@ -10,7 +10,7 @@ from tests.trainer.harness import Ranks
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
-    pool = Ranks(most=4)
+    pool = Ranks()
     yield pool
     pool.close()
 

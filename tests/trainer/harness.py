@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +42,24 @@ def environment(rank: int, world: int, port: int) -> dict[str, str]:
     }
 
 
-def _as_rank(work: Callable[..., Any], rank: int, world: int, port: int, args: tuple[Any, ...]) -> Any:
+def _serve(rank: int, requests: Connection) -> None:
+    """Do what is asked, for as long as somebody asks."""
     import torch.distributed as dist
 
-    os.environ.update(environment(rank, world, port))
-    try:
-        return work(*args)
-    finally:
-        # Also after an error: the others then see the connection close and do not wait for ever.
+    while True:
+        try:
+            work, args, world, port = requests.recv()
+        except EOFError:
+            return
+        os.environ.update(environment(rank, world, port))
+        try:
+            outcome = work(*args), None
+        except BaseException as error:  # noqa: BLE001  whatever it is, the caller hears of it
+            error.add_note(f"on rank {rank}:\n{traceback.format_exc()}")
+            outcome = None, error
         if dist.is_initialized():
             dist.destroy_process_group()
+        requests.send(outcome)
 
 
 class Ranks:
@@ -58,26 +68,43 @@ class Ranks:
     A process keeps its rank, because DTensor remembers the offsets of shards for the life of a process.
     """
 
-    def __init__(self, most: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["trainer.loop", "torch._dynamo"])
-        self._processes = [ProcessPoolExecutor(1, mp_context=context) for _ in range(most)]
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["trainer.loop", "torch._dynamo"])
+        self._processes: list[tuple[Any, Connection]] = []
 
     def __call__(self, world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
-        """What ``work(*args)`` returns on each of ``world`` ranks."""
+        """What ``work(*args)`` returns on each of ``world`` ranks, or the first error that one of them raises."""
+        while len(self._processes) < world:
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(len(self._processes), theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append((process, ours))
+        pipes = [pipe for _, pipe in self._processes[:world]]
         port = free_port()
-        futures = [
-            process.submit(_as_rank, work, rank, world, port, args)
-            for rank, process in enumerate(self._processes[:world])
-        ]
-        done, _ = wait(futures, timeout=120, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()  # the error that came first, not those that followed from it
-        return [future.result(timeout=0) for future in futures]
+        for pipe in pipes:
+            pipe.send((work, args, world, port))
+        results: dict[Connection, Any] = {}
+        deadline = time.monotonic() + 60
+        while waiting := [pipe for pipe in pipes if pipe not in results]:
+            ready = wait(waiting, timeout=deadline - time.monotonic())
+            for pipe in ready:
+                results[pipe], error = pipe.recv()
+                if error:
+                    self.close()  # the others may wait for this one for ever
+                    raise error
+            if not ready:
+                self.close()
+                raise TimeoutError(f"ranks {[pipes.index(pipe) for pipe in waiting]} have not finished")
+        return [results[pipe] for pipe in pipes]
 
     def close(self) -> None:
-        for process in self._processes:
-            process.shutdown(cancel_futures=True)
+        for process, pipe in self._processes:
+            process.kill()
+            process.join()
+            pipe.close()
+        self._processes.clear()
 
 
 def start(world: int, *args: str | Path, **variables: str) -> list[subprocess.Popen[str]]:

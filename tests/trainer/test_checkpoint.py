@@ -113,6 +113,12 @@ def test_training_goes_on_alike_in_every_layout(
         assert rank["data_position"] == LAST * build().data.global_batch
 
 
+def test_a_checkpoint_of_both_kinds_of_shards_is_read_by_one_process(ranks: Ranks, tmp_path: Path) -> None:
+    uninterrupted = ranks(4, save_and_go_on, tmp_path, 2, 2)[0]
+    (alone,) = ranks(1, resume, tmp_path, 1, 1)
+    assert alone["losses"] == pytest.approx(uninterrupted, rel=1e-5)
+
+
 def test_tied_weights_are_saved_once(saved: tuple[Path, list[float]]) -> None:
     folder, _ = saved
     index = checkpoint.FileSystemReader(manifest.step_folder(folder, SAVED)).read_metadata().state_dict_metadata

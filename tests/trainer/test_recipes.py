@@ -79,7 +79,7 @@ def test_the_last_of_two_settings_counts() -> None:
         ("steps=0", "steps must be at least 1"),
         ("model.num_heads=0", "model.num_heads must be at least 1"),
         ("model.num_heads=3", "multiple of model.num_heads"),
-        ("data.seq_len=129", "must not exceed model.max_positions"),
+        ("data.seq_len=65", "must not exceed model.max_positions"),
         ("model.dropout=1", "model.dropout must be"),
         ("optim.warmup_steps=600", "below optim.total_steps"),
         ("optim.betas=0.9,1", "optim.betas must be"),

@@ -108,6 +108,7 @@ def errors(tmp_path: Path, trained: Path) -> dict[str, tuple[list[Path], Path | 
     good = jsonl(tmp_path / "good.jsonl", "The cat.")
     bad, untexted, empty = tmp_path / "bad.jsonl", tmp_path / "untexted.jsonl", tmp_path / "empty"
     bad.write_text('{"text": "fine"}\n{"text": "torn\n')
+    (tmp_path / "latin1.jsonl").write_bytes('{"text": "caf\u00e9"}\n'.encode("latin-1"))
     untexted.write_text('{"text": "fine"}\n{"text": "fine"}\n{"body": "no text"}\n')
     empty.mkdir()
     alien = json.loads(trained.read_text())
@@ -119,6 +120,7 @@ def errors(tmp_path: Path, trained: Path) -> dict[str, tuple[list[Path], Path | 
         r"--data .*missing\.jsonl: no such file": ([tmp_path / "missing.jsonl"], None, 512),
         r"--data .*empty: the folder holds no \*\.jsonl": ([empty], None, 512),
         r"bad\.jsonl:2: not a JSON object": ([bad], trained, 512),
+        r"latin1\.jsonl:1: not a JSON object": ([tmp_path / "latin1.jsonl"], trained, 512),
         r"untexted\.jsonl:3: not a JSON object": ([untexted], trained, 512),
         r"the tokenizer has \d+ tokens but model\.vocab_size is 270": ([good], trained, 270),
         r"--tokenizer .*nowhere: expected a tokenizer\.json": ([good], tmp_path / "nowhere", 512),

@@ -85,9 +85,10 @@ def test_the_configuration_in_force_is_on_record(uninterrupted: Path, text: Path
     config = json.loads((uninterrupted / "a1" / "config.json").read_text())
     assert set(config) == {
         *("v", "attempt", "recipe", "host", "ts", "settings", "schedule", "lr_factors", "optimizer", "layout", "model"),
-        *("data", "resume", "versions"),
+        *("data", "resume", "steps", "versions"),
     }
     assert (config["attempt"], config["recipe"], config["resume"]) == ("a1", "opt-tiny", None)
+    assert config["steps"] == STEPS
     assert config["settings"]["model"]["hidden_size"] == 32
     assert config["schedule"] == CONFIG
     assert config["layout"] == {"world": 2, "dp": 2, "tp": 1}
@@ -106,6 +107,7 @@ def test_checkpoints_come_when_they_should_and_the_last_step_has_one(uninterrupt
         assert (checked.tokens, checked.data_position) == (step * 256, step * 8)
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_and_resumed_the_losses_are_the_same_bits(
     uninterrupted: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,170 @@
+"""``python -m trainer``: read the command line, train, and say by the exit code how it ended."""
+
+import argparse
+import faulthandler
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from trainer import recipes
+from trainer.errors import NonFiniteError, UserError
+from trainer.manifest import CheckpointError
+
+EXIT_UNFORESEEN = 1
+EXIT_CODES: dict[type[Exception], int] = {UserError: 78, CheckpointError: 65, NonFiniteError: 82}
+
+_EXAMPLES = """\
+examples:
+  python -m trainer --recipe opt-tiny --run-dir runs/1/1.00/a1 --checkpoint-dir runs/1/1.00/checkpoints
+  torchrun --nproc-per-node 4 -m trainer --recipe opt-tiny --set parallel.tp=2 --run-dir … --checkpoint-dir …
+  python -m trainer --recipe opt-tiny --run-dir runs/1/1.01/a1 --checkpoint-dir runs/1/1.01/checkpoints \\
+      --resume runs/1/1.00/checkpoints/step-00000450 --lr-factor 450:0.75
+
+exit codes:
+  0 done; 1 unforeseen error; 65 bad checkpoint; 78 user error; 82 training diverged; 130, 143 stopped by a signal
+"""
+
+
+def main() -> int:
+    """Parse, train, and return the exit code."""
+    process_start = time.monotonic()
+    try:
+        arguments = _parser().parse_args()
+        if arguments.list_recipes:
+            _list_recipes()
+        else:
+            _train(arguments, process_start)
+    except tuple(EXIT_CODES) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_CODES[type(error)]
+    except Exception:  # noqa: BLE001  the last line of defence: everything else is exit code 1
+        traceback.print_exc()
+        return EXIT_UNFORESEEN
+    return 0
+
+
+def _train(arguments: argparse.Namespace, process_start: float) -> None:
+    for option in ("recipe", "run_dir", "checkpoint_dir"):
+        if getattr(arguments, option) is None:
+            raise UserError(f"--{option.replace('_', '-')} is required; --help shows examples.")
+    recipe = recipes.build(arguments.recipe, arguments.set)
+    lr_factors = [_lr_factor(text) for text in arguments.lr_factor]
+    from trainer.loop import Job, train  # torch comes in here, after all that can be told without it
+
+    train(
+        Job(
+            recipe_name=arguments.recipe,
+            recipe=recipe,
+            run_dir=arguments.run_dir,
+            checkpoint_dir=arguments.checkpoint_dir,
+            attempt=arguments.attempt or arguments.run_dir.name,
+            resume=arguments.resume,
+            from_scratch=arguments.from_scratch,
+            lr_factors=lr_factors,
+            data=arguments.data,
+            tokenizer=arguments.tokenizer,
+            process_start=process_start,
+        )
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse would exit with 2, which is not in the table of exit codes
+        raise UserError(f"{message}; --help shows examples.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m trainer",
+        description="Pre-train an OPT language model, alone or as one of the ranks that torchrun or Slurm started.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--list-recipes", action="store_true", help="print recipes and their settings, and exit")
+    parser.add_argument("--recipe", metavar="NAME", help="what to train")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting of the recipe; repeatable"
+    )
+    parser.add_argument("--run-dir", metavar="DIR", type=Path, help="folder of this attempt: configuration, telemetry")
+    parser.add_argument("--checkpoint-dir", metavar="DIR", type=Path, help="folder of this run's checkpoints")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", metavar="CHECKPOINT", type=Path, help="continue from this step-… folder")
+    start.add_argument("--from-scratch", action="store_true", help="start over although there are checkpoints")
+    parser.add_argument(
+        "--lr-factor",
+        metavar="STEP:FACTOR",
+        action="append",
+        default=[],
+        help="multiply the learning rate of all updates after STEP; repeatable",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        type=Path,
+        action="append",
+        default=[],
+        help='JSONL file with a "text" per line, or a folder of them; repeatable (default: Python\'s own manual)',
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        type=Path,
+        help="tokenizer.json, or a folder with vocab.json and merges.txt (default: trained on the data)",
+    )
+    parser.add_argument("--attempt", metavar="ID", help="name of this attempt (default: the name of --run-dir)")
+    return parser
+
+
+def _lr_factor(text: str) -> tuple[int, float]:
+    step, _, factor = text.partition(":")
+    try:
+        pair = int(step), float(factor)
+    except ValueError:
+        pair = 0, 0.0
+    if not 0 < pair[1] < math.inf:
+        raise UserError(f"--lr-factor {text}: expected STEP:FACTOR with a factor above 0, for example 450:0.75.")
+    return pair
+
+
+def _list_recipes() -> None:
+    for name, recipe in recipes.RECIPES.items():
+        print(f"{name}: {recipe.__doc__}")
+        for key, value in recipes.settings_of(recipe()):
+            print(f"  {key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+
+
+def _exit_on_signals() -> None:
+    """End at once on SIGTERM and SIGINT, even while the main thread waits in a collective for a peer that is gone.
+
+    Python runs its signal handlers between bytecodes of the main thread, which may never come. The interpreter's C
+    handler, however, writes the signal's number to a pipe at once, and a thread waits at its other end.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        number = os.read(read, 1)[0]
+        os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+        os._exit(128 + number)
+
+    threading.Thread(target=wait, daemon=True, name="signals").start()
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    _exit_on_signals()
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without the interpreter's farewell: it joins background threads, and one may wait for a peer that is gone.
+    os._exit(code)

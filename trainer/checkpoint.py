@@ -1,0 +1,152 @@
+"""Sharded checkpoints: saved while training goes on, read into any layout, never trusted unseen."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from trainer import manifest
+from trainer.errors import UserError
+from trainer.manifest import CheckpointError, Manifest
+
+# How long rank 0 waits for the slowest rank's part before it gives a checkpoint up.
+COMMIT_DEADLINE_SECONDS = 600.0
+
+_Result = TypeVar("_Result")
+
+
+class Checkpointer:
+    """Saves and loads the state of training: parameters, and AdamW's moments and step counts, by parameter name.
+
+    There is nothing else to save. Data order, dropout and learning rate are functions of the step; the step, the data
+    position and the tokens stand in the manifest; the optimizer's settings come from the configuration, so that a
+    checkpoint can never bring old ones back.
+
+    All collectives run on a gloo group of their own: in the background they would mix with those of training.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._folder = folder
+        # A tied parameter comes once, under its first name. Detached: else the stager would copy the gradients, too.
+        self._state = {
+            "model": {name: p.detach() for name, p in model.named_parameters()},
+            "optimizer": {name: optimizer.state[p] for name, p in model.named_parameters()},
+        }
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup)
+        self._group = group
+        self._rank = dist.get_rank()
+        # On GPUs into pinned memory, which is kept. (In torch 2.11, DefaultStager cannot be used twice.)
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._in_flight: Future[None] | None = None
+
+    def save(self, header: Mapping[str, Any]) -> float:
+        """Copy the state and start writing it; return once the copy is made.
+
+        Waits for the save before it, if that has not finished. A save that fails is reported on stderr and leaves no
+        marker; training goes on. A good checkpoint of the same step and settings is left as it is. All ranks must call
+        this at the same step.
+
+        Args:
+            header: the fields of the manifest except ``files``.
+
+        Returns:
+            Seconds that training was held up.
+        """
+        start = time.monotonic()
+        self.wait()
+        staged = self._stager.stage(self._state)
+        self._in_flight = self._background.submit(self._write, staged, header)
+        return time.monotonic() - start
+
+    def wait(self) -> bool:
+        """Wait for the save in flight. Returns False if it failed."""
+        if self._in_flight is None:
+            return True
+        error = self._in_flight.exception()
+        self._in_flight = None
+        return error is None
+
+    def load(self, path: Path) -> Manifest:
+        """Verify the checkpoint ``path`` and read it into model and optimizer, whatever layout it was saved under.
+
+        Raises:
+            CheckpointError: on all ranks, when it is missing, torn or damaged.
+            UserError: it holds another model.
+        """
+        found = self._on_rank_0(manifest.verify, path)
+        reader = FileSystemReader(path)
+        self._require_same_model(reader, path)
+        load(self._state, storage_reader=reader, process_group=self._group)
+        return found
+
+    def _write(self, state: dict[str, Any], header: Mapping[str, Any]) -> None:
+        path = manifest.step_folder(self._folder, header["step"])
+        try:
+            if not self._on_rank_0(_make_room, path, header["settings_digest"]):
+                return
+            save(state, storage_writer=FileSystemWriter(path), process_group=self._group)
+            names = [file.name for file in path.glob(f"__{self._rank}_*.distcp")]
+            manifest.write_rank(path, self._rank, [*names, ".metadata"] if self._rank == 0 else names)
+            if self._rank == 0:
+                ranks = dist.get_world_size()
+                manifest.commit(path, ranks=ranks, deadline_seconds=COMMIT_DEADLINE_SECONDS, header=header)
+        except Exception as error:
+            print(f"checkpoint not saved: {path}: {error}", file=sys.stderr, flush=True)
+            raise
+
+    def _on_rank_0(self, work: Callable[..., _Result], *args: Any) -> _Result:
+        """What ``work(*args)`` returns or raises on rank 0, on all ranks."""
+        outcome: list[Any] = [None, None]
+        if self._rank == 0:
+            try:
+                outcome[0] = work(*args)
+            except (OSError, CheckpointError) as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def _require_same_model(self, reader: FileSystemReader, path: Path) -> None:
+        stored = {
+            name: tuple(item.size)
+            for name, item in reader.read_metadata().state_dict_metadata.items()
+            if name.startswith("model.") and isinstance(item, TensorStorageMetadata)
+        }
+        live = {f"model.{name}": tuple(p.shape) for name, p in self._state["model"].items()}
+        for name in sorted(stored.keys() | live.keys()):
+            if stored.get(name) != live.get(name):
+                raise UserError(
+                    f"{path} is of another model: {name} is {stored.get(name, 'absent')} there and "
+                    f"{live.get(name, 'absent')} here. Resume with the recipe and settings it was saved under."
+                )
+
+
+def _make_room(path: Path, settings_digest: str) -> bool:
+    """Clear what an earlier attempt left of this step. False if that is a good checkpoint of the same training."""
+    if _is_good(path, settings_digest):
+        return False
+    if path.exists():
+        manifest.remove(path)
+    path.mkdir(parents=True)
+    return True
+
+
+def _is_good(path: Path, settings_digest: str) -> bool:
+    try:
+        return manifest.verify(path).settings_digest == settings_digest
+    except CheckpointError:
+        return False

@@ -1,0 +1,56 @@
+"""Faults put in on purpose: ``drill.json`` in the run folder says which, and when."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class LrDrill:
+    """Multiply the learning rate by ``factor`` in ``updates`` updates, the first being ``from_step``."""
+
+    from_step: int
+    updates: int
+    factor: float
+
+
+class DrillFile:
+    """The drills ordered in a file that may appear or be replaced at any time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._drills: list[LrDrill] = []
+
+    def lr_factor(self, step: int) -> float:
+        """What to multiply the learning rate of update ``step`` by. Costs one ``stat`` unless the file has changed.
+
+        Raises:
+            UserError: the file is not what ``docs/formats.md`` says.
+        """
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return 1.0
+        seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        if seen != self._seen:
+            self._drills = _read(self._path)
+            self._seen = seen
+        return math.prod(d.factor for d in self._drills if d.from_step <= step < d.from_step + d.updates)
+
+
+def _read(path: Path) -> list[LrDrill]:
+    try:
+        return [_parse(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a list of drills: {type(error).__name__}: {error}") from error
+
+
+def _parse(entry: dict[str, Any]) -> LrDrill:
+    if entry["kind"] != "lr":
+        raise ValueError(f"kind {entry['kind']!r} is not known, only 'lr' is")
+    return LrDrill(int(entry["from_step"]), int(entry["updates"]), float(entry["factor"]))

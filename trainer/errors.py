@@ -1,0 +1,12 @@
+"""What can end a training run on purpose. ``python -m trainer`` turns each into its exit code."""
+
+
+class UserError(ValueError):
+    """A recipe, setting, path or layout that cannot work; trying again is of no use. Exit code 78.
+
+    The message says what is wrong, why, and what to do next: it is all that the user sees.
+    """
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or the gradient norm is not finite, and the update was not applied. Exit code 82."""

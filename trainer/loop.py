@@ -1,0 +1,251 @@
+"""The training loop: from a recipe and perhaps a checkpoint to the last step."""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from trainer import manifest, optim, parallel, telemetry, tokens
+from trainer.checkpoint import Checkpointer
+from trainer.data import Samples
+from trainer.drill import DrillFile
+from trainer.errors import NonFiniteError, UserError
+from trainer.model import OPT
+from trainer.parallel import Layout
+from trainer.recipes import Recipe, trajectory_digest
+from trainer.telemetry import Measured, Progress, Telemetry
+from trainer.tokens import TokenFile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What the command line asks for."""
+
+    recipe_name: str
+    recipe: Recipe
+    run_dir: Path
+    checkpoint_dir: Path
+    attempt: str
+    resume: Path | None
+    from_scratch: bool
+    lr_factors: Sequence[tuple[int, float]]
+    data: Sequence[Path]
+    tokenizer: Path | None
+    process_start: float
+
+
+def train(job: Job) -> None:
+    """Train to the last step of the recipe.
+
+    Raises:
+        UserError: something the user gave cannot work.
+        CheckpointError: the checkpoint to resume from is missing, torn or damaged.
+        NonFiniteError: training has diverged.
+    """
+    recipe = job.recipe
+    place = parallel.place_from_environment(os.environ)
+    dp, tp = parallel.check_layout(recipe, place.world)
+    check_folders(job)
+    text = tokens.load(job.data, job.tokenizer, recipe.model.vocab_size)
+    samples = Samples(text.ids, recipe.data.seq_len, recipe.seed)
+    settings_digest = trajectory_digest(recipe, job.lr_factors, text.digest)
+
+    layout = parallel.start(place, dp, tp)
+    parallel.require_agreement("the recipe, its settings or the data", settings_digest)
+    model = parallel.shard(OPT(recipe.model, recipe.seed), layout, recipe.precision)
+    optimizer = optim.build(model, recipe.optim)
+    checkpointer = Checkpointer(job.checkpoint_dir, model, optimizer)
+    progress = _resume(job, checkpointer, settings_digest, layout) if job.resume else Progress()
+    drills = DrillFile(job.run_dir / "drill.json")
+    recorder = None
+    if layout.rank == 0:
+        telemetry.write_config(job.run_dir, _config(job, layout, model, text, progress))
+        recorder = Telemetry(job.run_dir / "telemetry.jsonl", recipe, layout, job.process_start)
+
+    save_seconds = 0.0
+    while progress.step < recipe.steps:
+        step = progress.step + 1
+        shares = forward_backward(model, samples, recipe, layout, progress)
+        drill_factor, unreadable = _read_drill(drills, step) if layout.rank == 0 else (0.0, None)
+        measured = measure(model, *shares, drill_factor)
+        if math.isnan(measured.drill_factor):
+            raise unreadable or UserError("rank 0 cannot read drill.json; its log says why.")
+        if measured.finite:
+            lr = optim.learning_rate(step, recipe.optim, job.lr_factors) * measured.drill_factor
+            optim.update(optimizer, measured.gnorm, lr)
+            progress = advanced(progress, recipe)
+        line = recorder.record(step, measured, optimizer, progress, save_seconds) if recorder else {}
+        if not measured.finite:
+            checkpointer.wait()  # what is being saved is of before
+            raise NonFiniteError(f"step {step}: loss {measured.loss}, gradient norm {measured.gnorm}: not applied")
+        if recorder and (step % recipe.log_every == 0 or step == recipe.steps):
+            _print_progress(line, recipe.steps)
+        save_seconds = 0.0
+        if step % recipe.checkpoint_every == 0 or step == recipe.steps:
+            save_seconds = checkpointer.save(_header(job, layout, progress, settings_digest, line))
+    if not checkpointer.wait():
+        raise RuntimeError("all steps are done, but the last checkpoint could not be saved")
+    dist.destroy_process_group()
+
+
+def check_folders(job: Job) -> None:
+    """Refuse to start over in silence or to write into another attempt's telemetry; make the folders.
+
+    Raises:
+        UserError: one of the two.
+    """
+    if (job.run_dir / "telemetry.jsonl").exists():
+        raise UserError(
+            f"{job.run_dir} holds the telemetry of another attempt: give each attempt a --run-dir of its own."
+        )
+    present = manifest.committed(job.checkpoint_dir)
+    if present and not job.resume and not job.from_scratch:
+        raise UserError(
+            f"{job.checkpoint_dir} holds a checkpoint of step {present[-1][0]}: "
+            f"continue with --resume {present[-1][1]}, or start over with --from-scratch."
+        )
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+
+
+def _resume(job: Job, checkpointer: Checkpointer, settings_digest: str, layout: Layout) -> Progress:
+    assert job.resume is not None
+    found = checkpointer.load(job.resume)
+    if layout.rank == 0:
+        print(f"resumed from {job.resume}, step {found.step}", flush=True)
+        if found.settings_digest != settings_digest:
+            print(
+                "note: settings, data or learning-rate factors are not those the checkpoint was saved under", flush=True
+            )
+    return Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
+
+
+def forward_backward(
+    model: OPT, samples: Samples, recipe: Recipe, layout: Layout, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """Leave the gradients of the mean loss over the global batch in the parameters.
+
+    Returns:
+        This rank's shares of the mean loss and of the mean activation norm: over all ranks, they add up to them.
+    """
+    assert isinstance(model, FSDPModule)
+    seq_len = recipe.data.seq_len
+    per_rank = recipe.data.global_batch // layout.dp
+    micro = min(per_rank, recipe.data.micro_batch)
+    first = progress.data_position + layout.dp_rank * per_rank
+    loss_sum = activation_norm_sum = torch.zeros((), device=layout.device)
+    model.clock.step = progress.step + 1
+    model.clock.first_position = layout.tp_rank * (seq_len // layout.tp)
+    model.zero_grad()
+    for start in range(0, per_rank, micro):
+        model.clock.first_sample = first + start
+        model.set_requires_gradient_sync(start + micro == per_rank)
+        inputs, targets = (ids.to(layout.device) for ids in samples.batch(first + start, micro))
+        with layout.loss_context():
+            logits, activation_norm = model(inputs)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum") / (
+                per_rank * seq_len
+            )
+            loss.backward()
+        loss_sum = loss_sum + (loss.to_local() if isinstance(loss, DTensor) else loss).detach()
+        activation_norm_sum = activation_norm_sum + activation_norm
+    return loss_sum / layout.world, activation_norm_sum / (recipe.data.global_batch * seq_len)
+
+
+def measure(model: OPT, loss: Tensor, activation_norm: Tensor, drill_factor: float) -> Measured:
+    """Add up over all ranks, in the one collective of the step that is not the gradients'.
+
+    Args:
+        model: with its gradients.
+        loss: what :func:`forward_backward` returned.
+        activation_norm: what :func:`forward_backward` returned.
+        drill_factor: from rank 0; zero on all others.
+    """
+    factor = torch.tensor(drill_factor, dtype=torch.float64, device=loss.device)
+    total = torch.stack([loss.double(), activation_norm.double(), optim.square_norm_share(model.parameters()), factor])
+    dist.all_reduce(total)
+    mean_loss, mean_activation_norm, square_norm, factor = total.tolist()
+    return Measured(mean_loss, mean_activation_norm, math.sqrt(square_norm), factor)
+
+
+def _read_drill(drills: DrillFile, step: int) -> tuple[float, UserError | None]:
+    try:
+        return drills.lr_factor(step), None
+    except UserError as error:
+        return math.nan, error  # which tells the other ranks to stop, too
+
+
+def advanced(progress: Progress, recipe: Recipe) -> Progress:
+    """``progress`` after one more update."""
+    batch = recipe.data.global_batch
+    return Progress(
+        step=progress.step + 1,
+        data_position=progress.data_position + batch,
+        tokens=progress.tokens + batch * recipe.data.seq_len,
+    )
+
+
+def _header(job: Job, layout: Layout, progress: Progress, settings_digest: str, line: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **asdict(progress),
+        "attempt": job.attempt,
+        "ts": time.time(),
+        "layout": _layout(layout),
+        "settings_digest": settings_digest,
+        "telemetry": line,
+    }
+
+
+def _config(job: Job, layout: Layout, model: OPT, text: TokenFile, progress: Progress) -> dict[str, Any]:
+    recipe = job.recipe
+    config = recipe.optim
+    return {
+        "attempt": job.attempt,
+        "recipe": job.recipe_name,
+        "steps": recipe.steps,
+        "settings": asdict(recipe),
+        "schedule": {
+            "peak_lr": config.peak_lr,
+            "warmup_steps": config.warmup_steps,
+            "total_steps": config.total_steps,
+            "final_fraction": config.final_fraction,
+        },
+        "lr_factors": job.lr_factors,
+        "optimizer": {
+            "betas": config.betas,
+            "eps": config.eps,
+            "weight_decay": config.weight_decay,
+            "clip_norm": config.clip_norm,
+        },
+        "layout": _layout(layout),
+        "model": {"parameters": sum(p.numel() for p in model.parameters()), **asdict(recipe.model)},
+        "data": {
+            "sources": text.sources,
+            "tokens": len(text.ids),
+            "digest": text.digest,
+            "tokenizer": text.tokenizer,
+        },
+        "resume": {"path": str(job.resume), "step": progress.step} if job.resume else None,
+    }
+
+
+def _layout(layout: Layout) -> dict[str, int]:
+    return {"world": layout.world, "dp": layout.dp, "tp": layout.tp}
+
+
+def _print_progress(line: dict[str, Any], steps: int) -> None:
+    print(
+        f"{time.strftime('%Y-%m-%d %H:%M:%S')}  step {line['num_updates']}/{steps}  loss {line['loss']:.4f}  "
+        f"lr {line['lr']:.3g}  gnorm {line['gnorm']:.3f}  {line['wps']:,.0f} tokens/s",
+        flush=True,
+    )

@@ -1,0 +1,211 @@
+"""Processes, their device mesh, and how a model is spread over it: tensor parallelism inside, FSDP2 outside."""
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    loss_parallel,
+    parallelize_module,
+)
+
+from trainer.errors import UserError
+from trainer.model import OPT
+from trainer.recipes import Recipe
+
+# A peer that does not turn up or does not answer for this long is taken for dead.
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of how many processes this one is, on the whole and on its host."""
+
+    rank: int
+    world: int
+    local_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The mesh of ranks, ``dp`` × ``tp``, and where this rank stands in it."""
+
+    mesh: DeviceMesh
+    device: torch.device
+    rank: int
+    world: int
+
+    @property
+    def dp(self) -> int:
+        """Number of ranks that share a batch."""
+        return self.mesh.size(0)
+
+    @property
+    def tp(self) -> int:
+        """Number of ranks that share each layer."""
+        return self.mesh.size(1)
+
+    @property
+    def dp_rank(self) -> int:
+        """Which share of the batch this rank trains on."""
+        return self.mesh.get_local_rank("dp")
+
+    @property
+    def tp_rank(self) -> int:
+        """Which shard of each layer, and of the sequence between layers, this rank has."""
+        return self.mesh.get_local_rank("tp")
+
+    def loss_context(self) -> AbstractContextManager[None]:
+        """Where loss and backward pass belong: with tensor parallelism the logits stay sharded over the vocabulary."""
+        return loss_parallel() if self.tp > 1 else nullcontext()
+
+
+def place_from_environment(environment: Mapping[str, str]) -> Place:
+    """Read torchrun's variables, else Slurm's, else be alone.
+
+    Raises:
+        UserError: some of torchrun's variables are set and others are not.
+    """
+    if "RANK" in environment:
+        needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in needed if name not in environment]:
+            raise UserError(
+                f"RANK is set but {', '.join(missing)} is not: launch with torchrun, or set all of {needed}."
+            )
+        return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment["LOCAL_RANK"]))
+    if "SLURM_PROCID" in environment:
+        return Place(
+            int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"]), int(environment["SLURM_LOCALID"])
+        )
+    return Place(0, 1, 0)
+
+
+def rendezvous_from_slurm(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Where a job step's tasks meet when nobody said so: its first node, and a port that its number decides."""
+    first_node = re.match(r"([^\[,]+)(?:\[(\d+))?", environment["SLURM_STEP_NODELIST"])
+    assert first_node is not None
+    number = 64 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])
+    return first_node[1] + (first_node[2] or ""), 20_000 + number % 12_000
+
+
+def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:
+    """The (dp, tp) that ``world`` processes make of the recipe.
+
+    Raises:
+        UserError: heads, vocabulary, sequence or batch cannot be divided that way, or the world has another size.
+    """
+    tp = recipe.parallel.tp
+    dp = recipe.parallel.dp or max(1, world // tp)
+    if dp * tp != world:
+        raise UserError(
+            f"{world} processes cannot form parallel.dp={recipe.parallel.dp} × parallel.tp={tp}: "
+            "start dp × tp of them, or leave dp at 0 and start a multiple of tp."
+        )
+    for name, value in (
+        ("model.num_heads", recipe.model.num_heads),
+        ("model.vocab_size", recipe.model.vocab_size),
+        ("data.seq_len", recipe.data.seq_len),
+    ):
+        if value % tp:
+            raise UserError(f"{name}={value} is not a multiple of parallel.tp={tp}, so ranks cannot share it evenly.")
+    per_rank, left = divmod(recipe.data.global_batch, dp)
+    if left:
+        raise UserError(f"data.global_batch={recipe.data.global_batch} is not a multiple of {dp} data-parallel ranks.")
+    if per_rank > recipe.data.micro_batch and per_rank % recipe.data.micro_batch:
+        raise UserError(
+            f"{per_rank} sequences per rank cannot be run {recipe.data.micro_batch} at a time: "
+            "set data.micro_batch to a divisor."
+        )
+    return dp, tp
+
+
+def start(place: Place, dp: int, tp: int) -> Layout:
+    """Join the process group and form the mesh. A process that is alone needs no address or port.
+
+    Raises:
+        torch.distributed.DistError: the other processes did not come.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", place.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        # Sums in another order round differently: what a run computes must not depend on the number of cores.
+        torch.set_num_threads(1)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if place.world == 1:
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  documented, but not listed in __all__
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    else:
+        method = "env://" if "MASTER_ADDR" in os.environ else "tcp://{}:{}".format(*rendezvous_from_slurm(os.environ))
+        dist.init_process_group(backend, init_method=method, rank=place.rank, world_size=place.world, timeout=TIMEOUT)
+    mesh = init_device_mesh(device.type, (dp, tp), mesh_dim_names=("dp", "tp"))
+    return Layout(mesh, device, place.rank, place.world)
+
+
+def require_agreement(what: str, value: str) -> None:
+    """Stop unless all ranks have the same ``value``: ranks that train on different data or code do so in silence.
+
+    Raises:
+        UserError: on every rank, naming those that differ from rank 0.
+    """
+    values: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    if strangers := [rank for rank, other in enumerate(values) if other != values[0]]:
+        raise UserError(f"{what} differs between ranks: ranks {strangers} have another than rank 0. Start all alike.")
+
+
+def shard(model: OPT, layout: Layout, precision: str) -> OPT:
+    """Spread ``model`` over the mesh, in place: after this each rank holds its shards of the parameters, as DTensors.
+
+    FSDP is applied whatever the number of ranks, so that there is one code path, and one place that sets precision.
+    """
+    model.to(layout.device)
+    if layout.tp > 1:
+        parallelize_module(model, layout.mesh["tp"], _tensor_parallel_plan(len(model.layers)), src_data_rank=None)
+        # parallelize_module replaces parameters one by one and so unties what was one tensor under two names.
+        model.lm_head.weight = model.embed_tokens.weight
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16" and layout.device.type == "cuda":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for module in (*model.layers, model):
+        fully_shard(module, mesh=layout.mesh["dp"], mp_policy=policy)
+    return model
+
+
+def _tensor_parallel_plan(num_layers: int) -> dict[str, ParallelStyle]:
+    """Megatron's split with sequence parallelism: between layers, each rank has its part of every sequence (dim 1)."""
+    plan: dict[str, ParallelStyle] = {
+        "embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+        "embed_positions": SequenceParallel(use_local_output=True),
+        "final_layer_norm": SequenceParallel(use_local_output=True),
+        "lm_head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False),
+    }
+    for i in range(num_layers):
+        plan |= {
+            f"layers.{i}.self_attn_layer_norm": SequenceParallel(use_local_output=True),
+            f"layers.{i}.self_attn": PrepareModuleInput(
+                input_layouts=Shard(1), desired_input_layouts=Replicate(), use_local_output=True
+            ),
+            f"layers.{i}.self_attn.q_proj": ColwiseParallel(),
+            f"layers.{i}.self_attn.k_proj": ColwiseParallel(),
+            f"layers.{i}.self_attn.v_proj": ColwiseParallel(),
+            f"layers.{i}.self_attn.out_proj": RowwiseParallel(output_layouts=Shard(1)),
+            f"layers.{i}.final_layer_norm": SequenceParallel(use_local_output=True),
+            f"layers.{i}.fc1": ColwiseParallel(input_layouts=Shard(1)),
+            f"layers.{i}.fc2": RowwiseParallel(output_layouts=Shard(1)),
+        }
+    return plan

@@ -1,0 +1,212 @@
+"""Recipes: all that decides what a run computes, as frozen dataclasses, and ``--set key=value`` on top of them."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The shape of an OPT model. Its feed-forward layers are four times as wide as the hidden size, as in all."""
+
+    vocab_size: int
+    max_positions: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    dropout: float
+    init_std: float = 0.006
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Tokens per sequence, sequences per update over all ranks, and at most how many of them a rank runs at once."""
+
+    seq_len: int
+    global_batch: int
+    micro_batch: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and its schedule: linear warm-up to ``peak_lr``, then linear decay to ``final_fraction`` of it."""
+
+    peak_lr: float
+    warmup_steps: int
+    total_steps: int
+    final_fraction: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """Ranks that share a batch (``dp``; 0: all that ``tp`` leaves) times ranks that share each layer (``tp``)."""
+
+    dp: int = 0
+    tp: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """One training run.
+
+    It ends after ``steps`` updates; the schedule has a length of its own, so that a run can be stopped early or be
+    extended without another learning rate. ``precision`` is that of matrix products on GPUs; on CPU it is always fp32.
+    """
+
+    steps: int
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    parallel: ParallelConfig = ParallelConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 1
+    checkpoint_every: int
+    log_every: int = 10
+
+
+def opt_tiny() -> Recipe:
+    """OPT with a million parameters, which learns to spell English in minutes on a laptop."""
+    return Recipe(
+        steps=600,
+        model=ModelConfig(
+            vocab_size=2048, max_positions=64, num_layers=4, hidden_size=128, num_heads=4, dropout=0.1, init_std=0.02
+        ),
+        data=DataConfig(seq_len=64, global_batch=8, micro_batch=8),
+        optim=OptimConfig(peak_lr=1e-3, warmup_steps=60, total_steps=600),
+        checkpoint_every=50,
+    )
+
+
+def opt_125m() -> Recipe:
+    """OPT-125M as published: 0.5M tokens a batch, warm-up over 375M tokens, 300B tokens (arXiv 2205.01068, table 1)."""
+    seq_len, global_batch = 2048, 256
+    tokens_per_step = seq_len * global_batch
+    steps = -(-300_000_000_000 // tokens_per_step)
+    return Recipe(
+        steps=steps,
+        model=ModelConfig(
+            vocab_size=50272, max_positions=2048, num_layers=12, hidden_size=768, num_heads=12, dropout=0.1
+        ),
+        data=DataConfig(seq_len=seq_len, global_batch=global_batch, micro_batch=8),
+        optim=OptimConfig(peak_lr=6e-4, warmup_steps=375_000_000 // tokens_per_step, total_steps=steps),
+        precision="bf16",
+        checkpoint_every=500,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"opt-tiny": opt_tiny, "opt-125m": opt_125m}
+
+
+def build(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe ``name`` with each ``key=value`` of ``settings`` applied in turn, and checked.
+
+    Raises:
+        UserError: no such recipe or setting, or a value that cannot work.
+    """
+    if name not in RECIPES:
+        raise UserError(f"no recipe is called {name!r}.{_did_you_mean(name, RECIPES)} Recipes: {', '.join(RECIPES)}.")
+    recipe = RECIPES[name]()
+    known = dict(settings_of(recipe))
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise UserError(f"--set {setting}: expected key=value, for example --set optim.peak_lr=3e-4.")
+        if key not in known:
+            raise UserError(
+                f"--set {setting}: no setting is called {key!r}.{_did_you_mean(key, known)} "
+                "--list-recipes prints them all."
+            )
+        recipe = _with(recipe, key.split("."), text, setting)
+    _check(recipe)
+    return recipe
+
+
+def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings of a recipe as (dotted key, value), in the order of their definition."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from settings_of(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def trajectory_digest(recipe: Recipe, lr_factors: Sequence[tuple[int, float]], data_digest: str) -> str:
+    """SHA-256 over all that decides the weights after a given step: not the layout, and not how often to save.
+
+    Two runs with the same digest compute the same training, up to rounding.
+    """
+    decisive = {
+        "model": asdict(recipe.model),
+        "batch": [recipe.data.seq_len, recipe.data.global_batch],
+        "optim": asdict(recipe.optim),
+        "precision": recipe.precision,
+        "seed": recipe.seed,
+        "lr_factors": sorted(lr_factors),
+        "data": data_digest,
+    }
+    return "sha256:" + hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _with(config: Any, path: Sequence[str], text: str, setting: str) -> Any:
+    name, *rest = path
+    if rest:
+        return replace(config, **{name: _with(getattr(config, name), rest, text, setting)})
+    kind = get_type_hints(type(config))[name]
+    try:
+        return replace(config, **{name: _parse(kind, text)})
+    except ValueError:
+        raise UserError(f"--set {setting}: {text!r} is not {_describe(kind)}.") from None
+
+
+def _parse(kind: Any, text: str) -> Any:
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise ValueError(text)
+        return text
+    if get_origin(kind) is tuple:
+        parts = text.split(",")
+        return tuple(element(part) for element, part in zip(get_args(kind), parts, strict=True))
+    return kind(text)
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"{len(get_args(kind))} numbers separated by a comma"
+    return {int: "a whole number", float: "a number"}[kind]
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, known)
+    near += [name for name in known if name.rpartition(".")[2] == word and name not in near]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _check(recipe: Recipe) -> None:
+    def require(holds: bool, rule: str) -> None:
+        if not holds:
+            raise UserError(f"these settings cannot work: {rule}. Change them with --set.")
+
+    model, data, optim, parallel = recipe.model, recipe.data, recipe.optim, recipe.parallel
+    for key, value in settings_of(recipe):
+        if isinstance(value, int) and key not in {"seed", "parallel.dp"}:
+            require(value >= 1, f"{key} must be at least 1")
+    require(recipe.seed >= 0, "seed must not be negative")
+    require(parallel.dp >= 0, "parallel.dp must not be negative")
+    require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")
+    require(data.seq_len <= model.max_positions, "data.seq_len must not exceed model.max_positions")
+    require(0 <= model.dropout < 1, "model.dropout must be at least 0 and below 1")
+    require(optim.warmup_steps < optim.total_steps, "optim.warmup_steps must be below optim.total_steps")
+    require(all(0 <= beta < 1 for beta in optim.betas), "both of optim.betas must be at least 0 and below 1")
+    require(optim.peak_lr > 0 and optim.clip_norm > 0, "optim.peak_lr and optim.clip_norm must be above 0")

@@ -1,0 +1,156 @@
+"""What the run folder says of an attempt: its effective configuration, and one line of measurements per update."""
+
+import json
+import math
+import os
+import platform
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import manifest
+from trainer.optim import readback
+from trainer.parallel import Layout
+from trainer.recipes import Recipe
+
+# Dense bf16 peak in TFLOP/s by device name, from NVIDIA's data sheets (V100: fp16).
+_PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far the lineage is: updates applied, index of the next sample, tokens trained on."""
+
+    step: int = 0
+    data_position: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What all ranks together measured of one forward and backward pass, and the drill's factor for this update."""
+
+    loss: float
+    activation_norm: float
+    gnorm: float
+    drill_factor: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether the gradients may be applied."""
+        return math.isfinite(self.loss) and math.isfinite(self.gnorm)
+
+
+def flops_per_token(recipe: Recipe) -> int:
+    """Floating-point operations of forward and backward pass per token.
+
+    6 per weight that is multiplied, 12·L·d² + V·d of them (the tied matrix counts once, as output layer), and 6·L·d·T
+    for attention, of which the causal mask leaves half of the full 12·L·d·T. Recomputation does not count.
+    """
+    layers, size = recipe.model.num_layers, recipe.model.hidden_size
+    weights = 12 * layers * size**2 + recipe.model.vocab_size * size
+    return 6 * weights + 6 * layers * size * recipe.data.seq_len
+
+
+def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Write ``config.json``: ``config`` and where, when and with which versions it runs."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: version(name) for name in ("torch", "numpy", "tokenizers", "safetensors")}
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
+    whole = {"v": 1} | dict(config) | {"host": socket.gethostname(), "ts": time.time(), "versions": versions}
+    manifest.write_durably(run_dir / "config.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+class Telemetry:
+    """Writes ``telemetry.jsonl`` of one attempt. For rank 0 alone.
+
+    Args:
+        path: the file; lines are appended.
+        recipe: for the sizes of batch and model.
+        layout: for the number of ranks and the device.
+        process_start: ``time.monotonic()`` when the process began.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, layout: Layout, process_start: float) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._sequences = recipe.data.global_batch
+        self._tokens = recipe.data.global_batch * recipe.data.seq_len
+        self._step_tflop = flops_per_token(recipe) * self._tokens / layout.world / 1e12
+        self._peak_tflops = _peak_tflops(layout.device)
+        self._cuda = layout.device.type == "cuda"
+        self._process_start = process_start
+        self._train_start = self._step_start = time.monotonic()
+
+    def record(
+        self,
+        step: int,
+        measured: Measured,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        save_seconds: float,
+    ) -> dict[str, Any]:
+        """Append the line of update ``step`` and return it. Its time runs from the line before, or from the start."""
+        now = time.monotonic()
+        seconds, self._step_start = now - self._step_start, now
+        live = readback(optimizer)
+        tflops = self._step_tflop / seconds
+        line = {
+            "ts": round(time.time(), 6),
+            "num_updates": step,
+            "loss": _finite(measured.loss),
+            "ppl": _finite(_exp(measured.loss)),
+            "gnorm": _finite(measured.gnorm),
+            "clip": 100 if measured.gnorm > live["clip_norm"] else 0,
+            "actv_norm": _finite(measured.activation_norm),
+            **live,
+            "loss_scale": None,
+            "finite": measured.finite,
+            "skipped": 0,
+            "bsz": self._sequences,
+            "wpb": self._tokens,
+            "wps": self._tokens / seconds,
+            "ups": 1 / seconds,
+            "step_seconds": seconds,
+            "save_seconds": save_seconds,
+            "train_wall": now - self._train_start,
+            "wall": now - self._process_start,
+            "tokens": progress.tokens,
+            "data_position": progress.data_position,
+            "tflops": tflops,
+            "mfu": tflops / self._peak_tflops if self._peak_tflops else None,
+            "cuda_gb_allocated": self._peak_memory(),
+        }
+        os.write(self._fd, (json.dumps(line, allow_nan=False) + "\n").encode())
+        return line
+
+    def _peak_memory(self) -> float | None:
+        if not self._cuda:
+            return None
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+
+def _peak_tflops(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for model, peak in _PEAK_TFLOPS.items() if model in name), None)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
