@@ -27,6 +27,7 @@ from rich.text import Text
 
 STEPS = 400
 DEADLINE_SECONDS = 600.0
+BUSY = 75  # the daemon's own sync is still at it
 OPT_OPS = [sys.executable, "-m", "opt_ops"]
 
 console = Console(highlight=False)
@@ -53,7 +54,11 @@ def drills(lineage: str) -> list[Drill]:
 
 def opt_ops(*arguments: str) -> str:
     """Run a command of opt-ops; its output. A command that fails ends the demo with its message."""
-    done = subprocess.run([*OPT_OPS, *arguments], capture_output=True, text=True, check=False)
+    for _ in range(60):
+        done = subprocess.run([*OPT_OPS, *arguments], capture_output=True, text=True, check=False)
+        if done.returncode != BUSY:
+            break
+        time.sleep(1.0)
     if done.returncode != 0:
         sys.exit(f"opt-ops {' '.join(arguments)} left with {done.returncode}:\n{done.stderr}")
     return done.stdout
@@ -131,7 +136,7 @@ class Watcher:
 
     def say(self, text: str, style: str = "") -> None:
         """A line above the progress."""
-        console.print(Text(f"{time.monotonic() - self._began:5.0f} s  {text}", style=style))
+        console.print(Text(f"{time.monotonic() - self._began:5.0f} s  {text}", style=style), soft_wrap=True)
 
 
 TELL: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -201,7 +206,7 @@ def main() -> int:
         while not (runs / "daemon.json").exists() or json.loads((runs / "daemon.json").read_text())["ts"] < time.time() - 5:
             keeper.step()
             time.sleep(0.2)
-        settings = [f"--set=steps={STEPS}", "--set=checkpoint_every=25"]
+        settings = [f"--set=steps={STEPS}", f"--set=optim.total_steps={STEPS}", "--set=checkpoint_every=25"]
         lineage = opt_ops("run", "start", "opt-tiny", *settings, "--nodes", "2", "--spares", "1", "-q").strip()
         console.print(f"lineage {lineage}: opt-tiny, {STEPS} steps, nodes n1 n2 and the spare n3")
         supervise(lineage, keeper)

@@ -13,6 +13,7 @@ from trainer.errors import UserError
 class LrDrill:
     """Multiply the learning rate by ``factor`` in ``updates`` updates, the first being ``from_step``."""
 
+    name: str
     from_step: int
     updates: int
     factor: float
@@ -25,6 +26,7 @@ class DrillFile:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
         self._drills: list[LrDrill] = []
+        self._begins: dict[str, int] = {}
 
     def lr_factor(self, step: int) -> float:
         """What to multiply the learning rate of update ``step`` by. Costs one ``stat`` unless the file has changed.
@@ -40,7 +42,13 @@ class DrillFile:
         if seen != self._seen:
             self._drills = _read(self._path)
             self._seen = seen
-        return math.prod(d.factor for d in self._drills if d.from_step <= step < d.from_step + d.updates)
+            for drill in self._drills:  # who orders a fault from outside cannot know which update comes next
+                self._begins.setdefault(drill.name, max(step, drill.from_step))
+        return math.prod(drill.factor for drill in self._drills if self._lasts(drill, step))
+
+    def _lasts(self, drill: LrDrill, step: int) -> bool:
+        begin = self._begins[drill.name]
+        return begin <= step < begin + drill.updates
 
 
 def _read(path: Path) -> list[LrDrill]:
@@ -53,4 +61,4 @@ def _read(path: Path) -> list[LrDrill]:
 def _parse(entry: dict[str, Any]) -> LrDrill:
     if entry["kind"] != "lr":
         raise ValueError(f"kind {entry['kind']!r} is not known, only 'lr' is")
-    return LrDrill(int(entry["from_step"]), int(entry["updates"]), float(entry["factor"]))
+    return LrDrill(str(entry["id"]), int(entry["from_step"]), int(entry["updates"]), float(entry["factor"]))

@@ -202,6 +202,9 @@ def _header(job: Job, layout: Layout, progress: Progress, settings_digest: str, 
         "ts": time.time(),
         "layout": _layout(layout),
         "settings_digest": settings_digest,
+        "seed": job.recipe.seed,  # with the step, the state of every random choice
+        "schedule": _schedule(job.recipe),
+        "lr_factors": job.lr_factors,
         "telemetry": line,
     }
 
@@ -214,12 +217,7 @@ def _config(job: Job, layout: Layout, model: OPT, text: TokenFile, progress: Pro
         "recipe": job.recipe_name,
         "steps": recipe.steps,
         "settings": asdict(recipe),
-        "schedule": {
-            "peak_lr": config.peak_lr,
-            "warmup_steps": config.warmup_steps,
-            "total_steps": config.total_steps,
-            "final_fraction": config.final_fraction,
-        },
+        "schedule": _schedule(recipe),
         "lr_factors": job.lr_factors,
         "optimizer": {
             "betas": config.betas,
@@ -237,6 +235,11 @@ def _config(job: Job, layout: Layout, model: OPT, text: TokenFile, progress: Pro
         },
         "resume": {"path": str(job.resume), "step": progress.step} if job.resume else None,
     }
+
+
+def _schedule(recipe: Recipe) -> dict[str, float]:
+    names = ("peak_lr", "warmup_steps", "total_steps", "final_fraction")
+    return {name: getattr(recipe.optim, name) for name in names}
 
 
 def _layout(layout: Layout) -> dict[str, int]:

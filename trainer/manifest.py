@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +52,9 @@ class Manifest:
     settings_digest: str
     telemetry: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
+    seed: int | None = None
+    schedule: Mapping[str, float] | None = None
+    lr_factors: Sequence[Sequence[float]] = ()
 
 
 def step_folder(folder: Path, step: int) -> Path:
