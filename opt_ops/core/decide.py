@@ -218,7 +218,8 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
         return None
     shape = _shape(state)
     nodes = eligible_nodes(state, policy)[: shape.nodes]
-    if len(nodes) < shape.nodes:
+    joining = any(name not in state.nodes for name in allocation.nodes)
+    if len(nodes) < shape.nodes or (joining and now - allocation.since < policy.join_seconds):
         return None
     number = sum(attempt.run == run.name for attempt in state.attempts.values())
     known = newest_good(state, run.name)

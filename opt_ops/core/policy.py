@@ -52,6 +52,7 @@ class Policy:
     spike: SpikeRule
     hang: HangRule
     silent_seconds: float
+    join_seconds: float = 5.0  # for the last held nodes to report, once enough have
     preflight_seconds: float = 120.0  # for held nodes that have not been heard
     unfit_seconds: float = 15.0  # when all were heard and too few are fit
     spare_seconds: float = 120.0  # in the queue for spares, before nodes are asked for without them

@@ -33,6 +33,17 @@ def test_no_attempt_starts_before_nodes_are_heard_of():
     assert kinds(story.judge("n2", Verdict.HEALTHY, "ok")) == ["attempt_intended"]
 
 
+def test_enough_nodes_wait_a_moment_for_the_last_ones():
+    story = Story()
+    story.begin()
+    story.see(e.AllocationSubmitted(allocation="12-n0", job="7", adopted=False))
+    nodes = ("n1", "n2", "n3")
+    story.see(e.AllocationChanged(allocation="12-n0", status=AllocationStatus.RUNNING, nodes=nodes, reason=""))
+    story.judge("n3", Verdict.HEALTHY, "ok")
+    assert story.judge("n2", Verdict.HEALTHY, "ok") == []
+    assert only(story.see(seconds=POLICY.join_seconds), e.AttemptIntended).nodes == ("n2", "n3")
+
+
 def test_a_blind_node_is_used_only_where_no_gpus_are_expected():
     for gpus, starts in ((0, True), (8, False)):
         story = Story(replace(POLICY, expected_gpus=gpus))

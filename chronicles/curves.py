@@ -1,0 +1,135 @@
+"""Which points of the telemetry the curves show: everything that happened, thinned so that no peak is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+from chronicles.record import Record
+from chronicles.settled import Stretch
+from opt_ops.core.signals import Point
+
+Measure = Callable[[Point], float | None]
+
+MEASURES: Mapping[str, Measure] = {
+    "loss": lambda point: point.loss,
+    "gnorm": lambda point: point.gnorm,
+    "lr": lambda point: point.lr,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A stretch of one curve: steps rise."""
+
+    run: int  # the run's place in the lineage, which is its colour
+    kept: bool
+    steps: Sequence[int]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """An incident on the step axis: where training stopped, and where it went on from."""
+
+    incident: str
+    step: int
+    resumed: int | None
+    drill: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One measure over all runs."""
+
+    lines: Sequence[Line]
+    gaps: Sequence[int]  # steps at which it was not finite
+
+
+def curve(record: Record, measure: str) -> Curve:
+    """Every point of a measure that telemetry holds."""
+    of = MEASURES[measure]
+    runs = {name: place for place, name in enumerate(record.state.runs)}
+    gaps = [p.step for part in record.stretches for p in part.points if _number(of(p)) is None]
+    return Curve(lines=list(_lines(record.stretches, of, runs)), gaps=gaps)
+
+
+def thinned(drawn: Curve, limit: int) -> Curve:
+    """The curve in about `limit` points; every line keeps at least its ends and its extremes."""
+    total = sum(len(line.steps) for line in drawn.lines)
+    if total <= limit:
+        return drawn
+    return replace(drawn, lines=[_thin(line, max(8, limit * len(line.steps) // total)) for line in drawn.lines])
+
+
+def marks(report: Mapping[str, Any]) -> list[Mark]:
+    """The incidents that can be placed on the step axis, in order."""
+    return [
+        Mark(
+            incident=row["incident"],
+            step=row["last_step"] if row["last_step"] is not None else row["step_failed"],
+            resumed=row["step_resumed"],
+            drill=row["drill"] is not None,
+        )
+        for row in report["incidents"]
+        if row["last_step"] is not None or row["step_failed"] is not None
+    ]
+
+
+def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> list[int]:
+    """Which points of a line to draw: at most `limit` (4 or more), its ends and every bucket's lowest and highest.
+
+    A line drawn through them covers the same heights as one through all points, to within a bucket's width.
+    """
+    size = len(steps)
+    if size <= limit:
+        return list(range(size))
+    buckets = (limit - 2) // 2
+    chosen = {0, size - 1}
+    for bucket in range(buckets):
+        first, end = bucket * size // buckets, (bucket + 1) * size // buckets
+        chosen.add(min(range(first, end), key=values.__getitem__))
+        chosen.add(max(range(first, end), key=values.__getitem__))
+    return sorted(chosen)
+
+
+def _thin(line: Line, limit: int) -> Line:
+    chosen = thin(line.steps, line.values, limit)
+    return replace(line, steps=[line.steps[i] for i in chosen], values=[line.values[i] for i in chosen])
+
+
+def _lines(parts: Sequence[Stretch], of: Measure, runs: Mapping[str, int]) -> Iterator[Line]:
+    """Kept lines joined over the attempts of a run; each one that was taken back by itself; both broken at gaps."""
+    kept: list[tuple[int, float]] = []  # of the run that is being drawn
+    run: int | None = None
+    for part in parts:
+        if runs[part.run] != run:
+            yield from _line(run, True, kept)
+            kept = kept[-1:]  # the next run's line begins where this one's ends, so that a changed setting shows
+            run = runs[part.run]
+        lost: list[tuple[int, float]] = []
+        for point in part.points:
+            number = _number(of(point))
+            counts = part.counts(point)
+            if number is None:
+                yield from _line(run, counts, kept if counts else lost)
+                (kept if counts else lost).clear()
+            elif counts:
+                kept.append((point.step, number))
+            else:
+                lost = lost or kept[-1:]
+                lost.append((point.step, number))
+        yield from _line(run, False, lost)
+    yield from _line(run, True, kept)
+
+
+def _line(run: int | None, kept: bool, points: Sequence[tuple[int, float]]) -> Iterator[Line]:
+    if run is not None and points:
+        steps, values = zip(*points, strict=True)
+        yield Line(run=run, kept=kept, steps=steps, values=values)
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None

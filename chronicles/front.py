@@ -1,0 +1,192 @@
+"""The front page of a logbook: what a reader wants to know first, as plain text and rows, for every form of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chronicles.ledger import Phase
+from chronicles.words import count, duration, full, percent, when, whole
+from opt_ops.core.run import Status
+
+_TONES = {Status.COMPLETED: "ok", Status.HALTED: "bad", Status.CANCELLED: "warn", Status.RECOVERING: "warn"}
+_TONES |= {Status.ROLLING_BACK: "warn"}
+
+_PHASES = {
+    Phase.KEPT: "training that counts",
+    Phase.LOST: "training taken back",
+    Phase.RECOVERING: "recovering",
+    Phase.HALTED: "halted",
+    Phase.QUEUED: "waiting for nodes",
+    Phase.STARTING: "starting",
+    Phase.OTHER: "other",
+}
+
+Row = Mapping[str, Any]
+
+
+def front(report: Row, loss: float | None) -> dict[str, Any]:
+    """Everything above the log. `loss` is the newest settled one."""
+    incidents = report["incidents"]
+    return {
+        "tone": _TONES.get(Status(report["status"]), ""),
+        "lead": lead(report),
+        "share": round(100 * min(1.0, report["step"] / report["total_steps"]), 2) if report["total_steps"] else 0,
+        "figures": figures(report, loss),
+        "steps_lost": sum(row["steps_lost"] or 0 for row in incidents),
+        "seconds_down": sum(row["seconds_down"] or 0.0 for row in incidents),
+        "tree": tree(report["runs"]),
+        "goodput": _goodput(report),
+        "phases": phases(report),
+        "lost": lost(report),
+        "as_of": when(report["as_of"]),
+    }
+
+
+def lead(report: Row) -> str:
+    """Two or three sentences: where it stands, what happened, whether anyone was needed."""
+    return " ".join(filter(None, (_standing(report), _happened(report), _human(report))))
+
+
+def _standing(report: Row) -> str:
+    total, step = report["total_steps"], report["step"]
+    of = f"{whole(step)} of {count(total, 'step')}" if total else count(step, "step")
+    wall = duration(report["goodput"]["wall_seconds"])
+    match report["status"]:
+        case Status.NEW:
+            return "The request waits for a daemon."
+        case Status.COMPLETED:
+            return f"All {count(total or step, 'step')} were trained in {wall}."
+        case Status.HALTED:
+            return f"Training stopped after {of}. {full(report['why'])}"
+        case Status.CANCELLED:
+            return f"Stopped after {of}, as asked by {report['why'].rstrip(' .')}."
+        case Status.PLANNED | Status.QUEUED:
+            return f"Waiting for nodes, {of} trained."
+        case Status.PREFLIGHT | Status.STARTING:
+            return f"Starting, {of} trained."
+        case Status.RECOVERING | Status.ROLLING_BACK:
+            doing = str(report["status"]).lower().replace("_", " ")
+            return f"{doing.capitalize()}, {of} trained."
+        case _:
+            return f"Training, {of} trained in {wall}.{_eta(report)}"
+
+
+def _eta(report: Row) -> str:
+    spent, total = report["goodput"], report["total_steps"]
+    if not spent["goodput"] or not total:
+        return ""
+    left = (total - report["step"]) * spent["healthy_step_seconds"] / spent["goodput"]
+    return f" At this goodput the rest takes {duration(left)}."
+
+
+def _happened(report: Row) -> str:
+    rows = report["incidents"]
+    if not rows:
+        return "No incident so far." if report["runs"] else ""
+    drills = sum(row["drill"] is not None for row in rows)
+    of = {0: "", len(rows): ", all of them drills" if len(rows) > 1 else ", a drill"}.get(
+        drills, f", {drills} of them drills"
+    )
+    again = report["goodput"]["steps_repeated"]
+    return f"{count(len(rows), 'incident')}{of}, {_cured(rows)}; {count(again, 'step')} taken back."
+
+
+def _cured(rows: Sequence[Row]) -> str:
+    still_open = sum(row["closed"] is None for row in rows)
+    failed = sum(row["proven"] is False for row in rows)
+    if not still_open and not failed:
+        return "proven" if len(rows) == 1 else "all proven"
+    parts = ((still_open, "still open"), (failed, "NOT PROVEN"))
+    return ", ".join(f"{number} {what}" if len(rows) > 1 else what for number, what in parts if number)
+
+
+def _human(report: Row) -> str:
+    if report["status"] == Status.HALTED:
+        return "A human is needed."
+    return "No human was needed." if report["status"] == Status.COMPLETED and report["incidents"] else ""
+
+
+def figures(report: Row, loss: float | None) -> list[dict[str, str]]:
+    """The few numbers worth a large type."""
+    spent, total = report["goodput"], report["total_steps"]
+    rows = report["incidents"]
+    drills = sum(row["drill"] is not None for row in rows)
+    found = [("Steps", whole(report["step"]), f"of {whole(total)}" if total else "")]
+    if loss is not None:
+        found.append(("Loss", f"{loss:.3f}", "nats per token, newest"))
+    if spent["goodput"] is not None:
+        found.append(("Goodput", percent(spent["goodput"]), f"{spent['healthy_step_seconds']:.3g} s a healthy step"))
+    found.append(("Incidents", whole(len(rows)), f"{count(drills, 'drill')}" if drills else ""))
+    found.append(("Taken back", whole(spent["steps_repeated"]), "steps"))
+    found.append(("Wall clock", duration(spent["wall_seconds"]), f"since {when(report['started'])}"))
+    return [{"label": label, "value": value, "more": more} for label, value, more in found]
+
+
+def tree(runs: Sequence[Row]) -> list[dict[str, Any]]:
+    """The runs with the lines of their family tree; a run that goes on from its elder is drawn one level in."""
+    depth: dict[str, int] = {}
+    for row in runs:
+        depth[row["run"]] = depth[row["parent"]] + 1 if row["parent"] in depth else 0
+    deepest = 6  # a long line of rollbacks must not walk off the page
+    return [
+        {"row": row, "indent": "  " * (min(depth[row["run"]], deepest) - 1) + "└ " if depth[row["run"]] else ""}
+        for row in runs
+    ]
+
+
+def phases(report: Row) -> list[dict[str, Any]]:
+    """The wall clock by phase, those that took any time."""
+    spent = report["goodput"]
+    return [
+        {
+            "name": str(phase),
+            "label": label,
+            "seconds": spent["seconds_by_phase"][phase],
+            "share": spent["seconds_by_phase"][phase] / spent["wall_seconds"],
+            "flex": f"{spent['seconds_by_phase'][phase] / spent['wall_seconds']:.4f}",
+        }
+        for phase, label in _PHASES.items()
+        if spent["wall_seconds"] and spent["seconds_by_phase"][phase] > 0
+    ]
+
+
+def lost(report: Row) -> list[dict[str, Any]]:
+    """What the lost time went to, largest first."""
+    spent = report["goodput"]
+    rows = {row["incident"]: row for row in report["incidents"]}
+    slower = spent["seconds_slower_than_healthy"]
+    items = list(spent["lost"])
+    if slower is not None and slower > 0:
+        items.append({"cause": "slower", "seconds_repeated": 0.0, "seconds_down": slower})
+    found = [
+        {
+            "incident": item["cause"] if item["cause"] in rows else None,
+            "label": _lost_to(item["cause"], rows),
+            "drill": item["cause"] in rows and rows[item["cause"]]["drill"],
+            "repeated": item["seconds_repeated"] or None,
+            "down": item["seconds_down"],
+            "both": item["seconds_repeated"] + item["seconds_down"],
+            "share": (item["seconds_repeated"] + item["seconds_down"]) / spent["wall_seconds"],
+        }
+        for item in items
+        if spent["wall_seconds"]
+    ]
+    return sorted((item for item in found if item["both"] > 0), key=lambda item: -item["both"])
+
+
+def _lost_to(cause: str, rows: Mapping[str, Row]) -> str:
+    if cause in rows:
+        return rows[cause]["kind"].replace("_", " ")
+    return "steps slower than the healthy one, saves among them" if cause == "slower" else _PHASES[Phase(cause)]
+
+
+def _goodput(report: Row) -> str:
+    spent = report["goodput"]
+    if spent["goodput"] is None:
+        return "No step counts yet, so there is no goodput."
+    return (
+        f"Goodput is {percent(spent['goodput'])}: {count(spent['kept_steps'], 'kept step')} × "
+        f"{spent['healthy_step_seconds']:.3g} s (the median of the steps that count, the first of each attempt aside) "
+        f"÷ {duration(spent['wall_seconds'])} of wall clock."
+    )

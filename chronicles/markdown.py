@@ -1,0 +1,242 @@
+"""`logbook.md`: the logbook as text that reads well raw, on a Git host and in MLflow.
+
+Everything that others wrote (notes, causes, node names, log lines) goes through `plain`, `code` or `quote`: it can make
+no markup, no HTML, no new line, no new table cell, and no link but a bare web address to itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from chronicles.entries import LogEntry
+from chronicles.words import duration, percent, rate, whole
+from opt_ops.render import printable
+
+Row = Mapping[str, Any]
+
+
+def render(report: Row, front: Row, entries: Sequence[LogEntry]) -> str:
+    """The whole file."""
+    titles = [_title(entry) for entry in entries]
+    parts = [
+        _name(report),
+        _head(report, front),
+        _incidents(report, front),
+        _runs(report, front),
+        _time(report, front),
+        _nodes(report),
+        _contents(titles),
+    ]
+    parts += [_entry(title, entry) for title, entry in zip(titles, entries, strict=True)]
+    parts.append(_foot(report, front))
+    return "\n".join(line for part in parts for line in part)
+
+
+def note(report: Row, front: Row, limit: int) -> str:
+    """The front page alone, in at most `limit` characters: as many of the newest incidents as there is room for."""
+    rows = list(report["incidents"])
+    while True:
+        shown = {**report, "incidents": rows}
+        text = "\n".join([*_head(report, front), *_incidents(shown, front), _FULL])
+        if len(text) <= limit or not rows:
+            return text[:limit]
+        rows = rows[1:]
+
+
+_FULL = "The whole logbook, with curves, is the artifact `chronicle/logbook.html`."
+
+
+def plain(text: str) -> str:
+    """Untrusted text as one line of Markdown that shows exactly itself."""
+    line = printable(" ".join(text.split()))
+    line = re.sub(r"([\\`*\[\]<>|~&!#])", r"\\\1", line)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)  # within a word it means nothing
+
+
+def code(text: str) -> str:
+    """Untrusted text as a code span, fenced by more backticks than it has in a row."""
+    line = printable(" ".join(text.split()))
+    longest = max((len(run) for run in re.findall(r"`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if longest else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def quote(text: str) -> list[str]:
+    """Untrusted text of several lines as a block quote."""
+    lines = [re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", plain(line)) for line in text.splitlines()]  # no list, no heading
+    return [f"> {line}  ".rstrip() if line == lines[-1] else f"> {line}  " for line in lines]
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of cells that are Markdown already; a head that begins with `>` is for numbers."""
+    rule = ["---:" if head.startswith(">") else "---" for head in heads]
+    lines = [[head.removeprefix(">") for head in heads], rule, *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _name(report: Row) -> Iterator[str]:
+    yield f"# Lineage {plain(report['lineage'])}: logbook"
+    yield ""
+    yield "The curves are in `logbook.html`, the numbers in `report.json`, both beside this file."
+    yield ""
+
+
+def _head(report: Row, front: Row) -> Iterator[str]:
+    yield f"**{report['status']}.** {plain(front['lead'])}"
+    yield ""
+    if report["recipe"]:
+        yield f"Recipe {code(' '.join((report['recipe'], *report['settings'])))}."
+        yield ""
+    figures = front["figures"]
+    yield from table([item["label"] for item in figures], [[item["value"] for item in figures]])
+    yield ""
+
+
+def _incidents(report: Row, front: Row) -> Iterator[str]:
+    if not report["incidents"]:
+        return
+    yield "## Incidents"
+    yield ""
+    rows = [
+        [
+            plain(row["incident"]) + (f" **DRILL** {plain(row['drill'])}" if row["drill"] else ""),
+            _runs_of(row),
+            plain(row["cause"]),
+            plain(row["action"] or "–") + (f" × {row['lr_factor']:g}" if row["lr_factor"] else ""),
+            whole(row["steps_lost"]),
+            duration(row["seconds_down"]),
+            {None: "open", True: "yes", False: "**NO**"}[row["proven"]],
+        ]
+        for row in report["incidents"]
+    ]
+    rows.append(["Total", "", "", "", whole(front["steps_lost"]), duration(front["seconds_down"]), ""])
+    yield from table(["Incident", "Run", "Cause", "Action", ">Steps lost", ">Down", "Proven"], rows)
+    yield ""
+
+
+def _runs_of(row: Row) -> str:
+    before, after = row["run_before"], row["run_after"]
+    return plain(f"{before} → {after}" if after and after != before else before or "–")
+
+
+def _runs(report: Row, front: Row) -> Iterator[str]:
+    if not report["runs"]:
+        return
+    yield "## Runs"
+    yield ""
+    rows = [
+        [
+            f"{branch['indent'].replace(' ', '&nbsp;')}{plain(branch['row']['run'])}",
+            plain(branch["row"]["parent"] or "–"),
+            whole(branch["row"]["from_step"]),
+            whole(branch["row"]["last_step"]),
+            whole(branch["row"]["steps_kept"]),
+            f"× {branch['row']['lr_scale']:.3g}",
+            plain(branch["row"]["cause"]),
+        ]
+        for branch in front["tree"]
+    ]
+    yield from table(["Run", "Parent", ">From step", ">To step", ">Kept", ">Learning rate", "Because of"], rows)
+    yield ""
+
+
+def _time(report: Row, front: Row) -> Iterator[str]:
+    if not report["goodput"]["wall_seconds"]:
+        return
+    yield "## Where the time went"
+    yield ""
+    yield front["goodput"]
+    yield ""
+    rows = [[phase["label"], duration(phase["seconds"]), percent(phase["share"])] for phase in front["phases"]]
+    yield from table(["Phase", ">Time", ">Share"], rows)
+    yield ""
+    if not front["lost"]:
+        return
+    rows = [
+        [
+            plain(" ".join(filter(None, (item["incident"], item["label"])))) + (" **DRILL**" if item["drill"] else ""),
+            duration(item["repeated"]),
+            duration(item["down"]),
+            duration(item["both"]),
+            percent(item["share"]),
+        ]
+        for item in front["lost"]
+    ]
+    yield from table(["Lost to", ">Steps again", ">Standstill", ">Together", ">Of the wall clock"], rows)
+    yield ""
+
+
+def _nodes(report: Row) -> Iterator[str]:
+    if not report["nodes"]:
+        return
+    yield "## Nodes"
+    yield ""
+    keys = ("node", "verdict", "reason", "source", "excluded_by", "drain")
+    rows = [[plain(str(node[key] or "–")) for key in keys] for node in report["nodes"]]
+    yield from table(["Node", "Verdict", "Reason", "Who says so", "Excluded by", "Drain"], rows)
+    yield ""
+
+
+def _title(entry: LogEntry) -> str:
+    return entry.title + (f" · DRILL {entry.drill}" if entry.drill else "")
+
+
+def _contents(titles: Sequence[str]) -> Iterator[str]:
+    # Without links: MLflow takes one to a place in the file for one to a page of its own, and leaves the logbook.
+    yield "## Contents"
+    yield ""
+    for title in titles:
+        yield f"- {plain(title)}"
+    if not titles:
+        yield "Nothing has happened yet."
+    yield ""
+    yield "## Log, newest first"
+    yield ""
+
+
+def _entry(title: str, entry: LogEntry) -> Iterator[str]:
+    head, author, rest = title.partition(f" [{entry.author}]: ")
+    yield f"### {plain(head)}{f' [{plain(entry.author)}]: ' if author else ''}{plain(rest)}"
+    yield ""
+    if entry.quote:
+        yield from quote(entry.quote)
+        yield ""
+    for fact in entry.facts:
+        yield f"**{fact.label}.** {plain(fact.text)}" + (f" Log line: {code(fact.line)}" if fact.line else "")
+        yield ""
+        if fact.label == "Cost" and entry.spans:
+            yield ", ".join(f"{duration(seconds)} {label}" for label, seconds in entry.spans) + "."
+            yield ""
+        if fact.label == "Proof" and entry.readbacks:
+            rows = [
+                [whole(item["step"]), rate(item["expected_lr"]), rate(item["lr"]), _loss(item["loss"])]
+                for item in entry.readbacks
+            ]
+            yield from table([">Step", ">Expected", ">Read back", ">Loss"], rows)
+            yield ""
+    if entry.changes:
+        yield "```diff"
+        for what, before, after in entry.changes:
+            for sign, side in (("-", before), ("+", after)):
+                if side:
+                    yield f"{sign} {printable(what)}: {printable(side)}"
+        yield "```"
+        yield ""
+
+
+def _loss(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.4f}"
+
+
+def _foot(report: Row, front: Row) -> Iterator[str]:
+    journal = report["journal"]
+    remarks = "".join(f" {plain(remark)}." for remark in journal["remarks"])
+    as_of = f", as of {front['as_of']}" if report["as_of"] else ""
+    yield "---"
+    yield ""
+    drawn = f"Drawn from the journal up to entry {whole(journal['seq'])} and the telemetry{as_of}."
+    yield f"{drawn} Times are UTC.{remarks}"
+    yield ""

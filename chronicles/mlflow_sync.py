@@ -1,0 +1,296 @@
+"""Mirrors a lineage into MLflow, late and as often as anyone likes: neither training nor the daemon waits for MLflow.
+
+Runs are found by their tags, never by what was remembered; points carry their own times, so that sending one again adds
+nothing. The cursor in `chronicle/mlflow.json` only saves work: without it everything is sent once more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chronicles import logbook, mirror, report
+from chronicles.cursor import Cursor
+from chronicles.record import Record, load
+from opt_ops.core.run import attempt_folder
+from opt_ops.errors import OptOpsError, Unavailable, UsageError
+from opt_ops.files import Tail, read_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+BATCH = 1_000  # metrics in one call: MLflow's limit
+_SMALL = 100  # tags or parameters in one call: MLflow's limit
+
+# MLflow's own defaults let a server that is down block a caller for many minutes. The user's settings go first.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def sync(folder: Path, tracking_uri: str, experiment: str) -> str:
+    """Make MLflow show the lineage in `folder` as it stands; say in one line what was sent.
+
+    Raises:
+        Unavailable: the store does not answer, or another sync of this lineage runs. Nothing is lost.
+        OptOpsError: MLflow refuses, as for a deleted experiment.
+    """
+    record = load(folder)
+    if record.state.lineage is None:
+        return "nothing is journaled yet"
+    numbers = report.build(record)
+    files = logbook.write(folder, record, numbers)
+    with _alone(folder), _environment(), _answering(tracking_uri):
+        return _Mirror(folder, record, numbers, tracking_uri, experiment).send(files)
+
+
+def serve_command(tracking_uri: str, runs: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command and environment that serve MLflow's pages for a store, on this machine alone.
+
+    Raises:
+        OptOpsError: the store is a server already.
+    """
+    if _scheme(tracking_uri) in ("http", "https"):
+        raise UsageError(f"MLflow is a server already, at {_public(tracking_uri)}: nothing to serve", "open it there")
+    if _scheme(tracking_uri) == "sqlite":
+        runs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
+    command += ["--artifacts-destination", str(_artifacts(runs))]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return command, {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+class _Mirror:
+    """One sync of one lineage into one experiment of one store."""
+
+    def __init__(
+        self, folder: Path, record: Record, numbers: Mapping[str, Any], tracking_uri: str, experiment: str
+    ) -> None:
+        from mlflow import MlflowClient
+
+        self._folder, self._record, self._numbers = folder, record, numbers
+        self._uri = tracking_uri
+        if _scheme(tracking_uri).startswith(_DATABASES):
+            _probe(tracking_uri)
+        self._client: MlflowClient = MlflowClient(tracking_uri=tracking_uri)
+        self._experiment_name = experiment
+        self._experiment = self._find_experiment(experiment)
+        self._cursor = Cursor(folder / logbook.FOLDER / "mlflow.json", f"{_public(tracking_uri)} {experiment}")
+        self._points = 0
+
+    def send(self, files: list[Path]) -> str:
+        """Runs first, then their points, then the files."""
+        state = self._record.state
+        configs = {name: config for name in state.attempts if (config := self._config(name)) is not None}
+        parent, *children = mirror.targets(self._record, self._numbers, configs)
+        runs = self._find_runs()
+        top = self._ensure(parent, runs.get(""), "")
+        ids = {child.name: self._ensure(child, runs.get(child.name), top) for child in children}
+        self._cursor.begin({"": top, **ids})
+        for name, attempt in state.attempts.items():
+            self._send_attempt(name, ids[attempt.run])
+        self._send_settled(top)
+        shown_in = {top, *list(ids.values())[-1:]}
+        sent = sum(self._send_file(run, path) for run in sorted(shown_in) for path in files)
+        self._cursor.done(state.seq)
+        new = sum(name not in runs for name in ("", *ids))
+        news = f"{new} new runs, {self._points} points, {sent} files" if new or self._points or sent else "nothing new"
+        where = f"experiment {self._experiment_name}"
+        if _scheme(self._uri) in ("http", "https"):
+            where = f"{_public(self._uri).rstrip('/')}/#/experiments/{self._experiment}/runs/{top}"
+            where += "?workflowType=machine_learning"
+        return f"{news} → {where}"
+
+    def _config(self, attempt: str) -> Mapping[str, Any] | None:
+        try:
+            return read_json(self._folder / attempt_folder(attempt) / "config.json")
+        except OptOpsError:
+            return None  # another trainer's: then its settings are not known
+
+    # ---- runs ----
+
+    def _find_experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            local = _scheme(self._uri) not in ("http", "https")
+            # Left alone, MLflow would put the files of a database store below whatever folder this process runs in.
+            place = (_artifacts(self._folder.parent) / name).absolute().as_uri() if local else None
+            return self._client.create_experiment(name, artifact_location=place)
+        if found.lifecycle_stage != "active":
+            raise OptOpsError(
+                f"MLflow's experiment {name} is deleted", f"mlflow experiments restore -x {found.experiment_id}"
+            )
+        return found.experiment_id
+
+    def _find_runs(self) -> dict[str, Run]:
+        """By the name of the run; the lineage's own has none."""
+        key = mirror.lineage_key(self._record.state)
+        found: dict[str, Run] = {}
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment], f"tags.`opt.lineage_key` = '{key}'", page_token=token)
+            for run in page:
+                found[run.data.tags.get("opt.run", "")] = run
+            token = page.token
+            if not token:
+                return found
+
+    def _ensure(self, target: mirror.Target, run: Run | None, parent: str) -> str:
+        """Create the run, or bring it up to date. Returns its id."""
+        from mlflow.entities import Param, RunTag
+
+        tags = {**target.tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        if run is None:
+            # With its tags at birth: a sync that is killed here leaves a run that the next one finds.
+            first = {key: value for key, value in tags.items() if value}
+            run = self._client.create_run(self._experiment, target.start, first, target.name)
+        identity = run.info.run_id
+        fresh = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key, "") != value]
+        params = [Param(key, value) for key, value in target.params.items() if key not in run.data.params]
+        for start in range(0, max(len(fresh), len(params)), _SMALL):
+            some = slice(start, start + _SMALL)
+            self._client.log_batch(identity, params=params[some], tags=fresh[some])
+        if target.status == "RUNNING":
+            if run.info.status != "RUNNING":
+                self._client.update_run(identity, status="RUNNING")
+        elif (run.info.status, run.info.end_time) != (target.status, target.end):
+            self._client.set_terminated(identity, target.status, target.end)
+        return identity
+
+    # ---- points and files ----
+
+    def _send_attempt(self, attempt: str, run: str) -> None:
+        wanted = mirror.choice(self._numbers, attempt)
+        sent, before = self._cursor.attempt(attempt)
+        lines = Tail(self._folder / attempt_folder(attempt) / "telemetry.jsonl").read()
+        read = 0
+        waiting: list[mirror.Sample] = []
+        for read, samples in mirror.news(lines, wanted, sent, before):
+            waiting += samples
+            if len(waiting) > BATCH - len(mirror.SERIES):
+                self._log(run, waiting)
+                self._cursor.sent_attempt(attempt, read, wanted)
+                waiting = []
+        self._log(run, waiting)
+        if (sent, before) != (read, wanted):
+            self._cursor.sent_attempt(attempt, read, wanted)
+
+    def _send_settled(self, run: str) -> None:
+        was = step, attempts, costs = self._cursor.settled
+        after = reached = mirror.settled_after(self._record, step, attempts)
+        known = len(self._record.stretches)
+        waiting: list[mirror.Sample] = []
+        for reached, samples in mirror.settled_samples(self._record, self._numbers["total_steps"], after):
+            waiting += samples
+            if len(waiting) > BATCH - len(mirror.SERIES):
+                self._log(run, waiting)
+                self._cursor.sent_settled(reached, known, costs)
+                waiting = []
+        ledger = mirror.ledger_samples(self._numbers)
+        for start in range(0, len(ledger) if len(ledger) != costs else 0, BATCH):
+            self._log(run, ledger[start : start + BATCH])
+        self._log(run, waiting)
+        if (reached, known, len(ledger)) != was:
+            self._cursor.sent_settled(reached, known, len(ledger))
+
+    def _log(self, run: str, samples: Sequence[mirror.Sample]) -> None:
+        from mlflow.entities import Metric
+
+        if samples:
+            self._client.log_batch(run, [Metric(s.key, s.value, s.timestamp, s.step) for s in samples])
+            self._points += len({sample.step for sample in samples})
+
+    def _send_file(self, run: str, path: Path) -> bool:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if self._cursor.has_file(run, path.name, digest):
+            return False
+        self._client.log_artifact(run, str(path), logbook.FOLDER)
+        self._cursor.sent_file(run, path.name, digest)
+        return True
+
+
+# ---- the edges ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two syncs at once would both find no run and both create one."""
+    with (folder / logbook.FOLDER / ".mlflow.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Unavailable(f"another sync of lineage {folder.name} is running", "wait for it to end") from error
+        yield
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    added = {key: value for key, value in _ENVIRONMENT.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """What MLflow, its transport or its database raise, in our words."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        why = " ".join(_public(str(error)).split())[:300]
+        raise Unavailable(
+            f"MLflow at {_public(uri)} does not take the chronicle: {why}",
+            "nothing is lost: the journal has it all; run opt-ops mlflow sync again when MLflow answers",
+        ) from error
+
+
+def _probe(uri: str) -> None:
+    """Fail at once where a database is out of reach: MLflow itself would try for minutes."""
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri)
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        engine = sqlalchemy.create_engine(url)
+    except ImportError as error:
+        raise OptOpsError(f"MLflow's store {_public(uri)} needs the module {error.name}", "install it") from error
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition(":")[0].lower()
+
+
+def _public(text: str) -> str:
+    """Without the user names and passwords that a URI may hold."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def _artifacts(runs: Path) -> Path:
+    """Where a store without a server of its own keeps files."""
+    return runs / "mlartifacts"

@@ -1,0 +1,148 @@
+"""How the chronicle says times, numbers and causes. Plain text: whoever draws it escapes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from opt_ops.core.codec import from_iso
+from opt_ops.core.values import Fault
+from opt_ops.render import printable
+
+_EVIDENCE = {
+    "median": "median of its band",
+    "sd": "its spread (sd)",
+    "limit": "its upper end",
+    "loss_at_onset": "loss at the onset",
+    "gnorm": "gradient norm",
+    "lr": "learning rate",
+    "code": "exit code",
+    "failed_ranks": "ranks that failed",
+    "seconds": "silence (s)",
+    "patience": "patience (s)",
+    "blind_seconds": "seconds without a daemon",
+    "epoch": "life of the daemon",
+    "xid": "Xid",
+    "pci": "PCI address",
+    "uuid": "GPU",
+    "ecc_uncorrected": "uncorrected ECC errors",
+    "recovery_action": "recovery action by the driver",
+    "expected": "GPUs expected",
+    "found": "GPUs found",
+}
+
+
+def minute(ts: float) -> str:
+    """`2021-11-28 18:34 UTC`: as every entry of the logbook begins."""
+    return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def second(ts: float) -> str:
+    """`18:34:07 UTC`, within an entry."""
+    return datetime.fromtimestamp(ts, UTC).strftime("%H:%M:%S UTC")
+
+
+def when(iso: str | None) -> str:
+    """A time of report.json for people."""
+    return minute(from_iso(iso)) if iso else "–"
+
+
+def duration(seconds: float | None) -> str:
+    """`4.6 s`, `46 s`, `4 min 10 s`, `3 h 12 min`, `2 d 4 h`; `–` for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.05:
+        return "0 s" if seconds <= 0 else "< 0.1 s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 step`, `25 steps`."""
+    return f"{whole(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def whole(number: int | None) -> str:
+    """A step or another count; from five digits on with separators."""
+    if number is None:
+        return "–"
+    return f"{number:,}" if abs(number) >= 10_000 else str(number)
+
+
+def percent(share: float | None) -> str:
+    """`57.2 %`."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def rate(lr: float | None) -> str:
+    """A learning rate: `6.3625e-4`, never rounded so far that a factor would not show."""
+    if not lr:
+        return "–" if lr is None else "0"
+    mantissa, _, exponent = f"{lr:.5e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def value(item: Any) -> str:
+    """Any value of an event, short."""
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if isinstance(item, float):
+        return f"{item:.4g}"
+    if isinstance(item, (list, tuple)):
+        return names(item)
+    if isinstance(item, Mapping):
+        return ", ".join(f"{key} {value(inner)}" for key, inner in item.items())
+    return printable(str(item))
+
+
+def names(items: Sequence[Any]) -> str:
+    """`n1, n2`; `none` for no item."""
+    return ", ".join(value(item) for item in items) or "none"
+
+
+def evidence(fields: Mapping[str, Any]) -> tuple[str, str]:
+    """What a detector measured, in words; and the log line it saw, if it is one."""
+    told = {key: item for key, item in fields.items() if item is not None and key != "line"}
+    words = "; ".join(f"{_EVIDENCE.get(key, key.replace('_', ' '))} {_measured(key, told[key])}" for key in told)
+    return words, printable(str(fields.get("line") or ""))
+
+
+def drill(fault: str, arguments: Mapping[str, Any]) -> str:
+    """What a drill put in."""
+    match fault:
+        case Fault.LR:
+            return (
+                f"learning rate × {value(arguments.get('factor'))} in {value(arguments.get('updates'))} updates "
+                f"after step {value(arguments.get('from_step'))}"
+            )
+        case Fault.KILL_RANK:
+            return f"rank {value(arguments.get('rank'))} killed"
+        case Fault.XID:
+            return f"Xid {value(arguments.get('xid'))} in the kernel log of {value(arguments.get('node'))}"
+        case Fault.KILL_DAEMON:
+            return "the daemon killed"
+        case _:
+            return f"{fault} ({value(arguments)})"
+
+
+def _measured(key: str, item: Any) -> str:
+    return rate(item) if key == "lr" and isinstance(item, float) else value(item)
+
+
+def full(text: str, keep: Sequence[str] = ()) -> str:
+    """A sentence: one full stop at its end, and a capital, unless it begins with one of the names in `keep`."""
+    text = text.rstrip(" .")
+    return f"{text if text.startswith(tuple(keep)) else text[:1].upper() + text[1:]}."
+
+
+def short(text: str, limit: int = 120) -> str:
+    """One line of at most `limit` characters, for a title."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"

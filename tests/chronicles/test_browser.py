@@ -1,0 +1,172 @@
+"""The logbook and MLflow's pages in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chronicles import logbook
+from chronicles.mlflow_sync import serve_command, sync
+from tests.chronicles.record import LINEAGE
+
+pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = Path(shutil.copytree(LINEAGE, tmp_path_factory.mktemp("page") / "1"))
+    return logbook.render(folder)[1].as_uri()
+
+
+def opened(browser: Any, url: str, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:
+    """A page, and everything that it complained about or asked the network for."""
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    noise: list[str] = []
+    page.on("console", lambda message: noise.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: noise.append(str(error)))
+    page.on("request", lambda request: None if request.url == url else noise.append(request.url))
+    page.goto(url)
+    return page, noise
+
+
+@pytest.mark.parametrize(("width", "drawing"), [(1280, "wide"), (600, "middle"), (390, "narrow")])
+def test_the_page_fits_is_quiet_and_asks_nobody(browser: Any, page_file: str, width: int, drawing: str):
+    page, noise = opened(browser, page_file, width)
+    assert noise == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shown = page.eval_on_selector_all(
+        "svg.curves", "all => all.filter(e => e.checkVisibility()).map(e => e.classList[1])"
+    )
+    assert shown == [drawing]
+    text = page.eval_on_selector("svg.curves:not([style]) text", "e => getComputedStyle(e).fontFamily")
+    assert "system-ui" in text, "the curves are set in the page's font"
+
+
+def test_wide_tables_scroll_inside(browser: Any, page_file: str):
+    page, _ = opened(browser, page_file, 390)
+    widths = page.eval_on_selector_all(".scroll", "all => all.map(e => [e.scrollWidth, e.clientWidth])")
+    assert any(inner > outer for inner, outer in widths)
+
+
+def test_light_and_dark_both_read_well(browser: Any, page_file: str):
+    for scheme in ("light", "dark"):
+        page, _ = opened(browser, page_file, scheme=scheme)
+        colors = page.evaluate(
+            """() => {
+              const style = getComputedStyle(document.body);
+              const of = name => { const e = document.createElement("i"); e.style.color = `var(--${name})`;
+                document.body.append(e); return getComputedStyle(e).color; };
+              const names = ["ink", "muted", "accent", "ok", "warn", "bad", "drill", "run-0", "run-1", "run-2",
+                "run-3", "run-4", "run-5"];
+              return [style.backgroundColor, Object.fromEntries(names.map(name => [name, of(name)]))];
+            }"""
+        )
+        paper, inks = colors
+        for name, ink in inks.items():
+            wanted = 4.5 if not name.startswith("run-") else 3.0  # WCAG 2.2: text, and lines of a drawing
+            assert contrast(ink, paper) >= wanted, (scheme, name, ink, paper)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's ratio of two colours, `rgb(…)` each."""
+
+    def luminance(color: str) -> float:
+        shares = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+        linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def test_links_lead_to_entries_and_back(browser: Any, page_file: str):
+    page, noise = opened(browser, page_file)
+    page.locator("nav.beside a", has_text="rolled back to 150").click()
+    assert page.url.endswith("#1-i003")
+    assert page.locator("article:target h3").inner_text().endswith("DRILL d003")
+    page.locator("article:target .more a").click()
+    assert page.url.endswith("#curves")
+    page.locator("svg.wide a", has_text="i001").click()
+    assert page.url.endswith("#1-i001")
+    assert noise == []
+
+
+def test_it_prints_on_white(browser: Any, page_file: str):
+    page, _ = opened(browser, page_file, scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(253, 253, 251)"
+    assert not page.locator("nav.beside").is_visible()
+    assert len(page.pdf()) > 20_000
+
+
+# ---- MLflow --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`opt-ops mlflow open` for a store that holds the recorded lineage."""
+    runs = tmp_path_factory.mktemp("site") / "runs"
+    folder = Path(shutil.copytree(LINEAGE, runs / "1"))
+    store = f"sqlite:///{shutil.copyfile(empty_store, runs / 'mlflow.db')}"
+    sync(folder, store, "opt-ops")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command, environment = serve_command(store, runs, port)
+    log = (runs / "server.log").open("w")
+    server = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        yield _answering(f"http://127.0.0.1:{port}", server, runs / "server.log")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
+
+
+def _answering(url: str, server: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return url
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"MLflow does not answer: {log.read_text()[-2000:]}")
+
+
+def test_mlflow_shows_the_lineage_its_runs_and_its_logbook(browser: Any, mlflow_server: str):
+    page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()
+    training = "workflowType=machine_learning"
+    page.goto(f"{mlflow_server}/#/experiments/1/runs?{training}")
+    parent = page.get_by_role("link", name="1", exact=True).first
+    parent.wait_for(timeout=60_000)
+    page.goto(f"{mlflow_server}/{parent.get_attribute('href').lstrip('/')}?{training}")
+    page.get_by_role("link", name="1.01").wait_for(timeout=60_000)
+    assert page.get_by_role("link", name="1.00").is_visible()
+    assert page.get_by_text("All 600 steps were trained").is_visible()
+
+    page.goto(f"{page.url.split('?')[0]}/artifacts/chronicle/logbook.html?{training}")
+    frame = page.frame_locator("iframe")
+    frame.get_by_role("heading", name="Lineage 1").wait_for(timeout=60_000)
+    entry = frame.locator("article#\\31 -i003")
+    assert not _in_view(entry)
+    frame.locator("table a", has_text="1-i003").first.click()
+    assert _in_view(entry), "links within the page lead somewhere in MLflow's frame, too"
+
+
+def _in_view(entry: Any) -> bool:
+    return entry.evaluate("e => e.getBoundingClientRect().top < innerHeight - 50 && e.getBoundingClientRect().top >= 0")

@@ -1,0 +1,178 @@
+"""Text that others wrote shows itself and does nothing: in the page, in the Markdown, in the curves."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from chronicles import logbook
+from chronicles.entries import LogEntry
+from chronicles.front import front
+from chronicles.html import slug
+from chronicles.markdown import code, plain, quote, render
+from chronicles.record import load
+from chronicles.report import build
+from opt_ops.core import events as e
+from opt_ops.core.values import Action, Outcome, Verdict
+from tests.chronicles.record import LINEAGE
+from tests.chronicles.told import Told
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</style><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "a | b || c",
+    "`code` ``more``",
+    "```\n# heading\n```",
+    "[x](javascript:alert(1))",
+    "![x](https://example.org/x.png)",
+    "<https://example.org>",
+    "[x]: https://example.org",
+    "# heading",
+    "- item",
+    "1. item",
+    "---",
+    "===",
+    "> quote",
+    "&lt;b&gt; &#60;b&#62;",
+    "**bold** __bold__ ~~gone~~",
+    "{{ 7*7 }} {% raw %}",
+    "$\\frac{a}{b}$",
+    "\x1b[31mred\x1b[0m \u202egnp.exe \x00",
+    "first\nsecond\r\nthird\u2028fourth",
+]
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and all text outside of style and script."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+
+def hostile(folder: Path, text: str) -> Told:
+    """A lineage in which every text that is not ours is this one."""
+    told = Told(folder).begin(author=text, settings=(text,)).plan("12.00", cause=text)
+    told.hold(text, "n2", "n3").launch("12.00-a0", None, None, text, "n2").train("12.00-a0", 1, 30)
+    judged = e.NodeJudged(
+        node=text, host=text, verdict=Verdict.BAD, reason=text, source=text, at=told.now, evidence={"line": text}
+    )
+    told.see(judged, e.NoteAdded(request="n", author=text, target=text, text=text))
+    told.end("12.00-a0", Outcome.FAILED, 30)
+    incident = told.incident(
+        "bad_gpu", text, "12.00-a0", 30, nodes=(text,), evidence={text: text, "line": text, "reason": text}
+    )
+    told.decide(incident, Action.RESTART, exclude=(text,), why=text)
+    told.see(e.NodeExcluded(node=text, incident=incident, reason=text))
+    told.launch("12.00-a1", None, incident, "n2", "n3").train("12.00-a1", 1, 40).close(incident)
+    told.see(e.StopRequested(request="s", author=text, reason=text), e.LineageCancelled(request="s", why=text))
+    return told
+
+
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The same lineage with plain words, as Markdown and as a page."""
+    return drawn(hostile(tmp_path_factory.mktemp("plain") / "12", "word").folder)
+
+
+def drawn(folder: Path) -> tuple[str, str]:
+    markdown, html, _ = logbook.render(folder)
+    return markdown.read_text(), html.read_text()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_changes_no_shape(tmp_path: Path, harmless: tuple[str, str], text: str):
+    markdown, html = drawn(hostile(tmp_path / "12", text).folder)
+    _same_elements(html, harmless[1], text)
+    _same_blocks(markdown, harmless[0])
+
+
+def _same_elements(html: str, harmless: str, text: str) -> None:
+    page = Page(html)
+    assert sorted(tag for tag, _ in page.tags) == sorted(tag for tag, _ in Page(harmless).tags)
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert all(re.fullmatch(r"#[A-Za-z0-9_.-]+", link or "") for link in links)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", html)
+    shown = text.splitlines()[0].replace("\x1b", "�").replace("\u202e", "�").replace("\x00", "�")
+    assert shown in page.text, "it shows itself"
+
+
+def _same_blocks(markdown: str, harmless: str) -> None:
+    bare = _without_code(markdown)
+    assert not re.search(r"(?<!\\)<(?=[A-Za-z/!?])", bare), "no HTML"
+    assert not re.search(r"(?<!\\)\](?=\(|:\s*http)", bare), "no link"
+    for start in ("#", "|", "```", "- "):
+        mine = [line for line in markdown.split("\n") if line.startswith(start)]
+        assert len(mine) == len([line for line in harmless.split("\n") if line.startswith(start)]), start
+    assert _cells(bare) == _cells(harmless)
+
+
+def _cells(markdown: str) -> list[int]:
+    """How many cells the lines of the tables have."""
+    return [len(re.findall(r"(?<!\\)\|", line)) for line in markdown.split("\n") if line.startswith("| ")]
+
+
+def _without_code(markdown: str) -> str:
+    """Without fenced blocks and code spans, where nothing means anything."""
+    markdown = re.sub(r"^```diff$.*?^```$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(?<!\\)(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", markdown)
+
+
+def test_plain_text_escapes_what_means_something_and_no_more():
+    assert plain("process_death of xid_79: 3 * 4 [x](y) <b> a|b") == (
+        "process_death of xid_79: 3 \\* 4 \\[x\\](y) \\<b\\> a\\|b"
+    )
+    assert plain("_so_ it `is`\nand\tso") == "\\_so\\_ it \\`is\\` and so"
+    assert plain("\x1b[31m") == "�\\[31m"
+
+
+def test_code_is_fenced_by_more_backticks_than_it_has():
+    assert code("a `` b ` c") == "``` a `` b ` c ```"
+    assert code("plain") == "`plain`"
+
+
+def test_a_quote_keeps_its_lines_and_starts_nothing():
+    assert quote("# a\n- b\n1. c\n2) d\n\n    e\n+ f") == [
+        "> \\# a  ",
+        "> \\- b  ",
+        "> 1\\. c  ",
+        "> 2\\) d  ",
+        ">   ",
+        "> e  ",
+        "> \\+ f",
+    ]
+
+
+def test_names_of_incidents_cannot_leave_their_attribute():
+    assert slug('1-i000" onclick="alert(1)') == "1-i000--onclick--alert-1-"
+    assert slug("1-i000") == "1-i000"
+
+
+def test_what_changed_cannot_end_its_block():
+    record = load(LINEAGE)
+    report = build(record)
+    entry = LogEntry(
+        anchor="e1", ts=0.0, author="ann", run="1.00", qualifier="x", changes=(("nodes", "n1\n```\n# h", "n2"),)
+    )
+    markdown = render(report, front(report, None), [entry])
+    assert "```diff\n- nodes: n1 ``` # h\n+ nodes: n2\n```\n" in markdown

@@ -1,0 +1,82 @@
+"""Every second of the wall clock is in exactly one phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chronicles.ledger import Phase, goodput, ledger
+from chronicles.record import Record, load
+from chronicles.settled import Stretch
+from opt_ops.core.events import LineageCancelled, LineageHalted, StopRequested
+from opt_ops.core.run import Status
+from opt_ops.core.values import Action, Outcome
+from tests.chronicles.record import LINEAGE
+from tests.chronicles.told import Told, spiked
+
+RECORDED = load(LINEAGE)
+START, END = RECORDED.started or 0.0, RECORDED.as_of or 0.0
+
+
+def shuffled(skews: list[float], statuses: list[tuple[float, Status]]) -> Record:
+    """The recorded lineage with clocks that disagree and statuses that come at any time."""
+    parts: list[Stretch] = []
+    for part, skew in zip(RECORDED.stretches, skews, strict=True):
+        points = [dataclasses.replace(point, ts=point.ts + skew) for point in part.points]
+        parts.append(dataclasses.replace(part, points=points))
+    moved = [(START, Status.PLANNED), *((START + share * (END - START), status) for share, status in sorted(statuses))]
+    return dataclasses.replace(RECORDED, stretches=parts, statuses=moved)
+
+
+@given(
+    st.lists(st.floats(-300, 300), min_size=4, max_size=4),
+    st.lists(st.tuples(st.floats(0, 1), st.sampled_from(list(Status))), max_size=12, unique_by=lambda pair: pair[0]),
+)
+def test_phases_sum_to_the_wall_clock(skews: list[float], statuses: list[tuple[float, Status]]):
+    book = ledger(shuffled(skews, statuses))
+    assert math.isclose(sum(book.phases.values()), END - START, rel_tol=1e-9)
+    assert min(book.phases.values()) >= 0
+    stood = sum(book.phases[phase] for phase in Phase if phase not in (Phase.KEPT, Phase.LOST))
+    assert math.isclose(sum(book.down.values()), stood, rel_tol=1e-9, abs_tol=1e-6)
+    assert math.isclose(sum(book.repeated.values()), book.phases[Phase.LOST], rel_tol=1e-9, abs_tol=1e-6)
+
+
+def test_standstill_agrees_with_what_the_incidents_were_closed_with():
+    book = ledger(RECORDED)
+    for incident in RECORDED.state.incidents.values():
+        assert book.down[incident.name] == pytest.approx(incident.seconds_down, abs=0.01)
+
+
+def test_phases_of_a_rollback(told: Told):
+    record = load(spiked(told).folder)
+    book = ledger(record)
+    assert book.steps_kept == 140
+    assert book.steps_repeated == 100
+    assert book.healthy_step_seconds == 1.0
+    assert book.phases[Phase.LOST] == pytest.approx(100)
+    assert book.phases[Phase.KEPT] == pytest.approx(99 + 39), "an attempt's first step ends the standstill before it"
+    assert book.repeated["12-i000"] == book.phases[Phase.LOST]
+    assert goodput(book) == pytest.approx(140 / sum(book.phases.values()))
+
+
+def test_waiting_for_a_human_is_a_phase_of_its_own(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    told.end("12.00-a0", Outcome.FAILED, 50)
+    incident = told.incident("user_error", "no such recipe", "12.00-a0", 50)
+    told.decide(incident, Action.HALT)
+    told.see(LineageHalted(why="no such recipe", incident=incident))
+    told.see(StopRequested(request="s", author="ann", reason="enough"), seconds=7200)
+    told.see(LineageCancelled(request="s", why="ann: enough"))
+    book = ledger(load(told.folder))
+    assert book.phases[Phase.HALTED] == pytest.approx(7201, abs=0.1)
+
+
+def test_nothing_to_account_for(tmp_path: Path):
+    book = ledger(load(tmp_path))
+    assert sum(book.phases.values()) == 0
+    assert goodput(book) is None

@@ -1,0 +1,180 @@
+"""The logbook: what an on-call person would have written, drawn from the journal alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chronicles import logbook
+from chronicles.entries import entries
+from chronicles.record import load
+from chronicles.report import build
+from opt_ops.core import events as e
+from opt_ops.core.values import Action, Checkpoint, Fault, Outcome, Tier
+from tests.chronicles.record import GOLDEN, LINEAGE
+from tests.chronicles.told import Told, spiked
+
+
+def titles(folder: Path) -> list[str]:
+    record = load(folder)
+    return [entry.title for entry in entries(record, build(record))]
+
+
+def drawn(folder: Path) -> tuple[str, str]:
+    markdown, html, _ = logbook.render(folder)
+    return markdown.read_text(), html.read_text()
+
+
+def test_the_recorded_lineage_gives_the_golden_logbook(lineage: Path):
+    assert drawn(lineage)[0] == (GOLDEN / "logbook.md").read_text()
+
+
+def test_drawing_twice_and_elsewhere_gives_the_same_bytes(lineage: Path, tmp_path: Path):
+    first = [path.read_bytes() for path in logbook.render(lineage)]
+    assert [path.read_bytes() for path in logbook.render(lineage)] == first
+    copy = Path(shutil.copytree(lineage, tmp_path / "elsewhere" / "1"))
+    shutil.rmtree(copy / "chronicle")
+    script = "import sys; from pathlib import Path; from chronicles import logbook; logbook.render(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", script, str(copy)], check=True, env={"PYTHONHASHSEED": "7"})
+    assert [path.read_bytes() for path in sorted((copy / "chronicle").iterdir())] == [
+        path.read_bytes() for path in sorted((lineage / "chronicle").iterdir())
+    ]
+
+
+def test_titles_follow_the_grammar():
+    found = titles(LINEAGE)
+    assert found == [
+        "2026-11-22 14:18 UTC [opt-ops]: 1.01 completed",
+        "2026-11-22 14:17 UTC [opt-ops]: 1.01 rolled back to 150, learning rate × 0.75",
+        "2026-11-22 14:16 UTC [opt-ops]: 1.00 daemon restart, training went on",
+        "2026-11-22 14:16 UTC [opt-ops]: 1.00 restart without n2: xid_79",
+        "2026-11-22 14:16 UTC [opt-ops]: 1.00 restart after rank 1 on n2 was killed by signal 9 (SIGKILL)",
+        "2026-11-22 14:16 UTC [ann]: 1.00 started",
+    ]
+
+
+def test_drawing_needs_neither_mlflow_nor_torch():
+    script = "import sys, chronicles.logbook; print([m for m in ('mlflow', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_rollback_tells_what_it_passed_over_and_what_changed(told: Told):
+    markdown, _ = drawn(spiked(told).folder)
+    assert "Passed over: 150 (too near the onset at 160)." in markdown
+    assert "- learning-rate factors: none\n+ learning-rate factors: × 0.5 after 100\n" in markdown
+    assert "100 steps lost (101 to 200)" in markdown
+    assert re.search(r"At step 101 the live optimizer used the learning rate (\S+), where \1 was expected", markdown)
+
+
+def test_a_proof_that_failed_is_said_loudly(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    told.end("12.00-a0", Outcome.FAILED, 50)
+    incident = told.incident("process_death", "rank 1 on n2 was killed", "12.00-a0", 50)
+    told.decide(incident, Action.RESTART).launch("12.00-a1", None, incident).train("12.00-a1", 1, 10)
+    told.close(incident, proven=False, mismatch="step 1: learning rate 0.1, not 0.2")
+    told.see(e.LineageHalted(why="12-i000: restart did not take effect", incident=incident))
+    markdown, html = drawn(told.folder)
+    assert "restart after rank 1 on n2 was killed, NOT PROVEN" in markdown
+    assert "NOT PROVEN. step 1: learning rate 0.1, not 0.2." in markdown
+    assert "A human is needed." in markdown
+    assert titles(told.folder)[0].endswith("12.00 halted, a human is needed")
+    assert '<span class="status bad">HALTED</span>' in html
+
+
+def test_entries_of_one_moment_keep_the_order_of_the_journal(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    incident = told.incident("user_error", "no such recipe", "12.00-a0", 50)
+    told.see(e.LineageHalted(why="no such recipe", incident=incident), seconds=0.0)
+    found = [title.partition(": ")[2] for title in titles(told.folder)]
+    assert found[:2] == ["12.00 halted, a human is needed", "12.00 incident open: no such recipe"]
+
+
+@pytest.mark.parametrize("stage", ["nothing", "asked", "planned", "held", "launched"])
+def test_a_lineage_that_has_barely_begun(told: Told, stage: str):
+    steps = {
+        "nothing": [],
+        "asked": [told.begin],
+        "planned": [told.begin, lambda: told.plan("12.00")],
+        "held": [told.begin, lambda: told.plan("12.00"), told.hold],
+        "launched": [told.begin, lambda: told.plan("12.00"), told.hold, lambda: told.launch("12.00-a0")],
+    }[stage]
+    for step in steps:
+        step()
+    markdown, html = drawn(told.folder)
+    assert "<svg" not in html
+    assert ("Nothing has happened yet." in markdown) == (stage == "nothing")
+    assert ("started" in markdown) == (stage != "nothing")
+
+
+def test_a_lineage_of_which_only_the_request_waits(tmp_path: Path):
+    folder = tmp_path / "runs" / "3"
+    (folder / "inbox").mkdir(parents=True)
+    markdown, html = drawn(folder)
+    assert markdown.startswith("# Lineage 3: logbook\n")
+    assert "**NEW.** The request waits for a daemon." in markdown
+    assert "Lineage 3" in html
+
+
+def test_in_the_middle_of_an_incident(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    told.end("12.00-a0", Outcome.FAILED, 50)
+    incident = told.incident("process_death", "rank 1 on n2 was killed", "12.00-a0", 50, nodes=("n2",))
+    markdown, html = drawn(told.folder)
+    assert "incident open: rank 1 on n2 was killed" in markdown
+    assert "1 incident, still open; 0 steps taken back." in markdown
+    assert 'class="tag open">OPEN' in html
+    told.decide(incident, Action.RESTART, exclude=("n2",))
+    assert "12.00 restarting without n2: rank 1 on n2 was killed" in drawn(told.folder)[0]
+
+
+def test_a_stop_has_an_author_and_a_reason(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    told.see(e.StopRequested(request="s", author="ben", reason="wrong data"))
+    told.see(e.LineageCancelled(request="s", why="ben: wrong data"))
+    markdown, _ = drawn(told.folder)
+    assert "**CANCELLED.** Stopped after 50 of 400 steps, as asked by ben: wrong data." in markdown
+    assert "UTC [ben]: 12.00 stop asked for\n\n> wrong data\n" in markdown
+
+
+def test_what_else_a_person_would_have_noted(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 60)
+    alert = {"signal": "gradient_norm", "tier": Tier.ALERT, "attempt": "12.00-a0", "rule": "rising", "at": told.now}
+    told.see(e.SignalRaised(step=40, onset_step=39, evidence={"gnorm": 7.5}, **alert))
+    point = Checkpoint(run="12.00", step=50, path="/c")
+    told.see(e.CheckpointSeen(checkpoint=point), e.CheckpointRefused(checkpoint=point, why="a shard is short"))
+    told.see(e.NoteAdded(request="n", author="cy", target="12.00-a0", text="looks fine"))
+    drill = e.DrillRequested(
+        request="d", author="cy", drill="d000", fault=Fault.XID, attempt="12.00-a0", arguments={"node": "n1", "xid": 79}
+    )
+    told.see(drill, e.DrillDone(drill="d000"))
+    found = [title.partition(": ")[2] for title in titles(told.folder)]
+    assert found[:4] == [
+        "12.00 drill xid",
+        "12.00 note on 12.00-a0",
+        "12.00 checkpoint 50 refused: damaged",
+        "12.00 alert: gradient norm at 40, nothing touched",
+    ]
+    assert "Gradient norm 7.5" in drawn(told.folder)[0]
+
+
+def test_a_new_run_of_many_rollbacks_stays_on_the_page(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 40)
+    parent, attempt = "12.00", "12.00-a0"
+    for number in range(1, 10):
+        incident = told.incident("loss_spike", "loss 9", attempt, 40, onset_step=30)
+        told.decide(incident, Action.ROLLBACK, lr_factor=0.9).end(attempt, Outcome.STOPPED, 40)
+        run = f"12.{number:02d}"
+        told.plan(run, parent, None, [(0, 0.9**number)], incident, cause="loss 9")
+        parent, attempt = run, f"{run}-a0"
+        told.launch(attempt, None, incident).train(attempt, 1, 40).close(incident)
+    markdown, html = drawn(told.folder)
+    assert markdown.count("rolled back to the start, learning rate × 0.9") == 2 * 9
+    assert html.count('class="tree') == 10
+    assert json.loads((told.folder / "chronicle" / "report.json").read_text())["goodput"]["kept_steps"] == 40
