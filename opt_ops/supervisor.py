@@ -43,8 +43,8 @@ class Supervisor:
         self.notes = self._journal.notes
         self.state = replay(self._journal.entries)
         allocation = AllocationWatch(ports.scheduler)
-        nodes = NodeWatch(policy, allocation, ports.agents, ports.clock)
         training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
+        nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock)
         self._watchers = (
             RequestWatch(ports.inbox),
             allocation,

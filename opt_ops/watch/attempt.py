@@ -42,7 +42,7 @@ class AttemptWatch:
             yield from self._training.observe(state)
         yield from self._lost_rank(state, attempt, reports, over)
         if over:
-            yield from self._training.finish(attempt)
+            yield from self._training.catch_up(attempt)
             yield self._ended(state, attempt, reports)
 
     def _over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], node: str) -> bool:

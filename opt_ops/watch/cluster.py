@@ -11,6 +11,7 @@ from opt_ops.core.run import Node, State
 from opt_ops.core.values import AllocationStatus, Tier, Verdict
 from opt_ops.errors import SchedulerUnavailable
 from opt_ops.ports import Agents, Clock, JobState, Scheduler
+from opt_ops.watch.training import TrainingWatch
 
 
 class AllocationWatch:
@@ -52,9 +53,12 @@ class AllocationWatch:
 class NodeWatch:
     """Judges the held nodes by their newest heartbeats, and notices which have fallen silent."""
 
-    def __init__(self, policy: Policy, allocation: AllocationWatch, agents: Agents, clock: Clock) -> None:
+    def __init__(
+        self, policy: Policy, allocation: AllocationWatch, training: TrainingWatch, agents: Agents, clock: Clock
+    ) -> None:
         self._policy = policy
         self._allocation = allocation
+        self._training = training
         self._agents = agents
         self._clock = clock
         self._newest: dict[str, Heartbeat] = {}
@@ -87,7 +91,13 @@ class NodeWatch:
             elif heartbeat is not None:
                 judgement = self._judge(heartbeat)
                 if (judgement.verdict, judgement.reason) != (node.verdict, node.reason):
+                    yield from self._catch_up(state, name)
                     yield _judged(heartbeat, judgement)
+
+    def _catch_up(self, state: State, node: str) -> Iterator[Event]:
+        attempt = state.attempt
+        if attempt is not None and attempt.live and node in attempt.nodes:
+            yield from self._training.catch_up(attempt)
 
     def _judge(self, heartbeat: Heartbeat) -> Judgement:
         judgement = judge(heartbeat, self._policy.expected_gpus)
@@ -112,6 +122,7 @@ class NodeWatch:
         attempt = state.attempt
         if attempt is None or not attempt.live or node.name not in attempt.nodes:
             return
+        yield from self._training.catch_up(attempt)
         raised = SignalRaised(
             signal="silent_node",
             tier=Tier.ACT,

@@ -60,9 +60,10 @@ class TrainingWatch:
         """The attempt's newest telemetry."""
         return self._last if attempt.name == self._following else None
 
-    def finish(self, attempt: Attempt) -> Iterator[Event]:
-        """The attempt has ended: say how far it came, so that its last settings are in the journal."""
-        if self._last is not None and self._last.step > self._reported_step:
+    def catch_up(self, attempt: Attempt) -> Iterator[Event]:
+        """Say how far the attempt has come: what is journaled next will be judged by it."""
+        last = self.last(attempt)
+        if last is not None and last.step > self._reported_step:
             yield self._report(attempt)
 
     def _follow(self, state: State, attempt: Attempt) -> None:
