@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands themselves: `python scripts/cli_docs.py > docs/cli.md`. A test holds them equal."""
+"""Writes docs/cli.md from the commands: `python scripts/cli_docs.py > docs/cli.md`. A test holds them equal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ HEAD = """# Commands
 Made from the commands' own help by `python scripts/cli_docs.py`.
 
 stdout holds data only; remarks go to stderr. Not on a terminal, tables are tab-separated. `-o json` prints
-`{"schema": …, "items": […]}`; its fields are only ever added to. Times in JSON are UTC, ISO 8601. `NO_COLOR` is honoured.
-Completion: `opt-ops --install-completion`.
+`{"schema": …, "items": […]}`; its fields are only ever added to. Times in JSON are UTC, ISO 8601. `NO_COLOR` is
+honoured. Completion: `opt-ops --install-completion`.
 
 | exit code | meaning |
 | --- | --- |

@@ -1,14 +1,15 @@
 """The demo: one supervised run on this machine, four faults put in on purpose, nobody at the keyboard.
 
 Three local nodes, two of them training and one spare. While opt-tiny trains, a rank is killed, a node's GPU reports
-Xid 79, the daemon is killed, and the learning rate is really multiplied until the loss really diverges. Everything is done
-with the commands that a person would type. It leaves with 0 only if the run is COMPLETED and every incident was recovered
-and proven.
+Xid 79, the daemon is killed, and the learning rate is really multiplied until the loss really diverges. Everything
+is done with the commands that a person would type. It leaves with 0 only if the run is COMPLETED and every incident
+was recovered and proven.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -48,15 +49,18 @@ def drills(lineage: str) -> list[Drill]:
         Drill(60, "kill a rank with SIGKILL", ["kill-rank", lineage, "--rank", "1"]),
         Drill(100, "Xid 79 on n2: its GPU falls off the bus", ["xid", lineage, "--node", "n2", "--xid", "79"]),
         Drill(130, "kill the daemon with SIGKILL", ["kill-daemon", lineage]),
-        Drill(200, "multiply the learning rate by 50 for 30 updates", ["lr", lineage, "--factor", "50", "--updates", "30"]),
+        Drill(
+            200, "multiply the learning rate by 50 for 30 updates", ["lr", lineage, "--factor", "50", "--updates", "30"]
+        ),
     ]
 
 
 def opt_ops(*arguments: str) -> str:
     """Run a command of opt-ops; its output. A command that fails ends the demo with its message."""
-    for _ in range(60):
+    deadline = time.monotonic() + 60.0
+    while True:
         done = subprocess.run([*OPT_OPS, *arguments], capture_output=True, text=True, check=False)
-        if done.returncode != BUSY:
+        if done.returncode != BUSY or time.monotonic() > deadline:
             break
         time.sleep(1.0)
     if done.returncode != 0:
@@ -179,21 +183,23 @@ def supervise(lineage: str, keeper: Keeper) -> None:
 def tell(report: dict[str, Any]) -> None:
     """The table of incidents, and what each cost."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("INCIDENT", "KIND", "CAUSE", "ACTION", "LR", "STEPS LOST", "DOWN", "PROVEN"):
-        table.add_column(heading)
+    for heading in ("INCIDENT", "KIND", "ACTION", "LEARNING RATE", "STEPS LOST", "DOWN", "PROVEN", "CAUSE"):
+        table.add_column(heading, no_wrap=True)
     for item in report["incidents"]:
-        lowered = item["lr_after"] is not None and item["lr_after"] != item["lr_before"]
+        before, after = item["lr_before"], item["lr_after"]
+        lowered = before is not None and after is not None and not math.isclose(before, after, rel_tol=1e-6)
         table.add_row(
             item["incident"],
             item["kind"],
-            Text(item["cause"]),
             item["action"],
-            f"{item['lr_before']:.3g} → {item['lr_after']:.3g}" if lowered else "-",
+            f"{before:.3g} → {after:.3g}" if lowered else "-",
             str(item["steps_lost"]),
             f"{item['seconds_down'] or 0:.1f} s",
             "yes" if item["proven"] else "NO",
+            Text(item["cause"]),
         )
-    console.print(table)
+    console.print()
+    console.print(table, soft_wrap=True)
 
 
 def main() -> int:
@@ -203,7 +209,10 @@ def main() -> int:
     runs.mkdir(exist_ok=True)
     keeper = Keeper(runs / "daemon.log")
     try:
-        while not (runs / "daemon.json").exists() or json.loads((runs / "daemon.json").read_text())["ts"] < time.time() - 5:
+        while (
+            not (runs / "daemon.json").exists()
+            or json.loads((runs / "daemon.json").read_text())["ts"] < time.time() - 5
+        ):
             keeper.step()
             time.sleep(0.2)
         settings = [f"--set=steps={STEPS}", f"--set=optim.total_steps={STEPS}", "--set=checkpoint_every=25"]
@@ -218,7 +227,9 @@ def main() -> int:
     report = json.loads((chronicle / "report.json").read_text())
     tell(report)
     goodput = report["goodput"]["goodput"]
-    console.print(f"\n{report['status']} at step {report['step']}, goodput {goodput:.0%}, {time.monotonic() - began:.0f} s in all")
+    console.print(
+        f"\n{report['status']} at step {report['step']}, goodput {goodput:.0%}, {time.monotonic() - began:.0f} s in all"
+    )
     console.print(f"logbook   {chronicle / 'logbook.html'}   (text: {chronicle / 'logbook.md'})")
     console.print("mlflow    make mlflow   (or: opt-ops mlflow open)")
     console.print(f"why       opt-ops run explain {lineage}")
@@ -226,7 +237,9 @@ def main() -> int:
     recovered = {item["kind"] for item in report["incidents"] if item["proven"] and item["drill"]}
     if report["status"] == "COMPLETED" and recovered >= expected and all(i["proven"] for i in report["incidents"]):
         return 0
-    console.print(f"NOT RECOVERED: {', '.join(sorted(expected - recovered)) or 'an incident is not proven'}", style="bold")
+    console.print(
+        f"NOT RECOVERED: {', '.join(sorted(expected - recovered)) or 'an incident is not proven'}", style="bold"
+    )
     return 1
 
 

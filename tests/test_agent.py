@@ -50,7 +50,13 @@ class Node:
         self.process = subprocess.Popen(command, env={**os.environ, **environment})
 
     def order(
-        self, argv: tuple[str, ...] | None, *, attempt: str = "1.00-a0", epoch: int = 1, drills: tuple = (), **changes: Any
+        self,
+        argv: tuple[str, ...] | None,
+        *,
+        attempt: str = "1.00-a0",
+        epoch: int = 1,
+        drills: tuple = (),
+        **changes: Any,
     ) -> None:
         self.seq += 1
         launch = argv and Launch(
@@ -95,7 +101,10 @@ def test_it_starts_its_ranks_with_what_they_need_and_says_so(node: Node):
     report = wait_for(lambda: (r := node.report()) and r.done and r)
     logs = [(node.folder / "1.00/a0/logs" / f"rank-000{rank}.log").read_text() for rank in (2, 3)]
     assert logs == ["2 0 4 10.0.0.1 4242\n", "3 1 4 10.0.0.1 4242\n"]
-    assert [(x.rank, x.code, x.signal) for x in sorted(report.exits, key=lambda x: x.rank)] == [(2, 0, None), (3, 0, None)]
+    assert [(x.rank, x.code, x.signal) for x in sorted(report.exits, key=lambda x: x.rank)] == [
+        (2, 0, None),
+        (3, 0, None),
+    ]
 
 
 def test_it_ends_ranks_that_are_not_ordered_any_more(node: Node):
@@ -110,7 +119,9 @@ def test_it_ends_ranks_that_are_not_ordered_any_more(node: Node):
 
 
 def test_a_rank_that_does_not_listen_is_killed(node: Node):
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(120)"
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(120)"
+    )
     node.start()
     node.order((sys.executable, "-c", deaf))
     node.started()

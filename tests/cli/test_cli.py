@@ -150,7 +150,10 @@ def test_a_damaged_journal_is_told_with_its_line(site: Path, tmp_path: Path):
 
 def test_a_dry_run_changes_nothing(site: Path):
     before = sorted(str(path) for path in site.rglob("*"))
-    assert "would hold    3 nodes (local), 1 of them spare" in opt_ops(site, "run", "start", "opt-tiny", "--dry-run").stdout
+    assert (
+        "would hold    3 nodes (local), 1 of them spare"
+        in opt_ops(site, "run", "start", "opt-tiny", "--dry-run").stdout
+    )
     stop = opt_ops(site, "run", "stop", "12", "--dry-run").stdout
     assert "would append  lineage_cancelled" in stop
     assert "would append  stop_intended" in stop
@@ -253,7 +256,12 @@ def test_the_documentation_is_what_the_commands_say():
     assert made.stdout == written, "python scripts/cli_docs.py > docs/cli.md"
 
 
-PAGES = [*(ROOT / "playbooks").glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [
+    *(ROOT / "playbooks").glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -265,7 +273,9 @@ def test_commands_in_pages_exist_with_their_options(page: Path):
             continue
         name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), None)
         assert name or words[:1] == ["…"], f"{page.name}: no command {' '.join(words)}"
-        options = {option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
+        options = {
+            option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         for word in words:
             if word.startswith("-") and not word[1:2].isdigit():
                 assert word.split("=")[0] in options | {"-c", "-h", "--help"}, f"{page.name}: {name} has no {word}"
@@ -274,7 +284,9 @@ def test_commands_in_pages_exist_with_their_options(page: Path):
 @pytest.mark.parametrize("arguments", [["q"], ["run", "show", "12"], ["events", "12"], ["node", "list", "12"]])
 def test_looking_is_quick_because_it_imports_little(site: Path, arguments: list[str]):
     code = f"import sys; sys.argv = ['opt-ops', *{arguments!r}]\nfrom opt_ops.cli import main\n"
-    code += "try: main()\nexcept SystemExit: pass\nprint(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    code += (
+        "try: main()\nexcept SystemExit: pass\nprint(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True, timeout=60)
     loaded = set(re.findall(r"'(\w+)'", done.stderr))
     assert loaded >= {"opt_ops", "typer"}

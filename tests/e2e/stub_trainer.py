@@ -1,6 +1,6 @@
 """Another trainer: a thousand lines shorter, same files. It trains nothing, and misbehaves where `--set` says so.
 
-    --set misbehave=WHAT@STEP:ATTEMPT    WHAT: nan, spike, hang, exit-N, die, deaf
+--set misbehave=WHAT@STEP:ATTEMPT    WHAT: nan, spike, hang, exit-N, die, deaf
 """
 
 from __future__ import annotations
@@ -93,7 +93,14 @@ def main() -> int:
     print(f"rank {rank} starts at step {first}", flush=True)
     if rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        config = {"v": 1, "steps": steps, "schedule": schedule, "optimizer": OPTIMIZER, "versions": {"stub": "1"}, "layout": {}}
+        config = {
+            "v": 1,
+            "steps": steps,
+            "schedule": schedule,
+            "optimizer": OPTIMIZER,
+            "versions": {"stub": "1"},
+            "layout": {},
+        }
         write_durably(run_dir / "config.json", json.dumps(config))
     for step in range(first, steps + 1):
         time.sleep(pause)

@@ -1,4 +1,5 @@
-"""What goes wrong and what is done about it: the real daemon, real agents and real processes, a trainer that only writes.
+"""What goes wrong and what is done about it: the real daemon, real agents and real processes, a trainer that only
+writes.
 
 Each scenario ends COMPLETED or with the reason why not, with one incident of the right kind, proven.
 """
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +37,7 @@ def test_nothing_goes_wrong(site: Site):
     assert state.incidents == {}
     assert [a.outcome for a in state.attempts.values()] == [Outcome.COMPLETED]
     assert max(known.checkpoint.step for known in state.checkpoints.values() if known.good) == 60
-    assert all(not os.path.exists(f"/proc/{pid}") for pid in site.agents().values())
+    assert all(not Path(f"/proc/{pid}").exists() for pid in site.agents().values())
 
 
 def test_a_rank_is_killed(site: Site):
@@ -176,7 +178,7 @@ def test_the_daemon_is_killed_and_its_successor_takes_over(site: Site):
     ranks = site.pids("1.00-a0")
     site.kill_daemon()
     time.sleep(1.0)
-    assert all(os.path.exists(f"/proc/{pid}") for pid in ranks.values()), "training goes on"
+    assert all(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "training goes on"
     site.start_daemon()
     state = site.ended()
     incident = only_incident(state, "daemon_restart")
@@ -221,7 +223,7 @@ def test_an_operator_stops_a_lineage_and_leaves_a_note(site: Site):
     site.command("run", "stop", "1", "--yes", "--reason", "wrong data", "--author", "ann")
     state = site.ended()
     assert (state.status, state.why) == (Status.CANCELLED, "ann: wrong data")
-    assert all(not os.path.exists(f"/proc/{pid}") for pid in site.pids("1.00-a0").values())
+    assert all(not Path(f"/proc/{pid}").exists() for pid in site.pids("1.00-a0").values())
     notes = [x.event for x in site.entries() if isinstance(x.event, e.NoteAdded)]
     assert [(n.author, n.text) for n in notes] == [("ann", "looks <b>odd</b>")]
 

@@ -104,7 +104,9 @@ def test_a_daemon_that_was_killed_after_submitting_adopts_its_job(site: Site):
     scheduler.cancel(job)  # ending what has ended is no error
 
 
-def test_what_slurm_refuses_is_told_apart_from_a_slurm_that_does_not_answer(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_what_slurm_refuses_is_told_apart_from_a_slurm_that_does_not_answer(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
     wrong = SlurmScheduler(site.runs / "1", SlurmOptions(partition="nowhere"), agent_main)
     with pytest.raises(Refused, match="nowhere|partition"):
         wrong.submit("1-n0", 1, [])
