@@ -31,7 +31,7 @@ DEADLINE_SECONDS = 600.0
 BUSY = 75  # the daemon's own sync is still at it
 OPT_OPS = [sys.executable, "-m", "opt_ops"]
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 @dataclass
@@ -184,7 +184,7 @@ def tell(report: dict[str, Any]) -> None:
     """The table of incidents, and what each cost."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("INCIDENT", "KIND", "ACTION", "LEARNING RATE", "STEPS LOST", "DOWN", "PROVEN", "CAUSE"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading)
     for item in report["incidents"]:
         before, after = item["lr_before"], item["lr_after"]
         lowered = before is not None and after is not None and not math.isclose(before, after, rel_tol=1e-6)
@@ -199,7 +199,7 @@ def tell(report: dict[str, Any]) -> None:
             Text(item["cause"]),
         )
     console.print()
-    console.print(table, soft_wrap=True)
+    console.print(table)
 
 
 def main() -> int:

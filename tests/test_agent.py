@@ -143,7 +143,8 @@ def test_the_next_attempt_begins_when_the_last_one_is_gone(node: Node):
 
 
 def test_who_fell_first_is_known(node: Node):
-    second = "import os, time; os.environ['LOCAL_RANK'] == '0' or time.sleep(0.3); raise SystemExit(7 + int(os.environ['RANK']))"
+    second = "import os, time; os.environ['LOCAL_RANK'] == '0' or time.sleep(0.3); "
+    second += "raise SystemExit(7 + int(os.environ['RANK']))"
     node.start()
     node.order((sys.executable, "-c", second))
     report = wait_for(lambda: (r := node.report()) and r.done and r)

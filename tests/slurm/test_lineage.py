@@ -108,7 +108,7 @@ def test_what_slurm_refuses_is_told_apart_from_a_slurm_that_does_not_answer(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ):
     wrong = SlurmScheduler(site.runs / "1", SlurmOptions(partition="nowhere"), agent_main)
-    with pytest.raises(Refused, match="nowhere|partition"):
+    with pytest.raises(Refused, match=r"nowhere|partition"):
         wrong.submit("1-n0", 1, [])
     right = SlurmScheduler(site.runs / "1", SlurmOptions(partition="main"), agent_main)
     monkeypatch.setenv("SLURM_CONF", os.devnull)
