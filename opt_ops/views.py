@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.adapters.runfolder import point_of
 from opt_ops.config import Config
 from opt_ops.core.codec import encode
-from opt_ops.core.events import Entry, StopRequested
+from opt_ops.core.events import Entry, Event
 from opt_ops.core.policy import newest_good
 from opt_ops.core.run import Attempt, Incident, State, attempt_folder
 from opt_ops.core.signals import Point
@@ -226,13 +226,13 @@ def lost_if_stopped(path: Path, state: State) -> int:
     return max(0, (point.step if point else 0) - (good.checkpoint.step if good else 0))
 
 
-def foresee_stop(state: State, who: str, reason: str, now: float, config: Config) -> Iterator[str]:
-    """What stopping would do: the real decisions, made on a copy."""
-    from opt_ops.supervisor import foresee
+def foresee(state: State, event: Event, now: float, config: Config) -> Iterator[str]:
+    """What would follow from an event: the real decisions, made on a copy."""
+    from opt_ops import supervisor
     from playbooks import loader
 
     policy, _ = loader.load(config.playbooks or loader.folder(), expected_gpus=config.health.gpus_per_node)
-    for event in foresee(state, StopRequested(request="dry-run", author=who, reason=reason), now, policy):
-        fields = encode(event)
+    for coming in supervisor.foresee(state, event, now, policy):
+        fields = encode(coming)
         kind = fields.pop("kind")
         yield f"would append  {kind}({_values({key: value for key, value in fields.items() if value})})"

@@ -10,25 +10,25 @@ from typing import Annotated
 import typer
 
 from opt_ops import lineages
-from opt_ops.cli.common import IdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.common import FormatOption, IdArgument, QuietOption, lineage_folder, settings
 from opt_ops.errors import NotFound
-from opt_ops.render import say
+from opt_ops.render import Column, Format, say, show
 
 logbook = typer.Typer(no_args_is_help=True, help="The logbook.")
 mlflow = typer.Typer(no_args_is_help=True, help="The chronicle in MLflow.")
 
 
 @logbook.command()
-def render(identifier: IdArgument, quiet: QuietOption = False) -> None:
+def render(identifier: IdArgument, output: FormatOption = Format.TABLE, quiet: QuietOption = False) -> None:
     """Draw logbook.md, logbook.html and report.json anew from the journal and the telemetry.
 
     Example: opt-ops logbook render 12
     """
     from chronicles.logbook import render as draw
 
-    for path in draw(lineage_folder(identifier)):
-        if not quiet:
-            print(path)
+    rows = [{"path": str(path)} for path in draw(lineage_folder(identifier))]
+    if not quiet:
+        show("opt-ops/logbook/1", rows, [Column("PATH", "path")], output, header=False)
 
 
 @logbook.command("open")
@@ -48,6 +48,7 @@ def open_(identifier: IdArgument) -> None:
 @mlflow.command()
 def sync(
     identifier: Annotated[str, typer.Argument(metavar="[ID]", help="Lineage. [default: all of them]")] = "",
+    output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
     """Mirror lineages into MLflow: a parent run for each, a child run for each of its runs. Doing it again adds
@@ -59,9 +60,10 @@ def sync(
 
     config = settings.config
     paths = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
-    for path in paths:
-        summary = mirror(path, config.tracking_uri, config.mlflow.experiment)
-        say(f"lineage {path.name}: {summary}", quiet)
+    experiment = config.mlflow.experiment
+    rows = [{"lineage": p.name, "summary": mirror(p, config.tracking_uri, experiment)} for p in paths]
+    if not quiet:
+        show("opt-ops/mlflow-sync/1", rows, [Column("LINEAGE", "lineage"), Column("SENT", "summary")], output)
     say("  next: opt-ops mlflow open", quiet)
 
 

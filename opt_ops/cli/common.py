@@ -16,7 +16,9 @@ from opt_ops.config import Config, load
 from opt_ops.core.events import RequestRefused
 from opt_ops.errors import NotFound, OptOpsError, Refused
 from opt_ops.files import read_json
-from opt_ops.render import Format, say
+from opt_ops.render import Column, Format, say, show
+
+_ANSWER_SECONDS = 10.0  # a tick is a second
 
 
 class Settings:
@@ -77,25 +79,36 @@ def confirm(what: str, yes: bool) -> None:
         raise Refused("not done")
 
 
-def ask_daemon(path: Path, who: str, verb: str, arguments: Mapping[str, Any], wait: float, quiet: bool) -> None:
-    """Put a request into the lineage's inbox and wait until the daemon has journaled it.
+def ask_daemon(path: Path, who: str, verb: str, arguments: Mapping[str, Any], quiet: bool) -> dict[str, Any]:
+    """Put a request into the lineage's inbox and wait a moment until a living daemon has journaled it.
+
+    Returns:
+        What `-o json` prints of it: the request's id, the lineage, and whether it is journaled or waits for a daemon.
 
     Raises:
         Refused: the daemon journaled why it cannot be done.
     """
     request = lineages.ask(path, who, verb, arguments, time.time())
-    deadline = time.monotonic() + wait
+    answer = {"request": request.request, "lineage": path.name, "verb": verb, "status": "journaled"}
+    alive = daemon_alive(settings.config.runs)
+    deadline = time.monotonic() + (_ANSWER_SECONDS if alive else 0.0)
     while (path / "inbox" / f"{request.request}.json").exists():
         if time.monotonic() > deadline:
-            runs = settings.config.runs
             say(f"the request waits in {path / 'inbox'} for a daemon", quiet)
-            if not daemon_alive(runs):
+            if not alive:
                 say("  next: opt-ops daemon run", quiet)
-            return
+            return answer | {"status": "waiting"}
         time.sleep(0.1)
     for entry in reversed(lineages.entries(path)):
         if isinstance(entry.event, RequestRefused) and entry.event.request == request.request:
             raise Refused(f"the daemon refused: {entry.event.why}")
+    return answer
+
+
+def show_answer(answer: Mapping[str, Any], form: Format) -> None:
+    """Print what became of a request to programs; people have the exit code and the hint."""
+    if form not in (Format.TABLE, Format.WIDE):
+        show("opt-ops/request/1", [answer], [Column("REQUEST", "request")], form)
 
 
 def daemon_alive(runs: Path) -> bool:

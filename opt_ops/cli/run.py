@@ -21,10 +21,11 @@ from opt_ops.cli.common import (
     ask_daemon,
     author,
     confirm,
-    daemon_alive,
     lineage_folder,
     settings,
+    show_answer,
 )
+from opt_ops.core.events import StopRequested
 from opt_ops.core.run import State
 from opt_ops.errors import NotFound, Refused, UsageError
 from opt_ops.render import Column, Format, printable, say, show
@@ -80,6 +81,7 @@ def start(
     spares: Annotated[int | None, typer.Option(min=0, help="Nodes held beside them.")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node.")] = None,
     dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
 ) -> None:
@@ -116,8 +118,11 @@ def start(
         print(f"would train   {shape['nodes'] * shape['ranks_per_node']} ranks")
         return
     folder = lineages.create(config.runs)
-    ask_daemon(folder, author(by), "start", {"lineage": folder.name, **arguments}, _wait(), quiet)
-    print(folder.name)
+    answer = ask_daemon(folder, author(by), "start", {"lineage": folder.name, **arguments}, quiet)
+    if output in (Format.TABLE, Format.NAME):
+        print(folder.name)
+    else:
+        show_answer(answer, output)
     say(f"  next: opt-ops run show {folder.name}", quiet)
 
 
@@ -174,6 +179,7 @@ def stop(
     reason: Annotated[str, typer.Option(help="Why, for the logbook.")] = "stopped by hand",
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
 ) -> None:
@@ -187,12 +193,13 @@ def stop(
         raise Refused(f"lineage {path.name} is {state.status} already")
     lost = views.lost_if_stopped(path, state)
     if dry_run:
-        for line in views.foresee_stop(state, author(by), reason, time.time(), settings.config):
+        asked = StopRequested(request="dry-run", author=author(by), reason=reason)
+        for line in views.foresee(state, asked, time.time(), settings.config):
             print(line)
         print(f"would lose    {lost} steps since the newest good checkpoint")
         return
     confirm(f"Stop lineage {path.name} ({state.status})? {lost} steps since the newest good checkpoint are lost.", yes)
-    ask_daemon(path, author(by), "stop", {"reason": reason}, _wait(), quiet)
+    show_answer(ask_daemon(path, author(by), "stop", {"reason": reason}, quiet), output)
     say(f"  next: opt-ops run show {path.name}", quiet)
 
 
@@ -200,6 +207,7 @@ def stop(
 def note(
     identifier: IdArgument,
     text: Annotated[str, typer.Argument(help="What you saw or think.")],
+    output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
 ) -> None:
@@ -209,7 +217,7 @@ def note(
     """
     path = lineage_folder(identifier)
     _known(identifier, path, lineages.state(path))
-    ask_daemon(path, author(by), "note", {"target": identifier, "text": text}, _wait(), quiet)
+    show_answer(ask_daemon(path, author(by), "note", {"target": identifier, "text": text}, quiet), output)
     say(f"  next: opt-ops logbook open {path.name}", quiet)
 
 
@@ -252,7 +260,3 @@ def _seconds(span: str) -> float:
 def _known(identifier: str, path: Path, state: State) -> None:
     if identifier not in (path.name, *state.runs, *state.attempts):
         raise NotFound(f"lineage {path.name} has no {identifier}", f"opt-ops run show {path.name} lists what it has")
-
-
-def _wait() -> float:
-    return 10.0 if daemon_alive(settings.config.runs) else 0.0

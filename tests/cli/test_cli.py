@@ -158,12 +158,20 @@ def test_a_dry_run_changes_nothing(site: Path):
     assert "would append  lineage_cancelled" in stop
     assert "would append  stop_intended" in stop
     assert "would lose    20 steps" in stop
+    drill = opt_ops(site, "drill", "kill-rank", "12", "--rank", "0", "--dry-run").stdout
+    assert drill.startswith("would append  drill_requested(")
+    assert (
+        "rank 9: 12.01-a1 has ranks 0 to 1"
+        in opt_ops(site, "drill", "kill-rank", "12", "--rank", "9", "--dry-run").stdout
+    )
     assert sorted(str(path) for path in site.rglob("*")) == before
 
 
 def test_a_request_without_a_daemon_waits_and_says_so(tmp_path: Path):
     done = opt_ops(tmp_path, "run", "start", "opt-tiny")
     assert done.stdout == "1\n"
+    asked = json.loads(opt_ops(tmp_path, "run", "start", "opt-tiny", "-o", "json", "-q").stdout)
+    assert (asked["schema"], asked["items"][0]["status"]) == ("opt-ops/request/1", "waiting")
     assert "waits in" in done.stderr
     assert "opt-ops daemon run" in done.stderr
     (request,) = (tmp_path / "runs/1/inbox").glob("*.json")
