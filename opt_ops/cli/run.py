@@ -28,7 +28,7 @@ from opt_ops.cli.common import (
 from opt_ops.core.events import StopRequested
 from opt_ops.core.run import State
 from opt_ops.errors import NotFound, Refused, UsageError
-from opt_ops.render import Column, Format, printable, say, show
+from opt_ops.render import Column, Format, printable, say, show, text
 
 app = typer.Typer(no_args_is_help=True, help="Start, look at and stop runs.")
 
@@ -139,10 +139,11 @@ def show_(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None:
         show("opt-ops/run/1", [view], [], output)
         return
     row = view["lineage"]
-    print(f"lineage {row['lineage']}  {row['state']}  {row['reason']}".rstrip())
-    print(f"  recipe   {row['recipe']} {' '.join(row['settings'])}".rstrip())
-    print(f"  step     {row['progress']}   loss {row['loss']}   lr {row['lr']}   checkpoint {row['checkpoint']}")
-    print(f"  folder   {path}")
+    print(printable(f"lineage {row['lineage']}  {row['state']}  {row['reason']}".rstrip()))
+    print(printable(f"  recipe {row['recipe']} {' '.join(row['settings'])}".rstrip()))
+    standing = {"step": row["progress"], "loss": row["loss"], "lr": row["lr"], "checkpoint": row["checkpoint"]}
+    print("  " + "   ".join(f"{name} {text(value)}" for name, value in standing.items()))
+    print(f"  folder {path}")
     print("\nRUNS")
     show("", view["runs"], views.RUN_COLUMNS, output)
     print("\nATTEMPTS")
