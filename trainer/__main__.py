@@ -4,9 +4,7 @@ import argparse
 import faulthandler
 import math
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import NoReturn
 from trainer import recipes
 from trainer.errors import NonFiniteError, UserError
 from trainer.manifest import CheckpointError
+from trainer.signals import Signals
 
 EXIT_UNFORESEEN = 1
 EXIT_CODES: dict[type[Exception], int] = {UserError: 78, CheckpointError: 65, NonFiniteError: 82}
@@ -31,7 +30,7 @@ exit codes:
 """
 
 
-def main() -> int:
+def main(signals: Signals) -> int:
     """Parse, train, and return the exit code."""
     process_start = time.monotonic()
     try:
@@ -39,7 +38,7 @@ def main() -> int:
         if arguments.list_recipes:
             _list_recipes()
         else:
-            _train(arguments, process_start)
+            _train(arguments, process_start, signals)
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_CODES[type(error)]
@@ -49,7 +48,7 @@ def main() -> int:
     return 0
 
 
-def _train(arguments: argparse.Namespace, process_start: float) -> None:
+def _train(arguments: argparse.Namespace, process_start: float, signals: Signals) -> None:
     for option in ("recipe", "run_dir", "checkpoint_dir"):
         if getattr(arguments, option) is None:
             raise UserError(f"--{option.replace('_', '-')} is required; --help shows examples.")
@@ -70,6 +69,7 @@ def _train(arguments: argparse.Namespace, process_start: float) -> None:
             data=arguments.data,
             tokenizer=arguments.tokenizer,
             process_start=process_start,
+            signals=signals,
         )
     )
 
@@ -140,30 +140,9 @@ def _list_recipes() -> None:
             print(f"  {key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
 
 
-def _exit_on_signals() -> None:
-    """End at once on SIGTERM and SIGINT, even while the main thread waits in a collective for a peer that is gone.
-
-    Python runs its signal handlers between bytecodes of the main thread, which may never come. The interpreter's C
-    handler, however, writes the signal's number to a pipe at once, and a thread waits at its other end.
-    """
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    signal.set_wakeup_fd(write)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-
-    def wait() -> None:
-        number = os.read(read, 1)[0]
-        os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
-        os._exit(128 + number)
-
-    threading.Thread(target=wait, daemon=True, name="signals").start()
-
-
 if __name__ == "__main__":
     faulthandler.enable()
-    _exit_on_signals()
-    code = main()
+    code = main(Signals())
     sys.stdout.flush()
     sys.stderr.flush()
     # Without the interpreter's farewell: it joins background threads, and one may wait for a peer that is gone.

@@ -1,7 +1,6 @@
 """Sharded checkpoints: saved while training goes on, read into any layout, never trusted unseen."""
 
 import sys
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +51,7 @@ class Checkpointer:
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
 
-    def save(self, header: Mapping[str, Any]) -> float:
+    def save(self, header: Mapping[str, Any]) -> None:
         """Copy the state and start writing it; return once the copy is made.
 
         Waits for the save before it, if that has not finished. A save that fails is reported on stderr and leaves no
@@ -61,15 +60,10 @@ class Checkpointer:
 
         Args:
             header: the fields of the manifest except ``files``.
-
-        Returns:
-            Seconds that training was held up.
         """
-        start = time.monotonic()
         self.wait()
         staged = self._stager.stage(self._state)
         self._in_flight = self._background.submit(self._write, staged, header)
-        return time.monotonic() - start
 
     def wait(self) -> bool:
         """Wait for the save in flight. Returns False if it failed."""

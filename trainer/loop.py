@@ -18,11 +18,12 @@ from torch.distributed.tensor import DTensor
 from trainer import manifest, optim, parallel, telemetry, tokens
 from trainer.checkpoint import Checkpointer
 from trainer.data import Samples
-from trainer.drill import DrillFile
 from trainer.errors import NonFiniteError, UserError
 from trainer.model import OPT
+from trainer.outside import Heard, Outside
 from trainer.parallel import Layout
 from trainer.recipes import Recipe, trajectory_digest
+from trainer.signals import Signals
 from trainer.telemetry import Measured, Progress, Telemetry
 from trainer.tokens import TokenFile
 
@@ -42,6 +43,7 @@ class Job:
     data: Sequence[Path]
     tokenizer: Path | None
     process_start: float
+    signals: Signals
 
 
 def train(job: Job) -> None:
@@ -66,20 +68,18 @@ def train(job: Job) -> None:
     optimizer = optim.build(model, recipe.optim)
     checkpointer = Checkpointer(job.checkpoint_dir, model, optimizer)
     progress = _resume(job, checkpointer, settings_digest, layout) if job.resume else Progress()
-    drills = DrillFile(job.run_dir / "drill.json")
     recorder = None
     if layout.rank == 0:
         telemetry.write_config(job.run_dir, _config(job, layout, model, text, progress))
         recorder = Telemetry(job.run_dir / "telemetry.jsonl", recipe, layout, job.process_start)
+    outside = Outside(job.run_dir, layout.rank, job.signals)
 
     save_seconds = 0.0
     while progress.step < recipe.steps:
         step = progress.step + 1
         shares = forward_backward(model, samples, recipe, layout, progress)
-        drill_factor, unreadable = _read_drill(drills, step) if layout.rank == 0 else (0.0, None)
-        measured = measure(model, *shares, drill_factor)
-        if math.isnan(measured.drill_factor):
-            raise unreadable or UserError("rank 0 cannot read drill.json; its log says why.")
+        measured = measure(model, *shares, outside.heard(step))
+        outside.stop_if_told(measured)
         if measured.finite:
             lr = optim.learning_rate(step, recipe.optim, job.lr_factors) * measured.drill_factor
             optim.update(optimizer, measured.gnorm, lr)
@@ -91,8 +91,8 @@ def train(job: Job) -> None:
         if recorder and (step % recipe.log_every == 0 or step == recipe.steps):
             _print_progress(line, recipe.steps)
         save_seconds = 0.0
-        if step % recipe.checkpoint_every == 0 or step == recipe.steps:
-            save_seconds = checkpointer.save(_header(job, layout, progress, settings_digest, line))
+        if measured.save_requested or step % recipe.checkpoint_every == 0 or step == recipe.steps:
+            save_seconds = _save(job, checkpointer, _header(job, layout, progress, settings_digest, line))
     if not checkpointer.wait():
         raise RuntimeError("all steps are done, but the last checkpoint could not be saved")
     dist.destroy_process_group()
@@ -162,27 +162,36 @@ def forward_backward(
     return loss_sum / layout.world, activation_norm_sum / (recipe.data.global_batch * seq_len)
 
 
-def measure(model: OPT, loss: Tensor, activation_norm: Tensor, drill_factor: float) -> Measured:
+def measure(model: OPT, loss: Tensor, activation_norm: Tensor, heard: Heard) -> Measured:
     """Add up over all ranks, in the one collective of the step that is not the gradients'.
 
     Args:
         model: with its gradients.
         loss: what :func:`forward_backward` returned.
         activation_norm: what :func:`forward_backward` returned.
-        drill_factor: from rank 0; zero on all others.
+        heard: what this rank has to tell the others.
     """
-    factor = torch.tensor(drill_factor, dtype=torch.float64, device=loss.device)
-    total = torch.stack([loss.double(), activation_norm.double(), optim.square_norm_share(model.parameters()), factor])
+    told = torch.tensor([heard.drill_factor, heard.save_requested], dtype=torch.float64, device=loss.device)
+    sums = torch.stack([loss.double(), activation_norm.double(), optim.square_norm_share(model.parameters())])
+    total = torch.cat([sums, told])
     dist.all_reduce(total)
-    mean_loss, mean_activation_norm, square_norm, factor = total.tolist()
-    return Measured(mean_loss, mean_activation_norm, math.sqrt(square_norm), factor)
+    mean_loss, mean_activation_norm, square_norm, drill_factor, save_requests = total.tolist()
+    return Measured(
+        loss=mean_loss,
+        activation_norm=mean_activation_norm,
+        gnorm=math.sqrt(square_norm),
+        drill_factor=drill_factor,
+        save_requested=save_requests > 0,
+    )
 
 
-def _read_drill(drills: DrillFile, step: int) -> tuple[float, UserError | None]:
-    try:
-        return drills.lr_factor(step), None
-    except UserError as error:
-        return math.nan, error  # which tells the other ranks to stop, too
+def _save(job: Job, checkpointer: Checkpointer, header: dict[str, Any]) -> float:
+    """Begin a checkpoint; returns the seconds that training was held up."""
+    start = time.monotonic()
+    checkpointer.wait()
+    job.signals.save_requested.clear()  # what was asked for until now, this save answers
+    checkpointer.save(header)
+    return time.monotonic() - start
 
 
 def advanced(progress: Progress, recipe: Recipe) -> Progress:

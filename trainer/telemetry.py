@@ -32,14 +32,15 @@ class Progress:
     tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What all ranks together measured of one forward and backward pass, and the drill's factor for this update."""
+    """What all ranks together measured of one forward and backward pass, and what they heard from outside."""
 
     loss: float
     activation_norm: float
     gnorm: float
-    drill_factor: float
+    drill_factor: float = 1.0
+    save_requested: bool = False
 
     @property
     def finite(self) -> bool:

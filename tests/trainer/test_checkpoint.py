@@ -16,6 +16,7 @@ from trainer.errors import UserError
 from trainer.loop import advanced, forward_backward, measure
 from trainer.manifest import CheckpointError
 from trainer.model import OPT
+from trainer.outside import Heard
 from trainer.telemetry import Progress
 
 SAVED, LAST = 3, 6
@@ -37,7 +38,7 @@ class Training:
     def step(self) -> float:
         step = self.progress.step + 1
         shares = forward_backward(self.model, self.samples, self.recipe, self.layout, self.progress)
-        measured = measure(self.model, *shares, drill_factor=0.0)
+        measured = measure(self.model, *shares, Heard())
         optim.update(self.optimizer, measured.gnorm, optim.learning_rate(step, self.recipe.optim))
         self.progress = advanced(self.progress, self.recipe)
         return measured.loss

@@ -62,6 +62,7 @@ def job(tmp_path: Path, **changes: object) -> Job:
         "data": [],
         "tokenizer": None,
         "process_start": 0.0,
+        "signals": None,
     }
     return Job(**(values | changes))  # pyright: ignore[reportArgumentType]
 

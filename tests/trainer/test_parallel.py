@@ -16,6 +16,7 @@ from trainer.data import Samples
 from trainer.errors import UserError
 from trainer.loop import advanced, forward_backward, measure
 from trainer.model import OPT
+from trainer.outside import Heard
 from trainer.parallel import Place
 from trainer.recipes import Recipe
 from trainer.telemetry import Progress
@@ -52,7 +53,7 @@ def sharded_training(dp: int, tp: int) -> dict[str, Any]:
     losses, gnorms, activation_norms, gradients = [], [], [], {}
     for step in range(1, STEPS + 1):
         shares = forward_backward(model, data, recipe, layout, progress)
-        measured = measure(model, *shares, drill_factor=0.0)
+        measured = measure(model, *shares, Heard())
         losses.append(measured.loss)
         gnorms.append(measured.gnorm)
         activation_norms.append(measured.activation_norm)

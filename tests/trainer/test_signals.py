@@ -1,0 +1,53 @@
+"""What a supervisor, Slurm or a person does to running ranks with signals."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.harness import finish, settings, start
+from tests.trainer.test_train import arguments, wait_for_step
+from trainer import manifest
+
+ENDLESS = settings("steps=100000", "checkpoint_every=100000")
+
+
+def wait_for(condition, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_sigusr1_to_any_rank_saves_and_training_goes_on(text: Path, tmp_path: Path, asked: int) -> None:
+    ranks = start(2, *arguments(tmp_path, text, "a1", *ENDLESS))
+    checkpoints = tmp_path / "checkpoints"
+    wait_for_step(tmp_path / "a1", 3)
+    ranks[asked].send_signal(signal.SIGUSR1)
+    wait_for(lambda: len(manifest.committed(checkpoints)) == 1, "no checkpoint")
+    ((step, path),) = manifest.committed(checkpoints)
+    assert manifest.verify(path).telemetry["num_updates"] == step
+    wait_for_step(tmp_path / "a1", step + 20)
+    assert len(manifest.committed(checkpoints)) == 1, "one request, one save"
+    for process in ranks:
+        process.send_signal(signal.SIGTERM)
+    assert [process.returncode for process in finish(ranks)] == [143, 143]
+
+
+def test_requests_during_start_up_are_remembered_and_are_one_save(text: Path, tmp_path: Path) -> None:
+    held = {signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)  # inherited: what comes too early for the child waits for it
+    try:
+        ranks = start(2, *arguments(tmp_path, text, "a1", *settings("steps=12", "checkpoint_every=100")))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+    for process in ranks:
+        process.send_signal(signal.SIGUSR1)
+    wait_for((tmp_path / "a1").exists, "no run folder")  # handlers are in place, the group is not
+    for _ in range(3):
+        ranks[0].send_signal(signal.SIGUSR1)
+    assert [process.returncode for process in finish(ranks)] == [0, 0]
+    assert [step for step, _ in manifest.committed(tmp_path / "checkpoints")] == [1, 12]
