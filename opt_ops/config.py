@@ -74,6 +74,15 @@ class Mlflow(_Table):
     every_seconds: Annotated[float, Field(ge=1)] = 300.0
 
 
+class Alerts(_Table):
+    """Whom to tell, and who is to notice when nobody tells anything. URLs may hold `$NAME` for secrets."""
+
+    urls: list[str] = []
+    least: Literal["info", "warning", "page"] = "warning"
+    heartbeat_url: str | None = None
+    heartbeat_seconds: Annotated[float, Field(ge=1)] = 60.0
+
+
 class Config(_Table):
     """Everything a site sets."""
 
@@ -88,6 +97,7 @@ class Config(_Table):
     health: Health = Health()
     chronicle: Chronicle = Chronicle()
     mlflow: Mlflow = Mlflow()
+    alerts: Alerts = Alerts()
 
     @property
     def tracking_uri(self) -> str:
@@ -95,19 +105,31 @@ class Config(_Table):
         return self.mlflow.tracking_uri or f"sqlite:///{self.runs}/mlflow.db"
 
 
+def locate(path: Path | None = None) -> Path | None:
+    """The file that `load` reads: `path`, $OPT_OPS_CONFIG or ./opt-ops.toml, absolute. None: the defaults hold.
+
+    Raises:
+        UsageError: the file that was named is missing.
+    """
+    named = path or (Path(os.environ["OPT_OPS_CONFIG"]) if "OPT_OPS_CONFIG" in os.environ else None)
+    file = (named or Path(FILE)).absolute()
+    if file.exists():
+        return file
+    if named is not None:
+        raise UsageError(f"no configuration at {file}", "name an existing file with -c, or leave it out")
+    return None
+
+
 def load(path: Path | None = None) -> Config:
-    """The configuration of `path`, $OPT_OPS_CONFIG or ./opt-ops.toml; the defaults where there is none.
+    """The configuration of the file that `locate` finds; the defaults where there is none.
 
     Paths in it are relative to the file.
 
     Raises:
         UsageError: the file that was named is missing, is not TOML, or has an unknown key or a value out of range.
     """
-    named = path or (Path(os.environ["OPT_OPS_CONFIG"]) if "OPT_OPS_CONFIG" in os.environ else None)
-    file = (named or Path(FILE)).absolute()
-    if not file.exists():
-        if named is not None:
-            raise UsageError(f"no configuration at {file}", "name an existing file with -c, or leave it out")
+    file = locate(path)
+    if file is None:
         return Config(runs=Path("runs").absolute())
     try:
         values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from opt_ops.core.health import Heartbeat
 from opt_ops.core.signals import Point
@@ -207,3 +207,28 @@ class Ports:
     trainer: Trainer
     checkpoints: CheckpointStore
     inbox: Inbox
+
+
+Severity = Literal["info", "warning", "page"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """What people are told. Title and body may hold untrusted text, and are never markup."""
+
+    id: str  # the same for the same fact: sending it again is no second alert
+    severity: Severity
+    title: str
+    body: str
+
+
+class Notifier(Protocol):
+    """Tells people."""
+
+    def send(self, alert: Alert) -> None:
+        """Deliver it; takes as long as the network does, so not within a tick.
+
+        Raises:
+            NotDelivered: it did not reach everybody whom it should.
+        """
+        ...
