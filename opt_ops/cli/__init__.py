@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from opt_ops import __version__
-from opt_ops.cli import chronicle, drill, node, run, service
+from opt_ops.cli import alerts, chronicle, doctor, drill, node, run, service
 from opt_ops.cli.common import ConfigOption, FormatOption, HeaderOption, settings
 from opt_ops.errors import OptOpsError
 from opt_ops.render import Format
@@ -27,9 +27,10 @@ app.add_typer(chronicle.logbook, name="logbook")
 app.add_typer(chronicle.mlflow, name="mlflow")
 app.add_typer(service.daemon, name="daemon")
 app.add_typer(drill.app, name="drill")
+app.add_typer(alerts.app, name="alerts")
 app.command("q")(run.queue)
 app.command("events")(run.events)
-app.command("doctor")(service.doctor)
+app.command("doctor")(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

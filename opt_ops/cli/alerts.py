@@ -1,0 +1,38 @@
+"""`opt-ops alerts …`: whether alerts arrive."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import typer
+
+from opt_ops.cli.common import FormatOption, QuietOption, settings
+from opt_ops.errors import UsageError
+from opt_ops.ports import Alert
+from opt_ops.render import Column, Format, clock, say, show
+
+app = typer.Typer(no_args_is_help=True, help="Who is told when a human is needed.")
+
+
+@app.command("test")
+def try_urls(output: FormatOption = Format.TABLE, quiet: QuietOption = False) -> None:
+    """Send one test alert through every URL of [alerts], whatever `least` says. Leaves with 1 when one failed.
+
+    Example: opt-ops alerts test
+    """
+    from opt_ops.adapters.notify import deliver
+
+    config = settings.config
+    if not config.alerts.urls:
+        raise UsageError("no URLs in [alerts] of the configuration", "docs/alerts.md says how to set them")
+    now, host = time.time(), socket.gethostname()
+    body = f"Sent by opt-ops alerts test from {host} at {clock(now)} for {config.runs}. Nothing is wrong."
+    alert = Alert(id=f"test-{host}-{now:.0f}", severity="info", title="a test of opt-ops", body=body)
+    deliveries = deliver(alert, config.alerts.urls)
+    rows = [{"url": done.url, "ok": not done.why, "why": done.why or None} for done in deliveries]
+    columns = [Column("URL", "url"), Column("OK", "ok"), Column("WHY", "why")]
+    show("opt-ops/alerts-test/1", rows, columns, output)
+    if not all(row["ok"] for row in rows):
+        raise typer.Exit(1)
+    say("  next: look whether it arrived", quiet)
