@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer import recipes
-from trainer.errors import NonFiniteError, UserError
+from trainer.errors import NonFiniteError, SupersededError, UserError
 from trainer.manifest import CheckpointError
 from trainer.signals import Signals
 
 EXIT_UNFORESEEN = 1
-EXIT_CODES: dict[type[Exception], int] = {UserError: 78, CheckpointError: 65, NonFiniteError: 82}
+EXIT_CODES: dict[type[Exception], int] = {UserError: 78, CheckpointError: 65, NonFiniteError: 82, SupersededError: 83}
 
 _EXAMPLES = """\
 examples:
@@ -26,7 +26,8 @@ examples:
       --resume runs/1/1.00/checkpoints/step-00000450 --lr-factor 450:0.75
 
 exit codes:
-  0 done; 1 unforeseen error; 65 bad checkpoint; 78 user error; 82 training diverged; 130, 143 stopped by a signal
+  0 done; 1 unforeseen error; 65 bad checkpoint; 78 user error; 82 training diverged; 83 a newer attempt exists;
+  130, 143 stopped by a signal
 """
 
 
@@ -52,6 +53,8 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
     for option in ("recipe", "run_dir", "checkpoint_dir"):
         if getattr(arguments, option) is None:
             raise UserError(f"--{option.replace('_', '-')} is required; --help shows examples.")
+    if arguments.fence and not arguments.attempt:
+        raise UserError("--fence needs --attempt: which of the attempts that the file may name is this one?")
     recipe = recipes.build(arguments.recipe, arguments.set)
     lr_factors = [_lr_factor(text) for text in arguments.lr_factor]
     from trainer.loop import Job, train  # torch comes in here, after all that can be told without it
@@ -68,6 +71,7 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
             lr_factors=lr_factors,
             data=arguments.data,
             tokenizer=arguments.tokenizer,
+            fence=arguments.fence,
             process_start=process_start,
             signals=signals,
         )
@@ -119,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         help="tokenizer.json, or a folder with vocab.json and merges.txt (default: trained on the data)",
     )
     parser.add_argument("--attempt", metavar="ID", help="name of this attempt (default: the name of --run-dir)")
+    parser.add_argument("--fence", metavar="FILE", type=Path, help="leave when this file names another attempt")
     return parser
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
@@ -16,7 +17,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from trainer import manifest
-from trainer.errors import UserError
+from trainer.errors import SupersededError, UserError
+from trainer.fence import Fence
+from trainer.lines import say
 from trainer.manifest import CheckpointError, Manifest
 
 # How long rank 0 waits for the slowest rank's part before it gives a checkpoint up.
@@ -35,8 +38,9 @@ class Checkpointer:
     All collectives run on a gloo group of their own: in the background they would mix with those of training.
     """
 
-    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fence: Fence) -> None:
         self._folder = folder
+        self._fence = fence
         # A tied parameter comes once, under its first name. Detached: else the stager would copy the gradients, too.
         self._state = {
             "model": {name: p.detach() for name, p in model.named_parameters()},
@@ -66,11 +70,17 @@ class Checkpointer:
         self._in_flight = self._background.submit(self._write, staged, header)
 
     def wait(self) -> bool:
-        """Wait for the save in flight. Returns False if it failed."""
+        """Wait for the save in flight. Returns False if it failed; all ranks hear the same.
+
+        Raises:
+            SupersededError: on all ranks, when the fence forbade the save.
+        """
         if self._in_flight is None:
             return True
         error = self._in_flight.exception()
         self._in_flight = None
+        if isinstance(error, SupersededError):
+            raise error
         return error is None
 
     def load(self, path: Path) -> Manifest:
@@ -89,17 +99,36 @@ class Checkpointer:
     def _write(self, state: dict[str, Any], header: Mapping[str, Any]) -> None:
         path = manifest.step_folder(self._folder, header["step"])
         try:
-            if not self._on_rank_0(_make_room, path, header["settings_digest"]):
+            if not self._on_rank_0(self._make_room, path, header["settings_digest"]):
                 return
             save(state, storage_writer=FileSystemWriter(path), process_group=self._group)
             names = [file.name for file in path.glob(f"__{self._rank}_*.distcp")]
-            manifest.write_rank(path, self._rank, [*names, ".metadata"] if self._rank == 0 else names)
-            if self._rank == 0:
-                ranks = dist.get_world_size()
-                manifest.commit(path, ranks=ranks, deadline_seconds=COMMIT_DEADLINE_SECONDS, header=header)
-        except Exception as error:
-            print(f"checkpoint not saved: {path}: {error}", file=sys.stderr, flush=True)
+            self._on_all_ranks(
+                manifest.write_rank, path, self._rank, [*names, ".metadata"] if self._rank == 0 else names
+            )
+            self._on_rank_0(self._commit, path, header)
+        except (Exception, CheckpointException) as error:
+            say(f"checkpoint not saved: {path}: {error}", sys.stderr)
             raise
+
+    def _make_room(self, path: Path, settings_digest: str) -> bool:
+        """Clear what an earlier attempt left of this step. False if that is a good checkpoint of the same training."""
+        self._fence.check()
+        if _is_good(path, settings_digest):
+            return False
+        if path.exists():
+            manifest.remove(path)
+        path.mkdir(parents=True)
+        return True
+
+    def _commit(self, path: Path, header: Mapping[str, Any]) -> None:
+        manifest.commit(
+            path,
+            ranks=dist.get_world_size(),
+            deadline_seconds=COMMIT_DEADLINE_SECONDS,
+            header=header,
+            before_marker=self._fence.check,
+        )
 
     def _on_rank_0(self, work: Callable[..., _Result], *args: Any) -> _Result:
         """What ``work(*args)`` returns or raises on rank 0, on all ranks."""
@@ -107,12 +136,25 @@ class Checkpointer:
         if self._rank == 0:
             try:
                 outcome[0] = work(*args)
-            except (OSError, CheckpointError) as error:
+            except (OSError, CheckpointError, SupersededError) as error:
                 outcome[1] = error
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def _on_all_ranks(self, work: Callable[..., None], *args: Any) -> None:
+        """Do ``work(*args)``. If it fails on one rank, it fails on all, at once."""
+        errors: list[OSError | None] = [None] * dist.get_world_size()
+        mine = None
+        try:
+            work(*args)
+        except OSError as error:
+            mine = error
+        dist.all_gather_object(errors, mine, group=self._group)
+        for rank, error in enumerate(errors):
+            if error is not None:
+                raise OSError(f"rank {rank}: {error}")
 
     def _require_same_model(self, reader: FileSystemReader, path: Path) -> None:
         stored = {
@@ -127,16 +169,6 @@ class Checkpointer:
                     f"{path} is of another model: {name} is {stored.get(name, 'absent')} there and "
                     f"{live.get(name, 'absent')} here. Resume with the recipe and settings it was saved under."
                 )
-
-
-def _make_room(path: Path, settings_digest: str) -> bool:
-    """Clear what an earlier attempt left of this step. False if that is a good checkpoint of the same training."""
-    if _is_good(path, settings_digest):
-        return False
-    if path.exists():
-        manifest.remove(path)
-    path.mkdir(parents=True)
-    return True
 
 
 def _is_good(path: Path, settings_digest: str) -> bool:

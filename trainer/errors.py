@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class NonFiniteError(ArithmeticError):
     """The loss or the gradient norm is not finite, and the update was not applied. Exit code 82."""
+
+
+class SupersededError(Exception):
+    """A newer attempt of the lineage exists: this one must not write any more. Exit code 83."""

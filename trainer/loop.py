@@ -19,6 +19,8 @@ from trainer import manifest, optim, parallel, telemetry, tokens
 from trainer.checkpoint import Checkpointer
 from trainer.data import Samples
 from trainer.errors import NonFiniteError, UserError
+from trainer.fence import Fence
+from trainer.lines import say
 from trainer.model import OPT
 from trainer.outside import Heard, Outside
 from trainer.parallel import Layout
@@ -42,6 +44,7 @@ class Job:
     lr_factors: Sequence[tuple[int, float]]
     data: Sequence[Path]
     tokenizer: Path | None
+    fence: Path | None
     process_start: float
     signals: Signals
 
@@ -53,6 +56,7 @@ def train(job: Job) -> None:
         UserError: something the user gave cannot work.
         CheckpointError: the checkpoint to resume from is missing, torn or damaged.
         NonFiniteError: training has diverged.
+        SupersededError: a newer attempt of the lineage exists.
     """
     recipe = job.recipe
     place = parallel.place_from_environment(os.environ)
@@ -66,13 +70,14 @@ def train(job: Job) -> None:
     parallel.require_agreement("the recipe, its settings or the data", settings_digest)
     model = parallel.shard(OPT(recipe.model, recipe.seed), layout, recipe.precision)
     optimizer = optim.build(model, recipe.optim)
-    checkpointer = Checkpointer(job.checkpoint_dir, model, optimizer)
+    fence = Fence(job.fence, job.attempt)
+    checkpointer = Checkpointer(job.checkpoint_dir, model, optimizer, fence)
     progress = _resume(job, checkpointer, settings_digest, layout) if job.resume else Progress()
     recorder = None
     if layout.rank == 0:
         telemetry.write_config(job.run_dir, _config(job, layout, model, text, progress))
         recorder = Telemetry(job.run_dir / "telemetry.jsonl", recipe, layout, job.process_start)
-    outside = Outside(job.run_dir, layout.rank, job.signals)
+    outside = Outside(job.run_dir, layout.rank, job.signals, fence)
 
     save_seconds = 0.0
     while progress.step < recipe.steps:
@@ -122,11 +127,9 @@ def _resume(job: Job, checkpointer: Checkpointer, settings_digest: str, layout: 
     assert job.resume is not None
     found = checkpointer.load(job.resume)
     if layout.rank == 0:
-        print(f"resumed from {job.resume}, step {found.step}", flush=True)
+        say(f"resumed from {job.resume}, step {found.step}")
         if found.settings_digest != settings_digest:
-            print(
-                "note: settings, data or learning-rate factors are not those the checkpoint was saved under", flush=True
-            )
+            say("note: settings, data or learning-rate factors are not those the checkpoint was saved under")
     return Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
 
 
@@ -171,17 +174,18 @@ def measure(model: OPT, loss: Tensor, activation_norm: Tensor, heard: Heard) -> 
         activation_norm: what :func:`forward_backward` returned.
         heard: what this rank has to tell the others.
     """
-    told = torch.tensor([heard.drill_factor, heard.save_requested], dtype=torch.float64, device=loss.device)
+    told = [heard.drill_factor, heard.save_requested, heard.superseded]
     sums = torch.stack([loss.double(), activation_norm.double(), optim.square_norm_share(model.parameters())])
-    total = torch.cat([sums, told])
+    total = torch.cat([sums, torch.tensor(told, dtype=torch.float64, device=loss.device)])
     dist.all_reduce(total)
-    mean_loss, mean_activation_norm, square_norm, drill_factor, save_requests = total.tolist()
+    mean_loss, mean_activation_norm, square_norm, drill_factor, save_requests, superseded = total.tolist()
     return Measured(
         loss=mean_loss,
         activation_norm=mean_activation_norm,
         gnorm=math.sqrt(square_norm),
         drill_factor=drill_factor,
         save_requested=save_requests > 0,
+        superseded=superseded > 0,
     )
 
 
@@ -256,8 +260,7 @@ def _layout(layout: Layout) -> dict[str, int]:
 
 
 def _print_progress(line: dict[str, Any], steps: int) -> None:
-    print(
+    say(
         f"{time.strftime('%Y-%m-%d %H:%M:%S')}  step {line['num_updates']}/{steps}  loss {line['loss']:.4f}  "
-        f"lr {line['lr']:.3g}  gnorm {line['gnorm']:.3f}  {line['wps']:,.0f} tokens/s",
-        flush=True,
+        f"lr {line['lr']:.3g}  gnorm {line['gnorm']:.3f}  {line['wps']:,.0f} tokens/s"
     )

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +92,13 @@ def write_rank(path: Path, rank: int, names: Iterable[str]) -> None:
 
 
 def commit(
-    path: Path, *, ranks: int, deadline_seconds: float, header: Mapping[str, Any], poll_seconds: float = 0.05
+    path: Path,
+    *,
+    ranks: int,
+    deadline_seconds: float,
+    header: Mapping[str, Any],
+    poll_seconds: float = 0.05,
+    before_marker: Callable[[], None] = lambda: None,
 ) -> None:
     """Wait until all ``ranks`` have spoken, then write the manifest and, last of all, the marker.
 
@@ -102,6 +108,7 @@ def commit(
         deadline_seconds: how long to wait for the slowest.
         header: the fields of :class:`Manifest` except ``files``.
         poll_seconds: time between two looks.
+        before_marker: called when all else is written; what it raises leaves the folder without marker.
 
     Raises:
         TimeoutError: a rank did not report in time; the folder stays without marker.
@@ -118,6 +125,7 @@ def commit(
     manifest = Manifest(**header, files=files)
     text = _to_json({"v": VERSION} | asdict(manifest))
     write_durably(path / MANIFEST, text)
+    before_marker()
     write_durably(path / MARKER, hashlib.sha256(text.encode()).hexdigest() + "\n")
 
 

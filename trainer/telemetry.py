@@ -41,6 +41,7 @@ class Measured:
     gnorm: float
     drill_factor: float = 1.0
     save_requested: bool = False
+    superseded: bool = False
 
     @property
     def finite(self) -> bool:

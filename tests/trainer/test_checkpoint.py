@@ -13,6 +13,7 @@ from tests.trainer.test_parallel import build, samples
 from trainer import checkpoint, manifest, optim, parallel
 from trainer.checkpoint import Checkpointer
 from trainer.errors import UserError
+from trainer.fence import Fence
 from trainer.loop import advanced, forward_backward, measure
 from trainer.manifest import CheckpointError
 from trainer.model import OPT
@@ -31,7 +32,7 @@ class Training:
         self.layout = parallel.start(place, *parallel.check_layout(self.recipe, place.world))
         self.model = parallel.shard(OPT(self.recipe.model, self.recipe.seed), self.layout, "fp32")
         self.optimizer = optim.build(self.model, self.recipe.optim)
-        self.checkpointer = Checkpointer(folder, self.model, self.optimizer)
+        self.checkpointer = Checkpointer(folder, self.model, self.optimizer, Fence(None, "1.00-a1"))
         self.progress = Progress()
         self.samples = samples(self.recipe)
 

@@ -18,6 +18,7 @@ from trainer.loop import Job
             "--set optim.peek_lr=1: no setting is called 'optim.peek_lr'. Did you mean optim.peak_lr or optim.eps?",
         ),
         (["--lr-factor", "450"], "--lr-factor 450: expected STEP:FACTOR"),
+        (["--fence", "fence.json"], "--fence needs --attempt"),
         (["--lr-factor", "450:0"], "--lr-factor 450:0: expected STEP:FACTOR"),
     ],
 )
@@ -61,6 +62,7 @@ def job(tmp_path: Path, **changes: object) -> Job:
         "lr_factors": [],
         "data": [],
         "tokenizer": None,
+        "fence": None,
         "process_start": 0.0,
         "signals": None,
     }

@@ -1,0 +1,117 @@
+"""An attempt that is not the newest any more leaves, and leaves no checkpoint behind."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.harness import Ranks, finish, settings, start, train
+from tests.trainer.test_checkpoint import Training
+from tests.trainer.test_train import arguments, wait_for_step
+from trainer import checkpoint, manifest
+from trainer.errors import SupersededError
+from trainer.fence import Fence
+
+
+def name(path: Path, attempt: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"v": 1, "attempt": attempt}))
+    temporary.replace(path)
+
+
+def fenced(folder: Path, text: Path, *pairs: str) -> list[str | Path]:
+    extra = ["--fence", folder / "fence.json", "--attempt", "1.00-a1", *settings(*pairs)]
+    return arguments(folder, text, "a1", *extra)
+
+
+def test_all_ranks_leave_when_a_newer_attempt_is_named(text: Path, tmp_path: Path) -> None:
+    name(tmp_path / "fence.json", "1.00-a1")
+    ranks = start(2, *fenced(tmp_path, text, "steps=100000", "checkpoint_every=100000"))
+    wait_for_step(tmp_path / "a1", 3)
+    name(tmp_path / "fence.json", "1.00-a2")
+    done = finish(ranks)
+    assert [process.returncode for process in done] == [83, 83]
+    for process in done:
+        assert process.stderr.startswith("error: superseded: a newer attempt exists")
+        assert process.stderr.count("\n") == 1
+    assert manifest.committed(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize("content", [None, "[{", '{"v": 1}', "[]"])
+def test_a_fence_that_cannot_be_read_fences_nobody_off_and_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    path = tmp_path / "fence.json"
+    if content is not None:
+        path.write_text(content)
+    fence = Fence(path, "1.00-a1")
+    for _ in range(3):
+        fence.check()
+    assert capsys.readouterr().err.count("cannot be read and fences nobody off") == 1
+    name(path, "1.00-a2")
+    with pytest.raises(SupersededError, match=r"names 1\.00-a2"):
+        fence.check()
+
+
+def test_training_goes_on_without_the_file(text: Path, tmp_path: Path) -> None:
+    (done,) = train(0, *fenced(tmp_path, text, "steps=3"))
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1
+    assert [step for step, _ in manifest.committed(tmp_path / "checkpoints")] == [3]
+
+
+def superseded_during_a_save(folder: Path, late: bool) -> list[str]:
+    """The newer attempt is named before the save, or when all of it is written but the marker."""
+    fence = folder / "fence.json"
+    training = Training(folder / "checkpoints", 2, 1)
+    training.checkpointer._fence = Fence(fence, "1.00-a1")
+    training.step()
+    write = checkpoint.manifest.write_durably
+
+    def and_then_fence(path: Path, text: str) -> None:
+        write(path, text)
+        if path.name == manifest.MANIFEST:
+            name(fence, "1.00-a2")
+
+    if late:
+        checkpoint.manifest.write_durably = and_then_fence
+    else:
+        name(fence, "1.00-a2") if os.environ["RANK"] == "0" else None
+    try:
+        training.save()
+        training.checkpointer.wait()
+    except SupersededError as error:
+        return [str(error)]
+    finally:
+        checkpoint.manifest.write_durably = write
+    return ["committed"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_no_marker_is_written_once_a_newer_attempt_is_named(ranks: Ranks, tmp_path: Path, late: bool) -> None:
+    newer = manifest.step_folder(tmp_path / "checkpoints", 1)
+    if not late:
+        newer.mkdir(parents=True)
+        (newer / "__0_0.distcp").write_text("what the newer attempt is writing")
+    name(tmp_path / "fence.json", "1.00-a1")
+    outcomes = ranks(2, superseded_during_a_save, tmp_path, late)
+    assert all("names 1.00-a2" in outcome[0] for outcome in outcomes), outcomes
+    assert manifest.committed(tmp_path / "checkpoints") == []
+    assert (newer / "manifest.json").exists() == late
+    assert late or (newer / "__0_0.distcp").read_text() == "what the newer attempt is writing"
+
+
+def test_superseded_during_the_last_save_ends_all_ranks_with_83(text: Path, tmp_path: Path) -> None:
+    name(tmp_path / "fence.json", "1.00-a1")
+    path = manifest.step_folder(tmp_path / "checkpoints", 4)
+    path.mkdir(parents=True)
+    os.mkfifo(path / "COMMITTED")  # the look at what lies there lasts until somebody opens the other end
+    ranks = start(2, *fenced(tmp_path, text, "steps=4"), "--from-scratch")
+    wait_for_step(tmp_path / "a1", 4)
+    name(tmp_path / "fence.json", "1.00-a2")
+    with (path / "COMMITTED").open("w"):
+        pass
+    assert [process.returncode for process in finish(ranks)] == [83, 83]
+    assert (path / "manifest.json").exists()
+    assert manifest.committed(tmp_path / "checkpoints") == []
