@@ -1,0 +1,265 @@
+"""The simulated node agents: they obey orders after a moment, start an attempt once, and die with their ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from opt_ops.adapters.simulated.cluster import Cluster, Job
+from opt_ops.adapters.simulated.physics import Costs
+from opt_ops.adapters.simulated.timeline import Timeline
+from opt_ops.core.health import Heartbeat, Xid
+from opt_ops.core.values import RankExit
+from opt_ops.ports import Drilling, Launch, NodeReport, Orders
+
+_TERM, _KILL = 15, 9
+
+
+@dataclass(slots=True)
+class Part:
+    """A node's ranks of one attempt: what is true of them, and what its agent has reported."""
+
+    attempt: str
+    node: str
+    started_at: float
+    ranks: range
+    alive: set[int]
+    exits: list[RankExit] = field(default_factory=list[RankExit])
+    reported: list[RankExit] = field(default_factory=list[RankExit])
+    ending: bool = False
+
+
+@dataclass(slots=True)
+class Agent:
+    """What runs on a node that a job holds."""
+
+    node: str
+    job: str
+    allocation: str
+    started_at: float
+    orders: tuple[int, int] = (0, 0)
+    part: Part | None = None
+    leaving: bool = False
+    asked: set[str] = field(default_factory=set[str])
+    """Drills, saves and dumps that were carried out."""
+
+
+class NodeAgents:
+    """All agents. The trainer hears of ranks through `started`, `fell`, `stuck`, `save_asked` and `dump_asked`."""
+
+    def __init__(self, cluster: Cluster, costs: Costs, timeline: Timeline, wall: Callable[[], float]) -> None:
+        self._cluster = cluster
+        self._costs = costs
+        self._timeline = timeline
+        self._wall = wall  # seconds since the epoch by the nodes' clocks
+        self.agents: dict[str, Agent] = {}
+        self.parts: dict[str, dict[str, Part]] = {}
+        """By attempt and node."""
+        self.starts: dict[tuple[str, str], int] = {}
+        """How often ranks of an attempt were really started on a node; more than once must never be."""
+        self.orders: Orders | None = None
+        self.started: Callable[[Launch, str], None]
+        self.fell: Callable[[str], None]
+        self.stuck: Callable[[str, int | None], None]
+        self.save_asked: Callable[[str], None]
+        self.dump_asked: Callable[[str, str], None]
+        cluster.given = self.hire
+        cluster.taken = self.dismiss
+
+    def hire(self, job: Job) -> None:
+        """Start an agent on each node of a job."""
+        self._timeline.after(self._costs.agent_start, self._begin, job.number)
+
+    def _begin(self, number: str) -> None:
+        job = self._cluster.jobs[number]
+        for name in job.nodes:
+            if self._cluster.nodes[name].up:
+                agent = Agent(name, number, job.allocation, self._timeline.now)
+                self.agents[name] = agent
+                self._follow(agent)
+        self._timeline.disturb()
+
+    def dismiss(self, node: str) -> None:
+        """The agent dies, and its ranks with it; nobody is left to report it."""
+        agent = self.agents.pop(node, None)
+        if agent is None or agent.part is None:
+            return
+        agent.part.alive.clear()
+        self._timeline.disturb()
+        self.fell(agent.part.attempt)
+
+    # ---- orders
+
+    def order(self, orders: Orders) -> None:
+        """New orders lie on the shared file system."""
+        self.orders = orders
+        self._timeline.after(self._costs.obey, self._look)
+
+    def _look(self) -> None:
+        for agent in list(self.agents.values()):
+            self._follow(agent)
+
+    def heard_again(self, node: str) -> None:
+        """The node is back on the network: its reports arrive, and it sees the orders."""
+        if agent := self.agents.get(node):
+            if agent.part is not None:
+                self._publish(agent.part)
+            self._follow(agent)
+
+    def _follow(self, agent: Agent) -> None:
+        orders = self.orders
+        if orders is None or not self._cluster.nodes[agent.node].heard or self.agents.get(agent.node) is not agent:
+            return
+        seen = (orders.epoch, orders.seq)
+        if seen < agent.orders:  # an older life of the daemon may still write; it is not obeyed
+            return
+        agent.orders = seen
+        launch = None if agent.leaving else orders.launch
+        wanted = launch if launch is not None and launch.holders.get(agent.node) == agent.allocation else None
+        if agent.part is not None and (wanted is None or agent.part.attempt != wanted.attempt):
+            if agent.part.alive:
+                self._end(agent.part)
+                return
+            agent.part = None
+        if wanted is not None and agent.part is None:
+            self._start(agent, wanted)
+        if agent.part is not None:
+            self._ask(agent, agent.part, orders)
+        for drill in orders.drills:
+            self._drill(agent, drill)
+        agent.leaving = agent.leaving or agent.allocation in orders.released
+        if agent.leaving:
+            self._leave(agent)
+
+    def _start(self, agent: Agent, launch: Launch) -> None:
+        parts = self.parts.setdefault(launch.attempt, {})
+        earlier = parts.get(agent.node)
+        if earlier is not None:  # an agent that died here had started them
+            self._exit(earlier, set(earlier.ranks) - {each.rank for each in earlier.exits}, None, _KILL)
+            agent.part = earlier
+            return
+        first = launch.nodes.index(agent.node) * launch.ranks_per_node
+        ranks = range(first, first + launch.ranks_per_node)
+        part = Part(launch.attempt, agent.node, self._wall(), ranks, set(ranks))
+        parts[agent.node] = agent.part = part
+        key = (launch.attempt, agent.node)
+        self.starts[key] = self.starts.get(key, 0) + 1
+        self.started(launch, agent.node)
+
+    def _ask(self, agent: Agent, part: Part, orders: Orders) -> None:
+        for kind, ident in (("save", orders.save), ("dump", orders.dump)):
+            if ident is None or f"{kind} {ident}" in agent.asked:
+                continue
+            agent.asked.add(f"{kind} {ident}")
+            if kind == "save":
+                self.save_asked(part.attempt)
+            else:
+                self.dump_asked(part.attempt, ident)
+
+    def _drill(self, agent: Agent, drill: Drilling) -> None:
+        if drill.drill in agent.asked:
+            return
+        agent.asked.add(drill.drill)
+        arguments: dict[str, Any] = dict(drill.arguments)
+        if drill.fault == "xid" and drill.node == agent.node:
+            self.xid(agent.node, int(arguments["xid"]), drill.drill)
+        elif agent.part is None or arguments.get("rank") not in agent.part.alive:
+            return
+        elif drill.fault == "kill-rank":
+            self.kill(agent.part.attempt, arguments["rank"], None, _KILL)
+        elif drill.fault == "hang":
+            self.stuck(agent.part.attempt, arguments["rank"])
+
+    def _leave(self, agent: Agent) -> None:
+        if agent.part is not None and agent.part.alive:
+            self._end(agent.part)
+            return
+        del self.agents[agent.node]
+        job = self._cluster.jobs[agent.job]
+        if not any(other.job == agent.job for other in self.agents.values()):
+            self._cluster.end(job.number, "COMPLETED")
+
+    # ---- ranks
+
+    def xid(self, node: str, code: int, drill: str | None = None) -> None:
+        """The kernel of the node logs an Xid error."""
+        found = Xid(
+            code=code, pci="0000:3b:00", line=f"NVRM: Xid (PCI:0000:3b:00): {code}", at=self._wall(), drill=drill
+        )
+        self._cluster.nodes[node].xids += (found,)
+        self._timeline.disturb()
+
+    def kill(self, attempt: str, rank: int, code: int | None, signal: int | None) -> None:
+        """One rank ends, and its peers die of it."""
+        for part in self.running(attempt):
+            if rank in part.alive:
+                self._exit(part, {rank}, code, signal)
+                self._timeline.after(self._costs.abort, self._abort, attempt)
+
+    def _abort(self, attempt: str) -> None:
+        for part in self.running(attempt):
+            self._exit(part, set(part.alive), 1, None)
+
+    def finish(self, attempt: str, code: int) -> None:
+        """Every rank leaves by itself."""
+        for part in self.running(attempt):
+            self._exit(part, set(part.alive), code, None)
+
+    def running(self, attempt: str) -> list[Part]:
+        """The parts of the attempt of which a rank is alive."""
+        return [part for part in self.parts.get(attempt, {}).values() if part.alive]
+
+    def _end(self, part: Part) -> None:
+        if not part.ending:
+            part.ending = True
+            self._timeline.after(self._costs.rank_end, self._ended, part)
+
+    def _ended(self, part: Part) -> None:
+        self._exit(part, set(part.alive), None, _TERM)
+
+    def _exit(self, part: Part, ranks: set[int], code: int | None, signal: int | None) -> None:
+        if not ranks:
+            return
+        part.alive -= ranks
+        at = self._wall()
+        part.exits += [RankExit(rank=rank, node=part.node, code=code, signal=signal, at=at) for rank in sorted(ranks)]
+        if self._cluster.nodes[part.node].heard:
+            self._publish(part)
+        self._timeline.disturb()
+        self.fell(part.attempt)
+        agent = self.agents.get(part.node)
+        if agent is not None and agent.part is part and not part.alive:
+            self._timeline.after(0.0, self._follow, agent)
+
+    @staticmethod
+    def _publish(part: Part) -> None:
+        part.reported = list(part.exits)
+
+    # ---- what a supervisor can read
+
+    @staticmethod
+    def report(part: Part) -> NodeReport:
+        """What the agent has said of its part."""
+        exits, done = tuple(part.reported), len(part.reported) == len(part.ranks)
+        tails = {each.rank: "simulated: it ended" for each in exits if each.code != 0}
+        return NodeReport(node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails)
+
+    def heartbeat(self, agent: Agent) -> Heartbeat | None:
+        """The agent's newest heartbeat; None while none arrives."""
+        node, every = self._cluster.nodes[agent.node], self._costs.heartbeat
+        if not node.heard:
+            return None
+        age = (self._timeline.now - agent.started_at) % every
+        return Heartbeat(
+            node=agent.node,
+            host=node.host,
+            ts=self._wall() - age,
+            attempt=agent.part.attempt if agent.part else None,
+            nvml="ok",
+            orders=agent.orders,
+            gpus=node.gpus,
+            xids=node.xids,
+            allocation=agent.allocation,
+            warned=self._cluster.jobs[agent.job].warned,
+        )

@@ -1,0 +1,239 @@
+"""The simulated cluster's nodes, and the scheduler that gives them to jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from opt_ops.adapters.simulated.physics import Costs, Physics
+from opt_ops.adapters.simulated.timeline import Timeline
+from opt_ops.core.health import Gpu, Xid
+from opt_ops.core.values import AllocationStatus
+from opt_ops.errors import Refused, SchedulerUnavailable
+from opt_ops.ports import JobState
+
+
+@dataclass(slots=True)
+class Node:
+    """A host with its GPUs."""
+
+    name: str
+    host: str
+    gpus: tuple[Gpu, ...]
+    xids: tuple[Xid, ...] = ()
+    up: bool = True
+    given_up: bool = False  # the scheduler has noticed that it is down
+    drained: str = ""
+    heard: bool = True  # False: what its agent says does not arrive, and orders do not reach it
+    slowness: float = 1.0  # its ranks take this many times as long
+    job: str | None = None  # that holds it
+
+
+@dataclass(slots=True)
+class Job:
+    """What was submitted, and what came of it."""
+
+    number: str
+    allocation: str
+    wanted: int
+    exclude: tuple[str, ...]
+    submitted_at: float
+    status: AllocationStatus = AllocationStatus.QUEUED
+    nodes: tuple[str, ...] = ()
+    ends_at: float | None = None
+    warned: bool = False
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Weather:
+    """What the scheduler will do wrong."""
+
+    away_until: float = 0.0
+    no_nodes_until: float = 0.0
+    holes: list[bool] = field(default_factory=list[bool])
+    """Answers of the next submissions that are lost on the way; True: the job exists all the same."""
+
+
+class Cluster:
+    """Nodes and jobs. `given` and `taken` are told of the nodes that a job gets and loses."""
+
+    def __init__(self, physics: Physics, costs: Costs, timeline: Timeline, prefix: str) -> None:
+        self._physics = physics
+        self._costs = costs
+        self._timeline = timeline
+        self.nodes = {
+            name: Node(
+                name=name,
+                host=f"10.0.{number // 250}.{number % 250}",
+                gpus=tuple(_gpu(prefix, name, index) for index in range(physics.gpus_per_node)),
+            )
+            for number, name in enumerate(physics.node_names, 1)
+        }
+        self.jobs: dict[str, Job] = {}
+        self.weather = Weather()
+        self.drains: list[tuple[str, str]] = []
+        self.given: Callable[[Job], None]
+        self.taken: Callable[[str], None]
+
+    # ---- what the scheduler's commands do
+
+    def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
+        """Take a job in.
+
+        Raises:
+            Refused: more nodes are wanted than there will ever be.
+            SchedulerUnavailable: no answer; the job may exist.
+        """
+        self.check_answers()
+        accepted = self.weather.holes.pop(0) if self.weather.holes else None
+        if accepted is False:
+            raise SchedulerUnavailable("the submission did not reach the scheduler")
+        possible = len(self.nodes.keys() - set(exclude))
+        if nodes > possible:
+            raise Refused(f"{nodes} nodes wanted, {possible} can be had: the node configuration is not available")
+        number = str(1000 + len(self.jobs))
+        self.jobs[number] = Job(number, allocation, nodes, tuple(exclude), self._timeline.now, reason="Priority")
+        self._timeline.after(self._costs.queue, self.give)
+        if accepted:
+            raise SchedulerUnavailable("the scheduler's answer was lost")
+        return number
+
+    def cancel(self, number: str) -> None:
+        """End a job soon."""
+        self.check_answers()
+        job = self.jobs[number]
+        job.warned = True
+        self._timeline.after(self._costs.cancel, self.end, number, "CANCELLED")
+
+    def drain(self, node: str, reason: str) -> None:
+        """Give the node to nobody any more."""
+        self.check_answers()
+        if not self._physics.can_drain:
+            raise Refused(f"not permitted to drain {node}")
+        self.nodes[node].drained = reason
+        self.drains.append((node, reason))
+
+    def state(self, number: str) -> JobState:
+        """What squeue would say."""
+        self.check_answers()
+        job = self.jobs[number]
+        unfit: dict[str, str] = {}
+        for name in job.nodes:
+            node = self.nodes[name]
+            if node.given_up:
+                unfit[name] = "down: not responding"
+            elif node.drained:
+                unfit[name] = f"drained: {node.drained}"
+        return JobState(job.status, job.nodes, job.reason, unfit, job.ends_at)
+
+    def check_answers(self) -> None:
+        """Raise `SchedulerUnavailable` while the scheduler is away."""
+        if self._timeline.now < self.weather.away_until:
+            raise SchedulerUnavailable("slurm_load_jobs error: Unable to contact slurm controller")
+
+    # ---- what happens by itself
+
+    @property
+    def live(self) -> list[Job]:
+        """Jobs that are queued or running, oldest first."""
+        return [job for job in self.jobs.values() if job.status is not AllocationStatus.ENDED]
+
+    def give(self) -> None:
+        """Give free nodes to the jobs that have waited long enough, first come, first served."""
+        now = self._timeline.now
+        if now < self.weather.no_nodes_until:
+            return
+        for job in self.live:
+            if job.status is not AllocationStatus.QUEUED or now < job.submitted_at + self._costs.queue:
+                continue
+            free = [
+                name
+                for name, node in self.nodes.items()
+                if node.up and not node.drained and node.job is None and name not in job.exclude
+            ]
+            if len(free) < job.wanted:
+                job.reason = "Resources"
+                continue
+            job.status, job.nodes, job.reason = AllocationStatus.RUNNING, tuple(free[: job.wanted]), ""
+            job.ends_at = now + self._physics.time_limit
+            for name in job.nodes:
+                self.nodes[name].job = job.number
+            self._timeline.at(job.ends_at - self._costs.warning, self._warn, job.number)
+            self._timeline.at(job.ends_at, self.end, job.number, "TIMEOUT")
+            self._timeline.disturb()
+            self.given(job)
+
+    def end(self, number: str, reason: str) -> None:
+        """The job is over, and with it everything that ran in it."""
+        job = self.jobs[number]
+        if job.status is AllocationStatus.ENDED:
+            return
+        held = job.nodes
+        job.status, job.reason, job.nodes = AllocationStatus.ENDED, reason, ()
+        for name in held:
+            if self.nodes[name].job == number:
+                self.taken(name)
+                self.nodes[name].job = None
+        self._timeline.disturb()
+        self.give()
+
+    def break_down(self, name: str) -> None:
+        """The node crashes; the scheduler finds out when it has not answered for a while."""
+        node = self.nodes[name]
+        if not node.up:
+            return
+        node.up = False
+        self.taken(name)
+        self._timeline.after(self._costs.node_timeout, self._give_up, name)
+        self._timeline.disturb()
+
+    def come_back(self, name: str) -> None:
+        """The node is up again, repaired, and in nobody's job: the steps that ran on it do not return."""
+        node = self.nodes[name]
+        if node.job is not None and not node.up:
+            self._leave_job(name)
+        node.up, node.heard, node.given_up, node.drained, node.slowness = True, True, False, "", 1.0
+        node.xids, node.gpus = (
+            (),
+            tuple(Gpu(index=g.index, uuid=g.uuid, serial=g.serial, name=g.name) for g in node.gpus),
+        )
+        self._timeline.disturb()
+        self.give()
+
+    def _give_up(self, name: str) -> None:
+        node = self.nodes[name]
+        if node.up:
+            return
+        node.given_up = True
+        job = self.jobs.get(node.job or "")
+        if job is not None and not any(self.nodes[other].up for other in job.nodes):
+            self.end(job.number, "NODE_FAIL")
+        self._timeline.disturb()
+
+    def _leave_job(self, name: str) -> None:
+        node = self.nodes[name]
+        job = self.jobs[node.job or ""]
+        node.job = None
+        job.nodes = tuple(other for other in job.nodes if other != name)
+        if not job.nodes:
+            self.end(job.number, "NODE_FAIL")
+
+    def _warn(self, number: str) -> None:
+        self.jobs[number].warned = True
+        self._timeline.disturb()
+
+
+def _gpu(prefix: str, node: str, index: int) -> Gpu:
+    name = f"{prefix}-{node}-{index}"
+    return Gpu(
+        index=index,
+        uuid=f"GPU-{name}",
+        serial=f"S-{name}",
+        name="simulated",
+        error=None,
+        ecc_uncorrected=0,
+        remap_pending=False,
+        remap_failed=False,
+        recovery_action="none",
+    )

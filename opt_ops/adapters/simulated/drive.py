@@ -1,0 +1,41 @@
+"""Drives a supervisor through virtual time: closely while something happens, in strides while nothing does."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from opt_ops.adapters.simulated.world import World
+from opt_ops.core.run import State
+
+
+class Supervised(Protocol):
+    """What is driven: a supervisor."""
+
+    state: State
+
+    def tick(self) -> bool:
+        """One round. Returns whether anything was journaled."""
+        ...
+
+
+def run(world: World, supervisor: Supervised, until: float, *, tick: float = 5.0, stride: float = 300.0) -> State:
+    """Let the supervisor tick until the lineage is settled, or until virtual time `until` (seconds).
+
+    Whatever a tick raises ends the run; the world is then as it was left.
+    """
+    while not supervisor.state.settled and world.now < until:
+        supervisor.tick()
+        pass_time(world, until, tick=tick, stride=stride)
+    return supervisor.state
+
+
+def pass_time(world: World, until: float, *, tick: float = 5.0, stride: float = 300.0) -> None:
+    """Let time pass until the supervisor should look again.
+
+    A stride ends at once when something happens in the world, so it costs no detection: silence, deaths, divergences
+    and requests are seen at the pace of `tick`.
+    """
+    if world.calm:
+        world.advance(min(world.now + stride, until), pausing=True)
+    else:
+        world.advance(min(world.now + tick, until))

@@ -1,0 +1,266 @@
+"""What can go wrong in a simulated world, each as a value with `strike(world)`.
+
+A node or rank that is left open is one of the running attempt's, by the world's seed. A fault that finds nothing to
+strike, as when no attempt runs, passes by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from opt_ops.adapters.simulated.training import Sickness
+from opt_ops.adapters.simulated.world import World
+from opt_ops.core.values import AllocationStatus
+from opt_ops.ports import Request
+
+
+def _node(world: World, node: str | None) -> str | None:
+    if node is not None:
+        return node
+    training = world.running
+    return world.draw(training.launch.nodes) if training else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillRank:
+    """A rank dies: of a signal, or with an exit code of its own."""
+
+    rank: int | None = None
+    signal: int | None = 9
+    code: int | None = None
+
+    def strike(self, world: World) -> None:
+        """Kill it; its peers die of it."""
+        training = world.running
+        if training is None:
+            return
+        ranks = sorted(rank for part in world.agents.running(training.launch.attempt) for rank in part.alive)
+        rank = self.rank if self.rank is not None else int(world.draw([str(each) for each in ranks]))
+        signal = None if self.code is not None else self.signal
+        world.agents.kill(training.launch.attempt, rank, self.code, signal)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hang:
+    """Training stands still; every process lives. `rank` is the one that the others wait for."""
+
+    rank: int = 0
+
+    def strike(self, world: World) -> None:
+        """Make no step any more."""
+        if training := world.running:
+            world.hang(training.launch.attempt, self.rank)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diverge:
+    """The loss turns, or is not a number, at a step, and does not heal by itself."""
+
+    sickness: Sickness
+
+    def strike(self, world: World) -> None:
+        """Put it into the curve."""
+        world.curve.sicknesses.append(self.sickness)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bump:
+    """A spike of the loss that heals by itself."""
+
+    step: int
+    height: float = 1.0
+    steps: int = 20
+
+    def strike(self, world: World) -> None:
+        """Put it into the curve."""
+        for number in range(self.steps):
+            world.curve.bumps[self.step + number] = self.height * (1.0 - number / self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadGpu:
+    """A GPU goes bad: an Xid in the kernel log or, without one, a GPU that is lost. Its rank may die of it."""
+
+    node: str | None = None
+    xid: int | None = 79
+    kills: bool = False
+
+    def strike(self, world: World) -> None:
+        """Let the node's readings show it."""
+        name = _node(world, self.node)
+        if name is None:
+            return
+        node = world.cluster.nodes[name]
+        if self.xid is not None:
+            world.agents.xid(name, self.xid)
+        else:
+            node.gpus = (replace(node.gpus[0], error="gpu_is_lost"), *node.gpus[1:])
+        training = world.running
+        if self.kills and training is not None:
+            for part in world.agents.running(training.launch.attempt):
+                if part.node == name:
+                    world.agents.kill(training.launch.attempt, min(part.alive), 1, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDown:
+    """A node crashes, and is repaired after a while (None: never). `relapse`: it comes back with the same bad GPU."""
+
+    node: str | None = None
+    seconds: float | None = 5 * 3600.0
+    relapse: bool = False
+
+    def strike(self, world: World) -> None:
+        """Down it goes."""
+        name = _node(world, self.node)
+        if name is None:
+            return
+        world.cluster.break_down(name)
+        if self.seconds is not None:
+            world.timeline.after(self.seconds, world.cluster.come_back, name)
+            if self.relapse:
+                world.timeline.after(self.seconds, world.strike, BadGpu(node=name, xid=None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """A node is cut off: what runs there runs on, but nothing is heard of it, and nobody's collectives get through."""
+
+    node: str | None = None
+    seconds: float = 600.0
+
+    def strike(self, world: World) -> None:
+        """Cut it off, and let it return."""
+        name = _node(world, self.node)
+        if name is None:
+            return
+        world.cluster.nodes[name].heard = False
+        for attempt, nodes in world.alive().items():
+            if name in nodes:
+                world.hang(attempt, None)
+        world.timeline.after(self.seconds, _hear, world, name)
+
+
+def _hear(world: World, name: str) -> None:
+    world.cluster.nodes[name].heard = True
+    world.timeline.disturb()
+    world.agents.heard_again(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slow:
+    """A node's ranks take longer, and everybody waits for them."""
+
+    node: str | None = None
+    factor: float = 1.5
+    seconds: float = 3600.0
+
+    def strike(self, world: World) -> None:
+        """Slow it down for a while."""
+        name = _node(world, self.node)
+        if name is None:
+            return
+        _slow(world, name, self.factor)
+        world.timeline.after(self.seconds, _slow, world, name, 1.0)
+
+
+def _slow(world: World, name: str, factor: float) -> None:
+    world.cluster.nodes[name].slowness = factor
+    training = world.running
+    if training is not None and name in training.launch.nodes:
+        training.slow = (
+            {**training.slow, name: factor}
+            if factor > 1.0
+            else {node: each for node, each in training.slow.items() if node != name}
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndJob:
+    """The job that holds nodes, or waits for them, is ended from outside: cancelled, or preempted after a notice."""
+
+    reason: str = "CANCELLED"
+    notice: float = 0.0
+
+    def strike(self, world: World) -> None:
+        """End the oldest one that is live."""
+        live = world.cluster.live
+        if live:
+            live[0].warned = self.notice > 0 or live[0].warned
+            world.timeline.after(self.notice, world.cluster.end, live[0].number, self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerAway:
+    """The scheduler does not answer; what runs goes on."""
+
+    seconds: float = 300.0
+
+    def strike(self, world: World) -> None:
+        """No answers for a while."""
+        world.cluster.weather.away_until = world.now + self.seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostAnswer:
+    """The next submission is not answered. `accepted`: the job exists all the same."""
+
+    accepted: bool = True
+
+    def strike(self, world: World) -> None:
+        """Wait for the next submission."""
+        world.cluster.weather.holes.append(self.accepted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoNodes:
+    """The queue stands: no job gets nodes for a while."""
+
+    seconds: float = 3600.0
+
+    def strike(self, world: World) -> None:
+        """Close the queue, and open it again."""
+        world.cluster.weather.no_nodes_until = world.now + self.seconds
+        world.timeline.after(self.seconds, world.cluster.give)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """The next checkpoint that is committed does not hold what its manifest says."""
+
+    def strike(self, world: World) -> None:
+        """Wait for the next commit."""
+        world.damage_next.append("__0_0.distcp: the content differs from the manifest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockJump:
+    """The wall clock of the daemon's host is set; the monotonic one is not."""
+
+    seconds: float
+
+    def strike(self, world: World) -> None:
+        """Set it."""
+        world.skew += self.seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """An operator leaves a request."""
+
+    request: str
+    verb: str
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    author: str = "ann"
+
+    def strike(self, world: World) -> None:
+        """Put it into the inbox."""
+        request = Request(request=self.request, author=self.author, verb=self.verb, arguments=self.arguments)
+        world.ask(request)
+
+
+def jobs_holding(world: World) -> int:
+    """How many jobs hold nodes now."""
+    return sum(job.status is AllocationStatus.RUNNING for job in world.cluster.live)

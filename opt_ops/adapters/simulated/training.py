@@ -1,0 +1,235 @@
+"""The simulated trainer: one attempt's steps, losses, checkpoints and phases, made as time passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from opt_ops.adapters.simulated.physics import Costs, Physics
+from opt_ops.core.signals import Busy, Point
+from opt_ops.core.values import Checkpoint
+from opt_ops.ports import Launch, Phase, TrainerConfig
+
+FOREVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sickness:
+    """A divergence: where it begins, and what it takes to be spared.
+
+    A run that passes `step` with a learning rate above `cured_below` × the schedule, and with the batch of that step,
+    diverges there; checkpoints written afterwards are of the diverged weights.
+    """
+
+    step: int
+    height: float = 3.0  # nats above the healthy loss, in the end
+    steps: int = 40  # until it is nearly there
+    lead: int = 4  # steps that the gradient norm rises before the loss
+    cured_below: float = 0.8
+    in_the_data: bool = False  # cured when the batch of `step` is skipped
+    finite: bool = True  # False: the loss of `step` is not a number
+
+    def strikes(self, lr_scale: float, skips: Sequence[tuple[int, int]]) -> bool:
+        """Whether a run under these settings falls ill."""
+        if self.in_the_data and any(first <= self.step <= last for first, last in skips):
+            return False
+        return lr_scale > self.cured_below
+
+
+@dataclass(slots=True)
+class Saved:
+    """A checkpoint in the store."""
+
+    checkpoint: Checkpoint
+    sickness: Sickness | None  # of its weights
+    damage: str = ""
+
+
+@dataclass(slots=True)
+class Curve:
+    """What is wrong with the loss, by steps: the same for every attempt that passes there."""
+
+    sicknesses: list[Sickness] = field(default_factory=list[Sickness])
+    bumps: dict[int, float] = field(default_factory=dict[int, float])
+    """Nats on top of the loss of a step, healing by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a launch's argument list says."""
+
+    folder: str
+    resume: str | None
+    lr_factors: tuple[tuple[int, float], ...]
+    skips: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, argv: Sequence[str]) -> Command:
+        """Read it as the trainer would; what the simulation has no use for is left out."""
+        given: dict[str, list[str]] = {}
+        for position, word in enumerate(argv):
+            if word.startswith("--"):
+                given.setdefault(word, []).extend(argv[position + 1 : position + 2])
+        factors = (each.split(":") for each in given.get("--lr-factor", []))
+        skips = (each.split(":") for each in given.get("--skip-batches", []))
+        return cls(
+            folder=given["--checkpoint-dir"][-1],
+            resume=given["--resume"][-1] if "--resume" in given else None,
+            lr_factors=tuple((int(step), float(factor)) for step, factor in factors),
+            skips=tuple((int(first), int(last)) for first, last in skips),
+        )
+
+
+class Training:
+    """One attempt. `advance` makes its steps up to a moment; nothing else moves it."""
+
+    def __init__(self, launch: Launch, physics: Physics, costs: Costs, curve: Curve, epoch: float) -> None:
+        """`epoch`, in seconds since 1970, is when virtual time began."""
+        self.launch = launch
+        self.command = Command.of(launch.argv)
+        self.run = launch.attempt.partition("-")[0]
+        self.points: list[Point] = []
+        self.phases: list[Phase] = []
+        self.config: TrainerConfig | None = None
+        self.step = 0
+        self.next_at = FOREVER  # when the next step ends
+        self.over = False
+        self.sickness: Sickness | None = None
+        self.save_asked = False
+        self.drills: list[Mapping[str, Any]] = []
+        self.slow: dict[str, float] = {}
+        self.stacks: dict[str, dict[int, str]] = {}
+        self.stuck_rank: int | None = None
+        self._physics = physics
+        self._costs = costs
+        self._curve = curve
+        self._epoch = epoch
+        self._held_up = 0.0  # by the save before
+
+    # ---- its course
+
+    def begin(self, now: float, start: Saved | None) -> None:
+        """The ranks are up and have loaded what they go on from: the first step begins."""
+        self.step = start.checkpoint.step if start else 0
+        self.sickness = start.sickness if start else None
+        self.next_at = now + self._seconds()
+
+    def stall(self) -> None:
+        """No step ends any more."""
+        self.next_at = FOREVER
+
+    def enter(self, name: str, since: float) -> None:
+        """A phase begins at `since` (virtual seconds), which may lie a little ahead."""
+        self.phases.append(Phase(name=name, since=self._epoch + since, step=self.step))
+
+    def make_step(self) -> bool:
+        """The step that is due ends. Returns whether a checkpoint is saved after it."""
+        ended_at = self.next_at
+        self.step += 1
+        point = self._point(self._epoch + ended_at)
+        self.points.append(point)
+        if not point.finite:
+            self.stall()
+            return False
+        save = self.save_asked or self.step % self._physics.save_every == 0 or self.step == self._physics.steps
+        self.save_asked = False
+        at = ended_at
+        self._held_up = self._costs.save if save else 0.0
+        if save:
+            self.enter("saving", at)
+            at += self._costs.save
+        every = self._physics.evaluate_every
+        if every and self.step % every == 0:
+            self.enter("evaluation", at)
+            at += self._costs.evaluation
+        if self.step >= self._physics.steps:
+            self.enter("ending", at)
+            self.stall()
+        else:
+            if at > ended_at or len(self.points) == 1:
+                self.enter("training", at)
+            self.next_at = at + self._seconds()
+        return save
+
+    # ---- its numbers
+
+    @property
+    def troubled(self) -> bool:
+        """Whether the curve is not what it should be at the newest step or soon."""
+        return self.sickness is not None or self.step + 1 in self._curve.bumps
+
+    def lr_scale(self, step: int) -> float:
+        """The product of the factors in force at update `step`."""
+        scale = 1.0
+        for start, factor in self.command.lr_factors:
+            if start < step:
+                scale *= factor
+        return scale
+
+    def _seconds(self) -> float:
+        physics, nodes = self._physics, len(self.launch.nodes)
+        shrunk = physics.full_nodes / nodes if physics.full_nodes > nodes else 1.0
+        return physics.step_seconds * shrunk * max(self.slow.values(), default=1.0)
+
+    def _drilled(self, step: int) -> float:
+        factor = 1.0
+        for drill in self.drills:
+            if drill["from_step"] <= step < drill["from_step"] + drill["updates"]:
+                factor *= drill["factor"]
+        return factor
+
+    def _point(self, ts: float) -> Point:
+        physics, step = self._physics, self.step
+        scale = self.lr_scale(step)
+        drilled = self._drilled(step)
+        if self.sickness is None:
+            self._fall_ill(step, scale, drilled)
+        excess = self._curve.bumps.get(step, 0.0)
+        gnorm, finite, ill = physics.gradient_norm(step), True, self.sickness
+        if ill is not None:
+            finite = ill.finite or step != ill.step
+            excess += ill.height * (1.0 - 0.05 ** ((step - ill.step + 1) / ill.steps))
+            gnorm *= 4.0
+        elif coming := self._coming(step, scale):
+            gnorm *= 1.0 + 0.5 * (step - coming.step + coming.lead + 1)
+        seconds, optimizer = self._seconds() + self._held_up, physics.optimizer
+        return Point(
+            step=step,
+            ts=ts,
+            loss=physics.loss(step, scale) + excess if finite else None,
+            gnorm=gnorm if finite else None,
+            lr=physics.lr(step) * scale * drilled,
+            betas=optimizer.betas,
+            weight_decay=optimizer.weight_decay,
+            clip_norm=optimizer.clip_norm,
+            step_seconds=seconds,
+            tokens=step * physics.tokens_per_step,
+            wps=physics.tokens_per_step / seconds,
+            finite=finite,
+            save_seconds=self._held_up,
+            busy=self._busy(),
+        )
+
+    def _busy(self) -> Busy:
+        """How long ranks had work of their own: those of a slow node longer, everybody waits for them."""
+        typical = self._physics.step_seconds
+        if not self.slow:
+            return Busy(median=typical, max=typical, rank=0)
+        node = max(self.slow, key=lambda name: self.slow[name])
+        rank = self.launch.nodes.index(node) * self.launch.ranks_per_node
+        return Busy(median=typical, max=typical * self.slow[node], rank=rank)
+
+    def _fall_ill(self, step: int, scale: float, drilled: float) -> None:
+        if drilled > 4.0:
+            self.sickness = Sickness(step=step)
+            return
+        for sickness in self._curve.sicknesses:
+            if sickness.step == step and sickness.strikes(scale, self.command.skips):
+                self.sickness = sickness
+
+    def _coming(self, step: int, scale: float) -> Sickness | None:
+        for sickness in self._curve.sicknesses:
+            if sickness.step - sickness.lead <= step < sickness.step and sickness.strikes(scale, self.command.skips):
+                return sickness
+        return None

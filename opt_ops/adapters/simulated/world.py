@@ -1,0 +1,254 @@
+"""The simulated world: its clock, and how nodes, agents, training and checkpoints act on each other.
+
+Its state is plain data. Nothing of it belongs to a supervisor: one may die at any moment and another take its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from opt_ops.adapters.simulated.agents import NodeAgents
+from opt_ops.adapters.simulated.cluster import Cluster
+from opt_ops.adapters.simulated.physics import Costs, Physics, uniform
+from opt_ops.adapters.simulated.timeline import Timeline
+from opt_ops.adapters.simulated.training import FOREVER, Curve, Saved, Sickness, Training
+from opt_ops.core.values import Checkpoint
+from opt_ops.ports import Alert, Launch, Request, TrainerConfig
+
+EPOCH = 1_636_588_800.0  # 11 November 2021, 00:00 UTC: where the published record of OPT-175B begins
+
+_DAMAGED, _NOT_FINITE = 65, 82  # the trainer's exit codes (docs/formats.md)
+
+_SETTLED = 180.0  # seconds without anything that happens: longer than most of a supervisor's patiences
+
+
+class Fault(Protocol):
+    """Something that goes wrong."""
+
+    def strike(self, world: World) -> None:
+        """Make it so, now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A fault that strikes at a time (virtual seconds) or once, when a step is first trained."""
+
+    fault: Fault
+    at: float | None = None
+    step: int | None = None
+
+
+class World:
+    """A cluster in virtual time."""
+
+    def __init__(
+        self,
+        physics: Physics | None = None,
+        costs: Costs | None = None,
+        plan: Sequence[Planned] = (),
+        name: str = "sim",
+    ) -> None:
+        """`name` makes its GPUs differ from those of other worlds."""
+        self.physics = physics or Physics()
+        self.costs = costs or Costs()
+        self.timeline = Timeline()
+        self.skew = 0.0  # of the daemon's wall clock, seconds
+        self.cluster = Cluster(self.physics, self.costs, self.timeline, name)
+        self.agents = NodeAgents(self.cluster, self.costs, self.timeline, self.wall)
+        self.curve = Curve()
+        self.trainings: dict[str, Training] = {}
+        self._active: list[Training] = []  # those that make steps
+        self.checkpoints: dict[str, Saved] = {}
+        self.damage_next: list[str] = []
+        self.inbox: dict[str, Request] = {}
+        self.asked: list[str] = []
+        """Every request that was ever left."""
+        self.alerts: list[tuple[float, Alert]] = []
+        self.agents.started = self._rank_started
+        self.agents.fell = self._rank_fell
+        self.agents.stuck = self.hang
+        self.agents.save_asked = self._save_asked
+        self.agents.dump_asked = self._dump_asked
+        self._steps: dict[int, list[Fault]] = {}
+        self._draws = 0
+        for planned in plan:
+            self.plan(planned)
+
+    # ---- time
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the world began."""
+        return self.timeline.now
+
+    def wall(self) -> float:
+        """Seconds since the epoch by the nodes' clocks."""
+        return EPOCH + self.timeline.now
+
+    def advance(self, to: float, pausing: bool = False) -> None:
+        """Let time pass until `to`; with `pausing`, only until something happens that may have to be answered."""
+        before = self.timeline.disturbed_at
+        while True:
+            until = min(self.timeline.next_at, to)
+            if self._train(until):
+                pass  # a step had consequences, which may be due before `until`
+            elif self.timeline.next_at <= to:
+                self.timeline.pop()
+            else:
+                self.timeline.now = max(self.timeline.now, to)
+                return
+            if pausing and self.timeline.disturbed_at > before:
+                return
+
+    @property
+    def calm(self) -> bool:
+        """Whether training goes on and nothing has happened for a while."""
+        training = any(each.next_at < FOREVER for each in self._active)
+        return training and not self.inbox and self.now - self.timeline.disturbed_at > _SETTLED
+
+    def plan(self, planned: Planned) -> None:
+        """Have a fault strike later."""
+        if planned.step is not None:
+            self._steps.setdefault(planned.step, []).append(planned.fault)
+        else:
+            self.timeline.at(planned.at or 0.0, self.strike, planned.fault)
+
+    def strike(self, fault: Fault) -> None:
+        """Have a fault strike now."""
+        self.timeline.disturb()
+        fault.strike(self)
+
+    def ask(self, request: Request) -> None:
+        """An operator leaves a request."""
+        self.inbox[request.request] = request
+        self.asked.append(request.request)
+        self.timeline.disturb()
+
+    def draw(self, names: Sequence[str]) -> str:
+        """One of them, by the seed and how often was drawn before."""
+        self._draws += 1
+        return names[int(uniform(self.physics.seed, self._draws, 3) * len(names))]
+
+    # ---- what is true of it
+
+    @property
+    def running(self) -> Training | None:
+        """The training whose ranks were started last, while one of them is alive."""
+        newest = next(reversed(self.trainings.values()), None)
+        return newest if newest is not None and self.agents.running(newest.launch.attempt) else None
+
+    def alive(self) -> dict[str, set[str]]:
+        """The attempts of which a rank is alive anywhere, with the nodes on which."""
+        found: dict[str, set[str]] = {}
+        for attempt in self.agents.parts:
+            if parts := self.agents.running(attempt):
+                found[attempt] = {part.node for part in parts}
+        return found
+
+    # ---- training
+
+    def _train(self, until: float) -> bool:
+        """Make the steps that end by `until`. Returns early, with True, when one has consequences."""
+        self._active = [training for training in self._active if training.next_at < FOREVER]
+        for training in self._active:
+            while training.next_at <= until:
+                if self._step(training):
+                    return True
+        return False
+
+    def _step(self, training: Training) -> bool:
+        self.timeline.now = max(self.timeline.now, training.next_at)
+        save = training.make_step()
+        if save:
+            # Copied aside at once, written in the background.
+            self.timeline.after(self.costs.commit, self._commit, training, training.step, training.sickness)
+        faults = self._steps.pop(training.step, ())
+        for fault in faults:
+            self.strike(fault)
+        if not training.points[-1].finite:
+            self.agents.finish(training.launch.attempt, _NOT_FINITE)
+        if training.troubled:
+            self.timeline.disturb()
+        return save or bool(faults) or training.troubled or training.next_at == FOREVER
+
+    def _rank_started(self, launch: Launch, node: str) -> None:
+        training = self.trainings.get(launch.attempt)
+        if training is None:
+            training = Training(launch, self.physics, self.costs, self.curve, EPOCH)
+            self.trainings[launch.attempt] = training
+            training.enter("start", self.now)
+        slowness = self.cluster.nodes[node].slowness
+        if slowness > 1.0:
+            training.slow[node] = slowness
+        self.timeline.disturb()
+        if self.agents.parts[launch.attempt].keys() >= set(launch.nodes):
+            self.timeline.after(self.costs.startup, self._configure, training)
+
+    def _configure(self, training: Training) -> None:
+        if training.over:
+            return
+        physics = self.physics
+        training.config = TrainerConfig(
+            steps=physics.steps,
+            schedule=physics.schedule,
+            optimizer=physics.optimizer,
+            versions={"simulated": "1"},
+            layout={"nodes": len(training.launch.nodes)},
+        )
+        self.timeline.after(self.costs.load if training.command.resume else 0.0, self._begin, training)
+
+    def _begin(self, training: Training) -> None:
+        if training.over:
+            return
+        self.timeline.disturb()
+        path = training.command.resume
+        start = self.checkpoints.get(path) if path else None
+        if path and (start is None or start.damage):
+            self.agents.finish(training.launch.attempt, _DAMAGED)
+            return
+        training.begin(self.now, start)
+        self._active.append(training)
+
+    def _rank_fell(self, attempt: str) -> None:
+        self.hang(attempt, None)
+
+    def hang(self, attempt: str, rank: int | None) -> None:
+        """No step ends any more, though every process lives; `rank` is the one that the others wait for."""
+        training = self.trainings[attempt]
+        training.stall()
+        training.over = True
+        training.stuck_rank = rank
+
+    def _save_asked(self, attempt: str) -> None:
+        self.trainings[attempt].save_asked = True
+
+    def _dump_asked(self, attempt: str, dump: str) -> None:
+        training = self.trainings[attempt]
+        taken = training.stacks.setdefault(dump, {})
+        for part in self.agents.running(attempt):
+            if self.cluster.nodes[part.node].heard:
+                for rank in part.alive:
+                    stuck = rank == training.stuck_rank
+                    taken[rank] = "load_batch (data.py:88)" if stuck else "all_reduce (distributed_c10d.py:2810)"
+
+    def _commit(self, training: Training, step: int, sickness: Sickness | None) -> None:
+        last = step == self.physics.steps
+        if training.over and not (last and self.agents.running(training.launch.attempt)):
+            return  # torn: its writers died
+        path = f"{training.command.folder}/step-{step:08d}"
+        if path not in self.checkpoints:
+            checkpoint = Checkpoint(run=training.run, step=step, path=path)
+            damage = self.damage_next.pop(0) if self.damage_next else ""
+            self.checkpoints[path] = Saved(checkpoint, sickness, damage)
+            self._thin(training.run)
+        if last:
+            self.timeline.disturb()
+            self.agents.finish(training.launch.attempt, 0)
+
+    def _thin(self, run: str) -> None:
+        own = [path for path, saved in self.checkpoints.items() if saved.checkpoint.run == run]
+        for path in own[: -self.physics.keep] if self.physics.keep else ():
+            del self.checkpoints[path]
