@@ -5,7 +5,8 @@ OptOpsError          1  the operation failed
 ├─ NotFound          3  there is no such lineage, run, node, file
 ├─ Refused           4  a precondition or a policy forbids it, or a confirmation is missing
 └─ Unavailable      75  something that should answer does not; trying again may help
-   └─ SchedulerUnavailable
+   ├─ SchedulerUnavailable
+   └─ NotDelivered
 """
 
 from __future__ import annotations
@@ -52,3 +53,7 @@ class Unavailable(OptOpsError):
 
 class SchedulerUnavailable(Unavailable):
     """The scheduler does not answer. Nothing follows from that: what was, is still assumed to be."""
+
+
+class NotDelivered(Unavailable):
+    """An alert did not reach everybody whom it should."""

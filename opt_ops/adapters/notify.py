@@ -17,12 +17,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
 
+from opt_ops.errors import NotDelivered
 from opt_ops.ports import Alert
 
 TIMEOUT_SECONDS = 10.0
@@ -43,51 +44,34 @@ class Delivery:
 
 
 class UrlNotifier:
-    """Sends alerts to a list of URLs, in the background. A URL that cannot be right fails when it is used, not before:
-    a daemon without alerts is better than no daemon."""
+    """Sends alerts to a list of URLs, in parallel. A URL that cannot be right fails when it is used, not before: a
+    daemon without alerts is better than no daemon."""
 
     def __init__(self, urls: Sequence[str], least: str = "warning") -> None:
         """`urls` may hold `$NAME` or `${NAME}` for the environment's variables; `least` is what is worth sending."""
         self._urls = tuple(urls)
-        self._least = least
-        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="alerts")
-        self._under_way: dict[str, tuple[tuple[str, ...], Future[list[Delivery]]]] = {}
+        self._least = _SEVERITIES.index(least)
         self._missing: dict[str, tuple[str, ...]] = {}
 
     def send(self, alert: Alert) -> None:
-        """Begin to deliver it, if it is severe enough; one that is not counts as delivered.
+        """Send it to every URL, if it is severe enough. Blocks for as long as the slowest takes, ten seconds or so.
 
-        Sent again after a failure, it goes only to the URLs that did not take it.
+        Raises:
+            NotDelivered: not every URL took it. Sent again, an alert of that id goes only to those that did not.
         """
-        if alert.id in self._under_way:
+        if _SEVERITIES.index(alert.severity) < self._least:
             return
-        wanted = self._urls if worth_sending(alert.severity, self._least) else ()
-        urls = self._missing.pop(alert.id, wanted)
-        self._under_way[alert.id] = urls, self._pool.submit(deliver, alert, urls)
-
-    def delivered(self) -> Sequence[tuple[str, str]]:
-        """The deliveries that ended since the last call: the alert's id, and who did not take it; empty if all did."""
-        ended = [alert for alert, (_, future) in self._under_way.items() if future.done()]
-        return [(alert, self._settle(alert)) for alert in ended]
-
-    def _settle(self, alert: str) -> str:
-        urls, future = self._under_way.pop(alert)
-        if error := future.exception():  # of apprise's; its message may quote the URL
-            self._missing[alert] = urls
-            return type(error).__name__
-        failed = [(url, done) for url, done in zip(urls, future.result(), strict=True) if done.why]
-        if failed:
-            self._missing[alert] = tuple(url for url, _ in failed)
-        return "; ".join(f"{done.url}: {done.why}" for _, done in failed)
-
-
-def worth_sending(severity: str, least: str) -> bool:
-    """Whether an alert of that severity is sent where `least` is the least."""
-    return _SEVERITIES.index(severity) >= _SEVERITIES.index(least)
+        urls = self._missing.pop(alert.id, self._urls)
+        deliveries = deliver(alert, urls)
+        if failed := [delivery for delivery in deliveries if delivery.why]:
+            missing = zip(urls, deliveries, strict=True)
+            self._missing[alert.id] = tuple(url for url, delivery in missing if delivery.why)
+            reasons = "; ".join(f"{delivery.url}: {delivery.why}" for delivery in failed)
+            raise NotDelivered(f"alert {alert.id} was not taken by {reasons}", "opt-ops alerts test tries every URL")
 
 
 def deliver(alert: Alert, urls: Sequence[str]) -> list[Delivery]:
-    """Send it to all URLs at once, whatever its severity, and wait, about ten seconds at most. In their order."""
+    """Send it to all URLs at once, whatever its severity, and wait; what became of it, in the order of `urls`."""
     if not urls:
         return []
     with ThreadPoolExecutor(max_workers=min(len(urls), 8)) as pool:
@@ -183,14 +167,17 @@ def _by_apprise(address: str, alert: Alert) -> str:
     except ImportError:
         return "needs apprise: pip install 'opt-ops[alerts]'"
     logging.getLogger("apprise").disabled = True  # it logs whole URLs
-    sender = apprise.Apprise()
-    if not sender.add(address):
-        return "is no URL that apprise knows"
     types = apprise.NotifyType
     kind = {"info": types.INFO, "warning": types.WARNING, "page": types.FAILURE}[alert.severity]
-    taken = sender.notify(
-        title=_title(alert), body=_plain(alert.body), notify_type=kind, body_format=apprise.NotifyFormat.TEXT
-    )
+    try:
+        sender = apprise.Apprise()
+        if not sender.add(address):
+            return "is no URL that apprise knows"
+        taken = sender.notify(
+            title=_title(alert), body=_plain(alert.body), notify_type=kind, body_format=apprise.NotifyFormat.TEXT
+        )
+    except Exception as error:  # noqa: BLE001  (a hundred services' code; its messages may quote the URL)
+        return type(error).__name__
     return "" if taken else "apprise could not deliver it"
 
 

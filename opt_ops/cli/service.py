@@ -18,7 +18,7 @@ import typer
 from opt_ops.cli.common import FormatOption, QuietOption, daemon_alive, settings
 from opt_ops.cli.units import Form, unit
 from opt_ops.config import locate
-from opt_ops.errors import Refused, Unavailable
+from opt_ops.errors import NotDelivered, Refused, Unavailable
 from opt_ops.files import read_json
 from opt_ops.ports import Alert
 from opt_ops.render import Column, Format, age, clock, iso, say, show
@@ -176,7 +176,7 @@ def _tell_of_the_gap(before: dict[str, Any], sign: dict[str, Any], quiet: bool) 
     gone = sign["ts"] - before["ts"]
     if gone < _OLD_SECONDS or not before["lineages"]:
         return
-    from opt_ops.adapters.notify import deliver, worth_sending
+    from opt_ops.adapters.notify import UrlNotifier
 
     config = settings.config
     body = (
@@ -186,10 +186,11 @@ def _tell_of_the_gap(before: dict[str, Any], sign: dict[str, Any], quiet: bool) 
     )
     title = f"the daemon was gone for {age(gone)}"
     say(title, quiet)
-    if worth_sending("warning", config.alerts.least):
-        alert = Alert(id=f"daemon-gone-{before['ts']:.0f}", severity="warning", title=title, body=body)
-        for failed in (done for done in deliver(alert, config.alerts.urls) if done.why):
-            say(f"opt-ops: the alert was not taken by {failed.url}: {failed.why}")  # the daemon watches all the same
+    alert = Alert(id=f"daemon-gone-{before['ts']:.0f}", severity="warning", title=title, body=body)
+    try:
+        UrlNotifier(config.alerts.urls, config.alerts.least).send(alert)
+    except NotDelivered as error:  # the daemon watches all the same, which is what was asked for
+        say(f"opt-ops: {error}")
 
 
 @daemon.command()
