@@ -138,6 +138,14 @@ def train(world: int, *args: str | Path, **variables: str) -> list[subprocess.Co
     return finish(start(world, *args, **variables))
 
 
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.005)
+
+
 def settings(*pairs: str) -> list[str]:
     return [word for pair in pairs for word in ("--set", pair)]
 

@@ -1,12 +1,13 @@
 """An attempt that is not the newest any more leaves, and leaves no checkpoint behind."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.trainer.harness import Ranks, finish, settings, start, train
+from tests.trainer.harness import Ranks, finish, settings, start, train, wait_for
 from tests.trainer.test_checkpoint import Training
 from tests.trainer.test_train import arguments, wait_for_step
 from trainer import checkpoint, manifest
@@ -106,12 +107,18 @@ def test_superseded_during_the_last_save_ends_all_ranks_with_83(text: Path, tmp_
     name(tmp_path / "fence.json", "1.00-a1")
     path = manifest.step_folder(tmp_path / "checkpoints", 4)
     path.mkdir(parents=True)
-    os.mkfifo(path / "COMMITTED")  # the look at what lies there lasts until somebody opens the other end
+    os.mkfifo(path / "COMMITTED")  # the look at what lies there lasts until the other end is closed
     ranks = start(2, *fenced(tmp_path, text, "steps=4"), "--from-scratch")
-    wait_for_step(tmp_path / "a1", 4)
+    other_end = []
+
+    def somebody_reads() -> bool:
+        with contextlib.suppress(OSError):  # nobody does
+            other_end.append(os.open(path / "COMMITTED", os.O_WRONLY | os.O_NONBLOCK))
+        return bool(other_end)
+
+    wait_for(somebody_reads, "no last save")
     name(tmp_path / "fence.json", "1.00-a2")
-    with (path / "COMMITTED").open("w"):
-        pass
+    os.close(other_end[0])
     assert [process.returncode for process in finish(ranks)] == [83, 83]
     assert (path / "manifest.json").exists()
     assert manifest.committed(tmp_path / "checkpoints") == []

@@ -1,24 +1,15 @@
 """What a supervisor, Slurm or a person does to running ranks with signals."""
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.trainer.harness import finish, settings, start
+from tests.trainer.harness import finish, settings, start, wait_for
 from tests.trainer.test_train import arguments, wait_for_step
 from trainer import manifest
 
 ENDLESS = settings("steps=100000", "checkpoint_every=100000")
-
-
-def wait_for(condition, what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(what)
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("asked", [0, 1])

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.harness import REPOSITORY, SMALL, finish, settings, start, telemetry, train
+from tests.trainer.harness import REPOSITORY, SMALL, finish, settings, start, telemetry, train, wait_for
 from trainer import manifest, optim
 from trainer.recipes import OptimConfig
 
@@ -45,12 +45,8 @@ def reproducible(lines: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def wait_for_step(run_dir: Path, step: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if (run_dir / "telemetry.jsonl").exists() and len(telemetry(run_dir)) >= step:
-            return
-        time.sleep(0.005)
-    raise TimeoutError(f"{run_dir} did not reach step {step}")
+    path = run_dir / "telemetry.jsonl"
+    wait_for(lambda: path.exists() and len(telemetry(run_dir)) >= step, f"{run_dir} did not reach step {step}")
 
 
 @pytest.fixture(scope="module")
