@@ -62,6 +62,7 @@ def train(job: Job) -> None:
     place = parallel.place_from_environment(os.environ)
     dp, tp = parallel.check_layout(recipe, place.world)
     check_folders(job)
+    job.signals.dump_stacks_to(job.run_dir / "stacks" / f"rank-{place.rank:04d}.txt")
     text = tokens.load(job.data, job.tokenizer, recipe.model.vocab_size)
     samples = Samples(text.ids, recipe.data.seq_len, recipe.seed)
     settings_digest = trajectory_digest(recipe, job.lr_factors, text.digest)

@@ -1,11 +1,13 @@
 """What a supervisor, Slurm or a person does to running ranks with signals."""
 
+import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.trainer.harness import finish, settings, start, wait_for
+from tests.trainer.harness import finish, settings, start, telemetry, wait_for
 from tests.trainer.test_train import arguments, wait_for_step
 from trainer import manifest
 
@@ -42,3 +44,45 @@ def test_requests_during_start_up_are_remembered_and_are_one_save(text: Path, tm
         ranks[0].send_signal(signal.SIGUSR1)
     assert [process.returncode for process in finish(ranks)] == [0, 0]
     assert [step for step, _ in manifest.committed(tmp_path / "checkpoints")] == [1, 12]
+
+
+def dumps(folder: Path, rank: int) -> list[str]:
+    """The finished dumps of a rank."""
+    path = folder / "a1" / "stacks" / f"rank-{rank:04d}.txt"
+    *finished, _ = re.split(r"^end of dump \d+\.\d{3}\n", path.read_text(), flags=re.MULTILINE)
+    return finished
+
+
+def test_sigusr2_dumps_the_stacks_of_a_rank_that_is_blocked_in_a_collective(text: Path, tmp_path: Path) -> None:
+    was = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited, as from an agent that protects what it starts
+    try:
+        ranks = start(2, *arguments(tmp_path, text, "a1", *ENDLESS))
+    finally:
+        signal.signal(signal.SIGUSR2, was)
+    wait_for_step(tmp_path / "a1", 3)
+    ranks[1].send_signal(signal.SIGSTOP)
+    steps = 0
+
+    def blocked() -> bool:
+        nonlocal steps
+        before, steps = steps, len(telemetry(tmp_path / "a1"))
+        time.sleep(0.2)
+        return before == steps
+
+    wait_for(blocked, "rank 0 does not wait for a stopped peer")
+    for count in (1, 2):
+        ranks[0].send_signal(signal.SIGUSR2)
+        wait_for(lambda count=count: len(dumps(tmp_path, 0)) == count, f"no dump {count}")
+    for dump in dumps(tmp_path, 0):
+        assert dump.count("Current thread 0x") == 1
+        main_thread = dump.split("Current thread")[1]
+        assert "distributed_c10d.py" in main_thread or "fsdp" in main_thread
+        assert "loop.py" in main_thread
+        assert "in train\n" in main_thread
+        assert "in _heed" in dump, "other threads, too"
+    assert dumps(tmp_path, 1) == []
+    ranks[1].send_signal(signal.SIGCONT)
+    wait_for_step(tmp_path / "a1", steps + 10)
+    for process in ranks:
+        process.send_signal(signal.SIGTERM)
+    assert [process.stderr for process in finish(ranks)] == ["stopped by SIGTERM\n"] * 2
