@@ -1,6 +1,7 @@
 """``python -m trainer``: read the command line, train, and say by the exit code how it ended."""
 
 import argparse
+import contextlib
 import faulthandler
 import math
 import os
@@ -12,6 +13,7 @@ from typing import NoReturn
 
 from trainer import recipes
 from trainer.errors import NonFiniteError, SupersededError, UserError
+from trainer.lines import say
 from trainer.manifest import CheckpointError
 from trainer.signals import Signals
 
@@ -41,7 +43,7 @@ def main(signals: Signals) -> int:
         else:
             _train(arguments, process_start, signals)
     except tuple(EXIT_CODES) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(f"error: {error}", sys.stderr)
         return EXIT_CODES[type(error)]
     except Exception:  # noqa: BLE001  the last line of defence: everything else is exit code 1
         traceback.print_exc()
@@ -148,7 +150,8 @@ def _list_recipes() -> None:
 if __name__ == "__main__":
     faulthandler.enable()
     code = main(Signals())
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     # Without the interpreter's farewell: it joins background threads, and one may wait for a peer that is gone.
     os._exit(code)

@@ -1,5 +1,6 @@
 """Sharded checkpoints: saved while training goes on, read into any layout, never trusted unseen."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +55,7 @@ class Checkpointer:
         self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
+        self._error: str | None = None
 
     def save(self, header: Mapping[str, Any]) -> None:
         """Copy the state and start writing it; return once the copy is made.
@@ -83,6 +85,11 @@ class Checkpointer:
             raise error
         return error is None
 
+    def take_error(self) -> str | None:
+        """Why a save has failed since this was last asked, in one line of at most 300 characters."""
+        error, self._error = self._error, None
+        return error
+
     def load(self, path: Path) -> Manifest:
         """Verify the checkpoint ``path`` and read it into model and optimizer, whatever layout it was saved under.
 
@@ -98,8 +105,10 @@ class Checkpointer:
 
     def _write(self, state: dict[str, Any], header: Mapping[str, Any]) -> None:
         path = manifest.step_folder(self._folder, header["step"])
+        begun = False
         try:
-            if not self._on_rank_0(self._make_room, path, header["settings_digest"]):
+            begun = self._on_rank_0(self._make_room, path, header["settings_digest"])
+            if not begun:
                 return
             save(state, storage_writer=FileSystemWriter(path), process_group=self._group)
             names = [file.name for file in path.glob(f"__{self._rank}_*.distcp")]
@@ -108,7 +117,11 @@ class Checkpointer:
             )
             self._on_rank_0(self._commit, path, header)
         except (Exception, CheckpointException) as error:
-            say(f"checkpoint not saved: {path}: {error}", sys.stderr)
+            self._error = _one_line(error)
+            say(f"checkpoint not saved: {path}: {self._error}", sys.stderr)
+            if begun and self._rank == 0 and not self._fence.superseded:
+                with contextlib.suppress(OSError):
+                    manifest.remove(path)  # where the disk is full, the next save needs the room
             raise
 
     def _make_room(self, path: Path, settings_digest: str) -> bool:
@@ -169,6 +182,14 @@ class Checkpointer:
                     f"{path} is of another model: {name} is {stored.get(name, 'absent')} there and "
                     f"{live.get(name, 'absent')} here. Resume with the recipe and settings it was saved under."
                 )
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # whose own text is a page of tracebacks
+        causes = [f"rank {rank}: {cause!r}" for rank, (cause, _) in sorted(error.failures.items())]
+    else:
+        causes = [str(error) or repr(error)]
+    return " ".join("; ".join(causes).split())[:300]
 
 
 def _is_good(path: Path, settings_digest: str) -> bool:

@@ -26,7 +26,7 @@ from trainer.outside import Heard, Outside
 from trainer.parallel import Layout
 from trainer.recipes import Recipe, trajectory_digest
 from trainer.signals import Signals
-from trainer.telemetry import Measured, Progress, Telemetry
+from trainer.telemetry import Measured, Phases, Progress, Telemetry
 from trainer.tokens import TokenFile
 
 
@@ -63,6 +63,8 @@ def train(job: Job) -> None:
     dp, tp = parallel.check_layout(recipe, place.world)
     check_folders(job)
     job.signals.dump_stacks_to(job.run_dir / "stacks" / f"rank-{place.rank:04d}.txt")
+    phases = Phases(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
+    phases.enter("start", None)
     text = tokens.load(job.data, job.tokenizer, recipe.model.vocab_size)
     samples = Samples(text.ids, recipe.data.seq_len, recipe.seed)
     settings_digest = trajectory_digest(recipe, job.lr_factors, text.digest)
@@ -82,6 +84,7 @@ def train(job: Job) -> None:
 
     save_seconds = 0.0
     while progress.step < recipe.steps:
+        phases.enter("training", progress.step)
         step = progress.step + 1
         shares = forward_backward(model, samples, recipe, layout, progress)
         measured = measure(model, *shares, outside.heard(step))
@@ -90,17 +93,21 @@ def train(job: Job) -> None:
             lr = optim.learning_rate(step, recipe.optim, job.lr_factors) * measured.drill_factor
             optim.update(optimizer, measured.gnorm, lr)
             progress = advanced(progress, recipe)
-        line = recorder.record(step, measured, optimizer, progress, save_seconds) if recorder else {}
+        save_error = checkpointer.take_error()
+        line = recorder.record(step, measured, optimizer, progress, save_seconds, save_error) if recorder else {}
         if not measured.finite:
+            phases.enter("ending", progress.step)
             checkpointer.wait()  # what is being saved is of before
             raise NonFiniteError(f"step {step}: loss {measured.loss}, gradient norm {measured.gnorm}: not applied")
         if recorder and (step % recipe.log_every == 0 or step == recipe.steps):
             _print_progress(line, recipe.steps)
         save_seconds = 0.0
         if measured.save_requested or step % recipe.checkpoint_every == 0 or step == recipe.steps:
+            phases.enter("saving", step)
             save_seconds = _save(job, checkpointer, _header(job, layout, progress, settings_digest, line))
+    phases.enter("ending", progress.step)
     if not checkpointer.wait():
-        raise RuntimeError("all steps are done, but the last checkpoint could not be saved")
+        raise RuntimeError(f"all steps are done, but the last checkpoint was not saved: {checkpointer.take_error()}")
     dist.destroy_process_group()
 
 

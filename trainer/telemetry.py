@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import socket
 import time
@@ -10,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from trainer import manifest
+from trainer.lines import LineFile
 from trainer.optim import readback
 from trainer.parallel import Layout
 from trainer.recipes import Recipe
@@ -70,6 +70,24 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     manifest.write_durably(run_dir / "config.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 
+class Phases:
+    """Writes ``phases.jsonl``: what the attempt is busy with, so that a watcher can tell a slow save from a hang.
+
+    Args:
+        path: the file; lines are appended. Without one, nothing is written: all ranks but rank 0.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = LineFile(path) if path else None
+        self._current: str | None = None
+
+    def enter(self, phase: Literal["start", "training", "saving", "ending"], step: int | None) -> None:
+        """Say that ``phase`` begins, unless it was said already. ``step`` is the last update, None while unknown."""
+        if self._file and phase != self._current:
+            told = self._file.write({"ts": round(time.time(), 6), "phase": phase, "step": step})
+            self._current = phase if told else None
+
+
 class Telemetry:
     """Writes ``telemetry.jsonl`` of one attempt. For rank 0 alone.
 
@@ -81,7 +99,7 @@ class Telemetry:
     """
 
     def __init__(self, path: Path, recipe: Recipe, layout: Layout, process_start: float) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = LineFile(path)
         self._sequences = recipe.data.global_batch
         self._tokens = recipe.data.global_batch * recipe.data.seq_len
         self._step_tflop = flops_per_token(recipe) * self._tokens / layout.world / 1e12
@@ -97,6 +115,7 @@ class Telemetry:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
         save_seconds: float,
+        save_error: str | None,
     ) -> dict[str, Any]:
         """Append the line of update ``step`` and return it. Its time runs from the line before, or from the start."""
         now = time.monotonic()
@@ -121,6 +140,7 @@ class Telemetry:
             "ups": 1 / seconds,
             "step_seconds": seconds,
             "save_seconds": save_seconds,
+            "save_error": save_error,
             "train_wall": now - self._train_start,
             "wall": now - self._process_start,
             "tokens": progress.tokens,
@@ -129,7 +149,7 @@ class Telemetry:
             "mfu": tflops / self._peak_tflops if self._peak_tflops else None,
             "cuda_gb_allocated": self._peak_memory(),
         }
-        os.write(self._fd, (json.dumps(line, allow_nan=False) + "\n").encode())
+        self._file.write(line)
         return line
 
     def _peak_memory(self) -> float | None:

@@ -197,7 +197,7 @@ def test_a_folder_of_the_same_step_is_kept_only_if_it_is_whole_and_of_this_run(r
     assert found["mended"], "a damaged checkpoint was left in place"
 
 
-def saves_that_fail(folder: Path) -> list[bool]:
+def saves_that_fail(folder: Path) -> list[tuple[bool, str | None]]:
     training = Training(folder, 2, 1)
 
     class FullOnRank1(checkpoint.FileSystemWriter):
@@ -212,14 +212,23 @@ def saves_that_fail(folder: Path) -> list[bool]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "FileSystemWriter", writer)
             training.save()
-            outcomes.append(training.checkpointer.wait())
+            saved = training.checkpointer.wait()
+            outcomes.append((saved, training.checkpointer.take_error()))
+            assert training.checkpointer.take_error() is None, "told twice"
     return outcomes
 
 
 def test_a_failed_save_leaves_no_marker_and_the_next_one_succeeds(ranks: Ranks, tmp_path: Path) -> None:
     manifest.step_folder(tmp_path, 1).write_text("a file where rank 0 needs a folder")
-    assert ranks(2, saves_that_fail, tmp_path) == [[False, False, True]] * 2
+    for rank in ranks(2, saves_that_fail, tmp_path):
+        (in_the_way, why), full, good = rank
+        assert not in_the_way
+        assert why is not None
+        assert why.startswith("[Errno 20] Not a directory")
+        assert full == (False, "rank 1: OSError(28, 'No space left on device')")
+        assert good == (True, None)
     assert [step for step, _ in manifest.committed(tmp_path)] == [3]
+    assert not manifest.step_folder(tmp_path, 2).exists(), "what cannot be used takes up room"
 
 
 def refusal(folder: Path, *changes: str) -> str:

@@ -47,10 +47,12 @@ def lines_of_hard_numbers(path: Path) -> list[bytes]:
 
     os.write = write
     try:
-        recorder.record(1, Measured(loss=800.0, activation_norm=1.0, gnorm=0.5), optimizer, Progress(step=1), 0.0)
-        recorder.record(2, Measured(loss=math.inf, activation_norm=1.0, gnorm=0.5), optimizer, Progress(step=1), 0.0)
+        recorder.record(1, Measured(loss=800.0, activation_norm=1.0, gnorm=0.5), optimizer, Progress(step=1), 0.0, None)
         recorder.record(
-            3, Measured(loss=1.0, activation_norm=math.nan, gnorm=math.nan), optimizer, Progress(step=1), 0.0
+            2, Measured(loss=math.inf, activation_norm=1.0, gnorm=0.5), optimizer, Progress(step=1), 0.0, None
+        )
+        recorder.record(
+            3, Measured(loss=1.0, activation_norm=math.nan, gnorm=math.nan), optimizer, Progress(step=1), 0.0, None
         )
     finally:
         os.write = system_write

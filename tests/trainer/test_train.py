@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ CONFIG = {"peak_lr": 3e-3, "warmup_steps": 60, "total_steps": 600, "final_fracti
 
 FIELDS = {
     *("ts", "num_updates", "loss", "ppl", "gnorm", "clip", "actv_norm", "lr", "betas", "weight_decay", "clip_norm"),
-    *("loss_scale", "finite", "skipped", "bsz", "wpb", "wps", "ups", "step_seconds", "save_seconds", "train_wall"),
-    *("wall", "tokens", "data_position", "tflops", "mfu", "cuda_gb_allocated"),
+    *("loss_scale", "finite", "skipped", "bsz", "wpb", "wps", "ups", "step_seconds", "save_seconds", "save_error"),
+    *("train_wall", "wall", "tokens", "data_position", "tflops", "mfu", "cuda_gb_allocated"),
 }
 # What the same training gives again to the last bit, whenever and however often it is interrupted.
 REPRODUCIBLE = ("num_updates", "loss", "gnorm", "actv_norm", "lr", "tokens", "data_position")
@@ -64,6 +65,7 @@ def test_every_update_has_its_line(uninterrupted: Path) -> None:
     for step, line in enumerate(lines, start=1):
         assert set(line) == FIELDS
         assert line["finite"]
+        assert line["save_error"] is None
         assert line["data_position"] == step * 8
         assert line["tokens"] == step * 8 * 32
         assert line["ppl"] == pytest.approx(math.exp(line["loss"]))
@@ -75,6 +77,25 @@ def test_every_update_has_its_line(uninterrupted: Path) -> None:
     assert sum(line["step_seconds"] for line in lines) == pytest.approx(lines[-1]["train_wall"])
     assert lines[0]["lr"] == pytest.approx(3e-3 / 60)
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5, "it learns nothing"
+
+
+def test_the_phases_tell_training_from_saving(uninterrupted: Path) -> None:
+    phases = [json.loads(line) for line in (uninterrupted / "a1" / "phases.jsonl").read_text().splitlines()]
+    saves = [*range(EVERY, STEPS, EVERY), STEPS]
+    expected = [("start", None), ("training", 0)]
+    expected += [told for step in saves for told in (("saving", step), ("training", step))]
+    expected[-1] = ("ending", STEPS)
+    assert [(line["phase"], line["step"]) for line in phases] == expected
+    lines = telemetry(uninterrupted / "a1")
+    updates = {line["num_updates"]: line["ts"] for line in lines}
+    held_up = {line["num_updates"] - 1: line["save_seconds"] for line in lines}
+    for line, following in pairwise(phases):
+        assert set(line) == {"ts", "phase", "step"}
+        assert line["ts"] <= following["ts"]
+        if line["phase"] == "saving":
+            assert updates[line["step"]] <= line["ts"] <= updates.get(line["step"] + 1, math.inf)
+            if line["step"] < STEPS:
+                assert following["ts"] - line["ts"] >= held_up[line["step"]] - 1e-3
 
 
 def test_the_configuration_in_force_is_on_record(uninterrupted: Path, text: Path) -> None:
