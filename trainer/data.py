@@ -47,6 +47,16 @@ class Samples:
         return tokens[:, :-1], tokens[:, 1:]
 
 
+def part(first: int, count: int, parts: int, index: int) -> tuple[int, int]:
+    """Part ``index`` of ``count`` samples from ``first`` on, dealt out in order: parts differ by one at most.
+
+    Returns:
+        Its first sample and how many it has.
+    """
+    each, more = divmod(count, parts)
+    return first + index * each + min(index, more), each + (index < more)
+
+
 def permuted(index: int, size: int, seed: int, epoch: int) -> int:
     """Where a pseudo-random permutation of range(``size``) takes ``index``.
 

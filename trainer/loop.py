@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from trainer import manifest, optim, parallel, telemetry, tokens
 from trainer.checkpoint import Checkpointer
-from trainer.data import Samples
+from trainer.data import Samples, part
 from trainer.errors import NonFiniteError, UserError
 from trainer.fence import Fence
 from trainer.lines import say
@@ -150,27 +150,31 @@ def forward_backward(
         This rank's shares of the mean loss and of the mean activation norm: over all ranks, they add up to them.
     """
     assert isinstance(model, FSDPModule)
-    seq_len = recipe.data.seq_len
-    per_rank = recipe.data.global_batch // layout.dp
-    micro = min(per_rank, recipe.data.micro_batch)
-    first = progress.data_position + layout.dp_rank * per_rank
+    seq_len, batch = recipe.data.seq_len, recipe.data.global_batch
+    share = part(progress.data_position, batch, layout.dp, layout.dp_rank)
+    # As many as the largest share needs: each is a round of collectives, which all ranks must go through together.
+    micro_steps = math.ceil(math.ceil(batch / layout.dp) / recipe.data.micro_batch)
+    tokens_per_rank = batch * seq_len / layout.dp  # on average: FSDP averages over ranks, whatever their shares
     loss_sum = activation_norm_sum = torch.zeros((), device=layout.device)
     model.clock.step = progress.step + 1
     model.clock.first_position = layout.tp_rank * (seq_len // layout.tp)
     model.zero_grad()
-    for start in range(0, per_rank, micro):
-        model.clock.first_sample = first + start
-        model.set_requires_gradient_sync(start + micro == per_rank)
-        inputs, targets = (ids.to(layout.device) for ids in samples.batch(first + start, micro))
+    for micro_step in range(micro_steps):
+        first, count = part(*share, micro_steps, micro_step)
+        if count == 0:
+            first = share[0]  # something to go through the motions with
+        model.clock.first_sample = first
+        model.set_requires_gradient_sync(micro_step == micro_steps - 1)
+        inputs, targets = (ids.to(layout.device) for ids in samples.batch(first, max(1, count)))
         with layout.loss_context():
             logits, activation_norm = model(inputs)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum") / (
-                per_rank * seq_len
-            )
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum") / tokens_per_rank
+            if count == 0:
+                loss, activation_norm = loss * 0, activation_norm * 0
             loss.backward()
         loss_sum = loss_sum + (loss.to_local() if isinstance(loss, DTensor) else loss).detach()
         activation_norm_sum = activation_norm_sum + activation_norm
-    return loss_sum / layout.world, activation_norm_sum / (recipe.data.global_batch * seq_len)
+    return loss_sum / layout.world, activation_norm_sum / (batch * seq_len)
 
 
 def measure(model: OPT, loss: Tensor, activation_norm: Tensor, heard: Heard) -> Measured:

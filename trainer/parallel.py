@@ -105,7 +105,8 @@ def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:
     """The (dp, tp) that ``world`` processes make of the recipe.
 
     Raises:
-        UserError: heads, vocabulary, sequence or batch cannot be divided that way, or the world has another size.
+        UserError: heads, vocabulary or sequence cannot be divided that way, there are more data-parallel ranks than
+            sequences in the batch, or the world has another size.
     """
     tp = recipe.parallel.tp
     dp = recipe.parallel.dp or max(1, world // tp)
@@ -121,13 +122,10 @@ def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:
     ):
         if value % tp:
             raise UserError(f"{name}={value} is not a multiple of parallel.tp={tp}, so ranks cannot share it evenly.")
-    per_rank, left = divmod(recipe.data.global_batch, dp)
-    if left:
-        raise UserError(f"data.global_batch={recipe.data.global_batch} is not a multiple of {dp} data-parallel ranks.")
-    if per_rank > recipe.data.micro_batch and per_rank % recipe.data.micro_batch:
+    if recipe.data.global_batch < dp:
         raise UserError(
-            f"{per_rank} sequences per rank cannot be run {recipe.data.micro_batch} at a time: "
-            "set data.micro_batch to a divisor."
+            f"data.global_batch={recipe.data.global_batch} leaves some of {dp} data-parallel ranks without a sequence: "
+            "start fewer, or raise parallel.tp."
         )
     return dp, tp
 

@@ -121,6 +121,26 @@ def test_a_checkpoint_of_both_kinds_of_shards_is_read_by_one_process(ranks: Rank
     assert alone["losses"] == pytest.approx(uninterrupted, rel=1e-5)
 
 
+def shrink_and_grow(folder: Path, dp: int) -> list[float]:
+    """Two updates more than the newest checkpoint in ``folder`` has, and a checkpoint."""
+    training = Training(folder, dp, 1)
+    if found := manifest.committed(folder):
+        training.load(found[-1][1])
+    losses = [training.step() for _ in range(2)]
+    training.save()
+    assert training.checkpointer.wait()
+    return losses
+
+
+def test_a_rank_fewer_and_then_again_all_of_them_is_the_same_training(ranks: Ranks, tmp_path: Path) -> None:
+    losses = [loss for dp in (4, 3, 4) for loss in ranks(dp, shrink_and_grow, tmp_path / "changing", dp)[0]]
+    alone = [loss for _ in range(3) for loss in ranks(1, shrink_and_grow, tmp_path / "alone", 1)[0]]
+    assert losses == pytest.approx(alone, rel=1e-5)
+    assert [manifest.verify(path).data_position for _, path in manifest.committed(tmp_path / "changing")] == [
+        *(16, 32, 48)
+    ]
+
+
 def test_tied_weights_are_saved_once(saved: tuple[Path, list[float]]) -> None:
     folder, _ = saved
     index = checkpoint.FileSystemReader(manifest.step_folder(folder, SAVED)).read_metadata().state_dict_metadata

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data import Samples, permuted
+from trainer.data import Samples, part, permuted
 from trainer.errors import UserError
 
 
@@ -18,20 +18,20 @@ def test_every_block_comes_exactly_once_per_epoch(size: int, seed: int, epoch: i
 
 @given(
     blocks=st.integers(1, 40),
-    per_rank=st.integers(1, 5),
-    ranks=st.integers(1, 6),
+    batch=st.integers(1, 30),
+    parts=st.integers(1, 8),
     step=st.integers(0, 30),
     seed=st.integers(0, 1000),
 )
-def test_the_slices_of_all_ranks_are_the_batch_of_one(
-    blocks: int, per_rank: int, ranks: int, step: int, seed: int
-) -> None:
+def test_the_parts_of_all_ranks_are_the_batch_of_one(blocks: int, batch: int, parts: int, step: int, seed: int) -> None:
     samples = Samples(np.arange(blocks * 5, dtype=np.uint16), seq_len=4, seed=seed)
-    batch = per_rank * ranks
     whole, targets = samples.batch(step * batch, batch)
-    slices = [samples.batch(step * batch + rank * per_rank, per_rank) for rank in range(ranks)]
+    shares = [part(step * batch, batch, parts, index) for index in range(parts)]
+    slices = [samples.batch(first, count) for first, count in shares if count]
     assert torch.equal(torch.cat([inputs for inputs, _ in slices]), whole)
     assert torch.equal(torch.cat([targets for _, targets in slices]), targets)
+    counts = [count for _, count in shares]
+    assert max(counts) - min(counts) <= 1
 
 
 def test_targets_are_the_tokens_after_the_inputs() -> None:

@@ -22,7 +22,9 @@ from trainer.recipes import Recipe
 from trainer.telemetry import Progress
 
 STEPS = 3
-LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
+# (dp, tp, micro_batch): three ranks share eight sequences as 3, 3, 2; one at a time, the last has none for its third
+# turn.
+LAYOUTS = [(1, 1, 2), (2, 1, 2), (1, 2, 2), (2, 2, 2), (3, 1, 1), (3, 1, 2), (3, 1, 8), (1, 1, 3)]
 
 
 def build(dp: int = 1, tp: int = 1, *changes: str) -> Recipe:
@@ -41,9 +43,9 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor().detach().clone()
 
 
-def sharded_training(dp: int, tp: int) -> dict[str, Any]:
+def sharded_training(dp: int, tp: int, micro_batch: int) -> dict[str, Any]:
     """A few updates as the trainer does them, on one rank of a group; gradients and weights gathered."""
-    recipe = build(dp, tp)
+    recipe = build(dp, tp, f"data.micro_batch={micro_batch}")
     place = parallel.place_from_environment(os.environ)
     layout = parallel.start(place, *parallel.check_layout(recipe, place.world))
     model = parallel.shard(OPT(recipe.model, recipe.seed), layout, "fp32")
@@ -106,10 +108,10 @@ def plain() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: "dp{}×tp{}".format(*layout))
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: "dp{}×tp{}×micro{}".format(*layout))
 def trained(request: pytest.FixtureRequest, ranks: Ranks) -> list[dict[str, Any]]:
-    dp, tp = request.param
-    return ranks(dp * tp, sharded_training, dp, tp)
+    dp, tp, micro_batch = request.param
+    return ranks(dp * tp, sharded_training, dp, tp, micro_batch)
 
 
 def relative_errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
@@ -163,8 +165,8 @@ def test_input_and_output_embedding_stay_tied(trained: list[dict[str, Any]]) -> 
         (["parallel.dp=2", "parallel.tp=2"], 3, "3 processes cannot form parallel.dp=2 × parallel.tp=2"),
         (["parallel.tp=2"], 3, "3 processes cannot form"),
         (["parallel.tp=2"], 1, "1 processes cannot form"),
-        ([], 3, "data.global_batch=8 is not a multiple of 3"),
-        (["data.global_batch=12", "data.micro_batch=4"], 2, "6 sequences per rank cannot be run 4 at a time"),
+        ([], 9, "data.global_batch=8 leaves some of 9 data-parallel ranks without a sequence"),
+        (["parallel.tp=2", "data.global_batch=1"], 4, "data.global_batch=1 leaves some of 2 data-parallel ranks"),
     ],
 )
 def test_an_impossible_layout_is_the_users_error(changes: list[str], world: int, why: str) -> None:
