@@ -58,6 +58,8 @@ class NodeAgents:
         """By attempt and node."""
         self.starts: dict[tuple[str, str], int] = {}
         """How often ranks of an attempt were really started on a node; more than once must never be."""
+        self.last_words: dict[str, Heartbeat] = {}
+        """The last heartbeats of nodes that are not heard any more; they may still be unread."""
         self.orders: Orders | None = None
         self.started: Callable[[Launch, str], None]
         self.fell: Callable[[str], None]
@@ -77,11 +79,13 @@ class NodeAgents:
             if self._cluster.nodes[name].up:
                 agent = Agent(name, number, job.allocation, self._timeline.now)
                 self.agents[name] = agent
+                self.last_words.pop(name, None)
                 self._follow(agent)
         self._timeline.disturb()
 
     def dismiss(self, node: str) -> None:
         """The agent dies, and its ranks with it; nobody is left to report it."""
+        self.fall_silent(node)
         agent = self.agents.pop(node, None)
         if agent is None or agent.part is None:
             return
@@ -100,9 +104,15 @@ class NodeAgents:
         for agent in list(self.agents.values()):
             self._follow(agent)
 
+    def fall_silent(self, node: str) -> None:
+        """Nothing more arrives from the node's agent, and no orders at it."""
+        if (agent := self.agents.get(node)) and self._cluster.nodes[node].heard:
+            self.last_words[node] = self._heartbeat(agent)
+
     def heard_again(self, node: str) -> None:
         """The node is back on the network: its reports arrive, and it sees the orders."""
         if agent := self.agents.get(node):
+            self.last_words.pop(node, None)
             if agent.part is not None:
                 self._publish(agent.part)
             self._follow(agent)
@@ -245,12 +255,14 @@ class NodeAgents:
         tails = {each.rank: "simulated: it ended" for each in exits if each.code != 0}
         return NodeReport(node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails)
 
-    def heartbeat(self, agent: Agent) -> Heartbeat | None:
-        """The agent's newest heartbeat; None while none arrives."""
-        node, every = self._cluster.nodes[agent.node], self._costs.heartbeat
-        if not node.heard:
-            return None
-        age = (self._timeline.now - agent.started_at) % every
+    def heartbeats(self) -> list[Heartbeat]:
+        """The newest of each node: those between say nothing else."""
+        heard = (agent for agent in self.agents.values() if self._cluster.nodes[agent.node].heard)
+        return [*self.last_words.values(), *map(self._heartbeat, heard)]
+
+    def _heartbeat(self, agent: Agent) -> Heartbeat:
+        node = self._cluster.nodes[agent.node]
+        age = (self._timeline.now - agent.started_at) % self._costs.heartbeat
         return Heartbeat(
             node=agent.node,
             host=node.host,

@@ -136,6 +136,7 @@ class Silence:
         name = _node(world, self.node)
         if name is None:
             return
+        world.agents.fall_silent(name)
         world.cluster.nodes[name].heard = False
         for attempt, nodes in world.alive().items():
             if name in nodes:

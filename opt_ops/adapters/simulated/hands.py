@@ -67,13 +67,9 @@ class SimulatedAgents:
         self._read: dict[str, float] = {}
 
     def heartbeats(self) -> Sequence[Heartbeat]:
-        """The newest of each agent, if it came since the last call: those between say nothing else."""
-        new: list[Heartbeat] = []
-        for agent in self._world.agents.agents.values():
-            heartbeat = self._world.agents.heartbeat(agent)
-            if heartbeat is not None and heartbeat.ts > self._read.get(agent.node, 0.0):
-                self._read[agent.node] = heartbeat.ts
-                new.append(heartbeat)
+        """The newest of each node, if it came since the last call."""
+        new = [each for each in self._world.agents.heartbeats() if each.ts > self._read.get(each.node, 0.0)]
+        self._read |= {heartbeat.node: heartbeat.ts for heartbeat in new}
         return new
 
     def order(self, orders: Orders) -> None:

@@ -1,0 +1,1 @@
+"""Measurements, run by hand; RESULTS.md has what came of them."""

@@ -1,0 +1,308 @@
+"""`kill -9` to the daemon, again and again: does anything happen twice, get lost, or get stuck?
+
+    python benchmarks/kill_soak.py --kills 1000 --seed 1
+
+The simulated world lives in this process. The supervisor is a forked child with a real journal on the disk, and
+reaches the world through a pipe: this process carries out what it asks for, so that a child killed between an effect
+and its answer leaves what a daemon killed within `sbatch` leaves. Children are killed with SIGKILL after a random time,
+or right before or right after a random effect. Between two lives the world goes on. A write that the death of a machine
+tore is imitated: now and then, half a line is left behind at the end of the journal.
+
+`soak` does it and returns the figures; it leaves with 1 when anything was duplicated, lost or stuck.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from opt_ops.act import Site
+from opt_ops.adapters.simulated import Physics, World, faults
+from opt_ops.adapters.simulated.drive import pass_time
+from opt_ops.adapters.simulated.hands import ports
+from opt_ops.adapters.simulated.training import Sickness
+from opt_ops.adapters.simulated.world import Planned
+from opt_ops.core import events as e
+from opt_ops.core.fold import replay
+from opt_ops.core.values import Schedule
+from opt_ops.errors import OptOpsError
+from opt_ops.journal import read
+from opt_ops.ports import Ports
+from opt_ops.supervisor import Life, Supervisor
+from playbooks import loader
+
+STEPS = 240
+LONGEST = 5 * 86400.0  # virtual seconds after which a lineage counts as stuck
+LONGEST_LIFE = 0.12  # seconds
+KILLS_A_LINEAGE = 30
+EFFECTS = {"submit", "cancel", "drain", "order", "inject", "done", "send"}
+
+
+@dataclass
+class Figures:
+    """What came of it."""
+
+    kills: int = 0
+    at_effects: int = 0  # of them, right before or right after something was done to the world
+    lineages: int = 0
+    lives: int = 0
+    submissions: int = 0
+    duplicates: int = 0  # jobs beyond the first of one allocation
+    twice_started: int = 0  # ranks of an attempt started again on a node
+    requests: int = 0
+    lost_requests: int = 0
+    doubly_answered: int = 0
+    stuck: int = 0
+    torn: int = 0  # half lines left at the end of a journal file, and passed over by the next life
+    unproven: int = 0  # incidents of a completed lineage that are not closed by a proof
+    left_behind: int = 0  # jobs or ranks that outlived their lineage
+    seconds: float = 0.0
+    ends: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was duplicated, lost or stuck."""
+        return not (
+            self.duplicates
+            or self.twice_started
+            or self.lost_requests
+            or self.doubly_answered
+            or self.stuck
+            or self.left_behind
+            or self.unproven
+        )
+
+    def table(self) -> str:
+        """For people: Markdown."""
+        rows = [
+            (name.replace("_", " "), value) for name, value in vars(self).items() if name not in ("ends", "seconds")
+        ]
+        rows += [(f"ended {status}", count) for status, count in sorted(self.ends.items())]
+        rows.append(("seconds", f"{self.seconds:.0f}"))
+        return "\n".join(["| | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+# ---- the child: a daemon ---------------------------------------------------------------------------------------------
+
+
+class _Remote:
+    """A port at the other end of the pipe."""
+
+    def __init__(self, pipe: Connection, name: str) -> None:
+        self._pipe, self._name = pipe, name
+
+    def __getattr__(self, method: str) -> Any:
+        if method == "grace_seconds":
+            return 30.0
+
+        def call(*arguments: Any) -> Any:
+            self._pipe.send((self._name, method, arguments))
+            fine, result = self._pipe.recv()
+            if not fine:
+                raise result
+            return result
+
+        return call
+
+
+def _live(pipe: Connection, folder: Path) -> NoReturn:
+    """A daemon's life: until the lineage is settled, or until it is killed."""
+    code = 1
+    try:
+        policy = loader.load(loader.folder(), expected_gpus=1)[0]
+        hands: dict[str, Any] = {name: _Remote(pipe, name) for name in Ports.__dataclass_fields__}
+        life = Life(host="head", pid=os.getpid(), last_sign=None)
+        supervisor = Supervisor(folder, Ports(**hands), policy, Site(folder="/sim/1", trainer=("train",)), life)
+        while not supervisor.state.settled:
+            supervisor.tick()
+            _Remote(pipe, "world").pass_time()
+        code = 0
+    finally:
+        os._exit(code)  # no handlers of the parent's
+
+
+# ---- the parent: the world, and the killer ---------------------------------------------------------------------------
+
+
+@dataclass
+class _Death:
+    """When a life ends: at a moment, or at an effect."""
+
+    at: float  # time.monotonic()
+    effect: int | None  # the number of the effect
+    after: bool = False
+
+
+class Lineage:
+    """One lineage in its world, until it is settled."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self._random = random.Random(seed)
+        schedule = Schedule(peak_lr=1e-4, warmup_steps=10, total_steps=STEPS, final_fraction=0.1)
+        physics = Physics(
+            seed=seed, nodes=10, gpus_per_node=1, steps=STEPS, save_every=10, schedule=schedule, loss_knee=2.0
+        )
+        self.world = World(physics, plan=list(self._plan()))
+
+    def _plan(self) -> Iterator[Planned]:
+        shape = {"nodes": 2, "spares": 1, "ranks_per_node": 1}
+        arguments = {"lineage": "1", "recipe": "sim", "settings": [], "data": [], "tokenizer": None, "shape": shape}
+        yield Planned(fault=faults.Ask(request="r-start", verb="start", arguments=arguments), at=0.0)
+        for number in range(self._random.randrange(4)):
+            verb, arguments = self._random.choice([("note", {"target": "1", "text": "hm"}), ("dance", {})])
+            ask = faults.Ask(request=f"r-{number}", verb=verb, arguments=arguments)
+            yield Planned(fault=ask, step=self._random.randrange(5, STEPS - 20))
+        for accepted in self._random.choices((True, False), k=self._random.randrange(3)):
+            yield Planned(fault=faults.LostAnswer(accepted=accepted), at=self._random.choice((0.0, 2000.0)))
+        if self._random.random() < 0.4:
+            yield Planned(fault=faults.Diverge(sickness=Sickness(step=self._random.randrange(130, 170))), at=0.0)
+        kinds = (
+            faults.KillRank(),
+            faults.KillRank(code=1),
+            faults.BadGpu(),
+            faults.BadGpu(kills=True),
+            faults.NodeDown(seconds=3600.0),
+            faults.Silence(seconds=600.0),
+            faults.EndJob(),
+            faults.SchedulerAway(seconds=200.0),
+            faults.Damage(),
+            faults.Hang(),
+        )
+        for fault in self._random.sample(kinds, k=self._random.randrange(1, 5)):
+            yield Planned(fault=fault, step=self._random.randrange(20, STEPS - 10))
+
+    def live(self, death: _Death | None, figures: Figures) -> bool:
+        """One life of the daemon. Whether it came to its end by itself."""
+        mine, theirs = Pipe()
+        child = os.fork()
+        if child == 0:
+            mine.close()
+            _live(theirs, self.folder)
+        theirs.close()
+        figures.lives += 1
+        try:
+            killed = self._serve(mine, child, death, figures)
+        finally:
+            mine.close()
+        _, status = os.waitpid(child, 0)
+        if not killed and status != 0:
+            raise RuntimeError(f"the daemon of {self.folder} failed by itself; its traceback is above")
+        return not killed
+
+    def _serve(self, pipe: Connection, child: int, death: _Death | None, figures: Figures) -> bool:
+        """Carry out what the daemon asks for, until it leaves or has to die. Whether it was killed."""
+        hands, effects = ports(self.world), 0
+        while self.world.now < LONGEST:
+            if not pipe.poll(max(0.0, death.at - time.monotonic()) if death else None):
+                os.kill(child, signal.SIGKILL)
+                return True
+            try:
+                port, method, arguments = pipe.recv()
+            except EOFError:
+                return False
+            effects += method in EFFECTS
+            fatal = death is not None and method in EFFECTS and effects == death.effect
+            if fatal and death is not None and not death.after:
+                os.kill(child, signal.SIGKILL)
+            if not fatal or (death is not None and death.after):
+                answer = self._carry_out(hands, port, method, arguments)
+            if fatal:
+                os.kill(child, signal.SIGKILL)
+                figures.at_effects += 1
+                return True
+            pipe.send(answer)
+        os.kill(child, signal.SIGKILL)
+        return True
+
+    def _carry_out(self, hands: Ports, port: str, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+        if port == "world":
+            pass_time(self.world, LONGEST)
+            return True, None
+        try:
+            return True, getattr(getattr(hands, port), method)(*arguments)
+        except OptOpsError as error:
+            return False, error
+
+    def between_lives(self) -> None:
+        """Time goes by without a daemon; a torn line may have been left behind."""
+        self.world.advance(self.world.now + self._random.choice((0.0, 0.5, 3.0, 20.0, 90.0)))
+        files = sorted((self.folder / "journal").glob("*.jsonl"))
+        if files and self._random.random() < 0.2:
+            with files[-1].open("ab") as file:
+                file.write(b'{"v": 1, "seq": 99, "epo')
+
+    def death(self) -> _Death:
+        """When the next life ends."""
+        at = time.monotonic() + self._random.uniform(0.0, LONGEST_LIFE)
+        if self._random.random() < 0.5:
+            return _Death(at, None)
+        return _Death(time.monotonic() + 10.0, self._random.randrange(1, 8), self._random.random() < 0.6)
+
+    def count(self, figures: Figures) -> None:
+        """Add what became of it."""
+        entries, notes = read(self.folder / "journal")
+        state, world = replay(entries), self.world
+        figures.lineages += 1
+        figures.ends[state.status] += 1
+        figures.stuck += not state.settled
+        jobs = Counter(job.allocation for job in world.cluster.jobs.values())
+        figures.submissions += jobs.total()
+        figures.duplicates += sum(number - 1 for number in jobs.values())
+        figures.twice_started += sum(number - 1 for number in world.agents.starts.values())
+        asked = world.asked
+        answers = Counter(name for x in entries if (name := getattr(x.event, "request", None)) is not None)
+        figures.requests += len(asked)
+        figures.lost_requests += sum(answers[name] == 0 or name in world.inbox for name in asked)
+        figures.doubly_answered += sum(answers[name] > 1 for name in asked)
+        figures.torn += sum("torn" in note for note in notes)
+        if state.settled:
+            figures.left_behind += len(world.cluster.live) + len(world.alive())
+        if any(isinstance(x.event, e.LineageCompleted) for x in entries):
+            figures.unproven += sum(incident.proven is False for incident in state.incidents.values())
+            figures.unproven += sum(incident.closed_at is None for incident in state.incidents.values())
+
+
+def soak(kills: int, seed: int, folder: Path) -> Figures:
+    """Kill the daemons of one lineage after the other, `kills` times in all."""
+    figures, began, number = Figures(), time.monotonic(), 0
+    while figures.kills < kills:
+        lineage = Lineage(folder / f"{number:04d}", seed * 100_000 + number)
+        last = figures.kills + min(KILLS_A_LINEAGE, kills - figures.kills)
+        while not lineage.live(lineage.death() if figures.kills < last else None, figures):
+            if lineage.world.now >= LONGEST:
+                break
+            figures.kills += 1
+            lineage.between_lives()
+        lineage.count(figures)
+        number += 1
+    figures.seconds = time.monotonic() - began
+    return figures
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kill-soak-") as folder:
+        figures = soak(options.kills, options.seed, Path(folder))
+    print(figures.table())
+    return 0 if figures.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""A lineage in a simulated world whose daemon can be stopped at any boundary, and its next life begun."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import opt_ops.journal
+import opt_ops.supervisor
+from opt_ops.act import Site
+from opt_ops.adapters.simulated import Costs, Physics, World, faults, run
+from opt_ops.adapters.simulated.hands import ports
+from opt_ops.adapters.simulated.world import Planned
+from opt_ops.core.events import Entry
+from opt_ops.core.fold import replay
+from opt_ops.core.run import State
+from opt_ops.core.values import Schedule
+from opt_ops.journal import Journal, read
+from opt_ops.ports import Ports
+from opt_ops.supervisor import Life, Supervisor
+from playbooks import loader
+
+POLICY = loader.load(loader.folder(), expected_gpus=1)[0]
+SITE = Site(folder="/sim/1", trainer=("train",))
+
+# What is done to the world; everything else a port offers is looking.
+EFFECTS = {
+    "scheduler": ("submit", "cancel", "drain"),
+    "agents": ("order",),
+    "trainer": ("inject",),
+    "inbox": ("done",),
+    "notifier": ("send",),
+}
+
+
+class Killed(BaseException):
+    """The daemon stops here. Nothing catches it."""
+
+
+class Boundaries:
+    """Counts the moments at which a daemon may die, and kills it at one of them."""
+
+    def __init__(self, fatal: int | None = None) -> None:
+        self.passed: list[str] = []
+        self.effects: Counter[str] = Counter()
+        self.fatal = fatal
+
+    def here(self, what: str, last_words: Callable[[], None] = lambda: None) -> None:
+        """One such moment. `last_words` is what a death here still does."""
+        self.passed.append(what)
+        if len(self.passed) - 1 == self.fatal:
+            last_words()
+            raise Killed(what)
+
+
+class Guarded:
+    """A port with a boundary before and after each effect."""
+
+    def __init__(self, port: Any, name: str, boundaries: Boundaries) -> None:
+        self._port, self._name, self._boundaries = port, name, boundaries
+
+    def __getattr__(self, attribute: str) -> Any:
+        method = getattr(self._port, attribute)
+        if attribute not in EFFECTS.get(self._name, ()):
+            return method
+
+        def effect(*arguments: Any) -> Any:
+            self._boundaries.here(f"before {attribute}")
+            result = method(*arguments)
+            self._boundaries.effects[attribute] += 1
+            self._boundaries.here(f"after {attribute}")
+            return result
+
+        return effect
+
+
+def start(lineage: str = "1", **shape: int) -> faults.Ask:
+    """The operator's request that begins it all."""
+    arguments = {
+        "lineage": lineage,
+        "recipe": "opt-sim",
+        "settings": [],
+        "data": [],
+        "tokenizer": None,
+        "shape": {"nodes": 2, "spares": 1, "ranks_per_node": 1, **shape},
+    }
+    return faults.Ask(request="r-start", verb="start", arguments=arguments)
+
+
+def physics(steps: int, **other: Any) -> Physics:
+    """Eight nodes of one GPU; a short training with a long plateau, so that the detectors know their band soon."""
+    schedule = Schedule(peak_lr=1e-4, warmup_steps=10, total_steps=steps, final_fraction=0.1)
+    return Physics(**{"nodes": 8, "gpus_per_node": 1, "steps": steps, "schedule": schedule, "loss_knee": 2.0, **other})
+
+
+class Lives:
+    """One lineage: its world, its journal, and one supervisor after the other."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Sequence[Planned],
+        physics: Physics,
+        costs: Costs | None = None,
+        boundaries: Boundaries | None = None,
+    ) -> None:
+        self.folder = folder
+        self.world = World(physics, costs, plan)
+        self.boundaries = boundaries or Boundaries()
+        self.supervisor: Supervisor | None = None
+        self.most_live: Counter[str] = Counter()
+        """The most jobs of one allocation name that were live at once."""
+        self.open_journals: list[Journal] = []
+
+    def begin(self) -> Supervisor:
+        """A new life of the daemon."""
+        self.end()
+        boundaries, journals = self.boundaries, self.open_journals
+
+        class Breakable(Journal):
+            def __init__(self, folder: Path) -> None:
+                super().__init__(folder)
+                journals.append(self)
+
+            def append(self, entry: Entry) -> None:
+                boundaries.here("before append")
+                boundaries.here("torn append", lambda: self._tear(entry))
+                super().append(entry)
+                boundaries.here("after append")
+
+            def _tear(self, entry: Entry) -> None:
+                line = opt_ops.journal._line(entry)
+                os.write(self._descriptor, line[: len(line) // 2])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(opt_ops.supervisor, "Journal", Breakable)
+            hands = ports(self.world)
+            guarded = {name: Guarded(getattr(hands, name), name, boundaries) for name in Ports.__dataclass_fields__}
+            life = Life(host="head", pid=1, last_sign=None)
+            self.supervisor = Supervisor(self.folder, Ports(**guarded), POLICY, SITE, life)
+        return self.supervisor
+
+    def end(self) -> None:
+        """The life is over; nothing is tidied up but this process's open files."""
+        self.supervisor = None
+        while self.open_journals:
+            self.open_journals.pop().close()
+
+    def tick(self) -> bool:
+        """One look of the supervisor, and one at the world."""
+        assert self.supervisor is not None
+        try:
+            return self.supervisor.tick()
+        finally:
+            live = Counter(job.allocation for job in self.world.cluster.live)
+            self.most_live = self.most_live | live
+
+    @property
+    def state(self) -> State:
+        assert self.supervisor is not None
+        return self.supervisor.state
+
+    def drive(self, until: float, blind: float = 7.0, tick: float = 5.0) -> State:
+        """Until settled or `until`; a life that is killed is followed by another, `blind` seconds later."""
+        while True:
+            try:
+                if self.supervisor is None:
+                    self.begin()
+                run(self.world, self, until, tick=tick)
+            except Killed:
+                self.end()
+                self.world.advance(self.world.now + blind)
+            else:
+                return self.state
+
+    def entries(self) -> list[Entry]:
+        """What is on the disk."""
+        return read(self.folder / "journal")[0]
+
+    def replayed(self) -> State:
+        """The state that the disk tells."""
+        return replay(self.entries())
+
+
+def without_sync(patch: pytest.MonkeyPatch) -> None:
+    """A daemon that dies inside this process loses nothing that it wrote: syncing would only cost time."""
+    patch.setattr(os, "fdatasync", lambda _: None)
+    patch.setattr(os, "fsync", lambda _: None)

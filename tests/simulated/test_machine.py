@@ -1,0 +1,243 @@
+"""Anything may happen in any order: Hypothesis puts in faults, crashes, second daemons and requests, and looks for a
+lineage that contradicts itself, does a thing twice, or gets stuck.
+
+The 60 histories that run by default are always the same. `MACHINE_EXAMPLES=2000 pytest tests/simulated/test_machine.py`
+looks further, differently each time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from opt_ops.adapters.simulated import faults
+from opt_ops.adapters.simulated.training import Sickness
+from opt_ops.adapters.simulated.world import Fault, Planned
+from opt_ops.core import events as e
+from opt_ops.core.fold import fold
+from opt_ops.core.run import State, Status
+from opt_ops.core.values import AllocationStatus
+from opt_ops.journal import Fenced
+from tests.simulated.lives import Lives, physics, start, without_sync
+
+EXAMPLES = os.environ.get("MACHINE_EXAMPLES")
+
+NODES, SPARES, STEPS = 2, 1, 200
+HANDOVER = 60.0  # seconds in which ranks of the attempt before may still be ending
+STRAY = 120.0  # seconds in which a second job of one name may go unnoticed
+PATIENCE = 3 * 86400.0  # seconds in which a lineage must end once nothing happens any more
+
+TRAINING = (faults.KillRank(), faults.KillRank(code=1), faults.Hang(), faults.Damage())
+HARDWARE = (
+    faults.BadGpu(),
+    faults.BadGpu(xid=None, kills=True),
+    faults.BadGpu(node="n003"),
+    faults.NodeDown(seconds=1200.0),
+    faults.NodeDown(seconds=None),
+    faults.NodeDown(seconds=900.0, relapse=True),
+    faults.Silence(seconds=20.0),
+    faults.Silence(seconds=400.0),
+    faults.Slow(factor=2.0, seconds=900.0),
+)
+SITE = (
+    faults.EndJob(),
+    faults.EndJob(reason="PREEMPTED", notice=60.0),
+    faults.SchedulerAway(seconds=200.0),
+    faults.NoNodes(seconds=900.0),
+    faults.LostAnswer(accepted=True),
+    faults.LostAnswer(accepted=False),
+    faults.ClockJump(seconds=3600.0),
+    faults.ClockJump(seconds=-3600.0),
+    faults.ClockJump(seconds=-5.0),
+)
+AND_THEN = st.sampled_from((0.0, 5.0, 40.0, 300.0, 900.0))  # seconds go by
+
+REQUESTS = (
+    ("note", {"target": "1", "text": "hm"}),
+    ("drill", {"fault": "kill-rank", "rank": 1}),
+    ("drill", {"fault": "xid", "node": "n002", "xid": 79}),
+    ("drill", {"fault": "lr", "factor": 40.0, "updates": 5, "from_step": None}),
+    ("dance", {}),
+    ("drill", {}),
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """One lineage on eight nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="machine-"))
+        self.patch = pytest.MonkeyPatch()
+        without_sync(self.patch)
+        self.asked: list[str] = []
+        self.two_attempts_since: float | None = None
+        self.two_jobs_since: float | None = None
+
+    @initialize(sickness=st.sampled_from((None, 120, 160)), cured=st.booleans())
+    def begin(self, sickness: int | None, cured: bool) -> None:
+        plan = [Planned(fault=start(nodes=NODES, spares=SPARES), at=0.0)]
+        if sickness is not None:
+            ill = Sickness(step=sickness, cured_below=0.8 if cured else 0.4)
+            plan.append(Planned(fault=faults.Diverge(sickness=ill), at=0.0))
+        self.lives = Lives(self.folder, plan, physics(STEPS, save_every=10))
+        self.time_passes(700.0)  # most of what goes wrong, goes wrong in training
+
+    # ---- what happens
+
+    @rule(seconds=st.sampled_from((10.0, 120.0, 2400.0)))
+    def time_passes(self, seconds: float) -> None:
+        until = self.lives.world.now + seconds
+        while self.lives.world.now < until and not self.settled():
+            self.lives.drive(min(until, self.lives.world.now + 60.0))
+            self.watch_the_world()
+
+    @rule(fault=st.sampled_from(TRAINING), then=AND_THEN)
+    def training_fails(self, fault: Fault, then: float) -> None:
+        self.lives.world.strike(fault)
+        self.time_passes(then)
+
+    @rule(fault=st.sampled_from(HARDWARE), then=AND_THEN)
+    def hardware_fails(self, fault: Fault, then: float) -> None:
+        self.lives.world.strike(fault)
+        self.time_passes(then)
+
+    @rule(fault=st.sampled_from(SITE), then=AND_THEN)
+    def the_site_fails(self, fault: Fault, then: float) -> None:
+        self.lives.world.strike(fault)
+        self.time_passes(then)
+
+    @rule(ahead=st.integers(0, 60))
+    def the_daemon_dies_soon(self, ahead: int) -> None:
+        self.lives.boundaries.fatal = len(self.lives.boundaries.passed) + ahead
+
+    @rule(blind=st.sampled_from((0.0, 3.0, 45.0, 900.0)))
+    def the_daemon_dies(self, blind: float) -> None:
+        self.lives.end()
+        self.lives.world.advance(self.lives.world.now + blind)
+
+    @rule()
+    def a_second_daemon_starts(self) -> None:
+        first, self.lives.supervisor = self.lives.supervisor, None
+        if first is None:
+            return
+        self.lives.boundaries.fatal = None
+        journals, self.lives.open_journals[:] = list(self.lives.open_journals), []
+        self.lives.begin()
+        before = Counter(self.lives.boundaries.effects)
+        with pytest.raises(Fenced):
+            first.tick()
+        touched = self.lives.boundaries.effects - before
+        assert touched.keys() <= {"done"}, f"a fenced daemon did more than clear the inbox: {touched}"
+        for journal in journals:
+            journal.close()
+
+    @rule(request=st.sampled_from(REQUESTS))
+    def somebody_asks(self, request: tuple[str, dict[str, object]]) -> None:
+        name = f"r-{len(self.asked)}"
+        self.asked.append(name)
+        self.lives.world.strike(faults.Ask(request=name, verb=request[0], arguments=request[1]))
+
+    @rule(which=st.integers(0, 5))
+    def somebody_asks_twice(self, which: int) -> None:
+        name = self.asked[which] if which < len(self.asked) else "r-start"
+        self.lives.world.strike(faults.Ask(request=name, verb="note", arguments={"target": "1", "text": "again"}))
+
+    # ---- what must hold
+
+    def settled(self) -> bool:
+        return self.lives.supervisor is not None and self.lives.state.settled
+
+    @invariant()
+    def the_journal_is_the_truth(self) -> None:
+        if self.lives.supervisor is not None:
+            assert self.lives.state == self.lives.replayed()
+
+    @invariant()
+    def watch_the_world(self) -> None:
+        world = self.lives.world
+        heard = {
+            attempt
+            for attempt, nodes in world.alive().items()
+            if any(world.cluster.nodes[node].heard for node in nodes)
+        }
+        if len(heard) < 2:
+            self.two_attempts_since = None
+        elif self.two_attempts_since is None:
+            self.two_attempts_since = world.now
+        elif self.lives.supervisor is not None:
+            assert world.now - self.two_attempts_since <= HANDOVER, f"ranks of {heard} are alive"
+        assert set(world.agents.starts.values()) <= {1}, "ranks were started twice"
+
+    def check_history(self) -> State:
+        """Every decision of the journal against the state on which it was taken."""
+        state = State()
+        for entry in self.lives.entries():
+            if isinstance(entry.event, e.AttemptIntended):
+                excluded = {name for name, node in state.nodes.items() if node.excluded_by is not None}
+                assert excluded.isdisjoint(entry.event.nodes), f"{entry.event.attempt} starts on an excluded node"
+                chosen = entry.event.checkpoint
+                assert chosen is None or state.checkpoints[chosen.path].good, f"{chosen} is not known to be good"
+                assert chosen is None or not self.lives.world.checkpoints[chosen.path].damage
+            if isinstance(entry.event, e.AllocationIntended):
+                pending = sum(each.wanted for each in state.allocations.values() if pends(each))
+                assert pending + entry.event.nodes <= NODES + SPARES, f"{pending} are asked for already"
+            state = fold(state, entry)
+        return state
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "lives"):
+                self.let_it_end()
+        finally:
+            self.lives.end()
+            self.patch.undo()
+            shutil.rmtree(self.folder)
+
+    def let_it_end(self) -> None:
+        world = self.lives.world
+        world.cluster.weather.holes.clear()
+        self.lives.boundaries.fatal = None
+        self.lives.drive(world.now + PATIENCE)
+        state = self.check_history()
+        event(f"ended {state.status}")
+        for incident in state.incidents.values():
+            event(f"incident {incident.kind}")
+        assert state.settled, f"stuck: {state.status} since {state.since}"
+        assert not world.cluster.live, "jobs outlive the lineage"
+        assert not world.alive(), "ranks outlive the lineage"
+        submitted = Counter(job.allocation for job in world.cluster.jobs.values())
+        assert all(number == 1 for number in submitted.values()), submitted
+        if state.status is Status.COMPLETED:
+            unproven = [each.name for each in state.incidents.values() if each.closed_at is None]
+            assert not unproven, unproven
+        answers = Counter(name for x in self.lives.entries() if (name := getattr(x.event, "request", None)) is not None)
+        waiting = set(world.inbox)
+        assert all(answers[name] == (0 if name in waiting else 1) for name in self.asked if not state.settled), answers
+        assert all(answers[name] <= 1 for name in self.asked), answers
+
+
+def pends(allocation: object) -> bool:
+    return bool(
+        getattr(allocation, "live", False)
+        and getattr(allocation, "status", None) is AllocationStatus.QUEUED
+        and getattr(allocation, "release_at", None) is None
+    )
+
+
+Machine.TestCase.settings = settings(
+    max_examples=int(EXAMPLES or 60),
+    stateful_step_count=12,
+    deadline=None,
+    derandomize=EXAMPLES is None,
+    suppress_health_check=list(HealthCheck),
+)
+TestMachine = Machine.TestCase
