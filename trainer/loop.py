@@ -80,7 +80,7 @@ def train(job: Job) -> None:
     if layout.rank == 0:
         telemetry.write_config(job.run_dir, _config(job, layout, model, text, progress))
         recorder = Telemetry(job.run_dir / "telemetry.jsonl", recipe, layout, job.process_start)
-    outside = Outside(job.run_dir, layout.rank, job.signals, fence)
+    outside = Outside(job.run_dir, layout, job.signals, fence)
 
     save_seconds = 0.0
     while progress.step < recipe.steps:
@@ -188,9 +188,13 @@ def measure(model: OPT, loss: Tensor, activation_norm: Tensor, heard: Heard) -> 
     """
     told = [heard.drill_factor, heard.save_requested, heard.superseded]
     sums = torch.stack([loss.double(), activation_norm.double(), optim.square_norm_share(model.parameters())])
+    if heard.busy_seconds is not None:  # each rank has a place of its own in the sum
+        by_rank = [0.0] * dist.get_world_size()
+        by_rank[dist.get_rank()] = heard.busy_seconds
+        told += by_rank
     total = torch.cat([sums, torch.tensor(told, dtype=torch.float64, device=loss.device)])
     dist.all_reduce(total)
-    mean_loss, mean_activation_norm, square_norm, drill_factor, save_requests, superseded = total.tolist()
+    mean_loss, mean_activation_norm, square_norm, drill_factor, save_requests, superseded, *busy = total.tolist()
     return Measured(
         loss=mean_loss,
         activation_norm=mean_activation_norm,
@@ -198,6 +202,7 @@ def measure(model: OPT, loss: Tensor, activation_norm: Tensor, heard: Heard) -> 
         drill_factor=drill_factor,
         save_requested=save_requests > 0,
         superseded=superseded > 0,
+        busy_seconds=busy,
     )
 
 

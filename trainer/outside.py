@@ -5,12 +5,14 @@ that the step has anyway, and all act on the sum.
 """
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.drill import DrillFile
 from trainer.errors import SupersededError, UserError
 from trainer.fence import Fence
+from trainer.parallel import Layout
 from trainer.signals import Signals
 from trainer.telemetry import Measured
 
@@ -23,19 +25,25 @@ class Heard:
         drill_factor: of the learning rate; NaN when the drills cannot be read. Zero on all ranks but rank 0.
         save_requested: whether this rank was asked for a checkpoint.
         superseded: whether the fence names another attempt. Rank 0 alone looks.
+        busy_seconds: how long this rank has worked since the reduction before, time that it waited for others not
+            counted; None, on all ranks, where that is not known.
     """
 
     drill_factor: float = 0.0
     save_requested: bool = False
     superseded: bool = False
+    busy_seconds: float | None = None
 
 
 class Outside:
     """One rank's ears."""
 
-    def __init__(self, run_dir: Path, rank: int, signals: Signals, fence: Fence) -> None:
-        self._drills = DrillFile(run_dir / "drill.json") if rank == 0 else None
-        self._fence = fence if rank == 0 else None
+    def __init__(self, run_dir: Path, layout: Layout, signals: Signals, fence: Fence) -> None:
+        self._drills = DrillFile(run_dir / "drill.json") if layout.rank == 0 else None
+        self._fence = fence if layout.rank == 0 else None
+        # On a GPU, kernels wait for other ranks as they compute: no clock here tells the two apart.
+        self._measures_work = layout.world > 1 and layout.device.type == "cpu"
+        self._worked = time.thread_time()
         self._unreadable: UserError | None = None
         self._signals = signals
 
@@ -45,6 +53,7 @@ class Outside:
             drill_factor=self._drill_factor(step),
             save_requested=self._signals.save_requested.is_set(),
             superseded=self._fence is not None and self._fence.superseded,
+            busy_seconds=self._busy_seconds(),
         )
 
     def stop_if_told(self, measured: Measured) -> None:
@@ -58,6 +67,13 @@ class Outside:
             raise SupersededError("superseded: a newer attempt exists; nothing was saved")
         if math.isnan(measured.drill_factor):
             raise self._unreadable or UserError("rank 0 cannot read drill.json; its log says why.")
+
+    def _busy_seconds(self) -> float | None:
+        """CPU time of this thread: what gloo waits for, or a save writes in the background, is not in it."""
+        if not self._measures_work:
+            return None
+        before, self._worked = self._worked, time.thread_time()
+        return self._worked - before
 
     def _drill_factor(self, step: int) -> float:
         if self._drills is None:

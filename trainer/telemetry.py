@@ -4,8 +4,9 @@ import json
 import math
 import platform
 import socket
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,10 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What all ranks together measured of one forward and backward pass, and what they heard from outside."""
+    """What all ranks together measured of one forward and backward pass, and what they heard from outside.
+
+    ``busy_seconds`` is by rank, and empty where it is not known.
+    """
 
     loss: float
     activation_norm: float
@@ -42,6 +46,7 @@ class Measured:
     drill_factor: float = 1.0
     save_requested: bool = False
     superseded: bool = False
+    busy_seconds: Sequence[float] = ()
 
     @property
     def finite(self) -> bool:
@@ -139,6 +144,7 @@ class Telemetry:
             "wps": self._tokens / seconds,
             "ups": 1 / seconds,
             "step_seconds": seconds,
+            "busy_seconds": _spread(measured.busy_seconds),
             "save_seconds": save_seconds,
             "save_error": save_error,
             "train_wall": now - self._train_start,
@@ -165,6 +171,13 @@ def _peak_tflops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for model, peak in _PEAK_TFLOPS.items() if model in name), None)
+
+
+def _spread(by_rank: Sequence[float]) -> dict[str, float] | None:
+    if not by_rank:
+        return None
+    most = max(by_rank)
+    return {"median": statistics.median(by_rank), "max": most, "rank": by_rank.index(most)}
 
 
 def _finite(value: float) -> float | None:

@@ -25,8 +25,8 @@ CONFIG = {"peak_lr": 3e-3, "warmup_steps": 60, "total_steps": 600, "final_fracti
 
 FIELDS = {
     *("ts", "num_updates", "loss", "ppl", "gnorm", "clip", "actv_norm", "lr", "betas", "weight_decay", "clip_norm"),
-    *("loss_scale", "finite", "skipped", "bsz", "wpb", "wps", "ups", "step_seconds", "save_seconds", "save_error"),
-    *("train_wall", "wall", "tokens", "data_position", "tflops", "mfu", "cuda_gb_allocated"),
+    *("loss_scale", "finite", "skipped", "bsz", "wpb", "wps", "ups", "step_seconds", "busy_seconds", "save_seconds"),
+    *("save_error", "train_wall", "wall", "tokens", "data_position", "tflops", "mfu", "cuda_gb_allocated"),
 }
 # What the same training gives again to the last bit, whenever and however often it is interrupted.
 REPRODUCIBLE = ("num_updates", "loss", "gnorm", "actv_norm", "lr", "tokens", "data_position")
@@ -66,6 +66,7 @@ def test_every_update_has_its_line(uninterrupted: Path) -> None:
         assert set(line) == FIELDS
         assert line["finite"]
         assert line["save_error"] is None
+        assert 0 < line["busy_seconds"]["median"] <= line["busy_seconds"]["max"]
         assert line["data_position"] == step * 8
         assert line["tokens"] == step * 8 * 32
         assert line["ppl"] == pytest.approx(math.exp(line["loss"]))
@@ -182,6 +183,7 @@ def mean_losses(lines: list[dict[str, Any]]) -> list[float]:
 
 
 def test_the_layout_does_not_show_in_the_losses(drilled: Path, uninterrupted: Path) -> None:
+    assert telemetry(drilled / "a1")[-1]["busy_seconds"] is None, "one rank waits for nobody"
     one, two = ([line["loss"] for line in telemetry(folder / "a1")][:20] for folder in (drilled, uninterrupted))
     assert one == pytest.approx(two, rel=1e-5)
 
