@@ -18,6 +18,7 @@ from trainer.manifest import CheckpointError
 from trainer.signals import Signals
 
 EXIT_UNFORESEEN = 1
+EXIT_OUT_OF_MEMORY = 84
 EXIT_CODES: dict[type[Exception], int] = {UserError: 78, CheckpointError: 65, NonFiniteError: 82, SupersededError: 83}
 
 _EXAMPLES = """\
@@ -29,7 +30,7 @@ examples:
 
 exit codes:
   0 done; 1 unforeseen error; 65 bad checkpoint; 78 user error; 82 training diverged; 83 a newer attempt exists;
-  130, 143 stopped by a signal
+  84 out of memory; 130, 143 stopped by a signal
 """
 
 
@@ -45,10 +46,26 @@ def main(signals: Signals) -> int:
     except tuple(EXIT_CODES) as error:
         say(f"error: {error}", sys.stderr)
         return EXIT_CODES[type(error)]
-    except Exception:  # noqa: BLE001  the last line of defence: everything else is exit code 1
-        traceback.print_exc()
-        return EXIT_UNFORESEEN
+    except Exception as error:  # noqa: BLE001  the last line of defence: everything else is exit code 1
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        if not _is_out_of_memory(error):
+            return EXIT_UNFORESEEN
+        say(
+            "error: out of memory; the traceback above says where. Lower data.micro_batch, or spread the model over "
+            "more ranks (more nodes, a higher parallel.tp).",
+            sys.stderr,
+        )
+        return EXIT_OUT_OF_MEMORY
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, a GPU's allocator or torch's CPU allocator, which has no exception of its own, has run out."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
 
 
 def _train(arguments: argparse.Namespace, process_start: float, signals: Signals) -> None:

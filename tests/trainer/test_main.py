@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.trainer.harness import train
 from trainer import loop, manifest, recipes
-from trainer.errors import UserError
+from trainer.__main__ import main
+from trainer.errors import SupersededError, UserError
 from trainer.loop import Job
 
 
@@ -85,3 +87,32 @@ def test_an_attempt_does_not_write_into_anothers_telemetry(tmp_path: Path) -> No
     (tmp_path / "a1" / "telemetry.jsonl").touch()
     with pytest.raises(UserError, match="a --run-dir of its own"):
         loop.check_folders(job(tmp_path))
+
+
+def test_out_of_memory_has_a_code_and_says_what_to_change(tmp_path: Path) -> None:
+    folders = ["--run-dir", tmp_path / "a1", "--checkpoint-dir", tmp_path / "checkpoints"]
+    huge = ["--set", f"model.max_positions={2**40}"]  # a table of 500 TB
+    (done,) = train(0, "--recipe", "opt-tiny", *folders, *huge)
+    assert done.returncode == 84
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: out of memory; the traceback above says where. Lower data.mic"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 84),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), 84),
+        (RuntimeError("Connection closed by peer"), 1),
+        (SupersededError("superseded"), 83),
+    ],
+)
+def test_how_it_ends_is_told_by_the_exit_code(monkeypatch: pytest.MonkeyPatch, error: Exception, code: int) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["trainer"])
+    monkeypatch.setattr("trainer.__main__._train", fail)
+    assert main(None) == code  # pyright: ignore[reportArgumentType]
