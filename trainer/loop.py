@@ -76,10 +76,7 @@ def train(job: Job) -> None:
     fence = Fence(job.fence, job.attempt)
     checkpointer = Checkpointer(job.checkpoint_dir, model, optimizer, fence)
     progress = _resume(job, checkpointer, settings_digest, layout) if job.resume else Progress()
-    recorder = None
-    if layout.rank == 0:
-        telemetry.write_config(job.run_dir, _config(job, layout, model, text, progress))
-        recorder = Telemetry(job.run_dir / "telemetry.jsonl", recipe, layout, job.process_start)
+    recorder = _recorder(job, layout, _config(job, layout, model, text, progress)) if layout.rank == 0 else None
     outside = Outside(job.run_dir, layout, job.signals, fence)
 
     save_seconds = 0.0
@@ -204,6 +201,11 @@ def measure(model: OPT, loss: Tensor, activation_norm: Tensor, heard: Heard) -> 
         superseded=superseded > 0,
         busy_seconds=busy,
     )
+
+
+def _recorder(job: Job, layout: Layout, config: dict[str, Any]) -> Telemetry:
+    telemetry.write_config(job.run_dir, config)
+    return Telemetry(job.run_dir / "telemetry.jsonl", job.recipe, layout, job.process_start)
 
 
 def _save(job: Job, checkpointer: Checkpointer, header: dict[str, Any]) -> float:
