@@ -11,15 +11,27 @@ import os
 import signal
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from opt_ops.core.events import AllocationFailed, AllocationSubmitted, DrillDone, Event, NodeDrained
+from opt_ops.core.events import (
+    AlertSettled,
+    AllocationFailed,
+    AllocationSubmitted,
+    DrillDone,
+    Event,
+    NodeDrained,
+    StrayCancelled,
+)
 from opt_ops.core.run import Allocation, Attempt, State, attempt_folder
 from opt_ops.core.values import AllocationStatus, Fault
 from opt_ops.errors import Refused, SchedulerUnavailable
-from opt_ops.ports import Drilling, Launch, Orders, Ports
+from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
 
 _CANCEL_SECONDS = 20.0  # for agents to leave by themselves before the job is cancelled
+_ALERT_RETRY_SECONDS = 60.0
+_ALERT_HOURS = 1.0  # after which a page that nobody takes is given up
+
+_AGENTS_DRILLS = (Fault.KILL_RANK, Fault.HANG, Fault.XID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,30 +51,28 @@ class Hands:
         self._site = site
         self._ordered: Orders | None = None
         self._tried: set[str] = set()
+        self._alerts: dict[str, float] = {}  # when each was last handed over, on the monotonic clock
 
     def act(self, state: State) -> Iterator[Event]:
         """Carry out what is open; yield the outcomes."""
         self._order(state)
-        yield from self._allocation(state)
+        for allocation in state.live_allocations:
+            yield from self._allocation(state, allocation)
+        yield from self._strays(state)
         yield from self._drains(state)
         yield from self._drills(state)
+        yield from self._tell(state)
 
     def _order(self, state: State) -> None:
         orders = orders_of(state, self._site)
         before = self._ordered
-        if before is not None and (orders.launch, orders.drills, orders.release) == (
-            before.launch,
-            before.drills,
-            before.release,
-        ):
+        if before is not None and replace(before, epoch=orders.epoch, seq=orders.seq) == orders:
             return
         self._ports.agents.order(orders)
         self._ordered = orders
 
-    def _allocation(self, state: State) -> Iterator[Event]:
-        allocation, scheduler = state.allocation, self._ports.scheduler
-        if allocation is None or not allocation.live:
-            return
+    def _allocation(self, state: State, allocation: Allocation) -> Iterator[Event]:
+        scheduler = self._ports.scheduler
         try:
             if allocation.job is not None:
                 if self._must_cancel(allocation):
@@ -71,7 +81,7 @@ class Hands:
                 self._tried.add(allocation.name)
                 job = scheduler.submit(allocation.name, allocation.wanted, allocation.exclude)
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=False)
-            elif (job := scheduler.find(allocation.name)) is not None:
+            elif (job := self._find(allocation.name)) is not None:
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=True)
             elif self._ports.clock.now() - allocation.intended_at > scheduler.grace_seconds:
                 yield AllocationFailed(allocation=allocation.name, why="no job of that name came of an earlier try")
@@ -79,6 +89,17 @@ class Hands:
             return  # not an outcome: ask again at the next tick
         except Refused as error:
             yield AllocationFailed(allocation=allocation.name, why=str(error))
+
+    def _find(self, allocation: str) -> str | None:
+        return next((job for job, name in self._ports.scheduler.jobs() if name == allocation), None)
+
+    def _strays(self, state: State) -> Iterator[Event]:
+        for job in state.strays:
+            try:
+                self._ports.scheduler.cancel(job)
+            except SchedulerUnavailable:
+                continue
+            yield StrayCancelled(job=job)
 
     def _must_cancel(self, allocation: Allocation) -> bool:
         """Agents leave by themselves when released; a job that has none yet, or that lingers, is cancelled."""
@@ -100,6 +121,23 @@ class Hands:
             else:
                 yield NodeDrained(node=node.name, done=True, why="")
 
+    def _tell(self, state: State) -> Iterator[Event]:
+        """Hand open alerts over, again after a while if they did not arrive; not for ever."""
+        now = self._ports.clock.monotonic()
+        failed = dict(self._ports.notifier.delivered())
+        for name, alert in state.alerts.items():
+            if alert.delivered is not None:
+                continue
+            problem = failed.get(name)
+            if problem == "":
+                yield AlertSettled(alert=name, delivered=True, why="")
+            elif problem and self._ports.clock.now() - alert.at > _ALERT_HOURS * 3600:
+                yield AlertSettled(alert=name, delivered=False, why=problem)
+            elif now - self._alerts.get(name, -_ALERT_RETRY_SECONDS) >= _ALERT_RETRY_SECONDS:
+                self._alerts[name] = now
+                told = alert.told
+                self._ports.notifier.send(Alert(told.alert, told.severity, told.title, told.body))
+
     def _drills(self, state: State) -> Iterator[Event]:
         for drill in state.drills.values():
             if drill.done:
@@ -117,7 +155,8 @@ class Hands:
 def orders_of(state: State, site: Site) -> Orders:
     """What the agents should be doing, by the state alone."""
     attempt = state.attempt
-    running = attempt if attempt is not None and attempt.live and attempt.stop_why is None else None
+    live = attempt if attempt is not None and attempt.live and attempt.nodes else None
+    running = live if live is not None and live.stop_why is None else None
     drills = tuple(
         Drilling(
             drill=drill.name,
@@ -126,39 +165,43 @@ def orders_of(state: State, site: Site) -> Orders:
             arguments={"attempt": drill.attempt, **drill.arguments},
         )
         for drill in state.drills.values()
-        if running is not None and drill.attempt == running.name and drill.fault in (Fault.KILL_RANK, Fault.XID)
+        if running is not None and drill.attempt == running.name and drill.fault in _AGENTS_DRILLS
     )
-    allocation = state.allocation
+    asked = (i.name for i in state.incidents.values() if i.stacks_at is not None and i.stacks is None)
     return Orders(
         epoch=state.epoch,
         seq=state.seq,
         launch=_launch(state, running, site) if running else None,
         drills=drills,
-        release=allocation is not None and allocation.release_at is not None,
+        released=tuple(name for name, each in state.allocations.items() if not each.live or each.release_at),
+        save=f"{running.name}/{running.leave_seq}" if running and running.leave_seq else None,
+        dump=next(asked, None) if live else None,
     )
 
 
 def _launch(state: State, attempt: Attempt, site: Site) -> Launch:
-    lineage = state.lineage
-    assert lineage is not None
+    lineage, run, held = state.intent, state.runs[attempt.run], state.held
     argv = [*site.trainer, "--recipe", lineage.recipe]
-    for setting in lineage.settings:
+    for setting in (*lineage.settings, *run.settings):
         argv += ["--set", setting]
     for path in lineage.data:
         argv += ["--data", path]
     if lineage.tokenizer is not None:
         argv += ["--tokenizer", lineage.tokenizer]
-    for factor in state.runs[attempt.run].lr_factors:
+    for factor in run.lr_factors:
         argv += ["--lr-factor", f"{factor.step}:{factor.factor!r}"]
+    for skip in run.skips:
+        argv += ["--skip-batches", f"{skip.first}:{skip.last}"]
     argv += ["--run-dir", f"{site.folder}/{attempt_folder(attempt.name)}"]
     argv += ["--checkpoint-dir", f"{site.folder}/{attempt.run}/checkpoints"]
     argv += ["--resume", attempt.checkpoint.path] if attempt.checkpoint else ["--from-scratch"]
-    argv += ["--attempt", attempt.name]
+    argv += ["--attempt", attempt.name, "--fence", f"{site.folder}/attempt.json"]
     # A new port for every attempt, the same for every writing of the same order: a port that is taken costs one retry.
     port = 20000 + zlib.crc32(f"{site.folder} {attempt.name} {attempt.intended_at}".encode()) % 12000
     return Launch(
         attempt=attempt.name,
         nodes=attempt.nodes,
+        holders={node: held[node].name for node in attempt.nodes if node in held},
         ranks_per_node=attempt.ranks_per_node,
         address=state.nodes[attempt.nodes[0]].host,
         port=port,

@@ -22,9 +22,12 @@ from opt_ops import __version__, agent, lineages
 from opt_ops.act import Site
 from opt_ops.adapters.checkpoints import FileCheckpoints
 from opt_ops.adapters.local import LocalScheduler
+from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier
+from opt_ops.adapters.outbox import Outbox
 from opt_ops.adapters.runfolder import FileAgents, FileInbox, FileTrainer
 from opt_ops.config import Config
 from opt_ops.core.run import IllegalTransition
+from opt_ops.core.values import Severity
 from opt_ops.errors import Refused
 from opt_ops.files import read_json, write_json
 from opt_ops.journal import Fenced, JournalError
@@ -84,7 +87,14 @@ class Daemon:
     def __init__(self, config: Config, config_path: Path | None = None) -> None:
         self._config = config
         self._config_path = config_path
-        self._policy, _ = loader.load(config.playbooks or loader.folder(), expected_gpus=config.health.gpus_per_node)
+        alerts = config.alerts
+        self._policy, _ = loader.load(
+            config.playbooks or loader.folder(),
+            expected_gpus=config.health.gpus_per_node,
+            least_alert=Severity(alerts.least) if alerts.urls else None,
+        )
+        self._alerts = UrlNotifier(alerts.urls, alerts.least)
+        self._alive = DeadManSwitch(alerts.heartbeat_url, alerts.heartbeat_seconds)
         self._supervisors: dict[Path, Supervisor] = {}
         self._projections: dict[Path, list[Projection]] = {}
         self._not_before: dict[Path, float] = {}
@@ -108,6 +118,8 @@ class Daemon:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Refused(f"a daemon runs already for {runs}", "opt-ops daemon status says which") from error
+            except OSError as error:  # Lustre mounted without flock; the journal's epochs fence all the same
+                log.warning("%s cannot be locked: %s. Two daemons here would take turns", runs, error)
             previous = read_json(runs / "daemon.json")
             self._last_sign = previous["ts"] if previous else None
             log.info("daemon %s watches %s, policy %s", __version__, runs, self._policy.version)
@@ -136,6 +148,7 @@ class Daemon:
             for projection in projections:
                 projection.step(now=path not in self._supervisors)
         self._sign()
+        self._alive.step()
 
     def _guard(self, path: Path, work: Callable[[Path], None]) -> None:
         """One lineage's fault must not end the watch over the others."""
@@ -164,6 +177,7 @@ class Daemon:
             trainer=FileTrainer(path),
             checkpoints=FileCheckpoints(path),
             inbox=FileInbox(path),
+            notifier=Outbox(self._alerts.send),
         )
         trainer = self._config.trainer
         site = Site(folder=str(path), trainer=tuple(trainer.command), environment=trainer.environment)

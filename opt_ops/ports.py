@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from opt_ops.core.health import Heartbeat
 from opt_ops.core.signals import Point
-from opt_ops.core.values import AllocationStatus, Checkpoint, Optimizer, RankExit, Schedule
+from opt_ops.core.values import AllocationStatus, Checkpoint, Optimizer, RankExit, Schedule, Severity
 
 
 class Clock(Protocol):
@@ -35,6 +35,7 @@ class JobState:
     nodes: tuple[str, ...]
     reason: str
     unfit: Mapping[str, str] = field(default_factory=dict[str, str])
+    ends_at: float | None = None  # its time limit, seconds since the epoch
 
 
 class Scheduler(Protocol):
@@ -48,11 +49,12 @@ class Scheduler(Protocol):
 
         Raises:
             Refused: the scheduler said no, and no job exists.
+            SchedulerUnavailable: nobody knows whether a job came of it.
         """
         ...
 
-    def find(self, allocation: str) -> str | None:
-        """The id of the job of that name, if there is one."""
+    def jobs(self) -> Sequence[tuple[str, str]]:
+        """Every job of this lineage that is queued or runs, with its allocation's name. Two may have the same."""
         ...
 
     def state(self, job: str) -> JobState:
@@ -78,6 +80,7 @@ class Launch:
 
     attempt: str
     nodes: tuple[str, ...]
+    holders: Mapping[str, str]  # node → the allocation through which it is held: only that one's agent starts ranks
     ranks_per_node: int
     address: str  # of the node of rank 0
     port: int
@@ -103,7 +106,9 @@ class Orders:
     seq: int
     launch: Launch | None
     drills: tuple[Drilling, ...]
-    release: bool
+    released: tuple[str, ...]  # allocations whose agents leave
+    save: str | None = None  # at a new value: the ranks save a checkpoint and go on
+    dump: str | None = None  # at a new value: the ranks write down where they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +119,7 @@ class NodeReport:
     started_at: float
     exits: tuple[RankExit, ...]
     done: bool  # none of its ranks runs any more
+    tails: Mapping[int, str] = field(default_factory=dict[int, str])  # rank → last lines of its log; untrusted
 
 
 class Agents(Protocol):
@@ -131,6 +137,10 @@ class Agents(Protocol):
         """By node."""
         ...
 
+    def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
+        """What each rank wrote down at that request, by rank; those that did not answer (yet) are missing."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerConfig:
@@ -143,6 +153,15 @@ class TrainerConfig:
     layout: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """What a trainer is at: start, training, evaluation, saving or ending."""
+
+    name: str
+    since: float
+    step: int | None
+
+
 class Trainer(Protocol):
     """What the training processes write."""
 
@@ -152,6 +171,10 @@ class Trainer(Protocol):
 
     def points(self, attempt: str) -> Sequence[Point]:
         """Telemetry that came since the last call for this attempt, oldest first."""
+        ...
+
+    def phases(self, attempt: str) -> Sequence[Phase]:
+        """The changes of phase that came since the last call for this attempt, oldest first."""
         ...
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
@@ -197,6 +220,28 @@ class Inbox(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """What people are told. Title and body may hold untrusted text, and are never markup."""
+
+    id: str  # the same for the same fact, so that a repetition can be told
+    severity: Severity
+    title: str
+    body: str
+
+
+class Notifier(Protocol):
+    """Tells people. Delivery takes as long as the network does, so it happens in the background."""
+
+    def send(self, alert: Alert) -> None:
+        """Begin to deliver it. Asking again while that lasts changes nothing."""
+        ...
+
+    def delivered(self) -> Sequence[tuple[str, str]]:
+        """The deliveries that ended since the last call: the alert's id, and what went wrong; empty if nothing did."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """Everything that one lineage's supervisor can touch."""
@@ -207,28 +252,4 @@ class Ports:
     trainer: Trainer
     checkpoints: CheckpointStore
     inbox: Inbox
-
-
-Severity = Literal["info", "warning", "page"]
-
-
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """What people are told. Title and body may hold untrusted text, and are never markup."""
-
-    id: str  # the same for the same fact: sending it again is no second alert
-    severity: Severity
-    title: str
-    body: str
-
-
-class Notifier(Protocol):
-    """Tells people."""
-
-    def send(self, alert: Alert) -> None:
-        """Deliver it; takes as long as the network does, so not within a tick.
-
-        Raises:
-            NotDelivered: it did not reach everybody whom it should.
-        """
-        ...
+    notifier: Notifier

@@ -42,7 +42,7 @@ class Supervisor:
         self._journal = Journal(folder / "journal")
         self.notes = self._journal.notes
         self.state = replay(self._journal.entries)
-        allocation = AllocationWatch(ports.scheduler)
+        allocation = AllocationWatch(ports.scheduler, ports.clock)
         training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
         nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock)
         self._watchers = (
@@ -50,7 +50,7 @@ class Supervisor:
             allocation,
             nodes,
             training,
-            AttemptWatch(ports.agents, nodes, training, ports.clock),
+            AttemptWatch(policy, ports.agents, nodes, training, ports.clock),
         )
         self._hands = Hands(ports, site)
         self._begin(life)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def newest_point(path: Path, attempt: Attempt | None) -> Point | None:
 def lineage_row(path: Path, now: float) -> dict[str, Any]:
     """One line of `opt-ops q`."""
     state = read_state(path)
-    attempt, allocation = state.attempt, state.allocation
+    attempt = state.attempt
+    jobs = [allocation.job for allocation in state.live_allocations if allocation.job]
     point = newest_point(path, attempt)
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
     step = point.step if point else (attempt.last_step if attempt else None)
@@ -68,7 +70,7 @@ def lineage_row(path: Path, now: float) -> dict[str, Any]:
         "lineage": path.name,
         "run": state.run.name if state.run else None,
         "state": str(state.status),
-        "job": allocation.job if allocation and allocation.live else None,
+        "job": ",".join(jobs) or None,
         "nodes": len(attempt.nodes) if attempt and attempt.live else None,
         "step": step,
         "steps": steps,
@@ -201,7 +203,8 @@ def explanation_lines(item: Mapping[str, Any]) -> Iterator[str]:
         yield "  proof     not in yet"
         return
     lost = f"{item['steps_lost']} steps lost, {item['seconds_down'] or 0:.1f} s down"
-    yield f"  proof     {'proven' if item['proven'] else 'NOT PROVEN'}; {lost}"
+    verdict = {True: "proven", False: "NOT PROVEN", None: "nothing to prove"}[item["proven"]]
+    yield f"  proof     {verdict}; {lost}"
     for readback in item["proof"].get("readbacks", [])[:1]:
         yield f"            step {readback['step']}: lr {readback['lr']:.6g}, expected {readback['expected_lr']:.6g}"
 
@@ -215,7 +218,9 @@ def event_row(entry: Entry) -> dict[str, Any]:
     """A journal entry; its fields beside the envelope, and a short text of them for tables."""
     fields = encode(entry.event)
     kind = fields.pop("kind")
-    what = _values({key: value for key, value in fields.items() if value not in (None, "", [], {})})
+    usual = {field.name: field.default for field in dataclasses.fields(entry.event)}
+    said = {key: value for key, value in fields.items() if value not in (None, "", [], {}) and value != usual[key]}
+    what = _values(said)
     return {"seq": entry.seq, "epoch": entry.epoch, "ts": iso(entry.ts), "kind": kind, "fields": fields, "what": what}
 
 
@@ -224,6 +229,14 @@ def lost_if_stopped(path: Path, state: State) -> int:
     point = newest_point(path, state.attempt)
     good = newest_good(state, state.run.name) if state.run else None
     return max(0, (point.step if point else 0) - (good.checkpoint.step if good else 0))
+
+
+def lost_beyond(path: Path, state: State, step: int) -> int:
+    """Steps that going back to `step` would take back."""
+    point = newest_point(path, state.attempt)
+    last = point.step if point else (state.attempt.last_step or 0 if state.attempt else 0)
+    good = newest_good(state, state.run.name, step) if state.run else None
+    return max(0, last - (good.checkpoint.step if good else 0))
 
 
 def foresee(state: State, event: Event, now: float, config: Config) -> Iterator[str]:

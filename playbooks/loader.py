@@ -17,9 +17,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from opt_ops.core.policy import Budget, Playbook, Policy, Rung
-from opt_ops.core.signals import HangRule, SpikeRule
-from opt_ops.core.values import Action
+from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule
+from opt_ops.core.policy import Budget, Capacity, Limits, Playbook, Policy, Rung
+from opt_ops.core.signals import SpikeRule
+from opt_ops.core.values import Action, Severity
 from opt_ops.errors import UsageError
 
 
@@ -46,12 +47,18 @@ class _Rung(_Table):
     lr_factor: Annotated[float, Field(gt=0, lt=1)] | None = None
     margin_steps: Annotated[int, Field(ge=1)] | None = None
     exclude: bool = False
+    skip_data: bool = False
+    save_first: bool = False
 
     @model_validator(mode="after")
     def _belongs_together(self) -> _Rung:
         rollback = self.action is Action.ROLLBACK
         if rollback != (self.lr_factor is not None) or rollback != (self.margin_steps is not None):
             raise ValueError("lr_factor and margin_steps belong to rollback, and rollback needs both")
+        if self.skip_data and not rollback:
+            raise ValueError("skip_data belongs to rollback")
+        if self.save_first and self.action is not Action.RESTART:
+            raise ValueError("save_first belongs to restart")
         return self
 
 
@@ -59,6 +66,7 @@ class _Budget(_Table):
     actions: Annotated[int, Field(ge=1)]
     hours: Annotated[float, Field(gt=0)]
     settle_steps: Annotated[int, Field(ge=0)] | None = None
+    refill_steps: Annotated[int, Field(ge=0)] | None = None
 
 
 class _Proof(_Table):
@@ -86,6 +94,32 @@ class _Silence(_Table):
     seconds: Annotated[float, Field(gt=0)]
 
 
+class _Straggler(_Table):
+    ratio: Annotated[float, Field(gt=1)]
+    persist: Annotated[int, Field(ge=1)]
+
+
+class _LossScale(_Table):
+    floor: Annotated[float, Field(gt=0)]
+    persist: Annotated[int, Field(ge=1)]
+
+
+class _Capacity(_Table):
+    shrink_seconds: Annotated[float, Field(gt=0)]
+    grow_seconds: Annotated[float, Field(gt=0)]
+    top_up_seconds: Annotated[float, Field(gt=0)]
+    successor_seconds: Annotated[float, Field(gt=0)]
+    last_call_seconds: Annotated[float, Field(gt=0)]
+    leave_seconds: Annotated[float, Field(gt=0)]
+
+
+class _Limits(_Table):
+    actions: Annotated[int, Field(ge=1)]
+    hours: Annotated[float, Field(gt=0)]
+    refill_steps: Annotated[int, Field(ge=0)] | None = None
+    cordon_per_hour: Annotated[int, Field(ge=1)]
+
+
 class _Head(_Table):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")]
     version: Annotated[int, Field(ge=1)]
@@ -97,10 +131,14 @@ class _Head(_Table):
     detect: dict[str, Any] | None = None
 
 
-_DETECTORS: dict[str, type[_Spike | _Hang | _Silence]] = {
+_DETECTORS: dict[str, type[_Table]] = {
     "loss_spike": _Spike,
     "hang": _Hang,
     "silent_node": _Silence,
+    "straggler": _Straggler,
+    "loss_scale_floor": _LossScale,
+    "capacity": _Capacity,
+    "unknown": _Limits,
 }
 
 
@@ -109,8 +147,13 @@ def folder() -> Path:
     return Path(str(resources.files("playbooks")))
 
 
-def load(directory: Path, *, expected_gpus: int = 0) -> tuple[Policy, list[Page]]:
+def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | None = None) -> tuple[Policy, list[Page]]:
     """All playbooks of a folder as a policy, and their pages by name.
+
+    Args:
+        directory: With one Markdown file for each.
+        expected_gpus: On every node, as the site says.
+        least_alert: What people are told; None: nobody is.
 
     Raises:
         PlaybookError: a page is malformed, two share a trigger, or one that brings a detector's numbers is missing.
@@ -138,6 +181,11 @@ def load(directory: Path, *, expected_gpus: int = 0) -> tuple[Policy, list[Page]
         spike=SpikeRule(**detect["loss_spike"]),
         hang=HangRule(**detect["hang"]),
         silent_seconds=detect["silent_node"]["seconds"],
+        straggler=StragglerRule(**detect["straggler"]),
+        loss_scale=LossScaleRule(**detect["loss_scale_floor"]),
+        capacity=Capacity(**detect["capacity"]),
+        limits=Limits(**detect["unknown"]),
+        least_alert=least_alert,
         expected_gpus=expected_gpus,
     )
     return policy, [page for page, _ in loaded]
@@ -175,6 +223,8 @@ def _playbook(head: _Head) -> Playbook:
                 lr_factor=rung.lr_factor,
                 margin_steps=rung.margin_steps or 0,
                 exclude=rung.exclude,
+                skip_data=rung.skip_data,
+                save_first=rung.save_first,
             )
             for rung in head.ladder
         ),

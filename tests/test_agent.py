@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from opt_ops.adapters.runfolder import FileAgents
+from opt_ops.core.stacks import main_thread
 from opt_ops.files import write_json
 from opt_ops.ports import Drilling, Launch, NodeReport, Orders
 from tests.fake_nvml.build import FakeDriver
@@ -46,7 +47,8 @@ class Node:
         self.seq = 0
 
     def start(self, **environment: str) -> None:
-        command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(self.folder), "--node", "n1", "--host", "h"]
+        command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(self.folder), "--allocation", "1-n0"]
+        command += ["--node", "n1", "--host", "h"]
         self.process = subprocess.Popen(command, env={**os.environ, **environment})
 
     def order(
@@ -60,9 +62,23 @@ class Node:
     ) -> None:
         self.seq += 1
         launch = argv and Launch(
-            attempt=attempt, nodes=("n0", "n1"), ranks_per_node=2, address="10.0.0.1", port=4242, argv=argv
+            attempt=attempt,
+            nodes=("n0", "n1"),
+            holders={"n1": changes.get("holder", "1-n0")},
+            ranks_per_node=2,
+            address="10.0.0.1",
+            port=4242,
+            argv=argv,
         )
-        orders = Orders(epoch=epoch, seq=self.seq, launch=launch, drills=drills, release=changes.get("release", False))
+        orders = Orders(
+            epoch=epoch,
+            seq=self.seq,
+            launch=launch,
+            drills=drills,
+            released=changes.get("released", ()),
+            save=changes.get("save"),
+            dump=changes.get("dump"),
+        )
         self.agents.order(orders)
 
     def report(self, attempt: str = "1.00-a0") -> NodeReport | None:
@@ -203,7 +219,10 @@ def test_released_it_leaves(node: Node):
     node.start()
     node.order(SLEEP)
     pids = node.started()
-    node.order(None, release=True)
+    node.order(None, released=("1-n7",))
+    node.beat(lambda beat: beat.orders == (1, node.seq))
+    assert node.process.poll() is None, "another allocation was released"
+    node.order(None, released=("1-n0",))
     assert node.process.wait(timeout=15) == 0
     assert not any(map(alive, pids))
 
@@ -238,7 +257,7 @@ def test_a_hung_driver_is_a_reading_and_does_not_stop_the_agent(
 ):
     driver = FakeDriver(node.folder, gpus=2, library=nvml_library)
     deadline = "import opt_ops.agent as a; a.READING_DEADLINE = 3.0; a.main()"
-    arguments = ["--folder", str(node.folder), "--node", "n1", "--host", "h"]
+    arguments = ["--folder", str(node.folder), "--allocation", "1-n0", "--node", "n1", "--host", "h"]
     node.process = subprocess.Popen([sys.executable, "-c", deadline, *arguments], env={**os.environ, **driver.env})
     node.beat(lambda beat: beat.nvml == "ok")
     driver.hang(1)
@@ -275,7 +294,7 @@ def test_a_full_disk_for_reports_does_not_end_the_ranks(node: Node):
 
 def test_which_node_is_this(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name != "SLURMD_NODENAME"}
-    command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(tmp_path), "--allocation", "1-n0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert "which node is this?" in done.stderr
@@ -286,3 +305,86 @@ def test_orders_written_before_the_agent_are_followed(node: Node):
     node.order(SLEEP)
     node.start()
     assert len(node.started()) == 2
+
+
+LISTENER = """
+import faulthandler, os, signal, sys, time
+file = open(sys.argv[1] % int(os.environ["RANK"]), "w")
+faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
+signal.signal(signal.SIGUSR1, lambda *_: print("saving", flush=True))
+def waiting():
+    while True: time.sleep(0.1)
+waiting()
+"""
+
+
+def listening(node: Node) -> tuple[str, ...]:
+    stacks = node.folder / "1.00" / "a0" / "stacks"
+    stacks.mkdir(parents=True)
+    return (sys.executable, "-c", LISTENER, str(stacks / "rank-%04d.txt"))
+
+
+def log(node: Node, rank: int) -> str:
+    return (node.folder / "1.00" / "a0" / "logs" / f"rank-{rank:04d}.log").read_text()
+
+
+def test_ranks_are_asked_to_save_once_for_each_request(node: Node):
+    node.start()
+    argv = listening(node)
+    node.order(argv)
+    node.started()
+    time.sleep(0.5)  # for the handlers
+    node.order(argv, save="1.00-a0/7")
+    wait_for(lambda: log(node, 2) == log(node, 3) == "saving\n")
+    node.order(argv, save="1.00-a0/7", epoch=2)
+    node.beat(lambda beat: beat.orders[0] == 2)
+    assert log(node, 2) == "saving\n"
+
+
+def test_the_schedulers_warning_makes_the_ranks_save(node: Node):
+    node.start()
+    node.order(listening(node))
+    node.started()
+    time.sleep(0.5)
+    node.process.send_signal(signal.SIGUSR2)
+    wait_for(lambda: log(node, 2) == log(node, 3) == "saving\n")
+    assert node.beat(lambda beat: beat.warned)
+    assert node.process.poll() is None
+
+
+def test_a_trainer_that_does_not_know_the_signals_does_not_die_of_them(node: Node):
+    node.start()
+    node.order(SLEEP)
+    pids = node.started()
+    node.order(SLEEP, save="x", dump="1-i000")
+    wait_for((node.folder / "1.00" / "a0" / "stacks" / "1-i000" / "n1.json").exists)
+    assert all(map(alive, pids))
+    assert node.agents.stacks("1.00-a0", "1-i000") == {}
+
+
+def test_hung_ranks_say_where_they_are_and_a_stopped_one_does_not(node: Node):
+    node.start()
+    argv = listening(node)
+    node.order(argv)
+    pids = node.started()
+    time.sleep(0.5)
+    os.kill(pids[1], signal.SIGSTOP)
+    node.order(argv, dump="1-i000")
+    wait_for((node.folder / "1.00" / "a0" / "stacks" / "1-i000" / "n1.json").exists)
+    stacks = node.agents.stacks("1.00-a0", "1-i000")
+    assert list(stacks) == [2]
+    assert main_thread(stacks[2])[0] == "<string>:waiting"
+
+
+def test_a_node_that_is_held_through_another_allocation_is_left_to_its_agent(node: Node):
+    node.start()
+    node.order(SLEEP, holder="1-n1")
+    node.beat(lambda beat: beat.orders == (1, node.seq))
+    assert node.report() is None
+
+
+def test_the_last_words_of_a_rank_are_in_the_report(node: Node):
+    node.start()
+    node.order((sys.executable, "-c", "raise MemoryError('no room')"))
+    report = wait_for(lambda: node.report() and node.report().done and node.report())
+    assert report.tails[2].endswith("MemoryError: no room")

@@ -38,13 +38,14 @@ class LocalScheduler:
             raise Refused(f"{wanted}; excluded are {', '.join(exclude) or 'none'}")
         started: list[dict[str, Any]] = []
         for node in free[:nodes]:
-            started.append({"node": node, **self._start_agent(node)})
+            started.append({"node": node, **self._start_agent(node, allocation)})
             write_json(self._path(allocation), started)
         return allocation
 
-    def find(self, allocation: str) -> str | None:
-        """The allocation's name, if agents were started for it."""
-        return allocation if self._path(allocation).exists() else None
+    def jobs(self) -> Sequence[tuple[str, str]]:
+        """The allocations of which an agent runs; each is its own job."""
+        names = [path.stem for path in (self._folder / "agents").glob("*.json")]
+        return [(name, name) for name in names if any(_alive(agent) for agent in read_json(self._path(name)) or [])]
 
     def state(self, job: str) -> JobState:
         """Running while any of its agents does."""
@@ -69,13 +70,13 @@ class LocalScheduler:
     def _path(self, allocation: str) -> Path:
         return self._folder / "agents" / f"{allocation}.json"
 
-    def _start_agent(self, node: str) -> dict[str, Any]:
+    def _start_agent(self, node: str, allocation: str) -> dict[str, Any]:
         logs = self._folder / "agents"
         logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(self._folder), "--node", node]
         with (logs / f"{node}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1"],
+                [*command, "--allocation", allocation, "--host", "127.0.0.1"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

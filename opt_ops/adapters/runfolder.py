@@ -11,11 +11,11 @@ from typing import Any
 
 from opt_ops.core.health import Gpu, Heartbeat, Xid
 from opt_ops.core.run import attempt_folder
-from opt_ops.core.signals import Point
+from opt_ops.core.signals import Busy, Point
 from opt_ops.core.values import Optimizer, RankExit, Schedule
 from opt_ops.errors import OptOpsError
 from opt_ops.files import Tail, read_json, write_json
-from opt_ops.ports import NodeReport, Orders, Request, TrainerConfig
+from opt_ops.ports import NodeReport, Orders, Phase, Request, TrainerConfig
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,9 @@ class FileAgents:
         return new
 
     def order(self, orders: Orders) -> None:
-        """Make these the orders."""
+        """Make these the orders; and the newest attempt known to trainers that nobody can reach any more."""
+        if orders.launch is not None:
+            write_json(self._folder / "attempt.json", {"v": 1, "attempt": orders.launch.attempt})
         write_json(self._folder / "orders.json", {"v": 1, **dataclasses.asdict(orders)})
 
     def reports(self, attempt: str) -> Mapping[str, NodeReport]:
@@ -57,8 +59,17 @@ class FileAgents:
                 if r["ended"] is not None
             )
             done = len(exits) == len(fields["ranks"])
-            reports[node] = NodeReport(node=node, started_at=fields["started"], exits=exits, done=done)
+            tails = {int(r["rank"]): str(r["tail"]) for r in fields["ranks"] if r.get("tail")}
+            reports[node] = NodeReport(node=node, started_at=fields["started"], exits=exits, done=done, tails=tails)
         return reports
+
+    def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
+        """What the ranks wrote down at that request, once their agents have gathered it."""
+        texts: dict[int, str] = {}
+        for path in (self._folder / attempt_folder(attempt) / "stacks" / dump).glob("*.json"):
+            fields = read_json(path) or {}
+            texts |= {int(rank): str(text) for rank, text in fields.get("stacks", {}).items()}
+        return texts
 
 
 def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
@@ -73,6 +84,8 @@ def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
         orders=tuple(fields.get("orders", (0, 0))),
         gpus=tuple(Gpu(**{k: v for k, v in gpu.items() if k in known}) for gpu in fields.get("gpus", ())),
         xids=tuple(Xid(**xid) for xid in fields.get("xids", ())),
+        allocation=fields.get("allocation"),
+        warned=bool(fields.get("warned")),
     )
 
 
@@ -82,6 +95,7 @@ class FileTrainer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tails: dict[str, Tail] = {}
+        self._phases: dict[str, Tail] = {}
         self._complained: set[Path] = set()
 
     def config(self, attempt: str) -> TrainerConfig | None:
@@ -104,6 +118,17 @@ class FileTrainer:
             except _NOT_AS_PROMISED as error:
                 self._complain(path, error)
         return points
+
+    def phases(self, attempt: str) -> Sequence[Phase]:
+        """Changes of phase that came since the last call for this attempt. Another trainer may write none."""
+        path = self._folder / attempt_folder(attempt) / "phases.jsonl"
+        phases: list[Phase] = []
+        for fields in self._phases.setdefault(attempt, Tail(path)).read():
+            try:
+                phases.append(Phase(name=str(fields["phase"]), since=float(fields["ts"]), step=fields.get("step")))
+            except _NOT_AS_PROMISED as error:
+                self._complain(path, error)
+        return phases
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
         """Write the attempt's drills; the trainer reads them before its next update."""
@@ -149,6 +174,10 @@ def point_of(fields: Mapping[str, Any]) -> Point:
         tokens=fields["tokens"],
         wps=fields["wps"],
         finite=fields["finite"],
+        save_seconds=fields.get("save_seconds", 0.0),
+        save_error=fields.get("save_error"),
+        loss_scale=fields.get("loss_scale"),
+        busy=Busy(**fields["busy_seconds"]) if fields.get("busy_seconds") else None,
     )
 
 

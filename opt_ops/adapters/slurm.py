@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from opt_ops.core.values import AllocationStatus
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.ports import JobState
 
+_JOB_NAME = "opt-ops-"
+
 POLL_SECONDS = 5.0  # slurmctld has others to serve
 TIMEOUT_SECONDS = 20.0
+WARNING_SECONDS = 120  # before the time limit
 
 _QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT"})
@@ -76,7 +80,7 @@ class SlurmScheduler:
         except RuntimeError as error:
             raise SchedulerUnavailable(f"srun is not on the PATH: {error}", "load Slurm's environment") from error
         parameters = {
-            "job_name": _job_name(allocation),
+            "job_name": _JOB_NAME + allocation,
             "comment": self._comment(allocation),
             "partition": options.partition,
             "account": options.account,
@@ -91,20 +95,26 @@ class SlurmScheduler:
             # One node less is no reason to end the job or the step that the agents are.
             "additional_parameters": {"no_kill": True, "no_requeue": True, **options.additional},
             "srun_args": ["--no-kill", "--kill-on-bad-exit=0", "--wait=0"],
+            # The agents hear of the end before it comes and have their ranks save, even while no daemon lives.
+            "signal_delay_s": WARNING_SECONDS,
         }
         executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
         try:
-            return executor.submit(self._agent, ["--folder", str(self._folder)]).job_id
+            return executor.submit(self._agent, ["--folder", str(self._folder), "--allocation", allocation]).job_id
         except (FailedJobError, FailedSubmissionError) as error:
             if any(word in str(error) for word in _REFUSALS):
                 raise Refused(f"sbatch refused the job: {error}", "correct [slurm] in opt-ops.toml") from error
             raise SchedulerUnavailable(f"sbatch failed: {error}", "is slurmctld up? try: scontrol ping") from error
 
-    def find(self, allocation: str) -> str | None:
-        """The id of our job of that name that is queued or runs."""
-        lines = _ask("squeue", "-h", "--me", "--name", _job_name(allocation), "-o", "%i|%k")
-        wanted = self._comment(allocation)
-        return next((job for job, _, comment in (line.partition("|") for line in lines) if comment == wanted), None)
+    def jobs(self) -> Sequence[tuple[str, str]]:
+        """Our jobs that are queued or run, told by their comment: another lineage may have the same number."""
+        found: list[tuple[str, str]] = []
+        for line in _ask("squeue", "-h", "--me", "-o", "%i|%j|%k"):
+            job, name, comment = line.split("|", 2)
+            allocation = name.removeprefix(_JOB_NAME)
+            if name.startswith(_JOB_NAME) and comment == self._comment(allocation):
+                found.append((job, allocation))
+        return found
 
     def state(self, job: str) -> JobState:
         """What becomes of the job; not asked more often than every few seconds."""
@@ -129,9 +139,11 @@ class SlurmScheduler:
 
     def _state(self, job: str) -> JobState:
         # `-t all`: a job that has just ended is still listed, and one that is forgotten gives no line.
-        lines = _ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%N|%r", "-j", job, may_fail="Invalid job id")
+        lines = _ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%N|%e|%r", "-j", job, may_fail="Invalid job id")
+        ends_at = None
         if lines:
-            _, word, nodes, reason = lines[0].split("|", 3)
+            _, word, nodes, ends, reason = lines[0].split("|", 4)
+            ends_at = _time(ends)
         else:
             lines = _ask("sacct", "-n", "-P", "-X", "-o", "State,NodeList,Reason", "-j", job)
             if not lines:
@@ -143,14 +155,18 @@ class SlurmScheduler:
         if word not in _RUNNING:
             return JobState(AllocationStatus.ENDED, (), word)
         held = tuple(_ask("scontrol", "show", "hostnames", nodes))
-        return JobState(AllocationStatus.RUNNING, held, "", _unfit(nodes))
+        return JobState(AllocationStatus.RUNNING, held, "", _unfit(nodes), ends_at)
 
     def _comment(self, allocation: str) -> str:
         return f"opt-ops {allocation} of {self._folder}"
 
 
-def _job_name(allocation: str) -> str:
-    return f"opt-ops-{allocation}"
+def _time(text: str) -> float | None:
+    """Slurm's local time; None for N/A, UNLIMITED and the like."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
 
 
 def _unfit(nodes: str) -> dict[str, str]:

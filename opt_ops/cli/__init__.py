@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from opt_ops import __version__
-from opt_ops.cli import alerts, chronicle, doctor, drill, node, run, service
+from opt_ops.cli import alerts, chronicle, doctor, drill, node, run, service, steer
 from opt_ops.cli.common import ConfigOption, FormatOption, HeaderOption, settings
 from opt_ops.errors import OptOpsError
 from opt_ops.render import Format
@@ -58,4 +58,4 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-__all__ = ["Format", "FormatOption", "HeaderOption", "app", "main"]
+__all__ = ["Format", "FormatOption", "HeaderOption", "app", "main", "steer"]

@@ -8,6 +8,7 @@ import time
 import typer
 
 from opt_ops.cli.common import FormatOption, QuietOption, settings
+from opt_ops.core.values import Severity
 from opt_ops.errors import UsageError
 from opt_ops.ports import Alert
 from opt_ops.render import Column, Format, clock, say, show
@@ -28,7 +29,7 @@ def try_urls(output: FormatOption = Format.TABLE, quiet: QuietOption = False) ->
         raise UsageError("no URLs in [alerts] of the configuration", "docs/alerts.md says how to set them")
     now, host = time.time(), socket.gethostname()
     body = f"Sent by opt-ops alerts test from {host} at {clock(now)} for {config.runs}. Nothing is wrong."
-    alert = Alert(id=f"test-{host}-{now:.0f}", severity="info", title="a test of opt-ops", body=body)
+    alert = Alert(id=f"test-{host}-{now:.0f}", severity=Severity.INFO, title="a test of opt-ops", body=body)
     deliveries = deliver(alert, config.alerts.urls)
     rows = [{"url": done.url, "ok": not done.why, "why": done.why or None} for done in deliveries]
     columns = [Column("URL", "url"), Column("OK", "ok"), Column("WHY", "why")]

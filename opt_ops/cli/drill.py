@@ -54,6 +54,25 @@ def kill_rank(
 
 
 @app.command()
+def hang(
+    identifier: IdArgument,
+    rank: Annotated[int, typer.Option(min=0, help="Which rank.")] = 1,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Stop a rank of the running attempt with SIGSTOP: it neither dies nor comes to the next collective.
+
+    Example: opt-ops drill hang 12 --rank 3
+    """
+    _Drill(Fault.HANG, {"rank": rank}, f"Stop rank {rank} with SIGSTOP?", yes, dry_run, output, quiet, by).put_in(
+        identifier
+    )
+
+
+@app.command()
 def xid(
     identifier: IdArgument,
     node: Annotated[str, typer.Option(help="Which held node.")],

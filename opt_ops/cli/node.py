@@ -50,7 +50,7 @@ def list_(
     """
     path = lineage_folder(identifier) if identifier else newest_lineage()
     state = lineages.state(path)
-    held = state.allocation.nodes if state.allocation and state.allocation.live else ()
+    held = state.held
     used = state.attempt.nodes if state.attempt and state.attempt.live else ()
     rows = [
         {

@@ -79,6 +79,9 @@ def start(
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with GPT-2's files.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that train. [default: configuration]")] = None,
     spares: Annotated[int | None, typer.Option(min=0, help="Nodes held beside them.")] = None,
+    min_nodes: Annotated[
+        int, typer.Option(min=0, help="Rather train on as few nodes than wait. [default: never on fewer than --nodes]")
+    ] = 0,
     ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node.")] = None,
     dry_run: DryRunOption = False,
     output: FormatOption = Format.TABLE,
@@ -103,7 +106,10 @@ def start(
         "nodes": nodes or default.nodes,
         "spares": default.spares if spares is None else spares,
         "ranks_per_node": ranks or default.ranks_per_node,
+        "min_nodes": min_nodes,
     }
+    if min_nodes > shape["nodes"]:
+        raise UsageError(f"--min-nodes {min_nodes} is more than --nodes {shape['nodes']}")
     arguments: dict[str, Any] = {
         "recipe": recipe,
         "settings": set_ or [],

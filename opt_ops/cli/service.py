@@ -18,6 +18,7 @@ import typer
 from opt_ops.cli.common import FormatOption, QuietOption, daemon_alive, settings
 from opt_ops.cli.units import Form, unit
 from opt_ops.config import locate
+from opt_ops.core.values import Severity
 from opt_ops.errors import NotDelivered, Refused, Unavailable
 from opt_ops.files import read_json
 from opt_ops.ports import Alert
@@ -186,7 +187,7 @@ def _tell_of_the_gap(before: dict[str, Any], sign: dict[str, Any], quiet: bool) 
     )
     title = f"the daemon was gone for {age(gone)}"
     say(title, quiet)
-    alert = Alert(id=f"daemon-gone-{before['ts']:.0f}", severity="warning", title=title, body=body)
+    alert = Alert(id=f"daemon-gone-{before['ts']:.0f}", severity=Severity.WARNING, title=title, body=body)
     try:
         UrlNotifier(config.alerts.urls, config.alerts.least).send(alert)
     except NotDelivered as error:  # the daemon watches all the same, which is what was asked for

@@ -10,27 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import takewhile
 
+from opt_ops.core.alerts import alert
+from opt_ops.core.capacity import allocate, launch, release, resize
 from opt_ops.core.events import (
-    AllocationIntended,
-    AttemptIntended,
     DrainIntended,
     Event,
+    LeaveIntended,
     LineageCancelled,
     LineageCompleted,
     LineageHalted,
+    LineagePaused,
     NodeExcluded,
     RecoveryDecided,
-    ReleaseIntended,
     RunPlanned,
+    StacksIntended,
     StopIntended,
 )
 from opt_ops.core.incidents import open_incident
-from opt_ops.core.policy import Policy, choose_rung, newest_good, rollback_point, under_examination
+from opt_ops.core.people import changed, decide_change
+from opt_ops.core.policy import Policy, Rung, choose_rung, newest_good, rollback_point, under_examination
 from opt_ops.core.proof import prove
-from opt_ops.core.run import Incident, Node, State, Status, attempt_name, run_name
-from opt_ops.core.values import Action, AllocationStatus, LrFactor, Outcome, Shape, Verdict
+from opt_ops.core.run import Incident, Node, Run, State, Status, run_name, waiting_for_attempt
+from opt_ops.core.schedule import batch_of
+from opt_ops.core.values import Action, Driver, LrFactor, Outcome, Skip
 
 
 def decide(state: State, now: float, policy: Policy) -> Event | None:
@@ -60,16 +63,37 @@ def complete(state: State, now: float, policy: Policy) -> Event | None:
     return LineageCompleted(step=attempt.last_step)
 
 
+def ask_stacks(state: State, now: float, policy: Policy) -> Event | None:
+    """A hang has no decision yet: before anything is killed, every rank is asked where it is."""
+    attempt = state.attempt
+    for incident in state.incidents.values():
+        hung = incident.kind == "hang" and incident.decision is None and incident.stacks_at is None
+        if hung and attempt is not None and attempt.live and attempt.nodes and not state.ended:
+            return StacksIntended(attempt=attempt.name, incident=incident.name)
+    return None
+
+
 def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
-    """An open incident has no decision yet: ask its playbook."""
-    incident = next((i for i in state.incidents.values() if i.decision is None), None)
-    if incident is None or state.ended:
-        return None
-    playbook = policy.playbooks.get(incident.kind)
+    """An open incident has no decision yet: ask its playbook, or do as the operator asked."""
+    for incident in state.incidents.values():
+        if incident.decision is not None or state.ended:
+            continue
+        if incident.kind == "operator":
+            return decide_change(state, incident)
+        if incident.stacks_at is None or incident.stacks is not None:
+            return _by_the_book(state, incident, now, policy)
+    return None
+
+
+def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -> RecoveryDecided:
+    advice = state.driver is not Driver.DAEMON
+    playbook = policy.playbooks.get(incident.kind) or policy.playbooks.get("unknown")
     if playbook is None:
         why = f"no playbook is triggered by {incident.kind}"
-        return RecoveryDecided(incident=incident.name, playbook="none", version=0, rung=0, action=Action.HALT, why=why)
-    number, rung, why = choose_rung(state, incident, playbook, now)
+        return RecoveryDecided(
+            incident=incident.name, playbook="none", version=0, rung=0, action=Action.HALT, why=why, advice=advice
+        )
+    number, rung, why = choose_rung(state, incident, playbook, now, policy)
     decided = RecoveryDecided(
         incident=incident.name,
         playbook=playbook.name,
@@ -78,18 +102,32 @@ def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
         action=rung.action if rung else Action.HALT,
         why=why,
         exclude=incident.nodes if rung and rung.exclude else (),
+        save_first=rung is not None and rung.save_first,
+        advice=advice,
     )
     if rung is None or rung.action is Action.HALT:
         return decided
     if rung.action is Action.RESTART and not _touches_live_work(state, incident):
-        return replace(decided, action=Action.EXCLUDE, why=f"no rank runs there, so nothing is restarted; {why}")
+        why = f"no rank runs there, so nothing is restarted; {why}"
+        return replace(decided, action=Action.EXCLUDE, save_first=False, why=why)
     if rung.action is Action.ROLLBACK:
-        onset = incident.onset_step or incident.step_failed or 0
-        assert incident.attempt is not None
-        known, where = rollback_point(state, state.attempts[incident.attempt].run, onset, rung.margin_steps)
-        checkpoint = known.checkpoint if known else None
-        return replace(decided, checkpoint=checkpoint, lr_factor=rung.lr_factor, why=f"{where}; {why}")
+        return _rolled_back(state, incident, rung, decided)
     return decided
+
+
+def _rolled_back(state: State, incident: Incident, rung: Rung, decided: RecoveryDecided) -> RecoveryDecided:
+    onset = incident.onset_step or incident.step_failed or 0
+    assert incident.attempt is not None
+    known, where = rollback_point(state, state.attempts[incident.attempt].run, onset, rung.margin_steps)
+    checkpoint = known.checkpoint if known else None
+    skip = (incident.step_failed or onset) - (checkpoint.step if checkpoint else 0) if rung.skip_data else 0
+    return replace(
+        decided,
+        checkpoint=checkpoint,
+        lr_factor=rung.lr_factor,
+        skip_batches=max(0, skip),
+        why=f"{where}; {decided.why}",
+    )
 
 
 def halt(state: State, now: float, policy: Policy) -> Event | None:
@@ -98,22 +136,41 @@ def halt(state: State, now: float, policy: Policy) -> Event | None:
         return None
     for incident in state.incidents.values():
         decision = incident.decision
-        if decision is not None and decision.action is Action.HALT:
+        if decision is None or decision.advice or incident.answered:
+            continue
+        if decision.action is Action.HALT:
             return LineageHalted(why=decision.why, incident=incident.name)
-        if decision is not None and incident.proven is False:
+        if incident.proven is False:
             why = f"{incident.name}: {decision.action} did not take effect: {incident.proof.get('mismatch')}"
             return LineageHalted(why=why, incident=incident.name)
     return None
 
 
+def pause(state: State, now: float, policy: Policy) -> Event | None:
+    """An operator wants training to rest, and nothing runs any more."""
+    asked = state.paused
+    if asked is None or state.ended or state.status is Status.PAUSED or (state.attempt and state.attempt.live):
+        return None
+    return LineagePaused(why=f"{asked.author}: {asked.reason}")
+
+
 def exclude_nodes(state: State, now: float, policy: Policy) -> Event | None:
-    """A decision takes nodes out: no attempt starts there any more."""
+    """A decision takes nodes out: no attempt starts there any more. Not too many in an hour."""
     for incident in state.incidents.values():
-        for name in incident.decision.exclude if incident.decision else ():
+        if incident.answered or (incident.drill is None and _cordoned(state, now) >= policy.limits.cordon_per_hour):
+            continue
+        for name in incident.decision.exclude if incident.decision and incident.acted_on else ():
             node = state.nodes.get(name, Node(name=name))
             if node.excluded_by is None:
                 return NodeExcluded(node=name, incident=incident.name, reason=f"{incident.kind}: {node.reason}")
     return None
+
+
+def _cordoned(state: State, now: float) -> int:
+    """Nodes that were taken out within the last hour, those of drills and of operators aside."""
+    recent = [node for node in state.nodes.values() if node.excluded_by and now - node.excluded_at < 3600]
+    by = [state.incidents.get(node.excluded_by or "") for node in recent]
+    return sum(incident is not None and incident.drill is None for incident in by)
 
 
 def drain_nodes(state: State, now: float, policy: Policy) -> Event | None:
@@ -124,114 +181,87 @@ def drain_nodes(state: State, now: float, policy: Policy) -> Event | None:
     return None
 
 
+def leave_attempt(state: State, now: float, policy: Policy) -> Event | None:
+    """A healthy attempt must make room: for a pause, for other settings, for more nodes, before a time limit."""
+    attempt = state.attempt
+    if attempt is None or not attempt.live or state.ended or attempt.leave_at is not None or attempt.stop_at:
+        return None
+    if state.paused is not None:
+        return LeaveIntended(attempt=attempt.name, why=f"paused by {state.paused.author}", incident=None)
+    incident = next((i for i in _ending(state) if i.decision and i.decision.save_first), None)
+    if incident is None:
+        return None
+    return LeaveIntended(attempt=attempt.name, why=incident.cause, incident=incident.name)
+
+
 def stop_attempt(state: State, now: float, policy: Policy) -> Event | None:
-    """The attempt must not go on: a recovery was decided, or the lineage has ended."""
+    """The attempt must not go on: a recovery was decided, it has saved and may leave, or the lineage has ended."""
     attempt = state.attempt
     if attempt is None or not attempt.live or attempt.stop_why is not None:
         return None
     if state.ended:
         return StopIntended(attempt=attempt.name, why=f"the lineage is {state.status}: {state.why}", incident=None)
-    recovering = next((i for i in waiting_for_attempt(state) if i.next_attempt != attempt.name), None)
-    if recovering is None:
+    for incident in _ending(state):
+        if incident.decision and not incident.decision.save_first:
+            return StopIntended(attempt=attempt.name, why=incident.cause, incident=incident.name)
+    left_at = attempt.leave_at
+    if left_at is None:
         return None
-    return StopIntended(attempt=attempt.name, why=recovering.cause, incident=recovering.name)
+    saved = any(k.good and k.seen_at > left_at for k in state.checkpoints.values() if k.checkpoint.run == attempt.run)
+    if saved or attempt.first_step is None or now - left_at > policy.capacity.leave_seconds:
+        incident = next(iter(_ending(state)), None)
+        why = attempt.leave_why or ""
+        return StopIntended(attempt=attempt.name, why=why, incident=incident.name if incident else None)
+    return None
+
+
+def _ending(state: State) -> list[Incident]:
+    """The incidents that call for the end of the newest attempt."""
+    attempt = state.attempt
+    return [i for i in waiting_for_attempt(state) if attempt is not None and i.next_attempt != attempt.name]
 
 
 def plan_run(state: State, now: float, policy: Policy) -> Event | None:
-    """The first run, or the next one after a rollback."""
-    assert state.lineage is not None
+    """The first run, or the next one after a rollback or a change of settings."""
     if state.ended:
         return None
     if state.run is None:
-        name = run_name(state.lineage.lineage, 0)
+        name = run_name(state.intent.lineage, 0)
         return RunPlanned(run=name, parent=None, cause="start", incident=None, checkpoint=None, lr_factors=())
     planned = {run.incident for run in state.runs.values()}
     for incident in waiting_for_attempt(state):
         decision = incident.decision
-        if decision is None or decision.action is not Action.ROLLBACK or incident.name in planned:
+        if decision is None or decision.action is Action.RESTART or incident.name in planned:
             continue
-        factors = state.run.lr_factors
-        if decision.lr_factor is not None:
-            step = decision.checkpoint.step if decision.checkpoint else 0
-            factors = (*factors, LrFactor(step=step, factor=decision.lr_factor))
+        checkpoint = decision.checkpoint
+        if decision.action is Action.CHANGE:
+            live = state.attempt is not None and state.attempt.live
+            if live or under_examination(state, state.run.name, now - policy.examine_seconds):
+                continue  # it goes on from where the attempt has come to
+            known = newest_good(state, state.run.name)
+            checkpoint = known.checkpoint if known else state.run.checkpoint
+        step = checkpoint.step if checkpoint else 0
         return RunPlanned(
-            run=run_name(state.lineage.lineage, len(state.runs)),
+            run=run_name(state.intent.lineage, len(state.runs)),
             parent=state.run.name,
             cause=incident.cause,
             incident=incident.name,
-            checkpoint=decision.checkpoint,
-            lr_factors=factors,
+            checkpoint=checkpoint,
+            lr_factors=(*state.run.lr_factors, *_factor(state, incident, decision, step)),
+            settings=(*state.run.settings, *decision.settings),
+            skips=(*state.run.skips, *_skip(state.run, step, decision.skip_batches)),
         )
     return None
 
 
-def release(state: State, now: float, policy: Policy) -> Event | None:
-    """Give the nodes back: the lineage has ended, too few of them are fit, or only spares keep us in the queue."""
-    allocation, attempt = state.allocation, state.attempt
-    if allocation is None or not allocation.live or allocation.release_at or (attempt and attempt.live):
-        return None
-    if state.ended:
-        return ReleaseIntended(allocation=allocation.name, why=f"the lineage is {state.status}")
-    wanted = _shape(state).nodes
-    waited = now - max(allocation.since, attempt.ended_at or 0 if attempt else 0)
-    if allocation.status is AllocationStatus.QUEUED:
-        only_spares = allocation.job is not None and allocation.wanted > wanted
-        if only_spares and waited > policy.spare_seconds:
-            why = f"in the queue for {waited:.0f} s: {wanted} nodes without spares may be had sooner"
-            return ReleaseIntended(allocation=allocation.name, why=why)
-        return None
-    fit = len(eligible_nodes(state, policy))
-    all_heard = all((node := state.nodes.get(name)) and node.reason != "silent" for name in allocation.nodes)
-    patience = policy.unfit_seconds if all_heard else policy.preflight_seconds
-    if fit < wanted and waited > patience:
-        return ReleaseIntended(allocation=allocation.name, why=f"{fit} of {wanted} nodes fit after {waited:.0f} s")
-    return None
+def _factor(state: State, incident: Incident, decision: RecoveryDecided, step: int) -> list[LrFactor]:
+    factor = changed(state, incident, step) if decision.lr_factor is None else decision.lr_factor
+    return [] if factor is None else [LrFactor(step=step, factor=factor)]
 
 
-def allocate(state: State, now: float, policy: Policy) -> Event | None:
-    """No nodes are held: ask for some, a few times with a pause, then call a human."""
-    allocation = state.allocation
-    if state.ended or (allocation is not None and allocation.live) or (state.attempt and state.attempt.live):
-        return None
-    fruitless = list(takewhile(lambda each: not each.ran, reversed(list(state.allocations.values()))))
-    refused = [each for each in fruitless if each.failed is not None]
-    if len(refused) >= policy.submit_tries:
-        return LineageHalted(why=f"no nodes after {len(refused)} tries: {refused[0].failed}", incident=None)
-    if refused and now - refused[0].since < policy.submit_wait_seconds:
-        return None
-    assert state.lineage is not None
-    excluded = tuple(sorted(name for name, node in state.nodes.items() if node.excluded_by is not None))
-    shape = _shape(state)
-    spares = 0 if fruitless else shape.spares  # training without spares is better than not training
-    name = f"{state.lineage.lineage}-n{len(state.allocations)}"
-    return AllocationIntended(allocation=name, nodes=shape.nodes + spares, exclude=excluded)
-
-
-def launch(state: State, now: float, policy: Policy) -> Event | None:
-    """Nodes are held and nothing runs: start the newest run's next attempt."""
-    run, allocation = state.run, state.allocation
-    if state.ended or run is None or allocation is None or allocation.release_at:
-        return None
-    if (state.attempt and state.attempt.live) or allocation.status is not AllocationStatus.RUNNING:
-        return None
-    if under_examination(state, run.name, now - policy.examine_seconds):
-        return None
-    shape = _shape(state)
-    nodes = eligible_nodes(state, policy)[: shape.nodes]
-    joining = any(name not in state.nodes for name in allocation.nodes)
-    if len(nodes) < shape.nodes or (joining and now - allocation.since < policy.join_seconds):
-        return None
-    number = sum(attempt.run == run.name for attempt in state.attempts.values())
-    known = newest_good(state, run.name)
-    incident = next(iter(waiting_for_attempt(state)), None)
-    return AttemptIntended(
-        attempt=attempt_name(run.name, number),
-        run=run.name,
-        nodes=tuple(nodes),
-        ranks_per_node=shape.ranks_per_node,
-        checkpoint=known.checkpoint if known else run.checkpoint,
-        incident=incident.name if incident else None,
-    )
+def _skip(run: Run, step: int, batches: int) -> list[Skip]:
+    first = batch_of(step + 1, run.skips)
+    return [Skip(first=first, last=first + batches - 1)] if batches else []
 
 
 def close_incident(state: State, now: float, policy: Policy) -> Event | None:
@@ -248,44 +278,22 @@ RULES: tuple[Callable[[State, float, Policy], Event | None], ...] = (
     cancel,
     complete,
     open_incident,
+    ask_stacks,
     decide_recovery,
     halt,
+    pause,
     exclude_nodes,
     drain_nodes,
+    leave_attempt,
     stop_attempt,
     plan_run,
+    resize,
     release,
     allocate,
     launch,
     close_incident,
+    alert,
 )
-
-
-def eligible_nodes(state: State, policy: Policy) -> list[str]:
-    """The held nodes on which an attempt may start: heard of, not excluded, not suspect, and not blind about GPUs."""
-    allocation = state.allocation
-    return [
-        name
-        for name in (allocation.nodes if allocation else ())
-        if (node := state.nodes.get(name)) is not None
-        and node.excluded_by is None
-        and (node.verdict is Verdict.HEALTHY or _blind_but_without_gpus(node, policy))
-    ]
-
-
-def waiting_for_attempt(state: State) -> list[Incident]:
-    """Open incidents whose recovery is an attempt that is not proven yet."""
-    return [
-        incident
-        for incident in state.incidents.values()
-        if incident.closed_at is None
-        and incident.decision is not None
-        and incident.decision.action in (Action.RESTART, Action.ROLLBACK)
-    ]
-
-
-def _blind_but_without_gpus(node: Node, policy: Policy) -> bool:
-    return policy.expected_gpus == 0 and node.verdict is Verdict.UNKNOWN and node.reason.startswith("nvml_")
 
 
 def _touches_live_work(state: State, incident: Incident) -> bool:
@@ -294,8 +302,3 @@ def _touches_live_work(state: State, incident: Incident) -> bool:
     if attempt is None:
         return False
     return attempt.name == incident.attempt or (attempt.live and not set(attempt.nodes).isdisjoint(incident.nodes))
-
-
-def _shape(state: State) -> Shape:
-    assert state.lineage is not None
-    return state.lineage.shape

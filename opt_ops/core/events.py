@@ -16,6 +16,7 @@ from opt_ops.core.values import (
     Action,
     AllocationStatus,
     Checkpoint,
+    Driver,
     Fault,
     LrFactor,
     Optimizer,
@@ -23,7 +24,10 @@ from opt_ops.core.values import (
     RankExit,
     Readback,
     Schedule,
+    Severity,
     Shape,
+    Skip,
+    StackGroup,
     Tier,
     Verdict,
 )
@@ -59,6 +63,7 @@ class LineageStarted:
     data: tuple[str, ...] = ()
     tokenizer: str | None = None
     shape: Shape
+    driver: Driver = Driver.DAEMON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,63 @@ class StopRequested:
 
     request: str
     author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseRequested:
+    """Observation: an operator wants training to rest, after one more checkpoint. The nodes are given back, or kept."""
+
+    request: str
+    author: str
+    reason: str
+    keep_nodes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeRequested:
+    """Observation: an operator wants training to go on: after a pause, after HALTED, or while a person drives."""
+
+    request: str
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeRequested:
+    """Observation: an operator wants the next run: from an earlier step, or from here on under other settings.
+
+    `to_step` None: nothing is taken back. `lr` is a learning rate to reach at the next step, by a factor on the
+    schedule.
+    """
+
+    request: str
+    author: str
+    reason: str
+    to_step: int | None = None
+    lr_factor: float | None = None
+    lr: float | None = None
+    settings: tuple[str, ...] = ()
+    skip_batches: int = 0  # that many, from the step that training goes on from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverChanged:
+    """Observation: an operator takes over, or hands back."""
+
+    request: str
+    author: str
+    driver: Driver
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAllowed:
+    """Observation: an operator lets attempts start on a node again. What was held against its parts is forgotten."""
+
+    request: str
+    author: str
+    node: str
     reason: str
 
 
@@ -122,15 +184,18 @@ class RunPlanned:
     incident: str | None
     checkpoint: Checkpoint | None
     lr_factors: tuple[LrFactor, ...]
+    settings: tuple[str, ...] = ()  # on top of the lineage's
+    skips: tuple[Skip, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocationIntended:
-    """Intent: ask the scheduler for nodes. Settled by `AllocationSubmitted` or `AllocationFailed`."""
+    """Intent: ask the scheduler for nodes, once. Settled by `AllocationSubmitted` or `AllocationFailed`."""
 
     allocation: str
     nodes: int
     exclude: tuple[str, ...]
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +223,37 @@ class AllocationChanged:
     status: AllocationStatus
     nodes: tuple[str, ...]
     reason: str
+    ends_at: float | None = None  # its time limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrayFound:
+    """Intent: cancel a job of this lineage that no live allocation accounts for. Settled by `StrayCancelled`."""
+
+    job: str
+    allocation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrayCancelled:
+    """Outcome of `StrayFound`: the scheduler has taken the cancellation."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeDecided:
+    """Decision: on how many nodes attempts start from now on."""
+
+    nodes: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineagePaused:
+    """Decision: training rests, as an operator asked."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +306,39 @@ class AttemptProgressed:
     step: int
     at: float
     readbacks: tuple[Readback, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveIntended:
+    """Intent: end the attempt after one more checkpoint. Settled by `StopIntended` or `AttemptEnded`."""
+
+    attempt: str
+    why: str
+    incident: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StacksIntended:
+    """Intent: ask every rank of a hung attempt where it is. Settled by `StacksTaken`."""
+
+    attempt: str
+    incident: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StacksTaken:
+    """Outcome of `StacksIntended`: the ranks by what they are doing, the largest group first.
+
+    `odd` are the ranks that are not where the most
+    are, those that do not answer among them; `nodes` is where they run.
+    """
+
+    attempt: str
+    incident: str
+    groups: tuple[StackGroup, ...]
+    odd: tuple[int, ...]
+    silent: tuple[int, ...]
+    nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +441,7 @@ class IncidentOpened:
     at: float  # the first evidence
     evidence: Mapping[str, Any] = field(default_factory=_evidence)
     drill: str | None = None
+    signal: str | None = None  # the key of the finding behind it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,15 +457,21 @@ class RecoveryDecided:
     checkpoint: Checkpoint | None = None
     lr_factor: float | None = None
     exclude: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    skip_batches: int = 0
+    save_first: bool = False  # the attempt is healthy: it leaves after one more checkpoint
+    advice: bool = False  # a person drives: said, not done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeExcluded:
-    """Decision: no attempt starts on this node any more."""
+    """Decision of ours or an operator's: no attempt starts on this node any more."""
 
     node: str
-    incident: str
+    incident: str  # or `operator`
     reason: str
+    request: str | None = None
+    author: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,10 +494,13 @@ class NodeDrained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncidentClosed:
-    """Decision: telemetry shows that the action took effect, or shows that it did not."""
+    """Decision: telemetry shows that the action took effect, or shows that it did not.
+
+    `proven` None: nothing was to be proven, as with advice, or a halt that an operator answered.
+    """
 
     incident: str
-    proven: bool
+    proven: bool | None
     proof: Mapping[str, Any]
     step_resumed: int | None
     steps_lost: int | None
@@ -391,10 +530,37 @@ class LineageCancelled:
     why: str
 
 
+# ---- who is told --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertIntended:
+    """Intent: tell people. Settled by `AlertSettled`; sent again after a crash, since twice is better than never."""
+
+    alert: str
+    severity: Severity
+    title: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertSettled:
+    """Outcome of `AlertIntended`: delivered, or given up."""
+
+    alert: str
+    delivered: bool
+    why: str
+
+
 Event = (
     DaemonStarted
     | LineageStarted
     | StopRequested
+    | PauseRequested
+    | ResumeRequested
+    | ChangeRequested
+    | DriverChanged
+    | NodeAllowed
     | NoteAdded
     | DrillRequested
     | DrillDone
@@ -404,11 +570,18 @@ Event = (
     | AllocationSubmitted
     | AllocationFailed
     | AllocationChanged
+    | StrayFound
+    | StrayCancelled
+    | SizeDecided
+    | LineagePaused
     | ReleaseIntended
     | AttemptIntended
     | AttemptStarted
     | AttemptConfigured
     | AttemptProgressed
+    | LeaveIntended
+    | StacksIntended
+    | StacksTaken
     | StopIntended
     | AttemptEnded
     | CheckpointSeen
@@ -425,6 +598,8 @@ Event = (
     | LineageCompleted
     | LineageHalted
     | LineageCancelled
+    | AlertIntended
+    | AlertSettled
 )
 
 KINDS: dict[str, type[Event]] = {re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower(): cls for cls in Event.__args__}

@@ -66,6 +66,8 @@ class Heartbeat:
     orders: tuple[int, int] = (0, 0)  # epoch and sequence number of the orders it last acted on
     gpus: tuple[Gpu, ...] = ()
     xids: tuple[Xid, ...] = ()
+    allocation: str | None = None  # through which the agent holds the node
+    warned: bool = False  # the scheduler has said that it will end soon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

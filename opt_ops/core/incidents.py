@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import signal as signals
+from collections.abc import Mapping
+from typing import Any
 
+from opt_ops.core.capacity import eligible_nodes, last_call, leaving
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
+from opt_ops.core.people import open_change
 from opt_ops.core.policy import Policy
-from opt_ops.core.run import Attempt, Drill, State
-from opt_ops.core.values import Fault, Tier, Verdict
+from opt_ops.core.run import Attempt, Drill, Incident, State
+from opt_ops.core.values import Driver, Fault, Outcome, Tier, Verdict
 
 
 def open_incident(state: State, now: float, policy: Policy) -> Event | None:
     """The next incident that the state's findings call for, if any."""
     if state.ended:
         return None
-    return _daemon_restart(state, now) or _bad_node(state) or _signal(state) or _ended_attempt(state, now)
+    return (
+        _daemon_restart(state, now)
+        or _bad_node(state)
+        or _signal(state)
+        or _ended_attempt(state, now)
+        or open_change(state, _name(state), now)
+        or _make_room(state, now, policy)
+    )
 
 
 def _name(state: State) -> str:
-    assert state.lineage is not None
-    return f"{state.lineage.lineage}-i{len(state.incidents):03d}"
+    return f"{state.intent.lineage}-i{len(state.incidents):03d}"
 
 
 def _daemon_restart(state: State, now: float) -> IncidentOpened | None:
@@ -48,12 +58,15 @@ def _daemon_restart(state: State, now: float) -> IncidentOpened | None:
 
 def _bad_node(state: State) -> IncidentOpened | None:
     attempt = state.attempt
-    known = {node for i in state.incidents.values() if i.kind == "bad_gpu" for node in i.nodes}
-    for name in state.allocation.nodes if state.allocation else ():
+    for name in state.held:
         node = state.nodes.get(name)
-        if node is None or node.verdict is not Verdict.BAD or node.excluded_by or name in known:
+        if node is None or node.verdict is not Verdict.BAD or node.excluded_by:
             continue
-        used = attempt is not None and attempt.live and name in attempt.nodes
+        incidents = (i for i in state.incidents.values() if i.kind == "bad_gpu" and name in i.nodes)
+        if any(incident.opened_at >= node.allowed_at for incident in incidents):
+            continue
+        # A GPU that fails takes its ranks along: an attempt that has just died there died of it.
+        used = attempt is not None and name in attempt.nodes and (attempt.live or not _explained(state, attempt))
         return IncidentOpened(
             incident=_name(state),
             failure="bad_gpu",
@@ -74,7 +87,15 @@ def _signal(state: State) -> IncidentOpened | None:
     attempt = state.attempt
     if attempt is None or _explained(state, attempt):
         return None
-    raised = next((s for s in state.signals.values() if s.tier is Tier.ACT and s.attempt == attempt.name), None)
+    answered = {incident.signal for incident in state.incidents.values()}
+    raised = next(
+        (
+            signal
+            for key, signal in state.signals.items()
+            if signal.tier is Tier.ACT and signal.attempt == attempt.name and key not in answered
+        ),
+        None,
+    )
     if raised is None:
         return None
     return IncidentOpened(
@@ -88,6 +109,7 @@ def _signal(state: State) -> IncidentOpened | None:
         onset_step=raised.onset_step,
         at=raised.at,
         evidence=raised.evidence,
+        signal=raised.key,
         drill=_drill(state, raised),
     )
 
@@ -95,8 +117,10 @@ def _signal(state: State) -> IncidentOpened | None:
 def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
     """An attempt that ended and that no signal explains: nothing may be left without an answer."""
     attempt = state.attempt
-    if attempt is None or attempt.live or _explained(state, attempt):
+    if attempt is None or attempt.live or _explained(state, attempt) or state.driver is Driver.SHADOW:
         return None
+    if attempt.leave_at is not None and attempt.outcome in (Outcome.STOPPED, Outcome.LOST):
+        return None  # it left as it was told to
     return IncidentOpened(
         incident=_name(state),
         failure="process_death",
@@ -110,19 +134,65 @@ def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
     )
 
 
+def _make_room(state: State, now: float, policy: Policy) -> IncidentOpened | None:
+    """A healthy attempt must move: its allocation ends soon, or there are nodes for a larger one."""
+    attempt = state.attempt
+    if attempt is None or not attempt.live or not attempt.nodes or _explained(state, attempt):
+        return None
+    through = {state.held[node].name: state.held[node] for node in attempt.nodes if node in state.held}
+    ending = next((a for a in through.values() if leaving(a, now, policy)), None)
+    if ending is not None and ending.ends_at is not None:
+        fit = eligible_nodes(state, policy, now)
+        staying = [node for node in fit if not leaving(state.held[node], now, policy)]
+        if len(staying) >= len(attempt.nodes):
+            cause = (
+                f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s; {len(staying)} other nodes are held"
+            )
+            return _planned(state, attempt, "time_limit", cause, "the scheduler's time limit", now)
+        if last_call(ending, now, policy):
+            cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s, and there are no other nodes yet"
+            return _planned(state, attempt, "time_limit", cause, "the scheduler's time limit", now)
+    if state.size > len(attempt.nodes):
+        cause = f"{state.size} nodes are fit, the attempt runs on {len(attempt.nodes)}"
+        return _planned(state, attempt, "nodes_returned", cause, "more nodes are fit than are in use", now)
+    return None
+
+
+def _planned(state: State, attempt: Attempt, failure: str, cause: str, detector: str, now: float) -> IncidentOpened:
+    return IncidentOpened(
+        incident=_name(state),
+        failure=failure,
+        cause=cause,
+        detector=detector,
+        attempt=attempt.name,
+        nodes=(),
+        step_failed=attempt.last_step,
+        onset_step=None,
+        at=now,
+    )
+
+
 def _explained(state: State, attempt: Attempt) -> bool:
     """Whether an incident already answers for this attempt: later findings about it are its consequences."""
-    return any(i.attempt == attempt.name and i.kind != "daemon_restart" for i in state.incidents.values())
+    return any(
+        incident.attempt == attempt.name and incident.kind != "daemon_restart" and not _only_said(incident)
+        for incident in state.incidents.values()
+    )
+
+
+def _only_said(incident: Incident) -> bool:
+    """Whether nobody acted on it: what happens to the attempt afterwards needs an answer of its own."""
+    return incident.closed_at is not None and not incident.acted_on
 
 
 def _cause(raised: SignalRaised) -> str:
     evidence = raised.evidence
     match raised.signal:
-        case "process_death" | "user_error" | "checkpoint_refused":
+        case "process_death" | "user_error" | "checkpoint_refused" | "out_of_memory" | "communication" | "storage":
             where = f"rank {evidence['rank']} on {', '.join(raised.nodes)}"
             if number := evidence.get("signal"):
                 return f"{where} was killed by signal {number} ({_signal_name(int(number))})"
-            return f"{where} left with code {evidence['code']}"
+            return f"{where} left with code {evidence['code']}{_said(evidence)}"
         case "loss_spike":
             return (
                 f"loss {evidence['loss']:.3f} at step {raised.step}, median {evidence['median']:.3f}; "
@@ -135,10 +205,20 @@ def _cause(raised: SignalRaised) -> str:
             return f"no step for {evidence['seconds']:.0f} s in {evidence['phase']}, {patience}"
         case "silent_node":
             return f"{', '.join(raised.nodes)} silent for {evidence['seconds']:.0f} s"
-        case "allocation_lost":
+        case "straggler":
+            where = f"rank {evidence['rank']} on {', '.join(raised.nodes)}"
+            return f"{where} takes {evidence['ratio']:.1f} times as long as the others"
+        case "loss_scale_floor":
+            return f"loss scale {evidence['loss_scale']:g} at step {raised.step}: at or below {evidence['floor']:g}"
+        case "allocation_lost" | "time_limit" | "preemption" | "job_cancelled":
             return f"job {evidence['job']} ended under the attempt: {evidence['reason']}"
         case _:
             return f"{raised.signal}: {raised.rule}"
+
+
+def _said(evidence: Mapping[str, Any]) -> str:
+    line = str(evidence.get("line") or "")
+    return f": {line[:160]}" if line else ""
 
 
 def _signal_name(number: int) -> str:
@@ -159,4 +239,6 @@ def _behind(drill: Drill, raised: SignalRaised) -> bool:
         return (raised.onset_step or 0) > int(drill.arguments["from_step"])
     if drill.fault is Fault.KILL_RANK and raised.signal == "process_death":
         return raised.evidence.get("rank") == drill.arguments["rank"] and raised.evidence.get("signal") == 9
+    if drill.fault is Fault.HANG:
+        return raised.signal == "hang"
     return False

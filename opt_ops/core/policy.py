@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule
 from opt_ops.core.run import Incident, KnownCheckpoint, State, ancestry
-from opt_ops.core.signals import HangRule, SpikeRule
-from opt_ops.core.values import Action
+from opt_ops.core.signals import SpikeRule
+from opt_ops.core.values import Action, Severity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,8 @@ class Rung:
     lr_factor: float | None = None  # of a rollback
     margin_steps: int = 0  # of a rollback: how far before the onset, at least
     exclude: bool = False  # whether the incident's nodes are taken out
+    skip_data: bool = False  # of a rollback: whether the batches from the checkpoint to the failure are left out
+    save_first: bool = False  # of a restart: the attempt is healthy and leaves after one more checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,7 @@ class Budget:
     actions: int
     hours: float
     settle_steps: int | None  # training this far past a failure starts the ladder anew; None: every case is a new one
+    refill_steps: int | None = None  # training this far past a failure gives back what it spent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,28 @@ class Playbook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What holds for all playbooks together."""
+
+    actions: int = 40  # in `hours`, of all playbooks
+    hours: float = 24.0
+    refill_steps: int | None = 5000
+    cordon_per_hour: int = 4  # nodes that may be taken out: a wrong rule must not empty a cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """Patience with missing nodes, in seconds."""
+
+    shrink_seconds: float = 120.0  # without a full set, before training goes on with fewer nodes
+    grow_seconds: float = 600.0  # of training with fewer, before it is interrupted for more
+    top_up_seconds: float = 600.0  # between tries to replace a node that is not needed at once
+    successor_seconds: float = 3600.0  # before a time limit, when the next allocation is asked for
+    last_call_seconds: float = 180.0  # before a time limit, when the attempt must save and leave
+    leave_seconds: float = 120.0  # that a leaving attempt gets for its checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """All that `decide` and the watchers go by."""
 
@@ -52,6 +78,12 @@ class Policy:
     spike: SpikeRule
     hang: HangRule
     silent_seconds: float
+    straggler: StragglerRule
+    loss_scale: LossScaleRule
+    limits: Limits
+    capacity: Capacity
+    dump_seconds: float = 10.0  # that hung ranks get to say where they are
+    least_alert: Severity | None = None  # what people are told; None: nobody is
     join_seconds: float = 5.0  # for the last held nodes to report, once enough have
     preflight_seconds: float = 120.0  # for held nodes that have not been heard
     unfit_seconds: float = 15.0  # when all were heard and too few are fit
@@ -62,18 +94,25 @@ class Policy:
     expected_gpus: int = 0  # per node, as the site says
 
 
-def choose_rung(state: State, incident: Incident, playbook: Playbook, now: float) -> tuple[int, Rung | None, str]:
+def choose_rung(
+    state: State, incident: Incident, playbook: Playbook, now: float, policy: Policy
+) -> tuple[int, Rung | None, str]:
     """Which rung of the ladder an incident gets: (its number, the rung or None when a human is needed, why)."""
-    earlier = [
+    counted = [
         other
         for other in state.incidents.values()
-        if other.kind == incident.kind and other.name != incident.name and other.decision and other.drill is None
+        if other.name != incident.name and other.acted_on and other.drill is None and not other.answered
     ]
-    recent = [other for other in earlier if now - other.opened_at <= playbook.budget.hours * 3600]
-    spent = f"{len(recent)} of {playbook.budget.actions} actions in {playbook.budget.hours:g} h spent before this one"
-    if len(recent) >= playbook.budget.actions:
-        return len(recent), None, f"budget of {playbook.name}: {spent}"
-    settle, here = playbook.budget.settle_steps, incident.onset_step or incident.step_failed or 0
+    earlier = [other for other in counted if other.kind == incident.kind]
+    budget, limits, here = playbook.budget, policy.limits, incident.onset_step or incident.step_failed or 0
+    recent = _spent(earlier, now, here, budget.hours, budget.refill_steps)
+    spent = f"{recent} of {budget.actions} actions in {budget.hours:g} h spent before this one"
+    if recent >= budget.actions:
+        return recent, None, f"budget of {playbook.name}: {spent}"
+    overall = _spent([o for o in counted if o.kind not in FREE], now, here, limits.hours, limits.refill_steps)
+    if overall >= limits.actions and incident.kind not in FREE:
+        return overall, None, f"budget of all playbooks: {overall} of {limits.actions} actions in {limits.hours:g} h"
+    settle = budget.settle_steps
     unsettled = [other for other in earlier if settle is not None and here <= (other.step_failed or 0) + settle]
     number = len(unsettled)
     if number >= len(playbook.ladder):
@@ -83,6 +122,19 @@ def choose_rung(state: State, incident: Incident, playbook: Playbook, now: float
             f"the ladder of {playbook.name} is used up: {number} tries around this step did not cure it",
         )
     return number, playbook.ladder[number], spent
+
+
+FREE = frozenset({"daemon_restart", "time_limit", "preemption", "nodes_returned"})
+"""What happens by plan, or costs no training: it spends none of the overall budget."""
+
+
+def _spent(earlier: list[Incident], now: float, here: int, hours: float, refill_steps: int | None) -> int:
+    """How many of them still count: young enough, and not yet made good by new progress."""
+    return sum(
+        now - other.opened_at <= hours * 3600
+        and (refill_steps is None or here <= (other.step_failed or 0) + refill_steps)
+        for other in earlier
+    )
 
 
 def newest_good(state: State, run: str, before: int | None = None) -> KnownCheckpoint | None:

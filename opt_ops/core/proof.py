@@ -8,6 +8,7 @@ decided.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from opt_ops.core.events import IncidentClosed
@@ -24,6 +25,8 @@ def prove(state: State, incident: Incident, policy: Policy) -> IncidentClosed | 
     """The incident's end with its proof, or None while the evidence is not in."""
     assert incident.decision is not None
     action = incident.decision.action
+    if incident.decision.advice or (action is Action.HALT and incident.answered):
+        return _unproven(state, incident)
     if state.status is Status.COMPLETED:
         return _moot(state, incident)
     if action is Action.EXCLUDE:
@@ -46,6 +49,22 @@ def baseline(state: State) -> tuple[Schedule, Optimizer] | None:
     return None
 
 
+def under(schedule: Schedule, optimizer: Optimizer, settings: tuple[str, ...]) -> tuple[Schedule, Optimizer]:
+    """Schedule and optimizer after a run's own `key=value` settings."""
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        name = key.removeprefix("optim.")
+        if key == "optim.betas":
+            optimizer = replace(optimizer, betas=tuple(float(beta) for beta in value.split(",")))
+        elif key in ("optim.weight_decay", "optim.clip_norm"):
+            optimizer = replace(optimizer, **{name: float(value)})
+        elif key in ("optim.peak_lr", "optim.final_fraction"):
+            schedule = replace(schedule, **{name: float(value)})
+        elif key in ("optim.warmup_steps", "optim.total_steps"):
+            schedule = replace(schedule, **{name: int(value)})
+    return schedule, optimizer
+
+
 def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: int) -> IncidentClosed | None:
     known = baseline(state)
     if known is None or attempt.first_step is None or attempt.first_step_at is None:
@@ -53,14 +72,16 @@ def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: i
     steps_left = (attempt.steps or 0) - attempt.first_step + 1
     if len(attempt.readbacks) < min(wanted, steps_left):
         return None
-    mismatch = _mismatch(state, attempt, *known)
-    factors = state.runs[attempt.run].lr_factors
+    run = state.runs[attempt.run]
+    schedule, optimizer = under(*known, run.settings)
+    mismatch = _mismatch(state, attempt, schedule, optimizer)
+    factors = run.lr_factors
     proof: dict[str, Any] = {
         "attempt": attempt.name,
         "first_step": attempt.first_step,
         "nodes": list(attempt.nodes),
         "readbacks": [
-            {"step": r.step, "lr": r.lr, "expected_lr": expected_lr(known[0], factors, r.step), "loss": r.loss}
+            {"step": r.step, "lr": r.lr, "expected_lr": expected_lr(schedule, factors, r.step), "loss": r.loss}
             for r in attempt.readbacks
         ],
     }
@@ -131,6 +152,14 @@ def _prove_adoption(state: State, incident: Incident) -> IncidentClosed | None:
         step_resumed=None,
         steps_lost=0,
         seconds_down=0.0,
+    )
+
+
+def _unproven(state: State, incident: Incident) -> IncidentClosed:
+    """Nobody acted on the decision, or an operator has answered it: there is nothing to prove."""
+    proof = {"advice": True} if incident.decision and incident.decision.advice else {"answered_by_operator": True}
+    return IncidentClosed(
+        incident=incident.name, proven=None, proof=proof, step_resumed=None, steps_lost=None, seconds_down=None
     )
 
 

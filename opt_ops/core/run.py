@@ -11,10 +11,22 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from opt_ops.core.events import LineageStarted, RecoveryDecided, SignalRaised, StopRequested
+from opt_ops.core.events import (
+    AlertIntended,
+    ChangeRequested,
+    LineageStarted,
+    PauseRequested,
+    RecoveryDecided,
+    ResumeRequested,
+    SignalRaised,
+    StacksTaken,
+    StopRequested,
+)
 from opt_ops.core.values import (
+    Action,
     AllocationStatus,
     Checkpoint,
+    Driver,
     Fault,
     LrFactor,
     Optimizer,
@@ -22,6 +34,8 @@ from opt_ops.core.values import (
     RankExit,
     Readback,
     Schedule,
+    Shape,
+    Skip,
     Verdict,
 )
 
@@ -37,6 +51,7 @@ class Status(StrEnum):
     TRAINING = "TRAINING"  # steps come
     ROLLING_BACK = "ROLLING_BACK"  # a rollback was decided
     RECOVERING = "RECOVERING"  # a restart without rollback was decided
+    PAUSED = "PAUSED"  # an operator wants it to rest
     COMPLETED = "COMPLETED"  # every step is trained
     HALTED = "HALTED"  # no rule fits or a budget is spent: a human was called
     CANCELLED = "CANCELLED"  # an operator stopped it
@@ -45,18 +60,21 @@ class Status(StrEnum):
 ENDED = frozenset({Status.COMPLETED, Status.HALTED, Status.CANCELLED})
 
 _RECOVERY = frozenset({Status.ROLLING_BACK, Status.RECOVERING})
+_WAY_BACK = frozenset({Status.QUEUED, Status.PREFLIGHT, Status.STARTING})  # to training
+_OUT = _RECOVERY | ENDED | {Status.PAUSED}
 
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     Status.NEW: frozenset({Status.PLANNED}),
-    Status.PLANNED: frozenset({Status.QUEUED}) | ENDED,
-    Status.QUEUED: frozenset({Status.QUEUED, Status.PREFLIGHT}) | _RECOVERY | ENDED,
-    Status.PREFLIGHT: frozenset({Status.QUEUED, Status.STARTING}) | _RECOVERY | ENDED,
-    Status.STARTING: frozenset({Status.TRAINING, Status.STARTING}) | _RECOVERY | ENDED,
-    Status.TRAINING: _RECOVERY | ENDED,
-    Status.ROLLING_BACK: frozenset({Status.QUEUED, Status.PREFLIGHT, Status.STARTING}) | _RECOVERY | ENDED,
-    Status.RECOVERING: frozenset({Status.QUEUED, Status.PREFLIGHT, Status.STARTING}) | _RECOVERY | ENDED,
+    Status.PLANNED: frozenset({Status.QUEUED, Status.STARTING}) | _OUT,
+    Status.QUEUED: _WAY_BACK | _OUT,
+    Status.PREFLIGHT: _WAY_BACK | _OUT,
+    Status.STARTING: _WAY_BACK | {Status.TRAINING} | _OUT,
+    Status.TRAINING: _WAY_BACK | _OUT,  # the way back: after an attempt that left to make room for the next
+    Status.ROLLING_BACK: _WAY_BACK | _OUT,
+    Status.RECOVERING: _WAY_BACK | _OUT,
+    Status.PAUSED: _WAY_BACK | _OUT,
     Status.COMPLETED: frozenset(),
-    Status.HALTED: frozenset({Status.CANCELLED}),
+    Status.HALTED: frozenset({Status.CANCELLED, Status.RECOVERING}),  # an operator resumes it
     Status.CANCELLED: frozenset(),
 }
 
@@ -76,6 +94,8 @@ class Run:
     checkpoint: Checkpoint | None
     lr_factors: tuple[LrFactor, ...]
     planned_at: float
+    settings: tuple[str, ...] = ()  # on top of the lineage's
+    skips: tuple[Skip, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +120,9 @@ class Attempt:
     last_step_at: float | None = None
     readbacks: tuple[Readback, ...] = ()
     progress_epoch: int = 0  # the life of the daemon that last saw it advance
+    leave_why: str | None = None  # it ends after one more checkpoint
+    leave_at: float | None = None
+    leave_seq: int | None = None
     stop_why: str | None = None
     stop_at: float | None = None
     stop_seq: int | None = None
@@ -127,6 +150,7 @@ class Allocation:
     nodes: tuple[str, ...] = ()
     since: float = 0.0
     reason: str = ""
+    ends_at: float | None = None  # its time limit
     ran: bool = False  # whether it ever held nodes
     release_at: float | None = None
     failed: str | None = None
@@ -135,6 +159,16 @@ class Allocation:
     def live(self) -> bool:
         """Whether it is, or may be, known to the scheduler."""
         return self.failed is None and self.status is not AllocationStatus.ENDED
+
+    @property
+    def holds(self) -> bool:
+        """Whether its nodes are ours to use."""
+        return self.live and self.status is AllocationStatus.RUNNING and self.release_at is None
+
+    @property
+    def pending(self) -> bool:
+        """Whether nodes may still come of it."""
+        return self.live and self.release_at is None and self.status is AllocationStatus.QUEUED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +183,9 @@ class Node:
     at: float = 0.0
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
     drill: str | None = None
-    excluded_by: str | None = None
+    excluded_by: str | None = None  # an incident, or `operator`
+    excluded_at: float = 0.0
+    allowed_at: float = 0.0  # by an operator, whatever was found before
     drain: str | None = None  # intended, done, refused
 
 
@@ -170,6 +206,9 @@ class Incident:
     opened_epoch: int
     evidence: Mapping[str, Any]
     drill: str | None
+    signal: str | None = None  # the key of the finding behind it
+    stacks_at: float | None = None  # when every rank was asked where it is
+    stacks: StacksTaken | None = None
     decision: RecoveryDecided | None = None
     decided_at: float | None = None
     next_attempt: str | None = None
@@ -179,6 +218,12 @@ class Incident:
     step_resumed: int | None = None
     steps_lost: int | None = None
     seconds_down: float | None = None
+    answered: bool = False  # a person has decided since: it neither halts nor counts any more
+
+    @property
+    def acted_on(self) -> bool:
+        """Whether what was decided is also done: nobody acts on advice."""
+        return self.decision is not None and not self.decision.advice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +238,15 @@ class Drill:
     at: float
     epoch: int
     done: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """What people are told; `delivered` is None while it is on its way."""
+
+    told: AlertIntended
+    at: float
+    delivered: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +286,15 @@ class State:
     drills: Mapping[str, Drill] = field(default_factory=dict[str, Drill])
     requests: frozenset[str] = frozenset()
     stop: StopRequested | None = None
-    why: str = ""  # of an ended lineage
+    paused: PauseRequested | None = None
+    resumed: ResumeRequested | None = None  # and not acted on yet
+    changes: Mapping[str, ChangeRequested] = field(default_factory=dict[str, ChangeRequested])  # by request
+    driver: Driver = Driver.DAEMON
+    size: int = 0  # nodes that attempts start on; 0: as many as the lineage's shape says
+    strays: Mapping[str, str] = field(default_factory=dict[str, str])  # jobs to be cancelled, with their allocations
+    bad_parts: Mapping[str, str] = field(default_factory=dict[str, str])  # GPU UUID → what it did
+    alerts: Mapping[str, Alert] = field(default_factory=dict[str, Alert])
+    why: str = ""  # of an ended or paused lineage
 
     @property
     def run(self) -> Run | None:
@@ -246,19 +308,53 @@ class State:
 
     @property
     def allocation(self) -> Allocation | None:
-        """The newest allocation."""
+        """The newest allocation. There may be older ones that hold nodes, too."""
         return _last(self.allocations)
 
     @property
+    def live_allocations(self) -> list[Allocation]:
+        """Those that the scheduler knows, or may know of, oldest first."""
+        return [allocation for allocation in self.allocations.values() if allocation.live]
+
+    @property
+    def held(self) -> dict[str, Allocation]:
+        """The nodes that are ours to use, each with the allocation through which. Of two, the older one."""
+        held: dict[str, Allocation] = {}
+        for allocation in self.allocations.values():
+            for node in allocation.nodes if allocation.holds else ():
+                held.setdefault(node, allocation)
+        return held
+
+    @property
+    def intent(self) -> LineageStarted:
+        """What was asked for. Only for a lineage that was started."""
+        assert self.lineage is not None
+        return self.lineage
+
+    @property
+    def shape(self) -> Shape:
+        """What was asked of the cluster."""
+        return self.intent.shape
+
+    @property
+    def wanted_nodes(self) -> int:
+        """On how many nodes attempts start."""
+        return self.size or self.shape.nodes
+
+    @property
     def ended(self) -> bool:
-        """Whether nothing more will be trained."""
+        """Whether nothing more will be trained, unless an operator resumes it."""
         return self.status in ENDED
 
     @property
     def settled(self) -> bool:
         """Whether the lineage has ended and holds nothing any more: no processes, no nodes, no open intent."""
         return (
-            self.ended and not (self.attempt and self.attempt.live) and not (self.allocation and self.allocation.live)
+            self.ended
+            and not (self.attempt and self.attempt.live)
+            and not self.live_allocations
+            and not self.strays
+            and all(alert.delivered is not None for alert in self.alerts.values())
         )
 
 
@@ -267,6 +363,18 @@ _T = TypeVar("_T")
 
 def _last(mapping: Mapping[str, _T]) -> _T | None:
     return list(mapping.values())[-1] if mapping else None
+
+
+def waiting_for_attempt(state: State) -> list[Incident]:
+    """Open incidents whose recovery is an attempt that is not proven yet."""
+    return [
+        incident
+        for incident in state.incidents.values()
+        if incident.closed_at is None
+        and incident.decision is not None
+        and incident.acted_on
+        and incident.decision.action in (Action.RESTART, Action.ROLLBACK, Action.CHANGE)
+    ]
 
 
 def ancestry(state: State, run: str) -> list[tuple[str, int | None]]:

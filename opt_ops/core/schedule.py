@@ -1,4 +1,4 @@
-"""The learning rate that an update must have used: the trainer's schedule, written here a second time on purpose.
+"""The learning rate and the batch that an update must have used: written here a second time on purpose.
 
 The proof of a rollback compares the live optimizer with this. It would prove nothing if both sides shared one
 implementation. The formula is the one of docs/formats.md.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from opt_ops.core.values import LrFactor, Schedule
+from opt_ops.core.values import LrFactor, Schedule, Skip
 
 
 def scheduled_lr(schedule: Schedule, step: int) -> float:
@@ -27,3 +27,15 @@ def expected_lr(schedule: Schedule, factors: Iterable[LrFactor], step: int) -> f
         if factor.step < step:
             lr *= factor.factor
     return lr
+
+
+def batch_of(step: int, skips: Iterable[Skip]) -> int:
+    """Which batch of the original order (1 is the first) update `step` trains on when some are left out."""
+    batch, left_out_to = step, 0
+    for skip in sorted(skips, key=lambda each: each.first):
+        first = max(skip.first, left_out_to + 1)  # where windows overlap, a batch is left out once
+        if batch < first:
+            break
+        batch += max(0, skip.last - first + 1)
+        left_out_to = max(left_out_to, skip.last)
+    return batch

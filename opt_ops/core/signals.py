@@ -32,6 +32,19 @@ class Point:
     tokens: int
     wps: float
     finite: bool
+    save_seconds: float = 0.0
+    save_error: str | None = None  # what the newest save failed of; untrusted
+    loss_scale: float | None = None  # of fp16
+    busy: Busy | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """How long ranks worked on a step without waiting for others, in seconds: the usual one, and the slowest."""
+
+    median: float
+    max: float
+    rank: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +81,6 @@ class SpikeRule:
     gnorm_deviations: float = 6.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HangRule:
-    """How long without a step is too long: `multiple` × the usual step, at least `floor_seconds`."""
-
-    multiple: float = 10.0
-    floor_seconds: float = 60.0
-    startup_seconds: float = 900.0
-
-
 class RobustWindow:
     """Median and spread of the last `size` values; insertion costs one bisection and a short move."""
 
@@ -99,6 +103,11 @@ class RobustWindow:
     def median(self) -> float:
         """The upper median."""
         return self._sorted[len(self._sorted) // 2]
+
+    @property
+    def largest(self) -> float:
+        """The largest value."""
+        return self._sorted[-1]
 
     @property
     def sd(self) -> float:
@@ -236,20 +245,3 @@ class LossDetector:
                 "lr": point.lr,
             },
         )
-
-
-class UsualStep:
-    """The usual time of a step: the median of the last 64, so that a save or a hiccup does not move it."""
-
-    def __init__(self) -> None:
-        self._window = RobustWindow(64)
-
-    def observe(self, point: Point) -> None:
-        """Take in a step's wall time."""
-        self._window.add(point.step_seconds)
-
-    def patience(self, rule: HangRule) -> float:
-        """Seconds without a step after which training counts as hung."""
-        if not len(self._window):
-            return rule.startup_seconds
-        return max(rule.floor_seconds, rule.multiple * self._window.median)

@@ -36,9 +36,26 @@ class Action(StrEnum):
 
     RESTART = "restart"  # next attempt of the same run, from its newest good checkpoint
     ROLLBACK = "rollback"  # next run, from a checkpoint before the onset, with the learning rate lowered
+    CHANGE = "change"  # next run, from the newest good checkpoint, under other settings
     EXCLUDE = "exclude"  # take the node out; nothing that trains is touched
     ADOPT = "adopt"  # take over what is already running
     HALT = "halt"  # stop, and call a human
+
+
+class Driver(StrEnum):
+    """Who acts on what the daemon decides."""
+
+    DAEMON = "daemon"
+    PERSON = "person"  # somebody took over: the daemon watches and advises, and acts only on requests
+    SHADOW = "shadow"  # another launcher runs the training: the daemon never acts
+
+
+class Severity(StrEnum):
+    """How loudly people are told."""
+
+    INFO = "info"
+    WARNING = "warning"
+    PAGE = "page"  # somebody must get up
 
 
 class Fault(StrEnum):
@@ -46,6 +63,7 @@ class Fault(StrEnum):
 
     LR = "lr"  # the trainer multiplies its learning rate for some updates
     KILL_RANK = "kill-rank"  # the node's agent kills the rank with SIGKILL
+    HANG = "hang"  # the node's agent stops the rank with SIGSTOP
     XID = "xid"  # the node's agent finds an Xid line in its kernel log
     KILL_DAEMON = "kill-daemon"  # the daemon is killed with SIGKILL
 
@@ -77,12 +95,26 @@ class LrFactor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """Batches of the data that are not trained on: `first` to `last` of the original order, both included."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """What a lineage asks of the cluster."""
 
     nodes: int
     spares: int
     ranks_per_node: int
+    min_nodes: int = 0  # rather train on as few as these than wait; 0: never on fewer than `nodes`
+
+    @property
+    def least(self) -> int:
+        """The fewest nodes on which an attempt may start."""
+        return self.min_nodes or self.nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +146,14 @@ class Readback:
     weight_decay: float
     clip_norm: float
     loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackGroup:
+    """Ranks that are in the same place: their frames, innermost first. Untrusted text."""
+
+    ranks: tuple[int, ...]
+    frames: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,39 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from opt_ops.core.events import AttemptEnded, AttemptStarted, CheckpointRefused, Event, SignalRaised
-from opt_ops.core.run import Attempt, State
+from opt_ops.core.blame import classify, first_to_fail
+from opt_ops.core.events import AttemptEnded, AttemptStarted, CheckpointRefused, Event, SignalRaised, StacksTaken
+from opt_ops.core.policy import Policy
+from opt_ops.core.run import Attempt, Incident, State
+from opt_ops.core.stacks import group
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeReport
 from opt_ops.watch.cluster import NodeWatch
 from opt_ops.watch.training import TrainingWatch
 
-# The trainer's exit codes (docs/formats.md) that name their own failure class.
-_SIGNAL_OF_CODE = {78: "user_error", 65: "checkpoint_refused", 82: "non_finite_loss"}
-
 # When a rank dies its peers die of it. Reports of other nodes may come a moment later and tell of an earlier death.
 _SETTLE_SECONDS = 1.0
+
+_HEARD_SECONDS = 5.0  # two heartbeats and a tick
 
 
 class AttemptWatch:
     """Follows the newest attempt's processes."""
 
-    def __init__(self, agents: Agents, nodes: NodeWatch, training: TrainingWatch, clock: Clock) -> None:
+    def __init__(self, policy: Policy, agents: Agents, nodes: NodeWatch, training: TrainingWatch, clock: Clock) -> None:
+        self._policy = policy
         self._agents = agents
         self._nodes = nodes
         self._training = training
         self._clock = clock
         self._lost_at: dict[str, float] = {}
+        self._asked_at: dict[str, float] = {}
 
     def observe(self, state: State) -> Iterator[Event]:
         """What the agents report that is new."""
         attempt = state.attempt
         if attempt is None or not attempt.live:
             return
+        if not attempt.nodes:  # another launcher runs it
+            yield from self._training.hang(state, attempt)
+            return
+        yield from self._stacks(state, attempt)
         reports = self._agents.reports(attempt.name)
         if attempt.started_at is None and reports.keys() >= set(attempt.nodes):
             yield AttemptStarted(attempt=attempt.name, at=max(report.started_at for report in reports.values()))
         over = all(self._over(state, attempt, reports, node) for node in attempt.nodes)
+        if not any(self._nodes.silence(node) > _HEARD_SECONDS for node in attempt.nodes):
+            yield from self._training.hang(state, attempt)  # else a node may be gone, which explains it better
         if over:
             # The last telemetry was on disk before the processes were gone.
             yield from self._training.observe(state)
@@ -44,6 +54,17 @@ class AttemptWatch:
         if over:
             yield from self._training.catch_up(attempt)
             yield self._ended(state, attempt, reports)
+
+    def _stacks(self, state: State, attempt: Attempt) -> Iterator[Event]:
+        """Every rank has said where it is, or had its time to."""
+        for incident in state.incidents.values():
+            if incident.stacks_at is None or incident.stacks is not None:
+                continue
+            ranks = len(attempt.nodes) * attempt.ranks_per_node
+            texts = self._agents.stacks(attempt.name, incident.name)
+            waited = self._clock.monotonic() - self._asked_at.setdefault(incident.name, self._clock.monotonic())
+            if len(texts) >= ranks or waited > self._policy.dump_seconds:
+                yield _taken(attempt, incident, texts, ranks)
 
     def _over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], node: str) -> bool:
         if self._gone(state, node):
@@ -54,29 +75,35 @@ class AttemptWatch:
         return attempt.stop_seq is not None and self._nodes.orders_seen(node) >= (state.epoch, attempt.stop_seq)
 
     def _gone(self, state: State, node: str) -> bool:
-        allocation = state.allocation
-        return allocation is None or not allocation.live or self._nodes.silent(node)
+        return node not in state.held or self._nodes.silent(node)
 
     def _lost_rank(
         self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], over: bool
     ) -> Iterator[Event]:
-        failed = [rank for report in reports.values() for rank in report.exits if rank.code != 0]
+        failed = {
+            rank: report.tails.get(rank.rank, "")
+            for report in reports.values()
+            for rank in report.exits
+            if rank.code != 0
+        }
         if not failed or attempt.stop_why is not None:
             return
         since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
         if not over and self._clock.monotonic() - since < _SETTLE_SECONDS:
             return
-        raised = self._signal(attempt, min(failed, key=lambda rank: rank.at), len(failed))
+        raised = self._signal(attempt, failed)
         if raised.key in state.signals:
             return
         if raised.signal == "checkpoint_refused" and attempt.checkpoint is not None:
             yield CheckpointRefused(checkpoint=attempt.checkpoint, why="the trainer refused to resume from it")
         yield raised
 
-    def _signal(self, attempt: Attempt, first: RankExit, failed: int) -> SignalRaised:
-        last = self._training.last(attempt)
+    def _signal(self, attempt: Attempt, failed: Mapping[RankExit, str]) -> SignalRaised:
+        last, first = self._training.last(attempt), first_to_fail(failed)
+        kind, line = classify(first, failed[first])
+        evidence = {"rank": first.rank, "code": first.code, "signal": first.signal, "failed_ranks": len(failed)}
         return SignalRaised(
-            signal=_SIGNAL_OF_CODE.get(first.code or 0, "process_death"),
+            signal=kind,
             tier=Tier.ACT,
             attempt=attempt.name,
             step=last.step if last else None,
@@ -84,7 +111,7 @@ class AttemptWatch:
             at=first.at,
             nodes=(first.node,),
             rule="the first rank that ended with anything but code 0",
-            evidence={"rank": first.rank, "code": first.code, "signal": first.signal, "failed_ranks": failed},
+            evidence={**evidence, "line": line[:500]} if line else evidence,
         )
 
     def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> AttemptEnded:
@@ -108,3 +135,15 @@ class AttemptWatch:
             exits=exits,
             unreachable=unreachable,
         )
+
+
+def _taken(attempt: Attempt, incident: Incident, texts: Mapping[int, str], ranks: int) -> StacksTaken:
+    found = group(texts, ranks)
+    return StacksTaken(
+        attempt=attempt.name,
+        incident=incident.name,
+        groups=found.groups,
+        odd=found.odd,
+        silent=found.silent,
+        nodes=tuple(dict.fromkeys(attempt.nodes[rank // attempt.ranks_per_node] for rank in found.odd)),
+    )

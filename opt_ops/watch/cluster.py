@@ -3,51 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised
+from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
 from opt_ops.core.health import Heartbeat, Judgement, judge
 from opt_ops.core.policy import Policy
-from opt_ops.core.run import Node, State
+from opt_ops.core.run import Allocation, Node, State
 from opt_ops.core.values import AllocationStatus, Tier, Verdict
 from opt_ops.errors import SchedulerUnavailable
 from opt_ops.ports import Agents, Clock, JobState, Scheduler
 from opt_ops.watch.training import TrainingWatch
 
+_BLIND = 4.0  # times the silence of one node, before the silence of all of them is believed
+_COUNT_SECONDS = 30.0  # between looks for jobs that nobody accounts for
+
+# The scheduler's word for how a job ended, where it names a failure class of its own.
+_SIGNAL_OF_END = {"TIMEOUT": "time_limit", "PREEMPTED": "preemption", "CANCELLED": "job_cancelled"}
+
 
 class AllocationWatch:
-    """Asks the scheduler what becomes of our job."""
+    """Asks the scheduler what becomes of our jobs."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock) -> None:
         self._scheduler = scheduler
-        self.unfit: Mapping[str, str] = {}
+        self._clock = clock
+        self._counted_at = clock.monotonic() - _COUNT_SECONDS
+        self.unfit: dict[str, str] = {}
         """Held nodes that the scheduler has drained or finds down, each with its reason."""
 
     def observe(self, state: State) -> Iterator[Event]:
-        """An event when the answer is new. No answer is an event too, once, and changes nothing else."""
-        allocation, attempt = state.allocation, state.attempt
-        if allocation is None or allocation.job is None or not allocation.live:
-            return
+        """An event when an answer is new. No answer is an event too, once, and changes nothing else."""
+        self.unfit = {}
+        for allocation in state.live_allocations:
+            if allocation.job is not None:
+                yield from self._allocation(state, allocation, allocation.job)
+        yield from self._strays(state)
+
+    def _allocation(self, state: State, allocation: Allocation, job_id: str) -> Iterator[Event]:
         try:
-            job = self._scheduler.state(allocation.job)
+            job = self._scheduler.state(job_id)
         except SchedulerUnavailable as error:
-            job = JobState(AllocationStatus.UNKNOWN, allocation.nodes, str(error), self.unfit)
-        self.unfit = job.unfit
-        seen = (allocation.status, allocation.nodes, allocation.reason)
+            job = JobState(AllocationStatus.UNKNOWN, allocation.nodes, str(error))
+        self.unfit |= job.unfit
+        seen = (allocation.status, allocation.nodes, allocation.reason, allocation.ends_at)
         unknown = job.status is AllocationStatus.UNKNOWN
-        if (job.reason == allocation.reason) if unknown else ((job.status, job.nodes, job.reason) == seen):
+        same = (job.status, job.nodes, job.reason, job.ends_at) == seen
+        if (job.reason == allocation.reason) if unknown else same:
             return
-        yield AllocationChanged(allocation=allocation.name, status=job.status, nodes=job.nodes, reason=job.reason)
-        if job.status is AllocationStatus.ENDED and attempt is not None and attempt.live and not state.ended:
+        yield AllocationChanged(
+            allocation=allocation.name, status=job.status, nodes=job.nodes, reason=job.reason, ends_at=job.ends_at
+        )
+        attempt = state.attempt
+        lost = job.status is AllocationStatus.ENDED and attempt is not None and attempt.live and not state.ended
+        if lost and attempt is not None and not set(allocation.nodes).isdisjoint(attempt.nodes):
             yield SignalRaised(
-                signal="allocation_lost",
+                signal=_SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", "allocation_lost"),
                 tier=Tier.ACT,
                 attempt=attempt.name,
                 step=attempt.last_step,
                 onset_step=None,
                 at=attempt.last_step_at or attempt.intended_at,
                 rule="the scheduler says that the job has ended",
-                evidence={"job": allocation.job, "reason": job.reason},
+                evidence={"job": job_id, "reason": job.reason},
             )
+
+    def _strays(self, state: State) -> Iterator[Event]:
+        """A job that came of a try which was given up, or twice of one, must not hold nodes unseen."""
+        if not state.allocations or self._clock.monotonic() - self._counted_at < _COUNT_SECONDS:
+            return
+        try:
+            jobs = self._scheduler.jobs()
+        except SchedulerUnavailable:
+            return
+        self._counted_at = self._clock.monotonic()
+        for job, name in jobs:
+            allocation = state.allocations.get(name)
+            expected = allocation is not None and allocation.live and allocation.job in (None, job)
+            if not expected and job not in state.strays:
+                yield StrayFound(job=job, allocation=name)
 
 
 class NodeWatch:
@@ -80,34 +113,53 @@ class NodeWatch:
 
     def observe(self, state: State) -> Iterator[Event]:
         """New verdicts, and signals for silent nodes on which the attempt runs."""
+        held = state.held
         for heartbeat in self._agents.heartbeats():
-            self._newest[heartbeat.node] = heartbeat
-            self._heard_at[heartbeat.node] = self._clock.monotonic()
-        for name in state.allocation.nodes if state.allocation else ():
+            holder = held.get(heartbeat.node)
+            if holder is None or heartbeat.allocation in (None, holder.name):
+                self._newest[heartbeat.node] = heartbeat
+                self._heard_at[heartbeat.node] = self._clock.monotonic()
+        for name in self._heard_at.keys() - held.keys():
+            del self._heard_at[name]  # when it is held again, listening begins anew
+        blind = self._blind(held)
+        for name in held:
             node = state.nodes.get(name, Node(name=name))
             heartbeat = self._newest.get(name)
             if self.silent(name):
-                yield from self._fell_silent(state, node)
+                yield from self._fell_silent(state, node, blind)
             elif heartbeat is not None:
-                judgement = self._judge(heartbeat)
+                judgement = self._judge(state, node, heartbeat)
                 if (judgement.verdict, judgement.reason) != (node.verdict, node.reason):
                     yield from self._catch_up(state, name)
                     yield _judged(heartbeat, judgement)
+
+    def _blind(self, held: Mapping[str, Allocation]) -> bool:
+        """Several nodes, and all of them silent at once: rather our own eyes have failed than they. For a while."""
+        silences = [self.silence(name) for name in held]
+        return len(silences) > 1 and self._policy.silent_seconds < min(silences) < _BLIND * self._policy.silent_seconds
 
     def _catch_up(self, state: State, node: str) -> Iterator[Event]:
         attempt = state.attempt
         if attempt is not None and attempt.live and node in attempt.nodes:
             yield from self._training.catch_up(attempt)
 
-    def _judge(self, heartbeat: Heartbeat) -> Judgement:
-        judgement = judge(heartbeat, self._policy.expected_gpus)
+    def _judge(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
+        since = replace(heartbeat, xids=tuple(xid for xid in heartbeat.xids if xid.at > node.allowed_at))
+        judgement = judge(since, self._policy.expected_gpus)
+        if judgement.verdict is Verdict.BAD:
+            return judgement
+        for gpu in heartbeat.gpus:
+            if gpu.uuid is not None and gpu.uuid in state.bad_parts:
+                evidence = {"uuid": gpu.uuid, "serial": gpu.serial, "was_in": state.bad_parts[gpu.uuid]}
+                source = "this lineage's own record: it failed here before, and nobody has allowed it again"
+                return Judgement(verdict=Verdict.BAD, reason="known_bad_gpu", source=source, evidence=evidence)
         why = self._allocation.unfit.get(heartbeat.node)
-        if why is None or judgement.verdict is Verdict.BAD:
+        if why is None:
             return judgement
         source = "the scheduler: what runs there may go on, nothing new starts"
         return Judgement(verdict=Verdict.SUSPECT, reason=why, source=source)
 
-    def _fell_silent(self, state: State, node: Node) -> Iterator[Event]:
+    def _fell_silent(self, state: State, node: Node, blind: bool) -> Iterator[Event]:
         seconds = self.silence(node.name)
         if node.reason != "silent":
             yield NodeJudged(
@@ -120,8 +172,10 @@ class NodeWatch:
                 evidence={"seconds": seconds},
             )
         attempt = state.attempt
-        if attempt is None or not attempt.live or node.name not in attempt.nodes:
+        if attempt is None or not attempt.live or node.name not in attempt.nodes or blind:
             return
+        if self._training.idle_seconds(attempt) < self._policy.silent_seconds:
+            return  # ranks on every node are needed for a step: while steps come, the node lives
         yield from self._training.catch_up(attempt)
         raised = SignalRaised(
             signal="silent_node",
@@ -131,7 +185,7 @@ class NodeWatch:
             onset_step=None,
             at=self._clock.now() - seconds,
             nodes=(node.name,),
-            rule=f"no heartbeat for {self._policy.silent_seconds:g} s",
+            rule=f"no heartbeat for {self._policy.silent_seconds:g} s, and no step",
             evidence={"seconds": seconds},
         )
         if raised.key not in state.signals:

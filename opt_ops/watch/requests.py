@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from opt_ops.core.events import (
+    ChangeRequested,
     DrillRequested,
+    DriverChanged,
     Event,
     LineageStarted,
+    NodeAllowed,
+    NodeExcluded,
     NoteAdded,
+    PauseRequested,
     RequestRefused,
+    ResumeRequested,
     StopRequested,
 )
-from opt_ops.core.run import Attempt, State
-from opt_ops.core.values import Fault, Shape
+from opt_ops.core.policy import newest_good
+from opt_ops.core.proof import baseline
+from opt_ops.core.run import Attempt, State, Status
+from opt_ops.core.values import Driver, Fault, Shape
 from opt_ops.ports import Inbox, Request
 
 
@@ -60,6 +69,7 @@ def _start(state: State, request: Request) -> Event:
         data=tuple(map(str, arguments["data"])),
         tokenizer=arguments["tokenizer"],
         shape=Shape(**arguments["shape"]),
+        driver=Driver(arguments.get("driver", Driver.DAEMON)),
     )
 
 
@@ -67,6 +77,105 @@ def _stop(state: State, request: Request) -> Event:
     if state.lineage is None or state.ended:
         raise _No(f"the lineage is {state.status}")
     return StopRequested(request=request.request, author=request.author, reason=str(request.arguments["reason"]))
+
+
+def _pause(state: State, request: Request) -> Event:
+    _alive(state)
+    if state.paused is not None:
+        raise _No(f"paused already, by {state.paused.author}")
+    return PauseRequested(
+        request=request.request,
+        author=request.author,
+        reason=str(request.arguments["reason"]),
+        keep_nodes=bool(request.arguments.get("keep_nodes", False)),
+    )
+
+
+def _resume(state: State, request: Request) -> Event:
+    running = state.attempt is not None and state.attempt.live and state.attempt.leave_at is None
+    if state.lineage is None or state.status in (Status.COMPLETED, Status.CANCELLED):
+        raise _No(f"the lineage is {state.status}")
+    if running and state.paused is None:
+        raise _No(f"{state.attempt.name if state.attempt else ''} runs: there is nothing to resume")
+    return ResumeRequested(
+        request=request.request, author=request.author, reason=str(request.arguments.get("reason", ""))
+    )
+
+
+def _change(state: State, request: Request) -> Event:
+    """`rollback` and `set`: the next run."""
+    if state.run is None or state.status in (Status.COMPLETED, Status.CANCELLED):
+        raise _No(f"the lineage is {state.status}")
+    if state.driver is Driver.SHADOW:
+        raise _No("in shadow mode nothing is done; another launcher runs this training")
+    given = request.arguments
+    to_step, lr = given.get("to_step"), given.get("lr")
+    if to_step is not None and newest_good(state, state.run.name, int(to_step)) is None:
+        raise _No(f"there is no verified healthy checkpoint at or before step {to_step}")
+    if lr is not None and baseline(state) is None:
+        raise _No("no attempt has said its schedule yet, so the learning rate cannot be set")
+    return ChangeRequested(
+        request=request.request,
+        author=request.author,
+        reason=str(given["reason"]),
+        to_step=None if to_step is None else int(to_step),
+        lr_factor=_positive(given.get("lr_factor"), "lr_factor"),
+        lr=_positive(lr, "lr"),
+        settings=tuple(map(str, given.get("settings", ()))),
+        skip_batches=max(0, int(given.get("skip_batches", 0))),
+    )
+
+
+def _positive(value: Any, name: str) -> float | None:
+    if value is None:
+        return None
+    if not 0 < float(value) < math.inf:
+        raise _No(f"{name} is {value}; it must be above 0")
+    return float(value)
+
+
+def _drive(state: State, request: Request) -> Event:
+    _alive(state)
+    driver = Driver(request.arguments["driver"])
+    if Driver.SHADOW in (driver, state.driver):
+        raise _No("shadow mode is chosen when a lineage is started")
+    if driver is state.driver:
+        raise _No(f"the {driver} drives already")
+    return DriverChanged(
+        request=request.request,
+        author=request.author,
+        driver=driver,
+        reason=str(request.arguments.get("reason", "")),
+    )
+
+
+def _exclude(state: State, request: Request) -> Event:
+    node, known = str(request.arguments["node"]), state.nodes.get(str(request.arguments["node"]))
+    _alive(state)
+    if known is not None and known.excluded_by:
+        raise _No(f"{node} is excluded already, by {known.excluded_by}")
+    return NodeExcluded(
+        node=node,
+        incident="operator",
+        reason=str(request.arguments["reason"]),
+        request=request.request,
+        author=request.author,
+    )
+
+
+def _allow(state: State, request: Request) -> Event:
+    node = str(request.arguments["node"])
+    if node not in state.nodes or not (state.nodes[node].excluded_by or node in state.bad_parts.values()):
+        excluded = ", ".join(name for name, each in state.nodes.items() if each.excluded_by) or "none"
+        raise _No(f"{node} is not excluded; excluded are: {excluded}")
+    return NodeAllowed(
+        request=request.request, author=request.author, node=node, reason=str(request.arguments["reason"])
+    )
+
+
+def _alive(state: State) -> None:
+    if state.lineage is None or state.ended:
+        raise _No(f"the lineage is {state.status}")
 
 
 def _note(state: State, request: Request) -> Event:
@@ -98,14 +207,14 @@ def _drill_arguments(
     state: State, attempt: Attempt | None, fault: Fault, given: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     match fault:
-        case Fault.KILL_RANK:
+        case Fault.KILL_RANK | Fault.HANG:
             assert attempt is not None
             rank, ranks = int(given["rank"]), len(attempt.nodes) * attempt.ranks_per_node
             if not 0 <= rank < ranks:
                 raise _No(f"rank {rank}: {attempt.name} has ranks 0 to {ranks - 1}")
             return {"rank": rank}
         case Fault.XID:
-            node, held = str(given["node"]), state.allocation.nodes if state.allocation else ()
+            node, held = str(given["node"]), state.held
             if node not in held:
                 raise _No(f"node {node} is not held; held are {', '.join(held)}")
             return {"node": node, "xid": int(given["xid"])}
@@ -123,4 +232,15 @@ def _drill_arguments(
             return {}
 
 
-_VERBS = {"start": _start, "stop": _stop, "note": _note, "drill": _drill}
+_VERBS = {
+    "start": _start,
+    "stop": _stop,
+    "pause": _pause,
+    "resume": _resume,
+    "change": _change,
+    "drive": _drive,
+    "exclude": _exclude,
+    "allow": _allow,
+    "note": _note,
+    "drill": _drill,
+}

@@ -14,11 +14,12 @@ from opt_ops.core.events import (
     Event,
     SignalRaised,
 )
+from opt_ops.core.pace import LossScaleDetector, SaveDetector, StragglerDetector, UsualTimes
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Attempt, State
-from opt_ops.core.signals import Finding, LossDetector, Point, UsualStep
+from opt_ops.core.signals import Finding, LossDetector, Point
 from opt_ops.core.values import Readback, Tier
-from opt_ops.ports import CheckpointStore, Clock, Trainer
+from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
 
 _REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
 
@@ -35,7 +36,9 @@ class TrainingWatch:
         self._read: set[str] = set()
         self._following = ""
         self._detector = LossDetector(policy.spike)
-        self._usual = UsualStep()
+        self._others = (StragglerDetector(policy.straggler), LossScaleDetector(policy.loss_scale), SaveDetector())
+        self._usual = UsualTimes()
+        self._phase: Phase | None = None
         self._first: list[Point] = []
         self._last: Point | None = None
         self._advanced_at = 0.0
@@ -50,15 +53,20 @@ class TrainingWatch:
             if attempt.name != self._following:
                 self._follow(state, attempt)
             yield from self._config(attempt)
+            for phase in self._trainer.phases(attempt.name):
+                self._enter(phase)
             for point in self._trainer.points(attempt.name):
                 yield from self._take(state, attempt, point)
             yield from self._progress(state, attempt)
-            yield from self._hang(state, attempt)
         yield from self._examine(state)
 
     def last(self, attempt: Attempt) -> Point | None:
         """The attempt's newest telemetry."""
         return self._last if attempt.name == self._following else None
+
+    def idle_seconds(self, attempt: Attempt) -> float:
+        """How long the attempt has made no progress, as far as this life can know."""
+        return self._clock.monotonic() - self._advanced_at if attempt.name == self._following else 0.0
 
     def catch_up(self, attempt: Attempt) -> Iterator[Event]:
         """Say how far the attempt has come: what is journaled next will be judged by it."""
@@ -81,7 +89,10 @@ class TrainingWatch:
         self._detector = LossDetector(self._policy.spike)
         for point in list(self._settled)[-2 * self._policy.spike.window :]:
             self._detector.observe(point)
-        self._usual = UsualStep()
+        rules = self._policy
+        self._others = (StragglerDetector(rules.straggler), LossScaleDetector(rules.loss_scale), SaveDetector())
+        self._usual = UsualTimes()
+        self._phase = None
         self._first, self._last = [], None
         self._advanced_at = self._reported_at = self._clock.monotonic()
         self._reported_step = 0
@@ -110,8 +121,9 @@ class TrainingWatch:
         if len(self._first) < self._readbacks:
             self._first.append(point)
         if self._first[0] is not point:  # the first step compiles, allocates and connects: it is not usual
-            self._usual.observe(point)
-        for finding in self._detector.observe(point):
+            self._usual.observe("training", point.step_seconds)
+        findings = [f for detector in (self._detector, *self._others) for f in detector.observe(point)]
+        for finding in findings:
             raised = _signal(attempt, finding)
             if raised.key not in state.signals:
                 yield raised
@@ -138,11 +150,24 @@ class TrainingWatch:
             readbacks=() if known else tuple(map(_readback, self._first)),
         )
 
-    def _hang(self, state: State, attempt: Attempt) -> Iterator[Event]:
-        rule, seconds = self._policy.hang, self._clock.monotonic() - self._advanced_at
-        starting = self._last is None
-        finishing = self._last and attempt.steps and self._last.step >= attempt.steps
-        patience = rule.startup_seconds if starting or finishing else self._usual.patience(rule)
+    def _enter(self, phase: Phase) -> None:
+        if self._phase is not None and self._phase.name != "training":
+            self._usual.observe(self._phase.name, max(0.0, phase.since - self._phase.since))
+        self._phase = phase
+        self._advanced_at = self._clock.monotonic()
+
+    def _doing(self, attempt: Attempt) -> str:
+        """The phase as the trainer says, or as can be told from its steps."""
+        if self._phase is not None:
+            return self._phase.name
+        if self._last is None:
+            return "start"
+        return "ending" if attempt.steps and self._last.step >= attempt.steps else "training"
+
+    def hang(self, state: State, attempt: Attempt) -> Iterator[Event]:
+        """A signal, once, when the attempt has made no progress for too long."""
+        rule, seconds, phase = self._policy.hang, self.idle_seconds(attempt), self._doing(attempt)
+        patience = self._usual.patience(phase, rule)
         if seconds <= patience or attempt.stop_why is not None:
             return
         raised = SignalRaised(
@@ -152,14 +177,11 @@ class TrainingWatch:
             step=self._last.step if self._last else None,
             onset_step=self._last.step if self._last else None,
             at=self._clock.now() - seconds,
-            rule=f"no step within {rule.multiple:g} times the usual one (at least {rule.floor_seconds:g} s)",
-            evidence={
-                "seconds": seconds,
-                "patience": patience,
-                "phase": "start-up" if starting else "the last save" if finishing else "training",
-            },
+            rule=f"no progress within {rule.multiple:g} times the phase's longest (at least {rule.floor_seconds:g} s)",
+            evidence={"seconds": seconds, "patience": patience, "phase": phase},
         )
         if raised.key not in state.signals:
+            yield from self.catch_up(attempt)
             yield raised
 
     def _examine(self, state: State) -> Iterator[Event]:
@@ -191,6 +213,8 @@ def _readback(point: Point) -> Readback:
 
 
 def _signal(attempt: Attempt, finding: Finding) -> SignalRaised:
+    rank, per_node = finding.evidence.get("rank"), attempt.ranks_per_node
+    nodes = (attempt.nodes[rank // per_node],) if rank is not None and attempt.nodes else ()
     return SignalRaised(
         signal=finding.signal,
         tier=finding.tier,
@@ -198,6 +222,7 @@ def _signal(attempt: Attempt, finding: Finding) -> SignalRaised:
         step=finding.step,
         onset_step=finding.onset_step,
         at=finding.at,
+        nodes=nodes,
         rule=finding.rule,
         evidence=finding.evidence,
     )

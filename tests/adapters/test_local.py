@@ -29,8 +29,7 @@ def test_agents_outlive_the_process_that_started_them_and_are_found_by_the_next(
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1-n0\n"
     scheduler = LocalScheduler(tmp_path, ["n1", "n2", "n3"])
-    assert scheduler.find("1-n0") == "1-n0"
-    assert scheduler.find("1-n1") is None
+    assert scheduler.jobs() == [("1-n0", "1-n0")]
     state = scheduler.state("1-n0")
     assert (state.status, state.nodes) == (AllocationStatus.RUNNING, ("n2", "n3"))
     scheduler.cancel("1-n0")
@@ -42,7 +41,7 @@ def test_more_than_there_is_is_refused_with_the_numbers(tmp_path: Path):
     scheduler = LocalScheduler(tmp_path, ["n1", "n2"])
     with pytest.raises(Refused, match="2 nodes wanted, 1 left on this machine: n2; excluded are n1"):
         scheduler.submit("1-n0", 2, ["n1"])
-    assert scheduler.find("1-n0") is None
+    assert scheduler.jobs() == []
 
 
 def test_a_number_that_is_another_process_by_now_is_not_our_agent(tmp_path: Path):

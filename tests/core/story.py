@@ -82,6 +82,18 @@ class Story:
         decided = self.see(held)
         return decided + [d for node in held.nodes for d in self.judge(node, Verdict.HEALTHY, "ok")]
 
+    def changed(
+        self,
+        allocation: str,
+        *nodes: str,
+        status: AllocationStatus = AllocationStatus.RUNNING,
+        ends_at: float | None = None,
+    ) -> list[e.Event]:
+        """The scheduler says something new about a job."""
+        return self.see(
+            e.AllocationChanged(allocation=allocation, status=status, nodes=nodes, reason="", ends_at=ends_at)
+        )
+
     def judge(self, node: str, verdict: Verdict, reason: str, drill: str | None = None) -> list[e.Event]:
         return self.see(
             e.NodeJudged(node=node, host=node, verdict=verdict, reason=reason, source="test", at=self.now, drill=drill)

@@ -27,10 +27,12 @@ def test_no_attempt_starts_before_nodes_are_heard_of():
     story = Story()
     story.begin()
     story.see(e.AllocationSubmitted(allocation="12-n0", job="7", adopted=False))
-    running = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.RUNNING, nodes=("n1", "n2"), reason="")
+    nodes = ("n1", "n2", "n3")
+    running = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.RUNNING, nodes=nodes, reason="")
     assert story.see(running) == []
     assert story.judge("n1", Verdict.HEALTHY, "ok") == []
-    assert kinds(story.judge("n2", Verdict.HEALTHY, "ok")) == ["attempt_intended"]
+    assert story.judge("n2", Verdict.HEALTHY, "ok") == [], "the third gets a moment to join"
+    assert kinds(story.see(seconds=POLICY.join_seconds)) == ["attempt_intended"]
 
 
 def test_enough_nodes_wait_a_moment_for_the_last_ones():
@@ -190,6 +192,7 @@ def test_a_bad_gpu_in_use_moves_the_attempt_to_the_spare():
         "node_excluded",
         "drain_intended",
         "stop_intended",
+        "allocation_intended",
     ]
     story.see(e.NodeDrained(node="n2", done=True, why=""))
     assert only(story.ends(), e.AttemptIntended).nodes == ("n1", "n3")
@@ -243,10 +246,13 @@ def test_a_user_error_is_not_tried_again():
     assert story.state.status is Status.HALTED
 
 
-def test_a_failure_without_a_playbook_halts():
+def test_a_failure_that_nobody_foresaw_is_tried_once_again():
     story = Story().training(450)
-    decided = story.signal("gremlins", 450)
-    assert "no playbook" in only(decided, e.LineageHalted).why
+    decided = only(story.signal("gremlins", 450), e.RecoveryDecided)
+    assert (decided.playbook, decided.action) == ("unknown", Action.RESTART)
+    story.ends()
+    story.train(451)
+    assert only(story.signal("gremlins", 451), e.LineageHalted)
 
 
 def test_a_second_finding_about_the_same_attempt_is_a_consequence():
@@ -274,48 +280,64 @@ def test_a_refused_checkpoint_is_passed_over_for_an_older_one():
 def test_a_lost_allocation_is_asked_for_again():
     story = Story().training(450)
     ended = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.ENDED, nodes=(), reason="TIMEOUT")
-    story.see(ended)
+    assert kinds(story.see(ended)) == ["allocation_intended"]
     story.signal("allocation_lost", 450, job="77", reason="TIMEOUT")
-    decided = story.ends(Outcome.LOST)
-    assert kinds(decided) == ["allocation_intended"]
+    assert story.ends(Outcome.LOST) == []
     assert story.state.status is Status.QUEUED
     assert only(story.hold(), e.AttemptIntended).checkpoint.step == 400
 
 
-def test_too_few_fit_nodes_give_the_allocation_back_and_ask_without_them():
+def test_lost_nodes_are_replaced_and_the_attempt_goes_on_with_nodes_of_two_allocations():
+    story = Story().training(450)
+    (asked,) = [x for x in story.judge("n3", Verdict.BAD, "xid_48") if isinstance(x, e.AllocationIntended)]
+    assert (asked.nodes, asked.exclude) == (1, ("n1", "n2", "n3"))
+    assert e.AllocationIntended not in map(type, story.judge("n2", Verdict.BAD, "xid_79")), "not at once again"
+    again = only(story.see(seconds=10.0), e.AllocationIntended)
+    assert (again.nodes, again.exclude) == (1, ("n1", "n2", "n3"))
+    story.see(e.NodeDrained(node="n3", done=True, why=""), e.NodeDrained(node="n2", done=True, why=""))
+    assert story.ends() == [], "one of two nodes is left"
+    story.see(e.AllocationSubmitted(allocation=asked.allocation, job="78", adopted=False))
+    story.changed(asked.allocation, "n4")
+    assert only(story.judge("n4", Verdict.HEALTHY, "ok"), e.AttemptIntended).nodes == ("n1", "n4")
+    story.train(460)
+    assert all(incident.proven for incident in story.state.incidents.values())
+
+
+def test_an_allocation_without_a_fit_node_is_given_back():
     story = Story().training(450)
     story.judge("n3", Verdict.BAD, "xid_48")
-    story.judge("n2", Verdict.BAD, "xid_79")
-    story.see(e.NodeDrained(node="n3", done=True, why=""), e.NodeDrained(node="n2", done=True, why=""))
-    assert story.ends() == []
-    assert kinds(story.see(seconds=POLICY.unfit_seconds + 1)) == ["release_intended"]
-    ended = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.ENDED, nodes=(), reason="")
-    intended = only(story.see(ended), e.AllocationIntended)
-    assert intended.exclude == ("n2", "n3")
+    story.see(e.AllocationSubmitted(allocation="12-n1", job="78", adopted=False))
+    story.changed("12-n1", "n4")
+    story.judge("n4", Verdict.BAD, "xid_79")
+    released = only(story.see(seconds=POLICY.unfit_seconds + 1), e.ReleaseIntended)
+    assert released.allocation == "12-n1"
 
 
 def test_a_node_that_has_not_been_heard_is_waited_for_longer():
     story = Story()
     story.begin()
     story.see(e.AllocationSubmitted(allocation="12-n0", job="7", adopted=False))
-    held = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.RUNNING, nodes=("n1", "n2"), reason="")
-    story.see(held)
+    story.changed("12-n0", "n1", "n2")
     story.judge("n1", Verdict.HEALTHY, "ok")
-    assert story.see(seconds=POLICY.unfit_seconds + 1) == []
-    assert kinds(story.see(seconds=POLICY.preflight_seconds)) == ["release_intended"]
+    assert only(story.see(seconds=POLICY.unfit_seconds + 1), e.AllocationIntended).nodes == 1, "the spare"
+    again = only(story.see(seconds=POLICY.preflight_seconds), e.AllocationIntended)
+    assert (again.nodes, again.exclude) == (1, ("n1", "n2"))
 
 
 def test_spares_that_nobody_has_are_not_waited_for_for_ever():
     story = Story()
     story.begin()
     story.see(e.AllocationSubmitted(allocation="12-n0", job="7", adopted=False))
-    assert kinds(story.see(seconds=POLICY.spare_seconds + 1)) == ["release_intended"]
+    decided = story.see(seconds=POLICY.spare_seconds + 1)
+    assert only(decided, e.ReleaseIntended).allocation == "12-n0"
+    assert only(decided, e.AllocationIntended).nodes == 2
     ended = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.ENDED, nodes=(), reason="CANCELLED")
-    assert only(story.see(ended), e.AllocationIntended).nodes == 2
-    story.see(e.AllocationSubmitted(allocation="12-n1", job="8", adopted=False))
+    story.see(ended, e.AllocationSubmitted(allocation="12-n1", job="8", adopted=False))
     assert story.see(seconds=1e5) == [], "without spares it stays in the queue"
-    story.hold("n1", "n2")
-    assert story.state.attempt.nodes == ("n1", "n2")
+    decided = story.changed("12-n1", "n1", "n2")
+    assert only(decided, e.AllocationIntended).nodes == 1, "now there is time to look for a spare"
+    story.judge("n1", Verdict.HEALTHY, "ok")
+    assert only(story.judge("n2", Verdict.HEALTHY, "ok"), e.AttemptIntended).nodes == ("n1", "n2")
 
 
 def test_refused_submissions_are_tried_with_a_pause_and_then_halt():

@@ -93,7 +93,9 @@ def _changed(story: Story, status: AllocationStatus) -> e.AllocationChanged:
 
 def check_always(before: State, event: e.Event, state: State) -> None:
     assert sum(attempt.live for attempt in state.attempts.values()) <= 1
-    assert sum(allocation.live for allocation in state.allocations.values()) <= 1
+    if state.lineage is not None:
+        pending = sum(allocation.wanted for allocation in state.live_allocations if allocation.pending)
+        assert pending <= state.shape.nodes + state.shape.spares, "more is asked for than is needed"
     if not isinstance(event, e.AttemptIntended):
         return
     assert not before.ended, "an ended lineage starts nothing"

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from opt_ops.core.signals import Finding, HangRule, LossDetector, Point, RobustWindow, SpikeRule, UsualStep
+from opt_ops.core.pace import HangRule, UsualTimes
+from opt_ops.core.signals import Finding, LossDetector, Point, RobustWindow, SpikeRule
 from opt_ops.core.values import Tier
 
 RULE = SpikeRule()
@@ -143,9 +144,12 @@ def test_the_robust_window_agrees_with_sorting():
         assert len(window) == len(last)
 
 
-def test_patience_follows_the_usual_step_but_not_a_single_slow_one():
-    usual, rule = UsualStep(), HangRule(multiple=10, floor_seconds=5, startup_seconds=300)
-    assert usual.patience(rule) == 300
+def test_patience_is_twice_the_longest_time_of_the_phase():
+    usual, rule = UsualTimes(), HangRule(multiple=2, floor_seconds=5, startup_seconds=300)
+    assert usual.patience("training", rule) == 300
     for step in range(100):
-        usual.observe(replace(point(step, 2.0), step_seconds=60.0 if step == 50 else 2.0))
-    assert usual.patience(rule) == 20
+        usual.observe("training", 60.0 if step == 20 else 20.0)
+    assert usual.patience("training", rule) == 40, "the slow step is long ago"
+    usual.observe("saving", 1.0)
+    assert usual.patience("saving", rule) == 5
+    assert usual.patience("evaluation", rule) == 300

@@ -1,11 +1,13 @@
 """Another trainer: a thousand lines shorter, same files. It trains nothing, and misbehaves where `--set` says so.
 
---set misbehave=WHAT@STEP:ATTEMPT    WHAT: nan, spike, hang, exit-N, die, deaf
+--set misbehave=WHAT@STEP:ATTEMPT    WHAT: see `misbehave`; the attempt may be `*`
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
 import hashlib
 import json
 import math
@@ -72,14 +74,15 @@ def telemetry(step: int, lr: float, loss: float | None, seconds: float) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    for name in ("--recipe", "--run-dir", "--checkpoint-dir", "--resume", "--attempt", "--tokenizer"):
+    for name in ("--recipe", "--run-dir", "--checkpoint-dir", "--resume", "--attempt", "--tokenizer", "--fence"):
         parser.add_argument(name)
-    for name in ("--set", "--lr-factor", "--data"):
+    for name in ("--set", "--lr-factor", "--data", "--skip-batches"):
         parser.add_argument(name, action="append", default=[])
     parser.add_argument("--from-scratch", action="store_true")
     options = parser.parse_args()
     values = dict(pair.split("=", 1) for pair in options.set)
     steps, pause = int(values.get("steps", 100)), float(values.get("pause", 0.02))
+    every = int(values.get("every", 10))
     faults = [fault.replace("@", ":").split(":") for fault in values.get("misbehave", "").split(",") if fault]
     factors = [(int(step), float(factor)) for step, _, factor in (each.partition(":") for each in options.lr_factor)]
     run_dir, checkpoints = Path(options.run_dir), Path(options.checkpoint_dir)
@@ -91,48 +94,127 @@ def main() -> int:
         return 65
     schedule = {**SCHEDULE, "total_steps": steps}
     print(f"rank {rank} starts at step {first}", flush=True)
+    optimizer = {**OPTIMIZER, "clip_norm": float(values.get("optim.clip_norm", 1.0))}
+    run_dir.mkdir(parents=True, exist_ok=True)
+    listen(run_dir, rank)
+    phases = Phases(run_dir if rank == 0 else None)
     if rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        versions = {"stub": "1"}
         config = {
             "v": 1,
             "steps": steps,
             "schedule": schedule,
-            "optimizer": OPTIMIZER,
-            "versions": {"stub": "1"},
+            "optimizer": optimizer,
+            "versions": versions,
             "layout": {},
         }
         write_durably(run_dir / "config.json", json.dumps(config))
     for step in range(first, steps + 1):
+        phases.enter("training", step)
         time.sleep(pause)
-        loss: float | None = 3.0 + 3.0 / step
+        wait_in_a_collective(run_dir, rank, step)
+        told = Told()
         for what, at, attempt in faults:
-            if attempt != options.attempt or step < int(at):
-                continue
-            if what == "spike":
-                loss = 9.0
-            elif what == "nan":
-                loss = None
-            elif what == "hang":
-                time.sleep(600)
-            elif what == "deaf":
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            elif rank != 1:
-                time.sleep(600)  # in a collective that the lost rank never joins
-            elif what == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            else:
-                return int(what.removeprefix("exit-"))
+            if attempt in (options.attempt, "*") and step >= int(at):
+                misbehave(what, step, rank, phases, told)
         if rank != 0:
             continue
-        line = telemetry(step, lr_at(step, schedule, factors), loss, pause)
+        line = telemetry(step, lr_at(step, schedule, factors), told.loss, pause) | told.fields
+        line["clip_norm"] = optimizer["clip_norm"]
         with (run_dir / "telemetry.jsonl").open("ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
-        if loss is None:
+        if told.loss is None:
             return 82
-        if step % 10 == 0 or step == steps:
+        if step % every == 0 or step == steps or asked_to_save.pop("USR1", False):
+            phases.enter("saving", step)
             save(checkpoints, step, options.attempt, line)
+    phases.enter("ending", steps)
     return 0
 
 
+asked_to_save: dict[str, bool] = {}
+
+
+def listen(run_dir: Path, rank: int) -> None:
+    """SIGUSR1: save; SIGUSR2: say where you are."""
+    signal.signal(signal.SIGUSR1, lambda *_: asked_to_save.update(USR1=True))
+    (run_dir / "stacks").mkdir(exist_ok=True)
+    stacks = (run_dir / "stacks" / f"rank-{rank:04d}.txt").open("w")
+    faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
+
+
+class Phases:
+    """Rank 0 says what it is at."""
+
+    def __init__(self, run_dir: Path | None) -> None:
+        self._path = run_dir / "phases.jsonl" if run_dir else None
+        self._now = ""
+
+    def enter(self, phase: str, step: int) -> None:
+        if phase == self._now or self._path is None:
+            return
+        self._now = phase
+        with self._path.open("ab", buffering=0) as file:
+            file.write(json.dumps({"ts": time.time(), "phase": phase, "step": step}).encode() + b"\n")
+
+
+class Told:
+    """What this step's telemetry says."""
+
+    def __init__(self) -> None:
+        self.loss: float | None = 3.0
+        self.fields: dict = {}
+
+
+def wait_in_a_collective(run_dir: Path, rank: int, step: int) -> None:
+    """Every rank waits for all others: through files, which is slow, but needs no network."""
+    mine = run_dir / "barrier" / str(rank)
+    mine.parent.mkdir(exist_ok=True)
+    mine.with_suffix(".new").write_text(str(step))
+    mine.with_suffix(".new").replace(mine)
+    others = [mine.with_name(str(other)) for other in range(int(os.environ["WORLD_SIZE"])) if other != rank]
+    while not all(path.exists() and int(path.read_text()) >= step for path in others):
+        time.sleep(0.005)
+
+
+def elsewhere() -> None:
+    """Where a rank is that does not come to the collective."""
+    time.sleep(600)
+
+
+def misbehave(what: str, step: int, rank: int, phases: Phases, told: Told) -> None:
+    """One fault, at its step and after it. Where rank 1 ends or hangs, the others wait in the next collective."""
+    if what == "spike":
+        told.loss = 9.0
+    elif what == "nan":
+        told.loss = None
+    elif what == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif what == "floor":
+        told.fields["loss_scale"] = 0.03125
+    elif what == "slow":
+        told.fields["busy_seconds"] = {"median": 0.02, "max": 0.06, "rank": 1}
+    elif what == "nospace":
+        told.fields["save_error"] = "OSError: [Errno 28] No space left on device"
+    elif what in ("hang", "hang-evaluation", "hang-saving"):
+        if phase := what.partition("-")[2]:
+            phases.enter(phase, step)
+        if rank == 1:
+            elsewhere()
+    elif rank != 1:
+        return
+    elif what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "oom":
+        print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.", flush=True)
+        os._exit(1)
+    elif what == "nccl":
+        print("ncclRemoteError: NCCL error: remote process exited or there was a network error", flush=True)
+        os._exit(1)
+    else:
+        os._exit(int(what.removeprefix("exit-")))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())

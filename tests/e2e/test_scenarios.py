@@ -126,6 +126,8 @@ def test_a_gpu_falls_off_the_bus_in_use_and_another_on_a_spare(site: Site, nvml_
     for node in ("n1", "n2", "n3", "n4"):
         (site.folder / node).mkdir()
         drivers[node] = FakeDriver(site.folder / node, gpus=2, library=nvml_library)
+        for gpu in range(2):
+            drivers[node].set(gpu, uuid=f"GPU-{node}-{gpu}")
     # Every local agent reads the same environment; the state file is chosen by the node's name.
     wrapper = site.folder / "python"
     states = " ".join(f"{n}) export FAKE_NVML_STATE={d.env['FAKE_NVML_STATE']} ;;" for n, d in drivers.items())
@@ -147,7 +149,8 @@ def test_a_gpu_falls_off_the_bus_in_use_and_another_on_a_spare(site: Site, nvml_
     first, second = state.incidents.values()
     assert (first.kind, first.cause, first.decision.action) == ("bad_gpu", "n4: ecc_uncorrected", Action.EXCLUDE)
     assert (second.kind, second.cause, second.decision.action) == ("bad_gpu", "n2: gpu_lost", Action.RESTART)
-    assert second.evidence["uuid"]
+    assert second.evidence["uuid"] == "GPU-n2-0"
+    assert state.bad_parts == {"GPU-n2-0": "n2", "GPU-n4-1": "n4"}
     assert state.attempt.nodes == ("n1", "n3")
 
 

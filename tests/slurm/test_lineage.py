@@ -86,10 +86,9 @@ def test_a_daemon_that_was_killed_after_submitting_adopts_its_job(site: Site):
     folder.mkdir(parents=True)
     scheduler = SlurmScheduler(folder, SlurmOptions(partition="main", time_minutes=5), agent_main)
     job = scheduler.submit("1-n0", 2, ["gpu001"])
-    assert scheduler.find("1-n0") == job
-    assert scheduler.find("1-n1") is None
+    assert scheduler.jobs() == [(job, "1-n0")]
     other = SlurmScheduler(site.runs / "11", SlurmOptions(partition="main"), agent_main)
-    assert other.find("1-n0") is None, "the same name in another folder is another lineage's job"
+    assert other.jobs() == [], "the same name in another folder is another lineage's job"
     deadline = time.monotonic() + 30
     while (state := scheduler._state(job)).status is not AllocationStatus.RUNNING:
         assert time.monotonic() < deadline, state
@@ -113,10 +112,10 @@ def test_what_slurm_refuses_is_told_apart_from_a_slurm_that_does_not_answer(
     right = SlurmScheduler(site.runs / "1", SlurmOptions(partition="main"), agent_main)
     monkeypatch.setenv("SLURM_CONF", os.devnull)
     with pytest.raises(SchedulerUnavailable):
-        right.find("1-n0")
+        right.jobs()
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SchedulerUnavailable, match="not on the PATH"):
-        right.find("1-n0")
+        right.jobs()
 
 
 def test_a_users_own_output_format_does_not_confuse_us(site: Site, monkeypatch: pytest.MonkeyPatch):
@@ -127,6 +126,6 @@ def test_a_users_own_output_format_does_not_confuse_us(site: Site, monkeypatch: 
     scheduler = SlurmScheduler(site.runs / "1", SlurmOptions(partition="main", time_minutes=5), agent_main)
     (site.runs / "1").mkdir(parents=True)
     job = scheduler.submit("1-n0", 1, [])
-    assert scheduler.find("1-n0") == job
+    assert scheduler.jobs() == [(job, "1-n0")]
     assert scheduler._state(job).status in (AllocationStatus.QUEUED, AllocationStatus.RUNNING)
     scheduler.cancel(job)

@@ -1,0 +1,248 @@
+"""`opt-ops run pause|resume|rollback|set|take-over|hand-back` and `opt-ops node exclude|allow`: people decide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from opt_ops import lineages, views
+from opt_ops.cli import node, run
+from opt_ops.cli.common import (
+    AuthorOption,
+    DryRunOption,
+    FormatOption,
+    IdArgument,
+    QuietOption,
+    YesOption,
+    ask_daemon,
+    author,
+    confirm,
+    lineage_folder,
+    settings,
+    show_answer,
+)
+from opt_ops.core.events import RequestRefused
+from opt_ops.core.values import Driver
+from opt_ops.errors import Refused, UsageError
+from opt_ops.ports import Request
+from opt_ops.render import Format, say
+from opt_ops.watch.requests import event_of
+
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]
+
+# What people type for the settings that they change most.
+_SHORT = {"clip": "optim.clip_norm", "weight_decay": "optim.weight_decay", "betas": "optim.betas"}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request with what every one of these commands offers."""
+
+    verb: str
+    arguments: Mapping[str, Any]
+    question: str
+    yes: bool
+    dry_run: bool
+    output: Format
+    quiet: bool
+    by: str
+
+    def send(self, identifier: str) -> None:
+        path = lineage_folder(identifier)
+        state, now = lineages.state(path), time.time()
+        request = Request(request="dry-run", author=author(self.by), verb=self.verb, arguments=self.arguments)
+        event = event_of(state, request)
+        if isinstance(event, RequestRefused):
+            raise Refused(f"lineage {path.name}: {event.why}")
+        if self.dry_run:
+            for line in views.foresee(state, event, now, settings.config):
+                print(line)
+            return
+        confirm(self.question, self.yes)
+        show_answer(ask_daemon(path, author(self.by), self.verb, self.arguments, self.quiet), self.output)
+        say(f"  next: opt-ops run show {path.name}", self.quiet)
+
+
+@run.app.command()
+def pause(
+    identifier: IdArgument,
+    reason: ReasonOption = "paused by hand",
+    keep_nodes: Annotated[bool, typer.Option("--keep-nodes", help="Do not give the nodes back meanwhile.")] = False,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Let training rest: one more checkpoint is saved, the processes end, the nodes are given back.
+
+    Example: opt-ops run pause 12 --reason "power work in hall 2"
+    """
+    arguments = {"reason": reason, "keep_nodes": keep_nodes}
+    _Asked("pause", arguments, "Pause it after one more checkpoint?", yes, dry_run, output, quiet, by).send(identifier)
+
+
+@run.app.command()
+def resume(
+    identifier: IdArgument,
+    reason: ReasonOption = "resumed by hand",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Go on: after a pause, after HALTED, or, while a person drives, with the next attempt.
+
+    What failed before counts against no budget any more: a person has looked.
+
+    Example: opt-ops run resume 12 --reason "the shard is mended"
+    """
+    question = "Go on from the newest verified checkpoint?"
+    _Asked("resume", {"reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
+
+
+@run.app.command()
+def rollback(
+    identifier: IdArgument,
+    to: Annotated[int, typer.Option("--to", min=0, help="The newest good checkpoint at or before this step.")],
+    lr_scale: Annotated[
+        float | None, typer.Option("--lr-scale", help="Multiply the learning rate from there on.")
+    ] = None,
+    skip_batches: Annotated[int, typer.Option("--skip-batches", min=0, help="Leave out as many batches.")] = 0,
+    reason: ReasonOption = "rolled back by hand",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Begin the next run from an earlier step.
+
+    Example: opt-ops run rollback 12 --to 59000 --lr-scale 0.75 --skip-batches 60
+    """
+    arguments = {"to_step": to, "lr_factor": lr_scale, "skip_batches": skip_batches, "reason": reason}
+    path = lineage_folder(identifier)
+    lost = views.lost_beyond(path, lineages.state(path), to)
+    question = f"Roll lineage {path.name} back to step {to}? {lost} steps are taken back."
+    _Asked("change", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
+
+
+@run.app.command("set")
+def set_(
+    identifier: IdArgument,
+    changes: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE…", help="lr, clip, weight_decay, betas, or a recipe's setting.")
+    ],
+    reason: ReasonOption = "set by hand",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Begin the next run with other settings, after one more checkpoint.
+
+    `lr` is the learning rate of the next update: a factor on the schedule that holds from there on.
+
+    Example: opt-ops run set 12 lr=6e-5 clip=0.5
+    """
+    arguments: dict[str, Any] = {"reason": reason, "settings": []}
+    for change in changes:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise UsageError(f"{change}: not of the form key=value", "for example lr=6e-5, or clip=0.5")
+        if key == "lr":
+            arguments["lr"] = _number(change, value)
+        else:
+            arguments["settings"].append(f"{_SHORT.get(key, key)}={value}")
+    question = f"Begin the next run with {' '.join(changes)}, after one more checkpoint?"
+    _Asked("change", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
+
+
+@run.app.command("take-over")
+def take_over(
+    identifier: IdArgument,
+    reason: ReasonOption = "a person drives",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Drive yourself: the daemon goes on watching and says what it would do, and does only what it is asked to.
+
+    Example: opt-ops run take-over 12 --reason "trying a new NCCL"
+    """
+    arguments = {"driver": str(Driver.PERSON), "reason": reason}
+    question = "Take over? Until you hand back, nothing is recovered by itself."
+    _Asked("drive", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
+
+
+@run.app.command("hand-back")
+def hand_back(
+    identifier: IdArgument,
+    reason: ReasonOption = "the daemon drives again",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Let the daemon drive again.
+
+    Example: opt-ops run hand-back 12
+    """
+    arguments = {"driver": str(Driver.DAEMON), "reason": reason}
+    _Asked("drive", arguments, "Let the daemon drive again?", yes, dry_run, output, quiet, by).send(identifier)
+
+
+@node.app.command()
+def exclude(
+    identifier: IdArgument,
+    name: Annotated[str, typer.Argument(metavar="NODE", help="Which node.")],
+    reason: ReasonOption = "excluded by hand",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Start no attempt of a lineage on a node any more, and drain it where that is permitted.
+
+    What runs there goes on; `opt-ops run resume` or the next recovery moves it.
+
+    Example: opt-ops node exclude 12 n031 --reason "fan"
+    """
+    question = f"Exclude {name}, and drain it?"
+    _Asked("exclude", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
+
+
+@node.app.command()
+def allow(
+    identifier: IdArgument,
+    name: Annotated[str, typer.Argument(metavar="NODE", help="Which node.")],
+    reason: ReasonOption = "allowed by hand",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Let attempts start on a node again. It is not resumed in Slurm: `scontrol update nodename=… state=resume`.
+
+    Example: opt-ops node allow 12 n031 --reason "GPU 3 was exchanged"
+    """
+    question = f"Let attempts start on {name} again?"
+    _Asked("allow", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
+
+
+def _number(change: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise UsageError(f"{change}: {value!r} is not a number") from error

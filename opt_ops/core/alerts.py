@@ -1,0 +1,115 @@
+"""Who is told what, and when: one message when something is done about an incident, one when it is over, a page when a
+human is needed."""
+
+from __future__ import annotations
+
+from opt_ops.core.events import AlertIntended, Event
+from opt_ops.core.policy import Policy
+from opt_ops.core.run import Incident, State, Status
+from opt_ops.core.values import Action, Driver, Severity, Tier
+
+_LOUDNESS = (Severity.INFO, Severity.WARNING, Severity.PAGE)
+
+_QUIET = frozenset({"daemon_restart", "time_limit", "nodes_returned", "operator"})
+"""What happens by plan or was asked for: told, but not as a warning."""
+
+
+def alert(state: State, now: float, policy: Policy) -> Event | None:
+    """The next thing that people must hear and have not been told."""
+    if policy.least_alert is None:
+        return None
+    for told in (_halted(state), *_incidents(state), *_signals(state), _ended(state)):
+        if told is None or told.alert in state.alerts:
+            continue
+        if _LOUDNESS.index(told.severity) >= _LOUDNESS.index(policy.least_alert):
+            return told
+    return None
+
+
+def _halted(state: State) -> AlertIntended | None:
+    if state.status is not Status.HALTED:
+        return None
+    lineage = state.intent.lineage
+    tried = [
+        f"{i.name} {i.kind}: {i.decision.action}, {_ending(i)}"
+        for i in list(state.incidents.values())[-8:]
+        if i.decision
+    ]
+    body = [state.why, "", "Tried:", *(tried or ["nothing"]), "", f"Next: opt-ops run explain {lineage}"]
+    body.append(f"Then: opt-ops run resume {lineage}, or opt-ops run rollback {lineage} --to STEP")
+    return AlertIntended(
+        alert=f"{lineage}/halted/{state.since:.3f}",
+        severity=Severity.PAGE,
+        title=f"opt-ops {lineage}: HALTED, a human is needed",
+        body="\n".join(body),
+    )
+
+
+def _ending(incident: Incident) -> str:
+    if incident.closed_at is None:
+        return "not over"
+    return {True: "proven", False: "did not take effect", None: "not acted on"}[incident.proven]
+
+
+def _incidents(state: State) -> list[AlertIntended]:
+    told: list[AlertIntended] = []
+    for incident in state.incidents.values():
+        if incident.decision is None or incident.decision.action is Action.HALT:
+            continue
+        told.append(_opened(state, incident))
+        if incident.closed_at is not None and incident.proven:
+            told.append(_closed(state, incident))
+    return told
+
+
+def _opened(state: State, incident: Incident) -> AlertIntended:
+    decision = incident.decision
+    assert decision is not None
+    quiet = incident.drill is not None or incident.kind in _QUIET
+    advised = "would " if decision.advice else ""
+    body = [
+        f"{incident.name} {incident.kind}{' (drill)' if incident.drill else ''}: {incident.cause}",
+        f"evidence: {incident.detector}",
+        f"action: {advised}{decision.action} ({decision.playbook}, rung {decision.rung + 1}): {decision.why}",
+        f"next: opt-ops run explain {state.intent.lineage}",
+    ]
+    return AlertIntended(
+        alert=f"{incident.name}/opened",
+        severity=Severity.INFO if quiet and state.driver is not Driver.PERSON else Severity.WARNING,
+        title=f"opt-ops {state.intent.lineage}: {incident.cause}",
+        body="\n".join(body),
+    )
+
+
+def _closed(state: State, incident: Incident) -> AlertIntended:
+    lost = f"{incident.steps_lost or 0} steps lost, {incident.seconds_down or 0:.0f} s down"
+    return AlertIntended(
+        alert=f"{incident.name}/closed",
+        severity=Severity.INFO,
+        title=f"opt-ops {state.intent.lineage}: {incident.name} is over, proven",
+        body=f"{incident.name} {incident.kind}: {incident.cause}\n{lost}",
+    )
+
+
+def _signals(state: State) -> list[AlertIntended]:
+    return [
+        AlertIntended(
+            alert=f"{state.intent.lineage}/{key}",
+            severity=Severity.WARNING,
+            title=f"opt-ops {state.intent.lineage}: {signal.signal} at step {signal.step}",
+            body=f"{signal.rule}\nNothing was touched.\nnext: opt-ops run show {state.intent.lineage}",
+        )
+        for key, signal in state.signals.items()
+        if signal.tier is Tier.ALERT
+    ]
+
+
+def _ended(state: State) -> AlertIntended | None:
+    if state.status not in (Status.COMPLETED, Status.CANCELLED):
+        return None
+    return AlertIntended(
+        alert=f"{state.intent.lineage}/{state.status}",
+        severity=Severity.INFO,
+        title=f"opt-ops {state.intent.lineage}: {state.status}",
+        body=state.why or "every step is trained",
+    )

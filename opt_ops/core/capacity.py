@@ -1,0 +1,209 @@
+"""Nodes: which are fit, how many are missing, on how many to train, and what to give back.
+
+The first allocation holds the nodes and their spares; later ones replace what was lost, or succeed one whose time limit
+nears. An attempt may use nodes of several.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+from opt_ops.core.events import (
+    AllocationIntended,
+    AttemptIntended,
+    Event,
+    LineageHalted,
+    ReleaseIntended,
+    SizeDecided,
+)
+from opt_ops.core.policy import Policy, newest_good, under_examination
+from opt_ops.core.run import Allocation, Node, State, attempt_name, waiting_for_attempt
+from opt_ops.core.values import Driver, Verdict
+
+_PAUSE_SECONDS = (
+    10.0  # between two tries, whatever came of the first: a node that is lost at once is not asked for at once
+)
+
+
+def acts(state: State) -> bool:
+    """Whether nodes are asked for, used and given back without being asked to."""
+    return state.driver is Driver.DAEMON and not state.ended and state.paused is None
+
+
+def leaving(allocation: Allocation, now: float, policy: Policy) -> bool:
+    """Whether its time limit is near enough to look for a successor: a quarter of a short allocation at most."""
+    if allocation.ends_at is None:
+        return False
+    lead = min(policy.capacity.successor_seconds, (allocation.ends_at - allocation.since) / 4)
+    return now > allocation.ends_at - lead
+
+
+def last_call(allocation: Allocation, now: float, policy: Policy) -> bool:
+    """Whether it ends so soon that nothing new may start on it."""
+    return allocation.ends_at is not None and now > allocation.ends_at - policy.capacity.last_call_seconds
+
+
+def eligible_nodes(state: State, policy: Policy, now: float) -> list[str]:
+    """The held nodes on which an attempt may start, those that stay longest first."""
+    fit = [
+        (leaving(allocation, now, policy), name)
+        for name, allocation in state.held.items()
+        if (node := state.nodes.get(name)) is not None and not last_call(allocation, now, policy) and _fit(node, policy)
+    ]
+    return [name for _, name in sorted(fit, key=lambda pair: pair[0])]
+
+
+def _fit(node: Node, policy: Policy) -> bool:
+    """Heard of, not excluded, not suspect, and not blind about GPUs that it should have."""
+    if node.excluded_by is not None:
+        return False
+    blind_without_gpus = (
+        policy.expected_gpus == 0 and node.verdict is Verdict.UNKNOWN and node.reason.startswith("nvml_")
+    )
+    return node.verdict is Verdict.HEALTHY or blind_without_gpus
+
+
+def useful_nodes(state: State, policy: Policy, now: float) -> list[str]:
+    """The held nodes that need no replacement: fit, or not judged for long enough to be given up."""
+    useful: list[str] = []
+    for name, allocation in state.held.items():
+        node = state.nodes.get(name)
+        if node is None:
+            patient = now - allocation.since < policy.preflight_seconds
+        elif node.excluded_by is not None or node.verdict is Verdict.BAD:
+            patient = False
+        else:
+            patient = now - max(allocation.since, node.at) < policy.unfit_seconds
+        if patient or (node is not None and _fit(node, policy)):
+            useful.append(name)
+    return useful
+
+
+def resize(state: State, now: float, policy: Policy) -> Event | None:
+    """Rather train on fewer nodes than wait; and on more again once there are more."""
+    attempt = state.attempt
+    if not acts(state) or state.run is None or not state.shape.min_nodes:
+        return None
+    fit = min(len(eligible_nodes(state, policy, now)), state.shape.nodes)
+    if attempt is not None and attempt.live:
+        began = attempt.first_step_at
+        settled = began is not None and now - began > policy.capacity.grow_seconds
+        if settled and fit > max(state.wanted_nodes, len(attempt.nodes)):
+            return SizeDecided(nodes=fit, why=f"{fit} nodes are fit again, {len(attempt.nodes)} are in use")
+        return None
+    short_since = max([a.since for a in state.allocations.values() if a.holds], default=now)
+    short_since = max(short_since, attempt.ended_at or 0.0 if attempt else 0.0)
+    if state.shape.min_nodes <= fit < state.wanted_nodes and now - short_since > policy.capacity.shrink_seconds:
+        waited = f"no more for {now - short_since:.0f} s"
+        return SizeDecided(nodes=fit, why=f"{fit} of {state.shape.nodes} nodes are fit, {waited}")
+    return None
+
+
+def release(state: State, now: float, policy: Policy) -> Event | None:
+    """Give nodes back: nothing is trained any more, none of them is fit, there are enough without, or only spares keep
+    us in the queue."""
+    attempt = state.attempt
+    used = set(attempt.nodes) if attempt is not None and attempt.live else set[str]()
+    useful = useful_nodes(state, policy, now)
+    for allocation in state.live_allocations:
+        if allocation.release_at is not None or not used.isdisjoint(_own(state, allocation)):
+            continue
+        why = _done_with(state, bool(used)) or (
+            _superfluous(state, allocation, useful, now, policy) if acts(state) else ""
+        )
+        if why:
+            return ReleaseIntended(allocation=allocation.name, why=why)
+    return None
+
+
+def _own(state: State, allocation: Allocation) -> list[str]:
+    return [node for node, through in state.held.items() if through.name == allocation.name]
+
+
+def _done_with(state: State, training: bool) -> str:
+    if state.ended:
+        return f"the lineage is {state.status}"
+    if state.paused is not None and not state.paused.keep_nodes and not training:
+        return f"paused by {state.paused.author}"
+    return ""
+
+
+def _superfluous(state: State, allocation: Allocation, useful: list[str], now: float, policy: Policy) -> str:
+    shape, attempt = state.shape, state.attempt
+    training = attempt is not None and attempt.live
+    waited = now - max(allocation.since, attempt.ended_at or 0.0 if attempt else 0.0)
+    if allocation.pending:
+        with_spares = allocation.job is not None and allocation.wanted > shape.nodes - len(useful)
+        if with_spares and shape.spares and not training and waited > policy.spare_seconds:
+            return f"in the queue for {waited:.0f} s: {shape.nodes} nodes without spares may be had sooner"
+        return ""
+    own = set(_own(state, allocation))
+    if own.isdisjoint(useful):
+        return f"none of its nodes is fit after {waited:.0f} s" if waited > policy.unfit_seconds else ""
+    stay = [node for node in useful if node not in own and not leaving(state.held[node], now, policy)]
+    if training and len(stay) >= shape.nodes + shape.spares:
+        return f"{len(stay)} nodes are held without it"
+    return ""
+
+
+def allocate(state: State, now: float, policy: Policy) -> Event | None:
+    """Nodes are missing: ask for them. What is needed to train is asked for a few times, then a human is called."""
+    if not acts(state):
+        return None
+    shape, attempt = state.shape, state.attempt
+    stay = [n for n in useful_nodes(state, policy, now) if not leaving(state.held[n], now, policy)]
+    pending = sum(allocation.wanted for allocation in state.live_allocations if allocation.pending)
+    missing = shape.nodes + shape.spares - len(stay) - pending
+    training = attempt is not None and attempt.live
+    urgent = not training and len(eligible_nodes(state, policy, now)) < shape.least
+    since_last = takewhile(lambda each: not each.ran, reversed(list(state.allocations.values())))
+    fruitless = [each for each in since_last if each.failed is not None or each.release_at is not None]
+    if urgent and fruitless:
+        missing -= shape.spares  # training without spares is better than not training
+    if missing <= 0:
+        return None
+    refused = [each for each in fruitless if each.failed is not None]
+    if urgent and len(refused) >= policy.submit_tries:
+        return LineageHalted(why=f"no nodes after {len(refused)} tries: {refused[0].failed}", incident=None)
+    wait = policy.submit_wait_seconds if urgent else policy.capacity.top_up_seconds
+    newest = state.allocation
+    if (refused and now - refused[0].since < wait) or (newest and now - newest.intended_at < _PAUSE_SECONDS):
+        return None
+    excluded = {name for name, node in state.nodes.items() if node.excluded_by is not None}
+    excluded |= {name for name, allocation in state.held.items() if not leaving(allocation, now, policy)}
+    return AllocationIntended(
+        allocation=f"{state.intent.lineage}-n{len(state.allocations)}",
+        nodes=missing,
+        exclude=tuple(sorted(excluded)),
+        why=f"{len(stay)} of {shape.nodes} nodes and {shape.spares} spares are held, {pending} are asked for",
+    )
+
+
+def launch(state: State, now: float, policy: Policy) -> Event | None:
+    """Nodes are held and nothing runs: start the newest run's next attempt."""
+    run = state.run
+    if state.ended or state.paused is not None or run is None or (state.attempt and state.attempt.live):
+        return None
+    waiting = waiting_for_attempt(state)
+    asked = state.resumed is not None or any(incident.kind == "operator" for incident in waiting)
+    if state.driver is Driver.SHADOW or (state.driver is Driver.PERSON and not asked):
+        return None
+    if under_examination(state, run.name, now - policy.examine_seconds):
+        return None
+    nodes = eligible_nodes(state, policy, now)[: state.wanted_nodes]
+    joining = any(
+        name not in state.nodes and now - allocation.since < policy.join_seconds
+        for name, allocation in state.held.items()
+    )
+    if len(nodes) < state.wanted_nodes or joining:
+        return None
+    number = sum(attempt.run == run.name for attempt in state.attempts.values())
+    known = newest_good(state, run.name)
+    return AttemptIntended(
+        attempt=attempt_name(run.name, number),
+        run=run.name,
+        nodes=tuple(nodes),
+        ranks_per_node=state.shape.ranks_per_node,
+        checkpoint=known.checkpoint if known else run.checkpoint,
+        incident=waiting[0].name if waiting else None,
+    )

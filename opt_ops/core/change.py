@@ -1,0 +1,57 @@
+"""How a fold changes a state: one field, one member of a mapping, one allowed step of the status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from opt_ops.core.events import Entry, kind_of
+from opt_ops.core.run import TRANSITIONS, IllegalTransition, Node, State, Status
+
+_T = TypeVar("_T")
+
+
+def move(state: State, status: Status, entry: Entry) -> State:
+    """The lineage's next status.
+
+    Raises:
+        IllegalTransition: it cannot follow.
+    """
+    if status not in TRANSITIONS[state.status]:
+        raise IllegalTransition(f"{kind_of(entry.event)}: {state.status} → {status} is not allowed")
+    return replace(state, status=status, since=entry.ts)
+
+
+def put(mapping: Mapping[str, _T], key: str, value: _T) -> dict[str, _T]:
+    """A copy with one more or another member."""
+    return {**mapping, key: value}
+
+
+def with_attempt(state: State, name: str, **changes: Any) -> State:
+    """An attempt has changed."""
+    attempt = replace(state.attempts[name], **changes)
+    return replace(state, attempts=put(state.attempts, name, attempt))
+
+
+def with_incident(state: State, name: str, **changes: Any) -> State:
+    """An incident has changed."""
+    incident = replace(state.incidents[name], **changes)
+    return replace(state, incidents=put(state.incidents, name, incident))
+
+
+def with_allocation(state: State, name: str, **changes: Any) -> State:
+    """An allocation has changed."""
+    allocation = replace(state.allocations[name], **changes)
+    return replace(state, allocations=put(state.allocations, name, allocation))
+
+
+def with_node(state: State, name: str, **changes: Any) -> State:
+    """A node has changed, or is heard of for the first time."""
+    node = replace(state.nodes.get(name, Node(name=name)), **changes)
+    return replace(state, nodes=put(state.nodes, name, node))
+
+
+def heard(state: State, request: str) -> State:
+    """A request was answered."""
+    return replace(state, requests=state.requests | {request})

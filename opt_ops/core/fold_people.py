@@ -1,0 +1,116 @@
+"""What the daemon's lives and its operators' requests do to the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from opt_ops.core import events as e
+from opt_ops.core.change import heard, move, put, with_node
+from opt_ops.core.run import Drill, State, Status
+from opt_ops.core.values import Fault, Verdict
+
+
+def _daemon_started(state: State, event: e.DaemonStarted, _: e.Entry) -> State:
+    # An open drill that kills the daemon is settled by the next life: it did die.
+    drills = {
+        name: replace(drill, done=True) if drill.fault is Fault.KILL_DAEMON else drill
+        for name, drill in state.drills.items()
+    }
+    running = state.attempt is not None and state.attempt.live
+    return replace(state, blind_seconds=event.blind_seconds if running else None, drills=drills)
+
+
+def _lineage_started(state: State, event: e.LineageStarted, entry: e.Entry) -> State:
+    state = heard(move(state, Status.PLANNED, entry), event.request)
+    return replace(state, lineage=event, started_at=entry.ts, driver=event.driver)
+
+
+def _stop_requested(state: State, event: e.StopRequested, _: e.Entry) -> State:
+    return replace(heard(state, event.request), stop=event)
+
+
+def _pause_requested(state: State, event: e.PauseRequested, _: e.Entry) -> State:
+    return replace(heard(state, event.request), paused=event, resumed=None)
+
+
+def _resume_requested(state: State, event: e.ResumeRequested, entry: e.Entry) -> State:
+    state = _answered(heard(state, event.request), entry)
+    return replace(state, paused=None, resumed=event)
+
+
+def _change_requested(state: State, event: e.ChangeRequested, entry: e.Entry) -> State:
+    state = _answered(heard(state, event.request), entry)
+    return replace(state, changes=put(state.changes, event.request, event))
+
+
+def _answered(state: State, entry: e.Entry) -> State:
+    """A person has looked and decided: what went before neither halts again nor counts against any budget."""
+    if state.status is Status.HALTED:
+        state = move(state, Status.RECOVERING, entry)
+    incidents = {name: replace(incident, answered=True) for name, incident in state.incidents.items()}
+    return replace(state, incidents=incidents, why="")
+
+
+def _driver_changed(state: State, event: e.DriverChanged, _: e.Entry) -> State:
+    return replace(heard(state, event.request), driver=event.driver)
+
+
+def _node_allowed(state: State, event: e.NodeAllowed, entry: e.Entry) -> State:
+    parts = {uuid: node for uuid, node in state.bad_parts.items() if node != event.node}
+    state = replace(heard(state, event.request), bad_parts=parts)
+    return with_node(
+        state,
+        event.node,
+        verdict=Verdict.UNKNOWN,
+        reason="allowed_again",
+        source=event.author,
+        at=entry.ts,
+        evidence={},
+        excluded_by=None,
+        drain=None,
+        allowed_at=entry.ts,
+    )
+
+
+def _note_added(state: State, event: e.NoteAdded, _: e.Entry) -> State:
+    return heard(state, event.request)
+
+
+def _request_refused(state: State, event: e.RequestRefused, _: e.Entry) -> State:
+    return heard(state, event.request)
+
+
+def _drill_requested(state: State, event: e.DrillRequested, entry: e.Entry) -> State:
+    drill = Drill(
+        name=event.drill,
+        fault=event.fault,
+        attempt=event.attempt,
+        arguments=event.arguments,
+        author=event.author,
+        at=entry.ts,
+        epoch=entry.epoch,
+    )
+    return replace(heard(state, event.request), drills=put(state.drills, event.drill, drill))
+
+
+def _drill_done(state: State, event: e.DrillDone, _: e.Entry) -> State:
+    drill = replace(state.drills[event.drill], done=True)
+    return replace(state, drills=put(state.drills, event.drill, drill))
+
+
+FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
+    e.DaemonStarted: _daemon_started,
+    e.LineageStarted: _lineage_started,
+    e.StopRequested: _stop_requested,
+    e.PauseRequested: _pause_requested,
+    e.ResumeRequested: _resume_requested,
+    e.ChangeRequested: _change_requested,
+    e.DriverChanged: _driver_changed,
+    e.NodeAllowed: _node_allowed,
+    e.NoteAdded: _note_added,
+    e.RequestRefused: _request_refused,
+    e.DrillRequested: _drill_requested,
+    e.DrillDone: _drill_done,
+}

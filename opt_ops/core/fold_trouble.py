@@ -1,0 +1,142 @@
+"""What findings, incidents, decisions and alerts do to the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from opt_ops.core import events as e
+from opt_ops.core.change import heard, move, put, with_incident, with_node
+from opt_ops.core.run import Alert, Incident, State, Status
+from opt_ops.core.values import Action, Verdict
+
+
+def _signal_raised(state: State, event: e.SignalRaised, _: e.Entry) -> State:
+    return replace(state, signals=put(state.signals, event.key, event))
+
+
+def _node_judged(state: State, event: e.NodeJudged, _: e.Entry) -> State:
+    return with_node(
+        state,
+        event.node,
+        host=event.host,
+        verdict=event.verdict,
+        reason=event.reason,
+        source=event.source,
+        at=event.at,
+        evidence=event.evidence,
+        drill=event.drill,
+    )
+
+
+def _incident_opened(state: State, event: e.IncidentOpened, entry: e.Entry) -> State:
+    incident = Incident(
+        name=event.incident,
+        kind=event.failure,
+        cause=event.cause,
+        detector=event.detector,
+        attempt=event.attempt,
+        nodes=event.nodes,
+        step_failed=event.step_failed,
+        onset_step=event.onset_step,
+        at=event.at,
+        opened_at=entry.ts,
+        opened_epoch=entry.epoch,
+        evidence=event.evidence,
+        drill=event.drill,
+        signal=event.signal,
+    )
+    return replace(state, incidents=put(state.incidents, event.incident, incident))
+
+
+def _stacks_intended(state: State, event: e.StacksIntended, entry: e.Entry) -> State:
+    return with_incident(state, event.incident, stacks_at=entry.ts)
+
+
+def _stacks_taken(state: State, event: e.StacksTaken, _: e.Entry) -> State:
+    nodes = state.incidents[event.incident].nodes or event.nodes
+    return with_incident(state, event.incident, stacks=event, nodes=nodes)
+
+
+def _recovery_decided(state: State, event: e.RecoveryDecided, entry: e.Entry) -> State:
+    state = with_incident(state, event.incident, decision=event, decided_at=entry.ts)
+    if event.advice or event.save_first:
+        return state
+    if event.action is Action.ROLLBACK:
+        return move(state, Status.ROLLING_BACK, entry)
+    if event.action is Action.RESTART and state.status is not Status.ROLLING_BACK:
+        return move(state, Status.RECOVERING, entry)
+    return state
+
+
+def _node_excluded(state: State, event: e.NodeExcluded, entry: e.Entry) -> State:
+    state = with_node(state, event.node, excluded_by=event.incident, excluded_at=entry.ts)
+    if event.request is not None:
+        state = heard(state, event.request)
+    part = state.nodes[event.node].evidence.get("uuid")
+    if part is None or state.nodes[event.node].verdict is not Verdict.BAD:
+        return state
+    # A bad GPU may come back in another node, or in this one under another name.
+    return replace(state, bad_parts=put(state.bad_parts, str(part), event.node))
+
+
+def _drain_intended(state: State, event: e.DrainIntended, _: e.Entry) -> State:
+    return with_node(state, event.node, drain="intended")
+
+
+def _node_drained(state: State, event: e.NodeDrained, _: e.Entry) -> State:
+    return with_node(state, event.node, drain="done" if event.done else "refused")
+
+
+def _incident_closed(state: State, event: e.IncidentClosed, entry: e.Entry) -> State:
+    return with_incident(
+        state,
+        event.incident,
+        closed_at=entry.ts,
+        proven=event.proven,
+        proof=event.proof,
+        step_resumed=event.step_resumed,
+        steps_lost=event.steps_lost,
+        seconds_down=event.seconds_down,
+    )
+
+
+def _lineage_completed(state: State, _: e.LineageCompleted, entry: e.Entry) -> State:
+    return move(state, Status.COMPLETED, entry)
+
+
+def _lineage_halted(state: State, event: e.LineageHalted, entry: e.Entry) -> State:
+    return replace(move(state, Status.HALTED, entry), why=event.why)
+
+
+def _lineage_cancelled(state: State, event: e.LineageCancelled, entry: e.Entry) -> State:
+    return replace(move(state, Status.CANCELLED, entry), why=event.why)
+
+
+def _alert_intended(state: State, event: e.AlertIntended, entry: e.Entry) -> State:
+    return replace(state, alerts=put(state.alerts, event.alert, Alert(told=event, at=entry.ts)))
+
+
+def _alert_settled(state: State, event: e.AlertSettled, _: e.Entry) -> State:
+    alert = replace(state.alerts[event.alert], delivered=event.delivered)
+    return replace(state, alerts=put(state.alerts, event.alert, alert))
+
+
+FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
+    e.SignalRaised: _signal_raised,
+    e.NodeJudged: _node_judged,
+    e.IncidentOpened: _incident_opened,
+    e.StacksIntended: _stacks_intended,
+    e.StacksTaken: _stacks_taken,
+    e.RecoveryDecided: _recovery_decided,
+    e.NodeExcluded: _node_excluded,
+    e.DrainIntended: _drain_intended,
+    e.NodeDrained: _node_drained,
+    e.IncidentClosed: _incident_closed,
+    e.LineageCompleted: _lineage_completed,
+    e.LineageHalted: _lineage_halted,
+    e.LineageCancelled: _lineage_cancelled,
+    e.AlertIntended: _alert_intended,
+    e.AlertSettled: _alert_settled,
+}

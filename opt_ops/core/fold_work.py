@@ -1,0 +1,197 @@
+"""What runs, allocations, attempts and checkpoints do to the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from opt_ops.core import events as e
+from opt_ops.core.change import move, put, with_allocation, with_attempt, with_incident
+from opt_ops.core.run import Allocation, Attempt, KnownCheckpoint, Run, State, Status, waiting_for_attempt
+from opt_ops.core.values import AllocationStatus
+
+
+def _run_planned(state: State, event: e.RunPlanned, entry: e.Entry) -> State:
+    run = Run(
+        name=event.run,
+        parent=event.parent,
+        cause=event.cause,
+        incident=event.incident,
+        checkpoint=event.checkpoint,
+        lr_factors=event.lr_factors,
+        planned_at=entry.ts,
+        settings=event.settings,
+        skips=event.skips,
+    )
+    return replace(state, runs=put(state.runs, event.run, run))
+
+
+def _allocation_intended(state: State, event: e.AllocationIntended, entry: e.Entry) -> State:
+    allocation = Allocation(
+        name=event.allocation,
+        wanted=event.nodes,
+        exclude=event.exclude,
+        intended_at=entry.ts,
+        epoch=entry.epoch,
+        since=entry.ts,
+    )
+    training = state.attempt is not None and state.attempt.live
+    if not training and state.status is not Status.PAUSED:  # else it only replaces what was lost
+        state = move(state, Status.QUEUED, entry)
+    return replace(state, allocations=put(state.allocations, event.allocation, allocation))
+
+
+def _allocation_submitted(state: State, event: e.AllocationSubmitted, entry: e.Entry) -> State:
+    return with_allocation(state, event.allocation, job=event.job, since=entry.ts)
+
+
+def _allocation_failed(state: State, event: e.AllocationFailed, entry: e.Entry) -> State:
+    return with_allocation(state, event.allocation, failed=event.why, since=entry.ts)
+
+
+def _allocation_changed(state: State, event: e.AllocationChanged, entry: e.Entry) -> State:
+    changes: dict[str, Any] = {"reason": event.reason}
+    if event.status is not AllocationStatus.UNKNOWN:
+        changes |= {"status": event.status, "nodes": event.nodes, "ends_at": event.ends_at}
+        if event.status is not state.allocations[event.allocation].status:
+            changes["since"] = entry.ts
+    if event.status is AllocationStatus.RUNNING:
+        changes["ran"] = True
+    state = with_allocation(state, event.allocation, **changes)
+    if event.status is AllocationStatus.RUNNING and state.status is Status.QUEUED:
+        return move(state, Status.PREFLIGHT, entry)
+    return state
+
+
+def _release_intended(state: State, event: e.ReleaseIntended, entry: e.Entry) -> State:
+    return with_allocation(state, event.allocation, release_at=entry.ts)
+
+
+def _stray_found(state: State, event: e.StrayFound, _: e.Entry) -> State:
+    return replace(state, strays=put(state.strays, event.job, event.allocation))
+
+
+def _stray_cancelled(state: State, event: e.StrayCancelled, _: e.Entry) -> State:
+    return replace(state, strays={job: name for job, name in state.strays.items() if job != event.job})
+
+
+def _size_decided(state: State, event: e.SizeDecided, _: e.Entry) -> State:
+    return replace(state, size=event.nodes)
+
+
+def _lineage_paused(state: State, event: e.LineagePaused, entry: e.Entry) -> State:
+    return replace(move(state, Status.PAUSED, entry), why=event.why)
+
+
+def _attempt_intended(state: State, event: e.AttemptIntended, entry: e.Entry) -> State:
+    attempt = Attempt(
+        name=event.attempt,
+        run=event.run,
+        nodes=event.nodes,
+        ranks_per_node=event.ranks_per_node,
+        checkpoint=event.checkpoint,
+        incident=event.incident,
+        intended_at=entry.ts,
+    )
+    state = replace(move(state, Status.STARTING, entry), resumed=None, why="")
+    state = replace(state, attempts=put(state.attempts, event.attempt, attempt))
+    for incident in waiting_for_attempt(state):
+        state = with_incident(state, incident.name, next_attempt=event.attempt)
+    return state
+
+
+def _attempt_started(state: State, event: e.AttemptStarted, _: e.Entry) -> State:
+    return with_attempt(state, event.attempt, started_at=event.at)
+
+
+def _attempt_configured(state: State, event: e.AttemptConfigured, _: e.Entry) -> State:
+    return with_attempt(
+        state,
+        event.attempt,
+        steps=event.steps,
+        schedule=event.schedule,
+        optimizer=event.optimizer,
+        versions=event.versions,
+    )
+
+
+def _attempt_progressed(state: State, event: e.AttemptProgressed, entry: e.Entry) -> State:
+    attempt = state.attempts[event.attempt]
+    state = with_attempt(
+        state,
+        event.attempt,
+        first_step=event.first_step,
+        first_step_at=event.first_step_at,
+        last_step=event.step,
+        last_step_at=event.at,
+        readbacks=event.readbacks or attempt.readbacks,
+        progress_epoch=entry.epoch,
+    )
+    return move(state, Status.TRAINING, entry) if state.status is Status.STARTING else state
+
+
+def _leave_intended(state: State, event: e.LeaveIntended, entry: e.Entry) -> State:
+    return with_attempt(state, event.attempt, leave_why=event.why, leave_at=entry.ts, leave_seq=entry.seq)
+
+
+def _stop_intended(state: State, event: e.StopIntended, entry: e.Entry) -> State:
+    if event.incident is not None and state.status in (Status.STARTING, Status.TRAINING):
+        state = move(state, Status.RECOVERING, entry)  # it has left gently
+    return with_attempt(state, event.attempt, stop_why=event.why, stop_at=entry.ts, stop_seq=entry.seq)
+
+
+def _attempt_ended(state: State, event: e.AttemptEnded, entry: e.Entry) -> State:
+    asked = any(allocation.pending for allocation in state.live_allocations)
+    if state.status in (Status.RECOVERING, Status.ROLLING_BACK) and not state.held and asked:
+        state = move(state, Status.QUEUED, entry)
+    return with_attempt(
+        state,
+        event.attempt,
+        outcome=event.outcome,
+        ended_at=entry.ts,
+        exits=event.exits,
+        last_step=event.last_step,
+        last_step_at=event.last_step_at,
+    )
+
+
+def _checkpoint_seen(state: State, event: e.CheckpointSeen, entry: e.Entry) -> State:
+    known = KnownCheckpoint(checkpoint=event.checkpoint, seen_at=entry.ts)
+    return replace(state, checkpoints=put(state.checkpoints, event.checkpoint.path, known))
+
+
+def _checkpoint_verified(state: State, event: e.CheckpointVerified, _: e.Entry) -> State:
+    path = event.checkpoint.path
+    known = replace(state.checkpoints[path], verified=True, healthy=event.healthy, why=event.why)
+    return replace(state, checkpoints=put(state.checkpoints, path, known))
+
+
+def _checkpoint_refused(state: State, event: e.CheckpointRefused, _: e.Entry) -> State:
+    path = event.checkpoint.path
+    known = replace(state.checkpoints[path], verified=False, healthy=False, why=event.why)
+    return replace(state, checkpoints=put(state.checkpoints, path, known))
+
+
+FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
+    e.RunPlanned: _run_planned,
+    e.AllocationIntended: _allocation_intended,
+    e.AllocationSubmitted: _allocation_submitted,
+    e.AllocationFailed: _allocation_failed,
+    e.AllocationChanged: _allocation_changed,
+    e.ReleaseIntended: _release_intended,
+    e.StrayFound: _stray_found,
+    e.StrayCancelled: _stray_cancelled,
+    e.SizeDecided: _size_decided,
+    e.LineagePaused: _lineage_paused,
+    e.AttemptIntended: _attempt_intended,
+    e.AttemptStarted: _attempt_started,
+    e.AttemptConfigured: _attempt_configured,
+    e.AttemptProgressed: _attempt_progressed,
+    e.LeaveIntended: _leave_intended,
+    e.StopIntended: _stop_intended,
+    e.AttemptEnded: _attempt_ended,
+    e.CheckpointSeen: _checkpoint_seen,
+    e.CheckpointVerified: _checkpoint_verified,
+    e.CheckpointRefused: _checkpoint_refused,
+}

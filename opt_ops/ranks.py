@@ -1,0 +1,212 @@
+"""One node's ranks of one attempt: started at most once, signalled, reaped, reported on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from opt_ops.core.run import attempt_folder
+from opt_ops.files import create_json, read_json, write_json
+
+GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+DUMP_SECONDS = 3.0  # for ranks to write down where they are
+
+_PR_SET_PDEATHSIG = 1
+_TAIL_BYTES = 4096
+_TAIL_LINES = 20
+
+
+class Ranks:
+    """This node's processes of one attempt, and the report on them."""
+
+    def __init__(self, folder: Path, node: str, launch: dict[str, Any]) -> None:
+        self.attempt: str = launch["attempt"]
+        self._path = folder / attempt_folder(self.attempt) / "nodes" / f"{node}.json"
+        self._logs = folder / attempt_folder(self.attempt) / "logs"
+        self._node = node
+        self._launch = launch
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._report: dict[str, Any] = {"v": 1, "node": node, "attempt": self.attempt, "started": time.time()}
+        self._killed_at: float | None = None
+        self._saved = True
+
+    def start(self) -> None:
+        """Start them, unless they were started before: an attempt is started at most once on a node."""
+        per_node = self._launch["ranks_per_node"]
+        first = self._launch["nodes"].index(self._node) * per_node
+        ranks = [{"rank": first + i, "pid": None, "code": None, "signal": None, "ended": None} for i in range(per_node)]
+        self._report["ranks"] = ranks
+        if not create_json(self._path, self._report):
+            self._bury()
+            return
+        self._logs.mkdir(parents=True, exist_ok=True)
+        for local, entry in enumerate(ranks):
+            try:
+                self._processes[local] = self._spawn(entry["rank"], local)
+                entry["pid"] = self._processes[local].pid
+            except OSError as error:
+                self._log(entry["rank"]).write_text(f"cannot start {self._launch['argv'][0]}: {error}\n")
+                entry["code"], entry["ended"] = 127, time.time()
+        self._save()
+
+    def _bury(self) -> None:
+        """An earlier agent of this node started them, and they died with it."""
+        self._report = read_json(self._path) or self._report
+        for entry in self._report["ranks"]:
+            if entry["ended"] is None:
+                entry["signal"], entry["ended"] = int(signal.SIGKILL), time.time()
+        self._save()
+
+    def _log(self, rank: int) -> Path:
+        return self._logs / f"rank-{rank:04d}.log"
+
+    def _save(self) -> None:
+        try:
+            write_json(self._path, self._report)
+            self._saved = True
+        except OSError as error:  # a full disk must not end the ranks; the report is written when there is room
+            self._saved = False
+            print(f"opt_ops.agent: {self._path}: {error}", file=sys.stderr)
+
+    def _spawn(self, rank: int, local: int) -> subprocess.Popen[bytes]:
+        launch = self._launch
+        environment = {
+            **os.environ,
+            **launch["environment"],
+            "RANK": str(rank),
+            "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(len(launch["nodes"]) * launch["ranks_per_node"]),
+            "LOCAL_WORLD_SIZE": str(launch["ranks_per_node"]),
+            "MASTER_ADDR": launch["address"],
+            "MASTER_PORT": str(launch["port"]),
+            "PYTHONUNBUFFERED": "1",
+        }
+        with self._log(rank).open("ab") as log:
+            return subprocess.Popen(
+                launch["argv"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  (the agent has no threads)
+            )
+
+    def reap(self) -> bool:
+        """Note who has ended since the last call; whether anybody has."""
+        news = not self._saved
+        for local, process in self._processes.items():
+            entry = self._report["ranks"][local]
+            if entry["ended"] is None and (code := process.poll()) is not None:
+                entry["code"], entry["signal"] = (code, None) if code >= 0 else (None, -code)
+                entry["ended"] = time.time()
+                if code != 0:
+                    entry["tail"] = _tail(self._log(entry["rank"]))
+                news = True
+        if news:
+            self._save()
+        return news
+
+    def drill(self, rank: int, number: signal.Signals) -> None:
+        """A signal to one rank and its children."""
+        for local in self._processes:
+            if self._report["ranks"][local]["rank"] == rank:
+                self._signal(local, number)
+
+    def save(self) -> None:
+        """Ask the ranks for a checkpoint (SIGUSR1). A trainer that does not know the signal would die of it."""
+        for process in self._processes.values():
+            if process.poll() is None and _catches(process.pid, signal.SIGUSR1):
+                os.kill(process.pid, signal.SIGUSR1)
+
+    def dump(self, dump: str) -> None:
+        """Ask the ranks where they are (SIGUSR2), and gather what they and py-spy, where there is one, say."""
+        folder = self._logs.parent / "stacks"
+        alive = {self._report["ranks"][i]["rank"]: p for i, p in self._processes.items() if p.poll() is None}
+        files = {rank: folder / f"rank-{rank:04d}.txt" for rank in alive}
+        sizes = {rank: _size(path) for rank, path in files.items()}
+        for process in alive.values():
+            if _catches(process.pid, signal.SIGUSR2):
+                os.kill(process.pid, signal.SIGUSR2)
+        stacks: dict[str, str] = {}
+        deadline = time.monotonic() + DUMP_SECONDS
+        while len(stacks) < len(alive) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            for rank, path in files.items():
+                if str(rank) not in stacks and _size(path) > sizes[rank]:
+                    time.sleep(0.05)  # for the last of its threads
+                    stacks[str(rank)] = path.read_text(encoding="utf-8", errors="replace")[-65536:]
+        others = {str(rank): _py_spy(process.pid) for rank, process in alive.items() if str(rank) not in stacks}
+        write_json(folder / dump / f"{self._node}.json", {"v": 1, "stacks": stacks, "py_spy": others})
+
+    def end(self) -> None:
+        """SIGTERM at the first call, SIGKILL to what is left after the grace."""
+        if self._killed_at is None:
+            self._killed_at = time.monotonic()
+            number = signal.SIGTERM
+        elif time.monotonic() - self._killed_at > GRACE_SECONDS:
+            number = signal.SIGKILL
+        else:
+            return
+        for local in self._processes:
+            self._signal(local, number)
+
+    def _signal(self, local: int, number: signal.Signals) -> None:
+        if self._processes[local].poll() is None:
+            os.killpg(self._processes[local].pid, number)
+
+    @property
+    def done(self) -> bool:
+        """Whether none of them runs any more."""
+        return all(entry["ended"] is not None for entry in self._report["ranks"])
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal (proc(5), SigCgt)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def _tail(path: Path) -> str:
+    """The last lines of a log, for whoever asks why its rank died."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-_TAIL_LINES:])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _py_spy(pid: int) -> str:
+    """The stacks of a process that does not answer, from outside; empty where py-spy is not installed."""
+    program = shutil.which("py-spy")
+    if program is None:
+        return ""
+    command = [program, "dump", "--nonblocking", "--pid", str(pid)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout[-65536:]
+    except subprocess.TimeoutExpired:
+        return ""
