@@ -20,9 +20,10 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,13 +37,14 @@ from opt_ops.adapters.simulated.training import Sickness
 from opt_ops.adapters.simulated.world import Planned
 from opt_ops.core import events as e
 from opt_ops.core.fold import replay
-from opt_ops.core.values import Schedule
+from opt_ops.core.values import Schedule, Severity
 from opt_ops.errors import OptOpsError
 from opt_ops.journal import read
 from opt_ops.ports import Ports
 from opt_ops.supervisor import Life, Supervisor
 from playbooks import loader
 
+POLICY = replace(loader.load(loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
 STEPS = 240
 LONGEST = 5 * 86400.0  # virtual seconds after which a lineage counts as stuck
 LONGEST_LIFE = 0.12  # seconds
@@ -65,6 +67,8 @@ class Figures:
     lost_requests: int = 0
     doubly_answered: int = 0
     stuck: int = 0
+    alerts: int = 0
+    unsent_alerts: int = 0
     torn: int = 0  # half lines left at the end of a journal file, and passed over by the next life
     unproven: int = 0  # incidents of a completed lineage that are not closed by a proof
     left_behind: int = 0  # jobs or ranks that outlived their lineage
@@ -81,6 +85,7 @@ class Figures:
             or self.doubly_answered
             or self.stuck
             or self.left_behind
+            or self.unsent_alerts
             or self.unproven
         )
 
@@ -121,15 +126,16 @@ def _live(pipe: Connection, folder: Path) -> NoReturn:
     """A daemon's life: until the lineage is settled, or until it is killed."""
     code = 1
     try:
-        policy = loader.load(loader.folder(), expected_gpus=1)[0]
         hands: dict[str, Any] = {name: _Remote(pipe, name) for name in Ports.__dataclass_fields__}
         life = Life(host="head", pid=os.getpid(), last_sign=None)
-        supervisor = Supervisor(folder, Ports(**hands), policy, Site(folder="/sim/1", trainer=("train",)), life)
+        supervisor = Supervisor(folder, Ports(**hands), POLICY, Site(folder="/sim/1", trainer=("train",)), life)
         while not supervisor.state.settled:
             supervisor.tick()
             _Remote(pipe, "world").pass_time()
         code = 0
     finally:
+        if code:
+            traceback.print_exc()
         os._exit(code)  # no handlers of the parent's
 
 
@@ -267,6 +273,9 @@ class Lineage:
         figures.requests += len(asked)
         figures.lost_requests += sum(answers[name] == 0 or name in world.inbox for name in asked)
         figures.doubly_answered += sum(answers[name] > 1 for name in asked)
+        told = {x.event.alert for x in entries if isinstance(x.event, e.AlertIntended)}
+        figures.alerts += len(told)
+        figures.unsent_alerts += len(told - {alert.id for _, alert in world.alerts})
         figures.torn += sum("torn" in note for note in notes)
         if state.settled:
             figures.left_behind += len(world.cluster.live) + len(world.alive())

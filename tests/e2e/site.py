@@ -21,7 +21,7 @@ STUB = Path(__file__).with_name("stub_trainer.py")
 
 # The shipped playbooks with the patience of a test.
 QUICK = {
-    "hang.md": {"floor_seconds = 30.0": "floor_seconds = 1.5", "startup_seconds = 900.0": "startup_seconds = 20.0"},
+    "hang.md": {"floor_seconds = 30.0": "floor_seconds = 5.5", "startup_seconds = 900.0": "startup_seconds = 20.0"},
     "silent_node.md": {"seconds = 30.0": "seconds = 6.0"},
     "loss_spike.md": {"margin_steps = 100": "margin_steps = 20", "heal_steps = 50": "heal_steps = 20"},
     "non_finite_loss.md": {"margin_steps = 50": "margin_steps = 10"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ import opt_ops.journal
 import opt_ops.supervisor
 from opt_ops.act import Site
 from opt_ops.adapters.simulated import Costs, Physics, World, faults, run
+from opt_ops.adapters.simulated.drive import Pace
 from opt_ops.adapters.simulated.hands import ports
 from opt_ops.adapters.simulated.world import Planned
-from opt_ops.core.events import Entry
+from opt_ops.core.events import Entry, LineageCancelled
 from opt_ops.core.fold import replay
 from opt_ops.core.run import State
-from opt_ops.core.values import Schedule
+from opt_ops.core.values import Schedule, Severity
 from opt_ops.journal import Journal, read
 from opt_ops.ports import Ports
 from opt_ops.supervisor import Life, Supervisor
 from playbooks import loader
 
-POLICY = loader.load(loader.folder(), expected_gpus=1)[0]
+POLICY = replace(loader.load(loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
 SITE = Site(folder="/sim/1", trainer=("train",))
 
 # What is done to the world; everything else a port offers is looking.
@@ -165,13 +167,13 @@ class Lives:
         assert self.supervisor is not None
         return self.supervisor.state
 
-    def drive(self, until: float, blind: float = 7.0, tick: float = 5.0) -> State:
+    def drive(self, until: float, blind: float = 7.0, tick: float = 5.0, settle: float = 180.0) -> State:
         """Until settled or `until`; a life that is killed is followed by another, `blind` seconds later."""
         while True:
             try:
                 if self.supervisor is None:
                     self.begin()
-                run(self.world, self, until, tick=tick)
+                run(self.world, self, until, Pace(tick=tick, settle=settle))
             except Killed:
                 self.end()
                 self.world.advance(self.world.now + blind)
@@ -185,6 +187,12 @@ class Lives:
     def replayed(self) -> State:
         """The state that the disk tells."""
         return replay(self.entries())
+
+
+def answers(entries: Sequence[Entry]) -> Counter[str]:
+    """How often each request was answered. That a lineage is cancelled is a consequence, not a second answer."""
+    answered = (entry.event for entry in entries if not isinstance(entry.event, LineageCancelled))
+    return Counter(name for event in answered if (name := getattr(event, "request", None)) is not None)
 
 
 def without_sync(patch: pytest.MonkeyPatch) -> None:

@@ -24,16 +24,15 @@ from opt_ops.adapters.simulated.world import Fault, Planned
 from opt_ops.core import events as e
 from opt_ops.core.fold import fold
 from opt_ops.core.run import State, Status
-from opt_ops.core.values import AllocationStatus
 from opt_ops.journal import Fenced
-from tests.simulated.lives import Lives, physics, start, without_sync
+from tests.simulated.lives import Lives, answers, physics, start, without_sync
 
 EXAMPLES = os.environ.get("MACHINE_EXAMPLES")
 
 NODES, SPARES, STEPS = 2, 1, 200
 HANDOVER = 60.0  # seconds in which ranks of the attempt before may still be ending
 STRAY = 120.0  # seconds in which a second job of one name may go unnoticed
-PATIENCE = 3 * 86400.0  # seconds in which a lineage must end once nothing happens any more
+PATIENCE = 86400.0  # seconds in which a lineage must end once nothing happens any more
 
 TRAINING = (faults.KillRank(), faults.KillRank(code=1), faults.Hang(), faults.Damage())
 HARDWARE = (
@@ -65,8 +64,23 @@ REQUESTS = (
     ("drill", {"fault": "kill-rank", "rank": 1}),
     ("drill", {"fault": "xid", "node": "n002", "xid": 79}),
     ("drill", {"fault": "lr", "factor": 40.0, "updates": 5, "from_step": None}),
+    ("drill", {"fault": "hang", "rank": 0}),
+    ("pause", {"reason": "storage is moved"}),
+    ("pause", {"reason": "a demonstration", "keep_nodes": True}),
+    ("resume", {"reason": "done"}),
+    ("change", {"reason": "it is noisy", "lr_factor": 0.5}),
+    ("change", {"reason": "back", "to_step": 20, "skip_batches": 5}),
+    ("change", {"reason": "clip", "settings": ["optim.clip_norm=0.5"]}),
+    ("drive", {"driver": "person", "reason": "let me"}),
+    ("drive", {"driver": "daemon", "reason": "your turn"}),
+    ("exclude", {"node": "n001", "reason": "it hums"}),
+    ("allow", {"node": "n001", "reason": "it is quiet"}),
+    ("allow", {"node": "n002", "reason": "mended"}),
+    ("stop", {"reason": "enough"}),
+    ("start", start().arguments),
     ("dance", {}),
     ("drill", {}),
+    ("change", {"reason": "?", "lr_factor": -1}),
 )
 
 
@@ -82,13 +96,15 @@ class Machine(RuleBasedStateMachine):
         self.two_attempts_since: float | None = None
         self.two_jobs_since: float | None = None
 
-    @initialize(sickness=st.sampled_from((None, 120, 160)), cured=st.booleans())
-    def begin(self, sickness: int | None, cured: bool) -> None:
-        plan = [Planned(fault=start(nodes=NODES, spares=SPARES), at=0.0)]
+    @initialize(sickness=st.sampled_from((None, 120, 160)), cured=st.booleans(), least=st.sampled_from((0, 1)))
+    def begin(self, sickness: int | None, cured: bool, least: int) -> None:
+        plan = [Planned(fault=start(nodes=NODES, spares=SPARES, min_nodes=least), at=0.0)]
         if sickness is not None:
             ill = Sickness(step=sickness, cured_below=0.8 if cured else 0.4)
             plan.append(Planned(fault=faults.Diverge(sickness=ill), at=0.0))
-        self.lives = Lives(self.folder, plan, physics(STEPS, save_every=10))
+        self.lives = Lives(
+            self.folder, plan, physics(STEPS, save_every=10, time_limit=72 * 3600.0 if sickness else 5000.0)
+        )
         self.time_passes(700.0)  # most of what goes wrong, goes wrong in training
 
     # ---- what happens
@@ -188,7 +204,7 @@ class Machine(RuleBasedStateMachine):
                 assert chosen is None or state.checkpoints[chosen.path].good, f"{chosen} is not known to be good"
                 assert chosen is None or not self.lives.world.checkpoints[chosen.path].damage
             if isinstance(entry.event, e.AllocationIntended):
-                pending = sum(each.wanted for each in state.allocations.values() if pends(each))
+                pending = sum(each.wanted for each in state.allocations.values() if each.pending)
                 assert pending + entry.event.nodes <= NODES + SPARES, f"{pending} are asked for already"
             state = fold(state, entry)
         return state
@@ -206,7 +222,13 @@ class Machine(RuleBasedStateMachine):
         world = self.lives.world
         world.cluster.weather.holes.clear()
         self.lives.boundaries.fatal = None
-        self.lives.drive(world.now + PATIENCE)
+        self.lives.drive(world.now + 2 * 3600.0, tick=20.0)
+        for name in world.cluster.nodes:  # people mend everything, and say so
+            world.cluster.come_back(name)
+            world.strike(faults.Ask(request=f"r-allow-{name}", verb="allow", arguments={"node": name, "reason": ""}))
+        world.strike(faults.Ask(request="r-hands-off", verb="drive", arguments={"driver": "daemon"}))
+        world.strike(faults.Ask(request="r-go-on", verb="resume"))
+        self.lives.drive(world.now + PATIENCE, tick=20.0)
         state = self.check_history()
         event(f"ended {state.status}")
         for incident in state.incidents.values():
@@ -219,18 +241,11 @@ class Machine(RuleBasedStateMachine):
         if state.status is Status.COMPLETED:
             unproven = [each.name for each in state.incidents.values() if each.closed_at is None]
             assert not unproven, unproven
-        answers = Counter(name for x in self.lives.entries() if (name := getattr(x.event, "request", None)) is not None)
-        waiting = set(world.inbox)
-        assert all(answers[name] == (0 if name in waiting else 1) for name in self.asked if not state.settled), answers
-        assert all(answers[name] <= 1 for name in self.asked), answers
-
-
-def pends(allocation: object) -> bool:
-    return bool(
-        getattr(allocation, "live", False)
-        and getattr(allocation, "status", None) is AllocationStatus.QUEUED
-        and getattr(allocation, "release_at", None) is None
-    )
+        answered = answers(self.lives.entries())
+        wrong = [
+            name for name in self.asked if answered[name] != 1 and not (answered[name] == 0 and name in world.inbox)
+        ]
+        assert not wrong, {name: answered[name] for name in wrong}
 
 
 Machine.TestCase.settings = settings(

@@ -21,8 +21,6 @@ EPOCH = 1_636_588_800.0  # 11 November 2021, 00:00 UTC: where the published reco
 
 _DAMAGED, _NOT_FINITE = 65, 82  # the trainer's exit codes (docs/formats.md)
 
-_SETTLED = 180.0  # seconds without anything that happens: longer than most of a supervisor's patiences
-
 
 class Fault(Protocol):
     """Something that goes wrong."""
@@ -104,10 +102,10 @@ class World:
                 return
 
     @property
-    def calm(self) -> bool:
-        """Whether training goes on and nothing has happened for a while."""
+    def calm(self) -> float:
+        """For how many seconds training has gone on without anything happening; 0 while it does not go on."""
         training = any(each.next_at < FOREVER for each in self._active)
-        return training and not self.inbox and self.now - self.timeline.disturbed_at > _SETTLED
+        return self.now - self.timeline.disturbed_at if training and not self.inbox else 0.0
 
     def plan(self, planned: Planned) -> None:
         """Have a fault strike later."""
