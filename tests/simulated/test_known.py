@@ -1,0 +1,56 @@
+"""The smallest stories in which the supervisor is known to do worse than it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from opt_ops.adapters.simulated import faults
+from opt_ops.adapters.simulated.training import Sickness
+from opt_ops.adapters.simulated.world import Planned
+from tests.simulated.lives import Lives, physics, start, without_sync
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch):
+    without_sync(monkeypatch)
+
+
+@pytest.mark.xfail(strict=True, reason="a planned move restarts the patience with a spike, every time")
+def test_a_divergence_is_answered_although_allocations_keep_ending(tmp_path: Path):
+    plan = (
+        Planned(fault=start(), at=0.0),
+        Planned(fault=faults.Diverge(sickness=Sickness(step=120)), at=0.0),
+    )
+    lives = Lives(tmp_path, plan, physics(200, time_limit=1500.0))
+    state = lives.drive(until=86400.0, tick=20.0)
+    assert "loss_spike" in {incident.kind for incident in state.incidents.values()}
+
+
+@pytest.mark.xfail(strict=True, reason="waiting in the queue has no deadline, and nobody is told")
+def test_people_hear_of_a_lineage_that_waits_for_nodes_that_never_come(tmp_path: Path):
+    plan = (
+        Planned(fault=start(), at=0.0),
+        Planned(fault=faults.NoNodes(seconds=1e6), at=600.0),
+        Planned(fault=faults.NodeDown(seconds=None), at=700.0),
+        Planned(fault=faults.NodeDown(seconds=None), at=1500.0),
+    )
+    lives = Lives(tmp_path, plan, physics(200))
+    state = lives.drive(until=12 * 3600.0, tick=20.0)
+    assert state.attempt is not None
+    assert not state.attempt.live
+    paged = [alert for at, alert in lives.world.alerts if at > 3600.0]
+    assert paged or state.ended
+
+
+@pytest.mark.xfail(strict=True, reason="both are told apart by a state that is older than the first")
+def test_two_requests_of_one_moment_are_two(tmp_path: Path):
+    drill = {"fault": "xid", "xid": 31}
+    plan = (
+        Planned(fault=start(), at=0.0),
+        Planned(fault=faults.Ask(request="r-1", verb="drill", arguments={**drill, "node": "n001"}), step=20),
+        Planned(fault=faults.Ask(request="r-2", verb="drill", arguments={**drill, "node": "n002"}), step=20),
+    )
+    lives = Lives(tmp_path, plan, physics(60))
+    assert len(lives.drive(until=20_000.0).drills) == 2
