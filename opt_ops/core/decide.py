@@ -161,7 +161,7 @@ def exclude_nodes(state: State, now: float, policy: Policy) -> Event | None:
             continue
         for name in incident.decision.exclude if incident.decision and incident.acted_on else ():
             node = state.nodes.get(name, Node(name=name))
-            if node.excluded_by is None:
+            if node.excluded_by is None and node.allowed_at < (incident.decided_at or 0.0):
                 return NodeExcluded(node=name, incident=incident.name, reason=f"{incident.kind}: {node.reason}")
     return None
 

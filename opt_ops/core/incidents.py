@@ -119,6 +119,8 @@ def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
     attempt = state.attempt
     if attempt is None or attempt.live or _explained(state, attempt) or state.driver is Driver.SHADOW:
         return None
+    if state.driver is Driver.PERSON and any(i.attempt == attempt.name for i in state.incidents.values()):
+        return None  # said once; it gets its answer when the daemon drives again
     if attempt.leave_at is not None and attempt.outcome in (Outcome.STOPPED, Outcome.LOST):
         return None  # it left as it was told to
     return IncidentOpened(

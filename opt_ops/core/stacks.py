@@ -33,7 +33,7 @@ def group(stacks: Mapping[int, str], ranks: int) -> Stacks:
         ranks: How many there are.
 
     Returns:
-        The groups. `odd` is empty where no group is larger than all others: then nobody can be named.
+        The groups. `odd` is empty where nobody can be named: it is never more than half of the ranks.
     """
     by_frames: dict[tuple[str, ...], list[int]] = {}
     silent = tuple(rank for rank in range(ranks) if not main_thread(stacks.get(rank, "")))
@@ -43,8 +43,10 @@ def group(stacks: Mapping[int, str], ranks: int) -> Stacks:
     groups = sorted(by_frames.items(), key=lambda item: (-len(item[1]), item[1][0]))
     largest = len(groups[0][1]) if groups else 0
     others = [rank for _, members in groups[1:] for rank in members]
-    clear = largest > sum(1 for _ in others) or (not others and largest > len(silent))
-    odd = tuple(sorted([*others, *silent])) if clear and largest else ()
+    if largest > len(others) + len(silent):
+        odd = tuple(sorted([*others, *silent]))
+    else:  # who does not answer at all stands out even where the rest is divided
+        odd = silent if len(silent) <= ranks - len(silent) else ()
     return Stacks(
         groups=tuple(StackGroup(ranks=tuple(members), frames=frames) for frames, members in groups),
         odd=odd,

@@ -1,0 +1,71 @@
+"""Slow ranks, loss scales at their floor, saves that fail."""
+
+from dataclasses import replace
+
+from opt_ops.core.pace import LossScaleDetector, LossScaleRule, SaveDetector, StragglerDetector, StragglerRule
+from opt_ops.core.signals import Busy, Point
+from opt_ops.core.values import Tier
+
+POINT = Point(
+    step=1,
+    ts=1.0,
+    loss=3.0,
+    gnorm=0.3,
+    lr=1e-3,
+    betas=(0.9, 0.95),
+    weight_decay=0.1,
+    clip_norm=1.0,
+    step_seconds=1.0,
+    tokens=1,
+    wps=1.0,
+    finite=True,
+)
+
+
+def at(step: int, **fields: object) -> Point:
+    return replace(POINT, step=step, ts=float(step), **fields)
+
+
+def slow(rank: int, ratio: float = 2.0) -> Busy:
+    return Busy(median=1.0, max=ratio, rank=rank)
+
+
+def test_a_rank_that_is_slow_step_after_step_is_named_once():
+    detector = StragglerDetector(StragglerRule(ratio=1.3, persist=10))
+    found = [f for step in range(1, 40) for f in detector.observe(at(step, busy=slow(5)))]
+    assert [(f.signal, f.step, f.onset_step, f.evidence["rank"]) for f in found] == [("straggler", 10, 1, 5)]
+
+
+def test_turns_among_ranks_are_no_straggler():
+    detector = StragglerDetector(StragglerRule(ratio=1.3, persist=10))
+    assert [f for step in range(1, 200) for f in detector.observe(at(step, busy=slow(step // 9)))] == []
+
+
+def test_a_small_difference_is_no_straggler():
+    detector = StragglerDetector(StragglerRule(ratio=1.3, persist=10))
+    assert [f for step in range(1, 200) for f in detector.observe(at(step, busy=slow(5, 1.29)))] == []
+
+
+def test_a_loss_scale_that_stays_at_its_floor():
+    detector = LossScaleDetector(LossScaleRule(floor=0.03125, persist=3))
+    scales = [1.0, 0.03125, 1.0, 0.03125, 0.03125, 0.03125, 0.03125]
+    found = [f for step, scale in enumerate(scales, 1) for f in detector.observe(at(step, loss_scale=scale))]
+    assert [(f.step, f.onset_step) for f in found] == [(6, 4)]
+
+
+def test_bf16_has_no_loss_scale():
+    detector = LossScaleDetector(LossScaleRule(persist=1))
+    assert detector.observe(at(1, loss_scale=None)) == []
+
+
+def test_failing_saves_are_told_once_until_one_succeeds():
+    detector = SaveDetector()
+    lines = [
+        at(10, save_error="No space left"),
+        at(11),
+        at(20, save_error="No space left"),
+        at(30, save_seconds=0.5),
+        at(40, save_error="again"),
+    ]
+    found = [f for line in lines for f in detector.observe(line)]
+    assert [(f.step, f.tier) for f in found] == [(10, Tier.ALERT), (40, Tier.ALERT)]
