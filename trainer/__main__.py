@@ -26,7 +26,7 @@ examples:
   python -m trainer --recipe opt-tiny --run-dir runs/1/1.00/a1 --checkpoint-dir runs/1/1.00/checkpoints
   torchrun --nproc-per-node 4 -m trainer --recipe opt-tiny --set parallel.tp=2 --run-dir … --checkpoint-dir …
   python -m trainer --recipe opt-tiny --run-dir runs/1/1.01/a1 --checkpoint-dir runs/1/1.01/checkpoints \\
-      --resume runs/1/1.00/checkpoints/step-00000450 --lr-factor 450:0.75
+      --resume runs/1/1.00/checkpoints/step-00000450 --lr-factor 450:0.75 --skip-batches 451:510
 
 exit codes:
   0 done; 1 unforeseen error; 65 bad checkpoint; 78 user error; 82 training diverged; 83 a newer attempt exists;
@@ -76,6 +76,7 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
         raise UserError("--fence needs --attempt: which of the attempts that the file may name is this one?")
     recipe = recipes.build(arguments.recipe, arguments.set)
     lr_factors = [_lr_factor(text) for text in arguments.lr_factor]
+    skips = [_skip(text) for text in arguments.skip_batches]
     from trainer.loop import Job, train  # torch comes in here, after all that can be told without it
 
     train(
@@ -88,6 +89,7 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
             resume=arguments.resume,
             from_scratch=arguments.from_scratch,
             lr_factors=lr_factors,
+            skips=skips,
             data=arguments.data,
             tokenizer=arguments.tokenizer,
             fence=arguments.fence,
@@ -128,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
         help="multiply the learning rate of all updates after STEP; repeatable",
     )
     parser.add_argument(
+        "--skip-batches",
+        metavar="FIRST:LAST",
+        action="append",
+        default=[],
+        help="leave these batches of the original order out, both included, 1 being the first; repeatable",
+    )
+    parser.add_argument(
         "--data",
         metavar="PATH",
         type=Path,
@@ -157,6 +166,20 @@ def _lr_factor(text: str) -> tuple[int, float]:
     return pair
 
 
+def _skip(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    try:
+        window = int(first), int(last)
+    except ValueError:
+        window = 0, 0
+    if not 1 <= window[0] <= window[1]:
+        raise UserError(
+            f"--skip-batches {text}: expected FIRST:LAST, two batches of which the first is at least 1 and the last not "
+            "before it, for example 301:360."
+        )
+    return window
+
+
 def _list_recipes() -> None:
     for name, recipe in recipes.RECIPES.items():
         print(f"{name}: {recipe.__doc__}")
@@ -166,6 +189,7 @@ def _list_recipes() -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
+    # As early as can be: up to here only the standard library was imported; torch comes in within main().
     code = main(Signals())
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

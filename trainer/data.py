@@ -1,5 +1,6 @@
 """Which tokens each update trains on: a function of the seed and the sample's index alone."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -45,6 +46,23 @@ class Samples:
         rows = self._ids[[self.block(first + i) for i in range(count)]]
         tokens = torch.from_numpy(rows.astype(np.int64))
         return tokens[:, :-1], tokens[:, 1:]
+
+
+def next_sample(position: int, batch: int, skips: Iterable[tuple[int, int]]) -> int:
+    """Where the next update begins: at ``position``, or behind what is left out from there on.
+
+    An update never trains on a sample of a window, not even where the size of batches was changed at a checkpoint that
+    is no multiple of the new one.
+
+    Args:
+        position: index of the sample after the last one trained on. Windows that end before it change nothing.
+        batch: samples in a batch.
+        skips: windows (first, last) of batches that are left out, 1 being the first; they may overlap.
+    """
+    for first, last in sorted(skips):
+        if (first - 1) * batch < position + batch and position < last * batch:
+            position = last * batch
+    return position
 
 
 def part(first: int, count: int, parts: int, index: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from trainer import manifest, optim, parallel, telemetry, tokens
 from trainer.checkpoint import Checkpointer
-from trainer.data import Samples, part
+from trainer.data import Samples, next_sample, part
 from trainer.errors import NonFiniteError, UserError
 from trainer.fence import Fence
 from trainer.lines import say
@@ -42,6 +42,7 @@ class Job:
     resume: Path | None
     from_scratch: bool
     lr_factors: Sequence[tuple[int, float]]
+    skips: Sequence[tuple[int, int]]
     data: Sequence[Path]
     tokenizer: Path | None
     fence: Path | None
@@ -67,7 +68,7 @@ def train(job: Job) -> None:
     phases.enter("start", None)
     text = tokens.load(job.data, job.tokenizer, recipe.model.vocab_size)
     samples = Samples(text.ids, recipe.data.seq_len, recipe.seed)
-    settings_digest = trajectory_digest(recipe, job.lr_factors, text.digest)
+    settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, text.digest)
 
     layout = parallel.start(place, dp, tp)
     parallel.require_agreement("the recipe, its settings or the data", settings_digest)
@@ -83,13 +84,15 @@ def train(job: Job) -> None:
     while progress.step < recipe.steps:
         phases.enter("training", progress.step)
         step = progress.step + 1
-        shares = forward_backward(model, samples, recipe, layout, progress)
+        position = next_sample(progress.data_position, recipe.data.global_batch, job.skips)
+        before = replace(progress, data_position=position)
+        shares = forward_backward(model, samples, recipe, layout, before)
         measured = measure(model, *shares, outside.heard(step))
         outside.stop_if_told(measured)
         if measured.finite:
             lr = optim.learning_rate(step, recipe.optim, job.lr_factors) * measured.drill_factor
             optim.update(optimizer, measured.gnorm, lr)
-            progress = advanced(progress, recipe)
+            progress = advanced(before, recipe)
         save_error = checkpointer.take_error()
         line = recorder.record(step, measured, optimizer, progress, save_seconds, save_error) if recorder else {}
         if not measured.finite:
@@ -134,7 +137,7 @@ def _resume(job: Job, checkpointer: Checkpointer, settings_digest: str, layout: 
     if layout.rank == 0:
         say(f"resumed from {job.resume}, step {found.step}")
         if found.settings_digest != settings_digest:
-            say("note: settings, data or learning-rate factors are not those the checkpoint was saved under")
+            say("note: settings, data, learning-rate factors or skips are not those the checkpoint was saved under")
     return Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
 
 
@@ -142,6 +145,13 @@ def forward_backward(
     model: OPT, samples: Samples, recipe: Recipe, layout: Layout, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """Leave the gradients of the mean loss over the global batch in the parameters.
+
+    Args:
+        model: whose clock is set.
+        samples: what to train on.
+        recipe: for the sizes of batch and sequence.
+        layout: for this rank's share.
+        progress: that before this update. Its data position is that of the batch.
 
     Returns:
         This rank's shares of the mean loss and of the mean activation norm: over all ranks, they add up to them.
@@ -237,6 +247,7 @@ def _header(job: Job, layout: Layout, progress: Progress, settings_digest: str, 
         "seed": job.recipe.seed,  # with the step, the state of every random choice
         "schedule": _schedule(job.recipe),
         "lr_factors": job.lr_factors,
+        "skips": job.skips,
         "telemetry": line,
     }
 
@@ -251,6 +262,7 @@ def _config(job: Job, layout: Layout, model: OPT, text: TokenFile, progress: Pro
         "settings": asdict(recipe),
         "schedule": _schedule(recipe),
         "lr_factors": job.lr_factors,
+        "skips": job.skips,
         "optimizer": {
             "betas": config.betas,
             "eps": config.eps,

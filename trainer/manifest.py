@@ -55,6 +55,7 @@ class Manifest:
     seed: int | None = None
     schedule: Mapping[str, float] | None = None
     lr_factors: Sequence[Sequence[float]] = ()
+    skips: Sequence[Sequence[int]] = ()
 
 
 def step_folder(folder: Path, step: int) -> Path:

@@ -140,7 +140,9 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-def trajectory_digest(recipe: Recipe, lr_factors: Sequence[tuple[int, float]], data_digest: str) -> str:
+def trajectory_digest(
+    recipe: Recipe, lr_factors: Sequence[tuple[int, float]], skips: Sequence[tuple[int, int]], data_digest: str
+) -> str:
     """SHA-256 over all that decides the weights after a given step: not the layout, and not how often to save.
 
     Two runs with the same digest compute the same training, up to rounding.
@@ -152,6 +154,7 @@ def trajectory_digest(recipe: Recipe, lr_factors: Sequence[tuple[int, float]], d
         "precision": recipe.precision,
         "seed": recipe.seed,
         "lr_factors": sorted(lr_factors),
+        "skips": sorted(skips),
         "data": data_digest,
     }
     return "sha256:" + hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -26,7 +26,7 @@ _PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far the lineage is: updates applied, index of the next sample, tokens trained on."""
+    """How far the lineage is: updates applied, index of the sample after the last one trained on, tokens trained on."""
 
     step: int = 0
     data_position: int = 0

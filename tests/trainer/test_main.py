@@ -1,11 +1,13 @@
 """What the command line says before any training."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.trainer.harness import train
+from tests.trainer.harness import REPOSITORY, train
 from trainer import loop, manifest, recipes
 from trainer.__main__ import main
 from trainer.errors import SupersededError, UserError
@@ -22,6 +24,10 @@ from trainer.loop import Job
         (["--lr-factor", "450"], "--lr-factor 450: expected STEP:FACTOR"),
         (["--fence", "fence.json"], "--fence needs --attempt"),
         (["--lr-factor", "450:0"], "--lr-factor 450:0: expected STEP:FACTOR"),
+        (["--skip-batches", "5"], "--skip-batches 5: expected FIRST:LAST, two batches of which the first"),
+        (["--skip-batches", "0:5"], "--skip-batches 0:5: expected FIRST:LAST"),
+        (["--skip-batches", "6:5"], "--skip-batches 6:5: expected FIRST:LAST"),
+        (["--skip-batches", "5:6.5"], "--skip-batches 5:6.5: expected FIRST:LAST"),
     ],
 )
 def test_a_user_error_is_one_clear_line_and_78(tmp_path: Path, words: list[str], why: str) -> None:
@@ -31,6 +37,12 @@ def test_a_user_error_is_one_clear_line_and_78(tmp_path: Path, words: list[str],
     assert done.stderr.startswith(f"error: {why}")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_are_heeded_before_anything_heavy_is_imported() -> None:
+    loaded = "import sys, trainer.__main__; print(*{'torch', 'numpy', 'tokenizers'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_the_run_folder_must_be_named() -> None:
@@ -62,6 +74,7 @@ def job(tmp_path: Path, **changes: object) -> Job:
         "resume": None,
         "from_scratch": False,
         "lr_factors": [],
+        "skips": [],
         "data": [],
         "tokenizer": None,
         "fence": None,

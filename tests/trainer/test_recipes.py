@@ -98,8 +98,13 @@ def test_an_unknown_recipe_is_explained() -> None:
 
 
 def test_the_digest_tells_trajectories_apart_but_not_layouts() -> None:
-    def digest(*settings: str, factors: tuple[tuple[int, float], ...] = (), data: str = "d") -> str:
-        return recipes.trajectory_digest(build("opt-tiny", settings), factors, data)
+    def digest(
+        *settings: str,
+        factors: tuple[tuple[int, float], ...] = (),
+        skips: tuple[tuple[int, int], ...] = (),
+        data: str = "d",
+    ) -> str:
+        return recipes.trajectory_digest(build("opt-tiny", settings), factors, skips, data)
 
     same = [digest(), digest("parallel.tp=2"), digest("steps=9"), digest("checkpoint_every=7"), digest("log_every=1")]
     assert len(set(same)) == 1
@@ -108,6 +113,7 @@ def test_the_digest_tells_trajectories_apart_but_not_layouts() -> None:
         digest("optim.peak_lr=1e-4"),
         digest("data.global_batch=16"),
         digest(factors=((450, 0.5),)),
+        digest(skips=((450, 460),)),
         digest(data="e"),
     ]
     assert len({same[0], *different}) == 1 + len(different)
