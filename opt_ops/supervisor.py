@@ -45,8 +45,8 @@ class Supervisor:
         allocation = AllocationWatch(ports.scheduler, ports.clock)
         training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
         nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock)
+        self._requests = RequestWatch(ports.inbox)
         self._watchers = (
-            RequestWatch(ports.inbox),
             allocation,
             nodes,
             training,
@@ -62,6 +62,7 @@ class Supervisor:
             Fenced: a newer daemon has taken over; nothing more may be done here.
         """
         before = self.state.seq
+        self._hear()
         for watcher in self._watchers:
             for event in watcher.observe(self.state):
                 self._record(event)
@@ -74,6 +75,13 @@ class Supervisor:
             if self.state.seq == settled:
                 break
         return self.state.seq > before
+
+    def _hear(self) -> None:
+        heard = -1
+        while heard != self.state.seq:
+            heard = self.state.seq
+            for event in self._requests.observe(self.state):
+                self._record(event)
 
     def close(self) -> None:
         """Let go of the journal file."""

@@ -111,6 +111,7 @@ class _Capacity(_Table):
     successor_seconds: Annotated[float, Field(gt=0)]
     last_call_seconds: Annotated[float, Field(gt=0)]
     leave_seconds: Annotated[float, Field(gt=0)]
+    page_seconds: Annotated[float, Field(gt=0)]
 
 
 class _Limits(_Table):

@@ -18,7 +18,7 @@ def alert(state: State, now: float, policy: Policy) -> Event | None:
     """The next thing that people must hear and have not been told."""
     if policy.least_alert is None:
         return None
-    for told in (_halted(state), *_incidents(state), *_signals(state), _ended(state)):
+    for told in (_halted(state), _waiting(state, now, policy), *_incidents(state), *_signals(state), _ended(state)):
         if told is None or told.alert in state.alerts:
             continue
         if _LOUDNESS.index(told.severity) >= _LOUDNESS.index(policy.least_alert):
@@ -41,6 +41,25 @@ def _halted(state: State) -> AlertIntended | None:
         alert=f"{lineage}/halted/{state.since:.3f}",
         severity=Severity.PAGE,
         title=f"opt-ops {lineage}: HALTED, a human is needed",
+        body="\n".join(body),
+    )
+
+
+def _waiting(state: State, now: float, policy: Policy) -> AlertIntended | None:
+    """Nothing is trained for want of nodes, for so long that a person should ask why."""
+    attempt = state.attempt
+    if state.ended or state.paused is not None or (attempt is not None and attempt.live) or state.run is None:
+        return None
+    since = attempt.ended_at if attempt is not None and attempt.ended_at is not None else state.started_at
+    if now - since < policy.capacity.page_seconds:
+        return None
+    asked = [f"{a.name}: {a.wanted} nodes, {a.reason or a.status}" for a in state.live_allocations]
+    lineage = state.intent.lineage
+    body = [f"No attempt has run for {(now - since) / 60:.0f} minutes.", *asked, f"Next: opt-ops node list {lineage}"]
+    return AlertIntended(
+        alert=f"{lineage}/waiting/{since:.3f}",
+        severity=Severity.PAGE,
+        title=f"opt-ops {lineage}: {state.status}, waiting for nodes",
         body="\n".join(body),
     )
 

@@ -67,6 +67,7 @@ class Capacity:
     successor_seconds: float = 3600.0  # before a time limit, when the next allocation is asked for
     last_call_seconds: float = 180.0  # before a time limit, when the attempt must save and leave
     leave_seconds: float = 120.0  # that a leaving attempt gets for its checkpoint
+    page_seconds: float = 1800.0  # of waiting for nodes, before a human is called
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,11 +38,17 @@ class RequestWatch:
         self._inbox = inbox
 
     def observe(self, state: State) -> Iterator[Event]:
-        """One event for each request; a request that was journaled before a crash is only taken out."""
+        """The oldest request, as an event: the next one is to be understood on the state that this one leads to.
+
+        A request that was journaled before a crash is only taken out.
+        """
         for request in self._inbox.requests():
-            if request.request not in state.requests:
-                yield event_of(state, request)
+            new = request.request not in state.requests
+            if new:
+                yield event_of(state, request)  # it is journaled before it is taken out
             self._inbox.done(request.request)
+            if new:
+                return
 
 
 def event_of(state: State, request: Request) -> Event:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 from opt_ops.core.events import (
     AttemptConfigured,
@@ -21,6 +22,7 @@ from opt_ops.core.signals import Finding, LossDetector, Point
 from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
 
+_SAME_PLACE = 10  # steps between two onsets of what is one fault of the recipe or its data
 _REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
 
 
@@ -127,6 +129,10 @@ class TrainingWatch:
             raised = _signal(attempt, finding)
             if raised.key not in state.signals:
                 yield raised
+                if _came_back(state, raised):
+                    yield replace(
+                        raised, tier=Tier.ACT, rule=f"{raised.rule}, at the same place as in an earlier attempt"
+                    )
 
     def _progress(self, state: State, attempt: Attempt) -> Iterator[Event]:
         """The first step, the first proof's worth of steps, then once a minute and once in each life of the daemon."""
@@ -199,6 +205,22 @@ class TrainingWatch:
             else:
                 why = self._detector.why_unhealthy(checkpoint.step)
                 yield CheckpointVerified(checkpoint=checkpoint, healthy=not why, why=why)
+
+
+def _came_back(state: State, raised: SignalRaised) -> bool:
+    """Whether the run's loss left its band here before, and the attempt was ended by something else before it could
+    heal: it will not heal now, however often allocations end."""
+    if raised.signal != "loss_spike" or raised.tier is not Tier.ALERT or raised.onset_step is None:
+        return False
+    run = state.attempts[raised.attempt].run
+    return any(
+        earlier.signal == raised.signal
+        and earlier.tier is Tier.ALERT
+        and earlier.attempt != raised.attempt
+        and state.attempts[earlier.attempt].run == run
+        and abs((earlier.onset_step or 0) - raised.onset_step) <= _SAME_PLACE
+        for earlier in state.signals.values()
+    )
 
 
 def _readback(point: Point) -> Readback:
