@@ -14,7 +14,7 @@ from typing import Any
 
 from opt_ops import lineages
 from opt_ops.core.events import Entry
-from opt_ops.core.run import State
+from opt_ops.core.run import State, attempt_folder
 from playbooks import loader
 
 STUB = Path(__file__).with_name("stub_trainer.py")
@@ -23,6 +23,13 @@ STUB = Path(__file__).with_name("stub_trainer.py")
 QUICK = {
     "hang.md": {"floor_seconds = 30.0": "floor_seconds = 5.5", "startup_seconds = 900.0": "startup_seconds = 20.0"},
     "silent_node.md": {"seconds = 30.0": "seconds = 6.0"},
+    "capacity.md": {
+        "shrink_seconds = 120.0": "shrink_seconds = 4.0",
+        "grow_seconds = 600.0": "grow_seconds = 4.0",
+        "last_call_seconds = 180.0": "last_call_seconds = 8.0",
+        "leave_seconds = 120.0": "leave_seconds = 10.0",
+    },
+    "loss_scale_floor.md": {"margin_steps = 100": "margin_steps = 20"},
     "loss_spike.md": {"margin_steps = 100": "margin_steps = 20", "heal_steps = 50": "heal_steps = 20"},
     "non_finite_loss.md": {"margin_steps = 50": "margin_steps = 10"},
 }
@@ -75,7 +82,7 @@ class Site:
         self._daemon.wait()
 
     def start(self, *settings: str, **shape: int) -> str:
-        options = [f"--{name}={value}" for name, value in shape.items()]
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in shape.items()]
         return self.command("run", "start", "stub", *(f"--set={s}" for s in settings), *options, "-q").strip()
 
     def state(self, lineage: str = "1") -> State:
@@ -114,6 +121,26 @@ class Site:
         for path in (self.runs / "1" / "agents").glob("*.json"):
             found |= {agent["node"]: agent["pid"] for agent in json.loads(path.read_text())}
         return found
+
+    def step(self, lineage: str = "1") -> int:
+        """The newest step in the newest attempt's telemetry; 0 before its first."""
+        attempt = self.state(lineage).attempt
+        path = self.attempt_folder(lineage) / "telemetry.jsonl"
+        if attempt is None or not path.exists():
+            return 0
+        lines = path.read_bytes()[-4096:].split(b"\n")
+        return json.loads(lines[-2])["num_updates"] if len(lines) > 1 else 0
+
+    def attempt_folder(self, lineage: str = "1") -> Path:
+        """The newest attempt's."""
+        attempt = self.state(lineage).attempt
+        return self.runs / lineage / (attempt_folder(attempt.name) if attempt else "")
+
+    def fault(self, what: str, lineage: str = "1") -> None:
+        """Let the newest attempt of the stub trainer misbehave from its next step on."""
+        path = self.attempt_folder(lineage) / "fault"
+        path.with_suffix(".new").write_text(what)
+        path.with_suffix(".new").replace(path)
 
     def close(self) -> None:
         """End the daemon and every agent; their ranks die with them."""

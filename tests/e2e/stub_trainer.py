@@ -1,6 +1,9 @@
 """Another trainer: a thousand lines shorter, same files. It trains nothing, and misbehaves where `--set` says so.
 
 --set misbehave=WHAT@STEP:ATTEMPT    WHAT: see `misbehave`; the attempt may be `*`
+--set evaluate=N                     an evaluation every N steps, which says in which phase it is, and nothing else
+
+A file `fault` in the attempt's folder with a WHAT in it does the same from the next step on.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from pathlib import Path
 
 from trainer.manifest import MANIFEST, committed, verify, write_durably
 
-SCHEDULE = {"peak_lr": 1e-3, "warmup_steps": 10, "total_steps": 0, "final_fraction": 0.1}
+SCHEDULE = {"peak_lr": 1e-3, "warmup_steps": 10, "total_steps": 10_000, "final_fraction": 0.1}
 OPTIMIZER = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 1.0}
 
 
@@ -29,13 +32,16 @@ def lr_at(step: int, schedule: dict, factors: list[tuple[int, float]]) -> float:
     return lr * math.prod(factor for start, factor in factors if start < step)
 
 
-def save(folder: Path, step: int, attempt: str, line: dict) -> None:
+def save(folder: Path, step: int, attempt: str, line: dict, fault: str) -> None:
+    """A checkpoint; `torn`: the process dies in it; `rot`: the disk returns another byte than was written."""
     path = folder / f"step-{step:08d}"
     if (path / "COMMITTED").exists():
         return
     path.mkdir(parents=True, exist_ok=True)
     content = f"weights of step {step}".encode() * 100
-    (path / "__0_0.distcp").write_bytes(content)
+    (path / "__0_0.distcp").write_bytes(content[:-1] + b"!" if fault == "rot" else content)
+    if fault == "torn":
+        os.kill(os.getpid(), signal.SIGKILL)
     files = {"__0_0.distcp": {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
     manifest = {
         "v": 1,
@@ -92,12 +98,13 @@ def main() -> int:
         first = verify(Path(options.resume)).step + 1
     elif committed(checkpoints) and not options.from_scratch:
         return 65
-    schedule = {**SCHEDULE, "total_steps": steps}
+    schedule = SCHEDULE
     print(f"rank {rank} starts at step {first}", flush=True)
     optimizer = {**OPTIMIZER, "clip_norm": float(values.get("optim.clip_norm", 1.0))}
     run_dir.mkdir(parents=True, exist_ok=True)
     listen(run_dir, rank)
-    phases = Phases(run_dir if rank == 0 else None)
+    evaluate = int(values.get("evaluate", 0))
+    phases = Phases(run_dir, rank)
     if rank == 0:
         versions = {"stub": "1"}
         config = {
@@ -117,8 +124,12 @@ def main() -> int:
         for what, at, attempt in faults:
             if attempt in (options.attempt, "*") and step >= int(at):
                 misbehave(what, step, rank, phases, told)
+        if fault := injected(run_dir):
+            misbehave(fault, step, rank, phases, told)
         if rank != 0:
             continue
+        if evaluate and step % evaluate == 0:
+            phases.enter("evaluation", step)
         line = telemetry(step, lr_at(step, schedule, factors), told.loss, pause) | told.fields
         line["clip_norm"] = optimizer["clip_norm"]
         with (run_dir / "telemetry.jsonl").open("ab", buffering=0) as file:
@@ -127,7 +138,7 @@ def main() -> int:
             return 82
         if step % every == 0 or step == steps or asked_to_save.pop("USR1", False):
             phases.enter("saving", step)
-            save(checkpoints, step, options.attempt, line)
+            save(checkpoints, step, options.attempt, line, fault)
     phases.enter("ending", steps)
     return 0
 
@@ -146,8 +157,9 @@ def listen(run_dir: Path, rank: int) -> None:
 class Phases:
     """Rank 0 says what it is at."""
 
-    def __init__(self, run_dir: Path | None) -> None:
-        self._path = run_dir / "phases.jsonl" if run_dir else None
+    def __init__(self, run_dir: Path, rank: int) -> None:
+        self.run_dir = run_dir
+        self._path = run_dir / "phases.jsonl" if rank == 0 else None
         self._now = ""
 
     def enter(self, phase: str, step: int) -> None:
@@ -164,6 +176,13 @@ class Told:
     def __init__(self) -> None:
         self.loss: float | None = 3.0
         self.fields: dict = {}
+
+
+def injected(run_dir: Path) -> str:
+    try:
+        return (run_dir / "fault").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def wait_in_a_collective(run_dir: Path, rank: int, step: int) -> None:
@@ -201,12 +220,16 @@ def misbehave(what: str, step: int, rank: int, phases: Phases, told: Told) -> No
             phases.enter(phase, step)
         if rank == 1:
             elsewhere()
-    elif rank != 1:
+        wait_in_a_collective(phases.run_dir, rank, step + 1)
+    elif rank != 1 or what in ("torn", "rot"):
         return
     elif what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "oom":
         print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.", flush=True)
+        os._exit(1)
+    elif what == "full":
+        print("OSError: [Errno 28] No space left on device: 'cache/batch.bin'", flush=True)
         os._exit(1)
     elif what == "nccl":
         print("ncclRemoteError: NCCL error: remote process exited or there was a network error", flush=True)
