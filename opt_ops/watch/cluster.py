@@ -50,13 +50,10 @@ class AllocationWatch:
         same = (job.status, job.nodes, job.reason, job.ends_at) == seen
         if (job.reason == allocation.reason) if unknown else same:
             return
-        yield AllocationChanged(
-            allocation=allocation.name, status=job.status, nodes=job.nodes, reason=job.reason, ends_at=job.ends_at
-        )
         attempt = state.attempt
         lost = job.status is AllocationStatus.ENDED and attempt is not None and attempt.live and not state.ended
         if lost and attempt is not None and not set(allocation.nodes).isdisjoint(attempt.nodes):
-            yield SignalRaised(
+            raised = SignalRaised(
                 signal=_SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", "allocation_lost"),
                 tier=Tier.ACT,
                 attempt=attempt.name,
@@ -66,6 +63,11 @@ class AllocationWatch:
                 rule="the scheduler says that the job has ended",
                 evidence={"job": job_id, "reason": job.reason},
             )
+            if raised.key not in state.signals:
+                yield raised  # first: once the change is journaled, the end is not news any more
+        yield AllocationChanged(
+            allocation=allocation.name, status=job.status, nodes=job.nodes, reason=job.reason, ends_at=job.ends_at
+        )
 
     def _strays(self, state: State) -> Iterator[Event]:
         """A job that came of a try which was given up, or twice of one, must not hold nodes unseen."""

@@ -90,7 +90,6 @@ def test_it_ends_the_same_wherever_the_daemon_dies(
     kill_at_each(RECOVERIES, boundaries, range(chunk, len(boundaries), CHUNKS), tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="between allocation_changed and its signal, a death forgets the signal")
 def test_a_lost_allocation_is_called_one_wherever_the_daemon_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     without_sync(monkeypatch)
     boundaries = count(LOST, tmp_path / "counted")
