@@ -2,7 +2,7 @@
 lineage that contradicts itself, does a thing twice, or gets stuck.
 
 The 60 histories that run by default are always the same. `MACHINE_EXAMPLES=2000 pytest tests/simulated/test_machine.py`
-looks further, differently each time.
+looks further, differently each time, and shrinks what it finds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, event, settings
+from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -73,9 +73,6 @@ REQUESTS = (
     ("change", {"reason": "clip", "settings": ["optim.clip_norm=0.5"]}),
     ("drive", {"driver": "person", "reason": "let me"}),
     ("drive", {"driver": "daemon", "reason": "your turn"}),
-    ("exclude", {"node": "n001", "reason": "it hums"}),
-    ("allow", {"node": "n001", "reason": "it is quiet"}),
-    ("allow", {"node": "n002", "reason": "mended"}),
     ("stop", {"reason": "enough"}),
     ("start", start().arguments),
     ("dance", {}),
@@ -156,11 +153,16 @@ class Machine(RuleBasedStateMachine):
         for journal in journals:
             journal.close()
 
-    @rule(request=st.sampled_from(REQUESTS))
-    def somebody_asks(self, request: tuple[str, dict[str, object]]) -> None:
+    @rule(request=st.sampled_from(REQUESTS), then=AND_THEN)
+    def somebody_asks(self, request: tuple[str, dict[str, object]], then: float) -> None:
         name = f"r-{len(self.asked)}"
         self.asked.append(name)
         self.lives.world.strike(faults.Ask(request=name, verb=request[0], arguments=request[1]))
+        self.time_passes(then)
+
+    @rule(node=st.sampled_from(("n001", "n002", "n003")), allowed=st.booleans(), then=AND_THEN)
+    def somebody_thinks_of_a_node(self, node: str, allowed: bool, then: float) -> None:
+        self.somebody_asks(("allow" if allowed else "exclude", {"node": node, "reason": "it hums"}), then)
 
     @rule(which=st.integers(0, 5))
     def somebody_asks_twice(self, which: int) -> None:
@@ -254,5 +256,7 @@ Machine.TestCase.settings = settings(
     deadline=None,
     derandomize=EXAMPLES is None,
     suppress_health_check=list(HealthCheck),
+    # A history is short to begin with; shrinking it costs minutes.
+    phases=(Phase.generate,) if EXAMPLES is None else tuple(Phase),
 )
 TestMachine = Machine.TestCase
