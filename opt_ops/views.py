@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from opt_ops.adapters.runfolder import point_of
 from opt_ops.config import Config
+from opt_ops.core.advice import suggest
 from opt_ops.core.codec import encode
 from opt_ops.core.events import Entry, Event
 from opt_ops.core.policy import newest_good
@@ -43,6 +45,15 @@ INCIDENT_COLUMNS = [
     Column("LOST", "steps_lost", right=True),
     Column("DOWN s", "seconds_down", right=True),
     Column("PROVEN", "proven"),
+]
+SUGGESTION_COLUMNS = [
+    Column("RAN", "ran"),
+    Column("FAILURES", "failures", right=True),
+    Column("OF NODES", "node_failures", right=True),
+    Column("BETWEEN", "between"),
+    Column("SAVE s", "save_seconds", right=True),
+    Column("SAVE EVERY", "interval"),
+    Column("SPARES", "spares", right=True),
 ]
 EVENT_COLUMNS = [Column("SEQ", "seq", right=True), Column("TIME", "ts"), Column("KIND", "kind"), Column("WHAT", "what")]
 
@@ -229,6 +240,31 @@ def lost_if_stopped(path: Path, state: State) -> int:
     point = newest_point(path, state.attempt)
     good = newest_good(state, state.run.name) if state.run else None
     return max(0, (point.step if point else 0) - (good.checkpoint.step if good else 0))
+
+
+def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dict[str, Any]:
+    """Save interval and spares from the lineage's own record."""
+    held_up = [
+        seconds
+        for attempt in list(state.attempts.values())[-3:]
+        for line in Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl").read()
+        if (seconds := line.get("save_seconds"))
+    ]
+    advice = suggest(state, median(held_up) if held_up else None, repair_hours, now)
+    known = advice.running_seconds > 0
+    return {
+        "ran_seconds": advice.running_seconds,
+        "ran": age(advice.running_seconds),
+        "failures": advice.failures,
+        "node_failures": advice.node_failures,
+        "seconds_between_failures": advice.seconds_between_failures if known else None,
+        "between": age(advice.seconds_between_failures) if known else None,
+        "save_seconds": advice.save_seconds,
+        "interval_seconds": advice.interval_seconds,
+        "interval": age(advice.interval_seconds) if advice.interval_seconds else None,
+        "spares": advice.spares,
+        "repair_hours": repair_hours,
+    }
 
 
 def lost_beyond(path: Path, state: State, step: int) -> int:

@@ -132,6 +132,67 @@ def start(
     say(f"  next: opt-ops run show {folder.name}", quiet)
 
 
+@app.command()
+def shadow(
+    folder: Annotated[Path, typer.Argument(help="Where the training writes telemetry.jsonl and config.json.")],
+    checkpoints: Annotated[Path | None, typer.Option(help="Where it saves its step-… folders.")] = None,
+    name: Annotated[str, typer.Option(help="What the logbook calls it.")] = "shadow",
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Watch a training that another launcher runs: opt-ops decides as it would, says so, and touches nothing.
+
+    `opt-ops run explain` and the logbook then tell what it would have done. docs/formats.md says what the training
+    must write; without checkpoints of our format, rollbacks are foreseen from scratch.
+
+    Example: opt-ops run shadow /shared/job-8842 --checkpoints /shared/job-8842/checkpoints
+    """
+    for path in [folder, *([checkpoints] if checkpoints else [])]:
+        if not path.is_dir():
+            raise UsageError(f"{path} is not a folder")
+    if dry_run:
+        print(f"would watch   {folder.absolute()}\nwould touch   nothing")
+        return
+    path = lineages.create(settings.config.runs)
+    run_folder = path / f"{path.name}.00"
+    run_folder.mkdir()
+    (run_folder / "a0").symlink_to(folder.absolute())
+    if checkpoints:
+        (run_folder / "checkpoints").symlink_to(checkpoints.absolute())
+    arguments: dict[str, Any] = {
+        "lineage": path.name,
+        "recipe": name,
+        "settings": [],
+        "data": [],
+        "tokenizer": None,
+        "shape": {"nodes": 1, "spares": 0, "ranks_per_node": 1},
+        "driver": "shadow",
+    }
+    answer = ask_daemon(path, author(by), "start", arguments, quiet)
+    if output in (Format.TABLE, Format.NAME):
+        print(path.name)
+    else:
+        show_answer(answer, output)
+    say(f"  next: opt-ops run explain {path.name}", quiet)
+
+
+@app.command()
+def suggest(
+    identifier: IdArgument,
+    repair_hours: Annotated[float, typer.Option(min=0.1, help="From a node's failure until it is back.")] = 15.0,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """How often to save and how many spares to hold, by this lineage's own failures and the cost of its saves.
+
+    Example: opt-ops run suggest 12 --repair-hours 46
+    """
+    path = lineage_folder(identifier)
+    row = views.suggestion(path, lineages.state(path), repair_hours, time.time())
+    show("opt-ops/suggestion/1", [row], views.SUGGESTION_COLUMNS, output)
+
+
 @app.command("show")
 def show_(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None:
     """A lineage: where it stands, its runs and attempts, its incidents, and where their logs are.

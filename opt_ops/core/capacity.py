@@ -184,9 +184,11 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
     run = state.run
     if state.ended or state.paused is not None or run is None or (state.attempt and state.attempt.live):
         return None
+    if state.driver is Driver.SHADOW:
+        return _foreign(state, run.name)
     waiting = waiting_for_attempt(state)
     asked = state.resumed is not None or any(incident.kind == "operator" for incident in waiting)
-    if state.driver is Driver.SHADOW or (state.driver is Driver.PERSON and not asked):
+    if state.driver is Driver.PERSON and not asked:
         return None
     if under_examination(state, run.name, now - policy.examine_seconds):
         return None
@@ -206,4 +208,13 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
         ranks_per_node=state.shape.ranks_per_node,
         checkpoint=known.checkpoint if known else run.checkpoint,
         incident=waiting[0].name if waiting else None,
+    )
+
+
+def _foreign(state: State, run: str) -> AttemptIntended | None:
+    """Another launcher's training, as an attempt without nodes of ours: it is watched, and that is all."""
+    if state.attempts:
+        return None
+    return AttemptIntended(
+        attempt=attempt_name(run, 0), run=run, nodes=(), ranks_per_node=0, checkpoint=None, incident=None
     )

@@ -37,8 +37,8 @@ class AttemptWatch:
         attempt = state.attempt
         if attempt is None or not attempt.live:
             return
-        if not attempt.nodes:  # another launcher runs it
-            yield from self._training.hang(state, attempt)
+        if not attempt.nodes:
+            yield from self._foreign(state, attempt)
             return
         yield from self._stacks(state, attempt)
         reports = self._agents.reports(attempt.name)
@@ -54,6 +54,13 @@ class AttemptWatch:
         if over:
             yield from self._training.catch_up(attempt)
             yield self._ended(state, attempt, reports)
+
+    def _foreign(self, state: State, attempt: Attempt) -> Iterator[Event]:
+        """Another launcher runs it: nothing is known of its processes, and nothing is done to them."""
+        if attempt.stop_why is not None:
+            yield self._ended(state, attempt, {})
+        else:
+            yield from self._training.hang(state, attempt)
 
     def _stacks(self, state: State, attempt: Attempt) -> Iterator[Event]:
         """Every rank has said where it is, or had its time to."""
@@ -118,7 +125,7 @@ class AttemptWatch:
         exits = tuple(sorted((x for report in reports.values() for x in report.exits), key=lambda rank: rank.at))
         unreachable = tuple(node for node in attempt.nodes if self._gone(state, node))
         ranks = len(attempt.nodes) * attempt.ranks_per_node
-        if len(exits) == ranks and all(rank.code == 0 for rank in exits):
+        if ranks and len(exits) == ranks and all(rank.code == 0 for rank in exits):
             outcome = Outcome.COMPLETED
         elif attempt.stop_why is not None:
             outcome = Outcome.STOPPED

@@ -58,6 +58,8 @@ class TrainingWatch:
             for phase in self._trainer.phases(attempt.name):
                 self._enter(phase)
             for point in self._trainer.points(attempt.name):
+                if not attempt.nodes and self._last is not None and point.step <= self._last.step:
+                    self._restarted_elsewhere(point.step)
                 yield from self._take(state, attempt, point)
             yield from self._progress(state, attempt)
         yield from self._examine(state)
@@ -88,9 +90,7 @@ class TrainingWatch:
         self._settle(attempt.checkpoint.step if attempt.checkpoint else 0)
         self._read.add(attempt.name)
         self._following = attempt.name
-        self._detector = LossDetector(self._policy.spike)
-        for point in list(self._settled)[-2 * self._policy.spike.window :]:
-            self._detector.observe(point)
+        self._learn()
         rules = self._policy
         self._others = (StragglerDetector(rules.straggler), LossScaleDetector(rules.loss_scale), SaveDetector())
         self._usual = UsualTimes()
@@ -98,6 +98,16 @@ class TrainingWatch:
         self._first, self._last = [], None
         self._advanced_at = self._reported_at = self._clock.monotonic()
         self._reported_step = 0
+
+    def _learn(self) -> None:
+        self._detector = LossDetector(self._policy.spike)
+        for point in list(self._settled)[-2 * self._policy.spike.window :]:
+            self._detector.observe(point)
+
+    def _restarted_elsewhere(self, step: int) -> None:
+        """Another launcher has gone back: what it made unhappen does not count for the bands any more."""
+        self._settle(step - 1)
+        self._learn()
 
     def _settle(self, step: int) -> None:
         """Drop what a resume at `step` made unhappen."""
