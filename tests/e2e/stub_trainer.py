@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.manifest import MANIFEST, committed, verify, write_durably
+from trainer.manifest import MANIFEST, CheckpointError, committed, verify, write_durably
 
 SCHEDULE = {"peak_lr": 1e-3, "warmup_steps": 10, "total_steps": 10_000, "final_fraction": 0.1}
 OPTIMIZER = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 1.0}
@@ -95,7 +95,11 @@ def main() -> int:
     rank = int(os.environ["RANK"])
     first = 1
     if options.resume:
-        first = verify(Path(options.resume)).step + 1
+        try:
+            first = verify(Path(options.resume)).step + 1
+        except CheckpointError as error:
+            print(error, flush=True)
+            return 65
     elif committed(checkpoints) and not options.from_scratch:
         return 65
     schedule = SCHEDULE

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.site import Site
+
 from . import cluster
+from .day import CONFIG, ask, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 # A caller's own Slurm job or output formats must not reach the tests' commands.
 SLURM_VARIABLES = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
@@ -33,3 +37,20 @@ def slurm() -> Iterator[cluster.Cluster]:
         yield running
     if not running.was_up:
         cluster.down(running.folder)
+
+
+@pytest.fixture
+def site(tmp_path: Path, slurm: cluster.Cluster) -> Iterator[Site]:
+    """Four idle nodes before, and after."""
+    site = Site(tmp_path, CONFIG)
+    yield site
+    site.close()
+    ask("scancel", "--me", "--signal=KILL", "--full")
+    ask("scancel", "--me")
+    for node in slurm.nodes:
+        slurm.revive_node(node)
+    until(lambda: not ask("squeue", "-h"))
+    for node, state in slurm.states().items():
+        if state != "idle":
+            ask("scontrol", "update", f"nodename={node}", "state=resume")
+    until(lambda: set(slurm.states().values()) == {"idle"})

@@ -1,0 +1,115 @@
+"""A day of failures in one lineage on the real Slurm: each is put in when the one before is proven."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from opt_ops.core import events as e
+from opt_ops.core.run import Incident, State, Status
+from tests.e2e.site import Site
+
+CONFIG = 'scheduler = "slurm"\n[slurm]\npartition = "main"\ntime_minutes = 30'
+
+
+def ask(*command: str) -> str:
+    """A Slurm command's answer."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def until(true: Callable[[], Any], seconds: float = 60) -> Any:
+    """Wait until something is true; what it is."""
+    deadline = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return value
+
+
+class Day:
+    """One lineage of the stub trainer, started and in training."""
+
+    def __init__(self, site: Site, *settings: str, **shape: int) -> None:
+        self.site = site
+        self.expected: list[str] = []
+        site.start("steps=10000", *settings, **shape)
+        site.start_daemon()
+        self.trained(40)
+
+    @property
+    def state(self) -> State:
+        """The lineage's."""
+        return self.site.state()
+
+    @property
+    def attempt(self) -> str:
+        """The newest one's name."""
+        attempt = self.state.attempt
+        return attempt.name if attempt else ""
+
+    def trained(self, steps: int, seconds: float = 60) -> int:
+        """Wait for as many more steps of the newest attempt; the step then."""
+        self.site.wait(lambda state: state.status is Status.TRAINING, seconds)
+        began = self.site.step()
+        return until(lambda: (step := self.site.step()) >= began + steps and step, seconds)
+
+    def fault(self, what: str, kind: str, **expected: Any) -> Incident:
+        """Put in a fault of the stub trainer, and see it through."""
+        self.trained(12)  # one more checkpoint at least
+        self.site.fault(what)
+        return self.sees(kind, **expected)
+
+    def sees(self, kind: str, seconds: float = 60, nodes: tuple[str, ...] | None = None) -> Incident:
+        """Wait for one more incident, of that kind and on those nodes, and for its proof."""
+        self.expected.append(kind)
+        number = len(self.expected)
+
+        def proven(state: State) -> Incident | None:
+            kinds = [incident.kind for incident in state.incidents.values()]
+            assert kinds == self.expected[: len(kinds)], [i.cause for i in state.incidents.values()][-2:]
+            newest = list(state.incidents.values())[number - 1 :]
+            return newest[0] if newest and newest[0].closed_at is not None else None
+
+        incident: Incident = self.site.wait(proven, seconds)
+        assert incident.proven, incident.proof
+        if nodes is not None:
+            assert incident.nodes == nodes, incident.cause
+        return incident
+
+    def allow(self, *nodes: str) -> None:
+        """Repair nodes: for Slurm and for us."""
+        for node in nodes:
+            self.site.wait(lambda state, node=node: state.nodes[node].drain == "done")
+            ask("scontrol", "update", f"nodename={node}", "state=resume")
+            self.site.command("node", "allow", "1", node, "--yes", "-q")
+        self.site.wait(lambda s: all(n in s.held and s.nodes[n].verdict == "healthy" for n in nodes))
+
+    def ends(self, excluded: set[str] = frozenset(), submitted: int | None = None) -> State:  # type: ignore[assignment]
+        """Let it end, and see that nothing was done beyond what the faults called for."""
+        last = self.trained(5)
+        self.site.command("run", "set", "1", f"steps={last + 60}", "--yes", "-q")
+        self.expected.append("operator")
+        state = self.site.ended(seconds=60)
+        assert state.status is Status.COMPLETED, state.why
+        assert [incident.kind for incident in state.incidents.values()] == self.expected
+        assert all(incident.proven for incident in state.incidents.values())
+        assert {name for name, node in state.nodes.items() if node.excluded_by} == excluded
+        self.accounts(submitted)
+        return state
+
+    def accounts(self, submitted: int | None) -> None:
+        """Slurm ran what the journal says, and nothing twice."""
+        events = [entry.event for entry in self.site.entries()]
+        ours = {event.job for event in events if isinstance(event, e.AllocationSubmitted)}
+        comments = [
+            line.split("|") for line in ask("sacct", "-n", "-P", "-X", "-o", "JobID,JobName,Comment").split("\n")
+        ]
+        mine = {job: name for job, name, comment in comments if str(self.site.runs) in comment}
+        assert set(mine) == ours
+        assert max(Counter(mine.values()).values()) == 1, mine
+        if submitted is not None:
+            assert len(ours) == submitted, mine
+        until(lambda: ours.isdisjoint(ask("squeue", "-h", "--me", "-o", "%i", "-t", "PD,R").split()))
