@@ -174,8 +174,8 @@ def _skip(text: str) -> tuple[int, int]:
         window = 0, 0
     if not 1 <= window[0] <= window[1]:
         raise UserError(
-            f"--skip-batches {text}: expected FIRST:LAST, two batches of which the first is at least 1 and the last not "
-            "before it, for example 301:360."
+            f"--skip-batches {text}: expected FIRST:LAST, two batches of which the first is at least 1 and the last "
+            "not before it, for example 301:360."
         )
     return window
 

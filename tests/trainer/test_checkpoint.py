@@ -251,6 +251,13 @@ def test_a_failed_save_leaves_no_marker_and_the_next_one_succeeds(ranks: Ranks, 
     assert not manifest.step_folder(tmp_path, 2).exists(), "what cannot be used takes up room"
 
 
+def test_why_a_save_failed_is_told_in_one_line_that_is_not_long() -> None:
+    told = checkpoint._one_line(OSError("first line\n\n  second line " + 1000 * "x"))
+    assert told.startswith("first line second line xxx")
+    assert len(told) == 300
+    assert checkpoint._one_line(TimeoutError()) == "TimeoutError()", "empty"
+
+
 def refusal(folder: Path, *changes: str) -> str:
     training = Training(folder, 2, 1, *changes)
     before = training.state()

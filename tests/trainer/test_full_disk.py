@@ -14,6 +14,7 @@ from tests.trainer.harness import REPOSITORY, finish, settings, start, telemetry
 from tests.trainer.test_train import arguments, wait_for_step
 from trainer import manifest
 from trainer.lines import LineFile
+from trainer.telemetry import Phases
 
 
 @pytest.fixture
@@ -58,6 +59,19 @@ def test_lines_are_lost_whole_and_return_when_there_is_room(disk: Path, capsys: 
     assert len(told) == 2
     assert "cannot be written, training goes on: " in told[0]
     assert told[1].endswith(f"can be written again; {outcomes.count(False)} lines were lost")
+
+
+def test_a_phase_that_was_lost_is_told_at_the_next_occasion(disk: Path) -> None:
+    phases = Phases(disk / "phases.jsonl")
+    phases.enter("start", None)
+    ballast = fill(disk)
+    for step in range(200):  # until the last page is full
+        phases.enter("training" if step % 2 else "saving", step)
+    phases.enter("ending", 200)
+    ballast.unlink()
+    phases.enter("ending", 200)
+    last = json.loads((disk / "phases.jsonl").read_text().splitlines()[-1])
+    assert (last["phase"], last["step"]) == ("ending", 200)
 
 
 def read_until(stream: IO[str] | None, what: str) -> str:

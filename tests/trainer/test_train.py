@@ -237,6 +237,8 @@ def test_a_loss_that_is_not_finite_ends_with_82_and_is_not_applied(text: Path, t
     assert (last["num_updates"], last["finite"], last["loss"], last["gnorm"]) == (5, False, None, None)
     assert last["data_position"] == 4 * 8, "the samples of an update that was not applied are still to come"
     assert [step for step, _ in manifest.committed(tmp_path / "checkpoints")] == [4], "a save in flight was lost"
+    phase = json.loads((tmp_path / "a1" / "phases.jsonl").read_text().splitlines()[-1])
+    assert (phase["phase"], phase["step"]) == ("ending", 4), "waiting for that save is no hang"
 
 
 def test_a_drill_that_cannot_be_read_ends_all_ranks_with_78(text: Path, tmp_path: Path) -> None:
