@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.adapters.simulated import faults
+from opt_ops.adapters.simulated import Costs, faults
 from opt_ops.adapters.simulated.training import Sickness
 from opt_ops.adapters.simulated.world import Planned
 from opt_ops.core.values import Severity
@@ -52,3 +52,14 @@ def test_two_requests_of_one_moment_are_two(tmp_path: Path):
     )
     lives = Lives(tmp_path, plan, physics(60))
     assert len(lives.drive(until=20_000.0).drills) == 2
+
+
+@pytest.mark.xfail(strict=True, reason="a node's new agent does not report the ranks that died with the old one")
+def test_an_attempt_ends_although_its_node_is_back_through_another_allocation(tmp_path: Path):
+    plan = (
+        Planned(fault=start(), at=0.0),
+        Planned(fault=faults.NodeDown(node="n002", seconds=20.0), step=30),
+    )
+    # It is back just when the attempt is being stopped: held, heard, and not asked to start anything.
+    lives = Lives(tmp_path, plan, physics(60, nodes=3), Costs(queue=75.0))
+    assert lives.drive(until=20_000.0, tick=10.0).settled
