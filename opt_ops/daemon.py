@@ -28,7 +28,7 @@ from opt_ops.adapters.runfolder import FileAgents, FileInbox, FileTrainer
 from opt_ops.config import Config
 from opt_ops.core.run import IllegalTransition
 from opt_ops.core.values import Severity
-from opt_ops.errors import Refused
+from opt_ops.errors import OptOpsError, Refused
 from opt_ops.files import read_json, write_json
 from opt_ops.journal import Fenced, JournalError
 from opt_ops.ports import Ports, Scheduler
@@ -112,8 +112,12 @@ class Daemon:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         runs = self._config.runs
-        runs.mkdir(parents=True, exist_ok=True)
-        with (runs / "daemon.lock").open("a") as lock:
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            lock = (runs / "daemon.lock").open("a")
+        except OSError as error:
+            raise OptOpsError(f"{runs} cannot be written: {error}", "opt-ops doctor looks at the site") from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -236,7 +240,10 @@ class Daemon:
             "policy": self._policy.version,
             "lineages": sorted(path.name for path in self._supervisors),
         }
-        write_json(self._config.runs / "daemon.json", sign)
+        try:
+            write_json(self._config.runs / "daemon.json", sign)
+        except OSError as error:  # a full disk must not end the watch over lineages whose disk has room
+            log.error("no sign of life: %s", error)
 
 
 def _hint(error: Exception) -> str:

@@ -188,9 +188,21 @@ def explanation(state: State, incident: Incident) -> dict[str, Any]:
         "checkpoint": decision.checkpoint.step if decision and decision.checkpoint else None,
         "lr_factor": decision.lr_factor if decision else None,
         "exclude": list(decision.exclude) if decision else [],
+        "settings": list(decision.settings) if decision else [],
+        "skip_batches": decision.skip_batches if decision else 0,
+        "advice": decision.advice if decision else False,
+        "stacks": _stacks(incident),
         "next_attempt": incident.next_attempt,
         "proof": dict(incident.proof),
     }
+
+
+def _stacks(incident: Incident) -> dict[str, Any] | None:
+    taken = incident.stacks
+    if taken is None:
+        return None
+    groups = [{"ranks": list(group.ranks), "frames": list(group.frames)} for group in taken.groups]
+    return {"groups": groups, "odd": list(taken.odd), "silent": list(taken.silent)}
 
 
 def explanation_lines(item: Mapping[str, Any]) -> Iterator[str]:
@@ -200,24 +212,45 @@ def explanation_lines(item: Mapping[str, Any]) -> Iterator[str]:
     yield f"  cause     {item['cause']}"
     yield f"  evidence  {_values(item['evidence'])}"
     yield f"            {item['detector']}"
+    if item["stacks"]:
+        yield from _stack_lines(item["stacks"])
     if item["action"] is None:
         yield "  action    none decided yet"
         return
     details = [item["action"]]
     if item["action"] == Action.ROLLBACK:
-        details.append(f"to step {item['checkpoint'] or 0}, learning rate × {item['lr_factor']}")
+        details.append(f"to step {item['checkpoint'] or 0}")
+    if item["lr_factor"] is not None:
+        details.append(f"learning rate × {item['lr_factor']}")
+    if item["settings"]:
+        details.append(" ".join(item["settings"]))
+    if item["skip_batches"]:
+        details.append(f"{item['skip_batches']} batches left out")
     if item["exclude"]:
         details.append(f"without {', '.join(item['exclude'])}")
+    if item["advice"]:
+        details.append("advice: a person drives, nothing is done")
     yield f"  action    {'; '.join(details)}  ({item['playbook']}, rung {item['rung']})"
     yield f"  why       {item['why']}"
-    if item["proven"] is None:
+    if item["closed"] is None:
         yield "  proof     not in yet"
-        return
-    lost = f"{item['steps_lost']} steps lost, {item['seconds_down'] or 0:.1f} s down"
-    verdict = {True: "proven", False: "NOT PROVEN", None: "nothing to prove"}[item["proven"]]
-    yield f"  proof     {verdict}; {lost}"
-    for readback in item["proof"].get("readbacks", [])[:1]:
-        yield f"            step {readback['step']}: lr {readback['lr']:.6g}, expected {readback['expected_lr']:.6g}"
+    elif item["proven"] is None:
+        yield "  proof     nothing to prove"
+    else:
+        lost = f"{item['steps_lost']} steps lost, {item['seconds_down'] or 0:.1f} s down"
+        yield f"  proof     {'proven' if item['proven'] else 'NOT PROVEN'}; {lost}"
+        for read in item["proof"].get("readbacks", [])[:1]:
+            yield f"            step {read['step']}: lr {read['lr']:.6g}, expected {read['expected_lr']:.6g}"
+
+
+def _stack_lines(stacks: Mapping[str, Any]) -> Iterator[str]:
+    for group in stacks["groups"]:
+        ranks = ",".join(map(str, group["ranks"]))
+        yield f"  stacks    rank {ranks}: {' < '.join(group['frames'][:3])}"
+    if stacks["silent"]:
+        yield f"  stacks    rank {','.join(map(str, stacks['silent']))}: no answer"
+    if stacks["odd"]:
+        yield f"            not where the others are: rank {','.join(map(str, stacks['odd']))}"
 
 
 def _values(evidence: Mapping[str, Any]) -> str:

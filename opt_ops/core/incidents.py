@@ -87,12 +87,11 @@ def _signal(state: State) -> IncidentOpened | None:
     attempt = state.attempt
     if attempt is None or _explained(state, attempt):
         return None
-    answered = {incident.signal for incident in state.incidents.values()}
     raised = next(
         (
             signal
-            for key, signal in state.signals.items()
-            if signal.tier is Tier.ACT and signal.attempt == attempt.name and key not in answered
+            for signal in state.signals.values()
+            if signal.tier is Tier.ACT and signal.attempt == attempt.name and not _answered(state, attempt, signal)
         ),
         None,
     )
@@ -111,6 +110,16 @@ def _signal(state: State) -> IncidentOpened | None:
         evidence=raised.evidence,
         signal=raised.key,
         drill=_drill(state, raised),
+    )
+
+
+def _answered(state: State, attempt: Attempt, raised: SignalRaised) -> bool:
+    """Whether an incident stands for the finding. Advice stands for it while nobody but a person acts, and if the
+    attempt has gone on since."""
+    survived = (attempt.last_step or 0) > (raised.step or 0)
+    return any(
+        incident.signal == raised.key and (not _only_said(incident) or state.driver is not Driver.DAEMON or survived)
+        for incident in state.incidents.values()
     )
 
 
