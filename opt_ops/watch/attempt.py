@@ -74,15 +74,20 @@ class AttemptWatch:
                 yield _taken(attempt, incident, texts, ranks)
 
     def _over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], node: str) -> bool:
-        if self._gone(state, node):
+        if self._gone(state, attempt, node):
             return True
         if report := reports.get(node):
             return report.done
         # Never started there; and never will be, once the agent has acted on orders that come after the stop.
         return attempt.stop_seq is not None and self._nodes.orders_seen(node) >= (state.epoch, attempt.stop_seq)
 
-    def _gone(self, state: State, node: str) -> bool:
-        return node not in state.held or self._nodes.silent(node)
+    def _gone(self, state: State, attempt: Attempt, node: str) -> bool:
+        holder = state.held.get(node)
+        if holder is None or holder.intended_at > attempt.intended_at:
+            return (
+                True  # if it is ours again, then through another allocation, whose agent knows nothing of the attempt
+            )
+        return self._nodes.silent(node)
 
     def _lost_rank(
         self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], over: bool
@@ -123,7 +128,7 @@ class AttemptWatch:
 
     def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> AttemptEnded:
         exits = tuple(sorted((x for report in reports.values() for x in report.exits), key=lambda rank: rank.at))
-        unreachable = tuple(node for node in attempt.nodes if self._gone(state, node))
+        unreachable = tuple(node for node in attempt.nodes if self._gone(state, attempt, node))
         ranks = len(attempt.nodes) * attempt.ranks_per_node
         if ranks and len(exits) == ranks and all(rank.code == 0 for rank in exits):
             outcome = Outcome.COMPLETED

@@ -54,7 +54,6 @@ def test_two_requests_of_one_moment_are_two(tmp_path: Path):
     assert len(lives.drive(until=20_000.0).drills) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a node's new agent does not report the ranks that died with the old one")
 def test_an_attempt_ends_although_its_node_is_back_through_another_allocation(tmp_path: Path):
     plan = (
         Planned(fault=start(), at=0.0),

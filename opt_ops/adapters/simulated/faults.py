@@ -12,7 +12,6 @@ from typing import Any
 
 from opt_ops.adapters.simulated.training import Sickness
 from opt_ops.adapters.simulated.world import World
-from opt_ops.core.values import AllocationStatus
 from opt_ops.ports import Request
 
 
@@ -260,8 +259,3 @@ class Ask:
         """Put it into the inbox."""
         request = Request(request=self.request, author=self.author, verb=self.verb, arguments=self.arguments)
         world.ask(request)
-
-
-def jobs_holding(world: World) -> int:
-    """How many jobs hold nodes now."""
-    return sum(job.status is AllocationStatus.RUNNING for job in world.cluster.live)
