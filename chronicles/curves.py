@@ -37,7 +37,7 @@ class Mark:
     incident: str
     step: int
     resumed: int | None
-    drill: bool
+    quiet: bool  # nothing failed: a drill, a planned move, what a person asked for, mere advice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def marks(report: Mapping[str, Any]) -> list[Mark]:
             incident=row["incident"],
             step=row["last_step"] if row["last_step"] is not None else row["step_failed"],
             resumed=row["step_resumed"],
-            drill=row["drill"] is not None,
+            quiet=bool(row["drill"] or row["planned"] or row["advice"] or row["kind"] == "operator"),
         )
         for row in report["incidents"]
         if row["last_step"] is not None or row["step_failed"] is not None

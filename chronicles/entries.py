@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from chronicles import incidents
+from chronicles import incidents, steering
+from chronicles.entry import MACHINE, Fact, LogEntry, entry_of, run_at
+from chronicles.people import DRIVES, asked_for
 from chronicles.record import Record
-from chronicles.words import count, drill, duration, evidence, full, minute, names, percent, rate, short, value, whole
+from chronicles.words import count, drill, duration, evidence, full, names, percent, rate, short, value, whole
 from opt_ops.core import events as e
 from opt_ops.core.proof import baseline
-from opt_ops.core.values import Tier
-
-MACHINE = "opt-ops"  # the author of what nobody typed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
-    """A labelled sentence, with the log line it speaks of, if any. Plain text."""
-
-    label: str
-    text: str
-    line: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogEntry:
-    """An entry. All text is plain, and much of it untrusted: whoever draws it escapes it."""
-
-    anchor: str
-    ts: float
-    author: str
-    run: str
-    qualifier: str
-    drill: str | None = None
-    incident: Mapping[str, Any] | None = None
-    facts: tuple[Fact, ...] = ()
-    changes: tuple[tuple[str, str, str], ...] = ()
-    spans: tuple[tuple[str, float], ...] = ()
-    readbacks: tuple[Mapping[str, Any], ...] = ()
-    quote: str = ""
-
-    @property
-    def title(self) -> str:
-        """`2021-11-28 18:34 UTC [opt-ops]: 12.33 restart after …`."""
-        return f"{minute(self.ts)} [{self.author}]: {self.run} {self.qualifier}"
+from opt_ops.core.values import Driver, Tier
 
 
 def entries(record: Record, report: Mapping[str, Any]) -> list[LogEntry]:
@@ -58,16 +25,6 @@ def entries(record: Record, report: Mapping[str, Any]) -> list[LogEntry]:
     return found[::-1]
 
 
-def _run_at(record: Record, ts: float) -> str:
-    planned = [run.name for run in record.state.runs.values() if run.planned_at <= ts]
-    return planned[-1] if planned else record.lineage
-
-
-def _entry(record: Record, entry: e.Entry, qualifier: str, author: str = MACHINE, **more: Any) -> LogEntry:
-    run = more.pop("run", None) or _run_at(record, entry.ts)
-    return LogEntry(anchor=f"e{entry.seq}", ts=entry.ts, author=author, run=run, qualifier=qualifier, **more)
-
-
 # ---- the rules: each gives none or one entry ---------------------------------------------------------------------
 
 _Found = Iterator[LogEntry]
@@ -76,11 +33,12 @@ _Found = Iterator[LogEntry]
 def _started(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.LineageStarted) -> _Found:
     shape = event.shape
     spares = f" and {count(shape.spares, 'spare')}" if shape.spares else ""
+    fewer = f" Rather than wait, {whole(shape.min_nodes)} will do." if shape.min_nodes else ""
     facts = [
         Fact(label="Recipe", text=" ".join((event.recipe, *event.settings))),
         Fact(
             label="Shape",
-            text=f"{count(shape.nodes, 'node')}{spares}, {count(shape.ranks_per_node, 'rank')} on each.",
+            text=f"{count(shape.nodes, 'node')}{spares}, {count(shape.ranks_per_node, 'rank')} on each.{fewer}",
         ),
     ]
     if event.data:
@@ -106,23 +64,29 @@ def _started(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e
     if versions:
         facts.append(Fact(label="Versions", text=full(value(versions), keep=tuple(versions))))
     run = next(iter(record.state.runs), record.lineage)
-    yield _entry(record, entry, "started", event.author, run=run, facts=tuple(facts))
+    if event.driver is not Driver.DAEMON:
+        facts.append(Fact(label="Driver", text=DRIVES[event.driver]))
+    how = ", in shadow mode" if event.driver is Driver.SHADOW else ""
+    yield entry_of(record, entry, f"started{how}", event.author, run=run, facts=tuple(facts))
 
 
 def _incident(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.IncidentOpened) -> _Found:
     row = next(row for row in report["incidents"] if row["incident"] == event.incident)
+    asked = asked_for(record, row["evidence"])
     yield LogEntry(
         anchor=row["incident"],
         ts=entry.ts,
-        author=MACHINE,
-        run=row["run_after"] or row["run_before"] or _run_at(record, entry.ts),
-        qualifier=incidents.qualifier(row),
+        author=asked.author if asked else MACHINE,
+        run=row["run_after"] or row["run_before"] or run_at(record, entry.ts),
+        qualifier=incidents.qualifier(record, row),
         drill=row["drill"],
         incident=row,
         facts=tuple(Fact(label=label, text=text, line=line) for label, text, line in incidents.facts(record, row)),
         changes=tuple(incidents.changes(record, row)),
         spans=tuple(incidents.spans(row)) if row["next_attempt"] else (),
         readbacks=tuple(incidents.readbacks(row)),
+        stacks=tuple(incidents.stacks(row)),
+        quote=asked.reason if asked else "",
     )
 
 
@@ -131,19 +95,7 @@ def _daemon(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.
     if event.blind_seconds is None or entry.epoch in opened:
         return
     text = f"It had been away for {duration(event.blind_seconds)}; version {event.version}, policy {event.policy}."
-    yield _entry(record, entry, "daemon restart, no rank was running", facts=(Fact(label="Daemon", text=text),))
-
-
-def _note(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.NoteAdded) -> _Found:
-    state = record.state
-    run = state.attempts[event.target].run if event.target in state.attempts else None
-    run = event.target if event.target in state.runs else run
-    about = "" if event.target in (record.lineage, run) else f" on {short(event.target, 40)}"
-    yield _entry(record, entry, f"note{about}", event.author, run=run, quote=event.text)
-
-
-def _stop(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.StopRequested) -> _Found:
-    yield _entry(record, entry, "stop asked for", event.author, quote=event.reason)
+    yield entry_of(record, entry, "daemon restart, no rank was running", facts=(Fact(label="Daemon", text=text),))
 
 
 def _drill(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.DrillRequested) -> _Found:
@@ -153,77 +105,94 @@ def _drill(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.D
     where = f" into attempt {event.attempt}" if event.attempt else ""
     state = "no incident has followed" if row["done"] else "not in yet"
     fact = Fact(label="Drill", text=full(f"{drill(event.fault, event.arguments)}{where}; {state}"))
-    yield _entry(record, entry, f"drill {event.fault}", event.author, drill=event.drill, facts=(fact,))
+    yield entry_of(record, entry, f"drill {event.fault}", event.author, drill=event.drill, facts=(fact,))
 
 
 def _alert(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.SignalRaised) -> _Found:
     if event.tier is not Tier.ALERT:
         return
     for row in report["incidents"]:
-        first = row["onset_step"]
-        if row["attempt"] == event.attempt and first is not None and first <= (event.step or 0) <= row["step_failed"]:
+        first, last = row["onset_step"], row["step_failed"]
+        near = first is not None and last is not None and first <= (event.step or 0) <= last
+        if row["attempt"] == event.attempt and near:
             return  # it became an incident, whose entry tells of the alert
     told, line = evidence(event.evidence)
-    facts = (
+    facts = [
         Fact(label="Evidence", text=f"{full(event.rule)} {full(told)}", line=line),
-        Fact(label="Decision", text=_HEALED),
-    )
+        Fact(label="Decision", text=_UNSAVED if event.signal == "save_failed" else _HEALED),
+        *steering.told(report, f"{record.lineage}/{event.key}"),
+    ]
     what = event.signal.replace("_", " ")
     run = record.state.attempts[event.attempt].run
-    yield _entry(record, entry, f"alert: {what} at {whole(event.step)}, nothing touched", run=run, facts=facts)
+    yield entry_of(record, entry, f"alert: {what} at {whole(event.step)}, nothing touched", run=run, facts=tuple(facts))
 
 
+_UNSAVED = "Training goes on, but every step since the last checkpoint that was saved can be lost."
 _HEALED = "An alert only watches: most of these heal by themselves, and this one has not become an incident."
 
 
 def _refused(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.CheckpointRefused) -> _Found:
     point = event.checkpoint
     fact = Fact(label="Cause", text=f"{full(event.why)} It will never be resumed from.")
-    yield _entry(record, entry, f"checkpoint {whole(point.step)} refused: damaged", run=point.run, facts=(fact,))
+    yield entry_of(record, entry, f"checkpoint {whole(point.step)} refused: damaged", run=point.run, facts=(fact,))
 
 
-def _nodes(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.AllocationSubmitted) -> _Found:
+def _nodes(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.AllocationSubmitted) -> _Found:
     if event.allocation == next(iter(record.state.allocations)):
         return  # the first one belongs to the start
     allocation = record.state.allocations[event.allocation]
     without = f" without {names(allocation.exclude)}" if allocation.exclude else ""
-    fact = Fact(label="Nodes", text=f"{count(allocation.wanted, 'node')} asked for{without}, as job {event.job}.")
-    yield _entry(record, entry, f"new allocation, job {short(event.job, 40)}", facts=(fact,))
+    asked = f"{count(allocation.wanted, 'node')} asked for{without}, as job {event.job}."
+    why = next(row["why"] for row in report["allocations"] if row["allocation"] == event.allocation)
+    fact = Fact(label="Nodes", text=f"{asked} {full(why)}" if why else asked)
+    yield entry_of(record, entry, f"new allocation, job {short(event.job, 40)}", facts=(fact,))
+
+
+def _size(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.SizeDecided) -> _Found:
+    of = record.state.shape.nodes
+    sizes = [(x.ts, x.event.nodes) for x in record.entries if isinstance(x.event, e.SizeDecided)]
+    before = next((nodes for ts, nodes in reversed(sizes) if ts < entry.ts), of)
+    until = next((ts for ts, _ in sizes if ts > entry.ts), float("inf"))
+    grown = [i for i in record.state.incidents.values() if i.kind == "nodes_returned"]
+    if event.nodes > before and any(entry.ts <= i.opened_at < until for i in grown):
+        return  # the move's own entry tells it
+    facts = (Fact(label="Nodes", text=full(event.why)), Fact(label="Results", text=_SAME_BATCHES))
+    what = "shrunk" if event.nodes < before else "growing"
+    yield entry_of(record, entry, f"{what} to {event.nodes} of {count(of, 'node')}", facts=facts)
+
+
+_SAME_BATCHES = "The global batch and the order of the data stay; results agree to rounding, not to the bit."
+
+
+def _stray(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.StrayFound) -> _Found:
+    done = event.job not in record.state.strays
+    owner = f"It bears the name of allocation {event.allocation}, which does not account for it."
+    text = f"{owner} {'It was cancelled' if done else 'It is being cancelled'}, so that it holds no nodes unseen."
+    what = f"stray job {short(event.job, 40)} {'cancelled' if done else 'found'}"
+    yield entry_of(record, entry, what, facts=(Fact(label="Cause", text=text),))
 
 
 def _no_nodes(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.AllocationFailed) -> _Found:
-    yield _entry(record, entry, "no nodes", facts=(Fact(label="Cause", text=full(event.why)),))
+    yield entry_of(record, entry, "no nodes", facts=(Fact(label="Cause", text=full(event.why)),))
 
 
 def _completed(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.LineageCompleted) -> _Found:
     spent = report["goodput"]
     text = f"All {whole(event.step)} steps in {duration(spent['wall_seconds'])}, goodput {percent(spent['goodput'])}."
-    yield _entry(record, entry, "completed", facts=(Fact(label="Result", text=text),))
-
-
-def _halted(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.LineageHalted) -> _Found:
-    facts = [Fact(label="Cause", text=full(event.why))]
-    if event.incident:
-        facts.append(Fact(label="Incident", text=event.incident))
-    yield _entry(record, entry, "halted, a human is needed", facts=tuple(facts))
-
-
-def _cancelled(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.LineageCancelled) -> _Found:
-    yield _entry(record, entry, "cancelled", facts=(Fact(label="Asked by", text=event.why),))
+    yield entry_of(record, entry, "completed", facts=(Fact(label="Result", text=text),))
 
 
 _RULES: dict[type[e.Event], Callable[[Record, Mapping[str, Any], e.Entry, Any], _Found]] = {
+    **steering.RULES,
     e.LineageStarted: _started,
     e.DaemonStarted: _daemon,
     e.IncidentOpened: _incident,
-    e.NoteAdded: _note,
-    e.StopRequested: _stop,
     e.DrillRequested: _drill,
     e.SignalRaised: _alert,
     e.CheckpointRefused: _refused,
     e.AllocationSubmitted: _nodes,
     e.AllocationFailed: _no_nodes,
+    e.SizeDecided: _size,
+    e.StrayFound: _stray,
     e.LineageCompleted: _completed,
-    e.LineageHalted: _halted,
-    e.LineageCancelled: _cancelled,
 }

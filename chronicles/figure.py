@@ -41,7 +41,7 @@ class Size:
     points: int  # per panel, about
     lanes: int  # of the strip of incidents
     left: int = 46
-    right: int = 12
+    right: int = 20  # half of the last step's label
     gap: int = 34  # above each panel, for its heading
 
 
@@ -136,7 +136,7 @@ def _draw_panel(axes: Axes, drawn: Curve, placed: Sequence[Mark], measure: str) 
     _draw_values(axes, measure)
     faint = max(0.2, min(0.55, 12 / max(1, len(placed))))  # many incidents must not hide the curve
     for mark in placed:
-        axes.axvline(mark.step, color=_MUTED, linewidth=0.8, alpha=faint, dashes=(2, 3) if mark.drill else (1, 0))
+        axes.axvline(mark.step, color=_MUTED, linewidth=0.8, alpha=faint, dashes=(2, 3) if mark.quiet else (1, 0))
     for line in sorted(drawn.lines, key=lambda line: line.kept):  # what counts is drawn on top
         color = _RUNS[line.run % RUN_COLORS]
         if line.kept:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chronicles.ledger import Phase
-from chronicles.words import count, duration, full, percent, when, whole
+from chronicles.people import halt_cause
+from chronicles.words import count, duration, nodes, percent, short, when, whole
 from opt_ops.core.run import Status
+from opt_ops.core.values import Driver, Severity, Verdict
 
 _TONES = {Status.COMPLETED: "ok", Status.HALTED: "bad", Status.CANCELLED: "warn", Status.RECOVERING: "warn"}
 _TONES |= {Status.ROLLING_BACK: "warn"}
@@ -16,6 +18,7 @@ _PHASES = {
     Phase.KEPT: "training that counts",
     Phase.LOST: "training taken back",
     Phase.RECOVERING: "recovering",
+    Phase.PAUSED: "paused",
     Phase.HALTED: "halted",
     Phase.QUEUED: "waiting for nodes",
     Phase.STARTING: "starting",
@@ -39,13 +42,23 @@ def front(report: Row, loss: float | None) -> dict[str, Any]:
         "goodput": _goodput(report),
         "phases": phases(report),
         "lost": lost(report),
+        "nodes": [row for row in report["nodes"] if len(report["nodes"]) <= _LISTED or not _well(row)],
+        "well": _many_well(report["nodes"]),
+        "allocations": allocations(report),
         "as_of": when(report["as_of"]),
     }
 
 
 def lead(report: Row) -> str:
     """Two or three sentences: where it stands, what happened, whether anyone was needed."""
-    return " ".join(filter(None, (_standing(report), _happened(report), _human(report))))
+    return " ".join(filter(None, (_standing(report), _size(report), _happened(report), _human(report))))
+
+
+def _size(report: Row) -> str:
+    shape, size = report["shape"], report["size"]
+    if report["ended"] or shape is None or size == shape["nodes"]:
+        return ""
+    return f"On {whole(size)} of {count(shape['nodes'], 'node')}, for want of more."
 
 
 def _standing(report: Row) -> str:
@@ -58,9 +71,13 @@ def _standing(report: Row) -> str:
         case Status.COMPLETED:
             return f"All {count(total or step, 'step')} were trained in {wall}."
         case Status.HALTED:
-            return f"Training stopped after {of}. {full(report['why'])}"
+            return f"Training stopped after {of}. {halt_cause(report, report['halts'][-1])}"
         case Status.CANCELLED:
             return f"Stopped after {of}, as asked by {report['why'].rstrip(' .')}."
+        case Status.PAUSED if not report["paused"]:
+            return f"Resumed and waiting for nodes, {of} trained."
+        case Status.PAUSED:
+            return f"Paused by {report['why'].rstrip(' .')}. {of} trained."
         case Status.PLANNED | Status.QUEUED:
             return f"Waiting for nodes, {of} trained."
         case Status.PREFLIGHT | Status.STARTING:
@@ -81,36 +98,70 @@ def _eta(report: Row) -> str:
 
 
 def _happened(report: Row) -> str:
-    rows = report["incidents"]
+    rows = [row for row in report["incidents"] if _failure(row)]
+    rest = _by_plan(report["incidents"])
     if not rows:
-        return "No incident so far." if report["runs"] else ""
+        return f"No incident so far{rest}." if report["runs"] else ""
     drills = sum(row["drill"] is not None for row in rows)
     of = {0: "", len(rows): ", all of them drills" if len(rows) > 1 else ", a drill"}.get(
         drills, f", {drills} of them drills"
     )
     again = report["goodput"]["steps_repeated"]
-    return f"{count(len(rows), 'incident')}{of}, {_cured(rows)}; {count(again, 'step')} taken back."
+    return f"{count(len(rows), 'incident')}{of}, {_cured(rows)}{rest}; {count(again, 'step')} taken back."
+
+
+def _failure(row: Row) -> bool:
+    """Whether something went wrong: no move that was planned, and nothing that a person asked for."""
+    return not row["planned"] and row["kind"] != "operator"
+
+
+def _by_plan(rows: Sequence[Row]) -> str:
+    planned = sum(row["planned"] for row in rows)
+    asked = sum(row["kind"] == "operator" for row in rows)
+    parts = ((planned, count(planned, "planned move")), (asked, f"{count(asked, 'change')} asked for"))
+    return "".join(f"; {what}" for number, what in parts if number)
 
 
 def _cured(rows: Sequence[Row]) -> str:
     still_open = sum(row["closed"] is None for row in rows)
     failed = sum(row["proven"] is False for row in rows)
-    if not still_open and not failed:
+    advice = sum(row["advice"] for row in rows)
+    halted = sum(row["closed"] is not None and row["proven"] is None and not row["advice"] for row in rows)
+    if not still_open and not failed and not advice and not halted:
         return "proven" if len(rows) == 1 else "all proven"
-    parts = ((still_open, "still open"), (failed, "NOT PROVEN"))
+    parts = (
+        (sum(row["proven"] is True for row in rows), "proven"),
+        (still_open, "still open"),
+        (failed, "NOT PROVEN"),
+        (halted, "answered by a person"),
+        (advice, "only advised on"),
+    )
     return ", ".join(f"{number} {what}" if len(rows) > 1 else what for number, what in parts if number)
 
 
 def _human(report: Row) -> str:
     if report["status"] == Status.HALTED:
         return "A human is needed."
-    return "No human was needed." if report["status"] == Status.COMPLETED and report["incidents"] else ""
+    if not report["ended"] and report["driver"] == Driver.PERSON:
+        return "A person drives: opt-ops watches and advises."
+    if not report["ended"] and report["driver"] == Driver.SHADOW:
+        return "Shadow mode: another launcher runs the training, opt-ops only watches."
+    calls = max(len(report["halts"]), sum(row["severity"] == Severity.PAGE for row in report["alerts"]))
+    if calls:
+        return f"A human was needed {_TIMES.get(calls) or count(calls, 'time')}."
+    by_hand = any(row["verb"] not in ("start", "stop") and not row["refused"] for row in report["operators"])
+    if report["status"] != Status.COMPLETED or not report["incidents"]:
+        return ""
+    return "People steered, none was called." if by_hand else "No human was needed."
+
+
+_TIMES = {1: "once", 2: "twice"}
 
 
 def figures(report: Row, loss: float | None) -> list[dict[str, str]]:
     """The few numbers worth a large type."""
     spent, total = report["goodput"], report["total_steps"]
-    rows = report["incidents"]
+    rows = [row for row in report["incidents"] if _failure(row)]
     drills = sum(row["drill"] is not None for row in rows)
     found = [("Steps", whole(report["step"]), f"of {whole(total)}" if total else "")]
     if loss is not None:
@@ -177,8 +228,40 @@ def lost(report: Row) -> list[dict[str, Any]]:
 
 def _lost_to(cause: str, rows: Mapping[str, Row]) -> str:
     if cause in rows:
-        return rows[cause]["kind"].replace("_", " ")
+        kind = str(rows[cause]["kind"])
+        return _KINDS.get(kind, kind.replace("_", " "))
     return "steps slower than the healthy one, saves among them" if cause == "slower" else _PHASES[Phase(cause)]
+
+
+_KINDS = {"time_limit": "time limit, a move", "nodes_returned": "more nodes, a move", "operator": "asked for"}
+
+
+def allocations(report: Row) -> list[dict[str, str]]:
+    """The allocations, once there is more than the first."""
+    rows = report["allocations"]
+    return [
+        {
+            "allocation": str(row["allocation"]),
+            "job": short(row["job"] or "–", 40),
+            "nodes": f"{whole(len(row['nodes']))} of {whole(row['wanted'])}",
+            "asked": when(row["submitted"]),
+            "until": when(row["ended"]) if row["ended"] else str(row["status"]),
+            "why": str(row["why"] or "–"),
+        }
+        for row in (rows if len(rows) > 1 else [])
+    ]
+
+
+_LISTED = 16  # nodes, all of which are listed; of more than these, those with something to tell
+
+
+def _well(row: Row) -> bool:
+    return row["verdict"] == Verdict.HEALTHY and not row["excluded_by"] and not row["drain"]
+
+
+def _many_well(rows: Sequence[Row]) -> str:
+    well = [row["node"] for row in rows if _well(row)]
+    return f"{nodes(well)} healthy" if len(rows) > _LISTED and well else ""
 
 
 def _goodput(report: Row) -> str:

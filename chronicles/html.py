@@ -16,11 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from chronicles import words
-from chronicles.entries import LogEntry
+from chronicles.entry import LogEntry
 from chronicles.figure import RUN_COLORS
 from opt_ops.render import printable
 
-_ID = re.compile(r"\b\d+(?:\.\d{2,}-a\d+|-i\d+)\b")
+_ID = re.compile(r"\b\d+(?:\.\d{2,}-a\d+|-i\d+|(?:\.\d+)?e-\d+)\b")
 _UNIT = re.compile(r"(?<=\d) (?=(?:s|min|h|d|%)(?![a-z]))|(?<=×) (?=\d)")
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -76,11 +76,11 @@ def _clean(value: Any) -> Any:
 
 
 def _told(text: str, known: frozenset[str]) -> Markup:
-    """A sentence, escaped: attempts and units stay on their line, incidents are links to their entries."""
+    """A sentence, escaped: attempts, numbers and units stay on their line, incidents are links to their entries."""
 
     def mark(match: re.Match[str]) -> str:
         name = match[0]
         return f'<a class="id" href="#{name}">{name}</a>' if name in known else f'<span class="nowrap">{name}</span>'
 
     html = _UNIT.sub("\N{NO-BREAK SPACE}", str(escape(_clean(text))))
-    return Markup(_ID.sub(mark, html))  # noqa: S704  (escaped; an id is digits, dots and letters)
+    return Markup(_ID.sub(mark, html))  # noqa: S704  (escaped; a match is digits, dots, hyphens and letters)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from chronicles import words
+from chronicles.people import MOVES, altered, asked_for, batches, change
 from chronicles.record import Record
 from chronicles.words import count, duration, evidence, full, names, rate, second, short, whole
 from opt_ops.core.codec import from_iso
 from opt_ops.core.events import SignalRaised
+from opt_ops.core.run import Attempt
 from opt_ops.core.values import Action, Tier
 
 Row = Mapping[str, Any]
@@ -22,47 +24,137 @@ _VERBS = {
 }
 
 
-def qualifier(row: Row) -> str:
+def qualifier(record: Record, row: Row) -> str:
     """What an entry's title says after the run: what was done, and after what."""
+    if row["action"] is None:
+        return f"incident open: {short(row['cause'])}"
+    if row["advice"] and row["action"] != Action.ADOPT:
+        return f"advice only: would have {_done(record, row, 'restarted', 'rolled back', 'changed')}"
+    if row["closed"] is not None:
+        text = _done(record, row, "restart", "rolled back", "changed")
+    else:
+        text = _done(record, row, "restarting", "rolling back", "changing")
+    return f"{text}, NOT PROVEN" if row["proven"] is False else text
+
+
+def _done(record: Record, row: Row, restart: str, rolled_back: str, changed: str) -> str:
+    """The title in the tense of its verbs."""
     cause = short(row["cause"].removeprefix(f"{', '.join(row['nodes'])}: "))
-    done = row["closed"] is not None
     match row["action"]:
-        case None:
-            text = f"incident open: {short(row['cause'])}"
         case Action.ROLLBACK:
             where = whole(row["checkpoint_step"]) if row["checkpoint_step"] else "the start"
-            text = f"{'rolled' if done else 'rolling'} back to {where}, learning rate × {row['lr_factor']:g}"
+            return ", ".join([f"{rolled_back} to {where}", *_altered(record, row)])
+        case Action.CHANGE:
+            return f"{changed}: {', '.join(_altered(record, row)) or 'nothing'}"
+        case Action.RESTART if row["planned"] and not row["advice"]:
+            return _moved(record, row)
+        case Action.RESTART if row["excluded"]:
+            return f"{restart} without {names(row['excluded'])}: {cause}"
         case Action.RESTART:
-            after = f"without {names(row['excluded'])}: {cause}" if row["excluded"] else f"after {short(row['cause'])}"
-            text = f"{'restart' if done else 'restarting'} {after}"
+            return f"{restart} after {short(row['cause'])}"
+        case Action.EXCLUDE if row["advice"]:
+            return f"taken {names(row['nodes'])} out: {cause}"
         case Action.EXCLUDE:
-            text = f"{names(row['nodes'])} taken out, training went on: {cause}"
+            return f"{names(row['nodes'])} taken out, training went on: {cause}"
         case Action.ADOPT:
-            text = "daemon restart, training went on"
+            return "daemon restart, training went on"
         case _:
-            text = f"halted after {short(row['cause'])}"
-    return f"{text}, NOT PROVEN" if row["proven"] is False else text
+            return f"halted after {short(row['cause'])}"
+
+
+def _moved(record: Record, row: Row) -> str:
+    """A planned move: nothing has failed, and its title must not sound as if."""
+    before, after = (record.state.attempts.get(row[key] or "") for key in ("attempt", "next_attempt"))
+    if row["kind"] == "time_limit":
+        return "moved before a time limit" if after else "moving before a time limit"
+    if before is None or after is None:
+        return "growing to more nodes"
+    return f"grown from {len(before.nodes)} to {count(len(after.nodes), 'node')}"
+
+
+def _altered(record: Record, row: Row) -> list[str]:
+    asked = asked_for(record, row["evidence"])
+    return altered(asked.lr if asked else None, row["lr_factor"], row["settings"], row["skip_batches"])
 
 
 def facts(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
     """Label, sentence and log line of everything there is to say."""
     yield from _drill(record, row)
-    hit = "It met attempt" if row["action"] == Action.ADOPT else "It hit attempt"
-    at = f" {hit} {row['attempt']} at step {whole(row['step_failed'])}." if row["attempt"] else ""
+    yield from _why(record, row)
+    if row["stacks"]:
+        yield "Stacks", _stacks(row["stacks"]), ""
+    yield from _decision(record, row)
+    if row["action"] in MOVES and not row["advice"]:
+        yield "Resumed", _resumed(record, row), ""
+        yield "Cost", _cost(row), ""
+    if row["action"] not in (None, Action.HALT) and not row["advice"]:
+        yield "Proof", _proof(row), ""
+    if row["told"]:
+        yield "Told", f"People were told at {second(from_iso(row['told']))}.", ""
+
+
+def _why(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
+    quiet = row["action"] == Action.ADOPT or row["planned"]
+    asked = asked_for(record, row["evidence"])
+    at = f" {'It met' if quiet else 'It hit'} attempt {row['attempt']} at step {whole(row['step_failed'])}."
+    if asked is not None:
+        at = f" Attempt {row['attempt']} was at step {whole(row['step_failed'])}."
+    at = at if row["attempt"] else ""
+    if asked is not None:
+        yield "Asked for", f"{full(change(asked))}{at}", ""
+        return
     yield "Cause", f"{full(row['cause'], keep=row['nodes'])}{at}", ""
     told, line = evidence(row["evidence"])
     alert = _alert(record, row)
     yield "Evidence", " ".join(full(text) for text in (row["detector"], told, alert) if text), line
+
+
+def _decision(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
     if row["action"] is None:
         yield "Decision", "None yet.", ""
         return
+    if asked_for(record, row["evidence"]) is not None:
+        return  # it is what was asked for
     playbook, version = row["playbook"].rsplit("/", 1)
-    yield "Decision", full(f"Playbook {playbook} ({version}), rung {row['rung']}: {_verb(row)}. Why: {row['why']}"), ""
-    if row["action"] in (Action.RESTART, Action.ROLLBACK):
-        yield "Resumed", _resumed(record, row), ""
-        yield "Cost", _cost(row), ""
-    if row["action"] != Action.HALT:
-        yield "Proof", _proof(row), ""
+    book = f"Playbook {playbook} ({version}), rung {row['rung']}"
+    if row["advice"]:
+        said = f"{book} would have had us {_verb(record, row)}. It was said and not done, since opt-ops did not drive"
+        why = full(f"Why: {row['why']}")
+        yield "Advice", f"{full(said)} {why}", ""
+        return
+    yield "Decision", full(f"{book}: {_verb(record, row)}. Why: {row['why']}"), ""
+
+
+def _stacks(taken: Row) -> str:
+    where = f" (on {words.nodes(taken['nodes'])})" if taken["nodes"] else ""
+    odd, silent = taken["odd"], taken["silent"]
+    text = "Every rank was asked where it is"
+    text += f". {_ranks(odd)}{where} {'is' if len(odd) == 1 else 'are'} not" if odd else ", and none is clearly not"
+    text += " where the others are."
+    return f"{text} {_ranks(silent)} did not answer." if silent else text
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    return f"{'Rank' if len(numbers) == 1 else 'Ranks'} {words.ranks(numbers)}"
+
+
+def stacks(row: Row) -> list[tuple[str, str, bool]]:
+    """The ranks of a hang by where they were: (ranks, innermost frames, whether these are the odd ones)."""
+    taken = row["stacks"]
+    if not taken:
+        return []
+    odd = set(taken["odd"])
+    found = [
+        (words.ranks(group["ranks"]), " ← ".join(short(frame, 60) for frame in group["frames"][:_FRAMES]))
+        for group in taken["groups"]
+    ]
+    rows = [(*told, not odd.isdisjoint(group["ranks"])) for told, group in zip(found, taken["groups"], strict=True)]
+    if taken["silent"]:
+        rows.append((words.ranks(taken["silent"]), "no answer", not odd.isdisjoint(taken["silent"])))
+    return rows
+
+
+_FRAMES = 3  # the innermost: what a rank waits in, and for whom; report.json has them all
 
 
 def changes(record: Record, row: Row) -> list[tuple[str, str, str]]:
@@ -73,15 +165,54 @@ def changes(record: Record, row: Row) -> list[tuple[str, str, str]]:
     if hit and following:
         found.append(("run", hit.run, following.run))
         found.append(("attempt", hit.name, following.name))
-        found.append(("nodes", names(hit.nodes), names(following.nodes)))
+        found.append(("nodes", *_nodes(hit, following)))
         found.append(("step", whole(row["last_step"]), whole(following.checkpoint.step if following.checkpoint else 0)))
         found.append(("learning-rate factors", _factors(record, hit.run), _factors(record, following.run)))
+        found += _settings(record, hit, following)
+        found.append(("batches left out", _skips(record, hit.run), _skips(record, following.run)))
     if row["lr_after"] is not None:
         step = row["proof"]["readbacks"][0]["step"]
         found.append((f"learning rate at {whole(step)}", rate(row["lr_before"]), rate(row["lr_after"])))
     if row["excluded"]:
         found.append(("excluded nodes", "", names(row["excluded"])))
     return [change for change in found if change[1] != change[2]]
+
+
+def _nodes(hit: Attempt, following: Attempt) -> tuple[str, str]:
+    before, after = words.nodes(hit.nodes), words.nodes(following.nodes)
+    if after == names(following.nodes) and before == names(hit.nodes):
+        return before, after
+    gone = [node for node in hit.nodes if node not in following.nodes]
+    new = [node for node in following.nodes if node not in hit.nodes]
+    after += f", without {words.nodes(gone)}" if gone else ""
+    return before, after + (f", with {words.nodes(new)}" if new else "")
+
+
+def _settings(record: Record, hit: Attempt, following: Attempt) -> Iterator[tuple[str, str, str]]:
+    """The `key=value` settings that differ; where nobody had set one before, what the live attempt said it used."""
+    asked = record.state.lineage.settings if record.state.lineage else ()
+    before, after = (_given((*asked, *record.state.runs[run].settings)) for run in (hit.run, following.run))
+    for key in dict.fromkeys((*before, *after)):
+        if before.get(key) != after.get(key):
+            yield key, before.get(key) or _used(hit, key), after.get(key) or _used(following, key)
+
+
+def _given(settings: Sequence[str]) -> dict[str, str]:
+    pairs = (setting.partition("=") for setting in settings)
+    return {key: text for key, _, text in pairs}
+
+
+def _used(attempt: Attempt, key: str) -> str:
+    name = key.removeprefix("optim.")
+    for stated in (attempt.optimizer, attempt.schedule):
+        if stated is not None and key != name and hasattr(stated, name):
+            number = getattr(stated, name)
+            return ",".join(f"{each:g}" for each in number) if isinstance(number, tuple) else f"{number:g}"
+    return "the recipe's"
+
+
+def _skips(record: Record, run: str) -> str:
+    return ", ".join(f"{whole(s.first)} to {whole(s.last)}" for s in record.state.runs[run].skips) or "none"
 
 
 def spans(row: Row) -> list[tuple[str, float]]:
@@ -108,11 +239,15 @@ def _drill(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
     yield "Drill", f"Put in on purpose by {drill.author} at {second(drill.at)} as {drill.name}: {what}.", ""
 
 
-def _verb(row: Row) -> str:
+def _verb(record: Record, row: Row) -> str:
     if row["action"] == Action.ROLLBACK:
         where = f"step {whole(row['checkpoint_step'])}" if row["checkpoint_step"] else "the start"
-        return f"roll back to {where} and multiply the learning rate by {row['lr_factor']:g}"
-    return _VERBS[Action(row["action"])]
+        factor = f" and multiply the learning rate by {row['lr_factor']:g}" if row["lr_factor"] else ""
+        more = f" and leave out {batches(row['skip_batches'])}" if row["skip_batches"] else ""
+        return f"roll back to {where}{factor}{more}"
+    if row["action"] == Action.CHANGE:
+        return f"go on with {', '.join(_altered(record, row))}"
+    return ("save one more checkpoint, then " if row["save_first"] else "") + _VERBS[Action(row["action"])]
 
 
 def _alert(record: Record, row: Row) -> str:
@@ -135,11 +270,13 @@ def _alert(record: Record, row: Row) -> str:
 
 def _resumed(record: Record, row: Row) -> str:
     step = row["checkpoint_step"]
+    if not step and not row["next_attempt"] and row["action"] != Action.ROLLBACK:
+        return "Not yet."
     text = f"From the checkpoint of step {whole(step)}" if step else "From scratch, for want of a checkpoint"
     if row["next_attempt"]:
         nodes = record.state.attempts[row["next_attempt"]].nodes
-        text += f", as attempt {row['next_attempt']} on {names(nodes)}"
-    if row["action"] == Action.ROLLBACK and (passed := _passed_over(record, row)):
+        text += f", as attempt {row['next_attempt']} on {words.nodes(nodes)}"
+    if row["onset_step"] is not None and row["action"] == Action.ROLLBACK and (passed := _passed_over(record, row)):
         text += f". Passed over: {passed}"
     return f"{text}."
 
@@ -165,14 +302,20 @@ def _cost(row: Row) -> str:
     if row["steps_lost"] is None:
         return "Not known yet."
     resumed, lost = row["step_resumed"], row["steps_lost"]
-    which = f" ({whole(resumed + 1)} to {whole(resumed + lost)})" if resumed is not None and lost else ""
+    which = f" ({_span(resumed + 1, resumed + lost)})" if resumed is not None and lost else ""
     return f"{count(lost, 'step')} lost{which}, {duration(row['seconds_down'])} down."
+
+
+def _span(first: int, last: int) -> str:
+    return whole(first) if first == last else f"{whole(first)} to {whole(last)}"
 
 
 def _proof(row: Row) -> str:
     proof, read = row["proof"], readbacks(row)
-    if row["proven"] is None:
+    if row["closed"] is None:
         return "Not in yet."
+    if row["proven"] is None:
+        return "Nothing was to be proven: a person has decided since."
     if mismatch := proof.get("mismatch"):
         return full(f"NOT PROVEN. {mismatch}")
     if read:
@@ -180,7 +323,7 @@ def _proof(row: Row) -> str:
         return (
             f"At step {whole(first['step'])} the live optimizer used the learning rate {rate(first['lr'])}, where "
             f"{rate(first['expected_lr'])} was expected. It agrees up to step {whole(last['step'])}, and betas, "
-            "weight decay and clipping are unchanged."
+            f"weight decay and clipping are {'as asked for' if row['settings'] else 'unchanged'}."
         )
     if "excluded" in proof:
         states = [f"{name}: drain {state}" for name, state in proof.get("drain", {}).items()]

@@ -16,6 +16,7 @@ from statistics import median
 from chronicles.record import Record
 from chronicles.settled import Stretch
 from opt_ops.core.run import State, Status
+from opt_ops.core.values import Action
 
 
 class Phase(StrEnum):
@@ -24,8 +25,9 @@ class Phase(StrEnum):
     KEPT = "training_kept"  # updates that count
     LOST = "training_lost"  # updates that were taken back, or not applied
     QUEUED = "queued"  # waiting for nodes
-    STARTING = "starting"  # from the nodes to the lineage's first update
+    STARTING = "starting"  # from the nodes to the first update, of the lineage or after a pause
     RECOVERING = "recovering"  # from an attempt's last update to the end of the next one's first
+    PAUSED = "paused"  # by a person's wish
     HALTED = "halted"  # waiting for a human
     OTHER = "other"  # after the last update, with no incident open
 
@@ -74,15 +76,16 @@ def ledger(record: Record) -> Ledger:
     if record.started is None or record.as_of is None:
         return book
     sweep = _Sweep(record, record.started, record.as_of)
-    state, steps, stepped = record.state, [], False
+    state, steps = record.state, list[float]()
+    before: Stretch | None = None
     for part in record.stretches:
         if not part.points:
             continue
-        _stand_still(book, sweep, part.points[0].ts, state.attempts[part.attempt].incident, stepped)
+        _stand_still(book, sweep, part.points[0].ts, _why_it_stood(state, part, before), before is not None)
         _train(book, sweep, part, state)
         steps += [point.step_seconds for point in part.points[1:] if part.counts(point)]
-        stepped = True
-    _stand_still(book, sweep, record.as_of, _open_incident(state), stepped)
+        before = part
+    _stand_still(book, sweep, record.as_of, _open_incident(state), before is not None)
     book.healthy_step_seconds = median(steps) if steps else None
     return book
 
@@ -113,12 +116,26 @@ def _phase(status: Status, incident: str | None, stepped: bool) -> Phase:
             return Phase.QUEUED
         case Status.HALTED:
             return Phase.HALTED
-        case Status.PREFLIGHT | Status.STARTING if not stepped:
+        case Status.PAUSED:
+            return Phase.PAUSED
+        case Status.PREFLIGHT | Status.STARTING if not stepped or incident is None:
             return Phase.STARTING
         case Status.TRAINING | Status.COMPLETED | Status.CANCELLED if incident is None:
             return Phase.OTHER
         case _:
             return Phase.RECOVERING
+
+
+def _why_it_stood(state: State, part: Stretch, before: Stretch | None) -> str | None:
+    """The incident that a standstill belongs to: the attempt recovers from it, or it ended the one before.
+
+    An attempt after a halt that an operator answered recovers from nothing: the answer has settled its incident.
+    """
+    named = state.attempts[part.attempt].incident
+    if named is not None or before is None:
+        return named
+    hit = [i for i in state.incidents.values() if i.attempt == before.attempt and i.acted_on]
+    return next((i.name for i in hit if i.decision and i.decision.action is Action.HALT), None)
 
 
 def _open_incident(state: State) -> str | None:

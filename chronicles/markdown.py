@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from chronicles.entries import LogEntry
+from chronicles.entry import LogEntry
 from chronicles.words import duration, percent, rate, whole
 from opt_ops.render import printable
 
@@ -26,7 +26,8 @@ def render(report: Row, front: Row, entries: Sequence[LogEntry]) -> str:
         _incidents(report, front),
         _runs(report, front),
         _time(report, front),
-        _nodes(report),
+        _nodes(front),
+        _allocations(front),
         _contents(titles),
     ]
     parts += [_entry(title, entry) for title, entry in zip(titles, entries, strict=True)]
@@ -102,19 +103,28 @@ def _incidents(report: Row, front: Row) -> Iterator[str]:
     yield ""
     rows = [
         [
-            plain(row["incident"]) + (f" **DRILL** {plain(row['drill'])}" if row["drill"] else ""),
+            " ".join((plain(row["incident"]), *_tags(row))),
             _runs_of(row),
             plain(row["cause"]),
-            plain(row["action"] or "–") + (f" × {row['lr_factor']:g}" if row["lr_factor"] else ""),
+            ("would " if row["advice"] else "")
+            + plain(row["action"] or "–")
+            + (f" × {row['lr_factor']:g}" if row["lr_factor"] else ""),
             whole(row["steps_lost"]),
             duration(row["seconds_down"]),
-            {None: "open", True: "yes", False: "**NO**"}[row["proven"]],
+            "open" if row["closed"] is None else {None: "–", True: "yes", False: "**NO**"}[row["proven"]],
         ]
         for row in report["incidents"]
     ]
     rows.append(["Total", "", "", "", whole(front["steps_lost"]), duration(front["seconds_down"]), ""])
     yield from table(["Incident", "Run", "Cause", "Action", ">Steps lost", ">Down", "Proven"], rows)
     yield ""
+
+
+def _tags(row: Row) -> list[str]:
+    tags = [f"**DRILL** {plain(row['drill'])}"] if row["drill"] else []
+    tags += ["**PLANNED**"] if row["planned"] else []
+    tags += ["**ASKED FOR**"] if row["kind"] == "operator" else []
+    return [*tags, *(["**ADVICE**"] if row["advice"] else [])]
 
 
 def _runs_of(row: Row) -> str:
@@ -169,14 +179,28 @@ def _time(report: Row, front: Row) -> Iterator[str]:
     yield ""
 
 
-def _nodes(report: Row) -> Iterator[str]:
-    if not report["nodes"]:
+def _nodes(front: Row) -> Iterator[str]:
+    if not front["nodes"] and not front["well"]:
         return
     yield "## Nodes"
     yield ""
     keys = ("node", "verdict", "reason", "source", "excluded_by", "drain")
-    rows = [[plain(str(node[key] or "–")) for key in keys] for node in report["nodes"]]
-    yield from table(["Node", "Verdict", "Reason", "Who says so", "Excluded by", "Drain"], rows)
+    rows = [[plain(str(node[key] or "–")) for key in keys] for node in front["nodes"]]
+    if rows:
+        yield from table(["Node", "Verdict", "Reason", "Who says so", "Excluded by", "Drain"], rows)
+        yield ""
+    if front["well"]:
+        yield f"{front['well']}."
+        yield ""
+
+
+def _allocations(front: Row) -> Iterator[str]:
+    if not front["allocations"]:
+        return
+    yield "## Allocations"
+    yield ""
+    rows = [[plain(cell) for cell in row.values()] for row in front["allocations"]]
+    yield from table(["Allocation", "Job", ">Nodes", "Asked for", "Until", "Why"], rows)
     yield ""
 
 
@@ -207,6 +231,10 @@ def _entry(title: str, entry: LogEntry) -> Iterator[str]:
     for fact in entry.facts:
         yield f"**{fact.label}.** {plain(fact.text)}" + (f" Log line: {code(fact.line)}" if fact.line else "")
         yield ""
+        if fact.label == "Stacks" and entry.stacks:
+            rows = [[f"**{ranks}**" if odd else ranks, plain(where)] for ranks, where, odd in entry.stacks]
+            yield from table(["Ranks", "Where they were, innermost first"], rows)
+            yield ""
         if fact.label == "Cost" and entry.spans:
             yield ", ".join(f"{duration(seconds)} {label}" for label, seconds in entry.spans) + "."
             yield ""

@@ -141,7 +141,7 @@ def _child(record: Record, run: Run, configs: Mapping[str, Mapping[str, Any]]) -
         "opt.status": str(state.status) if newest else f"left for {following.name}" if following else "left",
         "opt.attempts": " ".join(attempt.name for attempt in attempts),
         "opt.nodes": " ".join(sorted({node for attempt in attempts for node in attempt.nodes})),
-        "opt.jobs": " ".join(_jobs(state, run)),
+        "opt.jobs": " ".join(dict.fromkeys(job for attempt in attempts for job in record.jobs[attempt.name])),
         "opt.not_finite": "; ".join(broken),
     }
     return Target(
@@ -176,16 +176,6 @@ def _cut(tags: Mapping[str, str]) -> dict[str, str]:
 def _status(state: State) -> str:
     endings = {Status.COMPLETED: "FINISHED", Status.HALTED: "FAILED", Status.CANCELLED: "KILLED"}
     return endings.get(state.status, "RUNNING")
-
-
-def _jobs(state: State, run: Run) -> list[str]:
-    """The scheduler's jobs in which the run's attempts ran, in order."""
-    jobs: dict[str, None] = {}
-    for attempt in state.attempts.values():
-        if attempt.run == run.name:
-            held = [a.job for a in state.allocations.values() if a.intended_at <= attempt.intended_at and a.job]
-            jobs |= dict.fromkeys(held[-1:])
-    return list(jobs)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

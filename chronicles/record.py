@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from chronicles.settled import Stretch, stretches
 from opt_ops.adapters.runfolder import FileTrainer
-from opt_ops.core.events import Entry
+from opt_ops.core.events import AttemptIntended, Entry
 from opt_ops.core.fold import fold
 from opt_ops.core.run import State, Status
 from opt_ops.journal import read
@@ -22,8 +22,9 @@ class Record:
     entries: Sequence[Entry]
     remarks: Sequence[str]  # what the journal's reader left out, and why
     state: State
-    statuses: Sequence[tuple[float, Status]]  # since when it stood where
+    statuses: Sequence[tuple[float, Status]]  # since when it stood where; a pause that is over is none
     stretches: Sequence[Stretch]
+    jobs: Mapping[str, Sequence[str]]  # by attempt: the scheduler's jobs that held its nodes
 
     @property
     def started(self) -> float | None:
@@ -49,11 +50,14 @@ def load(folder: Path) -> Record:
     entries, remarks = read(folder / "journal")
     state = State()
     statuses: list[tuple[float, Status]] = []
+    jobs: dict[str, list[str]] = {}
     for entry in entries:
-        before = state.status
         state = fold(state, entry)
-        if state.status is not before:
-            statuses.append((entry.ts, state.status))
+        stands = _stands(state)
+        if not statuses or stands is not statuses[-1][1]:
+            statuses.append((entry.ts, stands))
+        if isinstance(entry.event, AttemptIntended):
+            jobs[entry.event.attempt] = _jobs(state, entry.event.nodes)
     trainer = FileTrainer(folder)
     points = {name: trainer.points(name) for name in state.attempts}
     return Record(
@@ -63,4 +67,16 @@ def load(folder: Path) -> Record:
         state=state,
         statuses=statuses,
         stretches=stretches(state.attempts, points),
+        jobs=jobs,
     )
+
+
+def _stands(state: State) -> Status:
+    """The status; but a pause ends with the request to go on, and what follows is waiting for nodes."""
+    resumed = state.status is Status.PAUSED and state.paused is None
+    return Status.QUEUED if resumed else state.status
+
+
+def _jobs(state: State, nodes: Sequence[str]) -> list[str]:
+    held = state.held
+    return list(dict.fromkeys(job for node in nodes if node in held and (job := held[node].job)))

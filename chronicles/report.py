@@ -6,14 +6,24 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
+from chronicles import people
 from chronicles.ledger import Ledger, Phase, goodput, ledger
 from chronicles.record import Record
 from chronicles.settled import Stretch, settled
-from opt_ops.core.events import AttemptConfigured, Entry, NoteAdded, StopRequested
-from opt_ops.core.proof import baseline
+from opt_ops.core.events import (
+    AllocationChanged,
+    AllocationFailed,
+    AllocationIntended,
+    AllocationSubmitted,
+    AttemptConfigured,
+    Entry,
+    NoteAdded,
+    StopRequested,
+)
+from opt_ops.core.proof import baseline, under
 from opt_ops.core.run import Attempt, Incident, Run, State
 from opt_ops.core.schedule import expected_lr
-from opt_ops.core.values import Action
+from opt_ops.core.values import Action, AllocationStatus
 from opt_ops.render import iso
 from opt_ops.views import lr_scale
 
@@ -27,6 +37,7 @@ def build(record: Record) -> dict[str, Any]:
     last = max((point.step for _, point in settled(record.stretches)), default=0)
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
     configured = [entry.event for entry in record.entries if isinstance(entry.event, AttemptConfigured)]
+    told = people.told(record)
     layouts = {event.attempt: event.layout for event in configured}
     return {
         "schema": SCHEMA,
@@ -34,6 +45,10 @@ def build(record: Record) -> dict[str, Any]:
         "recipe": state.lineage.recipe if state.lineage else None,
         "settings": list(state.lineage.settings) if state.lineage else [],
         "author": state.lineage.author if state.lineage else None,
+        "shape": _shape(state),
+        "driver": str(state.driver),
+        "paused": people.paused(record),
+        "size": state.wanted_nodes if state.lineage else None,
         "status": str(state.status),
         "why": state.why or None,
         "started": iso(record.started),
@@ -41,11 +56,18 @@ def build(record: Record) -> dict[str, Any]:
         "ended": iso(record.as_of) if state.ended else None,
         "step": last,
         "total_steps": steps,
-        "incidents": [_incident(state, incident, parts) for incident in state.incidents.values()],
+        "incidents": [_incident(state, i, parts) | {"told": told[i.name]} for i in state.incidents.values()],
         "runs": [_run(state, run, parts) for run in state.runs.values()],
-        "attempts": [_attempt(a, parts[name], layouts.get(name)) for name, a in state.attempts.items()],
+        "attempts": [
+            _attempt(a, parts[name], layouts.get(name)) | {"jobs": list(record.jobs[name])}
+            for name, a in state.attempts.items()
+        ],
+        "allocations": _allocations(record),
         "nodes": _nodes(state),
         "drills": _drills(state),
+        "operators": people.operators(record),
+        "halts": people.halts(record),
+        "alerts": people.alerts(record),
         "notes": [_note(entry, entry.event) for entry in record.entries if isinstance(entry.event, NoteAdded)],
         "stops": [_stop(entry, entry.event) for entry in record.entries if isinstance(entry.event, StopRequested)],
         "checkpoints": _checkpoints(state),
@@ -88,12 +110,31 @@ def _incident(state: State, incident: Incident, parts: Mapping[str, Stretch]) ->
         "checkpoint_step": checkpoint.step if checkpoint else None,
         "lr_factor": decision.lr_factor if decision else None,
         "excluded": list(decision.exclude) if decision else [],
+        "settings": list(decision.settings) if decision else [],
+        "skip_batches": decision.skip_batches if decision else 0,
+        "save_first": decision.save_first if decision else False,
+        "advice": decision.advice if decision else False,
+        "planned": people.is_planned(incident.kind, incident.signal),
+        "answered": incident.answered,
+        "stacks": _stacks(incident),
         **_learning_rates(state, incident, hit),
         "run_before": hit.run if hit else None,
         "run_after": following.run if following else None,
         "next_attempt": incident.next_attempt,
         "proven": incident.proven,
         "proof": dict(incident.proof),
+    }
+
+
+def _stacks(incident: Incident) -> dict[str, Any] | None:
+    taken = incident.stacks
+    if taken is None:
+        return None
+    return {
+        "odd": list(taken.odd),
+        "silent": list(taken.silent),
+        "nodes": list(taken.nodes),
+        "groups": [{"ranks": list(group.ranks), "frames": list(group.frames)} for group in taken.groups],
     }
 
 
@@ -125,7 +166,9 @@ def _learning_rates(state: State, incident: Incident, hit: Attempt | None) -> di
     readbacks = incident.proof.get("readbacks") or []
     if known is None or hit is None or not readbacks:
         return {"lr_before": None, "lr_after": None}
-    before = expected_lr(known[0], state.runs[hit.run].lr_factors, readbacks[0]["step"])
+    run = state.runs[hit.run]
+    schedule, _ = under(*known, run.settings)
+    before = expected_lr(schedule, run.lr_factors, readbacks[0]["step"])
     return {"lr_before": before, "lr_after": readbacks[0]["lr"]}
 
 
@@ -141,6 +184,8 @@ def _run(state: State, run: Run, parts: Mapping[str, Stretch]) -> dict[str, Any]
         "from_step": run.checkpoint.step if run.checkpoint else 0,
         "lr_factors": [[factor.step, factor.factor] for factor in run.lr_factors],
         "lr_scale": lr_scale(state, run.name),
+        "settings": list(run.settings),
+        "skips": [[skip.first, skip.last] for skip in run.skips],
         "planned": iso(run.planned_at),
         "attempts": [attempt.name for attempt in attempts],
         "steps": len(points),
@@ -169,6 +214,53 @@ def _attempt(attempt: Attempt, part: Stretch, layout: Mapping[str, Any] | None) 
         "layout": dict(layout) if layout is not None else None,
         "versions": dict(attempt.versions) if attempt.versions is not None else None,
     }
+
+
+def _shape(state: State) -> dict[str, int] | None:
+    if state.lineage is None:
+        return None
+    shape = state.lineage.shape
+    return {
+        "nodes": shape.nodes,
+        "spares": shape.spares,
+        "ranks_per_node": shape.ranks_per_node,
+        "min_nodes": shape.min_nodes,
+    }
+
+
+def _allocations(record: Record) -> list[dict[str, Any]]:
+    """All of them. An allocation that has ended is told with the nodes that it held."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in record.entries:
+        match entry.event:
+            case AllocationIntended() as event:
+                found[event.allocation] = {
+                    "allocation": event.allocation,
+                    "job": None,
+                    "status": "queued",
+                    "wanted": event.nodes,
+                    "nodes": [],
+                    "submitted": None,
+                    "started": None,
+                    "ended": None,
+                    "why": event.why or None,
+                    "reason": None,
+                }
+            case AllocationSubmitted() as event:
+                found[event.allocation] |= {"job": event.job, "submitted": iso(entry.ts)}
+            case AllocationFailed() as event:
+                found[event.allocation] |= {"status": "refused", "ended": iso(entry.ts), "reason": event.why}
+            case AllocationChanged() as event if event.status is not AllocationStatus.UNKNOWN:
+                row = found[event.allocation]
+                row |= {"status": str(event.status), "reason": event.reason or None}
+                row["nodes"] = list(event.nodes) or row["nodes"]
+                if event.status is AllocationStatus.RUNNING:
+                    row["started"] = row["started"] or iso(entry.ts)
+                if event.status is AllocationStatus.ENDED:
+                    row["ended"] = iso(entry.ts)
+            case _:
+                pass
+    return list(found.values())
 
 
 def _nodes(state: State) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from opt_ops.core.codec import from_iso
 from opt_ops.core.values import Fault
 from opt_ops.render import printable
 
+_NAMED = 8  # nodes that are listed by name
+
 _EVIDENCE = {
     "median": "median of its band",
     "sd": "its spread (sd)",
@@ -105,6 +107,22 @@ def value(item: Any) -> str:
 def names(items: Sequence[Any]) -> str:
     """`n1, n2`; `none` for no item."""
     return ", ".join(value(item) for item in items) or "none"
+
+
+def nodes(items: Sequence[str]) -> str:
+    """`n1, n2`; `124 nodes` where their names would fill the page."""
+    return names(items) if len(items) <= _NAMED else count(len(items), "node")
+
+
+def ranks(numbers: Sequence[int]) -> str:
+    """`0–5, 7`."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in spans)
 
 
 def evidence(fields: Mapping[str, Any]) -> tuple[str, str]:

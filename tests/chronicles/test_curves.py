@@ -71,7 +71,7 @@ def test_a_long_curve_is_drawn_in_few_points(told: Told):
 def test_marks_are_where_training_stopped(told: Told):
     record = load(spiked(told).folder)
     (mark,) = marks(build(record))
-    assert (mark.incident, mark.step, mark.resumed, mark.drill) == ("12-i000", 200, 100, False)
+    assert (mark.incident, mark.step, mark.resumed, mark.quiet) == ("12-i000", 200, 100, False)
 
 
 def test_drawings_have_no_date_no_foreign_color_and_no_shared_ids(told: Told):

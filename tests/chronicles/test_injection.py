@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chronicles import logbook
-from chronicles.entries import LogEntry
+from chronicles.entry import LogEntry
 from chronicles.front import front
 from chronicles.html import slug
 from chronicles.markdown import code, plain, quote, render
 from chronicles.record import load
 from chronicles.report import build
 from opt_ops.core import events as e
-from opt_ops.core.values import Action, Outcome, Verdict
+from opt_ops.core.values import Action, Driver, Outcome, Severity, StackGroup, Verdict
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.told import Told
 
@@ -82,8 +83,37 @@ def hostile(folder: Path, text: str) -> Told:
     told.decide(incident, Action.RESTART, exclude=(text,), why=text)
     told.see(e.NodeExcluded(node=text, incident=incident, reason=text))
     told.launch("12.00-a1", None, incident, "n2", "n3").train("12.00-a1", 1, 40).close(incident)
+    _steered(told, text)
     told.see(e.StopRequested(request="s", author=text, reason=text), e.LineageCancelled(request="s", why=text))
     return told
+
+
+def _steered(told: Told, text: str) -> None:
+    """What people, programs and the scheduler say while an attempt runs."""
+    asked: dict[str, Any] = {"author": text, "reason": text}
+    told.see(e.StrayFound(job=text, allocation=text), e.SizeDecided(nodes=1, why=text))
+    told.see(e.AllocationIntended(allocation="12-n1", nodes=1, exclude=(text,), why=text))
+    told.see(e.AllocationSubmitted(allocation="12-n1", job=text, adopted=False))
+    hung = told.incident("hang", text, "12.00-a1", 40)
+    groups = (StackGroup(ranks=(0,), frames=(text,)), StackGroup(ranks=(1,), frames=(text, text)))
+    taken = e.StacksTaken(attempt="12.00-a1", incident=hung, groups=groups, odd=(1,), silent=(), nodes=(text,))
+    told.see(taken)
+    told.decide(hung, Action.ROLLBACK, why=text, settings=(text,), advice=True)
+    told.see(
+        e.IncidentClosed(incident=hung, proven=None, proof={}, step_resumed=None, steps_lost=None, seconds_down=None)
+    )
+    told.see(
+        e.ChangeRequested(request="c", settings=(text,), **asked), e.ChangeRequested(request="c2", lr=1e-4, **asked)
+    )
+    told.incident("operator", text, "12.00-a1", 40, evidence={"request": "c2"})
+    told.see(e.NodeExcluded(node="n9", incident="operator", request="x", **asked))
+    told.see(
+        e.NodeAllowed(request="y", node=text, **asked), e.RequestRefused(request="z", author=text, verb=text, why=text)
+    )
+    told.see(e.DriverChanged(request="d", driver=Driver.PERSON, **asked))
+    told.see(e.AlertIntended(alert=text, severity=Severity.PAGE, title=text, body=text))
+    told.see(e.AlertSettled(alert=text, delivered=False, why=text))
+    told.see(e.PauseRequested(request="p", **asked), e.LineagePaused(why=text), e.ResumeRequested(request="r", **asked))
 
 
 @pytest.fixture(scope="module")

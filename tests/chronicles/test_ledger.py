@@ -23,27 +23,42 @@ RECORDED = load(LINEAGE)
 START, END = RECORDED.started or 0.0, RECORDED.as_of or 0.0
 
 
-def shuffled(skews: list[float], statuses: list[tuple[float, Status]]) -> Record:
-    """The recorded lineage with clocks that disagree and statuses that come at any time."""
+def shuffled(skews: list[float], statuses: list[tuple[float, Status]], named: list[bool]) -> Record:
+    """The recorded lineage with clocks that disagree, statuses that come at any time, and attempts of no incident."""
     parts: list[Stretch] = []
     for part, skew in zip(RECORDED.stretches, skews, strict=True):
         points = [dataclasses.replace(point, ts=point.ts + skew) for point in part.points]
         parts.append(dataclasses.replace(part, points=points))
     moved = [(START, Status.PLANNED), *((START + share * (END - START), status) for share, status in sorted(statuses))]
-    return dataclasses.replace(RECORDED, stretches=parts, statuses=moved)
+    attempts = {
+        name: attempt if keep else dataclasses.replace(attempt, incident=None)
+        for (name, attempt), keep in zip(RECORDED.state.attempts.items(), named, strict=True)
+    }
+    state = dataclasses.replace(RECORDED.state, attempts=attempts)
+    return dataclasses.replace(RECORDED, stretches=parts, statuses=moved, state=state)
 
 
 @given(
     st.lists(st.floats(-300, 300), min_size=4, max_size=4),
     st.lists(st.tuples(st.floats(0, 1), st.sampled_from(list(Status))), max_size=12, unique_by=lambda pair: pair[0]),
+    st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_phases_sum_to_the_wall_clock(skews: list[float], statuses: list[tuple[float, Status]]):
-    book = ledger(shuffled(skews, statuses))
+def test_phases_sum_to_the_wall_clock(skews: list[float], statuses: list[tuple[float, Status]], named: list[bool]):
+    record = shuffled(skews, statuses, named)
+    book = ledger(record)
+    for phase, status in ((Phase.PAUSED, Status.PAUSED), (Phase.HALTED, Status.HALTED)):
+        assert book.phases[phase] <= stood_in(record, status) + 1e-6
+        assert book.down[phase] == book.phases[phase], "a person's wish is no incident's cost"
     assert math.isclose(sum(book.phases.values()), END - START, rel_tol=1e-9)
     assert min(book.phases.values()) >= 0
     stood = sum(book.phases[phase] for phase in Phase if phase not in (Phase.KEPT, Phase.LOST))
     assert math.isclose(sum(book.down.values()), stood, rel_tol=1e-9, abs_tol=1e-6)
     assert math.isclose(sum(book.repeated.values()), book.phases[Phase.LOST], rel_tol=1e-9, abs_tol=1e-6)
+
+
+def stood_in(record: Record, status: Status) -> float:
+    ends = [*(ts for ts, _ in record.statuses[1:]), END]
+    return sum(end - ts for (ts, each), end in zip(record.statuses, ends, strict=True) if each is status)
 
 
 def test_standstill_agrees_with_what_the_incidents_were_closed_with():

@@ -10,6 +10,7 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.fold import fold
+from opt_ops.core.proof import under
 from opt_ops.core.run import State, attempt_folder
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.values import (
@@ -132,7 +133,9 @@ class Told:
         self, attempt: str, first: int, last: int, loss: Callable[[int], float | None] = falling, journal: bool = True
     ) -> Told:
         """Telemetry of the steps from `first` to `last`, and the progress that the daemon would journal."""
-        factors = self.state.runs[attempt.partition("-")[0]].lr_factors
+        run = self.state.runs[attempt.partition("-")[0]]
+        schedule, optimizer = under(self.schedule, OPTIMIZER, run.settings)
+        used = {"betas": optimizer.betas, "weight_decay": optimizer.weight_decay, "clip_norm": optimizer.clip_norm}
         path = self.folder / attempt_folder(attempt) / "telemetry.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         known = self.state.attempts[attempt]
@@ -141,12 +144,10 @@ class Told:
         first_at = self.now + self.step_seconds
         for step in range(first, last + 1):
             self.now += self.step_seconds
-            lr, value = expected_lr(self.schedule, factors, step), loss(step)
-            lines.append(json.dumps(self._line(step, lr, value)) + "\n")
+            lr, value = expected_lr(schedule, run.lr_factors, step), loss(step)
+            lines.append(json.dumps(self._line(step, lr, value) | used) + "\n")
             if len(readbacks) < 5:
-                readbacks.append(
-                    Readback(step=step, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, clip_norm=1.0, loss=value)
-                )
+                readbacks.append(Readback(step=step, lr=lr, loss=value, **used))
         with path.open("a") as file:
             file.writelines(lines)
         if journal:
@@ -170,9 +171,6 @@ class Told:
             "loss": loss,
             "gnorm": None if loss is None else round(0.5 + loss / 4, 4),
             "lr": lr,
-            "betas": [0.9, 0.95],
-            "weight_decay": 0.1,
-            "clip_norm": 1.0,
             "loss_scale": None,
             "finite": loss is not None,
             "step_seconds": self.step_seconds,
