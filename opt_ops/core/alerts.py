@@ -50,7 +50,7 @@ def _waiting(state: State, now: float, policy: Policy) -> AlertIntended | None:
     attempt = state.attempt
     if state.ended or state.paused is not None or (attempt is not None and attempt.live) or state.run is None:
         return None
-    since = attempt.ended_at if attempt is not None and attempt.ended_at is not None else state.started_at
+    since = max(state.since, attempt.ended_at or 0.0 if attempt else 0.0)
     if now - since < policy.capacity.page_seconds:
         return None
     asked = [f"{a.name}: {a.wanted} nodes, {a.reason or a.status}" for a in state.live_allocations]

@@ -151,7 +151,7 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     if not acts(state):
         return None
     shape, attempt = state.shape, state.attempt
-    stay = [n for n in useful_nodes(state, policy, now) if not leaving(state.held[n], now, policy)]
+    stay = [node for node in useful_nodes(state, policy, now) if not leaving(state.held[node], now, policy)]
     pending = sum(allocation.wanted for allocation in state.live_allocations if allocation.pending)
     missing = shape.nodes + shape.spares - len(stay) - pending
     training = attempt is not None and attempt.live
@@ -175,7 +175,7 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
         allocation=f"{state.intent.lineage}-n{len(state.allocations)}",
         nodes=missing,
         exclude=tuple(sorted(excluded)),
-        why=f"{len(stay)} of {shape.nodes} nodes and {shape.spares} spares are held, {pending} are asked for",
+        why=f"{len(stay)} of {shape.nodes + shape.spares} nodes are held, {pending} are asked for",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from opt_ops.core.events import Entry, kind_of
-from opt_ops.core.run import TRANSITIONS, IllegalTransition, Node, State, Status
+from opt_ops.core.run import TRANSITIONS, IllegalTransition, Node, State, Status, held_nodes
 
 _T = TypeVar("_T")
 
@@ -43,7 +43,8 @@ def with_incident(state: State, name: str, **changes: Any) -> State:
 def with_allocation(state: State, name: str, **changes: Any) -> State:
     """An allocation has changed."""
     allocation = replace(state.allocations[name], **changes)
-    return replace(state, allocations=put(state.allocations, name, allocation))
+    allocations = put(state.allocations, name, allocation)
+    return replace(state, allocations=allocations, held=held_nodes(allocations))
 
 
 def with_node(state: State, name: str, **changes: Any) -> State:

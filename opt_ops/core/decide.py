@@ -105,8 +105,10 @@ def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -
         save_first=rung is not None and rung.save_first,
         advice=advice,
     )
-    if rung is None or rung.action is Action.HALT:
+    if rung is None:
         return decided
+    if rung.action is Action.HALT:
+        return replace(decided, why=f"{playbook.name} ends here after {number} tries around this step; {why}")
     if rung.action is Action.RESTART and not _touches_live_work(state, incident):
         why = f"no rank runs there, so nothing is restarted; {why}"
         return replace(decided, action=Action.EXCLUDE, save_first=False, why=why)
@@ -139,7 +141,7 @@ def halt(state: State, now: float, policy: Policy) -> Event | None:
         if decision is None or decision.advice or incident.answered:
             continue
         if decision.action is Action.HALT:
-            return LineageHalted(why=decision.why, incident=incident.name)
+            return LineageHalted(why=f"{incident.name} {incident.cause}; {decision.why}", incident=incident.name)
         if incident.proven is False:
             why = f"{incident.name}: {decision.action} did not take effect: {incident.proof.get('mismatch')}"
             return LineageHalted(why=why, incident=incident.name)

@@ -37,6 +37,8 @@ def _pause_requested(state: State, event: e.PauseRequested, _: e.Entry) -> State
 
 def _resume_requested(state: State, event: e.ResumeRequested, entry: e.Entry) -> State:
     state = _answered(heard(state, event.request), entry)
+    if state.status is Status.PAUSED:
+        state = move(state, Status.PREFLIGHT if state.held else Status.QUEUED, entry)
     return replace(state, paused=None, resumed=event)
 
 

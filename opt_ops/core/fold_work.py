@@ -37,7 +37,7 @@ def _allocation_intended(state: State, event: e.AllocationIntended, entry: e.Ent
         since=entry.ts,
     )
     training = state.attempt is not None and state.attempt.live
-    if not training and state.status is not Status.PAUSED:  # else it only replaces what was lost
+    if not training:  # else it only replaces what was lost
         state = move(state, Status.QUEUED, entry)
     return replace(state, allocations=put(state.allocations, event.allocation, allocation))
 

@@ -279,6 +279,8 @@ class State:
     runs: Mapping[str, Run] = field(default_factory=dict[str, Run])
     attempts: Mapping[str, Attempt] = field(default_factory=dict[str, Attempt])
     allocations: Mapping[str, Allocation] = field(default_factory=dict[str, Allocation])
+    held: Mapping[str, Allocation] = field(default_factory=dict[str, Allocation])
+    """The nodes that are ours to use, each with the allocation through which; see `held_nodes`."""
     nodes: Mapping[str, Node] = field(default_factory=dict[str, Node])
     checkpoints: Mapping[str, KnownCheckpoint] = field(default_factory=dict[str, KnownCheckpoint])  # by path
     signals: Mapping[str, SignalRaised] = field(default_factory=dict[str, SignalRaised])
@@ -315,15 +317,6 @@ class State:
     def live_allocations(self) -> list[Allocation]:
         """Those that the scheduler knows, or may know of, oldest first."""
         return [allocation for allocation in self.allocations.values() if allocation.live]
-
-    @property
-    def held(self) -> dict[str, Allocation]:
-        """The nodes that are ours to use, each with the allocation through which. Of two, the older one."""
-        held: dict[str, Allocation] = {}
-        for allocation in self.allocations.values():
-            for node in allocation.nodes if allocation.holds else ():
-                held.setdefault(node, allocation)
-        return held
 
     @property
     def intent(self) -> LineageStarted:
@@ -363,6 +356,15 @@ _T = TypeVar("_T")
 
 def _last(mapping: Mapping[str, _T]) -> _T | None:
     return list(mapping.values())[-1] if mapping else None
+
+
+def held_nodes(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
+    """The nodes of all allocations that hold some. A node that is held through two is the older one's."""
+    held: dict[str, Allocation] = {}
+    for allocation in allocations.values():
+        for node in allocation.nodes if allocation.holds else ():
+            held.setdefault(node, allocation)
+    return held
 
 
 def waiting_for_attempt(state: State) -> list[Incident]:

@@ -17,6 +17,10 @@ from opt_ops.watch.training import TrainingWatch
 # When a rank dies its peers die of it. Reports of other nodes may come a moment later and tell of an earlier death.
 _SETTLE_SECONDS = 1.0
 
+# A scheduler that ends a job ends its processes first, and says some seconds later that it did, and why.
+_WORD_SECONDS = 20.0
+_SIGTERM = 15
+
 _HEARD_SECONDS = 5.0  # two heartbeats and a tick
 
 
@@ -50,6 +54,8 @@ class AttemptWatch:
         if over:
             # The last telemetry was on disk before the processes were gone.
             yield from self._training.observe(state)
+        if self._awaits_word(state, attempt, reports):
+            return
         yield from self._lost_rank(state, attempt, reports, over)
         if over:
             yield from self._training.catch_up(attempt)
@@ -83,21 +89,26 @@ class AttemptWatch:
 
     def _gone(self, state: State, attempt: Attempt, node: str) -> bool:
         holder = state.held.get(node)
-        if holder is None or holder.intended_at > attempt.intended_at:
-            return (
-                True  # if it is ours again, then through another allocation, whose agent knows nothing of the attempt
-            )
-        return self._nodes.silent(node)
+        if holder is None:
+            return True
+        # If it is ours again, then through another allocation, whose agent knows nothing of the attempt.
+        return holder.intended_at > attempt.intended_at or self._nodes.silent(node)
+
+    def _awaits_word(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> bool:
+        """Whether ranks were told to end as their agents were, not by us: the job ends, and its end has a reason."""
+        failed = _failed(reports)
+        if not failed or attempt.stop_why is not None or not set(attempt.nodes) <= state.held.keys():
+            return False
+        first = first_to_fail(failed)
+        if _SIGTERM not in (first.signal, (first.code or 0) - 128) or not self._nodes.warned(first.node):
+            return False
+        since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
+        return self._clock.monotonic() - since < _WORD_SECONDS
 
     def _lost_rank(
         self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], over: bool
     ) -> Iterator[Event]:
-        failed = {
-            rank: report.tails.get(rank.rank, "")
-            for report in reports.values()
-            for rank in report.exits
-            if rank.code != 0
-        }
+        failed = _failed(reports)
         if not failed or attempt.stop_why is not None:
             return
         since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
@@ -147,6 +158,13 @@ class AttemptWatch:
             exits=exits,
             unreachable=unreachable,
         )
+
+
+def _failed(reports: Mapping[str, NodeReport]) -> dict[RankExit, str]:
+    """The ranks that ended with anything but code 0, each with the end of its log."""
+    return {
+        rank: report.tails.get(rank.rank, "") for report in reports.values() for rank in report.exits if rank.code != 0
+    }
 
 
 def _taken(attempt: Attempt, incident: Incident, texts: Mapping[int, str], ranks: int) -> StacksTaken:

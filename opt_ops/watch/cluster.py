@@ -15,6 +15,7 @@ from opt_ops.ports import Agents, Clock, JobState, Scheduler
 from opt_ops.watch.training import TrainingWatch
 
 _BLIND = 4.0  # times the silence of one node, before the silence of all of them is believed
+_SPREAD = 3.0  # seconds between the last heartbeats of nodes that fell silent together: one interval and a tick
 _COUNT_SECONDS = 30.0  # between looks for jobs that nobody accounts for
 
 # The scheduler's word for how a job ended, where it names a failure class of its own.
@@ -98,6 +99,7 @@ class NodeWatch:
         self._clock = clock
         self._newest: dict[str, Heartbeat] = {}
         self._heard_at: dict[str, float] = {}
+        self._judged: dict[str, tuple[object, Judgement]] = {}
 
     def silent(self, node: str) -> bool:
         """Whether the node's agent has not been heard for too long, as far as this life can know."""
@@ -113,6 +115,11 @@ class NodeWatch:
         heartbeat = self._newest.get(node)
         return heartbeat.orders if heartbeat else (0, 0)
 
+    def warned(self, node: str) -> bool:
+        """Whether the scheduler has told the node's agent that its job ends."""
+        heartbeat = self._newest.get(node)
+        return heartbeat is not None and heartbeat.warned
+
     def observe(self, state: State) -> Iterator[Event]:
         """New verdicts, and signals for silent nodes on which the attempt runs."""
         held = state.held
@@ -123,27 +130,37 @@ class NodeWatch:
                 self._heard_at[heartbeat.node] = self._clock.monotonic()
         for name in self._heard_at.keys() - held.keys():
             del self._heard_at[name]  # when it is held again, listening begins anew
-        blind = self._blind(held)
+        blind = self.blind(held)
         for name in held:
             node = state.nodes.get(name, Node(name=name))
             heartbeat = self._newest.get(name)
             if self.silent(name):
                 yield from self._fell_silent(state, node, blind)
             elif heartbeat is not None:
-                judgement = self._judge(state, node, heartbeat)
+                judgement = self._judgement(state, node, heartbeat)
                 if (judgement.verdict, judgement.reason) != (node.verdict, node.reason):
                     yield from self._catch_up(state, name)
                     yield _judged(heartbeat, judgement)
 
-    def _blind(self, held: Mapping[str, Allocation]) -> bool:
+    def blind(self, held: Mapping[str, Allocation]) -> bool:
         """Several nodes, and all of them silent at once: rather our own eyes have failed than they. For a while."""
-        silences = [self.silence(name) for name in held]
-        return len(silences) > 1 and self._policy.silent_seconds < min(silences) < _BLIND * self._policy.silent_seconds
+        silences, silent = [self.silence(name) for name in held], self._policy.silent_seconds
+        return len(silences) > 1 and silent - _SPREAD < min(silences) < _BLIND * silent
 
     def _catch_up(self, state: State, node: str) -> Iterator[Event]:
         attempt = state.attempt
         if attempt is not None and attempt.live and node in attempt.nodes:
             yield from self._training.catch_up(attempt)
+
+    def _judgement(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
+        """The node's verdict; judged anew only when something that it rests on has changed."""
+        unfit = self._allocation.unfit.get(node.name)
+        basis = (heartbeat.nvml, heartbeat.gpus, heartbeat.xids, node.allowed_at, unfit, state.bad_parts)
+        known = self._judged.get(node.name)
+        if known is None or known[0] != basis:
+            known = (basis, self._judge(state, node, heartbeat))
+            self._judged[node.name] = known
+        return known[1]
 
     def _judge(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
         since = replace(heartbeat, xids=tuple(xid for xid in heartbeat.xids if xid.at > node.allowed_at))
