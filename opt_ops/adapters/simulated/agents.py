@@ -63,7 +63,7 @@ class NodeAgents:
         self.orders: Orders | None = None
         self.started: Callable[[Launch, str], None]
         self.fell: Callable[[str], None]
-        self.stuck: Callable[[str, int | None], None]
+        self.stuck: Callable[[str, int], None]
         self.save_asked: Callable[[str], None]
         self.dump_asked: Callable[[str, str], None]
         cluster.given = self.hire

@@ -101,6 +101,7 @@ class Training:
         self.slow: dict[str, float] = {}
         self.stacks: dict[str, dict[int, str]] = {}
         self.stuck_rank: int | None = None
+        self.deaf = False  # whether that rank does not even answer a signal
         self._physics = physics
         self._costs = costs
         self._curve = curve

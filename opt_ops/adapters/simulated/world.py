@@ -67,7 +67,7 @@ class World:
         self.alerts: list[tuple[float, Alert]] = []
         self.agents.started = self._rank_started
         self.agents.fell = self._rank_fell
-        self.agents.stuck = self.hang
+        self.agents.stuck = self._stopped
         self.agents.save_asked = self._save_asked
         self.agents.dump_asked = self._dump_asked
         self._steps: dict[int, list[Fault]] = {}
@@ -213,6 +213,10 @@ class World:
     def _rank_fell(self, attempt: str) -> None:
         self.hang(attempt, None)
 
+    def _stopped(self, attempt: str, rank: int) -> None:
+        self.hang(attempt, rank)
+        self.trainings[attempt].deaf = True
+
     def hang(self, attempt: str, rank: int | None) -> None:
         """No step ends any more, though every process lives; `rank` is the one that the others wait for."""
         training = self.trainings[attempt]
@@ -229,8 +233,10 @@ class World:
         for part in self.agents.running(attempt):
             if self.cluster.nodes[part.node].heard:
                 for rank in part.alive:
-                    stuck = rank == training.stuck_rank
-                    taken[rank] = "load_batch (data.py:88)" if stuck else "all_reduce (distributed_c10d.py:2810)"
+                    if rank != training.stuck_rank:
+                        taken[rank] = _stack("distributed_c10d.py", "all_reduce")
+                    elif not training.deaf:
+                        taken[rank] = _stack("data.py", "load_batch")
 
     def _commit(self, training: Training, step: int, sickness: Sickness | None) -> None:
         last = step == self.physics.steps
@@ -250,3 +256,8 @@ class World:
         own = [path for path, saved in self.checkpoints.items() if saved.checkpoint.run == run]
         for path in own[: -self.physics.keep] if self.physics.keep else ():
             del self.checkpoints[path]
+
+
+def _stack(file: str, function: str) -> str:
+    """As faulthandler writes it."""
+    return f'Current thread 0x00007f (most recent call first):\n  File "/trainer/{file}", line 88 in {function}\n'
