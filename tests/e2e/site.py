@@ -14,7 +14,8 @@ from typing import Any
 
 from opt_ops import lineages
 from opt_ops.core.events import Entry
-from opt_ops.core.run import State, attempt_folder
+from opt_ops.core.names import attempt_folder
+from opt_ops.core.run import State
 from playbooks import loader
 
 STUB = Path(__file__).with_name("stub_trainer.py")
@@ -38,21 +39,20 @@ QUICK = {
 class Site:
     """One runs folder with its daemon."""
 
-    def __init__(self, folder: Path, config: str = "", trainer: str = f"'{sys.executable}', '{STUB}'") -> None:
+    def __init__(
+        self, folder: Path, config: str = "", trainer: str = f"'{sys.executable}', '{STUB}'", quick: bool = True
+    ) -> None:
+        """`quick`: with the patience of a test instead of that which is shipped."""
         self.folder = folder
         self.runs = folder / "runs"
         self._daemon: subprocess.Popen[bytes] | None = None
-        playbooks = folder / "playbooks"
-        playbooks.mkdir()
-        for path in loader.folder().glob("*.md"):
-            text = path.read_text()
-            for old, new in QUICK.get(path.name, {}).items():
-                assert old in text
-                text = text.replace(old, new, 1)
-            (playbooks / path.name).write_text(text)
-        head = f"playbooks = 'playbooks'\ntick_seconds = 0.2\n{config}\n[mlflow]\nenabled = false\n"
+        head = "playbooks = 'playbooks'\ntick_seconds = 0.2\n" if quick else ""
+        if quick:
+            _write_playbooks(folder / "playbooks")
         chronicle = "[chronicle]\nevery_seconds = 3600\n"
-        (folder / "opt-ops.toml").write_text(f"{head}{chronicle}[trainer]\ncommand = [{trainer}]\n")
+        (folder / "opt-ops.toml").write_text(
+            f"{head}{config}\n[mlflow]\nenabled = false\n{chronicle}[trainer]\ncommand = [{trainer}]\n"
+        )
 
     def command(self, *arguments: str, code: int = 0, **environment: str) -> str:
         """Run an opt-ops command; its stdout."""
@@ -152,3 +152,13 @@ class Site:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+
+def _write_playbooks(folder: Path) -> None:
+    folder.mkdir()
+    for path in loader.folder().glob("*.md"):
+        text = path.read_text()
+        for old, new in QUICK.get(path.name, {}).items():
+            assert old in text
+            text = text.replace(old, new, 1)
+        (folder / path.name).write_text(text)

@@ -64,7 +64,12 @@ SelectTypeParameters=CR_Core
 # config_overrides: a node may promise more cores and memory than this host has
 SlurmdParameters=config_overrides
 NodeName=gpu[001-{nodes:03}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory=8000
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE
+# whoever submits to "urgent" takes nodes away from the others: at once, or after some seconds of grace
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1
+PartitionName=graceful Nodes=ALL MaxTime=INFINITE PriorityTier=1 GraceTime=10
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF
 """
 SLURMDBD_CONF = """\
 AuthInfo=socket={folder}/munged/socket
@@ -121,6 +126,17 @@ class Cluster:
         if self.daemons()[name] is None:
             self._start(name)
             self._wait(name, registered)
+
+    def stop(self, name: str) -> None:
+        """Kill slurmctld or slurmdbd."""
+        _kill(self.folder, name)
+
+    def start(self, name: str) -> None:
+        """Start one of these again, and wait until it answers; ClusterError if it does not."""
+        checks = {"slurmctld": ["scontrol", "ping"], "slurmdbd": ["sacct", "-n"]}
+        if self.daemons()[name] is None:
+            self._start(name)
+            self._wait(name, lambda: self._ask(*checks[name]).returncode == 0)
 
     def _commands(self) -> dict[str, list[str]]:
         """Each daemon's command, to be run in its own folder, by name and in the order of starting."""

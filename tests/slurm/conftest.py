@@ -45,12 +45,12 @@ def site(tmp_path: Path, slurm: cluster.Cluster) -> Iterator[Site]:
     site = Site(tmp_path, CONFIG)
     yield site
     site.close()
+    for name in ("slurmdbd", "slurmctld"):
+        slurm.start(name)
     ask("scancel", "--me", "--signal=KILL", "--full")
     ask("scancel", "--me")
     for node in slurm.nodes:
         slurm.revive_node(node)
     until(lambda: not ask("squeue", "-h"))
-    for node, state in slurm.states().items():
-        if state != "idle":
-            ask("scontrol", "update", f"nodename={node}", "state=resume")
+    slurm._resume()
     until(lambda: set(slurm.states().values()) == {"idle"})

@@ -32,11 +32,11 @@ def until(true: Callable[[], Any], seconds: float = 60) -> Any:
 class Day:
     """One lineage of the stub trainer, started and in training."""
 
-    def __init__(self, site: Site, *settings: str, **shape: int) -> None:
+    def __init__(self, site: Site, *settings: str, path: str | None = None, **shape: int) -> None:
         self.site = site
         self.expected: list[str] = []
         site.start("steps=10000", *settings, **shape)
-        site.start_daemon()
+        site.start_daemon(**({"PATH": path} if path else {}))
         self.trained(40)
 
     @property
@@ -85,14 +85,14 @@ class Day:
             self.site.wait(lambda state, node=node: state.nodes[node].drain == "done")
             ask("scontrol", "update", f"nodename={node}", "state=resume")
             self.site.command("node", "allow", "1", node, "--yes", "-q")
-        self.site.wait(lambda s: all(n in s.held and s.nodes[n].verdict == "healthy" for n in nodes))
+        self.site.wait(lambda s: all(n in s.held and s.nodes[n].reason.startswith("nvml_") for n in nodes))
 
     def ends(self, excluded: set[str] = frozenset(), submitted: int | None = None) -> State:  # type: ignore[assignment]
         """Let it end, and see that nothing was done beyond what the faults called for."""
         last = self.trained(5)
-        self.site.command("run", "set", "1", f"steps={last + 60}", "--yes", "-q")
+        self.site.command("run", "set", "1", f"steps={last + 250}", "--yes", "-q")
         self.expected.append("operator")
-        state = self.site.ended(seconds=60)
+        state = self.site.ended(seconds=90)
         assert state.status is Status.COMPLETED, state.why
         assert [incident.kind for incident in state.incidents.values()] == self.expected
         assert all(incident.proven for incident in state.incidents.values())
