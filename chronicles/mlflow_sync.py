@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from chronicles import logbook, mirror, report
 from chronicles.cursor import Cursor
 from chronicles.record import Record, load
-from opt_ops.core.run import attempt_folder
+from opt_ops.core.names import attempt_folder
 from opt_ops.errors import OptOpsError, Unavailable, UsageError
 from opt_ops.files import Tail, read_json
 

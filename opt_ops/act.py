@@ -22,7 +22,8 @@ from opt_ops.core.events import (
     NodeDrained,
     StrayCancelled,
 )
-from opt_ops.core.run import Allocation, Attempt, State, attempt_folder
+from opt_ops.core.names import attempt_folder
+from opt_ops.core.run import Allocation, Attempt, State
 from opt_ops.core.values import AllocationStatus, Fault
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports

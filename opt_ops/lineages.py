@@ -10,7 +10,8 @@ from typing import Any
 from opt_ops.adapters.runfolder import FileInbox
 from opt_ops.core.events import Entry
 from opt_ops.core.fold import replay
-from opt_ops.core.run import State, lineage_of
+from opt_ops.core.names import lineage_of
+from opt_ops.core.run import State
 from opt_ops.errors import NotFound, UsageError
 from opt_ops.journal import read
 from opt_ops.ports import Request

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from opt_ops.core.run import attempt_folder
+from opt_ops.core.names import attempt_folder
 from opt_ops.files import create_json, read_json, write_json
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL

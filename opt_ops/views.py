@@ -13,8 +13,9 @@ from opt_ops.config import Config
 from opt_ops.core.advice import suggest
 from opt_ops.core.codec import encode
 from opt_ops.core.events import Entry, Event
+from opt_ops.core.names import attempt_folder
 from opt_ops.core.policy import newest_good
-from opt_ops.core.run import Attempt, Incident, State, attempt_folder
+from opt_ops.core.run import Attempt, Incident, State
 from opt_ops.core.signals import Point
 from opt_ops.core.values import Action
 from opt_ops.files import Tail

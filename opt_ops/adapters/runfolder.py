@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opt_ops.core.health import Gpu, Heartbeat, Xid
-from opt_ops.core.run import attempt_folder
+from opt_ops.core.names import attempt_folder
 from opt_ops.core.signals import Busy, Point
 from opt_ops.core.values import Optimizer, RankExit, Schedule
 from opt_ops.errors import OptOpsError

@@ -16,8 +16,9 @@ from opt_ops.core.events import (
     ReleaseIntended,
     SizeDecided,
 )
+from opt_ops.core.names import attempt_name
 from opt_ops.core.policy import Policy, newest_good, under_examination
-from opt_ops.core.run import Allocation, Node, State, attempt_name, waiting_for_attempt
+from opt_ops.core.run import Allocation, Node, State, waiting_for_attempt
 from opt_ops.core.values import Driver, Verdict
 
 _PAUSE_SECONDS = (

@@ -28,10 +28,11 @@ from opt_ops.core.events import (
     StopIntended,
 )
 from opt_ops.core.incidents import open_incident
+from opt_ops.core.names import run_name
 from opt_ops.core.people import changed, decide_change
 from opt_ops.core.policy import Policy, Rung, choose_rung, newest_good, rollback_point, under_examination
 from opt_ops.core.proof import prove
-from opt_ops.core.run import Incident, Node, Run, State, Status, run_name, waiting_for_attempt
+from opt_ops.core.run import Incident, Node, Run, State, Status, waiting_for_attempt
 from opt_ops.core.schedule import batch_of
 from opt_ops.core.values import Action, Driver, LrFactor, Outcome, Skip
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -385,36 +384,3 @@ def ancestry(state: State, run: str) -> list[tuple[str, int | None]]:
     while (start := state.runs[chain[-1][0]].checkpoint) is not None:
         chain.append((start.run, start.step))
     return chain
-
-
-# ---- numbers ----------------------------------------------------------------------------------------------------
-
-_ID = re.compile(r"(?P<lineage>\d+)(?:\.(?P<run>\d{2,})(?:-a(?P<attempt>\d+))?)?")
-
-
-def run_name(lineage: str, number: int) -> str:
-    """`12`, 1 → `12.01`."""
-    return f"{lineage}.{number:02d}"
-
-
-def attempt_name(run: str, number: int) -> str:
-    """`12.01`, 3 → `12.01-a3`."""
-    return f"{run}-a{number}"
-
-
-def attempt_folder(attempt: str) -> str:
-    """`12.01-a3` → `12.01/a3`, below the lineage's folder."""
-    run, _, number = attempt.partition("-")
-    return f"{run}/{number}"
-
-
-def lineage_of(identifier: str) -> str:
-    """The lineage that `12`, `12.01` or `12.01-a3` belongs to.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    match = _ID.fullmatch(identifier)
-    if match is None:
-        raise ValueError(f"{identifier!r} is no lineage (12), run (12.01) or attempt (12.01-a3)")
-    return match["lineage"]

@@ -10,8 +10,9 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.fold import fold
+from opt_ops.core.names import attempt_folder
 from opt_ops.core.proof import under
-from opt_ops.core.run import State, attempt_folder
+from opt_ops.core.run import State
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.values import (
     Action,

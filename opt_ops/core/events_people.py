@@ -1,0 +1,140 @@
+"""Events: the daemon's lives, and what operators ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from opt_ops.core.values import Driver, Fault, Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonStarted:
+    """Observation: a new life of the daemon took over this lineage."""
+
+    host: str
+    pid: int
+    version: str
+    policy: str
+    blind_seconds: float | None  # since the previous life's last sign, None for the first life
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageStarted:
+    """Observation: an operator asked for this lineage."""
+
+    request: str
+    author: str
+    lineage: str
+    recipe: str
+    settings: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    shape: Shape
+    driver: Driver = Driver.DAEMON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRequested:
+    """Observation: an operator wants the lineage stopped."""
+
+    request: str
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseRequested:
+    """Observation: an operator wants training to rest, after one more checkpoint. The nodes are given back, or kept."""
+
+    request: str
+    author: str
+    reason: str
+    keep_nodes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeRequested:
+    """Observation: an operator wants training to go on: after a pause, after HALTED, or while a person drives."""
+
+    request: str
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeRequested:
+    """Observation: an operator wants the next run: from an earlier step, or from here on under other settings.
+
+    `to_step` None: nothing is taken back. `lr` is a learning rate to reach at the next step, by a factor on the
+    schedule.
+    """
+
+    request: str
+    author: str
+    reason: str
+    to_step: int | None = None
+    lr_factor: float | None = None
+    lr: float | None = None
+    settings: tuple[str, ...] = ()
+    skip_batches: int = 0  # that many, from the step that training goes on from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverChanged:
+    """Observation: an operator takes over, or hands back."""
+
+    request: str
+    author: str
+    driver: Driver
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAllowed:
+    """Observation: an operator lets attempts start on a node again. What was held against its parts is forgotten."""
+
+    request: str
+    author: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteAdded:
+    """Observation: an operator's note about a lineage, run, attempt or incident. Untrusted text."""
+
+    request: str
+    author: str
+    target: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillRequested:
+    """Intent: put in a fault on purpose. Settled by `DrillDone`."""
+
+    request: str
+    author: str
+    drill: str
+    fault: Fault
+    attempt: str | None
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillDone:
+    """Outcome of `DrillRequested`: the fault is in."""
+
+    drill: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRefused:
+    """Decision: an inbox request cannot be carried out."""
+
+    request: str
+    author: str
+    verb: str
+    why: str
