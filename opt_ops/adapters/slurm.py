@@ -155,6 +155,8 @@ class SlurmScheduler:
         if word not in _RUNNING:
             return JobState(AllocationStatus.ENDED, (), word)
         held = tuple(_ask("scontrol", "show", "hostnames", nodes))
+        if word == "COMPLETING":
+            ends_at = None  # squeue's time is that of its end then, whatever ended it: no time limit
         return JobState(AllocationStatus.RUNNING, held, "", _unfit(nodes), ends_at)
 
     def _comment(self, allocation: str) -> str:
