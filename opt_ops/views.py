@@ -16,11 +16,13 @@ from opt_ops.core.events import Entry, Event
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.policy import newest_good
 from opt_ops.core.run import Attempt, Incident, State
-from opt_ops.core.signals import Point
+from opt_ops.core.signals import Finding, LossDetector, Point, SpikeRule
 from opt_ops.core.values import Action
 from opt_ops.files import Tail
 from opt_ops.lineages import state as read_state
 from opt_ops.render import Column, age, iso
+
+_SAME_FINDING = 5  # steps
 
 RUN_COLUMNS = [
     Column("RUN", "run"),
@@ -299,6 +301,24 @@ def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dic
         "spares": advice.spares,
         "repair_hours": repair_hours,
     }
+
+
+def loss_findings(path: Path, state: State, rule: SpikeRule) -> Iterator[tuple[str, Finding]]:
+    """What the loss detector makes of each attempt's telemetry under a rule."""
+    for attempt in state.attempts:
+        detector = LossDetector(rule)
+        for line in Tail(path / attempt_folder(attempt) / "telemetry.jsonl").read():
+            yield from ((attempt, finding) for finding in detector.observe(point_of(line)))
+
+
+def was_raised(state: State, attempt: str, finding: Finding) -> bool:
+    """Whether the journal has the finding, give or take a few steps: the daemon's detector knew earlier attempts."""
+    return any(
+        signal.attempt == attempt
+        and (signal.signal, signal.tier) == (finding.signal, finding.tier)
+        and abs((signal.onset_step or 0) - finding.onset_step) <= _SAME_FINDING
+        for signal in state.signals.values()
+    )
 
 
 def lost_beyond(path: Path, state: State, step: int) -> int:

@@ -1,0 +1,128 @@
+"""`opt-ops playbook …`: the pages that people read and the policy executes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opt_ops import lineages
+from opt_ops.cli.common import FormatOption, HeaderOption, IdArgument, QuietOption, lineage_folder, settings
+from opt_ops.errors import NotFound
+from opt_ops.render import Column, Format, printable, say, show
+
+app = typer.Typer(no_args_is_help=True, help="The pages that people read and the policy executes.")
+
+FolderOption = Annotated[Path | None, typer.Option("--from", help="A folder of edited pages. [default: the site's]")]
+
+
+def _folder(given: Path | None) -> Path:
+    from playbooks import loader
+
+    return given or settings.config.playbooks or loader.folder()
+
+
+@app.command("list")
+def list_(folder: FolderOption = None, output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
+    """All pages: what sets them off, their ladders, their budgets.
+
+    Example: opt-ops playbook list -o wide
+    """
+    from playbooks import loader
+
+    _, pages = loader.load(_folder(folder))
+    rows = [
+        {
+            "name": page.playbook.name,
+            "version": page.playbook.version,
+            "title": page.playbook.title,
+            "triggers": list(page.playbook.triggers),
+            "ladder": [str(rung.action) for rung in page.playbook.ladder],
+            "budget": f"{page.playbook.budget.actions} in {page.playbook.budget.hours:g} h",
+            "path": str(page.path),
+        }
+        for page in pages
+    ]
+    columns = [
+        Column("NAME", "name"),
+        Column("V", "version", right=True),
+        Column("TRIGGERS", "triggers"),
+        Column("LADDER", "ladder"),
+        Column("BUDGET", "budget"),
+        Column("TITLE", "title", wide=True),
+        Column("PATH", "path", wide=True),
+    ]
+    show("opt-ops/playbook-list/1", rows, columns, output, header=header)
+
+
+@app.command("show")
+def show_(
+    name: Annotated[str, typer.Argument(help="A page's name, or a failure class that it answers.")],
+    folder: FolderOption = None,
+) -> None:
+    """A page as it is written.
+
+    Example: opt-ops playbook show loss_spike
+    """
+    from playbooks import loader
+
+    _, pages = loader.load(_folder(folder))
+    page = next((p for p in pages if name == p.playbook.name or name in p.playbook.triggers), None)
+    if page is None:
+        raise NotFound(f"no playbook is called {name} or triggered by it", "opt-ops playbook list")
+    for line in page.path.read_text(encoding="utf-8").splitlines():
+        print(printable(line))
+
+
+@app.command()
+def check(folder: FolderOption = None, quiet: QuietOption = False) -> None:
+    """Read all pages as the daemon would; a malformed one is an error with file and line.
+
+    Example: opt-ops playbook check --from playbooks/
+    """
+    from playbooks import loader
+
+    policy, pages = loader.load(_folder(folder))
+    print(f"{len(pages)} pages, {len(policy.playbooks)} failure classes, policy {policy.version}")
+    say("  next: opt-ops playbook try", quiet)
+
+
+@app.command("try")
+def try_(
+    identifier: IdArgument,
+    folder: FolderOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Also the decisions that would be the same.")] = False,
+    output: FormatOption = Format.TABLE,
+    header: HeaderOption = True,
+    quiet: QuietOption = False,
+) -> None:
+    """What edited pages would have done differently about a past lineage.
+
+    Every decision of the journal is made once more, on the state that it was made on; and the loss detector goes once
+    more over the telemetry. What would have followed from another decision is not known: each is compared by itself.
+
+    Example: opt-ops playbook try 12 --from my-playbooks/
+    """
+    from opt_ops import trial, views
+    from playbooks import loader
+
+    path = lineage_folder(identifier)
+    policy, _ = loader.load(_folder(folder), expected_gpus=settings.config.health.gpus_per_node)
+    rows = [
+        {
+            "incident": compared.was.incident,
+            "was": trial.described(compared.was),
+            "would_be": trial.described(compared.would_be),
+            "differs": compared.differs,
+        }
+        for compared in trial.decisions(lineages.entries(path), policy)
+    ]
+    for attempt, finding in views.loss_findings(path, lineages.state(path), policy.spike):
+        found = f"{finding.signal} ({finding.tier}) at step {finding.step}, since {finding.onset_step}"
+        raised = views.was_raised(lineages.state(path), attempt, finding)
+        row = {"incident": attempt, "was": found if raised else "not seen", "would_be": found, "differs": not raised}
+        rows.append(row)
+    columns = [Column(heading.upper().replace("_", " "), heading) for heading in ("incident", "was", "would_be")]
+    show("opt-ops/playbook-trial/1", [row for row in rows if every or row["differs"]], columns, output, header=header)
+    say(f"{sum(bool(row['differs']) for row in rows)} of {len(rows)} would differ", quiet)
