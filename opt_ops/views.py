@@ -16,7 +16,8 @@ from opt_ops.core.events import Entry, Event
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.policy import newest_good
 from opt_ops.core.run import Attempt, Incident, State
-from opt_ops.core.signals import Finding, LossDetector, Point, SpikeRule
+from opt_ops.core.signals import Finding, Point
+from opt_ops.core.spike import LossDetector, SpikeRule
 from opt_ops.core.values import Action
 from opt_ops.files import Tail
 from opt_ops.lineages import state as read_state

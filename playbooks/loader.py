@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule
 from opt_ops.core.policy import Budget, Capacity, Limits, Playbook, Policy, Rung
-from opt_ops.core.signals import SpikeRule
+from opt_ops.core.spike import SpikeRule
 from opt_ops.core.values import Action, Severity
 from opt_ops.errors import UsageError
 

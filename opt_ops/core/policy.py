@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule
 from opt_ops.core.run import Incident, KnownCheckpoint, State, ancestry
-from opt_ops.core.signals import SpikeRule
+from opt_ops.core.spike import SpikeRule
 from opt_ops.core.values import Action, Severity
 
 

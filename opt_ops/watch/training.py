@@ -18,7 +18,8 @@ from opt_ops.core.events import (
 from opt_ops.core.pace import LossScaleDetector, SaveDetector, StragglerDetector, UsualTimes
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Attempt, State
-from opt_ops.core.signals import Finding, LossDetector, Point
+from opt_ops.core.signals import Finding, Point
+from opt_ops.core.spike import LossDetector
 from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
 

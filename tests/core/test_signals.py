@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from opt_ops.core.pace import HangRule, UsualTimes
-from opt_ops.core.signals import Finding, LossDetector, Point, RobustWindow, SpikeRule
+from opt_ops.core.signals import Finding, Point, RobustWindow
+from opt_ops.core.spike import LossDetector, SpikeRule
 from opt_ops.core.values import Tier
 
 RULE = SpikeRule()

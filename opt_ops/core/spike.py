@@ -1,0 +1,237 @@
+"""A loss that leaves its band and does not heal; a gradient norm that leaves its own first; what is not finite.
+
+BLOOM-176B's spike (iterations 31215-31221) healed in about 30 steps: it is told, and left alone. `LossDetector` is
+what watchers use: it holds the slow detector of `levels` too, so that one fault calls for one action.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from opt_ops.core.levels import DriftRule, LevelDetector
+from opt_ops.core.signals import Finding, Point, RobustWindow
+from opt_ops.core.values import Tier
+
+_PATIENCE = 4
+"""A spike that keeps halving is waited for, at most this many times `heal_steps`: by then waiting has cost as much as
+the rollback would have (the rule that is never more than twice as dear as knowing beforehand)."""
+
+_GNORM_FLOOR = 0.5
+"""The gradient norm's band ends no lower than this far above its median, relative: where clipping or rounding hides the
+noise, its spread says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpikeRule:
+    """When a loss counts as out of its band, and when that calls for a rollback.
+
+    The band ends at median + max(`deviations` · sd, `floor`), the lower of two: over the last `window` points, which
+    notices a slow rise, and over the last `warm` points with the spread of what they leave unexplained, which follows a
+    curve that still falls fast. sd is the interquartile range / 1.349, and points out of the band are not taken in: a
+    spike does not widen its own band. `floor` keeps the band from shrinking below the noise between replicas of one
+    run (about 0.055 nats at 15B).
+
+    `persist` of the last `of` points out of the band are a spike. It is acted on when, over `heal_steps` steps (and at
+    least `of` points, where only every k-th step is logged), two thirds of the points were out of the band and the
+    excess over it has not halved.
+    """
+
+    window: int = 128
+    warm: int = 32
+    deviations: float = 4.0
+    floor: float = 0.1
+    persist: int = 3
+    of: int = 5
+    heal_steps: int = 50
+    gnorm_deviations: float = 6.0
+
+
+class LossDetector:
+    """Loss and gradient norm of one curve, in step order."""
+
+    def __init__(self, rule: SpikeRule, drift: DriftRule | None = None) -> None:
+        self._rule = rule
+        self._spike = _SpikeDetector(rule)
+        self._gnorm = _GnormDetector(rule)
+        self._level = LevelDetector(drift or DriftRule())
+        self._unhealthy: deque[tuple[int, str]] = deque(maxlen=4 * rule.window)
+
+    def observe(self, point: Point) -> list[Finding]:
+        """Take in the next line; what it makes known."""
+        if not point.finite or point.loss is None or point.gnorm is None:
+            self._unhealthy.append((point.step, "not finite"))
+            return [self._nonfinite(point)]
+        findings = self._gnorm.observe(point, point.gnorm)
+        if self._gnorm.out:
+            self._unhealthy.append((point.step, "the gradient norm is out of its band"))
+        findings += self._spike.observe(point, point.loss)
+        if any(finding.tier is Tier.ACT for finding in findings):
+            self._level = self._level.anew()
+        elif slow := self._level.observe(point, point.loss):
+            findings += slow
+            if any(finding.tier is Tier.ACT for finding in slow):
+                self._spike.answered()
+        if self._spike.onset is not None:
+            self._unhealthy.append((point.step, "the loss is out of its band"))
+        elif self._level.risen:
+            self._unhealthy.append((point.step, "the loss is above what it had reached"))
+        return findings
+
+    def why_unhealthy(self, step: int) -> str:
+        """Why the state at `step` should not be gone back to; empty if nothing speaks against it."""
+        return next((why for bad, why in self._unhealthy if bad == step), "")
+
+    def _nonfinite(self, point: Point) -> Finding:
+        onset = self._spike.onset or point
+        return Finding(
+            signal="non_finite_loss",
+            tier=Tier.ACT,
+            step=point.step,
+            onset_step=onset.step,
+            at=onset.ts,
+            rule="the loss or the gradient norm is not a finite number",
+            evidence={"loss": point.loss, "gnorm": point.gnorm, "lr": point.lr},
+        )
+
+
+class _SpikeDetector:
+    def __init__(self, rule: SpikeRule) -> None:
+        self._rule = rule
+        self.onset: Point | None = None
+        self._learn()
+
+    def observe(self, point: Point, loss: float) -> list[Finding]:
+        if len(self._losses) < self._rule.warm:
+            self._take_in(loss)
+            return []
+        limit = self._limit()
+        excess = max(0.0, loss - limit)
+        self._recent.append((point, excess))
+        if not excess:
+            self._take_in(loss)
+        if self.onset is None:
+            return self._begins(point, loss, limit)
+        if len(self._recent) == self._rule.of and not any(over for _, over in self._recent):
+            self.onset = None
+            return []
+        return self._goes_on(point, loss, limit, excess)
+
+    def answered(self) -> None:
+        """Something else called for action on what is going on."""
+        self._acted = True
+
+    def _learn(self) -> None:
+        self._losses = RobustWindow(self._rule.window)
+        self._trend = RobustWindow(self._rule.warm)
+        self._residuals = RobustWindow(self._rule.window)
+        self._recent: deque[tuple[Point, float]] = deque(maxlen=self._rule.of)  # with the excess, 0 in the band
+        self._acted = False
+
+    def _begins(self, point: Point, loss: float, limit: float) -> list[Finding]:
+        rule = self._rule
+        high = [seen for seen, excess in self._recent if excess > 0]
+        if len(high) < rule.persist:
+            return []
+        self.onset, self._acted = high[0], False
+        self._since, self._seen, self._high = high[0].step, len(self._recent), len(high)
+        self._waited = 0
+        self._worst = max(excess for _, excess in self._recent)
+        return [self._finding(Tier.ALERT, point, loss, limit, f"{rule.persist} of {rule.of} points out of the band")]
+
+    def _goes_on(self, point: Point, loss: float, limit: float, excess: float) -> list[Finding]:
+        rule = self._rule
+        self._seen += 1
+        self._high += excess > 0
+        if self._acted:
+            if self._high > rule.window:  # what nobody went back from is the new normal
+                self.onset = None
+                self._learn()
+            return []
+        if self._waited == 0:
+            self._worst = max(self._worst, excess)
+        if point.step - self._since < rule.heal_steps or self._seen < rule.of:
+            return []
+        self._waited += 1
+        now = sorted(over for _, over in self._recent)[len(self._recent) // 2]
+        out = 3 * self._high >= 2 * self._seen and now > 0
+        if out and (now > self._worst / 2 or self._waited >= _PATIENCE):
+            self._acted = True
+            steps = point.step - self.onset.step if self.onset else 0
+            return [self._finding(Tier.ACT, point, loss, limit, f"out of the band and not healed in {steps} steps")]
+        self._since, self._seen, self._high, self._worst = point.step, 0, 0, now
+        return []
+
+    def _take_in(self, loss: float) -> None:
+        if len(self._trend):
+            self._residuals.add(loss - self._trend.median)
+        self._trend.add(loss)
+        self._losses.add(loss)
+
+    def _limit(self) -> float:
+        rule = self._rule
+        slow = self._losses.median + max(rule.deviations * self._losses.sd, rule.floor)
+        fast = self._trend.median + max(rule.deviations * self._residuals.sd, rule.floor)
+        return min(slow, fast)
+
+    def _finding(self, tier: Tier, point: Point, loss: float, limit: float, rule: str) -> Finding:
+        onset = self.onset or point
+        return Finding(
+            signal="loss_spike",
+            tier=tier,
+            step=point.step,
+            onset_step=onset.step,
+            at=onset.ts,
+            rule=rule,
+            evidence={
+                "loss": loss,
+                "median": self._trend.median,
+                "sd": self._residuals.sd,
+                "limit": limit,
+                "loss_at_onset": onset.loss,
+                "gnorm": point.gnorm,
+                "lr": point.lr,
+            },
+        )
+
+
+class _GnormDetector:
+    def __init__(self, rule: SpikeRule) -> None:
+        self._rule = rule
+        self._window = RobustWindow(rule.window)
+        self.out = 0  # points in a row out of the band
+        self._rising = 0
+        self._last: Point | None = None
+        self._alerted_at: int | None = None
+
+    def observe(self, point: Point, gnorm: float) -> list[Finding]:
+        rule, window, last = self._rule, self._window, self._last
+        limit = float("inf")
+        if len(window) >= rule.warm:
+            limit = window.median + max(rule.gnorm_deviations * window.sd, _GNORM_FLOOR * window.median)
+        rises = last is None or last.gnorm is None or gnorm > last.gnorm
+        self._last = point
+        self.out = self.out + 1 if gnorm > limit else 0
+        self._rising = self._rising + 1 if self.out and rises else 0
+        if self.out > rule.window:
+            # A whole window out of the band while the loss is fine is the new normal, not a fault.
+            self._window, self.out = RobustWindow(rule.window), 0
+            return []
+        if not self.out:
+            window.add(gnorm)
+            return []
+        told = self._alerted_at is not None and point.step - self._alerted_at < rule.heal_steps
+        if self._rising < 2 or told or last is None:
+            return []
+        self._alerted_at = point.step
+        return [
+            Finding(
+                signal="gradient_norm",
+                tier=Tier.ALERT,
+                step=point.step,
+                onset_step=last.step,
+                at=point.ts,
+                rule=f"above median + {rule.gnorm_deviations:g} sd and rising, two points in a row",
+                evidence={"gnorm": gnorm, "median": window.median, "limit": limit, "loss": point.loss},
+            )
+        ]
