@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from opt_ops.core import events as e
@@ -87,16 +87,23 @@ class Day:
             self.site.command("node", "allow", "1", node, "--yes", "-q")
         self.site.wait(lambda s: all(n in s.held and s.nodes[n].reason.startswith("nvml_") for n in nodes))
 
-    def ends(self, excluded: set[str] = frozenset(), submitted: int | None = None) -> State:  # type: ignore[assignment]
+    def ends(
+        self,
+        excluded: Collection[str] = (),
+        submitted: int | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> State:
         """Let it end, and see that nothing was done beyond what the faults called for."""
         last = self.trained(5)
         self.site.command("run", "set", "1", f"steps={last + 250}", "--yes", "-q")
         self.expected.append("operator")
+        self.site.wait(lambda state: state.ended, seconds=90)
+        meanwhile()
         state = self.site.ended(seconds=90)
         assert state.status is Status.COMPLETED, state.why
         assert [incident.kind for incident in state.incidents.values()] == self.expected
         assert all(incident.proven for incident in state.incidents.values())
-        assert {name for name, node in state.nodes.items() if node.excluded_by} == excluded
+        assert {name for name, node in state.nodes.items() if node.excluded_by} == set(excluded)
         self.accounts(submitted)
         return state
 

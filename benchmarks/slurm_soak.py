@@ -1,0 +1,118 @@
+"""`kill -9` to the real daemon over a day of failures on the real Slurm of tests/slurm/cluster.py.
+
+`soak(kills, seed, folder)` trains one lineage with the stub trainer of the tests. Between two kills a failure is put in
+or a note is written, now and then while no daemon lives. The lineage has to end COMPLETED, with one job for each
+allocation of the journal, and every request answered once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from opt_ops.core import events as e
+from tests.e2e.site import Site
+from tests.slurm import cluster
+from tests.slurm.day import CONFIG, ask, until
+
+_FAULTS = ("die", "exit-7", "nccl", "full", "oom", "nan", "")
+_SETTLED = 55  # steps between two failures, so that each is the first around its place
+
+
+@dataclass
+class Figures:
+    """What came of it."""
+
+    kills: int = 0
+    faults: int = 0
+    incidents: int = 0
+    submissions: int = 0
+    duplicates: int = 0  # jobs in Slurm's accounts beyond one for each allocation of the journal
+    requests: int = 0
+    lost_requests: int = 0
+    unproven: int = 0
+    status: str = ""
+    seconds: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was duplicated, lost or left undone."""
+        wrong = self.duplicates or self.lost_requests or self.unproven
+        return self.status == "COMPLETED" and not wrong
+
+
+def soak(kills: int, seed: int, folder: Path) -> Figures:
+    """Kill the daemon `kills` times at random moments. Needs SLURM_CONF of a cluster with four idle nodes."""
+    figures, chance, began = Figures(), random.Random(seed), time.monotonic()
+    site = Site(folder, CONFIG)
+    try:
+        site.start("steps=100000")
+        site.start_daemon()
+        site.wait(lambda state: state.status == "TRAINING")
+        for number in range(kills):
+            _one_kill(site, chance, number, figures)
+        last = _trained(site, 5)
+        site.command("run", "set", "1", f"steps={last + 250}", "--yes", "-q")
+        figures.requests += 1
+        site.ended(seconds=120)
+        _count(site, figures)
+    finally:
+        site.close()
+        ask("scancel", "--me")
+        until(lambda: not ask("squeue", "-h"))
+    figures.seconds = time.monotonic() - began
+    return figures
+
+
+def _trained(site: Site, steps: int) -> int:
+    site.wait(lambda state: state.status == "TRAINING", 120)
+    began = site.step()
+    return int(until(lambda: (step := site.step()) >= began + steps and step, 120))
+
+
+def _one_kill(site: Site, chance: random.Random, number: int, figures: Figures) -> None:
+    _trained(site, _SETTLED)
+    fault, early = chance.choice(_FAULTS), chance.random() < 0.5
+    if fault and early:
+        site.fault(fault)
+    time.sleep(chance.uniform(0.0, 3.0))
+    site.kill_daemon()
+    figures.kills += 1
+    if fault and not early:
+        site.fault(fault)
+    figures.faults += bool(fault)
+    time.sleep(chance.uniform(0.0, 2.0))
+    site.start_daemon()
+    site.command("run", "note", "1", f"killed {number}", "-q")
+    figures.requests += 1
+    site.wait(lambda state: all(incident.closed_at is not None for incident in state.incidents.values()), 120)
+
+
+def _count(site: Site, figures: Figures) -> None:
+    state, events = site.state(), [entry.event for entry in site.entries()]
+    jobs = {event.job for event in events if isinstance(event, e.AllocationSubmitted)}
+    accounts = [line.split("|") for line in ask("sacct", "-n", "-P", "-X", "-o", "JobID,Comment").splitlines()]
+    mine = [job for job, comment in accounts if str(site.runs) in comment]
+    answers = Counter(name for event in events if (name := getattr(event, "request", None)) is not None)
+    figures.incidents = len(state.incidents)
+    figures.submissions = len(mine)
+    figures.duplicates = len(set(mine) - jobs) + len(mine) - len(set(mine))
+    answered = sum(isinstance(event, e.NoteAdded | e.ChangeRequested) for event in events)
+    figures.lost_requests = figures.requests - answered + sum(number - 1 for number in answers.values())
+    figures.unproven = sum(incident.proven is not True for incident in state.incidents.values())
+    figures.status = str(state.status)
+
+
+def main(kills: int, seed: int, folder: Path) -> Figures:
+    """`soak` on the cluster that is up, or on one that is brought up for it."""
+    slurm = cluster.up()
+    os.environ.update(slurm.env)
+    try:
+        return soak(kills, seed, folder)
+    finally:
+        if not slurm.was_up:
+            cluster.down(slurm.folder)
