@@ -14,10 +14,10 @@ from opt_ops.core.advice import suggest
 from opt_ops.core.codec import encode
 from opt_ops.core.events import Entry, Event
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.policy import newest_good
+from opt_ops.core.policy import Policy, newest_good
 from opt_ops.core.run import Attempt, Incident, State
 from opt_ops.core.signals import Finding, Point
-from opt_ops.core.spike import LossDetector, SpikeRule
+from opt_ops.core.spike import LossDetector
 from opt_ops.core.values import Action
 from opt_ops.files import Tail
 from opt_ops.lineages import state as read_state
@@ -304,10 +304,10 @@ def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dic
     }
 
 
-def loss_findings(path: Path, state: State, rule: SpikeRule) -> Iterator[tuple[str, Finding]]:
-    """What the loss detector makes of each attempt's telemetry under a rule."""
+def loss_findings(path: Path, state: State, policy: Policy) -> Iterator[tuple[str, Finding]]:
+    """What the loss detector makes of each attempt's telemetry under a policy."""
     for attempt in state.attempts:
-        detector = LossDetector(rule)
+        detector = LossDetector(policy.spike, policy.drift)
         for line in Tail(path / attempt_folder(attempt) / "telemetry.jsonl").read():
             yield from ((attempt, finding) for finding in detector.observe(point_of(line)))
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from opt_ops.core.levels import DriftRule
 from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule
 from opt_ops.core.policy import Budget, Capacity, Limits, Playbook, Policy, Rung
 from opt_ops.core.spike import SpikeRule
@@ -84,6 +85,15 @@ class _Spike(_Table):
     gnorm_deviations: Annotated[float, Field(gt=0)]
 
 
+class _Drift(_Table):
+    width: Annotated[int, Field(ge=16)]
+    rise: Annotated[float, Field(gt=0)]
+    errors: Annotated[float, Field(gt=0)]
+    persist: Annotated[int, Field(ge=4)]
+    low: Annotated[float, Field(gt=0)]
+    stall: Annotated[int, Field(ge=1)]
+
+
 class _Hang(_Table):
     multiple: Annotated[float, Field(gt=1)]
     floor_seconds: Annotated[float, Field(gt=0)]
@@ -102,6 +112,9 @@ class _Straggler(_Table):
 class _LossScale(_Table):
     floor: Annotated[float, Field(gt=0)]
     persist: Annotated[int, Field(ge=1)]
+    fall: Annotated[float, Field(gt=1)]
+    within: Annotated[int, Field(ge=2)]
+    warm: Annotated[int, Field(ge=0)]
 
 
 class _Capacity(_Table):
@@ -134,6 +147,7 @@ class _Head(_Table):
 
 _DETECTORS: dict[str, type[_Table]] = {
     "loss_spike": _Spike,
+    "loss_drift": _Drift,
     "hang": _Hang,
     "silent_node": _Silence,
     "straggler": _Straggler,
@@ -180,6 +194,7 @@ def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | Non
         version=digest,
         playbooks=by_trigger,
         spike=SpikeRule(**detect["loss_spike"]),
+        drift=DriftRule(**detect["loss_drift"]),
         hang=HangRule(**detect["hang"]),
         silent_seconds=detect["silent_node"]["seconds"],
         straggler=StragglerRule(**detect["straggler"]),

@@ -118,7 +118,7 @@ def try_(
         }
         for compared in trial.decisions(lineages.entries(path), policy)
     ]
-    for attempt, finding in views.loss_findings(path, lineages.state(path), policy.spike):
+    for attempt, finding in views.loss_findings(path, lineages.state(path), policy):
         found = f"{finding.signal} ({finding.tier}) at step {finding.step}, since {finding.onset_step}"
         raised = views.was_raised(lineages.state(path), attempt, finding)
         row = {"incident": attempt, "was": found if raised else "not seen", "would_be": found, "differs": not raised}

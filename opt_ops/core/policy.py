@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from opt_ops.core.levels import DriftRule
 from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule
 from opt_ops.core.run import Incident, KnownCheckpoint, State, ancestry
 from opt_ops.core.spike import SpikeRule
@@ -77,6 +78,7 @@ class Policy:
     version: str  # digest of the playbooks
     playbooks: Mapping[str, Playbook]  # by trigger
     spike: SpikeRule
+    drift: DriftRule
     hang: HangRule
     silent_seconds: float
     straggler: StragglerRule

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Protocol
 
 from opt_ops.core.events import (
     AttemptConfigured,
@@ -15,7 +16,14 @@ from opt_ops.core.events import (
     Event,
     SignalRaised,
 )
-from opt_ops.core.pace import LossScaleDetector, SaveDetector, StragglerDetector, UsualTimes
+from opt_ops.core.pace import (
+    ActivationDetector,
+    LossScaleDetector,
+    SaveDetector,
+    StragglerDetector,
+    ThroughputDetector,
+    UsualTimes,
+)
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Attempt, State
 from opt_ops.core.signals import Finding, Point
@@ -25,6 +33,10 @@ from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
 
 _SAME_PLACE = 10  # steps between two onsets of what is one fault of the recipe or its data
 _REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
+
+
+class _Detector(Protocol):
+    def observe(self, point: Point) -> list[Finding]: ...
 
 
 class TrainingWatch:
@@ -38,8 +50,8 @@ class TrainingWatch:
         self._settled: deque[Point] = deque(maxlen=4096)
         self._read: set[str] = set()
         self._following = ""
-        self._detector = LossDetector(policy.spike)
-        self._others = (StragglerDetector(policy.straggler), LossScaleDetector(policy.loss_scale), SaveDetector())
+        self._detector = LossDetector(policy.spike, policy.drift)
+        self._others = _others(policy)
         self._usual = UsualTimes()
         self._phase: Phase | None = None
         self._first: list[Point] = []
@@ -92,8 +104,7 @@ class TrainingWatch:
         self._read.add(attempt.name)
         self._following = attempt.name
         self._learn()
-        rules = self._policy
-        self._others = (StragglerDetector(rules.straggler), LossScaleDetector(rules.loss_scale), SaveDetector())
+        self._others = _others(self._policy)
         self._usual = UsualTimes()
         self._phase = None
         self._first, self._last = [], None
@@ -101,8 +112,8 @@ class TrainingWatch:
         self._reported_step = 0
 
     def _learn(self) -> None:
-        self._detector = LossDetector(self._policy.spike)
-        for point in list(self._settled)[-2 * self._policy.spike.window :]:
+        self._detector = LossDetector(self._policy.spike, self._policy.drift)
+        for point in self._settled:
             self._detector.observe(point)
 
     def _restarted_elsewhere(self, step: int) -> None:
@@ -216,6 +227,17 @@ class TrainingWatch:
             else:
                 why = self._detector.why_unhealthy(checkpoint.step)
                 yield CheckpointVerified(checkpoint=checkpoint, healthy=not why, why=why)
+
+
+def _others(policy: Policy) -> tuple[_Detector, ...]:
+    """What begins anew with every attempt."""
+    return (
+        StragglerDetector(policy.straggler),
+        LossScaleDetector(policy.loss_scale),
+        ThroughputDetector(),
+        ActivationDetector(),
+        SaveDetector(),
+    )
 
 
 def _came_back(state: State, raised: SignalRaised) -> bool:

@@ -2,7 +2,17 @@
 
 from dataclasses import replace
 
-from opt_ops.core.pace import LossScaleDetector, LossScaleRule, SaveDetector, StragglerDetector, StragglerRule
+import pytest
+
+from opt_ops.core.pace import (
+    ActivationDetector,
+    LossScaleDetector,
+    LossScaleRule,
+    SaveDetector,
+    StragglerDetector,
+    StragglerRule,
+    ThroughputDetector,
+)
 from opt_ops.core.signals import Busy, Point
 from opt_ops.core.values import Tier
 
@@ -69,3 +79,43 @@ def test_failing_saves_are_told_once_until_one_succeeds():
     ]
     found = [f for line in lines for f in detector.observe(line)]
     assert [(f.step, f.tier) for f in found] == [(10, Tier.ALERT), (40, Tier.ALERT)]
+
+
+def test_a_loss_scale_that_falls_is_told_before_it_is_at_its_floor():
+    # BigScience 104B, iterations 17060-17068: 2^20 to 2^15 within seven (chronicles, Apache-2.0).
+    healthy = [2.0**19 if step % 1000 < 500 else 2.0**20 for step in range(17060 - 2000, 17060)]
+    scales = [*healthy, 2.0**20, 2.0**20, 2.0**20, 2.0**19, 2.0**18, 2.0**17, 2.0**17, 2.0**16, 2.0**15]
+    detector = LossScaleDetector(LossScaleRule())
+    found = [f for step, scale in enumerate(scales, 15060) for f in detector.observe(at(step, loss_scale=scale))]
+    assert [(f.signal, f.tier, f.step, f.onset_step) for f in found] == [
+        ("loss_scale_falling", Tier.ALERT, 17067, 17062)
+    ]
+
+
+def test_a_run_that_looks_for_its_loss_scale_is_left_alone():
+    detector = LossScaleDetector(LossScaleRule())
+    assert [f for step in range(100) for f in detector.observe(at(step, loss_scale=2.0 ** max(8, 32 - step)))] == []
+
+
+def test_a_lasting_loss_of_throughput_is_told_once_with_its_onset():
+    detector = ThroughputDetector()
+    lines = [
+        at(step, wps=(100.0 if step < 200 else 75.0) + step % 5 - (60 if step % 50 == 0 else 0)) for step in range(400)
+    ]
+    (found,) = [f for line in lines for f in detector.observe(line)]
+    assert (found.signal, found.tier) == ("throughput_drop", Tier.ALERT)
+    assert 200 <= found.onset_step <= 200 + ThroughputDetector.WIDTH
+    quiet = ThroughputDetector()
+    assert [f for step in range(400) for f in quiet.observe(at(step, wps=100.0 - (60 if step % 8 == 0 else 0)))] == []
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_activations_that_grow_faster_than_they_ever_did(scale: float):
+    def norm(step: int) -> float:
+        slow = 5 + step / 1000
+        return scale * (slow if step < 5000 else slow * 1.003 ** (step - 5000))
+
+    detector = ActivationDetector()
+    found = [f for step in range(5300) for f in detector.observe(at(step, actv_norm=norm(step)))]
+    assert [f.signal for f in found] == ["activation_norm"]
+    assert 4400 <= found[0].onset_step <= 5000 + ActivationDetector.WIDTH
