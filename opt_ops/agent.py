@@ -42,7 +42,7 @@ class Agent:
         self._node = node
         self._host = host
         self._allocation = allocation
-        self._probe = Probe(HEARTBEAT_SECONDS, READING_DEADLINE)
+        self._probe = Probe(HEARTBEAT_SECONDS, READING_DEADLINE, folder)
         self._log = KernelLog()
         self._xids: list[dict[str, Any]] = []
         self._ranks: Ranks | None = None
@@ -131,15 +131,17 @@ class Agent:
             self._ranks.drill(arguments["rank"], _SIGNALS[drill["fault"]])
         elif drill["fault"] == "xid" and drill["node"] == self._node:
             line = f"NVRM: Xid (PCI:0000:00:00): {arguments['xid']}, drill {drill['drill']} of opt-ops"
-            code, pci = parse_xid(line) or (arguments["xid"], "")
-            self._xids.append({"code": code, "pci": pci, "line": line, "at": time.time(), "drill": drill["drill"]})
+            code, pci, switch = parse_xid(line) or (arguments["xid"], "", False)
+            found = {"code": code, "pci": pci, "switch": switch, "line": line, "at": time.time()}
+            self._xids.append({**found, "drill": drill["drill"]})
 
     def _beat(self) -> None:
         reading = self._probe.latest()
         if reading is None:
             return
         self._beat_at = time.monotonic()
-        self._xids += self._log.xids()
+        events = self._probe.xids()
+        self._xids += self._log.xids() if self._log.readable else events  # the log says the same, with its text
         line = {
             "ts": time.time(),
             "node": self._node,

@@ -1,4 +1,4 @@
-"""Xid errors from the kernel log. Its lines are the only place where the driver says them to everyone."""
+"""Xids and SXids from the kernel log: the only place where the driver says them with all their text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 
 # `NVRM: Xid (PCI:0000:3b:00): 79, pid=…, GPU has fallen off the bus.`
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<pci>[0-9a-fA-F:.]+)\): (?P<code>\d+)")
+# `nvidia-nvswitch1: SXid (PCI:0000:06:00.0): 20034, Fatal, Link 48 LTSSM Fault Up`; lines with data of it follow.
+_SXID = re.compile(r"SXid \((?:PCI:)?(?P<pci>[0-9a-fA-F:.]+)\): (?P<code>\d+), (?:Non-f|F)atal", re.IGNORECASE)
 
 
-def parse_xid(line: str) -> tuple[int, str] | None:
-    """(code, PCI address) of a kernel-log line that reports an Xid."""
-    match = _XID.search(line)
-    return (int(match["code"]), match["pci"]) if match else None
+def parse_xid(line: str) -> tuple[int, str, bool] | None:
+    """Code, PCI address, and whether it is an NVSwitch's, of a kernel-log line that reports an Xid or SXid."""
+    match = _XID.search(line) or _SXID.search(line)
+    return (int(match["code"]), match["pci"].lower(), match.re is _SXID) if match else None
 
 
 class KernelLog:
@@ -34,7 +36,7 @@ class KernelLog:
         """Those that came since the last call, as heartbeats carry them."""
         parsed = ((parse_xid(line), line) for line in self._lines())
         return [
-            {"code": xid[0], "pci": xid[1], "line": line[:300], "at": time.time(), "drill": None}
+            {"code": xid[0], "pci": xid[1], "switch": xid[2], "line": line[:300], "at": time.time(), "drill": None}
             for xid, line in parsed
             if xid is not None
         ]

@@ -1,13 +1,14 @@
-"""NVML readings through nvidia-ml-py, in a process of their own: a call that never returns must not stop the agent.
+"""Readings of a node, in a process of their own: a call that never returns must not stop the agent.
 
-`python -m opt_ops.adapters.nvml --every 2` prints one JSON line a reading. What the driver does not say is null, and a
-node without NVML says so: `{"nvml": "absent"}`. `Probe` runs that process for the agent and turns its silence into a
-reading of its own, `hung`.
+`python -m opt_ops.adapters.nvml --every 2` prints one JSON line a reading: NVML through nvidia-ml-py, and the host.
+What the driver does not say is null, and a node without NVML says so: `{"nvml": "absent"}`. `Probe` runs that process
+for the agent and turns its silence into a reading of its own, `hung`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -16,9 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pynvml
+
+from opt_ops.adapters import host
 
 _RECOVERY = {
     getattr(pynvml, name): name.removeprefix("NVML_GPU_RECOVERY_ACTION_").lower()
@@ -27,11 +31,20 @@ _RECOVERY = {
 }
 
 
+SLOW_SECONDS = 30.0
+"""Between readings of what changes slowly or costs many calls: modes, firmware, links, SRAM, retired pages."""
+
+_MOST_LINKS = 18  # of a Hopper or Blackwell GPU
+
+
 class Reader:
     """Reads all GPUs of this node. A GPU that was seen once keeps its identity after it is lost."""
 
     def __init__(self) -> None:
-        self._identity: dict[int, dict[str, str | None]] = {}
+        self._identity: dict[int, dict[str, Any]] = {}
+        self._slow: dict[int, tuple[float, dict[str, Any]]] = {}
+        self._driver: str | None = None
+        self._events: Any = None
         self._ready = False
 
     def read(self) -> dict[str, Any]:
@@ -40,43 +53,161 @@ class Reader:
             if not self._ready:
                 pynvml.nvmlInit()
                 self._ready = True
+                self._driver = _or_none(pynvml.nvmlSystemGetDriverVersion)
             count = pynvml.nvmlDeviceGetCount()
+            if self._events is None:
+                self._events = _subscribe(count)
         except pynvml.NVMLError as error:
             return {"nvml": _state(error), "gpus": []}
         indices = sorted(self._identity.keys() | set(range(count)))
-        return {"nvml": "ok", "gpus": [self._gpu(index) for index in indices]}
+        gpus = [self._gpu(index) for index in indices]
+        return {"nvml": "ok", "driver": self._driver, "gpus": gpus, "xid_events": self._xids()}
 
     def _gpu(self, index: int) -> dict[str, Any]:
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            if index not in self._identity:
-                self._identity[index] = {
-                    "uuid": _or_none(pynvml.nvmlDeviceGetUUID, handle),
-                    "serial": _or_none(pynvml.nvmlDeviceGetSerial, handle),
-                    "name": _or_none(pynvml.nvmlDeviceGetName, handle),
-                }
-            return {"index": index, **self._identity[index], **_values(handle)}
+            identity = {
+                "uuid": _or_none(pynvml.nvmlDeviceGetUUID, handle),
+                "serial": _or_none(pynvml.nvmlDeviceGetSerial, handle),
+                "name": _or_none(pynvml.nvmlDeviceGetName, handle),
+            }
+            values = _values(handle)
+            read_at, slow = self._slow.get(index, (-SLOW_SECONDS, {}))
+            if time.monotonic() - read_at >= SLOW_SECONDS:
+                slow = _slow_values(handle)
+                self._slow[index] = (time.monotonic(), slow)
         except pynvml.NVMLError as error:
             return {"index": index, **self._identity.get(index, {}), "error": _name(error)}
+        self._identity[index] = identity
+        return {"index": index, **identity, **values, **slow}
+
+    def _xids(self) -> list[dict[str, Any]]:
+        """Xids that came since the last reading. Another error of the wait is seen in the GPUs' own readings."""
+        found: list[dict[str, Any]] = []
+        with suppress(pynvml.NVMLError):
+            while self._events is not False:
+                event = pynvml.nvmlEventSetWait_v2(self._events, 0)
+                address = pynvml.nvmlDeviceGetPciInfo(event.device)
+                pci = f"{address.domain:04x}:{address.bus:02x}:{address.device:02x}"
+                line = f"NVML event: Xid (PCI:{pci}): {event.eventData}"
+                found.append({"code": event.eventData, "pci": pci, "line": line, "at": time.time()})
+        return found
+
+
+def _subscribe(count: int) -> Any:
+    """An event set for the Xids of all GPUs; False where this driver has none."""
+    try:
+        events = pynvml.nvmlEventSetCreate()
+    except pynvml.NVMLError:
+        return False
+    for index in range(count):
+        with suppress(pynvml.NVMLError):  # a lost GPU, or one without events, sends none
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, events)
+    return events
 
 
 def _values(handle: Any) -> dict[str, Any]:
     """What matters of a GPU that answers; its loss is raised, everything else unknown is None."""
     remapped = _or_none(pynvml.nvmlDeviceGetRemappedRows, handle)
     milliwatts = _or_none(pynvml.nvmlDeviceGetPowerUsage, handle)
+    memory = _or_none(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+    utilization = _or_none(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    processes = _or_none(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
     return {
-        "ecc_uncorrected": _or_none(
-            pynvml.nvmlDeviceGetTotalEccErrors,
-            handle,
-            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-            pynvml.NVML_VOLATILE_ECC,
-        ),
+        "ecc_uncorrected": _ecc(handle, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC),
         "remap_pending": bool(remapped[2]) if remapped else None,
         "remap_failed": bool(remapped[3]) if remapped else None,
+        "rows_remapped": remapped[1] if remapped else None,
         "recovery_action": _or_none(_recovery_action, handle),
         "temperature": _or_none(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         "power_watts": None if milliwatts is None else milliwatts / 1000,
+        "throttle": _throttle(handle),
+        "utilization": None if utilization is None else utilization.gpu,
+        "memory_used": None if memory is None else memory.used,
+        "processes": None if processes is None else len(processes),
+        "pcie_width": _or_none(pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
+        "pcie_generation": _or_none(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
     }
+
+
+def _slow_values(handle: Any) -> dict[str, Any]:
+    """What is read every `SLOW_SECONDS`."""
+    ecc = _or_none(pynvml.nvmlDeviceGetEccMode, handle)
+    sram = _or_none(_sram, handle)
+    links, link_errors = _nvlinks(handle)
+    persistence = _or_none(pynvml.nvmlDeviceGetPersistenceMode, handle)
+    return {
+        "vbios": _or_none(pynvml.nvmlDeviceGetVbiosVersion, handle),
+        "ecc_on": bool(ecc[0]) if ecc else None,
+        "ecc_on_next": bool(ecc[1]) if ecc else None,
+        "ecc_corrected": _ecc(handle, pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, pynvml.NVML_VOLATILE_ECC),
+        "ecc_uncorrected_ever": _ecc(handle, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_AGGREGATE_ECC),
+        "sram_uncorrected_ever": sram[0] if sram else None,
+        "sram_over_threshold": sram[1] if sram else None,
+        "retired_pages": _retired(handle),
+        "retired_pending": _flag(_or_none(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)),
+        "temperature_limit": _or_none(
+            pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX
+        ),
+        "persistence": _flag(persistence),
+        "pcie_width_most": _or_none(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+        "pcie_generation_most": _or_none(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+        "pcie_replays": _or_none(pynvml.nvmlDeviceGetPcieReplayCounter, handle),
+        "nvlinks": links,
+        "nvlink_errors": link_errors,
+    }
+
+
+def _ecc(handle: Any, kind: int, counter: int) -> int | None:
+    return _or_none(pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, counter)
+
+
+def _flag(value: int | None) -> bool | None:
+    return None if value is None else bool(value)
+
+
+def _throttle(handle: Any) -> int | None:
+    reasons = _or_none(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+    if reasons is None:  # its name before driver 535
+        reasons = _or_none(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    return reasons
+
+
+def _sram(handle: Any) -> tuple[int, bool] | None:
+    status: Any = pynvml.c_nvmlEccSramErrorStatus_v1_t()
+    pynvml.nvmlDeviceGetSramEccErrorStatus(handle, ctypes.byref(status))
+    uncorrected = status.aggregateUncParity + status.aggregateUncSecDed
+    return uncorrected, bool(status.bThresholdExceeded)
+
+
+def _retired(handle: Any) -> int | None:
+    causes = (pynvml.NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS, 1)
+    pages = [_or_none(pynvml.nvmlDeviceGetRetiredPages, handle, cause) for cause in causes]
+    return None if None in pages else sum(map(len, pages))
+
+
+_LINK_FIELDS = (
+    pynvml.NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL,
+    pynvml.NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL,
+)
+
+
+def _nvlinks(handle: Any) -> tuple[int | None, int | None]:
+    """How many links are up, and the errors of all: old cards count them in total, new ones by link."""
+    states = [_or_none(pynvml.nvmlDeviceGetNvLinkState, handle, link) for link in range(_MOST_LINKS)]
+    there = [link for link, state in enumerate(states) if state is not None]
+    if not there:
+        return None, None
+    by_link = [(pynvml.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_EVENTS, link) for link in there]
+    fields = _or_none(pynvml.nvmlDeviceGetFieldValues, handle, [*_LINK_FIELDS, *by_link]) or ()
+    counts = [_count(field) for field in fields if field.nvmlReturn == pynvml.NVML_SUCCESS]
+    return sum(bool(state) for state in states), sum(counts) if counts else None
+
+
+def _count(field: Any) -> int:
+    narrow = field.valueType == pynvml.NVML_VALUE_TYPE_UNSIGNED_INT
+    return field.value.uiVal if narrow else field.value.ullVal
 
 
 def _recovery_action(handle: Any) -> str | None:
@@ -110,13 +241,15 @@ def _state(error: pynvml.NVMLError) -> str:
 class Probe:
     """The reading process, as the agent sees it: `latest` never blocks."""
 
-    def __init__(self, every: float, deadline: float) -> None:
+    def __init__(self, every: float, deadline: float, folder: Path) -> None:
         self._every = every
+        self._folder = folder
         self._deadline = deadline
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._latest: dict[str, Any] | None = None
         self._heard_at = 0.0
+        self._xids: list[dict[str, Any]] = []
 
     def latest(self) -> dict[str, Any] | None:
         """The newest reading; `hung` when none came within the deadline, None before the first."""
@@ -128,20 +261,34 @@ class Probe:
             while chunk := os.read(self._process.stdout.fileno(), 1 << 16):
                 self._buffer += chunk
         *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            reading = json.loads(line)
+            self._xids += reading.pop("xid_events", ())
+            self._latest, self._heard_at = reading, time.monotonic()
         if lines:
-            self._latest, self._heard_at = json.loads(lines[-1]), time.monotonic()
-        elif time.monotonic() - self._heard_at > self._deadline:
+            return self._latest
+        if time.monotonic() - self._heard_at > self._deadline:
             self._latest = {"nvml": "hung", "gpus": []}
             self._process.kill()  # a call stuck in the kernel survives even this; the next process tries again
         return self._latest
 
+    def xids(self) -> list[dict[str, Any]]:
+        """NVML's events of Xids since the last call, as heartbeats carry them."""
+        new, self._xids = self._xids, []
+        return [{**xid, "switch": False, "drill": None} for xid in new]
+
     def close(self) -> None:
         """End the reading process."""
-        if self._process is not None:
+        if self._process is not None and self._process.stdout is not None:
             self._process.kill()
+            self._process.stdout.close()
+            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it ends when its call returns
+                self._process.wait(1.0)
 
     def _start(self) -> None:
+        self.close()
         command = [sys.executable, "-m", "opt_ops.adapters.nvml", "--every", str(self._every)]
+        command += ["--folder", str(self._folder)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
@@ -152,12 +299,13 @@ def main() -> None:
     """Print a reading every so often, until the reader of our output is gone."""
     parser = argparse.ArgumentParser(description="Prints NVML readings as JSON lines.")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between readings")
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the file system of checkpoints")
     parser.add_argument("--once", action="store_true", help="one reading, then leave")
     options = parser.parse_args()
     reader = Reader()
     while True:
         try:
-            print(json.dumps(reader.read()), flush=True)
+            print(json.dumps({**reader.read(), "machine": host.read(options.folder)}), flush=True)
         except BrokenPipeError:
             return
         if options.once:

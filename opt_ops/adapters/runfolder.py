@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opt_ops.core.health import Gpu, Heartbeat, Xid
+from opt_ops.core.health import Gpu, Heartbeat, Machine, Port, Xid
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.signals import Busy, Point
 from opt_ops.core.values import Optimizer, RankExit, Schedule
@@ -86,7 +86,14 @@ def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
         xids=tuple(Xid(**xid) for xid in fields.get("xids", ())),
         allocation=fields.get("allocation"),
         warned=bool(fields.get("warned")),
+        driver=fields.get("driver"),
+        machine=_machine_of(fields.get("machine") or {}),
     )
+
+
+def _machine_of(fields: Mapping[str, Any]) -> Machine:
+    ports = tuple(Port(name=p["name"], active=p["active"], downed=p["downed"]) for p in fields.get("ports", ()))
+    return Machine(ports=ports, disk_free=fields.get("disk_free"), disk_size=fields.get("disk_size"))
 
 
 class FileTrainer:
@@ -177,6 +184,7 @@ def point_of(fields: Mapping[str, Any]) -> Point:
         save_seconds=fields.get("save_seconds", 0.0),
         save_error=fields.get("save_error"),
         loss_scale=fields.get("loss_scale"),
+        actv_norm=fields.get("actv_norm"),
         busy=Busy(**fields["busy_seconds"]) if fields.get("busy_seconds") else None,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
-from opt_ops.core.health import Heartbeat, Judgement, judge
+from opt_ops.core.health import Heartbeat, History, Judgement, judge, remember
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Allocation, Node, State
 from opt_ops.core.values import AllocationStatus, Tier, Verdict
@@ -100,6 +100,7 @@ class NodeWatch:
         self._newest: dict[str, Heartbeat] = {}
         self._heard_at: dict[str, float] = {}
         self._judged: dict[str, tuple[object, Judgement]] = {}
+        self._histories: dict[str, History] = {}
 
     def silent(self, node: str) -> bool:
         """Whether the node's agent has not been heard for too long, as far as this life can know."""
@@ -127,6 +128,8 @@ class NodeWatch:
             holder = held.get(heartbeat.node)
             if holder is None or heartbeat.allocation in (None, holder.name):
                 self._newest[heartbeat.node] = heartbeat
+                before = self._histories.get(heartbeat.node, History())
+                self._histories[heartbeat.node] = remember(before, heartbeat, self._policy.expected_gpus)
                 self._heard_at[heartbeat.node] = self._clock.monotonic()
         for name in self._heard_at.keys() - held.keys():
             del self._heard_at[name]  # when it is held again, listening begins anew
@@ -155,7 +158,9 @@ class NodeWatch:
     def _judgement(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
         """The node's verdict; judged anew only when something that it rests on has changed."""
         unfit = self._allocation.unfit.get(node.name)
-        basis = (heartbeat.nvml, heartbeat.gpus, heartbeat.xids, node.allowed_at, unfit, state.bad_parts)
+        history = self._histories.get(node.name)
+        readings = (heartbeat.nvml, heartbeat.gpus, heartbeat.xids, heartbeat.machine, heartbeat.attempt, history)
+        basis = (readings, node.allowed_at, unfit, state.bad_parts)
         known = self._judged.get(node.name)
         if known is None or known[0] != basis:
             known = (basis, self._judge(state, node, heartbeat))
@@ -164,7 +169,7 @@ class NodeWatch:
 
     def _judge(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
         since = replace(heartbeat, xids=tuple(xid for xid in heartbeat.xids if xid.at > node.allowed_at))
-        judgement = judge(since, self._policy.expected_gpus)
+        judgement = judge(since, self._policy.expected_gpus, self._histories.get(node.name))
         if judgement.verdict is Verdict.BAD:
             return judgement
         for gpu in heartbeat.gpus:

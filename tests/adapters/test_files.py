@@ -108,14 +108,26 @@ def test_a_health_file_with_unknown_fields_is_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "xid"),
     [
-        ("NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, GPU has fallen off the bus.", (79, "0000:3b:00")),
-        ("NVRM: Xid (PCI:0000:c1:00): 63, pid='<unknown>', name=<unknown>, Row Remapper: …", (63, "0000:c1:00")),
-        ("NVRM: Xid (0000:83:00): 31, Ch 00000010, engmask 00000101, intr 10000000", (31, "0000:83:00")),
-        ("nvidia-nvswitch3: SXid (PCI:0000:c8:00.0): 20034, Fatal, Link 36 LTSSM Fault Up", None),
+        (
+            "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, GPU has fallen off the bus.",
+            (79, "0000:3b:00", False),
+        ),
+        ("NVRM: Xid (PCI:0000:c1:00): 63, pid='<unknown>', name=<unknown>, Row Remapper: …", (63, "0000:c1:00", False)),
+        ("NVRM: Xid (0000:83:00): 31, Ch 00000010, engmask 00000101, intr 10000000", (31, "0000:83:00", False)),
+        (
+            "nvidia-nvswitch3: SXid (PCI:0000:c8:00.0): 20034, Fatal, Link 36 LTSSM Fault Up",
+            (20034, "0000:c8:00.0", True),
+        ),
+        ("nvidia-nvswitch0: SXid (PCI:0000:05:00.0): 22013, Non-fatal, Link 5 Minion", (22013, "0000:05:00.0", True)),
+        (
+            "nvidia-nvswitch2: SXid (PCI:0000:07:00.0): 20034, Severity 1 Engine instance 60 Sub-engine instance 00",
+            None,
+        ),
+        ("nvidia-nvswitch0: SXid (PCI:0000:05:00.0): 20034, Data {0x10000000, 0x10000000, 0x00000000}", None),
         ("usb 1-1: new high-speed USB device", None),
     ],
 )
-def test_xid_lines_of_the_kernel_log(line: str, xid: tuple[int, str] | None):
+def test_xid_lines_of_the_kernel_log(line: str, xid: tuple[int, str, bool] | None):
     assert parse_xid(line) == xid
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from opt_ops.core.health import XID_VERBS, Gpu, Heartbeat, Verb, Xid, judge
+from opt_ops.core.health import Gpu, Heartbeat, Verb, Xid, judge
+from opt_ops.core.health.xids import XID_VERBS
 from opt_ops.core.values import Verdict
 
 GPU = Gpu(index=0, uuid="GPU-1", serial="123", ecc_uncorrected=0, remap_pending=False, remap_failed=False)
@@ -61,7 +62,7 @@ def test_a_node_that_cannot_be_read_is_unknown_never_healthy_and_never_bad(nvml:
 def test_a_gpu_fewer_than_there_should_be_is_bad():
     judgement = judge(NODE, 8)
     assert (judgement.verdict, judgement.reason) == (Verdict.BAD, "gpu_missing")
-    assert judgement.evidence == {"expected": 8, "found": 2}
+    assert (judgement.evidence["expected"], judgement.evidence["found"]) == (8, 2)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_an_xid_counts_on_a_node_without_nvml_and_keeps_its_drill():
 
 
 def test_no_xid_has_two_verbs():
-    from opt_ops.core.health import _XIDS_BY_VERB
+    from opt_ops.core.health.xids import _XIDS_BY_VERB
 
     assert sum(len(codes) for codes in _XIDS_BY_VERB.values()) == len(XID_VERBS)
     assert XID_VERBS[79] is Verb.REBOOT_NODE

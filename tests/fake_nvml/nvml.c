@@ -13,6 +13,8 @@
  *   field_<id>      of a GPU: the answer of nvmlDeviceGetFieldValues; NOT_SUPPORTED without it
  *   retired_<cause> of a GPU: how many pages; NOT_SUPPORTED without it, as on GPUs that remap rows instead
  *   processes       of a GPU: "pid:bytes pid:bytes"
+ *   nvlinks         of a GPU: how many of its links exist (0: a card without NVLink)
+ *   nvlink_<n>      of a GPU: 0 where that link is down
  *   event_<n>       of the node, n = 1, 2, …: "gpu type data", delivered once to each event set older than it
  */
 #include <pthread.h>
@@ -342,6 +344,14 @@ Return nvmlDeviceGetFieldValues(Device *device, int count, FieldValue *fields) {
         field->result = number_in_file(device, recovery ? "recovery_action" : key, recovery ? 0 : ABSENT, &field->value);
     }
     return SUCCESS;
+}
+
+Return nvmlDeviceGetNvLinkState(Device *device, uint link, uint *active) {
+    char key[WIDTH];
+    uint links;
+    TRY(get_uint(device, "nvlinks", 18, &links));
+    snprintf(key, sizeof key, "nvlink_%u", link);
+    return link < links ? get_uint(device, key, 1, active) : INVALID_ARGUMENT;
 }
 
 /* Events. */

@@ -1,0 +1,74 @@
+"""A node's readings → its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from opt_ops.core.health import xids
+from opt_ops.core.health.conditions import Sight
+from opt_ops.core.health.findings import evidence_of, findings, name_of
+from opt_ops.core.health.history import Found, History, measured
+from opt_ops.core.health.readings import Heartbeat
+from opt_ops.core.health.table import AGAIN_SECONDS, Judgement, judgement
+from opt_ops.core.values import Verdict
+
+_RANK: Mapping[Verdict, int] = {Verdict.BAD: 0, Verdict.SUSPECT: 1, Verdict.UNKNOWN: 2, Verdict.HEALTHY: 3}
+_EPISODES = 4  # that are remembered of a row on a part
+
+
+def judge(heartbeat: Heartbeat, expected_gpus: int, history: History | None = None) -> Judgement:
+    """The node's verdict by its newest heartbeat.
+
+    Args:
+        heartbeat: The newest one.
+        expected_gpus: How many GPUs the site says that a node has; 0 where it has none.
+        history: What `remember` made of all heartbeats, this one included. Without it this reading is all there is:
+            what should be seen in a row counts at once, and rates and changes are unknown.
+    """
+    return min(_judgements(heartbeat, expected_gpus, history), key=lambda each: _RANK[each.verdict])
+
+
+def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> History:
+    """The history after one more heartbeat."""
+    history = measured(history, heartbeat)
+    found = dict(history.found)
+    for row, part, applies in findings(Sight(heartbeat, history, expected_gpus)):
+        if applies is None or not (applies or found):
+            continue  # unknown neither confirms nor acquits
+        key = (_key(row.reason, row.signal), name_of(part))
+        before = found.get(key, Found())
+        if applies:
+            began = before.began if before.streak else (*before.began, heartbeat.ts)[-_EPISODES:]
+            found[key] = Found(min(before.streak + 1, row.readings), began)
+        elif before.began:
+            found[key] = Found(0, before.began)
+    return replace(history, found=found)
+
+
+def _key(reason: str, signal: str) -> str:
+    return f"{reason}: {signal}"  # rows may share a reason
+
+
+def _judgements(heartbeat: Heartbeat, expected_gpus: int, history: History | None) -> Iterator[Judgement]:
+    sight = Sight(heartbeat, history or History(), expected_gpus)
+    for row, part, applies in findings(sight):
+        if not applies:
+            continue
+        found = history.found.get((_key(row.reason, row.signal), name_of(part)), Found()) if history else None
+        if found is None or found.streak >= row.readings:
+            began = found.began if found else ()
+            again = len(began) > 1 and began[-1] - began[-2] <= AGAIN_SECONDS and row.again is not None
+            yield judgement(row, evidence_of(row, part, sight), again)
+    # The driver's own wish first: among equal verdicts, what comes first is named.
+    for xid in sorted(heartbeat.xids, key=lambda each: each.switch or each.code != 154):
+        row, again = xids.row_of(xid, heartbeat.xids), xids.came_again(xid, heartbeat.xids)
+        yield judgement(row, xids.evidence_of(xid), again, xid.drill)
+    if heartbeat.nvml == "ok":
+        yield Judgement(verdict=Verdict.HEALTHY, reason="ok", source="no rule of the table applies")
+    else:
+        yield Judgement(
+            verdict=Verdict.UNKNOWN,
+            reason=f"nvml_{heartbeat.nvml}",
+            source="a GPU that cannot be read is neither healthy nor bad",
+        )

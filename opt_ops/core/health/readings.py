@@ -1,0 +1,93 @@
+"""What an agent read of its node. None: the driver, the card or the host does not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """What NVML said of one GPU. None: the driver does not say."""
+
+    index: int
+    uuid: str | None = None
+    serial: str | None = None
+    name: str | None = None
+    vbios: str | None = None
+    error: str | None = None  # the GPU as a whole cannot be read: gpu_is_lost, …
+    recovery_action: str | None = None
+    ecc_on: bool | None = None
+    ecc_on_next: bool | None = None  # after the next reset
+    ecc_uncorrected: int | None = None  # volatile: since the driver was loaded
+    ecc_corrected: int | None = None  # volatile
+    ecc_uncorrected_ever: int | None = None  # aggregate: in the card's life
+    sram_uncorrected_ever: int | None = None
+    sram_over_threshold: bool | None = None
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    rows_remapped: int | None = None  # after uncorrectable errors
+    retired_pages: int | None = None  # before Ampere
+    retired_pending: bool | None = None
+    temperature: int | None = None  # °C
+    temperature_limit: int | None = None  # °C, the card's own highest for work
+    power_watts: float | None = None
+    throttle: int | None = None  # NVML's bits of clocks event reasons
+    utilization: int | None = None  # percent of the last second or so
+    memory_used: int | None = None  # bytes, the driver's own left out
+    processes: int | None = None
+    persistence: bool | None = None
+    pcie_width: int | None = None
+    pcie_width_most: int | None = None
+    pcie_generation: int | None = None
+    pcie_generation_most: int | None = None
+    pcie_replays: int | None = None  # a counter
+    nvlinks: int | None = None  # that are up
+    nvlink_errors: int | None = None  # a counter: replays and recoveries of all links
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Xid:
+    """An error of a GPU (Xid) or an NVSwitch (SXid), seen since the agent started."""
+
+    code: int
+    pci: str
+    line: str
+    at: float
+    drill: str | None = None
+    switch: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """A port of an InfiniBand or RoCE adapter, by sysfs."""
+
+    name: str  # mlx5_0/1
+    active: bool | None = None
+    downed: int | None = None  # a counter: how often the link went down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The host beside its GPUs."""
+
+    ports: tuple[Port, ...] = ()
+    disk_free: int | None = None  # bytes for us, where checkpoints go
+    disk_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """One line of a node's health file."""
+
+    node: str
+    host: str
+    ts: float
+    attempt: str | None
+    nvml: str  # ok, absent, hung, or NVML's error name
+    orders: tuple[int, int] = (0, 0)  # epoch and sequence number of the orders it last acted on
+    gpus: tuple[Gpu, ...] = ()
+    xids: tuple[Xid, ...] = ()
+    allocation: str | None = None  # through which the agent holds the node
+    warned: bool = False  # the scheduler has said that it will end soon
+    driver: str | None = None
+    machine: Machine = Machine()

@@ -1,0 +1,269 @@
+"""Errors in the kernel log: Xids of GPUs, SXids of NVSwitches.
+
+Xid actions are those of NVIDIA's catalogue ("immediate resolution" column,
+docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html, as of 2025-10-29). SXids follow appendix D of NVIDIA's
+Fabric Manager User Guide (DU-09883-001 v1.3). Where the line itself states the severity or the wanted recovery, the
+line decides, not the code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from opt_ops.core.health.readings import Xid
+from opt_ops.core.health.table import AGAIN_SECONDS, Row, Verb
+from opt_ops.core.values import Verdict
+
+_CATALOGUE = "NVIDIA Xid catalogue"
+_BURST_SECONDS = 60.0  # the same error within it is one event
+
+_XIDS_BY_VERB: Mapping[Verb, tuple[int, ...]] = {
+    Verb.RESTART_APP: (
+        *(8, 11, 13, 25, 31, 32, 39, 40, 41, 60, 68, 69, 70, 71, 72, 75, 76, 77, 80, 82, 83, 84, 85, 86, 88, 89, 94),
+        *range(96, 106),
+        *range(126, 136),
+        139,
+    ),
+    Verb.NONE: (37, 38, 43, 44, 63, 66, 67, 92, 93, 106, 107, 121, 137, 141, 152, 153, 157, 160, 161),
+    Verb.RESET_GPU: (46, 62, 64, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158),
+    Verb.REBOOT_NODE: (79, 151),
+    # 48 (double-bit error) alone asks for a field diagnostic; 54 is a power cable, 142 ends with support.
+    Verb.ISOLATE: (48, 54, 142),
+}
+XID_VERBS: Mapping[int, Verb] = {code: verb for verb, codes in _XIDS_BY_VERB.items() for code in codes}
+
+_APPLICATION = frozenset({11, 13, 25, 31, 32, 60, 69, 80})
+"""Restarts that the catalogue looks for in the application or its software: coming again says nothing of the GPU."""
+
+_NVLINK5 = range(144, 151)
+_FATAL = re.compile(r"(?<![Nn]on)(?<![Nn]on-)\bFatal\b")
+_NONFATAL = re.compile(r"\bNon-?fatal\b", re.IGNORECASE)
+_RECOVERY = re.compile(r"recovery action changed from .* to 0x(?P<action>[0-9a-fA-F]+)")
+
+XID_NAMES: Mapping[int, str] = {
+    13: "graphics exception",
+    31: "GPU page fault",
+    43: "GPU stopped processing",
+    45: "a process was torn down after an earlier error",
+    48: "double-bit ECC error",
+    54: "auxiliary power is not connected",
+    62: "internal micro-controller halt",
+    63: "a row is marked for remapping",
+    64: "a row remap failed",
+    74: "NVLink error",
+    79: "GPU has fallen off the bus",
+    92: "high rate of single-bit errors",
+    94: "contained ECC error",
+    95: "uncontained ECC error",
+    109: "context switch timeout",
+    119: "GSP RPC timeout",
+    120: "GSP error",
+    121: "C2C link error",
+    136: "link training failed",
+    140: "unrecovered ECC error",
+    143: "GPU initialization error",
+    154: "the driver's recovery action changed",
+    156: "resource retirement",
+    157: "resource retirement failed",
+    158: "fatal timeout",
+}
+
+_DISAGREE: Mapping[int, str] = {
+    13: "DCGM and gpud warn",
+    31: "DCGM warns; gpud: check application and GPU",
+    43: "DCGM and gpud warn",
+    45: "NVIDIA's workflow: alone, restart the fabric manager. But the driver says it of every killed process",
+    48: "catalogue: a workflow; DCGM: devastating; AWS: reset",
+    63: "Azure fails the node; gpud reboots; the Kubernetes device plugin: unhealthy; DCGM warns",
+    64: "AWS reboots an A100; gpud reboots",
+    68: "Azure fails the node; gpud reboots; gcm: not critical",
+    74: "catalogue: a workflow by registers; DCGM: devastating; AWS: reset; the Delta study: jobs often go on",
+    92: "Azure fails the node; the Kubernetes device plugin: unhealthy; AWS: monitor",
+    94: "gcm: critical; the Kubernetes device plugin: unhealthy; DCGM warns; AWS: monitor; gpud: fatal",
+    95: "AWS reboots an A100 without MIG; gpud reboots",
+    109: "gcm: not critical; the Kubernetes device plugin ignores it; AWS: reset; gpud warns",
+    159: "catalogue: check UVM; AWS: reset where UVM is used",
+    168: "catalogue: no action listed; AWS: reboot",
+}
+
+_CORRECTED = (11012, 11021, 11022, 11023, 12021, 12023, 15008, 15011, 19049, 19055, 19057, 19059, 19062, 19065, 19068)
+SXIDS_BY_GROUP: Mapping[str, tuple[int, ...]] = {
+    "harmless": (*_CORRECTED, 19071, 24001, 24002, 24003, 20001, 22013, 10001, 10002, 10004, 10005),
+    "stalls": (12028, 19084),
+    "connection": (20012, 22012),
+    "fatal": (
+        *(11001, 11009, 11013, 11018, 11019, 11020, 12001, 12002, 12022, *range(12024, 12028), 12030, 12031, 12032),
+        *(14017, 15001, 15006, 15009, 15010, 15012, 15013, 19047, 19048, 19054, 19056, 19058, 19060, 19061, 19063),
+        *(19064, 19066, 19067, 19069, 19070, 20034, 24004, 24005, 24006, 24007, 10003),
+    ),
+    "always_fatal": (12020, 22003, 22011, *range(23001, 23018)),
+}
+_GROUP_OF_SXID = {code: group for group, codes in SXIDS_BY_GROUP.items() for code in codes}
+
+
+def row_of(xid: Xid, others: Sequence[Xid] = ()) -> Row:
+    """The row for an error, by its code, its line, and what else came from the same GPU.
+
+    Args:
+        xid: The error.
+        others: All that is known of the node since its agent started; it may contain `xid`.
+    """
+    if xid.switch:
+        return sxid_row(xid.code, _fatal(xid.line))
+    if xid.code == 154:
+        found = _RECOVERY.search(xid.line)
+        return _recovery_row(None if found is None else int(found["action"], 16))
+    if xid.code in _NVLINK5:
+        return _nvlink5_row(xid.code, _fatal(xid.line))
+    codes = {other.code for other in others if other.pci == xid.pci and not other.switch}
+    if xid.code == 48 and codes & {63, 64}:
+        return _row(48, Verdict.BAD, Verb.RESET_GPU, f"{_CATALOGUE}: 48 with 63 or 64, drain and reset", Verb.ISOLATE)
+    return xid_row(xid.code)
+
+
+def xid_row(code: int) -> Row:
+    """The row for an Xid by its code alone."""
+    if code in _NVLINK5:
+        return _nvlink5_row(code, None)
+    special = _WORKFLOWS.get(code)
+    if special is not None:
+        return special
+    verb = XID_VERBS.get(code)
+    if verb is None and (code > 161 or code < 1):
+        return _row(code, Verdict.SUSPECT, Verb.NONE, f"{_CATALOGUE}: no resolution listed")
+    if verb is None:
+        return _row(code, Verdict.SUSPECT, Verb.ISOLATE, f"{_CATALOGUE}: marked unused, contact support")
+    again = None
+    if verb in (Verb.RESET_GPU, Verb.REBOOT_NODE) or (verb is Verb.RESTART_APP and code not in _APPLICATION):
+        again = Verb.ISOLATE
+    verdict = Verdict.HEALTHY if verb in (Verb.NONE, Verb.RESTART_APP) else Verdict.BAD
+    return _row(code, verdict, verb, f"{_CATALOGUE}: {verb}", again)
+
+
+def sxid_row(code: int, fatal: bool | None) -> Row:
+    """The row for an SXid; `fatal` is what its line says, None where that is not known."""
+    group = _GROUP_OF_SXID.get(code, "unlisted")
+    if group == "unlisted" and fatal:
+        group = "fatal"
+    elif group in ("fatal", "unlisted") and fatal is False:
+        group = "harmless"
+    verdict, verb, source = _SXID_GROUPS[group]
+    again = Verb.ISOLATE if verb in (Verb.RESET_GPU, Verb.REBOOT_NODE) else None
+    return Row(
+        reason=f"sxid_{code}",
+        signal=f"SXid {code}: {group.replace('_', ' ')}",
+        verdict=verdict,
+        verb=verb,
+        source=f"NVIDIA Fabric Manager User Guide, {source}",
+        disagree="DCGM isolates at every fatal one; gpud reports and does not act",
+        again=again,
+        cards="with NVSwitches",
+    )
+
+
+_SXID_GROUPS: Mapping[str, tuple[Verdict, Verb, str]] = {
+    "harmless": (Verdict.HEALTHY, Verb.NONE, "D.4, D.7: corrected, or of no consequence by itself"),
+    "stalls": (Verdict.BAD, Verb.RESET_GPU, "D.4: traffic of the GPU stalls; restart, or reset GPUs and NVSwitches"),
+    "connection": (Verdict.SUSPECT, Verb.ISOLATE, "D.4: check the mechanical connections"),
+    "fatal": (Verdict.BAD, Verb.RESET_GPU, "D.5: fatal to the partition; reset all its GPUs and NVSwitches"),
+    "always_fatal": (Verdict.BAD, Verb.REBOOT_NODE, "D.6: fatal to the whole fabric; restart the host"),
+    "unlisted": (Verdict.SUSPECT, Verb.NONE, "not listed there, and the line does not say whether it is fatal"),
+}
+
+
+def came_again(xid: Xid, others: Sequence[Xid]) -> bool:
+    """Whether the same error had come from the same part before, and not in the same burst."""
+    times = [
+        xid.at - other.at
+        for other in others
+        if (other.code, other.pci, other.switch, other.drill) == (xid.code, xid.pci, xid.switch, xid.drill)
+    ]
+    return any(_BURST_SECONDS < seconds <= AGAIN_SECONDS for seconds in times)
+
+
+def evidence_of(xid: Xid) -> dict[str, object]:
+    """What is journaled of an error; for 144 to 150 with the unit of the GPU that it comes from."""
+    evidence: dict[str, object] = {"sxid" if xid.switch else "xid": xid.code, "pci": xid.pci, "line": xid.line}
+    word = re.search(r"\((0x[0-9a-fA-F]{8}) ", xid.line)
+    if xid.code in _NVLINK5 and word is not None:
+        evidence["subunit"] = (int(word[1], 16) >> 20) & 0x3F
+    return evidence
+
+
+def _fatal(line: str) -> bool | None:
+    """What the line says; None when it says neither."""
+    if _NONFATAL.search(line):
+        return False
+    return True if _FATAL.search(line) else None
+
+
+def _row(
+    code: int,
+    verdict: Verdict,
+    verb: Verb,
+    source: str,
+    again: Verb | None = None,
+    cards: str = "all",
+    drivers: str = "all",
+) -> Row:
+    name = XID_NAMES.get(code)
+    return Row(
+        reason=f"xid_{code}",
+        signal=f"Xid {code}" + (f": {name}" if name else ""),
+        verdict=verdict,
+        verb=verb,
+        source=source,
+        again=again,
+        disagree=_DISAGREE.get(code, ""),
+        cards=cards,
+        drivers=drivers,
+    )
+
+
+_RECOVERY_ACTIONS: Mapping[int, tuple[Verdict, Verb, str]] = {
+    0: (Verdict.HEALTHY, Verb.NONE, "none; it acquits nothing that came before"),
+    1: (Verdict.BAD, Verb.RESET_GPU, "reset"),
+    2: (Verdict.BAD, Verb.REBOOT_NODE, "reboot"),
+    3: (Verdict.BAD, Verb.RESET_GPU, "drain P2P: end the job, then reset"),
+    4: (Verdict.BAD, Verb.RESET_GPU, "drain and reset"),
+    6: (Verdict.BAD, Verb.RESET_GPU, "bus reset"),
+    7: (Verdict.BAD, Verb.REBOOT_NODE, "reboot of the system"),
+}
+
+
+def _recovery_row(action: int | None) -> Row:
+    unknown = (Verdict.SUSPECT, Verb.ISOLATE, "an action that this table does not know")
+    verdict, verb, said = _RECOVERY_ACTIONS.get(-1 if action is None else action, unknown)
+    again = Verb.ISOLATE if verdict is Verdict.BAD else None
+    return _row(154, verdict, verb, f"the driver's own wish, outranks single Xids: {said}", again, drivers="≥ 570")
+
+
+def _nvlink5_row(code: int, fatal: bool | None) -> Row:
+    cards = "Blackwell and later"
+    if fatal:
+        said = f"{_CATALOGUE}, workflow of 144 to 150: fatal by its line"
+        return _row(code, Verdict.BAD, Verb.RESET_GPU, said, Verb.ISOLATE, cards=cards)
+    if fatal is False:
+        said = f"{_CATALOGUE}, workflow of 144 to 150: not fatal by its line; Xid 154 says what is wanted"
+        return _row(code, Verdict.HEALTHY, Verb.NONE, said, cards=cards)
+    said = f"{_CATALOGUE}, workflow of 144 to 150: the line with its severity is not known"
+    return _row(code, Verdict.SUSPECT, Verb.NONE, said, cards=cards)
+
+
+_WORKFLOWS: Mapping[int, Row] = {
+    45: _row(45, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a consequence; follow the error that it came with"),
+    48: _row(48, Verdict.BAD, Verb.ISOLATE, f"{_CATALOGUE}: 48 without 63 or 64, field diagnostic before use"),
+    74: _row(
+        *(74, Verdict.SUSPECT, Verb.RESET_GPU, "the Delta study: jobs often go on; AWS: reset, at the next boundary"),
+        Verb.ISOLATE,
+        cards="before Blackwell",
+    ),
+    78: _row(78, Verdict.SUSPECT, Verb.ISOLATE, f"{_CATALOGUE}: update software or firmware"),
+    154: _recovery_row(None),
+    159: _row(159, Verdict.SUSPECT, Verb.RESET_GPU, f"{_CATALOGUE}: check UVM", Verb.ISOLATE),
+    167: _row(167, Verdict.SUSPECT, Verb.ISOLATE, f"{_CATALOGUE}: PCIe fatal timeout, no resolution listed"),
+    168: _row(168, Verdict.BAD, Verb.REBOOT_NODE, "AWS: an error in a protected region", Verb.ISOLATE),
+    171: _row(171, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a detail of 48, which decides"),
+    172: _row(172, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a detail of 48, which decides"),
+}
