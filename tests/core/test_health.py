@@ -4,8 +4,22 @@ from dataclasses import replace
 
 import pytest
 
-from opt_ops.core.health import Gpu, Heartbeat, Verb, Xid, judge
-from opt_ops.core.health.xids import XID_VERBS
+from opt_ops.adapters.kernel_log import parse_xid
+from opt_ops.core.health import (
+    HEALTH_TABLE,
+    Gpu,
+    Heartbeat,
+    History,
+    Judgement,
+    Machine,
+    Port,
+    Verb,
+    Xid,
+    judge,
+    remember,
+)
+from opt_ops.core.health.table import judgement as said_by
+from opt_ops.core.health.xids import SXIDS_BY_GROUP, XID_VERBS, came_again, row_of, xid_row
 from opt_ops.core.values import Verdict
 
 GPU = Gpu(index=0, uuid="GPU-1", serial="123", ecc_uncorrected=0, remap_pending=False, remap_failed=False)
@@ -97,3 +111,213 @@ def test_no_xid_has_two_verbs():
 
     assert sum(len(codes) for codes in _XIDS_BY_VERB.values()) == len(XID_VERBS)
     assert XID_VERBS[79] is Verb.REBOOT_NODE
+
+
+# ---- lines of the kernel log
+
+
+def logged(line: str, at: float = 0.0) -> Xid:
+    code, pci, switch = parse_xid(line)
+    return Xid(code=code, pci=pci, line=line, at=at, switch=switch)
+
+
+RECOVERY = "NVRM: Xid (PCI:0000:3b:00): 154, GPU recovery action changed from 0x0 (None) to"
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict", "verb"),
+    [
+        (f"{RECOVERY} 0x1 (GPU Reset Required)", Verdict.BAD, Verb.RESET_GPU),
+        (f"{RECOVERY} 0x2 (Node Reboot Required)", Verdict.BAD, Verb.REBOOT_NODE),
+        (f"{RECOVERY} 0x2 (OS Reboot)", Verdict.BAD, Verb.REBOOT_NODE),
+        (f"{RECOVERY} 0x3 (Drain P2P)", Verdict.BAD, Verb.RESET_GPU),
+        (f"{RECOVERY} 0x4 (Drain and Reset)", Verdict.BAD, Verb.RESET_GPU),
+        (f"{RECOVERY} 0x0 (None)", Verdict.HEALTHY, Verb.NONE),
+        (f"{RECOVERY} 0x63 (Something new)", Verdict.SUSPECT, Verb.ISOLATE),
+        ("NVRM: Xid (PCI:0000:04:00): 144, SAW_MVB Nonfatal XC0 i0 Link 00", Verdict.HEALTHY, Verb.NONE),
+        ("NVRM: Xid (PCI:0000:04:00): 145, RLW_REMAP Fatal XC0 i0 Link 00", Verdict.BAD, Verb.RESET_GPU),
+        (
+            "NVRM: Xid (PCI:0000:04:00): 149, NETIR_LINK_EVT/NETIR_LINK_DOWN Fatal XC0 i0 Link 00 (0x02500011 0x0)",
+            *(Verdict.BAD, Verb.RESET_GPU),
+        ),
+        ("NVRM: Xid (PCI:0000:04:00): 150", Verdict.SUSPECT, Verb.NONE),
+        ("nvidia-nvswitch: SXid (PCI:0000:06:00.0): 20034, Fatal, Link 48 LTSSM Fault Up", Verdict.BAD, Verb.RESET_GPU),
+        ("nvidia-nvswitch1: SXid (PCI:0000:06:00.0): 20034, Non-fatal, Link 48 LTSSM", Verdict.HEALTHY, Verb.NONE),
+        ("nvidia-nvswitch0: SXid (PCI:0000:06:00.0): 12028, Non-fatal, Link 32 egress", Verdict.BAD, Verb.RESET_GPU),
+        ("nvidia-nvswitch0: SXid (PCI:0000:06:00.0): 22003, Fatal, Link 0 Minion Halt", Verdict.BAD, Verb.REBOOT_NODE),
+        ("nvidia-nvswitch0: SXid (PCI:0000:06:00.0): 20012, Non-fatal, Link 3", Verdict.SUSPECT, Verb.ISOLATE),
+        ("nvidia-nvswitch0: SXid (PCI:0000:06:00.0): 11012, Non-fatal, Link 3", Verdict.HEALTHY, Verb.NONE),
+        ("nvidia-nvswitch0: SXid (PCI:0000:06:00.0): 31999, Fatal, Link 3", Verdict.BAD, Verb.RESET_GPU),
+        ("NVRM: Xid (PCI:0000:3b:00): 45, pid=1, name=python, Ch 00000008", Verdict.HEALTHY, Verb.NONE),
+        ("NVRM: Xid (PCI:0000:3b:00): 74, pid=1, NVLink: fatal error on link 2", Verdict.SUSPECT, Verb.RESET_GPU),
+        ("NVRM: Xid (PCI:0000:3b:00): 168, pid=1", Verdict.BAD, Verb.REBOOT_NODE),
+        ("NVRM: Xid (PCI:0000:3b:00): 1, pid=1", Verdict.SUSPECT, Verb.ISOLATE),
+        ("NVRM: Xid (PCI:0000:3b:00): 171, pid=1", Verdict.HEALTHY, Verb.NONE),
+    ],
+)  # fmt: skip
+def test_workflows_follow_the_line_not_the_code_alone(line: str, verdict: Verdict, verb: Verb):
+    judgement = judge(replace(NODE, xids=(logged(line),)), 2)
+    assert (judgement.verdict, judgement.evidence["verb"]) == (verdict, verb)
+    assert judgement.evidence["table"] == HEALTH_TABLE
+
+
+def test_the_drivers_wish_outranks_single_xids():
+    both = (logged("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."), logged(f"{RECOVERY} 0x1 (Reset)"))
+    assert judge(replace(NODE, xids=both), 2).reason == "xid_154"
+    wish = replace(with_gpu(recovery_action="node_reboot"), xids=both)
+    assert (judge(wish, 2).reason, judge(wish, 2).evidence["verb"]) == ("recovery_action", Verb.REBOOT_NODE)
+    nothing = (both[0], logged(f"{RECOVERY} 0x0 (None)"))
+    assert judge(replace(NODE, xids=nothing), 2).reason == "xid_79", "none acquits nothing"
+
+
+def test_48_alone_is_isolated_and_with_a_remap_reset():
+    assert judge(replace(NODE, xids=(xid(48),)), 2).evidence["verb"] == Verb.ISOLATE
+    assert judge(replace(NODE, xids=(xid(48), xid(63))), 2).evidence["verb"] == Verb.RESET_GPU
+    elsewhere = replace(xid(63), pci="0000:4b:00")
+    assert judge(replace(NODE, xids=(xid(48), elsewhere)), 2).evidence["verb"] == Verb.ISOLATE
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "verdict", "verb"),
+    [
+        (94, 3600, Verdict.SUSPECT, Verb.ISOLATE),
+        (94, 30, Verdict.HEALTHY, Verb.RESTART_APP),  # a burst is one event
+        (94, 8 * 86400, Verdict.HEALTHY, Verb.RESTART_APP),
+        (13, 3600, Verdict.HEALTHY, Verb.RESTART_APP),  # an application may fail as often as it likes
+        (119, 3600, Verdict.BAD, Verb.ISOLATE),
+        (63, 3600, Verdict.HEALTHY, Verb.NONE),
+    ],
+)
+def test_an_error_that_comes_again_on_the_same_gpu_asks_for_more(
+    code: int, seconds: float, verdict: Verdict, verb: Verb
+):
+    both = (xid(code), replace(xid(code), at=float(seconds)))
+    judgement = said_by(row_of(both[1], both), {}, came_again(both[1], both))
+    assert (judgement.verdict, judgement.evidence["verb"]) == (verdict, verb)
+    assert judge(replace(NODE, xids=both), 2).verdict is verdict
+
+
+def test_the_unit_of_an_nvlink5_error_is_in_the_evidence():
+    line = "NVRM: Xid (PCI:0000:04:00): 149, NETIR_LINK_EVT Fatal XC0 i0 Link 00 (0x02500011 0x00000000 0x0 0x0)"
+    assert judge(replace(NODE, xids=(logged(line),)), 2).evidence["subunit"] == 0x25
+
+
+def test_every_listed_code_has_one_row_with_a_source():
+    for code in range(1, 173):
+        row = xid_row(code)
+        assert (row.reason, bool(row.source)) == (f"xid_{code}", True)
+    codes = [code for codes in SXIDS_BY_GROUP.values() for code in codes]
+    assert len(codes) == len(set(codes)) > 80
+
+
+# ---- what only several readings show
+
+
+class Watched:
+    """A node whose heartbeats come every two seconds."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.ts = 1000.0
+
+    def see(self, times: int = 1, seconds: float = 2.0, **changes: object) -> Judgement:
+        for _ in range(times):
+            self.ts += seconds
+            beat = replace(NODE, ts=self.ts, attempt="a", allocation="1-n0", **changes)
+            self.history = remember(self.history, beat, 2)
+        return judge(beat, 2, self.history)
+
+    def gpu(self, times: int = 1, seconds: float = 2.0, **changes: object) -> Judgement:
+        return self.see(times, seconds, gpus=(GPU, replace(GPU, index=1, uuid="GPU-2", **changes)))
+
+
+def test_what_must_be_seen_in_a_row_counts_only_then():
+    node = Watched()
+    assert node.gpu(29, throttle=0x40).reason == "ok"
+    assert node.gpu(1, throttle=0x1).reason == "ok"
+    assert node.gpu(29, throttle=0x40).reason == "ok", "the row was broken"
+    assert node.gpu(1, throttle=0x40).reason == "thermal_slowdown"
+    assert node.gpu(1, throttle=0x1).reason == "ok"
+
+
+def test_what_cannot_be_read_neither_confirms_nor_acquits():
+    node = Watched()
+    node.gpu(29, throttle=0x40)
+    assert node.gpu(5, throttle=None).reason == "ok"
+    assert node.see(1, nvml="hung", gpus=()).reason == "nvml_hung"
+    assert node.gpu(1, throttle=0x40).reason == "thermal_slowdown"
+
+
+def test_a_reset_that_did_not_last_ends_in_isolation():
+    node = Watched()
+    assert node.gpu(ecc_uncorrected=1).evidence["verb"] == Verb.RESET_GPU
+    node.gpu(100, ecc_uncorrected=1)
+    assert node.gpu(ecc_uncorrected=1).evidence["verb"] == Verb.RESET_GPU, "it is still the same"
+    node.gpu(ecc_uncorrected=0)
+    assert node.gpu(ecc_uncorrected=1, seconds=86400.0).evidence["verb"] == Verb.ISOLATE
+    node.gpu(ecc_uncorrected=0)
+    assert node.gpu(ecc_uncorrected=1, seconds=8 * 86400.0).evidence["verb"] == Verb.RESET_GPU, "long ago"
+
+
+def test_pcie_replays_count_by_rate_lanes_and_generation():
+    node = Watched()
+    link = {"pcie_width": 16, "pcie_generation": 5}  # 1.92 × 16, rounded up: 31 a minute
+    for minute in range(1, 4):
+        assert node.gpu(30, pcie_replays=1_000_000 + 31 * minute, **link).reason == "ok"
+    for minute in range(1, 4):
+        last = node.gpu(30, pcie_replays=2_000_000 + 40 * minute, **link)
+    assert last.reason == "pcie_replays"
+    assert node.gpu(60, pcie_replays=5, **link).reason == "ok", "a counter that begins anew is no rate"
+
+
+def test_nvlink_errors_count_by_rate_and_never_by_total():
+    node = Watched()
+    assert node.gpu(400, nvlink_errors=12345).reason == "ok"
+    for minute in range(1, 8):
+        last = node.gpu(30, nvlink_errors=12345 + minute)
+    assert last.reason == "nvlink_errors"
+
+
+def test_a_card_that_changed_or_left_under_a_running_agent():
+    node = Watched()
+    node.gpu()
+    changed = node.see(gpus=(GPU, replace(GPU, index=1, uuid="GPU-3")))
+    assert (changed.verdict, changed.reason) == (Verdict.SUSPECT, "gpu_changed")
+    gone = Watched()
+    gone.gpu()
+    beat = replace(NODE, ts=2000.0, allocation="1-n0", gpus=(GPU,))
+    assert judge(beat, 0, remember(gone.history, beat, 0)).reason == "gpu_missing"
+    later = replace(beat, allocation="1-n1", gpus=(GPU, replace(GPU, index=1, uuid="GPU-3")))
+    assert judge(later, 2, remember(gone.history, later, 2)).reason == "ok", "a new allocation begins anew"
+
+
+def test_nvlinks_that_were_up():
+    node = Watched()
+    both = (replace(GPU, nvlinks=18), replace(GPU, index=1, uuid="GPU-2", nvlinks=18))
+    node.see(gpus=both)
+    assert node.see(gpus=tuple(replace(gpu, nvlinks=17) for gpu in both)).reason == "nvlink_down", "all at once"
+
+
+def test_infiniband_ports():
+    node = Watched()
+    up, down = Port(name="mlx5_0/1", active=True, downed=7), Port(name="mlx5_0/1", active=False, downed=8)
+    uncabled = Port(name="mlx5_1/1", active=False, downed=0)
+    assert node.see(machine=Machine(ports=(up, uncabled))).reason == "ok"
+    assert node.see(119, machine=Machine(ports=(down, uncabled))).reason == "ok"
+    assert node.see(1, machine=Machine(ports=(down, uncabled))).reason == "port_down"
+    assert node.see(1, machine=Machine(ports=(replace(up, downed=9), uncabled))).reason == "ok"
+    assert node.see(1, machine=Machine(ports=(replace(up, downed=10), uncabled))).reason == "port_flaps"
+
+
+def test_a_full_disk_is_said_and_nothing_follows():
+    judgement = judge(replace(NODE, machine=Machine(disk_free=1, disk_size=100)), 2)
+    assert (judgement.verdict, judgement.reason) == (Verdict.HEALTHY, "disk_low")
+    assert judge(replace(NODE, machine=Machine(disk_free=3, disk_size=100)), 2).reason == "ok"
+
+
+def test_equal_readings_leave_the_history_as_it_is():
+    node = Watched()
+    node.gpu(300, throttle=0x40, remap_pending=True)
+    before = node.history
+    node.gpu(throttle=0x40, remap_pending=True)
+    assert node.history == before, "or every heartbeat would be judged anew"

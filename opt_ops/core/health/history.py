@@ -77,7 +77,7 @@ def _rates(
         if (value := _counter(gpu, name)) is not None
     }
     if not history.counters or seconds < 0:
-        return heartbeat.ts, now, {}
+        return (heartbeat.ts if now else 0.0), now, {}
     # A counter that fell was begun anew, by a reset: it says nothing about this minute.
     rates = {
         key: (value - before) * 60 / seconds
