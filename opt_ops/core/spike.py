@@ -69,7 +69,8 @@ class LossDetector:
         if any(finding.tier is Tier.ACT for finding in findings):
             self._level = self._level.anew()
         elif slow := self._level.observe(point, point.loss):
-            findings += slow
+            open_spike = self._spike.onset is not None  # one fault is told once
+            findings += [f for f in slow if not (open_spike and f.signal == "loss_drift" and f.tier is Tier.ALERT)]
             if any(finding.tier is Tier.ACT for finding in slow):
                 self._spike.answered()
         if self._spike.onset is not None:

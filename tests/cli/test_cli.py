@@ -246,7 +246,7 @@ drill hang, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, log
 mlflow sync, node allow, node check, node exclude, node list, playbook check, playbook list, playbook show,
 playbook try, q, run explain, run hand-back, run list, run note,
 run pause, run resume, run rollback, run set, run shadow, run show, run start, run stop, run suggest,
-run take-over
+run take-over, signals replay
 """
 
 

@@ -1,0 +1,170 @@
+"""`opt-ops signals …`: what the detectors make of a curve."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opt_ops.cli.common import FormatOption, HeaderOption, QuietOption, settings
+from opt_ops.core.pace import LossScaleDetector
+from opt_ops.core.signals import Finding, Point
+from opt_ops.core.spike import LossDetector
+from opt_ops.core.values import Tier
+from opt_ops.errors import NotFound, UsageError
+from opt_ops.render import Column, Format, say, show
+
+if TYPE_CHECKING:
+    from opt_ops.core.policy import Policy, Rung
+
+app = typer.Typer(no_args_is_help=True, help="What the detectors make of a curve.")
+
+_NEEDED, _OPTIONAL = ("step", "loss"), ("grad_norm", "loss_scale", "lr")
+
+
+@app.command("replay")
+def replay(
+    curve: Annotated[
+        Path, typer.Argument(metavar="FILE.csv", help="Columns step, loss; if any grad_norm, loss_scale, lr.")
+    ],
+    playbooks: Annotated[
+        Path | None, typer.Option("--from", help="A folder of edited pages. [default: the site's]")
+    ] = None,
+    output: FormatOption = Format.TABLE,
+    header: HeaderOption = True,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the detectors over a curve of yours: what they find, since when, and what the playbook would do first.
+
+    Nothing is acted on, so the curve goes on as it did. Empty cells are unknown; a loss of nan is not finite.
+
+    Example: opt-ops signals replay loss.csv -o wide
+    """
+    from playbooks import loader
+
+    policy, _ = loader.load(playbooks or settings.config.playbooks or loader.folder())
+    if not curve.is_file():
+        raise NotFound(f"no file {curve}", "give a CSV file with the columns step and loss")
+    points = list(_points(curve))
+    rows = [_row(finding, policy) for finding in _findings(points, policy)]
+    columns = [
+        Column("STEP", "step", right=True),
+        Column("ONSET", "onset_step", right=True),
+        Column("SIGNAL", "signal"),
+        Column("TIER", "tier"),
+        Column("RULE", "rule"),
+        Column("PLAYBOOK", "playbook"),
+        Column("WOULD", "would"),
+        Column("EVIDENCE", "evidence_text", wide=True),
+    ]
+    if output in (Format.TABLE, Format.WIDE):
+        rows = [{**row, "evidence_text": _told(row["evidence"])} for row in rows]
+    show("opt-ops/signals-replay/1", rows, columns, output, header=header)
+    span = f"steps {points[0].step} to {points[-1].step}, {len(points)} points"
+    say(f"{len(rows)} findings in {span}" if rows else f"nothing found in {span}", quiet)
+
+
+def _findings(points: list[Point], policy: Policy) -> Iterator[Finding]:
+    detectors = (LossDetector(policy.spike, policy.drift), LossScaleDetector(policy.loss_scale))
+    for point in points:
+        for detector in detectors:
+            yield from detector.observe(point)
+
+
+def _row(finding: Finding, policy: Policy) -> dict[str, Any]:
+    page = policy.playbooks.get(finding.signal)
+    acts = finding.tier is Tier.ACT and page is not None
+    return {
+        "step": finding.step,
+        "onset_step": finding.onset_step,
+        "signal": finding.signal,
+        "tier": str(finding.tier),
+        "rule": finding.rule,
+        "evidence": {key: _plain(value) for key, value in finding.evidence.items()},
+        "playbook": page.name if page else None,
+        "would": _would(page.ladder[0], finding.onset_step) if acts and page else "tell, and touch nothing",
+    }
+
+
+def _would(rung: Rung, onset: int) -> str:
+    if rung.lr_factor is None:
+        return str(rung.action)
+    before = max(0, onset - rung.margin_steps)
+    return f"{rung.action} to a checkpoint at or before step {before}, learning rate × {rung.lr_factor:g}"
+
+
+def _told(evidence: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in evidence.items() if value is not None)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _points(path: Path) -> Iterator[Point]:
+    """The curve.
+
+    Raises:
+        UsageError: with the file's line: a column is missing, a cell is no number, or steps do not go up.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines, skipinitialspace=True)
+            names = reader.fieldnames or []
+            if missing := [name for name in _NEEDED if name not in names]:
+                raise UsageError(
+                    f"{path}, line 1: no column {' or '.join(missing)} in {', '.join(names) or 'an empty file'}",
+                    f"the first line names the columns: {', '.join(_NEEDED)}, and if any {', '.join(_OPTIONAL)}",
+                )
+            last: int | None = None
+            for row in reader:
+                point = _point(row, f"{path}, line {reader.line_num}")
+                if last is not None and point.step <= last:
+                    raise UsageError(
+                        f"{path}, line {reader.line_num}: step {point.step} comes after step {last}",
+                        "one run at a time, in the order of its steps",
+                    )
+                last = point.step
+                yield point
+            if last is None:
+                raise UsageError(f"{path}, line 2: no points", "at least one line with a step and a loss")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is no CSV file: {error}") from error
+
+
+def _point(row: dict[str, str], where: str) -> Point:
+    step = _number(row, "step", where)
+    if step is None or not math.isfinite(step) or step != int(step):
+        raise UsageError(f"{where}: step is {row.get('step')!r}, not a whole number")
+    loss = _number(row, "loss", where)
+    if loss is None:
+        raise UsageError(f"{where}: loss is empty", "leave the line out, or write nan where it was not finite")
+    gnorm = _number(row, "grad_norm", where)
+    gnorm = 1.0 if gnorm is None else gnorm  # a constant, which is in its own band: unknown must not look like trouble
+    return Point(
+        step=int(step),
+        ts=0.0,
+        loss=loss if math.isfinite(loss) else None,
+        gnorm=gnorm if math.isfinite(gnorm) else None,
+        lr=_number(row, "lr", where) or 0.0,
+        betas=(),
+        weight_decay=0.0,
+        clip_norm=0.0,
+        step_seconds=0.0,
+        tokens=0,
+        wps=0.0,
+        finite=math.isfinite(loss) and math.isfinite(gnorm),
+        loss_scale=_number(row, "loss_scale", where),
+    )
+
+
+def _number(row: dict[str, str], name: str, where: str) -> float | None:
+    cell = (row.get(name) or "").strip()
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        raise UsageError(f"{where}: {name} is {cell[:40]!r}, not a number") from None

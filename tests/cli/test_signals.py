@@ -1,0 +1,74 @@
+"""`opt-ops signals replay` on curves of one's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from opt_ops.cli import app
+from opt_ops.errors import OptOpsError, UsageError
+
+
+def replay(path: Path, *options: str) -> str:
+    done = CliRunner().invoke(app, ["signals", "replay", str(path), *options])
+    if isinstance(done.exception, OptOpsError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture
+def diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "loss.csv"
+    losses = [2.0 + 0.02 * (step % 7) + (3.0 if step >= 500 else 0.0) for step in range(700)]
+    path.write_text("step,loss,lr\n" + "".join(f"{step},{loss},0.001\n" for step, loss in enumerate(losses)))
+    return path
+
+
+def test_a_divergence_is_shown_with_what_the_playbook_would_do(diverged: Path):
+    items = json.loads(replay(diverged, "-o", "json", "-q"))["items"]
+    assert [(f["signal"], f["tier"], f["onset_step"], f["playbook"]) for f in items] == [
+        ("loss_spike", "alert", 500, "loss_spike"),
+        ("loss_spike", "act", 500, "loss_spike"),
+    ]
+    assert items[0]["would"] == "tell, and touch nothing"
+    assert items[1]["would"] == "rollback to a checkpoint at or before step 400, learning rate × 0.75"
+    assert items[1]["evidence"]["lr"] == 0.001
+    assert "limit" in replay(diverged, "-o", "wide").splitlines()[1]
+
+
+def test_a_quiet_curve_has_no_findings(diverged: Path):
+    diverged.write_text("\n".join(diverged.read_text().splitlines()[:400]))
+    assert json.loads(replay(diverged, "-o", "json")) == {"schema": "opt-ops/signals-replay/1", "items": []}
+
+
+def test_what_is_not_finite_is_found_and_stays_json(diverged: Path):
+    diverged.write_text("step,loss\n1,2.0\n2,nan\n")
+    (item,) = json.loads(replay(diverged, "-o", "json"))["items"]
+    assert (item["signal"], item["step"], item["evidence"]["loss"]) == ("non_finite_loss", 2, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "line 1: no column step or loss in an empty file"),
+        ("iteration,loss\n1,2\n", "line 1: no column step in iteration, loss"),
+        ("step,loss\n", "line 2: no points"),
+        ("step,loss\n1,2.0\n2,abc\n", "line 3: loss is 'abc', not a number"),
+        ("step,loss\n1.5,2.0\n", "line 2: step is '1.5', not a whole number"),
+        ("step,loss\n1,\n", "line 2: loss is empty"),
+        ("step,loss\n5,2.0\n5,2.0\n", "line 3: step 5 comes after step 5"),
+    ],
+)
+def test_a_wrong_file_is_told_with_its_line(diverged: Path, text: str, said: str):
+    diverged.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        replay(diverged)
+
+
+def test_a_file_that_is_no_text_is_told(diverged: Path):
+    diverged.write_bytes(b"step,loss\n\xff\xfe\n")
+    with pytest.raises(UsageError, match="is no CSV file"):
+        replay(diverged)
