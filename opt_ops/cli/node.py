@@ -13,9 +13,10 @@ import typer
 
 from opt_ops import lineages
 from opt_ops.cli.common import FormatOption, HeaderOption, lineage_folder, newest_lineage, settings
-from opt_ops.core.health import Heartbeat, judge
+from opt_ops.core.health import HEALTH_TABLE, Heartbeat, judge
+from opt_ops.core.health.explain import described, look_up
 from opt_ops.core.values import Verdict
-from opt_ops.errors import OptOpsError
+from opt_ops.errors import NotFound, OptOpsError
 from opt_ops.render import Column, Format, age, iso, say, show
 
 app = typer.Typer(no_args_is_help=True, help="The health of nodes.")
@@ -106,8 +107,30 @@ def check(
     columns = [Column(name.upper(), name) for name in ("node", "verdict", "reason", "gpus", "source")]
     show("opt-ops/node-check/1", [row], columns, output)
     if judgement.verdict is not Verdict.HEALTHY:
-        say("  next: docs/health.md says what each reason means")
+        say(f"  next: opt-ops node explain {judgement.reason}")
         raise typer.Exit(5)
+
+
+@app.command()
+def explain(
+    what: Annotated[list[str], typer.Argument(metavar="REASON", help="A reason, or: xid 94, sxid 12028.")],
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """What follows from a reading or an error in the kernel log, why, and who decides otherwise.
+
+    Examples:
+      opt-ops node explain xid 94
+      opt-ops node explain sxid 12028
+      opt-ops node explain remap_pending -o json
+    """
+    rows = [{**described(row), "table": HEALTH_TABLE} for row in look_up(what)]
+    if not rows:
+        raise NotFound(f"the health table has no {' '.join(what)}", "docs/health.md lists all reasons")
+    if output in (Format.TABLE, Format.WIDE):
+        lines = [{"field": name.replace("_", " "), "value": row[name]} for row in rows for name in row]
+        show("", lines, [Column("FIELD", "field"), Column("VALUE", "value")], output, header=False)
+    else:
+        show("opt-ops/node-explain/1", rows, [Column("REASON", "reason")], output)
 
 
 def _read() -> Heartbeat:

@@ -36,7 +36,7 @@ XID_VERBS: Mapping[int, Verb] = {code: verb for verb, codes in _XIDS_BY_VERB.ite
 _APPLICATION = frozenset({11, 13, 25, 31, 32, 60, 69, 80})
 """Restarts that the catalogue looks for in the application or its software: coming again says nothing of the GPU."""
 
-_NVLINK5 = range(144, 151)
+NVLINK5 = range(144, 151)
 _FATAL = re.compile(r"(?<![Nn]on)(?<![Nn]on-)\bFatal\b")
 _NONFATAL = re.compile(r"\bNon-?fatal\b", re.IGNORECASE)
 _RECOVERY = re.compile(r"recovery action changed from .* to 0x(?P<action>[0-9a-fA-F]+)")
@@ -114,7 +114,7 @@ def row_of(xid: Xid, others: Sequence[Xid] = ()) -> Row:
     if xid.code == 154:
         found = _RECOVERY.search(xid.line)
         return _recovery_row(None if found is None else int(found["action"], 16))
-    if xid.code in _NVLINK5:
+    if xid.code in NVLINK5:
         return _nvlink5_row(xid.code, _fatal(xid.line))
     codes = {other.code for other in others if other.pci == xid.pci and not other.switch}
     if xid.code == 48 and codes & {63, 64}:
@@ -124,7 +124,7 @@ def row_of(xid: Xid, others: Sequence[Xid] = ()) -> Row:
 
 def xid_row(code: int) -> Row:
     """The row for an Xid by its code alone."""
-    if code in _NVLINK5:
+    if code in NVLINK5:
         return _nvlink5_row(code, None)
     special = _WORKFLOWS.get(code)
     if special is not None:
@@ -186,7 +186,7 @@ def evidence_of(xid: Xid) -> dict[str, object]:
     """What is journaled of an error; for 144 to 150 with the unit of the GPU that it comes from."""
     evidence: dict[str, object] = {"sxid" if xid.switch else "xid": xid.code, "pci": xid.pci, "line": xid.line}
     word = re.search(r"\((0x[0-9a-fA-F]{8}) ", xid.line)
-    if xid.code in _NVLINK5 and word is not None:
+    if xid.code in NVLINK5 and word is not None:
         evidence["subunit"] = (int(word[1], 16) >> 20) & 0x3F
     return evidence
 
@@ -221,7 +221,7 @@ def _row(
     )
 
 
-_RECOVERY_ACTIONS: Mapping[int, tuple[Verdict, Verb, str]] = {
+RECOVERY_ACTIONS: Mapping[int, tuple[Verdict, Verb, str]] = {
     0: (Verdict.HEALTHY, Verb.NONE, "none; it acquits nothing that came before"),
     1: (Verdict.BAD, Verb.RESET_GPU, "reset"),
     2: (Verdict.BAD, Verb.REBOOT_NODE, "reboot"),
@@ -234,7 +234,7 @@ _RECOVERY_ACTIONS: Mapping[int, tuple[Verdict, Verb, str]] = {
 
 def _recovery_row(action: int | None) -> Row:
     unknown = (Verdict.SUSPECT, Verb.ISOLATE, "an action that this table does not know")
-    verdict, verb, said = _RECOVERY_ACTIONS.get(-1 if action is None else action, unknown)
+    verdict, verb, said = RECOVERY_ACTIONS.get(-1 if action is None else action, unknown)
     again = Verb.ISOLATE if verdict is Verdict.BAD else None
     return _row(154, verdict, verb, f"the driver's own wish, outranks single Xids: {said}", again, drivers="≥ 570")
 
