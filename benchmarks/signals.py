@@ -1,6 +1,6 @@
 """Detectors and published rules, side by side, on real curves and on faults put into them.
 
-    python benchmarks/signals.py --series FOLDER [--faults 8] [--seed 1] [--plot docs/images/signals.svg]
+    python benchmarks/signals.py --series FOLDER [--faults 20] [--seed 1] [--plot docs/images/signals.svg]
 
 FOLDER holds CSV files with the columns step, loss and optionally grad_norm and lr (docs/signals.md names those that the
 published table was made with). Each fault is put at a random place of a random curve; `act` and `hold` say whether a
@@ -175,14 +175,15 @@ def _decay(height: float, half: float) -> Callable[[int, int], float]:
     return lambda _, s: height * 0.5 ** (s / half)
 
 
+SLOW = ((100, 500), (500, 500), (2000, 1500))  # steps that a rise takes, points in which it must be seen
 FAULTS = [
     *(Fault(f"step of {h} nats", True, lambda _n, _s, h=h: h) for h in (0.3, 0.5, 1.0, 3.0)),
-    *(Fault(f"rise of 1 nat in {t} steps, stays", True, lambda _n, s, t=t: min(1.0, s / t)) for t in (100, 500, 2000)),
+    *(Fault(f"rise of 1 nat in {t} steps, stays", True, lambda _n, s, t=t: min(1.0, s / t), p) for t, p in SLOW),
     *(
         Fault(f"blow-up, doubles in {d} steps", True, lambda _n, s, d=d: min(8.0, 0.01 * 2 ** (s / d)))
         for d in (3, 20, 60)
     ),
-    *(Fault(f"drift of {r} nats in 1000 steps", True, lambda _n, s, r=r: r * s / 1000) for r in (0.5, 1.5)),
+    *(Fault(f"drift of {r} nats in 1000 steps", True, lambda _n, s, r=r: r * s / 1000, 1500) for r in (0.5, 1.5)),
     Fault("jump of 4, half of it stays", True, lambda _n, s: 2 + 2 * 0.5 ** (s / 20)),
     Fault("single points of 3 nats", False, lambda n, _s: 3.0 if n % 40 == 0 else 0.0),
     *(Fault(f"spike of 3, halves in {h} steps", False, _decay(3.0, h)) for h in (5, 15, 30)),
@@ -272,14 +273,15 @@ KINDS = (
 )
 
 
-def quiet_rows(curves: dict[str, Curve]) -> Iterator[list[str]]:
-    """Alarms of every rule on curves that were left alone."""
-    for name, curve in curves.items():
-        yield [
-            name,
-            f"{curve[-1].step - curve[0].step:,}",
-            *(str(sum(1 for _ in rule(curve))) for rule in RULES.values()),
-        ]
+def quiet_rows(curves: dict[str, list[Curve]]) -> Iterator[list[str]]:
+    """Alarms of every rule on curves that were left alone; the last row per 100,000 steps."""
+    steps, total = 0, [0] * len(RULES)
+    for name, several in curves.items():
+        here = sum(curve[-1].step - curve[0].step for curve in several)
+        counts = [sum(1 for curve in several for _ in rule(curve)) for rule in RULES.values()]
+        steps, total = steps + here, [a + b for a, b in zip(total, counts, strict=True)]
+        yield [name, f"{here:,}", *map(str, counts)]
+    yield ["**per 100,000 steps**", f"{steps:,}", *(f"{1e5 * count / steps:.1f}" for count in total)]
 
 
 def table(heading: list[str], rows: Iterable[list[str]]) -> str:
@@ -314,9 +316,9 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=Path, required=True)
-    parser.add_argument("--faults", type=int, default=8)
+    parser.add_argument("--faults", type=int, default=20, help="places for each fault")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--synthetic", type=int, default=1, help="healthy synthetic curves of each kind")
+    parser.add_argument("--synthetic", type=int, default=3, help="healthy synthetic curves of each kind")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     paths = sorted(arguments.series.glob("*.csv"))
@@ -324,12 +326,9 @@ def main() -> None:
     if not curves:
         parser.error(f"{arguments.series} holds no CSV file with step, loss and more than 1000 lines")
     rng = random.Random(arguments.seed)
-    made = {
-        kind if n == 0 else f"{kind} ({n + 1})": synthetic(rng, kind)
-        for kind in KINDS
-        for n in range(arguments.synthetic)
-    }
-    print(table(["curve, untouched", "steps", *RULES], quiet_rows(curves)), "\n", flush=True)
+    made = {kind: [synthetic(rng, kind) for _ in range(arguments.synthetic)] for kind in KINDS}
+    real = {name: [curve] for name, curve in curves.items()}
+    print(table(["curve, untouched", "steps", *RULES], quiet_rows(real)), "\n", flush=True)
     print(table(["synthetic, healthy", "steps", *RULES], quiet_rows(made)), "\n", flush=True)
     heading = ["fault put in", "right", *(f"{name}: seen (delay)" for name in RULES)]
     rows, total = [], {name: [0, 0, 0, 0] for name in RULES}

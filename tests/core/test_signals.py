@@ -1,9 +1,12 @@
 """Detectors on curves: noise is left alone, real trouble is named with its onset."""
 
 import random
+from collections import deque
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from opt_ops.core.pace import HangRule, UsualTimes
 from opt_ops.core.signals import Finding, Point, RobustWindow
@@ -127,6 +130,117 @@ def test_a_new_normal_of_the_gradient_norm_is_accepted_in_the_end():
         detector.observe(each)
     assert detector.why_unhealthy(1010) != ""
     assert detector.why_unhealthy(1990) == ""
+
+
+def raised(points: list[Point], by: float, at: int = 2000) -> list[Point]:
+    """The loss rises by so many nats a step from a step on."""
+    return [replace(p, loss=p.loss + by * (p.step - at)) if p.loss is not None and p.step > at else p for p in points]
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
+def test_a_slow_rise_is_acted_on_once(noise: float):
+    (act,) = acts(raised(curve(2800, seed=8, noise=noise), 0.0008))
+    assert act.signal in ("loss_drift", "loss_spike")
+    assert 1900 <= act.onset_step <= act.step <= 2800
+
+
+def test_a_rise_that_carries_its_band_with_it_is_a_drift_with_its_onset():
+    found = findings(raised(curve(2800, seed=9, noise=0.1), 0.0008))
+    assert [(f.signal, f.tier) for f in found] == [("loss_drift", Tier.ALERT), ("loss_drift", Tier.ACT)]
+    assert {f.onset_step for f in found} == {found[0].onset_step}
+    assert 1900 <= found[0].onset_step <= 2600
+
+
+def test_a_rise_after_the_learning_rate_was_raised_has_to_be_larger():
+    rising = with_jump(curve(4000, seed=10, noise=0.1), 2000, 0.25, 10_000)
+    assert [f.signal for f in acts(rising)] == ["loss_drift"]
+    assert acts([replace(p, lr=2e-4) if p.step >= 2000 else p for p in rising]) == []
+
+
+def test_wrong_data_is_told_and_left_alone():
+    (found,) = findings(with_jump(curve(4000, seed=11), 3000, -1.1, 10_000))
+    assert (found.signal, found.tier) == ("loss_too_low", Tier.ALERT)
+    assert found.onset_step == pytest.approx(3000, abs=4)
+
+
+def test_a_curve_that_falls_no_more_is_told_once():
+    stuck = [replace(p, loss=2.5 + random.Random(p.step).gauss(0, 0.05)) for p in curve(6000, seed=12) if p.step > 800]
+    found = findings([*curve(800, seed=12), *stuck])
+    assert [(f.signal, f.tier) for f in found] == [("loss_plateau", Tier.ALERT)]
+
+
+def halving(points: list[Point], at: int, height: float, steps: float) -> list[Point]:
+    return [
+        replace(p, loss=p.loss + height * 0.5 ** ((p.step - at) / steps)) if p.loss is not None and p.step >= at else p
+        for p in points
+    ]
+
+
+def test_a_spike_on_its_way_back_is_waited_for_but_not_for_ever():
+    assert acts(halving(curve(4000, seed=13), 2000, 3.0, 30)) == [], "out of the band for 140 steps"
+    (act,) = acts(halving(curve(4000, seed=13), 2000, 3.0, 150))
+    assert act.step - act.onset_step >= RULE.heal_steps
+
+
+@pytest.mark.parametrize("every", [1, 5, 20])
+def test_a_curve_that_is_logged_now_and_then(every: int):
+    points = curve(4000 * every, seed=14)[::every]
+    assert acts(points) == []
+    (act,) = acts(with_jump(points, 2000 * every, 2.0, 10**6))
+    assert 0 <= act.onset_step - 2000 * every <= every
+    assert act.step - act.onset_step <= max(RULE.heal_steps, RULE.of * every) + every
+
+
+def test_clipped_gradient_norms_without_any_spread_are_left_alone():
+    points = [replace(p, gnorm=1.0 + 1e-6 * (p.step % 4)) for p in curve(500, seed=15)]
+    assert findings(points) == []
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), height=st.floats(0.5, 20), length=st.integers(1, 45), at=st.integers(200, 500))
+def test_whatever_heals_in_time_never_acts(seed: int, height: float, length: int, at: int):
+    assert acts(with_jump(curve(900, seed), at, height, length)) == []
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), height=st.floats(1, 5), factor=st.floats(1, 10))
+def test_a_larger_divergence_is_seen_no_later(seed: int, height: float, factor: float):
+    points = curve(1200, seed)
+    (small,), (large,) = (acts(with_jump(points, 800, h, 10_000)) for h in (height, height * factor))
+    assert large.step <= small.step + 2
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), offset=st.floats(-2, 20), factor=st.sampled_from([2.0**-20, 0.5, 2.0**20]))
+def test_neither_an_offset_of_the_loss_nor_the_unit_of_the_gradient_norm_matters(
+    seed: int, offset: float, factor: float
+):
+    points = raised(with_jump(curve(1200, seed), 500, 1.0, 20), 0.01, at=800)
+    points = [replace(p, loss=round(p.loss * 2**30) / 2**30) for p in points if p.loss is not None]
+    offset = round(offset * 2**30) / 2**30  # sums without rounding
+    moved = [replace(p, loss=p.loss + offset, gnorm=p.gnorm * factor) for p in points if p.loss and p.gnorm]
+    assert [(f.signal, f.tier, f.step, f.onset_step) for f in findings(points)] == [
+        (f.signal, f.tier, f.step, f.onset_step) for f in findings(moved)
+    ]
+
+
+def test_memory_does_not_grow_with_the_curve():
+    detector, sizes = LossDetector(RULE), []
+    for each in with_jump(curve(12_000, seed=16), 5000, 2.0, 30):
+        detector.observe(each)
+        if each.step in (3000, 6000, 12_000):
+            sizes.append(held(detector))
+    assert max(sizes) <= 2500
+    assert sizes[2] <= sizes[1] + 10
+
+
+def held(thing: object) -> int:
+    """How many values an object holds on to."""
+    if isinstance(thing, deque | list | tuple):
+        return sum(held(each) for each in thing)
+    if isinstance(thing, LossDetector | RobustWindow) or type(thing).__name__.endswith("Detector"):
+        return sum(held(each) for each in vars(thing).values())
+    return 1
 
 
 def test_equal_curves_give_equal_findings():
