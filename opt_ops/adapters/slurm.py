@@ -10,10 +10,13 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Generic, TypeVar
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -22,10 +25,13 @@ from opt_ops.core.values import AllocationStatus
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.ports import JobState
 
+_T = TypeVar("_T")
+
 _JOB_NAME = "opt-ops-"
 
 POLL_SECONDS = 5.0  # slurmctld has others to serve
 TIMEOUT_SECONDS = 20.0
+PATIENCE_SECONDS = 2.0  # that a tick waits for an answer; a later tick takes it
 WARNING_SECONDS = 120  # before the time limit
 
 _QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESV_DEL_HOLD"})
@@ -71,6 +77,7 @@ class SlurmScheduler:
         self._options = options
         self._agent = agent
         self._cached: dict[str, tuple[float, JobState]] = {}
+        self._questions: dict[str, _Question[Any]] = {}
 
     def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
         """Submit a job that runs one agent a node; its id."""
@@ -108,6 +115,9 @@ class SlurmScheduler:
 
     def jobs(self) -> Sequence[tuple[str, str]]:
         """Our jobs that are queued or run, told by their comment: another lineage may have the same number."""
+        return self._questions.setdefault("", _Question(self._jobs)).answer()
+
+    def _jobs(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         for line in _ask("squeue", "-h", "--me", "-o", "%i|%j|%k"):
             job, name, comment = line.split("|", 2)
@@ -120,7 +130,7 @@ class SlurmScheduler:
         """What becomes of the job; not asked more often than every few seconds."""
         asked, state = self._cached.get(job, (0.0, None))
         if state is None or time.monotonic() - asked >= POLL_SECONDS:
-            state = self._state(job)
+            state = self._questions.setdefault(job, _Question(partial(self._state, job))).answer()
             self._cached[job] = (time.monotonic(), state)
         return state
 
@@ -161,6 +171,50 @@ class SlurmScheduler:
 
     def _comment(self, allocation: str) -> str:
         return f"opt-ops {allocation} of {self._folder}"
+
+
+class _Question(Generic[_T]):
+    """Put to Slurm in a thread of its own: whoever does not answer must not hold up a recovery that needs no answer."""
+
+    def __init__(self, ask: Callable[[], _T]) -> None:
+        self._ask = ask
+        self._answer: Future[_T] | None = None
+        self._answered_at = 0.0
+        self._why = f"Slurm did not answer in {PATIENCE_SECONDS:g} s"
+
+    def answer(self) -> _T:
+        """The answer to a question put now, or to one still open.
+
+        Raises:
+            SchedulerUnavailable: there is none yet, or the command failed.
+        """
+        if self._answer is not None and self._answer.done() and time.monotonic() - self._answered_at > PATIENCE_SECONDS:
+            self._answer = None  # nobody took it while it was true
+        patience = 0.0 if self._answer else PATIENCE_SECONDS
+        if self._answer is None:
+            self._answer = Future()
+            Thread(target=self._put, args=(self._answer,), daemon=True).start()
+        try:
+            answer = self._answer.result(patience)
+        except TimeoutError as error:
+            raise SchedulerUnavailable(self._why) from error
+        except SchedulerUnavailable as error:
+            self._why = str(error)  # said again while the next one is open: nothing new
+            raise
+        finally:
+            if self._answer is not None and self._answer.done():
+                self._answer = None
+        return answer
+
+    def _put(self, answer: Future[_T]) -> None:
+        try:
+            told = self._ask()
+        except Exception as error:  # noqa: BLE001  (it is raised where the answer is taken)
+            self._answered_at = time.monotonic()
+            answer.set_exception(error)
+        else:
+            self._answered_at = time.monotonic()
+            answer.set_result(told)
 
 
 def _time(text: str) -> float | None:
