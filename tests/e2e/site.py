@@ -147,7 +147,8 @@ class Site:
         if self._daemon is not None and self._daemon.poll() is None:
             self._daemon.terminate()
             self._daemon.wait(timeout=20)
-        for pid in self.agents().values():
+        paths = (self.runs / "1" / "agents").glob("*.json")  # of all allocations: they may hold the same nodes
+        for pid in [agent["pid"] for path in paths for agent in json.loads(path.read_text())]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
