@@ -151,6 +151,7 @@ def _slow_values(handle: Any) -> dict[str, Any]:
             pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX
         ),
         "persistence": _flag(persistence),
+        "clock_most": _or_none(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
         "pcie_width_most": _or_none(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
         "pcie_generation_most": _or_none(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
         "pcie_replays": _or_none(pynvml.nvmlDeviceGetPcieReplayCounter, handle),

@@ -72,9 +72,11 @@ class FileAgents:
         return texts
 
 
+_GPU_FIELDS = frozenset(field.name for field in dataclasses.fields(Gpu))
+
+
 def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
     """A line of a health file. What it does not say is unknown."""
-    known = {field.name for field in dataclasses.fields(Gpu)}
     return Heartbeat(
         node=fields["node"],
         host=fields["host"],
@@ -82,7 +84,7 @@ def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
         attempt=fields.get("attempt"),
         nvml=fields["nvml"],
         orders=tuple(fields.get("orders", (0, 0))),
-        gpus=tuple(Gpu(**{k: v for k, v in gpu.items() if k in known}) for gpu in fields.get("gpus", ())),
+        gpus=tuple(Gpu(**{k: v for k, v in gpu.items() if k in _GPU_FIELDS}) for gpu in fields.get("gpus", ())),
         xids=tuple(Xid(**xid) for xid in fields.get("xids", ())),
         allocation=fields.get("allocation"),
         warned=bool(fields.get("warned")),

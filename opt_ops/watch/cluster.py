@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
-from opt_ops.core.health import Heartbeat, History, Judgement, judge, remember
+from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Allocation, Node, State
 from opt_ops.core.values import AllocationStatus, Tier, Verdict
@@ -16,6 +16,7 @@ from opt_ops.watch.training import TrainingWatch
 
 _BLIND = 4.0  # times the silence of one node, before the silence of all of them is believed
 _SPREAD = 3.0  # seconds between the last heartbeats of nodes that fell silent together: one interval and a tick
+_COMPARE_SECONDS = 30.0  # between looks for nodes that are not like the others
 _COUNT_SECONDS = 30.0  # between looks for jobs that nobody accounts for
 
 # The scheduler's word for how a job ended, where it names a failure class of its own.
@@ -101,6 +102,8 @@ class NodeWatch:
         self._heard_at: dict[str, float] = {}
         self._judged: dict[str, tuple[object, Judgement]] = {}
         self._histories: dict[str, History] = {}
+        self._differing: Mapping[str, Judgement] = {}
+        self._compared_at = clock.monotonic()
 
     def silent(self, node: str) -> bool:
         """Whether the node's agent has not been heard for too long, as far as this life can know."""
@@ -133,6 +136,9 @@ class NodeWatch:
                 self._heard_at[heartbeat.node] = self._clock.monotonic()
         for name in self._heard_at.keys() - held.keys():
             del self._heard_at[name]  # when it is held again, listening begins anew
+        if self._clock.monotonic() - self._compared_at >= _COMPARE_SECONDS:
+            self._compared_at = self._clock.monotonic()
+            self._differing = differing([beat for name, beat in self._newest.items() if name in held])
         blind = self.blind(held)
         for name in held:
             node = state.nodes.get(name, Node(name=name))
@@ -160,7 +166,7 @@ class NodeWatch:
         unfit = self._allocation.unfit.get(node.name)
         history = self._histories.get(node.name)
         readings = (heartbeat.nvml, heartbeat.gpus, heartbeat.xids, heartbeat.machine, heartbeat.attempt, history)
-        basis = (readings, node.allowed_at, unfit, state.bad_parts)
+        basis = (readings, node.allowed_at, unfit, state.bad_parts, self._differing.get(node.name))
         known = self._judged.get(node.name)
         if known is None or known[0] != basis:
             known = (basis, self._judge(state, node, heartbeat))
@@ -179,7 +185,7 @@ class NodeWatch:
                 return Judgement(verdict=Verdict.BAD, reason="known_bad_gpu", source=source, evidence=evidence)
         why = self._allocation.unfit.get(heartbeat.node)
         if why is None:
-            return judgement
+            return self._differing.get(node.name, judgement) if judgement.reason == "ok" else judgement
         source = "the scheduler: what runs there may go on, nothing new starts"
         return Judgement(verdict=Verdict.SUSPECT, reason=why, source=source)
 

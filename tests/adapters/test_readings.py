@@ -200,3 +200,10 @@ def test_the_host_by_sysfs(tmp_path: Path):
     ]
     assert 0 < said["disk_free"] <= said["disk_size"]
     assert host.read(tmp_path / "none", sysfs=tmp_path / "none") == {"ports": [], "disk_free": None, "disk_size": None}
+
+
+def test_what_a_fleet_is_compared_by(driver: FakeDriver):
+    driver.set(1, vbios_version="95.00", clock_max_sm=1500)
+    reading = read(driver)
+    assert reading.driver == "570.124.06"
+    assert [(gpu.vbios, gpu.clock_most) for gpu in reading.gpus] == [("96.00.A0.00.01", 1980), ("95.00", 1500)]

@@ -15,6 +15,7 @@ from opt_ops.core.health import (
     Port,
     Verb,
     Xid,
+    differing,
     judge,
     remember,
 )
@@ -321,3 +322,26 @@ def test_equal_readings_leave_the_history_as_it_is():
     before = node.history
     node.gpu(throttle=0x40, remap_pending=True)
     assert node.history == before, "or every heartbeat would be judged anew"
+
+
+def test_a_node_that_is_not_like_the_others():
+    gpu = replace(GPU, name="H200", vbios="96.00", clock_most=1980)
+    beats = [replace(NODE, node=f"n{i}", driver="570.1", gpus=(gpu,)) for i in range(4)]
+    assert differing(beats) == {}
+    odd = [*beats[:3], replace(beats[3], driver="535.1")]
+    (judgement,) = differing(odd).values()
+    assert (judgement.verdict, judgement.reason) == (Verdict.HEALTHY, "driver_differs")
+    assert (judgement.evidence["value"], judgement.evidence["most"]) == ("535.1", "570.1")
+    for change, reason in (({"vbios": "95.00"}, "vbios_differs"), ({"clock_most": 1500}, "clock_differs")):
+        found = differing([*beats[:3], replace(beats[3], gpus=(replace(gpu, **change),))])
+        assert {node: each.reason for node, each in found.items()} == {"n3": reason}
+
+
+def test_who_says_nothing_or_has_no_majority_against_it_does_not_differ():
+    beats = [replace(NODE, node=f"n{i}", driver=driver) for i, driver in enumerate(("a", "a", "b", "b"))]
+    assert differing(beats) == {}, "two against two"
+    assert differing([replace(beats[0], driver=None), *beats[1:3]]) == {}
+    assert differing(beats[1:3]) == {}, "of two, nobody can say"
+    other_card = replace(GPU, name="A100", vbios="92")
+    mixed = [replace(NODE, node=f"n{i}", gpus=(replace(GPU, name="H200", vbios="96"),)) for i in range(3)]
+    assert differing([*mixed, replace(NODE, node="n9", gpus=(other_card,))]) == {}

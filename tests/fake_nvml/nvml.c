@@ -274,6 +274,10 @@ Return nvmlDeviceGetComputeRunningProcesses_v3(Device *device, uint *count, Proc
     return *count > room ? INSUFFICIENT_SIZE : SUCCESS;
 }
 
+Return nvmlDeviceGetMaxClockInfo(Device *device, uint type, uint *megahertz) {
+    return type == 1 ? get_uint(device, "clock_max_sm", 1980, megahertz) : INVALID_ARGUMENT;
+}
+
 Return nvmlDeviceGetTemperature(Device *device, uint sensor, uint *celsius) {
     return sensor == 0 ? get_uint(device, "temperature", 30, celsius) : INVALID_ARGUMENT;
 }

@@ -5,6 +5,7 @@ starts no new one there; what cannot be read is `UNKNOWN`. The driver's own reco
 and Xid 154, which says the same, outrank every single Xid.
 """
 
+from opt_ops.core.health.fleet import differing
 from opt_ops.core.health.history import History
 from opt_ops.core.health.judge import judge, remember
 from opt_ops.core.health.readings import Gpu, Heartbeat, Machine, Port, Xid
@@ -20,6 +21,7 @@ __all__ = [
     "Port",
     "Verb",
     "Xid",
+    "differing",
     "judge",
     "remember",
 ]

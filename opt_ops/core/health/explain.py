@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from opt_ops.core.health.findings import GPU_ROWS, NODE_ROWS, PORT_ROWS
+from opt_ops.core.health.fleet import FLEET_ROWS
 from opt_ops.core.health.readings import Xid
 from opt_ops.core.health.table import AGAIN_SECONDS, Row, Verb
 from opt_ops.core.health.xids import NVLINK5, RECOVERY_ACTIONS, SXIDS_BY_GROUP, row_of, sxid_row, xid_row
@@ -50,6 +51,7 @@ def rows() -> Iterator[Row]:
     yield from NODE_ROWS
     yield from GPU_ROWS
     yield from PORT_ROWS
+    yield from FLEET_ROWS
     yield from OTHERS
 
 

@@ -36,6 +36,7 @@ class Gpu:
     memory_used: int | None = None  # bytes, the driver's own left out
     processes: int | None = None
     persistence: bool | None = None
+    clock_most: int | None = None  # MHz, of the multiprocessors
     pcie_width: int | None = None
     pcie_width_most: int | None = None
     pcie_generation: int | None = None

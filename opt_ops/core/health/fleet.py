@@ -1,0 +1,62 @@
+"""What only several nodes beside each other show: one that is not like the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from opt_ops.core.health.readings import Heartbeat
+from opt_ops.core.health.table import Judgement, Row, Verb, judgement
+from opt_ops.core.values import Verdict
+
+LEAST_NODES = 3
+"""With fewer, nobody can say who is the odd one."""
+
+
+def _row(what: str, signal: str) -> Row:
+    return Row(
+        reason=f"{what}_differs",
+        signal=signal,
+        verdict=Verdict.HEALTHY,
+        verb=Verb.NONE,
+        source="gcm: equal across the fleet. Said, and nothing follows: a fleet is often upgraded node by node",
+    )
+
+
+FLEET_ROWS = (
+    _row("driver", "another driver version than most nodes that are held"),
+    _row("vbios", "a GPU with another VBIOS than most GPUs of its name"),
+    _row("clock", "a GPU with another highest clock than most GPUs of its name"),
+)
+
+
+def differing(heartbeats: Sequence[Heartbeat]) -> Mapping[str, Judgement]:
+    """The nodes that differ from most others, each with its first difference.
+
+    Args:
+        heartbeats: The newest of each node. What a node does not say makes it neither equal nor different.
+    """
+    driver, vbios, clock = FLEET_ROWS
+    gpus = [(beat.node, gpu.name or "", gpu) for beat in heartbeats for gpu in beat.gpus]
+    said = (
+        (driver, {(beat.node, "", beat.driver) for beat in heartbeats}),
+        (vbios, {(node, name, gpu.vbios) for node, name, gpu in gpus}),
+        (clock, {(node, name, None if gpu.clock_most is None else str(gpu.clock_most)) for node, name, gpu in gpus}),
+    )
+    found: dict[str, Judgement] = {}
+    for row, values in said:
+        for node, value, most in _odd(values):
+            found.setdefault(node, judgement(row, {"value": value, "most": most}))
+    return found
+
+
+def _odd(said: Iterable[tuple[str, str, str | None]]) -> Iterator[tuple[str, str, str]]:
+    """(node, its value, what more than half of the nodes say) of those of one kind that say something else."""
+    by_kind: dict[str, list[tuple[str, str]]] = {}
+    for node, kind, value in said:
+        if value is not None:
+            by_kind.setdefault(kind, []).append((node, value))
+    for pairs in by_kind.values():
+        most, count = Counter(value for _, value in pairs).most_common(1)[0]
+        if len({node for node, _ in pairs}) >= LEAST_NODES and 2 * count > len(pairs):
+            yield from ((node, value, most) for node, value in sorted(pairs) if value != most)
