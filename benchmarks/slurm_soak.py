@@ -95,8 +95,9 @@ def _one_kill(site: Site, chance: random.Random, number: int, figures: Figures) 
 def _count(site: Site, figures: Figures) -> None:
     state, events = site.state(), [entry.event for entry in site.entries()]
     jobs = {event.job for event in events if isinstance(event, e.AllocationSubmitted)}
-    accounts = [line.split("|") for line in ask("sacct", "-n", "-P", "-X", "-o", "JobID,Comment").splitlines()]
-    mine = [job for job, comment in accounts if str(site.runs) in comment]
+    refused = {f"opt-ops-{event.allocation}" for event in events if isinstance(event, e.AllocationFailed)}
+    accounts = [line.split("|") for line in ask("sacct", "-n", "-P", "-X", "-o", "JobID,JobName,Comment").splitlines()]
+    mine = [job for job, name, comment in accounts if str(site.runs) in comment and name not in refused]
     answers = Counter(name for event in events if (name := getattr(event, "request", None)) is not None)
     figures.incidents = len(state.incidents)
     figures.submissions = len(mine)

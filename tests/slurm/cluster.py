@@ -128,8 +128,12 @@ class Cluster:
             self._wait(name, registered)
 
     def stop(self, name: str) -> None:
-        """Kill slurmctld or slurmdbd."""
-        _kill(self.folder, name)
+        """End slurmctld or slurmdbd, which save their state first."""
+        pid = self.daemons()[name]
+        if pid is not None:
+            os.kill(pid, signal.SIGTERM)
+            while self.daemons()[name] is not None:
+                time.sleep(0.1)
 
     def start(self, name: str) -> None:
         """Start one of these again, and wait until it answers; ClusterError if it does not."""

@@ -114,7 +114,9 @@ class Day:
         comments = [
             line.split("|") for line in ask("sacct", "-n", "-P", "-X", "-o", "JobID,JobName,Comment").split("\n")
         ]
-        mine = {job: name for job, name, comment in comments if str(self.site.runs) in comment}
+        # what sbatch refuses is in the accounts all the same, as FAILED
+        refused = {f"opt-ops-{event.allocation}" for event in events if isinstance(event, e.AllocationFailed)}
+        mine = {job: name for job, name, what in comments if str(self.site.runs) in what and name not in refused}
         assert set(mine) == ours
         assert max(Counter(mine.values()).values()) == 1, mine
         if submitted is not None:

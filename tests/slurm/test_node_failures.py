@@ -83,10 +83,11 @@ def test_all_nodes_at_once(site: Site, slurm: Cluster):
         list(pool.map(slurm.kill_node, held))
     for node in held:
         slurm.revive_node(node)
-    lost = day.sees("allocation_lost", seconds=90)
-    assert lost.nodes == ()
+    # Slurm takes the job for running. While no node at all is heard, our own eyes might have failed: patience.
+    lost = day.sees("silent_node", seconds=150)
+    assert lost.evidence["seconds"] > 2 * 6, "other nodes were heard at the earliest when they had replaced these"
     assert lost.steps_lost < 15
-    day.ends(submitted=2)
+    day.ends(excluded=lost.nodes)
 
 
 def test_fewer_nodes_and_more_again(site: Site):
