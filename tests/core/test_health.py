@@ -345,3 +345,9 @@ def test_who_says_nothing_or_has_no_majority_against_it_does_not_differ():
     other_card = replace(GPU, name="A100", vbios="92")
     mixed = [replace(NODE, node=f"n{i}", gpus=(replace(GPU, name="H200", vbios="96"),)) for i in range(3)]
     assert differing([*mixed, replace(NODE, node="n9", gpus=(other_card,))]) == {}
+
+
+def test_what_others_do_on_a_shared_machine_is_not_left_over():
+    busy = replace(NODE, gpus=(replace(GPU, processes=1),))
+    assert judge(busy, 1).reason == "left_over"
+    assert judge(busy, 0).reason == "ok", "the site says that nodes have no GPUs of their own"

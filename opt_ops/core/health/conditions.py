@@ -149,8 +149,8 @@ def changed(gpu: Gpu, sight: Sight) -> bool | None:
 
 
 def left_over(gpu: Gpu, sight: Sight) -> bool | None:
-    """Somebody is still on the GPU."""
-    if gpu.memory_used is None and gpu.processes is None:
+    """Somebody is still on the GPU of a node that has GPUs of its own: nodes without may share a machine's."""
+    if sight.expected_gpus == 0 or (gpu.memory_used is None and gpu.processes is None):
         return None
     return bool(gpu.processes) or (gpu.memory_used or 0) > LEFTOVER
 

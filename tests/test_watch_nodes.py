@@ -1,0 +1,63 @@
+"""The watch over nodes: verdicts that rest on several heartbeats, or on several nodes, become events once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+from opt_ops.core.events import NodeJudged
+from opt_ops.core.health import Gpu, Heartbeat
+from opt_ops.core.values import Verdict
+from opt_ops.watch.cluster import NodeWatch
+from tests.core.story import Story
+
+GPU = Gpu(index=0, uuid="GPU-1", serial="1", name="H200", throttle=0x1, ecc_uncorrected=0)
+
+
+class Watched:
+    """Nodes n1 to n3 of a lineage that holds them, and a clock."""
+
+    def __init__(self) -> None:
+        self.story = Story()
+        self.story.begin()
+        self.story.hold()
+        self.holder = self.story.state.allocation.name
+        self.seconds = 1000.0
+        self.beats: list[Heartbeat] = []
+        clock = SimpleNamespace(monotonic=lambda: self.seconds, now=lambda: self.seconds)
+        policy = SimpleNamespace(silent_seconds=30.0, expected_gpus=1)
+        training = SimpleNamespace(catch_up=lambda _: ())
+        agents = SimpleNamespace(heartbeats=lambda: self.beats)
+        self.watch = NodeWatch(policy, SimpleNamespace(unfit={}), training, agents, clock)
+
+    def see(self, times: int = 1, driver: str = "570.1", **gpu: object) -> list[tuple[str, Verdict, str]]:
+        """Heartbeats of all, every two seconds; n3's GPU says something of its own."""
+        told: list[NodeJudged] = []
+        for _ in range(times):
+            self.seconds += 2.0
+            same = {"ts": self.seconds, "attempt": None, "nvml": "ok", "allocation": self.holder}
+            self.beats = [
+                Heartbeat(node=node, host=node, driver="570.1", gpus=(replace(GPU, uuid=f"GPU-{node}"),), **same)
+                for node in ("n1", "n2", "n3")
+            ]
+            self.beats[2] = replace(self.beats[2], driver=driver, gpus=(replace(self.beats[2].gpus[0], **gpu),))
+            for event in self.watch.observe(self.story.state):
+                told.append(event)
+                self.story.see(event)
+        return [(event.node, event.verdict, event.reason) for event in told]
+
+
+def test_a_verdict_that_needs_a_row_of_readings_comes_with_the_last_of_them():
+    nodes = Watched()
+    assert nodes.see(29, throttle=0x80) == []
+    assert nodes.see(throttle=0x80) == [("n3", Verdict.SUSPECT, "power_brake")]
+    assert nodes.see(5, throttle=0x80) == [], "once"
+    assert nodes.see() == [("n3", Verdict.HEALTHY, "ok")]
+
+
+def test_what_is_bad_in_one_reading_is_told_at_once():
+    assert Watched().see(ecc_uncorrected=1) == [("n3", Verdict.BAD, "ecc_uncorrected")]
+
+
+def test_a_node_with_another_driver_is_told_and_stays_in_use():
+    assert Watched().see(40, driver="535.1") == [("n3", Verdict.HEALTHY, "driver_differs")]
