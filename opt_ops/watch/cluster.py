@@ -138,7 +138,8 @@ class NodeWatch:
             del self._heard_at[name]  # when it is held again, listening begins anew
         if self._clock.monotonic() - self._compared_at >= _COMPARE_SECONDS:
             self._compared_at = self._clock.monotonic()
-            self._differing = differing([beat for name, beat in self._newest.items() if name in held])
+            heard = (name for name in held if name in self._newest and self.silence(name) <= _SPREAD)
+            self._differing = differing([self._newest[name] for name in heard])
         blind = self.blind(held)
         for name in held:
             node = state.nodes.get(name, Node(name=name))

@@ -337,6 +337,15 @@ def test_a_node_that_is_not_like_the_others():
         assert {node: each.reason for node, each in found.items()} == {"n3": reason}
 
 
+def test_a_clock_that_is_wrong_by_more_than_a_minute():
+    beats = [replace(NODE, node=f"n{i}", ts=1000.0 + i) for i in range(3)]
+    assert differing(beats) == {}
+    for ts in (900.0, 1100.0):
+        found = differing([*beats, replace(NODE, node="n9", ts=ts)])
+        assert {node: each.reason for node, each in found.items()} == {"n9": "time_differs"}
+    assert differing([replace(NODE, node="n9", ts=0.0), beats[0]]) == {}, "of two, nobody can say"
+
+
 def test_who_says_nothing_or_has_no_majority_against_it_does_not_differ():
     beats = [replace(NODE, node=f"n{i}", driver=driver) for i, driver in enumerate(("a", "a", "b", "b"))]
     assert differing(beats) == {}, "two against two"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
 
 from opt_ops.core.health.readings import Heartbeat
 from opt_ops.core.health.table import Judgement, Row, Verb, judgement
@@ -13,13 +14,17 @@ LEAST_NODES = 3
 """With fewer, nobody can say who is the odd one."""
 
 
-def _row(what: str, signal: str) -> Row:
+SKEW_SECONDS = 60.0
+"""More than a shared file system delays what it shows."""
+
+
+def _row(what: str, signal: str, source: str = "") -> Row:
     return Row(
         reason=f"{what}_differs",
         signal=signal,
         verdict=Verdict.HEALTHY,
         verb=Verb.NONE,
-        source="gcm: equal across the fleet. Said, and nothing follows: a fleet is often upgraded node by node",
+        source=source or "gcm: equal across the fleet. Said, and nothing follows: a fleet may be upgraded node by node",
     )
 
 
@@ -27,6 +32,11 @@ FLEET_ROWS = (
     _row("driver", "another driver version than most nodes that are held"),
     _row("vbios", "a GPU with another VBIOS than most GPUs of its name"),
     _row("clock", "a GPU with another highest clock than most GPUs of its name"),
+    _row(
+        "time",
+        f"heartbeats with a time more than {SKEW_SECONDS:g} s from the middle of all nodes'",
+        "ours. Said, and nothing follows: what we measure we time ourselves",
+    ),
 )
 
 
@@ -34,9 +44,10 @@ def differing(heartbeats: Sequence[Heartbeat]) -> Mapping[str, Judgement]:
     """The nodes that differ from most others, each with its first difference.
 
     Args:
-        heartbeats: The newest of each node. What a node does not say makes it neither equal nor different.
+        heartbeats: The newest of each node, all just come. What a node does not say makes it neither equal nor
+            different.
     """
-    driver, vbios, clock = FLEET_ROWS
+    driver, vbios, clock, time = FLEET_ROWS
     gpus = [(beat.node, gpu.name or "", gpu) for beat in heartbeats for gpu in beat.gpus]
     said = (
         (driver, {(beat.node, "", beat.driver) for beat in heartbeats}),
@@ -47,6 +58,11 @@ def differing(heartbeats: Sequence[Heartbeat]) -> Mapping[str, Judgement]:
     for row, values in said:
         for node, value, most in _odd(values):
             found.setdefault(node, judgement(row, {"value": value, "most": most}))
+    if len(heartbeats) >= LEAST_NODES:
+        middle = median(beat.ts for beat in heartbeats)
+        for beat in heartbeats:
+            if abs(beat.ts - middle) > SKEW_SECONDS:
+                found.setdefault(beat.node, judgement(time, {"seconds": beat.ts - middle}))
     return found
 
 
