@@ -165,7 +165,7 @@ def test_checkpoints_are_examined_to_the_last_byte(tmp_path: Path):
     store = FileCheckpoints(tmp_path)
     assert store.committed("12.00") == []
     for step in (20, 10):
-        save(tmp_path / "12.00" / "checkpoints", step, "12.00-a0", {})
+        save(tmp_path / "12.00" / "checkpoints", step, "12.00-a0", {}, "")
     first, second = store.committed("12.00")
     assert (first.step, second.step) == (10, 20)
     assert examine(store, first) == ""
@@ -179,7 +179,7 @@ def test_checkpoints_are_examined_to_the_last_byte(tmp_path: Path):
 
 def test_a_checkpoint_in_the_folder_of_another_step_is_refused(tmp_path: Path):
     store = FileCheckpoints(tmp_path)
-    save(tmp_path / "12.00" / "checkpoints", 10, "12.00-a0", {})
+    save(tmp_path / "12.00" / "checkpoints", 10, "12.00-a0", {}, "")
     folder = tmp_path / "12.00" / "checkpoints"
     (folder / "step-00000010").rename(folder / "step-00000030")
     (moved,) = store.committed("12.00")
