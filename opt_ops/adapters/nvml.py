@@ -128,6 +128,7 @@ def _values(handle: Any) -> dict[str, Any]:
         "processes": None if processes is None else len(processes),
         "pcie_width": _or_none(pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
         "pcie_generation": _or_none(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
+        "pcie_replays": _or_none(pynvml.nvmlDeviceGetPcieReplayCounter, handle),
     }
 
 
@@ -154,7 +155,6 @@ def _slow_values(handle: Any) -> dict[str, Any]:
         "clock_most": _or_none(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
         "pcie_width_most": _or_none(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
         "pcie_generation_most": _or_none(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-        "pcie_replays": _or_none(pynvml.nvmlDeviceGetPcieReplayCounter, handle),
         "nvlinks": links,
         "nvlink_errors": link_errors,
     }
