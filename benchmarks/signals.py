@@ -1,6 +1,6 @@
 """Detectors and published rules, side by side, on real curves and on faults put into them.
 
-    python benchmarks/signals.py --series FOLDER [--faults 20] [--seed 1] [--plot docs/images/signals.svg]
+    python -m benchmarks.signals --series FOLDER [--faults 20] [--seed 1] [--plot docs/images/signals.svg]
 
 FOLDER holds CSV files with the columns step, loss and optionally grad_norm and lr (docs/signals.md names those that the
 published table was made with). Each fault is put at a random place of a random curve; `act` and `hold` say whether a

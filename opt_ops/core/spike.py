@@ -14,8 +14,8 @@ from opt_ops.core.signals import Finding, Point, RobustWindow
 from opt_ops.core.values import Tier
 
 _PATIENCE = 4
-"""A spike that keeps halving is waited for, at most this many times `heal_steps`: by then waiting has cost as much as
-the rollback would have (the rule that is never more than twice as dear as knowing beforehand)."""
+"""A spike that is on its way back is waited for, at most this many times `heal_steps`: by then waiting has cost as
+much as the rollback would have (the rule that is never more than twice as dear as knowing beforehand)."""
 
 _GNORM_FLOOR = 0.5
 """The gradient norm's band ends no lower than this far above its median, relative: where clipping or rounding hides the
@@ -34,7 +34,7 @@ class SpikeRule:
 
     `persist` of the last `of` points out of the band are a spike. It is acted on when, over `heal_steps` steps (and at
     least `of` points, where only every k-th step is logged), two thirds of the points were out of the band and the
-    excess over it has not halved.
+    loss is not on its way back.
     """
 
     window: int = 128
@@ -137,7 +137,10 @@ class _SpikeDetector:
         self.onset, self._acted = high[0], False
         self._since, self._seen, self._high = high[0].step, len(self._recent), len(high)
         self._waited = 0
-        self._worst = max(excess for _, excess in self._recent)
+        self._early = RobustWindow(rule.heal_steps)
+        for seen, _ in self._recent:
+            if seen.step >= self._since:
+                self._early.add(self._height(seen))
         return [self._finding(Tier.ALERT, point, loss, limit, f"{rule.persist} of {rule.of} points out of the band")]
 
     def _goes_on(self, point: Point, loss: float, limit: float, excess: float) -> list[Finding]:
@@ -149,19 +152,30 @@ class _SpikeDetector:
                 self.onset = None
                 self._learn()
             return []
-        if self._waited == 0:
-            self._worst = max(self._worst, excess)
+        if 2 * (point.step - self._since) < rule.heal_steps:
+            self._early.add(self._height(point))
         if point.step - self._since < rule.heal_steps or self._seen < rule.of:
             return []
         self._waited += 1
-        now = sorted(over for _, over in self._recent)[len(self._recent) // 2]
-        out = 3 * self._high >= 2 * self._seen and now > 0
-        if out and (now > self._worst / 2 or self._waited >= _PATIENCE):
+        now = sorted(self._height(seen) for seen, _ in self._recent)[len(self._recent) // 2]
+        bound = limit - self._trend.median
+        if 3 * self._high >= 2 * self._seen and now > bound and not self._heals(now, bound):
             self._acted = True
             steps = point.step - self.onset.step if self.onset else 0
             return [self._finding(Tier.ACT, point, loss, limit, f"out of the band and not healed in {steps} steps")]
-        self._since, self._seen, self._high, self._worst = point.step, 0, 0, now
+        self._since, self._seen, self._high = point.step, 0, 0
+        self._early = RobustWindow(rule.heal_steps)
+        self._early.add(now)
         return []
+
+    def _height(self, point: Point) -> float:
+        return (point.loss or 0.0) - self._trend.median
+
+    def _heals(self, now: float, bound: float) -> bool:
+        """Whether the height over the median is two thirds, at most, of what it was in the first half of these steps (a
+        peak of a few points says nothing), and at that pace, twice in `heal_steps`, is in the band in time."""
+        left, pace = _PATIENCE - self._waited, now / self._early.median
+        return left > 0 and 0 < pace <= 2 / 3 and now * pace ** (2 * left) <= bound
 
     def _take_in(self, loss: float) -> None:
         if len(self._trend):

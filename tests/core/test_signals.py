@@ -192,17 +192,25 @@ def test_a_curve_that_is_logged_now_and_then(every: int):
 
 
 def test_clipped_gradient_norms_without_any_spread_are_left_alone():
-    points = [replace(p, gnorm=1.0 + 1e-6 * (p.step % 4)) for p in curve(500, seed=15)]
-    assert findings(points) == []
+    rising = {300: 1.01, 301: 1.02}
+    assert findings([replace(p, gnorm=rising.get(p.step, 1.0)) for p in curve(500, seed=15)]) == []
 
 
-@settings(max_examples=15, deadline=None)
+def test_a_loss_that_is_out_of_its_band_less_than_half_of_the_time_is_left_alone():
+    restless = [
+        replace(p, loss=p.loss + 1.0) if p.loss and p.step >= 1000 and p.step % 7 < 3 else p
+        for p in curve(1500, seed=17)
+    ]
+    assert {f.tier for f in findings(restless)} == {Tier.ALERT}
+
+
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), height=st.floats(0.5, 20), length=st.integers(1, 45), at=st.integers(200, 500))
 def test_whatever_heals_in_time_never_acts(seed: int, height: float, length: int, at: int):
     assert acts(with_jump(curve(900, seed), at, height, length)) == []
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), height=st.floats(1, 5), factor=st.floats(1, 10))
 def test_a_larger_divergence_is_seen_no_later(seed: int, height: float, factor: float):
     points = curve(1200, seed)
@@ -210,7 +218,7 @@ def test_a_larger_divergence_is_seen_no_later(seed: int, height: float, factor: 
     assert large.step <= small.step + 2
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), offset=st.floats(-2, 20), factor=st.sampled_from([2.0**-20, 0.5, 2.0**20]))
 def test_neither_an_offset_of_the_loss_nor_the_unit_of_the_gradient_norm_matters(
     seed: int, offset: float, factor: float
