@@ -154,7 +154,7 @@ class _SpikeDetector:
             return []
         if 2 * (point.step - self._since) < rule.heal_steps:
             self._early.add(self._height(point))
-        if point.step - self._since < rule.heal_steps or self._seen < rule.of:
+        if point.step - self._since < rule.heal_steps or self._seen < rule.of or not excess:
             return []
         self._waited += 1
         now = sorted(self._height(seen) for seen, _ in self._recent)[len(self._recent) // 2]
