@@ -101,7 +101,8 @@ class Day:
         meanwhile()
         state = self.site.ended(seconds=90)
         assert state.status is Status.COMPLETED, state.why
-        assert [incident.kind for incident in state.incidents.values()] == self.expected
+        kinds = [incident.kind for incident in state.incidents.values()]
+        assert kinds == self.expected, [incident.cause for incident in state.incidents.values()]
         assert all(incident.proven for incident in state.incidents.values())
         assert {name for name, node in state.nodes.items() if node.excluded_by} == set(excluded)
         self.accounts(submitted)
