@@ -215,7 +215,8 @@ Real trainer (opt-tiny, two ranks on two nodes):
 
 Down {inside:.1f} s inside the allocation and {queue:.1f} s through the queue: {down:.1f} × (goal ≥ 5 ×).
 Without the trainer's own start, which both need, {inside_own:.1f} s and {queue_own:.1f} s: {own:.1f} ×.
-The cluster was idle: resubmission holds sbatch, Slurm's scheduling, the start of the agents, polls every 5 s and the pause between two tries.
+The cluster was idle.
+Resubmission holds sbatch, Slurm's scheduling, the start of the agents, polls every 5 s and the pause between two tries.
 It holds no waiting behind other people's jobs, which is what resubmission costs on a cluster in use.
 
 Stub trainer (starts in 0.1 s, so that little but the supervisor's own time is left):
