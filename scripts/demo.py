@@ -26,6 +26,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from opt_ops import lineages
+
 STEPS = 400
 DEADLINE_SECONDS = 600.0
 BUSY = 75  # the daemon's own sync is still at it
@@ -202,6 +204,13 @@ def tell(report: dict[str, Any]) -> None:
     console.print(table)
 
 
+def settle(runs: Path, lineage: str) -> None:
+    """Let the daemon see that its agents have left."""
+    deadline = time.monotonic() + 10.0
+    while not lineages.state(runs / lineage).settled and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
 def main() -> int:
     """Run the demo; its exit code."""
     began = time.monotonic()
@@ -219,6 +228,7 @@ def main() -> int:
         lineage = opt_ops("run", "start", "opt-tiny", *settings, "--nodes", "2", "--spares", "1", "-q").strip()
         console.print(f"lineage {lineage}: opt-tiny, {STEPS} steps, nodes n1 n2 and the spare n3")
         supervise(lineage, keeper)
+        settle(runs, lineage)
     finally:
         keeper.end()
     opt_ops("logbook", "render", lineage, "-q")

@@ -9,6 +9,8 @@ from opt_ops.core.run import State
 
 _HARDWARE = frozenset({"bad_gpu", "gpu_error", "silent_node", "straggler"})
 _PLANNED = frozenset({"daemon_restart", "time_limit", "preemption", "nodes_returned", "operator", "job_cancelled"})
+_ENOUGH_SECONDS = 86400.0
+_ENOUGH_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,7 @@ class Advice:
     seconds_between_failures: float
     save_seconds: float | None
     interval_seconds: float | None
-    spares: int
+    spares: int | None
 
 
 def suggest(state: State, save_seconds: float | None, repair_hours: float, now: float) -> Advice:
@@ -29,7 +31,8 @@ def suggest(state: State, save_seconds: float | None, repair_hours: float, now: 
 
     The rate is (failures + 1/2) / time, the mean of its posterior under Jeffreys' prior: no failure yet does not mean
     that none will come. The interval is √(2 × cost of a save × time between failures) (Young 1974). The spares are
-    those that suffice in 99 of 100 cases for the nodes that fail while one is being repaired (Poisson).
+    those that suffice in 99 of 100 cases for the nodes that fail while one is being repaired (Poisson). Neither is
+    suggested before there has been a day, or three failures, to go by.
 
     Args:
         state: The lineage.
@@ -46,7 +49,8 @@ def suggest(state: State, save_seconds: float | None, repair_hours: float, now: 
     nodes = sum(incident.kind in _HARDWARE for incident in real)
     between = running / (len(real) + 0.5) if running else math.inf
     expected = (nodes + 0.5) / running * repair_hours * 3600 if running else 0.0
-    interval = math.sqrt(2 * save_seconds * between) if save_seconds and running else None
+    enough = running >= _ENOUGH_SECONDS or len(real) >= _ENOUGH_FAILURES
+    interval = math.sqrt(2 * save_seconds * between) if save_seconds and running and enough else None
     return Advice(
         running_seconds=running,
         failures=len(real),
@@ -54,7 +58,7 @@ def suggest(state: State, save_seconds: float | None, repair_hours: float, now: 
         seconds_between_failures=between,
         save_seconds=save_seconds,
         interval_seconds=interval,
-        spares=_quantile(expected, 0.99),
+        spares=_quantile(expected, 0.99) if enough else None,
     )
 
 

@@ -12,6 +12,7 @@ from tests.core.story import Story
 
 def test_the_interval_is_youngs():
     story = Story().training(450)
+    story.now += 86400.0
     story.rank_dies(450)
     story.ends()
     ran = story.state.attempts["12.00-a0"].ended_at - story.state.attempts["12.00-a0"].started_at
@@ -25,7 +26,13 @@ def test_before_anything_ran_nothing_is_said():
     story = Story()
     story.begin()
     advice = suggest(story.state, 2.0, 15.0, story.now)
-    assert (advice.interval_seconds, advice.spares) == (None, 0)
+    assert (advice.interval_seconds, advice.spares) == (None, None)
+
+
+def test_after_two_minutes_nothing_is_said_either():
+    story = Story().training(450)
+    advice = suggest(story.state, 2.0, 15.0, story.now)
+    assert (advice.interval_seconds, advice.spares) == (None, None)
 
 
 def test_drills_and_planned_moves_do_not_count():
@@ -52,5 +59,5 @@ def test_many_failures_need_no_digits_that_there_are_not():
     story = Story().training(450)
     story.judge("n3", Verdict.BAD, "xid_48")
     started = story.state.attempts["12.00-a0"].started_at
-    advice = suggest(story.state, None, 1e6, started + 3600.0)
-    assert advice.spares == pytest.approx(1.5e6, rel=0.01)
+    advice = suggest(story.state, None, 1e6, started + 86400.0)
+    assert advice.spares == pytest.approx(1.5e6 / 24, rel=0.02)

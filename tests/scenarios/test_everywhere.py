@@ -14,8 +14,9 @@ from opt_ops.core.values import Action, Outcome
 from tests.e2e.site import Site
 from tests.scenarios import stages
 from tests.scenarios.stages import Stage, trains_on
+from tests.slurm.conftest import slurm
 
-pytest_plugins = ("tests.slurm.conftest",)
+__all__ = ["slurm"]  # a fixture
 
 if TYPE_CHECKING:
     from tests.slurm.cluster import Cluster
