@@ -213,7 +213,7 @@ def test_requests_are_listed_with_the_refused_ones(report: dict[str, Any]):
 def test_allocations_and_the_jobs_of_attempts(record: Record, report: dict[str, Any]):
     rows = {row["job"]: row for row in report["allocations"]}
     assert rows["4101"]["nodes"] == ["n1", "n2", "n3", "n4", "n5"], "also when it has ended"
-    assert rows["4102"]["why"].startswith("3 of 4 nodes")
+    assert rows["4102"]["why"].startswith("3 of 5 nodes")
     assert rows["4103"]["reason"] == "TIMEOUT"
     assert all(row["ended"] for row in rows.values())
     jobs = {row["attempt"]: row["jobs"] for row in report["attempts"]}
