@@ -196,8 +196,10 @@ def wait_in_a_collective(run_dir: Path, rank: int, step: int) -> None:
     mine.with_suffix(".new").write_text(str(step))
     mine.with_suffix(".new").replace(mine)
     others = [mine.with_name(str(other)) for other in range(int(os.environ["WORLD_SIZE"])) if other != rank]
+    began = time.monotonic()
     while not all(path.exists() and int(path.read_text()) >= step for path in others):
-        time.sleep(0.005)
+        # Longer rests when it takes long: whoever is asked where it is should be found waiting, not looking.
+        time.sleep(0.005 if time.monotonic() - began < 1.0 else 0.25)
 
 
 def elsewhere() -> None:
