@@ -61,9 +61,11 @@ def test_a_killed_rank_and_a_bad_node_to_the_last_step(site: Site):
     assert state.nodes[bad].drain == "done"
     assert f"{state.nodes[bad].excluded_by}: xid_79" in ask("sinfo", "-h", "-R", "-o", "%E|%N")
     jobs = [x.event.job for x in site.entries() if isinstance(x.event, e.AllocationSubmitted)]
-    assert len(jobs) == 1, "the attempts moved inside one allocation"
-    accounts = ask("sacct", "-n", "-P", "-X", "-j", jobs[0], "-o", "State,NNodes,JobName")
-    assert accounts.strip() == "COMPLETED|3|opt-ops-1-n0"
+    assert {node for attempt in state.attempts.values() for node in attempt.nodes} <= set(held), "all in one allocation"
+    accounts = ask("sacct", "-n", "-P", "-X", "-j", ",".join(jobs), "-o", "State,NNodes,JobName").split()
+    assert accounts[0] == "COMPLETED|3|opt-ops-1-n0"
+    assert len(jobs) == 2, "and one small job for the node that was lost"
+    assert accounts[1].endswith("|1|opt-ops-1-n1")
 
 
 def test_a_node_that_an_administrator_drains_gets_nothing_new(site: Site, slurm: Cluster):
