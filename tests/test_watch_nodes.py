@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-from opt_ops.core.events import NodeJudged
+from opt_ops.core.events import NodeAllowed, NodeJudged
 from opt_ops.core.health import Gpu, Heartbeat
 from opt_ops.core.values import Verdict
 from opt_ops.watch.cluster import NodeWatch
@@ -61,3 +61,26 @@ def test_what_is_bad_in_one_reading_is_told_at_once():
 
 def test_a_node_with_another_driver_is_told_and_stays_in_use():
     assert Watched().see(40, driver="535.1") == [("n3", Verdict.HEALTHY, "driver_differs")]
+
+
+def test_a_gpu_that_was_bad_before_is_bad_wherever_it_turns_up_until_it_is_allowed():
+    nodes = Watched()
+    assert nodes.see(ecc_uncorrected=1) == [("n3", Verdict.BAD, "ecc_uncorrected")]
+    assert nodes.story.state.bad_parts == {"GPU-n3": "n3"}
+    moved = Heartbeat(
+        node="n2",
+        host="n2",
+        driver="570.1",
+        ts=nodes.seconds + 2.0,
+        attempt=None,
+        nvml="ok",
+        allocation=nodes.holder,
+        gpus=(replace(GPU, uuid="GPU-n3"),),
+    )
+    nodes.beats, nodes.seconds = [moved], nodes.seconds + 2.0
+    (event,) = nodes.watch.observe(nodes.story.state)
+    assert (event.node, event.verdict, event.reason) == ("n2", Verdict.BAD, "known_bad_gpu")
+    assert event.evidence["was_in"] == "n3"
+    allowed = NodeAllowed(request="r", author="ann", node="n3", reason="it was exchanged")
+    nodes.story.see(allowed)
+    assert all(event.reason != "known_bad_gpu" for event in nodes.watch.observe(nodes.story.state))

@@ -226,4 +226,6 @@ def test_a_failing_ping_is_logged_once_and_its_recovery_too(server: Server, capl
 
 
 def test_without_an_address_nothing_is_pinged():
-    DeadManSwitch(None, 1).step()
+    switch = DeadManSwitch(None, 1)
+    switch.step()
+    assert switch._ping is None

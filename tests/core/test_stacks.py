@@ -14,11 +14,11 @@ WAITING = """Thread 0x00007f1 (most recent call first):
 
 Current thread 0x00007f2 (most recent call first):
   File "/site/torch/distributed/distributed_c10d.py", line 2501 in all_reduce
-  File "/work/trainer/loop.py", line 88 in train
-  File "/work/trainer/__main__.py", line 12 in <module>
+  File "/site/trainer/loop.py", line 88 in train
+  File "/site/trainer/__main__.py", line 12 in <module>
 """
 READING = WAITING.replace(
-    'torch/distributed/distributed_c10d.py", line 2501 in all_reduce', 'work/trainer/data.py", line 40 in batch'
+    'torch/distributed/distributed_c10d.py", line 2501 in all_reduce', 'trainer/data.py", line 40 in batch'
 )
 
 

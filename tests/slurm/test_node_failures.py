@@ -59,7 +59,7 @@ def test_a_node_falls_silent(site: Site, slurm: Cluster):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="When a dead node's slurmd comes back, srun finds its step missing there and aborts it on all nodes, in "
     "spite of --no-kill. All agents of that allocation die, which costs a second incident. An agent in a step of its "
     "own for each node would live.",

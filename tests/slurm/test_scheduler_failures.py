@@ -127,7 +127,7 @@ def test_somebody_more_important_takes_the_nodes(site: Site):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="With a grace time Slurm sends SIGTERM to agents and ranks alike: the ranks end before they can save, the "
     "agents leave with code 0, and Slurm calls such a job COMPLETED. The class found is allocation_lost, which costs "
     "budget.",
