@@ -1,7 +1,7 @@
 """Where the ranks of a hung attempt are: their stacks in groups, and who is not where the others are.
 
 In a collective that never ends, all ranks but one wait in the same place; the one that is elsewhere is the cause.
-MegaScale and ByteRobust find the machine to exclude in this way (stack aggregation).
+ByteRobust clusters stacks to find the machine to exclude.
 """
 
 from __future__ import annotations
