@@ -11,6 +11,7 @@ import os
 import signal
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from opt_ops.core.events import (
@@ -23,7 +24,7 @@ from opt_ops.core.events import (
     StrayCancelled,
 )
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.run import Allocation, Attempt, State
+from opt_ops.core.run import Allocation, Attempt, Node, State
 from opt_ops.core.values import AllocationStatus, Fault
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
@@ -114,6 +115,7 @@ class Hands:
             if node.drain != "intended":
                 continue
             try:
+                self._let_go(state, node)
                 self._ports.scheduler.drain(node.name, f"opt-ops {node.excluded_by}: {node.reason}")
             except SchedulerUnavailable:
                 continue
@@ -121,6 +123,14 @@ class Hands:
                 yield NodeDrained(node=node.name, done=False, why=str(error))
             else:
                 yield NodeDrained(node=node.name, done=True, why="")
+
+    def _let_go(self, state: State, node: Node) -> None:
+        holder = state.held.get(node.name)
+        if node.reason != "silent" or holder is None or holder.job is None:
+            return
+        # a job that cannot do without the node keeps it: nothing starts there any more
+        with suppress(Refused):
+            self._ports.scheduler.let_go(holder.job, node.name)
 
     def _tell(self, state: State) -> Iterator[Event]:
         """Hand open alerts over, again after a while if they did not arrive; not for ever."""

@@ -73,6 +73,14 @@ class Scheduler(Protocol):
         """
         ...
 
+    def let_go(self, job: str, node: str) -> None:
+        """Take a dead node out of the job, so that its return cannot end what runs on the others.
+
+        Raises:
+            Refused: the job cannot do without it.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:

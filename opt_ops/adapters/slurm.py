@@ -147,6 +147,21 @@ class SlurmScheduler:
                 raise Refused(f"not permitted to drain {node}: {error}") from error
             raise
 
+    def let_go(self, job: str, node: str) -> None:
+        """Take a node out of the job. Else srun, when the node's slurmd comes back, finds its step gone there and
+        aborts it on all nodes, in spite of --no-kill (seen with Slurm 22.05).
+        """
+        held = [each for line in _ask("squeue", "-h", "-o", "%N", "-j", job) for each in _hosts(line)]
+        staying = [each for each in held if each != node]
+        if not staying or staying == held:
+            return
+        try:
+            _ask("scontrol", "update", f"jobid={job}", f"nodelist={','.join(staying)}")
+        except SchedulerUnavailable as error:
+            if "Invalid node name" in str(error):  # the first node, where the job's script ran
+                raise Refused(f"job {job} cannot do without {node}: {error}") from error
+            raise
+
     def _state(self, job: str) -> JobState:
         # `-t all`: a job that has just ended is still listed, and one that is forgotten gives no line.
         lines = _ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%N|%e|%r", "-j", job, may_fail="Invalid job id")
@@ -164,7 +179,7 @@ class SlurmScheduler:
             return JobState(AllocationStatus.QUEUED, (), reason)
         if word not in _RUNNING:
             return JobState(AllocationStatus.ENDED, (), word)
-        held = tuple(_ask("scontrol", "show", "hostnames", nodes))
+        held = _hosts(nodes)
         if word == "COMPLETING":
             ends_at = None  # squeue's time is that of its end then, whatever ended it: no time limit
         return JobState(AllocationStatus.RUNNING, held, "", _unfit(nodes), ends_at)
@@ -223,6 +238,10 @@ def _time(text: str) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
+
+
+def _hosts(nodes: str) -> tuple[str, ...]:
+    return tuple(_ask("scontrol", "show", "hostnames", nodes))
 
 
 def _unfit(nodes: str) -> dict[str, str]:

@@ -12,6 +12,8 @@ from opt_ops.core import events as e
 from opt_ops.core.run import Incident, State, Status
 from tests.e2e.site import Site
 
+SETTLED = 55  # steps beyond a failure, after which the shipped ladders begin anew (settle_steps = 50)
+
 CONFIG = 'scheduler = "slurm"\n[slurm]\npartition = "main"\ntime_minutes = 30'
 
 
@@ -55,6 +57,11 @@ class Day:
         self.site.wait(lambda state: state.status is Status.TRAINING, seconds)
         began = self.site.step()
         return until(lambda: (step := self.site.step()) >= began + steps and step, seconds)
+
+    def settled(self) -> None:
+        """Train on until the newest failure is so far behind that another one like it is answered as the first."""
+        failed = max((incident.step_failed or 0 for incident in self.state.incidents.values()), default=0)
+        until(lambda: self.site.step() > failed + SETTLED, 90)
 
     def fault(self, what: str, kind: str, **expected: Any) -> Incident:
         """Put in a fault of the stub trainer, and see it through."""
@@ -104,7 +111,8 @@ class Day:
         kinds = [incident.kind for incident in state.incidents.values()]
         assert kinds == self.expected, [incident.cause for incident in state.incidents.values()]
         assert all(incident.proven for incident in state.incidents.values())
-        assert {name for name, node in state.nodes.items() if node.excluded_by} == set(excluded)
+        taken_out = {name: node.excluded_by for name, node in state.nodes.items() if node.excluded_by}
+        assert set(taken_out) == set(excluded), taken_out
         self.accounts(submitted)
         return state
 

@@ -10,7 +10,7 @@ import pytest
 
 from opt_ops.core.values import Action
 from tests.e2e.site import Site
-from tests.slurm.day import Day, ask
+from tests.slurm.day import Day, ask, until
 
 if TYPE_CHECKING:
     from tests.slurm.cluster import Cluster
@@ -54,16 +54,10 @@ def test_a_node_falls_silent(site: Site, slurm: Cluster):
     assert second not in day.state.attempt.nodes
     assert first in day.state.attempt.nodes
     assert "silent" in ask("sinfo", "-h", "-R", "-o", "%E|%N")
-    # Slurm ends no job before the last of its nodes has answered, or is down.
-    day.ends(excluded={second}, submitted=2, meanwhile=lambda: slurm.revive_node(second))
+    until(lambda: second not in ask("squeue", "-h", "--me", "-o", "%N"))
+    day.ends(excluded={second}, submitted=2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="When a dead node's slurmd comes back, srun finds its step missing there and aborts it on all nodes, in "
-    "spite of --no-kill. All agents of that allocation die, which costs a second incident. An agent in a step of its "
-    "own for each node would live.",
-)
 def test_a_node_that_comes_back_touches_nothing(site: Site, slurm: Cluster):
     day = Day(site)
     second = day.state.attempt.nodes[1]
@@ -103,3 +97,15 @@ def test_fewer_nodes_and_more_again(site: Site):
     assert len(day.state.attempt.nodes) == 4
     assert next(i for i in day.state.incidents.values() if i.kind == "nodes_returned").steps_lost <= 15
     day.ends()
+
+
+def test_the_first_node_dies(site: Site, slurm: Cluster):
+    """The one where Slurm runs the job's script and its srun."""
+    day = Day(site)
+    first, second = day.state.attempt.nodes
+    slurm.kill_node(first)
+    silent = day.sees("silent_node", nodes=(first,))
+    assert silent.decision.exclude == (first,)
+    assert second in day.state.attempt.nodes
+    # Slurm ends no job before the last of its nodes has answered, or is down.
+    day.ends(excluded={first}, submitted=2, meanwhile=lambda: slurm.revive_node(first))

@@ -114,6 +114,21 @@ class Cluster:
         self.nodes[node].drained = reason
         self.drains.append((node, reason))
 
+    def let_go(self, number: str, name: str) -> None:
+        """Take a node out of a job.
+
+        Raises:
+            Refused: it is the job's first, where the job's script runs.
+        """
+        self.check_answers()
+        if self.nodes[name].job != number:
+            return
+        if self.jobs[number].nodes[0] == name:
+            raise Refused(f"job {number} cannot do without {name}: Invalid node name specified")
+        self.taken(name)
+        self._leave_job(name)
+        self._timeline.disturb()
+
     def state(self, number: str) -> JobState:
         """What squeue would say."""
         self.check_answers()

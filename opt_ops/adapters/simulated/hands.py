@@ -58,6 +58,10 @@ class SimulatedScheduler:
         """Give the node to nobody any more."""
         self._cluster.drain(node, reason)
 
+    def let_go(self, job: str, node: str) -> None:
+        """Take a node out of the job."""
+        self._cluster.let_go(job, node)
+
 
 class SimulatedAgents:
     """The agents' files."""
