@@ -1,10 +1,11 @@
-"""OPT as it was released: a decoder with pre-layer norms, ReLU, biases everywhere and learned positions."""
+"""OPT as it was released: a decoder with ReLU, biases everywhere and learned positions; OPT-350M's own form, too."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from trainer.dropout import Clock, Dropout
 from trainer.recipes import ModelConfig
@@ -13,6 +14,8 @@ from trainer.recipes import ModelConfig
 POSITION_OFFSET = 2
 
 LAYER_NORM_EPS = 1e-5
+
+PADDING_TOKEN = 1
 
 
 class SelfAttention(nn.Module):
@@ -41,11 +44,12 @@ class SelfAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each a residual branch behind its own layer norm."""
+    """Attention and feed-forward, each a residual branch with its own layer norm: behind it, or after the addition."""
 
     def __init__(self, config: ModelConfig, index: int, clock: Clock) -> None:
         super().__init__()
         size = config.hidden_size
+        self.norm_first = config.norm == "pre"
         self.self_attn_layer_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
         self.self_attn = SelfAttention(config)
         self.final_layer_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
@@ -56,30 +60,41 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, sequence, hidden] → the same."""
-        x = x + self.attention_dropout(self.self_attn(self.self_attn_layer_norm(x)))
-        return x + self.feed_forward_dropout(self.fc2(F.relu(self.fc1(self.final_layer_norm(x)))))
+        if self.norm_first:
+            x = x + self.attention_dropout(self.self_attn(self.self_attn_layer_norm(x)))
+            return x + self.feed_forward_dropout(self.fc2(F.relu(self.fc1(self.final_layer_norm(x)))))
+        x = self.self_attn_layer_norm(x + self.attention_dropout(self.self_attn(x)))
+        return self.final_layer_norm(x + self.feed_forward_dropout(self.fc2(F.relu(self.fc1(x)))))
 
 
 class OPT(nn.Module):
     """The decoder with its tied output layer.
 
     Architecture and initialisation follow metaseq: no embedding scale, no dropout on embeddings, N(0, ``init_std``) for
-    all weights, the two projections that write into the residual stream divided by √(2 · layers), biases zero.
+    all weights, the two projections that write into the residual stream divided by √(2 · layers), biases zero, and the
+    padding token's embedding zero. The projections of embeddings alone are uniform within ±1/√(inputs): metaseq's
+    Megatron initialisation does not reach them.
+
+    The embedding matrix has rows added to it, so that its size suits the hardware. They are zero, are never predicted
+    and get no gradient: with and without them, training computes the same.
 
     The weights are drawn from ``seed`` alone, on the CPU, before anything is sharded: all layouts start from the same.
     """
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         super().__init__()
-        size = config.hidden_size
+        size, width = config.hidden_size, config.embedding_width
+        self.config = config
         self.clock = Clock(seed=seed)
-        self.embed_tokens = nn.Embedding(config.vocab_size, size)
+        self.embed_tokens = nn.Embedding(config.padded_vocab_size, width)
+        self.project_in = nn.Linear(width, size, bias=False) if width != size else None
         self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, size)
         self.layers = nn.ModuleList(DecoderLayer(config, i, self.clock) for i in range(config.num_layers))
-        self.final_layer_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-        self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
+        self.final_layer_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS) if config.norm == "pre" else None
+        self.project_out = nn.Linear(size, width, bias=False) if width != size else None
+        self.lm_head = nn.Linear(width, config.padded_vocab_size, bias=False)
         self.lm_head.weight = self.embed_tokens.weight
-        self._initialise(config, torch.Generator().manual_seed(seed))
+        self._initialise(torch.Generator().manual_seed(seed))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Predict the next token at each position.
@@ -88,24 +103,51 @@ class OPT(nn.Module):
             tokens: ids, [batch, sequence].
 
         Returns:
-            Logits [batch, sequence, vocabulary], and the sum over this rank's tokens of the l2 norm of what enters the
-            last layer norm: a scalar that shows divergence early. Under tensor parallelism the logits are a DTensor
-            sharded over the vocabulary, and this rank's tokens are its shard of the sequence.
+            Logits [batch, sequence, padded vocabulary], and the sum over this rank's tokens of the l2 norm of what
+            leaves the last layer: a scalar that shows divergence early. Under tensor parallelism the logits are a
+            DTensor sharded over the vocabulary, and this rank's tokens are its shard of the sequence.
         """
         x = self.embed_tokens(tokens)
+        if self.project_in is not None:
+            x = self.project_in(x)
         first = self.clock.first_position + POSITION_OFFSET
         x = x + self.embed_positions(torch.arange(first, first + x.shape[1], device=x.device)[None])
         for layer in self.layers:
             x = layer(x)
         activation_norm = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float32).sum()
-        return self.lm_head(self.final_layer_norm(x)), activation_norm
+        if self.final_layer_norm is not None:
+            x = self.final_layer_norm(x)
+        if self.project_out is not None:
+            x = self.project_out(x)
+        return hide_padding(self.lm_head(x), self.config.vocab_size), activation_norm
 
     @torch.no_grad()
-    def _initialise(self, config: ModelConfig, generator: torch.Generator) -> None:
+    def _initialise(self, generator: torch.Generator) -> None:
+        std, layers = self.config.init_std, self.config.num_layers
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
+            elif name.startswith("project_"):
+                bound = parameter.shape[1] ** -0.5
+                parameter.uniform_(-bound, bound, generator=generator)
+            elif name == "embed_tokens.weight":
+                parameter[: self.config.vocab_size].normal_(0.0, std, generator=generator)
+                parameter[self.config.vocab_size :].zero_()
+                parameter[PADDING_TOKEN].zero_()
             elif "layer_norm" not in name:
                 residual = name.endswith(("out_proj.weight", "fc2.weight"))
-                std = config.init_std / math.sqrt(2 * config.num_layers) if residual else config.init_std
-                parameter.normal_(0.0, std, generator=generator)
+                parameter.normal_(0.0, std / math.sqrt(2 * layers) if residual else std, generator=generator)
+
+
+def hide_padding(logits: Tensor, vocab_size: int) -> Tensor:
+    """``logits`` [..., padded vocabulary] with −∞ for what lies behind ``vocab_size``: its probability is zero.
+
+    A DTensor is sharded evenly over its last dimension.
+    """
+    if isinstance(logits, DTensor):
+        local, mesh = logits.to_local(), logits.device_mesh
+        hidden = hide_padding(local, vocab_size - mesh.get_local_rank() * local.shape[-1])
+        return DTensor.from_local(hidden, mesh, logits.placements)
+    if logits.shape[-1] <= vocab_size:
+        return logits
+    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= vocab_size, -math.inf)

@@ -24,7 +24,7 @@ from torch.distributed.tensor.parallel import (
 
 from trainer.errors import UserError
 from trainer.model import OPT
-from trainer.recipes import Recipe
+from trainer.recipes import ModelConfig, Recipe
 
 # A peer that does not turn up or does not answer for this long is taken for dead.
 TIMEOUT = timedelta(minutes=10)
@@ -117,7 +117,7 @@ def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:
         )
     for name, value in (
         ("model.num_heads", recipe.model.num_heads),
-        ("model.vocab_size", recipe.model.vocab_size),
+        ("the padded model.vocab_size", recipe.model.padded_vocab_size),
         ("data.seq_len", recipe.data.seq_len),
     ):
         if value % tp:
@@ -173,7 +173,7 @@ def shard(model: OPT, layout: Layout, precision: str) -> OPT:
     """
     model.to(layout.device)
     if layout.tp > 1:
-        parallelize_module(model, layout.mesh["tp"], _tensor_parallel_plan(len(model.layers)), src_data_rank=None)
+        parallelize_module(model, layout.mesh["tp"], _tensor_parallel_plan(model.config), src_data_rank=None)
         # parallelize_module replaces parameters one by one and so unties what was one tensor under two names.
         model.lm_head.weight = model.embed_tokens.weight
     policy = MixedPrecisionPolicy()
@@ -184,15 +184,18 @@ def shard(model: OPT, layout: Layout, precision: str) -> OPT:
     return model
 
 
-def _tensor_parallel_plan(num_layers: int) -> dict[str, ParallelStyle]:
+def _tensor_parallel_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
     """Megatron's split with sequence parallelism: between layers, each rank has its part of every sequence (dim 1)."""
     plan: dict[str, ParallelStyle] = {
         "embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "embed_positions": SequenceParallel(use_local_output=True),
-        "final_layer_norm": SequenceParallel(use_local_output=True),
         "lm_head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False),
     }
-    for i in range(num_layers):
+    if config.norm == "pre":
+        plan["final_layer_norm"] = SequenceParallel(use_local_output=True)
+    if config.embedding_width != config.hidden_size:
+        plan |= {name: SequenceParallel(use_local_output=True) for name in ("project_in", "project_out")}
+    for i in range(config.num_layers):
         plan |= {
             f"layers.{i}.self_attn_layer_norm": SequenceParallel(use_local_output=True),
             f"layers.{i}.self_attn": PrepareModuleInput(

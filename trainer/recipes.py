@@ -9,10 +9,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainer.errors import UserError
 
+# Matrix products are fastest on multiples of 128, and every usual degree of tensor parallelism divides 50,304.
+_VOCAB_MULTIPLE = 128
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The shape of an OPT model. Its feed-forward layers are four times as wide as the hidden size, as in all."""
+    """The shape of an OPT model. Its feed-forward layers are four times as wide as the hidden size, as in all.
+
+    ``norm`` says where each residual branch has its layer norm: before it, or, as in OPT-350M alone, after the
+    addition, and then there is none before the output layer. ``embed_size`` is the width of the token embeddings where
+    it is not the hidden size (0): two projections join them.
+    """
 
     vocab_size: int
     max_positions: int
@@ -21,6 +29,18 @@ class ModelConfig:
     num_heads: int
     dropout: float
     init_std: float = 0.006
+    norm: Literal["pre", "post"] = "pre"
+    embed_size: int = 0
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of a token's embedding."""
+        return self.embed_size or self.hidden_size
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding matrix. Those from ``vocab_size`` on stay zero and are never predicted."""
+        return -(-self.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,23 +107,102 @@ def opt_tiny() -> Recipe:
 
 
 def opt_125m() -> Recipe:
-    """OPT-125M as published: 0.5M tokens a batch, warm-up over 375M tokens, 300B tokens (arXiv 2205.01068, table 1)."""
-    seq_len, global_batch = 2048, 256
-    tokens_per_step = seq_len * global_batch
-    steps = -(-300_000_000_000 // tokens_per_step)
+    """OPT-125M (arXiv 2205.01068, table 1)."""
+    return _opt(num_layers=12, hidden_size=768, num_heads=12, peak_lr=6e-4, batch_tokens=_M // 2, micro_batch=8)
+
+
+def opt_350m() -> Recipe:
+    """OPT-350M (table 1), the odd one out: layer norms after the branches, embeddings of 512 with projections."""
+    recipe = _opt(num_layers=24, hidden_size=1024, num_heads=16, peak_lr=3e-4, batch_tokens=_M // 2, micro_batch=8)
+    return replace(recipe, model=replace(recipe.model, norm="post", embed_size=512))
+
+
+def opt_1_3b() -> Recipe:
+    """OPT-1.3B (table 1)."""
+    return _opt(num_layers=24, hidden_size=2048, num_heads=32, peak_lr=2e-4, batch_tokens=_M, micro_batch=8)
+
+
+def opt_2_7b() -> Recipe:
+    """OPT-2.7B (table 1)."""
+    return _opt(num_layers=32, hidden_size=2560, num_heads=32, peak_lr=1.6e-4, batch_tokens=_M, micro_batch=4)
+
+
+def opt_6_7b() -> Recipe:
+    """OPT-6.7B (table 1)."""
+    return _opt(num_layers=32, hidden_size=4096, num_heads=32, peak_lr=1.2e-4, batch_tokens=2 * _M, micro_batch=2)
+
+
+def opt_13b() -> Recipe:
+    """OPT-13B (table 1)."""
+    return _opt(num_layers=40, hidden_size=5120, num_heads=40, peak_lr=1e-4, batch_tokens=4 * _M, micro_batch=2)
+
+
+def opt_30b() -> Recipe:
+    """OPT-30B (table 1)."""
+    return _opt(num_layers=48, hidden_size=7168, num_heads=56, peak_lr=1e-4, batch_tokens=4 * _M, tp=2)
+
+
+def opt_66b() -> Recipe:
+    """OPT-66B (table 1), each layer shared by the eight GPUs of a node, as it was trained."""
+    return _opt(num_layers=64, hidden_size=9216, num_heads=72, peak_lr=0.8e-4, batch_tokens=2 * _M, tp=8)
+
+
+def opt_175b() -> Recipe:
+    """OPT-175B (table 1), each layer shared by the eight GPUs of a node, as it was trained.
+
+    Warm-up is 2000 updates. In its first stretch OPT-175B was clipped to 0.3 instead of 1 (section 2.5).
+    """
+    recipe = _opt(num_layers=96, hidden_size=12288, num_heads=96, peak_lr=1.2e-4, batch_tokens=2 * _M, tp=8)
+    return replace(recipe, optim=replace(recipe.optim, warmup_steps=2000))
+
+
+# The paper rounds; metaseq's launcher has these powers of two.
+_M = 2**20
+
+
+def _opt(
+    *,
+    num_layers: int,
+    hidden_size: int,
+    num_heads: int,
+    peak_lr: float,
+    batch_tokens: int,
+    micro_batch: int = 1,
+    tp: int = 1,
+) -> Recipe:
+    """What all sizes have in common: 300B tokens in sequences of 2048, warm-up over 375M of them, decay to a tenth."""
+    seq_len = 2048
+    steps = -(-300_000_000_000 // batch_tokens)
     return Recipe(
         steps=steps,
         model=ModelConfig(
-            vocab_size=50272, max_positions=2048, num_layers=12, hidden_size=768, num_heads=12, dropout=0.1
+            vocab_size=50272,
+            max_positions=2048,
+            num_layers=num_layers,
+            hidden_size=hidden_size,
+            num_heads=num_heads,
+            dropout=0.1,
         ),
-        data=DataConfig(seq_len=seq_len, global_batch=global_batch, micro_batch=8),
-        optim=OptimConfig(peak_lr=6e-4, warmup_steps=375_000_000 // tokens_per_step, total_steps=steps),
+        data=DataConfig(seq_len=seq_len, global_batch=batch_tokens // seq_len, micro_batch=micro_batch),
+        optim=OptimConfig(peak_lr=peak_lr, warmup_steps=375_000_000 // batch_tokens, total_steps=steps),
+        parallel=ParallelConfig(tp=tp),
         precision="bf16",
         checkpoint_every=500,
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"opt-tiny": opt_tiny, "opt-125m": opt_125m}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "opt-tiny": opt_tiny,
+    "opt-125m": opt_125m,
+    "opt-350m": opt_350m,
+    "opt-1.3b": opt_1_3b,
+    "opt-2.7b": opt_2_7b,
+    "opt-6.7b": opt_6_7b,
+    "opt-13b": opt_13b,
+    "opt-30b": opt_30b,
+    "opt-66b": opt_66b,
+    "opt-175b": opt_175b,
+}
 
 
 def build(name: str, settings: Sequence[str] = ()) -> Recipe:
@@ -203,10 +302,11 @@ def _check(recipe: Recipe) -> None:
 
     model, data, optim, parallel = recipe.model, recipe.data, recipe.optim, recipe.parallel
     for key, value in settings_of(recipe):
-        if isinstance(value, int) and key not in {"seed", "parallel.dp"}:
+        if isinstance(value, int) and key not in {"seed", "parallel.dp", "model.embed_size"}:
             require(value >= 1, f"{key} must be at least 1")
     require(recipe.seed >= 0, "seed must not be negative")
     require(parallel.dp >= 0, "parallel.dp must not be negative")
+    require(model.embed_size >= 0, "model.embed_size must not be negative")
     require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")
     require(data.seq_len <= model.max_positions, "data.seq_len must not exceed model.max_positions")
     require(0 <= model.dropout < 1, "model.dropout must be at least 0 and below 1")

@@ -1,15 +1,28 @@
 import math
+import os
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from tests.trainer.harness import SMALL
-from trainer import recipes
+from tests.trainer.harness import SMALL, Ranks
+from trainer import parallel, recipes
+from trainer.data import Samples
+from trainer.loop import forward_backward, measure
 from trainer.model import OPT
+from trainer.outside import Heard
+from trainer.telemetry import Progress
 
-CONFIG = recipes.build("opt-tiny", [*SMALL, "model.dropout=0", "model.init_std=0.2"]).model
+PLAIN = [*SMALL, "model.dropout=0", "model.init_std=0.2"]
+CONFIG = recipes.build("opt-tiny", PLAIN).model
+# The form of OPT-350M, and a vocabulary that is padded from 500 rows to 512.
+OPT_350M = ["model.norm=post", "model.embed_size=16", "model.vocab_size=500"]
+SHAPES = {"pre-LN": [], "350M": OPT_350M, "post-LN": ["model.norm=post"], "projected": ["model.embed_size=16"]}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +60,7 @@ def test_parameters_have_the_names_and_shapes_of_the_released_models(model: OPT)
 def formula(model: OPT, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The decoder of arXiv 2205.01068 and its released code, written down a second time, one head at a time."""
     w = dict(model.named_parameters())
+    config = model.config
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
@@ -56,40 +70,116 @@ def formula(model: OPT, tokens: Tensor) -> tuple[Tensor, Tensor]:
         scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
-    length = tokens.shape[1]
-    x = w["embed_tokens.weight"][tokens] + w["embed_positions.weight"][2 : 2 + length]
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    size = CONFIG.hidden_size // CONFIG.num_heads
-    for i in range(CONFIG.num_layers):
-        layer = f"layers.{i}"
-        y = norm(x, f"{layer}.self_attn_layer_norm")
+    def branch(x: Tensor, norm_name: str, function: Callable[[Tensor], Tensor]) -> Tensor:
+        if config.norm == "pre":
+            return x + function(norm(x, norm_name))
+        return norm(x + function(x), norm_name)
+
+    def attention(y: Tensor) -> Tensor:
         q = linear(y, f"{layer}.self_attn.q_proj") * size**-0.5
         k, v = (linear(y, f"{layer}.self_attn.{name}_proj") for name in "kv")
         heads = []
-        for h in range(CONFIG.num_heads):
+        for h in range(config.num_heads):
             part = slice(h * size, (h + 1) * size)
             scores = (q[..., part] @ k[..., part].transpose(1, 2)).masked_fill(future, -math.inf)
             heads.append(scores.softmax(-1) @ v[..., part])
-        x = x + linear(torch.cat(heads, -1), f"{layer}.self_attn.out_proj")
-        y = norm(x, f"{layer}.final_layer_norm")
-        x = x + linear(linear(y, f"{layer}.fc1").clamp(min=0), f"{layer}.fc2")
-    return norm(x, "final_layer_norm") @ w["embed_tokens.weight"].T, x.norm(dim=-1).sum()
+        return linear(torch.cat(heads, -1), f"{layer}.self_attn.out_proj")
+
+    def feed_forward(y: Tensor) -> Tensor:
+        return linear(linear(y, f"{layer}.fc1").clamp(min=0), f"{layer}.fc2")
+
+    length = tokens.shape[1]
+    x = w["embed_tokens.weight"][tokens]
+    if config.embed_size:
+        x = x @ w["project_in.weight"].T
+    x = x + w["embed_positions.weight"][2 : 2 + length]
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    size = config.hidden_size // config.num_heads
+    for i in range(config.num_layers):
+        layer = f"layers.{i}"
+        x = branch(x, f"{layer}.self_attn_layer_norm", attention)
+        x = branch(x, f"{layer}.final_layer_norm", feed_forward)
+    activation_norm = x.norm(dim=-1).sum()
+    if config.norm == "pre":
+        x = norm(x, "final_layer_norm")
+    if config.embed_size:
+        x = x @ w["project_out.weight"].T
+    return x @ w["embed_tokens.weight"][: config.vocab_size].T, activation_norm
 
 
-def test_it_computes_the_published_formula(model: OPT) -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_computes_the_published_formula(shape: str) -> None:
+    model = OPT(recipes.build("opt-tiny", [*PLAIN, *SHAPES[shape]]).model, seed=1)
     with torch.no_grad():  # biases and norms start at 0 and 1, which would hide where they are left out
         for name, p in model.named_parameters():
             if p.dim() == 1:
                 p.normal_(1.0 if "norm.weight" in name else 0.0, 0.3, generator=torch.Generator().manual_seed(3))
-    tokens = torch.randint(4, 512, (3, 17), generator=torch.Generator().manual_seed(2))
-    for found, expected in zip(model(tokens), formula(model, tokens), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    vocab = model.config.vocab_size
+    tokens = torch.randint(4, vocab, (3, 17), generator=torch.Generator().manual_seed(2))
+    (logits, norm), (expected_logits, expected_norm) = model(tokens), formula(model, tokens)
+    torch.testing.assert_close(logits[..., :vocab], expected_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm, expected_norm, rtol=1e-4, atol=1e-4)
+    assert (logits[..., vocab:] == -math.inf).all()
+
+
+def one_update(model: OPT, tokens: Tensor) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(model(tokens[:, :-1])[0].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+
+
+def test_padding_the_vocabulary_changes_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipes.build("opt-tiny", [*PLAIN, "model.vocab_size=500"]).model
+    tokens = torch.randint(4, 500, (4, 17), generator=torch.Generator().manual_seed(2))
+    padded = OPT(config, seed=1)
+    one_update(padded, tokens)
+    monkeypatch.setattr(recipes, "_VOCAB_MULTIPLE", 4)
+    plain = OPT(config, seed=1)
+    one_update(plain, tokens)
+    assert (len(padded.embed_tokens.weight), len(plain.embed_tokens.weight)) == (512, 500)
+    assert not padded.embed_tokens.weight[500:].any()
+    for (name, weight), (_, expected) in zip(padded.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(weight[: len(expected)], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def gradients_of_one_batch(dp: int, tp: int) -> dict[str, Any]:
+    """Loss, gradient norm and gradients of a model of OPT-350M's form, on one rank of a group."""
+    changes = [*PLAIN, *OPT_350M, f"parallel.dp={dp}", f"parallel.tp={tp}", "model.dropout=0.1"]
+    recipe = recipes.build("opt-tiny", changes)
+    place = parallel.place_from_environment(os.environ)
+    layout = parallel.start(place, *parallel.check_layout(recipe, place.world))
+    model = parallel.shard(OPT(recipe.model, recipe.seed), layout, "fp32")
+    ids = np.random.RandomState(0).randint(4, recipe.model.vocab_size, 4000).astype(np.uint16)
+    samples = Samples(ids, recipe.data.seq_len, recipe.seed)
+    measured = measure(model, *forward_backward(model, samples, recipe, layout, Progress()), Heard())
+    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if isinstance(p.grad, DTensor)}
+    return {"loss": measured.loss, "gnorm": measured.gnorm, "gradients": gradients}
+
+
+def test_the_form_of_350m_computes_the_same_on_all_layouts(ranks: Ranks) -> None:
+    (alone,) = ranks(1, gradients_of_one_batch, 1, 1)
+    assert len(alone["gradients"]) == 2 * 16 + 4
+    assert not alone["gradients"]["embed_tokens.weight"][500:].any()
+    for dp, tp in ((2, 1), (1, 2), (2, 2)):
+        for rank in ranks(dp * tp, gradients_of_one_batch, dp, tp):
+            assert rank["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+            assert rank["gnorm"] == pytest.approx(alone["gnorm"], rel=1e-5)
+            for name, expected in alone["gradients"].items():
+                if not name.endswith("k_proj.bias"):  # whose true gradient is zero
+                    torch.testing.assert_close(rank["gradients"][name], expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_initial_weights_have_the_published_spread() -> None:
     config = recipes.build("opt-125m", ["model.vocab_size=4000", "model.num_layers=2"]).model
     for name, p in OPT(config, seed=1).named_parameters():
-        if name.endswith("bias"):
+        if name == "embed_tokens.weight":
+            assert p.shape == (4096, 768)
+            assert not p[4000:].any()
+            assert not p[1].any(), "the padding token's"
+            assert p[2:4000].std().item() == pytest.approx(0.006, rel=0.01)
+        elif name.endswith("bias"):
             assert not p.any()
         elif "layer_norm" in name:
             assert (p == 1).all()

@@ -160,7 +160,7 @@ def test_input_and_output_embedding_stay_tied(trained: list[dict[str, Any]]) -> 
     ("changes", "world", "why"),
     [
         (["parallel.tp=3"], 3, "model.num_heads=4 is not a multiple of parallel.tp=3"),
-        (["parallel.tp=4", "model.vocab_size=510"], 4, "model.vocab_size=510"),
+        (["parallel.tp=3", "model.hidden_size=48", "model.num_heads=3"], 3, "the padded model.vocab_size=512"),
         (["parallel.tp=2", "data.seq_len=31"], 2, "data.seq_len=31"),
         (["parallel.dp=2", "parallel.tp=2"], 3, "3 processes cannot form parallel.dp=2 × parallel.tp=2"),
         (["parallel.tp=2"], 3, "3 processes cannot form"),

@@ -14,6 +14,8 @@ SETTINGS = {
     "model.num_heads",
     "model.dropout",
     "model.init_std",
+    "model.norm",
+    "model.embed_size",
     "data.seq_len",
     "data.global_batch",
     "data.micro_batch",
@@ -39,14 +41,40 @@ def test_the_settings_are_these_and_no_others(name: str) -> None:
     assert {key for key, _ in settings_of(build(name))} == SETTINGS
 
 
-def test_opt_125m_is_the_published_one() -> None:
-    recipe = build("opt-125m")
+# arXiv 2205.01068, table 1: layers, heads, width, peak learning rate, tokens per batch.
+TABLE_1 = {
+    "opt-125m": (12, 12, 768, 6.0e-4, 0.5e6),
+    "opt-350m": (24, 16, 1024, 3.0e-4, 0.5e6),
+    "opt-1.3b": (24, 32, 2048, 2.0e-4, 1e6),
+    "opt-2.7b": (32, 32, 2560, 1.6e-4, 1e6),
+    "opt-6.7b": (32, 32, 4096, 1.2e-4, 2e6),
+    "opt-13b": (40, 40, 5120, 1.0e-4, 4e6),
+    "opt-30b": (48, 56, 7168, 1.0e-4, 4e6),
+    "opt-66b": (64, 72, 9216, 0.8e-4, 2e6),
+    "opt-175b": (96, 96, 12288, 1.2e-4, 2e6),
+}
+
+
+def test_all_published_sizes_have_a_recipe() -> None:
+    assert set(RECIPES) == {"opt-tiny", *TABLE_1}
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_recipes_are_the_published_ones(name: str) -> None:
+    recipe = build(name)
+    layers, heads, width, peak_lr, batch = TABLE_1[name]
+    model = recipe.model
+    assert (model.num_layers, model.num_heads, model.hidden_size) == (layers, heads, width)
+    assert recipe.optim.peak_lr == peak_lr
+    assert recipe.data.seq_len == model.max_positions == 2048
     tokens = recipe.data.global_batch * recipe.data.seq_len
-    assert tokens == pytest.approx(0.5e6, rel=0.05)
+    assert tokens == pytest.approx(batch, rel=0.05)
     assert (recipe.steps - 1) * tokens < 300e9 <= recipe.steps * tokens
-    assert recipe.optim.warmup_steps * tokens == pytest.approx(375e6, rel=0.01)
-    assert (recipe.model.num_layers, recipe.model.hidden_size, recipe.model.num_heads) == (12, 768, 12)
-    assert recipe.optim.peak_lr == 6e-4
+    warmup = 2000 if name == "opt-175b" else 375e6 / tokens
+    assert recipe.optim.warmup_steps == pytest.approx(warmup, abs=1)
+    assert (model.norm, model.embedding_width) == (("post", 512) if name == "opt-350m" else ("pre", width))
+    assert (model.vocab_size, model.padded_vocab_size) == (50272, 50304)
+    assert (model.dropout, model.init_std, recipe.optim.clip_norm, recipe.optim.weight_decay) == (0.1, 0.006, 1.0, 0.1)
 
 
 def test_set_is_typed_by_the_setting() -> None:
