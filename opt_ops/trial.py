@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from opt_ops.adapters.runfolder import point_of
 from opt_ops.core.decide import decide_recovery
 from opt_ops.core.events import Entry, RecoveryDecided
 from opt_ops.core.fold import fold
+from opt_ops.core.names import attempt_folder
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import State
+from opt_ops.core.signals import Finding
+from opt_ops.core.spike import LossDetector
+from opt_ops.files import Tail
+
+_SAME_FINDING = 5  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,24 @@ def decisions(entries: Iterable[Entry], policy: Policy) -> Iterator[Compared]:
             again = decide_recovery(state, entry.ts, policy)
             yield Compared(event, again if isinstance(again, RecoveryDecided) else None)
         state = fold(state, entry)
+
+
+def loss_findings(path: Path, state: State, policy: Policy) -> Iterator[tuple[str, Finding]]:
+    """What the loss detector makes of each attempt's telemetry under a policy."""
+    for attempt in state.attempts:
+        detector = LossDetector(policy.spike, policy.drift)
+        for line in Tail(path / attempt_folder(attempt) / "telemetry.jsonl").read():
+            yield from ((attempt, finding) for finding in detector.observe(point_of(line)))
+
+
+def was_raised(state: State, attempt: str, finding: Finding) -> bool:
+    """Whether the journal has the finding, give or take a few steps: the daemon's detector knew earlier attempts."""
+    return any(
+        signal.attempt == attempt
+        and (signal.signal, signal.tier) == (finding.signal, finding.tier)
+        and abs((signal.onset_step or 0) - finding.onset_step) <= _SAME_FINDING
+        for signal in state.signals.values()
+    )
 
 
 def described(decision: RecoveryDecided | None) -> str:

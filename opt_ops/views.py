@@ -14,16 +14,13 @@ from opt_ops.core.advice import suggest
 from opt_ops.core.codec import encode
 from opt_ops.core.events import Entry, Event
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.policy import Policy, newest_good
+from opt_ops.core.policy import newest_good
 from opt_ops.core.run import Attempt, Incident, State
-from opt_ops.core.signals import Finding, Point
-from opt_ops.core.spike import LossDetector
+from opt_ops.core.signals import Point
 from opt_ops.core.values import Action
 from opt_ops.files import Tail
 from opt_ops.lineages import state as read_state
 from opt_ops.render import Column, age, iso
-
-_SAME_FINDING = 5  # steps
 
 RUN_COLUMNS = [
     Column("RUN", "run"),
@@ -302,24 +299,6 @@ def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dic
         "spares": advice.spares,
         "repair_hours": repair_hours,
     }
-
-
-def loss_findings(path: Path, state: State, policy: Policy) -> Iterator[tuple[str, Finding]]:
-    """What the loss detector makes of each attempt's telemetry under a policy."""
-    for attempt in state.attempts:
-        detector = LossDetector(policy.spike, policy.drift)
-        for line in Tail(path / attempt_folder(attempt) / "telemetry.jsonl").read():
-            yield from ((attempt, finding) for finding in detector.observe(point_of(line)))
-
-
-def was_raised(state: State, attempt: str, finding: Finding) -> bool:
-    """Whether the journal has the finding, give or take a few steps: the daemon's detector knew earlier attempts."""
-    return any(
-        signal.attempt == attempt
-        and (signal.signal, signal.tier) == (finding.signal, finding.tier)
-        and abs((signal.onset_step or 0) - finding.onset_step) <= _SAME_FINDING
-        for signal in state.signals.values()
-    )
 
 
 def lost_beyond(path: Path, state: State, step: int) -> int:

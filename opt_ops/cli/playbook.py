@@ -104,7 +104,7 @@ def try_(
 
     Example: opt-ops playbook try 12 --from my-playbooks/
     """
-    from opt_ops import trial, views
+    from opt_ops import trial
     from playbooks import loader
 
     path = lineage_folder(identifier)
@@ -118,9 +118,9 @@ def try_(
         }
         for compared in trial.decisions(lineages.entries(path), policy)
     ]
-    for attempt, finding in views.loss_findings(path, lineages.state(path), policy):
+    for attempt, finding in trial.loss_findings(path, lineages.state(path), policy):
         found = f"{finding.signal} ({finding.tier}) at step {finding.step}, since {finding.onset_step}"
-        raised = views.was_raised(lineages.state(path), attempt, finding)
+        raised = trial.was_raised(lineages.state(path), attempt, finding)
         row = {"incident": attempt, "was": found if raised else "not seen", "would_be": found, "differs": not raised}
         rows.append(row)
     columns = [Column(heading.upper().replace("_", " "), heading) for heading in ("incident", "was", "would_be")]

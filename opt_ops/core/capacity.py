@@ -6,6 +6,7 @@ nears. An attempt may use nodes of several.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import takewhile
 
 from opt_ops.core.events import (
@@ -21,9 +22,8 @@ from opt_ops.core.policy import Policy, newest_good, under_examination
 from opt_ops.core.run import Allocation, Node, State, waiting_for_attempt
 from opt_ops.core.values import Driver, Verdict
 
-_PAUSE_SECONDS = (
-    10.0  # between two tries, whatever came of the first: a node that is lost at once is not asked for at once
-)
+# Between two tries, whatever came of the first: a node that is lost at once is not asked for at once.
+_PAUSE_SECONDS = 10.0
 
 
 def acts(state: State) -> bool:
@@ -37,6 +37,11 @@ def leaving(allocation: Allocation, now: float, policy: Policy) -> bool:
         return False
     lead = min(policy.capacity.successor_seconds, (allocation.ends_at - allocation.since) / 4)
     return now > allocation.ends_at - lead
+
+
+def staying(state: State, names: Iterable[str], now: float, policy: Policy) -> list[str]:
+    """Those of the held nodes `names` whose allocation is not about to end."""
+    return [name for name in names if not leaving(state.held[name], now, policy)]
 
 
 def last_call(allocation: Allocation, now: float, policy: Policy) -> bool:
@@ -141,7 +146,7 @@ def _superfluous(state: State, allocation: Allocation, useful: list[str], now: f
     own = set(_own(state, allocation))
     if own.isdisjoint(useful):
         return f"none of its nodes is fit after {waited:.0f} s" if waited > policy.unfit_seconds else ""
-    stay = [node for node in useful if node not in own and not leaving(state.held[node], now, policy)]
+    stay = staying(state, (node for node in useful if node not in own), now, policy)
     if training and len(stay) >= shape.nodes + shape.spares:
         return f"{len(stay)} nodes are held without it"
     return ""
@@ -152,7 +157,7 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     if not acts(state):
         return None
     shape, attempt = state.shape, state.attempt
-    stay = [node for node in useful_nodes(state, policy, now) if not leaving(state.held[node], now, policy)]
+    stay = staying(state, useful_nodes(state, policy, now), now, policy)
     pending = sum(allocation.wanted for allocation in state.live_allocations if allocation.pending)
     missing = shape.nodes + shape.spares - len(stay) - pending
     training = attempt is not None and attempt.live
@@ -171,7 +176,7 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     if (refused and now - refused[0].since < wait) or (newest and now - newest.intended_at < _PAUSE_SECONDS):
         return None
     excluded = {name for name, node in state.nodes.items() if node.excluded_by is not None}
-    excluded |= {name for name, allocation in state.held.items() if not leaving(allocation, now, policy)}
+    excluded |= set(staying(state, state.held, now, policy))
     return AllocationIntended(
         allocation=f"{state.intent.lineage}-n{len(state.allocations)}",
         nodes=missing,

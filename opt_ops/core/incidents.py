@@ -6,7 +6,7 @@ import signal as signals
 from collections.abc import Mapping
 from typing import Any
 
-from opt_ops.core.capacity import eligible_nodes, last_call, leaving
+from opt_ops.core.capacity import eligible_nodes, last_call, leaving, staying
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
 from opt_ops.core.people import open_change
 from opt_ops.core.policy import Policy
@@ -153,12 +153,9 @@ def _make_room(state: State, now: float, policy: Policy) -> IncidentOpened | Non
     through = {state.held[node].name: state.held[node] for node in attempt.nodes if node in state.held}
     ending = next((a for a in through.values() if leaving(a, now, policy)), None)
     if ending is not None and ending.ends_at is not None:
-        fit = eligible_nodes(state, policy, now)
-        staying = [node for node in fit if not leaving(state.held[node], now, policy)]
-        if len(staying) >= len(attempt.nodes):
-            cause = (
-                f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s; {len(staying)} other nodes are held"
-            )
+        others = staying(state, eligible_nodes(state, policy, now), now, policy)
+        if len(others) >= len(attempt.nodes):
+            cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s; {len(others)} other nodes are held"
             return _planned(state, attempt, "time_limit", cause, "the scheduler's time limit", now)
         if last_call(ending, now, policy):
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s, and there are no other nodes yet"

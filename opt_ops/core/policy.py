@@ -52,23 +52,23 @@ class Playbook:
 class Limits:
     """What holds for all playbooks together."""
 
-    actions: int = 40  # in `hours`, of all playbooks
-    hours: float = 24.0
-    refill_steps: int | None = 5000
-    cordon_per_hour: int = 4  # nodes that may be taken out: a wrong rule must not empty a cluster
+    actions: int  # in `hours`, of all playbooks
+    hours: float
+    refill_steps: int | None
+    cordon_per_hour: int  # nodes that may be taken out: a wrong rule must not empty a cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """Patience with missing nodes, in seconds."""
 
-    shrink_seconds: float = 120.0  # without a full set, before training goes on with fewer nodes
-    grow_seconds: float = 600.0  # of training with fewer, before it is interrupted for more
-    top_up_seconds: float = 600.0  # between tries to replace a node that is not needed at once
-    successor_seconds: float = 3600.0  # before a time limit, when the next allocation is asked for
-    last_call_seconds: float = 180.0  # before a time limit, when the attempt must save and leave
-    leave_seconds: float = 120.0  # that a leaving attempt gets for its checkpoint
-    page_seconds: float = 1800.0  # of waiting for nodes, before a human is called
+    shrink_seconds: float  # without a full set, before training goes on with fewer nodes
+    grow_seconds: float  # of training with fewer, before it is interrupted for more
+    top_up_seconds: float  # between tries to replace a node that is not needed at once
+    successor_seconds: float  # before a time limit, when the next allocation is asked for
+    last_call_seconds: float  # before a time limit, when the attempt must save and leave
+    leave_seconds: float  # that a leaving attempt gets for its checkpoint
+    page_seconds: float  # of waiting for nodes, before a human is called
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
