@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]  (no other place)
 
 SEED = 1234
 PATTERNS = (0, -1, 0x5555555555555555, -0x5555555555555556)  # all bits clear, all set, and every other one
