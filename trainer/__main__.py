@@ -74,6 +74,8 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
             raise UserError(f"--{option.replace('_', '-')} is required; --help shows examples.")
     if arguments.fence and not arguments.attempt:
         raise UserError("--fence needs --attempt: which of the attempts that the file may name is this one?")
+    if arguments.fence:
+        signals.leave_sigterm_to_supervisor()
     recipe = recipes.build(arguments.recipe, arguments.set)
     lr_factors = [_lr_factor(text) for text in arguments.lr_factor]
     skips = [_skip(text) for text in arguments.skip_batches]
@@ -88,6 +90,7 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
             attempt=arguments.attempt or arguments.run_dir.name,
             resume=arguments.resume,
             from_scratch=arguments.from_scratch,
+            init_from=arguments.init_from,
             lr_factors=lr_factors,
             skips=skips,
             data=arguments.data,
@@ -122,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", metavar="CHECKPOINT", type=Path, help="continue from this step-… folder")
     start.add_argument("--from-scratch", action="store_true", help="start over although there are checkpoints")
+    parser.add_argument(
+        "--init-from",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="begin with the weights of this checkpoint, which trainer.convert may have made; --resume outranks it",
+    )
     parser.add_argument(
         "--lr-factor",
         metavar="STEP:FACTOR",

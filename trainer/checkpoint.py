@@ -97,10 +97,25 @@ class Checkpointer:
             CheckpointError: on all ranks, when it is missing, torn or damaged.
             UserError: it holds another model.
         """
+        return self._read(path, self._state)
+
+    def load_weights(self, path: Path) -> None:
+        """Verify the checkpoint ``path`` and read its parameters alone: a run begins with them.
+
+        Raises:
+            CheckpointError: on all ranks, when it is missing, torn or damaged.
+            UserError: it holds another model.
+        """
+        self._read(path, {"model": self._state["model"]})
+
+    def _read(self, path: Path, state: dict[str, Any]) -> Manifest:
         found = self._on_rank_0(manifest.verify, path)
         reader = FileSystemReader(path)
-        self._require_same_model(reader, path)
-        load(self._state, storage_reader=reader, process_group=self._group)
+        stored = reader.read_metadata().state_dict_metadata
+        self._require_same_model(stored, path)
+        if "optimizer" in state and not any(name.startswith("optimizer.") for name in stored):
+            raise UserError(f"{path} holds weights alone, and nothing to resume: begin a run with --init-from {path}.")
+        load(state, storage_reader=reader, process_group=self._group)
         return found
 
     def _write(self, state: dict[str, Any], header: Mapping[str, Any]) -> None:
@@ -169,10 +184,10 @@ class Checkpointer:
             if error is not None:
                 raise OSError(f"rank {rank}: {error}")
 
-    def _require_same_model(self, reader: FileSystemReader, path: Path) -> None:
+    def _require_same_model(self, metadata: Mapping[str, Any], path: Path) -> None:
         stored = {
             name: tuple(item.size)
-            for name, item in reader.read_metadata().state_dict_metadata.items()
+            for name, item in metadata.items()
             if name.startswith("model.") and isinstance(item, TensorStorageMetadata)
         }
         live = {f"model.{name}": tuple(p.shape) for name, p in self._state["model"].items()}

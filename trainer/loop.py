@@ -21,6 +21,7 @@ from trainer.data import Samples, next_sample, part
 from trainer.errors import NonFiniteError, UserError
 from trainer.fence import Fence
 from trainer.lines import say
+from trainer.manifest import CheckpointError
 from trainer.model import OPT
 from trainer.outside import Heard, Outside
 from trainer.parallel import Layout
@@ -41,6 +42,7 @@ class Job:
     attempt: str
     resume: Path | None
     from_scratch: bool
+    init_from: Path | None
     lr_factors: Sequence[tuple[int, float]]
     skips: Sequence[tuple[int, int]]
     data: Sequence[Path]
@@ -68,7 +70,7 @@ def train(job: Job) -> None:
     phases.enter("start", None)
     text = tokens.load(job.data, job.tokenizer, recipe.model.vocab_size)
     samples = Samples(text.ids, recipe.data.seq_len, recipe.seed)
-    settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, text.digest)
+    settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, text.digest, _initial_weights(job))
 
     layout = parallel.start(place, dp, tp)
     parallel.require_agreement("the recipe, its settings or the data", settings_digest)
@@ -76,7 +78,7 @@ def train(job: Job) -> None:
     optimizer = optim.build(model, recipe.optim)
     fence = Fence(job.fence, job.attempt)
     checkpointer = Checkpointer(job.checkpoint_dir, model, optimizer, fence)
-    progress = _resume(job, checkpointer, settings_digest, layout) if job.resume else Progress()
+    progress = _begin(job, checkpointer, settings_digest, layout)
     recorder = _recorder(job, layout, _config(job, layout, model, text, progress)) if layout.rank == 0 else None
     outside = Outside(job.run_dir, layout, job.signals, fence)
 
@@ -131,14 +133,30 @@ def check_folders(job: Job) -> None:
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
 
 
-def _resume(job: Job, checkpointer: Checkpointer, settings_digest: str, layout: Layout) -> Progress:
-    assert job.resume is not None
+def _begin(job: Job, checkpointer: Checkpointer, settings_digest: str, layout: Layout) -> Progress:
+    """Read what training begins with, if anything."""
+    if not job.resume:
+        if job.init_from:
+            checkpointer.load_weights(job.init_from)
+        return Progress()
     found = checkpointer.load(job.resume)
     if layout.rank == 0:
         say(f"resumed from {job.resume}, step {found.step}")
         if found.settings_digest != settings_digest:
             say("note: settings, data, learning-rate factors or skips are not those the checkpoint was saved under")
     return Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
+
+
+def _initial_weights(job: Job) -> str | None:
+    """What identifies the weights that the run began with, if they were given: the digest in the marker."""
+    if job.init_from is None:
+        return None
+    try:
+        return manifest.digest(job.init_from)
+    except CheckpointError:
+        if not job.resume:
+            raise
+        return None  # they are not needed any more
 
 
 def forward_backward(
@@ -248,6 +266,7 @@ def _header(job: Job, layout: Layout, progress: Progress, settings_digest: str, 
         "schedule": _schedule(job.recipe),
         "lr_factors": job.lr_factors,
         "skips": job.skips,
+        "model": asdict(job.recipe.model),
         "telemetry": line,
     }
 
@@ -278,6 +297,7 @@ def _config(job: Job, layout: Layout, model: OPT, text: TokenFile, progress: Pro
             "tokenizer": text.tokenizer,
         },
         "resume": {"path": str(job.resume), "step": progress.step} if job.resume else None,
+        "init_from": str(job.init_from) if job.init_from else None,
     }
 
 

@@ -56,6 +56,7 @@ class Manifest:
     schedule: Mapping[str, float] | None = None
     lr_factors: Sequence[Sequence[float]] = ()
     skips: Sequence[Sequence[int]] = ()
+    model: Mapping[str, Any] | None = None
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -157,6 +158,15 @@ def verify(path: Path) -> Manifest:
     return manifest
 
 
+def digest(path: Path) -> str:
+    """What identifies the content of the checkpoint ``path``: the SHA-256 of its manifest, as the marker has it.
+
+    Raises:
+        CheckpointError: there is no marker.
+    """
+    return _read_marker(path).decode()
+
+
 def remove(path: Path) -> None:
     """Delete the checkpoint ``path``, the marker first, so that a half-deleted one is never taken for a whole one."""
     (path / MARKER).unlink(missing_ok=True)
@@ -164,15 +174,12 @@ def remove(path: Path) -> None:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    try:
-        marker = (path / MARKER).read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(path, f"no {MARKER} marker: the save was never finished") from None
+    marker = _read_marker(path)
     try:
         text = (path / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise CheckpointError(path, f"{MANIFEST} is missing") from None
-    if marker.strip() != hashlib.sha256(text).hexdigest().encode():
+    if marker != hashlib.sha256(text).hexdigest().encode():
         raise CheckpointError(path, f"{MANIFEST} does not match the {MARKER} marker")
     fields = json.loads(text)
     version = fields.pop("v")
@@ -180,6 +187,13 @@ def _read_manifest(path: Path) -> Manifest:
         raise CheckpointError(path, f"{MANIFEST} has version {version}, this program reads version {VERSION}")
     known = Manifest.__dataclass_fields__.keys()
     return Manifest(**{name: value for name, value in fields.items() if name in known})
+
+
+def _read_marker(path: Path) -> bytes:
+    try:
+        return (path / MARKER).read_bytes().strip()
+    except FileNotFoundError:
+        raise CheckpointError(path, f"no {MARKER} marker: the save was never finished") from None
 
 
 def _rank_file(path: Path, rank: int) -> Path:

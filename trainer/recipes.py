@@ -68,10 +68,41 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """Ranks that share a batch (``dp``; 0: all that ``tp`` leaves) times ranks that share each layer (``tp``)."""
+    """Ranks that share a batch (``dp``; 0: all that ``tp`` leaves) times ranks that share each layer (``tp``).
+
+    ``replicas`` copies of the parameters are kept among the ``dp`` ranks, each spread over ``dp`` / ``replicas`` of
+    them: on many nodes, the parameters are then gathered within a node or a few. ``offload`` keeps parameters and
+    optimizer in the memory of the host.
+    """
 
     dp: int = 0
     tp: int = 1
+    replicas: int = 1
+    offload: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossScaleConfig:
+    """fp16's dynamic loss scale, with metaseq's numbers; :mod:`trainer.precision` says how they act.
+
+    ``patience`` overflows in a row at the floor end the attempt.
+    """
+
+    initial: float = 4.0
+    window: int = 256
+    tolerance: float = 0.0
+    floor: float = 2.0**-5
+    patience: int = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuardConfig:
+    """When one update is skipped: loss and gradient norm both more than ``deviations`` standard deviations above the
+    mean of the last ``window`` updates, of which there are at least ``warm``. ``deviations`` of 0 turn it off."""
+
+    deviations: float = 6.0
+    window: int = 128
+    warm: int = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +110,11 @@ class Recipe:
     """One training run.
 
     It ends after ``steps`` updates; the schedule has a length of its own, so that a run can be stopped early or be
-    extended without another learning rate. ``precision`` is that of matrix products on GPUs; on CPU it is always fp32.
+    extended without another learning rate.
+
+    ``precision`` is that of parameters and activations in forward and backward pass; master weights, the optimizer and
+    sums over ranks are always fp32. ``engine`` is what spreads the model over ranks. ``checkpoint_activations`` keeps
+    of each layer only its input and computes the rest again; ``compile`` compiles each layer.
     """
 
     steps: int
@@ -87,7 +122,12 @@ class Recipe:
     data: DataConfig
     optim: OptimConfig
     parallel: ParallelConfig = ParallelConfig()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    engine: Literal["fsdp2", "fairscale"] = "fsdp2"
+    checkpoint_activations: bool = False
+    compile: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    guard: GuardConfig = GuardConfig()
     seed: int = 1
     checkpoint_every: int
     log_every: int = 10
@@ -240,7 +280,11 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def trajectory_digest(
-    recipe: Recipe, lr_factors: Sequence[tuple[int, float]], skips: Sequence[tuple[int, int]], data_digest: str
+    recipe: Recipe,
+    lr_factors: Sequence[tuple[int, float]],
+    skips: Sequence[tuple[int, int]],
+    data_digest: str,
+    initial_weights: str | None = None,
 ) -> str:
     """SHA-256 over all that decides the weights after a given step: not the layout, and not how often to save.
 
@@ -251,11 +295,15 @@ def trajectory_digest(
         "batch": [recipe.data.seq_len, recipe.data.global_batch],
         "optim": asdict(recipe.optim),
         "precision": recipe.precision,
+        "loss_scale": asdict(recipe.loss_scale) if recipe.precision == "fp16" else None,
+        "guard": asdict(recipe.guard),
         "seed": recipe.seed,
         "lr_factors": sorted(lr_factors),
         "skips": sorted(skips),
         "data": data_digest,
     }
+    if initial_weights:
+        decisive["initial_weights"] = initial_weights
     return "sha256:" + hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -266,11 +314,13 @@ def _with(config: Any, path: Sequence[str], text: str, setting: str) -> Any:
     kind = get_type_hints(type(config))[name]
     try:
         return replace(config, **{name: _parse(kind, text)})
-    except ValueError:
+    except (ValueError, KeyError):
         raise UserError(f"--set {setting}: {text!r} is not {_describe(kind)}.") from None
 
 
 def _parse(kind: Any, text: str) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise ValueError(text)
@@ -286,7 +336,7 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
         return f"{len(get_args(kind))} numbers separated by a comma"
-    return {int: "a whole number", float: "a number"}[kind]
+    return {int: "a whole number", float: "a number", bool: "true or false"}[kind]
 
 
 def _did_you_mean(word: str, known: Any) -> str:
@@ -302,7 +352,11 @@ def _check(recipe: Recipe) -> None:
 
     model, data, optim, parallel = recipe.model, recipe.data, recipe.optim, recipe.parallel
     for key, value in settings_of(recipe):
-        if isinstance(value, int) and key not in {"seed", "parallel.dp", "model.embed_size"}:
+        if (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and key not in {"seed", "parallel.dp", "model.embed_size"}
+        ):
             require(value >= 1, f"{key} must be at least 1")
     require(recipe.seed >= 0, "seed must not be negative")
     require(parallel.dp >= 0, "parallel.dp must not be negative")
@@ -310,6 +364,15 @@ def _check(recipe: Recipe) -> None:
     require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")
     require(data.seq_len <= model.max_positions, "data.seq_len must not exceed model.max_positions")
     require(0 <= model.dropout < 1, "model.dropout must be at least 0 and below 1")
+    require(
+        parallel.dp % parallel.replicas == 0 and (parallel.dp > 0 or parallel.replicas == 1),
+        "parallel.dp must be given, as a multiple of parallel.replicas",
+    )
+    scale, guard = recipe.loss_scale, recipe.guard
+    require(0 < scale.floor <= scale.initial, "loss_scale.floor must be above 0 and not above loss_scale.initial")
+    require(0 <= scale.tolerance <= 1, "loss_scale.tolerance must be a share, from 0 to 1")
+    require(guard.deviations >= 0, "guard.deviations must not be negative")
+    require(2 <= guard.warm <= guard.window, "guard.warm must be at least 2 and not above guard.window")
     require(optim.warmup_steps < optim.total_steps, "optim.warmup_steps must be below optim.total_steps")
     require(all(0 <= beta < 1 for beta in optim.betas), "both of optim.betas must be at least 0 and below 1")
     require(optim.peak_lr > 0 and optim.clip_norm > 0, "optim.peak_lr and optim.clip_norm must be above 0")

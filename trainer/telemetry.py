@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from trainer import manifest
+from trainer.cost import flops_per_token
 from trainer.lines import LineFile
 from trainer.optim import readback
 from trainer.parallel import Layout
@@ -52,17 +53,6 @@ class Measured:
     def finite(self) -> bool:
         """Whether the gradients may be applied."""
         return math.isfinite(self.loss) and math.isfinite(self.gnorm)
-
-
-def flops_per_token(recipe: Recipe) -> int:
-    """Floating-point operations of forward and backward pass per token.
-
-    6 per weight that is multiplied, 12·L·d² + V·d of them (the tied matrix counts once, as output layer), and 6·L·d·T
-    for attention, of which the causal mask leaves half of the full 12·L·d·T. Recomputation does not count.
-    """
-    layers, size = recipe.model.num_layers, recipe.model.hidden_size
-    weights = 12 * layers * size**2 + recipe.model.vocab_size * size
-    return 6 * weights + 6 * layers * size * recipe.data.seq_len
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:

@@ -60,7 +60,7 @@ def test_an_unknown_option_is_a_user_error_too() -> None:
 def test_recipes_can_be_listed() -> None:
     (done,) = train(0, "--list-recipes")
     assert done.returncode == 0
-    assert "opt-125m: OPT-125M as published" in done.stdout
+    assert "opt-125m: OPT-125M (arXiv" in done.stdout
     assert "  optim.betas=0.9,0.95\n" in done.stdout
 
 
@@ -73,6 +73,7 @@ def job(tmp_path: Path, **changes: object) -> Job:
         "attempt": "a1",
         "resume": None,
         "from_scratch": False,
+        "init_from": None,
         "lr_factors": [],
         "skips": [],
         "data": [],

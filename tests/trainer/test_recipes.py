@@ -131,8 +131,9 @@ def test_the_digest_tells_trajectories_apart_but_not_layouts() -> None:
         factors: tuple[tuple[int, float], ...] = (),
         skips: tuple[tuple[int, int], ...] = (),
         data: str = "d",
+        weights: str | None = None,
     ) -> str:
-        return recipes.trajectory_digest(build("opt-tiny", settings), factors, skips, data)
+        return recipes.trajectory_digest(build("opt-tiny", settings), factors, skips, data, weights)
 
     same = [digest(), digest("parallel.tp=2"), digest("steps=9"), digest("checkpoint_every=7"), digest("log_every=1")]
     assert len(set(same)) == 1
@@ -143,5 +144,6 @@ def test_the_digest_tells_trajectories_apart_but_not_layouts() -> None:
         digest(factors=((450, 0.5),)),
         digest(skips=((450, 460),)),
         digest(data="e"),
+        digest(weights="w"),
     ]
     assert len({same[0], *different}) == 1 + len(different)
