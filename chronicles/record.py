@@ -41,8 +41,8 @@ class Record:
         return max(signs, default=None)
 
 
-def load(folder: Path) -> Record:
-    """Read the lineage's folder.
+def load(folder: Path, *, telemetry: bool = True) -> Record:
+    """Read the lineage's folder; the ledger needs no telemetry, which is most of it.
 
     Raises:
         JournalError: the journal cannot be trusted.
@@ -59,7 +59,7 @@ def load(folder: Path) -> Record:
         if isinstance(entry.event, AttemptIntended):
             jobs[entry.event.attempt] = _jobs(state, entry.event.nodes)
     trainer = FileTrainer(folder)
-    points = {name: trainer.points(name) for name in state.attempts}
+    points = {name: trainer.points(name) for name in state.attempts} if telemetry else {}
     return Record(
         lineage=state.lineage.lineage if state.lineage else folder.name,
         entries=entries,

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from chronicles import people
-from chronicles.ledger import Ledger, Phase, goodput, ledger
+from chronicles.account import account, node_hours_lost
 from chronicles.record import Record
 from chronicles.settled import Stretch, settled
+from opt_ops.config import Rates
 from opt_ops.core.events import (
     AllocationChanged,
     AllocationFailed,
@@ -30,9 +31,10 @@ from opt_ops.views import lr_scale
 SCHEMA = "opt-ops/report/1"
 
 
-def build(record: Record) -> dict[str, Any]:
+def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
     """The whole report as plain JSON values; times are ISO 8601, durations seconds."""
-    state = record.state
+    state, spent = record.state, account(record, rates)
+    hours = node_hours_lost(state, spent)
     parts = {part.attempt: part for part in record.stretches}
     last = max((point.step for _, point in settled(record.stretches)), default=0)
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
@@ -56,7 +58,10 @@ def build(record: Record) -> dict[str, Any]:
         "ended": iso(record.as_of) if state.ended else None,
         "step": last,
         "total_steps": steps,
-        "incidents": [_incident(state, i, parts) | {"told": told[i.name]} for i in state.incidents.values()],
+        "incidents": [
+            _incident(state, i, parts) | {"told": told[i.name], "node_hours_lost": hours[i.name]}
+            for i in state.incidents.values()
+        ],
         "runs": [_run(state, run, parts) for run in state.runs.values()],
         "attempts": [
             _attempt(a, parts[name], layouts.get(name)) | {"jobs": list(record.jobs[name])}
@@ -71,7 +76,7 @@ def build(record: Record) -> dict[str, Any]:
         "notes": [_note(entry, entry.event) for entry in record.entries if isinstance(entry.event, NoteAdded)],
         "stops": [_stop(entry, entry.event) for entry in record.entries if isinstance(entry.event, StopRequested)],
         "checkpoints": _checkpoints(state),
-        "goodput": _goodput(ledger(record)),
+        "goodput": spent,
         "journal": {"seq": state.seq, "epochs": state.epoch, "remarks": list(record.remarks)},
     }
 
@@ -317,21 +322,3 @@ def _checkpoints(state: State) -> list[dict[str, Any]]:
         }
         for known in state.checkpoints.values()
     ]
-
-
-def _goodput(book: Ledger) -> dict[str, Any]:
-    causes = {*book.repeated, *book.down} - {Phase.OTHER}
-    kept = book.steps_kept * (book.healthy_step_seconds or 0.0)
-    return {
-        "kept_steps": book.steps_kept,
-        "healthy_step_seconds": book.healthy_step_seconds,
-        "wall_seconds": sum(book.phases.values()),
-        "goodput": goodput(book),
-        "steps_repeated": book.steps_repeated,
-        "seconds_by_phase": {phase: book.phases[phase] for phase in Phase},
-        "lost": [
-            {"cause": cause, "seconds_repeated": book.repeated[cause], "seconds_down": book.down[cause]}
-            for cause in sorted(causes)
-        ],
-        "seconds_slower_than_healthy": book.phases[Phase.KEPT] - kept if book.healthy_step_seconds else None,
-    }

@@ -35,21 +35,24 @@ class Stretch:
 def stretches(attempts: Mapping[str, Attempt], points: Mapping[str, Sequence[Point]]) -> list[Stretch]:
     """One stretch for each attempt, in order. `points` are each attempt's telemetry lines, in step order."""
     starts = {name: _start(attempt, points.get(name, ())) for name, attempt in attempts.items()}
-    found: list[Stretch] = []
-    undone: list[tuple[int, str]] = []
-    for name, attempt in reversed(list(attempts.items())):
-        found.append(
-            Stretch(
-                attempt=name,
-                run=attempt.run,
-                start=starts[name],
-                points=points.get(name, ()),
-                undone=tuple(undone),
-            )
+    undone = undoings(starts)
+    return [
+        Stretch(
+            attempt=name, run=attempt.run, start=starts[name], points=points.get(name, ()), undone=tuple(undone[name])
         )
+        for name, attempt in attempts.items()
+    ]
+
+
+def undoings(starts: Mapping[str, int]) -> dict[str, Sequence[tuple[int, str]]]:
+    """By attempt, as in `Stretch.undone`: what later ones took back, from the step that each attempt resumed at."""
+    found: dict[str, Sequence[tuple[int, str]]] = {}
+    undone: list[tuple[int, str]] = []
+    for name in reversed(list(starts)):
+        found[name] = undone
         # Seen from an earlier attempt, the first later one that reaches below a step is the one that takes it back.
         undone = [(starts[name], name), *(later for later in undone if later[0] < starts[name])]
-    return found[::-1]
+    return found
 
 
 def settled(parts: Sequence[Stretch]) -> Iterator[tuple[Stretch, Point]]:

@@ -74,6 +74,17 @@ class Mlflow(_Table):
     every_seconds: Annotated[float, Field(ge=1)] = 300.0
 
 
+class Rates(_Table):
+    """What the ledger multiplies node-hours and energy by: the site's own figures; without one, its product is none."""
+
+    ideal_step_seconds: Annotated[float, Field(gt=0)] | None = None  # default: the fastest that the lineage has shown
+    pue: Annotated[float, Field(ge=1)] = 1.0  # what the site uses for each kWh of its GPUs: hosts, network, cooling
+    kg_co2e_per_kwh: Annotated[float, Field(ge=0)] | None = None
+    cost_per_kwh: Annotated[float, Field(ge=0)] | None = None
+    cost_per_node_hour: Annotated[float, Field(ge=0)] | None = None
+    currency: str = "USD"
+
+
 class Alerts(_Table):
     """Whom to tell, and who is to notice when nobody tells anything. URLs may hold `$NAME` for secrets."""
 
@@ -98,6 +109,7 @@ class Config(_Table):
     chronicle: Chronicle = Chronicle()
     mlflow: Mlflow = Mlflow()
     alerts: Alerts = Alerts()
+    ledger: Rates = Rates()
 
     @property
     def tracking_uri(self) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from opt_ops import __version__
-from opt_ops.cli import alerts, chronicle, doctor, drill, node, playbook, run, service, signals, steer
+from opt_ops.cli import alerts, chronicle, doctor, drill, ledger, node, playbook, run, service, signals, steer
 from opt_ops.cli.common import ConfigOption, FormatOption, HeaderOption, settings
 from opt_ops.errors import OptOpsError
 from opt_ops.render import Format
@@ -32,6 +32,7 @@ app.add_typer(signals.app, name="signals")
 app.add_typer(playbook.app, name="playbook")
 app.command("q")(run.queue)
 app.command("events")(run.events)
+app.command("ledger")(ledger.ledger)
 app.command("doctor")(doctor.doctor)
 
 

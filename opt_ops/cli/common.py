@@ -48,6 +48,10 @@ def _complete_id(incomplete: str) -> list[str]:
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID", help="Lineage 12, run 12.01 or attempt 12.01-a3.", autocompletion=_complete_id)
 ]
+OptionalIdArgument = Annotated[
+    str,
+    typer.Argument(metavar="[ID]", help="Lineage. [default: all of them]", autocompletion=_complete_id),
+]
 ConfigOption = Annotated[
     Path | None,
     typer.Option("-c", "--config", help="Configuration file. [default: $OPT_OPS_CONFIG or ./opt-ops.toml]"),

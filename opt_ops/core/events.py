@@ -52,6 +52,7 @@ from opt_ops.core.events_work import (
     CheckpointRefused,
     CheckpointSeen,
     CheckpointVerified,
+    EnergyMetered,
     LeaveIntended,
     LineagePaused,
     ReleaseIntended,
@@ -91,6 +92,7 @@ Event = (
     | AttemptStarted
     | AttemptConfigured
     | AttemptProgressed
+    | EnergyMetered
     | LeaveIntended
     | StacksIntended
     | StacksTaken

@@ -144,7 +144,11 @@ class AttemptConfigured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptProgressed:
-    """Observation: how far telemetry has come. The first one of an attempt carries its first step."""
+    """Observation: how far telemetry has come. The first one of an attempt carries its first step.
+
+    The seconds are of the steps since the one before: the median of a step without what a save held it up, and what
+    saves and evaluations took in all. The first step of an attempt is in none of them.
+    """
 
     attempt: str
     first_step: int
@@ -152,6 +156,19 @@ class AttemptProgressed:
     step: int
     at: float
     readbacks: tuple[Readback, ...] = ()
+    step_seconds: float | None = None
+    save_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyMetered:
+    """Observation: what the GPUs of all held nodes used between two moments, by NVML's counters."""
+
+    since: float
+    until: float
+    joules: float
+    gpus: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

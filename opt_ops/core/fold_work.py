@@ -131,6 +131,10 @@ def _attempt_progressed(state: State, event: e.AttemptProgressed, entry: e.Entry
     return move(state, Status.TRAINING, entry) if state.status is Status.STARTING else state
 
 
+def _energy_metered(state: State, _: e.EnergyMetered, __: e.Entry) -> State:
+    return state  # the ledger's: nothing is decided by it
+
+
 def _leave_intended(state: State, event: e.LeaveIntended, entry: e.Entry) -> State:
     return with_attempt(state, event.attempt, leave_why=event.why, leave_at=entry.ts, leave_seq=entry.seq)
 
@@ -188,6 +192,7 @@ FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
     e.AttemptStarted: _attempt_started,
     e.AttemptConfigured: _attempt_configured,
     e.AttemptProgressed: _attempt_progressed,
+    e.EnergyMetered: _energy_metered,
     e.LeaveIntended: _leave_intended,
     e.StopIntended: _stop_intended,
     e.AttemptEnded: _attempt_ended,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from statistics import median
 
 from opt_ops.core.signals import Finding, Point, RobustWindow
 from opt_ops.core.values import Tier
@@ -60,6 +61,30 @@ class UsualTimes:
         if not len(window):
             return rule.startup_seconds
         return max(rule.floor_seconds, rule.multiple * window.largest)
+
+
+class Spent:
+    """What the steps since the last account took: for the ledger, which divides the wall clock by it."""
+
+    def __init__(self) -> None:
+        self._steps: list[float] = []
+        self._saves = self._evaluations = 0.0
+
+    def step(self, point: Point) -> None:
+        """A step of an attempt that is not its first."""
+        self._steps.append(max(0.0, point.step_seconds - point.save_seconds))
+        self._saves += point.save_seconds
+
+    def evaluation(self, seconds: float) -> None:
+        """A scheduled evaluation."""
+        self._evaluations += seconds
+
+    def account(self) -> tuple[float | None, float, float]:
+        """The median of a step without its saves, what saves held up, and evaluations, in seconds; begins anew."""
+        account = (median(self._steps) if self._steps else None, self._saves, self._evaluations)
+        self._steps.clear()
+        self._saves = self._evaluations = 0.0
+        return account
 
 
 class StragglerDetector:

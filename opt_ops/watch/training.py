@@ -20,6 +20,7 @@ from opt_ops.core.pace import (
     ActivationDetector,
     LossScaleDetector,
     SaveDetector,
+    Spent,
     StragglerDetector,
     ThroughputDetector,
     UsualTimes,
@@ -53,6 +54,7 @@ class TrainingWatch:
         self._detector = LossDetector(policy.spike, policy.drift)
         self._others = _others(policy)
         self._usual = UsualTimes()
+        self._spent = Spent()
         self._phase: Phase | None = None
         self._first: list[Point] = []
         self._last: Point | None = None
@@ -106,6 +108,7 @@ class TrainingWatch:
         self._learn()
         self._others = _others(self._policy)
         self._usual = UsualTimes()
+        self._spent = Spent()
         self._phase = None
         self._first, self._last = [], None
         self._advanced_at = self._reported_at = self._clock.monotonic()
@@ -146,6 +149,7 @@ class TrainingWatch:
             self._first.append(point)
         if self._first[0] is not point:  # the first step compiles, allocates and connects: it is not usual
             self._usual.observe("training", point.step_seconds)
+            self._spent.step(point)
         findings = [f for detector in (self._detector, *self._others) for f in detector.observe(point)]
         for finding in findings:
             raised = _signal(attempt, finding)
@@ -169,6 +173,7 @@ class TrainingWatch:
         assert self._last is not None
         self._reported_at, self._reported_step = self._clock.monotonic(), self._last.step
         known = len(attempt.readbacks) >= len(self._first)
+        step_seconds, save_seconds, evaluation_seconds = self._spent.account()
         return AttemptProgressed(
             attempt=attempt.name,
             first_step=self._first[0].step,
@@ -176,11 +181,17 @@ class TrainingWatch:
             step=self._last.step,
             at=self._last.ts,
             readbacks=() if known else tuple(map(_readback, self._first)),
+            step_seconds=step_seconds,
+            save_seconds=save_seconds,
+            evaluation_seconds=evaluation_seconds,
         )
 
     def _enter(self, phase: Phase) -> None:
         if self._phase is not None and self._phase.name != "training":
-            self._usual.observe(self._phase.name, max(0.0, phase.since - self._phase.since))
+            seconds = max(0.0, phase.since - self._phase.since)
+            self._usual.observe(self._phase.name, seconds)
+            if self._phase.name == "evaluation":
+                self._spent.evaluation(seconds)
         self._phase = phase
         self._advanced_at = self._clock.monotonic()
 

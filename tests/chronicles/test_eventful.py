@@ -230,9 +230,9 @@ def test_the_pause_ends_with_the_request_to_go_on(record: Record):
     assert book.phases[Phase.PAUSED] == pytest.approx(7200, abs=30)
     assert book.phases[Phase.QUEUED] == pytest.approx(600, abs=120), "then it waits for nodes"
     assert book.phases[Phase.HALTED] == pytest.approx(3600, abs=30)
-    assert book.down[Phase.PAUSED] == book.phases[Phase.PAUSED]
+    assert book.down(Phase.PAUSED) == book.phases[Phase.PAUSED]
     assert sum(book.phases.values()) == pytest.approx((record.as_of or 0) - (record.started or 0))
-    assert book.down["12-i009"] > 0, "what the halt's incident cost beside the wait for a person"
+    assert book.down("12-i009") > 0, "what the halt's incident cost beside the wait for a person"
     assert book.phases[Phase.OTHER] < 10
 
 

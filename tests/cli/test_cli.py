@@ -242,7 +242,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 # The surface grows by a visible change only.
 COMMANDS = """
 alerts test, daemon ensure, daemon run, daemon status, daemon stop, daemon unit, doctor,
-drill hang, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, logbook open, logbook render, mlflow open,
+drill hang, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, ledger, logbook open, logbook render,
+mlflow open,
 mlflow sync, node allow, node check, node exclude, node explain, node list, playbook check, playbook list,
 playbook show, playbook try, q, run explain, run hand-back, run list, run note,
 run pause, run resume, run rollback, run set, run shadow, run show, run start, run stop, run suggest,

@@ -33,6 +33,7 @@ FROZEN = [
     "drill_done",
     "drill_requested",
     "driver_changed",
+    "energy_metered",
     "incident_closed",
     "incident_opened",
     "leave_intended",

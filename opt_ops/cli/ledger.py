@@ -1,0 +1,134 @@
+"""`opt-ops ledger`: where the time, the nodes and the energy went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from opt_ops import lineages
+from opt_ops.cli.common import FormatOption, HeaderOption, OptionalIdArgument, QuietOption, lineage_folder, settings
+from opt_ops.files import write_text
+from opt_ops.render import Column, Format, age, say, show
+
+_ROWS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEANING", "meaning", wide=True)]
+
+
+def ledger(
+    identifier: OptionalIdArgument = "",
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="All numbers in Prometheus' text format, of every lineage or of ID.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="With --prometheus: into this file, whole or not.")
+    ] = None,
+    output: FormatOption = Format.TABLE,
+    header: HeaderOption = True,
+    quiet: QuietOption = False,
+) -> None:
+    """Goodput, ETTR, MTTR, MTBF, lost time by cause and stage, node-hours, energy: from the journal alone.
+
+    docs/ledger.md defines every number. Without ID: one line for each lineage.
+
+    Examples:
+      opt-ops ledger 12
+      opt-ops ledger 12 -o json
+      opt-ops ledger --prometheus --write /var/lib/node_exporter/textfile/opt-ops.prom
+    """
+    from chronicles.account import account
+    from chronicles.record import load
+
+    config = settings.config
+    folders = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
+    accounts = {path.name: account(load(path, telemetry=False), config.ledger) for path in folders}
+    if prometheus:
+        from chronicles.exposition import text
+
+        if write is None:
+            print(text(accounts), end="")
+        else:
+            write_text(write, text(accounts))
+            say(f"{len(accounts)} lineages in {write}", quiet)
+        return
+    rows = [{"lineage": name, **row} for name, row in accounts.items()]
+    if identifier and output in (Format.TABLE, Format.WIDE):
+        _one(rows[0], output, header)
+    else:
+        show("opt-ops/ledger/1", [row | _short(row) for row in rows], _LINEAGES, output, header=header)
+
+
+_LINEAGES = [
+    Column("LINEAGE", "lineage"),
+    Column("WALL", "wall", right=True),
+    Column("GOODPUT %", "goodput_percent", right=True),
+    Column("OF IDEAL %", "ideal_percent", right=True),
+    Column("ETTR %", "ettr_percent", right=True, wide=True),
+    Column("FAILURES", "failures", right=True),
+    Column("MTBF", "mtbf", right=True),
+    Column("MTTR", "mttr", right=True),
+    Column("CALLS", "calls", right=True),
+    Column("NODE-HOURS", "node_hours", right=True),
+    Column("KWH", "kwh", right=True, wide=True),
+]
+
+
+def _short(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "wall": age(row["wall_seconds"]),
+        "goodput_percent": _percent(row["goodput"]),
+        "ideal_percent": _percent(row["share_of_ideal"]),
+        "ettr_percent": _percent(row["ettr"]),
+        "mtbf": _age(row["mtbf_seconds"]),
+        "mttr": _age(row["mttr_seconds"]),
+    }
+
+
+def _one(row: Mapping[str, Any], output: Format, header: bool) -> None:
+    rows = [{"what": what, "value": value, "meaning": meaning} for what, value, meaning in _told(row)]
+    show("", rows, _ROWS, output, header=header)
+    stages = list(row["seconds_by_stage"])
+    lost = [
+        {"kind": kind["kind"], "incidents": kind["incidents"] or None, "lost": _age(kind["seconds"])}
+        | {stage: _age(kind["seconds_by_stage"][stage] or None) for stage in stages}
+        for kind in row["lost_by_kind"]
+    ]
+    if lost:
+        print("\nLOST TIME")
+        columns = [Column("CAUSE", "kind"), Column("N", "incidents", right=True), Column("LOST", "lost", right=True)]
+        columns += [Column(stage.upper(), stage, right=True) for stage in stages]
+        show("", lost, columns, output, header=header)
+
+
+def _told(row: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    yield "goodput %", _percent(row["goodput"]), "kept steps × healthy step ÷ wall clock"
+    yield "share of ideal %", _percent(row["share_of_ideal"]), "kept steps × ideal step ÷ wall clock"
+    yield "ETTR %", _percent(row["ettr"]), "time in kept updates ÷ wall clock"
+    yield "wall clock", age(row["wall_seconds"]), "from the request to the end or the newest report"
+    yield "kept steps", row["kept_steps"], "updates that are part of the present weights"
+    yield "healthy step s", row["healthy_step_seconds"], "median without saves, with its share of evaluation"
+    yield "ideal step s", row["ideal_step_seconds"], "given, or the fastest twentieth of the steps"
+    yield "repeated steps", row["steps_repeated"], "updates that were taken back"
+    yield "failures", row["failures"], "incidents that ended an attempt; no drills"
+    yield "MTBF", _age(row["mtbf_seconds"]), "time in updates ÷ failures"
+    yield "MTTR", _age(row["mttr_seconds"]), "mean standstill of a recovery"
+    yield "restarts", row["restarts"], "launches after the first"
+    for way in ("automatic", "manual", "planned"):
+        yield f"  {way}", row[f"restarts_{way}"], ""
+    yield "requeues", row["requeues"], "submissions to the scheduler after the first"
+    yield "calls", row["calls"], "times that a human was needed"
+    yield "longest hands-off", _age(row["longest_hands_off_seconds"]), "between two calls"
+    yield "node-hours", row["node_hours"], "spares included"
+    yield "  lost", row["node_hours_lost"], "outside kept updates"
+    yield "energy kWh", row["kwh"], "by the GPUs' counters × PUE"
+    yield "tCO2e", row["tco2e"], "energy × the grid's factor"
+    yield f"cost {row['currency']}", row["cost"], "by the site's rates"
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.2f}"
+
+
+def _age(seconds: float | None) -> str | None:
+    return None if seconds is None else age(seconds) if seconds >= 10 else f"{seconds:.1f}s"
