@@ -3,6 +3,9 @@ human is needed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import chain
+
 from opt_ops.core.events import AlertIntended, Event
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Incident, State, Status
@@ -18,12 +21,14 @@ def alert(state: State, now: float, policy: Policy) -> Event | None:
     """The next thing that people must hear and have not been told."""
     if policy.least_alert is None:
         return None
-    for told in (_halted(state), _waiting(state, now, policy), *_incidents(state), *_signals(state), _ended(state)):
-        if told is None or told.alert in state.alerts:
-            continue
-        if _LOUDNESS.index(told.severity) >= _LOUDNESS.index(policy.least_alert):
-            return told
-    return None
+    least = _LOUDNESS.index(policy.least_alert)
+
+    def news(alert: str, severity: Severity) -> bool:
+        return _LOUDNESS.index(severity) >= least and alert not in state.alerts
+
+    once = (_halted(state), _waiting(state, now, policy), _ended(state))
+    told = (told for told in once if told is not None and news(told.alert, told.severity))
+    return next(chain(told, _incidents(state, news), _signals(state, news)), None)
 
 
 def _halted(state: State) -> AlertIntended | None:
@@ -70,21 +75,26 @@ def _ending(incident: Incident) -> str:
     return {True: "proven", False: "did not take effect", None: "not acted on"}[incident.proven]
 
 
-def _incidents(state: State) -> list[AlertIntended]:
-    told: list[AlertIntended] = []
+_News = Callable[[str, Severity], bool]
+"""Whether a message of that name and loudness is for people, and new to them."""
+
+
+def _incidents(state: State, news: _News) -> Iterator[AlertIntended]:
     for incident in state.incidents.values():
         if incident.decision is None or incident.decision.action is Action.HALT:
             continue
-        told.append(_opened(state, incident))
-        if incident.closed_at is not None and incident.proven:
-            told.append(_closed(state, incident))
-    return told
+        quiet = incident.drill is not None or incident.kind in _QUIET
+        severity = Severity.INFO if quiet and state.driver is not Driver.PERSON else Severity.WARNING
+        if news(opened := f"{incident.name}/opened", severity):
+            yield _opened(state, incident, opened, severity)
+        over = incident.closed_at is not None and incident.proven
+        if over and news(closed := f"{incident.name}/closed", Severity.INFO):
+            yield _closed(state, incident, closed)
 
 
-def _opened(state: State, incident: Incident) -> AlertIntended:
+def _opened(state: State, incident: Incident, alert: str, severity: Severity) -> AlertIntended:
     decision = incident.decision
     assert decision is not None
-    quiet = incident.drill is not None or incident.kind in _QUIET
     advised = "would " if decision.advice else ""
     body = [
         f"{incident.name} {incident.kind}{' (drill)' if incident.drill else ''}: {incident.cause}",
@@ -93,34 +103,33 @@ def _opened(state: State, incident: Incident) -> AlertIntended:
         f"next: opt-ops run explain {state.intent.lineage}",
     ]
     return AlertIntended(
-        alert=f"{incident.name}/opened",
-        severity=Severity.INFO if quiet and state.driver is not Driver.PERSON else Severity.WARNING,
+        alert=alert,
+        severity=severity,
         title=f"opt-ops {state.intent.lineage}: {incident.cause}",
         body="\n".join(body),
     )
 
 
-def _closed(state: State, incident: Incident) -> AlertIntended:
+def _closed(state: State, incident: Incident, alert: str) -> AlertIntended:
     lost = f"{incident.steps_lost or 0} steps lost, {incident.seconds_down or 0:.0f} s down"
     return AlertIntended(
-        alert=f"{incident.name}/closed",
+        alert=alert,
         severity=Severity.INFO,
         title=f"opt-ops {state.intent.lineage}: {incident.name} is over, proven",
         body=f"{incident.name} {incident.kind}: {incident.cause}\n{lost}",
     )
 
 
-def _signals(state: State) -> list[AlertIntended]:
-    return [
-        AlertIntended(
-            alert=f"{state.intent.lineage}/{key}",
-            severity=Severity.WARNING,
-            title=f"opt-ops {state.intent.lineage}: {signal.signal} at step {signal.step}",
-            body=f"{signal.rule}\nNothing was touched.\nnext: opt-ops run show {state.intent.lineage}",
-        )
-        for key, signal in state.signals.items()
-        if signal.tier is Tier.ALERT
-    ]
+def _signals(state: State, news: _News) -> Iterator[AlertIntended]:
+    for key, signal in state.signals.items():
+        alert = f"{state.intent.lineage}/{key}"
+        if signal.tier is Tier.ALERT and news(alert, Severity.WARNING):
+            yield AlertIntended(
+                alert=alert,
+                severity=Severity.WARNING,
+                title=f"opt-ops {state.intent.lineage}: {signal.signal} at step {signal.step}",
+                body=f"{signal.rule}\nNothing was touched.\nnext: opt-ops run show {state.intent.lineage}",
+            )
 
 
 def _ended(state: State) -> AlertIntended | None:

@@ -160,12 +160,13 @@ def pause(state: State, now: float, policy: Policy) -> Event | None:
 def exclude_nodes(state: State, now: float, policy: Policy) -> Event | None:
     """A decision takes nodes out: no attempt starts there any more. Not too many in an hour."""
     for incident in state.incidents.values():
-        if incident.answered or (incident.drill is None and _cordoned(state, now) >= policy.limits.cordon_per_hour):
-            continue
         for name in incident.decision.exclude if incident.decision and incident.acted_on else ():
             node = state.nodes.get(name, Node(name=name))
-            if node.excluded_by is None and node.allowed_at < (incident.decided_at or 0.0):
-                return NodeExcluded(node=name, incident=incident.name, reason=f"{incident.kind}: {node.reason}")
+            if node.excluded_by is not None or node.allowed_at >= (incident.decided_at or 0.0) or incident.answered:
+                continue
+            if incident.drill is None and _cordoned(state, now) >= policy.limits.cordon_per_hour:
+                continue
+            return NodeExcluded(node=name, incident=incident.name, reason=f"{incident.kind}: {node.reason}")
     return None
 
 

@@ -51,6 +51,7 @@ from opt_ops.core.events_work import (
     AttemptStarted,
     CheckpointRefused,
     CheckpointSeen,
+    CheckpointsGone,
     CheckpointVerified,
     EnergyMetered,
     LeaveIntended,
@@ -101,6 +102,7 @@ Event = (
     | CheckpointSeen
     | CheckpointVerified
     | CheckpointRefused
+    | CheckpointsGone
     | SignalRaised
     | NodeJudged
     | IncidentOpened

@@ -247,3 +247,11 @@ class CheckpointRefused:
 
     checkpoint: Checkpoint
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointsGone:
+    """Observation: committed checkpoints of a run that are not there any more: thinned out, or lost."""
+
+    run: str
+    paths: tuple[str, ...]

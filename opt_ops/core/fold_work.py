@@ -171,10 +171,16 @@ def _checkpoint_verified(state: State, event: e.CheckpointVerified, _: e.Entry) 
     return replace(state, checkpoints=put(state.checkpoints, path, known))
 
 
-def _checkpoint_refused(state: State, event: e.CheckpointRefused, _: e.Entry) -> State:
-    path = event.checkpoint.path
-    known = replace(state.checkpoints[path], verified=False, healthy=False, why=event.why)
+def _checkpoint_refused(state: State, event: e.CheckpointRefused, entry: e.Entry) -> State:
+    path = event.checkpoint.path  # the trainer may refuse one that is gone by now
+    before = state.checkpoints.get(path) or KnownCheckpoint(checkpoint=event.checkpoint, seen_at=entry.ts)
+    known = replace(before, verified=False, healthy=False, why=event.why)
     return replace(state, checkpoints=put(state.checkpoints, path, known))
+
+
+def _checkpoints_gone(state: State, event: e.CheckpointsGone, _: e.Entry) -> State:
+    gone = frozenset(event.paths)
+    return replace(state, checkpoints={path: known for path, known in state.checkpoints.items() if path not in gone})
 
 
 FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
@@ -199,4 +205,5 @@ FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
     e.CheckpointSeen: _checkpoint_seen,
     e.CheckpointVerified: _checkpoint_verified,
     e.CheckpointRefused: _checkpoint_refused,
+    e.CheckpointsGone: _checkpoints_gone,
 }

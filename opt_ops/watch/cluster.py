@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
-from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember
+from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, says_nothing_new
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Allocation, Node, State
 from opt_ops.core.values import AllocationStatus, Tier, Verdict
@@ -16,7 +16,9 @@ from opt_ops.watch.training import TrainingWatch
 
 _BLIND = 4.0  # times the silence of one node, before the silence of all of them is believed
 _SPREAD = 3.0  # seconds between the last heartbeats of nodes that fell silent together: one interval and a tick
+WORD_SECONDS = 20.0  # a scheduler that ends a job ends its processes first, and says later that it did, and why
 _COMPARE_SECONDS = 30.0  # between looks for nodes that are not like the others
+_DRIFT_SECONDS = 3600.0  # and at most, when no node has said anything new
 _COUNT_SECONDS = 30.0  # between looks for jobs that nobody accounts for
 
 # The scheduler's word for how a job ended, where it names a failure class of its own.
@@ -100,7 +102,10 @@ class NodeWatch:
         self._clock = clock
         self._newest: dict[str, Heartbeat] = {}
         self._heard_at: dict[str, float] = {}
-        self._judged: dict[str, tuple[object, Judgement]] = {}
+        self._looked_at: dict[str, Node] = {}
+        """The nodes about which nothing is new since they were judged as the state says."""
+        self._around: object = None
+        self._news = False
         self._histories: dict[str, History] = {}
         self._differing: Mapping[str, Judgement] = {}
         self._compared_at = clock.monotonic()
@@ -126,55 +131,70 @@ class NodeWatch:
 
     def observe(self, state: State) -> Iterator[Event]:
         """New verdicts, and signals for silent nodes on which the attempt runs."""
-        held = state.held
+        held, now = state.held, self._clock.monotonic()
         for heartbeat in self._agents.heartbeats():
             holder = held.get(heartbeat.node)
             if holder is None or heartbeat.allocation in (None, holder.name):
-                self._newest[heartbeat.node] = heartbeat
-                before = self._histories.get(heartbeat.node, History())
-                self._histories[heartbeat.node] = remember(before, heartbeat, self._policy.expected_gpus)
-                self._heard_at[heartbeat.node] = self._clock.monotonic()
+                self._hear(heartbeat, now)
         for name in self._heard_at.keys() - held.keys():
             del self._heard_at[name]  # when it is held again, listening begins anew
-        if self._clock.monotonic() - self._compared_at >= _COMPARE_SECONDS:
-            self._compared_at = self._clock.monotonic()
-            heard = (name for name in held if name in self._newest and self.silence(name) <= _SPREAD)
-            self._differing = differing([self._newest[name] for name in heard])
+        self._compare(held, now)
+        around = (self._allocation.unfit, state.bad_parts, self._differing)
+        if around != self._around:
+            self._around = around
+            self._looked_at.clear()
         blind = self.blind(held)
         for name in held:
-            node = state.nodes.get(name, Node(name=name))
-            heartbeat = self._newest.get(name)
-            if self.silent(name):
-                yield from self._fell_silent(state, node, blind)
-            elif heartbeat is not None:
-                judgement = self._judgement(state, node, heartbeat)
-                if (judgement.verdict, judgement.reason) != (node.verdict, node.reason):
-                    yield from self._catch_up(state, name)
-                    yield _judged(heartbeat, judgement)
+            if now - self._heard_at.setdefault(name, now) > self._policy.silent_seconds:
+                yield from self._fell_silent(state, state.nodes.get(name, Node(name=name)), blind)
+            elif name not in self._looked_at or self._looked_at[name] is not state.nodes.get(name):
+                yield from self._look(state, name)
+
+    def _hear(self, heartbeat: Heartbeat, now: float) -> None:
+        name = heartbeat.node
+        before, history = self._newest.get(name), self._histories.get(name)
+        self._newest[name] = heartbeat
+        self._heard_at[name] = now
+        if before is None or history is None or not says_nothing_new(history, before, heartbeat):
+            self._histories[name] = remember(history or History(), heartbeat, self._policy.expected_gpus)
+            self._looked_at.pop(name, None)
+            self._news = True
+
+    def _compare(self, held: Mapping[str, Allocation], now: float) -> None:
+        """Hold the nodes beside each other; clocks that drift apart are noticed even when nothing else is new."""
+        waited = now - self._compared_at
+        if waited < _COMPARE_SECONDS or not (self._news or waited >= _DRIFT_SECONDS):
+            return
+        self._compared_at, self._news = now, False
+        heard = (name for name in held if name in self._newest and self.silence(name) <= _SPREAD)
+        self._differing = differing([self._newest[name] for name in heard])
+
+    def _look(self, state: State, name: str) -> Iterator[Event]:
+        """Judge a node about which something is new."""
+        heartbeat, known = self._newest.get(name), state.nodes.get(name)
+        if heartbeat is None:
+            return
+        node = known or Node(name=name)
+        judgement = self._judge(state, node, heartbeat)
+        if (judgement.verdict, judgement.reason) != (node.verdict, node.reason):
+            yield from self._catch_up(state, name)
+            yield _judged(heartbeat, judgement)
+        elif known is not None:
+            self._looked_at[name] = known
 
     def blind(self, held: Mapping[str, Allocation]) -> bool:
         """Several nodes, and all of them silent at once: rather our own eyes have failed than they. For a while."""
-        silences, silent = [self.silence(name) for name in held], self._policy.silent_seconds
-        return len(silences) > 1 and silent - _SPREAD < min(silences) < _BLIND * silent
+        silent = self._policy.silent_seconds
+        least = min((self.silence(name) for name in held), default=0.0)
+        return len(held) > 1 and silent - _SPREAD < least < _BLIND * silent
 
     def _catch_up(self, state: State, node: str) -> Iterator[Event]:
         attempt = state.attempt
         if attempt is not None and attempt.live and node in attempt.nodes:
             yield from self._training.catch_up(attempt)
 
-    def _judgement(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
-        """The node's verdict; judged anew only when something that it rests on has changed."""
-        unfit = self._allocation.unfit.get(node.name)
-        history = self._histories.get(node.name)
-        readings = (heartbeat.nvml, heartbeat.gpus, heartbeat.xids, heartbeat.machine, heartbeat.attempt, history)
-        basis = (readings, node.allowed_at, unfit, state.bad_parts, self._differing.get(node.name))
-        known = self._judged.get(node.name)
-        if known is None or known[0] != basis:
-            known = (basis, self._judge(state, node, heartbeat))
-            self._judged[node.name] = known
-        return known[1]
-
     def _judge(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
+        """The node's verdict: by its readings, by what its parts did here before, by the scheduler, by its peers."""
         since = replace(heartbeat, xids=tuple(xid for xid in heartbeat.xids if xid.at > node.allowed_at))
         judgement = judge(since, self._policy.expected_gpus, self._histories.get(node.name))
         if judgement.verdict is Verdict.BAD:
@@ -205,6 +225,8 @@ class NodeWatch:
         attempt = state.attempt
         if attempt is None or not attempt.live or node.name not in attempt.nodes or blind:
             return
+        if self.warned(node.name) and seconds < self._policy.silent_seconds + WORD_SECONDS:
+            return  # its job was to end: the scheduler will say so, and why
         if self._training.idle_seconds(attempt) < self._policy.silent_seconds:
             return  # ranks on every node are needed for a step: while steps come, the node lives
         yield from self._training.catch_up(attempt)

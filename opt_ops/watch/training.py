@@ -12,6 +12,7 @@ from opt_ops.core.events import (
     AttemptProgressed,
     CheckpointRefused,
     CheckpointSeen,
+    CheckpointsGone,
     CheckpointVerified,
     Event,
     SignalRaised,
@@ -224,15 +225,21 @@ class TrainingWatch:
             yield raised
 
     def _examine(self, state: State) -> Iterator[Event]:
-        known = state.checkpoints
-        for checkpoint in self._checkpoints.committed(state.run.name) if state.run else ():
-            if checkpoint.path not in known:
+        known, run = state.checkpoints, state.run.name if state.run else ""
+        there = {each.path: each for each in self._checkpoints.committed(run)} if run else {}
+        for path, checkpoint in there.items():
+            if path not in known:
                 yield CheckpointSeen(checkpoint=checkpoint)
                 self._checkpoints.examine(checkpoint)
+        gone = [path for path, each in known.items() if each.checkpoint.run == run and path not in there]
+        if gone:
+            yield CheckpointsGone(run=run, paths=tuple(gone))
         for waiting in known.values():
             if waiting.verified is None:  # seen by an earlier life of the daemon, or being examined
                 self._checkpoints.examine(waiting.checkpoint)
         for checkpoint, problem in self._checkpoints.examined():
+            if checkpoint.path in gone or not (checkpoint.path in known or checkpoint.path in there):
+                continue
             if problem:
                 yield CheckpointRefused(checkpoint=checkpoint, why=problem)
             else:

@@ -28,6 +28,7 @@ FROZEN = [
     "checkpoint_refused",
     "checkpoint_seen",
     "checkpoint_verified",
+    "checkpoints_gone",
     "daemon_started",
     "drain_intended",
     "drill_done",

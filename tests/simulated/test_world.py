@@ -200,11 +200,14 @@ def test_a_checkpoint_whose_writers_die_is_torn_and_a_damaged_one_is_refused():
     bench.world.plan(Planned(fault=faults.KillRank(rank=0), step=30))
     bench.wait(1000.0)
     assert [saved.step for saved in bench.store.committed("1.00")] == [10, 20]  # and not 30
+    later = SimulatedCheckpoints(bench.world)  # another life of the daemon: it begins to read only now
     for checkpoint in bench.store.committed("1.00"):
         bench.store.examine(checkpoint)
-    assert bench.store.examined() == []
-    bench.wait(5.0)
+        later.examine(checkpoint)
     assert [bool(problem) for _, problem in bench.store.examined()] == [False, True]
+    assert later.examined() == []
+    bench.wait(5.0)
+    assert [bool(problem) for _, problem in later.examined()] == [False, True]
     bench.order("1.00-a1", "--resume", "/c/1.00/step-00000020")
     bench.wait(100.0)
     assert {x.code for report in bench.agents.reports("1.00-a1").values() for x in report.exits} == {65}

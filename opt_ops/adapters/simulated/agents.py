@@ -26,7 +26,7 @@ class Part:
     ranks: range
     alive: set[int]
     exits: list[RankExit] = field(default_factory=list[RankExit])
-    reported: list[RankExit] = field(default_factory=list[RankExit])
+    report: NodeReport | None = None
     ending: bool = False
 
 
@@ -153,6 +153,7 @@ class NodeAgents:
         ranks = range(first, first + launch.ranks_per_node)
         part = Part(launch.attempt, agent.node, self._wall(), ranks, set(ranks))
         parts[agent.node] = agent.part = part
+        self._publish(part)
         key = (launch.attempt, agent.node)
         self.starts[key] = self.starts.get(key, 0) + 1
         self.started(launch, agent.node)
@@ -244,16 +245,16 @@ class NodeAgents:
 
     @staticmethod
     def _publish(part: Part) -> None:
-        part.reported = list(part.exits)
+        exits, done = tuple(part.exits), len(part.exits) == len(part.ranks)
+        tails = {each.rank: "simulated: it ended" for each in exits if each.code != 0}
+        part.report = NodeReport(node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails)
 
     # ---- what a supervisor can read
 
-    @staticmethod
-    def report(part: Part) -> NodeReport:
-        """What the agent has said of its part."""
-        exits, done = tuple(part.reported), len(part.reported) == len(part.ranks)
-        tails = {each.rank: "simulated: it ended" for each in exits if each.code != 0}
-        return NodeReport(node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails)
+    def reports(self, attempt: str) -> dict[str, NodeReport]:
+        """What the agents have said of their parts of an attempt, by node."""
+        parts = self.parts.get(attempt, {}).items()
+        return {node: part.report for node, part in parts if part.report is not None}
 
     def heartbeats(self) -> list[Heartbeat]:
         """The newest of each node: those between say nothing else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,9 +14,13 @@ from opt_ops.core.run import State
 class Pace:
     """How often the supervisor looks, in virtual seconds."""
 
-    tick: float = 5.0  # while something happens, and nothing is trained
+    tick: float = 5.0  # right after something has happened
     stride: float = 300.0  # at most, while training goes on
-    settle: float = 180.0  # without anything that happens, before it strides: longer than most of its patiences
+    settle: float = 180.0  # of training without anything that happens, before it strides
+    idle: float = 30.0  # at most, while nothing is trained
+
+
+_LATE = 12.0  # a patience is noticed to have run out at most this fraction of it late
 
 
 class Supervised(Protocol):
@@ -42,11 +47,18 @@ def run(world: World, supervisor: Supervised, until: float, pace: Pace | None = 
 def pass_time(world: World, until: float, pace: Pace | None = None) -> None:
     """Let time pass until the supervisor should look again.
 
-    A stride ends at once when something happens in the world, so it costs no detection: silence, deaths, divergences
-    and requests are seen at the pace of ticks.
+    What happens in the world is seen at the next tick: silence, deaths, divergences and requests as soon as by a
+    supervisor that always ticks. What only time makes true, a patience that has run out, may be seen late by a twelfth.
     """
     pace = pace or Pace()
     if world.calm > pace.settle:
-        world.advance(min(world.now + pace.stride, until), pausing=True)
+        wait = pace.stride
     else:
+        wait = max(pace.tick, min(pace.idle, (world.now - world.timeline.disturbed_at) / _LATE))
+    if wait <= pace.tick:
         world.advance(min(world.now + pace.tick, until))
+        return
+    began = world.now
+    world.advance(min(began + wait, until), pausing=True)
+    ticks = math.ceil((world.now - began) / pace.tick)
+    world.advance(min(began + ticks * pace.tick, until))

@@ -82,8 +82,7 @@ class SimulatedAgents:
 
     def reports(self, attempt: str) -> Mapping[str, NodeReport]:
         """By node."""
-        agents = self._world.agents
-        return {node: agents.report(part) for node, part in agents.parts.get(attempt, {}).items()}
+        return self._world.agents.reports(attempt)
 
     def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
         """The ranks' Python stacks taken for that dump."""
@@ -135,6 +134,7 @@ class SimulatedCheckpoints:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._born_at = world.now
         self._examining: dict[str, tuple[Checkpoint, float]] = {}
 
     def committed(self, run: str) -> Sequence[Checkpoint]:
@@ -142,8 +142,9 @@ class SimulatedCheckpoints:
         return [saved.checkpoint for saved in self._world.checkpoints.values() if saved.checkpoint.run == run]
 
     def examine(self, checkpoint: Checkpoint) -> None:
-        """Begin, unless it is under way."""
-        ready = self._world.now + self._world.costs.examine
+        """Begin, unless it is under way. A supervisor that had looked since would have begun at once."""
+        saved = self._world.checkpoints.get(checkpoint.path)
+        ready = max(self._born_at, saved.committed_at if saved else 0.0) + self._world.costs.examine
         self._examining.setdefault(checkpoint.path, (checkpoint, ready))
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:

@@ -48,7 +48,8 @@ class Physics:
     full_nodes: int = 0  # on fewer nodes a step takes longer in proportion; 0: it does not
     save_every: int = 10  # steps
     evaluate_every: int = 0  # steps; 0: never
-    keep: int = 0  # checkpoints of a run that are kept, the newest; 0: all
+    keep: tuple[tuple[int, int], ...] = ()
+    """Checkpoints that are kept: (age in steps, spacing in steps). Above each age, only those at its spacing."""
     schedule: Schedule = field(
         default_factory=lambda: Schedule(peak_lr=1.2e-4, warmup_steps=100, total_steps=1000, final_fraction=0.1)
     )

@@ -44,6 +44,7 @@ class Saved:
     checkpoint: Checkpoint
     sickness: Sickness | None  # of its weights
     damage: str = ""
+    committed_at: float = 0.0
 
 
 @dataclass(slots=True)

@@ -246,16 +246,18 @@ class World:
         if path not in self.checkpoints:
             checkpoint = Checkpoint(run=training.run, step=step, path=path)
             damage = self.damage_next.pop(0) if self.damage_next else ""
-            self.checkpoints[path] = Saved(checkpoint, sickness, damage)
-            self._thin(training.run)
+            self.checkpoints[path] = Saved(checkpoint, sickness, damage, committed_at=self.now)
+            self._thin(training.run, step)
         if last:
             self.timeline.disturb()
             self.agents.finish(training.launch.attempt, 0)
 
-    def _thin(self, run: str) -> None:
-        own = [path for path, saved in self.checkpoints.items() if saved.checkpoint.run == run]
-        for path in own[: -self.physics.keep] if self.physics.keep else ():
-            del self.checkpoints[path]
+    def _thin(self, run: str, newest: int) -> None:
+        for path, saved in list(self.checkpoints.items()):
+            step = saved.checkpoint.step
+            spacing = max((each for age, each in self.physics.keep if newest - step > age), default=1)
+            if saved.checkpoint.run == run and step % spacing:
+                del self.checkpoints[path]
 
 
 def _stack(file: str, function: str) -> str:

@@ -46,6 +46,20 @@ def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> Hist
     return replace(history, found=found)
 
 
+def says_nothing_new(history: History, before: Heartbeat, heartbeat: Heartbeat) -> bool:
+    """Whether `remember` and `judge` come to what the heartbeat before came to: the same readings, no counts."""
+    same = (
+        before.gpus == heartbeat.gpus
+        and before.xids == heartbeat.xids
+        and before.attempt == heartbeat.attempt
+        and before.nvml == heartbeat.nvml
+        and before.machine == heartbeat.machine
+        and before.driver == heartbeat.driver
+        and before.allocation == heartbeat.allocation == history.allocation
+    )
+    return same and not history.counters and not any(found.streak for found in history.found.values())
+
+
 def _key(reason: str, signal: str) -> str:
     return f"{reason}: {signal}"  # rows may share a reason
 
