@@ -6,7 +6,7 @@ nears. An attempt may use nodes of several.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
 from opt_ops.core.events import (
@@ -17,6 +17,7 @@ from opt_ops.core.events import (
     ReleaseIntended,
     SizeDecided,
 )
+from opt_ops.core.latest import latest
 from opt_ops.core.names import attempt_name
 from opt_ops.core.policy import Policy, newest_good, under_examination
 from opt_ops.core.run import Allocation, Node, State, waiting_for_attempt
@@ -41,7 +42,8 @@ def leaving(allocation: Allocation, now: float, policy: Policy) -> bool:
 
 def staying(state: State, names: Iterable[str], now: float, policy: Policy) -> list[str]:
     """Those of the held nodes `names` whose allocation is not about to end."""
-    return [name for name in names if not leaving(state.held[name], now, policy)]
+    goes = {each.name for each in state.allocations.values() if each.holds and leaving(each, now, policy)}
+    return [name for name in names if state.held[name].name not in goes]
 
 
 def last_call(allocation: Allocation, now: float, policy: Policy) -> bool:
@@ -51,12 +53,21 @@ def last_call(allocation: Allocation, now: float, policy: Policy) -> bool:
 
 def eligible_nodes(state: State, policy: Policy, now: float) -> list[str]:
     """The held nodes on which an attempt may start, those that stay longest first."""
-    fit = [
-        (leaving(allocation, now, policy), name)
-        for name, allocation in state.held.items()
-        if (node := state.nodes.get(name)) is not None and not last_call(allocation, now, policy) and _fit(node, policy)
-    ]
-    return [name for _, name in sorted(fit, key=lambda pair: pair[0])]
+    goes = {each.name: leaving(each, now, policy) for each in state.allocations.values() if each.holds}
+    ends = {each.name for each in state.allocations.values() if each.holds and last_call(each, now, policy)}
+    fit = [name for name in _fitness(state.held, state.nodes, policy)[0] if state.held[name].name not in ends]
+    return sorted(fit, key=lambda name: goes[state.held[name].name])
+
+
+@latest
+def _fitness(held: Mapping[str, Allocation], nodes: Mapping[str, Node], policy: Policy) -> tuple[list[str], list[str]]:
+    """The held nodes that are fit, and those that are not."""
+    fit: list[str] = []
+    unfit: list[str] = []
+    for name in held:
+        node = nodes.get(name)
+        (fit if node is not None and _fit(node, policy) else unfit).append(name)
+    return fit, unfit
 
 
 def _fit(node: Node, policy: Policy) -> bool:
@@ -71,18 +82,17 @@ def _fit(node: Node, policy: Policy) -> bool:
 
 def useful_nodes(state: State, policy: Policy, now: float) -> list[str]:
     """The held nodes that need no replacement: fit, or not judged for long enough to be given up."""
-    useful: list[str] = []
-    for name, allocation in state.held.items():
-        node = state.nodes.get(name)
-        if node is None:
-            patient = now - allocation.since < policy.preflight_seconds
-        elif node.excluded_by is not None or node.verdict is Verdict.BAD:
-            patient = False
-        else:
-            patient = now - max(allocation.since, node.at) < policy.unfit_seconds
-        if patient or (node is not None and _fit(node, policy)):
-            useful.append(name)
-    return useful
+    fit, unfit = _fitness(state.held, state.nodes, policy)
+    return fit + [name for name in unfit if _patient(state, name, now, policy)]
+
+
+def _patient(state: State, name: str, now: float, policy: Policy) -> bool:
+    node, allocation = state.nodes.get(name), state.held[name]
+    if node is None:
+        return now - allocation.since < policy.preflight_seconds
+    if node.excluded_by is not None or node.verdict is Verdict.BAD:
+        return False
+    return now - max(allocation.since, node.at) < policy.unfit_seconds
 
 
 def resize(state: State, now: float, policy: Policy) -> Event | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from opt_ops.core.capacity import eligible_nodes, last_call, leaving, staying
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
+from opt_ops.core.latest import latest
 from opt_ops.core.people import open_change
 from opt_ops.core.policy import Policy
-from opt_ops.core.run import Attempt, Drill, Incident, State
+from opt_ops.core.run import Allocation, Attempt, Drill, Incident, Node, State
 from opt_ops.core.values import Driver, Fault, Outcome, Tier, Verdict
 
 
@@ -58,10 +59,8 @@ def _daemon_restart(state: State, now: float) -> IncidentOpened | None:
 
 def _bad_node(state: State) -> IncidentOpened | None:
     attempt = state.attempt
-    for name in state.held:
-        node = state.nodes.get(name)
-        if node is None or node.verdict is not Verdict.BAD or node.excluded_by:
-            continue
+    for node in _bad_nodes(state.held, state.nodes):
+        name = node.name
         incidents = (i for i in state.incidents.values() if i.kind == "bad_gpu" and name in i.nodes)
         if any(incident.opened_at >= node.allowed_at for incident in incidents):
             continue
@@ -81,6 +80,12 @@ def _bad_node(state: State) -> IncidentOpened | None:
             drill=node.drill,
         )
     return None
+
+
+@latest
+def _bad_nodes(held: Mapping[str, Allocation], nodes: Mapping[str, Node]) -> list[Node]:
+    known = (node for name in held if (node := nodes.get(name)) is not None)
+    return [node for node in known if node.verdict is Verdict.BAD and not node.excluded_by]
 
 
 def _signal(state: State) -> IncidentOpened | None:
