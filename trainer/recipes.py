@@ -45,11 +45,15 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Tokens per sequence, sequences per update over all ranks, and at most how many of them a rank runs at once."""
+    """Tokens per sequence, sequences per update over all ranks, and at most how many of them a rank runs at once.
+
+    Of each corpus, up to ``max_corrupt_lines`` lines that are no documents are left out.
+    """
 
     seq_len: int
     global_batch: int
     micro_batch: int
+    max_corrupt_lines: int = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +134,8 @@ class Recipe:
     guard: GuardConfig = GuardConfig()
     seed: int = 1
     checkpoint_every: int
+    evaluate_every: int = 2000  # updates, as metaseq did
+    evaluate_sequences: int = 256  # at most, of each validation corpus
     log_every: int = 10
 
 
@@ -143,6 +149,7 @@ def opt_tiny() -> Recipe:
         data=DataConfig(seq_len=64, global_batch=8, micro_batch=8),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=60, total_steps=600),
         checkpoint_every=50,
+        evaluate_every=100,
     )
 
 
@@ -355,11 +362,12 @@ def _check(recipe: Recipe) -> None:
         if (
             isinstance(value, int)
             and not isinstance(value, bool)
-            and key not in {"seed", "parallel.dp", "model.embed_size"}
+            and key not in {"seed", "parallel.dp", "model.embed_size", "data.max_corrupt_lines"}
         ):
             require(value >= 1, f"{key} must be at least 1")
     require(recipe.seed >= 0, "seed must not be negative")
     require(parallel.dp >= 0, "parallel.dp must not be negative")
+    require(data.max_corrupt_lines >= 0, "data.max_corrupt_lines must not be negative")
     require(model.embed_size >= 0, "model.embed_size must not be negative")
     require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")
     require(data.seq_len <= model.max_positions, "data.seq_len must not exceed model.max_positions")

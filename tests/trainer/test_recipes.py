@@ -19,6 +19,7 @@ SETTINGS = {
     "data.seq_len",
     "data.global_batch",
     "data.micro_batch",
+    "data.max_corrupt_lines",
     "optim.peak_lr",
     "optim.warmup_steps",
     "optim.total_steps",
@@ -45,6 +46,8 @@ SETTINGS = {
     "guard.warm",
     "seed",
     "checkpoint_every",
+    "evaluate_every",
+    "evaluate_sequences",
     "log_every",
 }
 
