@@ -1,0 +1,181 @@
+"""Ranks of the burn-in as processes: started on this machine or by srun, told by lines, answering by lines.
+
+`python -m trainer.burn_in` is the other side. It stays alive between rounds: starting Python, torch and a GPU takes
+longer than a measurement.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from opt_ops.core.burn_in import Group, Measured, next_round
+from opt_ops.core.health.burned import BurnIn, Tested, tolerance_of
+
+COMMAND = (sys.executable, "-m", "trainer.burn_in")
+GROUP_SECONDS = 6.0  # for a group to meet and to measure
+_SLACK_SECONDS = 2.0  # after which a rank that has not answered hangs
+
+
+def on_this_machine(nodes: Sequence[str], ranks: int, *options: str) -> list[list[str]]:
+    """A command for each rank: this machine is all of the nodes."""
+    host = "127.0.0.1" if len(nodes) > 1 else socket.gethostname()
+    return [
+        [*COMMAND, "--node", node, "--local-rank", str(local), "--host", host, *options]
+        for node in nodes
+        for local in range(ranks)
+    ]
+
+
+def by_srun(job: str, nodes: Sequence[str], ranks: int, *options: str) -> list[list[str]]:
+    """One srun for all ranks, inside a job that holds the nodes, beside whatever runs in it."""
+    where = [f"--jobid={job}", "--overlap", f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}"]
+    how = [f"--ntasks-per-node={ranks}", "--kill-on-bad-exit=0", "--unbuffered", "--quiet"]
+    return [["srun", *where, *how, *COMMAND, *options]]
+
+
+class Ranks:
+    """The processes, and what they say."""
+
+    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
+        # One thread each: on a machine without GPUs, ranks would fight for the cores and look slow.
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        self._selector = selectors.DefaultSelector()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._buffers: dict[int, bytes] = {}
+        for command in commands:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            assert process.stdout is not None
+            os.set_blocking(process.stdout.fileno(), False)
+            self._selector.register(process.stdout, selectors.EVENT_READ)
+            self._processes.append(process)
+
+    def tell(self, order: Mapping[str, Any]) -> None:
+        """The same line to all."""
+        for process in self._processes:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # it has ended: its silence is noticed
+                process.stdin.write((json.dumps(order) + "\n").encode())
+                process.stdin.flush()
+
+    def hear(self, wanted: int, until: float, that: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Lines of a kind, until there are enough, the time has come, or everybody has left."""
+        heard: list[dict[str, Any]] = []
+        while len(heard) < wanted and self._selector.get_map() and (left := until - time.monotonic()) > 0:
+            heard += [line for line in self._lines(left) if that(line)]
+        return heard
+
+    def _lines(self, seconds: float) -> Iterator[dict[str, Any]]:
+        for key, _ in self._selector.select(seconds):
+            chunk = os.read(key.fd, 1 << 16)
+            if not chunk:
+                self._selector.unregister(key.fileobj)
+                continue
+            *lines, rest = (self._buffers.get(key.fd, b"") + chunk).split(b"\n")
+            self._buffers[key.fd] = rest
+            for line in lines:
+                with suppress(ValueError):  # a library's chatter on stdout
+                    value = json.loads(line)
+                    if isinstance(value, dict):
+                        yield value
+
+    def close(self) -> None:
+        """End them."""
+        for process in self._processes:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        deadline = time.monotonic() + 1.0
+        for process in self._processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            assert process.stdout is not None
+            process.stdout.close()
+        self._selector.close()
+
+
+def burn_in(commands: Sequence[Sequence[str]], nodes: Sequence[str], ranks: int, seconds: float) -> BurnIn:
+    """Start the ranks, test every device, then all-reduce within and between nodes until it is settled who is slow.
+
+    Args:
+        commands: That start the ranks.
+        nodes: Their names, as the ranks say them.
+        ranks: On each node.
+        seconds: After which no round is begun any more.
+    """
+    until = time.monotonic() + seconds
+    started = Ranks(commands)
+    try:
+        return _run(started, nodes, ranks, until)
+    finally:
+        started.close()
+
+
+def _run(started: Ranks, nodes: Sequence[str], ranks: int, until: float) -> BurnIn:
+    said = started.hear(len(nodes) * ranks, until, lambda line: line.get("kind") == "device")
+    devices = tuple(_tested(line) for line in said)
+    answered = [node for node in nodes if sum(line["node"] == node for line in said) == ranks]
+    silent = [node for node in nodes if node not in answered]
+    leaders = {line["node"]: (line["address"], line["port"]) for line in said if line["local"] == 0}
+    fit = [node for node in answered if not any(each.node == node and each.error for each in devices)]
+    alone: tuple[Measured, ...] = ()
+    if ranks > 1 and fit and time.monotonic() < until:
+        alone, lost = _round(started, [(node,) for node in fit], 0, ranks, leaders)
+        silent, fit = [*silent, *lost], [node for node in fit if node not in lost]
+    rounds: list[tuple[Measured, ...]] = []
+    while time.monotonic() < until - GROUP_SECONDS and (groups := next_round(fit, rounds, tolerance_of(devices))):
+        measured, lost = _round(started, groups, len(rounds) + 1, ranks, leaders)
+        rounds.append(measured)
+        silent, fit = [*silent, *lost], [node for node in fit if node not in lost]
+    return BurnIn(nodes=tuple(fit), devices=devices, alone=alone, rounds=tuple(rounds), silent=tuple(silent))
+
+
+def _round(
+    started: Ranks, groups: Sequence[Group], number: int, ranks: int, leaders: Mapping[str, tuple[str, int]]
+) -> tuple[tuple[Measured, ...], list[str]]:
+    """What the groups measured, and the nodes of which a rank did not answer."""
+    places = [{"nodes": group, "address": leaders[group[0]][0], "port": leaders[group[0]][1]} for group in groups]
+    started.tell({"round": number, "groups": places, "ranks_per_node": ranks, "seconds": GROUP_SECONDS})
+    members = [node for group in groups for node in group]
+    until = time.monotonic() + GROUP_SECONDS + _SLACK_SECONDS
+    said = started.hear(
+        len(members) * ranks, until, lambda line: line.get("kind") == "group" and line.get("round") == number
+    )
+    lost = [node for node in members if sum(line["node"] == node for line in said) < ranks]
+    return tuple(_measured(group, said, ranks) for group in groups), lost
+
+
+def _measured(group: Group, said: Sequence[Mapping[str, Any]], ranks: int) -> Measured:
+    """The pace of the slowest rank; none where a rank failed, was silent, or got a wrong sum."""
+    own = [line for line in said if line["node"] in group]
+    right = [float(line["gbs"]) for line in own if not line.get("wrong") and line.get("gbs")]
+    return Measured(nodes=group, gbs=min(right) if len(right) == len(group) * ranks else None)
+
+
+def _tested(line: Mapping[str, Any]) -> Tested:
+    gemm, memory, link = (line.get(part) or {} for part in ("gemm", "memory", "link"))
+    return Tested(
+        node=str(line["node"]),
+        local=int(line["local"]),
+        device=str(line["device"]),
+        uuid=line.get("uuid"),
+        error=line.get("error"),
+        gemm_wrong=gemm.get("wrong"),
+        memory_wrong=memory.get("wrong"),
+        link_wrong=link.get("wrong"),
+        tflops=gemm.get("tflops"),
+        to_gbs=link.get("to_gbs"),
+        from_gbs=link.get("from_gbs"),
+    )

@@ -1,0 +1,180 @@
+"""Burn-in of nodes → findings: what a device computes wrongly, forgets, or does slower than its like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from opt_ops.core.burn_in import SHARED, TOLERANCE, Measured, Slow, named, slower
+from opt_ops.core.health.table import Judgement, Row, Verb, judgement
+from opt_ops.core.values import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tested:
+    """What a rank of the burn-in found of its device. None: it did not get that far."""
+
+    node: str
+    local: int
+    device: str
+    uuid: str | None = None
+    error: str | None = None
+    gemm_wrong: int | None = None
+    memory_wrong: int | None = None
+    link_wrong: int | None = None
+    tflops: float | None = None
+    to_gbs: float | None = None
+    from_gbs: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BurnIn:
+    """All that a burn-in of some nodes gave."""
+
+    nodes: tuple[str, ...]
+    devices: tuple[Tested, ...] = ()
+    alone: tuple[Measured, ...] = ()
+    """All-reduce within each node; none where a node has one rank."""
+    rounds: tuple[tuple[Measured, ...], ...] = ()
+    """All-reduce between nodes, round by round."""
+    silent: tuple[str, ...] = ()
+    """Nodes of which a rank gave no answer in time."""
+
+    @property
+    def tolerance(self) -> float:
+        """By how much a good node may be slower than others."""
+        return tolerance_of(self.devices)
+
+
+CPU = "cpu"  # the device of a rank without a GPU
+
+
+def tolerance_of(devices: Sequence[Tested]) -> float:
+    """Processors are shared, and their speed is not compared as that of GPUs is."""
+    return SHARED if any(device.device == CPU for device in devices) else TOLERANCE
+
+
+FLOORS: Mapping[str, float] = {"A100": 21.0, "H100": 48.0}
+"""GB/s between host and GPU, either way, by what the card's name holds: Azure's node health checks."""
+
+_MEDIAN = f"Megatron: slower than the median by more than the median deviation, or {TOLERANCE:.0%} where that is more"
+
+
+def _row(reason: str, signal: str, verdict: Verdict, verb: Verb, source: str, disagree: str = "") -> Row:
+    return Row(reason=f"burn_in_{reason}", signal=signal, verdict=verdict, verb=verb, source=source, disagree=disagree)
+
+
+_WRONG = _row(
+    "wrong",
+    "burn-in: a product of matrices, or what was copied to the GPU and back, differs by a bit from what is known",
+    Verdict.BAD,
+    Verb.ISOLATE,
+    "Imbue: compares products of matrices on every host for 5 minutes; no other sign of silent corruption is as plain",
+)
+_MEMORY = _row(
+    "memory",
+    "burn-in: memory gives back another pattern than was written",
+    Verdict.BAD,
+    Verb.ISOLATE,
+    "DCGM: faulty memory isolates",
+)
+_FAILED = _row(
+    "failed",
+    "burn-in: the test of a GPU ended with an error",
+    Verdict.SUSPECT,
+    Verb.RESET_GPU,
+    "ours: what cannot run a test runs no training",
+)
+_SILENT = _row(
+    "silent",
+    "burn-in: a rank on the node gave no answer in time",
+    Verdict.SUSPECT,
+    Verb.ISOLATE,
+    "ours: a test that hangs hangs training",
+)
+_SLOW = _row("slow", "burn-in: a GPU multiplies slower than others of its name", Verdict.SUSPECT, Verb.ISOLATE, _MEDIAN)
+_LINK = _row(
+    "link",
+    "burn-in: copies between host and GPU are slower than those of others of its name, or than the card's floor "
+    f"({', '.join(f'{card} {floor:g} GB/s' for card, floor in FLOORS.items())})",
+    Verdict.SUSPECT,
+    Verb.ISOLATE,
+    f"{_MEDIAN}; Azure: the floors",
+    "autopilot: at least 4 GB/s",
+)
+_ALL_REDUCE = _row(
+    "all_reduce",
+    "burn-in: all-reduce within the node, or with every node that it was measured with, is slower than that of the "
+    "others, fails, or gives a wrong sum",
+    Verdict.SUSPECT,
+    Verb.ISOLATE,
+    _MEDIAN,
+    "Azure: floors by card (H100 460 GB/s of 16 GB within a node); gcm: floors given by the site",
+)
+_NETWORK = _row(
+    "network",
+    "burn-in: no all-reduce between nodes worked, and nobody can say whose fault it is",
+    Verdict.UNKNOWN,
+    Verb.NONE,
+    "ours: of two nodes nobody can say which; among more, rather the network than all of them",
+)
+
+BURN_IN_ROWS = (_WRONG, _MEMORY, _FAILED, _SILENT, _SLOW, _LINK, _ALL_REDUCE, _NETWORK)
+
+
+def burned(found: BurnIn) -> Iterator[tuple[str, Judgement]]:
+    """What follows for each node that something was found of, by the rows above."""
+    for device in found.devices:
+        yield from ((device.node, said) for said in _of_device(device))
+    yield from _slow_devices(found.devices)
+    for node in found.silent:
+        yield node, judgement(_SILENT, {})
+    within = {each.nodes[0]: each.gbs for each in found.alone}
+    for node in (node for node, gbs in within.items() if gbs is None):
+        yield node, judgement(_ALL_REDUCE, {"within": "failed"})
+    for slow in slower({node: gbs for node, gbs in within.items() if gbs is not None}, found.tolerance):
+        yield slow.name, judgement(_ALL_REDUCE, {"within": slow.value, "median": slow.median})
+    groups = [group for measured in found.rounds for group in measured]
+    if groups and all(group.gbs is None for group in groups):
+        yield from ((node, judgement(_NETWORK, {"groups": len(groups)})) for node in found.nodes)
+        return
+    for slow in named(found.nodes, found.rounds, found.tolerance):
+        partners = [[*group.nodes, group.gbs] for group in groups if slow.name in group.nodes]
+        yield slow.name, judgement(_ALL_REDUCE, {"gbs": slow.value, "median": slow.median, "groups": partners})
+
+
+def _of_device(device: Tested) -> Iterator[Judgement]:
+    who: dict[str, object] = {"local_rank": device.local, "device": device.device}
+    who |= {"uuid": device.uuid} if device.uuid is not None else {}
+    if device.error is not None:
+        yield judgement(_FAILED, {**who, "error": device.error})
+    wrong = (device.gemm_wrong or 0) + (device.link_wrong or 0)
+    if wrong:
+        evidence = {"wrong_products": device.gemm_wrong, "wrong_words": device.link_wrong}
+        yield judgement(_WRONG, {**who, **evidence})
+    if device.memory_wrong:
+        yield judgement(_MEMORY, {**who, "wrong_words": device.memory_wrong})
+    floor = next((floor for card, floor in FLOORS.items() if card in device.device), 0.0)
+    rates = {"to": device.to_gbs, "from": device.from_gbs}
+    for way, gbs in rates.items():
+        if gbs is not None and gbs < floor:
+            yield judgement(_LINK, {**who, "way": way, "gbs": gbs, "floor": floor})
+
+
+def _slow_devices(devices: Sequence[Tested]) -> Iterator[tuple[str, Judgement]]:
+    for name in sorted({device.device for device in devices} - {CPU}):
+        alike = {f"{each.node}/{each.local}": each for each in devices if each.device == name}
+        figures: tuple[tuple[Row, str, dict[str, float | None]], ...] = (
+            (_SLOW, "tflops", {key: each.tflops for key, each in alike.items()}),
+            (_LINK, "to_gbs", {key: each.to_gbs for key, each in alike.items()}),
+            (_LINK, "from_gbs", {key: each.from_gbs for key, each in alike.items()}),
+        )
+        for row, figure, values in figures:
+            for slow in slower({key: value for key, value in values.items() if value is not None}):
+                yield alike[slow.name].node, judgement(row, _evidence(alike[slow.name], figure, slow))
+
+
+def _evidence(device: Tested, figure: str, slow: Slow) -> Mapping[str, object]:
+    who: dict[str, object] = {"local_rank": device.local, "device": device.device}
+    who |= {"uuid": device.uuid} if device.uuid is not None else {}
+    return {**who, figure: slow.value, "median": slow.median}
