@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer import recipes
-from trainer.errors import NonFiniteError, SupersededError, UserError
+from trainer.errors import CorruptionError, NonFiniteError, PeerCorruptionError, SupersededError, UserError
 from trainer.lines import say
 from trainer.manifest import CheckpointError
 from trainer.signals import Signals
 
 EXIT_UNFORESEEN = 1
 EXIT_OUT_OF_MEMORY = 84
-EXIT_CODES: dict[type[Exception], int] = {UserError: 78, CheckpointError: 65, NonFiniteError: 82, SupersededError: 83}
+EXIT_CODES: dict[type[Exception], int] = {
+    UserError: 78,
+    CheckpointError: 65,
+    NonFiniteError: 82,
+    SupersededError: 83,
+    CorruptionError: 85,
+    PeerCorruptionError: 87,
+}
 
 _EXAMPLES = """\
 examples:
@@ -30,7 +37,7 @@ examples:
 
 exit codes:
   0 done; 1 unforeseen error; 65 bad checkpoint; 78 user error; 82 training diverged; 83 a newer attempt exists;
-  84 out of memory; 130, 143 stopped by a signal
+  84 out of memory; 85 this rank's data is corrupt; 87 another rank's is; 130, 143 stopped by a signal
 """
 
 

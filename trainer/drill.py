@@ -19,13 +19,22 @@ class LrDrill:
     factor: float
 
 
+@dataclass(frozen=True, slots=True)
+class FlipDrill:
+    """Flip a bit of the weights of ``rank`` after update ``from_step``, or the first one after that."""
+
+    name: str
+    from_step: int
+    rank: int
+
+
 class DrillFile:
     """The drills ordered in a file that may appear or be replaced at any time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
-        self._drills: list[LrDrill] = []
+        self._drills: list[LrDrill | FlipDrill] = []
         self._begins: dict[str, int] = {}
 
     def lr_factor(self, step: int) -> float:
@@ -34,31 +43,43 @@ class DrillFile:
         Raises:
             UserError: the file is not what ``docs/formats.md`` says.
         """
+        lr = (drill for drill in self._current(step) if isinstance(drill, LrDrill))
+        return math.prod(drill.factor for drill in lr if self._lasts(drill, step))
+
+    def flip(self, step: int) -> int | None:
+        """The rank that flips a bit after update ``step``; asked after :meth:`lr_factor`."""
+        flips = (drill for drill in self._drills if isinstance(drill, FlipDrill))
+        return next((drill.rank for drill in flips if self._begins[drill.name] == step), None)
+
+    def _current(self, step: int) -> list[LrDrill | FlipDrill]:
         try:
             stat = self._path.stat()
         except FileNotFoundError:
-            return 1.0
+            self._drills, self._seen = [], None
+            return []
         seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         if seen != self._seen:
             self._drills = _read(self._path)
             self._seen = seen
             for drill in self._drills:  # who orders a fault from outside cannot know which update comes next
                 self._begins.setdefault(drill.name, max(step, drill.from_step))
-        return math.prod(drill.factor for drill in self._drills if self._lasts(drill, step))
+        return self._drills
 
     def _lasts(self, drill: LrDrill, step: int) -> bool:
         begin = self._begins[drill.name]
         return begin <= step < begin + drill.updates
 
 
-def _read(path: Path) -> list[LrDrill]:
+def _read(path: Path) -> list[LrDrill | FlipDrill]:
     try:
         return [_parse(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a list of drills: {type(error).__name__}: {error}") from error
 
 
-def _parse(entry: dict[str, Any]) -> LrDrill:
+def _parse(entry: dict[str, Any]) -> LrDrill | FlipDrill:
+    if entry["kind"] == "flip-bit":
+        return FlipDrill(str(entry["id"]), int(entry["from_step"]), int(entry["rank"]))
     if entry["kind"] != "lr":
-        raise ValueError(f"kind {entry['kind']!r} is not known, only 'lr' is")
+        raise ValueError(f"kind {entry['kind']!r} is not known, only 'lr' and 'flip-bit' are")
     return LrDrill(str(entry["id"]), int(entry["from_step"]), int(entry["updates"]), float(entry["factor"]))

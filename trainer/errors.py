@@ -12,5 +12,13 @@ class NonFiniteError(ArithmeticError):
     """The loss or the gradient norm is not finite, and the update was not applied. Exit code 82."""
 
 
+class CorruptionError(Exception):
+    """The checksums say that this rank's data is corrupt, and the update was not applied. Exit code 85."""
+
+
+class PeerCorruptionError(Exception):
+    """The checksums say that another rank's data is corrupt, and the update was not applied. Exit code 87."""
+
+
 class SupersededError(Exception):
     """A newer attempt of the lineage exists: this one must not write any more. Exit code 83."""

@@ -25,6 +25,7 @@ class Heard:
         drill_factor: of the learning rate; NaN when the drills cannot be read. Zero on all ranks but rank 0.
         save_requested: whether this rank was asked for a checkpoint.
         superseded: whether the fence names another attempt. Rank 0 alone looks.
+        flip: 1 + the rank that is to flip a bit of its weights, for a drill. Zero on all ranks but rank 0.
         busy_seconds: how long this rank has worked since the reduction before, time that it waited for others not
             counted; None, on all ranks, where that is not known.
     """
@@ -32,6 +33,7 @@ class Heard:
     drill_factor: float = 0.0
     save_requested: bool = False
     superseded: bool = False
+    flip: int = 0
     busy_seconds: float | None = None
 
 
@@ -53,6 +55,7 @@ class Outside:
             drill_factor=self._drill_factor(step),
             save_requested=self._signals.save_requested.is_set(),
             superseded=self._fence is not None and self._fence.superseded,
+            flip=self._flip(step),
             busy_seconds=self._busy_seconds(),
         )
 
@@ -74,6 +77,10 @@ class Outside:
             return None
         before, self._worked = self._worked, time.thread_time()
         return self._worked - before
+
+    def _flip(self, step: int) -> int:
+        rank = self._drills.flip(step) if self._drills and self._unreadable is None else None
+        return 0 if rank is None else rank + 1
 
     def _drill_factor(self, step: int) -> float:
         if self._drills is None:
