@@ -118,7 +118,8 @@ class Recipe:
 
     ``precision`` is that of parameters and activations in forward and backward pass; master weights, the optimizer and
     sums over ranks are always fp32. ``engine`` is what spreads the model over ranks. ``checkpoint_activations`` keeps
-    of each layer only its input and computes the rest again; ``compile`` compiles each layer.
+    of each layer only its input and computes the rest again; ``compile`` compiles each layer. Ranks compare what they
+    should hold alike after every ``checksum_every`` updates (0: never).
     """
 
     steps: int
@@ -137,6 +138,7 @@ class Recipe:
     evaluate_every: int = 2000  # updates, as metaseq did
     evaluate_sequences: int = 256  # at most, of each validation corpus
     log_every: int = 10
+    checksum_every: int = 100
 
 
 def opt_tiny() -> Recipe:
@@ -362,10 +364,11 @@ def _check(recipe: Recipe) -> None:
         if (
             isinstance(value, int)
             and not isinstance(value, bool)
-            and key not in {"seed", "parallel.dp", "model.embed_size", "data.max_corrupt_lines"}
+            and key not in {"seed", "parallel.dp", "model.embed_size", "data.max_corrupt_lines", "checksum_every"}
         ):
             require(value >= 1, f"{key} must be at least 1")
     require(recipe.seed >= 0, "seed must not be negative")
+    require(recipe.checksum_every >= 0, "checksum_every must not be negative")
     require(parallel.dp >= 0, "parallel.dp must not be negative")
     require(data.max_corrupt_lines >= 0, "data.max_corrupt_lines must not be negative")
     require(model.embed_size >= 0, "model.embed_size must not be negative")
