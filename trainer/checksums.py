@@ -47,10 +47,10 @@ class Verdict:
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
-    """A sum over all bits of ``tensors``, as an int64 scalar on their device, that any single flipped bit changes.
+    """A sum over all bits of ``tensors``, below 2⁵², as an int64 scalar on their device.
 
-    Each tensor's words are added up as integers, modulo 2⁶⁴ and in whatever order; the sums get odd weights, because an
-    odd multiple of a power of two below 2⁵² is never 0 modulo 2⁵².
+    Any single flipped bit changes it, in values of up to four bytes. Each tensor's words are added up as integers, in
+    whatever order; the sums get odd weights: an odd multiple of a power of two below 2⁵² is never 0 modulo 2⁵².
     """
     sums = [each.view(_INTEGERS[each.element_size()]).sum(dtype=torch.int64) for each in map(_local, tensors)]
     stacked = torch.stack(sums)
