@@ -15,7 +15,7 @@ from typing import Any
 from opt_ops.core.names import attempt_folder
 from opt_ops.files import create_json, read_json, write_json
 
-GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL
 DUMP_SECONDS = 3.0  # for ranks to write down where they are
 
 _PR_SET_PDEATHSIG = 1
@@ -147,10 +147,14 @@ class Ranks:
         write_json(folder / dump / f"{self._node}.json", {"v": 1, "stacks": stacks, "py_spy": others})
 
     def end(self) -> None:
-        """SIGTERM at the first call, SIGKILL to what is left after the grace."""
+        """SIGINT at the first call, SIGKILL to what is left after the grace.
+
+        SIGTERM is the scheduler's: it sends that to every process of a job which it will end, and the ranks shall save
+        then, not end.
+        """
         if self._killed_at is None:
             self._killed_at = time.monotonic()
-            number = signal.SIGTERM
+            number = signal.SIGINT
         elif time.monotonic() - self._killed_at > GRACE_SECONDS:
             number = signal.SIGKILL
         else:

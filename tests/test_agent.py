@@ -130,13 +130,13 @@ def test_it_ends_ranks_that_are_not_ordered_any_more(node: Node):
     assert not node.report().done
     node.order(None)
     report = wait_for(lambda: (r := node.report()) and r.done and r)
-    assert {x.signal for x in report.exits} == {signal.SIGTERM}
+    assert {x.signal for x in report.exits} == {signal.SIGINT}
     assert not any(map(alive, pids))
 
 
 def test_a_rank_that_does_not_listen_is_killed(node: Node):
     deaf = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(120)"
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(120)"
     )
     node.start()
     node.order((sys.executable, "-c", deaf))

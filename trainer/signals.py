@@ -29,6 +29,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.save_requested = threading.Event()
+        self._deaf_to: set[int] = set()
         self._read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -41,6 +42,12 @@ class Signals:
         # Who starts us may hold signals back until we are ready for them: here is where they are remembered from.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
         threading.Thread(target=self._heed, daemon=True, name="signals").start()
+
+    def leave_sigterm_to_supervisor(self) -> None:
+        """Heed SIGTERM no more: a scheduler that ends a job sends it to every process, and a supervisor that hears it,
+        too, wants one more checkpoint of the ranks (SIGUSR1) before it ends them (SIGINT).
+        """
+        self._deaf_to = {signal.SIGTERM}
 
     def dump_stacks_to(self, path: Path) -> None:
         """Append stacks to ``path`` from now on, not to stderr; opened at once, since later may be too late."""
@@ -62,7 +69,7 @@ class Signals:
             elif number == signal.SIGUSR2:
                 with contextlib.suppress(OSError):
                     os.write(self._stacks, f"end of dump {time.time():.3f}\n\n".encode())
-            else:
+            elif number not in self._deaf_to:
                 with contextlib.suppress(OSError):  # no room for last words is no reason to stay
                     os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
                 os._exit(128 + number)

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from opt_ops.core.values import AllocationStatus
+from opt_ops.core.values import PREEMPTED, AllocationStatus
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.ports import JobState
 
@@ -33,6 +33,7 @@ POLL_SECONDS = 5.0  # slurmctld has others to serve
 TIMEOUT_SECONDS = 20.0
 PATIENCE_SECONDS = 2.0  # that a tick waits for an answer; a later tick takes it
 WARNING_SECONDS = 120  # before the time limit
+GRACE_SECONDS = 600.0  # before a job's end, it is worth asking whether a preemption has brought it forward
 
 _QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT"})
@@ -178,11 +179,14 @@ class SlurmScheduler:
         if word in _QUEUED:
             return JobState(AllocationStatus.QUEUED, (), reason)
         if word not in _RUNNING:
-            return JobState(AllocationStatus.ENDED, (), word)
+            return JobState(AllocationStatus.ENDED, (), PREEMPTED if _preempted(job) else word)
         held = _hosts(nodes)
         if word == "COMPLETING":
             ends_at = None  # squeue's time is that of its end then, whatever ended it: no time limit
-        return JobState(AllocationStatus.RUNNING, held, "", _unfit(nodes), ends_at)
+        near = ends_at is not None and ends_at - time.time() < GRACE_SECONDS
+        return JobState(
+            AllocationStatus.RUNNING, held, PREEMPTED if near and _preempted(job) else "", _unfit(nodes), ends_at
+        )
 
     def _comment(self, allocation: str) -> str:
         return f"opt-ops {allocation} of {self._folder}"
@@ -238,6 +242,12 @@ def _time(text: str) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
+
+
+def _preempted(job: str) -> bool:
+    """Whether somebody more important took the nodes. A job whose agents leave within its grace time ends COMPLETED."""
+    lines = _ask("squeue", "-h", "-t", "all", "-O", "PreemptTime", "-j", job, may_fail="Invalid job id")
+    return any(_time(line.strip()) is not None for line in lines)
 
 
 def _hosts(nodes: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from opt_ops.core.latest import latest
 from opt_ops.core.people import open_change
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Allocation, Attempt, Drill, Incident, Node, State
-from opt_ops.core.values import Driver, Fault, Outcome, Tier, Verdict
+from opt_ops.core.values import PREEMPTED, Driver, Fault, Outcome, Tier, Verdict
 
 
 def open_incident(state: State, now: float, policy: Policy) -> Event | None:
@@ -161,17 +161,24 @@ def _make_room(state: State, now: float, policy: Policy) -> IncidentOpened | Non
         others = staying(state, eligible_nodes(state, policy, now), now, policy)
         if len(others) >= len(attempt.nodes):
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s; {len(others)} other nodes are held"
-            return _planned(state, attempt, "time_limit", cause, "the scheduler's time limit", now)
+            return _planned(state, attempt, *_why_it_ends(ending), cause, now)
         if last_call(ending, now, policy):
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s, and there are no other nodes yet"
-            return _planned(state, attempt, "time_limit", cause, "the scheduler's time limit", now)
+            return _planned(state, attempt, *_why_it_ends(ending), cause, now)
     if state.size > len(attempt.nodes):
         cause = f"{state.size} nodes are fit, the attempt runs on {len(attempt.nodes)}"
-        return _planned(state, attempt, "nodes_returned", cause, "more nodes are fit than are in use", now)
+        return _planned(state, attempt, "nodes_returned", "more nodes are fit than are in use", cause, now)
     return None
 
 
-def _planned(state: State, attempt: Attempt, failure: str, cause: str, detector: str, now: float) -> IncidentOpened:
+def _why_it_ends(allocation: Allocation) -> tuple[str, str]:
+    """The failure class, and who says so."""
+    if allocation.reason == PREEMPTED:
+        return "preemption", "the scheduler takes the nodes for somebody more important"
+    return "time_limit", "the scheduler's time limit"
+
+
+def _planned(state: State, attempt: Attempt, failure: str, detector: str, cause: str, now: float) -> IncidentOpened:
     return IncidentOpened(
         incident=_name(state),
         failure=failure,

@@ -68,6 +68,10 @@ class Fault(StrEnum):
     KILL_DAEMON = "kill-daemon"  # the daemon is killed with SIGKILL
 
 
+PREEMPTED = "PREEMPTED"
+"""The scheduler's reason for the end of a job, or for an end that it has brought forward."""
+
+
 class AllocationStatus(StrEnum):
     """What the scheduler says of our job. `UNKNOWN` when it does not answer: nothing follows from that."""
 

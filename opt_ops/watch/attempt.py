@@ -11,15 +11,13 @@ from opt_ops.core.run import Attempt, Incident, State
 from opt_ops.core.stacks import group
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeReport
-from opt_ops.watch.cluster import NodeWatch
+from opt_ops.watch.cluster import WORD_SECONDS, NodeWatch
 from opt_ops.watch.training import TrainingWatch
 
 # When a rank dies its peers die of it. Reports of other nodes may come a moment later and tell of an earlier death.
 _SETTLE_SECONDS = 1.0
 
-# A scheduler that ends a job ends its processes first, and says some seconds later that it did, and why.
-_WORD_SECONDS = 20.0
-_SIGTERM = 15
+_TOLD_TO_END = frozenset({2, 15})  # SIGINT by an agent that leaves, SIGTERM by the scheduler
 
 _HEARD_SECONDS = 5.0  # two heartbeats and a tick
 
@@ -101,10 +99,10 @@ class AttemptWatch:
         if not failed or attempt.stop_why is not None or not set(attempt.nodes) <= state.held.keys():
             return False
         first = first_to_fail(failed)
-        if _SIGTERM not in (first.signal, (first.code or 0) - 128) or not self._nodes.warned(first.node):
+        if _TOLD_TO_END.isdisjoint((first.signal, (first.code or 0) - 128)) or not self._nodes.warned(first.node):
             return False
         since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
-        return self._clock.monotonic() - since < _WORD_SECONDS
+        return self._clock.monotonic() - since < WORD_SECONDS
 
     def _lost_rank(
         self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], over: bool

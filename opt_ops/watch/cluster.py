@@ -9,7 +9,7 @@ from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRais
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, says_nothing_new
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Allocation, Node, State
-from opt_ops.core.values import AllocationStatus, Tier, Verdict
+from opt_ops.core.values import PREEMPTED, AllocationStatus, Tier, Verdict
 from opt_ops.errors import SchedulerUnavailable
 from opt_ops.ports import Agents, Clock, JobState, Scheduler
 from opt_ops.watch.training import TrainingWatch
@@ -22,7 +22,7 @@ _DRIFT_SECONDS = 3600.0  # and at most, when no node has said anything new
 _COUNT_SECONDS = 30.0  # between looks for jobs that nobody accounts for
 
 # The scheduler's word for how a job ended, where it names a failure class of its own.
-_SIGNAL_OF_END = {"TIMEOUT": "time_limit", "PREEMPTED": "preemption", "CANCELLED": "job_cancelled"}
+_SIGNAL_OF_END = {"TIMEOUT": "time_limit", PREEMPTED: "preemption", "CANCELLED": "job_cancelled"}
 
 
 class AllocationWatch:

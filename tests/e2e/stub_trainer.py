@@ -9,7 +9,6 @@ A file `fault` in the attempt's folder with a WHAT in it does the same from the 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
 import hashlib
 import json
@@ -213,8 +212,6 @@ def misbehave(what: str, step: int, rank: int, phases: Phases, told: Told) -> No
         told.loss = 9.0
     elif what == "nan":
         told.loss = None
-    elif what == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     elif what == "floor":
         told.fields["loss_scale"] = 0.03125
     elif what == "slow":
@@ -245,5 +242,8 @@ def misbehave(what: str, step: int, rank: int, phases: Phases, told: Told) -> No
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its agent answers for it
+    try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -68,7 +68,7 @@ NodeName=gpu[001-{nodes:03}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first
 PreemptType=preempt/partition_prio
 PreemptMode=CANCEL
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1
-PartitionName=graceful Nodes=ALL MaxTime=INFINITE PriorityTier=1 GraceTime=10
+PartitionName=graceful Nodes=ALL MaxTime=INFINITE PriorityTier=1 GraceTime=20
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF
 """
 SLURMDBD_CONF = """\

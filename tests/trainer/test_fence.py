@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_all_ranks_leave_when_a_newer_attempt_is_named(text: Path, tmp_path: Pat
         assert process.stderr.startswith("error: superseded: a newer attempt exists")
         assert process.stderr.count("\n") == 1
     assert manifest.committed(tmp_path / "checkpoints") == []
+
+
+def test_sigterm_is_left_to_the_supervisor(text: Path, tmp_path: Path) -> None:
+    name(tmp_path / "fence.json", "1.00-a1")
+    (rank,) = start(0, *fenced(tmp_path, text, "steps=100000", "checkpoint_every=100000"))
+    wait_for_step(tmp_path / "a1", 3)
+    rank.send_signal(signal.SIGTERM)  # a scheduler's, to every process of the job
+    rank.send_signal(signal.SIGUSR1)  # the supervisor's
+    wait_for(lambda: len(manifest.committed(tmp_path / "checkpoints")) == 1, "no checkpoint")
+    rank.send_signal(signal.SIGINT)
+    (done,) = finish([rank])
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "stopped by SIGINT")
 
 
 @pytest.mark.parametrize("content", [None, "[{", '{"v": 1}', "[]"])
