@@ -1,0 +1,235 @@
+"""metaseq's checkpoints: one consolidated file, model-parallel parts, and each in flat shards of fairscale's FSDP.
+
+Names end in ``-model_part-<i>-shard<j>.pt``; either may be missing. ``model`` in them holds the weights. Where they are
+flat, ``shard_metadata`` says which parameters lie in them one after the other, with how much padding at the end of each
+shard (fairscale 0.4, ``FullyShardedDataParallel.local_metadata_dict``). The fused projection of attention has keys,
+values and queries in this order, in each part its own.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.convert import pickles
+from trainer.convert.weights import EMBEDDINGS, Entry, Weights, checked, shape_of
+from trainer.errors import UserError
+from trainer.lines import say
+from trainer.recipes import RECIPES
+
+_NAME = re.compile(r"(?P<stem>.+?)(?:-model_part-(?P<part>\d+))?(?:-shard(?P<shard>\d+))?\.pt")
+_RENAMED = {"layer_norm": "final_layer_norm", "project_in_dim": "project_in", "project_out_dim": "project_out"}
+_DROPPED = {"version"}
+_OUTPUT = "output_projection.weight"
+_FUSED = ("k_proj", "v_proj", "q_proj")
+
+# Along which dimension the model-parallel parts of a parameter are joined; all others are whole in every part.
+_JOINED = {
+    re.compile(r"layers\.\d+\.(self_attn\.[qkv]_proj|fc1)\.(weight|bias)|embed_tokens\.weight"): 0,
+    re.compile(r"layers\.\d+\.(self_attn\.out_proj|fc2)\.weight"): 1,
+}
+
+# Parts that ought to hold the same may have drifted apart by rounding; beyond this, it is worth a word.
+_DRIFT = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of one checkpoint, by part and shard."""
+
+    stem: str
+    parts: Sequence[Sequence[Path]]
+
+
+def is_here(path: Path) -> bool:
+    """Whether ``path`` is a ``.pt`` file, a folder of them, or what the names of some begin with."""
+    return bool(_candidates(path))
+
+
+def read(path: Path, heads: int | None) -> Weights:
+    """The OPT in the checkpoint ``path``.
+
+    Args:
+        path: a file, a folder with one checkpoint in it, or what its files' names begin with.
+        heads: attention heads, which the weights do not tell; needed for shapes that were never published.
+
+    Raises:
+        UserError: it is none, not whole, or its heads are not known.
+    """
+    files = _files(path)
+    parts = [_part(shards) for shards in files.parts]
+    entries = {name: _joined(name, [_of_part(part, name, path) for part in parts]) for name in parts[0]}
+    output = entries.pop(_OUTPUT, None)
+    if output and not torch.equal(output.load(), entries[EMBEDDINGS].load()):
+        raise UserError(f"{path}: {_OUTPUT} differs from the input embedding; in OPT they are one matrix.")
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    config = shape_of(shapes, 1, path)
+    known = {
+        (model.num_layers, model.hidden_size): model.num_heads
+        for name, recipe in RECIPES.items()
+        if name != "opt-tiny"
+        for model in [recipe().model]
+    }
+    heads = heads or known.get((config.num_layers, config.hidden_size))
+    if not heads:
+        raise UserError(
+            f"{path}: {config.num_layers} layers of {config.hidden_size} are no published OPT, and the weights do not "
+            "tell the number of attention heads: give --heads."
+        )
+    shards = len(files.parts[0])
+    origin = f"metaseq, {len(parts)} model part(s)" + (f" of {shards} flat shards" if shards > 1 else "")
+    return checked(Weights(origin, shape_of(shapes, heads, path), entries), path)
+
+
+def _candidates(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.glob("*.pt"))
+    if path.is_file():
+        return [path] if path.suffix == ".pt" else []
+    return sorted(file for file in path.parent.glob("*.pt") if file.name.startswith(path.name))
+
+
+def _files(path: Path) -> _Files:
+    by_stem: dict[str, dict[tuple[int, int], Path]] = {}
+    for file in _candidates(path):
+        match = _NAME.fullmatch(file.name)
+        assert match is not None
+        by_stem.setdefault(match["stem"], {})[int(match["part"] or 0), int(match["shard"] or 0)] = file
+    if len(by_stem) > 1:
+        raise UserError(f"{path} holds several checkpoints: {', '.join(sorted(by_stem))}. Name one: {path}/NAME.")
+    ((stem, found),) = by_stem.items()
+    parts, shards = (1 + max(index[axis] for index in found) for axis in (0, 1))
+    missing = [(part, shard) for part in range(parts) for shard in range(shards) if (part, shard) not in found]
+    if missing:
+        part, shard = missing[0]
+        raise UserError(
+            f"{path}: {len(missing)} of {parts} × {shards} files of {stem} are missing, the first of them part {part}, "
+            f"shard {shard}. The last ones cannot be missed: compare with the list you copied from."
+        )
+    return _Files(stem, [[found[part, shard] for shard in range(shards)] for part in range(parts)])
+
+
+def _part(shards: Sequence[Path]) -> dict[str, Entry]:
+    """The parameters of one model part by our names, fused ones taken apart."""
+    contents = [pickles.load(file) for file in shards]
+    weights: list[dict[str, Any]] = []
+    for content, file in zip(contents, shards, strict=True):
+        found = content.get("model", content) if isinstance(content, dict) else None
+        if not found or not isinstance(found, dict):
+            raise UserError(f"{file}: no weights in it.")
+        weights.append({name: value for name, value in found.items() if isinstance(value, Tensor)})
+    if any("flat_param" in name for name in weights[0]):
+        metadata = [content.get("shard_metadata") for content in contents]
+        whole = _unflattened(weights, metadata, shards)
+    elif len(shards) > 1:
+        raise UserError(f"{shards[0]}: one of {len(shards)} shards, but its parameters are not flat.")
+    else:
+        whole = {name: _entry(tensor, partial(torch.as_tensor, tensor)) for name, tensor in weights[0].items()}
+    parameters: dict[str, Entry] = {}
+    for name, entry in whole.items():
+        ours = _our_name(name)
+        if ours in _DROPPED:
+            continue
+        if ".qkv_proj." in ours:
+            rows = entry.shape[0] // 3
+            for index, projection in enumerate(_FUSED):
+                shape = (rows, *entry.shape[1:])
+                load = partial(_third, entry, index * rows, rows)
+                parameters[ours.replace("qkv_proj", projection)] = Entry(shape, entry.dtype, load)
+        else:
+            parameters[ours] = entry
+    return parameters
+
+
+def _entry(tensor: Tensor, load: Callable[[], Tensor]) -> Entry:
+    return Entry(tuple(tensor.shape), tensor.dtype, load)
+
+
+def _our_name(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in {"_fsdp_wrapped_module", "_fpw_module"}]
+    if parts[0] == "decoder":
+        parts = parts[1:]
+    return ".".join([_RENAMED.get(parts[0], parts[0]), *parts[1:]])
+
+
+def _unflattened(
+    weights: Sequence[Mapping[str, Tensor]], metadata: Sequence[Any], files: Sequence[Path]
+) -> dict[str, Entry]:
+    """Each parameter as a stretch of the flat one that it lies in."""
+    if not all(metadata):
+        raise UserError(
+            f"{files[0]}: its parameters are flat, and without shard_metadata nothing tells where each begins. "
+            "Convert the shards from before they were merged, or the consolidated checkpoint."
+        )
+    entries: dict[str, Entry] = {}
+    aliases: dict[str, str] = {}
+    try:
+        for index, wrapper in enumerate(metadata[0]["param_metadata"]):
+            prefix = f"{wrapper['fsdp_path']}." if wrapper["fsdp_path"] else ""
+            for flat, about in wrapper["params"].items():
+                paddings = [shard["param_metadata"][index]["params"][flat]["padding"] for shard in metadata]
+                pieces = [
+                    shard[prefix + flat][: shard[prefix + flat].numel() - padding]
+                    for shard, padding in zip(weights, paddings, strict=True)
+                ]
+                start = 0
+                for name, shape, numel in zip(about["names"], about["shapes"], about["numels"], strict=True):
+                    load = partial(_stretch, pieces, start, numel, tuple(shape))
+                    entries[prefix + name] = Entry(tuple(shape), pieces[0].dtype, load)
+                    start += numel
+                if start != (held := sum(piece.numel() for piece in pieces)):
+                    raise UserError(f"{files[0]}: {prefix}{flat} has {held} elements in all shards, not {start}.")
+            aliases |= {copy: source for source, copy in wrapper.get("shared_param_info", ())}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{files[0]}: its shard_metadata does not fit its weights ({error!r}).") from error
+    return entries | {copy: entries[source] for copy, source in aliases.items() if source in entries}
+
+
+def _stretch(pieces: Sequence[Tensor], start: int, numel: int, shape: tuple[int, ...]) -> Tensor:
+    """Elements ``start`` to ``start + numel`` of ``pieces`` laid end to end."""
+    found: list[Tensor] = []
+    for piece in pieces:
+        found.append(piece[max(0, start) : max(0, start + numel)])
+        start -= piece.numel()
+    return torch.cat(found).view(shape)
+
+
+def _third(entry: Entry, first: int, rows: int) -> Tensor:
+    return entry.load()[first : first + rows]
+
+
+def _of_part(part: Mapping[str, Entry], name: str, path: Path) -> Entry:
+    if name not in part:
+        raise UserError(f"{path}: {name} is not in all model parts.")
+    return part[name]
+
+
+def _joined(name: str, parts: Sequence[Entry]) -> Entry:
+    if len(parts) == 1:
+        return parts[0]
+    dim = next((dim for pattern, dim in _JOINED.items() if pattern.fullmatch(name)), None)
+    if name == _OUTPUT:
+        dim = 0
+    if dim is None:
+        return Entry(parts[0].shape, parts[0].dtype, partial(_common, name, parts))
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    return Entry(tuple(shape), parts[0].dtype, partial(_concatenated, parts, dim))
+
+
+def _concatenated(parts: Sequence[Entry], dim: int) -> Tensor:
+    return torch.cat([part.load() for part in parts], dim)
+
+
+def _common(name: str, parts: Sequence[Entry]) -> Tensor:
+    first, *others = (part.load() for part in parts)
+    drift = max((other.float() - first.float()).abs().max().item() for other in others)
+    if not drift <= _DRIFT:
+        say(f"note: model parts disagree about {name} by up to {drift:.2g}; the first one's is taken", sys.stderr)
+    return first
