@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -39,14 +38,10 @@ class Checkpointer:
     All collectives run on a gloo group of their own: in the background they would mix with those of training.
     """
 
-    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fence: Fence) -> None:
+    def __init__(self, folder: Path, state: dict[str, dict[str, Any]], fence: Fence) -> None:
         self._folder = folder
         self._fence = fence
-        # A tied parameter comes once, under its first name. Detached: else the stager would copy the gradients, too.
-        self._state = {
-            "model": {name: p.detach() for name, p in model.named_parameters()},
-            "optimizer": {name: optimizer.state[p] for name, p in model.named_parameters()},
-        }
+        self._state = state
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)
         self._group = group

@@ -20,5 +20,9 @@ class PeerCorruptionError(Exception):
     """The checksums say that another rank's data is corrupt, and the update was not applied. Exit code 87."""
 
 
+class LossScaleError(ArithmeticError):
+    """fp16's loss scale is stuck at its floor: no update is applied any more. Exit code 86."""
+
+
 class SupersededError(Exception):
     """A newer attempt of the lineage exists: this one must not write any more. Exit code 83."""

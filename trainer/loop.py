@@ -1,34 +1,32 @@
 """The training loop: from a recipe and perhaps a checkpoint to the last step."""
 
-import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
-from trainer import manifest, optim, parallel, telemetry, tokens
+from trainer import dataset, manifest, parallel, telemetry
+from trainer import engine as engines
 from trainer.checkpoint import Checkpointer
-from trainer.data import Samples, next_sample, part
-from trainer.errors import NonFiniteError, UserError
+from trainer.checksums import Checksums
+from trainer.dataset import Dataset
+from trainer.engine import Engine
+from trainer.errors import UserError
 from trainer.fence import Fence
+from trainer.guard import Guard
 from trainer.lines import say
 from trainer.manifest import CheckpointError
 from trainer.model import OPT
-from trainer.outside import Heard, Outside
+from trainer.outside import Outside
 from trainer.parallel import Layout
 from trainer.recipes import Recipe, trajectory_digest
 from trainer.signals import Signals
-from trainer.telemetry import Measured, Phases, Progress, Telemetry
-from trainer.tokens import TokenFile
+from trainer.step import Steps
+from trainer.telemetry import Phases, Progress, Spent, Telemetry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +43,8 @@ class Job:
     init_from: Path | None
     lr_factors: Sequence[tuple[int, float]]
     skips: Sequence[tuple[int, int]]
-    data: Sequence[Path]
+    data: Sequence[str]
+    valid: Sequence[str]
     tokenizer: Path | None
     fence: Path | None
     process_start: float
@@ -59,6 +58,8 @@ def train(job: Job) -> None:
         UserError: something the user gave cannot work.
         CheckpointError: the checkpoint to resume from is missing, torn or damaged.
         NonFiniteError: training has diverged.
+        LossScaleError: fp16's loss scale is stuck at its floor.
+        CorruptionError, PeerCorruptionError: the data of this rank, or of another, is corrupt.
         SupersededError: a newer attempt of the lineage exists.
     """
     recipe = job.recipe
@@ -68,45 +69,42 @@ def train(job: Job) -> None:
     job.signals.dump_stacks_to(job.run_dir / "stacks" / f"rank-{place.rank:04d}.txt")
     phases = Phases(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
     phases.enter("start", None)
-    text = tokens.load(job.data, job.tokenizer, recipe.model.vocab_size)
-    samples = Samples(text.ids, recipe.data.seq_len, recipe.seed)
-    settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, text.digest, _initial_weights(job))
+    data = dataset.load(job.data, job.valid, job.tokenizer, recipe)
+    samples = data.samples(recipe.data.seq_len, recipe.seed)
+    settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, data.digest, _initial_weights(job))
 
-    layout = parallel.start(place, dp, tp)
+    layout = parallel.start(place, dp, tp, recipe.parallel.replicas)
     parallel.require_agreement("the recipe, its settings or the data", settings_digest)
-    model = parallel.shard(OPT(recipe.model, recipe.seed), layout, recipe.precision)
-    optimizer = optim.build(model, recipe.optim)
+    engine = engines.build(OPT(recipe.model, recipe.seed), recipe, layout)
+    guard = Guard(recipe)
     fence = Fence(job.fence, job.attempt)
-    checkpointer = Checkpointer(job.checkpoint_dir, model, optimizer, fence)
-    progress = _begin(job, checkpointer, settings_digest, layout)
-    recorder = _recorder(job, layout, _config(job, layout, model, text, progress)) if layout.rank == 0 else None
+    checkpointer = Checkpointer(job.checkpoint_dir, engine.state(), fence)
+    progress = _begin(job, checkpointer, guard, settings_digest, layout)
+    recorder = _recorder(job, layout, _config(job, engine, data, progress)) if layout.rank == 0 else None
     outside = Outside(job.run_dir, layout, job.signals, fence)
+    checksums = Checksums(engine.model, engine.optimizer, layout, recipe.checksum_every)
+    steps = Steps(recipe, job.lr_factors, job.skips, engine, samples, guard, outside, checksums)
 
-    save_seconds = 0.0
+    spent = Spent()
     while progress.step < recipe.steps:
         phases.enter("training", progress.step)
         step = progress.step + 1
-        position = next_sample(progress.data_position, recipe.data.global_batch, job.skips)
-        before = replace(progress, data_position=position)
-        shares = forward_backward(model, samples, recipe, layout, before)
-        measured = measure(model, *shares, outside.heard(step))
-        outside.stop_if_told(measured)
-        if measured.finite:
-            lr = optim.learning_rate(step, recipe.optim, job.lr_factors) * measured.drill_factor
-            optim.update(optimizer, measured.gnorm, lr)
-            progress = advanced(before, recipe)
+        to_log = step % recipe.log_every == 0 or step == recipe.steps
+        outcome = steps.take(progress, closely=to_log)
+        progress = outcome.progress
+        computed = time.monotonic()
         save_error = checkpointer.take_error()
-        line = recorder.record(step, measured, optimizer, progress, save_seconds, save_error) if recorder else {}
-        if not measured.finite:
+        line = recorder.record(step, outcome, engine.optimizer, spent, save_error) if recorder else {}
+        if outcome.fault:
             phases.enter("ending", progress.step)
             checkpointer.wait()  # what is being saved is of before
-            raise NonFiniteError(f"step {step}: loss {measured.loss}, gradient norm {measured.gnorm}: not applied")
-        if recorder and (step % recipe.log_every == 0 or step == recipe.steps):
+            raise outcome.fault
+        if recorder and to_log:
             _print_progress(line, recipe.steps)
-        save_seconds = 0.0
-        if measured.save_requested or step % recipe.checkpoint_every == 0 or step == recipe.steps:
+        spent = Spent(logging=time.monotonic() - computed)
+        if outcome.measured.save_requested or step % recipe.checkpoint_every == 0 or step == recipe.steps:
             phases.enter("saving", step)
-            save_seconds = _save(job, checkpointer, _header(job, layout, progress, settings_digest, line))
+            spent.saving = _save(job, checkpointer, _header(job, layout, progress, guard, settings_digest, line))
     phases.enter("ending", progress.step)
     if not checkpointer.wait():
         raise RuntimeError(f"all steps are done, but the last checkpoint was not saved: {checkpointer.take_error()}")
@@ -133,7 +131,7 @@ def check_folders(job: Job) -> None:
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
 
 
-def _begin(job: Job, checkpointer: Checkpointer, settings_digest: str, layout: Layout) -> Progress:
+def _begin(job: Job, checkpointer: Checkpointer, guard: Guard, settings_digest: str, layout: Layout) -> Progress:
     """Read what training begins with, if anything."""
     if not job.resume:
         if job.init_from:
@@ -144,6 +142,7 @@ def _begin(job: Job, checkpointer: Checkpointer, settings_digest: str, layout: L
         say(f"resumed from {job.resume}, step {found.step}")
         if found.settings_digest != settings_digest:
             say("note: settings, data, learning-rate factors or skips are not those the checkpoint was saved under")
+    guard.restore(found.guard)
     return Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
 
 
@@ -157,78 +156,6 @@ def _initial_weights(job: Job) -> str | None:
         if not job.resume:
             raise
         return None  # they are not needed any more
-
-
-def forward_backward(
-    model: OPT, samples: Samples, recipe: Recipe, layout: Layout, progress: Progress
-) -> tuple[Tensor, Tensor]:
-    """Leave the gradients of the mean loss over the global batch in the parameters.
-
-    Args:
-        model: whose clock is set.
-        samples: what to train on.
-        recipe: for the sizes of batch and sequence.
-        layout: for this rank's share.
-        progress: that before this update. Its data position is that of the batch.
-
-    Returns:
-        This rank's shares of the mean loss and of the mean activation norm: over all ranks, they add up to them.
-    """
-    assert isinstance(model, FSDPModule)
-    seq_len, batch = recipe.data.seq_len, recipe.data.global_batch
-    share = part(progress.data_position, batch, layout.dp, layout.dp_rank)
-    # As many as the largest share needs: each is a round of collectives, which all ranks must go through together.
-    micro_steps = math.ceil(math.ceil(batch / layout.dp) / recipe.data.micro_batch)
-    tokens_per_rank = batch * seq_len / layout.dp  # on average: FSDP averages over ranks, whatever their shares
-    loss_sum = activation_norm_sum = torch.zeros((), device=layout.device)
-    model.clock.step = progress.step + 1
-    model.clock.first_position = layout.tp_rank * (seq_len // layout.tp)
-    model.zero_grad()
-    for micro_step in range(micro_steps):
-        first, count = part(*share, micro_steps, micro_step)
-        if count == 0:
-            first = share[0]  # something to go through the motions with
-        model.clock.first_sample = first
-        model.set_requires_gradient_sync(micro_step == micro_steps - 1)
-        inputs, targets = (ids.to(layout.device) for ids in samples.batch(first, max(1, count)))
-        with layout.loss_context():
-            logits, activation_norm = model(inputs)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum") / tokens_per_rank
-            if count == 0:
-                loss, activation_norm = loss * 0, activation_norm * 0
-            loss.backward()
-        loss_sum = loss_sum + (loss.to_local() if isinstance(loss, DTensor) else loss).detach()
-        activation_norm_sum = activation_norm_sum + activation_norm
-    return loss_sum / layout.world, activation_norm_sum / (batch * seq_len)
-
-
-def measure(model: OPT, loss: Tensor, activation_norm: Tensor, heard: Heard) -> Measured:
-    """Add up over all ranks, in the one collective of the step that is not the gradients'.
-
-    Args:
-        model: with its gradients.
-        loss: what :func:`forward_backward` returned.
-        activation_norm: what :func:`forward_backward` returned.
-        heard: what this rank has to tell the others.
-    """
-    told = [heard.drill_factor, heard.save_requested, heard.superseded]
-    sums = torch.stack([loss.double(), activation_norm.double(), optim.square_norm_share(model.parameters())])
-    if heard.busy_seconds is not None:  # each rank has a place of its own in the sum
-        by_rank = [0.0] * dist.get_world_size()
-        by_rank[dist.get_rank()] = heard.busy_seconds
-        told += by_rank
-    total = torch.cat([sums, torch.tensor(told, dtype=torch.float64, device=loss.device)])
-    dist.all_reduce(total)
-    mean_loss, mean_activation_norm, square_norm, drill_factor, save_requests, superseded, *busy = total.tolist()
-    return Measured(
-        loss=mean_loss,
-        activation_norm=mean_activation_norm,
-        gnorm=math.sqrt(square_norm),
-        drill_factor=drill_factor,
-        save_requested=save_requests > 0,
-        superseded=superseded > 0,
-        busy_seconds=busy,
-    )
 
 
 def _recorder(job: Job, layout: Layout, config: dict[str, Any]) -> Telemetry:
@@ -245,19 +172,12 @@ def _save(job: Job, checkpointer: Checkpointer, header: dict[str, Any]) -> float
     return time.monotonic() - start
 
 
-def advanced(progress: Progress, recipe: Recipe) -> Progress:
-    """``progress`` after one more update."""
-    batch = recipe.data.global_batch
-    return Progress(
-        step=progress.step + 1,
-        data_position=progress.data_position + batch,
-        tokens=progress.tokens + batch * recipe.data.seq_len,
-    )
-
-
-def _header(job: Job, layout: Layout, progress: Progress, settings_digest: str, line: dict[str, Any]) -> dict[str, Any]:
+def _header(
+    job: Job, layout: Layout, progress: Progress, guard: Guard, settings_digest: str, line: dict[str, Any]
+) -> dict[str, Any]:
     return {
         **asdict(progress),
+        "guard": guard.state(),
         "attempt": job.attempt,
         "ts": time.time(),
         "layout": _layout(layout),
@@ -271,7 +191,7 @@ def _header(job: Job, layout: Layout, progress: Progress, settings_digest: str, 
     }
 
 
-def _config(job: Job, layout: Layout, model: OPT, text: TokenFile, progress: Progress) -> dict[str, Any]:
+def _config(job: Job, engine: Engine, data: Dataset, progress: Progress) -> dict[str, Any]:
     recipe = job.recipe
     config = recipe.optim
     return {
@@ -288,14 +208,9 @@ def _config(job: Job, layout: Layout, model: OPT, text: TokenFile, progress: Pro
             "weight_decay": config.weight_decay,
             "clip_norm": config.clip_norm,
         },
-        "layout": _layout(layout),
-        "model": {"parameters": sum(p.numel() for p in model.parameters()), **asdict(recipe.model)},
-        "data": {
-            "sources": text.sources,
-            "tokens": len(text.ids),
-            "digest": text.digest,
-            "tokenizer": text.tokenizer,
-        },
+        "layout": _layout(engine.layout),
+        "model": {"parameters": engine.size(), **asdict(recipe.model)},
+        "data": data.about(),
         "resume": {"path": str(job.resume), "step": progress.step} if job.resume else None,
         "init_from": str(job.init_from) if job.init_from else None,
     }

@@ -57,6 +57,7 @@ class Manifest:
     lr_factors: Sequence[Sequence[float]] = ()
     skips: Sequence[Sequence[int]] = ()
     model: Mapping[str, Any] | None = None
+    guard: Mapping[str, Any] | None = None
 
 
 def step_folder(folder: Path, step: int) -> Path:

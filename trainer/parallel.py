@@ -1,30 +1,17 @@
-"""Processes, their device mesh, and how a model is spread over it: tensor parallelism inside, FSDP2 outside."""
+"""Processes, and the device mesh that they form."""
 
 import os
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    PrepareModuleInput,
-    RowwiseParallel,
-    SequenceParallel,
-    loss_parallel,
-    parallelize_module,
-)
 
 from trainer.errors import UserError
-from trainer.model import OPT
-from trainer.recipes import ModelConfig, Recipe
+from trainer.recipes import Recipe
 
 # A peer that does not turn up or does not answer for this long is taken for dead.
 TIMEOUT = timedelta(minutes=10)
@@ -41,36 +28,37 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The mesh of ranks, ``dp`` × ``tp``, and where this rank stands in it."""
+    """The mesh of ranks, ``dp`` × ``tp``, and where this rank stands in it.
+
+    The ranks that share layers follow each other, so they are neighbours on a node. Where parameters are replicated
+    among the data-parallel ranks, the mesh has three dimensions: ``replicate`` × ``shard`` × ``tp``.
+    """
 
     mesh: DeviceMesh
     device: torch.device
     rank: int
     world: int
+    tp: int
 
     @property
     def dp(self) -> int:
         """Number of ranks that share a batch."""
-        return self.mesh.size(0)
-
-    @property
-    def tp(self) -> int:
-        """Number of ranks that share each layer."""
-        return self.mesh.size(1)
+        return self.world // self.tp
 
     @property
     def dp_rank(self) -> int:
         """Which share of the batch this rank trains on."""
-        return self.mesh.get_local_rank("dp")
+        return self.rank // self.tp
 
     @property
     def tp_rank(self) -> int:
         """Which shard of each layer, and of the sequence between layers, this rank has."""
-        return self.mesh.get_local_rank("tp")
+        return self.rank % self.tp
 
-    def loss_context(self) -> AbstractContextManager[None]:
-        """Where loss and backward pass belong: with tensor parallelism the logits stay sharded over the vocabulary."""
-        return loss_parallel() if self.tp > 1 else nullcontext()
+    @property
+    def data_mesh(self) -> DeviceMesh:
+        """Over which gradients are averaged: one dimension, or (replicate, shard)."""
+        return self.mesh["dp"] if self.mesh.ndim == 2 else self.mesh["replicate", "shard"]
 
 
 def place_from_environment(environment: Mapping[str, str]) -> Place:
@@ -130,7 +118,7 @@ def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:
     return dp, tp
 
 
-def start(place: Place, dp: int, tp: int) -> Layout:
+def start(place: Place, dp: int, tp: int, replicas: int = 1) -> Layout:
     """Join the process group and form the mesh. A process that is alone needs no address or port.
 
     Raises:
@@ -150,8 +138,13 @@ def start(place: Place, dp: int, tp: int) -> Layout:
     else:
         method = "env://" if "MASTER_ADDR" in os.environ else "tcp://{}:{}".format(*rendezvous_from_slurm(os.environ))
         dist.init_process_group(backend, init_method=method, rank=place.rank, world_size=place.world, timeout=TIMEOUT)
-    mesh = init_device_mesh(device.type, (dp, tp), mesh_dim_names=("dp", "tp"))
-    return Layout(mesh, device, place.rank, place.world)
+    if replicas == 1:
+        mesh = init_device_mesh(device.type, (dp, tp), mesh_dim_names=("dp", "tp"))
+    else:
+        mesh = init_device_mesh(
+            device.type, (replicas, dp // replicas, tp), mesh_dim_names=("replicate", "shard", "tp")
+        )
+    return Layout(mesh, device, place.rank, place.world, tp)
 
 
 def require_agreement(what: str, value: str) -> None:
@@ -164,49 +157,3 @@ def require_agreement(what: str, value: str) -> None:
     dist.all_gather_object(values, value)
     if strangers := [rank for rank, other in enumerate(values) if other != values[0]]:
         raise UserError(f"{what} differs between ranks: ranks {strangers} have another than rank 0. Start all alike.")
-
-
-def shard(model: OPT, layout: Layout, precision: str) -> OPT:
-    """Spread ``model`` over the mesh, in place: after this each rank holds its shards of the parameters, as DTensors.
-
-    FSDP is applied whatever the number of ranks, so that there is one code path, and one place that sets precision.
-    """
-    model.to(layout.device)
-    if layout.tp > 1:
-        parallelize_module(model, layout.mesh["tp"], _tensor_parallel_plan(model.config), src_data_rank=None)
-        # parallelize_module replaces parameters one by one and so unties what was one tensor under two names.
-        model.lm_head.weight = model.embed_tokens.weight
-    policy = MixedPrecisionPolicy()
-    if precision == "bf16" and layout.device.type == "cuda":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for module in (*model.layers, model):
-        fully_shard(module, mesh=layout.mesh["dp"], mp_policy=policy)
-    return model
-
-
-def _tensor_parallel_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
-    """Megatron's split with sequence parallelism: between layers, each rank has its part of every sequence (dim 1)."""
-    plan: dict[str, ParallelStyle] = {
-        "embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
-        "embed_positions": SequenceParallel(use_local_output=True),
-        "lm_head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False),
-    }
-    if config.norm == "pre":
-        plan["final_layer_norm"] = SequenceParallel(use_local_output=True)
-    if config.embedding_width != config.hidden_size:
-        plan |= {name: SequenceParallel(use_local_output=True) for name in ("project_in", "project_out")}
-    for i in range(config.num_layers):
-        plan |= {
-            f"layers.{i}.self_attn_layer_norm": SequenceParallel(use_local_output=True),
-            f"layers.{i}.self_attn": PrepareModuleInput(
-                input_layouts=Shard(1), desired_input_layouts=Replicate(), use_local_output=True
-            ),
-            f"layers.{i}.self_attn.q_proj": ColwiseParallel(),
-            f"layers.{i}.self_attn.k_proj": ColwiseParallel(),
-            f"layers.{i}.self_attn.v_proj": ColwiseParallel(),
-            f"layers.{i}.self_attn.out_proj": RowwiseParallel(output_layouts=Shard(1)),
-            f"layers.{i}.final_layer_norm": SequenceParallel(use_local_output=True),
-            f"layers.{i}.fc1": ColwiseParallel(input_layouts=Shard(1)),
-            f"layers.{i}.fc2": RowwiseParallel(output_layouts=Shard(1)),
-        }
-    return plan

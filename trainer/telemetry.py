@@ -7,7 +7,7 @@ import socket
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from trainer import manifest
+from trainer.checksums import Verdict
 from trainer.cost import flops_per_token
 from trainer.lines import LineFile
 from trainer.optim import readback
@@ -38,21 +39,66 @@ class Progress:
 class Measured:
     """What all ranks together measured of one forward and backward pass, and what they heard from outside.
 
-    ``busy_seconds`` is by rank, and empty where it is not known.
+    ``loss_scale`` is that of fp16; the norms are without it. ``block_gnorms`` and ``block_pnorms`` are the norms of the
+    gradients and of the parameters by block of the model; the latter are empty in most steps. ``busy_seconds`` is by
+    rank, and empty where it is not known; ``checksums`` too, and empty in most steps. ``flip`` is the rank that a drill
+    wants a bit flipped on.
     """
 
     loss: float
     activation_norm: float
     gnorm: float
+    loss_scale: float | None = None
+    block_gnorms: Mapping[str, float] = field(default_factory=dict)
+    block_pnorms: Mapping[str, float] = field(default_factory=dict)
     drill_factor: float = 1.0
     save_requested: bool = False
     superseded: bool = False
+    flip: int | None = None
     busy_seconds: Sequence[float] = ()
+    checksums: Sequence[Sequence[float]] = ()
 
     @property
     def finite(self) -> bool:
-        """Whether the gradients may be applied."""
-        return math.isfinite(self.loss) and math.isfinite(self.gnorm)
+        """Whether training can go on: in fp16, gradients that overflow are answered by a lower loss scale."""
+        return math.isfinite(self.loss) and (math.isfinite(self.gnorm) or self.loss_scale is not None)
+
+    @property
+    def overflow(self) -> bool:
+        """Whether fp16's gradients were too large for their format."""
+        return self.loss_scale is not None and not math.isfinite(self.gnorm)
+
+
+@dataclass(slots=True)
+class Spent:
+    """Seconds that a step gave to something else than training."""
+
+    saving: float = 0.0
+    evaluation: float = 0.0
+    logging: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of one step.
+
+    Attributes:
+        measured: by all ranks.
+        progress: after it.
+        skipped: updates skipped so far.
+        skip: why this one was.
+        bad_module: where numbers first ceased to be finite.
+        verdict: what a comparison of checksums gave.
+        fault: what ends training, with the update not applied.
+    """
+
+    measured: Measured
+    progress: Progress
+    skipped: int = 0
+    skip: str | None = None
+    bad_module: str | None = None
+    verdict: Verdict | None = None
+    fault: Exception | None = None
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -106,14 +152,14 @@ class Telemetry:
     def record(
         self,
         step: int,
-        measured: Measured,
+        outcome: Outcome,
         optimizer: torch.optim.Optimizer,
-        progress: Progress,
-        save_seconds: float,
+        spent: Spent,
         save_error: str | None,
     ) -> dict[str, Any]:
         """Append the line of update ``step`` and return it. Its time runs from the line before, or from the start."""
         now = time.monotonic()
+        measured, progress = outcome.measured, outcome.progress
         seconds, self._step_start = now - self._step_start, now
         live = readback(optimizer)
         tflops = self._step_tflop / seconds
@@ -126,17 +172,24 @@ class Telemetry:
             "clip": 100 if measured.gnorm > live["clip_norm"] else 0,
             "actv_norm": _finite(measured.activation_norm),
             **live,
-            "loss_scale": None,
+            "loss_scale": measured.loss_scale,
             "finite": measured.finite,
-            "skipped": 0,
+            "skipped": outcome.skipped,
+            "skip": outcome.skip,
+            "bad_module": outcome.bad_module,
+            "pnorm": math.hypot(*measured.block_pnorms.values()) if measured.block_pnorms else None,
+            "blocks": _blocks(measured),
             "bsz": self._sequences,
             "wpb": self._tokens,
             "wps": self._tokens / seconds,
             "ups": 1 / seconds,
             "step_seconds": seconds,
             "busy_seconds": _spread(measured.busy_seconds),
-            "save_seconds": save_seconds,
+            "save_seconds": spent.saving,
+            "eval_seconds": spent.evaluation,
+            "log_seconds": spent.logging,
             "save_error": save_error,
+            "checksums": asdict(outcome.verdict) if outcome.verdict else None,
             "train_wall": now - self._train_start,
             "wall": now - self._process_start,
             "tokens": progress.tokens,
@@ -161,6 +214,14 @@ def _peak_tflops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for model, peak in _PEAK_TFLOPS.items() if model in name), None)
+
+
+def _blocks(measured: Measured) -> dict[str, dict[str, float | None]] | None:
+    """The norms by block, in steps that measured both."""
+    if not measured.block_pnorms:
+        return None
+    both = (("gnorm", measured.block_gnorms), ("pnorm", measured.block_pnorms))
+    return {name: {block: _finite(norm) for block, norm in norms.items()} for name, norms in both}
 
 
 def _spread(by_rank: Sequence[float]) -> dict[str, float] | None:

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.harness import Ranks
+from tests.trainer.harness import Ranks, engine_of
 from tests.trainer.test_parallel import build, samples
-from trainer import checkpoint, manifest, optim, parallel
+from trainer import checkpoint, manifest, optim
 from trainer.checkpoint import Checkpointer
 from trainer.errors import UserError
 from trainer.fence import Fence
-from trainer.loop import advanced, forward_backward, measure
 from trainer.manifest import CheckpointError
-from trainer.model import OPT
 from trainer.outside import Heard
+from trainer.step import advanced, forward_backward, measure
 from trainer.telemetry import Progress
 
 SAVED, LAST = 3, 6
@@ -28,19 +27,17 @@ class Training:
 
     def __init__(self, folder: Path, dp: int, tp: int, *changes: str) -> None:
         self.recipe = build(dp, tp, *changes)
-        place = parallel.place_from_environment(os.environ)
-        self.layout = parallel.start(place, *parallel.check_layout(self.recipe, place.world))
-        self.model = parallel.shard(OPT(self.recipe.model, self.recipe.seed), self.layout, "fp32")
-        self.optimizer = optim.build(self.model, self.recipe.optim)
-        self.checkpointer = Checkpointer(folder, self.model, self.optimizer, Fence(None, "1.00-a1"))
+        self.engine = engine_of(self.recipe)
+        self.layout, self.model, self.optimizer = self.engine.layout, self.engine.model, self.engine.optimizer
+        self.checkpointer = Checkpointer(folder, self.engine.state(), Fence(None, "1.00-a1"))
         self.progress = Progress()
         self.samples = samples(self.recipe)
 
     def step(self) -> float:
         step = self.progress.step + 1
-        shares = forward_backward(self.model, self.samples, self.recipe, self.layout, self.progress)
-        measured = measure(self.model, *shares, Heard())
-        optim.update(self.optimizer, measured.gnorm, optim.learning_rate(step, self.recipe.optim))
+        shares = forward_backward(self.engine, self.samples, self.recipe, self.progress)
+        measured = measure(self.engine, shares, Heard())
+        self.engine.update(measured.gnorm, optim.learning_rate(step, self.recipe.optim))
         self.progress = advanced(self.progress, self.recipe)
         return measured.loss
 

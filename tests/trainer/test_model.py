@@ -1,5 +1,4 @@
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tests.trainer.harness import SMALL, Ranks
-from trainer import parallel, recipes
+from tests.trainer.harness import SMALL, Ranks, engine_of
+from trainer import recipes
 from trainer.data import Samples
-from trainer.loop import forward_backward, measure
 from trainer.model import OPT
 from trainer.outside import Heard
+from trainer.step import forward_backward, measure
 from trainer.telemetry import Progress
 
 PLAIN = [*SMALL, "model.dropout=0", "model.init_std=0.2"]
@@ -148,12 +147,11 @@ def gradients_of_one_batch(dp: int, tp: int) -> dict[str, Any]:
     """Loss, gradient norm and gradients of a model of OPT-350M's form, on one rank of a group."""
     changes = [*PLAIN, *OPT_350M, f"parallel.dp={dp}", f"parallel.tp={tp}", "model.dropout=0.1"]
     recipe = recipes.build("opt-tiny", changes)
-    place = parallel.place_from_environment(os.environ)
-    layout = parallel.start(place, *parallel.check_layout(recipe, place.world))
-    model = parallel.shard(OPT(recipe.model, recipe.seed), layout, "fp32")
+    engine = engine_of(recipe)
+    model = engine.model
     ids = np.random.RandomState(0).randint(4, recipe.model.vocab_size, 4000).astype(np.uint16)
     samples = Samples(ids, recipe.data.seq_len, recipe.seed)
-    measured = measure(model, *forward_backward(model, samples, recipe, layout, Progress()), Heard())
+    measured = measure(engine, forward_backward(engine, samples, recipe, Progress()), Heard())
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if isinstance(p.grad, DTensor)}
     return {"loss": measured.loss, "gnorm": measured.gnorm, "gradients": gradients}
 

@@ -31,7 +31,7 @@ def test_factors_touch_the_updates_after_their_step_and_multiply() -> None:
 
 
 def test_readback_tells_what_the_optimizer_has_not_what_was_configured() -> None:
-    optimizer = optim.build(torch.nn.Linear(2, 2), CONFIG)
+    optimizer = optim.build(torch.nn.Linear(2, 2).parameters(), CONFIG)
     assert optim.readback(optimizer) == {"lr": 0.0, "betas": [0.9, 0.95], "weight_decay": 0.1, "clip_norm": 1.0}
     optimizer.param_groups[0] |= {"lr": 0.5, "betas": (0.8, 0.9), "weight_decay": 0.0, "clip_norm": 2.5}
     assert optim.readback(optimizer) == {"lr": 0.5, "betas": [0.8, 0.9], "weight_decay": 0.0, "clip_norm": 2.5}
@@ -39,10 +39,11 @@ def test_readback_tells_what_the_optimizer_has_not_what_was_configured() -> None
 
 def test_all_parameters_decay_biases_and_norms_too() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    optimizer = optim.build(model, CONFIG)
+    optimizer = optim.build(model.parameters(), CONFIG)
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(1.0)
             p.grad = torch.zeros_like(p)
-    optim.update(optimizer, gnorm=0.0, lr=0.5)
+    optim.set_learning_rate(optimizer, 0.5)
+    optim.update(optimizer, [], gnorm=0.0)
     assert [p.unique().item() for p in model.parameters()] == pytest.approx([0.95] * 4)

@@ -10,8 +10,8 @@ import pytest
 from tests.trainer.harness import Ranks
 from tests.trainer.test_checkpoint import Training
 from trainer.fence import Fence
-from trainer.loop import forward_backward, measure
 from trainer.outside import Outside
+from trainer.step import forward_backward, measure
 from trainer.telemetry import _spread
 
 EXTRA = 0.3
@@ -26,12 +26,12 @@ def one_rank_works_more(folder: Path, slow: int) -> list[Any]:
     outside = Outside(folder, training.layout, Silence(), Fence(None, ""))  # pyright: ignore[reportArgumentType]
     found = []
     for _ in range(3):
-        shares = forward_backward(training.model, training.samples, training.recipe, training.layout, training.progress)
+        shares = forward_backward(training.engine, training.samples, training.recipe, training.progress)
         if training.layout.rank == slow:
             until = time.thread_time() + EXTRA
             while time.thread_time() < until:
                 pass
-        found.append(measure(training.model, *shares, outside.heard(1)).busy_seconds)
+        found.append(measure(training.engine, shares, outside.heard(1)).busy_seconds)
     return found
 
 
@@ -54,5 +54,5 @@ def test_one_rank_waits_for_nobody(ranks: Ranks, tmp_path: Path) -> None:
 def alone(folder: Path) -> tuple[float, ...]:
     training = Training(folder, 1, 1)
     outside = Outside(folder, training.layout, Silence(), Fence(None, ""))  # pyright: ignore[reportArgumentType]
-    shares = forward_backward(training.model, training.samples, training.recipe, training.layout, training.progress)
-    return tuple(measure(training.model, *shares, outside.heard(1)).busy_seconds)
+    shares = forward_backward(training.engine, training.samples, training.recipe, training.progress)
+    return tuple(measure(training.engine, shares, outside.heard(1)).busy_seconds)

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tests.trainer.harness import SMALL, Ranks
+from tests.trainer.harness import SMALL, Ranks, engine_of
 from trainer import optim, parallel, recipes
 from trainer.data import Samples
 from trainer.errors import UserError
-from trainer.loop import advanced, forward_backward, measure
 from trainer.model import OPT
 from trainer.outside import Heard
 from trainer.parallel import Place
 from trainer.recipes import Recipe
+from trainer.step import advanced, forward_backward, measure
 from trainer.telemetry import Progress
 
 STEPS = 3
@@ -46,22 +46,19 @@ def whole(tensor: Tensor) -> Tensor:
 def sharded_training(dp: int, tp: int, micro_batch: int) -> dict[str, Any]:
     """A few updates as the trainer does them, on one rank of a group; gradients and weights gathered."""
     recipe = build(dp, tp, f"data.micro_batch={micro_batch}")
-    place = parallel.place_from_environment(os.environ)
-    layout = parallel.start(place, *parallel.check_layout(recipe, place.world))
-    model = parallel.shard(OPT(recipe.model, recipe.seed), layout, "fp32")
-    optimizer = optim.build(model, recipe.optim)
+    engine = engine_of(recipe)
+    model = engine.model
     tied = [model.lm_head.weight is model.embed_tokens.weight]
     data, progress = samples(recipe), Progress()
     losses, gnorms, activation_norms, gradients = [], [], [], {}
     for step in range(1, STEPS + 1):
-        shares = forward_backward(model, data, recipe, layout, progress)
-        measured = measure(model, *shares, Heard())
+        measured = measure(engine, forward_backward(engine, data, recipe, progress), Heard())
         losses.append(measured.loss)
         gnorms.append(measured.gnorm)
         activation_norms.append(measured.activation_norm)
         if step == 1:
             gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-        optim.update(optimizer, measured.gnorm, optim.learning_rate(step, recipe.optim))
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
         progress = advanced(progress, recipe)
     tied.append(model.lm_head.weight is model.embed_tokens.weight)
     return {

@@ -1,20 +1,17 @@
 """Runs that leave batches out, against training on what remains, batch by batch."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.trainer.harness import SMALL, Ranks, settings, telemetry, train
+from tests.trainer.harness import SMALL, Ranks, engine_of, settings, telemetry, train
 from tests.trainer.test_train import arguments, reproducible
-from trainer import manifest, optim, parallel, recipes, tokens
-from trainer.data import Samples
-from trainer.loop import forward_backward, measure
-from trainer.model import OPT
+from trainer import dataset, manifest, optim, recipes
 from trainer.outside import Heard
+from trainer.step import forward_backward, measure
 from trainer.telemetry import Progress
 
 BATCH = 8
@@ -38,16 +35,13 @@ def batches(lines: list[dict[str, Any]]) -> list[int]:
 def by_hand(text: Path, numbers: Sequence[int]) -> list[float]:
     """The losses of one update on each of the batches ``numbers``."""
     recipe = recipes.build("opt-tiny", [*SMALL, "optim.peak_lr=3e-3"])
-    place = parallel.place_from_environment(os.environ)
-    layout = parallel.start(place, *parallel.check_layout(recipe, place.world))
-    model = parallel.shard(OPT(recipe.model, recipe.seed), layout, recipe.precision)
-    optimizer = optim.build(model, recipe.optim)
-    samples = Samples(tokens.load([text], None, recipe.model.vocab_size).ids, recipe.data.seq_len, recipe.seed)
+    engine = engine_of(recipe)
+    samples = dataset.load([str(text)], [], None, recipe).samples(recipe.data.seq_len, recipe.seed)
     losses = []
     for step, number in enumerate(numbers, start=1):
         before = Progress(step=step - 1, data_position=(number - 1) * BATCH)
-        measured = measure(model, *forward_backward(model, samples, recipe, layout, before), Heard())
-        optim.update(optimizer, measured.gnorm, optim.learning_rate(step, recipe.optim))
+        measured = measure(engine, forward_backward(engine, samples, recipe, before), Heard())
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
         losses.append(measured.loss)
     return losses
 

@@ -9,7 +9,7 @@ import torch
 
 from trainer import optim, parallel, recipes, telemetry
 from trainer.parallel import Place
-from trainer.telemetry import Measured, Progress, Telemetry
+from trainer.telemetry import Measured, Outcome, Progress, Spent, Telemetry
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def lines_of_hard_numbers(path: Path) -> list[bytes]:
     """What reaches the file, write by write."""
     layout = parallel.start(Place(0, 1, 0), 1, 1)
     recorder = Telemetry(path, recipes.build("opt-tiny"), layout, process_start=time.monotonic())
-    optimizer = optim.build(torch.nn.Linear(2, 2), recipes.build("opt-tiny").optim)
+    optimizer = optim.build(torch.nn.Linear(2, 2).parameters(), recipes.build("opt-tiny").optim)
     writes: list[bytes] = []
     system_write = os.write
 
@@ -36,13 +36,17 @@ def lines_of_hard_numbers(path: Path) -> list[bytes]:
 
     os.write = write
     try:
-        recorder.record(1, Measured(loss=800.0, activation_norm=1.0, gnorm=0.5), optimizer, Progress(step=1), 0.0, None)
-        recorder.record(
-            2, Measured(loss=math.inf, activation_norm=1.0, gnorm=0.5), optimizer, Progress(step=1), 0.0, None
-        )
-        recorder.record(
-            3, Measured(loss=1.0, activation_norm=math.nan, gnorm=math.nan), optimizer, Progress(step=1), 0.0, None
-        )
+        for step, measured in enumerate(
+            (
+                Measured(loss=800.0, activation_norm=1.0, gnorm=0.5),
+                Measured(loss=math.inf, activation_norm=1.0, gnorm=0.5),
+                Measured(loss=1.0, activation_norm=math.nan, gnorm=math.nan),
+                Measured(loss=1.0, activation_norm=1.0, gnorm=math.inf, loss_scale=4.0),
+            ),
+            start=1,
+        ):
+            outcome = Outcome(measured=measured, progress=Progress(step=1))
+            recorder.record(step, outcome, optimizer, Spent(), None)
     finally:
         os.write = system_write
     return writes
@@ -57,7 +61,8 @@ def test_a_line_is_one_write_of_strict_json(ranks, tmp_path: Path) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    huge, infinite, nan = (json.loads(write, parse_constant=refuse) for write in writes)
+    huge, infinite, nan, overflow = (json.loads(write, parse_constant=refuse) for write in writes)
     assert (huge["loss"], huge["ppl"], huge["finite"]) == (800.0, None, True)
     assert (infinite["loss"], infinite["finite"]) == (None, False)
     assert (nan["gnorm"], nan["actv_norm"], nan["clip"], nan["finite"]) == (None, None, 0, False)
+    assert (overflow["gnorm"], overflow["loss_scale"], overflow["finite"]) == (None, 4.0, True), "fp16 goes on"

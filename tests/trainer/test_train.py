@@ -25,8 +25,9 @@ CONFIG = {"peak_lr": 3e-3, "warmup_steps": 60, "total_steps": 600, "final_fracti
 
 FIELDS = {
     *("ts", "num_updates", "loss", "ppl", "gnorm", "clip", "actv_norm", "lr", "betas", "weight_decay", "clip_norm"),
-    *("loss_scale", "finite", "skipped", "bsz", "wpb", "wps", "ups", "step_seconds", "busy_seconds", "save_seconds"),
-    *("save_error", "train_wall", "wall", "tokens", "data_position", "tflops", "mfu", "cuda_gb_allocated"),
+    *("loss_scale", "finite", "skipped", "skip", "bad_module", "pnorm", "blocks", "checksums", "bsz", "wpb", "wps"),
+    *("ups", "step_seconds", "busy_seconds", "save_seconds", "eval_seconds", "log_seconds", "save_error"),
+    *("train_wall", "wall", "tokens", "data_position", "tflops", "mfu", "cuda_gb_allocated"),
 }
 # What the same training gives again to the last bit, whenever and however often it is interrupted.
 REPRODUCIBLE = ("num_updates", "loss", "gnorm", "actv_norm", "lr", "tokens", "data_position")
@@ -103,7 +104,7 @@ def test_the_configuration_in_force_is_on_record(uninterrupted: Path, text: Path
     config = json.loads((uninterrupted / "a1" / "config.json").read_text())
     assert set(config) == {
         *("v", "attempt", "recipe", "host", "ts", "settings", "schedule", "lr_factors", "optimizer", "layout", "model"),
-        *("skips", "data", "resume", "steps", "versions"),
+        *("skips", "data", "resume", "init_from", "steps", "versions"),
     }
     assert (config["attempt"], config["recipe"], config["resume"]) == ("a1", "opt-tiny", None)
     assert config["steps"] == STEPS

@@ -1,0 +1,138 @@
+"""PyTorch's own engine: tensor parallelism with sequence parallelism inside, FSDP2 outside."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    loss_parallel,
+    parallelize_module,
+)
+from torch.utils.checkpoint import checkpoint
+
+from trainer import engine, optim
+from trainer.model import OPT
+from trainer.parallel import Layout
+from trainer.precision import DTYPES
+from trainer.recipes import ModelConfig, Recipe
+
+
+class Fsdp2Engine(engine.Engine):
+    """``model`` is spread in place: after this each rank holds its shards of the parameters, as DTensors.
+
+    FSDP is applied whatever the number of ranks, so that there is one code path, and one place that sets precision.
+    Gradients are summed over ranks in fp32 and applied to fp32 master weights, in every precision.
+    """
+
+    def __init__(self, model: OPT, recipe: Recipe, layout: Layout) -> None:
+        self.model = model
+        self.layout = layout
+        if not recipe.parallel.offload:
+            model.to(layout.device)
+        if layout.tp > 1:
+            parallelize_module(model, layout.mesh["tp"], _tensor_parallel_plan(model.config), src_data_rank=None)
+            # parallelize_module replaces parameters one by one and so unties what was one tensor under two names.
+            model.lm_head.weight = model.embed_tokens.weight
+        for layer in model.layers:
+            if recipe.checkpoint_activations:
+                # Dropout needs no generator's state: its masks are functions of the clock, which stands still.
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            if recipe.compile:
+                layer.compile()
+        policy = MixedPrecisionPolicy()
+        if recipe.precision != "fp32":
+            policy = MixedPrecisionPolicy(param_dtype=DTYPES[recipe.precision], reduce_dtype=torch.float32)
+        offload = CPUOffloadPolicy(pin_memory=layout.device.type == "cuda")
+        for module in (*model.layers, model):
+            fully_shard(
+                module,
+                mesh=layout.data_mesh,
+                mp_policy=policy,
+                offload_policy=offload if recipe.parallel.offload else OffloadPolicy(),
+            )
+        self.optimizer = optim.build(model.parameters(), recipe.optim)
+        self.shards = [engine.Shard(name, p, _copies(p)) for name, p in model.named_parameters()]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.model.zero_grad()
+
+    @contextmanager
+    def micro_step(self, *, last: bool) -> Iterator[None]:
+        """With tensor parallelism the logits stay sharded over the vocabulary, in loss and backward pass alike."""
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(last)
+        with loss_parallel() if self.layout.tp > 1 else nullcontext():
+            yield
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`trainer.engine.Engine.loss`. A rank's share of activations is its part of each sequence."""
+        logits, activation_norm = self.model(inputs)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"), activation_norm
+
+    def first_position(self, seq_len: int) -> int:
+        """Sequence parallelism gives each tensor-parallel rank its part."""
+        return self.layout.tp_rank * (seq_len // self.layout.tp)
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """The DTensor's shard."""
+        assert isinstance(tensor, DTensor)
+        return tensor.to_local()
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """The DTensors themselves. A tied parameter comes once, under its first name."""
+        named = list(self.model.named_parameters())
+        return {
+            # Detached: else the stager would copy the gradients, too.
+            "model": {name: p.detach() for name, p in named},
+            "optimizer": {name: self.optimizer.state[p] for name, p in named},
+        }
+
+
+def _copies(parameter: Tensor) -> int:
+    """How many ranks hold the same shard: those along the dimensions of the mesh in which it is replicated."""
+    assert isinstance(parameter, DTensor)
+    copies = 1
+    for dimension, placement in enumerate(parameter.placements):
+        if placement.is_replicate():
+            copies *= parameter.device_mesh.size(dimension)
+    return copies
+
+
+def _tensor_parallel_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
+    """Megatron's split with sequence parallelism: between layers, each rank has its part of every sequence (dim 1)."""
+    plan: dict[str, ParallelStyle] = {
+        "embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+        "embed_positions": SequenceParallel(use_local_output=True),
+        "lm_head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False),
+    }
+    if config.norm == "pre":
+        plan["final_layer_norm"] = SequenceParallel(use_local_output=True)
+    if config.embedding_width != config.hidden_size:
+        plan |= {name: SequenceParallel(use_local_output=True) for name in ("project_in", "project_out")}
+    for i in range(config.num_layers):
+        plan |= {
+            f"layers.{i}.self_attn_layer_norm": SequenceParallel(use_local_output=True),
+            f"layers.{i}.self_attn": PrepareModuleInput(
+                input_layouts=Shard(1), desired_input_layouts=Replicate(), use_local_output=True
+            ),
+            f"layers.{i}.self_attn.q_proj": ColwiseParallel(),
+            f"layers.{i}.self_attn.k_proj": ColwiseParallel(),
+            f"layers.{i}.self_attn.v_proj": ColwiseParallel(),
+            f"layers.{i}.self_attn.out_proj": RowwiseParallel(output_layouts=Shard(1)),
+            f"layers.{i}.final_layer_norm": SequenceParallel(use_local_output=True),
+            f"layers.{i}.fc1": ColwiseParallel(input_layouts=Shard(1)),
+            f"layers.{i}.fc2": RowwiseParallel(output_layouts=Shard(1)),
+        }
+    return plan
