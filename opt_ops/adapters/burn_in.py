@@ -18,10 +18,11 @@ from contextlib import suppress
 from typing import Any
 
 from opt_ops.core.burn_in import Group, Measured, next_round
-from opt_ops.core.health.burned import BurnIn, Tested, tolerance_of
+from opt_ops.core.health.burned import BurnIn, DeviceTest, tolerance_of
 
 COMMAND = (sys.executable, "-m", "trainer.burn_in")
 GROUP_SECONDS = 6.0  # for a group to meet and to measure
+_ENDS = ((subprocess.Popen.poll, 3.0), (subprocess.Popen.terminate, 2.0), (subprocess.Popen.kill, 5.0))
 _SLACK_SECONDS = 2.0  # after which a rank that has not answered hangs
 
 
@@ -95,12 +96,16 @@ class Ranks:
             assert process.stdin is not None
             with suppress(BrokenPipeError):
                 process.stdin.close()
-        deadline = time.monotonic() + 1.0
+        # SIGTERM before SIGKILL: srun ends its tasks with it.
+        for end, seconds in _ENDS:
+            deadline = time.monotonic() + seconds
+            left = [process for process in self._processes if process.poll() is None]
+            for process in left:
+                end(process)
+            for process in left:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.1, deadline - time.monotonic()))
         for process in self._processes:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
             assert process.stdout is not None
             process.stdout.close()
         self._selector.close()
@@ -113,7 +118,7 @@ def burn_in(commands: Sequence[Sequence[str]], nodes: Sequence[str], ranks: int,
         commands: That start the ranks.
         nodes: Their names, as the ranks say them.
         ranks: On each node.
-        seconds: After which no round is begun any more.
+        seconds: After which nothing is begun any more; what is under way then takes `GROUP_SECONDS` at most.
     """
     until = time.monotonic() + seconds
     started = Ranks(commands)
@@ -130,16 +135,21 @@ def _run(started: Ranks, nodes: Sequence[str], ranks: int, until: float) -> Burn
     silent = [node for node in nodes if node not in answered]
     leaders = {line["node"]: (line["address"], line["port"]) for line in said if line["local"] == 0}
     fit = [node for node in answered if not any(each.node == node and each.error for each in devices)]
-    alone: tuple[Measured, ...] = ()
-    if ranks > 1 and fit and time.monotonic() < until:
-        alone, lost = _round(started, [(node,) for node in fit], 0, ranks, leaders)
+    measured: list[tuple[Measured, ...]] = []
+    wanted: list[Group] = [(node,) for node in fit] if ranks > 1 else next_round(fit, [])
+    while wanted and time.monotonic() < until:
+        told, lost = _round(started, wanted, len(measured), ranks, leaders)
+        measured.append(told)
         silent, fit = [*silent, *lost], [node for node in fit if node not in lost]
-    rounds: list[tuple[Measured, ...]] = []
-    while time.monotonic() < until - GROUP_SECONDS and (groups := next_round(fit, rounds, tolerance_of(devices))):
-        measured, lost = _round(started, groups, len(rounds) + 1, ranks, leaders)
-        rounds.append(measured)
-        silent, fit = [*silent, *lost], [node for node in fit if node not in lost]
-    return BurnIn(nodes=tuple(fit), devices=devices, alone=alone, rounds=tuple(rounds), silent=tuple(silent))
+        wanted = next_round(fit, measured[ranks > 1 :], tolerance_of(devices))
+    return BurnIn(
+        nodes=tuple(fit),
+        devices=devices,
+        alone=measured[0] if ranks > 1 and measured else (),
+        rounds=tuple(measured[ranks > 1 :]),
+        silent=tuple(silent),
+        finished=not wanted,
+    )
 
 
 def _round(
@@ -164,9 +174,9 @@ def _measured(group: Group, said: Sequence[Mapping[str, Any]], ranks: int) -> Me
     return Measured(nodes=group, gbs=min(right) if len(right) == len(group) * ranks else None)
 
 
-def _tested(line: Mapping[str, Any]) -> Tested:
+def _tested(line: Mapping[str, Any]) -> DeviceTest:
     gemm, memory, link = (line.get(part) or {} for part in ("gemm", "memory", "link"))
-    return Tested(
+    return DeviceTest(
         node=str(line["node"]),
         local=int(line["local"]),
         device=str(line["device"]),

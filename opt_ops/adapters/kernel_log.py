@@ -22,27 +22,35 @@ def parse_xid(line: str) -> tuple[int, str, bool] | None:
 
 
 class KernelLog:
-    """Follows /dev/kmsg from now on. Where it may not be read, nothing is seen, and `readable` says so."""
+    """Reads /dev/kmsg. Where it may not be read, nothing is seen, and `readable` says so.
 
-    def __init__(self, path: str = "/dev/kmsg") -> None:
+    Args:
+        path: The log.
+        since: Seconds since the epoch from which on lines count. None: those that come from now on.
+    """
+
+    def __init__(self, path: str = "/dev/kmsg", since: float | None = None) -> None:
         self.readable = False
+        self._since = since or 0.0
         self._descriptor = -1
         with suppress(OSError):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            os.lseek(self._descriptor, 0, os.SEEK_END)
+            if since is None:
+                os.lseek(self._descriptor, 0, os.SEEK_END)
             self.readable = True
 
     def xids(self) -> list[dict[str, Any]]:
         """Those that came since the last call, as heartbeats carry them."""
-        parsed = ((parse_xid(line), line) for line in self._lines())
+        parsed = ((parse_xid(line), line, at) for at, line in self._lines() if at >= self._since)
         return [
-            {"code": xid[0], "pci": xid[1], "switch": xid[2], "line": line[:300], "at": time.time(), "drill": None}
-            for xid, line in parsed
+            {"code": xid[0], "pci": xid[1], "switch": xid[2], "line": line[:300], "at": at, "drill": None}
+            for xid, line, at in parsed
             if xid is not None
         ]
 
-    def _lines(self) -> list[str]:
-        lines: list[str] = []
+    def _lines(self) -> list[tuple[float, str]]:
+        """When each was written, and what it says."""
+        lines: list[tuple[float, str]] = []
         while self.readable:
             try:
                 record = os.read(self._descriptor, 8192)
@@ -55,6 +63,14 @@ class KernelLog:
                 break
             if not record:
                 break
-            # `priority,sequence,timestamp,flags;message`, then lines of key=value
-            lines.append(record.decode(errors="replace").partition(";")[2].split("\n", 1)[0])
+            lines.append(_record(record.decode(errors="replace")))
         return lines
+
+
+def _record(text: str) -> tuple[float, str]:
+    """`priority,sequence,microseconds since boot,flags;message`, then lines of key=value."""
+    head, _, message = text.partition(";")
+    fields = head.split(",")
+    now = time.time()
+    ago = time.monotonic() - int(fields[2]) / 1e6 if len(fields) > 2 and fields[2].isdigit() else 0.0
+    return min(now, now - ago), message.split("\n", 1)[0]

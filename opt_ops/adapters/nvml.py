@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from typing import Any
 import pynvml
 
 from opt_ops.adapters import host
+from opt_ops.adapters.kernel_log import KernelLog
 
 _RECOVERY = {
     getattr(pynvml, name): name.removeprefix("NVML_GPU_RECOVERY_ACTION_").lower()
@@ -301,17 +303,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prints NVML readings as JSON lines.")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between readings")
     parser.add_argument("--folder", type=Path, default=Path(), help="on the file system of checkpoints")
-    parser.add_argument("--once", action="store_true", help="one reading, then leave")
+    parser.add_argument("--once", action="store_true", help="one reading, with the node's name, then leave")
+    parser.add_argument(
+        "--xid-minutes", type=float, default=0.0, help="with --once: Xids of the kernel log so far back"
+    )
     options = parser.parse_args()
     reader = Reader()
-    while True:
+    while not options.once:
         try:
             print(json.dumps({**reader.read(), "machine": host.read(options.folder)}), flush=True)
         except BrokenPipeError:
             return
-        if options.once:
-            return
         time.sleep(options.every)
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    xids = KernelLog(since=time.time() - 60 * options.xid_minutes).xids()
+    print(json.dumps({"node": node, **reader.read(), "xids": xids, "machine": host.read(options.folder)}))
 
 
 if __name__ == "__main__":

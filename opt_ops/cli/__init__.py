@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from opt_ops import __version__
-from opt_ops.cli import alerts, chronicle, doctor, drill, ledger, node, playbook, run, service, signals, steer
+from opt_ops.cli import alerts, check, chronicle, doctor, drill, ledger, node, playbook, run, service, signals, steer
 from opt_ops.cli.common import ConfigOption, FormatOption, HeaderOption, settings
 from opt_ops.errors import OptOpsError
 from opt_ops.render import Format
@@ -61,4 +61,4 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-__all__ = ["Format", "FormatOption", "HeaderOption", "app", "main", "steer"]
+__all__ = ["Format", "FormatOption", "HeaderOption", "app", "check", "main", "steer"]

@@ -104,7 +104,7 @@ def test_an_empty_site_is_not_an_error(tmp_path: Path):
     ("arguments", "code", "said"),
     [
         (["run", "show", "13"], 3, "no lineage 13"),
-        (["run", "show", "abc"], 2, "'abc' is no lineage (12), run (12.01) or attempt (12.01-a3)"),
+        (["run", "show", "abc"], 2, "'abc' is no lineage (12), run (12.01), attempt (12.01-a3) or incident (12-i003)"),
         (["run", "note", "12.07", "x"], 3, "lineage 12 has no 12.07"),
         (["run", "fly"], 2, "No such command"),
         (["run", "start", "opt-tiny", "--set", "steps"], 2, "not of the form key=value"),
@@ -191,29 +191,6 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path):
     found = {row["check"]: row["ok"] for row in json.loads(done.stdout)["items"]}
     assert (found["configuration"], found["playbooks"], found["runs folder"]) == (True, True, True)
     assert (found["trainer"], found["nvml"], found["daemon"]) == (False, False, False)
-
-
-def test_node_check_speaks_nagios(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch):
-    from tests.fake_nvml.build import FakeDriver
-
-    driver = FakeDriver(tmp_path, gpus=2, library=nvml_library)
-    for name, value in driver.env.items():
-        monkeypatch.setenv(name, value)
-
-    def check(*options: str) -> tuple[int, str]:
-        done = opt_ops(tmp_path, "node", "check", *options)
-        return done.returncode, done.stdout
-
-    assert check("--nagios") == (0, "HEALTHY - ok (no rule of the table applies), 2 GPUs\n")
-    assert check()[0] == 0
-    driver.set(0, remap_pending=True)
-    assert check("--nagios")[0] == 1
-    driver.set(1, ecc_volatile_uncorrected=1)
-    assert check("--nagios")[0] == 2
-    assert check()[0] == 5
-    driver.unload()
-    code, text = check("--nagios")
-    assert (code, text.startswith("UNKNOWN - nvml_driver_not_loaded")) == (3, True)
 
 
 def test_what_a_log_or_a_note_says_cannot_drive_the_terminal(tmp_path: Path):

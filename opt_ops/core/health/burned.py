@@ -11,7 +11,7 @@ from opt_ops.core.values import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tested:
+class DeviceTest:
     """What a rank of the burn-in found of its device. None: it did not get that far."""
 
     node: str
@@ -32,13 +32,15 @@ class BurnIn:
     """All that a burn-in of some nodes gave."""
 
     nodes: tuple[str, ...]
-    devices: tuple[Tested, ...] = ()
+    devices: tuple[DeviceTest, ...] = ()
     alone: tuple[Measured, ...] = ()
     """All-reduce within each node; none where a node has one rank."""
     rounds: tuple[tuple[Measured, ...], ...] = ()
     """All-reduce between nodes, round by round."""
     silent: tuple[str, ...] = ()
     """Nodes of which a rank gave no answer in time."""
+    finished: bool = True
+    """Whether there was time for every measurement that was wanted."""
 
     @property
     def tolerance(self) -> float:
@@ -49,7 +51,7 @@ class BurnIn:
 CPU = "cpu"  # the device of a rank without a GPU
 
 
-def tolerance_of(devices: Sequence[Tested]) -> float:
+def tolerance_of(devices: Sequence[DeviceTest]) -> float:
     """Processors are shared, and their speed is not compared as that of GPUs is."""
     return SHARED if any(device.device == CPU for device in devices) else TOLERANCE
 
@@ -119,7 +121,15 @@ _NETWORK = _row(
     "ours: of two nodes nobody can say which; among more, rather the network than all of them",
 )
 
-BURN_IN_ROWS = (_WRONG, _MEMORY, _FAILED, _SILENT, _SLOW, _LINK, _ALL_REDUCE, _NETWORK)
+_UNFINISHED = _row(
+    "unfinished",
+    "burn-in: there was no time for all measurements",
+    Verdict.UNKNOWN,
+    Verb.NONE,
+    "ours: what was not measured is neither fast nor slow",
+)
+
+BURN_IN_ROWS = (_WRONG, _MEMORY, _FAILED, _SILENT, _SLOW, _LINK, _ALL_REDUCE, _NETWORK, _UNFINISHED)
 
 
 def burned(found: BurnIn) -> Iterator[tuple[str, Judgement]]:
@@ -138,12 +148,14 @@ def burned(found: BurnIn) -> Iterator[tuple[str, Judgement]]:
     if groups and all(group.gbs is None for group in groups):
         yield from ((node, judgement(_NETWORK, {"groups": len(groups)})) for node in found.nodes)
         return
+    if not found.finished:
+        yield from ((node, judgement(_UNFINISHED, {"rounds": len(found.rounds)})) for node in found.nodes)
     for slow in named(found.nodes, found.rounds, found.tolerance):
         partners = [[*group.nodes, group.gbs] for group in groups if slow.name in group.nodes]
         yield slow.name, judgement(_ALL_REDUCE, {"gbs": slow.value, "median": slow.median, "groups": partners})
 
 
-def _of_device(device: Tested) -> Iterator[Judgement]:
+def _of_device(device: DeviceTest) -> Iterator[Judgement]:
     who: dict[str, object] = {"local_rank": device.local, "device": device.device}
     who |= {"uuid": device.uuid} if device.uuid is not None else {}
     if device.error is not None:
@@ -161,7 +173,7 @@ def _of_device(device: Tested) -> Iterator[Judgement]:
             yield judgement(_LINK, {**who, "way": way, "gbs": gbs, "floor": floor})
 
 
-def _slow_devices(devices: Sequence[Tested]) -> Iterator[tuple[str, Judgement]]:
+def _slow_devices(devices: Sequence[DeviceTest]) -> Iterator[tuple[str, Judgement]]:
     for name in sorted({device.device for device in devices} - {CPU}):
         alike = {f"{each.node}/{each.local}": each for each in devices if each.device == name}
         figures: tuple[tuple[Row, str, dict[str, float | None]], ...] = (
@@ -174,7 +186,7 @@ def _slow_devices(devices: Sequence[Tested]) -> Iterator[tuple[str, Judgement]]:
                 yield alike[slow.name].node, judgement(row, _evidence(alike[slow.name], figure, slow))
 
 
-def _evidence(device: Tested, figure: str, slow: Slow) -> Mapping[str, object]:
+def _evidence(device: DeviceTest, figure: str, slow: Slow) -> Mapping[str, object]:
     who: dict[str, object] = {"local_rank": device.local, "device": device.device}
     who |= {"uuid": device.uuid} if device.uuid is not None else {}
     return {**who, figure: slow.value, "median": slow.median}

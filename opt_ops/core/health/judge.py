@@ -26,7 +26,18 @@ def judge(heartbeat: Heartbeat, expected_gpus: int, history: History | None = No
         history: What `remember` made of all heartbeats, this one included. Without it this reading is all there is:
             what should be seen in a row counts at once, and rates and changes are unknown.
     """
-    return min(_judgements(heartbeat, expected_gpus, history), key=lambda each: _RANK[each.verdict])
+    return min(_judgements(heartbeat, expected_gpus, history), key=rank)
+
+
+def judge_all(heartbeat: Heartbeat, expected_gpus: int) -> list[Judgement]:
+    """All that one reading says of a node, the worst first; what says that nothing is wrong only where that is so."""
+    said = sorted(_judgements(heartbeat, expected_gpus, None), key=rank)
+    return [each for each in said if each.reason != "ok"] or said
+
+
+def rank(judged: Judgement) -> int:
+    """What counts first: bad before suspect before unknown before healthy."""
+    return _RANK[judged.verdict]
 
 
 def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> History:

@@ -1,0 +1,256 @@
+"""`opt-ops node check`: are these nodes fit to train, before anything starts on them? A plugin for Nagios and Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from opt_ops import lineages
+from opt_ops.cli import node
+from opt_ops.cli.common import FormatOption, lineage_folder, settings
+from opt_ops.core.health import HEALTH_TABLE, Heartbeat, Judgement, differing, judge_all, rank
+from opt_ops.core.health.burned import BurnIn, burned
+from opt_ops.core.values import Verdict
+from opt_ops.errors import NotFound, OptOpsError, Refused
+from opt_ops.render import Column, Format, printable, show
+
+_CODES = {Verdict.HEALTHY: 0, Verdict.SUSPECT: 1, Verdict.BAD: 2, Verdict.UNKNOWN: 3}
+_WORDS = {Verdict.HEALTHY: "OK", Verdict.SUSPECT: "WARNING", Verdict.BAD: "CRITICAL", Verdict.UNKNOWN: "UNKNOWN"}
+_READ_SECONDS = 20.0  # for a reading; Slurm kills a health check after 60
+
+
+class _Plugin(TyperCommand):
+    """A mistake on the command line is UNKNOWN: the usual code for it, 2, would say that the node is CRITICAL."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Read the command line; typer has a click of its own, whose errors have no public name."""
+        try:
+            return super().make_context(*arguments, **settings)
+        except Exception as error:
+            if getattr(error, "exit_code", None) != 2:
+                raise
+            print(f"UNKNOWN - opt-ops node check: {printable(str(error))}")
+            raise SystemExit(3) from error
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Nodes, and the Slurm job that holds them; None: this machine is all of them."""
+
+    nodes: tuple[str, ...]
+    job: str | None = None
+
+
+@node.app.command(cls=_Plugin)
+def check(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NODE]…", help="Of the job that this runs in. [default: this machine]"),
+    ] = None,
+    lineage: Annotated[str, typer.Option("--lineage", help="The nodes that it holds, or NODE… of them.")] = "",
+    burn: Annotated[
+        bool, typer.Option("--burn-in", help="Compute and transfer as well: nothing may run there.")
+    ] = False,
+    seconds: Annotated[float, typer.Option("--seconds", min=10, help="For all of it; Slurm waits for 60.")] = 30.0,
+    xid_minutes: Annotated[
+        float, typer.Option("--xid-minutes", min=0, help="So far back, Xids in the kernel log count.")
+    ] = 120.0,
+    drill: Annotated[str, typer.Option(metavar="NODE:FAULT", help="Let the burn-in find a fault there.")] = "",
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Read these nodes now, and judge them by the table of docs/health.md. It needs neither a daemon nor a run.
+
+    The first line is a summary. Leaves with 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, as Nagios and its kind expect;
+    docs/node-check.md says how to use it in Slurm.
+
+    Examples:
+      opt-ops node check
+      opt-ops node check --burn-in
+      opt-ops node check --lineage 12 --burn-in -o json
+    """
+    try:
+        until = time.monotonic() + seconds
+        places = _places(names or [], lineage, burn)
+        said = _judged(places, xid_minutes, until)
+        found = _burned(places, said, drill, until) if burn else None
+    except (OptOpsError, OSError, ValueError) as error:
+        print(f"UNKNOWN - opt-ops node check failed: {printable(str(error))}")
+        raise typer.Exit(3) from error
+    rows = [_row(name, gpus, judged) for name, (gpus, judged) in said.items()]
+    worst = min((judged[0] for _, judged in said.values()), key=rank)
+    if output in (Format.TABLE, Format.WIDE):
+        print(_summary(worst, said, found))
+        for name, (_, judged) in said.items():
+            for each in judged if any(len(own) > 1 for _, own in said.values()) or output is Format.WIDE else ():
+                print(f"{name}\t{each.verdict}\t{each.reason}\t{printable(json.dumps(dict(each.evidence)))}")
+    else:
+        told = [{**row, "burn_in": None if found is None else asdict(found)} for row in rows]
+        show("opt-ops/node-check/1", told, [Column("NODE", "node")], output)
+    raise typer.Exit(_CODES[worst.verdict])
+
+
+def _places(names: Sequence[str], lineage: str, burn: bool) -> list[_Place]:
+    """Where the nodes are.
+
+    Raises:
+        NotFound: the lineage does not hold such a node.
+        Refused: nothing says which job holds them, or an attempt runs there.
+    """
+    config = settings.config
+    if not lineage:
+        if not names:
+            return [_Place((socket.gethostname(),))]
+        job = os.environ.get("SLURM_JOB_ID")
+        if config.scheduler == "slurm" and job is None:
+            raise Refused("no job holds these nodes: run it inside salloc or sbatch, or with --lineage")
+        return [_Place(tuple(names), job if config.scheduler == "slurm" else None)]
+    state = lineages.state(lineage_folder(lineage))
+    if missing := [name for name in names if name not in state.held]:
+        raise NotFound(
+            f"lineage {lineage} does not hold {', '.join(missing)}; it holds {', '.join(state.held) or 'none'}"
+        )
+    wanted = list(names or state.held)
+    if not wanted:
+        raise NotFound(f"lineage {lineage} holds no nodes")
+    attempt = state.attempt
+    if burn and attempt is not None and attempt.live and not set(wanted).isdisjoint(attempt.nodes):
+        raise Refused(f"{attempt.name} runs on these nodes, and burn-in would disturb it: pause it with --keep-nodes")
+    jobs = [state.held[name].job for name in wanted]
+    if config.scheduler == "local":
+        return [_Place(tuple(wanted))]
+    return [_Place(tuple(n for n, j in zip(wanted, jobs, strict=True) if j == job), job) for job in dict.fromkeys(jobs)]
+
+
+Judged = dict[str, tuple[int, list[Judgement]]]
+"""By node: how many GPUs it has, and all that was found, the worst first."""
+
+
+def _judged(places: Sequence[_Place], xid_minutes: float, until: float) -> Judged:
+    from opt_ops.adapters.runfolder import heartbeat_of
+
+    expected, now = settings.config.health.gpus_per_node, time.time()
+    beats: dict[str, Heartbeat] = {}
+    for name, reading in _read(places, xid_minutes, until).items():
+        beats[name] = heartbeat_of({**reading, "node": name, "host": name, "ts": now, "attempt": None})
+    odd = differing(list(beats.values()))
+    judged: Judged = {}
+    for name, beat in beats.items():
+        said = judge_all(beat, expected)
+        if expected == 0 and beat.nvml == "absent":  # the site says that nodes have no GPUs: none is missed
+            fine = Judgement(verdict=Verdict.HEALTHY, reason="ok", source="no rule of the table applies; no GPUs here")
+            said = [each for each in said if each.reason != "nvml_absent"] or [fine]
+        if name in odd:
+            said = sorted([*(each for each in said if each.reason != "ok"), odd[name]], key=rank)
+        judged[name] = (len(beat.gpus), said)
+    return judged
+
+
+def _read(places: Sequence[_Place], xid_minutes: float, until: float) -> dict[str, dict[str, Any]]:
+    """A fresh reading of each node; `hung` where none came in time."""
+    folder = settings.config.runs if settings.config.runs.is_dir() else settings.config.runs.parent
+    command = [sys.executable, "-m", "opt_ops.adapters.nvml", "--once", "--xid-minutes", str(xid_minutes)]
+    command += ["--folder", str(folder)]
+    running: list[tuple[_Place, subprocess.Popen[str]]] = []
+    for place in places:
+        where = ["--overlap", f"--nodes={len(place.nodes)}", f"--nodelist={','.join(place.nodes)}", "--quiet"]
+        srun = ["srun", f"--jobid={place.job}", "--ntasks-per-node=1", *where] if place.job else []
+        process = subprocess.Popen([*srun, *command], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+        running.append((place, process))
+    readings: dict[str, dict[str, Any]] = {}
+    deadline = min(until, time.monotonic() + _READ_SECONDS)
+    for place, process in running:
+        try:
+            text, _ = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            text = ""
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        by_name = {line["node"]: line for line in lines} if place.job else {}
+        for name in place.nodes:  # without a job, this machine is all of them
+            own = by_name.get(name) if place.job else next(iter(lines), None)
+            readings[name] = own or {"nvml": "hung", "gpus": []}
+    return readings
+
+
+def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) -> BurnIn:
+    """Burn in the nodes that nothing bad is known of, and add what was found to what was judged."""
+    from opt_ops.adapters.burn_in import GROUP_SECONDS, burn_in, by_srun, on_this_machine
+
+    fit = [name for name, (_, said) in judged.items() if said[0].verdict is not Verdict.BAD]
+    busy = [name for name in fit if any(each.reason == "left_over" for each in judged[name][1])]
+    if busy:
+        raise Refused(f"something runs on the GPUs of {', '.join(busy)}: burn-in would disturb it")
+    if not fit:
+        return BurnIn(nodes=())
+    # Without GPUs: two ranks where there is nobody else to all-reduce with.
+    ranks = max(judged[name][0] for name in fit) or (2 if len(fit) == 1 else 1)
+    left = until - GROUP_SECONDS - time.monotonic()
+    options = ["--seconds", str(max(0.2, min(3.0, left / 6)))]
+    commands: list[list[str]] = []
+    for place in places:
+        own = [name for name in place.nodes if name in fit]
+        if own:
+            start = by_srun(place.job, own, ranks, *options) if place.job else on_this_machine(own, ranks, *options)
+            commands += start
+    spoiled, _, fault = drill.partition(":")
+    commands = [[*command, "--drill", fault] if fault and spoiled in command else command for command in commands]
+    found = burn_in(commands, fit, ranks, left)
+    for name, said in burned(found):
+        gpus, before = judged[name]
+        marked = replace(said, drill=f"node check --drill {drill}") if fault and name == spoiled else said
+        judged[name] = (gpus, sorted([*(each for each in before if each.reason != "ok"), marked], key=rank))
+    return found
+
+
+def _row(name: str, gpus: int, judged: Sequence[Judgement]) -> dict[str, Any]:
+    findings = [_finding(each) for each in judged]
+    return {"node": name, **findings[0], "gpus": gpus, "table": HEALTH_TABLE, "findings": findings}
+
+
+def _finding(said: Judgement) -> dict[str, Any]:
+    return {
+        "verdict": str(said.verdict),
+        "reason": said.reason,
+        "source": said.source,
+        "evidence": dict(said.evidence),
+        "drill": said.drill,
+    }
+
+
+def _summary(worst: Judgement, judged: Mapping[str, tuple[int, list[Judgement]]], found: BurnIn | None) -> str:
+    gpus = sum(count for count, _ in judged.values())
+    what = f"{len(judged)} nodes, {gpus} GPUs" if len(judged) > 1 else f"{gpus} GPUs"
+    named = {name: said[0].reason for name, (_, said) in judged.items() if said[0].verdict is worst.verdict}
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in named.items():
+        by_reason.setdefault(reason, []).append(name)
+    reasons = "; ".join(f"{reason} on {', '.join(nodes)}" for reason, nodes in by_reason.items())
+    if worst.verdict is Verdict.HEALTHY and set(by_reason) == {"ok"}:
+        reasons = worst.source
+    return printable(f"{_WORDS[worst.verdict]} - {reasons} - {what}{_figures(found)}")
+
+
+def _figures(found: BurnIn | None) -> str:
+    """The medians, for whoever reads the line."""
+    if found is None:
+        return ""
+    groups = [*found.alone, *(group for measured in found.rounds for group in measured)]
+    figures = (
+        ("TFLOP/s", [each.tflops for each in found.devices]),
+        ("GB/s to the device", [each.to_gbs for each in found.devices]),
+        ("GB/s all-reduce", [each.gbs for each in groups]),
+    )
+    known = ((unit, [value for value in values if value is not None]) for unit, values in figures)
+    said = [f"{median(values):.3g} {unit}" for unit, values in known if values]
+    return f", burnt in: {', '.join(said)}"

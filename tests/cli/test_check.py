@@ -1,0 +1,94 @@
+"""`opt-ops node check`: Nagios' codes and one line for monitors, JSON for programs, from fresh readings."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opt_ops.journal import Journal
+from tests.core.story import Story
+from tests.fake_nvml.build import FakeDriver
+
+
+def check(folder: Path, *options: str, code: int) -> str:
+    command = [sys.executable, "-m", "opt_ops", "node", "check", *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=90)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def item(folder: Path, *options: str, code: int) -> dict[str, Any]:
+    told = json.loads(check(folder, *options, "-o", "json", code=code))
+    assert told["schema"] == "opt-ops/node-check/1"
+    (only,) = told["items"]
+    return only
+
+
+@pytest.fixture
+def driver(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    driver = FakeDriver(tmp_path, gpus=2, library=nvml_library)
+    for name, value in driver.env.items():
+        monkeypatch.setenv(name, value)
+    return driver
+
+
+def test_nagios_codes_and_one_line(tmp_path: Path, driver: FakeDriver):
+    assert check(tmp_path, code=0) == "OK - no rule of the table applies - 2 GPUs\n"
+    driver.set(0, remap_pending=True)
+    assert check(tmp_path, code=1).startswith("WARNING - remap_pending on ")
+    driver.set(1, ecc_volatile_uncorrected=1)
+    first, *others = check(tmp_path, code=2).splitlines()
+    assert first.startswith("CRITICAL - ecc_uncorrected on ")
+    assert [line.split("\t")[2] for line in others] == ["ecc_uncorrected", "remap_pending"], "all that was found"
+    driver.unload()
+    assert check(tmp_path, code=3).startswith("UNKNOWN - nvml_driver_not_loaded on ")
+
+
+def test_json_has_every_finding_with_its_evidence(tmp_path: Path, driver: FakeDriver):
+    driver.set(1, remap_pending=True, temperature=91)
+    said = item(tmp_path, code=1)
+    assert (said["verdict"], said["gpus"], said["burn_in"]) == ("suspect", 2, None)
+    found = {each["reason"]: each["evidence"] for each in said["findings"]}
+    assert set(found) == {"remap_pending", "too_hot"}
+    assert found["too_hot"]["temperature"] == 91
+
+
+def test_a_mistake_is_unknown_and_never_critical(tmp_path: Path):
+    assert check(tmp_path, "--fly", code=3).startswith("UNKNOWN - opt-ops node check: No such option: --fly")
+    (tmp_path / "opt-ops.toml").write_text("[health]\ngpus = 8\n")
+    assert "health.gpus: Extra inputs are not permitted" in check(tmp_path, code=3)
+
+
+def test_gpus_that_are_missed_and_gpus_that_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    if "GPUs here" not in check(tmp_path, code=0):
+        pytest.skip("this machine has GPUs")
+    (tmp_path / "opt-ops.toml").write_text("[health]\ngpus_per_node = 8\n")
+    assert check(tmp_path, code=3).startswith("UNKNOWN - nvml_absent on ")
+
+
+def test_nodes_are_burnt_in_by_real_ranks(tmp_path: Path):
+    both = check(tmp_path, "n1", "n2", "--burn-in", "--seconds", "60", "--drill", "n2:wrong-gemm", "-o", "json", code=2)
+    n1, n2 = json.loads(both)["items"]
+    assert (n1["node"], n1["verdict"]) == ("n1", "healthy")
+    assert (n2["reason"], n2["findings"][0]["drill"]) == ("burn_in_wrong", "node check --drill n2:wrong-gemm")
+    assert len(n1["burn_in"]["rounds"]) == 1
+
+
+def test_nodes_on_which_an_attempt_runs_are_not_burnt_in(tmp_path: Path):
+    journal = Journal(tmp_path / "runs" / "12" / "journal")
+    for entry in Story().training(100).entries:
+        journal.append(journal.stamp(entry.event, entry.ts))
+    refused = check(tmp_path, "--lineage", "12", "--burn-in", code=3)
+    assert "12.00-a0 runs on these nodes, and burn-in would disturb it" in refused
+    assert "does not hold n9; it holds n1, n2, n3" in check(tmp_path, "n9", "--lineage", "12", code=3)
+    assert check(tmp_path, "--lineage", "12", code=0).endswith(" - 3 nodes, 0 GPUs\n")
+
+
+def test_gpus_in_use_are_not_burnt_in(tmp_path: Path, driver: FakeDriver):
+    (tmp_path / "opt-ops.toml").write_text("[health]\ngpus_per_node = 2\n")
+    driver.set(1, processes="71:1024")
+    assert "something runs on the GPUs of " in check(tmp_path, "--burn-in", code=3)
