@@ -146,7 +146,7 @@ class Agents(Protocol):
         ...
 
     def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
-        """What each rank wrote down at that request, by rank; those that did not answer (yet) are missing."""
+        """What each rank wrote down at that request, by rank. Empty: it did not answer; missing: nobody knows yet."""
         ...
 
 

@@ -359,7 +359,7 @@ def test_a_trainer_that_does_not_know_the_signals_does_not_die_of_them(node: Nod
     node.order(SLEEP, save="x", dump="1-i000")
     wait_for((node.folder / "1.00" / "a0" / "stacks" / "1-i000" / "n1.json").exists)
     assert all(map(alive, pids))
-    assert node.agents.stacks("1.00-a0", "1-i000") == {}
+    assert node.agents.stacks("1.00-a0", "1-i000") == {2: "", 3: ""}
 
 
 def test_hung_ranks_say_where_they_are_and_a_stopped_one_does_not(node: Node):
@@ -372,7 +372,8 @@ def test_hung_ranks_say_where_they_are_and_a_stopped_one_does_not(node: Node):
     node.order(argv, dump="1-i000")
     wait_for((node.folder / "1.00" / "a0" / "stacks" / "1-i000" / "n1.json").exists)
     stacks = node.agents.stacks("1.00-a0", "1-i000")
-    assert list(stacks) == [2]
+    assert stacks.keys() == {2, 3}
+    assert stacks[3] == ""
     assert main_thread(stacks[2])[0] == "<string>:waiting"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from opt_ops.core.health import Gpu, Heartbeat, Machine, Port, Xid
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.signals import Busy, Point
+from opt_ops.core.signals import Busy, Compared, Point
 from opt_ops.core.values import Optimizer, RankExit, Schedule
 from opt_ops.errors import OptOpsError
 from opt_ops.files import Tail, read_json, write_json
@@ -64,10 +64,11 @@ class FileAgents:
         return reports
 
     def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
-        """What the ranks wrote down at that request, once their agents have gathered it."""
+        """What the ranks wrote down at that request, once their agents have gathered it; empty: no answer in time."""
         texts: dict[int, str] = {}
         for path in (self._folder / attempt_folder(attempt) / "stacks" / dump).glob("*.json"):
             fields = read_json(path) or {}
+            texts |= {int(rank): "" for rank in fields.get("py_spy", {})}  # those that did not answer
             texts |= {int(rank): str(text) for rank, text in fields.get("stacks", {}).items()}
         return texts
 
@@ -188,7 +189,13 @@ def point_of(fields: Mapping[str, Any]) -> Point:
         loss_scale=fields.get("loss_scale"),
         actv_norm=fields.get("actv_norm"),
         busy=Busy(**fields["busy_seconds"]) if fields.get("busy_seconds") else None,
+        checksums=_compared_of(fields["checksums"]) if fields.get("checksums") else None,
     )
+
+
+def _compared_of(fields: Mapping[str, Any]) -> Compared:
+    ranks = tuple(int(rank) for rank in fields["ranks"])
+    return Compared(ranks=ranks, certain=bool(fields["certain"]), what=str(fields["what"]))
 
 
 class FileInbox:

@@ -23,7 +23,7 @@ STUB = Path(__file__).with_name("stub_trainer.py")
 # The shipped playbooks with the patience of a test.
 QUICK = {
     "hang.md": {"floor_seconds = 30.0": "floor_seconds = 5.5", "startup_seconds = 900.0": "startup_seconds = 20.0"},
-    "silent_node.md": {"seconds = 30.0": "seconds = 6.0"},
+    "silent_node.md": {"seconds = 25.0": "seconds = 6.0"},
     "capacity.md": {
         "shrink_seconds = 120.0": "shrink_seconds = 4.0",
         "grow_seconds = 600.0": "grow_seconds = 4.0",

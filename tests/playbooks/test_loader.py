@@ -36,7 +36,7 @@ def test_the_shipped_playbooks_are_what_the_policy_executes():
         (Action.HALT, None, 0),
     ]
     assert policy.spike.heal_steps == 50
-    assert policy.silent_seconds == 30
+    assert policy.silent_seconds == 25
     assert policy.playbooks["bad_gpu"].ladder[0].exclude
     assert {page.path.stem for page in pages} == {book.name for book in policy.playbooks.values()}
 

@@ -21,10 +21,10 @@ SLURM_VARIABLES = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SQUEUE_", "SACCT_
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[cluster.Cluster]:
+def slurm(pytestconfig: pytest.Config) -> Iterator[cluster.Cluster]:
     """The cluster of `make slurm-up` if it is up, else one for this session; SLURM_CONF leads to it."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("the tests on the one Slurm run one after another: run them without -n")
+    if "PYTEST_XDIST_WORKER" in os.environ and not pytestconfig.getoption("loadgroup"):
+        pytest.skip("the tests on the one Slurm run one after another: run them without -n, or with --dist loadgroup")
     try:
         running = cluster.up()
     except cluster.UnavailableError as error:
