@@ -101,6 +101,7 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
             lr_factors=lr_factors,
             skips=skips,
             data=arguments.data,
+            valid=arguments.valid,
             tokenizer=arguments.tokenizer,
             fence=arguments.fence,
             process_start=process_start,
@@ -154,11 +155,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        metavar="PATH",
-        type=Path,
+        metavar="[NAME=]PATH[:WEIGHT]",
         action="append",
         default=[],
-        help='JSONL file with a "text" per line, or a folder of them; repeatable (default: Python\'s own manual)',
+        help='JSONL file with a "text" per line, or a folder of them; repeatable: all are one corpus, or, with weights, '
+        "a corpus each (default: Python's own manual)",
+    )
+    parser.add_argument(
+        "--valid",
+        metavar="[NAME=]PATH[:EVERY]",
+        action="append",
+        default=[],
+        help="the same for a corpus to evaluate on, every so many updates (default: evaluate_every); repeatable",
     )
     parser.add_argument(
         "--tokenizer",

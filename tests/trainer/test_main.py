@@ -77,6 +77,7 @@ def job(tmp_path: Path, **changes: object) -> Job:
         "lr_factors": [],
         "skips": [],
         "data": [],
+        "valid": [],
         "tokenizer": None,
         "fence": None,
         "process_start": 0.0,

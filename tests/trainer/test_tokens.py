@@ -1,17 +1,23 @@
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.trainer.harness import REPOSITORY
-from trainer import corpus, tokens
+from tests.trainer.harness import REPOSITORY, wait_for
+from trainer import tokens
+from trainer.corpus import Corpus, Corrupt, documents, whole
 from trainer.errors import UserError
+from trainer.tokens import Limits, TokenFile, builder, encode
+from trainer.tokens.builder import cut
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +38,20 @@ def text(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trained(text: Path, cache: Path) -> Path:
     """A tokenizer.json, as the trainer makes it."""
-    tokens.load([text], None, 512)
+    load([text])
     return next(cache.glob("tokens-*/tokenizer.json"))
+
+
+def load(
+    paths: Sequence[Path],
+    tokenizer: Path | None = None,
+    vocab_size: int = 512,
+    corrupt_lines: int = 0,
+    workers: int = 2,
+) -> TokenFile:
+    corpus = Corpus(name="few", paths=tuple(paths))
+    definition = tokens.find(tokenizer, [corpus], vocab_size)
+    return tokens.load(corpus, definition, Limits(corrupt_lines=corrupt_lines, workers=workers))
 
 
 def jsonl(path: Path, *texts: str) -> Path:
@@ -42,18 +60,24 @@ def jsonl(path: Path, *texts: str) -> Path:
     return path
 
 
-def test_the_token_file_is_the_text_with_an_end_after_each_document(text: Path, trained: Path) -> None:
+def decoded(file: TokenFile, tokenizer: Path) -> list[str]:
+    """The documents again, without the end of each."""
     from tokenizers import Tokenizer
 
-    loaded = tokens.load([text], None, 512)
-    documents = " ".join(map(str, loaded.ids.tolist())).split(" 2 ")
-    texts = [json.loads(line)["text"] for line in text.read_text().splitlines()]
-    assert len(documents) == len(texts)
-    assert loaded.ids[-1] == tokens.END_OF_DOCUMENT
-    first = [int(i) for i in documents[0].split()]
-    assert Tokenizer.from_file(str(trained)).decode(first) == texts[0].rstrip()
+    decoder = Tokenizer.from_file(str(tokenizer))
+    pieces = [file.ids[begin : end - 1].tolist() for begin, end in zip(file.bounds, file.bounds[1:], strict=False)]
+    return [decoder.decode(piece, skip_special_tokens=False) for piece in pieces]
+
+
+def test_the_token_file_is_the_text_with_an_end_after_each_document(text: Path, trained: Path) -> None:
+    loaded = load([text])
+    assert decoded(loaded, trained) == [json.loads(line)["text"].rstrip() for line in text.read_text().splitlines()]
+    assert loaded.bounds[0] == 0
+    assert (loaded.ids[loaded.bounds[1:] - 1] == encode.END_OF_DOCUMENT).all()
+    assert (loaded.ids == encode.END_OF_DOCUMENT).sum() == 12
     assert loaded.ids.max() < 512
     assert loaded.ids.dtype == np.uint16
+    assert isinstance(loaded.ids, np.memmap)
 
 
 def test_special_tokens_have_the_ids_of_opt(trained: Path) -> None:
@@ -61,37 +85,36 @@ def test_special_tokens_have_the_ids_of_opt(trained: Path) -> None:
     assert [vocabulary[token] for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
 
 
+def test_text_that_spells_a_special_token_is_text(tmp_path: Path, trained: Path) -> None:
+    loaded = load([jsonl(tmp_path / "a.jsonl", "An end: </s> is not one.")], trained)
+    assert (loaded.ids == encode.END_OF_DOCUMENT).sum() == 1
+    assert decoded(loaded, trained) == ["An end: </s> is not one."]
+
+
 def test_blank_space_at_the_end_and_empty_documents_are_dropped(tmp_path: Path, trained: Path) -> None:
-    plain = tokens.load([jsonl(tmp_path / "a.jsonl", "The cat.", "The dog.")], trained, 512)
-    padded = tokens.load([jsonl(tmp_path / "b.jsonl", "The cat. \n", "", "  ", "The dog.\n")], trained, 512)
+    plain = load([jsonl(tmp_path / "a.jsonl", "The cat.", "The dog.")], trained)
+    padded = load([jsonl(tmp_path / "b.jsonl", "The cat. \n", "", "  ", "The dog.\n")], trained)
     assert padded.ids.tolist() == plain.ids.tolist()
     assert padded.digest == plain.digest
 
 
-def test_the_cache_is_used_until_text_or_vocabulary_change(
+def test_the_cache_is_used_until_text_or_tokenizer_change(
     tmp_path: Path, cache: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path / "own.jsonl"
     own.write_bytes(text.read_bytes())
-    first = tokens.load([own], None, 512)
+    first = load([own])
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_build", None)
-        again = tokens.load([own], None, 512)
+        patch.setattr(tokens, "build", None)
+        again = load([own])
     assert (again.digest, again.tokenizer) == (first.digest, first.tokenizer)
     assert np.array_equal(again.ids, first.ids)
     with own.open("a") as file:
         file.write('{"text": "One more."}\n')
-    assert tokens.load([own], None, 512).digest != first.digest
-    tokens.load([own], None, 400)
+    assert load([own]).digest != first.digest
+    load([own], vocab_size=400)
     assert len(list(cache.glob("tokens-*/ids.npy"))) == 3
-
-
-def test_folders_are_searched_in_a_fixed_order(tmp_path: Path, trained: Path) -> None:
-    jsonl(tmp_path / "d" / "b.jsonl", "The dog.")
-    jsonl(tmp_path / "d" / "a" / "z.jsonl", "The cat.")
-    (tmp_path / "d" / "notes.md").write_text("not data")
-    files = corpus.jsonl_files([tmp_path / "d"])
-    assert [file.name for file in files] == ["z.jsonl", "b.jsonl"]
+    assert not list(cache.glob(".tokens-*")), "a build left its files"
 
 
 def test_gpt2_style_files_and_tokenizer_json_give_the_same_tokens(tmp_path: Path, text: Path, trained: Path) -> None:
@@ -101,26 +124,22 @@ def test_gpt2_style_files_and_tokenizer_json_give_the_same_tokens(tmp_path: Path
     (pair / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     (pair / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    assert tokens.load([text], pair, 512).digest == tokens.load([text], trained, 512).digest
+    assert load([text], pair).digest == load([text], trained).digest
 
 
 def errors(tmp_path: Path, trained: Path) -> dict[str, tuple[list[Path], Path | None, int]]:
     good = jsonl(tmp_path / "good.jsonl", "The cat.")
-    bad, untexted, empty = tmp_path / "bad.jsonl", tmp_path / "untexted.jsonl", tmp_path / "empty"
+    bad, untexted = tmp_path / "bad.jsonl", tmp_path / "untexted.jsonl"
     bad.write_text('{"text": "fine"}\n{"text": "torn\n')
-    (tmp_path / "latin1.jsonl").write_bytes('{"text": "caf\u00e9"}\n'.encode("latin-1"))
     untexted.write_text('{"text": "fine"}\n{"text": "fine"}\n{"body": "no text"}\n')
-    empty.mkdir()
     alien = json.loads(trained.read_text())
     alien["added_tokens"] = []
     alien["model"]["vocab"] = {f"x{i}" if i < 4 else token: i for token, i in alien["model"]["vocab"].items()}
     (tmp_path / "alien.json").write_text(json.dumps(alien))
     (tmp_path / "broken.json").write_text("{}")
     return {
-        r"--data .*missing\.jsonl: no such file": ([tmp_path / "missing.jsonl"], None, 512),
-        r"--data .*empty: the folder holds no \*\.jsonl": ([empty], None, 512),
-        r"bad\.jsonl:2: not a JSON object": ([bad], trained, 512),
-        r"latin1\.jsonl:1: not a JSON object": ([tmp_path / "latin1.jsonl"], trained, 512),
+        r"missing\.jsonl: no such file": ([tmp_path / "missing.jsonl"], None, 512),
+        r"bad\.jsonl:2: not a JSON object .*More corrupt lines than data\.max_corrupt_lines=0": ([bad], trained, 512),
         r"untexted\.jsonl:3: not a JSON object": ([untexted], trained, 512),
         r"the tokenizer has \d+ tokens but model\.vocab_size is 270": ([good], trained, 270),
         r"--tokenizer .*nowhere: expected a tokenizer\.json": ([good], tmp_path / "nowhere", 512),
@@ -129,49 +148,239 @@ def errors(tmp_path: Path, trained: Path) -> dict[str, tuple[list[Path], Path | 
     }
 
 
-def test_what_is_wrong_with_text_or_tokenizer_is_said(tmp_path: Path, cache: Path, trained: Path) -> None:
+def test_what_is_wrong_with_text_or_tokenizer_is_said(tmp_path: Path, trained: Path) -> None:
     for why, arguments in errors(tmp_path, trained).items():
         with pytest.raises(UserError, match=why):
-            tokens.load(*arguments)
-    assert not list(cache.glob(".tokens-*")), "a failed build left its files"
+            load(*arguments)
+
+
+def spoilt(path: Path, text: Path, bad: Sequence[int]) -> Path:
+    lines = text.read_text().splitlines(keepends=True)
+    for number in bad:
+        lines[number - 1] = lines[number - 1][:-9] + "\n"
+    path.write_text("".join(lines))
+    return path
+
+
+def test_corrupt_lines_up_to_the_limit_are_reported_and_left_out(
+    tmp_path: Path, text: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = spoilt(tmp_path / "spoilt.jsonl", text, [3, 8])
+    loaded = load([path], trained, corrupt_lines=2)
+    assert [line.partition(": ")[0] for line in loaded.corrupt_lines] == [f"{path}:3", f"{path}:8"]
+    assert len(decoded(loaded, trained)) == 10
+    err = capsys.readouterr().err
+    assert f'{path}:3: not a JSON object with a string "text" in UTF-8; left out\n' in err
+    assert f"{path}:8: " in err
+    with pytest.raises(UserError, match=r"without 2 corrupt lines, more than data\.max_corrupt_lines=1"):
+        load([path], trained, corrupt_lines=1)
+
+
+def test_above_the_limit_nothing_is_built_and_what_was_read_is_not_read_again(
+    tmp_path: Path, text: Path, trained: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = spoilt(tmp_path / "spoilt.jsonl", text, [3, 8, 9])
+    with pytest.raises(UserError, match=rf"{path}:3: .*; {path}:8: .*; {path}:9: .*max_corrupt_lines=2"):
+        load([path], trained, corrupt_lines=2)
+    assert len(list(cache.glob("tokens-*/ids.npy"))) == 1, "that of the tokenizer"
+    monkeypatch.setattr(encode, "encode", None)
+    assert len(load([path], trained, corrupt_lines=3).corrupt_lines) == 3
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that a few documents are many pieces."""
+    monkeypatch.setattr(builder, "PIECE", 1000)
+
+
+def test_the_tokens_do_not_depend_on_workers_or_pieces(
+    tmp_path: Path, text: Path, trained: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, pieces: None
+) -> None:
+    path = spoilt(tmp_path / "spoilt.jsonl", text, [3, 8])
+    built = []
+    for workers, piece in ((1, 1000), (2, 1000), (2, 7000), (1, 1 << 24)):
+        monkeypatch.setattr(builder, "PIECE", piece)
+        monkeypatch.setenv("OPT_OPS_CACHE", str(cache / f"{workers}-{piece}"))
+        built.append(load([path], trained, corrupt_lines=2, workers=workers))
+    assert len(cut([path])) == 1
+    for other in built[1:]:
+        assert other.digest == built[0].digest
+        assert np.array_equal(other.bounds, built[0].bounds)
+        assert other.corrupt_lines == built[0].corrupt_lines
+
+
+def test_small_files_share_a_piece_and_large_ones_are_cut(tmp_path: Path, text: Path, pieces: None) -> None:
+    small = [jsonl(tmp_path / f"{i}.jsonl", "The cat.") for i in range(3)]
+    found = cut([*small, text])
+    assert [span.path for span in found[0]] == [*small, text]
+    read = [line for piece in found for span in piece for line in documents(span)]
+    assert read == [line for path in (*small, text) for line in documents(whole(path))]
+    assert len(found) > text.stat().st_size / 1000
+
+
+def test_text_that_changes_meanwhile_is_not_taken(
+    tmp_path: Path, text: Path, trained: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_bytes(text.read_bytes())
+    plain = encode.encode
+
+    def encode_while_it_grows(*args: object) -> encode.Part:
+        with own.open("a") as file:
+            file.write('{"text": "One more."}\n')
+        return plain(*args)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(encode, "encode", encode_while_it_grows)
+    with pytest.raises(UserError, match="its files changed while they were read"):
+        load([own], trained)
+    assert not list(cache.glob(".tokens-*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_part_that_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "part.npz"
+    part = encode.Part(np.arange(500, dtype=np.uint16), np.array([300, 200]), [Corrupt("a.jsonl", 3, "why")])
+    encode.write(path, part)
+    found = encode.read(path)
+    assert found is not None
+    assert np.array_equal(found.ids, part.ids)
+    assert np.array_equal(found.lengths, part.lengths)
+    assert found.corrupt == part.corrupt
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        del content[-40:]
+    else:
+        content[400] ^= 1
+    path.write_bytes(content)
+    assert encode.read(path) is None
+    assert encode.read(tmp_path / "none.npz") is None
+
+
+def test_a_worker_that_dies_is_told(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, pieces: None
+) -> None:
+    own = jsonl(tmp_path / "own.jsonl", *["The cat sat on the mat. " * 30] * 9)
+    monkeypatch.setattr(encode, "serve", die)
+    with pytest.raises(RuntimeError, match=r"has died\. Was it killed for want of memory"):
+        load([own], trained)
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 BUILD = """
-import sys, time, pathlib
-from trainer import tokens
-build = tokens._build
-def slow(*args):
-    print("building", flush=True)
-    time.sleep(float(sys.argv[2]))
-    build(*args)
-tokens._build = slow
-print(tokens.load([pathlib.Path(sys.argv[1])], None, 512).digest, flush=True)
+import sys
+from trainer.tokens import builder, __main__ as program
+if __name__ == "__main__":
+    builder.PIECE = 20_000
+    sys.exit(program.main())
 """
 
 
-def builder(text: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILD, str(text), str(seconds)]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+def build(text: Path, tokenizer: Path, cache: Path, *more: str, workers: int = 2) -> subprocess.Popen[str]:
+    script = cache.parent / "build.py"
+    script.write_text(BUILD)
+    arguments = ["build", "--data", text, "--tokenizer", tokenizer, "--workers", workers, *more]
+    return subprocess.Popen(
+        [sys.executable, script, *map(str, arguments)],
+        env=os.environ | {"OPT_OPS_CACHE": str(cache), "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def test_one_builds_the_others_wait_and_a_killed_builder_blocks_nobody(text: Path) -> None:
-    killed = builder(text, 60)
-    assert killed.stdout is not None
-    assert killed.stdout.readline() == "building\n"
-    waiting = [builder(text, 0.3) for _ in range(3)]
-    time.sleep(0.5)
-    assert [process.poll() for process in waiting] == [None] * 3, "they did not wait"
-    os.kill(killed.pid, signal.SIGKILL)
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_killed_at_any_time_it_goes_on_where_it_was(tmp_path: Path, text: Path, trained: Path, cache: Path) -> None:
+    large = jsonl(tmp_path / "large.jsonl", *(f"{i} " + "The cat sat on the mat. " * 300 for i in range(300)))
+    killed = build(large, trained, cache)
+    wait_for(lambda: len(list(cache.glob(".tokens-*.parts/*.npz"))) >= 5, "no parts")
+    workers = children(killed.pid)
+    killed.kill()
     killed.communicate()
-    outputs = [process.communicate(timeout=60)[0].split() for process in waiting]
-    assert sorted(len(words) for words in outputs) == [1, 1, 2], "not exactly one of them built"
-    assert len({words[-1] for words in outputs}) == 1
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "workers outlive their parent")
+    assert len(workers) >= 2
+    (folder,) = cache.glob(".tokens-*.parts")
+    parts = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    assert not list(cache.glob("tokens-*/about.json"))[1:], "it was done already"
+
+    again = build(large, trained, cache)
+    out, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    made_before, of = map(int, re.findall(r"data: (\d+) of (\d+) parts were made before", err)[0])
+    assert 5 <= made_before == len(parts) < of
+    assert "data: " in out
+    undisturbed = build(large, trained, tmp_path / "other", workers=1)
+    assert undisturbed.communicate(timeout=60)[0] == out
+
+    def digest(folder: Path) -> list[str]:
+        found = [json.loads(path.read_text()) for path in folder.glob("tokens-*/about.json")]
+        return [about["digest"] for about in found if about["documents"] == 300]
+
+    assert digest(cache) == digest(tmp_path / "other")
+    assert len(digest(cache)) == 1
 
 
-def test_the_standard_library_has_prose_enough() -> None:
-    files = corpus.standard_library_files()
-    assert files == corpus.standard_library_files()
-    topics = next(file for file in files if file.parts[-2:] == ("pydoc_data", "topics.py"))
-    prose = "".join(corpus.documents(topics))
-    assert len(prose) > 400_000
-    assert 'The "assert" statement' in prose
+def test_one_builds_the_others_wait_and_a_killed_builder_blocks_nobody(
+    tmp_path: Path, trained: Path, cache: Path
+) -> None:
+    large = jsonl(tmp_path / "large.jsonl", *(f"{i} " + "The cat sat on the mat. " * 300 for i in range(100)))
+    first = build(large, trained, cache)
+    wait_for(lambda: bool(list(cache.glob(".tokens-*.parts"))), "no build")
+    os.kill(first.pid, signal.SIGSTOP)
+    assert list(cache.glob(".tokens-*.parts")), "it was done already"
+    others = [build(large, trained, cache) for _ in range(3)]
+    time.sleep(2)
+    assert [process.poll() for process in others] == [None] * 3, "they did not wait"
+    first.kill()
+    first.communicate()
+    outputs = [process.communicate(timeout=60) for process in others]
+    assert [process.returncode for process in others] == [0, 0, 0], outputs
+    assert len({out for out, _ in outputs}) == 1
+
+
+def test_the_program_tells_users_what_is_wrong(tmp_path: Path, text: Path, trained: Path, cache: Path) -> None:
+    path = spoilt(tmp_path / "spoilt.jsonl", text, [3])
+    strict = build(path, trained, cache, "--max-corrupt-lines", "0")
+    _, err = strict.communicate(timeout=60)
+    assert strict.returncode == 78
+    assert f"error: {path}:3: not a JSON object" in err
+    lenient = build(path, trained, cache)
+    out, err = lenient.communicate(timeout=60)
+    assert lenient.returncode == 0, err
+    assert re.fullmatch(r"data: [\d,]+ tokens in 11 documents, 1 corrupt lines left out\n", out)
+    unknown = build(path, trained, cache, "--worker")
+    _, err = unknown.communicate(timeout=60)
+    assert unknown.returncode == 78
+    assert err == "error: unrecognized arguments: --worker; --help shows examples.\n"
+
+
+def test_a_terminal_sees_a_bar(tmp_path: Path, text: Path, trained: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.tokens", "build", "--data", text, "--tokenizer", trained],
+        cwd=REPOSITORY,
+        env=os.environ | {"OPT_OPS_CACHE": str(tmp_path / "fresh")},
+        stderr=theirs,
+        stdout=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    shown = b""
+    while chunk := read_terminal(ours):
+        shown += chunk
+    os.close(ours)
+    assert process.wait() == 0
+    drawings = shown.decode().split("\r\x1b[K")
+    assert drawings[1].startswith("░" * 30 + " data:   0% of 0 MB, 0 tokens")
+    assert drawings[-1].startswith("█" * 30 + " data: 100% of 0 MB")
+
+
+def read_terminal(fd: int) -> bytes:
+    try:
+        return os.read(fd, 4096)
+    except OSError:  # its other end is closed
+        return b""

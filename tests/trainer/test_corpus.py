@@ -1,0 +1,126 @@
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainer import corpus
+from trainer.corpus import Corpus, Corrupt, Span, documents, training_corpora, validation_corpora, whole
+from trainer.errors import UserError
+
+GOOD = [b'{"text": "The cat."}', b'{"text": "The dog.\\n", "id": 7}', b'{"text": ""}', b"", b"  "]
+BAD = [b'{"text": "torn', b'{"body": "no text"}', b"[]", b"7", b'{"text": 3}', b'{"text": "\xe9"}', b"[" * 100_000]
+LINES = st.lists(st.sampled_from(GOOD + BAD), max_size=30)
+
+
+def test_what_is_no_document_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join([GOOD[0], *BAD, GOOD[1]]) + b"\n")
+    *_, last = found = list(documents(whole(path)))
+    assert found[0] == "The cat."
+    assert last == "The dog."
+    bad = [line for line in found if isinstance(line, Corrupt)]
+    assert [line.line for line in bad] == list(range(2, len(BAD) + 2))
+    assert str(bad[0]) == f'{path}:2: not a JSON object with a string "text" in UTF-8'
+
+
+def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "half \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
+    half, both = documents(whole(path))
+    assert isinstance(half, Corrupt)
+    assert both == "whole \U0001f600"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(lines=LINES, ends_with_newline=st.booleans(), cuts=st.lists(st.integers(0, 10**5), max_size=5))
+def test_wherever_a_file_is_cut_each_line_is_read_once_and_knows_its_number(
+    tmp_path: Path, lines: list[bytes], ends_with_newline: bool, cuts: list[int]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n" * ends_with_newline)
+    size = path.stat().st_size
+    ends = [*sorted(cut for cut in cuts if cut < size), size]
+    pieces = [Span(path, begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+    assert [text for piece in pieces for text in documents(piece)] == list(documents(whole(path)))
+    corrupt = [found.line for found in documents(whole(path)) if isinstance(found, Corrupt)]
+    assert corrupt == [number for number, line in enumerate(lines, start=1) if line in BAD]
+
+
+def test_folders_are_searched_in_a_fixed_order(tmp_path: Path) -> None:
+    for name in ("d/b.jsonl", "d/a/z.jsonl", "d/notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [file.name for file in Corpus(name="d", paths=(tmp_path / "d",)).files()] == ["z.jsonl", "b.jsonl"]
+
+
+def test_paths_alone_are_one_corpus() -> None:
+    assert training_corpora(["a.jsonl", "b"]) == [Corpus(name="data", paths=(Path("a.jsonl"), Path("b")))]
+    (built_in,) = training_corpora([])
+    assert built_in.sources == ["Python standard library"]
+
+
+def test_weights_make_corpora_of_their_own() -> None:
+    wiki, books = training_corpora(["wiki=text/wiki.jsonl:0.3", "text/books:7"])
+    assert wiki == Corpus(name="wiki", paths=(Path("text/wiki.jsonl"),), number=Fraction(3, 10))
+    assert books == Corpus(name="books", paths=(Path("text/books"),), number=Fraction(7))
+
+
+def test_validation_has_an_interval_or_the_recipes() -> None:
+    wiki, news = validation_corpora(["wiki=w.jsonl:50", "news.jsonl"])
+    assert (wiki.name, wiki.number) == ("wiki", 50)
+    assert (news.name, news.number) == ("news", None)
+
+
+def test_a_path_that_exists_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("day=1.jsonl", "x:3"):
+        Path(name).write_text("")
+    assert training_corpora(["day=1.jsonl", "x:3"])[0].paths == (Path("day=1.jsonl"), Path("x:3"))
+    assert training_corpora(["n=x:3:2"]) == [Corpus(name="n", paths=(Path("x:3"),), number=Fraction(2))]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (["a:1", "b"], "--data b: corpora that are mixed need a weight above 0 each"),
+        (["x=a", "y=b"], "--data x=a: corpora that are mixed need a weight"),
+        (["a:1", "b:0"], "--data b:0: .*above 0"),
+        (["u/a.jsonl:1", "v/a.jsonl:1"], r"two corpora are called a: name one of them, other=v/a\.jsonl"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_explained(data: list[str], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        training_corpora(data)
+
+
+@pytest.mark.parametrize("valid", ["a:0.5", "a:0"])
+def test_an_interval_is_a_whole_number_of_updates(valid: str) -> None:
+    with pytest.raises(UserError, match="expected a whole number of updates"):
+        validation_corpora([valid])
+
+
+def test_missing_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):
+        Corpus(name="a", paths=(tmp_path / "missing.jsonl",)).files()
+    with pytest.raises(UserError, match=r"empty: the folder holds no \*\.jsonl"):
+        Corpus(name="a", paths=(tmp_path / "empty",)).files()
+
+
+def test_the_standard_library_has_prose_enough() -> None:
+    files = corpus.standard_library_files()
+    assert files == corpus.standard_library_files()
+    topics = next(file for file in files if file.parts[-2:] == ("pydoc_data", "topics.py"))
+    (prose,) = documents(whole(topics))
+    assert isinstance(prose, str)
+    assert len(prose) > 400_000
+    assert 'The "assert" statement' in prose
+
+
+def test_lines_may_have_other_fields(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"id": 1, "meta": {"text": "no"}, "text": " leading blanks stay \t\n"}) + "\n")
+    assert list(documents(whole(path))) == [" leading blanks stay"]

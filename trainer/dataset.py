@@ -1,0 +1,98 @@
+"""The data of a run: its training corpora and their mixture, its validation corpora, its tokenizer."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import tokens
+from trainer.corpus import training_corpora, validation_corpora
+from trainer.data import ORDER, Mixture, Samples
+from trainer.errors import UserError
+from trainer.hashing import key
+from trainer.mixture import whole_parts
+from trainer.recipes import Recipe
+from trainer.tokens import Limits, TokenFile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """Tokenised corpora.
+
+    Attributes:
+        training: what is trained on.
+        parts: the share of each training corpus, in whole numbers.
+        validation: what is evaluated on; ``number`` is its interval.
+        tokenizer: SHA-256 of the tokenizer that all have.
+    """
+
+    training: Sequence[TokenFile]
+    parts: Sequence[int]
+    validation: Sequence[TokenFile]
+    tokenizer: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all that decides, with sizes and seed, which tokens a sample is."""
+        mixed = [[part, file.digest] for part, file in zip(self.parts, self.training, strict=True)]
+        return "sha256:" + hashlib.sha256(json.dumps([ORDER, mixed]).encode()).hexdigest()
+
+    def samples(self, seq_len: int, seed: int) -> Mixture:
+        """What to train on, sample by sample."""
+        corpora = []
+        for index, file in enumerate(self.training):
+            try:
+                corpora.append(Samples(file.ids, seq_len, key(seed, index), file.bounds))
+            except UserError as error:
+                raise UserError(f"{file.name}: {error}") from error
+        return Mixture(corpora, self.parts)
+
+    def about(self) -> dict[str, Any]:
+        """For ``config.json``."""
+        shares = [part / sum(self.parts) for part in self.parts]
+        return {
+            "sources": [source for file in self.training for source in file.sources],
+            "tokens": sum(len(file.ids) for file in self.training),
+            "digest": self.digest,
+            "tokenizer": self.tokenizer,
+            "corpora": [_about(file) | {"share": share} for file, share in zip(self.training, shares, strict=True)],
+            "validation": [_about(file) for file in self.validation],
+        }
+
+
+def _about(file: TokenFile) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "sources": file.sources,
+        "tokens": len(file.ids),
+        "documents": len(file.bounds) - 1,
+        "digest": file.digest,
+        "corrupt_lines": len(file.corrupt_lines),
+    }
+
+
+def load(data: Sequence[str], valid: Sequence[str], tokenizer: Path | None, recipe: Recipe) -> Dataset:
+    """Find the data in the cache, or tokenise it.
+
+    Args:
+        data: as ``--data`` says it.
+        valid: as ``--valid`` says it.
+        tokenizer: its file or folder; None trains one on the training data.
+        recipe: for the size of the vocabulary and the limit of corrupt lines.
+
+    Raises:
+        UserError: data or tokenizer are missing, unreadable, too short or do not fit.
+    """
+    corpora = training_corpora(data)
+    to_evaluate = validation_corpora(valid)
+    definition = tokens.find(tokenizer, corpora, recipe.model.vocab_size)
+    limits = Limits(corrupt_lines=recipe.data.max_corrupt_lines, workers=tokens.workers_here())
+    files = [tokens.load(corpus, definition, limits) for corpus in corpora]
+    return Dataset(
+        training=files,
+        parts=whole_parts([file.number for file in files if file.number]) if len(files) > 1 else [1],
+        validation=[tokens.load(corpus, definition, limits) for corpus in to_evaluate],
+        tokenizer=definition.digest,
+    )

@@ -1,0 +1,239 @@
+"""A corpus becomes one file of token ids: in pieces, by several processes, and in steps that are not done twice."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from trainer.corpus import Corpus, Corrupt, Span, whole
+from trainer.errors import UserError
+from trainer.manifest import write_durably
+from trainer.tokens import cache, encode
+from trainer.tokens.progress import Progress
+from trainer.tokens.tokenizer import Definition
+
+# Bytes of text in a piece. Pieces decide nothing about the tokens, but a build goes on only with pieces of its size.
+PIECE = 1 << 24
+
+_FORGOTTEN_SECONDS = 7 * 86400
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How many lines may be corrupt, and how many processes may work at once."""
+
+    corrupt_lines: int
+    workers: int
+
+
+def build(entry: Path, corpus: Corpus, tokenizer: Definition, limits: Limits) -> None:
+    """Make the folder ``entry``; a build that was interrupted goes on where it was.
+
+    Raises:
+        UserError: the text cannot be read, has no document, has too many corrupt lines, or changed meanwhile.
+    """
+    files = corpus.files()
+    before = cache.versions(files)
+    pieces = cut(files)
+    folder = entry.with_name(f".{entry.name}.parts")
+    _forget(folder)
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"part-{index:06d}-of-{len(pieces):06d}.npz" for index in range(len(pieces))]
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    sizes = _make_parts(pieces, paths, corpus.name, tokenizer, dtype, limits)
+    if cache.versions(files) != before:
+        shutil.rmtree(folder)
+        raise UserError(f"{corpus.name}: its files changed while they were read. Start again when they are complete.")
+    _put_together(entry, paths, sizes, dtype, tokenizer)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget(folder: Path) -> None:
+    """Remove what other builds have left, to which nobody came back for long: their text has changed since."""
+    for path in folder.parent.glob(".tokens-*.parts"):
+        if path != folder and time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def cut(files: Sequence[Path]) -> list[list[Span]]:
+    """All lines of ``files``, in order, in pieces of about ``PIECE`` bytes: small files together, large ones cut."""
+    pieces: list[list[Span]] = [[]]
+    room = PIECE
+    for file in files:
+        rest = whole(file)
+        while rest.end > rest.begin:
+            can_be_cut = file.suffix not in {".py", ".txt"}
+            end = min(rest.end, rest.begin + room) if can_be_cut else rest.end
+            pieces[-1].append(Span(file, rest.begin, end))
+            room -= end - rest.begin
+            rest = Span(file, end, rest.end)
+            if room <= 0:
+                pieces.append([])
+                room = PIECE
+    return [piece for piece in pieces if piece]
+
+
+def _make_parts(
+    pieces: Sequence[Sequence[Span]],
+    paths: Sequence[Path],
+    name: str,
+    tokenizer: Definition,
+    dtype: np.dtype,
+    limits: Limits,
+) -> list[tuple[int, int]]:
+    """Write what is missing of the parts; how many tokens and documents each has."""
+    counts = [(0, 0)] * len(paths)
+    corrupt: list[Corrupt] = []
+    sizes = [sum(span.end - span.begin for span in piece) for piece in pieces]
+    with Progress(name, sum(sizes)) as progress:
+
+        def done(index: int, part: encode.Part) -> None:
+            for line in part.corrupt:
+                progress.say(f"{line}; left out")
+            corrupt.extend(part.corrupt)
+            counts[index] = len(part.ids), len(part.lengths)
+            progress.add(sizes[index], len(part.ids))
+            if len(corrupt) > limits.corrupt_lines:
+                raise UserError(_too_many(corrupt, limits.corrupt_lines))
+
+        missing = []
+        for index, path in enumerate(paths):
+            part = encode.read(path)
+            if part is None:
+                missing.append(index)
+            else:
+                done(index, part)
+        if missing and len(missing) < len(paths):
+            progress.say(f"{name}: {len(paths) - len(missing)} of {len(paths)} parts were made before")
+        tasks = [(index, pieces[index], paths[index]) for index in missing]
+        if len(tasks) == 1:  # a process would take longer to start, and the library uses all cores by itself
+            index, piece, path = tasks[0]
+            part = encode.encode(piece, encode.tokenizer_of(tokenizer.text), dtype)
+            encode.write(path, part)
+            done(index, part)
+        elif tasks:
+            _in_processes(tasks, tokenizer.text, dtype, limits.workers, done)
+    return counts
+
+
+def _in_processes(
+    tasks: Sequence[tuple[int, Sequence[Span], Path]],
+    definition: str,
+    dtype: np.dtype,
+    workers: int,
+    done: Callable[[int, encode.Part], None],
+) -> None:
+    """Deal ``tasks`` out. A worker whose parent is gone reads the end of its pipe, and leaves after its piece."""
+    context = multiprocessing.get_context("spawn")  # a fork would take torch's threads and locks along
+    left = iter(tasks)
+    busy: dict[Connection, tuple[int, Path]] = {}
+    processes = []
+
+    def deal(pipe: Connection) -> None:
+        if task := next(left, None):
+            index, piece, path = task
+            pipe.send((piece, path))
+            busy[pipe] = index, path
+
+    try:
+        for _ in range(min(workers, len(tasks))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=encode.serve, args=(theirs, definition, dtype.str), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append((process, ours))
+            deal(ours)
+        while busy:
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                index, path = busy.pop(pipe)
+                if error := pipe.recv():
+                    raise error
+                deal(pipe)
+                part = encode.read(path)
+                assert part is not None, path
+                done(index, part)
+    except (EOFError, ConnectionError) as error:
+        raise RuntimeError(
+            "a process that makes tokens has died. Was it killed for want of memory? Take fewer workers; the build "
+            "goes on where it was."
+        ) from error
+    finally:
+        for process, pipe in processes:
+            pipe.close()
+            process.terminate()
+            process.join()
+
+
+def _too_many(corrupt: Sequence[Corrupt], limit: int) -> str:
+    lines = sorted(corrupt, key=lambda line: (line.path, line.line))[: limit + 1]
+    shown = "; ".join(map(str, lines[:10]))
+    return (
+        f"{shown}{'; …' if len(lines) > 10 else ''}. More corrupt lines than data.max_corrupt_lines={limit}: "
+        "mend or remove them, or raise the limit to leave them out; what is tokenised by then is kept."
+    )
+
+
+def _put_together(
+    entry: Path, paths: Sequence[Path], sizes: Sequence[tuple[int, int]], dtype: np.dtype, tokenizer: Definition
+) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}-"))
+    try:
+        tokens, documents = (sum(counts) for counts in zip((0, 0), *sizes, strict=True))
+        digest = hashlib.sha256()
+        corrupt: list[Corrupt] = []
+        with (temporary / "ids.npy").open("wb") as ids, (temporary / "bounds.npy").open("wb") as bounds:
+            _write_header(ids, dtype, tokens)
+            _write_header(bounds, np.dtype(np.int64), documents + 1)
+            end = np.zeros(1, np.int64)
+            bounds.write(end.tobytes())
+            for part in _parts(paths):
+                ids.write(part.ids.data)
+                digest.update(part.ids.data)
+                ends = np.cumsum(part.lengths) + end[-1]
+                bounds.write(ends.tobytes())
+                end = ends if len(ends) else end
+                corrupt += part.corrupt
+            for file in (ids, bounds):
+                file.flush()
+                os.fsync(file.fileno())
+        write_durably(temporary / "tokenizer.json", tokenizer.text)
+        about = {
+            "v": 1,
+            "digest": "sha256:" + digest.hexdigest(),
+            "tokenizer": tokenizer.digest,
+            "tokens": tokens,
+            "documents": documents,
+            "corrupt_lines": [str(line) for line in corrupt],
+        }
+        write_durably(temporary / "about.json", json.dumps(about, indent=1) + "\n")
+        temporary.rename(entry)
+    except OSError:
+        if not entry.exists():  # else another process has built the same, and either will do
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _parts(paths: Sequence[Path]) -> Iterator[encode.Part]:
+    """One after the other: no more than one is in memory."""
+    for path in paths:
+        part = encode.read(path)
+        if part is None:
+            raise FileNotFoundError(path)
+        yield part
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (count,)})
