@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Any
 
 from chronicles import incidents, steering
-from chronicles.entry import MACHINE, Fact, LogEntry, entry_of, run_at
+from chronicles.closeup import closeup
+from chronicles.entry import MACHINE, Fact, LogEntry, Remark, entry_of, run_at
+from chronicles.figure import RUN_COLORS
 from chronicles.people import DRIVES, asked_for
 from chronicles.record import Record
 from chronicles.words import count, drill, duration, evidence, full, names, percent, rate, short, value, whole
@@ -22,7 +26,21 @@ def entries(record: Record, report: Mapping[str, Any]) -> list[LogEntry]:
         rule = _RULES.get(type(entry.event))
         if rule is not None:
             found += rule(record, report, entry, entry.event)
-    return found[::-1]
+    remarks = _remarks(record, {entry.anchor for entry in found})
+    below = {f"e{remark.seq}" for attached in remarks.values() for remark in attached}
+    rest = [entry for entry in reversed(found) if entry.anchor not in below]
+    return [replace(entry, remarks=tuple(remarks.get(entry.anchor, ()))) for entry in rest]
+
+
+def _remarks(record: Record, anchors: AbstractSet[str]) -> dict[str, list[Remark]]:
+    """The notes on entries, by anchor."""
+    found: dict[str, list[Remark]] = {}
+    for entry in record.entries:
+        if isinstance(entry.event, e.NoteAdded) and (anchor := steering.anchored(entry.event)) in anchors:
+            note = entry.event
+            remark = Remark(seq=entry.seq, ts=entry.ts, author=note.author, text=note.text, correction=note.correction)
+            found.setdefault(anchor, []).append(remark)
+    return found
 
 
 # ---- the rules: each gives none or one entry ---------------------------------------------------------------------
@@ -87,7 +105,34 @@ def _incident(record: Record, report: Mapping[str, Any], entry: e.Entry, event: 
         readbacks=tuple(incidents.readbacks(row)),
         stacks=tuple(incidents.stacks(row)),
         quote=asked.reason if asked else "",
+        closeup=closeup(record, row, {run: f"run-{n % RUN_COLORS}" for n, run in enumerate(record.state.runs)}),
     )
+
+
+def _launched(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.AttemptConfigured) -> _Found:
+    """Other versions than the attempt before: nobody may learn of that from the curve."""
+    launches = [
+        (x.event.attempt, x.event.versions)
+        for x in record.entries
+        if isinstance(x.event, e.AttemptConfigured) and x.seq < entry.seq
+    ]
+    if not launches:
+        return
+    before, known = launches[-1]
+    now = event.versions
+    changed = tuple(
+        (name, *(value(versions[name]) if name in versions else "" for versions in (known, now)))
+        for name in dict.fromkeys((*known, *now))
+        if known.get(name) != now.get(name)
+    )
+    if changed:
+        text = f"Attempt {event.attempt} runs under other versions than attempt {before} did. {_UNASKED}"
+        what = f"versions changed: {short(', '.join(name for name, _, _ in changed), 80)}"
+        run = record.state.attempts[event.attempt].run
+        yield entry_of(record, entry, what, run=run, facts=(Fact(label="Launch", text=text),), changes=changed)
+
+
+_UNASKED = "Results may differ by more than rounding; nothing here says that anybody wanted it."
 
 
 def _daemon(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.DaemonStarted) -> _Found:
@@ -187,6 +232,7 @@ _RULES: dict[type[e.Event], Callable[[Record, Mapping[str, Any], e.Entry, Any], 
     e.LineageStarted: _started,
     e.DaemonStarted: _daemon,
     e.IncidentOpened: _incident,
+    e.AttemptConfigured: _launched,
     e.DrillRequested: _drill,
     e.SignalRaised: _alert,
     e.CheckpointRefused: _refused,

@@ -23,6 +23,17 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """What a person said of an entry later. The entry itself is never rewritten."""
+
+    seq: int
+    ts: float
+    author: str
+    text: str
+    correction: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
     """An entry. All text is plain, and much of it untrusted: whoever draws it escapes it.
 
@@ -42,6 +53,8 @@ class LogEntry:
     readbacks: tuple[Mapping[str, Any], ...] = ()
     stacks: tuple[tuple[str, str, bool], ...] = ()
     quote: str = ""
+    remarks: tuple[Remark, ...] = ()
+    closeup: str = ""  # our SVG of the loss around it
 
     @property
     def title(self) -> str:

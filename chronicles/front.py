@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chronicles.ledger import Phase
+from chronicles.ledger import Phase, Stage
 from chronicles.people import halt_cause
-from chronicles.words import count, duration, nodes, percent, short, when, whole
+from chronicles.questions import questions, worst
+from chronicles.words import count, day, duration, minute, nodes, percent, short, when, whole
+from opt_ops.core.codec import from_iso
 from opt_ops.core.run import Status
 from opt_ops.core.values import Driver, Severity, Verdict
 
@@ -40,8 +42,12 @@ def front(report: Row, loss: float | None) -> dict[str, Any]:
         "seconds_down": sum(row["seconds_down"] or 0.0 for row in incidents),
         "tree": tree(report["runs"]),
         "goodput": _goodput(report),
+        "reliability": reliability(report),
         "phases": phases(report),
         "lost": lost(report),
+        "stages": stages(report),
+        "worst": worst(report),
+        "questions": questions(report),
         "nodes": [row for row in report["nodes"] if len(report["nodes"]) <= _LISTED or not _well(row)],
         "well": _many_well(report["nodes"]),
         "allocations": allocations(report),
@@ -90,11 +96,18 @@ def _standing(report: Row) -> str:
 
 
 def _eta(report: Row) -> str:
+    left = seconds_left(report)
+    if left is None:
+        return ""
+    return f" At this goodput the rest takes {duration(left)}, until {minute(from_iso(report['as_of']) + left)}."
+
+
+def seconds_left(report: Row) -> float | None:
+    """Until the last step, if the rest goes as well as all so far."""
     spent, total = report["goodput"], report["total_steps"]
     if not spent["goodput"] or not total:
-        return ""
-    left = (total - report["step"]) * spent["healthy_step_seconds"] / spent["goodput"]
-    return f" At this goodput the rest takes {duration(left)}."
+        return None
+    return (total - report["step"]) * spent["healthy_step_seconds"] / spent["goodput"]
 
 
 def _happened(report: Row) -> str:
@@ -168,6 +181,9 @@ def figures(report: Row, loss: float | None) -> list[dict[str, str]]:
         found.append(("Loss", f"{loss:.3f}", "nats per token, newest"))
     if spent["goodput"] is not None:
         found.append(("Goodput", percent(spent["goodput"]), f"{spent['healthy_step_seconds']:.3g} s a healthy step"))
+    left = None if report["ended"] else seconds_left(report)
+    if left is not None:
+        found.append(("Expected end", day(from_iso(report["as_of"]) + left), f"in {duration(left)}, at this goodput"))
     found.append(("Incidents", whole(len(rows)), f"{count(drills, 'drill')}" if drills else ""))
     found.append(("Taken back", whole(spent["steps_repeated"]), "steps"))
     found.append(("Wall clock", duration(spent["wall_seconds"]), f"since {when(report['started'])}"))
@@ -203,37 +219,46 @@ def phases(report: Row) -> list[dict[str, Any]]:
 
 
 def lost(report: Row) -> list[dict[str, Any]]:
-    """What the lost time went to, largest first."""
+    """What the lost time went to, by failure class or phase, largest first."""
     spent = report["goodput"]
-    rows = {row["incident"]: row for row in report["incidents"]}
+    names = {row["kind"]: row["incident"] for row in report["incidents"]}
+    found = [_lost_row(row, names.get(row["kind"])) for row in spent["lost_by_kind"]]
     slower = spent["seconds_slower_than_healthy"]
-    items = list(spent["lost"])
     if slower is not None and slower > 0:
-        items.append({"cause": "slower", "seconds_repeated": 0.0, "seconds_down": slower})
-    found = [
-        {
-            "incident": item["cause"] if item["cause"] in rows else None,
-            "label": _lost_to(item["cause"], rows),
-            "drill": item["cause"] in rows and rows[item["cause"]]["drill"],
-            "repeated": item["seconds_repeated"] or None,
-            "down": item["seconds_down"],
-            "both": item["seconds_repeated"] + item["seconds_down"],
-            "share": (item["seconds_repeated"] + item["seconds_down"]) / spent["wall_seconds"],
-        }
-        for item in items
-        if spent["wall_seconds"]
-    ]
+        unnamed = {"incident": None, "number": None, "drills": 0, "repeated": None}
+        found.append({"label": _SLOWER, "down": slower, **unnamed})
+    for item in found:
+        item["both"] = (item["repeated"] or 0.0) + item["down"]
+        item["share"] = item["both"] / spent["wall_seconds"] if spent["wall_seconds"] else 0.0
     return sorted((item for item in found if item["both"] > 0), key=lambda item: -item["both"])
 
 
-def _lost_to(cause: str, rows: Mapping[str, Row]) -> str:
-    if cause in rows:
-        kind = str(rows[cause]["kind"])
-        return _KINDS.get(kind, kind.replace("_", " "))
-    return "steps slower than the healthy one, saves among them" if cause == "slower" else _PHASES[Phase(cause)]
+def _lost_row(row: Row, incident: str | None) -> dict[str, Any]:
+    repeated = row["seconds_by_stage"][Stage.REPEATING]
+    return {
+        "incident": incident if row["incidents"] == 1 else None,
+        "label": _PHASES[Phase(row["kind"])] if row["kind"] in set(Phase) else kind(row["kind"]),
+        "number": row["incidents"] or None,
+        "drills": row["drills"],
+        "repeated": repeated or None,
+        "down": row["seconds"] - repeated,
+    }
 
 
-_KINDS = {"time_limit": "time limit, a move", "nodes_returned": "more nodes, a move", "operator": "asked for"}
+_SLOWER = "steps slower than the healthy one, saves among them"
+
+
+def kind(name: str) -> str:
+    """A failure class for people."""
+    return _KINDS.get(name, name.replace("_", " "))
+
+
+_KINDS = {
+    "bad_gpu": "bad GPU",
+    "time_limit": "time limit, a move",
+    "nodes_returned": "more nodes, a move",
+    "operator": "asked for",
+}
 
 
 def allocations(report: Row) -> list[dict[str, str]]:
@@ -270,6 +295,39 @@ def _goodput(report: Row) -> str:
         return "No step counts yet, so there is no goodput."
     return (
         f"Goodput is {percent(spent['goodput'])}: {count(spent['kept_steps'], 'kept step')} × "
-        f"{spent['healthy_step_seconds']:.3g} s (the median of the steps that count, the first of each attempt aside) "
-        f"÷ {duration(spent['wall_seconds'])} of wall clock."
+        f"{spent['healthy_step_seconds']:.3g} s, the healthy step, "
+        f"÷ {duration(spent['wall_seconds'])} of wall clock. {percent(spent['share_of_ideal'])} of what steps of "
+        f"{spent['ideal_step_seconds']:.3g} s without a break would have taken."
     )
+
+
+def reliability(report: Row) -> str:
+    """Failures, recoveries, restarts, nodes and energy, in sentences."""
+    spent = report["goodput"]
+    told: list[str] = []
+    if spent["failures"]:
+        between = f"{count(spent['failures'], 'failure')}, one per {duration(spent['mtbf_seconds'])} of training"
+        told.append(f"{between}; training again after {duration(spent['mttr_seconds'])} on average")
+    if spent["restarts"]:
+        ways = ((spent[f"restarts_{way}"], way) for way in ("automatic", "manual", "planned"))
+        told.append(f"{count(spent['restarts'], 'restart')}: {', '.join(f'{n} {way}' for n, way in ways if n)}")
+    if spent["longest_hands_off_seconds"] and spent["calls"]:
+        told.append(f"{duration(spent['longest_hands_off_seconds'])} at most without a call")
+    if spent["node_hours"]:
+        told.append(f"{spent['node_hours']:,.3g} node-hours, {spent['node_hours_lost']:,.3g} of them lost")
+    if spent["kwh"] is not None:
+        co2 = f", {spent['tco2e']:.3g} tCO2e" if spent["tco2e"] is not None else ""
+        told.append(f"{spent['kwh']:,.3g} kWh{co2}")
+    if spent["cost"] is not None:
+        told.append(f"{spent['currency']} {spent['cost']:,.0f}")
+    return " ".join(f"{part[:1].upper()}{part[1:]}." for part in told)
+
+
+def stages(report: Row) -> list[dict[str, Any]]:
+    """The lost time by stage, those that took any."""
+    spent = report["goodput"]
+    return [
+        {"name": str(stage), "label": stage.value, "seconds": seconds, "share": seconds / spent["wall_seconds"]}
+        for stage in Stage
+        if spent["wall_seconds"] and (seconds := spent["seconds_by_stage"][stage]) > 0
+    ]

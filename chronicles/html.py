@@ -46,6 +46,7 @@ def render(
         "rate": words.rate,
         "whole": words.whole,
         "slug": slug,
+        "drawn": Markup,  # of numbers alone, by ourselves
         "told": lambda text: _told(text, known),
         "run_class": lambda run: f"run-{runs[run] % RUN_COLORS}" if run in runs else "",
     }

@@ -104,6 +104,7 @@ def _why(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
         yield "Asked for", f"{full(change(asked))}{at}", ""
         return
     yield "Cause", f"{full(row['cause'], keep=row['nodes'])}{at}", ""
+    yield "Confidence", f"{row['confidence'].capitalize()}: {row['confidence_why']}.", ""
     told, line = evidence(row["evidence"])
     alert = _alert(record, row)
     yield "Evidence", " ".join(full(text) for text in (row["detector"], told, alert) if text), line
@@ -303,7 +304,8 @@ def _cost(row: Row) -> str:
         return "Not known yet."
     resumed, lost = row["step_resumed"], row["steps_lost"]
     which = f" ({_span(resumed + 1, resumed + lost)})" if resumed is not None and lost else ""
-    return f"{count(lost, 'step')} lost{which}, {duration(row['seconds_down'])} down."
+    hours = f", {row['node_hours_lost']:.3g} node-hours" if row["node_hours_lost"] else ""
+    return f"{count(lost, 'step')} lost{which}, {duration(row['seconds_down'])} down{hours}."
 
 
 def _span(first: int, last: int) -> str:

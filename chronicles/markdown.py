@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from chronicles.entry import LogEntry
-from chronicles.words import duration, percent, rate, whole
+from chronicles.words import duration, minute, percent, rate, whole
 from opt_ops.render import printable
 
 Row = Mapping[str, Any]
@@ -23,9 +23,11 @@ def render(report: Row, front: Row, entries: Sequence[LogEntry]) -> str:
     parts = [
         _name(report),
         _head(report, front),
+        _questions(front),
         _incidents(report, front),
         _runs(report, front),
         _time(report, front),
+        _worst(front),
         _nodes(front),
         _allocations(front),
         _contents(titles),
@@ -124,6 +126,7 @@ def _tags(row: Row) -> list[str]:
     tags = [f"**DRILL** {plain(row['drill'])}"] if row["drill"] else []
     tags += ["**PLANNED**"] if row["planned"] else []
     tags += ["**ASKED FOR**"] if row["kind"] == "operator" else []
+    tags += ["**CORRECTED**"] if row["corrected"] else []
     return [*tags, *(["**ADVICE**"] if row["advice"] else [])]
 
 
@@ -160,6 +163,9 @@ def _time(report: Row, front: Row) -> Iterator[str]:
     yield ""
     yield front["goodput"]
     yield ""
+    if front["reliability"]:
+        yield front["reliability"]
+        yield ""
     rows = [[phase["label"], duration(phase["seconds"]), percent(phase["share"])] for phase in front["phases"]]
     yield from table(["Phase", ">Time", ">Share"], rows)
     yield ""
@@ -167,7 +173,8 @@ def _time(report: Row, front: Row) -> Iterator[str]:
         return
     rows = [
         [
-            plain(" ".join(filter(None, (item["incident"], item["label"])))) + (" **DRILL**" if item["drill"] else ""),
+            plain(item["label"]),
+            whole(item["number"]),
             duration(item["repeated"]),
             duration(item["down"]),
             duration(item["both"]),
@@ -175,7 +182,41 @@ def _time(report: Row, front: Row) -> Iterator[str]:
         ]
         for item in front["lost"]
     ]
-    yield from table(["Lost to", ">Steps again", ">Standstill", ">Together", ">Of the wall clock"], rows)
+    yield from table(["Lost to", ">Incidents", ">Steps again", ">Standstill", ">Together", ">Of the wall clock"], rows)
+    yield ""
+    told = ", ".join(f"{duration(row['seconds'])} {row['label']}" for row in front["stages"])
+    yield f"Of the lost time: {told}."
+    yield ""
+
+
+def _questions(front: Row) -> Iterator[str]:
+    if not front["questions"]:
+        return
+    yield "## Open questions"
+    yield ""
+    for question in front["questions"]:
+        yield f"- {plain(question)}"
+    yield ""
+
+
+def _worst(front: Row) -> Iterator[str]:
+    if not front["worst"]:
+        return
+    yield "## Worst nodes"
+    yield ""
+    rows = [
+        [
+            plain(row["node"]),
+            whole(row["incidents"]),
+            plain(row["what"]),
+            plain(row["parts"]),
+            f"{row['hours']:.3g}",
+            plain(row["now"]),
+            plain(row["last"]),
+        ]
+        for row in front["worst"]
+    ]
+    yield from table(["Node", ">Incidents", "What", "Parts", ">Node-hours lost", "Now", "Newest"], rows)
     yield ""
 
 
@@ -252,6 +293,12 @@ def _entry(title: str, entry: LogEntry) -> Iterator[str]:
                 if side:
                     yield f"{sign} {printable(what)}: {printable(side)}"
         yield "```"
+        yield ""
+    for remark in entry.remarks:
+        what = "Correction" if remark.correction else "Note"
+        yield f"**{what} by {plain(remark.author)}, {minute(remark.ts)}:**"
+        yield ""
+        yield from quote(remark.text)
         yield ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from chronicles import people
 from chronicles.account import account, node_hours_lost
+from chronicles.confidence import confidence
 from chronicles.record import Record
 from chronicles.settled import Stretch, settled
 from opt_ops.config import Rates
@@ -35,6 +36,7 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
     """The whole report as plain JSON values; times are ISO 8601, durations seconds."""
     state, spent = record.state, account(record, rates)
     hours = node_hours_lost(state, spent)
+    corrected = {x.event.target for x in record.entries if isinstance(x.event, NoteAdded) and x.event.correction}
     parts = {part.attempt: part for part in record.stretches}
     last = max((point.step for _, point in settled(record.stretches)), default=0)
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
@@ -59,7 +61,8 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
         "step": last,
         "total_steps": steps,
         "incidents": [
-            _incident(state, i, parts) | {"told": told[i.name], "node_hours_lost": hours[i.name]}
+            _sure(_incident(state, i, parts))
+            | {"told": told[i.name], "node_hours_lost": hours[i.name], "corrected": i.name in corrected}
             for i in state.incidents.values()
         ],
         "runs": [_run(state, run, parts) for run in state.runs.values()],
@@ -129,6 +132,11 @@ def _incident(state: State, incident: Incident, parts: Mapping[str, Stretch]) ->
         "proven": incident.proven,
         "proof": dict(incident.proof),
     }
+
+
+def _sure(row: dict[str, Any]) -> dict[str, Any]:
+    word, why = confidence(row)
+    return row | {"confidence": word, "confidence_why": why}
 
 
 def _stacks(incident: Incident) -> dict[str, Any] | None:
@@ -304,7 +312,8 @@ def _drills(state: State) -> list[dict[str, Any]]:
 
 
 def _note(entry: Entry, event: NoteAdded) -> dict[str, Any]:
-    return {"at": iso(entry.ts), "author": event.author, "target": event.target, "text": event.text}
+    asked = {"target": event.target, "text": event.text, "correction": event.correction}
+    return {"at": iso(entry.ts), "author": event.author, **asked}
 
 
 def _stop(entry: Entry, event: StopRequested) -> dict[str, Any]:

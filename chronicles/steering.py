@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,12 @@ def told(report: _Report, alert: str) -> list[Fact]:
     """When people were told, if it reached them."""
     at = next((row["settled"] for row in report["alerts"] if row["alert"] == alert and row["delivered"]), None)
     return [Fact(label="Told", text=f"People were told at {second(from_iso(at))}.")] if at else []
+
+
+def anchored(note: e.NoteAdded) -> str:
+    """The anchor of the entry that a note is about, `12-i003` or, of `12-e57`, `e57`; empty if it is about none."""
+    match = re.fullmatch(r"(\d+-i\d+)|\d+-(e\d+)", note.target)
+    return (match[1] or match[2]) if match else ""
 
 
 def _note(record: Record, _: _Report, entry: e.Entry, event: e.NoteAdded) -> _Found:

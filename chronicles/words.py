@@ -28,6 +28,7 @@ _EVIDENCE = {
     "xid": "Xid",
     "pci": "PCI address",
     "uuid": "GPU",
+    "serial": "serial number",
     "ecc_uncorrected": "uncorrected ECC errors",
     "recovery_action": "recovery action by the driver",
     "expected": "GPUs expected",
@@ -38,6 +39,11 @@ _EVIDENCE = {
 def minute(ts: float) -> str:
     """`2021-11-28 18:34 UTC`: as every entry of the logbook begins."""
     return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def day(ts: float) -> str:
+    """`28 Nov, 18:34`, for large type."""
+    return datetime.fromtimestamp(ts, UTC).strftime("%-d %b, %H:%M")
 
 
 def second(ts: float) -> str:

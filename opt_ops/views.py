@@ -164,7 +164,9 @@ def incident_row(state: State, incident: Incident) -> dict[str, Any]:
 
 
 def concerns(state: State, incident: Incident, identifier: str) -> bool:
-    """Whether an incident belongs to a lineage, to a run that it hit or that it began, or to an attempt."""
+    """Whether an incident is meant by its name, or that of its lineage, of a run that it hit or began, of an attempt."""
+    if identifier == incident.name:
+        return True
     if state.lineage is not None and identifier == state.lineage.lineage:
         return True
     touched = {incident.attempt, incident.next_attempt} - {None}

@@ -46,7 +46,10 @@ def _complete_id(incomplete: str) -> list[str]:
 
 
 IdArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="Lineage 12, run 12.01 or attempt 12.01-a3.", autocompletion=_complete_id)
+    str,
+    typer.Argument(
+        metavar="ID", help="Lineage 12, run 12.01, attempt 12.01-a3 or incident 12-i003.", autocompletion=_complete_id
+    ),
 ]
 OptionalIdArgument = Annotated[
     str,

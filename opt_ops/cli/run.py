@@ -275,17 +275,25 @@ def stop(
 def note(
     identifier: IdArgument,
     text: Annotated[str, typer.Argument(help="What you saw or think.")],
+    correction: Annotated[
+        bool, typer.Option("--correction", help="What the logbook says there is wrong; this is right.")
+    ] = False,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
 ) -> None:
     """Write a note into the logbook, under your name.
 
-    Example: opt-ops run note 12.01 "data shard 17 was new here"
+    A note on an incident (12-i003) or on another entry (12-e57, as in its link) stands below it; the entry stays.
+
+    Examples:
+      opt-ops run note 12.01 "data shard 17 was new here"
+      opt-ops run note 12-i003 "it was the switch, not the GPU" --correction
     """
     path = lineage_folder(identifier)
     _known(identifier, path, lineages.state(path))
-    show_answer(ask_daemon(path, author(by), "note", {"target": identifier, "text": text}, quiet), output)
+    asked = {"target": identifier, "text": text, "correction": correction}
+    show_answer(ask_daemon(path, author(by), "note", asked, quiet), output)
     say(f"  next: opt-ops logbook open {path.name}", quiet)
 
 
@@ -326,5 +334,7 @@ def _seconds(span: str) -> float:
 
 
 def _known(identifier: str, path: Path, state: State) -> None:
-    if identifier not in (path.name, *state.runs, *state.attempts):
+    entry = re.fullmatch(r"\d+-e(\d+)", identifier)
+    known = identifier in (path.name, *state.runs, *state.attempts, *state.incidents)
+    if not known and not (entry and int(entry[1]) <= state.seq):
         raise NotFound(f"lineage {path.name} has no {identifier}", f"opt-ops run show {path.name} lists what it has")

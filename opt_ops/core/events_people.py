@@ -103,12 +103,13 @@ class NodeAllowed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoteAdded:
-    """Observation: an operator's note about a lineage, run, attempt or incident. Untrusted text."""
+    """Observation: an operator's note about a lineage, run, attempt, incident or log entry. Untrusted text."""
 
     request: str
     author: str
     target: str
     text: str
+    correction: bool = False  # what the logbook says of the target is wrong; this is right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

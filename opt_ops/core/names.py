@@ -1,10 +1,10 @@
-"""Numbers and names: lineage `12`, run `12.01`, attempt `12.01-a3`."""
+"""Numbers and names: lineage `12`, run `12.01`, attempt `12.01-a3`, incident `12-i003`, log entry `12-e57`."""
 
 from __future__ import annotations
 
 import re
 
-_ID = re.compile(r"(?P<lineage>\d+)(?:\.(?P<run>\d{2,})(?:-a(?P<attempt>\d+))?)?")
+_ID = re.compile(r"(?P<lineage>\d+)(?:\.(?P<run>\d{2,})(?:-a(?P<attempt>\d+))?|-i\d{3,}|-e\d+)?")
 
 
 def run_name(lineage: str, number: int) -> str:
@@ -24,12 +24,12 @@ def attempt_folder(attempt: str) -> str:
 
 
 def lineage_of(identifier: str) -> str:
-    """The lineage that `12`, `12.01` or `12.01-a3` belongs to.
+    """The lineage that `12`, `12.01`, `12.01-a3`, `12-i003` or `12-e57` belongs to.
 
     Raises:
         ValueError: it is none of these.
     """
     match = _ID.fullmatch(identifier)
     if match is None:
-        raise ValueError(f"{identifier!r} is no lineage (12), run (12.01) or attempt (12.01-a3)")
+        raise ValueError(f"{identifier!r} is no lineage (12), run (12.01), attempt (12.01-a3) or incident (12-i003)")
     return match["lineage"]

@@ -191,6 +191,7 @@ def _note(state: State, request: Request) -> Event:
         author=request.author,
         target=str(arguments["target"]),
         text=str(arguments["text"]),
+        correction=bool(arguments.get("correction", False)),
     )
 
 

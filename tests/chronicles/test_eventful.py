@@ -17,6 +17,7 @@ from chronicles.incidents import qualifier
 from chronicles.ledger import Phase, ledger
 from chronicles.record import Record, load
 from chronicles.report import build
+from chronicles.words import duration
 from opt_ops.core import events as e
 from opt_ops.core.values import Action, Driver, Outcome, Severity
 from tests.chronicles.eventful import eventful
@@ -147,7 +148,7 @@ def test_stacks_name_the_odd_ranks(report: dict[str, Any], log: dict[str, LogEnt
 
 def test_advice_is_never_told_as_a_deed(log: dict[str, LogEntry], report: dict[str, Any], drawn: tuple[str, str]):
     (entry,) = [entry for title, entry in log.items() if "advice only" in title]
-    assert set(told_of(entry)) == {"Cause", "Evidence", "Advice", "Told"}
+    assert set(told_of(entry)) == {"Cause", "Confidence", "Evidence", "Advice", "Told"}
     assert "It was said and not done" in told_of(entry)["Advice"]
     row = of_kind(report, "loss_spike")
     assert (row["advice"], row["proven"], row["next_attempt"], row["steps_lost"]) == (True, None, None, None)
@@ -313,3 +314,76 @@ def test_every_field_is_in_the_documentation(report: dict[str, Any]):
         fields |= {field for row in report[rows] for field in row}
     assert [field for field in sorted(fields - {"schema"}) if not re.search(rf"`{field}`", documented)] == []
     json.dumps(report, allow_nan=False)
+
+
+def test_notes_and_corrections_stand_below_what_they_are_about(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    incident = told.incident("process_death", "killed", "12.00-a0", 50)
+    told.see(
+        e.NoteAdded(request="a", author="ann", target=incident, text="it was the switch", correction=True),
+        e.NoteAdded(request="b", author="bob", target="12-e2", text="begun a day late"),
+        e.NoteAdded(request="c", author="cy", target="12-e999", text="about nothing there is"),
+        e.NoteAdded(request="d", author="dee", target="12.00", text="smooth"),
+    )
+    record = load(told.folder)
+    report = build(record)
+    log = {entry.anchor: entry for entry in entries(record, report)}
+    assert [(r.author, r.text, r.correction) for r in log[incident].remarks] == [("ann", "it was the switch", True)]
+    assert [r.author for r in log["e2"].remarks] == ["bob"], "on the entry of the start"
+    assert [entry.quote for entry in log.values() if entry.quote] == ["smooth", "about nothing there is"], "no entry"
+    assert report["incidents"][0]["corrected"] is True
+    markdown, html, _ = logbook.render(told.folder)
+    assert "**Correction by ann, " in markdown.read_text()
+    assert "it was the switch</blockquote>" in html.read_text()
+
+
+def test_other_versions_at_a_launch_are_an_entry_by_themselves(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50).end("12.00-a0", Outcome.FAILED, 50)
+    told.launch("12.00-a1")
+    again = e.AttemptConfigured(
+        attempt="12.00-a1",
+        steps=400,
+        schedule=told.schedule,
+        optimizer=told.state.attempts["12.00-a0"].optimizer,  # type: ignore[arg-type]
+        versions={"python": "3.11.7", "torch": "2.14.0", "code": "abc"},
+        layout={},
+    )
+    assert not [x for x in entries(load(told.folder), build(load(told.folder))) if "versions" in x.title]
+    told.see(again)
+    record = load(told.folder)
+    (entry,) = [x for x in entries(record, build(record)) if "versions" in x.title]
+    assert entry.title.endswith("12.00 versions changed: torch, code")
+    assert entry.changes == (("torch", "2.13.0", "2.14.0"), ("code", "", "abc"))
+
+
+def test_the_front_page_says_when_it_will_end_and_what_is_open(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 100)
+    told.see(e.NoteAdded(request="a", author="ann", target="12.00", text="why so slow?"))
+    report = build(load(told.folder))
+    first = front(report, None)
+    end = next(figure for figure in first["figures"] if figure["label"] == "Expected end")
+    left = 300 / report["goodput"]["goodput"]
+    assert end["more"] == f"in {duration(left)}, at this goodput"
+    assert first["questions"] == ["ann asks about 12.00: why so slow?"]
+    told.see(e.NoteAdded(request="b", author="bob", target="12.00", text="the disks"))
+    assert front(build(load(told.folder)), None)["questions"] == []
+
+
+def test_the_worst_nodes_are_those_that_cost_most(report: dict[str, Any]):
+    rows = front(report, None)["worst"]
+    assert [row["node"] for row in rows][:2] == ["n3", "n2"]
+    assert rows[1]["parts"] == "GPU-2"
+    assert rows[0]["hours"] >= rows[1]["hours"] >= rows[2]["hours"]
+
+
+def test_every_incident_says_how_sure_its_cause_is(report: dict[str, Any]):
+    sure = {row["kind"]: row["confidence"] for row in report["incidents"]}
+    assert sure == {
+        "hang": "medium",  # the stacks show an odd rank
+        "bad_gpu": "high",
+        "nodes_returned": "high",
+        "operator": "certain",
+        "loss_spike": "low",
+        "time_limit": "high",
+        "out_of_memory": "high",
+    }

@@ -83,9 +83,31 @@ def hostile(folder: Path, text: str) -> Told:
     told.decide(incident, Action.RESTART, exclude=(text,), why=text)
     told.see(e.NodeExcluded(node=text, incident=incident, reason=text))
     told.launch("12.00-a1", None, incident, "n2", "n3").train("12.00-a1", 1, 40).close(incident)
+    _remarked(told, incident, text)
     _steered(told, text)
     told.see(e.StopRequested(request="s", author=text, reason=text), e.LineageCancelled(request="s", why=text))
     return told
+
+
+def _remarked(told: Told, incident: str, text: str) -> None:
+    """What people say below an entry, ask in the end, and what a trainer says of its versions."""
+    told.see(
+        e.NoteAdded(request="n1", author=text, target=incident, text=text, correction=True),
+        e.NoteAdded(request="n2", author=text, target="12-e1", text=text),
+        e.NoteAdded(request="n3", author=text, target=text, text=f"{text}?"),
+    )
+    known = told.state.attempts["12.00-a1"]
+    assert known.schedule
+    assert known.optimizer
+    configured = e.AttemptConfigured(
+        attempt="12.00-a1",
+        steps=400,
+        schedule=known.schedule,
+        optimizer=known.optimizer,
+        versions={text: text, "torch": text},
+        layout={text: text},
+    )
+    told.see(configured)
 
 
 def _steered(told: Told, text: str) -> None:

@@ -1,0 +1,102 @@
+"""The loss around an incident, as a small drawing of our own: a thousand of them must be quick and small.
+
+Only numbers go in, and every colour is a CSS class of the page; so nothing of others can be in it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from chronicles.curves import thin
+from chronicles.record import Record
+from chronicles.settled import Stretch
+
+AROUND = 200  # steps before and after
+_POINTS = 90  # of a line, at most
+
+_WIDTH, _HEIGHT = 340, 118
+_LEFT, _RIGHT, _TOP, _FOOT = 36, 8, 8, 22
+
+_Line = tuple[str, Sequence[int], Sequence[float]]  # class, steps, losses
+
+
+def closeup(record: Record, row: Mapping[str, Any], colors: Mapping[str, str]) -> str:
+    """The SVG of an incident in which training stopped or went back; empty where there is nothing to see.
+
+    Args:
+        record: Of which the telemetry is drawn.
+        row: The incident, of the report.
+        colors: The CSS class of each run.
+    """
+    stopped = row["last_step"] if row["last_step"] is not None else row["step_failed"]
+    if stopped is None:
+        return ""
+    first, last = max(1, stopped - AROUND), stopped + AROUND
+    lines = [
+        line
+        for part in record.stretches
+        if part.points and part.points[0].step <= last and part.points[-1].step >= first
+        for line in _lines(part, first, last, colors.get(part.run, ""), part.attempt == row["attempt"])
+    ]
+    if sum(len(steps) for _, steps, _ in lines) < 2:
+        return ""
+    first = min(steps[0] for _, steps, _ in lines)
+    last = max(first + 1, *(steps[-1] for _, steps, _ in lines))
+    return _svg(lines, first, last, stopped, row["step_resumed"])
+
+
+def _lines(part: Stretch, first: int, last: int, color: str, hit: bool) -> Iterator[_Line]:
+    """What counts of an attempt's updates in the window; of the one that was hit, also what was taken back. Thinned."""
+    points = part.points[
+        bisect_left(part.points, first, key=lambda p: p.step) : bisect_right(part.points, last, key=lambda p: p.step)
+    ]
+    for kept in (True, False) if hit else (True,):
+        own = [p for p in points if part.counts(p) == kept and p.loss is not None and isfinite(p.loss)]
+        if not kept and own and (joint := [p for p in points if p.step == own[0].step - 1 and p.loss is not None]):
+            own = joint + own
+        steps, values = [p.step for p in own], [p.loss or 0.0 for p in own]
+        chosen = thin(steps, values, _POINTS)
+        if chosen:
+            yield f"{color}{'' if kept else ' gone'}", [steps[i] for i in chosen], [values[i] for i in chosen]
+
+
+def _svg(lines: Sequence[_Line], first: int, last: int, stopped: int, resumed: int | None) -> str:
+    values = sorted(value for _, _, losses in lines for value in losses)
+    low, high = values[0], values[-1]
+    usual = values[int(0.9 * (len(values) - 1))]
+    high = min(high, usual + 3 * max(usual - low, 0.1))  # a wild peak is cut, not the curve flattened
+    room = (high - low) * 0.08 or 0.5
+    low, high = low - room, high + room
+
+    def x(step: int) -> str:
+        return f"{_LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - first) / (last - first):.0f}"
+
+    def y(value: float) -> str:
+        share = min(1.0, (value - low) / (high - low))
+        return f"{_TOP + (_HEIGHT - _TOP - _FOOT) * (1 - share):.0f}"
+
+    base = _HEIGHT - _FOOT
+    size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
+    parts = [f'<svg class="closeup" {size} role="img" aria-label="Loss from step {first} to {last}">']
+    parts.append(f'<path class="axis" d="M{_LEFT} {base}H{_WIDTH - _RIGHT}"/>')
+    heights = (low + room, high - room)
+    parts += [f'<text x="{_LEFT - 6}" y="{y(v)}" dy="4" text-anchor="end">{v:.3g}</text>' for v in heights]
+    if resumed is not None and first <= resumed < stopped:
+        parts.append(f'<path class="back" d="M{x(stopped)} {base}H{x(resumed)}"/>')
+        parts.append(f'<circle class="back" cx="{x(resumed)}" cy="{base}" r="3"/>')
+    parts.append(f'<path class="stop" d="M{x(stopped)} {_TOP}V{base}"/>')
+    for color, steps, losses in sorted(lines, key=lambda line: not line[0].endswith("gone")):
+        pairs = " ".join(f"{x(step)} {y(value)}" for step, value in zip(steps, losses, strict=True))
+        parts.append(f'<path class="line {color}" d="M{pairs}"/>')
+    parts += [f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{first:,}</text>', _label(x(stopped), stopped, first, last)]
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{last:,}</text></svg>')
+    return "".join(parts)
+
+
+def _label(x: str, stopped: int, first: int, last: int) -> str:
+    """The step at which it stopped, where there is room for it between the ends."""
+    share = (stopped - first) / (last - first)
+    return f'<text x="{x}" y="{_HEIGHT - 6}" text-anchor="middle">{stopped:,}</text>' if 0.25 < share < 0.75 else ""
