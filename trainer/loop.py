@@ -226,7 +226,8 @@ def _layout(layout: Layout) -> dict[str, int]:
 
 
 def _print_progress(line: dict[str, Any], steps: int) -> None:
+    gnorm = "overflow" if line["gnorm"] is None else f"{line['gnorm']:.3f}"
     say(
         f"{time.strftime('%Y-%m-%d %H:%M:%S')}  step {line['num_updates']}/{steps}  loss {line['loss']:.4f}  "
-        f"lr {line['lr']:.3g}  gnorm {line['gnorm']:.3f}  {line['wps']:,.0f} tokens/s"
+        f"lr {line['lr']:.3g}  gnorm {gnorm}  {line['wps']:,.0f} tokens/s"
     )
