@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer import recipes
-from trainer.errors import CorruptionError, NonFiniteError, PeerCorruptionError, SupersededError, UserError
+from trainer.errors import (
+    CorruptionError,
+    LossScaleError,
+    NonFiniteError,
+    PeerCorruptionError,
+    SupersededError,
+    UserError,
+)
 from trainer.lines import say
 from trainer.manifest import CheckpointError
 from trainer.signals import Signals
@@ -25,6 +32,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     NonFiniteError: 82,
     SupersededError: 83,
     CorruptionError: 85,
+    LossScaleError: 86,
     PeerCorruptionError: 87,
 }
 
@@ -37,7 +45,8 @@ examples:
 
 exit codes:
   0 done; 1 unforeseen error; 65 bad checkpoint; 78 user error; 82 training diverged; 83 a newer attempt exists;
-  84 out of memory; 85 this rank's data is corrupt; 87 another rank's is; 130, 143 stopped by a signal
+  84 out of memory; 85 this rank's data is corrupt; 86 loss scale at its floor; 87 another rank's data is corrupt;
+  130, 143 stopped by a signal
 """
 
 
