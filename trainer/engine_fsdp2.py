@@ -32,12 +32,15 @@ class Fsdp2Engine(engine.Engine):
     """``model`` is spread in place: after this each rank holds its shards of the parameters, as DTensors.
 
     FSDP is applied whatever the number of ranks, so that there is one code path, and one place that sets precision.
-    Gradients are summed over ranks in fp32 and applied to fp32 master weights, in every precision.
+    Gradients are summed over ranks in fp32 and applied to fp32 master weights, in every precision: once for an update,
+    or after each micro-batch where recomputation or offload say that memory is short.
     """
 
     def __init__(self, model: OPT, recipe: Recipe, layout: Layout) -> None:
         self.model = model
         self.layout = layout
+        # Up to the last micro-batch FSDP2 would keep the gradients of all layers whole, in fp32.
+        self._reduce_each = recipe.checkpoint_activations or recipe.parallel.offload
         if not recipe.parallel.offload:
             model.to(layout.device)
         if layout.tp > 1:
@@ -72,7 +75,7 @@ class Fsdp2Engine(engine.Engine):
     def micro_step(self, *, last: bool) -> Iterator[None]:
         """With tensor parallelism the logits stay sharded over the vocabulary, in loss and backward pass alike."""
         assert isinstance(self.model, FSDPModule)
-        self.model.set_requires_gradient_sync(last)
+        self.model.set_requires_gradient_sync(last or self._reduce_each)
         with loss_parallel() if self.layout.tp > 1 else nullcontext():
             yield
 

@@ -143,9 +143,9 @@ def test_padding_the_vocabulary_changes_no_weight(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(weight[: len(expected)], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def gradients_of_one_batch(dp: int, tp: int) -> dict[str, Any]:
+def gradients_of_one_batch(dp: int, tp: int, *more: str) -> dict[str, Any]:
     """Loss, gradient norm and gradients of a model of OPT-350M's form, on one rank of a group."""
-    changes = [*PLAIN, *OPT_350M, f"parallel.dp={dp}", f"parallel.tp={tp}", "model.dropout=0.1"]
+    changes = [*PLAIN, *OPT_350M, f"parallel.dp={dp}", f"parallel.tp={tp}", "model.dropout=0.1", *more]
     recipe = recipes.build("opt-tiny", changes)
     engine = engine_of(recipe)
     model = engine.model
@@ -160,8 +160,11 @@ def test_the_form_of_350m_computes_the_same_on_all_layouts(ranks: Ranks) -> None
     (alone,) = ranks(1, gradients_of_one_batch, 1, 1)
     assert len(alone["gradients"]) == 2 * 16 + 4
     assert not alone["gradients"]["embed_tokens.weight"][500:].any()
-    for dp, tp in ((2, 1), (1, 2), (2, 2)):
-        for rank in ranks(dp * tp, gradients_of_one_batch, dp, tp):
+    # Where memory is short, layers are computed again and gradients are reduced after each of several micro-batches.
+    short = ("checkpoint_activations=true", "data.micro_batch=2")
+    offloaded = ("parallel.offload=true", "data.micro_batch=2")
+    for dp, tp, more in ((2, 1, ()), (1, 2, ()), (2, 2, ()), (2, 1, short), (2, 2, short), (2, 1, offloaded)):
+        for rank in ranks(dp * tp, gradients_of_one_batch, dp, tp, *more):
             assert rank["loss"] == pytest.approx(alone["loss"], rel=1e-6)
             assert rank["gnorm"] == pytest.approx(alone["gnorm"], rel=1e-5)
             for name, expected in alone["gradients"].items():

@@ -1,0 +1,68 @@
+"""GPUs in the machines that they are sold in: what a plan needs to know of them."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """A GPU in the machine that its vendor sells it in.
+
+    Attributes:
+        name: in words.
+        memory: GiB.
+        peak: dense TFLOP/s in bf16, in fp16 on V100.
+        efficiency: share of ``peak`` that forward and backward pass reach on one GPU, memory-bound operations included.
+        link: GB/s that a GPU sends to those of its node, as reached by collectives (80 % of the data sheet's).
+        network: GB/s that a GPU sends to other nodes, likewise.
+        per_node: GPUs in a node.
+        host_memory: GB of a node.
+        host_bandwidth: GB/s between a node's processors and its memory, for the optimizer when it is offloaded.
+        precision: what it trains in.
+    """
+
+    name: str
+    memory: float
+    peak: float
+    efficiency: float
+    link: float
+    network: float
+    per_node: int = 8
+    host_memory: float
+    host_bandwidth: float
+    precision: str = "bf16"
+
+
+# Memory, peaks, links and hosts: NVIDIA's data sheets of DGX-1, DGX A100, DGX H100 and DGX H200. Efficiencies: A100 and
+# H100 from the rows of llm-foundry's benchmarking README without recomputation (MPT-1b to 7b: 60 to 64 % and 42 to 46 %
+# of peak, attention counted in full); V100 from Megatron-LM (arXiv 1909.08053: 39 of 125 TFLOP/s on one GPU); H200 has
+# the H100's arithmetic and more bandwidth: the stas00/ml-engineering book reports 47 % (causal) for Llama-8B on eight.
+_V100 = Gpu(
+    name="V100 16GB",
+    memory=16,
+    peak=125,
+    efficiency=0.31,
+    link=120,
+    network=5,
+    host_memory=512,
+    host_bandwidth=100,
+    precision="fp16",
+)
+_H100 = Gpu(
+    name="H100 80GB", memory=80, peak=989, efficiency=0.44, link=360, network=40, host_memory=2000, host_bandwidth=400
+)
+GPUS: dict[str, Gpu] = {
+    "v100-16": _V100,
+    "v100-32": replace(_V100, name="V100 32GB", memory=32),
+    "a100-80": Gpu(
+        name="A100 80GB",
+        memory=80,
+        peak=312,
+        efficiency=0.6,
+        link=240,
+        network=20,
+        host_memory=2000,
+        host_bandwidth=250,
+    ),
+    "h100": _H100,
+    "h200": replace(_H100, name="H200 141GB", memory=140, efficiency=0.48),
+}
