@@ -133,7 +133,7 @@ def release(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def _own(state: State, allocation: Allocation) -> list[str]:
-    return [node for node, through in state.held.items() if through.name == allocation.name]
+    return [node for node in allocation.nodes if node in state.held and state.held[node].name == allocation.name]
 
 
 def _done_with(state: State, training: bool) -> str:

@@ -143,10 +143,9 @@ class NodeWatch:
         if around != self._around:
             self._around = around
             self._looked_at.clear()
-        blind = self.blind(held)
         for name in held:
             if now - self._heard_at.setdefault(name, now) > self._policy.silent_seconds:
-                yield from self._fell_silent(state, state.nodes.get(name, Node(name=name)), blind)
+                yield from self._fell_silent(state, state.nodes.get(name, Node(name=name)), self.blind(held))
             elif name not in self._looked_at or self._looked_at[name] is not state.nodes.get(name):
                 yield from self._look(state, name)
 

@@ -70,6 +70,8 @@ class Cluster:
             )
             for number, name in enumerate(physics.node_names, 1)
         }
+        for name in physics.node_names[physics.nodes - physics.nodes_later :]:
+            self.nodes[name].up = False
         self.jobs: dict[str, Job] = {}
         self.weather = Weather()
         self.drains: list[tuple[str, str]] = []
@@ -202,6 +204,12 @@ class Cluster:
         self.taken(name)
         self._timeline.after(self._costs.node_timeout, self._give_up, name)
         self._timeline.disturb()
+
+    def take_away(self, name: str) -> None:
+        """The node is gone from the cluster, and from its job."""
+        self.break_down(name)
+        if self.nodes[name].job is not None:
+            self._leave_job(name)
 
     def come_back(self, name: str) -> None:
         """The node is up again, repaired, and in nobody's job: the steps that ran on it do not return."""

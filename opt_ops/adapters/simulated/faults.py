@@ -257,5 +257,19 @@ class Ask:
 
     def strike(self, world: World) -> None:
         """Put it into the inbox."""
-        request = Request(request=self.request, author=self.author, verb=self.verb, arguments=self.arguments)
-        world.ask(request)
+        world.ask(self.as_request())
+
+    def as_request(self) -> Request:
+        """As the daemon reads it."""
+        return Request(request=self.request, author=self.author, verb=self.verb, arguments=self.arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailLaunches:
+    """The next launches fail: the ranks load their checkpoint, and one of them leaves with an error."""
+
+    times: int = 1
+
+    def strike(self, world: World) -> None:
+        """Wait for the next launches."""
+        world.failing_launches += self.times

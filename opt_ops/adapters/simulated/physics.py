@@ -40,6 +40,7 @@ class Physics:
 
     seed: int = 1
     nodes: int = 4
+    nodes_later: int = 0  # of them, that are not there yet: the last ones
     gpus_per_node: int = 8
     can_drain: bool = True
     time_limit: float = 72 * 3600.0  # of a job, seconds

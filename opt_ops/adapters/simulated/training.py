@@ -19,7 +19,8 @@ class Sickness:
     """A divergence: where it begins, and what it takes to be spared.
 
     A run that passes `step` with a learning rate above `cured_below` × the schedule, and with the batch of that step,
-    diverges there; checkpoints written afterwards are of the diverged weights.
+    diverges there; checkpoints written afterwards are of the diverged weights. With `relative`, the limit is that
+    fraction of the learning rate with which it first came there: earlier cuts do not spare it.
     """
 
     step: int
@@ -29,12 +30,8 @@ class Sickness:
     cured_below: float = 0.8
     in_the_data: bool = False  # cured when the batch of `step` is skipped
     finite: bool = True  # False: the loss of `step` is not a number
-
-    def strikes(self, lr_scale: float, skips: Sequence[tuple[int, int]]) -> bool:
-        """Whether a run under these settings falls ill."""
-        if self.in_the_data and any(first <= self.step <= last for first, last in skips):
-            return False
-        return lr_scale > self.cured_below
+    relative: bool = False
+    rooted: int = 0  # weights of so many steps before are lost already: going back to them cures nothing
 
 
 @dataclass(slots=True)
@@ -45,6 +42,7 @@ class Saved:
     sickness: Sickness | None  # of its weights
     damage: str = ""
     committed_at: float = 0.0
+    scale: float = 1.0  # of the learning rate with which it was trained
 
 
 @dataclass(slots=True)
@@ -54,6 +52,15 @@ class Curve:
     sicknesses: list[Sickness] = field(default_factory=list[Sickness])
     bumps: dict[int, float] = field(default_factory=dict[int, float])
     """Nats on top of the loss of a step, healing by themselves."""
+    met: dict[int, float] = field(default_factory=dict[int, float])
+    """With which scale of the learning rate the step of a sickness was first come to."""
+
+    def strikes(self, sickness: Sickness, scale: float, skips: Sequence[tuple[int, int]]) -> bool:
+        """Whether a run under these settings falls ill."""
+        if sickness.in_the_data and any(first <= sickness.step <= last for first, last in skips):
+            return False
+        usual = self.met.setdefault(sickness.step, scale) if sickness.relative else 1.0
+        return scale > sickness.cured_below * usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,7 @@ class Training:
         self.next_at = FOREVER  # when the next step ends
         self.over = False
         self.sickness: Sickness | None = None
+        self._start: Saved | None = None
         self.save_asked = False
         self.drills: list[Mapping[str, Any]] = []
         self.slow: dict[str, float] = {}
@@ -115,6 +123,7 @@ class Training:
         """The ranks are up and have loaded what they go on from: the first step begins."""
         self.step = start.checkpoint.step if start else 0
         self.sickness = start.sickness if start else None
+        self._start = start
         self.next_at = now + self._seconds()
 
     def stall(self) -> None:
@@ -227,11 +236,17 @@ class Training:
             self.sickness = Sickness(step=step)
             return
         for sickness in self._curve.sicknesses:
-            if sickness.step == step and sickness.strikes(scale, self.command.skips):
+            if sickness.step == step and self._strikes(sickness, scale):
                 self.sickness = sickness
 
     def _coming(self, step: int, scale: float) -> Sickness | None:
         for sickness in self._curve.sicknesses:
-            if sickness.step - sickness.lead <= step < sickness.step and sickness.strikes(scale, self.command.skips):
+            if sickness.step - sickness.lead <= step < sickness.step and self._strikes(sickness, scale):
                 return sickness
         return None
+
+    def _strikes(self, sickness: Sickness, scale: float) -> bool:
+        start, skips = self._start, self.command.skips
+        if start is not None and start.checkpoint.step > sickness.step - sickness.rooted:
+            scale = max(scale, start.scale)
+        return self._curve.strikes(sickness, scale, skips)

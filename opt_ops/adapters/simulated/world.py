@@ -19,6 +19,8 @@ from opt_ops.ports import Alert, Launch, Request, TrainerConfig
 
 EPOCH = 1_636_588_800.0  # 11 November 2021, 00:00 UTC: where the published record of OPT-175B begins
 
+_THINNING = 16  # saves between two looks for checkpoints to thin out
+
 _DAMAGED, _NOT_FINITE = 65, 82  # the trainer's exit codes (docs/formats.md)
 
 
@@ -61,6 +63,8 @@ class World:
         self._active: list[Training] = []  # those that make steps
         self.checkpoints: dict[str, Saved] = {}
         self.damage_next: list[str] = []
+        self.failing_launches = 0
+        """How many of the next launches fail; see `faults.FailLaunches`."""
         self.inbox: dict[str, Request] = {}
         self.asked: list[str] = []
         """Every request that was ever left."""
@@ -207,6 +211,11 @@ class World:
         if path and (start is None or start.damage):
             self.agents.finish(training.launch.attempt, _DAMAGED)
             return
+        if self.failing_launches > 0:
+            self.failing_launches -= 1
+            rank = int(self.draw([str(part.ranks[0]) for part in self.agents.running(training.launch.attempt)]))
+            self.agents.kill(training.launch.attempt, rank, 1, None)
+            return
         training.begin(self.now, start)
         self._active.append(training)
 
@@ -246,13 +255,15 @@ class World:
         if path not in self.checkpoints:
             checkpoint = Checkpoint(run=training.run, step=step, path=path)
             damage = self.damage_next.pop(0) if self.damage_next else ""
-            self.checkpoints[path] = Saved(checkpoint, sickness, damage, committed_at=self.now)
+            self.checkpoints[path] = Saved(checkpoint, sickness, damage, self.now, training.lr_scale(step))
             self._thin(training.run, step)
         if last:
             self.timeline.disturb()
             self.agents.finish(training.launch.attempt, 0)
 
     def _thin(self, run: str, newest: int) -> None:
+        if newest // self.physics.save_every % _THINNING:
+            return
         for path, saved in list(self.checkpoints.items()):
             step = saved.checkpoint.step
             spacing = max((each for age, each in self.physics.keep if newest - step > age), default=1)

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from opt_ops.core.health import xids
 from opt_ops.core.health.conditions import Sight
-from opt_ops.core.health.findings import evidence_of, findings, name_of
+from opt_ops.core.health.findings import IDENTITY, evidence_of, findings, name_of
 from opt_ops.core.health.history import Found, History, measured
 from opt_ops.core.health.readings import Heartbeat
 from opt_ops.core.health.table import AGAIN_SECONDS, Judgement, judgement
 from opt_ops.core.values import Verdict
 
 _RANK: Mapping[Verdict, int] = {Verdict.BAD: 0, Verdict.SUSPECT: 1, Verdict.UNKNOWN: 2, Verdict.HEALTHY: 3}
+_ADDRESS = len("0000:3b:00")  # an NVSwitch's ends with its function
 _EPISODES = 4  # that are remembered of a row on a part
 
 
@@ -59,16 +60,17 @@ def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> Hist
 
 def says_nothing_new(history: History, before: Heartbeat, heartbeat: Heartbeat) -> bool:
     """Whether `remember` and `judge` come to what the heartbeat before came to: the same readings, no counts."""
-    same = (
+    same = before is heartbeat or (
         before.gpus == heartbeat.gpus
         and before.xids == heartbeat.xids
         and before.attempt == heartbeat.attempt
         and before.nvml == heartbeat.nvml
         and before.machine == heartbeat.machine
         and before.driver == heartbeat.driver
-        and before.allocation == heartbeat.allocation == history.allocation
+        and before.allocation == heartbeat.allocation
     )
-    return same and not history.counters and not any(found.streak for found in history.found.values())
+    counts = history.counters or any(found.streak for found in history.found.values())
+    return same and heartbeat.allocation == history.allocation and not counts
 
 
 def _key(reason: str, signal: str) -> str:
@@ -87,10 +89,15 @@ def _judgements(heartbeat: Heartbeat, expected_gpus: int, history: History | Non
             began = found.began if found else ()
             again = len(began) > 1 and began[-1] - began[-2] <= AGAIN_SECONDS and row.again is not None
             yield judgement(row, evidence_of(row, part, sight), again)
+    by_address = {gpu.pci: gpu for gpu in heartbeat.gpus if gpu.pci is not None}
+    earlier = (*history.xids, *heartbeat.xids) if history else heartbeat.xids
     # The driver's own wish first: among equal verdicts, what comes first is named.
     for xid in sorted(heartbeat.xids, key=lambda each: each.switch or each.code != 154):
-        row, again = xids.row_of(xid, heartbeat.xids), xids.came_again(xid, heartbeat.xids)
-        yield judgement(row, xids.evidence_of(xid), again, xid.drill)
+        gpu = by_address.get(xid.pci[:_ADDRESS])
+        card = gpu.name if gpu else None
+        row, again = xids.row_of(xid, earlier, card), xids.came_again(xid, earlier)
+        who = {name: value for name in IDENTITY if gpu and (value := getattr(gpu, name)) is not None}
+        yield judgement(row, {**xids.evidence_of(xid, card), **who}, again, xid.drill)
     if heartbeat.nvml == "ok":
         yield Judgement(verdict=Verdict.HEALTHY, reason="ok", source="no rule of the table applies")
     else:

@@ -1,0 +1,1 @@
+"""Published records of failures, replayed through the real supervisor in virtual time, beside an oracle."""

@@ -1,0 +1,213 @@
+"""One replay: a fate put into a simulated cluster, and the real supervisor driven through it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from opt_ops.act import Site
+from opt_ops.adapters.simulated import Physics, World, faults, run
+from opt_ops.adapters.simulated.drive import Pace
+from opt_ops.adapters.simulated.hands import ports
+from opt_ops.adapters.simulated.hosts import LoseCluster, LoseHosts
+from opt_ops.adapters.simulated.physics import normal
+from opt_ops.adapters.simulated.world import Fault, Planned
+from opt_ops.core.policy import Policy
+from opt_ops.core.run import State, Status
+from opt_ops.core.values import Schedule, Severity
+from opt_ops.replay.fate import Fate, Stop
+from opt_ops.replay.scenario import Scenario
+from opt_ops.supervisor import Life, Supervisor
+from playbooks import loader
+
+LINEAGE = "12"
+_RECIPE = "opt-175b"
+_SHM = Path("/dev/shm")  # noqa: S108  a journal is synced after every line; nothing here has to outlive the process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is varied between replays of one fate."""
+
+    spares: int | None = None
+    save_every: int | None = None  # steps
+    see_seconds: float = 1.0  # between two looks of the supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What is left when it is over."""
+
+    world: World
+    state: State
+    halts: tuple[tuple[float, str], ...]
+    """When it came to a halt (virtual seconds), and why."""
+
+
+def policy_for(scenario: Scenario) -> Policy:
+    """The shipped playbooks; people are told only what they must get up for."""
+    policy, _ = loader.load(loader.folder(), expected_gpus=scenario.cluster.gpus_per_node)
+    return replace(policy, least_alert=Severity.PAGE)
+
+
+def play(
+    scenario: Scenario,
+    fate: Fate,
+    options: Options | None = None,
+    folder: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Played:
+    """Replay one fate.
+
+    Args:
+        scenario: What the cluster is like.
+        fate: What happens in it.
+        options: What is varied.
+        folder: For the journal; None: a temporary one.
+        progress: Told the share of steps that are trained.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(dir=_SHM if _SHM.is_dir() else None) as temporary:
+            return play(scenario, fate, options, Path(temporary), progress)
+    options = options or Options()
+    world = world_of(scenario, fate, options)
+    site = Site(folder=f"/sim/{LINEAGE}", trainer=("train",))
+    life = Life(host="replay", pid=1, last_sign=None)
+    supervisor = Supervisor(folder, ports(world), policy_for(scenario), site, life)
+    watched = _Watched(scenario, fate, world, supervisor, progress)
+    longest = 4 * scenario.healthy_seconds + 60 * 86400.0
+    try:
+        state = run(world, watched, longest, Pace(tick=options.see_seconds, settle=10.0, stride=900.0))
+    finally:
+        supervisor.close()
+    return Played(world, state, tuple(watched.halts))
+
+
+class _Watched:
+    """The supervisor, and the person who comes when it has halted."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        fate: Fate,
+        world: World,
+        supervisor: Supervisor,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self._person = scenario.person
+        self._seed = fate.seed
+        self._world = world
+        self._supervisor = supervisor
+        self._progress = progress
+        self.halts: list[tuple[float, str]] = []
+        self._called = False
+
+    @property
+    def state(self) -> State:
+        """The lineage's; a halt is no end while somebody is on the way."""
+        state = self._supervisor.state
+        coming = state.status is Status.HALTED and self._person.answers
+        return replace(state, status=Status.RECOVERING) if coming and state.settled else state
+
+    def tick(self) -> bool:
+        """One look of the supervisor; a person that it calls comes after a while."""
+        said = self._supervisor.tick()
+        state = self._supervisor.state
+        if state.status is not Status.HALTED:
+            self._called = False
+        elif not self._called:
+            self._called = True
+            self.halts.append((self._world.now, state.why))
+            if self._person.answers:
+                self._come()
+        if self._progress is not None and state.attempt is not None and state.attempt.steps:
+            self._progress((state.attempt.last_step or 0) / state.attempt.steps)
+        return said
+
+    def _come(self) -> None:
+        number = len(self.halts)
+        spread = self._person.reply_sigma.value * normal(self._seed, number, 77)
+        hours = self._person.reply_median_hours.value * math.exp(spread)
+        self._world.timeline.after(hours * 3600.0, _mend, self._world, number)
+
+
+def _mend(world: World, number: int) -> None:
+    """A person has found out what no restart could cure."""
+    world.failing_launches = 0
+    world.ask(faults.Ask(request=f"r-mended-{number}", verb="resume", arguments={"reason": "mended"}).as_request())
+
+
+def world_of(scenario: Scenario, fate: Fate, options: Options) -> World:
+    """The cluster with everything that will go wrong in it."""
+    cluster, training = scenario.cluster, scenario.training
+    spares = cluster.spares if options.spares is None else options.spares
+    physics = Physics(
+        seed=fate.seed,
+        nodes=cluster.nodes + cluster.spares + fate.hosts_later,
+        nodes_later=fate.hosts_later,
+        gpus_per_node=cluster.gpus_per_node,
+        time_limit=cluster.time_limit_hours * 3600.0,
+        steps=training.steps,
+        step_seconds=training.step_seconds.value,
+        full_nodes=cluster.nodes,
+        save_every=options.save_every or training.save_every,
+        evaluate_every=training.evaluate_every,
+        keep=training.keep,
+        schedule=Schedule(
+            peak_lr=training.peak_lr,
+            warmup_steps=training.warmup_steps,
+            total_steps=training.steps,
+            final_fraction=0.1,
+        ),
+    )
+    costs = replace(scenario.physical.costs(), evaluation=training.evaluation_seconds.value)
+    start = {
+        "lineage": LINEAGE,
+        "recipe": _RECIPE,
+        "settings": [],
+        "data": [],
+        "tokenizer": None,
+        "shape": {
+            "nodes": cluster.nodes,
+            "spares": spares,
+            "ranks_per_node": cluster.gpus_per_node,
+            "min_nodes": cluster.min_nodes,
+        },
+    }
+    plan = [Planned(fault=faults.Ask(request="r-start", verb="start", arguments=start), at=0.0)]
+    plan += [Planned(fault=fault, step=step) for step, fault in _faults(scenario, fate)]
+    return World(physics, costs, plan)
+
+
+def _faults(scenario: Scenario, fate: Fate) -> list[tuple[int, Fault]]:
+    found: list[tuple[int, Fault]] = []
+    for number, stop in enumerate(fate.stops):
+        if stop.needs_human:
+            found.append((stop.step, faults.FailLaunches(times=10_000)))
+        elif stop.launch_fails:
+            found.append((stop.step, faults.FailLaunches(times=stop.launch_fails)))
+        found.append((stop.step, _fault(stop, number)))
+    found += [(1, faults.Diverge(sickness=sickness)) for sickness in fate.sicknesses]
+    found += [(1, faults.Bump(step=each.step, height=each.height, steps=each.steps)) for each in fate.spikes]
+    if scenario.slow is not None:
+        factor = scenario.slow.factor.value
+        found += [(step, faults.Slow(factor=factor, seconds=1e9)) for step in fate.slow]
+    if loss := fate.loss:
+        found.append((loss.step, LoseCluster(back=loss.back, bad=loss.bad, names=loss.names)))
+    return found
+
+
+def _fault(stop: Stop, number: int) -> Fault:
+    match stop.kind:
+        case "gpu" | "host":
+            return LoseHosts(arrivals=stop.arrivals, silent=stop.kind == "host")
+        case "process":
+            return faults.KillRank(signal=None, code=1)
+        case "hang":
+            return faults.Hang(rank=number % 8)
+        case "planned":
+            arguments = {"reason": "a change that people chose", "settings": [f"note={number}"]}
+            return faults.Ask(request=f"r-planned-{number}", verb="change", arguments=arguments)

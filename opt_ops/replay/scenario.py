@@ -1,0 +1,226 @@
+"""Scenario files: what a simulated cluster is like, what goes wrong in it, and where each number comes from.
+
+A physical cost or a rate is `{ value = 45.0, source = "…" }`. The source says who measured it, or begins with the word
+guess. docs/replay.md describes every table.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from opt_ops.adapters.simulated import Costs
+from opt_ops.errors import OptOpsError
+
+SHIPPED = Path(__file__).parent / "scenarios"
+
+
+class ScenarioError(OptOpsError):
+    """A scenario or a trace that cannot be replayed."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sourced(_Table):
+    """A number and where it comes from."""
+
+    value: Annotated[float, Field(ge=0)]
+    source: Annotated[str, Field(min_length=3)]
+
+
+def _free(why: str) -> Sourced:
+    return Sourced(value=0.0, source=why)
+
+
+class Cluster(_Table):
+    """Nodes."""
+
+    nodes: Annotated[int, Field(ge=1)]
+    spares: Annotated[int, Field(ge=0)]
+    min_nodes: Annotated[int, Field(ge=0)] = 0  # training goes on with so many; 0: never with fewer than `nodes`
+    gpus_per_node: Annotated[int, Field(ge=1)] = 8
+    time_limit_hours: Annotated[float, Field(gt=0)] = 24_000.0
+
+
+class Training(_Table):
+    """What is trained."""
+
+    steps: Annotated[int, Field(ge=100)]
+    step_seconds: Sourced
+    save_every: Annotated[int, Field(ge=1)]  # steps
+    evaluate_every: Annotated[int, Field(ge=0)] = 0  # steps; 0: never
+    evaluation_seconds: Sourced = _free("no evaluation")
+    keep: tuple[tuple[int, int], ...] = ()  # (age in steps, spacing in steps): of older checkpoints, one in so many
+    peak_lr: float = 1.2e-4
+    warmup_steps: int = 1000
+
+
+class Physical(_Table):
+    """Physical costs in seconds. `Costs` of the simulated cluster says what each is."""
+
+    queue: Sourced
+    agent_start: Sourced
+    startup: Sourced
+    load: Sourced
+    save: Sourced
+    commit: Sourced
+    examine: Sourced
+    abort: Sourced
+    rank_end: Sourced
+    obey: Sourced
+
+    def costs(self) -> Costs:
+        """For the simulated cluster; what is not stated here has its defaults."""
+        return Costs(**{name: getattr(self, name).value for name in type(self).model_fields})
+
+
+class Stops(_Table):
+    """Interruptions of a running day, on the clock of useful work."""
+
+    per_day: Sourced
+    gpu: Sourced  # the weights of what they are: a GPU falls off the bus, and its host is exchanged
+    host: Sourced  # a host goes silent, and is exchanged
+    process: Sourced  # a rank dies, by a broken collective or an error that does not come back
+    hang: Sourced  # every process lives, no step ends
+    planned: Sourced = _free("none")  # people change something: the attempt saves and leaves
+    more_than_one: Sourced = _free("one host at a time")  # share of lost hosts that take others along
+    five: Sourced = _free("one host at a time")  # share that take four along
+    launch_fails: Sourced = _free("every launch succeeds")  # probability, again and again
+    needs_human: Sourced = _free(
+        "every stop can be resolved by a machine"
+    )  # share: no launch holds before a person came
+
+
+class Repair(_Table):
+    """The exchange of a host: log-normal hours, and what comes may be bad again."""
+
+    median_hours: Sourced
+    sigma: Sourced
+    bad_again: Sourced
+
+
+class Divergence(_Table):
+    """The loss turns at a step and does not heal."""
+
+    step: Annotated[int, Field(ge=1)]
+    source: str
+
+
+class Divergences(_Table):
+    """When, and how they answer to a lower learning rate."""
+
+    at: tuple[Divergence, ...] = ()
+    cured_below: tuple[float, float] = (0.7, 0.95)
+    """A run is spared at a learning rate below c × the one with which the step was first met; c is drawn evenly."""
+    cure_source: str = "guess"
+    rooted_steps: Sourced = _free("the newest checkpoint before the onset is healthy")
+    height: float = 3.0  # nats, in the end
+    steps: int = 40  # until it is nearly there
+
+
+class Spikes(_Table):
+    """Spikes of the loss that heal by themselves."""
+
+    per_day: Sourced
+    steps: tuple[int, int] = (10, 40)
+    height: tuple[float, float] = (0.3, 3.0)
+
+
+class SlowNodes(_Table):
+    """Nodes that take longer than the others."""
+
+    per_day: Sourced
+    factor: Sourced
+
+
+class Loss(_Table):
+    """The cluster is deleted, and comes back in parts."""
+
+    at: Annotated[float, Field(gt=0, lt=1)]  # share of the work
+    source: str
+    back_hours: Sourced  # until the first part
+    back_nodes: Annotated[int, Field(ge=0)]
+    bad_nodes: Annotated[int, Field(ge=0)]
+    full_hours: Sourced  # until all nodes, without spares
+    spares_hours: Sourced
+
+
+class Person(_Table):
+    """Who is paged."""
+
+    reply_median_hours: Sourced
+    reply_sigma: Sourced
+    answers: bool = True
+
+
+class Trace(_Table):
+    """How a record of incidents is read."""
+
+    runs: tuple[str, ...] = ("",)  # only rows whose run begins with one of these
+    kinds: dict[str, Literal["stop", "divergence"]] = {}  # what is not named here is not replayed
+    why_not: dict[str, str] = {}  # why other kinds are not
+
+
+class People(_Table):
+    """What people achieved, for the table."""
+
+    goodput: float | None = None  # percent
+    share_of_ideal: float | None = None
+    stop_minutes: float | None = None
+    human_calls: float | None = None
+    longest_hands_off_days: float | None = None
+    source: str = ""
+
+
+class Scenario(_Table):
+    """One file."""
+
+    name: str
+    title: str
+    cluster: Cluster
+    training: Training
+    physical: Physical
+    stops: Stops | None = None
+    repair: Repair
+    divergences: Divergences = Divergences()
+    spikes: Spikes | None = None
+    slow: SlowNodes | None = None
+    loss: Loss | None = None
+    person: Person
+    trace: Trace = Trace()
+    people: People = People()
+    vary: dict[str, tuple[float, ...]] = {}  # spares, save_every, see_seconds: for the tables of the report
+
+    @property
+    def healthy_seconds(self) -> float:
+        """Of all steps when nothing happens, scheduled evaluation included."""
+        training = self.training
+        evaluations = training.steps // training.evaluate_every if training.evaluate_every else 0
+        return training.steps * training.step_seconds.value + evaluations * training.evaluation_seconds.value
+
+
+def load(name_or_path: str) -> Scenario:
+    """A shipped scenario by its name, or any by its path.
+
+    Raises:
+        ScenarioError: there is none, or it is not what docs/replay.md says.
+    """
+    path = Path(name_or_path)
+    if not path.suffix:
+        path = SHIPPED / f"{name_or_path}.toml"
+    try:
+        with path.open("rb") as file:
+            return Scenario.model_validate(tomllib.load(file))
+    except OSError as error:
+        known = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.toml")))
+        raise ScenarioError(f"{path} cannot be read: {error.strerror}", f"shipped scenarios: {known}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"{path}: {error}", "docs/replay.md describes the file") from error
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5])
+        raise ScenarioError(f"{path}: {faults}", "docs/replay.md describes the file") from error

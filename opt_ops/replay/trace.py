@@ -1,0 +1,75 @@
+"""A record of incidents (CSV) as stops of a replay. What the record does not say stays unknown until it is drawn."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from opt_ops.replay.scenario import ScenarioError, Trace
+
+COLUMNS = frozenset({"date", "run", "kind", "step_start", "step_end", "cause", "row_is"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """A row that is replayed."""
+
+    label: str  # date and run, as the record has them
+    what: Literal["stop", "divergence"]
+    step: int | None
+    cause: str
+
+
+@dataclass(slots=True)
+class Record:
+    """What was read."""
+
+    rows: int = 0
+    incidents: list[Incident] = field(default_factory=list[Incident])
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    """By kind, and why."""
+
+
+def read(path: Path, rules: Trace) -> Record:
+    """Read a record with the columns `COLUMNS` at least; empty fields are unknown.
+
+    Raises:
+        ScenarioError: the file cannot be read, or lacks a column.
+    """
+    record = Record()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            missing = COLUMNS - set(rows.fieldnames or ())
+            if missing:
+                raise ScenarioError(f"{path} has no column {', '.join(sorted(missing))}", "docs/replay.md lists them")
+            for row in rows:
+                _take(record, row, rules)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path} cannot be read: {error}", "is it the CSV file of incidents?") from error
+    return record
+
+
+def _take(record: Record, row: dict[str, str], rules: Trace) -> None:
+    record.rows += 1
+    kind, run = row["kind"] or "unknown", row["run"] or ""
+    what = rules.kinds.get(kind)
+    if not run.startswith(rules.runs) and not (run == "" and what):
+        record.left_out[f"{kind}: another lineage"] += 1
+    elif what is None:
+        record.left_out[f"{kind}: {rules.why_not.get(kind, 'no interruption')}"] += 1
+    else:
+        first, last = _number(row["step_start"]), _number(row["step_end"])
+        step = last if row["row_is"] == "run end" else first
+        label = " ".join(part for part in (row["date"], run) if part)
+        record.incidents.append(Incident(label=label, what=what, step=step, cause=row["cause"] or "unknown"))
+
+
+def _number(text: str | None) -> int | None:
+    try:
+        return int(text or "")
+    except ValueError:
+        return None
