@@ -102,22 +102,21 @@ def choose_rung(
 ) -> tuple[int, Rung | None, str]:
     """Which rung of the ladder an incident gets: (its number, the rung or None when a human is needed, why)."""
     counted = [
-        other
+        (other, _place(state, other))
         for other in state.incidents.values()
-        if other.name != incident.name and other.acted_on and other.drill is None and not other.answered
+        if other.name != incident.name and _counts(other)
     ]
-    earlier = [other for other in counted if other.kind == incident.kind]
-    budget, limits, here = playbook.budget, policy.limits, incident.onset_step or incident.step_failed or 0
+    earlier = [(other, step) for other, step in counted if other.kind == incident.kind]
+    budget, limits, here = playbook.budget, policy.limits, incident.onset_step or _place(state, incident)
     recent = _spent(earlier, now, here, budget.hours, budget.refill_steps)
     spent = f"{recent} of {budget.actions} actions in {budget.hours:g} h spent before this one"
     if recent >= budget.actions:
         return recent, None, f"budget of {playbook.name}: {spent}"
-    overall = _spent([o for o in counted if o.kind not in FREE], now, here, limits.hours, limits.refill_steps)
+    overall = _spent([(o, step) for o, step in counted if o.kind not in FREE], now, here, limits.hours, limits.refill_steps)
     if overall >= limits.actions and incident.kind not in FREE:
         return overall, None, f"budget of all playbooks: {overall} of {limits.actions} actions in {limits.hours:g} h"
     settle = budget.settle_steps
-    unsettled = [other for other in earlier if settle is not None and here <= (other.step_failed or 0) + settle]
-    number = len(unsettled)
+    number = sum(settle is not None and here <= step + settle for _, step in earlier)
     if number >= len(playbook.ladder):
         return (
             number,
@@ -131,12 +130,28 @@ FREE = frozenset({"daemon_restart", "time_limit", "preemption", "nodes_returned"
 """What happens by plan, or costs no training: it spends none of the overall budget."""
 
 
-def _spent(earlier: list[Incident], now: float, here: int, hours: float, refill_steps: int | None) -> int:
+def _counts(earlier: Incident) -> bool:
+    """Whether training was touched, by no drill, and nobody has answered it since. A spare that is taken out costs none."""
+    touched = earlier.acted_on and earlier.decision is not None and earlier.decision.action is not Action.EXCLUDE
+    return touched and earlier.drill is None and not earlier.answered
+
+
+def _place(state: State, incident: Incident) -> int:
+    """The step at which it failed; of a launch that made none, the one where it would have gone on."""
+    if incident.step_failed is not None:
+        return incident.step_failed
+    attempt = state.attempts.get(incident.attempt or "")
+    return attempt.checkpoint.step if attempt is not None and attempt.checkpoint is not None else 0
+
+
+def _spent(
+    earlier: list[tuple[Incident, int]], now: float, here: int, hours: float, refill_steps: int | None
+) -> int:
     """How many of them still count: young enough, and not yet made good by new progress."""
     return sum(
         now - other.opened_at <= hours * 3600
-        and (refill_steps is None or here <= (other.step_failed or 0) + refill_steps)
-        for other in earlier
+        and (refill_steps is None or here <= step + refill_steps)
+        for other, step in earlier
     )
 
 
