@@ -6,6 +6,7 @@ nears. An attempt may use nodes of several.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
@@ -25,6 +26,9 @@ from opt_ops.core.values import Driver, Verdict
 
 # Between two tries, whatever came of the first: a node that is lost at once is not asked for at once.
 _PAUSE_SECONDS = 10.0
+
+_PART = 0.25  # of what is missing, in one request, while training goes on: one for all would wait for the last node
+_BACK_OFF = 4  # times that the pause between refused requests doubles, while training goes on
 
 
 def acts(state: State) -> bool:
@@ -172,7 +176,10 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     missing = shape.nodes + shape.spares - len(stay) - pending
     training = attempt is not None and attempt.live
     urgent = not training and len(eligible_nodes(state, policy, now)) < shape.least
-    since_last = takewhile(lambda each: not each.ran, reversed(list(state.allocations.values())))
+    since_last = list(takewhile(lambda each: not each.ran, reversed(list(state.allocations.values()))))
+    stopped_at = attempt.ended_at or 0.0 if attempt is not None else 0.0
+    if urgent:  # what was tried while training went on could wait
+        since_last = [each for each in since_last if each.intended_at >= stopped_at]
     fruitless = [each for each in since_last if each.failed is not None or each.release_at is not None]
     if urgent and fruitless:
         missing -= shape.spares  # training without spares is better than not training
@@ -181,7 +188,11 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     refused = [each for each in fruitless if each.failed is not None]
     if urgent and len(refused) >= policy.submit_tries:
         return LineageHalted(why=f"no nodes after {len(refused)} tries: {refused[0].failed}", incident=None)
-    wait = policy.submit_wait_seconds if urgent else policy.capacity.top_up_seconds
+    if urgent:
+        wait = policy.submit_wait_seconds
+    else:
+        wait = policy.capacity.top_up_seconds * 2 ** min(len(refused), _BACK_OFF)
+        missing = math.ceil(missing * _PART)
     newest = state.allocation
     if (refused and now - refused[0].since < wait) or (newest and now - newest.intended_at < _PAUSE_SECONDS):
         return None

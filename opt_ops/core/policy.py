@@ -112,7 +112,8 @@ def choose_rung(
     spent = f"{recent} of {budget.actions} actions in {budget.hours:g} h spent before this one"
     if recent >= budget.actions:
         return recent, None, f"budget of {playbook.name}: {spent}"
-    overall = _spent([(o, step) for o, step in counted if o.kind not in FREE], now, here, limits.hours, limits.refill_steps)
+    others = [(other, step) for other, step in counted if other.kind not in FREE]
+    overall = _spent(others, now, here, limits.hours, limits.refill_steps)
     if overall >= limits.actions and incident.kind not in FREE:
         return overall, None, f"budget of all playbooks: {overall} of {limits.actions} actions in {limits.hours:g} h"
     settle = budget.settle_steps
@@ -131,7 +132,7 @@ FREE = frozenset({"daemon_restart", "time_limit", "preemption", "nodes_returned"
 
 
 def _counts(earlier: Incident) -> bool:
-    """Whether training was touched, by no drill, and nobody has answered it since. A spare that is taken out costs none."""
+    """Whether training was touched, by no drill, and nobody has answered it since. Taking out a spare touches none."""
     touched = earlier.acted_on and earlier.decision is not None and earlier.decision.action is not Action.EXCLUDE
     return touched and earlier.drill is None and not earlier.answered
 
@@ -144,9 +145,7 @@ def _place(state: State, incident: Incident) -> int:
     return attempt.checkpoint.step if attempt is not None and attempt.checkpoint is not None else 0
 
 
-def _spent(
-    earlier: list[tuple[Incident, int]], now: float, here: int, hours: float, refill_steps: int | None
-) -> int:
+def _spent(earlier: list[tuple[Incident, int]], now: float, here: int, hours: float, refill_steps: int | None) -> int:
     """How many of them still count: young enough, and not yet made good by new progress."""
     return sum(
         now - other.opened_at <= hours * 3600
