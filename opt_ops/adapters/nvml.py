@@ -72,6 +72,7 @@ class Reader:
                 "uuid": _or_none(pynvml.nvmlDeviceGetUUID, handle),
                 "serial": _or_none(pynvml.nvmlDeviceGetSerial, handle),
                 "name": _or_none(pynvml.nvmlDeviceGetName, handle),
+                "pci": _or_none(_address, handle),
             }
             values = _values(handle)
             read_at, slow = self._slow.get(index, (-SLOW_SECONDS, {}))
@@ -89,11 +90,16 @@ class Reader:
         with suppress(pynvml.NVMLError):
             while self._events is not False:
                 event = pynvml.nvmlEventSetWait_v2(self._events, 0)
-                address = pynvml.nvmlDeviceGetPciInfo(event.device)
-                pci = f"{address.domain:04x}:{address.bus:02x}:{address.device:02x}"
+                pci = _address(event.device)
                 line = f"NVML event: Xid (PCI:{pci}): {event.eventData}"
                 found.append({"code": event.eventData, "pci": pci, "line": line, "at": time.time()})
         return found
+
+
+def _address(handle: Any) -> str:
+    """`0000:3b:00`, as the kernel log names it."""
+    address = pynvml.nvmlDeviceGetPciInfo(handle)
+    return f"{address.domain:04x}:{address.bus:02x}:{address.device:02x}"
 
 
 def _subscribe(count: int) -> Any:
@@ -141,6 +147,7 @@ def _slow_values(handle: Any) -> dict[str, Any]:
     links, link_errors = _nvlinks(handle)
     persistence = _or_none(pynvml.nvmlDeviceGetPersistenceMode, handle)
     return {
+        "inforom": _or_none(pynvml.nvmlDeviceGetInforomImageVersion, handle),
         "vbios": _or_none(pynvml.nvmlDeviceGetVbiosVersion, handle),
         "ecc_on": bool(ecc[0]) if ecc else None,
         "ecc_on_next": bool(ecc[1]) if ecc else None,
@@ -153,6 +160,11 @@ def _slow_values(handle: Any) -> dict[str, Any]:
         "temperature_limit": _or_none(
             pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX
         ),
+        "memory_temperature": _or_none(_field, handle, pynvml.NVML_FI_DEV_MEMORY_TEMP),
+        "memory_temperature_limit": _or_none(
+            pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_MEM_MAX
+        ),
+        "fabric": _or_none(_fabric, handle),
         "persistence": _flag(persistence),
         "clock_most": _or_none(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
         "pcie_width_most": _or_none(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
@@ -211,6 +223,35 @@ def _nvlinks(handle: Any) -> tuple[int | None, int | None]:
 def _count(field: Any) -> int:
     narrow = field.valueType == pynvml.NVML_VALUE_TYPE_UNSIGNED_INT
     return field.value.uiVal if narrow else field.value.ullVal
+
+
+def _field(handle: Any, field: int) -> int | None:
+    (value,) = pynvml.nvmlDeviceGetFieldValues(handle, [field])
+    return _count(value) if value.nvmlReturn == pynvml.NVML_SUCCESS else None
+
+
+_FABRIC = {
+    pynvml.NVML_GPU_FABRIC_STATE_NOT_STARTED: "not_started",
+    pynvml.NVML_GPU_FABRIC_STATE_IN_PROGRESS: "in_progress",
+    pynvml.NVML_GPU_FABRIC_STATE_COMPLETED: "completed",
+}
+_DEGRADED = (
+    pynvml.NVML_GPU_FABRIC_HEALTH_MASK_SHIFT_DEGRADED_BW,
+    pynvml.NVML_GPU_FABRIC_HEALTH_MASK_SHIFT_ROUTE_UNHEALTHY,
+)
+
+
+def _fabric(handle: Any) -> str | None:
+    """Where the fabric manager is with the GPU; None for a card that has no fabric."""
+    info: Any = pynvml.c_nvmlGpuFabricInfoV_t()
+    pynvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
+    state = _FABRIC.get(info.state)
+    if state != "completed":
+        return state
+    if info.status != pynvml.NVML_SUCCESS:
+        return "failed"
+    # Two bits each: 0 does not say, 1 yes, 2 no.
+    return "degraded" if any((info.healthMask >> shift) & 3 == 1 for shift in _DEGRADED) else state
 
 
 def _recovery_action(handle: Any) -> str | None:

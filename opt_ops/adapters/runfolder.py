@@ -96,7 +96,14 @@ def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
 
 def _machine_of(fields: Mapping[str, Any]) -> Machine:
     ports = tuple(Port(name=p["name"], active=p["active"], downed=p["downed"]) for p in fields.get("ports", ()))
-    return Machine(ports=ports, disk_free=fields.get("disk_free"), disk_size=fields.get("disk_size"))
+    return Machine(
+        ports=ports,
+        carriers=fields.get("carriers") or {},
+        mounts=fields.get("mounts"),
+        clock_set=fields.get("clock_set"),
+        disk_free=fields.get("disk_free"),
+        disk_size=fields.get("disk_size"),
+    )
 
 
 class FileTrainer:

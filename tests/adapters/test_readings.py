@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opt_ops.adapters import host
+from opt_ops.adapters.kernel_log import KernelLog
 from opt_ops.adapters.nvml import Probe
 from opt_ops.adapters.runfolder import heartbeat_of
-from opt_ops.core.health import Heartbeat, judge
+from opt_ops.core.health import Heartbeat, Xid, judge
 from opt_ops.core.health.findings import GPU_ROWS, NODE_ROWS, PORT_ROWS
 from opt_ops.core.values import Verdict
 from tests.fake_nvml.build import FakeDriver, build
@@ -23,7 +25,8 @@ def read(driver: FakeDriver, attempt: str | None = None) -> Heartbeat:
     command = [sys.executable, "-m", "opt_ops.adapters.nvml", "--once"]
     env = {**os.environ, **driver.env}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=True)
-    return heartbeat_of({"node": "n1", "host": "h", "ts": 1.0, "attempt": attempt, **json.loads(done.stdout)})
+    where = {"node": "n1", "host": "h", "ts": 1.0, "attempt": attempt, "allocation": "1-n0"}
+    return heartbeat_of({**json.loads(done.stdout), **where})
 
 
 @pytest.fixture
@@ -65,6 +68,16 @@ CASES: list[tuple[dict[str, Any], str | None, Verdict, str]] = [
     ({"temperature": 88}, "a", Verdict.SUSPECT, "too_hot"),
     ({"temperature": 87}, "a", Verdict.HEALTHY, "ok"),
     ({"temperature": 200, "threshold_gpu": "!3"}, "a", Verdict.HEALTHY, "ok"),
+    ({"field_82": 96}, "a", Verdict.SUSPECT, "memory_too_hot"),
+    ({"field_82": 95}, "a", Verdict.HEALTHY, "ok"),
+    ({"field_82": 200, "threshold_memory": "!3"}, "a", Verdict.HEALTHY, "ok"),
+    ({"fabric_state": 1}, "a", Verdict.SUSPECT, "fabric"),
+    ({"fabric_state": 2}, "a", Verdict.SUSPECT, "fabric"),
+    ({"fabric_state": 3}, "a", Verdict.HEALTHY, "ok"),
+    ({"fabric_state": 3, "fabric_status": 999}, "a", Verdict.SUSPECT, "fabric"),
+    ({"fabric_state": 3, "fabric_health": 0b01}, "a", Verdict.SUSPECT, "fabric"),
+    ({"fabric_state": 3, "fabric_health": 0b10}, "a", Verdict.HEALTHY, "ok"),
+    ({"ecc_aggregate_uncorrected": 16}, "a", Verdict.HEALTHY, "ecc_aggregate"),
     ({"nvlink_7": 0}, "a", Verdict.SUSPECT, "nvlink_down"),
     ({"pcie_width": 8, "utilization_gpu": 99}, "a", Verdict.SUSPECT, "pcie_width"),
     ({"pcie_width": 8, "utilization_gpu": 99}, None, Verdict.HEALTHY, "ok"),
@@ -79,6 +92,7 @@ CASES: list[tuple[dict[str, Any], str | None, Verdict, str]] = [
 ]
 
 IN_TIME = {"gpu_changed", "nvlink_errors", "pcie_replays", "port_flaps", "port_down", "gpu_missing", "disk_low"}
+IN_TIME |= {"mount_lost", "mount_read_only", "carrier_lost", "clock_unset"}
 """Rows that need more than one reading or no GPU: tests of their own, here and in tests/core/test_health.py."""
 
 
@@ -186,24 +200,92 @@ def test_a_hung_call_is_unknown(driver: FakeDriver, tmp_path: Path):
         probe.close()
 
 
-def test_the_host_by_sysfs(tmp_path: Path):
+MOUNTS = """\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+27 1 259:2 / / rw,relatime - ext4 /dev/nvme0n1p2 rw,errors=remount-ro
+31 27 0:44 / /checkpoints rw,relatime shared:5 - lustre 10.0.0.1@o2ib:/ckpt rw,flock
+32 27 0:45 / /data\\040sets ro,relatime shared:6 - nfs4 10.0.0.2:/data rw,vers=4.2
+33 27 0:46 / /home rw,relatime shared:7 - autofs /etc/auto.home rw,fd=7
+34 33 0:47 / /home/ann rw,relatime shared:8 - nfs4 10.0.0.2:/home/ann rw,vers=4.2
+35 27 259:3 / /scratch rw,relatime shared:9 - xfs /dev/nvme1n1 ro,attr2
+36 27 0:48 / /var/lib/docker/overlay2/a rw,relatime - ext4 /dev/nvme0n1p2 rw
+"""
+
+
+def test_the_host_by_recorded_trees(tmp_path: Path):
     for name, state, downed in (("mlx5_0", "4: ACTIVE", "7"), ("mlx5_1", "1: DOWN", None)):
-        port = tmp_path / name / "ports" / "1"
+        port = tmp_path / "infiniband" / name / "ports" / "1"
         (port / "counters").mkdir(parents=True)
         (port / "state").write_text(f"{state}\n")
         if downed:
             (port / "counters/link_downed").write_text(f"{downed}\n")
-    said = host.read(tmp_path, sysfs=tmp_path)
+    for name, kind, device in (("eth0", "1", True), ("ib0", "32", True), ("docker0", "1", False)):
+        adapter = tmp_path / "net" / name
+        adapter.mkdir(parents=True)
+        (adapter / "type").write_text(f"{kind}\n")
+        (adapter / "carrier_down_count").write_text("3\n")
+        if device:
+            (adapter / "device").mkdir()
+    (tmp_path / "mountinfo").write_text(MOUNTS)
+    said = host.read(tmp_path, sysfs=tmp_path, mounts=tmp_path / "mountinfo")
     assert said["ports"] == [
         {"name": "mlx5_0/1", "active": True, "downed": 7},
         {"name": "mlx5_1/1", "active": False, "downed": None},
     ]
+    assert said["carriers"] == {"eth0": 3}, "neither a bridge nor InfiniBand"
+    assert said["mounts"] == {"/": True, "/checkpoints": True, "/data sets": False, "/scratch": False}
+    assert said["clock_set"] in (True, False, None)
     assert 0 < said["disk_free"] <= said["disk_size"]
-    assert host.read(tmp_path / "none", sysfs=tmp_path / "none") == {"ports": [], "disk_free": None, "disk_size": None}
+    none = host.read(tmp_path / "none", sysfs=tmp_path / "none", mounts=tmp_path / "none")
+    assert {**none, "clock_set": None} == {
+        "ports": [],
+        "carriers": {},
+        "mounts": None,
+        "clock_set": None,
+        "disk_free": None,
+        "disk_size": None,
+    }
+
+
+# Records as /dev/kmsg gives them, one a read.
+RECORDS = (
+    "6,1201,{old},-;NVRM: Xid (PCI:0000:1b:00): 119, pid=71, Timeout waiting for RPC from GSP",
+    "6,1202,{new},-;NVRM: Xid (PCI:0000:2B:00): 79, pid='<unknown>', GPU has fallen off the bus.\n SUBSYSTEM=pci\n",
+    "6,1203,{new},-;nvidia-nvswitch1: SXid (PCI:0000:06:00.0): 20034, Fatal, Link 48 LTSSM Fault Up",
+    "6,1204,{new},-;usb 1-1: new high-speed USB device",
+)
+
+
+def test_the_kernel_log_of_the_last_hours(tmp_path: Path):
+    reader, writer = os.pipe2(os.O_DIRECT)  # one record a read, as /dev/kmsg
+    now = time.monotonic()
+    for record in RECORDS:
+        os.write(writer, record.format(old=int(1e6 * (now - 9000)), new=int(1e6 * (now - 60))).encode())
+    log = KernelLog(f"/proc/self/fd/{reader}", since=time.time() - 7200)
+    seen = log.xids()
+    assert [(xid["code"], xid["pci"], xid["switch"]) for xid in seen] == [
+        (79, "0000:2b:00", False),
+        (20034, "0000:06:00.0", True),
+    ]
+    assert time.time() - seen[0]["at"] == pytest.approx(60, abs=5)
+    assert log.xids() == []
+    os.close(reader)
+    os.close(writer)
+
+
+def test_an_xid_names_the_gpu_that_it_is_of(driver: FakeDriver):
+    reading = read(driver)
+    assert [gpu.pci for gpu in reading.gpus] == ["0000:1b:00", "0000:2b:00"]
+    fallen = Xid(code=79, pci="0000:2b:00", line="NVRM: Xid (PCI:0000:2b:00): 79, …", at=1.0)
+    evidence = judge(replace(reading, xids=(fallen,)), 2).evidence
+    assert (evidence["xid"], evidence["index"], evidence["serial"]) == (79, 1, "1650123000001")
+    gone = judge(replace(reading, xids=(replace(fallen, pci="0000:ff:00"),)), 2).evidence
+    assert "uuid" not in gone
 
 
 def test_what_a_fleet_is_compared_by(driver: FakeDriver):
-    driver.set(1, vbios_version="95.00", clock_max_sm=1500)
+    driver.set(1, vbios_version="95.00", clock_max_sm=1500, inforom_version="G000")
     reading = read(driver)
     assert reading.driver == "570.124.06"
     assert [(gpu.vbios, gpu.clock_most) for gpu in reading.gpus] == [("96.00.A0.00.01", 1980), ("95.00", 1500)]
+    assert [gpu.inforom for gpu in reading.gpus] == ["G525.0225.00.05", "G000"]

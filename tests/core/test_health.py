@@ -19,6 +19,7 @@ from opt_ops.core.health import (
     judge,
     remember,
 )
+from opt_ops.core.health.nvlink import Cause
 from opt_ops.core.health.table import judgement as said_by
 from opt_ops.core.health.xids import SXIDS_BY_GROUP, XID_VERBS, came_again, row_of, xid_row
 from opt_ops.core.values import Verdict
@@ -310,6 +311,79 @@ def test_infiniband_ports():
     assert node.see(1, machine=Machine(ports=(replace(up, downed=10), uncabled))).reason == "port_flaps"
 
 
+def test_a_mount_that_is_gone_or_read_only():
+    node = Watched()
+    mounts = {"/": True, "/checkpoints": True, "/data": False}
+    assert node.see(machine=Machine(mounts=mounts)).reason == "ok"
+    assert node.see(9, machine=Machine(mounts=None)).reason == "ok", "the host does not say"
+    assert node.see(4, machine=Machine(mounts={"/": True})).reason == "ok"
+    lost = node.see(machine=Machine(mounts={"/": True}))
+    assert (lost.verdict, lost.reason, lost.evidence["lost"]) == (Verdict.SUSPECT, "mount_lost", ["/checkpoints"])
+    assert node.see(machine=Machine(mounts=mounts)).reason == "ok"
+    read_only = node.see(5, machine=Machine(mounts={**mounts, "/checkpoints": False}))
+    assert (read_only.reason, read_only.evidence["read_only"]) == ("mount_read_only", ["/checkpoints"])
+
+
+def test_an_ethernet_adapter_that_loses_its_carrier():
+    node = Watched()
+    assert node.see(machine=Machine(carriers={"eth0": 100, "eth1": 7})).reason == "ok"
+    assert node.see(machine=Machine(carriers={"eth0": 104, "eth1": 7})).reason == "ok"
+    lost = node.see(machine=Machine(carriers={"eth0": 105, "eth1": 7, "eth2": 9}))
+    assert (lost.verdict, lost.reason) == (Verdict.SUSPECT, "carrier_lost")
+    assert lost.evidence["lost"] == {"eth0": 5, "eth1": 0, "eth2": 0}
+    later = node.see(seconds=90_000.0, machine=Machine(carriers={"eth0": 105, "eth1": 7}))
+    assert later.reason == "ok", "a new day begins"
+
+
+def test_a_clock_that_nothing_keeps_right_is_said_of_a_node_by_itself():
+    alone = replace(NODE, machine=Machine(clock_set=False))
+    assert (judge(alone, 2).verdict, judge(alone, 2).reason) == (Verdict.HEALTHY, "clock_unset")
+    assert judge(replace(alone, machine=Machine(clock_set=None)), 2).reason == "ok"
+    held = replace(alone, allocation="1-n0")
+    assert judge(held, 2).reason == "ok", "the clocks of nodes that are held are compared with each other"
+
+
+LINK = "NVRM: Xid (PCI:0000:3b:00): 74, pid='<unknown>', name=<unknown>, NVLink: fatal error detected on link 14"
+
+
+@pytest.mark.parametrize(
+    ("registers", "verdict", "verb", "cause"),
+    [
+        ("0x10000, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0", Verdict.SUSPECT, Verb.ISOLATE, Cause.CONNECTION),
+        ("0x200000, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0", Verdict.SUSPECT, Verb.ISOLATE, Cause.SIGNAL),
+        ("0x10, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0", Verdict.SUSPECT, Verb.RESET_GPU, Cause.PARITY),
+        ("0x0, 0x0, 0x10000, 0x0, 0x0, 0x0, 0x0", Verdict.SUSPECT, Verb.RESET_GPU, Cause.UNLISTED),
+        ("0x0, 0x0, 0x0, 0x40000, 0x0, 0x0, 0x0", Verdict.SUSPECT, Verb.RESET_GPU, Cause.FABRIC),
+        ("0x0, 0x0, 0x0, 0x0, 0x100000, 0x0, 0x0", Verdict.HEALTHY, Verb.NONE, Cause.THRESHOLD),
+        ("0x40800001, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0", Verdict.HEALTHY, Verb.NONE, Cause.HARMLESS),
+        (
+            "0x40800001, 0xff, 0x0, 0x0, 0x0, 0x0, 0x0",
+            Verdict.HEALTHY,
+            Verb.NONE,
+            Cause.HARMLESS,
+        ),  # the second counts not
+        ("0x100010, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0", Verdict.SUSPECT, Verb.RESET_GPU, Cause.PARITY),
+    ],
+)
+def test_xid_74_of_a_hopper_goes_by_its_registers(registers: str, verdict: Verdict, verb: Verb, cause: Cause):
+    hopper = replace(GPU, name="NVIDIA H100 80GB HBM3", pci="0000:3b:00")
+    said = judge(replace(NODE, gpus=(hopper,), xids=(logged(f"{LINK}({registers})"),)), 1)
+    assert (said.verdict, said.evidence["verb"]) == (verdict, verb)
+    assert (said.evidence["link"], said.evidence["causes"][0], said.evidence["uuid"]) == (14, cause, "GPU-1")
+
+
+def test_xid_74_of_another_card_or_with_another_error_does_not():
+    ampere = replace(GPU, name="NVIDIA A100-SXM4-80GB", pci="0000:3b:00")
+    connection = logged(f"{LINK}(0x10000, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0)")
+    said = judge(replace(NODE, gpus=(ampere,), xids=(connection,)), 1)
+    assert (said.evidence["verb"], "link" in said.evidence) == (Verb.RESET_GPU, False)
+    hopper = replace(ampere, name="NVIDIA H200")
+    secondary = logged(f"{LINK}(0x2, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0)")
+    assert judge(replace(NODE, gpus=(hopper,), xids=(secondary,)), 1).verdict is Verdict.SUSPECT, "alone"
+    switch = logged("nvidia-nvswitch0: SXid (PCI:0000:06:00.0): 11012, Non-fatal, Link 3")
+    assert judge(replace(NODE, gpus=(hopper,), xids=(secondary, switch)), 1).verdict is Verdict.HEALTHY
+
+
 def test_a_full_disk_is_said_and_nothing_follows():
     judgement = judge(replace(NODE, machine=Machine(disk_free=1, disk_size=100)), 2)
     assert (judgement.verdict, judgement.reason) == (Verdict.HEALTHY, "disk_low")
@@ -325,14 +399,18 @@ def test_equal_readings_leave_the_history_as_it_is():
 
 
 def test_a_node_that_is_not_like_the_others():
-    gpu = replace(GPU, name="H200", vbios="96.00", clock_most=1980)
+    gpu = replace(GPU, name="H200", vbios="96.00", inforom="G1", clock_most=1980)
     beats = [replace(NODE, node=f"n{i}", driver="570.1", gpus=(gpu,)) for i in range(4)]
     assert differing(beats) == {}
     odd = [*beats[:3], replace(beats[3], driver="535.1")]
     (judgement,) = differing(odd).values()
     assert (judgement.verdict, judgement.reason) == (Verdict.HEALTHY, "driver_differs")
     assert (judgement.evidence["value"], judgement.evidence["most"]) == ("535.1", "570.1")
-    for change, reason in (({"vbios": "95.00"}, "vbios_differs"), ({"clock_most": 1500}, "clock_differs")):
+    for change, reason in (
+        ({"vbios": "95.00"}, "vbios_differs"),
+        ({"inforom": "G0"}, "inforom_differs"),
+        ({"clock_most": 1500}, "clock_differs"),
+    ):
         found = differing([*beats[:3], replace(beats[3], gpus=(replace(gpu, **change),))])
         assert {node: each.reason for node, each in found.items()} == {"n3": reason}
 

@@ -15,6 +15,8 @@
  *   processes       of a GPU: "pid:bytes pid:bytes"
  *   nvlinks         of a GPU: how many of its links exist (0: a card without NVLink)
  *   nvlink_<n>      of a GPU: 0 where that link is down
+ *   field_82        of a GPU: the temperature of its memory
+ *   fabric_state    of a GPU: 0 it has no fabric, 1 not started, 2 in progress, 3 completed; fabric_status, fabric_health
  *   event_<n>       of the node, n = 1, 2, …: "gpu type data", delivered once to each event set older than it
  */
 #include <pthread.h>
@@ -50,6 +52,14 @@ typedef struct {
     u64 buckets[5];
     uint threshold_exceeded;
 } SramEcc;
+typedef struct {
+    uint version;
+    unsigned char cluster[16];
+    Return status;
+    uint clique;
+    unsigned char state;
+    uint health;
+} FabricInfo;
 #define VERSION(type, number) (sizeof(type) | (number) << 24)
 
 #define TRY(call) do { Return result_ = (call); if (result_ != SUCCESS) return result_; } while (0)
@@ -192,6 +202,7 @@ TEXT(nvmlDeviceGetName, "name", "NVIDIA H200")
 TEXT(nvmlDeviceGetUUID, "uuid", "GPU-00000000-0000-0000-0000-0000000000%02x")
 TEXT(nvmlDeviceGetSerial, "serial", "16501230000%02x")
 TEXT(nvmlDeviceGetVbiosVersion, "vbios_version", "96.00.A0.00.01")
+TEXT(nvmlDeviceGetInforomImageVersion, "inforom_version", "G525.0225.00.05")
 NODE_TEXT(nvmlSystemGetDriverVersion, "driver_version", "570.124.06")
 NODE_TEXT(nvmlSystemGetNVMLVersion, "nvml_version", "12.570.124.06")
 
@@ -356,6 +367,18 @@ Return nvmlDeviceGetNvLinkState(Device *device, uint link, uint *active) {
     TRY(get_uint(device, "nvlinks", 18, &links));
     snprintf(key, sizeof key, "nvlink_%u", link);
     return link < links ? get_uint(device, key, 1, active) : INVALID_ARGUMENT;
+}
+
+Return nvmlDeviceGetGpuFabricInfoV(Device *device, FabricInfo *out) {
+    uint state, status;
+    if (out->version != VERSION(FabricInfo, 2))
+        return VERSION_MISMATCH;
+    *out = (FabricInfo){.version = out->version};
+    TRY(get_uint(device, "fabric_state", 0, &state));
+    TRY(get_uint(device, "fabric_status", SUCCESS, &status));
+    out->state = (unsigned char)state;
+    out->status = (Return)status;
+    return get_uint(device, "fabric_health", 0, &out->health);
 }
 
 /* Events. */

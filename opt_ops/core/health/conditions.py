@@ -5,7 +5,7 @@ A condition answers None where the driver, the card or the host does not say: th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from opt_ops.core.health.history import History
@@ -43,12 +43,16 @@ class NodeRow(Row):
     """A row about the node as a whole."""
 
     applies: Callable[[Sight], bool | None]
+    shows: Callable[[Sight], Mapping[str, object]]
+    """What goes into the evidence."""
 
 
 NVML_HW_SLOWDOWN, NVML_SW_THERMAL, NVML_HW_THERMAL, NVML_POWER_BRAKE = 0x8, 0x20, 0x40, 0x80
 _LOADED = 50  # percent of utilization
 LEFTOVER = 512 * 2**20
 CORRECTED = 50_000_000
+UNCORRECTED_EVER = 15
+CARRIERS = 5  # losses of an Ethernet adapter in a day
 ROWS, PAGES, SRAM = 512, 63, 4
 _PER_LANE = {1: 0.15, 2: 0.3, 3: 0.48, 4: 0.96, 5: 1.92, 6: 3.84}  # PCIe replays a minute, by generation
 _NVLINK_PER_MINUTE = 1.0
@@ -94,9 +98,16 @@ def asks(*actions: str) -> Callable[[Gpu, Sight], bool | None]:
 
 def too_hot(gpu: Gpu, sight: Sight) -> bool | None:
     """Above the card's own limit."""
-    if gpu.temperature is None or not gpu.temperature_limit:
-        return None
-    return gpu.temperature > gpu.temperature_limit
+    return _above(gpu.temperature, gpu.temperature_limit)
+
+
+def memory_too_hot(gpu: Gpu, sight: Sight) -> bool | None:
+    """Above the card's own limit for its memory."""
+    return _above(gpu.memory_temperature, gpu.memory_temperature_limit)
+
+
+def _above(now: int | None, limit: int | None) -> bool | None:
+    return None if now is None or not limit else now > limit
 
 
 def less(now: int | None, most: int | None) -> bool | None:
@@ -181,3 +192,32 @@ def disk_low(sight: Sight) -> bool | None:
     """The disk of the run folder is nearly full."""
     machine = sight.now.machine
     return None if machine.disk_free is None or not machine.disk_size else machine.disk_free < machine.disk_size / 50
+
+
+def lost_mounts(sight: Sight) -> list[str]:
+    """What could be written in this allocation and is not mounted any more."""
+    mounts = sight.now.machine.mounts
+    return [] if mounts is None else sorted(sight.history.mounts - mounts.keys())
+
+
+def read_only_mounts(sight: Sight) -> list[str]:
+    """What could be written in this allocation and cannot any more."""
+    mounts = sight.now.machine.mounts or {}
+    return sorted(path for path in sight.history.mounts & mounts.keys() if not mounts[path])
+
+
+def carriers_lost(sight: Sight) -> dict[str, int]:
+    """By adapter, how often within these 24 hours."""
+    before = sight.history.carriers
+    return {name: count - before.get(name, count) for name, count in sight.now.machine.carriers.items()}
+
+
+def carrier_flaps(sight: Sight) -> bool | None:
+    """An Ethernet adapter lost its carrier as often as that."""
+    return None if not sight.history.carriers else max(carriers_lost(sight).values(), default=0) >= CARRIERS
+
+
+def clock_unset(sight: Sight) -> bool | None:
+    """Nothing keeps the clock right; of nodes that are held, the clocks themselves are compared."""
+    kept = sight.now.machine.clock_set
+    return None if kept is None or sight.now.allocation is not None else not kept

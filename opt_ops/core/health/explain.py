@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from opt_ops.core.health.burned import BURN_IN_ROWS
 from opt_ops.core.health.findings import GPU_ROWS, NODE_ROWS, PORT_ROWS
 from opt_ops.core.health.fleet import FLEET_ROWS
 from opt_ops.core.health.readings import Xid
 from opt_ops.core.health.table import AGAIN_SECONDS, Row, Verb
-from opt_ops.core.health.xids import NVLINK5, RECOVERY_ACTIONS, SXIDS_BY_GROUP, row_of, sxid_row, xid_row
+from opt_ops.core.health.xids import NVLINK5, NVLINK_ROWS, RECOVERY_ACTIONS, SXIDS_BY_GROUP, row_of, sxid_row, xid_row
 from opt_ops.core.values import Verdict
 
 OTHERS = (
@@ -52,6 +53,7 @@ def rows() -> Iterator[Row]:
     yield from GPU_ROWS
     yield from PORT_ROWS
     yield from FLEET_ROWS
+    yield from BURN_IN_ROWS
     yield from OTHERS
 
 
@@ -82,6 +84,8 @@ def _xids(code: int) -> Iterator[Row]:
         said = ("Fatal", "Nonfatal", "")
     for line in said:
         yield row_of(_xid(code, line))
+    if code == 74:
+        yield from NVLINK_ROWS
     if code == 48:
         yield row_of(_xid(48), (_xid(48), _xid(63)))
 

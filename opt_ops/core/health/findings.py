@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from opt_ops.core.health.conditions import (
+    CARRIERS,
     MINUTE,
     GpuRow,
     NodeRow,
     PortRow,
     Sight,
+    carrier_flaps,
+    carriers_lost,
+    clock_unset,
     disk_low,
+    lost_mounts,
     missing,
     port_down,
     port_flaps,
+    read_only_mounts,
 )
 from opt_ops.core.health.readings import Gpu, Port
 from opt_ops.core.health.rows import GPU_ROWS
@@ -55,6 +61,47 @@ NODE_ROWS = (
         again=Verb.ISOLATE,
         source="gcm: GPU count as configured",
         applies=missing,
+        shows=lambda sight: {"expected": sight.expected_gpus, "found": len(sight.now.gpus)},
+    ),
+    NodeRow(
+        reason="mount_lost",
+        signal="a file system that was mounted for writing in this allocation is not mounted any more",
+        verdict=Verdict.SUSPECT,
+        verb=Verb.ISOLATE,
+        readings=5,
+        source="LBNL's node health check: file systems mounted as configured",
+        disagree="here against what was there before; what an automounter mounts may go again",
+        applies=lambda sight: None if sight.now.machine.mounts is None else bool(lost_mounts(sight)),
+        shows=lambda sight: {"lost": lost_mounts(sight)},
+    ),
+    NodeRow(
+        reason="mount_read_only",
+        signal="a file system that could be written in this allocation is read-only now",
+        verdict=Verdict.SUSPECT,
+        verb=Verb.ISOLATE,
+        readings=5,
+        source="LBNL's node health check: mounted for writing; the kernel makes a failing disk read-only",
+        applies=lambda sight: None if sight.now.machine.mounts is None else bool(read_only_mounts(sight)),
+        shows=lambda sight: {"read_only": read_only_mounts(sight)},
+    ),
+    NodeRow(
+        reason="carrier_lost",
+        signal=f"an Ethernet adapter lost its carrier {CARRIERS} times within 24 hours",
+        verdict=Verdict.SUSPECT,
+        verb=Verb.ISOLATE,
+        source=f"Azure: {CARRIERS} losses in 24 h",
+        disagree="gcm: Ethernet only warns",
+        applies=carrier_flaps,
+        shows=lambda sight: {"lost": carriers_lost(sight)},
+    ),
+    NodeRow(
+        reason="clock_unset",
+        signal="nothing keeps the host's clock right: the kernel calls it unsynchronized",
+        verdict=Verdict.HEALTHY,
+        verb=Verb.NONE,
+        source="adjtimex(2), STA_UNSYNC. Said, and nothing follows: what we measure we time ourselves",
+        applies=clock_unset,
+        shows=lambda sight: {"clock_set": sight.now.machine.clock_set},
     ),
     NodeRow(
         reason="disk_low",
@@ -63,6 +110,7 @@ NODE_ROWS = (
         verb=Verb.NONE,
         source="ours. Said, and nothing follows: a full shared disk is no node's fault",
         applies=disk_low,
+        shows=lambda sight: {"disk_free": sight.now.machine.disk_free, "disk_size": sight.now.machine.disk_size},
     ),
 )
 
@@ -82,6 +130,10 @@ def findings(sight: Sight) -> Iterator[tuple[Row, Part, bool | None]]:
         yield from ((row, port, row.applies(port, sight)) for port in now.machine.ports)
 
 
+IDENTITY = ("index", "uuid", "serial")
+"""Of a GPU: what every finding about it says first."""
+
+
 def name_of(part: Part) -> str:
     """What a part is remembered by."""
     if isinstance(part, Gpu):
@@ -94,8 +146,6 @@ def evidence_of(row: Row, part: Part, sight: Sight) -> dict[str, object]:
     if isinstance(part, Port):
         return {"port": part.name, "active": part.active, "downed": part.downed}
     if isinstance(row, GpuRow):
-        names = ("index", "uuid", "serial", *row.shows)
+        names = (*IDENTITY, *row.shows)
         return {name: value for name in names if (value := getattr(part, name)) is not None}
-    machine = sight.now.machine
-    counts: dict[str, object] = {"expected": sight.expected_gpus, "found": len(sight.now.gpus)}
-    return counts if machine.disk_free is None else {**counts, "disk_free": machine.disk_free}
+    return dict(row.shows(sight)) if isinstance(row, NodeRow) else {}

@@ -31,6 +31,7 @@ def _row(what: str, signal: str, source: str = "") -> Row:
 FLEET_ROWS = (
     _row("driver", "another driver version than most nodes that are held"),
     _row("vbios", "a GPU with another VBIOS than most GPUs of its name"),
+    _row("inforom", "a GPU with another InfoROM than most GPUs of its name"),
     _row("clock", "a GPU with another highest clock than most GPUs of its name"),
     _row(
         "time",
@@ -47,11 +48,12 @@ def differing(heartbeats: Sequence[Heartbeat]) -> Mapping[str, Judgement]:
         heartbeats: The newest of each node, all just come. What a node does not say makes it neither equal nor
             different.
     """
-    driver, vbios, clock, time = FLEET_ROWS
+    driver, vbios, inforom, clock, time = FLEET_ROWS
     gpus = [(beat.node, gpu.name or "", gpu) for beat in heartbeats for gpu in beat.gpus]
     said = (
         (driver, {(beat.node, "", beat.driver) for beat in heartbeats}),
         (vbios, {(node, name, gpu.vbios) for node, name, gpu in gpus}),
+        (inforom, {(node, name, gpu.inforom) for node, name, gpu in gpus}),
         (clock, {(node, name, None if gpu.clock_most is None else str(gpu.clock_most)) for node, name, gpu in gpus}),
     )
     found: dict[str, Judgement] = {}

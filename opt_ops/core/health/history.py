@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from opt_ops.core.health.readings import Gpu, Heartbeat
+from opt_ops.core.health.readings import Gpu, Heartbeat, Xid
 
 RATE_SECONDS = 60.0
+DAY = 86400.0
 _COUNTERS = ("pcie_replays", "nvlink_errors")
 
 
@@ -31,18 +32,26 @@ class History:
     ports_seen_up: frozenset[str] = frozenset()
     ports_downed: Mapping[str, int] = field(default_factory=dict[str, int])
     """Their counters at the first reading."""
+    mounts: frozenset[str] = frozenset()
+    """Those that could be written, at any time in the allocation."""
+    carriers: Mapping[str, int] = field(default_factory=dict[str, int])
+    """The counters at the beginning of these 24 hours."""
+    carriers_at: float = 0.0
     counters_at: float = 0.0
     counters: Mapping[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int])
     rates: Mapping[tuple[int, str], float] = field(default_factory=dict[tuple[int, str], float])
     """A minute, over the last full minute, by GPU and counter."""
     found: Mapping[tuple[str, str], Found] = field(default_factory=dict[tuple[str, str], Found])
-    """By reason and part."""
+    """By row and part."""
+    xids: tuple[Xid, ...] = ()
+    """Of earlier lives, as far as they were journaled."""
 
 
 def measured(history: History, heartbeat: Heartbeat) -> History:
     """The history with a heartbeat's identities, links, ports and counters; a new allocation begins anew."""
     if heartbeat.allocation != history.allocation:
-        history = History(allocation=heartbeat.allocation, found=history.found)
+        history = History(allocation=heartbeat.allocation, found=history.found, xids=history.xids)
+    history = _host(history, heartbeat)
     if heartbeat.nvml != "ok":
         return history
     uuids = {gpu.index: gpu.uuid for gpu in heartbeat.gpus if gpu.uuid is not None}
@@ -50,8 +59,8 @@ def measured(history: History, heartbeat: Heartbeat) -> History:
     ports = heartbeat.machine.ports
     downed = {port.name: port.downed for port in ports if port.downed is not None}
     at, counters, rates = _rates(history, heartbeat)
-    return History(
-        allocation=history.allocation,
+    return replace(
+        history,
         uuids={**uuids, **history.uuids},
         nvlinks={**history.nvlinks, **{i: max(n, history.nvlinks.get(i, 0)) for i, n in links.items()}},
         ports_seen_up=history.ports_seen_up | {port.name for port in ports if port.active},
@@ -59,8 +68,20 @@ def measured(history: History, heartbeat: Heartbeat) -> History:
         counters_at=at,
         counters=counters,
         rates=rates,
-        found=history.found,
     )
+
+
+def _host(history: History, heartbeat: Heartbeat) -> History:
+    """With what is remembered of the host: its mounts, and how often its adapters had lost their carrier."""
+    machine = heartbeat.machine
+    writable = {path for path, writes in (machine.mounts or {}).items() if writes}
+    if not writable <= history.mounts:
+        history = replace(history, mounts=history.mounts | writable)
+    if machine.carriers and not 0 <= heartbeat.ts - history.carriers_at < DAY:
+        return replace(history, carriers=machine.carriers, carriers_at=heartbeat.ts)
+    if not machine.carriers.keys() <= history.carriers.keys():
+        return replace(history, carriers={**machine.carriers, **history.carriers})
+    return history
 
 
 def _rates(

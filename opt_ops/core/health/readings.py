@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +14,8 @@ class Gpu:
     uuid: str | None = None
     serial: str | None = None
     name: str | None = None
+    pci: str | None = None  # 0000:3b:00, as the kernel log names it
+    inforom: str | None = None
     vbios: str | None = None
     error: str | None = None  # the GPU as a whole cannot be read: gpu_is_lost, …
     recovery_action: str | None = None
@@ -30,6 +33,8 @@ class Gpu:
     retired_pending: bool | None = None
     temperature: int | None = None  # °C
     temperature_limit: int | None = None  # °C, the card's own highest for work
+    memory_temperature: int | None = None  # °C
+    memory_temperature_limit: int | None = None  # °C, the card's own
     power_watts: float | None = None
     throttle: int | None = None  # NVML's bits of clocks event reasons
     utilization: int | None = None  # percent of the last second or so
@@ -44,6 +49,7 @@ class Gpu:
     pcie_replays: int | None = None  # a counter
     nvlinks: int | None = None  # that are up
     nvlink_errors: int | None = None  # a counter: replays and recoveries of all links
+    fabric: str | None = None  # not_started, in_progress, completed, failed, degraded: by the fabric manager
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +78,11 @@ class Machine:
     """The host beside its GPUs."""
 
     ports: tuple[Port, ...] = ()
+    carriers: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Of each Ethernet adapter, a counter: how often it lost its carrier."""
+    mounts: Mapping[str, bool] | None = None
+    """File systems of disks and networks, by where they are mounted: whether they can be written."""
+    clock_set: bool | None = None  # the kernel's clock is kept right by NTP or PTP
     disk_free: int | None = None  # bytes for us, where checkpoints go
     disk_size: int | None = None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from opt_ops.core.health.nvlink import Cause, decoded
 from opt_ops.core.health.readings import Xid
 from opt_ops.core.health.table import AGAIN_SECONDS, Row, Verb
 from opt_ops.core.values import Verdict
@@ -102,12 +103,13 @@ SXIDS_BY_GROUP: Mapping[str, tuple[int, ...]] = {
 _GROUP_OF_SXID = {code: group for group, codes in SXIDS_BY_GROUP.items() for code in codes}
 
 
-def row_of(xid: Xid, others: Sequence[Xid] = ()) -> Row:
+def row_of(xid: Xid, others: Sequence[Xid] = (), card: str | None = None) -> Row:
     """The row for an error, by its code, its line, and what else came from the same GPU.
 
     Args:
         xid: The error.
         others: All that is known of the node since its agent started; it may contain `xid`.
+        card: The name of the GPU that it comes from.
     """
     if xid.switch:
         return sxid_row(xid.code, _fatal(xid.line))
@@ -117,6 +119,9 @@ def row_of(xid: Xid, others: Sequence[Xid] = ()) -> Row:
     if xid.code in NVLINK5:
         return _nvlink5_row(xid.code, _fatal(xid.line))
     codes = {other.code for other in others if other.pci == xid.pci and not other.switch}
+    if xid.code == 74 and (link := decoded(xid.line, card)) is not None and link.causes:
+        alone = not any(other.code not in (45, 74) for other in others)
+        return _nvlink_row(link.causes[0], alone)
     if xid.code == 48 and codes & {63, 64}:
         return _row(48, Verdict.BAD, Verb.RESET_GPU, f"{_CATALOGUE}: 48 with 63 or 64, drain and reset", Verb.ISOLATE)
     return xid_row(xid.code)
@@ -182,13 +187,14 @@ def came_again(xid: Xid, others: Sequence[Xid]) -> bool:
     return any(_BURST_SECONDS < seconds <= AGAIN_SECONDS for seconds in times)
 
 
-def evidence_of(xid: Xid) -> dict[str, object]:
-    """What is journaled of an error; for 144 to 150 with the unit of the GPU that it comes from."""
+def evidence_of(xid: Xid, card: str | None = None) -> dict[str, object]:
+    """What is journaled of an error: of 74 with the link and what its registers say, of 144 to 150 with the unit."""
     evidence: dict[str, object] = {"sxid" if xid.switch else "xid": xid.code, "pci": xid.pci, "line": xid.line}
     word = re.search(r"\((0x[0-9a-fA-F]{8}) ", xid.line)
     if xid.code in NVLINK5 and word is not None:
         evidence["subunit"] = (int(word[1], 16) >> 20) & 0x3F
-    return evidence
+    link = decoded(xid.line, card) if xid.code == 74 else None
+    return evidence if link is None else {**evidence, "link": link.link, "causes": [str(each) for each in link.causes]}
 
 
 def _fatal(line: str) -> bool | None:
@@ -251,13 +257,36 @@ def _nvlink5_row(code: int, fatal: bool | None) -> Row:
     return _row(code, Verdict.SUSPECT, Verb.NONE, said, cards=cards)
 
 
+_NVLINK_VERBS: Mapping[Cause, tuple[Verdict, Verb]] = {
+    Cause.CONNECTION: (Verdict.SUSPECT, Verb.ISOLATE),
+    Cause.SIGNAL: (Verdict.SUSPECT, Verb.ISOLATE),
+    Cause.FABRIC: (Verdict.SUSPECT, Verb.RESET_GPU),
+    Cause.PARITY: (Verdict.SUSPECT, Verb.RESET_GPU),
+    Cause.UNLISTED: (Verdict.SUSPECT, Verb.RESET_GPU),
+    Cause.SECONDARY: (Verdict.SUSPECT, Verb.RESET_GPU),
+    Cause.THRESHOLD: (Verdict.HEALTHY, Verb.NONE),
+    Cause.HARMLESS: (Verdict.HEALTHY, Verb.NONE),
+}
+
+
+def _nvlink_row(cause: Cause, alone: bool) -> Row:
+    verdict, verb = _NVLINK_VERBS[cause]
+    if cause in (Cause.SECONDARY, Cause.SIGNAL) and not alone:
+        verdict, verb = Verdict.HEALTHY, Verb.NONE  # the error that it came with decides
+    again = Verb.ISOLATE if verb is Verb.RESET_GPU else None
+    return _row(74, verdict, verb, f"NVIDIA's workflow of Xid 74, by its registers: {cause}", again, cards="Hopper")
+
+
+NVLINK_ROWS = tuple(_nvlink_row(cause, alone=True) for cause in Cause)
+"""What 74 of a Hopper may be."""
+
 _WORKFLOWS: Mapping[int, Row] = {
     45: _row(45, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a consequence; follow the error that it came with"),
     48: _row(48, Verdict.BAD, Verb.ISOLATE, f"{_CATALOGUE}: 48 without 63 or 64, field diagnostic before use"),
     74: _row(
         *(74, Verdict.SUSPECT, Verb.RESET_GPU, "the Delta study: jobs often go on; AWS: reset, at the next boundary"),
         Verb.ISOLATE,
-        cards="before Blackwell",
+        cards="before Blackwell; a Hopper's goes by its registers",
     ),
     78: _row(78, Verdict.SUSPECT, Verb.ISOLATE, f"{_CATALOGUE}: update software or firmware"),
     154: _recovery_row(None),
