@@ -192,7 +192,7 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
         wait = policy.submit_wait_seconds
     else:
         wait = policy.capacity.top_up_seconds * 2 ** min(len(refused), _BACK_OFF)
-        missing = math.ceil(missing * _PART)
+        missing = math.ceil(missing * _PART) if len(stay) >= shape.least else missing
     newest = state.allocation
     if (refused and now - refused[0].since < wait) or (newest and now - newest.intended_at < _PAUSE_SECONDS):
         return None

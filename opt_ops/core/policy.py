@@ -148,8 +148,7 @@ def _place(state: State, incident: Incident) -> int:
 def _spent(earlier: list[tuple[Incident, int]], now: float, here: int, hours: float, refill_steps: int | None) -> int:
     """How many of them still count: young enough, and not yet made good by new progress."""
     return sum(
-        now - other.opened_at <= hours * 3600
-        and (refill_steps is None or here <= step + refill_steps)
+        now - other.opened_at <= hours * 3600 and (refill_steps is None or here <= step + refill_steps)
         for other, step in earlier
     )
 
