@@ -39,6 +39,12 @@ class Dataset:
         mixed = [[part, file.digest] for part, file in zip(self.parts, self.training, strict=True)]
         return "sha256:" + hashlib.sha256(json.dumps([ORDER, mixed]).encode()).hexdigest()
 
+    @property
+    def validation_digest(self) -> str:
+        """SHA-256 over what is evaluated on, and when."""
+        measured = [[file.name, str(file.number), file.digest] for file in self.validation]
+        return "sha256:" + hashlib.sha256(json.dumps(measured).encode()).hexdigest()
+
     def samples(self, seq_len: int, seed: int) -> Mixture:
         """What to train on, sample by sample."""
         corpora = []

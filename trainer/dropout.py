@@ -66,8 +66,8 @@ class Dropout(nn.Module):
         self.clock = clock
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero a share ``p`` of ``x`` and scale the rest by 1 / (1 − p)."""
-        if self.p == 0.0:
+        """Zero a share ``p`` of ``x`` and scale the rest by 1 / (1 − p), in training."""
+        if self.p == 0.0 or not self.training:
             return x
         keep = keep_mask(x.shape, self.p, self.site, self.clock, x.device)
         return x * (keep.to(x.dtype) / (1.0 - self.p))

@@ -16,6 +16,7 @@ from trainer.checksums import Checksums
 from trainer.dataset import Dataset
 from trainer.engine import Engine
 from trainer.errors import UserError
+from trainer.evaluation import Evaluation
 from trainer.fence import Fence
 from trainer.guard import Guard
 from trainer.lines import say
@@ -74,8 +75,9 @@ def train(job: Job) -> None:
     settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, data.digest, _initial_weights(job))
 
     layout = parallel.start(place, dp, tp, recipe.parallel.replicas)
-    parallel.require_agreement("the recipe, its settings or the data", settings_digest)
+    parallel.require_agreement("the recipe, its settings or the data", settings_digest + data.validation_digest)
     engine = engines.build(OPT(recipe.model, recipe.seed), recipe, layout)
+    evaluation = Evaluation(recipe, data.validation, engine, phases)
     guard = Guard(recipe)
     fence = Fence(job.fence, job.attempt)
     checkpointer = Checkpointer(job.checkpoint_dir, engine.state(), fence)
@@ -92,9 +94,10 @@ def train(job: Job) -> None:
         to_log = step % recipe.log_every == 0 or step == recipe.steps
         outcome = steps.take(progress, closely=to_log)
         progress = outcome.progress
+        valid, spent.evaluation = ({}, 0.0) if outcome.fault else evaluation.after(step)
         computed = time.monotonic()
         save_error = checkpointer.take_error()
-        line = recorder.record(step, outcome, engine.optimizer, spent, save_error) if recorder else {}
+        line = recorder.record(step, outcome, engine.optimizer, spent, save_error, valid) if recorder else {}
         if outcome.fault:
             phases.enter("ending", progress.step)
             checkpointer.wait()  # what is being saved is of before

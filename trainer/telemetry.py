@@ -122,7 +122,7 @@ class Phases:
         self._file = LineFile(path) if path else None
         self._current: str | None = None
 
-    def enter(self, phase: Literal["start", "training", "saving", "ending"], step: int | None) -> None:
+    def enter(self, phase: Literal["start", "training", "evaluation", "saving", "ending"], step: int | None) -> None:
         """Say that ``phase`` begins, unless it was said already. ``step`` is the last update, None while unknown."""
         if self._file and phase != self._current:
             told = self._file.write({"ts": round(time.time(), 6), "phase": phase, "step": step})
@@ -156,11 +156,12 @@ class Telemetry:
         optimizer: torch.optim.Optimizer,
         spent: Spent,
         save_error: str | None,
+        valid: Mapping[str, float],
     ) -> dict[str, Any]:
         """Append the line of update ``step`` and return it. Its time runs from the line before, or from the start."""
         now = time.monotonic()
         measured, progress = outcome.measured, outcome.progress
-        seconds, self._step_start = now - self._step_start, now
+        seconds, self._step_start = now - self._step_start - spent.evaluation, now
         live = readback(optimizer)
         tflops = self._step_tflop / seconds
         line = {
@@ -189,6 +190,7 @@ class Telemetry:
             "eval_seconds": spent.evaluation,
             "log_seconds": spent.logging,
             "save_error": save_error,
+            "valid": {name: _finite(loss) for name, loss in valid.items()} or None,
             "checksums": asdict(outcome.verdict) if outcome.verdict else None,
             "train_wall": now - self._train_start,
             "wall": now - self._process_start,

@@ -46,7 +46,7 @@ def lines_of_hard_numbers(path: Path) -> list[bytes]:
             start=1,
         ):
             outcome = Outcome(measured=measured, progress=Progress(step=1))
-            recorder.record(step, outcome, optimizer, Spent(), None)
+            recorder.record(step, outcome, optimizer, Spent(), None, {})
     finally:
         os.write = system_write
     return writes

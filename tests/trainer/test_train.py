@@ -26,7 +26,7 @@ CONFIG = {"peak_lr": 3e-3, "warmup_steps": 60, "total_steps": 600, "final_fracti
 FIELDS = {
     *("ts", "num_updates", "loss", "ppl", "gnorm", "clip", "actv_norm", "lr", "betas", "weight_decay", "clip_norm"),
     *("loss_scale", "finite", "skipped", "skip", "bad_module", "pnorm", "blocks", "checksums", "bsz", "wpb", "wps"),
-    *("ups", "step_seconds", "busy_seconds", "save_seconds", "eval_seconds", "log_seconds", "save_error"),
+    *("ups", "step_seconds", "busy_seconds", "save_seconds", "eval_seconds", "log_seconds", "save_error", "valid"),
     *("train_wall", "wall", "tokens", "data_position", "tflops", "mfu", "cuda_gb_allocated"),
 }
 # What the same training gives again to the last bit, whenever and however often it is interrupted.
