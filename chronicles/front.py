@@ -161,14 +161,16 @@ def _human(report: Row) -> str:
         return "Shadow mode: another launcher runs the training, opt-ops only watches."
     calls = max(len(report["halts"]), sum(row["severity"] == Severity.PAGE for row in report["alerts"]))
     if calls:
-        return f"A human was needed {_TIMES.get(calls) or count(calls, 'time')}."
+        return f"A human was needed {times(calls)}."
     by_hand = any(row["verb"] not in ("start", "stop") and not row["refused"] for row in report["operators"])
     if report["status"] != Status.COMPLETED or not report["incidents"]:
         return ""
     return "People steered, none was called." if by_hand else "No human was needed."
 
 
-_TIMES = {1: "once", 2: "twice"}
+def times(number: int) -> str:
+    """`once`, `twice`, `3 times`."""
+    return {1: "once", 2: "twice"}.get(number) or count(number, "time")
 
 
 def figures(report: Row, loss: float | None) -> list[dict[str, str]]:
@@ -237,7 +239,7 @@ def _lost_row(row: Row, incident: str | None) -> dict[str, Any]:
     repeated = row["seconds_by_stage"][Stage.REPEATING]
     return {
         "incident": incident if row["incidents"] == 1 else None,
-        "label": _PHASES[Phase(row["kind"])] if row["kind"] in set(Phase) else kind(row["kind"]),
+        "label": cause(row["kind"]),
         "number": row["incidents"] or None,
         "drills": row["drills"],
         "repeated": repeated or None,
@@ -246,6 +248,11 @@ def _lost_row(row: Row, incident: str | None) -> dict[str, Any]:
 
 
 _SLOWER = "steps slower than the healthy one, saves among them"
+
+
+def cause(name: str) -> str:
+    """A failure class or a phase for people."""
+    return _PHASES[Phase(name)] if name in set(Phase) else kind(name)
 
 
 def kind(name: str) -> str:

@@ -12,19 +12,20 @@ from chronicles.front import front
 from chronicles.record import Record, load
 from chronicles.report import build
 from chronicles.settled import settled
+from opt_ops.config import Rates
 from opt_ops.files import write_json, write_text
 
 FOLDER = "chronicle"  # below the lineage's folder
 
 
-def render(folder: Path) -> list[Path]:
+def render(folder: Path, rates: Rates | None = None) -> list[Path]:
     """Write `chronicle/logbook.md`, `logbook.html` and `report.json` of the lineage in `folder`; return their paths.
 
     Raises:
         JournalError: the journal cannot be trusted.
     """
     record = load(folder)
-    return write(folder, record, build(record))
+    return write(folder, record, build(record, rates))
 
 
 def write(folder: Path, record: Record, report: Mapping[str, Any]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from opt_ops.adapters.runfolder import FileTrainer
 from opt_ops.core.events import AttemptIntended, Entry
 from opt_ops.core.fold import fold
 from opt_ops.core.run import State, Status
+from opt_ops.core.signals import Point
 from opt_ops.journal import read
 
 
@@ -48,6 +49,21 @@ def load(folder: Path, *, telemetry: bool = True) -> Record:
         JournalError: the journal cannot be trusted.
     """
     entries, remarks = read(folder / "journal")
+    trainer = FileTrainer(folder)
+    return _record(folder.name, entries, remarks, trainer.points if telemetry else lambda _: ())
+
+
+def until(record: Record, ts: float) -> Record:
+    """The record as it was at a moment: what came later is not known."""
+    parts = {part.attempt: part.points for part in record.stretches}
+    entries = [entry for entry in record.entries if entry.ts <= ts]
+    points = {name: [point for point in known if point.ts <= ts] for name, known in parts.items()}
+    return _record(record.lineage, entries, record.remarks, lambda name: points[name])
+
+
+def _record(
+    name: str, entries: Sequence[Entry], remarks: Sequence[str], points: Callable[[str], Sequence[Point]]
+) -> Record:
     state = State()
     statuses: list[tuple[float, Status]] = []
     jobs: dict[str, list[str]] = {}
@@ -58,15 +74,13 @@ def load(folder: Path, *, telemetry: bool = True) -> Record:
             statuses.append((entry.ts, stands))
         if isinstance(entry.event, AttemptIntended):
             jobs[entry.event.attempt] = _jobs(state, entry.event.nodes)
-    trainer = FileTrainer(folder)
-    points = {name: trainer.points(name) for name in state.attempts} if telemetry else {}
     return Record(
-        lineage=state.lineage.lineage if state.lineage else folder.name,
+        lineage=state.lineage.lineage if state.lineage else name,
         entries=entries,
         remarks=remarks,
         state=state,
         statuses=statuses,
-        stretches=stretches(state.attempts, points),
+        stretches=stretches(state.attempts, {attempt: points(attempt) for attempt in state.attempts}),
         jobs=jobs,
     )
 

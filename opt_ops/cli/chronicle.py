@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import sys
 import webbrowser
 from typing import Annotated
@@ -11,7 +13,8 @@ import typer
 
 from opt_ops import lineages
 from opt_ops.cli.common import FormatOption, IdArgument, QuietOption, lineage_folder, settings
-from opt_ops.errors import NotFound
+from opt_ops.errors import NotFound, Refused, UsageError
+from opt_ops.files import write_text
 from opt_ops.render import Column, Format, say, show
 
 logbook = typer.Typer(no_args_is_help=True, help="The logbook.")
@@ -26,9 +29,73 @@ def render(identifier: IdArgument, output: FormatOption = Format.TABLE, quiet: Q
     """
     from chronicles.logbook import render as draw
 
-    rows = [{"path": str(path)} for path in draw(lineage_folder(identifier))]
+    rows = [{"path": str(path)} for path in draw(lineage_folder(identifier), settings.config.ledger)]
     if not quiet:
         show("opt-ops/logbook/1", rows, [Column("PATH", "path")], output, header=False)
+
+
+@logbook.command()
+def update(
+    identifier: IdArgument,
+    at: Annotated[str, typer.Option(help="The share of all steps: 27%. [default: all that is trained]")] = "",
+    since: Annotated[str, typer.Option(help="The share of the note before. [default: the last one written]")] = "",
+    quiet: QuietOption = False,
+) -> None:
+    """Write a progress note, as OPT-175B's at 10, 27 and 56 %: what has happened since the one before.
+
+    It is printed, and kept beside the logbook as update-27.md. A note about an earlier moment says what was known then.
+
+    Examples:
+      opt-ops logbook update 12 --at 27%
+      opt-ops logbook update 12 --at 56% --since 27%
+    """
+    from chronicles.bulletin import update as note
+    from chronicles.logbook import FOLDER
+    from chronicles.record import load
+    from chronicles.settled import settled
+
+    path = lineage_folder(identifier)
+    record = load(path)
+    steps = next((a.steps for a in reversed(list(record.state.attempts.values())) if a.steps), None)
+    trained = max((point.step for _, point in settled(record.stretches)), default=0)
+    share = _share(at) if at else math.floor(100 * trained / steps) / 100 if steps else 0.0
+    kept = [float(found[1]) / 100 for p in (path / FOLDER).glob("update-*.md") if (found := _UPDATE.fullmatch(p.name))]
+    before = _share(since) if since else max((each for each in kept if each < share), default=0.0)
+    if before >= share:
+        raise UsageError(f"nothing lies between {100 * before:g} % and {100 * share:g} %", "name an earlier --since")
+    try:
+        text = note(record, share, before, settings.config.ledger)
+    except ValueError as error:
+        raise Refused(str(error), f"opt-ops run show {path.name}") from error
+    file = path / FOLDER / f"update-{100 * share:g}.md"
+    write_text(file, text)
+    print(text, end="")
+    say(f"kept as {file}", quiet)
+
+
+_UPDATE = re.compile(r"update-([\d.]+)\.md")
+
+
+def _share(text: str) -> float:
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?%?", text)
+    if match is None or not 0 <= float(match[1]) <= 100:
+        raise UsageError(f"{text}: not a share such as 27%")
+    return float(match[1]) / 100
+
+
+@logbook.command()
+def handover(
+    identifier: IdArgument,
+    hours: Annotated[float, typer.Option(min=0.1, help="How far back to tell what was done.")] = 12.0,
+) -> None:
+    """For the next shift: where it stands, what is open, what to watch, what was done in the last hours.
+
+    Example: opt-ops logbook handover 12 --hours 8
+    """
+    from chronicles.bulletin import handover as note
+    from chronicles.record import load
+
+    print(note(load(lineage_folder(identifier)), hours, settings.config.ledger), end="")
 
 
 @logbook.command("open")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -219,7 +220,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 # The surface grows by a visible change only.
 COMMANDS = """
 alerts test, daemon ensure, daemon run, daemon status, daemon stop, daemon unit, doctor,
-drill hang, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, ledger, logbook open, logbook render,
+drill hang, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, ledger,
+logbook handover, logbook open, logbook render, logbook update,
 mlflow open,
 mlflow sync, node allow, node check, node exclude, node explain, node list, playbook check, playbook list,
 playbook show, playbook try, q, run explain, run hand-back, run list, run note,
@@ -280,6 +282,31 @@ def test_looking_is_quick_because_it_imports_little(site: Path, arguments: list[
     loaded = set(re.findall(r"'(\w+)'", done.stderr))
     assert loaded >= {"opt_ops", "typer"}
     assert not loaded & {"torch", "mlflow", "matplotlib", "numpy", "jinja2", "submitit", "pynvml", "httpx", "apprise"}
+
+
+def test_a_progress_note_is_kept_and_the_next_one_begins_there(site: Path, tmp_path: Path):
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    lines = [json.dumps(telemetry(step, 5e-4, 2.5, 0.5)) + "\n" for step in range(301, 321)]
+    (folder / "runs/12/12.01/a1/telemetry.jsonl").write_text("".join(lines))
+    first = opt_ops(folder, "logbook", "update", "12", "--at", "30.5%")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == (folder / "runs/12/chronicle/update-30.5.md").read_text()
+    assert "Since the 30.5 % update" in opt_ops(folder, "logbook", "update", "12", "--at", "31%").stdout
+    late = opt_ops(folder, "logbook", "update", "12", "--at", "90%")
+    assert (late.returncode, "320 of 1000 steps are trained" in late.stderr) == (4, True)
+    assert opt_ops(folder, "logbook", "update", "12", "--at", "most").returncode == 2
+    assert "## To watch" in opt_ops(folder, "logbook", "handover", "12").stdout
+
+
+def test_the_ledger_for_people_programs_and_prometheus(site: Path, tmp_path: Path):
+    assert "LOST TIME" in opt_ops(site, "ledger", "12").stdout
+    value = json.loads(opt_ops(site, "ledger", "-o", "json").stdout)
+    assert (value["schema"], value["items"][0]["lineage"]) == ("opt-ops/ledger/1", "12")
+    file = tmp_path / "opt-ops.prom"
+    assert opt_ops(site, "ledger", "--prometheus", "--write", str(file)).returncode == 0
+    assert file.read_text() == opt_ops(site, "ledger", "12", "--prometheus").stdout
+    assert 'opt_ops_restarts{lineage="12",way="automatic"} 2.0' in file.read_text()
 
 
 def test_completion_knows_lineages_and_runs(site: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,97 @@
+"""The progress note and the hand-over: what was known at that moment, and nothing of others' markup."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from chronicles.bulletin import handover, moment, update
+from chronicles.record import Record, load, until
+from chronicles.report import build
+from opt_ops.core import events as e
+from opt_ops.core.values import Severity, Tier, Verdict
+from tests.chronicles.eventful import eventful
+from tests.chronicles.test_injection import HOSTILE, hostile
+from tests.chronicles.told import Told, spiked
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return load(eventful(tmp_path_factory.mktemp("runs") / "12").folder)
+
+
+def test_a_note_tells_what_has_happened_since_the_one_before(record: Record):
+    text = update(record, 0.64, 0.27)
+    assert text.startswith("# Lineage 12: 64 % update\n\n2026-11-18 15:18 UTC, run 12.02, step 640 of 1000.")
+    assert "Since the 27 % update (2026-11-18 11:34 UTC), 370 steps were trained in 3 h 44 min" in text
+    assert "the loss went from 2.218 to 2.038." in text
+    assert "7 incidents" in text, "three came before"
+    assert "A human was needed once." in text
+    assert "| kept steps | 440 | 600 |" in text
+    assert "The time since then went most to: paused 2 h 0 min, halted 1 h 0 min" in text
+
+
+def test_a_note_about_an_earlier_moment_knows_no_more_than_then(record: Record):
+    text = update(record, 0.27, 0.0)
+    assert "3 incidents: hang × 2, bad GPU." in text
+    assert "12-i002 is open since" in text, "it was proven later"
+    assert "No human was needed." in text
+
+
+def test_until_is_what_was_written_until_then(record: Record):
+    ends = moment(record, 270)
+    assert ends is not None
+    then = until(record, ends)
+    assert len(then.entries) < len(record.entries)
+    assert max(point.ts for part in then.stretches for point in part.points) == ends
+    assert build(until(record, record.entries[-1].ts)) == build(record)
+
+
+def test_more_than_is_trained_is_refused(told: Told):
+    spiked(told)
+    with pytest.raises(ValueError, match=r"140 of 400 steps are trained, which is not 50 %"):
+        update(load(told.folder), 0.5, 0.0)
+
+
+def test_a_hand_over_says_what_is_open_what_to_watch_and_what_was_done(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 120)
+    told.save("12.00", 100)
+    told.see(e.NoteAdded(request="a", author="ann", target="12.00", text="this is old"), seconds=1)
+    told.now += 7200
+    told.train("12.00-a0", 121, 130)
+    told.see(
+        e.SignalRaised(
+            signal="gradient_norm",
+            tier=Tier.ALERT,
+            attempt="12.00-a0",
+            step=125,
+            onset_step=120,
+            at=told.now,
+            rule="r",
+            evidence={},
+        ),
+        e.NodeJudged(node="n3", host="n3", verdict=Verdict.SUSPECT, reason="ecc_rising", source="NVML", at=told.now),
+        e.AlertIntended(alert="x", severity=Severity.PAGE, title="look", body="b"),
+        e.AlertSettled(alert="x", delivered=False, why="HTTP 503"),
+        e.NoteAdded(request="b", author="bob", target="12.00", text="Is n3 next?"),
+    )
+    incident = told.incident("hang", "no step for 40 s", "12.00-a0", 130)
+    text = handover(load(told.folder), hours=1)
+    assert f"- {incident} is open since" in text
+    assert "- An alert reached nobody: look. HTTP 503." in text
+    assert "- bob asks about 12.00: Is n3 next?" in text
+    assert "- 1 spare node held beside the 2 that train." in text
+    assert "- The newest good checkpoint is that of step 100, 30 steps back." in text
+    assert "- 1 alert of gradient norm, on which nothing was touched." in text
+    assert "- n3 is suspect: ecc rising." in text
+    assert "incident open: no step for 40 s" in text.partition("## Done")[2]
+    assert "[ann\\]" not in text, "two hours old"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nobody_elses_markup_gets_through(tmp_path: Path, text: str):
+    record = load(hostile(tmp_path / "12", text).folder)
+    for note in (handover(record, hours=100), update(record, 0.05, 0.0)):
+        assert not re.search(r"(?<!\\)(?:<script|<img|\]\(javascript:)|\x1b|\n# heading", note)
