@@ -26,13 +26,14 @@ from opt_ops.core.events import (
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.run import Allocation, Attempt, Node, State
 from opt_ops.core.values import AllocationStatus, Fault
-from opt_ops.errors import Refused, SchedulerUnavailable
+from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
 
 _CANCEL_SECONDS = 20.0  # for agents to leave by themselves before the job is cancelled
 _ALERT_RETRY_SECONDS = 60.0
 _ALERT_HOURS = 1.0  # after which a page that nobody takes is given up
 
+_TRAINERS_DRILLS = (Fault.LR, Fault.FLIP_BIT)
 _AGENTS_DRILLS = (Fault.KILL_RANK, Fault.HANG, Fault.XID)
 
 
@@ -87,6 +88,8 @@ class Hands:
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=True)
             elif self._ports.clock.now() - allocation.intended_at > scheduler.grace_seconds:
                 yield AllocationFailed(allocation=allocation.name, why="no job of that name came of an earlier try")
+        except NotYet:
+            self._tried.discard(allocation.name)
         except SchedulerUnavailable:
             return  # not an outcome: ask again at the next tick
         except Refused as error:
@@ -157,8 +160,8 @@ class Hands:
                 if drill.epoch == state.epoch:
                     os.kill(os.getpid(), signal.SIGKILL)  # the next life settles it
                 continue
-            if drill.fault is Fault.LR and drill.attempt is not None:
-                injected = {"id": drill.name, "kind": "lr", **drill.arguments}
+            if drill.fault in _TRAINERS_DRILLS and drill.attempt is not None:
+                injected = {"id": drill.name, "kind": str(drill.fault), **drill.arguments}
                 self._ports.trainer.inject(drill.attempt, [injected])
             yield DrillDone(drill=drill.name)  # the agents' drills are in the orders written above
 

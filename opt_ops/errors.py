@@ -6,6 +6,7 @@ OptOpsError          1  the operation failed
 ├─ Refused           4  a precondition or a policy forbids it, or a confirmation is missing
 └─ Unavailable      75  something that should answer does not; trying again may help
    ├─ SchedulerUnavailable
+   │  └─ NotYet
    └─ NotDelivered
 """
 
@@ -53,6 +54,10 @@ class Unavailable(OptOpsError):
 
 class SchedulerUnavailable(Unavailable):
     """The scheduler does not answer. Nothing follows from that: what was, is still assumed to be."""
+
+
+class NotYet(SchedulerUnavailable):
+    """The scheduler is being asked, and the answer will come: ask again."""
 
 
 class NotDelivered(Unavailable):

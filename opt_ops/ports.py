@@ -49,6 +49,7 @@ class Scheduler(Protocol):
 
         Raises:
             Refused: the scheduler said no, and no job exists.
+            NotYet: it is being asked. Another call is not another submission.
             SchedulerUnavailable: nobody knows whether a job came of it.
         """
         ...

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from opt_ops.files import create_json, read_json, write_json
 
 GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL
 DUMP_SECONDS = 3.0  # for ranks to write down where they are
+
+PIPE, TRACE = "nccl-", "nccl/rank-"  # of NCCL's flight recorder, each followed by the rank
 
 _PR_SET_PDEATHSIG = 1
 _TAIL_BYTES = 4096
@@ -30,6 +33,7 @@ class Ranks:
         self.attempt: str = launch["attempt"]
         self._path = folder / attempt_folder(self.attempt) / "nodes" / f"{node}.json"
         self._logs = folder / attempt_folder(self.attempt) / "logs"
+        self._stacks = folder / attempt_folder(self.attempt) / "stacks"
         self._node = node
         self._launch = launch
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -46,7 +50,8 @@ class Ranks:
         if not create_json(self._path, self._report):
             self._bury()
             return
-        self._logs.mkdir(parents=True, exist_ok=True)
+        for made in (self._logs, (self._stacks / TRACE).parent):
+            made.mkdir(parents=True, exist_ok=True)
         for local, entry in enumerate(ranks):
             try:
                 self._processes[local] = self._spawn(entry["rank"], local)
@@ -78,6 +83,7 @@ class Ranks:
     def _spawn(self, rank: int, local: int) -> subprocess.Popen[bytes]:
         launch = self._launch
         environment = {
+            **_flight_recorder(self._stacks),  # the site's own settings come before these
             **os.environ,
             **launch["environment"],
             "RANK": str(rank),
@@ -127,12 +133,16 @@ class Ranks:
                 os.kill(process.pid, signal.SIGUSR1)
 
     def dump(self, dump: str) -> None:
-        """Ask the ranks where they are (SIGUSR2), and gather what they and py-spy, where there is one, say."""
-        folder = self._logs.parent / "stacks"
+        """Ask the ranks where they are (SIGUSR2), and gather what they and py-spy, where there is one, say.
+
+        NCCL's flight recorder, where the ranks use it, writes its own files beside.
+        """
+        folder = self._stacks
         alive = {self._report["ranks"][i]["rank"]: p for i, p in self._processes.items() if p.poll() is None}
         files = {rank: folder / f"rank-{rank:04d}.txt" for rank in alive}
         sizes = {rank: _size(path) for rank, path in files.items()}
-        for process in alive.values():
+        for rank, process in alive.items():
+            _poke(Path(f"{folder / PIPE}{rank}.pipe"))
             if _catches(process.pid, signal.SIGUSR2):
                 os.kill(process.pid, signal.SIGUSR2)
         stacks: dict[str, str] = {}
@@ -170,6 +180,28 @@ class Ranks:
     def done(self) -> bool:
         """Whether none of them runs any more."""
         return all(entry["ended"] is not None for entry in self._report["ranks"])
+
+
+def _flight_recorder(folder: Path) -> dict[str, str]:
+    """Where torch's NCCL flight recorder of each rank listens for a request, and writes (torch's DumpPipe; it appends
+    the rank). `torchfrtrace` reads the files.
+    """
+    trace = f"{folder / TRACE}"
+    return {
+        "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": f"{folder / PIPE}",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": trace,
+        "TORCH_FR_DUMP_TEMP_FILE": trace,
+    }
+
+
+def _poke(pipe: Path) -> None:
+    """Whatever comes through the pipe is a request. Without NCCL there is none, or nobody reads it."""
+    with suppress(OSError):
+        descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(descriptor, b"1")
+        finally:
+            os.close(descriptor)
 
 
 def _die_with_parent() -> None:

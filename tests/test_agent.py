@@ -377,6 +377,21 @@ def test_hung_ranks_say_where_they_are_and_a_stopped_one_does_not(node: Node):
     assert main_thread(stacks[2])[0] == "<string>:waiting"
 
 
+def test_the_flight_recorder_of_a_rank_is_asked_through_its_pipe(node: Node):
+    listens = (
+        "import os; path = os.environ['TORCH_NCCL_DEBUG_INFO_PIPE_FILE'] + os.environ['RANK'] + '.pipe'\n"
+        "os.mkfifo(path); print('asked by', open(path).read(), flush=True)"
+    )
+    node.start()
+    node.order((sys.executable, "-c", listens))
+    node.started()
+    stacks = node.folder / "1.00/a0/stacks"
+    wait_for(lambda: len(list(stacks.glob("nccl-*.pipe"))) == 2)
+    time.sleep(0.5)
+    node.order((sys.executable, "-c", listens), dump="1-i000")
+    wait_for(lambda: log(node, 2) == log(node, 3) == "asked by 1\n")
+
+
 def test_a_node_that_is_held_through_another_allocation_is_left_to_its_agent(node: Node):
     node.start()
     node.order(SLEEP, holder="1-n1")

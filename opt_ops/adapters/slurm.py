@@ -22,7 +22,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from opt_ops.core.values import PREEMPTED, AllocationStatus
-from opt_ops.errors import Refused, SchedulerUnavailable
+from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 from opt_ops.ports import JobState
 
 _T = TypeVar("_T")
@@ -79,9 +79,19 @@ class SlurmScheduler:
         self._agent = agent
         self._cached: dict[str, tuple[float, JobState]] = {}
         self._questions: dict[str, _Question[Any]] = {}
+        self._submissions: dict[str, Future[str]] = {}
 
     def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
         """Submit a job that runs one agent a node; its id."""
+        patience = 0.0 if allocation in self._submissions else PATIENCE_SECONDS
+        if allocation not in self._submissions:
+            self._submissions[allocation] = _in_thread(partial(self._submit, allocation, nodes, exclude))
+        try:
+            return self._submissions[allocation].result(patience)
+        except TimeoutError as error:
+            raise NotYet(f"sbatch has not answered in {PATIENCE_SECONDS:g} s") from error
+
+    def _submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
         options = self._options
         try:
             executor = submitit.SlurmExecutor(self._folder / "slurm")
@@ -116,7 +126,7 @@ class SlurmScheduler:
 
     def jobs(self) -> Sequence[tuple[str, str]]:
         """Our jobs that are queued or run, told by their comment: another lineage may have the same number."""
-        return self._questions.setdefault("", _Question(self._jobs)).answer()
+        return self._ask("jobs", self._jobs)
 
     def _jobs(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
@@ -131,16 +141,19 @@ class SlurmScheduler:
         """What becomes of the job; not asked more often than every few seconds."""
         asked, state = self._cached.get(job, (0.0, None))
         if state is None or time.monotonic() - asked >= POLL_SECONDS:
-            state = self._questions.setdefault(job, _Question(partial(self._state, job))).answer()
+            state = self._ask(f"state {job}", partial(self._state, job))
             self._cached[job] = (time.monotonic(), state)
         return state
 
     def cancel(self, job: str) -> None:
         """End the job."""
-        _ask("scancel", job)
+        self._ask(f"cancel {job}", partial(_ask, "scancel", job))
 
     def drain(self, node: str, reason: str) -> None:
         """Drain the node; only operators of the cluster may."""
+        self._ask(f"drain {node}", partial(self._drain, node, reason))
+
+    def _drain(self, node: str, reason: str) -> None:
         try:
             _ask("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
         except SchedulerUnavailable as error:
@@ -152,6 +165,9 @@ class SlurmScheduler:
         """Take a node out of the job. Else srun, when the node's slurmd comes back, finds its step gone there and
         aborts it on all nodes, in spite of --no-kill (seen with Slurm 22.05).
         """
+        self._ask(f"let {node} go", partial(self._let_go, job, node))
+
+    def _let_go(self, job: str, node: str) -> None:
         held = [each for line in _ask("squeue", "-h", "-o", "%N", "-j", job) for each in _hosts(line)]
         staying = [each for each in held if each != node]
         if not staying or staying == held:
@@ -188,6 +204,10 @@ class SlurmScheduler:
             AllocationStatus.RUNNING, held, PREEMPTED if near and _preempted(job) else "", _unfit(nodes), ends_at
         )
 
+    def _ask(self, what: str, ask: Callable[[], _T]) -> _T:
+        """Put a question that is not put yet; its answer, if that comes soon."""
+        return self._questions.setdefault(what, _Question(ask)).answer()
+
     def _comment(self, allocation: str) -> str:
         return f"opt-ops {allocation} of {self._folder}"
 
@@ -211,12 +231,11 @@ class _Question(Generic[_T]):
             self._answer = None  # nobody took it while it was true
         patience = 0.0 if self._answer else PATIENCE_SECONDS
         if self._answer is None:
-            self._answer = Future()
-            Thread(target=self._put, args=(self._answer,), daemon=True).start()
+            self._answer = _in_thread(self._put)
         try:
             answer = self._answer.result(patience)
         except TimeoutError as error:
-            raise SchedulerUnavailable(self._why) from error
+            raise NotYet(self._why) from error
         except SchedulerUnavailable as error:
             self._why = str(error)  # said again while the next one is open: nothing new
             raise
@@ -225,15 +244,25 @@ class _Question(Generic[_T]):
                 self._answer = None
         return answer
 
-    def _put(self, answer: Future[_T]) -> None:
+    def _put(self) -> _T:
         try:
-            told = self._ask()
-        except Exception as error:  # noqa: BLE001  (it is raised where the answer is taken)
+            return self._ask()
+        finally:
             self._answered_at = time.monotonic()
-            answer.set_exception(error)
-        else:
-            self._answered_at = time.monotonic()
-            answer.set_result(told)
+
+
+def _in_thread(call: Callable[[], _T]) -> Future[_T]:
+    """Call it in a thread that keeps no process alive."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except Exception as error:  # noqa: BLE001  (it is raised where the result is taken)
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _time(text: str) -> float | None:
