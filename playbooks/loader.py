@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from opt_ops.core.levels import DriftRule
-from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule
+from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule, ThroughputRule
 from opt_ops.core.policy import Budget, Capacity, Limits, Playbook, Policy, Rung
 from opt_ops.core.spike import SpikeRule
 from opt_ops.core.values import Action, Severity
@@ -54,12 +54,14 @@ class _Rung(_Table):
     @model_validator(mode="after")
     def _belongs_together(self) -> _Rung:
         rollback = self.action is Action.ROLLBACK
-        if rollback != (self.lr_factor is not None) or rollback != (self.margin_steps is not None):
-            raise ValueError("lr_factor and margin_steps belong to rollback, and rollback needs both")
+        if rollback != (self.margin_steps is not None) or (self.lr_factor is not None and not rollback):
+            raise ValueError("margin_steps and lr_factor belong to rollback, and rollback needs margin_steps")
         if self.skip_data and not rollback:
             raise ValueError("skip_data belongs to rollback")
         if self.save_first and self.action is not Action.RESTART:
             raise ValueError("save_first belongs to restart")
+        if self.exclude and self.action is Action.TELL:
+            raise ValueError("tell leaves everything as it is, so it excludes nothing")
         return self
 
 
@@ -109,6 +111,13 @@ class _Straggler(_Table):
     persist: Annotated[int, Field(ge=1)]
 
 
+class _Throughput(_Table):
+    width: Annotated[int, Field(ge=2)]
+    drop: Annotated[float, Field(gt=0, lt=1)]
+    ratio: Annotated[float, Field(gt=1)]
+    share: Annotated[float, Field(gt=0.5, le=1)]
+
+
 class _LossScale(_Table):
     floor: Annotated[float, Field(gt=0)]
     persist: Annotated[int, Field(ge=1)]
@@ -151,6 +160,7 @@ _DETECTORS: dict[str, type[_Table]] = {
     "hang": _Hang,
     "silent_node": _Silence,
     "straggler": _Straggler,
+    "throughput_drop": _Throughput,
     "loss_scale_floor": _LossScale,
     "capacity": _Capacity,
     "unknown": _Limits,
@@ -198,6 +208,7 @@ def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | Non
         hang=HangRule(**detect["hang"]),
         silent_seconds=detect["silent_node"]["seconds"],
         straggler=StragglerRule(**detect["straggler"]),
+        throughput=ThroughputRule(**detect["throughput_drop"]),
         loss_scale=LossScaleRule(**detect["loss_scale_floor"]),
         capacity=Capacity(**detect["capacity"]),
         limits=Limits(**detect["unknown"]),

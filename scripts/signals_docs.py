@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opt_ops.core.pace import ActivationDetector, ThroughputDetector
+from opt_ops.core.pace import ActivationDetector
 from playbooks import loader
 
 PAGE = Path(__file__).parents[1] / "docs" / "signals.md"
@@ -15,7 +15,7 @@ def table() -> str:
     """The detectors with the numbers that the shipped playbooks and the code give them."""
     policy, _ = loader.load(loader.folder())
     spike, drift, scale, slow = policy.spike, policy.drift, policy.loss_scale, policy.straggler
-    activation, throughput = ActivationDetector, ThroughputDetector
+    activation, throughput = ActivationDetector, policy.throughput
     drifted = f"median of {drift.width} points {drift.rise:g} nats and {drift.errors:g} standard errors above its best"
     rows = [
         (
@@ -40,7 +40,12 @@ def table() -> str:
         ),
         ("loss_drift", "act", f"… for {drift.persist} points, and not halved"),
         ("loss_plateau", "alert", f"no better level for {drift.stall} points and half of all steps"),
-        ("loss_too_low", "alert", f"a fall of {drift.low:g} nats within {drift.width} points that nothing announced"),
+        (
+            "loss_too_low",
+            "alert",
+            f"a fall of {drift.low:g} nats within {drift.width} or {4 * drift.width} points that nothing announced",
+        ),
+        ("loss_too_low", "act", f"… for {drift.persist} points"),
         ("non_finite_loss", "act", "the loss or the gradient norm is not finite"),
         ("loss_scale_falling", "alert", f"{scale.fall:g} times lower than within the last {scale.within} points"),
         ("loss_scale_floor", "act", f"at or below {scale.floor:g} for {scale.persist} points"),
@@ -52,7 +57,18 @@ def table() -> str:
         (
             "throughput_drop",
             "alert",
-            f"median of {throughput.WIDTH} points {throughput.LOSS:.0%} below the attempt's best, for as many points",
+            f"median of {throughput.width} points {throughput.drop:.0%} below the attempt's best, for as many points",
+        ),
+        (
+            "throughput_drop",
+            "act",
+            f"… and one node's ranks were the slowest in {throughput.share:.0%} of them, {throughput.ratio:g} times as "
+            "busy as the median, or it alone has a reading that slows it",
+        ),
+        (
+            "silent_data_corruption",
+            "act",
+            "ranks compared what they should hold alike, and it differs (`trainer/checksums.py`)",
         ),
         ("straggler", "act", f"one rank {slow.ratio:g} times as busy as the median for {slow.persist} points"),
     ]

@@ -91,7 +91,14 @@ def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
         warned=bool(fields.get("warned")),
         driver=fields.get("driver"),
         machine=_machine_of(fields.get("machine") or {}),
+        energy_joules=_energy_of(fields.get("gpus", ())),
     )
+
+
+def _energy_of(gpus: Sequence[Mapping[str, Any]]) -> float | None:
+    """All counters together; None where a GPU does not tell its own."""
+    counters = [gpu.get("energy_joules") for gpu in gpus]
+    return sum(counters) if counters and None not in counters else None  # type: ignore[arg-type]
 
 
 def _machine_of(fields: Mapping[str, Any]) -> Machine:

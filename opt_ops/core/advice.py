@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from opt_ops.core.run import State
 
-_HARDWARE = frozenset({"bad_gpu", "gpu_error", "silent_node", "straggler"})
+_HARDWARE = frozenset({"bad_gpu", "gpu_error", "silent_node", "straggler", "throughput_drop", "silent_data_corruption"})
 _PLANNED = frozenset({"daemon_restart", "time_limit", "preemption", "nodes_returned", "operator", "job_cancelled"})
 _ENOUGH_SECONDS = 86400.0
 _ENOUGH_FAILURES = 3

@@ -17,7 +17,9 @@ _CLASS_OF_CODE = {
     78: "user_error",
     82: "non_finite_loss",
     84: "out_of_memory",
+    85: "silent_data_corruption",
     86: "loss_scale_floor",
+    87: "communication",  # another rank's data is corrupt
 }
 
 _WORDS: tuple[tuple[str, re.Pattern[str]], ...] = (

@@ -30,7 +30,7 @@ from opt_ops.core.events import (
 from opt_ops.core.incidents import open_incident
 from opt_ops.core.names import run_name
 from opt_ops.core.people import changed, decide_change
-from opt_ops.core.policy import Policy, Rung, choose_rung, newest_good, rollback_point, under_examination
+from opt_ops.core.policy import Playbook, Policy, Rung, choose_rung, newest_good, rollback_point, under_examination
 from opt_ops.core.proof import prove
 from opt_ops.core.run import Incident, Node, Run, State, Status, waiting_for_attempt
 from opt_ops.core.schedule import batch_of
@@ -100,7 +100,7 @@ def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -
         playbook=playbook.name,
         version=playbook.version,
         rung=number,
-        action=rung.action if rung else Action.HALT,
+        action=rung.action if rung else _at_the_end(playbook),
         why=why,
         exclude=incident.nodes if rung and rung.exclude else (),
         save_first=rung is not None and rung.save_first,
@@ -116,6 +116,11 @@ def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -
     if rung.action is Action.ROLLBACK:
         return _rolled_back(state, incident, rung, decided)
     return decided
+
+
+def _at_the_end(playbook: Playbook) -> Action:
+    """What is left when ladder or budget are used up: a page that ends with telling people never stops training."""
+    return Action.TELL if playbook.ladder[-1].action is Action.TELL else Action.HALT
 
 
 def _rolled_back(state: State, incident: Incident, rung: Rung, decided: RecoveryDecided) -> RecoveryDecided:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal as signals
 from collections.abc import Mapping
-from typing import Any
 
 from opt_ops.core.capacity import eligible_nodes, last_call, leaving, staying
+from opt_ops.core.causes import cause
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
 from opt_ops.core.latest import latest
 from opt_ops.core.people import open_change
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Allocation, Attempt, Drill, Incident, Node, State
-from opt_ops.core.values import PREEMPTED, Driver, Fault, Outcome, Tier, Verdict
+from opt_ops.core.values import PREEMPTED, Action, Driver, Fault, Outcome, Tier, Verdict
 
 
 def open_incident(state: State, now: float, policy: Policy) -> Event | None:
@@ -105,7 +104,7 @@ def _signal(state: State) -> IncidentOpened | None:
     return IncidentOpened(
         incident=_name(state),
         failure=raised.signal,
-        cause=_cause(raised),
+        cause=cause(raised),
         detector=raised.rule,
         attempt=attempt.name,
         nodes=raised.nodes,
@@ -120,12 +119,17 @@ def _signal(state: State) -> IncidentOpened | None:
 
 def _answered(state: State, attempt: Attempt, raised: SignalRaised) -> bool:
     """Whether an incident stands for the finding. Advice stands for it while nobody but a person acts, and if the
-    attempt has gone on since."""
+    attempt has gone on since; where all that was to be done is to tell people, it stands for good."""
     survived = (attempt.last_step or 0) > (raised.step or 0)
     return any(
-        incident.signal == raised.key and (not _only_said(incident) or state.driver is not Driver.DAEMON or survived)
+        incident.signal == raised.key
+        and (not _only_said(incident) or _told(incident) or state.driver is not Driver.DAEMON or survived)
         for incident in state.incidents.values()
     )
+
+
+def _told(incident: Incident) -> bool:
+    return incident.decision is not None and incident.decision.action is Action.TELL
 
 
 def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
@@ -205,49 +209,6 @@ def _only_said(incident: Incident) -> bool:
     return incident.closed_at is not None and not incident.acted_on
 
 
-def _cause(raised: SignalRaised) -> str:
-    evidence = raised.evidence
-    match raised.signal:
-        case "process_death" | "user_error" | "checkpoint_refused" | "out_of_memory" | "communication" | "storage":
-            where = f"rank {evidence['rank']} on {', '.join(raised.nodes)}"
-            if number := evidence.get("signal"):
-                return f"{where} was killed by signal {number} ({_signal_name(int(number))})"
-            return f"{where} left with code {evidence['code']}{_said(evidence)}"
-        case "loss_spike":
-            return (
-                f"loss {evidence['loss']:.3f} at step {raised.step}, median {evidence['median']:.3f}; "
-                f"out of its band since step {raised.onset_step}"
-            )
-        case "non_finite_loss":
-            return f"loss or gradient norm not finite at step {raised.step}"
-        case "hang":
-            patience = f"patience is {evidence['patience']:.0f} s"
-            return f"no step for {evidence['seconds']:.0f} s in {evidence['phase']}, {patience}"
-        case "silent_node":
-            return f"{', '.join(raised.nodes)} silent for {evidence['seconds']:.0f} s"
-        case "straggler":
-            where = f"rank {evidence['rank']} on {', '.join(raised.nodes)}"
-            return f"{where} takes {evidence['ratio']:.1f} times as long as the others"
-        case "loss_scale_floor":
-            return f"loss scale {evidence['loss_scale']:g} at step {raised.step}: at or below {evidence['floor']:g}"
-        case "allocation_lost" | "time_limit" | "preemption" | "job_cancelled":
-            return f"job {evidence['job']} ended under the attempt: {evidence['reason']}"
-        case _:
-            return f"{raised.signal}: {raised.rule}"
-
-
-def _said(evidence: Mapping[str, Any]) -> str:
-    line = str(evidence.get("line") or "")
-    return f": {line[:160]}" if line else ""
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signals.Signals(number).name
-    except ValueError:
-        return "not a signal of this platform"
-
-
 def _drill(state: State, raised: SignalRaised) -> str | None:
     return next((drill.name for drill in state.drills.values() if _behind(drill, raised)), None)
 
@@ -259,6 +220,8 @@ def _behind(drill: Drill, raised: SignalRaised) -> bool:
         return (raised.onset_step or 0) > int(drill.arguments["from_step"])
     if drill.fault is Fault.KILL_RANK and raised.signal == "process_death":
         return raised.evidence.get("rank") == drill.arguments["rank"] and raised.evidence.get("signal") == 9
+    if drill.fault is Fault.FLIP_BIT and raised.signal == "silent_data_corruption":
+        return drill.arguments["rank"] in raised.evidence.get("ranks", (raised.evidence.get("rank"),))
     if drill.fault is Fault.HANG:
         return raised.signal == "hang"
     return False

@@ -7,7 +7,7 @@ ever been: what was reached once is not forgotten.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opt_ops.core.signals import Finding, Point, RobustWindow
 from opt_ops.core.values import Tier
@@ -17,6 +17,8 @@ _PATIENCE = 4  # times `persist` that a rise on its way back is waited for
 _LR_RAISED = 1.25  # a learning rate this much above the one of the best level explains some rise
 _RAISED_FACTOR = 3.0  # so much more is asked for then
 _LAG = 16  # points that a sudden fall must hold
+_EVERY = 8  # points between two that are remembered for that
+_SLOW = 4  # times `width`, over which a fall that is not sudden is looked for too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,7 @@ class DriftRule:
         errors: Standard errors of the level above the best, at least. The best of thousands of noisy levels is about
             3.5 errors too low by itself.
         persist: Points in a row above both before it is acted on.
-        low: Nats of a sudden fall that no schedule explains.
+        low: Nats of a fall within `width` points, or four times as many, that no schedule explains.
         stall: Points without a better level, at least. Power laws improve visibly with every doubling of the steps, so
             half of all steps without one is a plateau.
     """
@@ -41,6 +43,16 @@ class DriftRule:
     stall: int = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class _Fall:
+    """A loss that has become too low, and may come back."""
+
+    onset: Point
+    before: float
+    depth: float
+    text: str
+
+
 class LevelDetector:
     """Drift, plateau and too low a loss, of one curve in step order."""
 
@@ -49,7 +61,9 @@ class LevelDetector:
         self._window = RobustWindow(rule.width)
         self._last: deque[Point] = deque(maxlen=rule.width)
         self._short = RobustWindow(_LAG)
-        self._levels: deque[float] = deque(maxlen=2 * rule.width + 1)
+        self._bests: deque[float] = deque(maxlen=2 * _SLOW * rule.width // _EVERY + 1)  # the best level until then
+        self._calm_from = 0
+        self._mark: float | None = None
         self._changes = RobustWindow(32)  # of the level, from width to width: what noise that is not white leaves
         self._points = 0
         self._best, self._best_lr, self._best_sd = float("inf"), 0.0, 0.0
@@ -59,7 +73,9 @@ class LevelDetector:
         self._acted = False
         self._stall_level, self._stall_from, self._stall_points = float("inf"), 0, 0
         self._stalled = False
-        self._fell_at = 0
+        self._fall: _Fall | None = None
+        self._fell_at = self._forget_at = 0
+        self._paged = False
 
     @property
     def risen(self) -> bool:
@@ -69,6 +85,16 @@ class LevelDetector:
     def anew(self) -> LevelDetector:
         """One that begins after something that was acted on."""
         return LevelDetector(self._rule)
+
+    @property
+    def normal(self) -> float | None:
+        """The level before a fall that is too good to be true, while it is remembered: a return to it is no fault."""
+        return self._fall.before if self._fall is not None else None
+
+    def spiked(self) -> None:
+        """The loss is out of its band: it falls again when the spike heals, and nothing is learned from that."""
+        self._bests.clear()
+        self._calm_from = self._points + self._rule.width
 
     def observe(self, point: Point, loss: float) -> list[Finding]:
         """Take in the next point's loss, in nats; what it makes known."""
@@ -80,17 +106,21 @@ class LevelDetector:
         if len(self._window) < rule.width:
             return []
         level = self._window.median
-        if self._points % rule.width == 0 and len(self._levels) > rule.width:
-            self._changes.add(level - self._levels[-rule.width])
-        self._levels.append(level)
-        return [*self._drift(point, level), *self._plateau(point, level), *self._too_low(point)]
+        if self._points % rule.width == 0:
+            if self._mark is not None:
+                self._changes.add(level - self._mark)
+            self._mark = level
+        found = [*self._drift(point, level), *self._plateau(point, level)]
+        if self._points % _EVERY == 0 and self._points >= self._calm_from and self._fall is None:
+            self._bests.append(min(level, self._best))
+        return [*found, *self._too_low(point)]
 
     def _error(self, sd: float) -> float:
         return _MEDIAN_ERROR * sd / self._rule.width**0.5
 
     def _drift(self, point: Point, level: float) -> list[Finding]:
         rule, middle = self._rule, self._last[self._rule.width // 2]
-        if level < self._best:
+        if level < self._best and self._fall is None:
             self._best, self._best_lr, self._best_sd = level, point.lr, self._window.sd
         uneven = 4 * self._changes.sd if len(self._changes) >= 8 else 0.0
         bound = max(rule.rise, rule.errors * self._error(max(self._best_sd, self._window.sd)), uneven)
@@ -135,18 +165,40 @@ class LevelDetector:
         ]
 
     def _too_low(self, point: Point) -> list[Finding]:
-        rule, levels = self._rule, self._levels
-        if len(levels) <= 2 * rule.width or self._points - self._fell_at < 2 * rule.width:
+        if self._fall is not None:
+            return self._stays_low(point, self._fall)
+        rule, bests = self._rule, self._bests
+        for lag in (rule.width, _SLOW * rule.width):
+            back = lag // _EVERY
+            if len(bests) <= 2 * back:
+                break
+            before, usual = bests[-back], bests[-2 * back] - bests[-back]
+            fall = before - self._short.median
+            if fall > max(rule.low, 3 * self._best_sd, 4 * usual):
+                onset = self._last[-_LAG // 2] if lag == rule.width else self._last[0]
+                text = f"fell by {fall:.2f} within {lag} points, four times as much as before"
+                self._fall, self._fell_at, self._paged = _Fall(onset, before, fall, text), self._points, False
+                self._forget_at = self._points + 2 * _PATIENCE * rule.persist
+                self._bests.clear()
+                return [self._low(Tier.ALERT, point, self._fall)]
+        return []
+
+    def _stays_low(self, point: Point, fall: _Fall) -> list[Finding]:
+        """A loss that comes back was a batch or two; one that does not is not of the data that was meant."""
+        rule, since = self._rule, self._points - self._fell_at
+        back = fall.before - self._short.median <= fall.depth / 2
+        if back:
+            self._forget_at = min(self._forget_at, self._points + 2 * rule.width)
+        if self._points >= self._forget_at:
+            self._fall = None
+        if back or self._paged or since < rule.persist:
             return []
-        before, usual = levels[-rule.width], levels[0] - levels[-rule.width]
-        fall = before - self._short.median
-        if fall <= max(rule.low, 3 * self._best_sd, 4 * usual):
-            return []
-        self._fell_at = self._points
-        onset = self._last[-_LAG // 2]
-        evidence = {"loss": point.loss, "level": self._short.median, "before": before, "usual_fall": usual}
-        text = f"fell by {fall:.2f} within {rule.width} points, four times as much as before"
-        return [self._finding("loss_too_low", Tier.ALERT, point, onset, text, evidence)]
+        self._paged = True
+        return [self._low(Tier.ACT, point, replace(fall, text=f"{fall.text}, and stays there"))]
+
+    def _low(self, tier: Tier, point: Point, fall: _Fall) -> Finding:
+        evidence = {"loss": point.loss, "level": self._short.median, "before": fall.before}
+        return self._finding("loss_too_low", tier, point, fall.onset, fall.text, evidence)
 
     @staticmethod
     def _finding(

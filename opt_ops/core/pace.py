@@ -1,11 +1,13 @@
 """How long things take, and what else telemetry tells beside the loss: slow ranks, less throughput, fp16's loss scale,
-activations that grow, saves that fail."""
+activations that grow, saves that fail, ranks that do not hold the same."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from opt_ops.core.signals import Finding, Point, RobustWindow
 from opt_ops.core.values import Tier
@@ -43,6 +45,23 @@ class LossScaleRule:
     fall: float = 16.0
     within: int = 20
     warm: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputRule:
+    """When throughput has dropped: the median of `width` points is `drop` below the attempt's best, for as many points.
+
+    Ranks that wait for each other differ by a few per cent from step to step; saves and evaluations are single points,
+    which a median passes over. A fifth, for another 32 points, is a machine or a network that has changed.
+
+    A node is behind it when its ranks were the slowest in a `share` of these points, busy `ratio` times as long as the
+    median rank: less than what makes a straggler, because here everybody is known to be slower.
+    """
+
+    width: int = 32
+    drop: float = 0.2
+    ratio: float = 1.1
+    share: float = 0.75
 
 
 class UsualTimes:
@@ -186,36 +205,37 @@ class LossScaleDetector:
 
 
 class ThroughputDetector:
-    """Tokens per second of an attempt, held against the best that it had: the median of 32 points loses a fifth.
+    """Tokens per second of an attempt, held against the best that it had, and which ranks the others wait for.
 
-    Ranks that wait for each other differ by a few per cent from step to step; saves and evaluations are single points,
-    which a median passes over. A fifth, for another 32 points, is a machine or a network that has changed.
+    Told again every `width` points while it lasts: a node's reading may come later than the drop that it explains.
     """
 
-    WIDTH = 32
-    LOSS = 0.2
-
-    def __init__(self) -> None:
-        self._window = RobustWindow(self.WIDTH)
+    def __init__(self, rule: ThroughputRule) -> None:
+        self._rule = rule
+        self._window = RobustWindow(rule.width)
+        self._slowest: deque[int | None] = deque(maxlen=rule.width)
         self._best = 0.0
         self._since: Point | None = None
         self._low = 0
 
     def observe(self, point: Point) -> list[Finding]:
         """Take in the next line; what it makes known."""
+        rule, busy = self._rule, point.busy
         self._window.add(point.wps)
-        if len(self._window) < self.WIDTH:
+        self._slowest.append(busy.rank if busy is not None and busy.max >= rule.ratio * busy.median > 0 else None)
+        if len(self._window) < rule.width:
             return []
         now = self._window.median
         self._best = max(self._best, now)
-        if now >= (1 - self.LOSS) * self._best:
+        if now >= (1 - rule.drop) * self._best:
             self._low = 0
             return []
         if self._low == 0:
             self._since = point
         self._low += 1
-        if self._low != self.WIDTH or self._since is None:
+        if self._low % rule.width or self._since is None:
             return []
+        slowest = Counter(rank for rank in self._slowest if rank is not None)
         return [
             Finding(
                 signal="throughput_drop",
@@ -223,8 +243,79 @@ class ThroughputDetector:
                 step=point.step,
                 onset_step=self._since.step,
                 at=self._since.ts,
-                rule=f"tokens per second {self.LOSS:.0%} below the attempt's best for {self.WIDTH} points",
-                evidence={"wps": now, "best": self._best},
+                rule=f"tokens per second {rule.drop:.0%} below the attempt's best for {rule.width} points",
+                evidence={
+                    "wps": now,
+                    "best": self._best,
+                    "points": rule.width,
+                    "slowest": {str(rank): times for rank, times in slowest.most_common(16)},
+                },
+            )
+        ]
+
+
+SLOWING = frozenset(
+    {
+        *("power_brake", "thermal_slowdown", "hw_slowdown", "too_hot"),
+        *("nvlink_down", "nvlink_errors", "pcie_width", "pcie_generation", "pcie_replays", "port_down", "port_flaps"),
+    }
+)
+"""Reasons of a node's verdict (docs/health.md) for which everybody waits."""
+
+
+def slow_node(
+    found: Mapping[str, Any], nodes: Sequence[str], ranks_per_node: int, readings: Mapping[str, str], share: float
+) -> tuple[str, str] | None:
+    """The node behind a drop in throughput, and why it is taken for that; None where none stands out.
+
+    A node whose ranks were the slowest in most of the points; else the only one with a reading that slows. Two nodes
+    with one are no answer: taking the wrong one out costs a restart and a node.
+
+    Args:
+        found: the evidence of a `throughput_drop`.
+        nodes: of the attempt, in the order of its ranks.
+        ranks_per_node: on each.
+        readings: why nodes are not healthy, by node.
+        share: of the points in which a node's ranks must have been the slowest.
+    """
+    waited: Counter[str] = Counter()
+    for rank, times in found["slowest"].items():
+        waited[nodes[int(rank) // ranks_per_node]] += times
+    marked = {node: readings[node] for node in nodes if readings.get(node) in SLOWING}
+    for node, times in waited.most_common(1):
+        if times >= share * found["points"]:
+            also = f", and its reading says {marked[node]}" if node in marked else ""
+            return node, f"whose ranks were the slowest in {times} of {found['points']} steps{also}"
+    if len(marked) == 1:
+        ((node, reason),) = marked.items()
+        return node, f"whose reading says {reason}"
+    return None
+
+
+class CorruptionDetector:
+    """Ranks that compared what they should hold alike, and found that it is not."""
+
+    def __init__(self, agreed: int) -> None:
+        """`agreed` is the step at which they last found no difference: weights of before are not in doubt."""
+        self.agreed = agreed
+
+    def observe(self, point: Point) -> list[Finding]:
+        """Take in the next line; what it makes known."""
+        if point.checksums is None:
+            return []
+        if not point.checksums.ranks:
+            self.agreed = point.step
+            return []
+        found = point.checksums
+        return [
+            Finding(
+                signal="silent_data_corruption",
+                tier=Tier.ACT,
+                step=point.step,
+                onset_step=self.agreed,
+                at=point.ts,
+                rule="ranks compared what they should hold alike, and it differs",
+                evidence={"ranks": list(found.ranks), "certain": found.certain, "what": found.what},
             )
         ]
 

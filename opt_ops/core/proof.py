@@ -25,7 +25,7 @@ def prove(state: State, incident: Incident, policy: Policy) -> IncidentClosed | 
     """The incident's end with its proof, or None while the evidence is not in."""
     assert incident.decision is not None
     action = incident.decision.action
-    if incident.decision.advice or (action is Action.HALT and incident.answered):
+    if incident.decision.advice or action is Action.TELL or (action is Action.HALT and incident.answered):
         return _unproven(state, incident)
     if state.status is Status.COMPLETED:
         return _moot(state, incident)
@@ -157,7 +157,11 @@ def _prove_adoption(state: State, incident: Incident) -> IncidentClosed | None:
 
 def _unproven(state: State, incident: Incident) -> IncidentClosed:
     """Nobody acted on the decision, or an operator has answered it: there is nothing to prove."""
-    proof = {"advice": True} if incident.decision and incident.decision.advice else {"answered_by_operator": True}
+    decision = incident.decision
+    assert decision is not None
+    proof = {"answered_by_operator": True}
+    if decision.advice or decision.action is Action.TELL:
+        proof = {"advice" if decision.advice else "told": True}
     return IncidentClosed(
         incident=incident.name, proven=None, proof=proof, step_resumed=None, steps_lost=None, seconds_down=None
     )

@@ -27,6 +27,7 @@ from opt_ops.core.values import (
     Checkpoint,
     Driver,
     Fault,
+    GpuPart,
     LrFactor,
     Optimizer,
     Outcome,
@@ -186,6 +187,7 @@ class Node:
     excluded_at: float = 0.0
     allowed_at: float = 0.0  # by an operator, whatever was found before
     drain: str | None = None  # intended, done, refused
+    gpus: tuple[GpuPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,8 +223,8 @@ class Incident:
 
     @property
     def acted_on(self) -> bool:
-        """Whether what was decided is also done: nobody acts on advice."""
-        return self.decision is not None and not self.decision.advice
+        """Whether what was decided is also done: nobody acts on advice, or where people are only told."""
+        return self.decision is not None and not self.decision.advice and self.decision.action is not Action.TELL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ class Point:
     loss_scale: float | None = None  # of fp16
     actv_norm: float | None = None  # of what enters the last layer norm
     busy: Busy | None = None
+    checksums: Compared | None = None  # in steps in which ranks compared what they hold alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,18 @@ class Busy:
     median: float
     max: float
     rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What ranks found when they compared what they should hold alike: the ranks whose data is corrupt, if any.
+
+    Not `certain`: as many hold one thing as hold another, and the ranks are all of these.
+    """
+
+    ranks: tuple[int, ...] = ()
+    certain: bool = True
+    what: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

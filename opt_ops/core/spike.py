@@ -6,6 +6,7 @@ what watchers use: it holds the slow detector of `levels` too, so that one fault
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -65,15 +66,16 @@ class LossDetector:
         findings = self._gnorm.observe(point, point.gnorm)
         if self._gnorm.out:
             self._unhealthy.append((point.step, "the gradient norm is out of its band"))
-        findings += self._spike.observe(point, point.loss)
+        findings += self._spike.observe(point, point.loss, self._level.normal)
         if any(finding.tier is Tier.ACT for finding in findings):
             self._level = self._level.anew()
         elif slow := self._level.observe(point, point.loss):
             open_spike = self._spike.onset is not None  # one fault is told once
             findings += [f for f in slow if not (open_spike and f.signal == "loss_drift" and f.tier is Tier.ALERT)]
-            if any(finding.tier is Tier.ACT for finding in slow):
+            if any(f.signal == "loss_drift" and f.tier is Tier.ACT for f in slow):
                 self._spike.answered()
         if self._spike.onset is not None:
+            self._level.spiked()
             self._unhealthy.append((point.step, "the loss is out of its band"))
         elif self._level.risen:
             self._unhealthy.append((point.step, "the loss is above what it had reached"))
@@ -102,11 +104,11 @@ class _SpikeDetector:
         self.onset: Point | None = None
         self._learn()
 
-    def observe(self, point: Point, loss: float) -> list[Finding]:
+    def observe(self, point: Point, loss: float, normal: float | None) -> list[Finding]:
         if len(self._losses) < self._rule.warm:
             self._take_in(loss)
             return []
-        limit = self._limit()
+        limit = self._limit(normal)
         excess = max(0.0, loss - limit)
         self._recent.append((point, excess))
         if not excess:
@@ -183,10 +185,11 @@ class _SpikeDetector:
         self._trend.add(loss)
         self._losses.add(loss)
 
-    def _limit(self) -> float:
-        rule = self._rule
-        slow = self._losses.median + max(rule.deviations * self._losses.sd, rule.floor)
-        fast = self._trend.median + max(rule.deviations * self._residuals.sd, rule.floor)
+    def _limit(self, normal: float | None) -> float:
+        """The band's end. A loss that is too low takes the band down with it, but not what counts as `normal`."""
+        rule, least = self._rule, -math.inf if normal is None else normal
+        slow = max(self._losses.median, least) + max(rule.deviations * self._losses.sd, rule.floor)
+        fast = max(self._trend.median, least) + max(rule.deviations * self._residuals.sd, rule.floor)
         return min(slow, fast)
 
     def _finding(self, tier: Tier, point: Point, loss: float, limit: float, rule: str) -> Finding:

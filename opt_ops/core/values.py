@@ -39,6 +39,7 @@ class Action(StrEnum):
     CHANGE = "change"  # next run, from the newest good checkpoint, under other settings
     EXCLUDE = "exclude"  # take the node out; nothing that trains is touched
     ADOPT = "adopt"  # take over what is already running
+    TELL = "tell"  # leave training alone, and call a human
     HALT = "halt"  # stop, and call a human
 
 
@@ -62,6 +63,7 @@ class Fault(StrEnum):
     """A fault that a drill puts in on purpose."""
 
     LR = "lr"  # the trainer multiplies its learning rate for some updates
+    FLIP_BIT = "flip-bit"  # a rank of the trainer flips a bit of its weights
     KILL_RANK = "kill-rank"  # the node's agent kills the rank with SIGKILL
     HANG = "hang"  # the node's agent stops the rank with SIGSTOP
     XID = "xid"  # the node's agent finds an Xid line in its kernel log
@@ -158,6 +160,15 @@ class StackGroup:
 
     ranks: tuple[int, ...]
     frames: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuPart:
+    """A GPU as a thing that can be taken out and put in elsewhere."""
+
+    uuid: str
+    serial: str | None
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

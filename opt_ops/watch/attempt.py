@@ -129,7 +129,7 @@ class AttemptWatch:
             tier=Tier.ACT,
             attempt=attempt.name,
             step=last.step if last else None,
-            onset_step=None,
+            onset_step=self._training.agreed if kind == "silent_data_corruption" else None,
             at=first.at,
             nodes=(first.node,),
             rule="the first rank that ended with anything but code 0",

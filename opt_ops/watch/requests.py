@@ -120,6 +120,8 @@ def _change(state: State, request: Request) -> Event:
         raise _No(f"there is no verified healthy checkpoint at or before step {to_step}")
     if lr is not None and baseline(state) is None:
         raise _No("no attempt has said its schedule yet, so the learning rate cannot be set")
+    settings = tuple(map(str, given.get("settings", ())))
+    _ends_later(settings, int(to_step) if to_step is not None else (state.attempt and state.attempt.last_step) or 0)
     return ChangeRequested(
         request=request.request,
         author=request.author,
@@ -127,9 +129,17 @@ def _change(state: State, request: Request) -> Event:
         to_step=None if to_step is None else int(to_step),
         lr_factor=_positive(given.get("lr_factor"), "lr_factor"),
         lr=_positive(lr, "lr"),
-        settings=tuple(map(str, given.get("settings", ()))),
+        settings=settings,
         skip_batches=max(0, int(given.get("skip_batches", 0))),
     )
+
+
+def _ends_later(settings: tuple[str, ...], step: int) -> None:
+    """A trainer refuses to end before the step at which it goes on, and a user error halts the lineage."""
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name == "steps" and value.isdecimal() and int(value) <= step:
+            raise _No(f"steps={value}: training would go on from about step {step}; use `opt-ops run stop` to end it")
 
 
 def _positive(value: Any, name: str) -> float | None:
@@ -214,12 +224,12 @@ def _drill_arguments(
     state: State, attempt: Attempt | None, fault: Fault, given: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     match fault:
-        case Fault.KILL_RANK | Fault.HANG:
+        case Fault.KILL_RANK | Fault.HANG | Fault.FLIP_BIT:
             assert attempt is not None
             rank, ranks = int(given["rank"]), len(attempt.nodes) * attempt.ranks_per_node
             if not 0 <= rank < ranks:
                 raise _No(f"rank {rank}: {attempt.name} has ranks 0 to {ranks - 1}")
-            return {"rank": rank}
+            return {"rank": rank, "from_step": attempt.last_step or 1} if fault is Fault.FLIP_BIT else {"rank": rank}
         case Fault.XID:
             node, held = str(given["node"]), state.held
             if node not in held:

@@ -19,12 +19,14 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.pace import (
     ActivationDetector,
+    CorruptionDetector,
     LossScaleDetector,
     SaveDetector,
     Spent,
     StragglerDetector,
     ThroughputDetector,
     UsualTimes,
+    slow_node,
 )
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Attempt, State
@@ -53,6 +55,7 @@ class TrainingWatch:
         self._read: set[str] = set()
         self._following = ""
         self._detector = LossDetector(policy.spike, policy.drift)
+        self._corruption = CorruptionDetector(0)
         self._others = _others(policy)
         self._usual = UsualTimes()
         self._spent = Spent()
@@ -84,6 +87,11 @@ class TrainingWatch:
         """The attempt's newest telemetry."""
         return self._last if attempt.name == self._following else None
 
+    @property
+    def agreed(self) -> int:
+        """The step at which the attempt's ranks last found that they hold the same."""
+        return self._corruption.agreed
+
     def idle_seconds(self, attempt: Attempt) -> float:
         """How long the attempt has made no progress, as far as this life can know."""
         return self._clock.monotonic() - self._advanced_at if attempt.name == self._following else 0.0
@@ -107,6 +115,9 @@ class TrainingWatch:
         self._read.add(attempt.name)
         self._following = attempt.name
         self._learn()
+        agreed = (p.step for p in reversed(self._settled) if p.checksums is not None)
+        start = attempt.checkpoint.step if attempt.checkpoint else 0
+        self._corruption = CorruptionDetector(next(agreed, start + 1))
         self._others = _others(self._policy)
         self._usual = UsualTimes()
         self._spent = Spent()
@@ -151,8 +162,8 @@ class TrainingWatch:
         if self._first[0] is not point:  # the first step compiles, allocates and connects: it is not usual
             self._usual.observe("training", point.step_seconds)
             self._spent.step(point)
-        findings = [f for detector in (self._detector, *self._others) for f in detector.observe(point)]
-        for finding in findings:
+        detectors = (self._detector, self._corruption, *self._others)
+        for finding in [finding for detector in detectors for finding in detector.observe(point)]:
             raised = _signal(attempt, finding)
             if raised.key not in state.signals:
                 yield raised
@@ -160,6 +171,21 @@ class TrainingWatch:
                     yield replace(
                         raised, tier=Tier.ACT, rule=f"{raised.rule}, at the same place as in an earlier attempt"
                     )
+            behind = self._behind(state, attempt, raised)
+            if behind is not None and behind.key not in state.signals:
+                yield behind
+
+    def _behind(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:
+        """A drop in throughput with the node that causes it, where one stands out: that can be acted on."""
+        if raised.signal != "throughput_drop" or not attempt.nodes:
+            return None
+        readings = {name: node.reason for name in attempt.nodes if (node := state.nodes.get(name)) is not None}
+        share = self._policy.throughput.share
+        found = slow_node(raised.evidence, attempt.nodes, attempt.ranks_per_node, readings, share)
+        if found is None:
+            return None
+        node, why = found
+        return replace(raised, tier=Tier.ACT, nodes=(node,), evidence={**raised.evidence, "why": why})
 
     def _progress(self, state: State, attempt: Attempt) -> Iterator[Event]:
         """The first step, the first proof's worth of steps, then once a minute and once in each life of the daemon."""
@@ -252,7 +278,7 @@ def _others(policy: Policy) -> tuple[_Detector, ...]:
     return (
         StragglerDetector(policy.straggler),
         LossScaleDetector(policy.loss_scale),
-        ThroughputDetector(),
+        ThroughputDetector(policy.throughput),
         ActivationDetector(),
         SaveDetector(),
     )
@@ -286,8 +312,11 @@ def _readback(point: Point) -> Readback:
 
 
 def _signal(attempt: Attempt, finding: Finding) -> SignalRaised:
-    rank, per_node = finding.evidence.get("rank"), attempt.ranks_per_node
-    nodes = (attempt.nodes[rank // per_node],) if rank is not None and attempt.nodes else ()
+    rank, certain = finding.evidence.get("rank"), finding.evidence.get("certain", True)
+    ranks = finding.evidence.get("ranks", () if rank is None else (rank,))
+    nodes = tuple(dict.fromkeys(attempt.nodes[each // attempt.ranks_per_node] for each in ranks if attempt.nodes))
+    if not certain and len(nodes) > 1:
+        nodes = ()  # one of them is well, and nobody knows which
     return SignalRaised(
         signal=finding.signal,
         tier=finding.tier,

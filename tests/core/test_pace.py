@@ -1,19 +1,24 @@
 """Slow ranks, loss scales at their floor, saves that fail."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from opt_ops.core.pace import (
+    SLOWING,
     ActivationDetector,
+    CorruptionDetector,
     LossScaleDetector,
     LossScaleRule,
     SaveDetector,
     StragglerDetector,
     StragglerRule,
     ThroughputDetector,
+    ThroughputRule,
+    slow_node,
 )
-from opt_ops.core.signals import Busy, Point
+from opt_ops.core.signals import Busy, Compared, Point
 from opt_ops.core.values import Tier
 
 POINT = Point(
@@ -97,15 +102,53 @@ def test_a_run_that_looks_for_its_loss_scale_is_left_alone():
     assert [f for step in range(100) for f in detector.observe(at(step, loss_scale=2.0 ** max(8, 32 - step)))] == []
 
 
+NODES = ("n1", "n2", "n3")
+
+
+@pytest.mark.parametrize(
+    ("slowest", "readings", "node", "why"),
+    [
+        ({"2": 20, "3": 8}, {}, "n2", "whose ranks were the slowest in 28 of 32 steps"),
+        ({"2": 28}, {"n2": "hw_slowdown", "n3": "too_hot"}, "n2", "28 of 32 steps, and its reading says hw_slowdown"),
+        ({"2": 12, "4": 12}, {"n3": "pcie_width", "n1": "ok"}, "n3", "whose reading says pcie_width"),
+        ({}, {"n1": "power_brake"}, "n1", "whose reading says power_brake"),
+        ({}, {"n1": "power_brake", "n3": "too_hot"}, None, ""),
+        ({"2": 23}, {"n2": "ecc_corrected"}, None, ""),
+    ],
+)
+def test_the_node_behind_a_drop(slowest: dict[str, int], readings: dict[str, str], node: str | None, why: str):
+    found = slow_node({"slowest": slowest, "points": 32}, NODES, 2, readings, share=0.75)
+    assert (found[0] if found else None) == node
+    assert why in (found[1] if found else "")
+
+
+def test_reasons_that_slow_a_node_are_those_of_the_health_table():
+    import opt_ops.core.health as health
+
+    sources = "".join(path.read_text() for path in Path(health.__file__).parent.glob("*.py"))
+    assert [reason for reason in SLOWING if f'"{reason}"' not in sources] == []
+
+
+def test_ranks_that_differ_name_themselves_and_the_step_until_which_all_agreed():
+    detector = CorruptionDetector(agreed=1)
+    lines = [at(1), at(101, checksums=Compared()), at(102), at(201, checksums=Compared((3,), True, "its own shards"))]
+    (found,) = [f for line in lines for f in detector.observe(line)]
+    assert (found.signal, found.tier, found.step, found.onset_step) == ("silent_data_corruption", Tier.ACT, 201, 101)
+    assert found.evidence == {"ranks": [3], "certain": True, "what": "its own shards"}
+
+
 def test_a_lasting_loss_of_throughput_is_told_once_with_its_onset():
-    detector = ThroughputDetector()
+    rule = ThroughputRule()
+    detector = ThroughputDetector(rule)
     lines = [
         at(step, wps=(100.0 if step < 200 else 75.0) + step % 5 - (60 if step % 50 == 0 else 0)) for step in range(400)
     ]
-    (found,) = [f for line in lines for f in detector.observe(line)]
-    assert (found.signal, found.tier) == ("throughput_drop", Tier.ALERT)
-    assert 200 <= found.onset_step <= 200 + ThroughputDetector.WIDTH
-    quiet = ThroughputDetector()
+    found = [f for line in lines for f in detector.observe(line)]
+    assert {(f.signal, f.tier, f.onset_step) for f in found} == {("throughput_drop", Tier.ALERT, found[0].onset_step)}
+    assert 200 <= found[0].onset_step <= 200 + rule.width
+    assert found[1].step - found[0].step == rule.width, "asked again, for a reading that comes later"
+    assert found[0].evidence["slowest"] == {}, "nobody says who is slow"
+    quiet = ThroughputDetector(rule)
     assert [f for step in range(400) for f in quiet.observe(at(step, wps=100.0 - (60 if step % 8 == 0 else 0)))] == []
 
 

@@ -157,10 +157,29 @@ def test_a_rise_after_the_learning_rate_was_raised_has_to_be_larger():
     assert acts([replace(p, lr=2e-4) if p.step >= 2000 else p for p in rising]) == []
 
 
-def test_wrong_data_is_told_and_left_alone():
-    (found,) = findings(with_jump(curve(4000, seed=11), 3000, -1.1, 10_000))
-    assert (found.signal, found.tier) == ("loss_too_low", Tier.ALERT)
-    assert found.onset_step == pytest.approx(3000, abs=4)
+@pytest.mark.parametrize(("steps", "late"), [(1, 4), (60, 40), (200, 160)])
+def test_wrong_data_is_told_and_when_it_stays_a_page_is_asked(steps: int, late: int):
+    points = raised(curve(4000, seed=11), -1.1 / steps, at=3000)
+    low = [replace(p, loss=max(p.loss, q.loss - 1.1)) for p, q in zip(points, curve(4000, seed=11), strict=True)]
+    found = findings(low)
+    assert [(f.signal, f.tier) for f in found] == [("loss_too_low", Tier.ALERT), ("loss_too_low", Tier.ACT)]
+    assert {f.onset_step for f in found} == {found[0].onset_step}
+    assert found[0].onset_step == pytest.approx(3000, abs=late)
+    assert found[1].step - found[0].step == 64
+
+
+@pytest.mark.parametrize("length", [20, 40, 60, 100, 300])
+def test_a_loss_that_was_too_low_and_comes_back_is_no_divergence(length: int):
+    found = findings(with_jump(curve(4000, seed=11), 3000, -1.1, length))
+    paged = [Tier.ACT] if length > 64 else []
+    assert {f.signal for f in found} == {"loss_too_low"}
+    assert [f.tier for f in found] == [Tier.ALERT, *paged]
+
+
+def test_a_divergence_after_a_loss_that_was_too_low_is_one():
+    points = with_jump(with_jump(curve(4000, seed=11), 3000, -1.1, 60), 3060, 1.0, 10_000)
+    (act,) = acts(points)
+    assert (act.signal, act.onset_step) == ("loss_spike", pytest.approx(3060, abs=2))
 
 
 def test_a_curve_that_falls_no_more_is_told_once():

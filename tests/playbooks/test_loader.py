@@ -58,7 +58,7 @@ def test_an_edited_number_changes_the_policy_and_its_version(folder: Path):
         ("version = 1", "version = 0", "version: Input should be greater than or equal to 1"),
         ('name = "loss_spike"', 'name = "loss_spikes"', "name: is 'loss_spikes', but the file is called 'loss_spike'"),
         ("actions = 5", "actions = five", "Invalid value"),
-        ("margin_steps = 200", "", "ladder.1: Value error, lr_factor and margin_steps belong to rollback"),
+        ("margin_steps = 200", "", "ladder.1: Value error, margin_steps and lr_factor belong to rollback"),
     ],
 )
 def test_a_malformed_page_is_refused_with_file_and_line(folder: Path, old: str, new: str, said: str):
