@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
-from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, says_nothing_new
+from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, same_readings
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Allocation, Node, State
 from opt_ops.core.values import PREEMPTED, AllocationStatus, Tier, Verdict
@@ -102,6 +102,8 @@ class NodeWatch:
         self._clock = clock
         self._newest: dict[str, Heartbeat] = {}
         self._heard_at: dict[str, float] = {}
+        self._steady: set[str] = set()
+        """The nodes whose history the same readings would not change."""
         self._looked_at: dict[str, Node] = {}
         """The nodes about which nothing is new since they were judged as the state says."""
         self._around: object = None
@@ -151,13 +153,20 @@ class NodeWatch:
 
     def _hear(self, heartbeat: Heartbeat, now: float) -> None:
         name = heartbeat.node
-        before, history = self._newest.get(name), self._histories.get(name)
+        before, history = self._newest.get(name), self._histories.get(name, History())
         self._newest[name] = heartbeat
         self._heard_at[name] = now
-        if before is None or history is None or not says_nothing_new(history, before, heartbeat):
-            self._histories[name] = remember(history or History(), heartbeat, self._policy.expected_gpus)
-            self._looked_at.pop(name, None)
-            self._news = True
+        same = before is not None and same_readings(before, heartbeat)
+        if same and name in self._steady:
+            return
+        after = remember(history, heartbeat, self._policy.expected_gpus)
+        if not after.counts and (after == history if same else not after.streaks):
+            self._steady.add(name)
+        else:
+            self._steady.discard(name)
+        self._histories[name] = after
+        self._looked_at.pop(name, None)
+        self._news = True
 
     def _compare(self, held: Mapping[str, Allocation], now: float) -> None:
         """Hold the nodes beside each other; clocks that drift apart are noticed even when nothing else is new."""

@@ -46,6 +46,16 @@ class History:
     xids: tuple[Xid, ...] = ()
     """Of earlier lives, as far as they were journaled."""
 
+    @property
+    def streaks(self) -> bool:
+        """Whether anything applied at the newest reading."""
+        return any(found.streak for found in self.found.values())
+
+    @property
+    def counts(self) -> bool:
+        """Whether the passing of time may change it, without any new reading."""
+        return bool(self.counters or self.carriers)
+
 
 def measured(history: History, heartbeat: Heartbeat) -> History:
     """The history with a heartbeat's identities, links, ports and counters; a new allocation begins anew."""

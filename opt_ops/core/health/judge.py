@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from operator import attrgetter
 
 from opt_ops.core.health import xids
 from opt_ops.core.health.conditions import Sight
@@ -58,19 +59,12 @@ def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> Hist
     return replace(history, found=found)
 
 
-def says_nothing_new(history: History, before: Heartbeat, heartbeat: Heartbeat) -> bool:
-    """Whether `remember` and `judge` come to what the heartbeat before came to: the same readings, no counts."""
-    same = before is heartbeat or (
-        before.gpus == heartbeat.gpus
-        and before.xids == heartbeat.xids
-        and before.attempt == heartbeat.attempt
-        and before.nvml == heartbeat.nvml
-        and before.machine == heartbeat.machine
-        and before.driver == heartbeat.driver
-        and before.allocation == heartbeat.allocation
-    )
-    counts = history.counters or any(found.streak for found in history.found.values())
-    return same and heartbeat.allocation == history.allocation and not counts
+_readings = attrgetter(*(each.name for each in fields(Heartbeat) if each.name not in ("ts", "orders", "warned")))
+
+
+def same_readings(before: Heartbeat, heartbeat: Heartbeat) -> bool:
+    """Whether a heartbeat says of its node what the one before said."""
+    return before is heartbeat or _readings(before) == _readings(heartbeat)
 
 
 def _key(reason: str, signal: str) -> str:
