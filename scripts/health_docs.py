@@ -37,7 +37,8 @@ Xid catalogue of 2025-10-29. The driver's own recovery action, and Xid 154 which
 Xid; "none" acquits nothing. Workflows: 48 with 63 or 64 on the same GPU is a reset, alone a field diagnostic. 63
 marks a row, `remap_pending` follows it; 64 is a reset. 74 (NVLink) lets the job go on and asks for a reset at its end;
 a Hopper's goes by the registers in its line, a table below. 144–150 (NVLink 5) go by their line: "Fatal" is a reset,
-"Nonfatal" waits for 154. 45 is a consequence and never a cause. An error that comes again within a minute is the same event.
+"Nonfatal" waits for 154. 45 is a consequence and never a cause. An error that comes again within a minute is the same
+event.
 """
 
 NVLINK = """## Xid 74 of a Hopper GPU

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opt_ops.core.values import Action, Checkpoint, Severity, Tier, Verdict
+from opt_ops.core.values import Action, Checkpoint, GpuPart, Severity, Tier, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class SignalRaised:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeJudged:
-    """Observation: a node's verdict, with the reason code and who says so. Written when it changes."""
+    """Observation: a node's verdict, with the reason code and who says so. Written when it changes, or its GPUs do."""
 
     node: str
     host: str
@@ -41,6 +41,7 @@ class NodeJudged:
     at: float
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
     drill: str | None = None
+    gpus: tuple[GpuPart, ...] = ()  # that the node has, unless they are those that were told last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ def _signal_raised(state: State, event: e.SignalRaised, _: e.Entry) -> State:
 
 
 def _node_judged(state: State, event: e.NodeJudged, _: e.Entry) -> State:
+    known = state.nodes.get(event.node)
     return with_node(
         state,
         event.node,
@@ -27,6 +28,7 @@ def _node_judged(state: State, event: e.NodeJudged, _: e.Entry) -> State:
         at=event.at,
         evidence=event.evidence,
         drill=event.drill,
+        gpus=event.gpus or (known.gpus if known else ()),
     )
 
 
