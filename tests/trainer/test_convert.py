@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.trainer.convert_files import SHAPES, hugging_face, metaseq_names, save_metaseq
+from tests.trainer.plain_opt import PlainOPT
 from trainer import manifest
 from trainer.convert import huggingface, native, pickles
 from trainer.convert.__main__ import main, read
@@ -305,3 +306,19 @@ def test_the_tokenizer_puts_the_end_of_a_document_first(tmp_path: Path) -> None:
     ids = theirs("some text").input_ids
     assert ids == [2, *tokenizer.encode("some text", add_special_tokens=False).ids]
     assert theirs.decode(ids, skip_special_tokens=True) == "some text"
+
+
+@pytest.mark.parametrize("shape", ["pre-LN", "350M"])
+def test_the_plain_reference_of_benchmarks_is_the_same_model(shape: str, tmp_path: Path) -> None:
+    model = hugging_face(shape)
+    model.save_pretrained(tmp_path / "hf")
+    weights = read(tmp_path / "hf")
+    reference = PlainOPT(weights.config).eval()
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            content = weights.entries[name].load()
+            parameter.zero_()
+            parameter[: len(content)] = content
+        found = reference.logits(tokens(weights.config.vocab_size))[..., : weights.config.vocab_size]
+    torch.testing.assert_close(found, their_logits(model), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, logits_of(weights), rtol=0, atol=1e-5)
