@@ -42,8 +42,8 @@ class Supervisor:
         self._journal = Journal(folder / "journal")
         self.notes = self._journal.notes
         self.state = replay(self._journal.entries)
-        allocation = AllocationWatch(ports.scheduler, ports.clock)
         training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
+        allocation = AllocationWatch(ports.scheduler, training, ports.clock)
         nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock)
         self._requests = RequestWatch(ports.inbox)
         self._watchers = (

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from opt_ops.core.energy import EnergyMeter
 from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, same_readings
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import Allocation, Node, State
-from opt_ops.core.values import PREEMPTED, AllocationStatus, Tier, Verdict
+from opt_ops.core.values import PREEMPTED, AllocationStatus, GpuPart, Tier, Verdict
 from opt_ops.errors import SchedulerUnavailable
 from opt_ops.ports import Agents, Clock, JobState, Scheduler
 from opt_ops.watch.training import TrainingWatch
@@ -28,7 +29,8 @@ _SIGNAL_OF_END = {"TIMEOUT": "time_limit", PREEMPTED: "preemption", "CANCELLED":
 class AllocationWatch:
     """Asks the scheduler what becomes of our jobs."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock) -> None:
+    def __init__(self, scheduler: Scheduler, training: TrainingWatch, clock: Clock) -> None:
+        self._training = training
         self._scheduler = scheduler
         self._clock = clock
         self._counted_at = clock.monotonic() - _COUNT_SECONDS
@@ -57,13 +59,15 @@ class AllocationWatch:
         attempt = state.attempt
         lost = job.status is AllocationStatus.ENDED and attempt is not None and attempt.live and not state.ended
         if lost and attempt is not None and not set(allocation.nodes).isdisjoint(attempt.nodes):
+            last = self._training.last(attempt)
+            yield from self._training.catch_up(attempt)
             raised = SignalRaised(
                 signal=_SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", "allocation_lost"),
                 tier=Tier.ACT,
                 attempt=attempt.name,
-                step=attempt.last_step,
+                step=last.step if last else attempt.last_step,
                 onset_step=None,
-                at=attempt.last_step_at or attempt.intended_at,
+                at=last.ts if last else attempt.last_step_at or attempt.intended_at,
                 rule="the scheduler says that the job has ended",
                 evidence={"job": job_id, "reason": job.reason},
             )
@@ -111,6 +115,7 @@ class NodeWatch:
         self._histories: dict[str, History] = {}
         self._differing: Mapping[str, Judgement] = {}
         self._compared_at = clock.monotonic()
+        self._energy = EnergyMeter()
 
     def silent(self, node: str) -> bool:
         """Whether the node's agent has not been heard for too long, as far as this life can know."""
@@ -138,6 +143,10 @@ class NodeWatch:
             holder = held.get(heartbeat.node)
             if holder is None or heartbeat.allocation in (None, holder.name):
                 self._hear(heartbeat, now)
+                if holder is not None:
+                    self._energy.hear(heartbeat)
+        if metered := self._energy.account(state.ended):
+            yield metered
         for name in self._heard_at.keys() - held.keys():
             del self._heard_at[name]  # when it is held again, listening begins anew
         self._compare(held, now)
@@ -184,9 +193,11 @@ class NodeWatch:
             return
         node = known or Node(name=name)
         judgement = self._judge(state, node, heartbeat)
-        if (judgement.verdict, judgement.reason) != (node.verdict, node.reason):
+        gpus = _parts(heartbeat)
+        news = () if gpus == node.gpus else gpus
+        if (judgement.verdict, judgement.reason) != (node.verdict, node.reason) or news:
             yield from self._catch_up(state, name)
-            yield _judged(heartbeat, judgement)
+            yield _judged(heartbeat, judgement, news)
         elif known is not None:
             self._looked_at[name] = known
 
@@ -253,7 +264,13 @@ class NodeWatch:
             yield raised
 
 
-def _judged(heartbeat: Heartbeat, judgement: Judgement) -> NodeJudged:
+def _parts(heartbeat: Heartbeat) -> tuple[GpuPart, ...]:
+    return tuple(
+        GpuPart(uuid=gpu.uuid, serial=gpu.serial, name=gpu.name) for gpu in heartbeat.gpus if gpu.uuid is not None
+    )
+
+
+def _judged(heartbeat: Heartbeat, judgement: Judgement, gpus: tuple[GpuPart, ...]) -> NodeJudged:
     return NodeJudged(
         node=heartbeat.node,
         host=heartbeat.host,
@@ -263,4 +280,5 @@ def _judged(heartbeat: Heartbeat, judgement: Judgement) -> NodeJudged:
         at=heartbeat.ts,
         evidence=judgement.evidence,
         drill=judgement.drill,
+        gpus=gpus,
     )

@@ -174,6 +174,9 @@ def test_what_cannot_be_is_refused_with_the_reason():
     assert "must be above 0" in refused(story, "change", lr=-1)
     assert "there is nothing to resume" in refused(story, "resume")
     assert "the daemon drives already" in refused(story, "drive", driver="daemon")
+    step = story.state.attempt.last_step
+    assert f"go on from about step {step}" in refused(story, "change", settings=[f"steps={step}"])
+    ask(story, "change", settings=[f"steps={step + 1}"])
     early = Story()
     early.begin()
     assert "has said its schedule" in refused(early, "change", lr=1e-4)

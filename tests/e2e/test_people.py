@@ -57,7 +57,7 @@ def test_a_person_takes_over_and_hands_back(site: Site):
     assert "advice: a person drives" in site.command("run", "explain", "1")
     site.command("run", "hand-back", "1", "--yes", "-q")
     state = site.wait(lambda state: len(state.attempts) == 2 and state.status is Status.TRAINING and state)
-    assert state.incidents["1-i001"].kind == "process_death"
+    assert state.incidents["1-i001"].kind in ("process_death", "hang"), "the others wait for the dead one meanwhile"
 
 
 def test_a_training_of_another_launcher_is_watched_and_not_touched(site: Site):
