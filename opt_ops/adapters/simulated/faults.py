@@ -42,6 +42,21 @@ class KillRank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlipBit:
+    """A bit flips in what a rank holds. Nothing shows it until the ranks compare."""
+
+    rank: int | None = None
+
+    def strike(self, world: World) -> None:
+        """Flip it."""
+        training = world.running
+        if training is None:
+            return
+        ranks = len(training.launch.nodes) * training.launch.ranks_per_node
+        training.flipped = self.rank if self.rank is not None else int(world.draw([str(each) for each in range(ranks)]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hang:
     """Training stands still; every process lives. `rank` is the one that the others wait for."""
 

@@ -48,6 +48,7 @@ class Physics:
     step_seconds: float = 20.0
     full_nodes: int = 0  # on fewer nodes a step takes longer in proportion; 0: it does not
     save_every: int = 10  # steps
+    checksum_every: int = 100  # steps between two looks at what ranks hold alike; 0: never
     evaluate_every: int = 0  # steps; 0: never
     keep: tuple[tuple[int, int], ...] = ()
     """Checkpoints that are kept: (age in steps, spacing in steps). Above each age, only those at its spacing."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opt_ops.adapters.simulated.physics import Costs, Physics
-from opt_ops.core.signals import Busy, Point
+from opt_ops.core.signals import Busy, Compared, Point
 from opt_ops.core.values import Checkpoint
 from opt_ops.ports import Launch, Phase, TrainerConfig
 
@@ -107,6 +107,7 @@ class Training:
         self._start: Saved | None = None
         self.save_asked = False
         self.drills: list[Mapping[str, Any]] = []
+        self.flipped: int | None = None  # the rank whose data is corrupt
         self.slow: dict[str, float] = {}
         self.stacks: dict[str, dict[int, str]] = {}
         self.stuck_rank: int | None = None
@@ -140,7 +141,7 @@ class Training:
         self.step += 1
         point = self._point(self._epoch + ended_at)
         self.points.append(point)
-        if not point.finite:
+        if not point.finite or self.corrupt:
             self.stall()
             return False
         save = self.save_asked or self.step % self._physics.save_every == 0 or self.step == self._physics.steps
@@ -170,6 +171,12 @@ class Training:
         """Whether the curve is not what it should be at the newest step or soon."""
         return self.sickness is not None or self.step + 1 in self._curve.bumps
 
+    @property
+    def corrupt(self) -> tuple[int, ...]:
+        """The ranks whose data was found to be corrupt, with which training ends."""
+        found = self.points[-1].checksums if self.points else None
+        return found.ranks if found is not None else ()
+
     def lr_scale(self, step: int) -> float:
         """The product of the factors in force at update `step`."""
         scale = 1.0
@@ -186,7 +193,7 @@ class Training:
     def _drilled(self, step: int) -> float:
         factor = 1.0
         for drill in self.drills:
-            if drill["from_step"] <= step < drill["from_step"] + drill["updates"]:
+            if drill["kind"] == "lr" and drill["from_step"] <= step < drill["from_step"] + drill["updates"]:
                 factor *= drill["factor"]
         return factor
 
@@ -220,7 +227,17 @@ class Training:
             finite=finite,
             save_seconds=self._held_up,
             busy=self._busy(),
+            checksums=self._compared(step),
         )
+
+    def _compared(self, step: int) -> Compared | None:
+        """After every so many steps, ranks look whether they hold the same; after a drill's flip at once."""
+        every, flips = self._physics.checksum_every, [drill for drill in self.drills if drill["kind"] == "flip-bit"]
+        struck = next((drill for drill in flips if drill["from_step"] < step), None)
+        if not every or (struck is None and step % every != 1):
+            return None
+        rank = self.flipped if struck is None else int(struck["rank"])
+        return Compared() if rank is None else Compared((rank,), True, "its own shards changed between two updates")
 
     def _busy(self) -> Busy:
         """How long ranks had work of their own: those of a slow node longer, everybody waits for them."""

@@ -21,7 +21,7 @@ EPOCH = 1_636_588_800.0  # 11 November 2021, 00:00 UTC: where the published reco
 
 _THINNING = 16  # saves between two looks for checkpoints to thin out
 
-_DAMAGED, _NOT_FINITE = 65, 82  # the trainer's exit codes (docs/formats.md)
+_DAMAGED, _NOT_FINITE, _CORRUPT, _PEER_CORRUPT = 65, 82, 85, 87  # the trainer's exit codes (docs/formats.md)
 
 
 class Fault(Protocol):
@@ -172,6 +172,9 @@ class World:
             self.strike(fault)
         if not training.points[-1].finite:
             self.agents.finish(training.launch.attempt, _NOT_FINITE)
+        for rank in training.corrupt:
+            self.agents.kill(training.launch.attempt, rank, _CORRUPT, None)
+            self.agents.finish(training.launch.attempt, _PEER_CORRUPT)
         if training.troubled:
             self.timeline.disturb()
         return save or bool(faults) or training.troubled or training.next_at == FOREVER

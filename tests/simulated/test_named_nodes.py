@@ -1,0 +1,107 @@
+"""A node that makes everybody slow, or whose data is corrupt, is named and left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from opt_ops.adapters.simulated import faults
+from opt_ops.adapters.simulated.hands import SimulatedTrainer
+from opt_ops.adapters.simulated.training import Training
+from opt_ops.adapters.simulated.world import Planned
+from opt_ops.core.run import Incident
+from opt_ops.core.values import Action, Tier
+from tests.simulated.lives import Lives, physics, start, without_sync
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch):
+    without_sync(monkeypatch)
+
+
+def tell(folder: Path, *plan: Planned, steps: int = 400, **other: object) -> Lives:
+    shape = start(nodes=3, spares=2, ranks_per_node=2)
+    lives = Lives(folder, (Planned(fault=shape, at=0.0), *plan), physics(steps, gpus_per_node=2, **other))
+    lives.drive(until=100_000.0)
+    assert lives.state.status == "COMPLETED"
+    return lives
+
+
+def nodes_of(lives: Lives, incident: Incident) -> tuple[str, ...]:
+    assert incident.next_attempt is not None
+    return lives.state.attempts[incident.next_attempt].nodes
+
+
+def test_a_flipped_bit_ends_in_a_rollback_to_before_all_agreed_without_its_node(tmp_path: Path):
+    lives = tell(tmp_path, Planned(fault=faults.FlipBit(rank=3), step=250))
+    (incident,) = lives.state.incidents.values()
+    used = lives.state.attempts["1.00-a0"].nodes
+    assert (incident.kind, incident.nodes, incident.step_failed, incident.onset_step) == (
+        *("silent_data_corruption", (used[1],), 301, 201),
+    )
+    assert incident.cause.startswith(f"data is corrupt on rank 3 on {used[1]}: its own shards")
+    decision = incident.decision
+    assert decision is not None
+    assert (decision.action, decision.lr_factor, decision.exclude) == (Action.ROLLBACK, None, (used[1],))
+    assert decision.checkpoint is not None
+    assert decision.checkpoint.step == 200, "those of steps 210 to 300 are verified, and in doubt"
+    assert incident.proven
+    assert used[1] not in nodes_of(lives, incident)
+    codes = {each.rank: each.code for each in lives.state.attempts["1.00-a0"].exits}
+    assert codes == {rank: 85 if rank == 3 else 87 for rank in range(6)}
+
+
+def test_without_telemetry_the_exit_codes_name_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    points = SimulatedTrainer.points
+
+    def without_the_last_line(self: SimulatedTrainer, attempt: str):
+        return [each for each in points(self, attempt) if each.checksums is None or not each.checksums.ranks]
+
+    monkeypatch.setattr(SimulatedTrainer, "points", without_the_last_line)
+    lives = tell(tmp_path, Planned(fault=faults.FlipBit(rank=3), step=250))
+    (incident,) = lives.state.incidents.values()
+    used = lives.state.attempts["1.00-a0"].nodes
+    assert (incident.kind, incident.nodes) == ("silent_data_corruption", (used[1],))
+    assert incident.decision is not None
+    assert incident.decision.checkpoint is not None
+    assert incident.decision.checkpoint.step == 200
+
+
+def test_a_flip_as_a_drill_is_one_to_the_end(tmp_path: Path):
+    drill = faults.Ask(request="r-flip", verb="drill", arguments={"fault": "flip-bit", "rank": 5})
+    lives = tell(tmp_path, Planned(fault=drill, step=150))
+    (incident,) = lives.state.incidents.values()
+    assert (incident.kind, incident.drill, incident.evidence["ranks"]) == ("silent_data_corruption", "d000", [5])
+    assert incident.proven
+
+
+def test_a_node_that_costs_a_fifth_is_named_and_left_out(tmp_path: Path):
+    lives = tell(tmp_path, Planned(fault=faults.Slow(factor=1.28, seconds=1e6), step=150))
+    (incident,) = lives.state.incidents.values()
+    (slow,) = (name for name, node in lives.world.cluster.nodes.items() if node.slowness > 1.0)
+    assert (incident.kind, incident.nodes) == ("throughput_drop", (slow,))
+    assert f"{slow}, whose ranks were the slowest in 32 of 32 steps" in incident.cause
+    decision = incident.decision
+    assert decision is not None
+    assert (decision.action, decision.save_first, decision.exclude) == (Action.RESTART, True, (slow,))
+    assert slow not in nodes_of(lives, incident)
+    assert incident.steps_lost == 0, "it has saved before it left"
+
+
+def test_a_drop_that_no_node_explains_is_told_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Training, "_busy", lambda self: None)
+    lives = tell(tmp_path, Planned(fault=faults.Slow(factor=1.5, seconds=1e6), step=150))
+    assert lives.state.incidents == {}
+    assert {(s.signal, s.tier) for s in lives.state.signals.values()} == {("throughput_drop", Tier.ALERT)}
+
+
+def test_a_loss_that_is_too_low_is_told_once_and_training_goes_on(tmp_path: Path):
+    low = Planned(fault=faults.Bump(step=700, height=-1.0, steps=2000), at=0.0)
+    lives = tell(tmp_path, low, steps=900)
+    (incident,) = lives.state.incidents.values()
+    assert incident.decision is not None
+    assert (incident.kind, incident.decision.action, incident.proven) == ("loss_too_low", Action.TELL, None)
+    assert len(lives.state.attempts) == 1
+    pages = [alert.told for alert in lives.state.alerts.values() if alert.told.severity == "page"]
+    assert [page.title for page in pages] == [f"opt-ops 1: {incident.cause}"]
