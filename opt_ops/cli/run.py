@@ -63,6 +63,16 @@ def queue(
         say("no lineages yet\n  next: opt-ops run start opt-tiny")
 
 
+def _corpus(given: str) -> str:
+    """As it was given, with the whole path: trainers are started elsewhere."""
+    if Path(given).exists():
+        return str(Path(given).absolute())
+    found = re.fullmatch(r"([\w.-]+=)?(.+?)(:[\d.]+)?", given)
+    if not found or not Path(found[2]).exists():
+        raise UsageError(f"--data {given}: {found[2] if found else given} does not exist")
+    return f"{found[1] or ''}{Path(found[2]).absolute()}{found[3] or ''}"
+
+
 @app.command("list")
 def list_(output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
     """All lineages, one line each; the same as `opt-ops q`."""
@@ -75,7 +85,13 @@ def start(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe.")
     ] = None,
-    data: Annotated[list[Path] | None, typer.Option(help="JSONL files or folders of them with a `text` field.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]PATH[:WEIGHT]",
+            help="JSONL file with a `text` field, or a folder of them; with weights, corpora that are mixed.",
+        ),
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with GPT-2's files.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that train. [default: configuration]")] = None,
     spares: Annotated[int | None, typer.Option(min=0, help="Nodes held beside them.")] = None,
@@ -93,13 +109,14 @@ def start(
     Examples:
       opt-ops run start opt-tiny --set steps=400
       opt-ops run start opt-125m --data corpus/ --nodes 4 --spares 1 --ranks 8
+      opt-ops run start opt-125m --data wiki=wiki/:0.3 --data books=books/:0.7
     """
     for setting in set_ or []:
         if not re.fullmatch(r"[\w.]+=.*", setting):
             raise UsageError(f"--set {setting}: not of the form key=value", "python -m trainer --list-recipes")
-    for path in [*(data or []), *([tokenizer] if tokenizer else [])]:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist")
+    corpora = [_corpus(each) for each in data or []]
+    if tokenizer and not tokenizer.exists():
+        raise UsageError(f"{tokenizer} does not exist")
     config = settings.config
     default = config.shape
     shape = {
@@ -113,7 +130,7 @@ def start(
     arguments: dict[str, Any] = {
         "recipe": recipe,
         "settings": set_ or [],
-        "data": [str(path.absolute()) for path in data or []],
+        "data": corpora,
         "tokenizer": str(tokenizer.absolute()) if tokenizer else None,
         "shape": shape,
     }

@@ -110,6 +110,7 @@ def test_an_empty_site_is_not_an_error(tmp_path: Path):
         (["run", "fly"], 2, "No such command"),
         (["run", "start", "opt-tiny", "--set", "steps"], 2, "not of the form key=value"),
         (["run", "start", "opt-tiny", "--data", "/no/such"], 2, "/no/such does not exist"),
+        (["run", "start", "opt-tiny", "--data", "wiki=/no/such:0.3"], 2, "/no/such does not exist"),
         (["run", "stop", "12"], 4, "not done without confirmation"),
         (["drill", "kill-rank", "12", "--yes"], 4, "no daemon is watching"),
         (["events", "12", "--since", "yesterday"], 2, "not of the form 90s, 15m, 2h or 3d"),
