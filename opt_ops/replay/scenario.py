@@ -194,7 +194,7 @@ class Scenario(_Table):
     person: Person
     trace: Trace = Trace()
     people: People = People()
-    vary: dict[str, tuple[float, ...]] = {}  # spares, save_every, see_seconds: for the tables of the report
+    vary: dict[Literal["spares", "save_every", "see_seconds"], tuple[float, ...]] = {}  # for the report's tables
 
     @property
     def healthy_seconds(self) -> float:

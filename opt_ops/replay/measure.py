@@ -1,0 +1,160 @@
+"""What a replay came to: goodput, where the time went, what each incident cost, and how long nobody was needed.
+
+Goodput is kept steps × healthy step time, scheduled evaluation included, ÷ wall clock; `share of ideal` leaves the
+evaluation out. ETTR is the time of kept steps, as long as they took, ÷ wall clock.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from opt_ops.adapters.simulated.training import Training
+from opt_ops.adapters.simulated.world import EPOCH
+from opt_ops.core.run import Incident, State
+from opt_ops.core.values import Severity
+from opt_ops.replay.fate import Fate
+from opt_ops.replay.oracle import Oracle
+from opt_ops.replay.play import Played
+from opt_ops.replay.scenario import Scenario
+
+DAY = 86400.0
+_LOSS = frozenset({"loss_spike", "loss_drift", "non_finite_loss", "loss_scale_floor"})
+_HARDWARE = frozenset({"bad_gpu", "gpu_error", "silent_node", "process_death", "hang", "communication"})
+
+
+@dataclass(slots=True)
+class Measured:
+    """One replay. Times in seconds."""
+
+    seed: int
+    status: str
+    why: str
+    wall: float
+    steps: int
+    goodput: float
+    share_of_ideal: float
+    ettr: float
+    oracle_goodput: float | None
+    stops: int
+    incidents: list[dict[str, Any]]
+    pages: list[tuple[float, str]]
+    longest_hands_off: float
+    lost: dict[str, float] = field(default_factory=dict[str, float])
+    """By what it went to: standstill and repeated steps by the kind of incident, saves, fewer nodes and slow ones."""
+    hardware_stop: float | None = None  # mean seconds of standstill and repeated steps
+    divergence: float | None = None
+
+    @property
+    def share_of_oracle(self) -> float | None:
+        """Of the goodput that the oracle reaches on the same fate."""
+        return self.goodput / self.oracle_goodput if self.oracle_goodput else None
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "share_of_oracle": self.share_of_oracle}
+
+
+def measure(scenario: Scenario, fate: Fate, played: Played, spares: int | None = None) -> Measured:
+    """Measure a replay that is over. `spares`: as it was varied."""
+    world, state = played.world, played.state
+    wall = state.since - EPOCH if state.ended else world.now
+    kept, lost = _account(scenario, list(world.trainings.values()), state)
+    ideal = kept.steps * scenario.training.step_seconds.value
+    healthy = scenario.healthy_seconds * kept.steps / scenario.training.steps
+    completed = state.status == "COMPLETED"
+    oracle = scenario.healthy_seconds / Oracle(scenario, fate, spares).seconds if completed else None
+    pages = [(at, alert.title) for at, alert in world.alerts if alert.severity is Severity.PAGE]
+    costs = [_cost(scenario, incident) for incident in state.incidents.values()]
+    return Measured(
+        seed=fate.seed,
+        status=str(state.status),
+        why=state.why,
+        wall=wall,
+        steps=kept.steps,
+        goodput=healthy / wall,
+        share_of_ideal=ideal / wall,
+        ettr=kept.seconds / wall,
+        oracle_goodput=oracle,
+        stops=len(fate.stops),
+        incidents=costs,
+        pages=pages,
+        longest_hands_off=_longest(pages, wall),
+        lost={kind: seconds for kind, seconds in sorted(lost.items(), key=lambda pair: -pair[1]) if seconds > 1.0},
+        hardware_stop=_mean([each["cost"] for each in costs if each["kind"] in _HARDWARE and each["cost"]]),
+        divergence=_mean([each["cost"] for each in costs if each["kind"] in _LOSS and each["cost"]]),
+    )
+
+
+def _cost(scenario: Scenario, incident: Incident) -> dict[str, Any]:
+    decision = incident.decision
+    down, repeated = incident.seconds_down or 0.0, incident.steps_lost or 0
+    return {
+        "incident": incident.name,
+        "kind": incident.kind,
+        "cause": incident.cause,
+        "at": incident.at - EPOCH,
+        "seen_after": incident.opened_at - incident.at,
+        "step_failed": incident.step_failed,
+        "step_resumed": incident.step_resumed,
+        "action": str(decision.action) if decision else None,
+        "playbook": decision.playbook if decision else None,
+        "rung": decision.rung + 1 if decision else None,
+        "lr_factor": decision.lr_factor if decision else None,
+        "steps_lost": repeated,
+        "seconds_down": down,
+        "cost": down + repeated * scenario.training.step_seconds.value,
+        "proven": incident.proven,
+    }
+
+
+@dataclass(slots=True)
+class _Kept:
+    steps: int = 0
+    seconds: float = 0.0
+
+
+def _account(scenario: Scenario, trainings: Sequence[Training], state: State) -> tuple[_Kept, dict[str, float]]:
+    """What was kept, and to what the rest of the time went."""
+    usual = scenario.training.step_seconds.value
+    lost: defaultdict[str, float] = defaultdict(float)
+    kept = _Kept()
+    start = 0.0
+    before: Training | None = None
+    stepped = [training for training in trainings if training.points]
+    resumes = [training.points[0].step for training in stepped]
+    for number, training in enumerate(stepped):
+        why = _why(state, before)
+        # Steps that a later attempt trains again do not count: from its first step on.
+        until = min(resumes[number + 1 :], default=training.points[-1].step + 1)
+        lost[f"standstill: {why}"] += training.points[0].ts - EPOCH - training.points[0].step_seconds - start
+        again = _why(state, training)
+        for point in training.points:
+            if point.step < until:
+                kept.steps += 1
+                kept.seconds += point.step_seconds
+                lost["saves"] += point.save_seconds
+                lost["fewer or slow nodes"] += max(0.0, point.step_seconds - point.save_seconds - usual)
+            else:
+                lost[f"repeated: {again}"] += point.step_seconds
+        start, before = training.points[-1].ts - EPOCH, training
+    return kept, lost
+
+
+def _why(state: State, ended: Training | None) -> str:
+    if ended is None:
+        return "start"
+    hit = [i for i in state.incidents.values() if i.attempt == ended.launch.attempt and i.acted_on]
+    return hit[0].kind if hit else "end"
+
+
+def _longest(pages: Sequence[tuple[float, str]], wall: float) -> float:
+    moments = [0.0, *(at for at, _ in pages), wall]
+    return max(later - earlier for earlier, later in pairwise(moments))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

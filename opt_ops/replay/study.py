@@ -1,0 +1,114 @@
+"""Many replays of one scenario: over seeds, and with spares, save interval and eyesight varied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from opt_ops.replay.fate import draw
+from opt_ops.replay.measure import DAY, Measured, measure
+from opt_ops.replay.play import Options, play
+from opt_ops.replay.scenario import Scenario
+from opt_ops.replay.trace import Record
+
+HANDS_OFF_DAYS = 14.0
+"""What Meta wished for after OPT-175B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A mean over seeds, with its spread."""
+
+    mean: float
+    sd: float
+    least: float
+    most: float
+
+
+def figure(values: Iterable[float | None]) -> Figure | None:
+    """None where there is nothing to average."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Figure(mean(known), stdev(known) if len(known) > 1 else 0.0, min(known), max(known))
+
+
+def replay(
+    scenario: Scenario,
+    record: Record | None,
+    seeds: Sequence[int],
+    options: Options | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> list[Measured]:
+    """Replay each seed. `progress` is told the seed and the share of its steps."""
+    found: list[Measured] = []
+    for seed in seeds:
+        fate = draw(scenario, record, seed)
+
+        def tell(share: float, seed: int = seed) -> None:
+            if progress is not None:
+                progress(seed, share)
+
+        played = play(scenario, fate, options, progress=tell)
+        found.append(measure(scenario, fate, played, options.spares if options else None))
+    return found
+
+
+def summary(measured: Sequence[Measured]) -> dict[str, Any]:
+    """The figures of several replays, in the units that people read."""
+    figures = {
+        "goodput_percent": figure(100 * each.goodput for each in measured),
+        "oracle_percent": figure(100 * o if (o := each.oracle_goodput) else None for each in measured),
+        "share_of_oracle_percent": figure(100 * s if (s := each.share_of_oracle) else None for each in measured),
+        "share_of_ideal_percent": figure(100 * each.share_of_ideal for each in measured),
+        "ettr_percent": figure(100 * each.ettr for each in measured),
+        "wall_days": figure(each.wall / DAY for each in measured),
+        "stops": figure(float(each.stops) for each in measured),
+        "hardware_stop_minutes": figure(s / 60 if (s := each.hardware_stop) else None for each in measured),
+        "divergence_hours": figure(s / 3600 if (s := each.divergence) else None for each in measured),
+        "human_calls": figure(float(len(each.pages)) for each in measured),
+        "longest_hands_off_days": figure(each.longest_hands_off / DAY for each in measured),
+    }
+    ends: dict[str, int] = {}
+    for each in measured:
+        ends[each.status] = ends.get(each.status, 0) + 1
+    days = [each.longest_hands_off / DAY for each in measured]
+    return {
+        "seeds": len(measured),
+        **{name: None if each is None else _plain(each) for name, each in figures.items()},
+        "hands_off_14_days_percent": 100 * mean(each >= HANDS_OFF_DAYS for each in days),
+        "ends": ends,
+    }
+
+
+def _plain(figure: Figure) -> dict[str, float]:
+    half = {"mean": figure.mean, "sd": figure.sd, "least": figure.least, "most": figure.most}
+    return {name: round(value, 4) for name, value in half.items() if math.isfinite(value)}
+
+
+def lost_by_cause(measured: Sequence[Measured]) -> dict[str, float]:
+    """Mean hours by what they went to, the most first."""
+    causes = {cause for each in measured for cause in each.lost}
+    hours = {cause: mean(each.lost.get(cause, 0.0) for each in measured) / 3600 for cause in causes}
+    return dict(sorted(hours.items(), key=lambda pair: -pair[1]))
+
+
+def variations(scenario: Scenario) -> list[tuple[str, float, Options]]:
+    """What the scenario wants varied: (what, value, options)."""
+    kinds = {"spares": _spares, "save_every": _save_every, "see_seconds": _see_seconds}
+    return [(name, value, kinds[name](value)) for name, values in scenario.vary.items() for value in values]
+
+
+def _spares(value: float) -> Options:
+    return Options(spares=int(value))
+
+
+def _save_every(value: float) -> Options:
+    return Options(save_every=int(value))
+
+
+def _see_seconds(value: float) -> Options:
+    return Options(see_seconds=value)
