@@ -20,7 +20,7 @@ from trainer.evaluation import Evaluation
 from trainer.fence import Fence
 from trainer.guard import Guard
 from trainer.lines import say
-from trainer.manifest import CheckpointError
+from trainer.manifest import CheckpointError, Manifest
 from trainer.model import OPT
 from trainer.outside import Outside
 from trainer.parallel import Layout
@@ -82,9 +82,11 @@ def train(job: Job) -> None:
     fence = Fence(job.fence, job.attempt)
     checkpointer = Checkpointer(job.checkpoint_dir, engine.state(), fence)
     progress = _begin(job, checkpointer, guard, settings_digest, layout)
-    recorder = _recorder(job, layout, _config(job, engine, data, progress)) if layout.rank == 0 else None
+    recorder = _recorder(job, layout, data, _config(job, engine, data, progress)) if layout.rank == 0 else None
     outside = Outside(job.run_dir, layout, job.signals, fence)
-    checksums = Checksums(engine.model, engine.optimizer, layout, recipe.checksum_every)
+    # fairscale's ranks own different parameters: none has counters or moments that another could be compared with.
+    checksum_every = recipe.checksum_every if recipe.engine == "fsdp2" else 0
+    checksums = Checksums(engine.model, engine.optimizer, layout, checksum_every)
     steps = Steps(recipe, job.lr_factors, job.skips, engine, samples, guard, outside, checksums)
 
     spent = Spent()
@@ -138,15 +140,26 @@ def _begin(job: Job, checkpointer: Checkpointer, guard: Guard, settings_digest: 
     """Read what training begins with, if anything."""
     if not job.resume:
         if job.init_from:
-            checkpointer.load_weights(job.init_from)
+            _require_same_shape(checkpointer.load_weights(job.init_from), job.recipe, job.init_from)
         return Progress()
     found = checkpointer.load(job.resume)
+    _require_same_shape(found, job.recipe, job.resume)
     if layout.rank == 0:
         say(f"resumed from {job.resume}, step {found.step}")
         if found.settings_digest != settings_digest:
             say("note: settings, data, learning-rate factors or skips are not those the checkpoint was saved under")
     guard.restore(found.guard)
     return Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
+
+
+def _require_same_shape(found: Manifest, recipe: Recipe, path: Path) -> None:
+    """What the parameters' own shapes do not tell, and would be computed with in silence."""
+    for name in ("vocab_size", "num_heads", "norm"):
+        theirs, ours = (found.model or {}).get(name), getattr(recipe.model, name)
+        if theirs not in {None, ours}:
+            raise UserError(
+                f"{path} is of another model: its {name} is {theirs}. Use it with --set model.{name}={theirs}."
+            )
 
 
 def _initial_weights(job: Job) -> str | None:
@@ -161,8 +174,9 @@ def _initial_weights(job: Job) -> str | None:
         return None  # they are not needed any more
 
 
-def _recorder(job: Job, layout: Layout, config: dict[str, Any]) -> Telemetry:
+def _recorder(job: Job, layout: Layout, data: Dataset, config: dict[str, Any]) -> Telemetry:
     telemetry.write_config(job.run_dir, config)
+    manifest.write_durably(job.run_dir / "tokenizer.json", data.tokenizer.text)
     return Telemetry(job.run_dir / "telemetry.jsonl", job.recipe, layout, job.process_start)
 
 
