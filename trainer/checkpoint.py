@@ -94,14 +94,14 @@ class Checkpointer:
         """
         return self._read(path, self._state)
 
-    def load_weights(self, path: Path) -> None:
+    def load_weights(self, path: Path) -> Manifest:
         """Verify the checkpoint ``path`` and read its parameters alone: a run begins with them.
 
         Raises:
             CheckpointError: on all ranks, when it is missing, torn or damaged.
             UserError: it holds another model.
         """
-        self._read(path, {"model": self._state["model"]})
+        return self._read(path, {"model": self._state["model"]})
 
     def _read(self, path: Path, state: dict[str, Any]) -> Manifest:
         found = self._on_rank_0(manifest.verify, path)

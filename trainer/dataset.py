@@ -14,7 +14,7 @@ from trainer.errors import UserError
 from trainer.hashing import key
 from trainer.mixture import whole_parts
 from trainer.recipes import Recipe
-from trainer.tokens import Limits, TokenFile
+from trainer.tokens import Definition, Limits, TokenFile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,13 +25,13 @@ class Dataset:
         training: what is trained on.
         parts: the share of each training corpus, in whole numbers.
         validation: what is evaluated on; ``number`` is its interval.
-        tokenizer: SHA-256 of the tokenizer that all have.
+        tokenizer: what made tokens of all of them.
     """
 
     training: Sequence[TokenFile]
     parts: Sequence[int]
     validation: Sequence[TokenFile]
-    tokenizer: str
+    tokenizer: Definition
 
     @property
     def digest(self) -> str:
@@ -62,7 +62,7 @@ class Dataset:
             "sources": [source for file in self.training for source in file.sources],
             "tokens": sum(len(file.ids) for file in self.training),
             "digest": self.digest,
-            "tokenizer": self.tokenizer,
+            "tokenizer": self.tokenizer.digest,
             "corpora": [_about(file) | {"share": share} for file, share in zip(self.training, shares, strict=True)],
             "validation": [_about(file) for file in self.validation],
         }
@@ -100,5 +100,5 @@ def load(data: Sequence[str], valid: Sequence[str], tokenizer: Path | None, reci
         training=files,
         parts=whole_parts([file.number for file in files if file.number]) if len(files) > 1 else [1],
         validation=[tokens.load(corpus, definition, limits) for corpus in to_evaluate],
-        tokenizer=definition.digest,
+        tokenizer=definition,
     )
