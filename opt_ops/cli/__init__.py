@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from opt_ops import __version__
-from opt_ops.cli import alerts, check, chronicle, doctor, drill, ledger, node, playbook, run, service, signals, steer
+from opt_ops.cli import (
+    alerts,
+    check,
+    chronicle,
+    doctor,
+    drill,
+    ledger,
+    node,
+    parts,
+    playbook,
+    replay,
+    run,
+    service,
+    signals,
+    steer,
+)
 from opt_ops.cli.common import ConfigOption, FormatOption, HeaderOption, settings
 from opt_ops.errors import OptOpsError
 from opt_ops.render import Format
@@ -33,6 +48,7 @@ app.add_typer(playbook.app, name="playbook")
 app.command("q")(run.queue)
 app.command("events")(run.events)
 app.command("ledger")(ledger.ledger)
+app.command("replay")(replay.replay)
 app.command("doctor")(doctor.doctor)
 
 
@@ -61,4 +77,4 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-__all__ = ["Format", "FormatOption", "HeaderOption", "app", "check", "main", "steer"]
+__all__ = ["Format", "FormatOption", "HeaderOption", "app", "check", "main", "parts", "steer"]

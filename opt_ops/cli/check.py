@@ -23,11 +23,12 @@ from opt_ops.core.health import HEALTH_TABLE, Heartbeat, Judgement, differing, j
 from opt_ops.core.health.burned import BurnIn, burned
 from opt_ops.core.values import Verdict
 from opt_ops.errors import NotFound, OptOpsError, Refused
-from opt_ops.render import Column, Format, printable, show
+from opt_ops.render import Column, Format, printable, say, show
 
 _CODES = {Verdict.HEALTHY: 0, Verdict.SUSPECT: 1, Verdict.BAD: 2, Verdict.UNKNOWN: 3}
 _WORDS = {Verdict.HEALTHY: "OK", Verdict.SUSPECT: "WARNING", Verdict.BAD: "CRITICAL", Verdict.UNKNOWN: "UNKNOWN"}
 _READ_SECONDS = 20.0  # for a reading; Slurm kills a health check after 60
+_RETEST_SECONDS = 90.0  # nobody is kept waiting by it but the one who asked
 
 
 class _Plugin(TyperCommand):
@@ -98,6 +99,32 @@ def check(
         told = [{**row, "burn_in": None if found is None else asdict(found)} for row in rows]
         show("opt-ops/node-check/1", told, [Column("NODE", "node")], output)
     raise typer.Exit(_CODES[worst.verdict])
+
+
+def retest(lineage: str, name: str, since: float) -> None:
+    """Read a node that the lineage holds, and burn it in.
+
+    Args:
+        lineage: Which.
+        name: The node.
+        since: Seconds since the epoch from which on Xids count: why it was taken out is known.
+
+    Raises:
+        Refused: something is wrong with it, or it cannot be said.
+    """
+    until = time.monotonic() + _RETEST_SECONDS
+    try:
+        places = _places([name], lineage, True)
+    except NotFound as error:
+        hint = f"on {name}: opt-ops node check --burn-in; then allow it without --retest"
+        raise Refused(f"{error}: it cannot be tested from here", hint) from error
+    judged = _judged(places, (time.time() - since) / 60, until)
+    found = _burned(places, judged, "", until)
+    _, said = judged[name]
+    line = _summary(said[0], judged, found)
+    if said[0].verdict is not Verdict.HEALTHY:
+        raise Refused(f"{name} was tested again and does not return: {line}", f"opt-ops node explain {said[0].reason}")
+    say(f"  {line}")
 
 
 def _places(names: Sequence[str], lineage: str, burn: bool) -> list[_Place]:

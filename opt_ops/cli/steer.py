@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from opt_ops import lineages, views
-from opt_ops.cli import node, run
+from opt_ops.cli import check, node, parts, run
 from opt_ops.cli.common import (
     AuthorOption,
     DryRunOption,
@@ -227,17 +227,30 @@ def allow(
     identifier: IdArgument,
     name: Annotated[str, typer.Argument(metavar="NODE", help="Which node.")],
     reason: ReasonOption = "allowed by hand",
+    retest: Annotated[
+        bool, typer.Option("--retest", help="Read it and burn it in first; only a fit one returns.")
+    ] = False,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
 ) -> None:
-    """Let attempts start on a node again. It is not resumed in Slurm: `scontrol update nodename=… state=resume`.
+    """Let attempts start on a node again; says first why it was taken out, and what else is known against it.
 
-    Example: opt-ops node allow 12 n031 --reason "GPU 3 was exchanged"
+    It is not resumed in Slurm: `scontrol update nodename=… state=resume`.
+
+    Examples:
+      opt-ops node allow 12 n031 --reason "GPU 3 was exchanged"
+      opt-ops node allow 12 n031 --retest
     """
-    question = f"Let attempts start on {name} again?"
+    path = lineage_folder(identifier)
+    for line in parts.why_out(path, name):
+        say(line, quiet)
+    known = lineages.state(path).nodes.get(name)
+    if retest and known is not None and known.excluded_by:
+        check.retest(identifier, name, known.excluded_at)
+    question = f"Let attempts start on {name} again{'' if retest else ', without a test (--retest)'}?"
     _Asked("allow", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
 
 

@@ -224,7 +224,7 @@ alerts test, daemon ensure, daemon run, daemon status, daemon stop, daemon unit,
 drill hang, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, ledger,
 logbook handover, logbook open, logbook render, logbook update,
 mlflow open,
-mlflow sync, node allow, node check, node exclude, node explain, node list, playbook check, playbook list,
+mlflow sync, node allow, node check, node exclude, node explain, node ledger, node list, playbook check, playbook list,
 playbook show, playbook try, q, run explain, run hand-back, run list, run note,
 run pause, run resume, run rollback, run set, run shadow, run show, run start, run stop, run suggest,
 run take-over, signals replay
