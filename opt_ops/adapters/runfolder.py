@@ -201,6 +201,8 @@ def point_of(fields: Mapping[str, Any]) -> Point:
         save_seconds=fields.get("save_seconds", 0.0),
         save_error=fields.get("save_error"),
         loss_scale=fields.get("loss_scale"),
+        skip=fields.get("skip"),
+        bad_module=fields.get("bad_module"),
         actv_norm=fields.get("actv_norm"),
         busy=Busy(**fields["busy_seconds"]) if fields.get("busy_seconds") else None,
         checksums=_compared_of(fields["checksums"]) if fields.get("checksums") else None,

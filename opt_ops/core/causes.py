@@ -74,7 +74,9 @@ def _loss_scale_floor(raised: SignalRaised) -> str:
 
 
 def _non_finite(raised: SignalRaised) -> str:
-    return f"loss or gradient norm not finite at step {raised.step}"
+    module = raised.evidence.get("bad_module")
+    where = f"; first in the {module}" if module else ""
+    return f"loss or gradient norm not finite at step {raised.step}{where}"
 
 
 def _silent_node(raised: SignalRaised) -> str:

@@ -35,6 +35,8 @@ class Point:
     save_seconds: float = 0.0
     save_error: str | None = None  # what the newest save failed of; untrusted
     loss_scale: float | None = None  # of fp16
+    skip: str | None = None  # why the trainer did not apply this update: overflow, out_of_band
+    bad_module: str | None = None  # where numbers first ceased to be finite, in an update that ended training
     actv_norm: float | None = None  # of what enters the last layer norm
     busy: Busy | None = None
     checksums: Compared | None = None  # in steps in which ranks compared what they hold alike

@@ -60,6 +60,8 @@ class LossDetector:
 
     def observe(self, point: Point) -> list[Finding]:
         """Take in the next line; what it makes known."""
+        if point.skip == "overflow":  # fp16's loss scale answers for it; its own detector tells when it cannot
+            return []
         if not point.finite or point.loss is None or point.gnorm is None:
             self._unhealthy.append((point.step, "not finite"))
             return [self._nonfinite(point)]
@@ -94,7 +96,7 @@ class LossDetector:
             onset_step=onset.step,
             at=onset.ts,
             rule="the loss or the gradient norm is not a finite number",
-            evidence={"loss": point.loss, "gnorm": point.gnorm, "lr": point.lr},
+            evidence={"loss": point.loss, "gnorm": point.gnorm, "lr": point.lr, "bad_module": point.bad_module},
         )
 
 

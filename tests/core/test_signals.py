@@ -101,6 +101,17 @@ def test_blooms_spike_is_alerted_before_its_peak_and_healed_by_itself():
     assert [f for f in found if f.tier is Tier.ACT] == []
 
 
+def test_gradients_that_overflow_in_fp16_are_left_to_the_loss_scale():
+    detector = LossDetector(RULE)
+    for each in curve(200, seed=5):
+        assert detector.observe(each) == []
+    overflow = replace(point(201, 2.3, None), finite=True, loss_scale=4.0, skip="overflow")
+    assert detector.observe(overflow) == []
+    assert detector.why_unhealthy(201) == ""
+    (act,) = detector.observe(replace(point(202, None), bad_module="forward of layers.3.fc1 (rank 2)"))
+    assert (act.signal, act.evidence["bad_module"]) == ("non_finite_loss", "forward of layers.3.fc1 (rank 2)")
+
+
 def test_what_is_not_finite_is_acted_on_at_once():
     for bad in (point(200, None), point(200, 2.0, None)):
         (act,) = acts([*curve(199, seed=3), bad])
