@@ -3,33 +3,15 @@ logbook."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from opt_ops import lineages, views
-from opt_ops.cli.common import (
-    AuthorOption,
-    DryRunOption,
-    FormatOption,
-    IdArgument,
-    QuietOption,
-    YesOption,
-    ask_daemon,
-    author,
-    confirm,
-    daemon_alive,
-    lineage_folder,
-    settings,
-    show_answer,
-)
+from opt_ops.cli.asking import Asked
+from opt_ops.cli.common import AuthorOption, DryRunOption, FormatOption, IdArgument, QuietOption, YesOption
 from opt_ops.core.values import Fault
-from opt_ops.errors import Refused
-from opt_ops.ports import Request
-from opt_ops.render import Format, say
-from opt_ops.watch.requests import event_of
+from opt_ops.render import Format
 
 app = typer.Typer(no_args_is_help=True, help="Put in a fault on purpose, to see that it is recovered.")
 
@@ -48,9 +30,8 @@ def kill_rank(
 
     Example: opt-ops drill kill-rank 12 --rank 3
     """
-    _Drill(Fault.KILL_RANK, {"rank": rank}, f"Kill rank {rank} with SIGKILL?", yes, dry_run, output, quiet, by).put_in(
-        identifier
-    )
+    question = f"Kill rank {rank} with SIGKILL?"
+    _put_in(identifier, Fault.KILL_RANK, {"rank": rank}, question, yes, dry_run, output, quiet, by)
 
 
 @app.command()
@@ -67,9 +48,28 @@ def hang(
 
     Example: opt-ops drill hang 12 --rank 3
     """
-    _Drill(Fault.HANG, {"rank": rank}, f"Stop rank {rank} with SIGSTOP?", yes, dry_run, output, quiet, by).put_in(
-        identifier
-    )
+    question = f"Stop rank {rank} with SIGSTOP?"
+    _put_in(identifier, Fault.HANG, {"rank": rank}, question, yes, dry_run, output, quiet, by)
+
+
+@app.command("flip-bit")
+def flip_bit(
+    identifier: IdArgument,
+    rank: Annotated[int, typer.Option(min=0, help="Which rank.")] = 1,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Let a rank of the running attempt flip a bit of its weights: silent data corruption.
+
+    The ranks compare what they hold right after it. Under checksum_every=0 nothing is compared, and nothing flipped.
+
+    Example: opt-ops drill flip-bit 12 --rank 3
+    """
+    question = f"Flip a bit of the weights of rank {rank}? What was trained since the last checksum is rolled back."
+    _put_in(identifier, Fault.FLIP_BIT, {"rank": rank}, question, yes, dry_run, output, quiet, by)
 
 
 @app.command()
@@ -87,9 +87,8 @@ def xid(
 
     Example: opt-ops drill xid 12 --node n2 --xid 79
     """
-    _Drill(
-        Fault.XID, {"node": node, "xid": code}, f"Report Xid {code} on {node}?", yes, dry_run, output, quiet, by
-    ).put_in(identifier)
+    question = f"Report Xid {code} on {node}?"
+    _put_in(identifier, Fault.XID, {"node": node, "xid": code}, question, yes, dry_run, output, quiet, by)
 
 
 @app.command()
@@ -110,7 +109,7 @@ def lr(
     """
     arguments = {"factor": factor, "updates": updates, "from_step": from_step}
     question = f"Multiply the learning rate by {factor:g} for {updates} updates? What they train is rolled back."
-    _Drill(Fault.LR, arguments, question, yes, dry_run, output, quiet, by).put_in(identifier)
+    _put_in(identifier, Fault.LR, arguments, question, yes, dry_run, output, quiet, by)
 
 
 @app.command("kill-daemon")
@@ -126,35 +125,20 @@ def kill_daemon(
 
     Example: opt-ops drill kill-daemon 12
     """
-    _Drill(Fault.KILL_DAEMON, {}, "Kill the daemon with SIGKILL?", yes, dry_run, output, quiet, by).put_in(identifier)
+    _put_in(identifier, Fault.KILL_DAEMON, {}, "Kill the daemon with SIGKILL?", yes, dry_run, output, quiet, by)
 
 
-@dataclass(frozen=True, slots=True)
-class _Drill:
-    """What all drills have in common."""
-
-    fault: Fault
-    arguments: dict[str, Any]
-    question: str
-    yes: bool
-    dry_run: bool
-    output: Format
-    quiet: bool
-    by: str
-
-    def put_in(self, identifier: str) -> None:
-        path = lineage_folder(identifier)
-        state = lineages.state(path)
-        if state.ended:
-            raise Refused(f"lineage {path.name} is {state.status}: there is nothing to disturb")
-        who, arguments = author(self.by), {"fault": str(self.fault), **self.arguments}
-        if self.dry_run:
-            event = event_of(state, Request(request="dry-run", author=who, verb="drill", arguments=arguments))
-            for line in views.foresee(state, event, time.time(), settings.config):
-                print(line)
-            return
-        if not daemon_alive(settings.config.runs):
-            raise Refused("no daemon is watching: a fault would not be recovered", "opt-ops daemon run")
-        confirm(f"A drill on lineage {path.name}. {self.question}", self.yes)
-        show_answer(ask_daemon(path, who, "drill", arguments, self.quiet), self.output)
-        say(f"  next: opt-ops run explain {path.name}", self.quiet)
+def _put_in(
+    identifier: str,
+    fault: Fault,
+    arguments: Mapping[str, Any],
+    question: str,
+    yes: bool,
+    dry_run: bool,
+    output: Format,
+    quiet: bool,
+    by: str,
+) -> None:
+    question = f"A drill on lineage {identifier}. {question}"
+    asked = Asked("drill", {"fault": str(fault), **arguments}, question, yes, dry_run, output, quiet, by)
+    asked.send(identifier, look="run explain", needs_daemon="a fault would not be recovered")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from opt_ops import lineages, views
+from opt_ops.cli.asking import Asked
 from opt_ops.cli.common import (
     AuthorOption,
     DryRunOption,
@@ -20,14 +21,12 @@ from opt_ops.cli.common import (
     YesOption,
     ask_daemon,
     author,
-    confirm,
     lineage_folder,
     settings,
     show_answer,
 )
-from opt_ops.core.events import StopRequested
 from opt_ops.core.run import State
-from opt_ops.errors import NotFound, Refused, UsageError
+from opt_ops.errors import NotFound, UsageError
 from opt_ops.render import Column, Format, printable, say, show, text
 
 app = typer.Typer(no_args_is_help=True, help="Start, look at and stop runs.")
@@ -274,18 +273,10 @@ def stop(
     """
     path = lineage_folder(identifier)
     state = lineages.state(path)
-    if state.ended:
-        raise Refused(f"lineage {path.name} is {state.status} already")
     lost = views.lost_if_stopped(path, state)
-    if dry_run:
-        asked = StopRequested(request="dry-run", author=author(by), reason=reason)
-        for line in views.foresee(state, asked, time.time(), settings.config):
-            print(line)
-        print(f"would lose    {lost} steps since the newest good checkpoint")
-        return
-    confirm(f"Stop lineage {path.name} ({state.status})? {lost} steps since the newest good checkpoint are lost.", yes)
-    show_answer(ask_daemon(path, author(by), "stop", {"reason": reason}, quiet), output)
-    say(f"  next: opt-ops run show {path.name}", quiet)
+    question = f"Stop lineage {path.name} ({state.status})? {lost} steps since the newest good checkpoint are lost."
+    asked = Asked("stop", {"reason": reason}, question, yes, dry_run, output, quiet, by)
+    asked.send(identifier, remark=f"would lose    {lost} steps since the newest good checkpoint")
 
 
 @app.command()

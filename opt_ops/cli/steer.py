@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from opt_ops import lineages, views
 from opt_ops.cli import check, node, parts, run
+from opt_ops.cli.asking import Asked
 from opt_ops.cli.common import (
     AuthorOption,
     DryRunOption,
@@ -18,53 +16,16 @@ from opt_ops.cli.common import (
     IdArgument,
     QuietOption,
     YesOption,
-    ask_daemon,
-    author,
-    confirm,
     lineage_folder,
-    settings,
-    show_answer,
 )
-from opt_ops.core.events import RequestRefused
 from opt_ops.core.values import Driver
-from opt_ops.errors import Refused, UsageError
-from opt_ops.ports import Request
+from opt_ops.errors import UsageError
 from opt_ops.render import Format, say
-from opt_ops.watch.requests import event_of
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]
 
 # What people type for the settings that they change most.
 _SHORT = {"clip": "optim.clip_norm", "weight_decay": "optim.weight_decay", "betas": "optim.betas"}
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request with what every one of these commands offers."""
-
-    verb: str
-    arguments: Mapping[str, Any]
-    question: str
-    yes: bool
-    dry_run: bool
-    output: Format
-    quiet: bool
-    by: str
-
-    def send(self, identifier: str) -> None:
-        path = lineage_folder(identifier)
-        state, now = lineages.state(path), time.time()
-        request = Request(request="dry-run", author=author(self.by), verb=self.verb, arguments=self.arguments)
-        event = event_of(state, request)
-        if isinstance(event, RequestRefused):
-            raise Refused(f"lineage {path.name}: {event.why}")
-        if self.dry_run:
-            for line in views.foresee(state, event, now, settings.config):
-                print(line)
-            return
-        confirm(self.question, self.yes)
-        show_answer(ask_daemon(path, author(self.by), self.verb, self.arguments, self.quiet), self.output)
-        say(f"  next: opt-ops run show {path.name}", self.quiet)
 
 
 @run.app.command()
@@ -83,7 +44,7 @@ def pause(
     Example: opt-ops run pause 12 --reason "power work in hall 2"
     """
     arguments = {"reason": reason, "keep_nodes": keep_nodes}
-    _Asked("pause", arguments, "Pause it after one more checkpoint?", yes, dry_run, output, quiet, by).send(identifier)
+    Asked("pause", arguments, "Pause it after one more checkpoint?", yes, dry_run, output, quiet, by).send(identifier)
 
 
 @run.app.command()
@@ -103,7 +64,7 @@ def resume(
     Example: opt-ops run resume 12 --reason "the shard is mended"
     """
     question = "Go on from the newest verified checkpoint?"
-    _Asked("resume", {"reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("resume", {"reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
 
 
 @run.app.command()
@@ -129,7 +90,7 @@ def rollback(
     path = lineage_folder(identifier)
     lost = views.lost_beyond(path, lineages.state(path), to)
     question = f"Roll lineage {path.name} back to step {to}? {lost} steps are taken back."
-    _Asked("change", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("change", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
 
 
 @run.app.command("set")
@@ -161,7 +122,7 @@ def set_(
         else:
             arguments["settings"].append(f"{_SHORT.get(key, key)}={value}")
     question = f"Begin the next run with {' '.join(changes)}, after one more checkpoint?"
-    _Asked("change", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("change", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
 
 
 @run.app.command("take-over")
@@ -180,7 +141,7 @@ def take_over(
     """
     arguments = {"driver": str(Driver.PERSON), "reason": reason}
     question = "Take over? Until you hand back, nothing is recovered by itself."
-    _Asked("drive", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("drive", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
 
 
 @run.app.command("hand-back")
@@ -198,7 +159,7 @@ def hand_back(
     Example: opt-ops run hand-back 12
     """
     arguments = {"driver": str(Driver.DAEMON), "reason": reason}
-    _Asked("drive", arguments, "Let the daemon drive again?", yes, dry_run, output, quiet, by).send(identifier)
+    Asked("drive", arguments, "Let the daemon drive again?", yes, dry_run, output, quiet, by).send(identifier)
 
 
 @node.app.command()
@@ -219,7 +180,7 @@ def exclude(
     Example: opt-ops node exclude 12 n031 --reason "fan"
     """
     question = f"Exclude {name}, and drain it?"
-    _Asked("exclude", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("exclude", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
 
 
 @node.app.command()
@@ -251,7 +212,7 @@ def allow(
     if retest and known is not None and known.excluded_by:
         check.retest(identifier, name, known.excluded_at)
     question = f"Let attempts start on {name} again{'' if retest else ', without a test (--retest)'}?"
-    _Asked("allow", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("allow", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
 
 
 def _number(change: str, value: str) -> float:

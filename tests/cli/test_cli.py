@@ -162,10 +162,9 @@ def test_a_dry_run_changes_nothing(site: Path):
     assert "would lose    20 steps" in stop
     drill = opt_ops(site, "drill", "kill-rank", "12", "--rank", "0", "--dry-run").stdout
     assert drill.startswith("would append  drill_requested(")
-    assert (
-        "rank 9: 12.01-a1 has ranks 0 to 1"
-        in opt_ops(site, "drill", "kill-rank", "12", "--rank", "9", "--dry-run").stdout
-    )
+    refused = opt_ops(site, "drill", "kill-rank", "12", "--rank", "9", "--dry-run")
+    assert (refused.returncode, refused.stdout) == (4, "")
+    assert "rank 9: 12.01-a1 has ranks 0 to 1" in refused.stderr
     assert sorted(str(path) for path in site.rglob("*")) == before
 
 
@@ -221,7 +220,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 # The surface grows by a visible change only.
 COMMANDS = """
 alerts test, daemon ensure, daemon run, daemon status, daemon stop, daemon unit, doctor,
-drill hang, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, ledger,
+drill flip-bit, drill hang, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, ledger,
 logbook handover, logbook open, logbook render, logbook update,
 mlflow open,
 mlflow sync, node allow, node check, node exclude, node explain, node ledger, node list, playbook check, playbook list,
