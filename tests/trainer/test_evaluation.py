@@ -100,7 +100,7 @@ def file(name: str, tokens: int, every: int | None = None) -> TokenFile:
 
 
 def recipe_of(dp: int, tp: int) -> recipes.Recipe:
-    sizes = ["data.micro_batch=2", "evaluate_sequences=7", f"parallel.dp={dp}", f"parallel.tp={tp}"]
+    sizes = ["data.micro_batch=1", "evaluate_sequences=7", f"parallel.dp={dp}", f"parallel.tp={tp}"]
     return recipes.build("opt-tiny", [*SMALL, *sizes])
 
 

@@ -23,7 +23,7 @@ from trainer.tokens.progress import Progress
 from trainer.tokens.tokenizer import Definition
 
 # Bytes of text in a piece. Pieces decide nothing about the tokens, but a build goes on only with pieces of its size.
-PIECE = 1 << 24
+PIECE = 1 << 23
 
 _FORGOTTEN_SECONDS = 7 * 86400
 
