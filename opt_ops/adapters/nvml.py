@@ -119,6 +119,7 @@ def _values(handle: Any) -> dict[str, Any]:
     """What matters of a GPU that answers; its loss is raised, everything else unknown is None."""
     remapped = _or_none(pynvml.nvmlDeviceGetRemappedRows, handle)
     milliwatts = _or_none(pynvml.nvmlDeviceGetPowerUsage, handle)
+    millijoules = _or_none(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
     memory = _or_none(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
     utilization = _or_none(pynvml.nvmlDeviceGetUtilizationRates, handle)
     processes = _or_none(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
@@ -130,6 +131,7 @@ def _values(handle: Any) -> dict[str, Any]:
         "recovery_action": _or_none(_recovery_action, handle),
         "temperature": _or_none(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         "power_watts": None if milliwatts is None else milliwatts / 1000,
+        "energy_joules": None if millijoules is None else millijoules / 1000,
         "throttle": _throttle(handle),
         "utilization": None if utilization is None else utilization.gpu,
         "memory_used": None if memory is None else memory.used,

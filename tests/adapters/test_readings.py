@@ -289,3 +289,10 @@ def test_what_a_fleet_is_compared_by(driver: FakeDriver):
     assert reading.driver == "570.124.06"
     assert [(gpu.vbios, gpu.clock_most) for gpu in reading.gpus] == [("96.00.A0.00.01", 1980), ("95.00", 1500)]
     assert [gpu.inforom for gpu in reading.gpus] == ["G525.0225.00.05", "G000"]
+
+
+def test_a_nodes_energy_is_the_sum_of_its_gpus_counters(driver: FakeDriver):
+    driver.set(0, energy=5_000_000)
+    assert read(driver).energy_joules == 5_000 + 1_000
+    driver.set(1, energy="!3")
+    assert read(driver).energy_joules is None, "one that does not tell its own"

@@ -197,6 +197,7 @@ UINT(nvmlDeviceGetPcieReplayCounter, "pcie_replays", 0)
 UINT(nvmlDeviceGetRetiredPagesPendingStatus, "retired_pending", ABSENT)
 U64(nvmlDeviceGetCurrentClocksEventReasons, "clocks_event_reasons", 0x1)
 U64(nvmlDeviceGetCurrentClocksThrottleReasons, "clocks_event_reasons", 0x1) /* its name before driver 535 */
+U64(nvmlDeviceGetTotalEnergyConsumption, "energy", 1000000) /* mJ */
 U64(nvmlDeviceGetSupportedEventTypes, "event_types", EVENT_XID | EVENT_ECC)
 TEXT(nvmlDeviceGetName, "name", "NVIDIA H200")
 TEXT(nvmlDeviceGetUUID, "uuid", "GPU-00000000-0000-0000-0000-0000000000%02x")

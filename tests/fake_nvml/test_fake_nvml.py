@@ -120,6 +120,7 @@ def test_a_healthy_node(reader: Reader) -> None:
         ({"temperature": 92}, "nvmlDeviceGetTemperatureV1(0)", 30, 92),
         ({"threshold_slowdown": 80}, "nvmlDeviceGetTemperatureThreshold(1)", 90, 80),
         ({"power": 701_000}, "nvmlDeviceGetPowerUsage()", 75_000, 701_000),
+        ({"energy": 2**40}, "nvmlDeviceGetTotalEnergyConsumption()", 1_000_000, 2**40),
         ({"power_limit": 300_000}, "nvmlDeviceGetEnforcedPowerLimit()", 700_000, 300_000),
         ({"persistence_mode": False}, "nvmlDeviceGetPersistenceMode()", 1, 0),
         ({"clocks_event_reasons": 0x48}, "nvmlDeviceGetCurrentClocksEventReasons()", 1, 0x48),

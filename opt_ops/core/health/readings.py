@@ -103,3 +103,4 @@ class Heartbeat:
     warned: bool = False  # the scheduler has said that it will end soon
     driver: str | None = None
     machine: Machine = Machine()
+    energy_joules: float | None = None  # a counter: of all GPUs, since the driver was loaded
