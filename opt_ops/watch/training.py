@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Protocol
 
@@ -36,6 +37,7 @@ from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
 
 _SAME_PLACE = 10  # steps between two onsets of what is one fault of the recipe or its data
+_COPY_STEPS = 64  # between two copies of the loss detector
 _REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
 
 
@@ -52,6 +54,8 @@ class TrainingWatch:
         self._checkpoints = checkpoints
         self._clock = clock
         self._settled: deque[Point] = deque(maxlen=4096)
+        self._copies: deque[tuple[int, LossDetector]] = deque(maxlen=4096 // _COPY_STEPS)
+        """Of the detector, with the step up to which it has seen what is settled."""
         self._read: set[str] = set()
         self._following = ""
         self._detector = LossDetector(policy.spike, policy.drift)
@@ -127,9 +131,11 @@ class TrainingWatch:
         self._reported_step = 0
 
     def _learn(self) -> None:
-        self._detector = LossDetector(self._policy.spike, self._policy.drift)
+        since, known = self._copies[-1] if self._copies else (0, LossDetector(self._policy.spike, self._policy.drift))
+        self._detector = deepcopy(known)
         for point in self._settled:
-            self._detector.observe(point)
+            if point.step > since:
+                self._detector.observe(point)
 
     def _restarted_elsewhere(self, step: int) -> None:
         """Another launcher has gone back: what it made unhappen does not count for the bands any more."""
@@ -140,6 +146,8 @@ class TrainingWatch:
         """Drop what a resume at `step` made unhappen."""
         while self._settled and self._settled[-1].step > step:
             self._settled.pop()
+        while self._copies and self._copies[-1][0] > step:
+            self._copies.pop()
 
     def _config(self, attempt: Attempt) -> Iterator[Event]:
         if attempt.schedule is not None or (config := self._trainer.config(attempt.name)) is None:
@@ -163,7 +171,10 @@ class TrainingWatch:
             self._usual.observe("training", point.step_seconds)
             self._spent.step(point)
         detectors = (self._detector, self._corruption, *self._others)
-        for finding in [finding for detector in detectors for finding in detector.observe(point)]:
+        findings = [finding for detector in detectors for finding in detector.observe(point)]
+        if point.step % _COPY_STEPS == 0:
+            self._copies.append((point.step, deepcopy(self._detector)))
+        for finding in findings:
             raised = _signal(attempt, finding)
             if raised.key not in state.signals:
                 yield raised
