@@ -161,7 +161,8 @@ class _Finds:
                 if isinstance(output, Tensor):
                     self.look(1, f"forward of {name}", output)
                     if output.requires_grad:
-                        output.register_hook(lambda gradient: self.look(2, f"backward of {name}", gradient))
+                        told = f"gradient of the output of {name}"
+                        output.register_hook(lambda gradient: self.look(2, told, gradient))
 
             return forward
 

@@ -79,8 +79,7 @@ def test_restored_from_json_it_goes_on_alike(before: str, after: str) -> None:
 
 def some_steps(precision: str, tp: int, *changes: str) -> dict[str, Any]:
     recipe = build(0, tp, f"precision={precision}", "optim.eps=1e-8", *changes)
-    engine, data, progress = engine_of(recipe), None, Progress()
-    data = samples(recipe)
+    engine, data, progress = engine_of(recipe), samples(recipe), Progress()
     seen: set[torch.dtype] = set()
     engine.model.layers[0].fc1.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     losses = []

@@ -235,6 +235,8 @@ def test_a_loss_that_is_not_finite_ends_with_82_and_is_not_applied(text: Path, t
     assert done.returncode == 82
     assert done.stderr.startswith("error: step 5: loss nan, gradient norm nan")
     last = telemetry(tmp_path / "a1")[-1]
+    assert last["bad_module"].startswith("forward of "), "the weights are huge, but finite"
+    assert done.stderr.endswith(f"first not finite: {last['bad_module']}\n")
     assert (last["num_updates"], last["finite"], last["loss"], last["gnorm"]) == (5, False, None, None)
     assert last["data_position"] == 4 * 8, "the samples of an update that was not applied are still to come"
     assert [step for step, _ in manifest.committed(tmp_path / "checkpoints")] == [4], "a save in flight was lost"

@@ -1,0 +1,155 @@
+"""Which updates are skipped, and where numbers cease to be finite."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trainer.harness import SMALL, Ranks, engine_of, telemetry, train
+from tests.trainer.harness import settings as set_
+from tests.trainer.test_parallel import build, samples
+from trainer import manifest, recipes
+from trainer.guard import Guard, first_bad_module
+from trainer.step import forward_backward
+from trainer.telemetry import Measured, Progress
+
+RECIPE = recipes.build("opt-tiny")
+
+
+def measured(loss: float, gnorm: float, loss_scale: float | None = None) -> Measured:
+    return Measured(loss=loss, activation_norm=1.0, gnorm=gnorm, loss_scale=loss_scale)
+
+
+def warm(updates: int = 128, *changes: str) -> Guard:
+    guard, draw = Guard(recipes.build("opt-tiny", changes)), random.Random(1)
+    for _ in range(updates):
+        assert guard.why_skip(measured(2.0 + draw.gauss(0, 0.05), 0.3 + draw.gauss(0, 0.02))) is None
+    return guard
+
+
+@pytest.mark.parametrize(
+    ("loss", "gnorm", "reason"), [(2.0, 0.3, None), (5.0, 0.3, None), (2.0, 3.0, None), (5.0, 3.0, "out_of_band")]
+)
+def test_only_what_is_out_of_both_bands_is_skipped(loss: float, gnorm: float, reason: str | None) -> None:
+    guard = warm()
+    assert guard.why_skip(measured(loss, gnorm)) == reason
+    assert guard.skipped == (reason is not None)
+
+
+def test_never_two_in_a_row_and_what_was_skipped_does_not_widen_the_band() -> None:
+    guard = warm()
+    reasons = [guard.why_skip(measured(5.0 + i, 3.0 + i)) for i in range(2)]
+    assert reasons == ["out_of_band", None]
+    guard = warm()
+    again = [guard.why_skip(measured(*values)) for values in ((9.0, 9.0), (2.0, 0.3), (5.0, 3.0))]
+    assert again == ["out_of_band", None, "out_of_band"]
+
+
+def test_it_looks_on_until_it_has_seen_enough_and_can_be_turned_off() -> None:
+    assert warm(63).why_skip(measured(5.0, 3.0)) is None
+    assert warm(64).why_skip(measured(5.0, 3.0)) == "out_of_band"
+    assert warm(128, "guard.deviations=0").why_skip(measured(5.0, 3.0)) is None
+
+
+def test_a_healthy_curve_with_one_bad_batch_loses_that_batch_alone() -> None:
+    guard, draw, skipped = Guard(RECIPE), random.Random(2), []
+    for step in range(1, 2001):
+        loss, gnorm = 2.2 + 6 * math.exp(-step / 100) + draw.gauss(0, 0.05), 0.3 + abs(draw.gauss(0, 0.05))
+        if guard.why_skip(measured(loss + 2 * (step == 1500), gnorm + 2 * (step == 1500))):
+            skipped.append(step)
+    assert skipped == [1500]
+
+
+Pair = tuple[float, float]
+values = st.tuples(st.floats(0.1, 20), st.floats(0.01, 20) | st.just(math.inf))
+
+
+@settings(max_examples=50)
+@given(st.lists(values, max_size=150), st.lists(values, max_size=20))
+def test_restored_from_json_it_decides_alike(
+    before: list[tuple[float, float]], after: list[tuple[float, float]]
+) -> None:
+    changes = ["precision=fp16", "guard.warm=4", "guard.deviations=1", "loss_scale.window=8"]
+    recipe = recipes.build("opt-tiny", changes)
+    guard, again = Guard(recipe), Guard(recipe)
+    for loss, gnorm in before:
+        guard.why_skip(measured(loss, gnorm, guard.loss_scale))
+    again.restore(json.loads(json.dumps(guard.state(), allow_nan=False)))
+    for loss, gnorm in after:
+        assert again.loss_scale == guard.loss_scale
+        mine = guard.why_skip(measured(loss, gnorm, guard.loss_scale))
+        assert again.why_skip(measured(loss, gnorm, again.loss_scale)) == mine
+    assert again.state() == guard.state()
+
+
+def test_a_run_skips_a_spike_and_does_so_again_after_a_resume(text: Path, tmp_path: Path) -> None:
+    """One update with a rate a thousand times too high spoils the weights: the next loss and gradients are out."""
+    changes = (*SMALL, "steps=40", "checkpoint_every=30", "guard.warm=20", "guard.window=30", "guard.deviations=3")
+    arguments = ["--recipe", "opt-tiny", "--data", text, "--checkpoint-dir", tmp_path / "c", *set_(*changes)]
+    drill = {"id": "d1", "kind": "lr", "from_step": 31, "updates": 1, "factor": 1000.0}
+    found = []
+    for attempt, resume in (("a1", []), ("a2", ["--resume", manifest.step_folder(tmp_path / "c", 30)])):
+        (tmp_path / attempt).mkdir()
+        (tmp_path / attempt / "drill.json").write_text(json.dumps([drill]))
+        done = train(2, *arguments, "--run-dir", tmp_path / attempt, *resume)
+        assert [process.returncode for process in done] == [0, 0], done
+        lines = {line["num_updates"]: line for line in telemetry(tmp_path / attempt)}
+        found.append(
+            [(s, lines[s]["skip"], lines[s]["skipped"], lines[s]["loss"], lines[s]["tokens"]) for s in range(31, 41)]
+        )
+    first = found[0]
+    assert [skip for _, skip, *_ in first][:2] == [None, "out_of_band"], first
+    assert first[1][4] == first[0][4], "its tokens count as trained on"
+    assert found[1] == first, "the guard's windows were not saved"
+
+
+FAULTS = {
+    "weight": "weight layers.1.fc1.weight (rank 0)",
+    "forward": "forward of layers.1.fc2 (rank 1)",
+    "backward": "gradient of the output of layers.0.self_attn.v_proj (rank 1)",  # it has passed through out_proj
+}
+
+
+def finds(fault: str, tp: int, *changes: str) -> str:
+    recipe = build(0, tp, *changes)
+    engine, data = engine_of(recipe), samples(recipe)
+    here = engine.layout.rank == 1
+
+    def run() -> None:
+        forward_backward(engine, data, recipe, Progress())
+
+    run()  # as in training, it is not the first
+    layers = engine.model.layers
+    if fault == "weight":
+        with torch.no_grad():
+            engine.local(layers[1].fc1.weight)[0] = math.nan
+    if fault == "forward" and here:
+        layers[1].fc2.register_forward_hook(lambda module, inputs, output: output * math.inf)
+    if fault == "backward" and here:
+
+        def spoil(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+            output.register_hook(lambda gradient: gradient * math.nan)
+            return output.clone()
+
+        layers[0].self_attn.out_proj.register_forward_hook(spoil)
+    return first_bad_module(engine.model, run)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("tp", [1, 2])
+def test_the_first_bad_module_is_named_on_all_ranks(ranks: Ranks, fault: str, tp: int) -> None:
+    found = ranks(2, finds, fault, tp)
+    assert found[0] == found[1]
+    if tp == 1:
+        assert found[0] == FAULTS[fault]
+    else:
+        assert found[0].rpartition(" (")[0] == FAULTS[fault].rpartition(" (")[0]
+
+
+def test_where_nothing_is_wrong_any_more_it_says_so(ranks: Ranks) -> None:
+    assert ranks(1, finds, "none", 1) == ["nowhere, when the batch was run again: a fault of the hardware?"]
