@@ -11,6 +11,7 @@ from opt_ops.act import Hands, Site
 from opt_ops.core.decide import decide
 from opt_ops.core.events import DaemonStarted, Entry, Event
 from opt_ops.core.fold import fold, replay
+from opt_ops.core.health.recurrence import remembered
 from opt_ops.core.policy import Policy
 from opt_ops.core.run import State
 from opt_ops.journal import Journal
@@ -44,7 +45,8 @@ class Supervisor:
         self.state = replay(self._journal.entries)
         training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
         allocation = AllocationWatch(ports.scheduler, training, ports.clock)
-        nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock)
+        histories = remembered(self._journal.entries)
+        nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock, histories)
         self._requests = RequestWatch(ports.inbox)
         self._watchers = (
             allocation,

@@ -29,6 +29,10 @@ class Watched:
         training = SimpleNamespace(catch_up=lambda _: ())
         agents = SimpleNamespace(heartbeats=lambda: self.beats)
         self.watch = NodeWatch(policy, SimpleNamespace(unfit={}), training, agents, clock)
+        self.see()
+        assert {name: [gpu.uuid for gpu in node.gpus] for name, node in self.story.state.nodes.items()} == {
+            name: [f"GPU-{name}"] for name in ("n1", "n2", "n3")
+        }, "which GPUs they have is told once"
 
     def see(self, times: int = 1, driver: str = "570.1", **gpu: object) -> list[tuple[str, Verdict, str]]:
         """Heartbeats of all, every two seconds; n3's GPU says something of its own."""

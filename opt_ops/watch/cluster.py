@@ -97,8 +97,15 @@ class NodeWatch:
     """Judges the held nodes by their newest heartbeats, and notices which have fallen silent."""
 
     def __init__(
-        self, policy: Policy, allocation: AllocationWatch, training: TrainingWatch, agents: Agents, clock: Clock
+        self,
+        policy: Policy,
+        allocation: AllocationWatch,
+        training: TrainingWatch,
+        agents: Agents,
+        clock: Clock,
+        histories: Mapping[str, History] | None = None,
     ) -> None:
+        """`histories`: what an earlier life has found of nodes."""
         self._policy = policy
         self._allocation = allocation
         self._training = training
@@ -112,7 +119,7 @@ class NodeWatch:
         """The nodes about which nothing is new since they were judged as the state says."""
         self._around: object = None
         self._news = False
-        self._histories: dict[str, History] = {}
+        self._histories: dict[str, History] = dict(histories or {})
         self._differing: Mapping[str, Judgement] = {}
         self._compared_at = clock.monotonic()
         self._energy = EnergyMeter()

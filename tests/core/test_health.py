@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from opt_ops.adapters.kernel_log import parse_xid
+from opt_ops.core.events import Entry, NodeJudged
 from opt_ops.core.health import (
     HEALTH_TABLE,
     Gpu,
@@ -20,6 +21,7 @@ from opt_ops.core.health import (
     remember,
 )
 from opt_ops.core.health.nvlink import Cause
+from opt_ops.core.health.recurrence import remembered
 from opt_ops.core.health.table import judgement as said_by
 from opt_ops.core.health.xids import SXIDS_BY_GROUP, XID_VERBS, came_again, row_of, xid_row
 from opt_ops.core.values import Verdict
@@ -438,3 +440,67 @@ def test_what_others_do_on_a_shared_machine_is_not_left_over():
     busy = replace(NODE, gpus=(replace(GPU, processes=1),))
     assert judge(busy, 1).reason == "left_over"
     assert judge(busy, 0).reason == "ok", "the site says that nodes have no GPUs of their own"
+
+
+# ---- across lives of the daemon
+
+
+def journaled(*told: tuple[float, Judgement]) -> list[Entry]:
+    return [
+        Entry(
+            seq=seq,
+            epoch=1,
+            ts=at,
+            event=NodeJudged(
+                node="n1",
+                host="n1",
+                verdict=said.verdict,
+                reason=said.reason,
+                source=said.source,
+                at=at,
+                evidence=said.evidence,
+            ),
+        )
+        for seq, (at, said) in enumerate(told, 1)
+    ]
+
+
+OK = Judgement(verdict=Verdict.HEALTHY, reason="ok", source="")
+SILENT = Judgement(verdict=Verdict.UNKNOWN, reason="silent", source="")
+
+
+def after_a_restart(node: Watched, *told: tuple[float, Judgement]) -> Watched:
+    later = Watched()
+    later.history, later.ts = remembered(journaled(*told)).get("n1", History()), node.ts
+    return later
+
+
+def test_what_comes_again_after_a_restart_of_the_daemon_has_come_again():
+    node = Watched()
+    first = (node.ts + 2.0, node.gpu(ecc_uncorrected=1))
+    ended = (node.ts + 2.0, node.gpu(ecc_uncorrected=0))
+    later = after_a_restart(node, first, ended)
+    assert later.gpu(ecc_uncorrected=1, seconds=86400.0).evidence["verb"] == Verb.ISOLATE
+    elsewhere = after_a_restart(node, first, ended).see(gpus=(replace(GPU, uuid="GPU-9", ecc_uncorrected=1),) * 2)
+    assert elsewhere.evidence["verb"] == Verb.RESET_GPU, "another card"
+    assert after_a_restart(node, (1.0, OK)).gpu(ecc_uncorrected=1).evidence["verb"] == Verb.RESET_GPU
+
+
+def test_what_lasts_through_a_restart_of_the_daemon_neither_ends_nor_comes_again():
+    node = Watched()
+    hot = node.gpu(30, throttle=0x40)
+    later = after_a_restart(node, (node.ts, hot), (node.ts + 40.0, SILENT))
+    assert later.gpu(throttle=0x40).reason == "thermal_slowdown", "at once: it was confirmed before"
+    lost = (node.ts, node.gpu(ecc_uncorrected=1))
+    assert after_a_restart(node, lost).gpu(ecc_uncorrected=1).evidence["verb"] == Verb.RESET_GPU
+    worse = (node.ts + 2.0, judge(replace(NODE, xids=(xid(79),)), 2))
+    assert after_a_restart(node, lost, worse).gpu(ecc_uncorrected=1).evidence["verb"] == Verb.RESET_GPU
+
+
+def test_an_xid_that_comes_again_after_a_restart_of_the_daemon():
+    before = judge(replace(NODE, ts=100.0, xids=(replace(xid(119), at=99.0),)), 2)
+    history = remembered(journaled((100.0, before)))["n1"]
+    same = replace(NODE, ts=200.0, xids=(replace(xid(119), at=99.0),))
+    assert judge(same, 2, remember(history, same, 2)).evidence["verb"] == Verb.RESET_GPU, "the agent still tells it"
+    again = replace(NODE, ts=4000.0, xids=(replace(xid(119), at=3999.0),))
+    assert judge(again, 2, remember(history, again, 2)).evidence["verb"] == Verb.ISOLATE

@@ -11,12 +11,12 @@ from opt_ops.core.health.conditions import Sight
 from opt_ops.core.health.findings import IDENTITY, evidence_of, findings, name_of
 from opt_ops.core.health.history import Found, History, measured
 from opt_ops.core.health.readings import Heartbeat
-from opt_ops.core.health.table import AGAIN_SECONDS, Judgement, judgement
+from opt_ops.core.health.table import AGAIN_SECONDS, Judgement, Row, judgement
 from opt_ops.core.values import Verdict
 
 _RANK: Mapping[Verdict, int] = {Verdict.BAD: 0, Verdict.SUSPECT: 1, Verdict.UNKNOWN: 2, Verdict.HEALTHY: 3}
 _ADDRESS = len("0000:3b:00")  # an NVSwitch's ends with its function
-_EPISODES = 4  # that are remembered of a row on a part
+EPISODES = 4  # that are remembered of a row on a part
 
 
 def judge(heartbeat: Heartbeat, expected_gpus: int, history: History | None = None) -> Judgement:
@@ -49,10 +49,10 @@ def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> Hist
     for row, part, applies in findings(Sight(heartbeat, history, expected_gpus)):
         if applies is None or not (applies or found):
             continue  # unknown neither confirms nor acquits
-        key = (_key(row.reason, row.signal), name_of(part))
+        key = (key_of(row), name_of(part))
         before = found.get(key, Found())
         if applies:
-            began = before.began if before.streak else (*before.began, heartbeat.ts)[-_EPISODES:]
+            began = before.began if before.streak else (*before.began, heartbeat.ts)[-EPISODES:]
             found[key] = Found(min(before.streak + 1, row.readings), began)
         elif before.began:
             found[key] = Found(0, before.began)
@@ -67,8 +67,9 @@ def same_readings(before: Heartbeat, heartbeat: Heartbeat) -> bool:
     return before is heartbeat or _readings(before) == _readings(heartbeat)
 
 
-def _key(reason: str, signal: str) -> str:
-    return f"{reason}: {signal}"  # rows may share a reason
+def key_of(row: Row) -> str:
+    """What a row is remembered by: rows may share a reason."""
+    return f"{row.reason}: {row.signal}"
 
 
 def _judgements(heartbeat: Heartbeat, expected_gpus: int, history: History | None) -> Iterator[Judgement]:
@@ -78,7 +79,7 @@ def _judgements(heartbeat: Heartbeat, expected_gpus: int, history: History | Non
     for row, part, applies in () if clean else findings(sight):
         if not applies:
             continue
-        found = history.found.get((_key(row.reason, row.signal), name_of(part)), Found()) if history else None
+        found = history.found.get((key_of(row), name_of(part)), Found()) if history else None
         if found is None or found.streak >= row.readings:
             began = found.began if found else ()
             again = len(began) > 1 and began[-1] - began[-2] <= AGAIN_SECONDS and row.again is not None
@@ -89,7 +90,7 @@ def _judgements(heartbeat: Heartbeat, expected_gpus: int, history: History | Non
     for xid in sorted(heartbeat.xids, key=lambda each: each.switch or each.code != 154):
         gpu = by_address.get(xid.pci[:_ADDRESS])
         card = gpu.name if gpu else None
-        row, again = xids.row_of(xid, earlier, card), xids.came_again(xid, earlier)
+        row, again = xids.row_of(xid, heartbeat.xids, card), xids.came_again(xid, earlier)
         who = {name: value for name in IDENTITY if gpu and (value := getattr(gpu, name)) is not None}
         yield judgement(row, {**xids.evidence_of(xid, card), **who}, again, xid.drill)
     if heartbeat.nvml == "ok":
