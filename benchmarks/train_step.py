@@ -119,7 +119,7 @@ def ours(recipe: Recipe, folder: Path) -> Step:
     from trainer.telemetry import Progress
 
     layout = parallel.start(Place(0, 1, 0), 1, 1)
-    spread = engine.build(OPT(recipe.model, recipe.seed), recipe, layout)
+    spread = engine.build(recipe, layout)
     outside = Outside(folder, layout, Signals(), Fence(None, "benchmark"))
     checksums = Checksums(spread.model, spread.optimizer, layout, recipe.checksum_every)
     steps = Steps(recipe, (), (), spread, Bytes(recipe.data.seq_len), Guard(recipe), outside, checksums)

@@ -93,8 +93,8 @@ class Engine(ABC):
             optim.update(self.optimizer, self.gradients(), gnorm, loss_scale)
 
 
-def build(model: OPT, recipe: Recipe, layout: Layout) -> Engine:
-    """Spread ``model``, which is whole and on the CPU, with the recipe's engine.
+def build(recipe: Recipe, layout: Layout) -> Engine:
+    """A new model, spread with the recipe's engine.
 
     Raises:
         UserError: the recipe asks for what this engine does not do here, or it is not installed.
@@ -102,7 +102,9 @@ def build(model: OPT, recipe: Recipe, layout: Layout) -> Engine:
     if recipe.engine == "fairscale":
         from trainer.engine_fairscale import FairscaleEngine  # an extra, and only where it is asked for
 
-        return FairscaleEngine(model, recipe, layout)
+        return FairscaleEngine(OPT(recipe.model, recipe.seed), recipe, layout)
     from trainer.engine_fsdp2 import Fsdp2Engine
 
+    with torch.device("meta"):  # weights are drawn as they are spread: no rank has room for all of them
+        model = OPT(recipe.model, recipe.seed)
     return Fsdp2Engine(model, recipe, layout)

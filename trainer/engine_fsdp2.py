@@ -41,29 +41,27 @@ class Fsdp2Engine(engine.Engine):
         self.layout = layout
         # Up to the last micro-batch FSDP2 would keep the gradients of all layers whole, in fp32.
         self._reduce_each = recipe.checkpoint_activations or recipe.parallel.offload
-        if not recipe.parallel.offload:
-            model.to(layout.device)
-        if layout.tp > 1:
-            parallelize_module(model, layout.mesh["tp"], _tensor_parallel_plan(model.config), src_data_rank=None)
-            # parallelize_module replaces parameters one by one and so unties what was one tensor under two names.
-            model.lm_head.weight = model.embed_tokens.weight
+        device = torch.device("cpu") if recipe.parallel.offload else layout.device
+        shard = partial(fully_shard, mesh=layout.data_mesh, **_policies(recipe, layout))
+        # One after the other: no device need hold more than its shards and one whole layer.
         for layer in model.layers:
+            model.draw(layer, device)
+            if layout.tp > 1:
+                parallelize_module(layer, layout.mesh["tp"], _layer_plan(), src_data_rank=None)
             if recipe.checkpoint_activations:
                 # Dropout needs no generator's state: its masks are functions of the clock, which stands still.
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
             if recipe.compile:
                 layer.compile()
-        policy = MixedPrecisionPolicy()
-        if recipe.precision != "fp32":
-            policy = MixedPrecisionPolicy(param_dtype=DTYPES[recipe.precision], reduce_dtype=torch.float32)
-        offload = CPUOffloadPolicy(pin_memory=layout.device.type == "cuda")
-        for module in (*model.layers, model):
-            fully_shard(
-                module,
-                mesh=layout.data_mesh,
-                mp_policy=policy,
-                offload_policy=offload if recipe.parallel.offload else OffloadPolicy(),
-            )
+            shard(layer)
+        for name, part in model.named_children():
+            if name not in {"layers", "lm_head"}:
+                model.draw(part, device)
+        if layout.tp > 1:
+            parallelize_module(model, layout.mesh["tp"], _outer_plan(model.config), src_data_rank=None)
+            # parallelize_module replaces parameters one by one and so unties what was one tensor under two names.
+            model.lm_head.weight = model.embed_tokens.weight
+        shard(model)
         self.optimizer = optim.build(model.parameters(), recipe.optim)
         self.shards = [engine.Shard(name, p, _copies(p)) for name, p in model.named_parameters()]
 
@@ -113,8 +111,19 @@ def _copies(parameter: Tensor) -> int:
     return copies
 
 
-def _tensor_parallel_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
-    """Megatron's split with sequence parallelism: between layers, each rank has its part of every sequence (dim 1)."""
+def _policies(recipe: Recipe, layout: Layout) -> dict[str, Any]:
+    precision, offload = MixedPrecisionPolicy(), OffloadPolicy()
+    if recipe.precision != "fp32":
+        precision = MixedPrecisionPolicy(param_dtype=DTYPES[recipe.precision], reduce_dtype=torch.float32)
+    if recipe.parallel.offload:
+        offload = CPUOffloadPolicy(pin_memory=layout.device.type == "cuda")
+    return {"mp_policy": precision, "offload_policy": offload}
+
+
+# Megatron's split with sequence parallelism: between layers, each rank has its part of every sequence (dim 1).
+
+
+def _outer_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
     plan: dict[str, ParallelStyle] = {
         "embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "embed_positions": SequenceParallel(use_local_output=True),
@@ -124,18 +133,20 @@ def _tensor_parallel_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
         plan["final_layer_norm"] = SequenceParallel(use_local_output=True)
     if config.embedding_width != config.hidden_size:
         plan |= {name: SequenceParallel(use_local_output=True) for name in ("project_in", "project_out")}
-    for i in range(config.num_layers):
-        plan |= {
-            f"layers.{i}.self_attn_layer_norm": SequenceParallel(use_local_output=True),
-            f"layers.{i}.self_attn": PrepareModuleInput(
-                input_layouts=Shard(1), desired_input_layouts=Replicate(), use_local_output=True
-            ),
-            f"layers.{i}.self_attn.q_proj": ColwiseParallel(),
-            f"layers.{i}.self_attn.k_proj": ColwiseParallel(),
-            f"layers.{i}.self_attn.v_proj": ColwiseParallel(),
-            f"layers.{i}.self_attn.out_proj": RowwiseParallel(output_layouts=Shard(1)),
-            f"layers.{i}.final_layer_norm": SequenceParallel(use_local_output=True),
-            f"layers.{i}.fc1": ColwiseParallel(input_layouts=Shard(1)),
-            f"layers.{i}.fc2": RowwiseParallel(output_layouts=Shard(1)),
-        }
     return plan
+
+
+def _layer_plan() -> dict[str, ParallelStyle]:
+    return {
+        "self_attn_layer_norm": SequenceParallel(use_local_output=True),
+        "self_attn": PrepareModuleInput(
+            input_layouts=Shard(1), desired_input_layouts=Replicate(), use_local_output=True
+        ),
+        "self_attn.q_proj": ColwiseParallel(),
+        "self_attn.k_proj": ColwiseParallel(),
+        "self_attn.v_proj": ColwiseParallel(),
+        "self_attn.out_proj": RowwiseParallel(output_layouts=Shard(1)),
+        "final_layer_norm": SequenceParallel(use_local_output=True),
+        "fc1": ColwiseParallel(input_layouts=Shard(1)),
+        "fc2": RowwiseParallel(output_layouts=Shard(1)),
+    }

@@ -21,7 +21,6 @@ from trainer.fence import Fence
 from trainer.guard import Guard
 from trainer.lines import say
 from trainer.manifest import CheckpointError, Manifest
-from trainer.model import OPT
 from trainer.outside import Outside
 from trainer.parallel import Layout
 from trainer.recipes import Recipe, trajectory_digest
@@ -76,7 +75,7 @@ def train(job: Job) -> None:
 
     layout = parallel.start(place, dp, tp, recipe.parallel.replicas)
     parallel.require_agreement("the recipe, its settings or the data", settings_digest + data.validation_digest)
-    engine = engines.build(OPT(recipe.model, recipe.seed), recipe, layout)
+    engine = engines.build(recipe, layout)
     evaluation = Evaluation(recipe, data.validation, engine, phases)
     guard = Guard(recipe)
     fence = Fence(job.fence, job.attempt)

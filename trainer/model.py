@@ -1,6 +1,7 @@
 """OPT as it was released: a decoder with ReLU, biases everywhere and learned positions; OPT-350M's own form, too."""
 
 import math
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainer.dropout import Clock, Dropout
+from trainer.hashing import key
 from trainer.recipes import ModelConfig
 
 # The first two rows of the released position tables are unused: fairseq counted positions from the padding id + 1.
@@ -78,7 +80,9 @@ class OPT(nn.Module):
     The embedding matrix has rows added to it, so that its size suits the hardware. They are zero, are never predicted
     and get no gradient: with and without them, training computes the same.
 
-    The weights are drawn from ``seed`` alone, on the CPU, before anything is sharded: all layouts start from the same.
+    Each parameter is drawn whole, from the seed and its name alone, before it is sharded: all layouts start from the
+    same. On the meta device nothing is drawn yet, and :meth:`draw` does it part by part, for models that no single
+    device can hold.
     """
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
@@ -94,7 +98,9 @@ class OPT(nn.Module):
         self.project_out = nn.Linear(size, width, bias=False) if width != size else None
         self.lm_head = nn.Linear(width, config.padded_vocab_size, bias=False)
         self.lm_head.weight = self.embed_tokens.weight
-        self._initialise(torch.Generator().manual_seed(seed))
+        if not self.lm_head.weight.is_meta:
+            for name, parameter in self.named_parameters():
+                self._draw(name, parameter)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Predict the next token at each position.
@@ -121,22 +127,37 @@ class OPT(nn.Module):
             x = self.project_out(x)
         return hide_padding(self.lm_head(x), self.config.vocab_size), activation_norm
 
+    def draw(self, part: nn.Module, device: torch.device) -> None:
+        """Have ``part`` of this model on ``device``, with its initial weights if it has none yet."""
+        if not any(parameter.is_meta for parameter in part.parameters()):
+            part.to(device)
+            return
+        prefix = next(name for name, module in self.named_modules() if module is part)
+        part.to_empty(device=device)
+        for name, parameter in part.named_parameters():
+            self._draw(f"{prefix}.{name}", parameter)
+        if part is self.embed_tokens:
+            self.lm_head.weight = self.embed_tokens.weight
+
     @torch.no_grad()
-    def _initialise(self, generator: torch.Generator) -> None:
+    def _draw(self, name: str, parameter: Tensor) -> None:
+        seed = key(self.clock.seed, crc32(name.encode()))
+        generator = torch.Generator(parameter.device).manual_seed(seed)
         std, layers = self.config.init_std, self.config.num_layers
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif name.startswith("project_"):
-                bound = parameter.shape[1] ** -0.5
-                parameter.uniform_(-bound, bound, generator=generator)
-            elif name == "embed_tokens.weight":
-                parameter[: self.config.vocab_size].normal_(0.0, std, generator=generator)
-                parameter[self.config.vocab_size :].zero_()
-                parameter[PADDING_TOKEN].zero_()
-            elif "layer_norm" not in name:
-                residual = name.endswith(("out_proj.weight", "fc2.weight"))
-                parameter.normal_(0.0, std / math.sqrt(2 * layers) if residual else std, generator=generator)
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif name.startswith("project_"):
+            bound = parameter.shape[1] ** -0.5
+            parameter.uniform_(-bound, bound, generator=generator)
+        elif name == "embed_tokens.weight":
+            parameter[: self.config.vocab_size].normal_(0.0, std, generator=generator)
+            parameter[self.config.vocab_size :].zero_()
+            parameter[PADDING_TOKEN].zero_()
+        elif "layer_norm" in name:
+            parameter.fill_(1.0)
+        else:
+            residual = name.endswith(("out_proj.weight", "fc2.weight"))
+            parameter.normal_(0.0, std / math.sqrt(2 * layers) if residual else std, generator=generator)
 
 
 def hide_padding(logits: Tensor, vocab_size: int) -> Tensor:

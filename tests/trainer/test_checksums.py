@@ -28,7 +28,7 @@ def damaged_training(dp: int, tp: int, damage: str, rank: int, *changes: str) ->
     recipe = build(dp, tp, *changes)
     place = parallel.place_from_environment(os.environ)
     layout = parallel.start(place, dp, tp, recipe.parallel.replicas)
-    engine = engines.build(OPT(recipe.model, recipe.seed), recipe, layout)
+    engine = engines.build(recipe, layout)
     model, optimizer = engine.model, engine.optimizer
     checksums, progress, verdicts = Checksums(model, optimizer, layout, every=2), Progress(), []
     data = samples(recipe)

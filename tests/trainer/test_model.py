@@ -190,6 +190,22 @@ def test_the_initial_weights_have_the_published_spread() -> None:
             assert abs(p.mean().item()) < 1e-4
 
 
+def test_weights_drawn_part_by_part_are_those_of_the_whole_model() -> None:
+    config = recipes.build("opt-tiny", [*SMALL, *OPT_350M]).model
+    whole = OPT(config, seed=3)
+    with torch.device("meta"):
+        parts = OPT(config, seed=3)
+    for part in (
+        parts.layers[1],
+        parts.layers[0],
+        *(m for n, m in parts.named_children() if n not in {"layers", "lm_head"}),
+    ):
+        parts.draw(part, torch.device("cpu"))
+    assert parts.lm_head.weight is parts.embed_tokens.weight
+    for (name, found), (_, expected) in zip(parts.named_parameters(), whole.named_parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
 def test_the_seed_alone_decides_the_initial_weights() -> None:
     torch.manual_seed(1)
     first = OPT(CONFIG, seed=5)
