@@ -80,7 +80,7 @@ def play(
     watched = _Watched(scenario, fate, world, supervisor, progress)
     longest = 4 * scenario.healthy_seconds + 60 * 86400.0
     try:
-        state = run(world, watched, longest, Pace(tick=options.see_seconds, settle=10.0, stride=900.0))
+        state = run(world, watched, longest, Pace(tick=options.see_seconds, settle=3.0, stride=900.0, idle=60.0))
     finally:
         supervisor.close()
     return Played(world, state, tuple(watched.halts))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from opt_ops.replay.fate import draw
+from opt_ops.replay.keep import write_telemetry
 from opt_ops.replay.measure import DAY, Measured, measure
 from opt_ops.replay.play import Options, play
 from opt_ops.replay.scenario import Scenario
@@ -42,8 +44,9 @@ def replay(
     seeds: Sequence[int],
     options: Options | None = None,
     progress: Callable[[int, float], None] | None = None,
+    keep: Path | None = None,
 ) -> list[Measured]:
-    """Replay each seed. `progress` is told the seed and the share of its steps."""
+    """Replay each seed. `progress` is told the seed and the share of its steps; `keep` is the first one's folder."""
     found: list[Measured] = []
     for seed in seeds:
         fate = draw(scenario, record, seed)
@@ -52,7 +55,9 @@ def replay(
             if progress is not None:
                 progress(seed, share)
 
-        played = play(scenario, fate, options, progress=tell)
+        played = play(scenario, fate, options, keep if keep and not found else None, tell)
+        if keep and not found:
+            write_telemetry(keep, played.world)
         found.append(measure(scenario, fate, played, options.spares if options else None))
     return found
 

@@ -26,7 +26,10 @@ _LATE = 12.0  # a patience is noticed to have run out at most this fraction of i
 class Supervised(Protocol):
     """What is driven: a supervisor."""
 
-    state: State
+    @property
+    def state(self) -> State:
+        """As far as it knows."""
+        ...
 
     def tick(self) -> bool:
         """One round. Returns whether anything was journaled."""

@@ -72,8 +72,12 @@ class SimulatedAgents:
 
     def heartbeats(self) -> Sequence[Heartbeat]:
         """The newest of each node, if it came since the last call."""
-        new = [each for each in self._world.agents.heartbeats() if each.ts > self._read.get(each.node, 0.0)]
-        self._read |= {heartbeat.node: heartbeat.ts for heartbeat in new}
+        new: list[Heartbeat] = []
+        read = self._read
+        for heartbeat in self._world.agents.heartbeats():
+            if heartbeat.ts > read.get(heartbeat.node, 0.0):
+                read[heartbeat.node] = heartbeat.ts
+                new.append(heartbeat)
         return new
 
     def order(self, orders: Orders) -> None:

@@ -1,0 +1,159 @@
+"""`opt-ops replay`: a record of incidents through the real supervisor, in virtual time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opt_ops.cli.common import FormatOption, HeaderOption, QuietOption
+from opt_ops.errors import UsageError
+from opt_ops.render import Column, Format, age, say, show
+
+if TYPE_CHECKING:
+    from opt_ops.replay.measure import Measured
+
+_BESIDE = [
+    Column("WHAT", "what"),
+    Column("SUPERVISOR", "supervisor"),
+    Column("ORACLE", "oracle"),
+    Column("PEOPLE", "people"),
+]
+_INCIDENTS = [
+    Column("SEED", "seed", right=True),
+    Column("INCIDENT", "incident"),
+    Column("KIND", "kind"),
+    Column("ACTION", "action"),
+    Column("SEEN AFTER", "seen_after", right=True),
+    Column("FAILED", "step_failed", right=True),
+    Column("RESUMED", "step_resumed", right=True),
+    Column("DOWN", "seconds_down", right=True),
+    Column("STEPS LOST", "steps_lost", right=True),
+    Column("PROVEN", "proven"),
+    Column("CAUSE", "cause", wide=True),
+]
+_VARIED = [
+    Column("VARIED", "varied"),
+    Column("VALUE", "value", right=True),
+    Column("GOODPUT %", "goodput"),
+    Column("OF ORACLE %", "of_oracle"),
+    Column("CALLS", "calls"),
+]
+
+
+def replay(
+    trace: Annotated[
+        Path | None,
+        typer.Argument(metavar="[TRACE.csv]", help="A record of incidents. [default: all events are drawn]"),
+    ] = None,
+    scenario: Annotated[
+        str, typer.Option("--scenario", metavar="NAME|FILE", help="A shipped scenario, or a TOML file.")
+    ] = "opt-175b",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="N|A-B", help="One seed, or a range of them.")] = "1",
+    incidents: Annotated[bool, typer.Option("--incidents", help="How each incident was handled.")] = False,
+    vary: Annotated[
+        bool, typer.Option("--vary", help="Also with spares, save interval and eyesight varied, as the scenario says.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw what was found.")] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="FOLDER", help="The first seed's journal and telemetry, for a logbook."),
+    ] = None,
+    output: FormatOption = Format.TABLE,
+    header: HeaderOption = True,
+    quiet: QuietOption = False,
+) -> None:
+    """Replay a record of incidents through the real supervisor in virtual time, beside an oracle and beside people.
+
+    The cluster is simulated; the supervisor, its playbooks and its journal are the real ones. What the record does not
+    say is drawn by the seed from distributions that the scenario states, and said to be. docs/replay.md.
+
+    Shipped scenarios: opt-175b, llama-3, quiet-week, cluster-loss, broken-recipe.
+
+    Examples:
+      opt-ops replay incidents.csv --scenario opt-175b --seeds 1-20
+      opt-ops replay --scenario broken-recipe --incidents
+      opt-ops replay incidents.csv --vary --seeds 1-5 --plot goodput.svg
+    """
+    from opt_ops.replay import report, study
+    from opt_ops.replay import scenario as scenarios
+    from opt_ops.replay import trace as traces
+    from opt_ops.replay.fate import draw
+
+    chosen = scenarios.load(scenario)
+    record = traces.read(trace, chosen.trace) if trace is not None else None
+    numbers = _seeds(seeds)
+    progress = None if quiet or not sys.stderr.isatty() else _progress
+    measured = study.replay(chosen, record, numbers, progress=progress, keep=keep)
+    figures = study.summary(measured)
+    varied: list[dict[str, Any]] = []
+    for name, value, options in study.variations(chosen) if vary else ():
+        say(f"{name} = {value:g} …", quiet)
+        found = study.summary(study.replay(chosen, record, numbers, options, progress))
+        varied.append({"varied": name, "value": value, "figures": found})
+    lost = study.lost_by_cause(measured)
+    if plot is not None:
+        report.write_plot(plot, report.plot(chosen, figures, varied, lost))
+    remarks = report.drawn(record, draw(chosen, record, numbers[0]), trace)
+    if output not in (Format.TABLE, Format.WIDE):
+        item = {
+            "scenario": chosen.name,
+            "simulated": True,
+            "people": chosen.people.model_dump(),
+            "figures": figures,
+            "lost_hours": lost,
+            "varied": varied,
+            "remarks": remarks,
+            "replays": [each.plain() for each in measured],
+        }
+        show("opt-ops/replay/1", [item], [Column("SCENARIO", "scenario")], output)
+        return
+    for line in remarks:
+        say(line, quiet)
+    show("opt-ops/replay/1", report.beside_people(chosen, figures), _BESIDE, output, header=header)
+    if varied:
+        show("opt-ops/replay-varied/1", [_varied_row(row) for row in varied], _VARIED, output, header=header)
+    if incidents:
+        rows = [_handled(each.seed, row) for each in measured for row in each.incidents]
+        show("opt-ops/replay-incidents/1", rows, _INCIDENTS, output, header=header)
+    _ends(measured, quiet)
+
+
+def _seeds(given: str) -> list[int]:
+    first, _, last = given.partition("-")
+    try:
+        found = list(range(int(first), int(last or first) + 1))
+    except ValueError:
+        found = []
+    if not found:
+        raise UsageError(f"--seeds {given} is neither a number nor a range", "such as 7 or 1-20")
+    return found
+
+
+def _progress(seed: int, share: float) -> None:
+    print(f"\rseed {seed}: {share:.0%} ", end="" if share < 1 else "\r", file=sys.stderr, flush=True)
+
+
+def _varied_row(row: dict[str, Any]) -> dict[str, Any]:
+    from opt_ops.replay.report import spread
+
+    figures = row["figures"]
+    return {
+        "varied": row["varied"],
+        "value": row["value"],
+        "goodput": spread(figures["goodput_percent"]),
+        "of_oracle": spread(figures["share_of_oracle_percent"]),
+        "calls": spread(figures["human_calls"]),
+    }
+
+
+def _handled(seed: int, row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "seed": seed, "seen_after": age(row["seen_after"]), "seconds_down": age(row["seconds_down"])}
+
+
+def _ends(measured: list[Measured], quiet: bool) -> None:
+    for each in measured:
+        if each.status != "COMPLETED":
+            say(f"seed {each.seed} ended {each.status}: {each.why}", quiet)
