@@ -236,6 +236,16 @@ def test_text_that_changes_meanwhile_is_not_taken(
     assert not list(cache.glob(".tokens-*"))
 
 
+def test_what_nobody_came_back_to_for_long_is_removed(tmp_path: Path, trained: Path, cache: Path) -> None:
+    old, new = cache / ".tokens-old.parts", cache / ".tokens-new.parts"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "part.npz").write_text("")
+    os.utime(old, (0, 0))
+    load([jsonl(tmp_path / "a.jsonl", "The cat.")], trained)
+    assert list(cache.glob(".tokens-*")) == [new]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_part_that_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "part.npz"

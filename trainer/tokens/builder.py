@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ def build(entry: Path, corpus: Corpus, tokenizer: Definition, limits: Limits) ->
 
 def _forget(folder: Path) -> None:
     """Remove what other builds have left, to which nobody came back for long: their text has changed since."""
-    for path in folder.parent.glob(".tokens-*.parts"):
+    for path in folder.parent.glob(".tokens-*"):
         if path != folder and time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -187,7 +186,8 @@ def _too_many(corrupt: Sequence[Corrupt], limit: int) -> str:
 def _put_together(
     entry: Path, paths: Sequence[Path], sizes: Sequence[tuple[int, int]], dtype: np.dtype, tokenizer: Definition
 ) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}-"))
+    temporary = entry.with_name(f".{entry.name}.{os.uname().nodename}.{os.getpid()}")
+    temporary.mkdir(exist_ok=True)  # readable by others as the user's files are: a team may share a cache
     try:
         tokens, documents = (sum(counts) for counts in zip((0, 0), *sizes, strict=True))
         digest = hashlib.sha256()
