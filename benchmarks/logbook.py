@@ -72,20 +72,23 @@ def main() -> None:
         folder = runs / "12"
         if not folder.exists():
             tell(folder, arguments.incidents, arguments.steps)
-        seconds = []
+        seconds, used = [], []
         for _ in range(3):
-            began = time.monotonic()
+            began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
             command = [sys.executable, "-m", "opt_ops", "logbook", "render", "12", "-q"]
             subprocess.run(
                 command, cwd=runs.parent, check=True, env={"PYTHONPATH": str(Path.cwd()), "PATH": "/usr/bin:/bin"}
             )
             seconds.append(time.monotonic() - began)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         chronicle = folder / "chronicle"
         megabytes = {path.name: path.stat().st_size / 1e6 for path in sorted(chronicle.iterdir()) if path.is_file()}
         rows = json.loads((chronicle / "report.json").read_text())
         print(f"{len(rows['incidents'])} incidents, {rows['step']} steps, Python {platform.python_version()}")
-        print(f"drawn in {', '.join(f'{each:.1f}' for each in seconds)} s, peak {peak:.0f} MB")
+        print(f"drawn in {', '.join(f'{each:.1f}' for each in seconds)} s of wall clock")
+        print(f"of the processor {', '.join(f'{each:.1f}' for each in used)} s, peak {peak:.0f} MB")
         print(", ".join(f"{name} {size:.2f} MB" for name, size in megabytes.items()))
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from chronicles.curves import thin
 from chronicles.record import Record
 from chronicles.settled import Stretch
+from opt_ops.core.signals import Point
 
 AROUND = 200  # steps before and after
-_POINTS = 90  # of a line, at most
+_POINTS = 150  # of all lines together, about
 
 _WIDTH, _HEIGHT = 340, 118
 _LEFT, _RIGHT, _TOP, _FOOT = 36, 8, 8, 22
@@ -23,44 +24,51 @@ _LEFT, _RIGHT, _TOP, _FOOT = 36, 8, 8, 22
 _Line = tuple[str, Sequence[int], Sequence[float]]  # class, steps, losses
 
 
-def closeup(record: Record, row: Mapping[str, Any], colors: Mapping[str, str]) -> str:
-    """The SVG of an incident in which training stopped or went back; empty where there is nothing to see.
+class Closeups:
+    """Draws the incidents of one record."""
 
-    Args:
-        record: Of which the telemetry is drawn.
-        row: The incident, of the report.
-        colors: The CSS class of each run.
-    """
-    stopped = row["last_step"] if row["last_step"] is not None else row["step_failed"]
-    if stopped is None:
-        return ""
-    first, last = max(1, stopped - AROUND), stopped + AROUND
-    lines = [
-        line
-        for part in record.stretches
-        if part.points and part.points[0].step <= last and part.points[-1].step >= first
-        for line in _lines(part, first, last, colors.get(part.run, ""), part.attempt == row["attempt"])
-    ]
-    if sum(len(steps) for _, steps, _ in lines) < 2:
-        return ""
-    first = min(steps[0] for _, steps, _ in lines)
-    last = max(first + 1, *(steps[-1] for _, steps, _ in lines))
-    return _svg(lines, first, last, stopped, row["step_resumed"])
+    def __init__(self, record: Record, colors: Mapping[str, str]) -> None:
+        """`colors` are the CSS classes of the runs."""
+        self._parts = [(part.points[0].step, part.points[-1].step, part) for part in record.stretches if part.points]
+        self._colors = colors
+
+    def draw(self, row: Mapping[str, Any]) -> str:
+        """The SVG of an incident of the report; empty where there is nothing to see."""
+        stopped = row["last_step"] if row["last_step"] is not None else row["step_failed"]
+        if stopped is None:
+            return ""
+        first, last = max(1, stopped - AROUND), stopped + AROUND
+        near = [part for begins, ends, part in self._parts if begins <= last and ends >= first]
+        lines = [line for part in near for line in self._lines(part, first, last, part.attempt == row["attempt"])]
+        total = sum(len(steps) for _, steps, _ in lines)
+        if total < 2:
+            return ""
+        lines = [_thinned(line, max(6, _POINTS * len(line[1]) // total)) for line in lines]
+        first = min(steps[0] for _, steps, _ in lines)
+        last = max(first + 1, *(steps[-1] for _, steps, _ in lines))
+        return _svg(lines, first, last, stopped, row["step_resumed"])
+
+    def _lines(self, part: Stretch, first: int, last: int, hit: bool) -> Iterator[_Line]:
+        """What counts of an attempt's updates in the window; of the one that was hit, also what was taken back."""
+        begin = bisect_left(part.points, first, key=_step)
+        points = part.points[begin : bisect_right(part.points, last, key=_step)]
+        for kept in (True, False) if hit else (True,):
+            own = [p for p in points if part.counts(p) == kept and p.loss is not None and isfinite(p.loss)]
+            if not kept and own:
+                own = [*(p for p in points if p.step == own[0].step - 1 and p.loss is not None), *own]
+            if own:
+                name = f"{self._colors.get(part.run, '')}{'' if kept else ' gone'}"
+                yield name, [p.step for p in own], [p.loss or 0.0 for p in own]
 
 
-def _lines(part: Stretch, first: int, last: int, color: str, hit: bool) -> Iterator[_Line]:
-    """What counts of an attempt's updates in the window; of the one that was hit, also what was taken back. Thinned."""
-    points = part.points[
-        bisect_left(part.points, first, key=lambda p: p.step) : bisect_right(part.points, last, key=lambda p: p.step)
-    ]
-    for kept in (True, False) if hit else (True,):
-        own = [p for p in points if part.counts(p) == kept and p.loss is not None and isfinite(p.loss)]
-        if not kept and own and (joint := [p for p in points if p.step == own[0].step - 1 and p.loss is not None]):
-            own = joint + own
-        steps, values = [p.step for p in own], [p.loss or 0.0 for p in own]
-        chosen = thin(steps, values, _POINTS)
-        if chosen:
-            yield f"{color}{'' if kept else ' gone'}", [steps[i] for i in chosen], [values[i] for i in chosen]
+def _step(point: Point) -> int:
+    return point.step
+
+
+def _thinned(line: _Line, limit: int) -> _Line:
+    name, steps, values = line
+    chosen = thin(steps, values, limit)
+    return name, [steps[i] for i in chosen], [values[i] for i in chosen]
 
 
 def _svg(lines: Sequence[_Line], first: int, last: int, stopped: int, resumed: int | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from chronicles import incidents, steering
-from chronicles.closeup import closeup
+from chronicles.closeup import Closeups
 from chronicles.entry import MACHINE, Fact, LogEntry, Remark, entry_of, run_at
 from chronicles.figure import RUN_COLORS
 from chronicles.people import DRIVES, asked_for
@@ -22,14 +22,24 @@ from opt_ops.core.values import Driver, Tier
 def entries(record: Record, report: Mapping[str, Any]) -> list[LogEntry]:
     """All entries, newest first."""
     found: list[LogEntry] = []
+    configured: e.AttemptConfigured | None = None
     for entry in record.entries:
         rule = _RULES.get(type(entry.event))
         if rule is not None:
             found += rule(record, report, entry, entry.event)
+        if isinstance(entry.event, e.AttemptConfigured):
+            found += _launched(record, entry, entry.event, configured) if configured else ()
+            configured = entry.event
+    found = _with_closeups(record, found)
     remarks = _remarks(record, {entry.anchor for entry in found})
     below = {f"e{remark.seq}" for attached in remarks.values() for remark in attached}
     rest = [entry for entry in reversed(found) if entry.anchor not in below]
     return [replace(entry, remarks=tuple(remarks.get(entry.anchor, ()))) for entry in rest]
+
+
+def _with_closeups(record: Record, found: list[LogEntry]) -> list[LogEntry]:
+    near = Closeups(record, {run: f"run-{number % RUN_COLORS}" for number, run in enumerate(record.state.runs)})
+    return [replace(entry, closeup=near.draw(entry.incident)) if entry.incident else entry for entry in found]
 
 
 def _remarks(record: Record, anchors: AbstractSet[str]) -> dict[str, list[Remark]]:
@@ -105,28 +115,19 @@ def _incident(record: Record, report: Mapping[str, Any], entry: e.Entry, event: 
         readbacks=tuple(incidents.readbacks(row)),
         stacks=tuple(incidents.stacks(row)),
         quote=asked.reason if asked else "",
-        closeup=closeup(record, row, {run: f"run-{n % RUN_COLORS}" for n, run in enumerate(record.state.runs)}),
     )
 
 
-def _launched(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.AttemptConfigured) -> _Found:
+def _launched(record: Record, entry: e.Entry, event: e.AttemptConfigured, before: e.AttemptConfigured) -> _Found:
     """Other versions than the attempt before: nobody may learn of that from the curve."""
-    launches = [
-        (x.event.attempt, x.event.versions)
-        for x in record.entries
-        if isinstance(x.event, e.AttemptConfigured) and x.seq < entry.seq
-    ]
-    if not launches:
-        return
-    before, known = launches[-1]
-    now = event.versions
+    known, now = before.versions, event.versions
     changed = tuple(
         (name, *(value(versions[name]) if name in versions else "" for versions in (known, now)))
         for name in dict.fromkeys((*known, *now))
         if known.get(name) != now.get(name)
     )
     if changed:
-        text = f"Attempt {event.attempt} runs under other versions than attempt {before} did. {_UNASKED}"
+        text = f"Attempt {event.attempt} runs under other versions than attempt {before.attempt} did. {_UNASKED}"
         what = f"versions changed: {short(', '.join(name for name, _, _ in changed), 80)}"
         run = record.state.attempts[event.attempt].run
         yield entry_of(record, entry, what, run=run, facts=(Fact(label="Launch", text=text),), changes=changed)
@@ -232,7 +233,6 @@ _RULES: dict[type[e.Event], Callable[[Record, Mapping[str, Any], e.Entry, Any], 
     e.LineageStarted: _started,
     e.DaemonStarted: _daemon,
     e.IncidentOpened: _incident,
-    e.AttemptConfigured: _launched,
     e.DrillRequested: _drill,
     e.SignalRaised: _alert,
     e.CheckpointRefused: _refused,

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
@@ -135,14 +136,20 @@ def _draw_panel(axes: Axes, drawn: Curve, placed: Sequence[Mark], measure: str) 
     axes.set_ylim(low, high)
     _draw_values(axes, measure)
     faint = max(0.2, min(0.55, 12 / max(1, len(placed))))  # many incidents must not hide the curve
-    for mark in placed:
-        axes.axvline(mark.step, color=_MUTED, linewidth=0.8, alpha=faint, dashes=(2, 3) if mark.quiet else (1, 0))
-    for line in sorted(drawn.lines, key=lambda line: line.kept):  # what counts is drawn on top
-        color = _RUNS[line.run % RUN_COLORS]
-        if line.kept:
-            axes.plot(line.steps, line.values, color=color, linewidth=1.4, solid_joinstyle="round")
-        else:
-            axes.plot(line.steps, line.values, color=color, linewidth=1, alpha=0.7, dashes=(3, 2))
+    for quiet in (False, True):
+        at = [mark.step for mark in placed if mark.quiet is quiet]
+        style: dict[str, Any] = {"color": _MUTED, "linewidth": 0.8, "alpha": faint}
+        axes.vlines(
+            at, 0, 1, transform=axes.get_xaxis_transform(), linestyles=(0, (2, 3)) if quiet else "solid", **style
+        )
+    for kept in (False, True):  # what counts is drawn on top
+        for place, color in enumerate(_RUNS):
+            lines = [line for line in drawn.lines if line.kept is kept and line.run % RUN_COLORS == place]
+            steps, values = _joined(lines)
+            if kept:
+                axes.plot(steps, values, color=color, linewidth=1.4, solid_joinstyle="round")
+            else:
+                axes.plot(steps, values, color=color, linewidth=1, alpha=0.7, dashes=(3, 2))
     _mark_peaks(axes, drawn.lines, measure)
     if drawn.gaps:
         axes.plot(
@@ -154,6 +161,16 @@ def _draw_panel(axes: Axes, drawn: Curve, placed: Sequence[Mark], measure: str) 
             marker="x",
             markersize=6,
         )
+
+
+def _joined(lines: Sequence[Line]) -> tuple[list[float], list[float]]:
+    """Many lines as one that is broken between them: a thousand artists would take seconds to draw."""
+    steps: list[float] = []
+    values: list[float] = []
+    for line in lines:
+        steps += [*line.steps, nan]
+        values += [*line.values, nan]
+    return steps, values
 
 
 def _mark_peaks(axes: Axes, lines: Sequence[Line], measure: str) -> None:
@@ -237,11 +254,12 @@ def _draw_strip(axes: Axes, placed: Sequence[Mark], lanes: Sequence[tuple[int, b
     axes.set_ylim(tall, 0)
     axes.set_axis_off()
     high = axes.get_xlim()[1]
+    # Where the strip is full, stems are short; the table of incidents names them all.
+    tops = [lane + 0.5 if named else tall - 0.3 for lane, named in lanes]
+    axes.vlines([mark.step for mark in placed], tops, tall, color=_MUTED, linewidth=0.8, alpha=0.55, clip_on=False)
     for mark, (lane, named) in zip(placed, lanes, strict=True):
         height = lane + 0.5
-        stem = axes.plot([mark.step] * 2, [height, tall], color=_MUTED, linewidth=0.8, alpha=0.55, clip_on=False)
         if not named:
-            stem[0].set_ydata([tall - 0.3, tall])  # the strip is full here; the table of incidents names them all
             continue
         if mark.resumed is not None and (mark.step - mark.resumed) * scale > 6:
             axes.plot([mark.resumed, mark.step], [height, height], color=_MUTED, linewidth=1, clip_on=False)

@@ -10,7 +10,6 @@ from chronicles.people import MOVES, altered, asked_for, batches, change
 from chronicles.record import Record
 from chronicles.words import count, duration, evidence, full, names, rate, second, short, whole
 from opt_ops.core.codec import from_iso
-from opt_ops.core.events import SignalRaised
 from opt_ops.core.run import Attempt
 from opt_ops.core.values import Action, Tier
 
@@ -256,13 +255,12 @@ def _alert(record: Record, row: Row) -> str:
     if row["onset_step"] is None:
         return ""
     steps = [
-        entry.event.step
-        for entry in record.entries
-        if isinstance(entry.event, SignalRaised)
-        and entry.event.tier is Tier.ALERT
-        and entry.event.attempt == row["attempt"]
-        and entry.event.step is not None
-        and row["onset_step"] <= entry.event.step <= (row["step_failed"] or 0)
+        signal.step
+        for signal in record.state.signals.values()
+        if signal.tier is Tier.ALERT
+        and signal.attempt == row["attempt"]
+        and signal.step is not None
+        and row["onset_step"] <= signal.step <= (row["step_failed"] or 0)
     ]
     return (
         f"An alert came first, at step {', '.join(map(whole, steps))}; until then nothing was touched" if steps else ""

@@ -90,6 +90,8 @@ def text(value: Any) -> str:
 
 def printable(value: str) -> str:
     """Untrusted text for a terminal: one line, no control characters."""
+    if value.isprintable():
+        return value
     return "".join(character if character.isprintable() else "�" for character in value.replace("\n", " "))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from chronicles.closeup import closeup
+from chronicles.closeup import Closeups
 from chronicles.record import load
 from chronicles.report import build
 from opt_ops.core.values import Action, Outcome
@@ -16,7 +16,7 @@ COLORS = {"12.00": "run-0", "12.01": "run-1"}
 
 def drawn(told: Told) -> ET.Element:
     record = load(told.folder)
-    return ET.fromstring(closeup(record, build(record)["incidents"][0], COLORS))
+    return ET.fromstring(Closeups(record, COLORS).draw(build(record)["incidents"][0]))
 
 
 def test_it_shows_what_counts_and_what_was_taken_back(told: Told):
@@ -37,7 +37,7 @@ def test_a_window_of_400_steps_of_a_long_run(told: Told):
     lines = [element.attrib["d"] for element in root if element.attrib.get("class", "").startswith("line")]
     for line in lines:
         points = re.findall(r"(\d+) (-?\d+)", line)
-        assert len(points) <= 92
+        assert len(points) <= 150
         assert all(36 <= int(x) <= 332 and 0 <= int(y) <= 96 for x, y in points)
 
 
@@ -53,8 +53,8 @@ def test_nothing_to_draw(told: Told):
     told.begin().plan("12.00").hold()
     told.incident("bad_gpu", "x", None, None)
     record = load(told.folder)
-    assert closeup(record, build(record)["incidents"][0], COLORS) == ""
+    assert Closeups(record, COLORS).draw(build(record)["incidents"][0]) == ""
     told.launch("12.00-a0").train("12.00-a0", 1, 30, loss=lambda step: None)
     told.incident("non_finite_loss", "x", "12.00-a0", 30)
     record = load(told.folder)
-    assert closeup(record, build(record)["incidents"][1], COLORS) == ""
+    assert Closeups(record, COLORS).draw(build(record)["incidents"][1]) == ""
