@@ -1,0 +1,89 @@
+"""Ways to spread a model that save memory or time change nothing of what is computed."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from torch.distributed.tensor import DTensor
+
+from tests.trainer.harness import Ranks, engine_of
+from tests.trainer.test_parallel import build, samples
+from trainer import optim, recipes
+from trainer.errors import UserError
+from trainer.outside import Heard
+from trainer.step import advanced, forward_backward, measure
+from trainer.telemetry import Progress
+
+STEPS = 5
+
+
+def curve(dp: int, tp: int, *changes: str) -> tuple[list[float], list[float], set[int]]:
+    """Losses, gradient norms, and over how many dimensions of the mesh the parameters are spread."""
+    recipe = build(dp, tp, *changes)
+    engine, data, progress = engine_of(recipe), samples(recipe), Progress()
+    losses, gnorms = [], []
+    for step in range(1, STEPS + 1):
+        measured = measure(engine, forward_backward(engine, data, recipe, progress), Heard(), closely=True)
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
+        progress = advanced(progress, recipe)
+        losses.append(measured.loss)
+        gnorms += [measured.gnorm, *measured.block_gnorms.values(), *measured.block_pnorms.values()]
+    dimensions = {p.device_mesh.ndim for p in engine.model.parameters() if isinstance(p, DTensor)}
+    return losses, gnorms, dimensions
+
+
+@pytest.fixture(scope="module")
+def alone(ranks: Ranks) -> tuple[list[float], list[float], set[int]]:
+    return ranks(1, curve, 1, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def other_ranks() -> Iterator[Ranks]:
+    """For meshes of three dimensions: for the life of a process, DTensor remembers the groups of equal meshes."""
+    pool = Ranks()
+    yield pool
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("dp", "tp", "changes"),
+    [
+        (4, 1, ["parallel.replicas=2"]),
+        (2, 2, ["parallel.replicas=2"]),
+        (2, 1, ["checkpoint_activations=true"]),
+        (2, 2, ["checkpoint_activations=true"]),
+        (2, 1, ["parallel.offload=true"]),
+        (4, 1, ["parallel.replicas=2", "parallel.offload=true", "checkpoint_activations=true"]),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else str(value),
+)
+def test_the_losses_and_norms_are_those_of_one_process(
+    ranks: Ranks,
+    other_ranks: Ranks,
+    alone: tuple[list[float], list[float], set[int]],
+    dp: int,
+    tp: int,
+    changes: list[str],
+) -> None:
+    replicated = "parallel.replicas=2" in changes
+    pool = other_ranks if replicated else ranks
+    for losses, gnorms, dimensions in pool(dp * tp, curve, dp, tp, *changes):
+        assert losses == pytest.approx(alone[0], rel=1e-5)
+        assert gnorms == pytest.approx(alone[1], rel=1e-5)
+        assert dimensions == {1 + replicated + (tp > 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPU")
+def test_compiled_layers_compute_the_same(ranks: Ranks, alone: tuple[list[float], list[float], set[int]]) -> None:
+    losses, gnorms, _ = ranks(1, curve, 1, 1, "compile=true")[0]
+    assert losses == pytest.approx(alone[0], rel=1e-5)
+    assert gnorms == pytest.approx(alone[1], rel=1e-4)
+
+
+def test_replicas_must_divide_the_data_parallel_ranks() -> None:
+    with pytest.raises(UserError, match=r"a multiple of parallel\.replicas"):
+        recipes.build("opt-tiny", ["parallel.replicas=2", "parallel.dp=3"])
+    with pytest.raises(UserError, match=r"parallel\.dp must be given"):
+        recipes.build("opt-tiny", ["parallel.replicas=2"])
