@@ -113,6 +113,8 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
             valid=arguments.valid,
             tokenizer=arguments.tokenizer,
             fence=arguments.fence,
+            snapshot_dir=arguments.snapshot_dir,
+            checkpoint_copy=arguments.checkpoint_copy,
             process_start=process_start,
             signals=signals,
         )
@@ -139,6 +141,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run-dir", metavar="DIR", type=Path, help="folder of this attempt: configuration, telemetry")
     parser.add_argument("--checkpoint-dir", metavar="DIR", type=Path, help="folder of this run's checkpoints")
+    parser.add_argument(
+        "--snapshot-dir",
+        metavar="DIR",
+        type=Path,
+        help="folder on the node's own disk for snapshots between checkpoints; {node} stands for the node's name",
+    )
+    parser.add_argument(
+        "--checkpoint-copy",
+        metavar="URL",
+        default="",
+        help="second place for checkpoints, at any URL that fsspec knows: s3://bucket/run, or a folder",
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", metavar="CHECKPOINT", type=Path, help="continue from this step-… folder")
     start.add_argument("--from-scratch", action="store_true", help="start over although there are checkpoints")

@@ -33,7 +33,7 @@ class Fence:
     def superseded(self) -> bool:
         """Whether another attempt is the newest, by a look that is not older than a second."""
         if time.monotonic() - self._looked >= _LOOK_EVERY_SECONDS:
-            self._look()
+            self.look()
         return self._newest not in (None, self._attempt)
 
     def check(self) -> None:
@@ -42,11 +42,12 @@ class Fence:
         Raises:
             SupersededError: another attempt is the newest.
         """
-        self._look()
+        self.look()
         if self.superseded:
             raise SupersededError(f"superseded: a newer attempt exists: {self._path} names {self._newest}")
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read the file. That it cannot be read is said once, also by a copy that is made after this."""
         self._looked = time.monotonic()
         if self._path is None:
             return

@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from trainer import dataset, manifest, parallel, telemetry
 from trainer import engine as engines
-from trainer.checkpoint import Checkpointer
+from trainer.checkpoint import Checkpointer, Destination, Retention, Writer
+from trainer.checkpoint.schedule import Saves
 from trainer.checksums import Checksums
 from trainer.dataset import Dataset
 from trainer.engine import Engine
@@ -49,6 +50,8 @@ class Job:
     fence: Path | None
     process_start: float
     signals: Signals
+    snapshot_dir: Path | None = None
+    checkpoint_copy: str = ""
 
 
 def train(job: Job) -> None:
@@ -69,8 +72,8 @@ def train(job: Job) -> None:
     job.signals.dump_stacks_to(job.run_dir / "stacks" / f"rank-{place.rank:04d}.txt")
     phases = Phases(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
     phases.enter("start", None)
+    writer = Writer()  # forked before there are threads, connections or a GPU
     data = dataset.load(job.data, job.valid, job.tokenizer, recipe)
-    samples = data.samples(recipe.data.seq_len, recipe.seed)
     settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, data.digest, _initial_weights(job))
 
     layout = parallel.start(place, dp, tp, recipe.parallel.replicas)
@@ -79,14 +82,24 @@ def train(job: Job) -> None:
     evaluation = Evaluation(recipe, data.validation, engine, phases)
     guard = Guard(recipe)
     fence = Fence(job.fence, job.attempt)
-    checkpointer = Checkpointer(job.checkpoint_dir, engine.state(), fence)
+    checkpointer = Checkpointer(writer, _destination(job, fence), engine.state(), parallel.address(os.environ))
     progress = _begin(job, checkpointer, guard, settings_digest, layout)
     recorder = _recorder(job, layout, data, _config(job, engine, data, progress)) if layout.rank == 0 else None
-    outside = Outside(job.run_dir, layout, job.signals, fence)
+    saves = Saves(recipe, snapshots=job.snapshot_dir is not None)
+    outside = Outside(job.run_dir, layout, job.signals, fence, saves)
     # fairscale's ranks own different parameters: none has counters or moments that another could be compared with.
     checksum_every = recipe.checksum_every if recipe.engine == "fsdp2" else 0
     checksums = Checksums(engine.model, engine.optimizer, layout, checksum_every)
-    steps = Steps(recipe, job.lr_factors, job.skips, engine, samples, guard, outside, checksums)
+    steps = Steps(
+        recipe,
+        job.lr_factors,
+        job.skips,
+        engine,
+        data.samples(recipe.data.seq_len, recipe.seed),
+        guard,
+        outside,
+        checksums,
+    )
 
     spent = Spent()
     while progress.step < recipe.steps:
@@ -106,11 +119,17 @@ def train(job: Job) -> None:
         if recorder and to_log:
             _print_progress(line, recipe.steps)
         spent = Spent(logging=time.monotonic() - computed)
-        if outcome.measured.save_requested or step % recipe.checkpoint_every == 0 or step == recipe.steps:
+        if outcome.measured.save_requested or outcome.measured.snapshot_due:
             phases.enter("saving", step)
-            spent.saving = _save(job, checkpointer, _header(job, layout, progress, guard, settings_digest, line))
+            spent.saving = _save(
+                job,
+                checkpointer,
+                saves,
+                _header(job, layout, progress, guard, settings_digest, line),
+                durable=outcome.measured.save_requested,
+            )
     phases.enter("ending", progress.step)
-    if not checkpointer.wait():
+    if not checkpointer.finish():
         raise RuntimeError(f"all steps are done, but the last checkpoint was not saved: {checkpointer.take_error()}")
     dist.destroy_process_group()
 
@@ -125,7 +144,7 @@ def check_folders(job: Job) -> None:
         raise UserError(
             f"{job.run_dir} holds the telemetry of another attempt: give each attempt a --run-dir of its own."
         )
-    present = manifest.committed(job.checkpoint_dir)
+    present = sorted(manifest.committed(job.checkpoint_dir) + manifest.committed(job.checkpoint_dir, "snapshot"))
     if present and not job.resume and not job.from_scratch:
         raise UserError(
             f"{job.checkpoint_dir} holds a checkpoint of step {present[-1][0]}: "
@@ -133,6 +152,22 @@ def check_folders(job: Job) -> None:
         )
     job.run_dir.mkdir(parents=True, exist_ok=True)
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+
+
+def _destination(job: Job, fence: Fence) -> Destination:
+    rule = job.recipe.checkpoint
+    node = parallel.node(os.environ)
+    return Destination(
+        folder=job.checkpoint_dir,
+        node=node,
+        disk=Path(str(job.snapshot_dir).replace("{node}", node)) if job.snapshot_dir else None,
+        url=job.checkpoint_copy,
+        fence=fence,
+        snapshots=Retention(
+            newest=rule.keep_snapshots, span_seconds=rule.span_minutes * 60, seconds=rule.snapshot_hours * 3600
+        ),
+        durable=Retention(newest=rule.keep),
+    )
 
 
 def _begin(job: Job, checkpointer: Checkpointer, guard: Guard, settings_digest: str, layout: Layout) -> Progress:
@@ -179,13 +214,16 @@ def _recorder(job: Job, layout: Layout, data: Dataset, config: dict[str, Any]) -
     return Telemetry(job.run_dir / "telemetry.jsonl", job.recipe, layout, job.process_start)
 
 
-def _save(job: Job, checkpointer: Checkpointer, header: dict[str, Any]) -> float:
+def _save(job: Job, checkpointer: Checkpointer, saves: Saves, header: dict[str, Any], *, durable: bool) -> float:
     """Begin a checkpoint; returns the seconds that training was held up."""
     start = time.monotonic()
     checkpointer.wait()
-    job.signals.save_requested.clear()  # what was asked for until now, this save answers
-    checkpointer.save(header)
-    return time.monotonic() - start
+    if durable:
+        job.signals.save_requested.clear()  # what was asked for until now, this save answers
+    checkpointer.save(header, durable)
+    cost = time.monotonic() - start
+    saves.saved(cost, checkpointer.background_seconds, durable=durable)
+    return cost
 
 
 def _header(

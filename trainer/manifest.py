@@ -5,6 +5,9 @@ Standard library only: a supervisor verifies checkpoints with this module and ne
 The order is what makes it safe. Each rank hashes the files it wrote and says so in ``rank-NNNN.json``. When all ranks
 have spoken, rank 0 merges them into ``manifest.json`` and then writes ``COMMITTED``, which holds the manifest's own
 SHA-256. A crash at any point leaves a folder without marker, and that is not a checkpoint.
+
+There are two tiers, and both are this. A durable checkpoint, ``step-…``, holds its shards itself. A snapshot,
+``snapshot-…``, lies beside it without them: they are on the disks of the nodes that its manifest names, each on two.
 """
 
 import hashlib
@@ -12,18 +15,19 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 VERSION = 1
 
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_FOLDER = re.compile(r"(step|snapshot)-(\d{8,})")
 _RANK_FILE = re.compile(r"rank-\d{4,}\.json")
 
 
@@ -58,19 +62,30 @@ class Manifest:
     skips: Sequence[Sequence[int]] = ()
     model: Mapping[str, Any] | None = None
     guard: Mapping[str, Any] | None = None
+    nodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies."""
+    """Where the durable checkpoint of ``step`` lies."""
     return folder / f"step-{step:08d}"
 
 
-def committed(folder: Path) -> list[tuple[int, Path]]:
-    """All checkpoints in ``folder`` that bear the marker, as (step, path), newest last. Reads no content."""
+def snapshot_folder(folder: Path, step: int) -> Path:
+    """Where the snapshot of ``step`` lies: its manifest in the run's folder, its shards in that of a node."""
+    return folder / f"snapshot-{step:08d}"
+
+
+def committed(folder: Path, tier: Literal["step", "snapshot"] = "step") -> list[tuple[int, Path]]:
+    """All checkpoints of a tier in ``folder`` that bear the marker, as (step, path), newest last. Reads no content."""
+    return [(step, path) for step, path in folders(folder, tier) if (path / MARKER).exists()]
+
+
+def folders(folder: Path, tier: Literal["step", "snapshot"]) -> list[tuple[int, Path]]:
+    """All of a tier, finished or not, as (step, path), newest last."""
     if not folder.is_dir():
         return []
-    found = ((_STEP_FOLDER.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(name[1]), path) for name, path in found if name and (path / MARKER).exists())
+    found = ((_FOLDER.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(name[2]), path) for name, path in found if name and name[1] == tier)
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -88,10 +103,40 @@ def write_durably(path: Path, text: str) -> None:
         os.close(folder)
 
 
-def write_rank(path: Path, rank: int, names: Iterable[str]) -> None:
-    """Write ``rank-NNNN.json``: that ``rank`` has written the files ``names`` of ``path``, with sizes and hashes."""
-    files = {name: _measure(path / name) for name in sorted(names)}
-    write_durably(_rank_file(path, rank), _to_json({"files": files}))
+def write_rank(
+    path: Path,
+    rank: int,
+    names: Iterable[str],
+    *,
+    copies: Iterable[str] = (),
+    place: Mapping[str, str] | None = None,
+    expected: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``rank-NNNN.json``: that ``rank`` has written the files ``names``, with sizes and hashes.
+
+    Args:
+        path: the folder of the checkpoint.
+        rank: who writes.
+        names: files that this rank alone has written.
+        copies: of a snapshot: files of a rank on another node that this one holds a copy of.
+        place: of a snapshot: ``node``, its ``host`` and the ``folder`` there, where the files are.
+        expected: sizes and hashes of what ``names`` were copied from.
+
+    Raises:
+        OSError: a file cannot be read, or is not what it was copied from.
+    """
+    where = Path(place["folder"]) if place else path
+    report: dict[str, Any] = {"files": {name: _measure(where / name) for name in sorted(names)}}
+    if expected is not None and report["files"] != expected:
+        raise OSError(f"{path}: what arrived is not what was sent")
+    if place:
+        report |= {"copies": {name: _measure(where / name) for name in sorted(copies)}, "place": dict(place)}
+    write_durably(_rank_file(path, rank), _to_json(report))
+
+
+def written_by(path: Path, rank: int) -> dict[str, dict[str, Any]]:
+    """The files that ``rank`` reported to have written, with sizes and hashes."""
+    return json.loads(_rank_file(path, rank).read_text(encoding="utf-8"))["files"]
 
 
 def commit(
@@ -115,6 +160,7 @@ def commit(
 
     Raises:
         TimeoutError: a rank did not report in time; the folder stays without marker.
+        CheckpointError: what was written is the state of an earlier save, or a copy differs from its original.
     """
     waiting = [_rank_file(path, rank) for rank in range(ranks)]
     deadline = time.monotonic() + deadline_seconds
@@ -122,11 +168,14 @@ def commit(
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path}: no {missing[0].name} after {deadline_seconds:.0f} s")
         time.sleep(poll_seconds)
-    files: dict[str, Any] = {}
-    for file in waiting:
-        files |= json.loads(file.read_text(encoding="utf-8"))["files"]
-    manifest = Manifest(**header, files=files)
-    text = _to_json({"v": VERSION} | asdict(manifest))
+    files, nodes = _merge(path, [json.loads(file.read_text(encoding="utf-8")) for file in waiting])
+    manifest = Manifest(**header, files=files, nodes=nodes)
+    if stale := _stale(path, manifest):
+        raise CheckpointError(path, stale)
+    fields = asdict(manifest)
+    if not nodes:
+        del fields["nodes"]
+    text = _to_json({"v": VERSION} | fields)
     write_durably(path / MANIFEST, text)
     before_marker()
     write_durably(path / MARKER, hashlib.sha256(text.encode()).hexdigest() + "\n")
@@ -135,28 +184,70 @@ def commit(
 def verify(path: Path) -> Manifest:
     """Read every byte of the checkpoint ``path`` and compare it with what was written.
 
+    Of a snapshot, one good copy of each file will do. What lies on other hosts alone cannot be read from here: each
+    node has read its files back before the snapshot was committed, and reads them again before training resumes.
+
     Raises:
-        CheckpointError: the checkpoint is missing, torn or damaged; ``why`` says which file and how.
+        CheckpointError: the checkpoint is missing, torn, damaged or stale; ``why`` says which file and how.
+    """
+    manifest = read(path)
+    here = {place["folder"] for place in manifest.nodes.values() if place["host"] == socket.gethostname()}
+
+    def problem(name: str) -> str:
+        if not manifest.nodes:
+            return damage(path, name, manifest)
+        holders = [manifest.nodes[node]["folder"] for node in manifest.files[name]["nodes"]]
+        damages = [damage(Path(folder), name, manifest) for folder in holders if folder in here]
+        return "; ".join(damages) if all(damages) and len(damages) == len(holders) else ""
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        for why in pool.map(problem, manifest.files):
+            if why:
+                raise CheckpointError(path, why)
+    return manifest
+
+
+def read(path: Path) -> Manifest:
+    """The manifest of the checkpoint ``path``, with all that can be said without reading what it names.
+
+    Raises:
+        CheckpointError: no checkpoint, or one that is torn, misnamed, stale, or holds what its manifest does not name.
     """
     if not path.is_dir():
         raise CheckpointError(path, "no such folder")
     manifest = _read_manifest(path)
+    name = _FOLDER.fullmatch(path.name)
+    if name and int(name[2]) != manifest.step:
+        raise CheckpointError(path, f"the folder says step {int(name[2])}, its manifest step {manifest.step}")
+    trained = manifest.telemetry.get("num_updates", manifest.step)
+    if trained != manifest.step:
+        raise CheckpointError(path, f"the manifest says step {manifest.step}, its telemetry step {trained}")
     present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    for name in sorted(present - manifest.files.keys() - {MANIFEST, MARKER}):
-        if not _RANK_FILE.fullmatch(name):
-            raise CheckpointError(path, f"unexpected file {name}: the manifest does not name it")
-    for name, expected in manifest.files.items():
-        if name not in present:
-            raise CheckpointError(path, f"{name} is missing")
-        size = (path / name).stat().st_size
-        if size != expected["size"]:
-            raise CheckpointError(path, f"{name} has {size} bytes, the manifest says {expected['size']}")
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        digests = pool.map(lambda name: _sha256(path / name), manifest.files)
-        for (name, expected), digest in zip(manifest.files.items(), digests, strict=True):
-            if digest != expected["sha256"]:
-                raise CheckpointError(path, f"the content of {name} has changed since it was written (SHA-256 differs)")
+    named = set() if manifest.nodes else set(manifest.files)
+    for extra in sorted(present - named - {MANIFEST, MARKER}):
+        if not _RANK_FILE.fullmatch(extra):
+            raise CheckpointError(path, f"unexpected file {extra}: the manifest does not name it")
+    for absent in sorted(named - present):
+        raise CheckpointError(path, f"{absent} is missing")
+    if stale := _stale(path, manifest):
+        raise CheckpointError(path, stale)
     return manifest
+
+
+def damage(folder: Path, name: str, manifest: Manifest) -> str:
+    """What is wrong with the file ``name`` in ``folder``; empty if nothing is."""
+    expected = manifest.files[name]
+    try:
+        size = (folder / name).stat().st_size
+        if size != expected["size"]:
+            return f"{name} has {size} bytes, the manifest says {expected['size']}"
+        if _sha256(folder / name) != expected["sha256"]:
+            return f"the content of {name} has changed since it was written (SHA-256 differs)"
+    except FileNotFoundError:
+        return f"{name} is missing" + (f" in {folder}" if manifest.nodes else "")
+    except OSError as error:
+        return f"{name} cannot be read: {error}"
+    return ""
 
 
 def digest(path: Path) -> str:
@@ -166,6 +257,20 @@ def digest(path: Path) -> str:
         CheckpointError: there is no marker.
     """
     return _read_marker(path).decode()
+
+
+def pin(path: Path) -> None:
+    """Forbid whoever prunes to remove the checkpoint ``path``: an empty file ``<path>.pinned`` beside it says so."""
+    _pin_of(path).touch()
+
+
+def pinned(path: Path) -> bool:
+    """Whether somebody pinned the checkpoint ``path``."""
+    return _pin_of(path).exists()
+
+
+def _pin_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.pinned")
 
 
 def remove(path: Path) -> None:
@@ -195,6 +300,53 @@ def _read_marker(path: Path) -> bytes:
         return (path / MARKER).read_bytes().strip()
     except FileNotFoundError:
         raise CheckpointError(path, f"no {MARKER} marker: the save was never finished") from None
+
+
+def _merge(
+    path: Path, reports: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
+    """The files that ranks reported, and the nodes that they are on: none of a durable checkpoint."""
+    files: dict[str, dict[str, Any]] = {}
+    nodes: dict[str, dict[str, str]] = {}
+    for report in reports:
+        files |= report["files"]
+        if place := report.get("place"):
+            nodes[place["node"]] = {"host": place["host"], "folder": place["folder"]}
+            for name in report["files"]:
+                files[name]["nodes"] = [place["node"]]
+    for report in reports:
+        for name, copy in report.get("copies", {}).items():
+            node = report["place"]["node"]
+            if copy != {key: files[name][key] for key in copy}:
+                raise CheckpointError(path, f"the copy of {name} on {node} differs from what was written")
+            files[name]["nodes"].append(node)
+    return files, nodes
+
+
+def _stale(path: Path, manifest: Manifest) -> str:
+    """Whether shards are those of the save before: training changes all of them in every update.
+
+    Shards that are small beside the others do not count: a rank may hold nothing but empty parts.
+    """
+    if not _FOLDER.fullmatch(path.name):
+        return ""
+    tiers: tuple[Literal["step", "snapshot"], ...] = ("step", "snapshot")
+    earlier = [found for tier in tiers for found in committed(path.parent, tier) if found[0] < manifest.step]
+    if not earlier:
+        return ""
+    step, path = max(earlier)
+    try:
+        before = _read_manifest(path)
+    except (CheckpointError, OSError):
+        return ""  # damaged, or gone since: another one's trouble
+    skipped = manifest.telemetry.get("skipped", 0) - before.telemetry.get("skipped", 0)
+    if skipped >= manifest.step - step:
+        return ""  # no update since was applied
+    known = {file["sha256"] for name, file in before.files.items() if name.endswith(".distcp")}
+    shards = {name: file for name, file in manifest.files.items() if name.endswith(".distcp")}
+    large = max((file["size"] for file in shards.values()), default=0) / 10
+    same = sorted(name for name, file in shards.items() if file["sha256"] in known and file["size"] >= large)
+    return f"stale: {same[0]} holds the same as in {path.name}, {manifest.step - step} steps before" if same else ""
 
 
 def _rank_file(path: Path, rank: int) -> Path:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.checkpoint.schedule import Saves
 from trainer.drill import DrillFile
 from trainer.errors import SupersededError, UserError
 from trainer.fence import Fence
@@ -23,7 +24,8 @@ class Heard:
 
     Attributes:
         drill_factor: of the learning rate; NaN when the drills cannot be read. Zero on all ranks but rank 0.
-        save_requested: whether this rank was asked for a checkpoint.
+        save_requested: whether this rank was asked for a checkpoint, or knows that one is due.
+        snapshot_due: whether it is time for a snapshot. Rank 0 alone knows.
         superseded: whether the fence names another attempt. Rank 0 alone looks.
         flip: 1 + the rank that is to flip a bit of its weights, for a drill. Zero on all ranks but rank 0.
         busy_seconds: how long this rank has worked since the reduction before, time that it waited for others not
@@ -32,6 +34,7 @@ class Heard:
 
     drill_factor: float = 0.0
     save_requested: bool = False
+    snapshot_due: bool = False
     superseded: bool = False
     flip: int = 0
     busy_seconds: float | None = None
@@ -40,7 +43,7 @@ class Heard:
 class Outside:
     """One rank's ears."""
 
-    def __init__(self, run_dir: Path, layout: Layout, signals: Signals, fence: Fence) -> None:
+    def __init__(self, run_dir: Path, layout: Layout, signals: Signals, fence: Fence, saves: Saves) -> None:
         self._drills = DrillFile(run_dir / "drill.json") if layout.rank == 0 else None
         self._fence = fence if layout.rank == 0 else None
         # On a GPU, kernels wait for other ranks as they compute: no clock here tells the two apart.
@@ -48,12 +51,14 @@ class Outside:
         self._worked = time.thread_time()
         self._unreadable: UserError | None = None
         self._signals = signals
+        self._saves = saves if layout.rank == 0 else None
 
     def heard(self, step: int) -> Heard:
         """What there is to act on in update ``step``."""
         return Heard(
             drill_factor=self._drill_factor(step),
-            save_requested=self._signals.save_requested.is_set(),
+            save_requested=self._signals.save_requested.is_set() or bool(self._saves and self._saves.durable(step)),
+            snapshot_due=bool(self._saves and self._saves.snapshot(step)),
             superseded=self._fence is not None and self._fence.superseded,
             flip=self._flip(step),
             busy_seconds=self._busy_seconds(),

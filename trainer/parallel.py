@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -87,6 +88,18 @@ def rendezvous_from_slurm(environment: Mapping[str, str]) -> tuple[str, int]:
     assert first_node is not None
     number = 64 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])
     return first_node[1] + (first_node[2] or ""), 20_000 + number % 12_000
+
+
+def address(environment: Mapping[str, str]) -> str:
+    """Of rank 0's host."""
+    if "MASTER_ADDR" in environment:
+        return environment["MASTER_ADDR"]
+    return rendezvous_from_slurm(environment)[0] if "SLURM_STEP_NODELIST" in environment else "127.0.0.1"
+
+
+def node(environment: Mapping[str, str]) -> str:
+    """What this node is called: as whoever started the rank says, else as Slurm or the host itself does."""
+    return environment.get("OPT_OPS_NODE") or environment.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:

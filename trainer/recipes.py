@@ -9,6 +9,19 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainer.errors import UserError
 
+_MAY_BE_ZERO = frozenset(
+    {
+        "seed",
+        "parallel.dp",
+        "model.embed_size",
+        "data.max_corrupt_lines",
+        "checksum_every",
+        "checkpoint_every",
+        "checkpoint.snapshot_every",
+        "checkpoint.keep",
+    }
+)
+
 # Matrix products are fastest on multiples of 128, and every usual degree of tensor parallelism divides 50,304.
 _VOCAB_MULTIPLE = 128
 
@@ -110,6 +123,25 @@ class GuardConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """How often there is a snapshot, and which checkpoints are kept; docs/trainer.md says more.
+
+    ``snapshot_every`` updates there is a snapshot (0: as often as pays, by ``failure_hours`` between two failures that
+    leave snapshots intact; ``disaster_hours`` between two that do not tell the same of durable ones). The newest
+    ``keep_snapshots`` are kept, and of older ones one of every ``span_minutes`` for ``snapshot_hours``; of durable ones
+    the newest ``keep`` (0: all).
+    """
+
+    snapshot_every: int = 0
+    failure_hours: float = 10.0  # as OPT-175B's: 2.4 a day
+    disaster_hours: float = 240.0
+    keep_snapshots: int = 6
+    span_minutes: float = 15.0
+    snapshot_hours: float = 4.0
+    keep: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """One training run.
 
@@ -119,7 +151,8 @@ class Recipe:
     ``precision`` is that of parameters and activations in forward and backward pass; master weights, the optimizer and
     sums over ranks are always fp32. ``engine`` is what spreads the model over ranks. ``checkpoint_activations`` keeps
     of each layer only its input and computes the rest again; ``compile`` compiles each layer. Ranks compare what they
-    should hold alike after every ``checksum_every`` updates (0: never).
+    should hold alike after every ``checksum_every`` updates (0: never). A durable checkpoint is saved after every
+    ``checkpoint_every`` updates (0: as often as pays).
     """
 
     steps: int
@@ -135,6 +168,7 @@ class Recipe:
     guard: GuardConfig = GuardConfig()
     seed: int = 1
     checkpoint_every: int
+    checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate_every: int = 2000  # updates, as metaseq did
     evaluate_sequences: int = 256  # at most, of each validation corpus
     log_every: int = 10
@@ -361,17 +395,16 @@ def _check(recipe: Recipe) -> None:
 
     model, data, optim, parallel = recipe.model, recipe.data, recipe.optim, recipe.parallel
     for key, value in settings_of(recipe):
-        if (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and key not in {"seed", "parallel.dp", "model.embed_size", "data.max_corrupt_lines", "checksum_every"}
-        ):
+        if isinstance(value, int) and not isinstance(value, bool) and key not in _MAY_BE_ZERO:
             require(value >= 1, f"{key} must be at least 1")
-    require(recipe.seed >= 0, "seed must not be negative")
-    require(recipe.checksum_every >= 0, "checksum_every must not be negative")
-    require(parallel.dp >= 0, "parallel.dp must not be negative")
-    require(data.max_corrupt_lines >= 0, "data.max_corrupt_lines must not be negative")
-    require(model.embed_size >= 0, "model.embed_size must not be negative")
+        elif key in _MAY_BE_ZERO:
+            require(value >= 0, f"{key} must not be negative")
+    checkpoint = recipe.checkpoint
+    require(min(checkpoint.failure_hours, checkpoint.disaster_hours) > 0, "hours between failures must be above 0")
+    require(
+        checkpoint.span_minutes > 0 and checkpoint.snapshot_hours >= 0,
+        "checkpoint.span_minutes must be above 0 and checkpoint.snapshot_hours not below",
+    )
     require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")
     require(data.seq_len <= model.max_positions, "data.seq_len must not exceed model.max_positions")
     require(0 <= model.dropout < 1, "model.dropout must be at least 0 and below 1")

@@ -174,7 +174,7 @@ def measure(
     """
     norms = norms or BlockNorms(engine)
     device, world, rank = shares.loss.device, dist.get_world_size(), dist.get_rank()
-    told = [heard.drill_factor, heard.save_requested, heard.superseded, heard.flip]
+    told = [heard.drill_factor, heard.save_requested, heard.superseded, heard.flip, heard.snapshot_due]
     parts = {
         "means": torch.stack([shares.loss.double(), shares.activation_norm.double()]),
         "heard": torch.tensor(told, dtype=torch.float64, device=device),
@@ -194,7 +194,7 @@ def measure(
     dist.all_reduce(total)
     sums = dict(zip(parts, _lists(total.tolist(), [len(part) for part in parts.values()]), strict=True))
     loss, activation_norm = sums["means"]
-    drill_factor, save_requests, superseded, flip = sums["heard"]
+    drill_factor, save_requests, superseded, flip, snapshot_due = sums["heard"]
     scale = shares.loss_scale or 1.0
     return Measured(
         loss=loss,
@@ -205,6 +205,7 @@ def measure(
         block_pnorms={b: math.sqrt(s) for b, s in zip(norms.blocks, sums.get("parameters", ()), strict=False)},
         drill_factor=drill_factor,
         save_requested=save_requests > 0,
+        snapshot_due=snapshot_due > 0,
         superseded=superseded > 0,
         flip=int(flip) - 1 if flip else None,
         busy_seconds=sums.get("busy", ()),

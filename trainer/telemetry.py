@@ -53,6 +53,7 @@ class Measured:
     block_pnorms: Mapping[str, float] = field(default_factory=dict)
     drill_factor: float = 1.0
     save_requested: bool = False
+    snapshot_due: bool = False
     superseded: bool = False
     flip: int | None = None
     busy_seconds: Sequence[float] = ()

@@ -1,17 +1,21 @@
 """What is saved is the state of the save's step, in any layout; what cannot be trusted is refused."""
 
 import os
-import threading
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from tests.trainer.harness import Ranks, engine_of
 from tests.trainer.test_parallel import build, samples
-from trainer import checkpoint, manifest, optim
-from trainer.checkpoint import Checkpointer
+from trainer import manifest, optim
+from trainer.checkpoint import Checkpointer, Destination, Writer
+from trainer.checkpoint.agree import one_line
 from trainer.errors import UserError
 from trainer.fence import Fence
 from trainer.manifest import CheckpointError
@@ -25,11 +29,15 @@ SAVED, LAST = 3, 6
 class Training:
     """The trainer's parts on one rank, to be stepped by hand."""
 
-    def __init__(self, folder: Path, dp: int, tp: int, *changes: str) -> None:
+    def __init__(self, folder: Path, dp: int, tp: int, *changes: str, **destination: Any) -> None:
         self.recipe = build(dp, tp, *changes)
+        self.writer = Writer()
         self.engine = engine_of(self.recipe)
         self.layout, self.model, self.optimizer = self.engine.layout, self.engine.model, self.engine.optimizer
-        self.checkpointer = Checkpointer(folder, self.engine.state(), Fence(None, "1.00-a1"))
+        to = {"node": "n1", "fence": Fence(None, "1.00-a1")} | destination
+        self.checkpointer = Checkpointer(
+            self.writer, Destination(folder=folder, **to), self.engine.state(), "127.0.0.1"
+        )
         self.progress = Progress()
         self.samples = samples(self.recipe)
 
@@ -41,7 +49,7 @@ class Training:
         self.progress = advanced(self.progress, self.recipe)
         return measured.loss
 
-    def save(self, digest: str = "sha256:0") -> None:
+    def save(self, digest: str = "sha256:0", durable: bool = True) -> None:
         self.checkpointer.save(
             {
                 "step": self.progress.step,
@@ -52,7 +60,8 @@ class Training:
                 "tokens": self.progress.tokens,
                 "settings_digest": digest,
                 "telemetry": {},
-            }
+            },
+            durable,
         )
 
     def load(self, path: Path) -> None:
@@ -140,7 +149,7 @@ def test_a_rank_fewer_and_then_again_all_of_them_is_the_same_training(ranks: Ran
 
 def test_tied_weights_are_saved_once(saved: tuple[Path, list[float]]) -> None:
     folder, _ = saved
-    index = checkpoint.FileSystemReader(manifest.step_folder(folder, SAVED)).read_metadata().state_dict_metadata
+    index = FileSystemReader(manifest.step_folder(folder, SAVED)).read_metadata().state_dict_metadata
     assert "model.embed_tokens.weight" in index
     assert not [name for name in index if "lm_head" in name]
 
@@ -148,21 +157,14 @@ def test_tied_weights_are_saved_once(saved: tuple[Path, list[float]]) -> None:
 def save_held_back_until_the_next_update(folder: Path) -> list[str]:
     training = Training(folder, 2, 1)
     training.step()
-    write, updated = checkpoint.save, threading.Event()
-
-    def late(*args: Any, **kwargs: Any) -> None:
-        assert updated.wait(timeout=30)
-        write(*args, **kwargs)
-
-    checkpoint.save = late
+    os.kill(training.writer.pid, signal.SIGSTOP)
     try:
         training.save()
         at_save = training.state()
         training.step()
-        updated.set()
-        assert training.checkpointer.wait()
     finally:
-        checkpoint.save = write
+        os.kill(training.writer.pid, signal.SIGCONT)
+    assert training.checkpointer.wait()
     after = training.state()
     training.load(manifest.step_folder(folder, 1))
     read = training.state()
@@ -216,43 +218,58 @@ def test_a_folder_of_the_same_step_is_kept_only_if_it_is_whole_and_of_this_run(r
 
 def saves_that_fail(folder: Path) -> list[tuple[bool, str | None]]:
     training = Training(folder, 2, 1)
-
-    class FullOnRank1(checkpoint.FileSystemWriter):
-        def write_data(self, *args: Any) -> Any:
-            if training.layout.rank == 1:
-                raise OSError(28, "No space left on device")
-            return super().write_data(*args)
-
     outcomes = []
-    for writer in (checkpoint.FileSystemWriter, FullOnRank1, checkpoint.FileSystemWriter):
+    for room in (resource.RLIM_INFINITY, 1000, resource.RLIM_INFINITY):
+        if training.layout.rank == 1:
+            resource.prlimit(training.writer.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        dist.barrier()
         training.step()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "FileSystemWriter", writer)
-            training.save()
-            saved = training.checkpointer.wait()
-            outcomes.append((saved, training.checkpointer.take_error()))
-            assert training.checkpointer.take_error() is None, "told twice"
+        training.save()
+        saved = training.checkpointer.wait()
+        outcomes.append((saved, training.checkpointer.take_error()))
+        assert training.checkpointer.take_error() is None, "told twice"
     return outcomes
 
 
 def test_a_failed_save_leaves_no_marker_and_the_next_one_succeeds(ranks: Ranks, tmp_path: Path) -> None:
     manifest.step_folder(tmp_path, 1).write_text("a file where rank 0 needs a folder")
     for rank in ranks(2, saves_that_fail, tmp_path):
-        (in_the_way, why), full, good = rank
+        (in_the_way, why), (written, too_large), good = rank
         assert not in_the_way
         assert why is not None
         assert why.startswith("[Errno 20] Not a directory")
-        assert full == (False, "rank 1: OSError(28, 'No space left on device')")
+        assert not written
+        assert too_large is not None
+        assert too_large.startswith("rank 1: ")
         assert good == (True, None)
     assert [step for step, _ in manifest.committed(tmp_path)] == [3]
     assert not manifest.step_folder(tmp_path, 2).exists(), "what cannot be used takes up room"
 
 
+def loses_its_writer(folder: Path) -> list[bool]:
+    training = Training(folder, 2, 1)
+    training.step()
+    if training.layout.rank == 1:
+        os.kill(training.writer.pid, signal.SIGKILL)
+    training.save()
+    saved = [training.checkpointer.wait()]
+    training.step()
+    training.save()
+    return [*saved, training.checkpointer.wait(), "has ended; restart" in (training.checkpointer.take_error() or "")]
+
+
+def test_a_writer_that_dies_costs_checkpoints_and_not_the_training(ranks: Ranks, tmp_path: Path) -> None:
+    first, second = ranks(2, loses_its_writer, tmp_path)
+    assert second == [False, False, True]
+    assert first[:2] == [False, False]
+    assert manifest.committed(tmp_path) == []
+
+
 def test_why_a_save_failed_is_told_in_one_line_that_is_not_long() -> None:
-    told = checkpoint._one_line(OSError("first line\n\n  second line " + 1000 * "x"))
+    told = one_line(OSError("first line\n\n  second line " + 1000 * "x"))
     assert told.startswith("first line second line xxx")
     assert len(told) == 300
-    assert checkpoint._one_line(TimeoutError()) == "TimeoutError()", "empty"
+    assert one_line(TimeoutError()) == "TimeoutError()", "empty"
 
 
 def refusal(folder: Path, *changes: str) -> str:

@@ -78,10 +78,7 @@ def test_training_goes_on_without_the_file(text: Path, tmp_path: Path) -> None:
 def superseded_during_a_save(folder: Path, late: bool) -> list[str]:
     """The newer attempt is named before the save, or when all of it is written but the marker."""
     fence = folder / "fence.json"
-    training = Training(folder / "checkpoints", 2, 1)
-    training.checkpointer._fence = Fence(fence, "1.00-a1")
-    training.step()
-    write = checkpoint.manifest.write_durably
+    write = manifest.write_durably
 
     def and_then_fence(path: Path, text: str) -> None:
         write(path, text)
@@ -89,16 +86,19 @@ def superseded_during_a_save(folder: Path, late: bool) -> list[str]:
             name(fence, "1.00-a2")
 
     if late:
-        checkpoint.manifest.write_durably = and_then_fence
-    else:
-        name(fence, "1.00-a2") if os.environ["RANK"] == "0" else None
+        manifest.write_durably = and_then_fence  # the writer is forked with it
+    try:
+        training = Training(folder / "checkpoints", 2, 1, fence=Fence(fence, "1.00-a1"))
+    finally:
+        manifest.write_durably = write
+    training.step()
+    if not late and os.environ["RANK"] == "0":
+        name(fence, "1.00-a2")
     try:
         training.save()
         training.checkpointer.wait()
     except SupersededError as error:
         return [str(error)]
-    finally:
-        checkpoint.manifest.write_durably = write
     return ["committed"]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.trainer.harness import Ranks
 from tests.trainer.test_checkpoint import Training
+from trainer.checkpoint.schedule import Saves
 from trainer.fence import Fence
 from trainer.outside import Outside
 from trainer.step import forward_backward, measure
@@ -23,7 +24,7 @@ class Silence:
 
 def one_rank_works_more(folder: Path, slow: int) -> list[Any]:
     training = Training(folder, 3, 1)
-    outside = Outside(folder, training.layout, Silence(), Fence(None, ""))  # pyright: ignore[reportArgumentType]
+    outside = Outside(folder, training.layout, Silence(), Fence(None, ""), Saves(training.recipe, snapshots=False))  # pyright: ignore[reportArgumentType]
     found = []
     for _ in range(3):
         shares = forward_backward(training.engine, training.samples, training.recipe, training.progress)
@@ -53,6 +54,6 @@ def test_one_rank_waits_for_nobody(ranks: Ranks, tmp_path: Path) -> None:
 
 def alone(folder: Path) -> tuple[float, ...]:
     training = Training(folder, 1, 1)
-    outside = Outside(folder, training.layout, Silence(), Fence(None, ""))  # pyright: ignore[reportArgumentType]
+    outside = Outside(folder, training.layout, Silence(), Fence(None, ""), Saves(training.recipe, snapshots=False))  # pyright: ignore[reportArgumentType]
     shares = forward_backward(training.engine, training.samples, training.recipe, training.progress)
     return tuple(measure(training.engine, shares, outside.heard(1)).busy_seconds)

@@ -1,0 +1,107 @@
+"""A second place for durable checkpoints, at any URL that fsspec knows: there and back again.
+
+The order is that of the first place: shards, each rank's report, the manifest, and the marker last. An upload that was
+torn has no marker; one that was damaged does not agree with its manifest when it is fetched.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from trainer import manifest
+from trainer.manifest import MANIFEST, MARKER, CheckpointError
+
+_CHUNK = 16 << 20  # bytes
+
+
+def send(path: Path, url: str, rank: int, ranks: int, deadline_seconds: float) -> None:
+    """Upload this rank's files of the committed checkpoint ``path`` into the folder ``url``; on rank 0, finish it.
+
+    Raises:
+        OSError: a file cannot be read or sent.
+        TimeoutError: another rank's report did not come.
+    """
+    files, target = _open(f"{url.rstrip('/')}/{path.name}")
+    report = f"rank-{rank:04d}.json"
+    if rank == 0 and files.exists(f"{target}/{MARKER}"):
+        files.rm_file(f"{target}/{MARKER}")
+    for name in manifest.written_by(path, rank):
+        _put(path / name, files, f"{target}/{name}")
+    _put(path / report, files, f"{target}/{report}")
+    if rank > 0:
+        return
+    waiting = {f"{target}/rank-{other:04d}.json" for other in range(ranks)}
+    deadline = time.monotonic() + deadline_seconds
+    while waiting := {name for name in waiting if not files.exists(name)}:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{url}: no {min(waiting)} after {deadline_seconds:.0f} s")
+        time.sleep(0.2)
+        files.invalidate_cache()
+    for name, expected in manifest.read(path).files.items():
+        size = files.info(f"{target}/{name}")["size"]
+        if size != expected["size"]:
+            raise OSError(f"{url}/{path.name}/{name} has {size} bytes of {expected['size']}")
+    for name in (MANIFEST, MARKER):
+        _put(path / name, files, f"{target}/{name}")
+
+
+def fetch(url: str, folder: Path) -> Path:
+    """Download the checkpoint ``url`` into ``folder``, verify it, and return where it is.
+
+    Raises:
+        CheckpointError: it is missing, torn or damaged there. Nothing that could be taken for a checkpoint is left.
+    """
+    files, source = _open(url)
+    path = folder / source.rstrip("/").rpartition("/")[2]
+    if path.exists():
+        raise CheckpointError(path, "exists: remove it, or fetch into another folder")
+    path.mkdir(parents=True)
+    try:
+        names = [MANIFEST, *_names(files, source), MARKER]
+        for name in names:
+            with files.open(f"{source}/{name}", "rb") as remote, (path / name).open("wb") as local:
+                shutil.copyfileobj(remote, local, _CHUNK)
+                local.flush()
+                os.fsync(local.fileno())
+        manifest.verify(path)
+    except FileNotFoundError as error:
+        shutil.rmtree(path)
+        raise CheckpointError(Path(url), f"{error} is missing: the upload was not finished") from None
+    except CheckpointError:
+        shutil.rmtree(path)
+        raise
+    return path
+
+
+def _names(files: Any, source: str) -> list[str]:
+    """The files that the manifest of ``source`` names, by a manifest that its marker vouches for."""
+    marker = files.cat_file(f"{source}/{MARKER}")
+    text = files.cat_file(f"{source}/{MANIFEST}")
+    if marker.strip() != hashlib.sha256(text).hexdigest().encode():
+        raise CheckpointError(Path(source), f"{MANIFEST} does not match the {MARKER} marker")
+    return list(json.loads(text)["files"])
+
+
+def _open(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs  # not before it is needed: most runs have one place
+
+    files, path = url_to_fs(url)
+    return files, path
+
+
+def _put(source: Path, files: Any, target: str) -> None:
+    files.makedirs(target.rpartition("/")[0], exist_ok=True)
+    with source.open("rb") as local, files.open(target, "wb") as remote:
+        shutil.copyfileobj(local, remote, _CHUNK)
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file so that it is on the disk when this returns."""
+    with source.open("rb") as file, target.open("wb") as copy:
+        shutil.copyfileobj(file, copy, _CHUNK)
+        copy.flush()
+        os.fsync(copy.fileno())
