@@ -43,6 +43,7 @@ class Site:
 
     folder: str  # of the lineage
     trainer: tuple[str, ...]
+    burn_in_seconds: float = 0.0  # that agents test their nodes for, before anything starts there
     environment: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -190,6 +191,7 @@ def orders_of(state: State, site: Site) -> Orders:
         released=tuple(name for name, each in state.allocations.items() if not each.live or each.release_at),
         save=f"{running.name}/{running.leave_seq}" if running and running.leave_seq else None,
         dump=next(asked, None) if live else None,
+        burn_in_seconds=site.burn_in_seconds,
     )
 
 

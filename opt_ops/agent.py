@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from opt_ops.adapters.burn_in import InBackground
 from opt_ops.adapters.kernel_log import KernelLog, parse_xid
 from opt_ops.adapters.nvml import Probe
 from opt_ops.files import read_json
@@ -54,6 +55,9 @@ class Agent:
         self._forwarded = False
         self._terminated_at: float | None = None
         self._save = self._dump = ""  # the newest requests that were carried out
+        self._began = False
+        self._burn: InBackground | None = None
+        self._burned: dict[str, Any] = {}
 
     def run(self) -> None:
         """Until the orders release the node, or SIGTERM."""
@@ -67,6 +71,7 @@ class Agent:
                 if ready:
                     os.read(wake, 4096)
         finally:
+            self._stop_burning()
             self._probe.close()
 
     def _warn(self, *_: object) -> None:
@@ -80,6 +85,9 @@ class Agent:
         orders = read_json(self._folder / "orders.json") or {}
         seen = (orders.get("epoch", 0), orders.get("seq", 0))
         self._heed_warnings()
+        if not self._began and orders:
+            self._began = True
+            self._burn_in(orders)
         if seen >= self._orders_seen:  # an older life of the daemon may still write; it is not obeyed
             self._follow(orders)
             self._orders_seen = seen
@@ -87,6 +95,13 @@ class Agent:
         if news or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
             self._beat()  # at once after a death: the kernel log may say why
         return self._leaving and (self._ranks is None or self._ranks.done)
+
+    def _burn_in(self, orders: dict[str, Any]) -> None:
+        """Test the node before anything starts there: once, and not while its ranks are wanted."""
+        seconds, launch = orders.get("burn_in_seconds") or 0.0, orders.get("launch")
+        wanted = launch and self._node in launch["nodes"]
+        if seconds and not wanted:
+            self._burn = InBackground(self._node, seconds)
 
     def _heed_warnings(self) -> None:
         if self._warned and not self._forwarded and self._ranks is not None:
@@ -107,6 +122,7 @@ class Agent:
                 return
             self._ranks = None
         if wanted is not None and self._ranks is None and self._terminated_at is None:
+            self._stop_burning()  # only an older life of the daemon, which knew nothing of it, would not have waited
             self._ranks = Ranks(self._folder, self._node, launch or {})
             self._ranks.start()
         for drill in orders.get("drills", ()):
@@ -140,6 +156,8 @@ class Agent:
         if reading is None:
             return
         self._beat_at = time.monotonic()
+        if self._burn is not None and (found := self._burn.found()) is not None:
+            self._burn, self._burned = None, {"burn_in": found, "burned_at": time.time()}
         events = self._probe.xids()
         self._xids += self._log.xids() if self._log.readable else events  # the log says the same, with its text
         line = {
@@ -153,9 +171,16 @@ class Agent:
             "orders": self._orders_seen,
             "kernel_log": self._log.readable,
             "xids": self._xids[-32:],
+            "burning": self._burn is not None,
+            **self._burned,
             **reading,
         }
         self._append((json.dumps(line, allow_nan=False) + "\n").encode())
+
+    def _stop_burning(self) -> None:
+        if self._burn is not None:
+            self._burn.end()
+            self._burn = None
 
     def _append(self, line: bytes) -> None:
         path = self._folder / "health" / f"{self._node}.jsonl"

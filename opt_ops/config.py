@@ -57,6 +57,7 @@ class Health(_Table):
     """What the site knows of its nodes."""
 
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    burn_in_seconds: Annotated[float, Field(ge=0, le=90)] = 0.0  # of each node, once it is held; 0: none
 
 
 class Chronicle(_Table):

@@ -184,7 +184,12 @@ class Daemon:
             notifier=Outbox(self._alerts.send),
         )
         trainer = self._config.trainer
-        site = Site(folder=str(path), trainer=tuple(trainer.command), environment=trainer.environment)
+        site = Site(
+            folder=str(path),
+            trainer=tuple(trainer.command),
+            environment=trainer.environment,
+            burn_in_seconds=self._config.health.burn_in_seconds,
+        )
         life = Life(host=socket.gethostname(), pid=os.getpid(), last_sign=self._last_sign)
         supervisor = Supervisor(path, ports, self._policy, site, life)
         for note in supervisor.notes:

@@ -118,6 +118,7 @@ class Orders:
     released: tuple[str, ...]  # allocations whose agents leave
     save: str | None = None  # at a new value: the ranks save a checkpoint and go on
     dump: str | None = None  # at a new value: the ranks write down where they are
+    burn_in_seconds: float = 0.0  # that an agent tests its node for when it begins, unless its ranks are wanted already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from opt_ops.adapters.runfolder import FileAgents
+from opt_ops.core.health import judge
 from opt_ops.core.stacks import main_thread
+from opt_ops.core.values import Verdict
 from opt_ops.files import write_json
 from opt_ops.ports import Drilling, Launch, NodeReport, Orders
 from tests.fake_nvml.build import FakeDriver
@@ -78,6 +80,7 @@ class Node:
             released=changes.get("released", ()),
             save=changes.get("save"),
             dump=changes.get("dump"),
+            burn_in_seconds=changes.get("burn_in_seconds", 0.0),
         )
         self.agents.order(orders)
 
@@ -404,3 +407,25 @@ def test_the_last_words_of_a_rank_are_in_the_report(node: Node):
     node.order((sys.executable, "-c", "raise MemoryError('no room')"))
     report = wait_for(lambda: node.report() and node.report().done and node.report())
     assert report.tails[2].endswith("MemoryError: no room")
+
+
+def test_a_node_is_burnt_in_once_before_anything_starts_there(node: Node):
+    node.order(None, burn_in_seconds=60.0)
+    node.start(LD_LIBRARY_PATH="")
+    burning = node.beat(lambda beat: beat.burning)
+    assert (judge(burning, 0).verdict, judge(burning, 0).reason) == (Verdict.UNKNOWN, "burning_in")
+    wait_for(lambda: node.beat().burning is False, seconds=90.0)
+    tested = node.beat(lambda beat: beat.burn_in is not None)
+    assert [device.gemm_wrong for device in tested.burn_in.devices] == [0, 0]
+    assert tested.burn_in.alone[0].gbs > 0
+    assert judge(tested, 0).reason != "burning_in"
+    node.order(SLEEP, burn_in_seconds=60.0)
+    node.started()
+    assert not node.beat(lambda beat: beat.attempt is not None).burning, "not again"
+
+
+def test_ranks_that_are_wanted_already_do_not_wait_for_a_burn_in(node: Node):
+    node.order(SLEEP, burn_in_seconds=60.0)
+    node.start()
+    node.started()
+    assert not node.beat().burning

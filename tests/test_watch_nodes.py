@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-from opt_ops.core.events import NodeAllowed, NodeJudged
+from opt_ops.core.events import AllocationChanged, AllocationSubmitted, AttemptIntended, NodeAllowed, NodeJudged
 from opt_ops.core.health import Gpu, Heartbeat
-from opt_ops.core.values import Verdict
+from opt_ops.core.health.burned import BurnIn, DeviceTest
+from opt_ops.core.values import AllocationStatus, Shape, Verdict
 from opt_ops.watch.cluster import NodeWatch
 from tests.core.story import Story
 
@@ -88,3 +89,35 @@ def test_a_gpu_that_was_bad_before_is_bad_wherever_it_turns_up_until_it_is_allow
     allowed = NodeAllowed(request="r", author="ann", node="n3", reason="it was exchanged")
     nodes.story.see(allowed)
     assert all(event.reason != "known_bad_gpu" for event in nodes.watch.observe(nodes.story.state))
+
+
+def test_a_node_that_failed_its_burn_in_is_bad_until_it_is_allowed():
+    nodes = Watched()
+    failed = BurnIn(nodes=("n3",), devices=(DeviceTest(node="n3", local=0, device="H200", memory_wrong=4),))
+
+    def look() -> list[str]:
+        nodes.seconds += 2.0
+        nodes.beats = [replace(nodes.beats[-1], ts=nodes.seconds, burn_in=failed, burned_at=1001.0)]
+        told = list(nodes.watch.observe(nodes.story.state))
+        for event in told:
+            nodes.story.see(event)
+        return [event.reason for event in told if isinstance(event, NodeJudged)]
+
+    assert look() == ["burn_in_memory"]
+    assert nodes.story.state.nodes["n3"].excluded_by
+    nodes.story.now = nodes.seconds
+    nodes.story.see(NodeAllowed(request="r", author="ann", node="n3", reason="another look"))
+    assert look() == ["ok"]
+
+
+def test_a_node_that_is_being_burnt_in_is_waited_for():
+    story = Story(shape=Shape(nodes=3, spares=0, ranks_per_node=1))
+    story.begin()
+    held = story.state.allocation.name
+    story.see(AllocationSubmitted(allocation=held, job="77", adopted=False))
+    story.see(AllocationChanged(allocation=held, status=AllocationStatus.RUNNING, nodes=("n1", "n2", "n3"), reason=""))
+    for node in ("n1", "n2", "n3"):
+        story.judge(node, Verdict.UNKNOWN, "burning_in")
+    assert story.see(seconds=60.0) == [], "neither given back nor started on"
+    started = [event for node in ("n1", "n2", "n3") for event in story.judge(node, Verdict.HEALTHY, "ok")]
+    assert any(isinstance(event, AttemptIntended) for event in started)

@@ -6,6 +6,7 @@ longer than a measurement.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import selectors
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from opt_ops.core.burn_in import Group, Measured, next_round
@@ -23,6 +25,7 @@ from opt_ops.core.health.burned import BurnIn, DeviceTest, tolerance_of
 COMMAND = (sys.executable, "-m", "trainer.burn_in")
 GROUP_SECONDS = 6.0  # for a group to meet and to measure
 _ENDS = ((subprocess.Popen.poll, 3.0), (subprocess.Popen.terminate, 2.0), (subprocess.Popen.kill, 5.0))
+_LEAVING_SECONDS = 15.0  # for ranks that do not want to leave
 _SLACK_SECONDS = 2.0  # after which a rank that has not answered hangs
 
 
@@ -128,6 +131,46 @@ def burn_in(commands: Sequence[Sequence[str]], nodes: Sequence[str], ranks: int,
         started.close()
 
 
+class InBackground:
+    """The burn-in of this node alone, in a process of its own."""
+
+    def __init__(self, node: str, seconds: float) -> None:
+        self._node = node
+        self._until = time.monotonic() + seconds + GROUP_SECONDS + _LEAVING_SECONDS
+        command = [sys.executable, "-m", "opt_ops.adapters.burn_in", "--node", node, "--seconds", str(seconds)]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+    def found(self) -> dict[str, Any] | None:
+        """What came of it, as JSON values; None while it lasts. One that does not end has found a silent node."""
+        if self._process.poll() is None and time.monotonic() < self._until:
+            return None
+        self._process.kill()
+        text, _ = self._process.communicate()
+        try:
+            return json.loads(text)
+        except ValueError:
+            return asdict(BurnIn(nodes=(), silent=(self._node,)))
+
+    def end(self) -> None:
+        """Its ranks leave when their standard input closes with it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def main() -> None:
+    """Burn in this node alone, and print what was found."""
+    from opt_ops.adapters.nvml import Reader
+
+    parser = argparse.ArgumentParser(description="Burns in this node, and prints what was found as JSON.")
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    options = parser.parse_args()
+    ranks = len(Reader().read()["gpus"]) or 2
+    multiply = str(max(0.2, min(3.0, options.seconds / 6)))
+    commands = on_this_machine([options.node], ranks, "--seconds", multiply)
+    print(json.dumps(asdict(burn_in(commands, [options.node], ranks, options.seconds))))
+
+
 def _run(started: Ranks, nodes: Sequence[str], ranks: int, until: float) -> BurnIn:
     said = started.hear(len(nodes) * ranks, until, lambda line: line.get("kind") == "device")
     devices = tuple(_tested(line) for line in said)
@@ -189,3 +232,7 @@ def _tested(line: Mapping[str, Any]) -> DeviceTest:
         to_gbs=link.get("to_gbs"),
         from_gbs=link.get("from_gbs"),
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opt_ops.core.burn_in import Measured
 from opt_ops.core.health import Gpu, Heartbeat, Machine, Port, Xid
+from opt_ops.core.health.burned import BurnIn, DeviceTest
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.signals import Busy, Compared, Point
 from opt_ops.core.values import Optimizer, RankExit, Schedule
@@ -91,6 +93,9 @@ def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
         warned=bool(fields.get("warned")),
         driver=fields.get("driver"),
         machine=_machine_of(fields.get("machine") or {}),
+        burning=bool(fields.get("burning")),
+        burn_in=_burn_in_of(fields["burn_in"]) if fields.get("burn_in") else None,
+        burned_at=fields.get("burned_at") or 0.0,
         energy_joules=_energy_of(fields.get("gpus", ())),
     )
 
@@ -99,6 +104,17 @@ def _energy_of(gpus: Sequence[Mapping[str, Any]]) -> float | None:
     """All counters together; None where a GPU does not tell its own."""
     counters = [gpu.get("energy_joules") for gpu in gpus]
     return sum(counters) if counters and None not in counters else None  # type: ignore[arg-type]
+
+
+def _burn_in_of(fields: Mapping[str, Any]) -> BurnIn:
+    """What an agent found by burning in its own node."""
+    return BurnIn(
+        nodes=tuple(fields["nodes"]),
+        devices=tuple(DeviceTest(**device) for device in fields["devices"]),
+        alone=tuple(Measured(nodes=tuple(each["nodes"]), gbs=each["gbs"]) for each in fields["alone"]),
+        silent=tuple(fields["silent"]),
+        finished=fields["finished"],
+    )
 
 
 def _machine_of(fields: Mapping[str, Any]) -> Machine:

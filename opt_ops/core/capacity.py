@@ -18,6 +18,7 @@ from opt_ops.core.events import (
     ReleaseIntended,
     SizeDecided,
 )
+from opt_ops.core.health.burned import BURNING_IN
 from opt_ops.core.latest import latest
 from opt_ops.core.names import attempt_name
 from opt_ops.core.policy import Policy, newest_good, under_examination
@@ -96,7 +97,8 @@ def _patient(state: State, name: str, now: float, policy: Policy) -> bool:
         return now - allocation.since < policy.preflight_seconds
     if node.excluded_by is not None or node.verdict is Verdict.BAD:
         return False
-    return now - max(allocation.since, node.at) < policy.unfit_seconds
+    patience = policy.preflight_seconds if node.reason == BURNING_IN else policy.unfit_seconds
+    return now - max(allocation.since, node.at) < patience
 
 
 def resize(state: State, now: float, policy: Policy) -> Event | None:

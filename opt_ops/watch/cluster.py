@@ -221,7 +221,9 @@ class NodeWatch:
 
     def _judge(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
         """The node's verdict: by its readings, by what its parts did here before, by the scheduler, by its peers."""
-        since = replace(heartbeat, xids=tuple(xid for xid in heartbeat.xids if xid.at > node.allowed_at))
+        xids = tuple(xid for xid in heartbeat.xids if xid.at > node.allowed_at)
+        burn_in = heartbeat.burn_in if heartbeat.burned_at > node.allowed_at else None
+        since = replace(heartbeat, xids=xids, burn_in=burn_in)
         judgement = judge(since, self._policy.expected_gpus, self._histories.get(node.name))
         if judgement.verdict is Verdict.BAD:
             return judgement
@@ -232,7 +234,9 @@ class NodeWatch:
                 return Judgement(verdict=Verdict.BAD, reason="known_bad_gpu", source=source, evidence=evidence)
         why = self._allocation.unfit.get(heartbeat.node)
         if why is None:
-            return self._differing.get(node.name, judgement) if judgement.reason == "ok" else judgement
+            odd = self._differing.get(node.name, judgement)
+            stale = odd.reason.startswith("burn_in_") and burn_in is None
+            return odd if judgement.reason == "ok" and not stale else judgement
         source = "the scheduler: what runs there may go on, nothing new starts"
         return Judgement(verdict=Verdict.SUSPECT, reason=why, source=source)
 

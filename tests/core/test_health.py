@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from opt_ops.adapters.kernel_log import parse_xid
+from opt_ops.core.burn_in import Measured
 from opt_ops.core.events import Entry, NodeJudged
 from opt_ops.core.health import (
     HEALTH_TABLE,
@@ -20,6 +21,7 @@ from opt_ops.core.health import (
     judge,
     remember,
 )
+from opt_ops.core.health.burned import BurnIn, DeviceTest
 from opt_ops.core.health.nvlink import Cause
 from opt_ops.core.health.recurrence import remembered
 from opt_ops.core.health.table import judgement as said_by
@@ -415,6 +417,19 @@ def test_a_node_that_is_not_like_the_others():
     ):
         found = differing([*beats[:3], replace(beats[3], gpus=(replace(gpu, **change),))])
         assert {node: each.reason for node, each in found.items()} == {"n3": reason}
+
+
+def test_a_node_whose_burn_in_was_slower_than_the_others():
+    def beat(node: str, tflops: float, gbs: float) -> Heartbeat:
+        device = DeviceTest(node=node, local=0, device="NVIDIA H200", tflops=tflops)
+        test = BurnIn(nodes=(node,), devices=(device,), alone=(Measured(nodes=(node,), gbs=gbs),))
+        return replace(NODE, node=node, burn_in=test)
+
+    even = [beat("n1", 700.0, 400.0), beat("n2", 690.0, 395.0), beat("n3", 705.0, 402.0)]
+    assert differing(even) == {}
+    slow = differing([*even, beat("n4", 600.0, 400.0), beat("n5", 700.0, 300.0)])
+    assert {node: each.reason for node, each in slow.items()} == {"n4": "burn_in_slow", "n5": "burn_in_all_reduce"}
+    assert {each.verdict for each in slow.values()} == {Verdict.SUSPECT}
 
 
 def test_a_clock_that_is_wrong_by_more_than_a_minute():

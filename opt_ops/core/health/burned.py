@@ -129,7 +129,21 @@ _UNFINISHED = _row(
     "ours: what was not measured is neither fast nor slow",
 )
 
-BURN_IN_ROWS = (_WRONG, _MEMORY, _FAILED, _SILENT, _SLOW, _LINK, _ALL_REDUCE, _NETWORK, _UNFINISHED)
+BURNING_IN = "burning_in"
+_BURNING = Row(
+    reason=BURNING_IN,
+    signal="the node's agent tests it: `health.burn_in_seconds`, once, before anything starts there",
+    verdict=Verdict.UNKNOWN,
+    verb=Verb.NONE,
+    source="ours: it is neither fit nor unfit yet, and waited for",
+)
+
+BURN_IN_ROWS = (_BURNING, _WRONG, _MEMORY, _FAILED, _SILENT, _SLOW, _LINK, _ALL_REDUCE, _NETWORK, _UNFINISHED)
+
+
+def burning() -> Judgement:
+    """What is said of a node while it is tested."""
+    return judgement(_BURNING, {})
 
 
 def burned(found: BurnIn) -> Iterator[tuple[str, Judgement]]:
@@ -153,6 +167,15 @@ def burned(found: BurnIn) -> Iterator[tuple[str, Judgement]]:
     for slow in named(found.nodes, found.rounds, found.tolerance):
         partners = [[*group.nodes, group.gbs] for group in groups if slow.name in group.nodes]
         yield slow.name, judgement(_ALL_REDUCE, {"gbs": slow.value, "median": slow.median, "groups": partners})
+
+
+def compared(each: Sequence[BurnIn]) -> Iterator[tuple[str, Judgement]]:
+    """What burn-ins of single nodes show beside each other: what is slower than in most others."""
+    devices = tuple(device for one in each for device in one.devices)
+    yield from _slow_devices(devices)
+    within = {group.nodes[0]: group.gbs for one in each for group in one.alone if group.gbs is not None}
+    for slow in slower(within, tolerance_of(devices)):
+        yield slow.name, judgement(_ALL_REDUCE, {"within": slow.value, "median": slow.median})
 
 
 def _of_device(device: DeviceTest) -> Iterator[Judgement]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
+from opt_ops.core.health.burned import compared
 from opt_ops.core.health.readings import Heartbeat
 from opt_ops.core.health.table import Judgement, Row, Verb, judgement
 from opt_ops.core.values import Verdict
@@ -60,6 +61,8 @@ def differing(heartbeats: Sequence[Heartbeat]) -> Mapping[str, Judgement]:
     for row, values in said:
         for node, value, most in _odd(values):
             found.setdefault(node, judgement(row, {"value": value, "most": most}))
+    for node, judged in compared([beat.burn_in for beat in heartbeats if beat.burn_in is not None]):
+        found.setdefault(node, judged)
     if len(heartbeats) >= LEAST_NODES:
         middle = median(beat.ts for beat in heartbeats)
         for beat in heartbeats:

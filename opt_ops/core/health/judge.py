@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from operator import attrgetter
 
 from opt_ops.core.health import xids
+from opt_ops.core.health.burned import burned, burning
 from opt_ops.core.health.conditions import Sight
 from opt_ops.core.health.findings import IDENTITY, evidence_of, findings, name_of
 from opt_ops.core.health.history import Found, History, measured
@@ -93,6 +94,10 @@ def _judgements(heartbeat: Heartbeat, expected_gpus: int, history: History | Non
         row, again = xids.row_of(xid, heartbeat.xids, card), xids.came_again(xid, earlier)
         who = {name: value for name in IDENTITY if gpu and (value := getattr(gpu, name)) is not None}
         yield judgement(row, {**xids.evidence_of(xid, card), **who}, again, xid.drill)
+    if heartbeat.burn_in is not None:
+        yield from (said for _, said in burned(heartbeat.burn_in))
+    if heartbeat.burning:
+        yield burning()
     if heartbeat.nvml == "ok":
         yield Judgement(verdict=Verdict.HEALTHY, reason="ok", source="no rule of the table applies")
     else:

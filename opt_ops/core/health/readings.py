@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from opt_ops.core.health.burned import BurnIn
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
@@ -103,4 +105,7 @@ class Heartbeat:
     warned: bool = False  # the scheduler has said that it will end soon
     driver: str | None = None
     machine: Machine = Machine()
+    burning: bool = False  # its agent tests it
+    burn_in: BurnIn | None = None  # what came of it
+    burned_at: float = 0.0
     energy_joules: float | None = None  # a counter: of all GPUs, since the driver was loaded
