@@ -13,19 +13,15 @@ import argparse
 import csv
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from opt_ops.core.signals import Point
+from benchmarks.published_rules import Curve, Rule, foundry, metaseq, olmo, zclip
+from opt_ops.core.signals import Finding, Point
 from opt_ops.core.spike import LossDetector, SpikeRule
 from opt_ops.core.values import Tier
-
-Curve = list[Point]
-Rule = Callable[[Curve], Iterator[int]]
-"""From a curve to the steps at which it sounds."""
 
 
 def point(step: int, loss: float, gnorm: float | None, lr: float = 1e-4) -> Point:
@@ -63,89 +59,16 @@ def read(path: Path) -> Curve:
 # ---- the rules
 
 
-def ours(curve: Curve, tier: Tier) -> Iterator[int]:
-    """opt-ops: a finding of that tier about the loss or the gradient norm."""
+def found(curve: Curve) -> Iterator[Finding]:
+    """What opt-ops finds in loss and gradient norm."""
     detector = LossDetector(SpikeRule())
     for each in curve:
-        if any(finding.tier is tier for finding in detector.observe(each)):
-            yield each.step
+        yield from detector.observe(each)
 
 
-def olmo(curve: Curve) -> Iterator[int]:
-    """OLMo-core's SkipStepOptimizer: loss or gradient norm above mean + 6 sd of the last 128 (at least 64)."""
-    series = (Moments(128), Moments(128))
-    for each in curve:
-        values = (each.loss or 1e9, each.gnorm or 1e9)
-        if any(len(m.last) >= 64 and v > m.mean + 6 * m.sd for m, v in zip(series, values, strict=True)):
-            yield each.step
-        for moments, value in zip(series, values, strict=True):
-            moments.add(value)
-
-
-def foundry(curve: Curve) -> Iterator[int]:
-    """llm-foundry's KillLossSpike: loss at least twice the running mean, five points in a row."""
-    moments, row = Moments(max(100, len(curve) // 20)), 0
-    for each in curve:
-        loss = each.loss or 1e9
-        row = row + 1 if len(moments.last) >= 100 and loss >= 2 * moments.mean else 0
-        if row == 5:
-            yield each.step
-        moments.add(loss)
-
-
-def metaseq(curve: Curve) -> Iterator[int]:
-    """Metaseq's skip_spike with ratio 1.25 (off by default): loss / EWM of span 9, not updated on spikes."""
-    mean: float | None = None
-    for each in curve:
-        loss = each.loss or 1e9
-        if mean is not None and loss / mean > 1.25:
-            yield each.step
-        else:
-            mean = loss if mean is None else 0.2 * loss + 0.8 * mean
-
-
-def zclip(curve: Curve) -> Iterator[int]:
-    """ZClip: gradient norm's z above 2.5, exponential mean and variance with 0.97, after 25 points."""
-    mean, square = 0.0, 0.0
-    first = [each.gnorm or 0.0 for each in curve[:25]]
-    mean, square = sum(first) / 25, 0.0
-    square = sum((g - mean) ** 2 for g in first) / 25
-    for each in curve[25:]:
-        gnorm, sd = each.gnorm or 0.0, math.sqrt(square) + 1e-6
-        z = (gnorm - mean) / sd
-        if z > 2.5:
-            yield each.step
-            gnorm = mean + 2.5 * 2.5 / z * sd
-        square = 0.97 * square + 0.03 * (gnorm - mean) ** 2
-        mean = 0.97 * mean + 0.03 * gnorm
-
-
-class Moments:
-    """Running mean and standard deviation of the last `size` values."""
-
-    def __init__(self, size: int) -> None:
-        self.last: deque[float] = deque()
-        self._size, self._sum, self._squares = size, 0.0, 0.0
-
-    def add(self, value: float) -> None:
-        """Take in a value."""
-        self.last.append(value)
-        self._sum += value
-        self._squares += value * value
-        if len(self.last) > self._size:
-            old = self.last.popleft()
-            self._sum -= old
-            self._squares -= old * old
-
-    @property
-    def mean(self) -> float:
-        """Of what is there."""
-        return self._sum / max(1, len(self.last))
-
-    @property
-    def sd(self) -> float:
-        """Of what is there."""
-        return math.sqrt(max(0.0, self._squares / max(1, len(self.last)) - self.mean**2))
+def ours(curve: Curve, tier: Tier) -> Iterator[int]:
+    """opt-ops: the steps of the findings of that tier; a page that only tells people is an alert."""
+    yield from (f.step for f in found(curve) if (Tier.ALERT if f.signal == "loss_too_low" else f.tier) is tier)
 
 
 RULES: dict[str, Rule] = {
@@ -192,6 +115,34 @@ FAULTS = [
 ]
 
 
+SLOPES = (50, 200, 1000)  # steps
+TOLD = [
+    *(Fault(f"falls by {h} nats at once, stays", False, lambda _n, _s, h=h: -h) for h in (0.5, 1.0)),
+    *(
+        Fault(f"falls by 1 nat in {t} steps, stays", False, lambda _n, s, t=t: -min(1.0, s / t))
+        for t in (50, 200, 1000)
+    ),
+    *(Fault(f"1 nat lower for {n} points", False, lambda n, _s, m=n: -1.0 if n < m else 0.0) for n in (8, 40, 150)),
+]
+"""Wrong or repeated data: people are to be told, and nothing is to be rolled back."""
+
+
+def frozen(curve: Curve, at: int, points: int) -> Curve:
+    """The curve up to place `at`, and its noise around the level that it had there from then on: a plateau."""
+    losses = [p.loss or 0.0 for p in curve]
+
+    def level(n: int) -> float:
+        return median(losses[max(0, n - 64) : n + 64])
+
+    levels = {n: level(n) for n in range(at - at % 16, at + points + 16, 16)}
+    there = level(at)
+    return curve[:at] + [
+        replace(p, loss=p.loss - levels[n - n % 16] + there)
+        for n, p in enumerate(curve[at : at + points], at)
+        if p.loss is not None
+    ]
+
+
 def struck(curve: Curve, fault: Fault, at: int) -> Curve:
     """The curve around place `at`, with the fault from there on."""
     onset = curve[at].step
@@ -232,10 +183,30 @@ def trial(curves: dict[str, Curve], fault: Fault, rule: Rule, faults: int, rng: 
     return score
 
 
+def told(curves: dict[str, Curve], signal: str, fault: Fault | None, faults: int, rng: random.Random) -> list[str]:
+    """How often an alert of that name came, after how many steps; how often a page; how often a rollback, wrongly."""
+    alerts, pages, rollbacks = [], 0, 0
+    for _ in range(faults):
+        curve = curves[rng.choice(sorted(curves))]
+        if fault is not None:
+            at = rng.randrange(600, len(curve) - fault.points)
+            bad, quiet = struck(curve, fault, at), struck(curve, Fault("none", False, lambda _n, _s: 0.0), at)
+        else:
+            at = rng.randrange(600, int((len(curve) - 1000) / 2.3))
+            bad, quiet = frozen(curve, at, int(1.3 * at) + 1000), curve[: int(2.3 * at) + 1000]
+        known = {(f.signal, f.tier, f.step) for f in found(quiet)}
+        new = [f for f in found(bad) if f.step >= curve[at].step and (f.signal, f.tier, f.step) not in known]
+        alerts += [f.step - curve[at].step for f in new if f.signal == signal and f.tier is Tier.ALERT][:1]
+        pages += any(f.signal == signal and f.tier is Tier.ACT for f in new)
+        rollbacks += any(f.signal != signal and f.tier is Tier.ACT for f in new)
+    delay = f" ({median(alerts):.0f})" if alerts else ""
+    return [f"{len(alerts)}/{faults}{delay}", f"{pages}/{faults}", f"{rollbacks}/{faults}"]
+
+
 def synthetic(rng: random.Random, kind: str, points: int = 20_000) -> Curve:
     """A healthy curve with a noise that real ones have."""
     every = 5 if kind == "every 5th step" else 1
-    slow, curve = 0.0, []
+    slow, high, curve = 0.0, False, []
     for n in range(points):
         step = n * every
         loss = 2.0 + 9.0 / (1 + step / 120) ** 0.7
@@ -251,6 +222,13 @@ def synthetic(rng: random.Random, kind: str, points: int = 20_000) -> Curve:
                 noise = slow + rng.gauss(0, 0.03)
             case "two sources":
                 noise = rng.gauss(0, 0.04) + (0.8 if rng.random() < 0.15 else 0.0)
+            case "two sources, 4 %":
+                noise = rng.gauss(0, 0.04) + (0.8 if rng.random() < 0.04 else 0.0)
+            case "two sources in blocks":
+                high = rng.random() < (0.05 if not high else 0.9)
+                noise = rng.gauss(0, 0.04) + (0.5 if high else 0.0)
+            case "three sources":
+                noise = rng.gauss(0, 0.05) + rng.choice((0.0, 0.0, 0.0, 0.4, 1.0))
             case "batch × ¼ at 8000":
                 noise = rng.gauss(0, 0.03 if n < 8000 else 0.06)
             case "warm-up bump":
@@ -267,6 +245,9 @@ KINDS = (
     "heavy tails",
     "correlated",
     "two sources",
+    "two sources, 4 %",
+    "two sources in blocks",
+    "three sources",
     "batch × ¼ at 8000",
     "warm-up bump",
     "every 5th step",
@@ -345,7 +326,11 @@ def main() -> None:
         ["**all that call for a rollback**", "act", *(f"{s}/{n} = {s / n:.0%}" for s, n, _, _ in total.values())],
         ["**all that heal**", "hold", *(f"{s}/{n} = {s / n:.0%}" for _, _, s, n in total.values())],
     ]
-    print(table(heading, rows))
+    print(table(heading, rows), "\n", flush=True)
+    rng = random.Random(f"{arguments.seed} told")
+    rows = [[f.name, *told(curves, "loss_too_low", f, arguments.faults, rng)] for f in TOLD]
+    rows.append(["no progress from there on", *told(curves, "loss_plateau", None, arguments.faults, rng)])
+    print(table(["put in", "told (delay)", "page", "rolled back, wrongly"], rows))
     if arguments.plot:
         plot(curves, arguments.plot)
 

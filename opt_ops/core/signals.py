@@ -7,7 +7,7 @@ docs/signals.md says what each detector looks for, and why its numbers are what 
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,6 +98,10 @@ class RobustWindow:
     def median(self) -> float:
         """The upper median."""
         return self._sorted[len(self._sorted) // 2]
+
+    def share_above(self, value: float) -> float:
+        """How many of the values lie above this one."""
+        return 1.0 - bisect_right(self._sorted, value) / len(self._sorted)
 
     @property
     def largest(self) -> float:

@@ -18,6 +18,9 @@ _PATIENCE = 4
 """A spike that is on its way back is waited for, at most this many times `heal_steps`: by then waiting has cost as
 much as the rollback would have (the rule that is never more than twice as dear as knowing beforehand)."""
 
+_RESTLESS = 8
+"""A loss that came back so often within 512 points is restless: how far it went is not out of its band any more."""
+
 _GNORM_FLOOR = 0.5
 """The gradient norm's band ends no lower than this far above its median, relative: where clipping or rounding hides the
 noise, its spread says nothing."""
@@ -33,9 +36,10 @@ class SpikeRule:
     spike does not widen its own band. `floor` keeps the band from shrinking below the noise between replicas of one
     run (about 0.055 nats at 15B).
 
-    `persist` of the last `of` points out of the band are a spike. It is acted on when, over `heal_steps` steps (and at
-    least `of` points, where only every k-th step is logged), two thirds of the points were out of the band and the
-    loss is not on its way back.
+    `persist` of the last `of` points out of the band are a spike, where points are hardly ever out of it; where some
+    are as a rule, as with losses of two kinds of data in turn, so many more that chance is no explanation. A spike is
+    acted on when, over `heal_steps` steps (and at least `of` points, where only every k-th step is logged), two thirds
+    of the points were out of the band and the loss is not on its way back.
     """
 
     window: int = 128
@@ -100,6 +104,42 @@ class LossDetector:
         )
 
 
+class _Unusual:
+    """Whether points are out of the band oftener than they usually are: Page's cumulative sum of log-likelihood ratios
+    of "nine of ten" against the share of the last 512 points.
+
+    A run of points reaches `BOUND` by chance once in e¹² runs at most, whatever the share (Wald). Three of five reach
+    it where the share is a thousandth, eight in a row where it is 15 %. What heals by itself counts as usual too: an
+    alert that comes again and again becomes rarer.
+    """
+
+    BOUND = 12.0
+    SPIKE = 0.9  # share of points out of the band in a spike
+    LEAST, MOST = 0.002, 0.5  # usual shares between which the ratio is meant
+    MEMORY = 512
+
+    def __init__(self, share: float, points: int) -> None:
+        self.share = share
+        self._points = points
+        self._begin()
+
+    def _begin(self) -> None:
+        self.sum, self.seen, self.high = 0.0, 0, 0
+        self.began: Point | None = None
+
+    def observe(self, point: Point, out: bool) -> None:
+        """Take in the next point."""
+        usual = min(self.MOST, max(self.LEAST, self.share))
+        ratio = self.SPIKE / usual if out else (1 - self.SPIKE) / (1 - usual)
+        self.began = self.began or point
+        self.seen, self.high = self.seen + 1, self.high + out
+        self.sum = min(self.BOUND, self.sum + math.log(ratio))
+        if self.sum <= 0:  # the run is over, and was usual
+            self._points = min(self.MEMORY, self._points + self.seen)
+            self.share += (self.high - self.seen * self.share) / max(self._points, self.seen)
+            self._begin()
+
+
 class _SpikeDetector:
     def __init__(self, rule: SpikeRule) -> None:
         self._rule = rule
@@ -110,15 +150,22 @@ class _SpikeDetector:
         if len(self._losses) < self._rule.warm:
             self._take_in(loss)
             return []
-        limit = self._limit(normal)
+        self._points += 1
+        band = self._limit(normal)
+        limit = max(band, self._trend.median + self._usual_peak())
         excess = max(0.0, loss - limit)
+        self._remember(loss, loss > band)
         self._recent.append((point, excess))
-        if not excess:
+        if self._unusual is None:
+            self._unusual = _Unusual(self._losses.share_above(band), len(self._losses))
+        self._unusual.observe(point, excess > 0)
+        if loss <= band:
             self._take_in(loss)
         if self.onset is None:
-            return self._begins(point, loss, limit)
+            return self._begins(point, loss, limit, self._unusual)
         if len(self._recent) == self._rule.of and not any(over for _, over in self._recent):
             self.onset = None
+            self._remember(loss, False)
             return []
         return self._goes_on(point, loss, limit, excess)
 
@@ -131,21 +178,25 @@ class _SpikeDetector:
         self._trend = RobustWindow(self._rule.warm)
         self._residuals = RobustWindow(self._rule.window)
         self._recent: deque[tuple[Point, float]] = deque(maxlen=self._rule.of)  # with the excess, 0 in the band
+        self._unusual: _Unusual | None = None
+        self._came_back: deque[tuple[int, float]] = deque(maxlen=_RESTLESS)  # at which point, from which height
+        self._out, self._peak, self._points = 0, 0.0, 0
         self._acted = False
 
-    def _begins(self, point: Point, loss: float, limit: float) -> list[Finding]:
+    def _begins(self, point: Point, loss: float, limit: float, unusual: _Unusual) -> list[Finding]:
         rule = self._rule
         high = [seen for seen, excess in self._recent if excess > 0]
-        if len(high) < rule.persist:
+        if len(high) < rule.persist or unusual.sum < unusual.BOUND:
             return []
-        self.onset, self._acted = high[0], False
-        self._since, self._seen, self._high = high[0].step, len(self._recent), len(high)
+        self.onset, self._acted = unusual.began or high[0], False
+        self._since, self._seen, self._high = self.onset.step, unusual.seen, unusual.high
         self._waited = 0
         self._early = RobustWindow(rule.heal_steps)
         for seen, _ in self._recent:
             if seen.step >= self._since:
                 self._early.add(self._height(seen))
-        return [self._finding(Tier.ALERT, point, loss, limit, f"{rule.persist} of {rule.of} points out of the band")]
+        text = f"{unusual.high} of {unusual.seen} points out of the band, where {unusual.share:.1%} usually are"
+        return [self._finding(Tier.ALERT, point, loss, limit, text)]
 
     def _goes_on(self, point: Point, loss: float, limit: float, excess: float) -> list[Finding]:
         rule = self._rule
@@ -171,6 +222,22 @@ class _SpikeDetector:
         self._early = RobustWindow(rule.heal_steps)
         self._early.add(now)
         return []
+
+    def _remember(self, loss: float, out: bool) -> None:
+        """How high the loss was before it came back, of two points or more out of the band."""
+        if out:
+            self._out, self._peak = self._out + 1, max(self._peak, loss - self._trend.median)
+        elif self.onset is None:
+            if self._out >= 2:
+                self._came_back.append((self._points, self._peak))
+            self._out, self._peak = 0, 0.0
+
+    def _usual_peak(self) -> float:
+        """How far from the median a restless loss is by itself, from which it comes back; 0 if it is not restless."""
+        back = self._came_back
+        if len(back) < _RESTLESS or self._points - back[0][0] > _Unusual.MEMORY:
+            return 0.0
+        return max(height for _, height in back)
 
     def _height(self, point: Point) -> float:
         return (point.loss or 0.0) - self._trend.median

@@ -9,7 +9,7 @@ from opt_ops.core.energy import EnergyMeter
 from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, same_readings
 from opt_ops.core.policy import Policy
-from opt_ops.core.run import Allocation, Node, State
+from opt_ops.core.run import Allocation, Attempt, Node, State
 from opt_ops.core.values import PREEMPTED, AllocationStatus, GpuPart, Tier, Verdict
 from opt_ops.errors import SchedulerUnavailable
 from opt_ops.ports import Agents, Clock, JobState, Scheduler
@@ -58,7 +58,7 @@ class AllocationWatch:
             return
         attempt = state.attempt
         lost = job.status is AllocationStatus.ENDED and attempt is not None and attempt.live and not state.ended
-        if lost and attempt is not None and not set(allocation.nodes).isdisjoint(attempt.nodes):
+        if lost and attempt is not None and _runs_through(state, attempt, allocation):
             last = self._training.last(attempt)
             yield from self._training.catch_up(attempt)
             raised = SignalRaised(
@@ -279,6 +279,12 @@ def _parts(heartbeat: Heartbeat) -> tuple[GpuPart, ...]:
     return tuple(
         GpuPart(uuid=gpu.uuid, serial=gpu.serial, name=gpu.name) for gpu in heartbeat.gpus if gpu.uuid is not None
     )
+
+
+def _runs_through(state: State, attempt: Attempt, allocation: Allocation) -> bool:
+    """Whether any of the attempt's nodes is held through it: one that was released may still list the same nodes."""
+    holders = (state.held.get(node) for node in attempt.nodes)
+    return any(holder is not None and holder.name == allocation.name for holder in holders)
 
 
 def _judged(heartbeat: Heartbeat, judgement: Judgement, gpus: tuple[GpuPart, ...]) -> NodeJudged:

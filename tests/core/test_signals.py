@@ -281,6 +281,34 @@ def held(thing: object) -> int:
     return 1
 
 
+def mixed(points: list[Point], share: float, height: float, seed: int = 0, stay: float = 0.0) -> list[Point]:
+    """Losses of two kinds of data in turn: so many are higher, alone or, with `stay`, in blocks."""
+    rng, high, out = random.Random(seed), False, []
+    for each in points:
+        high = rng.random() < (stay if high and stay else share)
+        out.append(replace(each, loss=each.loss + height * high))
+    return out
+
+
+@pytest.mark.parametrize(("share", "stay"), [(0.03, 0.0), (0.15, 0.0), (0.3, 0.0), (0.05, 0.9)])
+def test_two_kinds_of_data_in_turn_are_told_a_few_times_at_most(share: float, stay: float):
+    found = findings(mixed(curve(6000, seed=18, noise=0.04), share, 0.8 if not stay else 0.5, stay=stay))
+    assert len([f for f in found if f.signal == "loss_spike"]) <= 8, "so often it has to be learned"
+    assert [f for f in found if f.signal == "loss_spike" and f.tier is Tier.ACT] == []
+
+
+@pytest.mark.parametrize(("share", "height"), [(0.03, 1.0), (0.15, 2.0)])
+def test_a_divergence_of_mixed_losses_is_still_one(share: float, height: float):
+    points = mixed(curve(6000, seed=19, noise=0.04), share, 0.8)
+    (act,) = acts(with_jump(points, 4000, height, 10_000))
+    assert act.onset_step == pytest.approx(4000, abs=16)
+
+
+def test_three_of_five_points_are_a_spike_where_none_ever_was():
+    (alert,) = [f for f in findings(with_jump(curve(4000, seed=2), 2000, 3.0, 20)) if f.signal == "loss_spike"]
+    assert (alert.onset_step, alert.step) == (2000, 2002)
+
+
 def test_equal_curves_give_equal_findings():
     spiky = with_jump(curve(1500, seed=7), 900, 2.0, 200)
     assert findings(spiky) == findings(spiky)

@@ -1,0 +1,37 @@
+"""The watch over jobs: the end of one is news only for what runs in it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from opt_ops.core import events as e
+from opt_ops.core.values import AllocationStatus
+from opt_ops.ports import JobState
+from opt_ops.watch.cluster import AllocationWatch
+from tests.core.story import Story
+
+
+def observed(story: Story) -> list[e.Event]:
+    """What the watch says when the job of every allocation has been cancelled."""
+    cancelled = JobState(AllocationStatus.ENDED, (), "CANCELLED")
+    scheduler = SimpleNamespace(state=lambda job: cancelled, jobs=list)
+    training = SimpleNamespace(last=lambda attempt: None, catch_up=lambda attempt: ())
+    clock = SimpleNamespace(monotonic=lambda: 0.0, now=lambda: story.now)
+    return list(AllocationWatch(scheduler, training, clock).observe(story.state))
+
+
+def test_the_end_of_the_job_under_the_attempt_is_a_signal():
+    raised, changed = observed(Story().training(450))
+    assert isinstance(raised, e.SignalRaised)
+    assert raised.signal == "job_cancelled"
+    assert isinstance(changed, e.AllocationChanged)
+
+
+def test_the_end_of_a_job_that_was_given_back_is_none_though_another_now_holds_its_nodes():
+    story = Story().training(450)
+    first = story.state.allocation
+    story.write(e.ReleaseIntended(allocation=first.name, why="none of its nodes is fit"))
+    story.write(e.AllocationIntended(allocation="12-n9", nodes=3, exclude=(), why="0 of 3 nodes are held"))
+    story.write(e.AllocationSubmitted(allocation="12-n9", job="78", adopted=False))
+    story.write(e.AllocationChanged(allocation="12-n9", status=AllocationStatus.RUNNING, nodes=first.nodes, reason=""))
+    assert [type(event) for event in observed(story)] == [e.AllocationChanged, e.SignalRaised, e.AllocationChanged]
