@@ -109,6 +109,7 @@ class MasterAdamW:
 def ours(recipe: Recipe, folder: Path) -> Step:
     """The steps of ``python -m trainer``."""
     from trainer import engine, parallel
+    from trainer.checkpoint.schedule import Saves
     from trainer.checksums import Checksums
     from trainer.fence import Fence
     from trainer.guard import Guard
@@ -120,7 +121,8 @@ def ours(recipe: Recipe, folder: Path) -> Step:
 
     layout = parallel.start(Place(0, 1, 0), 1, 1)
     spread = engine.build(recipe, layout)
-    outside = Outside(folder, layout, Signals(), Fence(None, "benchmark"))
+    saves = Saves(recipe, snapshots=False)
+    outside = Outside(folder, layout, Signals(), Fence(None, "benchmark"), saves)
     checksums = Checksums(spread.model, spread.optimizer, layout, recipe.checksum_every)
     steps = Steps(recipe, (), (), spread, Bytes(recipe.data.seq_len), Guard(recipe), outside, checksums)
     progress = Progress()
