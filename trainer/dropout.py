@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainer.hashing import MASK, key, mix_
+from trainer.hashing import MASK, ODD, key, mix_
 
 
 @dataclass(slots=True)
 class Clock:
     """Where in the run this rank's activations are. Set once per micro-batch; every dropout of the model reads it.
+
+    Compiled code reads it as a tensor: a number would be taken for a constant, and each step be compiled anew.
 
     Attributes:
         seed: the run's seed.
@@ -23,9 +25,21 @@ class Clock:
     step: int = 0
     first_sample: int = 0
     first_position: int = 0
+    _now: Tensor | None = None
+
+    def start(self, device: torch.device) -> None:
+        """A forward pass begins: what is set now is what dropouts on ``device`` read, until the next one begins."""
+        self._now = self._tensor(device)
+
+    def now(self, device: torch.device) -> Tensor:
+        """[key of seed and step, first sample, first position], int64."""
+        return self._tensor(device) if self._now is None else self._now
+
+    def _tensor(self, device: torch.device) -> Tensor:
+        return torch.tensor([key(self.seed, self.step), self.first_sample, self.first_position], device=device)
 
 
-def keep_mask(shape: torch.Size, p: float, site: int, clock: Clock, device: torch.device) -> Tensor:
+def keep_mask(shape: torch.Size, p: float, site: int | Tensor, clock: Clock, device: torch.device) -> Tensor:
     """Which elements of an activation survive: False with probability ``p``.
 
     A pure function of (seed, step, site, index of the sample in the lineage, position of the token in the sequence,
@@ -44,9 +58,10 @@ def keep_mask(shape: torch.Size, p: float, site: int, clock: Clock, device: torc
         Boolean tensor of that shape.
     """
     batch, length, channels = shape
-    samples = torch.arange(clock.first_sample, clock.first_sample + batch, device=device)
-    positions = torch.arange(clock.first_position, clock.first_position + length, device=device)
-    salt = key(clock.seed, clock.step, site)
+    seed_and_step, first_sample, first_position = clock.now(device).unbind()
+    samples = torch.arange(batch, device=device) + first_sample
+    positions = torch.arange(length, device=device) + first_position
+    salt = mix_((seed_and_step + site + ODD) & MASK)  # that is key(seed, step, site)
     tokens = mix_((mix_((samples + salt) & MASK)[:, None] + positions) & MASK)
     elements = mix_((tokens[:, :, None] + torch.arange(channels, device=device)).bitwise_and_(MASK))
     return elements >= round(p * 2**32)
@@ -62,7 +77,8 @@ class Dropout(nn.Module):
     def __init__(self, p: float, site: int, clock: Clock) -> None:
         super().__init__()
         self.p = p
-        self.site = site
+        # A tensor for the same reason as the clock's; and not a buffer, for it is no part of the model's state.
+        self.site = torch.tensor(site, device="cpu")
         self.clock = clock
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ MASK = 0xFFFFFFFF
 _FIRST = 0x21F0AAAD
 _SECOND = 0x735A2D97
 
+# What :func:`key` adds to each word, because mix(0) is 0.
+ODD = 0x9E3779B9
+
 
 def mix(x: int) -> int:
     """A bijection of [0, 2³²) in which each bit of ``x`` changes each bit of the result with a probability near ½."""
@@ -33,5 +36,5 @@ def key(*words: int) -> int:
     """One number in [0, 2³²) for a sequence of integers; order matters."""
     state = 0
     for word in words:
-        state = mix((state + word + 0x9E3779B9) & MASK)  # the odd constant, because mix(0) is 0
+        state = mix((state + word + ODD) & MASK)
     return state

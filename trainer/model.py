@@ -113,6 +113,7 @@ class OPT(nn.Module):
             leaves the last layer: a scalar that shows divergence early. Under tensor parallelism the logits are a
             DTensor sharded over the vocabulary, and this rank's tokens are its shard of the sequence.
         """
+        self.clock.start(tokens.device)
         x = self.embed_tokens(tokens)
         if self.project_in is not None:
             x = self.project_in(x)

@@ -66,9 +66,13 @@ class Ranks:
     """Runs a function in several processes at once. They come from a server that has imported torch already.
 
     A process keeps its rank, because DTensor remembers the offsets of shards for the life of a process.
+
+    Args:
+        patience: seconds that a call may take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 60) -> None:
+        self._patience = patience
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["trainer.loop", "torch._dynamo"])
         self._processes: list[tuple[Any, Connection]] = []
@@ -86,7 +90,7 @@ class Ranks:
         for pipe in pipes:
             pipe.send((work, args, world, port))
         results: dict[Connection, Any] = {}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + self._patience
         while waiting := [pipe for pipe in pipes if pipe not in results]:
             ready = wait(waiting, timeout=deadline - time.monotonic())
             for pipe in ready:

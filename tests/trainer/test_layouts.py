@@ -73,13 +73,28 @@ def test_the_losses_and_norms_are_those_of_one_process(
         assert dimensions == {1 + replicated + (tp > 1)}
 
 
+def compiled(*changes: str) -> tuple[list[float], list[float], int]:
+    """Losses and norms with compiled layers, and how many graphs that took."""
+    from torch._dynamo.utils import counters
+
+    losses, gnorms, _ = curve(1, 1, "compile=true", *changes)
+    return losses, gnorms, counters["stats"]["unique_graphs"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPU")
-def test_compiled_layers_compute_the_same(ranks: Ranks, alone: tuple[list[float], list[float], set[int]]) -> None:
-    losses, gnorms, _ = ranks(1, curve, 1, 1, "compile=true")[0]
+def test_compiled_layers_compute_the_same_and_are_compiled_once(
+    alone: tuple[list[float], list[float], set[int]],
+) -> None:
+    pool = Ranks(patience=500)
+    try:
+        losses, gnorms, graphs = pool(1, compiled)[0]
+    finally:
+        pool.close()
     assert losses == pytest.approx(alone[0], rel=1e-5)
     assert gnorms == pytest.approx(alone[1], rel=1e-4)
+    assert graphs == 1, "each layer or each step was compiled for itself"
 
 
 def test_replicas_must_divide_the_data_parallel_ranks() -> None:
