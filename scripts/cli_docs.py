@@ -24,11 +24,11 @@ honoured. Completion: `opt-ops --install-completion`.
 | 2 | usage: the command line or the configuration cannot be right |
 | 3 | not found |
 | 4 | refused: a precondition or a policy forbids it, or a confirmation is missing |
-| 5 | something was found (`doctor`, `node check`) |
+| 5 | something was found (`doctor`) |
 | 75 | something that should answer does not; trying again may help |
 | 130 | interrupted |
 
-`node check --nagios` uses 0, 1, 2 and 3 as Nagios does: ok, warning, critical, unknown.
+`node check` uses 0, 1, 2 and 3 as Nagios does: ok, warning, critical, unknown (docs/node-check.md).
 """
 
 
