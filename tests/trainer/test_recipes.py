@@ -46,9 +46,17 @@ SETTINGS = {
     "guard.warm",
     "seed",
     "checkpoint_every",
+    "checkpoint.snapshot_every",
+    "checkpoint.failure_hours",
+    "checkpoint.disaster_hours",
+    "checkpoint.keep_snapshots",
+    "checkpoint.span_minutes",
+    "checkpoint.snapshot_hours",
+    "checkpoint.keep",
     "evaluate_every",
     "evaluate_sequences",
     "log_every",
+    "checksum_every",
 }
 
 
