@@ -248,9 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
     host_memory = options.host_memory or gpu.host_memory
     found = best(recipe, gpu, options.nodes, host_memory)
     if options.output == "json":
-        print(json.dumps(_as_json(name, gpu, options, found, recipe), indent=1))
+        say(json.dumps(_as_json(name, gpu, options, found, recipe), indent=1))
     else:
-        print("\n".join(_as_text(name, gpu, options.nodes, host_memory, found, recipe)))
+        say("\n".join(_as_text(name, gpu, options.nodes, host_memory, found, recipe)))
     return 0 if found else 78
 
 
@@ -306,7 +306,7 @@ def _as_text(name: str, gpu: Gpu, nodes: int, host_memory: float, found: Plan | 
     yield f"  layout           dp {found.layout.dp} × tp {found.layout.tp}"
     yield f"  settings         {' '.join('--set ' + setting for setting in settings(found, gpu))}"
     yield "Expected, as an estimate within about a fifth:"
-    yield f"  update           {speed.step_seconds:.3g} s, {speed.tokens_per_second:,.0f} tokens/s"
+    yield f"  update           {speed.step_seconds:,.2f} s, {speed.tokens_per_second:,.0f} tokens/s"
     yield f"  MFU              {speed.mfu:.0%} (attention causal), {speed.mfu_full:.0%} (full)"
     yield f"  per GPU          {speed.tflops:.0f} TFLOP/s with full attention{_recomputed(found)}"
     billions = recipe.steps * recipe.data.global_batch * recipe.data.seq_len / 1e9
