@@ -18,7 +18,7 @@ demo: .venv/.installed  ## one supervised run on this machine, four faults, nobo
 	$(BIN)/python scripts/demo.py
 
 test: .venv/.installed debian  ## all tests, on a real Slurm and in a real browser
-	$(BIN)/python -m pytest -rs -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -rs -n 4 --dist loadgroup --no-loadscope-reorder
 
 check: .venv/.installed  ## what a reviewer would run: style, types, architecture
 	$(BIN)/ruff check .

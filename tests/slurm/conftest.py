@@ -23,10 +23,11 @@ SLURM_VARIABLES = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SQUEUE_", "SACCT_
 @pytest.fixture(scope="session")
 def slurm(pytestconfig: pytest.Config) -> Iterator[cluster.Cluster]:
     """The cluster of `make slurm-up` if it is up, else one for this session; SLURM_CONF leads to it."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not pytestconfig.getoption("loadgroup"):
-        pytest.skip("the tests on the one Slurm run one after another: run them without -n, or with --dist loadgroup")
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and not pytestconfig.getoption("loadgroup"):
+        pytest.skip("the tests on a Slurm run one after another: run them without -n, or with --dist loadgroup")
     try:
-        running = cluster.up()
+        running = cluster.up(cluster.FOLDER.with_name(f"{cluster.FOLDER.name}-{worker}") if worker else cluster.FOLDER)
     except cluster.UnavailableError as error:
         pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from opt_ops.core.run import Status
 from opt_ops.core.values import Action
 from tests.e2e.site import Site
 from tests.slurm.day import Day, ask, until
@@ -82,6 +83,28 @@ def test_all_nodes_at_once(site: Site, slurm: Cluster):
     assert lost.evidence["seconds"] > 2 * 6, "other nodes were heard at the earliest when they had replaced these"
     assert lost.steps_lost < 15
     day.ends(excluded=lost.nodes)
+
+
+def test_all_spares_used_up(site: Site):
+    day = Day(site, nodes=3, spares=1)
+    first, second, third = day.state.attempt.nodes
+    site.command("drill", "xid", "1", "--node", third, "--xid", "79", "--yes", "-q")
+    day.sees("bad_gpu", nodes=(third,))
+    attempt = day.state.attempt
+    assert {first, second} < set(attempt.nodes)
+
+    site.command("drill", "xid", "1", "--node", second, "--xid", "79", "--yes", "-q")
+    day.expected.append("bad_gpu")
+    waiting = site.wait(lambda state: len(state.incidents) == 2 and not state.attempt.live and state)
+    assert waiting.attempt.name == attempt.name
+    time.sleep(5)
+    assert day.attempt == attempt.name, "it waits for a third node"
+    assert day.state.status in (Status.RECOVERING, Status.QUEUED)
+    day.allow(second)
+    back = site.wait(lambda state: next((i for i in state.incidents.values() if i.name == "1-i001" and i.proven), None))
+    assert back.nodes == (second,)
+    assert set(day.state.attempt.nodes) == {*attempt.nodes}
+    day.ends(excluded={third})
 
 
 def test_fewer_nodes_and_more_again(site: Site):
