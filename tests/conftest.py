@@ -11,7 +11,7 @@ _NODES_AND_RANKS = ("test_failures.py", "test_node_failures.py")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (-n 4 --dist loadgroup), the tests of a file stay together, and those on a Slurm are two halves, with a
+    """Side by side (-n 4 --dist loadgroup), a file's tests stay together, and those on a Slurm are two halves, with a
     cluster each. These come first: they take longest, and mostly wait.
     """
     items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
