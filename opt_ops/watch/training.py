@@ -37,7 +37,7 @@ from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
 
 _SAME_PLACE = 10  # steps between two onsets of what is one fault of the recipe or its data
-_COPY_STEPS = 64  # between two copies of the loss detector
+_COPY_STEPS = 512  # between two copies of the loss detector
 _REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
 
 
