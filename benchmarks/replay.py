@@ -1,0 +1,162 @@
+"""The goals of the replay, over many seeds: goodput on published records, beside an oracle and beside people.
+
+    python benchmarks/replay.py --record incidents-opt175b.csv --seeds 20 --jobs 2 --save replay.jsonl
+
+The clusters are simulated, the supervisor is the real one. Every finished replay is a line in the file of `--save`, and
+is not made again: the benchmark can be stopped and continued. Tables are printed as Markdown, whatever they say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from opt_ops.replay import scenario, trace
+from opt_ops.replay.fate import draw
+from opt_ops.replay.measure import DAY, measure
+from opt_ops.replay.play import play
+
+GOALS = (
+    # scenario, what, goal, the least, in percent
+    ("opt-175b", "goodput", 98.0, 97.0),
+    ("opt-175b", "share_of_oracle", 99.5, 99.0),
+    ("opt-175b", "hands_off", 97.0, 90.0),
+    ("llama-3", "goodput", 97.4, 96.0),
+    ("llama-3", "share_of_oracle", 99.5, 99.0),
+)
+WHAT = {
+    "goodput": "goodput, %",
+    "share_of_oracle": "share of the oracle, %",
+    "hands_off": "replays with ≥ 14 days without a human, %",
+}
+HEADINGS = (
+    "scenario",
+    "seeds",
+    "goodput %",
+    "oracle %",
+    "share of oracle %",
+    "share of ideal %",
+    "hardware stop, min",
+    "divergence, h",
+    "calls",
+    "≥ 14 d hands-off",
+    "ends",
+    "CPU s",
+)
+
+
+def one(name: str, record: Path | None, seed: int) -> dict[str, Any]:
+    """One replay, as a line of the file."""
+    began = time.process_time()
+    chosen = scenario.load(name)
+    known = trace.read(record, chosen.trace) if record is not None and chosen.trace.kinds else None
+    fate = draw(chosen, known, seed)
+    found = measure(chosen, fate, play(chosen, fate)).plain()
+    kinds: dict[str, int] = {}
+    for incident in found.pop("incidents"):
+        kinds[incident["kind"]] = kinds.get(incident["kind"], 0) + 1
+    return {"scenario": name, "cpu_seconds": time.process_time() - began, "incidents": kinds, **found}
+
+
+def run(names: list[str], record: Path | None, seeds: int, jobs: int, save: Path) -> list[dict[str, Any]]:
+    """What is not in the file yet is replayed, and added to it."""
+    lines = [json.loads(line) for line in save.read_text().splitlines()] if save.exists() else []
+    done = {(line["scenario"], line["seed"]) for line in lines}
+    todo = [(name, seed) for seed in range(1, seeds + 1) for name in names if (name, seed) not in done]
+    with ProcessPoolExecutor(jobs) as pool, save.open("a") as file:
+        for future in as_completed([pool.submit(one, name, record, seed) for name, seed in todo]):
+            lines.append(future.result())
+            file.write(json.dumps(lines[-1]) + "\n")
+            file.flush()
+    return [line for line in lines if line["scenario"] in names]
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The figures of each scenario, and the goals."""
+    names = list(dict.fromkeys(line["scenario"] for line in lines))
+    rows = [f"| {' | '.join(HEADINGS)} |", f"| {' | '.join('---' for _ in HEADINGS)} |"]
+    for name in names:
+        mine = [line for line in lines if line["scenario"] == name]
+        ends: dict[str, int] = {}
+        for line in mine:
+            ends[line["status"]] = ends.get(line["status"], 0) + 1
+        cells = [
+            name,
+            str(len(mine)),
+            _spread([100 * line["goodput"] for line in mine]),
+            _spread([100 * line["oracle_goodput"] for line in mine if line["oracle_goodput"]]),
+            _spread([100 * line["share_of_oracle"] for line in mine if line["share_of_oracle"]], 3),
+            _spread([100 * line["share_of_ideal"] for line in mine]),
+            _spread([line["hardware_stop"] / 60 for line in mine if line["hardware_stop"]]),
+            _spread([line["divergence"] / 3600 for line in mine if line["divergence"]]),
+            _spread([float(len(line["pages"])) for line in mine], 1),
+            f"{100 * _hands_off(mine):.0f} %",
+            ", ".join(f"{count} {status}" for status, count in ends.items()),
+            f"{mean(line['cpu_seconds'] for line in mine):.0f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    rows += ["", "| goal | wanted | least | reached | |", "| --- | ---: | ---: | --- | --- |"]
+    for name, what, goal, least in GOALS:
+        mine = [line for line in lines if line["scenario"] == name]
+        if not mine:
+            continue
+        values = [100 * line[what] for line in mine if line.get(what)] if what != "hands_off" else []
+        value = mean(values) if values else 100 * _hands_off(mine)
+        verdict = "reached" if value >= goal else "the least is reached" if value >= least else "missed"
+        shown = _spread(values, 3) if values else f"{value:.0f}"
+        rows.append(f"| {name}: {WHAT[what]} | {goal} | {least} | {shown} | {verdict} |")
+    broken = [line for line in lines if line["scenario"] == "broken-recipe"]
+    if broken:
+        paged = sum(line["status"] == "HALTED" and len(line["pages"]) > 0 for line in broken)
+        rows.append(f"| broken-recipe: ends HALTED, with a page | all | all | {paged} of {len(broken)} | |")
+    return "\n".join(rows)
+
+
+def lost(lines: list[dict[str, Any]]) -> str:
+    """Mean hours by what they went to."""
+    causes = {cause for line in lines for cause in line["lost"]}
+    hours = {cause: sum(line["lost"].get(cause, 0.0) for line in lines) / len(lines) / 3600 for cause in causes}
+    most = sorted(hours.items(), key=lambda pair: -pair[1])[:16]
+    return "\n".join(
+        ["| hours | lost to |", "| ---: | --- |", *(f"| {value:.2f} | {cause} |" for cause, value in most)]
+    )
+
+
+def _hands_off(lines: list[dict[str, Any]]) -> float:
+    return mean(line["longest_hands_off"] >= 14 * DAY for line in lines)
+
+
+def _spread(values: list[float], digits: int = 2) -> str:
+    if not values:
+        return "-"
+    sd = stdev(values) if len(values) > 1 else 0.0
+    return f"{mean(values):.{digits}f} ± {sd:.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
+def main() -> None:
+    """Replay, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--record", type=Path, help="incidents-opt175b.csv; without it its rows are drawn, too")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--save", type=Path, default=Path("replay.jsonl"))
+    parser.add_argument(
+        "scenarios", nargs="*", default=["opt-175b", "llama-3", "quiet-week", "cluster-loss", "broken-recipe"]
+    )
+    given = parser.parse_args()
+    lines = run(given.scenarios, given.record, given.seeds, given.jobs, given.save)
+    print(f"Simulated clusters, real supervisor. Python {platform.python_version()}, {platform.machine()}.\n")
+    print(table(lines))
+    for name in given.scenarios:
+        print(f"\n{name}, mean of its replays:\n")
+        print(lost([line for line in lines if line["scenario"] == name]))
+
+
+if __name__ == "__main__":
+    main()
