@@ -124,19 +124,17 @@ class _Unusual:
         self._begin()
 
     def _begin(self) -> None:
-        self.sum, self.seen, self.high = 0.0, 0, 0
-        self.began: Point | None = None
+        self.sum, self._seen, self._high = 0.0, 0, 0
 
-    def observe(self, point: Point, out: bool) -> None:
+    def observe(self, out: bool) -> None:
         """Take in the next point."""
         usual = min(self.MOST, max(self.LEAST, self.share))
         ratio = self.SPIKE / usual if out else (1 - self.SPIKE) / (1 - usual)
-        self.began = self.began or point
-        self.seen, self.high = self.seen + 1, self.high + out
+        self._seen, self._high = self._seen + 1, self._high + out
         self.sum = min(self.BOUND, self.sum + math.log(ratio))
         if self.sum <= 0:  # the run is over, and was usual
-            self._points = min(self.MEMORY, self._points + self.seen)
-            self.share += (self.high - self.seen * self.share) / max(self._points, self.seen)
+            self._points = min(self.MEMORY, self._points + self._seen)
+            self.share += (self._high - self._seen * self.share) / max(self._points, self._seen)
             self._begin()
 
 
@@ -158,7 +156,7 @@ class _SpikeDetector:
         self._recent.append((point, excess))
         if self._unusual is None:
             self._unusual = _Unusual(self._losses.share_above(band), len(self._losses))
-        self._unusual.observe(point, excess > 0)
+        self._unusual.observe(excess > 0)
         if loss <= band:
             self._take_in(loss)
         if self.onset is None:
@@ -188,14 +186,14 @@ class _SpikeDetector:
         high = [seen for seen, excess in self._recent if excess > 0]
         if len(high) < rule.persist or unusual.sum < unusual.BOUND:
             return []
-        self.onset, self._acted = unusual.began or high[0], False
-        self._since, self._seen, self._high = self.onset.step, unusual.seen, unusual.high
+        self.onset, self._acted = high[0], False
+        self._since, self._seen, self._high = high[0].step, len(self._recent), len(high)
         self._waited = 0
         self._early = RobustWindow(rule.heal_steps)
         for seen, _ in self._recent:
             if seen.step >= self._since:
                 self._early.add(self._height(seen))
-        text = f"{unusual.high} of {unusual.seen} points out of the band, where {unusual.share:.1%} usually are"
+        text = f"{len(high)} of {rule.of} points out of the band, where {unusual.share:.1%} usually are"
         return [self._finding(Tier.ALERT, point, loss, limit, text)]
 
     def _goes_on(self, point: Point, loss: float, limit: float, excess: float) -> list[Finding]:
