@@ -56,10 +56,12 @@ def _waiting(state: State, now: float, policy: Policy) -> AlertIntended | None:
     if state.ended or state.paused is not None or (attempt is not None and attempt.live) or state.run is None:
         return None
     since = max(state.since, attempt.ended_at or 0.0 if attempt else 0.0)
-    if now - since < policy.capacity.page_seconds:
+    began = attempt.ended_at or 0.0 if attempt is not None else 0.0
+    lineage = state.intent.lineage
+    told = any(name.startswith(f"{lineage}/waiting/") and each.at >= began for name, each in state.alerts.items())
+    if now - since < policy.capacity.page_seconds or told:
         return None
     asked = [f"{a.name}: {a.wanted} nodes, {a.reason or a.status}" for a in state.live_allocations]
-    lineage = state.intent.lineage
     body = [f"No attempt has run for {(now - since) / 60:.0f} minutes.", *asked, f"Next: opt-ops node list {lineage}"]
     return AlertIntended(
         alert=f"{lineage}/waiting/{since:.3f}",

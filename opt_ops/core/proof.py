@@ -111,7 +111,8 @@ def _mismatch(state: State, attempt: Attempt, schedule: Schedule, optimizer: Opt
     start = attempt.checkpoint.step if attempt.checkpoint else 0
     if attempt.first_step != start + 1:
         return f"first step {attempt.first_step}, not {start + 1}"
-    excluded = [name for name in attempt.nodes if (node := state.nodes.get(name)) and node.excluded_by]
+    known = (node for name in attempt.nodes if (node := state.nodes.get(name)) is not None)
+    excluded = [node.name for node in known if node.excluded_by and node.excluded_at <= attempt.intended_at]
     if excluded:
         return f"runs on the excluded node {', '.join(excluded)}"
     factors = state.runs[attempt.run].lr_factors
