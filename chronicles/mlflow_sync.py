@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chronicles import logbook, mirror, report
+from chronicles import exhibits, logbook, mirror, report
 from chronicles.cursor import Cursor
 from chronicles.record import Record, load
+from opt_ops.adapters.runfolder import FileAgents
 from opt_ops.core.names import attempt_folder
 from opt_ops.errors import OptOpsError, Unavailable, UsageError
 from opt_ops.files import Tail, read_json
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 BATCH = 1_000  # metrics in one call: MLflow's limit
+_EXTERNAL = "mlflow.model.isExternal"  # as mlflow.create_external_model marks a model without files
 _SMALL = 100  # tags or parameters in one call: MLflow's limit
 
 # MLflow's own defaults let a server that is down block a caller for many minutes. The user's settings go first.
@@ -104,6 +106,9 @@ class _Mirror:
         for name, attempt in state.attempts.items():
             self._send_attempt(name, ids[attempt.run])
         self._send_settled(top)
+        self._send_data(runs, ids, configs)
+        self._send_milestones(ids)
+        self._send_machines(ids)
         shown_in = {top, *list(ids.values())[-1:]}
         sent = sum(self._send_file(run, path) for run in sorted(shown_in) for path in files)
         self._cursor.done(state.seq)
@@ -214,6 +219,62 @@ class _Mirror:
             self._client.log_batch(run, [Metric(s.key, s.value, s.timestamp, s.step) for s in samples])
             self._points += len({sample.step for sample in samples})
 
+    # ---- data, milestones, machines ----
+
+    def _send_data(
+        self, runs: Mapping[str, Run], ids: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Once for each run: what it trained on."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        for name, config in configs.items():
+            told, run = exhibits.data(config), self._record.state.attempts[name].run
+            inputs = runs[run].inputs if run in runs else None
+            known = inputs.dataset_inputs if inputs else []
+            if told is None or self._cursor.has_file(ids[run], "data", told.digest):
+                continue
+            if all(each.dataset.digest != told.digest for each in known):
+                dataset = Dataset(told.name, told.digest, "local", told.source, profile=told.profile)
+                self._client.log_inputs(ids[run], [DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])])
+            self._cursor.sent_file(ids[run], "data", told.digest)
+
+    def _send_milestones(self, ids: Mapping[str, str]) -> None:
+        """Each once, as a model without files: the checkpoint stays where it is."""
+        wanted = exhibits.milestones(self._record.state, self._numbers["total_steps"])
+        new = [each for each in wanted if not self._cursor.has_file(ids[each.run], each.name, each.path)]
+        if not new:
+            return
+        key = mirror.lineage_key(self._record.state)
+        held = self._client.search_logged_models([self._experiment], f"tags.`opt.lineage_key` = '{key}'")
+        there = {(model.name, model.source_run_id): model for model in held}
+        for each in new:
+            model = there.get((each.name, ids[each.run]))
+            if model is None:
+                tags = {"opt.lineage_key": key, "opt.run": each.run, "opt.path": each.path, _EXTERNAL: "true"}
+                params = {"step": str(each.step), "path": each.path[: mirror.PARAM_LIMIT]}
+                model = self._client.create_logged_model(
+                    self._experiment, each.name, ids[each.run], tags, params, model_type="checkpoint"
+                )
+            if str(model.status) != "READY":  # new, or a sync was killed right after it
+                self._client.finalize_logged_model(model.model_id, "READY")
+            self._cursor.sent_file(ids[each.run], each.name, each.path)
+
+    def _send_machines(self, ids: Mapping[str, str]) -> None:
+        """How the newest attempt's GPUs are now: a point for each time that somebody looked, and the worst by name."""
+        attempt = self._record.state.attempt
+        if attempt is None or not attempt.live or attempt.last_step is None:
+            return
+        beats = [beat for beat in FileAgents(self._folder).newest() if beat.node in attempt.nodes]
+        told = exhibits.machines(beats)
+        if told is not None:
+            values, worst, at = told
+            when = round(at * 1000)
+            self._log(
+                ids[attempt.run],
+                [mirror.Sample(key=k, value=v, timestamp=when, step=attempt.last_step) for k, v in values.items()],
+            )
+            self._client.set_tag(ids[attempt.run], "opt.worst_gpu", worst)
+
     def _send_file(self, run: str, path: Path) -> bool:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if self._cursor.has_file(run, path.name, digest):
@@ -259,10 +320,17 @@ def _answering(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         why = " ".join(_public(str(error)).split())[:300]
+        refused = re.search(r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED|not authenticated", str(error))
         raise Unavailable(
             f"MLflow at {_public(uri)} does not take the chronicle: {why}",
-            "nothing is lost: the journal has it all; run opt-ops mlflow sync again when MLflow answers",
+            f"nothing is lost: the journal has it all; {_CREDENTIALS if refused else _LATER}",
         ) from error
+
+
+_LATER = "run opt-ops mlflow sync again when MLflow answers"
+_CREDENTIALS = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where the daemon is started"
+)
 
 
 def _probe(uri: str) -> None:

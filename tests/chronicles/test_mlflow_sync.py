@@ -50,6 +50,12 @@ def content(uri: str, experiment: str = "opt-ops") -> Content:
                     key: sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, key))
                     for key in run.data.metrics
                 },
+                "data": [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs],
+                "models": sorted(
+                    (model.name, model.params["step"], str(model.status))
+                    for model in client.search_logged_models([found.experiment_id])
+                    if model.source_run_id == run.info.run_id
+                ),
                 "files": sorted(file.path for file in client.list_artifacts(run.info.run_id, "chronicle")),
             }
         )
@@ -73,6 +79,10 @@ def test_a_lineage_in_mlflow(lineage: Path, store: str):
     assert len(first["metrics"]["loss"]) == 361, "what really happened, repeated steps and the spike among it"
     assert max(value for _, _, value in first["metrics"]["lr"]) == 0.0325, "the drill's learning rate"
     assert second["params"]["settings.optim.peak_lr"] == "0.001"
+    assert first["data"] == [("Python standard library", "a8ae9538ec653afd007064f9585729f4525f")]
+    assert [int(step) for _, step, _ in first["models"]] == [100, 150]
+    steps_of = [int(step) for _, step, _ in second["models"]]
+    assert sorted(steps_of) == [200, 250, 300, 400, 450, 500, 550, 600], "the first good one of every tenth"
     assert "**COMPLETED.**" in parent["tags"]["mlflow.note.content"]
     kept = (lineage.parent / "mlartifacts" / "opt-ops").glob("*/artifacts/chronicle/logbook.html")
     assert len(list(kept)) == 2, "beside the store, not below whatever folder the sync ran in"
@@ -116,7 +126,8 @@ def test_killed_after_any_call_it_goes_on(
 
     files = logbook.render(lineage)
     monkeypatch.setattr(logbook, "write", lambda *_: files)  # drawing it every time takes long and is not in question
-    names = ("create_experiment", "create_run", "log_batch", "set_terminated", "log_artifact")
+    names = ("create_experiment", "create_run", "log_batch", "set_terminated")
+    names += ("log_inputs", "create_logged_model", "finalize_logged_model", "log_artifact")  # in the order of calls
     deaths: list[str] = []
     for number, name in itertools.product((1, 2, 4), names):
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
@@ -154,7 +165,10 @@ def test_sent_while_it_happened_or_at_the_end(tmp_path: Path, store: str, empty_
     sync(told.folder, late, "opt-ops")
 
     ours, theirs = content(store), content(late)
-    assert [{**run, "files": 0} for run in ours["12.00"]] == [{**run, "files": 0} for run in theirs["12.00"]]
+    (left,), (same,) = ours["12.00"], theirs["12.00"]
+    assert {**left, "files": 0, "models": 0} == {**same, "files": 0, "models": 0}
+    assert [step for _, step, _ in left["models"]] == ["100", "150"], "the latter was on the way when it was sent"
+    assert [step for _, step, _ in same["models"]] == ["100"]
     assert ours["12.01"] == theirs["12.01"]
     (parent,), (other,) = ours["12"], theirs["12"]
     extra = set(parent["metrics"]["settled/loss"]) - set(other["metrics"]["settled/loss"])
