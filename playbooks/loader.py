@@ -109,6 +109,8 @@ class _Silence(_Table):
 class _Straggler(_Table):
     ratio: Annotated[float, Field(gt=1)]
     persist: Annotated[int, Field(ge=1)]
+    slight: Annotated[float, Field(gt=1)]
+    waits_seconds: Annotated[float, Field(gt=0)]
 
 
 class _Throughput(_Table):
