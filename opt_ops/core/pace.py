@@ -24,9 +24,10 @@ class HangRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StragglerRule:
-    """When a rank counts as slow: busy `ratio` times as long as the median rank, in `persist` steps in a row. Or `slight`
-    times as long, step after step, until the others have waited for it `waits_seconds` in all: several times what moving
-    off its node costs. BLOOM lost 5 % of its throughput to one GPU and found it by hand.
+    """When a rank counts as slow: busy `ratio` times as long as the median rank, in `persist` steps in a row.
+
+    Or `slight` times as long, step after step, until the others have waited for it `waits_seconds` in all: several times
+    what moving off its node costs. BLOOM lost 5 % of its throughput to one GPU and found it by hand.
     """
 
     ratio: float = 1.3
@@ -139,7 +140,7 @@ class StragglerDetector:
             return []
         self._told = True
         much = f"{rule.ratio:g} times as busy as the median rank for {rule.persist} steps"
-        slight = f"slower than the median rank in every step, until the others had waited {rule.waits_seconds:g} s for it"
+        slight = f"slower than the median rank in every step; the others have waited {rule.waits_seconds:g} s for it"
         return [
             Finding(
                 signal="straggler",
