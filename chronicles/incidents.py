@@ -19,6 +19,7 @@ _VERBS = {
     Action.RESTART: "start the next attempt from the newest good checkpoint",
     Action.EXCLUDE: "take the node out and leave alone what trains",
     Action.ADOPT: "take over what is running",
+    Action.TELL: "leave training alone and call a human",
     Action.HALT: "stop and call a human",
 }
 
@@ -57,6 +58,8 @@ def _done(record: Record, row: Row, restart: str, rolled_back: str, changed: str
             return f"{names(row['nodes'])} taken out, training went on: {cause}"
         case Action.ADOPT:
             return "daemon restart, training went on"
+        case Action.TELL:
+            return f"people told, training went on: {cause}"
         case _:
             return f"halted after {short(row['cause'])}"
 
@@ -86,7 +89,7 @@ def facts(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
     if row["action"] in MOVES and not row["advice"]:
         yield "Resumed", _resumed(record, row), ""
         yield "Cost", _cost(row), ""
-    if row["action"] not in (None, Action.HALT) and not row["advice"]:
+    if row["action"] not in (None, Action.HALT, Action.TELL) and not row["advice"]:
         yield "Proof", _proof(row), ""
     if row["told"]:
         yield "Told", f"People were told at {second(from_iso(row['told']))}.", ""

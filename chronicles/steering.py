@@ -151,7 +151,7 @@ def _tried(record: Record, report: _Report, until: float) -> str:
 
 def _is_try(row: Mapping[str, Any]) -> bool:
     """Whether a playbook did something against a failure."""
-    against = row["action"] not in (None, Action.HALT, Action.ADOPT) and not row["advice"]
+    against = row["action"] not in (None, Action.HALT, Action.ADOPT, Action.TELL) and not row["advice"]
     return against and not row["planned"] and row["kind"] != "operator"
 
 

@@ -148,6 +148,8 @@ def drill(fault: str, arguments: Mapping[str, Any]) -> str:
             )
         case Fault.KILL_RANK:
             return f"rank {value(arguments.get('rank'))} killed"
+        case Fault.FLIP_BIT:
+            return f"a bit flipped on rank {value(arguments.get('rank'))}"
         case Fault.XID:
             return f"Xid {value(arguments.get('xid'))} in the kernel log of {value(arguments.get('node'))}"
         case Fault.KILL_DAEMON:

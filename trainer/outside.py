@@ -5,10 +5,13 @@ that the step has anyway, and all act on the sum.
 """
 
 import math
-import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
+from trainer import busy
 from trainer.checkpoint.schedule import Saves
 from trainer.drill import DrillFile
 from trainer.errors import SupersededError, UserError
@@ -28,8 +31,8 @@ class Heard:
         snapshot_due: whether it is time for a snapshot. Rank 0 alone knows.
         superseded: whether the fence names another attempt. Rank 0 alone looks.
         flip: 1 + the rank that is to flip a bit of its weights, for a drill. Zero on all ranks but rank 0.
-        busy_seconds: how long this rank has worked since the reduction before, time that it waited for others not
-            counted; None, on all ranks, where that is not known.
+        busy_seconds: how long this rank has worked, time that it waited for others not counted (:mod:`trainer.busy`);
+            None, on all ranks, where that is not known.
     """
 
     drill_factor: float = 0.0
@@ -43,12 +46,19 @@ class Heard:
 class Outside:
     """One rank's ears."""
 
-    def __init__(self, run_dir: Path, layout: Layout, signals: Signals, fence: Fence, saves: Saves) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        layout: Layout,
+        signals: Signals,
+        fence: Fence,
+        saves: Saves,
+        layers: Iterable[nn.Module] = (),
+    ) -> None:
+        """``layers`` are those whose work is timed on GPUs."""
         self._drills = DrillFile(run_dir / "drill.json") if layout.rank == 0 else None
         self._fence = fence if layout.rank == 0 else None
-        # On a GPU, kernels wait for other ranks as they compute: no clock here tells the two apart.
-        self._measures_work = layout.world > 1 and layout.device.type == "cpu"
-        self._worked = time.thread_time()
+        self._clock = busy.clock(layout, layers)
         self._unreadable: UserError | None = None
         self._signals = signals
         self._saves = saves if layout.rank == 0 else None
@@ -61,7 +71,7 @@ class Outside:
             snapshot_due=bool(self._saves and self._saves.snapshot(step)),
             superseded=self._fence is not None and self._fence.superseded,
             flip=self._flip(step),
-            busy_seconds=self._busy_seconds(),
+            busy_seconds=self._clock.seconds() if self._clock else None,
         )
 
     def stop_if_told(self, measured: Measured) -> None:
@@ -75,13 +85,6 @@ class Outside:
             raise SupersededError("superseded: a newer attempt exists; nothing was saved")
         if math.isnan(measured.drill_factor):
             raise self._unreadable or UserError("rank 0 cannot read drill.json; its log says why.")
-
-    def _busy_seconds(self) -> float | None:
-        """CPU time of this thread: what gloo waits for, or a save writes in the background, is not in it."""
-        if not self._measures_work:
-            return None
-        before, self._worked = self._worked, time.thread_time()
-        return self._worked - before
 
     def _flip(self, step: int) -> int:
         rank = self._drills.flip(step) if self._drills and self._unreadable is None else None

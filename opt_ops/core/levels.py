@@ -14,6 +14,7 @@ from opt_ops.core.values import Tier
 
 _MEDIAN_ERROR = 1.2533  # standard error of a median / (sd / √n), normal noise
 _PATIENCE = 4  # times `persist` that a rise on its way back is waited for
+_RESTLESS, _RESTLESS_POINTS = 2, 4096  # rises that came back by themselves, and within how many points
 _LR_RAISED = 1.25  # a learning rate this much above the one of the best level explains some rise
 _RAISED_FACTOR = 3.0  # so much more is asked for then
 _LAG = 16  # points that a sudden fall must hold
@@ -68,6 +69,7 @@ class LevelDetector:
         self._points = 0
         self._best, self._best_lr, self._best_sd = float("inf"), 0.0, 0.0
         self._low_step: Point | None = None
+        self._came_back: deque[tuple[int, float]] = deque(maxlen=4)
         self._above = 0
         self._peak = 0.0
         self._acted = False
@@ -126,12 +128,15 @@ class LevelDetector:
         bound = max(rule.rise, rule.errors * self._error(max(self._best_sd, self._window.sd)), uneven)
         if point.lr > _LR_RAISED * self._best_lr:
             bound *= _RAISED_FACTOR
+        bound = max(bound, self._usual_rise())
         if self._above > 2 * _PATIENCE * rule.persist:  # what nobody went back from is the new normal
             self._best = level
         rise = level - self._best
         if rise <= bound / 4:
             self._low_step = middle
         if rise <= bound:
+            if self.risen and not self._acted:
+                self._came_back.append((self._points, self._peak))
             self._above, self._peak, self._acted = 0, 0.0, False
             return []
         self._above += 1
@@ -148,6 +153,16 @@ class LevelDetector:
         return [
             self._finding("loss_drift", Tier.ACT, point, onset, f"{text}, for {self._above} points", evidence),
         ]
+
+    def _usual_rise(self) -> float:
+        """What a restless level rises by and comes back from, and half as much again; 0 if it is not restless.
+
+        Twice within 4096 points: data that is not well mixed, in blocks.
+        """
+        back = self._came_back
+        if len(back) < _RESTLESS or self._points - back[-_RESTLESS][0] > _RESTLESS_POINTS:
+            return 0.0
+        return 1.5 * max(peak for _, peak in back)
 
     def _plateau(self, point: Point, level: float) -> list[Finding]:
         rule = self._rule
