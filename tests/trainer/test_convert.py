@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.trainer.convert_files import SHAPES, hugging_face, metaseq_names, save_metaseq
+from tests.trainer.convert_files import SHAPES, flat_shards, hugging_face, metaseq_names, save_metaseq
 from tests.trainer.plain_opt import PlainOPT
 from trainer import manifest
 from trainer.convert import huggingface, native, pickles
@@ -85,6 +86,19 @@ def test_metaseq_to_ours(shape: str, parts: int, shards: int, tmp_path: Path) ->
     assert same(state(tmp_path / "hf"), state(tmp_path / "expected"))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_shards_of_these_tests_are_what_fairscale_writes() -> None:
+    """Its own function puts them together again."""
+    fairscale = pytest.importorskip("fairscale.nn.data_parallel", reason="fairscale is not installed")
+    whole = metaseq_names(hugging_face("350M"))
+    del whole["decoder.output_projection.weight"]  # shared: saved once
+    shards = flat_shards(whole, 3)
+    together = fairscale.FullyShardedDataParallel.consolidate_shard_weights(
+        [shard["model"] for shard in shards], [shard["shard_metadata"] for shard in shards]
+    )
+    assert same(together, whole)
+
+
 def test_the_fused_projection_has_keys_values_queries(tmp_path: Path) -> None:
     model = hugging_face("pre-LN")
     source = save_metaseq(tmp_path / "metaseq", model, 2, 1)
@@ -149,7 +163,7 @@ def test_what_is_written_is_a_checkpoint_like_any_other(tmp_path: Path) -> None:
 def test_padding_is_not_exported(tmp_path: Path) -> None:
     hugging_face("odd vocabulary").save_pretrained(tmp_path / "hf")
     main([str(tmp_path / "hf"), str(tmp_path / "native"), "--to", "native"])
-    metadata = native.FileSystemReader(tmp_path / "native").read_metadata().state_dict_metadata
+    metadata = native.Reader(tmp_path / "native").read_metadata().state_dict_metadata
     assert tuple(metadata["model.embed_tokens.weight"].size) == (640, 32)  # pyright: ignore[reportAttributeAccessIssue]
     main([str(tmp_path / "native"), str(tmp_path / "back"), "--to", "hf"])
     assert state(tmp_path / "back")["model.decoder.embed_tokens.weight"].shape == (515, 32)
@@ -175,6 +189,23 @@ def test_no_file_can_run_code(name: str, zipped: bool, tmp_path: Path, capsys: p
     assert not (tmp_path / "harmed").exists()
     assert not (tmp_path / "out").exists()
     assert name in capsys.readouterr().err
+
+
+def test_no_checkpoint_can_run_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose manifest is right: whoever made it meant harm."""
+    hugging_face("pre-LN").save_pretrained(tmp_path / "hf")
+    main([str(tmp_path / "hf"), str(tmp_path / "native"), "--to", "native"])
+    folder = tmp_path / "native"
+    header = json.loads((folder / manifest.MANIFEST).read_text())
+    (folder / ".metadata").write_bytes(pickle.dumps(Malice(tmp_path / "harmed")))
+    (folder / manifest.MARKER).unlink()
+    manifest.write_rank(folder, 0, header["files"])
+    known = manifest.Manifest.__dataclass_fields__.keys() - {"files"}
+    header = {name: value for name, value in header.items() if name in known}
+    manifest.commit(folder, ranks=1, deadline_seconds=0, header=header)
+    assert main([str(folder), str(tmp_path / "out"), "--to", "hf"]) == 65
+    assert "wants to call posix.mkdir" in capsys.readouterr().err
+    assert not (tmp_path / "harmed").exists()
 
 
 def test_settings_of_other_libraries_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

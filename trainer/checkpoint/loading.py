@@ -7,13 +7,13 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from trainer import manifest
 from trainer.checkpoint import transfer
 from trainer.checkpoint.agree import on_all_ranks, on_rank_0
+from trainer.checkpoint.reader import Reader
 from trainer.checkpoint.save import Destination
 from trainer.errors import UserError
 from trainer.lines import say
@@ -34,7 +34,7 @@ def restore(path: Path, state: dict[str, Any], group: dist.ProcessGroup, to: Des
     """
     found = on_rank_0(group, manifest.read, path)
     source = _Snapshot(path, found, group, to) if found.nodes else _Durable(path, found, group)
-    reader = FileSystemReader(source.folder)
+    reader = Reader(source.folder)
     source.need({_INDEX})
     metadata = reader.read_metadata()
     _require_same_model(state["model"], metadata.state_dict_metadata, path)

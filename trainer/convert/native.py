@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from trainer import manifest
+from trainer.checkpoint.reader import Reader
 from trainer.convert.weights import EMBEDDINGS, Entry, Weights, checked
 from trainer.errors import UserError
 from trainer.recipes import ModelConfig
@@ -41,7 +42,7 @@ def read(path: Path) -> Weights:
     if found.model is None:
         raise UserError(f"{path} was saved before checkpoints said what model they are of: resume it and save once.")
     config = ModelConfig(**found.model)
-    reader = FileSystemReader(path)
+    reader = Reader(path)
     entries: dict[str, Entry] = {}
     for name, item in reader.read_metadata().state_dict_metadata.items():
         if not name.startswith(_PREFIX) or not isinstance(item, TensorStorageMetadata):
@@ -122,5 +123,5 @@ def _padded(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[int
 def _tensor(path: Path, name: str, size: torch.Size, dtype: torch.dtype, rows: int) -> Tensor:
     state = {name: torch.empty(size, dtype=dtype)}
     with _alone():
-        load(state, storage_reader=FileSystemReader(path), no_dist=True)
+        load(state, storage_reader=Reader(path), no_dist=True)
     return state[name][:rows]
