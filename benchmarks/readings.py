@@ -54,11 +54,12 @@ def reading_process(folder: Path, seconds: float) -> tuple[float, float, dict[st
 def daemon(reading: dict[str, Any]) -> float:
     """Microseconds of CPU for one heartbeat."""
     history = History()
+    where = {"node": "n1", "host": "h", "attempt": "a", "allocation": "1-n0"}
     began = time.process_time()
     for beat in range(BEATS):
         for gpu in reading["gpus"]:
             gpu["temperature"] = 50 + beat % 30
-        heartbeat = heartbeat_of({"node": "n1", "host": "h", "ts": 2.0 * beat, "attempt": "a", **reading})
+        heartbeat = heartbeat_of({**where, "ts": 2.0 * beat, **reading})
         history = remember(history, heartbeat, GPUS)
         judge(heartbeat, GPUS, history)
     return 1e6 * (time.process_time() - began) / BEATS

@@ -24,8 +24,9 @@ from opt_ops.core.health.burned import BurnIn, DeviceTest, tolerance_of
 
 COMMAND = (sys.executable, "-m", "trainer.burn_in")
 GROUP_SECONDS = 6.0  # for a group to meet and to measure
-_ENDS = ((subprocess.Popen.poll, 3.0), (subprocess.Popen.terminate, 2.0), (subprocess.Popen.kill, 5.0))
-_LEAVING_SECONDS = 15.0  # for ranks that do not want to leave
+_ENDS = ((subprocess.Popen.poll, 2.0), (subprocess.Popen.terminate, 1.0), (subprocess.Popen.kill, 1.0))
+LEAVING_SECONDS = 4.0  # for ranks that do not want to leave
+_STARTING_SECONDS = 10.0  # for NVML to be read, before
 _SLACK_SECONDS = 2.0  # after which a rank that has not answered hangs
 
 
@@ -136,7 +137,7 @@ class InBackground:
 
     def __init__(self, node: str, seconds: float) -> None:
         self._node = node
-        self._until = time.monotonic() + seconds + GROUP_SECONDS + _LEAVING_SECONDS
+        self._until = time.monotonic() + seconds + GROUP_SECONDS + LEAVING_SECONDS + _STARTING_SECONDS
         command = [sys.executable, "-m", "opt_ops.adapters.burn_in", "--node", node, "--seconds", str(seconds)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 

@@ -63,7 +63,7 @@ def check(
     burn: Annotated[
         bool, typer.Option("--burn-in", help="Compute and transfer as well: nothing may run there.")
     ] = False,
-    seconds: Annotated[float, typer.Option("--seconds", min=10, help="For all of it; Slurm waits for 60.")] = 30.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=20, help="For all of it; Slurm waits for 60.")] = 30.0,
     xid_minutes: Annotated[
         float, typer.Option("--xid-minutes", min=0, help="So far back, Xids in the kernel log count.")
     ] = 120.0,
@@ -212,7 +212,7 @@ def _read(places: Sequence[_Place], xid_minutes: float, until: float) -> dict[st
 
 def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) -> BurnIn:
     """Burn in the nodes that nothing bad is known of, and add what was found to what was judged."""
-    from opt_ops.adapters.burn_in import GROUP_SECONDS, burn_in, by_srun, on_this_machine
+    from opt_ops.adapters.burn_in import GROUP_SECONDS, LEAVING_SECONDS, burn_in, by_srun, on_this_machine
 
     fit = [name for name, (_, said) in judged.items() if said[0].verdict is not Verdict.BAD]
     busy = [name for name in fit if any(each.reason == "left_over" for each in judged[name][1])]
@@ -222,7 +222,7 @@ def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) 
         return BurnIn(nodes=())
     # Without GPUs: two ranks where there is nobody else to all-reduce with.
     ranks = max(judged[name][0] for name in fit) or (2 if len(fit) == 1 else 1)
-    left = until - GROUP_SECONDS - time.monotonic()
+    left = until - GROUP_SECONDS - LEAVING_SECONDS - time.monotonic()
     options = ["--seconds", str(max(0.2, min(3.0, left / 6)))]
     commands: list[list[str]] = []
     for place in places:

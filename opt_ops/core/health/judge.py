@@ -47,8 +47,9 @@ def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> Hist
     """The history after one more heartbeat."""
     history = measured(history, heartbeat)
     found = dict(history.found)
+    known = {name for name, _ in found}
     for row, part, applies in findings(Sight(heartbeat, history, expected_gpus)):
-        if applies is None or not (applies or found):
+        if applies is None or not (applies or (known and key_of(row) in known)):
             continue  # unknown neither confirms nor acquits
         key = (key_of(row), name_of(part))
         before = found.get(key, Found())
