@@ -86,9 +86,7 @@ def train(job: Job) -> None:
     progress = _begin(job, checkpointer, guard, settings_digest, layout)
     recorder = _recorder(job, layout, data, _config(job, engine, data, progress)) if layout.rank == 0 else None
     saves = Saves(recipe, snapshots=job.snapshot_dir is not None)
-    outside = Outside(
-        job.run_dir, layout, job.signals, fence, saves, () if recipe.compile else engine.model.layers
-    )
+    outside = Outside(job.run_dir, layout, job.signals, fence, saves, () if recipe.compile else engine.model.layers)
     # fairscale's ranks own different parameters: none has counters or moments that another could be compared with.
     checksum_every = recipe.checksum_every if recipe.engine == "fsdp2" else 0
     checksums = Checksums(engine.model, engine.optimizer, layout, checksum_every)
