@@ -110,3 +110,47 @@ def test_a_missing_detector_is_refused(folder: Path):
 def test_an_empty_folder_is_refused(tmp_path: Path):
     with pytest.raises(PlaybookError, match="no playbooks in"):
         load(tmp_path)
+
+
+CLASSES = {  # of failures, each with the page that answers it
+    "loss_spike": "loss_spike",
+    "loss_drift": "loss_drift",
+    "non_finite_loss": "non_finite_loss",
+    "loss_scale_floor": "loss_scale_floor",
+    "loss_too_low": "loss_too_low",
+    "bad_gpu": "bad_gpu",
+    "gpu_error": "bad_gpu",
+    "silent_node": "silent_node",
+    "hang": "hang",
+    "communication": "communication",
+    "straggler": "straggler",
+    "throughput_drop": "throughput_drop",
+    "out_of_memory": "out_of_memory",
+    "storage": "storage",
+    "checkpoint_refused": "process_death",
+    "preemption": "preemption",
+    "time_limit": "time_limit",
+    "user_error": "user_error",
+    "silent_data_corruption": "silent_data_corruption",
+    "unknown": "unknown",
+}
+
+
+@pytest.mark.parametrize("failure", CLASSES)
+def test_every_failure_class_has_its_page(failure: str):
+    policy, _ = load(loader.folder())
+    assert policy.playbooks[failure].name == CLASSES[failure]
+
+
+def test_no_page_waits_for_what_nothing_finds():
+    """Every trigger is a word that detectors, watchers or the rules for incidents say; `unknown` answers all others."""
+    policy, _ = load(loader.folder())
+    package = Path(loader.__file__).parents[1] / "opt_ops"
+    said = "".join(path.read_text() for room in ("core", "watch") for path in sorted((package / room).rglob("*.py")))
+    assert [trigger for trigger in policy.playbooks if f'"{trigger}"' not in said and trigger != "unknown"] == []
+
+
+def test_tell_touches_nothing(folder: Path):
+    edit(folder / "loss_too_low.md", 'action = "tell"', 'action = "tell"\nexclude = true')
+    with pytest.raises(PlaybookError, match=r"loss_too_low.md, line \d+: ladder.0: .*tell leaves everything"):
+        load(folder)
