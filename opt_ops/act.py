@@ -45,6 +45,8 @@ class Site:
     trainer: tuple[str, ...]
     burn_in_seconds: float = 0.0  # that agents test their nodes for, before anything starts there
     environment: dict[str, str] = field(default_factory=dict[str, str])
+    snapshot_dir: str = ""  # on nodes' own disks; empty: none
+    checkpoint_copy: str = ""  # a second place for checkpoints; empty: none
 
 
 class Hands:
@@ -210,6 +212,10 @@ def _launch(state: State, attempt: Attempt, site: Site) -> Launch:
         argv += ["--skip-batches", f"{skip.first}:{skip.last}"]
     argv += ["--run-dir", f"{site.folder}/{attempt_folder(attempt.name)}"]
     argv += ["--checkpoint-dir", f"{site.folder}/{attempt.run}/checkpoints"]
+    if site.snapshot_dir:
+        argv += ["--snapshot-dir", f"{site.snapshot_dir}/{lineage.lineage}"]
+    if site.checkpoint_copy:
+        argv += ["--checkpoint-copy", f"{site.checkpoint_copy}/{lineage.lineage}/{attempt.run}"]
     argv += ["--resume", attempt.checkpoint.path] if attempt.checkpoint else ["--from-scratch"]
     argv += ["--attempt", attempt.name, "--fence", f"{site.folder}/attempt.json"]
     # A new port for every attempt, the same for every writing of the same order: a port that is taken costs one retry.

@@ -51,6 +51,8 @@ class TrainerCommand(_Table):
 
     command: Annotated[list[str], Field(min_length=1)] = [sys.executable, "-m", "trainer"]
     environment: dict[str, str] = {}
+    snapshot_dir: str = ""  # on nodes' own disks, {node} being the node's name; empty: no snapshots
+    checkpoint_copy: str = ""  # a second place for checkpoints, as a URL; empty: none
 
 
 class Health(_Table):

@@ -189,6 +189,8 @@ class Daemon:
             trainer=tuple(trainer.command),
             environment=trainer.environment,
             burn_in_seconds=self._config.health.burn_in_seconds,
+            snapshot_dir=trainer.snapshot_dir.rstrip("/"),
+            checkpoint_copy=trainer.checkpoint_copy.rstrip("/"),
         )
         life = Life(host=socket.gethostname(), pid=os.getpid(), last_sign=self._last_sign)
         supervisor = Supervisor(path, ports, self._policy, site, life)

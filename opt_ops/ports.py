@@ -203,6 +203,10 @@ class CheckpointStore(Protocol):
         """Begin to compare it with its manifest. Asking again while it lasts changes nothing."""
         ...
 
+    def pin(self, checkpoint: Checkpoint) -> None:
+        """Forbid that it is pruned, if it is still there."""
+        ...
+
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
         """The examinations that ended since the last call, each with what is wrong; empty if nothing is."""
         ...

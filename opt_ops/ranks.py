@@ -93,6 +93,7 @@ class Ranks:
             "MASTER_ADDR": launch["address"],
             "MASTER_PORT": str(launch["port"]),
             "PYTHONUNBUFFERED": "1",
+            "OPT_OPS_NODE": self._node,
         }
         with self._log(rank).open("ab") as log:
             return subprocess.Popen(

@@ -229,7 +229,7 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
     if len(nodes) < state.wanted_nodes or joining:
         return None
     number = sum(attempt.run == run.name for attempt in state.attempts.values())
-    known = newest_good(state, run.name)
+    known = newest_good(state, run.name, nodes=nodes)
     return AttemptIntended(
         attempt=attempt_name(run.name, number),
         run=run.name,

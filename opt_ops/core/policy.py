@@ -3,14 +3,14 @@ checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opt_ops.core.levels import DriftRule
 from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule
 from opt_ops.core.run import Incident, KnownCheckpoint, State, ancestry
 from opt_ops.core.spike import SpikeRule
-from opt_ops.core.values import Action, Severity
+from opt_ops.core.values import Action, Checkpoint, Severity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +153,33 @@ def _spent(earlier: list[tuple[Incident, int]], now: float, here: int, hours: fl
     )
 
 
-def newest_good(state: State, run: str, before: int | None = None) -> KnownCheckpoint | None:
-    """The newest verified, healthy checkpoint on the way to `run`'s weights, at or before step `before`."""
-    good = [known for known in _on_the_way(state, run) if known.good and _within(known.checkpoint.step, before)]
-    return max(good, key=lambda known: known.checkpoint.step, default=None)
+def newest_good(
+    state: State, run: str, before: int | None = None, nodes: Sequence[str] | None = None
+) -> KnownCheckpoint | None:
+    """The newest verified, healthy checkpoint on the way to `run`'s weights, at or before step `before`.
+
+    One that `nodes` can read, where they are known: else one that the nodes held can. Of a snapshot and a durable one
+    of the same step, the snapshot: it is read faster.
+    """
+    good = [
+        known
+        for known in _on_the_way(state, run)
+        if known.good and _within(known.checkpoint.step, before) and at_hand(state, known.checkpoint, nodes)
+    ]
+    return max(good, key=lambda known: (known.checkpoint.step, bool(known.checkpoint.nodes)), default=None)
+
+
+def at_hand(state: State, checkpoint: Checkpoint, nodes: Sequence[str] | None = None) -> bool:
+    """Whether `nodes`, or those that are held and not excluded, have all of it on their disks."""
+    if not checkpoint.nodes:
+        return True
+    here = nodes if nodes is not None else [name for name in state.held if not _excluded(state, name)]
+    return all(any(node in here for node in group) for group in checkpoint.nodes)
+
+
+def _excluded(state: State, name: str) -> bool:
+    node = state.nodes.get(name)
+    return node is not None and node.excluded_by is not None
 
 
 def under_examination(state: State, run: str, since: float) -> KnownCheckpoint | None:
@@ -180,7 +203,11 @@ def rollback_point(state: State, run: str, onset: int, margin: int) -> tuple[Kno
     """Where to roll back to: (the checkpoint, why this one). None: from scratch, for want of any before the onset."""
     if far := newest_good(state, run, onset - margin):
         return far, f"newest verified healthy checkpoint at least {margin} steps before the onset at {onset}"
-    before = [known for known in _on_the_way(state, run) if known.good and known.checkpoint.step < onset]
+    before = [
+        known
+        for known in _on_the_way(state, run)
+        if known.good and known.checkpoint.step < onset and at_hand(state, known.checkpoint)
+    ]
     if before:
         oldest = min(before, key=lambda known: known.checkpoint.step)
         return oldest, f"none is {margin} steps before the onset at {onset}: the oldest verified healthy one"

@@ -85,11 +85,15 @@ class AllocationStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Where training can go on from: the folder, and the run and step that wrote it."""
+    """Where training can go on from: the folder, and the run and step that wrote it.
+
+    Of a snapshot, `nodes` says whose disks it is on: of each group, one node must take part in the attempt.
+    """
 
     run: str
     step: int
     path: str
+    nodes: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from opt_ops.core.pace import (
     UsualTimes,
     slow_node,
 )
-from opt_ops.core.policy import Policy
+from opt_ops.core.policy import Policy, newest_good
 from opt_ops.core.run import Attempt, State
 from opt_ops.core.signals import Finding, Point
 from opt_ops.core.spike import LossDetector
@@ -62,6 +62,7 @@ class TrainingWatch:
         self._corruption = CorruptionDetector(0)
         self._others = _others(policy)
         self._usual = UsualTimes()
+        self._protected: set[str] = set()
         self._spent = Spent()
         self._phase: Phase | None = None
         self._first: list[Point] = []
@@ -86,6 +87,7 @@ class TrainingWatch:
                 yield from self._take(state, attempt, point)
             yield from self._progress(state, attempt)
         yield from self._examine(state)
+        self._protect(state)
 
     def last(self, attempt: Attempt) -> Point | None:
         """The attempt's newest telemetry."""
@@ -261,16 +263,28 @@ class TrainingWatch:
             yield from self.catch_up(attempt)
             yield raised
 
+    def _protect(self, state: State) -> None:
+        """Pin what a rollback would need: the last good checkpoint before the onset of each thing that was seen."""
+        for key, raised in state.signals.items():
+            if key in self._protected or raised.onset_step is None:
+                continue
+            self._protected.add(key)
+            if known := newest_good(state, state.attempts[raised.attempt].run, raised.onset_step - 1):
+                self._checkpoints.pin(known.checkpoint)
+
     def _examine(self, state: State) -> Iterator[Event]:
-        known, run = state.checkpoints, state.run.name if state.run else ""
-        there = {each.path: each for each in self._checkpoints.committed(run)} if run else {}
+        known = state.checkpoints
+        # Snapshots of earlier runs are thinned, too, while this one goes on.
+        runs = {each.checkpoint.run for each in known.values() if each.checkpoint.nodes}
+        runs |= {state.run.name} if state.run else set()
+        there = {each.path: each for run in sorted(runs) for each in self._checkpoints.committed(run)}
         for path, checkpoint in there.items():
-            if path not in known:
+            if path not in known or known[path].checkpoint != checkpoint:  # a snapshot, written anew on other nodes
                 yield CheckpointSeen(checkpoint=checkpoint)
                 self._checkpoints.examine(checkpoint)
-        gone = [path for path, each in known.items() if each.checkpoint.run == run and path not in there]
-        if gone:
-            yield CheckpointsGone(run=run, paths=tuple(gone))
+        gone = {path: of for path, each in known.items() if (of := each.checkpoint.run) in runs and path not in there}
+        for run in sorted(set(gone.values())):
+            yield CheckpointsGone(run=run, paths=tuple(path for path, of in gone.items() if of == run))
         for waiting in known.values():
             if waiting.verified is None:  # seen by an earlier life of the daemon, or being examined
                 self._checkpoints.examine(waiting.checkpoint)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from opt_ops.errors import OptOpsError
 from opt_ops.files import Tail, create_json, read_json, write_json, write_text
 from opt_ops.ports import Request
 from tests.e2e.stub_trainer import save, telemetry
+from trainer import manifest
 
 
 def append(path: Path, text: str) -> None:
@@ -175,6 +177,35 @@ def test_checkpoints_are_examined_to_the_last_byte(tmp_path: Path):
     assert "__0_0.distcp" in examine(store, second)
     shard.write_bytes(content)
     assert examine(store, second) == ""
+
+
+def test_snapshots_are_seen_with_the_nodes_that_have_them_and_examined_there(tmp_path: Path):
+    store, folder = FileCheckpoints(tmp_path), tmp_path / "12.00" / "checkpoints"
+    save(folder, 10, "12.00-a0", {}, "")
+    path = manifest.snapshot_folder(folder, 20)
+    header = json.loads((folder / "step-00000010" / "manifest.json").read_text()) | {"step": 20, "telemetry": {}}
+    header = {key: value for key, value in header.items() if key not in {"v", "files"}}
+    for nodes in (("n1", "n2"), ("n3", "n1")):
+        path.mkdir()
+        for rank, node in enumerate(nodes):
+            disk = tmp_path / node
+            disk.mkdir(exist_ok=True)
+            for name in ("__0_0.distcp", "__1_0.distcp"):
+                (disk / name).write_bytes(name.encode())
+            place = {"node": node, "host": socket.gethostname(), "folder": str(disk)}
+            manifest.write_rank(path, rank, [f"__{rank}_0.distcp"], copies=[f"__{1 - rank}_0.distcp"], place=place)
+        manifest.commit(path, ranks=2, deadline_seconds=1, header=header)
+        durable, snapshot = store.committed("12.00")
+        assert durable.nodes == ()
+        assert (snapshot.step, snapshot.nodes) == (20, tuple(sorted([nodes, nodes[::-1]])))
+        assert examine(store, snapshot) == ""
+        (tmp_path / nodes[0] / "__1_0.distcp").write_bytes(b"damaged")
+        assert examine(store, snapshot) == ""
+        (tmp_path / nodes[1] / "__1_0.distcp").unlink()
+        assert "__1_0.distcp" in examine(store, snapshot)
+        store.pin(snapshot)
+        assert manifest.pinned(path)
+        manifest.remove(path)
 
 
 def test_a_checkpoint_in_the_folder_of_another_step_is_refused(tmp_path: Path):

@@ -131,10 +131,13 @@ class Story:
         )
         return decided + self.see(progressed)
 
-    def checkpoint(self, step: int, *, healthy: bool = True, verify: bool = True) -> list[e.Event]:
+    def checkpoint(
+        self, step: int, *, healthy: bool = True, verify: bool = True, nodes: tuple[tuple[str, ...], ...] = ()
+    ) -> list[e.Event]:
         assert self.state.run is not None
         run = self.state.run.name
-        checkpoint = Checkpoint(run=run, step=step, path=f"/runs/12/{run}/checkpoints/step-{step:08d}")
+        tier = "snapshot" if nodes else "step"
+        checkpoint = Checkpoint(run=run, step=step, path=f"/runs/12/{run}/checkpoints/{tier}-{step:08d}", nodes=nodes)
         decided = self.see(e.CheckpointSeen(checkpoint=checkpoint))
         if verify:
             decided += self.see(

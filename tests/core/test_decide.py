@@ -80,6 +80,28 @@ def test_a_dead_rank_restarts_the_same_run_from_the_newest_good_checkpoint():
     assert closed.seconds_down == pytest.approx(3.0, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "resumed"),
+    [
+        ((("n1", "n2"),), 440),  # either will do
+        ((("n1", "n2"), ("n2", "n1")), 440),
+        ((("n1", "n2"), ("n7", "n8")), 400),  # a part of it is on nodes that are not ours any more
+    ],
+)
+def test_a_snapshot_is_chosen_where_the_nodes_that_have_it_take_part(nodes, resumed):
+    story = Story().training(445)
+    story.checkpoint(440, nodes=nodes)
+    story.rank_dies(445)
+    assert only(story.ends(), e.AttemptIntended).checkpoint.step == resumed
+
+
+def test_of_a_snapshot_and_a_durable_checkpoint_of_one_step_the_snapshot_is_read():
+    story = Story().training(445)
+    story.checkpoint(400, nodes=(("n1", "n2"),))
+    story.rank_dies(445)
+    assert "snapshot" in only(story.ends(), e.AttemptIntended).checkpoint.path
+
+
 def test_a_checkpoint_that_is_damaged_unhealthy_or_unread_is_never_chosen():
     story = Story().training(450, checkpoints=(100, 200))
     story.checkpoint(300, healthy=False)

@@ -151,6 +151,9 @@ class SimulatedCheckpoints:
         ready = max(self._born_at, saved.committed_at if saved else 0.0) + self._world.costs.examine
         self._examining.setdefault(checkpoint.path, (checkpoint, ready))
 
+    def pin(self, checkpoint: Checkpoint) -> None:
+        """Nothing is pruned here but by age."""
+
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
         """Those that ended since the last call."""
         ended = [path for path, (_, ready) in self._examining.items() if ready <= self._world.now]
