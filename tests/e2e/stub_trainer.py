@@ -139,6 +139,8 @@ def main() -> int:
             file.write(json.dumps(line).encode() + b"\n")
         if told.loss is None:
             return 82
+        if told.fields.get("checksums", {}).get("ranks"):
+            return 87
         if step % every == 0 or step == steps or asked_to_save.pop("USR1", False):
             phases.enter("saving", step)
             save(checkpoints, step, options.attempt, line, fault)
@@ -216,6 +218,10 @@ def misbehave(what: str, step: int, rank: int, phases: Phases, told: Told) -> No
         told.fields["loss_scale"] = 0.03125
     elif what == "slow":
         told.fields["busy_seconds"] = {"median": 0.02, "max": 0.06, "rank": 1}
+    elif what == "corrupt":
+        told.fields["checksums"] = {"ranks": [1], "certain": True, "what": "its own shards changed"}
+        if rank == 1:
+            os._exit(85)
     elif what == "nospace":
         told.fields["save_error"] = "OSError: [Errno 28] No space left on device"
     elif what in ("hang", "hang-evaluation", "hang-saving"):

@@ -58,6 +58,19 @@ def test_a_rank_leaves_with_an_error(site: Site):
     assert "rank 1 on n2 left with code 7" in only_incident(site.ended(), "process_death").cause
 
 
+def test_corrupt_data_is_rolled_back_to_before_all_agreed_without_its_node(site: Site):
+    site.start("steps=100", "misbehave=corrupt@75:1.00-a0")
+    site.start_daemon()
+    state = site.ended()
+    incident = only_incident(state, "silent_data_corruption")
+    assert incident.cause == "data is corrupt on rank 1 on n2: its own shards changed"
+    assert incident.decision is not None
+    assert (incident.decision.action, incident.decision.exclude) == (Action.ROLLBACK, ("n2",))
+    assert incident.decision.checkpoint is None, "they never agreed: what was saved since the start is in doubt"
+    assert incident.proven
+    assert state.status is Status.COMPLETED
+
+
 def test_a_user_error_is_not_tried_again(site: Site):
     site.start("steps=100", "misbehave=exit-78@1:1.00-a0")
     site.start_daemon()
