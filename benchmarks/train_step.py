@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer import cost, recipes
+from trainer.hardware import peak_tflops
 from trainer.model import OPT
 from trainer.optim import learning_rate
 from trainer.recipes import OptimConfig, Recipe
@@ -121,6 +122,9 @@ def ours(recipe: Recipe, folder: Path) -> Step:
 
     layout = parallel.start(Place(0, 1, 0), 1, 1)
     spread = engine.build(recipe, layout)
+    weights = dict(first_weights(recipe))
+    for name, parameter in spread.state()["model"].items():  # a GPU draws others
+        spread.local(parameter).copy_(weights[name])
     saves = Saves(recipe, snapshots=False)
     outside = Outside(folder, layout, Signals(), Fence(None, "benchmark"), saves)
     checksums = Checksums(spread.model, spread.optimizer, layout, recipe.checksum_every)
@@ -259,9 +263,7 @@ def row(result: dict[str, Any], recipe: Recipe) -> str:
 
 def peak_flops() -> float | None:
     """Dense bf16 peak of the GPU that is here."""
-    from trainer.telemetry import _peak_tflops
-
-    tera = _peak_tflops(DEVICE)
+    tera = peak_tflops(torch.cuda.get_device_name()) if CUDA else None
     return tera * 1e12 if tera else None
 
 

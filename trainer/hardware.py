@@ -2,6 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+# Dense bf16 peak in TFLOP/s by a part of the device's name, from NVIDIA's data sheets (V100: fp16).
+_PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Dense TFLOP/s of the GPU that calls itself so; None where that is not known."""
+    return next((peak for model, peak in _PEAKS.items() if model in device_name), None)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
@@ -39,7 +47,7 @@ class Gpu:
 _V100 = Gpu(
     name="V100 16GB",
     memory=16,
-    peak=125,
+    peak=_PEAKS["V100"],
     efficiency=0.31,
     link=120,
     network=5,
@@ -48,7 +56,14 @@ _V100 = Gpu(
     precision="fp16",
 )
 _H100 = Gpu(
-    name="H100 80GB", memory=80, peak=989, efficiency=0.44, link=360, network=40, host_memory=2000, host_bandwidth=400
+    name="H100 80GB",
+    memory=80,
+    peak=_PEAKS["H100"],
+    efficiency=0.44,
+    link=360,
+    network=40,
+    host_memory=2000,
+    host_bandwidth=400,
 )
 GPUS: dict[str, Gpu] = {
     "v100-16": _V100,
@@ -56,7 +71,7 @@ GPUS: dict[str, Gpu] = {
     "a100-80": Gpu(
         name="A100 80GB",
         memory=80,
-        peak=312,
+        peak=_PEAKS["A100"],
         efficiency=0.6,
         link=240,
         network=20,

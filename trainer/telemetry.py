@@ -17,13 +17,11 @@ import torch
 from trainer import manifest
 from trainer.checksums import Verdict
 from trainer.cost import flops_per_token
+from trainer.hardware import peak_tflops
 from trainer.lines import LineFile
 from trainer.optim import readback
 from trainer.parallel import Layout
 from trainer.recipes import Recipe
-
-# Dense bf16 peak in TFLOP/s by device name, from NVIDIA's data sheets (V100: fp16).
-_PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,8 +213,7 @@ class Telemetry:
 def _peak_tflops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for model, peak in _PEAK_TFLOPS.items() if model in name), None)
+    return peak_tflops(torch.cuda.get_device_name(device))
 
 
 def _blocks(measured: Measured) -> dict[str, dict[str, float | None]] | None:
