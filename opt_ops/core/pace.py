@@ -26,8 +26,8 @@ class HangRule:
 class StragglerRule:
     """When a rank counts as slow: busy `ratio` times as long as the median rank, in `persist` steps in a row.
 
-    Or `slight` times as long, step after step, until the others have waited for it `waits_seconds` in all: several times
-    what moving off its node costs. BLOOM lost 5 % of its throughput to one GPU and found it by hand.
+    Or `slight` times as long, step after step, until the others have waited for it `waits_seconds` in all: several
+    times what moving off its node costs. BLOOM lost 5 % of its throughput to one GPU and found it by hand.
     """
 
     ratio: float = 1.3
