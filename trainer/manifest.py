@@ -256,7 +256,7 @@ def digest(path: Path) -> str:
     Raises:
         CheckpointError: there is no marker.
     """
-    return _read_marker(path).decode()
+    return _read_marker(path).decode().strip()
 
 
 def pin(path: Path) -> None:
@@ -285,7 +285,7 @@ def _read_manifest(path: Path) -> Manifest:
         text = (path / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise CheckpointError(path, f"{MANIFEST} is missing") from None
-    if marker != hashlib.sha256(text).hexdigest().encode():
+    if marker != hashlib.sha256(text).hexdigest().encode() + b"\n":
         raise CheckpointError(path, f"{MANIFEST} does not match the {MARKER} marker")
     fields = json.loads(text)
     version = fields.pop("v")
@@ -297,7 +297,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _read_marker(path: Path) -> bytes:
     try:
-        return (path / MARKER).read_bytes().strip()
+        return (path / MARKER).read_bytes()
     except FileNotFoundError:
         raise CheckpointError(path, f"no {MARKER} marker: the save was never finished") from None
 
@@ -323,30 +323,40 @@ def _merge(
     return files, nodes
 
 
+def earlier(path: Path, step: int) -> list[tuple[int, Path]]:
+    """The committed checkpoints beside ``path`` of steps before ``step``, of both tiers, newest last."""
+    if not _FOLDER.fullmatch(path.name):
+        return []
+    found = committed(path.parent, "step") + committed(path.parent, "snapshot")
+    return sorted(each for each in found if each[0] < step)
+
+
+def all_skipped(before: Manifest, after: Manifest) -> bool:
+    """Whether no update from one save to the next was applied, so that both hold the same."""
+    skipped = after.telemetry.get("skipped", 0) - before.telemetry.get("skipped", 0)
+    return skipped >= after.step - before.step
+
+
 def _stale(path: Path, manifest: Manifest) -> str:
     """Whether shards are those of the save before: training changes all of them in every update.
 
     Shards that are small beside the others do not count: a rank may hold nothing but empty parts.
     """
-    if not _FOLDER.fullmatch(path.name):
+    found = earlier(path, manifest.step)
+    if not found:
         return ""
-    tiers: tuple[Literal["step", "snapshot"], ...] = ("step", "snapshot")
-    earlier = [found for tier in tiers for found in committed(path.parent, tier) if found[0] < manifest.step]
-    if not earlier:
-        return ""
-    step, path = max(earlier)
+    step, last = found[-1]
     try:
-        before = _read_manifest(path)
+        before = _read_manifest(last)
     except (CheckpointError, OSError):
         return ""  # damaged, or gone since: another one's trouble
-    skipped = manifest.telemetry.get("skipped", 0) - before.telemetry.get("skipped", 0)
-    if skipped >= manifest.step - step:
-        return ""  # no update since was applied
+    if all_skipped(before, manifest):
+        return ""
     known = {file["sha256"] for name, file in before.files.items() if name.endswith(".distcp")}
     shards = {name: file for name, file in manifest.files.items() if name.endswith(".distcp")}
     large = max((file["size"] for file in shards.values()), default=0) / 10
     same = sorted(name for name, file in shards.items() if file["sha256"] in known and file["size"] >= large)
-    return f"stale: {same[0]} holds the same as in {path.name}, {manifest.step - step} steps before" if same else ""
+    return f"stale: {same[0]} holds the same as in {last.name}, {manifest.step - step} steps before" if same else ""
 
 
 def _rank_file(path: Path, rank: int) -> Path:

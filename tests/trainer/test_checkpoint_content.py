@@ -1,0 +1,177 @@
+"""``python -m trainer.checkpoint verify``: every mutation of the files is refused, and content that is no state."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.harness import REPOSITORY, Ranks
+from tests.trainer.test_checkpoint import Training
+from trainer import manifest
+from trainer.checkpoint import mirror
+from trainer.checkpoint.content import examine
+from trainer.manifest import CheckpointError
+
+
+def saves_twice(folder: Path, wrong: str | None = None) -> None:
+    """Checkpoints of steps 1 and 2; ``wrong`` is done to the state between."""
+    training = Training(folder, 2, 1, url=f"file://{folder}/bucket")
+    if wrong == "step":
+        training.step()
+        training.progress = type(training.progress)()
+    for step in (1, 2):
+        training.step()
+        if step == 2 and wrong == "stale":
+            training.checkpointer._staging.copy = lambda: None
+        if step == 2 and wrong == "weights":
+            training.checkpointer.load_weights(manifest.step_folder(folder, 1))
+        if step == 2 and wrong == "nan":
+            next(training.model.parameters()).data.to_local()[0] = torch.nan
+        training.save()
+        training.checkpointer.finish()
+
+
+@pytest.fixture(scope="module")
+def saved(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    ranks(2, saves_twice, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    shutil.copytree(saved, tmp_path / "copy")
+    return manifest.step_folder(tmp_path / "copy", 2)
+
+
+FILES = (".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json", "COMMITTED")
+
+
+def flip(path: Path, name: str) -> None:
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / name).write_bytes(content)
+
+
+def truncate(path: Path, name: str) -> None:
+    os.truncate(path / name, (path / name).stat().st_size - 1)
+
+
+def empty(path: Path, name: str) -> None:
+    os.truncate(path / name, 0)
+
+
+def drop(path: Path, name: str) -> None:
+    (path / name).unlink()
+
+
+def swap_with_the_save_before(path: Path, name: str) -> None:
+    shutil.copy(manifest.step_folder(path.parent, 1) / name, path / name)
+
+
+def duplicate(path: Path, name: str) -> None:
+    shutil.copy(path / name, path / f"{name}.1")
+
+
+def grow(path: Path, name: str) -> None:
+    with (path / name).open("ab") as file:
+        file.write(b"0")
+
+
+MUTATIONS: tuple[Callable[[Path, str], None], ...] = (
+    *(flip, truncate, empty, drop, swap_with_the_save_before, duplicate, grow),
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_every_mutation_of_every_file_is_refused(copy: Path, mutate: Callable[[Path, str], None], name: str) -> None:
+    if (mutate, name) == (swap_with_the_save_before, ".metadata"):
+        before, after = (manifest.step_folder(copy.parent, step) / name for step in (1, 2))
+        if before.read_bytes() == after.read_bytes():
+            pytest.skip("the index is the same in both")
+    mutate(copy, name)
+    with pytest.raises(CheckpointError):
+        manifest.verify(copy)
+
+
+def test_shards_swapped_with_each_other_are_refused(copy: Path) -> None:
+    (copy / "__0_0.distcp").rename(copy / "between")
+    (copy / "__1_0.distcp").rename(copy / "__0_0.distcp")
+    (copy / "between").rename(copy / "__1_0.distcp")
+    with pytest.raises(CheckpointError, match=r"__[01]_0.distcp"):
+        manifest.verify(copy)
+
+
+def test_a_whole_checkpoint_under_another_steps_name_is_refused(copy: Path) -> None:
+    shutil.copytree(copy, manifest.step_folder(copy.parent, 3))
+    with pytest.raises(CheckpointError, match="the folder says step 3, its manifest step 2"):
+        manifest.verify(manifest.step_folder(copy.parent, 3))
+
+
+def test_a_good_one_is_told_with_what_it_was_compared_with(copy: Path) -> None:
+    first, second = examine(manifest.step_folder(copy.parent, 1)), examine(copy)
+    assert (first.before, second.before) == (None, 1)
+    assert not second.unchanged
+    assert first.tensors == second.tensors > 50
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ("weights", "stale: its weights are those of step 1"),
+        ("nan", "embed_tokens.weight holds numbers that are not finite"),
+        ("step", "it is of step 2, but the optimizer has made 3 updates"),
+    ],
+)
+def test_content_that_is_no_state_of_training_is_refused(ranks: Ranks, tmp_path: Path, wrong: str, why: str) -> None:
+    folder = tmp_path / "wrong"
+    ranks(2, saves_twice, folder, wrong)
+    with pytest.raises(CheckpointError, match=why):
+        examine(manifest.step_folder(folder, 2))
+
+
+def test_a_stale_save_is_not_committed(ranks: Ranks, tmp_path: Path) -> None:
+    ranks(2, saves_twice, tmp_path, "stale")
+    assert [step for step, _ in manifest.committed(tmp_path)] == [1]
+
+
+def verify(*paths: Path | str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainer.checkpoint", "verify", *map(str, paths)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_says_what_is_wrong_by_word_and_exit_code(copy: Path) -> None:
+    bucket = f"file://{copy.parent}/bucket/step-00000002"
+    done = verify(copy, bucket)
+    assert done.returncode == 0, done.stderr
+    here, there = done.stdout.splitlines()
+    assert here.startswith(f"{copy}: step 2, 3 files, ")
+    assert here.endswith("whole and finite; compared with step 1")
+    assert there.endswith("whole and finite; nothing to compare with")
+    flip(copy, "__1_0.distcp")
+    done = verify(copy, manifest.step_folder(copy.parent, 1))
+    assert done.returncode == 65
+    assert "refused: " in done.stderr
+    assert "the content of __1_0.distcp has changed" in done.stderr
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("mutate", [drop, truncate, flip], ids=lambda mutate: mutate.__name__)
+def test_a_torn_upload_is_not_fetched(
+    copy: Path, tmp_path: Path, mutate: Callable[[Path, str], None], name: str
+) -> None:
+    mutate(copy.parent / "bucket" / "step-00000002", name)
+    with pytest.raises(CheckpointError):
+        mirror.fetch(f"file://{copy.parent}/bucket/step-00000002", tmp_path / "here")
+    assert manifest.committed(tmp_path / "here") == []
+
+
+def test_what_was_fetched_is_a_checkpoint(copy: Path, tmp_path: Path) -> None:
+    path = mirror.fetch(f"file://{copy.parent}/bucket/step-00000002", tmp_path / "here")
+    assert manifest.verify(path) == manifest.verify(copy)

@@ -1,0 +1,119 @@
+"""Is what a checkpoint holds a state of training? Its bytes may be those that were written, and still be wrong."""
+
+import hashlib
+import io
+import math
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+from trainer import manifest
+from trainer.manifest import CheckpointError, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What was found.
+
+    Attributes:
+        manifest: of the checkpoint.
+        tensors: how many it holds.
+        unchanged: those that are as they were in the save before, if there is one to compare with.
+        before: the step of that.
+    """
+
+    manifest: Manifest
+    tensors: int
+    unchanged: tuple[str, ...]
+    before: int | None
+
+
+def examine(path: Path) -> Content:
+    """Verify the checkpoint ``path`` and read all of its tensors, one part after the other.
+
+    All numbers must be finite. The optimizer must have made as many updates for every parameter, no more than the step
+    says, and more than in the save before; the weights must differ from those.
+
+    Raises:
+        CheckpointError: it is damaged, or its content is not a state of training.
+    """
+    found = manifest.verify(path)
+    prints, updates = _read(path, found)
+    if len(set(updates.values())) > 1:
+        raise CheckpointError(
+            path, f"parameters have seen different numbers of updates: {sorted(set(updates.values()))}"
+        )
+    made = next(iter(updates.values()), None)
+    if made is not None and made > found.step:
+        raise CheckpointError(path, f"it is of step {found.step}, but the optimizer has made {made:g} updates")
+    before = _before(path, found.step)
+    if before is None:
+        return Content(found, len(prints), (), None)
+    earlier = manifest.read(before)
+    old_prints, old_updates = _read(before, earlier)
+    unchanged = tuple(sorted(name for name in prints if prints[name] == old_prints.get(name)))
+    weights = [name for name in prints if name.startswith("model.")]
+    if not manifest.all_skipped(earlier, found):
+        if weights and set(weights) <= set(unchanged):
+            raise CheckpointError(path, f"stale: its weights are those of step {earlier.step}")
+        if made is not None and made <= next(iter(old_updates.values()), -math.inf):
+            raise CheckpointError(path, f"stale: its optimizer has made no more updates than that of {before.name}")
+    return Content(found, len(prints), unchanged, earlier.step)
+
+
+def _before(path: Path, step: int) -> Path | None:
+    """The save before, of either tier, if it is whole."""
+    for _, other in reversed(manifest.earlier(path, step)):
+        try:
+            manifest.verify(other)
+        except CheckpointError:
+            continue
+        return other
+    return None
+
+
+def _read(path: Path, found: Manifest) -> tuple[dict[str, str], dict[str, float]]:
+    """A fingerprint of each tensor, and the number of updates of each parameter."""
+    prints: dict[str, str] = {}
+    updates: dict[str, float] = {}
+    for name, tensor in _parts(path, found):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(path, f"{name} holds numbers that are not finite")
+        if name.startswith("optimizer.") and name.endswith(".step"):
+            updates[name] = float(tensor)
+        content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        prints[name] = hashlib.sha256(prints.get(name, "").encode() + content).hexdigest()
+    return prints, updates
+
+
+def _parts(path: Path, found: Manifest) -> Iterator[tuple[str, Tensor]]:
+    """Each stored part of each tensor, in an order that depends on the layout alone."""
+    metadata = FileSystemReader(_locate(path, found, ".metadata").parent).read_metadata()
+    stored = metadata.storage_data.items()
+    for index, place in sorted(stored, key=lambda item: (item[0].fqn, tuple(item[0].offset or ()))):
+        name = os.fspath(place.relative_path)
+        with _locate(path, found, name).open("rb") as file:
+            file.seek(place.offset)
+            data = file.read(place.length)
+        try:
+            yield index.fqn, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError) as error:
+            raise CheckpointError(path, f"{index.fqn} in {name} cannot be read: {error}") from None
+
+
+def _locate(path: Path, found: Manifest, name: str) -> Path:
+    """The file, in the checkpoint's folder or on a disk of this host that has a good copy."""
+    if not found.nodes:
+        return path / name
+    for node in found.files[name]["nodes"]:
+        place = found.nodes[node]
+        folder = Path(place["folder"])
+        if place["host"] == socket.gethostname() and not manifest.damage(folder, name, found):
+            return folder / name
+    raise CheckpointError(path, f"{name} is on {' and '.join(found.files[name]['nodes'])}: look from there")
