@@ -46,7 +46,7 @@ class FileCheckpoints:
     def examine(self, checkpoint: Checkpoint) -> None:
         """Begin to compare it with its manifest, unless that is under way."""
         if checkpoint.path not in self._running:
-            self._running[checkpoint.path] = (checkpoint, self._pool.submit(_problem, checkpoint))
+            self._running[checkpoint.path] = (checkpoint, self._pool.submit(problem, checkpoint))
 
     def pin(self, checkpoint: Checkpoint) -> None:
         """Forbid that it is pruned, if it is still there."""
@@ -59,7 +59,8 @@ class FileCheckpoints:
         return [(checkpoint, future.result()) for checkpoint, future in map(self._running.pop, ended)]
 
 
-def _problem(checkpoint: Checkpoint) -> str:
+def problem(checkpoint: Checkpoint) -> str:
+    """What is wrong with a checkpoint, every byte of which is read now; empty if nothing is."""
     try:
         verify(Path(checkpoint.path))
     except (CheckpointError, OSError) as error:

@@ -12,9 +12,12 @@ from opt_ops.cli import (
     alerts,
     check,
     chronicle,
+    ckpt,
     doctor,
     drill,
+    init,
     ledger,
+    live,
     node,
     parts,
     playbook,
@@ -37,6 +40,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(run.app, name="run")
+run.app.command("watch")(live.watch)
+run.app.command("logs")(live.logs)
+app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(node.app, name="node")
 app.add_typer(chronicle.logbook, name="logbook")
 app.add_typer(chronicle.mlflow, name="mlflow")
@@ -49,6 +55,7 @@ app.command("q")(run.queue)
 app.command("events")(run.events)
 app.command("ledger")(ledger.ledger)
 app.command("replay")(replay.replay)
+app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
 
 

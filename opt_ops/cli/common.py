@@ -39,10 +39,23 @@ settings = Settings()
 def _complete_id(incomplete: str) -> list[str]:
     try:
         names = [path.name for path in lineages.folders(settings.config.runs)]
-        runs = [run for name in names for run in lineages.state(settings.config.runs / name).runs]
+        states = [lineages.state(settings.config.runs / name) for name in names]
     except OptOpsError:
         return []
-    return [name for name in [*names, *runs] if name.startswith(incomplete)]
+    known = [*names, *(run for state in states for run in state.runs)]
+    if any(character in incomplete for character in "-i"):  # only who asks for more than a run gets them all
+        known += [name for state in states for name in (*state.attempts, *state.incidents)]
+    return [name for name in known if name.startswith(incomplete)]
+
+
+def complete_step(context: typer.Context, incomplete: str) -> list[str]:
+    """The steps of the checkpoints of the lineage that was named before."""
+    try:
+        state = lineages.state(lineage_folder(str(context.params.get("identifier") or "")))
+    except OptOpsError:
+        return []
+    steps = sorted({known.checkpoint.step for known in state.checkpoints.values()})
+    return [str(step) for step in steps if str(step).startswith(incomplete)]
 
 
 IdArgument = Annotated[

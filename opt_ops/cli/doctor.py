@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from opt_ops import lineages
 from opt_ops.cli.common import FormatOption, daemon_alive, settings
 from opt_ops.config import Config
 from opt_ops.errors import OptOpsError
@@ -36,10 +40,13 @@ def _findings() -> Iterator[dict[str, Any]]:
         return
     yield _playbooks(config)
     yield _runs_folder(config.runs)
+    yield from _file_system(config)
+    yield _journals(config.runs)
     yield from _scheduler(config)
     yield _nvml(config)
     yield _trainer(config)
     yield _alerts(config)
+    yield from _mlflow(config)
     alive = daemon_alive(config.runs)
     yield _finding("daemon", alive, "watches" if alive else "nobody watches", "opt-ops daemon ensure")
 
@@ -70,6 +77,70 @@ def _runs_folder(runs: Path) -> dict[str, Any]:
     except OSError as error:
         return _finding("runs folder", False, str(error), f"make {runs} writable for this user")
     return _finding("runs folder", free > 5, f"{runs} can be written; {free:.0f} GiB free", "free some space")
+
+
+_LOCAL_KINDS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "f2fs"})
+_SKEW_SECONDS = 5.0
+
+
+def _file_system(config: Config) -> Iterator[dict[str, Any]]:
+    """Whether other nodes can see the runs folder, and whether its server's clock is ours."""
+    if config.scheduler == "slurm" and (kind := _kind_of_mount(config.runs)) in _LOCAL_KINDS:
+        found = f"{config.runs} is on {kind}, which other nodes do not see"
+        yield _finding("shared", False, found, "set runs to a folder on a file system that all nodes share")
+    probe = config.runs / ".doctor"
+    try:
+        probe.touch()
+        skew = probe.stat().st_mtime - time.time()
+        probe.unlink()
+    except OSError:
+        return  # the finding before says so
+    hint = "let NTP or chrony run on this host and on the file server"
+    yield _finding("clock", abs(skew) < _SKEW_SECONDS, f"{abs(skew):.1f} s from the file system's", hint)
+
+
+def _kind_of_mount(path: Path) -> str:
+    """The file system's type, of the longest mount point that holds the path; empty where Linux does not say."""
+    try:
+        rows = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return ""
+    mounts = [(row[1], row[2]) for row in rows if path.absolute().is_relative_to(row[1])]
+    return max(mounts, key=lambda mount: len(mount[0]), default=("", ""))[1]
+
+
+def _journals(runs: Path) -> dict[str, Any]:
+    from opt_ops.journal import read
+
+    folders = lineages.folders(runs)
+    for folder in folders:
+        try:
+            read(folder / "journal")
+        except OptOpsError as error:
+            return _finding("journals", False, str(error), error.hint)
+    return _finding("journals", True, f"{len(folders)} can be read")
+
+
+def _mlflow(config: Config) -> Iterator[dict[str, Any]]:
+    """A server must answer; a database is MLflow's own affair."""
+    import urllib.error
+    import urllib.request
+
+    uri = config.tracking_uri
+    if not config.mlflow.enabled or not uri.startswith(("http://", "https://")):
+        return
+    shown = re.sub(r"(?<=://)[^/@\s]+@", "", uri)
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:  # noqa: S310  (http or https: see above)
+            code = answer.status
+    except urllib.error.HTTPError as error:
+        code = error.code
+    except (OSError, ValueError) as error:
+        yield _finding("mlflow", False, f"{shown}: {error}", "start the server, or correct [mlflow] tracking_uri")
+        return
+    refused = code in (401, 403) and not ({"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"} & os.environ.keys())
+    hint = "set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN, where the daemon is started"
+    yield _finding("mlflow", not refused and code < 500, f"{shown} answers with {code}", hint)
 
 
 def _scheduler(config: Config) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,182 @@
+"""`opt-ops run watch` and `opt-ops run logs`: a lineage as it goes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opt_ops import lineages, views
+from opt_ops.adapters.runfolder import point_of
+from opt_ops.cli.common import IdArgument, QuietOption, lineage_folder
+from opt_ops.core.events import Entry
+from opt_ops.core.fold import replay
+from opt_ops.core.names import attempt_folder
+from opt_ops.core.run import State
+from opt_ops.core.signals import Point
+from opt_ops.errors import NotFound
+from opt_ops.files import Tail
+from opt_ops.render import age, clock, printable, say, text
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_SHOWN = 8  # of the newest events
+_POINTS = 600  # of telemetry that the curve is drawn from
+_BARS = "▁▂▃▄▅▆▇█"
+_QUIET = frozenset({"attempt_progressed", "energy_metered", "checkpoint_seen", "alert_intended"})
+
+
+def watch(
+    identifier: IdArgument,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once. Also where stdout is no terminal.")] = False,
+) -> None:
+    """Watch a lineage live: progress, the loss, what is open, what happens. Ctrl-C ends the look, nothing else.
+
+    Example: opt-ops run watch 12
+    """
+    view = _View(lineage_folder(identifier))
+    if once or not sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(no_color=True, width=100).print(view.frame())
+        return
+    from rich.live import Live
+
+    with Live(view.frame(), auto_refresh=False, screen=True) as live:
+        while not view.state.settled:
+            time.sleep(every)
+            live.update(view.frame(), refresh=True)
+    say(f"lineage {view.path.name} is {view.state.status}\n  next: opt-ops logbook open {view.path.name}")
+
+
+class _View:
+    """What is read again at every look: the journal when it has grown, and the end of the telemetry."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state = State()
+        self._entries: Sequence[Entry] = ()
+        self._size = -1
+        self._attempt = ""
+        self._tail = Tail(path)
+        self._points: deque[Point] = deque(maxlen=_POINTS)
+
+    def frame(self) -> Group:
+        """The whole picture, as it is now."""
+        from rich.console import Group
+        from rich.rule import Rule
+        from rich.text import Text
+
+        self._read()
+        lines = [Text(printable(line)) for line in self._head(time.time())]
+        rows = [Text(printable(line), no_wrap=True, overflow="ellipsis") for line in self._news()]
+        return Group(*lines, Rule("OPEN"), *map(Text, self._open()), Rule("NEWEST"), *rows)
+
+    def _read(self) -> None:
+        size = sum(file.stat().st_size for file in (self.path / "journal").glob("*.jsonl"))
+        if size != self._size:
+            self._size, self._entries = size, lineages.entries(self.path)
+            self.state = replay(self._entries)
+        attempt = self.state.attempt
+        if attempt is not None and attempt.name != self._attempt:
+            self._attempt = attempt.name
+            self._tail = Tail(self.path / attempt_folder(attempt.name) / "telemetry.jsonl")
+            self._tail.skip_to_last(_POINTS * 1024)
+            self._points.clear()
+        self._points.extend(point_of(line) for line in self._tail.read())
+
+    def _head(self, now: float) -> Iterator[str]:
+        row = views.lineage_row(self.path, now)
+        since = f"{row['state']} for {row['age'] or '-'}"
+        yield f"lineage {row['lineage']}  {since}   {row['recipe'] or ''}  {row['reason']}"
+        where = (("run", row["run"]), ("attempt", self._attempt), ("job", row["job"]), ("nodes", row["nodes"]))
+        yield "   ".join(f"{name} {text(value)}" for name, value in where)
+        step, steps = row["step"], row["steps"]
+        if steps and step is not None:
+            share = min(1.0, step / steps)
+            left = self._left(steps - step)
+            full = round(40 * share)
+            yield f"{'█' * full}{'░' * (40 - full)} {100 * share:.1f} %   step {step:,} of {steps:,}{left}"
+        numbers = ("loss", "lr", "wps", "checkpoint", "restarts")
+        yield "   ".join(f"{name} {text(row[name])}" for name in numbers)
+        losses = [point.loss for point in self._points]
+        if len(losses) > 1:
+            yield f"loss, last {len(losses)} steps  {sparkline(losses, 60)}"
+
+    def _left(self, steps: int) -> str:
+        recent = list(self._points)[-50:]
+        if len(recent) < 2 or recent[-1].step <= recent[0].step or steps <= 0:
+            return ""
+        seconds = (recent[-1].ts - recent[0].ts) / (recent[-1].step - recent[0].step)
+        return f", {age(steps * seconds)} at this pace"
+
+    def _open(self) -> list[str]:
+        found = [
+            printable(f"{i.name}  {i.kind}  {i.cause}") for i in self.state.incidents.values() if i.closed_at is None
+        ]
+        return found or ["no incident"]
+
+    def _news(self) -> Iterator[str]:
+        rows = [views.event_row(entry) for entry in self._entries[-80:]]
+        told = [(row, entry) for row, entry in zip(rows, self._entries[-80:], strict=True) if row["kind"] not in _QUIET]
+        for row, entry in told[-_SHOWN:]:
+            yield f"{clock(entry.ts)}  {row['kind']}  {row['what']}"
+
+
+def sparkline(values: Sequence[float | None], width: int) -> str:
+    """Values as one line of bars; a value that is not finite is a cross."""
+    per = max(1, len(values) // width)
+    groups = [values[start : start + per] for start in range(0, len(values), per)][-width:]
+    tops = [max((v for v in group if v is not None), default=None) if None not in group else None for group in groups]
+    known = [top for top in tops if top is not None]
+    if not known:
+        return "×" * len(tops)
+    low, high = min(known), max(known)
+    scale = (len(_BARS) - 1) / ((high - low) or 1.0)
+    return "".join("×" if top is None else _BARS[round((top - low) * scale)] for top in tops)
+
+
+def logs(
+    identifier: IdArgument,
+    rank: Annotated[int, typer.Option(min=0, help="Whose log.")] = 0,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many of the last ones.")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on printing what comes.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """What a rank printed: of an attempt, or of the newest one of a run or lineage.
+
+    Examples:
+      opt-ops run logs 12 -f
+      opt-ops run logs 12.01-a3 --rank 17 -n 200
+    """
+    path = lineage_folder(identifier)
+    attempts = [name for name in lineages.state(path).attempts if identifier in (path.name, name, name.split("-")[0])]
+    if not attempts:
+        raise NotFound(f"{identifier} has no attempt yet", f"opt-ops run show {path.name}")
+    file = path / attempt_folder(attempts[-1]) / "logs" / f"rank-{rank:04d}.log"
+    if not file.exists():
+        there = ", ".join(str(int(p.stem.partition("-")[2])) for p in sorted(file.parent.glob("rank-*.log"))) or "none"
+        raise NotFound(f"no {file}", f"ranks with a log: {there}")
+    say(str(file), quiet)
+    with file.open("rb") as stream:
+        _print(_last(stream.read(), lines))
+        while follow:
+            time.sleep(0.5)
+            _print(stream.readlines())
+
+
+def _last(content: bytes, lines: int) -> list[bytes]:
+    return content.splitlines()[-lines:]
+
+
+def _print(lines: Iterable[bytes]) -> None:
+    for line in lines:
+        print(printable(line.decode("utf-8", "replace").rstrip("\r\n").expandtabs(4)))
+    sys.stdout.flush()
