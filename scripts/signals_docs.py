@@ -62,8 +62,7 @@ def table() -> str:
         (
             "throughput_drop",
             "act",
-            f"… and one node's ranks were the slowest in {throughput.share:.0%} of them, {throughput.ratio:g} times as "
-            "busy as the median, or it alone has a reading that slows it",
+            f"… with a node whose ranks were the slowest in {throughput.share:.0%} of them, or whose reading slows it",
         ),
         (
             "silent_data_corruption",
