@@ -269,6 +269,7 @@ def _opt(
         data=DataConfig(seq_len=seq_len, global_batch=batch_tokens // seq_len, micro_batch=micro_batch),
         optim=OptimConfig(peak_lr=peak_lr, warmup_steps=375_000_000 // batch_tokens, total_steps=steps),
         parallel=ParallelConfig(tp=tp),
+        checkpoint_activations=hidden_size >= 5120,  # from 13B on: metaseq did so for all sizes
         precision="bf16",
         checkpoint_every=500,
     )

@@ -94,6 +94,7 @@ def test_recipes_are_the_published_ones(name: str) -> None:
     tokens = recipe.data.global_batch * recipe.data.seq_len
     assert tokens == pytest.approx(batch, rel=0.05)
     assert (recipe.steps - 1) * tokens < 300e9 <= recipe.steps * tokens
+    assert recipe.checkpoint_activations == (width >= 5120)
     warmup = 2000 if name == "opt-175b" else 375e6 / tokens
     assert recipe.optim.warmup_steps == pytest.approx(warmup, abs=1)
     assert (model.norm, model.embedding_width) == (("post", 512) if name == "opt-350m" else ("pre", width))

@@ -25,7 +25,7 @@ examples:
   python -m trainer.convert runs/1/1.00/checkpoints/step-00000600 mine-hf --to hf --dtype fp16 --tokenizer gpt2-bpe/
 
 exit codes:
-  0 done; 1 unforeseen error; 65 bad checkpoint; 78 user error
+  0 done; 1 no room, or an error nobody foresaw; 65 bad checkpoint; 78 user error
 """
 
 
@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except CheckpointError as error:
         say(f"error: {error}", sys.stderr)
         return 65
+    except OSError as error:
+        say(f"error: {error}. Nothing was left behind.", sys.stderr)
+        return 1
     return 0
 
 
