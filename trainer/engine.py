@@ -80,7 +80,8 @@ class Engine(ABC):
 
     def parameters(self) -> list[Tensor]:
         """This rank's part of each shard, in their order."""
-        return [self.local(s.parameter.detach()) for s in self.shards]
+        with torch.no_grad():  # a DTensor then hands out its part without a detour through autograd
+            return [self.local(s.parameter) for s in self.shards]
 
     def size(self) -> int:
         """Parameters of the whole model."""

@@ -126,12 +126,8 @@ class FairscaleEngine(engine.Engine):
 
 
 def _as_dtensor(tensor: Tensor, mesh: DeviceMesh, placements: Sequence[Split | Replicate]) -> DTensor:
-    """``tensor`` as this rank's part, sharing its memory.
-
-    OSS keeps parameters as views of one buffer. By way of DLPack they get a storage that begins where they do: torch
-    2.13 cannot copy a DTensor whose part begins elsewhere, and checkpoints are copied first.
-    """
-    return DTensor.from_local(torch.from_dlpack(tensor.detach()), mesh, placements, run_check=False)
+    """``tensor`` as this rank's part, sharing its memory."""
+    return DTensor.from_local(tensor.detach(), mesh, placements, run_check=False)
 
 
 def _data_parallel(model: OPT, optimizer: OSS) -> ShardedDataParallel:

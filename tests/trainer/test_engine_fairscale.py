@@ -4,75 +4,62 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.harness import SMALL, Ranks, engine_of, settings, telemetry, train
-from tests.trainer.test_parallel import build, samples
-from trainer import manifest, optim
-from trainer.checkpoint import Checkpointer
-from trainer.fence import Fence
-from trainer.outside import Heard
-from trainer.step import advanced, forward_backward, measure
-from trainer.telemetry import Progress
+from tests.trainer.harness import SMALL, Ranks, settings, telemetry, train
+from tests.trainer.test_checkpoint import Training
+from trainer import manifest
 
 pytest.importorskip("fairscale", reason="needs fairscale (opt-ops[fairscale])")
 
 SAVED, STEPS = 5, 25
 
 
-def losses(engine: str, dp: int, tp: int, save: Path | None = None, load: Path | None = None) -> list[float]:
+def losses(engine: str, dp: int, tp: int, folder: Path, *, save: bool = False, load: bool = False) -> list[float]:
     """Of the steps up to the last, with a checkpoint after SAVED of them, or from one on."""
-    recipe = build(dp, tp, f"engine={engine}")
-    running = engine_of(recipe)
-    data, progress, found = samples(recipe), Progress(), []
-    folder = save or load
-    checkpointer = Checkpointer(folder, running.state(), Fence(None, "1.00-a1")) if folder else None
-    if checkpointer and load:
-        at = checkpointer.load(manifest.step_folder(load, SAVED))
-        progress = Progress(step=at.step, data_position=at.data_position, tokens=at.tokens)
-    while progress.step < STEPS:
-        measured = measure(running, forward_backward(running, data, recipe, progress), Heard())
-        running.update(measured.gnorm, optim.learning_rate(progress.step + 1, recipe.optim))
-        progress = advanced(progress, recipe)
-        found.append(measured.loss)
-        if checkpointer and save and progress.step == SAVED:
-            checkpointer.save(
-                {
-                    "step": SAVED,
-                    "attempt": "1.00-a1",
-                    "ts": 0.0,
-                    "layout": {},
-                    "data_position": progress.data_position,
-                    "tokens": progress.tokens,
-                    "settings_digest": "sha256:0",
-                    "telemetry": {},
-                }
-            )
-            assert checkpointer.wait()
+    training = Training(folder, dp, tp, f"engine={engine}")
+    if load:
+        training.load(manifest.step_folder(folder, SAVED))
+    found = []
+    while training.progress.step < STEPS:
+        found.append(training.step())
+        if save and training.progress.step == SAVED:
+            training.save()
+            assert training.checkpointer.wait()
     return found
 
 
+def saving(engine: str, dp: int, tp: int, folder: Path) -> list[float]:
+    return losses(engine, dp, tp, folder, save=True)
+
+
+def loading(engine: str, dp: int, tp: int, folder: Path) -> list[float]:
+    return losses(engine, dp, tp, folder, load=True)
+
+
 @pytest.fixture(scope="module")
-def first_engine(ranks: Ranks) -> list[float]:
-    return ranks(1, losses, "fsdp2", 1, 1)[0]
+def first_engine(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return ranks(1, losses, "fsdp2", 1, 1, tmp_path_factory.mktemp("fsdp2"))[0]
 
 
 @pytest.mark.parametrize(("dp", "tp"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)])
-def test_both_engines_have_the_same_losses(ranks: Ranks, first_engine: list[float], dp: int, tp: int) -> None:
-    for rank in ranks(dp * tp, losses, "fairscale", dp, tp):
+def test_both_engines_have_the_same_losses(
+    ranks: Ranks, tmp_path: Path, first_engine: list[float], dp: int, tp: int
+) -> None:
+    for rank in ranks(dp * tp, losses, "fairscale", dp, tp, tmp_path):
         assert rank == pytest.approx(first_engine, rel=1e-5)
 
 
 def test_it_goes_on_from_its_own_checkpoint_to_the_last_bit(ranks: Ranks, tmp_path: Path) -> None:
-    whole = ranks(4, losses, "fairscale", 2, 2, tmp_path)
-    assert ranks(4, losses, "fairscale", 2, 2, None, tmp_path) == [rank[SAVED:] for rank in whole]
+    whole = ranks(4, saving, "fairscale", 2, 2, tmp_path)
+    assert ranks(4, loading, "fairscale", 2, 2, tmp_path) == [rank[SAVED:] for rank in whole]
 
 
 @pytest.mark.parametrize(("source", "target"), [("fairscale", "fsdp2"), ("fsdp2", "fairscale")])
 def test_either_engine_goes_on_from_the_others_checkpoint_in_another_layout(
     ranks: Ranks, tmp_path: Path, first_engine: list[float], source: str, target: str
 ) -> None:
-    ranks(4, losses, source, 2, 2, tmp_path)
+    ranks(4, saving, source, 2, 2, tmp_path)
     for dp, tp in ((1, 2), (3, 1)):
-        for rank in ranks(dp * tp, losses, target, dp, tp, None, tmp_path):
+        for rank in ranks(dp * tp, loading, target, dp, tp, tmp_path):
             assert len(rank) == 20
             assert rank == pytest.approx(first_engine[SAVED:], rel=1e-5)
 
