@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from opt_ops.core import decide
 from opt_ops.core.values import Action
 from playbooks import loader
 from playbooks.loader import PlaybookError, load
@@ -154,3 +155,9 @@ def test_tell_touches_nothing(folder: Path):
     edit(folder / "loss_too_low.md", 'action = "tell"', 'action = "tell"\nexclude = true')
     with pytest.raises(PlaybookError, match=r"loss_too_low.md, line \d+: ladder.0: .*tell leaves everything"):
         load(folder)
+
+
+def test_a_page_that_ends_with_telling_people_never_stops_training():
+    policy, _ = load(loader.folder())
+    ends = {name: decide._at_the_end(policy.playbooks[name]) for name in ("straggler", "throughput_drop", "hang")}
+    assert ends == {"straggler": Action.TELL, "throughput_drop": Action.TELL, "hang": Action.HALT}
