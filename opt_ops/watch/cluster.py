@@ -113,8 +113,8 @@ class NodeWatch:
         self._clock = clock
         self._newest: dict[str, Heartbeat] = {}
         self._heard_at: dict[str, float] = {}
-        self._steady: set[str] = set()
-        """The nodes whose history the same readings would not change."""
+        self._steady: dict[str, set[bool]] = {}
+        """For each node whether its history would stay as it is by the same readings again: idle, and with ranks."""
         self._looked_at: dict[str, Node] = {}
         """The nodes about which nothing is new since they were judged as the state says."""
         self._around: object = None
@@ -172,14 +172,17 @@ class NodeWatch:
         before, history = self._newest.get(name), self._histories.get(name, History())
         self._newest[name] = heartbeat
         self._heard_at[name] = now
-        same = before is not None and same_readings(before, heartbeat)
-        if same and name in self._steady:
+        same, idle = before is not None and same_readings(before, heartbeat), heartbeat.attempt is None
+        steady = self._steady.setdefault(name, set())
+        if not same:
+            steady.clear()
+        elif idle in steady:
             return
         after = remember(history, heartbeat, self._policy.expected_gpus)
+        if after.counts or after.streaks:
+            steady.clear()
         if not after.counts and (after == history if same else not after.streaks):
-            self._steady.add(name)
-        else:
-            self._steady.discard(name)
+            steady.add(idle)
         self._histories[name] = after
         self._looked_at.pop(name, None)
         self._news = True

@@ -61,11 +61,12 @@ def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> Hist
     return replace(history, found=found)
 
 
-_readings = attrgetter(*(each.name for each in fields(Heartbeat) if each.name not in ("ts", "orders", "warned")))
+_NO_READINGS = ("ts", "orders", "warned", "attempt")
+_readings = attrgetter(*(each.name for each in fields(Heartbeat) if each.name not in _NO_READINGS))
 
 
 def same_readings(before: Heartbeat, heartbeat: Heartbeat) -> bool:
-    """Whether a heartbeat says of its node what the one before said."""
+    """Whether a heartbeat says of its node what the one before said; ranks may run there now, or not any more."""
     return before is heartbeat or _readings(before) == _readings(heartbeat)
 
 
