@@ -64,11 +64,11 @@ def one(name: str, record: Path | None, seed: int) -> dict[str, Any]:
     return {"scenario": name, "cpu_seconds": time.process_time() - began, "incidents": kinds, **found}
 
 
-def run(names: list[str], record: Path | None, seeds: int, jobs: int, save: Path) -> list[dict[str, Any]]:
+def run(names: list[str], record: Path | None, seeds: range, jobs: int, save: Path) -> list[dict[str, Any]]:
     """What is not in the file yet is replayed, and added to it."""
     lines = [json.loads(line) for line in save.read_text().splitlines()] if save.exists() else []
     done = {(line["scenario"], line["seed"]) for line in lines}
-    todo = [(name, seed) for seed in range(1, seeds + 1) for name in names if (name, seed) not in done]
+    todo = [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
     with ProcessPoolExecutor(jobs) as pool, save.open("a") as file:
         for future in as_completed([pool.submit(one, name, record, seed) for name, seed in todo]):
             lines.append(future.result())
@@ -143,14 +143,15 @@ def main() -> None:
     """Replay, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", type=Path, help="incidents-opt175b.csv; without it its rows are drawn, too")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=1, metavar="SEED")
+    parser.add_argument("--seeds", type=int, default=20, help="the last one")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--save", type=Path, default=Path("replay.jsonl"))
     parser.add_argument(
         "scenarios", nargs="*", default=["opt-175b", "llama-3", "quiet-week", "cluster-loss", "broken-recipe"]
     )
     given = parser.parse_args()
-    lines = run(given.scenarios, given.record, given.seeds, given.jobs, given.save)
+    lines = run(given.scenarios, given.record, range(given.first, given.seeds + 1), given.jobs, given.save)
     print(f"Simulated clusters, real supervisor. Python {platform.python_version()}, {platform.machine()}.\n")
     print(table(lines))
     for name in given.scenarios:
