@@ -149,10 +149,8 @@ def _forget_parent(parent: int) -> None:
     if os.getppid() != parent:
         os._exit(0)
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # a scheduler sends them to every process of a job
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
 
