@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test check format mlflow slurm-up slurm-down debian clean
+.PHONY: demo test soak check format mlflow slurm-up slurm-down debian clean
 .DEFAULT_GOAL := help
 
 help:            ## what can be made
@@ -19,6 +19,10 @@ demo: .venv/.installed  ## one supervised run on this machine, four faults, nobo
 
 test: .venv/.installed debian  ## all tests, on a real Slurm and in a real browser
 	$(BIN)/python -m pytest -rs -n 4 --dist loadgroup --no-loadscope-reorder
+
+soak: .venv/.installed debian  ## kill -9, a thousand times on the simulated cluster and 25 times on a real Slurm (25 minutes)
+	$(BIN)/python -m benchmarks.kill_soak --kills 1000
+	$(BIN)/python -m benchmarks.slurm_soak --kills 25
 
 check: .venv/.installed  ## what a reviewer would run: style, types, architecture
 	$(BIN)/ruff check .

@@ -1,17 +1,22 @@
 """`kill -9` to the real daemon over a day of failures on the real Slurm of tests/slurm/cluster.py.
 
+    python -m benchmarks.slurm_soak --kills 25 --seed 1
+
 `soak(kills, seed, folder)` trains one lineage with the stub trainer of the tests. Between two kills a failure is put in
 or a note is written, now and then while no daemon lives. The lineage has to end COMPLETED, with one job for each
-allocation of the journal, and every request answered once.
+allocation of the journal, and every request answered once. Leaves with 1 when it is not so.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
+import sys
+import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from opt_ops.core import events as e
@@ -108,12 +113,25 @@ def _count(site: Site, figures: Figures) -> None:
     figures.status = str(state.status)
 
 
-def main(kills: int, seed: int, folder: Path) -> Figures:
-    """`soak` on the cluster that is up, or on one that is brought up for it."""
+def main() -> int:
+    """On the cluster that is up, or on one that is brought up for it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
     slurm = cluster.up()
     os.environ.update(slurm.env)
     try:
-        return soak(kills, seed, folder)
+        with tempfile.TemporaryDirectory(prefix="slurm-soak-") as folder:
+            figures = soak(options.kills, options.seed, Path(folder))
     finally:
         if not slurm.was_up:
             cluster.down(slurm.folder)
+    print("| | |\n| --- | ---: |")
+    for name, value in asdict(figures).items():
+        print(f"| {name.replace('_', ' ')} | {round(value) if isinstance(value, float) else value} |")
+    return 0 if figures.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
