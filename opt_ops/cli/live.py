@@ -14,6 +14,7 @@ import typer
 from opt_ops import lineages, views
 from opt_ops.adapters.runfolder import point_of
 from opt_ops.cli.common import IdArgument, QuietOption, lineage_folder
+from opt_ops.cli.run import app
 from opt_ops.core.events import Entry
 from opt_ops.core.fold import replay
 from opt_ops.core.names import attempt_folder
@@ -32,6 +33,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _QUIET = frozenset({"attempt_progressed", "energy_metered", "checkpoint_seen", "alert_intended"})
 
 
+@app.command()
 def watch(
     identifier: IdArgument,
     every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
@@ -143,6 +145,7 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
     return "".join("×" if top is None else _BARS[round((top - low) * scale)] for top in tops)
 
 
+@app.command()
 def logs(
     identifier: IdArgument,
     rank: Annotated[int, typer.Option(min=0, help="Whose log.")] = 0,

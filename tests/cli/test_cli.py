@@ -284,6 +284,20 @@ def test_looking_is_quick_because_it_imports_little(site: Path, arguments: list[
     loaded = set(re.findall(r"'(\w+)'", done.stderr))
     assert loaded >= {"opt_ops", "typer"}
     assert not loaded & {"torch", "mlflow", "matplotlib", "numpy", "jinja2", "submitit", "pynvml", "httpx", "apprise"}
+    assert not loaded & {"chronicles", "playbooks", "requests", "sqlalchemy"}
+
+
+@pytest.mark.parametrize("noun", ["run", "node", "logbook", "q"])
+def test_a_noun_alone_has_all_its_commands(noun: str):
+    from opt_ops.cli import build
+
+    def names(command: Any) -> list[str]:
+        return sorted(getattr(command, "commands", {}))
+
+    whole, alone = (typer.main.get_command(build(only)) for only in ("", noun))
+    assert names(alone) in ([noun], [])  # with one command, the group and the command are one
+    if noun != "q":
+        assert names(alone.commands[noun]) == names(whole.commands[noun])  # type: ignore[attr-defined]
 
 
 def test_a_progress_note_is_kept_and_the_next_one_begins_there(site: Path, tmp_path: Path):
