@@ -185,7 +185,7 @@ class Rank:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._device = Device(options.local_rank)
-        self._drill: str | None = options.drill
+        self._drill: str | None = options.drill if options.drill_node in (None, options.node) else None
         self._me = {"node": options.node, "local": options.local_rank}
         # Whoever is the first of its node keeps the meeting place of the groups that its node leads.
         leads = options.local_rank == 0
@@ -237,7 +237,8 @@ class Rank:
             **more,
             **what,
         }
-        print(json.dumps(told), flush=True)
+        sys.stdout.write(json.dumps(told) + "\n")  # at once: under srun, ranks share it
+        sys.stdout.flush()
 
 
 def main() -> None:
@@ -252,6 +253,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of multiplications")
     parser.add_argument("--memory-mib", type=int, default=0, help="to test; default: 80%% of what is free on a GPU, 32")
     parser.add_argument("--drill", choices=DRILLS, help="find a fault that is not there")
+    parser.add_argument("--drill-node", help="on this node only")
     # A communicator that failed must raise here, not end the process: the rank is needed for the next round.
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     Rank(parser.parse_args()).run()

@@ -43,7 +43,7 @@ def on_this_machine(nodes: Sequence[str], ranks: int, *options: str) -> list[lis
 def by_srun(job: str, nodes: Sequence[str], ranks: int, *options: str) -> list[list[str]]:
     """One srun for all ranks, inside a job that holds the nodes, beside whatever runs in it."""
     where = [f"--jobid={job}", "--overlap", f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}"]
-    how = [f"--ntasks-per-node={ranks}", "--kill-on-bad-exit=0", "--unbuffered", "--quiet"]
+    how = [f"--ntasks-per-node={ranks}", "--kill-on-bad-exit=0", "--quiet"]
     return [["srun", *where, *how, *COMMAND, *options]]
 
 

@@ -360,7 +360,8 @@ def main() -> None:
         time.sleep(options.every)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     xids = KernelLog(since=time.time() - 60 * options.xid_minutes).xids()
-    print(json.dumps({"node": node, **reader.read(), "xids": xids, "machine": host.read(options.folder)}))
+    line = json.dumps({"node": node, **reader.read(), "xids": xids, "machine": host.read(options.folder)})
+    sys.stdout.write(f"{line}\n")  # at once: under srun, several nodes share it
 
 
 if __name__ == "__main__":

@@ -202,12 +202,21 @@ def _read(places: Sequence[_Place], xid_minutes: float, until: float) -> dict[st
         except subprocess.TimeoutExpired:
             process.kill()
             text = ""
-        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        lines = [reading for line in text.splitlines() if (reading := _parsed(line)) is not None]
         by_name = {line["node"]: line for line in lines} if place.job else {}
         for name in place.nodes:  # without a job, this machine is all of them
             own = by_name.get(name) if place.job else next(iter(lines), None)
             readings[name] = own or {"nvml": "hung", "gpus": []}
     return readings
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A reading; None for anything else that a task or srun says."""
+    try:
+        reading = json.loads(line)
+    except ValueError:
+        return None
+    return reading if isinstance(reading, dict) and "nvml" in reading else None
 
 
 def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) -> BurnIn:
@@ -224,14 +233,14 @@ def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) 
     ranks = max(judged[name][0] for name in fit) or (2 if len(fit) == 1 else 1)
     left = until - GROUP_SECONDS - LEAVING_SECONDS - time.monotonic()
     options = ["--seconds", str(max(0.2, min(3.0, left / 6)))]
+    spoiled, _, fault = drill.partition(":")
+    options += ["--drill", fault, "--drill-node", spoiled] if fault else []
     commands: list[list[str]] = []
     for place in places:
         own = [name for name in place.nodes if name in fit]
         if own:
             start = by_srun(place.job, own, ranks, *options) if place.job else on_this_machine(own, ranks, *options)
             commands += start
-    spoiled, _, fault = drill.partition(":")
-    commands = [[*command, "--drill", fault] if fault and spoiled in command else command for command in commands]
     found = burn_in(commands, fit, ranks, left)
     for name, said in burned(found):
         gpus, before = judged[name]

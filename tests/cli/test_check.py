@@ -1,6 +1,7 @@
 """`opt-ops node check`: Nagios' codes and one line for monitors, JSON for programs, from fresh readings."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -94,3 +95,41 @@ def test_gpus_in_use_are_not_burnt_in(tmp_path: Path, driver: FakeDriver):
     (tmp_path / "opt-ops.toml").write_text("[health]\ngpus_per_node = 2\n")
     driver.set(1, processes="71:1024")
     assert "something runs on the GPUs of " in check(tmp_path, "--burn-in", code=3)
+
+
+# As srun does: the command once for each task, the tasks told where they are, standard input broadcast to all.
+SRUN = """#!{python}
+import os, subprocess, sys, threading
+options = dict(word[2:].split("=") for word in sys.argv[1:] if word.startswith("--") and "=" in word and word[2] != "x")
+at = sys.argv.index("{python}")
+tasks = []
+for node in options["nodelist"].split(","):
+    for local in range(int(options["ntasks-per-node"])):
+        where = dict(os.environ, SLURMD_NODENAME=node, SLURM_LOCALID=str(local), SLURM_JOB_ID=options["jobid"])
+        tasks.append(subprocess.Popen(sys.argv[at:], env=where, stdin=subprocess.PIPE))
+for line in sys.stdin.buffer:
+    for task in tasks:
+        task.stdin.write(line)
+        task.stdin.flush()
+for task in tasks:
+    task.stdin.close()
+    task.wait()
+"""
+
+
+def test_nodes_of_a_slurm_job_are_read_and_burnt_in_by_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for srun: what is tested is what we ask of it, and what becomes of the answers."""
+    (tmp_path / "opt-ops.toml").write_text("scheduler = 'slurm'\n")
+    asked = ("n1", "n2", "--burn-in", "--seconds", "80", "--drill", "n2:bad-memory", "-o", "json")
+    assert "no job holds these nodes" in check(tmp_path, *asked, code=3)
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text(SRUN.format(python=sys.executable))
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{srun.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    n1, n2 = json.loads(check(tmp_path, *asked, code=2))["items"]
+    assert (n1["node"], n1["verdict"], n2["node"], n2["reason"]) == ("n1", "healthy", "n2", "burn_in_memory")
+    assert [each["node"] for each in sorted(n1["burn_in"]["devices"], key=lambda each: each["node"])] == ["n1", "n2"]
+    assert n1["burn_in"]["rounds"][0][0]["gbs"] > 0
