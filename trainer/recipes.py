@@ -1,13 +1,13 @@
 """Recipes: all that decides what a run computes, as frozen dataclasses, and ``--set key=value`` on top of them."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from trainer.errors import UserError
+from trainer.settings import changed, did_you_mean, settings_of
 
 _MAY_BE_ZERO = frozenset(
     {
@@ -296,31 +296,12 @@ def build(name: str, settings: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe or setting, or a value that cannot work.
     """
     if name not in RECIPES:
-        raise UserError(f"no recipe is called {name!r}.{_did_you_mean(name, RECIPES)} Recipes: {', '.join(RECIPES)}.")
+        raise UserError(f"no recipe is called {name!r}.{did_you_mean(name, RECIPES)} Recipes: {', '.join(RECIPES)}.")
     recipe = RECIPES[name]()
-    known = dict(settings_of(recipe))
     for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise UserError(f"--set {setting}: expected key=value, for example --set optim.peak_lr=3e-4.")
-        if key not in known:
-            raise UserError(
-                f"--set {setting}: no setting is called {key!r}.{_did_you_mean(key, known)} "
-                "--list-recipes prints them all."
-            )
-        recipe = _with(recipe, key.split("."), text, setting)
+        recipe = changed(recipe, setting)
     _check(recipe)
     return recipe
-
-
-def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All settings of a recipe as (dotted key, value), in the order of their definition."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from settings_of(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value
 
 
 def trajectory_digest(
@@ -349,44 +330,6 @@ def trajectory_digest(
     if initial_weights:
         decisive["initial_weights"] = initial_weights
     return "sha256:" + hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-def _with(config: Any, path: Sequence[str], text: str, setting: str) -> Any:
-    name, *rest = path
-    if rest:
-        return replace(config, **{name: _with(getattr(config, name), rest, text, setting)})
-    kind = get_type_hints(type(config))[name]
-    try:
-        return replace(config, **{name: _parse(kind, text)})
-    except (ValueError, KeyError):
-        raise UserError(f"--set {setting}: {text!r} is not {_describe(kind)}.") from None
-
-
-def _parse(kind: Any, text: str) -> Any:
-    if kind is bool:
-        return {"true": True, "false": False}[text.lower()]
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise ValueError(text)
-        return text
-    if get_origin(kind) is tuple:
-        parts = text.split(",")
-        return tuple(element(part) for element, part in zip(get_args(kind), parts, strict=True))
-    return kind(text)
-
-
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} numbers separated by a comma"
-    return {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, known)
-    near += [name for name in known if name.rpartition(".")[2] == word and name not in near]
-    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _check(recipe: Recipe) -> None:
