@@ -1,0 +1,194 @@
+"""Scenarios, records and fates; and short replays through the real supervisor, beside the oracle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opt_ops.journal import read
+from opt_ops.replay import scenario as scenarios
+from opt_ops.replay.fate import draw
+from opt_ops.replay.measure import measure
+from opt_ops.replay.oracle import Oracle
+from opt_ops.replay.play import play
+from opt_ops.replay.scenario import Scenario, ScenarioError, Trace
+from opt_ops.replay.study import replay, summary
+from opt_ops.replay.trace import read as read_record
+from tests.simulated.lives import without_sync
+
+RECORD = """date,run,kind,step_start,step_end,cause,row_is
+2021-11-12,12.00,launch,0,,start,run start
+2021-11-13,12.01,restart,500,,ECC,run start
+2021-11-14,12.02,restart,,,unknown,run start
+2021-11-15,12.03,segment-end,400,900,hardware,run end
+2021-11-15,11.0,restart,100,,another lineage,run start
+2021-11-16,12.04,experiment,,,people,run start
+"""
+RULES = Trace(runs=("12",), kinds={"restart": "stop", "segment-end": "stop"}, why_not={"experiment": "a choice"})
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch):
+    without_sync(monkeypatch)
+
+
+def small(name: str = "opt-175b", **changes: object) -> Scenario:
+    """A scenario of eight nodes and some hundred steps."""
+    chosen = scenarios.load(name)
+    tables = chosen.model_dump()
+    tables["cluster"] |= {"nodes": 8, "spares": 2, "min_nodes": 5, "gpus_per_node": 2}
+    tables["training"] |= {"steps": 1500, "evaluate_every": 0}
+    tables["divergences"]["at"] = []
+    tables |= {"loss": None, "slow": None, "spikes": None, "vary": {}, **changes}
+    return Scenario.model_validate(tables)
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=120)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    path = tmp_path / "incidents.csv"
+    path.write_text(RECORD)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(scenarios.SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_scenarios_are_valid_and_say_where_their_numbers_come_from(path: Path):
+    chosen = scenarios.load(path.stem)
+    assert chosen.name == path.stem
+    physical = chosen.physical.model_dump()
+    assert all(len(each["source"]) > 3 for each in physical.values())
+    draw(chosen, None, 1)
+
+
+def test_a_scenario_with_a_mistake_is_refused_with_the_place(tmp_path: Path):
+    text = (scenarios.SHIPPED / "quiet-week.toml").read_text()
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace("nodes = 124", "nodes = -1", 1).replace("[spikes]", "[spices]"))
+    with pytest.raises(ScenarioError, match=r"cluster\.nodes.*spices"):
+        scenarios.load(str(path))
+    with pytest.raises(ScenarioError, match="cannot be read") as missing:
+        scenarios.load("no-such")
+    assert "broken-recipe" in missing.value.hint
+
+
+def test_a_record_is_read_and_what_it_does_not_say_is_drawn(record: Path):
+    known = read_record(record, RULES)
+    assert [(each.what, each.step) for each in known.incidents] == [("stop", 500), ("stop", None), ("stop", 900)]
+    assert sum(known.left_out.values()) == 3
+    fates = [draw(small(), known, seed) for seed in (1, 1, 2)]
+    listed = [[stop.step for stop in fate.stops if stop.label] for fate in fates]
+    assert listed[0] == listed[1] != listed[2]
+    assert {500, 900} <= set(listed[0])
+    assert 500 <= listed[0][1] <= 900, "between its neighbours"
+    assert fates[0].left_open["step of a stop"] == 1
+    assert fates[0].left_open["what stopped it"] == 3
+
+
+def test_a_record_without_its_columns_is_refused(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text("date,kind\n")
+    with pytest.raises(ScenarioError, match="no column"):
+        read_record(path, RULES)
+
+
+def test_a_week_in_which_nothing_happens_loses_saves_and_the_start_alone():
+    chosen = small(stops=None)
+    (found,) = replay(chosen, None, [1])
+    assert found.status == "COMPLETED"
+    assert found.goodput > 0.98
+    assert found.incidents == []
+    assert set(found.lost) <= {"saves", "standstill: start"}
+    assert found.goodput <= (found.oracle_goodput or 0.0)
+
+
+def test_stops_are_survived_and_nobody_beats_the_oracle(record: Path):
+    chosen = small()
+    found = replay(chosen, read_record(record, RULES), [1, 2])
+    for each in found:
+        assert each.status == "COMPLETED"
+        assert each.steps == 1500
+        assert 0.5 < each.goodput <= (each.oracle_goodput or 0.0) + 0.002
+    assert len(found[0].incidents) >= 3
+    figures = summary(found)
+    assert figures["goodput_percent"]["least"] <= figures["goodput_percent"]["mean"]
+
+
+def test_a_broken_recipe_is_halted_with_a_page():
+    chosen = small("broken-recipe", divergences={"at": [{"step": 600, "source": "a test"}], "cured_below": [0.0, 0.0]})
+    (found,) = replay(chosen, None, [1])
+    assert found.status == "HALTED"
+    assert [title for _, title in found.pages] == ["opt-ops 12: HALTED, a human is needed"]
+    rollbacks = [each for each in found.incidents if each["action"] == "rollback"]
+    assert len(rollbacks) >= 2, "the ladder first"
+
+
+def test_weights_that_are_lost_already_are_not_gone_back_to():
+    rooted = {"value": 300.0, "source": "a test"}
+    tables = {"at": [{"step": 900, "source": "a test"}], "cured_below": [0.9, 0.9], "rooted_steps": rooted}
+    chosen = small(stops=None, divergences=tables)
+    (found,) = replay(chosen, None, [1])
+    actions = [each["step_resumed"] for each in found.incidents]
+    assert found.status == "COMPLETED"
+    assert len(actions) > 1, "100 steps back were not enough"
+    assert actions[-1] <= 600
+
+
+def test_a_cluster_that_is_lost_comes_back_smaller_and_grows_again():
+    lost = scenarios.load("cluster-loss").model_dump()["loss"]
+    lost |= {"back_nodes": 6, "bad_nodes": 2}
+    chosen = small("cluster-loss", loss=lost)
+    fate = draw(chosen, None, 1)
+    played = play(chosen, fate)
+    sizes = {len(attempt.nodes) for attempt in played.state.attempts.values()}
+    found = measure(chosen, fate, played)
+    assert (found.status, len(found.pages)) == ("COMPLETED", 1)
+    assert sizes >= {6, 8}
+    assert found.wall > lost["back_hours"]["value"] * 3600
+
+
+def test_a_slightly_slow_node_is_moved_off():
+    slow = {"per_day": {"value": 9.0, "source": "a test"}, "factor": {"value": 1.05, "source": "a test"}}
+    chosen = small(stops=None, slow=slow)
+    fate = draw(chosen, None, 3)
+    assert fate.slow
+    found = measure(chosen, fate, play(chosen, fate))
+    assert "straggler" in {each["kind"] for each in found.incidents}
+
+
+def test_the_oracle_pays_for_what_is_physical(record: Path):
+    known = read_record(record, RULES)
+    chosen = small()
+    usual = Oracle(chosen, draw(chosen, known, 1)).seconds
+    dear = chosen.model_copy(
+        update={"physical": chosen.physical.model_copy(update={"load": scenarios.Sourced(value=500.0, source="dear")})}
+    )
+    stops = len(draw(chosen, known, 1).stops)
+    assert Oracle(dear, draw(dear, known, 1)).seconds == pytest.approx(usual + stops * 485.0, rel=0.01)
+
+
+def test_the_command_keeps_a_run_folder_and_says_what_was_drawn(tmp_path: Path, record: Path):
+    text = (scenarios.SHIPPED / "quiet-week.toml").read_text().replace("steps = 28938", "steps = 300")
+    (tmp_path / "week.toml").write_text(text)
+    command = [sys.executable, "-m", "opt_ops", "replay", str(record), "--scenario", "week.toml"]
+    kept = ["--keep", "runs/12", "--plot", "plot.svg"]
+    done = run([*command, *kept], tmp_path)
+    assert "goodput, %" in done.stdout
+    assert "6 rows, 0 of them replayed" in done.stderr
+    assert "Simulated" in (tmp_path / "plot.svg").read_text()
+    entries, _ = read(tmp_path / "runs/12/journal")
+    assert entries[-1].seq == len(entries)
+    lines = (tmp_path / "runs/12/12.00/a0/telemetry.jsonl").read_text().splitlines()
+    assert [json.loads(line)["num_updates"] for line in lines] == list(range(1, 301))
+    out = subprocess.run(
+        [*command, "-o", "json"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    (item,) = json.loads(out.stdout)["items"]
+    assert item["simulated"] is True
+    assert item["replays"][0]["status"] == "COMPLETED"
