@@ -509,7 +509,7 @@ def test_what_lasts_through_a_restart_of_the_daemon_neither_ends_nor_comes_again
     lost = (node.ts, node.gpu(ecc_uncorrected=1))
     assert after_a_restart(node, lost).gpu(ecc_uncorrected=1).evidence["verb"] == Verb.RESET_GPU
     worse = (node.ts + 2.0, judge(replace(NODE, xids=(xid(79),)), 2))
-    assert after_a_restart(node, lost, worse).gpu(ecc_uncorrected=1).evidence["verb"] == Verb.RESET_GPU
+    assert after_a_restart(node, lost, worse, lost).gpu(ecc_uncorrected=1).evidence["verb"] == Verb.RESET_GPU
 
 
 def test_an_xid_that_comes_again_after_a_restart_of_the_daemon():
