@@ -8,8 +8,8 @@ telemetry a second, a report for each node. The feeder and the supervisor take t
 readings, so that only the supervisor is measured, also where fewer cores are free than a fleet would write with: CPU
 seconds of a tick, one a second, are cores.
 
-Half way an Xid 79 is written. From the tick that can first see it to the journaled decision takes that tick's CPU seconds,
-where the daemon has a core; a tick may be a second away.
+Half way an Xid 79 is written. From the tick that can first see it to the journaled decision takes that tick's CPU
+seconds, where the daemon has a core; a tick may be a second away.
 """
 
 from __future__ import annotations
@@ -55,9 +55,11 @@ class Clock:
         self.seconds = 0.0
 
     def now(self) -> float:
+        """As the port says."""
         return 1_800_000_000.0 + self.seconds
 
     def monotonic(self) -> float:
+        """As the port says."""
         return self.seconds
 
 
@@ -71,35 +73,45 @@ class Held:
         self._submitted: list[tuple[str, str]] = []
 
     def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:  # noqa: ARG002
+        """As the port says."""
         self._submitted.append((str(len(self._submitted)), allocation))
         return self._submitted[-1][0]
 
     def jobs(self) -> Sequence[tuple[str, str]]:
+        """As the port says."""
         return self._submitted
 
     def state(self, job: str) -> JobState:
+        """As the port says."""
         status = AllocationStatus.RUNNING if job == "0" else AllocationStatus.QUEUED
         return JobState(status, self._nodes if job == "0" else (), "")
 
-    def cancel(self, job: str) -> None: ...
+    def cancel(self, job: str) -> None:
+        """Nothing."""
 
-    def drain(self, node: str, reason: str) -> None: ...
+    def drain(self, node: str, reason: str) -> None:
+        """Nothing."""
 
 
 class Nothing:
     """No checkpoints, and nobody to tell."""
 
     def committed(self, run: str) -> Sequence[Checkpoint]:  # noqa: ARG002
+        """As the port says."""
         return ()
 
-    def examine(self, checkpoint: Checkpoint) -> None: ...
+    def examine(self, checkpoint: Checkpoint) -> None:
+        """Nothing."""
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
+        """As the port says."""
         return ()
 
-    def send(self, alert: Alert) -> None: ...
+    def send(self, alert: Alert) -> None:
+        """Nothing."""
 
     def delivered(self) -> Sequence[tuple[str, str]]:
+        """As the port says."""
         return ()
 
 
