@@ -138,6 +138,12 @@ def test_two_lost_neighbours_are_one_too_many(ranks: Ranks, root: Path) -> None:
         assert told.endswith("__1_0.distcp is on n2 and n3: no good copy here")
 
 
+def test_a_snapshot_that_is_not_durable_stays_on_the_nodes(ranks: Ranks, tmp_path: Path) -> None:
+    ranks(2, snapshot_and_go_on, tmp_path, ["n1", "n2"], 2, 1, False, f"file://{tmp_path}/bucket")
+    assert not (tmp_path / "bucket").exists()
+    assert manifest.committed(tmp_path / "1.00" / "checkpoints") == []
+
+
 def test_one_node_alone_has_snapshots_without_a_peer(ranks: Ranks, tmp_path: Path) -> None:
     losses = ranks(2, snapshot_and_go_on, tmp_path, ["n1", "n1"], 2, 1, False, "")[0]
     assert {tuple(file["nodes"]) for file in manifest.verify(snapshot(tmp_path)).files.values()} == {("n1",)}

@@ -92,9 +92,9 @@ class Saver:
             begun = on_rank_0(None, self._make_room, path, header["settings_digest"])
             if begun:
                 names = self._write(path, header)
-                if self._to.disk and durable:
+                if durable and self._to.disk:
                     self._copy_to_folder(header, names)
-                elif self._to.url:
+                elif durable and self._to.url:
                     self._copies.put(lambda: self._mirror(path))
                 on_all_ranks(None, self._prune)
         except (Exception, CheckpointException) as error:  # noqa: BLE001  whatever it is, training goes on
