@@ -51,26 +51,31 @@ HEADINGS = (
 )
 
 
-def one(name: str, record: Path | None, seed: int) -> dict[str, Any]:
-    """One replay, as a line of the file."""
+def one(name: str, record: Path | None, seed: int, days: float | None) -> dict[str, Any]:
+    """One replay, as a line of the file; `days`: of the work, where less than all of it is replayed."""
     began = time.process_time()
     chosen = scenario.load(name)
+    if days is not None:
+        steps = min(chosen.training.steps, int(days * DAY / chosen.training.step_seconds.value))
+        chosen = chosen.model_copy(update={"training": chosen.training.model_copy(update={"steps": steps})})
     known = trace.read(record, chosen.trace) if record is not None and chosen.trace.kinds else None
     fate = draw(chosen, known, seed)
     found = measure(chosen, fate, play(chosen, fate)).plain()
     kinds: dict[str, int] = {}
     for incident in found.pop("incidents"):
         kinds[incident["kind"]] = kinds.get(incident["kind"], 0) + 1
-    return {"scenario": name, "cpu_seconds": time.process_time() - began, "incidents": kinds, **found}
+    return {"scenario": name, "days": days, "cpu_seconds": time.process_time() - began, "incidents": kinds, **found}
 
 
-def run(names: list[str], record: Path | None, seeds: range, jobs: int, save: Path) -> list[dict[str, Any]]:
+def run(
+    names: list[str], record: Path | None, seeds: range, jobs: int, save: Path, days: float | None
+) -> list[dict[str, Any]]:
     """What is not in the file yet is replayed, and added to it."""
     lines = [json.loads(line) for line in save.read_text().splitlines()] if save.exists() else []
     done = {(line["scenario"], line["seed"]) for line in lines}
     todo = [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
     with ProcessPoolExecutor(jobs) as pool, save.open("a") as file:
-        for future in as_completed([pool.submit(one, name, record, seed) for name, seed in todo]):
+        for future in as_completed([pool.submit(one, name, record, seed, days) for name, seed in todo]):
             lines.append(future.result())
             file.write(json.dumps(lines[-1]) + "\n")
             file.flush()
@@ -145,13 +150,14 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="incidents-opt175b.csv; without it its rows are drawn, too")
     parser.add_argument("--first", type=int, default=1, metavar="SEED")
     parser.add_argument("--seeds", type=int, default=20, help="the last one")
+    parser.add_argument("--days", type=float, help="only so many days of each scenario's work")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--save", type=Path, default=Path("replay.jsonl"))
     parser.add_argument(
         "scenarios", nargs="*", default=["opt-175b", "llama-3", "quiet-week", "cluster-loss", "broken-recipe"]
     )
     given = parser.parse_args()
-    lines = run(given.scenarios, given.record, range(given.first, given.seeds + 1), given.jobs, given.save)
+    lines = run(given.scenarios, given.record, range(given.first, given.seeds + 1), given.jobs, given.save, given.days)
     print(f"Simulated clusters, real supervisor. Python {platform.python_version()}, {platform.machine()}.\n")
     print(table(lines))
     for name in given.scenarios:

@@ -1,0 +1,86 @@
+"""The example logbook: OPT-175B's record, replayed through the real supervisor, as it would have been written.
+
+    python scripts/example_chronicle.py incidents-opt175b.csv --seed 7
+
+It replays, renders, marks every page as simulated, and puts Markdown and HTML into chronicles/examples/opt-175b. With
+`--kept FOLDER`, a run folder that `opt-ops replay --keep` left is rendered instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "chronicles" / "examples" / "opt-175b"
+LARGEST = 10 * 2**20
+LINEAGE = "12"
+
+_SAYS = (
+    "Simulated. OPT-175B's published record of incidents, what it leaves open drawn by a seed, replayed in virtual "
+    "time: the cluster, its failures and the loss curve are simulated, the supervisor and this logbook are the real ones."
+)
+# Fixed boxes are printed on every sheet of paper.
+_BANNER = f"""<style>
+.simulated {{ position: sticky; top: 0; z-index: 9; padding: .4rem 1rem; background: #8a5a00; color: #fff;
+  font: 14px/1.4 sans-serif }}
+@media print {{ .simulated {{ position: fixed; top: auto; bottom: 0; font-size: 8px }} }}
+</style>
+<div class="simulated" role="note">{_SAYS}</div>
+"""
+
+
+def opt_ops(folder: Path, *arguments: str) -> None:
+    """Run a command of opt-ops there."""
+    subprocess.run([sys.executable, "-m", "opt_ops", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+def marked(path: Path) -> str:
+    """A page of the logbook, with what it is said on it."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return f"> **{_SAYS}**\n\n{text}"
+    begun, count = re.subn(r"(<body[^>]*>)", lambda match: match[1] + "\n" + _BANNER, text, count=1)
+    if count != 1:
+        sys.exit(f"{path} has no body to mark")
+    return begun
+
+
+def main() -> None:
+    """Replay, render, mark, copy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("record", type=Path, help="incidents-opt175b.csv")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--kept", type=Path, help="a run folder that was kept, instead of a new replay")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        site = Path(temporary)
+        runs = site / "runs"
+        if given.kept is not None:
+            runs.mkdir()
+            (runs / LINEAGE).symlink_to(given.kept.resolve())
+        else:
+            record, kept = str(given.record.resolve()), str(runs / LINEAGE)
+            opt_ops(site, "replay", record, "--scenario", "opt-175b", "--seeds", str(given.seed), "--keep", kept)
+        (site / "opt-ops.toml").write_text('runs = "runs"\n')
+        opt_ops(site, "logbook", "render", LINEAGE)
+        pages = {
+            page.name: marked(page)
+            for page in sorted((runs / LINEAGE / "chronicle").iterdir())
+            if page.suffix in (".md", ".html")
+        }
+    size = sum(len(text.encode()) for text in pages.values())
+    if size > LARGEST:
+        sys.exit(f"{size / 2**20:.1f} MiB are too many: {LARGEST / 2**20:.0f} at most")
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for name, text in pages.items():
+        (TARGET / name).write_text(text, encoding="utf-8")
+    print(f"{TARGET.relative_to(ROOT)}: {', '.join(pages)}, {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
