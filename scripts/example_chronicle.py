@@ -22,7 +22,7 @@ LINEAGE = "12"
 
 _SAYS = (
     "Simulated. OPT-175B's published record of incidents, what it leaves open drawn by a seed, replayed in virtual "
-    "time: the cluster, its failures and the loss curve are simulated, the supervisor and this logbook are the real ones."
+    "time. The cluster, its failures and the loss curve are simulated; the supervisor and this logbook are real."
 )
 # Fixed boxes are printed on every sheet of paper.
 _BANNER = f"""<style>
