@@ -34,7 +34,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from trainer import engine, manifest, parallel, recipes
+from trainer import engines, manifest, parallel, recipes
 from trainer.checkpoint import Checkpointer, Destination, Writer
 from trainer.fence import Fence
 
@@ -118,7 +118,7 @@ def contend(kind: str, recipe_name: str, settings: list[str], rounds: int, folde
     writer = Writer() if kind in ("durable", "snapshot") else None
     recipe = recipes.build(recipe_name, settings)
     place = parallel.place_from_environment(os.environ)
-    built = engine.build(recipe, parallel.start(place, 1, 1))
+    built = engines.build(recipe, parallel.start(place, 1, 1))
     state = built.state()
     parameters = [t for group in state.values() for t in _tensors(group)]
     if writer:

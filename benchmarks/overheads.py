@@ -32,8 +32,7 @@ import numpy as np
 import torch
 from torch.nn.utils import get_total_norm
 
-from trainer import engine as engines
-from trainer import parallel, recipes
+from trainer import engines, parallel, recipes
 from trainer.data import Samples
 from trainer.engine import Engine
 from trainer.norms import BlockNorms

@@ -109,7 +109,7 @@ class MasterAdamW:
 
 def ours(recipe: Recipe, folder: Path) -> Step:
     """The steps of ``python -m trainer``."""
-    from trainer import engine, parallel
+    from trainer import engines, parallel
     from trainer.checkpoint.schedule import Saves
     from trainer.checksums import Checksums
     from trainer.fence import Fence
@@ -121,7 +121,7 @@ def ours(recipe: Recipe, folder: Path) -> Step:
     from trainer.telemetry import Progress
 
     layout = parallel.start(Place(0, 1, 0), 1, 1)
-    spread = engine.build(recipe, layout)
+    spread = engines.build(recipe, layout)
     weights = dict(first_weights(recipe))
     for name, parameter in spread.state()["model"].items():  # a GPU draws others
         spread.local(parameter).copy_(weights[name])

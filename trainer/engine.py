@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from trainer import optim
 from trainer.model import OPT
 from trainer.parallel import Layout
-from trainer.recipes import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +91,3 @@ class Engine(ABC):
         optim.set_learning_rate(self.optimizer, lr)
         if apply:
             optim.update(self.optimizer, self.gradients(), gnorm, loss_scale)
-
-
-def build(recipe: Recipe, layout: Layout) -> Engine:
-    """A new model, spread with the recipe's engine.
-
-    Raises:
-        UserError: the recipe asks for what this engine does not do here, or it is not installed.
-    """
-    if recipe.engine == "fairscale":
-        from trainer.engine_fairscale import FairscaleEngine  # an extra, and only where it is asked for
-
-        return FairscaleEngine(OPT(recipe.model, recipe.seed), recipe, layout)
-    from trainer.engine_fsdp2 import Fsdp2Engine
-
-    with torch.device("meta"):  # weights are drawn as they are spread: no rank has room for all of them
-        model = OPT(recipe.model, recipe.seed)
-    return Fsdp2Engine(model, recipe, layout)

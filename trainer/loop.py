@@ -9,8 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainer import dataset, manifest, parallel, telemetry
-from trainer import engine as engines
+from trainer import dataset, engines, manifest, parallel, telemetry
 from trainer.checkpoint import Checkpointer, Destination, Retention, Writer
 from trainer.checkpoint.schedule import Saves
 from trainer.checksums import Checksums

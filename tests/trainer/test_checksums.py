@@ -12,8 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from tests.trainer.harness import Ranks, finish, settings, start, telemetry, wait_for
 from tests.trainer.test_parallel import build, samples
 from tests.trainer.test_train import arguments
-from trainer import engine as engines
-from trainer import parallel
+from trainer import engines, parallel
 from trainer.checksums import Checksums, Verdict, checksum, flip_bit
 from trainer.model import OPT
 from trainer.outside import Heard

@@ -11,7 +11,7 @@ import pytest
 from tests.trainer.harness import Ranks, finish, settings, start, train, wait_for
 from tests.trainer.test_checkpoint import Training
 from tests.trainer.test_train import arguments, wait_for_step
-from trainer import checkpoint, manifest
+from trainer import manifest
 from trainer.errors import SupersededError
 from trainer.fence import Fence
 
