@@ -181,8 +181,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[NAME=]PATH[:WEIGHT]",
         action="append",
         default=[],
-        help='JSONL file with a "text" per line, or a folder of them; repeatable: all are one corpus, or, with weights, a '
-        "corpus each (default: Python's own manual)",
+        help='JSONL file with a "text" per line, or a folder of them; repeatable: all are one corpus, or each, with '
+        "weights, one of its own (default: Python's own manual)",
     )
     parser.add_argument(
         "--valid",
