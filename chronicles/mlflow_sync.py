@@ -106,7 +106,7 @@ class _Mirror:
         for name, attempt in state.attempts.items():
             self._send_attempt(name, ids[attempt.run])
         self._send_settled(top)
-        self._send_data(runs, ids, configs)
+        self._send_data(runs, {"": top, **ids}, configs)
         self._send_milestones(ids)
         self._send_machines(ids)
         shown_in = {top, *list(ids.values())[-1:]}
@@ -224,19 +224,23 @@ class _Mirror:
     def _send_data(
         self, runs: Mapping[str, Run], ids: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Once for each run: what it trained on."""
+        """Once for each run, and for the lineage, whose own run has no name: what was trained on."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         for name, config in configs.items():
-            told, run = exhibits.data(config), self._record.state.attempts[name].run
-            inputs = runs[run].inputs if run in runs else None
-            known = inputs.dataset_inputs if inputs else []
-            if told is None or self._cursor.has_file(ids[run], "data", told.digest):
-                continue
-            if all(each.dataset.digest != told.digest for each in known):
-                dataset = Dataset(told.name, told.digest, "local", told.source, profile=told.profile)
-                self._client.log_inputs(ids[run], [DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])])
-            self._cursor.sent_file(ids[run], "data", told.digest)
+            told = exhibits.data(config)
+            for run in ("", self._record.state.attempts[name].run) if told else ():
+                assert told is not None
+                if self._cursor.has_file(ids[run], f"data {told.digest}", told.digest):
+                    continue
+                inputs = runs[run].inputs if run in runs else None
+                known = inputs.dataset_inputs if inputs else []
+                if all(each.dataset.digest != told.digest for each in known):
+                    dataset = Dataset(told.name, told.digest, "local", told.source, profile=told.profile)
+                    self._client.log_inputs(
+                        ids[run], [DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])]
+                    )
+                self._cursor.sent_file(ids[run], f"data {told.digest}", told.digest)
 
     def _send_milestones(self, ids: Mapping[str, str]) -> None:
         """Each once, as a model without files: the checkpoint stays where it is."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ import pytest
 
 from chronicles import logbook
 from chronicles.mlflow_sync import serve_command, sync
+from opt_ops.errors import Unavailable
 from tests.chronicles.record import LINEAGE
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -159,7 +166,19 @@ def test_mlflow_shows_the_lineage_its_runs_and_its_logbook(browser: Any, mlflow_
     assert page.get_by_role("link", name="1.00").is_visible()
     assert page.get_by_text("All 600 steps were trained").is_visible()
 
-    page.goto(f"{page.url.split('?')[0]}/artifacts/chronicle/logbook.html?{training}")
+    assert page.get_by_text("Python standard library").first.is_visible(), "the data"
+    runs = [
+        link.get_attribute("href").rpartition("/")[2]
+        for link in page.get_by_role("link", name=re.compile(r"1\.0\d")).all()
+    ]
+    lineage = page.url.split("?")[0]
+
+    asked = {"runs": json.dumps([run.split("?")[0] for run in runs]), "experiments": '["1"]'}
+    page.goto(f"{mlflow_server}/#/compare-runs?{urllib.parse.urlencode(asked)}&{training}")
+    page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for(timeout=60_000)
+    assert page.get_by_text("1.01").first.is_visible()
+
+    page.goto(f"{lineage}/artifacts/chronicle/logbook.html?{training}")
     frame = page.frame_locator("iframe")
     frame.get_by_role("heading", name="Lineage 1").wait_for(timeout=60_000)
     entry = frame.locator("article#\\31 -i003")
@@ -170,3 +189,77 @@ def test_mlflow_shows_the_lineage_its_runs_and_its_logbook(browser: Any, mlflow_
 
 def _in_view(entry: Any) -> bool:
     return entry.evaluate("e => e.getBoundingClientRect().top < innerHeight - 50 && e.getBoundingClientRect().top >= 0")
+
+
+class _Guard(BaseHTTPRequestHandler):
+    """Before a real server: wants credentials, and is away for a while when it is told to be."""
+
+    server: Any
+
+    def _pass(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.asked += 1
+        if self.headers.get("Authorization") not in self.server.welcome:
+            self._answer(401, b"You are not authenticated.", "text/plain")
+        elif self.server.asked in self.server.away:
+            self._answer(503, b"away", "text/plain")
+        else:
+            request = urllib.request.Request(self.server.behind + self.path, body or None, method=self.command)
+            request.add_header("Content-Type", self.headers.get("Content-Type") or "application/json")
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    self._answer(answer.status, answer.read(), answer.headers.get("Content-Type", ""))
+            except urllib.error.HTTPError as error:
+                self._answer(error.code, error.read(), error.headers.get("Content-Type", ""))
+
+    def _answer(self, code: int, body: bytes, kind: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def guard(mlflow_server: str) -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Guard)
+    server.behind, server.asked, server.away = mlflow_server, 0, range(0)
+    server.welcome = ("Basic " + base64.b64encode(b"ann:secret").decode(), "Bearer token-1")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.timeout(600)
+def test_a_secured_server_and_one_that_goes_away(guard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from mlflow import MlflowClient
+
+    folder = Path(shutil.copytree(LINEAGE, tmp_path / "runs" / "1"))
+    uri = f"http://127.0.0.1:{guard.server_port}"
+    with pytest.raises(Unavailable) as caught:
+        sync(folder, uri, "secured")
+    assert "MLFLOW_TRACKING_TOKEN" in caught.value.hint
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    guard.away = range(guard.asked + 8, 10**9)  # gone in the middle
+    with pytest.raises(Unavailable, match="does not take the chronicle"):
+        sync(folder, uri, "secured")
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token-1")
+    guard.away = range(0)  # hours later, for a caller with a token
+    sync(folder, uri, "secured")
+    assert sync(folder, uri, "secured").startswith("nothing new")
+    client = MlflowClient(tracking_uri=guard.behind)
+    experiment = client.get_experiment_by_name("secured")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == ["1", "1.00", "1.01"]
+    assert len(client.get_metric_history(runs["1"].info.run_id, "settled/loss")) == 600
+    assert "secret" not in (folder / "chronicle" / "mlflow.json").read_text()
