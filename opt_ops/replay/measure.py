@@ -92,6 +92,7 @@ def measure(scenario: Scenario, fate: Fate, played: Played, spares: int | None =
 def _cost(scenario: Scenario, incident: Incident) -> dict[str, Any]:
     decision = incident.decision
     down, repeated = incident.seconds_down or 0.0, incident.steps_lost or 0
+    step = scenario.training.step_seconds.value  # `seconds_down` ends with the first step, which is work or is repeated
     return {
         "incident": incident.name,
         "kind": incident.kind,
@@ -106,7 +107,7 @@ def _cost(scenario: Scenario, incident: Incident) -> dict[str, Any]:
         "lr_factor": decision.lr_factor if decision else None,
         "steps_lost": repeated,
         "seconds_down": down,
-        "cost": down + repeated * scenario.training.step_seconds.value,
+        "cost": max(0.0, down + (repeated - 1) * step),
         "proven": incident.proven,
     }
 
