@@ -80,8 +80,7 @@ class Oracle:
         step = max(step, course.step)
         while course.step < step:
             per_step = self._pace() + self._save * self._pace() / self._interval
-            if training.evaluate_every:
-                per_step += training.evaluation_seconds.value / training.evaluate_every
+            per_step += self._scenario.healthy_seconds / training.steps - self._step_seconds  # evaluation's share
             arrives = self._coming[0][0] if self._coming else math.inf
             possible = step - course.step
             if arrives < course.now + possible * per_step:
