@@ -20,6 +20,7 @@ from chronicles import exhibits, logbook, mirror, report
 from chronicles.cursor import Cursor
 from chronicles.record import Record, load
 from opt_ops.adapters.runfolder import FileAgents
+from opt_ops.config import Rates
 from opt_ops.core.names import attempt_folder
 from opt_ops.errors import OptOpsError, Unavailable, UsageError
 from opt_ops.files import Tail, read_json
@@ -44,7 +45,7 @@ _ENVIRONMENT = {
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
-def sync(folder: Path, tracking_uri: str, experiment: str) -> str:
+def sync(folder: Path, tracking_uri: str, experiment: str, rates: Rates | None = None) -> str:
     """Make MLflow show the lineage in `folder` as it stands; say in one line what was sent.
 
     Raises:
@@ -54,7 +55,7 @@ def sync(folder: Path, tracking_uri: str, experiment: str) -> str:
     record = load(folder)
     if record.state.lineage is None:
         return "nothing is journaled yet"
-    numbers = report.build(record)
+    numbers = report.build(record, rates)
     files = logbook.write(folder, record, numbers)
     with _alone(folder), _environment(), _answering(tracking_uri):
         return _Mirror(folder, record, numbers, tracking_uri, experiment).send(files)

@@ -77,7 +77,8 @@ def _root(
 
 def main() -> None:
     """Run the command; a mistake of the user's or the world's is a message and an exit code, never a traceback."""
-    first = next((word for word in sys.argv[1:2] if word in _NOUNS or word in _VERBS), "")
+    word = sys.argv[1] if len(sys.argv) > 1 else "q"  # alone, it prints the queue
+    first = word if word in _NOUNS or word in _VERBS else "q" if word == "--version" else ""
     try:
         build(first)()
     except OptOpsError as error:

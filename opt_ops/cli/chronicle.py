@@ -128,7 +128,7 @@ def sync(
     config = settings.config
     paths = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
     experiment = config.mlflow.experiment
-    rows = [{"lineage": p.name, "summary": mirror(p, config.tracking_uri, experiment)} for p in paths]
+    rows = [{"lineage": p.name, "summary": mirror(p, config.tracking_uri, experiment, config.ledger)} for p in paths]
     if not quiet:
         show("opt-ops/mlflow-sync/1", rows, [Column("LINEAGE", "lineage"), Column("SENT", "summary")], output)
     say("  next: opt-ops mlflow open", quiet)
