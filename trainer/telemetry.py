@@ -1,5 +1,6 @@
 """What the run folder says of an attempt: its effective configuration, and one line of measurements per update."""
 
+import hashlib
 import json
 import math
 import platform
@@ -106,8 +107,18 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     versions |= {name: version(name) for name in ("torch", "numpy", "tokenizers", "safetensors")}
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda
+    versions["code"] = code_digest()
     whole = {"v": 1} | dict(config) | {"host": socket.gethostname(), "ts": time.time(), "versions": versions}
     manifest.write_durably(run_dir / "config.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def code_digest() -> str:
+    """Of this package's sources, twelve hex digits: equal for equal code, wherever it was installed from."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 class Phases:

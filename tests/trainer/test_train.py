@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,7 @@ def test_the_configuration_in_force_is_on_record(uninterrupted: Path, text: Path
     }
     assert (config["attempt"], config["recipe"], config["resume"]) == ("a1", "opt-tiny", None)
     assert config["steps"] == STEPS
+    assert re.fullmatch(r"[0-9a-f]{12}", config["versions"]["code"]), "of the trainer's own sources"
     assert config["settings"]["model"]["hidden_size"] == 32
     assert config["schedule"] == CONFIG
     assert config["layout"] == {"world": 2, "dp": 2, "tp": 1}
