@@ -81,7 +81,11 @@ def _told(text: str, known: frozenset[str]) -> Markup:
 
     def mark(match: re.Match[str]) -> str:
         name = match[0]
-        return f'<a class="id" href="#{name}">{name}</a>' if name in known else f'<span class="nowrap">{name}</span>'
+        return (
+            f'<a class="id nowrap" href="#{name}">{name}</a>'
+            if name in known
+            else f'<span class="nowrap">{name}</span>'
+        )
 
     html = _UNIT.sub("\N{NO-BREAK SPACE}", str(escape(_clean(text))))
     return Markup(_ID.sub(mark, html))  # noqa: S704  (escaped; a match is digits, dots, hyphens and letters)
