@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opt_ops.core.levels import DriftRule
-from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule
+from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule, ThroughputRule
 from opt_ops.core.run import Incident, KnownCheckpoint, State, ancestry
 from opt_ops.core.spike import SpikeRule
 from opt_ops.core.values import Action, Checkpoint, Severity
@@ -82,6 +82,7 @@ class Policy:
     hang: HangRule
     silent_seconds: float
     straggler: StragglerRule
+    throughput: ThroughputRule
     loss_scale: LossScaleRule
     limits: Limits
     capacity: Capacity
