@@ -18,7 +18,7 @@ demo: .venv/.installed  ## one supervised run on this machine, four faults, nobo
 	$(BIN)/python scripts/demo.py
 
 test: .venv/.installed debian  ## all tests, on a real Slurm and in a real browser
-	$(BIN)/python -m pytest -rs -n 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -rs -n 4 --dist loadfile --no-loadscope-reorder
 
 soak: .venv/.installed debian  ## kill -9, a thousand times on the simulated cluster and 25 times on a real Slurm (25 minutes)
 	$(BIN)/python -m benchmarks.kill_soak --kills 1000

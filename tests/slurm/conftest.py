@@ -21,11 +21,12 @@ SLURM_VARIABLES = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SQUEUE_", "SACCT_
 
 
 @pytest.fixture(scope="session")
-def slurm(pytestconfig: pytest.Config) -> Iterator[cluster.Cluster]:
-    """The cluster of `make slurm-up` if it is up, else one for this session; SLURM_CONF leads to it."""
+def slurm() -> Iterator[cluster.Cluster]:
+    """The cluster of `make slurm-up` if it is up, else one for this session; SLURM_CONF leads to it.
+
+    Tests that run side by side have a cluster each.
+    """
     worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and not pytestconfig.getoption("loadgroup"):
-        pytest.skip("the tests on a Slurm run one after another: run them without -n, or with --dist loadgroup")
     try:
         running = cluster.up(cluster.FOLDER.with_name(f"{cluster.FOLDER.name}-{worker}") if worker else cluster.FOLDER)
     except cluster.UnavailableError as error:
