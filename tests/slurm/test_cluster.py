@@ -117,7 +117,7 @@ def test_up_twice_finds_the_same_cluster(slurm: cluster.Cluster) -> None:
     before = slurm.daemons()
     output("scontrol", "update", f"nodename={slurm.nodes[0]}", "state=drain", "reason=test")
 
-    again = cli("up")
+    again = cli("up", "--dir", slurm.folder)
 
     assert again.returncode == 0, again.stderr
     assert again.stdout == f"export SLURM_CONF={slurm.folder}/slurm.conf\n"
