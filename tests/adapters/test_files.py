@@ -144,8 +144,7 @@ def test_kernel_records_are_taken_apart(tmp_path: Path):
     path = tmp_path / "kmsg"
     os.mkfifo(path)
     writer = os.open(path, os.O_RDWR)
-    log = KernelLog.__new__(KernelLog)
-    log._descriptor, log.readable = os.open(path, os.O_RDONLY | os.O_NONBLOCK), True
+    log = KernelLog(str(path), since=0.0)
     os.write(writer, b"4,1234,5678901,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=1\n SUBSYSTEM=pci\n")
     (xid,) = log.xids()
     assert (xid["code"], xid["pci"], xid["drill"]) == (79, "0000:3b:00", None)
