@@ -11,8 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from opt_ops.core import events as e
 from opt_ops.core.run import Incident, State, Status
 from opt_ops.core.values import Action, Outcome
