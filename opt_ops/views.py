@@ -164,7 +164,7 @@ def incident_row(state: State, incident: Incident) -> dict[str, Any]:
 
 
 def concerns(state: State, incident: Incident, identifier: str) -> bool:
-    """Whether an incident is meant by its name, or by that of its lineage, an attempt, or a run that it hit or began."""
+    """Whether an incident is meant by its name, or by that of its lineage, an attempt, a run that it hit or began."""
     if identifier == incident.name:
         return True
     if state.lineage is not None and identifier == state.lineage.lineage:
