@@ -113,12 +113,18 @@ def replay(
     for line in remarks:
         say(line, quiet)
     show("opt-ops/replay/1", report.beside_people(chosen, figures), _BESIDE, output, header=header)
+    _tables(measured, varied, incidents, output, header)
+    _ends(measured, quiet)
+
+
+def _tables(
+    measured: list[Measured], varied: list[dict[str, Any]], incidents: bool, output: Format, header: bool
+) -> None:
     if varied:
         show("opt-ops/replay-varied/1", [_varied_row(row) for row in varied], _VARIED, output, header=header)
     if incidents:
         rows = [_handled(each.seed, row) for each in measured for row in each.incidents]
         show("opt-ops/replay-incidents/1", rows, _INCIDENTS, output, header=header)
-    _ends(measured, quiet)
 
 
 def _seeds(given: str) -> list[int]:
