@@ -21,6 +21,7 @@ from opt_ops.errors import OptOpsError
 from opt_ops.files import sync_folder
 
 VERSION = 1
+_SUFFIX = ".jsonl"
 
 
 class JournalError(OptOpsError):
@@ -81,7 +82,7 @@ class Journal:
 
     def check_fence(self) -> None:
         """Raise `Fenced` if a newer life has taken over."""
-        newest = max(int(path.stem) for path in _files(self._folder))
+        newest = max(_epochs(self._folder))
         if newest > self.epoch:
             raise Fenced(
                 f"epoch {newest} has taken over {self._folder.parent} from epoch {self.epoch}",
@@ -93,7 +94,7 @@ class Journal:
         os.close(self._descriptor)
 
     def _take_over(self) -> tuple[int, int]:
-        epoch = max((int(path.stem) for path in _files(self._folder)), default=0) + 1
+        epoch = max(_epochs(self._folder), default=0) + 1
         while True:
             try:
                 path = self._folder / f"{epoch:06d}.jsonl"
@@ -105,8 +106,17 @@ class Journal:
             return epoch, descriptor
 
 
+def _epochs(folder: Path) -> dict[int, str]:
+    """The files' names, by the epoch of the life that began each."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as found:
+        names = [entry.name for entry in found if entry.name.endswith(_SUFFIX)]
+    return {int(stem): name for name in names if (stem := name.removesuffix(_SUFFIX)).isdigit()}
+
+
 def _files(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("*.jsonl") if p.stem.isdigit()), key=lambda path: int(path.stem))
+    return [folder / name for _, name in sorted(_epochs(folder).items())]
 
 
 def _line(entry: Entry) -> bytes:

@@ -47,7 +47,7 @@ def leaving(allocation: Allocation, now: float, policy: Policy) -> bool:
 
 def staying(state: State, names: Iterable[str], now: float, policy: Policy) -> list[str]:
     """Those of the held nodes `names` whose allocation is not about to end."""
-    goes = {each.name for each in state.allocations.values() if each.holds and leaving(each, now, policy)}
+    goes = {each.name for each in state.live_allocations if each.holds and leaving(each, now, policy)}
     return [name for name in names if state.held[name].name not in goes]
 
 
@@ -58,8 +58,8 @@ def last_call(allocation: Allocation, now: float, policy: Policy) -> bool:
 
 def eligible_nodes(state: State, policy: Policy, now: float) -> list[str]:
     """The held nodes on which an attempt may start, those that stay longest first."""
-    goes = {each.name: leaving(each, now, policy) for each in state.allocations.values() if each.holds}
-    ends = {each.name for each in state.allocations.values() if each.holds and last_call(each, now, policy)}
+    goes = {each.name: leaving(each, now, policy) for each in state.live_allocations if each.holds}
+    ends = {each.name for each in state.live_allocations if each.holds and last_call(each, now, policy)}
     fit = [name for name in _fitness(state.held, state.nodes, policy)[0] if state.held[name].name not in ends]
     return sorted(fit, key=lambda name: goes[state.held[name].name])
 
@@ -113,7 +113,7 @@ def resize(state: State, now: float, policy: Policy) -> Event | None:
         if settled and fit > max(state.wanted_nodes, len(attempt.nodes)):
             return SizeDecided(nodes=fit, why=f"{fit} nodes are fit again, {len(attempt.nodes)} are in use")
         return None
-    short_since = max([a.since for a in state.allocations.values() if a.holds], default=now)
+    short_since = max([a.since for a in state.live_allocations if a.holds], default=now)
     short_since = max(short_since, attempt.ended_at or 0.0 if attempt else 0.0)
     if state.shape.min_nodes <= fit < state.wanted_nodes and now - short_since > policy.capacity.shrink_seconds:
         waited = f"no more for {now - short_since:.0f} s"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from opt_ops.core.events import (
     StacksTaken,
     StopRequested,
 )
+from opt_ops.core.latest import latest
 from opt_ops.core.values import (
     Action,
     AllocationStatus,
@@ -315,9 +316,9 @@ class State:
         return _last(self.allocations)
 
     @property
-    def live_allocations(self) -> list[Allocation]:
+    def live_allocations(self) -> Sequence[Allocation]:
         """Those that the scheduler knows, or may know of, oldest first."""
-        return [allocation for allocation in self.allocations.values() if allocation.live]
+        return _live(self.allocations)
 
     @property
     def intent(self) -> LineageStarted:
@@ -357,6 +358,12 @@ _T = TypeVar("_T")
 
 def _last(mapping: Mapping[str, _T]) -> _T | None:
     return list(mapping.values())[-1] if mapping else None
+
+
+@latest
+def _live(allocations: Mapping[str, Allocation]) -> tuple[Allocation, ...]:
+    # A lineage of weeks has hundreds that are over.
+    return tuple(allocation for allocation in allocations.values() if allocation.live)
 
 
 def held_nodes(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:

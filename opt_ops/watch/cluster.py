@@ -169,15 +169,15 @@ class NodeWatch:
 
     def _hear(self, heartbeat: Heartbeat, now: float) -> None:
         name = heartbeat.node
-        before, history = self._newest.get(name), self._histories.get(name, History())
+        before = self._newest.get(name)
         self._newest[name] = heartbeat
         self._heard_at[name] = now
         same, idle = before is not None and same_readings(before, heartbeat), heartbeat.attempt is None
-        steady = self._steady.setdefault(name, set())
+        if same and idle in self._steady.get(name, ()):
+            return  # as nearly every heartbeat
+        history, steady = self._histories.get(name, History()), self._steady.setdefault(name, set())
         if not same:
             steady.clear()
-        elif idle in steady:
-            return
         after = remember(history, heartbeat, self._policy.expected_gpus)
         if after.counts or after.streaks:
             steady.clear()
