@@ -1,15 +1,18 @@
-"""What one daemon costs that watches a whole fleet through the run folder.
+"""What one daemon costs that watches a whole fleet, in real time, and how soon it decides.
 
-    python -m benchmarks.fleet --nodes 16 128 512 2048 --ticks 130
+    python -m benchmarks.fleet --nodes 16 128 512 2048 --rounds 2
+    python -m benchmarks.fleet --nodes 512 --rounds 0 --seconds 240 --speed 4    # memory, over many readings
 
-The supervisor, its watchers, the journal and the run folder's files are the real ones, on a local disk; agents and
-trainer are a feeder that writes what they would: a heartbeat of 8 GPUs for each node every two seconds, a line of
-telemetry a second, a report for each node. The feeder and the supervisor take turns, one tick for each second of
-readings, so that only the supervisor is measured, also where fewer cores are free than a fleet would write with: CPU
-seconds of a tick, one a second, are cores.
+`opt-ops daemon run` watches a lineage in a run folder on a local disk. `benchmarks/fleet_feeder.py`, a process of its
+own, writes what the agents and the trainer of that fleet would, as often as they do. The scheduler is the adapter for
+Slurm; Slurm's commands are shell scripts that answer as a controller would whose nodes are all ours, because so many
+agents cannot run on one machine. The logbook is drawn every 30 seconds, as shipped, by processes that are counted
+apart; MLflow is off.
 
-Half way an Xid 79 is written. From the tick that can first see it to the journaled decision takes that tick's CPU
-seconds, where the daemon has a core; a tick may be a second away.
+In each round, four faults are put in at random moments, each once training has gone on after the one before: an Xid 79,
+a loss that is not finite, a node that falls silent, a rank that dies. Measured is the time from the line in the run
+folder to the line of the decision in the journal, as a reader of both sees it. Two rules wait on purpose, and the table
+says how long. Playbooks are those shipped, except for budgets and margins that keep so many faults out of minutes.
 """
 
 from __future__ import annotations
@@ -18,321 +21,340 @@ import argparse
 import json
 import os
 import platform
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from opt_ops.act import Site
-from opt_ops.adapters.runfolder import FileAgents, FileInbox, FileTrainer
-from opt_ops.core.events import RecoveryDecided
-from opt_ops.core.values import AllocationStatus, Checkpoint, Severity
-from opt_ops.files import write_json
-from opt_ops.journal import read
-from opt_ops.ports import Alert, JobState, Ports, Request
-from opt_ops.supervisor import Life, Supervisor
+from benchmarks.fleet_feeder import GPUS, names
+from opt_ops.adapters.runfolder import FileInbox
+from opt_ops.ports import Request
 from playbooks import loader
 
-GPUS = 8
-HEADINGS = (
-    "nodes",
-    "GPU readings",
-    "cores",
-    "ms per tick and node",
-    "slowest tick, CPU s",
-    "tick with a decision, CPU s",
-    "resident, MiB",
-    "grown since the first quarter, MiB",
-)
+FAULTS = {"xid": "bad_gpu", "nan": "non_finite_loss", "silent": "silent_node", "death": "process_death"}
+"""What is put in, and the failure class that it has to be taken for."""
+WAITS = {"silent": 25.0, "death": 1.0}
+"""Seconds that the rule waits: a silence must last, and peers of a dead rank may tell of an earlier death."""
+SETTLED = 15  # updates of an attempt before the next fault
+LOOK_SECONDS = 0.01
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+PLAYBOOKS = {
+    "unknown.md": {"cordon_per_hour = 4": "cordon_per_hour = 1000", "actions = 40": "actions = 1000"},
+    "non_finite_loss.md": {"settle_steps = 500": "settle_steps = 5", "margin_steps = 50": "margin_steps = 5"},
+    "process_death.md": {"settle_steps = 50": "settle_steps = 5"},
+}
+
+SLURM = {
+    "sbatch": 'echo x >> "$SITE/jobs"; echo "Submitted batch job $(wc -l < "$SITE/jobs")"',
+    "squeue": """case "$*" in
+*%i\\|%T*) for job; do :; done
+    if [ "$job" = 1 ]; then echo "1|RUNNING|all|N/A|None"; else echo "$job|PENDING||N/A|Resources"; fi ;;
+*%N*) echo all ;;
+esac""",
+    "sacct": "",
+    "sinfo": """sed 's/$/|allocated|none/' "$SITE/nodes" """,
+    "scontrol": """case "$*" in
+"show hostnames"*) cat "$SITE/nodes" ;;
+*nodelist=*) echo "${*##*nodelist=}" | tr , '\\n' > "$SITE/nodes.new" && mv "$SITE/nodes.new" "$SITE/nodes" ;;
+esac""",
+    "scancel": "",
+    "srun": "",
+}
 
 
-class Clock:
-    """Seconds that pass as the feeder says."""
+@dataclass
+class Use:
+    """What processes have used at a moment."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> float:
-        """As the port says."""
-        return 1_800_000_000.0 + self.seconds
-
-    def monotonic(self) -> float:
-        """As the port says."""
-        return self.seconds
+    at: float  # monotonic
+    daemon: float  # CPU seconds
+    children: float  # those of the daemon that have ended
+    feeder: float
+    machine: float  # all CPUs, idle ones left out
+    resident: float  # MiB, of the daemon
 
 
-class Held:
-    """A scheduler that gives every node it is asked for, and nothing else."""
-
-    grace_seconds = 30.0
-
-    def __init__(self, nodes: Sequence[str]) -> None:
-        self._nodes = tuple(nodes)
-        self._submitted: list[tuple[str, str]] = []
-
-    def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:  # noqa: ARG002
-        """As the port says."""
-        self._submitted.append((str(len(self._submitted)), allocation))
-        return self._submitted[-1][0]
-
-    def jobs(self) -> Sequence[tuple[str, str]]:
-        """As the port says."""
-        return self._submitted
-
-    def state(self, job: str) -> JobState:
-        """As the port says."""
-        status = AllocationStatus.RUNNING if job == "0" else AllocationStatus.QUEUED
-        return JobState(status, self._nodes if job == "0" else (), "")
-
-    def cancel(self, job: str) -> None:
-        """Nothing."""
-
-    def drain(self, node: str, reason: str) -> None:
-        """Nothing."""
-
-
-class Nothing:
-    """No checkpoints, and nobody to tell."""
-
-    def committed(self, run: str) -> Sequence[Checkpoint]:  # noqa: ARG002
-        """As the port says."""
-        return ()
-
-    def examine(self, checkpoint: Checkpoint) -> None:
-        """Nothing."""
-
-    def examined(self) -> Sequence[tuple[Checkpoint, str]]:
-        """As the port says."""
-        return ()
-
-    def send(self, alert: Alert) -> None:
-        """Nothing."""
-
-    def delivered(self) -> Sequence[tuple[str, str]]:
-        """As the port says."""
-        return ()
-
-
-class Feeder:
-    """Writes what agents and trainer would."""
-
-    def __init__(self, folder: Path, nodes: Sequence[str], clock: Clock) -> None:
-        self._folder = folder
-        self._nodes = nodes
-        self._clock = clock
-        self._attempt: str | None = None
-        self._beats = 0
-        self.readings = 0
-        self.xid: str | None = None
-        (folder / "health").mkdir(parents=True)
-
-    def second(self) -> None:
-        """One second's worth: half of the nodes, and a step."""
-        orders = self._orders()
-        launch = orders.get("launch")
-        if launch and launch["attempt"] != self._attempt:
-            self._start(launch)
-        part = self._nodes[self._beats % 2 :: 2]
-        self._beats += 1
-        for name in part:
-            line = json.dumps(self._heartbeat(name, [orders.get("epoch", 0), orders.get("seq", 0)]))
-            with (self._folder / "health" / f"{name}.jsonl").open("a") as file:
-                file.write(line + "\n")
-        self.readings += GPUS * len(part)
-        if self._attempt is not None and launch:
-            with (self._attempt_folder() / "telemetry.jsonl").open("a") as file:
-                file.write(json.dumps(self._telemetry()) + "\n")
-
-    def _orders(self) -> dict[str, Any]:
-        path = self._folder / "orders.json"
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    def _attempt_folder(self) -> Path:
-        run, _, number = str(self._attempt).partition("-")
-        return self._folder / run / number
-
-    def _start(self, launch: dict[str, Any]) -> None:
-        if self._attempt is not None:
-            self._report(self._ended)
-        self._attempt, self._launch, self._step = launch["attempt"], launch, 0
-        (self._attempt_folder() / "nodes").mkdir(parents=True)
-        schedule = {"peak_lr": 1e-4, "warmup_steps": 10, "total_steps": 10**6, "final_fraction": 0.1}
-        optimizer = {"betas": [0.9, 0.95], "weight_decay": 0.1, "clip_norm": 1.0}
-        config = {"steps": 10**6, "schedule": schedule, "optimizer": optimizer, "versions": {}, "layout": {}}
-        write_json(self._attempt_folder() / "config.json", config)
-        self._report(lambda rank: {"rank": rank, "code": None, "signal": None, "ended": None})
-
-    @staticmethod
-    def _ended(rank: int) -> dict[str, Any]:
-        return {"rank": rank, "code": None, "signal": 15, "ended": 1.0}
-
-    def stop(self) -> None:
-        """Ranks that are told to end have ended."""
-        if self._attempt is not None and not self._orders().get("launch"):
-            self._report(self._ended)
-            self._attempt = None
-
-    def _report(self, rank_of: Any) -> None:
-        for number, name in enumerate(self._launch["nodes"]):
-            ranks = [rank_of(number * GPUS + each) for each in range(GPUS)]
-            fields = {"node": name, "started": self._clock.now(), "ranks": ranks}
-            (self._attempt_folder() / "nodes" / f"{name}.json").write_text(json.dumps(fields))
-
-    def _heartbeat(self, name: str, orders: list[int]) -> dict[str, Any]:
-        xids = []
-        if name == self.xid:
-            line = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus"
-            xids = [{"code": 79, "pci": "0000:3b:00", "line": line, "at": self._clock.now()}]
-        return {
-            "node": name,
-            "host": name,
-            "ts": self._clock.now(),
-            "attempt": self._attempt,
-            "nvml": "ok",
-            "orders": orders,
-            "gpus": [self._gpu(name, index) for index in range(GPUS)],
-            "xids": xids,
-            "allocation": "1-n0",
-            "driver": "570.00",
-        }
-
-    def _gpu(self, name: str, index: int) -> dict[str, Any]:
-        warm = (self._beats + index) % 7
-        return {
-            "index": index,
-            "uuid": f"GPU-{name}-{index}",
-            "serial": f"S-{name}-{index}",
-            "name": "simulated",
-            "vbios": "96.00",
-            "recovery_action": "none",
-            "ecc_on": True,
-            "ecc_on_next": True,
-            "ecc_uncorrected": 0,
-            "ecc_corrected": warm,
-            "ecc_uncorrected_ever": 0,
-            "sram_uncorrected_ever": 0,
-            "sram_over_threshold": False,
-            "remap_pending": False,
-            "remap_failed": False,
-            "rows_remapped": 0,
-            "temperature": 60 + warm,
-            "temperature_limit": 87,
-            "power_watts": 600.0 + warm,
-            "throttle": 0,
-            "utilization": 98,
-            "memory_used": 70 * 2**30,
-            "processes": 1,
-            "persistence": True,
-            "clock_most": 1980,
-            "pcie_width": 16,
-            "pcie_width_most": 16,
-            "pcie_generation": 5,
-            "pcie_generation_most": 5,
-            "pcie_replays": 0,
-            "nvlinks": 18,
-            "nvlink_errors": 0,
-        }
-
-    def _telemetry(self) -> dict[str, Any]:
-        self._step += 1
-        return {
-            "ts": self._clock.now(),
-            "num_updates": self._step,
-            "loss": 2.5 + 0.01 * (self._step % 5),
-            "gnorm": 0.3,
-            "lr": 1e-4 * min(self._step / 10, 1.0),
-            "betas": [0.9, 0.95],
-            "weight_decay": 0.1,
-            "clip_norm": 1.0,
-            "step_seconds": 1.0,
-            "tokens": self._step,
-            "wps": 1.0,
-            "finite": True,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
+@dataclass
+class Measured:
     """Of one fleet."""
 
     nodes: int
-    readings: int
-    cores: float  # mean CPU seconds of a tick, one a second
-    slowest: float  # CPU seconds
-    decided: float | None  # CPU seconds from the start of the tick that sees the Xid to the decision
-    memory: float  # MiB that the process grew by between a quarter and the end
-    resident: float
+    uses: list[Use] = field(default_factory=list[Use])
+    began_seconds: float = 0.0  # from the daemon's start to the first update
+    readings: int = 0  # of GPUs
+    delays: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    peak: float = 0.0  # MiB
+    load: tuple[float, float] = (0.0, 0.0)
 
+    def cores(self, what: str) -> float:
+        """Mean over the time."""
+        return _cores(self.uses[0], self.uses[-1], what)
 
-def resident() -> float:
-    """MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def measure(nodes: int, ticks: int) -> Cost:
-    """Feed one fleet."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, clock = Path(temporary) / "1", Clock()
-        names = [f"n{number:04d}" for number in range(nodes)]
-        feeder = Feeder(folder, names, clock)
-        nothing = Nothing()
-        shape = {"nodes": nodes - 2, "spares": 2, "ranks_per_node": GPUS}
-        start = {"lineage": "1", "recipe": "x", "settings": [], "data": [], "tokenizer": None, "shape": shape}
-        FileInbox(folder).put(Request(request="r-1", author="ann", verb="start", arguments=start), 0.0)
-        policy, _ = loader.load(loader.folder(), expected_gpus=GPUS)
-        ports = Ports(
-            clock=clock,
-            scheduler=Held(names),
-            agents=FileAgents(folder),
-            trainer=FileTrainer(folder),
-            checkpoints=nothing,
-            inbox=FileInbox(folder),
-            notifier=nothing,
+    def busiest(self, samples: int = 10) -> float:
+        """The daemon's cores over its busiest `samples` seconds."""
+        return max(
+            _cores(a, b, "daemon") for a, b in zip(self.uses, self.uses[samples:] or self.uses[-1:], strict=False)
         )
-        site = Site(folder=str(folder), trainer=("train",))
-        life = Life(host="here", pid=1, last_sign=None)
-        supervisor = Supervisor(folder, ports, replace(policy, least_alert=Severity.PAGE), site, life)
-        spent: list[float] = []
-        decided, first = None, 0.0
-        for tick in range(ticks):
-            clock.seconds += 1.0
-            if tick == ticks // 2:
-                feeder.xid = names[5]
-            feeder.second()
-            feeder.stop()
-            incidents = len(supervisor.state.incidents)
-            began = time.process_time()
-            supervisor.tick()
-            spent.append(time.process_time() - began)
-            if decided is None and len(supervisor.state.incidents) > incidents:
-                decided = spent[-1]
-            if tick == ticks // 4:
-                first = resident()
-        last = resident()
-        supervisor.close()
-        entries, _ = read(folder / "journal")
-        assert any(isinstance(entry.event, RecoveryDecided) for entry in entries), "the Xid was not answered"
-        steady = spent[10:]
-        return Cost(nodes, feeder.readings, sum(steady) / len(steady), max(steady), decided, last - first, last)
+
+
+def _cores(first: Use, last: Use, what: str) -> float:
+    return (getattr(last, what) - getattr(first, what)) / max(last.at - first.at, 1e-9)
+
+
+class Site:
+    """A site's folder: configuration, playbooks, Slurm's commands, a lineage that is to start."""
+
+    def __init__(self, folder: Path, nodes: int, spares: int, settings: str = "") -> None:
+        self.folder = folder
+        self.lineage = folder / "runs" / "1"
+        shutil.copytree(loader.folder(), folder / "playbooks", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        for name, replaced in PLAYBOOKS.items():
+            path = folder / "playbooks" / name
+            text = path.read_text()
+            for old, new in replaced.items():
+                assert old in text, f"{old} in {name}"
+                text = text.replace(old, new, 1)
+            path.write_text(text)
+        (folder / "bin").mkdir()
+        for name, script in SLURM.items():
+            (folder / "bin" / name).write_text(f"#!/bin/sh\nSITE='{folder}'\n{script}\n")
+            (folder / "bin" / name).chmod(0o755)
+        (folder / "nodes").write_text("\n".join(names(nodes)) + "\n")
+        (folder / "opt-ops.toml").write_text(
+            f"scheduler = 'slurm'\nplaybooks = 'playbooks'\n{settings}\n[mlflow]\nenabled = false\n"
+            f"[health]\ngpus_per_node = {GPUS}\n"
+        )
+        shape = {"nodes": nodes - spares, "spares": spares, "ranks_per_node": GPUS}
+        start = {"lineage": "1", "recipe": "fed", "settings": [], "data": [], "tokenizer": None, "shape": shape}
+        FileInbox(self.lineage).put(Request(request="r-1", author="ann", verb="start", arguments=start), time.time())
+
+    def daemon(self, *prefix: str) -> subprocess.Popen[bytes]:
+        """The process that operators start; `prefix` comes before its command."""
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        with (self.folder / "daemon.log").open("ab") as log:
+            return subprocess.Popen(
+                [*(prefix or (sys.executable,)), "-m", "opt_ops", "daemon", "run"],
+                env={**os.environ, "PATH": path, "OPT_OPS_CONFIG": str(self.folder / "opt-ops.toml")},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def feeder(self, nodes: int, speed: float) -> subprocess.Popen[bytes]:
+        """The process that writes for the fleet."""
+        command = [sys.executable, "-m", "benchmarks.fleet_feeder", "--folder", str(self.lineage)]
+        return subprocess.Popen(
+            [*command, "--nodes", str(nodes), "--speed", str(speed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+
+class Lines:
+    """JSON lines as they come."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._rest = b""
+        os.set_blocking(file.fileno(), False)
+
+    def new(self) -> list[dict[str, Any]]:
+        """Those that came since the last call."""
+        *lines, self._rest = (self._rest + (self._file.read() or b"")).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+class Watch:
+    """Looks at the daemon, the feeder and the journal, and puts faults in."""
+
+    def __init__(
+        self, site: Site, daemon: subprocess.Popen[bytes], feeder: subprocess.Popen[bytes], to: Measured
+    ) -> None:
+        assert feeder.stdout is not None
+        self._site, self._daemon, self._feeder, self._to = site, daemon, feeder, to
+        self._journal: Lines | None = None
+        self._feeds = Lines(feeder.stdout)
+        self._updates: dict[str, int] = {}
+        self._attempt = ""
+        self._fault: dict[str, Any] | None = None
+        self._failure = ""
+        self._open: set[str] = set()
+        self._decided: tuple[float, str] | None = None
+        self._lines = 0
+        self._sampled = 0.0
+
+    def settled(self) -> bool:
+        """Whether training has gone on for a while, and nothing is left to prove."""
+        return self._updates.get(self._attempt, 0) >= SETTLED and not self._open
+
+    def put_in(self, kind: str) -> None:
+        """A fault, and how soon it is answered."""
+        self._fault = self._decided = None
+        self._tell({"fault": kind})
+        self.until(lambda: self._fault is not None and self._decided is not None, 120.0)
+        assert self._fault is not None
+        assert self._decided is not None
+        assert self._decided[1] == FAULTS[kind], f"{kind} was taken for {self._decided[1]}"
+        self._to.delays.setdefault(kind, []).append(self._decided[0] - self._fault["at"])
+
+    def until(self, what: Callable[[], bool], seconds: float) -> None:
+        """Look until it is so."""
+        deadline = time.monotonic() + seconds
+        while not what():
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{what} not within {seconds:g} s\n{(self._site.folder / 'daemon.log').read_text()[-3000:]}"
+                )
+            self._look()
+            time.sleep(LOOK_SECONDS)
+
+    def wait(self, seconds: float) -> None:
+        """Look for so long."""
+        end = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() >= end, seconds + 60.0)
+
+    def end(self) -> None:
+        """Of the feeder, which says how much it wrote."""
+        self._tell({"stop": True})
+        self.until(lambda: self._lines > 0, 60.0)
+        self._to.readings = self._lines * GPUS
+
+    def _tell(self, words: dict[str, Any]) -> None:
+        assert self._feeder.stdin is not None
+        self._feeder.stdin.write(json.dumps(words).encode() + b"\n")
+        self._feeder.stdin.flush()
+
+    def _look(self) -> None:
+        path = self._site.lineage / "journal" / "000001.jsonl"
+        if self._journal is None and path.exists():
+            self._journal = Lines(path.open("rb", buffering=0))  # type: ignore[arg-type]
+        for entry in self._journal.new() if self._journal else ():
+            self._hear(entry, time.time())
+        for line in self._feeds.new():
+            if "trained" in line:
+                self._attempt = line["attempt"]
+                self._updates[self._attempt] = self._updates.get(self._attempt, 0) + 1
+            elif "fault" in line:
+                self._fault = line
+            else:
+                self._lines = line["lines"]
+        if self._updates and time.monotonic() - self._sampled >= 1.0:
+            self._sampled = time.monotonic()
+            self._to.uses.append(use(self._daemon.pid, self._feeder.pid))
+
+    def _hear(self, entry: dict[str, Any], now: float) -> None:
+        if entry["kind"] == "incident_opened":
+            self._failure = entry["failure"]
+            self._open.add(entry["incident"])
+        elif entry["kind"] == "recovery_decided":
+            self._decided = self._decided or (now, self._failure)
+        elif entry["kind"] in ("recovery_proven", "incident_closed"):
+            self._open.discard(entry["incident"])
+
+
+def use(daemon: int, feeder: int) -> Use:
+    """By /proc (proc(5): stat, statm)."""
+    fields = Path(f"/proc/{daemon}/stat").read_text().rpartition(")")[2].split()
+    fed = Path(f"/proc/{feeder}/stat").read_text().rpartition(")")[2].split()
+    machine = [int(each) for each in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    pages = int(Path(f"/proc/{daemon}/statm").read_text().split()[1])
+    return Use(
+        at=time.monotonic(),
+        daemon=(int(fields[11]) + int(fields[12])) / _TICKS,
+        children=(int(fields[13]) + int(fields[14])) / _TICKS,
+        feeder=(int(fed[11]) + int(fed[12])) / _TICKS,
+        machine=(sum(machine) - machine[3] - machine[4]) / _TICKS,
+        resident=pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+    )
+
+
+def measure(
+    nodes: int,
+    rounds: int,
+    seconds: float,
+    speed: float = 1.0,
+    seed: int = 1,
+    kinds: tuple[str, ...] = tuple(FAULTS),
+    settings: str = "",
+    prefix: tuple[str, ...] = (),
+) -> Measured:
+    """Feed one fleet for `rounds` of faults, and at least `seconds`."""
+    to, chance = Measured(nodes), random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="fleet-") as temporary:
+        site = Site(Path(temporary), nodes, spares=max(2, 2 * rounds), settings=settings)
+        daemon, feeder = site.daemon(*prefix), site.feeder(nodes, speed)
+        watch, began = Watch(site, daemon, feeder, to), time.monotonic()
+        before = os.getloadavg()[0]
+        try:
+            watch.until(lambda: bool(to.uses), 300.0)
+            to.began_seconds = time.monotonic() - began
+            for kind in kinds * rounds:
+                watch.until(watch.settled, 300.0)
+                watch.wait(chance.uniform(0.0, 2.0))
+                watch.put_in(kind)
+            watch.until(watch.settled, 300.0)
+            watch.wait(max(0.0, to.uses[0].at + seconds - time.monotonic()))
+            to.peak = _peak(daemon.pid)
+            to.load = (before, os.getloadavg()[0])
+            watch.end()
+        finally:
+            os.killpg(daemon.pid, signal.SIGTERM)
+            feeder.terminate()
+            daemon.wait()
+            feeder.wait()
+    return to
+
+
+def _peak(pid: int) -> float:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def show(measured: list[Measured]) -> None:
+    """Both tables, in Markdown."""
+    print(
+        "| nodes | minutes | GPU readings | daemon, cores | busiest 10 s | its children, cores | feeder, cores "
+        "| others, cores | load before, after | resident first, last, peak, MiB | start to first update, s |"
+    )
+    print("|" + " ---: |" * 11)
+    for each in measured:
+        first, last = each.uses[0], each.uses[-1]
+        others = each.cores("machine") - sum(each.cores(what) for what in ("daemon", "children", "feeder"))
+        print(
+            f"| {each.nodes:,} | {(last.at - first.at) / 60:.1f} | {each.readings:,} | {each.cores('daemon'):.3f} "
+            f"| {each.busiest():.3f} | {each.cores('children'):.3f} | {each.cores('feeder'):.3f} | {others:.2f} "
+            f"| {each.load[0]:.2f}, {each.load[1]:.2f} | {first.resident:.0f}, {last.resident:.0f}, {each.peak:.0f} "
+            f"| {each.began_seconds:.1f} |"
+        )
+    print("\n| nodes | fault | times | the rule waits, s | beyond that: least, s | median | most |")
+    print("| ---: | --- |" + " ---: |" * 5)
+    for each in measured:
+        for kind, delays in each.delays.items():
+            beyond = sorted(delay - WAITS.get(kind, 0.0) for delay in delays)
+            print(
+                f"| {each.nodes:,} | {FAULTS[kind]} | {len(delays)} | {WAITS.get(kind, 0.0):g} | {beyond[0]:.2f} "
+                f"| {statistics.median(beyond):.2f} | {beyond[-1]:.2f} |"
+            )
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[16, 128, 512, 2048])
-    parser.add_argument("--ticks", type=int, default=130, help="seconds of readings")
+    parser.add_argument("--rounds", type=int, default=2, help="of four faults")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of readings, at least")
+    parser.add_argument("--speed", type=float, default=1.0, help="times as often as agents and trainer write")
     given = parser.parse_args()
-    print(f"Python {platform.python_version()}; {given.ticks} ticks.\n")
-    print(f"| {' | '.join(HEADINGS)} |\n| {' | '.join('---:' for _ in HEADINGS)} |")
-    costs = [measure(nodes, given.ticks) for nodes in given.nodes]
-    for cost in costs:
-        decided = "-" if cost.decided is None else f"{cost.decided:.3f}"
-        print(
-            f"| {cost.nodes:,} | {cost.readings:,} | {cost.cores:.3f} | {1000 * cost.cores / cost.nodes:.3f} | "
-            f"{cost.slowest:.3f} | {decided} | {cost.resident:.0f} | {cost.memory:.1f} |"
-        )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    print(f"Python {platform.python_version()}; {os.cpu_count()} CPUs\n")
+    show([measure(nodes, given.rounds, given.seconds, given.speed) for nodes in given.nodes])
 
 
 if __name__ == "__main__":
