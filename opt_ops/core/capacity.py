@@ -48,7 +48,7 @@ def leaving(allocation: Allocation, now: float, policy: Policy) -> bool:
 def staying(state: State, names: Iterable[str], now: float, policy: Policy) -> list[str]:
     """Those of the held nodes `names` whose allocation is not about to end."""
     goes = {each.name for each in state.live_allocations if each.holds and leaving(each, now, policy)}
-    return [name for name in names if state.held[name].name not in goes]
+    return [name for name in names if state.held[name].name not in goes] if goes else list(names)
 
 
 def last_call(allocation: Allocation, now: float, policy: Policy) -> bool:
@@ -58,10 +58,13 @@ def last_call(allocation: Allocation, now: float, policy: Policy) -> bool:
 
 def eligible_nodes(state: State, policy: Policy, now: float) -> list[str]:
     """The held nodes on which an attempt may start, those that stay longest first."""
-    goes = {each.name: leaving(each, now, policy) for each in state.live_allocations if each.holds}
+    goes = {each.name for each in state.live_allocations if each.holds and leaving(each, now, policy)}
     ends = {each.name for each in state.live_allocations if each.holds and last_call(each, now, policy)}
-    fit = [name for name in _fitness(state.held, state.nodes, policy)[0] if state.held[name].name not in ends]
-    return sorted(fit, key=lambda name: goes[state.held[name].name])
+    fit = _fitness(state.held, state.nodes, policy)[0]
+    if not goes and not ends:
+        return list(fit)
+    fit = [name for name in fit if state.held[name].name not in ends]
+    return sorted(fit, key=lambda name: state.held[name].name in goes)
 
 
 @latest
@@ -127,11 +130,12 @@ def release(state: State, now: float, policy: Policy) -> Event | None:
     attempt = state.attempt
     used = set(attempt.nodes) if attempt is not None and attempt.live else set[str]()
     useful = useful_nodes(state, policy, now)
+    stay = staying(state, useful, now, policy)
     for allocation in state.live_allocations:
         if allocation.release_at is not None or not used.isdisjoint(_own(state, allocation)):
             continue
         why = _done_with(state, bool(used)) or (
-            _superfluous(state, allocation, useful, now, policy) if acts(state) else ""
+            _superfluous(state, allocation, useful, stay, now, policy) if acts(state) else ""
         )
         if why:
             return ReleaseIntended(allocation=allocation.name, why=why)
@@ -150,7 +154,9 @@ def _done_with(state: State, training: bool) -> str:
     return ""
 
 
-def _superfluous(state: State, allocation: Allocation, useful: list[str], now: float, policy: Policy) -> str:
+def _superfluous(
+    state: State, allocation: Allocation, useful: list[str], stay: list[str], now: float, policy: Policy
+) -> str:
     shape, attempt = state.shape, state.attempt
     training = attempt is not None and attempt.live
     waited = now - max(allocation.since, attempt.ended_at or 0.0 if attempt else 0.0)
@@ -162,9 +168,9 @@ def _superfluous(state: State, allocation: Allocation, useful: list[str], now: f
     own = set(_own(state, allocation))
     if own.isdisjoint(useful):
         return f"none of its nodes is fit after {waited:.0f} s" if waited > policy.unfit_seconds else ""
-    stay = staying(state, (node for node in useful if node not in own), now, policy)
-    if training and len(stay) >= shape.nodes + shape.spares:
-        return f"{len(stay)} nodes are held without it"
+    without = len(stay) - len(own.intersection(stay))
+    if training and without >= shape.nodes + shape.spares:
+        return f"{without} nodes are held without it"
     return ""
 
 

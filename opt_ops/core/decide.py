@@ -166,7 +166,7 @@ def exclude_nodes(state: State, now: float, policy: Policy) -> Event | None:
     """A decision takes nodes out: no attempt starts there any more. Not too many in an hour."""
     for incident in state.incidents.values():
         for name in incident.decision.exclude if incident.decision and incident.acted_on else ():
-            node = state.nodes.get(name, Node(name=name))
+            node = state.nodes.get(name) or Node(name=name)
             if node.excluded_by is not None or node.allowed_at >= (incident.decided_at or 0.0) or incident.answered:
                 continue
             if incident.drill is None and _cordoned(state, now) >= policy.limits.cordon_per_hour:

@@ -47,7 +47,7 @@ class AttemptWatch:
         if attempt.started_at is None and reports.keys() >= set(attempt.nodes):
             yield AttemptStarted(attempt=attempt.name, at=max(report.started_at for report in reports.values()))
         over = all(self._over(state, attempt, reports, node) for node in attempt.nodes)
-        if not any(self._nodes.silence(node) > _HEARD_SECONDS for node in attempt.nodes):
+        if self._nodes.all_heard(attempt.nodes, _HEARD_SECONDS):
             yield from self._training.hang(state, attempt)  # else a node may be gone, which explains it better
         if over:
             # The last telemetry was on disk before the processes were gone.

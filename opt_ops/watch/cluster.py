@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from opt_ops.core.energy import EnergyMeter
@@ -117,7 +117,7 @@ class NodeWatch:
         """For each node whether its history would stay as it is by the same readings again: idle, and with ranks."""
         self._looked_at: dict[str, Node] = {}
         """The nodes about which nothing is new since they were judged as the state says."""
-        self._around: object = None
+        self._around: tuple[Mapping[str, object], ...] = ({}, {}, {})
         self._news = False
         self._histories: dict[str, History] = dict(histories or {})
         self._differing: Mapping[str, Judgement] = {}
@@ -132,6 +132,11 @@ class NodeWatch:
         """Seconds since the agent was heard, or since this life began to listen."""
         now = self._clock.monotonic()
         return now - self._heard_at.setdefault(node, now)
+
+    def all_heard(self, nodes: Iterable[str], seconds: float) -> bool:
+        """Whether none of these nodes has been silent for longer than that."""
+        now, heard_at = self._clock.monotonic(), self._heard_at
+        return all(now - heard_at.setdefault(node, now) <= seconds for node in nodes)
 
     def orders_seen(self, node: str) -> tuple[int, int]:
         """Epoch and sequence number of the orders that the node's agent last acted on."""
@@ -157,15 +162,22 @@ class NodeWatch:
         for name in self._heard_at.keys() - held.keys():
             del self._heard_at[name]  # when it is held again, listening begins anew
         self._compare(held, now)
-        around = (self._allocation.unfit, state.bad_parts, self._differing)
-        if around != self._around:
-            self._around = around
-            self._looked_at.clear()
+        self._look_around(state)
         for name in held:
             if now - self._heard_at.setdefault(name, now) > self._policy.silent_seconds:
                 yield from self._fell_silent(state, state.nodes.get(name, Node(name=name)), self.blind(held))
             elif name not in self._looked_at or self._looked_at[name] is not state.nodes.get(name):
                 yield from self._look(state, name)
+
+    def _look_around(self, state: State) -> None:
+        """Look anew at nodes of which somebody else has said something new."""
+        before, self._around = self._around, (state.bad_parts, self._allocation.unfit, self._differing)
+        if self._around[0] != before[0]:
+            self._looked_at.clear()
+        for old, new in zip(before[1:], self._around[1:], strict=True):
+            for name in old.keys() | new.keys() if old != new else ():
+                if old.get(name) != new.get(name):
+                    self._looked_at.pop(name, None)
 
     def _hear(self, heartbeat: Heartbeat, now: float) -> None:
         name = heartbeat.node

@@ -108,7 +108,8 @@ class NodeAgents:
     def fall_silent(self, node: str) -> None:
         """Nothing more arrives from the node's agent, and no orders at it."""
         if (agent := self.agents.get(node)) and self._cluster.nodes[node].heard:
-            self.last_words[node] = self._heartbeat(agent)
+            ts = self._wall() - (self._timeline.now - agent.started_at) % self._costs.heartbeat
+            self.last_words[node] = self._heartbeat(agent, ts)
 
     def heard_again(self, node: str) -> None:
         """The node is back on the network: its reports arrive, and it sees the orders."""
@@ -257,17 +258,27 @@ class NodeAgents:
         parts = self.parts.get(attempt, {}).items()
         return {node: part.report for node, part in parts if part.report is not None}
 
-    def heartbeats(self) -> list[Heartbeat]:
-        """The newest of each node: those between say nothing else."""
-        heard = (agent for agent in self.agents.values() if self._cluster.nodes[agent.node].heard)
-        return [*self.last_words.values(), *map(self._heartbeat, heard)]
+    def heartbeats(self, read: dict[str, float]) -> list[Heartbeat]:
+        """The newest of each node, if it came after the time in `read`, where its own is put: those between say nothing
+        else."""
+        wall, now, every, nodes = self._wall(), self._timeline.now, self._costs.heartbeat, self._cluster.nodes
+        new: list[Heartbeat] = []
+        for name, words in self.last_words.items():
+            if words.ts > read.get(name, 0.0):
+                read[name] = words.ts
+                new.append(words)
+        for name, agent in self.agents.items():
+            ts = wall - (now - agent.started_at) % every
+            if ts > read.get(name, 0.0) and nodes[name].heard:
+                read[name] = ts
+                new.append(self._heartbeat(agent, ts))
+        return new
 
-    def _heartbeat(self, agent: Agent) -> Heartbeat:
-        """The newest; where it says what the one before said, that one with another time, which is much cheaper."""
+    def _heartbeat(self, agent: Agent, ts: float) -> Heartbeat:
+        """Of that time; where it says what the one before said, that one with another time, which is much cheaper."""
         node, said = self._cluster.nodes[agent.node], agent.said
         attempt = agent.part.attempt if agent.part else None
         warned = self._cluster.jobs[agent.job].warned
-        ts = self._wall() - (self._timeline.now - agent.started_at) % self._costs.heartbeat
         if (
             said is not None
             and said.gpus is node.gpus

@@ -164,10 +164,11 @@ class Cluster:
         for job in self.live:
             if job.status is not AllocationStatus.QUEUED or now < job.submitted_at + self._costs.queue:
                 continue
+            excluded = set(job.exclude)
             free = [
                 name
                 for name, node in self.nodes.items()
-                if node.up and not node.drained and node.job is None and name not in job.exclude
+                if node.job is None and node.up and not node.drained and name not in excluded
             ]
             if len(free) < job.wanted:
                 job.reason = "Resources"

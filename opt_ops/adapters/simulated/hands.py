@@ -72,13 +72,7 @@ class SimulatedAgents:
 
     def heartbeats(self) -> Sequence[Heartbeat]:
         """The newest of each node, if it came since the last call."""
-        new: list[Heartbeat] = []
-        read = self._read
-        for heartbeat in self._world.agents.heartbeats():
-            if heartbeat.ts > read.get(heartbeat.node, 0.0):
-                read[heartbeat.node] = heartbeat.ts
-                new.append(heartbeat)
-        return new
+        return self._world.agents.heartbeats(self._read)
 
     def order(self, orders: Orders) -> None:
         """Make these the orders."""

@@ -189,7 +189,7 @@ class World:
         if slowness > 1.0:
             training.slow[node] = slowness
         self.timeline.disturb()
-        if self.agents.parts[launch.attempt].keys() >= set(launch.nodes):
+        if len(self.agents.parts[launch.attempt]) == len(launch.nodes):
             self.timeline.after(self.costs.startup, self._configure, training)
 
     def _configure(self, training: Training) -> None:

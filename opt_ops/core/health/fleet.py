@@ -50,12 +50,13 @@ def differing(heartbeats: Sequence[Heartbeat]) -> Mapping[str, Judgement]:
             different.
     """
     driver, vbios, inforom, clock, time = FLEET_ROWS
-    gpus = [(beat.node, gpu.name or "", gpu) for beat in heartbeats for gpu in beat.gpus]
+    # A node's GPUs are alike, nearly always.
+    kinds = {(b.node, g.name or "", g.vbios, g.inforom, g.clock_most) for b in heartbeats for g in b.gpus}
     said = (
         (driver, {(beat.node, "", beat.driver) for beat in heartbeats}),
-        (vbios, {(node, name, gpu.vbios) for node, name, gpu in gpus}),
-        (inforom, {(node, name, gpu.inforom) for node, name, gpu in gpus}),
-        (clock, {(node, name, None if gpu.clock_most is None else str(gpu.clock_most)) for node, name, gpu in gpus}),
+        (vbios, {(node, name, value) for node, name, value, _, _ in kinds}),
+        (inforom, {(node, name, value) for node, name, _, value, _ in kinds}),
+        (clock, {(node, name, None if value is None else str(value)) for node, name, _, _, value in kinds}),
     )
     found: dict[str, Judgement] = {}
     for row, values in said:
