@@ -118,14 +118,15 @@ def first_bad_module(model: nn.Module, run_again: Callable[[], object]) -> str:
     finds = _Finds()
     for name, parameter in model.named_parameters():
         finds.look(0, f"weight {name}", parameter)
-    if not finds.first:
+    by_rank: list[dict[int, tuple[int, str]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(by_rank, finds.first)  # each looked at its own shards; running again takes all of them
+    if not any(by_rank):
         with finds.hooks(model), torch.compiler.set_stance("force_eager"):  # a compiled layer has no modules to name
             run_again()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 finds.look(3, f"gradient of {name}", parameter.grad)
-    by_rank: list[dict[int, tuple[int, str]]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(by_rank, finds.first)
+        dist.all_gather_object(by_rank, finds.first)
     told = [(kind, at, rank, name) for rank, first in enumerate(by_rank) for kind, (at, name) in first.items()]
     if not told:
         return "nowhere, when the batch was run again: a fault of the hardware?"
