@@ -89,10 +89,10 @@ def replay(
     measured = study.replay(chosen, record, numbers, progress=progress, keep=keep)
     figures = study.summary(measured)
     varied: list[dict[str, Any]] = []
-    for name, value, options in study.variations(chosen) if vary else ():
-        say(f"{name} = {value:g} …", quiet)
-        found = study.summary(study.replay(chosen, record, numbers, options, progress))
-        varied.append({"varied": name, "value": value, "figures": found})
+    for each in study.variations(chosen) if vary else ():
+        say(f"{each.what} = {each.value:g} …", quiet)
+        found = study.summary(study.replay(each.scenario, record, numbers, each.see_seconds, progress))
+        varied.append({"varied": each.what, "value": each.value, "figures": found})
     lost = study.lost_by_cause(measured)
     if plot is not None:
         report.write_plot(plot, report.plot(chosen, figures, varied, lost))

@@ -58,15 +58,15 @@ class Measured:
         return {**asdict(self), "share_of_oracle": self.share_of_oracle}
 
 
-def measure(scenario: Scenario, fate: Fate, played: Played, spares: int | None = None) -> Measured:
-    """Measure a replay that is over. `spares`: as it was varied."""
+def measure(scenario: Scenario, fate: Fate, played: Played) -> Measured:
+    """Measure a replay that is over."""
     world, state = played.world, played.state
     wall = state.since - EPOCH if state.ended else world.now
     kept, lost = _account(scenario, list(world.trainings.values()), state)
     ideal = kept.steps * scenario.training.step_seconds.value
     healthy = scenario.healthy_seconds * kept.steps / scenario.training.steps
     completed = state.status == "COMPLETED"
-    oracle = scenario.healthy_seconds / Oracle(scenario, fate, spares).seconds if completed else None
+    oracle = scenario.healthy_seconds / Oracle(scenario, fate).seconds if completed else None
     pages = [(at, alert.title) for at, alert in world.alerts if alert.severity is Severity.PAGE]
     costs = [_cost(scenario, incident) for incident in state.incidents.values()]
     return Measured(

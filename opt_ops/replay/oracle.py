@@ -28,7 +28,7 @@ class _Course:
 class Oracle:
     """`seconds` is the wall clock of the whole training."""
 
-    def __init__(self, scenario: Scenario, fate: Fate, spares: int | None = None) -> None:
+    def __init__(self, scenario: Scenario, fate: Fate) -> None:
         self._scenario = scenario
         self._fate = fate
         cluster, training, physical = scenario.cluster, scenario.training, scenario.physical
@@ -40,7 +40,7 @@ class Oracle:
         between = scenario.healthy_seconds / max(stops, 1)
         self._save = physical.save.value
         self._interval = max(math.sqrt(2 * self._save * between), self._step_seconds) if stops else math.inf
-        self._course = _Course(hosts=cluster.nodes + (cluster.spares if spares is None else spares))
+        self._course = _Course(hosts=cluster.nodes + cluster.spares)
         self._coming: list[tuple[float, int]] = []  # (when, how many hosts): a heap
         self.seconds = self._run()
 

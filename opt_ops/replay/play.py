@@ -28,15 +28,6 @@ _RECIPE = "opt-175b"
 _SHM = Path("/dev/shm")  # noqa: S108  a journal is synced after every line; nothing here has to outlive the process
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What is varied between replays of one fate."""
-
-    spares: int | None = None
-    save_every: int | None = None  # steps
-    see_seconds: float = 1.0  # between two looks of the supervisor
-
-
 @dataclass(frozen=True, slots=True)
 class Played:
     """What is left when it is over."""
@@ -56,7 +47,7 @@ def policy_for(scenario: Scenario) -> Policy:
 def play(
     scenario: Scenario,
     fate: Fate,
-    options: Options | None = None,
+    see_seconds: float = 1.0,
     folder: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Played:
@@ -65,22 +56,21 @@ def play(
     Args:
         scenario: What the cluster is like.
         fate: What happens in it.
-        options: What is varied.
+        see_seconds: Between two looks of the supervisor.
         folder: For the journal; None: a temporary one.
         progress: Told the share of steps that are trained.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(dir=_SHM if _SHM.is_dir() else None) as temporary:
-            return play(scenario, fate, options, Path(temporary), progress)
-    options = options or Options()
-    world = world_of(scenario, fate, options)
+            return play(scenario, fate, see_seconds, Path(temporary), progress)
+    world = world_of(scenario, fate)
     site = Site(folder=f"/sim/{LINEAGE}", trainer=("train",))
     life = Life(host="replay", pid=1, last_sign=None)
     supervisor = Supervisor(folder, ports(world), policy_for(scenario), site, life)
     watched = _Watched(scenario, fate, world, supervisor, progress)
     longest = 4 * scenario.healthy_seconds + 60 * 86400.0
     try:
-        state = run(world, watched, longest, Pace(tick=options.see_seconds, settle=3.0, stride=900.0, idle=60.0))
+        state = run(world, watched, longest, Pace(tick=see_seconds, settle=3.0, stride=900.0, idle=60.0))
     finally:
         supervisor.close()
     return Played(world, state, tuple(watched.halts))
@@ -140,10 +130,9 @@ def _mend(world: World, number: int) -> None:
     world.ask(faults.Ask(request=f"r-mended-{number}", verb="resume", arguments={"reason": "mended"}).as_request())
 
 
-def world_of(scenario: Scenario, fate: Fate, options: Options) -> World:
+def world_of(scenario: Scenario, fate: Fate) -> World:
     """The cluster with everything that will go wrong in it."""
     cluster, training = scenario.cluster, scenario.training
-    spares = cluster.spares if options.spares is None else options.spares
     physics = Physics(
         seed=fate.seed,
         nodes=cluster.nodes + cluster.spares + fate.hosts_later,
@@ -153,7 +142,7 @@ def world_of(scenario: Scenario, fate: Fate, options: Options) -> World:
         steps=training.steps,
         step_seconds=training.step_seconds.value,
         full_nodes=cluster.nodes,
-        save_every=options.save_every or training.save_every,
+        save_every=training.save_every,
         evaluate_every=training.evaluate_every,
         keep=training.keep,
         schedule=Schedule(
@@ -172,7 +161,7 @@ def world_of(scenario: Scenario, fate: Fate, options: Options) -> World:
         "tokenizer": None,
         "shape": {
             "nodes": cluster.nodes,
-            "spares": spares,
+            "spares": cluster.spares,
             "ranks_per_node": cluster.gpus_per_node,
             "min_nodes": cluster.min_nodes,
         },

@@ -12,7 +12,7 @@ from typing import Any
 from opt_ops.replay.fate import draw
 from opt_ops.replay.keep import write_telemetry
 from opt_ops.replay.measure import DAY, Measured, measure
-from opt_ops.replay.play import Options, play
+from opt_ops.replay.play import play
 from opt_ops.replay.scenario import Scenario
 from opt_ops.replay.trace import Record
 
@@ -42,7 +42,7 @@ def replay(
     scenario: Scenario,
     record: Record | None,
     seeds: Sequence[int],
-    options: Options | None = None,
+    see_seconds: float = 1.0,
     progress: Callable[[int, float], None] | None = None,
     keep: Path | None = None,
 ) -> list[Measured]:
@@ -55,10 +55,10 @@ def replay(
             if progress is not None:
                 progress(seed, share)
 
-        played = play(scenario, fate, options, keep if keep and not found else None, tell)
+        played = play(scenario, fate, see_seconds, keep if keep and not found else None, tell)
         if keep and not found:
             write_telemetry(keep, played.world)
-        found.append(measure(scenario, fate, played, options.spares if options else None))
+        found.append(measure(scenario, fate, played))
     return found
 
 
@@ -101,19 +101,24 @@ def lost_by_cause(measured: Sequence[Measured]) -> dict[str, float]:
     return dict(sorted(hours.items(), key=lambda pair: -pair[1]))
 
 
-def variations(scenario: Scenario) -> list[tuple[str, float, Options]]:
-    """What the scenario wants varied: (what, value, options)."""
-    kinds = {"spares": _spares, "save_every": _save_every, "see_seconds": _see_seconds}
-    return [(name, value, kinds[name](value)) for name, values in scenario.vary.items() for value in values]
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """A scenario in which one thing is another."""
+
+    what: str
+    value: float
+    scenario: Scenario
+    see_seconds: float = 1.0
 
 
-def _spares(value: float) -> Options:
-    return Options(spares=int(value))
+def variations(scenario: Scenario) -> list[Variation]:
+    """What the scenario wants varied."""
+    return [_varied(scenario, what, value) for what, values in scenario.vary.items() for value in values]
 
 
-def _save_every(value: float) -> Options:
-    return Options(save_every=int(value))
-
-
-def _see_seconds(value: float) -> Options:
-    return Options(see_seconds=value)
+def _varied(scenario: Scenario, what: str, value: float) -> Variation:
+    table = {"spares": "cluster", "save_every": "training"}.get(what)
+    if table is None:
+        return Variation(what, value, scenario, see_seconds=value)
+    changed = getattr(scenario, table).model_copy(update={what: int(value)})
+    return Variation(what, value, scenario.model_copy(update={table: changed}))

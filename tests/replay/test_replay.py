@@ -14,9 +14,9 @@ from opt_ops.replay import scenario as scenarios
 from opt_ops.replay.fate import draw
 from opt_ops.replay.measure import measure
 from opt_ops.replay.oracle import Oracle
-from opt_ops.replay.play import play
+from opt_ops.replay.play import play, world_of
 from opt_ops.replay.scenario import Scenario, ScenarioError, Trace
-from opt_ops.replay.study import replay, summary
+from opt_ops.replay.study import replay, summary, variations
 from opt_ops.replay.trace import read as read_record
 from tests.simulated.lives import without_sync
 
@@ -118,6 +118,16 @@ def test_stops_are_survived_and_nobody_beats_the_oracle(record: Path):
     assert len(found[0].incidents) >= 3
     figures = summary(found)
     assert figures["goodput_percent"]["least"] <= figures["goodput_percent"]["mean"]
+
+
+def test_spares_that_are_varied_away_do_not_exist_for_anybody(record: Path):
+    chosen = small(vary={"spares": [0, 2], "save_every": [7]})
+    none, two, saves = variations(chosen)
+    worlds = [world_of(each.scenario, draw(each.scenario, None, 1)) for each in (none, two)]
+    assert [sum(node.up for node in world.cluster.nodes.values()) for world in worlds] == [8, 10]
+    assert saves.scenario.training.save_every == 7
+    for each in replay(none.scenario, read_record(record, RULES), [1, 2]):
+        assert each.goodput <= (each.oracle_goodput or 0.0) + 0.002
 
 
 def test_a_broken_recipe_is_halted_with_a_page():
