@@ -9,6 +9,7 @@ is not made again: the benchmark can be stopped and continued. Tables are printe
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import time
@@ -44,6 +45,7 @@ HEADINGS = (
     "share of ideal %",
     "hardware stop, min",
     "divergence, h",
+    "waiting for people, h",
     "calls",
     "≥ 14 d hands-off",
     "ends",
@@ -74,7 +76,7 @@ def run(
     lines = [json.loads(line) for line in save.read_text().splitlines()] if save.exists() else []
     done = {(line["scenario"], line["seed"]) for line in lines}
     todo = [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
-    with ProcessPoolExecutor(jobs) as pool, save.open("a") as file:
+    with ProcessPoolExecutor(jobs, initializer=gc.disable) as pool, save.open("a") as file:
         for future in as_completed([pool.submit(one, name, record, seed, days) for name, seed in todo]):
             lines.append(future.result())
             file.write(json.dumps(lines[-1]) + "\n")
@@ -100,6 +102,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             _spread([100 * line["share_of_ideal"] for line in mine]),
             _spread([line["hardware_stop"] / 60 for line in mine if line["hardware_stop"]]),
             _spread([line["divergence"] / 3600 for line in mine if line["divergence"]]),
+            _spread([line["person"] / 3600 for line in mine]),
             _spread([float(len(line["pages"])) for line in mine], 1),
             f"{100 * _hands_off(mine):.0f} %",
             ", ".join(f"{count} {status}" for status, count in ends.items()),

@@ -7,7 +7,7 @@ evaluation out. ETTR is the time of kept steps, as long as they took, ÷ wall cl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -45,8 +45,9 @@ class Measured:
     longest_hands_off: float
     lost: dict[str, float] = field(default_factory=dict[str, float])
     """By what it went to: standstill and repeated steps by the kind of incident, saves, fewer nodes and slow ones."""
-    hardware_stop: float | None = None  # mean seconds of standstill and repeated steps
-    divergence: float | None = None
+    hardware_stop: float | None = None  # mean seconds of standstill and repeated steps, where nobody was waited for
+    divergence: float | None = None  # the same
+    person: float = 0.0  # seconds of standstill in which a person was waited for
 
     @property
     def share_of_oracle(self) -> float | None:
@@ -68,7 +69,9 @@ def measure(scenario: Scenario, fate: Fate, played: Played) -> Measured:
     completed = state.status == "COMPLETED"
     oracle = scenario.healthy_seconds / Oracle(scenario, fate).seconds if completed else None
     pages = [(at, alert.title) for at, alert in world.alerts if alert.severity is Severity.PAGE]
-    costs = [_cost(scenario, incident) for incident in state.incidents.values()]
+    halts = [at for at, _ in played.halts]
+    costs = [_cost(scenario, incident, halts) for incident in state.incidents.values()]
+    alone = [each for each in costs if each["cost"] and not each["waited_for_person"]]
     return Measured(
         seed=fate.seed,
         status=str(state.status),
@@ -84,20 +87,28 @@ def measure(scenario: Scenario, fate: Fate, played: Played) -> Measured:
         pages=pages,
         longest_hands_off=_longest(pages, wall),
         lost={kind: seconds for kind, seconds in sorted(lost.items(), key=lambda pair: -pair[1]) if seconds > 1.0},
-        hardware_stop=_mean([each["cost"] for each in costs if each["kind"] in _HARDWARE and each["cost"]]),
-        divergence=_mean([each["cost"] for each in costs if each["kind"] in _LOSS and each["cost"]]),
+        hardware_stop=_mean([each["cost"] for each in alone if each["kind"] in _HARDWARE]),
+        divergence=_mean([each["cost"] for each in alone if each["kind"] in _LOSS]),
+        person=sum(answered - at for at, answered in _answers(played)),
     )
 
 
-def _cost(scenario: Scenario, incident: Incident) -> dict[str, Any]:
-    decision = incident.decision
+def _answers(played: Played) -> Iterator[tuple[float, float]]:
+    """When each halt came, and when training went on."""
+    for at, _ in played.halts:
+        first = [t.points[0].ts - EPOCH for t in played.world.trainings.values() if t.points]
+        yield at, min((began for began in first if began > at), default=at)
+
+
+def _cost(scenario: Scenario, incident: Incident, halts: Sequence[float]) -> dict[str, Any]:
+    decision, at = incident.decision, incident.at - EPOCH
     down, repeated = incident.seconds_down or 0.0, incident.steps_lost or 0
     step = scenario.training.step_seconds.value  # `seconds_down` ends with the first step, which is work or is repeated
     return {
         "incident": incident.name,
         "kind": incident.kind,
         "cause": incident.cause,
-        "at": incident.at - EPOCH,
+        "at": at,
         "seen_after": incident.opened_at - incident.at,
         "step_failed": incident.step_failed,
         "step_resumed": incident.step_resumed,
@@ -108,6 +119,7 @@ def _cost(scenario: Scenario, incident: Incident) -> dict[str, Any]:
         "steps_lost": repeated,
         "seconds_down": down,
         "cost": max(0.0, down + (repeated - 1) * step),
+        "waited_for_person": any(at <= halt <= at + down for halt in halts),
         "proven": incident.proven,
     }
 

@@ -74,6 +74,7 @@ def summary(measured: Sequence[Measured]) -> dict[str, Any]:
         "stops": figure(float(each.stops) for each in measured),
         "hardware_stop_minutes": figure(s / 60 if (s := each.hardware_stop) else None for each in measured),
         "divergence_hours": figure(s / 3600 if (s := each.divergence) else None for each in measured),
+        "person_hours": figure(each.person / 3600 for each in measured),
         "human_calls": figure(float(len(each.pages)) for each in measured),
         "longest_hands_off_days": figure(each.longest_hands_off / DAY for each in measured),
     }

@@ -130,6 +130,17 @@ def test_spares_that_are_varied_away_do_not_exist_for_anybody(record: Path):
         assert each.goodput <= (each.oracle_goodput or 0.0) + 0.002
 
 
+def test_what_a_person_took_to_come_is_no_fault_of_the_supervisor(record: Path):
+    chosen = small()
+    stops = chosen.stops.model_dump() | {"needs_human": {"value": 1.0, "source": "a test"}} if chosen.stops else {}
+    (found,) = replay(Scenario.model_validate(chosen.model_dump() | {"stops": stops}), read_record(record, RULES), [1])
+    waited = [each for each in found.incidents if each["waited_for_person"]]
+    assert found.person > 0.5 * sum(max(0.0, found.lost[name]) for name in found.lost if "standstill" in name)
+    assert waited
+    assert min(each["cost"] for each in waited) > 600
+    assert found.hardware_stop is None or found.hardware_stop < 600
+
+
 def test_a_broken_recipe_is_halted_with_a_page():
     chosen = small("broken-recipe", divergences={"at": [{"step": 600, "source": "a test"}], "cured_below": [0.0, 0.0]})
     (found,) = replay(chosen, None, [1])
