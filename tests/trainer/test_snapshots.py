@@ -176,6 +176,38 @@ def test_a_node_without_a_disk_costs_the_snapshot_and_no_more(ranks: Ranks, tmp_
     assert [step for step, _ in manifest.committed(tmp_path / "1.00" / "checkpoints", "snapshot")] == [2]
 
 
+def saves_where_something_is_in_the_way(root: Path, obstacle: str, durable: bool) -> tuple[bool, bool, str | None]:
+    training = on_nodes(root, ["n1", "n2"], 2)
+    if training.layout.rank == 0:
+        (root / obstacle).mkdir(parents=True)
+    training.step()
+    if training.layout.rank == 0 and durable:
+        manifest.step_folder(root / "1.00" / "checkpoints", 1).write_text("a file where rank 0 needs a folder")
+    training.save(durable=durable)
+    return training.checkpointer.wait(), training.checkpointer.finish(), training.checkpointer.take_error()
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "durable", "why"),
+    [
+        (f"disks/n1/0.99/snapshot-00000001/{ORIGIN}", False, "rank 0: [Errno 21] Is a directory"),  # in a note's place
+        ("1.00/checkpoints", True, "[Errno 20] Not a directory"),
+    ],
+)
+def test_what_fails_after_a_snapshot_was_committed_does_not_take_it_away(
+    ranks: Ranks, tmp_path: Path, obstacle: str, durable: bool, why: str
+) -> None:
+    for rank, (saved, finished, told) in enumerate(
+        ranks(2, saves_where_something_is_in_the_way, tmp_path, obstacle, durable)
+    ):
+        assert saved
+        assert finished != durable, "the last durable one is not there"
+        assert told is not None
+        assert told.startswith(why), rank
+    ((_, path),) = manifest.committed(tmp_path / "1.00" / "checkpoints", "snapshot")
+    assert manifest.verify(path).step == 1
+
+
 def saves_many(root: Path, pinned: int) -> None:
     rule = Retention(newest=2)
     training = on_nodes(root, ["n1", "n2"], 2, snapshots=rule, durable=rule)

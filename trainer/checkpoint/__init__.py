@@ -15,9 +15,9 @@ import torch.distributed as dist
 from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.loading import restore
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.save import Destination
+from trainer.checkpoint.save import Destination, Told
 from trainer.checkpoint.staging import Staging
-from trainer.checkpoint.writer import Told, Writer
+from trainer.checkpoint.writer import Writer
 from trainer.errors import SupersededError
 from trainer.manifest import Manifest
 
@@ -52,6 +52,7 @@ class Checkpointer:
         writer.join(self._staging, destination, address, group)
         self._saving = False
         self._saved: Told | None = None
+        self._copied = True  # the last one: they end in the order of the saves
         self._error: str | None = None
         self._background_seconds = 0.0
 
@@ -90,17 +91,18 @@ class Checkpointer:
         return saved is None or saved.error is None
 
     def finish(self) -> bool:
-        """Wait for the save in flight and for all copies. Returns whether all is well, on all ranks alike.
+        """Wait for the save in flight and for all copies. Returns whether the last of both is good, on all ranks alike.
 
         Raises:
             SupersededError: on all ranks, when the fence forbade the save.
         """
-        well = self.wait()
+        saved = self.wait()
         self._writer.finish()
         told = None
-        while told is None or told.what == "copied":
+        while told is None or told.what not in ("ready", "gone"):
             told = self._writer.hear(wait=True)
-            well = self._note(told) and well
+            self._note(told)
+        well = saved and self._copied and told.what == "ready"
         return all(on_all_ranks(self._group, lambda: well))
 
     def take_error(self) -> str | None:
@@ -127,12 +129,13 @@ class Checkpointer:
         """
         return restore(path, {"model": self._state["model"]}, self._group, self._to)
 
-    def _note(self, told: Told | None) -> bool:
+    def _note(self, told: Told | None) -> None:
         if told is None:
-            return True
+            return
         if told.what in ("saved", "gone"):
             self._saving, self._saved = False, told
             self._background_seconds = told.seconds
+        if told.what == "copied":
+            self._copied = told.error is None
         if told.error:
             self._error = told.error
-        return told.error is None

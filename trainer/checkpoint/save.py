@@ -6,10 +6,12 @@ import queue
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
@@ -58,19 +60,40 @@ class Destination:
         return self.disk / self.folder.absolute().parent.name / path.name
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a writer tells its rank.
+
+    Attributes:
+        what: ``saved`` answers :meth:`Writer.save`, ``copied`` comes when a copy to another place has ended, ``pruned``
+            when old checkpoints could not be removed, ``gone`` when the process has ended, and ``ready`` answers all
+            else.
+        error: why it failed, in one line; None when it did not.
+        superseded: whether it failed because the fence forbade it.
+        seconds: that it took.
+        value: what was asked for.
+    """
+
+    what: Literal["ready", "saved", "copied", "pruned", "gone"]
+    error: str | None = None
+    superseded: bool = False
+    seconds: float = 0.0
+    value: Any = None
+
+
 class Saver:
     """The writers' part, on one rank. All ranks are asked for the same saves in the same order.
 
     Args:
         destination: where to.
         planner: what this rank writes.
-        copied: told how each copy to another place ended.
+        tell: told how all ended that a save is followed by.
     """
 
-    def __init__(self, destination: Destination, planner: SavePlanner, copied: Callable[[str | None], None]) -> None:
+    def __init__(self, destination: Destination, planner: SavePlanner, tell: Callable[[Told], None]) -> None:
         self._to = destination
         self._planner = planner
-        self._copied = copied
+        self._tell = tell
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._nodes: list[str] = [""] * self._world
         dist.all_gather_object(self._nodes, destination.node)
@@ -78,32 +101,30 @@ class Saver:
         self._copies: queue.Queue[Callable[[], None]] = queue.Queue()
         threading.Thread(target=self._copy_for_ever, daemon=True, name="copies").start()
 
-    def save(self, header: Mapping[str, Any], durable: bool) -> tuple[str | None, bool]:
-        """Write what is staged, and commit it; begin to copy it where else it belongs.
+    def save(self, header: Mapping[str, Any], durable: bool) -> Told:
+        """Write what is staged, and commit it; begin to copy it where else it belongs, and remove what has expired.
 
-        Returns:
-            Why it failed, or None; and whether that was for the fence.
+        Once it is committed it stays, whatever becomes of the rest.
         """
-        step = header["step"]
+        begin = time.monotonic()
         first = manifest.snapshot_folder if self._to.disk else manifest.step_folder
-        path = first(self._to.folder, step)
+        path = first(self._to.folder, header["step"])
         begun = False
         try:
             begun = on_rank_0(None, self._make_room, path, header["settings_digest"])
-            if begun:
-                names = self._write(path, header)
-                if durable and self._to.disk:
-                    self._copy_to_folder(header, names)
-                elif durable and self._to.url:
-                    self._copies.put(lambda: self._mirror(path))
-                on_all_ranks(None, self._prune)
+            names = self._write(path, header) if begun else []
         except (Exception, CheckpointException) as error:  # noqa: BLE001  whatever it is, training goes on
-            why = one_line(error)
-            say(f"checkpoint not saved: {path}: {why}", sys.stderr)
+            say(f"checkpoint not saved: {path}: {one_line(error)}", sys.stderr)
             if begun and not self._to.fence.superseded:
                 self._remove(path)  # where the disk is full, the next save needs the room
-            return why, isinstance(error, SupersededError)
-        return None, False
+            return Told("saved", one_line(error), isinstance(error, SupersededError), time.monotonic() - begin)
+        try:
+            if begun:
+                self._begin_copies(path, header, names, durable)
+                self._prune_everywhere()
+        except SupersededError as error:
+            return Told("saved", one_line(error), True, time.monotonic() - begin)
+        return Told("saved", seconds=time.monotonic() - begin)
 
     def finish(self) -> None:
         """Wait for the copies."""
@@ -166,6 +187,29 @@ class Saver:
             if self._to.disk and self._first_here:
                 manifest.remove(self._to.on_disk(path))
 
+    def _begin_copies(self, path: Path, header: Mapping[str, Any], names: list[str], durable: bool) -> None:
+        """One that cannot begin ends in its turn, as one that fails.
+
+        Raises:
+            SupersededError: the fence forbids it.
+        """
+        try:
+            if durable and self._to.disk:
+                self._copy_to_folder(header, names)
+            elif durable and self._to.url:
+                self._copies.put(lambda: self._mirror(path))
+        except SupersededError:
+            raise
+        except Exception as error:  # noqa: BLE001  what is committed is committed, and training goes on
+            self._copies.put(partial(_raise, error))
+
+    def _prune_everywhere(self) -> None:
+        try:
+            on_all_ranks(None, self._prune)
+        except Exception as error:  # noqa: BLE001  as above
+            say(f"old checkpoints not removed: {one_line(error)}", sys.stderr)
+            self._tell(Told("pruned", one_line(error)))
+
     def _prune(self) -> None:
         if self._rank == 0:
             retention.thin(self._to.folder, "step", self._to.durable)
@@ -214,9 +258,13 @@ class Saver:
             work = self._copies.get()
             try:
                 work()
-                self._copied(None)
+                self._tell(Told("copied"))
             except Exception as error:  # noqa: BLE001  a copy that fails is told, and ends nothing
                 say(f"checkpoint not copied: {one_line(error)}", sys.stderr)
-                self._copied(one_line(error))
+                self._tell(Told("copied", one_line(error)))
             finally:
                 self._copies.task_done()
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -9,13 +9,11 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -25,32 +23,12 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
-from trainer.checkpoint.save import Destination, Saver
+from trainer.checkpoint.save import Destination, Saver, Told
 from trainer.checkpoint.staging import Staging, views
 from trainer.parallel import TIMEOUT
 
 _PR_SET_PDEATHSIG = 1
 _ALL_INTERFACES = "0.0.0.0"  # noqa: S104  as torch's own store does: the other ranks are on other hosts
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a writer tells its rank.
-
-    Attributes:
-        what: ``saved`` answers :meth:`Writer.save`, ``copied`` comes when a copy to another place has ended, ``gone``
-            when the process has, and ``ready`` answers all else.
-        error: why it failed, in one line; None when it did not.
-        superseded: whether it failed because the fence forbade it.
-        seconds: that it took.
-        value: what was asked for.
-    """
-
-    what: Literal["ready", "saved", "copied", "gone"]
-    error: str | None = None
-    superseded: bool = False
-    seconds: float = 0.0
-    value: Any = None
 
 
 class Writer:
@@ -174,7 +152,7 @@ def _serve(pipe: Connection) -> NoReturn:
             pipe.send(told)
 
     planner = Prepared(plan, metadata, list(views(memory, plan)))
-    saver = Saver(destination, planner, lambda why: tell(Told("copied", why)))
+    saver = Saver(destination, planner, tell)
     tell(Told("ready"))
     while True:
         asked = pipe.recv()
@@ -182,9 +160,7 @@ def _serve(pipe: Connection) -> NoReturn:
             saver.finish()
             tell(Told("ready"))
             continue
-        begin = time.monotonic()
-        error, superseded = saver.save(*asked)
-        tell(Told("saved", error, superseded, time.monotonic() - begin))
+        tell(saver.save(*asked))
 
 
 class Prepared(DefaultSavePlanner):
