@@ -5,16 +5,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opt_ops.adapters.runfolder import FileInbox
 from opt_ops.core.events import Entry
 from opt_ops.core.fold import replay
 from opt_ops.core.names import lineage_of
 from opt_ops.core.run import State
 from opt_ops.errors import NotFound, UsageError
 from opt_ops.journal import read
-from opt_ops.ports import Request
+
+if TYPE_CHECKING:
+    from opt_ops.ports import Request
 
 
 def folders(runs: Path) -> list[Path]:
@@ -68,6 +69,9 @@ def create(runs: Path) -> Path:
 
 def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: float) -> Request:
     """Put a request into the lineage's inbox for the daemon."""
+    from opt_ops.adapters.runfolder import FileInbox  # those who only look need none of it
+    from opt_ops.ports import Request
+
     request = Request(request=str(uuid.uuid4()), author=author, verb=verb, arguments=arguments)
     FileInbox(path).put(request, ts)
     return request

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from opt_ops.adapters.runfolder import point_of
+from opt_ops.adapters.points import point_of
 from opt_ops.core.decide import decide_recovery
 from opt_ops.core.events import Entry, RecoveryDecided
 from opt_ops.core.fold import fold

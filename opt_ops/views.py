@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from opt_ops.adapters.runfolder import point_of
+from opt_ops.adapters.points import point_of
 from opt_ops.config import Config
 from opt_ops.core.advice import suggest
 from opt_ops.core.codec import encode

@@ -15,7 +15,9 @@ Made from the commands' own help by `python scripts/cli_docs.py`.
 
 stdout holds data only; remarks go to stderr. Not on a terminal, tables are tab-separated. `-o json` prints
 `{"schema": …, "items": […]}`; its fields are only ever added to. Times in JSON are UTC, ISO 8601. `NO_COLOR` is
-honoured. Completion: `opt-ops --install-completion`.
+honoured. Completion in bash, zsh and fish: `opt-ops --install-completion`; it knows lineages, runs, incidents, steps, nodes,
+kinds of events and playbooks. `-c FILE` (the configuration) and `--debug` (with an error, the traceback) may stand before or
+behind every command.
 
 | exit code | meaning |
 | --- | --- |
@@ -24,7 +26,7 @@ honoured. Completion: `opt-ops --install-completion`.
 | 2 | usage: the command line or the configuration cannot be right |
 | 3 | not found |
 | 4 | refused: a precondition or a policy forbids it, or a confirmation is missing |
-| 5 | something was found (`doctor`) |
+| 5 | something was found (`doctor`, `ckpt verify`, `run show --check`) |
 | 75 | something that should answer does not; trying again may help |
 | 130 | interrupted |
 

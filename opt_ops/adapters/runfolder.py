@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opt_ops.adapters.points import point_of
 from opt_ops.core.burn_in import Measured
 from opt_ops.core.health import Gpu, Heartbeat, Machine, Port, Xid
 from opt_ops.core.health.burned import BurnIn, DeviceTest
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.signals import Busy, Compared, Point
+from opt_ops.core.signals import Point
 from opt_ops.core.values import Optimizer, RankExit, Schedule
 from opt_ops.errors import OptOpsError
 from opt_ops.files import Tail, read_json, write_json
@@ -29,17 +31,21 @@ class FileAgents:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._tails: dict[Path, Tail] = {}
+        self._tails: dict[str, Tail] = {}
+        self._reporting = ""
+        self._reports: dict[str, tuple[tuple[int, ...], NodeReport]] = {}
+        """Of the attempt that was asked for last, by file, with what tells whether the file was replaced since."""
 
-    def heartbeats(self) -> Sequence[Heartbeat]:
+    def heartbeats(self) -> Iterator[Heartbeat]:
         """Those that came since the last call, oldest first for each node."""
-        new: list[Heartbeat] = []
-        for path in sorted((self._folder / "health").glob("*.jsonl")):
-            if path not in self._tails:
-                self._tails[path] = Tail(path)
-                self._tails[path].skip_to_last(_LAST_HEARTBEATS)
-            new += [heartbeat_of(fields) for fields in self._tails[path].read()]
-        return new
+        folder = self._folder / "health"
+        for name in sorted(_names(folder, ".jsonl")):
+            tail = self._tails.get(name)
+            if tail is None:
+                tail = self._tails[name] = Tail(folder / name)
+                tail.skip_to_last(_LAST_HEARTBEATS)
+            for fields in tail.read():
+                yield heartbeat_of(fields)
 
     def newest(self) -> Sequence[Heartbeat]:
         """Each node's last one, for those who only look in."""
@@ -52,22 +58,19 @@ class FileAgents:
         write_json(self._folder / "orders.json", {"v": 1, **dataclasses.asdict(orders)})
 
     def reports(self, attempt: str) -> Mapping[str, NodeReport]:
-        """By node."""
-        reports: dict[str, NodeReport] = {}
-        for path in (self._folder / attempt_folder(attempt) / "nodes").glob("*.json"):
-            fields = read_json(path)
-            if fields is None:
+        """By node. A file is read again when it was replaced."""
+        if attempt != self._reporting:
+            self._reporting, self._reports = attempt, {}
+        folder = self._folder / attempt_folder(attempt) / "nodes"
+        for name in _names(folder, ".json"):
+            path = folder / name
+            identity = _identity(path)
+            if identity is None or (name in self._reports and self._reports[name][0] == identity):
                 continue
-            node = str(fields["node"])
-            exits = tuple(
-                RankExit(rank=r["rank"], node=node, code=r["code"], signal=r["signal"], at=r["ended"])
-                for r in fields["ranks"]
-                if r["ended"] is not None
-            )
-            done = len(exits) == len(fields["ranks"])
-            tails = {int(r["rank"]): str(r["tail"]) for r in fields["ranks"] if r.get("tail")}
-            reports[node] = NodeReport(node=node, started_at=fields["started"], exits=exits, done=done, tails=tails)
-        return reports
+            fields = read_json(path)
+            if fields is not None:
+                self._reports[name] = identity, _report_of(fields)
+        return {report.node: report for _, report in self._reports.values()}
 
     def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
         """What the ranks wrote down at that request, once their agents have gathered it; empty: no answer in time."""
@@ -77,6 +80,39 @@ class FileAgents:
             texts |= {int(rank): "" for rank in fields.get("py_spy", {})}  # those that did not answer
             texts |= {int(rank): str(text) for rank, text in fields.get("stacks", {}).items()}
         return texts
+
+
+def _names(folder: Path, ending: str) -> list[str]:
+    """Of the whole files in a folder; none where there is no such folder."""
+    try:
+        return [name for name in os.listdir(folder) if name.endswith(ending) and not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Of what the file holds now. It is opened for that: network file systems look then, and not at a mere `stat`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        stat = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _report_of(fields: Mapping[str, Any]) -> NodeReport:
+    node = str(fields["node"])
+    exits = tuple(
+        RankExit(rank=r["rank"], node=node, code=r["code"], signal=r["signal"], at=r["ended"])
+        for r in fields["ranks"]
+        if r["ended"] is not None
+    )
+    done = len(exits) == len(fields["ranks"])
+    tails = {int(r["rank"]): str(r["tail"]) for r in fields["ranks"] if r.get("tail")}
+    return NodeReport(node=node, started_at=fields["started"], exits=exits, done=done, tails=tails)
 
 
 _GPU_FIELDS = frozenset(field.name for field in dataclasses.fields(Gpu))
@@ -91,7 +127,7 @@ def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
         attempt=fields.get("attempt"),
         nvml=fields["nvml"],
         orders=tuple(fields.get("orders", (0, 0))),
-        gpus=tuple(Gpu(**{k: v for k, v in gpu.items() if k in _GPU_FIELDS}) for gpu in fields.get("gpus", ())),
+        gpus=tuple(_gpu_of(gpu) for gpu in fields.get("gpus", ())),
         xids=tuple(Xid(**xid) for xid in fields.get("xids", ())),
         allocation=fields.get("allocation"),
         warned=bool(fields.get("warned")),
@@ -102,6 +138,10 @@ def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
         burned_at=fields.get("burned_at") or 0.0,
         energy_joules=_energy_of(fields.get("gpus", ())),
     )
+
+
+def _gpu_of(fields: Mapping[str, Any]) -> Gpu:
+    return Gpu(**{name: fields[name] for name in fields.keys() & _GPU_FIELDS})
 
 
 def _energy_of(gpus: Sequence[Mapping[str, Any]]) -> float | None:
@@ -201,37 +241,6 @@ def _config_of(fields: Mapping[str, Any]) -> TrainerConfig:
         versions=fields.get("versions", {}),
         layout=fields.get("layout", {}),
     )
-
-
-def point_of(fields: Mapping[str, Any]) -> Point:
-    """A line of telemetry."""
-    return Point(
-        step=fields["num_updates"],
-        ts=fields["ts"],
-        loss=fields["loss"],
-        gnorm=fields["gnorm"],
-        lr=fields["lr"],
-        betas=tuple(fields["betas"]),
-        weight_decay=fields["weight_decay"],
-        clip_norm=fields["clip_norm"],
-        step_seconds=fields["step_seconds"],
-        tokens=fields["tokens"],
-        wps=fields["wps"],
-        finite=fields["finite"],
-        save_seconds=fields.get("save_seconds", 0.0),
-        save_error=fields.get("save_error"),
-        loss_scale=fields.get("loss_scale"),
-        skip=fields.get("skip"),
-        bad_module=fields.get("bad_module"),
-        actv_norm=fields.get("actv_norm"),
-        busy=Busy(**fields["busy_seconds"]) if fields.get("busy_seconds") else None,
-        checksums=_compared_of(fields["checksums"]) if fields.get("checksums") else None,
-    )
-
-
-def _compared_of(fields: Mapping[str, Any]) -> Compared:
-    ranks = tuple(int(rank) for rank in fields["ranks"])
-    return Compared(ranks=ranks, certain=bool(fields["certain"]), what=str(fields["what"]))
 
 
 class FileInbox:

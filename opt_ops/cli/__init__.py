@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import os
 import sys
+import traceback
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+import typer.main
 
 from opt_ops import __version__
-from opt_ops.cli.common import ConfigOption, settings
+from opt_ops.cli.common import ConfigOption, DebugOption, settings
 from opt_ops.errors import OptOpsError
 
 # By noun: the module whose `app` (or other attribute) it is, and the modules that add commands to that.
@@ -33,10 +38,12 @@ _VERBS = {
     "init": ("init", "init"),
     "doctor": ("doctor", "doctor"),
 }
+_COMPLETE = "_OPT_OPS_COMPLETE"  # set by the shell's completion, to a word that names the shell
+_NEED_ALL = frozenset({"-h", "--help", "--install-completion", "--show-completion"})
 
 
-def build(only: str = "") -> typer.Typer:
-    """The command with all its nouns and verbs, or with one of them."""
+def build(noun: str = "", verb: str = "") -> typer.Typer:
+    """The command with all its nouns and verbs, or with one of them, or with one verb of one noun."""
     app = typer.Typer(
         name="opt-ops",
         help="Supervises training runs: sees what goes wrong, recovers by playbooks, proves it, writes the logbook.",
@@ -47,15 +54,29 @@ def build(only: str = "") -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     for name, (module, attribute, more) in _NOUNS.items():
-        if only in ("", name):
-            noun = getattr(_module(module), attribute)
-            for each in more:
-                _module(each)
-            app.add_typer(noun, name=name)
+        if noun in ("", name):
+            app.add_typer(_noun(getattr(_module(module), attribute), more, verb), name=name)
     for name, (module, attribute) in _VERBS.items():
-        if only in ("", name):
+        if noun in ("", name):
             app.command(name)(getattr(_module(module), attribute))
     return app
+
+
+def _noun(app: typer.Typer, more: Sequence[str], verb: str) -> typer.Typer:
+    """With its one command that is called `verb`; with all of them, if that is none or another module adds it."""
+    for name in ("", *more):
+        if name:
+            _module(name)
+        found = [known for known in app.registered_commands if verb and _name(known) == verb]
+        if found:
+            alone = copy.copy(app)
+            alone.registered_commands = found
+            return alone
+    return app
+
+
+def _name(command: Any) -> str:
+    return command.name or typer.main.get_command_name(command.callback.__name__)
 
 
 def _module(name: str) -> Any:
@@ -65,9 +86,9 @@ def _module(name: str) -> Any:
 def _root(
     context: typer.Context,
     config: ConfigOption = None,
+    debug: DebugOption = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
-    settings.config_path = config
     if version:
         print(__version__)
         raise typer.Exit
@@ -76,16 +97,55 @@ def _root(
 
 
 def main() -> None:
-    """Run the command; a mistake of the user's or the world's is a message and an exit code, never a traceback."""
-    word = sys.argv[1] if len(sys.argv) > 1 else "q"  # alone, it prints the queue
-    first = word if word in _NOUNS or word in _VERBS else "q" if word == "--version" else ""
+    """Run the command; whatever goes wrong is a message and an exit code, a traceback only with `--debug`."""
     try:
-        build(first)()
+        command = typer.main.get_command(build(*_asked()))
+        _understand_everywhere(command, [each for each in command.params if each.name in ("config", "debug")])
+        command.main(prog_name="opt-ops", complete_var=_COMPLETE)
     except OptOpsError as error:
-        print(f"opt-ops: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  next: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(str(error), error.hint, error.exit_code)
+    except OSError as error:  # of this machine: a folder that cannot be written, a disk that is full
+        _leave(str(error), "", 1)
+    except Exception as error:  # noqa: BLE001  (a mistake of ours: at three in the morning a line says more than a page)
+        hint = "" if settings.debug else "the same command with --debug says where; please report it"
+        _leave(f"unexpected {type(error).__name__}: {error}", hint, 1)
+
+
+def _leave(message: str, hint: str, code: int) -> None:
+    if settings.debug:
+        traceback.print_exc()
+    print(f"opt-ops: {message}", file=sys.stderr)
+    if hint:
+        print(f"  next: {hint}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _understand_everywhere(command: Any, options: Sequence[Any]) -> None:
+    """Let `-c` and `--debug` stand behind every command too, and not only before it."""
+    for child in getattr(command, "commands", {}).values():
+        for option in () if hasattr(child, "commands") else options:
+            common = copy.copy(option)
+            common.expose_value = False
+            child.params.append(common)
+        _understand_everywhere(child, options)
+
+
+def _asked() -> tuple[str, str]:
+    """Noun and verb of the command line, as far as they are known before anything is imported; "" stands for all."""
+    words = sys.argv[1:]
+    if _COMPLETE in os.environ:  # the last word is not finished yet
+        line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+        words = line.split()[1:] if line[-1:].isspace() else line.split()[1:-1]
+    elif not _NEED_ALL.intersection(words) and not any(_plain(words)):
+        return "q", ""  # alone, it prints the queue
+    noun, verb, *_ = *_plain(words), "", ""
+    return (noun, verb) if noun in _NOUNS or noun in _VERBS else ("", "")
+
+
+def _plain(words: Sequence[str]) -> list[str]:
+    """Those that are neither options nor the value of `-c`."""
+    pairs = zip(["", *words], words, strict=False)
+    return [word for before, word in pairs if not word.startswith("-") and before not in ("-c", "--config")]
 
 
 def __getattr__(name: str) -> Any:

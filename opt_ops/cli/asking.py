@@ -11,9 +11,7 @@ from opt_ops import lineages, views
 from opt_ops.cli.common import ask_daemon, author, confirm, daemon_alive, lineage_folder, settings, show_answer
 from opt_ops.core.events import RequestRefused
 from opt_ops.errors import Refused
-from opt_ops.ports import Request
 from opt_ops.render import Format, say
-from opt_ops.watch.requests import event_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,11 @@ class Asked:
         Raises:
             Refused: it cannot be done, was not confirmed, or must not wait.
         """
+        from opt_ops.ports import (
+            Request,
+        )  # these two bring most of the core, and `run show` is in one module with `run stop`
+        from opt_ops.watch.requests import event_of
+
         path, who = lineage_folder(identifier), author(self.by)
         state = lineages.state(path)
         request = Request(request="dry-run", author=who, verb=self.verb, arguments=self.arguments)

@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from opt_ops import lineages
 from opt_ops.cli import node
-from opt_ops.cli.common import FormatOption, lineage_folder, settings
+from opt_ops.cli.common import FormatOption, complete_id, complete_node, lineage_folder, settings
 from opt_ops.core.health import HEALTH_TABLE, Heartbeat, Judgement, differing, judge_all, rank
 from opt_ops.core.health.burned import BurnIn, burned
 from opt_ops.core.values import Verdict
@@ -57,9 +57,15 @@ class _Place:
 def check(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NODE]…", help="Of the job that this runs in. [default: this machine]"),
+        typer.Argument(
+            metavar="[NODE]…",
+            help="Of the job that this runs in. [default: this machine]",
+            autocompletion=complete_node,
+        ),
     ] = None,
-    lineage: Annotated[str, typer.Option("--lineage", help="The nodes that it holds, or NODE… of them.")] = "",
+    lineage: Annotated[
+        str, typer.Option("--lineage", help="The nodes that it holds, or NODE… of them.", autocompletion=complete_id)
+    ] = "",
     burn: Annotated[
         bool, typer.Option("--burn-in", help="Compute and transfer as well: nothing may run there.")
     ] = False,

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from opt_ops import lineages
-from opt_ops.cli.common import FormatOption, IdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.common import FormatOption, IdArgument, OptionalIdArgument, QuietOption, lineage_folder, settings
 from opt_ops.errors import NotFound, Refused, UsageError
 from opt_ops.files import write_text
 from opt_ops.render import Column, Format, say, show
@@ -114,7 +114,7 @@ def open_(identifier: IdArgument) -> None:
 
 @mlflow.command()
 def sync(
-    identifier: Annotated[str, typer.Argument(metavar="[ID]", help="Lineage. [default: all of them]")] = "",
+    identifier: OptionalIdArgument = "",
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:

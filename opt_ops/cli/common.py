@@ -13,7 +13,8 @@ import typer
 
 from opt_ops import lineages
 from opt_ops.config import Config, load
-from opt_ops.core.events import RequestRefused
+from opt_ops.core.events import KINDS, RequestRefused
+from opt_ops.core.run import State
 from opt_ops.errors import NotFound, OptOpsError, Refused
 from opt_ops.files import read_json
 from opt_ops.render import Column, Format, say, show
@@ -22,10 +23,11 @@ _ANSWER_SECONDS = 10.0  # a tick is a second
 
 
 class Settings:
-    """What the root command was given; the configuration is read when a command first asks for it."""
+    """What every command is given; the configuration is read when a command first asks for it."""
 
     def __init__(self) -> None:
         self.config_path: Path | None = None
+        self.debug = False
 
     @property
     def config(self) -> Config:
@@ -36,7 +38,8 @@ class Settings:
 settings = Settings()
 
 
-def _complete_id(incomplete: str) -> list[str]:
+def complete_id(incomplete: str) -> list[str]:
+    """Lineages and runs; attempts and incidents once their sign has been typed."""
     try:
         names = [path.name for path in lineages.folders(settings.config.runs)]
         states = [lineages.state(settings.config.runs / name) for name in names]
@@ -48,31 +51,69 @@ def _complete_id(incomplete: str) -> list[str]:
     return [name for name in known if name.startswith(incomplete)]
 
 
-def complete_step(context: typer.Context, incomplete: str) -> list[str]:
-    """The steps of the checkpoints of the lineage that was named before."""
+def _states(context: typer.Context) -> list[State]:
+    """Of the lineage that was named before, or of all; none where they cannot be read."""
+    named = context.params.get("identifier")
     try:
-        state = lineages.state(lineage_folder(str(context.params.get("identifier") or "")))
+        folders = [lineage_folder(str(named))] if named else lineages.folders(settings.config.runs)
+        return [lineages.state(path) for path in folders]
     except OptOpsError:
         return []
-    steps = sorted({known.checkpoint.step for known in state.checkpoints.values()})
-    return [str(step) for step in steps if str(step).startswith(incomplete)]
+
+
+def complete_step(context: typer.Context, incomplete: str) -> list[str]:
+    """The steps of the checkpoints of the lineage that was named before."""
+    steps = {known.checkpoint.step for state in _states(context) for known in state.checkpoints.values()}
+    return [str(step) for step in sorted(steps) if str(step).startswith(incomplete)]
+
+
+def complete_node(context: typer.Context, incomplete: str) -> list[str]:
+    """The nodes that a journal names."""
+    names = {name: None for state in _states(context) for name in (*state.nodes, *state.held)}
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_kind(incomplete: str) -> list[str]:
+    """The kinds of events."""
+    return [kind for kind in sorted(KINDS) if kind.startswith(incomplete)]
 
 
 IdArgument = Annotated[
     str,
     typer.Argument(
-        metavar="ID", help="Lineage 12, run 12.01, attempt 12.01-a3 or incident 12-i003.", autocompletion=_complete_id
+        metavar="ID", help="Lineage 12, run 12.01, attempt 12.01-a3 or incident 12-i003.", autocompletion=complete_id
     ),
 ]
 OptionalIdArgument = Annotated[
     str,
-    typer.Argument(metavar="[ID]", help="Lineage. [default: all of them]", autocompletion=_complete_id),
+    typer.Argument(metavar="[ID]", help="Lineage. [default: all of them]", autocompletion=complete_id),
 ]
+
+
+def _use_config(file: Path | None) -> Path | None:
+    settings.config_path = file or settings.config_path
+    return file
+
+
+def _use_debug(debug: bool) -> bool:
+    settings.debug = debug or settings.debug
+    return debug
+
+
+# These two are understood before and behind every command. They are remembered as they are read, for completion too.
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("-c", "--config", help="Configuration file. [default: $OPT_OPS_CONFIG or ./opt-ops.toml]"),
+    typer.Option(
+        "-c",
+        "--config",
+        help="Configuration file. [default: $OPT_OPS_CONFIG or ./opt-ops.toml]",
+        callback=_use_config,
+    ),
 ]
-FormatOption = Annotated[Format, typer.Option("-o", "--output", help="How to print.", show_default="table")]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="With an error, show where in the code it arose.", callback=_use_debug)
+]
+FormatOption = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]
 HeaderOption = Annotated[bool, typer.Option("--header/--no-header", help="The table's heading line.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No remarks on stderr.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

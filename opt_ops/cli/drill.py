@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from opt_ops.cli.asking import Asked
-from opt_ops.cli.common import AuthorOption, DryRunOption, FormatOption, IdArgument, QuietOption, YesOption
+from opt_ops.cli.common import (
+    AuthorOption,
+    DryRunOption,
+    FormatOption,
+    IdArgument,
+    QuietOption,
+    YesOption,
+    complete_node,
+)
 from opt_ops.core.values import Fault
 from opt_ops.render import Format
 
@@ -75,7 +83,7 @@ def flip_bit(
 @app.command()
 def xid(
     identifier: IdArgument,
-    node: Annotated[str, typer.Option(help="Which held node.")],
+    node: Annotated[str, typer.Option(help="Which held node.", autocompletion=complete_node)],
     code: Annotated[int, typer.Option("--xid", min=1, help="The Xid that its kernel log shows.")] = 79,
     yes: YesOption = False,
     dry_run: DryRunOption = False,

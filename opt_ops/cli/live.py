@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opt_ops import lineages, views
-from opt_ops.adapters.runfolder import point_of
+from opt_ops.adapters.points import point_of
 from opt_ops.cli.common import IdArgument, QuietOption, lineage_folder
 from opt_ops.cli.run import app
 from opt_ops.core.events import Entry

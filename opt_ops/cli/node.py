@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from opt_ops import lineages
-from opt_ops.cli.common import FormatOption, HeaderOption, lineage_folder, newest_lineage
+from opt_ops.cli.common import FormatOption, HeaderOption, complete_id, lineage_folder, newest_lineage
 from opt_ops.core.health import HEALTH_TABLE
 from opt_ops.core.health.explain import described, look_up
 from opt_ops.errors import NotFound
@@ -31,7 +31,9 @@ _COLUMNS = [
 
 @app.command("list")
 def list_(
-    identifier: Annotated[str, typer.Argument(metavar="[ID]", help="Lineage. [default: the newest]")] = "",
+    identifier: Annotated[
+        str, typer.Argument(metavar="[ID]", help="Lineage. [default: the newest]", autocompletion=complete_id)
+    ] = "",
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from opt_ops import lineages
 from opt_ops.cli import node
-from opt_ops.cli.common import FormatOption, HeaderOption, lineage_folder, settings
+from opt_ops.cli.common import FormatOption, HeaderOption, OptionalIdArgument, lineage_folder, settings
 from opt_ops.core.node_ledger import Record, merged, parts, records
 from opt_ops.render import Column, Format, age, iso, printable, show
 
@@ -30,7 +30,7 @@ _COLUMNS = [
 
 @node.app.command()
 def ledger(
-    identifier: Annotated[str, typer.Argument(metavar="[ID]", help="Lineage. [default: all]")] = "",
+    identifier: OptionalIdArgument = "",
     everything: Annotated[bool, typer.Option("--all", help="Those that never failed, too.")] = False,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,

@@ -9,7 +9,7 @@ import typer
 
 from opt_ops import lineages
 from opt_ops.cli.common import FormatOption, HeaderOption, IdArgument, QuietOption, lineage_folder, settings
-from opt_ops.errors import NotFound
+from opt_ops.errors import NotFound, OptOpsError
 from opt_ops.render import Column, Format, printable, say, show
 
 app = typer.Typer(no_args_is_help=True, help="The pages that people read and the policy executes.")
@@ -21,6 +21,16 @@ def _folder(given: Path | None) -> Path:
     from playbooks import loader
 
     return given or settings.config.playbooks or loader.folder()
+
+
+def _complete_page(incomplete: str) -> list[str]:
+    from playbooks import loader
+
+    try:
+        _, pages = loader.load(_folder(None))
+    except OptOpsError:
+        return []
+    return [page.playbook.name for page in pages if page.playbook.name.startswith(incomplete)]
 
 
 @app.command("list")
@@ -58,7 +68,9 @@ def list_(folder: FolderOption = None, output: FormatOption = Format.TABLE, head
 
 @app.command("show")
 def show_(
-    name: Annotated[str, typer.Argument(help="A page's name, or a failure class that it answers.")],
+    name: Annotated[
+        str, typer.Argument(help="A page's name, or a failure class that it answers.", autocompletion=_complete_page)
+    ],
     folder: FolderOption = None,
 ) -> None:
     """A page as it is written.

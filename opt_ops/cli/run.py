@@ -21,6 +21,7 @@ from opt_ops.cli.common import (
     YesOption,
     ask_daemon,
     author,
+    complete_kind,
     lineage_folder,
     settings,
     show_answer,
@@ -307,7 +308,9 @@ def note(
 
 def events(
     identifier: IdArgument,
-    kind: Annotated[list[str] | None, typer.Option(help="Only events of this kind; may be repeated.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only events of this kind; may be repeated.", autocompletion=complete_kind)
+    ] = None,
     since: Annotated[str, typer.Option(help="Only from the last 90s, 15m, 2h or 3d.")] = "",
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on printing what comes.")] = False,
     output: FormatOption = Format.TABLE,

@@ -19,7 +19,7 @@ from opt_ops.cli.common import FormatOption, QuietOption, daemon_alive, settings
 from opt_ops.cli.units import Form, unit
 from opt_ops.config import locate
 from opt_ops.core.values import Severity
-from opt_ops.errors import NotDelivered, Refused, Unavailable
+from opt_ops.errors import NotDelivered, OptOpsError, Refused, Unavailable
 from opt_ops.files import read_json
 from opt_ops.ports import Alert
 from opt_ops.render import Column, Format, age, clock, iso, say, show
@@ -50,7 +50,13 @@ def run_(
     logging.Formatter.converter = time.gmtime
     form = "%(asctime)sZ %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
-    Daemon(settings.config, settings.config_path).run(until_idle=until_idle)
+    try:
+        Daemon(settings.config, settings.config_path).run(until_idle=until_idle)
+    except OptOpsError:
+        raise
+    except Exception:
+        logging.getLogger(__name__).exception("the daemon ends")  # whoever reads the log cannot run it again
+        raise
 
 
 def _forget_the_job() -> None:

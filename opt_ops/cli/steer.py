@@ -16,6 +16,8 @@ from opt_ops.cli.common import (
     IdArgument,
     QuietOption,
     YesOption,
+    complete_node,
+    complete_step,
     lineage_folder,
 )
 from opt_ops.core.values import Driver
@@ -23,6 +25,8 @@ from opt_ops.errors import UsageError
 from opt_ops.render import Format, say
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]
+
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Which node.", autocompletion=complete_node)]
 
 # What people type for the settings that they change most.
 _SHORT = {"clip": "optim.clip_norm", "weight_decay": "optim.weight_decay", "betas": "optim.betas"}
@@ -70,7 +74,12 @@ def resume(
 @run.app.command()
 def rollback(
     identifier: IdArgument,
-    to: Annotated[int, typer.Option("--to", min=0, help="The newest good checkpoint at or before this step.")],
+    to: Annotated[
+        int,
+        typer.Option(
+            "--to", min=0, help="The newest good checkpoint at or before this step.", autocompletion=complete_step
+        ),
+    ],
     lr_scale: Annotated[
         float | None, typer.Option("--lr-scale", help="Multiply the learning rate from there on.")
     ] = None,
@@ -165,7 +174,7 @@ def hand_back(
 @node.app.command()
 def exclude(
     identifier: IdArgument,
-    name: Annotated[str, typer.Argument(metavar="NODE", help="Which node.")],
+    name: NodeArgument,
     reason: ReasonOption = "excluded by hand",
     yes: YesOption = False,
     dry_run: DryRunOption = False,
@@ -186,7 +195,7 @@ def exclude(
 @node.app.command()
 def allow(
     identifier: IdArgument,
-    name: Annotated[str, typer.Argument(metavar="NODE", help="Which node.")],
+    name: NodeArgument,
     reason: ReasonOption = "allowed by hand",
     retest: Annotated[
         bool, typer.Option("--retest", help="Read it and burn it in first; only a fit one returns.")

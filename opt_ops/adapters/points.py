@@ -1,0 +1,44 @@
+"""Lines of telemetry.jsonl as points: a module of its own, since those who only look need no more of the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from opt_ops.core.signals import Busy, Compared, Point
+
+
+def point_of(fields: Mapping[str, Any]) -> Point:
+    """A line of telemetry."""
+    return Point(
+        step=fields["num_updates"],
+        ts=fields["ts"],
+        loss=fields["loss"],
+        gnorm=fields["gnorm"],
+        lr=fields["lr"],
+        betas=tuple(fields["betas"]),
+        weight_decay=fields["weight_decay"],
+        clip_norm=fields["clip_norm"],
+        step_seconds=fields["step_seconds"],
+        tokens=fields["tokens"],
+        wps=fields["wps"],
+        finite=fields["finite"],
+        save_seconds=fields.get("save_seconds", 0.0),
+        save_error=fields.get("save_error"),
+        loss_scale=fields.get("loss_scale"),
+        skip=fields.get("skip"),
+        bad_module=fields.get("bad_module"),
+        actv_norm=fields.get("actv_norm"),
+        busy=Busy(**fields["busy_seconds"]) if fields.get("busy_seconds") else None,
+        checksums=_compared_of(fields["checksums"]) if fields.get("checksums") else None,
+        valid=_losses_of(fields["valid"]) if fields.get("valid") else None,
+    )
+
+
+def _compared_of(fields: Mapping[str, Any]) -> Compared:
+    ranks = tuple(int(rank) for rank in fields["ranks"])
+    return Compared(ranks=ranks, certain=bool(fields["certain"]), what=str(fields["what"]))
+
+
+def _losses_of(fields: Mapping[str, Any]) -> dict[str, float | None]:
+    return {str(corpus): None if loss is None else float(loss) for corpus, loss in fields.items()}
