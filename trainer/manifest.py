@@ -26,6 +26,7 @@ from typing import Any, Literal
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 VERSION = 1
+Tier = Literal["step", "snapshot"]
 
 _FOLDER = re.compile(r"(step|snapshot)-(\d{8,})")
 _RANK_FILE = re.compile(r"rank-\d{4,}\.json")
@@ -75,12 +76,12 @@ def snapshot_folder(folder: Path, step: int) -> Path:
     return folder / f"snapshot-{step:08d}"
 
 
-def committed(folder: Path, tier: Literal["step", "snapshot"] = "step") -> list[tuple[int, Path]]:
+def committed(folder: Path, tier: Tier = "step") -> list[tuple[int, Path]]:
     """All checkpoints of a tier in ``folder`` that bear the marker, as (step, path), newest last. Reads no content."""
     return [(step, path) for step, path in folders(folder, tier) if (path / MARKER).exists()]
 
 
-def folders(folder: Path, tier: Literal["step", "snapshot"]) -> list[tuple[int, Path]]:
+def folders(folder: Path, tier: Tier) -> list[tuple[int, Path]]:
     """All of a tier, finished or not, as (step, path), newest last."""
     if not folder.is_dir():
         return []

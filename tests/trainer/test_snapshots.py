@@ -1,6 +1,7 @@
 """Snapshots: on two nodes' disks each, so that one lost node loses none. Here, nodes are folders."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.trainer.harness import Ranks
 from tests.trainer.test_checkpoint import LAST, SAVED, Training
 from trainer import manifest
 from trainer.checkpoint import Retention, transfer
-from trainer.checkpoint.retention import ORIGIN, Saved, expired, sweep
+from trainer.checkpoint.retention import EVERYTHING, ORIGIN, Saved, expired, sweep, thin
 from trainer.checkpoint.schedule import Schedule
 from trainer.checkpoint.transfer import Transfer
 from trainer.manifest import CheckpointError
@@ -21,8 +22,6 @@ from trainer.manifest import CheckpointError
 
 def on_nodes(root: Path, nodes: list[str], dp: int, tp: int = 1, **more: Any) -> Training:
     """Each rank on the node that ``nodes`` says."""
-    import os
-
     node = nodes[int(os.environ["RANK"])]
     folder = root / "1.00" / "checkpoints"
     return Training(folder, dp, tp, node=node, disk=root / "disks" / node, **more)
@@ -247,6 +246,33 @@ def test_shards_of_earlier_runs_go_with_age_and_pinned_ones_stay(root: Path) -> 
     assert not snapshot(root).exists()
     assert not on_disk(root, "n1").exists()
     assert on_disk(root, "n2").exists(), "another node's disk is that node's business"
+
+
+def test_what_a_dead_attempt_left_unfinished_goes_once_nobody_has_written_to_it_for_long(root: Path) -> None:
+    folder, disk = root / "1.00" / "checkpoints", root / "disks" / "n1"
+    torn = manifest.step_folder(folder, SAVED + 1)
+    held = disk / "0.99" / "copying-00000001"
+    for path in (torn, held):
+        path.mkdir(parents=True)
+        (path / "__0_0.distcp").write_bytes(b"part of it")
+    before = sorted(manifest.committed(folder) + manifest.committed(folder, "snapshot"))
+
+    def tidy() -> list[bool]:
+        thin(folder, "step", EVERYTHING)
+        sweep(disk, folder, EVERYTHING, settled_seconds=0)
+        return [torn.exists(), held.exists()]
+
+    assert tidy() == [True, True], "somebody may be at it"
+    for path in (torn, held):
+        os.utime(path, (0, 0))
+    assert tidy() == [True, True], "a file in it is new"
+    for path in (torn, held):
+        os.utime(path / "__0_0.distcp", (0, 0))
+    for path in (folder / f"step-{SAVED:08d}", snapshot(root)):  # what is committed has no such age
+        for file in (*path.iterdir(), path):
+            os.utime(file, (0, 0))
+    assert tidy() == [False, False]
+    assert sorted(manifest.committed(folder) + manifest.committed(folder, "snapshot")) == before
 
 
 def test_shards_stay_while_the_shared_file_system_is_away(root: Path) -> None:

@@ -1,18 +1,26 @@
-"""Which checkpoints are kept. Pinned ones always are, and the newest."""
+"""Which checkpoints are kept: pinned ones always, and the newest. What was never finished goes."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import manifest
+from trainer.manifest import Tier
 
 ORIGIN = "origin"
 """In a node's folder of a snapshot: where its manifest is."""
 
+HELD = "copying-"
+"""On a node's disk, with the step behind it: second names of a snapshot's shards, while they are being copied."""
+
 # NFS may say for a minute that a new file is not there.
 _SETTLED_SECONDS = 600.0
+
+# So long after the last write a folder is taken for abandoned: far longer than rank 0 waits for another's part.
+_ABANDONED_SECONDS = 4 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,17 +74,17 @@ def expired(found: Iterable[Saved], rule: Retention, now: float) -> list[Saved]:
     return going
 
 
-def saved_in(folder: Path, tier: str) -> list[Saved]:
+def saved_in(folder: Path, tier: Tier) -> list[Saved]:
     """The committed checkpoints of a run and tier."""
     found: list[Saved] = []
-    for step, path in manifest.committed(folder, "snapshot" if tier == "snapshot" else "step"):
+    for step, path in manifest.committed(folder, tier):
         with contextlib.suppress(FileNotFoundError):  # another node has just removed it
             found.append(Saved(path, step, (path / manifest.MARKER).stat().st_mtime, manifest.pinned(path)))
     return found
 
 
-def thin(folder: Path, tier: str, rule: Retention) -> None:
-    """Remove what has expired of a run's checkpoints.
+def thin(folder: Path, tier: Tier, rule: Retention, abandoned_seconds: float = _ABANDONED_SECONDS) -> None:
+    """Remove what has expired of a run's checkpoints, and what an attempt that died has left unfinished.
 
     Raises:
         OSError: it cannot be removed.
@@ -84,16 +92,36 @@ def thin(folder: Path, tier: str, rule: Retention) -> None:
     for saved in expired(saved_in(folder, tier), rule, time.time()):
         with contextlib.suppress(FileNotFoundError):
             manifest.remove(saved.path)
+    for _, path in manifest.folders(folder, tier):
+        if not (path / manifest.MARKER).exists() and _abandoned(path, abandoned_seconds):
+            manifest.remove(path)
 
 
-def sweep(node_folder: Path, current: Path, rule: Retention, settled_seconds: float = _SETTLED_SECONDS) -> None:
+def _abandoned(path: Path, seconds: float) -> bool:
+    """Whether nobody has written into the folder ``path`` for so long."""
+    try:
+        return time.time() - max(each.stat().st_mtime for each in (path, *path.iterdir())) > seconds
+    except (FileNotFoundError, NotADirectoryError):
+        return False  # gone, or no folder of ours
+
+
+def sweep(
+    node_folder: Path,
+    current: Path,
+    rule: Retention,
+    settled_seconds: float = _SETTLED_SECONDS,
+    abandoned_seconds: float = _ABANDONED_SECONDS,
+) -> None:
     """Remove from a node's disk the shards of snapshots that are not there any more; let those of earlier runs go.
+
+    What was held for a copy that never ended goes, too: the second names of shards keep their room on the disk.
 
     Args:
         node_folder: where this node's snapshots of all runs are, each in a folder of its run.
         current: where this run's manifests are: its snapshots are thinned, and do not go for their age alone.
         rule: how long snapshots of earlier runs are kept.
         settled_seconds: younger ones are left alone.
+        abandoned_seconds: what was held for a copy is left alone for as long.
 
     Raises:
         OSError: something cannot be read or removed.
@@ -109,3 +137,6 @@ def sweep(node_folder: Path, current: Path, rule: Retention, settled_seconds: fl
                 manifest.remove(origin)
         if not marker.exists():
             manifest.remove(note.parent)
+    for held in node_folder.glob(f"*/{HELD}*"):
+        if _abandoned(held, abandoned_seconds):
+            shutil.rmtree(held)

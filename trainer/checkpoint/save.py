@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from trainer import manifest
 from trainer.checkpoint import mirror, retention, transfer
 from trainer.checkpoint.agree import on_all_ranks, on_rank_0, one_line
-from trainer.checkpoint.retention import EVERYTHING, ORIGIN, Retention
+from trainer.checkpoint.retention import EVERYTHING, HELD, ORIGIN, Retention
 from trainer.errors import SupersededError
 from trainer.fence import Fence
 from trainer.lines import say
@@ -228,7 +228,7 @@ class Saver:
             return
         snapshot = manifest.snapshot_folder(self._to.folder, step)
         expected = manifest.written_by(snapshot, self._rank)
-        held = self._to.on_disk(snapshot).with_name(f"copying-{step:08d}")
+        held = self._to.on_disk(snapshot).with_name(f"{HELD}{step:08d}")
         on_all_ranks(None, self._hold, names, self._to.on_disk(snapshot), held)
         self._copies.put(lambda: self._to_folder(path, held, header, expected))
 
