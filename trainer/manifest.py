@@ -292,8 +292,20 @@ def _read_manifest(path: Path) -> Manifest:
     version = fields.pop("v")
     if version != VERSION:
         raise CheckpointError(path, f"{MANIFEST} has version {version}, this program reads version {VERSION}")
+    require_plain(path, fields["files"])
     known = Manifest.__dataclass_fields__.keys()
     return Manifest(**{name: value for name, value in fields.items() if name in known})
+
+
+def require_plain(path: Path, names: Iterable[str]) -> None:
+    """Refuse a manifest that leads out of its folder: whoever fetches a checkpoint writes to the names it gives.
+
+    Raises:
+        CheckpointError: one of ``names`` is more than the name of a file.
+    """
+    for name in names:
+        if name == ".." or Path(name).name != name:
+            raise CheckpointError(path, f"{MANIFEST} names {name!r}, which is no file of this folder")
 
 
 def _read_marker(path: Path) -> bytes:

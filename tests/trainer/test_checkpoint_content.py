@@ -1,5 +1,7 @@
 """``python -m trainer.checkpoint verify``: every mutation of the files is refused, and content that is no state."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -175,3 +177,30 @@ def test_a_torn_upload_is_not_fetched(
 def test_what_was_fetched_is_a_checkpoint(copy: Path, tmp_path: Path) -> None:
     path = mirror.fetch(f"file://{copy.parent}/bucket/step-00000002", tmp_path / "here")
     assert manifest.verify(path) == manifest.verify(copy)
+
+
+def test_an_upload_is_not_finished_by_reports_that_a_torn_one_has_left(copy: Path) -> None:
+    bucket = copy.parent / "bucket" / copy.name
+    flip(bucket, "__1_0.distcp")
+    flip(bucket, "rank-0001.json")
+    with pytest.raises(TimeoutError, match=r"no rank-0001\.json of this save"):
+        mirror.send(copy, f"file://{bucket.parent}", 0, 2, deadline_seconds=0)
+    assert not (bucket / manifest.MARKER).exists()
+    mirror.send(copy, f"file://{bucket.parent}", 1, 2, deadline_seconds=0)
+    mirror.send(copy, f"file://{bucket.parent}", 0, 2, deadline_seconds=0)
+    assert manifest.verify(bucket) == manifest.verify(copy)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "sub/outside", ".."])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(copy: Path, tmp_path: Path, name: str) -> None:
+    bucket = copy.parent / "bucket" / copy.name
+    fields = json.loads((bucket / manifest.MANIFEST).read_text())
+    fields["files"][name] = fields["files"].pop("__1_0.distcp")
+    text = json.dumps(fields)
+    (bucket / manifest.MANIFEST).write_text(text)
+    (bucket / manifest.MARKER).write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
+    with pytest.raises(CheckpointError, match="no file of this folder"):
+        manifest.read(bucket)
+    with pytest.raises(CheckpointError, match="no file of this folder"):
+        mirror.fetch(f"file://{bucket}", tmp_path / "here" / "deep")
+    assert not (tmp_path / "here" / "outside").exists()

@@ -34,11 +34,12 @@ def send(path: Path, url: str, rank: int, ranks: int, deadline_seconds: float) -
     _put(path / report, files, f"{target}/{report}")
     if rank > 0:
         return
-    waiting = {f"{target}/rank-{other:04d}.json" for other in range(ranks)}
+    # Compared, not only looked for: an upload that was torn may have left reports of other shards behind.
+    waiting = {f"rank-{other:04d}.json" for other in range(ranks)}
     deadline = time.monotonic() + deadline_seconds
-    while waiting := {name for name in waiting if not files.exists(name)}:
+    while waiting := {name for name in waiting if not _arrived(path / name, files, f"{target}/{name}")}:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{url}: no {min(waiting)} after {deadline_seconds:.0f} s")
+            raise TimeoutError(f"{url}: no {min(waiting)} of this save after {deadline_seconds:.0f} s")
         time.sleep(0.2)
         files.invalidate_cache()
     for name, expected in manifest.read(path).files.items():
@@ -83,7 +84,9 @@ def _names(files: Any, source: str) -> list[str]:
     text = files.cat_file(f"{source}/{MANIFEST}")
     if marker.strip() != hashlib.sha256(text).hexdigest().encode():
         raise CheckpointError(Path(source), f"{MANIFEST} does not match the {MARKER} marker")
-    return list(json.loads(text)["files"])
+    names = list(json.loads(text)["files"])
+    manifest.require_plain(Path(source), names)
+    return names
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -91,6 +94,13 @@ def _open(url: str) -> tuple[Any, str]:
 
     files, path = url_to_fs(url)
     return files, path
+
+
+def _arrived(source: Path, files: Any, target: str) -> bool:
+    try:
+        return files.cat_file(target) == source.read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def _put(source: Path, files: Any, target: str) -> None:
