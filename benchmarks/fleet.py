@@ -113,7 +113,7 @@ def _cores(first: Use, last: Use, what: str) -> float:
 class Site:
     """A site's folder: configuration, playbooks, Slurm's commands, a lineage that is to start."""
 
-    def __init__(self, folder: Path, nodes: int, spares: int, settings: str = "") -> None:
+    def __init__(self, folder: Path, nodes: int, spares: int) -> None:
         self.folder = folder
         self.lineage = folder / "runs" / "1"
         shutil.copytree(loader.folder(), folder / "playbooks", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
@@ -130,19 +130,19 @@ class Site:
             (folder / "bin" / name).chmod(0o755)
         (folder / "nodes").write_text("\n".join(names(nodes)) + "\n")
         (folder / "opt-ops.toml").write_text(
-            f"scheduler = 'slurm'\nplaybooks = 'playbooks'\n{settings}\n[mlflow]\nenabled = false\n"
+            f"scheduler = 'slurm'\nplaybooks = 'playbooks'\n[mlflow]\nenabled = false\n"
             f"[health]\ngpus_per_node = {GPUS}\n"
         )
         shape = {"nodes": nodes - spares, "spares": spares, "ranks_per_node": GPUS}
         start = {"lineage": "1", "recipe": "fed", "settings": [], "data": [], "tokenizer": None, "shape": shape}
         FileInbox(self.lineage).put(Request(request="r-1", author="ann", verb="start", arguments=start), time.time())
 
-    def daemon(self, *prefix: str) -> subprocess.Popen[bytes]:
-        """The process that operators start; `prefix` comes before its command."""
+    def daemon(self) -> subprocess.Popen[bytes]:
+        """The process that operators start."""
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         with (self.folder / "daemon.log").open("ab") as log:
             return subprocess.Popen(
-                [*(prefix or (sys.executable,)), "-m", "opt_ops", "daemon", "run"],
+                [sys.executable, "-m", "opt_ops", "daemon", "run"],
                 env={**os.environ, "PATH": path, "OPT_OPS_CONFIG": str(self.folder / "opt-ops.toml")},
                 stdout=log,
                 stderr=log,
@@ -161,13 +161,13 @@ class Lines:
     """JSON lines as they come."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self.file = file
         self._rest = b""
         os.set_blocking(file.fileno(), False)
 
     def new(self) -> list[dict[str, Any]]:
         """Those that came since the last call."""
-        *lines, self._rest = (self._rest + (self._file.read() or b"")).split(b"\n")
+        *lines, self._rest = (self._rest + (self.file.read() or b"")).split(b"\n")
         return [json.loads(line) for line in lines]
 
 
@@ -226,6 +226,12 @@ class Watch:
         self.until(lambda: self._lines > 0, 60.0)
         self._to.readings = self._lines * GPUS
 
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in (self._journal and self._journal.file, self._feeder.stdin, self._feeder.stdout):
+            if file is not None:
+                file.close()
+
     def _tell(self, words: dict[str, Any]) -> None:
         assert self._feeder.stdin is not None
         self._feeder.stdin.write(json.dumps(words).encode() + b"\n")
@@ -255,7 +261,7 @@ class Watch:
             self._open.add(entry["incident"])
         elif entry["kind"] == "recovery_decided":
             self._decided = self._decided or (now, self._failure)
-        elif entry["kind"] in ("recovery_proven", "incident_closed"):
+        elif entry["kind"] == "incident_closed":
             self._open.discard(entry["incident"])
 
 
@@ -282,14 +288,12 @@ def measure(
     speed: float = 1.0,
     seed: int = 1,
     kinds: tuple[str, ...] = tuple(FAULTS),
-    settings: str = "",
-    prefix: tuple[str, ...] = (),
 ) -> Measured:
     """Feed one fleet for `rounds` of faults, and at least `seconds`."""
     to, chance = Measured(nodes), random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="fleet-") as temporary:
-        site = Site(Path(temporary), nodes, spares=max(2, 2 * rounds), settings=settings)
-        daemon, feeder = site.daemon(*prefix), site.feeder(nodes, speed)
+        site = Site(Path(temporary), nodes, spares=max(2, 2 * rounds))
+        daemon, feeder = site.daemon(), site.feeder(nodes, speed)
         watch, began = Watch(site, daemon, feeder, to), time.monotonic()
         before = os.getloadavg()[0]
         try:
@@ -305,11 +309,27 @@ def measure(
             to.load = (before, os.getloadavg()[0])
             watch.end()
         finally:
-            os.killpg(daemon.pid, signal.SIGTERM)
             feeder.terminate()
-            daemon.wait()
             feeder.wait()
+            watch.close()
+            _end(daemon)
     return to
+
+
+def _end(daemon: subprocess.Popen[bytes]) -> None:
+    """With the processes that draw for it."""
+    daemon.terminate()
+    try:
+        daemon.wait(10.0)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+    try:
+        while True:
+            os.killpg(daemon.pid, signal.SIGKILL)
+            time.sleep(0.1)
+    except ProcessLookupError:
+        return
 
 
 def _peak(pid: int) -> float:

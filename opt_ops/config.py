@@ -103,7 +103,7 @@ class Config(_Table):
     runs: Path = Path("runs")
     playbooks: Path | None = None  # default: those that come with opt-ops
     scheduler: Literal["local", "slurm"] = "local"
-    tick_seconds: Annotated[float, Field(gt=0)] = 1.0
+    tick_seconds: Annotated[float, Field(gt=0)] = 0.5
     local: Local = Local()
     slurm: Slurm = Slurm()
     shape: DefaultShape = DefaultShape()

@@ -101,14 +101,16 @@ class Tail:
     def read(self) -> Iterator[dict[str, Any]]:
         """The new complete lines, parsed."""
         try:
-            with self._path.open("rb") as file:
-                stat = os.fstat(file.fileno())
-                if stat.st_ino != self._inode or stat.st_size < self._offset:
-                    self._inode, self._offset = stat.st_ino, 0
-                file.seek(self._offset)
-                data = file.read()
+            descriptor = os.open(self._path, os.O_RDONLY)  # opened anew each time: network file systems look then
         except FileNotFoundError:
             return
+        try:
+            stat = os.fstat(descriptor)
+            if stat.st_ino != self._inode or stat.st_size < self._offset:
+                self._inode, self._offset = stat.st_ino, 0
+            data = os.pread(descriptor, stat.st_size - self._offset, self._offset)
+        finally:
+            os.close(descriptor)
         end = data.rfind(b"\n") + 1
         self._offset += end
         for line in data[:end].splitlines():

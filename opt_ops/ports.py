@@ -6,7 +6,7 @@ not knowing is never reported as a state of the world.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -135,8 +135,8 @@ class NodeReport:
 class Agents(Protocol):
     """The node agents."""
 
-    def heartbeats(self) -> Sequence[Heartbeat]:
-        """Those that came since the last call, oldest first."""
+    def heartbeats(self) -> Iterable[Heartbeat]:
+        """Those that came since the last call, oldest first; to be gone through once."""
         ...
 
     def order(self, orders: Orders) -> None:

@@ -85,7 +85,8 @@ class FileAgents:
 def _names(folder: Path, ending: str) -> list[str]:
     """Of the whole files in a folder; none where there is no such folder."""
     try:
-        return [name for name in os.listdir(folder) if name.endswith(ending) and not name.startswith(".")]
+        with os.scandir(folder) as found:
+            return [each.name for each in found if each.name.endswith(ending) and not each.name.startswith(".")]
     except FileNotFoundError:
         return []
 

@@ -214,3 +214,17 @@ def test_a_checkpoint_in_the_folder_of_another_step_is_refused(tmp_path: Path):
     (folder / "step-00000010").rename(folder / "step-00000030")
     (moved,) = store.committed("12.00")
     assert "its manifest step 10" in examine(store, moved)
+
+
+def test_a_report_is_read_again_when_it_was_replaced(tmp_path: Path):
+    agents, path = FileAgents(tmp_path), tmp_path / "12.00/a0/nodes/n1.json"
+    runs = {"rank": 0, "code": None, "signal": None, "ended": None}
+    write_json(path, {"node": "n1", "started": 1.0, "ranks": [runs]})
+    assert not agents.reports("12.00-a0")["n1"].done
+    assert agents.reports("12.00-a0") == agents.reports("12.00-a0")
+    write_json(path, {"node": "n1", "started": 1.0, "ranks": [{**runs, "signal": 9, "ended": 2.0}]})
+    (killed,) = agents.reports("12.00-a0")["n1"].exits
+    assert (killed.signal, killed.at) == (9, 2.0)
+    write_json(tmp_path / "12.00/a0/nodes/n2.json", {"node": "n2", "started": 1.0, "ranks": [runs]})
+    assert agents.reports("12.00-a0").keys() == {"n1", "n2"}
+    assert not agents.reports("12.00-a1")

@@ -122,12 +122,12 @@ def findings(sight: Sight) -> Iterator[tuple[Row, Part, bool | None]]:
     for row in NODE_ROWS:
         yield row, None, row.applies(sight)
     for row in GPU_ROWS:
-        if row.scope in (Scope.ANY, scope):
-            yield from ((row, gpu, row.applies(gpu, sight)) for gpu in now.gpus)
-        else:
-            yield from ((row, gpu, False) for gpu in now.gpus)
+        fits = row.scope in (Scope.ANY, scope)
+        for gpu in now.gpus:
+            yield row, gpu, row.applies(gpu, sight) if fits else False
     for row in PORT_ROWS:
-        yield from ((row, port, row.applies(port, sight)) for port in now.machine.ports)
+        for port in now.machine.ports:
+            yield row, port, row.applies(port, sight)
 
 
 IDENTITY = ("index", "uuid", "serial")
