@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -339,6 +340,8 @@ def _check(recipe: Recipe) -> None:
 
     model, data, optim, parallel = recipe.model, recipe.data, recipe.optim, recipe.parallel
     for key, value in settings_of(recipe):
+        if isinstance(value, float):
+            require(math.isfinite(value), f"{key} must be a finite number")
         if isinstance(value, int) and not isinstance(value, bool) and key not in _MAY_BE_ZERO:
             require(value >= 1, f"{key} must be at least 1")
         elif key in _MAY_BE_ZERO:
@@ -363,4 +366,8 @@ def _check(recipe: Recipe) -> None:
     require(2 <= guard.warm <= guard.window, "guard.warm must be at least 2 and not above guard.window")
     require(optim.warmup_steps < optim.total_steps, "optim.warmup_steps must be below optim.total_steps")
     require(all(0 <= beta < 1 for beta in optim.betas), "both of optim.betas must be at least 0 and below 1")
-    require(optim.peak_lr > 0 and optim.clip_norm > 0, "optim.peak_lr and optim.clip_norm must be above 0")
+    for key, value in (("peak_lr", optim.peak_lr), ("eps", optim.eps), ("clip_norm", optim.clip_norm)):
+        require(value > 0, f"optim.{key} must be above 0")
+    require(0 <= optim.final_fraction <= 1, "optim.final_fraction must be a share, from 0 to 1")
+    require(optim.weight_decay >= 0, "optim.weight_decay must not be negative")
+    require(model.init_std >= 0, "model.init_std must not be negative")

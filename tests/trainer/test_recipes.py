@@ -113,6 +113,31 @@ def test_set_is_typed_by_the_setting() -> None:
     assert recipe.model == build("opt-tiny").model
 
 
+FLOATS = [key for key, value in settings_of(build("opt-tiny")) if isinstance(value, float)]
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_that_are_none_are_refused(key: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"{key} must be a finite number"):
+        build("opt-tiny", [f"{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "optim.final_fraction=-0.1",
+        "optim.final_fraction=1.1",
+        "optim.weight_decay=-1",
+        "optim.eps=0",
+        "model.init_std=-1",
+    ],
+)
+def test_what_would_train_the_wrong_way_in_silence_is_refused(setting: str) -> None:
+    with pytest.raises(UserError, match=setting.partition("=")[0]):
+        build("opt-tiny", [setting])
+
+
 def test_the_last_of_two_settings_counts() -> None:
     assert build("opt-tiny", ["seed=3", "seed=4"]).seed == 4
 
