@@ -18,7 +18,7 @@ from chronicles.markdown import plain, table
 from chronicles.record import Record, until
 from chronicles.report import build
 from chronicles.settled import settled
-from chronicles.words import count, duration, minute, names, percent, whole
+from chronicles.words import count, duration, minute, names, percent, short, whole
 from opt_ops.config import Rates
 from opt_ops.core.codec import from_iso
 from opt_ops.core.run import State, Status
@@ -86,11 +86,26 @@ def _since(
     if loss is not None:
         text += f"; the loss went from {was:.3f} to {loss:.3f}" if was is not None else f"; the loss is {loss:.3f}"
     yield f"{text}."
+    evaluated = list(_evaluated(now, before))
+    if evaluated:
+        yield f"Loss on validation data: {', '.join(map(plain, evaluated))}."
     share = _stretch_goodput(now, before)
     if share is not None:
         whole_share = percent(now["goodput"]["goodput"])
         yield f"Goodput was {percent(share)} in that time" + (f", {whole_share} over all." if before else ".")
     yield ""
+
+
+def _evaluated(now: Row, before: Row | None) -> Iterator[str]:
+    """`wiki 3.412 → 3.208`: by corpus, at the note before and now; then, where it rises, the lowest."""
+    known = {row["corpus"]: row["loss"] for row in before["validation"]} if before else {}
+    for row in now["validation"]:
+        if row["loss"] is None:
+            continue
+        was = known.get(row["corpus"])
+        text = f"{short(row['corpus'], 60)} " + (f"{was:.3f} → " if was is not None else "") + f"{row['loss']:.3f}"
+        lower = row["lowest"] < row["loss"]
+        yield text + (f" (lowest {row['lowest']:.3f} after step {whole(row['lowest_step'])})" if lower else "")
 
 
 def _stretch_goodput(now: Row, before: Row | None) -> float | None:

@@ -13,6 +13,8 @@ from chronicles.mirror import Choice
 from opt_ops.errors import OptOpsError
 from opt_ops.files import read_json, write_json
 
+_VERSION = 2  # 1 knew of no validation losses: what it says was sent lacks them
+
 
 class Cursor:
     """What one store was sent of one lineage. Every change is written at once; stores do not know of each other."""
@@ -87,4 +89,4 @@ def _read(path: Path) -> dict[str, Any]:
         known = read_json(path)
     except OptOpsError:
         known = None  # damaged: as good as none
-    return known if isinstance(known, dict) and known.get("v") == 1 else {"v": 1, "stores": {}}
+    return known if isinstance(known, dict) and known.get("v") == _VERSION else {"v": _VERSION, "stores": {}}

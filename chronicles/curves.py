@@ -9,6 +9,7 @@ from typing import Any
 
 from chronicles.record import Record
 from chronicles.settled import Stretch
+from chronicles.validation import corpora, evaluated
 from opt_ops.core.signals import Point
 
 Measure = Callable[[Point], float | None]
@@ -46,14 +47,42 @@ class Curve:
 
     lines: Sequence[Line]
     gaps: Sequence[int]  # steps at which it was not finite
+    labels: Sequence[tuple[int, float, str]] = ()  # at the ends of lines: step, value, and what to call them
 
 
 def curve(record: Record, measure: str) -> Curve:
     """Every point of a measure that telemetry holds."""
-    of = MEASURES[measure]
+    return _curve(record, record.stretches, MEASURES[measure])
+
+
+def validation(record: Record) -> Curve:
+    """The loss on validation data, a line for each corpus; they are lettered as in the report where there are more."""
+    names = corpora(record.stretches)
+    drawn = [_curve(record, evaluated(record.stretches, name), _loss_on(name)) for name in names]
+    ends = [next((line for line in reversed(one.lines) if line.kept), None) for one in drawn]
+    labels = [
+        (line.steps[-1], line.values[-1], letter(place))
+        for place, line in enumerate(ends)
+        if line is not None and len(names) > 1
+    ]
+    gaps = sorted({step for one in drawn for step in one.gaps})
+    return Curve(lines=[line for one in drawn for line in one.lines], gaps=gaps, labels=labels)
+
+
+def letter(place: int) -> str:
+    """a, b, …, z, aa, ab, …: what a corpus is called where its name, which others chose, must not stand."""
+    more, last = divmod(place, 26)
+    return (letter(more - 1) if more else "") + chr(ord("a") + last)
+
+
+def _loss_on(corpus: str) -> Measure:
+    return lambda point: (point.valid or {}).get(corpus)
+
+
+def _curve(record: Record, parts: Sequence[Stretch], of: Measure) -> Curve:
     runs = {name: place for place, name in enumerate(record.state.runs)}
-    gaps = [p.step for part in record.stretches for p in part.points if _number(of(p)) is None]
-    return Curve(lines=list(_lines(record.stretches, of, runs)), gaps=gaps)
+    gaps = [p.step for part in parts for p in part.points if _number(of(p)) is None]
+    return Curve(lines=list(_lines(parts, of, runs)), gaps=gaps)
 
 
 def thinned(drawn: Curve, limit: int) -> Curve:

@@ -14,7 +14,7 @@ from math import nan
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
-from chronicles.curves import Curve, Line, Mark, curve, marks, thinned
+from chronicles.curves import Curve, Line, Mark, curve, marks, thinned, validation
 from chronicles.record import Record
 from chronicles.words import rate
 
@@ -52,13 +52,21 @@ NARROW = Size(name="narrow", width=350, font=11, points=600, lanes=4, left=42)
 
 SIZES = (WIDE, MIDDLE, NARROW)
 
-_PANELS = (("loss", "Loss, nats per token", 190), ("gnorm", "Gradient norm", 104), ("lr", "Learning rate", 104))
+_PANELS = {
+    "loss": ("Loss, nats per token", 190),
+    "valid": ("Validation loss, nats per token", 120),
+    "gnorm": ("Gradient norm", 104),
+    "lr": ("Learning rate", 104),
+}
 _LANE, _FOOT = 15, 40
+_DOTS = 80  # values, each of which gets one: a line through few points looks as if it knew what lies between
 
 
 def draw(record: Record, report: Mapping[str, Any]) -> list[str]:
-    """Loss, gradient norm and learning rate over all runs, in each of `SIZES`; none before there is any telemetry."""
-    curves = {measure: curve(record, measure) for measure, _, _ in _PANELS}
+    """The measures over all runs, in each of `SIZES`; none before there is any telemetry. Without evaluation, three."""
+    curves = {measure: validation(record) if measure == "valid" else curve(record, measure) for measure in _PANELS}
+    if not curves["valid"].lines and not curves["valid"].gaps:
+        del curves["valid"]
     if not any(drawn.lines or drawn.gaps for drawn in curves.values()):
         return []
     drawings: list[str] = []
@@ -92,7 +100,7 @@ def _figure(curves: Mapping[str, Curve], placed: Sequence[Mark], size: Size) -> 
     scale = (size.width - size.left - size.right) / (high - low)
     lanes = _lanes(placed, size, low, scale)
     strip = _LANE * (1 + max((lane for lane, _ in lanes), default=-1))
-    height = strip + sum(size.gap + tall for _, _, tall in _PANELS) + _FOOT
+    height = strip + sum(size.gap + _PANELS[measure][1] for measure in curves) + _FOOT
     figure = Figure(figsize=(size.width / 72, height / 72), dpi=72)
     figure.patch.set_alpha(0)
 
@@ -107,13 +115,14 @@ def _figure(curves: Mapping[str, Curve], placed: Sequence[Mark], size: Size) -> 
     if strip:
         _draw_strip(place(0, strip), placed, lanes, strip // _LANE, scale)
     top = strip
-    for measure, heading, tall in _PANELS:
+    for measure, drawn in curves.items():
+        heading, tall = _PANELS[measure]
         top += size.gap
         axes = place(top, tall)
-        _draw_panel(axes, curves[measure], placed, measure)
+        _draw_panel(axes, drawn, placed, measure)
         where = {"xycoords": "axes pixels", "annotation_clip": False}
         axes.annotate(heading, (-size.left + 2, tall + 11), color=_INK, weight="bold", size=size.font, **where)
-        _draw_steps(axes, size, last=measure == _PANELS[-1][0])
+        _draw_steps(axes, size, last=measure == list(curves)[-1])
         top += tall
     return figure
 
@@ -142,15 +151,18 @@ def _draw_panel(axes: Axes, drawn: Curve, placed: Sequence[Mark], measure: str) 
         axes.vlines(
             at, 0, 1, transform=axes.get_xaxis_transform(), linestyles=(0, (2, 3)) if quiet else "solid", **style
         )
+    few = measure == "valid" and sum(len(line.steps) for line in drawn.lines) <= _DOTS
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3.5} if few else {}
     for kept in (False, True):  # what counts is drawn on top
         for place, color in enumerate(_RUNS):
             lines = [line for line in drawn.lines if line.kept is kept and line.run % RUN_COLORS == place]
             steps, values = _joined(lines)
             if kept:
-                axes.plot(steps, values, color=color, linewidth=1.4, solid_joinstyle="round")
+                axes.plot(steps, values, color=color, linewidth=1.4, solid_joinstyle="round", **dots)
             else:
-                axes.plot(steps, values, color=color, linewidth=1, alpha=0.7, dashes=(3, 2))
+                axes.plot(steps, values, color=color, linewidth=1, alpha=0.7, dashes=(3, 2), **dots)
     _mark_peaks(axes, drawn.lines, measure)
+    _letter(axes, drawn.labels)
     if drawn.gaps:
         axes.plot(
             list(drawn.gaps),
@@ -161,6 +173,17 @@ def _draw_panel(axes: Axes, drawn: Curve, placed: Sequence[Mark], measure: str) 
             marker="x",
             markersize=6,
         )
+
+
+def _letter(axes: Axes, labels: Sequence[tuple[int, float, str]]) -> None:
+    """Names at the ends of lines, from the top, where one does not hide another."""
+    room = 11 / axes.get_window_extent().height * (axes.get_ylim()[1] - axes.get_ylim()[0])
+    told: list[float] = []
+    for step, value, name in sorted(labels, key=lambda label: -label[1]):
+        if all(other - value >= room for other in told):
+            told.append(value)
+            where = {"xytext": (6, 0), "textcoords": "offset points", "annotation_clip": False}
+            axes.annotate(name, (step, value), color=_INK, va="center", **where)
 
 
 def _joined(lines: Sequence[Line]) -> tuple[list[float], list[float]]:
@@ -202,7 +225,7 @@ def _draw_values(axes: Axes, measure: str) -> None:
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=6))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5 if measure == "loss" else 3, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins={"loss": 5, "valid": 4}.get(measure, 3), steps=[1, 2, 5, 10]))
 
 
 def _heights(drawn: Curve, log: bool) -> tuple[float, float]:
@@ -292,7 +315,7 @@ def _themed(svg: str, size: Size) -> str:
     """The drawing as part of a page: no prologue, the page's colours and font, its own width at most."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)  # it has the date
-    label = "Loss, gradient norm and learning rate by step"
+    label = "Loss, gradient norm and learning rate by step, and the loss on validation data where there is any"
     box = re.search(r'viewBox="([^"]+)"', svg)
     assert box is not None
     head = f'<svg class="curves {size.name}" viewBox="{box[1]}" role="img" aria-label="{label}">'

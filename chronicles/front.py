@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from chronicles.curves import letter
 from chronicles.ledger import Phase, Stage
 from chronicles.people import halt_cause
-from chronicles.questions import questions, worst
-from chronicles.words import count, day, duration, minute, nodes, percent, short, when, whole
+from chronicles.questions import questions
+from chronicles.words import count, day, duration, minute, names, nodes, percent, short, when, whole
 from opt_ops.core.codec import from_iso
 from opt_ops.core.run import Status
 from opt_ops.core.values import Driver, Severity, Verdict
@@ -46,6 +47,7 @@ def front(report: Row, loss: float | None) -> dict[str, Any]:
         "phases": phases(report),
         "lost": lost(report),
         "stages": stages(report),
+        "validation": validation(report),
         "worst": worst(report),
         "questions": questions(report),
         "nodes": [row for row in report["nodes"] if len(report["nodes"]) <= _LISTED or not _well(row)],
@@ -181,6 +183,8 @@ def figures(report: Row, loss: float | None) -> list[dict[str, str]]:
     found = [("Steps", whole(report["step"]), f"of {whole(total)}" if total else "")]
     if loss is not None:
         found.append(("Loss", f"{loss:.3f}", "nats per token, newest"))
+    if len(report["validation"]) == 1 and (row := report["validation"][0])["loss"] is not None:
+        found.append(("Validation loss", f"{row['loss']:.3f}", f"after step {whole(row['step'])}"))
     if spent["goodput"] is not None:
         found.append(("Goodput", percent(spent["goodput"]), f"{spent['healthy_step_seconds']:.3g} s a healthy step"))
     left = None if report["ended"] else seconds_left(report)
@@ -201,6 +205,44 @@ def tree(runs: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {"row": row, "indent": "  " * (min(depth[row["run"]], deepest) - 1) + "└ " if depth[row["run"]] else ""}
         for row in runs
+    ]
+
+
+def validation(report: Row) -> list[dict[str, str]]:
+    """The losses on validation data, lettered as on the curves where there is more than one corpus."""
+
+    def told(loss: float | None, step: int | None = None) -> str:
+        return "–" if loss is None else f"{loss:.3f}" + (f" after {whole(step)}" if step is not None else "")
+
+    return [
+        {
+            "letter": letter(place) if len(report["validation"]) > 1 else "",
+            "corpus": short(row["corpus"], 60),
+            "step": whole(row["step"]),
+            "loss": told(row["loss"]),
+            "previous": told(row["previous"]),
+            "lowest": told(row["lowest"], row["lowest_step"]),
+            "evaluations": whole(row["evaluations"]),
+        }
+        for place, row in enumerate(report["validation"])
+    ]
+
+
+def worst(report: Row) -> list[dict[str, str]]:
+    """The nodes that failed most for the time that they were used."""
+    return [
+        {
+            "node": short(row["node"], 60),
+            "tag": "LEMON" if row["lemon"] else "",
+            "failures": f"{whole(row['failures'])} in {duration(row['seconds_used'])}",
+            "expected": f"{row['expected']:.2g}",
+            "what": names([f"{kind(name)} × {n}" if n > 1 else kind(name) for name, n in row["kinds"].items()]),
+            "parts": names([f"{name} × {n}" if n > 1 else name for name, n in row["parts"].items()] or ["–"]),
+            "hours": f"{row['node_hours_lost']:,.3g}",
+            "now": row["now"],
+            "last": row["last"],
+        }
+        for row in report["worst_nodes"]
     ]
 
 

@@ -7,7 +7,7 @@ no markup, no HTML, no new line, no new table cell, and no link but a bare web a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chronicles.entry import LogEntry
@@ -26,6 +26,7 @@ def render(report: Row, front: Row, entries: Sequence[LogEntry]) -> str:
         _questions(front),
         _incidents(report, front),
         _runs(report, front),
+        _validation(front),
         _time(report, front),
         _worst(front),
         _nodes(front),
@@ -48,7 +49,38 @@ def note(report: Row, front: Row, limit: int) -> str:
         rows = rows[1:]
 
 
+WORST = (
+    "Failures that the node is blamed for, in 28 days, and how many others would have had in its time of use. "
+    "`opt-ops node ledger` tells of all lineages."
+)
 _FULL = "The whole logbook, with curves, is the artifact `chronicle/logbook.html`."
+
+
+def experiment(lineages: Sequence[Mapping[str, str]], link: Callable[[str], str], limit: int) -> str:
+    """The front page of many lineages, in at most `limit` characters: a table, and the newest one's own front page.
+
+    Args:
+        lineages: Each one's tags in MLflow, the newest first; `id` is its run's.
+        link: Where that run is shown.
+        limit: If need be, the oldest rows are left out.
+    """
+    newest = [f"## Lineage {plain(lineages[0]['opt.lineage'])}", "", lineages[0].get("mlflow.note.content", "")]
+    rows = [[f"[{plain(tags['opt.lineage'])}]({link(tags['id'])})", *map(plain, _told(tags))] for tags in lineages]
+    heads = ["Lineage", "Recipe", "By", "Status", ">Step", ">Goodput", ">Incidents"]
+    while True:
+        parts = [*table(heads, rows), "", *newest, "", SIGNED]
+        text = "\n".join(parts)
+        if len(text) <= limit or not rows:
+            return text
+        rows = rows[:-1]
+
+
+def _told(tags: Mapping[str, str]) -> list[str]:
+    keys = ("opt.recipe", "mlflow.user", "opt.status", "opt.step", "opt.goodput", "opt.incidents")
+    return [tags.get(key, "–") for key in keys]
+
+
+SIGNED = "*Written by opt-ops mlflow sync. Without this line, it is yours and stays as it is.*"
 
 
 def plain(text: str) -> str:
@@ -199,24 +231,33 @@ def _questions(front: Row) -> Iterator[str]:
     yield ""
 
 
+def _validation(front: Row) -> Iterator[str]:
+    if not front["validation"]:
+        return
+    yield "## Validation loss"
+    yield ""
+    keys = ("loss", "step", "previous", "lowest", "evaluations")
+    rows = [
+        [plain(f"{row['letter']} {row['corpus']}".strip()), *(row[key] for key in keys)] for row in front["validation"]
+    ]
+    yield from table(["Corpus", ">Newest", ">After step", ">Before", ">Lowest", ">Evaluations"], rows)
+    yield ""
+
+
 def _worst(front: Row) -> Iterator[str]:
     if not front["worst"]:
         return
     yield "## Worst nodes"
     yield ""
+    keys = ("failures", "expected", "what", "parts", "hours", "now", "last")
     rows = [
-        [
-            plain(row["node"]),
-            whole(row["incidents"]),
-            plain(row["what"]),
-            plain(row["parts"]),
-            f"{row['hours']:.3g}",
-            plain(row["now"]),
-            plain(row["last"]),
-        ]
+        [plain(row["node"]) + (f" **{row['tag']}**" if row["tag"] else ""), *(plain(row[key]) for key in keys)]
         for row in front["worst"]
     ]
-    yield from table(["Node", ">Incidents", "What", "Parts", ">Node-hours lost", "Now", "Newest"], rows)
+    heads = ["Node", "Failed", ">Expected", "What", "Parts", ">Node-hours lost", "Now", "Newest"]
+    yield from table(heads, rows)
+    yield ""
+    yield WORST
     yield ""
 
 

@@ -230,10 +230,11 @@ def news(
     """
     for number, line in enumerate(lines, 1):
         step = step_of(line)
-        if step is None or not wanted.takes(step) or (number <= sent and before is not None and before.takes(step)):
+        if step is None or (number <= sent and (before is None or before.takes(step))):
             yield number, []
-        else:
-            yield number, samples(line)
+            continue
+        evaluated = evaluations(line) if number > sent else []  # of every line, whatever the choice
+        yield number, [*(samples(line) if wanted.takes(step) else []), *evaluated]
 
 
 def samples(line: Mapping[str, Any]) -> list[Sample]:
@@ -243,6 +244,20 @@ def samples(line: Mapping[str, Any]) -> list[Sample]:
         for key in SERIES
         if isinstance(value := line.get(key), (int, float)) and math.isfinite(value)
     ]
+
+
+def evaluations(line: Mapping[str, Any]) -> list[Sample]:
+    """A telemetry line's losses on validation data, as `valid/<corpus>`; names in the letters that MLflow takes."""
+    told = line.get("valid")
+    return [
+        Sample(key=_valid_key(corpus), value=float(loss), timestamp=_ms(line["ts"]), step=line["num_updates"])
+        for corpus, loss in (told.items() if isinstance(told, Mapping) else ())
+        if isinstance(loss, (int, float)) and math.isfinite(loss)
+    ]
+
+
+def _valid_key(corpus: Any) -> str:
+    return "valid/" + (re.sub(r"[^A-Za-z0-9_. -]", "_", str(corpus))[:200].strip(". ") or "_")
 
 
 def settled_through(state: State) -> int | None:
@@ -263,10 +278,13 @@ def settled_samples(record: Record, total: int | None, after: int) -> Iterator[t
     for _, point in settled(record.stretches):
         if point.step <= after or (through is not None and point.step > through):
             continue
+        line = {"ts": point.ts, "num_updates": point.step, "valid": point.valid}
+        found = evaluations(line)
         if point.step % every == 0 or point.step == total:
-            line = {"ts": point.ts, "num_updates": point.step, "loss": point.loss, "gnorm": point.gnorm}
-            line |= {"lr": point.lr, "wps": point.wps}
-            yield point.step, [replace(sample, key=f"settled/{sample.key}") for sample in samples(line)]
+            line |= {"loss": point.loss, "gnorm": point.gnorm, "lr": point.lr, "wps": point.wps}
+            found += samples(line)
+        if found:
+            yield point.step, [replace(sample, key=f"settled/{sample.key}") for sample in found]
 
 
 def settled_after(record: Record, step: int, attempts: int) -> int:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from chronicles import exhibits, logbook, mirror, report
 from chronicles.cursor import Cursor
+from chronicles.markdown import SIGNED
+from chronicles.markdown import experiment as experiment_note
 from chronicles.record import Record, load
 from opt_ops.adapters.runfolder import FileAgents
 from opt_ops.config import Rates
@@ -42,6 +44,9 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
+_NOTE = "mlflow.note.content"
+_NOTE_LIMIT = 19_000  # characters: MLflow refuses tags of experiments beyond 20,000
+_LINEAGES = 40  # of which an experiment's front page tells
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -112,6 +117,7 @@ class _Mirror:
         self._send_machines(ids)
         shown_in = {top, *list(ids.values())[-1:]}
         sent = sum(self._send_file(run, path) for run in sorted(shown_in) for path in files)
+        self._describe()
         self._cursor.done(state.seq)
         new = sum(name not in runs for name in ("", *ids))
         news = f"{new} new runs, {self._points} points, {sent} files" if new or self._points or sent else "nothing new"
@@ -177,6 +183,24 @@ class _Mirror:
             self._client.set_terminated(identity, target.status, target.end)
         return identity
 
+    def _describe(self) -> None:
+        """The experiment's front page: of all its lineages, whoever has sent them. What a person wrote there stays."""
+        experiment = self._client.get_experiment(self._experiment)
+        known = (experiment.tags if experiment else {}).get(_NOTE, "")
+        if known and SIGNED not in known:
+            return
+        newest = ["attributes.start_time DESC"]
+        found = self._client.search_runs(
+            [self._experiment], "tags.`opt.kind` = 'lineage'", max_results=_LINEAGES, order_by=newest
+        )
+        note = experiment_note(
+            [{**run.data.tags, "id": run.info.run_id} for run in found],
+            lambda run: f"#/experiments/{self._experiment}/runs/{run}?workflowType=machine_learning",
+            _NOTE_LIMIT,
+        )
+        if note != known:
+            self._client.set_experiment_tag(self._experiment, _NOTE, note)
+
     # ---- points and files ----
 
     def _send_attempt(self, attempt: str, run: str) -> None:
@@ -207,8 +231,8 @@ class _Mirror:
                 self._cursor.sent_settled(reached, known, costs)
                 waiting = []
         ledger = mirror.ledger_samples(self._numbers)
-        for start in range(0, len(ledger) if len(ledger) != costs else 0, BATCH):
-            self._log(run, ledger[start : start + BATCH])
+        if len(ledger) != costs:
+            self._log(run, ledger)
         self._log(run, waiting)
         if (reached, known, len(ledger)) != was:
             self._cursor.sent_settled(reached, known, len(ledger))
@@ -216,9 +240,10 @@ class _Mirror:
     def _log(self, run: str, samples: Sequence[mirror.Sample]) -> None:
         from mlflow.entities import Metric
 
-        if samples:
-            self._client.log_batch(run, [Metric(s.key, s.value, s.timestamp, s.step) for s in samples])
-            self._points += len({sample.step for sample in samples})
+        for start in range(0, len(samples), BATCH):  # a line may hold many validation corpora
+            some = samples[start : start + BATCH]
+            self._client.log_batch(run, [Metric(s.key, s.value, s.timestamp, s.step) for s in some])
+        self._points += len({sample.step for sample in samples})
 
     # ---- data, milestones, machines ----
 

@@ -1,18 +1,18 @@
-"""What is still open, and the nodes that gave the most trouble: what the next person on call asks first."""
+"""What is still open: what the next person on call asks first."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chronicles.people import halt_cause
-from chronicles.words import count, full, names, short, when, whole
+from chronicles.words import count, duration, full, short, when
 from opt_ops.core.values import Verdict
 
 Row = Mapping[str, Any]
 
-_SHOWN = 10  # of the worst nodes, and of questions of one sort
+_SHOWN = 10  # questions of one sort
 _OFTEN = 3  # incidents of one class whose cause nobody knows: worth a person's morning
 
 
@@ -23,6 +23,7 @@ def questions(report: Row) -> list[str]:
         *_capped(_open(report)),
         *_capped(_unproven(report)),
         *_unexplained(report),
+        *_capped(_lemons(report)),
         *_capped(_nodes(report)),
         *_capped(_untold(report)),
         *_capped(_asked(report)),
@@ -62,6 +63,13 @@ def _unexplained(report: Row) -> Iterator[str]:
             yield f"{number} incidents of the class {kind.replace('_', ' ')} have no known cause; {last} is the newest."
 
 
+def _lemons(report: Row) -> Iterator[str]:
+    for row in report["worst_nodes"]:
+        if row["lemon"] and row["now"] != "not held":
+            often = f"failed {count(row['failures'], 'time')} in {duration(row['seconds_used'])} of use"
+            yield f"{short(row['node'], 40)} {often}, more than chance explains. Should it be replaced?"
+
+
 def _nodes(report: Row) -> Iterator[str]:
     for node in report["nodes"]:
         if node["excluded_by"] and node["verdict"] == Verdict.HEALTHY:
@@ -83,28 +91,3 @@ def _asked(report: Row) -> Iterator[str]:
     for note in newest.values():
         if note["text"].rstrip().endswith("?"):
             yield f"{short(note['author'], 40)} asks about {note['target']}: {short(note['text'])}"
-
-
-def worst(report: Row) -> list[dict[str, Any]]:
-    """The nodes behind the most lost node-hours, with what they did; drills are not held against them."""
-    found: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in report["incidents"]:
-        for node in row["nodes"] if row["drill"] is None and row["kind"] != "operator" else ():
-            found[node].append(row)
-    known = {row["node"]: row for row in report["nodes"]}
-    rows = [_worst(node, incidents, known.get(node)) for node, incidents in found.items()]
-    return sorted(rows, key=lambda row: (-row["hours"], -row["incidents"], row["node"]))[:_SHOWN]
-
-
-def _worst(node: str, incidents: Sequence[Row], known: Row | None) -> dict[str, Any]:
-    kinds = Counter(row["kind"].replace("_", " ") for row in incidents)
-    parts = [row["evidence"].get("serial") or row["evidence"].get("uuid") for row in incidents]
-    return {
-        "node": node,
-        "incidents": len(incidents),
-        "what": names([f"{kind} × {whole(n)}" if n > 1 else kind for kind, n in kinds.most_common()]),
-        "parts": names(sorted({str(part) for part in parts if part})) if any(parts) else "–",
-        "hours": sum(row["node_hours_lost"] or 0.0 for row in incidents),
-        "now": "taken out" if known and known["excluded_by"] else str(known["verdict"]) if known else "not held",
-        "last": incidents[-1]["incident"],
-    }

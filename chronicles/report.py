@@ -6,11 +6,12 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
-from chronicles import people
+from chronicles import people, validation
 from chronicles.account import account, node_hours_lost
 from chronicles.confidence import confidence
 from chronicles.record import Record
 from chronicles.settled import Stretch, settled
+from chronicles.worst import worst
 from opt_ops.config import Rates
 from opt_ops.core.events import (
     AllocationChanged,
@@ -43,6 +44,11 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
     configured = [entry.event for entry in record.entries if isinstance(entry.event, AttemptConfigured)]
     told = people.told(record)
     layouts = {event.attempt: event.layout for event in configured}
+    incidents = [
+        _sure(_incident(state, i, parts))
+        | {"told": told[i.name], "node_hours_lost": hours[i.name], "corrected": i.name in corrected}
+        for i in state.incidents.values()
+    ]
     return {
         "schema": SCHEMA,
         "lineage": record.lineage,
@@ -60,11 +66,7 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
         "ended": iso(record.as_of) if state.ended else None,
         "step": last,
         "total_steps": steps,
-        "incidents": [
-            _sure(_incident(state, i, parts))
-            | {"told": told[i.name], "node_hours_lost": hours[i.name], "corrected": i.name in corrected}
-            for i in state.incidents.values()
-        ],
+        "incidents": incidents,
         "runs": [_run(state, run, parts) for run in state.runs.values()],
         "attempts": [
             _attempt(a, parts[name], layouts.get(name)) | {"jobs": list(record.jobs[name])}
@@ -72,6 +74,7 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
         ],
         "allocations": _allocations(record),
         "nodes": _nodes(state),
+        "worst_nodes": worst(record, incidents),
         "drills": _drills(state),
         "operators": people.operators(record),
         "halts": people.halts(record),
@@ -79,6 +82,7 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
         "notes": [_note(entry, entry.event) for entry in record.entries if isinstance(entry.event, NoteAdded)],
         "stops": [_stop(entry, entry.event) for entry in record.entries if isinstance(entry.event, StopRequested)],
         "checkpoints": _checkpoints(state),
+        "validation": validation.report(record.stretches),
         "goodput": spent,
         "journal": {"seq": state.seq, "epochs": state.epoch, "remarks": list(record.remarks)},
     }

@@ -40,6 +40,7 @@ class Point:
     actv_norm: float | None = None  # of what enters the last layer norm
     busy: Busy | None = None
     checksums: Compared | None = None  # in steps in which ranks compared what they hold alike
+    valid: Mapping[str, float | None] | None = None  # the loss on each validation corpus that was due; untrusted names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from chronicles.record import Record, load
 from chronicles.report import build
 from chronicles.words import duration
 from opt_ops.core import events as e
+from opt_ops.core.node_ledger import parts, records
 from opt_ops.core.values import Action, Driver, Outcome, Severity
 from tests.chronicles.eventful import eventful
 from tests.chronicles.test_injection import Page
@@ -310,7 +311,7 @@ def test_every_field_is_in_the_documentation(report: dict[str, Any]):
     documented = (Path(__file__).parents[2] / "docs" / "formats.md").read_text().partition("\n## Chronicle\n")[2]
     fields = {*report, *of_kind(report, "hang")["stacks"], *of_kind(report, "hang")["stacks"]["groups"][0]}
     fields |= {*report["shape"], *report["goodput"]["seconds_by_phase"]}
-    for rows in ("incidents", "runs", "attempts", "allocations", "operators", "halts", "alerts"):
+    for rows in ("incidents", "runs", "attempts", "allocations", "operators", "halts", "alerts", "worst_nodes"):
         fields |= {field for row in report[rows] for field in row}
     assert [field for field in sorted(fields - {"schema"}) if not re.search(rf"`{field}`", documented)] == []
     json.dumps(report, allow_nan=False)
@@ -369,11 +370,17 @@ def test_the_front_page_says_when_it_will_end_and_what_is_open(told: Told):
     assert front(build(load(told.folder)), None)["questions"] == []
 
 
-def test_the_worst_nodes_are_those_that_cost_most(report: dict[str, Any]):
-    rows = front(report, None)["worst"]
-    assert [row["node"] for row in rows][:2] == ["n3", "n2"]
-    assert rows[1]["parts"] == "GPU-2"
-    assert rows[0]["hours"] >= rows[1]["hours"] >= rows[2]["hours"]
+def test_the_worst_nodes_are_those_of_the_ledger_of_nodes(report: dict[str, Any], record: Record):
+    ledger = [each for each in records(parts(record.entries), record.as_of or 0.0) if each.failures]
+    expected = [(each.part.key, len(each.failures), each.expected) for each in ledger if each.part.kind == "node"]
+    rows = report["worst_nodes"]
+    assert [(row["node"], row["failures"], row["expected"]) for row in rows] == expected
+    (row,) = rows
+    assert (row["node"], row["kinds"], row["parts"], row["now"]) == ("n2", {"bad_gpu": 1}, {"GPU-2": 1}, "taken out")
+    (bad_gpu,) = (each for each in report["incidents"] if each["kind"] == "bad_gpu")
+    assert (row["last"], row["node_hours_lost"]) == (bad_gpu["incident"], bad_gpu["node_hours_lost"])
+    (shown,) = front(report, None)["worst"]
+    assert shown["what"] == "bad GPU"
 
 
 def test_every_incident_says_how_sure_its_cause_is(report: dict[str, Any]):

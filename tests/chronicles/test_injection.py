@@ -71,14 +71,20 @@ class Page(HTMLParser):
 def hostile(folder: Path, text: str) -> Told:
     """A lineage in which every text that is not ours is this one."""
     told = Told(folder).begin(author=text, settings=(text,)).plan("12.00", cause=text)
-    told.hold(text, "n2", "n3").launch("12.00-a0", None, None, text, "n2").train("12.00-a0", 1, 30)
+    told.hold(text, "n2", "n3").launch("12.00-a0", None, None, text, "n2")
+    told.train("12.00-a0", 1, 30, valid=lambda step: {text: 3.0, "b": 2.0} if step % 10 == 0 else None)
     judged = e.NodeJudged(
         node=text, host=text, verdict=Verdict.BAD, reason=text, source=text, at=told.now, evidence={"line": text}
     )
     told.see(judged, e.NoteAdded(request="n", author=text, target=text, text=text))
     told.end("12.00-a0", Outcome.FAILED, 30)
     incident = told.incident(
-        "bad_gpu", text, "12.00-a0", 30, nodes=(text,), evidence={text: text, "line": text, "reason": text}
+        "bad_gpu",
+        text,
+        "12.00-a0",
+        30,
+        nodes=(text,),
+        evidence={text: text, "uuid": f"GPU-{text}", "serial": text, "line": text},
     )
     told.decide(incident, Action.RESTART, exclude=(text,), why=text)
     told.see(e.NodeExcluded(node=text, incident=incident, reason=text))

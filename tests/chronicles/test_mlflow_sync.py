@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import shutil
 import socket
 import time
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 from chronicles import logbook, mlflow_sync
+from chronicles.markdown import SIGNED, experiment
 from chronicles.mlflow_sync import serve_command, sync
+from chronicles.record import load
 from opt_ops.core.events import LineageCompleted, LineageHalted
 from opt_ops.core.values import Action, Outcome
 from opt_ops.errors import OptOpsError, Unavailable
@@ -128,6 +131,7 @@ def test_killed_after_any_call_it_goes_on(
     monkeypatch.setattr(logbook, "write", lambda *_: files)  # drawing it every time takes long and is not in question
     names = ("create_experiment", "create_run", "log_batch", "set_terminated")
     names += ("log_inputs", "create_logged_model", "finalize_logged_model", "log_artifact")  # in the order of calls
+    names += ("set_experiment_tag",)
     deaths: list[str] = []
     for number, name in itertools.product((1, 2, 4), names):
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
@@ -196,6 +200,45 @@ def test_a_run_that_someone_deleted_is_made_anew(lineage: Path, store: str):
     client.delete_run(cursor["runs"]["1.01"])
     sync(lineage, store, "opt-ops")
     assert content(store) == before
+
+
+def described(uri: str) -> str:
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=uri).get_experiment_by_name("opt-ops")
+    assert found is not None
+    return found.tags["mlflow.note.content"]
+
+
+def test_the_experiment_has_a_front_page_of_all_its_lineages(tmp_path: Path, store: str, lineage: Path):
+    from mlflow import MlflowClient
+
+    sync(lineage, store, "opt-ops")
+    told = Told(tmp_path / "12").begin(author="<b>eve</b> | x").plan("12.00")
+    sync(told.folder, store, "opt-ops")
+    note = described(store)
+    assert re.search(
+        r"^\| \[1\]\(#/experiments/1/runs/\w{32}\?\S+\) \| opt-tiny \| ann \| COMPLETED \| 600 \|", note, re.MULTILINE
+    )
+    assert r"\<b\>eve\</b\> \| x" in note
+    newest = "12" if load(told.folder).started > load(lineage).started else "1"  # type: ignore[operator]
+    assert f"\n## Lineage {newest}\n" in note
+    sync(lineage, store, "opt-ops")
+    assert described(store) == note, "whoever is the last to send"
+
+    client = MlflowClient(tracking_uri=store)
+    client.set_experiment_tag("1", "mlflow.note.content", "ours, by hand")
+    sync(told.folder, store, "opt-ops")
+    assert described(store) == "ours, by hand"
+
+
+def test_the_experiments_front_page_fits():
+    tags = {"opt.lineage": "1", "opt.recipe": "r" * 500, "mlflow.note.content": "n" * 7900, "id": "0" * 32}
+    note = experiment([{**tags, "opt.step": str(number)} for number in range(40)], lambda run: f"#/{run}", 19_000)
+    assert 18_000 < len(note) <= 19_000
+    assert note.endswith(SIGNED)
+    assert "| 0 |" in note
+    assert "| 39 |" not in note
 
 
 def test_a_halted_lineage_and_one_that_goes_on(told: Told, store: str):

@@ -131,7 +131,13 @@ class Told:
         return self
 
     def train(
-        self, attempt: str, first: int, last: int, loss: Callable[[int], float | None] = falling, journal: bool = True
+        self,
+        attempt: str,
+        first: int,
+        last: int,
+        loss: Callable[[int], float | None] = falling,
+        journal: bool = True,
+        valid: Callable[[int], dict[str, float | None] | None] = lambda _: None,
     ) -> Told:
         """Telemetry of the steps from `first` to `last`, and the progress that the daemon would journal."""
         run = self.state.runs[attempt.partition("-")[0]]
@@ -146,7 +152,7 @@ class Told:
         for step in range(first, last + 1):
             self.now += self.step_seconds
             lr, value = expected_lr(schedule, run.lr_factors, step), loss(step)
-            lines.append(json.dumps(self._line(step, lr, value) | used) + "\n")
+            lines.append(json.dumps(self._line(step, lr, value) | used | {"valid": valid(step)}) + "\n")
             if len(readbacks) < 5:
                 readbacks.append(Readback(step=step, lr=lr, loss=value, **used))
         with path.open("a") as file:
