@@ -139,6 +139,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting of the recipe; repeatable"
     )
+    _add_places(parser)
+    _add_beginnings(parser)
+    _add_data(parser)
+    parser.add_argument("--attempt", metavar="ID", help="name of this attempt (default: the name of --run-dir)")
+    parser.add_argument("--fence", metavar="FILE", type=Path, help="leave when this file names another attempt")
+    return parser
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", metavar="DIR", type=Path, help="folder of this attempt: configuration, telemetry")
     parser.add_argument("--checkpoint-dir", metavar="DIR", type=Path, help="folder of this run's checkpoints")
     parser.add_argument(
@@ -153,6 +162,10 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help="second place for checkpoints, at any URL that fsspec knows: s3://bucket/run, or a folder",
     )
+
+
+def _add_beginnings(parser: argparse.ArgumentParser) -> None:
+    """What training begins with, and what is changed from there on."""
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", metavar="CHECKPOINT", type=Path, help="continue from this step-… folder")
     start.add_argument("--from-scratch", action="store_true", help="start over although there are checkpoints")
@@ -176,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="leave these batches of the original order out, both included, 1 being the first; repeatable",
     )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="[NAME=]PATH[:WEIGHT]",
@@ -197,9 +213,6 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="tokenizer.json, or a folder with vocab.json and merges.txt (default: trained on the data)",
     )
-    parser.add_argument("--attempt", metavar="ID", help="name of this attempt (default: the name of --run-dir)")
-    parser.add_argument("--fence", metavar="FILE", type=Path, help="leave when this file names another attempt")
-    return parser
 
 
 def _lr_factor(text: str) -> tuple[int, float]:
