@@ -204,6 +204,8 @@ def _launch(state: State, attempt: Attempt, site: Site) -> Launch:
         argv += ["--set", setting]
     for path in lineage.data:
         argv += ["--data", path]
+    for path in lineage.valid:
+        argv += ["--valid", path]
     if lineage.tokenizer is not None:
         argv += ["--tokenizer", lineage.tokenizer]
     for factor in run.lr_factors:

@@ -15,7 +15,7 @@ from opt_ops.core.codec import encode
 from opt_ops.core.events import Entry, Event
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.policy import newest_good
-from opt_ops.core.run import Attempt, Incident, State
+from opt_ops.core.run import Attempt, Incident, State, Status
 from opt_ops.core.signals import Point
 from opt_ops.core.values import Action
 from opt_ops.files import Tail
@@ -59,14 +59,34 @@ SUGGESTION_COLUMNS = [
 EVENT_COLUMNS = [Column("SEQ", "seq", right=True), Column("TIME", "ts"), Column("KIND", "kind"), Column("WHAT", "what")]
 
 
-def newest_point(path: Path, attempt: Attempt | None) -> Point | None:
+_LINE_BYTES = 16 * 1024  # a line with the figures of all blocks is the longest
+_EVALUATION_BYTES = 2**20  # so far back, an evaluation is looked for: some thousand updates
+
+
+def newest_line(path: Path, attempt: Attempt | None) -> dict[str, Any] | None:
     """The attempt's last telemetry line, without reading the file's beginning."""
     if attempt is None:
         return None
     tail = Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl")
-    tail.skip_to_last(4096)
+    tail.skip_to_last(_LINE_BYTES)
     lines = list(tail.read())
-    return point_of(lines[-1]) if lines else None
+    return lines[-1] if lines else None
+
+
+def newest_point(path: Path, attempt: Attempt | None) -> Point | None:
+    """The attempt's last telemetry line, as a point."""
+    line = newest_line(path, attempt)
+    return point_of(line) if line else None
+
+
+def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | None:
+    """The step and the losses, by corpus, of the attempt's last evaluation; None where none is near the end."""
+    if attempt is None:
+        return None
+    tail = Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl")
+    tail.skip_to_last(_EVALUATION_BYTES)
+    found = [line for line in tail.read() if line.get("valid")]
+    return {"step": found[-1]["num_updates"], "losses": found[-1]["valid"]} if found else None
 
 
 def lineage_row(path: Path, now: float) -> dict[str, Any]:
@@ -74,7 +94,8 @@ def lineage_row(path: Path, now: float) -> dict[str, Any]:
     state = read_state(path)
     attempt = state.attempt
     jobs = [allocation.job for allocation in state.live_allocations if allocation.job]
-    point = newest_point(path, attempt)
+    line = newest_line(path, attempt)
+    point = point_of(line) if line else None
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
     step = point.step if point else (attempt.last_step if attempt else None)
     good = newest_good(state, state.run.name) if state.run else None
@@ -90,6 +111,7 @@ def lineage_row(path: Path, now: float) -> dict[str, Any]:
         "loss": point.loss if point else None,
         "lr": point.lr if point else None,
         "wps": point.wps if point else None,
+        "tflops": line.get("tflops") if line else None,
         "checkpoint": good.checkpoint.step if good else None,
         "restarts": max(0, len(state.attempts) - 1),
         "since": iso(state.since) if state.since else None,
@@ -111,6 +133,7 @@ def lineage_view(path: Path, state: State, now: float) -> dict[str, Any]:
     """Everything that `opt-ops run show` knows."""
     return {
         "lineage": lineage_row(path, now),
+        "valid": newest_evaluation(path, state.attempt),
         "runs": [
             {
                 "run": run.name,
@@ -276,6 +299,41 @@ def lost_if_stopped(path: Path, state: State) -> int:
     point = newest_point(path, state.attempt)
     good = newest_good(state, state.run.name) if state.run else None
     return max(0, (point.step if point else 0) - (good.checkpoint.step if good else 0))
+
+
+def cost(path: Path, state: State, steps: int) -> str:
+    """What so many steps took at the present pace: `160 steps (2m40s of 2 nodes, 0.1 node-hours)`."""
+    point, attempt = newest_point(path, state.attempt), state.attempt
+    if not steps or point is None or attempt is None:
+        return f"{steps} steps"
+    seconds, nodes = steps * point.step_seconds, len(attempt.nodes)
+    return f"{steps} steps ({age(seconds)} of {nodes} nodes, {nodes * seconds / 3600:.1f} node-hours)"
+
+
+def step_to_go_back_to(state: State, wanted: int | None) -> int | None:
+    """The step of the newest good checkpoint, at or before `wanted` if that is given; None where there is none."""
+    good = newest_good(state, state.run.name, wanted) if state.run else None
+    return good.checkpoint.step if good else None
+
+
+def findings(name: str, state: State, watched: bool) -> list[dict[str, str]]:
+    """What is wrong with a lineage now, with the command that says more or mends it. Nothing is wrong with an end."""
+    if state.status is Status.HALTED:
+        return [{"finding": "halted", "why": state.why, "next": f"opt-ops run explain {name}"}]
+    if state.ended:
+        return []
+    incidents = list(state.incidents.values())
+    found = [
+        {"finding": "incident", "why": f"{i.name} {i.kind}: {i.cause}", "next": f"opt-ops run explain {i.name}"}
+        for i in incidents
+        if i.closed_at is None
+    ]
+    if incidents and incidents[-1].proven is False:
+        last, why = incidents[-1].name, "the telemetry does not show what was done about it"
+        found.append({"finding": "not proven", "why": f"{last}: {why}", "next": f"opt-ops run explain {last}"})
+    if not watched:
+        found.append({"finding": "unwatched", "why": "no daemon gives a sign of life", "next": "opt-ops daemon ensure"})
+    return found
 
 
 def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from opt_ops.errors import OptOpsError
 
 # By noun: the module whose `app` (or other attribute) it is, and the modules that add commands to that.
 _NOUNS = {
-    "run": ("run", "app", ("steer", "live")),
+    "run": ("run", "app", ("begin", "steer", "live")),
     "ckpt": ("ckpt", "app", ()),
     "node": ("node", "app", ("check", "parts", "steer")),
     "logbook": ("chronicle", "logbook", ()),

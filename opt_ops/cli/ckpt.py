@@ -9,15 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from opt_ops import lineages
+from opt_ops.cli.asking import DryRunOption, YesOption, confirm
 from opt_ops.cli.common import (
-    DryRunOption,
     FormatOption,
     HeaderOption,
     IdArgument,
     QuietOption,
-    YesOption,
     complete_step,
-    confirm,
     lineage_folder,
 )
 from opt_ops.core.run import KnownCheckpoint, State, ancestry
@@ -141,7 +139,8 @@ def prune(
         show("opt-ops/ckpt-prune/1", gone, _COLUMNS, output)
         say(f"{len(gone)} checkpoints, {total:.1f} GiB; nothing was deleted", quiet)
         return
-    confirm(f"Delete {len(gone)} of {len(state.checkpoints)} checkpoints of lineage {path.name}, {total:.1f} GiB?", yes)
+    question = f"Delete {len(gone)} of {len(state.checkpoints)} checkpoints of lineage {path.name}, {total:.1f} GiB?"
+    confirm(question, yes, retype=path.name)
     for row in gone:
         folder = Path(row["path"])
         (folder / "COMMITTED").unlink(missing_ok=True)  # first: a folder that is half gone must not count

@@ -1,25 +1,21 @@
-"""What all commands share: the configuration, the output options, confirmation, and completion from the journal."""
+"""What all commands share: the configuration, the output options, and completion from the journal."""
 
 from __future__ import annotations
 
-import getpass
-import sys
+import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from opt_ops import lineages
 from opt_ops.config import Config, load
-from opt_ops.core.events import KINDS, RequestRefused
+from opt_ops.core.events import KINDS
 from opt_ops.core.run import State
-from opt_ops.errors import NotFound, OptOpsError, Refused
+from opt_ops.errors import NotFound, OptOpsError
 from opt_ops.files import read_json
-from opt_ops.render import Column, Format, say, show
-
-_ANSWER_SECONDS = 10.0  # a tick is a second
+from opt_ops.render import Format
 
 
 class Settings:
@@ -116,60 +112,6 @@ DebugOption = Annotated[
 FormatOption = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]
 HeaderOption = Annotated[bool, typer.Option("--header/--no-header", help="The table's heading line.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No remarks on stderr.")]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
-AuthorOption = Annotated[str, typer.Option("--author", help="Who asks, for the logbook.", show_default="your login")]
-
-
-def author(given: str) -> str:
-    """The name that the logbook gets."""
-    return given or getpass.getuser()
-
-
-def confirm(what: str, yes: bool) -> None:
-    """Ask before the world changes; No unless it is said.
-
-    Raises:
-        Refused: the answer is no, or there is nobody to ask.
-    """
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise Refused(f"not done without confirmation: {what}", "add --yes")
-    if not typer.confirm(f"{what} Proceed?", default=False, err=True):
-        raise Refused("not done")
-
-
-def ask_daemon(path: Path, who: str, verb: str, arguments: Mapping[str, Any], quiet: bool) -> dict[str, Any]:
-    """Put a request into the lineage's inbox and wait a moment until a living daemon has journaled it.
-
-    Returns:
-        What `-o json` prints of it: the request's id, the lineage, and whether it is journaled or waits for a daemon.
-
-    Raises:
-        Refused: the daemon journaled why it cannot be done.
-    """
-    request = lineages.ask(path, who, verb, arguments, time.time())
-    answer = {"request": request.request, "lineage": path.name, "verb": verb, "status": "journaled"}
-    alive = daemon_alive(settings.config.runs)
-    deadline = time.monotonic() + (_ANSWER_SECONDS if alive else 0.0)
-    while (path / "inbox" / f"{request.request}.json").exists():
-        if time.monotonic() > deadline:
-            say(f"the request waits in {path / 'inbox'} for a daemon", quiet)
-            if not alive:
-                say("  next: opt-ops daemon run", quiet)
-            return answer | {"status": "waiting"}
-        time.sleep(0.1)
-    for entry in reversed(lineages.entries(path)):
-        if isinstance(entry.event, RequestRefused) and entry.event.request == request.request:
-            raise Refused(f"the daemon refused: {entry.event.why}")
-    return answer
-
-
-def show_answer(answer: Mapping[str, Any], form: Format) -> None:
-    """Print what became of a request to programs; people have the exit code and the hint."""
-    if form not in (Format.TABLE, Format.WIDE):
-        show("opt-ops/request/1", [answer], [Column("REQUEST", "request")], form)
 
 
 def daemon_alive(runs: Path) -> bool:
@@ -193,3 +135,15 @@ def newest_lineage() -> Path:
     if not found:
         raise NotFound(f"no lineages in {settings.config.runs}", "opt-ops run start opt-tiny")
     return found[-1]
+
+
+def must_know(identifier: str, path: Path, state: State) -> None:
+    """For commands that take more than a lineage.
+
+    Raises:
+        NotFound: the lineage has no such run, attempt, incident or entry.
+    """
+    entry = re.fullmatch(r"\d+-e(\d+)", identifier)
+    known = identifier in (path.name, *state.runs, *state.attempts, *state.incidents)
+    if not known and not (entry and int(entry[1]) <= state.seq):
+        raise NotFound(f"lineage {path.name} has no {identifier}", f"opt-ops run show {path.name} lists what it has")

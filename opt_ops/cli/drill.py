@@ -8,16 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.asking import Asked
-from opt_ops.cli.common import (
-    AuthorOption,
-    DryRunOption,
-    FormatOption,
-    IdArgument,
-    QuietOption,
-    YesOption,
-    complete_node,
-)
+from opt_ops.cli.asking import Asked, AuthorOption, DryRunOption, WaitOption, YesOption
+from opt_ops.cli.common import FormatOption, IdArgument, QuietOption, complete_node
 from opt_ops.core.values import Fault
 from opt_ops.render import Format
 
@@ -30,6 +22,7 @@ def kill_rank(
     rank: Annotated[int, typer.Option(min=0, help="Which rank.")] = 1,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -39,7 +32,7 @@ def kill_rank(
     Example: opt-ops drill kill-rank 12 --rank 3
     """
     question = f"Kill rank {rank} with SIGKILL?"
-    _put_in(identifier, Fault.KILL_RANK, {"rank": rank}, question, yes, dry_run, output, quiet, by)
+    _put_in(identifier, Fault.KILL_RANK, {"rank": rank}, question, yes, dry_run, output, quiet, by, wait)
 
 
 @app.command()
@@ -48,6 +41,7 @@ def hang(
     rank: Annotated[int, typer.Option(min=0, help="Which rank.")] = 1,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -57,7 +51,7 @@ def hang(
     Example: opt-ops drill hang 12 --rank 3
     """
     question = f"Stop rank {rank} with SIGSTOP?"
-    _put_in(identifier, Fault.HANG, {"rank": rank}, question, yes, dry_run, output, quiet, by)
+    _put_in(identifier, Fault.HANG, {"rank": rank}, question, yes, dry_run, output, quiet, by, wait)
 
 
 @app.command("flip-bit")
@@ -66,6 +60,7 @@ def flip_bit(
     rank: Annotated[int, typer.Option(min=0, help="Which rank.")] = 1,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -77,7 +72,7 @@ def flip_bit(
     Example: opt-ops drill flip-bit 12 --rank 3
     """
     question = f"Flip a bit of the weights of rank {rank}? What was trained since the last checksum is rolled back."
-    _put_in(identifier, Fault.FLIP_BIT, {"rank": rank}, question, yes, dry_run, output, quiet, by)
+    _put_in(identifier, Fault.FLIP_BIT, {"rank": rank}, question, yes, dry_run, output, quiet, by, wait)
 
 
 @app.command()
@@ -87,6 +82,7 @@ def xid(
     code: Annotated[int, typer.Option("--xid", min=1, help="The Xid that its kernel log shows.")] = 79,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -96,7 +92,7 @@ def xid(
     Example: opt-ops drill xid 12 --node n2 --xid 79
     """
     question = f"Report Xid {code} on {node}?"
-    _put_in(identifier, Fault.XID, {"node": node, "xid": code}, question, yes, dry_run, output, quiet, by)
+    _put_in(identifier, Fault.XID, {"node": node, "xid": code}, question, yes, dry_run, output, quiet, by, wait)
 
 
 @app.command()
@@ -107,6 +103,7 @@ def lr(
     from_step: Annotated[int, typer.Option(help="Not before this step. [default: now]")] = 0,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -117,7 +114,7 @@ def lr(
     """
     arguments = {"factor": factor, "updates": updates, "from_step": from_step}
     question = f"Multiply the learning rate by {factor:g} for {updates} updates? What they train is rolled back."
-    _put_in(identifier, Fault.LR, arguments, question, yes, dry_run, output, quiet, by)
+    _put_in(identifier, Fault.LR, arguments, question, yes, dry_run, output, quiet, by, wait)
 
 
 @app.command("kill-daemon")
@@ -125,6 +122,7 @@ def kill_daemon(
     identifier: IdArgument,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -133,7 +131,7 @@ def kill_daemon(
 
     Example: opt-ops drill kill-daemon 12
     """
-    _put_in(identifier, Fault.KILL_DAEMON, {}, "Kill the daemon with SIGKILL?", yes, dry_run, output, quiet, by)
+    _put_in(identifier, Fault.KILL_DAEMON, {}, "Kill the daemon with SIGKILL?", yes, dry_run, output, quiet, by, wait)
 
 
 def _put_in(
@@ -146,7 +144,8 @@ def _put_in(
     output: Format,
     quiet: bool,
     by: str,
+    wait: bool | None,
 ) -> None:
     question = f"A drill on lineage {identifier}. {question}"
-    asked = Asked("drill", {"fault": str(fault), **arguments}, question, yes, dry_run, output, quiet, by)
+    asked = Asked("drill", {"fault": str(fault), **arguments}, question, yes, dry_run, output, quiet, by, wait)
     asked.send(identifier, look="run explain", needs_daemon="a fault would not be recovered")

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from opt_ops import lineages, views
-from opt_ops.cli.asking import Asked
 from opt_ops.cli.common import (
-    AuthorOption,
-    DryRunOption,
     FormatOption,
     HeaderOption,
     IdArgument,
     QuietOption,
-    YesOption,
-    ask_daemon,
-    author,
     complete_kind,
+    daemon_alive,
     lineage_folder,
+    must_know,
     settings,
-    show_answer,
 )
 from opt_ops.core.run import State
-from opt_ops.errors import NotFound, UsageError
+from opt_ops.errors import UsageError
 from opt_ops.render import Column, Format, printable, say, show, text
 
 app = typer.Typer(no_args_is_help=True, help="Start, look at and stop runs.")
@@ -53,6 +47,7 @@ def queue(
         Column("LOSS", "loss", right=True),
         Column("LR", "lr", wide=True, right=True),
         Column("WPS", "wps", wide=True, right=True),
+        Column("TFLOPS", "tflops", wide=True, right=True),
         Column("CKPT", "checkpoint", right=True),
         Column("RST", "restarts", right=True),
         Column("SINCE", "age", right=True),
@@ -63,136 +58,10 @@ def queue(
         say("no lineages yet\n  next: opt-ops run start opt-tiny")
 
 
-def _corpus(given: str) -> str:
-    """As it was given, with the whole path: trainers are started elsewhere."""
-    if Path(given).exists():
-        return str(Path(given).absolute())
-    found = re.fullmatch(r"([\w.-]+=)?(.+?)(:[\d.]+)?", given)
-    if not found or not Path(found[2]).exists():
-        raise UsageError(f"--data {given}: {found[2] if found else given} does not exist")
-    return f"{found[1] or ''}{Path(found[2]).absolute()}{found[3] or ''}"
-
-
 @app.command("list")
 def list_(output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
     """All lineages, one line each; the same as `opt-ops q`."""
     queue(output, header)
-
-
-@app.command()
-def start(
-    recipe: Annotated[str, typer.Argument(help="The trainer's recipe, such as opt-tiny or opt-125m.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe.")
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]PATH[:WEIGHT]",
-            help="JSONL file with a `text` field, or a folder of them; with weights, corpora that are mixed.",
-        ),
-    ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with GPT-2's files.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that train. [default: configuration]")] = None,
-    spares: Annotated[int | None, typer.Option(min=0, help="Nodes held beside them.")] = None,
-    min_nodes: Annotated[
-        int, typer.Option(min=0, help="Rather train on as few nodes than wait. [default: never on fewer than --nodes]")
-    ] = 0,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node.")] = None,
-    dry_run: DryRunOption = False,
-    output: FormatOption = Format.TABLE,
-    quiet: QuietOption = False,
-    by: AuthorOption = "",
-) -> None:
-    """Start a lineage: the daemon holds nodes for it, trains it to its last step, and recovers it on the way.
-
-    Examples:
-      opt-ops run start opt-tiny --set steps=400
-      opt-ops run start opt-125m --data corpus/ --nodes 4 --spares 1 --ranks 8
-      opt-ops run start opt-125m --data wiki=wiki/:0.3 --data books=books/:0.7
-    """
-    for setting in set_ or []:
-        if not re.fullmatch(r"[\w.]+=.*", setting):
-            raise UsageError(f"--set {setting}: not of the form key=value", "python -m trainer --list-recipes")
-    corpora = [_corpus(each) for each in data or []]
-    if tokenizer and not tokenizer.exists():
-        raise UsageError(f"{tokenizer} does not exist")
-    config = settings.config
-    default = config.shape
-    shape = {
-        "nodes": nodes or default.nodes,
-        "spares": default.spares if spares is None else spares,
-        "ranks_per_node": ranks or default.ranks_per_node,
-        "min_nodes": min_nodes,
-    }
-    if min_nodes > shape["nodes"]:
-        raise UsageError(f"--min-nodes {min_nodes} is more than --nodes {shape['nodes']}")
-    arguments: dict[str, Any] = {
-        "recipe": recipe,
-        "settings": set_ or [],
-        "data": corpora,
-        "tokenizer": str(tokenizer.absolute()) if tokenizer else None,
-        "shape": shape,
-    }
-    held = shape["nodes"] + shape["spares"]
-    if dry_run:
-        print(f"would start   {recipe} {' '.join(set_ or [])}".rstrip())
-        print(f"would hold    {held} nodes ({config.scheduler}), {shape['spares']} of them spare")
-        print(f"would train   {shape['nodes'] * shape['ranks_per_node']} ranks")
-        return
-    folder = lineages.create(config.runs)
-    answer = ask_daemon(folder, author(by), "start", {"lineage": folder.name, **arguments}, quiet)
-    if output in (Format.TABLE, Format.NAME):
-        print(folder.name)
-    else:
-        show_answer(answer, output)
-    say(f"  next: opt-ops run show {folder.name}", quiet)
-
-
-@app.command()
-def shadow(
-    folder: Annotated[Path, typer.Argument(help="Where the training writes telemetry.jsonl and config.json.")],
-    checkpoints: Annotated[Path | None, typer.Option(help="Where it saves its step-… folders.")] = None,
-    name: Annotated[str, typer.Option(help="What the logbook calls it.")] = "shadow",
-    dry_run: DryRunOption = False,
-    output: FormatOption = Format.TABLE,
-    quiet: QuietOption = False,
-    by: AuthorOption = "",
-) -> None:
-    """Watch a training that another launcher runs: opt-ops decides as it would, says so, and touches nothing.
-
-    `opt-ops run explain` and the logbook then tell what it would have done. docs/formats.md says what the training
-    must write; without checkpoints of our format, rollbacks are foreseen from scratch.
-
-    Example: opt-ops run shadow /shared/job-8842 --checkpoints /shared/job-8842/checkpoints
-    """
-    for path in [folder, *([checkpoints] if checkpoints else [])]:
-        if not path.is_dir():
-            raise UsageError(f"{path} is not a folder")
-    if dry_run:
-        print(f"would watch   {folder.absolute()}\nwould touch   nothing")
-        return
-    path = lineages.create(settings.config.runs)
-    run_folder = path / f"{path.name}.00"
-    run_folder.mkdir()
-    (run_folder / "a0").symlink_to(folder.absolute())
-    if checkpoints:
-        (run_folder / "checkpoints").symlink_to(checkpoints.absolute())
-    arguments: dict[str, Any] = {
-        "lineage": path.name,
-        "recipe": name,
-        "settings": [],
-        "data": [],
-        "tokenizer": None,
-        "shape": {"nodes": 1, "spares": 0, "ranks_per_node": 1},
-        "driver": "shadow",
-    }
-    answer = ask_daemon(path, author(by), "start", arguments, quiet)
-    if output in (Format.TABLE, Format.NAME):
-        print(path.name)
-    else:
-        show_answer(answer, output)
-    say(f"  next: opt-ops run explain {path.name}", quiet)
 
 
 @app.command()
@@ -211,13 +80,26 @@ def suggest(
 
 
 @app.command("show")
-def show_(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None:
+def show_(
+    identifier: IdArgument,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only what is wrong with it now. Leaves with 5 when something is.")
+    ] = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+) -> None:
     """A lineage: where it stands, its runs and attempts, its incidents, and where their logs are.
 
-    Example: opt-ops run show 12 -o json
+    Examples:
+      opt-ops run show 12 -o json
+      opt-ops run show 12 --check
     """
     path = lineage_folder(identifier)
-    state, now = lineages.state(path), time.time()
+    must_know(identifier, path, state := lineages.state(path))
+    if check:
+        _check(path.name, state, output, quiet)
+        return
+    now = time.time()
     view = views.lineage_view(path, state, now)
     if output in (Format.JSON, Format.JSONL):
         show("opt-ops/run/1", [view], [], output)
@@ -227,6 +109,9 @@ def show_(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None:
     print(printable(f"  recipe {row['recipe']} {' '.join(row['settings'])}".rstrip()))
     standing = {"step": row["progress"], "loss": row["loss"], "lr": row["lr"], "checkpoint": row["checkpoint"]}
     print("  " + "   ".join(f"{name} {text(value)}" for name, value in standing.items()))
+    if view["valid"]:
+        losses = "   ".join(f"{name} {text(loss)}" for name, loss in view["valid"]["losses"].items())
+        print(printable(f"  validation at step {view['valid']['step']}   {losses}"))
     print(f"  folder {path}")
     print("\nRUNS")
     show("", view["runs"], views.RUN_COLUMNS, output)
@@ -235,7 +120,17 @@ def show_(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None:
     if view["incidents"]:
         print("\nINCIDENTS")
         show("", view["incidents"], views.INCIDENT_COLUMNS, output)
-    say(f"  next: opt-ops run explain {identifier}")
+    say(f"  next: opt-ops run explain {identifier}", quiet)
+
+
+def _check(name: str, state: State, output: Format, quiet: bool) -> None:
+    found = views.findings(name, state, daemon_alive(settings.config.runs))
+    columns = [Column("FINDING", "finding"), Column("WHY", "why"), Column("NEXT", "next")]
+    if found or output not in (Format.TABLE, Format.WIDE):
+        show("opt-ops/run-check/1", found, columns, output)
+    if found:
+        raise typer.Exit(5)
+    say(f"nothing is wrong; it is {state.status}", quiet)
 
 
 @app.command()
@@ -246,7 +141,7 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
     """
     path = lineage_folder(identifier)
     state = lineages.state(path)
-    _known(identifier, path, state)
+    must_know(identifier, path, state)
     told = [views.explanation(state, i) for i in state.incidents.values() if views.concerns(state, i, identifier)]
     if output in (Format.JSON, Format.JSONL):
         show("opt-ops/explanation/1", told, [], output)
@@ -256,54 +151,6 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
         print()
     if not told:
         print(f"{identifier}: nothing has happened that called for a decision")
-
-
-@app.command()
-def stop(
-    identifier: IdArgument,
-    reason: Annotated[str, typer.Option(help="Why, for the logbook.")] = "stopped by hand",
-    yes: YesOption = False,
-    dry_run: DryRunOption = False,
-    output: FormatOption = Format.TABLE,
-    quiet: QuietOption = False,
-    by: AuthorOption = "",
-) -> None:
-    """Stop a lineage for good: its processes end, its nodes are given back, its checkpoints stay.
-
-    Example: opt-ops run stop 12 --reason "wrong tokenizer"
-    """
-    path = lineage_folder(identifier)
-    state = lineages.state(path)
-    lost = views.lost_if_stopped(path, state)
-    question = f"Stop lineage {path.name} ({state.status})? {lost} steps since the newest good checkpoint are lost."
-    asked = Asked("stop", {"reason": reason}, question, yes, dry_run, output, quiet, by)
-    asked.send(identifier, remark=f"would lose    {lost} steps since the newest good checkpoint")
-
-
-@app.command()
-def note(
-    identifier: IdArgument,
-    text: Annotated[str, typer.Argument(help="What you saw or think.")],
-    correction: Annotated[
-        bool, typer.Option("--correction", help="What the logbook says there is wrong; this is right.")
-    ] = False,
-    output: FormatOption = Format.TABLE,
-    quiet: QuietOption = False,
-    by: AuthorOption = "",
-) -> None:
-    """Write a note into the logbook, under your name.
-
-    A note on an incident (12-i003) or on another entry (12-e57, as in its link) stands below it; the entry stays.
-
-    Examples:
-      opt-ops run note 12.01 "data shard 17 was new here"
-      opt-ops run note 12-i003 "it was the switch, not the GPU" --correction
-    """
-    path = lineage_folder(identifier)
-    _known(identifier, path, lineages.state(path))
-    asked = {"target": identifier, "text": text, "correction": correction}
-    show_answer(ask_daemon(path, author(by), "note", asked, quiet), output)
-    say(f"  next: opt-ops logbook open {path.name}", quiet)
 
 
 def events(
@@ -342,10 +189,3 @@ def _seconds(span: str) -> float:
     if match is None:
         raise UsageError(f"--since {span}: not of the form 90s, 15m, 2h or 3d")
     return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
-def _known(identifier: str, path: Path, state: State) -> None:
-    entry = re.fullmatch(r"\d+-e(\d+)", identifier)
-    known = identifier in (path.name, *state.runs, *state.attempts, *state.incidents)
-    if not known and not (entry and int(entry[1]) <= state.seq):
-        raise NotFound(f"lineage {path.name} has no {identifier}", f"opt-ops run show {path.name} lists what it has")

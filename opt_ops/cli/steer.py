@@ -1,4 +1,4 @@
-"""`opt-ops run pause|resume|rollback|set|take-over|hand-back` and `opt-ops node exclude|allow`: people decide."""
+"""What people decide: `opt-ops run pause|resume|stop|note|rollback|set|take-over|hand-back`, `node exclude|allow`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ import typer
 
 from opt_ops import lineages, views
 from opt_ops.cli import check, node, parts, run
-from opt_ops.cli.asking import Asked
-from opt_ops.cli.common import (
+from opt_ops.cli.asking import (
+    Asked,
     AuthorOption,
     DryRunOption,
+    WaitOption,
+    YesOption,
+    ask_daemon,
+    author,
+    show_answer,
+)
+from opt_ops.cli.common import (
     FormatOption,
     IdArgument,
     QuietOption,
-    YesOption,
     complete_node,
     complete_step,
     lineage_folder,
+    must_know,
 )
 from opt_ops.core.values import Driver
-from opt_ops.errors import UsageError
+from opt_ops.errors import Refused, UsageError
 from opt_ops.render import Format, say
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]
@@ -39,6 +46,7 @@ def pause(
     keep_nodes: Annotated[bool, typer.Option("--keep-nodes", help="Do not give the nodes back meanwhile.")] = False,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -48,7 +56,9 @@ def pause(
     Example: opt-ops run pause 12 --reason "power work in hall 2"
     """
     arguments = {"reason": reason, "keep_nodes": keep_nodes}
-    Asked("pause", arguments, "Pause it after one more checkpoint?", yes, dry_run, output, quiet, by).send(identifier)
+    Asked("pause", arguments, "Pause it after one more checkpoint?", yes, dry_run, output, quiet, by, wait).send(
+        identifier
+    )
 
 
 @run.app.command()
@@ -57,6 +67,7 @@ def resume(
     reason: ReasonOption = "resumed by hand",
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -68,18 +79,71 @@ def resume(
     Example: opt-ops run resume 12 --reason "the shard is mended"
     """
     question = "Go on from the newest verified checkpoint?"
-    Asked("resume", {"reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("resume", {"reason": reason}, question, yes, dry_run, output, quiet, by, wait).send(identifier)
+
+
+@run.app.command()
+def stop(
+    identifier: IdArgument,
+    reason: ReasonOption = "stopped by hand",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    wait: WaitOption = None,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Stop a lineage for good: its processes end, its nodes are given back, its checkpoints stay.
+
+    Example: opt-ops run stop 12 --reason "wrong tokenizer"
+    """
+    path = lineage_folder(identifier)
+    state = lineages.state(path)
+    lost = f"{views.cost(path, state, views.lost_if_stopped(path, state))} since the newest good checkpoint"
+    question = f"Stop lineage {path.name} ({state.status}) for good? {lost} are lost."
+    asked = Asked("stop", {"reason": reason}, question, yes, dry_run, output, quiet, by, wait)
+    asked.send(identifier, remark=f"would lose    {lost}", retype=path.name)
+
+
+@run.app.command()
+def note(
+    identifier: IdArgument,
+    text: Annotated[str, typer.Argument(help="What you saw or think.")],
+    correction: Annotated[
+        bool, typer.Option("--correction", help="What the logbook says there is wrong; this is right.")
+    ] = False,
+    wait: WaitOption = None,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+    by: AuthorOption = "",
+) -> None:
+    """Write a note into the logbook, under your name.
+
+    A note on an incident (12-i003) or on another entry (12-e57, as in its link) stands below it; the entry stays.
+
+    Examples:
+      opt-ops run note 12.01 "data shard 17 was new here"
+      opt-ops run note 12-i003 "it was the switch, not the GPU" --correction
+    """
+    path = lineage_folder(identifier)
+    must_know(identifier, path, lineages.state(path))
+    asked = {"target": identifier, "text": text, "correction": correction}
+    show_answer(ask_daemon(path, author(by), "note", asked, quiet=quiet, wait=wait), output)
+    say(f"  next: opt-ops logbook open {path.name}", quiet)
 
 
 @run.app.command()
 def rollback(
     identifier: IdArgument,
     to: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--to", min=0, help="The newest good checkpoint at or before this step.", autocompletion=complete_step
+            "--to",
+            min=0,
+            help="The newest good checkpoint at or before this step. [default: the newest of all]",
+            autocompletion=complete_step,
         ),
-    ],
+    ] = None,
     lr_scale: Annotated[
         float | None, typer.Option("--lr-scale", help="Multiply the learning rate from there on.")
     ] = None,
@@ -87,19 +151,28 @@ def rollback(
     reason: ReasonOption = "rolled back by hand",
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
 ) -> None:
-    """Begin the next run from an earlier step.
+    """Begin the next run from an earlier step, or at least from the newest good checkpoint.
 
     Example: opt-ops run rollback 12 --to 59000 --lr-scale 0.75 --skip-batches 60
     """
-    arguments = {"to_step": to, "lr_factor": lr_scale, "skip_batches": skip_batches, "reason": reason}
     path = lineage_folder(identifier)
-    lost = views.lost_beyond(path, lineages.state(path), to)
-    question = f"Roll lineage {path.name} back to step {to}? {lost} steps are taken back."
-    Asked("change", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
+    state = lineages.state(path)
+    step = views.step_to_go_back_to(state, to)
+    if step is None:
+        raise Refused(
+            f"lineage {path.name} has no good checkpoint{f' at or before step {to}' if to else ''}",
+            f"opt-ops ckpt list {path.name}",
+        )
+    arguments = {"to_step": step, "lr_factor": lr_scale, "skip_batches": skip_batches, "reason": reason}
+    lost = views.cost(path, state, views.lost_beyond(path, state, step))
+    question = f"Roll lineage {path.name} back to step {step}? {lost} are taken back."
+    asked = Asked("change", arguments, question, yes, dry_run, output, quiet, by, wait)
+    asked.send(identifier, remark=f"would lose    {lost}")
 
 
 @run.app.command("set")
@@ -111,6 +184,7 @@ def set_(
     reason: ReasonOption = "set by hand",
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -131,7 +205,7 @@ def set_(
         else:
             arguments["settings"].append(f"{_SHORT.get(key, key)}={value}")
     question = f"Begin the next run with {' '.join(changes)}, after one more checkpoint?"
-    Asked("change", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("change", arguments, question, yes, dry_run, output, quiet, by, wait).send(identifier)
 
 
 @run.app.command("take-over")
@@ -140,6 +214,7 @@ def take_over(
     reason: ReasonOption = "a person drives",
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -150,7 +225,7 @@ def take_over(
     """
     arguments = {"driver": str(Driver.PERSON), "reason": reason}
     question = "Take over? Until you hand back, nothing is recovered by itself."
-    Asked("drive", arguments, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("drive", arguments, question, yes, dry_run, output, quiet, by, wait).send(identifier)
 
 
 @run.app.command("hand-back")
@@ -159,6 +234,7 @@ def hand_back(
     reason: ReasonOption = "the daemon drives again",
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -168,7 +244,7 @@ def hand_back(
     Example: opt-ops run hand-back 12
     """
     arguments = {"driver": str(Driver.DAEMON), "reason": reason}
-    Asked("drive", arguments, "Let the daemon drive again?", yes, dry_run, output, quiet, by).send(identifier)
+    Asked("drive", arguments, "Let the daemon drive again?", yes, dry_run, output, quiet, by, wait).send(identifier)
 
 
 @node.app.command()
@@ -178,6 +254,7 @@ def exclude(
     reason: ReasonOption = "excluded by hand",
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -189,7 +266,7 @@ def exclude(
     Example: opt-ops node exclude 12 n031 --reason "fan"
     """
     question = f"Exclude {name}, and drain it?"
-    Asked("exclude", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("exclude", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by, wait).send(identifier)
 
 
 @node.app.command()
@@ -202,6 +279,7 @@ def allow(
     ] = False,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    wait: WaitOption = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
     by: AuthorOption = "",
@@ -221,7 +299,7 @@ def allow(
     if retest and known is not None and known.excluded_by:
         check.retest(identifier, name, known.excluded_at)
     question = f"Let attempts start on {name} again{'' if retest else ', without a test (--retest)'}?"
-    Asked("allow", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by).send(identifier)
+    Asked("allow", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by, wait).send(identifier)
 
 
 def _number(change: str, value: str) -> float:

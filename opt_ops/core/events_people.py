@@ -31,6 +31,7 @@ class LineageStarted:
     settings: tuple[str, ...]
     data: tuple[str, ...] = ()
     tokenizer: str | None = None
+    valid: tuple[str, ...] = ()
     shape: Shape
     driver: Driver = Driver.DAEMON
 

@@ -74,6 +74,7 @@ def _start(state: State, request: Request) -> Event:
         settings=tuple(map(str, arguments["settings"])),
         data=tuple(map(str, arguments["data"])),
         tokenizer=arguments["tokenizer"],
+        valid=tuple(map(str, arguments.get("valid", ()))),
         shape=Shape(**arguments["shape"]),
         driver=Driver(arguments.get("driver", Driver.DAEMON)),
     )

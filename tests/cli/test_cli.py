@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ import typer.main
 from opt_ops import lineages
 from opt_ops.cli import app
 from opt_ops.core import events as e
+from opt_ops.core.run import State
 from opt_ops.core.values import Checkpoint, Outcome, Verdict
 from opt_ops.files import write_json
 from opt_ops.journal import Journal
+from opt_ops.ports import Request
+from opt_ops.watch.requests import event_of
 from tests.core.story import Story
 from tests.e2e.stub_trainer import telemetry
 
@@ -87,6 +91,57 @@ def test_output_is_a_contract(site: Path, name: str, arguments: list[str]):
     without_ages = re.sub(r'"age": "[^"]*"', '"age": "…"', done.stdout)
     without_ages = re.sub(r"TRAINING for \S+", "TRAINING for …", without_ages)
     golden(name, without_ages, site)
+
+
+# Of every command that reads, what it says to programs; the files above hold whole answers. Not here: `node check`, whose
+# evidence depends on the machine, and the fields of events, which docs/formats.md and tests/core hold.
+READING = [
+    ["q"],
+    ["run", "list"],
+    ["run", "show", "12"],
+    ["run", "show", "12", "--check"],
+    ["run", "explain", "12"],
+    ["run", "suggest", "12"],
+    ["ckpt", "list", "12"],
+    ["node", "list", "12"],
+    ["node", "ledger", "12", "--all"],
+    ["node", "explain", "xid", "79"],
+    ["events", "12"],
+    ["ledger"],
+    ["playbook", "list"],
+    ["playbook", "try", "12", "--all"],
+    ["signals", "replay", "curve.csv"],
+    ["daemon", "status"],
+    ["doctor"],
+]
+
+
+def fields(value: Any, path: str = "") -> Iterator[str]:
+    """The places of all values in an answer, with their types; those of all items of a list are one place."""
+    if isinstance(value, dict):
+        for key in value:
+            yield from fields(value[key], f"{path}.{key}")
+    elif isinstance(value, list):
+        for each in value:
+            yield from fields(each, f"{path}[]")
+        yield f"{path}: list"
+    else:
+        yield f"{path}: {'null' if value is None else type(value).__name__}"
+
+
+def test_the_fields_of_every_answer_are_a_contract(site: Path, tmp_path: Path):
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    lines = "".join(f"{step},{3.0 if step < 150 else 9.0},1.0\n" for step in range(1, 200))
+    (folder / "curve.csv").write_text(f"step,loss,grad_norm\n{lines}")
+    sign = {"ts": 0.0, "host": "head", "pid": 1, "version": "0", "policy": "p", "lineages": ["12"]}
+    write_json(folder / "runs" / "daemon.json", sign)
+    told = []
+    for arguments in READING:
+        answer = json.loads(opt_ops(folder, *arguments, "-o", "json").stdout)
+        found = {line for item in answer["items"] for line in fields(item) if not line.startswith(".fields.")}
+        told += [answer["schema"], *(f"  {line}" for line in sorted(found))]
+    golden("fields.txt", "\n".join(told) + "\n", folder)
 
 
 def test_the_queue_for_people_pipes_and_programs(site: Path):
@@ -209,6 +264,54 @@ def test_a_dry_run_changes_nothing(site: Path):
     assert (refused.returncode, refused.stdout) == (4, "")
     assert "rank 9: 12.01-a1 has ranks 0 to 1" in refused.stderr
     assert sorted(str(path) for path in site.rglob("*")) == before
+
+
+def test_validation_data_reaches_the_trainer(tmp_path: Path):
+    (tmp_path / "wiki.jsonl").write_text('{"text": "a"}\n')
+    given = ["--valid", "wiki=wiki.jsonl:500", "--valid", "wiki.jsonl"]
+    assert opt_ops(tmp_path, "run", "start", "opt-tiny", *given).returncode == 0
+    (file,) = (tmp_path / "runs/1/inbox").glob("*.json")
+    fields = json.loads(file.read_text())
+    whole = [f"wiki={tmp_path}/wiki.jsonl:500", f"{tmp_path}/wiki.jsonl"]
+    assert fields["arguments"]["valid"] == whole
+    request = Request(request="r", author="ann", verb="start", arguments=fields["arguments"])
+    started = event_of(State(), request)
+    assert isinstance(started, e.LineageStarted)
+    assert list(started.valid) == whole
+    wrong = opt_ops(tmp_path, "run", "start", "opt-tiny", "--valid", "wiki.jsonl:0.5")
+    assert (wrong.returncode, "0.5 is no whole number of updates" in wrong.stderr) == (2, True)
+    missing = opt_ops(tmp_path, "run", "start", "opt-tiny", "--valid", "books.jsonl:500")
+    assert (missing.returncode, "--valid books.jsonl:500: books.jsonl does not exist" in missing.stderr) == (2, True)
+
+
+def test_the_newest_evaluation_is_shown_wherever_it_is_in_the_telemetry(site: Path, tmp_path: Path):
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    lines = [telemetry(step, 5e-4, 2.5, 0.5) | {"valid": None} for step in range(301, 321)]
+    lines[4]["valid"], lines[9]["valid"] = {"wiki": 3.5}, {"wiki": 3.25, "books": None}
+    (folder / "runs/12/12.01/a1/telemetry.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "validation at step 310   wiki 3.25   books -" in opt_ops(folder, "run", "show", "12").stdout
+    (view,) = json.loads(opt_ops(folder, "run", "show", "12", "-o", "json").stdout)["items"]
+    assert view["valid"] == {"step": 310, "losses": {"wiki": 3.25, "books": None}}
+
+
+def test_what_is_wrong_with_a_lineage_is_a_code(site: Path, tmp_path: Path):
+    done = opt_ops(site, "run", "show", "12", "--check", "-o", "json")
+    (found,) = json.loads(done.stdout)["items"]
+    assert (done.returncode, found["finding"], found["next"]) == (5, "unwatched", "opt-ops daemon ensure")
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    sign = {"ts": time.time(), "host": "head", "pid": 1, "version": "0", "policy": "p", "lineages": ["12"]}
+    write_json(folder / "runs" / "daemon.json", sign)
+    fine = opt_ops(folder, "run", "show", "12", "--check")
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "nothing is wrong; it is TRAINING\n")
+    story = told()
+    story.spike(340, onset=330)
+    journal = Journal(folder / "runs" / "12" / "journal")
+    for entry in story.entries[len(journal.entries) :]:
+        journal.append(journal.stamp(entry.event, entry.ts))
+    trouble = opt_ops(folder, "run", "show", "12", "--check")
+    assert (trouble.returncode, "incident\t12-i002 loss_spike" in trouble.stdout) == (5, True), trouble.stdout
 
 
 def test_a_request_without_a_daemon_waits_and_says_so(tmp_path: Path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.cli.run import _corpus
+from opt_ops.cli.begin import corpus
 from opt_ops.errors import UsageError
 
 
@@ -12,9 +12,9 @@ def test_paths_become_whole_and_names_and_weights_stay(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name in ("wiki", "a=b:3"):
         (tmp_path / name).mkdir()
-    assert _corpus("wiki") == f"{tmp_path}/wiki"
-    assert _corpus("w=wiki:0.3") == f"w={tmp_path}/wiki:0.3"
-    assert _corpus("wiki:2") == f"{tmp_path}/wiki:2"
-    assert _corpus("a=b:3") == f"{tmp_path}/a=b:3"
+    assert corpus("--data", "wiki") == f"{tmp_path}/wiki"
+    assert corpus("--data", "w=wiki:0.3") == f"w={tmp_path}/wiki:0.3"
+    assert corpus("--data", "wiki:2") == f"{tmp_path}/wiki:2"
+    assert corpus("--data", "a=b:3") == f"{tmp_path}/a=b:3"
     with pytest.raises(UsageError, match="books does not exist"):
-        _corpus("b=books:1")
+        corpus("--data", "b=books:1")
