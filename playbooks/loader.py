@@ -60,6 +60,10 @@ class _Rung(_Table):
             raise ValueError("skip_data belongs to rollback")
         if self.save_first and self.action is not Action.RESTART:
             raise ValueError("save_first belongs to restart")
+        if self.action in (Action.EXCLUDE, Action.CHANGE):
+            raise ValueError(
+                f"{self.action} is what becomes of restart and of a person's request, not a step of a page"
+            )
         if self.exclude and self.action is Action.TELL:
             raise ValueError("tell leaves everything as it is, so it excludes nothing")
         return self

@@ -94,7 +94,11 @@ def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -
         return RecoveryDecided(
             incident=incident.name, playbook="none", version=0, rung=0, action=Action.HALT, why=why, advice=advice
         )
-    number, rung, why = choose_rung(state, incident, playbook, now, policy)
+    first, spare = playbook.ladder[0], not _touches_live_work(state, incident)
+    if spare and first.action is Action.RESTART and first.exclude:  # which spends no budget, so it is held to none
+        number, rung, why = 0, first, "a spare"
+    else:
+        number, rung, why = choose_rung(state, incident, playbook, now, policy)
     decided = RecoveryDecided(
         incident=incident.name,
         playbook=playbook.name,
@@ -106,6 +110,8 @@ def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -
         save_first=rung is not None and rung.save_first,
         advice=advice,
     )
+    if decided.action is Action.TELL and _has_stopped(state, incident):
+        return replace(decided, action=Action.HALT, why=f"{playbook.name} only tells people, but nothing trains; {why}")
     if rung is None:
         return decided
     if rung.action is Action.HALT:
@@ -113,9 +119,18 @@ def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -
     if rung.action is Action.RESTART and not _touches_live_work(state, incident):
         why = f"no rank runs there, so nothing is restarted; {why}"
         return replace(decided, action=Action.EXCLUDE, save_first=False, why=why)
+    if rung.action is Action.ROLLBACK and incident.attempt is None:
+        why = f"nothing is rolled back for what trains nothing; {why}"
+        return replace(decided, action=Action.EXCLUDE if rung.exclude else Action.TELL, why=why)
     if rung.action is Action.ROLLBACK:
         return _rolled_back(state, incident, rung, decided)
     return decided
+
+
+def _has_stopped(state: State, incident: Incident) -> bool:
+    """Whether the attempt has ended by it: the next one would start at once, and again, on no budget."""
+    attempt = state.attempts.get(incident.attempt or "")
+    return incident.kind == "process_death" and incident.signal is None and attempt is not None and not attempt.live
 
 
 def _at_the_end(playbook: Playbook) -> Action:

@@ -161,7 +161,7 @@ def _make_room(state: State, now: float, policy: Policy) -> IncidentOpened | Non
         return None
     through = {state.held[node].name: state.held[node] for node in attempt.nodes if node in state.held}
     ending = next((a for a in through.values() if leaving(a, now, policy)), None)
-    if ending is not None and ending.ends_at is not None:
+    if ending is not None and ending.ends_at is not None and not _said(state, attempt, _why_it_ends(ending)[0]):
         others = staying(state, eligible_nodes(state, policy, now), now, policy)
         if len(others) >= len(attempt.nodes):
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s; {len(others)} other nodes are held"
@@ -169,10 +169,16 @@ def _make_room(state: State, now: float, policy: Policy) -> IncidentOpened | Non
         if last_call(ending, now, policy):
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s, and there are no other nodes yet"
             return _planned(state, attempt, *_why_it_ends(ending), cause, now)
-    if state.size > len(attempt.nodes):
+    if state.size > len(attempt.nodes) and not _said(state, attempt, "nodes_returned"):
         cause = f"{state.size} nodes are fit, the attempt runs on {len(attempt.nodes)}"
         return _planned(state, attempt, "nodes_returned", "more nodes are fit than are in use", cause, now)
     return None
+
+
+def _said(state: State, attempt: Attempt, failure: str) -> bool:
+    """Whether this was said about the attempt and nobody acts on it: a person drives, or people are to be told only."""
+    incidents = (i for i in state.incidents.values() if i.attempt == attempt.name and i.kind == failure)
+    return any(_only_said(i) and (_told(i) or state.driver is not Driver.DAEMON) for i in incidents)
 
 
 def _why_it_ends(allocation: Allocation) -> tuple[str, str]:

@@ -157,7 +157,15 @@ def test_tell_touches_nothing(folder: Path):
         load(folder)
 
 
+@pytest.mark.parametrize("action", ["exclude", "change"])
+def test_what_only_decisions_say_is_no_step_of_a_page(folder: Path, action: str):
+    edit(folder / "hang.md", 'action = "halt"', f'action = "{action}"')
+    with pytest.raises(PlaybookError, match=r"hang.md, line \d+: ladder.2: .*not a step of a page"):
+        load(folder)
+
+
 def test_a_page_that_ends_with_telling_people_never_stops_training():
     policy, _ = load(loader.folder())
-    ends = {name: decide._at_the_end(policy.playbooks[name]) for name in ("straggler", "throughput_drop", "hang")}
-    assert ends == {"straggler": Action.TELL, "throughput_drop": Action.TELL, "hang": Action.HALT}
+    tell = ("straggler", "throughput_drop", "daemon_restart", "nodes_returned")
+    ends = {name: decide._at_the_end(policy.playbooks[name]) for name in (*tell, "hang")}
+    assert ends == {**dict.fromkeys(tell, Action.TELL), "hang": Action.HALT}

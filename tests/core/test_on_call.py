@@ -1,0 +1,96 @@
+"""What people on call must be able to count on: nothing healthy is stopped, nothing is tried for ever, nothing is silent."""
+
+from dataclasses import replace
+
+from opt_ops.core import events as e
+from opt_ops.core.policy import Policy, Rung
+from opt_ops.core.run import Status
+from opt_ops.core.values import Action, Driver, Outcome, Shape, Verdict
+from tests.core.story import POLICY, Story, kinds, only
+
+CAPACITY = POLICY.capacity
+
+
+def with_page(trigger: str, *ladder: Rung, actions: int | None = None) -> Policy:
+    """The playbooks that ship, with another ladder or budget for one failure class."""
+    page = POLICY.playbooks[trigger]
+    budget = page.budget if actions is None else replace(page.budget, actions=actions)
+    return replace(
+        POLICY, playbooks={**POLICY.playbooks, trigger: replace(page, ladder=ladder or page.ladder, budget=budget)}
+    )
+
+
+# ---- while a person drives
+
+
+def test_while_a_person_drives_a_time_limit_is_said_once_and_acted_on_when_the_daemon_drives_again():
+    story = Story().training(450)
+    story.see(e.DriverChanged(request="r1", author="ann", driver=Driver.PERSON, reason=""))
+    story.changed("12-n0", "n1", "n2", "n3", ends_at=story.now + 1000)
+    decided = story.see(seconds=1000 - CAPACITY.last_call_seconds + 1)
+    assert kinds(decided) == ["incident_opened", "recovery_decided", "incident_closed"]
+    assert only(decided, e.RecoveryDecided).advice
+    assert story.see() == []
+    handed = story.see(e.DriverChanged(request="r2", author="ann", driver=Driver.DAEMON, reason=""))
+    assert "leave_intended" in kinds(handed)
+
+
+# ---- budgets never stop what is healthy
+
+
+def test_nodes_that_come_and_go_all_day_do_not_stop_training():
+    policy = with_page("nodes_returned", actions=1)
+    story = Story(policy, Shape(nodes=2, spares=0, ranks_per_node=1, min_nodes=1))
+    story.begin()
+    story.hold("n1", "n2")
+    story.train(450)
+    story.checkpoint(400)
+    story.see(e.SizeDecided(nodes=3, why="nodes come"))
+    story.checkpoint(450)
+    story.ends(last_step=450)
+    story.see(e.SizeDecided(nodes=2, why="and go"))
+    story.train(460)
+    decided = story.see(e.SizeDecided(nodes=3, why="and come"))
+    assert only(decided, e.RecoveryDecided).action is Action.TELL
+    assert story.see() == [], "said once for each attempt"
+    assert story.state.status is Status.TRAINING
+
+
+def test_a_daemon_that_cannot_stay_alive_does_not_stop_training():
+    story = Story(with_page("daemon_restart", actions=2)).training(450)
+    for life in range(4):
+        story.daemon(blind=1.0)
+        story.train(451 + life)
+    assert [i.decision.action for i in story.state.incidents.values()] == [Action.ADOPT] * 2 + [Action.TELL] * 2
+    assert story.state.status is Status.TRAINING
+
+
+def test_a_bad_spare_is_taken_out_whatever_was_spent():
+    story = Story(with_page("bad_gpu", actions=1)).training(450)
+    story.judge("n1", Verdict.BAD, "xid_79")
+    story.ends(last_step=451)
+    story.train(460)
+    story.hold("m1")
+    decided = story.judge("m1", Verdict.BAD, "xid_79")
+    assert only(decided, e.RecoveryDecided).action is Action.EXCLUDE
+    assert story.state.status is Status.TRAINING
+
+
+# ---- pages that ask for what makes no sense
+
+
+def test_a_page_that_only_tells_people_of_a_dead_attempt_does_not_restart_it_for_ever():
+    story = Story(with_page("process_death", Rung(action=Action.TELL))).training(450)
+    story.rank_dies(451)
+    decided = story.ends(Outcome.FAILED, 451)
+    assert "lineage_halted" in kinds(decided)
+    assert "attempt_intended" not in kinds(decided)
+
+
+def test_a_page_that_rolls_back_what_trains_nothing_takes_the_node_out():
+    for exclude, action in ((True, Action.EXCLUDE), (False, Action.TELL)):
+        rung = Rung(action=Action.ROLLBACK, margin_steps=100, exclude=exclude)
+        story = Story(with_page("bad_gpu", rung)).training(450)
+        decided = story.judge("n3", Verdict.BAD, "xid_79")
+        assert only(decided, e.RecoveryDecided).action is action
+        assert story.state.status is Status.TRAINING
