@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,13 @@ def _about(file: TokenFile) -> dict[str, Any]:
     }
 
 
-def load(data: Sequence[str], valid: Sequence[str], tokenizer: Path | None, recipe: Recipe) -> Dataset:
+def load(
+    data: Sequence[str],
+    valid: Sequence[str],
+    tokenizer: Path | None,
+    recipe: Recipe,
+    grows: Callable[[], None] = lambda: None,
+) -> Dataset:
     """Find the data in the cache, or tokenise it.
 
     Args:
@@ -87,6 +93,7 @@ def load(data: Sequence[str], valid: Sequence[str], tokenizer: Path | None, reci
         valid: as ``--valid`` says it.
         tokenizer: its file or folder; None trains one on the training data.
         recipe: for the size of the vocabulary and the limit of corrupt lines.
+        grows: called, from another thread, every few minutes in which there are more tokens than before.
 
     Raises:
         UserError: data or tokenizer are missing, unreadable, too short or do not fit.
@@ -95,10 +102,10 @@ def load(data: Sequence[str], valid: Sequence[str], tokenizer: Path | None, reci
     to_evaluate = validation_corpora(valid)
     definition = tokens.find(tokenizer, corpora, recipe.model.vocab_size)
     limits = Limits(corrupt_lines=recipe.data.max_corrupt_lines, workers=tokens.workers_here())
-    files = [tokens.load(corpus, definition, limits) for corpus in corpora]
+    files = [tokens.load(corpus, definition, limits, grows) for corpus in corpora]
     return Dataset(
         training=files,
         parts=whole_parts([file.number for file in files if file.number]) if len(files) > 1 else [1],
-        validation=[tokens.load(corpus, definition, limits) for corpus in to_evaluate],
+        validation=[tokens.load(corpus, definition, limits, grows) for corpus in to_evaluate],
         tokenizer=definition,
     )

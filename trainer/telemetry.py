@@ -132,9 +132,18 @@ class Phases:
         self._file = LineFile(path) if path else None
         self._current: str | None = None
 
-    def enter(self, phase: Literal["start", "training", "evaluation", "saving", "ending"], step: int | None) -> None:
-        """Say that ``phase`` begins, unless it was said already. ``step`` is the last update, None while unknown."""
-        if self._file and phase != self._current:
+    def enter(
+        self,
+        phase: Literal["start", "tokens", "training", "evaluation", "saving", "ending"],
+        step: int | None,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Say that ``phase`` begins, unless it was said already; ``again``: and that it gets on.
+
+        ``step`` is the last update, None while unknown.
+        """
+        if self._file and (again or phase != self._current):
             told = self._file.write({"ts": round(time.time(), 6), "phase": phase, "step": step})
             self._current = phase if told else None
 

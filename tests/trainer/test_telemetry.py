@@ -9,7 +9,7 @@ import torch
 
 from trainer import optim, parallel, recipes, telemetry
 from trainer.parallel import Place
-from trainer.telemetry import Measured, Outcome, Progress, Spent, Telemetry
+from trainer.telemetry import Measured, Outcome, Phases, Progress, Spent, Telemetry
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,15 @@ def test_a_line_is_one_write_of_strict_json(ranks, tmp_path: Path) -> None:
     assert (infinite["loss"], infinite["finite"]) == (None, False)
     assert (nan["gnorm"], nan["actv_norm"], nan["clip"], nan["finite"]) == (None, None, 0, False)
     assert (overflow["gnorm"], overflow["loss_scale"], overflow["finite"]) == (None, 4.0, True), "fp16 goes on"
+
+
+def test_a_phase_is_told_once_unless_it_gets_on(tmp_path: Path) -> None:
+    phases = Phases(tmp_path / "phases.jsonl")
+    phases.enter("start", None)
+    for _ in range(2):
+        phases.enter("tokens", None, again=True)
+    for _ in range(2):
+        phases.enter("start", None)
+    told = [json.loads(line) for line in (tmp_path / "phases.jsonl").read_text().splitlines()]
+    assert [line["phase"] for line in told] == ["start", "tokens", "tokens", "start"]
+    assert told == sorted(told, key=lambda line: line["ts"])

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -351,6 +352,37 @@ def test_one_builds_the_others_wait_and_a_killed_builder_blocks_nobody(
     outputs = [process.communicate(timeout=60) for process in others]
     assert [process.returncode for process in others] == [0, 0, 0], outputs
     assert len({out for out, _ in outputs}) == 1
+
+
+def test_whoever_waits_for_a_build_hears_that_it_gets_on(
+    tmp_path: Path, text: Path, trained: Path, cache: Path, pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder.cache, "LOOK_EVERY_SECONDS", 0.01)
+    many = jsonl(tmp_path / "many.jsonl", *[f"Document {i}. " + text.read_text()[:200] for i in range(400)])
+    corpus = Corpus(name="many", paths=(many,))
+    definition, limits = tokens.find(trained, [corpus], 512), Limits(corrupt_lines=0, workers=1)
+    heard = []
+    first = tokens.load(corpus, definition, limits, lambda: heard.append(threading.current_thread()))
+    assert heard
+    assert threading.main_thread() not in heard
+    assert not any(thread.is_alive() for thread in heard), "it goes on looking"
+    heard.clear()
+    again = tokens.load(corpus, definition, limits, lambda: heard.append(threading.current_thread()))
+    assert again.digest == first.digest
+    assert heard == [], "nothing was built"
+
+
+def test_a_build_that_stands_still_is_not_told_of(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder.cache, "LOOK_EVERY_SECONDS", 0.01)
+    parts = cache / ".tokens-0.parts"
+    parts.mkdir(parents=True)
+    heard = threading.Event()
+    with builder.cache.watched(cache, "tokens-0", heard.set):
+        assert not heard.wait(0.2)
+        (cache / ".tokens-1.parts").mkdir()
+        assert not heard.wait(0.2), "another one's build"
+        (parts / "part-000000-of-000001.npz").touch()
+        assert heard.wait(10)
 
 
 def test_the_program_tells_users_what_is_wrong(tmp_path: Path, text: Path, trained: Path, cache: Path) -> None:

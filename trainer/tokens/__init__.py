@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -48,8 +48,14 @@ def workers_here() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def load(corpus: Corpus, tokenizer: Definition, limits: Limits) -> TokenFile:
+def load(corpus: Corpus, tokenizer: Definition, limits: Limits, grows: Callable[[], None] = lambda: None) -> TokenFile:
     """Tokenise a corpus, or find it in the cache.
+
+    Args:
+        corpus: where its text is.
+        tokenizer: what makes tokens of it.
+        limits: of corrupt lines and processes.
+        grows: called, from another thread, every few minutes in which there are more tokens than before.
 
     Raises:
         UserError: the text is missing, unreadable, empty, or has too many corrupt lines.
@@ -59,7 +65,7 @@ def load(corpus: Corpus, tokenizer: Definition, limits: Limits) -> TokenFile:
     folder = cache.folder()
     entry = folder / name
     if not entry.exists():
-        with cache.one_builder(folder, name):
+        with cache.watched(folder, name, grows), cache.one_builder(folder, name):
             if not entry.exists():
                 build(entry, corpus, tokenizer, limits)
     about = json.loads((entry / "about.json").read_text(encoding="utf-8"))

@@ -2,11 +2,15 @@
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer.errors import UserError
+
+# Between two looks at a build. Whoever waits for the next word of it waits for twice as long.
+LOOK_EVERY_SECONDS = 300.0
 
 FORMAT = 2  # of the cache: a new number makes the old entries unreachable
 
@@ -36,3 +40,35 @@ def one_builder(cache: Path, name: str) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def watched(cache: Path, name: str, grows: Callable[[], None]) -> Iterator[None]:
+    """Call ``grows``, from another thread, now and then while the build of ``name`` gets on, whoever is at it."""
+    over = threading.Event()
+
+    def watch() -> None:
+        before = _built(cache, name)
+        while not over.wait(LOOK_EVERY_SECONDS):
+            now = _built(cache, name)
+            if now != before:
+                grows()
+            before = now
+
+    thread = threading.Thread(target=watch, daemon=True, name="watches tokens")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _built(cache: Path, name: str) -> set[tuple[str, int]]:
+    """What there is of a build: its folders, which change with each part, and the files that parts are joined in."""
+    found: set[tuple[str, int]] = set()
+    for pattern in (f".{name}.*", f".{name}.*/*.npy"):
+        for path in cache.glob(pattern):
+            with suppress(OSError):  # gone meanwhile: the build gets on
+                found.add((path.name, path.stat().st_mtime_ns))
+    return found
