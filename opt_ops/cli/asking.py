@@ -161,7 +161,7 @@ def _await(path: Path, verb: str, before: State, quiet: bool) -> None:
     """Until what was asked for is reached; at once where the journal's entry is all of it."""
     reached, told = _REACHED.get(verb, _at_once), before.status
     while not reached(state := lineages.state(path), before):
-        if state.ended:
+        if state.ended and verb != "stop":
             raise OptOpsError(f"lineage {path.name} is {state.status}: {state.why}", f"opt-ops run explain {path.name}")
         if not daemon_alive(settings.config.runs):
             raise Unavailable("nobody watches any more; it goes on when a daemon does", "opt-ops daemon ensure")

@@ -93,8 +93,8 @@ def test_output_is_a_contract(site: Path, name: str, arguments: list[str]):
     golden(name, without_ages, site)
 
 
-# Of every command that reads, what it says to programs; the files above hold whole answers. Not here: `node check`, whose
-# evidence depends on the machine, and the fields of events, which docs/formats.md and tests/core hold.
+# Of every command that reads, what it says to programs; the files above hold whole answers. Not here: `node check`,
+# whose evidence depends on the machine, and the fields of events, which docs/formats.md and tests/core hold.
 READING = [
     ["q"],
     ["run", "list"],
@@ -409,7 +409,7 @@ def test_commands_in_pages_exist_with_their_options(page: Path):
         name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), None)
         assert name or words[:1] == ["…"], f"{page.name}: no command {' '.join(words)}"
         options = {
-            option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+            option for parameter in known[name or ""].params for option in (*parameter.opts, *parameter.secondary_opts)
         }
         for word in words:
             if word.startswith("-") and not word[1:2].isdigit():

@@ -81,7 +81,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     for name in ("--recipe", "--run-dir", "--checkpoint-dir", "--resume", "--attempt", "--tokenizer", "--fence"):
         parser.add_argument(name)
-    for name in ("--set", "--lr-factor", "--data", "--skip-batches"):
+    for name in ("--set", "--lr-factor", "--data", "--valid", "--skip-batches"):
         parser.add_argument(name, action="append", default=[])
     parser.add_argument("--from-scratch", action="store_true")
     options = parser.parse_args()
