@@ -209,9 +209,10 @@ class Watch:
         deadline = time.monotonic() + seconds
         while not what():
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{what} not within {seconds:g} s\n{(self._site.folder / 'daemon.log').read_text()[-3000:]}"
-                )
+                journal = (self._site.lineage / "journal" / "000001.jsonl").read_text().splitlines()[-10:]
+                log = (self._site.folder / "daemon.log").read_text()[-2000:]
+                said = f"fault {self._fault}, decided {self._decided}, open {self._open}, updates {self._updates}"
+                raise TimeoutError("\n".join((f"not within {seconds:g} s: {said}", log, *(e[:400] for e in journal))))
             self._look()
             time.sleep(LOOK_SECONDS)
 
