@@ -22,6 +22,7 @@ from typing import Any
 from opt_ops.adapters.burn_in import InBackground
 from opt_ops.adapters.kernel_log import KernelLog, parse_xid
 from opt_ops.adapters.nvml import Probe
+from opt_ops.errors import OptOpsError
 from opt_ops.files import read_json
 from opt_ops.ranks import Ranks
 
@@ -82,19 +83,30 @@ class Agent:
         self._terminated_at = self._terminated_at or time.monotonic()
 
     def _step(self) -> bool:
-        orders = read_json(self._folder / "orders.json") or {}
+        orders = self._read_orders()
         seen = (orders.get("epoch", 0), orders.get("seq", 0))
         self._heed_warnings()
         if not self._began and orders:
             self._began = True
             self._burn_in(orders)
         if seen >= self._orders_seen:  # an older life of the daemon may still write; it is not obeyed
-            self._follow(orders)
-            self._orders_seen = seen
+            try:
+                self._follow(orders)
+                self._orders_seen = seen
+            except OSError as error:  # a file system that stumbles: at the next look once more
+                print(f"opt_ops.agent: cannot do as ordered yet: {error}", file=sys.stderr)
         news = self._ranks is not None and self._ranks.reap()
         if news or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
             self._beat()  # at once after a death: the kernel log may say why
         return self._leaving and (self._ranks is None or self._ranks.done)
+
+    def _read_orders(self) -> dict[str, Any]:
+        """The orders; nothing if they cannot be read now. What was ordered before holds on, and the ranks live on."""
+        try:
+            return read_json(self._folder / "orders.json") or {}
+        except (OSError, OptOpsError) as error:
+            print(f"opt_ops.agent: {error}", file=sys.stderr)
+            return {}
 
     def _burn_in(self, orders: dict[str, Any]) -> None:
         """Test the node before anything starts there: once, and not while its ranks are wanted."""
@@ -123,20 +135,22 @@ class Agent:
             self._ranks = None
         if wanted is not None and self._ranks is None and self._terminated_at is None:
             self._stop_burning()  # only an older life of the daemon, which knew nothing of it, would not have waited
-            self._ranks = Ranks(self._folder, self._node, launch or {})
-            self._ranks.start()
+            ranks = Ranks(self._folder, self._node, launch or {})
+            ranks.start()
+            self._ranks = ranks
+        self._leaving = self._leaving or self._allocation in orders.get("released", ())
         for drill in orders.get("drills", ()):
             self._drill(drill)
         self._ask_ranks(orders)
-        self._leaving = self._leaving or self._allocation in orders.get("released", ())
 
     def _ask_ranks(self, orders: dict[str, Any]) -> None:
         save, dump = orders.get("save") or "", orders.get("dump") or ""
-        if self._ranks is not None and save not in ("", self._save):
+        new_save, new_dump = save not in ("", self._save), dump not in ("", self._dump)
+        self._save, self._dump = save or self._save, dump or self._dump  # once, also if there is no room for the answer
+        if self._ranks is not None and new_save:
             self._ranks.save()
-        if self._ranks is not None and dump not in ("", self._dump):
+        if self._ranks is not None and new_dump:
             self._ranks.dump(dump)
-        self._save, self._dump = save or self._save, dump or self._dump
 
     def _drill(self, drill: dict[str, Any]) -> None:
         if drill["drill"] in self._drilled:

@@ -18,6 +18,7 @@ from opt_ops.files import create_json, read_json, write_json
 
 GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL
 DUMP_SECONDS = 3.0  # for ranks to write down where they are
+PY_SPY_SECONDS = 5.0  # for py-spy to look at those that do not
 
 PIPE, TRACE = "nccl-", "nccl/rank-"  # of NCCL's flight recorder, each followed by the rank
 
@@ -57,7 +58,8 @@ class Ranks:
                 self._processes[local] = self._spawn(entry["rank"], local)
                 entry["pid"] = self._processes[local].pid
             except OSError as error:
-                self._log(entry["rank"]).write_text(f"cannot start {self._launch['argv'][0]}: {error}\n")
+                with suppress(OSError):  # if it is the disk that is full, the code must do
+                    self._log(entry["rank"]).write_text(f"cannot start {self._launch['argv'][0]}: {error}\n")
                 entry["code"], entry["ended"] = 127, time.time()
         self._save()
 
@@ -154,7 +156,7 @@ class Ranks:
                 if str(rank) not in stacks and _size(path) > sizes[rank]:
                     time.sleep(0.05)  # for the last of its threads
                     stacks[str(rank)] = path.read_text(encoding="utf-8", errors="replace")[-65536:]
-        others = {str(rank): _py_spy(process.pid) for rank, process in alive.items() if str(rank) not in stacks}
+        others = _py_spy({str(rank): process.pid for rank, process in alive.items() if str(rank) not in stacks})
         write_json(folder / dump / f"{self._node}.json", {"v": 1, "stacks": stacks, "py_spy": others})
 
     def end(self) -> None:
@@ -237,13 +239,31 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _py_spy(pid: int) -> str:
-    """The stacks of a process that does not answer, from outside; empty where py-spy is not installed."""
+def _py_spy(pids: dict[str, int]) -> dict[str, str]:
+    """The stacks of processes that do not answer, from outside; empty where py-spy is not installed.
+
+    All at once: while one is waited for the agent is silent, and a node that is silent for long counts as lost.
+    """
     program = shutil.which("py-spy")
     if program is None:
-        return ""
-    command = [program, "dump", "--nonblocking", "--pid", str(pid)]
+        return dict.fromkeys(pids, "")
+    asked = {
+        rank: subprocess.Popen(
+            [program, "dump", "--nonblocking", "--pid", str(pid)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        )
+        for rank, pid in pids.items()
+    }
+    deadline = time.monotonic() + PY_SPY_SECONDS
+    return {rank: _answer(spy, deadline) for rank, spy in asked.items()}
+
+
+def _answer(spy: subprocess.Popen[str], deadline: float) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout[-65536:]
+        return spy.communicate(timeout=max(0.0, deadline - time.monotonic()))[0][-65536:]
     except subprocess.TimeoutExpired:
+        spy.kill()
         return ""

@@ -295,6 +295,39 @@ def test_a_full_disk_for_reports_does_not_end_the_ranks(node: Node):
     assert node.beat(lambda beat: beat.ts > time.time() - 2)
 
 
+@pytest.mark.parametrize("damaged", [True, False])
+def test_orders_that_cannot_be_read_end_nothing(node: Node, damaged: bool):
+    node.start()
+    node.order(SLEEP)
+    pids = node.started()
+    orders = node.folder / "orders.json"
+    if damaged:
+        orders.write_text('{"epoch": 1, "se')
+    else:  # a folder in its place cannot be read, as a file on a server that stumbles
+        orders.unlink()
+        orders.mkdir()
+    before = time.time()
+    node.beat(lambda beat: beat.ts > before + 1)
+    assert node.process.poll() is None
+    assert all(map(alive, pids))
+    if not damaged:
+        orders.rmdir()
+    node.order(None)
+    wait_for(lambda: not any(map(alive, pids)))
+
+
+def test_a_launch_that_finds_no_room_is_tried_again(node: Node):
+    in_the_way = node.folder / "1.00"
+    in_the_way.touch()  # nothing can be written below it, as on a full disk
+    node.start()
+    node.order(SLEEP)
+    node.beat(lambda beat: beat.attempt is None)
+    time.sleep(1.0)
+    assert node.process.poll() is None
+    in_the_way.unlink()
+    assert all(map(alive, node.started()))
+
+
 def test_which_node_is_this(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name != "SLURMD_NODENAME"}
     command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(tmp_path), "--allocation", "1-n0"]
@@ -378,6 +411,22 @@ def test_hung_ranks_say_where_they_are_and_a_stopped_one_does_not(node: Node):
     assert stacks.keys() == {2, 3}
     assert stacks[3] == ""
     assert main_thread(stacks[2])[0] == "<string>:waiting"
+
+
+def test_py_spy_looks_at_all_that_do_not_answer_at_once(node: Node):
+    """One after the other, a node of eight hung ranks would be silent for so long that it counts as lost."""
+    tools = node.folder / "bin"
+    tools.mkdir()
+    both = f"touch {node.folder}/$$.asked; while [ $(ls {node.folder}/*.asked | wc -l) -lt 2 ]; do sleep 0.1; done"
+    (tools / "py-spy").write_text(f"#!/bin/sh\n{both}\necho the stack\n")
+    (tools / "py-spy").chmod(0o755)
+    node.start(PATH=f"{tools}:{os.environ['PATH']}")
+    node.order(SLEEP)  # which does not know the signal
+    node.started()
+    node.order(SLEEP, dump="1-i000")
+    found = node.folder / "1.00/a0/stacks/1-i000/n1.json"
+    wait_for(found.exists)
+    assert json.loads(found.read_text())["py_spy"] == {"2": "the stack\n", "3": "the stack\n"}
 
 
 def test_the_flight_recorder_of_a_rank_is_asked_through_its_pipe(node: Node):

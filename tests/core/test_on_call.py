@@ -1,4 +1,4 @@
-"""What people on call must be able to count on: nothing healthy is stopped, nothing is tried for ever, nothing is silent."""
+"""What people on call must be able to count on: what is healthy is not stopped, nothing is tried for ever."""
 
 from dataclasses import replace
 
