@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -204,3 +205,50 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(copy: Path, tmp_path
     with pytest.raises(CheckpointError, match="no file of this folder"):
         mirror.fetch(f"file://{bucket}", tmp_path / "here" / "deep")
     assert not (tmp_path / "here" / "outside").exists()
+
+
+class _Call:
+    """What an index must not be able to do."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self._path),)
+
+
+def _agree(path: Path, **changed: object) -> None:
+    """Have manifest and marker vouch for the files of ``path`` as they are now."""
+    fields = json.loads((path / manifest.MANIFEST).read_text()) | changed
+    for name, file in fields["files"].items():
+        if (path / name).exists():
+            content = (path / name).read_bytes()
+            file |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    text = json.dumps(fields)
+    (path / manifest.MANIFEST).write_text(text)
+    (path / manifest.MARKER).write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
+
+
+def test_looking_at_a_checkpoint_runs_nothing_that_is_in_it(copy: Path, tmp_path: Path) -> None:
+    (copy / ".metadata").write_bytes(pickle.dumps(_Call(tmp_path / "called")))
+    _agree(copy)
+    with pytest.raises(CheckpointError, match="wants to call"):
+        examine(copy)
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_save_before_that_lies_on_other_hosts_refuses_nothing(copy: Path) -> None:
+    before = manifest.step_folder(copy.parent, 1)
+    files = json.loads((before / manifest.MANIFEST).read_text())["files"]
+    snapshot = manifest.snapshot_folder(copy.parent, 1)
+    snapshot.mkdir()
+    for name in (manifest.MANIFEST, manifest.MARKER):
+        shutil.copy(before / name, snapshot)
+    _agree(
+        snapshot,
+        nodes={"n9": {"host": "another-host", "folder": "/disk/1.00/snapshot-00000001"}},
+        files={name: file | {"nodes": ["n9"]} for name, file in files.items()},
+    )
+    assert examine(copy).before == 1, "the durable one of the same step can be compared with"
+    shutil.rmtree(before)
+    assert examine(copy).before is None

@@ -1,5 +1,6 @@
 """Is what a checkpoint holds a state of training? Its bytes may be those that were written, and still be wrong."""
 
+import contextlib
 import hashlib
 import io
 import math
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from trainer import manifest
+from trainer.checkpoint.reader import Reader
 from trainer.manifest import CheckpointError, Manifest
 
 
@@ -55,26 +56,25 @@ def examine(path: Path) -> Content:
     before = _before(path, found.step)
     if before is None:
         return Content(found, len(prints), (), None)
-    earlier = manifest.read(before)
-    old_prints, old_updates = _read(before, earlier)
+    earlier, old_prints, old_updates = before
     unchanged = tuple(sorted(name for name in prints if prints[name] == old_prints.get(name)))
     weights = [name for name in prints if name.startswith("model.")]
     if not manifest.all_skipped(earlier, found):
         if weights and set(weights) <= set(unchanged):
             raise CheckpointError(path, f"stale: its weights are those of step {earlier.step}")
         if made is not None and made <= next(iter(old_updates.values()), -math.inf):
-            raise CheckpointError(path, f"stale: its optimizer has made no more updates than that of {before.name}")
+            raise CheckpointError(
+                path, f"stale: its optimizer has made no more updates than that of step {earlier.step}"
+            )
     return Content(found, len(prints), unchanged, earlier.step)
 
 
-def _before(path: Path, step: int) -> Path | None:
-    """The save before, of either tier, if it is whole."""
+def _before(path: Path, step: int) -> tuple[Manifest, dict[str, str], dict[str, float]] | None:
+    """The save before, of either tier, that is whole and can be read from here; with its content, as :func:`_read`."""
     for _, other in reversed(manifest.earlier(path, step)):
-        try:
-            manifest.verify(other)
-        except CheckpointError:
-            continue
-        return other
+        with contextlib.suppress(CheckpointError):
+            found = manifest.verify(other)
+            return found, *_read(other, found)
     return None
 
 
@@ -94,11 +94,14 @@ def _read(path: Path, found: Manifest) -> tuple[dict[str, str], dict[str, float]
 
 def _parts(path: Path, found: Manifest) -> Iterator[tuple[str, Tensor]]:
     """Each stored part of each tensor, in an order that depends on the layout alone."""
-    metadata = FileSystemReader(_locate(path, found, ".metadata").parent).read_metadata()
+    located = {name: _locate(path, found, name) for name in found.files}  # once: of a snapshot, each is read for it
+    metadata = Reader(located[".metadata"].parent).read_metadata()
     stored = metadata.storage_data.items()
     for index, place in sorted(stored, key=lambda item: (item[0].fqn, tuple(item[0].offset or ()))):
         name = os.fspath(place.relative_path)
-        with _locate(path, found, name).open("rb") as file:
+        if name not in located:
+            raise CheckpointError(path, f".metadata has {index.fqn} in {name}, which the manifest does not name")
+        with located[name].open("rb") as file:
             file.seek(place.offset)
             data = file.read(place.length)
         try:
