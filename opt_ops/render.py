@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -63,16 +66,63 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], header:
         for line in [[column.heading for column in columns]] * header + cells:
             print("\t".join(line))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    for number, line in enumerate(laid_out(columns, cells, header, shutil.get_terminal_size().columns)):
+        heading = header and number == 0 and "NO_COLOR" not in os.environ
+        print(f"\x1b[1m{line}\x1b[0m" if heading else line)
 
-    table = Table(box=None, pad_edge=False, show_header=header, header_style="bold")
-    for column in columns:
-        table.add_column(column.heading, justify="right" if column.right else "left", overflow="fold")
-    for line in cells:
-        table.add_row(*(Text(cell) for cell in line))  # Text: what a log or a note says is never markup
-    Console().print(table)
+
+_LONG = 24  # characters: more than any number, name or state has
+
+
+def laid_out(columns: Sequence[Column], cells: Sequence[Sequence[str]], header: bool, width: int) -> Iterator[str]:
+    """A table's lines for a terminal so wide. No word is broken: what is long is folded, or stands below its row.
+
+    Where the short columns alone are wider, lines are longer than the terminal.
+    """
+    lines = [*([[column.heading for column in columns]] if header else []), *cells]
+    widths = [max((len(line[at]) for line in lines), default=0) for at in range(len(columns))]
+    shown, fold = list(range(len(columns))), None
+    if sum(widths) + 2 * (len(widths) - 1) > width:
+        long = [at for at in shown if widths[at] > _LONG]
+        left = width - sum(widths[at] + 2 for at in shown if at not in long)
+        words = [len(word) for line in lines for at in long for word in line[at].split()]
+        if len(long) == 1 and left >= max(_LONG, *words):
+            fold, widths[long[0]] = long[0], left
+        else:
+            shown = [at for at in shown if at not in long]
+    gap = "  " if sum(widths[at] + 2 for at in shown) - 2 <= width else " "
+    for number, line in enumerate(lines):
+        for part in _folded(line, fold, widths):
+            placed = (part[at].rjust(widths[at]) if columns[at].right else part[at].ljust(widths[at]) for at in shown)
+            yield gap.join(placed).rstrip()
+        for at in range(len(columns)) if number >= header else ():
+            if at not in shown and line[at] != "-":
+                yield from wrapped(f"    {columns[at].heading.lower()}: {line[at]}", 6, width)
+
+
+def _folded(line: Sequence[str], fold: int | None, widths: Sequence[int]) -> Iterator[Sequence[str]]:
+    """A row as several, of which the second and later ones have the rest of the folded cell only."""
+    if fold is None:
+        yield line
+        return
+    for number, part in enumerate(textwrap.wrap(line[fold], widths[fold])):
+        yield [part if at == fold else cell if number == 0 else "" for at, cell in enumerate(line)]
+
+
+def wrapped(line: str, indent: int, width: int | None = None) -> list[str]:
+    """A line of words for a terminal, folded between words with the rest indented; as it is where none is."""
+    if width is None:
+        if not sys.stdout.isatty():
+            return [line]
+        width = shutil.get_terminal_size().columns
+    return textwrap.wrap(
+        line,
+        max(width, 2 * indent),
+        subsequent_indent=" " * indent,
+        drop_whitespace=True,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def text(value: Any) -> str:

@@ -22,7 +22,7 @@ from opt_ops.cli.common import (
 )
 from opt_ops.core.run import State
 from opt_ops.errors import UsageError
-from opt_ops.render import Column, Format, printable, say, show, text
+from opt_ops.render import Column, Format, printable, say, show, text, wrapped
 
 app = typer.Typer(no_args_is_help=True, help="Start, look at and stop runs.")
 
@@ -147,7 +147,8 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
         show("opt-ops/explanation/1", told, [], output)
         return
     for item in told:
-        print("\n".join(printable(line) for line in views.explanation_lines(item)))
+        for line in views.explanation_lines(item):
+            print("\n".join(wrapped(printable(line), 12)))
         print()
     if not told:
         print(f"{identifier}: nothing has happened that called for a decision")
