@@ -228,6 +228,7 @@ def _attempt(attempt: Attempt, part: Stretch, layout: Mapping[str, Any] | None) 
         "exits": [
             {"rank": x.rank, "node": x.node, "code": x.code, "signal": x.signal, "at": iso(x.at)} for x in attempt.exits
         ],
+        "ended_by": dict(attempt.ended),
         "layout": dict(layout) if layout is not None else None,
         "versions": dict(attempt.versions) if attempt.versions is not None else None,
     }

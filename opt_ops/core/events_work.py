@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from opt_ops.core.values import (
@@ -221,8 +221,9 @@ class AttemptEnded:
     outcome: Outcome
     last_step: int | None
     last_step_at: float | None
-    exits: tuple[RankExit, ...]
+    exits: tuple[RankExit, ...]  # the first ones by time, of thousands
     unreachable: tuple[str, ...] = ()
+    ended: Mapping[str, int] = field(default_factory=dict[str, int])  # how all ranks ended: `code 1` → how many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,6 +155,7 @@ def _attempt_ended(state: State, event: e.AttemptEnded, entry: e.Entry) -> State
         outcome=event.outcome,
         ended_at=entry.ts,
         exits=event.exits,
+        ended=event.ended,
         last_step=event.last_step,
         last_step_at=event.last_step_at,
     )

@@ -129,7 +129,8 @@ class Attempt:
     stop_seq: int | None = None
     outcome: Outcome | None = None
     ended_at: float | None = None
-    exits: tuple[RankExit, ...] = ()
+    exits: tuple[RankExit, ...] = ()  # the first ones
+    ended: Mapping[str, int] = field(default_factory=dict[str, int])  # how all ranks did
 
     @property
     def live(self) -> bool:

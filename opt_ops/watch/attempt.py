@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from opt_ops.core.blame import classify, first_to_fail
@@ -20,6 +21,8 @@ _SETTLE_SECONDS = 1.0
 _TOLD_TO_END = frozenset({2, 15})  # SIGINT by an agent that leaves, SIGTERM by the scheduler
 
 _HEARD_SECONDS = 5.0  # two heartbeats and a tick
+
+_EXITS = 64  # that are journaled each by itself: 16 thousand ranks die of one, hundreds of times in a run
 
 
 class AttemptWatch:
@@ -154,8 +157,9 @@ class AttemptWatch:
             outcome=outcome,
             last_step=last.step if last else attempt.last_step,
             last_step_at=last.ts if last else attempt.last_step_at,
-            exits=exits,
+            exits=exits[:_EXITS],
             unreachable=unreachable,
+            ended=Counter(f"signal {x.signal}" if x.signal is not None else f"code {x.code}" for x in exits),
         )
 
 

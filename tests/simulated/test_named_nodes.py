@@ -105,3 +105,15 @@ def test_a_loss_that_is_too_low_is_told_once_and_training_goes_on(tmp_path: Path
     assert len(lives.state.attempts) == 1
     pages = [alert.told for alert in lives.state.alerts.values() if alert.told.severity == "page"]
     assert [page.title for page in pages] == [f"opt-ops 1: {incident.cause}"]
+
+
+def test_of_many_ranks_the_first_exits_are_journaled_and_how_all_ended(tmp_path: Path):
+    plan = (Planned(fault=start(nodes=3, spares=0, ranks_per_node=40), at=0.0),)
+    plan += (Planned(fault=faults.KillRank(rank=77), step=50),)
+    lives = Lives(tmp_path, plan, physics(100, gpus_per_node=40))
+    lives.drive(until=100_000.0)
+    first, second = lives.state.attempts.values()
+    assert len(first.exits) == 64
+    assert (first.exits[0].rank, first.exits[0].signal) == (77, 9)
+    assert first.ended == {"signal 9": 1, "code 1": 119}
+    assert second.ended == {"code 0": 120}

@@ -66,7 +66,7 @@ class NodeAgents:
         self.fell: Callable[[str], None]
         self.stuck: Callable[[str, int], None]
         self.save_asked: Callable[[str], None]
-        self.dump_asked: Callable[[str, str], None]
+        self.dump_asked: Callable[[Part, str], None]
         cluster.given = self.hire
         cluster.taken = self.dismiss
 
@@ -168,7 +168,7 @@ class NodeAgents:
             if kind == "save":
                 self.save_asked(part.attempt)
             else:
-                self.dump_asked(part.attempt, ident)
+                self.dump_asked(part, ident)
 
     def _drill(self, agent: Agent, drill: Drilling) -> None:
         if drill.drill in agent.asked:

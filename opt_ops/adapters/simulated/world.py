@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from opt_ops.adapters.simulated.agents import NodeAgents
+from opt_ops.adapters.simulated.agents import NodeAgents, Part
 from opt_ops.adapters.simulated.cluster import Cluster
 from opt_ops.adapters.simulated.physics import Costs, Physics, uniform
 from opt_ops.adapters.simulated.timeline import Timeline
@@ -239,16 +239,14 @@ class World:
     def _save_asked(self, attempt: str) -> None:
         self.trainings[attempt].save_asked = True
 
-    def _dump_asked(self, attempt: str, dump: str) -> None:
-        training = self.trainings[attempt]
+    def _dump_asked(self, part: Part, dump: str) -> None:
+        training = self.trainings[part.attempt]
         taken = training.stacks.setdefault(dump, {})
-        for part in self.agents.running(attempt):
-            if self.cluster.nodes[part.node].heard:
-                for rank in part.alive:
-                    if rank != training.stuck_rank:
-                        taken[rank] = _stack("distributed_c10d.py", "all_reduce")
-                    elif not training.deaf:
-                        taken[rank] = _stack("data.py", "load_batch")
+        for rank in part.alive:
+            if rank != training.stuck_rank:
+                taken[rank] = _stack("distributed_c10d.py", "all_reduce")
+            elif not training.deaf:
+                taken[rank] = _stack("data.py", "load_batch")
 
     def _commit(self, training: Training, step: int, sickness: Sickness | None) -> None:
         last = step == self.physics.steps
