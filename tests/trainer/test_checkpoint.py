@@ -13,9 +13,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from tests.trainer.harness import Ranks, engine_of
 from tests.trainer.test_parallel import build, samples
-from trainer import manifest, optim
+from trainer import manifest, optim, parallel
 from trainer.checkpoint import Checkpointer, Destination, Writer
-from trainer.checkpoint.agree import one_line
+from trainer.checkpoint.agree import on_all_ranks, on_rank_0, one_line
 from trainer.errors import UserError
 from trainer.fence import Fence
 from trainer.manifest import CheckpointError
@@ -72,7 +72,7 @@ class Training:
         """This rank's weights and moments, copied."""
         state = {}
         for name, p in self.model.named_parameters():
-            state[name] = p.detach().to_local().clone()
+            state[name] = local(p)
             state |= {f"{name}.{key}": local(value) for key, value in self.optimizer.state[p].items()}
         return state
 
@@ -263,6 +263,29 @@ def test_a_writer_that_dies_costs_checkpoints_and_not_the_training(ranks: Ranks,
     assert second == [False, False, True]
     assert first[:2] == [False, False]
     assert manifest.committed(tmp_path) == []
+
+
+def fails_on_one(fails: int) -> list[str]:
+    parallel.start(parallel.place_from_environment(os.environ), 2, 1)
+    rank, outcomes = dist.get_rank(), []
+
+    def work() -> str:
+        if rank == fails:
+            raise ZeroDivisionError("nobody foresaw it")
+        return f"from {rank}"
+
+    for agree in (on_rank_0, on_all_ranks, on_all_ranks):
+        try:
+            outcomes.append(str(agree(None, work)))
+        except RuntimeError as error:
+            outcomes.append(str(error))
+    return [*outcomes, str(on_all_ranks(None, lambda: rank))]
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_an_error_that_nobody_foresaw_is_one_on_all_ranks_and_does_not_part_them(ranks: Ranks, fails: int) -> None:
+    why = "ZeroDivisionError: nobody foresaw it"
+    assert ranks(2, fails_on_one, fails) == [[why if fails == 0 else "from 0", why, why, "[0, 1]"]] * 2
 
 
 def test_why_a_save_failed_is_told_in_one_line_that_is_not_long() -> None:

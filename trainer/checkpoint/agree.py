@@ -1,5 +1,6 @@
 """What goes wrong on one rank goes wrong on all: else some of them wait for ever."""
 
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,8 +20,8 @@ def on_rank_0(group: dist.ProcessGroup | None, work: Callable[..., _Result], *ar
     if dist.get_rank() == 0:
         try:
             outcome[0] = work(*args)
-        except _EXPECTED as error:
-            outcome[1] = error
+        except Exception as error:  # noqa: BLE001  whatever it is, all hear of it
+            outcome[1] = _told(error)
     dist.broadcast_object_list(outcome, src=0, group=group)
     if outcome[1] is not None:
         raise outcome[1]
@@ -33,8 +34,8 @@ def on_all_ranks(group: dist.ProcessGroup | None, work: Callable[..., _Result], 
     mine: tuple[Any, Exception | None]
     try:
         mine = work(*args), None
-    except _EXPECTED as error:
-        mine = None, error
+    except Exception as error:  # noqa: BLE001  as above
+        mine = None, _told(error)
     dist.all_gather_object(outcomes, mine, group=group)
     for rank, (_, error) in enumerate(outcomes):
         if isinstance(error, OSError):
@@ -42,6 +43,14 @@ def on_all_ranks(group: dist.ProcessGroup | None, work: Callable[..., _Result], 
         if error is not None:
             raise error
     return [result for result, _ in outcomes]
+
+
+def _told(error: Exception) -> Exception:
+    """What other ranks can be told of it: an error that nobody foresaw may not even travel."""
+    if isinstance(error, _EXPECTED):
+        return error
+    traceback.print_exception(error)
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def one_line(error: BaseException) -> str:
