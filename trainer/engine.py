@@ -30,12 +30,14 @@ class Engine(ABC):
         optimizer: over this rank's shards.
         layout: the mesh.
         shards: what this rank cares for.
+        comparable: whether ranks hold anything alike that checksums can compare.
     """
 
     model: OPT
     optimizer: torch.optim.Optimizer
     layout: Layout
     shards: list[Shard]
+    comparable = True
 
     @abstractmethod
     def zero_grad(self) -> None:

@@ -48,6 +48,8 @@ class FairscaleEngine(engine.Engine):
         UserError: the recipe asks for what this engine does not do.
     """
 
+    comparable = False  # each rank has counters and moments of parameters that no other has
+
     def __init__(self, model: OPT, recipe: Recipe, layout: Layout) -> None:
         _check(recipe, layout)
         self.model = model

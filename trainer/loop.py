@@ -72,65 +72,138 @@ def train(job: Job) -> None:
     phases = Phases(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
     phases.enter("start", None)
     writer = Writer()  # forked before there are threads, connections or a GPU
-    data = dataset.load(job.data, job.valid, job.tokenizer, recipe)
+    data = dataset.load(job.data, job.valid, job.tokenizer, recipe, lambda: phases.enter("tokens", None, again=True))
+    phases.enter("start", None)
     settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, data.digest, _initial_weights(job))
-
     layout = parallel.start(place, dp, tp, recipe.parallel.replicas)
     parallel.require_agreement("the recipe, its settings or the data", settings_digest + data.validation_digest)
-    engine = engines.build(recipe, layout)
-    evaluation = Evaluation(recipe, data.validation, engine, phases)
-    guard = Guard(recipe)
-    fence = Fence(job.fence, job.attempt)
-    checkpointer = Checkpointer(writer, _destination(job, fence), engine.state(), parallel.address(os.environ))
-    progress = _begin(job, checkpointer, guard, settings_digest, layout)
-    recorder = _recorder(job, layout, data, _config(job, engine, data, progress)) if layout.rank == 0 else None
-    saves = Saves(recipe, snapshots=job.snapshot_dir is not None)
-    outside = Outside(job.run_dir, layout, job.signals, fence, saves, () if recipe.compile else engine.model.layers)
-    # fairscale's ranks own different parameters: none has counters or moments that another could be compared with.
-    checksum_every = recipe.checksum_every if recipe.engine == "fsdp2" else 0
-    checksums = Checksums(engine.model, engine.optimizer, layout, checksum_every)
-    steps = Steps(
-        recipe,
-        job.lr_factors,
-        job.skips,
-        engine,
-        data.samples(recipe.data.seq_len, recipe.seed),
-        guard,
-        outside,
-        checksums,
-    )
+    Attempt(job, data, engines.build(recipe, layout), writer, phases, settings_digest).run()
+    dist.destroy_process_group()
 
-    spent = Spent()
-    while progress.step < recipe.steps:
-        phases.enter("training", progress.step)
-        step = progress.step + 1
+
+class Attempt:
+    """All parts of one attempt, on one rank, and the loop that they turn in.
+
+    Args:
+        job: what the command line asks for.
+        data: what to train and to evaluate on.
+        engine: with the initial weights.
+        writer: of this rank's checkpoints.
+        phases: told what this rank is busy with.
+        settings_digest: of all that decides what is computed.
+    """
+
+    def __init__(
+        self, job: Job, data: Dataset, engine: Engine, writer: Writer, phases: Phases, settings_digest: str
+    ) -> None:
+        recipe, layout = job.recipe, engine.layout
+        self._job, self._engine, self._layout, self._phases = job, engine, layout, phases
+        self._settings_digest = settings_digest
+        self._evaluation = Evaluation(recipe, data.validation, engine, phases)
+        self._guard = Guard(recipe)
+        fence = Fence(job.fence, job.attempt)
+        self._checkpointer = Checkpointer(
+            writer, _destination(job, fence), engine.state(), parallel.address(os.environ)
+        )
+        self._resumed = self._resume()
+        self._progress = Progress()
+        if found := self._resumed:
+            self._progress = Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
+        self._recorder = None
+        if layout.rank == 0:
+            self._recorder = _recorder(job, layout, data, _config(job, engine, data, self._progress))
+        self._saves = Saves(recipe, snapshots=job.snapshot_dir is not None)
+        layers = () if recipe.compile else engine.model.layers
+        outside = Outside(job.run_dir, layout, job.signals, fence, self._saves, layers)
+        checksums = Checksums(engine.model, engine.optimizer, layout, recipe.checksum_every if engine.comparable else 0)
+        samples = data.samples(recipe.data.seq_len, recipe.seed)
+        self._steps = Steps(recipe, job.lr_factors, job.skips, engine, samples, self._guard, outside, checksums)
+
+    def run(self) -> None:
+        """Take the steps that are left.
+
+        Raises:
+            Exception: as :func:`train` says.
+        """
+        steps, found = self._job.recipe.steps, self._resumed
+        if found and found.nodes and self._progress.step >= steps:
+            # The attempt before had nothing left to do but to copy this snapshot to where durable checkpoints are.
+            self._save(dict(found.telemetry), durable=True)
+        spent = Spent()
+        while self._progress.step < steps:
+            spent = self._next(spent)
+        self._phases.enter("ending", self._progress.step)
+        if not self._checkpointer.finish():
+            error = self._checkpointer.take_error()
+            raise RuntimeError(f"all steps are done, but the last checkpoint was not saved: {error}")
+
+    def _next(self, spent: Spent) -> Spent:
+        """One step, and a save where one is due; ``spent`` is what the step before gave to something else."""
+        recipe, recorder = self._job.recipe, self._recorder
+        self._phases.enter("training", self._progress.step)
+        step = self._progress.step + 1
         to_log = step % recipe.log_every == 0 or step == recipe.steps
-        outcome = steps.take(progress, closely=to_log)
-        progress = outcome.progress
-        valid, spent.evaluation = ({}, 0.0) if outcome.fault else evaluation.after(step)
+        outcome = self._steps.take(self._progress, closely=to_log)
+        self._progress = outcome.progress
+        valid, spent.evaluation = ({}, 0.0) if outcome.fault else self._evaluation.after(step)
         computed = time.monotonic()
-        save_error = checkpointer.take_error()
-        line = recorder.record(step, outcome, engine.optimizer, spent, save_error, valid) if recorder else {}
+        save_error = self._checkpointer.take_error()
+        line = recorder.record(step, outcome, self._engine.optimizer, spent, save_error, valid) if recorder else {}
         if outcome.fault:
-            phases.enter("ending", progress.step)
-            checkpointer.wait()  # what is being saved is of before
+            self._phases.enter("ending", self._progress.step)
+            self._checkpointer.wait()  # what is being saved is of before
             raise outcome.fault
         if recorder and to_log:
             _print_progress(line, recipe.steps)
         spent = Spent(logging=time.monotonic() - computed)
         if outcome.measured.save_requested or outcome.measured.snapshot_due:
-            phases.enter("saving", step)
-            spent.saving = _save(
-                job,
-                checkpointer,
-                saves,
-                _header(job, layout, progress, guard, settings_digest, line),
-                durable=outcome.measured.save_requested,
-            )
-    phases.enter("ending", progress.step)
-    if not checkpointer.finish():
-        raise RuntimeError(f"all steps are done, but the last checkpoint was not saved: {checkpointer.take_error()}")
-    dist.destroy_process_group()
+            spent.saving = self._save(line, durable=outcome.measured.save_requested)
+        return spent
+
+    def _resume(self) -> Manifest | None:
+        """Read what training begins with, if anything; what it is resumed from."""
+        job, checkpointer = self._job, self._checkpointer
+        if not job.resume:
+            if job.init_from:
+                _require_same_shape(checkpointer.load_weights(job.init_from), job.recipe, job.init_from)
+            return None
+        found = checkpointer.load(job.resume)
+        _require_same_shape(found, job.recipe, job.resume)
+        if self._layout.rank == 0:
+            say(f"resumed from {job.resume}, step {found.step}")
+            if found.settings_digest != self._settings_digest:
+                say("note: settings, data, learning-rate factors or skips are not those the checkpoint was saved under")
+        self._guard.restore(found.guard)
+        return found
+
+    def _save(self, line: dict[str, Any], *, durable: bool) -> float:
+        """Begin a checkpoint; returns the seconds that training was held up. ``line`` is the step's, on rank 0."""
+        self._phases.enter("saving", self._progress.step)
+        start = time.monotonic()
+        self._checkpointer.wait()
+        if durable:
+            self._job.signals.save_requested.clear()  # what was asked for until now, this save answers
+        self._checkpointer.save(self._header(line), durable)
+        cost = time.monotonic() - start
+        self._saves.saved(cost, self._checkpointer.background_seconds, durable=durable)
+        return cost
+
+    def _header(self, line: dict[str, Any]) -> dict[str, Any]:
+        job = self._job
+        return {
+            **asdict(self._progress),
+            "guard": self._guard.state(),
+            "attempt": job.attempt,
+            "ts": time.time(),
+            "layout": _layout(self._layout),
+            "settings_digest": self._settings_digest,
+            "seed": job.recipe.seed,  # with the step, the state of every random choice
+            "schedule": _schedule(job.recipe),
+            "lr_factors": job.lr_factors,
+            "skips": job.skips,
+            "model": asdict(job.recipe.model),
+            "telemetry": line,
+        }
 
 
 def check_folders(job: Job) -> None:
@@ -169,22 +242,6 @@ def _destination(job: Job, fence: Fence) -> Destination:
     )
 
 
-def _begin(job: Job, checkpointer: Checkpointer, guard: Guard, settings_digest: str, layout: Layout) -> Progress:
-    """Read what training begins with, if anything."""
-    if not job.resume:
-        if job.init_from:
-            _require_same_shape(checkpointer.load_weights(job.init_from), job.recipe, job.init_from)
-        return Progress()
-    found = checkpointer.load(job.resume)
-    _require_same_shape(found, job.recipe, job.resume)
-    if layout.rank == 0:
-        say(f"resumed from {job.resume}, step {found.step}")
-        if found.settings_digest != settings_digest:
-            say("note: settings, data, learning-rate factors or skips are not those the checkpoint was saved under")
-    guard.restore(found.guard)
-    return Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
-
-
 def _require_same_shape(found: Manifest, recipe: Recipe, path: Path) -> None:
     """What the parameters' own shapes do not tell, and would be computed with in silence."""
     for name in ("vocab_size", "num_heads", "norm"):
@@ -211,37 +268,6 @@ def _recorder(job: Job, layout: Layout, data: Dataset, config: dict[str, Any]) -
     telemetry.write_config(job.run_dir, config)
     manifest.write_durably(job.run_dir / "tokenizer.json", data.tokenizer.text)
     return Telemetry(job.run_dir / "telemetry.jsonl", job.recipe, layout, job.process_start)
-
-
-def _save(job: Job, checkpointer: Checkpointer, saves: Saves, header: dict[str, Any], *, durable: bool) -> float:
-    """Begin a checkpoint; returns the seconds that training was held up."""
-    start = time.monotonic()
-    checkpointer.wait()
-    if durable:
-        job.signals.save_requested.clear()  # what was asked for until now, this save answers
-    checkpointer.save(header, durable)
-    cost = time.monotonic() - start
-    saves.saved(cost, checkpointer.background_seconds, durable=durable)
-    return cost
-
-
-def _header(
-    job: Job, layout: Layout, progress: Progress, guard: Guard, settings_digest: str, line: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        **asdict(progress),
-        "guard": guard.state(),
-        "attempt": job.attempt,
-        "ts": time.time(),
-        "layout": _layout(layout),
-        "settings_digest": settings_digest,
-        "seed": job.recipe.seed,  # with the step, the state of every random choice
-        "schedule": _schedule(job.recipe),
-        "lr_factors": job.lr_factors,
-        "skips": job.skips,
-        "model": asdict(job.recipe.model),
-        "telemetry": line,
-    }
 
 
 def _config(job: Job, engine: Engine, data: Dataset, progress: Progress) -> dict[str, Any]:

@@ -269,3 +269,20 @@ def test_signals_end_a_rank_at_once_even_while_it_waits_for_a_frozen_peer(text: 
     ranks[1].send_signal(signal.SIGCONT)
     assert ranks[1].wait(timeout=5) == 130
     assert [process.stderr for process in finish(ranks)] == ["stopped by SIGTERM\n", "stopped by SIGINT\n"]
+
+
+def test_a_run_that_ended_before_its_last_copy_makes_it_when_it_is_resumed(text: Path, tmp_path: Path) -> None:
+    few = [*settings("steps=4", "checkpoint_every=100"), "--snapshot-dir", tmp_path / "disk"]
+    (done,) = train(0, *arguments(tmp_path, text, "a1", *few))
+    assert done.returncode == 0, done.stderr
+    last = manifest.step_folder(tmp_path / "checkpoints", 4)
+    whole = manifest.verify(last)
+    shutil.rmtree(last)
+    snapshot = manifest.snapshot_folder(tmp_path / "checkpoints", 4)
+    (done,) = train(0, *arguments(tmp_path, text, "a2", *few, "--resume", snapshot))
+    assert done.returncode == 0, done.stderr
+    again = manifest.verify(last)
+    assert {name: file["sha256"] for name, file in again.files.items() if name.endswith(".distcp")} == {
+        name: file["sha256"] for name, file in whole.files.items() if name.endswith(".distcp")
+    }
+    assert telemetry(tmp_path / "a2") == [], "no step was left to take"
