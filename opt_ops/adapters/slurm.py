@@ -36,10 +36,18 @@ WARNING_SECONDS = 120  # before the time limit
 GRACE_SECONDS = 600.0  # before a job's end, it is worth asking whether a preemption has brought it forward
 
 _QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESV_DEL_HOLD"})
-_RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT"})
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"})
+_ENDED = frozenset(
+    {
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+        *("PREEMPTED", "RECONFIG_FAIL", "REVOKED", "SPECIAL_EXIT", "TIMEOUT"),
+    }
+)
 
 # What users set for their own eyes changes the columns that we read.
 _FORMATS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS")
+
+_NO_JOB = "Invalid job id"  # the controller's word for a job that it does not know: never was, or is long over
 
 # sbatch's words for a job that can never be: asking again is of no use.
 _REFUSALS = (
@@ -108,7 +116,7 @@ class SlurmScheduler:
             "ntasks_per_node": 1,
             "cpus_per_task": options.cpus_per_task,
             "gpus_per_node": options.gpus_per_node,
-            "exclude": ",".join(exclude) or None,
+            "exclude": ",".join(_known(exclude)) or None,
             "exclusive": options.exclusive or None,
             # One node less is no reason to end the job or the step that the agents are.
             "additional_parameters": {"no_kill": True, "no_requeue": True, **options.additional},
@@ -130,8 +138,10 @@ class SlurmScheduler:
 
     def _jobs(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
-        for line in _ask("squeue", "-h", "--me", "-o", "%i|%j|%k"):
-            job, name, comment = line.split("|", 2)
+        for number, line in enumerate(_ask("squeue", "-h", "--me", "-o", "%i|%j|%k")):
+            if number and line.count("|") < 2:
+                continue  # more of the comment above, which is whatever the user of that job wrote
+            job, name, comment = _columns(line, 3)
             allocation = name.removeprefix(_JOB_NAME)
             if name.startswith(_JOB_NAME) and comment == self._comment(allocation):
                 found.append((job, allocation))
@@ -147,7 +157,7 @@ class SlurmScheduler:
 
     def cancel(self, job: str) -> None:
         """End the job."""
-        self._ask(f"cancel {job}", partial(_ask, "scancel", job))
+        self._ask(f"cancel {job}", partial(_ask, "scancel", job, may_fail=_NO_JOB))
 
     def drain(self, node: str, reason: str) -> None:
         """Drain the node; only operators of the cluster may."""
@@ -159,6 +169,8 @@ class SlurmScheduler:
         except SchedulerUnavailable as error:
             if "ermission" in str(error) or "Invalid user" in str(error):
                 raise Refused(f"not permitted to drain {node}: {error}") from error
+            if "Invalid node name" in str(error):
+                raise Refused(f"Slurm knows no node {node}: there is nothing to drain") from error
             raise
 
     def let_go(self, job: str, node: str) -> None:
@@ -180,18 +192,27 @@ class SlurmScheduler:
             raise
 
     def _state(self, job: str) -> JobState:
-        # `-t all`: a job that has just ended is still listed, and one that is forgotten gives no line.
-        lines = _ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%N|%e|%r", "-j", job, may_fail="Invalid job id")
-        ends_at = None
+        # `-t all`: a job that has just ended is still listed, minutes later the controller has forgotten it.
+        lines, forgotten, ends_at = [], False, None
+        try:
+            lines = _ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%N|%e|%r", "-j", job)
+        except SchedulerUnavailable as error:
+            forgotten = _NO_JOB in str(error)
+            if not forgotten:
+                raise
         if lines:
-            _, word, nodes, ends, reason = lines[0].split("|", 4)
+            _, word, nodes, ends, reason = _columns(lines[0], 5)
             ends_at = _time(ends)
         else:
-            lines = _ask("sacct", "-n", "-P", "-X", "-o", "State,NodeList,Reason", "-j", job)
+            lines = _accounts(job)
+            if not lines and forgotten:
+                return JobState(AllocationStatus.ENDED, (), "FORGOTTEN")
             if not lines:
-                raise SchedulerUnavailable(f"neither squeue nor sacct knows job {job}")
-            word, nodes, reason = lines[0].split("|", 2)
-        word = word.split()[0]  # sacct says "CANCELLED by 0"
+                raise SchedulerUnavailable(f"neither squeue nor sacct says anything of job {job}")
+            word, nodes, reason = _columns(lines[0], 3)
+        word = (word.split() or [""])[0]  # sacct says "CANCELLED by 0"
+        if word not in _QUEUED | _RUNNING | _ENDED:
+            raise SchedulerUnavailable(f"Slurm says {lines[0]!r} of job {job}, which is no state of a job")
         if word in _QUEUED:
             return JobState(AllocationStatus.QUEUED, (), reason)
         if word not in _RUNNING:
@@ -275,8 +296,38 @@ def _time(text: str) -> float | None:
 
 def _preempted(job: str) -> bool:
     """Whether somebody more important took the nodes. A job whose agents leave within its grace time ends COMPLETED."""
-    lines = _ask("squeue", "-h", "-t", "all", "-O", "PreemptTime", "-j", job, may_fail="Invalid job id")
+    lines = _ask("squeue", "-h", "-t", "all", "-O", "PreemptTime", "-j", job, may_fail=_NO_JOB)
     return any(_time(line.strip()) is not None for line in lines)
+
+
+def _accounts(job: str) -> list[str]:
+    """What accounting has of a job that the controller does not know any more; nothing where there is no accounting."""
+    try:
+        return _ask("sacct", "-n", "-P", "-X", "-o", "State,NodeList,Reason", "-j", job)
+    except SchedulerUnavailable as error:
+        if "disabled" in str(error) or "not on the PATH" in str(error):
+            return []
+        raise
+
+
+def _known(nodes: Sequence[str]) -> list[str]:
+    """Those that Slurm knows: it refuses every job that excludes another, and machines do leave clusters."""
+    if not nodes:
+        return []
+    there = set(_ask("sinfo", "-a", "-h", "-N", "-o", "%N"))
+    return [node for node in nodes if node in there]
+
+
+def _columns(line: str, number: int) -> list[str]:
+    """The columns of a line; the last one may be anything.
+
+    Raises:
+        SchedulerUnavailable: it has fewer, so that it is no answer.
+    """
+    columns = line.split("|", number - 1)
+    if len(columns) < number:
+        raise SchedulerUnavailable(f"Slurm says {line!r}, which is not the answer to what was asked")
+    return columns
 
 
 def _hosts(nodes: str) -> tuple[str, ...]:
@@ -287,7 +338,9 @@ def _unfit(nodes: str) -> dict[str, str]:
     """Held nodes that are drained, failing or down, each with its state and the administrator's reason."""
     unfit: dict[str, str] = {}
     for line in _ask("sinfo", "-h", "-N", "-n", nodes, "-o", "%N|%T|%E"):
-        name, word, reason = line.split("|", 2)
+        if line.count("|") < 2:
+            continue  # more of the reason above, which is whatever an administrator wrote
+        name, word, reason = _columns(line, 3)
         state = word.rstrip("*~#!%$@^-+").lower()
         if state.startswith(("drain", "down", "fail", "no_respond")) or word.endswith("*"):
             unfit[name] = f"slurm_{state}: {reason}"
@@ -304,7 +357,13 @@ def _ask(*command: str, may_fail: str = "") -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_FORMATS)}
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_SECONDS,
+            check=False,
         )
     except FileNotFoundError as error:
         raise SchedulerUnavailable(f"{command[0]} is not on the PATH", "load Slurm's environment") from error

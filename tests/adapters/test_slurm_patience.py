@@ -11,7 +11,8 @@ import pytest
 
 from opt_ops.adapters import slurm
 from opt_ops.adapters.slurm import SlurmOptions, SlurmScheduler
-from opt_ops.errors import NotYet, Refused
+from opt_ops.core.values import AllocationStatus
+from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 
 
 @pytest.fixture
@@ -64,3 +65,67 @@ def test_a_drain_that_is_refused_late_is_refused(tmp_path: Path, command: Callab
     with pytest.raises(Refused, match="not permitted to drain n1"):
         insist(lambda: scheduler.drain("n1", "opt-ops 1-i000: silent"))
     assert calls.read_text() == "called\n"
+
+
+@pytest.fixture
+def slurm_says(tmp_path: Path, command: Callable[[str, str], Path]) -> Callable[..., SlurmScheduler]:
+    """A scheduler whose Slurm answers at once, in these words."""
+
+    def says(**words: str) -> SlurmScheduler:
+        (tmp_path / "answer").touch()
+        for name, then in words.items():
+            command(name, then)
+        return SlurmScheduler(tmp_path, SlurmOptions(), print)
+
+    return says
+
+
+@pytest.mark.parametrize("nonsense", ["echo slurm_load_jobs", "echo '7||n1|N/A|None'", "printf '7|R\\377|n|N/A|x\\n'"])
+def test_nonsense_is_no_state_of_a_job(slurm_says: Callable[..., SlurmScheduler], nonsense: str):
+    with pytest.raises(SchedulerUnavailable, match="Slurm says"):
+        insist(lambda: slurm_says(squeue=nonsense).state("7"))
+
+
+def test_nonsense_is_not_that_there_are_no_jobs(slurm_says: Callable[..., SlurmScheduler]):
+    with pytest.raises(SchedulerUnavailable, match="Slurm says"):
+        insist(slurm_says(squeue="echo slurm_load_jobs: hello").jobs)
+
+
+def test_a_comment_of_two_lines_hides_no_job(slurm_says: Callable[..., SlurmScheduler], tmp_path: Path):
+    ours = f"echo '8|opt-ops-1-n0|opt-ops 1-n0 of {tmp_path}'"
+    scheduler = slurm_says(squeue=f"printf '7|mine|note\\nto self\\n'; {ours}")
+    assert insist(scheduler.jobs) == [("8", "1-n0")]
+
+
+def test_a_job_that_nobody_remembers_has_ended(slurm_says: Callable[..., SlurmScheduler]):
+    """Where there is no accounting, and the daemon was away for the minutes that the controller remembers it."""
+    unknown = "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1"
+    scheduler = slurm_says(
+        squeue=unknown, sacct="echo Slurm accounting storage is disabled >&2; exit 1", scancel=unknown
+    )
+    assert insist(lambda: scheduler.state("7")).status is AllocationStatus.ENDED
+    insist(lambda: scheduler.cancel("7"))
+
+
+@pytest.mark.parametrize("sacct", ["exit 1", "echo slurmdbd is down >&2; exit 1"])
+def test_without_an_answer_from_accounting_the_end_of_a_job_is_not_known(
+    slurm_says: Callable[..., SlurmScheduler], sacct: str
+):
+    unknown = "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1"
+    with pytest.raises(SchedulerUnavailable):
+        insist(lambda: slurm_says(squeue=unknown, sacct=sacct).state("7"))
+
+
+def test_a_node_that_slurm_does_not_know_is_neither_excluded_nor_drained(
+    slurm_says: Callable[..., SlurmScheduler], tmp_path: Path
+):
+    scheduler = slurm_says(
+        srun="exit 0",
+        sinfo="printf 'n1\\nn2\\n'",
+        sbatch=f'cat "$1" > {tmp_path}/script; echo Submitted batch job 7',
+        scontrol="echo slurm_update error: Invalid node name specified >&2; exit 1",
+    )
+    assert insist(lambda: scheduler.submit("1-n0", 2, ("n1", "n0311"))) == "7"
+    assert "--exclude=n1\n" in (tmp_path / "script").read_text()
+    with pytest.raises(Refused, match="knows no node n0311"):
+        insist(lambda: scheduler.drain("n0311", "a typing error"))
