@@ -12,13 +12,14 @@ from typing import Any
 
 from chronicles.entries import entries
 from chronicles.entry import LogEntry
-from chronicles.front import cause, front, kind, lead, seconds_left, times
+from chronicles.front import front, lead, seconds_left, times
 from chronicles.logbook import newest_loss
 from chronicles.markdown import plain, table
 from chronicles.record import Record, until
 from chronicles.report import build
 from chronicles.settled import settled
-from chronicles.words import count, duration, minute, names, percent, short, whole
+from chronicles.tables import cause, kind
+from chronicles.words import count, duration, hours, minute, names, percent, short, whole
 from opt_ops.config import Rates
 from opt_ops.core.codec import from_iso
 from opt_ops.core.run import State, Status
@@ -166,9 +167,6 @@ def _numbers(now: Row, before: Row | None, seconds: float) -> Iterator[str]:
     def both(label: str, key: str, told: Any) -> list[str]:
         stretch = spent[key] - known[key] if known and spent[key] is not None else spent[key]
         return [label, told(stretch), told(spent[key])]
-
-    def hours(number: float | None) -> str:
-        return "–" if number is None else f"{number:,.3g}"
 
     rows = [
         ["wall clock", duration(seconds), duration(spent["wall_seconds"])],

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
-from chronicles import incidents, steering
+from chronicles import incidents, requests, steering
 from chronicles.closeup import Closeups
 from chronicles.entry import MACHINE, Fact, LogEntry, Remark, entry_of, run_at
 from chronicles.figure import RUN_COLORS
@@ -15,6 +15,7 @@ from chronicles.people import DRIVES, asked_for
 from chronicles.record import Record
 from chronicles.words import count, drill, duration, evidence, full, names, percent, rate, short, value, whole
 from opt_ops.core import events as e
+from opt_ops.core.codec import from_iso
 from opt_ops.core.proof import baseline
 from opt_ops.core.values import Driver, Tier
 
@@ -30,7 +31,7 @@ def entries(record: Record, report: Mapping[str, Any]) -> list[LogEntry]:
         if isinstance(entry.event, e.AttemptConfigured):
             found += _launched(record, entry, entry.event, configured) if configured else ()
             configured = entry.event
-    found = _with_closeups(record, found)
+    found = _with_closeups(record, list(requests.attached(record, report, found)))
     remarks = _remarks(record, {entry.anchor for entry in found})
     below = {f"e{remark.seq}" for attached in remarks.values() for remark in attached}
     rest = [entry for entry in reversed(found) if entry.anchor not in below]
@@ -77,8 +78,8 @@ def _started(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e
             Fact(
                 label="Schedule",
                 text=f"Peak learning rate {rate(schedule.peak_lr)} after "
-                f"{count(schedule.warmup_steps, 'warm-up step')}, falling to {percent(schedule.final_fraction)} of it "
-                f"at step {whole(schedule.total_steps)}; training ends at step {whole(report['total_steps'])}.",
+                f"{count(schedule.warmup_steps, 'warm-up step')}, falling to {100 * schedule.final_fraction:g} % of it "
+                f"at step {whole(schedule.total_steps)}{_ends(schedule.total_steps, report['total_steps'])}.",
             )
         )
         facts.append(
@@ -96,6 +97,10 @@ def _started(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e
         facts.append(Fact(label="Driver", text=DRIVES[event.driver]))
     how = ", in shadow mode" if event.driver is Driver.SHADOW else ""
     yield entry_of(record, entry, f"started{how}", event.author, run=run, facts=tuple(facts))
+
+
+def _ends(falls_until: int, total: int | None) -> str:
+    return ", where training ends" if falls_until == total else f"; training ends at step {whole(total)}"
 
 
 def _incident(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.IncidentOpened) -> _Found:
@@ -157,15 +162,14 @@ def _drill(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.D
 def _alert(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.SignalRaised) -> _Found:
     if event.tier is not Tier.ALERT:
         return
-    for row in report["incidents"]:
-        first, last = row["onset_step"], row["step_failed"]
-        near = first is not None and last is not None and first <= (event.step or 0) <= last
-        if row["attempt"] == event.attempt and near:
-            return  # it became an incident, whose entry tells of the alert
+    same = [row for row in report["incidents"] if incidents.leads(row, event.step)]
+    if any(row["attempt"] == event.attempt for row in same):
+        return  # it became an incident, whose entry tells of the alert
+    again = next((row for row in same if row["kind"] == event.signal and from_iso(row["opened"]) > entry.ts), None)
     told, line = evidence(event.evidence)
     facts = [
         Fact(label="Evidence", text=f"{full(event.rule)} {full(told)}", line=line),
-        Fact(label="Decision", text=_UNSAVED if event.signal == "save_failed" else _HEALED),
+        Fact(label="Decision", text=_UNSAVED if event.signal == "save_failed" else _healed(again)),
         *steering.told(report, f"{record.lineage}/{event.key}"),
     ]
     what = event.signal.replace("_", " ")
@@ -174,24 +178,19 @@ def _alert(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.S
 
 
 _UNSAVED = "Training goes on, but every step since the last checkpoint that was saved can be lost."
-_HEALED = "An alert only watches: most of these heal by themselves, and this one has not become an incident."
+
+
+def _healed(again: Mapping[str, Any] | None) -> str:
+    most = "An alert only watches: most of these heal by themselves"
+    if again is None:
+        return f"{most}, and this one has not become an incident."
+    return f"{most}. This one came again in attempt {again['attempt']}, as {again['incident']}."
 
 
 def _refused(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.CheckpointRefused) -> _Found:
     point = event.checkpoint
     fact = Fact(label="Cause", text=f"{full(event.why)} It will never be resumed from.")
     yield entry_of(record, entry, f"checkpoint {whole(point.step)} refused: damaged", run=point.run, facts=(fact,))
-
-
-def _nodes(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.AllocationSubmitted) -> _Found:
-    if event.allocation == next(iter(record.state.allocations)):
-        return  # the first one belongs to the start
-    allocation = record.state.allocations[event.allocation]
-    without = f" without {names(allocation.exclude)}" if allocation.exclude else ""
-    asked = f"{count(allocation.wanted, 'node')} asked for{without}, as job {event.job}."
-    why = next(row["why"] for row in report["allocations"] if row["allocation"] == event.allocation)
-    fact = Fact(label="Nodes", text=f"{asked} {full(why)}" if why else asked)
-    yield entry_of(record, entry, f"new allocation, job {short(event.job, 40)}", facts=(fact,))
 
 
 def _size(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.SizeDecided) -> _Found:
@@ -236,7 +235,6 @@ _RULES: dict[type[e.Event], Callable[[Record, Mapping[str, Any], e.Entry, Any], 
     e.DrillRequested: _drill,
     e.SignalRaised: _alert,
     e.CheckpointRefused: _refused,
-    e.AllocationSubmitted: _nodes,
     e.AllocationFailed: _no_nodes,
     e.SizeDecided: _size,
     e.StrayFound: _stray,

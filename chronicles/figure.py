@@ -176,14 +176,16 @@ def _draw_panel(axes: Axes, drawn: Curve, placed: Sequence[Mark], measure: str) 
 
 
 def _letter(axes: Axes, labels: Sequence[tuple[int, float, str]]) -> None:
-    """Names at the ends of lines, from the top, where one does not hide another."""
-    room = 11 / axes.get_window_extent().height * (axes.get_ylim()[1] - axes.get_ylim()[0])
-    told: list[float] = []
+    """Names at the ends of lines, moved down where one would hide another; those that no room is left for are not."""
+    low, high = axes.get_ylim()
+    room = 11 / axes.get_window_extent().height * (high - low)
+    lowest = high
     for step, value, name in sorted(labels, key=lambda label: -label[1]):
-        if all(other - value >= room for other in told):
-            told.append(value)
-            where = {"xytext": (6, 0), "textcoords": "offset points", "annotation_clip": False}
-            axes.annotate(name, (step, value), color=_INK, va="center", **where)
+        lowest = min(value, lowest - room)
+        if lowest < low - room:
+            return
+        where = {"xytext": (6, 0), "textcoords": "offset points", "annotation_clip": False}
+        axes.annotate(name, (step, lowest), color=_INK, va="center", **where)
 
 
 def _joined(lines: Sequence[Line]) -> tuple[list[float], list[float]]:

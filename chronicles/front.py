@@ -5,55 +5,72 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chronicles.curves import letter
-from chronicles.ledger import Phase, Stage
-from chronicles.people import halt_cause
+from chronicles import tables
+from chronicles.people import MOVES, halt_cause
 from chronicles.questions import questions
-from chronicles.words import count, day, duration, minute, names, nodes, percent, short, when, whole
+from chronicles.words import count, day, duration, hours, minute, percent, when, whole
 from opt_ops.core.codec import from_iso
 from opt_ops.core.run import Status
-from opt_ops.core.values import Driver, Severity, Verdict
+from opt_ops.core.values import Action, Driver, Severity
 
 _TONES = {Status.COMPLETED: "ok", Status.HALTED: "bad", Status.CANCELLED: "warn", Status.RECOVERING: "warn"}
 _TONES |= {Status.ROLLING_BACK: "warn"}
 
-_PHASES = {
-    Phase.KEPT: "training that counts",
-    Phase.LOST: "training taken back",
-    Phase.RECOVERING: "recovering",
-    Phase.PAUSED: "paused",
-    Phase.HALTED: "halted",
-    Phase.QUEUED: "waiting for nodes",
-    Phase.STARTING: "starting",
-    Phase.OTHER: "other",
-}
-
 Row = Mapping[str, Any]
+
+_MANY = 30  # incidents: of more, the front page lists those that touched training
 
 
 def front(report: Row, loss: float | None) -> dict[str, Any]:
     """Everything above the log. `loss` is the newest settled one."""
     incidents = report["incidents"]
+    allocations, before = tables.allocations(report)
     return {
         "tone": _TONES.get(Status(report["status"]), ""),
         "lead": lead(report),
         "share": round(100 * min(1.0, report["step"] / report["total_steps"]), 2) if report["total_steps"] else 0,
         "figures": figures(report, loss),
-        "steps_lost": sum(row["steps_lost"] or 0 for row in incidents),
-        "seconds_down": sum(row["seconds_down"] or 0.0 for row in incidents),
-        "tree": tree(report["runs"]),
+        "incidents": [row for row in incidents if not _harmless(row)] if len(incidents) > _MANY else incidents,
+        "harmless": _harmless_ones(incidents),
+        **_totals(incidents),
+        "tree": tables.tree(report["runs"]),
         "goodput": _goodput(report),
         "reliability": reliability(report),
-        "phases": phases(report),
-        "lost": lost(report),
-        "stages": stages(report),
-        "validation": validation(report),
-        "worst": worst(report),
+        "phases": tables.phases(report),
+        "lost": tables.lost(report),
+        "stages": tables.stages(report),
+        "validation": tables.validation(report),
+        "worst": tables.worst(report),
         "questions": questions(report),
-        "nodes": [row for row in report["nodes"] if len(report["nodes"]) <= _LISTED or not _well(row)],
-        "well": _many_well(report["nodes"]),
-        "allocations": allocations(report),
+        "nodes": tables.nodes(report["nodes"]),
+        "well": tables.well(report["nodes"]),
+        "allocations": allocations,
+        "allocations_before": f"And {whole(before)} before these." if before else "",
         "as_of": when(report["as_of"]),
+    }
+
+
+def _harmless(row: Row) -> bool:
+    """A node without ranks that was taken out, and nothing more came of it."""
+    return row["action"] == Action.EXCLUDE and row["proven"] is True and row["drill"] is None and not row["advice"]
+
+
+def _harmless_ones(incidents: Sequence[Row]) -> str:
+    number = sum(map(_harmless, incidents)) if len(incidents) > _MANY else 0
+    which = f"{count(number, 'node')} on which no rank ran {'was' if number == 1 else 'were'} taken out"
+    return f"Besides, {which}; nothing was lost. The log tells of each." if number else ""
+
+
+def _totals(incidents: Sequence[Row]) -> dict[str, Any]:
+    """What several incidents lost together, before one attempt that answers them all, counts once."""
+    lost: dict[str, tuple[int, float]] = {}
+    for row in incidents:
+        before = lost.get(row["next_attempt"] or row["incident"], (0, 0.0))
+        now = (max(before[0], row["steps_lost"] or 0), max(before[1], row["seconds_down"] or 0.0))
+        lost[row["next_attempt"] or row["incident"]] = now
+    return {
+        "steps_lost": sum(steps for steps, _ in lost.values()),
+        "seconds_down": sum(seconds for _, seconds in lost.values()),
     }
 
 
@@ -122,6 +139,8 @@ def _happened(report: Row) -> str:
         drills, f", {drills} of them drills"
     )
     again = report["goodput"]["steps_repeated"]
+    stopped = sum(row["action"] in MOVES and not row["advice"] for row in rows)
+    of += f", {whole(stopped)} of which interrupted training" if stopped < len(rows) > _MANY else ""
     return f"{count(len(rows), 'incident')}{of}, {_cured(rows)}{rest}; {count(again, 'step')} taken back."
 
 
@@ -196,148 +215,6 @@ def figures(report: Row, loss: float | None) -> list[dict[str, str]]:
     return [{"label": label, "value": value, "more": more} for label, value, more in found]
 
 
-def tree(runs: Sequence[Row]) -> list[dict[str, Any]]:
-    """The runs with the lines of their family tree; a run that goes on from its elder is drawn one level in."""
-    depth: dict[str, int] = {}
-    for row in runs:
-        depth[row["run"]] = depth[row["parent"]] + 1 if row["parent"] in depth else 0
-    deepest = 6  # a long line of rollbacks must not walk off the page
-    return [
-        {"row": row, "indent": "  " * (min(depth[row["run"]], deepest) - 1) + "└ " if depth[row["run"]] else ""}
-        for row in runs
-    ]
-
-
-def validation(report: Row) -> list[dict[str, str]]:
-    """The losses on validation data, lettered as on the curves where there is more than one corpus."""
-
-    def told(loss: float | None, step: int | None = None) -> str:
-        return "–" if loss is None else f"{loss:.3f}" + (f" after {whole(step)}" if step is not None else "")
-
-    return [
-        {
-            "letter": letter(place) if len(report["validation"]) > 1 else "",
-            "corpus": short(row["corpus"], 60),
-            "step": whole(row["step"]),
-            "loss": told(row["loss"]),
-            "previous": told(row["previous"]),
-            "lowest": told(row["lowest"], row["lowest_step"]),
-            "evaluations": whole(row["evaluations"]),
-        }
-        for place, row in enumerate(report["validation"])
-    ]
-
-
-def worst(report: Row) -> list[dict[str, str]]:
-    """The nodes that failed most for the time that they were used."""
-    return [
-        {
-            "node": short(row["node"], 60),
-            "tag": "LEMON" if row["lemon"] else "",
-            "failures": f"{whole(row['failures'])} in {duration(row['seconds_used'])}",
-            "expected": f"{row['expected']:.2g}",
-            "what": names([f"{kind(name)} × {n}" if n > 1 else kind(name) for name, n in row["kinds"].items()]),
-            "parts": names([f"{name} × {n}" if n > 1 else name for name, n in row["parts"].items()] or ["–"]),
-            "hours": f"{row['node_hours_lost']:,.3g}",
-            "now": row["now"],
-            "last": row["last"],
-        }
-        for row in report["worst_nodes"]
-    ]
-
-
-def phases(report: Row) -> list[dict[str, Any]]:
-    """The wall clock by phase, those that took any time."""
-    spent = report["goodput"]
-    return [
-        {
-            "name": str(phase),
-            "label": label,
-            "seconds": spent["seconds_by_phase"][phase],
-            "share": spent["seconds_by_phase"][phase] / spent["wall_seconds"],
-            "flex": f"{spent['seconds_by_phase'][phase] / spent['wall_seconds']:.4f}",
-        }
-        for phase, label in _PHASES.items()
-        if spent["wall_seconds"] and spent["seconds_by_phase"][phase] > 0
-    ]
-
-
-def lost(report: Row) -> list[dict[str, Any]]:
-    """What the lost time went to, by failure class or phase, largest first."""
-    spent = report["goodput"]
-    names = {row["kind"]: row["incident"] for row in report["incidents"]}
-    found = [_lost_row(row, names.get(row["kind"])) for row in spent["lost_by_kind"]]
-    slower = spent["seconds_slower_than_healthy"]
-    if slower is not None and slower > 0:
-        unnamed = {"incident": None, "number": None, "drills": 0, "repeated": None}
-        found.append({"label": _SLOWER, "down": slower, **unnamed})
-    for item in found:
-        item["both"] = (item["repeated"] or 0.0) + item["down"]
-        item["share"] = item["both"] / spent["wall_seconds"] if spent["wall_seconds"] else 0.0
-    return sorted((item for item in found if item["both"] > 0), key=lambda item: -item["both"])
-
-
-def _lost_row(row: Row, incident: str | None) -> dict[str, Any]:
-    repeated = row["seconds_by_stage"][Stage.REPEATING]
-    return {
-        "incident": incident if row["incidents"] == 1 else None,
-        "label": cause(row["kind"]),
-        "number": row["incidents"] or None,
-        "drills": row["drills"],
-        "repeated": repeated or None,
-        "down": row["seconds"] - repeated,
-    }
-
-
-_SLOWER = "steps slower than the healthy one, saves among them"
-
-
-def cause(name: str) -> str:
-    """A failure class or a phase for people."""
-    return _PHASES[Phase(name)] if name in set(Phase) else kind(name)
-
-
-def kind(name: str) -> str:
-    """A failure class for people."""
-    return _KINDS.get(name, name.replace("_", " "))
-
-
-_KINDS = {
-    "bad_gpu": "bad GPU",
-    "time_limit": "time limit, a move",
-    "nodes_returned": "more nodes, a move",
-    "operator": "asked for",
-}
-
-
-def allocations(report: Row) -> list[dict[str, str]]:
-    """The allocations, once there is more than the first."""
-    rows = report["allocations"]
-    return [
-        {
-            "allocation": str(row["allocation"]),
-            "job": short(row["job"] or "–", 40),
-            "nodes": f"{whole(len(row['nodes']))} of {whole(row['wanted'])}",
-            "asked": when(row["submitted"]),
-            "until": when(row["ended"]) if row["ended"] else str(row["status"]),
-            "why": str(row["why"] or "–"),
-        }
-        for row in (rows if len(rows) > 1 else [])
-    ]
-
-
-_LISTED = 16  # nodes, all of which are listed; of more than these, those with something to tell
-
-
-def _well(row: Row) -> bool:
-    return row["verdict"] == Verdict.HEALTHY and not row["excluded_by"] and not row["drain"]
-
-
-def _many_well(rows: Sequence[Row]) -> str:
-    well = [row["node"] for row in rows if _well(row)]
-    return f"{nodes(well)} healthy" if len(rows) > _LISTED and well else ""
-
-
 def _goodput(report: Row) -> str:
     spent = report["goodput"]
     if spent["goodput"] is None:
@@ -363,20 +240,10 @@ def reliability(report: Row) -> str:
     if spent["longest_hands_off_seconds"] and spent["calls"]:
         told.append(f"{duration(spent['longest_hands_off_seconds'])} at most without a call")
     if spent["node_hours"]:
-        told.append(f"{spent['node_hours']:,.3g} node-hours, {spent['node_hours_lost']:,.3g} of them lost")
+        told.append(f"{hours(spent['node_hours'])} node-hours, {hours(spent['node_hours_lost'])} of them lost")
     if spent["kwh"] is not None:
         co2 = f", {spent['tco2e']:.3g} tCO2e" if spent["tco2e"] is not None else ""
-        told.append(f"{spent['kwh']:,.3g} kWh{co2}")
+        told.append(f"{hours(spent['kwh'])} kWh{co2}")
     if spent["cost"] is not None:
         told.append(f"{spent['currency']} {spent['cost']:,.0f}")
     return " ".join(f"{part[:1].upper()}{part[1:]}." for part in told)
-
-
-def stages(report: Row) -> list[dict[str, Any]]:
-    """The lost time by stage, those that took any."""
-    spent = report["goodput"]
-    return [
-        {"name": str(stage), "label": stage.value, "seconds": seconds, "share": seconds / spent["wall_seconds"]}
-        for stage in Stage
-        if spent["wall_seconds"] and (seconds := spent["seconds_by_stage"][stage]) > 0
-    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from chronicles.people import MOVES, altered, asked_for, batches, change
 from chronicles.record import Record
 from chronicles.words import count, duration, evidence, full, names, rate, second, short, whole
 from opt_ops.core.codec import from_iso
+from opt_ops.core.health.explain import look_up
 from opt_ops.core.run import Attempt
 from opt_ops.core.values import Action, Tier
 
@@ -39,7 +41,8 @@ def qualifier(record: Record, row: Row) -> str:
 
 def _done(record: Record, row: Row, restart: str, rolled_back: str, changed: str) -> str:
     """The title in the tense of its verbs."""
-    cause = short(row["cause"].removeprefix(f"{', '.join(row['nodes'])}: "))
+    named = ", ".join(row["nodes"])
+    cause = short(row["cause"].removeprefix(named).lstrip(": ") if named else row["cause"])
     match row["action"]:
         case Action.ROLLBACK:
             where = whole(row["checkpoint_step"]) if row["checkpoint_step"] else "the start"
@@ -98,18 +101,32 @@ def facts(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
 def _why(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
     quiet = row["action"] == Action.ADOPT or row["planned"]
     asked = asked_for(record, row["evidence"])
-    at = f" {'It met' if quiet else 'It hit'} attempt {row['attempt']} at step {whole(row['step_failed'])}."
+    at = f" {'It met' if quiet else 'It hit'} attempt {row['attempt']} {_where(row)}."
     if asked is not None:
-        at = f" Attempt {row['attempt']} was at step {whole(row['step_failed'])}."
+        at = f" Attempt {row['attempt']} was {_where(row)}."
     at = at if row["attempt"] else ""
     if asked is not None:
         yield "Asked for", f"{full(change(asked))}{at}", ""
         return
-    yield "Cause", f"{full(row['cause'], keep=row['nodes'])}{at}", ""
+    yield "Cause", f"{full(row['cause'], keep=row['nodes'])}{_meaning(row)}{at}", ""
     yield "Confidence", f"{row['confidence'].capitalize()}: {row['confidence_why']}.", ""
     told, line = evidence(row["evidence"])
     alert = _alert(record, row)
     yield "Evidence", " ".join(full(text) for text in (row["detector"], told, alert) if text), line
+
+
+def _where(row: Row) -> str:
+    if row["step_failed"] is None:
+        return "before its first step"
+    later = row["last_step"] is not None and row["last_step"] > row["step_failed"]
+    return f"at step {whole(row['step_failed'])}" + (f", which went on to {whole(row['last_step'])}" if later else "")
+
+
+def _meaning(row: Row) -> str:
+    """What the health table says of a code that stands in a cause, where it says one thing."""
+    code = row["cause"].rpartition(": ")[2] if row["kind"] == "bad_gpu" else ""
+    meant = {each.signal for each in look_up([code])} if re.fullmatch(r"[a-z_]+(?:_\d+)?", code) else set()
+    return f" {full(meant.pop())}" if len(meant) == 1 else ""
 
 
 def _decision(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
@@ -263,11 +280,20 @@ def _alert(record: Record, row: Row) -> str:
         if signal.tier is Tier.ALERT
         and signal.attempt == row["attempt"]
         and signal.step is not None
-        and row["onset_step"] <= signal.step <= (row["step_failed"] or 0)
+        and leads(row, signal.step)
     ]
     return (
         f"An alert came first, at step {', '.join(map(whole, steps))}; until then nothing was touched" if steps else ""
     )
+
+
+_LEAD = 64  # steps: the gradient norm leaves its band before the loss does
+
+
+def leads(row: Row, step: int | None) -> bool:
+    """Whether an alert at this step was the beginning of the incident, in its own attempt or another."""
+    first, last = row["onset_step"], row["step_failed"]
+    return step is not None and first is not None and last is not None and first - _LEAD <= step <= last
 
 
 def _resumed(record: Record, row: Row) -> str:
@@ -285,7 +311,7 @@ def _resumed(record: Record, row: Row) -> str:
 
 def _passed_over(record: Record, row: Row) -> str:
     """The newer checkpoints of the run that was left, and what spoke against each."""
-    near: list[str] = []
+    near: list[int] = []
     bad: list[str] = []
     for known in record.state.checkpoints.values():
         step = known.checkpoint.step
@@ -293,11 +319,17 @@ def _passed_over(record: Record, row: Row) -> str:
         if known.checkpoint.run != row["run_before"] or not newer or known.seen_at > from_iso(row["opened"]):
             continue
         if known.good:
-            near.append(whole(step))
+            near.append(step)
         else:
             bad.append(f"{whole(step)} ({known.why or 'not verified'})")
-    told = [f"{', '.join(near)} (too near the onset at {whole(row['onset_step'])})"] if near else []
+    listed = (
+        f"{len(near)} from {whole(near[0])} to {whole(near[-1])}" if len(near) > _FEW else ", ".join(map(whole, near))
+    )
+    told = [f"{listed} (too near the onset at {whole(row['onset_step'])})"] if near else []
     return "; ".join(told + bad)
+
+
+_FEW = 4  # checkpoints that are listed one by one
 
 
 def _cost(row: Row) -> str:
@@ -305,7 +337,7 @@ def _cost(row: Row) -> str:
         return "Not known yet."
     resumed, lost = row["step_resumed"], row["steps_lost"]
     which = f" ({_span(resumed + 1, resumed + lost)})" if resumed is not None and lost else ""
-    hours = f", {row['node_hours_lost']:.3g} node-hours" if row["node_hours_lost"] else ""
+    hours = f", {words.hours(row['node_hours_lost'])} node-hours" if row["node_hours_lost"] else ""
     return f"{count(lost, 'step')} lost{which}, {duration(row['seconds_down'])} down{hours}."
 
 

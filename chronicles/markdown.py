@@ -40,10 +40,10 @@ def render(report: Row, front: Row, entries: Sequence[LogEntry]) -> str:
 
 def note(report: Row, front: Row, limit: int) -> str:
     """The front page alone, in at most `limit` characters: as many of the newest incidents as there is room for."""
-    rows = list(report["incidents"])
+    rows = list(front["incidents"])
     while True:
-        shown = {**report, "incidents": rows}
-        text = "\n".join([*_head(report, front), *_incidents(shown, front), _FULL])
+        shown = {**front, "incidents": rows}
+        text = "\n".join([*_head(report, front), *_incidents(report, shown), _FULL])
         if len(text) <= limit or not rows:
             return text[:limit]
         rows = rows[1:]
@@ -147,11 +147,14 @@ def _incidents(report: Row, front: Row) -> Iterator[str]:
             duration(row["seconds_down"]),
             "open" if row["closed"] is None else {None: "–", True: "yes", False: "**NO**"}[row["proven"]],
         ]
-        for row in report["incidents"]
+        for row in front["incidents"]
     ]
     rows.append(["Total", "", "", "", whole(front["steps_lost"]), duration(front["seconds_down"]), ""])
     yield from table(["Incident", "Run", "Cause", "Action", ">Steps lost", ">Down", "Proven"], rows)
     yield ""
+    if front["harmless"]:
+        yield front["harmless"]
+        yield ""
 
 
 def _tags(row: Row) -> list[str]:
@@ -284,6 +287,9 @@ def _allocations(front: Row) -> Iterator[str]:
     rows = [[plain(cell) for cell in row.values()] for row in front["allocations"]]
     yield from table(["Allocation", "Job", ">Nodes", "Asked for", "Until", "Why"], rows)
     yield ""
+    if front["allocations_before"]:
+        yield front["allocations_before"]
+        yield ""
 
 
 def _title(entry: LogEntry) -> str:
@@ -320,7 +326,7 @@ def _entry(title: str, entry: LogEntry) -> Iterator[str]:
         if fact.label == "Cost" and entry.spans:
             yield ", ".join(f"{duration(seconds)} {label}" for label, seconds in entry.spans) + "."
             yield ""
-        if fact.label == "Proof" and entry.readbacks:
+        if fact.label == "Proof" and entry.readbacks and _worth_reading(entry):
             rows = [
                 [whole(item["step"]), rate(item["expected_lr"]), rate(item["lr"]), _loss(item["loss"])]
                 for item in entry.readbacks
@@ -341,6 +347,12 @@ def _entry(title: str, entry: LogEntry) -> Iterator[str]:
         yield ""
         yield from quote(remark.text)
         yield ""
+
+
+def _worth_reading(entry: LogEntry) -> bool:
+    """Where something was to change, or did not as it should; of a mere restart, the sentence says it all."""
+    row = entry.incident or {}
+    return row.get("lr_before") != row.get("lr_after") or row.get("proven") is not True
 
 
 def _loss(loss: float | None) -> str:

@@ -148,8 +148,8 @@ def halt_cause(report: Mapping[str, Any], halt: Mapping[str, Any]) -> str:
     row = next((row for row in report["incidents"] if row["incident"] == halt["incident"]), None)
     if row is None or row["action"] != Action.HALT:
         return full(halt["why"])
-    ends = f"Playbook {row['playbook'].partition('/')[0]} ends here: {halt['why']}"
-    return f"{full(row['cause'], keep=row['nodes'])} {full(ends)}"
+    playbook = row["playbook"].partition("/")[0]
+    return f"{full(row['cause'], keep=row['nodes'])} Playbook {full(row['why'], keep=(playbook,))}"
 
 
 def paused(record: Record) -> dict[str, Any] | None:

@@ -31,6 +31,10 @@ _EVIDENCE = {
     "serial": "serial number",
     "ecc_uncorrected": "uncorrected ECC errors",
     "recovery_action": "recovery action by the driver",
+    "verb": "what the table advises",
+    "table": "health table of",
+    "index": "GPU number",
+    "error": "NVML's error",
     "expected": "GPUs expected",
     "found": "GPUs found",
 }
@@ -82,6 +86,14 @@ def whole(number: int | None) -> str:
     if number is None:
         return "–"
     return f"{number:,}" if abs(number) >= 10_000 else str(number)
+
+
+def hours(number: float | None) -> str:
+    """Node-hours or kilowatt hours in three digits: `6.25`, `123,000`."""
+    if number is None:
+        return "–"
+    rounded = float(f"{number:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
 
 
 def percent(share: float | None) -> str:

@@ -14,7 +14,7 @@ _SHOWN = 10
 
 
 def worst(record: Record, incidents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Those with failures in the last 28 days of this lineage, the most surprising first.
+    """Those with failures in the last 28 days of this lineage: lemons first, then those that failed and cost most.
 
     `opt-ops node ledger` counts alike, over all lineages; a logbook is drawn from the journal of its own.
 
@@ -27,8 +27,10 @@ def worst(record: Record, incidents: Sequence[Mapping[str, Any]]) -> list[dict[s
     found = node_ledger.records(node_ledger.parts(record.entries), record.as_of)
     gpus = [each for each in found if each.part.kind == "gpu"]
     hours = {row["incident"]: row["node_hours_lost"] or 0.0 for row in incidents}
-    nodes = [each for each in found if each.part.kind == "node" and each.failures]
-    return [_row(record.state, each, gpus, hours) for each in nodes[:_SHOWN]]
+    rows = [_row(record.state, each, gpus, hours) for each in found if each.part.kind == "node" and each.failures]
+    return sorted(rows, key=lambda row: (-row["lemon"], -row["failures"], -row["node_hours_lost"], row["node"]))[
+        :_SHOWN
+    ]
 
 
 def _row(

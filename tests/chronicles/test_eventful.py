@@ -158,7 +158,7 @@ def test_advice_is_never_told_as_a_deed(log: dict[str, LogEntry], report: dict[s
 
 def test_a_halt_tells_what_was_tried_and_who_answered(log: dict[str, LogEntry], report: dict[str, Any]):
     halted = told_of(log["[opt-ops]: 12.02 halted, a human was needed"])
-    assert halted["Cause"].startswith("Rank 3 on q2 left with code 84. Playbook out_of_memory ends here: ")
+    assert halted["Cause"].startswith("Rank 3 on q2 left with code 84. Playbook out_of_memory ends here after ")
     assert halted["Tried"] == "12-i008 out of memory: restart, proven."
     assert halted["Answered"].startswith("By ann at ")
     assert "Told" not in halted, "the page did not arrive"
