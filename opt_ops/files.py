@@ -78,10 +78,12 @@ class Tail:
 
     A file that was replaced or became shorter (an agent starts a new one when it grows large) is read from its start. A
     line that is not a JSON object is skipped and counted in `bad_lines`: other people's trainers write these files too.
+    With `most`, a call that finds more new bytes than that passes over the older ones.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int | None = None) -> None:
         self._path = path
+        self._most = most
         self._inode = 0
         self._offset = 0
         self.bad_lines = 0
@@ -108,12 +110,15 @@ class Tail:
             stat = os.fstat(descriptor)
             if stat.st_ino != self._inode or stat.st_size < self._offset:
                 self._inode, self._offset = stat.st_ino, 0
+            late = self._most is not None and stat.st_size - self._offset > self._most
+            if late:
+                self._offset = stat.st_size - (self._most or 0)
             data = os.pread(descriptor, stat.st_size - self._offset, self._offset)
         finally:
             os.close(descriptor)
-        end = data.rfind(b"\n") + 1
+        begin, end = data.find(b"\n") + 1 if late else 0, data.rfind(b"\n") + 1
         self._offset += end
-        for line in data[:end].splitlines():
+        for line in data[begin:end].splitlines():
             try:
                 value = json.loads(line)
             except ValueError:

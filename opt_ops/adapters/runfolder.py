@@ -23,7 +23,7 @@ from opt_ops.ports import NodeReport, Orders, Phase, Request, TrainerConfig
 
 log = logging.getLogger(__name__)
 
-_LAST_HEARTBEATS = 64 * 1024  # bytes of a health file that a new life reads back
+_LAST_HEARTBEATS = 64 * 1024  # bytes of a health file that one look goes back
 
 
 class FileAgents:
@@ -37,13 +37,16 @@ class FileAgents:
         """Of the attempt that was asked for last, by file, with what tells whether the file was replaced since."""
 
     def heartbeats(self) -> Iterator[Heartbeat]:
-        """Those that came since the last call, oldest first for each node."""
+        """Those that came since the last call, oldest first for each node; the last eight or so, if it was long ago.
+
+        A heartbeat says all that still holds. A daemon that was held up is back in the present with one look, and
+        needs no more memory for it.
+        """
         folder = self._folder / "health"
         for name in sorted(_names(folder, ".jsonl")):
             tail = self._tails.get(name)
             if tail is None:
-                tail = self._tails[name] = Tail(folder / name)
-                tail.skip_to_last(_LAST_HEARTBEATS)
+                tail = self._tails[name] = Tail(folder / name, most=_LAST_HEARTBEATS)
             for fields in tail.read():
                 yield heartbeat_of(fields)
 

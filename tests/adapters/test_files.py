@@ -77,6 +77,18 @@ def test_a_tail_can_begin_near_the_end_at_a_whole_line(tmp_path: Path):
     assert [line["n"] for line in tail.read()] == [998, 999]
 
 
+def test_a_tail_that_comes_late_passes_over_what_is_old(tmp_path: Path):
+    path, tail = tmp_path / "t.jsonl", Tail(tmp_path / "t.jsonl", most=50)
+    append(path, "".join(f'{{"n": {n}}}\n' for n in range(1000)))
+    assert [line["n"] for line in tail.read()] == [996, 997, 998, 999]
+    append(path, '{"n": 1000}\n{"n": 10')
+    assert [line["n"] for line in tail.read()] == [1000]
+    append(path, "01}\n" + "".join(f'{{"n": {n}}}\n' for n in range(1002, 1006)))
+    assert [line["n"] for line in tail.read()] == [1002, 1003, 1004, 1005]
+    append(path, '{"n": 1006}\n')
+    assert [line["n"] for line in tail.read()] == [1006]
+
+
 def test_telemetry_that_lacks_what_it_must_have_is_left_out_and_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
