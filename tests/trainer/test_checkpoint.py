@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.tensor import DTensor
 
 from tests.trainer.harness import Ranks, engine_of
 from tests.trainer.test_parallel import build, samples
@@ -78,7 +79,7 @@ class Training:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach().clone()
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
 def save_and_go_on(folder: Path, dp: int, tp: int) -> list[float]:
