@@ -132,7 +132,7 @@ def text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value + 0.0:.4g}"  # + 0.0: no "-0"
     if isinstance(value, list):
         return ",".join(text(item) for item in value)
     return printable(str(value))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 from opt_ops.adapters.points import point_of
 from opt_ops.config import Config
@@ -20,7 +20,7 @@ from opt_ops.core.signals import Point
 from opt_ops.core.values import Action
 from opt_ops.files import Tail
 from opt_ops.lineages import state as read_state
-from opt_ops.render import Column, age, iso
+from opt_ops.render import Column, age, clock, iso
 
 RUN_COLUMNS = [
     Column("RUN", "run"),
@@ -280,8 +280,16 @@ def _stack_lines(stacks: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _values(evidence: Mapping[str, Any]) -> str:
-    shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in evidence.items())
-    return ", ".join(shown) or "-"
+    return ", ".join(f"{key} {_value(key, value)}" for key, value in evidence.items()) or "-"
+
+
+def _value(key: str, value: Any) -> str:
+    """For people: a moment is a time, a list has no brackets."""
+    if isinstance(value, float):
+        return clock(value) if key == "at" or key.endswith("_at") else f"{value:.4g}"
+    if isinstance(value, list) and all(isinstance(item, str) for item in cast("list[Any]", value)):
+        return ",".join(cast("list[str]", value))
+    return str(value)
 
 
 def event_row(entry: Entry) -> dict[str, Any]:

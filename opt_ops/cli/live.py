@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ import typer
 
 from opt_ops import lineages, views
 from opt_ops.adapters.points import point_of
-from opt_ops.cli.common import IdArgument, QuietOption, lineage_folder
+from opt_ops.cli.common import IdArgument, QuietOption, daemon_alive, lineage_folder
 from opt_ops.cli.run import app
 from opt_ops.core.events import Entry
 from opt_ops.core.fold import replay
@@ -47,7 +47,7 @@ def watch(
     if once or not sys.stdout.isatty():
         from rich.console import Console
 
-        Console(no_color=True, width=100).print(view.frame())
+        Console(no_color=True, width=None if sys.stdout.isatty() else 100).print(view.frame())
         return
     from rich.live import Live
 
@@ -69,6 +69,7 @@ class _View:
         self._attempt = ""
         self._tail = Tail(path)
         self._points: deque[Point] = deque(maxlen=_POINTS)
+        self._valid: Mapping[str, float | None] = {}
 
     def frame(self) -> Group:
         """The whole picture, as it is now."""
@@ -92,7 +93,10 @@ class _View:
             self._tail = Tail(self.path / attempt_folder(attempt.name) / "telemetry.jsonl")
             self._tail.skip_to_last(_POINTS * 1024)
             self._points.clear()
-        self._points.extend(point_of(line) for line in self._tail.read())
+            self._valid = {}
+        for line in self._tail.read():
+            self._points.append(point_of(line))
+            self._valid = line.get("valid") or self._valid
 
     def _head(self, now: float) -> Iterator[str]:
         row = views.lineage_row(self.path, now)
@@ -108,6 +112,8 @@ class _View:
             yield f"{'█' * full}{'░' * (40 - full)} {100 * share:.1f} %   step {step:,} of {steps:,}{left}"
         numbers = ("loss", "lr", "wps", "checkpoint", "restarts")
         yield "   ".join(f"{name} {text(row[name])}" for name in numbers)
+        if self._valid:
+            yield "validation   " + "   ".join(f"{name} {text(loss)}" for name, loss in self._valid.items())
         losses = [point.loss for point in self._points]
         if len(losses) > 1:
             yield f"loss, last {len(losses)} steps  {sparkline(losses, 60)}"
@@ -120,10 +126,8 @@ class _View:
         return f", {age(steps * seconds)} at this pace"
 
     def _open(self) -> list[str]:
-        found = [
-            printable(f"{i.name}  {i.kind}  {i.cause}") for i in self.state.incidents.values() if i.closed_at is None
-        ]
-        return found or ["no incident"]
+        found = views.findings(self.path.name, self.state, daemon_alive(self.path.parent))
+        return [printable(f"{each['finding']}  {each['why']}") for each in found] or ["nothing is wrong"]
 
     def _news(self) -> Iterator[str]:
         rows = [views.event_row(entry) for entry in self._entries[-80:]]

@@ -65,7 +65,7 @@ def replay(
         rows = [{**row, "evidence_text": _told(row["evidence"])} for row in rows]
     show("opt-ops/signals-replay/1", rows, columns, output, header=header)
     span = f"steps {points[0].step} to {points[-1].step}, {len(points)} points"
-    say(f"{len(rows)} findings in {span}" if rows else f"nothing found in {span}", quiet)
+    say(f"{len(rows)} finding{'s' if len(rows) > 1 else ''} in {span}" if rows else f"nothing found in {span}", quiet)
 
 
 def _findings(points: list[Point], policy: Policy) -> Iterator[Finding]:

@@ -292,6 +292,7 @@ def test_the_newest_evaluation_is_shown_wherever_it_is_in_the_telemetry(site: Pa
     (folder / "runs/12/12.01/a1/telemetry.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "validation at step 310   wiki 3.25   books -" in opt_ops(folder, "run", "show", "12").stdout
     (view,) = json.loads(opt_ops(folder, "run", "show", "12", "-o", "json").stdout)["items"]
+    assert "validation   wiki 3.25   books -" in opt_ops(folder, "run", "watch", "12").stdout
     assert view["valid"] == {"step": 310, "losses": {"wiki": 3.25, "books": None}}
 
 
