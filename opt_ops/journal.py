@@ -56,8 +56,12 @@ class Journal:
         """Create the next file; the entries so far are in `entries`, remarks on them in `notes`."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self.epoch, self._descriptor = self._take_over()
-        self.entries, self.notes = read(folder)
+        self.epoch, self._path, self._descriptor = self._take_over()
+        try:
+            self.entries, self.notes = read(folder)
+        except BaseException:
+            self.close()
+            raise
         self._seq = self.entries[-1].seq if self.entries else 0
 
     def stamp(self, event: Event, ts: float) -> Entry:
@@ -90,10 +94,17 @@ class Journal:
             )
 
     def close(self) -> None:
-        """Let go of the file. The lineage stays ours until someone takes it over."""
-        os.close(self._descriptor)
+        """Let go of the file. The lineage stays ours until someone takes it over.
 
-    def _take_over(self) -> tuple[int, int]:
+        A life that could not write a byte leaves no file: one begun every few seconds on a full disk would leave
+        thousands. It has done nothing either, so its number may be used again.
+        """
+        empty = os.fstat(self._descriptor).st_size == 0
+        os.close(self._descriptor)
+        if empty:
+            self._path.unlink(missing_ok=True)
+
+    def _take_over(self) -> tuple[int, Path, int]:
         epoch = max(_epochs(self._folder), default=0) + 1
         while True:
             try:
@@ -103,7 +114,7 @@ class Journal:
                 epoch += 1
                 continue
             sync_folder(self._folder)
-            return epoch, descriptor
+            return epoch, path, descriptor
 
 
 def _epochs(folder: Path) -> dict[int, str]:

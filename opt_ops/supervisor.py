@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,21 +42,25 @@ class Supervisor:
         self._clock = ports.clock
         self._policy = policy
         self._journal = Journal(folder / "journal")
-        self.notes = self._journal.notes
-        self.state = replay(self._journal.entries)
-        training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
-        allocation = AllocationWatch(ports.scheduler, training, ports.clock)
-        histories = remembered(self._journal.entries)
-        nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock, histories)
-        self._requests = RequestWatch(ports.inbox)
-        self._watchers = (
-            allocation,
-            nodes,
-            training,
-            AttemptWatch(policy, ports.agents, nodes, training, ports.clock),
-        )
-        self._hands = Hands(ports, site)
-        self._begin(life)
+        entries, self.notes = self._journal.entries, self._journal.notes
+        self._journal.entries = []  # a lineage of weeks has hundreds of thousands
+        with ExitStack() as undo:
+            undo.callback(self._journal.close)
+            self.state = replay(entries)
+            training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
+            allocation = AllocationWatch(ports.scheduler, training, ports.clock)
+            histories = remembered(entries)
+            nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock, histories)
+            self._requests = RequestWatch(ports.inbox)
+            self._watchers = (
+                allocation,
+                nodes,
+                training,
+                AttemptWatch(policy, ports.agents, nodes, training, ports.clock),
+            )
+            self._hands = Hands(ports, site)
+            self._begin(life, entries[-1].ts if entries else None)
+            undo.pop_all()
 
     def tick(self) -> bool:
         """One round of looking, deciding and acting. Returns whether anything was journaled.
@@ -89,11 +94,10 @@ class Supervisor:
         """Let go of the journal file."""
         self._journal.close()
 
-    def _begin(self, life: Life) -> None:
-        entries = self._journal.entries
+    def _begin(self, life: Life, last_entry: float | None) -> None:
         blind = None
-        if entries:
-            sign = max(entries[-1].ts, life.last_sign or 0.0)
+        if last_entry is not None:
+            sign = max(last_entry, life.last_sign or 0.0)
             blind = max(0.0, self._clock.now() - sign)
         self._record(
             DaemonStarted(

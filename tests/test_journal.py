@@ -1,13 +1,22 @@
 """The journal on a real disk: torn, damaged, fenced, of another version."""
 
 import os
+import resource
 import threading
+import time
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from opt_ops.act import Site
 from opt_ops.core import events as e
 from opt_ops.journal import Fenced, Journal, JournalError, read
+from opt_ops.ports import Ports
+from opt_ops.supervisor import Life, Supervisor
+from tests.core.story import POLICY
 
 
 def note(text: str) -> e.NoteAdded:
@@ -124,3 +133,37 @@ def test_a_line_that_does_not_fit_on_the_disk_ends_this_life(tmp_path: Path, mon
     monkeypatch.setattr("opt_ops.journal.os.write", lambda descriptor, line: 5)
     with pytest.raises(OSError, match="wrote 5 of"):
         journal.append(journal.stamp(note("b"), 0.0))
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Not a byte can be written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_lives_on_a_full_disk_leave_neither_files_nor_descriptors(tmp_path: Path, full_disk: None):
+    ports = Ports(**dict.fromkeys((field.name for field in fields(Ports)), SimpleNamespace(now=time.time)))
+    ports = replace(ports, clock=SimpleNamespace(now=time.time, monotonic=time.monotonic))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with pytest.raises(OSError, match="File too large"):
+            Supervisor(
+                tmp_path, ports, POLICY, Site(folder=str(tmp_path), trainer=()), Life(host="h", pid=1, last_sign=None)
+            )
+    assert list((tmp_path / "journal").iterdir()) == []
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_journal_that_cannot_be_read_is_let_go(tmp_path: Path):
+    journal = Journal(tmp_path)
+    for _ in range(3):
+        journal.append(journal.stamp(e.RequestRefused(request="r", author="a", verb="v", why="w"), 0.0))
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes().replace(b'"v"', b'"w"', 1))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(JournalError):
+        Journal(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
