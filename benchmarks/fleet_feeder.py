@@ -27,7 +27,7 @@ from tests.e2e.stub_trainer import OPTIMIZER, SCHEDULE, lr_at, save, telemetry
 
 GPUS = 8
 STEPS = 1_000_000
-SAVE_EVERY = 10
+SAVE_SECONDS = 10.0
 START_SECONDS = 2.0  # from the start of the ranks to the first update
 SLICE = 0.02  # seconds between batches of lines: the fleet's agents do not write all at once
 _RATES = random.Random(1)
@@ -167,7 +167,7 @@ class Fleet:
         self._orders: dict[str, Any] = {}
         self._seen = "[0, 0]"
         self._launch: dict[str, Any] | None = None
-        self._next_step = 0.0
+        self._next_step = self._saved = 0.0
         self._step = 0
         self._stuck = False  # ranks wait for one that is gone
         self._wanted: list[str] = []
@@ -239,6 +239,7 @@ class Fleet:
         self._schedule = {**SCHEDULE, "total_steps": STEPS}
         config = {"v": 1, "steps": STEPS, "schedule": self._schedule, "optimizer": OPTIMIZER}
         _replace(folder / "config.json", {**config, "versions": {}, "layout": {}})
+        self._saved = time.monotonic()
         self._next_step = time.monotonic() + START_SECONDS
 
     def _report(self, number: int, over: int = 0, how: dict[str, Any] | None = None) -> None:
@@ -266,7 +267,8 @@ class Fleet:
         line = telemetry(self._step, lr_at(self._step, self._schedule, self._factors), loss, 1.0 / self._speed)
         with self._telemetry.open("ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
-        if loss is not None and self._step % SAVE_EVERY == 0:
+        if loss is not None and time.monotonic() - self._saved >= SAVE_SECONDS:
+            self._saved = time.monotonic()
             save(self._checkpoints, self._step, self._launch["attempt"], line, "")
         say(trained=self._step, attempt=self._launch["attempt"])
 
