@@ -101,12 +101,6 @@ class Writer:
             raise RuntimeError(told.error)
         return told
 
-    def close(self) -> None:
-        """End the process. What it is writing stays unfinished."""
-        self._pipe.close()
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-
 
 def _live(pipe: Connection, parent: int) -> NoReturn:
     """The whole life of the process, from the fork to its end."""
