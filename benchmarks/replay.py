@@ -22,6 +22,7 @@ from opt_ops.replay import scenario, trace
 from opt_ops.replay.fate import draw
 from opt_ops.replay.measure import DAY, measure
 from opt_ops.replay.play import play
+from opt_ops.replay.study import HANDS_OFF_DAYS
 
 GOALS = (
     # scenario, what, goal, the least, in percent
@@ -104,7 +105,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             _spread([line["divergence"] / 3600 for line in mine if line["divergence"]]),
             _spread([line["person"] / 3600 for line in mine]),
             _spread([float(len(line["pages"])) for line in mine], 1),
-            f"{100 * _hands_off(mine):.0f} %",
+            _hands_off(mine),
             ", ".join(f"{count} {status}" for status, count in ends.items()),
             f"{mean(line['cpu_seconds'] for line in mine):.0f}",
         ]
@@ -114,10 +115,10 @@ def table(lines: list[dict[str, Any]]) -> str:
         mine = [line for line in lines if line["scenario"] == name]
         if not mine:
             continue
-        values = [100 * line[what] for line in mine if line.get(what)] if what != "hands_off" else []
-        value = mean(values) if values else 100 * _hands_off(mine)
+        values = [100 * line[what] for line in mine if line.get(what)] if what != "hands_off" else _long_enough(mine)
+        value = mean(values)
         verdict = "reached" if value >= goal else "the least is reached" if value >= least else "missed"
-        shown = _spread(values, 3) if values else f"{value:.0f}"
+        shown = _spread(values, 3) if what != "hands_off" else _hands_off(mine)
         rows.append(f"| {name}: {WHAT[what]} | {goal} | {least} | {shown} | {verdict} |")
     broken = [line for line in lines if line["scenario"] == "broken-recipe"]
     if broken:
@@ -136,8 +137,19 @@ def lost(lines: list[dict[str, Any]]) -> str:
     )
 
 
-def _hands_off(lines: list[dict[str, Any]]) -> float:
-    return mean(line["longest_hands_off"] >= 14 * DAY for line in lines)
+def _long_enough(lines: list[dict[str, Any]]) -> list[float]:
+    """100 or 0 for each replay of 14 days and more: whether it had so many of them without a human."""
+    least = HANDS_OFF_DAYS * DAY
+    return [100.0 * (line["longest_hands_off"] >= least) for line in lines if line["wall"] >= least]
+
+
+def _hands_off(lines: list[dict[str, Any]]) -> str:
+    """The share, with its standard error: a handful of replays says little about a share near one."""
+    found = _long_enough(lines)
+    if not found:
+        return "-"
+    share = mean(found) / 100
+    return f"{100 * share:.0f} % of {len(found)} (± {100 * (share * (1 - share) / len(found)) ** 0.5:.1f})"
 
 
 def _spread(values: list[float], digits: int = 2) -> str:

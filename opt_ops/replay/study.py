@@ -81,11 +81,11 @@ def summary(measured: Sequence[Measured]) -> dict[str, Any]:
     ends: dict[str, int] = {}
     for each in measured:
         ends[each.status] = ends.get(each.status, 0) + 1
-    days = [each.longest_hands_off / DAY for each in measured]
+    days = [each.longest_hands_off / DAY for each in measured if each.wall >= HANDS_OFF_DAYS * DAY]
     return {
         "seeds": len(measured),
         **{name: None if each is None else _plain(each) for name, each in figures.items()},
-        "hands_off_14_days_percent": 100 * mean(each >= HANDS_OFF_DAYS for each in days),
+        "hands_off_14_days_percent": 100 * mean(each >= HANDS_OFF_DAYS for each in days) if days else None,
         "ends": ends,
     }
 
