@@ -113,9 +113,9 @@ def table(lines: list[dict[str, Any]]) -> str:
     rows += ["", "| goal | wanted | least | reached | |", "| --- | ---: | ---: | --- | --- |"]
     for name, what, goal, least in GOALS:
         mine = [line for line in lines if line["scenario"] == name]
-        if not mine:
-            continue
         values = [100 * line[what] for line in mine if line.get(what)] if what != "hands_off" else _long_enough(mine)
+        if not values:
+            continue
         value = mean(values)
         verdict = "reached" if value >= goal else "the least is reached" if value >= least else "missed"
         shown = _spread(values, 3) if what != "hands_off" else _hands_off(mine)
