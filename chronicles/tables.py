@@ -151,11 +151,9 @@ def stages(report: Row) -> list[dict[str, Any]]:
 
 
 def allocations(report: Row) -> tuple[list[dict[str, str]], int]:
-    """Those that live and the newest others, once there is more than the first; and how many are left out."""
+    """The newest, once there is more than the first; and how many came before them."""
     rows = report["allocations"] if len(report["allocations"]) > 1 else []
-    newest = {row["allocation"] for row in rows[-_LISTED:]}
-    shown = [row for row in rows if row["allocation"] in newest or not row["ended"]]
-    return [_allocation(row) for row in shown], len(rows) - len(shown)
+    return [_allocation(row) for row in rows[-_LISTED:]], max(0, len(rows) - _LISTED)
 
 
 def _allocation(row: Row) -> dict[str, str]:

@@ -13,10 +13,12 @@ import pytest
 
 from chronicles import logbook
 from chronicles.entries import entries
+from chronicles.front import front
 from chronicles.record import load
 from chronicles.report import build
+from chronicles.words import hours
 from opt_ops.core import events as e
-from opt_ops.core.values import Action, Checkpoint, Fault, Outcome, Tier
+from opt_ops.core.values import Action, Checkpoint, Fault, Outcome, Tier, Verdict
 from tests.chronicles.record import GOLDEN, LINEAGE
 from tests.chronicles.told import Told, spiked
 
@@ -178,3 +180,86 @@ def test_a_new_run_of_many_rollbacks_stays_on_the_page(told: Told):
     assert markdown.count("rolled back to the start, learning rate × 0.9") == 2 * 9
     assert html.count('class="tree') == 10
     assert json.loads((told.folder / "chronicle" / "report.json").read_text())["goodput"]["kept_steps"] == 40
+
+
+def crowded(told: Told) -> Told:
+    """Thirty spares that fail one after another, each replaced, and one node that stops training with a spike after."""
+    names = [f"node{number:03d}" for number in range(40)]
+    told.begin().plan("12.00").hold(*names).launch("12.00-a0", None, None, *names[:2]).train("12.00-a0", 1, 50)
+    for number, name in enumerate(names[2:33]):
+        lost = told.incident("bad_gpu", f"{name}: gpu_lost", None, None, nodes=(name,))
+        told.decide(lost, Action.EXCLUDE, exclude=(name,)).see(e.NodeExcluded(node=name, incident=lost, reason="x"))
+        judged = e.NodeJudged(
+            node=name, host=name, verdict=Verdict.BAD, reason="gpu_lost", source="NVML", at=told.now, evidence={}
+        )
+        told.see(judged)
+        told.see(
+            e.IncidentClosed(incident=lost, proven=True, proof={}, step_resumed=None, steps_lost=0, seconds_down=0.0)
+        )
+        asked = f"12-m{number}"
+        told.see(e.AllocationIntended(allocation=asked, nodes=1, exclude=tuple(names), why="39 of 40 are held"))
+        told.see(e.AllocationSubmitted(allocation=asked, job=str(900 + number), adopted=False))
+        told.now += 600
+    told.now += 3600
+    for number in range(3):
+        asked = f"12-o{number}"
+        told.see(e.AllocationIntended(allocation=asked, nodes=2, exclude=(), why="more are wanted"), seconds=60)
+        told.see(e.AllocationSubmitted(allocation=asked, job=str(990 + number), adopted=False))
+    silent = told.incident("silent_node", "node001 silent for 27 s", "12.00-a0", 50, nodes=("node001",))
+    told.decide(silent, Action.RESTART, exclude=("node001",))
+    told.see(e.NodeExcluded(node="node001", incident=silent, reason="silent"))
+    spike = told.incident("loss_spike", "loss 9.1 at step 50", "12.00-a0", 50, onset_step=40)
+    told.decide(spike, Action.RESTART)
+    told.end("12.00-a0", Outcome.FAILED, 50).launch("12.00-a1", None, spike, "node000", "node034")
+    return told.train("12.00-a1", 1, 60).close(silent).close(spike)
+
+
+def test_of_many_incidents_the_front_page_lists_those_that_touched_training(told: Told):
+    report = build(load(crowded(told).folder))
+    first = front(report, None)
+    assert [row["incident"] for row in first["incidents"]] == ["12-i031", "12-i032"]
+    assert first["harmless"].startswith("Besides, 31 nodes on which no rank ran were taken out; nothing was lost.")
+    assert "33 incidents, 2 of which interrupted training, all proven" in first["lead"]
+    assert sum(row["steps_lost"] or 0 for row in report["incidents"]) == 100
+    assert first["steps_lost"] == 50, "both were answered by one attempt, which lost them once"
+
+
+def test_nodes_that_were_taken_out_for_the_same_are_one_row(told: Told):
+    first = front(build(load(crowded(told).folder)), None)
+    (row,) = [row for row in first["nodes"] if row["reason"] == "gpu_lost"]
+    assert (row["node"], row["excluded_by"]) == ("31 nodes", "31 incidents")
+    assert len(first["allocations"]) == 16
+    assert first["allocations_before"] == "And 19 before these."
+
+
+def test_what_is_asked_for_in_the_place_of_a_node_stands_with_its_incident(told: Told):
+    record = load(crowded(told).folder)
+    log = entries(record, build(record))
+    titles = [entry.qualifier for entry in log]
+    assert [title for title in titles if "allocation" in title] == ["3 new allocations"]
+    (together,) = [entry for entry in log if entry.qualifier == "3 new allocations"]
+    assert together.facts[0].text == "6 nodes asked for, as jobs 990, 991, 992. More are wanted."
+    (first,) = [entry for entry in log if entry.anchor == "12-i000"]
+    assert [fact.text for fact in first.facts if fact.label == "Nodes"] == [
+        "1 node asked for, as job 900. 39 of 40 are held."
+    ], "without the names of all that are held or taken out"
+    assert "restart without node001: silent for 27 s" in titles
+
+
+def test_hours_are_numbers_that_people_read():
+    shown = [hours(number) for number in (None, 0.0, 0.0123, 6.254, 87.54, 999.6, 122_789.0)]
+    assert shown == ["–", "0", "0.0123", "6.25", "87.5", "1,000", "123,000"]
+
+
+def test_an_alert_that_came_again_says_so(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 120)
+    alert = {"signal": "loss_spike", "tier": Tier.ALERT, "rule": "r", "evidence": {}, "onset_step": 110}
+    told.see(e.SignalRaised(attempt="12.00-a0", step=112, at=told.now, **alert))
+    lost = told.incident("process_death", "rank 1 left", "12.00-a0", 120)
+    told.decide(lost, Action.RESTART).end("12.00-a0", Outcome.FAILED, 120)
+    told.launch("12.00-a1", None, lost).train("12.00-a1", 1, 115).close(lost)
+    told.see(e.SignalRaised(attempt="12.00-a1", step=80, at=told.now, **alert))
+    told.incident("loss_spike", "loss 9.1", "12.00-a1", 115, onset_step=110)
+    record = load(told.folder)
+    (entry,) = [entry for entry in entries(record, build(record)) if "alert" in entry.qualifier]
+    assert "This one came again in attempt 12.00-a1, as 12-i001." in entry.facts[1].text
