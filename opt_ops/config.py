@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,7 +127,7 @@ def locate(path: Path | None = None) -> Path | None:
     Raises:
         UsageError: the file that was named is missing.
     """
-    named = path or (Path(os.environ["OPT_OPS_CONFIG"]) if "OPT_OPS_CONFIG" in os.environ else None)
+    named = path or (Path(value) if (value := os.environ.get("OPT_OPS_CONFIG")) else None)
     file = (named or Path(FILE)).absolute()
     if file.exists():
         return file
@@ -141,7 +142,8 @@ def load(path: Path | None = None) -> Config:
     Paths in it are relative to the file.
 
     Raises:
-        UsageError: the file that was named is missing, is not TOML, or has an unknown key or a value out of range.
+        UsageError: the file that was named is missing, cannot be read, is not TOML, or has unknown keys or values out
+            of range; all of them are told.
     """
     file = locate(path)
     if file is None:
@@ -150,11 +152,27 @@ def load(path: Path | None = None) -> Config:
         values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
         config = Config.model_validate(values)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file}: {error}") from error
+        raise UsageError(
+            f"{file}: {error}", "mend that line; `opt-ops init --to FILE` writes one to compare"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"{file} cannot be read: {why}", "name a file that you can read with -c") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{file}: {key}: {first['msg']}", "docs/configuration.md lists all keys") from error
+        wrong = "; ".join(_told(each["loc"], each["type"], each["msg"]) for each in error.errors())
+        raise UsageError(f"{file}: {wrong}", "docs/configuration.md lists all keys") from error
     folder = file.parent
     playbooks = folder / config.playbooks if config.playbooks else None
     return config.model_copy(update={"runs": folder / config.runs, "playbooks": playbooks})
+
+
+def _told(place: tuple[int | str, ...], kind: str, said: str) -> str:
+    """One mistake, in words for people who know no Python."""
+    key = ".".join(map(str, place))
+    if kind == "extra_forbidden":
+        table: Any = Config
+        for part in place[:-1]:
+            table = table.model_fields[part].annotation
+        near = get_close_matches(str(place[-1]), table.model_fields, n=1)
+        return f"{key}: unknown key{f'; did you mean {near[0]}?' if near else ''}"
+    return f"{key}: {'it must be a path, in quotes' if kind == 'path_type' else said}"

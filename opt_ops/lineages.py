@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 
 def folders(runs: Path) -> list[Path]:
-    """All lineages' folders, by number."""
+    """All lineages' folders, by number.
+
+    Raises:
+        UsageError: `runs` is a file.
+    """
     if not runs.is_dir():
+        if runs.exists():
+            raise UsageError(f"runs: {runs} is a file, and must be a folder", "set `runs` in opt-ops.toml to another")
         return []
     return sorted((p for p in runs.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda path: int(path.name))
 

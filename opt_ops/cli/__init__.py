@@ -105,7 +105,8 @@ def main() -> None:
     except OptOpsError as error:
         _leave(str(error), error.hint, error.exit_code)
     except OSError as error:  # of this machine: a folder that cannot be written, a disk that is full
-        _leave(str(error), "", 1)
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _leave(what, "opt-ops doctor says what is wrong with this site", 1)
     except Exception as error:  # noqa: BLE001  (a mistake of ours: at three in the morning a line says more than a page)
         hint = "" if settings.debug else "the same command with --debug says where; please report it"
         _leave(f"unexpected {type(error).__name__}: {error}", hint, 1)

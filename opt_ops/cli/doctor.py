@@ -39,16 +39,19 @@ def _findings() -> Iterator[dict[str, Any]]:
         yield _finding("configuration", False, str(error), error.hint)
         return
     yield _playbooks(config)
-    yield _runs_folder(config.runs)
-    yield from _file_system(config)
-    yield _journals(config.runs)
+    folder = _runs_folder(config.runs)
+    yield folder
+    if folder["ok"]:
+        yield from _file_system(config)
+        yield _journals(config.runs)
     yield from _scheduler(config)
     yield _nvml(config)
     yield _trainer(config)
     yield _alerts(config)
     yield from _mlflow(config)
-    alive = daemon_alive(config.runs)
-    yield _finding("daemon", alive, "watches" if alive else "nobody watches", "opt-ops daemon ensure")
+    if folder["ok"]:
+        alive = daemon_alive(config.runs)
+        yield _finding("daemon", alive, "watches" if alive else "nobody watches", "opt-ops daemon ensure")
 
 
 def _finding(check: str, ok: bool, found: str, hint: str = "") -> dict[str, Any]:
@@ -75,7 +78,8 @@ def _runs_folder(runs: Path) -> dict[str, Any]:
         probe.unlink()
         free = shutil.disk_usage(runs).free / 2**30
     except OSError as error:
-        return _finding("runs folder", False, str(error), f"make {runs} writable for this user")
+        hint = f"make {runs} a folder that this user can write to, or set `runs` to another"
+        return _finding("runs folder", False, f"{runs} cannot be written: {error.strerror}", hint)
     return _finding("runs folder", free > 5, f"{runs} can be written; {free:.0f} GiB free", "free some space")
 
 

@@ -99,10 +99,13 @@ def init(
     if to.exists() and not force:
         raise Refused(f"{to} is there already", "look into it, or add --force")
     kind = kind or (Kind.SLURM if shutil.which("sbatch") else Kind.LOCAL)
-    write_text(to, (_LOCAL if kind is Kind.LOCAL else _slurm()) + _REST)
+    try:
+        write_text(to, (_LOCAL if kind is Kind.LOCAL else _slurm()) + _REST)
+    except OSError as error:
+        raise Refused(f"{to} cannot be written: {error.strerror}", "name another place with --to") from error
     load(to)
     print(to)
-    say("  next: opt-ops doctor", quiet)
+    say(f"  next: opt-ops doctor{'' if to == Path(FILE) else f' -c {to}'}", quiet)
 
 
 def _slurm() -> str:

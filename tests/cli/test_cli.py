@@ -226,10 +226,15 @@ def test_a_reader_that_leaves_early_is_no_error(site: Path):
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
-        ("runz = 'x'", "runz: Extra inputs are not permitted"),
+        ("runz = 'x'", "runz: unknown key; did you mean runs?"),
         ("[shape]\nnodes = 0", "shape.nodes: Input should be greater than or equal to 1"),
         ("scheduler = 'pbs'", "scheduler: Input should be 'local' or 'slurm'"),
         ("runs = ", "Invalid value"),
+        (
+            "runs = 5\n[slurm]\npartitoin = 'x'",
+            "runs: it must be a path, in quotes; slurm.partitoin: unknown key; did you",
+        ),
+        ("[zzz]", "zzz: unknown key\n"),
     ],
 )
 def test_a_wrong_configuration_is_told_with_its_key(tmp_path: Path, toml: str, said: str):
@@ -330,6 +335,42 @@ def test_a_new_lineage_takes_the_next_number(tmp_path: Path):
     for name in ("7", "12", "notes"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     assert lineages.create(tmp_path / "runs").name == "13"
+
+
+def test_a_configuration_that_cannot_be_read_is_told(tmp_path: Path):
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "folder.toml").mkdir()
+    for name, why in (("binary.toml", "it is not UTF-8 text"), ("folder.toml", "Is a directory")):
+        done = opt_ops(tmp_path, "q", "-c", name)
+        assert (done.returncode, f"{name} cannot be read: {why}" in done.stderr) == (2, True), done.stderr
+        assert "next: name a file" in done.stderr
+
+
+def test_runs_that_are_no_folder_are_told_by_every_command(tmp_path: Path):
+    (tmp_path / "runs").write_text("")
+    done = opt_ops(tmp_path, "q")
+    assert (done.returncode, "is a file, and must be a folder" in done.stderr) == (2, True), done.stderr
+    doctor = opt_ops(tmp_path, "doctor", "-o", "json")
+    found = {row["check"]: row for row in json.loads(doctor.stdout)["items"]}
+    assert (doctor.returncode, found["runs folder"]["ok"], "journals" in found) == (5, False, False)
+    assert "set `runs` to another" in found["runs folder"]["next"]
+
+
+def test_places_that_cannot_be_written_are_told(tmp_path: Path):
+    done = opt_ops(tmp_path, "init", "local", "--to", "/proc/site.toml")
+    assert (done.returncode, "/proc/site.toml cannot be written" in done.stderr) == (4, True), done.stderr
+    (tmp_path / "opt-ops.toml").write_text("runs = '/proc/runs'")
+    begun = opt_ops(tmp_path, "run", "start", "opt-tiny")
+    assert (begun.returncode, "next: opt-ops doctor" in begun.stderr) == (1, True), begun.stderr
+
+
+def test_doctor_without_slurm_says_what_to_load(tmp_path: Path):
+    (tmp_path / "opt-ops.toml").write_text("scheduler = 'slurm'")
+    command = [sys.executable, "-m", "opt_ops", "doctor", "-o", "json"]
+    env = {"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    (found,) = (row for row in json.loads(done.stdout)["items"] if row["check"] == "sbatch")
+    assert (found["ok"], found["next"]) == (False, "load Slurm's environment")
 
 
 def test_doctor_finds_what_is_wrong(tmp_path: Path):
