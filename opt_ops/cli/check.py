@@ -146,19 +146,23 @@ def _places(names: Sequence[str], lineage: str, burn: bool) -> list[_Place]:
             return [_Place((socket.gethostname(),))]
         job = os.environ.get("SLURM_JOB_ID")
         if config.scheduler == "slurm" and job is None:
-            raise Refused("no job holds these nodes: run it inside salloc or sbatch, or with --lineage")
+            raise Refused("no job holds these nodes", "run it inside salloc or sbatch, or with --lineage")
         return [_Place(tuple(names), job if config.scheduler == "slurm" else None)]
     state = lineages.state(lineage_folder(lineage))
     if missing := [name for name in names if name not in state.held]:
         raise NotFound(
-            f"lineage {lineage} does not hold {', '.join(missing)}; it holds {', '.join(state.held) or 'none'}"
+            f"lineage {lineage} does not hold {', '.join(missing)}; it holds {', '.join(state.held) or 'none'}",
+            f"opt-ops node list {lineage}",
         )
     wanted = list(names or state.held)
     if not wanted:
-        raise NotFound(f"lineage {lineage} holds no nodes")
+        raise NotFound(f"lineage {lineage} holds no nodes", f"opt-ops run show {lineage}")
     attempt = state.attempt
     if burn and attempt is not None and attempt.live and not set(wanted).isdisjoint(attempt.nodes):
-        raise Refused(f"{attempt.name} runs on these nodes, and burn-in would disturb it: pause it with --keep-nodes")
+        raise Refused(
+            f"{attempt.name} runs on these nodes, and burn-in would disturb it",
+            f"opt-ops run pause {lineage} --keep-nodes",
+        )
     jobs = [state.held[name].job for name in wanted]
     if config.scheduler == "local":
         return [_Place(tuple(wanted))]
@@ -232,7 +236,9 @@ def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) 
     fit = [name for name, (_, said) in judged.items() if said[0].verdict is not Verdict.BAD]
     busy = [name for name in fit if any(each.reason == "left_over" for each in judged[name][1])]
     if busy:
-        raise Refused(f"something runs on the GPUs of {', '.join(busy)}: burn-in would disturb it")
+        raise Refused(
+            f"something runs on the GPUs of {', '.join(busy)}: burn-in would disturb it", "end it there first"
+        )
     if not fit:
         return BurnIn(nodes=())
     # Without GPUs: two ranks where there is nobody else to all-reduce with.

@@ -79,7 +79,7 @@ _UPDATE = re.compile(r"update-([\d.]+)\.md")
 def _share(text: str) -> float:
     match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?%?", text)
     if match is None or not 0 <= float(match[1]) <= 100:
-        raise UsageError(f"{text}: not a share such as 27%")
+        raise UsageError(f"{text}: not a share of all steps", "for example 27%")
     return float(match[1]) / 100
 
 

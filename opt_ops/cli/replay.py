@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from opt_ops.render import Column, Format, age, say, show
 
 if TYPE_CHECKING:
     from opt_ops.replay.measure import Measured
+    from opt_ops.replay.scenario import Scenario
+    from opt_ops.replay.trace import Record
 
 _BESIDE = [
     Column("WHAT", "what"),
@@ -85,29 +88,16 @@ def replay(
     chosen = scenarios.load(scenario)
     record = traces.read(trace, chosen.trace) if trace is not None else None
     numbers = _seeds(seeds)
-    progress = None if quiet or not sys.stderr.isatty() else _progress
-    measured = study.replay(chosen, record, numbers, progress=progress, keep=keep)
+    measured = study.replay(chosen, record, numbers, progress=_shown(quiet), keep=keep)
     figures = study.summary(measured)
-    varied: list[dict[str, Any]] = []
-    for each in study.variations(chosen) if vary else ():
-        say(f"{each.what} = {each.value:g} …", quiet)
-        found = study.summary(study.replay(each.scenario, record, numbers, each.see_seconds, progress))
-        varied.append({"varied": each.what, "value": each.value, "figures": found})
+    varied = _varied(chosen, record, numbers, quiet) if vary else []
     lost = study.lost_by_cause(measured)
     if plot is not None:
         report.write_plot(plot, report.plot(chosen, figures, varied, lost))
     remarks = report.drawn(record, draw(chosen, record, numbers[0]), trace)
     if output not in (Format.TABLE, Format.WIDE):
-        item = {
-            "scenario": chosen.name,
-            "simulated": True,
-            "people": chosen.people.model_dump(),
-            "figures": figures,
-            "lost_hours": lost,
-            "varied": varied,
-            "remarks": remarks,
-            "replays": [each.plain() for each in measured],
-        }
+        item = {"scenario": chosen.name, "simulated": True, "people": chosen.people.model_dump(), "figures": figures}
+        item |= {"lost_hours": lost, "varied": varied, "remarks": remarks, "replays": [m.plain() for m in measured]}
         show("opt-ops/replay/1", [item], [Column("SCENARIO", "scenario")], output)
         return
     for line in remarks:
@@ -115,6 +105,21 @@ def replay(
     show("opt-ops/replay/1", report.beside_people(chosen, figures), _BESIDE, output, header=header)
     _tables(measured, varied, incidents, output, header)
     _ends(measured, quiet)
+
+
+def _varied(chosen: Scenario, record: Record | None, seeds: Sequence[int], quiet: bool) -> list[dict[str, Any]]:
+    from opt_ops.replay import study
+
+    varied: list[dict[str, Any]] = []
+    for each in study.variations(chosen):
+        say(f"{each.what} = {each.value:g} …", quiet)
+        found = study.summary(study.replay(each.scenario, record, seeds, each.see_seconds, _shown(quiet)))
+        varied.append({"varied": each.what, "value": each.value, "figures": found})
+    return varied
+
+
+def _shown(quiet: bool) -> Callable[[int, float], None] | None:
+    return None if quiet or not sys.stderr.isatty() else _progress
 
 
 def _tables(

@@ -188,5 +188,5 @@ def events(
 def _seconds(span: str) -> float:
     match = re.fullmatch(r"(\d+)([smhd])", span)
     if match is None:
-        raise UsageError(f"--since {span}: not of the form 90s, 15m, 2h or 3d")
+        raise UsageError(f"--since {span}: not of the form 90s, 15m, 2h or 3d", "for example --since 2h")
     return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

@@ -217,7 +217,7 @@ def stop(quiet: QuietOption = False) -> None:
     try:
         os.kill(pid, signal.SIGTERM)
     except PermissionError as error:
-        raise Refused(f"pid {pid} is another user's daemon") from error
+        raise Refused(f"pid {pid} is another user's daemon", "ask its owner, or root, to stop it") from error
     deadline = time.monotonic() + _LEAVING_SECONDS
     while _is_daemon(pid):
         if time.monotonic() > deadline:

@@ -133,13 +133,13 @@ def _points(path: Path) -> Iterator[Point]:
             if last is None:
                 raise UsageError(f"{path}, line 2: no points", "at least one line with a step and a loss")
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} is no CSV file: {error}") from error
+        raise UsageError(f"{path} is no CSV file: {error}", "columns step and loss, one line each step") from error
 
 
 def _point(row: dict[str, str], where: str) -> Point:
     step = _number(row, "step", where)
     if step is None or not math.isfinite(step) or step != int(step):
-        raise UsageError(f"{where}: step is {row.get('step')!r}, not a whole number")
+        raise UsageError(f"{where}: step is {row.get('step')!r}, not a whole number", "mend the line, or leave it out")
     loss = _number(row, "loss", where)
     if loss is None:
         raise UsageError(f"{where}: loss is empty", "leave the line out, or write nan where it was not finite")
@@ -167,4 +167,6 @@ def _number(row: dict[str, str], name: str, where: str) -> float | None:
     try:
         return float(cell) if cell else None
     except ValueError:
-        raise UsageError(f"{where}: {name} is {cell[:40]!r}, not a number") from None
+        raise UsageError(
+            f"{where}: {name} is {cell[:40]!r}, not a number", "mend the cell, or leave it empty"
+        ) from None

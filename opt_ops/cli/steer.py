@@ -306,4 +306,4 @@ def _number(change: str, value: str) -> float:
     try:
         return float(value)
     except ValueError as error:
-        raise UsageError(f"{change}: {value!r} is not a number") from error
+        raise UsageError(f"{change}: {value!r} is not a number", "for example lr=6e-5") from error
