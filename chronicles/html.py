@@ -47,6 +47,7 @@ def render(
         "whole": words.whole,
         "slug": slug,
         "drawn": Markup,  # of numbers alone, by ourselves
+        "bound": lambda text: _UNIT.sub("\N{NO-BREAK SPACE}", text),
         "told": lambda text: _told(text, known),
         "run_class": lambda run: f"run-{runs[run] % RUN_COLORS}" if run in runs else "",
     }

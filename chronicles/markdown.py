@@ -64,15 +64,22 @@ def experiment(lineages: Sequence[Mapping[str, str]], link: Callable[[str], str]
         link: Where that run is shown.
         limit: If need be, the oldest rows are left out.
     """
-    newest = [f"## Lineage {plain(lineages[0]['opt.lineage'])}", "", lineages[0].get("mlflow.note.content", "")]
+    name = plain(lineages[0]["opt.lineage"])
+    first = f"Lineage {name}: {', '.join(f'{what} {plain(text)}'.strip() for what, text in _short(lineages[0]))}."
+    newest = [f"## Lineage {name}", "", lineages[0].get("mlflow.note.content", "")]
     rows = [[f"[{plain(tags['opt.lineage'])}]({link(tags['id'])})", *map(plain, _told(tags))] for tags in lineages]
     heads = ["Lineage", "Recipe", "By", "Status", ">Step", ">Goodput", ">Incidents"]
     while True:
-        parts = [*table(heads, rows), "", *newest, "", SIGNED]
+        parts = [first, "", *table(heads, rows), "", *newest, "", SIGNED]  # MLflow shows one line until it is opened
         text = "\n".join(parts)
         if len(text) <= limit or not rows:
             return text
         rows = rows[:-1]
+
+
+def _short(tags: Mapping[str, str]) -> list[tuple[str, str]]:
+    keys = (("", "opt.status"), ("step", "opt.step"), ("goodput", "opt.goodput"), ("incidents", "opt.incidents"))
+    return [(what, tags[key]) for what, key in keys if key in tags]
 
 
 def _told(tags: Mapping[str, str]) -> list[str]:

@@ -300,10 +300,15 @@ def ledger_samples(report: Mapping[str, Any]) -> list[Sample]:
     """The parent's few numbers: what incidents have cost so far, and the goodput of a lineage that has ended."""
     closed = [row for row in report["incidents"] if row["closed"] and row["step_failed"] is not None]
     spent = {"steps_lost": 0.0, "seconds_down": 0.0}
+    counted: dict[tuple[str, str], float] = {}  # what one attempt answers together was lost once
     found: list[Sample] = []
     for row in sorted(closed, key=lambda row: row["closed"]):
         at = _ms(from_iso(row["closed"]))
-        spent = {key: before + (row[key] or 0.0) for key, before in spent.items()}
+        for key in spent:
+            answer = (row["next_attempt"] or row["incident"], key)
+            before = counted.get(answer, 0.0)
+            counted[answer] = max(before, row[key] or 0.0)
+            spent[key] += counted[answer] - before
         found += [Sample(key=f"spent/{k}", value=v, timestamp=at, step=row["step_failed"]) for k, v in spent.items()]
     share = report["goodput"]["goodput"]
     if report["ended"] and share is not None:

@@ -164,6 +164,22 @@ def test_what_was_spent_adds_up():
     assert [sample.value for sample in samples if sample.key == "spent/goodput"] == [REPORT["goodput"]["goodput"]]
 
 
+def test_what_one_attempt_answers_was_spent_once(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    first, second = (told.incident("hang", f"no step {which}", "12.00-a0", 50) for which in "ab")
+    told.decide(first, Action.RESTART).decide(second, Action.RESTART)
+    told.end("12.00-a0", Outcome.FAILED, 50).launch("12.00-a1", None, first).train("12.00-a1", 1, 60)
+    told.close(first)
+    told.now += 5
+    told.close(second)
+    report = build(load(told.folder))
+    rows = [{**row, "next_attempt": "12.00-a1", "steps_lost": 50, "seconds_down": 9.0} for row in report["incidents"]]
+    rows[1]["seconds_down"] = 12.0
+    samples = mirror.ledger_samples({**report, "incidents": rows})
+    assert [s.value for s in samples if s.key == "spent/steps_lost"] == [50, 50]
+    assert [s.value for s in samples if s.key == "spent/seconds_down"] == [9.0, 12.0]
+
+
 def test_the_note_fits_and_keeps_the_newest_incidents(told: Told):
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 5)
     for number in range(120):
