@@ -50,6 +50,12 @@ def test_never_two_in_a_row_and_what_was_skipped_does_not_widen_the_band() -> No
     assert again == ["out_of_band", None, "out_of_band"]
 
 
+def test_an_overflow_before_it_does_not_let_a_bad_batch_through() -> None:
+    guard = warm(128, "precision=fp16")
+    assert guard.why_skip(measured(2.0, math.inf, 4.0)) == "overflow"
+    assert guard.why_skip(measured(5.0, 3.0, 2.0)) == "out_of_band"
+
+
 def test_it_looks_on_until_it_has_seen_enough_and_can_be_turned_off() -> None:
     assert warm(63).why_skip(measured(5.0, 3.0)) is None
     assert warm(64).why_skip(measured(5.0, 3.0)) == "out_of_band"
