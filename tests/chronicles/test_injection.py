@@ -17,7 +17,7 @@ from chronicles.markdown import code, plain, quote, render
 from chronicles.record import load
 from chronicles.report import build
 from opt_ops.core import events as e
-from opt_ops.core.values import Action, Driver, Outcome, Severity, StackGroup, Verdict
+from opt_ops.core.values import Action, Checkpoint, Driver, Fault, Outcome, Severity, StackGroup, Tier, Verdict
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.told import Told
 
@@ -86,11 +86,12 @@ def hostile(folder: Path, text: str) -> Told:
         nodes=(text,),
         evidence={text: text, "uuid": f"GPU-{text}", "serial": text, "line": text},
     )
-    told.decide(incident, Action.RESTART, exclude=(text,), why=text)
+    told.decide(incident, Action.RESTART, exclude=(text,), why=text, playbook=text)
     told.see(e.NodeExcluded(node=text, incident=incident, reason=text))
     told.launch("12.00-a1", None, incident, "n2", "n3").train("12.00-a1", 1, 40).close(incident)
     _remarked(told, incident, text)
     _steered(told, text)
+    _found(told, text)
     told.see(e.StopRequested(request="s", author=text, reason=text), e.LineageCancelled(request="s", why=text))
     return told
 
@@ -142,6 +143,26 @@ def _steered(told: Told, text: str) -> None:
     told.see(e.AlertIntended(alert=text, severity=Severity.PAGE, title=text, body=text))
     told.see(e.AlertSettled(alert=text, delivered=False, why=text))
     told.see(e.PauseRequested(request="p", **asked), e.LineagePaused(why=text), e.ResumeRequested(request="r", **asked))
+
+
+def _found(told: Told, text: str) -> None:
+    """What detectors, disks, the scheduler and drills are quoted with."""
+    said: dict[str, Any] = {"rule": text, "evidence": {"line": text, text: text}}
+    for tier, signal in ((Tier.ALERT, "save_failed"), (Tier.ALERT, "gradient_norm")):
+        told.see(
+            e.SignalRaised(signal=signal, tier=tier, attempt="12.00-a1", step=40, onset_step=None, at=told.now, **said)
+        )
+    told.see(e.CheckpointRefused(checkpoint=Checkpoint(run="12.00", step=30, path=text), why=text))
+    told.see(e.AllocationIntended(allocation="12-n2", nodes=1, exclude=(), why=text))
+    told.see(e.AllocationFailed(allocation="12-n2", why=text))
+    put_in: dict[str, Any] = {"author": text, "attempt": "12.00-a1", "arguments": {"rank": text, text: text}}
+    told.see(
+        e.DrillRequested(request="q", drill="d000", fault=Fault.KILL_RANK, **put_in),
+        e.DrillRequested(request="q2", drill="d001", fault=Fault.HANG, **put_in),
+    )
+    drilled = told.incident("process_death", text, "12.00-a1", 40, drill="d000")
+    told.decide(drilled, Action.HALT, why=text, playbook=text)
+    told.see(e.NodeDrained(node=text, done=False, why=text), e.LineageHalted(why=text, incident=drilled))
 
 
 @pytest.fixture(scope="module")

@@ -212,10 +212,8 @@ class Told:
         return name
 
     def decide(self, incident: str, action: Action, why: str = "0 of 5 actions spent", **more: Any) -> Told:
-        decided = e.RecoveryDecided(
-            incident=incident, playbook="a_playbook", version=1, rung=0, action=action, why=why, **more
-        )
-        self.see(decided, seconds=0.1)
+        fields: dict[str, Any] = {"playbook": "a_playbook", "version": 1, "rung": 0, **more}
+        self.see(e.RecoveryDecided(incident=incident, action=action, why=why, **fields), seconds=0.1)
         return self
 
     def close(self, incident: str, proven: bool = True, mismatch: str = "") -> Told:
