@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from opt_ops.core.elapsed import within
 from opt_ops.core.events import (
     AlertSettled,
     AllocationFailed,
@@ -89,7 +90,7 @@ class Hands:
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=False)
             elif (job := self._find(allocation.name)) is not None:
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=True)
-            elif self._ports.clock.now() - allocation.intended_at > scheduler.grace_seconds:
+            elif not within(self._ports.clock.now(), allocation.intended_at, scheduler.grace_seconds):
                 yield AllocationFailed(allocation=allocation.name, why="no job of that name came of an earlier try")
         except NotYet:
             self._tried.discard(allocation.name)
@@ -114,7 +115,7 @@ class Hands:
         if allocation.release_at is None:
             return False
         queued = allocation.status is AllocationStatus.QUEUED
-        return queued or self._ports.clock.now() - allocation.release_at > _CANCEL_SECONDS
+        return queued or not within(self._ports.clock.now(), allocation.release_at, _CANCEL_SECONDS)
 
     def _drains(self, state: State) -> Iterator[Event]:
         for node in state.nodes.values():

@@ -59,7 +59,7 @@ class Journal:
         self.epoch, self._path, self._descriptor = self._take_over()
         try:
             self.entries, self.notes = read(folder)
-        except BaseException:
+        except Exception:
             self.close()
             raise
         self._seq = self.entries[-1].seq if self.entries else 0
@@ -99,8 +99,11 @@ class Journal:
         A life that could not write a byte leaves no file: one begun every few seconds on a full disk would leave
         thousands. It has done nothing either, so its number may be used again.
         """
+        if self._descriptor < 0:
+            return
         empty = os.fstat(self._descriptor).st_size == 0
         os.close(self._descriptor)
+        self._descriptor = -1
         if empty:
             self._path.unlink(missing_ok=True)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from opt_ops import __version__
 from opt_ops.act import Hands, Site
 from opt_ops.core.decide import decide
-from opt_ops.core.events import DaemonStarted, Entry, Event
+from opt_ops.core.events import DaemonStarted, Entry, Event, LeaveIntended
 from opt_ops.core.fold import fold, replay
 from opt_ops.core.health.recurrence import remembered
 from opt_ops.core.policy import Policy
@@ -44,10 +43,9 @@ class Supervisor:
         self._journal = Journal(folder / "journal")
         entries, self.notes = self._journal.entries, self._journal.notes
         self._journal.entries = []  # a lineage of weeks has hundreds of thousands
-        with ExitStack() as undo:
-            undo.callback(self._journal.close)
+        try:
             self.state = replay(entries)
-            training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
+            self._training = training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
             allocation = AllocationWatch(ports.scheduler, training, ports.clock)
             histories = remembered(entries)
             nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock, histories)
@@ -60,7 +58,9 @@ class Supervisor:
             )
             self._hands = Hands(ports, site)
             self._begin(life, entries[-1].ts if entries else None)
-            undo.pop_all()
+        except Exception:
+            self._journal.close()
+            raise
 
     def tick(self) -> bool:
         """One round of looking, deciding and acting. Returns whether anything was journaled.
@@ -114,6 +114,9 @@ class Supervisor:
             event = decide(self.state, self._clock.now(), self._policy)
             if event is None:
                 return
+            if isinstance(event, LeaveIntended):  # it may leave once all that is trained by now is saved
+                for told in self._training.catch_up(self.state.attempts[event.attempt]):
+                    self._record(told)
             self._record(event)
 
     def _record(self, event: Event) -> None:

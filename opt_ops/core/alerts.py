@@ -55,11 +55,10 @@ def _waiting(state: State, now: float, policy: Policy) -> AlertIntended | None:
     attempt = state.attempt
     if state.ended or state.paused is not None or (attempt is not None and attempt.live) or state.run is None:
         return None
-    since = max(state.since, attempt.ended_at or 0.0 if attempt else 0.0)
-    began = attempt.ended_at or 0.0 if attempt is not None else 0.0
+    # Not since the status changed: nodes that come and go again and again train nothing either.
+    since = max(state.started_at, state.asked_at, attempt.ended_at or 0.0 if attempt else 0.0)
     lineage = state.intent.lineage
-    told = any(name.startswith(f"{lineage}/waiting/") and each.at >= began for name, each in state.alerts.items())
-    if now - since < policy.capacity.page_seconds or told:
+    if now - since < policy.capacity.page_seconds:
         return None
     asked = [f"{a.name}: {a.wanted} nodes, {a.reason or a.status}" for a in state.live_allocations]
     body = [f"No attempt has run for {(now - since) / 60:.0f} minutes.", *asked, f"Next: opt-ops node list {lineage}"]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
+from opt_ops.core.elapsed import within
 from opt_ops.core.events import (
     AllocationIntended,
     AttemptIntended,
@@ -97,11 +98,11 @@ def useful_nodes(state: State, policy: Policy, now: float) -> list[str]:
 def _patient(state: State, name: str, now: float, policy: Policy) -> bool:
     node, allocation = state.nodes.get(name), state.held[name]
     if node is None:
-        return now - allocation.since < policy.preflight_seconds
+        return within(now, allocation.since, policy.preflight_seconds)
     if node.excluded_by is not None or node.verdict is Verdict.BAD:
         return False
     patience = policy.preflight_seconds if node.reason == BURNING_IN else policy.unfit_seconds
-    return now - max(allocation.since, node.at) < patience
+    return within(now, max(allocation.since, min(node.at, now)), patience)
 
 
 def resize(state: State, now: float, policy: Policy) -> Event | None:
@@ -112,13 +113,14 @@ def resize(state: State, now: float, policy: Policy) -> Event | None:
     fit = min(len(eligible_nodes(state, policy, now)), state.shape.nodes)
     if attempt is not None and attempt.live:
         began = attempt.first_step_at
-        settled = began is not None and now - began > policy.capacity.grow_seconds
+        settled = began is not None and not within(now, began, policy.capacity.grow_seconds)
         if settled and fit > max(state.wanted_nodes, len(attempt.nodes)):
             return SizeDecided(nodes=fit, why=f"{fit} nodes are fit again, {len(attempt.nodes)} are in use")
         return None
     short_since = max([a.since for a in state.live_allocations if a.holds], default=now)
     short_since = max(short_since, attempt.ended_at or 0.0 if attempt else 0.0)
-    if state.shape.min_nodes <= fit < state.wanted_nodes and now - short_since > policy.capacity.shrink_seconds:
+    tried = not within(now, short_since, policy.capacity.shrink_seconds)
+    if state.shape.min_nodes <= fit < state.wanted_nodes and tried:
         waited = f"no more for {now - short_since:.0f} s"
         return SizeDecided(nodes=fit, why=f"{fit} of {state.shape.nodes} nodes are fit, {waited}")
     return None
@@ -202,7 +204,9 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
         wait = policy.capacity.top_up_seconds * 2 ** min(len(refused), _BACK_OFF)
         missing = math.ceil(missing * _PART) if len(stay) >= shape.least else missing
     newest = state.allocation
-    if (refused and now - refused[0].since < wait) or (newest and now - newest.intended_at < _PAUSE_SECONDS):
+    if (refused and within(now, refused[0].since, wait)) or (
+        newest and within(now, newest.intended_at, _PAUSE_SECONDS)
+    ):
         return None
     excluded = {name for name, node in state.nodes.items() if node.excluded_by is not None}
     excluded |= set(staying(state, state.held, now, policy))
@@ -225,11 +229,11 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
     asked = state.resumed is not None or any(incident.kind == "operator" for incident in waiting)
     if state.driver is Driver.PERSON and not asked:
         return None
-    if under_examination(state, run.name, now - policy.examine_seconds):
+    if under_examination(state, run.name, now, policy.examine_seconds):
         return None
     nodes = eligible_nodes(state, policy, now)[: state.wanted_nodes]
     joining = any(
-        name not in state.nodes and now - allocation.since < policy.join_seconds
+        name not in state.nodes and within(now, allocation.since, policy.join_seconds)
         for name, allocation in state.held.items()
     )
     if len(nodes) < state.wanted_nodes or joining:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from opt_ops.core.alerts import alert
 from opt_ops.core.capacity import allocate, launch, release, resize
+from opt_ops.core.elapsed import within
 from opt_ops.core.events import (
     DrainIntended,
     Event,
@@ -32,7 +33,7 @@ from opt_ops.core.names import run_name
 from opt_ops.core.people import changed, decide_change
 from opt_ops.core.policy import Playbook, Policy, Rung, choose_rung, newest_good, rollback_point, under_examination
 from opt_ops.core.proof import prove
-from opt_ops.core.run import Incident, Node, Run, State, Status, waiting_for_attempt
+from opt_ops.core.run import Attempt, Incident, Node, Run, State, Status, waiting_for_attempt
 from opt_ops.core.schedule import batch_of
 from opt_ops.core.values import Action, Driver, LrFactor, Outcome, Skip
 
@@ -231,12 +232,18 @@ def stop_attempt(state: State, now: float, policy: Policy) -> Event | None:
     left_at = attempt.leave_at
     if left_at is None:
         return None
-    saved = any(k.good and k.seen_at > left_at for k in state.checkpoints.values() if k.checkpoint.run == attempt.run)
-    if saved or attempt.first_step is None or now - left_at > policy.capacity.leave_seconds:
+    waits = within(now, left_at, policy.capacity.leave_seconds) and attempt.first_step is not None
+    if not waits or _saved(state, attempt):
         incident = next(iter(_ending(state)), None)
         why = attempt.leave_why or ""
         return StopIntended(attempt=attempt.name, why=why, incident=incident.name if incident else None)
     return None
+
+
+def _saved(state: State, attempt: Attempt) -> bool:
+    """Whether all that was trained when it was told to leave is in a checkpoint that needs no node's disk."""
+    durable = (each for each in state.checkpoints.values() if each.good and not each.checkpoint.nodes)
+    return any(k.checkpoint.run == attempt.run and k.checkpoint.step >= (attempt.leave_step or 0) for k in durable)
 
 
 def _ending(state: State) -> list[Incident]:
@@ -260,7 +267,7 @@ def plan_run(state: State, now: float, policy: Policy) -> Event | None:
         checkpoint = decision.checkpoint
         if decision.action is Action.CHANGE:
             live = state.attempt is not None and state.attempt.live
-            if live or under_examination(state, state.run.name, now - policy.examine_seconds):
+            if live or under_examination(state, state.run.name, now, policy.examine_seconds):
                 continue  # it goes on from where the attempt has come to
             known = newest_good(state, state.run.name)
             checkpoint = known.checkpoint if known else state.run.checkpoint

@@ -52,7 +52,7 @@ def _answered(state: State, entry: e.Entry) -> State:
     if state.status is Status.HALTED:
         state = move(state, Status.RECOVERING, entry)
     incidents = {name: replace(incident, answered=True) for name, incident in state.incidents.items()}
-    return replace(state, incidents=incidents, why="")
+    return replace(state, incidents=incidents, why="", asked_at=entry.ts)
 
 
 def _driver_changed(state: State, event: e.DriverChanged, _: e.Entry) -> State:

@@ -136,7 +136,10 @@ def _energy_metered(state: State, _: e.EnergyMetered, __: e.Entry) -> State:
 
 
 def _leave_intended(state: State, event: e.LeaveIntended, entry: e.Entry) -> State:
-    return with_attempt(state, event.attempt, leave_why=event.why, leave_at=entry.ts, leave_seq=entry.seq)
+    reached = state.attempts[event.attempt].last_step
+    return with_attempt(
+        state, event.attempt, leave_why=event.why, leave_at=entry.ts, leave_seq=entry.seq, leave_step=reached
+    )
 
 
 def _stop_intended(state: State, event: e.StopIntended, entry: e.Entry) -> State:

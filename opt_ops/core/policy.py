@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from opt_ops.core.elapsed import within
 from opt_ops.core.levels import DriftRule
 from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule, ThroughputRule
 from opt_ops.core.run import Incident, KnownCheckpoint, State, ancestry
@@ -183,12 +184,13 @@ def _excluded(state: State, name: str) -> bool:
     return node is not None and node.excluded_by is not None
 
 
-def under_examination(state: State, run: str, since: float) -> KnownCheckpoint | None:
-    """A checkpoint seen after `since` that would be the newest good one, if its examination finds nothing."""
+def under_examination(state: State, run: str, now: float, patience: float) -> KnownCheckpoint | None:
+    """A checkpoint seen within `patience` that would be the newest good one, if its examination finds nothing."""
     newest = newest_good(state, run)
     step = newest.checkpoint.step if newest else 0
-    waiting = (known for known in _on_the_way(state, run) if known.verified is None and known.seen_at > since)
-    return next((known for known in waiting if known.checkpoint.step > step), None)
+    waiting = (known for known in _on_the_way(state, run) if known.verified is None)
+    newer = (known for known in waiting if known.checkpoint.step > step)
+    return next((known for known in newer if within(now, known.seen_at, patience)), None)
 
 
 def _on_the_way(state: State, run: str) -> list[KnownCheckpoint]:

@@ -124,6 +124,7 @@ class Attempt:
     leave_why: str | None = None  # it ends after one more checkpoint
     leave_at: float | None = None
     leave_seq: int | None = None
+    leave_step: int | None = None  # how far it had come then
     stop_why: str | None = None
     stop_at: float | None = None
     stop_seq: int | None = None
@@ -300,6 +301,7 @@ class State:
     bad_parts: Mapping[str, str] = field(default_factory=dict[str, str])  # GPU UUID → what it did
     alerts: Mapping[str, Alert] = field(default_factory=dict[str, Alert])
     why: str = ""  # of an ended or paused lineage
+    asked_at: float = 0.0  # when a person last asked for it to go on
 
     @property
     def run(self) -> Run | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from opt_ops.core import events as e
 from opt_ops.core.policy import Policy, Rung
 from opt_ops.core.run import Status
-from opt_ops.core.values import Action, Driver, Outcome, Shape, Verdict
+from opt_ops.core.values import Action, AllocationStatus, Driver, Outcome, Severity, Shape, Verdict
 from tests.core.story import POLICY, Story, kinds, only
 
 CAPACITY = POLICY.capacity
@@ -94,3 +94,67 @@ def test_a_page_that_rolls_back_what_trains_nothing_takes_the_node_out():
         decided = story.judge("n3", Verdict.BAD, "xid_79")
         assert only(decided, e.RecoveryDecided).action is action
         assert story.state.status is Status.TRAINING
+
+
+# ---- leaving
+
+
+def paused(story: Story) -> Story:
+    story.see(e.PauseRequested(request="r1", author="ann", reason="", keep_nodes=True))
+    assert story.state.attempt.leave_at is not None
+    return story
+
+
+def test_a_checkpoint_of_before_the_order_to_leave_does_not_end_the_leave():
+    story = paused(Story().training(450))
+    assert story.checkpoint(440) == [], "its save was under way; ten steps are not in it"
+    assert kinds(story.checkpoint(450)) == ["stop_intended"]
+
+
+def test_a_snapshot_on_the_disks_of_nodes_that_are_left_does_not_end_the_leave():
+    story = paused(Story().training(450))
+    assert story.checkpoint(460, nodes=(("n1", "n2"),)) == []
+    assert kinds(story.checkpoint(460)) == ["stop_intended"]
+
+
+# ---- a clock that is set back
+
+
+def test_a_clock_that_is_set_back_holds_no_request_for_nodes_up():
+    story = Story()
+    story.begin()
+    story.hold()
+    story.now -= 3600
+    assert "allocation_intended" in kinds(story.changed("12-n0", status=AllocationStatus.ENDED))
+
+
+def test_a_clock_that_is_set_back_holds_no_leave_and_no_launch_up():
+    story = paused(Story().training(450))
+    story.now -= 3600
+    assert kinds(story.see()) == ["stop_intended"]
+    story.ends()
+    story.see(e.ResumeRequested(request="r2", author="ann", reason=""))
+    story = Story().training(450)
+    story.checkpoint(440, verify=False)
+    story.now -= 3600
+    story.rank_dies(451)
+    assert only(story.ends(Outcome.FAILED, 451), e.AttemptIntended).checkpoint.step == 400
+
+
+# ---- nobody waits in silence
+
+
+def test_nodes_that_come_and_go_without_training_anything_are_a_page_after_half_an_hour():
+    story = Story(replace(POLICY, least_alert=Severity.INFO))
+    story.begin()
+    told: list[e.Event] = []
+    for job in range(6):
+        allocation = story.state.allocation.name
+        story.see(e.AllocationSubmitted(allocation=allocation, job=str(job), adopted=False))
+        story.changed(allocation, "n1", "n2", "n3")
+        told += story.see(seconds=CAPACITY.page_seconds / 3)
+        told += story.changed(allocation, status=AllocationStatus.ENDED)
+        told += story.see(seconds=CAPACITY.top_up_seconds)
+    pages = [each for each in told if isinstance(each, e.AlertIntended)]
+    assert [page.severity for page in pages] == [Severity.PAGE], "once"
+    assert "waiting for nodes" in pages[0].title
