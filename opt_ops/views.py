@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -12,7 +12,7 @@ from opt_ops.adapters.points import point_of
 from opt_ops.config import Config
 from opt_ops.core.advice import suggest
 from opt_ops.core.codec import encode
-from opt_ops.core.events import Entry, Event
+from opt_ops.core.events import Entry, Event, IncidentOpened, RecoveryDecided
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.policy import newest_good
 from opt_ops.core.run import Attempt, Incident, State, Status
@@ -197,11 +197,18 @@ def concerns(state: State, incident: Incident, identifier: str) -> bool:
     return identifier in touched or identifier in runs
 
 
-def explanation(state: State, incident: Incident) -> dict[str, Any]:
-    """An incident with its decision and its proof."""
+def explanation(state: State, incident: Incident, entries: Sequence[Entry]) -> dict[str, Any]:
+    """An incident with its decision and its proof, and the journal's entries that hold them, as notes name them."""
     decision = incident.decision
+    found = {
+        type(entry.event): f"{incident.name.partition('-')[0]}-e{entry.seq}"
+        for entry in entries
+        if isinstance(entry.event, IncidentOpened | RecoveryDecided) and entry.event.incident == incident.name
+    }
     return {
         **incident_row(state, incident),
+        "opened_entry": found.get(IncidentOpened),
+        "decided_entry": found.get(RecoveryDecided),
         "detector": incident.detector,
         "evidence": dict(incident.evidence),
         "attempt": incident.attempt,
@@ -235,7 +242,7 @@ def explanation_lines(item: Mapping[str, Any]) -> Iterator[str]:
     """An explanation for people."""
     drill = f"  (drill {item['drill']})" if item["drill"] else ""
     yield f"{item['incident']}  {item['kind']}  {item['opened']}{drill}"
-    yield f"  cause     {item['cause']}"
+    yield f"  cause     {item['cause']}  [{item['opened_entry']}]"
     yield f"  evidence  {_values(item['evidence'])}"
     yield f"            {item['detector']}"
     if item["stacks"]:
@@ -256,7 +263,7 @@ def explanation_lines(item: Mapping[str, Any]) -> Iterator[str]:
         details.append(f"without {', '.join(item['exclude'])}")
     if item["advice"]:
         details.append("advice: a person drives, nothing is done")
-    yield f"  action    {'; '.join(details)}  ({item['playbook']}, rung {item['rung']})"
+    yield f"  action    {'; '.join(details)}  ({item['playbook']}, rung {item['rung']})  [{item['decided_entry']}]"
     yield f"  why       {item['why']}"
     if item["closed"] is None:
         yield "  proof     not in yet"

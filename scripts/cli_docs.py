@@ -16,8 +16,8 @@ Made from the commands' own help by `python scripts/cli_docs.py`.
 stdout holds data only; remarks go to stderr. Not on a terminal, tables are tab-separated. `-o json` prints
 `{"schema": …, "items": […]}`; its fields are only ever added to. Times in JSON are UTC, ISO 8601. `NO_COLOR` is
 honoured. Completion in bash, zsh and fish: `opt-ops --install-completion`; it knows lineages, runs, incidents, steps,
-nodes, kinds of events and playbooks. `-c FILE` (the configuration) and `--debug` (with an error, the traceback) may
-stand before or behind every command.
+nodes, kinds of events and playbooks (in zsh, the first Tab of a shell only loads it). `-c FILE` (the configuration) and
+`--debug` (with an error, the traceback) may stand before or behind every command.
 
 What is asked of the daemon waits until the daemon has taken it, at most 10 seconds; with `--wait` until it is done,
 with `--no-wait` not at all. Before anything is changed, a question; No unless it is answered, and without a terminal

@@ -20,6 +20,7 @@ from opt_ops.cli.common import (
     must_know,
     settings,
 )
+from opt_ops.core.fold import replay
 from opt_ops.core.run import State
 from opt_ops.errors import UsageError
 from opt_ops.render import Column, Format, printable, say, show, text, wrapped
@@ -140,9 +141,10 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
     Example: opt-ops run explain 12.01
     """
     path = lineage_folder(identifier)
-    state = lineages.state(path)
-    must_know(identifier, path, state)
-    told = [views.explanation(state, i) for i in state.incidents.values() if views.concerns(state, i, identifier)]
+    entries = lineages.entries(path)
+    must_know(identifier, path, state := replay(entries))
+    concerned = [i for i in state.incidents.values() if views.concerns(state, i, identifier)]
+    told = [views.explanation(state, incident, entries) for incident in concerned]
     if output in (Format.JSON, Format.JSONL):
         show("opt-ops/explanation/1", told, [], output)
         return
