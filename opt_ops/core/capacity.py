@@ -22,7 +22,7 @@ from opt_ops.core.events import (
 from opt_ops.core.health.burned import BURNING_IN
 from opt_ops.core.latest import latest
 from opt_ops.core.names import attempt_name
-from opt_ops.core.policy import Policy, newest_good, under_examination
+from opt_ops.core.policy import SCRATCH_STEPS, Policy, newest_good, under_examination
 from opt_ops.core.run import Allocation, Node, State, waiting_for_attempt
 from opt_ops.core.values import Driver, Verdict
 
@@ -240,6 +240,13 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
         return None
     number = sum(attempt.run == run.name for attempt in state.attempts.values())
     known = newest_good(state, run.name, nodes=nodes)
+    reached = max((each.last_step or 0 for each in state.attempts.values()), default=0)
+    if known is None and run.checkpoint is None and reached > SCRATCH_STEPS:
+        ended = state.attempt.ended_at if state.attempt else None
+        if ended is not None and within(now, ended, policy.examine_seconds):
+            return None  # a file system that hides them for a moment shows them again
+        why = f"no good checkpoint is left, and training has come to step {reached}: it is not started over unasked"
+        return LineageHalted(why=f"{why}. Restore one, then resume; or start a new lineage", incident=None)
     return AttemptIntended(
         attempt=attempt_name(run.name, number),
         run=run.name,

@@ -31,7 +31,16 @@ from opt_ops.core.events import (
 from opt_ops.core.incidents import open_incident
 from opt_ops.core.names import run_name
 from opt_ops.core.people import changed, decide_change
-from opt_ops.core.policy import Playbook, Policy, Rung, choose_rung, newest_good, rollback_point, under_examination
+from opt_ops.core.policy import (
+    SCRATCH_STEPS,
+    Playbook,
+    Policy,
+    Rung,
+    choose_rung,
+    newest_good,
+    rollback_point,
+    under_examination,
+)
 from opt_ops.core.proof import prove
 from opt_ops.core.run import Attempt, Incident, Node, Run, State, Status, waiting_for_attempt
 from opt_ops.core.schedule import batch_of
@@ -144,6 +153,9 @@ def _rolled_back(state: State, incident: Incident, rung: Rung, decided: Recovery
     assert incident.attempt is not None
     known, where = rollback_point(state, state.attempts[incident.attempt].run, onset, rung.margin_steps)
     checkpoint = known.checkpoint if known else None
+    if checkpoint is None and max(onset, incident.step_failed or 0) > SCRATCH_STEPS:
+        why = f"{where} would lose more than {SCRATCH_STEPS} steps; {decided.why}"
+        return replace(decided, action=Action.HALT, exclude=(), why=why)
     skip = (incident.step_failed or onset) - (checkpoint.step if checkpoint else 0) if rung.skip_data else 0
     return replace(
         decided,

@@ -13,6 +13,10 @@ from opt_ops.core.run import Incident, KnownCheckpoint, State, ancestry
 from opt_ops.core.spike import SpikeRule
 from opt_ops.core.values import Action, Checkpoint, Severity
 
+SCRATCH_STEPS = 2000
+"""As long as no more would be lost, training may start over from scratch without being asked: about the warm-up. Beyond
+it, that no checkpoint is left is for a person to judge."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ from opt_ops.core.proof import baseline
 from opt_ops.core.run import Attempt, State, Status
 from opt_ops.core.values import Driver, Fault, Shape
 from opt_ops.ports import Inbox, Request
+
+_NODE = re.compile(r"[\w.-]+")  # one name: the scheduler would read a list or a range as several
 
 
 class _No(ValueError):
@@ -57,7 +60,7 @@ def event_of(state: State, request: Request) -> Event:
         return _VERBS[request.verb](state, request)
     except KeyError as error:
         why = f"unknown verb or missing argument {error}"
-    except (_No, TypeError, ValueError) as error:
+    except (_No, TypeError, ValueError, ArithmeticError) as error:  # of numbers, infinity is none that counts
         why = str(error)
     return RequestRefused(request=request.request, author=request.author, verb=request.verb, why=why)
 
@@ -169,6 +172,8 @@ def _drive(state: State, request: Request) -> Event:
 def _exclude(state: State, request: Request) -> Event:
     node, known = str(request.arguments["node"]), state.nodes.get(str(request.arguments["node"]))
     _alive(state)
+    if not _NODE.fullmatch(node):
+        raise _No(f"{node!r} is no name of one node")
     if known is not None and known.excluded_by:
         raise _No(f"{node} is excluded already, by {known.excluded_by}")
     return NodeExcluded(

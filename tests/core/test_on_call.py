@@ -2,10 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
+
 from opt_ops.core import events as e
 from opt_ops.core.policy import Policy, Rung
 from opt_ops.core.run import Status
 from opt_ops.core.values import Action, AllocationStatus, Driver, Outcome, Severity, Shape, Verdict
+from opt_ops.ports import Request
+from opt_ops.watch.requests import event_of
 from tests.core.story import POLICY, Story, kinds, only
 
 CAPACITY = POLICY.capacity
@@ -158,3 +162,45 @@ def test_nodes_that_come_and_go_without_training_anything_are_a_page_after_half_
     pages = [each for each in told if isinstance(each, e.AlertIntended)]
     assert [page.severity for page in pages] == [Severity.PAGE], "once"
     assert "waiting for nodes" in pages[0].title
+
+
+# ---- nothing starts over unasked
+
+
+def test_a_rollback_that_finds_no_checkpoint_late_in_training_asks_a_person():
+    story = Story().training(100_000, checkpoints=(99_900,))
+    decided = story.spike(100_000, 99_850)
+    assert only(decided, e.RecoveryDecided).action is Action.HALT
+    assert "would lose more than 2000 steps" in story.state.why
+    assert "run_planned" not in kinds(decided)
+
+
+def test_a_launch_whose_checkpoints_are_hidden_waits_for_them_and_then_for_a_person():
+    for back in (True, False):
+        story = Story().training(100_000, checkpoints=(99_900,))
+        story.see(e.CheckpointsGone(run="12.00", paths=tuple(story.state.checkpoints)))
+        story.rank_dies(100_000)
+        assert story.ends(Outcome.FAILED, 100_000) == []
+        if back:
+            assert only(story.checkpoint(99_900), e.AttemptIntended).checkpoint.step == 99_900
+        else:
+            assert "lineage_halted" in kinds(story.see(seconds=POLICY.examine_seconds))
+
+
+# ---- requests that make no sense
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        ("change", {"reason": "", "to_step": float("inf")}),
+        ("drill", {"fault": "kill-rank", "rank": float("inf")}),
+        ("exclude", {"node": "", "reason": ""}),
+        ("exclude", {"node": "n1,n2", "reason": ""}),
+        ("exclude", {"node": "n[1-9]", "reason": ""}),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_and_ends_no_daemon(verb: str, arguments: dict[str, object]):
+    state = Story().training(450).state
+    request = Request(request="r", author="ann", verb=verb, arguments=arguments)
+    assert isinstance(event_of(state, request), e.RequestRefused)
