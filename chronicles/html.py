@@ -47,7 +47,7 @@ def render(
         "whole": words.whole,
         "slug": slug,
         "drawn": Markup,  # of numbers alone, by ourselves
-        "bound": lambda text: _UNIT.sub("\N{NO-BREAK SPACE}", text),
+        "bound": _bound,
         "told": lambda text: _told(text, known),
         "run_class": lambda run: f"run-{runs[run] % RUN_COLORS}" if run in runs else "",
     }
@@ -77,6 +77,11 @@ def _clean(value: Any) -> Any:
     return "\n".join(printable(line.expandtabs(1)) for line in value.split("\n"))
 
 
+def _bound(text: str) -> Markup:
+    """Escaped, and with units on the line of their number."""
+    return Markup(_UNIT.sub("\N{NO-BREAK SPACE}", str(escape(_clean(text)))))  # noqa: S704  (escaped)
+
+
 def _told(text: str, known: frozenset[str]) -> Markup:
     """A sentence, escaped: attempts, numbers and units stay on their line, incidents are links to their entries."""
 
@@ -88,5 +93,4 @@ def _told(text: str, known: frozenset[str]) -> Markup:
             else f'<span class="nowrap">{name}</span>'
         )
 
-    html = _UNIT.sub("\N{NO-BREAK SPACE}", str(escape(_clean(text))))
-    return Markup(_ID.sub(mark, html))  # noqa: S704  (escaped; a match is digits, dots, hyphens and letters)
+    return Markup(_ID.sub(mark, str(_bound(text))))  # noqa: S704  (escaped; a match is digits, dots, hyphens and letters)

@@ -283,7 +283,10 @@ def _alert(record: Record, row: Row) -> str:
         and leads(row, signal.step)
     ]
     return (
-        f"An alert came first, at step {', '.join(map(whole, steps))}; until then nothing was touched" if steps else ""
+        f"{'An alert' if len(steps) == 1 else 'Alerts'} came first, at step {', '.join(map(whole, steps))}; "
+        "until then nothing was touched"
+        if steps
+        else ""
     )
 
 
@@ -310,23 +313,22 @@ def _resumed(record: Record, row: Row) -> str:
 
 
 def _passed_over(record: Record, row: Row) -> str:
-    """The newer checkpoints of the run that was left, and what spoke against each."""
-    near: list[int] = []
-    bad: list[str] = []
+    """The newer checkpoints of the run that was left, and what spoke against them."""
+    against: dict[str, list[int]] = {}
+    near = f"too near the onset at {whole(row['onset_step'])}"
     for known in record.state.checkpoints.values():
         step = known.checkpoint.step
         newer = (row["checkpoint_step"] or 0) < step <= (row["last_step"] or row["step_failed"] or 0)
         if known.checkpoint.run != row["run_before"] or not newer or known.seen_at > from_iso(row["opened"]):
             continue
-        if known.good:
-            near.append(step)
-        else:
-            bad.append(f"{whole(step)} ({known.why or 'not verified'})")
-    listed = (
-        f"{len(near)} from {whole(near[0])} to {whole(near[-1])}" if len(near) > _FEW else ", ".join(map(whole, near))
-    )
-    told = [f"{listed} (too near the onset at {whole(row['onset_step'])})"] if near else []
-    return "; ".join(told + bad)
+        against.setdefault(near if known.good else known.why or "not verified", []).append(step)
+    return "; ".join(f"{_listed(steps)} ({why})" for why, steps in against.items())
+
+
+def _listed(steps: Sequence[int]) -> str:
+    if len(steps) <= _FEW:
+        return ", ".join(map(whole, steps))
+    return f"{len(steps)} from {whole(steps[0])} to {whole(steps[-1])}"
 
 
 _FEW = 4  # checkpoints that are listed one by one

@@ -61,6 +61,12 @@ def test_titles_follow_the_grammar():
     ]
 
 
+def test_units_stay_with_their_numbers_in_titles_and_nothing_is_unprintable(told: Told):
+    page = drawn(spiked(told).folder)[1]
+    assert page.count("learning rate ×\N{NO-BREAK SPACE}0.5") >= 3, "both contents, and the entry"
+    assert "\N{REPLACEMENT CHARACTER}" not in page
+
+
 def test_drawing_needs_neither_mlflow_nor_torch():
     script = "import sys, chronicles.logbook; print([m for m in ('mlflow', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
