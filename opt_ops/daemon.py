@@ -31,10 +31,11 @@ from opt_ops.core.values import Severity
 from opt_ops.errors import OptOpsError, Refused
 from opt_ops.files import read_json, write_json
 from opt_ops.journal import Fenced, JournalError
-from opt_ops.ports import Ports, Scheduler
+from opt_ops.ports import Alert, Ports, Scheduler
 from opt_ops.supervisor import Life, Supervisor
 from playbooks import loader
 
+_FAILURES = 3  # of a lineage's supervisor in a row, before a human is called
 _PAUSE_SECONDS = 10.0  # before a supervisor that failed is begun anew
 _SIGN_SECONDS = 2.0  # between signs of life
 
@@ -95,6 +96,8 @@ class Daemon:
         )
         self._alerts = UrlNotifier(alerts.urls, alerts.least)
         self._alive = DeadManSwitch(alerts.heartbeat_url, alerts.heartbeat_seconds)
+        self._outbox = Outbox(self._alerts.send)
+        self._failures: dict[Path, int] = {}  # in a row
         self._supervisors: dict[Path, Supervisor] = {}
         self._projections: dict[Path, list[Projection]] = {}
         self._not_before: dict[Path, float] = {}
@@ -151,6 +154,9 @@ class Daemon:
         for path, projections in self._projections.items():
             for projection in projections:
                 projection.step(now=path not in self._supervisors)
+        for alert, why in self._outbox.delivered():
+            if why:
+                log.error("%s was not delivered: %s", alert, why)
         self._sign()
         self._alive.step()
 
@@ -161,9 +167,20 @@ class Daemon:
         except (Fenced, JournalError, IllegalTransition) as error:
             log.error("lineage %s is not watched by this daemon any more: %s. %s", path.name, error, _hint(error))
             self._let_go(path, pause=float("inf"))
-        except Exception:
+            if not isinstance(error, Fenced):  # else another daemon watches it
+                self._page(path, f"{error}\n{_hint(error)}")
+        except Exception as error:
             log.exception("lineage %s: begun anew in %g s", path.name, _PAUSE_SECONDS)
             self._let_go(path, pause=_PAUSE_SECONDS)
+            self._failures[path] = self._failures.get(path, 0) + 1
+            if self._failures[path] == _FAILURES:
+                self._page(path, f"{_FAILURES} times in a row: {error!r}")
+
+    def _page(self, path: Path, why: str) -> None:
+        """Nobody watches it, and its journal cannot say so."""
+        title = f"opt-ops {path.name}: not watched, a human is needed"
+        body = f"{why}\nTraining goes on, unwatched. Next: the daemon's log, and opt-ops daemon status"
+        self._outbox.send(Alert(f"{path.name}/unwatched/{time.time():.0f}", Severity.PAGE, title, body))
 
     def _take_over(self, path: Path) -> None:
         if not FileInbox(path).requests():
@@ -203,7 +220,9 @@ class Daemon:
     def _tick(self, path: Path) -> None:
         supervisor = self._supervisors[path]
         status = supervisor.state.status
-        if supervisor.tick():
+        news = supervisor.tick()
+        self._failures.pop(path, None)
+        if news:
             for projection in self._projections[path]:
                 projection.due = True
         if supervisor.state.status is not status:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -77,3 +78,22 @@ def test_a_pager_that_is_away_holds_nothing_up(site: Site, pager: Pager):
     state = site.wait(lambda state: state.status is Status.COMPLETED and state, 30)
     assert not state.settled, "the alerts are still to be delivered"
     assert pager.taken == []
+
+
+def test_a_lineage_that_nobody_watches_any_more_is_a_page(site: Site, pager: Pager):
+    site.start("steps=100000", "pause=0.01")
+    site.start_daemon()
+    site.wait(lambda state: len(state.checkpoints) >= 1)
+    site.kill_daemon()
+    path = site.runs / "1" / "journal" / "000001.jsonl"
+    sound = path.read_bytes()
+    path.write_bytes(sound.replace(b"stub", b"stab", 1))
+    pager.taken.clear()
+    site.start_daemon()
+    deadline = time.monotonic() + 20
+    while not pager.taken and time.monotonic() < deadline:
+        time.sleep(0.1)
+    path.write_bytes(sound)
+    assert [alert["severity"] for alert in pager.taken] == ["page"]
+    assert "not watched" in pager.taken[0]["title"]
+    assert "fails its checksum" in pager.taken[0]["body"]
