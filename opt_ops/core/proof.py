@@ -8,6 +8,7 @@ decided.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -50,18 +51,25 @@ def baseline(state: State) -> tuple[Schedule, Optimizer] | None:
 
 
 def under(schedule: Schedule, optimizer: Optimizer, settings: tuple[str, ...]) -> tuple[Schedule, Optimizer]:
-    """Schedule and optimizer after a run's own `key=value` settings."""
+    """Schedule and optimizer after a run's own `key=value` settings. What is no number changes nothing: the readbacks
+    will say what the trainer made of it."""
     for setting in settings:
-        key, _, value = setting.partition("=")
-        name = key.removeprefix("optim.")
-        if key == "optim.betas":
-            optimizer = replace(optimizer, betas=tuple(float(beta) for beta in value.split(",")))
-        elif key in ("optim.weight_decay", "optim.clip_norm"):
-            optimizer = replace(optimizer, **{name: float(value)})
-        elif key in ("optim.peak_lr", "optim.final_fraction"):
-            schedule = replace(schedule, **{name: float(value)})
-        elif key in ("optim.warmup_steps", "optim.total_steps"):
-            schedule = replace(schedule, **{name: int(value)})
+        with suppress(ValueError, OverflowError):
+            schedule, optimizer = _with(schedule, optimizer, setting)
+    return schedule, optimizer
+
+
+def _with(schedule: Schedule, optimizer: Optimizer, setting: str) -> tuple[Schedule, Optimizer]:
+    key, _, value = setting.partition("=")
+    name = key.removeprefix("optim.")
+    if key == "optim.betas":
+        optimizer = replace(optimizer, betas=tuple(float(beta) for beta in value.split(",")))
+    elif key in ("optim.weight_decay", "optim.clip_norm"):
+        optimizer = replace(optimizer, **{name: float(value)})
+    elif key in ("optim.peak_lr", "optim.final_fraction"):
+        schedule = replace(schedule, **{name: float(value)})
+    elif key in ("optim.warmup_steps", "optim.total_steps"):
+        schedule = replace(schedule, **{name: int(float(value))})
     return schedule, optimizer
 
 

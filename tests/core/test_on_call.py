@@ -6,11 +6,12 @@ import pytest
 
 from opt_ops.core import events as e
 from opt_ops.core.policy import Policy, Rung
+from opt_ops.core.proof import under
 from opt_ops.core.run import Status
 from opt_ops.core.values import Action, AllocationStatus, Driver, Outcome, Severity, Shape, Verdict
 from opt_ops.ports import Request
 from opt_ops.watch.requests import event_of
-from tests.core.story import POLICY, Story, kinds, only
+from tests.core.story import OPTIMIZER, POLICY, SCHEDULE, Story, kinds, only
 
 CAPACITY = POLICY.capacity
 
@@ -204,3 +205,10 @@ def test_a_request_that_makes_no_sense_is_refused_and_ends_no_daemon(verb: str, 
     state = Story().training(450).state
     request = Request(request="r", author="ann", verb=verb, arguments=arguments)
     assert isinstance(event_of(state, request), e.RequestRefused)
+
+
+@pytest.mark.parametrize("value", ["1e3", "soon", "inf", ""])
+def test_a_setting_that_is_no_number_ends_no_daemon(value: str):
+    schedule, optimizer = under(SCHEDULE, OPTIMIZER, (f"optim.warmup_steps={value}", "optim.clip_norm=0.5"))
+    assert optimizer.clip_norm == 0.5
+    assert schedule.warmup_steps == (1000 if value == "1e3" else SCHEDULE.warmup_steps)

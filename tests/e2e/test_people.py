@@ -6,7 +6,7 @@ from pathlib import Path
 
 from opt_ops.core import events as e
 from opt_ops.core.run import Status
-from opt_ops.core.values import Driver, Outcome
+from opt_ops.core.values import Action, Driver, Outcome
 from tests.e2e.site import Site
 
 
@@ -57,7 +57,10 @@ def test_a_person_takes_over_and_hands_back(site: Site):
     assert "advice: a person drives" in site.command("run", "explain", "1")
     site.command("run", "hand-back", "1", "--yes", "-q")
     state = site.wait(lambda state: len(state.attempts) == 2 and state.status is Status.TRAINING and state)
-    assert state.incidents["1-i001"].kind in ("process_death", "hang"), "the others wait for the dead one meanwhile"
+    # Either is right: did a last step come after the death was seen, the attempt outlived that finding, and what it
+    # is restarted for is that the others wait for the dead one. Which of the two comes first is not ours to order.
+    assert state.incidents["1-i001"].kind in ("process_death", "hang")
+    assert state.incidents["1-i001"].decision.action is Action.RESTART
 
 
 def test_a_training_of_another_launcher_is_watched_and_not_touched(site: Site):
