@@ -265,8 +265,9 @@ class TrainingWatch:
 
     def _protect(self, state: State) -> None:
         """Pin what a rollback would need: the last good checkpoint before the onset of each thing that was seen."""
+        recent = list(state.attempts)[-2:]  # a new life must not pin anew what weeks ago was released, or thinned out
         for key, raised in state.signals.items():
-            if key in self._protected or raised.onset_step is None:
+            if key in self._protected or raised.onset_step is None or raised.attempt not in recent:
                 continue
             self._protected.add(key)
             if known := newest_good(state, state.attempts[raised.attempt].run, raised.onset_step - 1):

@@ -1,0 +1,28 @@
+"""The watch over training: what it pins, life after life."""
+
+from types import SimpleNamespace
+
+from opt_ops.core.values import Outcome
+from opt_ops.watch.training import TrainingWatch
+from tests.core.story import POLICY, Story
+
+
+def pinned_by_a_new_life(story: Story) -> list[int]:
+    pinned: list[int] = []
+    store = SimpleNamespace(pin=lambda checkpoint: pinned.append(checkpoint.step))
+    clock = SimpleNamespace(now=lambda: story.now, monotonic=lambda: story.now)
+    TrainingWatch(POLICY, SimpleNamespace(), store, clock)._protect(story.state)
+    return pinned
+
+
+def test_a_new_life_pins_for_what_was_seen_lately_and_not_for_what_is_long_over():
+    story = Story().training(450)
+    story.spike(450, 390)
+    assert pinned_by_a_new_life(story) == [300], "the last good one before the onset"
+    for step in (460, 470):
+        story.ends(last_step=step)
+        story.train(step)
+        story.rank_dies(step)
+    story.ends(Outcome.FAILED, 470)
+    assert len(story.state.attempts) > 2
+    assert pinned_by_a_new_life(story) == []
