@@ -12,7 +12,7 @@ from typing import Any
 
 from chronicles.entries import entries
 from chronicles.entry import LogEntry
-from chronicles.front import front, lead, seconds_left, times
+from chronicles.front import front, interrupted, lead, seconds_left, times, totals
 from chronicles.logbook import newest_loss
 from chronicles.markdown import plain, table
 from chronicles.record import Record, until
@@ -124,7 +124,7 @@ def _happened(now: Row, told: Sequence[LogEntry], begins: float) -> Iterator[str
     if not rows:
         yield "No incident."
     else:
-        yield f"{count(len(rows), 'incident')}: {_classes(rows)}. {_handled(now, rows, begins)}"
+        yield f"{count(len(rows), 'incident')}{interrupted(rows)}: {_classes(rows)}. {_handled(now, rows, begins)}"
     yield ""
     large = [entry for entry in told if _is_large(entry)]
     for entry in large[:_LISTED]:
@@ -145,7 +145,7 @@ def _handled(now: Row, rows: Sequence[Row], begins: float) -> str:
     rollbacks = [row for row in rows if row["action"] == Action.ROLLBACK and not row["advice"]]
     nodes = sorted({node for row in rows for node in row["excluded"]})
     told = [f"{count(len(rollbacks), 'rollback')}, " if rollbacks else ""]
-    told.append(f"{count(sum(row['steps_lost'] or 0 for row in rows), 'step')} lost")
+    told.append(f"{count(totals(rows)['steps_lost'], 'step')} lost")
     told.append(f", {count(len(nodes), 'node')} taken out" if nodes else "")
     human = f"A human was needed {times(len(calls))}." if calls else "No human was needed."
     return f"{''.join(told)}. {human}"
@@ -170,7 +170,7 @@ def _numbers(now: Row, before: Row | None, seconds: float) -> Iterator[str]:
 
     rows = [
         ["wall clock", duration(seconds), duration(spent["wall_seconds"])],
-        both("kept steps", "kept_steps", whole),
+        ["kept steps", whole(now["step"] - (before["step"] if before else 0)), whole(now["step"])],
         ["goodput", percent(_stretch_goodput(now, before)), percent(spent["goodput"])],
         both("steps repeated", "steps_repeated", whole),
         both("failures", "failures", whole),

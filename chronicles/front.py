@@ -32,7 +32,7 @@ def front(report: Row, loss: float | None) -> dict[str, Any]:
         "figures": figures(report, loss),
         "incidents": [row for row in incidents if not _harmless(row)] if len(incidents) > _MANY else incidents,
         "harmless": _harmless_ones(incidents),
-        **_totals(incidents),
+        **totals(incidents),
         "tree": tables.tree(report["runs"]),
         "goodput": _goodput(report),
         "reliability": reliability(report),
@@ -61,7 +61,7 @@ def _harmless_ones(incidents: Sequence[Row]) -> str:
     return f"Besides, {which}; nothing was lost. The log tells of each." if number else ""
 
 
-def _totals(incidents: Sequence[Row]) -> dict[str, Any]:
+def totals(incidents: Sequence[Row]) -> dict[str, Any]:
     """What several incidents lost together, before one attempt that answers them all, counts once."""
     lost: dict[str, tuple[int, float]] = {}
     for row in incidents:
@@ -139,9 +139,14 @@ def _happened(report: Row) -> str:
         drills, f", {drills} of them drills"
     )
     again = report["goodput"]["steps_repeated"]
+    number = f"{count(len(rows), 'incident')}{of}{interrupted(rows)}"
+    return f"{number}, {_cured(rows)}{rest}; {count(again, 'step')} taken back."
+
+
+def interrupted(rows: Sequence[Row]) -> str:
+    """Of many incidents, how many training stood still for."""
     stopped = sum(row["action"] in MOVES and not row["advice"] for row in rows)
-    of += f", {whole(stopped)} of which interrupted training" if stopped < len(rows) > _MANY else ""
-    return f"{count(len(rows), 'incident')}{of}, {_cured(rows)}{rest}; {count(again, 'step')} taken back."
+    return f", {whole(stopped)} of which interrupted training" if stopped < len(rows) > _MANY else ""
 
 
 def _failure(row: Row) -> bool:

@@ -14,6 +14,7 @@ from opt_ops.core import events as e
 from opt_ops.core.values import Severity, Tier, Verdict
 from tests.chronicles.eventful import eventful
 from tests.chronicles.test_injection import HOSTILE, hostile
+from tests.chronicles.test_logbook import crowded
 from tests.chronicles.told import Told, spiked
 
 
@@ -29,7 +30,7 @@ def test_a_note_tells_what_has_happened_since_the_one_before(record: Record):
     assert "the loss went from 2.218 to 2.038." in text
     assert "7 incidents" in text, "three came before"
     assert "A human was needed once." in text
-    assert "| kept steps | 440 | 600 |" in text
+    assert "| kept steps | 370 | 640 |" in text, "as the sentence says: the journal's reports are a minute apart"
     assert "The time since then went most to: paused 2 h 0 min, halted 1 h 0 min" in text
 
 
@@ -95,3 +96,9 @@ def test_nobody_elses_markup_gets_through(tmp_path: Path, text: str):
     record = load(hostile(tmp_path / "12", text).folder)
     for note in (handover(record, hours=100), update(record, 0.05, 0.0)):
         assert not re.search(r"(?<!\\)(?:<script|<img|\]\(javascript:)|\x1b|\n# heading", note)
+
+
+def test_a_note_counts_once_what_one_attempt_answers(told: Told):
+    crowded(told).train("12.00-a1", 61, 80)
+    text = update(load(told.folder), 0.2, 0.0)
+    assert "33 incidents, 2 of which interrupted training: bad GPU × 31, silent node, loss spike. 50 steps lost" in text

@@ -249,7 +249,7 @@ def test_a_node_that_a_person_took_out_leads_nowhere(told: Told):
     told.begin().plan("12.00").hold()
     told.see(e.NodeExcluded(node="n2", incident="operator", reason="loud fan", request="x", author="cy"))
     html = logbook.render(told.folder)[1].read_text()
-    assert "<td>operator</td>" in html
+    assert '<td class="nowrap">operator</td>' in html
     assert "#operator" not in html
 
 
