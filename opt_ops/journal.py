@@ -60,7 +60,7 @@ class Journal:
         try:
             self.entries, self.notes = read(folder)
         except Exception:
-            self.close()
+            self.withdraw()
             raise
         self._seq = self.entries[-1].seq if self.entries else 0
 
@@ -94,16 +94,17 @@ class Journal:
             )
 
     def close(self) -> None:
-        """Let go of the file. The lineage stays ours until someone takes it over.
+        """Let go of the file. The lineage stays ours until someone takes it over."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
-        A life that could not write a byte leaves no file: one begun every few seconds on a full disk would leave
-        thousands. It has done nothing either, so its number may be used again.
+    def withdraw(self) -> None:
+        """Let go after a beginning that failed, without a trace if not a byte could be written: a life begun every few
+        seconds on a full disk would leave thousands of files. It has done nothing, so its number may be used again.
         """
-        if self._descriptor < 0:
-            return
         empty = os.fstat(self._descriptor).st_size == 0
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self.close()
         if empty:
             self._path.unlink(missing_ok=True)
 

@@ -59,7 +59,7 @@ class Supervisor:
             self._hands = Hands(ports, site)
             self._begin(life, entries[-1].ts if entries else None)
         except Exception:
-            self._journal.close()
+            self._journal.withdraw()
             raise
 
     def tick(self) -> bool:
