@@ -325,9 +325,9 @@ def cost(path: Path, state: State, steps: int) -> str:
     return f"{steps} steps ({age(seconds)} of {nodes} nodes, {nodes * seconds / 3600:.1f} node-hours)"
 
 
-def step_to_go_back_to(state: State, wanted: int | None) -> int | None:
-    """The step of the newest good checkpoint, at or before `wanted` if that is given; None where there is none."""
-    good = newest_good(state, state.run.name, wanted) if state.run else None
+def newest_good_step(state: State) -> int | None:
+    """The step of the newest good checkpoint; None where there is none."""
+    good = newest_good(state, state.run.name) if state.run else None
     return good.checkpoint.step if good else None
 
 

@@ -162,12 +162,9 @@ def rollback(
     """
     path = lineage_folder(identifier)
     state = lineages.state(path)
-    step = views.step_to_go_back_to(state, to)
+    step = views.newest_good_step(state) if to is None else to
     if step is None:
-        raise Refused(
-            f"lineage {path.name} has no good checkpoint{f' at or before step {to}' if to else ''}",
-            f"opt-ops ckpt list {path.name}",
-        )
+        raise Refused(f"lineage {path.name} has no verified healthy checkpoint yet", f"opt-ops ckpt list {path.name}")
     arguments = {"to_step": step, "lr_factor": lr_scale, "skip_batches": skip_batches, "reason": reason}
     lost = views.cost(path, state, views.lost_beyond(path, state, step))
     question = f"Roll lineage {path.name} back to step {step}? {lost} are taken back."
