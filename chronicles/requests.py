@@ -31,12 +31,11 @@ def grouped(record: Record, report: Mapping[str, Any], others: Sequence[float]) 
     submitted = [entry for entry in record.entries if isinstance(entry.event, e.AllocationSubmitted)][1:]
     found: list[Group] = []
     for entry in submitted:
-        incident = _made_good(report, entry.ts)
         last = found[-1] if found else None
-        if last is not None and incident == last.incident and _goes_on(last.entries[-1].ts, entry.ts, others):
+        if last is not None and _goes_on(last.entries[-1].ts, entry.ts, others):
             found[-1] = replace(last, entries=(*last.entries, entry))
         else:
-            found.append(Group(entries=(entry,), incident=incident))
+            found.append(Group(entries=(entry,), incident=_made_good(report, entry.ts)))
     return found
 
 
