@@ -25,6 +25,22 @@ log = logging.getLogger(__name__)
 
 _LAST_HEARTBEATS = 64 * 1024  # bytes of a health file that one look goes back
 
+_NOT_AS_PROMISED = (KeyError, TypeError, ValueError, AttributeError)
+_UNREADABLE = (OSError, OptOpsError, *_NOT_AS_PROMISED)
+
+
+class _Complaints:
+    """What is wrong with a file is said once: it must neither stop the watch over all others nor go unsaid."""
+
+    def __init__(self) -> None:
+        self._said: set[Path] = set()
+
+    def add(self, path: Path, error: Exception) -> None:
+        """Say it, unless it was said."""
+        if path not in self._said:
+            self._said.add(path)
+            log.warning("%s cannot be read, or is not what docs/formats.md says, and is left out: %r", path, error)
+
 
 class FileAgents:
     """`orders.json`, `health/<node>.jsonl`, `<attempt>/nodes/<node>.json`."""
@@ -32,6 +48,7 @@ class FileAgents:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tails: dict[str, Tail] = {}
+        self._complaints = _Complaints()
         self._reporting = ""
         self._reports: dict[str, tuple[tuple[int, ...], NodeReport]] = {}
         """Of the attempt that was asked for last, by file, with what tells whether the file was replaced since."""
@@ -47,8 +64,19 @@ class FileAgents:
             tail = self._tails.get(name)
             if tail is None:
                 tail = self._tails[name] = Tail(folder / name, most=_LAST_HEARTBEATS)
-            for fields in tail.read():
+            yield from self._heartbeats(folder / name, tail)
+
+    def _heartbeats(self, path: Path, tail: Tail) -> Iterator[Heartbeat]:
+        try:
+            lines = list(tail.read())
+        except OSError as error:  # as of a network file system; a node that stays unread falls silent
+            self._complaints.add(path, error)
+            return
+        for fields in lines:
+            try:
                 yield heartbeat_of(fields)
+            except _NOT_AS_PROMISED as error:
+                self._complaints.add(path, error)
 
     def newest(self) -> Sequence[Heartbeat]:
         """Each node's last one, for those who only look in."""
@@ -67,12 +95,15 @@ class FileAgents:
         folder = self._folder / attempt_folder(attempt) / "nodes"
         for name in _names(folder, ".json"):
             path = folder / name
-            identity = _identity(path)
-            if identity is None or (name in self._reports and self._reports[name][0] == identity):
-                continue
-            fields = read_json(path)
-            if fields is not None:
-                self._reports[name] = identity, _report_of(fields)
+            try:
+                identity = _identity(path)
+                if identity is None or (name in self._reports and self._reports[name][0] == identity):
+                    continue
+                fields = read_json(path)
+                if fields is not None:
+                    self._reports[name] = identity, _report_of(fields)
+            except _UNREADABLE as error:
+                self._complaints.add(path, error)
         return {report.node: report for _, report in self._reports.values()}
 
     def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
@@ -184,7 +215,7 @@ class FileTrainer:
         self._folder = folder
         self._tails: dict[str, Tail] = {}
         self._phases: dict[str, Tail] = {}
-        self._complained: set[Path] = set()
+        self._complaints = _Complaints()
 
     def config(self, attempt: str) -> TrainerConfig | None:
         """None until the trainer has written one that says what it must."""
@@ -192,44 +223,42 @@ class FileTrainer:
         try:
             fields = read_json(path)
             return None if fields is None else _config_of(fields)
-        except (OptOpsError, *_NOT_AS_PROMISED) as error:
-            self._complain(path, error)
+        except _UNREADABLE as error:
+            self._complaints.add(path, error)
             return None
 
     def points(self, attempt: str) -> Sequence[Point]:
         """Telemetry that came since the last call for this attempt. Malformed lines are left out."""
         path = self._folder / attempt_folder(attempt) / "telemetry.jsonl"
         points: list[Point] = []
-        for fields in self._tails.setdefault(attempt, Tail(path)).read():
+        for fields in self._lines(self._tails.setdefault(attempt, Tail(path)), path):
             try:
                 points.append(point_of(fields))
             except _NOT_AS_PROMISED as error:
-                self._complain(path, error)
+                self._complaints.add(path, error)
         return points
 
     def phases(self, attempt: str) -> Sequence[Phase]:
         """Changes of phase that came since the last call for this attempt. Another trainer may write none."""
         path = self._folder / attempt_folder(attempt) / "phases.jsonl"
         phases: list[Phase] = []
-        for fields in self._phases.setdefault(attempt, Tail(path)).read():
+        for fields in self._lines(self._phases.setdefault(attempt, Tail(path)), path):
             try:
                 phases.append(Phase(name=str(fields["phase"]), since=float(fields["ts"]), step=fields.get("step")))
             except _NOT_AS_PROMISED as error:
-                self._complain(path, error)
+                self._complaints.add(path, error)
         return phases
+
+    def _lines(self, tail: Tail, path: Path) -> list[dict[str, Any]]:
+        try:
+            return list(tail.read())
+        except OSError as error:  # telemetry that stays unread is missed as a hang is
+            self._complaints.add(path, error)
+            return []
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
         """Write the attempt's drills; the trainer reads them before its next update."""
         write_json(self._folder / attempt_folder(attempt) / "drill.json", list(drills))
-
-    def _complain(self, path: Path, error: Exception) -> None:
-        """Once a file: another trainer's mistake must neither stop the watch nor go unsaid."""
-        if path not in self._complained:
-            self._complained.add(path)
-            log.warning("%s is not what docs/formats.md says and is left out: %r", path, error)
-
-
-_NOT_AS_PROMISED = (KeyError, TypeError, ValueError, AttributeError)
 
 
 def _config_of(fields: Mapping[str, Any]) -> TrainerConfig:
@@ -252,6 +281,7 @@ class FileInbox:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "inbox"
+        self._complaints = _Complaints()
 
     def requests(self) -> Sequence[Request]:
         """Those that are waiting, oldest first."""
@@ -271,6 +301,8 @@ class FileInbox:
             except (OptOpsError, *_NOT_AS_PROMISED) as error:
                 log.error("%s is no request and was set aside: %r", path, error)
                 path.rename(path.with_suffix(".refused"))
+            except OSError as error:  # somebody's umask, a file server that is away: it waits
+                self._complaints.add(path, error)
         return [request for _, request in sorted(waiting, key=lambda pair: pair[0])]
 
     def put(self, request: Request, ts: float) -> None:

@@ -240,3 +240,25 @@ def test_a_report_is_read_again_when_it_was_replaced(tmp_path: Path):
     write_json(tmp_path / "12.00/a0/nodes/n2.json", {"node": "n2", "started": 1.0, "ranks": [runs]})
     assert agents.reports("12.00-a0").keys() == {"n1", "n2"}
     assert not agents.reports("12.00-a1")
+
+
+def test_one_file_that_cannot_be_read_stops_no_look_at_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A folder stands for whatever the file server says of one: a test that runs as root may read every file."""
+    attempt, runs = tmp_path / "12.00/a0", {"rank": 0, "code": None, "signal": None, "ended": None}
+    broken = ("health/n1.jsonl", "12.00/a0/nodes/n1.json", "inbox/1.json", "12.00/a0/config.json")
+    for name in (*broken, "12.00/a0/telemetry.jsonl", "12.00/a0/phases.jsonl"):
+        (tmp_path / name).mkdir(parents=True)
+    beat = {"node": "n2", "host": "h", "ts": 1.0, "nvml": "ok"}
+    (tmp_path / "health/n2.jsonl").write_text(json.dumps(beat) + "\n" + json.dumps({"node": "n2"}) + "\n")
+    write_json(attempt / "nodes/n2.json", {"node": "n2", "started": 1.0, "ranks": [runs]})
+    write_json(tmp_path / "inbox/2.json", {"ts": 1.0, "author": "ann", "verb": "stop", "arguments": {}})
+    agents, trainer, inbox = FileAgents(tmp_path), FileTrainer(tmp_path), FileInbox(tmp_path)
+    for _ in range(2):
+        list(agents.heartbeats())
+        assert agents.reports("12.00-a0").keys() == {"n2"}
+        assert [each.request for each in inbox.requests()] == ["2"]
+        assert (trainer.config("12.00-a0"), trainer.points("12.00-a0"), trainer.phases("12.00-a0")) == (None, [], [])
+    assert [beat.node for beat in FileAgents(tmp_path).heartbeats()] == ["n2"]
+    said = [record.getMessage() for record in caplog.records]
+    assert all(sum(name in line for line in said) >= 1 for name in broken)
+    assert (tmp_path / "inbox/1.json").exists(), "it may be readable later"

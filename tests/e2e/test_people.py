@@ -92,7 +92,7 @@ def test_a_training_of_another_launcher_is_watched_and_not_touched(site: Site):
     (incident,) = state.incidents.values()
     assert (incident.kind, incident.onset_step, incident.proven) == ("loss_spike", 150, None)
     assert incident.decision.advice
-    assert state.live_allocations == []
+    assert not state.live_allocations
     assert sorted(path.name for path in other.iterdir()) == before
     assert not [x for x in site.entries() if isinstance(x.event, e.AllocationIntended)]
     site.command("run", "stop", "1", "--yes", "-q")
