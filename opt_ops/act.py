@@ -31,6 +31,7 @@ from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
 
 _CANCEL_SECONDS = 20.0  # for agents to leave by themselves before the job is cancelled
+_CANCEL_RETRY_SECONDS = 30.0
 _ALERT_RETRY_SECONDS = 60.0
 _ALERT_HOURS = 1.0  # after which a page that nobody takes is given up
 
@@ -58,7 +59,8 @@ class Hands:
         self._site = site
         self._ordered: Orders | None = None
         self._tried: set[str] = set()
-        self._alerts: dict[str, float] = {}  # when each was last handed over, on the monotonic clock
+        self._cancelled: dict[str, float] = {}  # when each job was last, on the monotonic clock
+        self._alerts: dict[str, float] = {}  # when each was last handed over
 
     def act(self, state: State) -> Iterator[Event]:
         """Carry out what is open; yield the outcomes."""
@@ -83,7 +85,7 @@ class Hands:
         try:
             if allocation.job is not None:
                 if self._must_cancel(allocation):
-                    scheduler.cancel(allocation.job)
+                    self._cancel(allocation.job)
             elif allocation.epoch == state.epoch and allocation.name not in self._tried:
                 self._tried.add(allocation.name)
                 job = scheduler.submit(allocation.name, allocation.wanted, allocation.exclude)
@@ -98,6 +100,13 @@ class Hands:
             return  # not an outcome: ask again at the next tick
         except Refused as error:
             yield AllocationFailed(allocation=allocation.name, why=str(error))
+
+    def _cancel(self, job: str) -> None:
+        """A job may take minutes to complete: the scheduler is not asked at every tick."""
+        now = self._ports.clock.monotonic()
+        if now - self._cancelled.get(job, -_CANCEL_RETRY_SECONDS) >= _CANCEL_RETRY_SECONDS:
+            self._ports.scheduler.cancel(job)
+            self._cancelled[job] = now
 
     def _find(self, allocation: str) -> str | None:
         return next((job for job, name in self._ports.scheduler.jobs() if name == allocation), None)

@@ -8,6 +8,7 @@ import pytest
 
 from opt_ops.adapters.simulated import Physics, World, faults
 from opt_ops.adapters.simulated.hands import SimulatedAgents, SimulatedCheckpoints, SimulatedScheduler, SimulatedTrainer
+from opt_ops.adapters.simulated.physics import Costs
 from opt_ops.adapters.simulated.training import Sickness
 from opt_ops.adapters.simulated.world import EPOCH, Planned
 from opt_ops.core.schedule import expected_lr
@@ -226,3 +227,25 @@ def test_a_bump_heals_by_itself(tmp_path: Path):
     lives = tell(tmp_path, Planned(fault=faults.Bump(step=260, steps=20), at=0.0), steps=320)
     assert {signal.tier for signal in lives.state.signals.values()} == {"alert"}
     assert lives.state.incidents == {}
+
+
+def test_a_job_that_takes_its_time_to_end_is_not_cancelled_at_every_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+    cancel = SimulatedScheduler.cancel
+
+    def counted(self: SimulatedScheduler, job: str) -> None:
+        asked.append(job)
+        cancel(self, job)
+
+    monkeypatch.setattr(SimulatedScheduler, "cancel", counted)
+    plan = [
+        Planned(fault=start(), at=0.0),
+        Planned(fault=faults.NoNodes(seconds=1e6), at=0.0),
+        Planned(fault=faults.Ask(request="r-stop", verb="stop", arguments={"reason": "enough"}), at=60.0),
+    ]
+    lives = Lives(tmp_path, plan, physics(100), Costs(cancel=100.0))
+    lives.drive(until=400.0, tick=1.0)
+    assert lives.state.settled
+    assert len(asked) == 4, "once, and every half minute until it was gone"
