@@ -55,11 +55,11 @@ HEADINGS = (
 
 
 def one(name: str, record: Path | None, seed: int, days: float | None) -> dict[str, Any]:
-    """One replay, as a line of the file; `days`: of the work, where less than all of it is replayed."""
-    began = time.process_time()
+    """One replay, as a line of the file; `days`: of work, where not as many as in the scenario."""
+    began, began_wall = time.process_time(), time.monotonic()
     chosen = scenario.load(name)
     if days is not None:
-        steps = min(chosen.training.steps, int(days * DAY / chosen.training.step_seconds.value))
+        steps = int(days * DAY / chosen.training.step_seconds.value)
         chosen = chosen.model_copy(update={"training": chosen.training.model_copy(update={"steps": steps})})
     known = trace.read(record, chosen.trace) if record is not None and chosen.trace.kinds else None
     fate = draw(chosen, known, seed)
@@ -67,7 +67,8 @@ def one(name: str, record: Path | None, seed: int, days: float | None) -> dict[s
     kinds: dict[str, int] = {}
     for incident in found.pop("incidents"):
         kinds[incident["kind"]] = kinds.get(incident["kind"], 0) + 1
-    return {"scenario": name, "days": days, "cpu_seconds": time.process_time() - began, "incidents": kinds, **found}
+    spent = {"cpu_seconds": time.process_time() - began, "real_seconds": time.monotonic() - began_wall}
+    return {"scenario": name, "days": days, **spent, "incidents": kinds, **found}
 
 
 def run(
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="incidents-opt175b.csv; without it its rows are drawn, too")
     parser.add_argument("--first", type=int, default=1, metavar="SEED")
     parser.add_argument("--seeds", type=int, default=20, help="the last one")
-    parser.add_argument("--days", type=float, help="only so many days of each scenario's work")
+    parser.add_argument("--days", type=float, help="of work, instead of each scenario's")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--save", type=Path, default=Path("replay.jsonl"))
     parser.add_argument(
