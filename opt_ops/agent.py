@@ -63,6 +63,8 @@ class Agent:
     def run(self) -> None:
         """Until the orders release the node, or SIGTERM."""
         signal.signal(signal.SIGTERM, self._terminate)
+        # A daemon put into the background by a script ignores it, and so would the ranks, which are ended by it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGUSR1, signal.SIGUSR2):  # submitit asks for USR2, and its own handler would requeue
             signal.signal(number, self._warn)
         wake = _wake_on_child_exit()

@@ -1,10 +1,13 @@
 """What tests of several folders share."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.fake_nvml.build import build
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background commands ignore it, all they start too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

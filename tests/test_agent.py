@@ -48,8 +48,8 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
         self.seq = 0
 
-    def start(self, **environment: str) -> None:
-        command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(self.folder), "--allocation", "1-n0"]
+    def start(self, *before: str, **environment: str) -> None:
+        command = [*before, sys.executable, "-m", "opt_ops.agent", "--folder", str(self.folder), "--allocation", "1-n0"]
         command += ["--node", "n1", "--host", "h"]
         self.process = subprocess.Popen(command, env={**os.environ, **environment})
 
@@ -126,8 +126,10 @@ def test_it_starts_its_ranks_with_what_they_need_and_says_so(node: Node):
     ]
 
 
-def test_it_ends_ranks_that_are_not_ordered_any_more(node: Node):
-    node.start()
+@pytest.mark.parametrize("before", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")], ids=["usual", "background"])
+def test_it_ends_ranks_that_are_not_ordered_any_more(node: Node, before: tuple[str, ...]):
+    """Also those that would ignore what a script's background command ignores."""
+    node.start(*before)
     node.order(SLEEP)
     pids = node.started()
     assert not node.report().done

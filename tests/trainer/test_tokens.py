@@ -339,7 +339,7 @@ def test_killed_at_any_time_it_goes_on_where_it_was(tmp_path: Path, text: Path, 
 def test_one_builds_the_others_wait_and_a_killed_builder_blocks_nobody(
     tmp_path: Path, trained: Path, cache: Path
 ) -> None:
-    large = jsonl(tmp_path / "large.jsonl", *(f"{i} " + "The cat sat on the mat. " * 300 for i in range(100)))
+    large = jsonl(tmp_path / "large.jsonl", *(f"{i} " + "The cat sat on the mat. " * 300 for i in range(500)))
     first = build(large, trained, cache)
     wait_for(lambda: bool(list(cache.glob(".tokens-*.parts"))), "no build")
     os.kill(first.pid, signal.SIGSTOP)
