@@ -91,7 +91,7 @@ class Site:
     def entries(self, lineage: str = "1") -> list[Entry]:
         return lineages.entries(self.runs / lineage)
 
-    def wait(self, what: Callable[[State], Any], seconds: float = 60.0, lineage: str = "1") -> Any:
+    def wait(self, what: Callable[[State], Any], seconds: float = 120.0, lineage: str = "1") -> Any:
         """Wait until something is true of the lineage's state."""
         deadline = time.monotonic() + seconds
         while True:
@@ -103,7 +103,7 @@ class Site:
                 raise AssertionError(f"still {state.status} {state.why}\n{log[-3000:]}")
             time.sleep(0.1)
 
-    def ended(self, lineage: str = "1", seconds: float = 60.0) -> State:
+    def ended(self, lineage: str = "1", seconds: float = 120.0) -> State:
         """Wait until the lineage has ended and holds nothing any more."""
         return self.wait(lambda state: state.settled and state, seconds, lineage)
 

@@ -22,7 +22,7 @@ def ask(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def until(true: Callable[[], Any], seconds: float = 60) -> Any:
+def until(true: Callable[[], Any], seconds: float = 120) -> Any:
     """Wait until something is true; what it is."""
     deadline = time.monotonic() + seconds
     while not (value := true()):
@@ -52,7 +52,7 @@ class Day:
         attempt = self.state.attempt
         return attempt.name if attempt else ""
 
-    def trained(self, steps: int, seconds: float = 60) -> int:
+    def trained(self, steps: int, seconds: float = 120) -> int:
         """Wait for as many more steps of the newest attempt; the step then."""
         self.site.wait(lambda state: state.status is Status.TRAINING, seconds)
         began = self.site.step()
@@ -61,7 +61,7 @@ class Day:
     def settled(self) -> None:
         """Train on until the newest failure is so far behind that another one like it is answered as the first."""
         failed = max((incident.step_failed or 0 for incident in self.state.incidents.values()), default=0)
-        until(lambda: self.site.step() > failed + SETTLED, 90)
+        until(lambda: self.site.step() > failed + SETTLED, 150)
 
     def fault(self, what: str, kind: str, **expected: Any) -> Incident:
         """Put in a fault of the stub trainer, and see it through."""
@@ -69,7 +69,7 @@ class Day:
         self.site.fault(what)
         return self.sees(kind, **expected)
 
-    def sees(self, kind: str, seconds: float = 60, nodes: tuple[str, ...] | None = None) -> Incident:
+    def sees(self, kind: str, seconds: float = 120, nodes: tuple[str, ...] | None = None) -> Incident:
         """Wait for one more incident, of that kind and on those nodes, and for its proof."""
         self.expected.append(kind)
         number = len(self.expected)
@@ -104,9 +104,9 @@ class Day:
         last = self.trained(5)
         self.site.command("run", "set", "1", f"steps={last + 250}", "--yes", "-q")
         self.expected.append("operator")
-        self.site.wait(lambda state: state.ended, seconds=90)
+        self.site.wait(lambda state: state.ended, seconds=150)
         meanwhile()
-        state = self.site.ended(seconds=90)
+        state = self.site.ended(seconds=150)
         assert state.status is Status.COMPLETED, state.why
         kinds = [incident.kind for incident in state.incidents.values()]
         assert kinds == self.expected, [incident.cause for incident in state.incidents.values()]

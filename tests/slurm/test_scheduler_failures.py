@@ -49,7 +49,7 @@ def test_slurm_does_not_answer(site: Site, slurm: Cluster, tmp_path: Path):
 
     slurm.stop("slurmctld")
     until(unanswered)
-    died = day.fault("die", "process_death", seconds=60)
+    died = day.fault("die", "process_death", seconds=120)
     assert died.closed_at - died.at < 10, "nothing of a recovery inside the allocation needs slurmctld"
     slurm.start("slurmctld")
     until(lambda: not unanswered())
@@ -99,7 +99,7 @@ def test_time_limits(site: Site, tmp_path: Path):
         other.wait(lambda state: state.status is Status.TRAINING)
         other.kill_daemon()
 
-        moved = day.sees("time_limit", seconds=90)
+        moved = day.sees("time_limit", seconds=150)
         assert "1 other nodes are held" in moved.cause
         assert moved.steps_lost <= 15
         assert not any(node.excluded_by for node in day.state.nodes.values())
@@ -163,7 +163,7 @@ def test_the_same_death_at_the_same_step_calls_a_human(site: Site, pager: tuple[
     deaths = ",".join(f"exit-9@45:1.00-a{n}" for n in range(9))
     site.start("steps=10000", f"misbehave={deaths}")
     site.start_daemon()
-    state = site.ended(seconds=90)
+    state = site.ended(seconds=150)
     assert state.status is Status.HALTED
     kinds = [incident.kind for incident in state.incidents.values()]
     assert kinds == ["process_death"] * 4
