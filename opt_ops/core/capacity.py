@@ -131,8 +131,8 @@ def release(state: State, now: float, policy: Policy) -> Event | None:
     us in the queue."""
     attempt = state.attempt
     used = set(attempt.nodes) if attempt is not None and attempt.live else set[str]()
-    useful = useful_nodes(state, policy, now)
-    stay = staying(state, useful, now, policy)
+    useful = set(useful_nodes(state, policy, now))
+    stay = set(staying(state, useful, now, policy))
     for allocation in state.live_allocations:
         if allocation.release_at is not None or not used.isdisjoint(_own(state, allocation)):
             continue
@@ -157,7 +157,7 @@ def _done_with(state: State, training: bool) -> str:
 
 
 def _superfluous(
-    state: State, allocation: Allocation, useful: list[str], stay: list[str], now: float, policy: Policy
+    state: State, allocation: Allocation, useful: set[str], stay: set[str], now: float, policy: Policy
 ) -> str:
     shape, attempt = state.shape, state.attempt
     training = attempt is not None and attempt.live
@@ -167,10 +167,10 @@ def _superfluous(
         if with_spares and shape.spares and not training and waited > policy.spare_seconds:
             return f"in the queue for {waited:.0f} s: {shape.nodes} nodes without spares may be had sooner"
         return ""
-    own = set(_own(state, allocation))
-    if own.isdisjoint(useful):
+    own = _own(state, allocation)
+    if useful.isdisjoint(own):
         return f"none of its nodes is fit after {waited:.0f} s" if waited > policy.unfit_seconds else ""
-    without = len(stay) - len(own.intersection(stay))
+    without = len(stay) - len(stay.intersection(own))
     if training and without >= shape.nodes + shape.spares:
         return f"{without} nodes are held without it"
     return ""
