@@ -133,6 +133,10 @@ def test_preemption_with_a_grace_time_is_told_apart(site: Site):
     ask("sbatch", "-p", "urgent", "-N4", "--exclusive", "-o/dev/null", "--wrap", "sleep 5")
     graceful = day.sees("preemption", seconds=120)
     assert graceful.steps_lost <= 15
+    state = day.state
+    again = state.attempts[graceful.next_attempt].intended_at
+    saved = max(known.checkpoint.step for known in state.checkpoints.values() if known.good and known.seen_at < again)
+    assert graceful.step_resumed == saved, "the last one, saved within the grace"
     day.ends()
 
 
