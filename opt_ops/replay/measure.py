@@ -69,8 +69,7 @@ def measure(scenario: Scenario, fate: Fate, played: Played) -> Measured:
     completed = state.status == "COMPLETED"
     oracle = scenario.healthy_seconds / Oracle(scenario, fate).seconds if completed else None
     pages = [(at, alert.title) for at, alert in world.alerts if alert.severity is Severity.PAGE]
-    halts = [at for at, _ in played.halts]
-    costs = [_cost(scenario, incident, halts) for incident in state.incidents.values()]
+    costs = [_cost(scenario, incident, played.halts) for incident in state.incidents.values()]
     alone = [each for each in costs if each["cost"] and not each["waited_for_person"]]
     return Measured(
         seed=fate.seed,
@@ -95,8 +94,8 @@ def measure(scenario: Scenario, fate: Fate, played: Played) -> Measured:
 
 def _answers(played: Played) -> Iterator[tuple[float, float]]:
     """When each halt came, and when training went on."""
-    for at, _ in played.halts:
-        first = [t.points[0].ts - EPOCH for t in played.world.trainings.values() if t.points]
+    first = [t.points[0].ts - EPOCH for t in played.world.trainings.values() if t.points]
+    for at in played.halts:
         yield at, min((began for began in first if began > at), default=at)
 
 

@@ -34,8 +34,8 @@ class Played:
 
     world: World
     state: State
-    halts: tuple[tuple[float, str], ...]
-    """When it came to a halt (virtual seconds), and why."""
+    halts: tuple[float, ...]
+    """When it came to a halt, virtual seconds."""
 
 
 def policy_for(scenario: Scenario) -> Policy:
@@ -92,7 +92,7 @@ class _Watched:
         self._world = world
         self._supervisor = supervisor
         self._progress = progress
-        self.halts: list[tuple[float, str]] = []
+        self.halts: list[float] = []
         self._called = False
 
     @property
@@ -110,7 +110,7 @@ class _Watched:
             self._called = False
         elif not self._called:
             self._called = True
-            self.halts.append((self._world.now, state.why))
+            self.halts.append(self._world.now)
             if self._person.answers:
                 self._come()
         if self._progress is not None and state.attempt is not None and state.attempt.steps:

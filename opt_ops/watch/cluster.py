@@ -117,7 +117,8 @@ class NodeWatch:
         """For each node whether its history would stay as it is by the same readings again: idle, and with ranks."""
         self._looked_at: dict[str, Node] = {}
         """The nodes about which nothing is new since they were judged as the state says."""
-        self._around: tuple[Mapping[str, object], ...] = ({}, {}, {})
+        self._bad_parts: Mapping[str, str] = {}
+        self._around: tuple[Mapping[str, object], ...] = ({}, {})
         self._news = False
         self._histories: dict[str, History] = dict(histories or {})
         self._differing: Mapping[str, Judgement] = {}
@@ -171,10 +172,11 @@ class NodeWatch:
 
     def _look_around(self, state: State) -> None:
         """Look anew at nodes of which somebody else has said something new."""
-        before, self._around = self._around, (state.bad_parts, self._allocation.unfit, self._differing)
-        if self._around[0] != before[0]:
+        if self._bad_parts != state.bad_parts:
+            self._bad_parts = state.bad_parts
             self._looked_at.clear()
-        for old, new in zip(before[1:], self._around[1:], strict=True):
+        before, self._around = self._around, (self._allocation.unfit, self._differing)
+        for old, new in zip(before, self._around, strict=True):
             for name in old.keys() | new.keys() if old != new else ():
                 if old.get(name) != new.get(name):
                     self._looked_at.pop(name, None)
