@@ -34,9 +34,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from trainer import engines, manifest, parallel, recipes
+from opt_ops.contract import manifest
+from opt_ops.contract.fence import Fence
+from trainer import recipes
 from trainer.checkpoint import Checkpointer, Destination, Writer
-from trainer.fence import Fence
+from trainer.parallel import build, mesh
 
 CONTENDERS = {
     "durable": "ours, durable",
@@ -117,8 +119,8 @@ def contend(kind: str, recipe_name: str, settings: list[str], rounds: int, folde
     }
     writer = Writer() if kind in ("durable", "snapshot") else None
     recipe = recipes.build(recipe_name, settings)
-    place = parallel.place_from_environment(os.environ)
-    built = engines.build(recipe, parallel.start(place, 1, 1))
+    place = mesh.place_from_environment(os.environ)
+    built = build.build(recipe, mesh.start(place, 1, 1))
     state = built.state()
     parameters = [t for group in state.values() for t in _tensors(group)]
     if writer:

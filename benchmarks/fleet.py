@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.fleet_feeder import GPUS, names
-from opt_ops.adapters.runfolder import FileInbox
+from opt_ops import playbook_loader
 from opt_ops.ports import Request
-from playbooks import loader
+from opt_ops.runfolder.node_files import FileInbox
 
 FAULTS = {"xid": "bad_gpu", "nan": "non_finite_loss", "silent": "silent_node", "death": "process_death"}
 """What is put in, and the failure class that it has to be taken for."""
@@ -117,7 +117,9 @@ class Site:
     def __init__(self, folder: Path, nodes: int, spares: int) -> None:
         self.folder = folder
         self.lineage = folder / "runs" / "1"
-        shutil.copytree(loader.folder(), folder / "playbooks", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        shutil.copytree(
+            playbook_loader.folder(), folder / "playbooks", ignore=shutil.ignore_patterns("*.py", "__pycache__")
+        )
         for name, replaced in PLAYBOOKS.items():
             path = folder / "playbooks" / name
             text = path.read_text()

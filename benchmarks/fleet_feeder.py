@@ -21,8 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from opt_ops.agent import HEARTBEAT_SECONDS, LARGEST_HEALTH_FILE, POLL_SECONDS
 from opt_ops.core.names import attempt_folder
+from opt_ops.node.agent import HEARTBEAT_SECONDS, LARGEST_HEALTH_FILE, POLL_SECONDS
 from tests.e2e.stub_trainer import OPTIMIZER, SCHEDULE, lr_at, save, telemetry
 
 GPUS = 8

@@ -29,22 +29,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from opt_ops.act import Site
-from opt_ops.adapters.simulated import Physics, World, faults
-from opt_ops.adapters.simulated.drive import pass_time
-from opt_ops.adapters.simulated.hands import ports
-from opt_ops.adapters.simulated.training import Sickness
-from opt_ops.adapters.simulated.world import Planned
+from opt_ops import playbook_loader
 from opt_ops.core import events as e
-from opt_ops.core.fold import replay
+from opt_ops.core.state.fold import replay
 from opt_ops.core.values import Schedule, Severity
 from opt_ops.errors import OptOpsError
-from opt_ops.journal import read
+from opt_ops.laboratory.simulated import Physics, World, faults
+from opt_ops.laboratory.simulated.drive import pass_time
+from opt_ops.laboratory.simulated.ports import ports
+from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.world import Planned
 from opt_ops.ports import Ports
-from opt_ops.supervisor import Life, Supervisor
-from playbooks import loader
+from opt_ops.runfolder.journal import read
+from opt_ops.supervise.executor import Site
+from opt_ops.supervise.supervisor import Life, Supervisor
 
-POLICY = replace(loader.load(loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
+POLICY = replace(playbook_loader.load(playbook_loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
 STEPS = 240
 LONGEST = 5 * 86400.0  # virtual seconds after which a lineage counts as stuck
 LONGEST_LIFE = 0.12  # seconds

@@ -21,8 +21,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from chronicles import mirror
-from chronicles.mlflow_sync import serve_command, sync
+from chronicles.mlflow_mirror import content
+from chronicles.mlflow_mirror.sync import serve_command, sync
 from opt_ops.core import events as e
 from opt_ops.core.values import Action, Outcome
 from tests.chronicles.told import Told, falling
@@ -81,7 +81,7 @@ def main() -> None:
         tell(runs / "12", arguments.steps)
         server, url, start = serve(runs)
         try:
-            print(f"{arguments.steps} steps × {len(mirror.SERIES)} series; MLflow {mlflow.__version__}, ", end="")
+            print(f"{arguments.steps} steps × {len(content.SERIES)} series; MLflow {mlflow.__version__}, ", end="")
             print(f"Python {platform.python_version()}; the server answered after {start:.0f} s")
             for name in ("first", "again"):
                 began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)

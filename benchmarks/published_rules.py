@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from opt_ops.core.signals import Point
+from opt_ops.core.detect.point import Point
 
 Curve = list[Point]
 Rule = Callable[[Curve], Iterator[int]]

@@ -18,11 +18,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from opt_ops.replay import scenario, trace
-from opt_ops.replay.fate import draw
-from opt_ops.replay.measure import DAY, measure
-from opt_ops.replay.play import play
-from opt_ops.replay.study import HANDS_OFF_DAYS
+from opt_ops.laboratory.replay import scenario, trace
+from opt_ops.laboratory.replay.fault_plan import draw
+from opt_ops.laboratory.replay.measure import DAY, measure
+from opt_ops.laboratory.replay.play import play
+from opt_ops.laboratory.replay.sweep import HANDS_OFF_DAYS
 
 GOALS = (
     # scenario, what, goal, the least, in percent

@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.published_rules import Curve, Rule, foundry, metaseq, olmo, zclip
-from opt_ops.core.signals import Finding, Point
-from opt_ops.core.spike import LossDetector, SpikeRule
+from opt_ops.core.detect.loss_spike import LossDetector, SpikeRule
+from opt_ops.core.detect.point import Finding, Point
 from opt_ops.core.values import Tier
 
 

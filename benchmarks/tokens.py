@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.data import Samples
+from trainer.data.samples import Samples
 
 VOCABULARY = 32_768
 TRAINED_ON = 8_000_000

@@ -37,10 +37,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainer import cost, recipes
-from trainer.hardware import peak_tflops
-from trainer.model import OPT
+from trainer import recipes
+from trainer.model import cost
+from trainer.model.opt import OPT
 from trainer.optim import learning_rate
+from trainer.plan.hardware import peak_tflops
 from trainer.recipes import OptimConfig, Recipe
 
 CONTENDERS = ("ours", "P1", "P2", "P3")
@@ -109,19 +110,20 @@ class MasterAdamW:
 
 def ours(recipe: Recipe, folder: Path) -> Step:
     """The steps of ``python -m trainer``."""
-    from trainer import engines, parallel
+    from opt_ops.contract.fence import Fence
+    from opt_ops.contract.signals import Signals
     from trainer.checkpoint.schedule import Saves
-    from trainer.checksums import Checksums
-    from trainer.fence import Fence
-    from trainer.guard import Guard
-    from trainer.outside import Outside
-    from trainer.parallel import Place
-    from trainer.signals import Signals
-    from trainer.step import Steps
+    from trainer.parallel import mesh
+    from trainer.parallel.build import build
+    from trainer.parallel.mesh import Place
+    from trainer.step.checksums import Checksums
+    from trainer.step.guard import Guard
+    from trainer.step.rank_inputs import Outside
+    from trainer.step.step import Steps
     from trainer.telemetry import Progress
 
-    layout = parallel.start(Place(0, 1, 0), 1, 1)
-    spread = engines.build(recipe, layout)
+    layout = mesh.start(Place(0, 1, 0), 1, 1)
+    spread = build(recipe, layout)
     weights = dict(first_weights(recipe))
     for name, parameter in spread.state()["model"].items():  # a GPU draws others
         spread.local(parameter).copy_(weights[name])
@@ -218,13 +220,13 @@ def run_one(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
-        build: dict[str, Callable[[], Step]] = {
+        contenders: dict[str, Callable[[], Step]] = {
             "ours": lambda: ours(recipe, Path(folder)),
             "P1": lambda: hugging_face(recipe, careful=False),
             "P2": lambda: hugging_face(recipe, careful=True),
             "P3": lambda: plain(recipe),
         }
-        step = build[options.contender]()
+        step = contenders[options.contender]()
         losses: list[float] = []
         seconds: list[float] = []
         cpu_seconds: list[float] = []

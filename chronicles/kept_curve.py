@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from opt_ops.core.run import Attempt
-from opt_ops.core.signals import Point
+from opt_ops.core.detect.point import Point
+from opt_ops.core.state.model import Attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chronicles.record import Record
-from chronicles.words import full, names, rate, whole
+from chronicles.wording import full, names, rate, whole
+from opt_ops.cli.output import iso
 from opt_ops.core import events as e
 from opt_ops.core.values import Action, Driver
-from opt_ops.render import iso
 
 DRIVES = {
     Driver.DAEMON: "handed back to opt-ops",

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chronicles.settled import Stretch, stretches
-from opt_ops.adapters.runfolder import FileTrainer
+from chronicles.kept_curve import Stretch, stretches
+from opt_ops.core.detect.point import Point
 from opt_ops.core.events import AttemptIntended, Entry
-from opt_ops.core.fold import fold
-from opt_ops.core.run import State, Status
-from opt_ops.core.signals import Point
-from opt_ops.journal import read
+from opt_ops.core.state.fold import fold
+from opt_ops.core.state.model import State, Status
+from opt_ops.runfolder.journal import read
+from opt_ops.runfolder.node_files import FileTrainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-from chronicles.settled import Stretch, settled
+from chronicles.kept_curve import Stretch, settled
 
 
 def corpora(parts: Sequence[Stretch]) -> list[str]:

@@ -1,8 +1,8 @@
 """Loads and checks the playbooks.
 
 A page is Markdown with a TOML head between two lines of `+++`. The head holds the trigger, the ladder of actions with
-its numbers, the budget and the proof; `load` turns it into `opt_ops.core.policy.Policy`, or says what is wrong in which
-line of which file. Unknown keys are refused: a misspelt threshold must not be a silent default.
+its numbers, the budget and the proof; `load` turns it into a `Policy` (`opt_ops/core/decide/policy.py`), or says what
+is wrong in which line of which file. Unknown keys are refused: a misspelt threshold must not be a silent default.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from opt_ops.core.levels import DriftRule
-from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule, ThroughputRule
-from opt_ops.core.policy import Budget, Capacity, Limits, Playbook, Policy, Rung
-from opt_ops.core.spike import SpikeRule
+from opt_ops.core.decide.policy import Budget, Capacity, Limits, Playbook, Policy, Rung
+from opt_ops.core.detect.loss_level import DriftRule
+from opt_ops.core.detect.loss_spike import SpikeRule
+from opt_ops.core.detect.throughput import HangRule, LossScaleRule, StragglerRule, ThroughputRule
 from opt_ops.core.values import Action, Severity
 from opt_ops.errors import UsageError
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from opt_ops.core.detect.point import Point
 from opt_ops.core.health import Heartbeat
-from opt_ops.core.signals import Point
 from opt_ops.core.values import AllocationStatus, Checkpoint, Optimizer, RankExit, Schedule, Severity
 
 

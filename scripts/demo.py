@@ -26,7 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from opt_ops import lineages
+from opt_ops.runfolder import lineages
 
 STEPS = 400
 DEADLINE_SECONDS = 600.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opt_ops.core.pace import ActivationDetector
-from playbooks import loader
+from opt_ops import playbook_loader
+from opt_ops.core.detect.throughput import ActivationDetector
 
 PAGE = Path(__file__).parents[1] / "docs" / "signals.md"
 BEGIN, END = "<!-- made by scripts/signals_docs.py -->\n", "<!-- end -->\n"
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- made by scripts/signals_docs.py -->\n", "<!-- end -->\n"
 
 def table() -> str:
     """The detectors with the numbers that the shipped playbooks and the code give them."""
-    policy, _ = loader.load(loader.folder())
+    policy, _ = playbook_loader.load(playbook_loader.folder())
     spike, drift, scale, slow = policy.spike, policy.drift, policy.loss_scale, policy.straggler
     activation, throughput = ActivationDetector, policy.throughput
     drifted = f"median of {drift.width} points {drift.rise:g} nats and {drift.errors:g} standard errors above its best"
@@ -67,7 +67,7 @@ def table() -> str:
         (
             "silent_data_corruption",
             "act",
-            "ranks compared what they should hold alike, and it differs (`trainer/checksums.py`)",
+            "ranks compared what they should hold alike, and it differs (`trainer/step/checksums.py`)",
         ),
         ("straggler", "act", f"one rank {slow.ratio:g} times as busy as the median for {slow.persist} points"),
     ]

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.core import decide
+from opt_ops import playbook_loader
+from opt_ops.core.decide import rules
 from opt_ops.core.values import Action
-from playbooks import loader
-from playbooks.loader import PlaybookError, load
+from opt_ops.playbook_loader import PlaybookError, load
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for path in loader.folder().glob("*.md"):
+    for path in playbook_loader.folder().glob("*.md"):
         shutil.copy(path, tmp_path)
     return tmp_path
 
@@ -28,7 +28,7 @@ def edit(path: Path, old: str, new: str) -> int:
 
 
 def test_the_shipped_playbooks_are_what_the_policy_executes():
-    policy, pages = load(loader.folder())
+    policy, pages = load(playbook_loader.folder())
     spike = policy.playbooks["loss_spike"]
     assert [(rung.action, rung.lr_factor, rung.margin_steps) for rung in spike.ladder] == [
         (Action.ROLLBACK, 0.75, 100),
@@ -139,14 +139,14 @@ CLASSES = {  # of failures, each with the page that answers it
 
 @pytest.mark.parametrize("failure", CLASSES)
 def test_every_failure_class_has_its_page(failure: str):
-    policy, _ = load(loader.folder())
+    policy, _ = load(playbook_loader.folder())
     assert policy.playbooks[failure].name == CLASSES[failure]
 
 
 def test_no_page_waits_for_what_nothing_finds():
     """Every trigger is a word that detectors, watchers or the rules for incidents say; `unknown` answers all others."""
-    policy, _ = load(loader.folder())
-    package = Path(loader.__file__).parents[1] / "opt_ops"
+    policy, _ = load(playbook_loader.folder())
+    package = Path(playbook_loader.__file__).parents[1] / "opt_ops"
     said = "".join(path.read_text() for room in ("core", "watch") for path in sorted((package / room).rglob("*.py")))
     assert [trigger for trigger in policy.playbooks if f'"{trigger}"' not in said and trigger != "unknown"] == []
 
@@ -165,7 +165,7 @@ def test_what_only_decisions_say_is_no_step_of_a_page(folder: Path, action: str)
 
 
 def test_a_page_that_ends_with_telling_people_never_stops_training():
-    policy, _ = load(loader.folder())
+    policy, _ = load(playbook_loader.folder())
     tell = ("straggler", "throughput_drop", "daemon_restart", "nodes_returned")
-    ends = {name: decide._at_the_end(policy.playbooks[name]) for name in (*tell, "hang")}
+    ends = {name: rules._at_the_end(policy.playbooks[name]) for name in (*tell, "hang")}
     assert ends == {**dict.fromkeys(tell, Action.TELL), "hang": Action.HALT}

@@ -11,7 +11,10 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from opt_ops.contract.manifest import CheckpointError
+from opt_ops.contract.signals import Signals
 from trainer import recipes
+from trainer.console import say
 from trainer.errors import (
     CorruptionError,
     LossScaleError,
@@ -20,9 +23,6 @@ from trainer.errors import (
     SupersededError,
     UserError,
 )
-from trainer.lines import say
-from trainer.manifest import CheckpointError
-from trainer.signals import Signals
 
 EXIT_UNFORESEEN = 1
 EXIT_OUT_OF_MEMORY = 84

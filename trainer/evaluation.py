@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from trainer.data import Samples, part
-from trainer.engine import Engine
+from trainer.data.samples import Samples, part
+from trainer.data.tokens import TokenFile
 from trainer.errors import UserError
+from trainer.parallel.engine import Engine
 from trainer.recipes import Recipe
 from trainer.telemetry import Phases
-from trainer.tokens import TokenFile
 
 # Of the order of validation data, which is no run's own: all runs are measured on the same sequences.
 _SEED = 0

@@ -9,23 +9,26 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainer import dataset, engines, manifest, parallel, telemetry
+from opt_ops.contract import manifest
+from opt_ops.contract.fence import Fence
+from opt_ops.contract.manifest import CheckpointError, Manifest
+from opt_ops.contract.signals import Signals
+from trainer import telemetry
 from trainer.checkpoint import Checkpointer, Destination, Retention, Writer
 from trainer.checkpoint.schedule import Saves
-from trainer.checksums import Checksums
-from trainer.dataset import Dataset
-from trainer.engine import Engine
+from trainer.console import say
+from trainer.data import dataset
+from trainer.data.dataset import Dataset
 from trainer.errors import UserError
 from trainer.evaluation import Evaluation
-from trainer.fence import Fence
-from trainer.guard import Guard
-from trainer.lines import say
-from trainer.manifest import CheckpointError, Manifest
-from trainer.outside import Outside
-from trainer.parallel import Layout
+from trainer.parallel import build, mesh
+from trainer.parallel.engine import Engine
+from trainer.parallel.mesh import Layout
 from trainer.recipes import Recipe, trajectory_digest
-from trainer.signals import Signals
-from trainer.step import Steps
+from trainer.step.checksums import Checksums
+from trainer.step.guard import Guard
+from trainer.step.rank_inputs import Outside
+from trainer.step.step import Steps
 from trainer.telemetry import Phases, Progress, Spent, Telemetry
 
 
@@ -65,8 +68,8 @@ def train(job: Job) -> None:
         SupersededError: a newer attempt of the lineage exists.
     """
     recipe = job.recipe
-    place = parallel.place_from_environment(os.environ)
-    dp, tp = parallel.check_layout(recipe, place.world)
+    place = mesh.place_from_environment(os.environ)
+    dp, tp = mesh.check_layout(recipe, place.world)
     check_folders(job)
     job.signals.dump_stacks_to(job.run_dir / "stacks" / f"rank-{place.rank:04d}.txt")
     phases = Phases(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
@@ -75,9 +78,9 @@ def train(job: Job) -> None:
     data = dataset.load(job.data, job.valid, job.tokenizer, recipe, lambda: phases.enter("tokens", None, again=True))
     phases.enter("start", None)
     settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, data.digest, _initial_weights(job))
-    layout = parallel.start(place, dp, tp, recipe.parallel.replicas)
-    parallel.require_agreement("the recipe, its settings or the data", settings_digest + data.validation_digest)
-    Attempt(job, data, engines.build(recipe, layout), writer, phases, settings_digest).run()
+    layout = mesh.start(place, dp, tp, recipe.parallel.replicas)
+    mesh.require_agreement("the recipe, its settings or the data", settings_digest + data.validation_digest)
+    Attempt(job, data, build.build(recipe, layout), writer, phases, settings_digest).run()
     dist.destroy_process_group()
 
 
@@ -102,9 +105,7 @@ class Attempt:
         self._evaluation = Evaluation(recipe, data.validation, engine, phases)
         self._guard = Guard(recipe)
         fence = Fence(job.fence, job.attempt)
-        self._checkpointer = Checkpointer(
-            writer, _destination(job, fence), engine.state(), parallel.address(os.environ)
-        )
+        self._checkpointer = Checkpointer(writer, _destination(job, fence), engine.state(), mesh.address(os.environ))
         self._resumed = self._resume()
         self._progress = Progress()
         if found := self._resumed:
@@ -228,7 +229,7 @@ def check_folders(job: Job) -> None:
 
 def _destination(job: Job, fence: Fence) -> Destination:
     rule = job.recipe.checkpoint
-    node = parallel.node(os.environ)
+    node = mesh.node(os.environ)
     return Destination(
         folder=job.checkpoint_dir,
         node=node,

@@ -101,7 +101,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossScaleConfig:
-    """fp16's dynamic loss scale, with metaseq's numbers; :mod:`trainer.precision` says how they act.
+    """fp16's dynamic loss scale, with metaseq's numbers; :mod:`trainer.step.loss_scale` says how they act.
 
     ``patience`` overflows in a row at the floor end the attempt.
     """

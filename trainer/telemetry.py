@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import torch
 
-from trainer import manifest
-from trainer.checksums import Verdict
-from trainer.cost import flops_per_token
-from trainer.hardware import peak_tflops
-from trainer.lines import LineFile
+from opt_ops.contract import manifest
+from trainer.console import LineFile
+from trainer.model.cost import flops_per_token
 from trainer.optim import readback
-from trainer.parallel import Layout
+from trainer.parallel.mesh import Layout
+from trainer.plan.hardware import peak_tflops
 from trainer.recipes import Recipe
+from trainer.step.checksums import Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from chronicles.record import Record
-from opt_ops.core import node_ledger
-from opt_ops.core.run import State
+from opt_ops.core.health import lemons
+from opt_ops.core.state.model import State
 
 _SHOWN = 10
 
@@ -24,7 +24,7 @@ def worst(record: Record, incidents: Sequence[Mapping[str, Any]]) -> list[dict[s
     """
     if record.as_of is None:
         return []
-    found = node_ledger.records(node_ledger.parts(record.entries), record.as_of)
+    found = lemons.records(lemons.parts(record.entries), record.as_of)
     gpus = [each for each in found if each.part.kind == "gpu"]
     hours = {row["incident"]: row["node_hours_lost"] or 0.0 for row in incidents}
     rows = [_row(record.state, each, gpus, hours) for each in found if each.part.kind == "node" and each.failures]
@@ -34,7 +34,7 @@ def worst(record: Record, incidents: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 
 def _row(
-    state: State, node: node_ledger.Record, gpus: Iterable[node_ledger.Record], hours: Mapping[str, float]
+    state: State, node: lemons.Record, gpus: Iterable[lemons.Record], hours: Mapping[str, float]
 ) -> dict[str, Any]:
     name = node.part.key
     own = [(gpu, number) for gpu in gpus if (number := sum(each.node == name for each in gpu.failures))]

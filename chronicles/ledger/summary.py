@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chronicles.ledger import Ledger, Phase, Stage, ledger
-from chronicles.people import halts, is_planned
+from chronicles.ledger.wall_clock import Ledger, Phase, Stage, ledger
+from chronicles.operators import halts, is_planned
 from chronicles.record import Record
 from opt_ops.config import Rates
 from opt_ops.core import events as e
 from opt_ops.core.codec import from_iso
-from opt_ops.core.run import Incident, State
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Action, AllocationStatus, Severity
 
 _JOULES_PER_KWH = 3.6e6

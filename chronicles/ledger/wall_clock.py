@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from chronicles.kept_curve import undoings
 from chronicles.record import Record
-from chronicles.settled import undoings
 from opt_ops.core import events as e
-from opt_ops.core.run import Attempt, Incident, State, Status
+from opt_ops.core.state.model import Attempt, Incident, State, Status
 from opt_ops.core.values import Action
 
 
@@ -137,7 +137,7 @@ class _Course:
     knots: list[tuple[int, float]]
     paces: list[_Pace]
     saving: float
-    undone: Sequence[tuple[int, str]]  # as in `chronicles.settled`
+    undone: Sequence[tuple[int, str]]  # as in `chronicles.kept_curve`
     broken: int  # updates that were not applied: at most the last one
 
     def at(self, step: int) -> float:

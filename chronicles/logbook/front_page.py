@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chronicles import tables
-from chronicles.people import MOVES, halt_cause
-from chronicles.questions import questions
-from chronicles.words import count, day, duration, hours, minute, percent, when, whole
+from chronicles.logbook import tables
+from chronicles.logbook.open_questions import questions
+from chronicles.operators import MOVES, halt_cause
+from chronicles.wording import count, day, duration, hours, minute, percent, when, whole
 from opt_ops.core.codec import from_iso
-from opt_ops.core.run import Status
+from opt_ops.core.state.model import Status
 from opt_ops.core.values import Action, Driver, Severity
 
 _TONES = {Status.COMPLETED: "ok", Status.HALTED: "bad", Status.CANCELLED: "warn", Status.RECOVERING: "warn"}

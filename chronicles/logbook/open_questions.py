@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chronicles.people import halt_cause
-from chronicles.words import count, duration, full, short, when
+from chronicles.operators import halt_cause
+from chronicles.wording import count, duration, full, short, when
 from opt_ops.core.values import Verdict
 
 Row = Mapping[str, Any]

@@ -10,19 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from chronicles.entries import entries
-from chronicles.entry import LogEntry
-from chronicles.front import front, interrupted, lead, seconds_left, times, totals
-from chronicles.logbook import newest_loss
-from chronicles.markdown import plain, table
+from chronicles.kept_curve import settled
+from chronicles.logbook.drawing.markdown import plain, table
+from chronicles.logbook.entries.build import entries
+from chronicles.logbook.entries.entry import LogEntry
+from chronicles.logbook.front_page import front, interrupted, lead, seconds_left, times, totals
+from chronicles.logbook.render import newest_loss
+from chronicles.logbook.tables import cause, kind
 from chronicles.record import Record, until
-from chronicles.report import build
-from chronicles.settled import settled
-from chronicles.tables import cause, kind
-from chronicles.words import count, duration, hours, minute, names, percent, short, whole
+from chronicles.report.build import build
+from chronicles.wording import count, duration, hours, minute, names, percent, short, whole
 from opt_ops.config import Rates
 from opt_ops.core.codec import from_iso
-from opt_ops.core.run import State, Status
+from opt_ops.core.state.model import State, Status
 from opt_ops.core.values import Action, Tier, Verdict
 
 Row = Mapping[str, Any]

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chronicles import figure, html, markdown
-from chronicles.entries import entries
-from chronicles.front import front
+from chronicles.kept_curve import settled
+from chronicles.logbook.drawing import figure, html, markdown
+from chronicles.logbook.entries.build import entries
+from chronicles.logbook.front_page import front
 from chronicles.record import Record, load
-from chronicles.report import build
-from chronicles.settled import settled
+from chronicles.report.build import build
 from opt_ops.config import Rates
-from opt_ops.files import write_json, write_text
+from opt_ops.runfolder.files import write_json, write_text
 
 FOLDER = "chronicle"  # below the lineage's folder
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from chronicles.curves import letter
-from chronicles.ledger import Phase, Stage
-from chronicles.words import count, duration, hours, names, short, when, whole
-from chronicles.words import nodes as nodes_named
+from chronicles.ledger.wall_clock import Phase, Stage
+from chronicles.logbook.drawing.curves import letter
+from chronicles.wording import count, duration, hours, names, short, when, whole
+from chronicles.wording import nodes as nodes_named
 from opt_ops.core.values import Verdict
 
 Row = Mapping[str, Any]

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from opt_ops.core.health.readings import Heartbeat
-from opt_ops.core.run import KnownCheckpoint, State, Status, ancestry
+from opt_ops.core.state.model import KnownCheckpoint, State, Status, ancestry
 
 MILESTONES = 10  # checkpoints of a lineage that become models: the first good one of every tenth, and the last
 

@@ -13,16 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chronicles.front import front
-from chronicles.markdown import note
+from chronicles.kept_curve import settled
+from chronicles.logbook.drawing.markdown import note
+from chronicles.logbook.front_page import front
 from chronicles.record import Record
-from chronicles.settled import settled
-from chronicles.words import percent
+from chronicles.wording import percent
 from opt_ops import __version__
+from opt_ops.cli.views import lr_scale
 from opt_ops.core.codec import from_iso
-from opt_ops.core.policy import newest_good
-from opt_ops.core.run import Run, State, Status
-from opt_ops.views import lr_scale
+from opt_ops.core.decide.policy import newest_good
+from opt_ops.core.state.model import Run, State, Status
 
 EVERY = 10  # steps between the points that are sent
 WHOLE = 2_000  # steps: a lineage no longer than this is sent whole

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chronicles.mirror import Choice
+from chronicles.mlflow_mirror.content import Choice
 from opt_ops.errors import OptOpsError
-from opt_ops.files import read_json, write_json
+from opt_ops.runfolder.files import read_json, write_json
 
 _VERSION = 2  # 1 knew of no validation losses: what it says was sent lacks them
 

@@ -16,16 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chronicles import exhibits, logbook, mirror, report
-from chronicles.cursor import Cursor
-from chronicles.markdown import SIGNED
-from chronicles.markdown import experiment as experiment_note
+from chronicles.logbook import render
+from chronicles.logbook.drawing.markdown import SIGNED
+from chronicles.logbook.drawing.markdown import experiment as experiment_note
+from chronicles.mlflow_mirror import assets, content
+from chronicles.mlflow_mirror.cursor import Cursor
 from chronicles.record import Record, load
-from opt_ops.adapters.runfolder import FileAgents
+from chronicles.report import build
 from opt_ops.config import Rates
 from opt_ops.core.names import attempt_folder
 from opt_ops.errors import OptOpsError, Unavailable, UsageError
-from opt_ops.files import Tail, read_json
+from opt_ops.runfolder.files import Tail, read_json
+from opt_ops.runfolder.node_files import FileAgents
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,8 +62,8 @@ def sync(folder: Path, tracking_uri: str, experiment: str, rates: Rates | None =
     record = load(folder)
     if record.state.lineage is None:
         return "nothing is journaled yet"
-    numbers = report.build(record, rates)
-    files = logbook.write(folder, record, numbers)
+    numbers = build.build(record, rates)
+    files = render.write(folder, record, numbers)
     with _alone(folder), _environment(), _answering(tracking_uri):
         return _Mirror(folder, record, numbers, tracking_uri, experiment).send(files)
 
@@ -97,14 +99,14 @@ class _Mirror:
         self._client: MlflowClient = MlflowClient(tracking_uri=tracking_uri)
         self._experiment_name = experiment
         self._experiment = self._find_experiment(experiment)
-        self._cursor = Cursor(folder / logbook.FOLDER / "mlflow.json", f"{_public(tracking_uri)} {experiment}")
+        self._cursor = Cursor(folder / render.FOLDER / "mlflow.json", f"{_public(tracking_uri)} {experiment}")
         self._points = 0
 
     def send(self, files: list[Path]) -> str:
         """Runs first, then their points, then the files."""
         state = self._record.state
         configs = {name: config for name in state.attempts if (config := self._config(name)) is not None}
-        parent, *children = mirror.targets(self._record, self._numbers, configs)
+        parent, *children = content.targets(self._record, self._numbers, configs)
         runs = self._find_runs()
         top = self._ensure(parent, runs.get(""), "")
         ids = {child.name: self._ensure(child, runs.get(child.name), top) for child in children}
@@ -150,7 +152,7 @@ class _Mirror:
 
     def _find_runs(self) -> dict[str, Run]:
         """By the name of the run; the lineage's own has none."""
-        key = mirror.lineage_key(self._record.state)
+        key = content.lineage_key(self._record.state)
         found: dict[str, Run] = {}
         token = None
         while True:
@@ -161,7 +163,7 @@ class _Mirror:
             if not token:
                 return found
 
-    def _ensure(self, target: mirror.Target, run: Run | None, parent: str) -> str:
+    def _ensure(self, target: content.Target, run: Run | None, parent: str) -> str:
         """Create the run, or bring it up to date. Returns its id."""
         from mlflow.entities import Param, RunTag
 
@@ -204,14 +206,14 @@ class _Mirror:
     # ---- points and files ----
 
     def _send_attempt(self, attempt: str, run: str) -> None:
-        wanted = mirror.choice(self._numbers, attempt)
+        wanted = content.choice(self._numbers, attempt)
         sent, before = self._cursor.attempt(attempt)
         lines = Tail(self._folder / attempt_folder(attempt) / "telemetry.jsonl").read()
         read = 0
-        waiting: list[mirror.Sample] = []
-        for read, samples in mirror.news(lines, wanted, sent, before):
+        waiting: list[content.Sample] = []
+        for read, samples in content.news(lines, wanted, sent, before):
             waiting += samples
-            if len(waiting) > BATCH - len(mirror.SERIES):
+            if len(waiting) > BATCH - len(content.SERIES):
                 self._log(run, waiting)
                 self._cursor.sent_attempt(attempt, read, wanted)
                 waiting = []
@@ -221,23 +223,23 @@ class _Mirror:
 
     def _send_settled(self, run: str) -> None:
         was = step, attempts, costs = self._cursor.settled
-        after = reached = mirror.settled_after(self._record, step, attempts)
+        after = reached = content.settled_after(self._record, step, attempts)
         known = len(self._record.stretches)
-        waiting: list[mirror.Sample] = []
-        for reached, samples in mirror.settled_samples(self._record, self._numbers["total_steps"], after):
+        waiting: list[content.Sample] = []
+        for reached, samples in content.settled_samples(self._record, self._numbers["total_steps"], after):
             waiting += samples
-            if len(waiting) > BATCH - len(mirror.SERIES):
+            if len(waiting) > BATCH - len(content.SERIES):
                 self._log(run, waiting)
                 self._cursor.sent_settled(reached, known, costs)
                 waiting = []
-        ledger = mirror.ledger_samples(self._numbers)
+        ledger = content.ledger_samples(self._numbers)
         if len(ledger) != costs:
             self._log(run, ledger)
         self._log(run, waiting)
         if (reached, known, len(ledger)) != was:
             self._cursor.sent_settled(reached, known, len(ledger))
 
-    def _log(self, run: str, samples: Sequence[mirror.Sample]) -> None:
+    def _log(self, run: str, samples: Sequence[content.Sample]) -> None:
         from mlflow.entities import Metric
 
         for start in range(0, len(samples), BATCH):  # a line may hold many validation corpora
@@ -254,7 +256,7 @@ class _Mirror:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         for name, config in configs.items():
-            told = exhibits.data(config)
+            told = assets.data(config)
             for run in ("", self._record.state.attempts[name].run) if told else ():
                 assert told is not None
                 if self._cursor.has_file(ids[run], f"data {told.digest}", told.digest):
@@ -270,18 +272,18 @@ class _Mirror:
 
     def _send_milestones(self, ids: Mapping[str, str]) -> None:
         """Each once, as a model without files: the checkpoint stays where it is."""
-        wanted = exhibits.milestones(self._record.state, self._numbers["total_steps"])
+        wanted = assets.milestones(self._record.state, self._numbers["total_steps"])
         new = [each for each in wanted if not self._cursor.has_file(ids[each.run], each.name, each.path)]
         if not new:
             return
-        key = mirror.lineage_key(self._record.state)
+        key = content.lineage_key(self._record.state)
         held = self._client.search_logged_models([self._experiment], f"tags.`opt.lineage_key` = '{key}'")
         there = {(model.name, model.source_run_id): model for model in held}
         for each in new:
             model = there.get((each.name, ids[each.run]))
             if model is None:
                 tags = {"opt.lineage_key": key, "opt.run": each.run, "opt.path": each.path, _EXTERNAL: "true"}
-                params = {"step": str(each.step), "path": each.path[: mirror.PARAM_LIMIT]}
+                params = {"step": str(each.step), "path": each.path[: content.PARAM_LIMIT]}
                 model = self._client.create_logged_model(
                     self._experiment, each.name, ids[each.run], tags, params, model_type="checkpoint"
                 )
@@ -295,13 +297,13 @@ class _Mirror:
         if attempt is None or not attempt.live or attempt.last_step is None:
             return
         beats = [beat for beat in FileAgents(self._folder).newest() if beat.node in attempt.nodes]
-        told = exhibits.machines(beats)
+        told = assets.machines(beats)
         if told is not None:
             values, worst, at = told
             when = round(at * 1000)
             self._log(
                 ids[attempt.run],
-                [mirror.Sample(key=k, value=v, timestamp=when, step=attempt.last_step) for k, v in values.items()],
+                [content.Sample(key=k, value=v, timestamp=when, step=attempt.last_step) for k, v in values.items()],
             )
             self._client.set_tag(ids[attempt.run], "opt.worst_gpu", worst)
 
@@ -309,7 +311,7 @@ class _Mirror:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if self._cursor.has_file(run, path.name, digest):
             return False
-        self._client.log_artifact(run, str(path), logbook.FOLDER)
+        self._client.log_artifact(run, str(path), render.FOLDER)
         self._cursor.sent_file(run, path.name, digest)
         return True
 
@@ -320,7 +322,7 @@ class _Mirror:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Two syncs at once would both find no run and both create one."""
-    with (folder / logbook.FOLDER / ".mlflow.lock").open("a") as lock:
+    with (folder / render.FOLDER / ".mlflow.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

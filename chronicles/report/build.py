@@ -6,13 +6,16 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
-from chronicles import people, validation
-from chronicles.account import account, node_hours_lost
+from chronicles import operators, validation
 from chronicles.confidence import confidence
+from chronicles.kept_curve import Stretch, settled
+from chronicles.ledger.lemon_nodes import worst
+from chronicles.ledger.summary import account, node_hours_lost
 from chronicles.record import Record
-from chronicles.settled import Stretch, settled
-from chronicles.worst import worst
+from opt_ops.cli.output import iso
+from opt_ops.cli.views import lr_scale
 from opt_ops.config import Rates
+from opt_ops.core.decide.proof import baseline, under
 from opt_ops.core.events import (
     AllocationChanged,
     AllocationFailed,
@@ -23,12 +26,9 @@ from opt_ops.core.events import (
     NoteAdded,
     StopRequested,
 )
-from opt_ops.core.proof import baseline, under
-from opt_ops.core.run import Attempt, Incident, Run, State
 from opt_ops.core.schedule import expected_lr
+from opt_ops.core.state.model import Attempt, Incident, Run, State
 from opt_ops.core.values import Action, AllocationStatus
-from opt_ops.render import iso
-from opt_ops.views import lr_scale
 
 SCHEMA = "opt-ops/report/1"
 
@@ -42,7 +42,7 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
     last = max((point.step for _, point in settled(record.stretches)), default=0)
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
     configured = [entry.event for entry in record.entries if isinstance(entry.event, AttemptConfigured)]
-    told = people.told(record)
+    told = operators.told(record)
     layouts = {event.attempt: event.layout for event in configured}
     incidents = [
         _sure(_incident(state, i, parts))
@@ -57,7 +57,7 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
         "author": state.lineage.author if state.lineage else None,
         "shape": _shape(state),
         "driver": str(state.driver),
-        "paused": people.paused(record),
+        "paused": operators.paused(record),
         "size": state.wanted_nodes if state.lineage else None,
         "status": str(state.status),
         "why": state.why or None,
@@ -76,9 +76,9 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
         "nodes": _nodes(state),
         "worst_nodes": worst(record, incidents),
         "drills": _drills(state),
-        "operators": people.operators(record),
-        "halts": people.halts(record),
-        "alerts": people.alerts(record),
+        "operators": operators.operators(record),
+        "halts": operators.halts(record),
+        "alerts": operators.alerts(record),
         "notes": [_note(entry, entry.event) for entry in record.entries if isinstance(entry.event, NoteAdded)],
         "stops": [_stop(entry, entry.event) for entry in record.entries if isinstance(entry.event, StopRequested)],
         "checkpoints": _checkpoints(state),
@@ -126,7 +126,7 @@ def _incident(state: State, incident: Incident, parts: Mapping[str, Stretch]) ->
         "skip_batches": decision.skip_batches if decision else 0,
         "save_first": decision.save_first if decision else False,
         "advice": decision.advice if decision else False,
-        "planned": people.is_planned(incident.kind, incident.signal),
+        "planned": operators.is_planned(incident.kind, incident.signal),
         "answered": incident.answered,
         "stacks": _stacks(incident),
         **_learning_rates(state, incident, hit),

@@ -14,17 +14,17 @@ import typer
 import typer.main
 
 from opt_ops import __version__
-from opt_ops.cli.common import ConfigOption, DebugOption, settings
+from opt_ops.cli.options import ConfigOption, DebugOption, settings
 from opt_ops.errors import OptOpsError
 
 # By noun: the module whose `app` (or other attribute) it is, and the modules that add commands to that.
 _NOUNS = {
-    "run": ("run", "app", ("begin", "steer", "live")),
+    "run": ("run", "app", ("run_start", "run_control", "run_watch")),
     "ckpt": ("ckpt", "app", ()),
-    "node": ("node", "app", ("check", "parts", "steer")),
-    "logbook": ("chronicle", "logbook", ()),
-    "mlflow": ("chronicle", "mlflow", ()),
-    "daemon": ("service", "daemon", ()),
+    "node": ("node", "app", ("node_check", "node_ledger", "run_control")),
+    "logbook": ("logbook", "logbook", ()),
+    "mlflow": ("logbook", "mlflow", ()),
+    "daemon": ("daemon", "daemon", ()),
     "drill": ("drill", "app", ()),
     "alerts": ("alerts", "app", ()),
     "signals": ("signals", "app", ()),

@@ -7,11 +7,11 @@ import time
 
 import typer
 
-from opt_ops.cli.common import FormatOption, QuietOption, settings
+from opt_ops.cli.options import FormatOption, QuietOption, settings
+from opt_ops.cli.output import Column, Format, clock, say, show
 from opt_ops.core.values import Severity
 from opt_ops.errors import UsageError
 from opt_ops.ports import Alert
-from opt_ops.render import Column, Format, clock, say, show
 
 app = typer.Typer(no_args_is_help=True, help="Who is told when a human is needed.")
 

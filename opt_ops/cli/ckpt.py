@@ -8,19 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops import lineages
-from opt_ops.cli.asking import DryRunOption, YesOption, confirm
-from opt_ops.cli.common import (
-    FormatOption,
-    HeaderOption,
-    IdArgument,
-    QuietOption,
-    complete_step,
-    lineage_folder,
-)
-from opt_ops.core.run import KnownCheckpoint, State, ancestry
+from opt_ops.cli.options import FormatOption, HeaderOption, IdArgument, QuietOption, complete_step, lineage_folder
+from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.requests import DryRunOption, YesOption, confirm
+from opt_ops.core.state.model import KnownCheckpoint, State, ancestry
 from opt_ops.errors import NotFound
-from opt_ops.render import Column, Format, say, show
+from opt_ops.runfolder import lineages
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints: which there are, whether they are sound, which can go.")
 
@@ -95,7 +88,7 @@ def verify(
 
     Example: opt-ops ckpt verify 12 61000
     """
-    from opt_ops.adapters.checkpoints import problem
+    from opt_ops.runfolder.checkpoints import problem
 
     path = lineage_folder(identifier)
     known = [k.checkpoint for k in lineages.state(path).checkpoints.values() if step in (None, k.checkpoint.step)]

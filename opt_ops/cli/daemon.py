@@ -15,14 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.common import FormatOption, QuietOption, daemon_alive, settings
-from opt_ops.cli.units import Form, unit
+from opt_ops.cli.daemon_units import Form, unit
+from opt_ops.cli.options import FormatOption, QuietOption, daemon_alive, settings
+from opt_ops.cli.output import Column, Format, age, clock, iso, say, show
 from opt_ops.config import locate
 from opt_ops.core.values import Severity
 from opt_ops.errors import NotDelivered, OptOpsError, Refused, Unavailable
-from opt_ops.files import read_json
 from opt_ops.ports import Alert
-from opt_ops.render import Column, Format, age, clock, iso, say, show
+from opt_ops.runfolder.files import read_json
 
 _OLD_SECONDS = 30.0  # a sign of this host's daemon, who gives one every two seconds
 _OLD_ELSEWHERE_SECONDS = 90.0  # an NFS client may show a replaced file for up to acdirmax, 60 s (nfs(5))
@@ -44,7 +44,7 @@ def run_(
 
     Example: opt-ops daemon run
     """
-    from opt_ops.daemon import Daemon
+    from opt_ops.supervise.daemon import Daemon
 
     _forget_the_job()
     logging.Formatter.converter = time.gmtime

@@ -12,11 +12,11 @@ from typing import Any
 
 import typer
 
-from opt_ops import lineages
-from opt_ops.cli.common import FormatOption, daemon_alive, settings
+from opt_ops.cli.options import FormatOption, daemon_alive, settings
+from opt_ops.cli.output import Column, Format, show
 from opt_ops.config import Config
 from opt_ops.errors import OptOpsError
-from opt_ops.render import Column, Format, show
+from opt_ops.runfolder import lineages
 
 
 def doctor(output: FormatOption = Format.TABLE) -> None:
@@ -59,18 +59,18 @@ def _finding(check: str, ok: bool, found: str, hint: str = "") -> dict[str, Any]
 
 
 def _playbooks(config: Config) -> dict[str, Any]:
-    from playbooks import loader
+    from opt_ops import playbook_loader
 
-    folder = config.playbooks or loader.folder()
+    folder = config.playbooks or playbook_loader.folder()
     try:
-        policy, pages = loader.load(folder)
+        policy, pages = playbook_loader.load(folder)
     except OptOpsError as error:
         return _finding("playbooks", False, str(error), error.hint)
     return _finding("playbooks", True, f"{len(pages)} in {folder}, policy {policy.version}")
 
 
 def _runs_folder(runs: Path) -> dict[str, Any]:
-    from opt_ops.files import write_text
+    from opt_ops.runfolder.files import write_text
 
     probe = runs / ".doctor"
     try:
@@ -114,7 +114,7 @@ def _kind_of_mount(path: Path) -> str:
 
 
 def _journals(runs: Path) -> dict[str, Any]:
-    from opt_ops.journal import read
+    from opt_ops.runfolder.journal import read
 
     folders = lineages.folders(runs)
     for folder in folders:
@@ -169,7 +169,7 @@ def _scheduler(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def _nvml(config: Config) -> dict[str, Any]:
-    from opt_ops.adapters.nvml import Reader
+    from opt_ops.node.nvml import Reader
 
     reading, expected = Reader().read(), config.health.gpus_per_node
     found = f"{reading['nvml']}, {len(reading['gpus'])} GPUs here, {expected} expected on nodes"

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.asking import Asked, AuthorOption, DryRunOption, WaitOption, YesOption
-from opt_ops.cli.common import FormatOption, IdArgument, QuietOption, complete_node
+from opt_ops.cli.options import FormatOption, IdArgument, QuietOption, complete_node
+from opt_ops.cli.output import Format
+from opt_ops.cli.requests import Asked, AuthorOption, DryRunOption, WaitOption, YesOption
 from opt_ops.core.values import Fault
-from opt_ops.render import Format
 
 app = typer.Typer(no_args_is_help=True, help="Put in a fault on purpose, to see that it is recovered.")
 

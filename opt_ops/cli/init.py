@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from opt_ops.cli.common import QuietOption
+from opt_ops.cli.options import QuietOption
+from opt_ops.cli.output import say
 from opt_ops.config import FILE, load
 from opt_ops.errors import Refused
-from opt_ops.files import write_text
-from opt_ops.render import say
+from opt_ops.runfolder.files import write_text
 
 
 class Kind(StrEnum):

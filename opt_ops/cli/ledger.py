@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops import lineages
-from opt_ops.cli.common import FormatOption, HeaderOption, OptionalIdArgument, QuietOption, lineage_folder, settings
-from opt_ops.files import write_text
-from opt_ops.render import Column, Format, age, say, show
+from opt_ops.cli.options import FormatOption, HeaderOption, OptionalIdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.output import Column, Format, age, say, show
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.files import write_text
 
 _ROWS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEANING", "meaning", wide=True)]
 
@@ -37,14 +37,14 @@ def ledger(
       opt-ops ledger 12 -o json
       opt-ops ledger --prometheus --write /var/lib/node_exporter/textfile/opt-ops.prom
     """
-    from chronicles.account import account
+    from chronicles.ledger.summary import account
     from chronicles.record import load
 
     config = settings.config
     folders = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
     accounts = {path.name: account(load(path, telemetry=False), config.ledger) for path in folders}
     if prometheus:
-        from chronicles.exposition import text
+        from chronicles.ledger.prometheus import text
 
         if write is None:
             print(text(accounts), end="")

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import typer
 
-from opt_ops import lineages
-from opt_ops.cli.common import FormatOption, IdArgument, OptionalIdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.options import FormatOption, IdArgument, OptionalIdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.errors import NotFound, Refused, UsageError
-from opt_ops.files import write_text
-from opt_ops.render import Column, Format, say, show
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.files import write_text
 
 logbook = typer.Typer(no_args_is_help=True, help="The logbook.")
 mlflow = typer.Typer(no_args_is_help=True, help="The chronicle in MLflow.")
@@ -27,7 +27,7 @@ def render(identifier: IdArgument, output: FormatOption = Format.TABLE, quiet: Q
 
     Example: opt-ops logbook render 12
     """
-    from chronicles.logbook import render as draw
+    from chronicles.logbook.render import render as draw
 
     rows = [{"path": str(path)} for path in draw(lineage_folder(identifier), settings.config.ledger)]
     if not quiet:
@@ -49,10 +49,10 @@ def update(
       opt-ops logbook update 12 --at 27%
       opt-ops logbook update 12 --at 56% --since 27%
     """
-    from chronicles.bulletin import update as note
-    from chronicles.logbook import FOLDER
+    from chronicles.kept_curve import settled
+    from chronicles.logbook.progress_notes import update as note
+    from chronicles.logbook.render import FOLDER
     from chronicles.record import load
-    from chronicles.settled import settled
 
     path = lineage_folder(identifier)
     record = load(path)
@@ -92,7 +92,7 @@ def handover(
 
     Example: opt-ops logbook handover 12 --hours 8
     """
-    from chronicles.bulletin import handover as note
+    from chronicles.logbook.progress_notes import handover as note
     from chronicles.record import load
 
     print(note(load(lineage_folder(identifier)), hours, settings.config.ledger), end="")
@@ -123,7 +123,7 @@ def sync(
 
     Example: opt-ops mlflow sync 12
     """
-    from chronicles.mlflow_sync import sync as mirror
+    from chronicles.mlflow_mirror.sync import sync as mirror
 
     config = settings.config
     paths = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
@@ -142,7 +142,7 @@ def serve(
 
     Example: opt-ops mlflow open --port 5001
     """
-    from chronicles.mlflow_sync import serve_command
+    from chronicles.mlflow_mirror.sync import serve_command
 
     config = settings.config
     command, environment = serve_command(config.tracking_uri, config.runs, port)

@@ -16,14 +16,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from opt_ops import lineages
 from opt_ops.cli import node
-from opt_ops.cli.common import FormatOption, complete_id, complete_node, lineage_folder, settings
+from opt_ops.cli.options import FormatOption, complete_id, complete_node, lineage_folder, settings
+from opt_ops.cli.output import Column, Format, printable, say, show
 from opt_ops.core.health import HEALTH_TABLE, Heartbeat, Judgement, differing, judge_all, rank
-from opt_ops.core.health.burned import BurnIn, burned
+from opt_ops.core.health.burn_in_findings import BurnIn, burned
 from opt_ops.core.values import Verdict
 from opt_ops.errors import NotFound, OptOpsError, Refused
-from opt_ops.render import Column, Format, printable, say, show
+from opt_ops.runfolder import lineages
 
 _CODES = {Verdict.HEALTHY: 0, Verdict.SUSPECT: 1, Verdict.BAD: 2, Verdict.UNKNOWN: 3}
 _WORDS = {Verdict.HEALTHY: "OK", Verdict.SUSPECT: "WARNING", Verdict.BAD: "CRITICAL", Verdict.UNKNOWN: "UNKNOWN"}
@@ -174,7 +174,7 @@ Judged = dict[str, tuple[int, list[Judgement]]]
 
 
 def _judged(places: Sequence[_Place], xid_minutes: float, until: float) -> Judged:
-    from opt_ops.adapters.runfolder import heartbeat_of
+    from opt_ops.runfolder.node_files import heartbeat_of
 
     expected, now = settings.config.health.gpus_per_node, time.time()
     beats: dict[str, Heartbeat] = {}
@@ -196,7 +196,7 @@ def _judged(places: Sequence[_Place], xid_minutes: float, until: float) -> Judge
 def _read(places: Sequence[_Place], xid_minutes: float, until: float) -> dict[str, dict[str, Any]]:
     """A fresh reading of each node; `hung` where none came in time."""
     folder = settings.config.runs if settings.config.runs.is_dir() else settings.config.runs.parent
-    command = [sys.executable, "-m", "opt_ops.adapters.nvml", "--once", "--xid-minutes", str(xid_minutes)]
+    command = [sys.executable, "-m", "opt_ops.node.nvml", "--once", "--xid-minutes", str(xid_minutes)]
     command += ["--folder", str(folder)]
     running: list[tuple[_Place, subprocess.Popen[str]]] = []
     for place in places:
@@ -231,7 +231,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) -> BurnIn:
     """Burn in the nodes that nothing bad is known of, and add what was found to what was judged."""
-    from opt_ops.adapters.burn_in import GROUP_SECONDS, LEAVING_SECONDS, burn_in, by_srun, on_this_machine
+    from opt_ops.node.burn_in import GROUP_SECONDS, LEAVING_SECONDS, burn_in, by_srun, on_this_machine
 
     fit = [name for name, (_, said) in judged.items() if said[0].verdict is not Verdict.BAD]
     busy = [name for name in fit if any(each.reason == "left_over" for each in judged[name][1])]

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops import lineages
 from opt_ops.cli import node
-from opt_ops.cli.common import FormatOption, HeaderOption, OptionalIdArgument, lineage_folder, settings
-from opt_ops.core.node_ledger import Record, merged, parts, records
-from opt_ops.render import Column, Format, age, iso, printable, show
+from opt_ops.cli.options import FormatOption, HeaderOption, OptionalIdArgument, lineage_folder, settings
+from opt_ops.cli.output import Column, Format, age, iso, printable, show
+from opt_ops.core.health.lemons import Record, merged, parts, records
+from opt_ops.runfolder import lineages
 
 _COLUMNS = [
     Column("PART", "part"),

@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from opt_ops import lineages
+from opt_ops.cli.output import Format
 from opt_ops.config import Config, load
 from opt_ops.core.events import KINDS
-from opt_ops.core.run import State
+from opt_ops.core.state.model import State
 from opt_ops.errors import NotFound, OptOpsError
-from opt_ops.files import read_json
-from opt_ops.render import Format
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.files import read_json
 
 
 class Settings:

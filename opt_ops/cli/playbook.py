@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from opt_ops import lineages
-from opt_ops.cli.common import FormatOption, HeaderOption, IdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.options import FormatOption, HeaderOption, IdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.output import Column, Format, printable, say, show
 from opt_ops.errors import NotFound, OptOpsError
-from opt_ops.render import Column, Format, printable, say, show
+from opt_ops.runfolder import lineages
 
 app = typer.Typer(no_args_is_help=True, help="The pages that people read and the policy executes.")
 
@@ -18,16 +18,16 @@ FolderOption = Annotated[Path | None, typer.Option("--from", help="A folder of e
 
 
 def _folder(given: Path | None) -> Path:
-    from playbooks import loader
+    from opt_ops import playbook_loader
 
-    return given or settings.config.playbooks or loader.folder()
+    return given or settings.config.playbooks or playbook_loader.folder()
 
 
 def _complete_page(incomplete: str) -> list[str]:
-    from playbooks import loader
+    from opt_ops import playbook_loader
 
     try:
-        _, pages = loader.load(_folder(None))
+        _, pages = playbook_loader.load(_folder(None))
     except OptOpsError:
         return []
     return [page.playbook.name for page in pages if page.playbook.name.startswith(incomplete)]
@@ -39,9 +39,9 @@ def list_(folder: FolderOption = None, output: FormatOption = Format.TABLE, head
 
     Example: opt-ops playbook list -o wide
     """
-    from playbooks import loader
+    from opt_ops import playbook_loader
 
-    _, pages = loader.load(_folder(folder))
+    _, pages = playbook_loader.load(_folder(folder))
     rows = [
         {
             "name": page.playbook.name,
@@ -77,9 +77,9 @@ def show_(
 
     Example: opt-ops playbook show loss_spike
     """
-    from playbooks import loader
+    from opt_ops import playbook_loader
 
-    _, pages = loader.load(_folder(folder))
+    _, pages = playbook_loader.load(_folder(folder))
     page = next((p for p in pages if name == p.playbook.name or name in p.playbook.triggers), None)
     if page is None:
         raise NotFound(f"no playbook is called {name} or triggered by it", "opt-ops playbook list")
@@ -93,9 +93,9 @@ def check(folder: FolderOption = None, quiet: QuietOption = False) -> None:
 
     Example: opt-ops playbook check --from playbooks/
     """
-    from playbooks import loader
+    from opt_ops import playbook_loader
 
-    policy, pages = loader.load(_folder(folder))
+    policy, pages = playbook_loader.load(_folder(folder))
     print(f"{len(pages)} pages, {len(policy.playbooks)} failure classes, policy {policy.version}")
     say("  next: opt-ops playbook try", quiet)
 
@@ -116,23 +116,23 @@ def try_(
 
     Example: opt-ops playbook try 12 --from my-playbooks/
     """
-    from opt_ops import trial
-    from playbooks import loader
+    from opt_ops import playbook_loader
+    from opt_ops.laboratory import playbook_trial
 
     path = lineage_folder(identifier)
-    policy, _ = loader.load(_folder(folder), expected_gpus=settings.config.health.gpus_per_node)
+    policy, _ = playbook_loader.load(_folder(folder), expected_gpus=settings.config.health.gpus_per_node)
     rows = [
         {
             "incident": compared.was.incident,
-            "was": trial.described(compared.was),
-            "would_be": trial.described(compared.would_be),
+            "was": playbook_trial.described(compared.was),
+            "would_be": playbook_trial.described(compared.would_be),
             "differs": compared.differs,
         }
-        for compared in trial.decisions(lineages.entries(path), policy)
+        for compared in playbook_trial.decisions(lineages.entries(path), policy)
     ]
-    for attempt, finding in trial.loss_findings(path, lineages.state(path), policy):
+    for attempt, finding in playbook_trial.loss_findings(path, lineages.state(path), policy):
         found = f"{finding.signal} ({finding.tier}) at step {finding.step}, since {finding.onset_step}"
-        raised = trial.was_raised(lineages.state(path), attempt, finding)
+        raised = playbook_trial.was_raised(lineages.state(path), attempt, finding)
         row = {"incident": attempt, "was": found if raised else "not seen", "would_be": found, "differs": not raised}
         rows.append(row)
     columns = [Column(heading.upper().replace("_", " "), heading) for heading in ("incident", "was", "would_be")]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opt_ops.cli.common import FormatOption, HeaderOption, QuietOption
+from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption
+from opt_ops.cli.output import Column, Format, age, say, show
 from opt_ops.errors import UsageError
-from opt_ops.render import Column, Format, age, say, show
 
 if TYPE_CHECKING:
-    from opt_ops.replay.measure import Measured
-    from opt_ops.replay.scenario import Scenario
-    from opt_ops.replay.trace import Record
+    from opt_ops.laboratory.replay.measure import Measured
+    from opt_ops.laboratory.replay.scenario import Scenario
+    from opt_ops.laboratory.replay.trace import Record
 
 _BESIDE = [
     Column("WHAT", "what"),
@@ -80,18 +80,18 @@ def replay(
       opt-ops replay --scenario broken-recipe --incidents
       opt-ops replay incidents.csv --vary --seeds 1-5 --plot goodput.svg
     """
-    from opt_ops.replay import report, study
-    from opt_ops.replay import scenario as scenarios
-    from opt_ops.replay import trace as traces
-    from opt_ops.replay.fate import draw
+    from opt_ops.laboratory.replay import report, sweep
+    from opt_ops.laboratory.replay import scenario as scenarios
+    from opt_ops.laboratory.replay import trace as traces
+    from opt_ops.laboratory.replay.fault_plan import draw
 
     chosen = scenarios.load(scenario)
     record = traces.read(trace, chosen.trace) if trace is not None else None
     numbers = _seeds(seeds)
-    measured = study.replay(chosen, record, numbers, progress=_shown(quiet), keep=keep)
-    figures = study.summary(measured)
+    measured = sweep.replay(chosen, record, numbers, progress=_shown(quiet), keep=keep)
+    figures = sweep.summary(measured)
     varied = _varied(chosen, record, numbers, quiet) if vary else []
-    lost = study.lost_by_cause(measured)
+    lost = sweep.lost_by_cause(measured)
     if plot is not None:
         report.write_plot(plot, report.plot(chosen, figures, varied, lost))
     remarks = report.drawn(record, draw(chosen, record, numbers[0]), trace)
@@ -108,12 +108,12 @@ def replay(
 
 
 def _varied(chosen: Scenario, record: Record | None, seeds: Sequence[int], quiet: bool) -> list[dict[str, Any]]:
-    from opt_ops.replay import study
+    from opt_ops.laboratory.replay import sweep
 
     varied: list[dict[str, Any]] = []
-    for each in study.variations(chosen):
+    for each in sweep.variations(chosen):
         say(f"{each.what} = {each.value:g} …", quiet)
-        found = study.summary(study.replay(each.scenario, record, seeds, each.see_seconds, _shown(quiet)))
+        found = sweep.summary(sweep.replay(each.scenario, record, seeds, each.see_seconds, _shown(quiet)))
         varied.append({"varied": each.what, "value": each.value, "figures": found})
     return varied
 
@@ -148,7 +148,7 @@ def _progress(seed: int, share: float) -> None:
 
 
 def _varied_row(row: dict[str, Any]) -> dict[str, Any]:
-    from opt_ops.replay.report import spread
+    from opt_ops.laboratory.replay.report import spread
 
     figures = row["figures"]
     return {

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops import lineages, views
-from opt_ops.cli.common import daemon_alive, lineage_folder, settings
+from opt_ops.cli import views
+from opt_ops.cli.options import daemon_alive, lineage_folder, settings
+from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.core.events import RequestRefused
-from opt_ops.core.run import State, Status
+from opt_ops.core.state.model import State, Status
 from opt_ops.errors import OptOpsError, Refused, Unavailable
-from opt_ops.render import Column, Format, say, show
+from opt_ops.runfolder import lineages
 
 _ANSWER_SECONDS = 10.0  # a tick is a second
 _LOOK_SECONDS = 1.0
@@ -66,7 +67,7 @@ class Asked:
         """
         # Most of the core comes with these, which those who only look do not need.
         from opt_ops.ports import Request
-        from opt_ops.watch.requests import event_of
+        from opt_ops.supervise.operator_requests import event_of
 
         path, who = lineage_folder(identifier), author(self.by)
         state = lineages.state(path)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from opt_ops import lineages, views
-from opt_ops.cli.common import (
+from opt_ops.cli import views
+from opt_ops.cli.options import (
     FormatOption,
     HeaderOption,
     IdArgument,
@@ -20,10 +20,11 @@ from opt_ops.cli.common import (
     must_know,
     settings,
 )
-from opt_ops.core.fold import replay
-from opt_ops.core.run import State
+from opt_ops.cli.output import Column, Format, printable, say, show, text, wrapped
+from opt_ops.core.state.fold import replay
+from opt_ops.core.state.model import State
 from opt_ops.errors import UsageError
-from opt_ops.render import Column, Format, printable, say, show, text, wrapped
+from opt_ops.runfolder import lineages
 
 app = typer.Typer(no_args_is_help=True, help="Start, look at and stop runs.")
 

@@ -6,9 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops import lineages, views
-from opt_ops.cli import check, node, parts, run
-from opt_ops.cli.asking import (
+from opt_ops.cli import node, node_check, node_ledger, run, views
+from opt_ops.cli.options import (
+    FormatOption,
+    IdArgument,
+    QuietOption,
+    complete_node,
+    complete_step,
+    lineage_folder,
+    must_know,
+)
+from opt_ops.cli.output import Format, say
+from opt_ops.cli.requests import (
     Asked,
     AuthorOption,
     DryRunOption,
@@ -18,18 +27,9 @@ from opt_ops.cli.asking import (
     author,
     show_answer,
 )
-from opt_ops.cli.common import (
-    FormatOption,
-    IdArgument,
-    QuietOption,
-    complete_node,
-    complete_step,
-    lineage_folder,
-    must_know,
-)
 from opt_ops.core.values import Driver
 from opt_ops.errors import Refused, UsageError
-from opt_ops.render import Format, say
+from opt_ops.runfolder import lineages
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]
 
@@ -290,11 +290,11 @@ def allow(
       opt-ops node allow 12 n031 --retest
     """
     path = lineage_folder(identifier)
-    for line in parts.why_out(path, name):
+    for line in node_ledger.why_out(path, name):
         say(line, quiet)
     known = lineages.state(path).nodes.get(name)
     if retest and known is not None and known.excluded_by:
-        check.retest(identifier, name, known.excluded_at)
+        node_check.retest(identifier, name, known.excluded_at)
     question = f"Let attempts start on {name} again{'' if retest else ', without a test (--retest)'}?"
     Asked("allow", {"node": name, "reason": reason}, question, yes, dry_run, output, quiet, by, wait).send(identifier)
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops import lineages
 from opt_ops.cli import run
-from opt_ops.cli.asking import AuthorOption, DryRunOption, WaitOption, ask_daemon, author, show_answer
-from opt_ops.cli.common import FormatOption, QuietOption, settings
+from opt_ops.cli.options import FormatOption, QuietOption, settings
+from opt_ops.cli.output import Format, say
+from opt_ops.cli.requests import AuthorOption, DryRunOption, WaitOption, ask_daemon, author, show_answer
 from opt_ops.errors import UsageError
-from opt_ops.render import Format, say
+from opt_ops.runfolder import lineages
 
 
 def corpus(option: str, given: str) -> str:

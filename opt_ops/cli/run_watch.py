@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opt_ops import lineages, views
-from opt_ops.adapters.points import point_of
-from opt_ops.cli.common import IdArgument, QuietOption, daemon_alive, lineage_folder
+from opt_ops.cli import views
+from opt_ops.cli.options import IdArgument, QuietOption, daemon_alive, lineage_folder
+from opt_ops.cli.output import age, clock, printable, say, text
 from opt_ops.cli.run import app
+from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Entry
-from opt_ops.core.fold import replay
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.run import State
-from opt_ops.core.signals import Point
+from opt_ops.core.state.fold import replay
+from opt_ops.core.state.model import State
 from opt_ops.errors import NotFound
-from opt_ops.files import Tail
-from opt_ops.render import age, clock, printable, say, text
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.files import Tail
+from opt_ops.runfolder.telemetry import point_of
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opt_ops.cli.common import FormatOption, HeaderOption, QuietOption, settings
-from opt_ops.core.pace import LossScaleDetector
-from opt_ops.core.signals import Finding, Point
-from opt_ops.core.spike import LossDetector
+from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption, settings
+from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.core.detect.loss_spike import LossDetector
+from opt_ops.core.detect.point import Finding, Point
+from opt_ops.core.detect.throughput import LossScaleDetector
 from opt_ops.core.values import Tier
 from opt_ops.errors import NotFound, UsageError
-from opt_ops.render import Column, Format, say, show
 
 if TYPE_CHECKING:
-    from opt_ops.core.policy import Policy, Rung
+    from opt_ops.core.decide.policy import Policy, Rung
 
 app = typer.Typer(no_args_is_help=True, help="What the detectors make of a curve.")
 
@@ -44,9 +44,9 @@ def replay(
 
     Example: opt-ops signals replay loss.csv -o wide
     """
-    from playbooks import loader
+    from opt_ops import playbook_loader
 
-    policy, _ = loader.load(playbooks or settings.config.playbooks or loader.folder())
+    policy, _ = playbook_loader.load(playbooks or settings.config.playbooks or playbook_loader.folder())
     if not curve.is_file():
         raise NotFound(f"no file {curve}", "give a CSV file with the columns step and loss")
     points = list(_points(curve))

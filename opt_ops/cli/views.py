@@ -8,19 +8,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-from opt_ops.adapters.points import point_of
+from opt_ops.cli.output import Column, age, clock, iso
 from opt_ops.config import Config
-from opt_ops.core.advice import suggest
 from opt_ops.core.codec import encode
+from opt_ops.core.decide.policy import newest_good
+from opt_ops.core.decide.sizing import suggest
+from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Entry, Event, IncidentOpened, RecoveryDecided
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.policy import newest_good
-from opt_ops.core.run import Attempt, Incident, State, Status
-from opt_ops.core.signals import Point
+from opt_ops.core.state.model import Attempt, Incident, State, Status
 from opt_ops.core.values import Action
-from opt_ops.files import Tail
-from opt_ops.lineages import state as read_state
-from opt_ops.render import Column, age, clock, iso
+from opt_ops.runfolder.files import Tail
+from opt_ops.runfolder.lineages import state as read_state
+from opt_ops.runfolder.telemetry import point_of
 
 RUN_COLUMNS = [
     Column("RUN", "run"),
@@ -386,10 +386,12 @@ def lost_beyond(path: Path, state: State, step: int) -> int:
 
 def foresee(state: State, event: Event, now: float, config: Config) -> Iterator[str]:
     """What would follow from an event: the real decisions, made on a copy."""
-    from opt_ops import supervisor
-    from playbooks import loader
+    from opt_ops import playbook_loader
+    from opt_ops.supervise import supervisor
 
-    policy, _ = loader.load(config.playbooks or loader.folder(), expected_gpus=config.health.gpus_per_node)
+    policy, _ = playbook_loader.load(
+        config.playbooks or playbook_loader.folder(), expected_gpus=config.health.gpus_per_node
+    )
     for coming in supervisor.foresee(state, event, now, policy):
         fields = encode(coming)
         kind = fields.pop("kind")

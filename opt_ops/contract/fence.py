@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from trainer.console import say
 from trainer.errors import SupersededError
-from trainer.lines import say
 
 # One second, so that two never pass between looks where updates take less than one.
 _LOOK_EVERY_SECONDS = 1.0

@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from trainer.lines import say
+from trainer.console import say
 
 _HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from opt_ops.adapters.points import point_of
-from opt_ops.core.decide import decide_recovery
+from opt_ops.core.decide.policy import Policy
+from opt_ops.core.decide.rules import decide_recovery
+from opt_ops.core.detect.loss_spike import LossDetector
+from opt_ops.core.detect.point import Finding
 from opt_ops.core.events import Entry, RecoveryDecided
-from opt_ops.core.fold import fold
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.policy import Policy
-from opt_ops.core.run import State
-from opt_ops.core.signals import Finding
-from opt_ops.core.spike import LossDetector
-from opt_ops.files import Tail
+from opt_ops.core.state.fold import fold
+from opt_ops.core.state.model import State
+from opt_ops.runfolder.files import Tail
+from opt_ops.runfolder.telemetry import point_of
 
 _SAME_FINDING = 5  # steps
 

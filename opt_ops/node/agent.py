@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from opt_ops.adapters.burn_in import InBackground
-from opt_ops.adapters.kernel_log import KernelLog, parse_xid
-from opt_ops.adapters.nvml import Probe
 from opt_ops.errors import OptOpsError
-from opt_ops.files import read_json
-from opt_ops.ranks import Ranks
+from opt_ops.node.burn_in import InBackground
+from opt_ops.node.kernel_log import KernelLog, parse_xid
+from opt_ops.node.nvml import Probe
+from opt_ops.node.rank_processes import Ranks
+from opt_ops.runfolder.files import read_json
 
 HEARTBEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
@@ -96,7 +96,7 @@ class Agent:
                 self._follow(orders)
                 self._orders_seen = seen
             except OSError as error:  # a file system that stumbles: at the next look once more
-                print(f"opt_ops.agent: cannot do as ordered yet: {error}", file=sys.stderr)
+                print(f"opt_ops.node.agent: cannot do as ordered yet: {error}", file=sys.stderr)
         news = self._ranks is not None and self._ranks.reap()
         if news or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
             self._beat()  # at once after a death: the kernel log may say why
@@ -107,7 +107,7 @@ class Agent:
         try:
             return read_json(self._folder / "orders.json") or {}
         except (OSError, OptOpsError) as error:
-            print(f"opt_ops.agent: {error}", file=sys.stderr)
+            print(f"opt_ops.node.agent: {error}", file=sys.stderr)
             return {}
 
     def _burn_in(self, orders: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ class Agent:
             if large:
                 path.replace(path.with_suffix(".old"))
         except OSError as error:  # the disk may be full; the ranks go on
-            print(f"opt_ops.agent: {path}: {error}", file=sys.stderr)
+            print(f"opt_ops.node.agent: {path}: {error}", file=sys.stderr)
 
 
 def _wake_on_child_exit() -> int:
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default=socket.gethostname(), help="where other nodes find this one")
     options = parser.parse_args(arguments)
     if not options.node:
-        sys.exit("opt_ops.agent: which node is this? Give --node, or run it as a Slurm task")
+        sys.exit("opt_ops.node.agent: which node is this? Give --node, or run it as a Slurm task")
     Agent(options.folder, options.node, options.host, options.allocation).run()
 
 

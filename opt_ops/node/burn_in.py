@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from opt_ops.core.burn_in import Group, Measured, next_round
-from opt_ops.core.health.burned import BurnIn, DeviceTest, tolerance_of
+from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest, tolerance_of
+from opt_ops.core.health.burn_in_plan import Group, Measured, next_round
 
 COMMAND = (sys.executable, "-m", "trainer.burn_in")
 GROUP_SECONDS = 6.0  # for a group to meet and to measure
@@ -138,7 +138,7 @@ class InBackground:
     def __init__(self, node: str, seconds: float) -> None:
         self._node = node
         self._until = time.monotonic() + seconds + GROUP_SECONDS + LEAVING_SECONDS + _STARTING_SECONDS
-        command = [sys.executable, "-m", "opt_ops.adapters.burn_in", "--node", node, "--seconds", str(seconds)]
+        command = [sys.executable, "-m", "opt_ops.node.burn_in", "--node", node, "--seconds", str(seconds)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
     def found(self) -> dict[str, Any] | None:
@@ -160,7 +160,7 @@ class InBackground:
 
 def main() -> None:
     """Burn in this node alone, and print what was found."""
-    from opt_ops.adapters.nvml import Reader
+    from opt_ops.node.nvml import Reader
 
     parser = argparse.ArgumentParser(description="Burns in this node, and prints what was found as JSON.")
     parser.add_argument("--node", required=True)

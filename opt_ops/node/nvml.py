@@ -1,6 +1,6 @@
 """Readings of a node, in a process of their own: a call that never returns must not stop the agent.
 
-`python -m opt_ops.adapters.nvml --every 2` prints one JSON line a reading: NVML through nvidia-ml-py, and the host.
+`python -m opt_ops.node.nvml --every 2` prints one JSON line a reading: NVML through nvidia-ml-py, and the host.
 What the driver does not say is null, and a node without NVML says so: `{"nvml": "absent"}`. `Probe` runs that process
 for the agent and turns its silence into a reading of its own, `hung`.
 """
@@ -23,8 +23,8 @@ from typing import Any
 
 import pynvml
 
-from opt_ops.adapters import host
-from opt_ops.adapters.kernel_log import KernelLog
+from opt_ops.node import host
+from opt_ops.node.kernel_log import KernelLog
 
 _RECOVERY = {
     getattr(pynvml, name): name.removeprefix("NVML_GPU_RECOVERY_ACTION_").lower()
@@ -333,7 +333,7 @@ class Probe:
 
     def _start(self) -> None:
         self.close()
-        command = [sys.executable, "-m", "opt_ops.adapters.nvml", "--every", str(self._every)]
+        command = [sys.executable, "-m", "opt_ops.node.nvml", "--every", str(self._every)]
         command += ["--folder", str(self._folder)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert self._process.stdout is not None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opt_ops.core.names import attempt_folder
-from opt_ops.files import create_json, read_json, write_json
+from opt_ops.runfolder.files import create_json, read_json, write_json
 
 GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL
 DUMP_SECONDS = 3.0  # for ranks to write down where they are
@@ -80,7 +80,7 @@ class Ranks:
             self._saved = True
         except OSError as error:  # a full disk must not end the ranks; the report is written when there is room
             self._saved = False
-            print(f"opt_ops.agent: {self._path}: {error}", file=sys.stderr)
+            print(f"opt_ops.node.agent: {self._path}: {error}", file=sys.stderr)
 
     def _spawn(self, rank: int, local: int) -> subprocess.Popen[bytes]:
         launch = self._launch

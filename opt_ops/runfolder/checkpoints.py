@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from opt_ops.contract.manifest import MARKER, CheckpointError, committed, pin, read, verify
 from opt_ops.core.values import Checkpoint
-from trainer.manifest import MARKER, CheckpointError, committed, pin, read, verify
 
 
 class FileCheckpoints:

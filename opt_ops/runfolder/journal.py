@@ -18,7 +18,7 @@ from typing import Any
 from opt_ops.core.codec import DecodeError, decode, encode, from_iso, to_iso
 from opt_ops.core.events import Entry, Event
 from opt_ops.errors import OptOpsError
-from opt_ops.files import sync_folder
+from opt_ops.runfolder.files import sync_folder
 
 VERSION = 1
 _SUFFIX = ".jsonl"

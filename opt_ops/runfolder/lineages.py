@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opt_ops.core.events import Entry
-from opt_ops.core.fold import replay
 from opt_ops.core.names import lineage_of
-from opt_ops.core.run import State
+from opt_ops.core.state.fold import replay
+from opt_ops.core.state.model import State
 from opt_ops.errors import NotFound, UsageError
-from opt_ops.journal import read
+from opt_ops.runfolder.journal import read
 
 if TYPE_CHECKING:
     from opt_ops.ports import Request
@@ -75,8 +75,8 @@ def create(runs: Path) -> Path:
 
 def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: float) -> Request:
     """Put a request into the lineage's inbox for the daemon."""
-    from opt_ops.adapters.runfolder import FileInbox  # those who only look need none of it
     from opt_ops.ports import Request
+    from opt_ops.runfolder.node_files import FileInbox  # those who only look need none of it
 
     request = Request(request=str(uuid.uuid4()), author=author, verb=verb, arguments=arguments)
     FileInbox(path).put(request, ts)

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opt_ops.adapters.points import point_of
-from opt_ops.core.burn_in import Measured
+from opt_ops.core.detect.point import Point
 from opt_ops.core.health import Gpu, Heartbeat, Machine, Port, Xid
-from opt_ops.core.health.burned import BurnIn, DeviceTest
+from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest
+from opt_ops.core.health.burn_in_plan import Measured
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.signals import Point
 from opt_ops.core.values import Optimizer, RankExit, Schedule
 from opt_ops.errors import OptOpsError
-from opt_ops.files import Tail, read_json, write_json
 from opt_ops.ports import NodeReport, Orders, Phase, Request, TrainerConfig
+from opt_ops.runfolder.files import Tail, read_json, write_json
+from opt_ops.runfolder.telemetry import point_of
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from opt_ops.core.signals import Busy, Compared, Point
+from opt_ops.core.detect.point import Busy, Compared, Point
 
 
 def point_of(fields: Mapping[str, Any]) -> Point:

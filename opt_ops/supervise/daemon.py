@@ -18,28 +18,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from opt_ops import __version__, agent, lineages
-from opt_ops.act import Site
-from opt_ops.adapters.checkpoints import FileCheckpoints
+from opt_ops import __version__, playbook_loader
 from opt_ops.adapters.local import LocalScheduler
 from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier
 from opt_ops.adapters.outbox import Outbox
-from opt_ops.adapters.runfolder import FileAgents, FileInbox, FileTrainer
 from opt_ops.config import Config
-from opt_ops.core.run import IllegalTransition
+from opt_ops.core.state.model import IllegalTransition
 from opt_ops.core.values import Severity
 from opt_ops.errors import OptOpsError, Refused
-from opt_ops.files import read_json, write_json
-from opt_ops.journal import Fenced, JournalError
+from opt_ops.node import agent
 from opt_ops.ports import Alert, Ports, Scheduler
-from opt_ops.supervisor import Life, Supervisor
-from playbooks import loader
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.checkpoints import FileCheckpoints
+from opt_ops.runfolder.files import read_json, write_json
+from opt_ops.runfolder.journal import Fenced, JournalError
+from opt_ops.runfolder.node_files import FileAgents, FileInbox, FileTrainer
+from opt_ops.supervise.executor import Site
+from opt_ops.supervise.supervisor import Life, Supervisor
 
 _FAILURES = 3  # of a lineage's supervisor in a row, before a human is called
 _PAUSE_SECONDS = 10.0  # before a supervisor that failed is begun anew
 _SIGN_SECONDS = 2.0  # between signs of life
 
-log = logging.getLogger("opt_ops.daemon")
+log = logging.getLogger("opt_ops.supervise.daemon")
 
 
 class SystemClock:
@@ -89,8 +90,8 @@ class Daemon:
         self._config = config
         self._config_path = config_path
         alerts = config.alerts
-        self._policy, _ = loader.load(
-            config.playbooks or loader.folder(),
+        self._policy, _ = playbook_loader.load(
+            config.playbooks or playbook_loader.folder(),
             expected_gpus=config.health.gpus_per_node,
             least_alert=Severity(alerts.least) if alerts.urls else None,
         )

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from opt_ops.core.elapsed import within
 from opt_ops.core.events import (
     AlertSettled,
     AllocationFailed,
@@ -25,8 +24,9 @@ from opt_ops.core.events import (
     StrayCancelled,
 )
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.run import Allocation, Attempt, Node, State
+from opt_ops.core.state.model import Allocation, Attempt, Node, State
 from opt_ops.core.values import AllocationStatus, Fault
+from opt_ops.core.waiting import within
 from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from opt_ops.core.decide.policy import newest_good
+from opt_ops.core.decide.proof import baseline
 from opt_ops.core.events import (
     ChangeRequested,
     DrillRequested,
@@ -21,9 +23,7 @@ from opt_ops.core.events import (
     ResumeRequested,
     StopRequested,
 )
-from opt_ops.core.policy import newest_good
-from opt_ops.core.proof import baseline
-from opt_ops.core.run import Attempt, State, Status
+from opt_ops.core.state.model import Attempt, State, Status
 from opt_ops.core.values import Driver, Fault, Shape
 from opt_ops.ports import Inbox, Request
 

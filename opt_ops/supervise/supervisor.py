@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opt_ops import __version__
-from opt_ops.act import Hands, Site
-from opt_ops.core.decide import decide
+from opt_ops.core.decide.policy import Policy
+from opt_ops.core.decide.rules import decide
 from opt_ops.core.events import DaemonStarted, Entry, Event, LeaveIntended
-from opt_ops.core.fold import fold, replay
 from opt_ops.core.health.recurrence import remembered
-from opt_ops.core.policy import Policy
-from opt_ops.core.run import State
-from opt_ops.journal import Journal
+from opt_ops.core.state.fold import fold, replay
+from opt_ops.core.state.model import State
 from opt_ops.ports import Ports
-from opt_ops.watch.attempt import AttemptWatch
-from opt_ops.watch.cluster import AllocationWatch, NodeWatch
-from opt_ops.watch.requests import RequestWatch
-from opt_ops.watch.training import TrainingWatch
+from opt_ops.runfolder.journal import Journal
+from opt_ops.supervise.executor import Hands, Site
+from opt_ops.supervise.operator_requests import RequestWatch
+from opt_ops.supervise.watch_attempt import AttemptWatch
+from opt_ops.supervise.watch_nodes import AllocationWatch, NodeWatch
+from opt_ops.supervise.watch_training import TrainingWatch
 
 _ROUNDS = 20  # of decide and act in one tick; a state that never settles is a fault of ours, not a reason to spin
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from opt_ops.core.blame import classify, first_to_fail
+from opt_ops.core.decide.policy import Policy
+from opt_ops.core.detect.stacks import group
 from opt_ops.core.events import AttemptEnded, AttemptStarted, CheckpointRefused, Event, SignalRaised, StacksTaken
-from opt_ops.core.policy import Policy
-from opt_ops.core.run import Attempt, Incident, State
-from opt_ops.core.stacks import group
+from opt_ops.core.failures.classify_exit import classify, first_to_fail
+from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeReport
-from opt_ops.watch.cluster import WORD_SECONDS, NodeWatch
-from opt_ops.watch.training import TrainingWatch
+from opt_ops.supervise.watch_nodes import WORD_SECONDS, NodeWatch
+from opt_ops.supervise.watch_training import TrainingWatch
 
 # When a rank dies its peers die of it. Reports of other nodes may come a moment later and tell of an earlier death.
 _SETTLE_SECONDS = 1.0

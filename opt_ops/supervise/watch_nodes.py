@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from opt_ops.core.energy import EnergyMeter
+from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, same_readings
-from opt_ops.core.policy import Policy
-from opt_ops.core.run import Allocation, Attempt, Node, State
+from opt_ops.core.health.energy import EnergyMeter
+from opt_ops.core.state.model import Allocation, Attempt, Node, State
 from opt_ops.core.values import PREEMPTED, AllocationStatus, GpuPart, Tier, Verdict
 from opt_ops.errors import SchedulerUnavailable
 from opt_ops.ports import Agents, Clock, JobState, Scheduler
-from opt_ops.watch.training import TrainingWatch
+from opt_ops.supervise.watch_training import TrainingWatch
 
 _BLIND = 4.0  # times the silence of one node, before the silence of all of them is believed
 _SPREAD = 3.0  # seconds between the last heartbeats of nodes that fell silent together: one interval and a tick

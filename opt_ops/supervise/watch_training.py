@@ -8,17 +8,10 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Protocol
 
-from opt_ops.core.events import (
-    AttemptConfigured,
-    AttemptProgressed,
-    CheckpointRefused,
-    CheckpointSeen,
-    CheckpointsGone,
-    CheckpointVerified,
-    Event,
-    SignalRaised,
-)
-from opt_ops.core.pace import (
+from opt_ops.core.decide.policy import Policy, newest_good
+from opt_ops.core.detect.loss_spike import LossDetector
+from opt_ops.core.detect.point import Finding, Point
+from opt_ops.core.detect.throughput import (
     ActivationDetector,
     CorruptionDetector,
     LossScaleDetector,
@@ -29,10 +22,17 @@ from opt_ops.core.pace import (
     UsualTimes,
     slow_node,
 )
-from opt_ops.core.policy import Policy, newest_good
-from opt_ops.core.run import Attempt, State
-from opt_ops.core.signals import Finding, Point
-from opt_ops.core.spike import LossDetector
+from opt_ops.core.events import (
+    AttemptConfigured,
+    AttemptProgressed,
+    CheckpointRefused,
+    CheckpointSeen,
+    CheckpointsGone,
+    CheckpointVerified,
+    Event,
+    SignalRaised,
+)
+from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
 

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chronicles import logbook
+from chronicles.logbook import render
+from opt_ops import playbook_loader
 from opt_ops.core import events as e
-from opt_ops.core.decide import decide
+from opt_ops.core.decide.rules import decide
 from opt_ops.core.values import (
     AllocationStatus,
     Checkpoint,
@@ -24,10 +25,9 @@ from opt_ops.core.values import (
     Tier,
     Verdict,
 )
-from playbooks import loader
 from tests.chronicles.told import OPTIMIZER, Told, falling
 
-POLICY = dataclasses.replace(loader.load(loader.folder())[0], least_alert=Severity.INFO)
+POLICY = dataclasses.replace(playbook_loader.load(playbook_loader.folder())[0], least_alert=Severity.INFO)
 
 WAITS = ("distributed_c10d.py:all_reduce", "fsdp.py:_reduce_gradients", "loop.py:train_step", "loop.py:train")
 READS = ("data.py:__next__", "<script>alert(1)</script>|`x`:read", "loop.py:train_step", "loop.py:train")
@@ -283,4 +283,4 @@ def _halted(told: Lived) -> None:
 if __name__ == "__main__":
     target = Path(sys.argv[1]) / "12"
     eventful(target)
-    print(*logbook.render(target), sep="\n")
+    print(*render.render(target), sep="\n")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from chronicles import exposition
-from chronicles.account import account
-from chronicles.ledger import Stage, ledger
+from chronicles.ledger import prometheus
+from chronicles.ledger.summary import account
+from chronicles.ledger.wall_clock import Stage, ledger
 from chronicles.record import load
 from opt_ops.config import Rates
 from opt_ops.core import events as e
@@ -144,7 +144,7 @@ def test_the_ledger_needs_no_telemetry(told: Told):
 
 
 def test_prometheus_reads_it(counted: dict[str, Any]):
-    text = exposition.text({'12"\n\\': counted})
+    text = prometheus.text({'12"\n\\': counted})
     lines = text.splitlines()
     assert text.endswith("\n")
     kinds = [line.split()[2] for line in lines if line.startswith("# TYPE")]
@@ -152,10 +152,10 @@ def test_prometheus_reads_it(counted: dict[str, Any]):
     samples = [line for line in lines if not line.startswith("#")]
     assert all(line.startswith("opt_ops_") and 'lineage="12\\"\\n\\\\"' in line for line in samples)
     assert all(float(line.rsplit(" ", 1)[1]) >= 0 for line in samples)
-    assert exposition.text({}) == ""
+    assert prometheus.text({}) == ""
 
 
 def test_a_lineage_that_nobody_has_started(tmp_path: Path):
     spent = account(load(tmp_path))
     assert (spent["goodput"], spent["node_hours"], spent["calls"], spent["mtbf_seconds"]) == (None, None, 0, None)
-    assert "opt_ops_goodput_ratio" not in exposition.text({"1": spent})
+    assert "opt_ops_goodput_ratio" not in prometheus.text({"1": spent})

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from chronicles import logbook
-from chronicles.mlflow_sync import serve_command, sync
+from chronicles.logbook import render
+from chronicles.mlflow_mirror.sync import serve_command, sync
 from opt_ops.errors import Unavailable
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.server import serving
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::Deprecati
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = Path(shutil.copytree(LINEAGE, tmp_path_factory.mktemp("page") / "1"))
-    return logbook.render(folder)[1].as_uri()
+    return render.render(folder)[1].as_uri()
 
 
 def opened(browser: Any, url: str, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:

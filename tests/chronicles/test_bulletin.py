@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from chronicles.bulletin import handover, moment, update
+from chronicles.logbook.progress_notes import handover, moment, update
 from chronicles.record import Record, load, until
-from chronicles.report import build
+from chronicles.report.build import build
 from opt_ops.core import events as e
 from opt_ops.core.values import Severity, Tier, Verdict
 from tests.chronicles.eventful import eventful

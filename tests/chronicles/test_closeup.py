@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from chronicles.closeup import Closeups
+from chronicles.logbook.drawing.closeup import Closeups
 from chronicles.record import load
-from chronicles.report import build
+from chronicles.report.build import build
 from opt_ops.core.values import Action, Outcome
 from tests.chronicles.told import Told, falling, spiked
 

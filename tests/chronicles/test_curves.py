@@ -9,10 +9,10 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronicles import figure
-from chronicles.curves import curve, marks, thin, thinned
+from chronicles.logbook.drawing import figure
+from chronicles.logbook.drawing.curves import curve, marks, thin, thinned
 from chronicles.record import load
-from chronicles.report import build
+from chronicles.report.build import build
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.told import Told, falling, spiked
 

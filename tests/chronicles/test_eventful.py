@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from chronicles import logbook, mirror
-from chronicles.entries import entries
-from chronicles.entry import LogEntry
-from chronicles.front import front
-from chronicles.incidents import qualifier
-from chronicles.ledger import Phase, ledger
+from chronicles.ledger.wall_clock import Phase, ledger
+from chronicles.logbook import render
+from chronicles.logbook.entries.build import entries
+from chronicles.logbook.entries.entry import LogEntry
+from chronicles.logbook.entries.incidents import qualifier
+from chronicles.logbook.front_page import front
+from chronicles.mlflow_mirror import content
 from chronicles.record import Record, load
-from chronicles.report import build
-from chronicles.words import duration
+from chronicles.report.build import build
+from chronicles.wording import duration
 from opt_ops.core import events as e
-from opt_ops.core.node_ledger import parts, records
+from opt_ops.core.health.lemons import parts, records
 from opt_ops.core.values import Action, Driver, Outcome, Severity
 from tests.chronicles.eventful import eventful
 from tests.chronicles.test_injection import Page
@@ -49,7 +50,7 @@ def log(record: Record, report: dict[str, Any]) -> dict[str, LogEntry]:
 
 @pytest.fixture(scope="module")
 def drawn(folder: Path) -> tuple[str, str]:
-    markdown, html, _ = logbook.render(folder)
+    markdown, html, _ = render.render(folder)
     return markdown.read_text(), html.read_text()
 
 
@@ -222,7 +223,7 @@ def test_allocations_and_the_jobs_of_attempts(record: Record, report: dict[str, 
     assert jobs["12.00-a3"] == ["4101"]
     assert jobs["12.00-a4"] == ["4101", "4102"], "nodes of two allocations"
     assert jobs["12.02-a1"] == ["4104"]
-    runs = mirror.targets(record, report, {})
+    runs = content.targets(record, report, {})
     assert [run.tags.get("opt.jobs") for run in runs] == [None, "4101 4102 4103", "4103", "4103 4104 4105"]
     assert runs[-1].status == "FINISHED", "a halt is not the end"
 
@@ -248,7 +249,7 @@ def test_links_lead_to_places_on_the_page(drawn: tuple[str, str]):
 def test_a_node_that_a_person_took_out_leads_nowhere(told: Told):
     told.begin().plan("12.00").hold()
     told.see(e.NodeExcluded(node="n2", incident="operator", reason="loud fan", request="x", author="cy"))
-    html = logbook.render(told.folder)[1].read_text()
+    html = render.render(told.folder)[1].read_text()
     assert '<td class="nowrap">operator</td>' in html
     assert "#operator" not in html
 
@@ -269,11 +270,11 @@ def test_who_drives_is_on_the_front_page(told: Told, driver: Driver, lead: str):
 def test_in_the_middle_of_a_pause(told: Told):
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
     told.see(e.PauseRequested(request="p", author="bob", reason="power work", keep_nodes=True))
-    markdown = logbook.render(told.folder)[0].read_text()
+    markdown = render.render(told.folder)[0].read_text()
     assert "[bob]: 12.00 pausing, after one more checkpoint" in markdown
     assert "The nodes are kept meanwhile." in markdown
     told.see(e.ResumeRequested(request="r", author="bob", reason=""))
-    assert "pause asked for, and taken back before it began" in logbook.render(told.folder)[0].read_text()
+    assert "pause asked for, and taken back before it began" in render.render(told.folder)[0].read_text()
 
 
 def test_a_rest_is_told_on_the_front_page(told: Told):
@@ -302,7 +303,7 @@ def test_many_nodes_do_not_fill_the_page(told: Told):
     told.decide(incident, Action.RESTART)
     left = [name for name in names if name != "node007"]
     told.launch("12.00-a1", None, incident, *left).train("12.00-a1", 1, 10).close(incident)
-    markdown = logbook.render(told.folder)[0].read_text()
+    markdown = render.render(told.folder)[0].read_text()
     assert "- nodes: 124 nodes\n+ nodes: 123 nodes, without node007\n" in markdown
     assert "as attempt 12.00-a1 on 123 nodes." in markdown
 
@@ -333,7 +334,7 @@ def test_notes_and_corrections_stand_below_what_they_are_about(told: Told):
     assert [r.author for r in log["e2"].remarks] == ["bob"], "on the entry of the start"
     assert [entry.quote for entry in log.values() if entry.quote] == ["smooth", "about nothing there is"], "no entry"
     assert report["incidents"][0]["corrected"] is True
-    markdown, html, _ = logbook.render(told.folder)
+    markdown, html, _ = render.render(told.folder)
     assert "**Correction by ann, " in markdown.read_text()
     assert "it was the switch</blockquote>" in html.read_text()
 

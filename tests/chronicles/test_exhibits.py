@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chronicles.exhibits import data, machines, milestones
+from chronicles.mlflow_mirror.assets import data, machines, milestones
 from chronicles.record import load
 from opt_ops.core.health import Gpu, Heartbeat
 from tests.chronicles.told import Told, spiked

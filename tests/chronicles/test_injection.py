@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from chronicles import logbook
-from chronicles.entry import LogEntry
-from chronicles.front import front
-from chronicles.html import slug
-from chronicles.markdown import code, plain, quote, render
+from chronicles.logbook import render
+from chronicles.logbook.drawing import markdown as md
+from chronicles.logbook.drawing.html import slug
+from chronicles.logbook.drawing.markdown import code, plain, quote
+from chronicles.logbook.entries.entry import LogEntry
+from chronicles.logbook.front_page import front
 from chronicles.record import load
-from chronicles.report import build
+from chronicles.report.build import build
 from opt_ops.core import events as e
 from opt_ops.core.values import Action, Checkpoint, Driver, Fault, Outcome, Severity, StackGroup, Tier, Verdict
 from tests.chronicles.record import LINEAGE
@@ -172,7 +173,7 @@ def harmless(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def drawn(folder: Path) -> tuple[str, str]:
-    markdown, html, _ = logbook.render(folder)
+    markdown, html, _ = render.render(folder)
     return markdown.read_text(), html.read_text()
 
 
@@ -253,5 +254,5 @@ def test_what_changed_cannot_end_its_block():
     entry = LogEntry(
         anchor="e1", ts=0.0, author="ann", run="1.00", qualifier="x", changes=(("nodes", "n1\n```\n# h", "n2"),)
     )
-    markdown = render(report, front(report, None), [entry])
+    markdown = md.render(report, front(report, None), [entry])
     assert "```diff\n- nodes: n1 ``` # h\n+ nodes: n2\n```\n" in markdown

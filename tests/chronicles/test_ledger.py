@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronicles.ledger import Phase, ledger
+from chronicles.ledger.wall_clock import Phase, ledger
 from chronicles.record import Record, load
 from opt_ops.core.events import AttemptEnded, AttemptProgressed, LineageCancelled, LineageHalted, StopRequested
-from opt_ops.core.run import Status
+from opt_ops.core.state.model import Status
 from opt_ops.core.values import Action, Outcome
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.told import Told, spiked

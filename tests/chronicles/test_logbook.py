@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from chronicles import logbook
-from chronicles.entries import entries
-from chronicles.front import front
+from chronicles.logbook import render
+from chronicles.logbook.entries.build import entries
+from chronicles.logbook.front_page import front
 from chronicles.record import load
-from chronicles.report import build
-from chronicles.words import hours
+from chronicles.report.build import build
+from chronicles.wording import hours
 from opt_ops.core import events as e
 from opt_ops.core.values import Action, Checkpoint, Fault, Outcome, Tier, Verdict
 from tests.chronicles.record import GOLDEN, LINEAGE
@@ -29,7 +29,7 @@ def titles(folder: Path) -> list[str]:
 
 
 def drawn(folder: Path) -> tuple[str, str]:
-    markdown, html, _ = logbook.render(folder)
+    markdown, html, _ = render.render(folder)
     return markdown.read_text(), html.read_text()
 
 
@@ -38,11 +38,11 @@ def test_the_recorded_lineage_gives_the_golden_logbook(lineage: Path):
 
 
 def test_drawing_twice_and_elsewhere_gives_the_same_bytes(lineage: Path, tmp_path: Path):
-    first = [path.read_bytes() for path in logbook.render(lineage)]
-    assert [path.read_bytes() for path in logbook.render(lineage)] == first
+    first = [path.read_bytes() for path in render.render(lineage)]
+    assert [path.read_bytes() for path in render.render(lineage)] == first
     copy = Path(shutil.copytree(lineage, tmp_path / "elsewhere" / "1"))
     shutil.rmtree(copy / "chronicle")
-    script = "import sys; from pathlib import Path; from chronicles import logbook; logbook.render(Path(sys.argv[1]))"
+    script = "import sys, pathlib; from chronicles.logbook import render; render.render(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", script, str(copy)], check=True, env={"PYTHONHASHSEED": "7"})
     assert [path.read_bytes() for path in sorted((copy / "chronicle").iterdir())] == [
         path.read_bytes() for path in sorted((lineage / "chronicle").iterdir())
@@ -68,7 +68,7 @@ def test_units_stay_with_their_numbers_in_titles_and_nothing_is_unprintable(told
 
 
 def test_drawing_needs_neither_mlflow_nor_torch():
-    script = "import sys, chronicles.logbook; print([m for m in ('mlflow', 'torch') if m in sys.modules])"
+    script = "import sys, chronicles.logbook.render; print([m for m in ('mlflow', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

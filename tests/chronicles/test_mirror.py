@@ -9,10 +9,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronicles import mirror
-from chronicles.mirror import Choice
+from chronicles.mlflow_mirror import content
+from chronicles.mlflow_mirror.content import Choice
 from chronicles.record import load
-from chronicles.report import build
+from chronicles.report.build import build
 from opt_ops.core.events import LineageCompleted, LineageHalted
 from opt_ops.core.values import Action, Outcome
 from tests.chronicles.record import LINEAGE
@@ -26,17 +26,17 @@ CONFIGS = {
 }
 
 
-def curve(folder: Path, total: int = 400, after: int = 0) -> list[mirror.Sample]:
-    return [sample for _, samples in mirror.settled_samples(load(folder), total, after) for sample in samples]
+def curve(folder: Path, total: int = 400, after: int = 0) -> list[content.Sample]:
+    return [sample for _, samples in content.settled_samples(load(folder), total, after) for sample in samples]
 
 
-def targets(folder: Path) -> list[mirror.Target]:
+def targets(folder: Path) -> list[content.Target]:
     record = load(folder)
-    return mirror.targets(record, build(record), {})
+    return content.targets(record, build(record), {})
 
 
 def test_a_lineage_is_a_parent_with_a_child_for_each_run():
-    parent, first, second = mirror.targets(RECORD, REPORT, CONFIGS)
+    parent, first, second = content.targets(RECORD, REPORT, CONFIGS)
     assert [t.name for t in (parent, first, second)] == ["1", "1.00", "1.01"]
     assert [t.parent for t in (parent, first, second)] == [None, "1", "1"]
     assert [t.status for t in (parent, first, second)] == ["FINISHED", "KILLED", "FINISHED"]
@@ -51,7 +51,7 @@ def test_a_lineage_is_a_parent_with_a_child_for_each_run():
 
 
 def test_parameters_are_what_was_asked_for_and_what_came_of_it():
-    parent, _, second = mirror.targets(RECORD, REPORT, CONFIGS)
+    parent, _, second = content.targets(RECORD, REPORT, CONFIGS)
     assert parent.params["recipe"] == "opt-tiny"
     assert parent.params["set"] == "steps=600"
     assert parent.params["settings.optim.betas"] == "[0.9, 0.95]"
@@ -73,9 +73,9 @@ def test_statuses(told: Told):
 
 
 def test_lineages_of_one_number_are_told_apart(tmp_path: Path):
-    keys = [mirror.lineage_key(Told(tmp_path / who / "12").begin(author=who).state) for who in ("ann", "ben")]
+    keys = [content.lineage_key(Told(tmp_path / who / "12").begin(author=who).state) for who in ("ann", "ben")]
     assert keys[0] != keys[1]
-    assert "'" not in mirror.lineage_key(Told(tmp_path / "x" / "12").begin(author="o'neil").state)
+    assert "'" not in content.lineage_key(Told(tmp_path / "x" / "12").begin(author="o'neil").state)
 
 
 @given(
@@ -91,13 +91,13 @@ def test_choices(step: int, windows: list[tuple[int, int]], every: int):
 def test_all_points_around_an_incident_are_sent_of_a_long_lineage(told: Told):
     told.steps = 100_000
     report = build(load(spiked(told).folder))
-    hit, after = mirror.choice(report, "12.00-a0"), mirror.choice(report, "12.01-a0")
+    hit, after = content.choice(report, "12.00-a0"), content.choice(report, "12.01-a0")
     assert [step for step in range(1, 201) if hit.takes(step)] == [*range(10, 130, 10), *range(130, 201)]
     assert [step for step in range(101, 150) if after.takes(step)] == [*range(101, 131), 140]
 
 
 def test_a_short_lineage_is_sent_whole():
-    assert mirror.choice(REPORT, "1.00-a1").every == 1
+    assert content.choice(REPORT, "1.00-a1").every == 1
 
 
 def test_news_are_what_was_not_sent_before():
@@ -105,7 +105,7 @@ def test_news_are_what_was_not_sent_before():
     before, now = Choice(every=10, windows=()), Choice(every=10, windows=((17, 22),))
 
     def steps(sent: int, known: Choice | None) -> list[int]:
-        return [sample.step for _, samples in mirror.news(lines, now, sent, known) for sample in samples]
+        return [sample.step for _, samples in content.news(lines, now, sent, known) for sample in samples]
 
     assert steps(0, None) == [10, 17, 18, 19, 20, 21, 22, 30, 40]
     assert steps(25, before) == [17, 18, 19, 21, 22, 30, 40]
@@ -114,14 +114,14 @@ def test_news_are_what_was_not_sent_before():
 
 def test_what_is_not_finite_is_not_sent():
     line = {"ts": 1.5, "num_updates": 3, "loss": None, "gnorm": float("inf"), "lr": 0.1, "wps": "fast", "mfu": 0.4}
-    found = {sample.key: (sample.value, sample.timestamp, sample.step) for sample in mirror.samples(line)}
+    found = {sample.key: (sample.value, sample.timestamp, sample.step) for sample in content.samples(line)}
     assert found == {"lr": (0.1, 1500, 3), "mfu": (0.4, 1500, 3)}
 
 
 def test_lines_that_another_trainer_wrote_wrongly_are_left_out():
-    assert mirror.step_of({"num_updates": 3, "ts": 1}) == 3
-    assert mirror.step_of({"num_updates": "3", "ts": 1}) is None
-    assert mirror.step_of({"num_updates": 3}) is None
+    assert content.step_of({"num_updates": 3, "ts": 1}) == 3
+    assert content.step_of({"num_updates": "3", "ts": 1}) is None
+    assert content.step_of({"num_updates": 3}) is None
 
 
 def test_a_step_is_settled_once_a_later_checkpoint_is_good(told: Told):
@@ -143,9 +143,9 @@ def test_everything_is_settled_at_the_end(told: Told):
 
 def test_a_rollback_sends_the_settled_curve_back(told: Told):
     record = load(spiked(told).folder)
-    assert mirror.settled_after(record, 150, 1) == 100, "150 was sent before 12.01 began at 100"
-    assert mirror.settled_after(record, 150, 2) == 150, "12.01 was known then"
-    assert mirror.settled_after(record, 0, 0) == 0
+    assert content.settled_after(record, 150, 1) == 100, "150 was sent before 12.01 began at 100"
+    assert content.settled_after(record, 150, 2) == 150, "12.01 was known then"
+    assert content.settled_after(record, 0, 0) == 0
 
 
 def test_a_long_settled_curve_has_about_as_many_points_as_mlflow_draws(told: Told):
@@ -153,12 +153,12 @@ def test_a_long_settled_curve_has_about_as_many_points_as_mlflow_draws(told: Tol
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 30_000)
     told.end("12.00-a0", Outcome.COMPLETED, 30_000).see(LineageCompleted(step=30_000))
     steps = {sample.step for sample in curve(told.folder, total=30_000)}
-    assert len(steps) == mirror.SETTLED_POINTS
+    assert len(steps) == content.SETTLED_POINTS
     assert max(steps) == 30_000
 
 
 def test_what_was_spent_adds_up():
-    samples = mirror.ledger_samples(REPORT)
+    samples = content.ledger_samples(REPORT)
     lost = [sample.value for sample in samples if sample.key == "spent/steps_lost"]
     assert lost == [25, 39, 39, 211]
     assert [sample.value for sample in samples if sample.key == "spent/goodput"] == [REPORT["goodput"]["goodput"]]
@@ -175,7 +175,7 @@ def test_what_one_attempt_answers_was_spent_once(told: Told):
     report = build(load(told.folder))
     rows = [{**row, "next_attempt": "12.00-a1", "steps_lost": 50, "seconds_down": 9.0} for row in report["incidents"]]
     rows[1]["seconds_down"] = 12.0
-    samples = mirror.ledger_samples({**report, "incidents": rows})
+    samples = content.ledger_samples({**report, "incidents": rows})
     assert [s.value for s in samples if s.key == "spent/steps_lost"] == [50, 50]
     assert [s.value for s in samples if s.key == "spent/seconds_down"] == [9.0, 12.0]
 
@@ -185,7 +185,7 @@ def test_the_note_fits_and_keeps_the_newest_incidents(told: Told):
     for number in range(120):
         told.incident("hang", f"no step for {number} s, and {'a long story ' * 8}", "12.00-a0", 5)
     note = targets(told.folder)[0].tags["mlflow.note.content"]
-    assert len(note) <= mirror.TAG_LIMIT
+    assert len(note) <= content.TAG_LIMIT
     assert "12-i119" in note
     assert "12-i000" not in note
     assert "chronicle/logbook.html" in note
@@ -196,13 +196,13 @@ def test_thousands_of_nodes_fit_into_a_tag(told: Told):
     told.begin().plan("12.00").hold(*nodes).launch("12.00-a0", None, None, *nodes)
     child = targets(told.folder)[1]
     assert child.tags["opt.nodes"].startswith("gpu-rack-00000 gpu-rack-00001 ")
-    assert len(child.tags["opt.nodes"]) == mirror.TAG_LIMIT
+    assert len(child.tags["opt.nodes"]) == content.TAG_LIMIT
 
 
 def test_nothing_depends_on_the_clock():
-    again = mirror.targets(load(LINEAGE), build(load(LINEAGE)), CONFIGS)
+    again = content.targets(load(LINEAGE), build(load(LINEAGE)), CONFIGS)
     assert [dataclasses.asdict(t) for t in again] == [
-        dataclasses.asdict(t) for t in mirror.targets(RECORD, REPORT, CONFIGS)
+        dataclasses.asdict(t) for t in content.targets(RECORD, REPORT, CONFIGS)
     ]
 
 
@@ -217,6 +217,6 @@ def test_an_update_that_was_not_applied_is_named(told: Told):
 
 def test_every_tag_and_metric_is_in_the_documentation():
     documented = (Path(__file__).parents[2] / "docs" / "formats.md").read_text().partition("\n### MLflow\n")[2]
-    tags = {tag for target in mirror.targets(RECORD, REPORT, CONFIGS) for tag in target.tags if tag.startswith("opt.")}
-    keys = {*mirror.SERIES, *(sample.key for sample in [*mirror.ledger_samples(REPORT), *curve(LINEAGE, 600)])}
+    tags = {tag for target in content.targets(RECORD, REPORT, CONFIGS) for tag in target.tags if tag.startswith("opt.")}
+    keys = {*content.SERIES, *(sample.key for sample in [*content.ledger_samples(REPORT), *curve(LINEAGE, 600)])}
     assert [name for name in sorted(tags | keys) if f"`{name}`" not in documented] == []

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from chronicles import logbook
-from chronicles.mlflow_sync import serve_command, sync
+from chronicles.logbook import render
+from chronicles.mlflow_mirror.sync import serve_command, sync
 from opt_ops.errors import Unavailable
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.server import serving
@@ -58,8 +58,8 @@ def test_who_may_write_does_and_who_may_not_loses_nothing(
     from mlflow import MlflowClient
 
     folder = Path(shutil.copytree(LINEAGE, tmp_path / "runs" / "1"))
-    files = logbook.render(folder)
-    monkeypatch.setattr(logbook, "write", lambda *_: files)  # drawing it every time takes long and is not in question
+    files = render.render(folder)
+    monkeypatch.setattr(render, "write", lambda *_: files)  # drawing it every time takes long and is not in question
     users: tuple[dict[str, str], ...] = ({}, {"USERNAME": ADMIN, "PASSWORD": "wrong"}, {"TOKEN": "unknown"})
     for user in users:
         as_user(monkeypatch, **user)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from chronicles import logbook, mlflow_sync
-from chronicles.markdown import SIGNED, experiment
-from chronicles.mlflow_sync import serve_command, sync
+from chronicles.logbook import render
+from chronicles.logbook.drawing.markdown import SIGNED, experiment
+from chronicles.mlflow_mirror.sync import _alone, serve_command, sync
 from chronicles.record import load
 from opt_ops.core.events import LineageCompleted, LineageHalted
 from opt_ops.core.values import Action, Outcome
@@ -127,8 +127,8 @@ def test_killed_after_any_call_it_goes_on(
 ):
     from mlflow import MlflowClient
 
-    files = logbook.render(lineage)
-    monkeypatch.setattr(logbook, "write", lambda *_: files)  # drawing it every time takes long and is not in question
+    files = render.render(lineage)
+    monkeypatch.setattr(render, "write", lambda *_: files)  # drawing it every time takes long and is not in question
     names = ("create_experiment", "create_run", "log_batch", "set_terminated")
     names += ("log_inputs", "create_logged_model", "finalize_logged_model", "log_artifact")  # in the order of calls
     names += ("set_experiment_tag",)
@@ -267,7 +267,7 @@ def test_a_deleted_experiment_is_not_written_to(lineage: Path, store: str):
 
 
 def test_two_syncs_at_once_are_refused(lineage: Path, store: str):
-    with mlflow_sync._alone(_chronicle(lineage)), pytest.raises(Unavailable, match="another sync of lineage 1"):
+    with _alone(_chronicle(lineage)), pytest.raises(Unavailable, match="another sync of lineage 1"):
         sync(lineage, store, "opt-ops")
 
 

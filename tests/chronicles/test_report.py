@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chronicles.record import load
-from chronicles.report import SCHEMA, build
+from chronicles.report.build import SCHEMA, build
 from opt_ops.core.values import Action, Outcome
 from tests.chronicles.record import GOLDEN, LINEAGE
 from tests.chronicles.told import Told, spiked

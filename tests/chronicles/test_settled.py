@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronicles.settled import settled, stretches
-from opt_ops.core.run import Attempt
-from opt_ops.core.signals import Point
+from chronicles.kept_curve import settled, stretches
+from opt_ops.core.detect.point import Point
+from opt_ops.core.state.model import Attempt
 from opt_ops.core.values import Checkpoint
 
 

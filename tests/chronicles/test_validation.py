@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from chronicles import figure, logbook, mirror
-from chronicles.bulletin import update
-from chronicles.curves import letter, validation
-from chronicles.front import front
+from chronicles.logbook import render
+from chronicles.logbook.drawing import figure
+from chronicles.logbook.drawing.curves import letter, validation
+from chronicles.logbook.front_page import front
+from chronicles.logbook.progress_notes import update
+from chronicles.mlflow_mirror import content
 from chronicles.record import Record, load
-from chronicles.report import build
+from chronicles.report.build import build
 from opt_ops.core.values import Action, Outcome
 from tests.chronicles.told import Told
 
@@ -85,7 +87,7 @@ def test_the_curve_has_what_counts_and_what_was_taken_back(record: Record):
 
 
 def test_the_page_shows_them(folder: Path):
-    markdown, html, _ = (path.read_text() for path in logbook.render(folder))
+    markdown, html, _ = (path.read_text() for path in render.render(folder))
     assert "| b code | 2.300 | 360 | 2.200 | 2.000 after 240 | 9 |" in markdown
     assert html.count("Validation loss, nats per token") == len(figure.SIZES)
     assert "<b>b</b> code" in html
@@ -101,7 +103,7 @@ def test_of_one_corpus_the_loss_stands_among_the_large_figures(told: Told):
 
 def test_without_evaluation_nothing_is_said_of_it(told: Told):
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 80)
-    pages = "".join(path.read_text() for path in logbook.render(told.folder)[:2])
+    pages = "".join(path.read_text() for path in render.render(told.folder)[:2])
     assert "Validation" not in pages
 
 
@@ -117,26 +119,26 @@ def line(step: int, **valid: float | None) -> dict[str, Any]:
 
 def test_mlflow_gets_every_evaluation_and_none_twice():
     lines = [line(3, wiki=3.0), line(7, wiki=None), line(10, wiki=2.5), line(11)]
-    every = mirror.Choice(every=10, windows=())
-    sent = [s for _, found in mirror.news(lines, every, 0, None) for s in found]
+    every = content.Choice(every=10, windows=())
+    sent = [s for _, found in content.news(lines, every, 0, None) for s in found]
     assert [(s.key, s.step, s.value) for s in sent] == [
         ("valid/wiki", 3, 3.0),
         ("loss", 10, 5.0),
         ("valid/wiki", 10, 2.5),
     ]
-    near = mirror.Choice(every=10, windows=((1, 5),))
-    later = [s for _, found in mirror.news(lines, near, 4, every) for s in found]
+    near = content.Choice(every=10, windows=((1, 5),))
+    later = [s for _, found in content.news(lines, near, 4, every) for s in found]
     assert [(s.key, s.step) for s in later] == [("loss", 3)], "its loss was left out before, its evaluation was not"
 
 
 def test_names_that_mlflow_would_refuse_are_written_otherwise():
-    (sample,) = mirror.evaluations(line(1, **{"../a<b>:$": 1.0}))
+    (sample,) = content.evaluations(line(1, **{"../a<b>:$": 1.0}))
     assert re.fullmatch(r"valid/[A-Za-z0-9_. -]+", sample.key)
     assert ".." not in sample.key
 
 
 def test_the_settled_curve_has_the_evaluations_that_count(record: Record):
-    found = [s for _, samples in mirror.settled_samples(record, 400_000, 0) for s in samples]
+    found = [s for _, samples in content.settled_samples(record, 400_000, 0) for s in samples]
     assert {s.key for s in found} >= {"settled/valid/wiki", "settled/valid/code"}
     assert [s.step for s in found if s.key == "settled/valid/wiki"] == [40, 80, 120, 160, 200, 240, 280, 320]
     assert all(s.value != 9.0 for s in found), "the rollback took it back"

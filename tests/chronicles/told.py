@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.fold import fold
+from opt_ops.core.decide.proof import under
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.proof import under
-from opt_ops.core.run import State
 from opt_ops.core.schedule import expected_lr
+from opt_ops.core.state.fold import fold
+from opt_ops.core.state.model import State
 from opt_ops.core.values import (
     Action,
     AllocationStatus,
@@ -25,7 +25,7 @@ from opt_ops.core.values import (
     Schedule,
     Shape,
 )
-from opt_ops.journal import Journal
+from opt_ops.runfolder.journal import Journal
 
 OPTIMIZER = Optimizer(betas=(0.9, 0.95), weight_decay=0.1, clip_norm=1.0)
 START = 1_795_000_000.0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.core.run import Status
+from opt_ops.core.state.model import Status
 from opt_ops.errors import Refused
-from opt_ops.journal import Journal
+from opt_ops.runfolder.journal import Journal
 from tests.cli.test_cli import told
 from tests.e2e.site import Site
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opt_ops.journal import Journal
+from opt_ops.runfolder.journal import Journal
 from tests.core.story import Story
 from tests.fake_nvml.build import FakeDriver
 

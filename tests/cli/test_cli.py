@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import typer.main
 
-from opt_ops import lineages
 from opt_ops.cli import app
 from opt_ops.core import events as e
-from opt_ops.core.run import State
+from opt_ops.core.state.model import State
 from opt_ops.core.values import Checkpoint, Outcome, Verdict
-from opt_ops.files import write_json
-from opt_ops.journal import Journal
 from opt_ops.ports import Request
-from opt_ops.watch.requests import event_of
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.files import write_json
+from opt_ops.runfolder.journal import Journal
+from opt_ops.supervise.operator_requests import event_of
 from tests.core.story import Story
 from tests.e2e.stub_trainer import telemetry
 
@@ -584,7 +584,7 @@ def test_doctor_looks_at_journals_clocks_and_servers(site: Path, tmp_path: Path)
 
 
 def test_a_sparkline_keeps_peaks_and_shows_what_is_not_finite():
-    from opt_ops.cli.live import sparkline
+    from opt_ops.cli.run_watch import sparkline
 
     assert sparkline([1.0] * 50 + [9.0] + [1.0] * 49, 10) == "▁▁▁▁▁█▁▁▁▁"
     assert sparkline([1.0, None, 2.0], 10) == "▁×█"
@@ -592,7 +592,7 @@ def test_a_sparkline_keeps_peaks_and_shows_what_is_not_finite():
 
 
 def test_completion_knows_lineages_and_runs(site: Path, monkeypatch: pytest.MonkeyPatch):
-    from opt_ops.cli.common import complete_id
+    from opt_ops.cli.options import complete_id
 
     monkeypatch.chdir(site)
     assert complete_id("12") == ["12", "12.00", "12.01"]

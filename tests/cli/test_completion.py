@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.journal import Journal
+from opt_ops.runfolder.journal import Journal
 from tests.cli.test_cli import told
 
 PROMPT = "ready>"

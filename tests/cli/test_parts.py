@@ -9,7 +9,7 @@ import pytest
 
 from opt_ops.core import events as e
 from opt_ops.core.values import GpuPart, Verdict
-from opt_ops.journal import Journal
+from opt_ops.runfolder.journal import Journal
 from tests.core.story import Story
 from tests.fake_nvml.build import FakeDriver
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from playbooks import loader
+from opt_ops import playbook_loader
 
 OLD = Path(__file__).parents[1] / "data" / "journal-first-light"
 
@@ -18,7 +18,7 @@ def site(tmp_path: Path) -> Path:
     shutil.copytree(OLD, tmp_path / "runs" / "1" / "journal")
     edited = tmp_path / "edited"
     edited.mkdir()
-    for path in loader.folder().glob("*.md"):
+    for path in playbook_loader.folder().glob("*.md"):
         shutil.copy(path, edited)
     return tmp_path
 
@@ -83,5 +83,5 @@ def test_a_page_is_found_by_its_name_and_by_what_it_answers(site: Path):
 
 def test_all_pages_are_listed_and_counted(site: Path):
     listed = json.loads(run(site, "list", "-o", "json").stdout)["items"]
-    assert {row["name"] for row in listed} == {path.stem for path in loader.folder().glob("*.md")}
+    assert {row["name"] for row in listed} == {path.stem for path in playbook_loader.folder().glob("*.md")}
     assert run(site, "check").stdout.startswith(f"{len(listed)} pages")

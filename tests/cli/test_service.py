@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from opt_ops.cli.service import _forget_the_job, _is_daemon
-from opt_ops.files import read_json, write_json
+from opt_ops.cli.daemon import _forget_the_job, _is_daemon
+from opt_ops.runfolder.files import read_json, write_json
 
 HOST = os.uname().nodename
 
@@ -168,17 +168,17 @@ def test_a_daemon_that_cannot_start_is_told_with_its_log(site: Path):
 
 
 def test_a_daemon_that_hangs_is_told_and_not_doubled(site: Path, monkeypatch: pytest.MonkeyPatch):
-    from opt_ops.cli import service
+    from opt_ops.cli import daemon
 
     opt_ops(site, "daemon", "ensure")
     sign = sign_of(site)
     os.kill(sign["pid"], signal.SIGSTOP)
     write_json(site / "runs" / "daemon.json", sign | {"ts": time.time() - 3600})
     monkeypatch.chdir(site)
-    monkeypatch.setattr(service, "_FIRST_SIGN_SECONDS", 10.0)
-    monkeypatch.setattr(service.settings, "config_path", None)
-    with pytest.raises(service.Unavailable, match=r"has given no sign for 1h00m: it hangs") as raised:
-        service.ensure()
+    monkeypatch.setattr(daemon, "_FIRST_SIGN_SECONDS", 10.0)
+    monkeypatch.setattr(daemon.settings, "config_path", None)
+    with pytest.raises(daemon.Unavailable, match=r"has given no sign for 1h00m: it hangs") as raised:
+        daemon.ensure()
     assert raised.value.hint.startswith(f"kill -9 {sign['pid']} on {HOST} is safe")
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.journal import Journal
-from opt_ops.render import Column, laid_out, text
+from opt_ops.cli.output import Column, laid_out, text
+from opt_ops.runfolder.journal import Journal
 from tests.cli.test_cli import told
 
 COLUMNS = [Column("STEP", "step", right=True), Column("NAME", "name"), Column("WHY", "why"), Column("SEEN", "seen")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from opt_ops import playbook_loader
 from opt_ops.core import events as e
-from opt_ops.core.decide import decide
-from opt_ops.core.fold import fold
-from opt_ops.core.policy import Policy
-from opt_ops.core.run import State
+from opt_ops.core.decide.policy import Policy
+from opt_ops.core.decide.rules import decide
 from opt_ops.core.schedule import expected_lr
+from opt_ops.core.state.fold import fold
+from opt_ops.core.state.model import State
 from opt_ops.core.values import (
     AllocationStatus,
     Checkpoint,
@@ -20,9 +21,8 @@ from opt_ops.core.values import (
     Tier,
     Verdict,
 )
-from playbooks import loader
 
-POLICY: Policy = loader.load(loader.folder())[0]
+POLICY: Policy = playbook_loader.load(playbook_loader.folder())[0]
 SCHEDULE = Schedule(peak_lr=1e-3, warmup_steps=10, total_steps=1000, final_fraction=0.1)
 OPTIMIZER = Optimizer(betas=(0.9, 0.95), weight_decay=0.1, clip_norm=1.0)
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from opt_ops import lineages
+from opt_ops import playbook_loader
 from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.run import State
-from playbooks import loader
+from opt_ops.core.state.model import State
+from opt_ops.runfolder import lineages
 
 STUB = Path(__file__).with_name("stub_trainer.py")
 
@@ -157,7 +157,7 @@ class Site:
 
 def _write_playbooks(folder: Path) -> None:
     folder.mkdir()
-    for path in loader.folder().glob("*.md"):
+    for path in playbook_loader.folder().glob("*.md"):
         text = path.read_text()
         for old, new in QUICK.get(path.name, {}).items():
             assert old in text

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops import lineages
-from opt_ops.core.run import Status
+from opt_ops.core.state.model import Status
 from opt_ops.core.values import Outcome
-from opt_ops.journal import Fenced, Journal
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.journal import Fenced, Journal
 from tests.e2e.site import Site
 
 OLD = Path(__file__).parents[1] / "data" / "journal-first-light"

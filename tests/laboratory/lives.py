@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 
-import opt_ops.journal
-import opt_ops.supervisor
-from opt_ops.act import Site
-from opt_ops.adapters.simulated import Costs, Physics, World, faults, run
-from opt_ops.adapters.simulated.drive import Pace
-from opt_ops.adapters.simulated.hands import ports
-from opt_ops.adapters.simulated.world import Planned
+import opt_ops.runfolder.journal
+import opt_ops.supervise.supervisor
+from opt_ops import playbook_loader
 from opt_ops.core.events import Entry, LineageCancelled
-from opt_ops.core.fold import replay
-from opt_ops.core.run import State
+from opt_ops.core.state.fold import replay
+from opt_ops.core.state.model import State
 from opt_ops.core.values import Schedule, Severity
-from opt_ops.journal import Journal, read
+from opt_ops.laboratory.simulated import Costs, Physics, World, faults, run
+from opt_ops.laboratory.simulated.drive import Pace
+from opt_ops.laboratory.simulated.ports import ports
+from opt_ops.laboratory.simulated.world import Planned
 from opt_ops.ports import Ports
-from opt_ops.supervisor import Life, Supervisor
-from playbooks import loader
+from opt_ops.runfolder.journal import Journal, read
+from opt_ops.supervise.executor import Site
+from opt_ops.supervise.supervisor import Life, Supervisor
 
-POLICY = replace(loader.load(loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
+POLICY = replace(playbook_loader.load(playbook_loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
 SITE = Site(folder="/sim/1", trainer=("train",))
 
 # What is done to the world; everything else a port offers is looking.
@@ -136,11 +136,11 @@ class Lives:
                 boundaries.here("after append")
 
             def _tear(self, entry: Entry) -> None:
-                line = opt_ops.journal._line(entry)
+                line = opt_ops.runfolder.journal._line(entry)
                 os.write(self._descriptor, line[: len(line) // 2])
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(opt_ops.supervisor, "Journal", Breakable)
+            patch.setattr(opt_ops.supervise.supervisor, "Journal", Breakable)
             hands = ports(self.world)
             guarded = {name: Guarded(getattr(hands, name), name, boundaries) for name in Ports.__dataclass_fields__}
             life = Life(host="head", pid=1, last_sign=None)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.adapters.simulated import Costs, faults
-from opt_ops.adapters.simulated.training import Sickness
-from opt_ops.adapters.simulated.world import Planned
 from opt_ops.core import events as e
-from opt_ops.core.run import Status
-from tests.simulated.lives import Boundaries, Lives, answers, physics, start, without_sync
+from opt_ops.core.state.model import Status
+from opt_ops.laboratory.simulated import Costs, faults
+from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.world import Planned
+from tests.laboratory.lives import Boundaries, Lives, answers, physics, start, without_sync
 
 
 @dataclass(frozen=True)

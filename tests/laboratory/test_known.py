@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.adapters.simulated import Costs, faults
-from opt_ops.adapters.simulated.training import Sickness
-from opt_ops.adapters.simulated.world import Planned
 from opt_ops.core.values import Severity
-from tests.simulated.lives import Lives, physics, start, without_sync
+from opt_ops.laboratory.simulated import Costs, faults
+from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.world import Planned
+from tests.laboratory.lives import Lives, physics, start, without_sync
 
 
 @pytest.fixture(autouse=True)

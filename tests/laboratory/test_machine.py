@@ -1,8 +1,9 @@
 """Anything may happen in any order: Hypothesis puts in faults, crashes, second daemons and requests, and looks for a
 lineage that contradicts itself, does a thing twice, or gets stuck.
 
-The 60 histories that run by default are always the same. `MACHINE_EXAMPLES=2000 pytest tests/simulated/test_machine.py`
-looks further, differently each time, and shrinks what it finds.
+The 60 histories that run by default are always the same.
+`MACHINE_EXAMPLES=2000 pytest tests/laboratory/test_machine.py` looks further,
+differently each time, and shrinks what it finds.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from opt_ops.adapters.simulated import faults
-from opt_ops.adapters.simulated.training import Sickness
-from opt_ops.adapters.simulated.world import Fault, Planned
 from opt_ops.core import events as e
-from opt_ops.core.fold import fold
-from opt_ops.core.run import State, Status
-from opt_ops.journal import Fenced
-from tests.simulated.lives import Lives, answers, physics, start, without_sync
+from opt_ops.core.state.fold import fold
+from opt_ops.core.state.model import State, Status
+from opt_ops.laboratory.simulated import faults
+from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.world import Fault, Planned
+from opt_ops.runfolder.journal import Fenced
+from tests.laboratory.lives import Lives, answers, physics, start, without_sync
 
 EXAMPLES = os.environ.get("MACHINE_EXAMPLES")
 

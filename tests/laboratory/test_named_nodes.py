@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.adapters.simulated import faults
-from opt_ops.adapters.simulated.hands import SimulatedTrainer
-from opt_ops.adapters.simulated.training import Training
-from opt_ops.adapters.simulated.world import Planned
-from opt_ops.core.run import Incident
+from opt_ops.core.state.model import Incident
 from opt_ops.core.values import Action, Tier
-from tests.simulated.lives import Lives, physics, start, without_sync
+from opt_ops.laboratory.simulated import faults
+from opt_ops.laboratory.simulated.ports import SimulatedTrainer
+from opt_ops.laboratory.simulated.training import Training
+from opt_ops.laboratory.simulated.world import Planned
+from tests.laboratory.lives import Lives, physics, start, without_sync
 
 
 @pytest.fixture(autouse=True)

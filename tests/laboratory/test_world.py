@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.adapters.simulated import Physics, World, faults
-from opt_ops.adapters.simulated.hands import SimulatedAgents, SimulatedCheckpoints, SimulatedScheduler, SimulatedTrainer
-from opt_ops.adapters.simulated.physics import Costs
-from opt_ops.adapters.simulated.training import Sickness
-from opt_ops.adapters.simulated.world import EPOCH, Planned
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.values import Action, AllocationStatus, LrFactor, Schedule
 from opt_ops.errors import Refused, SchedulerUnavailable
+from opt_ops.laboratory.simulated import Physics, World, faults
+from opt_ops.laboratory.simulated.costs import Costs
+from opt_ops.laboratory.simulated.ports import (
+    SimulatedAgents,
+    SimulatedCheckpoints,
+    SimulatedScheduler,
+    SimulatedTrainer,
+)
+from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.world import EPOCH, Planned
 from opt_ops.ports import Launch, Orders
-from tests.simulated.lives import Lives, physics, start, without_sync
+from tests.laboratory.lives import Lives, physics, start, without_sync
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from opt_ops.adapters.runfolder import FileAgents
+from opt_ops.core.detect.stacks import main_thread
 from opt_ops.core.health import judge
-from opt_ops.core.stacks import main_thread
 from opt_ops.core.values import Verdict
-from opt_ops.files import write_json
 from opt_ops.ports import Drilling, Launch, NodeReport, Orders
+from opt_ops.runfolder.files import write_json
+from opt_ops.runfolder.node_files import FileAgents
 from tests.fake_nvml.build import FakeDriver
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(120)")
@@ -49,7 +49,16 @@ class Node:
         self.seq = 0
 
     def start(self, *before: str, **environment: str) -> None:
-        command = [*before, sys.executable, "-m", "opt_ops.agent", "--folder", str(self.folder), "--allocation", "1-n0"]
+        command = [
+            *before,
+            sys.executable,
+            "-m",
+            "opt_ops.node.agent",
+            "--folder",
+            str(self.folder),
+            "--allocation",
+            "1-n0",
+        ]
         command += ["--node", "n1", "--host", "h"]
         self.process = subprocess.Popen(command, env={**os.environ, **environment})
 
@@ -261,7 +270,7 @@ def test_a_hung_driver_is_a_reading_and_does_not_stop_the_agent(
     node: Node, nvml_library: Path, monkeypatch: pytest.MonkeyPatch
 ):
     driver = FakeDriver(node.folder, gpus=2, library=nvml_library)
-    deadline = "import opt_ops.agent as a; a.READING_DEADLINE = 3.0; a.main()"
+    deadline = "import opt_ops.node.agent as a; a.READING_DEADLINE = 3.0; a.main()"
     arguments = ["--folder", str(node.folder), "--allocation", "1-n0", "--node", "n1", "--host", "h"]
     node.process = subprocess.Popen([sys.executable, "-c", deadline, *arguments], env={**os.environ, **driver.env})
     node.beat(lambda beat: beat.nvml == "ok")
@@ -332,7 +341,7 @@ def test_a_launch_that_finds_no_room_is_tried_again(node: Node):
 
 def test_which_node_is_this(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name != "SLURMD_NODENAME"}
-    command = [sys.executable, "-m", "opt_ops.agent", "--folder", str(tmp_path), "--allocation", "1-n0"]
+    command = [sys.executable, "-m", "opt_ops.node.agent", "--folder", str(tmp_path), "--allocation", "1-n0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert "which node is this?" in done.stderr

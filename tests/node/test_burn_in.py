@@ -2,10 +2,10 @@
 
 import pytest
 
-from opt_ops.adapters.burn_in import burn_in, on_this_machine
-from opt_ops.core.burn_in import Measured
-from opt_ops.core.health.burned import FLOORS, BurnIn, DeviceTest, burned
+from opt_ops.core.health.burn_in_findings import FLOORS, BurnIn, DeviceTest, burned
+from opt_ops.core.health.burn_in_plan import Measured
 from opt_ops.core.values import Verdict
+from opt_ops.node.burn_in import burn_in, on_this_machine
 
 
 def found(fault: str, nodes: tuple[str, ...], at: str, ranks: int = 1) -> dict[str, set[tuple[Verdict, str]]]:

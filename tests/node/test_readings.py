@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from opt_ops.adapters import host
-from opt_ops.adapters.kernel_log import KernelLog
-from opt_ops.adapters.nvml import Probe
-from opt_ops.adapters.runfolder import heartbeat_of
 from opt_ops.core.health import Heartbeat, Xid, judge
 from opt_ops.core.health.findings import GPU_ROWS, NODE_ROWS, PORT_ROWS
 from opt_ops.core.values import Verdict
+from opt_ops.node import host
+from opt_ops.node.kernel_log import KernelLog
+from opt_ops.node.nvml import Probe
+from opt_ops.runfolder.node_files import heartbeat_of
 from tests.fake_nvml.build import FakeDriver, build
 
 
 def read(driver: FakeDriver, attempt: str | None = None) -> Heartbeat:
-    command = [sys.executable, "-m", "opt_ops.adapters.nvml", "--once"]
+    command = [sys.executable, "-m", "opt_ops.node.nvml", "--once"]
     env = {**os.environ, **driver.env}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=True)
     where = {"node": "n1", "host": "h", "ts": 1.0, "attempt": attempt, "allocation": "1-n0"}
@@ -93,7 +93,7 @@ CASES: list[tuple[dict[str, Any], str | None, Verdict, str]] = [
 
 IN_TIME = {"gpu_changed", "nvlink_errors", "pcie_replays", "port_flaps", "port_down", "gpu_missing", "disk_low"}
 IN_TIME |= {"mount_lost", "mount_read_only", "carrier_lost", "clock_unset"}
-"""Rows that need more than one reading or no GPU: tests of their own, here and in tests/core/test_health.py."""
+"""Rows that need more than one reading or no GPU: tests of their own, here and in tests/core/health/test_health.py."""
 
 
 @pytest.mark.parametrize(("says", "attempt", "verdict", "reason"), CASES)

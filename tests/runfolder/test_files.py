@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.adapters.checkpoints import FileCheckpoints
-from opt_ops.adapters.kernel_log import KernelLog, parse_xid
-from opt_ops.adapters.runfolder import FileAgents, FileInbox, FileTrainer
+from opt_ops.contract import manifest
 from opt_ops.core.values import Checkpoint
 from opt_ops.errors import OptOpsError
-from opt_ops.files import Tail, create_json, read_json, write_json, write_text
+from opt_ops.node.kernel_log import KernelLog, parse_xid
 from opt_ops.ports import Request
+from opt_ops.runfolder.checkpoints import FileCheckpoints
+from opt_ops.runfolder.files import Tail, create_json, read_json, write_json, write_text
+from opt_ops.runfolder.node_files import FileAgents, FileInbox, FileTrainer
 from tests.e2e.stub_trainer import save, telemetry
-from trainer import manifest
 
 
 def append(path: Path, text: str) -> None:

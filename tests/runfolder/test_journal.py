@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from opt_ops.act import Site
 from opt_ops.core import events as e
-from opt_ops.journal import Fenced, Journal, JournalError, read
 from opt_ops.ports import Ports
-from opt_ops.supervisor import Life, Supervisor
+from opt_ops.runfolder.journal import Fenced, Journal, JournalError, read
+from opt_ops.supervise.executor import Site
+from opt_ops.supervise.supervisor import Life, Supervisor
 from tests.core.story import POLICY
 
 
@@ -91,7 +91,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path):
 
 
 def test_a_newer_version_is_not_guessed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("opt_ops.journal.VERSION", 2)
+    monkeypatch.setattr("opt_ops.runfolder.journal.VERSION", 2)
     write(tmp_path, "a").close()
     monkeypatch.undo()
     with pytest.raises(JournalError, match="version 2"):
@@ -110,7 +110,7 @@ def test_a_line_that_an_older_life_slipped_in_is_void(tmp_path: Path):
     old = write(tmp_path, "a")
     new = Journal(tmp_path)
     # Past its fence check when the new life began: the bytes still land in its own file.
-    from opt_ops.journal import _line
+    from opt_ops.runfolder.journal import _line
 
     os.write(old._descriptor, _line(old.stamp(note("late"), 0.0)))
     new.append(new.stamp(note("b"), 0.0))
@@ -130,7 +130,7 @@ def test_lives_that_begin_at_once_get_different_epochs(tmp_path: Path):
 
 def test_a_line_that_does_not_fit_on_the_disk_ends_this_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     journal = write(tmp_path, "a")
-    monkeypatch.setattr("opt_ops.journal.os.write", lambda descriptor, line: 5)
+    monkeypatch.setattr("opt_ops.runfolder.journal.os.write", lambda descriptor, line: 5)
     with pytest.raises(OSError, match="wrote 5 of"):
         journal.append(journal.stamp(note("b"), 0.0))
 

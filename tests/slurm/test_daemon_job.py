@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from opt_ops.cli.units import job_name
+from opt_ops.cli.daemon_units import job_name
 from opt_ops.core import events as e
-from opt_ops.core.run import Status
-from opt_ops.files import read_json
+from opt_ops.core.state.model import Status
+from opt_ops.runfolder.files import read_json
 from tests.e2e.site import Site
 from tests.slurm.cluster import Cluster
 

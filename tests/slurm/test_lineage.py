@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from opt_ops.adapters.slurm import SlurmOptions, SlurmScheduler
-from opt_ops.agent import main as agent_main
 from opt_ops.core import events as e
-from opt_ops.core.run import Status
+from opt_ops.core.state.model import Status
 from opt_ops.core.values import AllocationStatus
 from opt_ops.errors import Refused, SchedulerUnavailable
+from opt_ops.node.agent import main as agent_main
 from tests.e2e.site import Site
 from tests.slurm.cluster import Cluster
 

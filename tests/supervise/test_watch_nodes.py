@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 from opt_ops.core.events import AllocationChanged, AllocationSubmitted, AttemptIntended, NodeAllowed, NodeJudged
 from opt_ops.core.health import Gpu, Heartbeat
-from opt_ops.core.health.burned import BurnIn, DeviceTest
+from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest
 from opt_ops.core.values import AllocationStatus, Shape, Verdict
-from opt_ops.watch.cluster import NodeWatch
+from opt_ops.supervise.watch_nodes import NodeWatch
 from tests.core.story import Story
 
 GPU = Gpu(index=0, uuid="GPU-1", serial="1", name="H200", throttle=0x1, ecc_uncorrected=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from opt_ops.watch.training import TrainingWatch
+from opt_ops.supervise.watch_training import TrainingWatch
 from tests.core.story import Story
 
 

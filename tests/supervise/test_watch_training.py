@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from opt_ops.core.values import Outcome
-from opt_ops.watch.training import TrainingWatch
+from opt_ops.supervise.watch_training import TrainingWatch
 from tests.core.story import POLICY, Story
 
 

@@ -113,11 +113,11 @@ class Ranks:
 
 def engine_of(recipe: Any) -> Any:
     """The recipe's engine with a fresh model, on one rank of a group; the environment says which."""
-    from trainer import engines, parallel
+    from trainer.parallel import build, mesh
 
-    place = parallel.place_from_environment(os.environ)
-    layout = parallel.start(place, *parallel.check_layout(recipe, place.world), recipe.parallel.replicas)
-    return engines.build(recipe, layout)
+    place = mesh.place_from_environment(os.environ)
+    layout = mesh.start(place, *mesh.check_layout(recipe, place.world), recipe.parallel.replicas)
+    return build.build(recipe, layout)
 
 
 def start(world: int, *args: str | Path, **variables: str) -> list[subprocess.Popen[str]]:

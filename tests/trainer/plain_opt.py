@@ -1,6 +1,6 @@
 """A plain OPT: what a careful person writes in an afternoon of PyTorch. Reference of tests, and peer in benchmarks.
 
-It has no part in common with ``trainer/model.py`` but the names of its parameters, which are those of the released
+It has no part in common with ``trainer/model/opt.py`` but the names of its parameters, which are those of the released
 models: attention is one call, dropout is PyTorch's, and the loss comes out of ``forward``, so that ``torch.compile``
 sees all of it.
 """

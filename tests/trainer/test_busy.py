@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.busy import LayerTimes
+from trainer.step.busy_time import LayerTimes
 
 
 class Mark:

@@ -12,16 +12,18 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.tensor import DTensor
 
+from opt_ops.contract import manifest
+from opt_ops.contract.fence import Fence
+from opt_ops.contract.manifest import CheckpointError
 from tests.trainer.harness import Ranks, engine_of
 from tests.trainer.test_parallel import build, samples
-from trainer import manifest, optim, parallel
+from trainer import optim
 from trainer.checkpoint import Checkpointer, Destination, Writer
 from trainer.checkpoint.agree import on_all_ranks, on_rank_0, one_line
 from trainer.errors import UserError
-from trainer.fence import Fence
-from trainer.manifest import CheckpointError
-from trainer.outside import Heard
-from trainer.step import advanced, forward_backward, measure
+from trainer.parallel import mesh
+from trainer.step.rank_inputs import Heard
+from trainer.step.step import advanced, forward_backward, measure
 from trainer.telemetry import Progress
 
 SAVED, LAST = 3, 23
@@ -267,7 +269,7 @@ def test_a_writer_that_dies_costs_checkpoints_and_not_the_training(ranks: Ranks,
 
 
 def fails_on_one(fails: int) -> list[str]:
-    parallel.start(parallel.place_from_environment(os.environ), 2, 1)
+    mesh.start(mesh.place_from_environment(os.environ), 2, 1)
     rank, outcomes = dist.get_rank(), []
 
     def work() -> str:

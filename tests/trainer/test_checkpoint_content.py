@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from opt_ops.contract import manifest
+from opt_ops.contract.manifest import CheckpointError
 from tests.trainer.harness import REPOSITORY, Ranks
 from tests.trainer.test_checkpoint import Training
-from trainer import manifest
 from trainer.checkpoint import mirror
 from trainer.checkpoint.content import examine
-from trainer.manifest import CheckpointError
 
 
 def saves_twice(folder: Path, wrong: str | None = None) -> None:

@@ -10,13 +10,15 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from tests.trainer.harness import Ranks, finish, settings, start, telemetry, wait_for
-from tests.trainer.test_parallel import build, samples
+from tests.trainer.test_parallel import build as recipe_of
+from tests.trainer.test_parallel import samples
 from tests.trainer.test_train import arguments
-from trainer import engines, parallel
-from trainer.checksums import Checksums, Verdict, checksum, flip_bit
-from trainer.model import OPT
-from trainer.outside import Heard
-from trainer.step import advanced, forward_backward, measure
+from trainer.model.opt import OPT
+from trainer.parallel import mesh
+from trainer.parallel.build import build
+from trainer.step.checksums import Checksums, Verdict, checksum, flip_bit
+from trainer.step.rank_inputs import Heard
+from trainer.step.step import advanced, forward_backward, measure
 from trainer.telemetry import Progress
 
 SHARDS, GATHERED, REPLICATED, COUNTERS = "own shards", "gathered", "replicated", "place in the data"
@@ -24,10 +26,10 @@ SHARDS, GATHERED, REPLICATED, COUNTERS = "own shards", "gathered", "replicated",
 
 def damaged_training(dp: int, tp: int, damage: str, rank: int, *changes: str) -> tuple[Verdict | None, ...]:
     """Five updates, with a look after every second one, and damage on one rank before the third."""
-    recipe = build(dp, tp, *changes)
-    place = parallel.place_from_environment(os.environ)
-    layout = parallel.start(place, dp, tp, recipe.parallel.replicas)
-    engine = engines.build(recipe, layout)
+    recipe = recipe_of(dp, tp, *changes)
+    place = mesh.place_from_environment(os.environ)
+    layout = mesh.start(place, dp, tp, recipe.parallel.replicas)
+    engine = build(recipe, layout)
     model, optimizer = engine.model, engine.optimizer
     checksums, progress, verdicts = Checksums(model, optimizer, layout, every=2), Progress(), []
     data = samples(recipe)

@@ -13,14 +13,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from opt_ops.contract import manifest
 from tests.trainer.convert_files import SHAPES, flat_shards, hugging_face, metaseq_names, save_metaseq
 from tests.trainer.plain_opt import PlainOPT
-from trainer import manifest
 from trainer.convert import huggingface, native, pickles
 from trainer.convert.__main__ import main, read
 from trainer.convert.weights import Weights
 from trainer.errors import UserError
-from trainer.model import OPT
+from trainer.model.opt import OPT
 
 
 def logits_of(weights: Weights) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer import corpus
-from trainer.corpus import Corpus, Corrupt, Span, documents, training_corpora, validation_corpora, whole
+from trainer.data import corpus
+from trainer.data.corpus import Corpus, Corrupt, Span, documents, training_corpora, validation_corpora, whole
 from trainer.errors import UserError
 
 GOOD = [b'{"text": "The cat."}', b'{"text": "The dog.\\n", "id": 7}', b'{"text": ""}', b"", b"  "]

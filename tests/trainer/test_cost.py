@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from trainer import cost, recipes
-from trainer.model import OPT
+from trainer import recipes
+from trainer.model import cost
+from trainer.model.opt import OPT
 
 
 # 6 · (12·L·d² + V·d) + 6·L·d·T, in 10⁹ per token.

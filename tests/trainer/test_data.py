@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from opt_ops.core.schedule import batch_of
 from opt_ops.core.values import Skip
-from trainer.data import Mixture, Samples, next_sample, part, permuted
+from trainer.data.mixture import LONGEST, turns, whole_parts
+from trainer.data.samples import Mixture, Samples, next_sample, part, permuted
 from trainer.errors import UserError
-from trainer.mixture import LONGEST, turns, whole_parts
 
 
 def order(size: int, seed: int, epoch: int) -> list[int]:

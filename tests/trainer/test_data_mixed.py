@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import SMALL, settings, telemetry, train
 from tests.trainer.test_train import reproducible
-from trainer import manifest
 
 EVERY = settings(*SMALL, "steps=10", "checkpoint_every=5")
 

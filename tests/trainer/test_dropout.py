@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.dropout import Clock, Dropout, keep_mask
 from trainer.hashing import MASK, key, mix, mix_
+from trainer.model.dropout import Clock, Dropout, keep_mask
 
 CPU = torch.device("cpu")
 

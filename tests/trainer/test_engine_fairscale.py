@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import SMALL, Ranks, settings, telemetry, train
 from tests.trainer.test_checkpoint import Training
-from trainer import manifest
 
 pytest.importorskip("fairscale", reason="needs fairscale (opt-ops[fairscale])")
 

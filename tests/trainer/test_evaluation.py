@@ -10,16 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import SMALL, Ranks, engine_of, settings, telemetry, train
 from tests.trainer.test_train import arguments, reproducible
-from trainer import manifest, recipes
-from trainer.data import Samples
-from trainer.engine import Engine
+from trainer import recipes
+from trainer.data.samples import Samples
+from trainer.data.tokens import TokenFile
 from trainer.evaluation import Evaluation
-from trainer.outside import Heard
-from trainer.step import forward_backward, measure
+from trainer.parallel.engine import Engine
+from trainer.step.rank_inputs import Heard
+from trainer.step.step import forward_backward, measure
 from trainer.telemetry import Phases, Progress
-from trainer.tokens import TokenFile
 
 EVERY = settings("steps=12", "checkpoint_every=4", "evaluate_every=5", "evaluate_sequences=7")
 

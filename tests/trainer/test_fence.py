@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from opt_ops.contract import manifest
+from opt_ops.contract.fence import Fence
 from tests.trainer.harness import Ranks, finish, settings, start, train, wait_for
 from tests.trainer.test_checkpoint import Training
 from tests.trainer.test_train import arguments, wait_for_step
-from trainer import manifest
 from trainer.errors import SupersededError
-from trainer.fence import Fence
 
 
 def name(path: Path, attempt: str) -> None:

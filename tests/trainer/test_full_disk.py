@@ -10,10 +10,10 @@ from typing import IO
 
 import pytest
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import REPOSITORY, finish, settings, start, telemetry, wait_for
 from tests.trainer.test_train import arguments, wait_for_step
-from trainer import manifest
-from trainer.lines import LineFile
+from trainer.console import LineFile
 from trainer.telemetry import Phases
 
 

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import SMALL, Ranks, engine_of, telemetry, train
 from tests.trainer.harness import settings as set_
 from tests.trainer.test_parallel import build, samples
-from trainer import manifest, recipes
-from trainer.guard import Guard, first_bad_module
-from trainer.step import forward_backward
+from trainer import recipes
+from trainer.step.guard import Guard, first_bad_module
+from trainer.step.step import forward_backward
 from trainer.telemetry import Measured, Progress
 
 RECIPE = recipes.build("opt-tiny")

@@ -10,8 +10,9 @@ import transformers
 
 from tests.trainer.convert_files import hugging_face
 from tests.trainer.harness import settings, telemetry, train
-from trainer import dataset, recipes
+from trainer import recipes
 from trainer.convert.__main__ import main
+from trainer.data import dataset
 
 # The form of OPT-350M at toy size, as convert_files makes it; no dropout: another program's loss is compared.
 SHAPE = (

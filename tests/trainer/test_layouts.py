@@ -10,8 +10,8 @@ from tests.trainer.harness import Ranks, engine_of
 from tests.trainer.test_parallel import build, samples
 from trainer import optim, recipes
 from trainer.errors import UserError
-from trainer.outside import Heard
-from trainer.step import advanced, forward_backward, measure
+from trainer.step.rank_inputs import Heard
+from trainer.step.step import advanced, forward_backward, measure
 from trainer.telemetry import Progress
 
 STEPS = 5

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import REPOSITORY, train
-from trainer import loop, manifest, recipes
+from trainer import loop, recipes
 from trainer.__main__ import main
 from trainer.errors import SupersededError, UserError
 from trainer.loop import Job

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from opt_ops.contract import manifest
+from opt_ops.contract.manifest import CheckpointError
 from tests.trainer.harness import REPOSITORY
-from trainer import manifest
-from trainer.manifest import CheckpointError
 
 HEADER = {
     "step": 450,
@@ -117,6 +117,6 @@ def test_removal_takes_the_marker_first(checkpoint: Path, monkeypatch: pytest.Mo
 
 
 def test_the_supervisor_needs_no_torch_to_verify() -> None:
-    program = "import sys, trainer.manifest; print({'torch', 'numpy'} & set(sys.modules))"
+    program = "import sys, opt_ops.contract.manifest; print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

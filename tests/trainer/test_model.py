@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor
 
 from tests.trainer.harness import SMALL, Ranks, engine_of
 from trainer import recipes
-from trainer.data import Samples
-from trainer.model import OPT
-from trainer.outside import Heard
-from trainer.step import forward_backward, measure
+from trainer.data.samples import Samples
+from trainer.model.opt import OPT
+from trainer.step.rank_inputs import Heard
+from trainer.step.step import forward_backward, measure
 from trainer.telemetry import Progress
 
 PLAIN = [*SMALL, "model.dropout=0", "model.init_std=0.2"]

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from opt_ops.contract.fence import Fence
 from tests.trainer.harness import Ranks
 from tests.trainer.test_checkpoint import Training
 from trainer.checkpoint.schedule import Saves
-from trainer.fence import Fence
-from trainer.outside import Outside
-from trainer.step import forward_backward, measure
+from trainer.step.rank_inputs import Outside
+from trainer.step.step import forward_backward, measure
 from trainer.telemetry import _spread
 
 EXTRA = 0.3

@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tests.trainer.harness import SMALL, Ranks, engine_of
-from trainer import optim, parallel, recipes
-from trainer.data import Samples
+from trainer import optim, recipes
+from trainer.data.samples import Samples
 from trainer.errors import UserError
-from trainer.model import OPT
-from trainer.outside import Heard
-from trainer.parallel import Place
+from trainer.model.opt import OPT
+from trainer.parallel import mesh
+from trainer.parallel.mesh import Place
 from trainer.recipes import Recipe
-from trainer.step import advanced, forward_backward, measure
+from trainer.step.rank_inputs import Heard
+from trainer.step.step import advanced, forward_backward, measure
 from trainer.telemetry import Progress
 
 STEPS = 3
@@ -169,22 +170,22 @@ def test_input_and_output_embedding_stay_tied(trained: list[dict[str, Any]]) -> 
 def test_an_impossible_layout_is_the_users_error(changes: list[str], world: int, why: str) -> None:
     recipe = recipes.build("opt-tiny", [*SMALL, *changes])
     with pytest.raises(UserError, match=why):
-        parallel.check_layout(recipe, world)
+        mesh.check_layout(recipe, world)
 
 
 def test_dp_takes_what_tp_leaves() -> None:
-    assert parallel.check_layout(recipes.build("opt-tiny", ["parallel.tp=2"]), 8) == (4, 2)
+    assert mesh.check_layout(recipes.build("opt-tiny", ["parallel.tp=2"]), 8) == (4, 2)
 
 
 def test_the_place_comes_from_torchrun_or_slurm_or_nobody() -> None:
     torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "2"}
-    assert parallel.place_from_environment(torchrun | slurm) == Place(5, 8, 1)
-    assert parallel.place_from_environment(slurm) == Place(3, 4, 2)
-    assert parallel.place_from_environment({}) == Place(0, 1, 0)
+    assert mesh.place_from_environment(torchrun | slurm) == Place(5, 8, 1)
+    assert mesh.place_from_environment(slurm) == Place(3, 4, 2)
+    assert mesh.place_from_environment({}) == Place(0, 1, 0)
     del torchrun["MASTER_PORT"]
     with pytest.raises(UserError, match="MASTER_PORT is not"):
-        parallel.place_from_environment(torchrun)
+        mesh.place_from_environment(torchrun)
 
 
 @pytest.mark.parametrize(
@@ -193,17 +194,17 @@ def test_the_place_comes_from_torchrun_or_slurm_or_nobody() -> None:
 )
 def test_slurm_tasks_meet_on_the_first_node_of_their_step(nodes: str, first: str) -> None:
     step = {"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2"}
-    address, port = parallel.rendezvous_from_slurm(step)
+    address, port = mesh.rendezvous_from_slurm(step)
     assert address == first
     assert 20_000 <= port < 32_000
-    assert parallel.rendezvous_from_slurm(step | {"SLURM_STEP_ID": "3"})[1] != port
+    assert mesh.rendezvous_from_slurm(step | {"SLURM_STEP_ID": "3"})[1] != port
 
 
 def disagreement() -> str:
-    place = parallel.place_from_environment(os.environ)
-    parallel.start(place, place.world, 1)
+    place = mesh.place_from_environment(os.environ)
+    mesh.start(place, place.world, 1)
     try:
-        parallel.require_agreement("the data", "sha256:1" if place.rank == 1 else "sha256:0")
+        mesh.require_agreement("the data", "sha256:1" if place.rank == 1 else "sha256:0")
     except UserError as error:
         return str(error)
     return "no objection"

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer import cost, plan, recipes
-from trainer.dropout import Clock
-from trainer.hardware import GPUS
-from trainer.model import DecoderLayer
-from trainer.plan import GIB, Layout
+from trainer import recipes
+from trainer.model import cost
+from trainer.model.dropout import Clock
+from trainer.model.opt import DecoderLayer
+from trainer.plan import __main__ as plan
+from trainer.plan.__main__ import GIB, Layout
+from trainer.plan.hardware import GPUS
 
 
 def layout(gpus: int, tp: int = 1, **changes: Any) -> Layout:

@@ -12,13 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import SMALL, Ranks, engine_of, settings, telemetry, train
 from tests.trainer.test_parallel import build, samples
-from trainer import manifest, optim
-from trainer.outside import Heard
-from trainer.precision import LossScale, first_scale, restored_scale
+from trainer import optim
 from trainer.recipes import LossScaleConfig
-from trainer.step import advanced, forward_backward, measure
+from trainer.step.loss_scale import LossScale, first_scale, restored_scale
+from trainer.step.rank_inputs import Heard
+from trainer.step.step import advanced, forward_backward, measure
 from trainer.telemetry import Progress
 
 CONFIG = LossScaleConfig()

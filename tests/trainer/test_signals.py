@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import REPOSITORY, finish, settings, start, telemetry, wait_for
 from tests.trainer.test_train import arguments, wait_for_step
-from trainer import manifest
 
 ENDLESS = settings("steps=100000", "checkpoint_every=100000")
 
@@ -58,7 +58,7 @@ def dumps(folder: Path, rank: int) -> list[str]:
 BEFORE_THE_FOLDER_IS_KNOWN = """
 import os, signal, sys, threading
 from pathlib import Path
-from trainer.signals import Signals
+from opt_ops.contract.signals import Signals
 
 signals = Signals()
 os.kill(os.getpid(), signal.SIGUSR2)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import SMALL, Ranks, engine_of, settings, telemetry, train
 from tests.trainer.test_train import arguments, reproducible
-from trainer import dataset, manifest, optim, recipes
-from trainer.outside import Heard
-from trainer.step import forward_backward, measure
+from trainer import optim, recipes
+from trainer.data import dataset
+from trainer.step.rank_inputs import Heard
+from trainer.step.step import forward_backward, measure
 from trainer.telemetry import Progress
 
 BATCH = 8

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opt_ops.contract import manifest
+from opt_ops.contract.manifest import CheckpointError
 from tests.trainer.harness import Ranks
 from tests.trainer.test_checkpoint import LAST, SAVED, Training
-from trainer import manifest
 from trainer.checkpoint import Retention, transfer
 from trainer.checkpoint.retention import EVERYTHING, ORIGIN, Saved, expired, sweep, thin
 from trainer.checkpoint.schedule import Schedule
 from trainer.checkpoint.transfer import Transfer
-from trainer.manifest import CheckpointError
 
 
 def on_nodes(root: Path, nodes: list[str], dp: int, tp: int = 1, **more: Any) -> Training:

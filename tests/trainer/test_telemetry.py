@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import optim, parallel, recipes, telemetry
-from trainer.parallel import Place
+from trainer import optim, recipes, telemetry
+from trainer.parallel import mesh
+from trainer.parallel.mesh import Place
 from trainer.telemetry import Measured, Outcome, Phases, Progress, Spent, Telemetry
 
 
@@ -24,7 +25,7 @@ def test_the_peak_is_known_or_it_is_not(monkeypatch: pytest.MonkeyPatch, name: s
 
 def lines_of_hard_numbers(path: Path) -> list[bytes]:
     """What reaches the file, write by write."""
-    layout = parallel.start(Place(0, 1, 0), 1, 1)
+    layout = mesh.start(Place(0, 1, 0), 1, 1)
     recorder = Telemetry(path, recipes.build("opt-tiny"), layout, process_start=time.monotonic())
     optimizer = optim.build(torch.nn.Linear(2, 2).parameters(), recipes.build("opt-tiny").optim)
     writes: list[bytes] = []

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from tests.trainer.harness import REPOSITORY, wait_for
-from trainer import tokens
-from trainer.corpus import Corpus, Corrupt, documents, whole
+from trainer.data import tokens
+from trainer.data.corpus import Corpus, Corrupt, documents, whole
+from trainer.data.tokens import Limits, TokenFile, builder, encode
+from trainer.data.tokens.builder import cut
 from trainer.errors import UserError
-from trainer.tokens import Limits, TokenFile, builder, encode
-from trainer.tokens.builder import cut
 
 
 @pytest.fixture(autouse=True)
@@ -282,7 +282,8 @@ def die(*_: object) -> None:
 
 BUILD = """
 import sys
-from trainer.tokens import builder, __main__ as program
+from trainer.data.tokens import builder
+from trainer.tokens import __main__ as program
 if __name__ == "__main__":
     builder.PIECE = 20_000
     sys.exit(program.main())

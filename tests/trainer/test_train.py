@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from opt_ops.contract import manifest
 from tests.trainer.harness import REPOSITORY, SMALL, finish, settings, start, telemetry, train, wait_for
-from trainer import manifest, optim
+from trainer import optim
 from trainer.recipes import OptimConfig
 
 STEPS = 100

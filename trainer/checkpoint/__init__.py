@@ -2,8 +2,9 @@
 
 There is one way to save, and there are places to save to. Each rank copies its part of the state into memory that it
 shares with a process of its own, the writer; that is all that holds training up. The writers of all ranks write shards,
-hash them, and commit (``trainer/manifest.py``). With a node-local disk they write there, send a copy to the next node,
-and call it a snapshot; a durable checkpoint is then copied from it. Without one, they write durable ones themselves.
+hash them, and commit (``opt_ops/contract/manifest.py``). With a node-local disk they write there, send a copy to the
+next node, and call it a snapshot; a durable checkpoint is then copied from it. Without one, they write
+durable ones themselves.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from opt_ops.contract.manifest import Manifest
 from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.loading import restore
 from trainer.checkpoint.retention import Retention
@@ -19,7 +21,6 @@ from trainer.checkpoint.save import Destination, Told
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.writer import Writer
 from trainer.errors import SupersededError
-from trainer.manifest import Manifest
 
 __all__ = ["Checkpointer", "Destination", "Retention", "Writer"]
 

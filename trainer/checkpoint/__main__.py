@@ -5,9 +5,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from opt_ops.contract.manifest import CheckpointError
 from trainer.checkpoint import mirror
 from trainer.checkpoint.content import examine
-from trainer.manifest import CheckpointError
 
 EXIT_REFUSED = 65
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from opt_ops.contract.manifest import CheckpointError
 from trainer.errors import SupersededError
-from trainer.manifest import CheckpointError
 
 _Result = TypeVar("_Result")
 _EXPECTED = (OSError, CheckpointError, SupersededError)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer import manifest
+from opt_ops.contract import manifest
+from opt_ops.contract.manifest import CheckpointError, Manifest
 from trainer.checkpoint.reader import Reader
-from trainer.manifest import CheckpointError, Manifest
 
 
 @dataclass(frozen=True, slots=True)

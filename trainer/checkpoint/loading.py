@@ -10,14 +10,14 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from trainer import manifest
+from opt_ops.contract import manifest
+from opt_ops.contract.manifest import CheckpointError, Manifest
 from trainer.checkpoint import transfer
 from trainer.checkpoint.agree import on_all_ranks, on_rank_0
 from trainer.checkpoint.reader import Reader
 from trainer.checkpoint.save import Destination
+from trainer.console import say
 from trainer.errors import UserError
-from trainer.lines import say
-from trainer.manifest import CheckpointError, Manifest
 
 _INDEX = ".metadata"
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer import manifest
-from trainer.manifest import MANIFEST, MARKER, CheckpointError
+from opt_ops.contract import manifest
+from opt_ops.contract.manifest import MANIFEST, MARKER, CheckpointError
 
 _CHUNK = 16 << 20  # bytes
 

@@ -8,7 +8,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from trainer.manifest import CheckpointError
+from opt_ops.contract.manifest import CheckpointError
 
 # What an index is made of: names, sizes, types, and which bytes of which file.
 _KNOWN = {

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import manifest
-from trainer.manifest import Tier
+from opt_ops.contract import manifest
+from opt_ops.contract.manifest import Tier
 
 ORIGIN = "origin"
 """In a node's folder of a snapshot: where its manifest is."""

@@ -19,14 +19,14 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from trainer import manifest
+from opt_ops.contract import manifest
+from opt_ops.contract.fence import Fence
+from opt_ops.contract.manifest import CheckpointError
 from trainer.checkpoint import mirror, retention, transfer
 from trainer.checkpoint.agree import on_all_ranks, on_rank_0, one_line
 from trainer.checkpoint.retention import EVERYTHING, HELD, ORIGIN, Retention
+from trainer.console import say
 from trainer.errors import SupersededError
-from trainer.fence import Fence
-from trainer.lines import say
-from trainer.manifest import CheckpointError
 
 # How long rank 0 waits for the slowest rank's part before it gives a checkpoint up.
 COMMIT_DEADLINE_SECONDS = 600.0

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from trainer.checkpoint.save import Destination, Saver, Told
 from trainer.checkpoint.staging import Staging, views
-from trainer.parallel import TIMEOUT
+from trainer.parallel.mesh import TIMEOUT
 
 _PR_SET_PDEATHSIG = 1
 _ALL_INTERFACES = "0.0.0.0"  # noqa: S104  as torch's own store does: the other ranks are on other hosts

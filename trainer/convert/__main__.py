@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from trainer import cost
+from opt_ops.contract.manifest import CheckpointError
+from trainer.console import say
 from trainer.convert import huggingface, metaseq, native
 from trainer.convert.weights import Weights, sync_tree
 from trainer.errors import UserError
-from trainer.lines import say
-from trainer.manifest import CheckpointError
+from trainer.model import cost
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

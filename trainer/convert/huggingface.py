@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer import tokens
 from trainer.convert import pickles
 from trainer.convert.weights import EMBEDDINGS, Entry, Weights, checked, read_json
+from trainer.data import tokens
 from trainer.errors import UserError
-from trainer.model import PADDING_TOKEN
+from trainer.model.opt import PADDING_TOKEN
 from trainer.recipes import ModelConfig
 
 # In the order of preference. An index names the files of a model in shards.

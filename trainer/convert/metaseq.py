@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.console import say
 from trainer.convert import pickles
 from trainer.convert.weights import EMBEDDINGS, Entry, Weights, checked, shape_of
 from trainer.errors import UserError
-from trainer.lines import say
 from trainer.recipes import RECIPES
 
 _NAME = re.compile(r"(?P<stem>.+?)(?:-model_part-(?P<part>\d+))?(?:-shard(?P<shard>\d+))?\.pt")

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from trainer import manifest
+from opt_ops.contract import manifest
 from trainer.checkpoint.reader import Reader
 from trainer.convert.weights import EMBEDDINGS, Entry, Weights, checked
 from trainer.errors import UserError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import UserError
-from trainer.model import OPT, POSITION_OFFSET
+from trainer.model.opt import OPT, POSITION_OFFSET
 from trainer.recipes import ModelConfig
 
 EMBEDDINGS = "embed_tokens.weight"

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import tokens
-from trainer.corpus import training_corpora, validation_corpora
-from trainer.data import ORDER, Mixture, Samples
+from trainer.data import tokens
+from trainer.data.corpus import training_corpora, validation_corpora
+from trainer.data.mixture import whole_parts
+from trainer.data.samples import ORDER, Mixture, Samples
+from trainer.data.tokens import Definition, Limits, TokenFile
 from trainer.errors import UserError
 from trainer.hashing import key
-from trainer.mixture import whole_parts
 from trainer.recipes import Recipe
-from trainer.tokens import Definition, Limits, TokenFile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.mixture import turns
 from trainer.errors import UserError
 from trainer.hashing import MASK, key, mix_
-from trainer.mixture import turns
 
 # Of the order below: a new number tells runs apart that went through the same data in another way.
 ORDER = 2
@@ -112,8 +112,8 @@ class Samples:
 class Mixture:
     """The endless sequence of training samples of a lineage: those of its corpora, taken by turns.
 
-    Sample *i* has turn *i* of a sequence that repeats (:func:`trainer.mixture.turns`); it is the next sample of the
-    corpus whose turn it is. How many that corpus had before follows from *i* alone, so there is no state to save.
+    Sample *i* has turn *i* of a sequence that repeats (:func:`trainer.data.mixture.turns`); it is the next sample of
+    the corpus whose turn it is. How many that corpus had before follows from *i* alone, so there is no state to save.
 
     Args:
         corpora: of one ``seq_len``.

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trainer.dropout import Clock, Dropout
 from trainer.hashing import key
+from trainer.model.dropout import Clock, Dropout
 from trainer.recipes import ModelConfig
 
 # The first two rows of the released position tables are unused: fairseq counted positions from the padding id + 1.

@@ -2,9 +2,9 @@
 
 import torch
 
-from trainer.engine import Engine
-from trainer.model import OPT
-from trainer.parallel import Layout
+from trainer.model.opt import OPT
+from trainer.parallel.engine import Engine
+from trainer.parallel.mesh import Layout
 from trainer.recipes import Recipe
 
 
@@ -15,10 +15,10 @@ def build(recipe: Recipe, layout: Layout) -> Engine:
         UserError: the recipe asks for what this engine does not do here, or it is not installed.
     """
     if recipe.engine == "fairscale":
-        from trainer.engine_fairscale import FairscaleEngine  # an extra, and only where it is asked for
+        from trainer.parallel.fairscale import FairscaleEngine  # an extra, and only where it is asked for
 
         return FairscaleEngine(OPT(recipe.model, recipe.seed), recipe, layout)
-    from trainer.engine_fsdp2 import Fsdp2Engine
+    from trainer.parallel.fsdp2 import Fsdp2Engine
 
     with torch.device("meta"):  # weights are drawn as they are spread: no rank has room for all of them
         model = OPT(recipe.model, recipe.seed)

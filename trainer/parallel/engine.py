@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer import optim
-from trainer.model import OPT
-from trainer.parallel import Layout
+from trainer.model.opt import OPT
+from trainer.parallel.mesh import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor import Shard as Split
 
-from trainer import engine, optim
+from trainer import optim
 from trainer.errors import UserError
-from trainer.model import OPT
-from trainer.parallel import Layout
+from trainer.model.opt import OPT
+from trainer.parallel import engine
+from trainer.parallel.mesh import Layout
 from trainer.recipes import Recipe
 
 try:

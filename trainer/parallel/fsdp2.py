@@ -21,11 +21,12 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from trainer import engine, optim
-from trainer.model import OPT
-from trainer.parallel import Layout
-from trainer.precision import DTYPES
+from trainer import optim
+from trainer.model.opt import OPT
+from trainer.parallel import engine
+from trainer.parallel.mesh import Layout
 from trainer.recipes import ModelConfig, Recipe
+from trainer.step.loss_scale import DTYPES
 
 
 class Fsdp2Engine(engine.Engine):

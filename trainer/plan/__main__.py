@@ -2,8 +2,8 @@
 
 Memory is arithmetic over what the trainer keeps with its own engine, FSDP2 × tensor parallelism. Speed is an estimate:
 a sum of times for arithmetic, for what tensor parallelism exchanges, for the part of FSDP's traffic that nothing hides,
-and for the optimizer, with numbers taken from published runs (:mod:`trainer.hardware`, :data:`EXPOSED`). On those runs
-it is within a fifth of what was reported; tests/trainer/test_plan.py lists them. None of it was measured on this
+and for the optimizer, with numbers taken from published runs (:mod:`trainer.plan.hardware`, :data:`EXPOSED`). On those
+runs it is within a fifth of what was reported; tests/trainer/test_plan.py lists them. None of it was measured on this
 project's own runs.
 """
 
@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
 
-from trainer import cost, recipes
+from trainer import recipes
+from trainer.console import say
 from trainer.errors import UserError
-from trainer.hardware import GPUS, Gpu
-from trainer.lines import say
+from trainer.model import cost
+from trainer.plan.hardware import GPUS, Gpu
 from trainer.recipes import Recipe
 
 GIB = 2**30
@@ -137,8 +138,8 @@ def logits(recipe: Recipe, tokens: int) -> float:
 def speed(recipe: Recipe, gpu: Gpu, layout: Layout) -> Speed:
     """Seconds of one update, and what follows from them.
 
-    Arithmetic: 6 operations per weight and token and attention's (:func:`trainer.cost.flops_per_token`), a third more
-    with recomputation, at the GPU's efficiency. Tensor parallelism: in each layer two gathers and two scatters of
+    Arithmetic: 6 operations per weight and token and attention's (:func:`trainer.model.cost.flops_per_token`), a third
+    more with recomputation, at the GPU's efficiency. Tensor parallelism: in each layer two gathers and two scatters of
     [micro-batch, sequence, hidden] in the forward pass, as many in the backward pass, and in the recomputed one
     (Megatron, arXiv 2205.05198), which nothing hides. FSDP: the weights in half precision twice per micro-batch, and
     the gradients in fp32 once, or once per micro-batch where memory is short; :data:`EXPOSED` of it is not hidden. The
@@ -218,7 +219,7 @@ def _micro_steps(recipe: Recipe, layout: Layout) -> int:
 
 
 def _reduces_each(layout: Layout) -> bool:
-    """Whether gradients are reduced after each micro-batch; see :class:`trainer.engine_fsdp2.Fsdp2Engine`."""
+    """Whether gradients are reduced after each micro-batch; see :class:`trainer.parallel.fsdp2.Fsdp2Engine`."""
     return layout.checkpoint_activations or layout.offload
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from trainer.parallel import Layout
+from trainer.parallel.mesh import Layout
 
 
 class Event(Protocol):

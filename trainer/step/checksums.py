@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from trainer.parallel import Layout
+from trainer.parallel.mesh import Layout
 
 _MASK = 2**52 - 1  # what a float64 of the step's reduction holds exactly
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

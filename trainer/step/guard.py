@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trainer import precision
 from trainer.errors import LossScaleError
 from trainer.recipes import Recipe
+from trainer.step import loss_scale
 from trainer.telemetry import Measured
 
 Reason = Literal["overflow", "out_of_band"]
@@ -33,7 +33,7 @@ class Guard:
 
     def __init__(self, recipe: Recipe) -> None:
         self._scaling, self._band = recipe.loss_scale, recipe.guard
-        self._scale = precision.first_scale(recipe.loss_scale) if recipe.precision == "fp16" else None
+        self._scale = loss_scale.first_scale(recipe.loss_scale) if recipe.precision == "fp16" else None
         self._losses: deque[float] = deque(maxlen=recipe.guard.window)
         self._gnorms: deque[float] = deque(maxlen=recipe.guard.window)
         self._skipped_last = False
@@ -89,7 +89,7 @@ class Guard:
         self._losses.extend(state["losses"])
         self._gnorms.extend(state["gnorms"])
         if self._scale and state["loss_scale"]:
-            self._scale = precision.restored_scale(state["loss_scale"])
+            self._scale = loss_scale.restored_scale(state["loss_scale"])
 
     def _out_of_band(self, measured: Measured) -> bool:
         if not self._band.deviations or len(self._losses) < self._band.warm:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.engine import Engine
+from trainer.parallel.engine import Engine
 
 _BLOCK = re.compile(r"layers\.\d+|[^.]+")
 

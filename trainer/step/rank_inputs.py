@@ -11,13 +11,13 @@ from pathlib import Path
 
 from torch import nn
 
-from trainer import busy
+from opt_ops.contract.fence import Fence
+from opt_ops.contract.signals import Signals
 from trainer.checkpoint.schedule import Saves
-from trainer.drill import DrillFile
 from trainer.errors import SupersededError, UserError
-from trainer.fence import Fence
-from trainer.parallel import Layout
-from trainer.signals import Signals
+from trainer.parallel.mesh import Layout
+from trainer.step import busy_time
+from trainer.step.drill import DrillFile
 from trainer.telemetry import Measured
 
 
@@ -31,8 +31,8 @@ class Heard:
         snapshot_due: whether it is time for a snapshot. Rank 0 alone knows.
         superseded: whether the fence names another attempt. Rank 0 alone looks.
         flip: 1 + the rank that is to flip a bit of its weights, for a drill. Zero on all ranks but rank 0.
-        busy_seconds: how long this rank has worked, time that it waited for others not counted (:mod:`trainer.busy`);
-            None, on all ranks, where that is not known.
+        busy_seconds: how long this rank has worked, time that it waited for others not counted
+            (:mod:`trainer.step.busy_time`); None, on all ranks, where that is not known.
     """
 
     drill_factor: float = 0.0
@@ -58,7 +58,7 @@ class Outside:
         """``layers`` are those whose work is timed on GPUs."""
         self._drills = DrillFile(run_dir / "drill.json") if layout.rank == 0 else None
         self._fence = fence if layout.rank == 0 else None
-        self._clock = busy.clock(layout, layers)
+        self._clock = busy_time.clock(layout, layers)
         self._unreadable: UserError | None = None
         self._signals = signals
         self._saves = saves if layout.rank == 0 else None

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from trainer import optim
-from trainer.checksums import Checksums, Verdict
-from trainer.data import next_sample, part
-from trainer.engine import Engine
+from trainer.data.samples import next_sample, part
 from trainer.errors import CorruptionError, NonFiniteError, PeerCorruptionError
-from trainer.guard import Guard, first_bad_module
-from trainer.norms import BlockNorms
-from trainer.outside import Heard, Outside
+from trainer.parallel.engine import Engine
 from trainer.recipes import Recipe
+from trainer.step.checksums import Checksums, Verdict
+from trainer.step.guard import Guard, first_bad_module
+from trainer.step.norms import BlockNorms
+from trainer.step.rank_inputs import Heard, Outside
 from trainer.telemetry import Measured, Outcome, Progress
 
 

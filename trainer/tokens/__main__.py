@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from trainer import tokens
-from trainer.corpus import training_corpora, validation_corpora
+from trainer.console import say
+from trainer.data import tokens
+from trainer.data.corpus import training_corpora, validation_corpora
 from trainer.errors import UserError
-from trainer.lines import say
 from trainer.recipes import DataConfig
 
 _EXAMPLES = """\

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from chronicles.curves import thin
+from chronicles.kept_curve import Stretch
+from chronicles.logbook.drawing.curves import thin
 from chronicles.record import Record
-from chronicles.settled import Stretch
-from opt_ops.core.signals import Point
+from opt_ops.core.detect.point import Point
 
 AROUND = 200  # steps before and after
 _POINTS = 150  # of all lines together, about

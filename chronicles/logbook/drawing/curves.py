@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
+from chronicles.kept_curve import Stretch
 from chronicles.record import Record
-from chronicles.settled import Stretch
 from chronicles.validation import corpora, evaluated
-from opt_ops.core.signals import Point
+from opt_ops.core.detect.point import Point
 
 Measure = Callable[[Point], float | None]
 

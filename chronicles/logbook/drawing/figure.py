@@ -14,9 +14,9 @@ from math import nan
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
-from chronicles.curves import Curve, Line, Mark, curve, marks, thinned, validation
+from chronicles.logbook.drawing.curves import Curve, Line, Mark, curve, marks, thinned, validation
 from chronicles.record import Record
-from chronicles.words import rate
+from chronicles.wording import rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,10 +15,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from chronicles import words
-from chronicles.entry import LogEntry
-from chronicles.figure import RUN_COLORS
-from opt_ops.render import printable
+from chronicles import wording
+from chronicles.logbook.drawing.figure import RUN_COLORS
+from chronicles.logbook.entries.entry import LogEntry
+from opt_ops.cli.output import printable
 
 _ID = re.compile(r"\b\d+(?:\.\d{2,}-a\d+|-i\d+|(?:\.\d+)?e-\d+)\b")
 _UNIT = re.compile(r"(?<=\d) (?=(?:s|min|h|d|%)(?![a-z]))|(?<=×) (?=\d)")
@@ -40,11 +40,11 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "minute": words.minute,
-        "duration": words.duration,
-        "percent": words.percent,
-        "rate": words.rate,
-        "whole": words.whole,
+        "minute": wording.minute,
+        "duration": wording.duration,
+        "percent": wording.percent,
+        "rate": wording.rate,
+        "whole": wording.whole,
         "slug": slug,
         "drawn": Markup,  # of numbers alone, by ourselves
         "bound": _bound,

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from chronicles.entry import LogEntry
-from chronicles.words import duration, minute, percent, rate, whole
-from opt_ops.render import printable
+from chronicles.logbook.entries.entry import LogEntry
+from chronicles.wording import duration, minute, percent, rate, whole
+from opt_ops.cli.output import printable
 
 Row = Mapping[str, Any]
 

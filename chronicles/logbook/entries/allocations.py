@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chronicles.entry import Fact, LogEntry, entry_of
+from chronicles.logbook.entries.entry import Fact, LogEntry, entry_of
 from chronicles.record import Record
-from chronicles.words import count, full, names, short
+from chronicles.wording import count, full, names, short
 from opt_ops.core import events as e
 from opt_ops.core.codec import from_iso
 

@@ -7,16 +7,16 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
-from chronicles import incidents, requests, steering
-from chronicles.closeup import Closeups
-from chronicles.entry import MACHINE, Fact, LogEntry, Remark, entry_of, run_at
-from chronicles.figure import RUN_COLORS
-from chronicles.people import DRIVES, asked_for
+from chronicles.logbook.drawing.closeup import Closeups
+from chronicles.logbook.drawing.figure import RUN_COLORS
+from chronicles.logbook.entries import allocations, incidents, operators
+from chronicles.logbook.entries.entry import MACHINE, Fact, LogEntry, Remark, entry_of, run_at
+from chronicles.operators import DRIVES, asked_for
 from chronicles.record import Record
-from chronicles.words import count, drill, duration, evidence, full, names, percent, rate, short, value, whole
+from chronicles.wording import count, drill, duration, evidence, full, names, percent, rate, short, value, whole
 from opt_ops.core import events as e
 from opt_ops.core.codec import from_iso
-from opt_ops.core.proof import baseline
+from opt_ops.core.decide.proof import baseline
 from opt_ops.core.values import Driver, Tier
 
 
@@ -31,7 +31,7 @@ def entries(record: Record, report: Mapping[str, Any]) -> list[LogEntry]:
         if isinstance(entry.event, e.AttemptConfigured):
             found += _launched(record, entry, entry.event, configured) if configured else ()
             configured = entry.event
-    found = _with_closeups(record, list(requests.attached(record, report, found)))
+    found = _with_closeups(record, list(allocations.attached(record, report, found)))
     remarks = _remarks(record, {entry.anchor for entry in found})
     below = {f"e{remark.seq}" for attached in remarks.values() for remark in attached}
     rest = [entry for entry in reversed(found) if entry.anchor not in below]
@@ -47,7 +47,7 @@ def _remarks(record: Record, anchors: AbstractSet[str]) -> dict[str, list[Remark
     """The notes on entries, by anchor."""
     found: dict[str, list[Remark]] = {}
     for entry in record.entries:
-        if isinstance(entry.event, e.NoteAdded) and (anchor := steering.anchored(entry.event)) in anchors:
+        if isinstance(entry.event, e.NoteAdded) and (anchor := operators.anchored(entry.event)) in anchors:
             note = entry.event
             remark = Remark(seq=entry.seq, ts=entry.ts, author=note.author, text=note.text, correction=note.correction)
             found.setdefault(anchor, []).append(remark)
@@ -170,7 +170,7 @@ def _alert(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.S
     facts = [
         Fact(label="Evidence", text=f"{full(event.rule)} {full(told)}", line=line),
         Fact(label="Decision", text=_UNSAVED if event.signal == "save_failed" else _healed(again)),
-        *steering.told(report, f"{record.lineage}/{event.key}"),
+        *operators.told(report, f"{record.lineage}/{event.key}"),
     ]
     what = event.signal.replace("_", " ")
     run = record.state.attempts[event.attempt].run
@@ -228,7 +228,7 @@ def _completed(record: Record, report: Mapping[str, Any], entry: e.Entry, event:
 
 
 _RULES: dict[type[e.Event], Callable[[Record, Mapping[str, Any], e.Entry, Any], _Found]] = {
-    **steering.RULES,
+    **operators.RULES,
     e.LineageStarted: _started,
     e.DaemonStarted: _daemon,
     e.IncidentOpened: _incident,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chronicles.record import Record
-from chronicles.words import minute
+from chronicles.wording import minute
 from opt_ops.core import events as e
 
 MACHINE = "opt-ops"  # the author of what nobody typed

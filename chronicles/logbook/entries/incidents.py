@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from chronicles import words
-from chronicles.people import MOVES, altered, asked_for, batches, change
+from chronicles import wording
+from chronicles.operators import MOVES, altered, asked_for, batches, change
 from chronicles.record import Record
-from chronicles.words import count, duration, evidence, full, names, rate, second, short, whole
+from chronicles.wording import count, duration, evidence, full, names, rate, second, short, whole
 from opt_ops.core.codec import from_iso
 from opt_ops.core.health.explain import look_up
-from opt_ops.core.run import Attempt
+from opt_ops.core.state.model import Attempt
 from opt_ops.core.values import Action, Tier
 
 Row = Mapping[str, Any]
@@ -146,7 +146,7 @@ def _decision(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
 
 
 def _stacks(taken: Row) -> str:
-    where = f" (on {words.nodes(taken['nodes'])})" if taken["nodes"] else ""
+    where = f" (on {wording.nodes(taken['nodes'])})" if taken["nodes"] else ""
     odd, silent = taken["odd"], taken["silent"]
     text = "Every rank was asked where it is"
     text += f". {_ranks(odd)}{where} {'is' if len(odd) == 1 else 'are'} not" if odd else ", and none is clearly not"
@@ -155,7 +155,7 @@ def _stacks(taken: Row) -> str:
 
 
 def _ranks(numbers: Sequence[int]) -> str:
-    return f"{'Rank' if len(numbers) == 1 else 'Ranks'} {words.ranks(numbers)}"
+    return f"{'Rank' if len(numbers) == 1 else 'Ranks'} {wording.ranks(numbers)}"
 
 
 def stacks(row: Row) -> list[tuple[str, str, bool]]:
@@ -165,12 +165,12 @@ def stacks(row: Row) -> list[tuple[str, str, bool]]:
         return []
     odd = set(taken["odd"])
     found = [
-        (words.ranks(group["ranks"]), " ← ".join(short(frame, 60) for frame in group["frames"][:_FRAMES]))
+        (wording.ranks(group["ranks"]), " ← ".join(short(frame, 60) for frame in group["frames"][:_FRAMES]))
         for group in taken["groups"]
     ]
     rows = [(*told, not odd.isdisjoint(group["ranks"])) for told, group in zip(found, taken["groups"], strict=True)]
     if taken["silent"]:
-        rows.append((words.ranks(taken["silent"]), "no answer", not odd.isdisjoint(taken["silent"])))
+        rows.append((wording.ranks(taken["silent"]), "no answer", not odd.isdisjoint(taken["silent"])))
     return rows
 
 
@@ -199,13 +199,13 @@ def changes(record: Record, row: Row) -> list[tuple[str, str, str]]:
 
 
 def _nodes(hit: Attempt, following: Attempt) -> tuple[str, str]:
-    before, after = words.nodes(hit.nodes), words.nodes(following.nodes)
+    before, after = wording.nodes(hit.nodes), wording.nodes(following.nodes)
     if after == names(following.nodes) and before == names(hit.nodes):
         return before, after
     gone = [node for node in hit.nodes if node not in following.nodes]
     new = [node for node in following.nodes if node not in hit.nodes]
-    after += f", without {words.nodes(gone)}" if gone else ""
-    return before, after + (f", with {words.nodes(new)}" if new else "")
+    after += f", without {wording.nodes(gone)}" if gone else ""
+    return before, after + (f", with {wording.nodes(new)}" if new else "")
 
 
 def _settings(record: Record, hit: Attempt, following: Attempt) -> Iterator[tuple[str, str, str]]:
@@ -255,7 +255,7 @@ def _drill(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
     drill = record.state.drills.get(row["drill"] or "")
     if drill is None:
         return
-    what = words.drill(drill.fault, drill.arguments)
+    what = wording.drill(drill.fault, drill.arguments)
     yield "Drill", f"Put in on purpose by {drill.author} at {second(drill.at)} as {drill.name}: {what}.", ""
 
 
@@ -306,7 +306,7 @@ def _resumed(record: Record, row: Row) -> str:
     text = f"From the checkpoint of step {whole(step)}" if step else "From scratch, for want of a checkpoint"
     if row["next_attempt"]:
         nodes = record.state.attempts[row["next_attempt"]].nodes
-        text += f", as attempt {row['next_attempt']} on {words.nodes(nodes)}"
+        text += f", as attempt {row['next_attempt']} on {wording.nodes(nodes)}"
     if row["onset_step"] is not None and row["action"] == Action.ROLLBACK and (passed := _passed_over(record, row)):
         text += f". Passed over: {passed}"
     return f"{text}."
@@ -339,7 +339,7 @@ def _cost(row: Row) -> str:
         return "Not known yet."
     resumed, lost = row["step_resumed"], row["steps_lost"]
     which = f" ({_span(resumed + 1, resumed + lost)})" if resumed is not None and lost else ""
-    hours = f", {words.hours(row['node_hours_lost'])} node-hours" if row["node_hours_lost"] else ""
+    hours = f", {wording.hours(row['node_hours_lost'])} node-hours" if row["node_hours_lost"] else ""
     return f"{count(lost, 'step')} lost{which}, {duration(row['seconds_down'])} down{hours}."
 
 

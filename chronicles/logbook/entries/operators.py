@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from chronicles.entry import Fact, LogEntry, entry_of
-from chronicles.people import DRIVES, asked_for, change, halt_cause
+from chronicles.logbook.entries.entry import Fact, LogEntry, entry_of
+from chronicles.operators import DRIVES, asked_for, change, halt_cause
 from chronicles.record import Record
-from chronicles.words import duration, full, second, short, whole
+from chronicles.wording import duration, full, second, short, whole
 from opt_ops.core import events as e
 from opt_ops.core.codec import from_iso
 from opt_ops.core.values import Action, Driver

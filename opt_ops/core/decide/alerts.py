@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import AlertIntended, Event
-from opt_ops.core.policy import Policy
-from opt_ops.core.run import Incident, State, Status
+from opt_ops.core.state.model import Incident, State, Status
 from opt_ops.core.values import Action, Driver, Severity, Tier
 
 _LOUDNESS = (Severity.INFO, Severity.WARNING, Severity.PAGE)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
-from opt_ops.core.elapsed import within
+from opt_ops.core.decide.policy import SCRATCH_STEPS, Policy, newest_good, under_examination
 from opt_ops.core.events import (
     AllocationIntended,
     AttemptIntended,
@@ -19,12 +19,12 @@ from opt_ops.core.events import (
     ReleaseIntended,
     SizeDecided,
 )
-from opt_ops.core.health.burned import BURNING_IN
-from opt_ops.core.latest import latest
+from opt_ops.core.health.burn_in_findings import BURNING_IN
+from opt_ops.core.memo import latest
 from opt_ops.core.names import attempt_name
-from opt_ops.core.policy import SCRATCH_STEPS, Policy, newest_good, under_examination
-from opt_ops.core.run import Allocation, Node, State, waiting_for_attempt
+from opt_ops.core.state.model import Allocation, Node, State, waiting_for_attempt
 from opt_ops.core.values import Driver, Verdict
+from opt_ops.core.waiting import within
 
 # Between two tries, whatever came of the first: a node that is lost at once is not asked for at once.
 _PAUSE_SECONDS = 10.0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opt_ops.core.capacity import eligible_nodes, last_call, leaving, staying
-from opt_ops.core.causes import cause
+from opt_ops.core.decide.capacity import eligible_nodes, last_call, leaving, staying
+from opt_ops.core.decide.operator_changes import open_change
+from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
-from opt_ops.core.latest import latest
-from opt_ops.core.people import open_change
-from opt_ops.core.policy import Policy
-from opt_ops.core.run import Allocation, Attempt, Drill, Incident, Node, State
+from opt_ops.core.failures.cause_text import cause
+from opt_ops.core.memo import latest
+from opt_ops.core.state.model import Allocation, Attempt, Drill, Incident, Node, State
 from opt_ops.core.values import PREEMPTED, Action, Driver, Fault, Outcome, Tier, Verdict
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opt_ops.core.elapsed import within
-from opt_ops.core.levels import DriftRule
-from opt_ops.core.pace import HangRule, LossScaleRule, StragglerRule, ThroughputRule
-from opt_ops.core.run import Incident, KnownCheckpoint, State, ancestry
-from opt_ops.core.spike import SpikeRule
+from opt_ops.core.detect.loss_level import DriftRule
+from opt_ops.core.detect.loss_spike import SpikeRule
+from opt_ops.core.detect.throughput import HangRule, LossScaleRule, StragglerRule, ThroughputRule
+from opt_ops.core.state.model import Incident, KnownCheckpoint, State, ancestry
 from opt_ops.core.values import Action, Checkpoint, Severity
+from opt_ops.core.waiting import within
 
 SCRATCH_STEPS = 2000
 """As long as no more would be lost, training may start over from scratch without being asked: about the warm-up. Beyond

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import IncidentClosed
-from opt_ops.core.policy import Policy
-from opt_ops.core.run import Attempt, Incident, State, Status
 from opt_ops.core.schedule import expected_lr
+from opt_ops.core.state.model import Attempt, Incident, State, Status
 from opt_ops.core.values import Action, Optimizer, Schedule
 
 # Both sides compute the schedule in double precision; only the order of operations may differ.

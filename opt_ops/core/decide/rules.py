@@ -11,9 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from opt_ops.core.alerts import alert
-from opt_ops.core.capacity import allocate, launch, release, resize
-from opt_ops.core.elapsed import within
+from opt_ops.core.decide.alerts import alert
+from opt_ops.core.decide.capacity import allocate, launch, release, resize
+from opt_ops.core.decide.incidents import open_incident
+from opt_ops.core.decide.operator_changes import changed, decide_change
+from opt_ops.core.decide.policy import (
+    SCRATCH_STEPS,
+    Playbook,
+    Policy,
+    Rung,
+    choose_rung,
+    newest_good,
+    rollback_point,
+    under_examination,
+)
+from opt_ops.core.decide.proof import prove
 from opt_ops.core.events import (
     DrainIntended,
     Event,
@@ -28,23 +40,11 @@ from opt_ops.core.events import (
     StacksIntended,
     StopIntended,
 )
-from opt_ops.core.incidents import open_incident
 from opt_ops.core.names import run_name
-from opt_ops.core.people import changed, decide_change
-from opt_ops.core.policy import (
-    SCRATCH_STEPS,
-    Playbook,
-    Policy,
-    Rung,
-    choose_rung,
-    newest_good,
-    rollback_point,
-    under_examination,
-)
-from opt_ops.core.proof import prove
-from opt_ops.core.run import Attempt, Incident, Node, Run, State, Status, waiting_for_attempt
 from opt_ops.core.schedule import batch_of
+from opt_ops.core.state.model import Attempt, Incident, Node, Run, State, Status, waiting_for_attempt
 from opt_ops.core.values import Action, Driver, LrFactor, Outcome, Skip
+from opt_ops.core.waiting import within
 
 
 def decide(state: State, now: float, policy: Policy) -> Event | None:

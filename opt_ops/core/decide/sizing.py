@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from opt_ops.core.run import State
+from opt_ops.core.state.model import State
 
 _HARDWARE = frozenset({"bad_gpu", "gpu_error", "silent_node", "straggler", "throughput_drop", "silent_data_corruption"})
 _PLANNED = frozenset({"daemon_restart", "time_limit", "preemption", "nodes_returned", "operator", "job_cancelled"})

@@ -10,8 +10,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from opt_ops.core.levels import DriftRule, LevelDetector
-from opt_ops.core.signals import Finding, Point, RobustWindow
+from opt_ops.core.detect.loss_level import DriftRule, LevelDetector
+from opt_ops.core.detect.point import Finding, Point, RobustWindow
 from opt_ops.core.values import Tier
 
 _PATIENCE = 4

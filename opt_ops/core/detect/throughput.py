@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from opt_ops.core.signals import Finding, Point, RobustWindow
+from opt_ops.core.detect.point import Finding, Point, RobustWindow
 from opt_ops.core.values import Tier
 
 

@@ -10,36 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from opt_ops.core.events_people import (
-    ChangeRequested,
-    DaemonStarted,
-    DrillDone,
-    DrillRequested,
-    DriverChanged,
-    LineageStarted,
-    NodeAllowed,
-    NoteAdded,
-    PauseRequested,
-    RequestRefused,
-    ResumeRequested,
-    StopRequested,
-)
-from opt_ops.core.events_trouble import (
-    AlertIntended,
-    AlertSettled,
-    DrainIntended,
-    IncidentClosed,
-    IncidentOpened,
-    LineageCancelled,
-    LineageCompleted,
-    LineageHalted,
-    NodeDrained,
-    NodeExcluded,
-    NodeJudged,
-    RecoveryDecided,
-    SignalRaised,
-)
-from opt_ops.core.events_work import (
+from opt_ops.core.events.execution import (
     AllocationChanged,
     AllocationFailed,
     AllocationIntended,
@@ -64,6 +35,35 @@ from opt_ops.core.events_work import (
     StopIntended,
     StrayCancelled,
     StrayFound,
+)
+from opt_ops.core.events.incidents import (
+    AlertIntended,
+    AlertSettled,
+    DrainIntended,
+    IncidentClosed,
+    IncidentOpened,
+    LineageCancelled,
+    LineageCompleted,
+    LineageHalted,
+    NodeDrained,
+    NodeExcluded,
+    NodeJudged,
+    RecoveryDecided,
+    SignalRaised,
+)
+from opt_ops.core.events.operator import (
+    ChangeRequested,
+    DaemonStarted,
+    DrillDone,
+    DrillRequested,
+    DriverChanged,
+    LineageStarted,
+    NodeAllowed,
+    NoteAdded,
+    PauseRequested,
+    RequestRefused,
+    ResumeRequested,
+    StopRequested,
 )
 
 Event = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from opt_ops.core.burn_in import SHARED, TOLERANCE, Measured, Slow, named, slower
+from opt_ops.core.health.burn_in_plan import SHARED, TOLERANCE, Measured, Slow, named, slower
 from opt_ops.core.health.table import Judgement, Row, Verb, judgement
 from opt_ops.core.values import Verdict
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from opt_ops.core.health.burned import BURN_IN_ROWS
+from opt_ops.core.health.burn_in_findings import BURN_IN_ROWS
 from opt_ops.core.health.findings import GPU_ROWS, NODE_ROWS, PORT_ROWS
 from opt_ops.core.health.fleet import FLEET_ROWS
 from opt_ops.core.health.readings import Xid

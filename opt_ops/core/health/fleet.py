@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
-from opt_ops.core.health.burned import compared
+from opt_ops.core.health.burn_in_findings import compared
 from opt_ops.core.health.readings import Heartbeat
 from opt_ops.core.health.table import Judgement, Row, Verb, judgement
 from opt_ops.core.values import Verdict

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from operator import attrgetter
 
 from opt_ops.core.health import xids
-from opt_ops.core.health.burned import burned, burning
+from opt_ops.core.health.burn_in_findings import burned, burning
 from opt_ops.core.health.conditions import Sight
 from opt_ops.core.health.findings import IDENTITY, evidence_of, findings, name_of
 from opt_ops.core.health.history import Found, History, measured

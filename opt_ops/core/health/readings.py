@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from opt_ops.core.health.burned import BurnIn
+from opt_ops.core.health.burn_in_findings import BurnIn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core import fold_people, fold_trouble, fold_work
-from opt_ops.core.run import IllegalTransition, State
+from opt_ops.core.state import fold_execution, fold_incidents, fold_operator
+from opt_ops.core.state.model import IllegalTransition, State
 
 _FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
-    **fold_people.FOLDS,
-    **fold_work.FOLDS,
-    **fold_trouble.FOLDS,
+    **fold_operator.FOLDS,
+    **fold_execution.FOLDS,
+    **fold_incidents.FOLDS,
 }
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.change import move, put, with_allocation, with_attempt, with_incident
-from opt_ops.core.run import Allocation, Attempt, KnownCheckpoint, Run, State, Status, waiting_for_attempt
+from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Run, State, Status, waiting_for_attempt
+from opt_ops.core.state.update import move, put, with_allocation, with_attempt, with_incident
 from opt_ops.core.values import AllocationStatus
 
 

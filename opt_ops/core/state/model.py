@@ -1,6 +1,6 @@
 """What a lineage's state is made of: statuses and their allowed transitions, runs, attempts, nodes, incidents, numbers.
 
-`opt_ops.core.fold` computes it from the journal; nothing else changes it.
+`opt_ops.core.state.fold` computes it from the journal; nothing else changes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from opt_ops.core.events import (
     StacksTaken,
     StopRequested,
 )
-from opt_ops.core.latest import latest
+from opt_ops.core.memo import latest
 from opt_ops.core.values import (
     Action,
     AllocationStatus,

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from opt_ops.adapters.simulated.hosts import Arrival
-from opt_ops.adapters.simulated.training import Sickness
-from opt_ops.replay.scenario import Scenario, Stops
-from opt_ops.replay.trace import Incident, Record
+from opt_ops.laboratory.replay.scenario import Scenario, Stops
+from opt_ops.laboratory.replay.trace import Incident, Record
+from opt_ops.laboratory.simulated.hosts import Arrival
+from opt_ops.laboratory.simulated.training import Sickness
 
 Kind = Literal["gpu", "host", "process", "hang", "planned"]
 

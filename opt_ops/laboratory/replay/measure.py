@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from opt_ops.adapters.simulated.training import Training
-from opt_ops.adapters.simulated.world import EPOCH
-from opt_ops.core.run import Incident, State
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Severity
-from opt_ops.replay.fate import Fate
-from opt_ops.replay.oracle import Oracle
-from opt_ops.replay.play import Played
-from opt_ops.replay.scenario import Scenario
+from opt_ops.laboratory.replay.fault_plan import Fate
+from opt_ops.laboratory.replay.oracle import Oracle
+from opt_ops.laboratory.replay.play import Played
+from opt_ops.laboratory.replay.scenario import Scenario
+from opt_ops.laboratory.simulated.training import Training
+from opt_ops.laboratory.simulated.world import EPOCH
 
 DAY = 86400.0
 _LOSS = frozenset({"loss_spike", "loss_drift", "non_finite_loss", "loss_scale_floor"})

@@ -11,8 +11,8 @@ import heapq
 import math
 from dataclasses import dataclass
 
-from opt_ops.replay.fate import Fate, Stop
-from opt_ops.replay.scenario import Scenario
+from opt_ops.laboratory.replay.fault_plan import Fate, Stop
+from opt_ops.laboratory.replay.scenario import Scenario
 
 
 @dataclass(slots=True)

@@ -8,20 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from opt_ops.act import Site
-from opt_ops.adapters.simulated import Physics, World, faults, run
-from opt_ops.adapters.simulated.drive import Pace
-from opt_ops.adapters.simulated.hands import ports
-from opt_ops.adapters.simulated.hosts import LoseCluster, LoseHosts
-from opt_ops.adapters.simulated.physics import normal
-from opt_ops.adapters.simulated.world import Fault, Planned
-from opt_ops.core.policy import Policy
-from opt_ops.core.run import State, Status
+from opt_ops import playbook_loader
+from opt_ops.core.decide.policy import Policy
+from opt_ops.core.state.model import State, Status
 from opt_ops.core.values import Schedule, Severity
-from opt_ops.replay.fate import Fate, Stop
-from opt_ops.replay.scenario import Scenario
-from opt_ops.supervisor import Life, Supervisor
-from playbooks import loader
+from opt_ops.laboratory.replay.fault_plan import Fate, Stop
+from opt_ops.laboratory.replay.scenario import Scenario
+from opt_ops.laboratory.simulated import Physics, World, faults, run
+from opt_ops.laboratory.simulated.costs import normal
+from opt_ops.laboratory.simulated.drive import Pace
+from opt_ops.laboratory.simulated.hosts import LoseCluster, LoseHosts
+from opt_ops.laboratory.simulated.ports import ports
+from opt_ops.laboratory.simulated.world import Fault, Planned
+from opt_ops.supervise.executor import Site
+from opt_ops.supervise.supervisor import Life, Supervisor
 
 LINEAGE = "12"
 _RECIPE = "opt-175b"
@@ -40,7 +40,7 @@ class Played:
 
 def policy_for(scenario: Scenario) -> Policy:
     """The shipped playbooks; people are told only what they must get up for."""
-    policy, _ = loader.load(loader.folder(), expected_gpus=scenario.cluster.gpus_per_node)
+    policy, _ = playbook_loader.load(playbook_loader.folder(), expected_gpus=scenario.cluster.gpus_per_node)
     return replace(policy, least_alert=Severity.PAGE)
 
 

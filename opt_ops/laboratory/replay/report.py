@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opt_ops.files import write_text
-from opt_ops.replay.fate import Fate
-from opt_ops.replay.scenario import Scenario
-from opt_ops.replay.trace import Record
+from opt_ops.laboratory.replay.fault_plan import Fate
+from opt_ops.laboratory.replay.scenario import Scenario
+from opt_ops.laboratory.replay.trace import Record
+from opt_ops.runfolder.files import write_text
 
 _ROWS = (
     ("goodput, %", "goodput_percent", "goodput"),

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from opt_ops.adapters.simulated import Costs
 from opt_ops.errors import OptOpsError
+from opt_ops.laboratory.simulated import Costs
 
 SHIPPED = Path(__file__).parent / "scenarios"
 

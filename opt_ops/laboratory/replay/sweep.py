@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from opt_ops.replay.fate import draw
-from opt_ops.replay.keep import write_telemetry
-from opt_ops.replay.measure import DAY, Measured, measure
-from opt_ops.replay.play import play
-from opt_ops.replay.scenario import Scenario
-from opt_ops.replay.trace import Record
+from opt_ops.laboratory.replay.fault_plan import draw
+from opt_ops.laboratory.replay.measure import DAY, Measured, measure
+from opt_ops.laboratory.replay.play import play
+from opt_ops.laboratory.replay.scenario import Scenario
+from opt_ops.laboratory.replay.trace import Record
+from opt_ops.laboratory.replay.write_runfolder import write_telemetry
 
 HANDS_OFF_DAYS = 14.0
 """What Meta wished for after OPT-175B."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from opt_ops.replay.scenario import ScenarioError, Trace
+from opt_ops.laboratory.replay.scenario import ScenarioError, Trace
 
 COLUMNS = frozenset({"date", "run", "kind", "step_start", "step_end", "cause", "row_is"})
 

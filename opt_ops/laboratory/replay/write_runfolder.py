@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from opt_ops.adapters.simulated import World
-from opt_ops.adapters.simulated.training import Training
+from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.signals import Point
-from opt_ops.files import write_json, write_text
+from opt_ops.laboratory.simulated import World
+from opt_ops.laboratory.simulated.training import Training
+from opt_ops.runfolder.files import write_json, write_text
 
 
 def write_telemetry(folder: Path, world: World) -> None:

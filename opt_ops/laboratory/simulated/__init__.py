@@ -5,9 +5,9 @@ cluster; it lives on when a supervisor dies. `World.ports` gives one life of the
 drives a supervisor through virtual time. One seed, one history: nothing here reads a clock or draws a random number.
 """
 
-from opt_ops.adapters.simulated import faults
-from opt_ops.adapters.simulated.drive import run
-from opt_ops.adapters.simulated.physics import Costs, Physics
-from opt_ops.adapters.simulated.world import World
+from opt_ops.laboratory.simulated import faults
+from opt_ops.laboratory.simulated.costs import Costs, Physics
+from opt_ops.laboratory.simulated.drive import run
+from opt_ops.laboratory.simulated.world import World
 
 __all__ = ["Costs", "Physics", "World", "faults", "run"]

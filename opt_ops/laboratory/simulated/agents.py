@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from opt_ops.adapters.simulated.cluster import Cluster, Job
-from opt_ops.adapters.simulated.physics import Costs
-from opt_ops.adapters.simulated.timeline import Timeline
 from opt_ops.core.health import Heartbeat, Xid
 from opt_ops.core.values import RankExit
+from opt_ops.laboratory.simulated.cluster import Cluster, Job
+from opt_ops.laboratory.simulated.costs import Costs
+from opt_ops.laboratory.simulated.timeline import Timeline
 from opt_ops.ports import Drilling, Launch, NodeReport, Orders
 
 _TERM, _KILL = 15, 9

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from opt_ops.adapters.simulated.physics import Costs, Physics
-from opt_ops.adapters.simulated.timeline import Timeline
 from opt_ops.core.health import Gpu, Xid
 from opt_ops.core.values import AllocationStatus
 from opt_ops.errors import Refused, SchedulerUnavailable
+from opt_ops.laboratory.simulated.costs import Costs, Physics
+from opt_ops.laboratory.simulated.timeline import Timeline
 from opt_ops.ports import JobState
 
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from opt_ops.adapters.simulated.world import World
-from opt_ops.core.run import State
+from opt_ops.core.state.model import State
+from opt_ops.laboratory.simulated.world import World
 
 
 @dataclass(frozen=True, slots=True)

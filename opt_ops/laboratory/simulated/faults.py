@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from opt_ops.adapters.simulated.training import Sickness
-from opt_ops.adapters.simulated.world import World
+from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.world import World
 from opt_ops.ports import Request
 
 

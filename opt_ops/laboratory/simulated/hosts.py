@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opt_ops.adapters.simulated.faults import BadGpu
-from opt_ops.adapters.simulated.world import World
+from opt_ops.laboratory.simulated.faults import BadGpu
+from opt_ops.laboratory.simulated.world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

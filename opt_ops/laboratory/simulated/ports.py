@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from opt_ops.adapters.simulated.world import EPOCH, World
+from opt_ops.core.detect.point import Point
 from opt_ops.core.health import Heartbeat
-from opt_ops.core.signals import Point
 from opt_ops.core.values import Checkpoint
+from opt_ops.laboratory.simulated.world import EPOCH, World
 from opt_ops.ports import Alert, JobState, NodeReport, Orders, Phase, Ports, Request, TrainerConfig
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opt_ops.adapters.simulated.physics import Costs, Physics
-from opt_ops.core.signals import Busy, Compared, Point
+from opt_ops.core.detect.point import Busy, Compared, Point
 from opt_ops.core.values import Checkpoint
+from opt_ops.laboratory.simulated.costs import Costs, Physics
 from opt_ops.ports import Launch, Phase, TrainerConfig
 
 FOREVER = float("inf")

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from opt_ops.adapters.simulated.agents import NodeAgents, Part
-from opt_ops.adapters.simulated.cluster import Cluster
-from opt_ops.adapters.simulated.physics import Costs, Physics, uniform
-from opt_ops.adapters.simulated.timeline import Timeline
-from opt_ops.adapters.simulated.training import FOREVER, Curve, Saved, Sickness, Training
 from opt_ops.core.values import Checkpoint
+from opt_ops.laboratory.simulated.agents import NodeAgents, Part
+from opt_ops.laboratory.simulated.cluster import Cluster
+from opt_ops.laboratory.simulated.costs import Costs, Physics, uniform
+from opt_ops.laboratory.simulated.timeline import Timeline
+from opt_ops.laboratory.simulated.training import FOREVER, Curve, Saved, Sickness, Training
 from opt_ops.ports import Alert, Launch, Request, TrainerConfig
 
 EPOCH = 1_636_588_800.0  # 11 November 2021, 00:00 UTC: where the published record of OPT-175B begins

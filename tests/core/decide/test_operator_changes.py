@@ -3,11 +3,11 @@
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.run import Status
 from opt_ops.core.schedule import batch_of, expected_lr
+from opt_ops.core.state.model import Status
 from opt_ops.core.values import Action, Driver, Outcome, Skip, Verdict
 from opt_ops.ports import Request
-from opt_ops.watch.requests import event_of
+from opt_ops.supervise.operator_requests import event_of
 from tests.core.story import OPTIMIZER, SCHEDULE, Story, kinds, only
 
 

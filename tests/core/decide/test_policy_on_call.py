@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.policy import Policy, Rung
-from opt_ops.core.proof import under
-from opt_ops.core.run import Status
+from opt_ops.core.decide.policy import Policy, Rung
+from opt_ops.core.decide.proof import under
+from opt_ops.core.state.model import Status
 from opt_ops.core.values import Action, AllocationStatus, Driver, Outcome, Severity, Shape, Verdict
 from opt_ops.ports import Request
-from opt_ops.watch.requests import event_of
+from opt_ops.supervise.operator_requests import event_of
 from tests.core.story import OPTIMIZER, POLICY, SCHEDULE, Story, kinds, only
 
 CAPACITY = POLICY.capacity

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.advice import suggest
+from opt_ops.core.decide.sizing import suggest
 from opt_ops.core.values import Fault, Verdict
 from tests.core.story import Story
 

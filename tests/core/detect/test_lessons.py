@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from opt_ops.core import events as e
-from opt_ops.core.latest import latest
-from opt_ops.core.pace import StragglerDetector, StragglerRule
-from opt_ops.core.run import Status
-from opt_ops.core.signals import Busy
+from opt_ops.core.detect.point import Busy
+from opt_ops.core.detect.throughput import StragglerDetector, StragglerRule
+from opt_ops.core.memo import latest
+from opt_ops.core.state.model import Status
 from opt_ops.core.values import Action, Outcome, Severity, Shape, Verdict
+from tests.core.detect.test_throughput import at
 from tests.core.story import POLICY, Story, only
-from tests.core.test_pace import at
 
 
 def test_bad_spares_spend_no_budget():

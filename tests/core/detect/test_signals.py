@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opt_ops.core.pace import HangRule, UsualTimes
-from opt_ops.core.signals import Finding, Point, RobustWindow
-from opt_ops.core.spike import LossDetector, SpikeRule
+from opt_ops.core.detect.loss_spike import LossDetector, SpikeRule
+from opt_ops.core.detect.point import Finding, Point, RobustWindow
+from opt_ops.core.detect.throughput import HangRule, UsualTimes
 from opt_ops.core.values import Tier
 
 RULE = SpikeRule()

@@ -6,7 +6,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.core.stacks import group, main_thread
+from opt_ops.core.detect.stacks import group, main_thread
 
 WAITING = """Thread 0x00007f1 (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 324 in wait
@@ -18,7 +18,7 @@ Current thread 0x00007f2 (most recent call first):
   File "/site/trainer/__main__.py", line 12 in <module>
 """
 READING = WAITING.replace(
-    'torch/distributed/distributed_c10d.py", line 2501 in all_reduce', 'trainer/data.py", line 40 in batch'
+    'torch/distributed/distributed_c10d.py", line 2501 in all_reduce', 'trainer/data/samples.py", line 40 in batch'
 )
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.core.pace import (
+from opt_ops.core.detect.point import Busy, Compared, Point
+from opt_ops.core.detect.throughput import (
     SLOWING,
     ActivationDetector,
     CorruptionDetector,
@@ -18,7 +19,6 @@ from opt_ops.core.pace import (
     ThroughputRule,
     slow_node,
 )
-from opt_ops.core.signals import Busy, Compared, Point
 from opt_ops.core.values import Tier
 
 POINT = Point(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from opt_ops.core.blame import classify, first_to_fail
+from opt_ops.core.failures.classify_exit import classify, first_to_fail
 from opt_ops.core.values import RankExit
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.core.burn_in import Measured, Slow, named, next_round, slower
+from opt_ops.core.health.burn_in_plan import Measured, Slow, named, next_round, slower
 
 WEATHER = st.floats(0.98, 1.02)  # the same link, measured again
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.core.energy import EnergyMeter
 from opt_ops.core.health import Gpu, Heartbeat
+from opt_ops.core.health.energy import EnergyMeter
 
 BEAT = Heartbeat(node="n1", host="n1", ts=0.0, attempt=None, nvml="ok", gpus=(Gpu(index=0), Gpu(index=1)))
 

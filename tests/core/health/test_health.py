@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from opt_ops.adapters.kernel_log import parse_xid
-from opt_ops.core.burn_in import Measured
 from opt_ops.core.events import Entry, NodeJudged
 from opt_ops.core.health import (
     HEALTH_TABLE,
@@ -21,12 +19,14 @@ from opt_ops.core.health import (
     judge,
     remember,
 )
-from opt_ops.core.health.burned import BurnIn, DeviceTest
+from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest
+from opt_ops.core.health.burn_in_plan import Measured
 from opt_ops.core.health.nvlink import Cause
 from opt_ops.core.health.recurrence import remembered
 from opt_ops.core.health.table import judgement as said_by
 from opt_ops.core.health.xids import SXIDS_BY_GROUP, XID_VERBS, came_again, row_of, xid_row
 from opt_ops.core.values import Verdict
+from opt_ops.node.kernel_log import parse_xid
 
 GPU = Gpu(index=0, uuid="GPU-1", serial="123", ecc_uncorrected=0, remap_pending=False, remap_failed=False)
 NODE = Heartbeat(node="n1", host="n1", ts=0.0, attempt=None, nvml="ok", gpus=(GPU, replace(GPU, index=1)))

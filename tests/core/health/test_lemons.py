@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opt_ops.core import events as e
-from opt_ops.core.node_ledger import PRIOR_HOURS, Part, Record, merged, parts, poisson_tail, records
+from opt_ops.core.health.lemons import PRIOR_HOURS, Part, Record, merged, parts, poisson_tail, records
 from opt_ops.core.values import GpuPart, Outcome, Verdict
 
 HOUR = 3600.0

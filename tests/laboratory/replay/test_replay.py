@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.journal import read
-from opt_ops.replay import scenario as scenarios
-from opt_ops.replay.fate import draw
-from opt_ops.replay.measure import measure
-from opt_ops.replay.oracle import Oracle
-from opt_ops.replay.play import play, world_of
-from opt_ops.replay.scenario import Scenario, ScenarioError, Trace
-from opt_ops.replay.study import replay, summary, variations
-from opt_ops.replay.trace import read as read_record
-from tests.simulated.lives import without_sync
+from opt_ops.laboratory.replay import scenario as scenarios
+from opt_ops.laboratory.replay.fault_plan import draw
+from opt_ops.laboratory.replay.measure import measure
+from opt_ops.laboratory.replay.oracle import Oracle
+from opt_ops.laboratory.replay.play import play, world_of
+from opt_ops.laboratory.replay.scenario import Scenario, ScenarioError, Trace
+from opt_ops.laboratory.replay.sweep import replay, summary, variations
+from opt_ops.laboratory.replay.trace import read as read_record
+from opt_ops.runfolder.journal import read
+from tests.laboratory.lives import without_sync
 
 RECORD = """date,run,kind,step_start,step_end,cause,row_is
 2021-11-12,12.00,launch,0,,start,run start

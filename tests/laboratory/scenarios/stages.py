@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 import pytest
 
-from opt_ops import lineages
-from opt_ops.adapters.simulated import faults
-from opt_ops.adapters.simulated.drive import Pace, pass_time
-from opt_ops.adapters.simulated.world import Planned
-from opt_ops.core.run import State, Status
+from opt_ops.core.state.model import State, Status
+from opt_ops.laboratory.simulated import faults
+from opt_ops.laboratory.simulated.drive import Pace, pass_time
+from opt_ops.laboratory.simulated.world import Planned
 from opt_ops.ports import Request
+from opt_ops.runfolder import lineages
 from tests.e2e.site import Site
-from tests.simulated.lives import Lives, physics, start, without_sync
+from tests.laboratory.lives import Lives, physics, start, without_sync
 
 _PATIENCE = 90.0  # real seconds
 _VIRTUAL_PATIENCE = 20_000.0

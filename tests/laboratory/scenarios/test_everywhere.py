@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from opt_ops.core.run import Incident, State, Status
+from opt_ops.core.state.model import Incident, State, Status
 from opt_ops.core.values import Action, Outcome
 from tests.e2e.site import Site
-from tests.scenarios import stages
-from tests.scenarios.stages import Stage, trains_on
+from tests.laboratory.scenarios import stages
+from tests.laboratory.scenarios.stages import Stage, trains_on
 from tests.slurm.conftest import slurm
 
 __all__ = ["slurm"]  # a fixture

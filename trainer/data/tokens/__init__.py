@@ -9,11 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from trainer.corpus import Corpus
+from trainer.data.corpus import Corpus
+from trainer.data.tokens import cache
+from trainer.data.tokens.builder import Limits, build
+from trainer.data.tokens.tokenizer import Definition, find
 from trainer.errors import UserError
-from trainer.tokens import cache
-from trainer.tokens.builder import Limits, build
-from trainer.tokens.tokenizer import Definition, find
 
 __all__ = ["Definition", "Limits", "TokenFile", "find", "load", "workers_here"]
 

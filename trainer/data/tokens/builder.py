@@ -14,12 +14,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from trainer.corpus import Corpus, Corrupt, Span, whole
+from opt_ops.contract.manifest import write_durably
+from trainer.data.corpus import Corpus, Corrupt, Span, whole
+from trainer.data.tokens import cache, encode
+from trainer.data.tokens.progress import Progress
+from trainer.data.tokens.tokenizer import Definition
 from trainer.errors import UserError
-from trainer.manifest import write_durably
-from trainer.tokens import cache, encode
-from trainer.tokens.progress import Progress
-from trainer.tokens.tokenizer import Definition
 
 # Bytes of text in a piece. Pieces decide nothing about the tokens, but a build goes on only with pieces of its size.
 PIECE = 1 << 23

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer import corpus
-from trainer.corpus import Corrupt, Span
+from trainer.data import corpus
+from trainer.data.corpus import Corrupt, Span
 from trainer.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from trainer.lines import say
+from trainer.console import say
 
 _WIDTH = 30
 _SECONDS_BETWEEN_DRAWINGS = 0.1

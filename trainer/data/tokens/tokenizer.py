@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import corpus
-from trainer.corpus import Corpus, Corrupt
+from opt_ops.contract.manifest import write_durably
+from trainer.data import corpus
+from trainer.data.corpus import Corpus, Corrupt
+from trainer.data.tokens import cache
 from trainer.errors import UserError
-from trainer.manifest import write_durably
-from trainer.tokens import cache
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

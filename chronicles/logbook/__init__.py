@@ -1,0 +1,1 @@
+"""The logbook: its pages, its tables, its front page."""

@@ -1,0 +1,1 @@
+"""Figures, Markdown and HTML of the logbook."""

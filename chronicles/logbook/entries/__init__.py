@@ -1,0 +1,1 @@
+"""Entries of the logbook, one module for each kind of thing that happened."""

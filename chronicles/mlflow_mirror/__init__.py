@@ -1,0 +1,1 @@
+"""The chronicle in MLflow: what is shown, and how it is kept up to date."""

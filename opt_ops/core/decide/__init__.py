@@ -1,0 +1,1 @@
+"""What is done about a state: rules, playbook ladders, capacity, alerts, proofs."""

@@ -1,0 +1,1 @@
+"""Detectors over telemetry, one a file."""

@@ -1,0 +1,1 @@
+"""What runs in the daemon: watchers observe, the core decides, the executor acts."""

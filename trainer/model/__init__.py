@@ -1,0 +1,1 @@
+"""The OPT model, its dropout, its precision and its cost."""

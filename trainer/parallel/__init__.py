@@ -1,0 +1,1 @@
+"""How the model is spread over ranks: the mesh and the two engines."""

@@ -1,0 +1,1 @@
+"""What fits, how, and how fast, before a node is booked."""

@@ -1,0 +1,1 @@
+"""The command ``python -m trainer.tokens``; its parts are in :mod:`trainer.data.tokens`."""
