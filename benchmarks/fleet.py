@@ -38,7 +38,7 @@ from typing import IO, Any
 from benchmarks.fleet_feeder import GPUS, names
 from opt_ops import playbook_loader
 from opt_ops.ports import Request
-from opt_ops.runfolder.node_files import FileInbox
+from opt_ops.runfolder.inbox import FileInbox
 
 FAULTS = {"xid": "bad_gpu", "nan": "non_finite_loss", "silent": "silent_node", "death": "process_death"}
 """What is put in, and the failure class that it has to be taken for."""

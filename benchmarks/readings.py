@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from opt_ops.core.health import History, judge, remember
-from opt_ops.runfolder.node_files import heartbeat_of
+from opt_ops.runfolder.heartbeat import heartbeat_of
 from tests.fake_nvml.build import FakeDriver
 
 GPUS = 8
@@ -37,7 +37,7 @@ def cpu_seconds(pid: int) -> float:
 def reading_process(folder: Path, seconds: float) -> tuple[float, float, dict[str, Any]]:
     """Percent of a core, milliseconds of CPU a reading, and the last reading."""
     driver = FakeDriver(folder, gpus=GPUS)
-    command = [sys.executable, "-m", "opt_ops.node.nvml", "--every", "1"]
+    command = [sys.executable, "-m", "opt_ops.node", "readings", "--every", "1"]
     env = {**os.environ, **driver.env}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

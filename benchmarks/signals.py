@@ -19,8 +19,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.published_rules import Curve, Rule, foundry, metaseq, olmo, zclip
-from opt_ops.core.detect.loss_spike import LossDetector, SpikeRule
-from opt_ops.core.detect.point import Finding, Point
+from opt_ops.core.detect.finding import Finding
+from opt_ops.core.detect.loss import LossDetector
+from opt_ops.core.detect.loss_spike import SpikeRule
+from opt_ops.core.detect.point import Point
 from opt_ops.core.values import Tier
 
 

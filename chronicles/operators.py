@@ -7,8 +7,8 @@ from typing import Any
 
 from chronicles.record import Record
 from chronicles.wording import full, names, rate, whole
-from opt_ops.cli.output import iso
 from opt_ops.core import events as e
+from opt_ops.core.text import iso
 from opt_ops.core.values import Action, Driver
 
 DRIVES = {

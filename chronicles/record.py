@@ -10,9 +10,10 @@ from chronicles.kept_curve import Stretch, stretches
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import AttemptIntended, Entry
 from opt_ops.core.state.fold import fold
-from opt_ops.core.state.model import State, Status
+from opt_ops.core.state.model import State
+from opt_ops.core.state.status import Status
 from opt_ops.runfolder.journal import read
-from opt_ops.runfolder.node_files import FileTrainer
+from opt_ops.runfolder.trainer_files import FileTrainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from opt_ops.cli.output import printable
-from opt_ops.core.codec import from_iso
+from opt_ops.core.text import from_iso, printable
 from opt_ops.core.values import Fault
 
 _NAMED = 8  # nodes that are listed by name

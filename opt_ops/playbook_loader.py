@@ -18,9 +18,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from opt_ops.core.decide.policy import Budget, Capacity, Limits, Playbook, Policy, Rung
+from opt_ops.core.detect.hang import HangRule
 from opt_ops.core.detect.loss_level import DriftRule
+from opt_ops.core.detect.loss_scale import LossScaleRule
 from opt_ops.core.detect.loss_spike import SpikeRule
-from opt_ops.core.detect.throughput import HangRule, LossScaleRule, StragglerRule, ThroughputRule
+from opt_ops.core.detect.straggler import StragglerRule
+from opt_ops.core.detect.throughput import ThroughputRule
 from opt_ops.core.values import Action, Severity
 from opt_ops.errors import UsageError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from opt_ops import playbook_loader
-from opt_ops.core.detect.throughput import ActivationDetector
+from opt_ops.core.detect.activations import ActivationDetector
 
 PAGE = Path(__file__).parents[1] / "docs" / "signals.md"
 BEGIN, END = "<!-- made by scripts/signals_docs.py -->\n", "<!-- end -->\n"

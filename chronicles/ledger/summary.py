@@ -11,8 +11,8 @@ from chronicles.operators import halts, is_planned
 from chronicles.record import Record
 from opt_ops.config import Rates
 from opt_ops.core import events as e
-from opt_ops.core.codec import from_iso
 from opt_ops.core.state.model import Incident, State
+from opt_ops.core.text import from_iso
 from opt_ops.core.values import Action, AllocationStatus, Severity
 
 _JOULES_PER_KWH = 3.6e6

@@ -15,7 +15,8 @@ from enum import StrEnum
 from chronicles.kept_curve import undoings
 from chronicles.record import Record
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Attempt, Incident, State, Status
+from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action
 
 

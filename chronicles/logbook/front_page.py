@@ -9,8 +9,8 @@ from chronicles.logbook import tables
 from chronicles.logbook.open_questions import questions
 from chronicles.operators import MOVES, halt_cause
 from chronicles.wording import count, day, duration, hours, minute, percent, when, whole
-from opt_ops.core.codec import from_iso
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
+from opt_ops.core.text import from_iso
 from opt_ops.core.values import Action, Driver, Severity
 
 _TONES = {Status.COMPLETED: "ok", Status.HALTED: "bad", Status.CANCELLED: "warn", Status.RECOVERING: "warn"}

@@ -21,8 +21,9 @@ from chronicles.record import Record, until
 from chronicles.report.build import build
 from chronicles.wording import count, duration, hours, minute, names, percent, short, whole
 from opt_ops.config import Rates
-from opt_ops.core.codec import from_iso
-from opt_ops.core.state.model import State, Status
+from opt_ops.core.state.model import State
+from opt_ops.core.state.status import Status
+from opt_ops.core.text import from_iso
 from opt_ops.core.values import Action, Tier, Verdict
 
 Row = Mapping[str, Any]

@@ -13,7 +13,9 @@ from statistics import median
 from typing import Any
 
 from opt_ops.core.health.readings import Heartbeat
-from opt_ops.core.state.model import KnownCheckpoint, State, Status, ancestry
+from opt_ops.core.state.model import KnownCheckpoint, State
+from opt_ops.core.state.queries import ancestry
+from opt_ops.core.state.status import Status
 
 MILESTONES = 10  # checkpoints of a lineage that become models: the first good one of every tenth, and the last
 

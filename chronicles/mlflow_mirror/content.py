@@ -19,10 +19,10 @@ from chronicles.logbook.front_page import front
 from chronicles.record import Record
 from chronicles.wording import percent
 from opt_ops import __version__
-from opt_ops.cli.views import lr_scale
-from opt_ops.core.codec import from_iso
-from opt_ops.core.decide.policy import newest_good
-from opt_ops.core.state.model import Run, State, Status
+from opt_ops.core.state.model import Run, State
+from opt_ops.core.state.queries import lr_scale, newest_good
+from opt_ops.core.state.status import Status
+from opt_ops.core.text import from_iso
 
 EVERY = 10  # steps between the points that are sent
 WHOLE = 2_000  # steps: a lineage no longer than this is sent whole

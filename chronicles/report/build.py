@@ -12,8 +12,6 @@ from chronicles.kept_curve import Stretch, settled
 from chronicles.ledger.lemon_nodes import worst
 from chronicles.ledger.summary import account, node_hours_lost
 from chronicles.record import Record
-from opt_ops.cli.output import iso
-from opt_ops.cli.views import lr_scale
 from opt_ops.config import Rates
 from opt_ops.core.decide.proof import baseline, under
 from opt_ops.core.events import (
@@ -28,6 +26,8 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.model import Attempt, Incident, Run, State
+from opt_ops.core.state.queries import lr_scale
+from opt_ops.core.text import iso
 from opt_ops.core.values import Action, AllocationStatus
 
 SCHEMA = "opt-ops/report/1"

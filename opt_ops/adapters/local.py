@@ -76,7 +76,7 @@ class LocalScheduler:
     def _start_agent(self, node: str, allocation: str) -> dict[str, Any]:
         logs = self._folder / "agents"
         logs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "opt_ops.node.agent", "--folder", str(self._folder), "--node", node]
+        command = [sys.executable, "-m", "opt_ops.node", "agent", "--folder", str(self._folder), "--node", node]
         with (logs / f"{node}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, "--allocation", allocation, "--host", "127.0.0.1"],

@@ -11,7 +11,8 @@ import typer
 from opt_ops.cli.options import FormatOption, HeaderOption, IdArgument, QuietOption, complete_step, lineage_folder
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.requests import DryRunOption, YesOption, confirm
-from opt_ops.core.state.model import KnownCheckpoint, State, ancestry
+from opt_ops.core.state.model import State
+from opt_ops.core.state.queries import reachable_checkpoints
 from opt_ops.errors import NotFound
 from opt_ops.runfolder import lineages
 
@@ -40,7 +41,7 @@ def list_(identifier: IdArgument, output: FormatOption = Format.TABLE, header: H
 
 
 def _rows(state: State) -> list[dict[str, Any]]:
-    counts = _on_the_way(state)
+    counts = _reachable(state)
     return [
         {
             "step": known.checkpoint.step,
@@ -56,17 +57,10 @@ def _rows(state: State) -> list[dict[str, Any]]:
     ]
 
 
-def _on_the_way(state: State) -> set[str]:
-    """Those that training could still go back to."""
-    limits = dict(ancestry(state, state.run.name)) if state.run else {}
-    return {path for path, known in state.checkpoints.items() if _within(known, limits)}
-
-
-def _within(known: KnownCheckpoint, limits: dict[str, int | None]) -> bool:
-    if known.checkpoint.run not in limits:
-        return False
-    limit = limits[known.checkpoint.run]
-    return limit is None or known.checkpoint.step <= limit
+def _reachable(state: State) -> set[str]:
+    """Paths of those that training could still go back to."""
+    known = reachable_checkpoints(state, state.run.name) if state.run else ()
+    return {each.checkpoint.path for each in known}
 
 
 def _gib(folder: Path) -> float | None:
@@ -144,7 +138,7 @@ def prune(
 
 def _kept(state: State, keep: int) -> set[str]:
     """The newest good ones, the first of every tenth, those not examined yet, and whatever an attempt goes on from."""
-    way = _on_the_way(state)
+    way = _reachable(state)
     there = (k for p, k in state.checkpoints.items() if p in way and k.good and Path(p).is_dir())
     good = sorted(there, key=lambda known: known.checkpoint.step)
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None) or 1

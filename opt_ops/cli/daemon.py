@@ -17,8 +17,9 @@ import typer
 
 from opt_ops.cli.daemon_units import Form, unit
 from opt_ops.cli.options import FormatOption, QuietOption, daemon_alive, settings
-from opt_ops.cli.output import Column, Format, age, clock, iso, say, show
+from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.config import locate
+from opt_ops.core.text import age, clock, iso
 from opt_ops.core.values import Severity
 from opt_ops.errors import NotDelivered, OptOpsError, Refused, Unavailable
 from opt_ops.ports import Alert

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from opt_ops.cli.options import FormatOption, HeaderOption, OptionalIdArgument, QuietOption, lineage_folder, settings
-from opt_ops.cli.output import Column, Format, age, say, show
+from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.core.text import age
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
 

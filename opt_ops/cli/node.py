@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from opt_ops.cli.options import FormatOption, HeaderOption, complete_id, lineage_folder, newest_lineage
-from opt_ops.cli.output import Column, Format, age, iso, show
+from opt_ops.cli.output import Column, Format, show
 from opt_ops.core.health import HEALTH_TABLE
 from opt_ops.core.health.explain import described, look_up
+from opt_ops.core.text import age, iso
 from opt_ops.errors import NotFound
 from opt_ops.runfolder import lineages
 

@@ -18,9 +18,10 @@ from typer.core import TyperCommand
 
 from opt_ops.cli import node
 from opt_ops.cli.options import FormatOption, complete_id, complete_node, lineage_folder, settings
-from opt_ops.cli.output import Column, Format, printable, say, show
+from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.core.health import HEALTH_TABLE, Heartbeat, Judgement, differing, judge_all, rank
 from opt_ops.core.health.burn_in_findings import BurnIn, burned
+from opt_ops.core.text import printable
 from opt_ops.core.values import Verdict
 from opt_ops.errors import NotFound, OptOpsError, Refused
 from opt_ops.runfolder import lineages
@@ -174,7 +175,7 @@ Judged = dict[str, tuple[int, list[Judgement]]]
 
 
 def _judged(places: Sequence[_Place], xid_minutes: float, until: float) -> Judged:
-    from opt_ops.runfolder.node_files import heartbeat_of
+    from opt_ops.runfolder.heartbeat import heartbeat_of
 
     expected, now = settings.config.health.gpus_per_node, time.time()
     beats: dict[str, Heartbeat] = {}
@@ -196,7 +197,7 @@ def _judged(places: Sequence[_Place], xid_minutes: float, until: float) -> Judge
 def _read(places: Sequence[_Place], xid_minutes: float, until: float) -> dict[str, dict[str, Any]]:
     """A fresh reading of each node; `hung` where none came in time."""
     folder = settings.config.runs if settings.config.runs.is_dir() else settings.config.runs.parent
-    command = [sys.executable, "-m", "opt_ops.node.nvml", "--once", "--xid-minutes", str(xid_minutes)]
+    command = [sys.executable, "-m", "opt_ops.node", "readings", "--once", "--xid-minutes", str(xid_minutes)]
     command += ["--folder", str(folder)]
     running: list[tuple[_Place, subprocess.Popen[str]]] = []
     for place in places:

@@ -10,8 +10,9 @@ import typer
 
 from opt_ops.cli import node
 from opt_ops.cli.options import FormatOption, HeaderOption, OptionalIdArgument, lineage_folder, settings
-from opt_ops.cli.output import Column, Format, age, iso, printable, show
+from opt_ops.cli.output import Column, Format, show
 from opt_ops.core.health.lemons import Record, merged, parts, records
+from opt_ops.core.text import age, iso, printable
 from opt_ops.runfolder import lineages
 
 _COLUMNS = [

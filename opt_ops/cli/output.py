@@ -8,11 +8,10 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from opt_ops.core.codec import to_iso
+from opt_ops.core.text import printable
 
 
 class Format(StrEnum):
@@ -136,35 +135,6 @@ def text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(text(item) for item in value)
     return printable(str(value))
-
-
-def printable(value: str) -> str:
-    """Untrusted text for a terminal: one line, no control characters."""
-    if value.isprintable():
-        return value
-    return "".join(character if character.isprintable() else "�" for character in value.replace("\n", " "))
-
-
-def age(seconds: float) -> str:
-    """`3h12m`, `22m`, `45s`."""
-    minutes, rest = divmod(int(max(0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours}h"
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
-def iso(ts: float | None) -> str | None:
-    """For JSON."""
-    return None if ts is None else to_iso(ts)
-
-
-def clock(ts: float) -> str:
-    """For tables: `2026-11-22 03:14:07Z`."""
-    return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def say(message: str, quiet: bool = False) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption
-from opt_ops.cli.output import Column, Format, age, say, show
+from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.core.text import age
 from opt_ops.errors import UsageError
 
 if TYPE_CHECKING:

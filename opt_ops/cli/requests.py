@@ -16,7 +16,8 @@ from opt_ops.cli import views
 from opt_ops.cli.options import daemon_alive, lineage_folder, settings
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.core.events import RequestRefused
-from opt_ops.core.state.model import State, Status
+from opt_ops.core.state.model import State
+from opt_ops.core.state.status import Status
 from opt_ops.errors import OptOpsError, Refused, Unavailable
 from opt_ops.runfolder import lineages
 

@@ -20,9 +20,10 @@ from opt_ops.cli.options import (
     must_know,
     settings,
 )
-from opt_ops.cli.output import Column, Format, printable, say, show, text, wrapped
+from opt_ops.cli.output import Column, Format, say, show, text, wrapped
 from opt_ops.core.state.fold import replay
 from opt_ops.core.state.model import State
+from opt_ops.core.text import printable
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
 

@@ -13,13 +13,14 @@ import typer
 
 from opt_ops.cli import views
 from opt_ops.cli.options import IdArgument, QuietOption, daemon_alive, lineage_folder
-from opt_ops.cli.output import age, clock, printable, say, text
+from opt_ops.cli.output import say, text
 from opt_ops.cli.run import app
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.fold import replay
 from opt_ops.core.state.model import State
+from opt_ops.core.text import age, clock, printable
 from opt_ops.errors import NotFound
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import Tail

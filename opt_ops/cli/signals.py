@@ -12,9 +12,10 @@ import typer
 
 from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption, settings
 from opt_ops.cli.output import Column, Format, say, show
-from opt_ops.core.detect.loss_spike import LossDetector
-from opt_ops.core.detect.point import Finding, Point
-from opt_ops.core.detect.throughput import LossScaleDetector
+from opt_ops.core.detect.finding import Finding
+from opt_ops.core.detect.loss import LossDetector
+from opt_ops.core.detect.loss_scale import LossScaleDetector
+from opt_ops.core.detect.point import Point
 from opt_ops.core.values import Tier
 from opt_ops.errors import NotFound, UsageError
 

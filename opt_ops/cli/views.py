@@ -8,15 +8,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-from opt_ops.cli.output import Column, age, clock, iso
+from opt_ops.cli.output import Column
 from opt_ops.config import Config
 from opt_ops.core.codec import encode
-from opt_ops.core.decide.policy import newest_good
 from opt_ops.core.decide.sizing import suggest
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Entry, Event, IncidentOpened, RecoveryDecided
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.model import Attempt, Incident, State, Status
+from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state.queries import lr_scale, newest_good
+from opt_ops.core.state.status import Status
+from opt_ops.core.text import age, clock, iso
 from opt_ops.core.values import Action
 from opt_ops.runfolder.files import Tail
 from opt_ops.runfolder.lineages import state as read_state
@@ -160,14 +162,6 @@ def lineage_view(path: Path, state: State, now: float) -> dict[str, Any]:
         ],
         "incidents": [incident_row(state, incident) for incident in state.incidents.values()],
     }
-
-
-def lr_scale(state: State, run: str) -> float:
-    """The product of the learning-rate factors that a run trains under."""
-    scale = 1.0
-    for factor in state.runs[run].lr_factors:
-        scale *= factor.factor
-    return scale
 
 
 def incident_row(state: State, incident: Incident) -> dict[str, Any]:

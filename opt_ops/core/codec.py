@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
@@ -36,16 +35,6 @@ def decode(fields: Mapping[str, Any]) -> Event:
         return cast("Event", _build(cls, fields))
     except (TypeError, ValueError, KeyError) as error:
         raise DecodeError(f"event {kind}: {error}") from error
-
-
-def to_iso(ts: float) -> str:
-    """Seconds since the epoch as `2026-11-22T03:14:07.123Z`."""
-    return datetime.fromtimestamp(ts, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def from_iso(text: str) -> float:
-    """The inverse of `to_iso`."""
-    return datetime.fromisoformat(text).timestamp()
 
 
 _AS_THEY_ARE = frozenset({str, int, float, bool, type(None)})

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.rules import decide_recovery
-from opt_ops.core.detect.loss_spike import LossDetector
-from opt_ops.core.detect.point import Finding
+from opt_ops.core.detect.finding import Finding
+from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.events import Entry, RecoveryDecided
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.fold import fold

@@ -223,7 +223,9 @@ def _wake_on_child_exit() -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run an agent; the scheduler's adapter starts it on every held node."""
-    parser = argparse.ArgumentParser(description="The node agent of opt-ops; started by the daemon's scheduler.")
+    parser = argparse.ArgumentParser(
+        prog="python -m opt_ops.node agent", description="The node agent of opt-ops; started by the daemon's scheduler."
+    )
     parser.add_argument("--folder", type=Path, required=True, help="the lineage's folder")
     parser.add_argument("--allocation", required=True, help="the one through which the node is held")
     parser.add_argument("--node", default=os.environ.get("SLURMD_NODENAME"), help="default: $SLURMD_NODENAME")
@@ -232,7 +234,3 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.node:
         sys.exit("opt_ops.node.agent: which node is this? Give --node, or run it as a Slurm task")
     Agent(options.folder, options.node, options.host, options.allocation).run()
-
-
-if __name__ == "__main__":
-    main()

@@ -138,7 +138,7 @@ class InBackground:
     def __init__(self, node: str, seconds: float) -> None:
         self._node = node
         self._until = time.monotonic() + seconds + GROUP_SECONDS + LEAVING_SECONDS + _STARTING_SECONDS
-        command = [sys.executable, "-m", "opt_ops.node.burn_in", "--node", node, "--seconds", str(seconds)]
+        command = [sys.executable, "-m", "opt_ops.node", "burn-in", "--node", node, "--seconds", str(seconds)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
     def found(self) -> dict[str, Any] | None:
@@ -162,7 +162,9 @@ def main() -> None:
     """Burn in this node alone, and print what was found."""
     from opt_ops.node.nvml import Reader
 
-    parser = argparse.ArgumentParser(description="Burns in this node, and prints what was found as JSON.")
+    parser = argparse.ArgumentParser(
+        prog="python -m opt_ops.node burn-in", description="Burns in this node, and prints what was found as JSON."
+    )
     parser.add_argument("--node", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
@@ -233,7 +235,3 @@ def _tested(line: Mapping[str, Any]) -> DeviceTest:
         to_gbs=link.get("to_gbs"),
         from_gbs=link.get("from_gbs"),
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Readings of a node, in a process of their own: a call that never returns must not stop the agent.
 
-`python -m opt_ops.node.nvml --every 2` prints one JSON line a reading: NVML through nvidia-ml-py, and the host.
+`python -m opt_ops.node readings --every 2` prints one JSON line a reading: NVML through nvidia-ml-py, and the host.
 What the driver does not say is null, and a node without NVML says so: `{"nvml": "absent"}`. `Probe` runs that process
 for the agent and turns its silence into a reading of its own, `hung`.
 """
@@ -333,7 +333,7 @@ class Probe:
 
     def _start(self) -> None:
         self.close()
-        command = [sys.executable, "-m", "opt_ops.node.nvml", "--every", str(self._every)]
+        command = [sys.executable, "-m", "opt_ops.node", "readings", "--every", str(self._every)]
         command += ["--folder", str(self._folder)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert self._process.stdout is not None
@@ -343,7 +343,9 @@ class Probe:
 
 def main() -> None:
     """Print a reading every so often, until the reader of our output is gone."""
-    parser = argparse.ArgumentParser(description="Prints NVML readings as JSON lines.")
+    parser = argparse.ArgumentParser(
+        prog="python -m opt_ops.node readings", description="Prints NVML readings as JSON lines."
+    )
     parser.add_argument("--every", type=float, default=2.0, help="seconds between readings")
     parser.add_argument("--folder", type=Path, default=Path(), help="on the file system of checkpoints")
     parser.add_argument("--once", action="store_true", help="one reading, with the node's name, then leave")
@@ -362,7 +364,3 @@ def main() -> None:
     xids = KernelLog(since=time.time() - 60 * options.xid_minutes).xids()
     line = json.dumps({"node": node, **reader.read(), "xids": xids, "machine": host.read(options.folder)})
     sys.stdout.write(f"{line}\n")  # at once: under srun, several nodes share it
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from opt_ops.errors import OptOpsError
+
+log = logging.getLogger(__name__)
+
+NOT_AS_PROMISED = (KeyError, TypeError, ValueError, AttributeError)
+"""What a file raises that is JSON, but not what docs/formats.md says."""
+UNREADABLE = (OSError, OptOpsError, *NOT_AS_PROMISED)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -127,3 +134,38 @@ class Tail:
                 yield value
             else:
                 self.bad_lines += 1
+
+
+class WarnOnce:
+    """Logs once for each file what is wrong with it: that must neither stop the watch over all others nor be silent."""
+
+    def __init__(self) -> None:
+        self._said: set[Path] = set()
+
+    def add(self, path: Path, error: Exception) -> None:
+        """Say it, unless it was said."""
+        if path not in self._said:
+            self._said.add(path)
+            log.warning("%s cannot be read, or is not what docs/formats.md says, and is left out: %r", path, error)
+
+
+def names_in(folder: Path, ending: str) -> list[str]:
+    """Of the whole files in a folder; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as found:
+            return [each.name for each in found if each.name.endswith(ending) and not each.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def identity_of(path: Path) -> tuple[int, ...] | None:
+    """Of what the file holds now. It is opened for that: network file systems look then, and not at a mere `stat`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        stat = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

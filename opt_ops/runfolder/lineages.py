@@ -76,7 +76,7 @@ def create(runs: Path) -> Path:
 def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: float) -> Request:
     """Put a request into the lineage's inbox for the daemon."""
     from opt_ops.ports import Request
-    from opt_ops.runfolder.node_files import FileInbox  # those who only look need none of it
+    from opt_ops.runfolder.inbox import FileInbox
 
     request = Request(request=str(uuid.uuid4()), author=author, verb=verb, arguments=arguments)
     FileInbox(path).put(request, ts)

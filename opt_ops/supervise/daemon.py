@@ -11,11 +11,8 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from opt_ops import __version__, playbook_loader
@@ -23,7 +20,7 @@ from opt_ops.adapters.local import LocalScheduler
 from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier
 from opt_ops.adapters.outbox import Outbox
 from opt_ops.config import Config
-from opt_ops.core.state.model import IllegalTransition
+from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.values import Severity
 from opt_ops.errors import OptOpsError, Refused
 from opt_ops.node import agent
@@ -31,16 +28,19 @@ from opt_ops.ports import Alert, Ports, Scheduler
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.checkpoints import FileCheckpoints
 from opt_ops.runfolder.files import read_json, write_json
+from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.journal import Fenced, JournalError
-from opt_ops.runfolder.node_files import FileAgents, FileInbox, FileTrainer
+from opt_ops.runfolder.node_files import FileAgents
+from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.executor import Site
+from opt_ops.supervise.projections import Projection
 from opt_ops.supervise.supervisor import Life, Supervisor
 
 _FAILURES = 3  # of a lineage's supervisor in a row, before a human is called
 _PAUSE_SECONDS = 10.0  # before a supervisor that failed is begun anew
 _SIGN_SECONDS = 2.0  # between signs of life
 
-log = logging.getLogger("opt_ops.supervise.daemon")
+log = logging.getLogger(__name__)
 
 
 class SystemClock:
@@ -53,34 +53,6 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds that never jump."""
         return time.monotonic()
-
-
-@dataclass
-class Projection:
-    """A command that draws something from a lineage's journal, run beside the daemon, one at a time."""
-
-    arguments: tuple[str, ...]
-    every: float
-    process: subprocess.Popen[bytes] | None = None
-    ran_at: float = field(default_factory=time.monotonic)
-    due: bool = True
-
-    def step(self, now: bool) -> None:
-        """Start it when it is due and not running; `now` does not wait for the interval."""
-        if self.process is not None and self.process.poll() is None:
-            return
-        if self.process is not None and self.process.returncode != 0:
-            log.warning("opt-ops %s ended with code %s", " ".join(self.arguments), self.process.returncode)
-            self.due = not now  # while the lineage lives it is tried again; after that, by whoever wants it
-        self.process = None
-        if self.due and (now or time.monotonic() - self.ran_at >= self.every):
-            self.process = subprocess.Popen([sys.executable, "-m", "opt_ops", *self.arguments])
-            self.ran_at, self.due = time.monotonic(), False
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing left to draw."""
-        return not self.due and (self.process is None or self.process.poll() is not None)
 
 
 class Daemon:

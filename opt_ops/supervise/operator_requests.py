@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from opt_ops.core.decide.policy import newest_good
 from opt_ops.core.decide.proof import baseline
 from opt_ops.core.events import (
     ChangeRequested,
@@ -23,7 +22,9 @@ from opt_ops.core.events import (
     ResumeRequested,
     StopRequested,
 )
-from opt_ops.core.state.model import Attempt, State, Status
+from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.queries import newest_good
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Driver, Fault, Shape
 from opt_ops.ports import Inbox, Request
 

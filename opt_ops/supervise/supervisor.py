@@ -17,8 +17,9 @@ from opt_ops.ports import Ports
 from opt_ops.runfolder.journal import Journal
 from opt_ops.supervise.executor import Hands, Site
 from opt_ops.supervise.operator_requests import RequestWatch
+from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_attempt import AttemptWatch
-from opt_ops.supervise.watch_nodes import AllocationWatch, NodeWatch
+from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
 _ROUNDS = 20  # of decide and act in one tick; a state that never settles is a fault of ours, not a reason to spin

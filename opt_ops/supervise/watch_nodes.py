@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from opt_ops.core.decide.policy import Policy
-from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
+from opt_ops.core.events import Event, NodeJudged, SignalRaised
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, same_readings
 from opt_ops.core.health.energy import EnergyMeter
-from opt_ops.core.state.model import Allocation, Attempt, Node, State
-from opt_ops.core.values import PREEMPTED, AllocationStatus, GpuPart, Tier, Verdict
-from opt_ops.errors import SchedulerUnavailable
-from opt_ops.ports import Agents, Clock, JobState, Scheduler
+from opt_ops.core.state.model import Allocation, Node, State
+from opt_ops.core.values import GpuPart, Tier, Verdict
+from opt_ops.ports import Agents, Clock
+from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
 _BLIND = 4.0  # times the silence of one node, before the silence of all of them is believed
@@ -20,77 +20,6 @@ _SPREAD = 3.0  # seconds between the last heartbeats of nodes that fell silent t
 WORD_SECONDS = 20.0  # a scheduler that ends a job ends its processes first, and says later that it did, and why
 _COMPARE_SECONDS = 30.0  # between looks for nodes that are not like the others
 _DRIFT_SECONDS = 3600.0  # and at most, when no node has said anything new
-_COUNT_SECONDS = 30.0  # between looks for jobs that nobody accounts for
-
-# The scheduler's word for how a job ended, where it names a failure class of its own.
-_SIGNAL_OF_END = {"TIMEOUT": "time_limit", PREEMPTED: "preemption", "CANCELLED": "job_cancelled"}
-
-
-class AllocationWatch:
-    """Asks the scheduler what becomes of our jobs."""
-
-    def __init__(self, scheduler: Scheduler, training: TrainingWatch, clock: Clock) -> None:
-        self._training = training
-        self._scheduler = scheduler
-        self._clock = clock
-        self._counted_at = clock.monotonic() - _COUNT_SECONDS
-        self.unfit: dict[str, str] = {}
-        """Held nodes that the scheduler has drained or finds down, each with its reason."""
-
-    def observe(self, state: State) -> Iterator[Event]:
-        """An event when an answer is new. No answer is an event too, once, and changes nothing else."""
-        self.unfit = {}
-        for allocation in state.live_allocations:
-            if allocation.job is not None:
-                yield from self._allocation(state, allocation, allocation.job)
-        yield from self._strays(state)
-
-    def _allocation(self, state: State, allocation: Allocation, job_id: str) -> Iterator[Event]:
-        try:
-            job = self._scheduler.state(job_id)
-        except SchedulerUnavailable as error:
-            job = JobState(AllocationStatus.UNKNOWN, allocation.nodes, str(error))
-        self.unfit |= job.unfit
-        seen = (allocation.status, allocation.nodes, allocation.reason, allocation.ends_at)
-        unknown = job.status is AllocationStatus.UNKNOWN
-        same = (job.status, job.nodes, job.reason, job.ends_at) == seen
-        if (job.reason == allocation.reason) if unknown else same:
-            return
-        attempt = state.attempt
-        lost = job.status is AllocationStatus.ENDED and attempt is not None and attempt.live and not state.ended
-        if lost and attempt is not None and _runs_through(state, attempt, allocation):
-            last = self._training.last(attempt)
-            yield from self._training.catch_up(attempt)
-            raised = SignalRaised(
-                signal=_SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", "allocation_lost"),
-                tier=Tier.ACT,
-                attempt=attempt.name,
-                step=last.step if last else attempt.last_step,
-                onset_step=None,
-                at=last.ts if last else attempt.last_step_at or attempt.intended_at,
-                rule="the scheduler says that the job has ended",
-                evidence={"job": job_id, "reason": job.reason},
-            )
-            if raised.key not in state.signals:
-                yield raised  # first: once the change is journaled, the end is not news any more
-        yield AllocationChanged(
-            allocation=allocation.name, status=job.status, nodes=job.nodes, reason=job.reason, ends_at=job.ends_at
-        )
-
-    def _strays(self, state: State) -> Iterator[Event]:
-        """A job that came of a try which was given up, or twice of one, must not hold nodes unseen."""
-        if not state.allocations or self._clock.monotonic() - self._counted_at < _COUNT_SECONDS:
-            return
-        try:
-            jobs = self._scheduler.jobs()
-        except SchedulerUnavailable:
-            return
-        self._counted_at = self._clock.monotonic()
-        for job, name in jobs:
-            allocation = state.allocations.get(name)
-            expected = allocation is not None and allocation.live and allocation.job in (None, job)
-            if not expected and job not in state.strays:
-                yield StrayFound(job=job, allocation=name)
 
 
 class NodeWatch:
@@ -296,12 +225,6 @@ def _parts(heartbeat: Heartbeat) -> tuple[GpuPart, ...]:
     return tuple(
         GpuPart(uuid=gpu.uuid, serial=gpu.serial, name=gpu.name) for gpu in heartbeat.gpus if gpu.uuid is not None
     )
-
-
-def _runs_through(state: State, attempt: Attempt, allocation: Allocation) -> bool:
-    """Whether any of the attempt's nodes is held through it: one that was released may still list the same nodes."""
-    holders = (state.held.get(node) for node in attempt.nodes)
-    return any(holder is not None and holder.name == allocation.name for holder in holders)
 
 
 def _judged(heartbeat: Heartbeat, judgement: Judgement, gpus: tuple[GpuPart, ...]) -> NodeJudged:

@@ -6,22 +6,16 @@ from collections import deque
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
-from typing import Protocol
 
-from opt_ops.core.decide.policy import Policy, newest_good
-from opt_ops.core.detect.loss_spike import LossDetector
-from opt_ops.core.detect.point import Finding, Point
-from opt_ops.core.detect.throughput import (
-    ActivationDetector,
-    CorruptionDetector,
-    LossScaleDetector,
-    SaveDetector,
-    Spent,
-    StragglerDetector,
-    ThroughputDetector,
-    UsualTimes,
-    slow_node,
-)
+from opt_ops.core.decide.policy import Policy
+from opt_ops.core.detect.all import Detector, per_attempt
+from opt_ops.core.detect.corruption import CorruptionDetector
+from opt_ops.core.detect.finding import Finding
+from opt_ops.core.detect.hang import UsualTimes
+from opt_ops.core.detect.loss import LossDetector
+from opt_ops.core.detect.point import Point
+from opt_ops.core.detect.saves import Spent
+from opt_ops.core.detect.throughput import slow_node
 from opt_ops.core.events import (
     AttemptConfigured,
     AttemptProgressed,
@@ -33,16 +27,13 @@ from opt_ops.core.events import (
     SignalRaised,
 )
 from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.queries import newest_good
 from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
 
 _SAME_PLACE = 10  # steps between two onsets of what is one fault of the recipe or its data
 _COPY_STEPS = 512  # between two copies of the loss detector
 _REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
-
-
-class _Detector(Protocol):
-    def observe(self, point: Point) -> list[Finding]: ...
 
 
 class TrainingWatch:
@@ -60,7 +51,7 @@ class TrainingWatch:
         self._following = ""
         self._detector = LossDetector(policy.spike, policy.drift)
         self._corruption = CorruptionDetector(0)
-        self._others = _others(policy)
+        self._per_attempt = self._new_detectors()
         self._usual = UsualTimes()
         self._protected: set[str] = set()
         self._spent = Spent()
@@ -71,6 +62,10 @@ class TrainingWatch:
         self._reported_at = 0.0
         self._reported_step = 0
         self._readbacks = max((book.proof_steps for book in policy.playbooks.values()), default=1)
+
+    def _new_detectors(self) -> tuple[Detector, ...]:
+        policy = self._policy
+        return per_attempt(policy.straggler, policy.loss_scale, policy.throughput)
 
     def observe(self, state: State) -> Iterator[Event]:
         """Everything that training made known since the last look."""
@@ -124,7 +119,7 @@ class TrainingWatch:
         agreed = (p.step for p in reversed(self._settled) if p.checksums is not None)
         start = attempt.checkpoint.step if attempt.checkpoint else 0
         self._corruption = CorruptionDetector(next(agreed, start + 1))
-        self._others = _others(self._policy)
+        self._per_attempt = self._new_detectors()
         self._usual = UsualTimes()
         self._spent = Spent()
         self._phase = None
@@ -172,7 +167,7 @@ class TrainingWatch:
         if self._first[0] is not point:  # the first step compiles, allocates and connects: it is not usual
             self._usual.observe("training", point.step_seconds)
             self._spent.step(point)
-        detectors = (self._detector, self._corruption, *self._others)
+        detectors = (self._detector, self._corruption, *self._per_attempt)
         findings = [finding for detector in detectors for finding in detector.observe(point)]
         if point.step % _COPY_STEPS == 0:
             self._copies.append((point.step, deepcopy(self._detector)))
@@ -297,17 +292,6 @@ class TrainingWatch:
             else:
                 why = self._detector.why_unhealthy(checkpoint.step)
                 yield CheckpointVerified(checkpoint=checkpoint, healthy=not why, why=why)
-
-
-def _others(policy: Policy) -> tuple[_Detector, ...]:
-    """What begins anew with every attempt."""
-    return (
-        StragglerDetector(policy.straggler),
-        LossScaleDetector(policy.loss_scale),
-        ThroughputDetector(policy.throughput),
-        ActivationDetector(),
-        SaveDetector(),
-    )
 
 
 def _came_back(state: State, raised: SignalRaised) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from chronicles.ledger.wall_clock import Phase, ledger
 from chronicles.record import Record, load
 from opt_ops.core.events import AttemptEnded, AttemptProgressed, LineageCancelled, LineageHalted, StopRequested
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.told import Told, spiked

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.errors import Refused
 from opt_ops.runfolder.journal import Journal
 from tests.cli.test_cli import told

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.core.codec import DecodeError, decode, encode, from_iso, to_iso
+from opt_ops.core.codec import DecodeError, decode, encode
 from opt_ops.core.events import KINDS, Event, kind_of
+from opt_ops.core.text import from_iso, to_iso
 
 # Old journals hold these for ever. Adding one is fine; taking one away or renaming it is not.
 FROZEN = [

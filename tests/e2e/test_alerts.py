@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from tests.e2e.site import Site
 
 

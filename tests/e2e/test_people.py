@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, Outcome
 from tests.e2e.site import Site
 

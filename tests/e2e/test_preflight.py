@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opt_ops.core.events import AttemptStarted, NodeJudged
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from tests.e2e.site import Site
 
 

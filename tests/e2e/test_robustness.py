@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Outcome
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.journal import Fenced, Journal

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Incident, State, Status
+from opt_ops.core.state.model import Incident, State
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome
 from tests.e2e.site import Site
 from tests.fake_nvml.build import FakeDriver

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.laboratory.simulated import Costs, faults
 from opt_ops.laboratory.simulated.training import Sickness
 from opt_ops.laboratory.simulated.world import Planned

@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from opt_ops.core import events as e
 from opt_ops.core.state.fold import fold
-from opt_ops.core.state.model import State, Status
+from opt_ops.core.state.model import State
+from opt_ops.core.state.status import Status
 from opt_ops.laboratory.simulated import faults
 from opt_ops.laboratory.simulated.training import Sickness
 from opt_ops.laboratory.simulated.world import Fault, Planned

@@ -53,7 +53,8 @@ class Node:
             *before,
             sys.executable,
             "-m",
-            "opt_ops.node.agent",
+            "opt_ops.node",
+            "agent",
             "--folder",
             str(self.folder),
             "--allocation",
@@ -341,7 +342,7 @@ def test_a_launch_that_finds_no_room_is_tried_again(node: Node):
 
 def test_which_node_is_this(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name != "SLURMD_NODENAME"}
-    command = [sys.executable, "-m", "opt_ops.node.agent", "--folder", str(tmp_path), "--allocation", "1-n0"]
+    command = [sys.executable, "-m", "opt_ops.node", "agent", "--folder", str(tmp_path), "--allocation", "1-n0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert "which node is this?" in done.stderr

@@ -17,12 +17,12 @@ from opt_ops.core.values import Verdict
 from opt_ops.node import host
 from opt_ops.node.kernel_log import KernelLog
 from opt_ops.node.nvml import Probe
-from opt_ops.runfolder.node_files import heartbeat_of
+from opt_ops.runfolder.heartbeat import heartbeat_of
 from tests.fake_nvml.build import FakeDriver, build
 
 
 def read(driver: FakeDriver, attempt: str | None = None) -> Heartbeat:
-    command = [sys.executable, "-m", "opt_ops.node.nvml", "--once"]
+    command = [sys.executable, "-m", "opt_ops.node", "readings", "--once"]
     env = {**os.environ, **driver.env}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=True)
     where = {"node": "n1", "host": "h", "ts": 1.0, "attempt": attempt, "allocation": "1-n0"}

@@ -14,7 +14,9 @@ from opt_ops.node.kernel_log import KernelLog, parse_xid
 from opt_ops.ports import Request
 from opt_ops.runfolder.checkpoints import FileCheckpoints
 from opt_ops.runfolder.files import Tail, create_json, read_json, write_json, write_text
-from opt_ops.runfolder.node_files import FileAgents, FileInbox, FileTrainer
+from opt_ops.runfolder.inbox import FileInbox
+from opt_ops.runfolder.node_files import FileAgents
+from opt_ops.runfolder.trainer_files import FileTrainer
 from tests.e2e.stub_trainer import save, telemetry
 
 

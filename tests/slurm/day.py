@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Incident, State, Status
+from opt_ops.core.state.model import Incident, State
+from opt_ops.core.state.status import Status
 from tests.e2e.site import Site
 
 SETTLED = 55  # steps beyond a failure, after which the shipped ladders begin anew (settle_steps = 50)

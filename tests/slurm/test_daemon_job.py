@@ -12,7 +12,7 @@ import pytest
 
 from opt_ops.cli.daemon_units import job_name
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.runfolder.files import read_json
 from tests.e2e.site import Site
 from tests.slurm.cluster import Cluster

@@ -11,7 +11,7 @@ import pytest
 
 from opt_ops.adapters.slurm import SlurmOptions, SlurmScheduler
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import AllocationStatus
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.node.agent import main as agent_main

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action
 from tests.e2e.site import Site
 from tests.slurm.day import Day, ask, until

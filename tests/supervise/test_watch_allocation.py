@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from opt_ops.core import events as e
 from opt_ops.core.values import AllocationStatus
 from opt_ops.ports import JobState
-from opt_ops.supervise.watch_nodes import AllocationWatch
+from opt_ops.supervise.watch_allocation import AllocationWatch
 from tests.core.story import Story
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from chronicles import wording
 from chronicles.logbook.drawing.figure import RUN_COLORS
 from chronicles.logbook.entries.entry import LogEntry
-from opt_ops.cli.output import printable
+from opt_ops.core.text import printable
 
 _ID = re.compile(r"\b\d+(?:\.\d{2,}-a\d+|-i\d+|(?:\.\d+)?e-\d+)\b")
 _UNIT = re.compile(r"(?<=\d) (?=(?:s|min|h|d|%)(?![a-z]))|(?<=×) (?=\d)")

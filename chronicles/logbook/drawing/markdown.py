@@ -12,7 +12,7 @@ from typing import Any
 
 from chronicles.logbook.entries.entry import LogEntry
 from chronicles.wording import duration, minute, percent, rate, whole
-from opt_ops.cli.output import printable
+from opt_ops.core.text import printable
 
 Row = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from chronicles.logbook.entries.entry import Fact, LogEntry, entry_of
 from chronicles.record import Record
 from chronicles.wording import count, full, names, short
 from opt_ops.core import events as e
-from opt_ops.core.codec import from_iso
+from opt_ops.core.text import from_iso
 
 _AT_ONCE = 60.0  # seconds from an incident to what is asked for because of it
 _TOGETHER = 900.0  # seconds between requests that go on asking for the same nodes

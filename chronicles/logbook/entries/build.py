@@ -15,8 +15,8 @@ from chronicles.operators import DRIVES, asked_for
 from chronicles.record import Record
 from chronicles.wording import count, drill, duration, evidence, full, names, percent, rate, short, value, whole
 from opt_ops.core import events as e
-from opt_ops.core.codec import from_iso
 from opt_ops.core.decide.proof import baseline
+from opt_ops.core.text import from_iso
 from opt_ops.core.values import Driver, Tier
 
 

@@ -10,9 +10,9 @@ from chronicles import wording
 from chronicles.operators import MOVES, altered, asked_for, batches, change
 from chronicles.record import Record
 from chronicles.wording import count, duration, evidence, full, names, rate, second, short, whole
-from opt_ops.core.codec import from_iso
 from opt_ops.core.health.explain import look_up
 from opt_ops.core.state.model import Attempt
+from opt_ops.core.text import from_iso
 from opt_ops.core.values import Action, Tier
 
 Row = Mapping[str, Any]

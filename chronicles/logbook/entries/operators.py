@@ -11,7 +11,7 @@ from chronicles.operators import DRIVES, asked_for, change, halt_cause
 from chronicles.record import Record
 from chronicles.wording import duration, full, second, short, whole
 from opt_ops.core import events as e
-from opt_ops.core.codec import from_iso
+from opt_ops.core.text import from_iso
 from opt_ops.core.values import Action, Driver
 
 _Found = Iterator[LogEntry]

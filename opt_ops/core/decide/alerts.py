@@ -8,7 +8,8 @@ from itertools import chain
 
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import AlertIntended, Event
-from opt_ops.core.state.model import Incident, State, Status
+from opt_ops.core.state.model import Incident, State
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, Severity, Tier
 
 _LOUDNESS = (Severity.INFO, Severity.WARNING, Severity.PAGE)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
-from opt_ops.core.decide.policy import SCRATCH_STEPS, Policy, newest_good, under_examination
+from opt_ops.core.decide.policy import SCRATCH_STEPS, Policy
 from opt_ops.core.events import (
     AllocationIntended,
     AttemptIntended,
@@ -22,7 +22,8 @@ from opt_ops.core.events import (
 from opt_ops.core.health.burn_in_findings import BURNING_IN
 from opt_ops.core.memo import latest
 from opt_ops.core.names import attempt_name
-from opt_ops.core.state.model import Allocation, Node, State, waiting_for_attempt
+from opt_ops.core.state.model import Allocation, Node, State
+from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
 from opt_ops.core.values import Driver, Verdict
 from opt_ops.core.waiting import within
 

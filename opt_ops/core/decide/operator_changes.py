@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from opt_ops.core.decide.policy import newest_good
 from opt_ops.core.decide.proof import baseline
 from opt_ops.core.events import ChangeRequested, IncidentOpened, RecoveryDecided
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.model import Incident, State
+from opt_ops.core.state.queries import newest_good
 from opt_ops.core.values import Action
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import IncidentClosed
 from opt_ops.core.schedule import expected_lr
-from opt_ops.core.state.model import Attempt, Incident, State, Status
+from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Optimizer, Schedule
 
 # Both sides compute the schedule in double precision; only the order of operations may differ.

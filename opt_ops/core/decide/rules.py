@@ -15,17 +15,9 @@ from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.capacity import allocate, launch, release, resize
 from opt_ops.core.decide.incidents import open_incident
 from opt_ops.core.decide.operator_changes import changed, decide_change
-from opt_ops.core.decide.policy import (
-    SCRATCH_STEPS,
-    Playbook,
-    Policy,
-    Rung,
-    choose_rung,
-    newest_good,
-    rollback_point,
-    under_examination,
-)
+from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
 from opt_ops.core.decide.proof import prove
+from opt_ops.core.decide.retry_budget import choose_rung, rollback_point
 from opt_ops.core.events import (
     DrainIntended,
     Event,
@@ -42,7 +34,9 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.names import run_name
 from opt_ops.core.schedule import batch_of
-from opt_ops.core.state.model import Attempt, Incident, Node, Run, State, Status, waiting_for_attempt
+from opt_ops.core.state.model import Attempt, Incident, Node, Run, State
+from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, LrFactor, Outcome, Skip
 from opt_ops.core.waiting import within
 

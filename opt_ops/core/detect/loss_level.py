@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 
-from opt_ops.core.detect.point import Finding, Point, RobustWindow
+from opt_ops.core.detect.finding import Finding, RobustWindow
+from opt_ops.core.detect.point import Point
 from opt_ops.core.values import Tier
 
 _MEDIAN_ERROR = 1.2533  # standard error of a median / (sd / √n), normal noise

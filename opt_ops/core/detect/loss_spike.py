@@ -1,7 +1,6 @@
-"""A loss that leaves its band and does not heal; a gradient norm that leaves its own first; what is not finite.
+"""A loss that leaves its band and does not heal.
 
-BLOOM-176B's spike (iterations 31215-31221) healed in about 30 steps: it is told, and left alone. `LossDetector` is
-what watchers use: it holds the slow detector of `levels` too, so that one fault calls for one action.
+BLOOM-176B's spike (iterations 31215-31221) healed in about 30 steps. Such a spike is reported, and nothing is done.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from opt_ops.core.detect.loss_level import DriftRule, LevelDetector
-from opt_ops.core.detect.point import Finding, Point, RobustWindow
+from opt_ops.core.detect.finding import Finding, RobustWindow
+from opt_ops.core.detect.point import Point
 from opt_ops.core.values import Tier
 
 _PATIENCE = 4
@@ -20,10 +19,6 @@ much as the rollback would have (the rule that is never more than twice as dear 
 
 _RESTLESS = 8
 """A loss that came back so often within 512 points is restless: how far it went is not out of its band any more."""
-
-_GNORM_FLOOR = 0.5
-"""The gradient norm's band ends no lower than this far above its median, relative: where clipping or rounding hides the
-noise, its spread says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,58 +45,6 @@ class SpikeRule:
     of: int = 5
     heal_steps: int = 50
     gnorm_deviations: float = 6.0
-
-
-class LossDetector:
-    """Loss and gradient norm of one curve, in step order."""
-
-    def __init__(self, rule: SpikeRule, drift: DriftRule | None = None) -> None:
-        self._rule = rule
-        self._spike = _SpikeDetector(rule)
-        self._gnorm = _GnormDetector(rule)
-        self._level = LevelDetector(drift or DriftRule())
-        self._unhealthy: deque[tuple[int, str]] = deque(maxlen=4 * rule.window)
-
-    def observe(self, point: Point) -> list[Finding]:
-        """Take in the next line; what it makes known."""
-        if point.skip == "overflow":  # fp16's loss scale answers for it; its own detector tells when it cannot
-            return []
-        if not point.finite or point.loss is None or point.gnorm is None:
-            self._unhealthy.append((point.step, "not finite"))
-            return [self._nonfinite(point)]
-        findings = self._gnorm.observe(point, point.gnorm)
-        if self._gnorm.out:
-            self._unhealthy.append((point.step, "the gradient norm is out of its band"))
-        findings += self._spike.observe(point, point.loss, self._level.normal)
-        if any(finding.tier is Tier.ACT for finding in findings):
-            self._level = self._level.anew()
-        elif slow := self._level.observe(point, point.loss):
-            open_spike = self._spike.onset is not None  # one fault is told once
-            findings += [f for f in slow if not (open_spike and f.signal == "loss_drift" and f.tier is Tier.ALERT)]
-            if any(f.signal == "loss_drift" and f.tier is Tier.ACT for f in slow):
-                self._spike.answered()
-        if self._spike.onset is not None:
-            self._level.spiked()
-            self._unhealthy.append((point.step, "the loss is out of its band"))
-        elif self._level.risen:
-            self._unhealthy.append((point.step, "the loss is above what it had reached"))
-        return findings
-
-    def why_unhealthy(self, step: int) -> str:
-        """Why the state at `step` should not be gone back to; empty if nothing speaks against it."""
-        return next((why for bad, why in self._unhealthy if bad == step), "")
-
-    def _nonfinite(self, point: Point) -> Finding:
-        onset = self._spike.onset or point
-        return Finding(
-            signal="non_finite_loss",
-            tier=Tier.ACT,
-            step=point.step,
-            onset_step=onset.step,
-            at=onset.ts,
-            rule="the loss or the gradient norm is not a finite number",
-            evidence={"loss": point.loss, "gnorm": point.gnorm, "lr": point.lr, "bad_module": point.bad_module},
-        )
 
 
 class _Unusual:
@@ -138,13 +81,16 @@ class _Unusual:
             self._begin()
 
 
-class _SpikeDetector:
+class SpikeDetector:
+    """The loss of one curve, held against a band of its last points."""
+
     def __init__(self, rule: SpikeRule) -> None:
         self._rule = rule
         self.onset: Point | None = None
         self._learn()
 
     def observe(self, point: Point, loss: float, normal: float | None) -> list[Finding]:
+        """Take in the next line's loss; what it makes known. `normal` is the level that a return to is no fault."""
         if len(self._losses) < self._rule.warm:
             self._take_in(loss)
             return []
@@ -278,45 +224,3 @@ class _SpikeDetector:
                 "lr": point.lr,
             },
         )
-
-
-class _GnormDetector:
-    def __init__(self, rule: SpikeRule) -> None:
-        self._rule = rule
-        self._window = RobustWindow(rule.window)
-        self.out = 0  # points in a row out of the band
-        self._rising = 0
-        self._last: Point | None = None
-        self._alerted_at: int | None = None
-
-    def observe(self, point: Point, gnorm: float) -> list[Finding]:
-        rule, window, last = self._rule, self._window, self._last
-        limit = float("inf")
-        if len(window) >= rule.warm:
-            limit = window.median + max(rule.gnorm_deviations * window.sd, _GNORM_FLOOR * window.median)
-        rises = last is None or last.gnorm is None or gnorm > last.gnorm
-        self._last = point
-        self.out = self.out + 1 if gnorm > limit else 0
-        self._rising = self._rising + 1 if self.out and rises else 0
-        if self.out > rule.window:
-            # A whole window out of the band while the loss is fine is the new normal, not a fault.
-            self._window, self.out = RobustWindow(rule.window), 0
-            return []
-        if not self.out:
-            window.add(gnorm)
-            return []
-        told = self._alerted_at is not None and point.step - self._alerted_at < rule.heal_steps
-        if self._rising < 2 or told or last is None:
-            return []
-        self._alerted_at = point.step
-        return [
-            Finding(
-                signal="gradient_norm",
-                tier=Tier.ALERT,
-                step=point.step,
-                onset_step=last.step,
-                at=point.ts,
-                rule=f"above median + {rule.gnorm_deviations:g} sd and rising, two points in a row",
-                evidence={"gnorm": gnorm, "median": window.median, "limit": limit, "loss": point.loss},
-            )
-        ]

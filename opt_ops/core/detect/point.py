@@ -7,13 +7,8 @@ docs/signals.md says what each detector looks for, and why its numbers are what 
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from opt_ops.core.values import Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,55 +57,3 @@ class Compared:
     ranks: tuple[int, ...] = ()
     certain: bool = True
     what: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What a detector found, still without its attempt."""
-
-    signal: str
-    tier: Tier
-    step: int
-    onset_step: int
-    at: float
-    rule: str
-    evidence: Mapping[str, Any]
-
-
-class RobustWindow:
-    """Median and spread of the last `size` values; insertion costs one bisection and a short move."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._order: deque[float] = deque()
-        self._sorted: list[float] = []
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def add(self, value: float) -> None:
-        """Take in a value; the oldest leaves when the window is full."""
-        if len(self._order) == self._size:
-            del self._sorted[bisect_left(self._sorted, self._order.popleft())]
-        self._order.append(value)
-        insort(self._sorted, value)
-
-    @property
-    def median(self) -> float:
-        """The upper median."""
-        return self._sorted[len(self._sorted) // 2]
-
-    def share_above(self, value: float) -> float:
-        """How many of the values lie above this one."""
-        return 1.0 - bisect_right(self._sorted, value) / len(self._sorted)
-
-    @property
-    def largest(self) -> float:
-        """The largest value."""
-        return self._sorted[-1]
-
-    @property
-    def sd(self) -> float:
-        """Interquartile range / 1.349: the standard deviation of a normal distribution with that range."""
-        n = len(self._sorted)
-        return (self._sorted[(3 * n) // 4] - self._sorted[n // 4]) / 1.349

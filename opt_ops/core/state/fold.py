@@ -8,7 +8,8 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.state import fold_execution, fold_incidents, fold_operator
-from opt_ops.core.state.model import IllegalTransition, State
+from opt_ops.core.state.model import State
+from opt_ops.core.state.status import IllegalTransition
 
 _FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
     **fold_operator.FOLDS,

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Run, State, Status, waiting_for_attempt
+from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Run, State
+from opt_ops.core.state.queries import waiting_for_attempt
+from opt_ops.core.state.status import Status
 from opt_ops.core.state.update import move, put, with_allocation, with_attempt, with_incident
 from opt_ops.core.values import AllocationStatus
 

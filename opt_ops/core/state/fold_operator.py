@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Drill, State, Status
+from opt_ops.core.state.model import Drill, State
+from opt_ops.core.state.status import Status
 from opt_ops.core.state.update import heard, move, put, with_node
 from opt_ops.core.values import Fault, Verdict
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, TypeVar
 
 from opt_ops.core.events import (
@@ -22,6 +21,7 @@ from opt_ops.core.events import (
     StopRequested,
 )
 from opt_ops.core.memo import latest
+from opt_ops.core.state.status import ENDED, Status
 from opt_ops.core.values import (
     Action,
     AllocationStatus,
@@ -39,49 +39,6 @@ from opt_ops.core.values import (
     Skip,
     Verdict,
 )
-
-
-class Status(StrEnum):
-    """Where a lineage stands."""
-
-    NEW = "NEW"  # a folder with a request in it; nothing is journaled yet
-    PLANNED = "PLANNED"  # the first run has its settings
-    QUEUED = "QUEUED"  # nodes were asked for
-    PREFLIGHT = "PREFLIGHT"  # nodes are held; waiting until enough of them report and are fit
-    STARTING = "STARTING"  # ranks were ordered; no step yet
-    TRAINING = "TRAINING"  # steps come
-    ROLLING_BACK = "ROLLING_BACK"  # a rollback was decided
-    RECOVERING = "RECOVERING"  # a restart without rollback was decided
-    PAUSED = "PAUSED"  # an operator wants it to rest
-    COMPLETED = "COMPLETED"  # every step is trained
-    HALTED = "HALTED"  # no rule fits or a budget is spent: a human was called
-    CANCELLED = "CANCELLED"  # an operator stopped it
-
-
-ENDED = frozenset({Status.COMPLETED, Status.HALTED, Status.CANCELLED})
-
-_RECOVERY = frozenset({Status.ROLLING_BACK, Status.RECOVERING})
-_WAY_BACK = frozenset({Status.QUEUED, Status.PREFLIGHT, Status.STARTING})  # to training
-_OUT = _RECOVERY | ENDED | {Status.PAUSED}
-
-TRANSITIONS: Mapping[Status, frozenset[Status]] = {
-    Status.NEW: frozenset({Status.PLANNED}),
-    Status.PLANNED: frozenset({Status.QUEUED, Status.STARTING}) | _OUT,
-    Status.QUEUED: _WAY_BACK | _OUT,
-    Status.PREFLIGHT: _WAY_BACK | _OUT,
-    Status.STARTING: _WAY_BACK | {Status.TRAINING} | _OUT,
-    Status.TRAINING: _WAY_BACK | _OUT,  # the way back: after an attempt that left to make room for the next
-    Status.ROLLING_BACK: _WAY_BACK | _OUT,
-    Status.RECOVERING: _WAY_BACK | _OUT,
-    Status.PAUSED: _WAY_BACK | _OUT,
-    Status.COMPLETED: frozenset(),
-    Status.HALTED: frozenset({Status.CANCELLED, Status.RECOVERING}),  # an operator resumes it
-    Status.CANCELLED: frozenset(),
-}
-
-
-class IllegalTransition(ValueError):
-    """An event that cannot follow: a fault of ours, raised before the event is journaled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,23 +333,3 @@ def held_nodes(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
         for node in allocation.nodes if allocation.holds else ():
             held.setdefault(node, allocation)
     return held
-
-
-def waiting_for_attempt(state: State) -> list[Incident]:
-    """Open incidents whose recovery is an attempt that is not proven yet."""
-    return [
-        incident
-        for incident in state.incidents.values()
-        if incident.closed_at is None
-        and incident.decision is not None
-        and incident.acted_on
-        and incident.decision.action in (Action.RESTART, Action.ROLLBACK, Action.CHANGE)
-    ]
-
-
-def ancestry(state: State, run: str) -> list[tuple[str, int | None]]:
-    """The runs that `run`'s weights passed through, newest first, each with the last step that counts (None: all)."""
-    chain: list[tuple[str, int | None]] = [(run, None)]
-    while (start := state.runs[chain[-1][0]].checkpoint) is not None:
-        chain.append((start.run, start.step))
-    return chain

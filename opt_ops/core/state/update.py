@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from opt_ops.core.events import Entry, kind_of
-from opt_ops.core.state.model import TRANSITIONS, IllegalTransition, Node, State, Status, held_nodes
+from opt_ops.core.state.model import Node, State, held_nodes
+from opt_ops.core.state.status import TRANSITIONS, IllegalTransition, Status
 
 _T = TypeVar("_T")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from opt_ops import playbook_loader
 from opt_ops.core.decide.policy import Policy
-from opt_ops.core.state.model import State, Status
+from opt_ops.core.state.model import State
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Schedule, Severity
 from opt_ops.laboratory.replay.fault_plan import Fate, Stop
 from opt_ops.laboratory.replay.scenario import Scenario

@@ -3,7 +3,7 @@
 import dataclasses
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import AllocationStatus, Outcome, Shape, Verdict
 from tests.core.story import POLICY, Story, kinds, only
 

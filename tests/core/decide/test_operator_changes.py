@@ -4,7 +4,7 @@ import pytest
 
 from opt_ops.core import events as e
 from opt_ops.core.schedule import batch_of, expected_lr
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, Outcome, Skip, Verdict
 from opt_ops.ports import Request
 from opt_ops.supervise.operator_requests import event_of

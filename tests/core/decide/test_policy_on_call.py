@@ -7,7 +7,7 @@ import pytest
 from opt_ops.core import events as e
 from opt_ops.core.decide.policy import Policy, Rung
 from opt_ops.core.decide.proof import under
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, AllocationStatus, Driver, Outcome, Severity, Shape, Verdict
 from opt_ops.ports import Request
 from opt_ops.supervise.operator_requests import event_of

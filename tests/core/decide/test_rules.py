@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, AllocationStatus, Fault, LrFactor, Outcome, Verdict
 from tests.core.story import POLICY, Story, kinds, only
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from opt_ops.core import events as e
 from opt_ops.core.detect.point import Busy
-from opt_ops.core.detect.throughput import StragglerDetector, StragglerRule
+from opt_ops.core.detect.straggler import StragglerDetector, StragglerRule
 from opt_ops.core.memo import latest
-from opt_ops.core.state.model import Status
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome, Severity, Shape, Verdict
 from tests.core.detect.test_throughput import at
 from tests.core.story import POLICY, Story, only

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opt_ops.core.detect.loss_spike import LossDetector, SpikeRule
-from opt_ops.core.detect.point import Finding, Point, RobustWindow
-from opt_ops.core.detect.throughput import HangRule, UsualTimes
+from opt_ops.core.detect.finding import Finding, RobustWindow
+from opt_ops.core.detect.hang import HangRule, UsualTimes
+from opt_ops.core.detect.loss import LossDetector
+from opt_ops.core.detect.loss_spike import SpikeRule
+from opt_ops.core.detect.point import Point
 from opt_ops.core.values import Tier
 
 RULE = SpikeRule()

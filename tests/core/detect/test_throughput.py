@@ -5,20 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from opt_ops.core.detect.activations import ActivationDetector
+from opt_ops.core.detect.corruption import CorruptionDetector
+from opt_ops.core.detect.loss_scale import LossScaleDetector, LossScaleRule
 from opt_ops.core.detect.point import Busy, Compared, Point
-from opt_ops.core.detect.throughput import (
-    SLOWING,
-    ActivationDetector,
-    CorruptionDetector,
-    LossScaleDetector,
-    LossScaleRule,
-    SaveDetector,
-    StragglerDetector,
-    StragglerRule,
-    ThroughputDetector,
-    ThroughputRule,
-    slow_node,
-)
+from opt_ops.core.detect.saves import SaveDetector
+from opt_ops.core.detect.straggler import StragglerDetector, StragglerRule
+from opt_ops.core.detect.throughput import SLOWING, ThroughputDetector, ThroughputRule, slow_node
 from opt_ops.core.values import Tier
 
 POINT = Point(

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from opt_ops.core import events as e
 from opt_ops.core.codec import decode, encode
-from opt_ops.core.decide.policy import newest_good
 from opt_ops.core.decide.rules import decide
 from opt_ops.core.state.fold import fold, replay
-from opt_ops.core.state.model import ENDED, TRANSITIONS, IllegalTransition, State, Status, ancestry
+from opt_ops.core.state.model import State
+from opt_ops.core.state.queries import ancestry, newest_good
+from opt_ops.core.state.status import ENDED, TRANSITIONS, IllegalTransition, Status
 from opt_ops.core.values import AllocationStatus, Outcome, Verdict
 from tests.core.story import POLICY, Story
 

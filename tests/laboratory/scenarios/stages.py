@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from opt_ops.core.state.model import State, Status
+from opt_ops.core.state.model import State
+from opt_ops.core.state.status import Status
 from opt_ops.laboratory.simulated import faults
 from opt_ops.laboratory.simulated.drive import Pace, pass_time
 from opt_ops.laboratory.simulated.world import Planned

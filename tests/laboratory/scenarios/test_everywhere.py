@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from opt_ops.core.state.model import Incident, State, Status
+from opt_ops.core.state.model import Incident, State
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome
 from tests.e2e.site import Site
 from tests.laboratory.scenarios import stages

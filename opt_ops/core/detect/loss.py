@@ -1,0 +1,67 @@
+"""The detector of everything that the loss and the gradient norm of one curve show.
+
+It holds the fast detector, the slow one and the gradient norm's, so that one fault calls for one action.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from opt_ops.core.detect.finding import Finding
+from opt_ops.core.detect.gradient_norm import GradientNormDetector
+from opt_ops.core.detect.loss_level import DriftRule, LevelDetector
+from opt_ops.core.detect.loss_spike import SpikeDetector, SpikeRule
+from opt_ops.core.detect.point import Point
+from opt_ops.core.values import Tier
+
+
+class LossDetector:
+    """Loss and gradient norm of one curve, in step order."""
+
+    def __init__(self, rule: SpikeRule, drift: DriftRule | None = None) -> None:
+        self._rule = rule
+        self._spike = SpikeDetector(rule)
+        self._gnorm = GradientNormDetector(rule)
+        self._level = LevelDetector(drift or DriftRule())
+        self._unhealthy: deque[tuple[int, str]] = deque(maxlen=4 * rule.window)
+
+    def observe(self, point: Point) -> list[Finding]:
+        """Take in the next line; what it makes known."""
+        if point.skip == "overflow":  # fp16's loss scale answers for it; its own detector tells when it cannot
+            return []
+        if not point.finite or point.loss is None or point.gnorm is None:
+            self._unhealthy.append((point.step, "not finite"))
+            return [self._nonfinite(point)]
+        findings = self._gnorm.observe(point, point.gnorm)
+        if self._gnorm.out:
+            self._unhealthy.append((point.step, "the gradient norm is out of its band"))
+        findings += self._spike.observe(point, point.loss, self._level.normal)
+        if any(finding.tier is Tier.ACT for finding in findings):
+            self._level = self._level.anew()
+        elif slow := self._level.observe(point, point.loss):
+            open_spike = self._spike.onset is not None  # one fault is told once
+            findings += [f for f in slow if not (open_spike and f.signal == "loss_drift" and f.tier is Tier.ALERT)]
+            if any(f.signal == "loss_drift" and f.tier is Tier.ACT for f in slow):
+                self._spike.answered()
+        if self._spike.onset is not None:
+            self._level.spiked()
+            self._unhealthy.append((point.step, "the loss is out of its band"))
+        elif self._level.risen:
+            self._unhealthy.append((point.step, "the loss is above what it had reached"))
+        return findings
+
+    def why_unhealthy(self, step: int) -> str:
+        """Why the state at `step` should not be gone back to; empty if nothing speaks against it."""
+        return next((why for bad, why in self._unhealthy if bad == step), "")
+
+    def _nonfinite(self, point: Point) -> Finding:
+        onset = self._spike.onset or point
+        return Finding(
+            signal="non_finite_loss",
+            tier=Tier.ACT,
+            step=point.step,
+            onset_step=onset.step,
+            at=onset.ts,
+            rule="the loss or the gradient norm is not a finite number",
+            evidence={"loss": point.loss, "gnorm": point.gnorm, "lr": point.lr, "bad_module": point.bad_module},
+        )

@@ -1,0 +1,92 @@
+"""Questions about a state that rules, watchers, commands and the chronicle ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opt_ops.core.state.model import Incident, KnownCheckpoint, State
+from opt_ops.core.values import (
+    Action,
+    Checkpoint,
+)
+from opt_ops.core.waiting import within
+
+
+def waiting_for_attempt(state: State) -> list[Incident]:
+    """Open incidents whose recovery is an attempt that is not proven yet."""
+    return [
+        incident
+        for incident in state.incidents.values()
+        if incident.closed_at is None
+        and incident.decision is not None
+        and incident.acted_on
+        and incident.decision.action in (Action.RESTART, Action.ROLLBACK, Action.CHANGE)
+    ]
+
+
+def ancestry(state: State, run: str) -> list[tuple[str, int | None]]:
+    """The runs that `run`'s weights passed through, newest first, each with the last step that counts (None: all)."""
+    chain: list[tuple[str, int | None]] = [(run, None)]
+    while (start := state.runs[chain[-1][0]].checkpoint) is not None:
+        chain.append((start.run, start.step))
+    return chain
+
+
+def newest_good(
+    state: State, run: str, before: int | None = None, nodes: Sequence[str] | None = None
+) -> KnownCheckpoint | None:
+    """The newest verified, healthy checkpoint on the way to `run`'s weights, at or before step `before`.
+
+    One that `nodes` can read, where they are known: else one that the nodes held can. Of a snapshot and a durable one
+    of the same step, the snapshot: it is read faster.
+    """
+    good = [
+        known
+        for known in reachable_checkpoints(state, run)
+        if known.good and _within(known.checkpoint.step, before) and at_hand(state, known.checkpoint, nodes)
+    ]
+    return max(good, key=lambda known: (known.checkpoint.step, bool(known.checkpoint.nodes)), default=None)
+
+
+def at_hand(state: State, checkpoint: Checkpoint, nodes: Sequence[str] | None = None) -> bool:
+    """Whether `nodes`, or those that are held and not excluded, have all of it on their disks."""
+    if not checkpoint.nodes:
+        return True
+    here = nodes if nodes is not None else [name for name in state.held if not _excluded(state, name)]
+    return all(any(node in here for node in group) for group in checkpoint.nodes)
+
+
+def _excluded(state: State, name: str) -> bool:
+    node = state.nodes.get(name)
+    return node is not None and node.excluded_by is not None
+
+
+def under_examination(state: State, run: str, now: float, patience: float) -> KnownCheckpoint | None:
+    """A checkpoint seen within `patience` that would be the newest good one, if its examination finds nothing."""
+    newest = newest_good(state, run)
+    step = newest.checkpoint.step if newest else 0
+    waiting = (known for known in reachable_checkpoints(state, run) if known.verified is None)
+    newer = (known for known in waiting if known.checkpoint.step > step)
+    return next((known for known in newer if within(now, known.seen_at, patience)), None)
+
+
+def reachable_checkpoints(state: State, run: str) -> list[KnownCheckpoint]:
+    """Those on the way to `run`'s weights: of its ancestors, those up to the step that the next run began from."""
+    limits = dict(ancestry(state, run))
+    return [
+        known
+        for known in state.checkpoints.values()
+        if known.checkpoint.run in limits and _within(known.checkpoint.step, limits[known.checkpoint.run])
+    ]
+
+
+def _within(step: int, limit: int | None) -> bool:
+    return limit is None or step <= limit
+
+
+def lr_scale(state: State, run: str) -> float:
+    """The product of the learning-rate factors that a run trains under."""
+    scale = 1.0
+    for factor in state.runs[run].lr_factors:
+        scale *= factor.factor
+    return scale
