@@ -15,6 +15,7 @@ from opt_ops.core.decide.rules import decide_recovery
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.events import Entry, RecoveryDecided
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
@@ -42,7 +43,7 @@ def decisions(entries: Iterable[Entry], policy: Policy) -> Iterator[Compared]:
     state = State()
     for entry in entries:
         event = entry.event
-        if isinstance(event, RecoveryDecided) and event.playbook != "operator":
+        if isinstance(event, RecoveryDecided) and event.playbook != FailureClass.OPERATOR:
             again = decide_recovery(state, entry.ts, policy)
             yield Compared(event, again if isinstance(again, RecoveryDecided) else None)
         state = fold(state, entry)

@@ -22,6 +22,7 @@ from opt_ops.core.events import (
     ResumeRequested,
     StopRequested,
 )
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.state.status import Status
@@ -179,7 +180,7 @@ def _exclude(state: State, request: Request) -> Event:
         raise _No(f"{node} is excluded already, by {known.excluded_by}")
     return NodeExcluded(
         node=node,
-        incident="operator",
+        incident=FailureClass.OPERATOR,
         reason=str(request.arguments["reason"]),
         request=request.request,
         author=request.author,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from opt_ops.core.events import AllocationChanged, Event, SignalRaised, StrayFound
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.model import Allocation, Attempt, State
 from opt_ops.core.values import PREEMPTED, AllocationStatus, Tier
 from opt_ops.errors import SchedulerUnavailable
@@ -15,7 +16,11 @@ _COUNT_SECONDS = 30.0  # between looks for jobs that nobody accounts for
 
 
 # The scheduler's word for how a job ended, where it names a failure class of its own.
-_SIGNAL_OF_END = {"TIMEOUT": "time_limit", PREEMPTED: "preemption", "CANCELLED": "job_cancelled"}
+_SIGNAL_OF_END = {
+    "TIMEOUT": FailureClass.TIME_LIMIT,
+    PREEMPTED: FailureClass.PREEMPTION,
+    "CANCELLED": FailureClass.JOB_CANCELLED,
+}
 
 
 class AllocationWatch:
@@ -54,7 +59,7 @@ class AllocationWatch:
             last = self._training.last(attempt)
             yield from self._training.catch_up(attempt)
             raised = SignalRaised(
-                signal=_SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", "allocation_lost"),
+                signal=_SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", FailureClass.ALLOCATION_LOST),
                 tier=Tier.ACT,
                 attempt=attempt.name,
                 step=last.step if last else attempt.last_step,

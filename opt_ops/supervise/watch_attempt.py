@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.detect.stacks import group
 from opt_ops.core.events import AttemptEnded, AttemptStarted, CheckpointRefused, Event, SignalRaised, StacksTaken
-from opt_ops.core.failures.classify_exit import classify, first_to_fail
+from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.failures.classify_exit import classify, first_cause
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeReport
@@ -101,7 +102,7 @@ class AttemptWatch:
         failed = _failed(reports)
         if not failed or attempt.stop_why is not None or not set(attempt.nodes) <= state.held.keys():
             return False
-        first = first_to_fail(failed)
+        first = first_cause(failed)
         if _TOLD_TO_END.isdisjoint((first.signal, (first.code or 0) - 128)) or not self._nodes.warned(first.node):
             return False
         since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
@@ -119,12 +120,12 @@ class AttemptWatch:
         raised = self._signal(attempt, failed)
         if raised.key in state.signals:
             return
-        if raised.signal == "checkpoint_refused" and attempt.checkpoint is not None:
+        if raised.signal == FailureClass.CHECKPOINT_REFUSED and attempt.checkpoint is not None:
             yield CheckpointRefused(checkpoint=attempt.checkpoint, why="the trainer refused to resume from it")
         yield raised
 
     def _signal(self, attempt: Attempt, failed: Mapping[RankExit, str]) -> SignalRaised:
-        last, first = self._training.last(attempt), first_to_fail(failed)
+        last, first = self._training.last(attempt), first_cause(failed)
         kind, line = classify(first, failed[first])
         evidence = {"rank": first.rank, "code": first.code, "signal": first.signal, "failed_ranks": len(failed)}
         return SignalRaised(
@@ -132,7 +133,7 @@ class AttemptWatch:
             tier=Tier.ACT,
             attempt=attempt.name,
             step=last.step if last else None,
-            onset_step=self._training.agreed if kind == "silent_data_corruption" else None,
+            onset_step=self._training.agreed if kind == FailureClass.SILENT_DATA_CORRUPTION else None,
             at=first.at,
             nodes=(first.node,),
             rule="the first rank that ended with anything but code 0",

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import Event, NodeJudged, SignalRaised
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, same_readings
 from opt_ops.core.health.energy import EnergyMeter
 from opt_ops.core.state.model import Allocation, Node, State
@@ -207,7 +208,7 @@ class NodeWatch:
             return  # ranks on every node are needed for a step: while steps come, the node lives
         yield from self._training.catch_up(attempt)
         raised = SignalRaised(
-            signal="silent_node",
+            signal=FailureClass.SILENT_NODE,
             tier=Tier.ACT,
             attempt=attempt.name,
             step=attempt.last_step,

@@ -26,6 +26,7 @@ from opt_ops.core.events import (
     Event,
     SignalRaised,
 )
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.values import Readback, Tier
@@ -185,7 +186,7 @@ class TrainingWatch:
 
     def _behind(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:
         """A drop in throughput with the node that causes it, where one stands out: that can be acted on."""
-        if raised.signal != "throughput_drop" or not attempt.nodes:
+        if raised.signal != FailureClass.THROUGHPUT_DROP or not attempt.nodes:
             return None
         readings = {name: node.reason for name in attempt.nodes if (node := state.nodes.get(name)) is not None}
         share = self._policy.throughput.share
@@ -245,7 +246,7 @@ class TrainingWatch:
         if seconds <= patience or attempt.stop_why is not None:
             return
         raised = SignalRaised(
-            signal="hang",
+            signal=FailureClass.HANG,
             tier=Tier.ACT,
             attempt=attempt.name,
             step=self._last.step if self._last else None,
@@ -297,7 +298,7 @@ class TrainingWatch:
 def _came_back(state: State, raised: SignalRaised) -> bool:
     """Whether the run's loss left its band here before, and the attempt was ended by something else before it could
     heal: it will not heal now, however often allocations end."""
-    if raised.signal != "loss_spike" or raised.tier is not Tier.ALERT or raised.onset_step is None:
+    if raised.signal != FailureClass.LOSS_SPIKE or raised.tier is not Tier.ALERT or raised.onset_step is None:
         return False
     run = state.attempts[raised.attempt].run
     return any(

@@ -8,14 +8,12 @@ from itertools import chain
 
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import AlertIntended, Event
+from opt_ops.core.failures.classes import row
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, Severity, Tier
 
 _LOUDNESS = (Severity.INFO, Severity.WARNING, Severity.PAGE)
-
-_QUIET = frozenset({"daemon_restart", "time_limit", "nodes_returned", "operator"})
-"""What happens by plan or was asked for: told, but not as a warning."""
 
 
 def alert(state: State, now: float, policy: Policy) -> Event | None:
@@ -85,7 +83,7 @@ def _incidents(state: State, news: _News) -> Iterator[AlertIntended]:
     for incident in state.incidents.values():
         if incident.decision is None or incident.decision.action is Action.HALT:
             continue
-        quiet = incident.drill is not None or incident.kind in _QUIET
+        quiet = incident.drill is not None or row(incident.kind).quiet
         loud = Severity.PAGE if incident.decision.action is Action.TELL else Severity.WARNING
         severity = Severity.INFO if quiet and state.driver is not Driver.PERSON else loud
         if news(opened := f"{incident.name}/opened", severity):

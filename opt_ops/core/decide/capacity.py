@@ -19,6 +19,7 @@ from opt_ops.core.events import (
     ReleaseIntended,
     SizeDecided,
 )
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.burn_in_findings import BURNING_IN
 from opt_ops.core.memo import latest
 from opt_ops.core.names import attempt_name
@@ -227,7 +228,7 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
     if state.driver is Driver.SHADOW:
         return _foreign(state, run.name)
     waiting = waiting_for_attempt(state)
-    asked = state.resumed is not None or any(incident.kind == "operator" for incident in waiting)
+    asked = state.resumed is not None or any(incident.kind == FailureClass.OPERATOR for incident in waiting)
     if state.driver is Driver.PERSON and not asked:
         return None
     if under_examination(state, run.name, now, policy.examine_seconds):

@@ -8,7 +8,7 @@ from opt_ops.core.decide.capacity import eligible_nodes, last_call, leaving, sta
 from opt_ops.core.decide.operator_changes import open_change
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
-from opt_ops.core.failures.cause_text import cause
+from opt_ops.core.failures.classes import FailureClass, cause
 from opt_ops.core.memo import latest
 from opt_ops.core.state.model import Allocation, Attempt, Drill, Incident, Node, State
 from opt_ops.core.values import PREEMPTED, Action, Driver, Fault, Outcome, Tier, Verdict
@@ -36,14 +36,14 @@ def _daemon_restart(state: State, now: float) -> IncidentOpened | None:
     attempt = state.attempt
     if state.blind_seconds is None or attempt is None:
         return None
-    if any(i.kind == "daemon_restart" and i.opened_epoch == state.epoch for i in state.incidents.values()):
+    if any(i.kind == FailureClass.DAEMON_RESTART and i.opened_epoch == state.epoch for i in state.incidents.values()):
         return None
     attributed = {incident.drill for incident in state.incidents.values()}
     drills = [d for d in state.drills.values() if d.fault is Fault.KILL_DAEMON and d.epoch < state.epoch]
     drill = next((d.name for d in drills if d.name not in attributed), None)
     return IncidentOpened(
         incident=_name(state),
-        failure="daemon_restart",
+        failure=FailureClass.DAEMON_RESTART,
         cause=f"the daemon was away for {state.blind_seconds:.1f} s; training went on",
         detector="the journal has an earlier life of the daemon",
         attempt=attempt.name,
@@ -60,14 +60,14 @@ def _bad_node(state: State) -> IncidentOpened | None:
     attempt = state.attempt
     for node in _bad_nodes(state.held, state.nodes):
         name = node.name
-        incidents = (i for i in state.incidents.values() if i.kind == "bad_gpu" and name in i.nodes)
+        incidents = (i for i in state.incidents.values() if i.kind == FailureClass.BAD_GPU and name in i.nodes)
         if any(incident.opened_at >= node.allowed_at for incident in incidents):
             continue
         # A GPU that fails takes its ranks along: an attempt that has just died there died of it.
         used = attempt is not None and name in attempt.nodes and (attempt.live or not _explained(state, attempt))
         return IncidentOpened(
             incident=_name(state),
-            failure="bad_gpu",
+            failure=FailureClass.BAD_GPU,
             cause=f"{name}: {node.reason}",
             detector=node.source,
             attempt=attempt.name if used and attempt else None,
@@ -143,7 +143,7 @@ def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
         return None  # it left as it was told to
     return IncidentOpened(
         incident=_name(state),
-        failure="process_death",
+        failure=FailureClass.PROCESS_DEATH,
         cause=f"attempt {attempt.name} {attempt.outcome} at step {attempt.last_step}; no finding says why",
         detector="an attempt ended before the last step",
         attempt=attempt.name,
@@ -169,26 +169,28 @@ def _make_room(state: State, now: float, policy: Policy) -> IncidentOpened | Non
         if last_call(ending, now, policy):
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s, and there are no other nodes yet"
             return _planned(state, attempt, *_why_it_ends(ending), cause, now)
-    if state.size > len(attempt.nodes) and not _said(state, attempt, "nodes_returned"):
+    if state.size > len(attempt.nodes) and not _said(state, attempt, FailureClass.NODES_RETURNED):
         cause = f"{state.size} nodes are fit, the attempt runs on {len(attempt.nodes)}"
-        return _planned(state, attempt, "nodes_returned", "more nodes are fit than are in use", cause, now)
+        return _planned(state, attempt, FailureClass.NODES_RETURNED, "more nodes are fit than are in use", cause, now)
     return None
 
 
-def _said(state: State, attempt: Attempt, failure: str) -> bool:
+def _said(state: State, attempt: Attempt, failure: FailureClass) -> bool:
     """Whether this was said about the attempt and nobody acts on it: a person drives, or people are to be told only."""
     incidents = (i for i in state.incidents.values() if i.attempt == attempt.name and i.kind == failure)
     return any(_only_said(i) and (_told(i) or state.driver is not Driver.DAEMON) for i in incidents)
 
 
-def _why_it_ends(allocation: Allocation) -> tuple[str, str]:
+def _why_it_ends(allocation: Allocation) -> tuple[FailureClass, str]:
     """The failure class, and who says so."""
     if allocation.reason == PREEMPTED:
-        return "preemption", "the scheduler takes the nodes for somebody more important"
-    return "time_limit", "the scheduler's time limit"
+        return FailureClass.PREEMPTION, "the scheduler takes the nodes for somebody more important"
+    return FailureClass.TIME_LIMIT, "the scheduler's time limit"
 
 
-def _planned(state: State, attempt: Attempt, failure: str, detector: str, cause: str, now: float) -> IncidentOpened:
+def _planned(
+    state: State, attempt: Attempt, failure: FailureClass, detector: str, cause: str, now: float
+) -> IncidentOpened:
     return IncidentOpened(
         incident=_name(state),
         failure=failure,
@@ -205,7 +207,7 @@ def _planned(state: State, attempt: Attempt, failure: str, detector: str, cause:
 def _explained(state: State, attempt: Attempt) -> bool:
     """Whether an incident already answers for this attempt: later findings about it are its consequences."""
     return any(
-        incident.attempt == attempt.name and incident.kind != "daemon_restart" and not _only_said(incident)
+        incident.attempt == attempt.name and incident.kind != FailureClass.DAEMON_RESTART and not _only_said(incident)
         for incident in state.incidents.values()
     )
 
@@ -222,12 +224,12 @@ def _drill(state: State, raised: SignalRaised) -> str | None:
 def _behind(drill: Drill, raised: SignalRaised) -> bool:
     if drill.attempt != raised.attempt:
         return False
-    if drill.fault is Fault.LR and raised.signal in ("loss_spike", "non_finite_loss"):
+    if drill.fault is Fault.LR and raised.signal in (FailureClass.LOSS_SPIKE, FailureClass.NON_FINITE_LOSS):
         return (raised.onset_step or 0) > int(drill.arguments["from_step"])
-    if drill.fault is Fault.KILL_RANK and raised.signal == "process_death":
+    if drill.fault is Fault.KILL_RANK and raised.signal == FailureClass.PROCESS_DEATH:
         return raised.evidence.get("rank") == drill.arguments["rank"] and raised.evidence.get("signal") == 9
-    if drill.fault is Fault.FLIP_BIT and raised.signal == "silent_data_corruption":
+    if drill.fault is Fault.FLIP_BIT and raised.signal == FailureClass.SILENT_DATA_CORRUPTION:
         return drill.arguments["rank"] in raised.evidence.get("ranks", (raised.evidence.get("rank"),))
     if drill.fault is Fault.HANG:
-        return raised.signal == "hang"
+        return raised.signal == FailureClass.HANG
     return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opt_ops.core.decide.proof import baseline
 from opt_ops.core.events import ChangeRequested, IncidentOpened, RecoveryDecided
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import newest_good
@@ -12,14 +13,18 @@ from opt_ops.core.values import Action
 
 def open_change(state: State, name: str, now: float) -> IncidentOpened | None:
     """An operator's change that no incident stands for yet."""
-    known = {incident.evidence.get("request") for incident in state.incidents.values() if incident.kind == "operator"}
+    known = {
+        incident.evidence.get("request")
+        for incident in state.incidents.values()
+        if incident.kind == FailureClass.OPERATOR
+    }
     change = next((change for request, change in state.changes.items() if request not in known), None)
     if change is None:
         return None
     attempt = state.attempt
     return IncidentOpened(
         incident=name,
-        failure="operator",
+        failure=FailureClass.OPERATOR,
         cause=f"{change.author}: {change.reason}",
         detector="an operator asked",
         attempt=attempt.name if attempt else None,
@@ -51,7 +56,7 @@ def decide_change(state: State, incident: Incident) -> RecoveryDecided:
     live = state.attempt is not None and state.attempt.live
     return RecoveryDecided(
         incident=incident.name,
-        playbook="operator",
+        playbook=FailureClass.OPERATOR,
         version=0,
         rung=0,
         action=Action.ROLLBACK if back else Action.CHANGE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opt_ops.core.decide.policy import Playbook, Policy, Rung
+from opt_ops.core.failures.classes import Spends, row
 from opt_ops.core.state.model import Incident, KnownCheckpoint, State
 from opt_ops.core.state.queries import at_hand, newest_good, reachable_checkpoints
 from opt_ops.core.values import Action
@@ -23,9 +24,9 @@ def choose_rung(
     spent = f"{recent} of {budget.actions} actions in {budget.hours:g} h spent before this one"
     if recent >= budget.actions:
         return recent, None, f"budget of {playbook.name}: {spent}"
-    others = [(other, step) for other, step in counted if other.kind not in FREE]
+    others = [(other, step) for other, step in counted if _spends_overall(other)]
     overall = _spent(others, now, here, limits.hours, limits.refill_steps)
-    if overall >= limits.actions and incident.kind not in FREE:
+    if overall >= limits.actions and _spends_overall(incident):
         return overall, None, f"budget of all playbooks: {overall} of {limits.actions} actions in {limits.hours:g} h"
     settle = budget.settle_steps
     number = sum(settle is not None and here <= step + settle for _, step in earlier)
@@ -38,8 +39,8 @@ def choose_rung(
     return number, playbook.ladder[number], spent
 
 
-FREE = frozenset({"daemon_restart", "time_limit", "preemption", "nodes_returned"})
-"""What happens by plan, or costs no training: it spends none of the overall budget."""
+def _spends_overall(incident: Incident) -> bool:
+    return row(incident.kind).spends is Spends.OWN_AND_OVERALL
 
 
 def _counts(earlier: Incident) -> bool:

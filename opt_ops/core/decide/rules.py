@@ -32,6 +32,7 @@ from opt_ops.core.events import (
     StacksIntended,
     StopIntended,
 )
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.names import run_name
 from opt_ops.core.schedule import batch_of
 from opt_ops.core.state.model import Attempt, Incident, Node, Run, State
@@ -72,7 +73,7 @@ def ask_stacks(state: State, now: float, policy: Policy) -> Event | None:
     """A hang has no decision yet: before anything is killed, every rank is asked where it is."""
     attempt = state.attempt
     for incident in state.incidents.values():
-        hung = incident.kind == "hang" and incident.decision is None and incident.stacks_at is None
+        hung = incident.kind == FailureClass.HANG and incident.decision is None and incident.stacks_at is None
         if hung and attempt is not None and attempt.live and attempt.nodes and not state.ended:
             return StacksIntended(attempt=attempt.name, incident=incident.name)
     return None
@@ -83,7 +84,7 @@ def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
     for incident in state.incidents.values():
         if incident.decision is not None or state.ended:
             continue
-        if incident.kind == "operator":
+        if incident.kind == FailureClass.OPERATOR:
             return decide_change(state, incident)
         if incident.stacks_at is None or incident.stacks is not None:
             return _by_the_book(state, incident, now, policy)
@@ -92,7 +93,7 @@ def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
 
 def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -> RecoveryDecided:
     advice = state.driver is not Driver.DAEMON
-    playbook = policy.playbooks.get(incident.kind) or policy.playbooks.get("unknown")
+    playbook = policy.playbooks.get(incident.kind) or policy.playbooks.get(FailureClass.UNKNOWN)
     if playbook is None:
         why = f"no playbook is triggered by {incident.kind}"
         return RecoveryDecided(
@@ -134,7 +135,12 @@ def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -
 def _has_stopped(state: State, incident: Incident) -> bool:
     """Whether the attempt has ended by it: the next one would start at once, and again, on no budget."""
     attempt = state.attempts.get(incident.attempt or "")
-    return incident.kind == "process_death" and incident.signal is None and attempt is not None and not attempt.live
+    return (
+        incident.kind == FailureClass.PROCESS_DEATH
+        and incident.signal is None
+        and attempt is not None
+        and not attempt.live
+    )
 
 
 def _at_the_end(playbook: Playbook) -> Action:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from opt_ops.core.failures.classes import Domain, Nature, nature, row
 from opt_ops.core.state.model import State
 
-_HARDWARE = frozenset({"bad_gpu", "gpu_error", "silent_node", "straggler", "throughput_drop", "silent_data_corruption"})
-_PLANNED = frozenset({"daemon_restart", "time_limit", "preemption", "nodes_returned", "operator", "job_cancelled"})
+_OF_NODES = (Domain.HARDWARE, Domain.PERFORMANCE)  # a node goes away to be repaired
 _ENOUGH_SECONDS = 86400.0
 _ENOUGH_FAILURES = 3
 
@@ -40,13 +40,13 @@ def suggest(state: State, save_seconds: float | None, repair_hours: float, now: 
         repair_hours: From a node's failure until it is back.
         now: Seconds since the epoch.
     """
-    real = [i for i in state.incidents.values() if i.drill is None and i.kind not in _PLANNED]
+    real = [i for i in state.incidents.values() if i.drill is None and nature(i.kind, i.signal) is Nature.FAULT]
     running = sum(
         max(0.0, (attempt.ended_at or now) - attempt.started_at)
         for attempt in state.attempts.values()
         if attempt.started_at is not None
     )
-    nodes = sum(incident.kind in _HARDWARE for incident in real)
+    nodes = sum(row(incident.kind).domain in _OF_NODES for incident in real)
     between = running / (len(real) + 0.5) if running else math.inf
     expected = (nodes + 0.5) / running * repair_hours * 3600 if running else 0.0
     enough = running >= _ENOUGH_SECONDS or len(real) >= _ENOUGH_FAILURES

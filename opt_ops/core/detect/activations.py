@@ -6,6 +6,7 @@ from collections import deque
 
 from opt_ops.core.detect.finding import Finding, RobustWindow
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import AlertSignal
 from opt_ops.core.values import Tier
 
 
@@ -42,7 +43,7 @@ class ActivationDetector:
         self._levels.clear()
         return [
             Finding(
-                signal="activation_norm",
+                signal=AlertSignal.ACTIVATION_NORM,
                 tier=Tier.ALERT,
                 step=point.step,
                 onset_step=lowest[0].step,

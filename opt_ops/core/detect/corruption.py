@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.values import Tier
 
 
@@ -24,7 +25,7 @@ class CorruptionDetector:
         found = point.checksums
         return [
             Finding(
-                signal="silent_data_corruption",
+                signal=FailureClass.SILENT_DATA_CORRUPTION,
                 tier=Tier.ACT,
                 step=point.step,
                 onset_step=self.agreed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from opt_ops.core.detect.finding import Finding, RobustWindow
 from opt_ops.core.detect.loss_spike import SpikeRule
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import AlertSignal
 from opt_ops.core.values import Tier
 
 _GNORM_FLOOR = 0.5
@@ -46,7 +47,7 @@ class GradientNormDetector:
         self._alerted_at = point.step
         return [
             Finding(
-                signal="gradient_norm",
+                signal=AlertSignal.GRADIENT_NORM,
                 tier=Tier.ALERT,
                 step=point.step,
                 onset_step=last.step,

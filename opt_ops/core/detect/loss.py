@@ -12,6 +12,7 @@ from opt_ops.core.detect.gradient_norm import GradientNormDetector
 from opt_ops.core.detect.loss_level import DriftRule, LevelDetector
 from opt_ops.core.detect.loss_spike import SpikeDetector, SpikeRule
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.values import Tier
 
 
@@ -40,8 +41,10 @@ class LossDetector:
             self._level = self._level.anew()
         elif slow := self._level.observe(point, point.loss):
             open_spike = self._spike.onset is not None  # one fault is told once
-            findings += [f for f in slow if not (open_spike and f.signal == "loss_drift" and f.tier is Tier.ALERT)]
-            if any(f.signal == "loss_drift" and f.tier is Tier.ACT for f in slow):
+            findings += [
+                f for f in slow if not (open_spike and f.signal == FailureClass.LOSS_DRIFT and f.tier is Tier.ALERT)
+            ]
+            if any(f.signal == FailureClass.LOSS_DRIFT and f.tier is Tier.ACT for f in slow):
                 self._spike.answered()
         if self._spike.onset is not None:
             self._level.spiked()
@@ -57,7 +60,7 @@ class LossDetector:
     def _nonfinite(self, point: Point) -> Finding:
         onset = self._spike.onset or point
         return Finding(
-            signal="non_finite_loss",
+            signal=FailureClass.NON_FINITE_LOSS,
             tier=Tier.ACT,
             step=point.step,
             onset_step=onset.step,

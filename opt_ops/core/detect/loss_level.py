@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from opt_ops.core.detect.finding import Finding, RobustWindow
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import AlertSignal, FailureClass
 from opt_ops.core.values import Tier
 
 _MEDIAN_ERROR = 1.2533  # standard error of a median / (sd / √n), normal noise
@@ -146,13 +147,15 @@ class LevelDetector:
         evidence = {"loss": point.loss, "level": level, "best": self._best, "bound": bound, "lr": point.lr}
         text = f"the median of {rule.width} points is {bound:.2f} above its best"
         if self._above == rule.persist // 4:
-            return [self._finding("loss_drift", Tier.ALERT, point, onset, text, evidence)]
+            return [self._finding(FailureClass.LOSS_DRIFT, Tier.ALERT, point, onset, text, evidence)]
         stays = rise > self._peak / 2 or self._above >= _PATIENCE * rule.persist
         if self._acted or self._above < rule.persist or not stays:
             return []
         self._acted = True
         return [
-            self._finding("loss_drift", Tier.ACT, point, onset, f"{text}, for {self._above} points", evidence),
+            self._finding(
+                FailureClass.LOSS_DRIFT, Tier.ACT, point, onset, f"{text}, for {self._above} points", evidence
+            ),
         ]
 
     def _usual_rise(self) -> float:
@@ -177,7 +180,9 @@ class LevelDetector:
         onset = self._last[0]
         evidence = {"level": level, "best": self._stall_level, "since": self._stall_from, "lr": point.lr}
         return [
-            self._finding("loss_plateau", Tier.ALERT, point, onset, f"no better level in {stalled} steps", evidence),
+            self._finding(
+                AlertSignal.LOSS_PLATEAU, Tier.ALERT, point, onset, f"no better level in {stalled} steps", evidence
+            ),
         ]
 
     def _too_low(self, point: Point) -> list[Finding]:
@@ -214,7 +219,7 @@ class LevelDetector:
 
     def _low(self, tier: Tier, point: Point, fall: _Fall) -> Finding:
         evidence = {"loss": point.loss, "level": self._short.median, "before": fall.before}
-        return self._finding("loss_too_low", tier, point, fall.onset, fall.text, evidence)
+        return self._finding(FailureClass.LOSS_TOO_LOW, tier, point, fall.onset, fall.text, evidence)
 
     @staticmethod
     def _finding(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import AlertSignal, FailureClass
 from opt_ops.core.values import Tier
 
 
@@ -55,7 +56,7 @@ class LossScaleDetector:
             return []
         return [
             Finding(
-                signal="loss_scale_floor",
+                signal=FailureClass.LOSS_SCALE_FLOOR,
                 tier=Tier.ACT,
                 step=point.step,
                 onset_step=self._since.step,
@@ -76,7 +77,7 @@ class LossScaleDetector:
         self._last.clear()  # told once for each time that it falls so far
         return [
             Finding(
-                signal="loss_scale_falling",
+                signal=AlertSignal.LOSS_SCALE_FALLING,
                 tier=Tier.ALERT,
                 step=point.step,
                 onset_step=highest[0].step,

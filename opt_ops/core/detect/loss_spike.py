@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from opt_ops.core.detect.finding import Finding, RobustWindow
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.values import Tier
 
 _PATIENCE = 4
@@ -208,7 +209,7 @@ class SpikeDetector:
     def _finding(self, tier: Tier, point: Point, loss: float, limit: float, rule: str) -> Finding:
         onset = self.onset or point
         return Finding(
-            signal="loss_spike",
+            signal=FailureClass.LOSS_SPIKE,
             tier=tier,
             step=point.step,
             onset_step=onset.step,

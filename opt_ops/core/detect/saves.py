@@ -6,6 +6,7 @@ from statistics import median
 
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import AlertSignal
 from opt_ops.core.values import Tier
 
 
@@ -49,7 +50,7 @@ class SaveDetector:
         self._failing = True
         return [
             Finding(
-                signal="save_failed",
+                signal=AlertSignal.SAVE_FAILED,
                 tier=Tier.ALERT,
                 step=point.step,
                 onset_step=point.step,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.values import Tier
 
 
@@ -54,7 +55,7 @@ class StragglerDetector:
         slight = f"slower than the median rank in every step; the others have waited {rule.waits_seconds:g} s for it"
         return [
             Finding(
-                signal="straggler",
+                signal=FailureClass.STRAGGLER,
                 tier=Tier.ACT,
                 step=point.step,
                 onset_step=self._since.step,

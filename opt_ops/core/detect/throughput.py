@@ -9,6 +9,7 @@ from typing import Any
 
 from opt_ops.core.detect.finding import Finding, RobustWindow
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.values import Tier
 
 
@@ -63,7 +64,7 @@ class ThroughputDetector:
         slowest = Counter(rank for rank in self._slowest if rank is not None)
         return [
             Finding(
-                signal="throughput_drop",
+                signal=FailureClass.THROUGHPUT_DROP,
                 tier=Tier.ALERT,
                 step=point.step,
                 onset_step=self._since.step,

@@ -1,24 +1,50 @@
-"""What a finding is called in one line: the cause of the incident that it opens."""
+"""The sentence that names an incident's cause: who or what, where, since when, from the finding's own numbers."""
 
 from __future__ import annotations
 
 import signal as signals
-from collections.abc import Callable, Mapping
-
-from opt_ops.core.events import SignalRaised
-
-
-def cause(raised: SignalRaised) -> str:
-    """Who or what, where and since when; from the finding's own numbers."""
-    told = _CAUSES.get(raised.signal)
-    return told(raised) if told else f"{raised.signal}: {raised.rule}"
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 
-def _where(raised: SignalRaised) -> str:
+class Raised(Protocol):
+    """What the sentences need of a finding (`SignalRaised`)."""
+
+    @property
+    def signal(self) -> str: ...  # noqa: D102
+    @property
+    def step(self) -> int | None: ...  # noqa: D102
+    @property
+    def onset_step(self) -> int | None: ...  # noqa: D102
+    @property
+    def nodes(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def rule(self) -> str: ...  # noqa: D102
+    @property
+    def evidence(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+def by_rule(raised: Raised) -> str:
+    """For a class without a sentence of its own: the rule that applied."""
+    return f"{raised.signal}: {raised.rule}"
+
+
+def loss_drift(raised: Raised) -> str:
+    """A loss that rose slowly."""
+    evidence = raised.evidence
+    rise = evidence["level"] - evidence["best"]
+    return (
+        f"loss {evidence['level']:.3f} at step {raised.step}, {rise:.3f} above its best level {evidence['best']:.3f}; "
+        f"rising since step {raised.onset_step}"
+    )
+
+
+def _where(raised: Raised) -> str:
     return f"rank {raised.evidence['rank']} on {', '.join(raised.nodes)}"
 
 
-def _rank_ended(raised: SignalRaised) -> str:
+def rank_ended(raised: Raised) -> str:
+    """A rank that ended: its signal, or its exit code and the last error line of its log."""
     evidence = raised.evidence
     if number := evidence.get("signal"):
         return f"{_where(raised)} was killed by signal {number} ({_signal_name(int(number))})"
@@ -26,86 +52,76 @@ def _rank_ended(raised: SignalRaised) -> str:
     return f"{_where(raised)} left with code {evidence['code']}" + (f": {line[:160]}" if line else "")
 
 
-def _job_ended(raised: SignalRaised) -> str:
+def job_ended(raised: Raised) -> str:
+    """A job that ended under its attempt."""
     return f"job {raised.evidence['job']} ended under the attempt: {raised.evidence['reason']}"
 
 
-def _loss_spike(raised: SignalRaised) -> str:
+def loss_spike(raised: Raised) -> str:
+    """A loss out of its band."""
     return (
         f"loss {raised.evidence['loss']:.3f} at step {raised.step}, median {raised.evidence['median']:.3f}; "
         f"out of its band since step {raised.onset_step}"
     )
 
 
-def _loss_too_low(raised: SignalRaised) -> str:
+def loss_too_low(raised: Raised) -> str:
+    """A loss that fell further than a schedule explains."""
     return (
         f"loss {raised.evidence['level']:.3f} at step {raised.step}, {raised.evidence['before']:.3f} before it fell at "
         f"step {raised.onset_step}: wrong or repeated data?"
     )
 
 
-def _hang(raised: SignalRaised) -> str:
+def hang(raised: Raised) -> str:
+    """No progress for longer than the phase usually takes."""
     evidence = raised.evidence
-    patience = f"patience is {evidence['patience']:.0f} s"
-    return f"no step for {evidence['seconds']:.0f} s in {evidence['phase']}, {patience}"
+    return f"no step for {evidence['seconds']:.0f} s in {evidence['phase']} (timeout {evidence['patience']:.0f} s)"
 
 
-def _throughput_drop(raised: SignalRaised) -> str:
+def throughput_drop(raised: Raised) -> str:
+    """Fewer tokens per second, with the node behind it where one stands out."""
     evidence = raised.evidence
     slower = 1 - evidence["wps"] / evidence["best"]
     behind = f": {', '.join(raised.nodes)}, {evidence['why']}" if raised.nodes else ""
     return f"tokens per second {slower:.0%} below the attempt's best since step {raised.onset_step}{behind}"
 
 
-def _silent_data_corruption(raised: SignalRaised) -> str:
+def silent_data_corruption(raised: Raised) -> str:
+    """Ranks whose values differ. From an exit code alone: the rank that ended."""
     evidence = raised.evidence
     if "ranks" not in evidence:  # all that is known is the exit code
-        return _rank_ended(raised)
+        return rank_ended(raised)
     where = f" on {', '.join(raised.nodes)}" if raised.nodes else ""
-    doubt = "" if evidence["certain"] else ", and it cannot be told which of them"
+    doubt = "" if evidence["certain"] else " (which of them is not known)"
     return f"data is corrupt on rank {', '.join(map(str, evidence['ranks']))}{where}{doubt}: {evidence['what']}"
 
 
-def _loss_scale_floor(raised: SignalRaised) -> str:
+def loss_scale_floor(raised: Raised) -> str:
+    """fp16's loss scale at its floor. From an exit code alone: the rank that ended."""
     evidence = raised.evidence
     if "loss_scale" not in evidence:
-        return _rank_ended(raised)
+        return rank_ended(raised)
     return f"loss scale {evidence['loss_scale']:g} at step {raised.step}: at or below {evidence['floor']:g}"
 
 
-def _non_finite(raised: SignalRaised) -> str:
+def non_finite_loss(raised: Raised) -> str:
+    """A loss or gradient norm that is not finite. From an exit code alone: the rank that ended."""
+    if "loss" not in raised.evidence:
+        return rank_ended(raised)
     module = raised.evidence.get("bad_module")
     where = f"; first in the {module}" if module else ""
     return f"loss or gradient norm not finite at step {raised.step}{where}"
 
 
-def _silent_node(raised: SignalRaised) -> str:
+def silent_node(raised: Raised) -> str:
+    """A node without heartbeat."""
     return f"{', '.join(raised.nodes)} silent for {raised.evidence['seconds']:.0f} s"
 
 
-def _straggler(raised: SignalRaised) -> str:
+def straggler(raised: Raised) -> str:
+    """A rank that is slower than the others."""
     return f"{_where(raised)} takes {raised.evidence['ratio']:.1f} times as long as the others"
-
-
-_CAUSES: Mapping[str, Callable[[SignalRaised], str]] = {
-    **dict.fromkeys(
-        (
-            *("process_death", "user_error", "checkpoint_refused", "gpu_error"),
-            *("out_of_memory", "communication", "storage"),
-        ),
-        _rank_ended,
-    ),
-    **dict.fromkeys(("allocation_lost", "time_limit", "preemption", "job_cancelled"), _job_ended),
-    "loss_spike": _loss_spike,
-    "loss_too_low": _loss_too_low,
-    "non_finite_loss": _non_finite,
-    "loss_scale_floor": _loss_scale_floor,
-    "hang": _hang,
-    "silent_node": _silent_node,
-    "straggler": _straggler,
-    "throughput_drop": _throughput_drop,
-    "silent_data_corruption": _silent_data_corruption,
-}
 
 
 def _signal_name(number: int) -> str:

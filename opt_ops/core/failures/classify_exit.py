@@ -9,25 +9,35 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from opt_ops.core.failures.classes import ROWS, FailureClass
 from opt_ops.core.values import RankExit
 
 # The trainer's exit codes (docs/formats.md) that name their own failure class.
 _CLASS_OF_CODE = {
-    65: "checkpoint_refused",
-    78: "user_error",
-    82: "non_finite_loss",
-    84: "out_of_memory",
-    85: "silent_data_corruption",
-    86: "loss_scale_floor",
-    87: "communication",  # another rank's data is corrupt
+    65: FailureClass.CHECKPOINT_REFUSED,
+    78: FailureClass.USER_ERROR,
+    82: FailureClass.NON_FINITE_LOSS,
+    84: FailureClass.OUT_OF_MEMORY,
+    85: FailureClass.SILENT_DATA_CORRUPTION,
+    86: FailureClass.LOSS_SCALE_FLOOR,
+    87: FailureClass.COMMUNICATION,  # another rank's data is corrupt
 }
 
-_WORDS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("out_of_memory", re.compile(r"CUDA out of memory|OutOfMemoryError|oom-kill|MemoryError|Cannot allocate memory")),
-    ("gpu_error", re.compile(r"uncorrectable ECC|CUDA error: (?:an illegal|unspecified|hardware)|GPU is lost|Xid")),
-    ("storage", re.compile(r"No space left on device|Stale file handle|Input/output error|Disk quota exceeded")),
+_WORDS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
     (
-        "communication",
+        FailureClass.OUT_OF_MEMORY,
+        re.compile(r"CUDA out of memory|OutOfMemoryError|oom-kill|MemoryError|Cannot allocate memory"),
+    ),
+    (
+        FailureClass.GPU_ERROR,
+        re.compile(r"uncorrectable ECC|CUDA error: (?:an illegal|unspecified|hardware)|GPU is lost|Xid"),
+    ),
+    (
+        FailureClass.STORAGE,
+        re.compile(r"No space left on device|Stale file handle|Input/output error|Disk quota exceeded"),
+    ),
+    (
+        FailureClass.COMMUNICATION,
         re.compile(
             r"NCCL (?:error|WARN)|ncclSystemError|ncclRemoteError|Watchdog caught collective|"
             r"Connection (?:reset|closed|refused) by peer|gloo.*(?:timed out|EnforceNotMet)|DistNetworkError"
@@ -35,23 +45,20 @@ _WORDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
 )
 
-CONSEQUENCES = frozenset({"communication"})
-"""What ranks say when another one has gone: the first to fail is looked for among the rest."""
 
-
-def classify(ended: RankExit, tail: str) -> tuple[str, str]:
+def classify(ended: RankExit, tail: str) -> tuple[FailureClass, str]:
     """The failure class of a rank that ended badly, and the line of its log that says so (untrusted; may be empty)."""
     kind = _CLASS_OF_CODE.get(ended.code or 0)
     for name, words in _WORDS:
         for line in reversed(tail.splitlines()):
             if words.search(line):
                 return kind or name, line.strip()
-    return kind or "process_death", _last_error(tail)
+    return kind or FailureClass.PROCESS_DEATH, _last_error(tail)
 
 
-def first_to_fail(failed: Mapping[RankExit, str]) -> RankExit:
-    """The culprit: the earliest, those aside that only say that a peer was lost."""
-    return min(failed, key=lambda ended: (classify(ended, failed[ended])[0] in CONSEQUENCES, ended.at))
+def first_cause(failed: Mapping[RankExit, str]) -> RankExit:
+    """The earliest rank whose failure is its own; where all only report a lost peer, the earliest of all."""
+    return min(failed, key=lambda ended: (ROWS[classify(ended, failed[ended])[0]].secondary, ended.at))
 
 
 def _last_error(tail: str) -> str:

@@ -17,12 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from opt_ops.core import events as e
+from opt_ops.core.failures.classes import Blames, row
 from opt_ops.core.values import GpuPart
 
 WINDOW_SECONDS = 28 * 86400.0
-FAILURES = frozenset({"bad_gpu", "silent_node", "straggler", "silent_data_corruption"})
-"""Incidents that are held against what they name. A rank that dies or a network that fails may be anybody's."""
-
 PRIOR_HOURS: Mapping[str, float] = {"gpu": 8090.0, "node": 8090.0 / 8}
 """Of use for one failure."""
 
@@ -94,7 +92,11 @@ def parts(entries: Iterable[e.Entry]) -> dict[str, Part]:
             running[event.attempt] = _Running(intended.get(event.attempt, ()), event.at)
         elif isinstance(event, e.AttemptEnded) and event.attempt in running:
             _used(known, inside, running.pop(event.attempt), entry.ts)
-        elif isinstance(event, e.IncidentOpened) and event.failure in FAILURES and event.drill is None:
+        elif (
+            isinstance(event, e.IncidentOpened)
+            and row(event.failure).blames is not Blames.NOTHING
+            and event.drill is None
+        ):
             _failed(known, event)
     for left in running.values():
         _used(known, inside, left, last)

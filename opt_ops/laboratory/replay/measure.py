@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from opt_ops.core.failures.classes import Domain, row
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Severity
 from opt_ops.laboratory.replay.fault_plan import Fate
@@ -22,8 +23,7 @@ from opt_ops.laboratory.simulated.training import Training
 from opt_ops.laboratory.simulated.world import EPOCH
 
 DAY = 86400.0
-_LOSS = frozenset({"loss_spike", "loss_drift", "non_finite_loss", "loss_scale_floor"})
-_HARDWARE = frozenset({"bad_gpu", "gpu_error", "silent_node", "process_death", "hang", "communication"})
+_OF_HARDWARE = (Domain.HARDWARE, Domain.PROCESS)  # what a simulated machine's failure looks like
 
 
 @dataclass(slots=True)
@@ -86,8 +86,8 @@ def measure(scenario: Scenario, fate: Fate, played: Played) -> Measured:
         pages=pages,
         longest_hands_off=_longest(pages, wall),
         lost={kind: seconds for kind, seconds in sorted(lost.items(), key=lambda pair: -pair[1]) if seconds > 1.0},
-        hardware_stop=_mean([each["cost"] for each in alone if each["kind"] in _HARDWARE]),
-        divergence=_mean([each["cost"] for each in alone if each["kind"] in _LOSS]),
+        hardware_stop=_mean([each["cost"] for each in alone if row(each["kind"]).domain in _OF_HARDWARE]),
+        divergence=_mean([each["cost"] for each in alone if row(each["kind"]).domain is Domain.LOSS]),
         person=sum(answered - at for at, answered in _answers(played)),
     )
 

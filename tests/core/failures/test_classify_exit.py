@@ -2,7 +2,7 @@
 
 import pytest
 
-from opt_ops.core.failures.classify_exit import classify, first_to_fail
+from opt_ops.core.failures.classify_exit import classify, first_cause
 from opt_ops.core.values import RankExit
 
 
@@ -42,9 +42,9 @@ def test_a_killed_rank_says_nothing():
 def test_the_first_to_fail_is_not_the_first_to_complain_about_a_peer():
     complaint, cause = ended(rank=0, at=1.0), ended(rank=3, at=1.2)
     failed = {complaint: TAILS["communication"], cause: TAILS["process_death"]}
-    assert first_to_fail(failed) is cause
+    assert first_cause(failed) is cause
 
 
 def test_among_equals_the_earliest():
     failed = {ended(rank=5, at=2.0): "", ended(rank=7, at=1.5): ""}
-    assert first_to_fail(failed).rank == 7
+    assert first_cause(failed).rank == 7
