@@ -6,6 +6,26 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
+class Status(StrEnum):
+    """Where a lineage stands. `opt_ops/core/state/status.py` says what follows what."""
+
+    NEW = "NEW"  # a folder with a request in it; nothing is journaled yet
+    PLANNED = "PLANNED"  # the first run has its settings
+    QUEUED = "QUEUED"  # nodes were asked for
+    PREFLIGHT = "PREFLIGHT"  # nodes are held; waiting until enough of them report and are fit
+    STARTING = "STARTING"  # ranks were ordered; no step yet
+    TRAINING = "TRAINING"  # steps come
+    ROLLING_BACK = "ROLLING_BACK"  # a rollback was decided
+    RECOVERING = "RECOVERING"  # a restart without rollback was decided
+    PAUSED = "PAUSED"  # an operator paused it
+    COMPLETED = "COMPLETED"  # every step is trained
+    HALTED = "HALTED"  # no rule fits or a retry budget is spent: on-call was paged
+    CANCELLED = "CANCELLED"  # an operator stopped it
+
+
+ENDED = frozenset({Status.COMPLETED, Status.HALTED, Status.CANCELLED})
+
+
 class Tier(StrEnum):
     """How much a signal asks for."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.core import events as e
 from opt_ops.core.state import fold_execution, fold_incidents, fold_operator
 from opt_ops.core.state.model import State
-from opt_ops.core.state.status import IllegalTransition
+from opt_ops.core.state.status import IllegalTransition, status_after
 
 _FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
     **fold_operator.FOLDS,
@@ -26,9 +26,12 @@ def fold(state: State, entry: e.Entry) -> State:
             event, a fault of ours, never reaches the journal.
     """
     try:
+        status = status_after(state, entry.event)
         state = _FOLDS[type(entry.event)](state, entry.event, entry)
     except KeyError as error:
         raise IllegalTransition(f"{e.kind_of(entry.event)} names {error}, which the journal does not know") from error
+    if status is not None:
+        state = replace(state, status=status, since=entry.ts)
     return replace(state, seq=entry.seq, epoch=entry.epoch)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Run, State
 from opt_ops.core.state.queries import waiting_for_attempt
-from opt_ops.core.state.status import Status
-from opt_ops.core.state.update import move, put, with_allocation, with_attempt, with_incident
+from opt_ops.core.state.update import put, with_allocation, with_attempt, with_incident
 from opt_ops.core.values import AllocationStatus
 
 
@@ -38,9 +37,6 @@ def _allocation_intended(state: State, event: e.AllocationIntended, entry: e.Ent
         epoch=entry.epoch,
         since=entry.ts,
     )
-    training = state.attempt is not None and state.attempt.live
-    if not training:  # else it only replaces what was lost
-        state = move(state, Status.QUEUED, entry)
     return replace(state, allocations=put(state.allocations, event.allocation, allocation))
 
 
@@ -60,10 +56,7 @@ def _allocation_changed(state: State, event: e.AllocationChanged, entry: e.Entry
             changes["since"] = entry.ts
     if event.status is AllocationStatus.RUNNING:
         changes["ran"] = True
-    state = with_allocation(state, event.allocation, **changes)
-    if event.status is AllocationStatus.RUNNING and state.status is Status.QUEUED:
-        return move(state, Status.PREFLIGHT, entry)
-    return state
+    return with_allocation(state, event.allocation, **changes)
 
 
 def _release_intended(state: State, event: e.ReleaseIntended, entry: e.Entry) -> State:
@@ -82,8 +75,8 @@ def _size_decided(state: State, event: e.SizeDecided, _: e.Entry) -> State:
     return replace(state, size=event.nodes)
 
 
-def _lineage_paused(state: State, event: e.LineagePaused, entry: e.Entry) -> State:
-    return replace(move(state, Status.PAUSED, entry), why=event.why)
+def _lineage_paused(state: State, event: e.LineagePaused, _: e.Entry) -> State:
+    return replace(state, why=event.why)
 
 
 def _attempt_intended(state: State, event: e.AttemptIntended, entry: e.Entry) -> State:
@@ -96,8 +89,7 @@ def _attempt_intended(state: State, event: e.AttemptIntended, entry: e.Entry) ->
         incident=event.incident,
         intended_at=entry.ts,
     )
-    state = replace(move(state, Status.STARTING, entry), resumed=None, why="")
-    state = replace(state, attempts=put(state.attempts, event.attempt, attempt))
+    state = replace(state, resumed=None, why="", attempts=put(state.attempts, event.attempt, attempt))
     for incident in waiting_for_attempt(state):
         state = with_incident(state, incident.name, next_attempt=event.attempt)
     return state
@@ -120,7 +112,7 @@ def _attempt_configured(state: State, event: e.AttemptConfigured, _: e.Entry) ->
 
 def _attempt_progressed(state: State, event: e.AttemptProgressed, entry: e.Entry) -> State:
     attempt = state.attempts[event.attempt]
-    state = with_attempt(
+    return with_attempt(
         state,
         event.attempt,
         first_step=event.first_step,
@@ -130,7 +122,6 @@ def _attempt_progressed(state: State, event: e.AttemptProgressed, entry: e.Entry
         readbacks=event.readbacks or attempt.readbacks,
         progress_epoch=entry.epoch,
     )
-    return move(state, Status.TRAINING, entry) if state.status is Status.STARTING else state
 
 
 def _energy_metered(state: State, _: e.EnergyMetered, __: e.Entry) -> State:
@@ -145,15 +136,10 @@ def _leave_intended(state: State, event: e.LeaveIntended, entry: e.Entry) -> Sta
 
 
 def _stop_intended(state: State, event: e.StopIntended, entry: e.Entry) -> State:
-    if event.incident is not None and state.status in (Status.STARTING, Status.TRAINING):
-        state = move(state, Status.RECOVERING, entry)  # it has left gently
     return with_attempt(state, event.attempt, stop_why=event.why, stop_at=entry.ts, stop_seq=entry.seq)
 
 
 def _attempt_ended(state: State, event: e.AttemptEnded, entry: e.Entry) -> State:
-    asked = any(allocation.pending for allocation in state.live_allocations)
-    if state.status in (Status.RECOVERING, Status.ROLLING_BACK) and not state.held and asked:
-        state = move(state, Status.QUEUED, entry)
     return with_attempt(
         state,
         event.attempt,

@@ -8,9 +8,8 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Alert, Incident, State
-from opt_ops.core.state.status import Status
-from opt_ops.core.state.update import heard, move, put, with_incident, with_node
-from opt_ops.core.values import Action, Verdict
+from opt_ops.core.state.update import heard, put, with_incident, with_node
+from opt_ops.core.values import Verdict
 
 
 def _signal_raised(state: State, event: e.SignalRaised, _: e.Entry) -> State:
@@ -63,14 +62,7 @@ def _stacks_taken(state: State, event: e.StacksTaken, _: e.Entry) -> State:
 
 
 def _recovery_decided(state: State, event: e.RecoveryDecided, entry: e.Entry) -> State:
-    state = with_incident(state, event.incident, decision=event, decided_at=entry.ts)
-    if event.advice or event.save_first:
-        return state
-    if event.action is Action.ROLLBACK:
-        return move(state, Status.ROLLING_BACK, entry)
-    if event.action is Action.RESTART and state.status is not Status.ROLLING_BACK:
-        return move(state, Status.RECOVERING, entry)
-    return state
+    return with_incident(state, event.incident, decision=event, decided_at=entry.ts)
 
 
 def _node_excluded(state: State, event: e.NodeExcluded, entry: e.Entry) -> State:
@@ -105,16 +97,16 @@ def _incident_closed(state: State, event: e.IncidentClosed, entry: e.Entry) -> S
     )
 
 
-def _lineage_completed(state: State, _: e.LineageCompleted, entry: e.Entry) -> State:
-    return move(state, Status.COMPLETED, entry)
+def _lineage_completed(state: State, _: e.LineageCompleted, __: e.Entry) -> State:
+    return state
 
 
-def _lineage_halted(state: State, event: e.LineageHalted, entry: e.Entry) -> State:
-    return replace(move(state, Status.HALTED, entry), why=event.why)
+def _lineage_halted(state: State, event: e.LineageHalted, _: e.Entry) -> State:
+    return replace(state, why=event.why)
 
 
-def _lineage_cancelled(state: State, event: e.LineageCancelled, entry: e.Entry) -> State:
-    return replace(move(state, Status.CANCELLED, entry), why=event.why)
+def _lineage_cancelled(state: State, event: e.LineageCancelled, _: e.Entry) -> State:
+    return replace(state, why=event.why)
 
 
 def _alert_intended(state: State, event: e.AlertIntended, entry: e.Entry) -> State:

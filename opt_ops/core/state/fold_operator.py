@@ -8,8 +8,7 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Drill, State
-from opt_ops.core.state.status import Status
-from opt_ops.core.state.update import heard, move, put, with_node
+from opt_ops.core.state.update import heard, put, with_node
 from opt_ops.core.values import Fault, Verdict
 
 
@@ -24,7 +23,7 @@ def _daemon_started(state: State, event: e.DaemonStarted, _: e.Entry) -> State:
 
 
 def _lineage_started(state: State, event: e.LineageStarted, entry: e.Entry) -> State:
-    state = heard(move(state, Status.PLANNED, entry), event.request)
+    state = heard(state, event.request)
     return replace(state, lineage=event, started_at=entry.ts, driver=event.driver)
 
 
@@ -38,8 +37,6 @@ def _pause_requested(state: State, event: e.PauseRequested, _: e.Entry) -> State
 
 def _resume_requested(state: State, event: e.ResumeRequested, entry: e.Entry) -> State:
     state = _answered(heard(state, event.request), entry)
-    if state.status is Status.PAUSED:
-        state = move(state, Status.PREFLIGHT if state.held else Status.QUEUED, entry)
     return replace(state, paused=None, resumed=event)
 
 
@@ -50,8 +47,6 @@ def _change_requested(state: State, event: e.ChangeRequested, entry: e.Entry) ->
 
 def _answered(state: State, entry: e.Entry) -> State:
     """A person has looked and decided: what went before neither halts again nor counts against any budget."""
-    if state.status is Status.HALTED:
-        state = move(state, Status.RECOVERING, entry)
     incidents = {name: replace(incident, answered=True) for name, incident in state.incidents.items()}
     return replace(state, incidents=incidents, why="", asked_at=entry.ts)
 

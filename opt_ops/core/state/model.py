@@ -1,4 +1,4 @@
-"""What a lineage's state is made of: statuses and their allowed transitions, runs, attempts, nodes, incidents, numbers.
+"""What a lineage's state is made of: runs, attempts, nodes, incidents, numbers.
 
 `opt_ops.core.state.fold` computes it from the journal; nothing else changes it.
 """
@@ -21,8 +21,8 @@ from opt_ops.core.events import (
     StopRequested,
 )
 from opt_ops.core.memo import latest
-from opt_ops.core.state.status import ENDED, Status
 from opt_ops.core.values import (
+    ENDED,
     Action,
     AllocationStatus,
     Checkpoint,
@@ -37,6 +37,7 @@ from opt_ops.core.values import (
     Schedule,
     Shape,
     Skip,
+    Status,
     Verdict,
 )
 

@@ -1,4 +1,4 @@
-"""How a fold changes a state: one field, one member of a mapping, one allowed step of the status."""
+"""How a fold changes a state: one field, one member of a mapping."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from opt_ops.core.events import Entry, kind_of
 from opt_ops.core.state.model import Node, State, held_nodes
-from opt_ops.core.state.status import TRANSITIONS, IllegalTransition, Status
 
 _T = TypeVar("_T")
-
-
-def move(state: State, status: Status, entry: Entry) -> State:
-    """The lineage's next status.
-
-    Raises:
-        IllegalTransition: it cannot follow.
-    """
-    if status not in TRANSITIONS[state.status]:
-        raise IllegalTransition(f"{kind_of(entry.event)}: {state.status} → {status} is not allowed")
-    return replace(state, status=status, since=entry.ts)
 
 
 def put(mapping: Mapping[str, _T], key: str, value: _T) -> dict[str, _T]:

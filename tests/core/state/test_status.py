@@ -1,0 +1,293 @@
+"""The two status tables: each edge is taken by a story, no story takes another one, and each event kind is a choice."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from opt_ops.core import events as e
+from opt_ops.core.state import fold as folding
+from opt_ops.core.state.model import State
+from opt_ops.core.state.status import STATUS_AFTER, TRANSITIONS, status_after
+from opt_ops.core.values import Driver, Outcome, Shape, Status, Verdict
+from opt_ops.ports import Request
+from opt_ops.supervise.operator_requests import event_of
+from tests.core.state.test_fold import NODES, tell
+from tests.core.story import POLICY, Story
+
+STORIES = 400
+HAPPENINGS = (
+    *(
+        "train",
+        "train",
+        "checkpoint",
+        "unhealthy",
+        "rank_dies",
+        "spike",
+        "ends",
+        "completes",
+        "bad",
+        "silent",
+        "healthy",
+    ),
+    *("lost", "waits", "daemon", "stop", "pause", "resume", "resume", "rollback", "set", "drive", "exclude"),
+    *("allow", "hang", "stacks", "limit", "no_nodes", "lost_attempt", "job_ends", "refused_checkpoint", "last_step"),
+)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Status, Status]]:
+    """The edges that states take while a test runs. An edge that the table lacks fails the test by itself."""
+    edges: set[tuple[Status, Status]] = set()
+
+    def recorded(state: State, event: e.Event) -> Status | None:
+        status = status_after(state, event)
+        if status is not None:
+            edges.add((state.status, status))
+        return status
+
+    monkeypatch.setattr(folding, "status_after", recorded)
+    return edges
+
+
+def ask(story: Story, verb: str, **arguments: object) -> None:
+    """An operator's request goes the way of the inbox; one that makes no sense is refused there."""
+    given = {"reason": "because", **arguments}
+    event = event_of(story.state, Request(request=f"r{len(story.entries)}", author="ann", verb=verb, arguments=given))
+    if not isinstance(event, e.RequestRefused):
+        story.see(event)
+
+
+def happen(story: Story, what: str, number: int) -> None:
+    """More than `tell` knows: operators, hangs, time limits, checkpoints that turn out bad."""
+    state, attempt, allocation = story.state, story.state.attempt, story.state.allocation
+    live = attempt is not None and attempt.live
+    runs = live and not attempt.stop_why
+    match what:
+        case "pause":
+            ask(story, "pause", keep_nodes=bool(number % 2))
+        case "resume":
+            ask(story, "resume")
+        case "rollback":
+            ask(story, "change", to_step=number)
+        case "set":
+            ask(story, "change", lr_factor=0.5)
+        case "drive":
+            ask(story, "drive", driver=Driver.PERSON if state.driver is Driver.DAEMON else Driver.DAEMON)
+        case "exclude" | "allow":
+            ask(story, what, node=NODES[number % len(NODES)])
+        case "hang" if runs:
+            story.signal("hang", attempt.last_step, None, seconds=99.0, patience=30.0, phase="training")
+        case "job_ends" if runs:
+            story.signal("allocation_lost", attempt.last_step, None, job="77", reason="gone")
+        case "lost_attempt" if live:
+            story.ends(Outcome.LOST)
+        case "last_step" if live and attempt.steps:
+            story.train(attempt.steps)
+            story.ends(Outcome.COMPLETED)
+        case "stacks":
+            waiting = [i for i in state.incidents.values() if i.stacks_at and i.stacks is None]
+            for incident in waiting[:1] if live else ():
+                story.see(
+                    e.StacksTaken(attempt=attempt.name, incident=incident.name, groups=(), odd=(), silent=(), nodes=())
+                )
+        case "limit" if allocation is not None and allocation.holds:
+            story.changed(allocation.name, *allocation.nodes, ends_at=story.now + number % 400)
+        case "no_nodes" if allocation is not None and allocation.live and allocation.job is None:
+            story.see(e.AllocationFailed(allocation=allocation.name, why="no"))
+        case "refused_checkpoint":
+            good = [known for known in state.checkpoints.values() if known.good]
+            for known in good[-1:]:
+                story.see(e.CheckpointRefused(checkpoint=known.checkpoint, why="damaged"))
+        case "hang" | "job_ends" | "lost_attempt" | "last_step" | "limit" | "no_nodes":
+            pass
+        case _:
+            tell(story, what, number)
+
+
+def random_story(seed: int) -> None:
+    draw = random.Random(seed)
+    # Few actions overall: the ends of ladders are reached.
+    limits = replace(POLICY.limits, actions=draw.choice([0, 1, 2, POLICY.limits.actions]))
+    shape = Shape(nodes=2, spares=draw.choice([0, 1]), ranks_per_node=1, min_nodes=draw.choice([0, 1]))
+    story = Story(replace(POLICY, limits=limits), shape)
+    story.begin()
+    for _ in range(draw.randint(5, 60)):
+        happen(story, draw.choice(HAPPENINGS), draw.randint(0, 999))
+
+
+def started(driver: Driver) -> Story:
+    """A lineage that another launcher or a person drives from the start: nothing is asked for by itself."""
+    story = Story()
+    story.daemon()
+    story.see(
+        e.LineageStarted(
+            request="r0", author="ann", lineage="12", recipe="x", settings=(), shape=story.shape, driver=driver
+        )
+    )
+    return story
+
+
+def stopped_when(story: Story) -> None:
+    ask(story, "stop")
+    assert story.state.status is Status.CANCELLED
+
+
+def planned_paused() -> None:
+    story = started(Driver.PERSON)
+    ask(story, "pause")
+    assert story.state.status is Status.PAUSED
+
+
+def preflight_without_a_good_checkpoint() -> None:
+    """The only checkpoint turns out bad after more steps than may be lost unasked."""
+    story = Story().training(2500, checkpoints=(2400,))
+    story.rank_dies(2500)
+    path = story.state.checkpoints["/runs/12/12.00/checkpoints/step-00002400"].checkpoint
+    story.changed("12-n0", "n1", "n2", "n3")
+    ask(story, "pause")
+    story.ends(Outcome.FAILED)
+    story.see(e.CheckpointRefused(checkpoint=path, why="damaged"))
+    ask(story, "resume")
+    story.see(seconds=20)
+    story.hold()
+    story.see(seconds=1000)
+    assert story.state.status is Status.HALTED
+
+
+def preflight_rolled_back() -> None:
+    story = Story().training(450)
+    ask(story, "pause")
+    story.checkpoint(451)
+    story.ends()
+    ask(story, "resume")
+    allocation = story.state.allocation
+    assert allocation is not None
+    story.see(e.AllocationSubmitted(allocation=allocation.name, job="78", adopted=False))
+    story.changed(allocation.name, "m1", "m2", "m3")
+    assert story.state.status is Status.PREFLIGHT
+    ask(story, "change", to_step=200)
+    assert story.state.run is not None
+    assert story.state.run.name == "12.01"
+
+
+def resumed_at_the_last_step() -> None:
+    """A rank dies after the last step was saved; the next attempt has nothing left to train."""
+    story = Story().training(1000, checkpoints=(1000,))
+    story.rank_dies(1000)
+    story.ends(Outcome.FAILED)
+    attempt = story.state.attempt
+    assert attempt is not None
+    configured = story.state.attempts["12.00-a0"]
+    assert configured.schedule is not None
+    assert configured.optimizer is not None
+    story.see(e.AttemptStarted(attempt=attempt.name, at=story.now))
+    story.see(
+        e.AttemptConfigured(
+            attempt=attempt.name,
+            steps=1000,
+            schedule=configured.schedule,
+            optimizer=configured.optimizer,
+            versions={},
+            layout={},
+        )
+    )
+    story.ends(Outcome.COMPLETED, last_step=1000)
+    assert story.state.status is Status.COMPLETED
+
+
+def a_gpu_fails_while_rolling_back() -> None:
+    """The rollback has spent the last action over all playbooks."""
+    story = Story(replace(POLICY, limits=replace(POLICY.limits, actions=1))).training(450)
+    story.spike(450, onset=440)
+    story.judge("n2", Verdict.BAD, "xid_79")
+    assert story.state.status is Status.HALTED
+
+
+def rolled_back_by_an_operator(story: Story) -> Story:
+    ask(story, "change", to_step=200)
+    assert story.state.run is not None
+    assert story.state.run.name == "12.01"
+    return story
+
+
+def waits_for_nodes() -> Story:
+    story = Story().training(450)
+    ask(story, "pause")
+    story.checkpoint(451)
+    story.ends()
+    ask(story, "resume")
+    assert story.state.status is Status.QUEUED
+    return story
+
+
+def starts_again() -> Story:
+    story = Story().training(450)
+    story.rank_dies(450)
+    story.ends(Outcome.FAILED)
+    assert story.state.status is Status.STARTING
+    return story
+
+
+def answered_when_the_daemon_drives_again() -> None:
+    """An operator drove when the attempt died; the nodes that are held do not suffice for the next one."""
+    story = Story().training(450)
+    ask(story, "drive", driver=Driver.PERSON)
+    story.rank_dies(450)
+    story.ends(Outcome.FAILED)
+    story.judge("n2", Verdict.SUSPECT, "xid_63")
+    story.judge("n3", Verdict.SUSPECT, "xid_63")
+    ask(story, "pause", keep_nodes=True)
+    ask(story, "resume")
+    assert story.state.status is Status.PREFLIGHT
+    ask(story, "drive", driver=Driver.DAEMON)
+    assert story.state.incidents["12-i001"].decision is not None
+
+
+RARE: tuple[Callable[[], None], ...] = (
+    lambda: stopped_when(started(Driver.PERSON)),
+    planned_paused,
+    lambda: assert_status(started(Driver.SHADOW), Status.STARTING),
+    preflight_without_a_good_checkpoint,
+    preflight_rolled_back,
+    resumed_at_the_last_step,
+    a_gpu_fails_while_rolling_back,
+    lambda: assert_status(rolled_back_by_an_operator(waits_for_nodes()), Status.ROLLING_BACK),
+    lambda: assert_status(rolled_back_by_an_operator(starts_again()), Status.ROLLING_BACK),
+    lambda: stopped_when(rolled_back_by_an_operator(Story().training(450))),
+    lambda: stopped_when(Story().training(450)),
+    answered_when_the_daemon_drives_again,
+)
+
+
+def assert_status(story: Story, status: Status) -> None:
+    assert story.state.status is status
+
+
+def test_every_edge_is_taken_by_a_story_and_no_story_takes_another(taken: set[tuple[Status, Status]]):
+    for story in RARE:
+        story()
+    for seed in range(STORIES):
+        random_story(seed)
+    assert taken == set(TRANSITIONS)
+
+
+def test_every_edge_has_its_reason():
+    assert all(reason and len(reason) < 90 for reason in TRANSITIONS.values())
+    assert all(before not in (Status.COMPLETED, Status.CANCELLED) for before, _ in TRANSITIONS)
+
+
+def test_a_new_event_kind_is_a_visible_choice():
+    """Every other kind leaves the status alone."""
+    assert sorted(kind for kind, event in e.KINDS.items() if event not in STATUS_AFTER) == sorted(
+        [
+            *("alert_intended", "alert_settled", "allocation_failed", "allocation_submitted", "attempt_configured"),
+            *("attempt_started", "checkpoint_refused", "checkpoint_seen", "checkpoint_verified", "checkpoints_gone"),
+            *("daemon_started", "drain_intended", "drill_done", "drill_requested", "driver_changed", "energy_metered"),
+            *("incident_closed", "incident_opened", "leave_intended", "node_allowed", "node_drained", "node_excluded"),
+            *("node_judged", "note_added", "pause_requested", "release_intended", "request_refused", "run_planned"),
+            *("signal_raised", "size_decided", "stacks_intended", "stacks_taken", "stop_requested"),
+            *("stray_cancelled", "stray_found"),
+        ]
+    )
