@@ -16,7 +16,7 @@ _COUNT_SECONDS = 30.0  # between looks for jobs that nobody accounts for
 
 
 # The scheduler's word for how a job ended, where it names a failure class of its own.
-_SIGNAL_OF_END = {
+SIGNAL_OF_END = {
     "TIMEOUT": FailureClass.TIME_LIMIT,
     PREEMPTED: FailureClass.PREEMPTION,
     "CANCELLED": FailureClass.JOB_CANCELLED,
@@ -59,7 +59,7 @@ class AllocationWatch:
             last = self._training.last(attempt)
             yield from self._training.catch_up(attempt)
             raised = SignalRaised(
-                signal=_SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", FailureClass.ALLOCATION_LOST),
+                signal=SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", FailureClass.ALLOCATION_LOST),
                 tier=Tier.ACT,
                 attempt=attempt.name,
                 step=last.step if last else attempt.last_step,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from opt_ops.core.failures.classes import AlertSignal, FailureClass
 from opt_ops.core.values import Tier
 
 
@@ -15,7 +16,7 @@ from opt_ops.core.values import Tier
 class Finding:
     """What a detector found, still without its attempt."""
 
-    signal: str
+    signal: FailureClass | AlertSignal
     tier: Tier
     step: int
     onset_step: int

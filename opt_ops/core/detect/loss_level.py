@@ -223,7 +223,12 @@ class LevelDetector:
 
     @staticmethod
     def _finding(
-        signal: str, tier: Tier, point: Point, onset: Point, rule: str, evidence: dict[str, float | None]
+        signal: FailureClass | AlertSignal,
+        tier: Tier,
+        point: Point,
+        onset: Point,
+        rule: str,
+        evidence: dict[str, float | None],
     ) -> Finding:
         return Finding(
             signal=signal,

@@ -9,19 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.core.failures.classes import ROWS, FailureClass
 from opt_ops.core.values import RankExit
 
-# The trainer's exit codes (docs/formats.md) that name their own failure class.
-_CLASS_OF_CODE = {
-    65: FailureClass.CHECKPOINT_REFUSED,
-    78: FailureClass.USER_ERROR,
-    82: FailureClass.NON_FINITE_LOSS,
-    84: FailureClass.OUT_OF_MEMORY,
-    85: FailureClass.SILENT_DATA_CORRUPTION,
-    86: FailureClass.LOSS_SCALE_FLOOR,
-    87: FailureClass.COMMUNICATION,  # another rank's data is corrupt
+CLASS_OF_CODE: Mapping[int, FailureClass] = {
+    ExitCode.CHECKPOINT_REFUSED: FailureClass.CHECKPOINT_REFUSED,
+    ExitCode.USER_ERROR: FailureClass.USER_ERROR,
+    ExitCode.NOT_FINITE: FailureClass.NON_FINITE_LOSS,
+    ExitCode.OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
+    ExitCode.CORRUPT_DATA: FailureClass.SILENT_DATA_CORRUPTION,
+    ExitCode.LOSS_SCALE_FLOOR: FailureClass.LOSS_SCALE_FLOOR,
+    ExitCode.PEER_CORRUPT_DATA: FailureClass.COMMUNICATION,
 }
+"""The trainer's exit codes that name a failure class of their own."""
 
 _WORDS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
     (
@@ -48,7 +49,7 @@ _WORDS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
 
 def classify(ended: RankExit, tail: str) -> tuple[FailureClass, str]:
     """The failure class of a rank that ended badly, and the line of its log that says so (untrusted; may be empty)."""
-    kind = _CLASS_OF_CODE.get(ended.code or 0)
+    kind = CLASS_OF_CODE.get(ended.code or 0)
     for name, words in _WORDS:
         for line in reversed(tail.splitlines()):
             if words.search(line):
