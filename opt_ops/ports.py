@@ -74,7 +74,7 @@ class Scheduler(Protocol):
         """
         ...
 
-    def let_go(self, job: str, node: str) -> None:
+    def remove_node(self, job: str, node: str) -> None:
         """Take a dead node out of the job, so that its return cannot end what runs on the others.
 
         Raises:
@@ -164,7 +164,7 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
+class TrainerPhase:
     """What a trainer is at: start, training, evaluation, saving or ending."""
 
     name: str
@@ -183,7 +183,7 @@ class Trainer(Protocol):
         """Telemetry that came since the last call for this attempt, oldest first."""
         ...
 
-    def phases(self, attempt: str) -> Sequence[Phase]:
+    def phases(self, attempt: str) -> Sequence[TrainerPhase]:
         """The changes of phase that came since the last call for this attempt, oldest first."""
         ...
 

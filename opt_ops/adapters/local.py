@@ -67,7 +67,7 @@ class LocalScheduler:
         """There is nobody else to keep off a local node."""
         raise Refused(f"{node} is a local node, which cannot be drained ({reason}); it is only excluded here")
 
-    def let_go(self, job: str, node: str) -> None:
+    def remove_node(self, job: str, node: str) -> None:
         """Nothing to do: each local agent is by itself."""
 
     def _path(self, allocation: str) -> Path:

@@ -173,13 +173,13 @@ class SlurmScheduler:
                 raise Refused(f"Slurm knows no node {node}: there is nothing to drain") from error
             raise
 
-    def let_go(self, job: str, node: str) -> None:
+    def remove_node(self, job: str, node: str) -> None:
         """Take a node out of the job. Else srun, when the node's slurmd comes back, finds its step gone there and
         aborts it on all nodes, in spite of --no-kill (seen with Slurm 22.05).
         """
-        self._ask(f"let {node} go", partial(self._let_go, job, node))
+        self._ask(f"let {node} go", partial(self._remove_node, job, node))
 
-    def _let_go(self, job: str, node: str) -> None:
+    def _remove_node(self, job: str, node: str) -> None:
         held = [each for line in _ask("squeue", "-h", "-o", "%N", "-j", job) for each in _hosts(line)]
         staying = [each for each in held if each != node]
         if not staying or staying == held:

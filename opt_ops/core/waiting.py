@@ -3,6 +3,6 @@
 _SKEW = 60.0  # seconds that two hosts' clocks may differ
 
 
-def within(now: float, since: float, seconds: float) -> bool:
+def still_waiting(now: float, since: float, seconds: float) -> bool:
     """Whether a wait of so many seconds goes on. A clock that was set back an hour ends it, and does not prolong it."""
     return -_SKEW <= now - since < seconds

@@ -23,7 +23,7 @@ from opt_ops.errors import OptOpsError
 from opt_ops.node.burn_in import InBackground
 from opt_ops.node.kernel_log import KernelLog, parse_xid
 from opt_ops.node.nvml import Probe
-from opt_ops.node.rank_processes import Ranks
+from opt_ops.node.rank_processes import RankProcesses
 from opt_ops.runfolder.files import read_json
 
 HEARTBEAT_SECONDS = 2.0
@@ -47,7 +47,7 @@ class Agent:
         self._probe = Probe(HEARTBEAT_SECONDS, READING_DEADLINE, folder)
         self._log = KernelLog()
         self._xids: list[dict[str, Any]] = []
-        self._ranks: Ranks | None = None
+        self._ranks: RankProcesses | None = None
         self._orders_seen = (0, 0)
         self._drilled: set[str] = set()
         self._beat_at = 0.0
@@ -137,7 +137,7 @@ class Agent:
             self._ranks = None
         if wanted is not None and self._ranks is None and self._terminated_at is None:
             self._stop_burning()  # only an older life of the daemon, which knew nothing of it, would not have waited
-            ranks = Ranks(self._folder, self._node, launch or {})
+            ranks = RankProcesses(self._folder, self._node, launch or {})
             ranks.start()
             self._ranks = ranks
         self._leaving = self._leaving or self._allocation in orders.get("released", ())

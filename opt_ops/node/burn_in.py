@@ -20,7 +20,7 @@ from dataclasses import asdict
 from typing import Any
 
 from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest, tolerance_of
-from opt_ops.core.health.burn_in_plan import Group, Measured, next_round
+from opt_ops.core.health.burn_in_plan import Group, GroupMeasurement, next_round
 
 COMMAND = (sys.executable, "-m", "trainer.burn_in")
 GROUP_SECONDS = 6.0  # for a group to meet and to measure
@@ -47,7 +47,7 @@ def by_srun(job: str, nodes: Sequence[str], ranks: int, *options: str) -> list[l
     return [["srun", *where, *how, *COMMAND, *options]]
 
 
-class Ranks:
+class BurnInRanks:
     """The processes, and what they say."""
 
     def __init__(self, commands: Sequence[Sequence[str]]) -> None:
@@ -65,7 +65,7 @@ class Ranks:
             self._selector.register(process.stdout, selectors.EVENT_READ)
             self._processes.append(process)
 
-    def tell(self, order: Mapping[str, Any]) -> None:
+    def send(self, order: Mapping[str, Any]) -> None:
         """The same line to all."""
         for process in self._processes:
             assert process.stdin is not None
@@ -73,12 +73,12 @@ class Ranks:
                 process.stdin.write((json.dumps(order) + "\n").encode())
                 process.stdin.flush()
 
-    def hear(self, wanted: int, until: float, that: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
+    def receive(self, wanted: int, until: float, that: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
         """Lines of a kind, until there are enough, the time has come, or everybody has left."""
-        heard: list[dict[str, Any]] = []
-        while len(heard) < wanted and self._selector.get_map() and (left := until - time.monotonic()) > 0:
-            heard += [line for line in self._lines(left) if that(line)]
-        return heard
+        received: list[dict[str, Any]] = []
+        while len(received) < wanted and self._selector.get_map() and (left := until - time.monotonic()) > 0:
+            received += [line for line in self._lines(left) if that(line)]
+        return received
 
     def _lines(self, seconds: float) -> Iterator[dict[str, Any]]:
         for key, _ in self._selector.select(seconds):
@@ -125,7 +125,7 @@ def burn_in(commands: Sequence[Sequence[str]], nodes: Sequence[str], ranks: int,
         seconds: After which nothing is begun any more; what is under way then takes `GROUP_SECONDS` at most.
     """
     until = time.monotonic() + seconds
-    started = Ranks(commands)
+    started = BurnInRanks(commands)
     try:
         return _run(started, nodes, ranks, until)
     finally:
@@ -160,7 +160,7 @@ class InBackground:
 
 def main() -> None:
     """Burn in this node alone, and print what was found."""
-    from opt_ops.node.nvml import Reader
+    from opt_ops.node.nvml import GpuReader
 
     parser = argparse.ArgumentParser(
         prog="python -m opt_ops.node burn-in", description="Burns in this node, and prints what was found as JSON."
@@ -168,24 +168,24 @@ def main() -> None:
     parser.add_argument("--node", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
-    ranks = len(Reader().read()["gpus"]) or 2
+    ranks = len(GpuReader().read()["gpus"]) or 2
     multiply = str(max(0.2, min(3.0, options.seconds / 6)))
     commands = on_this_machine([options.node], ranks, "--seconds", multiply)
     print(json.dumps(asdict(burn_in(commands, [options.node], ranks, options.seconds))))
 
 
-def _run(started: Ranks, nodes: Sequence[str], ranks: int, until: float) -> BurnIn:
-    said = started.hear(len(nodes) * ranks, until, lambda line: line.get("kind") == "device")
+def _run(started: BurnInRanks, nodes: Sequence[str], ranks: int, until: float) -> BurnIn:
+    said = started.receive(len(nodes) * ranks, until, lambda line: line.get("kind") == "device")
     devices = tuple(_tested(line) for line in said)
     answered = [node for node in nodes if sum(line["node"] == node for line in said) == ranks]
     silent = [node for node in nodes if node not in answered]
     leaders = {line["node"]: (line["address"], line["port"]) for line in said if line["local"] == 0}
     fit = [node for node in answered if not any(each.node == node and each.error for each in devices)]
-    measured: list[tuple[Measured, ...]] = []
+    measured: list[tuple[GroupMeasurement, ...]] = []
     wanted: list[Group] = [(node,) for node in fit] if ranks > 1 else next_round(fit, [])
     while wanted and time.monotonic() < until:
-        told, lost = _round(started, wanted, len(measured), ranks, leaders)
-        measured.append(told)
+        measured_now, lost = _round(started, wanted, len(measured), ranks, leaders)
+        measured.append(measured_now)
         silent, fit = [*silent, *lost], [node for node in fit if node not in lost]
         wanted = next_round(fit, measured[ranks > 1 :], tolerance_of(devices))
     return BurnIn(
@@ -199,25 +199,25 @@ def _run(started: Ranks, nodes: Sequence[str], ranks: int, until: float) -> Burn
 
 
 def _round(
-    started: Ranks, groups: Sequence[Group], number: int, ranks: int, leaders: Mapping[str, tuple[str, int]]
-) -> tuple[tuple[Measured, ...], list[str]]:
+    started: BurnInRanks, groups: Sequence[Group], number: int, ranks: int, leaders: Mapping[str, tuple[str, int]]
+) -> tuple[tuple[GroupMeasurement, ...], list[str]]:
     """What the groups measured, and the nodes of which a rank did not answer."""
     places = [{"nodes": group, "address": leaders[group[0]][0], "port": leaders[group[0]][1]} for group in groups]
-    started.tell({"round": number, "groups": places, "ranks_per_node": ranks, "seconds": GROUP_SECONDS})
+    started.send({"round": number, "groups": places, "ranks_per_node": ranks, "seconds": GROUP_SECONDS})
     members = [node for group in groups for node in group]
     until = time.monotonic() + GROUP_SECONDS + _SLACK_SECONDS
-    said = started.hear(
+    said = started.receive(
         len(members) * ranks, until, lambda line: line.get("kind") == "group" and line.get("round") == number
     )
     lost = [node for node in members if sum(line["node"] == node for line in said) < ranks]
     return tuple(_measured(group, said, ranks) for group in groups), lost
 
 
-def _measured(group: Group, said: Sequence[Mapping[str, Any]], ranks: int) -> Measured:
+def _measured(group: Group, said: Sequence[Mapping[str, Any]], ranks: int) -> GroupMeasurement:
     """The pace of the slowest rank; none where a rank failed, was silent, or got a wrong sum."""
     own = [line for line in said if line["node"] in group]
     right = [float(line["gbs"]) for line in own if not line.get("wrong") and line.get("gbs")]
-    return Measured(nodes=group, gbs=min(right) if len(right) == len(group) * ranks else None)
+    return GroupMeasurement(nodes=group, gbs=min(right) if len(right) == len(group) * ranks else None)
 
 
 def _tested(line: Mapping[str, Any]) -> DeviceTest:

@@ -39,7 +39,7 @@ SLOW_SECONDS = 30.0
 _MOST_LINKS = 18  # of a Hopper or Blackwell GPU
 
 
-class Reader:
+class GpuReader:
     """Reads all GPUs of this node. A GPU that was seen once keeps its identity after it is lost."""
 
     def __init__(self) -> None:
@@ -353,7 +353,7 @@ def main() -> None:
         "--xid-minutes", type=float, default=0.0, help="with --once: Xids of the kernel log so far back"
     )
     options = parser.parse_args()
-    reader = Reader()
+    reader = GpuReader()
     while not options.once:
         try:
             print(json.dumps({**reader.read(), "machine": host.read(options.folder)}), flush=True)

@@ -27,7 +27,7 @@ _TAIL_BYTES = 4096
 _TAIL_LINES = 20
 
 
-class Ranks:
+class RankProcesses:
     """This node's processes of one attempt, and the report on them."""
 
     def __init__(self, folder: Path, node: str, launch: dict[str, Any]) -> None:

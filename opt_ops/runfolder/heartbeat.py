@@ -8,7 +8,7 @@ from typing import Any
 
 from opt_ops.core.health import Gpu, Heartbeat, Machine, Port, Xid
 from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest
-from opt_ops.core.health.burn_in_plan import Measured
+from opt_ops.core.health.burn_in_plan import GroupMeasurement
 
 _GPU_FIELDS = frozenset(field.name for field in dataclasses.fields(Gpu))
 
@@ -50,7 +50,7 @@ def _burn_in_of(fields: Mapping[str, Any]) -> BurnIn:
     return BurnIn(
         nodes=tuple(fields["nodes"]),
         devices=tuple(DeviceTest(**device) for device in fields["devices"]),
-        alone=tuple(Measured(nodes=tuple(each["nodes"]), gbs=each["gbs"]) for each in fields["alone"]),
+        alone=tuple(GroupMeasurement(nodes=tuple(each["nodes"]), gbs=each["gbs"]) for each in fields["alone"]),
         silent=tuple(fields["silent"]),
         finished=fields["finished"],
     )

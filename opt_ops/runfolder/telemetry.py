@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from opt_ops.core.detect.point import Busy, Compared, Point
+from opt_ops.core.detect.point import Busy, ChecksumComparison, Point
 
 
 def point_of(fields: Mapping[str, Any]) -> Point:
@@ -35,9 +35,9 @@ def point_of(fields: Mapping[str, Any]) -> Point:
     )
 
 
-def _compared_of(fields: Mapping[str, Any]) -> Compared:
+def _compared_of(fields: Mapping[str, Any]) -> ChecksumComparison:
     ranks = tuple(int(rank) for rank in fields["ranks"])
-    return Compared(ranks=ranks, certain=bool(fields["certain"]), what=str(fields["what"]))
+    return ChecksumComparison(ranks=ranks, certain=bool(fields["certain"]), what=str(fields["what"]))
 
 
 def _losses_of(fields: Mapping[str, Any]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.values import Optimizer, Schedule
-from opt_ops.ports import Phase, TrainerConfig
+from opt_ops.ports import TrainerConfig, TrainerPhase
 from opt_ops.runfolder.files import NOT_AS_PROMISED, UNREADABLE, Tail, WarnOnce, read_json, write_json
 from opt_ops.runfolder.telemetry import point_of
 
@@ -45,13 +45,15 @@ class FileTrainer:
                 self._warnings.add(path, error)
         return points
 
-    def phases(self, attempt: str) -> Sequence[Phase]:
+    def phases(self, attempt: str) -> Sequence[TrainerPhase]:
         """Changes of phase that came since the last call for this attempt. Another trainer may write none."""
         path = self._folder / attempt_folder(attempt) / "phases.jsonl"
-        phases: list[Phase] = []
+        phases: list[TrainerPhase] = []
         for fields in self._lines(self._phases.setdefault(attempt, Tail(path)), path):
             try:
-                phases.append(Phase(name=str(fields["phase"]), since=float(fields["ts"]), step=fields.get("step")))
+                phases.append(
+                    TrainerPhase(name=str(fields["phase"]), since=float(fields["ts"]), step=fields.get("step"))
+                )
             except NOT_AS_PROMISED as error:
                 self._warnings.add(path, error)
         return phases

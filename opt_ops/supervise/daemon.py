@@ -34,11 +34,11 @@ from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.executor import Site
 from opt_ops.supervise.projections import Projection
-from opt_ops.supervise.supervisor import Life, Supervisor
+from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 
 _FAILURES = 3  # of a lineage's supervisor in a row, before a human is called
 _PAUSE_SECONDS = 10.0  # before a supervisor that failed is begun anew
-_SIGN_SECONDS = 2.0  # between signs of life
+_LIVENESS_SECONDS = 2.0  # between signs of life
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ class Daemon:
         self._projections: dict[Path, list[Projection]] = {}
         self._not_before: dict[Path, float] = {}
         self._finished: set[Path] = set()
-        self._last_sign: float | None = None
-        self._signed_at = 0.0
+        self._last_liveness: float | None = None
+        self._liveness_at = 0.0
         self._stopping = False
 
     def run(self, until_idle: bool = False) -> None:
@@ -101,7 +101,7 @@ class Daemon:
             except OSError as error:  # Lustre mounted without flock; the journal's epochs fence all the same
                 log.warning("%s cannot be locked: %s. Two daemons here would take turns", runs, error)
             previous = read_json(runs / "daemon.json")
-            self._last_sign = previous["ts"] if previous else None
+            self._last_liveness = previous["ts"] if previous else None
             log.info("daemon %s watches %s, policy %s", __version__, runs, self._policy.version)
             while not self._stopping:
                 began = time.monotonic()
@@ -121,30 +121,30 @@ class Daemon:
     def _step(self) -> None:
         for path in lineages.folders(self._config.runs):
             if path not in self._supervisors and time.monotonic() >= self._not_before.get(path, 0.0):
-                self._guard(path, self._take_over)
+                self._isolated(path, self._take_over)
         for path in list(self._supervisors):
-            self._guard(path, self._tick)
+            self._isolated(path, self._tick)
         for path, projections in self._projections.items():
             for projection in projections:
                 projection.step(now=path not in self._supervisors)
         for alert, why in self._outbox.delivered():
             if why:
                 log.error("%s was not delivered: %s", alert, why)
-        self._sign()
+        self._write_liveness()
         self._alive.step()
 
-    def _guard(self, path: Path, work: Callable[[Path], None]) -> None:
+    def _isolated(self, path: Path, work: Callable[[Path], None]) -> None:
         """One lineage's fault must not end the watch over the others."""
         try:
             work(path)
         except (Fenced, JournalError, IllegalTransition) as error:
             log.error("lineage %s is not watched by this daemon any more: %s. %s", path.name, error, _hint(error))
-            self._let_go(path, pause=float("inf"))
+            self._release_lineage(path, pause=float("inf"))
             if not isinstance(error, Fenced):  # else another daemon watches it
                 self._page(path, f"{error}\n{_hint(error)}")
         except Exception as error:
             log.exception("lineage %s: begun anew in %g s", path.name, _PAUSE_SECONDS)
-            self._let_go(path, pause=_PAUSE_SECONDS)
+            self._release_lineage(path, pause=_PAUSE_SECONDS)
             self._failures[path] = self._failures.get(path, 0) + 1
             if self._failures[path] == _FAILURES:
                 self._page(path, f"{_FAILURES} times in a row: {error!r}")
@@ -182,8 +182,8 @@ class Daemon:
             snapshot_dir=trainer.snapshot_dir.rstrip("/"),
             checkpoint_copy=trainer.checkpoint_copy.rstrip("/"),
         )
-        life = Life(host=socket.gethostname(), pid=os.getpid(), last_sign=self._last_sign)
-        supervisor = Supervisor(path, ports, self._policy, site, life)
+        identity = DaemonIdentity(host=socket.gethostname(), pid=os.getpid(), last_liveness=self._last_liveness)
+        supervisor = Supervisor(path, ports, self._policy, site, identity)
         for note in supervisor.notes:
             log.warning("lineage %s: journal: %s", path.name, note)
         log.info("lineage %s: epoch %d, %s", path.name, supervisor.state.epoch, supervisor.state.status)
@@ -197,13 +197,13 @@ class Daemon:
         self._failures.pop(path, None)
         if news:
             for projection in self._projections[path]:
-                projection.due = True
+                projection.stale = True
         if supervisor.state.status is not status:
             log.info("lineage %s: %s → %s %s", path.name, status, supervisor.state.status, supervisor.state.why)
         if supervisor.state.settled:
-            self._let_go(path, pause=0.0)
+            self._release_lineage(path, pause=0.0)
 
-    def _let_go(self, path: Path, pause: float) -> None:
+    def _release_lineage(self, path: Path, pause: float) -> None:
         supervisor = self._supervisors.pop(path, None)
         if supervisor is not None:
             supervisor.close()
@@ -225,14 +225,14 @@ class Daemon:
             drawn.append(Projection((*option, "mlflow", "sync", path.name, "-q"), config.mlflow.every_seconds))
         return drawn
 
-    def _sign(self) -> None:
-        if time.monotonic() - self._signed_at < _SIGN_SECONDS:
+    def _write_liveness(self) -> None:
+        if time.monotonic() - self._liveness_at < _LIVENESS_SECONDS:
             return
-        self._signed_at = time.monotonic()
-        self._last_sign = time.time()
-        sign = {
+        self._liveness_at = time.monotonic()
+        self._last_liveness = time.time()
+        liveness = {
             "v": 1,
-            "ts": self._last_sign,
+            "ts": self._last_liveness,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": __version__,
@@ -240,7 +240,7 @@ class Daemon:
             "lineages": sorted(path.name for path in self._supervisors),
         }
         try:
-            write_json(self._config.runs / "daemon.json", sign)
+            write_json(self._config.runs / "daemon.json", liveness)
         except OSError as error:  # a full disk must not end the watch over lineages whose disk has room
             log.error("no sign of life: %s", error)
 

@@ -26,7 +26,7 @@ from opt_ops.core.events import (
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.model import Allocation, Attempt, Node, State
 from opt_ops.core.values import AllocationStatus, Fault
-from opt_ops.core.waiting import within
+from opt_ops.core.waiting import still_waiting
 from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
 
@@ -51,7 +51,7 @@ class Site:
     checkpoint_copy: str = ""  # a second place for checkpoints; empty: none
 
 
-class Hands:
+class IntentExecutor:
     """Acts for one lineage, for one life of the daemon."""
 
     def __init__(self, ports: Ports, site: Site) -> None:
@@ -62,17 +62,17 @@ class Hands:
         self._cancelled: dict[str, float] = {}  # when each job was last, on the monotonic clock
         self._alerts: dict[str, float] = {}  # when each was last handed over
 
-    def act(self, state: State) -> Iterator[Event]:
+    def execute(self, state: State) -> Iterator[Event]:
         """Carry out what is open; yield the outcomes."""
-        self._order(state)
+        self._write_orders(state)
         for allocation in state.live_allocations:
-            yield from self._allocation(state, allocation)
-        yield from self._strays(state)
-        yield from self._drains(state)
-        yield from self._drills(state)
-        yield from self._tell(state)
+            yield from self._settle_allocation(state, allocation)
+        yield from self._cancel_orphan_jobs(state)
+        yield from self._drain_nodes(state)
+        yield from self._inject_drills(state)
+        yield from self._deliver_alerts(state)
 
-    def _order(self, state: State) -> None:
+    def _write_orders(self, state: State) -> None:
         orders = orders_of(state, self._site)
         before = self._ordered
         if before is not None and replace(before, epoch=orders.epoch, seq=orders.seq) == orders:
@@ -80,7 +80,7 @@ class Hands:
         self._ports.agents.order(orders)
         self._ordered = orders
 
-    def _allocation(self, state: State, allocation: Allocation) -> Iterator[Event]:
+    def _settle_allocation(self, state: State, allocation: Allocation) -> Iterator[Event]:
         scheduler = self._ports.scheduler
         try:
             if allocation.job is not None:
@@ -92,7 +92,7 @@ class Hands:
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=False)
             elif (job := self._find(allocation.name)) is not None:
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=True)
-            elif not within(self._ports.clock.now(), allocation.intended_at, scheduler.grace_seconds):
+            elif not still_waiting(self._ports.clock.now(), allocation.intended_at, scheduler.grace_seconds):
                 yield AllocationFailed(allocation=allocation.name, why="no job of that name came of an earlier try")
         except NotYet:
             self._tried.discard(allocation.name)
@@ -111,8 +111,8 @@ class Hands:
     def _find(self, allocation: str) -> str | None:
         return next((job for job, name in self._ports.scheduler.jobs() if name == allocation), None)
 
-    def _strays(self, state: State) -> Iterator[Event]:
-        for job in state.strays:
+    def _cancel_orphan_jobs(self, state: State) -> Iterator[Event]:
+        for job in state.orphan_jobs:
             try:
                 self._ports.scheduler.cancel(job)
             except SchedulerUnavailable:
@@ -124,14 +124,14 @@ class Hands:
         if allocation.release_at is None:
             return False
         queued = allocation.status is AllocationStatus.QUEUED
-        return queued or not within(self._ports.clock.now(), allocation.release_at, _CANCEL_SECONDS)
+        return queued or not still_waiting(self._ports.clock.now(), allocation.release_at, _CANCEL_SECONDS)
 
-    def _drains(self, state: State) -> Iterator[Event]:
+    def _drain_nodes(self, state: State) -> Iterator[Event]:
         for node in state.nodes.values():
             if node.drain != "intended":
                 continue
             try:
-                self._let_go(state, node)
+                self._remove_dead_node(state, node)
                 self._ports.scheduler.drain(node.name, f"opt-ops {node.excluded_by}: {node.reason}")
             except SchedulerUnavailable:
                 continue
@@ -140,15 +140,15 @@ class Hands:
             else:
                 yield NodeDrained(node=node.name, done=True, why="")
 
-    def _let_go(self, state: State, node: Node) -> None:
+    def _remove_dead_node(self, state: State, node: Node) -> None:
         holder = state.held.get(node.name)
         if node.reason != "silent" or holder is None or holder.job is None:
             return
         # a job that cannot do without the node keeps it: nothing starts there any more
         with suppress(Refused):
-            self._ports.scheduler.let_go(holder.job, node.name)
+            self._ports.scheduler.remove_node(holder.job, node.name)
 
-    def _tell(self, state: State) -> Iterator[Event]:
+    def _deliver_alerts(self, state: State) -> Iterator[Event]:
         """Hand open alerts over, again after a while if they did not arrive; not for ever."""
         now = self._ports.clock.monotonic()
         failed = dict(self._ports.notifier.delivered())
@@ -165,7 +165,7 @@ class Hands:
                 told = alert.told
                 self._ports.notifier.send(Alert(told.alert, told.severity, told.title, told.body))
 
-    def _drills(self, state: State) -> Iterator[Event]:
+    def _inject_drills(self, state: State) -> Iterator[Event]:
         for drill in state.drills.values():
             if drill.done:
                 continue

@@ -19,7 +19,7 @@ class Projection:
     every: float
     process: subprocess.Popen[bytes] | None = None
     ran_at: float = field(default_factory=time.monotonic)
-    due: bool = True
+    stale: bool = True
 
     def step(self, now: bool) -> None:
         """Start it when it is due and not running; `now` does not wait for the interval."""
@@ -27,13 +27,13 @@ class Projection:
             return
         if self.process is not None and self.process.returncode != 0:
             log.warning("opt-ops %s ended with code %s", " ".join(self.arguments), self.process.returncode)
-            self.due = not now  # while the lineage lives it is tried again; after that, by whoever wants it
+            self.stale = not now  # while the lineage lives it is tried again; after that, by whoever wants it
         self.process = None
-        if self.due and (now or time.monotonic() - self.ran_at >= self.every):
+        if self.stale and (now or time.monotonic() - self.ran_at >= self.every):
             self.process = subprocess.Popen([sys.executable, "-m", "opt_ops", *self.arguments])
-            self.ran_at, self.due = time.monotonic(), False
+            self.ran_at, self.stale = time.monotonic(), False
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing left to draw."""
-        return not self.due and (self.process is None or self.process.poll() is not None)
+        return not self.stale and (self.process is None or self.process.poll() is not None)

@@ -15,7 +15,7 @@ from opt_ops.core.state.fold import fold, replay
 from opt_ops.core.state.model import State
 from opt_ops.ports import Ports
 from opt_ops.runfolder.journal import Journal
-from opt_ops.supervise.executor import Hands, Site
+from opt_ops.supervise.executor import IntentExecutor, Site
 from opt_ops.supervise.operator_requests import RequestWatch
 from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_attempt import AttemptWatch
@@ -26,18 +26,18 @@ _ROUNDS = 20  # of decide and act in one tick; a state that never settles is a f
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Life:
+class DaemonIdentity:
     """Who this daemon is, and when its predecessor was last known to live (seconds since the epoch)."""
 
     host: str
     pid: int
-    last_sign: float | None
+    last_liveness: float | None
 
 
 class Supervisor:
     """Supervises one lineage for one life of the daemon."""
 
-    def __init__(self, folder: Path, ports: Ports, policy: Policy, site: Site, life: Life) -> None:
+    def __init__(self, folder: Path, ports: Ports, policy: Policy, site: Site, identity: DaemonIdentity) -> None:
         """Take the lineage over: a new journal file, the state of all earlier ones, and an entry that says so."""
         self._clock = ports.clock
         self._policy = policy
@@ -57,8 +57,8 @@ class Supervisor:
                 training,
                 AttemptWatch(policy, ports.agents, nodes, training, ports.clock),
             )
-            self._hands = Hands(ports, site)
-            self._begin(life, entries[-1].ts if entries else None)
+            self._executor = IntentExecutor(ports, site)
+            self._begin(identity, entries[-1].ts if entries else None)
         except Exception:
             self._journal.withdraw()
             raise
@@ -70,7 +70,7 @@ class Supervisor:
             Fenced: a newer daemon has taken over; nothing more may be done here.
         """
         before = self.state.seq
-        self._hear()
+        self._read_requests()
         for watcher in self._watchers:
             for event in watcher.observe(self.state):
                 self._record(event)
@@ -78,13 +78,13 @@ class Supervisor:
             settled = self.state.seq
             self._decide()
             self._journal.check_fence()
-            for event in self._hands.act(self.state):
+            for event in self._executor.execute(self.state):
                 self._record(event)
             if self.state.seq == settled:
                 break
         return self.state.seq > before
 
-    def _hear(self) -> None:
+    def _read_requests(self) -> None:
         heard = -1
         while heard != self.state.seq:
             heard = self.state.seq
@@ -95,15 +95,15 @@ class Supervisor:
         """Let go of the journal file."""
         self._journal.close()
 
-    def _begin(self, life: Life, last_entry: float | None) -> None:
+    def _begin(self, identity: DaemonIdentity, last_entry: float | None) -> None:
         blind = None
         if last_entry is not None:
-            sign = max(last_entry, life.last_sign or 0.0)
+            sign = max(last_entry, identity.last_liveness or 0.0)
             blind = max(0.0, self._clock.now() - sign)
         self._record(
             DaemonStarted(
-                host=life.host,
-                pid=life.pid,
+                host=identity.host,
+                pid=identity.pid,
                 version=__version__,
                 policy=self._policy.version,
                 blind_seconds=blind,
@@ -116,7 +116,7 @@ class Supervisor:
             if event is None:
                 return
             if isinstance(event, LeaveIntended):  # it may leave once all that is trained by now is saved
-                for told in self._training.catch_up(self.state.attempts[event.attempt]):
+                for told in self._training.report_progress(self.state.attempts[event.attempt]):
                     self._record(told)
             self._record(event)
 

@@ -35,7 +35,7 @@ class AllocationWatch:
         for allocation in state.live_allocations:
             if allocation.job is not None:
                 yield from self._allocation(state, allocation, allocation.job)
-        yield from self._strays(state)
+        yield from self._orphan_jobs(state)
 
     def _allocation(self, state: State, allocation: Allocation, job_id: str) -> Iterator[Event]:
         try:
@@ -52,7 +52,7 @@ class AllocationWatch:
         lost = job.status is AllocationStatus.ENDED and attempt is not None and attempt.live and not state.ended
         if lost and attempt is not None and _runs_through(state, attempt, allocation):
             last = self._training.last(attempt)
-            yield from self._training.catch_up(attempt)
+            yield from self._training.report_progress(attempt)
             raised = SignalRaised(
                 signal=_SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", "allocation_lost"),
                 tier=Tier.ACT,
@@ -69,7 +69,7 @@ class AllocationWatch:
             allocation=allocation.name, status=job.status, nodes=job.nodes, reason=job.reason, ends_at=job.ends_at
         )
 
-    def _strays(self, state: State) -> Iterator[Event]:
+    def _orphan_jobs(self, state: State) -> Iterator[Event]:
         """A job that came of a try which was given up, or twice of one, must not hold nodes unseen."""
         if not state.allocations or self._clock.monotonic() - self._counted_at < _COUNT_SECONDS:
             return
@@ -81,7 +81,7 @@ class AllocationWatch:
         for job, name in jobs:
             allocation = state.allocations.get(name)
             expected = allocation is not None and allocation.live and allocation.job in (None, job)
-            if not expected and job not in state.strays:
+            if not expected and job not in state.orphan_jobs:
                 yield StrayFound(job=job, allocation=name)
 
 

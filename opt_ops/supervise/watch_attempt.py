@@ -12,15 +12,15 @@ from opt_ops.core.failures.classify_exit import classify, first_to_fail
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeReport
-from opt_ops.supervise.watch_nodes import WORD_SECONDS, NodeWatch
+from opt_ops.supervise.watch_nodes import END_REASON_SECONDS, NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
 # When a rank dies its peers die of it. Reports of other nodes may come a moment later and tell of an earlier death.
-_SETTLE_SECONDS = 1.0
+_FIRST_FAILURE_DEBOUNCE_SECONDS = 1.0
 
 _TOLD_TO_END = frozenset({2, 15})  # SIGINT by an agent that leaves, SIGTERM by the scheduler
 
-_HEARD_SECONDS = 5.0  # two heartbeats and a tick
+_RECENT_HEARTBEAT_SECONDS = 5.0  # two heartbeats and a tick
 
 _EXITS = 64  # that are journaled each by itself: 16 thousand ranks die of one, hundreds of times in a run
 
@@ -49,17 +49,17 @@ class AttemptWatch:
         reports = self._agents.reports(attempt.name)
         if attempt.started_at is None and reports.keys() >= set(attempt.nodes):
             yield AttemptStarted(attempt=attempt.name, at=max(report.started_at for report in reports.values()))
-        over = all(self._over(state, attempt, reports, node) for node in attempt.nodes)
-        if self._nodes.all_heard(attempt.nodes, _HEARD_SECONDS):
+        over = all(self._is_over(state, attempt, reports, node) for node in attempt.nodes)
+        if self._nodes.all_reported_within(attempt.nodes, _RECENT_HEARTBEAT_SECONDS):
             yield from self._training.hang(state, attempt)  # else a node may be gone, which explains it better
         if over:
             # The last telemetry was on disk before the processes were gone.
             yield from self._training.observe(state)
-        if self._awaits_word(state, attempt, reports):
+        if self._awaits_end_reason(state, attempt, reports):
             return
         yield from self._lost_rank(state, attempt, reports, over)
         if over:
-            yield from self._training.catch_up(attempt)
+            yield from self._training.report_progress(attempt)
             yield self._ended(state, attempt, reports)
 
     def _foreign(self, state: State, attempt: Attempt) -> Iterator[Event]:
@@ -80,23 +80,23 @@ class AttemptWatch:
             if len(texts) >= ranks or waited > self._policy.dump_seconds:
                 yield _taken(attempt, incident, texts, ranks)
 
-    def _over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], node: str) -> bool:
-        if self._gone(state, attempt, node):
+    def _is_over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], node: str) -> bool:
+        if self._is_lost(state, attempt, node):
             return True
         if report := reports.get(node):
             return report.done
         # Never started there; and never will be, once the agent has acted on orders that come after the stop.
         return attempt.stop_seq is not None and self._nodes.orders_seen(node) >= (state.epoch, attempt.stop_seq)
 
-    def _gone(self, state: State, attempt: Attempt, node: str) -> bool:
+    def _is_lost(self, state: State, attempt: Attempt, node: str) -> bool:
         holder = state.held.get(node)
         if holder is None:
             return True
         # If it is ours again, then through another allocation, whose agent knows nothing of the attempt.
-        silent = self._nodes.silent(node) and not self._nodes.blind(state.held)
+        silent = self._nodes.silent(node) and not self._nodes.all_nodes_silent(state.held)
         return silent or holder.intended_at > attempt.intended_at
 
-    def _awaits_word(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> bool:
+    def _awaits_end_reason(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> bool:
         """Whether ranks were told to end as their agents were, not by us: the job ends, and its end has a reason."""
         failed = _failed(reports)
         if not failed or attempt.stop_why is not None or not set(attempt.nodes) <= state.held.keys():
@@ -105,7 +105,7 @@ class AttemptWatch:
         if _TOLD_TO_END.isdisjoint((first.signal, (first.code or 0) - 128)) or not self._nodes.warned(first.node):
             return False
         since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
-        return self._clock.monotonic() - since < WORD_SECONDS
+        return self._clock.monotonic() - since < END_REASON_SECONDS
 
     def _lost_rank(
         self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], over: bool
@@ -114,7 +114,7 @@ class AttemptWatch:
         if not failed or attempt.stop_why is not None:
             return
         since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
-        if not over and self._clock.monotonic() - since < _SETTLE_SECONDS:
+        if not over and self._clock.monotonic() - since < _FIRST_FAILURE_DEBOUNCE_SECONDS:
             return
         raised = self._signal(attempt, failed)
         if raised.key in state.signals:
@@ -141,7 +141,7 @@ class AttemptWatch:
 
     def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> AttemptEnded:
         exits = tuple(sorted((x for report in reports.values() for x in report.exits), key=lambda rank: rank.at))
-        unreachable = tuple(node for node in attempt.nodes if self._gone(state, attempt, node))
+        unreachable = tuple(node for node in attempt.nodes if self._is_lost(state, attempt, node))
         ranks = len(attempt.nodes) * attempt.ranks_per_node
         if ranks and len(exits) == ranks and all(rank.code == 0 for rank in exits):
             outcome = Outcome.COMPLETED

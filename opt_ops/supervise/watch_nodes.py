@@ -17,7 +17,7 @@ from opt_ops.supervise.watch_training import TrainingWatch
 
 _BLIND = 4.0  # times the silence of one node, before the silence of all of them is believed
 _SPREAD = 3.0  # seconds between the last heartbeats of nodes that fell silent together: one interval and a tick
-WORD_SECONDS = 20.0  # a scheduler that ends a job ends its processes first, and says later that it did, and why
+END_REASON_SECONDS = 20.0  # a scheduler that ends a job ends its processes first, and says later that it did, and why
 _COMPARE_SECONDS = 30.0  # between looks for nodes that are not like the others
 _DRIFT_SECONDS = 3600.0  # and at most, when no node has said anything new
 
@@ -63,7 +63,7 @@ class NodeWatch:
         now = self._clock.monotonic()
         return now - self._heard_at.setdefault(node, now)
 
-    def all_heard(self, nodes: Iterable[str], seconds: float) -> bool:
+    def all_reported_within(self, nodes: Iterable[str], seconds: float) -> bool:
         """Whether none of these nodes has been silent for longer than that."""
         now, heard_at = self._clock.monotonic(), self._heard_at
         return all(now - heard_at.setdefault(node, now) <= seconds for node in nodes)
@@ -84,7 +84,7 @@ class NodeWatch:
         for heartbeat in self._agents.heartbeats():
             holder = held.get(heartbeat.node)
             if holder is None or heartbeat.allocation in (None, holder.name):
-                self._hear(heartbeat, now)
+                self._take_heartbeat(heartbeat, now)
                 if holder is not None:
                     self._energy.hear(heartbeat)
         if metered := self._energy.account(state.ended):
@@ -95,7 +95,9 @@ class NodeWatch:
         self._look_around(state)
         for name in held:
             if now - self._heard_at.setdefault(name, now) > self._policy.silent_seconds:
-                yield from self._fell_silent(state, state.nodes.get(name, Node(name=name)), self.blind(held))
+                yield from self._heartbeat_timed_out(
+                    state, state.nodes.get(name, Node(name=name)), self.all_nodes_silent(held)
+                )
             elif name not in self._looked_at or self._looked_at[name] is not state.nodes.get(name):
                 yield from self._look(state, name)
 
@@ -110,7 +112,7 @@ class NodeWatch:
                 if old.get(name) != new.get(name):
                     self._looked_at.pop(name, None)
 
-    def _hear(self, heartbeat: Heartbeat, now: float) -> None:
+    def _take_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         name = heartbeat.node
         before = self._newest.get(name)
         self._newest[name] = heartbeat
@@ -149,21 +151,21 @@ class NodeWatch:
         gpus = _parts(heartbeat)
         news = () if gpus == node.gpus else gpus
         if (judgement.verdict, judgement.reason) != (node.verdict, node.reason) or news:
-            yield from self._catch_up(state, name)
+            yield from self._report_progress(state, name)
             yield _judged(heartbeat, judgement, news)
         elif known is not None:
             self._looked_at[name] = known
 
-    def blind(self, held: Mapping[str, Allocation]) -> bool:
+    def all_nodes_silent(self, held: Mapping[str, Allocation]) -> bool:
         """Several nodes, and all of them silent at once: rather our own eyes have failed than they. For a while."""
         silent = self._policy.silent_seconds
         least = min((self.silence(name) for name in held), default=0.0)
         return len(held) > 1 and silent - _SPREAD < least < _BLIND * silent
 
-    def _catch_up(self, state: State, node: str) -> Iterator[Event]:
+    def _report_progress(self, state: State, node: str) -> Iterator[Event]:
         attempt = state.attempt
         if attempt is not None and attempt.live and node in attempt.nodes:
-            yield from self._training.catch_up(attempt)
+            yield from self._training.report_progress(attempt)
 
     def _judge(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
         """The node's verdict: by its readings, by what its parts did here before, by the scheduler, by its peers."""
@@ -186,7 +188,7 @@ class NodeWatch:
         source = "the scheduler: what runs there may go on, nothing new starts"
         return Judgement(verdict=Verdict.SUSPECT, reason=why, source=source)
 
-    def _fell_silent(self, state: State, node: Node, blind: bool) -> Iterator[Event]:
+    def _heartbeat_timed_out(self, state: State, node: Node, all_nodes_silent: bool) -> Iterator[Event]:
         seconds = self.silence(node.name)
         if node.reason != "silent":
             yield NodeJudged(
@@ -199,13 +201,13 @@ class NodeWatch:
                 evidence={"seconds": seconds},
             )
         attempt = state.attempt
-        if attempt is None or not attempt.live or node.name not in attempt.nodes or blind:
+        if attempt is None or not attempt.live or node.name not in attempt.nodes or all_nodes_silent:
             return
-        if self.warned(node.name) and seconds < self._policy.silent_seconds + WORD_SECONDS:
+        if self.warned(node.name) and seconds < self._policy.silent_seconds + END_REASON_SECONDS:
             return  # its job was to end: the scheduler will say so, and why
         if self._training.idle_seconds(attempt) < self._policy.silent_seconds:
             return  # ranks on every node are needed for a step: while steps come, the node lives
-        yield from self._training.catch_up(attempt)
+        yield from self._training.report_progress(attempt)
         raised = SignalRaised(
             signal="silent_node",
             tier=Tier.ACT,

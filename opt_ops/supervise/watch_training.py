@@ -11,10 +11,10 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.detect.all import Detector, per_attempt
 from opt_ops.core.detect.corruption import CorruptionDetector
 from opt_ops.core.detect.finding import Finding
-from opt_ops.core.detect.hang import UsualTimes
+from opt_ops.core.detect.hang import PhaseTimes
 from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.detect.point import Point
-from opt_ops.core.detect.saves import Spent
+from opt_ops.core.detect.saves import StepTimes
 from opt_ops.core.detect.throughput import slow_node
 from opt_ops.core.events import (
     AttemptConfigured,
@@ -29,9 +29,9 @@ from opt_ops.core.events import (
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.values import Readback, Tier
-from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
+from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
 
-_SAME_PLACE = 10  # steps between two onsets of what is one fault of the recipe or its data
+_SAME_STEP_RANGE = 10  # steps between two onsets of what is one fault of the recipe or its data
 _COPY_STEPS = 512  # between two copies of the loss detector
 _REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
 
@@ -44,7 +44,7 @@ class TrainingWatch:
         self._trainer = trainer
         self._checkpoints = checkpoints
         self._clock = clock
-        self._settled: deque[Point] = deque(maxlen=4096)
+        self._kept_points: deque[Point] = deque(maxlen=4096)
         self._copies: deque[tuple[int, LossDetector]] = deque(maxlen=4096 // _COPY_STEPS)
         """Of the detector, with the step up to which it has seen what is settled."""
         self._read: set[str] = set()
@@ -52,10 +52,10 @@ class TrainingWatch:
         self._detector = LossDetector(policy.spike, policy.drift)
         self._corruption = CorruptionDetector(0)
         self._per_attempt = self._new_detectors()
-        self._usual = UsualTimes()
+        self._phase_times = PhaseTimes()
         self._protected: set[str] = set()
-        self._spent = Spent()
-        self._phase: Phase | None = None
+        self._step_times = StepTimes()
+        self._phase: TrainerPhase | None = None
         self._first: list[Point] = []
         self._last: Point | None = None
         self._advanced_at = 0.0
@@ -78,7 +78,7 @@ class TrainingWatch:
                 self._enter(phase)
             for point in self._trainer.points(attempt.name):
                 if not attempt.nodes and self._last is not None and point.step <= self._last.step:
-                    self._restarted_elsewhere(point.step)
+                    self._external_restart(point.step)
                 yield from self._take(state, attempt, point)
             yield from self._progress(state, attempt)
         yield from self._examine(state)
@@ -97,7 +97,7 @@ class TrainingWatch:
         """How long the attempt has made no progress, as far as this life can know."""
         return self._clock.monotonic() - self._advanced_at if attempt.name == self._following else 0.0
 
-    def catch_up(self, attempt: Attempt) -> Iterator[Event]:
+    def report_progress(self, attempt: Attempt) -> Iterator[Event]:
         """Say how far the attempt has come: what is journaled next will be judged by it."""
         last = self.last(attempt)
         if last is not None and last.step > self._reported_step:
@@ -109,19 +109,19 @@ class TrainingWatch:
             if earlier.name == attempt.name:
                 break
             if earlier.name not in self._read:
-                self._settle(earlier.checkpoint.step if earlier.checkpoint else 0)
-                self._settled.extend(self._trainer.points(earlier.name))
+                self._discard_after(earlier.checkpoint.step if earlier.checkpoint else 0)
+                self._kept_points.extend(self._trainer.points(earlier.name))
                 self._read.add(earlier.name)
-        self._settle(attempt.checkpoint.step if attempt.checkpoint else 0)
+        self._discard_after(attempt.checkpoint.step if attempt.checkpoint else 0)
         self._read.add(attempt.name)
         self._following = attempt.name
         self._learn()
-        agreed = (p.step for p in reversed(self._settled) if p.checksums is not None)
+        agreed = (p.step for p in reversed(self._kept_points) if p.checksums is not None)
         start = attempt.checkpoint.step if attempt.checkpoint else 0
         self._corruption = CorruptionDetector(next(agreed, start + 1))
         self._per_attempt = self._new_detectors()
-        self._usual = UsualTimes()
-        self._spent = Spent()
+        self._phase_times = PhaseTimes()
+        self._step_times = StepTimes()
         self._phase = None
         self._first, self._last = [], None
         self._advanced_at = self._reported_at = self._clock.monotonic()
@@ -130,19 +130,19 @@ class TrainingWatch:
     def _learn(self) -> None:
         since, known = self._copies[-1] if self._copies else (0, LossDetector(self._policy.spike, self._policy.drift))
         self._detector = deepcopy(known)
-        for point in self._settled:
+        for point in self._kept_points:
             if point.step > since:
                 self._detector.observe(point)
 
-    def _restarted_elsewhere(self, step: int) -> None:
+    def _external_restart(self, step: int) -> None:
         """Another launcher has gone back: what it made unhappen does not count for the bands any more."""
-        self._settle(step - 1)
+        self._discard_after(step - 1)
         self._learn()
 
-    def _settle(self, step: int) -> None:
+    def _discard_after(self, step: int) -> None:
         """Drop what a resume at `step` made unhappen."""
-        while self._settled and self._settled[-1].step > step:
-            self._settled.pop()
+        while self._kept_points and self._kept_points[-1].step > step:
+            self._kept_points.pop()
         while self._copies and self._copies[-1][0] > step:
             self._copies.pop()
 
@@ -161,12 +161,12 @@ class TrainingWatch:
     def _take(self, state: State, attempt: Attempt, point: Point) -> Iterator[Event]:
         self._advanced_at = self._clock.monotonic()
         self._last = point
-        self._settled.append(point)
+        self._kept_points.append(point)
         if len(self._first) < self._readbacks:
             self._first.append(point)
         if self._first[0] is not point:  # the first step compiles, allocates and connects: it is not usual
-            self._usual.observe("training", point.step_seconds)
-            self._spent.step(point)
+            self._phase_times.observe("training", point.step_seconds)
+            self._step_times.step(point)
         detectors = (self._detector, self._corruption, *self._per_attempt)
         findings = [finding for detector in detectors for finding in detector.observe(point)]
         if point.step % _COPY_STEPS == 0:
@@ -175,15 +175,15 @@ class TrainingWatch:
             raised = _signal(attempt, finding)
             if raised.key not in state.signals:
                 yield raised
-                if _came_back(state, raised):
+                if _recurs_at_same_step(state, raised):
                     yield replace(
                         raised, tier=Tier.ACT, rule=f"{raised.rule}, at the same place as in an earlier attempt"
                     )
-            behind = self._behind(state, attempt, raised)
+            behind = self._with_slow_node(state, attempt, raised)
             if behind is not None and behind.key not in state.signals:
                 yield behind
 
-    def _behind(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:
+    def _with_slow_node(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:
         """A drop in throughput with the node that causes it, where one stands out: that can be acted on."""
         if raised.signal != "throughput_drop" or not attempt.nodes:
             return None
@@ -208,7 +208,7 @@ class TrainingWatch:
         assert self._last is not None
         self._reported_at, self._reported_step = self._clock.monotonic(), self._last.step
         known = len(attempt.readbacks) >= len(self._first)
-        step_seconds, save_seconds, evaluation_seconds = self._spent.account()
+        step_seconds, save_seconds, evaluation_seconds = self._step_times.account()
         return AttemptProgressed(
             attempt=attempt.name,
             first_step=self._first[0].step,
@@ -221,12 +221,12 @@ class TrainingWatch:
             evaluation_seconds=evaluation_seconds,
         )
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: TrainerPhase) -> None:
         if self._phase is not None and self._phase.name != "training":
             seconds = max(0.0, phase.since - self._phase.since)
-            self._usual.observe(self._phase.name, seconds)
+            self._phase_times.observe(self._phase.name, seconds)
             if self._phase.name == "evaluation":
-                self._spent.evaluation(seconds)
+                self._step_times.evaluation(seconds)
         self._phase = phase
         self._advanced_at = self._clock.monotonic()
 
@@ -241,8 +241,8 @@ class TrainingWatch:
     def hang(self, state: State, attempt: Attempt) -> Iterator[Event]:
         """A signal, once, when the attempt has made no progress for too long."""
         rule, seconds, phase = self._policy.hang, self.idle_seconds(attempt), self._doing(attempt)
-        patience = self._usual.patience(phase, rule)
-        if seconds <= patience or attempt.stop_why is not None:
+        timeout = self._phase_times.timeout(phase, rule)
+        if seconds <= timeout or attempt.stop_why is not None:
             return
         raised = SignalRaised(
             signal="hang",
@@ -252,10 +252,10 @@ class TrainingWatch:
             onset_step=self._last.step if self._last else None,
             at=self._clock.now() - seconds,
             rule=f"no progress within {rule.multiple:g} times the phase's longest (at least {rule.floor_seconds:g} s)",
-            evidence={"seconds": seconds, "patience": patience, "phase": phase},
+            evidence={"seconds": seconds, "patience": timeout, "phase": phase},
         )
         if raised.key not in state.signals:
-            yield from self.catch_up(attempt)
+            yield from self.report_progress(attempt)
             yield raised
 
     def _protect(self, state: State) -> None:
@@ -290,11 +290,11 @@ class TrainingWatch:
             if problem:
                 yield CheckpointRefused(checkpoint=checkpoint, why=problem)
             else:
-                why = self._detector.why_unhealthy(checkpoint.step)
+                why = self._detector.reason_not_healthy(checkpoint.step)
                 yield CheckpointVerified(checkpoint=checkpoint, healthy=not why, why=why)
 
 
-def _came_back(state: State, raised: SignalRaised) -> bool:
+def _recurs_at_same_step(state: State, raised: SignalRaised) -> bool:
     """Whether the run's loss left its band here before, and the attempt was ended by something else before it could
     heal: it will not heal now, however often allocations end."""
     if raised.signal != "loss_spike" or raised.tier is not Tier.ALERT or raised.onset_step is None:
@@ -305,7 +305,7 @@ def _came_back(state: State, raised: SignalRaised) -> bool:
         and earlier.tier is Tier.ALERT
         and earlier.attempt != raised.attempt
         and state.attempts[earlier.attempt].run == run
-        and abs((earlier.onset_step or 0) - raised.onset_step) <= _SAME_PLACE
+        and abs((earlier.onset_step or 0) - raised.onset_step) <= _SAME_STEP_RANGE
         for earlier in state.signals.values()
     )
 
