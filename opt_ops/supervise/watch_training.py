@@ -1,4 +1,4 @@
-"""What the trainer writes: settings, telemetry through the detectors, checkpoints, and the want of all of these."""
+"""Watches training: settings, telemetry through the detectors, checkpoints, and progress that does not come."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from opt_ops.core.state.queries import newest_good
 from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
 
-_SAME_STEP_RANGE = 10  # steps between two onsets of what is one fault of the recipe or its data
+_SAME_STEP_RANGE = 10  # steps: two onsets so close are the same fault of the recipe or its data
 _COPY_STEPS = 512  # between two copies of the loss detector
-_REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
+_REPORT_SECONDS = 60.0  # between two reports of progress while nothing else happens
 
 
 class TrainingWatch:
-    """Follows the newest attempt's training."""
+    """Follows the training of the newest attempt."""
 
     def __init__(self, policy: Policy, trainer: Trainer, checkpoints: CheckpointStore, clock: Clock) -> None:
         self._policy = policy
@@ -46,14 +46,14 @@ class TrainingWatch:
         self._clock = clock
         self._kept_points: deque[Point] = deque(maxlen=4096)
         self._copies: deque[tuple[int, LossDetector]] = deque(maxlen=4096 // _COPY_STEPS)
-        """Of the detector, with the step up to which it has seen what is settled."""
+        """Copies of the loss detector, each with the last kept step that it has seen."""
         self._read: set[str] = set()
         self._following = ""
         self._detector = LossDetector(policy.spike, policy.drift)
         self._corruption = CorruptionDetector(0)
         self._per_attempt = self._new_detectors()
         self._phase_times = PhaseTimes()
-        self._protected: set[str] = set()
+        self._pinned_for: set[str] = set()  # keys of signals
         self._step_times = StepTimes()
         self._phase: TrainerPhase | None = None
         self._first: list[Point] = []
@@ -68,7 +68,7 @@ class TrainingWatch:
         return per_attempt(policy.straggler, policy.loss_scale, policy.throughput)
 
     def observe(self, state: State) -> Iterator[Event]:
-        """Everything that training made known since the last look."""
+        """Yield events for everything that the trainer wrote since the last call."""
         attempt = state.attempt
         if attempt is not None and attempt.live:
             if attempt.name != self._following:
@@ -82,29 +82,29 @@ class TrainingWatch:
                 yield from self._take(state, attempt, point)
             yield from self._progress(state, attempt)
         yield from self._examine(state)
-        self._protect(state)
+        self._pin(state)
 
     def last(self, attempt: Attempt) -> Point | None:
-        """The attempt's newest telemetry."""
+        """The newest telemetry of the attempt; None if it is not the one that is followed."""
         return self._last if attempt.name == self._following else None
 
     @property
     def agreed(self) -> int:
-        """The step at which the attempt's ranks last found that they hold the same."""
+        """The last step at which the checksums of all ranks agreed."""
         return self._corruption.agreed
 
     def idle_seconds(self, attempt: Attempt) -> float:
-        """How long the attempt has made no progress, as far as this life can know."""
+        """Seconds without progress of the attempt, as far as this daemon process knows."""
         return self._clock.monotonic() - self._advanced_at if attempt.name == self._following else 0.0
 
     def report_progress(self, attempt: Attempt) -> Iterator[Event]:
-        """Say how far the attempt has come: what is journaled next will be judged by it."""
+        """Yield the progress that is not journaled yet: what is journaled next is judged by it."""
         last = self.last(attempt)
         if last is not None and last.step > self._reported_step:
             yield self._report(attempt)
 
     def _follow(self, state: State, attempt: Attempt) -> None:
-        """Begin with a new attempt: the detectors learn their bands from the curve that leads to it."""
+        """Begin a new attempt. The loss detector learns its bands from the kept steps that lead to it."""
         for earlier in state.attempts.values():
             if earlier.name == attempt.name:
                 break
@@ -135,12 +135,12 @@ class TrainingWatch:
                 self._detector.observe(point)
 
     def _external_restart(self, step: int) -> None:
-        """Another launcher has gone back: what it made unhappen does not count for the bands any more."""
+        """Another launcher rolled back to before `step`: the discarded steps no longer count for the bands."""
         self._discard_after(step - 1)
         self._learn()
 
     def _discard_after(self, step: int) -> None:
-        """Drop what a resume at `step` made unhappen."""
+        """Forget the steps that a resume at `step` discards."""
         while self._kept_points and self._kept_points[-1].step > step:
             self._kept_points.pop()
         while self._copies and self._copies[-1][0] > step:
@@ -164,7 +164,7 @@ class TrainingWatch:
         self._kept_points.append(point)
         if len(self._first) < self._readbacks:
             self._first.append(point)
-        if self._first[0] is not point:  # the first step compiles, allocates and connects: it is not usual
+        if self._first[0] is not point:  # the first step compiles, allocates and connects: not a typical time
             self._phase_times.observe("training", point.step_seconds)
             self._step_times.step(point)
         detectors = (self._detector, self._corruption, *self._per_attempt)
@@ -177,14 +177,14 @@ class TrainingWatch:
                 yield raised
                 if _recurs_at_same_step(state, raised):
                     yield replace(
-                        raised, tier=Tier.ACT, rule=f"{raised.rule}, at the same place as in an earlier attempt"
+                        raised, tier=Tier.ACT, rule=f"{raised.rule}, at the same step as in an earlier attempt"
                     )
-            behind = self._with_slow_node(state, attempt, raised)
-            if behind is not None and behind.key not in state.signals:
-                yield behind
+            named = self._with_slow_node(state, attempt, raised)
+            if named is not None and named.key not in state.signals:
+                yield named
 
     def _with_slow_node(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:
-        """A drop in throughput with the node that causes it, where one stands out: that can be acted on."""
+        """A throughput drop with the node that causes it, if one stands out: a playbook can act on that."""
         if raised.signal != "throughput_drop" or not attempt.nodes:
             return None
         readings = {name: node.reason for name in attempt.nodes if (node := state.nodes.get(name)) is not None}
@@ -196,7 +196,7 @@ class TrainingWatch:
         return replace(raised, tier=Tier.ACT, nodes=(node,), evidence={**raised.evidence, "why": why})
 
     def _progress(self, state: State, attempt: Attempt) -> Iterator[Event]:
-        """The first step, the first proof's worth of steps, then once a minute and once in each life of the daemon."""
+        """Report the first step, the steps that a proof needs, then once a minute and once in each daemon process."""
         if self._last is None or self._last.step == self._reported_step:
             return
         proof = len(self._first) == self._readbacks and len(attempt.readbacks) < self._readbacks
@@ -230,8 +230,8 @@ class TrainingWatch:
         self._phase = phase
         self._advanced_at = self._clock.monotonic()
 
-    def _doing(self, attempt: Attempt) -> str:
-        """The phase as the trainer says, or as can be told from its steps."""
+    def _phase_name(self, attempt: Attempt) -> str:
+        """The phase that the trainer reports, or that follows from its steps."""
         if self._phase is not None:
             return self._phase.name
         if self._last is None:
@@ -239,8 +239,8 @@ class TrainingWatch:
         return "ending" if attempt.steps and self._last.step >= attempt.steps else "training"
 
     def hang(self, state: State, attempt: Attempt) -> Iterator[Event]:
-        """A signal, once, when the attempt has made no progress for too long."""
-        rule, seconds, phase = self._policy.hang, self.idle_seconds(attempt), self._doing(attempt)
+        """Yield a signal, once, if the attempt has made no progress for too long."""
+        rule, seconds, phase = self._policy.hang, self.idle_seconds(attempt), self._phase_name(attempt)
         timeout = self._phase_times.timeout(phase, rule)
         if seconds <= timeout or attempt.stop_why is not None:
             return
@@ -251,38 +251,38 @@ class TrainingWatch:
             step=self._last.step if self._last else None,
             onset_step=self._last.step if self._last else None,
             at=self._clock.now() - seconds,
-            rule=f"no progress within {rule.multiple:g} times the phase's longest (at least {rule.floor_seconds:g} s)",
+            rule=f"no progress for {rule.multiple:g} × the phase's longest time (at least {rule.floor_seconds:g} s)",
             evidence={"seconds": seconds, "patience": timeout, "phase": phase},
         )
         if raised.key not in state.signals:
             yield from self.report_progress(attempt)
             yield raised
 
-    def _protect(self, state: State) -> None:
-        """Pin what a rollback would need: the last good checkpoint before the onset of each thing that was seen."""
-        recent = list(state.attempts)[-2:]  # a new life must not pin anew what weeks ago was released, or thinned out
+    def _pin(self, state: State) -> None:
+        """Pin the checkpoint that a rollback would need: the last good one before the onset of each signal."""
+        recent = list(state.attempts)[-2:]  # a new daemon process must not pin for signals of weeks ago
         for key, raised in state.signals.items():
-            if key in self._protected or raised.onset_step is None or raised.attempt not in recent:
+            if key in self._pinned_for or raised.onset_step is None or raised.attempt not in recent:
                 continue
-            self._protected.add(key)
+            self._pinned_for.add(key)
             if known := newest_good(state, state.attempts[raised.attempt].run, raised.onset_step - 1):
                 self._checkpoints.pin(known.checkpoint)
 
     def _examine(self, state: State) -> Iterator[Event]:
         known = state.checkpoints
-        # Snapshots of earlier runs are thinned, too, while this one goes on.
+        # Snapshots of earlier runs are thinned out while this run continues.
         runs = {each.checkpoint.run for each in known.values() if each.checkpoint.nodes}
         runs |= {state.run.name} if state.run else set()
         there = {each.path: each for run in sorted(runs) for each in self._checkpoints.committed(run)}
         for path, checkpoint in there.items():
-            if path not in known or known[path].checkpoint != checkpoint:  # a snapshot, written anew on other nodes
+            if path not in known or known[path].checkpoint != checkpoint:  # new, or written again on other nodes
                 yield CheckpointSeen(checkpoint=checkpoint)
                 self._checkpoints.examine(checkpoint)
         gone = {path: of for path, each in known.items() if (of := each.checkpoint.run) in runs and path not in there}
         for run in sorted(set(gone.values())):
             yield CheckpointsGone(run=run, paths=tuple(path for path, of in gone.items() if of == run))
         for waiting in known.values():
-            if waiting.verified is None:  # seen by an earlier life of the daemon, or being examined
+            if waiting.verified is None:  # being examined, or seen by an earlier daemon process
                 self._checkpoints.examine(waiting.checkpoint)
         for checkpoint, problem in self._checkpoints.examined():
             if checkpoint.path in gone or not (checkpoint.path in known or checkpoint.path in there):
@@ -295,8 +295,10 @@ class TrainingWatch:
 
 
 def _recurs_at_same_step(state: State, raised: SignalRaised) -> bool:
-    """Whether the run's loss left its band here before, and the attempt was ended by something else before it could
-    heal: it will not heal now, however often allocations end."""
+    """Whether the loss of this run left its band at this step before, in an earlier attempt.
+
+    Something else ended that attempt before the loss recovered. It will not recover in the next one either.
+    """
     if raised.signal != "loss_spike" or raised.tier is not Tier.ALERT or raised.onset_step is None:
         return False
     run = state.attempts[raised.attempt].run
@@ -326,7 +328,7 @@ def _signal(attempt: Attempt, finding: Finding) -> SignalRaised:
     ranks = finding.evidence.get("ranks", () if rank is None else (rank,))
     nodes = tuple(dict.fromkeys(attempt.nodes[each // attempt.ranks_per_node] for each in ranks if attempt.nodes))
     if not certain and len(nodes) > 1:
-        nodes = ()  # one of them is well, and nobody knows which
+        nodes = ()  # one of them is healthy, and it is not known which
     return SignalRaised(
         signal=finding.signal,
         tier=finding.tier,

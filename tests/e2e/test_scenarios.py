@@ -223,7 +223,7 @@ def test_a_second_daemon_on_the_same_runs_is_refused(site: Site):
     while not (site.runs / "daemon.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert "a daemon runs already" in site.command("daemon", "run", code=4)
+    assert "a daemon already runs" in site.command("daemon", "run", code=4)
 
 
 def test_an_operator_stops_a_lineage_and_leaves_a_note(site: Site):

@@ -25,13 +25,12 @@ from opt_ops.core.names import attempt_name
 from opt_ops.core.state.model import Allocation, Node, State
 from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
 from opt_ops.core.values import Driver, Verdict
-from opt_ops.core.waiting import still_waiting
+from opt_ops.core.waiting import Backoff, still_waiting
 
-# Between two tries, whatever came of the first: a node that is lost at once is not asked for at once.
-_PAUSE_SECONDS = 10.0
+# Between two requests, whatever came of the first: a node that is lost at once is not asked for at once.
+_REQUEST_SPACING_SECONDS = 10.0
 
 _PART = 0.25  # of what is missing, in one request, while training goes on: one for all would wait for the last node
-_BACK_OFF = 4  # times that the pause between refused requests doubles, while training goes on
 
 
 def acts(state: State) -> bool:
@@ -199,14 +198,11 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     refused = [each for each in fruitless if each.failed is not None]
     if urgent and len(refused) >= policy.submit_tries:
         return LineageHalted(why=f"no nodes after {len(refused)} tries: {refused[0].failed}", incident=None)
-    if urgent:
-        wait = policy.submit_wait_seconds
-    else:
-        wait = policy.capacity.top_up_seconds * 2 ** min(len(refused), _BACK_OFF)
-        missing = math.ceil(missing * _PART) if len(stay) >= shape.least else missing
-    newest = state.allocation
-    if (refused and still_waiting(now, refused[0].since, wait)) or (
-        newest and still_waiting(now, newest.intended_at, _PAUSE_SECONDS)
+    if not urgent and len(stay) >= shape.least:
+        missing = math.ceil(missing * _PART)
+    newest, pause = state.allocation, _refusal_backoff(policy, urgent).pause(len(refused))
+    if (refused and still_waiting(now, refused[0].since, pause)) or (
+        newest and still_waiting(now, newest.intended_at, _REQUEST_SPACING_SECONDS)
     ):
         return None
     excluded = {name for name, node in state.nodes.items() if node.excluded_by is not None}
@@ -217,6 +213,14 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
         exclude=tuple(sorted(excluded)),
         why=f"{len(stay)} of {shape.nodes + shape.spares} nodes are held, {pending} are asked for",
     )
+
+
+def _refusal_backoff(policy: Policy, urgent: bool) -> Backoff:
+    """Pauses after refused requests. They grow only while training goes on without the nodes."""
+    if urgent:
+        return Backoff(policy.submit_wait_seconds)
+    top_up = policy.capacity.top_up_seconds
+    return Backoff(first=2 * top_up, factor=2.0, most=16 * top_up)
 
 
 def launch(state: State, now: float, policy: Policy) -> Event | None:
