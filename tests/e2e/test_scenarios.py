@@ -250,7 +250,7 @@ def test_too_few_nodes_end_with_a_reason(site: Site):
     site.start_daemon()
     site.wait(lambda state: any(a.failed for a in state.allocations.values()))
     failed = site.state().allocations["1-n0"].failed
-    assert "6 nodes wanted, 3 left on this machine: n1, n2, n3" in failed
+    assert "too few nodes on this machine: 6 wanted, 3 left (n1, n2, n3)" in failed
 
 
 def test_garbage_in_the_inbox_is_set_aside(site: Site):
