@@ -130,7 +130,7 @@ def test_a_torn_tail_costs_nothing(site: Site):
     with (site.runs / "1" / "journal" / "000001.jsonl").open("ab") as file:
         file.write(b'{"v": 1, "seq": 999, "epo')
     site.start_daemon()
-    logged(site, "the last line is torn and was left out")
+    logged(site, "the last line is torn and was skipped")
     assert site.ended().status is Status.COMPLETED
 
 
