@@ -85,7 +85,7 @@ class Use:
 
 
 @dataclass
-class Measured:
+class FleetResult:
     """Of one fleet."""
 
     nodes: int
@@ -178,7 +178,7 @@ class Watch:
     """Looks at the daemon, the feeder and the journal, and puts faults in."""
 
     def __init__(
-        self, site: Site, daemon: subprocess.Popen[bytes], feeder: subprocess.Popen[bytes], to: Measured
+        self, site: Site, daemon: subprocess.Popen[bytes], feeder: subprocess.Popen[bytes], to: FleetResult
     ) -> None:
         assert feeder.stdout is not None
         self._site, self._daemon, self._feeder, self._to = site, daemon, feeder, to
@@ -298,9 +298,9 @@ def measure(
     seed: int = 1,
     kinds: tuple[str, ...] = tuple(FAULTS),
     ahead: bool = False,
-) -> Measured:
+) -> FleetResult:
     """Feed one fleet for `rounds` of faults, and at least `seconds`."""
-    to, chance = Measured(nodes), random.Random(seed)
+    to, chance = FleetResult(nodes), random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="fleet-", ignore_cleanup_errors=True) as temporary:
         site = Site(Path(temporary), nodes, spares=max(2, 2 * rounds))
         daemon, feeder = site.daemon(), site.feeder(nodes, speed)
@@ -346,7 +346,7 @@ def _peak(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def show(measured: list[Measured]) -> None:
+def show(measured: list[FleetResult]) -> None:
     """Both tables, in Markdown."""
     print(
         "| nodes | minutes | GPU readings | daemon, cores | busiest 10 s | its children, cores | feeder, cores "

@@ -37,12 +37,12 @@ from opt_ops.errors import OptOpsError
 from opt_ops.laboratory.simulated import Physics, World, faults
 from opt_ops.laboratory.simulated.drive import pass_time
 from opt_ops.laboratory.simulated.ports import ports
-from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.training import Divergence
 from opt_ops.laboratory.simulated.world import Planned
 from opt_ops.ports import Ports
 from opt_ops.runfolder.journal import read
 from opt_ops.supervise.executor import Site
-from opt_ops.supervise.supervisor import Life, Supervisor
+from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 
 POLICY = replace(playbook_loader.load(playbook_loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
 STEPS = 240
@@ -127,8 +127,8 @@ def _live(pipe: Connection, folder: Path) -> NoReturn:
     code = 1
     try:
         hands: dict[str, Any] = {name: _Remote(pipe, name) for name in Ports.__dataclass_fields__}
-        life = Life(host="head", pid=os.getpid(), last_sign=None)
-        supervisor = Supervisor(folder, Ports(**hands), POLICY, Site(folder="/sim/1", trainer=("train",)), life)
+        identity = DaemonIdentity(host="head", pid=os.getpid(), last_liveness=None)
+        supervisor = Supervisor(folder, Ports(**hands), POLICY, Site(folder="/sim/1", trainer=("train",)), identity)
         while not supervisor.state.settled:
             supervisor.tick()
             _Remote(pipe, "world").pass_time()
@@ -174,7 +174,7 @@ class Lineage:
         for accepted in self._random.choices((True, False), k=self._random.randrange(3)):
             yield Planned(fault=faults.LostAnswer(accepted=accepted), at=self._random.choice((0.0, 2000.0)))
         if self._random.random() < 0.4:
-            yield Planned(fault=faults.Diverge(sickness=Sickness(step=self._random.randrange(130, 170))), at=0.0)
+            yield Planned(fault=faults.Diverge(divergence=Divergence(step=self._random.randrange(130, 170))), at=0.0)
         kinds = (
             faults.KillRank(),
             faults.KillRank(code=1),

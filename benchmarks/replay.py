@@ -19,7 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from opt_ops.laboratory.replay import scenario, trace
-from opt_ops.laboratory.replay.fault_plan import draw
+from opt_ops.laboratory.replay.fault_plan import sample
 from opt_ops.laboratory.replay.measure import DAY, measure
 from opt_ops.laboratory.replay.play import play
 from opt_ops.laboratory.replay.sweep import HANDS_OFF_DAYS
@@ -62,8 +62,8 @@ def one(name: str, record: Path | None, seed: int, days: float | None) -> dict[s
         steps = int(days * DAY / chosen.training.step_seconds.value)
         chosen = chosen.model_copy(update={"training": chosen.training.model_copy(update={"steps": steps})})
     known = trace.read(record, chosen.trace) if record is not None and chosen.trace.kinds else None
-    fate = draw(chosen, known, seed)
-    found = measure(chosen, fate, play(chosen, fate)).plain()
+    fault_plan = sample(chosen, known, seed)
+    found = measure(chosen, fault_plan, play(chosen, fault_plan)).plain()
     kinds: dict[str, int] = {}
     for incident in found.pop("incidents"):
         kinds[incident["kind"]] = kinds.get(incident["kind"], 0) + 1

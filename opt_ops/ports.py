@@ -1,7 +1,7 @@
-"""What the supervisor needs from the world: small Protocols, the values that cross them, and nothing else.
+"""The ports of the supervisor: small Protocols, and the values that cross them.
 
-Adapters implement them; the supervisor knows no other way out. An adapter that cannot find out raises `Unavailable`:
-not knowing is never reported as a state of the world.
+Adapters implement them. The supervisor reaches the outside in no other way. An adapter that gets no answer raises
+`Unavailable`. It never reports an unknown as a state.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from opt_ops.core.values import AllocationStatus, Checkpoint, Optimizer, RankExi
 
 
 class Clock(Protocol):
-    """Time."""
+    """Wall-clock time and monotonic time."""
 
     def now(self) -> float:
-        """Seconds since the epoch: for people and for what is journaled."""
+        """Seconds since the epoch, for the journal and for displays."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds that never jump: for every measured silence and every deadline within one life."""
+        """Seconds that never jump, for every timeout and deadline within one daemon process."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What the scheduler says of a job, and of those of its nodes on which it would start nothing new."""
+    """What the scheduler reports about a job. `unfit`: its nodes on which nothing new starts, each with the reason."""
 
     status: AllocationStatus
     nodes: tuple[str, ...]
@@ -39,57 +39,57 @@ class JobState:
 
 
 class Scheduler(Protocol):
-    """Holds nodes for us. Methods raise `SchedulerUnavailable` when there is no answer."""
+    """Holds nodes for a lineage. All methods raise `SchedulerUnavailable` if the scheduler does not answer."""
 
     grace_seconds: float
-    """How long after a submission a job may still turn up that `find` does not see yet."""
+    """Seconds after a submission during which its job may still be missing in `jobs`."""
 
     def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
-        """Ask for nodes under the name `allocation`, each to run a node agent; the job's id.
+        """Submit a job named `allocation` that runs a node agent on each of its nodes. Returns the job's id.
 
         Raises:
-            Refused: the scheduler said no, and no job exists.
-            NotYet: it is being asked. Another call is not another submission.
-            SchedulerUnavailable: nobody knows whether a job came of it.
+            Refused: the scheduler refused it, and no job exists.
+            NotYet: the scheduler is being asked. Another call is not another submission.
+            SchedulerUnavailable: it is not known whether a job exists.
         """
         ...
 
     def jobs(self) -> Sequence[tuple[str, str]]:
-        """Every job of this lineage that is queued or runs, with its allocation's name. Two may have the same."""
+        """Return (job, allocation) of every queued or running job of this lineage. Two jobs may have one allocation."""
         ...
 
     def state(self, job: str) -> JobState:
-        """What becomes of the job."""
+        """Return the state of a job."""
         ...
 
     def cancel(self, job: str) -> None:
-        """End the job. Ending one that has ended is no error."""
+        """Cancel a job. It is no error if the job has ended."""
         ...
 
     def drain(self, node: str, reason: str) -> None:
-        """Ask that nobody gets the node any more.
+        """Drain a node: the scheduler gives it to nobody any more.
 
         Raises:
-            Refused: not permitted here.
+            Refused: this user may not drain nodes.
         """
         ...
 
-    def let_go(self, job: str, node: str) -> None:
-        """Take a dead node out of the job, so that its return cannot end what runs on the others.
+    def remove_node(self, job: str, node: str) -> None:
+        """Remove a dead node from a job, so that its return cannot end what runs on the other nodes.
 
         Raises:
-            Refused: the job cannot do without it.
+            Refused: the job needs this node.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """An attempt, as the node agents need to know it."""
+    """What node agents need to know to start an attempt."""
 
     attempt: str
     nodes: tuple[str, ...]
-    holders: Mapping[str, str]  # node → the allocation through which it is held: only that one's agent starts ranks
+    holders: Mapping[str, str]  # node → the allocation that holds it: only the agent of that allocation starts ranks
     ranks_per_node: int
     address: str  # of the node of rank 0
     port: int
@@ -99,7 +99,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drilling:
-    """A fault for an agent to put in once."""
+    """A fault that an agent injects once."""
 
     drill: str
     fault: str
@@ -109,26 +109,26 @@ class Drilling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """What the agents should be doing now: a wish about the state of things, not a list of steps."""
+    """What the node agents should be doing now: a desired state, not a list of steps."""
 
     epoch: int
     seq: int
     launch: Launch | None
     drills: tuple[Drilling, ...]
-    released: tuple[str, ...]  # allocations whose agents leave
-    save: str | None = None  # at a new value: the ranks save a checkpoint and go on
-    dump: str | None = None  # at a new value: the ranks write down where they are
-    burn_in_seconds: float = 0.0  # that an agent tests its node for when it begins, unless its ranks are wanted already
+    released: tuple[str, ...]  # allocations whose agents exit
+    save: str | None = None  # a new value: the ranks save a checkpoint and continue
+    dump: str | None = None  # a new value: the ranks write their stacks
+    burn_in_seconds: float = 0.0  # of tests when an agent starts, unless an attempt needs its node already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """What an agent says of its part of an attempt."""
+    """What an agent reports about the ranks of an attempt on its node."""
 
     node: str
     started_at: float
     exits: tuple[RankExit, ...]
-    done: bool  # none of its ranks runs any more
+    done: bool  # all its ranks have ended
     tails: Mapping[int, str] = field(default_factory=dict[int, str])  # rank → last lines of its log; untrusted
 
 
@@ -136,25 +136,25 @@ class Agents(Protocol):
     """The node agents."""
 
     def heartbeats(self) -> Iterable[Heartbeat]:
-        """Those that came since the last call, oldest first; to be gone through once."""
+        """Return the heartbeats since the last call, oldest first. The result can be iterated once."""
         ...
 
     def order(self, orders: Orders) -> None:
-        """Make these the orders. Ordering the same again changes nothing."""
+        """Replace the orders. Equal orders change nothing."""
         ...
 
     def reports(self, attempt: str) -> Mapping[str, NodeReport]:
-        """By node."""
+        """Return the reports on an attempt, by node."""
         ...
 
     def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
-        """What each rank wrote down at that request, by rank. Empty: it did not answer; missing: nobody knows yet."""
+        """Return the stacks that were written at request `dump`, by rank. Empty: no answer. Missing: not known yet."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerConfig:
-    """What the trainer says that it runs under."""
+    """The effective settings that the trainer reports."""
 
     steps: int
     schedule: Schedule
@@ -164,8 +164,8 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """What a trainer is at: start, training, evaluation, saving or ending."""
+class TrainerPhase:
+    """A phase of the trainer: start, training, evaluation, saving or ending."""
 
     name: str
     since: float
@@ -173,48 +173,48 @@ class Phase:
 
 
 class Trainer(Protocol):
-    """What the training processes write."""
+    """The files of an attempt's training processes."""
 
     def config(self, attempt: str) -> TrainerConfig | None:
-        """None until it is written."""
+        """Return the settings; None until they are written."""
         ...
 
     def points(self, attempt: str) -> Sequence[Point]:
-        """Telemetry that came since the last call for this attempt, oldest first."""
+        """Return the telemetry since the last call for this attempt, oldest first."""
         ...
 
-    def phases(self, attempt: str) -> Sequence[Phase]:
-        """The changes of phase that came since the last call for this attempt, oldest first."""
+    def phases(self, attempt: str) -> Sequence[TrainerPhase]:
+        """Return the phase changes since the last call for this attempt, oldest first."""
         ...
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
-        """Put faults into the attempt's trainer."""
+        """Inject faults into the attempt's trainer."""
         ...
 
 
 class CheckpointStore(Protocol):
-    """Committed checkpoints. Examination reads every byte, so it runs in the background."""
+    """Committed checkpoints. The examination reads every byte, so it runs in the background."""
 
     def committed(self, run: str) -> Sequence[Checkpoint]:
-        """Those of the run that have their commit marker, oldest first."""
+        """Return the checkpoints of a run that have a commit marker, oldest first."""
         ...
 
     def examine(self, checkpoint: Checkpoint) -> None:
-        """Begin to compare it with its manifest. Asking again while it lasts changes nothing."""
+        """Begin to compare a checkpoint with its manifest, unless that is under way."""
         ...
 
     def pin(self, checkpoint: Checkpoint) -> None:
-        """Forbid that it is pruned, if it is still there."""
+        """Protect a checkpoint from pruning, if it still exists."""
         ...
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
-        """The examinations that ended since the last call, each with what is wrong; empty if nothing is."""
+        """Return the examinations that ended since the last call, each with its problem; empty: no problem."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What an operator asks for."""
+    """A request of an operator."""
 
     request: str
     author: str
@@ -223,42 +223,42 @@ class Request:
 
 
 class Inbox(Protocol):
-    """Requests from the commands."""
+    """The requests that commands left for the daemon."""
 
     def requests(self) -> Sequence[Request]:
-        """Those that are waiting, oldest first."""
+        """Return the waiting requests, oldest first."""
         ...
 
     def done(self, request: str) -> None:
-        """It is journaled: take it out."""
+        """Remove a request that is journaled."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """What people are told. Title and body may hold untrusted text, and are never markup."""
+    """A message for on-call. Title and body may hold untrusted text, and are never markup."""
 
-    id: str  # the same for the same fact, so that a repetition can be told
+    id: str  # the same for the same fact, so that a repetition can be recognised
     severity: Severity
     title: str
     body: str
 
 
 class Notifier(Protocol):
-    """Tells people. Delivery takes as long as the network does, so it happens in the background."""
+    """Delivers alerts in the background, because delivery takes as long as the network takes."""
 
     def send(self, alert: Alert) -> None:
-        """Begin to deliver it. Asking again while that lasts changes nothing."""
+        """Begin to deliver an alert, unless that is under way."""
         ...
 
     def delivered(self) -> Sequence[tuple[str, str]]:
-        """The deliveries that ended since the last call: the alert's id, and what went wrong; empty if nothing did."""
+        """Return the deliveries that ended since the last call: alert id and problem; empty: it was delivered."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """Everything that one lineage's supervisor can touch."""
+    """All ports of one lineage's supervisor."""
 
     clock: Clock
     scheduler: Scheduler

@@ -1,1 +1,1 @@
-"""Hands and eyes: the only modules that touch a scheduler, a driver library or a run folder's files."""
+"""Adapters to the world outside the run folder: schedulers and alert services."""

@@ -1,7 +1,7 @@
 """This machine as a cluster: several "nodes", each with its own agent and processes.
 
-Submitting starts the agents as sessions of their own, so that they outlive the daemon. What was started is written down
-beside the journal with each process's start time, because a number of a process that has ended is soon another's.
+A submission starts the agents as sessions of their own, so that they outlive the daemon. The process ids are written
+beside the journal with each process's start time, because the system uses the id of an ended process again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from opt_ops.runfolder.files import read_json, write_json
 
 
 class LocalScheduler:
-    """Starts and ends node agents on this machine for one lineage."""
+    """Starts and stops node agents on this machine for one lineage."""
 
-    grace_seconds = 5.0  # an earlier daemon may have been killed between starting agents and writing them down
+    grace_seconds = 5.0  # an earlier daemon may have been killed between the start of agents and the write of their ids
 
     def __init__(self, folder: Path, nodes: Sequence[str]) -> None:
         self._folder = folder
@@ -31,11 +31,15 @@ class LocalScheduler:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
-        """Start an agent for each of the first `nodes` nodes that are not excluded."""
+        """Start an agent on each of the first `nodes` nodes that are not excluded.
+
+        Raises:
+            Refused: too few nodes are left.
+        """
         free = [node for node in self._nodes if node not in exclude]
         if len(free) < nodes:
-            wanted = f"{nodes} nodes wanted, {len(free)} left on this machine: {', '.join(free) or 'none'}"
-            raise Refused(f"{wanted}; excluded are {', '.join(exclude) or 'none'}")
+            left = f"{nodes} wanted, {len(free)} left ({', '.join(free) or 'none'})"
+            raise Refused(f"too few nodes on this machine: {left}; excluded or in use: {', '.join(exclude) or 'none'}")
         started: list[dict[str, Any]] = []
         for node in free[:nodes]:
             started.append({"node": node, **self._start_agent(node, allocation)})
@@ -43,32 +47,36 @@ class LocalScheduler:
         return allocation
 
     def jobs(self) -> Sequence[tuple[str, str]]:
-        """The allocations of which an agent runs; each is its own job."""
+        """Return the allocations with a running agent; each is its own job."""
         names = [path.stem for path in (self._folder / "agents").glob("*.json")]
         return [(name, name) for name in names if any(_alive(agent) for agent in read_json(self._path(name)) or [])]
 
     def state(self, job: str) -> JobState:
-        """Running while any of its agents does."""
+        """Return the state of a job: it runs while one of its agents runs."""
         agents = read_json(self._path(job)) or []
         for child in self._children.values():
             child.poll()
         alive = tuple(agent["node"] for agent in agents if _alive(agent))
         if alive:
             return JobState(AllocationStatus.RUNNING, tuple(agent["node"] for agent in agents), "")
-        return JobState(AllocationStatus.ENDED, (), "no agent runs any more")
+        return JobState(AllocationStatus.ENDED, (), "no agent is running")
 
     def cancel(self, job: str) -> None:
-        """SIGTERM to the agents, who end their ranks first."""
+        """Send SIGTERM to the agents, which end their ranks first."""
         for agent in read_json(self._path(job)) or []:
             if _alive(agent):
                 os.kill(agent["pid"], signal.SIGTERM)
 
     def drain(self, node: str, reason: str) -> None:
-        """There is nobody else to keep off a local node."""
-        raise Refused(f"{node} is a local node, which cannot be drained ({reason}); it is only excluded here")
+        """Refuse: a local node is used by nobody else.
 
-    def let_go(self, job: str, node: str) -> None:
-        """Nothing to do: each local agent is by itself."""
+        Raises:
+            Refused: always.
+        """
+        raise Refused(f"{node} is a local node, which cannot be drained ({reason}); opt-ops only excludes it")
+
+    def remove_node(self, job: str, node: str) -> None:
+        """Do nothing: local agents do not depend on each other."""
 
     def _path(self, allocation: str) -> Path:
         return self._folder / "agents" / f"{allocation}.json"
@@ -90,7 +98,7 @@ class LocalScheduler:
 
 
 def _start_time(pid: int) -> int | None:
-    """In clock ticks since boot; None if there is no such process, or only its zombie (proc(5), stat)."""
+    """Start time in clock ticks since boot; None if the process has ended or is a zombie (proc(5), stat)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

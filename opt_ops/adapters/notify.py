@@ -1,8 +1,8 @@
-"""Alerts to people, and the sign of life for a service that watches the daemon from outside.
+"""Sends alerts, and pings a service that watches the daemon from outside.
 
-An `https://…` or `http://…` address gets the alert as JSON; any other URL is one of apprise's, which must be installed.
-Addresses are secrets: what is shown of one is its scheme and, of a web address, its host. Titles and bodies hold text
-from logs and nodes, so they are sent as plain text, and what chat systems would take for markup is escaped.
+An `https://…` or `http://…` URL gets the alert as JSON. Any other URL is for apprise, which must be installed. URLs are
+secrets: only the scheme, and the host of a web address, are ever shown. Titles and bodies hold text from logs and
+nodes. They are sent as plain text, and markup of chat systems is escaped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from opt_ops.errors import NotDelivered
 from opt_ops.ports import Alert
 
 TIMEOUT_SECONDS = 10.0
-LARGEST_BODY = 4000  # characters; what chat systems and pagers take without splitting
+LARGEST_BODY = 4000  # characters; chat systems and pagers accept that much in one message
 
 _SEVERITIES = ("info", "warning", "page")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
@@ -37,27 +37,29 @@ log = logging.getLogger("opt_ops.notify")
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of an alert at one address: its masked form, and why it was not taken; empty if it was."""
+    """The delivery of an alert to one URL (masked). `why`: the reason of the failure; empty if it was delivered."""
 
     url: str
     why: str
 
 
 class UrlNotifier:
-    """Sends alerts to a list of URLs, in parallel. A URL that cannot be right fails when it is used, not before: a
-    daemon without alerts is better than no daemon."""
+    """Sends alerts to a list of URLs, in parallel.
+
+    An invalid URL fails when it is used, not before: a daemon without alerts is better than no daemon.
+    """
 
     def __init__(self, urls: Sequence[str], least: str = "warning") -> None:
-        """`urls` may hold `$NAME` or `${NAME}` for the environment's variables; `least` is what is worth sending."""
+        """`urls` may hold environment variables as `$NAME` or `${NAME}`; `least` is the lowest severity to send."""
         self._urls = tuple(urls)
         self._least = _SEVERITIES.index(least)
         self._missing: dict[str, tuple[str, ...]] = {}
 
     def send(self, alert: Alert) -> None:
-        """Send it to every URL, if it is severe enough. Blocks for as long as the slowest takes, ten seconds or so.
+        """Send an alert to every URL, if it is severe enough. Blocks for about 10 s at most.
 
         Raises:
-            NotDelivered: not every URL took it. Sent again, an alert of that id goes only to those that did not.
+            NotDelivered: some URLs did not accept it. The next call for this alert sends it only to those.
         """
         if _SEVERITIES.index(alert.severity) < self._least:
             return
@@ -67,11 +69,13 @@ class UrlNotifier:
             missing = zip(urls, deliveries, strict=True)
             self._missing[alert.id] = tuple(url for url, delivery in missing if delivery.why)
             reasons = "; ".join(f"{delivery.url}: {delivery.why}" for delivery in failed)
-            raise NotDelivered(f"alert {alert.id} was not taken by {reasons}", "opt-ops alerts test tries every URL")
+            raise NotDelivered(
+                f"alert {alert.id} was not delivered to {reasons}", "opt-ops alerts test tries every URL"
+            )
 
 
 def deliver(alert: Alert, urls: Sequence[str]) -> list[Delivery]:
-    """Send it to all URLs at once, whatever its severity, and wait; what became of it, in the order of `urls`."""
+    """Send an alert of any severity to all URLs at once, and wait. Returns the deliveries in the order of `urls`."""
     if not urls:
         return []
     with ThreadPoolExecutor(max_workers=min(len(urls), 8)) as pool:
@@ -79,7 +83,7 @@ def deliver(alert: Alert, urls: Sequence[str]) -> list[Delivery]:
 
 
 def _deliver(alert: Alert, url: str) -> str:
-    """Why `url` did not take the alert; empty if it did."""
+    """Return why the alert was not delivered to `url`; empty if it was."""
     try:
         address = expanded(url)
     except ValueError as error:
@@ -90,10 +94,10 @@ def _deliver(alert: Alert, url: str) -> str:
 
 
 def expanded(url: str) -> str:
-    """`url` with the environment's variables in their places.
+    """Return `url` with its environment variables replaced.
 
     Raises:
-        ValueError: one is not set; the message has its name, and nothing else of the URL.
+        ValueError: a variable is not set. The message names it, and shows nothing else of the URL.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -106,7 +110,7 @@ def expanded(url: str) -> str:
 
 
 def masked(url: str) -> str:
-    """What may be shown of a URL: `https://host:port/…`, `slack://…`, or its variable's name."""
+    """Return what may be shown of a URL: `https://host:port/…`, `slack://…`, or the name of its variable."""
     try:
         address = expanded(url)
     except ValueError:
@@ -121,7 +125,7 @@ def masked(url: str) -> str:
 
 
 def _payload(alert: Alert) -> dict[str, str]:
-    """`text` is what chat systems show; `&`, `<`, `>` are escaped in it, so that no mention or link can be put in."""
+    """The JSON body. Chat systems show `text`: `&`, `<`, `>` are escaped in it, so it can hold no mention or link."""
     text = f"{_title(alert)}\n{_plain(alert.body)}".replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return {"id": alert.id, "severity": alert.severity, "title": alert.title, "body": alert.body, "text": text}
 
@@ -131,7 +135,7 @@ def _title(alert: Alert) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without control characters, and not endless."""
+    """Without control characters, and cut to the largest body."""
     kept = "".join(character for character in text if character.isprintable() or character == "\n")
     return kept if len(kept) <= LARGEST_BODY else kept[:LARGEST_BODY] + "…"
 
@@ -144,7 +148,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _http(address: str, content: bytes | None) -> str:
-    """POST JSON, or GET without content; why it failed, empty if it did not. It never quotes the address."""
+    """POST JSON, or GET without content. Returns why it failed, without the address; empty if it succeeded."""
     headers = {"Content-Type": "application/json"}
     try:
         request = urllib.request.Request(address, data=content, headers=headers)  # noqa: S310  (http or https)
@@ -172,20 +176,20 @@ def _by_apprise(address: str, alert: Alert) -> str:
     try:
         sender = apprise.Apprise()
         if not sender.add(address):
-            return "is no URL that apprise knows"
+            return "apprise does not know this kind of URL"
         taken = sender.notify(
             title=_title(alert), body=_plain(alert.body), notify_type=kind, body_format=apprise.NotifyFormat.TEXT
         )
-    except Exception as error:  # noqa: BLE001  (a hundred services' code; its messages may quote the URL)
+    except Exception as error:  # noqa: BLE001  (code of a hundred services; its messages may quote the URL)
         return type(error).__name__
     return "" if taken else "apprise could not deliver it"
 
 
 class DeadManSwitch:
-    """Pings an outside service that calls people when the pings stop: it notices even a machine that is gone."""
+    """Pings an outside service that alerts on-call when the pings stop, even if this whole machine is down."""
 
     def __init__(self, url: str | None, seconds: float) -> None:
-        """`url` as in `UrlNotifier`, http or https; without one, nothing is ever pinged."""
+        """`url`: http or https, as in `UrlNotifier`; None: no pings."""
         self._url = url
         self._seconds = seconds
         self._pinged_at: float | None = None
@@ -193,7 +197,7 @@ class DeadManSwitch:
         self._why = ""
 
     def step(self) -> None:
-        """Ping if it is time, in the background: at most one at a time, and nothing that happens to it is raised."""
+        """Ping in the background if it is time. At most one ping runs at a time, and its errors are only logged."""
         if self._url is None or (self._ping is not None and self._ping.is_alive()):
             return
         if self._pinged_at is not None and time.monotonic() - self._pinged_at < self._seconds:
@@ -205,9 +209,9 @@ class DeadManSwitch:
     def _send(self, url: str) -> None:
         try:
             address = expanded(url)
-            why = _http(address, None) if address.startswith(("https://", "http://")) else "is no http or https URL"
+            why = _http(address, None) if address.startswith(("https://", "http://")) else "its URL is not http(s)"
         except ValueError as error:
             why = str(error)
         if why != self._why:  # once, not at every ping
-            log.warning("heartbeat to %s: %s", masked(url), why or "taken again")
+            log.warning("heartbeat ping to %s: %s", masked(url), why or "accepted again")
         self._why = why

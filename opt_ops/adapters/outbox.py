@@ -1,4 +1,4 @@
-"""Alerts on their way: each delivered by a thread, so that a slow pager never holds up the watch."""
+"""Delivers alerts in threads, so that a slow alert service never delays the supervisor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from opt_ops.ports import Alert
 
 
 class Outbox:
-    """Hands alerts to a function that delivers one, or raises `NotDelivered`."""
+    """Calls a function for each alert. It delivers the alert or raises `NotDelivered`."""
 
     def __init__(self, deliver: Callable[[Alert], None]) -> None:
         self._deliver = deliver
@@ -18,12 +18,12 @@ class Outbox:
         self._running: dict[str, Future[str]] = {}
 
     def send(self, alert: Alert) -> None:
-        """Begin to deliver it, unless that is under way."""
+        """Begin to deliver an alert, unless that is under way."""
         if alert.id not in self._running:
             self._running[alert.id] = self._pool.submit(self._problem, alert)
 
     def delivered(self) -> Sequence[tuple[str, str]]:
-        """The deliveries that ended since the last call, each with what went wrong; empty if nothing did."""
+        """Return the deliveries that ended since the last call: alert id and problem; empty: it was delivered."""
         ended = [name for name, future in self._running.items() if future.done()]
         return [(name, self._running.pop(name).result()) for name in ended]
 

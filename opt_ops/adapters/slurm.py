@@ -1,7 +1,7 @@
-"""Slurm: submitit submits one job that holds the nodes and runs an agent on each; squeue, sacct, sinfo tell the rest.
+"""Slurm: submitit submits a job that holds the nodes and runs an agent on each; squeue, sacct and sinfo report on it.
 
-Only text with explicit columns is read: Slurm's JSON changes between releases. A command that fails or does not answer
-means *unknown*, never gone. Nobody but the supervisor restarts anything: no requeue by Slurm, none by submitit.
+Only text with explicit columns is read, because Slurm's JSON changes between releases. A command that fails or does not
+answer means *unknown*, never gone. Only the supervisor restarts anything: Slurm and submitit must not requeue.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _T = TypeVar("_T")
 
 _JOB_NAME = "opt-ops-"
 
-POLL_SECONDS = 5.0  # slurmctld has others to serve
+POLL_SECONDS = 5.0  # between two questions about one job: slurmctld serves other users, too
 TIMEOUT_SECONDS = 20.0
-PATIENCE_SECONDS = 2.0  # that a tick waits for an answer; a later tick takes it
-WARNING_SECONDS = 120  # before the time limit
-GRACE_SECONDS = 600.0  # before a job's end, it is worth asking whether a preemption has brought it forward
+ANSWER_SECONDS = 2.0  # a tick waits so long for an answer; a later tick takes a late one
+NOTICE_SECONDS = 120  # from the notice to the time limit
+PREEMPTION_CHECK_SECONDS = 600.0  # so long before the end of a job, ask whether a preemption brought it forward
 
 _QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"})
@@ -44,12 +44,12 @@ _ENDED = frozenset(
     }
 )
 
-# What users set for their own eyes changes the columns that we read.
+# Settings of users that would change the columns we read.
 _FORMATS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS")
 
-_NO_JOB = "Invalid job id"  # the controller's word for a job that it does not know: never was, or is long over
+_NO_JOB = "Invalid job id"  # slurmctld does not know the job: it never existed, or it ended long ago
 
-# sbatch's words for a job that can never be: asking again is of no use.
+# sbatch reports that a job can never run. Another try would not help.
 _REFUSALS = (
     "Invalid",
     "invalid",
@@ -63,7 +63,7 @@ _REFUSALS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmOptions:
-    """How to ask for nodes here."""
+    """How this site asks Slurm for nodes."""
 
     partition: str | None = None
     account: str | None = None
@@ -76,12 +76,12 @@ class SlurmOptions:
 
 
 class SlurmScheduler:
-    """Holds nodes for one lineage."""
+    """Holds nodes of a Slurm cluster for one lineage."""
 
-    grace_seconds = 30.0  # sbatch may be under way when the daemon is killed
+    grace_seconds = 30.0  # sbatch may be running when the daemon is killed
 
     def __init__(self, folder: Path, options: SlurmOptions, agent: Callable[[list[str]], None]) -> None:
-        """`agent` is what every held node runs, given its command line."""
+        """`agent` runs on every held node, called with its command line."""
         self._folder = folder
         self._options = options
         self._agent = agent
@@ -90,21 +90,27 @@ class SlurmScheduler:
         self._submissions: dict[str, Future[str]] = {}
 
     def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
-        """Submit a job that runs one agent a node; its id."""
-        patience = 0.0 if allocation in self._submissions else PATIENCE_SECONDS
+        """Submit a job that runs one agent on each node. Returns its id.
+
+        Raises:
+            Refused: sbatch refused the job.
+            NotYet: sbatch still runs; another call waits for the same one.
+            SchedulerUnavailable: sbatch or srun failed.
+        """
+        wait = 0.0 if allocation in self._submissions else ANSWER_SECONDS
         if allocation not in self._submissions:
             self._submissions[allocation] = _in_thread(partial(self._submit, allocation, nodes, exclude))
         try:
-            return self._submissions[allocation].result(patience)
+            return self._submissions[allocation].result(wait)
         except TimeoutError as error:
-            raise NotYet(f"sbatch has not answered in {PATIENCE_SECONDS:g} s") from error
+            raise NotYet(f"sbatch has not answered in {ANSWER_SECONDS:g} s") from error
 
     def _submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
         options = self._options
         try:
             executor = submitit.SlurmExecutor(self._folder / "slurm")
         except RuntimeError as error:
-            raise SchedulerUnavailable(f"srun is not on the PATH: {error}", "load Slurm's environment") from error
+            raise SchedulerUnavailable(f"srun is not on the PATH: {error}", "load the Slurm environment") from error
         parameters = {
             "job_name": _JOB_NAME + allocation,
             "comment": self._comment(allocation),
@@ -118,11 +124,11 @@ class SlurmScheduler:
             "gpus_per_node": options.gpus_per_node,
             "exclude": ",".join(_known(exclude)) or None,
             "exclusive": options.exclusive or None,
-            # One node less is no reason to end the job or the step that the agents are.
+            # The loss of a node must not end the job, or the step in which the agents run.
             "additional_parameters": {"no_kill": True, "no_requeue": True, **options.additional},
             "srun_args": ["--no-kill", "--kill-on-bad-exit=0", "--wait=0"],
-            # The agents hear of the end before it comes and have their ranks save, even while no daemon lives.
-            "signal_delay_s": WARNING_SECONDS,
+            # Agents get notice of the end and let their ranks save, even while no daemon runs.
+            "signal_delay_s": NOTICE_SECONDS,
         }
         executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
         try:
@@ -130,17 +136,17 @@ class SlurmScheduler:
         except (FailedJobError, FailedSubmissionError) as error:
             if any(word in str(error) for word in _REFUSALS):
                 raise Refused(f"sbatch refused the job: {error}", "correct [slurm] in opt-ops.toml") from error
-            raise SchedulerUnavailable(f"sbatch failed: {error}", "is slurmctld up? try: scontrol ping") from error
+            raise SchedulerUnavailable(f"sbatch failed: {error}", "check slurmctld: scontrol ping") from error
 
     def jobs(self) -> Sequence[tuple[str, str]]:
-        """Our jobs that are queued or run, told by their comment: another lineage may have the same number."""
+        """Return the queued and running jobs of this lineage. Their comment tells them from those of other folders."""
         return self._ask("jobs", self._jobs)
 
     def _jobs(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         for number, line in enumerate(_ask("squeue", "-h", "--me", "-o", "%i|%j|%k")):
             if number and line.count("|") < 2:
-                continue  # more of the comment above, which is whatever the user of that job wrote
+                continue  # a further line of the comment above, which the user of that job wrote
             job, name, comment = _columns(line, 3)
             allocation = name.removeprefix(_JOB_NAME)
             if name.startswith(_JOB_NAME) and comment == self._comment(allocation):
@@ -148,7 +154,7 @@ class SlurmScheduler:
         return found
 
     def state(self, job: str) -> JobState:
-        """What becomes of the job; not asked more often than every few seconds."""
+        """Return the state of a job. Slurm is asked at most every `POLL_SECONDS`."""
         asked, state = self._cached.get(job, (0.0, None))
         if state is None or time.monotonic() - asked >= POLL_SECONDS:
             state = self._ask(f"state {job}", partial(self._state, job))
@@ -156,11 +162,15 @@ class SlurmScheduler:
         return state
 
     def cancel(self, job: str) -> None:
-        """End the job."""
+        """Cancel a job."""
         self._ask(f"cancel {job}", partial(_ask, "scancel", job, may_fail=_NO_JOB))
 
     def drain(self, node: str, reason: str) -> None:
-        """Drain the node; only operators of the cluster may."""
+        """Drain a node. Only operators of the cluster may do that.
+
+        Raises:
+            Refused: this user may not, or Slurm does not know the node.
+        """
         self._ask(f"drain {node}", partial(self._drain, node, reason))
 
     def _drain(self, node: str, reason: str) -> None:
@@ -170,29 +180,32 @@ class SlurmScheduler:
             if "ermission" in str(error) or "Invalid user" in str(error):
                 raise Refused(f"not permitted to drain {node}: {error}") from error
             if "Invalid node name" in str(error):
-                raise Refused(f"Slurm knows no node {node}: there is nothing to drain") from error
+                raise Refused(f"Slurm does not know the node {node}: there is nothing to drain") from error
             raise
 
-    def let_go(self, job: str, node: str) -> None:
-        """Take a node out of the job. Else srun, when the node's slurmd comes back, finds its step gone there and
-        aborts it on all nodes, in spite of --no-kill (seen with Slurm 22.05).
-        """
-        self._ask(f"let {node} go", partial(self._let_go, job, node))
+    def remove_node(self, job: str, node: str) -> None:
+        """Remove a node from a job. Otherwise srun aborts the step on all nodes when the node's slurmd returns, in
+        spite of --no-kill, because its step is missing there (seen with Slurm 22.05).
 
-    def _let_go(self, job: str, node: str) -> None:
+        Raises:
+            Refused: the job needs this node.
+        """
+        self._ask(f"remove {node}", partial(self._remove_node, job, node))
+
+    def _remove_node(self, job: str, node: str) -> None:
         held = [each for line in _ask("squeue", "-h", "-o", "%N", "-j", job) for each in _hosts(line)]
-        staying = [each for each in held if each != node]
-        if not staying or staying == held:
+        others = [each for each in held if each != node]
+        if not others or others == held:
             return
         try:
-            _ask("scontrol", "update", f"jobid={job}", f"nodelist={','.join(staying)}")
+            _ask("scontrol", "update", f"jobid={job}", f"nodelist={','.join(others)}")
         except SchedulerUnavailable as error:
-            if "Invalid node name" in str(error):  # the first node, where the job's script ran
-                raise Refused(f"job {job} cannot do without {node}: {error}") from error
+            if "Invalid node name" in str(error):  # it is the first node, where the job's script ran
+                raise Refused(f"job {job} needs its node {node}: {error}") from error
             raise
 
     def _state(self, job: str) -> JobState:
-        # `-t all`: a job that has just ended is still listed, minutes later the controller has forgotten it.
+        # `-t all` lists a job that has just ended. Minutes later slurmctld has forgotten it.
         lines, forgotten, ends_at = [], False, None
         try:
             lines = _ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%N|%e|%r", "-j", job)
@@ -205,28 +218,28 @@ class SlurmScheduler:
             ends_at = _time(ends)
         else:
             lines = _accounts(job)
-            if not lines and forgotten:
-                return JobState(AllocationStatus.ENDED, (), "FORGOTTEN")
             if not lines:
-                raise SchedulerUnavailable(f"neither squeue nor sacct says anything of job {job}")
+                if forgotten:
+                    return JobState(AllocationStatus.ENDED, (), "FORGOTTEN")
+                raise SchedulerUnavailable(f"neither squeue nor sacct knows job {job}")
             word, nodes, reason = _columns(lines[0], 3)
         word = (word.split() or [""])[0]  # sacct says "CANCELLED by 0"
         if word not in _QUEUED | _RUNNING | _ENDED:
-            raise SchedulerUnavailable(f"Slurm says {lines[0]!r} of job {job}, which is no state of a job")
+            raise SchedulerUnavailable(f"Slurm reports {lines[0]!r} for job {job}, which is not a job state")
         if word in _QUEUED:
             return JobState(AllocationStatus.QUEUED, (), reason)
         if word not in _RUNNING:
             return JobState(AllocationStatus.ENDED, (), PREEMPTED if _preempted(job) else word)
         held = _hosts(nodes)
         if word == "COMPLETING":
-            ends_at = None  # squeue's time is that of its end then, whatever ended it: no time limit
-        near = ends_at is not None and ends_at - time.time() < GRACE_SECONDS
+            ends_at = None  # squeue then shows the time of the end, not the time limit
+        near = ends_at is not None and ends_at - time.time() < PREEMPTION_CHECK_SECONDS
         return JobState(
             AllocationStatus.RUNNING, held, PREEMPTED if near and _preempted(job) else "", _unfit(nodes), ends_at
         )
 
     def _ask(self, what: str, ask: Callable[[], _T]) -> _T:
-        """Put a question that is not put yet; its answer, if that comes soon."""
+        """Ask a question, unless it is open. Returns the answer if it comes soon."""
         return self._questions.setdefault(what, _Question(ask)).answer()
 
     def _comment(self, allocation: str) -> str:
@@ -234,38 +247,39 @@ class SlurmScheduler:
 
 
 class _Question(Generic[_T]):
-    """Put to Slurm in a thread of its own: whoever does not answer must not hold up a recovery that needs no answer."""
+    """A question to Slurm in a thread of its own, so that a slow answer does not delay a recovery."""
 
     def __init__(self, ask: Callable[[], _T]) -> None:
         self._ask = ask
         self._answer: Future[_T] | None = None
         self._answered_at = 0.0
-        self._why = f"Slurm did not answer in {PATIENCE_SECONDS:g} s"
+        self._why = f"Slurm did not answer in {ANSWER_SECONDS:g} s"
 
     def answer(self) -> _T:
-        """The answer to a question put now, or to one still open.
+        """Return the answer to the open question; ask first if none is open.
 
         Raises:
-            SchedulerUnavailable: there is none yet, or the command failed.
+            NotYet: there is no answer yet.
+            SchedulerUnavailable: the command failed.
         """
-        if self._answer is not None and self._answer.done() and time.monotonic() - self._answered_at > PATIENCE_SECONDS:
-            self._answer = None  # nobody took it while it was true
-        patience = 0.0 if self._answer else PATIENCE_SECONDS
+        if self._answer is not None and self._answer.done() and time.monotonic() - self._answered_at > ANSWER_SECONDS:
+            self._answer = None  # nobody took the answer while it was fresh
+        wait = 0.0 if self._answer else ANSWER_SECONDS
         if self._answer is None:
-            self._answer = _in_thread(self._put)
+            self._answer = _in_thread(self._run)
         try:
-            answer = self._answer.result(patience)
+            answer = self._answer.result(wait)
         except TimeoutError as error:
             raise NotYet(self._why) from error
         except SchedulerUnavailable as error:
-            self._why = str(error)  # said again while the next one is open: nothing new
+            self._why = str(error)  # repeated while the next question is open, so that it counts as nothing new
             raise
         finally:
             if self._answer is not None and self._answer.done():
                 self._answer = None
         return answer
 
-    def _put(self) -> _T:
+    def _run(self) -> _T:
         try:
             return self._ask()
         finally:
@@ -273,13 +287,13 @@ class _Question(Generic[_T]):
 
 
 def _in_thread(call: Callable[[], _T]) -> Future[_T]:
-    """Call it in a thread that keeps no process alive."""
+    """Run a call in a daemon thread, which does not keep the process alive."""
     future: Future[_T] = Future()
 
     def run() -> None:
         try:
             future.set_result(call())
-        except Exception as error:  # noqa: BLE001  (it is raised where the result is taken)
+        except Exception as error:  # noqa: BLE001  (raised again where the result is taken)
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()
@@ -287,7 +301,7 @@ def _in_thread(call: Callable[[], _T]) -> Future[_T]:
 
 
 def _time(text: str) -> float | None:
-    """Slurm's local time; None for N/A, UNLIMITED and the like."""
+    """Parse Slurm's local time; None for N/A, UNLIMITED and the like."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
@@ -295,13 +309,13 @@ def _time(text: str) -> float | None:
 
 
 def _preempted(job: str) -> bool:
-    """Whether somebody more important took the nodes. A job whose agents leave within its grace time ends COMPLETED."""
+    """Whether a job was preempted. A preempted job whose agents leave in its grace time ends as COMPLETED."""
     lines = _ask("squeue", "-h", "-t", "all", "-O", "PreemptTime", "-j", job, may_fail=_NO_JOB)
     return any(_time(line.strip()) is not None for line in lines)
 
 
 def _accounts(job: str) -> list[str]:
-    """What accounting has of a job that the controller does not know any more; nothing where there is no accounting."""
+    """Rows of accounting for a job that slurmctld has forgotten; none if the site has no accounting."""
     try:
         return _ask("sacct", "-n", "-P", "-X", "-o", "State,NodeList,Reason", "-j", job)
     except SchedulerUnavailable as error:
@@ -311,7 +325,7 @@ def _accounts(job: str) -> list[str]:
 
 
 def _known(nodes: Sequence[str]) -> list[str]:
-    """Those that Slurm knows: it refuses every job that excludes another, and machines do leave clusters."""
+    """The nodes that Slurm knows. It refuses a job that excludes an unknown node, and nodes do leave clusters."""
     if not nodes:
         return []
     there = set(_ask("sinfo", "-a", "-h", "-N", "-o", "%N"))
@@ -319,14 +333,14 @@ def _known(nodes: Sequence[str]) -> list[str]:
 
 
 def _columns(line: str, number: int) -> list[str]:
-    """The columns of a line; the last one may be anything.
+    """Split a line into columns. The last one may contain the separator.
 
     Raises:
-        SchedulerUnavailable: it has fewer, so that it is no answer.
+        SchedulerUnavailable: the line has too few columns, so it is not an answer.
     """
     columns = line.split("|", number - 1)
     if len(columns) < number:
-        raise SchedulerUnavailable(f"Slurm says {line!r}, which is not the answer to what was asked")
+        raise SchedulerUnavailable(f"Slurm reports {line!r}, which does not answer the question")
     return columns
 
 
@@ -335,11 +349,11 @@ def _hosts(nodes: str) -> tuple[str, ...]:
 
 
 def _unfit(nodes: str) -> dict[str, str]:
-    """Held nodes that are drained, failing or down, each with its state and the administrator's reason."""
+    """Nodes that are drained, failing or down, each with its state and the administrator's reason."""
     unfit: dict[str, str] = {}
     for line in _ask("sinfo", "-h", "-N", "-n", nodes, "-o", "%N|%T|%E"):
         if line.count("|") < 2:
-            continue  # more of the reason above, which is whatever an administrator wrote
+            continue  # a further line of the reason above, which an administrator wrote
         name, word, reason = _columns(line, 3)
         state = word.rstrip("*~#!%$@^-+").lower()
         if state.startswith(("drain", "down", "fail", "no_respond")) or word.endswith("*"):
@@ -348,11 +362,10 @@ def _unfit(nodes: str) -> dict[str, str]:
 
 
 def _ask(*command: str, may_fail: str = "") -> list[str]:
-    """Run a Slurm command; its lines.
+    """Run a Slurm command. Returns its lines; none if it fails with the message `may_fail`.
 
     Raises:
-        SchedulerUnavailable: it failed or did not answer in time. `may_fail`: unless it complains of just this, which
-            then is the answer "no lines".
+        SchedulerUnavailable: it failed with another message, or did not answer in time.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_FORMATS)}
     try:
@@ -366,7 +379,7 @@ def _ask(*command: str, may_fail: str = "") -> list[str]:
             check=False,
         )
     except FileNotFoundError as error:
-        raise SchedulerUnavailable(f"{command[0]} is not on the PATH", "load Slurm's environment") from error
+        raise SchedulerUnavailable(f"{command[0]} is not on the PATH", "load the Slurm environment") from error
     except subprocess.TimeoutExpired as error:
         raise SchedulerUnavailable(f"{command[0]} did not answer in {TIMEOUT_SECONDS:g} s") from error
     if done.returncode != 0:
@@ -377,7 +390,7 @@ def _ask(*command: str, may_fail: str = "") -> list[str]:
 
 
 def nodes_by_state(partition: str | None) -> dict[str, int]:
-    """How many nodes are in each state, in one partition or in all."""
+    """Count the nodes in each state, in one partition or in all."""
     only = ("-p", partition) if partition else ()
     counts: dict[str, int] = {}
     for line in _ask("sinfo", "-h", "-N", *only, "-o", "%N|%T"):

@@ -15,9 +15,9 @@ from opt_ops.core.text import age
 from opt_ops.errors import UsageError
 
 if TYPE_CHECKING:
-    from opt_ops.laboratory.replay.measure import Measured
+    from opt_ops.laboratory.replay.measure import ReplayResult
     from opt_ops.laboratory.replay.scenario import Scenario
-    from opt_ops.laboratory.replay.trace import Record
+    from opt_ops.laboratory.replay.trace import IncidentTrace
 
 _BESIDE = [
     Column("WHAT", "what"),
@@ -84,7 +84,7 @@ def replay(
     from opt_ops.laboratory.replay import report, sweep
     from opt_ops.laboratory.replay import scenario as scenarios
     from opt_ops.laboratory.replay import trace as traces
-    from opt_ops.laboratory.replay.fault_plan import draw
+    from opt_ops.laboratory.replay.fault_plan import sample
 
     chosen = scenarios.load(scenario)
     record = traces.read(trace, chosen.trace) if trace is not None else None
@@ -95,7 +95,7 @@ def replay(
     lost = sweep.lost_by_cause(measured)
     if plot is not None:
         report.write_plot(plot, report.plot(chosen, figures, varied, lost))
-    remarks = report.drawn(record, draw(chosen, record, numbers[0]), trace)
+    remarks = report.remarks_on(record, sample(chosen, record, numbers[0]), trace)
     if output not in (Format.TABLE, Format.WIDE):
         item = {"scenario": chosen.name, "simulated": True, "people": chosen.people.model_dump(), "figures": figures}
         item |= {"lost_hours": lost, "varied": varied, "remarks": remarks, "replays": [m.plain() for m in measured]}
@@ -108,13 +108,13 @@ def replay(
     _ends(measured, quiet)
 
 
-def _varied(chosen: Scenario, record: Record | None, seeds: Sequence[int], quiet: bool) -> list[dict[str, Any]]:
+def _varied(chosen: Scenario, record: IncidentTrace | None, seeds: Sequence[int], quiet: bool) -> list[dict[str, Any]]:
     from opt_ops.laboratory.replay import sweep
 
     varied: list[dict[str, Any]] = []
     for each in sweep.variations(chosen):
         say(f"{each.what} = {each.value:g} …", quiet)
-        found = sweep.summary(sweep.replay(each.scenario, record, seeds, each.see_seconds, _shown(quiet)))
+        found = sweep.summary(sweep.replay(each.scenario, record, seeds, each.tick_seconds, _shown(quiet)))
         varied.append({"varied": each.what, "value": each.value, "figures": found})
     return varied
 
@@ -124,7 +124,7 @@ def _shown(quiet: bool) -> Callable[[int, float], None] | None:
 
 
 def _tables(
-    measured: list[Measured], varied: list[dict[str, Any]], incidents: bool, output: Format, header: bool
+    measured: list[ReplayResult], varied: list[dict[str, Any]], incidents: bool, output: Format, header: bool
 ) -> None:
     if varied:
         show("opt-ops/replay-varied/1", [_varied_row(row) for row in varied], _VARIED, output, header=header)
@@ -165,7 +165,7 @@ def _handled(seed: int, row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "seed": seed, "seen_after": age(row["seen_after"]), "seconds_down": age(row["seconds_down"])}
 
 
-def _ends(measured: list[Measured], quiet: bool) -> None:
+def _ends(measured: list[ReplayResult], quiet: bool) -> None:
     for each in measured:
         if each.status != "COMPLETED":
             say(f"seed {each.seed} ended {each.status}: {each.why}", quiet)

@@ -26,7 +26,7 @@ _SAME_FINDING = 5  # steps
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class DecisionDiff:
     """A decision as it was made, and as it would be made; None: not at that moment."""
 
     was: RecoveryDecided
@@ -38,14 +38,14 @@ class Compared:
         return self.would_be is None or _doing(self.was) != _doing(self.would_be)
 
 
-def decisions(entries: Iterable[Entry], policy: Policy) -> Iterator[Compared]:
+def decisions(entries: Iterable[Entry], policy: Policy) -> Iterator[DecisionDiff]:
     """Every decision of a playbook in the journal, beside that of `policy`."""
     state = State()
     for entry in entries:
         event = entry.event
         if isinstance(event, RecoveryDecided) and event.playbook != FailureClass.OPERATOR:
             again = decide_recovery(state, entry.ts, policy)
-            yield Compared(event, again if isinstance(again, RecoveryDecided) else None)
+            yield DecisionDiff(event, again if isinstance(again, RecoveryDecided) else None)
         state = fold(state, entry)
 
 

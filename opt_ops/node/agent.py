@@ -1,9 +1,8 @@
-"""The node agent: one on each held node. It reports readings and heartbeats, and runs what the orders say.
+"""The node agent: one on each held node. It writes heartbeats with readings, and runs what the orders say.
 
-Orders are a wish about the state of things (`orders.json`): the agent starts the ranks of an attempt that names its
-node, once, and ends whatever it runs that is not ordered any more. So it does not matter how often an order is
-written, whether the daemon lives, or in which order they come up. Ranks die with their agent: a node that was given
-up cannot go on training behind the supervisor's back.
+Orders (`orders.json`) are a desired state. The agent starts the ranks of an attempt that names its node, once, and
+ends everything that is no longer ordered. So it does not matter how often orders are written, whether the daemon runs,
+or which of both starts first. Ranks die with their agent: no rank trains on a node that the supervisor has given up.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from typing import Any
 from opt_ops.errors import OptOpsError
 from opt_ops.node.burn_in import InBackground
 from opt_ops.node.kernel_log import KernelLog, parse_xid
+from opt_ops.node.log import PREFIX, log
 from opt_ops.node.nvml import Probe
-from opt_ops.node.rank_processes import Ranks
+from opt_ops.node.rank_processes import RankProcesses
 from opt_ops.runfolder.files import read_json
 
 HEARTBEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
 READING_DEADLINE = 20.0
-LAST_SAVE_SECONDS = 15.0  # from SIGTERM by the scheduler to the end of the ranks, for one more checkpoint
-LARGEST_HEALTH_FILE = 16 * 1024 * 1024
-
+LAST_SAVE_SECONDS = 15.0  # from the scheduler's SIGTERM to the end of the ranks, for one more checkpoint
+LARGEST_HEALTH_FILE = 16 * 1024 * 1024  # bytes; then a new file is started
 
 _SIGNALS = {"kill-rank": signal.SIGKILL, "hang": signal.SIGSTOP}
 
 
 class Agent:
-    """One node's agent for one lineage."""
+    """The agent of one node for one lineage and one allocation."""
 
     def __init__(self, folder: Path, node: str, host: str, allocation: str) -> None:
         self._folder = folder
@@ -45,27 +44,27 @@ class Agent:
         self._host = host
         self._allocation = allocation
         self._probe = Probe(HEARTBEAT_SECONDS, READING_DEADLINE, folder)
-        self._log = KernelLog()
+        self._kernel_log = KernelLog()
         self._xids: list[dict[str, Any]] = []
-        self._ranks: Ranks | None = None
+        self._ranks: RankProcesses | None = None
         self._orders_seen = (0, 0)
         self._drilled: set[str] = set()
         self._beat_at = 0.0
         self._leaving = False
-        self._warned = False  # the scheduler has said that the end is near
-        self._forwarded = False
+        self._warned = False  # whether the scheduler has given notice of the end
+        self._forwarded = False  # whether the ranks were asked to save for that
         self._terminated_at: float | None = None
-        self._save = self._dump = ""  # the newest requests that were carried out
+        self._save = self._dump = ""  # the newest requests that were passed on
         self._began = False
         self._burn: InBackground | None = None
         self._burned: dict[str, Any] = {}
 
     def run(self) -> None:
-        """Until the orders release the node, or SIGTERM."""
+        """Run until the orders release the node, or until SIGTERM."""
         signal.signal(signal.SIGTERM, self._terminate)
-        # A daemon put into the background by a script ignores it, and so would the ranks, which are ended by it.
+        # A script's background process ignores SIGINT. The ranks would inherit that, but SIGINT must end them.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGUSR1, signal.SIGUSR2):  # submitit asks for USR2, and its own handler would requeue
+        for number in (signal.SIGUSR1, signal.SIGUSR2):  # submitit requests USR2, and its own handler would requeue
             signal.signal(number, self._warn)
         wake = _wake_on_child_exit()
         try:
@@ -87,37 +86,37 @@ class Agent:
     def _step(self) -> bool:
         orders = self._read_orders()
         seen = (orders.get("epoch", 0), orders.get("seq", 0))
-        self._heed_warnings()
+        self._act_on_notice()
         if not self._began and orders:
             self._began = True
             self._burn_in(orders)
-        if seen >= self._orders_seen:  # an older life of the daemon may still write; it is not obeyed
+        if seen >= self._orders_seen:  # an older daemon process may still write orders; they are ignored
             try:
                 self._follow(orders)
                 self._orders_seen = seen
-            except OSError as error:  # a file system that stumbles: at the next look once more
-                print(f"opt_ops.node.agent: cannot do as ordered yet: {error}", file=sys.stderr)
-        news = self._ranks is not None and self._ranks.reap()
-        if news or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
-            self._beat()  # at once after a death: the kernel log may say why
+            except OSError as error:  # the file system fails for a moment: try again at the next step
+                log(f"the orders cannot be carried out yet: {error}")
+        changed = self._ranks is not None and self._ranks.reap()
+        if changed or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
+            self._beat()  # at once after a death: the kernel log may show the cause
         return self._leaving and (self._ranks is None or self._ranks.done)
 
     def _read_orders(self) -> dict[str, Any]:
-        """The orders; nothing if they cannot be read now. What was ordered before holds on, and the ranks live on."""
+        """Return the orders; empty if they cannot be read now. Earlier orders then stay in force, and the ranks run."""
         try:
             return read_json(self._folder / "orders.json") or {}
         except (OSError, OptOpsError) as error:
-            print(f"opt_ops.node.agent: {error}", file=sys.stderr)
+            log(f"the orders cannot be read: {error}")
             return {}
 
     def _burn_in(self, orders: dict[str, Any]) -> None:
-        """Test the node before anything starts there: once, and not while its ranks are wanted."""
+        """Test the node once, before anything starts there. Skip that if an attempt already needs the node."""
         seconds, launch = orders.get("burn_in_seconds") or 0.0, orders.get("launch")
         wanted = launch and self._node in launch["nodes"]
         if seconds and not wanted:
             self._burn = InBackground(self._node, seconds)
 
-    def _heed_warnings(self) -> None:
+    def _act_on_notice(self) -> None:
         if self._warned and not self._forwarded and self._ranks is not None:
             self._forwarded = True
             self._ranks.save()
@@ -136,8 +135,8 @@ class Agent:
                 return
             self._ranks = None
         if wanted is not None and self._ranks is None and self._terminated_at is None:
-            self._stop_burning()  # only an older life of the daemon, which knew nothing of it, would not have waited
-            ranks = Ranks(self._folder, self._node, launch or {})
+            self._stop_burning()  # only a daemon process that does not know of the burn-in orders ranks now
+            ranks = RankProcesses(self._folder, self._node, launch or {})
             ranks.start()
             self._ranks = ranks
         self._leaving = self._leaving or self._allocation in orders.get("released", ())
@@ -148,7 +147,7 @@ class Agent:
     def _ask_ranks(self, orders: dict[str, Any]) -> None:
         save, dump = orders.get("save") or "", orders.get("dump") or ""
         new_save, new_dump = save not in ("", self._save), dump not in ("", self._dump)
-        self._save, self._dump = save or self._save, dump or self._dump  # once, also if there is no room for the answer
+        self._save, self._dump = save or self._save, dump or self._dump  # once, even if the disk is full
         if self._ranks is not None and new_save:
             self._ranks.save()
         if self._ranks is not None and new_dump:
@@ -175,7 +174,7 @@ class Agent:
         if self._burn is not None and (found := self._burn.found()) is not None:
             self._burn, self._burned = None, {"burn_in": found, "burned_at": time.time()}
         events = self._probe.xids()
-        self._xids += self._log.xids() if self._log.readable else events  # the log says the same, with its text
+        self._xids += self._kernel_log.xids() if self._kernel_log.readable else events  # the log has the same with text
         line = {
             "ts": time.time(),
             "node": self._node,
@@ -185,7 +184,7 @@ class Agent:
             "warned": self._warned,
             "attempt": self._ranks.attempt if self._ranks else None,
             "orders": self._orders_seen,
-            "kernel_log": self._log.readable,
+            "kernel_log": self._kernel_log.readable,
             "xids": self._xids[-32:],
             "burning": self._burn is not None,
             **self._burned,
@@ -207,12 +206,12 @@ class Agent:
                 large = file.tell() > LARGEST_HEALTH_FILE
             if large:
                 path.replace(path.with_suffix(".old"))
-        except OSError as error:  # the disk may be full; the ranks go on
-            print(f"opt_ops.node.agent: {path}: {error}", file=sys.stderr)
+        except OSError as error:  # the disk may be full; the ranks must continue
+            log(f"{path} cannot be written: {error}")
 
 
 def _wake_on_child_exit() -> int:
-    """A descriptor that becomes readable when a child ends, so that the moment of a death is known to milliseconds."""
+    """Return a descriptor that is readable when a child ends: the time of a death is then known to milliseconds."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
@@ -222,15 +221,16 @@ def _wake_on_child_exit() -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run an agent; the scheduler's adapter starts it on every held node."""
+    """Run an agent. The scheduler adapter starts one on every held node."""
     parser = argparse.ArgumentParser(
-        prog="python -m opt_ops.node agent", description="The node agent of opt-ops; started by the daemon's scheduler."
+        prog="python -m opt_ops.node agent",
+        description="The node agent of opt-ops. The scheduler starts it on each held node.",
     )
-    parser.add_argument("--folder", type=Path, required=True, help="the lineage's folder")
-    parser.add_argument("--allocation", required=True, help="the one through which the node is held")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the lineage")
+    parser.add_argument("--allocation", required=True, help="allocation that holds the node")
     parser.add_argument("--node", default=os.environ.get("SLURMD_NODENAME"), help="default: $SLURMD_NODENAME")
-    parser.add_argument("--host", default=socket.gethostname(), help="where other nodes find this one")
+    parser.add_argument("--host", default=socket.gethostname(), help="address at which other nodes reach this one")
     options = parser.parse_args(arguments)
     if not options.node:
-        sys.exit("opt_ops.node.agent: which node is this? Give --node, or run it as a Slurm task")
+        sys.exit(f"{PREFIX} the node has no name. Give --node NAME, or run it as a Slurm task")
     Agent(options.folder, options.node, options.host, options.allocation).run()

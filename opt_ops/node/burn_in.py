@@ -1,7 +1,7 @@
-"""Ranks of the burn-in as processes: started on this machine or by srun, told by lines, answering by lines.
+"""The burn-in of nodes: processes on this machine or under srun, with JSON lines as requests and answers.
 
-`python -m trainer.burn_in` is the other side. It stays alive between rounds: starting Python, torch and a GPU takes
-longer than a measurement.
+`python -m trainer.burn_in` is the other side. It stays alive between rounds, because the start of Python, torch and a
+GPU takes longer than a measurement.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from dataclasses import asdict
 from typing import Any
 
 from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest, tolerance_of
-from opt_ops.core.health.burn_in_plan import Group, Measured, next_round
+from opt_ops.core.health.burn_in_plan import Group, GroupMeasurement, next_round
 
 COMMAND = (sys.executable, "-m", "trainer.burn_in")
-GROUP_SECONDS = 6.0  # for a group to meet and to measure
+GROUP_SECONDS = 6.0  # for a group to connect and to measure
 _ENDS = ((subprocess.Popen.poll, 2.0), (subprocess.Popen.terminate, 1.0), (subprocess.Popen.kill, 1.0))
-LEAVING_SECONDS = 4.0  # for ranks that do not want to leave
-_STARTING_SECONDS = 10.0  # for NVML to be read, before
-_SLACK_SECONDS = 2.0  # after which a rank that has not answered hangs
+LEAVING_SECONDS = 4.0  # to end ranks that do not exit by themselves
+_STARTING_SECONDS = 10.0  # to read NVML before the burn-in
+_SLACK_SECONDS = 2.0  # beyond GROUP_SECONDS; a rank without an answer by then hangs
 
 
 def on_this_machine(nodes: Sequence[str], ranks: int, *options: str) -> list[list[str]]:
-    """A command for each rank: this machine is all of the nodes."""
+    """Return a command for each rank, with this machine as all of the nodes."""
     host = "127.0.0.1" if len(nodes) > 1 else socket.gethostname()
     return [
         [*COMMAND, "--node", node, "--local-rank", str(local), "--host", host, *options]
@@ -41,17 +41,17 @@ def on_this_machine(nodes: Sequence[str], ranks: int, *options: str) -> list[lis
 
 
 def by_srun(job: str, nodes: Sequence[str], ranks: int, *options: str) -> list[list[str]]:
-    """One srun for all ranks, inside a job that holds the nodes, beside whatever runs in it."""
+    """Return one srun command for all ranks, inside a job that holds the nodes, beside what else runs there."""
     where = [f"--jobid={job}", "--overlap", f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}"]
     how = [f"--ntasks-per-node={ranks}", "--kill-on-bad-exit=0", "--quiet"]
     return [["srun", *where, *how, *COMMAND, *options]]
 
 
-class Ranks:
-    """The processes, and what they say."""
+class BurnInRanks:
+    """The rank processes of a burn-in, and their lines."""
 
     def __init__(self, commands: Sequence[Sequence[str]]) -> None:
-        # One thread each: on a machine without GPUs, ranks would fight for the cores and look slow.
+        # One thread each: without GPUs, ranks would compete for the cores and look slow.
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         self._selector = selectors.DefaultSelector()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -65,20 +65,20 @@ class Ranks:
             self._selector.register(process.stdout, selectors.EVENT_READ)
             self._processes.append(process)
 
-    def tell(self, order: Mapping[str, Any]) -> None:
-        """The same line to all."""
+    def send(self, order: Mapping[str, Any]) -> None:
+        """Send the same line to all ranks."""
         for process in self._processes:
             assert process.stdin is not None
-            with suppress(BrokenPipeError):  # it has ended: its silence is noticed
+            with suppress(BrokenPipeError):  # it has ended, and its missing answer will show that
                 process.stdin.write((json.dumps(order) + "\n").encode())
                 process.stdin.flush()
 
-    def hear(self, wanted: int, until: float, that: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
-        """Lines of a kind, until there are enough, the time has come, or everybody has left."""
-        heard: list[dict[str, Any]] = []
-        while len(heard) < wanted and self._selector.get_map() and (left := until - time.monotonic()) > 0:
-            heard += [line for line in self._lines(left) if that(line)]
-        return heard
+    def receive(self, wanted: int, until: float, that: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Return lines that match `that`, until there are enough, the time is over, or all ranks have ended."""
+        received: list[dict[str, Any]] = []
+        while len(received) < wanted and self._selector.get_map() and (left := until - time.monotonic()) > 0:
+            received += [line for line in self._lines(left) if that(line)]
+        return received
 
     def _lines(self, seconds: float) -> Iterator[dict[str, Any]]:
         for key, _ in self._selector.select(seconds):
@@ -89,13 +89,13 @@ class Ranks:
             *lines, rest = (self._buffers.get(key.fd, b"") + chunk).split(b"\n")
             self._buffers[key.fd] = rest
             for line in lines:
-                with suppress(ValueError):  # a library's chatter on stdout
+                with suppress(ValueError):  # output of a library on stdout
                     value = json.loads(line)
                     if isinstance(value, dict):
                         yield value
 
     def close(self) -> None:
-        """End them."""
+        """End the ranks."""
         for process in self._processes:
             assert process.stdin is not None
             with suppress(BrokenPipeError):
@@ -116,16 +116,16 @@ class Ranks:
 
 
 def burn_in(commands: Sequence[Sequence[str]], nodes: Sequence[str], ranks: int, seconds: float) -> BurnIn:
-    """Start the ranks, test every device, then all-reduce within and between nodes until it is settled who is slow.
+    """Start the ranks, test every device, then all-reduce within and between nodes until the slow nodes are known.
 
     Args:
-        commands: That start the ranks.
-        nodes: Their names, as the ranks say them.
-        ranks: On each node.
-        seconds: After which nothing is begun any more; what is under way then takes `GROUP_SECONDS` at most.
+        commands: The commands that start the ranks.
+        nodes: The names of the nodes, as the ranks report them.
+        ranks: Number of ranks on each node.
+        seconds: Time limit for new rounds. A round that runs then takes `GROUP_SECONDS` at most.
     """
     until = time.monotonic() + seconds
-    started = Ranks(commands)
+    started = BurnInRanks(commands)
     try:
         return _run(started, nodes, ranks, until)
     finally:
@@ -142,7 +142,7 @@ class InBackground:
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
     def found(self) -> dict[str, Any] | None:
-        """What came of it, as JSON values; None while it lasts. One that does not end has found a silent node."""
+        """Return the result as JSON values; None while it runs. A burn-in that does not end finds this node silent."""
         if self._process.poll() is None and time.monotonic() < self._until:
             return None
         self._process.kill()
@@ -153,39 +153,39 @@ class InBackground:
             return asdict(BurnIn(nodes=(), silent=(self._node,)))
 
     def end(self) -> None:
-        """Its ranks leave when their standard input closes with it."""
+        """End the burn-in. Its ranks exit when their standard input closes."""
         self._process.kill()
         self._process.communicate()
 
 
 def main() -> None:
-    """Burn in this node alone, and print what was found."""
-    from opt_ops.node.nvml import Reader
+    """Burn in this node alone, and print the result."""
+    from opt_ops.node.nvml import GpuReader
 
     parser = argparse.ArgumentParser(
-        prog="python -m opt_ops.node burn-in", description="Burns in this node, and prints what was found as JSON."
+        prog="python -m opt_ops.node burn-in", description="Burns in this node, and prints the result as JSON."
     )
     parser.add_argument("--node", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
-    ranks = len(Reader().read()["gpus"]) or 2
+    ranks = len(GpuReader().read()["gpus"]) or 2
     multiply = str(max(0.2, min(3.0, options.seconds / 6)))
     commands = on_this_machine([options.node], ranks, "--seconds", multiply)
     print(json.dumps(asdict(burn_in(commands, [options.node], ranks, options.seconds))))
 
 
-def _run(started: Ranks, nodes: Sequence[str], ranks: int, until: float) -> BurnIn:
-    said = started.hear(len(nodes) * ranks, until, lambda line: line.get("kind") == "device")
-    devices = tuple(_tested(line) for line in said)
-    answered = [node for node in nodes if sum(line["node"] == node for line in said) == ranks]
+def _run(started: BurnInRanks, nodes: Sequence[str], ranks: int, until: float) -> BurnIn:
+    lines = started.receive(len(nodes) * ranks, until, lambda line: line.get("kind") == "device")
+    devices = tuple(_tested(line) for line in lines)
+    answered = [node for node in nodes if sum(line["node"] == node for line in lines) == ranks]
     silent = [node for node in nodes if node not in answered]
-    leaders = {line["node"]: (line["address"], line["port"]) for line in said if line["local"] == 0}
+    leaders = {line["node"]: (line["address"], line["port"]) for line in lines if line["local"] == 0}
     fit = [node for node in answered if not any(each.node == node and each.error for each in devices)]
-    measured: list[tuple[Measured, ...]] = []
+    measured: list[tuple[GroupMeasurement, ...]] = []
     wanted: list[Group] = [(node,) for node in fit] if ranks > 1 else next_round(fit, [])
     while wanted and time.monotonic() < until:
-        told, lost = _round(started, wanted, len(measured), ranks, leaders)
-        measured.append(told)
+        results, lost = _round(started, wanted, len(measured), ranks, leaders)
+        measured.append(results)
         silent, fit = [*silent, *lost], [node for node in fit if node not in lost]
         wanted = next_round(fit, measured[ranks > 1 :], tolerance_of(devices))
     return BurnIn(
@@ -199,25 +199,25 @@ def _run(started: Ranks, nodes: Sequence[str], ranks: int, until: float) -> Burn
 
 
 def _round(
-    started: Ranks, groups: Sequence[Group], number: int, ranks: int, leaders: Mapping[str, tuple[str, int]]
-) -> tuple[tuple[Measured, ...], list[str]]:
-    """What the groups measured, and the nodes of which a rank did not answer."""
+    started: BurnInRanks, groups: Sequence[Group], number: int, ranks: int, leaders: Mapping[str, tuple[str, int]]
+) -> tuple[tuple[GroupMeasurement, ...], list[str]]:
+    """Measure the groups. Returns their measurements, and the nodes on which a rank did not answer."""
     places = [{"nodes": group, "address": leaders[group[0]][0], "port": leaders[group[0]][1]} for group in groups]
-    started.tell({"round": number, "groups": places, "ranks_per_node": ranks, "seconds": GROUP_SECONDS})
+    started.send({"round": number, "groups": places, "ranks_per_node": ranks, "seconds": GROUP_SECONDS})
     members = [node for group in groups for node in group]
     until = time.monotonic() + GROUP_SECONDS + _SLACK_SECONDS
-    said = started.hear(
+    lines = started.receive(
         len(members) * ranks, until, lambda line: line.get("kind") == "group" and line.get("round") == number
     )
-    lost = [node for node in members if sum(line["node"] == node for line in said) < ranks]
-    return tuple(_measured(group, said, ranks) for group in groups), lost
+    lost = [node for node in members if sum(line["node"] == node for line in lines) < ranks]
+    return tuple(_measured(group, lines, ranks) for group in groups), lost
 
 
-def _measured(group: Group, said: Sequence[Mapping[str, Any]], ranks: int) -> Measured:
-    """The pace of the slowest rank; none where a rank failed, was silent, or got a wrong sum."""
-    own = [line for line in said if line["node"] in group]
+def _measured(group: Group, lines: Sequence[Mapping[str, Any]], ranks: int) -> GroupMeasurement:
+    """The speed of the slowest rank; None if a rank failed, was silent, or got a wrong sum."""
+    own = [line for line in lines if line["node"] in group]
     right = [float(line["gbs"]) for line in own if not line.get("wrong") and line.get("gbs")]
-    return Measured(nodes=group, gbs=min(right) if len(right) == len(group) * ranks else None)
+    return GroupMeasurement(nodes=group, gbs=min(right) if len(right) == len(group) * ranks else None)
 
 
 def _tested(line: Mapping[str, Any]) -> DeviceTest:

@@ -1,4 +1,4 @@
-"""What sysfs, /proc and the file system say of a host: network ports, mounts, the clock, room for checkpoints."""
+"""Readings of a host from sysfs, /proc and the file system: network ports, mounts, clock, free disk space."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ MOUNTS = Path("/proc/self/mountinfo")
 
 _NETWORKS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "wekafs", "panfs")
 _DISKS = ("ext4", "xfs", "btrfs")
-_OF_CONTAINERS = ("/var/lib/", "/run/", "/snap/")  # they come and go
+_OF_CONTAINERS = ("/var/lib/", "/run/", "/snap/")  # mounts that come and go
 _ETHERNET = "1"  # ARPHRD_ETHER
 _STATUS_OFFSET, _STA_UNSYNC = 40, 0x40  # of struct timex on 64-bit Linux, and its status bit: adjtimex(2)
 
 
 def read(folder: Path, sysfs: Path = SYSFS, mounts: Path = MOUNTS) -> dict[str, Any]:
-    """As `machine` of a heartbeat.
+    """Return the readings in the form of `machine` in a heartbeat.
 
     Args:
-        folder: One on the file system that checkpoints go to.
-        sysfs: Where the classes of devices are.
-        mounts: The list of mounts. Reading it never hangs, as looking at a dead file system does.
+        folder: A folder on the file system of checkpoints.
+        sysfs: The folder of device classes.
+        mounts: The list of mounts. Reading it does not hang on a dead file system.
     """
-    said: dict[str, Any] = {
+    readings: dict[str, Any] = {
         "ports": [_port(path) for path in sorted((sysfs / "infiniband").glob("*/ports/*"))],
         "carriers": _carriers(sysfs / "net"),
         "mounts": _mounts(mounts),
@@ -36,9 +36,9 @@ def read(folder: Path, sysfs: Path = SYSFS, mounts: Path = MOUNTS) -> dict[str, 
     try:
         disk = os.statvfs(folder)
     except OSError:
-        return {**said, "disk_free": None, "disk_size": None}
+        return {**readings, "disk_free": None, "disk_size": None}
     free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    return {**said, "disk_free": free, "disk_size": size}
+    return {**readings, "disk_free": free, "disk_size": size}
 
 
 def _port(path: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _port(path: Path) -> dict[str, Any]:
 
 
 def _carriers(net: Path) -> dict[str, int]:
-    """Of each Ethernet adapter that is a device, not a bridge or a tunnel: how often it lost its carrier."""
+    """Carrier losses of each Ethernet adapter that is a device, not a bridge or a tunnel."""
     counts: dict[str, int] = {}
     for path in sorted(net.glob("*")):
         if (path / "device").exists() and _text(path / "type") == _ETHERNET:
@@ -63,9 +63,9 @@ def _carriers(net: Path) -> dict[str, int]:
 
 
 def _mounts(path: Path) -> dict[str, bool] | None:
-    """Disks and network file systems by where they are mounted, with whether they can be written (proc(5), mountinfo).
+    """Mount points of disks and network file systems, each with whether it is writable (proc(5), mountinfo).
 
-    What an automounter mounts is left out: it is unmounted when nobody uses it.
+    Mounts of an automounter are skipped: they are unmounted when nobody uses them.
     """
     text = _text(path)
     if text is None:
@@ -87,8 +87,8 @@ def _unescaped(where: str) -> str:
 
 
 def _clock_set() -> bool | None:
-    """Whether the kernel's clock is kept right; None where it does not say."""
-    buffer = ctypes.create_string_buffer(512)  # with modes 0 it only reads
+    """Whether the kernel's clock is synchronised; None if the kernel does not report it."""
+    buffer = ctypes.create_string_buffer(512)  # modes is 0: the call only reads
     try:
         answer = ctypes.CDLL(None).adjtimex(buffer)
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Xids and SXids from the kernel log: the only place where the driver says them with all their text."""
+"""Xids and SXids from the kernel log, the only place where the driver reports them with their full text."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 # `NVRM: Xid (PCI:0000:3b:00): 79, pid=…, GPU has fallen off the bus.`
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<pci>[0-9a-fA-F:.]+)\): (?P<code>\d+)")
-# `nvidia-nvswitch1: SXid (PCI:0000:06:00.0): 20034, Fatal, Link 48 LTSSM Fault Up`; lines with data of it follow.
+# `nvidia-nvswitch1: SXid (PCI:0000:06:00.0): 20034, Fatal, Link 48 LTSSM Fault Up`; lines with its data follow.
 _SXID = re.compile(r"SXid \((?:PCI:)?(?P<pci>[0-9a-fA-F:.]+)\): (?P<code>\d+), (?:Non-f|F)atal", re.IGNORECASE)
 
 
 def parse_xid(line: str) -> tuple[int, str, bool] | None:
-    """Code, PCI address, and whether it is an NVSwitch's, of a kernel-log line that reports an Xid or SXid."""
+    """Parse a kernel-log line with an Xid or SXid: code, PCI address, whether it is of an NVSwitch. Else None."""
     match = _XID.search(line) or _SXID.search(line)
     return (int(match["code"]), match["pci"].lower(), match.re is _SXID) if match else None
 
 
 class KernelLog:
-    """Reads /dev/kmsg. Where it may not be read, nothing is seen, and `readable` says so.
+    """Reads /dev/kmsg. `readable` is False if this user may not read it.
 
     Args:
         path: The log.
-        since: Seconds since the epoch from which on lines count. None: those that come from now on.
+        since: Read lines from this time on, in seconds since the epoch. None: only new lines.
     """
 
     def __init__(self, path: str = "/dev/kmsg", since: float | None = None) -> None:
@@ -40,7 +40,7 @@ class KernelLog:
             self.readable = True
 
     def xids(self) -> list[dict[str, Any]]:
-        """Those that came since the last call, as heartbeats carry them."""
+        """Return the Xids since the last call, in the form of a heartbeat."""
         parsed = ((parse_xid(line), line, at) for at, line in self._lines() if at >= self._since)
         return [
             {"code": xid[0], "pci": xid[1], "switch": xid[2], "line": line[:300], "at": at, "drill": None}
@@ -49,7 +49,7 @@ class KernelLog:
         ]
 
     def _lines(self) -> list[tuple[float, str]]:
-        """When each was written, and what it says."""
+        """Return the new lines, each with its time."""
         lines: list[tuple[float, str]] = []
         while self.readable:
             try:
@@ -57,7 +57,7 @@ class KernelLog:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno == errno.EPIPE:  # the ring buffer overtook us: go on with what is left
+                if error.errno == errno.EPIPE:  # the ring buffer has overwritten lines: continue with the rest
                     continue
                 self.readable = False
                 break
@@ -68,7 +68,7 @@ class KernelLog:
 
 
 def _record(text: str) -> tuple[float, str]:
-    """`priority,sequence,microseconds since boot,flags;message`, then lines of key=value."""
+    """Parse `priority,sequence,microseconds since boot,flags;message`; lines of key=value follow."""
     head, _, message = text.partition(";")
     fields = head.split(",")
     now = time.time()

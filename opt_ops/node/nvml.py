@@ -1,8 +1,8 @@
-"""Readings of a node, in a process of their own: a call that never returns must not stop the agent.
+"""Readings of a node's GPUs and host, in a process of their own: a call that never returns must not stop the agent.
 
-`python -m opt_ops.node readings --every 2` prints one JSON line a reading: NVML through nvidia-ml-py, and the host.
-What the driver does not say is null, and a node without NVML says so: `{"nvml": "absent"}`. `Probe` runs that process
-for the agent and turns its silence into a reading of its own, `hung`.
+`python -m opt_ops.node readings --every 2` prints one JSON line for each reading: NVML through nvidia-ml-py, and the
+host. A value that the driver does not report is null. A node without NVML reports `{"nvml": "absent"}`. `Probe` runs
+that process for the agent. If it stays silent, the reading is `hung`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _RECOVERY = {
 
 
 SLOW_SECONDS = 30.0
-"""Between readings of what changes slowly or costs many calls: modes, firmware, links, SRAM, retired pages."""
+"""Between two readings of slow or expensive values: modes, firmware, links, SRAM, retired pages."""
 
-_MOST_LINKS = 18  # of a Hopper or Blackwell GPU
+_MOST_LINKS = 18  # NVLinks of a Hopper or Blackwell GPU
 
 
-class Reader:
-    """Reads all GPUs of this node. A GPU that was seen once keeps its identity after it is lost."""
+class GpuReader:
+    """Reads all GPUs of this node. A GPU that was read once keeps its identity after it is lost."""
 
     def __init__(self) -> None:
         self._identity: dict[int, dict[str, Any]] = {}
@@ -50,7 +50,7 @@ class Reader:
         self._ready = False
 
     def read(self) -> dict[str, Any]:
-        """One reading: `{"nvml": "ok", "gpus": […]}`, or what keeps NVML from answering."""
+        """Return one reading: `{"nvml": "ok", "gpus": […]}`, or the error of NVML instead of `ok`."""
         try:
             if not self._ready:
                 pynvml.nvmlInit()
@@ -85,7 +85,7 @@ class Reader:
         return {"index": index, **identity, **values, **slow}
 
     def _xids(self) -> list[dict[str, Any]]:
-        """Xids that came since the last reading. Another error of the wait is seen in the GPUs' own readings."""
+        """Xids since the last reading. Any other error of the wait shows in the readings of the GPUs."""
         found: list[dict[str, Any]] = []
         with suppress(pynvml.NVMLError):
             while self._events is not False:
@@ -97,13 +97,13 @@ class Reader:
 
 
 def _address(handle: Any) -> str:
-    """`0000:3b:00`, as the kernel log names it."""
+    """PCI address in the form of the kernel log: `0000:3b:00`."""
     address = pynvml.nvmlDeviceGetPciInfo(handle)
     return f"{address.domain:04x}:{address.bus:02x}:{address.device:02x}"
 
 
 def _subscribe(count: int) -> Any:
-    """An event set for the Xids of all GPUs; False where this driver has none."""
+    """Subscribe to the Xids of all GPUs. Returns the event set; False if the driver has none."""
     try:
         events = pynvml.nvmlEventSetCreate()
     except pynvml.NVMLError:
@@ -116,7 +116,7 @@ def _subscribe(count: int) -> Any:
 
 
 def _values(handle: Any) -> dict[str, Any]:
-    """What matters of a GPU that answers; its loss is raised, everything else unknown is None."""
+    """Fast values of a GPU. The loss of the GPU is raised; any other missing value is None."""
     remapped = _or_none(pynvml.nvmlDeviceGetRemappedRows, handle)
     milliwatts = _or_none(pynvml.nvmlDeviceGetPowerUsage, handle)
     millijoules = _or_none(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
@@ -143,7 +143,7 @@ def _values(handle: Any) -> dict[str, Any]:
 
 
 def _slow_values(handle: Any) -> dict[str, Any]:
-    """What is read every `SLOW_SECONDS`."""
+    """Values that are read every `SLOW_SECONDS`."""
     ecc = _or_none(pynvml.nvmlDeviceGetEccMode, handle)
     sram = _or_none(_sram, handle)
     links, link_errors = _nvlinks(handle)
@@ -211,7 +211,7 @@ _LINK_FIELDS = (
 
 
 def _nvlinks(handle: Any) -> tuple[int | None, int | None]:
-    """How many links are up, and the errors of all: old cards count them in total, new ones by link."""
+    """Number of links that are up, and the sum of their errors. Old cards count errors in total, new cards by link."""
     states = [_or_none(pynvml.nvmlDeviceGetNvLinkState, handle, link) for link in range(_MOST_LINKS)]
     there = [link for link, state in enumerate(states) if state is not None]
     if not there:
@@ -244,7 +244,7 @@ _DEGRADED = (
 
 
 def _fabric(handle: Any) -> str | None:
-    """Where the fabric manager is with the GPU; None for a card that has no fabric."""
+    """State of the GPU in the fabric manager; None for a card without fabric."""
     info: Any = pynvml.c_nvmlGpuFabricInfoV_t()
     pynvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
     state = _FABRIC.get(info.state)
@@ -252,7 +252,7 @@ def _fabric(handle: Any) -> str | None:
         return state
     if info.status != pynvml.NVML_SUCCESS:
         return "failed"
-    # Two bits each: 0 does not say, 1 yes, 2 no.
+    # Two bits each: 0 not reported, 1 yes, 2 no.
     return "degraded" if any((info.healthMask >> shift) & 3 == 1 for shift in _DEGRADED) else state
 
 
@@ -267,7 +267,7 @@ _OF_THE_GPU = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
 
 
 def _or_none(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The call's answer; None where this driver or card has none. The loss of the whole GPU goes on up."""
+    """Return the answer of a call; None if this driver or card has none. The loss of the whole GPU is raised."""
     try:
         return call(*arguments)
     except pynvml.NVMLError as error:
@@ -285,7 +285,7 @@ def _state(error: pynvml.NVMLError) -> str:
 
 
 class Probe:
-    """The reading process, as the agent sees it: `latest` never blocks."""
+    """Runs the reading process for the agent. No method blocks for long."""
 
     def __init__(self, every: float, deadline: float, folder: Path) -> None:
         self._every = every
@@ -294,11 +294,11 @@ class Probe:
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._latest: dict[str, Any] | None = None
-        self._heard_at = 0.0
+        self._received_at = 0.0
         self._xids: list[dict[str, Any]] = []
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest reading; `hung` when none came within the deadline, None before the first."""
+        """Return the newest reading: `hung` if none came within the deadline, None before the first one."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._process is not None
@@ -310,16 +310,16 @@ class Probe:
         for line in lines:
             reading = json.loads(line)
             self._xids += reading.pop("xid_events", ())
-            self._latest, self._heard_at = reading, time.monotonic()
+            self._latest, self._received_at = reading, time.monotonic()
         if lines:
             return self._latest
-        if time.monotonic() - self._heard_at > self._deadline:
+        if time.monotonic() - self._received_at > self._deadline:
             self._latest = {"nvml": "hung", "gpus": []}
-            self._process.kill()  # a call stuck in the kernel survives even this; the next process tries again
+            self._process.kill()  # has no effect on a call stuck in the kernel; the next process tries again
         return self._latest
 
     def xids(self) -> list[dict[str, Any]]:
-        """NVML's events of Xids since the last call, as heartbeats carry them."""
+        """Return the Xid events since the last call, in the form of a heartbeat."""
         new, self._xids = self._xids, []
         return [{**xid, "switch": False, "drill": None} for xid in new]
 
@@ -328,7 +328,7 @@ class Probe:
         if self._process is not None and self._process.stdout is not None:
             self._process.kill()
             self._process.stdout.close()
-            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it ends when its call returns
+            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel; it ends when its call returns
                 self._process.wait(1.0)
 
     def _start(self) -> None:
@@ -338,22 +338,22 @@ class Probe:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
-        self._buffer, self._heard_at = b"", time.monotonic()
+        self._buffer, self._received_at = b"", time.monotonic()
 
 
 def main() -> None:
-    """Print a reading every so often, until the reader of our output is gone."""
+    """Print readings at intervals until the other end of the pipe is closed."""
     parser = argparse.ArgumentParser(
         prog="python -m opt_ops.node readings", description="Prints NVML readings as JSON lines."
     )
     parser.add_argument("--every", type=float, default=2.0, help="seconds between readings")
-    parser.add_argument("--folder", type=Path, default=Path(), help="on the file system of checkpoints")
-    parser.add_argument("--once", action="store_true", help="one reading, with the node's name, then leave")
+    parser.add_argument("--folder", type=Path, default=Path(), help="a folder on the file system of checkpoints")
+    parser.add_argument("--once", action="store_true", help="print one reading with the node's name, then exit")
     parser.add_argument(
-        "--xid-minutes", type=float, default=0.0, help="with --once: Xids of the kernel log so far back"
+        "--xid-minutes", type=float, default=0.0, help="with --once: Xids of the last MINUTES in the kernel log"
     )
     options = parser.parse_args()
-    reader = Reader()
+    reader = GpuReader()
     while not options.once:
         try:
             print(json.dumps({**reader.read(), "machine": host.read(options.folder)}), flush=True)
@@ -363,4 +363,4 @@ def main() -> None:
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     xids = KernelLog(since=time.time() - 60 * options.xid_minutes).xids()
     line = json.dumps({"node": node, **reader.read(), "xids": xids, "machine": host.read(options.folder)})
-    sys.stdout.write(f"{line}\n")  # at once: under srun, several nodes share it
+    sys.stdout.write(f"{line}\n")  # one write: under srun, several nodes share the output

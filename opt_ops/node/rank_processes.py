@@ -1,4 +1,4 @@
-"""One node's ranks of one attempt: started at most once, signalled, reaped, reported on."""
+"""The ranks of one attempt on one node: started at most once, signalled, reaped, and reported."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from opt_ops.core.names import attempt_folder
+from opt_ops.node.log import log
 from opt_ops.runfolder.files import create_json, read_json, write_json
 
 GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL
-DUMP_SECONDS = 3.0  # for ranks to write down where they are
-PY_SPY_SECONDS = 5.0  # for py-spy to look at those that do not
+DUMP_SECONDS = 3.0  # for ranks to write their stacks
+PY_SPY_SECONDS = 5.0  # for py-spy to read the stacks of ranks that did not answer
 
-PIPE, TRACE = "nccl-", "nccl/rank-"  # of NCCL's flight recorder, each followed by the rank
+PIPE, TRACE = "nccl-", "nccl/rank-"  # names for NCCL's flight recorder, each followed by the rank
 
 _PR_SET_PDEATHSIG = 1
 _TAIL_BYTES = 4096
 _TAIL_LINES = 20
 
 
-class Ranks:
-    """This node's processes of one attempt, and the report on them."""
+class RankProcesses:
+    """The processes of one attempt on this node, and the report on them."""
 
     def __init__(self, folder: Path, node: str, launch: dict[str, Any]) -> None:
         self.attempt: str = launch["attempt"]
@@ -43,13 +43,13 @@ class Ranks:
         self._saved = True
 
     def start(self) -> None:
-        """Start them, unless they were started before: an attempt is started at most once on a node."""
+        """Start the ranks, unless they were started before: an attempt starts at most once on a node."""
         per_node = self._launch["ranks_per_node"]
         first = self._launch["nodes"].index(self._node) * per_node
         ranks = [{"rank": first + i, "pid": None, "code": None, "signal": None, "ended": None} for i in range(per_node)]
         self._report["ranks"] = ranks
         if not create_json(self._path, self._report):
-            self._bury()
+            self._report_as_killed()
             return
         for made in (self._logs, (self._stacks / TRACE).parent):
             made.mkdir(parents=True, exist_ok=True)
@@ -58,13 +58,13 @@ class Ranks:
                 self._processes[local] = self._spawn(entry["rank"], local)
                 entry["pid"] = self._processes[local].pid
             except OSError as error:
-                with suppress(OSError):  # if it is the disk that is full, the code must do
+                with suppress(OSError):  # if the disk is full, the exit code must do
                     self._log(entry["rank"]).write_text(f"cannot start {self._launch['argv'][0]}: {error}\n")
                 entry["code"], entry["ended"] = 127, time.time()
         self._save()
 
-    def _bury(self) -> None:
-        """An earlier agent of this node started them, and they died with it."""
+    def _report_as_killed(self) -> None:
+        """An earlier agent of this node started the ranks, and they died with it."""
         self._report = read_json(self._path) or self._report
         for entry in self._report["ranks"]:
             if entry["ended"] is None:
@@ -80,12 +80,12 @@ class Ranks:
             self._saved = True
         except OSError as error:  # a full disk must not end the ranks; the report is written when there is room
             self._saved = False
-            print(f"opt_ops.node.agent: {self._path}: {error}", file=sys.stderr)
+            log(f"{self._path} cannot be written: {error}")
 
     def _spawn(self, rank: int, local: int) -> subprocess.Popen[bytes]:
         launch = self._launch
         environment = {
-            **_flight_recorder(self._stacks),  # the site's own settings come before these
+            **_flight_recorder(self._stacks),  # settings of the site override these
             **os.environ,
             **launch["environment"],
             "RANK": str(rank),
@@ -97,20 +97,20 @@ class Ranks:
             "PYTHONUNBUFFERED": "1",
             "OPT_OPS_NODE": self._node,
         }
-        with self._log(rank).open("ab") as log:
+        with self._log(rank).open("ab") as file:
             return subprocess.Popen(
                 launch["argv"],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  (the agent has no threads)
             )
 
     def reap(self) -> bool:
-        """Note who has ended since the last call; whether anybody has."""
-        news = not self._saved
+        """Record the ranks that ended since the last call. Returns whether there is any."""
+        changed = not self._saved
         for local, process in self._processes.items():
             entry = self._report["ranks"][local]
             if entry["ended"] is None and (code := process.poll()) is not None:
@@ -118,34 +118,34 @@ class Ranks:
                 entry["ended"] = time.time()
                 if code != 0:
                     entry["tail"] = _tail(self._log(entry["rank"]))
-                news = True
-        if news:
+                changed = True
+        if changed:
             self._save()
-        return news
+        return changed
 
     def drill(self, rank: int, number: signal.Signals) -> None:
-        """A signal to one rank and its children."""
+        """Send a signal to one rank and its children."""
         for local in self._processes:
             if self._report["ranks"][local]["rank"] == rank:
                 self._signal(local, number)
 
     def save(self) -> None:
-        """Ask the ranks for a checkpoint (SIGUSR1). A trainer that does not know the signal would die of it."""
+        """Ask the ranks for a checkpoint (SIGUSR1). A rank without a handler is skipped: the signal would kill it."""
         for process in self._processes.values():
             if process.poll() is None and _catches(process.pid, signal.SIGUSR1):
                 os.kill(process.pid, signal.SIGUSR1)
 
     def dump(self, dump: str) -> None:
-        """Ask the ranks where they are (SIGUSR2), and gather what they and py-spy, where there is one, say.
+        """Ask the ranks for their stacks (SIGUSR2), and collect them. py-spy, if installed, reads those of the others.
 
-        NCCL's flight recorder, where the ranks use it, writes its own files beside.
+        If the ranks use NCCL's flight recorder, it writes its own files beside.
         """
         folder = self._stacks
         alive = {self._report["ranks"][i]["rank"]: p for i, p in self._processes.items() if p.poll() is None}
         files = {rank: folder / f"rank-{rank:04d}.txt" for rank in alive}
         sizes = {rank: _size(path) for rank, path in files.items()}
         for rank, process in alive.items():
-            _poke(Path(f"{folder / PIPE}{rank}.pipe"))
+            _request_trace(Path(f"{folder / PIPE}{rank}.pipe"))
             if _catches(process.pid, signal.SIGUSR2):
                 os.kill(process.pid, signal.SIGUSR2)
         stacks: dict[str, str] = {}
@@ -154,16 +154,16 @@ class Ranks:
             time.sleep(0.1)
             for rank, path in files.items():
                 if str(rank) not in stacks and _size(path) > sizes[rank]:
-                    time.sleep(0.05)  # for the last of its threads
+                    time.sleep(0.05)  # until its last thread is written
                     stacks[str(rank)] = path.read_text(encoding="utf-8", errors="replace")[-65536:]
         others = _py_spy({str(rank): process.pid for rank, process in alive.items() if str(rank) not in stacks})
         write_json(folder / dump / f"{self._node}.json", {"v": 1, "stacks": stacks, "py_spy": others})
 
     def end(self) -> None:
-        """SIGINT at the first call, SIGKILL to what is left after the grace.
+        """End the ranks: SIGINT at the first call, SIGKILL to the rest after the grace period.
 
-        SIGTERM is the scheduler's: it sends that to every process of a job which it will end, and the ranks shall save
-        then, not end.
+        SIGTERM means notice by the scheduler, which sends it to every process of a job that it will end. The ranks must
+        save then, not end.
         """
         if self._killed_at is None:
             self._killed_at = time.monotonic()
@@ -181,13 +181,14 @@ class Ranks:
 
     @property
     def done(self) -> bool:
-        """Whether none of them runs any more."""
+        """Whether all ranks have ended."""
         return all(entry["ended"] is not None for entry in self._report["ranks"])
 
 
 def _flight_recorder(folder: Path) -> dict[str, str]:
-    """Where torch's NCCL flight recorder of each rank listens for a request, and writes (torch's DumpPipe; it appends
-    the rank). `torchfrtrace` reads the files.
+    """Settings of torch's NCCL flight recorder: its request pipe (torch's DumpPipe) and its trace file.
+
+    torch appends the rank to each name. `torchfrtrace` reads the trace files.
     """
     trace = f"{folder / TRACE}"
     return {
@@ -197,8 +198,8 @@ def _flight_recorder(folder: Path) -> dict[str, str]:
     }
 
 
-def _poke(pipe: Path) -> None:
-    """Whatever comes through the pipe is a request. Without NCCL there is none, or nobody reads it."""
+def _request_trace(pipe: Path) -> None:
+    """Any byte in the pipe requests a dump. Without NCCL the pipe is missing or has no reader; that is not an error."""
     with suppress(OSError):
         descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         try:
@@ -222,7 +223,7 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 
 
 def _tail(path: Path) -> str:
-    """The last lines of a log, for whoever asks why its rank died."""
+    """The last lines of a log. They may show why its rank died."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
@@ -240,14 +241,14 @@ def _size(path: Path) -> int:
 
 
 def _py_spy(pids: dict[str, int]) -> dict[str, str]:
-    """The stacks of processes that do not answer, from outside; empty where py-spy is not installed.
+    """Read the stacks of processes with py-spy; empty where it is not installed.
 
-    All at once: while one is waited for the agent is silent, and a node that is silent for long counts as lost.
+    All are read at once: the agent sends no heartbeat meanwhile, and a node that is silent for long counts as lost.
     """
     program = shutil.which("py-spy")
     if program is None:
         return dict.fromkeys(pids, "")
-    asked = {
+    running = {
         rank: subprocess.Popen(
             [program, "dump", "--nonblocking", "--pid", str(pid)],
             stdout=subprocess.PIPE,
@@ -258,7 +259,7 @@ def _py_spy(pids: dict[str, int]) -> dict[str, str]:
         for rank, pid in pids.items()
     }
     deadline = time.monotonic() + PY_SPY_SECONDS
-    return {rank: _answer(spy, deadline) for rank, spy in asked.items()}
+    return {rank: _answer(spy, deadline) for rank, spy in running.items()}
 
 
 def _answer(spy: subprocess.Popen[str], deadline: float) -> str:

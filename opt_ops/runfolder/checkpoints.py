@@ -1,4 +1,4 @@
-"""Committed checkpoints on the shared file system, examined against their manifests in a thread of their own."""
+"""Committed checkpoints on the shared file system. A thread compares them with their manifests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from opt_ops.core.values import Checkpoint
 
 
 class FileCheckpoints:
-    """`<run>/checkpoints/step-*/`, and `snapshot-*/` beside them, of one lineage.
+    """The checkpoints of one lineage: `<run>/checkpoints/step-*/`, and `snapshot-*/` beside them.
 
-    One checkpoint at a time is read: the examination shares the file system with training. Hashing releases the GIL, so
-    the tick goes on.
+    The examination reads one checkpoint at a time, because it shares the file system with training. Hashing releases
+    the GIL, so the daemon's tick is not held up.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,13 +25,13 @@ class FileCheckpoints:
         self._places: dict[Path, tuple[int, tuple[tuple[str, ...], ...]]] = {}
 
     def committed(self, run: str) -> Sequence[Checkpoint]:
-        """Those of the run that have their commit marker, durable ones and snapshots, oldest first."""
+        """Return the committed checkpoints of a run, durable ones and snapshots, oldest first."""
         folder = self._folder / run / "checkpoints"
         found = sorted(committed(folder, "step") + committed(folder, "snapshot"))
         return [Checkpoint(run=run, step=step, path=str(path), nodes=self._nodes(path)) for step, path in found]
 
     def _nodes(self, path: Path) -> tuple[tuple[str, ...], ...]:
-        """Whose disks it is on: read once, and again when it was written anew."""
+        """The groups of nodes whose disks hold a snapshot. Its manifest is read again if it was written again."""
         if not path.name.startswith("snapshot-"):
             return ()
         try:
@@ -41,26 +41,26 @@ class FileCheckpoints:
                 self._places[path] = written, tuple(sorted(groups))
             return self._places[path][1]
         except (CheckpointError, OSError):
-            return (("?",),)  # pruned just now, or damaged, as the examination will tell: nobody has it
+            return (("?",),)  # just pruned, or damaged, which the examination will find: no node holds it
 
     def examine(self, checkpoint: Checkpoint) -> None:
-        """Begin to compare it with its manifest, unless that is under way."""
+        """Begin to compare a checkpoint with its manifest, unless that is under way."""
         if checkpoint.path not in self._running:
             self._running[checkpoint.path] = (checkpoint, self._pool.submit(problem, checkpoint))
 
     def pin(self, checkpoint: Checkpoint) -> None:
-        """Forbid that it is pruned, if it is still there."""
-        with contextlib.suppress(OSError):  # a disk without room; it is not tried again
+        """Protect a checkpoint from pruning, if it still exists."""
+        with contextlib.suppress(OSError):  # a full disk; it is not tried again
             pin(Path(checkpoint.path))
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
-        """The examinations that ended since the last call, each with what is wrong; empty if nothing is."""
+        """Return the examinations that ended since the last call, each with its problem; empty: no problem."""
         ended = [path for path, (_, future) in self._running.items() if future.done()]
         return [(checkpoint, future.result()) for checkpoint, future in map(self._running.pop, ended)]
 
 
 def problem(checkpoint: Checkpoint) -> str:
-    """What is wrong with a checkpoint, every byte of which is read now; empty if nothing is."""
+    """Read every byte of a checkpoint. Returns its problem; empty: none."""
     try:
         verify(Path(checkpoint.path))
     except (CheckpointError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Reading and writing the run folder's files as docs/formats.md promises: whole or not at all, whole lines only."""
+"""Reads and writes files of the run folder as docs/formats.md says: whole files or none, whole lines only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opt_ops.errors import OptOpsError
 log = logging.getLogger(__name__)
 
 NOT_AS_PROMISED = (KeyError, TypeError, ValueError, AttributeError)
-"""What a file raises that is JSON, but not what docs/formats.md says."""
+"""Errors of a reader when a file is JSON, but not as docs/formats.md says."""
 UNREADABLE = (OSError, OptOpsError, *NOT_AS_PROMISED)
 
 
@@ -36,12 +36,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON; NaN and infinity are refused."""
+    """Replace `path` by `value` as JSON.
+
+    Raises:
+        ValueError: the value holds NaN or infinity.
+        OSError: the file cannot be written.
+    """
     write_text(path, json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def create_json(path: Path, value: Any) -> bool:
-    """Create `path` with `value`, whole, unless it exists. Returns whether it was created here."""
+    """Create `path` with `value`, whole, unless it exists. Returns whether this call created it.
+
+    Raises:
+        ValueError: the value holds NaN or infinity.
+        OSError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write_json(temporary, value)
@@ -56,10 +66,11 @@ def create_json(path: Path, value: Any) -> bool:
 
 
 def read_json(path: Path) -> Any | None:
-    """The file's value, or None if there is no such file.
+    """Return the value in a JSON file; None if there is no such file.
 
     Raises:
-        OptOpsError: it is not JSON. Since files are renamed into place, that is damage, not a race.
+        OptOpsError: the file is not JSON. Files are renamed into place, so this is damage, not a race.
+        OSError: the file cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -81,11 +92,11 @@ def sync_folder(folder: Path) -> None:
 
 
 class Tail:
-    """Follows a `*.jsonl` file: each call gives the complete lines that came since the last one.
+    """Follows a `*.jsonl` file: each call yields the complete lines since the last call.
 
-    A file that was replaced or became shorter (an agent starts a new one when it grows large) is read from its start. A
-    line that is not a JSON object is skipped and counted in `bad_lines`: other people's trainers write these files too.
-    With `most`, a call that finds more new bytes than that passes over the older ones.
+    A file that was replaced or became shorter is read from its start: an agent starts a new file when it grows large. A
+    line that is not a JSON object is skipped and counted in `bad_lines`, because other trainers write these files, too.
+    With `most`, a call that finds more new bytes than that skips the older ones.
     """
 
     def __init__(self, path: Path, most: int | None = None) -> None:
@@ -96,7 +107,7 @@ class Tail:
         self.bad_lines = 0
 
     def skip_to_last(self, size: int) -> None:
-        """Start no further back than `size` bytes before the end."""
+        """Start at the first whole line in the last `size` bytes."""
         try:
             stat = self._path.stat()
         except FileNotFoundError:
@@ -108,9 +119,13 @@ class Tail:
                 self._offset += len(file.readline())
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The new complete lines, parsed."""
+        """Yield the new complete lines, parsed.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         try:
-            descriptor = os.open(self._path, os.O_RDONLY)  # opened anew each time: network file systems look then
+            descriptor = os.open(self._path, os.O_RDONLY)  # a new open: network file systems check for changes then
         except FileNotFoundError:
             return
         try:
@@ -137,20 +152,20 @@ class Tail:
 
 
 class WarnOnce:
-    """Logs once for each file what is wrong with it: that must neither stop the watch over all others nor be silent."""
+    """Logs a problem once for each file: it must not stop the watch over other files, and must not be hidden."""
 
     def __init__(self) -> None:
-        self._said: set[Path] = set()
+        self._warned: set[Path] = set()
 
     def add(self, path: Path, error: Exception) -> None:
-        """Say it, unless it was said."""
-        if path not in self._said:
-            self._said.add(path)
-            log.warning("%s cannot be read, or is not what docs/formats.md says, and is left out: %r", path, error)
+        """Log the problem, unless the file has a logged one."""
+        if path not in self._warned:
+            self._warned.add(path)
+            log.warning("%s is skipped: it cannot be read, or is not what docs/formats.md says: %r", path, error)
 
 
 def names_in(folder: Path, ending: str) -> list[str]:
-    """Of the whole files in a folder; none where there is no such folder."""
+    """Names of the whole files in a folder with this ending; none if there is no such folder."""
     try:
         with os.scandir(folder) as found:
             return [each.name for each in found if each.name.endswith(ending) and not each.name.startswith(".")]
@@ -159,7 +174,10 @@ def names_in(folder: Path, ending: str) -> list[str]:
 
 
 def identity_of(path: Path) -> tuple[int, ...] | None:
-    """Of what the file holds now. It is opened for that: network file systems look then, and not at a mere `stat`."""
+    """Identity of the file's present content; None if there is no such file.
+
+    The file is opened for that, because network file systems check for changes at an open, not at a `stat`.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

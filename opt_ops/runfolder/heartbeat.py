@@ -1,4 +1,4 @@
-"""A node's heartbeat: one line of `health/<node>.jsonl`."""
+"""Reads a heartbeat: one line of `health/<node>.jsonl`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Any
 
 from opt_ops.core.health import Gpu, Heartbeat, Machine, Port, Xid
 from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest
-from opt_ops.core.health.burn_in_plan import Measured
+from opt_ops.core.health.burn_in_plan import GroupMeasurement
 
 _GPU_FIELDS = frozenset(field.name for field in dataclasses.fields(Gpu))
 
 
 def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
-    """A line of a health file. What it does not say is unknown."""
+    """Return a line of a health file as a heartbeat. A missing field is unknown.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: the line is not as docs/formats.md says.
+    """
     return Heartbeat(
         node=fields["node"],
         host=fields["host"],
@@ -40,17 +44,17 @@ def _gpu_of(fields: Mapping[str, Any]) -> Gpu:
 
 
 def _energy_of(gpus: Sequence[Mapping[str, Any]]) -> float | None:
-    """All counters together; None where a GPU does not tell its own."""
+    """Sum of the counters of all GPUs; None if a GPU does not report its counter."""
     counters = [gpu.get("energy_joules") for gpu in gpus]
     return sum(counters) if counters and None not in counters else None  # type: ignore[arg-type]
 
 
 def _burn_in_of(fields: Mapping[str, Any]) -> BurnIn:
-    """What an agent found by burning in its own node."""
+    """The result of a node's own burn-in."""
     return BurnIn(
         nodes=tuple(fields["nodes"]),
         devices=tuple(DeviceTest(**device) for device in fields["devices"]),
-        alone=tuple(Measured(nodes=tuple(each["nodes"]), gbs=each["gbs"]) for each in fields["alone"]),
+        alone=tuple(GroupMeasurement(nodes=tuple(each["nodes"]), gbs=each["gbs"]) for each in fields["alone"]),
         silent=tuple(fields["silent"]),
         finished=fields["finished"],
     )

@@ -1,4 +1,4 @@
-"""Requests of operators: `inbox/<uuid>.json`."""
+"""Requests of operators to the daemon: `inbox/<uuid>.json`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class FileInbox:
-    """`inbox/<uuid>.json`."""
+    """The inbox of a lineage."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "inbox"
         self._warnings = WarnOnce()
 
     def requests(self) -> Sequence[Request]:
-        """Those that are waiting, oldest first."""
+        """Return the waiting requests, oldest first. A file that is not a request is renamed to `.refused`."""
         waiting: list[tuple[float, Request]] = []
         for path in self._folder.glob("*.json"):
             try:
@@ -37,17 +37,17 @@ class FileInbox:
                 )
                 waiting.append((float(fields["ts"]), request))
             except (OptOpsError, *NOT_AS_PROMISED) as error:
-                log.error("%s is no request and was set aside: %r", path, error)
+                log.error("%s is not a request and was renamed to .refused: %r", path, error)
                 path.rename(path.with_suffix(".refused"))
-            except OSError as error:  # somebody's umask, a file server that is away: it waits
+            except OSError as error:  # permissions, or a file server that does not answer: try again later
                 self._warnings.add(path, error)
         return [request for _, request in sorted(waiting, key=lambda pair: pair[0])]
 
     def put(self, request: Request, ts: float) -> None:
-        """Ask the daemon for something."""
+        """Leave a request for the daemon."""
         fields = {"ts": ts, "author": request.author, "verb": request.verb, "arguments": request.arguments}
         write_json(self._folder / f"{request.request}.json", json.loads(json.dumps(fields)))
 
     def done(self, request: str) -> None:
-        """It is journaled: take it out."""
+        """Remove a request that is journaled."""
         (self._folder / f"{request}.json").unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""The journal: one file for each life of the daemon, one line for each event, each line synced before anything follows.
+"""The journal: one file for each daemon process, one line for each event, each line synced before the next action.
 
-Line: `{"v", "seq", "epoch", "ts", "kind", …, "crc"}`, where crc is the CRC-32 of the line up to the comma before
-it. The number of the file is the life's epoch and its fencing token: whoever creates file N with O_EXCL owns the
-lineage, and an older life that finds a file above its own stops. A line that such an older life still wrote after
-file N was begun carries a sequence number that file N has used again; readers drop it.
+Line: `{"v", "seq", "epoch", "ts", "kind", …, "crc"}`, where crc is the CRC-32 of the line up to the comma before it.
+The number of the file is the epoch of the daemon process and its fencing token. The process that creates file N with
+O_EXCL owns the lineage. An older process that finds a higher file stops. A line that the older process still wrote
+after file N was created has a sequence number that file N uses again. Readers drop that line.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _SUFFIX = ".jsonl"
 
 
 class JournalError(OptOpsError):
-    """A journal that cannot be trusted: a bad line that is not the last of its file."""
+    """The journal is damaged: a bad line that is not the last of its file."""
 
 
 class Fenced(OptOpsError):
-    """A newer life of the daemon has taken over; this one must not write or act any more."""
+    """A newer daemon process has taken over the lineage. This one must not write or act any more."""
 
 
 def read(folder: Path) -> tuple[list[Entry], list[str]]:
-    """All entries in order, and what was left out and why.
+    """Return all entries in order, and a note for each line that was skipped.
 
     Raises:
         JournalError: a line in the middle of a file is damaged, or written by a newer version.
@@ -51,10 +51,15 @@ def read(folder: Path) -> tuple[list[Entry], list[str]]:
 
 
 class Journal:
-    """This life's file. Opening it takes the lineage over."""
+    """The journal file of this daemon process. Opening it takes over the lineage."""
 
     def __init__(self, folder: Path) -> None:
-        """Create the next file; the entries so far are in `entries`, remarks on them in `notes`."""
+        """Create the next file. `entries` holds the earlier entries, `notes` the lines of them that were skipped.
+
+        Raises:
+            JournalError: the journal is damaged or of a newer version.
+            OSError: the file cannot be created.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self.epoch, self._path, self._descriptor = self._take_over()
@@ -66,16 +71,16 @@ class Journal:
         self._seq = self.entries[-1].seq if self.entries else 0
 
     def stamp(self, event: Event, ts: float) -> Entry:
-        """The entry that `append` would write for this event."""
-        # Through the text form, so that the state of this life and that of a replay are equal to the last bit.
+        """Return the entry of an event, for `append`."""
+        # The time takes its text form: the state here and the state of a replay are then equal to the last bit.
         return Entry(seq=self._seq + 1, epoch=self.epoch, ts=from_iso(to_iso(ts)), event=event)
 
     def append(self, entry: Entry) -> None:
         """Write a stamped entry and sync it.
 
         Raises:
-            Fenced: a newer life has taken over. Nothing was written.
-            OSError: the disk is full or gone. The line may be torn; this life must end, the next one copes.
+            Fenced: a newer daemon process has taken over. Nothing was written.
+            OSError: the disk is full or gone. The line may be torn. This supervisor must end; the next one skips it.
         """
         self.check_fence()
         line = _line(entry)
@@ -86,7 +91,11 @@ class Journal:
         self._seq = entry.seq
 
     def check_fence(self) -> None:
-        """Raise `Fenced` if a newer life has taken over."""
+        """Check that no newer daemon process has taken over.
+
+        Raises:
+            Fenced: one has.
+        """
         newest = max(_epochs(self._folder))
         if newest > self.epoch:
             raise Fenced(
@@ -95,14 +104,16 @@ class Journal:
             )
 
     def close(self) -> None:
-        """Let go of the file. The lineage stays ours until someone takes it over."""
+        """Close the file. The lineage stays owned by this process until another one takes over."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def withdraw(self) -> None:
-        """Let go after a beginning that failed, without a trace if not a byte could be written: a life begun every few
-        seconds on a full disk would leave thousands of files. It has done nothing, so its number may be used again.
+        """Close the file after a failed start, and delete it if it is empty.
+
+        A daemon that starts a supervisor every few seconds on a full disk would leave thousands of empty files. The
+        supervisor has done nothing yet, so the number of its file may be used again.
         """
         empty = os.fstat(self._descriptor).st_size == 0
         self.close()
@@ -123,7 +134,7 @@ class Journal:
 
 
 def _epochs(folder: Path) -> dict[int, str]:
-    """The files' names, by the epoch of the life that began each."""
+    """The names of the files, by epoch."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as found:
@@ -148,12 +159,12 @@ def _read_file(path: Path, notes: list[str]) -> Iterator[Entry]:
     lines = path.read_bytes().split(b"\n")
     complete, rest = lines[:-1], lines[-1]
     if rest:
-        notes.append(f"{path.name}: the last line is torn and was left out")
+        notes.append(f"{path.name}: the last line is torn and was skipped")
     for number, line in enumerate(complete, 1):
         fields = _parse(line)
         if fields is None:
             if number == len(complete) and not rest:
-                notes.append(f"{path.name}: the last line fails its checksum and was left out")
+                notes.append(f"{path.name}: the last line fails its checksum and was skipped")
                 return
             raise JournalError(
                 f"{path}, line {number}: fails its checksum",

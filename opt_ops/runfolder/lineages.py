@@ -1,4 +1,4 @@
-"""The folders under `runs/`: which lineages there are, and their state as anyone may read it."""
+"""The folders under `runs/`: which lineages exist, and the state of each by its journal."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 def folders(runs: Path) -> list[Path]:
-    """All lineages' folders, by number.
+    """Return the folders of all lineages, by number.
 
     Raises:
         UsageError: `runs` is a file.
     """
     if not runs.is_dir():
         if runs.exists():
-            raise UsageError(f"runs: {runs} is a file, and must be a folder", "set `runs` in opt-ops.toml to another")
+            raise UsageError(f"runs: {runs} is a file, and must be a folder", "set `runs` in opt-ops.toml to a folder")
         return []
     return sorted((p for p in runs.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda path: int(path.name))
 
 
 def folder(runs: Path, identifier: str) -> Path:
-    """The folder of the lineage to which a lineage, run or attempt belongs.
+    """Return the folder of a lineage, given its name or the name of one of its runs or attempts.
 
     Raises:
-        UsageError: `identifier` is none of these.
+        UsageError: `identifier` is not such a name.
         NotFound: there is no such lineage.
     """
     try:
@@ -45,22 +45,30 @@ def folder(runs: Path, identifier: str) -> Path:
     path = runs / name
     if not path.is_dir():
         known = ", ".join(p.name for p in folders(runs)) or "none"
-        raise NotFound(f"no lineage {name} in {runs}; there are: {known}", "opt-ops q lists them")
+        raise NotFound(f"no lineage {name} in {runs}; known: {known}", "opt-ops q lists them")
     return path
 
 
 def entries(path: Path) -> list[Entry]:
-    """The lineage's journal."""
+    """Return the journal of a lineage.
+
+    Raises:
+        JournalError: it is damaged or of a newer version.
+    """
     return read(path / "journal")[0]
 
 
 def state(path: Path) -> State:
-    """The lineage's state, by its journal."""
+    """Return the state of a lineage, replayed from its journal.
+
+    Raises:
+        JournalError: the journal is damaged or of a newer version.
+    """
     return replay(entries(path))
 
 
 def create(runs: Path) -> Path:
-    """A folder for the next lineage. Two callers at once get two numbers."""
+    """Create a folder for the next lineage. Two callers at once get two numbers."""
     runs.mkdir(parents=True, exist_ok=True)
     number = max((int(path.name) for path in folders(runs)), default=0) + 1
     while True:
@@ -74,7 +82,7 @@ def create(runs: Path) -> Path:
 
 
 def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: float) -> Request:
-    """Put a request into the lineage's inbox for the daemon."""
+    """Leave a request in the lineage's inbox for the daemon. Returns it."""
     from opt_ops.ports import Request
     from opt_ops.runfolder.inbox import FileInbox
 

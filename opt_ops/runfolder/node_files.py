@@ -1,4 +1,4 @@
-"""What node agents write (`health/<node>.jsonl`, `<attempt>/nodes/<node>.json`) and read (`orders.json`)."""
+"""The files that node agents write (`health/<node>.jsonl`, `<attempt>/nodes/<node>.json`) and read (`orders.json`)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from opt_ops.runfolder.files import (
 )
 from opt_ops.runfolder.heartbeat import heartbeat_of
 
-_LAST_HEARTBEATS = 64 * 1024  # bytes of a health file that one look goes back
+_LAST_HEARTBEATS = 64 * 1024  # bytes at the end of a health file that one call reads at most
 
 
 class FileAgents:
-    """`orders.json`, `health/<node>.jsonl`, `<attempt>/nodes/<node>.json`."""
+    """The node agents of a lineage, by their files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -35,12 +35,12 @@ class FileAgents:
         self._warnings = WarnOnce()
         self._reporting = ""
         self._reports: dict[str, tuple[tuple[int, ...], NodeReport]] = {}
-        """Of the attempt that was asked for last, by file, with what tells whether the file was replaced since."""
+        """Reports on the attempt of the last call, by file, each with the identity of its file."""
 
     def heartbeats(self) -> Iterator[Heartbeat]:
-        """Those that came since the last call, oldest first for each node; the last eight or so, if it was long ago.
+        """Yield the heartbeats since the last call, oldest first for each node; after a long time only the last few.
 
-        A heartbeat says all that still holds. A daemon that was held up is back in the present with one look, and
+        A heartbeat holds the complete present readings. So a daemon that was held up is up to date with one call, and
         needs no more memory for it.
         """
         folder = self._folder / "health"
@@ -53,7 +53,7 @@ class FileAgents:
     def _heartbeats(self, path: Path, tail: Tail) -> Iterator[Heartbeat]:
         try:
             lines = list(tail.read())
-        except OSError as error:  # as of a network file system; a node that stays unread falls silent
+        except OSError as error:  # a network file system; a node whose file stays unreadable counts as silent
             self._warnings.add(path, error)
             return
         for fields in lines:
@@ -63,17 +63,17 @@ class FileAgents:
                 self._warnings.add(path, error)
 
     def newest(self) -> Sequence[Heartbeat]:
-        """Each node's last one, for those who only look in."""
+        """Return the last heartbeat of each node, for a reader that calls once."""
         return list({beat.node: beat for beat in FileAgents(self._folder).heartbeats()}.values())
 
     def order(self, orders: Orders) -> None:
-        """Make these the orders; and the newest attempt known to trainers that nobody can reach any more."""
+        """Write the orders, and the newest attempt for trainers on nodes that are cut off (the fence)."""
         if orders.launch is not None:
             write_json(self._folder / "attempt.json", {"v": 1, "attempt": orders.launch.attempt})
         write_json(self._folder / "orders.json", {"v": 1, **dataclasses.asdict(orders)})
 
     def reports(self, attempt: str) -> Mapping[str, NodeReport]:
-        """By node. A file is read again when it was replaced."""
+        """Return the reports on an attempt, by node. A file is read again only if it was replaced."""
         if attempt != self._reporting:
             self._reporting, self._reports = attempt, {}
         folder = self._folder / attempt_folder(attempt) / "nodes"
@@ -91,11 +91,11 @@ class FileAgents:
         return {report.node: report for _, report in self._reports.values()}
 
     def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
-        """What the ranks wrote down at that request, once their agents have gathered it; empty: no answer in time."""
+        """Return the stacks of a dump request that agents have collected, by rank; empty text: no answer in time."""
         texts: dict[int, str] = {}
         for path in (self._folder / attempt_folder(attempt) / "stacks" / dump).glob("*.json"):
             fields = read_json(path) or {}
-            texts |= {int(rank): "" for rank in fields.get("py_spy", {})}  # those that did not answer
+            texts |= {int(rank): "" for rank in fields.get("py_spy", {})}  # ranks that did not answer
             texts |= {int(rank): str(text) for rank, text in fields.get("stacks", {}).items()}
         return texts
 

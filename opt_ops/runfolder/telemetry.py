@@ -1,15 +1,19 @@
-"""Lines of telemetry.jsonl as points: a module of its own, since those who only look need no more of the run folder."""
+"""Reads a line of telemetry.jsonl. A module of its own: commands that only read telemetry import nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from opt_ops.core.detect.point import Busy, Compared, Point
+from opt_ops.core.detect.point import Busy, ChecksumComparison, Point
 
 
 def point_of(fields: Mapping[str, Any]) -> Point:
-    """A line of telemetry."""
+    """Return a line of telemetry as a point.
+
+    Raises:
+        KeyError, TypeError, ValueError: the line is not as docs/formats.md says.
+    """
     return Point(
         step=fields["num_updates"],
         ts=fields["ts"],
@@ -30,14 +34,14 @@ def point_of(fields: Mapping[str, Any]) -> Point:
         bad_module=fields.get("bad_module"),
         actv_norm=fields.get("actv_norm"),
         busy=Busy(**fields["busy_seconds"]) if fields.get("busy_seconds") else None,
-        checksums=_compared_of(fields["checksums"]) if fields.get("checksums") else None,
+        checksums=_comparison_of(fields["checksums"]) if fields.get("checksums") else None,
         valid=_losses_of(fields["valid"]) if fields.get("valid") else None,
     )
 
 
-def _compared_of(fields: Mapping[str, Any]) -> Compared:
+def _comparison_of(fields: Mapping[str, Any]) -> ChecksumComparison:
     ranks = tuple(int(rank) for rank in fields["ranks"])
-    return Compared(ranks=ranks, certain=bool(fields["certain"]), what=str(fields["what"]))
+    return ChecksumComparison(ranks=ranks, certain=bool(fields["certain"]), what=str(fields["what"]))
 
 
 def _losses_of(fields: Mapping[str, Any]) -> dict[str, float | None]:

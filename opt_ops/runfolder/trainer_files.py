@@ -1,4 +1,4 @@
-"""What a trainer writes for an attempt (`config.json`, `telemetry.jsonl`, `phases.jsonl`) and reads (`drill.json`)."""
+"""Files that a trainer writes (`config.json`, `telemetry.jsonl`, `phases.jsonl`) or reads (`drill.json`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.values import Optimizer, Schedule
-from opt_ops.ports import Phase, TrainerConfig
+from opt_ops.ports import TrainerConfig, TrainerPhase
 from opt_ops.runfolder.files import NOT_AS_PROMISED, UNREADABLE, Tail, WarnOnce, read_json, write_json
 from opt_ops.runfolder.telemetry import point_of
 
 
 class FileTrainer:
-    """`config.json`, `telemetry.jsonl` and `drill.json` of each attempt."""
+    """The trainer of a lineage, by its files in each attempt's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -25,7 +25,7 @@ class FileTrainer:
         self._warnings = WarnOnce()
 
     def config(self, attempt: str) -> TrainerConfig | None:
-        """None until the trainer has written one that says what it must."""
+        """Return the trainer's settings; None until it has written a valid file."""
         path = self._folder / attempt_folder(attempt) / "config.json"
         try:
             fields = read_json(path)
@@ -35,7 +35,7 @@ class FileTrainer:
             return None
 
     def points(self, attempt: str) -> Sequence[Point]:
-        """Telemetry that came since the last call for this attempt. Malformed lines are left out."""
+        """Return the telemetry since the last call for this attempt. Malformed lines are skipped."""
         path = self._folder / attempt_folder(attempt) / "telemetry.jsonl"
         points: list[Point] = []
         for fields in self._lines(self._tails.setdefault(attempt, Tail(path)), path):
@@ -45,13 +45,15 @@ class FileTrainer:
                 self._warnings.add(path, error)
         return points
 
-    def phases(self, attempt: str) -> Sequence[Phase]:
-        """Changes of phase that came since the last call for this attempt. Another trainer may write none."""
+    def phases(self, attempt: str) -> Sequence[TrainerPhase]:
+        """Return the phase changes since the last call for this attempt. Some trainers write none."""
         path = self._folder / attempt_folder(attempt) / "phases.jsonl"
-        phases: list[Phase] = []
+        phases: list[TrainerPhase] = []
         for fields in self._lines(self._phases.setdefault(attempt, Tail(path)), path):
             try:
-                phases.append(Phase(name=str(fields["phase"]), since=float(fields["ts"]), step=fields.get("step")))
+                phases.append(
+                    TrainerPhase(name=str(fields["phase"]), since=float(fields["ts"]), step=fields.get("step"))
+                )
             except NOT_AS_PROMISED as error:
                 self._warnings.add(path, error)
         return phases
@@ -59,12 +61,12 @@ class FileTrainer:
     def _lines(self, tail: Tail, path: Path) -> list[dict[str, Any]]:
         try:
             return list(tail.read())
-        except OSError as error:  # telemetry that stays unread is missed as a hang is
+        except OSError as error:  # telemetry that stays unreadable ends in a hang signal
             self._warnings.add(path, error)
             return []
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
-        """Write the attempt's drills; the trainer reads them before its next update."""
+        """Write the drills of an attempt. The trainer reads them before its next update."""
         write_json(self._folder / attempt_folder(attempt) / "drill.json", list(drills))
 
 

@@ -1,7 +1,8 @@
-"""The loop: a supervisor for every lineage that is alive, and the projections drawn by processes of their own.
+"""The daemon: one supervisor for each lineage that is not finished, and the projections of their journals.
 
-The daemon may be killed at any moment; training goes on, and the next daemon goes on where this one was. A fault in one
-lineage's supervisor ends that supervisor, not the daemon: it is begun anew after a pause, as after a crash.
+The daemon may be killed at any moment. Training continues, and the next daemon process continues the watch from the
+journal. An error in the supervisor of one lineage ends that supervisor only. The daemon starts it again after a pause,
+as after a crash.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from opt_ops.adapters.outbox import Outbox
 from opt_ops.config import Config
 from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.values import Severity
+from opt_ops.core.waiting import Backoff, Retries
 from opt_ops.errors import OptOpsError, Refused
 from opt_ops.node import agent
 from opt_ops.ports import Alert, Ports, Scheduler
@@ -34,11 +36,11 @@ from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.executor import Site
 from opt_ops.supervise.projections import Projection
-from opt_ops.supervise.supervisor import Life, Supervisor
+from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 
-_FAILURES = 3  # of a lineage's supervisor in a row, before a human is called
-_PAUSE_SECONDS = 10.0  # before a supervisor that failed is begun anew
-_SIGN_SECONDS = 2.0  # between signs of life
+_PAGE_AT_FAILURES = 3  # in a row, of one lineage's supervisor
+_RESTART_BACKOFF = Backoff(first=10.0)
+_LIVENESS_SECONDS = 2.0  # between two writes of the liveness file
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class Daemon:
     """Supervises every lineage of one runs folder."""
 
     def __init__(self, config: Config, config_path: Path | None = None) -> None:
+        """`config_path` is passed on to the processes that draw projections."""
         self._config = config
         self._config_path = config_path
         alerts = config.alerts
@@ -68,21 +71,23 @@ class Daemon:
             least_alert=Severity(alerts.least) if alerts.urls else None,
         )
         self._alerts = UrlNotifier(alerts.urls, alerts.least)
-        self._alive = DeadManSwitch(alerts.heartbeat_url, alerts.heartbeat_seconds)
+        self._dead_man_switch = DeadManSwitch(alerts.heartbeat_url, alerts.heartbeat_seconds)
         self._outbox = Outbox(self._alerts.send)
-        self._failures: dict[Path, int] = {}  # in a row
         self._supervisors: dict[Path, Supervisor] = {}
         self._projections: dict[Path, list[Projection]] = {}
-        self._not_before: dict[Path, float] = {}
+        self._restarts = Retries(_RESTART_BACKOFF)
         self._finished: set[Path] = set()
-        self._last_sign: float | None = None
-        self._signed_at = 0.0
+        self._abandoned: set[Path] = set()
+        """Lineages that this daemon must not or cannot watch any more."""
+        self._last_liveness: float | None = None
+        self._liveness_at = 0.0
         self._stopping = False
 
     def run(self, until_idle: bool = False) -> None:
-        """Until SIGTERM or SIGINT; with `until_idle`, until no lineage is alive.
+        """Supervise until SIGTERM or SIGINT; with `until_idle`, until every lineage is finished.
 
         Raises:
+            OptOpsError: the runs folder cannot be written.
             Refused: another daemon of this host has the runs folder.
         """
         signal.signal(signal.SIGTERM, self._stop)
@@ -92,68 +97,70 @@ class Daemon:
             runs.mkdir(parents=True, exist_ok=True)
             lock = (runs / "daemon.lock").open("a")
         except OSError as error:
-            raise OptOpsError(f"{runs} cannot be written: {error}", "opt-ops doctor looks at the site") from error
+            raise OptOpsError(f"{runs} cannot be written: {error}", "opt-ops doctor checks the site") from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise Refused(f"a daemon runs already for {runs}", "opt-ops daemon status says which") from error
+                raise Refused(f"a daemon already runs for {runs}", "opt-ops daemon status shows it") from error
             except OSError as error:  # Lustre mounted without flock; the journal's epochs fence all the same
-                log.warning("%s cannot be locked: %s. Two daemons here would take turns", runs, error)
+                log.warning("%s cannot be locked: %s. Do not start a second daemon for this folder", runs, error)
             previous = read_json(runs / "daemon.json")
-            self._last_sign = previous["ts"] if previous else None
+            self._last_liveness = previous["ts"] if previous else None
             log.info("daemon %s watches %s, policy %s", __version__, runs, self._policy.version)
             while not self._stopping:
                 began = time.monotonic()
                 self._step()
-                if (
-                    until_idle
-                    and not self._supervisors
-                    and all(p.idle for ps in self._projections.values() for p in ps)
-                ):
+                if until_idle and self._idle():
                     break
                 time.sleep(max(0.0, self._config.tick_seconds - (time.monotonic() - began)))
 
     def _stop(self, number: int, _: object) -> None:
-        log.info("signal %d: leaving; training goes on", number)
+        log.info("signal %d: the daemon stops; training continues", number)
         self._stopping = True
+
+    def _idle(self) -> bool:
+        return not self._supervisors and all(each.idle for drawn in self._projections.values() for each in drawn)
 
     def _step(self) -> None:
         for path in lineages.folders(self._config.runs):
-            if path not in self._supervisors and time.monotonic() >= self._not_before.get(path, 0.0):
-                self._guard(path, self._take_over)
+            if self._may_take_over(path):
+                self._isolated(path, self._take_over)
         for path in list(self._supervisors):
-            self._guard(path, self._tick)
+            self._isolated(path, self._tick)
         for path, projections in self._projections.items():
             for projection in projections:
                 projection.step(now=path not in self._supervisors)
-        for alert, why in self._outbox.delivered():
-            if why:
-                log.error("%s was not delivered: %s", alert, why)
-        self._sign()
-        self._alive.step()
+        for alert, problem in self._outbox.delivered():
+            if problem:
+                log.error("alert %s was not delivered: %s", alert, problem)
+        self._write_liveness()
+        self._dead_man_switch.step()
 
-    def _guard(self, path: Path, work: Callable[[Path], None]) -> None:
-        """One lineage's fault must not end the watch over the others."""
+    def _may_take_over(self, path: Path) -> bool:
+        known = path in self._supervisors or path in self._abandoned
+        return not known and self._restarts.due(path, time.monotonic())
+
+    def _isolated(self, path: Path, work: Callable[[Path], None]) -> None:
+        """Do one lineage's work. An error in it must not end the watch over the other lineages."""
         try:
             work(path)
         except (Fenced, JournalError, IllegalTransition) as error:
             log.error("lineage %s is not watched by this daemon any more: %s. %s", path.name, error, _hint(error))
-            self._let_go(path, pause=float("inf"))
-            if not isinstance(error, Fenced):  # else another daemon watches it
+            self._release_lineage(path)
+            self._abandoned.add(path)
+            if not isinstance(error, Fenced):  # a fenced lineage is watched by another daemon
                 self._page(path, f"{error}\n{_hint(error)}")
         except Exception as error:
-            log.exception("lineage %s: begun anew in %g s", path.name, _PAUSE_SECONDS)
-            self._let_go(path, pause=_PAUSE_SECONDS)
-            self._failures[path] = self._failures.get(path, 0) + 1
-            if self._failures[path] == _FAILURES:
-                self._page(path, f"{_FAILURES} times in a row: {error!r}")
-
-    def _page(self, path: Path, why: str) -> None:
-        """Nobody watches it, and its journal cannot say so."""
-        title = f"opt-ops {path.name}: not watched, a human is needed"
-        body = f"{why}\nTraining goes on, unwatched. Next: the daemon's log, and opt-ops daemon status"
-        self._outbox.send(Alert(f"{path.name}/unwatched/{time.time():.0f}", Severity.PAGE, title, body))
+            self._release_lineage(path)
+            failures = self._restarts.tried(path, time.monotonic())
+            found = f"{type(error).__name__}: {error}"
+            log.exception(
+                "lineage %s: supervisor failed (%s); restarting in %g s (failure %d; on-call is paged at %d)",
+                *(path.name, found, _RESTART_BACKOFF.pause(failures), failures, _PAGE_AT_FAILURES),
+            )
+            if failures == _PAGE_AT_FAILURES:
+                self._page(path, f"its supervisor failed {failures} times in a row: {found}")
 
     def _take_over(self, path: Path) -> None:
         if not FileInbox(path).requests():
@@ -163,9 +170,8 @@ class Daemon:
             if state.settled or state.lineage is None:
                 self._finished.add(path)
                 return
-        clock = SystemClock()
         ports = Ports(
-            clock=clock,
+            clock=SystemClock(),
             scheduler=self._scheduler(path),
             agents=FileAgents(path),
             trainer=FileTrainer(path),
@@ -173,17 +179,8 @@ class Daemon:
             inbox=FileInbox(path),
             notifier=Outbox(self._alerts.send),
         )
-        trainer = self._config.trainer
-        site = Site(
-            folder=str(path),
-            trainer=tuple(trainer.command),
-            environment=trainer.environment,
-            burn_in_seconds=self._config.health.burn_in_seconds,
-            snapshot_dir=trainer.snapshot_dir.rstrip("/"),
-            checkpoint_copy=trainer.checkpoint_copy.rstrip("/"),
-        )
-        life = Life(host=socket.gethostname(), pid=os.getpid(), last_sign=self._last_sign)
-        supervisor = Supervisor(path, ports, self._policy, site, life)
+        identity = DaemonIdentity(host=socket.gethostname(), pid=os.getpid(), last_liveness=self._last_liveness)
+        supervisor = Supervisor(path, ports, self._policy, self._site(path), identity)
         for note in supervisor.notes:
             log.warning("lineage %s: journal: %s", path.name, note)
         log.info("lineage %s: epoch %d, %s", path.name, supervisor.state.epoch, supervisor.state.status)
@@ -193,21 +190,26 @@ class Daemon:
     def _tick(self, path: Path) -> None:
         supervisor = self._supervisors[path]
         status = supervisor.state.status
-        news = supervisor.tick()
-        self._failures.pop(path, None)
-        if news:
+        changed = supervisor.tick()
+        self._restarts.succeeded(path)
+        if changed:
             for projection in self._projections[path]:
-                projection.due = True
+                projection.stale = True
         if supervisor.state.status is not status:
             log.info("lineage %s: %s → %s %s", path.name, status, supervisor.state.status, supervisor.state.why)
         if supervisor.state.settled:
-            self._let_go(path, pause=0.0)
+            self._release_lineage(path)
 
-    def _let_go(self, path: Path, pause: float) -> None:
+    def _release_lineage(self, path: Path) -> None:
         supervisor = self._supervisors.pop(path, None)
         if supervisor is not None:
             supervisor.close()
-        self._not_before[path] = time.monotonic() + pause
+
+    def _page(self, path: Path, why: str) -> None:
+        """Page on-call for a lineage that is not watched: its journal cannot carry this alert."""
+        title = f"opt-ops {path.name}: not watched, an operator is needed"
+        body = f"{why}\nTraining continues, but no daemon watches it. Next: the daemon's log, and opt-ops daemon status"
+        self._outbox.send(Alert(f"{path.name}/unwatched/{time.time():.0f}", Severity.PAGE, title, body))
 
     def _scheduler(self, path: Path) -> Scheduler:
         config = self._config
@@ -217,6 +219,17 @@ class Daemon:
 
         return SlurmScheduler(path, SlurmOptions(**config.slurm.model_dump()), agent.main)
 
+    def _site(self, path: Path) -> Site:
+        trainer = self._config.trainer
+        return Site(
+            folder=str(path),
+            trainer=tuple(trainer.command),
+            environment=trainer.environment,
+            burn_in_seconds=self._config.health.burn_in_seconds,
+            snapshot_dir=trainer.snapshot_dir.rstrip("/"),
+            checkpoint_copy=trainer.checkpoint_copy.rstrip("/"),
+        )
+
     def _new_projections(self, path: Path) -> list[Projection]:
         config = self._config
         option = ("-c", str(self._config_path)) if self._config_path else ()
@@ -225,14 +238,14 @@ class Daemon:
             drawn.append(Projection((*option, "mlflow", "sync", path.name, "-q"), config.mlflow.every_seconds))
         return drawn
 
-    def _sign(self) -> None:
-        if time.monotonic() - self._signed_at < _SIGN_SECONDS:
+    def _write_liveness(self) -> None:
+        if time.monotonic() - self._liveness_at < _LIVENESS_SECONDS:
             return
-        self._signed_at = time.monotonic()
-        self._last_sign = time.time()
-        sign = {
+        self._liveness_at = time.monotonic()
+        self._last_liveness = time.time()
+        liveness = {
             "v": 1,
-            "ts": self._last_sign,
+            "ts": self._last_liveness,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": __version__,
@@ -240,10 +253,10 @@ class Daemon:
             "lineages": sorted(path.name for path in self._supervisors),
         }
         try:
-            write_json(self._config.runs / "daemon.json", sign)
+            write_json(self._config.runs / "daemon.json", liveness)
         except OSError as error:  # a full disk must not end the watch over lineages whose disk has room
-            log.error("no sign of life: %s", error)
+            log.error("the liveness file cannot be written: %s", error)
 
 
 def _hint(error: Exception) -> str:
-    return getattr(error, "hint", "") or "please report this: opt-ops made an event that cannot follow"
+    return getattr(error, "hint", "") or "This is an error in opt-ops: it made an impossible event. Please report it"

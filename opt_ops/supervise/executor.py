@@ -1,8 +1,8 @@
-"""The supervisor's hands: carry out the open intents of a state, and say what came of them.
+"""Carries out the open intents of a state, and yields their outcomes.
 
-An intent of this life that was not tried yet is tried. One that an earlier life left open is settled by asking the
-world: a job of that name exists or it does not. Everything that the node agents do follows from one file of orders,
-which is a projection of the state, so that ordering twice is ordering once.
+An intent of this daemon process that was not tried yet is tried. For an intent that an earlier daemon process left
+open, the scheduler is asked: a job of that name exists or it does not. Node agents read one file of orders, which is a
+projection of the state. Writing the same orders twice changes nothing.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from opt_ops.core.events import (
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.model import Allocation, Attempt, Node, State
 from opt_ops.core.values import AllocationStatus, Fault
-from opt_ops.core.waiting import within
+from opt_ops.core.waiting import Backoff, Retries, still_waiting
 from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
 
-_CANCEL_SECONDS = 20.0  # for agents to leave by themselves before the job is cancelled
-_CANCEL_RETRY_SECONDS = 30.0
-_ALERT_RETRY_SECONDS = 60.0
-_ALERT_HOURS = 1.0  # after which a page that nobody takes is given up
+_LEAVE_SECONDS = 20.0  # for released agents to leave by themselves before their job is cancelled
+_CANCEL_BACKOFF = Backoff(first=30.0)  # a job may take minutes to complete: the scheduler is not asked at every tick
+_ALERT_BACKOFF = Backoff(first=60.0)
+_ALERT_HOURS = 1.0  # after which an alert that cannot be delivered is given up
 
 _TRAINERS_DRILLS = (Fault.LR, Fault.FLIP_BIT)
 _AGENTS_DRILLS = (Fault.KILL_RANK, Fault.HANG, Fault.XID)
@@ -41,38 +41,38 @@ _AGENTS_DRILLS = (Fault.KILL_RANK, Fault.HANG, Fault.XID)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """How a trainer is started here."""
+    """How a trainer is started at this site."""
 
     folder: str  # of the lineage
     trainer: tuple[str, ...]
-    burn_in_seconds: float = 0.0  # that agents test their nodes for, before anything starts there
+    burn_in_seconds: float = 0.0  # for which agents test their nodes before anything starts there
     environment: dict[str, str] = field(default_factory=dict[str, str])
-    snapshot_dir: str = ""  # on nodes' own disks; empty: none
-    checkpoint_copy: str = ""  # a second place for checkpoints; empty: none
+    snapshot_dir: str = ""  # on the nodes' own disks; empty: no snapshots
+    checkpoint_copy: str = ""  # second place for checkpoints; empty: none
 
 
-class Hands:
-    """Acts for one lineage, for one life of the daemon."""
+class IntentExecutor:
+    """Acts for one lineage in one daemon process."""
 
     def __init__(self, ports: Ports, site: Site) -> None:
         self._ports = ports
         self._site = site
         self._ordered: Orders | None = None
-        self._tried: set[str] = set()
-        self._cancelled: dict[str, float] = {}  # when each job was last, on the monotonic clock
-        self._alerts: dict[str, float] = {}  # when each was last handed over
+        self._submitted: set[str] = set()
+        self._cancellations = Retries(_CANCEL_BACKOFF)
+        self._deliveries = Retries(_ALERT_BACKOFF)
 
-    def act(self, state: State) -> Iterator[Event]:
-        """Carry out what is open; yield the outcomes."""
-        self._order(state)
+    def execute(self, state: State) -> Iterator[Event]:
+        """Carry out the open intents; yield their outcomes."""
+        self._write_orders(state)
         for allocation in state.live_allocations:
-            yield from self._allocation(state, allocation)
-        yield from self._strays(state)
-        yield from self._drains(state)
-        yield from self._drills(state)
-        yield from self._tell(state)
+            yield from self._submit_or_cancel(state, allocation)
+        yield from self._cancel_orphan_jobs(state)
+        yield from self._drain_nodes(state)
+        yield from self._inject_drills(state)
+        yield from self._deliver_alerts(state)
 
-    def _order(self, state: State) -> None:
+    def _write_orders(self, state: State) -> None:
         orders = orders_of(state, self._site)
         before = self._ordered
         if before is not None and replace(before, epoch=orders.epoch, seq=orders.seq) == orders:
@@ -80,58 +80,59 @@ class Hands:
         self._ports.agents.order(orders)
         self._ordered = orders
 
-    def _allocation(self, state: State, allocation: Allocation) -> Iterator[Event]:
+    def _submit_or_cancel(self, state: State, allocation: Allocation) -> Iterator[Event]:
         scheduler = self._ports.scheduler
         try:
             if allocation.job is not None:
                 if self._must_cancel(allocation):
                     self._cancel(allocation.job)
-            elif allocation.epoch == state.epoch and allocation.name not in self._tried:
-                self._tried.add(allocation.name)
+            elif allocation.epoch == state.epoch and allocation.name not in self._submitted:
+                self._submitted.add(allocation.name)
                 job = scheduler.submit(allocation.name, allocation.wanted, allocation.exclude)
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=False)
             elif (job := self._find(allocation.name)) is not None:
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=True)
-            elif not within(self._ports.clock.now(), allocation.intended_at, scheduler.grace_seconds):
-                yield AllocationFailed(allocation=allocation.name, why="no job of that name came of an earlier try")
+            elif not still_waiting(self._ports.clock.now(), allocation.intended_at, scheduler.grace_seconds):
+                yield AllocationFailed(
+                    allocation=allocation.name, why="the scheduler has no job of that name from an earlier submission"
+                )
         except NotYet:
-            self._tried.discard(allocation.name)
+            self._submitted.discard(allocation.name)
         except SchedulerUnavailable:
-            return  # not an outcome: ask again at the next tick
+            return  # not an outcome: the next tick asks again
         except Refused as error:
             yield AllocationFailed(allocation=allocation.name, why=str(error))
 
+    def _must_cancel(self, allocation: Allocation) -> bool:
+        """Whether a released job must be cancelled: it has no agents yet, or they do not leave by themselves."""
+        if allocation.release_at is None:
+            return False
+        queued = allocation.status is AllocationStatus.QUEUED
+        return queued or not still_waiting(self._ports.clock.now(), allocation.release_at, _LEAVE_SECONDS)
+
     def _cancel(self, job: str) -> None:
-        """A job may take minutes to complete: the scheduler is not asked at every tick."""
         now = self._ports.clock.monotonic()
-        if now - self._cancelled.get(job, -_CANCEL_RETRY_SECONDS) >= _CANCEL_RETRY_SECONDS:
+        if self._cancellations.due(job, now):
             self._ports.scheduler.cancel(job)
-            self._cancelled[job] = now
+            self._cancellations.tried(job, now)
 
     def _find(self, allocation: str) -> str | None:
         return next((job for job, name in self._ports.scheduler.jobs() if name == allocation), None)
 
-    def _strays(self, state: State) -> Iterator[Event]:
-        for job in state.strays:
+    def _cancel_orphan_jobs(self, state: State) -> Iterator[Event]:
+        for job in state.orphan_jobs:
             try:
                 self._ports.scheduler.cancel(job)
             except SchedulerUnavailable:
                 continue
             yield StrayCancelled(job=job)
 
-    def _must_cancel(self, allocation: Allocation) -> bool:
-        """Agents leave by themselves when released; a job that has none yet, or that lingers, is cancelled."""
-        if allocation.release_at is None:
-            return False
-        queued = allocation.status is AllocationStatus.QUEUED
-        return queued or not within(self._ports.clock.now(), allocation.release_at, _CANCEL_SECONDS)
-
-    def _drains(self, state: State) -> Iterator[Event]:
+    def _drain_nodes(self, state: State) -> Iterator[Event]:
         for node in state.nodes.values():
             if node.drain != "intended":
                 continue
             try:
-                self._let_go(state, node)
+                self._remove_dead_node(state, node)
                 self._ports.scheduler.drain(node.name, f"opt-ops {node.excluded_by}: {node.reason}")
             except SchedulerUnavailable:
                 continue
@@ -140,47 +141,47 @@ class Hands:
             else:
                 yield NodeDrained(node=node.name, done=True, why="")
 
-    def _let_go(self, state: State, node: Node) -> None:
+    def _remove_dead_node(self, state: State, node: Node) -> None:
         holder = state.held.get(node.name)
         if node.reason != "silent" or holder is None or holder.job is None:
             return
-        # a job that cannot do without the node keeps it: nothing starts there any more
+        # A job that needs the node keeps it. The node is excluded, so nothing starts there.
         with suppress(Refused):
-            self._ports.scheduler.let_go(holder.job, node.name)
+            self._ports.scheduler.remove_node(holder.job, node.name)
 
-    def _tell(self, state: State) -> Iterator[Event]:
-        """Hand open alerts over, again after a while if they did not arrive; not for ever."""
-        now = self._ports.clock.monotonic()
-        failed = dict(self._ports.notifier.delivered())
-        for name, alert in state.alerts.items():
-            if alert.delivered is not None:
-                continue
-            problem = failed.get(name)
-            if problem == "":
-                yield AlertSettled(alert=name, delivered=True, why="")
-            elif problem and self._ports.clock.now() - alert.at > _ALERT_HOURS * 3600:
-                yield AlertSettled(alert=name, delivered=False, why=problem)
-            elif now - self._alerts.get(name, -_ALERT_RETRY_SECONDS) >= _ALERT_RETRY_SECONDS:
-                self._alerts[name] = now
-                told = alert.told
-                self._ports.notifier.send(Alert(told.alert, told.severity, told.title, told.body))
-
-    def _drills(self, state: State) -> Iterator[Event]:
+    def _inject_drills(self, state: State) -> Iterator[Event]:
         for drill in state.drills.values():
             if drill.done:
                 continue
             if drill.fault is Fault.KILL_DAEMON:
                 if drill.epoch == state.epoch:
-                    os.kill(os.getpid(), signal.SIGKILL)  # the next life settles it
+                    os.kill(os.getpid(), signal.SIGKILL)  # the next daemon process records the drill as done
                 continue
             if drill.fault in _TRAINERS_DRILLS and drill.attempt is not None:
                 injected = {"id": drill.name, "kind": str(drill.fault), **drill.arguments}
                 self._ports.trainer.inject(drill.attempt, [injected])
-            yield DrillDone(drill=drill.name)  # the agents' drills are in the orders written above
+            yield DrillDone(drill=drill.name)  # the drills of agents are in the orders, which are written already
+
+    def _deliver_alerts(self, state: State) -> Iterator[Event]:
+        """Hand open alerts to the notifier, again after a pause if delivery failed, and give up after a while."""
+        now = self._ports.clock.monotonic()
+        problems = dict(self._ports.notifier.delivered())
+        for name, alert in state.alerts.items():
+            if alert.delivered is not None:
+                continue
+            problem = problems.get(name)
+            if problem == "":
+                yield AlertSettled(alert=name, delivered=True, why="")
+            elif problem and self._ports.clock.now() - alert.at > _ALERT_HOURS * 3600:
+                yield AlertSettled(alert=name, delivered=False, why=problem)
+            elif self._deliveries.due(name, now):
+                self._deliveries.tried(name, now)
+                intended = alert.told
+                self._ports.notifier.send(Alert(intended.alert, intended.severity, intended.title, intended.body))
 
 
 def orders_of(state: State, site: Site) -> Orders:
-    """What the agents should be doing, by the state alone."""
+    """The orders that follow from the state alone."""
     attempt = state.attempt
     live = attempt if attempt is not None and attempt.live and attempt.nodes else None
     running = live if live is not None and live.stop_why is None else None
@@ -194,7 +195,7 @@ def orders_of(state: State, site: Site) -> Orders:
         for drill in state.drills.values()
         if running is not None and drill.attempt == running.name and drill.fault in _AGENTS_DRILLS
     )
-    asked = (i.name for i in state.incidents.values() if i.stacks_at is not None and i.stacks is None)
+    dumps = (i.name for i in state.incidents.values() if i.stacks_at is not None and i.stacks is None)
     return Orders(
         epoch=state.epoch,
         seq=state.seq,
@@ -202,7 +203,7 @@ def orders_of(state: State, site: Site) -> Orders:
         drills=drills,
         released=tuple(name for name, each in state.allocations.items() if not each.live or each.release_at),
         save=f"{running.name}/{running.leave_seq}" if running and running.leave_seq else None,
-        dump=next(asked, None) if live else None,
+        dump=next(dumps, None) if live else None,
         burn_in_seconds=site.burn_in_seconds,
     )
 
@@ -230,7 +231,7 @@ def _launch(state: State, attempt: Attempt, site: Site) -> Launch:
         argv += ["--checkpoint-copy", f"{site.checkpoint_copy}/{lineage.lineage}/{attempt.run}"]
     argv += ["--resume", attempt.checkpoint.path] if attempt.checkpoint else ["--from-scratch"]
     argv += ["--attempt", attempt.name, "--fence", f"{site.folder}/attempt.json"]
-    # A new port for every attempt, the same for every writing of the same order: a port that is taken costs one retry.
+    # A new port for each attempt, and the same one whenever its order is written again. A port in use costs one retry.
     port = 20000 + zlib.crc32(f"{site.folder} {attempt.name} {attempt.intended_at}".encode()) % 12000
     return Launch(
         attempt=attempt.name,

@@ -1,4 +1,4 @@
-"""Operators' requests: valid ones become events, the others are refused with the reason."""
+"""Requests of operators: a valid request becomes an event, any other is refused with the reason."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ from opt_ops.core.state.status import Status
 from opt_ops.core.values import Driver, Fault, Shape
 from opt_ops.ports import Inbox, Request
 
-_NODE = re.compile(r"[\w.-]+")  # one name: the scheduler would read a list or a range as several
+_NODE = re.compile(r"[\w.-]+")  # one name; the scheduler would read a list or a range as several nodes
 
 
-class _No(ValueError):
-    """Why a request cannot be carried out."""
+_DRIVERS = {Driver.DAEMON: "the daemon", Driver.PERSON: "an operator", Driver.SHADOW: "another launcher"}
+
+
+class InvalidRequest(ValueError):
+    """A request that cannot be carried out. The message is the reason."""
 
 
 class RequestWatch:
@@ -43,33 +46,38 @@ class RequestWatch:
         self._inbox = inbox
 
     def observe(self, state: State) -> Iterator[Event]:
-        """The oldest request, as an event: the next one is to be understood on the state that this one leads to.
+        """Yield the event of the oldest request. The next request is judged on the state after this one.
 
-        A request that was journaled before a crash is only taken out.
+        A request that was journaled before a crash is only removed from the inbox.
         """
         for request in self._inbox.requests():
             new = request.request not in state.requests
             if new:
-                yield event_of(state, request)  # it is journaled before it is taken out
+                yield event_of(state, request)  # it is journaled before it leaves the inbox
             self._inbox.done(request.request)
             if new:
                 return
 
 
 def event_of(state: State, request: Request) -> Event:
-    """What the request means on this state: the event to journal, a `RequestRefused` among them."""
+    """Return the event to journal for this request on this state. It can be a `RequestRefused`."""
     try:
         return _VERBS[request.verb](state, request)
     except KeyError as error:
         why = f"unknown verb or missing argument {error}"
-    except (_No, TypeError, ValueError, ArithmeticError) as error:  # of numbers, infinity is none that counts
+    except (
+        InvalidRequest,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:  # int() of infinity is an ArithmeticError
         why = str(error)
     return RequestRefused(request=request.request, author=request.author, verb=request.verb, why=why)
 
 
 def _start(state: State, request: Request) -> Event:
     if state.lineage is not None:
-        raise _No("the lineage was started already")
+        raise InvalidRequest("the lineage is already started")
     arguments = request.arguments
     return LineageStarted(
         request=request.request,
@@ -87,14 +95,14 @@ def _start(state: State, request: Request) -> Event:
 
 def _stop(state: State, request: Request) -> Event:
     if state.lineage is None or state.ended:
-        raise _No(f"the lineage is {state.status}")
+        raise InvalidRequest(f"the lineage is {state.status}")
     return StopRequested(request=request.request, author=request.author, reason=str(request.arguments["reason"]))
 
 
 def _pause(state: State, request: Request) -> Event:
     _alive(state)
     if state.paused is not None:
-        raise _No(f"paused already, by {state.paused.author}")
+        raise InvalidRequest(f"already paused by {state.paused.author}")
     return PauseRequested(
         request=request.request,
         author=request.author,
@@ -104,30 +112,30 @@ def _pause(state: State, request: Request) -> Event:
 
 
 def _resume(state: State, request: Request) -> Event:
-    running = state.attempt is not None and state.attempt.live and state.attempt.leave_at is None
+    attempt = state.attempt
     if state.lineage is None or state.status in (Status.COMPLETED, Status.CANCELLED):
-        raise _No(f"the lineage is {state.status}")
-    if running and state.paused is None:
-        raise _No(f"{state.attempt.name if state.attempt else ''} runs: there is nothing to resume")
+        raise InvalidRequest(f"the lineage is {state.status}")
+    if attempt is not None and attempt.live and attempt.leave_at is None and state.paused is None:
+        raise InvalidRequest(f"attempt {attempt.name} is running: there is nothing to resume")
     return ResumeRequested(
         request=request.request, author=request.author, reason=str(request.arguments.get("reason", ""))
     )
 
 
 def _change(state: State, request: Request) -> Event:
-    """`rollback` and `set`: the next run."""
+    """`rollback` and `set` both make the next run."""
     if state.run is None or state.status in (Status.COMPLETED, Status.CANCELLED):
-        raise _No(f"the lineage is {state.status}")
+        raise InvalidRequest(f"the lineage is {state.status}")
     if state.driver is Driver.SHADOW:
-        raise _No("in shadow mode nothing is done; another launcher runs this training")
+        raise InvalidRequest("the lineage is in shadow mode: another launcher runs this training")
     given = request.arguments
     to_step, lr = given.get("to_step"), given.get("lr")
     if to_step is not None and newest_good(state, state.run.name, int(to_step)) is None:
-        raise _No(f"there is no verified healthy checkpoint at or before step {to_step}")
+        raise InvalidRequest(f"there is no verified healthy checkpoint at or before step {to_step}")
     if lr is not None and baseline(state) is None:
-        raise _No("no attempt has said its schedule yet, so the learning rate cannot be set")
+        raise InvalidRequest("the learning rate cannot be set yet: no attempt has reported its schedule")
     settings = tuple(map(str, given.get("settings", ())))
-    _ends_later(settings, int(to_step) if to_step is not None else (state.attempt and state.attempt.last_step) or 0)
+    _check_end(settings, int(to_step) if to_step is not None else (state.attempt and state.attempt.last_step) or 0)
     return ChangeRequested(
         request=request.request,
         author=request.author,
@@ -140,19 +148,21 @@ def _change(state: State, request: Request) -> Event:
     )
 
 
-def _ends_later(settings: tuple[str, ...], step: int) -> None:
-    """A trainer refuses to end before the step at which it goes on, and a user error halts the lineage."""
+def _check_end(settings: tuple[str, ...], step: int) -> None:
+    """Refuse an end before the step at which training resumes: the trainer would refuse it and halt the lineage."""
     for setting in settings:
         name, _, value = setting.partition("=")
         if name == "steps" and value.isdecimal() and int(value) <= step:
-            raise _No(f"steps={value}: training would go on from about step {step}; use `opt-ops run stop` to end it")
+            raise InvalidRequest(
+                f"steps={value}: training would resume at about step {step}; use `opt-ops run stop` to end it"
+            )
 
 
 def _positive(value: Any, name: str) -> float | None:
     if value is None:
         return None
     if not 0 < float(value) < math.inf:
-        raise _No(f"{name} is {value}; it must be above 0")
+        raise InvalidRequest(f"{name} is {value}; it must be above 0")
     return float(value)
 
 
@@ -160,9 +170,9 @@ def _drive(state: State, request: Request) -> Event:
     _alive(state)
     driver = Driver(request.arguments["driver"])
     if Driver.SHADOW in (driver, state.driver):
-        raise _No("shadow mode is chosen when a lineage is started")
+        raise InvalidRequest("shadow mode can be chosen only when a lineage is started")
     if driver is state.driver:
-        raise _No(f"the {driver} drives already")
+        raise InvalidRequest(f"{_DRIVERS[driver]} already drives")
     return DriverChanged(
         request=request.request,
         author=request.author,
@@ -175,9 +185,9 @@ def _exclude(state: State, request: Request) -> Event:
     node, known = str(request.arguments["node"]), state.nodes.get(str(request.arguments["node"]))
     _alive(state)
     if not _NODE.fullmatch(node):
-        raise _No(f"{node!r} is no name of one node")
+        raise InvalidRequest(f"{node!r} is not the name of one node")
     if known is not None and known.excluded_by:
-        raise _No(f"{node} is excluded already, by {known.excluded_by}")
+        raise InvalidRequest(f"{node} is already excluded by {known.excluded_by}")
     return NodeExcluded(
         node=node,
         incident=FailureClass.OPERATOR,
@@ -191,7 +201,7 @@ def _allow(state: State, request: Request) -> Event:
     node = str(request.arguments["node"])
     if node not in state.nodes or not (state.nodes[node].excluded_by or node in state.bad_parts.values()):
         excluded = ", ".join(name for name, each in state.nodes.items() if each.excluded_by) or "none"
-        raise _No(f"{node} is not excluded; excluded are: {excluded}")
+        raise InvalidRequest(f"{node} is not excluded; excluded nodes: {excluded}")
     return NodeAllowed(
         request=request.request, author=request.author, node=node, reason=str(request.arguments["reason"])
     )
@@ -199,7 +209,7 @@ def _allow(state: State, request: Request) -> Event:
 
 def _alive(state: State) -> None:
     if state.lineage is None or state.ended:
-        raise _No(f"the lineage is {state.status}")
+        raise InvalidRequest(f"the lineage is {state.status}")
 
 
 def _note(state: State, request: Request) -> Event:
@@ -217,7 +227,7 @@ def _drill(state: State, request: Request) -> Event:
     fault = Fault(request.arguments["fault"])
     attempt = state.attempt if state.attempt and state.attempt.live else None
     if state.ended or (attempt is None and fault is not Fault.KILL_DAEMON):
-        raise _No(f"no attempt runs; the lineage is {state.status}")
+        raise InvalidRequest(f"no attempt is running; the lineage is {state.status}")
     return DrillRequested(
         request=request.request,
         author=request.author,
@@ -236,17 +246,17 @@ def _drill_arguments(
             assert attempt is not None
             rank, ranks = int(given["rank"]), len(attempt.nodes) * attempt.ranks_per_node
             if not 0 <= rank < ranks:
-                raise _No(f"rank {rank}: {attempt.name} has ranks 0 to {ranks - 1}")
+                raise InvalidRequest(f"rank {rank}: {attempt.name} has ranks 0 to {ranks - 1}")
             return {"rank": rank, "from_step": attempt.last_step or 1} if fault is Fault.FLIP_BIT else {"rank": rank}
         case Fault.XID:
             node, held = str(given["node"]), state.held
             if node not in held:
-                raise _No(f"node {node} is not held; held are {', '.join(held)}")
+                raise InvalidRequest(f"node {node} is not held; held nodes: {', '.join(held) or 'none'}")
             return {"node": node, "xid": int(given["xid"])}
         case Fault.LR:
             assert attempt is not None
             if attempt.last_step is None:
-                raise _No(f"{attempt.name} has made no step yet")
+                raise InvalidRequest(f"attempt {attempt.name} has made no step yet")
             from_step = attempt.last_step + 1
             return {
                 "from_step": max(from_step, int(given["from_step"] or 0)),

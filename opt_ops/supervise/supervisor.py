@@ -1,4 +1,4 @@
-"""One lineage's supervisor: observe → journal → fold → decide → act. Starting it is recovering it."""
+"""The supervisor of one lineage: observe → journal → fold → decide → act. A start is a recovery from the journal."""
 
 from __future__ import annotations
 
@@ -15,35 +15,40 @@ from opt_ops.core.state.fold import fold, replay
 from opt_ops.core.state.model import State
 from opt_ops.ports import Ports
 from opt_ops.runfolder.journal import Journal
-from opt_ops.supervise.executor import Hands, Site
+from opt_ops.supervise.executor import IntentExecutor, Site
 from opt_ops.supervise.operator_requests import RequestWatch
 from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_attempt import AttemptWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
-_ROUNDS = 20  # of decide and act in one tick; a state that never settles is a fault of ours, not a reason to spin
+_ROUNDS = 20  # of decide and act in one tick; a state that never settles is a bug and must not hold up the daemon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Life:
-    """Who this daemon is, and when its predecessor was last known to live (seconds since the epoch)."""
+class DaemonIdentity:
+    """Which daemon process this is, and when the one before it last showed liveness (seconds since the epoch)."""
 
     host: str
     pid: int
-    last_sign: float | None
+    last_liveness: float | None
 
 
 class Supervisor:
-    """Supervises one lineage for one life of the daemon."""
+    """Supervises one lineage in one daemon process."""
 
-    def __init__(self, folder: Path, ports: Ports, policy: Policy, site: Site, life: Life) -> None:
-        """Take the lineage over: a new journal file, the state of all earlier ones, and an entry that says so."""
+    def __init__(self, folder: Path, ports: Ports, policy: Policy, site: Site, identity: DaemonIdentity) -> None:
+        """Take over the lineage: begin a new journal file, fold all earlier ones, and journal the takeover.
+
+        Raises:
+            JournalError: the journal is damaged or of a newer version.
+            OSError: the journal cannot be written.
+        """
         self._clock = ports.clock
         self._policy = policy
         self._journal = Journal(folder / "journal")
         entries, self.notes = self._journal.entries, self._journal.notes
-        self._journal.entries = []  # a lineage of weeks has hundreds of thousands
+        self._journal.entries = []  # a lineage of weeks has hundreds of thousands of entries
         try:
             self.state = replay(entries)
             self._training = training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
@@ -57,75 +62,76 @@ class Supervisor:
                 training,
                 AttemptWatch(policy, ports.agents, nodes, training, ports.clock),
             )
-            self._hands = Hands(ports, site)
-            self._begin(life, entries[-1].ts if entries else None)
+            self._executor = IntentExecutor(ports, site)
+            self._begin(identity, entries[-1].ts if entries else None)
         except Exception:
             self._journal.withdraw()
             raise
 
+    def _begin(self, identity: DaemonIdentity, last_entry: float | None) -> None:
+        unwatched = None
+        if last_entry is not None:
+            unwatched = max(0.0, self._clock.now() - max(last_entry, identity.last_liveness or 0.0))
+        self._record(
+            DaemonStarted(
+                host=identity.host,
+                pid=identity.pid,
+                version=__version__,
+                policy=self._policy.version,
+                blind_seconds=unwatched,
+            )
+        )
+
     def tick(self) -> bool:
-        """One round of looking, deciding and acting. Returns whether anything was journaled.
+        """Observe, decide and act once. Returns whether anything was journaled.
 
         Raises:
-            Fenced: a newer daemon has taken over; nothing more may be done here.
+            Fenced: a newer daemon process has taken over. This one must not act any more.
+            IllegalTransition: an event cannot follow the present state.
+            OSError: the journal cannot be written.
         """
         before = self.state.seq
-        self._hear()
+        self._read_requests()
         for watcher in self._watchers:
             for event in watcher.observe(self.state):
                 self._record(event)
         for _ in range(_ROUNDS):
-            settled = self.state.seq
+            round_began = self.state.seq
             self._decide()
             self._journal.check_fence()
-            for event in self._hands.act(self.state):
+            for event in self._executor.execute(self.state):
                 self._record(event)
-            if self.state.seq == settled:
+            if self.state.seq == round_began:
                 break
         return self.state.seq > before
 
-    def _hear(self) -> None:
-        heard = -1
-        while heard != self.state.seq:
-            heard = self.state.seq
+    def _read_requests(self) -> None:
+        before = -1
+        while before != self.state.seq:
+            before = self.state.seq
             for event in self._requests.observe(self.state):
                 self._record(event)
-
-    def close(self) -> None:
-        """Let go of the journal file."""
-        self._journal.close()
-
-    def _begin(self, life: Life, last_entry: float | None) -> None:
-        blind = None
-        if last_entry is not None:
-            sign = max(last_entry, life.last_sign or 0.0)
-            blind = max(0.0, self._clock.now() - sign)
-        self._record(
-            DaemonStarted(
-                host=life.host,
-                pid=life.pid,
-                version=__version__,
-                policy=self._policy.version,
-                blind_seconds=blind,
-            )
-        )
 
     def _decide(self) -> None:
         for _ in range(_ROUNDS):
             event = decide(self.state, self._clock.now(), self._policy)
             if event is None:
                 return
-            if isinstance(event, LeaveIntended):  # it may leave once all that is trained by now is saved
-                for told in self._training.catch_up(self.state.attempts[event.attempt]):
-                    self._record(told)
+            if isinstance(event, LeaveIntended):  # the attempt may end once every step up to now is saved
+                for progress in self._training.report_progress(self.state.attempts[event.attempt]):
+                    self._record(progress)
             self._record(event)
 
     def _record(self, event: Event) -> None:
-        # Folded before it is written: an event that cannot follow must never reach the journal.
+        # Fold first, then write: an event that cannot follow the state must never reach the journal.
         entry = self._journal.stamp(event, self._clock.now())
         state = fold(self.state, entry)
         self._journal.append(entry)
         self.state = state
+
+    def close(self) -> None:
+        """Close the journal file."""
+        self._journal.close()
 
 
 def foresee(state: State, event: Event, now: float, policy: Policy) -> Sequence[Event]:

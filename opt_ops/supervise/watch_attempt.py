@@ -1,4 +1,4 @@
-"""The attempt's processes, by what the node agents report: started, a rank lost, all gone."""
+"""Watches the processes of the newest attempt by the reports of the node agents: started, a rank died, all ended."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from opt_ops.core.failures.classify_exit import classify, first_cause
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeReport
-from opt_ops.supervise.watch_nodes import WORD_SECONDS, NodeWatch
+from opt_ops.supervise.watch_nodes import END_REASON_SECONDS, NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
-# When a rank dies its peers die of it. Reports of other nodes may come a moment later and tell of an earlier death.
-_SETTLE_SECONDS = 1.0
+# When a rank dies, its peers die of it. The report of another node may come later and show an earlier death.
+_FIRST_FAILURE_DEBOUNCE_SECONDS = 1.0
 
-_TOLD_TO_END = frozenset({2, 15})  # SIGINT by an agent that leaves, SIGTERM by the scheduler
+_STOP_SIGNALS = frozenset({2, 15})  # SIGINT by an agent that leaves, SIGTERM by the scheduler
 
-_HEARD_SECONDS = 5.0  # two heartbeats and a tick
+_RECENT_HEARTBEAT_SECONDS = 5.0  # two heartbeats and a tick
 
-_EXITS = 64  # that are journaled each by itself: 16 thousand ranks die of one, hundreds of times in a run
+_EXITS = 64  # that are journaled one by one: one death ends up to 16 thousand ranks, hundreds of times in a run
 
 
 class AttemptWatch:
-    """Follows the newest attempt's processes."""
+    """Follows the processes of the newest attempt."""
 
     def __init__(self, policy: Policy, agents: Agents, nodes: NodeWatch, training: TrainingWatch, clock: Clock) -> None:
         self._policy = policy
@@ -35,11 +35,11 @@ class AttemptWatch:
         self._nodes = nodes
         self._training = training
         self._clock = clock
-        self._lost_at: dict[str, float] = {}
-        self._asked_at: dict[str, float] = {}
+        self._failed_at: dict[str, float] = {}  # by attempt: when a failed rank was first reported
+        self._dump_asked_at: dict[str, float] = {}  # by incident
 
     def observe(self, state: State) -> Iterator[Event]:
-        """What the agents report that is new."""
+        """Yield events for what the agents report that is new."""
         attempt = state.attempt
         if attempt is None or not attempt.live:
             return
@@ -50,72 +50,75 @@ class AttemptWatch:
         reports = self._agents.reports(attempt.name)
         if attempt.started_at is None and reports.keys() >= set(attempt.nodes):
             yield AttemptStarted(attempt=attempt.name, at=max(report.started_at for report in reports.values()))
-        over = all(self._over(state, attempt, reports, node) for node in attempt.nodes)
-        if self._nodes.all_heard(attempt.nodes, _HEARD_SECONDS):
-            yield from self._training.hang(state, attempt)  # else a node may be gone, which explains it better
+        over = all(self._is_over(state, attempt, reports, node) for node in attempt.nodes)
+        if self._nodes.all_reported_within(attempt.nodes, _RECENT_HEARTBEAT_SECONDS):
+            yield from self._training.hang(state, attempt)  # else a lost node may be the cause
         if over:
-            # The last telemetry was on disk before the processes were gone.
+            # The last telemetry was on disk before the processes ended: read it first.
             yield from self._training.observe(state)
-        if self._awaits_word(state, attempt, reports):
+        if self._awaits_end_reason(state, attempt, reports):
             return
-        yield from self._lost_rank(state, attempt, reports, over)
+        yield from self._failed_rank(state, attempt, reports, over)
         if over:
-            yield from self._training.catch_up(attempt)
+            yield from self._training.report_progress(attempt)
             yield self._ended(state, attempt, reports)
 
     def _foreign(self, state: State, attempt: Attempt) -> Iterator[Event]:
-        """Another launcher runs it: nothing is known of its processes, and nothing is done to them."""
+        """In shadow mode another launcher runs the attempt: its processes are not known, and not touched."""
         if attempt.stop_why is not None:
             yield self._ended(state, attempt, {})
         else:
             yield from self._training.hang(state, attempt)
 
     def _stacks(self, state: State, attempt: Attempt) -> Iterator[Event]:
-        """Every rank has said where it is, or had its time to."""
+        """Yield the stacks once every rank has answered, or the time to answer is over."""
         for incident in state.incidents.values():
             if incident.stacks_at is None or incident.stacks is not None:
                 continue
             ranks = len(attempt.nodes) * attempt.ranks_per_node
             texts = self._agents.stacks(attempt.name, incident.name)
-            waited = self._clock.monotonic() - self._asked_at.setdefault(incident.name, self._clock.monotonic())
+            waited = self._clock.monotonic() - self._dump_asked_at.setdefault(incident.name, self._clock.monotonic())
             if len(texts) >= ranks or waited > self._policy.dump_seconds:
-                yield _taken(attempt, incident, texts, ranks)
+                yield _stacks_taken(attempt, incident, texts, ranks)
 
-    def _over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], node: str) -> bool:
-        if self._gone(state, attempt, node):
+    def _is_over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], node: str) -> bool:
+        if self._is_lost(state, attempt, node):
             return True
         if report := reports.get(node):
             return report.done
-        # Never started there; and never will be, once the agent has acted on orders that come after the stop.
+        # The attempt never started there. It never will, once the agent has acted on orders after the stop.
         return attempt.stop_seq is not None and self._nodes.orders_seen(node) >= (state.epoch, attempt.stop_seq)
 
-    def _gone(self, state: State, attempt: Attempt, node: str) -> bool:
+    def _is_lost(self, state: State, attempt: Attempt, node: str) -> bool:
         holder = state.held.get(node)
         if holder is None:
             return True
-        # If it is ours again, then through another allocation, whose agent knows nothing of the attempt.
-        silent = self._nodes.silent(node) and not self._nodes.blind(state.held)
+        # A node that is held again is held by a newer allocation, whose agent does not know the attempt.
+        silent = self._nodes.silent(node) and not self._nodes.all_nodes_silent(state.held)
         return silent or holder.intended_at > attempt.intended_at
 
-    def _awaits_word(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> bool:
-        """Whether ranks were told to end as their agents were, not by us: the job ends, and its end has a reason."""
+    def _awaits_end_reason(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> bool:
+        """Whether the scheduler seems to end the job: its reason is then the cause, so wait for it.
+
+        The first rank ended by a stop signal that we did not send, and its agent has had notice from the scheduler.
+        """
         failed = _failed(reports)
         if not failed or attempt.stop_why is not None or not set(attempt.nodes) <= state.held.keys():
             return False
         first = first_cause(failed)
-        if _TOLD_TO_END.isdisjoint((first.signal, (first.code or 0) - 128)) or not self._nodes.warned(first.node):
+        if _STOP_SIGNALS.isdisjoint((first.signal, (first.code or 0) - 128)) or not self._nodes.warned(first.node):
             return False
-        since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
-        return self._clock.monotonic() - since < WORD_SECONDS
+        since = self._failed_at.setdefault(attempt.name, self._clock.monotonic())
+        return self._clock.monotonic() - since < END_REASON_SECONDS
 
-    def _lost_rank(
+    def _failed_rank(
         self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], over: bool
     ) -> Iterator[Event]:
         failed = _failed(reports)
         if not failed or attempt.stop_why is not None:
             return
-        since = self._lost_at.setdefault(attempt.name, self._clock.monotonic())
-        if not over and self._clock.monotonic() - since < _SETTLE_SECONDS:
+        since = self._failed_at.setdefault(attempt.name, self._clock.monotonic())
+        if not over and self._clock.monotonic() - since < _FIRST_FAILURE_DEBOUNCE_SECONDS:
             return
         raised = self._signal(attempt, failed)
         if raised.key in state.signals:
@@ -136,13 +139,13 @@ class AttemptWatch:
             onset_step=self._training.agreed if kind == FailureClass.SILENT_DATA_CORRUPTION else None,
             at=first.at,
             nodes=(first.node,),
-            rule="the first rank that ended with anything but code 0",
+            rule="first rank that ended with a signal or with a code other than 0",
             evidence={**evidence, "line": line[:500]} if line else evidence,
         )
 
     def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> AttemptEnded:
         exits = tuple(sorted((x for report in reports.values() for x in report.exits), key=lambda rank: rank.at))
-        unreachable = tuple(node for node in attempt.nodes if self._gone(state, attempt, node))
+        unreachable = tuple(node for node in attempt.nodes if self._is_lost(state, attempt, node))
         ranks = len(attempt.nodes) * attempt.ranks_per_node
         if ranks and len(exits) == ranks and all(rank.code == 0 for rank in exits):
             outcome = Outcome.COMPLETED
@@ -165,13 +168,13 @@ class AttemptWatch:
 
 
 def _failed(reports: Mapping[str, NodeReport]) -> dict[RankExit, str]:
-    """The ranks that ended with anything but code 0, each with the end of its log."""
+    """The ranks that did not end with code 0, each with the last lines of its log."""
     return {
         rank: report.tails.get(rank.rank, "") for report in reports.values() for rank in report.exits if rank.code != 0
     }
 
 
-def _taken(attempt: Attempt, incident: Incident, texts: Mapping[int, str], ranks: int) -> StacksTaken:
+def _stacks_taken(attempt: Attempt, incident: Incident, texts: Mapping[int, str], ranks: int) -> StacksTaken:
     found = group(texts, ranks)
     return StacksTaken(
         attempt=attempt.name,

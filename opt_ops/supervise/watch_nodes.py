@@ -1,4 +1,4 @@
-"""The allocation and its nodes: what the scheduler says of the job, what the agents say of their nodes."""
+"""Watches the held nodes: verdicts by their heartbeats, and nodes whose heartbeats stop."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from opt_ops.ports import Agents, Clock
 from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
-_BLIND = 4.0  # times the silence of one node, before the silence of all of them is believed
-_SPREAD = 3.0  # seconds between the last heartbeats of nodes that fell silent together: one interval and a tick
-WORD_SECONDS = 20.0  # a scheduler that ends a job ends its processes first, and says later that it did, and why
-_COMPARE_SECONDS = 30.0  # between looks for nodes that are not like the others
-_DRIFT_SECONDS = 3600.0  # and at most, when no node has said anything new
+_OUTAGE_FACTOR = 4.0  # × silent_seconds: until then, silence of all nodes at once counts as a monitoring outage
+_SPREAD_SECONDS = 3.0  # between the last heartbeats of nodes that stopped together: one interval and a tick
+END_REASON_SECONDS = 20.0  # a scheduler ends the processes of a job first, and reports its end and the reason later
+_COMPARE_SECONDS = 30.0  # between two comparisons of the nodes with each other
+_DRIFT_SECONDS = 3600.0  # the same, while no node reports anything new
 
 
 class NodeWatch:
-    """Judges the held nodes by their newest heartbeats, and notices which have fallen silent."""
+    """Judges the held nodes by their newest heartbeats, and reports nodes without a heartbeat."""
 
     def __init__(
         self,
@@ -35,90 +35,93 @@ class NodeWatch:
         clock: Clock,
         histories: Mapping[str, History] | None = None,
     ) -> None:
-        """`histories`: what an earlier life has found of nodes."""
+        """`histories`: what earlier daemon processes found about nodes."""
         self._policy = policy
         self._allocation = allocation
         self._training = training
         self._agents = agents
         self._clock = clock
         self._newest: dict[str, Heartbeat] = {}
-        self._heard_at: dict[str, float] = {}
+        self._received_at: dict[str, float] = {}
         self._steady: dict[str, set[bool]] = {}
-        """For each node whether its history would stay as it is by the same readings again: idle, and with ranks."""
-        self._looked_at: dict[str, Node] = {}
-        """The nodes about which nothing is new since they were judged as the state says."""
+        """By node: the cases (idle: True, with ranks: False) in which equal readings leave its history as it is."""
+        self._judged: dict[str, Node] = {}
+        """The nodes about which nothing is new since their verdict in the state."""
         self._bad_parts: Mapping[str, str] = {}
-        self._around: tuple[Mapping[str, object], ...] = ({}, {})
-        self._news = False
+        self._from_others: tuple[Mapping[str, object], ...] = ({}, {})
+        """What the scheduler and the comparison last said about nodes."""
+        self._new_readings = False
         self._histories: dict[str, History] = dict(histories or {})
         self._differing: Mapping[str, Judgement] = {}
         self._compared_at = clock.monotonic()
         self._energy = EnergyMeter()
 
     def silent(self, node: str) -> bool:
-        """Whether the node's agent has not been heard for too long, as far as this life can know."""
+        """Whether the node has sent no heartbeat for too long, as far as this daemon process knows."""
         return self.silence(node) > self._policy.silent_seconds
 
     def silence(self, node: str) -> float:
-        """Seconds since the agent was heard, or since this life began to listen."""
+        """Seconds since the last heartbeat, or since this daemon process began to wait for one."""
         now = self._clock.monotonic()
-        return now - self._heard_at.setdefault(node, now)
+        return now - self._received_at.setdefault(node, now)
 
-    def all_heard(self, nodes: Iterable[str], seconds: float) -> bool:
-        """Whether none of these nodes has been silent for longer than that."""
-        now, heard_at = self._clock.monotonic(), self._heard_at
-        return all(now - heard_at.setdefault(node, now) <= seconds for node in nodes)
+    def all_reported_within(self, nodes: Iterable[str], seconds: float) -> bool:
+        """Whether each of these nodes has sent a heartbeat in the last `seconds`."""
+        now, received_at = self._clock.monotonic(), self._received_at
+        return all(now - received_at.setdefault(node, now) <= seconds for node in nodes)
 
     def orders_seen(self, node: str) -> tuple[int, int]:
-        """Epoch and sequence number of the orders that the node's agent last acted on."""
+        """Epoch and sequence number of the orders that the node's agent last acted on; (0, 0) if unknown."""
         heartbeat = self._newest.get(node)
         return heartbeat.orders if heartbeat else (0, 0)
 
     def warned(self, node: str) -> bool:
-        """Whether the scheduler has told the node's agent that its job ends."""
+        """Whether the scheduler has given the node's agent notice that its job ends."""
         heartbeat = self._newest.get(node)
         return heartbeat is not None and heartbeat.warned
 
     def observe(self, state: State) -> Iterator[Event]:
-        """New verdicts, and signals for silent nodes on which the attempt runs."""
+        """Yield new verdicts, and signals for silent nodes on which the attempt runs."""
         held, now = state.held, self._clock.monotonic()
         for heartbeat in self._agents.heartbeats():
             holder = held.get(heartbeat.node)
             if holder is None or heartbeat.allocation in (None, holder.name):
-                self._hear(heartbeat, now)
+                self._take_heartbeat(heartbeat, now)
                 if holder is not None:
-                    self._energy.hear(heartbeat)
+                    self._energy.add(heartbeat)
         if metered := self._energy.account(state.ended):
             yield metered
-        for name in self._heard_at.keys() - held.keys():
-            del self._heard_at[name]  # when it is held again, listening begins anew
+        for name in self._received_at.keys() - held.keys():
+            del self._received_at[name]  # a node that is held again has the full time for its first heartbeat
         self._compare(held, now)
-        self._look_around(state)
+        self._judge_again_if_others_changed(state)
         for name in held:
-            if now - self._heard_at.setdefault(name, now) > self._policy.silent_seconds:
-                yield from self._fell_silent(state, state.nodes.get(name, Node(name=name)), self.blind(held))
-            elif name not in self._looked_at or self._looked_at[name] is not state.nodes.get(name):
-                yield from self._look(state, name)
+            if now - self._received_at.setdefault(name, now) > self._policy.silent_seconds:
+                yield from self._heartbeat_timed_out(
+                    state, state.nodes.get(name, Node(name=name)), self.all_nodes_silent(held)
+                )
+            elif name not in self._judged or self._judged[name] is not state.nodes.get(name):
+                yield from self._verdict(state, name)
 
-    def _look_around(self, state: State) -> None:
-        """Look anew at nodes of which somebody else has said something new."""
+    def _judge_again_if_others_changed(self, state: State) -> None:
+        """Mark nodes for a new verdict if the list of bad parts, the scheduler or the comparison says something new."""
         if self._bad_parts != state.bad_parts:
             self._bad_parts = state.bad_parts
-            self._looked_at.clear()
-        before, self._around = self._around, (self._allocation.unfit, self._differing)
-        for old, new in zip(before, self._around, strict=True):
+            self._judged.clear()
+        before, self._from_others = self._from_others, (self._allocation.unfit, self._differing)
+        for old, new in zip(before, self._from_others, strict=True):
             for name in old.keys() | new.keys() if old != new else ():
                 if old.get(name) != new.get(name):
-                    self._looked_at.pop(name, None)
+                    self._judged.pop(name, None)
 
-    def _hear(self, heartbeat: Heartbeat, now: float) -> None:
+    def _take_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         name = heartbeat.node
         before = self._newest.get(name)
         self._newest[name] = heartbeat
-        self._heard_at[name] = now
+        self._received_at[name] = now
         same, idle = before is not None and same_readings(before, heartbeat), heartbeat.attempt is None
         if same and idle in self._steady.get(name, ()):
-            return  # as nearly every heartbeat
+            return  # the case of nearly every heartbeat
         history, steady = self._histories.get(name, History()), self._steady.setdefault(name, set())
         if not same:
             steady.clear()
@@ -128,19 +131,19 @@ class NodeWatch:
         if not after.counts and (after == history if same else not after.streaks):
             steady.add(idle)
         self._histories[name] = after
-        self._looked_at.pop(name, None)
-        self._news = True
+        self._judged.pop(name, None)
+        self._new_readings = True
 
     def _compare(self, held: Mapping[str, Allocation], now: float) -> None:
-        """Hold the nodes beside each other; clocks that drift apart are noticed even when nothing else is new."""
+        """Compare the nodes with each other. Drifting clocks are found even while no node reports anything new."""
         waited = now - self._compared_at
-        if waited < _COMPARE_SECONDS or not (self._news or waited >= _DRIFT_SECONDS):
+        if waited < _COMPARE_SECONDS or not (self._new_readings or waited >= _DRIFT_SECONDS):
             return
-        self._compared_at, self._news = now, False
-        heard = (name for name in held if name in self._newest and self.silence(name) <= _SPREAD)
-        self._differing = differing([self._newest[name] for name in heard])
+        self._compared_at, self._new_readings = now, False
+        present = (name for name in held if name in self._newest and self.silence(name) <= _SPREAD_SECONDS)
+        self._differing = differing([self._newest[name] for name in present])
 
-    def _look(self, state: State, name: str) -> Iterator[Event]:
+    def _verdict(self, state: State, name: str) -> Iterator[Event]:
         """Judge a node about which something is new."""
         heartbeat, known = self._newest.get(name), state.nodes.get(name)
         if heartbeat is None:
@@ -148,26 +151,29 @@ class NodeWatch:
         node = known or Node(name=name)
         judgement = self._judge(state, node, heartbeat)
         gpus = _parts(heartbeat)
-        news = () if gpus == node.gpus else gpus
-        if (judgement.verdict, judgement.reason) != (node.verdict, node.reason) or news:
-            yield from self._catch_up(state, name)
-            yield _judged(heartbeat, judgement, news)
+        new_gpus = () if gpus == node.gpus else gpus
+        if (judgement.verdict, judgement.reason) != (node.verdict, node.reason) or new_gpus:
+            yield from self._report_progress(state, name)
+            yield _node_judged(heartbeat, judgement, new_gpus)
         elif known is not None:
-            self._looked_at[name] = known
+            self._judged[name] = known
 
-    def blind(self, held: Mapping[str, Allocation]) -> bool:
-        """Several nodes, and all of them silent at once: rather our own eyes have failed than they. For a while."""
-        silent = self._policy.silent_seconds
-        least = min((self.silence(name) for name in held), default=0.0)
-        return len(held) > 1 and silent - _SPREAD < least < _BLIND * silent
+    def all_nodes_silent(self, held: Mapping[str, Allocation]) -> bool:
+        """Whether several nodes are held and all of them stopped together, not too long ago.
 
-    def _catch_up(self, state: State, node: str) -> Iterator[Event]:
+        A monitoring outage is then more likely than the failure of all nodes.
+        """
+        limit = self._policy.silent_seconds
+        shortest = min((self.silence(name) for name in held), default=0.0)
+        return len(held) > 1 and limit - _SPREAD_SECONDS < shortest < _OUTAGE_FACTOR * limit
+
+    def _report_progress(self, state: State, node: str) -> Iterator[Event]:
         attempt = state.attempt
         if attempt is not None and attempt.live and node in attempt.nodes:
-            yield from self._training.catch_up(attempt)
+            yield from self._training.report_progress(attempt)
 
     def _judge(self, state: State, node: Node, heartbeat: Heartbeat) -> Judgement:
-        """The node's verdict: by its readings, by what its parts did here before, by the scheduler, by its peers."""
+        """Judge the node by its readings, its GPUs' past in this lineage, the scheduler, and the other nodes."""
         xids = tuple(xid for xid in heartbeat.xids if xid.at > node.allowed_at)
         burn_in = heartbeat.burn_in if heartbeat.burned_at > node.allowed_at else None
         since = replace(heartbeat, xids=xids, burn_in=burn_in)
@@ -177,17 +183,17 @@ class NodeWatch:
         for gpu in heartbeat.gpus:
             if gpu.uuid is not None and gpu.uuid in state.bad_parts:
                 evidence = {"uuid": gpu.uuid, "serial": gpu.serial, "was_in": state.bad_parts[gpu.uuid]}
-                source = "this lineage's own record: it failed here before, and nobody has allowed it again"
+                source = "the journal of this lineage: the GPU failed here before, and no operator has allowed it again"
                 return Judgement(verdict=Verdict.BAD, reason="known_bad_gpu", source=source, evidence=evidence)
         why = self._allocation.unfit.get(heartbeat.node)
         if why is None:
             odd = self._differing.get(node.name, judgement)
             stale = odd.reason.startswith("burn_in_") and burn_in is None
             return odd if judgement.reason == "ok" and not stale else judgement
-        source = "the scheduler: what runs there may go on, nothing new starts"
+        source = "the scheduler: what runs on the node may continue, nothing new starts there"
         return Judgement(verdict=Verdict.SUSPECT, reason=why, source=source)
 
-    def _fell_silent(self, state: State, node: Node, blind: bool) -> Iterator[Event]:
+    def _heartbeat_timed_out(self, state: State, node: Node, outage: bool) -> Iterator[Event]:
         seconds = self.silence(node.name)
         if node.reason != "silent":
             yield NodeJudged(
@@ -200,13 +206,13 @@ class NodeWatch:
                 evidence={"seconds": seconds},
             )
         attempt = state.attempt
-        if attempt is None or not attempt.live or node.name not in attempt.nodes or blind:
+        if attempt is None or not attempt.live or node.name not in attempt.nodes or outage:
             return
-        if self.warned(node.name) and seconds < self._policy.silent_seconds + WORD_SECONDS:
-            return  # its job was to end: the scheduler will say so, and why
+        if self.warned(node.name) and seconds < self._policy.silent_seconds + END_REASON_SECONDS:
+            return  # its job was about to end: the scheduler will report that, and the reason
         if self._training.idle_seconds(attempt) < self._policy.silent_seconds:
-            return  # ranks on every node are needed for a step: while steps come, the node lives
-        yield from self._training.catch_up(attempt)
+            return  # a step needs the ranks of every node: while steps come, the node works
+        yield from self._training.report_progress(attempt)
         raised = SignalRaised(
             signal=FailureClass.SILENT_NODE,
             tier=Tier.ACT,
@@ -215,7 +221,7 @@ class NodeWatch:
             onset_step=None,
             at=self._clock.now() - seconds,
             nodes=(node.name,),
-            rule=f"no heartbeat for {self._policy.silent_seconds:g} s, and no step",
+            rule=f"no heartbeat and no step for {self._policy.silent_seconds:g} s",
             evidence={"seconds": seconds},
         )
         if raised.key not in state.signals:
@@ -228,7 +234,7 @@ def _parts(heartbeat: Heartbeat) -> tuple[GpuPart, ...]:
     )
 
 
-def _judged(heartbeat: Heartbeat, judgement: Judgement, gpus: tuple[GpuPart, ...]) -> NodeJudged:
+def _node_judged(heartbeat: Heartbeat, judgement: Judgement, gpus: tuple[GpuPart, ...]) -> NodeJudged:
     return NodeJudged(
         node=heartbeat.node,
         host=heartbeat.host,

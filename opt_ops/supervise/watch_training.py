@@ -1,4 +1,4 @@
-"""What the trainer writes: settings, telemetry through the detectors, checkpoints, and the want of all of these."""
+"""Watches training: settings, telemetry through the detectors, checkpoints, and progress that does not come."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.detect.all import Detector, per_attempt
 from opt_ops.core.detect.corruption import CorruptionDetector
 from opt_ops.core.detect.finding import Finding
-from opt_ops.core.detect.hang import UsualTimes
+from opt_ops.core.detect.hang import PhaseTimes
 from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.detect.point import Point
-from opt_ops.core.detect.saves import Spent
+from opt_ops.core.detect.saves import StepTimes
 from opt_ops.core.detect.throughput import slow_node
 from opt_ops.core.events import (
     AttemptConfigured,
@@ -30,33 +30,33 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.values import Readback, Tier
-from opt_ops.ports import CheckpointStore, Clock, Phase, Trainer
+from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
 
-_SAME_PLACE = 10  # steps between two onsets of what is one fault of the recipe or its data
+_SAME_STEP_RANGE = 10  # steps: two onsets so close are the same fault of the recipe or its data
 _COPY_STEPS = 512  # between two copies of the loss detector
-_REPORT_SECONDS = 60.0  # how often progress is journaled while nothing else happens
+_REPORT_SECONDS = 60.0  # between two reports of progress while nothing else happens
 
 
 class TrainingWatch:
-    """Follows the newest attempt's training."""
+    """Follows the training of the newest attempt."""
 
     def __init__(self, policy: Policy, trainer: Trainer, checkpoints: CheckpointStore, clock: Clock) -> None:
         self._policy = policy
         self._trainer = trainer
         self._checkpoints = checkpoints
         self._clock = clock
-        self._settled: deque[Point] = deque(maxlen=4096)
+        self._kept_points: deque[Point] = deque(maxlen=4096)
         self._copies: deque[tuple[int, LossDetector]] = deque(maxlen=4096 // _COPY_STEPS)
-        """Of the detector, with the step up to which it has seen what is settled."""
+        """Copies of the loss detector, each with the last kept step that it has seen."""
         self._read: set[str] = set()
         self._following = ""
         self._detector = LossDetector(policy.spike, policy.drift)
         self._corruption = CorruptionDetector(0)
         self._per_attempt = self._new_detectors()
-        self._usual = UsualTimes()
-        self._protected: set[str] = set()
-        self._spent = Spent()
-        self._phase: Phase | None = None
+        self._phase_times = PhaseTimes()
+        self._pinned_for: set[str] = set()  # keys of signals
+        self._step_times = StepTimes()
+        self._phase: TrainerPhase | None = None
         self._first: list[Point] = []
         self._last: Point | None = None
         self._advanced_at = 0.0
@@ -69,7 +69,7 @@ class TrainingWatch:
         return per_attempt(policy.straggler, policy.loss_scale, policy.throughput)
 
     def observe(self, state: State) -> Iterator[Event]:
-        """Everything that training made known since the last look."""
+        """Yield events for everything that the trainer wrote since the last call."""
         attempt = state.attempt
         if attempt is not None and attempt.live:
             if attempt.name != self._following:
@@ -79,50 +79,50 @@ class TrainingWatch:
                 self._enter(phase)
             for point in self._trainer.points(attempt.name):
                 if not attempt.nodes and self._last is not None and point.step <= self._last.step:
-                    self._restarted_elsewhere(point.step)
+                    self._external_restart(point.step)
                 yield from self._take(state, attempt, point)
             yield from self._progress(state, attempt)
         yield from self._examine(state)
-        self._protect(state)
+        self._pin(state)
 
     def last(self, attempt: Attempt) -> Point | None:
-        """The attempt's newest telemetry."""
+        """The newest telemetry of the attempt; None if it is not the one that is followed."""
         return self._last if attempt.name == self._following else None
 
     @property
     def agreed(self) -> int:
-        """The step at which the attempt's ranks last found that they hold the same."""
+        """The last step at which the checksums of all ranks agreed."""
         return self._corruption.agreed
 
     def idle_seconds(self, attempt: Attempt) -> float:
-        """How long the attempt has made no progress, as far as this life can know."""
+        """Seconds without progress of the attempt, as far as this daemon process knows."""
         return self._clock.monotonic() - self._advanced_at if attempt.name == self._following else 0.0
 
-    def catch_up(self, attempt: Attempt) -> Iterator[Event]:
-        """Say how far the attempt has come: what is journaled next will be judged by it."""
+    def report_progress(self, attempt: Attempt) -> Iterator[Event]:
+        """Yield the progress that is not journaled yet: what is journaled next is judged by it."""
         last = self.last(attempt)
         if last is not None and last.step > self._reported_step:
             yield self._report(attempt)
 
     def _follow(self, state: State, attempt: Attempt) -> None:
-        """Begin with a new attempt: the detectors learn their bands from the curve that leads to it."""
+        """Begin a new attempt. The loss detector learns its bands from the kept steps that lead to it."""
         for earlier in state.attempts.values():
             if earlier.name == attempt.name:
                 break
             if earlier.name not in self._read:
-                self._settle(earlier.checkpoint.step if earlier.checkpoint else 0)
-                self._settled.extend(self._trainer.points(earlier.name))
+                self._discard_after(earlier.checkpoint.step if earlier.checkpoint else 0)
+                self._kept_points.extend(self._trainer.points(earlier.name))
                 self._read.add(earlier.name)
-        self._settle(attempt.checkpoint.step if attempt.checkpoint else 0)
+        self._discard_after(attempt.checkpoint.step if attempt.checkpoint else 0)
         self._read.add(attempt.name)
         self._following = attempt.name
         self._learn()
-        agreed = (p.step for p in reversed(self._settled) if p.checksums is not None)
+        agreed = (p.step for p in reversed(self._kept_points) if p.checksums is not None)
         start = attempt.checkpoint.step if attempt.checkpoint else 0
         self._corruption = CorruptionDetector(next(agreed, start + 1))
         self._per_attempt = self._new_detectors()
-        self._usual = UsualTimes()
-        self._spent = Spent()
+        self._phase_times = PhaseTimes()
+        self._step_times = StepTimes()
         self._phase = None
         self._first, self._last = [], None
         self._advanced_at = self._reported_at = self._clock.monotonic()
@@ -131,19 +131,19 @@ class TrainingWatch:
     def _learn(self) -> None:
         since, known = self._copies[-1] if self._copies else (0, LossDetector(self._policy.spike, self._policy.drift))
         self._detector = deepcopy(known)
-        for point in self._settled:
+        for point in self._kept_points:
             if point.step > since:
                 self._detector.observe(point)
 
-    def _restarted_elsewhere(self, step: int) -> None:
-        """Another launcher has gone back: what it made unhappen does not count for the bands any more."""
-        self._settle(step - 1)
+    def _external_restart(self, step: int) -> None:
+        """Another launcher rolled back to before `step`: the discarded steps no longer count for the bands."""
+        self._discard_after(step - 1)
         self._learn()
 
-    def _settle(self, step: int) -> None:
-        """Drop what a resume at `step` made unhappen."""
-        while self._settled and self._settled[-1].step > step:
-            self._settled.pop()
+    def _discard_after(self, step: int) -> None:
+        """Forget the steps that a resume at `step` discards."""
+        while self._kept_points and self._kept_points[-1].step > step:
+            self._kept_points.pop()
         while self._copies and self._copies[-1][0] > step:
             self._copies.pop()
 
@@ -162,12 +162,12 @@ class TrainingWatch:
     def _take(self, state: State, attempt: Attempt, point: Point) -> Iterator[Event]:
         self._advanced_at = self._clock.monotonic()
         self._last = point
-        self._settled.append(point)
+        self._kept_points.append(point)
         if len(self._first) < self._readbacks:
             self._first.append(point)
-        if self._first[0] is not point:  # the first step compiles, allocates and connects: it is not usual
-            self._usual.observe("training", point.step_seconds)
-            self._spent.step(point)
+        if self._first[0] is not point:  # the first step compiles, allocates and connects: not a typical time
+            self._phase_times.observe("training", point.step_seconds)
+            self._step_times.step(point)
         detectors = (self._detector, self._corruption, *self._per_attempt)
         findings = [finding for detector in detectors for finding in detector.observe(point)]
         if point.step % _COPY_STEPS == 0:
@@ -176,16 +176,16 @@ class TrainingWatch:
             raised = _signal(attempt, finding)
             if raised.key not in state.signals:
                 yield raised
-                if _came_back(state, raised):
+                if _recurs_at_same_step(state, raised):
                     yield replace(
-                        raised, tier=Tier.ACT, rule=f"{raised.rule}, at the same place as in an earlier attempt"
+                        raised, tier=Tier.ACT, rule=f"{raised.rule}, at the same step as in an earlier attempt"
                     )
-            behind = self._behind(state, attempt, raised)
-            if behind is not None and behind.key not in state.signals:
-                yield behind
+            named = self._with_slow_node(state, attempt, raised)
+            if named is not None and named.key not in state.signals:
+                yield named
 
-    def _behind(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:
-        """A drop in throughput with the node that causes it, where one stands out: that can be acted on."""
+    def _with_slow_node(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:
+        """A throughput drop with the node that causes it, if one stands out: a playbook can act on that."""
         if raised.signal != FailureClass.THROUGHPUT_DROP or not attempt.nodes:
             return None
         readings = {name: node.reason for name in attempt.nodes if (node := state.nodes.get(name)) is not None}
@@ -197,7 +197,7 @@ class TrainingWatch:
         return replace(raised, tier=Tier.ACT, nodes=(node,), evidence={**raised.evidence, "why": why})
 
     def _progress(self, state: State, attempt: Attempt) -> Iterator[Event]:
-        """The first step, the first proof's worth of steps, then once a minute and once in each life of the daemon."""
+        """Report the first step, the steps that a proof needs, then once a minute and once in each daemon process."""
         if self._last is None or self._last.step == self._reported_step:
             return
         proof = len(self._first) == self._readbacks and len(attempt.readbacks) < self._readbacks
@@ -209,7 +209,7 @@ class TrainingWatch:
         assert self._last is not None
         self._reported_at, self._reported_step = self._clock.monotonic(), self._last.step
         known = len(attempt.readbacks) >= len(self._first)
-        step_seconds, save_seconds, evaluation_seconds = self._spent.account()
+        step_seconds, save_seconds, evaluation_seconds = self._step_times.account()
         return AttemptProgressed(
             attempt=attempt.name,
             first_step=self._first[0].step,
@@ -222,17 +222,17 @@ class TrainingWatch:
             evaluation_seconds=evaluation_seconds,
         )
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: TrainerPhase) -> None:
         if self._phase is not None and self._phase.name != "training":
             seconds = max(0.0, phase.since - self._phase.since)
-            self._usual.observe(self._phase.name, seconds)
+            self._phase_times.observe(self._phase.name, seconds)
             if self._phase.name == "evaluation":
-                self._spent.evaluation(seconds)
+                self._step_times.evaluation(seconds)
         self._phase = phase
         self._advanced_at = self._clock.monotonic()
 
-    def _doing(self, attempt: Attempt) -> str:
-        """The phase as the trainer says, or as can be told from its steps."""
+    def _phase_name(self, attempt: Attempt) -> str:
+        """The phase that the trainer reports, or that follows from its steps."""
         if self._phase is not None:
             return self._phase.name
         if self._last is None:
@@ -240,10 +240,10 @@ class TrainingWatch:
         return "ending" if attempt.steps and self._last.step >= attempt.steps else "training"
 
     def hang(self, state: State, attempt: Attempt) -> Iterator[Event]:
-        """A signal, once, when the attempt has made no progress for too long."""
-        rule, seconds, phase = self._policy.hang, self.idle_seconds(attempt), self._doing(attempt)
-        patience = self._usual.patience(phase, rule)
-        if seconds <= patience or attempt.stop_why is not None:
+        """Yield a signal, once, if the attempt has made no progress for too long."""
+        rule, seconds, phase = self._policy.hang, self.idle_seconds(attempt), self._phase_name(attempt)
+        timeout = self._phase_times.timeout(phase, rule)
+        if seconds <= timeout or attempt.stop_why is not None:
             return
         raised = SignalRaised(
             signal=FailureClass.HANG,
@@ -252,38 +252,38 @@ class TrainingWatch:
             step=self._last.step if self._last else None,
             onset_step=self._last.step if self._last else None,
             at=self._clock.now() - seconds,
-            rule=f"no progress within {rule.multiple:g} times the phase's longest (at least {rule.floor_seconds:g} s)",
-            evidence={"seconds": seconds, "patience": patience, "phase": phase},
+            rule=f"no progress for {rule.multiple:g} × the phase's longest time (at least {rule.floor_seconds:g} s)",
+            evidence={"seconds": seconds, "patience": timeout, "phase": phase},
         )
         if raised.key not in state.signals:
-            yield from self.catch_up(attempt)
+            yield from self.report_progress(attempt)
             yield raised
 
-    def _protect(self, state: State) -> None:
-        """Pin what a rollback would need: the last good checkpoint before the onset of each thing that was seen."""
-        recent = list(state.attempts)[-2:]  # a new life must not pin anew what weeks ago was released, or thinned out
+    def _pin(self, state: State) -> None:
+        """Pin the checkpoint that a rollback would need: the last good one before the onset of each signal."""
+        recent = list(state.attempts)[-2:]  # a new daemon process must not pin for signals of weeks ago
         for key, raised in state.signals.items():
-            if key in self._protected or raised.onset_step is None or raised.attempt not in recent:
+            if key in self._pinned_for or raised.onset_step is None or raised.attempt not in recent:
                 continue
-            self._protected.add(key)
+            self._pinned_for.add(key)
             if known := newest_good(state, state.attempts[raised.attempt].run, raised.onset_step - 1):
                 self._checkpoints.pin(known.checkpoint)
 
     def _examine(self, state: State) -> Iterator[Event]:
         known = state.checkpoints
-        # Snapshots of earlier runs are thinned, too, while this one goes on.
+        # Snapshots of earlier runs are thinned out while this run continues.
         runs = {each.checkpoint.run for each in known.values() if each.checkpoint.nodes}
         runs |= {state.run.name} if state.run else set()
         there = {each.path: each for run in sorted(runs) for each in self._checkpoints.committed(run)}
         for path, checkpoint in there.items():
-            if path not in known or known[path].checkpoint != checkpoint:  # a snapshot, written anew on other nodes
+            if path not in known or known[path].checkpoint != checkpoint:  # new, or written again on other nodes
                 yield CheckpointSeen(checkpoint=checkpoint)
                 self._checkpoints.examine(checkpoint)
         gone = {path: of for path, each in known.items() if (of := each.checkpoint.run) in runs and path not in there}
         for run in sorted(set(gone.values())):
             yield CheckpointsGone(run=run, paths=tuple(path for path, of in gone.items() if of == run))
         for waiting in known.values():
-            if waiting.verified is None:  # seen by an earlier life of the daemon, or being examined
+            if waiting.verified is None:  # being examined, or seen by an earlier daemon process
                 self._checkpoints.examine(waiting.checkpoint)
         for checkpoint, problem in self._checkpoints.examined():
             if checkpoint.path in gone or not (checkpoint.path in known or checkpoint.path in there):
@@ -291,13 +291,15 @@ class TrainingWatch:
             if problem:
                 yield CheckpointRefused(checkpoint=checkpoint, why=problem)
             else:
-                why = self._detector.why_unhealthy(checkpoint.step)
+                why = self._detector.reason_not_healthy(checkpoint.step)
                 yield CheckpointVerified(checkpoint=checkpoint, healthy=not why, why=why)
 
 
-def _came_back(state: State, raised: SignalRaised) -> bool:
-    """Whether the run's loss left its band here before, and the attempt was ended by something else before it could
-    heal: it will not heal now, however often allocations end."""
+def _recurs_at_same_step(state: State, raised: SignalRaised) -> bool:
+    """Whether the loss of this run left its band at this step before, in an earlier attempt.
+
+    Something else ended that attempt before the loss recovered. It will not recover in the next one either.
+    """
     if raised.signal != FailureClass.LOSS_SPIKE or raised.tier is not Tier.ALERT or raised.onset_step is None:
         return False
     run = state.attempts[raised.attempt].run
@@ -306,7 +308,7 @@ def _came_back(state: State, raised: SignalRaised) -> bool:
         and earlier.tier is Tier.ALERT
         and earlier.attempt != raised.attempt
         and state.attempts[earlier.attempt].run == run
-        and abs((earlier.onset_step or 0) - raised.onset_step) <= _SAME_PLACE
+        and abs((earlier.onset_step or 0) - raised.onset_step) <= _SAME_STEP_RANGE
         for earlier in state.signals.values()
     )
 
@@ -327,7 +329,7 @@ def _signal(attempt: Attempt, finding: Finding) -> SignalRaised:
     ranks = finding.evidence.get("ranks", () if rank is None else (rank,))
     nodes = tuple(dict.fromkeys(attempt.nodes[each // attempt.ranks_per_node] for each in ranks if attempt.nodes))
     if not certain and len(nodes) > 1:
-        nodes = ()  # one of them is well, and nobody knows which
+        nodes = ()  # one of them is healthy, and it is not known which
     return SignalRaised(
         signal=finding.signal,
         tier=finding.tier,

@@ -118,7 +118,7 @@ def test_an_alert_sent_again_goes_only_to_those_that_did_not_take_it(server: Ser
     monkeypatch.delenv("LATER_URL", raising=False)
     notifier = UrlNotifier([f"http://{server.host}/a", "$LATER_URL"])
     for _ in range(2):
-        with pytest.raises(NotDelivered, match=r"not taken by \$LATER_URL: the environment variable LATER_URL is"):
+        with pytest.raises(NotDelivered, match=r"not delivered to \$LATER_URL: the environment variable LATER_URL is"):
             notifier.send(ALERT)
     monkeypatch.setenv("LATER_URL", f"http://{server.host}/b")
     notifier.send(ALERT)
@@ -166,7 +166,7 @@ def test_no_secret_is_ever_shown(url: str, monkeypatch: pytest.MonkeyPatch, capl
         UrlNotifier([url]).send(ALERT)
     switch = DeadManSwitch(url, 60)
     switch.step()
-    until(lambda: "heartbeat to" in caplog.text)
+    until(lambda: "heartbeat ping to" in caplog.text)
     assert "s3cret" not in str(raised.value) + caplog.text
 
 
@@ -220,8 +220,8 @@ def test_a_failing_ping_is_logged_once_and_its_recovery_too(server: Server, capl
     switch.step()
     switch._ping.join()
     assert [record.getMessage() for record in caplog.records] == [
-        f"heartbeat to http://{server.host}/…: HTTP 404 Not Found",
-        f"heartbeat to http://{server.host}/…: taken again",
+        f"heartbeat ping to http://{server.host}/…: HTTP 404 Not Found",
+        f"heartbeat ping to http://{server.host}/…: accepted again",
     ]
 
 

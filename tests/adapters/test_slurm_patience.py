@@ -21,7 +21,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(slurm, "ANSWER_SECONDS", 0.2)
 
     def make(name: str, then: str) -> Path:
         notes = tmp_path / f"{name}.calls"
@@ -82,12 +82,12 @@ def slurm_says(tmp_path: Path, command: Callable[[str, str], Path]) -> Callable[
 
 @pytest.mark.parametrize("nonsense", ["echo slurm_load_jobs", "echo '7||n1|N/A|None'", "printf '7|R\\377|n|N/A|x\\n'"])
 def test_nonsense_is_no_state_of_a_job(slurm_says: Callable[..., SlurmScheduler], nonsense: str):
-    with pytest.raises(SchedulerUnavailable, match="Slurm says"):
+    with pytest.raises(SchedulerUnavailable, match="Slurm reports"):
         insist(lambda: slurm_says(squeue=nonsense).state("7"))
 
 
 def test_nonsense_is_not_that_there_are_no_jobs(slurm_says: Callable[..., SlurmScheduler]):
-    with pytest.raises(SchedulerUnavailable, match="Slurm says"):
+    with pytest.raises(SchedulerUnavailable, match="Slurm reports"):
         insist(slurm_says(squeue="echo slurm_load_jobs: hello").jobs)
 
 
@@ -127,5 +127,5 @@ def test_a_node_that_slurm_does_not_know_is_neither_excluded_nor_drained(
     )
     assert insist(lambda: scheduler.submit("1-n0", 2, ("n1", "n0311"))) == "7"
     assert "--exclude=n1\n" in (tmp_path / "script").read_text()
-    with pytest.raises(Refused, match="knows no node n0311"):
+    with pytest.raises(Refused, match="does not know the node n0311"):
         insist(lambda: scheduler.drain("n0311", "a typing error"))

@@ -128,7 +128,7 @@ def test_an_alert_that_cannot_be_sent_does_not_keep_the_daemon_from_watching(sit
     old = {"ts": 1.0, "host": "head", "pid": 7, "version": "0", "policy": "p", "lineages": ["12"]}
     write_json(site / "runs" / "daemon.json", old)
     done = opt_ops(site, "daemon", "ensure", "-q")
-    assert (done.returncode, "was not taken by http://127.0.0.1:1/…" in done.stderr) == (0, True), done.stderr
+    assert (done.returncode, "was not delivered to http://127.0.0.1:1/…" in done.stderr) == (0, True), done.stderr
     assert "s3cret" not in done.stderr
     assert _is_daemon(sign_of(site)["pid"])
 

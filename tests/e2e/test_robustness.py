@@ -72,7 +72,7 @@ def test_a_full_disk_stops_the_watch_and_not_the_training(small_disk: Path, site
         except OSError:
             pass
     site.command("drill", "kill-rank", "1", "--rank", "1", "--yes", "-q")
-    logged(site, "begun anew")
+    logged(site, "restarting in")
     assert site.pids("1.00-a0"), "the rank's death cannot be journaled, so nothing is done about it"
     assert len(site.state().attempts) == 1
     filler.unlink()
@@ -130,7 +130,7 @@ def test_a_torn_tail_costs_nothing(site: Site):
     with (site.runs / "1" / "journal" / "000001.jsonl").open("ab") as file:
         file.write(b'{"v": 1, "seq": 999, "epo')
     site.start_daemon()
-    logged(site, "the last line is torn and was left out")
+    logged(site, "the last line is torn and was skipped")
     assert site.ended().status is Status.COMPLETED
 
 

@@ -223,7 +223,7 @@ def test_a_second_daemon_on_the_same_runs_is_refused(site: Site):
     while not (site.runs / "daemon.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert "a daemon runs already" in site.command("daemon", "run", code=4)
+    assert "a daemon already runs" in site.command("daemon", "run", code=4)
 
 
 def test_an_operator_stops_a_lineage_and_leaves_a_note(site: Site):
@@ -250,7 +250,7 @@ def test_too_few_nodes_end_with_a_reason(site: Site):
     site.start_daemon()
     site.wait(lambda state: any(a.failed for a in state.allocations.values()))
     failed = site.state().allocations["1-n0"].failed
-    assert "6 nodes wanted, 3 left on this machine: n1, n2, n3" in failed
+    assert "too few nodes on this machine: 6 wanted, 3 left (n1, n2, n3)" in failed
 
 
 def test_garbage_in_the_inbox_is_set_aside(site: Site):

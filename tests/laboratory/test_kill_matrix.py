@@ -15,9 +15,9 @@ import pytest
 from opt_ops.core import events as e
 from opt_ops.core.state.status import Status
 from opt_ops.laboratory.simulated import Costs, faults
-from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.training import Divergence
 from opt_ops.laboratory.simulated.world import Planned
-from tests.laboratory.lives import Boundaries, Lives, answers, physics, start, without_sync
+from tests.laboratory.simulated_lineage import Boundaries, SimulatedLineage, answers, physics, start, without_sync
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ RECOVERIES = Story(
     kinds=("process_death", "bad_gpu", "loss_spike", "silent_node"),
     plan=(
         Planned(fault=start(), at=0.0),
-        Planned(fault=faults.Diverge(sickness=Sickness(step=180)), at=0.0),
+        Planned(fault=faults.Diverge(divergence=Divergence(step=180)), at=0.0),
         Planned(fault=faults.Ask(request="r-note", verb="note", arguments={"target": "1", "text": "hm"}), step=20),
         Planned(fault=faults.Ask(request="r-odd", verb="dance"), step=21),
         Planned(fault=faults.KillRank(rank=1), step=40),
@@ -52,13 +52,13 @@ LOST = Story(
 CHUNKS = 6
 
 
-def tell(story: Story, folder: Path, boundaries: Boundaries) -> Lives:
+def tell(story: Story, folder: Path, boundaries: Boundaries) -> SimulatedLineage:
     costs = Costs(queue=10.0, startup=10.0, load=5.0)
     settings = physics(story.steps, save_every=30, step_seconds=6.0)
-    lives = Lives(folder, story.plan, settings, costs, boundaries)
-    lives.drive(until=40_000.0, tick=10.0, settle=60.0)
-    lives.end()
-    return lives
+    lineage = SimulatedLineage(folder, story.plan, settings, costs, boundaries)
+    lineage.drive(until=40_000.0, tick=10.0, settle=60.0)
+    lineage.end()
+    return lineage
 
 
 def count(story: Story, folder: Path) -> list[str]:
@@ -66,8 +66,8 @@ def count(story: Story, folder: Path) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         without_sync(patch)
         counting = Boundaries()
-        lives = tell(story, folder, counting)
-    check(story, lives)
+        lineage = tell(story, folder, counting)
+    check(story, lineage)
     return counting.passed
 
 
@@ -106,8 +106,8 @@ def kill_at_each(story: Story, boundaries: list[str], fatal: range, folder: Path
     assert not wrong, "\n".join(wrong)
 
 
-def check(story: Story, lives: Lives) -> None:
-    state, entries, world = lives.replayed(), lives.entries(), lives.world
+def check(story: Story, lineage: SimulatedLineage) -> None:
+    state, entries, world = lineage.replayed(), lineage.entries(), lineage.world
     assert state.status is Status.COMPLETED, f"{state.status} {state.why}"
     assert state.settled
     assert not world.cluster.live, "jobs left behind"
@@ -118,7 +118,7 @@ def check(story: Story, lives: Lives) -> None:
     failed = {x.event.allocation for x in entries if isinstance(x.event, e.AllocationFailed)}
     assert set(intended.values()) == {1}
     assert submitted == Counter(intended.keys() - failed), f"{submitted}, intended {intended}, failed {failed}"
-    assert max(lives.most_live.values()) == 1
+    assert max(lineage.most_live.values()) == 1
     assert set(world.agents.starts.values()) == {1}, "ranks were started twice"
 
     asked = {planned.fault.request for planned in story.plan if isinstance(planned.fault, faults.Ask)}

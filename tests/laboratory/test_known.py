@@ -8,9 +8,9 @@ import pytest
 
 from opt_ops.core.values import Severity
 from opt_ops.laboratory.simulated import Costs, faults
-from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.training import Divergence
 from opt_ops.laboratory.simulated.world import Planned
-from tests.laboratory.lives import Lives, physics, start, without_sync
+from tests.laboratory.simulated_lineage import SimulatedLineage, physics, start, without_sync
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +21,10 @@ def quick(monkeypatch: pytest.MonkeyPatch):
 def test_a_divergence_is_answered_although_allocations_keep_ending(tmp_path: Path):
     plan = (
         Planned(fault=start(), at=0.0),
-        Planned(fault=faults.Diverge(sickness=Sickness(step=120)), at=0.0),
+        Planned(fault=faults.Diverge(divergence=Divergence(step=120)), at=0.0),
     )
-    lives = Lives(tmp_path, plan, physics(200, time_limit=1500.0))
-    state = lives.drive(until=86400.0, tick=20.0)
+    lineage = SimulatedLineage(tmp_path, plan, physics(200, time_limit=1500.0))
+    state = lineage.drive(until=86400.0, tick=20.0)
     assert "loss_spike" in {incident.kind for incident in state.incidents.values()}
 
 
@@ -35,11 +35,11 @@ def test_people_hear_of_a_lineage_that_waits_for_nodes_that_never_come(tmp_path:
         Planned(fault=faults.NodeDown(seconds=None), at=700.0),
         Planned(fault=faults.NodeDown(seconds=None), at=1500.0),
     )
-    lives = Lives(tmp_path, plan, physics(200))
-    state = lives.drive(until=12 * 3600.0, tick=20.0)
+    lineage = SimulatedLineage(tmp_path, plan, physics(200))
+    state = lineage.drive(until=12 * 3600.0, tick=20.0)
     assert state.attempt is not None
     assert not state.attempt.live
-    pages = [alert.title for _, alert in lives.world.alerts if alert.severity is Severity.PAGE]
+    pages = [alert.title for _, alert in lineage.world.alerts if alert.severity is Severity.PAGE]
     assert pages == ["opt-ops 1: RECOVERING, waiting for nodes"]
 
 
@@ -50,8 +50,8 @@ def test_two_requests_of_one_moment_are_two(tmp_path: Path):
         Planned(fault=faults.Ask(request="r-1", verb="drill", arguments={**drill, "node": "n001"}), step=20),
         Planned(fault=faults.Ask(request="r-2", verb="drill", arguments={**drill, "node": "n002"}), step=20),
     )
-    lives = Lives(tmp_path, plan, physics(60))
-    assert len(lives.drive(until=20_000.0).drills) == 2
+    lineage = SimulatedLineage(tmp_path, plan, physics(60))
+    assert len(lineage.drive(until=20_000.0).drills) == 2
 
 
 def test_an_attempt_ends_although_its_node_is_back_through_another_allocation(tmp_path: Path):
@@ -60,5 +60,5 @@ def test_an_attempt_ends_although_its_node_is_back_through_another_allocation(tm
         Planned(fault=faults.NodeDown(node="n002", seconds=20.0), step=30),
     )
     # It is back just when the attempt is being stopped: held, heard, and not asked to start anything.
-    lives = Lives(tmp_path, plan, physics(60, nodes=3), Costs(queue=75.0))
-    assert lives.drive(until=20_000.0, tick=10.0).settled
+    lineage = SimulatedLineage(tmp_path, plan, physics(60, nodes=3), Costs(queue=75.0))
+    assert lineage.drive(until=20_000.0, tick=10.0).settled

@@ -24,10 +24,10 @@ from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
 from opt_ops.laboratory.simulated import faults
-from opt_ops.laboratory.simulated.training import Sickness
-from opt_ops.laboratory.simulated.world import Fault, Planned
+from opt_ops.laboratory.simulated.training import Divergence
+from opt_ops.laboratory.simulated.world import Planned, SimulatedFault
 from opt_ops.runfolder.journal import Fenced
-from tests.laboratory.lives import Lives, answers, physics, start, without_sync
+from tests.laboratory.simulated_lineage import SimulatedLineage, answers, physics, start, without_sync
 
 EXAMPLES = os.environ.get("MACHINE_EXAMPLES")
 
@@ -46,7 +46,7 @@ HARDWARE = (
     faults.NodeDown(seconds=900.0, relapse=True),
     faults.Silence(seconds=20.0),
     faults.Silence(seconds=400.0),
-    faults.Slow(factor=2.0, seconds=900.0),
+    faults.SlowDown(factor=2.0, seconds=900.0),
 )
 SITE = (
     faults.EndJob(),
@@ -95,14 +95,14 @@ class Machine(RuleBasedStateMachine):
         self.two_attempts_since: float | None = None
         self.two_jobs_since: float | None = None
 
-    @initialize(sickness=st.sampled_from((None, 120, 160)), cured=st.booleans(), least=st.sampled_from((0, 1)))
-    def begin(self, sickness: int | None, cured: bool, least: int) -> None:
+    @initialize(divergence=st.sampled_from((None, 120, 160)), cured=st.booleans(), least=st.sampled_from((0, 1)))
+    def begin(self, divergence: int | None, cured: bool, least: int) -> None:
         plan = [Planned(fault=start(nodes=NODES, spares=SPARES, min_nodes=least), at=0.0)]
-        if sickness is not None:
-            ill = Sickness(step=sickness, cured_below=0.8 if cured else 0.4)
-            plan.append(Planned(fault=faults.Diverge(sickness=ill), at=0.0))
-        self.lives = Lives(
-            self.folder, plan, physics(STEPS, save_every=10, time_limit=72 * 3600.0 if sickness else 5000.0)
+        if divergence is not None:
+            ill = Divergence(step=divergence, cured_below=0.8 if cured else 0.4)
+            plan.append(Planned(fault=faults.Diverge(divergence=ill), at=0.0))
+        self.lineage = SimulatedLineage(
+            self.folder, plan, physics(STEPS, save_every=10, time_limit=72 * 3600.0 if divergence else 5000.0)
         )
         self.time_passes(700.0)  # most of what goes wrong, goes wrong in training
 
@@ -110,47 +110,47 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from((10.0, 120.0, 2400.0)))
     def time_passes(self, seconds: float) -> None:
-        until = self.lives.world.now + seconds
-        while self.lives.world.now < until and not self.settled():
-            self.lives.drive(min(until, self.lives.world.now + 60.0))
+        until = self.lineage.world.now + seconds
+        while self.lineage.world.now < until and not self.settled():
+            self.lineage.drive(min(until, self.lineage.world.now + 60.0))
             self.watch_the_world()
 
     @rule(fault=st.sampled_from(TRAINING), then=AND_THEN)
-    def training_fails(self, fault: Fault, then: float) -> None:
-        self.lives.world.strike(fault)
+    def training_fails(self, fault: SimulatedFault, then: float) -> None:
+        self.lineage.world.strike(fault)
         self.time_passes(then)
 
     @rule(fault=st.sampled_from(HARDWARE), then=AND_THEN)
-    def hardware_fails(self, fault: Fault, then: float) -> None:
-        self.lives.world.strike(fault)
+    def hardware_fails(self, fault: SimulatedFault, then: float) -> None:
+        self.lineage.world.strike(fault)
         self.time_passes(then)
 
     @rule(fault=st.sampled_from(SITE), then=AND_THEN)
-    def the_site_fails(self, fault: Fault, then: float) -> None:
-        self.lives.world.strike(fault)
+    def the_site_fails(self, fault: SimulatedFault, then: float) -> None:
+        self.lineage.world.strike(fault)
         self.time_passes(then)
 
     @rule(ahead=st.integers(0, 60))
     def the_daemon_dies_soon(self, ahead: int) -> None:
-        self.lives.boundaries.fatal = len(self.lives.boundaries.passed) + ahead
+        self.lineage.boundaries.fatal = len(self.lineage.boundaries.passed) + ahead
 
     @rule(blind=st.sampled_from((0.0, 3.0, 45.0, 900.0)))
     def the_daemon_dies(self, blind: float) -> None:
-        self.lives.end()
-        self.lives.world.advance(self.lives.world.now + blind)
+        self.lineage.end()
+        self.lineage.world.advance(self.lineage.world.now + blind)
 
     @rule()
     def a_second_daemon_starts(self) -> None:
-        first, self.lives.supervisor = self.lives.supervisor, None
+        first, self.lineage.supervisor = self.lineage.supervisor, None
         if first is None:
             return
-        self.lives.boundaries.fatal = None
-        journals, self.lives.open_journals[:] = list(self.lives.open_journals), []
-        self.lives.begin()
-        before = Counter(self.lives.boundaries.effects)
+        self.lineage.boundaries.fatal = None
+        journals, self.lineage.open_journals[:] = list(self.lineage.open_journals), []
+        self.lineage.begin()
+        before = Counter(self.lineage.boundaries.effects)
         with pytest.raises(Fenced):
             first.tick()
-        touched = self.lives.boundaries.effects - before
+        touched = self.lineage.boundaries.effects - before
         assert touched.keys() <= {"done"}, f"a fenced daemon did more than clear the inbox: {touched}"
         for journal in journals:
             journal.close()
@@ -159,7 +159,7 @@ class Machine(RuleBasedStateMachine):
     def somebody_asks(self, request: tuple[str, dict[str, object]], then: float) -> None:
         name = f"r-{len(self.asked)}"
         self.asked.append(name)
-        self.lives.world.strike(faults.Ask(request=name, verb=request[0], arguments=request[1]))
+        self.lineage.world.strike(faults.Ask(request=name, verb=request[0], arguments=request[1]))
         self.time_passes(then)
 
     @rule(node=st.sampled_from(("n001", "n002", "n003")), allowed=st.booleans(), then=AND_THEN)
@@ -169,44 +169,44 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 5))
     def somebody_asks_twice(self, which: int) -> None:
         name = self.asked[which] if which < len(self.asked) else "r-start"
-        self.lives.world.strike(faults.Ask(request=name, verb="note", arguments={"target": "1", "text": "again"}))
+        self.lineage.world.strike(faults.Ask(request=name, verb="note", arguments={"target": "1", "text": "again"}))
 
     # ---- what must hold
 
     def settled(self) -> bool:
-        return self.lives.supervisor is not None and self.lives.state.settled
+        return self.lineage.supervisor is not None and self.lineage.state.settled
 
     @invariant()
     def the_journal_is_the_truth(self) -> None:
-        if self.lives.supervisor is not None:
-            assert self.lives.state == self.lives.replayed()
+        if self.lineage.supervisor is not None:
+            assert self.lineage.state == self.lineage.replayed()
 
     @invariant()
     def watch_the_world(self) -> None:
-        world = self.lives.world
+        world = self.lineage.world
         heard = {
             attempt
             for attempt, nodes in world.alive().items()
-            if any(world.cluster.nodes[node].heard for node in nodes)
+            if any(world.cluster.nodes[node].reachable for node in nodes)
         }
         if len(heard) < 2:
             self.two_attempts_since = None
         elif self.two_attempts_since is None:
             self.two_attempts_since = world.now
-        elif self.lives.supervisor is not None:
+        elif self.lineage.supervisor is not None:
             assert world.now - self.two_attempts_since <= HANDOVER, f"ranks of {heard} are alive"
         assert set(world.agents.starts.values()) <= {1}, "ranks were started twice"
 
     def check_history(self) -> State:
         """Every decision of the journal against the state on which it was taken."""
         state = State()
-        for entry in self.lives.entries():
+        for entry in self.lineage.entries():
             if isinstance(entry.event, e.AttemptIntended):
                 excluded = {name for name, node in state.nodes.items() if node.excluded_by is not None}
                 assert excluded.isdisjoint(entry.event.nodes), f"{entry.event.attempt} starts on an excluded node"
                 chosen = entry.event.checkpoint
                 assert chosen is None or state.checkpoints[chosen.path].good, f"{chosen} is not known to be good"
-                assert chosen is None or not self.lives.world.checkpoints[chosen.path].damage
+                assert chosen is None or not self.lineage.world.checkpoints[chosen.path].damage
             if isinstance(entry.event, e.AllocationIntended):
                 pending = sum(each.wanted for each in state.allocations.values() if each.pending)
                 assert pending + entry.event.nodes <= NODES + SPARES, f"{pending} are asked for already"
@@ -218,21 +218,21 @@ class Machine(RuleBasedStateMachine):
             if hasattr(self, "lives"):
                 self.let_it_end()
         finally:
-            self.lives.end()
+            self.lineage.end()
             self.patch.undo()
             shutil.rmtree(self.folder)
 
     def let_it_end(self) -> None:
-        world = self.lives.world
-        world.cluster.weather.holes.clear()
-        self.lives.boundaries.fatal = None
-        self.lives.drive(world.now + 2 * 3600.0, tick=20.0)
+        world = self.lineage.world
+        world.cluster.conditions.lost_answers.clear()
+        self.lineage.boundaries.fatal = None
+        self.lineage.drive(world.now + 2 * 3600.0, tick=20.0)
         for name in world.cluster.nodes:  # people mend everything, and say so
             world.cluster.come_back(name)
             world.strike(faults.Ask(request=f"r-allow-{name}", verb="allow", arguments={"node": name, "reason": ""}))
         world.strike(faults.Ask(request="r-hands-off", verb="drive", arguments={"driver": "daemon"}))
         world.strike(faults.Ask(request="r-go-on", verb="resume"))
-        self.lives.drive(world.now + PATIENCE, tick=20.0)
+        self.lineage.drive(world.now + PATIENCE, tick=20.0)
         state = self.check_history()
         event(f"ended {state.status}")
         for incident in state.incidents.values():
@@ -245,7 +245,7 @@ class Machine(RuleBasedStateMachine):
         if state.status is Status.COMPLETED:
             unproven = [each.name for each in state.incidents.values() if each.closed_at is None]
             assert not unproven, unproven
-        answered = answers(self.lives.entries())
+        answered = answers(self.lineage.entries())
         wrong = [
             name for name in self.asked if answered[name] != 1 and not (answered[name] == 0 and name in world.inbox)
         ]

@@ -17,10 +17,10 @@ from opt_ops.laboratory.simulated.ports import (
     SimulatedScheduler,
     SimulatedTrainer,
 )
-from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.training import Divergence
 from opt_ops.laboratory.simulated.world import EPOCH, Planned
 from opt_ops.ports import Launch, Orders
-from tests.laboratory.lives import Lives, physics, start, without_sync
+from tests.laboratory.simulated_lineage import SimulatedLineage, physics, start, without_sync
 
 
 @pytest.fixture(autouse=True)
@@ -60,15 +60,15 @@ class Bench:
         self.world.advance(self.world.now + seconds)
 
 
-def tell(folder: Path, *plan: Planned, seed: int = 1, steps: int = 200, tick: float = 5.0) -> Lives:
-    lives = Lives(folder, (Planned(fault=start(), at=0.0), *plan), physics(steps, seed=seed))
-    lives.drive(until=100_000.0, tick=tick)
-    assert lives.state.settled
-    return lives
+def tell(folder: Path, *plan: Planned, seed: int = 1, steps: int = 200, tick: float = 5.0) -> SimulatedLineage:
+    lineage = SimulatedLineage(folder, (Planned(fault=start(), at=0.0), *plan), physics(steps, seed=seed))
+    lineage.drive(until=100_000.0, tick=tick)
+    assert lineage.state.settled
+    return lineage
 
 
-def journal(lives: Lives) -> bytes:
-    return b"".join(path.read_bytes() for path in sorted((lives.folder / "journal").glob("*.jsonl")))
+def journal(lineage: SimulatedLineage) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted((lineage.folder / "journal").glob("*.jsonl")))
 
 
 def test_one_seed_tells_one_story(tmp_path: Path):
@@ -79,12 +79,12 @@ def test_one_seed_tells_one_story(tmp_path: Path):
 
 
 def test_strides_over_quiet_time_cost_no_detection(tmp_path: Path):
-    lives = tell(tmp_path, Planned(fault=faults.KillRank(), step=100), Planned(fault=faults.Silence(), step=150))
-    death, silence = lives.state.incidents.values()
+    lineage = tell(tmp_path, Planned(fault=faults.KillRank(), step=100), Planned(fault=faults.Silence(), step=150))
+    death, silence = lineage.state.incidents.values()
     assert death.opened_at - death.at <= 10.0
     assert silence.opened_at - silence.at <= 60.0
-    ticks = lives.boundaries.passed.count("before append")
-    assert ticks < lives.world.now / 5.0 / 4
+    ticks = lineage.boundaries.passed.count("before append")
+    assert ticks < lineage.world.now / 5.0 / 4
 
 
 def test_telemetry_is_a_function_of_seed_and_step():
@@ -221,17 +221,17 @@ def test_a_checkpoint_whose_writers_die_is_torn_and_a_damaged_one_is_refused():
 
 @pytest.mark.parametrize(("cured_below", "rollbacks"), [(0.8, 1), (0.6, 2)])
 def test_a_divergence_is_cured_by_a_low_enough_learning_rate(tmp_path: Path, cured_below: float, rollbacks: int):
-    sickness = Sickness(step=450, cured_below=cured_below)
-    lives = tell(tmp_path, Planned(fault=faults.Diverge(sickness=sickness), at=0.0), steps=600)
-    actions = [i.decision.action for i in lives.state.incidents.values() if i.decision]
+    divergence = Divergence(step=450, cured_below=cured_below)
+    lineage = tell(tmp_path, Planned(fault=faults.Diverge(divergence=divergence), at=0.0), steps=600)
+    actions = [i.decision.action for i in lineage.state.incidents.values() if i.decision]
     assert actions == [Action.ROLLBACK] * rollbacks
-    assert lives.state.status == "COMPLETED"
+    assert lineage.state.status == "COMPLETED"
 
 
 def test_a_bump_heals_by_itself(tmp_path: Path):
-    lives = tell(tmp_path, Planned(fault=faults.Bump(step=260, steps=20), at=0.0), steps=320)
-    assert {signal.tier for signal in lives.state.signals.values()} == {"alert"}
-    assert lives.state.incidents == {}
+    lineage = tell(tmp_path, Planned(fault=faults.Bump(step=260, steps=20), at=0.0), steps=320)
+    assert {signal.tier for signal in lineage.state.signals.values()} == {"alert"}
+    assert lineage.state.incidents == {}
 
 
 def test_a_job_that_takes_its_time_to_end_is_not_cancelled_at_every_look(
@@ -250,7 +250,7 @@ def test_a_job_that_takes_its_time_to_end_is_not_cancelled_at_every_look(
         Planned(fault=faults.NoNodes(seconds=1e6), at=0.0),
         Planned(fault=faults.Ask(request="r-stop", verb="stop", arguments={"reason": "enough"}), at=60.0),
     ]
-    lives = Lives(tmp_path, plan, physics(100), Costs(cancel=100.0))
-    lives.drive(until=400.0, tick=1.0)
-    assert lives.state.settled
+    lineage = SimulatedLineage(tmp_path, plan, physics(100), Costs(cancel=100.0))
+    lineage.drive(until=400.0, tick=1.0)
+    assert lineage.state.settled
     assert len(asked) == 4, "once, and every half minute until it was gone"

@@ -345,7 +345,7 @@ def test_which_node_is_this(tmp_path: Path):
     command = [sys.executable, "-m", "opt_ops.node", "agent", "--folder", str(tmp_path), "--allocation", "1-n0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
-    assert "which node is this?" in done.stderr
+    assert "opt-ops agent: the node has no name" in done.stderr
 
 
 def test_orders_written_before_the_agent_are_followed(node: Node):

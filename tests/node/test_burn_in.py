@@ -3,7 +3,7 @@
 import pytest
 
 from opt_ops.core.health.burn_in_findings import FLOORS, BurnIn, DeviceTest, burned
-from opt_ops.core.health.burn_in_plan import Measured
+from opt_ops.core.health.burn_in_plan import GroupMeasurement
 from opt_ops.core.values import Verdict
 from opt_ops.node.burn_in import burn_in, on_this_machine
 
@@ -63,12 +63,14 @@ def test_a_card_has_a_floor_by_itself():
 
 def test_a_device_that_fails_and_a_node_within_which_nothing_works():
     assert reasons(gpu("n1", error="OutOfMemoryError: …")) == [("n1", "burn_in_failed")]
-    alone = tuple(Measured(nodes=(node,), gbs=gbs) for node, gbs in (("n1", 400.0), ("n2", None), ("n3", 401.0)))
+    alone = tuple(
+        GroupMeasurement(nodes=(node,), gbs=gbs) for node, gbs in (("n1", 400.0), ("n2", None), ("n3", 401.0))
+    )
     assert reasons(alone=alone) == [("n2", "burn_in_all_reduce")]
 
 
 def test_what_was_not_measured_or_nowhere_worked_is_unknown():
-    broken = (Measured(nodes=("n1", "n2"), gbs=None),)
+    broken = (GroupMeasurement(nodes=("n1", "n2"), gbs=None),)
     assert {reason for _, reason in reasons(rounds=(broken,))} == {"burn_in_network"}
     said = list(burned(BurnIn(nodes=("n1", "n2"), finished=False)))
     assert {(each.verdict, each.reason) for _, each in said} == {(Verdict.UNKNOWN, "burn_in_unfinished")}

@@ -15,7 +15,7 @@ from opt_ops.core import events as e
 from opt_ops.ports import Ports
 from opt_ops.runfolder.journal import Fenced, Journal, JournalError, read
 from opt_ops.supervise.executor import Site
-from opt_ops.supervise.supervisor import Life, Supervisor
+from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 from tests.core.story import POLICY
 
 
@@ -151,7 +151,11 @@ def test_lives_on_a_full_disk_leave_neither_files_nor_descriptors(tmp_path: Path
     for _ in range(3):
         with pytest.raises(OSError, match="File too large"):
             Supervisor(
-                tmp_path, ports, POLICY, Site(folder=str(tmp_path), trainer=()), Life(host="h", pid=1, last_sign=None)
+                tmp_path,
+                ports,
+                POLICY,
+                Site(folder=str(tmp_path), trainer=()),
+                DaemonIdentity(host="h", pid=1, last_liveness=None),
             )
     assert list((tmp_path / "journal").iterdir()) == []
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -15,7 +15,7 @@ def observed(story: Story) -> list[e.Event]:
     """What the watch says when the job of every allocation has been cancelled."""
     cancelled = JobState(AllocationStatus.ENDED, (), "CANCELLED")
     scheduler = SimpleNamespace(state=lambda job: cancelled, jobs=list)
-    training = SimpleNamespace(last=lambda attempt: None, catch_up=lambda attempt: ())
+    training = SimpleNamespace(last=lambda attempt: None, report_progress=lambda attempt: ())
     clock = SimpleNamespace(monotonic=lambda: 0.0, now=lambda: story.now)
     return list(AllocationWatch(scheduler, training, clock).observe(story.state))
 

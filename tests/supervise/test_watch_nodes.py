@@ -27,7 +27,7 @@ class Watched:
         self.beats: list[Heartbeat] = []
         clock = SimpleNamespace(monotonic=lambda: self.seconds, now=lambda: self.seconds)
         policy = SimpleNamespace(silent_seconds=30.0, expected_gpus=1)
-        training = SimpleNamespace(catch_up=lambda _: ())
+        training = SimpleNamespace(report_progress=lambda _: ())
         agents = SimpleNamespace(heartbeats=lambda: self.beats)
         self.watch = NodeWatch(policy, SimpleNamespace(unfit={}), training, agents, clock)
         self.see()

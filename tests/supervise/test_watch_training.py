@@ -11,7 +11,7 @@ def pinned_by_a_new_life(story: Story) -> list[int]:
     pinned: list[int] = []
     store = SimpleNamespace(pin=lambda checkpoint: pinned.append(checkpoint.step))
     clock = SimpleNamespace(now=lambda: story.now, monotonic=lambda: story.now)
-    TrainingWatch(POLICY, SimpleNamespace(), store, clock)._protect(story.state)
+    TrainingWatch(POLICY, SimpleNamespace(), store, clock)._pin(story.state)
     return pinned
 
 

@@ -210,7 +210,7 @@ _SAME_BATCHES = "The global batch and the order of the data stay; results agree 
 
 
 def _stray(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.StrayFound) -> _Found:
-    done = event.job not in record.state.strays
+    done = event.job not in record.state.orphan_jobs
     owner = f"It bears the name of allocation {event.allocation}, which does not account for it."
     text = f"{owner} {'It was cancelled' if done else 'It is being cancelled'}, so that it holds no nodes unseen."
     what = f"stray job {short(event.job, 40)} {'cancelled' if done else 'found'}"

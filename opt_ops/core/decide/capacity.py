@@ -26,13 +26,12 @@ from opt_ops.core.names import attempt_name
 from opt_ops.core.state.model import Allocation, Node, State
 from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
 from opt_ops.core.values import Driver, Verdict
-from opt_ops.core.waiting import within
+from opt_ops.core.waiting import Backoff, still_waiting
 
-# Between two tries, whatever came of the first: a node that is lost at once is not asked for at once.
-_PAUSE_SECONDS = 10.0
+# Between two requests, whatever came of the first: a node that is lost at once is not asked for at once.
+_REQUEST_SPACING_SECONDS = 10.0
 
 _PART = 0.25  # of what is missing, in one request, while training goes on: one for all would wait for the last node
-_BACK_OFF = 4  # times that the pause between refused requests doubles, while training goes on
 
 
 def acts(state: State) -> bool:
@@ -100,11 +99,11 @@ def useful_nodes(state: State, policy: Policy, now: float) -> list[str]:
 def _patient(state: State, name: str, now: float, policy: Policy) -> bool:
     node, allocation = state.nodes.get(name), state.held[name]
     if node is None:
-        return within(now, allocation.since, policy.preflight_seconds)
+        return still_waiting(now, allocation.since, policy.preflight_seconds)
     if node.excluded_by is not None or node.verdict is Verdict.BAD:
         return False
     patience = policy.preflight_seconds if node.reason == BURNING_IN else policy.unfit_seconds
-    return within(now, max(allocation.since, min(node.at, now)), patience)
+    return still_waiting(now, max(allocation.since, min(node.at, now)), patience)
 
 
 def resize(state: State, now: float, policy: Policy) -> Event | None:
@@ -115,13 +114,13 @@ def resize(state: State, now: float, policy: Policy) -> Event | None:
     fit = min(len(eligible_nodes(state, policy, now)), state.shape.nodes)
     if attempt is not None and attempt.live:
         began = attempt.first_step_at
-        settled = began is not None and not within(now, began, policy.capacity.grow_seconds)
+        settled = began is not None and not still_waiting(now, began, policy.capacity.grow_seconds)
         if settled and fit > max(state.wanted_nodes, len(attempt.nodes)):
             return SizeDecided(nodes=fit, why=f"{fit} nodes are fit again, {len(attempt.nodes)} are in use")
         return None
     short_since = max([a.since for a in state.live_allocations if a.holds], default=now)
     short_since = max(short_since, attempt.ended_at or 0.0 if attempt else 0.0)
-    tried = not within(now, short_since, policy.capacity.shrink_seconds)
+    tried = not still_waiting(now, short_since, policy.capacity.shrink_seconds)
     if state.shape.min_nodes <= fit < state.wanted_nodes and tried:
         waited = f"no more for {now - short_since:.0f} s"
         return SizeDecided(nodes=fit, why=f"{fit} of {state.shape.nodes} nodes are fit, {waited}")
@@ -200,14 +199,11 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     refused = [each for each in fruitless if each.failed is not None]
     if urgent and len(refused) >= policy.submit_tries:
         return LineageHalted(why=f"no nodes after {len(refused)} tries: {refused[0].failed}", incident=None)
-    if urgent:
-        wait = policy.submit_wait_seconds
-    else:
-        wait = policy.capacity.top_up_seconds * 2 ** min(len(refused), _BACK_OFF)
-        missing = math.ceil(missing * _PART) if len(stay) >= shape.least else missing
-    newest = state.allocation
-    if (refused and within(now, refused[0].since, wait)) or (
-        newest and within(now, newest.intended_at, _PAUSE_SECONDS)
+    if not urgent and len(stay) >= shape.least:
+        missing = math.ceil(missing * _PART)
+    newest, pause = state.allocation, _refusal_backoff(policy, urgent).pause(len(refused))
+    if (refused and still_waiting(now, refused[0].since, pause)) or (
+        newest and still_waiting(now, newest.intended_at, _REQUEST_SPACING_SECONDS)
     ):
         return None
     excluded = {name for name, node in state.nodes.items() if node.excluded_by is not None}
@@ -218,6 +214,14 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
         exclude=tuple(sorted(excluded)),
         why=f"{len(stay)} of {shape.nodes + shape.spares} nodes are held, {pending} are asked for",
     )
+
+
+def _refusal_backoff(policy: Policy, urgent: bool) -> Backoff:
+    """Pauses after refused requests. They grow only while training goes on without the nodes."""
+    if urgent:
+        return Backoff(policy.submit_wait_seconds)
+    top_up = policy.capacity.top_up_seconds
+    return Backoff(first=2 * top_up, factor=2.0, most=16 * top_up)
 
 
 def launch(state: State, now: float, policy: Policy) -> Event | None:
@@ -235,7 +239,7 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
         return None
     nodes = eligible_nodes(state, policy, now)[: state.wanted_nodes]
     joining = any(
-        name not in state.nodes and within(now, allocation.since, policy.join_seconds)
+        name not in state.nodes and still_waiting(now, allocation.since, policy.join_seconds)
         for name, allocation in state.held.items()
     )
     if len(nodes) < state.wanted_nodes or joining:
@@ -245,7 +249,7 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
     reached = max((each.last_step or 0 for each in state.attempts.values()), default=0)
     if known is None and run.checkpoint is None and reached > SCRATCH_STEPS:
         ended = state.attempt.ended_at if state.attempt else None
-        if ended is not None and within(now, ended, policy.examine_seconds):
+        if ended is not None and still_waiting(now, ended, policy.examine_seconds):
             return None  # a file system that hides them for a moment shows them again
         why = f"no good checkpoint is left, and training has come to step {reached}: it is not started over unasked"
         return LineageHalted(why=f"{why}. Restore one, then resume; or start a new lineage", incident=None)

@@ -39,7 +39,7 @@ from opt_ops.core.state.model import Attempt, Incident, Node, Run, State
 from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, LrFactor, Outcome, Skip
-from opt_ops.core.waiting import within
+from opt_ops.core.waiting import still_waiting
 
 
 def decide(state: State, now: float, policy: Policy) -> Event | None:
@@ -244,7 +244,7 @@ def stop_attempt(state: State, now: float, policy: Policy) -> Event | None:
     left_at = attempt.leave_at
     if left_at is None:
         return None
-    waits = within(now, left_at, policy.capacity.leave_seconds) and attempt.first_step is not None
+    waits = still_waiting(now, left_at, policy.capacity.leave_seconds) and attempt.first_step is not None
     if not waits or _saved(state, attempt):
         incident = next(iter(_ending(state)), None)
         why = attempt.leave_why or ""

@@ -17,7 +17,7 @@ class HangRule:
     startup_seconds: float = 900.0  # where nothing is known yet
 
 
-class UsualTimes:
+class PhaseTimes:
     """The last times of each phase: a step's for training, its whole length for every other."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class UsualTimes:
         """Take in a time."""
         self._windows[phase].add(seconds)
 
-    def patience(self, phase: str, rule: HangRule) -> float:
+    def timeout(self, phase: str, rule: HangRule) -> float:
         """Seconds without progress after which the phase counts as hung."""
         window = self._windows[phase]
         if not len(window):

@@ -53,7 +53,7 @@ class LossDetector:
             self._unhealthy.append((point.step, "the loss is above what it had reached"))
         return findings
 
-    def why_unhealthy(self, step: int) -> str:
+    def reason_not_healthy(self, step: int) -> str:
         """Why the state at `step` should not be gone back to; empty if nothing speaks against it."""
         return next((why for bad, why in self._unhealthy if bad == step), "")
 

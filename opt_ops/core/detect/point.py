@@ -34,7 +34,7 @@ class Point:
     bad_module: str | None = None  # where numbers first ceased to be finite, in an update that ended training
     actv_norm: float | None = None  # of what enters the last layer norm
     busy: Busy | None = None
-    checksums: Compared | None = None  # in steps in which ranks compared what they hold alike
+    checksums: ChecksumComparison | None = None  # in steps in which ranks compared what they hold alike
     valid: Mapping[str, float | None] | None = None  # the loss on each validation corpus that was due; untrusted names
 
 
@@ -48,7 +48,7 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ChecksumComparison:
     """What ranks found when they compared what they should hold alike: the ranks whose data is corrupt, if any.
 
     Not `certain`: as many hold one thing as hold another, and the ranks are all of these.

@@ -10,7 +10,7 @@ from opt_ops.core.failures.classes import AlertSignal
 from opt_ops.core.values import Tier
 
 
-class Spent:
+class StepTimes:
     """What the steps since the last account took: for the ledger, which divides the wall clock by it."""
 
     def __init__(self) -> None:

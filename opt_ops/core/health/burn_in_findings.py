@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from opt_ops.core.health.burn_in_plan import SHARED, TOLERANCE, Measured, Slow, named, slower
+from opt_ops.core.health.burn_in_plan import SHARED, TOLERANCE, GroupMeasurement, Slow, named, slower
 from opt_ops.core.health.table import Judgement, Row, Verb, judgement
 from opt_ops.core.values import Verdict
 
@@ -33,9 +33,9 @@ class BurnIn:
 
     nodes: tuple[str, ...]
     devices: tuple[DeviceTest, ...] = ()
-    alone: tuple[Measured, ...] = ()
+    alone: tuple[GroupMeasurement, ...] = ()
     """All-reduce within each node; none where a node has one rank."""
-    rounds: tuple[tuple[Measured, ...], ...] = ()
+    rounds: tuple[tuple[GroupMeasurement, ...], ...] = ()
     """All-reduce between nodes, round by round."""
     silent: tuple[str, ...] = ()
     """Nodes of which a rank gave no answer in time."""

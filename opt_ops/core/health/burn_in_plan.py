@@ -26,7 +26,7 @@ Group = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class GroupMeasurement:
     """An all-reduce of a group of nodes. `gbs` None: it failed, or did not end in time."""
 
     nodes: Group
@@ -52,7 +52,9 @@ def slower(values: Mapping[str, float], tolerance: float = TOLERANCE) -> list[Sl
     return [Slow(name=name, value=value, median=middle) for name, value in values.items() if value < limit]
 
 
-def next_round(nodes: Sequence[str], rounds: Sequence[Sequence[Measured]], tolerance: float = TOLERANCE) -> list[Group]:
+def next_round(
+    nodes: Sequence[str], rounds: Sequence[Sequence[GroupMeasurement]], tolerance: float = TOLERANCE
+) -> list[Group]:
     """The groups, without a node in common, to be measured next; none when it is settled who is slow.
 
     Up to two slow nodes are found: among fewer than `FEW` nodes by meeting three others each, among more by one round
@@ -72,13 +74,15 @@ def next_round(nodes: Sequence[str], rounds: Sequence[Sequence[Measured]], toler
     return _regrouped(nodes, rounds, tolerance)
 
 
-def named(nodes: Sequence[str], rounds: Sequence[Sequence[Measured]], tolerance: float = TOLERANCE) -> list[Slow]:
+def named(
+    nodes: Sequence[str], rounds: Sequence[Sequence[GroupMeasurement]], tolerance: float = TOLERANCE
+) -> list[Slow]:
     """The slow nodes, after the last round. Of two nodes, nobody can say which."""
     speeds = {node: speed for node, speed in _speeds(nodes, rounds).items() if speed is not None}
     return slower(speeds, tolerance)
 
 
-def _speeds(nodes: Sequence[str], rounds: Sequence[Sequence[Measured]]) -> dict[str, float | None]:
+def _speeds(nodes: Sequence[str], rounds: Sequence[Sequence[GroupMeasurement]]) -> dict[str, float | None]:
     """Each node's own: that of the best group that it was in, 0 where all failed; None without any."""
     speeds: dict[str, float | None] = dict.fromkeys(nodes)
     for each in (measured for measurements in rounds for measured in measurements):
@@ -87,7 +91,7 @@ def _speeds(nodes: Sequence[str], rounds: Sequence[Sequence[Measured]]) -> dict[
     return speeds
 
 
-def _partners(nodes: Sequence[str], rounds: Sequence[Sequence[Measured]]) -> dict[str, set[str]]:
+def _partners(nodes: Sequence[str], rounds: Sequence[Sequence[GroupMeasurement]]) -> dict[str, set[str]]:
     met: dict[str, set[str]] = {node: set() for node in nodes}
     for each in (measured for measurements in rounds for measured in measurements):
         for node in met.keys() & set(each.nodes):
@@ -106,7 +110,7 @@ def _tournament(nodes: Sequence[str], number: int) -> list[Group]:
     return [(one, other) for one, other in pairs if one is not None and other is not None]
 
 
-def _regrouped(nodes: Sequence[str], rounds: Sequence[Sequence[Measured]], tolerance: float) -> list[Group]:
+def _regrouped(nodes: Sequence[str], rounds: Sequence[Sequence[GroupMeasurement]], tolerance: float) -> list[Group]:
     """Suspects that no good node was measured with yet, each with a good one."""
     speeds, met = _speeds(nodes, rounds), _partners(nodes, rounds)
     best = max((speed or 0.0 for speed in speeds.values()), default=0.0)

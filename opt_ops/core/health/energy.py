@@ -21,7 +21,7 @@ class EnergyMeter:
         self._since: float | None = None
         self._until = 0.0
 
-    def hear(self, heartbeat: Heartbeat) -> None:
+    def add(self, heartbeat: Heartbeat) -> None:
         """A held node's heartbeat."""
         if heartbeat.energy_joules is None:
             self._last.pop(heartbeat.node, None)

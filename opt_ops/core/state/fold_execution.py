@@ -64,11 +64,11 @@ def _release_intended(state: State, event: e.ReleaseIntended, entry: e.Entry) ->
 
 
 def _stray_found(state: State, event: e.StrayFound, _: e.Entry) -> State:
-    return replace(state, strays=put(state.strays, event.job, event.allocation))
+    return replace(state, orphan_jobs=put(state.orphan_jobs, event.job, event.allocation))
 
 
 def _stray_cancelled(state: State, event: e.StrayCancelled, _: e.Entry) -> State:
-    return replace(state, strays={job: name for job, name in state.strays.items() if job != event.job})
+    return replace(state, orphan_jobs={job: name for job, name in state.orphan_jobs.items() if job != event.job})
 
 
 def _size_decided(state: State, event: e.SizeDecided, _: e.Entry) -> State:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Alert, Incident, State
-from opt_ops.core.state.update import heard, put, with_incident, with_node
+from opt_ops.core.state.model import AlertState, Incident, State
+from opt_ops.core.state.update import put, with_incident, with_node, with_request_handled
 from opt_ops.core.values import Verdict
 
 
@@ -68,7 +68,7 @@ def _recovery_decided(state: State, event: e.RecoveryDecided, entry: e.Entry) ->
 def _node_excluded(state: State, event: e.NodeExcluded, entry: e.Entry) -> State:
     state = with_node(state, event.node, excluded_by=event.incident, excluded_at=entry.ts)
     if event.request is not None:
-        state = heard(state, event.request)
+        state = with_request_handled(state, event.request)
     part = state.nodes[event.node].evidence.get("uuid")
     if part is None or state.nodes[event.node].verdict is not Verdict.BAD:
         return state
@@ -110,7 +110,7 @@ def _lineage_cancelled(state: State, event: e.LineageCancelled, _: e.Entry) -> S
 
 
 def _alert_intended(state: State, event: e.AlertIntended, entry: e.Entry) -> State:
-    return replace(state, alerts=put(state.alerts, event.alert, Alert(told=event, at=entry.ts)))
+    return replace(state, alerts=put(state.alerts, event.alert, AlertState(told=event, at=entry.ts)))
 
 
 def _alert_settled(state: State, event: e.AlertSettled, _: e.Entry) -> State:

@@ -8,7 +8,7 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Drill, State
-from opt_ops.core.state.update import heard, put, with_node
+from opt_ops.core.state.update import put, with_node, with_request_handled
 from opt_ops.core.values import Fault, Verdict
 
 
@@ -23,25 +23,25 @@ def _daemon_started(state: State, event: e.DaemonStarted, _: e.Entry) -> State:
 
 
 def _lineage_started(state: State, event: e.LineageStarted, entry: e.Entry) -> State:
-    state = heard(state, event.request)
+    state = with_request_handled(state, event.request)
     return replace(state, lineage=event, started_at=entry.ts, driver=event.driver)
 
 
 def _stop_requested(state: State, event: e.StopRequested, _: e.Entry) -> State:
-    return replace(heard(state, event.request), stop=event)
+    return replace(with_request_handled(state, event.request), stop=event)
 
 
 def _pause_requested(state: State, event: e.PauseRequested, _: e.Entry) -> State:
-    return replace(heard(state, event.request), paused=event, resumed=None)
+    return replace(with_request_handled(state, event.request), paused=event, resumed=None)
 
 
 def _resume_requested(state: State, event: e.ResumeRequested, entry: e.Entry) -> State:
-    state = _answered(heard(state, event.request), entry)
+    state = _answered(with_request_handled(state, event.request), entry)
     return replace(state, paused=None, resumed=event)
 
 
 def _change_requested(state: State, event: e.ChangeRequested, entry: e.Entry) -> State:
-    state = _answered(heard(state, event.request), entry)
+    state = _answered(with_request_handled(state, event.request), entry)
     return replace(state, changes=put(state.changes, event.request, event))
 
 
@@ -52,12 +52,12 @@ def _answered(state: State, entry: e.Entry) -> State:
 
 
 def _driver_changed(state: State, event: e.DriverChanged, _: e.Entry) -> State:
-    return replace(heard(state, event.request), driver=event.driver)
+    return replace(with_request_handled(state, event.request), driver=event.driver)
 
 
 def _node_allowed(state: State, event: e.NodeAllowed, entry: e.Entry) -> State:
     parts = {uuid: node for uuid, node in state.bad_parts.items() if node != event.node}
-    state = replace(heard(state, event.request), bad_parts=parts)
+    state = replace(with_request_handled(state, event.request), bad_parts=parts)
     return with_node(
         state,
         event.node,
@@ -73,11 +73,11 @@ def _node_allowed(state: State, event: e.NodeAllowed, entry: e.Entry) -> State:
 
 
 def _note_added(state: State, event: e.NoteAdded, _: e.Entry) -> State:
-    return heard(state, event.request)
+    return with_request_handled(state, event.request)
 
 
 def _request_refused(state: State, event: e.RequestRefused, _: e.Entry) -> State:
-    return heard(state, event.request)
+    return with_request_handled(state, event.request)
 
 
 def _drill_requested(state: State, event: e.DrillRequested, entry: e.Entry) -> State:
@@ -90,7 +90,7 @@ def _drill_requested(state: State, event: e.DrillRequested, entry: e.Entry) -> S
         at=entry.ts,
         epoch=entry.epoch,
     )
-    return replace(heard(state, event.request), drills=put(state.drills, event.drill, drill))
+    return replace(with_request_handled(state, event.request), drills=put(state.drills, event.drill, drill))
 
 
 def _drill_done(state: State, event: e.DrillDone, _: e.Entry) -> State:

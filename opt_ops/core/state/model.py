@@ -203,7 +203,7 @@ class Drill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alert:
+class AlertState:
     """What people are told; `delivered` is None while it is on its way."""
 
     told: AlertIntended
@@ -255,9 +255,11 @@ class State:
     changes: Mapping[str, ChangeRequested] = field(default_factory=dict[str, ChangeRequested])  # by request
     driver: Driver = Driver.DAEMON
     size: int = 0  # nodes that attempts start on; 0: as many as the lineage's shape says
-    strays: Mapping[str, str] = field(default_factory=dict[str, str])  # jobs to be cancelled, with their allocations
+    orphan_jobs: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # jobs to be cancelled, with their allocations
     bad_parts: Mapping[str, str] = field(default_factory=dict[str, str])  # GPU UUID → what it did
-    alerts: Mapping[str, Alert] = field(default_factory=dict[str, Alert])
+    alerts: Mapping[str, AlertState] = field(default_factory=dict[str, AlertState])
     why: str = ""  # of an ended or paused lineage
     asked_at: float = 0.0  # when a person last asked for it to go on
 
@@ -309,7 +311,7 @@ class State:
             self.ended
             and not (self.attempt and self.attempt.live)
             and not self.live_allocations
-            and not self.strays
+            and not self.orphan_jobs
             and all(alert.delivered is not None for alert in self.alerts.values())
         )
 

@@ -9,7 +9,7 @@ from opt_ops.core.values import (
     Action,
     Checkpoint,
 )
-from opt_ops.core.waiting import within
+from opt_ops.core.waiting import still_waiting
 
 
 def waiting_for_attempt(state: State) -> list[Incident]:
@@ -67,7 +67,7 @@ def under_examination(state: State, run: str, now: float, patience: float) -> Kn
     step = newest.checkpoint.step if newest else 0
     waiting = (known for known in reachable_checkpoints(state, run) if known.verified is None)
     newer = (known for known in waiting if known.checkpoint.step > step)
-    return next((known for known in newer if within(now, known.seen_at, patience)), None)
+    return next((known for known in newer if still_waiting(now, known.seen_at, patience)), None)
 
 
 def reachable_checkpoints(state: State, run: str) -> list[KnownCheckpoint]:

@@ -41,6 +41,6 @@ def with_node(state: State, name: str, **changes: Any) -> State:
     return replace(state, nodes=put(state.nodes, name, node))
 
 
-def heard(state: State, request: str) -> State:
+def with_request_handled(state: State, request: str) -> State:
     """A request was answered."""
     return replace(state, requests=state.requests | {request})

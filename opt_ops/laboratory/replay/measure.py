@@ -15,7 +15,7 @@ from typing import Any
 from opt_ops.core.failures.classes import Domain, row
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Severity
-from opt_ops.laboratory.replay.fault_plan import Fate
+from opt_ops.laboratory.replay.fault_plan import FaultPlan
 from opt_ops.laboratory.replay.oracle import Oracle
 from opt_ops.laboratory.replay.play import Played
 from opt_ops.laboratory.replay.scenario import Scenario
@@ -27,7 +27,7 @@ _OF_HARDWARE = (Domain.HARDWARE, Domain.PROCESS)  # what a simulated machine's f
 
 
 @dataclass(slots=True)
-class Measured:
+class ReplayResult:
     """One replay. Times in seconds."""
 
     seed: int
@@ -59,7 +59,7 @@ class Measured:
         return {**asdict(self), "share_of_oracle": self.share_of_oracle}
 
 
-def measure(scenario: Scenario, fate: Fate, played: Played) -> Measured:
+def measure(scenario: Scenario, fault_plan: FaultPlan, played: Played) -> ReplayResult:
     """Measure a replay that is over."""
     world, state = played.world, played.state
     wall = state.since - EPOCH if state.ended else world.now
@@ -67,12 +67,12 @@ def measure(scenario: Scenario, fate: Fate, played: Played) -> Measured:
     ideal = kept.steps * scenario.training.step_seconds.value
     healthy = scenario.healthy_seconds * kept.steps / scenario.training.steps
     completed = state.status == "COMPLETED"
-    oracle = scenario.healthy_seconds / Oracle(scenario, fate).seconds if completed else None
+    oracle = scenario.healthy_seconds / Oracle(scenario, fault_plan).seconds if completed else None
     pages = [(at, alert.title) for at, alert in world.alerts if alert.severity is Severity.PAGE]
     costs = [_cost(scenario, incident, played.halts) for incident in state.incidents.values()]
     alone = [each for each in costs if each["cost"] and not each["waited_for_person"]]
-    return Measured(
-        seed=fate.seed,
+    return ReplayResult(
+        seed=fault_plan.seed,
         status=str(state.status),
         why=state.why,
         wall=wall,
@@ -81,7 +81,7 @@ def measure(scenario: Scenario, fate: Fate, played: Played) -> Measured:
         share_of_ideal=ideal / wall,
         ettr=kept.seconds / wall,
         oracle_goodput=oracle,
-        stops=len(fate.stops),
+        stops=len(fault_plan.stops),
         incidents=costs,
         pages=pages,
         longest_hands_off=_longest(pages, wall),

@@ -13,16 +13,16 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Schedule, Severity
-from opt_ops.laboratory.replay.fault_plan import Fate, Stop
+from opt_ops.laboratory.replay.fault_plan import FaultPlan, Stop
 from opt_ops.laboratory.replay.scenario import Scenario
 from opt_ops.laboratory.simulated import Physics, World, faults, run
 from opt_ops.laboratory.simulated.costs import normal
 from opt_ops.laboratory.simulated.drive import Pace
 from opt_ops.laboratory.simulated.hosts import LoseCluster, LoseHosts
 from opt_ops.laboratory.simulated.ports import ports
-from opt_ops.laboratory.simulated.world import Fault, Planned
+from opt_ops.laboratory.simulated.world import Planned, SimulatedFault
 from opt_ops.supervise.executor import Site
-from opt_ops.supervise.supervisor import Life, Supervisor
+from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 
 LINEAGE = "12"
 _RECIPE = "opt-175b"
@@ -47,8 +47,8 @@ def policy_for(scenario: Scenario) -> Policy:
 
 def play(
     scenario: Scenario,
-    fate: Fate,
-    see_seconds: float = 1.0,
+    fault_plan: FaultPlan,
+    tick_seconds: float = 1.0,
     folder: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Played:
@@ -56,22 +56,22 @@ def play(
 
     Args:
         scenario: What the cluster is like.
-        fate: What happens in it.
-        see_seconds: Between two looks of the supervisor.
+        fault_plan: What happens in it.
+        tick_seconds: Between two looks of the supervisor.
         folder: For the journal; None: a temporary one.
         progress: Told the share of steps that are trained.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(dir=_SHM if _SHM.is_dir() else None) as temporary:
-            return play(scenario, fate, see_seconds, Path(temporary), progress)
-    world = world_of(scenario, fate)
+            return play(scenario, fault_plan, tick_seconds, Path(temporary), progress)
+    world = world_of(scenario, fault_plan)
     site = Site(folder=f"/sim/{LINEAGE}", trainer=("train",))
-    life = Life(host="replay", pid=1, last_sign=None)
-    supervisor = Supervisor(folder, ports(world), policy_for(scenario), site, life)
-    watched = _Watched(scenario, fate, world, supervisor, progress)
+    identity = DaemonIdentity(host="replay", pid=1, last_liveness=None)
+    supervisor = Supervisor(folder, ports(world), policy_for(scenario), site, identity)
+    watched = _Watched(scenario, fault_plan, world, supervisor, progress)
     longest = 4 * scenario.healthy_seconds + 60 * 86400.0
     try:
-        state = run(world, watched, longest, Pace(tick=see_seconds, settle=3.0, stride=900.0, idle=60.0))
+        state = run(world, watched, longest, Pace(tick=tick_seconds, settle=3.0, stride=900.0, idle=60.0))
     finally:
         supervisor.close()
     return Played(world, state, tuple(watched.halts))
@@ -83,13 +83,13 @@ class _Watched:
     def __init__(
         self,
         scenario: Scenario,
-        fate: Fate,
+        fault_plan: FaultPlan,
         world: World,
         supervisor: Supervisor,
         progress: Callable[[float], None] | None,
     ) -> None:
         self._person = scenario.person
-        self._seed = fate.seed
+        self._seed = fault_plan.seed
         self._world = world
         self._supervisor = supervisor
         self._progress = progress
@@ -131,13 +131,13 @@ def _mend(world: World, number: int) -> None:
     world.ask(faults.Ask(request=f"r-mended-{number}", verb="resume", arguments={"reason": "mended"}).as_request())
 
 
-def world_of(scenario: Scenario, fate: Fate) -> World:
+def world_of(scenario: Scenario, fault_plan: FaultPlan) -> World:
     """The cluster with everything that will go wrong in it."""
     cluster, training = scenario.cluster, scenario.training
     physics = Physics(
-        seed=fate.seed,
-        nodes=cluster.nodes + cluster.spares + fate.hosts_later,
-        nodes_later=fate.hosts_later,
+        seed=fault_plan.seed,
+        nodes=cluster.nodes + cluster.spares + fault_plan.hosts_later,
+        nodes_later=fault_plan.hosts_later,
         gpus_per_node=cluster.gpus_per_node,
         time_limit=cluster.time_limit_hours * 3600.0,
         steps=training.steps,
@@ -168,32 +168,32 @@ def world_of(scenario: Scenario, fate: Fate) -> World:
         },
     }
     plan = [Planned(fault=faults.Ask(request="r-start", verb="start", arguments=start), at=0.0)]
-    plan += [Planned(fault=fault, step=step) for step, fault in _faults(scenario, fate)]
+    plan += [Planned(fault=fault, step=step) for step, fault in _faults(scenario, fault_plan)]
     return World(physics, costs, plan)
 
 
-def _faults(scenario: Scenario, fate: Fate) -> list[tuple[int, Fault]]:
-    found: list[tuple[int, Fault]] = []
-    for number, stop in enumerate(fate.stops):
+def _faults(scenario: Scenario, fault_plan: FaultPlan) -> list[tuple[int, SimulatedFault]]:
+    found: list[tuple[int, SimulatedFault]] = []
+    for number, stop in enumerate(fault_plan.stops):
         if stop.needs_human:
             found.append((stop.step, faults.FailLaunches(times=10_000)))
         elif stop.launch_fails:
             found.append((stop.step, faults.FailLaunches(times=stop.launch_fails)))
         found.append((stop.step, _fault(stop, number)))
-    found += [(1, faults.Diverge(sickness=sickness)) for sickness in fate.sicknesses]
-    found += [(1, faults.Bump(step=each.step, height=each.height, steps=each.steps)) for each in fate.spikes]
+    found += [(1, faults.Diverge(divergence=divergence)) for divergence in fault_plan.divergences]
+    found += [(1, faults.Bump(step=each.step, height=each.height, steps=each.steps)) for each in fault_plan.spikes]
     if scenario.slow is not None:
         factor = scenario.slow.factor.value
-        found += [(step, faults.Slow(factor=factor, seconds=1e9)) for step in fate.slow]
-    if loss := fate.loss:
+        found += [(step, faults.SlowDown(factor=factor, seconds=1e9)) for step in fault_plan.slow]
+    if loss := fault_plan.loss:
         found.append((loss.step, LoseCluster(back=loss.back, bad=loss.bad, names=loss.names)))
     return found
 
 
-def _fault(stop: Stop, number: int) -> Fault:
+def _fault(stop: Stop, number: int) -> SimulatedFault:
     match stop.kind:
         case "gpu" | "host":
-            return LoseHosts(arrivals=stop.arrivals, silent=stop.kind == "host")
+            return LoseHosts(replacements=stop.replacements, silent=stop.kind == "host")
         case "process":
             return faults.KillRank(signal=None, code=1)
         case "hang":

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opt_ops.laboratory.replay.fault_plan import Fate
+from opt_ops.laboratory.replay.fault_plan import FaultPlan
 from opt_ops.laboratory.replay.scenario import Scenario
-from opt_ops.laboratory.replay.trace import Record
+from opt_ops.laboratory.replay.trace import IncidentTrace
 from opt_ops.runfolder.files import write_text
 
 _ROWS = (
@@ -56,13 +56,13 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def drawn(record: Record | None, fate: Fate, path: Path | None) -> list[str]:
+def remarks_on(record: IncidentTrace | None, fault_plan: FaultPlan, path: Path | None) -> list[str]:
     """What of one fate the record says, what it leaves out, and what was drawn."""
     if record is None or path is None:
         return ["no record: every event is drawn by the seed from the scenario's distributions"]
     lines = [f"{path.name}: {record.rows} rows, {len(record.incidents)} of them replayed"]
     lines += [f"  not replayed: {count} × {kind}" for kind, count in record.left_out.most_common()]
-    lines += [f"  drawn by the seed: {count} × {what}" for what, count in fate.left_open.items() if count]
+    lines += [f"  drawn by the seed: {count} × {what}" for what, count in fault_plan.sampled.items() if count]
     return lines
 
 

@@ -37,7 +37,7 @@ def _free(why: str) -> Sourced:
     return Sourced(value=0.0, source=why)
 
 
-class Cluster(_Table):
+class ClusterSettings(_Table):
     """Nodes."""
 
     nodes: Annotated[int, Field(ge=1)]
@@ -47,7 +47,7 @@ class Cluster(_Table):
     time_limit_hours: Annotated[float, Field(gt=0)] = 24_000.0
 
 
-class Training(_Table):
+class TrainingSettings(_Table):
     """What is trained."""
 
     steps: Annotated[int, Field(ge=100)]
@@ -104,17 +104,17 @@ class Repair(_Table):
     bad_again: Sourced
 
 
-class Divergence(_Table):
+class DivergenceStep(_Table):
     """The loss turns at a step and does not heal."""
 
     step: Annotated[int, Field(ge=1)]
     source: str
 
 
-class Divergences(_Table):
+class DivergenceRules(_Table):
     """When, and how they answer to a lower learning rate."""
 
-    at: tuple[Divergence, ...] = ()
+    at: tuple[DivergenceStep, ...] = ()
     cured_below: tuple[float, float] = (0.7, 0.95)
     """A run is spared at a learning rate below c × the one with which the step was first met; c is drawn evenly."""
     cure_source: str = "guess"
@@ -138,7 +138,7 @@ class SlowNodes(_Table):
     factor: Sourced
 
 
-class Loss(_Table):
+class ClusterOutage(_Table):
     """The cluster is deleted, and comes back in parts."""
 
     at: Annotated[float, Field(gt=0, lt=1)]  # share of the work
@@ -150,7 +150,7 @@ class Loss(_Table):
     spares_hours: Sourced
 
 
-class Person(_Table):
+class OnCall(_Table):
     """Who is paged."""
 
     reply_median_hours: Sourced
@@ -158,7 +158,7 @@ class Person(_Table):
     answers: bool = True
 
 
-class Trace(_Table):
+class TraceRules(_Table):
     """How a record of incidents is read."""
 
     runs: tuple[str, ...] = ("",)  # only rows whose run begins with one of these
@@ -166,7 +166,7 @@ class Trace(_Table):
     why_not: dict[str, str] = {}  # why other kinds are not
 
 
-class People(_Table):
+class HumanBaseline(_Table):
     """What people achieved, for the table."""
 
     goodput: float | None = None  # percent
@@ -182,18 +182,18 @@ class Scenario(_Table):
 
     name: str
     title: str
-    cluster: Cluster
-    training: Training
+    cluster: ClusterSettings
+    training: TrainingSettings
     physical: Physical
     stops: Stops | None = None
     repair: Repair
-    divergences: Divergences = Divergences()
+    divergences: DivergenceRules = DivergenceRules()
     spikes: Spikes | None = None
     slow: SlowNodes | None = None
-    loss: Loss | None = None
-    person: Person
-    trace: Trace = Trace()
-    people: People = People()
+    loss: ClusterOutage | None = None
+    person: OnCall
+    trace: TraceRules = TraceRules()
+    people: HumanBaseline = HumanBaseline()
     vary: dict[Literal["spares", "save_every", "see_seconds"], tuple[float, ...]] = {}  # for the report's tables
 
     @property

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from opt_ops.laboratory.replay.fault_plan import draw
-from opt_ops.laboratory.replay.measure import DAY, Measured, measure
+from opt_ops.laboratory.replay.fault_plan import sample
+from opt_ops.laboratory.replay.measure import DAY, ReplayResult, measure
 from opt_ops.laboratory.replay.play import play
 from opt_ops.laboratory.replay.scenario import Scenario
-from opt_ops.laboratory.replay.trace import Record
+from opt_ops.laboratory.replay.trace import IncidentTrace
 from opt_ops.laboratory.replay.write_runfolder import write_telemetry
 
 HANDS_OFF_DAYS = 14.0
@@ -40,29 +40,29 @@ def figure(values: Iterable[float | None]) -> Figure | None:
 
 def replay(
     scenario: Scenario,
-    record: Record | None,
+    record: IncidentTrace | None,
     seeds: Sequence[int],
-    see_seconds: float = 1.0,
+    tick_seconds: float = 1.0,
     progress: Callable[[int, float], None] | None = None,
     keep: Path | None = None,
-) -> list[Measured]:
+) -> list[ReplayResult]:
     """Replay each seed. `progress` is told the seed and the share of its steps; `keep` is the first one's folder."""
-    found: list[Measured] = []
+    found: list[ReplayResult] = []
     for seed in seeds:
-        fate = draw(scenario, record, seed)
+        fault_plan = sample(scenario, record, seed)
 
         def tell(share: float, seed: int = seed) -> None:
             if progress is not None:
                 progress(seed, share)
 
-        played = play(scenario, fate, see_seconds, keep if keep and not found else None, tell)
+        played = play(scenario, fault_plan, tick_seconds, keep if keep and not found else None, tell)
         if keep and not found:
             write_telemetry(keep, played.world)
-        found.append(measure(scenario, fate, played))
+        found.append(measure(scenario, fault_plan, played))
     return found
 
 
-def summary(measured: Sequence[Measured]) -> dict[str, Any]:
+def summary(measured: Sequence[ReplayResult]) -> dict[str, Any]:
     """The figures of several replays, in the units that people read."""
     figures = {
         "goodput_percent": figure(100 * each.goodput for each in measured),
@@ -95,7 +95,7 @@ def _plain(figure: Figure) -> dict[str, float]:
     return {name: round(value, 4) for name, value in half.items() if math.isfinite(value)}
 
 
-def lost_by_cause(measured: Sequence[Measured]) -> dict[str, float]:
+def lost_by_cause(measured: Sequence[ReplayResult]) -> dict[str, float]:
     """Mean hours by what they went to, the most first."""
     causes = {cause for each in measured for cause in each.lost}
     hours = {cause: mean(each.lost.get(cause, 0.0) for each in measured) / 3600 for cause in causes}
@@ -109,7 +109,7 @@ class Variation:
     what: str
     value: float
     scenario: Scenario
-    see_seconds: float = 1.0
+    tick_seconds: float = 1.0
 
 
 def variations(scenario: Scenario) -> list[Variation]:
@@ -120,6 +120,6 @@ def variations(scenario: Scenario) -> list[Variation]:
 def _varied(scenario: Scenario, what: str, value: float) -> Variation:
     table = {"spares": "cluster", "save_every": "training"}.get(what)
     if table is None:
-        return Variation(what, value, scenario, see_seconds=value)
+        return Variation(what, value, scenario, tick_seconds=value)
     changed = getattr(scenario, table).model_copy(update={what: int(value)})
     return Variation(what, value, scenario.model_copy(update={table: changed}))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from opt_ops.laboratory.replay.scenario import ScenarioError, Trace
+from opt_ops.laboratory.replay.scenario import ScenarioError, TraceRules
 
 COLUMNS = frozenset({"date", "run", "kind", "step_start", "step_end", "cause", "row_is"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Incident:
+class TracedIncident:
     """A row that is replayed."""
 
     label: str  # date and run, as the record has them
@@ -24,22 +24,22 @@ class Incident:
 
 
 @dataclass(slots=True)
-class Record:
+class IncidentTrace:
     """What was read."""
 
     rows: int = 0
-    incidents: list[Incident] = field(default_factory=list[Incident])
+    incidents: list[TracedIncident] = field(default_factory=list[TracedIncident])
     left_out: Counter[str] = field(default_factory=Counter[str])
     """By kind, and why."""
 
 
-def read(path: Path, rules: Trace) -> Record:
+def read(path: Path, rules: TraceRules) -> IncidentTrace:
     """Read a record with the columns `COLUMNS` at least; empty fields are unknown.
 
     Raises:
         ScenarioError: the file cannot be read, or lacks a column.
     """
-    record = Record()
+    record = IncidentTrace()
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
@@ -53,7 +53,7 @@ def read(path: Path, rules: Trace) -> Record:
     return record
 
 
-def _take(record: Record, row: dict[str, str], rules: Trace) -> None:
+def _take(record: IncidentTrace, row: dict[str, str], rules: TraceRules) -> None:
     record.rows += 1
     kind, run = row["kind"] or "unknown", row["run"] or ""
     what = rules.kinds.get(kind)
@@ -65,7 +65,7 @@ def _take(record: Record, row: dict[str, str], rules: Trace) -> None:
         first, last = _number(row["step_start"]), _number(row["step_end"])
         step = last if row["row_is"] == "run end" else first
         label = " ".join(part for part in (row["date"], run) if part)
-        record.incidents.append(Incident(label=label, what=what, step=step, cause=row["cause"] or "unknown"))
+        record.incidents.append(TracedIncident(label=label, what=what, step=step, cause=row["cause"] or "unknown"))
 
 
 def _number(text: str | None) -> int | None:

@@ -17,7 +17,7 @@ _TERM, _KILL = 15, 9
 
 
 @dataclass(slots=True)
-class Part:
+class NodeRanks:
     """A node's ranks of one attempt: what is true of them, and what its agent has reported."""
 
     attempt: str
@@ -31,7 +31,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class Agent:
+class SimulatedAgent:
     """What runs on a node that a job holds."""
 
     node: str
@@ -39,11 +39,11 @@ class Agent:
     allocation: str
     started_at: float
     orders: tuple[int, int] = (0, 0)
-    part: Part | None = None
+    part: NodeRanks | None = None
     leaving: bool = False
     asked: set[str] = field(default_factory=set[str])
     """Drills, saves and dumps that were carried out."""
-    said: Heartbeat | None = None
+    last: Heartbeat | None = None
 
 
 class NodeAgents:
@@ -54,23 +54,23 @@ class NodeAgents:
         self._costs = costs
         self._timeline = timeline
         self._wall = wall  # seconds since the epoch by the nodes' clocks
-        self.agents: dict[str, Agent] = {}
-        self.parts: dict[str, dict[str, Part]] = {}
+        self.agents: dict[str, SimulatedAgent] = {}
+        self.parts: dict[str, dict[str, NodeRanks]] = {}
         """By attempt and node."""
         self.starts: dict[tuple[str, str], int] = {}
         """How often ranks of an attempt were really started on a node; more than once must never be."""
-        self.last_words: dict[str, Heartbeat] = {}
+        self.last_heartbeats: dict[str, Heartbeat] = {}
         """The last heartbeats of nodes that are not heard any more; they may still be unread."""
         self.orders: Orders | None = None
         self.started: Callable[[Launch, str], None]
         self.fell: Callable[[str], None]
         self.stuck: Callable[[str, int], None]
         self.save_asked: Callable[[str], None]
-        self.dump_asked: Callable[[Part, str], None]
-        cluster.given = self.hire
-        cluster.taken = self.dismiss
+        self.dump_asked: Callable[[NodeRanks, str], None]
+        cluster.given = self.start
+        cluster.taken = self.stop
 
-    def hire(self, job: Job) -> None:
+    def start(self, job: Job) -> None:
         """Start an agent on each node of a job."""
         self._timeline.after(self._costs.agent_start, self._begin, job.number)
 
@@ -78,15 +78,15 @@ class NodeAgents:
         job = self._cluster.jobs[number]
         for name in job.nodes:
             if self._cluster.nodes[name].up:
-                agent = Agent(name, number, job.allocation, self._timeline.now)
+                agent = SimulatedAgent(name, number, job.allocation, self._timeline.now)
                 self.agents[name] = agent
-                self.last_words.pop(name, None)
+                self.last_heartbeats.pop(name, None)
                 self._follow(agent)
         self._timeline.disturb()
 
-    def dismiss(self, node: str) -> None:
+    def stop(self, node: str) -> None:
         """The agent dies, and its ranks with it; nobody is left to report it."""
-        self.fall_silent(node)
+        self.cut_off(node)
         agent = self.agents.pop(node, None)
         if agent is None or agent.part is None:
             return
@@ -105,23 +105,23 @@ class NodeAgents:
         for agent in list(self.agents.values()):
             self._follow(agent)
 
-    def fall_silent(self, node: str) -> None:
+    def cut_off(self, node: str) -> None:
         """Nothing more arrives from the node's agent, and no orders at it."""
-        if (agent := self.agents.get(node)) and self._cluster.nodes[node].heard:
+        if (agent := self.agents.get(node)) and self._cluster.nodes[node].reachable:
             ts = self._wall() - (self._timeline.now - agent.started_at) % self._costs.heartbeat
-            self.last_words[node] = self._heartbeat(agent, ts)
+            self.last_heartbeats[node] = self._heartbeat(agent, ts)
 
-    def heard_again(self, node: str) -> None:
+    def reconnect(self, node: str) -> None:
         """The node is back on the network: its reports arrive, and it sees the orders."""
         if agent := self.agents.get(node):
-            self.last_words.pop(node, None)
+            self.last_heartbeats.pop(node, None)
             if agent.part is not None:
                 self._publish(agent.part)
             self._follow(agent)
 
-    def _follow(self, agent: Agent) -> None:
+    def _follow(self, agent: SimulatedAgent) -> None:
         orders = self.orders
-        if orders is None or not self._cluster.nodes[agent.node].heard or self.agents.get(agent.node) is not agent:
+        if orders is None or not self._cluster.nodes[agent.node].reachable or self.agents.get(agent.node) is not agent:
             return
         seen = (orders.epoch, orders.seq)
         if seen < agent.orders:  # an older life of the daemon may still write; it is not obeyed
@@ -144,7 +144,7 @@ class NodeAgents:
         if agent.leaving:
             self._leave(agent)
 
-    def _start(self, agent: Agent, launch: Launch) -> None:
+    def _start(self, agent: SimulatedAgent, launch: Launch) -> None:
         parts = self.parts.setdefault(launch.attempt, {})
         earlier = parts.get(agent.node)
         if earlier is not None:  # an agent that died here had started them
@@ -153,14 +153,14 @@ class NodeAgents:
             return
         first = launch.nodes.index(agent.node) * launch.ranks_per_node
         ranks = range(first, first + launch.ranks_per_node)
-        part = Part(launch.attempt, agent.node, self._wall(), ranks, set(ranks))
+        part = NodeRanks(launch.attempt, agent.node, self._wall(), ranks, set(ranks))
         parts[agent.node] = agent.part = part
         self._publish(part)
         key = (launch.attempt, agent.node)
         self.starts[key] = self.starts.get(key, 0) + 1
         self.started(launch, agent.node)
 
-    def _ask(self, agent: Agent, part: Part, orders: Orders) -> None:
+    def _ask(self, agent: SimulatedAgent, part: NodeRanks, orders: Orders) -> None:
         for kind, ident in (("save", orders.save), ("dump", orders.dump)):
             if ident is None or f"{kind} {ident}" in agent.asked:
                 continue
@@ -170,7 +170,7 @@ class NodeAgents:
             else:
                 self.dump_asked(part, ident)
 
-    def _drill(self, agent: Agent, drill: Drilling) -> None:
+    def _drill(self, agent: SimulatedAgent, drill: Drilling) -> None:
         if drill.drill in agent.asked:
             return
         agent.asked.add(drill.drill)
@@ -184,7 +184,7 @@ class NodeAgents:
         elif drill.fault == "hang":
             self.stuck(agent.part.attempt, arguments["rank"])
 
-    def _leave(self, agent: Agent) -> None:
+    def _leave(self, agent: SimulatedAgent) -> None:
         if agent.part is not None and agent.part.alive:
             self._end(agent.part)
             return
@@ -219,25 +219,25 @@ class NodeAgents:
         for part in self.running(attempt):
             self._exit(part, set(part.alive), code, None)
 
-    def running(self, attempt: str) -> list[Part]:
+    def running(self, attempt: str) -> list[NodeRanks]:
         """The parts of the attempt of which a rank is alive."""
         return [part for part in self.parts.get(attempt, {}).values() if part.alive]
 
-    def _end(self, part: Part) -> None:
+    def _end(self, part: NodeRanks) -> None:
         if not part.ending:
             part.ending = True
             self._timeline.after(self._costs.rank_end, self._ended, part)
 
-    def _ended(self, part: Part) -> None:
+    def _ended(self, part: NodeRanks) -> None:
         self._exit(part, set(part.alive), None, _TERM)
 
-    def _exit(self, part: Part, ranks: set[int], code: int | None, signal: int | None) -> None:
+    def _exit(self, part: NodeRanks, ranks: set[int], code: int | None, signal: int | None) -> None:
         if not ranks:
             return
         part.alive -= ranks
         at = self._wall()
         part.exits += [RankExit(rank=rank, node=part.node, code=code, signal=signal, at=at) for rank in sorted(ranks)]
-        if self._cluster.nodes[part.node].heard:
+        if self._cluster.nodes[part.node].reachable:
             self._publish(part)
         self._timeline.disturb()
         self.fell(part.attempt)
@@ -246,7 +246,7 @@ class NodeAgents:
             self._timeline.after(0.0, self._follow, agent)
 
     @staticmethod
-    def _publish(part: Part) -> None:
+    def _publish(part: NodeRanks) -> None:
         exits, done = tuple(part.exits), len(part.exits) == len(part.ranks)
         tails = {each.rank: "simulated: it ended" for each in exits if each.code != 0}
         part.report = NodeReport(node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails)
@@ -263,33 +263,33 @@ class NodeAgents:
         else."""
         wall, now, every, nodes = self._wall(), self._timeline.now, self._costs.heartbeat, self._cluster.nodes
         new: list[Heartbeat] = []
-        for name, words in self.last_words.items():
+        for name, words in self.last_heartbeats.items():
             if words.ts > read.get(name, 0.0):
                 read[name] = words.ts
                 new.append(words)
         for name, agent in self.agents.items():
             ts = wall - (now - agent.started_at) % every
-            if ts > read.get(name, 0.0) and nodes[name].heard:
+            if ts > read.get(name, 0.0) and nodes[name].reachable:
                 read[name] = ts
                 new.append(self._heartbeat(agent, ts))
         return new
 
-    def _heartbeat(self, agent: Agent, ts: float) -> Heartbeat:
+    def _heartbeat(self, agent: SimulatedAgent, ts: float) -> Heartbeat:
         """Of that time; where it says what the one before said, that one with another time, which is much cheaper."""
-        node, said = self._cluster.nodes[agent.node], agent.said
+        node, last = self._cluster.nodes[agent.node], agent.last
         attempt = agent.part.attempt if agent.part else None
         warned = self._cluster.jobs[agent.job].warned
         if (
-            said is not None
-            and said.gpus is node.gpus
-            and said.xids is node.xids
-            and said.attempt == attempt
-            and said.orders == agent.orders
-            and said.warned == warned
+            last is not None
+            and last.gpus is node.gpus
+            and last.xids is node.xids
+            and last.attempt == attempt
+            and last.orders == agent.orders
+            and last.warned == warned
         ):
-            object.__setattr__(said, "ts", ts)
-            return said
-        agent.said = Heartbeat(
+            object.__setattr__(last, "ts", ts)
+            return last
+        agent.last = Heartbeat(
             node=agent.node,
             host=node.host,
             ts=ts,
@@ -301,4 +301,4 @@ class NodeAgents:
             allocation=agent.allocation,
             warned=warned,
         )
-        return agent.said
+        return agent.last

@@ -14,7 +14,7 @@ from opt_ops.ports import JobState
 
 
 @dataclass(slots=True)
-class Node:
+class SimulatedNode:
     """A host with its GPUs."""
 
     name: str
@@ -24,7 +24,7 @@ class Node:
     up: bool = True
     given_up: bool = False  # the scheduler has noticed that it is down
     drained: str = ""
-    heard: bool = True  # False: what its agent says does not arrive, and orders do not reach it
+    reachable: bool = True  # False: what its agent says does not arrive, and orders do not reach it
     slowness: float = 1.0  # its ranks take this many times as long
     job: str | None = None  # that holds it
 
@@ -46,12 +46,12 @@ class Job:
 
 
 @dataclass(slots=True)
-class Weather:
+class SchedulerConditions:
     """What the scheduler will do wrong."""
 
     away_until: float = 0.0
     no_nodes_until: float = 0.0
-    holes: list[bool] = field(default_factory=list[bool])
+    lost_answers: list[bool] = field(default_factory=list[bool])
     """Answers of the next submissions that are lost on the way; True: the job exists all the same."""
 
 
@@ -63,7 +63,7 @@ class Cluster:
         self._costs = costs
         self._timeline = timeline
         self.nodes = {
-            name: Node(
+            name: SimulatedNode(
                 name=name,
                 host=f"10.0.{number // 250}.{number % 250}",
                 gpus=tuple(_gpu(prefix, name, index) for index in range(physics.gpus_per_node)),
@@ -73,7 +73,7 @@ class Cluster:
         for name in physics.node_names[physics.nodes - physics.nodes_later :]:
             self.nodes[name].up = False
         self.jobs: dict[str, Job] = {}
-        self.weather = Weather()
+        self.conditions = SchedulerConditions()
         self.drains: list[tuple[str, str]] = []
         self.given: Callable[[Job], None]
         self.taken: Callable[[str], None]
@@ -88,7 +88,7 @@ class Cluster:
             SchedulerUnavailable: no answer; the job may exist.
         """
         self.check_answers()
-        accepted = self.weather.holes.pop(0) if self.weather.holes else None
+        accepted = self.conditions.lost_answers.pop(0) if self.conditions.lost_answers else None
         if accepted is False:
             raise SchedulerUnavailable("the submission did not reach the scheduler")
         possible = len(self.nodes.keys() - set(exclude))
@@ -116,7 +116,7 @@ class Cluster:
         self.nodes[node].drained = reason
         self.drains.append((node, reason))
 
-    def let_go(self, number: str, name: str) -> None:
+    def remove_node(self, number: str, name: str) -> None:
         """Take a node out of a job.
 
         Raises:
@@ -146,7 +146,7 @@ class Cluster:
 
     def check_answers(self) -> None:
         """Raise `SchedulerUnavailable` while the scheduler is away."""
-        if self._timeline.now < self.weather.away_until:
+        if self._timeline.now < self.conditions.away_until:
             raise SchedulerUnavailable("slurm_load_jobs error: Unable to contact slurm controller")
 
     # ---- what happens by itself
@@ -159,7 +159,7 @@ class Cluster:
     def give(self) -> None:
         """Give free nodes to the jobs that have waited long enough, first come, first served."""
         now = self._timeline.now
-        if now < self.weather.no_nodes_until:
+        if now < self.conditions.no_nodes_until:
             return
         for job in self.live:
             if job.status is not AllocationStatus.QUEUED or now < job.submitted_at + self._costs.queue:
@@ -217,7 +217,7 @@ class Cluster:
         node = self.nodes[name]
         if node.job is not None and not node.up:
             self._leave_job(name)
-        node.up, node.heard, node.given_up, node.drained, node.slowness = True, True, False, "", 1.0
+        node.up, node.reachable, node.given_up, node.drained, node.slowness = True, True, False, "", 1.0
         node.xids, node.gpus = (
             (),
             tuple(Gpu(index=g.index, uuid=g.uuid, serial=g.serial, name=g.name) for g in node.gpus),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from opt_ops.laboratory.simulated.training import Sickness
+from opt_ops.laboratory.simulated.training import Divergence
 from opt_ops.laboratory.simulated.world import World
 from opt_ops.ports import Request
 
@@ -19,7 +19,7 @@ def _node(world: World, node: str | None) -> str | None:
     if node is not None:
         return node
     training = world.running
-    return world.draw(training.launch.nodes) if training else None
+    return world.choose(training.launch.nodes) if training else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class KillRank:
         if training is None:
             return
         ranks = sorted(rank for part in world.agents.running(training.launch.attempt) for rank in part.alive)
-        rank = self.rank if self.rank is not None else int(world.draw([str(each) for each in ranks]))
+        rank = self.rank if self.rank is not None else int(world.choose([str(each) for each in ranks]))
         signal = None if self.code is not None else self.signal
         world.agents.kill(training.launch.attempt, rank, self.code, signal)
 
@@ -53,7 +53,9 @@ class FlipBit:
         if training is None:
             return
         ranks = len(training.launch.nodes) * training.launch.ranks_per_node
-        training.flipped = self.rank if self.rank is not None else int(world.draw([str(each) for each in range(ranks)]))
+        training.flipped = (
+            self.rank if self.rank is not None else int(world.choose([str(each) for each in range(ranks)]))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +74,11 @@ class Hang:
 class Diverge:
     """The loss turns, or is not a number, at a step, and does not heal by itself."""
 
-    sickness: Sickness
+    divergence: Divergence
 
     def strike(self, world: World) -> None:
         """Put it into the curve."""
-        world.curve.sicknesses.append(self.sickness)
+        world.curve.divergences.append(self.divergence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,22 +152,22 @@ class Silence:
         name = _node(world, self.node)
         if name is None:
             return
-        world.agents.fall_silent(name)
-        world.cluster.nodes[name].heard = False
+        world.agents.cut_off(name)
+        world.cluster.nodes[name].reachable = False
         for attempt, nodes in world.alive().items():
             if name in nodes:
                 world.hang(attempt, None)
-        world.timeline.after(self.seconds, _hear, world, name)
+        world.timeline.after(self.seconds, _reconnect, world, name)
 
 
-def _hear(world: World, name: str) -> None:
-    world.cluster.nodes[name].heard = True
+def _reconnect(world: World, name: str) -> None:
+    world.cluster.nodes[name].reachable = True
     world.timeline.disturb()
-    world.agents.heard_again(name)
+    world.agents.reconnect(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slow:
+class SlowDown:
     """A node's ranks take longer, and everybody waits for them."""
 
     node: str | None = None
@@ -215,7 +217,7 @@ class SchedulerAway:
 
     def strike(self, world: World) -> None:
         """No answers for a while."""
-        world.cluster.weather.away_until = world.now + self.seconds
+        world.cluster.conditions.away_until = world.now + self.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +228,7 @@ class LostAnswer:
 
     def strike(self, world: World) -> None:
         """Wait for the next submission."""
-        world.cluster.weather.holes.append(self.accepted)
+        world.cluster.conditions.lost_answers.append(self.accepted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +239,7 @@ class NoNodes:
 
     def strike(self, world: World) -> None:
         """Close the queue, and open it again."""
-        world.cluster.weather.no_nodes_until = world.now + self.seconds
+        world.cluster.conditions.no_nodes_until = world.now + self.seconds
         world.timeline.after(self.seconds, world.cluster.give)
 
 

@@ -10,7 +10,7 @@ from opt_ops.laboratory.simulated.world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
+class ReplacementNode:
     """A host that the provider sends, `after` seconds from the loss; the one before it is taken away then."""
 
     name: str
@@ -22,7 +22,7 @@ class Arrival:
 class LoseHosts:
     """Hosts of the running attempt fail together: they go silent, or a GPU of each falls off the bus (Xid 79)."""
 
-    arrivals: tuple[tuple[Arrival, ...], ...]  # of each host that is lost
+    replacements: tuple[tuple[ReplacementNode, ...], ...]  # of each host that is lost
     silent: bool = False
 
     def strike(self, world: World) -> None:
@@ -31,13 +31,13 @@ class LoseHosts:
         if training is None:
             return
         lost = list(training.launch.nodes)
-        for arrivals in self.arrivals:
-            name = lost.pop(lost.index(world.draw(lost)))
+        for replacements in self.replacements:
+            name = lost.pop(lost.index(world.choose(lost)))
             if self.silent:
                 world.cluster.break_down(name)
             else:
                 world.agents.xid(name, 79)
-            send(world, name, arrivals)
+            send(world, name, replacements)
             if not self.silent:
                 _kill(world, name)
 
@@ -50,18 +50,18 @@ def _kill(world: World, name: str) -> None:
             world.agents.kill(part.attempt, min(part.alive), 1, None)
 
 
-def send(world: World, lost: str, arrivals: Sequence[Arrival]) -> None:
+def send(world: World, lost: str, replacements: Sequence[ReplacementNode]) -> None:
     """Have hosts come, one after the other, in the place of one that is lost."""
-    for arrival in arrivals:
-        world.timeline.after(arrival.after, _replace, world, lost, arrival)
-        lost = arrival.name
+    for replacement in replacements:
+        world.timeline.after(replacement.after, _replace, world, lost, replacement)
+        lost = replacement.name
 
 
-def _replace(world: World, lost: str, arrival: Arrival) -> None:
+def _replace(world: World, lost: str, replacement: ReplacementNode) -> None:
     world.cluster.take_away(lost)
-    world.cluster.come_back(arrival.name)
-    if arrival.bad:
-        BadGpu(node=arrival.name, xid=None).strike(world)
+    world.cluster.come_back(replacement.name)
+    if replacement.bad:
+        BadGpu(node=replacement.name, xid=None).strike(world)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from opt_ops.core.detect.point import Point
 from opt_ops.core.health import Heartbeat
 from opt_ops.core.values import Checkpoint
 from opt_ops.laboratory.simulated.world import EPOCH, World
-from opt_ops.ports import Alert, JobState, NodeReport, Orders, Phase, Ports, Request, TrainerConfig
+from opt_ops.ports import Alert, JobState, NodeReport, Orders, Ports, Request, TrainerConfig, TrainerPhase
 
 
 class SimulatedClock:
@@ -58,9 +58,9 @@ class SimulatedScheduler:
         """Give the node to nobody any more."""
         self._cluster.drain(node, reason)
 
-    def let_go(self, job: str, node: str) -> None:
+    def remove_node(self, job: str, node: str) -> None:
         """Take a node out of the job."""
-        self._cluster.let_go(job, node)
+        self._cluster.remove_node(job, node)
 
 
 class SimulatedAgents:
@@ -110,7 +110,7 @@ class SimulatedTrainer:
         self._read[attempt] = len(training.points)
         return new
 
-    def phases(self, attempt: str) -> Sequence[Phase]:
+    def phases(self, attempt: str) -> Sequence[TrainerPhase]:
         """The changes of phase since the last call."""
         training = self._world.trainings.get(attempt)
         if training is None:

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opt_ops.core.detect.point import Busy, Compared, Point
+from opt_ops.core.detect.point import Busy, ChecksumComparison, Point
 from opt_ops.core.values import Checkpoint
 from opt_ops.laboratory.simulated.costs import Costs, Physics
-from opt_ops.ports import Launch, Phase, TrainerConfig
+from opt_ops.ports import Launch, TrainerConfig, TrainerPhase
 
 FOREVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sickness:
+class Divergence:
     """A divergence: where it begins, and what it takes to be spared.
 
     A run that passes `step` with a learning rate above `cured_below` × the schedule, and with the batch of that step,
@@ -35,32 +35,32 @@ class Sickness:
 
 
 @dataclass(slots=True)
-class Saved:
+class StoredCheckpoint:
     """A checkpoint in the store."""
 
     checkpoint: Checkpoint
-    sickness: Sickness | None  # of its weights
+    divergence: Divergence | None  # of its weights
     damage: str = ""
     committed_at: float = 0.0
     scale: float = 1.0  # of the learning rate with which it was trained
 
 
 @dataclass(slots=True)
-class Curve:
+class LossCurve:
     """What is wrong with the loss, by steps: the same for every attempt that passes there."""
 
-    sicknesses: list[Sickness] = field(default_factory=list[Sickness])
+    divergences: list[Divergence] = field(default_factory=list[Divergence])
     bumps: dict[int, float] = field(default_factory=dict[int, float])
     """Nats on top of the loss of a step, healing by themselves."""
     met: dict[int, float] = field(default_factory=dict[int, float])
     """With which scale of the learning rate the step of a sickness was first come to."""
 
-    def strikes(self, sickness: Sickness, scale: float, skips: Sequence[tuple[int, int]]) -> bool:
+    def strikes(self, divergence: Divergence, scale: float, skips: Sequence[tuple[int, int]]) -> bool:
         """Whether a run under these settings falls ill."""
-        if sickness.in_the_data and any(first <= sickness.step <= last for first, last in skips):
+        if divergence.in_the_data and any(first <= divergence.step <= last for first, last in skips):
             return False
-        usual = self.met.setdefault(sickness.step, scale) if sickness.relative else 1.0
-        return scale > sickness.cured_below * usual
+        usual = self.met.setdefault(divergence.step, scale) if divergence.relative else 1.0
+        return scale > divergence.cured_below * usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +92,19 @@ class Command:
 class Training:
     """One attempt. `advance` makes its steps up to a moment; nothing else moves it."""
 
-    def __init__(self, launch: Launch, physics: Physics, costs: Costs, curve: Curve, epoch: float) -> None:
+    def __init__(self, launch: Launch, physics: Physics, costs: Costs, curve: LossCurve, epoch: float) -> None:
         """`epoch`, in seconds since 1970, is when virtual time began."""
         self.launch = launch
         self.command = Command.of(launch.argv)
         self.run = launch.attempt.partition("-")[0]
         self.points: list[Point] = []
-        self.phases: list[Phase] = []
+        self.phases: list[TrainerPhase] = []
         self.config: TrainerConfig | None = None
         self.step = 0
         self.next_at = FOREVER  # when the next step ends
         self.over = False
-        self.sickness: Sickness | None = None
-        self._start: Saved | None = None
+        self.divergence: Divergence | None = None
+        self._start: StoredCheckpoint | None = None
         self.save_asked = False
         self.drills: list[Mapping[str, Any]] = []
         self.flipped: int | None = None  # the rank whose data is corrupt
@@ -120,10 +120,10 @@ class Training:
 
     # ---- its course
 
-    def begin(self, now: float, start: Saved | None) -> None:
+    def begin(self, now: float, start: StoredCheckpoint | None) -> None:
         """The ranks are up and have loaded what they go on from: the first step begins."""
         self.step = start.checkpoint.step if start else 0
-        self.sickness = start.sickness if start else None
+        self.divergence = start.divergence if start else None
         self._start = start
         self.next_at = now + self._seconds()
 
@@ -133,7 +133,7 @@ class Training:
 
     def enter(self, name: str, since: float) -> None:
         """A phase begins at `since` (virtual seconds), which may lie a little ahead."""
-        self.phases.append(Phase(name=name, since=self._epoch + since, step=self.step))
+        self.phases.append(TrainerPhase(name=name, since=self._epoch + since, step=self.step))
 
     def make_step(self) -> bool:
         """The step that is due ends. Returns whether a checkpoint is saved after it."""
@@ -169,7 +169,7 @@ class Training:
     @property
     def troubled(self) -> bool:
         """Whether the curve is not what it should be at the newest step or soon."""
-        return self.sickness is not None or self.step + 1 in self._curve.bumps
+        return self.divergence is not None or self.step + 1 in self._curve.bumps
 
     @property
     def corrupt(self) -> tuple[int, ...]:
@@ -201,10 +201,10 @@ class Training:
         physics, step = self._physics, self.step
         scale = self.lr_scale(step)
         drilled = self._drilled(step)
-        if self.sickness is None:
+        if self.divergence is None:
             self._fall_ill(step, scale, drilled)
         excess = self._curve.bumps.get(step, 0.0)
-        gnorm, finite, ill = physics.gradient_norm(step), True, self.sickness
+        gnorm, finite, ill = physics.gradient_norm(step), True, self.divergence
         if ill is not None:
             finite = ill.finite or step != ill.step
             excess += ill.height * (1.0 - 0.05 ** ((step - ill.step + 1) / ill.steps))
@@ -230,14 +230,18 @@ class Training:
             checksums=self._compared(step),
         )
 
-    def _compared(self, step: int) -> Compared | None:
+    def _compared(self, step: int) -> ChecksumComparison | None:
         """After every so many steps, ranks look whether they hold the same; after a drill's flip at once."""
         every, flips = self._physics.checksum_every, [drill for drill in self.drills if drill["kind"] == "flip-bit"]
         struck = next((drill for drill in flips if drill["from_step"] < step), None)
         if not every or (struck is None and step % every != 1):
             return None
         rank = self.flipped if struck is None else int(struck["rank"])
-        return Compared() if rank is None else Compared((rank,), True, "its own shards changed between two updates")
+        return (
+            ChecksumComparison()
+            if rank is None
+            else ChecksumComparison((rank,), True, "its own shards changed between two updates")
+        )
 
     def _busy(self) -> Busy:
         """How long ranks had work of their own: those of a slow node longer, everybody waits for them."""
@@ -250,20 +254,20 @@ class Training:
 
     def _fall_ill(self, step: int, scale: float, drilled: float) -> None:
         if drilled > 4.0:
-            self.sickness = Sickness(step=step)
+            self.divergence = Divergence(step=step)
             return
-        for sickness in self._curve.sicknesses:
-            if sickness.step == step and self._strikes(sickness, scale):
-                self.sickness = sickness
+        for divergence in self._curve.divergences:
+            if divergence.step == step and self._strikes(divergence, scale):
+                self.divergence = divergence
 
-    def _coming(self, step: int, scale: float) -> Sickness | None:
-        for sickness in self._curve.sicknesses:
-            if sickness.step - sickness.lead <= step < sickness.step and self._strikes(sickness, scale):
-                return sickness
+    def _coming(self, step: int, scale: float) -> Divergence | None:
+        for divergence in self._curve.divergences:
+            if divergence.step - divergence.lead <= step < divergence.step and self._strikes(divergence, scale):
+                return divergence
         return None
 
-    def _strikes(self, sickness: Sickness, scale: float) -> bool:
+    def _strikes(self, divergence: Divergence, scale: float) -> bool:
         start, skips = self._start, self.command.skips
-        if start is not None and start.checkpoint.step > sickness.step - sickness.rooted:
+        if start is not None and start.checkpoint.step > divergence.step - divergence.rooted:
             scale = max(scale, start.scale)
-        return self._curve.strikes(sickness, scale, skips)
+        return self._curve.strikes(divergence, scale, skips)

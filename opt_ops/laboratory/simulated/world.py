@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from opt_ops.core.values import Checkpoint
-from opt_ops.laboratory.simulated.agents import NodeAgents, Part
+from opt_ops.laboratory.simulated.agents import NodeAgents, NodeRanks
 from opt_ops.laboratory.simulated.cluster import Cluster
 from opt_ops.laboratory.simulated.costs import Costs, Physics, uniform
 from opt_ops.laboratory.simulated.timeline import Timeline
-from opt_ops.laboratory.simulated.training import FOREVER, Curve, Saved, Sickness, Training
+from opt_ops.laboratory.simulated.training import FOREVER, Divergence, LossCurve, StoredCheckpoint, Training
 from opt_ops.ports import Alert, Launch, Request, TrainerConfig
 
 EPOCH = 1_636_588_800.0  # 11 November 2021, 00:00 UTC: where the published record of OPT-175B begins
@@ -24,7 +24,7 @@ _THINNING = 16  # saves between two looks for checkpoints to thin out
 _DAMAGED, _NOT_FINITE, _CORRUPT, _PEER_CORRUPT = 65, 82, 85, 87  # the trainer's exit codes (docs/formats.md)
 
 
-class Fault(Protocol):
+class SimulatedFault(Protocol):
     """Something that goes wrong."""
 
     def strike(self, world: World) -> None:
@@ -36,7 +36,7 @@ class Fault(Protocol):
 class Planned:
     """A fault that strikes at a time (virtual seconds) or once, when a step is first trained."""
 
-    fault: Fault
+    fault: SimulatedFault
     at: float | None = None
     step: int | None = None
 
@@ -58,10 +58,10 @@ class World:
         self.skew = 0.0  # of the daemon's wall clock, seconds
         self.cluster = Cluster(self.physics, self.costs, self.timeline, name)
         self.agents = NodeAgents(self.cluster, self.costs, self.timeline, self.wall)
-        self.curve = Curve()
+        self.curve = LossCurve()
         self.trainings: dict[str, Training] = {}
         self._active: list[Training] = []  # those that make steps
-        self.checkpoints: dict[str, Saved] = {}
+        self.checkpoints: dict[str, StoredCheckpoint] = {}
         self.damage_next: list[str] = []
         self.failing_launches = 0
         """How many of the next launches fail; see `faults.FailLaunches`."""
@@ -74,8 +74,8 @@ class World:
         self.agents.stuck = self._stopped
         self.agents.save_asked = self._save_asked
         self.agents.dump_asked = self._dump_asked
-        self._steps: dict[int, list[Fault]] = {}
-        self._draws = 0
+        self._steps: dict[int, list[SimulatedFault]] = {}
+        self._choices = 0
         for planned in plan:
             self.plan(planned)
 
@@ -118,7 +118,7 @@ class World:
         else:
             self.timeline.at(planned.at or 0.0, self.strike, planned.fault)
 
-    def strike(self, fault: Fault) -> None:
+    def strike(self, fault: SimulatedFault) -> None:
         """Have a fault strike now."""
         self.timeline.disturb()
         fault.strike(self)
@@ -129,10 +129,10 @@ class World:
         self.asked.append(request.request)
         self.timeline.disturb()
 
-    def draw(self, names: Sequence[str]) -> str:
+    def choose(self, names: Sequence[str]) -> str:
         """One of them, by the seed and how often was drawn before."""
-        self._draws += 1
-        return names[int(uniform(self.physics.seed, self._draws, 3) * len(names))]
+        self._choices += 1
+        return names[int(uniform(self.physics.seed, self._choices, 3) * len(names))]
 
     # ---- what is true of it
 
@@ -166,7 +166,7 @@ class World:
         save = training.make_step()
         if save:
             # Copied aside at once, written in the background.
-            self.timeline.after(self.costs.commit, self._commit, training, training.step, training.sickness)
+            self.timeline.after(self.costs.commit, self._commit, training, training.step, training.divergence)
         faults = self._steps.pop(training.step, ())
         for fault in faults:
             self.strike(fault)
@@ -216,7 +216,7 @@ class World:
             return
         if self.failing_launches > 0:
             self.failing_launches -= 1
-            rank = int(self.draw([str(part.ranks[0]) for part in self.agents.running(training.launch.attempt)]))
+            rank = int(self.choose([str(part.ranks[0]) for part in self.agents.running(training.launch.attempt)]))
             self.agents.kill(training.launch.attempt, rank, 1, None)
             return
         training.begin(self.now, start)
@@ -239,7 +239,7 @@ class World:
     def _save_asked(self, attempt: str) -> None:
         self.trainings[attempt].save_asked = True
 
-    def _dump_asked(self, part: Part, dump: str) -> None:
+    def _dump_asked(self, part: NodeRanks, dump: str) -> None:
         training = self.trainings[part.attempt]
         taken = training.stacks.setdefault(dump, {})
         for rank in part.alive:
@@ -248,7 +248,7 @@ class World:
             elif not training.deaf:
                 taken[rank] = _stack("data.py", "load_batch")
 
-    def _commit(self, training: Training, step: int, sickness: Sickness | None) -> None:
+    def _commit(self, training: Training, step: int, divergence: Divergence | None) -> None:
         last = step == self.physics.steps
         if training.over and not (last and self.agents.running(training.launch.attempt)):
             return  # torn: its writers died
@@ -256,7 +256,7 @@ class World:
         if path not in self.checkpoints:
             checkpoint = Checkpoint(run=training.run, step=step, path=path)
             damage = self.damage_next.pop(0) if self.damage_next else ""
-            self.checkpoints[path] = Saved(checkpoint, sickness, damage, self.now, training.lr_scale(step))
+            self.checkpoints[path] = StoredCheckpoint(checkpoint, divergence, damage, self.now, training.lr_scale(step))
             self._thin(training.run, step)
         if last:
             self.timeline.disturb()

@@ -112,9 +112,9 @@ def test_training_waits_where_fewer_nodes_are_not_allowed():
 def test_a_stray_job_is_remembered_until_it_is_cancelled():
     story = Story().training(450)
     story.see(e.StrayFound(job="99", allocation="12-n0"))
-    assert story.state.strays == {"99": "12-n0"}
+    assert story.state.orphan_jobs == {"99": "12-n0"}
     story.see(e.StrayCancelled(job="99"))
-    assert story.state.strays == {}
+    assert story.state.orphan_jobs == {}
 
 
 def test_no_more_nodes_are_taken_out_in_an_hour_than_the_limits_say():

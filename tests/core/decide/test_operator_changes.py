@@ -31,7 +31,7 @@ def refused(story: Story, verb: str, **arguments: object) -> str:
 def test_a_pause_saves_first_gives_the_nodes_back_and_is_resumed():
     story = Story().training(450)
     assert kinds(ask(story, "pause")) == ["leave_intended"]
-    assert "paused already" in refused(story, "pause")
+    assert "already paused by" in refused(story, "pause")
     assert kinds(story.checkpoint(451)) == ["stop_intended"]
     assert kinds(story.ends()) == ["lineage_paused", "release_intended"]
     assert story.state.status is Status.PAUSED
@@ -143,7 +143,7 @@ def test_handed_back_the_daemon_goes_on_with_what_is_broken():
 def test_a_node_is_excluded_and_allowed_by_hand():
     story = Story().training(450)
     assert kinds(ask(story, "exclude", node="n3"))[:1] == ["drain_intended"]
-    assert "excluded already" in refused(story, "exclude", node="n3")
+    assert "already excluded by" in refused(story, "exclude", node="n3")
     assert story.state.attempt.stop_why is None
     ask(story, "allow", node="n3")
     assert story.state.nodes["n3"].excluded_by is None
@@ -173,13 +173,13 @@ def test_what_cannot_be_is_refused_with_the_reason():
     assert "no verified healthy checkpoint at or before step 50" in refused(story, "change", to_step=50)
     assert "must be above 0" in refused(story, "change", lr=-1)
     assert "there is nothing to resume" in refused(story, "resume")
-    assert "the daemon drives already" in refused(story, "drive", driver="daemon")
+    assert "the daemon already drives" in refused(story, "drive", driver="daemon")
     step = story.state.attempt.last_step
-    assert f"go on from about step {step}" in refused(story, "change", settings=[f"steps={step}"])
+    assert f"resume at about step {step}" in refused(story, "change", settings=[f"steps={step}"])
     ask(story, "change", settings=[f"steps={step + 1}"])
     early = Story()
     early.begin()
-    assert "has said its schedule" in refused(early, "change", lr=1e-4)
+    assert "has reported its schedule" in refused(early, "change", lr=1e-4)
 
 
 @pytest.mark.parametrize(

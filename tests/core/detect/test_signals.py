@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_ops.core.detect.finding import Finding, RobustWindow
-from opt_ops.core.detect.hang import HangRule, UsualTimes
+from opt_ops.core.detect.hang import HangRule, PhaseTimes
 from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.detect.loss_spike import SpikeRule
 from opt_ops.core.detect.point import Point
@@ -109,7 +109,7 @@ def test_gradients_that_overflow_in_fp16_are_left_to_the_loss_scale():
         assert detector.observe(each) == []
     overflow = replace(point(201, 2.3, None), finite=True, loss_scale=4.0, skip="overflow")
     assert detector.observe(overflow) == []
-    assert detector.why_unhealthy(201) == ""
+    assert detector.reason_not_healthy(201) == ""
     (act,) = detector.observe(replace(point(202, None), bad_module="forward of layers.3.fc1 (rank 2)"))
     assert (act.signal, act.evidence["bad_module"]) == ("non_finite_loss", "forward of layers.3.fc1 (rank 2)")
 
@@ -131,8 +131,8 @@ def test_a_checkpoint_in_trouble_is_not_called_healthy():
     detector = LossDetector(RULE)
     for each in with_jump(curve(600, seed=5), 500, 3.0, 1000):
         detector.observe(each)
-    assert detector.why_unhealthy(450) == ""
-    assert "loss" in detector.why_unhealthy(520)
+    assert detector.reason_not_healthy(450) == ""
+    assert "loss" in detector.reason_not_healthy(520)
 
 
 def test_a_new_normal_of_the_gradient_norm_is_accepted_in_the_end():
@@ -141,8 +141,8 @@ def test_a_new_normal_of_the_gradient_norm_is_accepted_in_the_end():
     detector = LossDetector(RULE)
     for each in moved:
         detector.observe(each)
-    assert detector.why_unhealthy(1010) != ""
-    assert detector.why_unhealthy(1990) == ""
+    assert detector.reason_not_healthy(1010) != ""
+    assert detector.reason_not_healthy(1990) == ""
 
 
 def raised(points: list[Point], by: float, at: int = 2000) -> list[Point]:
@@ -328,11 +328,11 @@ def test_the_robust_window_agrees_with_sorting():
 
 
 def test_patience_is_twice_the_longest_time_of_the_phase():
-    usual, rule = UsualTimes(), HangRule(multiple=2, floor_seconds=5, startup_seconds=300)
-    assert usual.patience("training", rule) == 300
+    usual, rule = PhaseTimes(), HangRule(multiple=2, floor_seconds=5, startup_seconds=300)
+    assert usual.timeout("training", rule) == 300
     for step in range(100):
         usual.observe("training", 60.0 if step == 20 else 20.0)
-    assert usual.patience("training", rule) == 40, "the slow step is long ago"
+    assert usual.timeout("training", rule) == 40, "the slow step is long ago"
     usual.observe("saving", 1.0)
-    assert usual.patience("saving", rule) == 5
-    assert usual.patience("evaluation", rule) == 300
+    assert usual.timeout("saving", rule) == 5
+    assert usual.timeout("evaluation", rule) == 300

@@ -8,7 +8,7 @@ import pytest
 from opt_ops.core.detect.activations import ActivationDetector
 from opt_ops.core.detect.corruption import CorruptionDetector
 from opt_ops.core.detect.loss_scale import LossScaleDetector, LossScaleRule
-from opt_ops.core.detect.point import Busy, Compared, Point
+from opt_ops.core.detect.point import Busy, ChecksumComparison, Point
 from opt_ops.core.detect.saves import SaveDetector
 from opt_ops.core.detect.straggler import StragglerDetector, StragglerRule
 from opt_ops.core.detect.throughput import SLOWING, ThroughputDetector, ThroughputRule, slow_node
@@ -124,7 +124,12 @@ def test_reasons_that_slow_a_node_are_those_of_the_health_table():
 
 def test_ranks_that_differ_name_themselves_and_the_step_until_which_all_agreed():
     detector = CorruptionDetector(agreed=1)
-    lines = [at(1), at(101, checksums=Compared()), at(102), at(201, checksums=Compared((3,), True, "its own shards"))]
+    lines = [
+        at(1),
+        at(101, checksums=ChecksumComparison()),
+        at(102),
+        at(201, checksums=ChecksumComparison((3,), True, "its own shards")),
+    ]
     (found,) = [f for line in lines for f in detector.observe(line)]
     assert (found.signal, found.tier, found.step, found.onset_step) == ("silent_data_corruption", Tier.ACT, 201, 101)
     assert found.evidence == {"ranks": [3], "certain": True, "what": "its own shards"}

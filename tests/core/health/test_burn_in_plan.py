@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.core.health.burn_in_plan import Measured, Slow, named, next_round, slower
+from opt_ops.core.health.burn_in_plan import GroupMeasurement, Slow, named, next_round, slower
 
 WEATHER = st.floats(0.98, 1.02)  # the same link, measured again
 
 
-def measure(speeds: dict[str, float], draw: st.DataObject) -> tuple[list[Slow], list[Sequence[Measured]]]:
+def measure(speeds: dict[str, float], draw: st.DataObject) -> tuple[list[Slow], list[Sequence[GroupMeasurement]]]:
     """All rounds; the slowest of a group sets its pace."""
-    rounds: list[Sequence[Measured]] = []
+    rounds: list[Sequence[GroupMeasurement]] = []
     while groups := next_round(list(speeds), rounds):
         members = [node for group in groups for node in group]
         assert len(members) == len(set(members)), "no node is in two groups at once"
         rounds.append(
             [
-                Measured(nodes=group, gbs=(min(speeds[node] for node in group) * draw.draw(WEATHER)) or None)
+                GroupMeasurement(nodes=group, gbs=(min(speeds[node] for node in group) * draw.draw(WEATHER)) or None)
                 for group in groups
             ]
         )
@@ -59,14 +59,14 @@ def test_suspects_are_measured_again_with_good_ones_only(count: int, data: st.Da
 
 
 def test_of_two_nodes_nobody_can_say_which():
-    rounds = [[Measured(nodes=("n1", "n2"), gbs=1.0)]]
+    rounds = [[GroupMeasurement(nodes=("n1", "n2"), gbs=1.0)]]
     assert next_round(["n1", "n2"], rounds) == []
     assert named(["n1", "n2"], rounds) == []
 
 
 def test_a_network_that_nowhere_works_is_no_nodes_fault():
     nodes = [f"n{i}" for i in range(6)]
-    rounds = [[Measured(nodes=(nodes[i], nodes[i + 1]), gbs=None) for i in (0, 2, 4)]]
+    rounds = [[GroupMeasurement(nodes=(nodes[i], nodes[i + 1]), gbs=None) for i in (0, 2, 4)]]
     assert next_round(nodes, rounds) == []
     assert named(nodes, rounds) == []
 

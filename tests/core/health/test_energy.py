@@ -22,7 +22,7 @@ def test_accounts_come_every_ten_minutes_and_join_without_a_gap():
     accounts = []
     for second in range(0, 1900, 2):
         for node in ("n1", "n2"):
-            meter.hear(beat(second, 700.0 * second, node))
+            meter.add(beat(second, 700.0 * second, node))
         if account := meter.account(last=False):
             accounts.append(account)
     assert [(a.since, a.until, a.gpus) for a in accounts] == [(0, 600, 4), (600, 1200, 4), (1200, 1800, 4)]
@@ -36,7 +36,7 @@ def test_accounts_come_every_ten_minutes_and_join_without_a_gap():
 def test_a_counter_that_fell_or_a_gpu_that_is_gone_adds_nothing():
     meter = EnergyMeter()
     for ts, joules, gpus in ((0, 5e6, 2), (2, 100.0, 2), (4, 200.0, 2), (6, 150.0, 1), (8, 250.0, 1), (10, None, 1)):
-        meter.hear(beat(ts, joules, gpus=gpus))
+        meter.add(beat(ts, joules, gpus=gpus))
     account = meter.account(last=True)
     assert account is not None
     assert account.joules == 100.0 + 100.0
@@ -47,7 +47,7 @@ def test_whenever_it_is_asked_the_whole_is_what_the_counter_gained(gains: list[t
     meter, counter, total = EnergyMeter(), 0.0, 0.0
     for second, (gain, asked) in enumerate(gains):
         counter += gain
-        meter.hear(beat(400.0 * second, counter))
+        meter.add(beat(400.0 * second, counter))
         if asked and (account := meter.account(last=False)):
             total += account.joules
     if rest := meter.account(last=True):
@@ -58,5 +58,5 @@ def test_whenever_it_is_asked_the_whole_is_what_the_counter_gained(gains: list[t
 def test_nodes_without_counters_have_no_account():
     meter = EnergyMeter()
     for ts in range(0, 2000, 100):
-        meter.hear(beat(float(ts), None))
+        meter.add(beat(float(ts), None))
     assert meter.account(last=True) is None

@@ -20,7 +20,7 @@ from opt_ops.core.health import (
     remember,
 )
 from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest
-from opt_ops.core.health.burn_in_plan import Measured
+from opt_ops.core.health.burn_in_plan import GroupMeasurement
 from opt_ops.core.health.nvlink import Cause
 from opt_ops.core.health.recurrence import remembered
 from opt_ops.core.health.table import judgement as said_by
@@ -422,7 +422,7 @@ def test_a_node_that_is_not_like_the_others():
 def test_a_node_whose_burn_in_was_slower_than_the_others():
     def beat(node: str, tflops: float, gbs: float) -> Heartbeat:
         device = DeviceTest(node=node, local=0, device="NVIDIA H200", tflops=tflops)
-        test = BurnIn(nodes=(node,), devices=(device,), alone=(Measured(nodes=(node,), gbs=gbs),))
+        test = BurnIn(nodes=(node,), devices=(device,), alone=(GroupMeasurement(nodes=(node,), gbs=gbs),))
         return replace(NODE, node=node, burn_in=test)
 
     even = [beat("n1", 700.0, 400.0), beat("n2", 690.0, 395.0), beat("n3", 705.0, 402.0)]

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from opt_ops.laboratory.replay import scenario as scenarios
-from opt_ops.laboratory.replay.fault_plan import draw
+from opt_ops.laboratory.replay.fault_plan import sample
 from opt_ops.laboratory.replay.measure import measure
 from opt_ops.laboratory.replay.oracle import Oracle
 from opt_ops.laboratory.replay.play import play, world_of
-from opt_ops.laboratory.replay.scenario import Scenario, ScenarioError, Trace
+from opt_ops.laboratory.replay.scenario import Scenario, ScenarioError, TraceRules
 from opt_ops.laboratory.replay.sweep import replay, summary, variations
 from opt_ops.laboratory.replay.trace import read as read_record
 from opt_ops.runfolder.journal import read
-from tests.laboratory.lives import without_sync
+from tests.laboratory.simulated_lineage import without_sync
 
 RECORD = """date,run,kind,step_start,step_end,cause,row_is
 2021-11-12,12.00,launch,0,,start,run start
@@ -28,7 +28,7 @@ RECORD = """date,run,kind,step_start,step_end,cause,row_is
 2021-11-15,11.0,restart,100,,another lineage,run start
 2021-11-16,12.04,experiment,,,people,run start
 """
-RULES = Trace(runs=("12",), kinds={"restart": "stop", "segment-end": "stop"}, why_not={"experiment": "a choice"})
+RULES = TraceRules(runs=("12",), kinds={"restart": "stop", "segment-end": "stop"}, why_not={"experiment": "a choice"})
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_shipped_scenarios_are_valid_and_say_where_their_numbers_come_from(path:
     assert chosen.name == path.stem
     physical = chosen.physical.model_dump()
     assert all(len(each["source"]) > 3 for each in physical.values())
-    draw(chosen, None, 1)
+    sample(chosen, None, 1)
 
 
 def test_a_scenario_with_a_mistake_is_refused_with_the_place(tmp_path: Path):
@@ -82,13 +82,13 @@ def test_a_record_is_read_and_what_it_does_not_say_is_drawn(record: Path):
     known = read_record(record, RULES)
     assert [(each.what, each.step) for each in known.incidents] == [("stop", 500), ("stop", None), ("stop", 900)]
     assert sum(known.left_out.values()) == 3
-    fates = [draw(small(), known, seed) for seed in (1, 1, 2)]
-    listed = [[stop.step for stop in fate.stops if stop.label] for fate in fates]
+    fault_plans = [sample(small(), known, seed) for seed in (1, 1, 2)]
+    listed = [[stop.step for stop in fault_plan.stops if stop.label] for fault_plan in fault_plans]
     assert listed[0] == listed[1] != listed[2]
     assert {500, 900} <= set(listed[0])
     assert 500 <= listed[0][1] <= 900, "between its neighbours"
-    assert fates[0].left_open["step of a stop"] == 1
-    assert fates[0].left_open["what stopped it"] == 3
+    assert fault_plans[0].sampled["step of a stop"] == 1
+    assert fault_plans[0].sampled["what stopped it"] == 3
 
 
 def test_a_record_without_its_columns_is_refused(tmp_path: Path):
@@ -123,7 +123,7 @@ def test_stops_are_survived_and_nobody_beats_the_oracle(record: Path):
 def test_spares_that_are_varied_away_do_not_exist_for_anybody(record: Path):
     chosen = small(vary={"spares": [0, 2], "save_every": [7]})
     none, two, saves = variations(chosen)
-    worlds = [world_of(each.scenario, draw(each.scenario, None, 1)) for each in (none, two)]
+    worlds = [world_of(each.scenario, sample(each.scenario, None, 1)) for each in (none, two)]
     assert [sum(node.up for node in world.cluster.nodes.values()) for world in worlds] == [8, 10]
     assert saves.scenario.training.save_every == 7
     for each in replay(none.scenario, read_record(record, RULES), [1, 2]):
@@ -165,10 +165,10 @@ def test_a_cluster_that_is_lost_comes_back_smaller_and_grows_again():
     lost = scenarios.load("cluster-loss").model_dump()["loss"]
     lost |= {"back_nodes": 6, "bad_nodes": 2}
     chosen = small("cluster-loss", loss=lost)
-    fate = draw(chosen, None, 1)
-    played = play(chosen, fate)
+    fault_plan = sample(chosen, None, 1)
+    played = play(chosen, fault_plan)
     sizes = {len(attempt.nodes) for attempt in played.state.attempts.values()}
-    found = measure(chosen, fate, played)
+    found = measure(chosen, fault_plan, played)
     assert (found.status, len(found.pages)) == ("COMPLETED", 1)
     assert sizes >= {6, 8}
     assert found.wall > lost["back_hours"]["value"] * 3600
@@ -177,21 +177,21 @@ def test_a_cluster_that_is_lost_comes_back_smaller_and_grows_again():
 def test_a_slightly_slow_node_is_moved_off():
     slow = {"per_day": {"value": 9.0, "source": "a test"}, "factor": {"value": 1.05, "source": "a test"}}
     chosen = small(stops=None, slow=slow)
-    fate = draw(chosen, None, 3)
-    assert fate.slow
-    found = measure(chosen, fate, play(chosen, fate))
+    fault_plan = sample(chosen, None, 3)
+    assert fault_plan.slow
+    found = measure(chosen, fault_plan, play(chosen, fault_plan))
     assert "straggler" in {each["kind"] for each in found.incidents}
 
 
 def test_the_oracle_pays_for_what_is_physical(record: Path):
     known = read_record(record, RULES)
     chosen = small()
-    usual = Oracle(chosen, draw(chosen, known, 1)).seconds
+    usual = Oracle(chosen, sample(chosen, known, 1)).seconds
     dear = chosen.model_copy(
         update={"physical": chosen.physical.model_copy(update={"load": scenarios.Sourced(value=500.0, source="dear")})}
     )
-    stops = len(draw(chosen, known, 1).stops)
-    assert Oracle(dear, draw(dear, known, 1)).seconds == pytest.approx(usual + stops * 485.0, rel=0.01)
+    stops = len(sample(chosen, known, 1).stops)
+    assert Oracle(dear, sample(dear, known, 1)).seconds == pytest.approx(usual + stops * 485.0, rel=0.01)
 
 
 def test_the_command_keeps_a_run_folder_and_says_what_was_drawn(tmp_path: Path, record: Path):

@@ -19,7 +19,7 @@ from opt_ops.laboratory.simulated.world import Planned
 from opt_ops.ports import Request
 from opt_ops.runfolder import lineages
 from tests.e2e.site import Site
-from tests.laboratory.lives import Lives, physics, start, without_sync
+from tests.laboratory.simulated_lineage import SimulatedLineage, physics, start, without_sync
 
 _PATIENCE = 90.0  # real seconds
 _VIRTUAL_PATIENCE = 20_000.0
@@ -55,7 +55,7 @@ class Simulated:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         without_sync(patch)
         self._asked = 0
-        self._lives = Lives(folder, (Planned(fault=start(), at=0.0),), physics(5000))
+        self._lives = SimulatedLineage(folder, (Planned(fault=start(), at=0.0),), physics(5000))
         self._lives.begin()
 
     def ask(self, verb: str, **arguments: Any) -> None:

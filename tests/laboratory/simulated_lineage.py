@@ -25,7 +25,7 @@ from opt_ops.laboratory.simulated.world import Planned
 from opt_ops.ports import Ports
 from opt_ops.runfolder.journal import Journal, read
 from opt_ops.supervise.executor import Site
-from opt_ops.supervise.supervisor import Life, Supervisor
+from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 
 POLICY = replace(playbook_loader.load(playbook_loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
 SITE = Site(folder="/sim/1", trainer=("train",))
@@ -100,7 +100,7 @@ def physics(steps: int, **other: Any) -> Physics:
     return Physics(**{"nodes": 8, "gpus_per_node": 1, "steps": steps, "schedule": schedule, "loss_knee": 2.0, **other})
 
 
-class Lives:
+class SimulatedLineage:
     """One lineage: its world, its journal, and one supervisor after the other."""
 
     def __init__(
@@ -143,8 +143,8 @@ class Lives:
             patch.setattr(opt_ops.supervise.supervisor, "Journal", Breakable)
             hands = ports(self.world)
             guarded = {name: Guarded(getattr(hands, name), name, boundaries) for name in Ports.__dataclass_fields__}
-            life = Life(host="head", pid=1, last_sign=None)
-            self.supervisor = Supervisor(self.folder, Ports(**guarded), POLICY, SITE, life)
+            identity = DaemonIdentity(host="head", pid=1, last_liveness=None)
+            self.supervisor = Supervisor(self.folder, Ports(**guarded), POLICY, SITE, identity)
         return self.supervisor
 
     def end(self) -> None:
