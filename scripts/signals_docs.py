@@ -1,83 +1,68 @@
-"""Writes the table of detectors into docs/signals.md: `python scripts/signals_docs.py`. A test holds them equal."""
+"""Writes the table of detectors into docs/signals.md: `python scripts/signals_docs.py`. A test compares both."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from opt_ops import playbook_loader
+from opt_ops.core.decide.policy import Policy
 from opt_ops.core.detect.activations import ActivationDetector
 
 PAGE = Path(__file__).parents[1] / "docs" / "signals.md"
 BEGIN, END = "<!-- made by scripts/signals_docs.py -->\n", "<!-- end -->\n"
 
+Line = tuple[str, str, str]
+"""Signal, tier, when."""
+
 
 def table() -> str:
-    """The detectors with the numbers that the shipped playbooks and the code give them."""
+    """The table of detectors, with the numbers of the shipped playbooks and the code."""
     policy, _ = playbook_loader.load(playbook_loader.folder())
-    spike, drift, scale, slow = policy.spike, policy.drift, policy.loss_scale, policy.straggler
-    activation, throughput = ActivationDetector, policy.throughput
-    drifted = f"median of {drift.width} points {drift.rise:g} nats and {drift.errors:g} standard errors above its best"
-    rows = [
-        (
-            "gradient_norm",
-            "alert",
-            f"above median + {spike.gnorm_deviations:g} sd of {spike.window} points and rising, two points in a row",
-        ),
-        (
-            "loss_spike",
-            "alert",
-            f"{spike.persist} of {spike.of} points above median + max({spike.deviations:g} sd, {spike.floor:g} nats)",
-        ),
-        (
-            "loss_spike",
-            "act",
-            f"… for {spike.heal_steps} steps and {spike.of} points, two thirds of them, and not on its way back",
-        ),
-        (
-            "loss_drift",
-            "alert",
-            f"{drifted}, for {drift.persist // 4} points",
-        ),
-        ("loss_drift", "act", f"… for {drift.persist} points, and not halved"),
-        ("loss_plateau", "alert", f"no better level for {drift.stall} points and half of all steps"),
-        (
-            "loss_too_low",
-            "alert",
-            f"a fall of {drift.low:g} nats within {drift.width} or {4 * drift.width} points that nothing announced",
-        ),
-        ("loss_too_low", "act", f"… for {drift.persist} points"),
-        ("non_finite_loss", "act", "the loss or the gradient norm is not finite"),
-        ("loss_scale_falling", "alert", f"{scale.fall:g} times lower than within the last {scale.within} points"),
-        ("loss_scale_floor", "act", f"at or below {scale.floor:g} for {scale.persist} points"),
-        (
-            "activation_norm",
-            "alert",
-            f"{activation.RATIO:g} times its lowest within {activation.BACK} points, after the first {activation.WARM}",
-        ),
-        (
-            "throughput_drop",
-            "alert",
-            f"median of {throughput.width} points {throughput.drop:.0%} below the attempt's best, for as many points",
-        ),
-        (
-            "throughput_drop",
-            "act",
-            f"… with a node whose ranks were the slowest in {throughput.share:.0%} of them, or whose reading slows it",
-        ),
-        (
-            "silent_data_corruption",
-            "act",
-            "ranks compared what they should hold alike, and it differs (`trainer/step/checksums.py`)",
-        ),
-        ("straggler", "act", f"one rank {slow.ratio:g} times as busy as the median for {slow.persist} points"),
-    ]
     lines = ["| signal | tier | when |", "| --- | --- | --- |"]
-    lines += [f"| `{signal}` | {tier} | {when} |" for signal, tier, when in rows]
+    lines += [f"| `{signal}` | {tier} | {when} |" for signal, tier, when in (*_loss(policy), *_pace(policy))]
     return "\n".join(lines) + "\n"
 
 
+def _loss(policy: Policy) -> list[Line]:
+    spike, drift = policy.spike, policy.drift
+    rising = f"above median + {spike.gnorm_deviations:g} sd of {spike.window} points and rising, two points in a row"
+    high = f"{spike.persist} of {spike.of} points above median + max({spike.deviations:g} sd, {spike.floor:g} nats)"
+    stays = f"… for {spike.heal_steps} steps and {spike.of} points, two thirds of them, and the loss is not returning"
+    level = f"median of {drift.width} points is {drift.rise:g} nats and {drift.errors:g} standard errors above its best"
+    fall = f"a sudden fall of {drift.low:g} nats within {drift.width} or {4 * drift.width} points"
+    return [
+        ("gradient_norm", "alert", rising),
+        ("loss_spike", "alert", high),
+        ("loss_spike", "act", stays),
+        ("loss_drift", "alert", f"{level}, for {drift.persist // 4} points"),
+        ("loss_drift", "act", f"… for {drift.persist} points, and the rise has not halved"),
+        ("loss_plateau", "alert", f"no better level for {drift.stall} points, and for half of all steps"),
+        ("loss_too_low", "alert", fall),
+        ("loss_too_low", "act", f"… for {drift.persist} points"),
+        ("non_finite_loss", "act", "the loss or the gradient norm is not finite"),
+    ]
+
+
+def _pace(policy: Policy) -> list[Line]:
+    scale, slow, drop, norm = policy.loss_scale, policy.straggler, policy.throughput, ActivationDetector
+    grown = f"{norm.RATIO:g} times its lowest of the last {norm.BACK} points, after the first {norm.WARM}"
+    low = f"median of {drop.width} points is {drop.drop:.0%} below the attempt's best, for {drop.width} points"
+    node = f"… and one node has the slowest ranks in {drop.share:.0%} of them, or a reading that slows it"
+    slightly = f"… or {slow.slight:g} times, until the others have waited {slow.waits_seconds:g} s for it"
+    return [
+        ("loss_scale_falling", "alert", f"{scale.fall:g} times lower than in the last {scale.within} points"),
+        ("loss_scale_floor", "act", f"at or below {scale.floor:g} for {scale.persist} points"),
+        ("activation_norm", "alert", grown),
+        ("throughput_drop", "alert", low),
+        ("throughput_drop", "act", node),
+        ("silent_data_corruption", "act", "ranks differ in data that must be equal (`trainer/step/checksums.py`)"),
+        ("straggler", "act", f"one rank is {slow.ratio:g} times as busy as the median for {slow.persist} points"),
+        ("straggler", "act", slightly),
+    ]
+
+
 def page(text: str) -> str:
-    """The page with a fresh table."""
+    """The page with its table replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}{table()}{END}{after}"
