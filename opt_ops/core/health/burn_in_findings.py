@@ -59,7 +59,7 @@ def tolerance_of(devices: Sequence[DeviceTest]) -> float:
 FLOORS: Mapping[str, float] = {"A100": 21.0, "H100": 48.0}
 """GB/s between host and GPU, either way, by what the card's name holds: Azure's node health checks."""
 
-_MEDIAN = f"Megatron: slower than the median by more than the median deviation, or {TOLERANCE:.0%} where that is more"
+_MEDIAN = f"Megatron: slower than the median by more than {TOLERANCE:.0%} and by more than the median deviation"
 
 
 def _row(reason: str, signal: str, verdict: Verdict, verb: Verb, source: str, disagree: str = "") -> Row:
@@ -68,14 +68,14 @@ def _row(reason: str, signal: str, verdict: Verdict, verb: Verb, source: str, di
 
 _WRONG = _row(
     "wrong",
-    "burn-in: a product of matrices, or what was copied to the GPU and back, differs by a bit from what is known",
+    "burn-in: a matrix product, or data copied to the GPU and back, differs from the known result",
     Verdict.BAD,
     Verb.ISOLATE,
-    "Imbue: compares products of matrices on every host for 5 minutes; no other sign of silent corruption is as plain",
+    "Imbue: compares matrix products on every host for 5 minutes; the clearest evidence of silent data corruption",
 )
 _MEMORY = _row(
     "memory",
-    "burn-in: memory gives back another pattern than was written",
+    "burn-in: memory returns another pattern than was written",
     Verdict.BAD,
     Verb.ISOLATE,
     "DCGM: faulty memory isolates",
@@ -85,19 +85,19 @@ _FAILED = _row(
     "burn-in: the test of a GPU ended with an error",
     Verdict.SUSPECT,
     Verb.RESET_GPU,
-    "ours: what cannot run a test runs no training",
+    "opt-ops: a GPU that cannot run a test cannot train",
 )
 _SILENT = _row(
     "silent",
-    "burn-in: a rank on the node gave no answer in time",
+    "burn-in: a rank on the node did not answer in time",
     Verdict.SUSPECT,
     Verb.ISOLATE,
-    "ours: a test that hangs hangs training",
+    "opt-ops: a node that hangs a test also hangs training",
 )
 _SLOW = _row("slow", "burn-in: a GPU multiplies slower than others of its name", Verdict.SUSPECT, Verb.ISOLATE, _MEDIAN)
 _LINK = _row(
     "link",
-    "burn-in: copies between host and GPU are slower than those of others of its name, or than the card's floor "
+    "burn-in: copies between host and GPU are slower than on others of its name, or than the card's floor "
     f"({', '.join(f'{card} {floor:g} GB/s' for card, floor in FLOORS.items())})",
     Verdict.SUSPECT,
     Verb.ISOLATE,
@@ -106,36 +106,36 @@ _LINK = _row(
 )
 _ALL_REDUCE = _row(
     "all_reduce",
-    "burn-in: all-reduce within the node, or with every node that it was measured with, is slower than that of the "
-    "others, fails, or gives a wrong sum",
+    "burn-in: all-reduce in the node, or with every partner node, is slower than on the others, fails, or gives a "
+    "wrong sum",
     Verdict.SUSPECT,
     Verb.ISOLATE,
     _MEDIAN,
-    "Azure: floors by card (H100 460 GB/s of 16 GB within a node); gcm: floors given by the site",
+    "Azure: floors by card (H100 460 GB/s of 16 GB within a node); gcm: floors set by the site",
 )
 _NETWORK = _row(
     "network",
-    "burn-in: no all-reduce between nodes worked, and nobody can say whose fault it is",
+    "burn-in: no all-reduce between nodes worked, so no node can be named",
     Verdict.UNKNOWN,
     Verb.NONE,
-    "ours: of two nodes nobody can say which; among more, rather the network than all of them",
+    "opt-ops: of two nodes either can be slow; of more, the network is likelier than all of them",
 )
 
 _UNFINISHED = _row(
     "unfinished",
-    "burn-in: there was no time for all measurements",
+    "burn-in: not enough time for all measurements",
     Verdict.UNKNOWN,
     Verb.NONE,
-    "ours: what was not measured is neither fast nor slow",
+    "opt-ops: a node that was not measured is neither fast nor slow",
 )
 
 BURNING_IN = "burning_in"
 _BURNING = Row(
     reason=BURNING_IN,
-    signal="the node's agent tests it: `health.burn_in_seconds`, once, before anything starts there",
+    signal="the node's agent runs the burn-in (`health.burn_in_seconds`), once, before the first attempt there",
     verdict=Verdict.UNKNOWN,
     verb=Verb.NONE,
-    source="ours: it is neither fit nor unfit yet, and waited for",
+    source="opt-ops: neither fit nor unfit yet; attempts wait for it",
 )
 
 BURN_IN_ROWS = (_BURNING, _WRONG, _MEMORY, _FAILED, _SILENT, _SLOW, _LINK, _ALL_REDUCE, _NETWORK, _UNFINISHED)

@@ -17,7 +17,7 @@ from opt_ops.core.values import Verdict
 OTHERS = (
     Row(
         reason="nvml_…",
-        signal="there is no NVML, a call did not return within 20 s, or NVML says why not",
+        signal="NVML is missing, a call did not return within 20 s, or NVML reports an error",
         verdict=Verdict.UNKNOWN,
         verb=Verb.NONE,
         source="a GPU that cannot be read is neither healthy nor bad",
@@ -31,14 +31,14 @@ OTHERS = (
     ),
     Row(
         reason="known_bad_gpu",
-        signal="a GPU that failed in this lineage before, by its UUID, wherever it is now",
+        signal="a GPU (by UUID) that failed earlier in this lineage, in this or another node",
         verdict=Verdict.BAD,
         verb=Verb.ISOLATE,
-        source="this lineage's own record, until somebody allows it again",
+        source="this lineage's own record, until an operator allows it",
     ),
     Row(
         reason="slurm_…",
-        signal="Slurm has drained the node or finds it down; the administrator's reason follows",
+        signal="Slurm has drained the node or reports it down; the administrator's reason follows",
         verdict=Verdict.SUSPECT,
         verb=Verb.NONE,
         source="sinfo",

@@ -25,19 +25,19 @@ def _row(what: str, signal: str, source: str = "") -> Row:
         signal=signal,
         verdict=Verdict.HEALTHY,
         verb=Verb.NONE,
-        source=source or "gcm: equal across the fleet. Said, and nothing follows: a fleet may be upgraded node by node",
+        source=source or "gcm: equal across the fleet. Reported only: a fleet may be upgraded node by node",
     )
 
 
 FLEET_ROWS = (
-    _row("driver", "another driver version than most nodes that are held"),
-    _row("vbios", "a GPU with another VBIOS than most GPUs of its name"),
-    _row("inforom", "a GPU with another InfoROM than most GPUs of its name"),
-    _row("clock", "a GPU with another highest clock than most GPUs of its name"),
+    _row("driver", "the driver version differs from most held nodes"),
+    _row("vbios", "a GPU's VBIOS differs from most GPUs of its name"),
+    _row("inforom", "a GPU's InfoROM differs from most GPUs of its name"),
+    _row("clock", "a GPU's highest clock differs from most GPUs of its name"),
     _row(
         "time",
-        f"heartbeats with a time more than {SKEW_SECONDS:g} s from the middle of all nodes'",
-        "ours. Said, and nothing follows: what we measure we time ourselves",
+        f"the heartbeats' time differs by more than {SKEW_SECONDS:g} s from the median of all nodes",
+        "opt-ops. Reported only: opt-ops measures times with its own clock",
     ),
 )
 

@@ -21,11 +21,11 @@ class Cause(StrEnum):
     CONNECTION = "check the link's connectors, reseat, field diagnostic"
     SIGNAL = "marginal signal: check the link's connectors, field diagnostic"
     FABRIC = "secondary, but the fabric needs a reset"
-    PARITY = "ECC or parity: the hardware, if it comes again on the link"
-    UNLISTED = "not expected, or of no known meaning: report it if it comes again"
-    SECONDARY = "a consequence: follow the error that it came with"
-    THRESHOLD = "corrected errors over a threshold: go on"
-    HARMLESS = "of no consequence"
+    PARITY = "ECC or parity error: a hardware fault if it recurs on the link"
+    UNLISTED = "unexpected or undocumented: report it if it recurs"
+    SECONDARY = "a consequence: handle the error that it came with"
+    THRESHOLD = "corrected errors over a threshold: continue"
+    HARMLESS = "no consequence"
 
 
 def _bits(causes: Mapping[Cause, tuple[int, ...]]) -> Mapping[int, Cause]:

@@ -35,7 +35,7 @@ _XIDS_BY_VERB: Mapping[Verb, tuple[int, ...]] = {
 XID_VERBS: Mapping[int, Verb] = {code: verb for verb, codes in _XIDS_BY_VERB.items() for code in codes}
 
 _APPLICATION = frozenset({11, 13, 25, 31, 32, 60, 69, 80})
-"""Restarts that the catalogue looks for in the application or its software: coming again says nothing of the GPU."""
+"""Restarts whose cause the catalogue seeks in the software: a repetition is no evidence against the GPU."""
 
 NVLINK5 = range(144, 151)
 _FATAL = re.compile(r"(?<![Nn]on)(?<![Nn]on-)\bFatal\b")
@@ -74,17 +74,17 @@ _DISAGREE: Mapping[int, str] = {
     13: "DCGM and gpud warn",
     31: "DCGM warns; gpud: check application and GPU",
     43: "DCGM and gpud warn",
-    45: "NVIDIA's workflow: alone, restart the fabric manager. But the driver says it of every killed process",
+    45: "NVIDIA's workflow: alone, restart the fabric manager. But the driver logs it for every killed process",
     48: "catalogue: a workflow; DCGM: devastating; AWS: reset",
     63: "Azure fails the node; gpud reboots; the Kubernetes device plugin: unhealthy; DCGM warns",
     64: "AWS reboots an A100; gpud reboots",
     68: "Azure fails the node; gpud reboots; gcm: not critical",
-    74: "catalogue: a workflow by registers; DCGM: devastating; AWS: reset; the Delta study: jobs often go on",
+    74: "catalogue: a workflow by registers; DCGM: devastating; AWS: reset; the Delta study: jobs often continue",
     92: "Azure fails the node; the Kubernetes device plugin: unhealthy; AWS: monitor",
     94: "gcm: critical; the Kubernetes device plugin: unhealthy; DCGM warns; AWS: monitor; gpud: fatal",
     95: "AWS reboots an A100 without MIG; gpud reboots",
     109: "gcm: not critical; the Kubernetes device plugin ignores it; AWS: reset; gpud warns",
-    159: "catalogue: check UVM; AWS: reset where UVM is used",
+    159: "catalogue: check UVM; AWS: reset if UVM is used",
     168: "catalogue: no action listed; AWS: reboot",
 }
 
@@ -161,19 +161,19 @@ def sxid_row(code: int, fatal: bool | None) -> Row:
         verdict=verdict,
         verb=verb,
         source=f"NVIDIA Fabric Manager User Guide, {source}",
-        disagree="DCGM isolates at every fatal one; gpud reports and does not act",
+        disagree="DCGM isolates at every fatal one; gpud only reports",
         again=again,
         cards="with NVSwitches",
     )
 
 
 _SXID_GROUPS: Mapping[str, tuple[Verdict, Verb, str]] = {
-    "harmless": (Verdict.HEALTHY, Verb.NONE, "D.4, D.7: corrected, or of no consequence by itself"),
-    "stalls": (Verdict.BAD, Verb.RESET_GPU, "D.4: traffic of the GPU stalls; restart, or reset GPUs and NVSwitches"),
+    "harmless": (Verdict.HEALTHY, Verb.NONE, "D.4, D.7: corrected, or without consequence by itself"),
+    "stalls": (Verdict.BAD, Verb.RESET_GPU, "D.4: the GPU's traffic stalls; restart, or reset GPUs and NVSwitches"),
     "connection": (Verdict.SUSPECT, Verb.ISOLATE, "D.4: check the mechanical connections"),
     "fatal": (Verdict.BAD, Verb.RESET_GPU, "D.5: fatal to the partition; reset all its GPUs and NVSwitches"),
     "always_fatal": (Verdict.BAD, Verb.REBOOT_NODE, "D.6: fatal to the whole fabric; restart the host"),
-    "unlisted": (Verdict.SUSPECT, Verb.NONE, "not listed there, and the line does not say whether it is fatal"),
+    "unlisted": (Verdict.SUSPECT, Verb.NONE, "not listed, and the line does not state the severity"),
 }
 
 
@@ -228,7 +228,7 @@ def _row(
 
 
 RECOVERY_ACTIONS: Mapping[int, tuple[Verdict, Verb, str]] = {
-    0: (Verdict.HEALTHY, Verb.NONE, "none; it acquits nothing that came before"),
+    0: (Verdict.HEALTHY, Verb.NONE, "none; earlier errors still count"),
     1: (Verdict.BAD, Verb.RESET_GPU, "reset"),
     2: (Verdict.BAD, Verb.REBOOT_NODE, "reboot"),
     3: (Verdict.BAD, Verb.RESET_GPU, "drain P2P: end the job, then reset"),
@@ -239,10 +239,10 @@ RECOVERY_ACTIONS: Mapping[int, tuple[Verdict, Verb, str]] = {
 
 
 def _recovery_row(action: int | None) -> Row:
-    unknown = (Verdict.SUSPECT, Verb.ISOLATE, "an action that this table does not know")
+    unknown = (Verdict.SUSPECT, Verb.ISOLATE, "an action that this table does not contain")
     verdict, verb, said = RECOVERY_ACTIONS.get(-1 if action is None else action, unknown)
     again = Verb.ISOLATE if verdict is Verdict.BAD else None
-    return _row(154, verdict, verb, f"the driver's own wish, outranks single Xids: {said}", again, drivers="≥ 570")
+    return _row(154, verdict, verb, f"the driver's own request, outranks single Xids: {said}", again, drivers="≥ 570")
 
 
 def _nvlink5_row(code: int, fatal: bool | None) -> Row:
@@ -251,9 +251,9 @@ def _nvlink5_row(code: int, fatal: bool | None) -> Row:
         said = f"{_CATALOGUE}, workflow of 144 to 150: fatal by its line"
         return _row(code, Verdict.BAD, Verb.RESET_GPU, said, Verb.ISOLATE, cards=cards)
     if fatal is False:
-        said = f"{_CATALOGUE}, workflow of 144 to 150: not fatal by its line; Xid 154 says what is wanted"
+        said = f"{_CATALOGUE}, workflow of 144 to 150: not fatal by its line; Xid 154 states the action"
         return _row(code, Verdict.HEALTHY, Verb.NONE, said, cards=cards)
-    said = f"{_CATALOGUE}, workflow of 144 to 150: the line with its severity is not known"
+    said = f"{_CATALOGUE}, workflow of 144 to 150: severity unknown without the line"
     return _row(code, Verdict.SUSPECT, Verb.NONE, said, cards=cards)
 
 
@@ -281,18 +281,23 @@ NVLINK_ROWS = tuple(_nvlink_row(cause, alone=True) for cause in Cause)
 """What 74 of a Hopper may be."""
 
 _WORKFLOWS: Mapping[int, Row] = {
-    45: _row(45, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a consequence; follow the error that it came with"),
+    45: _row(45, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a consequence; handle the error that it came with"),
     48: _row(48, Verdict.BAD, Verb.ISOLATE, f"{_CATALOGUE}: 48 without 63 or 64, field diagnostic before use"),
     74: _row(
-        *(74, Verdict.SUSPECT, Verb.RESET_GPU, "the Delta study: jobs often go on; AWS: reset, at the next boundary"),
+        *(
+            74,
+            Verdict.SUSPECT,
+            Verb.RESET_GPU,
+            "the Delta study: jobs often continue; AWS: reset, at the next boundary",
+        ),
         Verb.ISOLATE,
-        cards="before Blackwell; a Hopper's goes by its registers",
+        cards="before Blackwell; on Hopper by its registers",
     ),
     78: _row(78, Verdict.SUSPECT, Verb.ISOLATE, f"{_CATALOGUE}: update software or firmware"),
     154: _recovery_row(None),
     159: _row(159, Verdict.SUSPECT, Verb.RESET_GPU, f"{_CATALOGUE}: check UVM", Verb.ISOLATE),
     167: _row(167, Verdict.SUSPECT, Verb.ISOLATE, f"{_CATALOGUE}: PCIe fatal timeout, no resolution listed"),
     168: _row(168, Verdict.BAD, Verb.REBOOT_NODE, "AWS: an error in a protected region", Verb.ISOLATE),
-    171: _row(171, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a detail of 48, which decides"),
-    172: _row(172, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a detail of 48, which decides"),
+    171: _row(171, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a detail of 48; 48 decides"),
+    172: _row(172, Verdict.HEALTHY, Verb.NONE, f"{_CATALOGUE}: a detail of 48; 48 decides"),
 }
