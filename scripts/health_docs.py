@@ -28,7 +28,7 @@ the first row wins.
 | column | meaning |
 | --- | --- |
 | action | What an administrator must do before the node is used again. opt-ops records it and does nothing itself. |
-| again | The action if the finding recurs on the part within 7 days (NVSentinel). A healthy verdict becomes `suspect`. |
+| again | The action if the finding recurs on the part in 7 days (NVSentinel). A healthy verdict becomes `suspect`. |
 | readings | How many readings in a row, two seconds apart, confirm the row. |
 | source | Where the limit or the action comes from. |
 | others | Which other tools decide differently. |
