@@ -16,8 +16,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from opt_ops.cli.extras import require_trainer
 from opt_ops.cli.options import FormatOption, Lineage, complete_id, complete_node, find_lineage, settings
 from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.config import TrainerCommand
 from opt_ops.core.health import HEALTH_TABLE, Heartbeat, Judgement, differing, judge_all, rank
 from opt_ops.core.health.burn_in_findings import BurnIn, burned
 from opt_ops.core.text import printable
@@ -94,6 +96,8 @@ def check(
         found = _burned(places, by_node, drill, until) if burn else None
     except (OptOpsError, OSError, ValueError) as error:
         print(f"UNKNOWN - opt-ops node check failed: {printable(str(error))}")
+        if hint := getattr(error, "hint", ""):
+            say(f"  next: {hint}")
         raise typer.Exit(3) from error
     rows = [_row(name, gpus, judged) for name, (gpus, judged) in by_node.items()]
     worst = min((judged[0] for _, judged in by_node.values()), key=rank)
@@ -235,6 +239,7 @@ def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) 
     """Burn in the nodes that are not bad, and add the findings to `judged`."""
     from opt_ops.node.burn_in import GROUP_SECONDS, LEAVING_SECONDS, burn_in, by_srun, on_this_machine
 
+    require_trainer(TrainerCommand())  # its package has the ranks of the burn-in
     fit = [name for name, (_, findings) in judged.items() if findings[0].verdict is not Verdict.BAD]
     busy = [name for name in fit if any(each.reason == "left_over" for each in judged[name][1])]
     if busy:

@@ -92,7 +92,7 @@ _SENTENCES: Mapping[type[e.Event], str | Callable[[Any], str]] = {
     e.IncidentClosed: "close incident {event.incident}",
     e.RunPlanned: "plan run {event.run}: {event.cause}",
     e.SizeDecided: "train on {event.nodes} nodes: {event.why}",
-    e.AllocationIntended: "request {event.nodes} nodes from the scheduler",
+    e.AllocationIntended: "request nodes from the scheduler ({event.nodes})",
     e.ReleaseIntended: "release the nodes of allocation {event.allocation}",
     e.AttemptIntended: _attempt,
     e.LeaveIntended: "save a checkpoint, then stop attempt {event.attempt}",
