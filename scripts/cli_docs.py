@@ -22,7 +22,7 @@ HEAD = """# Commands
 - **Before or after every command:** `-c FILE` names the configuration, `--debug` prints the traceback of an error.
 - **Requests.** A command that sends a request to the daemon waits until the daemon has accepted it, at most 10 seconds.
   With `--wait` it waits until the request is done, with `--no-wait` it does not wait.
-- **Confirmation.** A command asks before it changes something; the default answer is no. Without a terminal, add `--yes`.
+- **Confirmation.** A command asks before it changes something. The default answer is no. `--yes` skips the question.
 - **Dry run.** `--dry-run` prints what the daemon would do, by its own rules, and changes nothing.
 
 | exit code | meaning |
