@@ -1,4 +1,4 @@
-"""`opt-ops.toml`: what a site sets once. Unknown keys are refused, with the path to them."""
+"""`opt-ops.toml`: the configuration of a site. An unknown key is an error that names it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 import tomllib
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ class Local(_Table):
 
 
 class Slurm(_Table):
-    """How to ask Slurm for nodes; `additional` holds any other sbatch option."""
+    """Options of sbatch; `additional` holds those that have no key of their own."""
 
     partition: str | None = None
     account: str | None = None
@@ -40,7 +41,7 @@ class Slurm(_Table):
 
 
 class DefaultShape(_Table):
-    """How many nodes a lineage gets when `run start` does not say."""
+    """The shape of a lineage where `run start` does not set it."""
 
     nodes: Annotated[int, Field(ge=1)] = 2
     spares: Annotated[int, Field(ge=0)] = 1
@@ -48,29 +49,29 @@ class DefaultShape(_Table):
 
 
 class TrainerCommand(_Table):
-    """How a rank is started. Name another trainer here to supervise it; docs/formats.md says what it must write."""
+    """The command that starts a rank. docs/formats.md says what another trainer must write."""
 
     command: Annotated[list[str], Field(min_length=1)] = [sys.executable, "-m", "trainer"]
     environment: dict[str, str] = {}
-    snapshot_dir: str = ""  # on nodes' own disks, {node} being the node's name; empty: no snapshots
+    snapshot_dir: str = ""  # on the nodes' own disks; {node} is the node's name; empty: no snapshots
     checkpoint_copy: str = ""  # a second place for checkpoints, as a URL; empty: none
 
 
 class Health(_Table):
-    """What the site knows of its nodes."""
+    """What a node of the site has, and how it is tested."""
 
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    burn_in_seconds: Annotated[float, Field(ge=0, le=90)] = 0.0  # of each node, once it is held; 0: none
+    burn_in_seconds: Annotated[float, Field(ge=0, le=90)] = 0.0  # of each node, after it was allocated; 0: none
 
 
 class Chronicle(_Table):
-    """How often the logbook is drawn anew while a lineage is alive. It is always drawn at its end."""
+    """How often the logbook is drawn while a lineage is not finished. It is always drawn at the end."""
 
     every_seconds: Annotated[float, Field(ge=1)] = 30.0
 
 
 class Mlflow(_Table):
-    """Where MLflow keeps its store, and how often the chronicle is mirrored there while a lineage is alive."""
+    """MLflow's store, and how often a lineage that is not finished is mirrored there."""
 
     enabled: bool = True
     tracking_uri: str | None = None  # default: SQLite in the runs folder
@@ -79,10 +80,10 @@ class Mlflow(_Table):
 
 
 class Rates(_Table):
-    """What the ledger multiplies node-hours and energy by: the site's own figures; without one, its product is none."""
+    """Factors of the ledger for node-hours and energy. Without a factor, its result is none."""
 
-    ideal_step_seconds: Annotated[float, Field(gt=0)] | None = None  # default: the fastest that the lineage has shown
-    pue: Annotated[float, Field(ge=1)] = 1.0  # what the site uses for each kWh of its GPUs: hosts, network, cooling
+    ideal_step_seconds: Annotated[float, Field(gt=0)] | None = None  # default: of the fastest 5 % of steps
+    pue: Annotated[float, Field(ge=1)] = 1.0  # kWh of the site (hosts, network, cooling) for each kWh of its GPUs
     kg_co2e_per_kwh: Annotated[float, Field(ge=0)] | None = None
     cost_per_kwh: Annotated[float, Field(ge=0)] | None = None
     cost_per_node_hour: Annotated[float, Field(ge=0)] | None = None
@@ -90,7 +91,7 @@ class Rates(_Table):
 
 
 class Alerts(_Table):
-    """Whom to tell, and who is to notice when nobody tells anything. URLs may hold `$NAME` for secrets."""
+    """Where alerts are sent, and the heartbeat for an outside monitor. A URL may hold `$NAME` for a secret."""
 
     urls: list[str] = []
     least: Literal["info", "warning", "page"] = "warning"
@@ -99,10 +100,10 @@ class Alerts(_Table):
 
 
 class Config(_Table):
-    """Everything a site sets."""
+    """The configuration of a site."""
 
     runs: Path = Path("runs")
-    playbooks: Path | None = None  # default: those that come with opt-ops
+    playbooks: Path | None = None  # default: those that are shipped with opt-ops
     scheduler: Literal["local", "slurm"] = "local"
     tick_seconds: Annotated[float, Field(gt=0)] = 0.5
     local: Local = Local()
@@ -117,33 +118,41 @@ class Config(_Table):
 
     @property
     def tracking_uri(self) -> str:
-        """Where MLflow's store is."""
+        """The URI of MLflow's store."""
         return self.mlflow.tracking_uri or f"sqlite:///{self.runs}/mlflow.db"
 
 
+def is_installed(module: str) -> bool:
+    """Whether a package can be imported here. It is not imported."""
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False
+
+
 def locate(path: Path | None = None) -> Path | None:
-    """The file that `load` reads: `path`, $OPT_OPS_CONFIG or ./opt-ops.toml, absolute. None: the defaults hold.
+    """The file that `load` reads, absolute: `path`, $OPT_OPS_CONFIG or ./opt-ops.toml. None: there is none.
 
     Raises:
-        UsageError: the file that was named is missing.
+        UsageError: `path` or $OPT_OPS_CONFIG names a file that does not exist.
     """
     named = path or (Path(value) if (value := os.environ.get("OPT_OPS_CONFIG")) else None)
     file = (named or Path(FILE)).absolute()
     if file.exists():
         return file
     if named is not None:
-        raise UsageError(f"no configuration at {file}", "name an existing file with -c, or leave it out")
+        raise UsageError(f"there is no configuration at {file}", "name an existing file with -c, or omit -c")
     return None
 
 
 def load(path: Path | None = None) -> Config:
-    """The configuration of the file that `locate` finds; the defaults where there is none.
+    """The configuration in the file that `locate` finds; without a file, the defaults.
 
     Paths in it are relative to the file.
 
     Raises:
-        UsageError: the file that was named is missing, cannot be read, is not TOML, or has unknown keys or values out
-            of range; all of them are told.
+        UsageError: the named file does not exist, cannot be read, is not TOML, or has unknown keys or wrong values. The
+            message lists all of them.
     """
     file = locate(path)
     if file is None:
@@ -153,21 +162,21 @@ def load(path: Path | None = None) -> Config:
         config = Config.model_validate(values)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(
-            f"{file}: {error}", "mend that line; `opt-ops init --to FILE` writes one to compare"
+            f"{file}: {error}", "correct that line; `opt-ops init --to FILE` writes a file to compare"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"{file} cannot be read: {why}", "name a file that you can read with -c") from error
+        raise UsageError(f"{file} cannot be read: {why}", "name a readable file with -c") from error
     except ValidationError as error:
-        wrong = "; ".join(_told(each["loc"], each["type"], each["msg"]) for each in error.errors())
+        wrong = "; ".join(_message(each["loc"], each["type"], each["msg"]) for each in error.errors())
         raise UsageError(f"{file}: {wrong}", "docs/configuration.md lists all keys") from error
     folder = file.parent
     playbooks = folder / config.playbooks if config.playbooks else None
     return config.model_copy(update={"runs": folder / config.runs, "playbooks": playbooks})
 
 
-def _told(place: tuple[int | str, ...], kind: str, said: str) -> str:
-    """One mistake, in words for people who know no Python."""
+def _message(place: tuple[int | str, ...], kind: str, said: str) -> str:
+    """One error, without Python's words."""
     key = ".".join(map(str, place))
     if kind == "extra_forbidden":
         table: Any = Config
@@ -175,4 +184,4 @@ def _told(place: tuple[int | str, ...], kind: str, said: str) -> str:
             table = table.model_fields[part].annotation
         near = get_close_matches(str(place[-1]), table.model_fields, n=1)
         return f"{key}: unknown key{f'; did you mean {near[0]}?' if near else ''}"
-    return f"{key}: {'it must be a path, in quotes' if kind == 'path_type' else said}"
+    return f"{key}: {'must be a path, in quotes' if kind == 'path_type' else said}"

@@ -1,10 +1,10 @@
-"""The errors that people see: what, why, what next, and the exit code of the command.
+"""The errors that people see: what happened, why, what to do next, and the exit code of the command.
 
 OptOpsError          1  the operation failed
-├─ UsageError        2  the command line or the configuration cannot be right
+├─ UsageError        2  the command line or the configuration is wrong
 ├─ NotFound          3  there is no such lineage, run, node, file
-├─ Refused           4  a precondition or a policy forbids it, or a confirmation is missing
-└─ Unavailable      75  something that should answer does not; trying again may help
+├─ Refused           4  a precondition or a policy forbids it, or it was not confirmed
+└─ Unavailable      75  something does not answer, is not running or is not installed
    ├─ SchedulerUnavailable
    │  └─ NotYet
    └─ NotDelivered
@@ -29,36 +29,36 @@ class OptOpsError(Exception):
 
 
 class UsageError(OptOpsError):
-    """The command line or the configuration cannot be right."""
+    """The command line or the configuration is wrong."""
 
     exit_code = 2
 
 
 class NotFound(OptOpsError):
-    """There is no such thing."""
+    """There is no such lineage, run, node or file."""
 
     exit_code = 3
 
 
 class Refused(OptOpsError):
-    """A precondition or a policy forbids it, or a confirmation is missing."""
+    """A precondition or a policy forbids it, or the operator did not confirm it."""
 
     exit_code = 4
 
 
 class Unavailable(OptOpsError):
-    """Something that should answer does not."""
+    """Something does not answer, is not running or is not installed."""
 
     exit_code = 75
 
 
 class SchedulerUnavailable(Unavailable):
-    """The scheduler does not answer. Nothing follows from that: what was, is still assumed to be."""
+    """The scheduler does not answer. That proves nothing: the last known state is still assumed."""
 
 
 class NotYet(SchedulerUnavailable):
-    """The scheduler is being asked, and the answer will come: ask again."""
+    """A query to the scheduler is running; its answer comes with a later call."""
 
 
 class NotDelivered(Unavailable):
-    """An alert did not reach everybody whom it should."""
+    """An alert was not delivered to every URL."""

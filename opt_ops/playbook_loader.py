@@ -1,8 +1,9 @@
-"""Loads and checks the playbooks.
+"""Loads and checks the playbook pages.
 
-A page is Markdown with a TOML head between two lines of `+++`. The head holds the trigger, the ladder of actions with
-its numbers, the budget and the proof; `load` turns it into a `Policy` (`opt_ops/core/decide/policy.py`), or says what
-is wrong in which line of which file. Unknown keys are refused: a misspelt threshold must not be a silent default.
+A page is Markdown with a TOML head between two lines of `+++`. The head holds the triggers, the ladder of actions with
+its numbers, the retry budget and the proof. `load` turns the heads into a `Policy`
+(`opt_ops/core/decide/policy.py`), or names the file and the line of an error. An unknown key is an error: a misspelt
+threshold must not become a silent default.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from opt_ops.errors import UsageError
 
 
 class PlaybookError(UsageError):
-    """A playbook that cannot be executed: says file, line, what and why."""
+    """A playbook page with an error; the message names file, line and key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A loaded playbook with its text."""
+    """A playbook with the text of its page."""
 
     path: Path
     playbook: Playbook
@@ -58,17 +59,17 @@ class _Rung(_Table):
     def _belongs_together(self) -> _Rung:
         rollback = self.action is Action.ROLLBACK
         if rollback != (self.margin_steps is not None) or (self.lr_factor is not None and not rollback):
-            raise ValueError("margin_steps and lr_factor belong to rollback, and rollback needs margin_steps")
+            raise ValueError("only rollback has margin_steps and lr_factor, and rollback needs margin_steps")
         if self.skip_data and not rollback:
-            raise ValueError("skip_data belongs to rollback")
+            raise ValueError("only rollback has skip_data")
         if self.save_first and self.action is not Action.RESTART:
-            raise ValueError("save_first belongs to restart")
+            raise ValueError("only restart has save_first")
         if self.action in (Action.EXCLUDE, Action.CHANGE):
             raise ValueError(
-                f"{self.action} is what becomes of restart and of a person's request, not a step of a page"
+                f"{self.action} is no action of a playbook; the daemon derives it from restart or from a request"
             )
         if self.exclude and self.action is Action.TELL:
-            raise ValueError("tell leaves everything as it is, so it excludes nothing")
+            raise ValueError("tell only notifies, so it cannot exclude a node")
         return self
 
 
@@ -177,24 +178,31 @@ _DETECTORS: dict[str, type[_Table]] = {
 
 
 def folder() -> Path:
-    """Where the playbooks that come with opt-ops lie."""
-    return Path(str(resources.files("playbooks")))
+    """The folder of the playbook pages that are shipped with opt-ops."""
+    installed = Path(str(resources.files("opt_ops") / "playbooks"))  # where a wheel puts them
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "playbooks"
 
 
 def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | None = None) -> tuple[Policy, list[Page]]:
-    """All playbooks of a folder as a policy, and their pages by name.
+    """Load all playbook pages of a folder.
 
     Args:
-        directory: With one Markdown file for each.
-        expected_gpus: On every node, as the site says.
-        least_alert: What people are told; None: nobody is.
+        directory: The folder, with one Markdown file for each playbook.
+        expected_gpus: Number of GPUs on each node, from the site's configuration.
+        least_alert: Lowest severity of alerts that are sent; None: none is.
+
+    Returns:
+        The policy, and the pages in the order of their file names.
 
     Raises:
-        PlaybookError: a page is malformed, two share a trigger, or one that brings a detector's numbers is missing.
+        PlaybookError: there is no page, a page has an error, two pages have one trigger, or a page that must set the
+            numbers of a detector is missing.
     """
     paths = sorted(directory.glob("*.md"))
     if not paths:
-        raise PlaybookError(f"no playbooks in {directory}", "set `playbooks` in opt-ops.toml to a folder that has some")
+        raise PlaybookError(
+            f"{directory} has no playbook pages", "set `playbooks` in opt-ops.toml to a folder that has"
+        )
     loaded = [_read(path) for path in paths]
     by_trigger: dict[str, Playbook] = {}
     detect: dict[str, Any] = {}
@@ -202,12 +210,13 @@ def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | Non
         for trigger in head.trigger:
             if trigger in by_trigger:
                 other = by_trigger[trigger].name
-                raise _error(page.path, page.head, ("trigger",), f"{trigger} triggers {other} already")
+                raise _error(page.path, page.head, ("trigger",), f"{trigger} already triggers the playbook {other}")
             by_trigger[trigger] = page.playbook
         if head.detect is not None:
             detect[head.name] = _detector(page, head)
     for name in _DETECTORS.keys() - detect.keys():
-        raise PlaybookError(f"{directory}: no playbook {name} with a [detect] table", "copy the one of opt-ops")
+        hint = f"cp {folder() / name}.md {directory}"
+        raise PlaybookError(f"{directory}: no playbook {name} with a [detect] table", hint)
     digest = hashlib.sha256("\n".join(page.head for page, _ in loaded).encode()).hexdigest()[:12]
     policy = Policy(
         version=digest,
@@ -231,7 +240,7 @@ def _read(path: Path) -> tuple[Page, _Head]:
     text = path.read_text(encoding="utf-8")
     match = re.match(r"\+\+\+\n(.*?\n)\+\+\+\n(.*)", text, re.DOTALL)
     if match is None:
-        raise PlaybookError(f"{path}, line 1: does not begin with a TOML head between two lines of +++")
+        raise PlaybookError(f"{path}, line 1: the page does not begin with a TOML head between two lines of +++")
     front, body = match.groups()
     try:
         values = tomllib.loads(front)
@@ -241,9 +250,11 @@ def _read(path: Path) -> tuple[Page, _Head]:
         raise PlaybookError(f"{path}, line {where}: {error}") from error
     head = _checked(path, front, values, _Head, ())
     if head.name != path.stem:
-        raise _error(path, front, ("name",), f"is {head.name!r}, but the file is called {path.stem!r}")
+        raise _error(path, front, ("name",), f"is {head.name!r}, but the name of the file is {path.stem!r}")
     if not body.strip():
-        raise PlaybookError(f"{path}: the page has no text; people on call read it")
+        raise PlaybookError(
+            f"{path}: the page has no text for on-call", "write what the failure looks like and what to do"
+        )
     return Page(path, _playbook(head), front, body), head
 
 
@@ -272,7 +283,7 @@ def _playbook(head: _Head) -> Playbook:
 def _detector(page: Page, head: _Head) -> dict[str, Any]:
     model = _DETECTORS.get(head.name)
     if model is None:
-        raise _error(page.path, page.head, ("detect",), f"{head.name} has no detector with numbers to set")
+        raise _error(page.path, page.head, ("detect",), f"the playbook {head.name} has no detector with numbers to set")
     return _checked(page.path, page.head, head.detect, model, ("detect",)).model_dump()
 
 
@@ -280,18 +291,19 @@ def _checked(path: Path, front: str, values: Any, model: type[Any], where: tuple
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        # A misspelt key is also a missing one; it is the misspelling that people need to see.
+        # A misspelt key is also a missing one. Report the misspelling.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        raise _error(path, front, (*where, *first["loc"]), first["msg"]) from error
+        why = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise _error(path, front, (*where, *first["loc"]), why) from error
 
 
 def _error(path: Path, front: str, where: tuple[str | int, ...], why: str) -> PlaybookError:
     name = ".".join(str(part) for part in where) or "the head"
-    return PlaybookError(f"{path}, line {_line_of(front, where)}: {name}: {why}", "see docs/playbooks.md")
+    return PlaybookError(f"{path}, line {_line_of(front, where)}: {name}: {why}", "docs/playbooks.md lists all keys")
 
 
 def _line_of(front: str, where: tuple[str | int, ...]) -> int:
-    """The line in the file that a key of the head stands on; the nearest table's or the first one if it is absent."""
+    """The line of a key in the file; if the key is absent, the line of its table, or line 1."""
     keys = [part for part in where if isinstance(part, str)]
     nth = next((part for part in where if isinstance(part, int)), 0)
     table, best = "", 1

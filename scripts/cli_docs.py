@@ -11,27 +11,29 @@ from opt_ops.cli import app
 
 HEAD = """# Commands
 
-Made from the commands' own help by `python scripts/cli_docs.py`.
+`python scripts/cli_docs.py` writes this page from the help of the commands.
 
-stdout holds data only; remarks go to stderr. Not on a terminal, tables are tab-separated. `-o json` prints
-`{"schema": …, "items": […]}`; its fields are only ever added to. Times in JSON are UTC, ISO 8601. `NO_COLOR` is
-honoured. Completion in bash, zsh and fish: `opt-ops --install-completion`; it knows lineages, runs, incidents, steps,
-nodes, kinds of events and playbooks (in zsh, the first Tab of a shell only loads it). `-c FILE` (the configuration) and
-`--debug` (with an error, the traceback) may stand before or behind every command.
-
-What is asked of the daemon waits until the daemon has taken it, at most 10 seconds; with `--wait` until it is done,
-with `--no-wait` not at all. Before anything is changed, a question; No unless it is answered, and without a terminal
-only with `--yes`. `--dry-run` says what would follow, by the same decisions.
+- **Output.** Data goes to stdout, remarks go to stderr. If stdout is no terminal, tables are tab-separated.
+- **JSON.** `-o json` prints `{"schema": …, "items": […]}`. New fields may be added; no field is removed. Times are UTC,
+  ISO 8601.
+- **Colour.** The variable `NO_COLOR` turns colours off.
+- **Completion.** `opt-ops --install-completion` installs it for bash, zsh and fish. It completes lineages, runs,
+  incidents, steps, nodes, kinds of events, playbooks and terms. In zsh, the first Tab of a shell only loads it.
+- **Before or after every command:** `-c FILE` names the configuration, `--debug` prints the traceback of an error.
+- **Requests.** A command that sends a request to the daemon waits until the daemon has accepted it, at most 10 seconds.
+  With `--wait` it waits until the request is done, with `--no-wait` it does not wait.
+- **Confirmation.** A command asks before it changes something. The default answer is no. `--yes` skips the question.
+- **Dry run.** `--dry-run` prints what the daemon would do, by its own rules, and changes nothing.
 
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
 | 1 | the operation failed |
-| 2 | usage: the command line or the configuration cannot be right |
+| 2 | usage: the command line or the configuration is wrong |
 | 3 | not found |
-| 4 | refused: a precondition or a policy forbids it, or a confirmation is missing |
-| 5 | something was found (`doctor`, `ckpt verify`, `run show --check`) |
-| 75 | something that should answer does not; trying again may help |
+| 4 | refused: a precondition or a policy forbids it, or it was not confirmed |
+| 5 | `doctor`, `ckpt verify` or `run show --check` found something wrong |
+| 75 | unavailable: something does not answer, is not running or is not installed |
 | 130 | interrupted |
 
 `node check` uses 0, 1, 2 and 3 as Nagios does: ok, warning, critical, unknown (docs/node-check.md).

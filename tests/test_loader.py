@@ -54,12 +54,12 @@ def test_an_edited_number_changes_the_policy_and_its_version(folder: Path):
     ("old", "new", "said"),
     [
         ("lr_factor = 0.67", "lr_factor = 1.67", "ladder.1.lr_factor: Input should be less than 1"),
-        ("heal_steps = 50 ", "heal_stepps = 50 ", "detect.heal_stepps: Extra inputs are not permitted"),
+        ("heal_steps = 50 ", "heal_stepps = 50 ", "detect.heal_stepps: unknown key"),
         ("window = 128 ", 'window = "big"', "detect.window: Input should be a valid integer"),
         ("version = 1", "version = 0", "version: Input should be greater than or equal to 1"),
-        ('name = "loss_spike"', 'name = "loss_spikes"', "name: is 'loss_spikes', but the file is called 'loss_spike'"),
+        ('name = "loss_spike"', 'name = "loss_spikes"', "name: is 'loss_spikes', but the name of the file is"),
         ("actions = 5", "actions = five", "Invalid value"),
-        ("margin_steps = 200", "", "ladder.1: Value error, margin_steps and lr_factor belong to rollback"),
+        ("margin_steps = 200", "", "ladder.1: only rollback has margin_steps and lr_factor, and"),
     ],
 )
 def test_a_malformed_page_is_refused_with_file_and_line(folder: Path, old: str, new: str, said: str):
@@ -80,7 +80,7 @@ def test_an_action_that_nobody_knows_is_refused(folder: Path):
 
 def test_a_page_without_head_or_text_is_refused(folder: Path):
     (folder / "x.md").write_text("# nothing\n")
-    with pytest.raises(PlaybookError, match=r"x\.md, line 1: does not begin with a TOML head"):
+    with pytest.raises(PlaybookError, match=r"x\.md, line 1: the page does not begin with a TOML head"):
         load(folder)
     (folder / "x.md").unlink()
     text = (folder / "hang.md").read_text()
@@ -92,7 +92,7 @@ def test_a_page_without_head_or_text_is_refused(folder: Path):
 def test_two_pages_with_one_trigger_are_refused(folder: Path):
     shutil.copy(folder / "user_error.md", folder / "zz.md")
     edit(folder / "zz.md", 'name = "user_error"', 'name = "zz"')
-    with pytest.raises(PlaybookError, match="user_error triggers user_error already"):
+    with pytest.raises(PlaybookError, match="user_error already triggers the playbook user_error"):
         load(folder)
 
 
@@ -104,12 +104,12 @@ def test_numbers_for_a_detector_that_does_not_exist_are_refused(folder: Path):
 
 def test_a_missing_detector_is_refused(folder: Path):
     (folder / "hang.md").unlink()
-    with pytest.raises(PlaybookError, match="no playbook hang"):
+    with pytest.raises(PlaybookError, match=r"no playbook hang with a \[detect\] table"):
         load(folder)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path):
-    with pytest.raises(PlaybookError, match="no playbooks in"):
+    with pytest.raises(PlaybookError, match="has no playbook pages"):
         load(tmp_path)
 
 
@@ -153,14 +153,14 @@ def test_no_page_waits_for_what_nothing_finds():
 
 def test_tell_touches_nothing(folder: Path):
     edit(folder / "loss_too_low.md", 'action = "tell"', 'action = "tell"\nexclude = true')
-    with pytest.raises(PlaybookError, match=r"loss_too_low.md, line \d+: ladder.0: .*tell leaves everything"):
+    with pytest.raises(PlaybookError, match=r"loss_too_low.md, line \d+: ladder.0: .*tell only notifies"):
         load(folder)
 
 
 @pytest.mark.parametrize("action", ["exclude", "change"])
 def test_what_only_decisions_say_is_no_step_of_a_page(folder: Path, action: str):
     edit(folder / "hang.md", 'action = "halt"', f'action = "{action}"')
-    with pytest.raises(PlaybookError, match=r"hang.md, line \d+: ladder.2: .*not a step of a page"):
+    with pytest.raises(PlaybookError, match=r"hang.md, line \d+: ladder.2: .* is no action of a playbook"):
         load(folder)
 
 

@@ -1,4 +1,4 @@
-"""The command `opt-ops`. Each module holds one noun; what the command line does not name is not even imported."""
+"""The command `opt-ops`. Each module holds one noun; only the modules that the command line needs are imported."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from opt_ops import __version__
 from opt_ops.cli.options import ConfigOption, DebugOption, settings
 from opt_ops.errors import OptOpsError
 
-# By noun: the module whose `app` (or other attribute) it is, and the modules that add commands to that.
+# Noun → the module that holds it, its attribute there, and the modules that add commands to it.
 _NOUNS = {
     "run": ("run", "app", ("run_start", "run_control", "run_watch")),
     "ckpt": ("ckpt", "app", ()),
-    "node": ("node", "app", ("node_check", "node_ledger", "run_control")),
+    "node": ("node", "app", ()),
     "logbook": ("logbook", "logbook", ()),
     "mlflow": ("logbook", "mlflow", ()),
     "daemon": ("daemon", "daemon", ()),
@@ -37,16 +37,17 @@ _VERBS = {
     "replay": ("replay", "replay"),
     "init": ("init", "init"),
     "doctor": ("doctor", "doctor"),
+    "glossary": ("glossary", "glossary"),
 }
-_COMPLETE = "_OPT_OPS_COMPLETE"  # set by the shell's completion, to a word that names the shell
+_COMPLETE = "_OPT_OPS_COMPLETE"  # the shell's completion sets it to the name of the shell
 _NEED_ALL = frozenset({"-h", "--help", "--install-completion", "--show-completion"})
 
 
 def build(noun: str = "", verb: str = "") -> typer.Typer:
-    """The command with all its nouns and verbs, or with one of them, or with one verb of one noun."""
+    """The command with all nouns and verbs; with a noun, only that one; with a verb too, only that one command."""
     app = typer.Typer(
         name="opt-ops",
-        help="Supervises training runs: sees what goes wrong, recovers by playbooks, proves it, writes the logbook.",
+        help="Supervise training runs: detect faults, recover by playbooks, prove the recovery, write the logbook.",
         no_args_is_help=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -63,7 +64,7 @@ def build(noun: str = "", verb: str = "") -> typer.Typer:
 
 
 def _noun(app: typer.Typer, more: Sequence[str], verb: str) -> typer.Typer:
-    """With its one command that is called `verb`; with all of them, if that is none or another module adds it."""
+    """The noun with its one command `verb`; with all commands if there is no verb, or no such command."""
     for name in ("", *more):
         if name:
             _module(name)
@@ -87,7 +88,7 @@ def _root(
     context: typer.Context,
     config: ConfigOption = None,
     debug: DebugOption = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         print(__version__)
@@ -97,22 +98,22 @@ def _root(
 
 
 def main() -> None:
-    """Run the command; whatever goes wrong is a message and an exit code, a traceback only with `--debug`."""
+    """Run the command. Every error is a message and an exit code; `--debug` adds the traceback."""
     try:
-        command = typer.main.get_command(build(*_asked()))
-        _understand_everywhere(command, [each for each in command.params if each.name in ("config", "debug")])
+        command = typer.main.get_command(build(*_named_command()))
+        _adapt(command, [each for each in command.params if each.name in ("config", "debug")])
         command.main(prog_name="opt-ops", complete_var=_COMPLETE)
     except OptOpsError as error:
-        _leave(str(error), error.hint, error.exit_code)
-    except OSError as error:  # of this machine: a folder that cannot be written, a disk that is full
+        _fail(str(error), error.hint, error.exit_code)
+    except OSError as error:  # for example a folder that cannot be written, or a full disk
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _leave(what, "opt-ops doctor says what is wrong with this site", 1)
-    except Exception as error:  # noqa: BLE001  (a mistake of ours: at three in the morning a line says more than a page)
-        hint = "" if settings.debug else "the same command with --debug says where; please report it"
-        _leave(f"unexpected {type(error).__name__}: {error}", hint, 1)
+        _fail(what, "opt-ops doctor checks this site", 1)
+    except Exception as error:  # noqa: BLE001  (a bug of ours: one line, since a traceback hides the message)
+        hint = "" if settings.debug else "run it again with --debug, and report the traceback"
+        _fail(f"unexpected {type(error).__name__}: {error}", hint, 1)
 
 
-def _leave(message: str, hint: str, code: int) -> None:
+def _fail(message: str, hint: str, code: int) -> None:
     if settings.debug:
         traceback.print_exc()
     print(f"opt-ops: {message}", file=sys.stderr)
@@ -121,36 +122,39 @@ def _leave(message: str, hint: str, code: int) -> None:
     sys.exit(code)
 
 
-def _understand_everywhere(command: Any, options: Sequence[Any]) -> None:
-    """Let `-c` and `--debug` stand behind every command too, and not only before it."""
+def _adapt(command: Any, options: Sequence[Any]) -> None:
+    """Accept `-c` and `--debug` after every command too, and print each example of the help on its own line."""
     for child in getattr(command, "commands", {}).values():
-        for option in () if hasattr(child, "commands") else options:
+        if hasattr(child, "commands"):
+            _adapt(child, options)
+            continue
+        for option in options:
             common = copy.copy(option)
             common.expose_value = False
             child.params.append(common)
-        _understand_everywhere(child, options)
+        child.help = child.help.replace("\nExamples:\n", "\n\b\nExamples:\n")  # \b: click keeps the lines
 
 
-def _asked() -> tuple[str, str]:
-    """Noun and verb of the command line, as far as they are known before anything is imported; "" stands for all."""
+def _named_command() -> tuple[str, str]:
+    """Noun and verb of the command line, before anything is imported. "" means all of them."""
     words = sys.argv[1:]
     if _COMPLETE in os.environ:  # the last word is not finished yet
         line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
         words = line.split()[1:] if line[-1:].isspace() else line.split()[1:-1]
     elif not _NEED_ALL.intersection(words) and not any(_plain(words)):
-        return "q", ""  # alone, it prints the queue
+        return "q", ""  # `opt-ops` alone prints the queue
     noun, verb, *_ = *_plain(words), "", ""
     return (noun, verb) if noun in _NOUNS or noun in _VERBS else ("", "")
 
 
 def _plain(words: Sequence[str]) -> list[str]:
-    """Those that are neither options nor the value of `-c`."""
+    """The words that are neither options nor the value of `-c`."""
     pairs = zip(["", *words], words, strict=False)
     return [word for before, word in pairs if not word.startswith("-") and before not in ("-c", "--config")]
 
 
 def __getattr__(name: str) -> Any:
-    """`app`: the whole command, for those who look at all of it."""
+    """`app`: the whole command, for tests and the documentation."""
     if name != "app":
         raise AttributeError(name)
     return build()

@@ -1,4 +1,4 @@
-"""`opt-ops alerts …`: whether alerts arrive."""
+"""`opt-ops alerts …`: test the delivery of alerts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from opt_ops.core.values import Severity
 from opt_ops.errors import UsageError
 from opt_ops.ports import Alert
 
-app = typer.Typer(no_args_is_help=True, help="Who is told when a human is needed.")
+app = typer.Typer(no_args_is_help=True, help="Test the delivery of alerts.")
 
 
 @app.command("test")
 def try_urls(output: FormatOption = Format.TABLE, quiet: QuietOption = False) -> None:
-    """Send one test alert through every URL of [alerts], whatever `least` says. Leaves with 1 when one failed.
+    """Send a test alert to every URL of [alerts], whatever `least` is. The exit code is 1 if a URL failed.
 
     Example: opt-ops alerts test
     """
@@ -27,14 +27,14 @@ def try_urls(output: FormatOption = Format.TABLE, quiet: QuietOption = False) ->
 
     config = settings.config
     if not config.alerts.urls:
-        raise UsageError("no URLs in [alerts] of the configuration", "docs/alerts.md says how to set them")
+        raise UsageError("the configuration has no URLs in [alerts]", "docs/alerts.md shows how to set them")
     now, host = time.time(), socket.gethostname()
-    body = f"Sent by opt-ops alerts test from {host} at {clock(now)} for {config.runs}. Nothing is wrong."
-    alert = Alert(id=f"test-{host}-{now:.0f}", severity=Severity.INFO, title="a test of opt-ops", body=body)
+    body = f"A test alert of opt-ops alerts test, sent from {host} at {clock(now)} for {config.runs}. Nothing is wrong."
+    alert = Alert(id=f"test-{host}-{now:.0f}", severity=Severity.INFO, title="test alert of opt-ops", body=body)
     deliveries = deliver(alert, config.alerts.urls)
     rows = [{"url": done.url, "ok": not done.why, "why": done.why or None} for done in deliveries]
     columns = [Column("URL", "url"), Column("OK", "ok"), Column("WHY", "why")]
     show("opt-ops/alerts-test/1", rows, columns, output)
     if not all(row["ok"] for row in rows):
         raise typer.Exit(1)
-    say("  next: look whether it arrived", quiet)
+    say("  next: check that it arrived", quiet)

@@ -1,4 +1,4 @@
-"""`opt-ops ckpt …`: a lineage's checkpoints."""
+"""`opt-ops ckpt …`: the checkpoints of a lineage."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.options import FormatOption, HeaderOption, IdArgument, QuietOption, complete_step, lineage_folder
+from opt_ops.cli.options import (
+    DryRunOption,
+    FormatOption,
+    HeaderOption,
+    IdArgument,
+    QuietOption,
+    YesOption,
+    complete_step,
+    find_lineage,
+)
 from opt_ops.cli.output import Column, Format, say, show
-from opt_ops.cli.requests import DryRunOption, YesOption, confirm
+from opt_ops.cli.requests import confirm
 from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import reachable_checkpoints
 from opt_ops.errors import NotFound
-from opt_ops.runfolder import lineages
 
-app = typer.Typer(no_args_is_help=True, help="Checkpoints: which there are, whether they are sound, which can go.")
+app = typer.Typer(no_args_is_help=True, help="List, verify and delete checkpoints.")
 
 _COLUMNS = [
     Column("STEP", "step", right=True),
@@ -32,12 +40,14 @@ _COLUMNS = [
 
 @app.command("list")
 def list_(identifier: IdArgument, output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
-    """All checkpoints that the supervisor knows of: read back and sound, healthy, on the way to the present weights.
+    """List the checkpoints in the journal.
+
+    SOUND: every byte was read and agrees with the manifest. HEALTHY: loss and gradient norm were in their bands.
+    COUNTS: its steps are part of the present weights.
 
     Example: opt-ops ckpt list 12
     """
-    state = lineages.state(lineage_folder(identifier))
-    show("opt-ops/ckpt-list/1", _rows(state), _COLUMNS, output, header=header)
+    show("opt-ops/ckpt-list/1", _rows(find_lineage(identifier).state), _COLUMNS, output, header=header)
 
 
 def _rows(state: State) -> list[dict[str, Any]]:
@@ -58,7 +68,7 @@ def _rows(state: State) -> list[dict[str, Any]]:
 
 
 def _reachable(state: State) -> set[str]:
-    """Paths of those that training could still go back to."""
+    """Paths of the checkpoints that training can still resume from."""
     known = reachable_checkpoints(state, state.run.name) if state.run else ()
     return {each.checkpoint.path for each in known}
 
@@ -73,71 +83,70 @@ def _gib(folder: Path) -> float | None:
 def verify(
     identifier: IdArgument,
     step: Annotated[
-        int | None, typer.Argument(help="Of which step. [default: the newest]", autocompletion=complete_step)
+        int | None, typer.Argument(help="Step of the checkpoint. [default: the newest]", autocompletion=complete_step)
     ] = None,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Read every byte of a checkpoint now, and compare it with its manifest. Leaves with 5 when it is damaged.
+    """Read every byte of a checkpoint and compare it with its manifest. The exit code is 5 if it is damaged.
 
     Example: opt-ops ckpt verify 12 61000
     """
     from opt_ops.runfolder.checkpoints import problem
 
-    path = lineage_folder(identifier)
-    known = [k.checkpoint for k in lineages.state(path).checkpoints.values() if step in (None, k.checkpoint.step)]
+    lineage = find_lineage(identifier)
+    known = [k.checkpoint for k in lineage.state.checkpoints.values() if step in (None, k.checkpoint.step)]
     if not known:
-        raise NotFound(
-            f"lineage {path.name} has no checkpoint{f' of step {step}' if step else ''}", "opt-ops ckpt list"
-        )
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise NotFound(f"lineage {lineage.name} has {wanted}", f"opt-ops ckpt list {lineage.name}")
     chosen = known if step is not None else [max(known, key=lambda checkpoint: checkpoint.step)]
     rows = [{"step": c.step, "run": c.run, "path": c.path, "why": problem(c) or None} for c in chosen]
     rows = [{**row, "sound": row["why"] is None} for row in rows]
     columns = [Column("STEP", "step", right=True), Column("RUN", "run"), Column("SOUND", "sound"), Column("WHY", "why")]
     show("opt-ops/ckpt-verify/1", rows, columns, output)
     if not all(row["sound"] for row in rows):
-        say("  next: nothing; the supervisor never resumes from it", quiet)
+        say("  next: nothing; the daemon never resumes from a damaged checkpoint", quiet)
         raise typer.Exit(5)
 
 
 @app.command()
 def prune(
     identifier: IdArgument,
-    keep: Annotated[int, typer.Option(min=2, help="The newest good ones that stay.")] = 3,
+    keep: Annotated[int, typer.Option(min=2, help="Number of newest good checkpoints to keep.")] = 3,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Delete checkpoints that nothing will go back to: damaged ones, those that were taken back, and old ones.
+    """Delete checkpoints that training does not need: damaged, discarded and old ones. This cannot be undone.
 
-    The newest good ones stay, as well as the first good one of every tenth of the steps. It cannot be undone.
+    The newest good ones stay, and the first good one of each tenth of all steps.
 
     Examples:
       opt-ops ckpt prune 12 --dry-run
       opt-ops ckpt prune 12 --keep 5
     """
-    path = lineage_folder(identifier)
-    state = lineages.state(path)
+    lineage = find_lineage(identifier)
+    path, state = lineage.path, lineage.state
     rows = [row for row in _rows(state) if row["gib"] is not None and row["path"] not in _kept(state, keep)]
     gone = [row for row in rows if Path(row["path"]).resolve().is_relative_to(path.resolve())]
     total = sum(row["gib"] for row in gone)
     if dry_run or not gone:
         show("opt-ops/ckpt-prune/1", gone, _COLUMNS, output)
-        say(f"{len(gone)} checkpoints, {total:.1f} GiB; nothing was deleted", quiet)
+        say(f"{len(gone)} checkpoints, {total:.1f} GiB. Nothing was deleted.", quiet)
         return
     question = f"Delete {len(gone)} of {len(state.checkpoints)} checkpoints of lineage {path.name}, {total:.1f} GiB?"
     confirm(question, yes, retype=path.name)
     for row in gone:
         folder = Path(row["path"])
-        (folder / "COMMITTED").unlink(missing_ok=True)  # first: a folder that is half gone must not count
+        (folder / "COMMITTED").unlink(missing_ok=True)  # first: a half-deleted folder must not look committed
         shutil.rmtree(folder)
     show("opt-ops/ckpt-prune/1", gone, _COLUMNS, output)
-    say(f"{len(gone)} checkpoints deleted, {total:.1f} GiB\n  next: opt-ops ckpt list {path.name}", quiet)
+    say(f"Deleted {len(gone)} checkpoints, {total:.1f} GiB.\n  next: opt-ops ckpt list {path.name}", quiet)
 
 
 def _kept(state: State, keep: int) -> set[str]:
-    """The newest good ones, the first of every tenth, those not examined yet, and whatever an attempt goes on from."""
+    """The newest good ones, the first of each tenth, those not verified yet, and those that an attempt resumed from."""
     way = _reachable(state)
     there = (k for p, k in state.checkpoints.items() if p in way and k.good and Path(p).is_dir())
     good = sorted(there, key=lambda known: known.checkpoint.step)

@@ -1,4 +1,4 @@
-"""`opt-ops daemon …`: the service itself, and what keeps it alive."""
+"""`opt-ops daemon …`: run the daemon, check it, keep it running."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from opt_ops.errors import NotDelivered, OptOpsError, Refused, Unavailable
 from opt_ops.ports import Alert
 from opt_ops.runfolder.files import read_json
 
-_OLD_SECONDS = 30.0  # a sign of this host's daemon, who gives one every two seconds
+_OLD_SECONDS = 30.0  # of the liveness file of a daemon on this host, which writes it every two seconds
 _OLD_ELSEWHERE_SECONDS = 90.0  # an NFS client may show a replaced file for up to acdirmax, 60 s (nfs(5))
-_FIRST_SIGN_SECONDS = 30.0
-_LEAVING_SECONDS = 30.0  # a tick may be waiting for the scheduler
+_START_SECONDS = 30.0
+_END_SECONDS = 30.0  # a tick may be waiting for the scheduler
 
-# What Slurm sets in a job belongs to that job; these lead to the cluster itself.
+# Slurm sets the first for a job; the second name the cluster itself.
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 _OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
-daemon = typer.Typer(no_args_is_help=True, help="The daemon that watches and recovers.")
+daemon = typer.Typer(no_args_is_help=True, help="Run, check and stop the daemon that watches and recovers.")
 
 
 @daemon.command("run")
 def run_(
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="Leave when no lineage is alive any more.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="Exit when every lineage is finished.")] = False,
 ) -> None:
-    """Watch every lineage of the runs folder, in the foreground. Ctrl-C ends the watch, not the training.
+    """Watch and recover every lineage of the runs folder, in the foreground. Ctrl-C ends the daemon, not training.
 
     Example: opt-ops daemon run
     """
     from opt_ops.supervise.daemon import Daemon
 
-    _forget_the_job()
+    _drop_job_environment()
     logging.Formatter.converter = time.gmtime
     form = "%(asctime)sZ %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
@@ -56,12 +56,12 @@ def run_(
     except OptOpsError:
         raise
     except Exception:
-        logging.getLogger(__name__).exception("the daemon ends")  # whoever reads the log cannot run it again
+        logging.getLogger(__name__).exception("the daemon ends")  # the log must say why: --debug comes too late
         raise
 
 
-def _forget_the_job() -> None:
-    """Where the daemon itself runs in a Slurm job: what that job was given must not reach the jobs that it submits."""
+def _drop_job_environment() -> None:
+    """If the daemon runs in a Slurm job: the variables of that job must not reach the jobs that it submits."""
     if "SLURM_JOB_ID" not in os.environ:
         return
     for name in list(os.environ):
@@ -71,14 +71,14 @@ def _forget_the_job() -> None:
 
 @daemon.command()
 def status(output: FormatOption = Format.TABLE) -> None:
-    """Who watches now, and since when it has given no sign. Leaves with 75 when nobody does.
+    """Show which daemon is running, and the age of its liveness file. The exit code is 75 if none is running.
 
     Example: opt-ops daemon status -o json
     """
     runs = settings.config.runs
     sign = read_json(runs / "daemon.json")
     if sign is None:
-        raise Unavailable(f"no daemon has ever watched {runs}", "opt-ops daemon run")
+        raise Unavailable(f"no daemon has ever run for {runs}", "opt-ops daemon ensure")
     silent = time.time() - sign["ts"]
     row: dict[str, Any] = {
         "alive": daemon_alive(runs),
@@ -93,35 +93,36 @@ def status(output: FormatOption = Format.TABLE) -> None:
     columns = [Column(name.upper(), name) for name in ("alive", "host", "pid", "age", "lineages", "policy", "version")]
     show("opt-ops/daemon-status/1", [row], columns, output)
     if not row["alive"]:
-        say(f"the last sign is {age(silent)} old; training, if any, goes on unwatched\n  next: opt-ops daemon run")
+        say(f"No daemon is running: the liveness file is {age(silent)} old. Training continues, not watched.")
+        say("  next: opt-ops daemon ensure")
         raise typer.Exit(75)
 
 
 @daemon.command()
 def ensure(quiet: QuietOption = False) -> None:
-    """See to it that a daemon watches: start one in the background unless one lives, and wait for its first sign.
+    """Start a daemon in the background if none is running, and wait until it watches.
 
-    Its log is daemon.log in the runs folder. Never two: on one host a lock decides; docs/daemon.md says what holds
-    across hosts. When the one before had been gone for a while, [alerts] are told.
+    It logs to daemon.log in the runs folder. On one host a lock prevents a second daemon; docs/daemon.md says what
+    holds across hosts. If no daemon ran for a while, [alerts] are notified.
 
     Example: opt-ops daemon ensure
     """
     runs = settings.config.runs
     before = read_json(runs / "daemon.json")
-    if before is not None and _lives(before):
-        say(f"a daemon watches {runs}: pid {before['pid']} on {before['host']}", quiet)
+    if before is not None and _is_alive(before):
+        say(f"A daemon watches {runs}: pid {before['pid']} on {before['host']}.", quiet)
         return
     began = time.time()
     process = _start(runs)
-    sign = _first_sign(runs, process, began)
-    say(f"a daemon watches {runs} now: pid {sign['pid']} on {sign['host']}, log in {runs / 'daemon.log'}", quiet)
+    sign = _wait_for_liveness(runs, process, began)
+    say(f"A daemon watches {runs} now: pid {sign['pid']} on {sign['host']}, log in {runs / 'daemon.log'}.", quiet)
     if "SLURM_JOB_ID" in os.environ:
-        say(f"  it ends with Slurm job {os.environ['SLURM_JOB_ID']}; opt-ops daemon unit slurm", quiet)
+        say(f"  It ends with Slurm job {os.environ['SLURM_JOB_ID']}.\n  next: opt-ops daemon unit slurm", quiet)
     if before is not None and sign["pid"] == process.pid:
-        _tell_of_the_gap(before, sign, quiet)
+        _report_gap(before, sign, quiet)
 
 
-def _lives(sign: dict[str, Any]) -> bool:
+def _is_alive(sign: dict[str, Any]) -> bool:
     silent = time.time() - sign["ts"]
     if sign["host"] == socket.gethostname():
         return silent < _OLD_SECONDS and _is_daemon(sign["pid"])
@@ -129,7 +130,7 @@ def _lives(sign: dict[str, Any]) -> bool:
 
 
 def _is_daemon(pid: int) -> bool:
-    """Whether this process of this host is a running daemon, not its zombie, nor another who has the number now."""
+    """Whether this pid of this host is a running daemon: not a zombie, not another process with a reused pid."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
@@ -139,7 +140,7 @@ def _is_daemon(pid: int) -> bool:
 
 
 def _start(runs: Path) -> subprocess.Popen[bytes]:
-    """A daemon in a session of its own, so that it outlives the caller and its terminal."""
+    """Start a daemon in a session of its own, so that it outlives the caller and its terminal."""
     file = locate(settings.config_path)
     option = ["-c", str(file)] if file else []
     runs.mkdir(parents=True, exist_ok=True)
@@ -154,33 +155,35 @@ def _start(runs: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _first_sign(runs: Path, process: subprocess.Popen[bytes], began: float) -> dict[str, Any]:
-    """The first sign of the daemon that was started, or of one that was faster.
+def _wait_for_liveness(runs: Path, process: subprocess.Popen[bytes], began: float) -> dict[str, Any]:
+    """The first liveness file of the daemon that was started, or of another one that was faster.
 
     Raises:
-        Unavailable: it ended, or there is no sign.
+        Unavailable: the daemon ended, or it wrote no liveness file in time.
     """
     log = runs / "daemon.log"
-    deadline = time.monotonic() + _FIRST_SIGN_SECONDS
+    deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         sign = read_json(runs / "daemon.json")
         if sign is not None and sign["ts"] >= began:
             return sign
         if process.poll() not in (None, Refused.exit_code):
-            raise Unavailable(f"the daemon left with code {process.returncode}", f"the end of {log} says why")
+            raise Unavailable(f"the daemon ended with exit code {process.returncode}", f"tail {log}")
         time.sleep(0.1)
     if process.returncode is None:
-        raise Unavailable(f"pid {process.pid} was started, and gives no sign yet", f"look into {log}")
+        raise Unavailable(
+            f"pid {process.pid} was started, and has written no {runs / 'daemon.json'} yet", f"tail {log}"
+        )
     sign = read_json(runs / "daemon.json") or {"pid": "unknown", "host": "unknown", "ts": began}
     silent = age(time.time() - sign["ts"])
     raise Unavailable(
-        f"a daemon holds {runs / 'daemon.lock'} and has given no sign for {silent}: it hangs",
-        f"kill -9 {sign['pid']} on {sign['host']} is safe, training goes on; then opt-ops daemon ensure",
+        f"the daemon that holds {runs / 'daemon.lock'} has written no liveness file for {silent}: it hangs",
+        f"on {sign['host']}: kill -9 {sign['pid']} (training continues), then opt-ops daemon ensure",
     )
 
 
-def _tell_of_the_gap(before: dict[str, Any], sign: dict[str, Any], quiet: bool) -> None:
-    """A warning, when lineages were not watched for longer than a restart takes."""
+def _report_gap(before: dict[str, Any], sign: dict[str, Any], quiet: bool) -> None:
+    """Send a warning if lineages were not watched for longer than a restart takes."""
     gone = sign["ts"] - before["ts"]
     if gone < _OLD_SECONDS or not before["lineages"]:
         return
@@ -188,29 +191,29 @@ def _tell_of_the_gap(before: dict[str, Any], sign: dict[str, Any], quiet: bool) 
 
     config = settings.config
     body = (
-        f"Nobody watched {config.runs} from {clock(before['ts'])} to {clock(sign['ts'])}. The last one was pid "
+        f"No daemon watched {config.runs} from {clock(before['ts'])} to {clock(sign['ts'])}. The last one was pid "
         f"{before['pid']} on {before['host']}, with lineages {', '.join(before['lineages'])}. Pid {sign['pid']} on "
-        f"{sign['host']} watches now, and goes on from the journal."
+        f"{sign['host']} watches now, and continues from the journal."
     )
-    title = f"the daemon was gone for {age(gone)}"
+    title = f"no daemon was running for {age(gone)}"
     say(title, quiet)
     alert = Alert(id=f"daemon-gone-{before['ts']:.0f}", severity=Severity.WARNING, title=title, body=body)
     try:
         UrlNotifier(config.alerts.urls, config.alerts.least).send(alert)
-    except NotDelivered as error:  # the daemon watches all the same, which is what was asked for
+    except NotDelivered as error:  # the daemon watches: the command has done its work
         say(f"opt-ops: {error}")
 
 
 @daemon.command()
 def stop(quiet: QuietOption = False) -> None:
-    """End the daemon of this host with SIGTERM, and wait until it has left. Training goes on, unwatched.
+    """End the daemon of this host with SIGTERM, and wait for its end. Training continues, not watched.
 
     Example: opt-ops daemon stop
     """
     sign = read_json(settings.config.runs / "daemon.json")
     here = sign is not None and sign["host"] == socket.gethostname()
-    if sign is None or (here and not _is_daemon(sign["pid"])) or not (here or _lives(sign)):
-        say("no daemon runs here", quiet)
+    if sign is None or (here and not _is_daemon(sign["pid"])) or not (here or _is_alive(sign)):
+        say("No daemon is running here.", quiet)
         return
     pid = sign["pid"]
     if not here:
@@ -218,27 +221,26 @@ def stop(quiet: QuietOption = False) -> None:
     try:
         os.kill(pid, signal.SIGTERM)
     except PermissionError as error:
-        raise Refused(f"pid {pid} is another user's daemon", "ask its owner, or root, to stop it") from error
-    deadline = time.monotonic() + _LEAVING_SECONDS
+        raise Refused(f"pid {pid} is the daemon of another user", "ask its owner, or root, to stop it") from error
+    deadline = time.monotonic() + _END_SECONDS
     while _is_daemon(pid):
         if time.monotonic() > deadline:
-            raise Unavailable(
-                f"pid {pid} has not left yet", f"kill -9 {pid} is safe: the journal is never half written"
-            )
+            raise Unavailable(f"pid {pid} has not ended yet", f"kill -9 {pid} (safe: the journal survives it)")
         time.sleep(0.1)
-    say(f"pid {pid} has left; training, if any, goes on unwatched", quiet)
-    say("  what keeps a daemon alive here (systemd, cron, Slurm) starts the next one: stop that first", quiet)
+    say(f"Pid {pid} has ended. Training continues, not watched.", quiet)
+    say("  systemd, cron or Slurm may start the next daemon: to prevent that, stop them first", quiet)
 
 
 @daemon.command("unit")
 def unit_(
     form: Annotated[Form, typer.Argument(metavar="FORM", help="systemd, crontab, scrontab or slurm.")],
     partition: Annotated[
-        str | None, typer.Option(help="Of the daemon's own job.", show_default="that of [slurm]")
+        str | None, typer.Option(help="Partition of the daemon's own job.", show_default="that of [slurm]")
     ] = None,
 ) -> None:
-    """Print a file that keeps a daemon alive at this site; its first lines say what to do with it. docs/daemon.md
-    compares them.
+    """Print a file that keeps a daemon running at this site. Its first lines say how to install it.
+
+    docs/daemon.md compares the four forms.
 
     Example: opt-ops daemon unit slurm --partition cpu
     """

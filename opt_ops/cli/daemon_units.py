@@ -1,7 +1,7 @@
-"""Ready-made files that keep a daemon alive: for systemd, cron, scrontab, and a Slurm job that follows itself.
+"""Files that keep a daemon running: for systemd, cron, scrontab, and a Slurm job that submits its successor.
 
-All of them start the same command with absolute paths. docs/daemon.md says what becomes of each after a reboot, an
-upgrade and a kill.
+All of them start the same command with absolute paths. docs/daemon.md says how each behaves after a reboot, an upgrade
+and a kill.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from opt_ops.errors import Refused, UsageError
 
 
 class Form(StrEnum):
-    """What can keep a daemon alive."""
+    """What can keep a daemon running."""
 
     SYSTEMD = "systemd"
     CRONTAB = "crontab"
@@ -31,20 +31,20 @@ def unit(form: Form, config: Config, file: Path | None, partition: str | None) -
     """The text of a unit for this site.
 
     Args:
-        form: Which.
-        config: The site.
-        file: Its configuration, absolute; None if it has none.
-        partition: Where the jobs of `scrontab` and `slurm` run; None: where the lineages do.
+        form: The form.
+        config: The site's configuration.
+        file: Its absolute path; None if the site has no file.
+        partition: Partition of the jobs of `scrontab` and `slurm`; None: that of the lineages.
 
     Raises:
-        Refused: in a Slurm job, the local scheduler's agents would end with the daemon's job.
-        UsageError: a path that no such file can hold.
+        Refused: with the local scheduler, the agents would end with the daemon's Slurm job.
+        UsageError: a path has a line break, which these files cannot hold.
     """
     folder, runs = file.parent if file else config.runs.parent, config.runs
     if form in (Form.SCRONTAB, Form.SLURM) and config.scheduler != "slurm":
         raise Refused('with scheduler = "local", training would end with the daemon\'s job', "use systemd or crontab")
     if "\n" in f"{folder}{runs}{file}{sys.executable}":
-        raise UsageError("a path of this site has a line break in it", "move it")
+        raise UsageError("a path of this site has a line break in it", "rename that folder")
     python = [sys.executable, "-m", "opt_ops", *(["-c", str(file)] if file else [])]
     if form is Form.SYSTEMD:
         return _systemd(folder, _variables(config), [*python, "daemon", "run"])
@@ -58,12 +58,12 @@ def unit(form: Form, config: Config, file: Path | None, partition: str | None) -
 
 
 def job_name(runs: Path) -> str:
-    """Of the daemon's own job: one for each runs folder, and never that of a lineage's job."""
+    """Name of the daemon's own job: one for each runs folder, and never that of a lineage's job."""
     return f"opt-ops-daemon-{hashlib.sha256(str(runs).encode()).hexdigest()[:8]}"
 
 
 def _variables(config: Config) -> list[str]:
-    """Where this Python and Slurm's commands are: cron and systemd know the system's folders only."""
+    """PATH to this Python and to Slurm's commands: cron and systemd know the system's folders only."""
     programs = (sys.executable, shutil.which("sbatch"))
     folders = [str(Path(program).parent) for program in programs if program]
     path = ":".join(dict.fromkeys([*folders, "/usr/local/bin", "/usr/bin", "/bin"]))
@@ -117,7 +117,7 @@ def _crontab(folder: Path, ensure: str) -> str:
 
 
 def _job_options(config: Config, partition: str | None) -> dict[str, str | int | None]:
-    """What sbatch and scrontab are asked for: one core, and the time that a lineage's job gets."""
+    """Options of sbatch and scrontab: one core, and the time limit of a lineage's job."""
     slurm = config.slurm
     wanted = {"partition": partition or slurm.partition, "account": slurm.account, "qos": slurm.qos}
     size = {"ntasks": 1, "cpus-per-task": 1, "mem": "4G", "time": slurm.time_minutes}
@@ -129,7 +129,7 @@ def _lines(word: str, options: dict[str, str | int | None]) -> str:
 
 
 def _to_log(runs: Path) -> str:
-    """In a job: what Slurm calls output goes where `daemon ensure` writes too."""
+    """Send the output of a job to the file that `daemon ensure` writes, too."""
     return f"mkdir -p {shlex.quote(str(runs))} && exec >>{shlex.quote(str(runs / 'daemon.log'))} 2>&1"
 
 

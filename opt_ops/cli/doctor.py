@@ -1,4 +1,4 @@
-"""`opt-ops doctor`: what is wrong with a site."""
+"""`opt-ops doctor`: check a site."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 
 import typer
 
+from opt_ops.cli.extras import trainer_problem
 from opt_ops.cli.options import FormatOption, daemon_alive, settings
 from opt_ops.cli.output import Column, Format, show
-from opt_ops.config import Config
+from opt_ops.config import Config, is_installed
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import lineages
 
 
 def doctor(output: FormatOption = Format.TABLE) -> None:
-    """Look for what is wrong with this site, and say how to mend it. Leaves with 5 when something is.
+    """Check this site, and say how to repair what is wrong. The exit code is 5 if anything is.
 
     Example: opt-ops doctor
     """
@@ -51,7 +52,7 @@ def _findings() -> Iterator[dict[str, Any]]:
     yield from _mlflow(config)
     if folder["ok"]:
         alive = daemon_alive(config.runs)
-        yield _finding("daemon", alive, "watches" if alive else "nobody watches", "opt-ops daemon ensure")
+        yield _finding("daemon", alive, "is running" if alive else "no daemon is running", "opt-ops daemon ensure")
 
 
 def _finding(check: str, ok: bool, found: str, hint: str = "") -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _runs_folder(runs: Path) -> dict[str, Any]:
         probe.unlink()
         free = shutil.disk_usage(runs).free / 2**30
     except OSError as error:
-        hint = f"make {runs} a folder that this user can write to, or set `runs` to another"
+        hint = f"let this user write to {runs}, or set `runs` to another folder"
         return _finding("runs folder", False, f"{runs} cannot be written: {error.strerror}", hint)
     return _finding("runs folder", free > 5, f"{runs} can be written; {free:.0f} GiB free", "free some space")
 
@@ -88,9 +89,9 @@ _SKEW_SECONDS = 5.0
 
 
 def _file_system(config: Config) -> Iterator[dict[str, Any]]:
-    """Whether other nodes can see the runs folder, and whether its server's clock is ours."""
+    """Whether other nodes can see the runs folder, and whether its server has the time of this host."""
     if config.scheduler == "slurm" and (kind := _kind_of_mount(config.runs)) in _LOCAL_KINDS:
-        found = f"{config.runs} is on {kind}, which other nodes do not see"
+        found = f"{config.runs} is on {kind}, which other nodes cannot see"
         yield _finding("shared", False, found, "set runs to a folder on a file system that all nodes share")
     probe = config.runs / ".doctor"
     try:
@@ -98,13 +99,18 @@ def _file_system(config: Config) -> Iterator[dict[str, Any]]:
         skew = probe.stat().st_mtime - time.time()
         probe.unlink()
     except OSError:
-        return  # the finding before says so
-    hint = "let NTP or chrony run on this host and on the file server"
-    yield _finding("clock", abs(skew) < _SKEW_SECONDS, f"{abs(skew):.1f} s from the file system's", hint)
+        return  # the finding `runs folder` says so
+    hint = "run NTP or chrony on this host and on the file server"
+    yield _finding(
+        "clock",
+        abs(skew) < _SKEW_SECONDS,
+        f"{abs(skew):.1f} s away from the file system's clock (limit {_SKEW_SECONDS:g} s)",
+        hint,
+    )
 
 
 def _kind_of_mount(path: Path) -> str:
-    """The file system's type, of the longest mount point that holds the path; empty where Linux does not say."""
+    """The type of the file system that holds the path; empty if Linux does not say."""
     try:
         rows = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     except OSError:
@@ -126,12 +132,19 @@ def _journals(runs: Path) -> dict[str, Any]:
 
 
 def _mlflow(config: Config) -> Iterator[dict[str, Any]]:
-    """A server must answer; a database is MLflow's own affair."""
+    """Whether MLflow is installed, and whether its server answers. A database is not looked at."""
     import urllib.error
     import urllib.request
 
     uri = config.tracking_uri
-    if not config.mlflow.enabled or not uri.startswith(("http://", "https://")):
+    if not config.mlflow.enabled:
+        return
+    if not is_installed("mlflow"):
+        wanted = config.mlflow.tracking_uri is not None
+        hint = "pip install 'opt-ops[mlflow]', or set [mlflow] enabled = false"
+        yield _finding("mlflow", not wanted, "not installed: lineages are not mirrored", hint)
+        return
+    if not uri.startswith(("http://", "https://")):
         return
     shown = re.sub(r"(?<=://)[^/@\s]+@", "", uri)
     try:
@@ -149,11 +162,11 @@ def _mlflow(config: Config) -> Iterator[dict[str, Any]]:
 
 def _scheduler(config: Config) -> Iterator[dict[str, Any]]:
     if config.scheduler == "local":
-        yield _finding("scheduler", True, f"this machine as {', '.join(config.local.nodes)}")
+        yield _finding("scheduler", True, f"this machine, as nodes {', '.join(config.local.nodes)}")
         return
     for command in ("sbatch", "srun", "squeue", "sacct", "sinfo", "scontrol", "scancel"):
         if shutil.which(command) is None:
-            yield _finding(command, False, "not on the PATH", "load Slurm's environment")
+            yield _finding(command, False, "not on the PATH", "load Slurm's environment, such as module load slurm")
             return
     from opt_ops.adapters.slurm import nodes_by_state
 
@@ -165,7 +178,9 @@ def _scheduler(config: Config) -> Iterator[dict[str, Any]]:
     found = ", ".join(f"{count} {state}" for state, count in states.items())
     wanted = config.shape.nodes + config.shape.spares
     enough = sum(states.values()) >= wanted
-    yield _finding("slurm", enough, f"nodes: {found}", f"[shape] wants {wanted} nodes; choose another partition")
+    yield _finding(
+        "slurm", enough, f"nodes: {found}", f"[shape] needs {wanted} nodes: choose another partition, or fewer nodes"
+    )
 
 
 def _nvml(config: Config) -> dict[str, Any]:
@@ -178,10 +193,11 @@ def _nvml(config: Config) -> dict[str, Any]:
 
 
 def _trainer(config: Config) -> dict[str, Any]:
-    program = config.trainer.command[0]
-    return _finding(
-        "trainer", shutil.which(program) is not None, " ".join(config.trainer.command), "set [trainer] command"
-    )
+    command = config.trainer.command
+    if shutil.which(command[0]) is None:
+        return _finding("trainer", False, f"{command[0]} is not on the PATH", "set [trainer] command")
+    problem = trainer_problem(config.trainer)
+    return _finding("trainer", False, *problem) if problem else _finding("trainer", True, " ".join(command))
 
 
 def _alerts(config: Config) -> dict[str, Any]:
@@ -190,8 +206,10 @@ def _alerts(config: Config) -> dict[str, Any]:
     urls = [*config.alerts.urls, *([config.alerts.heartbeat_url] if config.alerts.heartbeat_url else [])]
     for url in urls:
         try:
-            expanded(url)
+            address = expanded(url)
         except ValueError as error:
             return _finding("alerts", False, str(error), "set it where the daemon is started, or correct [alerts]")
-    found = ", ".join(masked(url) for url in urls) or "none: nobody is told when a human is needed"
+        if not address.startswith(("https://", "http://")) and not is_installed("apprise"):
+            return _finding("alerts", False, f"{masked(url)} needs apprise", "pip install 'opt-ops[alerts]'")
+    found = ", ".join(masked(url) for url in urls) or "no URLs: nobody is paged"
     return _finding("alerts", True, found)

@@ -1,4 +1,4 @@
-"""`opt-ops init`: a commented configuration to begin with."""
+"""`opt-ops init`: write a commented configuration file."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from opt_ops.runfolder.files import write_text
 
 
 class Kind(StrEnum):
-    """What a configuration is for."""
+    """The scheduler that a configuration is for."""
 
     LOCAL = "local"
     SLURM = "slurm"
 
 
-_LOCAL = """# opt-ops: this machine as a small cluster. docs/configuration.md lists all keys; every one may be left out.
+_LOCAL = """# opt-ops: this machine as a small cluster. docs/configuration.md lists all keys; all are optional.
 
 runs = "runs"                  # journals, telemetry, checkpoints, logbooks
 scheduler = "local"
 
 [local]
-nodes = ["n1", "n2", "n3"]     # each gets an agent and processes of its own
+nodes = ["n1", "n2", "n3"]     # each has its own agent and ranks
 
-[shape]                        # of a lineage, where `run start` does not say
-nodes = 2                      # train
-spares = 1                     # held beside them
+[shape]                        # defaults of `run start`
+nodes = 2                      # nodes that train
+spares = 1                     # spare nodes
 ranks_per_node = 1
 """
 
-_SLURM = """# opt-ops on Slurm. docs/configuration.md lists all keys; every one may be left out.
+_SLURM = """# opt-ops on Slurm. docs/configuration.md lists all keys; all are optional.
 
 runs = "{runs}"                # on a file system that all nodes share
 scheduler = "slurm"
@@ -47,70 +47,70 @@ scheduler = "slurm"
 {partition}
 # account = "llm"
 # qos = "high"
-time_minutes = 4320            # a job's time limit; training moves to the next job before it
+time_minutes = 4320            # time limit of a job; training moves to the next job before it ends
 {gpus}
 exclusive = true
-# cpus_per_task = 96           # a task is a node's agent with all its ranks
+# cpus_per_task = 96           # one task on each node: the agent and its ranks
 # additional = {{ reservation = "llm" }}   # any other option of sbatch
 
-[shape]                        # of a lineage, where `run start` does not say
-nodes = 2                      # train
-spares = 1                     # held beside them, so that an attempt moves off a bad node without the queue
+[shape]                        # defaults of `run start`
+nodes = 2                      # nodes that train
+spares = 1                     # spare nodes: they replace a bad node without a new job
 ranks_per_node = {ranks}
 
 [health]
-gpus_per_node = {expected}              # fewer is a bad node; 0: nodes without GPUs
+gpus_per_node = {expected}              # fewer is a bad node; 0: nodes have no GPUs
 """
 
 _REST = """
 [trainer]
-# command = ["python", "-m", "trainer"]    # another trainer: docs/formats.md says what it must write
+# command = ["python", "-m", "trainer"]    # docs/formats.md says what another trainer must write
 # environment = { NCCL_DEBUG = "WARN" }
 
 [mlflow]
-# tracking_uri = "http://mlflow.example:5000"   # left out: SQLite in the runs folder
+# tracking_uri = "http://mlflow.example:5000"   # default: SQLite in the runs folder
 experiment = "opt-ops"
 
-[alerts]                       # who is told when a human is needed: docs/alerts.md
-urls = []                      # ["$OPT_OPS_HOOK", "mailtos://ops@example.com"]; $NAME comes from the environment
-least = "warning"              # "info", "warning" or "page" and above
+[alerts]                       # where alerts are sent: docs/alerts.md
+urls = []                      # ["$OPT_OPS_HOOK", "mailtos://ops@example.com"]; $NAME is an environment variable
+least = "warning"              # the lowest severity that is sent: "info", "warning" or "page"
 
-[ledger]                       # docs/ledger.md; what has no factor is not computed
-# pue = 1.1                    # what the site draws for each kWh of its GPUs
-# kg_co2e_per_kwh = 0.35       # of your grid
+[ledger]                       # docs/ledger.md; a value without its factor is not computed
+# pue = 1.1                    # kWh of the site for each kWh of its GPUs
+# kg_co2e_per_kwh = 0.35       # of the electricity grid
 # cost_per_node_hour = 20.0
 """
 
 
 def init(
     kind: Annotated[
-        Kind | None, typer.Argument(help="local or slurm. [default: slurm where sbatch is found]", show_default=False)
+        Kind | None, typer.Argument(help="local or slurm. [default: slurm if sbatch is found]", show_default=False)
     ] = None,
-    to: Annotated[Path, typer.Option("--to", help="The file to write.")] = Path(FILE),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    to: Annotated[Path, typer.Option("--to", help="File to write.")] = Path(FILE),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a commented configuration, with what can be found out about this site, and check that it is read.
+    """Write a commented configuration file for this site, and check that it can be read.
 
     Examples:
       opt-ops init
       opt-ops init slurm --to /shared/llm/opt-ops.toml
     """
     if to.exists() and not force:
-        raise Refused(f"{to} is there already", "look into it, or add --force")
+        raise Refused(f"{to} exists already", "read it, or replace it with --force")
     kind = kind or (Kind.SLURM if shutil.which("sbatch") else Kind.LOCAL)
     try:
         write_text(to, (_LOCAL if kind is Kind.LOCAL else _slurm()) + _REST)
     except OSError as error:
-        raise Refused(f"{to} cannot be written: {error.strerror}", "name another place with --to") from error
+        raise Refused(f"{to} cannot be written: {error.strerror}", "name another file with --to") from error
     load(to)
     print(to)
     say(f"  next: opt-ops doctor{'' if to == Path(FILE) else f' -c {to}'}", quiet)
 
 
 def _slurm() -> str:
-    """With the partition and GPUs that sinfo knows of; commented out where it does not answer."""
-    partition, gpus = _seen()
+    """The text for Slurm, with the partition and GPUs that sinfo reports; without an answer they are comments."""
+    partition, gpus = _partition()
     return _SLURM.format(
         runs=Path.cwd() / "runs",
         partition=f'partition = "{partition}"' if partition else '# partition = "train"',
@@ -120,8 +120,8 @@ def _slurm() -> str:
     )
 
 
-def _seen() -> tuple[str, int]:
-    """The default partition, and the GPUs of its nodes."""
+def _partition() -> tuple[str, int]:
+    """The default partition, and the number of GPUs of its nodes."""
     command = ["sinfo", "--noheader", "--format=%P %G"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -1,4 +1,4 @@
-"""`opt-ops ledger`: where the time, the nodes and the energy went."""
+"""`opt-ops ledger`: goodput, downtime, node-hours and energy of a lineage."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _ROWS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEAN
 def ledger(
     identifier: OptionalIdArgument = "",
     prometheus: Annotated[
-        bool, typer.Option("--prometheus", help="All numbers in Prometheus' text format, of every lineage or of ID.")
+        bool, typer.Option("--prometheus", help="Print all numbers in Prometheus' text format.")
     ] = False,
     write: Annotated[
-        Path | None, typer.Option("--write", metavar="FILE", help="With --prometheus: into this file, whole or not.")
+        Path | None, typer.Option("--write", metavar="FILE", help="With --prometheus: write to this file, atomically.")
     ] = None,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Goodput, ETTR, MTTR, MTBF, lost time by cause and stage, node-hours, energy: from the journal alone.
+    """Show goodput, ETTR, MTTR, MTBF, lost time by cause and stage, node-hours and energy of a lineage.
 
-    docs/ledger.md defines every number. Without ID: one line for each lineage.
+    docs/ledger.md defines every number. Without ID, one line for each lineage.
 
     Examples:
       opt-ops ledger 12
@@ -51,7 +51,7 @@ def ledger(
             print(text(accounts), end="")
         else:
             write_text(write, text(accounts))
-            say(f"{len(accounts)} lineages in {write}", quiet)
+            say(f"Wrote {len(accounts)} lineages to {write}.", quiet)
         return
     rows = [{"lineage": name, **row} for name, row in accounts.items()]
     if identifier and output in (Format.TABLE, Format.WIDE):
@@ -105,26 +105,26 @@ def _one(row: Mapping[str, Any], output: Format, header: bool) -> None:
 def _told(row: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     yield "goodput %", _percent(row["goodput"]), "kept steps × healthy step ÷ wall clock"
     yield "share of ideal %", _percent(row["share_of_ideal"]), "kept steps × ideal step ÷ wall clock"
-    yield "ETTR %", _percent(row["ettr"]), "time in kept updates ÷ wall clock"
-    yield "wall clock", age(row["wall_seconds"]), "from the request to the end or the newest report"
-    yield "kept steps", row["kept_steps"], "updates that are part of the present weights"
-    yield "healthy step s", row["healthy_step_seconds"], "median without saves, with its share of evaluation"
-    yield "ideal step s", row["ideal_step_seconds"], "given, or the fastest twentieth of the steps"
-    yield "repeated steps", row["steps_repeated"], "updates that were taken back"
-    yield "failures", row["failures"], "incidents that ended an attempt; no drills"
-    yield "MTBF", _age(row["mtbf_seconds"]), "time in updates ÷ failures"
-    yield "MTTR", _age(row["mttr_seconds"]), "mean standstill of a recovery"
+    yield "ETTR %", _percent(row["ettr"]), "time in kept steps ÷ wall clock"
+    yield "wall clock", age(row["wall_seconds"]), "from the request to the end, or to the newest journal entry"
+    yield "kept steps", row["kept_steps"], "steps that are part of the present weights"
+    yield "healthy step s", row["healthy_step_seconds"], "median without saves, plus its share of evaluation"
+    yield "ideal step s", row["ideal_step_seconds"], "as configured, or of the fastest 5 % of steps"
+    yield "repeated steps", row["steps_repeated"], "steps that were discarded"
+    yield "failures", row["failures"], "incidents that ended an attempt, without drills"
+    yield "MTBF", _age(row["mtbf_seconds"]), "time in steps ÷ failures"
+    yield "MTTR", _age(row["mttr_seconds"]), "mean downtime of a recovery"
     yield "restarts", row["restarts"], "launches after the first"
     for way in ("automatic", "manual", "planned"):
         yield f"  {way}", row[f"restarts_{way}"], ""
     yield "requeues", row["requeues"], "submissions to the scheduler after the first"
-    yield "calls", row["calls"], "times that a human was needed"
+    yield "calls", row["calls"], "number of pages to on-call"
     yield "longest hands-off", _age(row["longest_hands_off_seconds"]), "between two calls"
     yield "node-hours", row["node_hours"], "spares included"
-    yield "  lost", row["node_hours_lost"], "outside kept updates"
-    yield "energy kWh", row["kwh"], "by the GPUs' counters × PUE"
-    yield "tCO2e", row["tco2e"], "energy × the grid's factor"
-    yield f"cost {row['currency']}", row["cost"], "by the site's rates"
+    yield "  lost", row["node_hours_lost"], "outside kept steps"
+    yield "energy kWh", row["kwh"], "energy counters of the GPUs × PUE"
+    yield "tCO2e", row["tco2e"], "energy × factor of the grid"
+    yield f"cost {row['currency']}", row["cost"], "from the site's rates"
 
 
 def _percent(share: float | None) -> str | None:

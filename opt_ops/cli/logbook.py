@@ -11,19 +11,20 @@ from typing import Annotated
 
 import typer
 
+from opt_ops.cli.extras import require
 from opt_ops.cli.options import FormatOption, IdArgument, OptionalIdArgument, QuietOption, lineage_folder, settings
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.errors import NotFound, Refused, UsageError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
 
-logbook = typer.Typer(no_args_is_help=True, help="The logbook.")
-mlflow = typer.Typer(no_args_is_help=True, help="The chronicle in MLflow.")
+logbook = typer.Typer(no_args_is_help=True, help="Draw and read the logbook.")
+mlflow = typer.Typer(no_args_is_help=True, help="Mirror lineages into MLflow, and serve its pages.")
 
 
 @logbook.command()
 def render(identifier: IdArgument, output: FormatOption = Format.TABLE, quiet: QuietOption = False) -> None:
-    """Draw logbook.md, logbook.html and report.json anew from the journal and the telemetry.
+    """Draw logbook.md, logbook.html and report.json again, from the journal and the telemetry.
 
     Example: opt-ops logbook render 12
     """
@@ -37,13 +38,14 @@ def render(identifier: IdArgument, output: FormatOption = Format.TABLE, quiet: Q
 @logbook.command()
 def update(
     identifier: IdArgument,
-    at: Annotated[str, typer.Option(help="The share of all steps: 27%. [default: all that is trained]")] = "",
-    since: Annotated[str, typer.Option(help="The share of the note before. [default: the last one written]")] = "",
+    at: Annotated[str, typer.Option(help="Share of all steps, such as 27%. [default: what is trained]")] = "",
+    since: Annotated[str, typer.Option(help="Share of the previous note. [default: the last one written]")] = "",
     quiet: QuietOption = False,
 ) -> None:
-    """Write a progress note, as OPT-175B's at 10, 27 and 56 %: what has happened since the one before.
+    """Write a progress note: what has happened since the previous note. OPT-175B had notes at 10, 27 and 56 %.
 
-    It is printed, and kept beside the logbook as update-27.md. A note about an earlier moment says what was known then.
+    The note is printed, and kept beside the logbook as update-27.md. A note for an earlier share uses only what was
+    known then.
 
     Examples:
       opt-ops logbook update 12 --at 27%
@@ -62,7 +64,7 @@ def update(
     kept = [float(found[1]) / 100 for p in (path / FOLDER).glob("update-*.md") if (found := _UPDATE.fullmatch(p.name))]
     before = _share(since) if since else max((each for each in kept if each < share), default=0.0)
     if before >= share:
-        raise UsageError(f"nothing lies between {100 * before:g} % and {100 * share:g} %", "name an earlier --since")
+        raise UsageError(f"--since {100 * before:g}% is not before --at {100 * share:g}%", "give an earlier --since")
     try:
         text = note(record, share, before, settings.config.ledger)
     except ValueError as error:
@@ -70,7 +72,7 @@ def update(
     file = path / FOLDER / f"update-{100 * share:g}.md"
     write_text(file, text)
     print(text, end="")
-    say(f"kept as {file}", quiet)
+    say(f"Kept as {file}.", quiet)
 
 
 _UPDATE = re.compile(r"update-([\d.]+)\.md")
@@ -79,16 +81,16 @@ _UPDATE = re.compile(r"update-([\d.]+)\.md")
 def _share(text: str) -> float:
     match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?%?", text)
     if match is None or not 0 <= float(match[1]) <= 100:
-        raise UsageError(f"{text}: not a share of all steps", "for example 27%")
+        raise UsageError(f"{text}: not a share of all steps, from 0 to 100 %", "for example 27%")
     return float(match[1]) / 100
 
 
 @logbook.command()
 def handover(
     identifier: IdArgument,
-    hours: Annotated[float, typer.Option(min=0.1, help="How far back to tell what was done.")] = 12.0,
+    hours: Annotated[float, typer.Option(min=0.1, help="Hours to report, up to now.")] = 12.0,
 ) -> None:
-    """For the next shift: where it stands, what is open, what to watch, what was done in the last hours.
+    """Print a note for the next shift: progress, open findings, what to watch, what was done in the last hours.
 
     Example: opt-ops logbook handover 12 --hours 8
     """
@@ -100,13 +102,13 @@ def handover(
 
 @logbook.command("open")
 def open_(identifier: IdArgument) -> None:
-    """Open the logbook in a browser; without a screen, print where it is.
+    """Open the logbook in a browser, and print its path.
 
     Example: opt-ops logbook open 12
     """
     path = lineage_folder(identifier) / "chronicle" / "logbook.html"
     if not path.exists():
-        raise NotFound(f"no logbook at {path}", f"opt-ops logbook render {identifier}")
+        raise NotFound(f"there is no logbook at {path}", f"opt-ops logbook render {identifier}")
     print(path)
     if sys.stdout.isatty() and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
         webbrowser.open(path.as_uri())
@@ -118,11 +120,13 @@ def sync(
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Mirror lineages into MLflow: a parent run for each, a child run for each of its runs. Doing it again adds
-    only news.
+    """Mirror lineages into MLflow: one parent run for a lineage, one child run for each of its runs.
+
+    A second sync adds only what is new.
 
     Example: opt-ops mlflow sync 12
     """
+    require("mlflow", "MLflow", "mlflow")
     from chronicles.mlflow_mirror.sync import sync as mirror
 
     config = settings.config
@@ -136,12 +140,13 @@ def sync(
 
 @mlflow.command("open")
 def serve(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Serve MLflow's pages for the configured store, until Ctrl-C.
 
     Example: opt-ops mlflow open --port 5001
     """
+    require("mlflow", "MLflow", "mlflow")
     from chronicles.mlflow_mirror.sync import serve_command
 
     config = settings.config

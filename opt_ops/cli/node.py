@@ -1,4 +1,4 @@
-"""`opt-ops node list|explain`: the nodes that a lineage holds, and the table that they are judged by."""
+"""`opt-ops node …`: the nodes of a lineage, their health, and which of them attempts may use."""
 
 from __future__ import annotations
 
@@ -7,15 +7,35 @@ from typing import Annotated
 
 import typer
 
-from opt_ops.cli.options import FormatOption, HeaderOption, complete_id, lineage_folder, newest_lineage
-from opt_ops.cli.output import Column, Format, show
+from opt_ops.cli import node_check, node_ledger
+from opt_ops.cli.options import (
+    FormatOption,
+    HeaderOption,
+    IdArgument,
+    Lineage,
+    ReasonOption,
+    RequestOptions,
+    complete_id,
+    complete_node,
+    find_lineage,
+    lineage_folder,
+    newest_lineage,
+    with_request_options,
+)
+from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.requests import PendingRequest
 from opt_ops.core.health import HEALTH_TABLE
 from opt_ops.core.health.explain import described, look_up
+from opt_ops.core.state.fold import replay
 from opt_ops.core.text import age, iso
 from opt_ops.errors import NotFound
 from opt_ops.runfolder import lineages
 
-app = typer.Typer(no_args_is_help=True, help="The health of nodes.")
+app = typer.Typer(no_args_is_help=True, help="Show, test, exclude and allow nodes.")
+app.command(cls=node_check.Plugin)(node_check.check)
+app.command()(node_ledger.ledger)
+
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Name of the node.", autocompletion=complete_node)]
 
 _COLUMNS = [
     Column("NODE", "node"),
@@ -38,12 +58,11 @@ def list_(
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:
-    """The nodes of a lineage with their verdicts, and who says so.
+    """List the nodes of a lineage with their verdicts and the source of each verdict.
 
     Example: opt-ops node list 12 -o wide
     """
-    path = lineage_folder(identifier) if identifier else newest_lineage()
-    state = lineages.state(path)
+    state = (find_lineage(identifier) if identifier else newest_lineage()).state
     held = state.held
     used = state.attempt.nodes if state.attempt and state.attempt.live else ()
     rows = [
@@ -67,10 +86,10 @@ def list_(
 
 @app.command()
 def explain(
-    what: Annotated[list[str], typer.Argument(metavar="REASON", help="A reason, or: xid 94, sxid 12028.")],
+    what: Annotated[list[str], typer.Argument(metavar="REASON", help="A reason code, or xid 94, or sxid 12028.")],
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """What follows from a reading or an error in the kernel log, why, and who decides otherwise.
+    """Explain a reason code or a kernel log error: its verdict, its action, its source.
 
     Examples:
       opt-ops node explain xid 94
@@ -79,9 +98,55 @@ def explain(
     """
     rows = [{**described(row), "table": HEALTH_TABLE} for row in look_up(what)]
     if not rows:
-        raise NotFound(f"the health table has no {' '.join(what)}", "docs/health.md lists all reasons")
+        raise NotFound(f"the health table has no {' '.join(what)}", "docs/health.md lists all reason codes")
     if output in (Format.TABLE, Format.WIDE):
         lines = [{"field": name.replace("_", " "), "value": row[name]} for row in rows for name in row]
         show("", lines, [Column("FIELD", "field"), Column("VALUE", "value")], output, header=False)
     else:
         show("opt-ops/node-explain/1", rows, [Column("REASON", "reason")], output)
+
+
+@app.command()
+@with_request_options()
+def exclude(
+    identifier: IdArgument, name: NodeArgument, options: RequestOptions, reason: ReasonOption = "excluded by hand"
+) -> None:
+    """Exclude a node: no attempt of the lineage starts there, and Slurm drains it where that is permitted.
+
+    A running attempt stays on the node until `opt-ops run resume` or the next recovery moves it.
+
+    Example: opt-ops node exclude 12 n031 --reason "fan"
+    """
+    request = PendingRequest(find_lineage(identifier), "exclude", {"node": name, "reason": reason}, options)
+    request.send(f"Exclude {name}, and drain it?")
+
+
+@app.command()
+@with_request_options()
+def allow(
+    identifier: IdArgument,
+    name: NodeArgument,
+    options: RequestOptions,
+    reason: ReasonOption = "allowed by hand",
+    retest: Annotated[
+        bool, typer.Option("--retest", help="Read its health and burn it in first; refuse unless it is healthy.")
+    ] = False,
+) -> None:
+    """Allow attempts on an excluded node again. Prints first why it was excluded, and its record of failures.
+
+    It stays drained in Slurm until `scontrol update nodename=… state=resume`.
+
+    Examples:
+      opt-ops node allow 12 n031 --reason "GPU 3 was exchanged"
+      opt-ops node allow 12 n031 --retest
+    """
+    path = lineage_folder(identifier)
+    entries = lineages.entries(path)
+    lineage = Lineage(path, replay(entries))
+    for line in node_ledger.why_excluded(lineage.state, entries, name):
+        say(line, options.quiet)
+    known = lineage.state.nodes.get(name)
+    if retest and known is not None and known.excluded_by:
+        node_check.retest(lineage, name, known.excluded_at)
+    question = f"Allow attempts on {name} again{'' if retest else ', without a test (--retest)'}?"
+    PendingRequest(lineage, "allow", {"node": name, "reason": reason}, options).send(question)

@@ -1,4 +1,4 @@
-"""`opt-ops node check`: are these nodes fit to train, before anything starts on them? A plugin for Nagios and Slurm."""
+"""`opt-ops node check`: tests whether nodes are fit to train. A health check for Slurm, Nagios and similar monitors."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from opt_ops.cli import node
-from opt_ops.cli.options import FormatOption, complete_id, complete_node, lineage_folder, settings
+from opt_ops.cli.extras import require_trainer
+from opt_ops.cli.options import FormatOption, Lineage, complete_id, complete_node, find_lineage, settings
 from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.config import TrainerCommand
 from opt_ops.core.health import HEALTH_TABLE, Heartbeat, Judgement, differing, judge_all, rank
 from opt_ops.core.health.burn_in_findings import BurnIn, burned
 from opt_ops.core.text import printable
 from opt_ops.core.values import Verdict
 from opt_ops.errors import NotFound, OptOpsError, Refused
-from opt_ops.runfolder import lineages
 
 _CODES = {Verdict.HEALTHY: 0, Verdict.SUSPECT: 1, Verdict.BAD: 2, Verdict.UNKNOWN: 3}
 _WORDS = {Verdict.HEALTHY: "OK", Verdict.SUSPECT: "WARNING", Verdict.BAD: "CRITICAL", Verdict.UNKNOWN: "UNKNOWN"}
 _READ_SECONDS = 20.0  # for a reading; Slurm kills a health check after 60
-_RETEST_SECONDS = 90.0  # nobody is kept waiting by it but the one who asked
+_RETEST_SECONDS = 90.0  # only the operator who asked waits for it
 
 
-class _Plugin(TyperCommand):
-    """A mistake on the command line is UNKNOWN: the usual code for it, 2, would say that the node is CRITICAL."""
+class Plugin(TyperCommand):
+    """A command whose usage errors are UNKNOWN (3): the usual code, 2, would mean that the node is CRITICAL."""
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
-        """Read the command line; typer has a click of its own, whose errors have no public name."""
+        """Read the command line. Typer's usage errors have no public class, so the exit code tells them."""
         try:
             return super().make_context(*arguments, **settings)
         except Exception as error:
@@ -48,39 +48,41 @@ class _Plugin(TyperCommand):
 
 @dataclass(frozen=True)
 class _Place:
-    """Nodes, and the Slurm job that holds them; None: this machine is all of them."""
+    """Nodes, and the Slurm job that holds them. Without a job, this machine is all of the nodes."""
 
     nodes: tuple[str, ...]
     job: str | None = None
 
 
-@node.app.command(cls=_Plugin)
 def check(
     names: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[NODE]…",
-            help="Of the job that this runs in. [default: this machine]",
+            help="Nodes of the job that this command runs in. [default: this machine]",
             autocompletion=complete_node,
         ),
     ] = None,
     lineage: Annotated[
-        str, typer.Option("--lineage", help="The nodes that it holds, or NODE… of them.", autocompletion=complete_id)
+        str,
+        typer.Option("--lineage", help="Nodes that this lineage holds, or NODE… of them.", autocompletion=complete_id),
     ] = "",
     burn: Annotated[
-        bool, typer.Option("--burn-in", help="Compute and transfer as well: nothing may run there.")
+        bool, typer.Option("--burn-in", help="Also compute and transfer on the GPUs, which must be idle.")
     ] = False,
-    seconds: Annotated[float, typer.Option("--seconds", min=20, help="For all of it; Slurm waits for 60.")] = 30.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=20, help="Time limit of the check; Slurm allows 60.")
+    ] = 30.0,
     xid_minutes: Annotated[
-        float, typer.Option("--xid-minutes", min=0, help="So far back, Xids in the kernel log count.")
+        float, typer.Option("--xid-minutes", min=0, help="Xids in the kernel log count up to this age.")
     ] = 120.0,
-    drill: Annotated[str, typer.Option(metavar="NODE:FAULT", help="Let the burn-in find a fault there.")] = "",
+    drill: Annotated[str, typer.Option(metavar="NODE:FAULT", help="Let the burn-in find a fault on a node.")] = "",
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Read these nodes now, and judge them by the table of docs/health.md. It needs neither a daemon nor a run.
+    """Check the health of nodes now, by the table of docs/health.md. It needs no daemon and no lineage.
 
-    The first line is a summary. Leaves with 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, as Nagios and its kind expect;
-    docs/node-check.md says how to use it in Slurm.
+    The first line is a summary. Exit codes are those of Nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+    docs/node-check.md shows how to use it in Slurm.
 
     Examples:
       opt-ops node check
@@ -89,18 +91,20 @@ def check(
     """
     try:
         until = time.monotonic() + seconds
-        places = _places(names or [], lineage, burn)
-        said = _judged(places, xid_minutes, until)
-        found = _burned(places, said, drill, until) if burn else None
+        places = _places(names or [], find_lineage(lineage) if lineage else None, burn)
+        by_node = _judged(places, xid_minutes, until)
+        found = _burned(places, by_node, drill, until) if burn else None
     except (OptOpsError, OSError, ValueError) as error:
         print(f"UNKNOWN - opt-ops node check failed: {printable(str(error))}")
+        if hint := getattr(error, "hint", ""):
+            say(f"  next: {hint}")
         raise typer.Exit(3) from error
-    rows = [_row(name, gpus, judged) for name, (gpus, judged) in said.items()]
-    worst = min((judged[0] for _, judged in said.values()), key=rank)
+    rows = [_row(name, gpus, judged) for name, (gpus, judged) in by_node.items()]
+    worst = min((judged[0] for _, judged in by_node.values()), key=rank)
     if output in (Format.TABLE, Format.WIDE):
-        print(_summary(worst, said, found))
-        for name, (_, judged) in said.items():
-            for each in judged if any(len(own) > 1 for _, own in said.values()) or output is Format.WIDE else ():
+        print(_summary(worst, by_node, found))
+        for name, (_, judged) in by_node.items():
+            for each in judged if any(len(own) > 1 for _, own in by_node.values()) or output is Format.WIDE else ():
                 print(f"{name}\t{each.verdict}\t{each.reason}\t{printable(json.dumps(dict(each.evidence)))}")
     else:
         told = [{**row, "burn_in": None if found is None else asdict(found)} for row in rows]
@@ -108,61 +112,62 @@ def check(
     raise typer.Exit(_CODES[worst.verdict])
 
 
-def retest(lineage: str, name: str, since: float) -> None:
-    """Read a node that the lineage holds, and burn it in.
+def retest(lineage: Lineage, name: str, since: float) -> None:
+    """Check the health of a node that the lineage holds, and burn it in.
 
     Args:
-        lineage: Which.
+        lineage: The lineage.
         name: The node.
-        since: Seconds since the epoch from which on Xids count: why it was taken out is known.
+        since: Xids after this time count (seconds since the epoch). The node was excluded for the earlier ones.
 
     Raises:
-        Refused: something is wrong with it, or it cannot be said.
+        Refused: the node is not healthy, or it cannot be tested.
     """
     until = time.monotonic() + _RETEST_SECONDS
     try:
         places = _places([name], lineage, True)
     except NotFound as error:
-        hint = f"on {name}: opt-ops node check --burn-in; then allow it without --retest"
-        raise Refused(f"{error}: it cannot be tested from here", hint) from error
+        hint = f"run opt-ops node check --burn-in on {name}, then allow it without --retest"
+        raise Refused(f"{error}; it cannot be tested from here", hint) from error
     judged = _judged(places, (time.time() - since) / 60, until)
     found = _burned(places, judged, "", until)
-    _, said = judged[name]
-    line = _summary(said[0], judged, found)
-    if said[0].verdict is not Verdict.HEALTHY:
-        raise Refused(f"{name} was tested again and does not return: {line}", f"opt-ops node explain {said[0].reason}")
+    _, findings = judged[name]
+    line = _summary(findings[0], judged, found)
+    if findings[0].verdict is not Verdict.HEALTHY:
+        hint = f"opt-ops node explain {findings[0].reason}"
+        raise Refused(f"{name} failed the test and stays excluded: {line}", hint)
     say(f"  {line}")
 
 
-def _places(names: Sequence[str], lineage: str, burn: bool) -> list[_Place]:
-    """Where the nodes are.
+def _places(names: Sequence[str], lineage: Lineage | None, burn: bool) -> list[_Place]:
+    """Find the nodes: of a lineage, of the surrounding job, or this machine.
 
     Raises:
         NotFound: the lineage does not hold such a node.
-        Refused: nothing says which job holds them, or an attempt runs there.
+        Refused: no job is known that holds the nodes, or an attempt runs on them.
     """
     config = settings.config
-    if not lineage:
+    if lineage is None:
         if not names:
             return [_Place((socket.gethostname(),))]
         job = os.environ.get("SLURM_JOB_ID")
         if config.scheduler == "slurm" and job is None:
             raise Refused("no job holds these nodes", "run it inside salloc or sbatch, or with --lineage")
         return [_Place(tuple(names), job if config.scheduler == "slurm" else None)]
-    state = lineages.state(lineage_folder(lineage))
+    state, number = lineage.state, lineage.name
     if missing := [name for name in names if name not in state.held]:
         raise NotFound(
-            f"lineage {lineage} does not hold {', '.join(missing)}; it holds {', '.join(state.held) or 'none'}",
-            f"opt-ops node list {lineage}",
+            f"lineage {number} does not hold {', '.join(missing)}; it holds {', '.join(state.held) or 'none'}",
+            f"opt-ops node list {number}",
         )
     wanted = list(names or state.held)
     if not wanted:
-        raise NotFound(f"lineage {lineage} holds no nodes", f"opt-ops run show {lineage}")
+        raise NotFound(f"lineage {number} holds no nodes", f"opt-ops run show {number}")
     attempt = state.attempt
     if burn and attempt is not None and attempt.live and not set(wanted).isdisjoint(attempt.nodes):
         raise Refused(
-            f"{attempt.name} runs on these nodes, and burn-in would disturb it",
-            f"opt-ops run pause {lineage} --keep-nodes",
+            f"attempt {attempt.name} runs on these nodes; a burn-in would disturb it",
+            f"opt-ops run pause {number} --keep-nodes",
         )
     jobs = [state.held[name].job for name in wanted]
     if config.scheduler == "local":
@@ -171,7 +176,7 @@ def _places(names: Sequence[str], lineage: str, burn: bool) -> list[_Place]:
 
 
 Judged = dict[str, tuple[int, list[Judgement]]]
-"""By node: how many GPUs it has, and all that was found, the worst first."""
+"""By node: its number of GPUs, and its findings, the worst first."""
 
 
 def _judged(places: Sequence[_Place], xid_minutes: float, until: float) -> Judged:
@@ -184,18 +189,18 @@ def _judged(places: Sequence[_Place], xid_minutes: float, until: float) -> Judge
     odd = differing(list(beats.values()))
     judged: Judged = {}
     for name, beat in beats.items():
-        said = judge_all(beat, expected)
-        if expected == 0 and beat.nvml == "absent":  # the site says that nodes have no GPUs: none is missed
+        findings = judge_all(beat, expected)
+        if expected == 0 and beat.nvml == "absent":  # the site expects no GPUs, so none is missing
             fine = Judgement(verdict=Verdict.HEALTHY, reason="ok", source="no rule of the table applies; no GPUs here")
-            said = [each for each in said if each.reason != "nvml_absent"] or [fine]
+            findings = [each for each in findings if each.reason != "nvml_absent"] or [fine]
         if name in odd:
-            said = sorted([*(each for each in said if each.reason != "ok"), odd[name]], key=rank)
-        judged[name] = (len(beat.gpus), said)
+            findings = sorted([*(each for each in findings if each.reason != "ok"), odd[name]], key=rank)
+        judged[name] = (len(beat.gpus), findings)
     return judged
 
 
 def _read(places: Sequence[_Place], xid_minutes: float, until: float) -> dict[str, dict[str, Any]]:
-    """A fresh reading of each node; `hung` where none came in time."""
+    """A new reading of each node; `hung` where none came in time."""
     folder = settings.config.runs if settings.config.runs.is_dir() else settings.config.runs.parent
     command = [sys.executable, "-m", "opt_ops.node", "readings", "--once", "--xid-minutes", str(xid_minutes)]
     command += ["--folder", str(folder)]
@@ -222,7 +227,7 @@ def _read(places: Sequence[_Place], xid_minutes: float, until: float) -> dict[st
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    """A reading; None for anything else that a task or srun says."""
+    """The reading in a line; None for any other output of a task or of srun."""
     try:
         reading = json.loads(line)
     except ValueError:
@@ -231,18 +236,17 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) -> BurnIn:
-    """Burn in the nodes that nothing bad is known of, and add what was found to what was judged."""
+    """Burn in the nodes that are not bad, and add the findings to `judged`."""
     from opt_ops.node.burn_in import GROUP_SECONDS, LEAVING_SECONDS, burn_in, by_srun, on_this_machine
 
-    fit = [name for name, (_, said) in judged.items() if said[0].verdict is not Verdict.BAD]
+    require_trainer(TrainerCommand())  # its package has the ranks of the burn-in
+    fit = [name for name, (_, findings) in judged.items() if findings[0].verdict is not Verdict.BAD]
     busy = [name for name in fit if any(each.reason == "left_over" for each in judged[name][1])]
     if busy:
-        raise Refused(
-            f"something runs on the GPUs of {', '.join(busy)}: burn-in would disturb it", "end it there first"
-        )
+        raise Refused(f"processes run on the GPUs of {', '.join(busy)}; a burn-in would disturb them", "end them first")
     if not fit:
         return BurnIn(nodes=())
-    # Without GPUs: two ranks where there is nobody else to all-reduce with.
+    # Without GPUs, one node alone gets two ranks: an all-reduce needs two.
     ranks = max(judged[name][0] for name in fit) or (2 if len(fit) == 1 else 1)
     left = until - GROUP_SECONDS - LEAVING_SECONDS - time.monotonic()
     options = ["--seconds", str(max(0.2, min(3.0, left / 6)))]
@@ -255,9 +259,9 @@ def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) 
             start = by_srun(place.job, own, ranks, *options) if place.job else on_this_machine(own, ranks, *options)
             commands += start
     found = burn_in(commands, fit, ranks, left)
-    for name, said in burned(found):
+    for name, judgement in burned(found):
         gpus, before = judged[name]
-        marked = replace(said, drill=f"node check --drill {drill}") if fault and name == spoiled else said
+        marked = replace(judgement, drill=f"node check --drill {drill}") if fault and name == spoiled else judgement
         judged[name] = (gpus, sorted([*(each for each in before if each.reason != "ok"), marked], key=rank))
     return found
 
@@ -267,20 +271,20 @@ def _row(name: str, gpus: int, judged: Sequence[Judgement]) -> dict[str, Any]:
     return {"node": name, **findings[0], "gpus": gpus, "table": HEALTH_TABLE, "findings": findings}
 
 
-def _finding(said: Judgement) -> dict[str, Any]:
+def _finding(judgement: Judgement) -> dict[str, Any]:
     return {
-        "verdict": str(said.verdict),
-        "reason": said.reason,
-        "source": said.source,
-        "evidence": dict(said.evidence),
-        "drill": said.drill,
+        "verdict": str(judgement.verdict),
+        "reason": judgement.reason,
+        "source": judgement.source,
+        "evidence": dict(judgement.evidence),
+        "drill": judgement.drill,
     }
 
 
 def _summary(worst: Judgement, judged: Mapping[str, tuple[int, list[Judgement]]], found: BurnIn | None) -> str:
     gpus = sum(count for count, _ in judged.values())
     what = f"{len(judged)} nodes, {gpus} GPUs" if len(judged) > 1 else f"{gpus} GPUs"
-    named = {name: said[0].reason for name, (_, said) in judged.items() if said[0].verdict is worst.verdict}
+    named = {name: findings[0].reason for name, (_, findings) in judged.items() if findings[0].verdict is worst.verdict}
     by_reason: dict[str, list[str]] = {}
     for name, reason in named.items():
         by_reason.setdefault(reason, []).append(name)
@@ -291,7 +295,7 @@ def _summary(worst: Judgement, judged: Mapping[str, tuple[int, list[Judgement]]]
 
 
 def _figures(found: BurnIn | None) -> str:
-    """The medians, for whoever reads the line."""
+    """The medians of the burn-in's measurements."""
     if found is None:
         return ""
     groups = [*found.alone, *(group for measured in found.rounds for group in measured)]
@@ -301,5 +305,5 @@ def _figures(found: BurnIn | None) -> str:
         ("GB/s all-reduce", [each.gbs for each in groups]),
     )
     known = ((unit, [value for value in values if value is not None]) for unit, values in figures)
-    said = [f"{median(values):.3g} {unit}" for unit, values in known if values]
-    return f", burnt in: {', '.join(said)}"
+    texts = [f"{median(values):.3g} {unit}" for unit, values in known if values]
+    return f", burnt in: {', '.join(texts)}"

@@ -1,17 +1,19 @@
-"""`opt-ops node ledger`: which GPUs and nodes fail more often than others, for the time that they were used."""
+"""`opt-ops node ledger`: GPUs and nodes that fail more often than chance explains, per hour of use."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli import node
 from opt_ops.cli.options import FormatOption, HeaderOption, OptionalIdArgument, lineage_folder, settings
 from opt_ops.cli.output import Column, Format, show
+from opt_ops.core.events import Entry
 from opt_ops.core.health.lemons import Record, merged, parts, records
+from opt_ops.core.state.fold import replay
+from opt_ops.core.state.model import State
 from opt_ops.core.text import age, iso, printable
 from opt_ops.runfolder import lineages
 
@@ -29,33 +31,32 @@ _COLUMNS = [
 ]
 
 
-@node.app.command()
 def ledger(
     identifier: OptionalIdArgument = "",
-    everything: Annotated[bool, typer.Option("--all", help="Those that never failed, too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also parts that never failed.")] = False,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:
-    """GPUs, by UUID, and nodes that failed within 28 days, with the hours of attempts on them; the oddest first.
+    """List GPUs, by UUID, and nodes that failed in the last 28 days, the highest score first.
 
-    EXPECTED is how often the part would have failed at the others' rate; SCORE 3 means that so many failures or more
-    have a chance of 1 in 1,000. A lemon failed twice or more, and against the odds: docs/node-check.md.
+    HOURS are hours of attempts on the part. EXPECTED is how often it would have failed at the rate of all others.
+    SCORE 3 means: by chance, this many failures happen to 1 part in 1,000. A lemon failed at least twice, with a high
+    score. docs/node-check.md has the rules.
 
     Example: opt-ops node ledger -o wide
     """
     folders = [lineage_folder(identifier)] if identifier else lineages.folders(settings.config.runs)
     journals = [lineages.entries(path) for path in folders]
     now = max((entries[-1].ts for entries in journals if entries), default=0.0)
-    excluded = {name: each.excluded_by for path in folders for name, each in lineages.state(path).nodes.items()}
+    states = [replay(entries) for entries in journals]
+    excluded = {name: each.excluded_by for state in states for name, each in state.nodes.items()}
     found = records(merged(parts(entries) for entries in journals), now)
-    rows = [
-        row_of(each) | {"excluded_by": excluded.get(each.part.node)} for each in found if everything or each.failures
-    ]
+    rows = [_row(each) | {"excluded_by": excluded.get(each.part.node)} for each in found if everything or each.failures]
     show("opt-ops/node-ledger/1", rows, _COLUMNS, output, header=header)
 
 
-def row_of(record: Record) -> dict[str, Any]:
-    """A line of the ledger as plain values."""
+def _row(record: Record) -> dict[str, Any]:
+    """A row of the ledger as plain JSON values."""
     part, last = record.part, record.failures[-1] if record.failures else None
     causes = [
         {"at": iso(each.at), "incident": each.incident, "kind": each.kind, "cause": each.cause, "node": each.node}
@@ -77,20 +78,19 @@ def row_of(record: Record) -> dict[str, Any]:
     }
 
 
-def why_out(path: Path, name: str) -> list[str]:
-    """What is known against a node that is to return, for whoever decides that."""
-    state = lineages.state(path)
+def why_excluded(state: State, entries: Sequence[Entry], name: str) -> list[str]:
+    """Why a node is excluded, and the failures on record against it and its GPUs; nothing if it is not excluded."""
     known = state.nodes.get(name)
     if known is None or not known.excluded_by:
         return []
     by = "an operator" if known.excluded_by == "operator" else known.excluded_by
     incident = state.incidents.get(known.excluded_by)
     cause = incident.cause if incident else f"{known.verdict}, {known.reason} ({known.source})"
-    lines = [f"  {name} was taken out by {by}, {age(time.time() - known.excluded_at)} ago: {printable(cause)}"]
-    entries = lineages.entries(path)
+    lines = [f"  {name} was excluded by {by}, {age(time.time() - known.excluded_at)} ago: {printable(cause)}"]
     for each in records(parts(entries), entries[-1].ts):
         if each.part.node == name and each.failures:
             what = f"{name}" if each.part.kind == "node" else f"{each.part.key}, serial {each.part.serial or 'unknown'}"
-            often = f"{len(each.failures)} failures in {each.hours:.0f} hours of the last 28 days"
+            count = f"{len(each.failures)} failure{'s' if len(each.failures) > 1 else ''}"
+            often = f"{count} in {each.hours:.0f} hours of the last 28 days"
             lines.append(f"  {printable(what)}: {often}{'; a lemon' if each.lemon else ''}")
     return lines

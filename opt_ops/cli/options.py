@@ -1,11 +1,15 @@
-"""What all commands share: the configuration, the output options, and completion from the journal."""
+"""What commands share: the configuration, the options, the lineage that an id names, completion from the journal."""
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -19,7 +23,7 @@ from opt_ops.runfolder.files import read_json
 
 
 class Settings:
-    """What every command is given; the configuration is read when a command first asks for it."""
+    """The options before a command; the configuration is read when a command asks for it."""
 
     def __init__(self) -> None:
         self.config_path: Path | None = None
@@ -35,14 +39,14 @@ settings = Settings()
 
 
 def complete_id(incomplete: str) -> list[str]:
-    """Lineages and runs; attempts and incidents once their sign has been typed."""
+    """Lineages and runs; after a typed `-` also attempts and incidents."""
     try:
-        names = [path.name for path in lineages.folders(settings.config.runs)]
-        states = [lineages.state(settings.config.runs / name) for name in names]
+        folders = lineages.folders(settings.config.runs)
+        states = [lineages.state(path) for path in folders]
     except OptOpsError:
         return []
-    known = [*names, *(run for state in states for run in state.runs)]
-    if any(character in incomplete for character in "-i"):  # only who asks for more than a run gets them all
+    known = [*(path.name for path in folders), *(run for state in states for run in state.runs)]
+    if "-" in incomplete:  # there are many
         known += [name for state in states for name in (*state.attempts, *state.incidents)]
     return [name for name in known if name.startswith(incomplete)]
 
@@ -96,7 +100,7 @@ def _use_debug(debug: bool) -> bool:
     return debug
 
 
-# These two are understood before and behind every command. They are remembered as they are read, for completion too.
+# Every command accepts these two, before and after its name. They are stored while they are parsed, for completion too.
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -106,44 +110,126 @@ ConfigOption = Annotated[
         callback=_use_config,
     ),
 ]
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="With an error, show where in the code it arose.", callback=_use_debug)
+DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, print the traceback.", callback=_use_debug)]
+FormatOption = Annotated[Format, typer.Option("-o", "--output", help="Output format.")]
+HeaderOption = Annotated[bool, typer.Option("--header/--no-header", help="Print the table's heading line.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print no remarks on stderr.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would happen; change nothing.")]
+AuthorOption = Annotated[str, typer.Option("--author", help="Your name, for the logbook.", show_default="your login")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]
+WaitOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--wait/--no-wait",
+        help="Wait until it is done, or do not wait. [default: until the daemon has accepted it, at most 10 s]",
+        show_default=False,
+    ),
 ]
-FormatOption = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]
-HeaderOption = Annotated[bool, typer.Option("--header/--no-header", help="The table's heading line.")]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No remarks on stderr.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOptions:
+    """The options of every command that sends a request to the daemon: one field, one option."""
+
+    yes: YesOption = False
+    dry_run: DryRunOption = False
+    wait: WaitOption = None
+    output: FormatOption = Format.TABLE
+    quiet: QuietOption = False
+    author: AuthorOption = ""
+
+
+def with_request_options(*omitted: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command that has a parameter `options: RequestOptions`: its fields become options of the command.
+
+    Typer reads options from a function's signature only, so the signature is extended here.
+
+    Args:
+        omitted: Fields that the command does not offer; they keep their defaults.
+    """
+    hints = get_type_hints(RequestOptions, include_extras=True)
+    shared = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        for field in fields(RequestOptions)
+        if field.name not in omitted
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in signature(command, eval_str=True).parameters.values() if p.name != "options"]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            options = RequestOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+            command(**given, options=options)
+
+        run.__signature__ = Signature([*own, *shared])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
+        return run
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """A lineage's folder and its state, replayed once for the whole command."""
+
+    path: Path
+    state: State
+
+    @property
+    def name(self) -> str:
+        """Its number."""
+        return self.path.name
+
+
+def find_lineage(identifier: str) -> Lineage:
+    """The lineage that an id belongs to.
+
+    Raises:
+        UsageError: `identifier` is no id.
+        NotFound: there is no such lineage.
+    """
+    path = lineage_folder(identifier)
+    return Lineage(path, lineages.state(path))
 
 
 def daemon_alive(runs: Path) -> bool:
-    """Whether a daemon has given a sign of life in the last half minute."""
+    """Whether a daemon has updated its liveness file in the last 30 seconds."""
     sign = read_json(runs / "daemon.json")
     return sign is not None and time.time() - sign["ts"] < 30
 
 
 def lineage_folder(identifier: str) -> Path:
-    """The folder of the lineage that an id belongs to."""
+    """The folder of the lineage that an id belongs to.
+
+    Raises:
+        UsageError: `identifier` is no id.
+        NotFound: there is no such lineage.
+    """
     return lineages.folder(settings.config.runs, identifier)
 
 
-def newest_lineage() -> Path:
-    """For commands whose ID may be left out.
+def newest_lineage() -> Lineage:
+    """The lineage that a command means when its ID is omitted.
 
     Raises:
         NotFound: there is none.
     """
     found = lineages.folders(settings.config.runs)
     if not found:
-        raise NotFound(f"no lineages in {settings.config.runs}", "opt-ops run start opt-tiny")
-    return found[-1]
+        raise NotFound(f"there is no lineage in {settings.config.runs}", "opt-ops run start opt-tiny")
+    return Lineage(found[-1], lineages.state(found[-1]))
 
 
-def must_know(identifier: str, path: Path, state: State) -> None:
-    """For commands that take more than a lineage.
+def require_known(identifier: str, lineage: Lineage) -> None:
+    """Check an id that names more than a lineage.
 
     Raises:
-        NotFound: the lineage has no such run, attempt, incident or entry.
+        NotFound: the lineage has no such run, attempt, incident or journal entry.
     """
+    state = lineage.state
     entry = re.fullmatch(r"\d+-e(\d+)", identifier)
-    known = identifier in (path.name, *state.runs, *state.attempts, *state.incidents)
+    known = identifier in (lineage.name, *state.runs, *state.attempts, *state.incidents)
     if not known and not (entry and int(entry[1]) <= state.seq):
-        raise NotFound(f"lineage {path.name} has no {identifier}", f"opt-ops run show {path.name} lists what it has")
+        raise NotFound(f"lineage {lineage.name} has no {identifier}", f"opt-ops run show {lineage.name}")

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, tab-separated text for pipes, JSON as a contract. Data only, on stdout."""
+"""How commands print: tables for people, tab-separated text for pipes, JSON for programs. Data only, on stdout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opt_ops.core.text import printable
 
 
 class Format(StrEnum):
-    """The forms of `-o`."""
+    """The output formats of `-o`."""
 
     TABLE = "table"
     WIDE = "wide"
@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 class Column:
-    """A column of a table: its heading, how a row's value is shown, and whether it needs `-o wide`."""
+    """A column of a table: heading, key of the value in a row, alignment, and whether it needs `-o wide`."""
 
     def __init__(self, heading: str, key: str, *, wide: bool = False, right: bool = False) -> None:
         self.heading = heading
@@ -42,9 +42,9 @@ def show(
     Args:
         schema: Such as `opt-ops/run-list/1`; additive changes only.
         rows: The items.
-        columns: What a table shows of them. The first one is what `-o name` prints.
-        form: The form.
-        header: Whether a table has its heading line.
+        columns: Columns of the table. `-o name` prints the first one.
+        form: The output format.
+        header: Print the heading line of a table.
     """
     if form is Format.JSON:
         print(json.dumps({"schema": schema, "items": rows}, indent=2, ensure_ascii=False, allow_nan=False))
@@ -74,9 +74,10 @@ _LONG = 24  # characters: more than any number, name or state has
 
 
 def laid_out(columns: Sequence[Column], cells: Sequence[Sequence[str]], header: bool, width: int) -> Iterator[str]:
-    """A table's lines for a terminal so wide. No word is broken: what is long is folded, or stands below its row.
+    """The lines of a table for a terminal of `width` characters.
 
-    Where the short columns alone are wider, lines are longer than the terminal.
+    No word is broken. If one long column fits when folded, it is folded; else long cells are printed below their row.
+    If the short columns alone are wider than the terminal, so are the lines.
     """
     lines = [*([[column.heading for column in columns]] if header else []), *cells]
     widths = [max((len(line[at]) for line in lines), default=0) for at in range(len(columns))]
@@ -100,7 +101,7 @@ def laid_out(columns: Sequence[Column], cells: Sequence[Sequence[str]], header: 
 
 
 def _folded(line: Sequence[str], fold: int | None, widths: Sequence[int]) -> Iterator[Sequence[str]]:
-    """A row as several, of which the second and later ones have the rest of the folded cell only."""
+    """A row as several lines: all but the first hold only the rest of the folded cell."""
     if fold is None:
         yield line
         return
@@ -109,7 +110,7 @@ def _folded(line: Sequence[str], fold: int | None, widths: Sequence[int]) -> Ite
 
 
 def wrapped(line: str, indent: int, width: int | None = None) -> list[str]:
-    """A line of words for a terminal, folded between words with the rest indented; as it is where none is."""
+    """Fold a line between words for a terminal, and indent the rest. Without a terminal, the line as it is."""
     if width is None:
         if not sys.stdout.isatty():
             return [line]

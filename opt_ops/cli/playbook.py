@@ -1,4 +1,4 @@
-"""`opt-ops playbook …`: the pages that people read and the policy executes."""
+"""`opt-ops playbook …`: list, show, check and try playbooks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import typer
 
 from opt_ops.cli.options import FormatOption, HeaderOption, IdArgument, QuietOption, lineage_folder, settings
 from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.core.state.fold import replay
 from opt_ops.core.text import printable
 from opt_ops.errors import NotFound, OptOpsError
 from opt_ops.runfolder import lineages
 
-app = typer.Typer(no_args_is_help=True, help="The pages that people read and the policy executes.")
+app = typer.Typer(no_args_is_help=True, help="List, show, check and try playbooks.")
 
-FolderOption = Annotated[Path | None, typer.Option("--from", help="A folder of edited pages. [default: the site's]")]
+FolderOption = Annotated[Path | None, typer.Option("--from", help="Folder of playbook pages. [default: the site's]")]
 
 
 def _folder(given: Path | None) -> Path:
@@ -36,7 +37,7 @@ def _complete_page(incomplete: str) -> list[str]:
 
 @app.command("list")
 def list_(folder: FolderOption = None, output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
-    """All pages: what sets them off, their ladders, their budgets.
+    """List the playbooks with their triggers, ladders and retry budgets.
 
     Example: opt-ops playbook list -o wide
     """
@@ -70,11 +71,12 @@ def list_(folder: FolderOption = None, output: FormatOption = Format.TABLE, head
 @app.command("show")
 def show_(
     name: Annotated[
-        str, typer.Argument(help="A page's name, or a failure class that it answers.", autocompletion=_complete_page)
+        str,
+        typer.Argument(help="Name of a playbook, or a failure class that triggers it.", autocompletion=_complete_page),
     ],
     folder: FolderOption = None,
 ) -> None:
-    """A page as it is written.
+    """Print the page of a playbook.
 
     Example: opt-ops playbook show loss_spike
     """
@@ -83,21 +85,21 @@ def show_(
     _, pages = playbook_loader.load(_folder(folder))
     page = next((p for p in pages if name == p.playbook.name or name in p.playbook.triggers), None)
     if page is None:
-        raise NotFound(f"no playbook is called {name} or triggered by it", "opt-ops playbook list")
+        raise NotFound(f"no playbook has the name or the trigger {name}", "opt-ops playbook list")
     for line in page.path.read_text(encoding="utf-8").splitlines():
         print(printable(line))
 
 
 @app.command()
 def check(folder: FolderOption = None, quiet: QuietOption = False) -> None:
-    """Read all pages as the daemon would; a malformed one is an error with file and line.
+    """Check all playbook pages, as the daemon does. An error names file and line.
 
     Example: opt-ops playbook check --from playbooks/
     """
     from opt_ops import playbook_loader
 
     policy, pages = playbook_loader.load(_folder(folder))
-    print(f"{len(pages)} pages, {len(policy.playbooks)} failure classes, policy {policy.version}")
+    print(f"{len(pages)} playbooks, {len(policy.playbooks)} failure classes, policy {policy.version}")
     say("  next: opt-ops playbook try", quiet)
 
 
@@ -105,15 +107,15 @@ def check(folder: FolderOption = None, quiet: QuietOption = False) -> None:
 def try_(
     identifier: IdArgument,
     folder: FolderOption = None,
-    every: Annotated[bool, typer.Option("--all", help="Also the decisions that would be the same.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also print the decisions that would be the same.")] = False,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """What edited pages would have done differently about a past lineage.
+    """Compare the decisions of a past lineage with those of edited playbooks.
 
-    Every decision of the journal is made once more, on the state that it was made on; and the loss detector goes once
-    more over the telemetry. What would have followed from another decision is not known: each is compared by itself.
+    Each decision of the journal is made again, on the state of that moment. The loss detectors run again over the
+    telemetry. What a different decision would have led to is unknown, so each one is compared alone.
 
     Example: opt-ops playbook try 12 --from my-playbooks/
     """
@@ -121,6 +123,8 @@ def try_(
     from opt_ops.laboratory import playbook_trial
 
     path = lineage_folder(identifier)
+    entries = lineages.entries(path)
+    state = replay(entries)
     policy, _ = playbook_loader.load(_folder(folder), expected_gpus=settings.config.health.gpus_per_node)
     rows = [
         {
@@ -129,13 +133,13 @@ def try_(
             "would_be": playbook_trial.described(compared.would_be),
             "differs": compared.differs,
         }
-        for compared in playbook_trial.decisions(lineages.entries(path), policy)
+        for compared in playbook_trial.decisions(entries, policy)
     ]
-    for attempt, finding in playbook_trial.loss_findings(path, lineages.state(path), policy):
+    for attempt, finding in playbook_trial.loss_findings(path, state, policy):
         found = f"{finding.signal} ({finding.tier}) at step {finding.step}, since {finding.onset_step}"
-        raised = playbook_trial.was_raised(lineages.state(path), attempt, finding)
+        raised = playbook_trial.was_raised(state, attempt, finding)
         row = {"incident": attempt, "was": found if raised else "not seen", "would_be": found, "differs": not raised}
         rows.append(row)
     columns = [Column(heading.upper().replace("_", " "), heading) for heading in ("incident", "was", "would_be")]
     show("opt-ops/playbook-trial/1", [row for row in rows if every or row["differs"]], columns, output, header=header)
-    say(f"{sum(bool(row['differs']) for row in rows)} of {len(rows)} would differ", quiet)
+    say(f"{sum(bool(row['differs']) for row in rows)} of {len(rows)} decisions would differ.", quiet)

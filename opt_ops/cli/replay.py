@@ -1,4 +1,4 @@
-"""`opt-ops replay`: a record of incidents through the real supervisor, in virtual time."""
+"""`opt-ops replay`: replay a record of incidents in virtual time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import typer
 
 from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption
 from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.config import is_installed
 from opt_ops.core.text import age
-from opt_ops.errors import UsageError
+from opt_ops.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from opt_ops.laboratory.replay.measure import ReplayResult
@@ -50,29 +51,29 @@ _VARIED = [
 def replay(
     trace: Annotated[
         Path | None,
-        typer.Argument(metavar="[TRACE.csv]", help="A record of incidents. [default: all events are drawn]"),
+        typer.Argument(metavar="[TRACE.csv]", help="Record of incidents. [default: all events are drawn at random]"),
     ] = None,
     scenario: Annotated[
         str, typer.Option("--scenario", metavar="NAME|FILE", help="A shipped scenario, or a TOML file.")
     ] = "opt-175b",
-    seeds: Annotated[str, typer.Option("--seeds", metavar="N|A-B", help="One seed, or a range of them.")] = "1",
-    incidents: Annotated[bool, typer.Option("--incidents", help="How each incident was handled.")] = False,
+    seeds: Annotated[str, typer.Option("--seeds", metavar="N|A-B", help="One seed, or a range.")] = "1",
+    incidents: Annotated[bool, typer.Option("--incidents", help="Also list how each incident was handled.")] = False,
     vary: Annotated[
-        bool, typer.Option("--vary", help="Also with spares, save interval and eyesight varied, as the scenario says.")
+        bool, typer.Option("--vary", help="Also vary spares, save interval and detection delay, as the scenario says.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw what was found.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the results.")] = None,
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="FOLDER", help="The first seed's journal and telemetry, for a logbook."),
+        typer.Option("--keep", metavar="FOLDER", help="Keep journal and telemetry of the first seed, for a logbook."),
     ] = None,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Replay a record of incidents through the real supervisor in virtual time, beside an oracle and beside people.
+    """Replay a record of incidents in virtual time, and compare the supervisor with an oracle and with people.
 
-    The cluster is simulated; the supervisor, its playbooks and its journal are the real ones. What the record does not
-    say is drawn by the seed from distributions that the scenario states, and said to be. docs/replay.md.
+    The cluster is simulated. The supervisor, its playbooks and its journal are the real ones. What the record does not
+    contain is drawn at random, from distributions of the scenario; the output says what was drawn. See docs/replay.md.
 
     Shipped scenarios: opt-175b, llama-3, quiet-week, cluster-loss, broken-recipe.
 
@@ -86,6 +87,8 @@ def replay(
     from opt_ops.laboratory.replay import trace as traces
     from opt_ops.laboratory.replay.fault_plan import sample
 
+    if plot is not None and not is_installed("matplotlib"):
+        raise Unavailable("--plot needs matplotlib, which is not installed", "pip install matplotlib")
     chosen = scenarios.load(scenario)
     record = traces.read(trace, chosen.trace) if trace is not None else None
     numbers = _seeds(seeds)
@@ -140,7 +143,7 @@ def _seeds(given: str) -> list[int]:
     except ValueError:
         found = []
     if not found:
-        raise UsageError(f"--seeds {given} is neither a number nor a range", "such as 7 or 1-20")
+        raise UsageError(f"--seeds {given} is neither a number nor a range", "for example 7, or 1-20")
     return found
 
 
@@ -168,4 +171,4 @@ def _handled(seed: int, row: dict[str, Any]) -> dict[str, Any]:
 def _ends(measured: list[ReplayResult], quiet: bool) -> None:
     for each in measured:
         if each.status != "COMPLETED":
-            say(f"seed {each.seed} ended {each.status}: {each.why}", quiet)
+            say(f"Seed {each.seed} ended {each.status}: {each.why}", quiet)

@@ -1,4 +1,4 @@
-"""`opt-ops q`, `opt-ops run …`, `opt-ops events`: lineages and their runs."""
+"""`opt-ops q`, `opt-ops events`, and the commands of `opt-ops run` that only read."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from opt_ops.cli.options import (
     FormatOption,
     HeaderOption,
     IdArgument,
+    Lineage,
     QuietOption,
     complete_kind,
     daemon_alive,
+    find_lineage,
     lineage_folder,
-    must_know,
+    require_known,
     settings,
 )
 from opt_ops.cli.output import Column, Format, say, show, text, wrapped
 from opt_ops.core.state.fold import replay
-from opt_ops.core.state.model import State
 from opt_ops.core.text import printable
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
 
-app = typer.Typer(no_args_is_help=True, help="Start, look at and stop runs.")
+app = typer.Typer(no_args_is_help=True, help="Start, watch, change and stop lineages and their runs.")
 
 
 def queue(
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:
-    """All lineages, one line each.
+    """List all lineages, one line each.
 
     Example: opt-ops q -o wide
     """
     runs, now = settings.config.runs, time.time()
-    rows = [views.lineage_row(path, now) for path in lineages.folders(runs)]
+    rows = [views.lineage_row(path, lineages.state(path), now) for path in lineages.folders(runs)]
     columns = [
         Column("LINEAGE", "lineage"),
         Column("RUN", "run"),
@@ -58,27 +59,32 @@ def queue(
     ]
     show("opt-ops/run-list/1", rows, columns, output, header=header)
     if not rows:
-        say("no lineages yet\n  next: opt-ops run start opt-tiny")
+        say("There is no lineage yet.\n  next: opt-ops run start opt-tiny")
 
 
 @app.command("list")
 def list_(output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
-    """All lineages, one line each; the same as `opt-ops q`."""
+    """List all lineages, one line each, as `opt-ops q` does.
+
+    Example: opt-ops run list -o json
+    """
     queue(output, header)
 
 
 @app.command()
 def suggest(
     identifier: IdArgument,
-    repair_hours: Annotated[float, typer.Option(min=0.1, help="From a node's failure until it is back.")] = 15.0,
+    repair_hours: Annotated[
+        float, typer.Option(min=0.1, help="Time from a node's failure until it is repaired.")
+    ] = 15.0,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """How often to save and how many spares to hold, by this lineage's own failures and the cost of its saves.
+    """Recommend a save interval and a number of spares, from the lineage's own failures and save times.
 
     Example: opt-ops run suggest 12 --repair-hours 46
     """
-    path = lineage_folder(identifier)
-    row = views.suggestion(path, lineages.state(path), repair_hours, time.time())
+    lineage = find_lineage(identifier)
+    row = views.suggestion(lineage.path, lineage.state, repair_hours, time.time())
     show("opt-ops/suggestion/1", [row], views.SUGGESTION_COLUMNS, output)
 
 
@@ -86,24 +92,24 @@ def suggest(
 def show_(
     identifier: IdArgument,
     check: Annotated[
-        bool, typer.Option("--check", help="Only what is wrong with it now. Leaves with 5 when something is.")
+        bool, typer.Option("--check", help="Print only what is wrong now. The exit code is 5 if anything is.")
     ] = False,
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """A lineage: where it stands, its runs and attempts, its incidents, and where their logs are.
+    """Show a lineage: its progress, runs, attempts, incidents, and where the logs are.
 
     Examples:
       opt-ops run show 12 -o json
       opt-ops run show 12 --check
     """
-    path = lineage_folder(identifier)
-    must_know(identifier, path, state := lineages.state(path))
+    lineage = find_lineage(identifier)
+    require_known(identifier, lineage)
     if check:
-        _check(path.name, state, output, quiet)
+        _check(lineage, output, quiet)
         return
     now = time.time()
-    view = views.lineage_view(path, state, now)
+    view = views.lineage_view(lineage.path, lineage.state, now)
     if output in (Format.JSON, Format.JSONL):
         show("opt-ops/run/1", [view], [], output)
         return
@@ -115,7 +121,7 @@ def show_(
     if view["valid"]:
         losses = "   ".join(f"{name} {text(loss)}" for name, loss in view["valid"]["losses"].items())
         print(printable(f"  validation at step {view['valid']['step']}   {losses}"))
-    print(f"  folder {path}")
+    print(f"  folder {lineage.path}")
     print("\nRUNS")
     show("", view["runs"], views.RUN_COLUMNS, output)
     print("\nATTEMPTS")
@@ -126,25 +132,26 @@ def show_(
     say(f"  next: opt-ops run explain {identifier}", quiet)
 
 
-def _check(name: str, state: State, output: Format, quiet: bool) -> None:
-    found = views.findings(name, state, daemon_alive(settings.config.runs))
+def _check(lineage: Lineage, output: Format, quiet: bool) -> None:
+    found = views.findings(lineage.name, lineage.state, daemon_alive(settings.config.runs))
     columns = [Column("FINDING", "finding"), Column("WHY", "why"), Column("NEXT", "next")]
     if found or output not in (Format.TABLE, Format.WIDE):
         show("opt-ops/run-check/1", found, columns, output)
     if found:
         raise typer.Exit(5)
-    say(f"nothing is wrong; it is {state.status}", quiet)
+    say(f"Nothing is wrong. Lineage {lineage.name} is {lineage.state.status}.", quiet)
 
 
 @app.command()
 def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None:
-    """Why the supervisor did what it did: evidence, rule, action, budget and proof of every incident.
+    """Explain what the daemon did: evidence, rule, action, retry budget and proof of each incident.
 
     Example: opt-ops run explain 12.01
     """
     path = lineage_folder(identifier)
     entries = lineages.entries(path)
-    must_know(identifier, path, state := replay(entries))
+    state = replay(entries)
+    require_known(identifier, Lineage(path, state))
     concerned = [i for i in state.incidents.values() if views.concerns(state, i, identifier)]
     told = [views.explanation(state, incident, entries) for incident in concerned]
     if output in (Format.JSON, Format.JSONL):
@@ -155,20 +162,21 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
             print("\n".join(wrapped(printable(line), 12)))
         print()
     if not told:
-        print(f"{identifier}: nothing has happened that called for a decision")
+        print(f"{identifier} has no incident")
 
 
 def events(
     identifier: IdArgument,
     kind: Annotated[
-        list[str] | None, typer.Option(help="Only events of this kind; may be repeated.", autocompletion=complete_kind)
+        list[str] | None,
+        typer.Option(help="Only events of this kind. May be given several times.", autocompletion=complete_kind),
     ] = None,
-    since: Annotated[str, typer.Option(help="Only from the last 90s, 15m, 2h or 3d.")] = "",
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on printing what comes.")] = False,
+    since: Annotated[str, typer.Option(help="Only events of the last 90s, 15m, 2h or 3d.")] = "",
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new events until Ctrl-C.")] = False,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:
-    """The journal: what was seen, decided and done.
+    """Print the journal of a lineage: what was observed, decided and done.
 
     Examples:
       opt-ops events 12 --kind recovery_decided --kind incident_closed

@@ -1,4 +1,4 @@
-"""`opt-ops run start|shadow`: the next lineage."""
+"""`opt-ops run start` and `opt-ops run shadow`: the next lineage."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from opt_ops.cli import run
-from opt_ops.cli.options import FormatOption, QuietOption, settings
+from opt_ops.cli.extras import require_trainer
+from opt_ops.cli.options import Lineage, RequestOptions, settings, with_request_options
 from opt_ops.cli.output import Format, say
-from opt_ops.cli.requests import AuthorOption, DryRunOption, WaitOption, ask_daemon, author, show_answer
+from opt_ops.cli.requests import PendingRequest, send_request, show_answer
+from opt_ops.core.state.model import State
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
 
 
 def corpus(option: str, given: str) -> str:
-    """As it was given, with the whole path: trainers are started elsewhere."""
+    """The value of `--data` or `--valid` with an absolute path: the daemon starts trainers in another folder.
+
+    Raises:
+        UsageError: the path does not exist.
+    """
     if Path(given).exists():
         return str(Path(given).absolute())
     found = re.fullmatch(r"([\w.-]+=)?(.+?)(:[\d.]+)?", given)
@@ -30,8 +36,10 @@ def corpus(option: str, given: str) -> str:
 
 
 @run.app.command()
+@with_request_options("yes")
 def start(
-    recipe: Annotated[str, typer.Argument(help="The trainer's recipe, such as opt-tiny or opt-125m.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe of the trainer, such as opt-tiny or opt-125m.")],
+    options: RequestOptions,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe.")
     ] = None,
@@ -39,30 +47,25 @@ def start(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]PATH[:WEIGHT]",
-            help="JSONL file with a `text` field, or a folder of them; with weights, corpora that are mixed.",
+            help="JSONL file with a `text` field, or a folder of them. Several are mixed by their weights.",
         ),
     ] = None,
     valid: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]PATH[:EVERY]",
-            help="The same, to evaluate on, every so many updates. [default: the recipe's evaluate_every]",
+            help="The same for evaluation, each EVERY updates. [default: the recipe's evaluate_every]",
         ),
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with GPT-2's files.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that train. [default: configuration]")] = None,
-    spares: Annotated[int | None, typer.Option(min=0, help="Nodes held beside them.")] = None,
+    spares: Annotated[int | None, typer.Option(min=0, help="Spare nodes. [default: configuration]")] = None,
     min_nodes: Annotated[
-        int, typer.Option(min=0, help="Rather train on as few nodes than wait. [default: never on fewer than --nodes]")
+        int, typer.Option(min=0, help="Train on as few nodes as this rather than wait. [default: always --nodes]")
     ] = 0,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node.")] = None,
-    dry_run: DryRunOption = False,
-    wait: WaitOption = None,
-    output: FormatOption = Format.TABLE,
-    quiet: QuietOption = False,
-    by: AuthorOption = "",
+    ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node. [default: configuration]")] = None,
 ) -> None:
-    """Start a lineage: the daemon holds nodes for it, trains it to its last step, and recovers it on the way.
+    """Start a lineage. The daemon holds nodes for it, trains it to its last step, and recovers from failures.
 
     Examples:
       opt-ops run start opt-tiny --set steps=400 --wait
@@ -84,11 +87,12 @@ def start(
         "tokenizer": str(tokenizer.absolute()) if tokenizer else None,
         "shape": _shape(nodes, spares, ranks, min_nodes),
     }
-    if dry_run:
-        for line in _foreseen(arguments):
+    require_trainer(settings.config.trainer)
+    if options.dry_run:
+        for line in _preview(arguments):
             print(line)
         return
-    _begin(lineages.create(settings.config.runs), arguments, wait, output, quiet, by, look="run show")
+    _start(lineages.create(settings.config.runs), arguments, options, look="run show")
 
 
 def _validation(given: str) -> str:
@@ -106,7 +110,9 @@ def _shape(nodes: int | None, spares: int | None, ranks: int | None, min_nodes: 
     default = settings.config.shape
     wanted = nodes or default.nodes
     if min_nodes > wanted:
-        raise UsageError(f"--min-nodes {min_nodes} is more than --nodes {wanted}", "give fewer, or leave it out")
+        raise UsageError(
+            f"--min-nodes {min_nodes} is more than --nodes {wanted}", "give a smaller --min-nodes, or none"
+        )
     return {
         "nodes": wanted,
         "spares": default.spares if spares is None else spares,
@@ -115,39 +121,36 @@ def _shape(nodes: int | None, spares: int | None, ranks: int | None, min_nodes: 
     }
 
 
-def _foreseen(arguments: Mapping[str, Any]) -> Sequence[str]:
-    shape, scheduler = arguments["shape"], settings.config.scheduler
-    held = shape["nodes"] + shape["spares"]
+def _preview(arguments: Mapping[str, Any]) -> Sequence[str]:
+    shape = arguments["shape"]
+    held, ranks = shape["nodes"] + shape["spares"], shape["nodes"] * shape["ranks_per_node"]
     return [
-        f"would start   {arguments['recipe']} {' '.join(arguments['settings'])}".rstrip(),
-        f"would hold    {held} nodes ({scheduler}), {shape['spares']} of them spare",
-        f"would train   {shape['nodes'] * shape['ranks_per_node']} ranks",
+        f"Would start a lineage: {' '.join([arguments['recipe'], *arguments['settings']])}.",
+        f"Would hold {held} nodes ({settings.config.scheduler}), {shape['spares']} of them spare.",
+        f"Would train {ranks} ranks.",
     ]
 
 
 @run.app.command()
+@with_request_options("yes")
 def shadow(
     folder: Annotated[Path, typer.Argument(help="Where the training writes telemetry.jsonl and config.json.")],
+    options: RequestOptions,
     checkpoints: Annotated[Path | None, typer.Option(help="Where it saves its step-… folders.")] = None,
-    name: Annotated[str, typer.Option(help="What the logbook calls it.")] = "shadow",
-    dry_run: DryRunOption = False,
-    wait: WaitOption = None,
-    output: FormatOption = Format.TABLE,
-    quiet: QuietOption = False,
-    by: AuthorOption = "",
+    name: Annotated[str, typer.Option(help="Name of the training in the logbook.")] = "shadow",
 ) -> None:
-    """Watch a training that another launcher runs: opt-ops decides as it would, says so, and touches nothing.
+    """Watch training that another launcher started. The daemon journals its decisions and changes nothing.
 
-    `opt-ops run explain` and the logbook then tell what it would have done. docs/formats.md says what the training
-    must write; without checkpoints of our format, rollbacks are foreseen from scratch.
+    `opt-ops run explain` and the logbook show the decisions. docs/formats.md says what the training must write.
+    Without checkpoints in our format, a rollback is assumed to start at step 0.
 
     Example: opt-ops run shadow /shared/job-8842 --checkpoints /shared/job-8842/checkpoints
     """
     for path in [folder, *([checkpoints] if checkpoints else [])]:
         if not path.is_dir():
             raise UsageError(f"{path} is not a folder", "name the folder that the training writes to")
-    if dry_run:
-        print(f"would watch   {folder.absolute()}\nwould touch   nothing")
+    if options.dry_run:
+        print(f"Would watch {folder.absolute()}.\nWould change nothing.")
         return
     lineage = lineages.create(settings.config.runs)
     run_folder = lineage / f"{lineage.name}.00"
@@ -163,24 +166,16 @@ def shadow(
         "shape": {"nodes": 1, "spares": 0, "ranks_per_node": 1},
         "driver": "shadow",
     }
-    _begin(lineage, arguments, wait, output, quiet, by, look="run explain")
+    _start(lineage, arguments, options, look="run explain")
 
 
-def _begin(
-    folder: Path,
-    arguments: Mapping[str, Any],
-    wait: bool | None,
-    output: Format,
-    quiet: bool,
-    by: str,
-    *,
-    look: str,
-) -> None:
-    """Ask for the lineage; its number is what people and shells get."""
-    whole = {"lineage": folder.name, **arguments}
+def _start(folder: Path, arguments: Mapping[str, Any], options: RequestOptions, *, look: str) -> None:
+    """Request the lineage. Print its number first: an interrupted wait must not lose it."""
+    output = options.output
     if output in (Format.TABLE, Format.WIDE, Format.NAME):
-        print(folder.name, flush=True)  # before it is waited for: an interrupted wait must not lose the number
-    answer = ask_daemon(folder, author(by), "start", whole, quiet=quiet, wait=wait)
+        print(folder.name, flush=True)
+    request = PendingRequest(Lineage(folder, State()), "start", {"lineage": folder.name, **arguments}, options)
+    answer = send_request(request)
     if output in (Format.JSON, Format.JSONL):
         show_answer(answer, output)
-    say(f"  next: opt-ops {look} {folder.name}", quiet)
+    say(f"  next: opt-ops {look} {folder.name}", options.quiet)

@@ -1,4 +1,4 @@
-"""`opt-ops run watch` and `opt-ops run logs`: a lineage as it goes."""
+"""`opt-ops run watch` and `opt-ops run logs`: live views of a lineage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opt_ops.cli import views
-from opt_ops.cli.options import IdArgument, QuietOption, daemon_alive, lineage_folder
+from opt_ops.cli.options import IdArgument, QuietOption, daemon_alive, find_lineage, lineage_folder
 from opt_ops.cli.output import say, text
 from opt_ops.cli.run import app
 from opt_ops.core.detect.point import Point
@@ -38,10 +38,12 @@ _QUIET = frozenset({"attempt_progressed", "energy_metered", "checkpoint_seen", "
 @app.command()
 def watch(
     identifier: IdArgument,
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once. Also where stdout is no terminal.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two updates.")] = 2.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print once and exit. The default if stdout is no terminal.")
+    ] = False,
 ) -> None:
-    """Watch a lineage live: progress, the loss, what is open, what happens. Ctrl-C ends the look, nothing else.
+    """Watch a lineage live: progress, loss, open findings, newest events. Ctrl-C ends the view only.
 
     Example: opt-ops run watch 12
     """
@@ -57,11 +59,11 @@ def watch(
         while not view.state.settled:
             time.sleep(every)
             live.update(view.frame(), refresh=True)
-    say(f"lineage {view.path.name} is {view.state.status}\n  next: opt-ops logbook open {view.path.name}")
+    say(f"Lineage {view.path.name} is {view.state.status}.\n  next: opt-ops logbook open {view.path.name}")
 
 
 class _View:
-    """What is read again at every look: the journal when it has grown, and the end of the telemetry."""
+    """The view. It reads the journal again when it has grown, and the new lines of the telemetry."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,7 +76,7 @@ class _View:
         self._valid: Mapping[str, float | None] = {}
 
     def frame(self) -> Group:
-        """The whole picture, as it is now."""
+        """The whole screen, as of now."""
         from rich.console import Group
         from rich.rule import Rule
         from rich.text import Text
@@ -101,7 +103,7 @@ class _View:
             self._valid = line.get("valid") or self._valid
 
     def _head(self, now: float) -> Iterator[str]:
-        row = views.lineage_row(self.path, now)
+        row = views.lineage_row(self.path, self.state, now)
         since = f"{row['state']} for {row['age'] or '-'}"
         yield f"lineage {row['lineage']}  {since}   {row['recipe'] or ''}  {row['reason']}"
         where = (("run", row["run"]), ("attempt", self._attempt), ("job", row["job"]), ("nodes", row["nodes"]))
@@ -139,7 +141,7 @@ class _View:
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """Values as one line of bars; a value that is not finite is a cross."""
+    """Draw values as one line of bars. A value that is not finite is a cross."""
     per = max(1, len(values) // width)
     groups = [values[start : start + per] for start in range(0, len(values), per)][-width:]
     tops = [max((v for v in group if v is not None), default=None) if None not in group else None for group in groups]
@@ -154,25 +156,26 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
 @app.command()
 def logs(
     identifier: IdArgument,
-    rank: Annotated[int, typer.Option(min=0, help="Whose log.")] = 0,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many of the last ones.")] = 50,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on printing what comes.")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="Number of the rank.")] = 0,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="Number of last lines.")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new lines until Ctrl-C.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """What a rank printed: of an attempt, or of the newest one of a run or lineage.
+    """Print the log of a rank, of an attempt or of the newest attempt of a run or lineage.
 
     Examples:
       opt-ops run logs 12 -f
       opt-ops run logs 12.01-a3 --rank 17 -n 200
     """
-    path = lineage_folder(identifier)
-    attempts = [name for name in lineages.state(path).attempts if identifier in (path.name, name, name.split("-")[0])]
+    lineage = find_lineage(identifier)
+    path = lineage.path
+    attempts = [name for name in lineage.state.attempts if identifier in (path.name, name, name.split("-")[0])]
     if not attempts:
         raise NotFound(f"{identifier} has no attempt yet", f"opt-ops run show {path.name}")
     file = path / attempt_folder(attempts[-1]) / "logs" / f"rank-{rank:04d}.log"
     if not file.exists():
         there = ", ".join(str(int(p.stem.partition("-")[2])) for p in sorted(file.parent.glob("rank-*.log"))) or "none"
-        raise NotFound(f"no {file}", f"ranks with a log: {there}")
+        raise NotFound(f"there is no {file}", f"ranks with a log: {there}")
     say(str(file), quiet)
     with file.open("rb") as stream:
         _print(_last(stream.read(), lines))

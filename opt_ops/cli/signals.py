@@ -1,4 +1,4 @@
-"""`opt-ops signals …`: what the detectors make of a curve."""
+"""`opt-ops signals …`: run the detectors over a curve."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from opt_ops.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from opt_ops.core.decide.policy import Policy, Rung
 
-app = typer.Typer(no_args_is_help=True, help="What the detectors make of a curve.")
+app = typer.Typer(no_args_is_help=True, help="Run the detectors over a curve.")
 
 _NEEDED, _OPTIONAL = ("step", "loss"), ("grad_norm", "loss_scale", "lr")
 
@@ -30,18 +30,18 @@ _NEEDED, _OPTIONAL = ("step", "loss"), ("grad_norm", "loss_scale", "lr")
 @app.command("replay")
 def replay(
     curve: Annotated[
-        Path, typer.Argument(metavar="FILE.csv", help="Columns step, loss; if any grad_norm, loss_scale, lr.")
+        Path, typer.Argument(metavar="FILE.csv", help="Columns step and loss; optional grad_norm, loss_scale, lr.")
     ],
     playbooks: Annotated[
-        Path | None, typer.Option("--from", help="A folder of edited pages. [default: the site's]")
+        Path | None, typer.Option("--from", help="Folder of playbook pages. [default: the site's]")
     ] = None,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Run the detectors over a curve of yours: what they find, since when, and what the playbook would do first.
+    """Run the loss detectors over a curve: their findings, the onset, and the first action of the playbook.
 
-    Nothing is acted on, so the curve goes on as it did. Empty cells are unknown; a loss of nan is not finite.
+    Nothing acts on a finding, so the curve stays as it is. An empty cell is unknown; a loss of nan is not finite.
 
     Example: opt-ops signals replay loss.csv -o wide
     """
@@ -49,7 +49,7 @@ def replay(
 
     policy, _ = playbook_loader.load(playbooks or settings.config.playbooks or playbook_loader.folder())
     if not curve.is_file():
-        raise NotFound(f"no file {curve}", "give a CSV file with the columns step and loss")
+        raise NotFound(f"there is no file {curve}", "give a CSV file with the columns step and loss")
     points = list(_points(curve))
     rows = [_row(finding, policy) for finding in _findings(points, policy)]
     columns = [
@@ -63,10 +63,10 @@ def replay(
         Column("EVIDENCE", "evidence_text", wide=True),
     ]
     if output in (Format.TABLE, Format.WIDE):
-        rows = [{**row, "evidence_text": _told(row["evidence"])} for row in rows]
+        rows = [{**row, "evidence_text": _evidence_text(row["evidence"])} for row in rows]
     show("opt-ops/signals-replay/1", rows, columns, output, header=header)
     span = f"steps {points[0].step} to {points[-1].step}, {len(points)} points"
-    say(f"{len(rows)} finding{'s' if len(rows) > 1 else ''} in {span}" if rows else f"nothing found in {span}", quiet)
+    say(f"{len(rows) or 'No'} finding{'' if len(rows) == 1 else 's'} in {span}.", quiet)
 
 
 def _findings(points: list[Point], policy: Policy) -> Iterator[Finding]:
@@ -87,7 +87,7 @@ def _row(finding: Finding, policy: Policy) -> dict[str, Any]:
         "rule": finding.rule,
         "evidence": {key: _plain(value) for key, value in finding.evidence.items()},
         "playbook": page.name if page else None,
-        "would": _would(page.ladder[0], finding.onset_step) if acts and page else "tell, and touch nothing",
+        "would": _would(page.ladder[0], finding.onset_step) if acts and page else "notify only",
     }
 
 
@@ -98,7 +98,7 @@ def _would(rung: Rung, onset: int) -> str:
     return f"{rung.action} to a checkpoint at or before step {before}, learning rate × {rung.lr_factor:g}"
 
 
-def _told(evidence: dict[str, Any]) -> str:
+def _evidence_text(evidence: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value:.4g}" for key, value in evidence.items() if value is not None)
 
 
@@ -107,10 +107,10 @@ def _plain(value: Any) -> Any:
 
 
 def _points(path: Path) -> Iterator[Point]:
-    """The curve.
+    """The points of the curve.
 
     Raises:
-        UsageError: with the file's line: a column is missing, a cell is no number, or steps do not go up.
+        UsageError: a column is missing, a cell is no number, or steps do not increase; the message names the line.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
@@ -119,7 +119,7 @@ def _points(path: Path) -> Iterator[Point]:
             if missing := [name for name in _NEEDED if name not in names]:
                 raise UsageError(
                     f"{path}, line 1: no column {' or '.join(missing)} in {', '.join(names) or 'an empty file'}",
-                    f"the first line names the columns: {', '.join(_NEEDED)}, and if any {', '.join(_OPTIONAL)}",
+                    f"name the columns in the first line: {', '.join(_NEEDED)}; optional {', '.join(_OPTIONAL)}",
                 )
             last: int | None = None
             for row in reader:
@@ -127,25 +127,27 @@ def _points(path: Path) -> Iterator[Point]:
                 if last is not None and point.step <= last:
                     raise UsageError(
                         f"{path}, line {reader.line_num}: step {point.step} comes after step {last}",
-                        "one run at a time, in the order of its steps",
+                        "give one run only, ordered by step",
                     )
                 last = point.step
                 yield point
             if last is None:
-                raise UsageError(f"{path}, line 2: no points", "at least one line with a step and a loss")
+                raise UsageError(f"{path}, line 2: no points", "add at least one line with a step and a loss")
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} is no CSV file: {error}", "columns step and loss, one line each step") from error
+        raise UsageError(
+            f"{path} is no CSV file: {error}", "give columns step and loss, one line for each step"
+        ) from error
 
 
 def _point(row: dict[str, str], where: str) -> Point:
     step = _number(row, "step", where)
     if step is None or not math.isfinite(step) or step != int(step):
-        raise UsageError(f"{where}: step is {row.get('step')!r}, not a whole number", "mend the line, or leave it out")
+        raise UsageError(f"{where}: step is {row.get('step')!r}, not a whole number", "correct the line, or remove it")
     loss = _number(row, "loss", where)
     if loss is None:
-        raise UsageError(f"{where}: loss is empty", "leave the line out, or write nan where it was not finite")
+        raise UsageError(f"{where}: loss is empty", "remove the line, or write nan if the loss was not finite")
     gnorm = _number(row, "grad_norm", where)
-    gnorm = 1.0 if gnorm is None else gnorm  # a constant, which is in its own band: unknown must not look like trouble
+    gnorm = 1.0 if gnorm is None else gnorm  # a constant is always in its band: an unknown norm must raise no signal
     return Point(
         step=int(step),
         ts=0.0,
@@ -169,5 +171,5 @@ def _number(row: dict[str, str], name: str, where: str) -> float | None:
         return float(cell) if cell else None
     except ValueError:
         raise UsageError(
-            f"{where}: {name} is {cell[:40]!r}, not a number", "mend the cell, or leave it empty"
+            f"{where}: {name} is {cell[:40]!r}, not a number", "correct the cell, or leave it empty"
         ) from None

@@ -9,11 +9,10 @@ from statistics import median
 from typing import Any, cast
 
 from opt_ops.cli.output import Column
-from opt_ops.config import Config
 from opt_ops.core.codec import encode
 from opt_ops.core.decide.sizing import suggest
 from opt_ops.core.detect.point import Point
-from opt_ops.core.events import Entry, Event, IncidentOpened, RecoveryDecided
+from opt_ops.core.events import Entry, IncidentOpened, RecoveryDecided
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.state.queries import lr_scale, newest_good
@@ -21,7 +20,6 @@ from opt_ops.core.state.status import Status
 from opt_ops.core.text import age, clock, iso
 from opt_ops.core.values import Action
 from opt_ops.runfolder.files import Tail
-from opt_ops.runfolder.lineages import state as read_state
 from opt_ops.runfolder.telemetry import point_of
 
 RUN_COLUMNS = [
@@ -91,9 +89,8 @@ def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | N
     return {"step": found[-1]["num_updates"], "losses": found[-1]["valid"]} if found else None
 
 
-def lineage_row(path: Path, now: float) -> dict[str, Any]:
+def lineage_row(path: Path, state: State, now: float) -> dict[str, Any]:
     """One line of `opt-ops q`."""
-    state = read_state(path)
     attempt = state.attempt
     jobs = [allocation.job for allocation in state.live_allocations if allocation.job]
     line = newest_line(path, attempt)
@@ -134,7 +131,7 @@ def _reason(state: State) -> str:
 def lineage_view(path: Path, state: State, now: float) -> dict[str, Any]:
     """Everything that `opt-ops run show` knows."""
     return {
-        "lineage": lineage_row(path, now),
+        "lineage": lineage_row(path, state, now),
         "valid": newest_evaluation(path, state.attempt),
         "runs": [
             {
@@ -376,17 +373,3 @@ def lost_beyond(path: Path, state: State, step: int) -> int:
     last = point.step if point else (state.attempt.last_step or 0 if state.attempt else 0)
     good = newest_good(state, state.run.name, step) if state.run else None
     return max(0, last - (good.checkpoint.step if good else 0))
-
-
-def foresee(state: State, event: Event, now: float, config: Config) -> Iterator[str]:
-    """What would follow from an event: the real decisions, made on a copy."""
-    from opt_ops import playbook_loader
-    from opt_ops.supervise import supervisor
-
-    policy, _ = playbook_loader.load(
-        config.playbooks or playbook_loader.folder(), expected_gpus=config.health.gpus_per_node
-    )
-    for coming in supervisor.foresee(state, event, now, policy):
-        fields = encode(coming)
-        kind = fields.pop("kind")
-        yield f"would append  {kind}({_values({key: value for key, value in fields.items() if value})})"

@@ -20,7 +20,7 @@ from opt_ops import __version__, playbook_loader
 from opt_ops.adapters.local import LocalScheduler
 from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier
 from opt_ops.adapters.outbox import Outbox
-from opt_ops.config import Config
+from opt_ops.config import Config, is_installed
 from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.values import Severity
 from opt_ops.core.waiting import Backoff, Retries
@@ -108,6 +108,8 @@ class Daemon:
             previous = read_json(runs / "daemon.json")
             self._last_liveness = previous["ts"] if previous else None
             log.info("daemon %s watches %s, policy %s", __version__, runs, self._policy.version)
+            if self._config.mlflow.enabled and not is_installed("mlflow"):
+                log.info("MLflow is not installed, so lineages are not mirrored: pip install 'opt-ops[mlflow]'")
             while not self._stopping:
                 began = time.monotonic()
                 self._step()
@@ -234,7 +236,7 @@ class Daemon:
         config = self._config
         option = ("-c", str(self._config_path)) if self._config_path else ()
         drawn = [Projection((*option, "logbook", "render", path.name, "-q"), config.chronicle.every_seconds)]
-        if config.mlflow.enabled:
+        if config.mlflow.enabled and is_installed("mlflow"):
             drawn.append(Projection((*option, "mlflow", "sync", path.name, "-q"), config.mlflow.every_seconds))
         return drawn
 

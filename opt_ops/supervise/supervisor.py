@@ -134,12 +134,12 @@ class Supervisor:
         self._journal.close()
 
 
-def foresee(state: State, event: Event, now: float, policy: Policy) -> Sequence[Event]:
-    """What would be journaled if `event` happened now: the same `decide`, on a state that nobody keeps."""
-    foreseen: list[Event] = []
+def preview(state: State, event: Event, now: float, policy: Policy) -> Sequence[Event]:
+    """The events that would be journaled if `event` happened now: the same `decide`, on a copy of the state."""
+    events: list[Event] = []
     coming: Event | None = event
-    while coming is not None and len(foreseen) < _ROUNDS:
+    while coming is not None and len(events) < _ROUNDS:
         state = fold(state, Entry(seq=state.seq + 1, epoch=state.epoch, ts=now, event=coming))
-        foreseen.append(coming)
+        events.append(coming)
         coming = decide(state, now, policy)
-    return foreseen
+    return events

@@ -86,7 +86,7 @@ def test_nodes_on_which_an_attempt_runs_are_not_burnt_in(tmp_path: Path):
     for entry in Story().training(100).entries:
         journal.append(journal.stamp(entry.event, entry.ts))
     refused = check(tmp_path, "--lineage", "12", "--burn-in", code=3)
-    assert "12.00-a0 runs on these nodes, and burn-in would disturb it" in refused
+    assert "attempt 12.00-a0 runs on these nodes; a burn-in would disturb it" in refused
     assert "does not hold n9; it holds n1, n2, n3" in check(tmp_path, "n9", "--lineage", "12", code=3)
     assert check(tmp_path, "--lineage", "12", code=0).endswith(" - 3 nodes, 0 GPUs\n")
 
@@ -94,7 +94,7 @@ def test_nodes_on_which_an_attempt_runs_are_not_burnt_in(tmp_path: Path):
 def test_gpus_in_use_are_not_burnt_in(tmp_path: Path, driver: FakeDriver):
     (tmp_path / "opt-ops.toml").write_text("[health]\ngpus_per_node = 2\n")
     driver.set(1, processes="71:1024")
-    assert "something runs on the GPUs of " in check(tmp_path, "--burn-in", code=3)
+    assert "processes run on the GPUs of " in check(tmp_path, "--burn-in", code=3)
 
 
 # As srun does: the command once for each task, the tasks told where they are, standard input broadcast to all.

@@ -58,9 +58,9 @@ def test_an_empty_site_has_an_empty_ledger(tmp_path: Path):
 def test_why_a_node_was_taken_out_is_read_again_before_it_returns(site: Path):
     done = opt_ops(site, "node", "allow", "12", "n2", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "n2 was taken out by 12-i000" in done.stderr
+    assert "n2 was excluded by 12-i000" in done.stderr
     assert "n2: xid_79" in done.stderr
-    assert "GPU-b, serial 1: 1 failures in " in done.stderr
+    assert "GPU-b, serial 1: 1 failure in " in done.stderr
     asked = opt_ops(site, "node", "allow", "12", "n2")
     assert (asked.returncode, "without a test (--retest)" in asked.stderr) == (4, True)
 
@@ -78,4 +78,4 @@ def test_only_a_fit_node_returns_when_it_is_tested_again(
     driver.set(1, ecc_volatile_uncorrected=1)
     unfit = opt_ops(site, "node", "allow", "12", "n2", "--retest", "--dry-run")
     assert unfit.returncode == 4
-    assert "was tested again and does not return: CRITICAL - ecc_uncorrected on n2" in unfit.stderr
+    assert "failed the test and stays excluded: CRITICAL - ecc_uncorrected on n2" in unfit.stderr

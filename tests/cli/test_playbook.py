@@ -84,4 +84,4 @@ def test_a_page_is_found_by_its_name_and_by_what_it_answers(site: Path):
 def test_all_pages_are_listed_and_counted(site: Path):
     listed = json.loads(run(site, "list", "-o", "json").stdout)["items"]
     assert {row["name"] for row in listed} == {path.stem for path in playbook_loader.folder().glob("*.md")}
-    assert run(site, "check").stdout.startswith(f"{len(listed)} pages")
+    assert run(site, "check").stdout.startswith(f"{len(listed)} playbooks, ")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from opt_ops.cli.daemon import _forget_the_job, _is_daemon
+from opt_ops.cli.daemon import _drop_job_environment, _is_daemon
 from opt_ops.runfolder.files import read_json, write_json
 
 HOST = os.uname().nodename
@@ -79,12 +79,12 @@ def test_ensure_starts_one_daemon_that_outlives_its_caller_and_stop_ends_it(site
     assert os.getsid(pid) == pid
     assert _is_daemon(pid)
     again = opt_ops(site, "daemon", "ensure")
-    assert (again.returncode, again.stderr) == (0, f"a daemon watches {site}/runs: pid {pid} on {HOST}\n")
+    assert (again.returncode, again.stderr) == (0, f"A daemon watches {site}/runs: pid {pid} on {HOST}.\n")
     assert opt_ops(site, "daemon", "ensure", "-q").stderr == ""
     stopped = opt_ops(site, "daemon", "stop")
-    assert (stopped.returncode, f"pid {pid} has left; training, if any, goes on" in stopped.stderr) == (0, True)
+    assert (stopped.returncode, f"Pid {pid} has ended. Training continues, not watched." in stopped.stderr) == (0, True)
     assert not _is_daemon(pid)
-    assert opt_ops(site, "daemon", "stop").stderr == "no daemon runs here\n"
+    assert opt_ops(site, "daemon", "stop").stderr == "No daemon is running here.\n"
     assert "watches" in (site / "runs" / "daemon.log").read_text()
 
 
@@ -118,7 +118,7 @@ def test_people_are_told_of_a_long_gap_in_the_watch(site: Path, inbox: tuple[str
     done = opt_ops(site, "daemon", "ensure")
     assert done.returncode == 0, done.stderr
     told = [(a["id"], a["severity"], a["title"]) for a in taken]
-    assert told == [(f"daemon-gone-{died:.0f}", "warning", "the daemon was gone for 3h00m")] * len(lineages)
+    assert told == [(f"daemon-gone-{died:.0f}", "warning", "no daemon was running for 3h00m")] * len(lineages)
     assert all("pid 7 on head, with lineages 12" in alert["body"] for alert in taken)
 
 
@@ -152,7 +152,7 @@ def test_what_has_the_daemons_number_now_is_not_killed(site: Path):
     bystander = subprocess.Popen(["sleep", "60"])
     sign = {"ts": time.time(), "host": HOST, "pid": bystander.pid, "version": "0", "policy": "p", "lineages": []}
     write_json(site / "runs" / "daemon.json", sign)
-    assert opt_ops(site, "daemon", "stop").stderr == "no daemon runs here\n"
+    assert opt_ops(site, "daemon", "stop").stderr == "No daemon is running here.\n"
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
@@ -162,8 +162,8 @@ def test_a_daemon_that_cannot_start_is_told_with_its_log(site: Path):
     (site / "opt-ops.toml").write_text('playbooks = "nowhere"\n')
     done = opt_ops(site, "daemon", "ensure")
     assert done.returncode == 75
-    assert "the daemon left with code" in done.stderr
-    assert "daemon.log says why" in done.stderr
+    assert "the daemon ended with exit code" in done.stderr
+    assert f"next: tail {site}/runs/daemon.log" in done.stderr
     assert "nowhere" in (site / "runs" / "daemon.log").read_text()
 
 
@@ -175,20 +175,20 @@ def test_a_daemon_that_hangs_is_told_and_not_doubled(site: Path, monkeypatch: py
     os.kill(sign["pid"], signal.SIGSTOP)
     write_json(site / "runs" / "daemon.json", sign | {"ts": time.time() - 3600})
     monkeypatch.chdir(site)
-    monkeypatch.setattr(daemon, "_FIRST_SIGN_SECONDS", 10.0)
+    monkeypatch.setattr(daemon, "_START_SECONDS", 10.0)
     monkeypatch.setattr(daemon.settings, "config_path", None)
-    with pytest.raises(daemon.Unavailable, match=r"has given no sign for 1h00m: it hangs") as raised:
+    with pytest.raises(daemon.Unavailable, match=r"has written no liveness file for 1h00m: it hangs") as raised:
         daemon.ensure()
-    assert raised.value.hint.startswith(f"kill -9 {sign['pid']} on {HOST} is safe")
+    assert raised.value.hint.startswith(f"on {HOST}: kill -9 {sign['pid']}")
 
 
 def test_a_surrounding_job_is_forgotten_but_not_the_cluster(monkeypatch: pytest.MonkeyPatch):
     for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SLURMD_NODENAME", "SRUN_CPUS_PER_TASK", "SLURM_CONF"):
         monkeypatch.setenv(name, "7")
-    _forget_the_job()
+    _drop_job_environment()
     assert {name for name in os.environ if name.startswith(("SLURM", "SRUN"))} == {"SLURM_CONF"}
     monkeypatch.setenv("SLURM_TIME_FORMAT", "%s")
-    _forget_the_job()
+    _drop_job_environment()
     assert os.environ["SLURM_TIME_FORMAT"] == "%s", "outside of a job, the user's own settings stay"
 
 
@@ -254,4 +254,4 @@ def test_a_test_alert_goes_to_every_url_and_secrets_stay_secret(site: Path, inbo
 
 def test_a_test_alert_without_urls_is_a_mistake(site: Path):
     done = opt_ops(site, "alerts", "test")
-    assert (done.returncode, "no URLs in [alerts]" in done.stderr) == (2, True)
+    assert (done.returncode, "the configuration has no URLs in [alerts]" in done.stderr) == (2, True)

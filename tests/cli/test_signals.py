@@ -33,7 +33,7 @@ def test_a_divergence_is_shown_with_what_the_playbook_would_do(diverged: Path):
         ("loss_spike", "alert", 500, "loss_spike"),
         ("loss_spike", "act", 500, "loss_spike"),
     ]
-    assert items[0]["would"] == "tell, and touch nothing"
+    assert items[0]["would"] == "notify only"
     assert items[1]["would"] == "rollback to a checkpoint at or before step 400, learning rate × 0.75"
     assert items[1]["evidence"]["lr"] == 0.001
     assert "limit" in replay(diverged, "-o", "wide").splitlines()[1]
