@@ -4,9 +4,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.fake_nvml.build import build
 
+settings.register_profile("no clock", deadline=None)  # a loaded machine is slow, and that is no failure
+settings.load_profile("no clock")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background commands ignore it, all they start too
 
 
