@@ -312,10 +312,10 @@ def measure(
             watch.until(lambda: bool(to.uses), 300.0)
             to.began_seconds = time.monotonic() - began
             for kind in kinds * rounds:
-                watch.until(watch.settled, 300.0)
+                watch.until(watch.finished, 300.0)
                 watch.wait(chance.uniform(0.0, 2.0))
                 watch.put_in(kind)
-            watch.until(watch.settled, 300.0)
+            watch.until(watch.finished, 300.0)
             watch.wait(max(0.0, to.uses[0].at + seconds - time.monotonic()))
             to.peak = _peak(daemon.pid)
             to.load = (before, os.getloadavg()[0])

@@ -129,7 +129,7 @@ def _live(pipe: Connection, folder: Path) -> NoReturn:
         hands: dict[str, Any] = {name: _Remote(pipe, name) for name in Ports.__dataclass_fields__}
         identity = DaemonIdentity(host="head", pid=os.getpid(), last_liveness=None)
         supervisor = Supervisor(folder, Ports(**hands), POLICY, Site(folder="/sim/1", trainer=("train",)), identity)
-        while not supervisor.state.settled:
+        while not supervisor.state.finished:
             supervisor.tick()
             _Remote(pipe, "world").pass_time()
         code = 0
@@ -263,7 +263,7 @@ class Lineage:
         state, world = replay(entries), self.world
         figures.lineages += 1
         figures.ends[state.status] += 1
-        figures.stuck += not state.settled
+        figures.stuck += not state.finished
         jobs = Counter(job.allocation for job in world.cluster.jobs.values())
         figures.submissions += jobs.total()
         figures.duplicates += sum(number - 1 for number in jobs.values())
@@ -277,7 +277,7 @@ class Lineage:
         figures.alerts += len(told)
         figures.unsent_alerts += len(told - {alert.id for _, alert in world.alerts})
         figures.torn += sum("torn" in note for note in notes)
-        if state.settled:
+        if state.finished:
             figures.left_behind += len(world.cluster.live) + len(world.alive())
         if any(isinstance(x.event, e.LineageCompleted) for x in entries):
             figures.unproven += sum(incident.proven is False for incident in state.incidents.values())

@@ -207,7 +207,7 @@ def tell(report: dict[str, Any]) -> None:
 def settle(runs: Path, lineage: str) -> None:
     """Let the daemon see that its agents have left."""
     deadline = time.monotonic() + 10.0
-    while not lineages.state(runs / lineage).settled and time.monotonic() < deadline:
+    while not lineages.state(runs / lineage).finished and time.monotonic() < deadline:
         time.sleep(0.2)
 
 

@@ -56,7 +56,7 @@ def watch(
     from rich.live import Live
 
     with Live(view.frame(), auto_refresh=False, screen=True) as live:
-        while not view.state.settled:
+        while not view.state.finished:
             time.sleep(every)
             live.update(view.frame(), refresh=True)
     say(f"Lineage {view.path.name} is {view.state.status}.\n  next: opt-ops logbook open {view.path.name}")

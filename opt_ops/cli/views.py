@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from opt_ops.cli.output import Column
 from opt_ops.core.codec import encode
-from opt_ops.core.decide.sizing import suggest
+from opt_ops.core.decide.sizing import recommend
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Entry, IncidentOpened, RecoveryDecided
 from opt_ops.core.names import attempt_folder
@@ -350,7 +350,7 @@ def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dic
         for line in Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl").read()
         if (seconds := line.get("save_seconds"))
     ]
-    advice = suggest(state, median(held_up) if held_up else None, repair_hours, now)
+    advice = recommend(state, median(held_up) if held_up else None, repair_hours, now)
     known = advice.running_seconds > 0
     return {
         "ran_seconds": advice.running_seconds,

@@ -169,7 +169,7 @@ class Daemon:
             if path in self._finished:
                 return
             state = lineages.state(path)
-            if state.settled or state.lineage is None:
+            if state.finished or state.lineage is None:
                 self._finished.add(path)
                 return
         ports = Ports(
@@ -199,7 +199,7 @@ class Daemon:
                 projection.stale = True
         if supervisor.state.status is not status:
             log.info("lineage %s: %s → %s %s", path.name, status, supervisor.state.status, supervisor.state.why)
-        if supervisor.state.settled:
+        if supervisor.state.finished:
             self._release_lineage(path)
 
     def _release_lineage(self, path: Path) -> None:

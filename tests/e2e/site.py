@@ -105,7 +105,7 @@ class Site:
 
     def ended(self, lineage: str = "1", seconds: float = 120.0) -> State:
         """Wait until the lineage has ended and holds nothing any more."""
-        return self.wait(lambda state: state.settled and state, seconds, lineage)
+        return self.wait(lambda state: state.finished and state, seconds, lineage)
 
     def pids(self, attempt: str) -> dict[int, int]:
         """The ranks' processes, by rank."""

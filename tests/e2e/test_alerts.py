@@ -76,7 +76,7 @@ def test_a_pager_that_is_away_holds_nothing_up(site: Site, pager: Pager):
     site.start("steps=120", "misbehave=die@55:1.00-a0")
     site.start_daemon()
     state = site.wait(lambda state: state.status is Status.COMPLETED and state, 30)
-    assert not state.settled, "the alerts are still to be delivered"
+    assert not state.finished, "the alerts are still to be delivered"
     assert pager.taken == []
 
 

@@ -151,7 +151,7 @@ def test_a_journal_of_the_first_version_tells_the_same(tmp_path: Path):
         Outcome.STOPPED,
         Outcome.COMPLETED,
     ]
-    assert state.settled
+    assert state.finished
 
 
 def test_of_two_daemons_on_two_hosts_the_older_one_stops(site: Site):

@@ -109,7 +109,7 @@ def kill_at_each(story: Story, boundaries: list[str], fatal: range, folder: Path
 def check(story: Story, lineage: SimulatedLineage) -> None:
     state, entries, world = lineage.replayed(), lineage.entries(), lineage.world
     assert state.status is Status.COMPLETED, f"{state.status} {state.why}"
-    assert state.settled
+    assert state.finished
     assert not world.cluster.live, "jobs left behind"
     assert not world.alive(), "ranks left behind"
 

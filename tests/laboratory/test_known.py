@@ -61,4 +61,4 @@ def test_an_attempt_ends_although_its_node_is_back_through_another_allocation(tm
     )
     # It is back just when the attempt is being stopped: held, heard, and not asked to start anything.
     lineage = SimulatedLineage(tmp_path, plan, physics(60, nodes=3), Costs(queue=75.0))
-    assert lineage.drive(until=20_000.0, tick=10.0).settled
+    assert lineage.drive(until=20_000.0, tick=10.0).finished

@@ -111,7 +111,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((10.0, 120.0, 2400.0)))
     def time_passes(self, seconds: float) -> None:
         until = self.lineage.world.now + seconds
-        while self.lineage.world.now < until and not self.settled():
+        while self.lineage.world.now < until and not self.finished():
             self.lineage.drive(min(until, self.lineage.world.now + 60.0))
             self.watch_the_world()
 
@@ -174,7 +174,7 @@ class Machine(RuleBasedStateMachine):
     # ---- what must hold
 
     def settled(self) -> bool:
-        return self.lineage.supervisor is not None and self.lineage.state.settled
+        return self.lineage.supervisor is not None and self.lineage.state.finished
 
     @invariant()
     def the_journal_is_the_truth(self) -> None:
@@ -237,7 +237,7 @@ class Machine(RuleBasedStateMachine):
         event(f"ended {state.status}")
         for incident in state.incidents.values():
             event(f"incident {incident.kind}")
-        assert state.settled, f"stuck: {state.status} since {state.since}"
+        assert state.finished, f"stuck: {state.status} since {state.since}"
         assert not world.cluster.live, "jobs outlive the lineage"
         assert not world.alive(), "ranks outlive the lineage"
         submitted = Counter(job.allocation for job in world.cluster.jobs.values())

@@ -63,7 +63,7 @@ class Bench:
 def tell(folder: Path, *plan: Planned, seed: int = 1, steps: int = 200, tick: float = 5.0) -> SimulatedLineage:
     lineage = SimulatedLineage(folder, (Planned(fault=start(), at=0.0), *plan), physics(steps, seed=seed))
     lineage.drive(until=100_000.0, tick=tick)
-    assert lineage.state.settled
+    assert lineage.state.finished
     return lineage
 
 
@@ -252,5 +252,5 @@ def test_a_job_that_takes_its_time_to_end_is_not_cancelled_at_every_look(
     ]
     lineage = SimulatedLineage(tmp_path, plan, physics(100), Costs(cancel=100.0))
     lineage.drive(until=400.0, tick=1.0)
-    assert lineage.state.settled
+    assert lineage.state.finished
     assert len(asked) == 4, "once, and every half minute until it was gone"

@@ -32,7 +32,7 @@ def test_ranks_that_end(site: Site):
     assert died.steps_lost < 25
     assert day.state.attempt.nodes == (first, second), "once is no reason to leave a node out"
 
-    day.settled()
+    day.finished()
     failed = day.fault("exit-7", "process_death", nodes=(first,))
     assert f"rank 1 on {first} left with code 7" in failed.cause
     assert failed.decision.exclude == ()
@@ -56,7 +56,7 @@ def test_ranks_that_hang(site: Site):
     day = Day(site, "evaluate=25", ranks=2)
     first = day.state.attempt.nodes[0]
     for what, phase in (("hang", "training"), ("hang-evaluation", "evaluation"), ("hang-saving", "saving")):
-        day.settled()
+        day.finished()
         hung = day.fault(what, "hang", nodes=(first,))
         assert f"in {phase}" in hung.cause
         assert hung.stacks.odd == (1,)
@@ -105,7 +105,7 @@ def test_checkpoints_that_cannot_be_used(site: Site):
     died = day.sees("process_death")
     assert died.step_resumed != rotten.checkpoint.step
 
-    day.settled()
+    day.finished()
     site.fault("die")
     until(lambda: ended_ranks(site))
     # Read by the supervisor, and found sound; the disk changes its mind afterwards.

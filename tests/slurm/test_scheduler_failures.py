@@ -54,12 +54,12 @@ def test_slurm_does_not_answer(site: Site, slurm: Cluster, tmp_path: Path):
     slurm.start("slurmctld")
     until(lambda: not unanswered())
 
-    day.settled()
+    day.finished()
     slurm.stop("slurmdbd")
     day.fault("die", "process_death")
     slurm.start("slurmdbd")
 
-    day.settled()
+    day.finished()
     forgotten.touch()  # squeue has forgotten the job, and sacct does not answer
     until(unanswered)
     died = day.fault("die", "process_death", seconds=120)

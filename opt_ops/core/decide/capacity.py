@@ -21,7 +21,7 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.burn_in_findings import BURNING_IN
-from opt_ops.core.memo import latest
+from opt_ops.core.memo import memoize_last
 from opt_ops.core.names import attempt_name
 from opt_ops.core.state.model import Allocation, Node, State
 from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
@@ -39,7 +39,7 @@ def acts(state: State) -> bool:
     return state.driver is Driver.DAEMON and not state.ended and state.paused is None
 
 
-def leaving(allocation: Allocation, now: float, policy: Policy) -> bool:
+def nears_limit(allocation: Allocation, now: float, policy: Policy) -> bool:
     """Whether its time limit is near enough to look for a successor: a quarter of a short allocation at most."""
     if allocation.ends_at is None:
         return False
@@ -47,21 +47,21 @@ def leaving(allocation: Allocation, now: float, policy: Policy) -> bool:
     return now > allocation.ends_at - lead
 
 
-def staying(state: State, names: Iterable[str], now: float, policy: Policy) -> list[str]:
+def outliving_limit(state: State, names: Iterable[str], now: float, policy: Policy) -> list[str]:
     """Those of the held nodes `names` whose allocation is not about to end."""
-    goes = {each.name for each in state.live_allocations if each.holds and leaving(each, now, policy)}
+    goes = {each.name for each in state.live_allocations if each.holds and nears_limit(each, now, policy)}
     return [name for name in names if state.held[name].name not in goes] if goes else list(names)
 
 
-def last_call(allocation: Allocation, now: float, policy: Policy) -> bool:
+def final_save_due(allocation: Allocation, now: float, policy: Policy) -> bool:
     """Whether it ends so soon that nothing new may start on it."""
     return allocation.ends_at is not None and now > allocation.ends_at - policy.capacity.last_call_seconds
 
 
 def eligible_nodes(state: State, policy: Policy, now: float) -> list[str]:
     """The held nodes on which an attempt may start, those that stay longest first."""
-    goes = {each.name for each in state.live_allocations if each.holds and leaving(each, now, policy)}
-    ends = {each.name for each in state.live_allocations if each.holds and last_call(each, now, policy)}
+    goes = {each.name for each in state.live_allocations if each.holds and nears_limit(each, now, policy)}
+    ends = {each.name for each in state.live_allocations if each.holds and final_save_due(each, now, policy)}
     fit = _fitness(state.held, state.nodes, policy)[0]
     if not goes and not ends:
         return list(fit)
@@ -69,18 +69,18 @@ def eligible_nodes(state: State, policy: Policy, now: float) -> list[str]:
     return sorted(fit, key=lambda name: state.held[name].name in goes)
 
 
-@latest
+@memoize_last
 def _fitness(held: Mapping[str, Allocation], nodes: Mapping[str, Node], policy: Policy) -> tuple[list[str], list[str]]:
     """The held nodes that are fit, and those that are not."""
     fit: list[str] = []
     unfit: list[str] = []
     for name in held:
         node = nodes.get(name)
-        (fit if node is not None and _fit(node, policy) else unfit).append(name)
+        (fit if node is not None and _is_eligible(node, policy) else unfit).append(name)
     return fit, unfit
 
 
-def _fit(node: Node, policy: Policy) -> bool:
+def _is_eligible(node: Node, policy: Policy) -> bool:
     """Heard of, not excluded, not suspect, and not blind about GPUs that it should have."""
     if node.excluded_by is not None:
         return False
@@ -93,10 +93,10 @@ def _fit(node: Node, policy: Policy) -> bool:
 def useful_nodes(state: State, policy: Policy, now: float) -> list[str]:
     """The held nodes that need no replacement: fit, or not judged for long enough to be given up."""
     fit, unfit = _fitness(state.held, state.nodes, policy)
-    return fit + [name for name in unfit if _patient(state, name, now, policy)]
+    return fit + [name for name in unfit if _still_awaited(state, name, now, policy)]
 
 
-def _patient(state: State, name: str, now: float, policy: Policy) -> bool:
+def _still_awaited(state: State, name: str, now: float, policy: Policy) -> bool:
     node, allocation = state.nodes.get(name), state.held[name]
     if node is None:
         return still_waiting(now, allocation.since, policy.preflight_seconds)
@@ -133,7 +133,7 @@ def release(state: State, now: float, policy: Policy) -> Event | None:
     attempt = state.attempt
     used = set(attempt.nodes) if attempt is not None and attempt.live else set[str]()
     useful = set(useful_nodes(state, policy, now))
-    stay = set(staying(state, useful, now, policy))
+    stay = set(outliving_limit(state, useful, now, policy))
     for allocation in state.live_allocations:
         if allocation.release_at is not None or not used.isdisjoint(_own(state, allocation)):
             continue
@@ -182,7 +182,7 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     if not acts(state):
         return None
     shape, attempt = state.shape, state.attempt
-    stay = staying(state, useful_nodes(state, policy, now), now, policy)
+    stay = outliving_limit(state, useful_nodes(state, policy, now), now, policy)
     pending = sum(allocation.wanted for allocation in state.live_allocations if allocation.pending)
     missing = shape.nodes + shape.spares - len(stay) - pending
     training = attempt is not None and attempt.live
@@ -207,7 +207,7 @@ def allocate(state: State, now: float, policy: Policy) -> Event | None:
     ):
         return None
     excluded = {name for name, node in state.nodes.items() if node.excluded_by is not None}
-    excluded |= set(staying(state, state.held, now, policy))
+    excluded |= set(outliving_limit(state, state.held, now, policy))
     return AllocationIntended(
         allocation=f"{state.intent.lineage}-n{len(state.allocations)}",
         nodes=missing,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opt_ops.core.decide.capacity import eligible_nodes, last_call, leaving, staying
-from opt_ops.core.decide.operator_changes import open_change
+from opt_ops.core.decide.capacity import eligible_nodes, final_save_due, nears_limit, outliving_limit
+from opt_ops.core.decide.drills import drill_behind
+from opt_ops.core.decide.operator_changes import open_request
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
 from opt_ops.core.failures.classes import FailureClass, cause
-from opt_ops.core.memo import latest
-from opt_ops.core.state.model import Allocation, Attempt, Drill, Incident, Node, State
+from opt_ops.core.memo import memoize_last
+from opt_ops.core.state.model import Allocation, Attempt, Incident, Node, State
 from opt_ops.core.values import PREEMPTED, Action, Driver, Fault, Outcome, Tier, Verdict
 
 
@@ -23,8 +24,8 @@ def open_incident(state: State, now: float, policy: Policy) -> Event | None:
         or _bad_node(state)
         or _signal(state)
         or _ended_attempt(state, now)
-        or open_change(state, _name(state), now)
-        or _make_room(state, now, policy)
+        or open_request(state, _name(state), now)
+        or _planned_move(state, now, policy)
     )
 
 
@@ -64,7 +65,7 @@ def _bad_node(state: State) -> IncidentOpened | None:
         if any(incident.opened_at >= node.allowed_at for incident in incidents):
             continue
         # A GPU that fails takes its ranks along: an attempt that has just died there died of it.
-        used = attempt is not None and name in attempt.nodes and (attempt.live or not _explained(state, attempt))
+        used = attempt is not None and name in attempt.nodes and (attempt.live or not _has_cause(state, attempt))
         return IncidentOpened(
             incident=_name(state),
             failure=FailureClass.BAD_GPU,
@@ -81,7 +82,7 @@ def _bad_node(state: State) -> IncidentOpened | None:
     return None
 
 
-@latest
+@memoize_last
 def _bad_nodes(held: Mapping[str, Allocation], nodes: Mapping[str, Node]) -> list[Node]:
     known = (node for name in held if (node := nodes.get(name)) is not None)
     return [node for node in known if node.verdict is Verdict.BAD and not node.excluded_by]
@@ -89,13 +90,13 @@ def _bad_nodes(held: Mapping[str, Allocation], nodes: Mapping[str, Node]) -> lis
 
 def _signal(state: State) -> IncidentOpened | None:
     attempt = state.attempt
-    if attempt is None or _explained(state, attempt):
+    if attempt is None or _has_cause(state, attempt):
         return None
     raised = next(
         (
             signal
             for signal in state.signals.values()
-            if signal.tier is Tier.ACT and signal.attempt == attempt.name and not _answered(state, attempt, signal)
+            if signal.tier is Tier.ACT and signal.attempt == attempt.name and not _has_incident(state, attempt, signal)
         ),
         None,
     )
@@ -113,29 +114,29 @@ def _signal(state: State) -> IncidentOpened | None:
         at=raised.at,
         evidence=raised.evidence,
         signal=raised.key,
-        drill=_drill(state, raised),
+        drill=drill_behind(state, raised),
     )
 
 
-def _answered(state: State, attempt: Attempt, raised: SignalRaised) -> bool:
+def _has_incident(state: State, attempt: Attempt, raised: SignalRaised) -> bool:
     """Whether an incident stands for the finding. Advice stands for it while nobody but a person acts, and if the
     attempt has gone on since; where all that was to be done is to tell people, it stands for good."""
     survived = (attempt.last_step or 0) > (raised.step or 0)
     return any(
         incident.signal == raised.key
-        and (not _only_said(incident) or _told(incident) or state.driver is not Driver.DAEMON or survived)
+        and (not _not_acted_on(incident) or _notify_only(incident) or state.driver is not Driver.DAEMON or survived)
         for incident in state.incidents.values()
     )
 
 
-def _told(incident: Incident) -> bool:
+def _notify_only(incident: Incident) -> bool:
     return incident.decision is not None and incident.decision.action is Action.TELL
 
 
 def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
     """An attempt that ended and that no signal explains: nothing may be left without an answer."""
     attempt = state.attempt
-    if attempt is None or attempt.live or _explained(state, attempt) or state.driver is Driver.SHADOW:
+    if attempt is None or attempt.live or _has_cause(state, attempt) or state.driver is Driver.SHADOW:
         return None
     if state.driver is Driver.PERSON and any(i.attempt == attempt.name for i in state.incidents.values()):
         return None  # said once; it gets its answer when the daemon drives again
@@ -154,31 +155,35 @@ def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
     )
 
 
-def _make_room(state: State, now: float, policy: Policy) -> IncidentOpened | None:
+def _planned_move(state: State, now: float, policy: Policy) -> IncidentOpened | None:
     """A healthy attempt must move: its allocation ends soon, or there are nodes for a larger one."""
     attempt = state.attempt
-    if attempt is None or not attempt.live or not attempt.nodes or _explained(state, attempt):
+    if attempt is None or not attempt.live or not attempt.nodes or _has_cause(state, attempt):
         return None
     through = {state.held[node].name: state.held[node] for node in attempt.nodes if node in state.held}
-    ending = next((a for a in through.values() if leaving(a, now, policy)), None)
-    if ending is not None and ending.ends_at is not None and not _said(state, attempt, _why_it_ends(ending)[0]):
-        others = staying(state, eligible_nodes(state, policy, now), now, policy)
+    ending = next((a for a in through.values() if nears_limit(a, now, policy)), None)
+    if (
+        ending is not None
+        and ending.ends_at is not None
+        and not _already_reported(state, attempt, _why_it_ends(ending)[0])
+    ):
+        others = outliving_limit(state, eligible_nodes(state, policy, now), now, policy)
         if len(others) >= len(attempt.nodes):
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s; {len(others)} other nodes are held"
-            return _planned(state, attempt, *_why_it_ends(ending), cause, now)
-        if last_call(ending, now, policy):
+            return _open_move(state, attempt, *_why_it_ends(ending), cause, now)
+        if final_save_due(ending, now, policy):
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s, and there are no other nodes yet"
-            return _planned(state, attempt, *_why_it_ends(ending), cause, now)
-    if state.size > len(attempt.nodes) and not _said(state, attempt, FailureClass.NODES_RETURNED):
+            return _open_move(state, attempt, *_why_it_ends(ending), cause, now)
+    if state.size > len(attempt.nodes) and not _already_reported(state, attempt, FailureClass.NODES_RETURNED):
         cause = f"{state.size} nodes are fit, the attempt runs on {len(attempt.nodes)}"
-        return _planned(state, attempt, FailureClass.NODES_RETURNED, "more nodes are fit than are in use", cause, now)
+        return _open_move(state, attempt, FailureClass.NODES_RETURNED, "more nodes are fit than are in use", cause, now)
     return None
 
 
-def _said(state: State, attempt: Attempt, failure: FailureClass) -> bool:
+def _already_reported(state: State, attempt: Attempt, failure: FailureClass) -> bool:
     """Whether this was said about the attempt and nobody acts on it: a person drives, or people are to be told only."""
     incidents = (i for i in state.incidents.values() if i.attempt == attempt.name and i.kind == failure)
-    return any(_only_said(i) and (_told(i) or state.driver is not Driver.DAEMON) for i in incidents)
+    return any(_not_acted_on(i) and (_notify_only(i) or state.driver is not Driver.DAEMON) for i in incidents)
 
 
 def _why_it_ends(allocation: Allocation) -> tuple[FailureClass, str]:
@@ -188,7 +193,7 @@ def _why_it_ends(allocation: Allocation) -> tuple[FailureClass, str]:
     return FailureClass.TIME_LIMIT, "the scheduler's time limit"
 
 
-def _planned(
+def _open_move(
     state: State, attempt: Attempt, failure: FailureClass, detector: str, cause: str, now: float
 ) -> IncidentOpened:
     return IncidentOpened(
@@ -204,32 +209,16 @@ def _planned(
     )
 
 
-def _explained(state: State, attempt: Attempt) -> bool:
+def _has_cause(state: State, attempt: Attempt) -> bool:
     """Whether an incident already answers for this attempt: later findings about it are its consequences."""
     return any(
-        incident.attempt == attempt.name and incident.kind != FailureClass.DAEMON_RESTART and not _only_said(incident)
+        incident.attempt == attempt.name
+        and incident.kind != FailureClass.DAEMON_RESTART
+        and not _not_acted_on(incident)
         for incident in state.incidents.values()
     )
 
 
-def _only_said(incident: Incident) -> bool:
+def _not_acted_on(incident: Incident) -> bool:
     """Whether nobody acted on it: what happens to the attempt afterwards needs an answer of its own."""
     return incident.closed_at is not None and not incident.acted_on
-
-
-def _drill(state: State, raised: SignalRaised) -> str | None:
-    return next((drill.name for drill in state.drills.values() if _behind(drill, raised)), None)
-
-
-def _behind(drill: Drill, raised: SignalRaised) -> bool:
-    if drill.attempt != raised.attempt:
-        return False
-    if drill.fault is Fault.LR and raised.signal in (FailureClass.LOSS_SPIKE, FailureClass.NON_FINITE_LOSS):
-        return (raised.onset_step or 0) > int(drill.arguments["from_step"])
-    if drill.fault is Fault.KILL_RANK and raised.signal == FailureClass.PROCESS_DEATH:
-        return raised.evidence.get("rank") == drill.arguments["rank"] and raised.evidence.get("signal") == 9
-    if drill.fault is Fault.FLIP_BIT and raised.signal == FailureClass.SILENT_DATA_CORRUPTION:
-        return drill.arguments["rank"] in raised.evidence.get("ranks", (raised.evidence.get("rank"),))
-    if drill.fault is Fault.HANG:
-        return raised.signal == FailureClass.HANG
-    return False

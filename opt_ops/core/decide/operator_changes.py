@@ -11,7 +11,7 @@ from opt_ops.core.state.queries import newest_good
 from opt_ops.core.values import Action
 
 
-def open_change(state: State, name: str, now: float) -> IncidentOpened | None:
+def open_request(state: State, name: str, now: float) -> IncidentOpened | None:
     """An operator's change that no incident stands for yet."""
     known = {
         incident.evidence.get("request")
@@ -32,11 +32,11 @@ def open_change(state: State, name: str, now: float) -> IncidentOpened | None:
         step_failed=attempt.last_step if attempt else None,
         onset_step=None,
         at=now,
-        evidence={"request": change.request, **described(change)},
+        evidence={"request": change.request, **request_fields(change)},
     )
 
 
-def described(change: ChangeRequested) -> dict[str, object]:
+def request_fields(change: ChangeRequested) -> dict[str, object]:
     """What is asked for, without what is not."""
     asked = {
         "to_step": change.to_step,
@@ -48,7 +48,7 @@ def described(change: ChangeRequested) -> dict[str, object]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def decide_change(state: State, incident: Incident) -> RecoveryDecided:
+def decide_request(state: State, incident: Incident) -> RecoveryDecided:
     """Do as the operator asked: back to a step, or on from the newest checkpoint."""
     change = state.changes[str(incident.evidence["request"])]
     back = change.to_step is not None
@@ -69,7 +69,7 @@ def decide_change(state: State, incident: Incident) -> RecoveryDecided:
     )
 
 
-def changed(state: State, incident: Incident, step: int) -> float | None:
+def requested_lr_factor(state: State, incident: Incident, step: int) -> float | None:
     """The factor that makes the learning rate of the update after `step` what an operator asked for, if one did."""
     change = state.changes.get(str(incident.evidence.get("request")))
     known = baseline(state)

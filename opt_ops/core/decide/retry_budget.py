@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from opt_ops.core.decide.policy import Playbook, Policy, Rung
 from opt_ops.core.failures.classes import Spends, row
 from opt_ops.core.state.model import Incident, KnownCheckpoint, State
@@ -9,56 +11,72 @@ from opt_ops.core.state.queries import at_hand, newest_good, reachable_checkpoin
 from opt_ops.core.values import Action
 
 
-def choose_rung(
-    state: State, incident: Incident, playbook: Playbook, now: float, policy: Policy
-) -> tuple[int, Rung | None, str]:
-    """Which rung of the ladder an incident gets: (its number, the rung or None when a human is needed, why)."""
+@dataclass(frozen=True, slots=True)
+class RungChoice:
+    """The rung of a playbook's ladder that an incident gets.
+
+    Attributes:
+        number: How many rungs were tried around this step; where the budget is spent, how many actions were.
+        rung: None: the ladder or a budget is used up.
+        reason: For the journal.
+    """
+
+    number: int
+    rung: Rung | None
+    reason: str
+
+
+def select_rung(state: State, incident: Incident, playbook: Playbook, now: float, policy: Policy) -> RungChoice:
+    """The rung that an incident gets by its playbook's ladder and by what was spent before."""
     counted = [
-        (other, _place(state, other))
+        (other, failure_step(state, other))
         for other in state.incidents.values()
-        if other.name != incident.name and _counts(other)
+        if other.name != incident.name and spends_budget(other)
     ]
     earlier = [(other, step) for other, step in counted if other.kind == incident.kind]
-    budget, limits, here = playbook.budget, policy.limits, incident.onset_step or _place(state, incident)
-    recent = _spent(earlier, now, here, budget.hours, budget.refill_steps)
+    budget, limits, here = playbook.budget, policy.limits, incident.onset_step or failure_step(state, incident)
+    recent = actions_spent(earlier, now, here, budget.hours, budget.refill_steps)
     spent = f"{recent} of {budget.actions} actions in {budget.hours:g} h spent before this one"
     if recent >= budget.actions:
-        return recent, None, f"budget of {playbook.name}: {spent}"
+        return RungChoice(recent, None, f"retry budget of {playbook.name}: {spent}")
     others = [(other, step) for other, step in counted if _spends_overall(other)]
-    overall = _spent(others, now, here, limits.hours, limits.refill_steps)
+    overall = actions_spent(others, now, here, limits.hours, limits.refill_steps)
     if overall >= limits.actions and _spends_overall(incident):
-        return overall, None, f"budget of all playbooks: {overall} of {limits.actions} actions in {limits.hours:g} h"
-    settle = budget.settle_steps
-    number = sum(settle is not None and here <= step + settle for _, step in earlier)
+        most = f"{overall} of {limits.actions} actions in {limits.hours:g} h"
+        return RungChoice(overall, None, f"retry budget of all playbooks: {most}")
+    cured_after = budget.settle_steps
+    number = sum(cured_after is not None and here <= step + cured_after for _, step in earlier)
     if number >= len(playbook.ladder):
-        return (
-            number,
-            None,
-            f"the ladder of {playbook.name} is used up: {number} tries around this step did not cure it",
-        )
-    return number, playbook.ladder[number], spent
+        tries = f"{number} tries around this step did not cure it"
+        return RungChoice(number, None, f"ladder of {playbook.name} is used up: {tries}")
+    return RungChoice(number, playbook.ladder[number], spent)
 
 
 def _spends_overall(incident: Incident) -> bool:
     return row(incident.kind).spends is Spends.OWN_AND_OVERALL
 
 
-def _counts(earlier: Incident) -> bool:
-    """Whether training was touched, by no drill, and nobody has answered it since. Taking out a spare touches none."""
+def spends_budget(earlier: Incident) -> bool:
+    """Whether it spends a retry budget: training was touched, no drill did it, and no operator has answered it since.
+
+    The exclusion of a spare touches no training.
+    """
     touched = earlier.acted_on and earlier.decision is not None and earlier.decision.action is not Action.EXCLUDE
     return touched and earlier.drill is None and not earlier.answered
 
 
-def _place(state: State, incident: Incident) -> int:
-    """The step at which it failed; of a launch that made none, the one where it would have gone on."""
+def failure_step(state: State, incident: Incident) -> int:
+    """The step at which it failed. For a launch that made no step: the step from which it would have continued."""
     if incident.step_failed is not None:
         return incident.step_failed
     attempt = state.attempts.get(incident.attempt or "")
     return attempt.checkpoint.step if attempt is not None and attempt.checkpoint is not None else 0
 
 
-def _spent(earlier: list[tuple[Incident, int]], now: float, here: int, hours: float, refill_steps: int | None) -> int:
-    """How many of them still count: young enough, and not yet made good by new progress."""
+def actions_spent(
+    earlier: list[tuple[Incident, int]], now: float, here: int, hours: float, refill_steps: int | None
+) -> int:
+    """How many of them still count: within the last `hours`, and training has not come `refill_steps` past them."""
     return sum(
         now - other.opened_at <= hours * 3600 and (refill_steps is None or here <= step + refill_steps)
         for other, step in earlier
@@ -66,7 +84,7 @@ def _spent(earlier: list[tuple[Incident, int]], now: float, here: int, hours: fl
 
 
 def rollback_point(state: State, run: str, onset: int, margin: int) -> tuple[KnownCheckpoint | None, str]:
-    """Where to roll back to: (the checkpoint, why this one). None: from scratch, for want of any before the onset."""
+    """Where to roll back to: (the checkpoint, why this one). None: from scratch, because none is before the onset."""
     if far := newest_good(state, run, onset - margin):
         return far, f"newest verified healthy checkpoint at least {margin} steps before the onset at {onset}"
     before = [

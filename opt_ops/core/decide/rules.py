@@ -14,10 +14,10 @@ from dataclasses import replace
 from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.capacity import allocate, launch, release, resize
 from opt_ops.core.decide.incidents import open_incident
-from opt_ops.core.decide.operator_changes import changed, decide_change
+from opt_ops.core.decide.operator_changes import decide_request, requested_lr_factor
 from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
 from opt_ops.core.decide.proof import prove
-from opt_ops.core.decide.retry_budget import choose_rung, rollback_point
+from opt_ops.core.decide.retry_budget import RungChoice, rollback_point, select_rung
 from opt_ops.core.events import (
     DrainIntended,
     Event,
@@ -85,13 +85,13 @@ def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
         if incident.decision is not None or state.ended:
             continue
         if incident.kind == FailureClass.OPERATOR:
-            return decide_change(state, incident)
+            return decide_request(state, incident)
         if incident.stacks_at is None or incident.stacks is not None:
-            return _by_the_book(state, incident, now, policy)
+            return _decide_by_playbook(state, incident, now, policy)
     return None
 
 
-def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -> RecoveryDecided:
+def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Policy) -> RecoveryDecided:
     advice = state.driver is not Driver.DAEMON
     playbook = policy.playbooks.get(incident.kind) or policy.playbooks.get(FailureClass.UNKNOWN)
     if playbook is None:
@@ -101,15 +101,16 @@ def _by_the_book(state: State, incident: Incident, now: float, policy: Policy) -
         )
     first, spare = playbook.ladder[0], not _touches_live_work(state, incident)
     if spare and first.action is Action.RESTART and first.exclude:  # which spends no budget, so it is held to none
-        number, rung, why = 0, first, "a spare"
+        choice = RungChoice(0, first, "a spare")
     else:
-        number, rung, why = choose_rung(state, incident, playbook, now, policy)
+        choice = select_rung(state, incident, playbook, now, policy)
+    number, rung, why = choice.number, choice.rung, choice.reason
     decided = RecoveryDecided(
         incident=incident.name,
         playbook=playbook.name,
         version=playbook.version,
         rung=number,
-        action=rung.action if rung else _at_the_end(playbook),
+        action=rung.action if rung else _action_when_exhausted(playbook),
         why=why,
         exclude=incident.nodes if rung and rung.exclude else (),
         save_first=rung is not None and rung.save_first,
@@ -143,7 +144,7 @@ def _has_stopped(state: State, incident: Incident) -> bool:
     )
 
 
-def _at_the_end(playbook: Playbook) -> Action:
+def _action_when_exhausted(playbook: Playbook) -> Action:
     """What is left when ladder or budget are used up: a page that ends with telling people never stops training."""
     return Action.TELL if playbook.ladder[-1].action is Action.TELL else Action.HALT
 
@@ -298,7 +299,7 @@ def plan_run(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def _factor(state: State, incident: Incident, decision: RecoveryDecided, step: int) -> list[LrFactor]:
-    factor = changed(state, incident, step) if decision.lr_factor is None else decision.lr_factor
+    factor = requested_lr_factor(state, incident, step) if decision.lr_factor is None else decision.lr_factor
     return [] if factor is None else [LrFactor(step=step, factor=factor)]
 
 

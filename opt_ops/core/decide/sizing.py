@@ -14,7 +14,7 @@ _ENOUGH_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advice:
+class Recommendation:
     """Suggestions with the numbers that they follow from. Times in seconds."""
 
     running_seconds: float
@@ -26,7 +26,7 @@ class Advice:
     spares: int | None
 
 
-def suggest(state: State, save_seconds: float | None, repair_hours: float, now: float) -> Advice:
+def recommend(state: State, save_seconds: float | None, repair_hours: float, now: float) -> Recommendation:
     """Save interval and spares from a lineage's own record; drills and planned moves aside.
 
     The rate is (failures + 1/2) / time, the mean of its posterior under Jeffreys' prior: no failure yet does not mean
@@ -51,7 +51,7 @@ def suggest(state: State, save_seconds: float | None, repair_hours: float, now: 
     expected = (nodes + 0.5) / running * repair_hours * 3600 if running else 0.0
     enough = running >= _ENOUGH_SECONDS or len(real) >= _ENOUGH_FAILURES
     interval = math.sqrt(2 * save_seconds * between) if save_seconds and running and enough else None
-    return Advice(
+    return Recommendation(
         running_seconds=running,
         failures=len(real),
         node_failures=nodes,

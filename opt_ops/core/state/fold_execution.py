@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Run, State
 from opt_ops.core.state.queries import waiting_for_attempt
-from opt_ops.core.state.update import put, with_allocation, with_attempt, with_incident
+from opt_ops.core.state.update import with_allocation, with_attempt, with_incident, with_item
 from opt_ops.core.values import AllocationStatus
 
 
@@ -25,7 +25,7 @@ def _run_planned(state: State, event: e.RunPlanned, entry: e.Entry) -> State:
         settings=event.settings,
         skips=event.skips,
     )
-    return replace(state, runs=put(state.runs, event.run, run))
+    return replace(state, runs=with_item(state.runs, event.run, run))
 
 
 def _allocation_intended(state: State, event: e.AllocationIntended, entry: e.Entry) -> State:
@@ -37,7 +37,7 @@ def _allocation_intended(state: State, event: e.AllocationIntended, entry: e.Ent
         epoch=entry.epoch,
         since=entry.ts,
     )
-    return replace(state, allocations=put(state.allocations, event.allocation, allocation))
+    return replace(state, allocations=with_item(state.allocations, event.allocation, allocation))
 
 
 def _allocation_submitted(state: State, event: e.AllocationSubmitted, entry: e.Entry) -> State:
@@ -64,7 +64,7 @@ def _release_intended(state: State, event: e.ReleaseIntended, entry: e.Entry) ->
 
 
 def _stray_found(state: State, event: e.StrayFound, _: e.Entry) -> State:
-    return replace(state, orphan_jobs=put(state.orphan_jobs, event.job, event.allocation))
+    return replace(state, orphan_jobs=with_item(state.orphan_jobs, event.job, event.allocation))
 
 
 def _stray_cancelled(state: State, event: e.StrayCancelled, _: e.Entry) -> State:
@@ -89,7 +89,7 @@ def _attempt_intended(state: State, event: e.AttemptIntended, entry: e.Entry) ->
         incident=event.incident,
         intended_at=entry.ts,
     )
-    state = replace(state, resumed=None, why="", attempts=put(state.attempts, event.attempt, attempt))
+    state = replace(state, resumed=None, why="", attempts=with_item(state.attempts, event.attempt, attempt))
     for incident in waiting_for_attempt(state):
         state = with_incident(state, incident.name, next_attempt=event.attempt)
     return state
@@ -154,20 +154,20 @@ def _attempt_ended(state: State, event: e.AttemptEnded, entry: e.Entry) -> State
 
 def _checkpoint_seen(state: State, event: e.CheckpointSeen, entry: e.Entry) -> State:
     known = KnownCheckpoint(checkpoint=event.checkpoint, seen_at=entry.ts)
-    return replace(state, checkpoints=put(state.checkpoints, event.checkpoint.path, known))
+    return replace(state, checkpoints=with_item(state.checkpoints, event.checkpoint.path, known))
 
 
 def _checkpoint_verified(state: State, event: e.CheckpointVerified, _: e.Entry) -> State:
     path = event.checkpoint.path
     known = replace(state.checkpoints[path], verified=True, healthy=event.healthy, why=event.why)
-    return replace(state, checkpoints=put(state.checkpoints, path, known))
+    return replace(state, checkpoints=with_item(state.checkpoints, path, known))
 
 
 def _checkpoint_refused(state: State, event: e.CheckpointRefused, entry: e.Entry) -> State:
     path = event.checkpoint.path  # the trainer may refuse one that is gone by now
     before = state.checkpoints.get(path) or KnownCheckpoint(checkpoint=event.checkpoint, seen_at=entry.ts)
     known = replace(before, verified=False, healthy=False, why=event.why)
-    return replace(state, checkpoints=put(state.checkpoints, path, known))
+    return replace(state, checkpoints=with_item(state.checkpoints, path, known))
 
 
 def _checkpoints_gone(state: State, event: e.CheckpointsGone, _: e.Entry) -> State:

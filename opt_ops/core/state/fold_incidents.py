@@ -8,12 +8,12 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.state.model import AlertState, Incident, State
-from opt_ops.core.state.update import put, with_incident, with_node, with_request_handled
+from opt_ops.core.state.update import with_incident, with_item, with_node, with_request_handled
 from opt_ops.core.values import Verdict
 
 
 def _signal_raised(state: State, event: e.SignalRaised, _: e.Entry) -> State:
-    return replace(state, signals=put(state.signals, event.key, event))
+    return replace(state, signals=with_item(state.signals, event.key, event))
 
 
 def _node_judged(state: State, event: e.NodeJudged, _: e.Entry) -> State:
@@ -49,7 +49,7 @@ def _incident_opened(state: State, event: e.IncidentOpened, entry: e.Entry) -> S
         drill=event.drill,
         signal=event.signal,
     )
-    return replace(state, incidents=put(state.incidents, event.incident, incident))
+    return replace(state, incidents=with_item(state.incidents, event.incident, incident))
 
 
 def _stacks_intended(state: State, event: e.StacksIntended, entry: e.Entry) -> State:
@@ -73,7 +73,7 @@ def _node_excluded(state: State, event: e.NodeExcluded, entry: e.Entry) -> State
     if part is None or state.nodes[event.node].verdict is not Verdict.BAD:
         return state
     # A bad GPU may come back in another node, or in this one under another name.
-    return replace(state, bad_parts=put(state.bad_parts, str(part), event.node))
+    return replace(state, bad_parts=with_item(state.bad_parts, str(part), event.node))
 
 
 def _drain_intended(state: State, event: e.DrainIntended, _: e.Entry) -> State:
@@ -110,12 +110,12 @@ def _lineage_cancelled(state: State, event: e.LineageCancelled, _: e.Entry) -> S
 
 
 def _alert_intended(state: State, event: e.AlertIntended, entry: e.Entry) -> State:
-    return replace(state, alerts=put(state.alerts, event.alert, AlertState(told=event, at=entry.ts)))
+    return replace(state, alerts=with_item(state.alerts, event.alert, AlertState(told=event, at=entry.ts)))
 
 
 def _alert_settled(state: State, event: e.AlertSettled, _: e.Entry) -> State:
     alert = replace(state.alerts[event.alert], delivered=event.delivered)
-    return replace(state, alerts=put(state.alerts, event.alert, alert))
+    return replace(state, alerts=with_item(state.alerts, event.alert, alert))
 
 
 FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Drill, State
-from opt_ops.core.state.update import put, with_node, with_request_handled
+from opt_ops.core.state.update import with_item, with_node, with_request_handled
 from opt_ops.core.values import Fault, Verdict
 
 
@@ -42,7 +42,7 @@ def _resume_requested(state: State, event: e.ResumeRequested, entry: e.Entry) ->
 
 def _change_requested(state: State, event: e.ChangeRequested, entry: e.Entry) -> State:
     state = _answered(with_request_handled(state, event.request), entry)
-    return replace(state, changes=put(state.changes, event.request, event))
+    return replace(state, changes=with_item(state.changes, event.request, event))
 
 
 def _answered(state: State, entry: e.Entry) -> State:
@@ -90,12 +90,12 @@ def _drill_requested(state: State, event: e.DrillRequested, entry: e.Entry) -> S
         at=entry.ts,
         epoch=entry.epoch,
     )
-    return replace(with_request_handled(state, event.request), drills=put(state.drills, event.drill, drill))
+    return replace(with_request_handled(state, event.request), drills=with_item(state.drills, event.drill, drill))
 
 
 def _drill_done(state: State, event: e.DrillDone, _: e.Entry) -> State:
     drill = replace(state.drills[event.drill], done=True)
-    return replace(state, drills=put(state.drills, event.drill, drill))
+    return replace(state, drills=with_item(state.drills, event.drill, drill))
 
 
 FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {

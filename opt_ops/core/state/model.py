@@ -20,7 +20,7 @@ from opt_ops.core.events import (
     StacksTaken,
     StopRequested,
 )
-from opt_ops.core.memo import latest
+from opt_ops.core.memo import memoize_last
 from opt_ops.core.values import (
     ENDED,
     Action,
@@ -305,7 +305,7 @@ class State:
         return self.status in ENDED
 
     @property
-    def settled(self) -> bool:
+    def finished(self) -> bool:
         """Whether the lineage has ended and holds nothing any more: no processes, no nodes, no open intent."""
         return (
             self.ended
@@ -323,7 +323,7 @@ def _last(mapping: Mapping[str, _T]) -> _T | None:
     return list(mapping.values())[-1] if mapping else None
 
 
-@latest
+@memoize_last
 def _live(allocations: Mapping[str, Allocation]) -> tuple[Allocation, ...]:
     # A lineage of weeks has hundreds that are over.
     return tuple(allocation for allocation in allocations.values() if allocation.live)

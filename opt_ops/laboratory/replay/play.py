@@ -101,7 +101,7 @@ class _Watched:
         """The lineage's; a halt is no end while somebody is on the way."""
         state = self._supervisor.state
         coming = state.status is Status.HALTED and self._person.answers
-        return replace(state, status=Status.RECOVERING) if coming and state.settled else state
+        return replace(state, status=Status.RECOVERING) if coming and state.finished else state
 
     def tick(self) -> bool:
         """One look of the supervisor; a person that it calls comes after a while."""

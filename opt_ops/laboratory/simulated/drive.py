@@ -41,7 +41,7 @@ def run(world: World, supervisor: Supervised, until: float, pace: Pace | None = 
 
     Whatever a tick raises ends the run; the world is then as it was left.
     """
-    while not supervisor.state.settled and world.now < until:
+    while not supervisor.state.finished and world.now < until:
         supervisor.tick()
         pass_time(world, until, pace)
     return supervisor.state

@@ -62,9 +62,9 @@ def test_an_alert_is_open_until_it_was_delivered_and_holds_the_lineage_open():
     page = only(decided, e.AlertIntended)
     told_of.ends(Outcome.FAILED)
     told_of.changed("12-n0", status=told_of.state.allocation.status.__class__.ENDED)
-    assert not told_of.state.settled
+    assert not told_of.state.finished
     told_of.see(e.AlertSettled(alert=page.alert, delivered=True, why=""))
-    assert told_of.state.settled
+    assert told_of.state.finished
 
 
 def test_an_alert_tier_finding_is_a_warning_once():

@@ -402,9 +402,9 @@ def test_the_last_step_completes_the_lineage_and_gives_the_nodes_back():
     story = Story().training(1000)
     decided = story.ends(Outcome.COMPLETED)
     assert kinds(decided) == ["lineage_completed", "release_intended"]
-    assert not story.state.settled
+    assert not story.state.finished
     story.see(e.AllocationChanged(allocation="12-n0", status=AllocationStatus.ENDED, nodes=(), reason=""))
-    assert story.state.settled
+    assert story.state.finished
 
 
 def test_an_operator_stops_it_and_nothing_starts_again():
@@ -413,5 +413,5 @@ def test_an_operator_stops_it_and_nothing_starts_again():
     assert kinds(decided) == ["lineage_cancelled", "stop_intended"]
     assert kinds(story.ends()) == ["release_intended"]
     story.see(e.AllocationChanged(allocation="12-n0", status=AllocationStatus.ENDED, nodes=(), reason=""))
-    assert story.state.settled
+    assert story.state.finished
     assert story.see(seconds=1e6) == []

@@ -88,6 +88,6 @@ def test_a_day_of_failures_is_the_same_everywhere(stage: Stage):
     assert (change.kind, change.decision.action) == ("operator", Action.CHANGE)
 
     stage.ask("stop", reason="enough")
-    state = stage.wait(lambda state: state.settled and state)
+    state = stage.wait(lambda state: state.finished and state)
     assert state.status is Status.CANCELLED
     assert len(state.incidents) == 5, "and nothing else"
