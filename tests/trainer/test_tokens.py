@@ -15,8 +15,8 @@ import pytest
 
 from tests.trainer.harness import REPOSITORY, wait_for
 from trainer.data import tokens
-from trainer.data.corpus import Corpus, Corrupt, documents, whole
-from trainer.data.tokens import Limits, TokenFile, builder, encode
+from trainer.data.corpus import Corpus, CorruptLine, documents, whole
+from trainer.data.tokens import BuildLimits, TokenFile, builder, encode
 from trainer.data.tokens.builder import cut
 from trainer.errors import UserError
 
@@ -52,7 +52,7 @@ def load(
 ) -> TokenFile:
     corpus = Corpus(name="few", paths=tuple(paths))
     definition = tokens.find(tokenizer, [corpus], vocab_size)
-    return tokens.load(corpus, definition, Limits(corrupt_lines=corrupt_lines, workers=workers))
+    return tokens.load(corpus, definition, BuildLimits(corrupt_lines=corrupt_lines, workers=workers))
 
 
 def jsonl(path: Path, *texts: str) -> Path:
@@ -226,7 +226,7 @@ def test_text_that_changes_meanwhile_is_not_taken(
     own.write_bytes(text.read_bytes())
     plain = encode.encode
 
-    def encode_while_it_grows(*args: object) -> encode.Part:
+    def encode_while_it_grows(*args: object) -> encode.TokenPart:
         with own.open("a") as file:
             file.write('{"text": "One more."}\n')
         return plain(*args)  # pyright: ignore[reportArgumentType]
@@ -250,7 +250,7 @@ def test_what_nobody_came_back_to_for_long_is_removed(tmp_path: Path, trained: P
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_part_that_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "part.npz"
-    part = encode.Part(np.arange(500, dtype=np.uint16), np.array([300, 200]), [Corrupt("a.jsonl", 3, "why")])
+    part = encode.TokenPart(np.arange(500, dtype=np.uint16), np.array([300, 200]), [CorruptLine("a.jsonl", 3, "why")])
     encode.write(path, part)
     found = encode.read(path)
     assert found is not None
@@ -361,7 +361,7 @@ def test_whoever_waits_for_a_build_hears_that_it_gets_on(
     monkeypatch.setattr(builder.cache, "LOOK_EVERY_SECONDS", 0.01)
     many = jsonl(tmp_path / "many.jsonl", *[f"Document {i}. " + text.read_text()[:200] for i in range(400)])
     corpus = Corpus(name="many", paths=(many,))
-    definition, limits = tokens.find(trained, [corpus], 512), Limits(corrupt_lines=0, workers=1)
+    definition, limits = tokens.find(trained, [corpus], 512), BuildLimits(corrupt_lines=0, workers=1)
     heard = []
     first = tokens.load(corpus, definition, limits, lambda: heard.append(threading.current_thread()))
     assert heard

@@ -211,7 +211,7 @@ def test_from_before_the_drill_with_half_the_learning_rate_it_trains_well(
     extra = ["--resume", path, "--lr-factor", f"{BEFORE}:0.5", *settings("steps=200")]
     (done,) = train(0, *arguments(tmp_path, text, "a1", *extra))
     assert done.returncode == 0, done.stderr
-    assert "note: settings, data, learning-rate factors or skips" in done.stdout
+    assert "note: settings, data, learning-rate factors or skip windows differ" in done.stdout
     lines, before = telemetry(tmp_path / "a1"), telemetry(drilled / "a1")
     schedule = [optim.learning_rate(step, OptimConfig(**CONFIG)) for step in range(BEFORE + 1, 201)]
     assert [line["lr"] for line in lines] == pytest.approx([lr / 2 for lr in schedule])
