@@ -135,7 +135,7 @@ def test_two_lost_neighbours_are_one_too_many(ranks: Ranks, root: Path) -> None:
     with pytest.raises(CheckpointError, match=r"__1_0.distcp is missing in .*n2.*; __1_0.distcp is missing in .*n3"):
         manifest.verify(snapshot(root))
     for told in ranks(2, resume, root, ["n1", "n4"], 2, 1):
-        assert told.endswith("__1_0.distcp is on n2 and n3: no good copy here")
+        assert told.endswith("__1_0.distcp is on n2 and n3: this job has no good copy of it")
 
 
 def test_a_snapshot_that_is_not_durable_stays_on_the_nodes(ranks: Ranks, tmp_path: Path) -> None:

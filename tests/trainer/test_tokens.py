@@ -171,9 +171,9 @@ def test_corrupt_lines_up_to_the_limit_are_reported_and_left_out(
     assert [line.partition(": ")[0] for line in loaded.corrupt_lines] == [f"{path}:3", f"{path}:8"]
     assert len(decoded(loaded, trained)) == 10
     err = capsys.readouterr().err
-    assert f'{path}:3: not a JSON object with a string "text" in UTF-8; left out\n' in err
+    assert f'{path}:3: not a JSON object with a string "text" in UTF-8; skipped\n' in err
     assert f"{path}:8: " in err
-    with pytest.raises(UserError, match=r"without 2 corrupt lines, more than data\.max_corrupt_lines=1"):
+    with pytest.raises(UserError, match=r"2 corrupt lines that were skipped, more than data\.max_corrupt_lines=1"):
         load([path], trained, corrupt_lines=1)
 
 
@@ -272,7 +272,7 @@ def test_a_worker_that_dies_is_told(
 ) -> None:
     own = jsonl(tmp_path / "own.jsonl", *["The cat sat on the mat. " * 30] * 9)
     monkeypatch.setattr(encode, "serve", die)
-    with pytest.raises(RuntimeError, match=r"has died\. Was it killed for want of memory"):
+    with pytest.raises(RuntimeError, match=r"has died, perhaps because memory was short"):
         load([own], trained)
 
 
@@ -323,7 +323,7 @@ def test_killed_at_any_time_it_goes_on_where_it_was(tmp_path: Path, text: Path, 
     again = build(large, trained, cache)
     out, err = again.communicate(timeout=60)
     assert again.returncode == 0, err
-    made_before, of = map(int, re.findall(r"data: (\d+) of (\d+) parts were made before", err)[0])
+    made_before, of = map(int, re.findall(r"data: (\d+) of (\d+) parts exist already", err)[0])
     assert 5 <= made_before == len(parts) < of
     assert "data: " in out
     undisturbed = build(large, trained, tmp_path / "other", workers=1)
@@ -395,7 +395,7 @@ def test_the_program_tells_users_what_is_wrong(tmp_path: Path, text: Path, train
     lenient = build(path, trained, cache)
     out, err = lenient.communicate(timeout=60)
     assert lenient.returncode == 0, err
-    assert re.fullmatch(r"data: [\d,]+ tokens in 11 documents, 1 corrupt lines left out\n", out)
+    assert re.fullmatch(r"data: [\d,]+ tokens in 11 documents, 1 corrupt lines skipped\n", out)
     unknown = build(path, trained, cache, "--worker")
     _, err = unknown.communicate(timeout=60)
     assert unknown.returncode == 78

@@ -253,7 +253,7 @@ def test_a_drill_that_cannot_be_read_ends_all_ranks_with_78(text: Path, tmp_path
     done = train(2, *arguments(tmp_path, text, "a1"))
     assert [process.returncode for process in done] == [78, 78]
     assert "drill.json is not a list of drills" in done[0].stderr
-    assert done[1].stderr == "error: rank 0 cannot read drill.json; its log says why.\n"
+    assert done[1].stderr == "error: rank 0 cannot read drill.json. The log of rank 0 has the reason.\n"
 
 
 def test_signals_end_a_rank_at_once_even_while_it_waits_for_a_frozen_peer(text: Path, tmp_path: Path) -> None:
