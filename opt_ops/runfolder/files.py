@@ -76,7 +76,6 @@ def read_json(path: Path) -> Any | None:
         raise OptOpsError(f"{path} is not JSON: {error}", "restore the file, or move it away") from error
 
 
-
 class Tail:
     """Follows a `*.jsonl` file: each call yields the complete lines since the last call.
 

@@ -259,7 +259,8 @@ def loses_its_writer(folder: Path) -> list[bool]:
     saved = [training.checkpointer.wait()]
     training.step()
     training.save()
-    return [*saved, training.checkpointer.wait(), "has ended; only a restart" in (training.checkpointer.take_error() or "")]
+    saved.append(training.checkpointer.wait())
+    return [*saved, "has ended; only a restart" in (training.checkpointer.take_error() or "")]
 
 
 def test_a_writer_that_dies_costs_checkpoints_and_not_the_training(ranks: Ranks, tmp_path: Path) -> None:
