@@ -65,8 +65,8 @@ class DeviceUnderTest:
 def gemm(device: DeviceUnderTest, seconds: float, drill: bool = False) -> dict[str, Any]:
     """Multiply matrices with a known product repeatedly, and compare every bit.
 
-    The elements are whole numbers of at most 8. So every partial sum is a whole number of at most 64 n. float32 holds
-    it exactly for n up to 2¹⁸, in any order of summation. The first product is checked on the CPU by its row and column
+    The elements are whole numbers of at most 8. So every partial sum is a whole number of at most 64 n. In float32 it
+    is exact for n up to 2¹⁸, in any order of summation. The first product is checked on the CPU by its row and column
     sums, which are known without a multiplication of matrices. The products that follow are in bfloat16 and must equal
     the first one, rounded.
 

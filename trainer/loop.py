@@ -243,8 +243,8 @@ def check_folders(job: TrainJob) -> None:
     """Create the folders of the attempt, if it may use them.
 
     Raises:
-        UserError: the run folder holds the telemetry of another attempt, or the checkpoint folder holds a checkpoint
-            and the user did not say whether to resume it.
+        UserError: the run folder holds the telemetry of another attempt. Or the checkpoint folder holds a checkpoint,
+            and neither --resume nor --from-scratch was given.
     """
     if (job.run_dir / "telemetry.jsonl").exists():
         raise UserError(

@@ -154,8 +154,8 @@ class CheckpointConfig:
 class Recipe:
     """One training run.
 
-    It ends after ``steps`` updates. The schedule has a length of its own, so a run can be stopped early or be extended
-    without a change of the learning rate.
+    It ends after ``steps`` updates. The schedule has a length of its own. So a run can end earlier or later without a
+    change of the learning rate.
 
     ``precision`` is the format of parameters and activations in forward and backward pass. Master weights, the
     optimizer and sums over ranks are always fp32. ``engine`` spreads the model over ranks. ``checkpoint_activations``

@@ -77,7 +77,7 @@ class PhaseFile:
         Args:
             phase: the phase.
             step: the last update; None while it is unknown.
-            again: write the line in any case. It tells a watcher that the phase makes progress.
+            again: write the line in any case. It shows that the phase makes progress.
         """
         if self._file and (again or phase != self._current):
             written = self._file.write({"ts": round(time.time(), 6), "phase": phase, "step": step})

@@ -1,4 +1,4 @@
-"""The environment variables that tell a rank who it is and where the ranks meet.
+"""The environment variables of a rank: its number, the number of ranks, and where they meet.
 
 torchrun and the node agent set the first group. Slurm sets its own for the tasks of a job step.
 """

@@ -1,4 +1,4 @@
-"""Write a file so that a crash cannot leave half of it behind."""
+"""Write a file so that it is whole after a crash."""
 
 import os
 import threading

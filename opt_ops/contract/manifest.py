@@ -8,7 +8,7 @@ When all reports are there, rank 0 merges them into ``manifest.json``. Then it w
 SHA-256 of the manifest. A crash at any point leaves a folder without marker.
 
 A durable checkpoint, ``step-…``, holds its shards. A snapshot, ``snapshot-…``, lies beside it and holds only the
-manifest, which names the nodes whose disks hold the shards, each on two nodes.
+manifest. Its shards are on the disks of the nodes that the manifest names, each on two.
 """
 
 import hashlib
@@ -186,8 +186,8 @@ def commit(
 def verify(path: Path) -> Manifest:
     """Read every byte of the checkpoint ``path`` and compare it with the manifest.
 
-    A snapshot needs one good copy of each file. Files that only other hosts hold cannot be read from here: each node
-    has read its files back before the snapshot was committed, and reads them again before training resumes.
+    A snapshot needs one good copy of each file. Files that only other hosts hold cannot be read from here. Each node
+    has read its files back before the snapshot was committed. It reads them again before training resumes.
 
     Raises:
         CheckpointError: the checkpoint is missing, torn, damaged or stale. ``why`` names the file and the damage.

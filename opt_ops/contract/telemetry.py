@@ -82,8 +82,8 @@ class TelemetryLine(OptimizerFields):
 class LineFile:
     """A ``*.jsonl`` file with one writer. It holds whole lines only.
 
-    A line that cannot be written, as on a full disk, is dropped, and the part of it that reached the file is cut off.
-    The log says so once when it begins, and once when lines can be written again.
+    A line that cannot be written, as on a full disk, is dropped. If a part of it reached the file, that is cut off. The
+    log says so once when it begins, and once when lines can be written again.
 
     Raises:
         OSError: the file cannot be opened.

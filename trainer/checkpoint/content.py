@@ -38,8 +38,8 @@ class Content:
 def examine(path: Path) -> Content:
     """Verify the checkpoint ``path`` and read all of its tensors, part by part.
 
-    All numbers must be finite. The optimizer must have made the same number of updates for all parameters: at most as
-    many as the step says, and more than in the earlier save. The weights must differ from those of the earlier save.
+    All numbers must be finite. The optimizer must have made the same number of updates for all parameters. That number
+    is at most the step, and more than in the earlier save. The weights must differ from those of the earlier save.
 
     Raises:
         CheckpointError: it is damaged, or its content is not a state of training.

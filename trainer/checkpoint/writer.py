@@ -35,8 +35,8 @@ class Writer:
     """A rank's handle on its writer. The writer makes one save at a time.
 
     The process is forked, which takes less time and memory than a second start. The fork must come before this process
-    opens connections or a GPU: a copy of them in another process would hide the death of this one from its peers. The
-    writer ends with this process.
+    opens connections or a GPU. Otherwise the writer would hold copies of them, and peers would not notice the death of
+    this process. The writer ends with this process.
 
     Attributes:
         pid: process id of the writer.

@@ -1,9 +1,9 @@
 """Read checkpoints of metaseq: one file, model-parallel parts, or parts in flat shards of fairscale's FSDP.
 
 Names end in ``-model_part-<i>-shard<j>.pt``; either may be missing. ``model`` in a file holds the weights. If they are
-flat, ``shard_metadata`` names the parameters that lie in a shard one after the other, and the padding at its end
-(fairscale 0.4, ``FullyShardedDataParallel.local_metadata_dict``). The fused projection of attention holds keys, values
-and queries in this order, in each part for itself.
+flat, ``shard_metadata`` lists the parameters of a shard in their order, and the padding at its end. It is made by
+fairscale 0.4, ``FullyShardedDataParallel.local_metadata_dict``. In each part, the fused projection of attention holds
+keys, values and queries in this order.
 """
 
 import re

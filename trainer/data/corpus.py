@@ -49,7 +49,7 @@ class Corpus:
 
     @property
     def sources(self) -> list[str]:
-        """The sources of the text, for people."""
+        """The sources of the text, as ``config.json`` lists them."""
         return [str(path) for path in self.paths] or ["Python standard library"]
 
 

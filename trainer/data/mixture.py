@@ -33,8 +33,8 @@ def turns(parts: Sequence[int]) -> np.ndarray:
     """The corpus of each turn: a sequence of sum(``parts``) turns, to be repeated without end.
 
     The exact share of corpus *c* after *n* turns is *n* · parts[c] / sum(parts). The number of its turns is always that
-    share, rounded up or down. This is the quota method (Balinski and Young 1975): of the corpora whose share is not
-    used up, the one that needs its next turn first gets it.
+    share, rounded up or down. This is the quota method (Balinski and Young 1975). A turn goes to a corpus whose share
+    is not used up; of several, to the one that needs its next turn first.
 
     Returns:
         One-dimensional array of indices into ``parts``.

@@ -42,9 +42,9 @@ class DropoutClock:
 def keep_mask(shape: torch.Size, p: float, site: int | Tensor, clock: DropoutClock, device: torch.device) -> Tensor:
     """The mask of a dropout: False, with probability ``p``, for elements that are dropped.
 
-    It is a hash of seed, step, site, index of the sample in the lineage, position of the token in the sequence, and
-    channel. So a rank that holds a slice of the activation computes that slice of the mask. The loss is the same in
-    every data-parallel and tensor-parallel layout and after a restart, and there is no generator state to save.
+    It is a hash of seed, step, site, sample index in the lineage, token position in the sequence, and channel. So a
+    rank that holds a slice of the activation computes that slice of the mask. The loss is the same in every
+    data-parallel and tensor-parallel layout, and after a restart. There is no generator state to save.
 
     Args:
         shape: [batch, sequence, channel] of this rank's part.

@@ -109,9 +109,9 @@ class OPT(nn.Module):
             tokens: ids, [batch, sequence].
 
         Returns:
-            Logits [batch, sequence, padded vocabulary], and a scalar that shows divergence early: the l2 norm of the
-            output of the last layer, summed over this rank's tokens. With tensor parallelism the logits are a DTensor
-            that is sharded over the vocabulary, and this rank's tokens are its shard of the sequence.
+            Logits [batch, sequence, padded vocabulary], and the l2 norm of the last layer's output, summed over this
+            rank's tokens. This scalar shows divergence early. With tensor parallelism the logits are a DTensor, sharded
+            over the vocabulary. This rank's tokens are then its shard of the sequence.
         """
         self.clock.start(tokens.device)
         x = self.embed_tokens(tokens)

@@ -56,8 +56,8 @@ def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:
     """The (dp, tp) that ``world`` processes form with the recipe.
 
     Raises:
-        UserError: heads, vocabulary or sequence cannot be divided by tp, the batch has fewer sequences than there are
-            data-parallel ranks, or the recipe asks for another number of processes.
+        UserError: the recipe asks for another number of processes. Or tp does not divide heads, vocabulary or sequence.
+            Or there are more data-parallel ranks than sequences in the batch.
     """
     tp = recipe.parallel.tp
     dp = recipe.parallel.dp or max(1, world // tp)

@@ -1,7 +1,7 @@
 """Estimate the memory and the speed of a recipe on given GPUs, and search for the best layout.
 
-Memory is arithmetic over what the trainer keeps with FSDP2 and tensor parallelism. Speed is an estimate: the sum of the
-times for arithmetic, for the traffic of tensor parallelism, for the part of FSDP's traffic that nothing hides, and for
+Memory is arithmetic over what the trainer keeps with FSDP2 and tensor parallelism. Speed is an estimate, the sum of
+four times: for arithmetic, for the traffic of tensor parallelism, for the traffic of FSDP that nothing hides, and for
 the optimizer. Its numbers come from published runs (:mod:`trainer.plan.hardware`, :data:`EXPOSED`). On those runs the
 estimate is within a fifth of what was reported; tests/trainer/test_plan.py lists them. None of it was measured on runs
 of this project.
@@ -100,11 +100,15 @@ def memory(recipe: Recipe, gpu: GpuModel, layout: PlannedLayout) -> Memory:
     """The memory that the trainer needs, by part.
 
     P is the number of parameters, S = dp and t = tp. A rank keeps fp32 master weights of 4·P/(t·S) bytes, moments of
-    8·P/(t·S) and fp32 gradients of 4·P/(t·S). If an update has several micro-batches, and neither recomputation nor
-    offload show that memory is short, the gradients of all P/t are kept in fp32 until the last one. That saves traffic.
+    8·P/(t·S) and fp32 gradients of 4·P/(t·S). Recomputation and offload show that memory is short. Without them, an
+    update of several micro-batches keeps the gradients of all P/t in fp32 until the last one. That saves traffic.
 
-    Buffers are: two layers gathered in half precision, of which one is prefetched; the gradient of one layer in half
-    precision and, for its reduction, in fp32; the embeddings, gathered all the time; and the logits (:func:`logits`).
+    Buffers hold:
+
+    - two layers, gathered in half precision; one of them is prefetched;
+    - the gradient of one layer in half precision, and in fp32 for its reduction;
+    - the embeddings, which stay gathered;
+    - the logits (:func:`logits`).
     """
     model, tp = recipe.model, layout.tp
     parameters = cost.parameters(model)
@@ -127,10 +131,17 @@ def memory(recipe: Recipe, gpu: GpuModel, layout: PlannedLayout) -> Memory:
 def activations(recipe: Recipe, layout: PlannedLayout) -> float:
     """Bytes that the layers keep for the backward pass of one micro-batch.
 
-    Each token and layer keeps 28·d bytes in half precision: two inputs and two outputs of norms (8), queries, keys and
-    values (6), the output of attention (2), the output of ReLU (8), two dropout masks (4). Tensor and sequence
-    parallelism divide them, but the gathered outputs of the norms are kept as well (4·d). With recomputation each layer
-    keeps only its input (2·d), and one layer at a time has everything. A test compares this with what autograd saves.
+    Each token and layer keeps 28·d bytes in half precision:
+
+    - two inputs and two outputs of norms: 8·d;
+    - queries, keys and values: 6·d;
+    - the output of attention: 2·d;
+    - the output of ReLU: 8·d;
+    - two dropout masks: 4·d.
+
+    Tensor and sequence parallelism divide them, but the gathered outputs of the norms are kept as well (4·d). With
+    recomputation each layer keeps only its input (2·d), and one layer at a time has everything. A test compares this
+    with what autograd saves.
     """
     model = recipe.model
     tokens = layout.micro_batch * recipe.data.seq_len
@@ -150,11 +161,11 @@ def speed(recipe: Recipe, gpu: GpuModel, layout: PlannedLayout) -> Speed:
 
     - Arithmetic: 6 operations per weight and token, and attention (:func:`trainer.model.cost.flops_per_token`), a third
       more with recomputation, at the GPU's efficiency.
-    - Tensor parallelism: in each layer two gathers and two scatters of [micro-batch, sequence, hidden] in the forward
-      pass, as many in the backward pass, and as many in the recomputed one (Megatron, arXiv 2205.05198). Nothing hides
-      them.
-    - FSDP: the weights in half precision twice per micro-batch, and the gradients in fp32 once, or once per micro-batch
-      where memory is short. :data:`EXPOSED` of this is not hidden.
+    - Tensor parallelism: each pass over a layer makes two gathers and two scatters of [micro-batch, sequence, hidden].
+      There are a forward and a backward pass, and perhaps a recomputed one (Megatron, arXiv 2205.05198). Nothing hides
+      this traffic.
+    - FSDP: the weights in half precision, twice per micro-batch. The gradients in fp32, once per update, or once per
+      micro-batch where memory is short. :data:`EXPOSED` of this is not hidden.
     - Optimizer: 28 bytes per parameter at the memory bandwidth. That takes no time on a GPU, but counts on a host.
     """
     model, world = recipe.model, layout.dp * layout.tp

@@ -1,4 +1,4 @@
-"""How long a rank works in a step, without its waits for other ranks. This tells a slow rank from those that wait."""
+"""How long a rank works in a step, without its waits for other ranks. This shows which rank is slow."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -25,9 +25,9 @@ class GpuEvent(Protocol):
 class LayerTimes:
     """The time of the layers' forward passes on a GPU, without the gathering of weights between them.
 
-    The time of a layer begins when its weights are there: these hooks are registered after those of FSDP2, so they run
-    after the GPU was told to wait for the weights. Nothing here waits for the GPU. A call in one step returns the time
-    of the step before, whose marks the GPU has passed: the all-reduce at the end of that step waited for them.
+    The time of a layer begins when its weights are there. These hooks are registered after those of FSDP2, so they run
+    after FSDP2 made the GPU wait for the weights. Nothing here waits for the GPU. A call in one step returns the time of
+    the step before. The GPU has passed the marks of that step, because the all-reduce at its end waited for them.
     """
 
     def __init__(self, layers: Iterable[nn.Module], event: Callable[[], GpuEvent]) -> None:
@@ -67,7 +67,7 @@ class CpuTime:
 
 
 def clock(layout: Layout, layers: Iterable[nn.Module]) -> LayerTimes | CpuTime | None:
-    """What measures the work of this rank. None, on all ranks alike, where nothing can measure it or nobody waits.
+    """What measures the work of this rank. None, on all ranks, if there is one rank or nothing can measure it.
 
     Args:
         layout: for the device and the number of ranks.

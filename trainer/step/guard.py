@@ -22,11 +22,11 @@ SkipReason = Literal["overflow", "out_of_band"]
 class Guard:
     """Decides for each update whether it is applied. All ranks measured the same, so all decide the same.
 
-    An update is out of band if its loss and its gradient norm are both far above the mean of the last updates: by more
-    than ``guard.deviations`` standard deviations. OLMo-core's ``SkipStepOptimizer`` (6 deviations, 128 updates) skips
-    if one of the two is. On llm.c's public curve of a healthy run of 19,560 steps that skips 70 updates. The rule here
-    skips 2. Two updates in a row are never skipped: a fault that repeats is not a single bad batch, and the supervisor
-    must see it.
+    An update is out of band if its loss and its gradient norm are both far above their mean over the last updates. Far
+    means more than ``guard.deviations`` standard deviations. OLMo-core's ``SkipStepOptimizer`` (6 deviations, 128
+    updates) skips if one of the two is. On llm.c's public curve of a healthy run of 19,560 steps that skips 70 updates.
+    The rule here skips 2. Two updates in a row are never skipped. A fault that repeats is not a single bad batch, and
+    the supervisor must see it.
 
     Args:
         recipe: for precision, loss scale and guard.

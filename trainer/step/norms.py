@@ -21,9 +21,9 @@ def block_of(name: str) -> str:
 class BlockNorms:
     """Squared l2 norms, one per block, as shares: the shares of all ranks add up to the whole.
 
-    In OPT-175B the logging of norms took about a second of each step, because metaseq went tensor by tensor. Here it is
-    one pass over all tensors, and one product with a matrix that says how much each tensor counts in each block. The
-    all-reduce that the step has anyway adds the shares up.
+    In OPT-175B the logging of norms took about a second of each step, because metaseq went tensor by tensor. Here it
+    takes one pass over all tensors and one matrix product. The matrix says how much each tensor counts in each block.
+    The all-reduce that the step has anyway adds the shares up.
 
     Args:
         engine: for the names of parameters and the shards of this rank. A shard that several ranks hold counts once.
