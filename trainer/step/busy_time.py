@@ -26,8 +26,8 @@ class LayerTimes:
     """The time of the layers' forward passes on a GPU, without the gathering of weights between them.
 
     The time of a layer begins when its weights are there. These hooks are registered after those of FSDP2, so they run
-    after FSDP2 made the GPU wait for the weights. Nothing here waits for the GPU. A call in one step returns the time of
-    the step before. The GPU has passed the marks of that step, because the all-reduce at its end waited for them.
+    after FSDP2 made the GPU wait for the weights. Nothing here waits for the GPU. A call in one step returns the time
+    of the step before. The GPU has passed the marks of that step, because the all-reduce at its end waited for them.
     """
 
     def __init__(self, layers: Iterable[nn.Module], event: Callable[[], GpuEvent]) -> None:
