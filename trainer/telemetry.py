@@ -115,13 +115,8 @@ class Telemetry:
     ) -> TelemetryLine:
         """Append the line of update ``step`` and return it. A step lasts from the line before it, or from the start.
 
-        Args:
-            step: number of the update.
-            outcome: of the step.
-            optimizer: its settings are read back from it.
-            overheads: seconds of this step that were not spent on training.
-            save_error: why a save has failed since the line before.
-            valid: losses on validation data, by corpus.
+        The settings are read back from ``optimizer``. ``save_error`` is why a save has failed since the line before.
+        ``valid`` has the losses on validation data, by corpus.
         """
         now = time.monotonic()
         measured, progress = outcome.measured, outcome.progress
