@@ -35,10 +35,12 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from opt_ops.contract import manifest
+from opt_ops.contract.environment import place_from_environment
 from opt_ops.contract.fence import Fence
 from trainer import recipes
 from trainer.checkpoint import Checkpointer, Destination, Writer
-from trainer.parallel import build, mesh
+from trainer.parallel import mesh
+from trainer.parallel.build import build
 
 CONTENDERS = {
     "durable": "ours, durable",
@@ -119,8 +121,8 @@ def contend(kind: str, recipe_name: str, settings: list[str], rounds: int, folde
     }
     writer = Writer() if kind in ("durable", "snapshot") else None
     recipe = recipes.build(recipe_name, settings)
-    place = mesh.place_from_environment(os.environ)
-    built = build.build(recipe, mesh.start(place, 1, 1))
+    place = place_from_environment(os.environ)
+    built = build(recipe, mesh.start(place, 1, 1))
     state = built.state()
     parameters = [t for group in state.values() for t in _tensors(group)]
     if writer:

@@ -32,15 +32,16 @@ import numpy as np
 import torch
 from torch.nn.utils import get_total_norm
 
+from opt_ops.contract.environment import Place
 from trainer import recipes
 from trainer.data.samples import Samples
-from trainer.parallel import build, mesh
+from trainer.parallel import mesh
+from trainer.parallel.build import build
 from trainer.parallel.engine import Engine
-from trainer.parallel.mesh import Place
 from trainer.recipes import Recipe
+from trainer.step.measured import Progress
 from trainer.step.norms import BlockNorms
 from trainer.step.step import advanced, forward_backward
-from trainer.telemetry import Progress
 
 # opt-tiny, a million parameters. As in OPT-125M, an evaluation takes as many sequences as a batch has.
 SHAPE = ("data.global_batch=16", "data.micro_batch=16", "evaluate_sequences=16")
@@ -85,7 +86,7 @@ def clock() -> float:
 def norms_beside_a_step(recipe: Recipe, rounds: int) -> dict[str, tuple[float, float]]:
     """By variant: median seconds of the norms, and of a whole step with them."""
     layout = mesh.start(Place(0, 1, 0), 1, 1)
-    engine = build.build(recipe, layout)
+    engine = build(recipe, layout)
     ids = np.random.RandomState(0).randint(4, recipe.model.vocab_size, 100_000).astype(np.uint16)
     data, norms, progress = Samples(ids, recipe.data.seq_len, recipe.seed), BlockNorms(engine), Progress()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}

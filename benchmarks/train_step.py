@@ -110,27 +110,27 @@ class MasterAdamW:
 
 def ours(recipe: Recipe, folder: Path) -> Step:
     """The steps of ``python -m trainer``."""
+    from opt_ops.contract.environment import Place
     from opt_ops.contract.fence import Fence
     from opt_ops.contract.signals import Signals
-    from trainer.checkpoint.schedule import Saves
+    from trainer.checkpoint.schedule import SaveSchedules
     from trainer.parallel import mesh
     from trainer.parallel.build import build
-    from trainer.parallel.mesh import Place
     from trainer.step.checksums import Checksums
     from trainer.step.guard import Guard
-    from trainer.step.rank_inputs import Outside
+    from trainer.step.measured import Progress
+    from trainer.step.rank_inputs import RankInputs
     from trainer.step.step import Steps
-    from trainer.telemetry import Progress
 
     layout = mesh.start(Place(0, 1, 0), 1, 1)
     spread = build(recipe, layout)
     weights = dict(first_weights(recipe))
     for name, parameter in spread.state()["model"].items():  # a GPU draws others
         spread.local(parameter).copy_(weights[name])
-    saves = Saves(recipe, snapshots=False)
-    outside = Outside(folder, layout, Signals(), Fence(None, "benchmark"), saves)
+    saves = SaveSchedules(recipe, snapshots=False)
+    inputs = RankInputs(folder, layout, Signals(), Fence(None, "benchmark"), saves)
     checksums = Checksums(spread.model, spread.optimizer, layout, recipe.checksum_every)
-    steps = Steps(recipe, (), (), spread, Bytes(recipe.data.seq_len), Guard(recipe), outside, checksums)
+    steps = Steps(recipe, (), (), spread, Bytes(recipe.data.seq_len), Guard(recipe), inputs, checksums)
     progress = Progress()
 
     def step(_update: int) -> float:

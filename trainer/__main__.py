@@ -1,39 +1,38 @@
-"""``python -m trainer``: read the command line, train, and say by the exit code how it ended."""
+"""The command ``python -m trainer``: read the command line, train, and end with the exit code for the outcome."""
 
 import argparse
 import contextlib
 import faulthandler
-import math
 import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
+from opt_ops.contract.environment import RankEnvironmentError
+from opt_ops.contract.exit_codes import ExitCode
+from opt_ops.contract.fence import SupersededError
+from opt_ops.contract.learning_rate import parse_lr_factor
 from opt_ops.contract.manifest import CheckpointError
 from opt_ops.contract.signals import Signals
+from opt_ops.contract.skip_windows import parse_skip_window
 from trainer import recipes
-from trainer.console import say
-from trainer.errors import (
-    CorruptionError,
-    LossScaleError,
-    NonFiniteError,
-    PeerCorruptionError,
-    SupersededError,
-    UserError,
-)
+from trainer.console import print_line
+from trainer.errors import CorruptionError, LossScaleError, NonFiniteError, PeerCorruptionError, UserError
 
-EXIT_UNFORESEEN = 1
-EXIT_OUT_OF_MEMORY = 84
-EXIT_CODES: dict[type[Exception], int] = {
-    UserError: 78,
-    CheckpointError: 65,
-    NonFiniteError: 82,
-    SupersededError: 83,
-    CorruptionError: 85,
-    LossScaleError: 86,
-    PeerCorruptionError: 87,
+_Pair = TypeVar("_Pair")
+
+EXIT_CODES: dict[type[Exception], ExitCode] = {
+    UserError: ExitCode.USER_ERROR,
+    RankEnvironmentError: ExitCode.USER_ERROR,
+    CheckpointError: ExitCode.CHECKPOINT_REFUSED,
+    NonFiniteError: ExitCode.NOT_FINITE,
+    SupersededError: ExitCode.SUPERSEDED,
+    CorruptionError: ExitCode.CORRUPT_DATA,
+    LossScaleError: ExitCode.LOSS_SCALE_FLOOR,
+    PeerCorruptionError: ExitCode.PEER_CORRUPT_DATA,
 }
 
 _EXAMPLES = """\
@@ -44,14 +43,19 @@ examples:
       --resume runs/1/1.00/checkpoints/step-00000450 --lr-factor 450:0.75 --skip-batches 451:510
 
 exit codes:
-  0 done; 1 unforeseen error; 65 bad checkpoint; 78 user error; 82 training diverged; 83 a newer attempt exists;
-  84 out of memory; 85 this rank's data is corrupt; 86 loss scale at its floor; 87 another rank's data is corrupt;
+  0 all steps are done; 1 unexpected error; 65 checkpoint missing or damaged; 78 user error;
+  82 loss or gradient norm not finite; 83 a newer attempt exists; 84 out of memory;
+  85 data of this rank is corrupt; 86 loss scale at its floor; 87 data of another rank is corrupt;
   130, 143 stopped by a signal
 """
 
 
 def main(signals: Signals) -> int:
-    """Parse, train, and return the exit code."""
+    """Read the command line, train, and return the exit code.
+
+    Args:
+        signals: the signal handlers of this process.
+    """
     process_start = time.monotonic()
     try:
         arguments = _parser().parse_args()
@@ -60,24 +64,24 @@ def main(signals: Signals) -> int:
         else:
             _train(arguments, process_start, signals)
     except tuple(EXIT_CODES) as error:
-        say(f"error: {error}", sys.stderr)
+        print_line(f"error: {error}", sys.stderr)
         return EXIT_CODES[type(error)]
-    except Exception as error:  # noqa: BLE001  the last line of defence: everything else is exit code 1
+    except Exception as error:  # noqa: BLE001  all other errors end with exit code 1
         with contextlib.suppress(OSError):
             traceback.print_exc()
         if not _is_out_of_memory(error):
-            return EXIT_UNFORESEEN
-        say(
+            return ExitCode.UNEXPECTED_ERROR
+        print_line(
             "error: out of memory; the traceback above says where. Lower data.micro_batch, or spread the model over "
             "more ranks (more nodes, a higher parallel.tp).",
             sys.stderr,
         )
-        return EXIT_OUT_OF_MEMORY
-    return 0
+        return ExitCode.OUT_OF_MEMORY
+    return ExitCode.DONE
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, a GPU's allocator or torch's CPU allocator, which has no exception of its own, has run out."""
+    """Whether Python, a GPU's allocator or torch's CPU allocator is out of memory. The last has no error class."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
@@ -89,16 +93,16 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
         if getattr(arguments, option) is None:
             raise UserError(f"--{option.replace('_', '-')} is required; --help shows examples.")
     if arguments.fence and not arguments.attempt:
-        raise UserError("--fence needs --attempt: which of the attempts that the file may name is this one?")
+        raise UserError("--fence needs --attempt: the name of this attempt, as the file would give it.")
     if arguments.fence:
         signals.leave_sigterm_to_supervisor()
     recipe = recipes.build(arguments.recipe, arguments.set)
-    lr_factors = [_lr_factor(text) for text in arguments.lr_factor]
-    skips = [_skip(text) for text in arguments.skip_batches]
-    from trainer.loop import Job, train  # torch comes in here, after all that can be told without it
+    lr_factors = [_parsed("--lr-factor", parse_lr_factor, text) for text in arguments.lr_factor]
+    skips = [_parsed("--skip-batches", parse_skip_window, text) for text in arguments.skip_batches]
+    from trainer.loop import TrainJob, train  # imports torch, so errors that need no torch are found first
 
     train(
-        Job(
+        TrainJob(
             recipe_name=arguments.recipe,
             recipe=recipe,
             run_dir=arguments.run_dir,
@@ -122,50 +126,54 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # argparse would exit with 2, which is not in the table of exit codes
+    def error(self, message: str) -> NoReturn:  # argparse would exit with 2, which is not one of our exit codes
         raise UserError(f"{message}; --help shows examples.")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m trainer",
-        description="Pre-train an OPT language model, alone or as one of the ranks that torchrun or Slurm started.",
+        description="Pre-train an OPT language model, in one process or as one of the ranks of torchrun or Slurm.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--list-recipes", action="store_true", help="print recipes and their settings, and exit")
-    parser.add_argument("--recipe", metavar="NAME", help="what to train")
+    parser.add_argument("--list-recipes", action="store_true", help="print all recipes with their settings, and exit")
+    parser.add_argument("--recipe", metavar="NAME", help="the recipe to train")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting of the recipe; repeatable"
     )
     _add_places(parser)
-    _add_beginnings(parser)
+    _add_start(parser)
     _add_data(parser)
     parser.add_argument("--attempt", metavar="ID", help="name of this attempt (default: the name of --run-dir)")
-    parser.add_argument("--fence", metavar="FILE", type=Path, help="leave when this file names another attempt")
+    parser.add_argument(
+        "--fence", metavar="FILE", type=Path, help="end with exit code 83 when this file names another attempt"
+    )
     return parser
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run-dir", metavar="DIR", type=Path, help="folder of this attempt: configuration, telemetry")
-    parser.add_argument("--checkpoint-dir", metavar="DIR", type=Path, help="folder of this run's checkpoints")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", type=Path, help="folder of this attempt, for configuration and telemetry"
+    )
+    parser.add_argument("--checkpoint-dir", metavar="DIR", type=Path, help="folder for the checkpoints of this run")
     parser.add_argument(
         "--snapshot-dir",
         metavar="DIR",
         type=Path,
-        help="folder on the node's own disk for snapshots between checkpoints; {node} stands for the node's name",
+        help="folder on the node's own disk, for snapshots between checkpoints; {node} stands for the node's name",
     )
     parser.add_argument(
         "--checkpoint-copy",
         metavar="URL",
         default="",
-        help="second place for checkpoints, at any URL that fsspec knows: s3://bucket/run, or a folder",
+        help="where to copy each checkpoint to: a folder, or any URL that fsspec knows, such as s3://bucket/run",
     )
 
 
-def _add_beginnings(parser: argparse.ArgumentParser) -> None:
-    """What training begins with, and what is changed from there on."""
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    """Options for what training starts with, and for what changes from there on."""
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", metavar="CHECKPOINT", type=Path, help="continue from this step-… folder")
     start.add_argument("--from-scratch", action="store_true", help="start over although there are checkpoints")
@@ -173,21 +181,21 @@ def _add_beginnings(parser: argparse.ArgumentParser) -> None:
         "--init-from",
         metavar="CHECKPOINT",
         type=Path,
-        help="begin with the weights of this checkpoint, which trainer.convert may have made; --resume outranks it",
+        help="start with the weights of this checkpoint, for example from trainer.convert; --resume has precedence",
     )
     parser.add_argument(
         "--lr-factor",
         metavar="STEP:FACTOR",
         action="append",
         default=[],
-        help="multiply the learning rate of all updates after STEP; repeatable",
+        help="multiply the learning rate of all updates after STEP by FACTOR; repeatable",
     )
     parser.add_argument(
         "--skip-batches",
         metavar="FIRST:LAST",
         action="append",
         default=[],
-        help="leave these batches of the original order out, both included, 1 being the first; repeatable",
+        help="skip batches FIRST to LAST of the original order, both included; 1 is the first batch; repeatable",
     )
 
 
@@ -197,15 +205,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]PATH[:WEIGHT]",
         action="append",
         default=[],
-        help='JSONL file with a "text" per line, or a folder of them; repeatable: all are one corpus, or each, with '
-        "weights, one of its own (default: Python's own manual)",
+        help='JSONL file with a "text" in each line, or a folder of such files; repeatable. Without weights all paths '
+        "are one corpus; with weights each is a corpus of its own (default: the texts of Python's standard library)",
     )
     parser.add_argument(
         "--valid",
         metavar="[NAME=]PATH[:EVERY]",
         action="append",
         default=[],
-        help="the same for a corpus to evaluate on, every so many updates (default: evaluate_every); repeatable",
+        help="a corpus to evaluate on after each EVERY updates (default: evaluate_every); repeatable",
     )
     parser.add_argument(
         "--tokenizer",
@@ -215,29 +223,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _lr_factor(text: str) -> tuple[int, float]:
-    step, _, factor = text.partition(":")
+def _parsed(option: str, parse: Callable[[str], _Pair], text: str) -> _Pair:
     try:
-        pair = int(step), float(factor)
-    except ValueError:
-        pair = 0, 0.0
-    if not 0 < pair[1] < math.inf:
-        raise UserError(f"--lr-factor {text}: expected STEP:FACTOR with a factor above 0, for example 450:0.75.")
-    return pair
-
-
-def _skip(text: str) -> tuple[int, int]:
-    first, _, last = text.partition(":")
-    try:
-        window = int(first), int(last)
-    except ValueError:
-        window = 0, 0
-    if not 1 <= window[0] <= window[1]:
-        raise UserError(
-            f"--skip-batches {text}: expected FIRST:LAST, two batches of which the first is at least 1 and the last "
-            "not before it, for example 301:360."
-        )
-    return window
+        return parse(text)
+    except ValueError as error:
+        raise UserError(f"{option} {text}: {error}") from None
 
 
 def _list_recipes() -> None:
@@ -249,10 +239,10 @@ def _list_recipes() -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    # As early as can be: up to here only the standard library was imported; torch comes in within main().
+    # The handlers come first: until here only the standard library was imported. main() imports torch.
     code = main(Signals())
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    # Without the interpreter's farewell: it joins background threads, and one may wait for a peer that is gone.
+    # Not sys.exit(): it joins background threads, and one of them may wait for a lost peer.
     os._exit(code)

@@ -1,28 +1,27 @@
-"""What can end a training run on purpose. ``python -m trainer`` turns each into its exit code."""
+"""The errors that end training on purpose. ``python -m trainer`` turns each of them into an exit code.
+
+:class:`opt_ops.contract.manifest.CheckpointError` and :class:`opt_ops.contract.fence.SupersededError` are two more.
+"""
 
 
 class UserError(ValueError):
-    """A recipe, setting, path or layout that cannot work; trying again is of no use. Exit code 78.
+    """A recipe, setting, path or layout cannot work. A retry would fail in the same way. Exit code 78.
 
-    The message says what is wrong, why, and what to do next: it is all that the user sees.
+    The user sees only the message. It says what is wrong, why, and what to do next.
     """
 
 
 class NonFiniteError(ArithmeticError):
-    """The loss or the gradient norm is not finite, and the update was not applied. Exit code 82."""
+    """The loss or the gradient norm is not finite. The update was not applied. Exit code 82."""
 
 
 class CorruptionError(Exception):
-    """The checksums say that this rank's data is corrupt, and the update was not applied. Exit code 85."""
+    """Checksums show that the data of this rank is corrupt. The update was not applied. Exit code 85."""
 
 
 class PeerCorruptionError(Exception):
-    """The checksums say that another rank's data is corrupt, and the update was not applied. Exit code 87."""
+    """Checksums show that the data of another rank is corrupt. The update was not applied. Exit code 87."""
 
 
 class LossScaleError(ArithmeticError):
-    """fp16's loss scale is stuck at its floor: no update is applied any more. Exit code 86."""
-
-
-class SupersededError(Exception):
-    """A newer attempt of the lineage exists: this one must not write any more. Exit code 83."""
+    """The loss scale of fp16 is at its floor, and all updates overflow. Exit code 86."""

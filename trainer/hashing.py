@@ -1,6 +1,7 @@
-"""Pseudo-random numbers that are a function of what they are for, not of how many were drawn before.
+"""Pseudo-random numbers as a function of their purpose, not of how many were drawn before.
 
-Data order and dropout use them, so neither depends on the number of ranks, on restarts, or on a library's generator.
+Data order and dropout use them. So neither depends on the number of ranks, on restarts, or on the generator of a
+library.
 """
 
 import torch
@@ -8,24 +9,24 @@ from torch import Tensor
 
 MASK = 0xFFFFFFFF
 
-# Two rounds of xor-shift and multiply, with the constants of least bias found by C. Wellons' hash-prospector. Both are
-# below 2³¹, so that products of 64-bit signed integers never overflow and every backend gives the same bits.
+# Two rounds of xor-shift and multiply, with the constants of least bias from C. Wellons' hash-prospector. Both are
+# below 2³¹, so products of 64-bit signed integers never overflow, and every backend gives the same bits.
 _FIRST = 0x21F0AAAD
 _SECOND = 0x735A2D97
 
-# What :func:`key` adds to each word, because mix(0) is 0.
+# :func:`key` adds this to each word, because mix(0) is 0.
 ODD = 0x9E3779B9
 
 
 def mix(x: int) -> int:
-    """A bijection of [0, 2³²) in which each bit of ``x`` changes each bit of the result with a probability near ½."""
+    """A bijection of [0, 2³²). Each bit of ``x`` changes each bit of the result with a probability near ½."""
     x = ((x ^ (x >> 16)) * _FIRST) & MASK
     x = ((x ^ (x >> 15)) * _SECOND) & MASK
     return x ^ (x >> 15)
 
 
 def mix_(x: Tensor) -> Tensor:
-    """:func:`mix` of each element of an int64 tensor, in place: allocation would cost more than the arithmetic."""
+    """Apply :func:`mix` to each element of an int64 tensor, in place: allocation would cost more than arithmetic."""
     shifted = x >> 16
     x.bitwise_xor_(shifted).mul_(_FIRST).bitwise_and_(MASK)
     x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=shifted)).mul_(_SECOND).bitwise_and_(MASK)
@@ -33,7 +34,7 @@ def mix_(x: Tensor) -> Tensor:
 
 
 def key(*words: int) -> int:
-    """One number in [0, 2³²) for a sequence of integers; order matters."""
+    """One number in [0, 2³²) for a sequence of integers. Their order matters."""
     state = 0
     for word in words:
         state = mix((state + word + ODD) & MASK)

@@ -1,39 +1,42 @@
-"""The training loop: from a recipe and perhaps a checkpoint to the last step."""
+"""The training loop: from a recipe, and perhaps a checkpoint, to the last step."""
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from opt_ops.contract import manifest
+from opt_ops.contract import environment, manifest
 from opt_ops.contract.fence import Fence
+from opt_ops.contract.files import write_durably
 from opt_ops.contract.manifest import CheckpointError, Manifest
+from opt_ops.contract.phases import PhaseName
 from opt_ops.contract.signals import Signals
-from trainer import telemetry
 from trainer.checkpoint import Checkpointer, Destination, Retention, Writer
-from trainer.checkpoint.schedule import Saves
-from trainer.console import say
+from trainer.checkpoint.schedule import SaveSchedules
+from trainer.console import print_line
 from trainer.data import dataset
 from trainer.data.dataset import Dataset
 from trainer.errors import UserError
 from trainer.evaluation import Evaluation
-from trainer.parallel import build, mesh
+from trainer.parallel import mesh
+from trainer.parallel.build import build
 from trainer.parallel.engine import Engine
 from trainer.parallel.mesh import Layout
 from trainer.recipes import Recipe, trajectory_digest
 from trainer.step.checksums import Checksums
 from trainer.step.guard import Guard
-from trainer.step.rank_inputs import Outside
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import RankInputs
 from trainer.step.step import Steps
-from trainer.telemetry import Phases, Progress, Spent, Telemetry
+from trainer.telemetry import PhaseFile, StepOverheads, Telemetry, write_config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class TrainJob:
     """What the command line asks for."""
 
     recipe_name: str
@@ -56,56 +59,64 @@ class Job:
     checkpoint_copy: str = ""
 
 
-def train(job: Job) -> None:
+def train(job: TrainJob) -> None:
     """Train to the last step of the recipe.
 
     Raises:
-        UserError: something the user gave cannot work.
+        UserError: something that the user gave cannot work.
+        RankEnvironmentError: some of the variables that a rank needs are missing.
         CheckpointError: the checkpoint to resume from is missing, torn or damaged.
-        NonFiniteError: training has diverged.
-        LossScaleError: fp16's loss scale is stuck at its floor.
+        NonFiniteError: the loss or the gradient norm is not finite.
+        LossScaleError: the loss scale of fp16 stays at its floor.
         CorruptionError, PeerCorruptionError: the data of this rank, or of another, is corrupt.
         SupersededError: a newer attempt of the lineage exists.
+        RuntimeError: all steps are done, but the last checkpoint was not saved.
     """
     recipe = job.recipe
-    place = mesh.place_from_environment(os.environ)
+    place = environment.place_from_environment(os.environ)
     dp, tp = mesh.check_layout(recipe, place.world)
     check_folders(job)
     job.signals.dump_stacks_to(job.run_dir / "stacks" / f"rank-{place.rank:04d}.txt")
-    phases = Phases(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
-    phases.enter("start", None)
-    writer = Writer()  # forked before there are threads, connections or a GPU
-    data = dataset.load(job.data, job.valid, job.tokenizer, recipe, lambda: phases.enter("tokens", None, again=True))
-    phases.enter("start", None)
+    phases = PhaseFile(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
+    phases.enter(PhaseName.START, None)
+    writer = Writer()  # forked before this process has threads, connections or a GPU
+    data = dataset.load(
+        job.data, job.valid, job.tokenizer, recipe, lambda: phases.enter(PhaseName.TOKENS, None, again=True)
+    )
+    phases.enter(PhaseName.START, None)
     settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, data.digest, _initial_weights(job))
     layout = mesh.start(place, dp, tp, recipe.parallel.replicas)
     mesh.require_agreement("the recipe, its settings or the data", settings_digest + data.validation_digest)
-    Attempt(job, data, build.build(recipe, layout), writer, phases, settings_digest).run()
+    AttemptRunner(job, data, build(recipe, layout), writer, phases, settings_digest).run()
     dist.destroy_process_group()
 
 
-class Attempt:
-    """All parts of one attempt, on one rank, and the loop that they turn in.
+class AttemptRunner:
+    """Runs one attempt on one rank: holds its parts and the loop over steps.
 
     Args:
         job: what the command line asks for.
         data: what to train and to evaluate on.
         engine: with the initial weights.
         writer: of this rank's checkpoints.
-        phases: told what this rank is busy with.
-        settings_digest: of all that decides what is computed.
+        phases: where each phase is recorded.
+        settings_digest: digest of everything that decides what is computed.
+
+    Raises:
+        UserError, CheckpointError: as :func:`train`.
     """
 
     def __init__(
-        self, job: Job, data: Dataset, engine: Engine, writer: Writer, phases: Phases, settings_digest: str
+        self, job: TrainJob, data: Dataset, engine: Engine, writer: Writer, phases: PhaseFile, settings_digest: str
     ) -> None:
         recipe, layout = job.recipe, engine.layout
         self._job, self._engine, self._layout, self._phases = job, engine, layout, phases
         self._settings_digest = settings_digest
-        self._evaluation = Evaluation(recipe, data.validation, engine, phases)
+        self._evaluation = Evaluation(recipe, data.validation, engine)
         self._guard = Guard(recipe)
         fence = Fence(job.fence, job.attempt)
-        self._checkpointer = Checkpointer(writer, _destination(job, fence), engine.state(), mesh.address(os.environ))
+        address = environment.address_of_rank_0(os.environ)
+        self._checkpointer = Checkpointer(writer, _destination(job, fence), engine.state(), address)
         self._resumed = self._resume()
         self._progress = Progress()
         if found := self._resumed:
@@ -113,56 +124,70 @@ class Attempt:
         self._recorder = None
         if layout.rank == 0:
             self._recorder = _recorder(job, layout, data, _config(job, engine, data, self._progress))
-        self._saves = Saves(recipe, snapshots=job.snapshot_dir is not None)
+        self._saves = SaveSchedules(recipe, snapshots=job.snapshot_dir is not None)
         layers = () if recipe.compile else engine.model.layers
-        outside = Outside(job.run_dir, layout, job.signals, fence, self._saves, layers)
+        inputs = RankInputs(job.run_dir, layout, job.signals, fence, self._saves, layers)
         checksums = Checksums(engine.model, engine.optimizer, layout, recipe.checksum_every if engine.comparable else 0)
         samples = data.samples(recipe.data.seq_len, recipe.seed)
-        self._steps = Steps(recipe, job.lr_factors, job.skips, engine, samples, self._guard, outside, checksums)
+        self._steps = Steps(recipe, job.lr_factors, job.skips, engine, samples, self._guard, inputs, checksums)
 
     def run(self) -> None:
-        """Take the steps that are left.
+        """Run the steps that are left.
 
         Raises:
-            Exception: as :func:`train` says.
+            Exception: as :func:`train`.
         """
         steps, found = self._job.recipe.steps, self._resumed
         if found and found.nodes and self._progress.step >= steps:
-            # The attempt before had nothing left to do but to copy this snapshot to where durable checkpoints are.
+            # Nothing is left to train. But this last snapshot has no durable checkpoint yet.
             self._save(dict(found.telemetry), durable=True)
-        spent = Spent()
+        overheads = StepOverheads()
         while self._progress.step < steps:
-            spent = self._next(spent)
-        self._phases.enter("ending", self._progress.step)
+            overheads = self._next(overheads)
+        self._phases.enter(PhaseName.ENDING, self._progress.step)
         if not self._checkpointer.finish():
             error = self._checkpointer.take_error()
             raise RuntimeError(f"all steps are done, but the last checkpoint was not saved: {error}")
 
-    def _next(self, spent: Spent) -> Spent:
-        """One step, and a save where one is due; ``spent`` is what the step before gave to something else."""
+    def _next(self, overheads: StepOverheads) -> StepOverheads:
+        """Run one step, and save where a save is due.
+
+        Args:
+            overheads: seconds that were spent on saving and logging after the previous step. They count in this one.
+        """
         recipe, recorder = self._job.recipe, self._recorder
-        self._phases.enter("training", self._progress.step)
+        self._phases.enter(PhaseName.TRAINING, self._progress.step)
         step = self._progress.step + 1
         to_log = step % recipe.log_every == 0 or step == recipe.steps
-        outcome = self._steps.take(self._progress, closely=to_log)
+        outcome = self._steps.take(self._progress, parameter_norms=to_log)
         self._progress = outcome.progress
-        valid, spent.evaluation = ({}, 0.0) if outcome.fault else self._evaluation.after(step)
+        valid, overheads.evaluation = ({}, 0.0) if outcome.fault else self._evaluate(step)
         computed = time.monotonic()
         save_error = self._checkpointer.take_error()
-        line = recorder.record(step, outcome, self._engine.optimizer, spent, save_error, valid) if recorder else {}
+        line: Mapping[str, Any] = {}
+        if recorder:
+            line = recorder.record(step, outcome, self._engine.optimizer, overheads, save_error, valid)
         if outcome.fault:
-            self._phases.enter("ending", self._progress.step)
-            self._checkpointer.wait()  # what is being saved is of before
+            self._phases.enter(PhaseName.ENDING, self._progress.step)
+            self._checkpointer.wait()  # a save in flight holds an earlier, good state
             raise outcome.fault
         if recorder and to_log:
             _print_progress(line, recipe.steps)
-        spent = Spent(logging=time.monotonic() - computed)
+        overheads = StepOverheads(logging=time.monotonic() - computed)
         if outcome.measured.save_requested or outcome.measured.snapshot_due:
-            spent.saving = self._save(line, durable=outcome.measured.save_requested)
-        return spent
+            overheads.saving = self._save(line, durable=outcome.measured.save_requested)
+        return overheads
+
+    def _evaluate(self, step: int) -> tuple[dict[str, float], float]:
+        """The losses on the corpora that are due after ``step``, and the seconds that this took."""
+        due = self._evaluation.due(step)
+        if not due:
+            return {}, 0.0
+        self._phases.enter(PhaseName.EVALUATION, step)
+        return self._evaluation.run(due)
 
     def _resume(self) -> Manifest | None:
-        """Read what training begins with, if anything; what it is resumed from."""
+        """Read the weights or the state that training begins with. Returns what it resumes from, if anything."""
         job, checkpointer = self._job, self._checkpointer
         if not job.resume:
             if job.init_from:
@@ -171,25 +196,32 @@ class Attempt:
         found = checkpointer.load(job.resume)
         _require_same_shape(found, job.recipe, job.resume)
         if self._layout.rank == 0:
-            say(f"resumed from {job.resume}, step {found.step}")
+            print_line(f"resumed from {job.resume}, step {found.step}")
             if found.settings_digest != self._settings_digest:
-                say("note: settings, data, learning-rate factors or skips are not those the checkpoint was saved under")
+                print_line(
+                    "note: settings, data, learning-rate factors or skip windows differ from those of the checkpoint"
+                )
         self._guard.restore(found.guard)
         return found
 
-    def _save(self, line: dict[str, Any], *, durable: bool) -> float:
-        """Begin a checkpoint; returns the seconds that training was held up. ``line`` is the step's, on rank 0."""
-        self._phases.enter("saving", self._progress.step)
+    def _save(self, line: Mapping[str, Any], *, durable: bool) -> float:
+        """Start a save, and return the seconds that training was held up.
+
+        Args:
+            line: the telemetry line of the step, on rank 0.
+            durable: whether a durable checkpoint is needed. Otherwise a snapshot is enough.
+        """
+        self._phases.enter(PhaseName.SAVING, self._progress.step)
         start = time.monotonic()
         self._checkpointer.wait()
         if durable:
-            self._job.signals.save_requested.clear()  # what was asked for until now, this save answers
+            self._job.signals.save_requested.clear()  # this save answers all requests so far
         self._checkpointer.save(self._header(line), durable)
         cost = time.monotonic() - start
         self._saves.saved(cost, self._checkpointer.background_seconds, durable=durable)
         return cost
 
-    def _header(self, line: dict[str, Any]) -> dict[str, Any]:
+    def _header(self, line: Mapping[str, Any]) -> dict[str, Any]:
         job = self._job
         return {
             **asdict(self._progress),
@@ -198,7 +230,7 @@ class Attempt:
             "ts": time.time(),
             "layout": _layout(self._layout),
             "settings_digest": self._settings_digest,
-            "seed": job.recipe.seed,  # with the step, the state of every random choice
+            "seed": job.recipe.seed,  # with the step, this is the state of every random choice
             "schedule": _schedule(job.recipe),
             "lr_factors": job.lr_factors,
             "skips": job.skips,
@@ -207,11 +239,12 @@ class Attempt:
         }
 
 
-def check_folders(job: Job) -> None:
-    """Refuse to start over in silence or to write into another attempt's telemetry; make the folders.
+def check_folders(job: TrainJob) -> None:
+    """Create the folders of the attempt, if it may use them.
 
     Raises:
-        UserError: one of the two.
+        UserError: the run folder holds the telemetry of another attempt. Or the checkpoint folder holds a checkpoint,
+            and neither --resume nor --from-scratch was given.
     """
     if (job.run_dir / "telemetry.jsonl").exists():
         raise UserError(
@@ -227,9 +260,9 @@ def check_folders(job: Job) -> None:
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
 
 
-def _destination(job: Job, fence: Fence) -> Destination:
+def _destination(job: TrainJob, fence: Fence) -> Destination:
     rule = job.recipe.checkpoint
-    node = mesh.node(os.environ)
+    node = environment.node_name(os.environ)
     return Destination(
         folder=job.checkpoint_dir,
         node=node,
@@ -244,17 +277,17 @@ def _destination(job: Job, fence: Fence) -> Destination:
 
 
 def _require_same_shape(found: Manifest, recipe: Recipe, path: Path) -> None:
-    """What the parameters' own shapes do not tell, and would be computed with in silence."""
+    """Compare the settings of the model that the shapes of parameters do not show."""
     for name in ("vocab_size", "num_heads", "norm"):
         theirs, ours = (found.model or {}).get(name), getattr(recipe.model, name)
         if theirs not in {None, ours}:
             raise UserError(
-                f"{path} is of another model: its {name} is {theirs}. Use it with --set model.{name}={theirs}."
+                f"{path} holds another model: its {name} is {theirs}, not {ours}. Add --set model.{name}={theirs}."
             )
 
 
-def _initial_weights(job: Job) -> str | None:
-    """What identifies the weights that the run began with, if they were given: the digest in the marker."""
+def _initial_weights(job: TrainJob) -> str | None:
+    """The identity of the weights that the run began with, if they were given: the digest in the marker."""
     if job.init_from is None:
         return None
     try:
@@ -262,16 +295,16 @@ def _initial_weights(job: Job) -> str | None:
     except CheckpointError:
         if not job.resume:
             raise
-        return None  # they are not needed any more
+        return None  # the weights come from the checkpoint to resume
 
 
-def _recorder(job: Job, layout: Layout, data: Dataset, config: dict[str, Any]) -> Telemetry:
-    telemetry.write_config(job.run_dir, config)
-    manifest.write_durably(job.run_dir / "tokenizer.json", data.tokenizer.text)
+def _recorder(job: TrainJob, layout: Layout, data: Dataset, config: dict[str, Any]) -> Telemetry:
+    write_config(job.run_dir, config)
+    write_durably(job.run_dir / "tokenizer.json", data.tokenizer.text)
     return Telemetry(job.run_dir / "telemetry.jsonl", job.recipe, layout, job.process_start)
 
 
-def _config(job: Job, engine: Engine, data: Dataset, progress: Progress) -> dict[str, Any]:
+def _config(job: TrainJob, engine: Engine, data: Dataset, progress: Progress) -> dict[str, Any]:
     recipe = job.recipe
     config = recipe.optim
     return {
@@ -305,9 +338,9 @@ def _layout(layout: Layout) -> dict[str, int]:
     return {"world": layout.world, "dp": layout.dp, "tp": layout.tp}
 
 
-def _print_progress(line: dict[str, Any], steps: int) -> None:
+def _print_progress(line: Mapping[str, Any], steps: int) -> None:
     gnorm = "overflow" if line["gnorm"] is None else f"{line['gnorm']:.3f}"
-    say(
+    print_line(
         f"{time.strftime('%Y-%m-%d %H:%M:%S')}  step {line['num_updates']}/{steps}  loss {line['loss']:.4f}  "
         f"lr {line['lr']:.3g}  gnorm {gnorm}  {line['wps']:,.0f} tokens/s"
     )

@@ -1,12 +1,13 @@
-"""The optimizer as OPT had it, its schedule, and what it says of itself."""
+"""The optimizer with OPT's settings, its learning-rate schedule, and the values that it really uses."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from opt_ops.contract.learning_rate import total_lr_factor
+from opt_ops.contract.telemetry import OptimizerFields
 from trainer.recipes import OptimConfig
 
 
@@ -20,15 +21,14 @@ def learning_rate(step: int, config: OptimConfig, lr_factors: Sequence[tuple[int
     """
     decayed = max(0, min(step, config.total_steps) - config.warmup_steps)
     decay = 1 - (1 - config.final_fraction) * decayed / (config.total_steps - config.warmup_steps)
-    factors = math.prod(factor for after, factor in lr_factors if after < step)
-    return config.peak_lr * min(step / config.warmup_steps, decay) * factors
+    return config.peak_lr * min(step / config.warmup_steps, decay) * total_lr_factor(step, lr_factors)
 
 
 def build(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over (sharded) ``parameters``, its state allocated, so that a checkpoint can be read into it.
+    """AdamW over ``parameters``, which may be sharded. Its state is allocated, so a checkpoint can be read into it.
 
-    Weight decay is decoupled and applies to all parameters, biases and norms included: metaseq's FSDP flattened them
-    into one tensor per layer, so OPT was trained that way.
+    Weight decay is decoupled and applies to all parameters, biases and norms included. OPT was trained that way,
+    because metaseq's FSDP flattened the parameters of a layer into one tensor.
     """
     optimizer = torch.optim.AdamW(parameters, **settings(config))
     optimizer.param_groups[0]["clip_norm"] = config.clip_norm
@@ -37,12 +37,12 @@ def build(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.opti
 
 
 def settings(config: OptimConfig) -> dict[str, Any]:
-    """What AdamW is made with."""
+    """The arguments of AdamW."""
     return {"lr": 0.0, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay, "fused": True}
 
 
 def allocate(optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW its state, as it stands before the first update."""
+    """Allocate the state of AdamW as it is before the first update."""
     for parameter in optimizer.param_groups[0]["params"]:
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
@@ -52,7 +52,7 @@ def allocate(optimizer: torch.optim.Optimizer) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Of this update, whether it is applied or skipped: telemetry reads it back."""
+    """Set the learning rate of an update. Do this also for an update that is skipped: telemetry reads it back."""
     optimizer.param_groups[0]["lr"] = lr
 
 
@@ -63,9 +63,9 @@ def update(
 
     Args:
         optimizer: over their parameters.
-        gradients: this rank's part of them, of a loss that was multiplied by ``loss_scale``.
-        gnorm: their global norm, without that factor.
-        loss_scale: in fp16.
+        gradients: this rank's part. They include the factor ``loss_scale``.
+        gnorm: global norm of the gradients, without that factor.
+        loss_scale: what the loss was multiplied by, in fp16.
     """
     clip_norm = optimizer.param_groups[0]["clip_norm"]
     factor = clip_norm / gnorm if gnorm > clip_norm else 1.0
@@ -76,8 +76,8 @@ def update(
     optimizer.step()
 
 
-def readback(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What the live optimizer uses, under telemetry's names: a configuration can be right and the optimizer wrong."""
+def readback(optimizer: torch.optim.Optimizer) -> OptimizerFields:
+    """The values that the live optimizer uses, under the names of telemetry. They may differ from the configuration."""
     group = optimizer.param_groups[0]
     return {
         "lr": float(group["lr"]),

@@ -1,4 +1,4 @@
-"""Recipes: all that decides what a run computes, as frozen dataclasses, and ``--set key=value`` on top of them."""
+"""Recipes: everything that decides what a run computes, as frozen dataclasses. ``--set key=value`` changes them."""
 
 import hashlib
 import json
@@ -29,11 +29,11 @@ _VOCAB_MULTIPLE = 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The shape of an OPT model. Its feed-forward layers are four times as wide as the hidden size, as in all.
+    """The shape of an OPT model. As in all OPT models, feed-forward layers are four times as wide as the hidden size.
 
-    ``norm`` says where each residual branch has its layer norm: before it, or, as in OPT-350M alone, after the
-    addition, and then there is none before the output layer. ``embed_size`` is the width of the token embeddings where
-    it is not the hidden size (0): two projections join them.
+    ``norm`` is the place of the layer norm of each residual branch. With ``pre`` it is before the branch. With
+    ``post``, as only in OPT-350M, it is after the addition, and the output layer has no norm. ``embed_size`` is the
+    width of the token embeddings, if it is not the hidden size (0). Then two projections connect them.
     """
 
     vocab_size: int
@@ -53,15 +53,17 @@ class ModelConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding matrix. Those from ``vocab_size`` on stay zero and are never predicted."""
+        """Rows of the embedding matrix. The rows from ``vocab_size`` on stay zero and are never predicted."""
         return -(-self.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Tokens per sequence, sequences per update over all ranks, and at most how many of them a rank runs at once.
+    """The sizes of sequence and batch.
 
-    Of each corpus, up to ``max_corrupt_lines`` lines that are no documents are left out.
+    A sequence has ``seq_len`` tokens. An update has ``global_batch`` sequences over all ranks; a rank runs up to
+    ``micro_batch`` of them at once. In each corpus, up to ``max_corrupt_lines`` lines that are not documents are
+    skipped.
     """
 
     seq_len: int
@@ -72,7 +74,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW and its schedule: linear warm-up to ``peak_lr``, then linear decay to ``final_fraction`` of it."""
+    """AdamW and its schedule: linear warm-up to ``peak_lr``, then linear decay to ``final_fraction`` of that."""
 
     peak_lr: float
     warmup_steps: int
@@ -86,11 +88,12 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """Ranks that share a batch (``dp``; 0: all that ``tp`` leaves) times ranks that share each layer (``tp``).
+    """How ranks share the work.
 
-    ``replicas`` copies of the parameters are kept among the ``dp`` ranks, each spread over ``dp`` / ``replicas`` of
-    them: on many nodes, the parameters are then gathered within a node or a few. ``offload`` keeps parameters and
-    optimizer in the memory of the host.
+    ``dp`` ranks share a batch, and ``tp`` ranks share each layer. With ``dp`` 0 it is the number of ranks divided by
+    ``tp``. The ``dp`` ranks hold ``replicas`` copies of the parameters, each spread over ``dp`` / ``replicas`` ranks.
+    On many nodes, parameters are then gathered within one node or a few. ``offload`` keeps parameters and optimizer in
+    the memory of the host.
     """
 
     dp: int = 0
@@ -101,9 +104,9 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossScaleConfig:
-    """fp16's dynamic loss scale, with metaseq's numbers; :mod:`trainer.step.loss_scale` says how they act.
+    """The dynamic loss scale of fp16, with metaseq's numbers. :mod:`trainer.step.loss_scale` explains the rule.
 
-    ``patience`` overflows in a row at the floor end the attempt.
+    ``patience`` overflows in a row with the scale at its floor end the attempt.
     """
 
     initial: float = 4.0
@@ -115,8 +118,11 @@ class LossScaleConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardConfig:
-    """When one update is skipped: loss and gradient norm both more than ``deviations`` standard deviations above the
-    mean of the last ``window`` updates, of which there are at least ``warm``. ``deviations`` of 0 turn it off."""
+    """When an update is skipped.
+
+    Loss and gradient norm must both be more than ``deviations`` standard deviations above their mean over the last
+    ``window`` updates. At least ``warm`` updates must have been made. ``deviations`` 0 turns it off.
+    """
 
     deviations: float = 6.0
     window: int = 128
@@ -125,12 +131,14 @@ class GuardConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
-    """How often there is a snapshot, and which checkpoints are kept; docs/trainer.md says more.
+    """How often snapshots are made, and which checkpoints are kept. docs/trainer.md says more.
 
-    ``snapshot_every`` updates there is a snapshot (0: as often as pays, by ``failure_hours`` between two failures that
-    leave snapshots intact; ``disaster_hours`` between two that do not tell the same of durable ones). The newest
-    ``keep_snapshots`` are kept, and of older ones one of every ``span_minutes`` for ``snapshot_hours``; of durable ones
-    the newest ``keep`` (0: all).
+    A snapshot is made every ``snapshot_every`` updates. With 0 the interval is the one that costs the least, if
+    failures that leave snapshots intact come every ``failure_hours``. Where snapshots are made, the interval of durable
+    checkpoints follows from ``disaster_hours``, the time between failures that destroy snapshots.
+
+    The newest ``keep_snapshots`` snapshots are kept, and for ``snapshot_hours`` one of each ``span_minutes`` before. Of
+    durable checkpoints the newest ``keep`` are kept (0: all).
     """
 
     snapshot_every: int = 0
@@ -146,14 +154,15 @@ class CheckpointConfig:
 class Recipe:
     """One training run.
 
-    It ends after ``steps`` updates; the schedule has a length of its own, so that a run can be stopped early or be
-    extended without another learning rate.
+    It ends after ``steps`` updates. The schedule has a length of its own. So a run can end earlier or later without a
+    change of the learning rate.
 
-    ``precision`` is that of parameters and activations in forward and backward pass; master weights, the optimizer and
-    sums over ranks are always fp32. ``engine`` is what spreads the model over ranks. ``checkpoint_activations`` keeps
-    of each layer only its input and computes the rest again; ``compile`` compiles each layer. Ranks compare what they
-    should hold alike after every ``checksum_every`` updates (0: never). A durable checkpoint is saved after every
-    ``checkpoint_every`` updates (0: as often as pays).
+    ``precision`` is the format of parameters and activations in forward and backward pass. Master weights, the
+    optimizer and sums over ranks are always fp32. ``engine`` spreads the model over ranks. ``checkpoint_activations``
+    keeps only the input of each layer and computes the rest again. ``compile`` compiles each layer.
+
+    Every ``checksum_every`` updates, ranks compare the data that they must hold alike (0: never). A durable checkpoint
+    is saved every ``checkpoint_every`` updates (0: at the interval that costs the least).
     """
 
     steps: int
@@ -177,7 +186,7 @@ class Recipe:
 
 
 def opt_tiny() -> Recipe:
-    """OPT with a million parameters, which learns to spell English in minutes on a laptop."""
+    """OPT with a million parameters. It learns to spell English words in minutes on a laptop."""
     return Recipe(
         steps=600,
         model=ModelConfig(
@@ -196,7 +205,7 @@ def opt_125m() -> Recipe:
 
 
 def opt_350m() -> Recipe:
-    """OPT-350M (table 1), the odd one out: layer norms after the branches, embeddings of 512 with projections."""
+    """OPT-350M (table 1). Only this size has layer norms after the branches, and embeddings of 512 with projections."""
     recipe = _opt(num_layers=24, hidden_size=1024, num_heads=16, peak_lr=3e-4, batch_tokens=_M // 2, micro_batch=8)
     return replace(recipe, model=replace(recipe.model, norm="post", embed_size=512))
 
@@ -227,20 +236,20 @@ def opt_30b() -> Recipe:
 
 
 def opt_66b() -> Recipe:
-    """OPT-66B (table 1), each layer shared by the eight GPUs of a node, as it was trained."""
+    """OPT-66B (table 1). The eight GPUs of a node share each layer, as in the original run."""
     return _opt(num_layers=64, hidden_size=9216, num_heads=72, peak_lr=0.8e-4, batch_tokens=2 * _M, tp=8)
 
 
 def opt_175b() -> Recipe:
-    """OPT-175B (table 1), each layer shared by the eight GPUs of a node, as it was trained.
+    """OPT-175B (table 1). The eight GPUs of a node share each layer, as in the original run.
 
-    Warm-up is 2000 updates. In its first stretch OPT-175B was clipped to 0.3 instead of 1 (section 2.5).
+    Warm-up is 2000 updates. In its first part the original run was clipped to 0.3 instead of 1 (section 2.5).
     """
     recipe = _opt(num_layers=96, hidden_size=12288, num_heads=96, peak_lr=1.2e-4, batch_tokens=2 * _M, tp=8)
     return replace(recipe, optim=replace(recipe.optim, warmup_steps=2000))
 
 
-# The paper rounds; metaseq's launcher has these powers of two.
+# The paper rounds its batch sizes. metaseq's launcher has these powers of two.
 _M = 2**20
 
 
@@ -254,7 +263,7 @@ def _opt(
     micro_batch: int = 1,
     tp: int = 1,
 ) -> Recipe:
-    """What all sizes have in common: 300B tokens in sequences of 2048, warm-up over 375M of them, decay to a tenth."""
+    """What all sizes share: 300B tokens in sequences of 2048, warm-up over 375M of them, decay to a tenth."""
     seq_len = 2048
     steps = -(-300_000_000_000 // batch_tokens)
     return Recipe(
@@ -270,7 +279,7 @@ def _opt(
         data=DataConfig(seq_len=seq_len, global_batch=batch_tokens // seq_len, micro_batch=micro_batch),
         optim=OptimConfig(peak_lr=peak_lr, warmup_steps=375_000_000 // batch_tokens, total_steps=steps),
         parallel=ParallelConfig(tp=tp),
-        checkpoint_activations=hidden_size >= 5120,  # from 13B on: metaseq did so for all sizes
+        checkpoint_activations=hidden_size >= 5120,  # from 13B on; metaseq used it for all sizes
         precision="bf16",
         checkpoint_every=500,
     )
@@ -291,10 +300,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def build(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe ``name`` with each ``key=value`` of ``settings`` applied in turn, and checked.
+    """The recipe ``name``, after each ``key=value`` of ``settings`` was applied and the result was checked.
 
     Raises:
-        UserError: no such recipe or setting, or a value that cannot work.
+        UserError: there is no such recipe or setting, or a value cannot work.
     """
     if name not in RECIPES:
         raise UserError(f"no recipe is called {name!r}.{did_you_mean(name, RECIPES)} Recipes: {', '.join(RECIPES)}.")
@@ -312,7 +321,7 @@ def trajectory_digest(
     data_digest: str,
     initial_weights: str | None = None,
 ) -> str:
-    """SHA-256 over all that decides the weights after a given step: not the layout, and not how often to save.
+    """SHA-256 over everything that decides the weights after a given step. Layout and save intervals do not count.
 
     Two runs with the same digest compute the same training, up to rounding.
     """
@@ -336,7 +345,7 @@ def trajectory_digest(
 def _check(recipe: Recipe) -> None:
     def require(holds: bool, rule: str) -> None:
         if not holds:
-            raise UserError(f"these settings cannot work: {rule}. Change them with --set.")
+            raise UserError(f"the settings cannot work: {rule}. Change them with --set.")
 
     model, data, optim, parallel = recipe.model, recipe.data, recipe.optim, recipe.parallel
     for key, value in settings_of(recipe):
@@ -350,7 +359,7 @@ def _check(recipe: Recipe) -> None:
     require(min(checkpoint.failure_hours, checkpoint.disaster_hours) > 0, "hours between failures must be above 0")
     require(
         checkpoint.span_minutes > 0 and checkpoint.snapshot_hours >= 0,
-        "checkpoint.span_minutes must be above 0 and checkpoint.snapshot_hours not below",
+        "checkpoint.span_minutes must be above 0 and checkpoint.snapshot_hours at least 0",
     )
     require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")
     require(data.seq_len <= model.max_positions, "data.seq_len must not exceed model.max_positions")

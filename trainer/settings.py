@@ -1,4 +1,4 @@
-"""Settings of nested frozen dataclasses by dotted keys: what there are, and one of them changed by ``key=value``."""
+"""The settings of nested frozen dataclasses by dotted keys: list them, and change one by ``key=value``."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def changed(config: _Config, setting: str) -> _Config:
-    """``config`` with one ``key=value`` applied, the value read as the setting's type.
+    """``config`` with one ``key=value`` applied. The value is parsed by the type of the setting.
 
     Raises:
         UserError: there is no such setting, or the value is not of its type.
@@ -38,7 +38,7 @@ def changed(config: _Config, setting: str) -> _Config:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence that names what ``word`` may have been meant to be, or nothing."""
+    """A sentence with the known names that are similar to ``word``. Empty if there are none."""
     known = list(known)
     near = difflib.get_close_matches(word, known)
     near += [name for name in known if name.rpartition(".")[2] == word and name not in near]

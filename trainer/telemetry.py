@@ -1,4 +1,4 @@
-"""What the run folder says of an attempt: its effective configuration, and one line of measurements per update."""
+"""What a trainer writes into the folder of an attempt: its configuration, its phases, one line per update."""
 
 import hashlib
 import json
@@ -8,112 +8,51 @@ import socket
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from opt_ops.contract import manifest
-from trainer.console import LineFile
+from opt_ops.contract.files import write_durably
+from opt_ops.contract.phases import PhaseName
+from opt_ops.contract.telemetry import BusyFields, ChecksumFields, LineFile, TelemetryLine
 from trainer.model.cost import flops_per_token
 from trainer.optim import readback
 from trainer.parallel.mesh import Layout
 from trainer.plan.hardware import peak_tflops
 from trainer.recipes import Recipe
-from trainer.step.checksums import Verdict
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far the lineage is: updates applied, index of the sample after the last one trained on, tokens trained on."""
-
-    step: int = 0
-    data_position: int = 0
-    tokens: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """What all ranks together measured of one forward and backward pass, and what they heard from outside.
-
-    ``loss_scale`` is that of fp16; the norms are without it. ``block_gnorms`` and ``block_pnorms`` are the norms of the
-    gradients and of the parameters by block of the model; the latter are empty in most steps. ``busy_seconds`` is by
-    rank, and empty where it is not known; ``checksums`` too, and empty in most steps. ``flip`` is the rank that a drill
-    wants a bit flipped on.
-    """
-
-    loss: float
-    activation_norm: float
-    gnorm: float
-    loss_scale: float | None = None
-    block_gnorms: Mapping[str, float] = field(default_factory=dict)
-    block_pnorms: Mapping[str, float] = field(default_factory=dict)
-    drill_factor: float = 1.0
-    save_requested: bool = False
-    snapshot_due: bool = False
-    superseded: bool = False
-    flip: int | None = None
-    busy_seconds: Sequence[float] = ()
-    checksums: Sequence[Sequence[float]] = ()
-
-    @property
-    def finite(self) -> bool:
-        """Whether training can go on: in fp16, gradients that overflow are answered by a lower loss scale."""
-        return math.isfinite(self.loss) and (math.isfinite(self.gnorm) or self.loss_scale is not None)
-
-    @property
-    def overflow(self) -> bool:
-        """Whether fp16's gradients were too large for their format."""
-        return self.loss_scale is not None and not math.isfinite(self.gnorm)
+from trainer.step.checksums import ChecksumVerdict
+from trainer.step.measured import StepMeasurements, StepOutcome
 
 
 @dataclass(slots=True)
-class Spent:
-    """Seconds that a step gave to something else than training."""
+class StepOverheads:
+    """Seconds of a step that were not spent on training."""
 
     saving: float = 0.0
     evaluation: float = 0.0
     logging: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What came of one step.
-
-    Attributes:
-        measured: by all ranks.
-        progress: after it.
-        skipped: updates skipped so far.
-        skip: why this one was.
-        bad_module: where numbers first ceased to be finite.
-        verdict: what a comparison of checksums gave.
-        fault: what ends training, with the update not applied.
-    """
-
-    measured: Measured
-    progress: Progress
-    skipped: int = 0
-    skip: str | None = None
-    bad_module: str | None = None
-    verdict: Verdict | None = None
-    fault: Exception | None = None
-
-
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write ``config.json``: ``config`` and where, when and with which versions it runs."""
+    """Write ``config.json``: ``config``, and where, when and with which versions the attempt runs.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     versions = {"python": platform.python_version()}
     versions |= {name: version(name) for name in ("torch", "numpy", "tokenizers", "safetensors")}
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda
     versions["code"] = code_digest()
     whole = {"v": 1} | dict(config) | {"host": socket.gethostname(), "ts": time.time(), "versions": versions}
-    manifest.write_durably(run_dir / "config.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    write_durably(run_dir / "config.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 
 def code_digest() -> str:
-    """Of this package's sources, twelve hex digits: equal for equal code, wherever it was installed from."""
+    """A digest of the sources of this package, twelve hex digits. It does not depend on where they are installed."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
@@ -121,38 +60,35 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-class Phases:
-    """Writes ``phases.jsonl``: what the attempt is busy with, so that a watcher can tell a slow save from a hang.
+class PhaseFile:
+    """Writes ``phases.jsonl``: what the attempt is doing.
 
     Args:
-        path: the file; lines are appended. Without one, nothing is written: all ranks but rank 0.
+        path: the file. Lines are appended. With None nothing is written; all ranks but rank 0 use that.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._file = LineFile(path) if path else None
-        self._current: str | None = None
+        self._current: PhaseName | None = None
 
-    def enter(
-        self,
-        phase: Literal["start", "tokens", "training", "evaluation", "saving", "ending"],
-        step: int | None,
-        *,
-        again: bool = False,
-    ) -> None:
-        """Say that ``phase`` begins, unless it was said already; ``again``: and that it gets on.
+    def enter(self, phase: PhaseName, step: int | None, *, again: bool = False) -> None:
+        """Write that ``phase`` begins, unless the last line says so already.
 
-        ``step`` is the last update, None while unknown.
+        Args:
+            phase: the phase.
+            step: the last update; None while it is unknown.
+            again: write the line in any case. It shows that the phase makes progress.
         """
         if self._file and (again or phase != self._current):
-            told = self._file.write({"ts": round(time.time(), 6), "phase": phase, "step": step})
-            self._current = phase if told else None
+            written = self._file.write({"ts": round(time.time(), 6), "phase": phase, "step": step})
+            self._current = phase if written else None
 
 
 class Telemetry:
-    """Writes ``telemetry.jsonl`` of one attempt. For rank 0 alone.
+    """Writes ``telemetry.jsonl`` of one attempt. Used by rank 0 only.
 
     Args:
-        path: the file; lines are appended.
+        path: the file. Lines are appended.
         recipe: for the sizes of batch and model.
         layout: for the number of ranks and the device.
         process_start: ``time.monotonic()`` when the process began.
@@ -171,19 +107,23 @@ class Telemetry:
     def record(
         self,
         step: int,
-        outcome: Outcome,
+        outcome: StepOutcome,
         optimizer: torch.optim.Optimizer,
-        spent: Spent,
+        overheads: StepOverheads,
         save_error: str | None,
         valid: Mapping[str, float],
-    ) -> dict[str, Any]:
-        """Append the line of update ``step`` and return it. Its time runs from the line before, or from the start."""
+    ) -> TelemetryLine:
+        """Append the line of update ``step`` and return it. A step lasts from the line before it, or from the start.
+
+        The settings are read back from ``optimizer``. ``save_error`` is why a save has failed since the line before.
+        ``valid`` has the losses on validation data, by corpus.
+        """
         now = time.monotonic()
         measured, progress = outcome.measured, outcome.progress
-        seconds, self._step_start = now - self._step_start - spent.evaluation, now
+        seconds, self._step_start = now - self._step_start - overheads.evaluation, now
         live = readback(optimizer)
         tflops = self._step_tflop / seconds
-        line = {
+        line: TelemetryLine = {
             "ts": round(time.time(), 6),
             "num_updates": step,
             "loss": _finite(measured.loss),
@@ -205,12 +145,12 @@ class Telemetry:
             "ups": 1 / seconds,
             "step_seconds": seconds,
             "busy_seconds": _spread(measured.busy_seconds),
-            "save_seconds": spent.saving,
-            "eval_seconds": spent.evaluation,
-            "log_seconds": spent.logging,
+            "save_seconds": overheads.saving,
+            "eval_seconds": overheads.evaluation,
+            "log_seconds": overheads.logging,
             "save_error": save_error,
             "valid": {name: _finite(loss) for name, loss in valid.items()} or None,
-            "checksums": asdict(outcome.verdict) if outcome.verdict else None,
+            "checksums": _checksums(outcome.verdict) if outcome.verdict else None,
             "train_wall": now - self._train_start,
             "wall": now - self._process_start,
             "tokens": progress.tokens,
@@ -236,19 +176,23 @@ def _peak_tflops(device: torch.device) -> float | None:
     return peak_tflops(torch.cuda.get_device_name(device))
 
 
-def _blocks(measured: Measured) -> dict[str, dict[str, float | None]] | None:
-    """The norms by block, in steps that measured both."""
+def _blocks(measured: StepMeasurements) -> dict[str, dict[str, float | None]] | None:
+    """The norms by block, in steps that measured both gradients and parameters."""
     if not measured.block_pnorms:
         return None
     both = (("gnorm", measured.block_gnorms), ("pnorm", measured.block_pnorms))
     return {name: {block: _finite(norm) for block, norm in norms.items()} for name, norms in both}
 
 
-def _spread(by_rank: Sequence[float]) -> dict[str, float] | None:
+def _spread(by_rank: Sequence[float]) -> BusyFields | None:
     if not by_rank:
         return None
     most = max(by_rank)
     return {"median": statistics.median(by_rank), "max": most, "rank": by_rank.index(most)}
+
+
+def _checksums(verdict: ChecksumVerdict) -> ChecksumFields:
+    return {"ranks": verdict.ranks, "certain": verdict.certain, "what": verdict.what}
 
 
 def _finite(value: float) -> float | None:

@@ -1,59 +1,68 @@
-"""The newest attempt's name, so that an older one that was thought dead cannot write into its lineage."""
+"""The fence: a file that names the newest attempt of a lineage.
+
+An attempt that was believed dead may still be alive. It must not write checkpoints once a newer attempt has started.
+"""
 
 import json
-import sys
+import logging
 import time
 from pathlib import Path
 
-from trainer.console import say
-from trainer.errors import SupersededError
+log = logging.getLogger(__name__)
 
-# One second, so that two never pass between looks where updates take less than one.
-_LOOK_EVERY_SECONDS = 1.0
+# At most one second old: even where an update takes less, the fence is read about once per update.
+_MAX_AGE_SECONDS = 1.0
+
+
+class SupersededError(Exception):
+    """A newer attempt of the lineage exists. This attempt must not write any more. Exit code 83."""
 
 
 class Fence:
-    """Watches a file that names the newest attempt of the lineage. For rank 0 alone.
+    """Reads the file that names the newest attempt. Used by rank 0 only.
 
-    A file that is missing or cannot be read fences nobody off: a shared file system that fails must not end training.
+    A file that is missing or unreadable stops nobody: a shared file system that fails must not end training.
 
     Args:
-        path: the file; without one there is no fence.
-        attempt: who we are.
+        path: the file. With None there is no fence.
+        attempt: the name of this attempt.
     """
 
     def __init__(self, path: Path | None, attempt: str) -> None:
         self._path = path
         self._attempt = attempt
-        self._looked = -_LOOK_EVERY_SECONDS
+        self._read_at = -_MAX_AGE_SECONDS
         self._newest: str | None = None
-        self._complained = False
+        self._warned = False
 
     @property
     def superseded(self) -> bool:
-        """Whether another attempt is the newest, by a look that is not older than a second."""
-        if time.monotonic() - self._looked >= _LOOK_EVERY_SECONDS:
-            self.look()
+        """Whether the file named another attempt when it was last read, at most a second ago."""
+        if time.monotonic() - self._read_at >= _MAX_AGE_SECONDS:
+            self.refresh()
         return self._newest not in (None, self._attempt)
 
     def check(self) -> None:
-        """Look now.
+        """Read the file now.
 
         Raises:
-            SupersededError: another attempt is the newest.
+            SupersededError: the file names another attempt.
         """
-        self.look()
+        self.refresh()
         if self.superseded:
             raise SupersededError(f"superseded: a newer attempt exists: {self._path} names {self._newest}")
 
-    def look(self) -> None:
-        """Read the file. That it cannot be read is said once, also by a copy that is made after this."""
-        self._looked = time.monotonic()
+    def refresh(self) -> None:
+        """Read the file now. A file that cannot be read is logged once.
+
+        A copy of this object, as in a forked process, does not log it a second time.
+        """
+        self._read_at = time.monotonic()
         if self._path is None:
             return
         try:
             self._newest = str(json.loads(self._path.read_text(encoding="utf-8"))["attempt"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if not self._complained:
-                say(f"note: the fence {self._path} cannot be read and fences nobody off: {error!r}", sys.stderr)
-            self._complained = True
+            if not self._warned:
+                log.warning("note: the fence %s cannot be read and is ignored: %r", self._path, error)
+            self._warned = True

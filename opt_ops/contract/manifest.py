@@ -1,18 +1,18 @@
-"""What makes a folder of shards a checkpoint: who wrote which bytes, and a marker that is written last.
+"""The manifest of a checkpoint: which rank wrote which bytes. The commit marker is written after it.
 
-Standard library only: a supervisor verifies checkpoints with this module and needs no torch for it.
+A folder of shards is a checkpoint only if it has the marker. The supervisor verifies checkpoints with this module and
+needs no torch for that.
 
-The order is what makes it safe. Each rank hashes the files it wrote and says so in ``rank-NNNN.json``. When all ranks
-have spoken, rank 0 merges them into ``manifest.json`` and then writes ``COMMITTED``, which holds the manifest's own
-SHA-256. A crash at any point leaves a folder without marker, and that is not a checkpoint.
+The order of the writes makes it safe. Each rank hashes the files that it wrote and reports them in ``rank-NNNN.json``.
+When all reports are there, rank 0 merges them into ``manifest.json``. Then it writes ``COMMITTED``, which holds the
+SHA-256 of the manifest. A crash at any point leaves a folder without marker.
 
-There are two tiers, and both are this. A durable checkpoint, ``step-…``, holds its shards itself. A snapshot,
-``snapshot-…``, lies beside it without them: they are on the disks of the nodes that its manifest names, each on two.
+A durable checkpoint, ``step-…``, holds its shards. A snapshot, ``snapshot-…``, lies beside it and holds only the
+manifest. Its shards are on the disks of the nodes that the manifest names, each on two.
 """
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import socket
@@ -23,17 +23,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from opt_ops.contract.files import write_durably
+
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 VERSION = 1
-Tier = Literal["step", "snapshot"]
+CheckpointKind = Literal["step", "snapshot"]
 
 _FOLDER = re.compile(r"(step|snapshot)-(\d{8,})")
 _RANK_FILE = re.compile(r"rank-\d{4,}\.json")
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is missing, torn or damaged, and why. Exit code 65."""
+    """A checkpoint is missing, torn or damaged. Exit code 65.
+
+    Attributes:
+        path: the checkpoint.
+        why: what is wrong with it.
+    """
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(path, why)
@@ -46,7 +53,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """The content of ``manifest.json``; ``docs/formats.md`` gives the meaning of each field."""
+    """The content of ``manifest.json``. ``docs/formats.md`` gives the meaning of each field."""
 
     step: int
     attempt: str
@@ -67,41 +74,30 @@ class Manifest:
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where the durable checkpoint of ``step`` lies."""
+    """The path of the durable checkpoint of ``step``."""
     return folder / f"step-{step:08d}"
 
 
 def snapshot_folder(folder: Path, step: int) -> Path:
-    """Where the snapshot of ``step`` lies: its manifest in the run's folder, its shards in that of a node."""
+    """The path of the snapshot of ``step``: in the run's folder for its manifest, in a node's folder for its shards."""
     return folder / f"snapshot-{step:08d}"
 
 
-def committed(folder: Path, tier: Tier = "step") -> list[tuple[int, Path]]:
-    """All checkpoints of a tier in ``folder`` that bear the marker, as (step, path), newest last. Reads no content."""
-    return [(step, path) for step, path in folders(folder, tier) if (path / MARKER).exists()]
+def committed(folder: Path, kind: CheckpointKind = "step") -> list[tuple[int, Path]]:
+    """The checkpoints of one kind in ``folder`` that have the marker, as (step, path), newest last. Reads no content.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    return [(step, path) for step, path in folders(folder, kind) if (path / MARKER).exists()]
 
 
-def folders(folder: Path, tier: Tier) -> list[tuple[int, Path]]:
-    """All of a tier, finished or not, as (step, path), newest last."""
+def folders(folder: Path, kind: CheckpointKind) -> list[tuple[int, Path]]:
+    """The same, with or without the marker."""
     if not folder.is_dir():
         return []
     found = ((_FOLDER.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(name[2]), path) for name, path in found if name and name[1] == tier)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write ``text`` so that after a crash ``path`` holds all of it or what it held before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    return sorted((int(name[2]), path) for name, path in found if name and name[1] == kind)
 
 
 def write_rank(
@@ -113,30 +109,34 @@ def write_rank(
     place: Mapping[str, str] | None = None,
     expected: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``rank-NNNN.json``: that ``rank`` has written the files ``names``, with sizes and hashes.
+    """Write ``rank-NNNN.json``: the files that ``rank`` has written, with sizes and hashes.
 
     Args:
         path: the folder of the checkpoint.
-        rank: who writes.
-        names: files that this rank alone has written.
-        copies: of a snapshot: files of a rank on another node that this one holds a copy of.
-        place: of a snapshot: ``node``, its ``host`` and the ``folder`` there, where the files are.
-        expected: sizes and hashes of what ``names`` were copied from.
+        rank: the rank that reports.
+        names: files that only this rank has written.
+        copies: for a snapshot: files of a rank on another node. This rank holds copies of them.
+        place: for a snapshot: ``node``, its ``host``, and the ``folder`` there that holds the files.
+        expected: sizes and hashes of the files that ``names`` were copied from.
 
     Raises:
-        OSError: a file cannot be read, or is not what it was copied from.
+        OSError: a file cannot be read, or differs from the file it was copied from.
     """
     where = Path(place["folder"]) if place else path
     report: dict[str, Any] = {"files": {name: _measure(where / name) for name in sorted(names)}}
     if expected is not None and report["files"] != expected:
-        raise OSError(f"{path}: what arrived is not what was sent")
+        raise OSError(f"{path}: the files that arrived differ from those that were sent")
     if place:
         report |= {"copies": {name: _measure(where / name) for name in sorted(copies)}, "place": dict(place)}
     write_durably(_rank_file(path, rank), _to_json(report))
 
 
 def written_by(path: Path, rank: int) -> dict[str, dict[str, Any]]:
-    """The files that ``rank`` reported to have written, with sizes and hashes."""
+    """The files that ``rank`` reported, with sizes and hashes.
+
+    Raises:
+        OSError: there is no report.
+    """
     return json.loads(_rank_file(path, rank).read_text(encoding="utf-8"))["files"]
 
 
@@ -149,19 +149,20 @@ def commit(
     poll_seconds: float = 0.05,
     before_marker: Callable[[], None] = lambda: None,
 ) -> None:
-    """Wait until all ``ranks`` have spoken, then write the manifest and, last of all, the marker.
+    """Wait for the reports of all ``ranks``, then write the manifest and, last of all, the marker.
 
     Args:
         path: the folder of the checkpoint.
-        ranks: how many ranks write into it.
-        deadline_seconds: how long to wait for the slowest.
-        header: the fields of :class:`Manifest` except ``files``.
-        poll_seconds: time between two looks.
-        before_marker: called when all else is written; what it raises leaves the folder without marker.
+        ranks: number of ranks that write into it.
+        deadline_seconds: how long to wait for the slowest rank.
+        header: the fields of :class:`Manifest` except ``files`` and ``nodes``.
+        poll_seconds: time between two looks for reports.
+        before_marker: called when everything but the marker is written. If it raises, there will be no marker.
 
     Raises:
-        TimeoutError: a rank did not report in time; the folder stays without marker.
-        CheckpointError: what was written is the state of an earlier save, or a copy differs from its original.
+        TimeoutError: a rank did not report in time. The folder stays without marker.
+        CheckpointError: the shards are those of an earlier save, or a copy differs from its original.
+        OSError: a file cannot be read or written.
     """
     waiting = [_rank_file(path, rank) for rank in range(ranks)]
     deadline = time.monotonic() + deadline_seconds
@@ -183,13 +184,13 @@ def commit(
 
 
 def verify(path: Path) -> Manifest:
-    """Read every byte of the checkpoint ``path`` and compare it with what was written.
+    """Read every byte of the checkpoint ``path`` and compare it with the manifest.
 
-    Of a snapshot, one good copy of each file will do. What lies on other hosts alone cannot be read from here: each
-    node has read its files back before the snapshot was committed, and reads them again before training resumes.
+    A snapshot needs one good copy of each file. Files that only other hosts hold cannot be read from here. Each node
+    has read its files back before the snapshot was committed. It reads them again before training resumes.
 
     Raises:
-        CheckpointError: the checkpoint is missing, torn, damaged or stale; ``why`` says which file and how.
+        CheckpointError: the checkpoint is missing, torn, damaged or stale. ``why`` names the file and the damage.
     """
     manifest = read(path)
     here = {place["folder"] for place in manifest.nodes.values() if place["host"] == socket.gethostname()}
@@ -209,10 +210,11 @@ def verify(path: Path) -> Manifest:
 
 
 def read(path: Path) -> Manifest:
-    """The manifest of the checkpoint ``path``, with all that can be said without reading what it names.
+    """The manifest of the checkpoint ``path``, after all checks that do not read the shards.
 
     Raises:
-        CheckpointError: no checkpoint, or one that is torn, misnamed, stale, or holds what its manifest does not name.
+        CheckpointError: there is no checkpoint, or it is torn, misnamed or stale, or it holds a file that its manifest
+            does not name.
     """
     if not path.is_dir():
         raise CheckpointError(path, "no such folder")
@@ -236,7 +238,7 @@ def read(path: Path) -> Manifest:
 
 
 def damage(folder: Path, name: str, manifest: Manifest) -> str:
-    """What is wrong with the file ``name`` in ``folder``; empty if nothing is."""
+    """What is wrong with the file ``name`` in ``folder``. Empty if the file is as the manifest says."""
     expected = manifest.files[name]
     try:
         size = (folder / name).stat().st_size
@@ -252,7 +254,7 @@ def damage(folder: Path, name: str, manifest: Manifest) -> str:
 
 
 def digest(path: Path) -> str:
-    """What identifies the content of the checkpoint ``path``: the SHA-256 of its manifest, as the marker has it.
+    """The identity of the checkpoint ``path``: the SHA-256 of its manifest, from the marker.
 
     Raises:
         CheckpointError: there is no marker.
@@ -261,12 +263,16 @@ def digest(path: Path) -> str:
 
 
 def pin(path: Path) -> None:
-    """Forbid whoever prunes to remove the checkpoint ``path``: an empty file ``<path>.pinned`` beside it says so."""
+    """Protect the checkpoint ``path`` from pruning: create an empty file ``<path>.pinned`` beside it.
+
+    Raises:
+        OSError: the file cannot be created.
+    """
     _pin_of(path).touch()
 
 
 def pinned(path: Path) -> bool:
-    """Whether somebody pinned the checkpoint ``path``."""
+    """Whether the checkpoint ``path`` is pinned."""
     return _pin_of(path).exists()
 
 
@@ -275,7 +281,11 @@ def _pin_of(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete the checkpoint ``path``, the marker first, so that a half-deleted one is never taken for a whole one."""
+    """Delete the checkpoint ``path``. The marker goes first: without it, a half-deleted folder is no checkpoint.
+
+    Raises:
+        OSError: a file cannot be deleted.
+    """
     (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path)
 
@@ -298,14 +308,14 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def require_plain(path: Path, names: Iterable[str]) -> None:
-    """Refuse a manifest that leads out of its folder: whoever fetches a checkpoint writes to the names it gives.
+    """Refuse a manifest whose file names lead out of its folder: a download writes to these names.
 
     Raises:
-        CheckpointError: one of ``names`` is more than the name of a file.
+        CheckpointError: one of ``names`` is not a plain file name.
     """
     for name in names:
         if name == ".." or Path(name).name != name:
-            raise CheckpointError(path, f"{MANIFEST} names {name!r}, which is no file of this folder")
+            raise CheckpointError(path, f"{MANIFEST} names {name!r}, which is not a file of this folder")
 
 
 def _read_marker(path: Path) -> bytes:
@@ -318,7 +328,7 @@ def _read_marker(path: Path) -> bytes:
 def _merge(
     path: Path, reports: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
-    """The files that ranks reported, and the nodes that they are on: none of a durable checkpoint."""
+    """The files that ranks reported, and the nodes that hold them. A durable checkpoint has no nodes."""
     files: dict[str, dict[str, Any]] = {}
     nodes: dict[str, dict[str, str]] = {}
     for report in reports:
@@ -337,7 +347,7 @@ def _merge(
 
 
 def earlier(path: Path, step: int) -> list[tuple[int, Path]]:
-    """The committed checkpoints beside ``path`` of steps before ``step``, of both tiers, newest last."""
+    """The committed checkpoints of both kinds beside ``path``, of steps before ``step``, newest last."""
     if not _FOLDER.fullmatch(path.name):
         return []
     found = committed(path.parent, "step") + committed(path.parent, "snapshot")
@@ -345,15 +355,15 @@ def earlier(path: Path, step: int) -> list[tuple[int, Path]]:
 
 
 def all_skipped(before: Manifest, after: Manifest) -> bool:
-    """Whether no update from one save to the next was applied, so that both hold the same."""
+    """Whether every update between two saves was skipped. Then both hold the same state."""
     skipped = after.telemetry.get("skipped", 0) - before.telemetry.get("skipped", 0)
     return skipped >= after.step - before.step
 
 
 def _stale(path: Path, manifest: Manifest) -> str:
-    """Whether shards are those of the save before: training changes all of them in every update.
+    """What is stale, or empty. Training changes every shard in every update, so no shard may equal an earlier one.
 
-    Shards that are small beside the others do not count: a rank may hold nothing but empty parts.
+    Shards that are much smaller than the largest are not compared: a rank may hold only empty parts.
     """
     found = earlier(path, manifest.step)
     if not found:
@@ -362,7 +372,7 @@ def _stale(path: Path, manifest: Manifest) -> str:
     try:
         before = _read_manifest(last)
     except (CheckpointError, OSError):
-        return ""  # damaged, or gone since: another one's trouble
+        return ""  # the earlier checkpoint is damaged or was just removed; that says nothing about this one
     if all_skipped(before, manifest):
         return ""
     known = {file["sha256"] for name, file in before.files.items() if name.endswith(".distcp")}

@@ -1,7 +1,8 @@
-"""What reaches this process by signal. Installed first of all, before torch is imported."""
+"""How a rank reacts to signals. Create :class:`Signals` first of all, before torch is imported."""
 
 import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -9,59 +10,65 @@ import threading
 import time
 from pathlib import Path
 
-from trainer.console import say
+log = logging.getLogger(__name__)
 
-_HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Signals:
-    """SIGTERM and SIGINT end the process at once; SIGUSR1 asks for a checkpoint, SIGUSR2 for all threads' stacks.
+    """SIGTERM and SIGINT end the process at once. SIGUSR1 requests a checkpoint, SIGUSR2 the stacks of all threads.
 
-    At once means: even while the main thread waits in a collective for a peer that is gone. Python runs its signal
-    handlers between bytecodes of the main thread, which may never come. The interpreter's C handler, however, writes
-    the signal's number to a pipe, and a thread waits at its other end.
+    "At once" includes a main thread that waits in a collective for a lost peer. Python runs its signal handlers
+    between two bytecodes of the main thread, and the next bytecode may never come. But the interpreter's C handler
+    writes the number of the signal to a pipe, and a thread of this class reads that pipe.
 
-    One instance per process, made on the main thread.
+    Create one instance per process, on the main thread.
 
     Attributes:
-        save_requested: set by SIGUSR1. Whoever saves a checkpoint clears it before the state is copied.
+        save_requested: set by SIGUSR1. The code that saves a checkpoint clears it before it copies the state.
     """
 
     def __init__(self) -> None:
         self.save_requested = threading.Event()
-        self._deaf_to: set[int] = set()
+        self._ignored: set[int] = set()
         self._read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in _HEEDED:
+        for number in _HANDLED:
             signal.signal(number, lambda *_: None)
         self._stacks = sys.stderr.fileno()
-        # Chained: the dump is written in the C handler, whatever the interpreter is doing; then we hear of it.
+        # Chained: faulthandler writes the stacks in the C handler, whatever the interpreter does. The pipe comes next.
         faulthandler.register(signal.SIGUSR2, self._stacks, chain=True)
-        signal.siginterrupt(signal.SIGUSR1, False)  # training goes on, and so must the system call under way
-        # Who starts us may hold signals back until we are ready for them: here is where they are remembered from.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
-        threading.Thread(target=self._heed, daemon=True, name="signals").start()
+        signal.siginterrupt(signal.SIGUSR1, False)  # training continues, so a running system call must continue too
+        # The parent may have blocked signals until the handlers are there. Pending ones are delivered now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        threading.Thread(target=self._handle, daemon=True, name="signals").start()
 
     def leave_sigterm_to_supervisor(self) -> None:
-        """Heed SIGTERM no more: a scheduler that ends a job sends it to every process, and a supervisor that hears it,
-        too, wants one more checkpoint of the ranks (SIGUSR1) before it ends them (SIGINT).
+        """Ignore SIGTERM from now on.
+
+        A scheduler that ends a job sends SIGTERM to every process of the job, the supervisor included. The supervisor
+        then requests one more checkpoint (SIGUSR1) before it ends the ranks (SIGINT).
         """
-        self._deaf_to = {signal.SIGTERM}
+        self._ignored = {signal.SIGTERM}
 
     def dump_stacks_to(self, path: Path) -> None:
-        """Append stacks to ``path`` from now on, not to stderr; opened at once, since later may be too late."""
+        """Append stacks to ``path`` instead of stderr from now on.
+
+        The file is opened here, because later the process may be unable to open one. If it cannot be opened, stacks
+        still go to stderr and a warning is logged.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError as error:
-            say(f"note: stacks go to stderr: {error}", sys.stderr)
+            log.warning("note: stacks go to stderr: %s", error)
             return
         faulthandler.unregister(signal.SIGUSR2)
         faulthandler.register(signal.SIGUSR2, file, chain=True)
         self._stacks = file
 
-    def _heed(self) -> None:
+    def _handle(self) -> None:
         while True:
             number = os.read(self._read, 1)[0]
             if number == signal.SIGUSR1:
@@ -69,7 +76,7 @@ class Signals:
             elif number == signal.SIGUSR2:
                 with contextlib.suppress(OSError):
                     os.write(self._stacks, f"end of dump {time.time():.3f}\n\n".encode())
-            elif number not in self._deaf_to:
-                with contextlib.suppress(OSError):  # no room for last words is no reason to stay
+            elif number not in self._ignored:
+                with contextlib.suppress(OSError):  # a full disk must not keep the process alive
                     os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
                 os._exit(128 + number)

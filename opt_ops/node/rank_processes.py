@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from opt_ops.contract import environment
 from opt_ops.core.names import attempt_folder
 from opt_ops.node.log import log
 from opt_ops.runfolder.files import create_json, read_json, write_json
@@ -84,23 +85,21 @@ class RankProcesses:
 
     def _spawn(self, rank: int, local: int) -> subprocess.Popen[bytes]:
         launch = self._launch
-        environment = {
+        per_node = launch["ranks_per_node"]
+        place = environment.Place(rank, len(launch["nodes"]) * per_node, local)
+        variables = {
             **_flight_recorder(self._stacks),  # settings of the site override these
             **os.environ,
             **launch["environment"],
-            "RANK": str(rank),
-            "LOCAL_RANK": str(local),
-            "WORLD_SIZE": str(len(launch["nodes"]) * launch["ranks_per_node"]),
-            "LOCAL_WORLD_SIZE": str(launch["ranks_per_node"]),
-            "MASTER_ADDR": launch["address"],
-            "MASTER_PORT": str(launch["port"]),
+            **environment.of_rank(
+                place, local_world=per_node, address=launch["address"], port=launch["port"], node=self._node
+            ),
             "PYTHONUNBUFFERED": "1",
-            "OPT_OPS_NODE": self._node,
         }
         with self._log(rank).open("ab") as file:
             return subprocess.Popen(
                 launch["argv"],
-                env=environment,
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from opt_ops.contract.files import sync_folder, write_durably
 from opt_ops.errors import OptOpsError
 
 log = logging.getLogger(__name__)
@@ -20,19 +20,13 @@ UNREADABLE = (OSError, OptOpsError, *NOT_AS_PROMISED)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`: a temporary name beside it, synced, renamed, the folder synced."""
+    """Replace `path` by `text`. The file is whole after a crash. Its folder is created if there is none.
+
+    Raises:
+        OSError: the file cannot be written. It keeps what it held.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    write_durably(path, text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,15 +74,6 @@ def read_json(path: Path) -> Any | None:
         return json.loads(text)
     except ValueError as error:
         raise OptOpsError(f"{path} is not JSON: {error}", "restore the file, or move it away") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Tail:

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from opt_ops.contract.files import sync_folder
 from opt_ops.core.codec import DecodeError, decode, encode
 from opt_ops.core.events import Entry, Event
 from opt_ops.core.text import from_iso, to_iso
 from opt_ops.errors import OptOpsError
-from opt_ops.runfolder.files import sync_folder
 
 VERSION = 1
 _SUFFIX = ".jsonl"

@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from opt_ops.contract.manifest import MANIFEST, CheckpointError, committed, verify, write_durably
+from opt_ops.contract.files import write_durably
+from opt_ops.contract.manifest import MANIFEST, CheckpointError, committed, verify
 
 SCHEDULE = {"peak_lr": 1e-3, "warmup_steps": 10, "total_steps": 10_000, "final_fraction": 0.1}
 OPTIMIZER = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 1.0}

@@ -113,11 +113,13 @@ class Ranks:
 
 def engine_of(recipe: Any) -> Any:
     """The recipe's engine with a fresh model, on one rank of a group; the environment says which."""
-    from trainer.parallel import build, mesh
+    from opt_ops.contract.environment import place_from_environment
+    from trainer.parallel import mesh
+    from trainer.parallel.build import build
 
-    place = mesh.place_from_environment(os.environ)
+    place = place_from_environment(os.environ)
     layout = mesh.start(place, *mesh.check_layout(recipe, place.world), recipe.parallel.replicas)
-    return build.build(recipe, layout)
+    return build(recipe, layout)
 
 
 def start(world: int, *args: str | Path, **variables: str) -> list[subprocess.Popen[str]]:

@@ -4,27 +4,29 @@ import pytest
 import torch
 
 from trainer import burn_in
-from trainer.burn_in import Device
+from trainer.burn_in import DeviceUnderTest
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+def device(monkeypatch: pytest.MonkeyPatch) -> DeviceUnderTest:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return Device(0)
+    return DeviceUnderTest(0)
 
 
-def test_products_of_whole_numbers_are_exact_and_repeat_bit_by_bit(device: Device):
+def test_products_of_whole_numbers_are_exact_and_repeat_bit_by_bit(device: DeviceUnderTest):
     said = burn_in.gemm(device, 0.1)
     assert said["wrong"] == 0
     assert said["repeats"] > 1
     assert said["tflops"] > 0
 
 
-def test_one_wrong_element_in_one_repetition_is_counted(device: Device):
+def test_one_wrong_element_in_one_repetition_is_counted(device: DeviceUnderTest):
     assert burn_in.gemm(device, 0.1, drill=True)["wrong"] == 1
 
 
-def test_a_first_product_that_is_wrong_is_not_taken_for_the_known_one(device: Device, monkeypatch: pytest.MonkeyPatch):
+def test_a_first_product_that_is_wrong_is_not_taken_for_the_known_one(
+    device: DeviceUnderTest, monkeypatch: pytest.MonkeyPatch
+):
     right = torch.Tensor.__matmul__
 
     def spoiled(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -37,12 +39,12 @@ def test_a_first_product_that_is_wrong_is_not_taken_for_the_known_one(device: De
     assert burn_in.gemm(device, 0.05)["wrong"] >= 1
 
 
-def test_memory_gives_back_patterns_and_places(device: Device):
+def test_memory_gives_back_patterns_and_places(device: DeviceUnderTest):
     assert burn_in.memory(device, 1 << 20) == {"bytes": 1 << 20, "wrong": 0}
     assert burn_in.memory(device, 1 << 20, drill=True)["wrong"] == len(burn_in.PATTERNS)
 
 
-def test_what_is_copied_comes_back(device: Device):
+def test_what_is_copied_comes_back(device: DeviceUnderTest):
     said = burn_in.host_link(device)
     assert said["wrong"] == 0
     assert min(said["to_gbs"], said["from_gbs"]) > 0

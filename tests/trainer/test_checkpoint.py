@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.tensor import DTensor
 
 from opt_ops.contract import manifest
+from opt_ops.contract.environment import place_from_environment
 from opt_ops.contract.fence import Fence
 from opt_ops.contract.manifest import CheckpointError
 from tests.trainer.harness import Ranks, engine_of
@@ -22,9 +23,9 @@ from trainer.checkpoint import Checkpointer, Destination, Writer
 from trainer.checkpoint.agree import on_all_ranks, on_rank_0, one_line
 from trainer.errors import UserError
 from trainer.parallel import mesh
-from trainer.step.rank_inputs import Heard
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import advanced, forward_backward, measure
-from trainer.telemetry import Progress
 
 SAVED, LAST = 3, 23
 
@@ -47,7 +48,7 @@ class Training:
     def step(self) -> float:
         step = self.progress.step + 1
         shares = forward_backward(self.engine, self.samples, self.recipe, self.progress)
-        measured = measure(self.engine, shares, Heard())
+        measured = measure(self.engine, shares, StepInputs())
         self.engine.update(measured.gnorm, optim.learning_rate(step, self.recipe.optim))
         self.progress = advanced(self.progress, self.recipe)
         return measured.loss
@@ -258,7 +259,8 @@ def loses_its_writer(folder: Path) -> list[bool]:
     saved = [training.checkpointer.wait()]
     training.step()
     training.save()
-    return [*saved, training.checkpointer.wait(), "has ended; restart" in (training.checkpointer.take_error() or "")]
+    saved.append(training.checkpointer.wait())
+    return [*saved, "has ended; only a restart" in (training.checkpointer.take_error() or "")]
 
 
 def test_a_writer_that_dies_costs_checkpoints_and_not_the_training(ranks: Ranks, tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_a_writer_that_dies_costs_checkpoints_and_not_the_training(ranks: Ranks,
 
 
 def fails_on_one(fails: int) -> list[str]:
-    mesh.start(mesh.place_from_environment(os.environ), 2, 1)
+    mesh.start(place_from_environment(os.environ), 2, 1)
     rank, outcomes = dist.get_rank(), []
 
     def work() -> str:

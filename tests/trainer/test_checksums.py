@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from opt_ops.contract.environment import place_from_environment
 from tests.trainer.harness import Ranks, finish, settings, start, telemetry, wait_for
 from tests.trainer.test_parallel import build as recipe_of
 from tests.trainer.test_parallel import samples
@@ -16,18 +17,18 @@ from tests.trainer.test_train import arguments
 from trainer.model.opt import OPT
 from trainer.parallel import mesh
 from trainer.parallel.build import build
-from trainer.step.checksums import Checksums, Verdict, checksum, flip_bit
-from trainer.step.rank_inputs import Heard
+from trainer.step.checksums import Checksums, ChecksumVerdict, checksum, flip_bit
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import advanced, forward_backward, measure
-from trainer.telemetry import Progress
 
-SHARDS, GATHERED, REPLICATED, COUNTERS = "own shards", "gathered", "replicated", "place in the data"
+SHARDS, GATHERED, REPLICATED, COUNTERS = "own shards", "gathered", "replicated", "position in the data"
 
 
-def damaged_training(dp: int, tp: int, damage: str, rank: int, *changes: str) -> tuple[Verdict | None, ...]:
+def damaged_training(dp: int, tp: int, damage: str, rank: int, *changes: str) -> tuple[ChecksumVerdict | None, ...]:
     """Five updates, with a look after every second one, and damage on one rank before the third."""
     recipe = recipe_of(dp, tp, *changes)
-    place = mesh.place_from_environment(os.environ)
+    place = place_from_environment(os.environ)
     layout = mesh.start(place, dp, tp, recipe.parallel.replicas)
     engine = build(recipe, layout)
     model, optimizer = engine.model, engine.optimizer
@@ -38,8 +39,12 @@ def damaged_training(dp: int, tp: int, damage: str, rank: int, *changes: str) ->
         mine = layout.rank == rank and step == 3
         if mine and damage == SHARDS:
             flip_bit(optimizer.state[model.layers[1].fc1.weight]["exp_avg"].to_local())
-        told = damaged_copy(model, checksums) if mine and damage == GATHERED else checksums.told(progress.data_position)
-        measured = measure(engine, shares, Heard(), told)
+        told = (
+            damaged_copy(model, checksums)
+            if mine and damage == GATHERED
+            else checksums.values_to_compare(progress.data_position)
+        )
+        measured = measure(engine, shares, StepInputs(), told)
         verdicts.append(checksums.judge(measured.checksums))
         engine.update(measured.gnorm, 1e-3)
         progress = advanced(progress, recipe)
@@ -66,7 +71,7 @@ def damaged_copy(model: OPT, checksums: Checksums) -> torch.Tensor | None:
 
     layer.unshard = unshard
     try:
-        return checksums.told(8 * 2)
+        return checksums.values_to_compare(8 * 2)
     finally:
         del layer.unshard
 
@@ -77,7 +82,7 @@ REPLICAS = "parallel.replicas=2"
 @pytest.mark.parametrize(("dp", "tp", "changes"), [(1, 1, ()), (3, 1, ()), (2, 2, ()), (4, 1, (REPLICAS,))])
 def test_ranks_that_are_well_agree(ranks: Ranks, dp: int, tp: int, changes: tuple[str, ...]) -> None:
     for verdicts in ranks(dp * tp, damaged_training, dp, tp, "none", 0, *changes):
-        assert verdicts == (Verdict(), None, Verdict(), None, Verdict())
+        assert verdicts == (ChecksumVerdict(), None, ChecksumVerdict(), None, ChecksumVerdict())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def test_the_rank_with_the_flipped_bit_is_named(
     told = ranks(dp * tp, damaged_training, dp, tp, damage, rank, *changes)
     assert len(set(told)) == 1, "all ranks hear the same"
     before, _, verdict, *_ = told[0]
-    assert before == Verdict()
+    assert before == ChecksumVerdict()
     assert verdict is not None
     assert (verdict.ranks, verdict.certain) == (named, certain)
     assert damage in verdict.what

@@ -163,7 +163,7 @@ def test_what_is_written_is_a_checkpoint_like_any_other(tmp_path: Path) -> None:
 def test_padding_is_not_exported(tmp_path: Path) -> None:
     hugging_face("odd vocabulary").save_pretrained(tmp_path / "hf")
     main([str(tmp_path / "hf"), str(tmp_path / "native"), "--to", "native"])
-    metadata = native.Reader(tmp_path / "native").read_metadata().state_dict_metadata
+    metadata = native.CheckpointReader(tmp_path / "native").read_metadata().state_dict_metadata
     assert tuple(metadata["model.embed_tokens.weight"].size) == (640, 32)  # pyright: ignore[reportAttributeAccessIssue]
     main([str(tmp_path / "native"), str(tmp_path / "back"), "--to", "hf"])
     assert state(tmp_path / "back")["model.decoder.embed_tokens.weight"].shape == (515, 32)
@@ -204,7 +204,7 @@ def test_no_checkpoint_can_run_code(tmp_path: Path, capsys: pytest.CaptureFixtur
     header = {name: value for name, value in header.items() if name in known}
     manifest.commit(folder, ranks=1, deadline_seconds=0, header=header)
     assert main([str(folder), str(tmp_path / "out"), "--to", "hf"]) == 65
-    assert "wants to call posix.mkdir" in capsys.readouterr().err
+    assert "it calls posix.mkdir" in capsys.readouterr().err
     assert not (tmp_path / "harmed").exists()
 
 
@@ -279,13 +279,13 @@ def bad(folder: Path, change: str) -> Path:
         ("metaseq: a torn shard", "shard1.pt cannot be read as weights"),
         ("metaseq: merged without metadata", "without shard_metadata"),
         ("metaseq: not tied", "differs from the input embedding"),
-        ("metaseq: nothing wrong", "give --heads"),
+        ("metaseq: nothing wrong", "add --heads"),
         ("another architecture", "its model_type is 'llama'"),
         ("gelu", "activation_function is 'gelu'"),
         ("a tensor is gone", r"layers\.2\.fc1\.bias is absent there"),
         ("not tied", "input and output embeddings differ"),
         ("a torn file", "model.safetensors cannot be read"),
-        ("an index that leads elsewhere", "is not the name of a file beside it"),
+        ("an index that leads elsewhere", "is not the name of a file in the same folder"),
         ("a config that is none", "config.json cannot be read"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.data import corpus
-from trainer.data.corpus import Corpus, Corrupt, Span, documents, training_corpora, validation_corpora, whole
+from trainer.data.corpus import Corpus, CorruptLine, Span, documents, training_corpora, validation_corpora, whole
 from trainer.errors import UserError
 
 GOOD = [b'{"text": "The cat."}', b'{"text": "The dog.\\n", "id": 7}', b'{"text": ""}', b"", b"  "]
@@ -21,7 +21,7 @@ def test_what_is_no_document_is_told_with_its_line(tmp_path: Path) -> None:
     *_, last = found = list(documents(whole(path)))
     assert found[0] == "The cat."
     assert last == "The dog."
-    bad = [line for line in found if isinstance(line, Corrupt)]
+    bad = [line for line in found if isinstance(line, CorruptLine)]
     assert [line.line for line in bad] == list(range(2, len(BAD) + 2))
     assert str(bad[0]) == f'{path}:2: not a JSON object with a string "text" in UTF-8'
 
@@ -30,7 +30,7 @@ def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "half \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
     half, both = documents(whole(path))
-    assert isinstance(half, Corrupt)
+    assert isinstance(half, CorruptLine)
     assert both == "whole \U0001f600"
 
 
@@ -45,7 +45,7 @@ def test_wherever_a_file_is_cut_each_line_is_read_once_and_knows_its_number(
     ends = [*sorted(cut for cut in cuts if cut < size), size]
     pieces = [Span(path, begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
     assert [text for piece in pieces for text in documents(piece)] == list(documents(whole(path)))
-    corrupt = [found.line for found in documents(whole(path)) if isinstance(found, Corrupt)]
+    corrupt = [found.line for found in documents(whole(path)) if isinstance(found, CorruptLine)]
     assert corrupt == [number for number, line in enumerate(lines, start=1) if line in BAD]
 
 
@@ -85,10 +85,10 @@ def test_a_path_that_exists_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (["a:1", "b"], "--data b: corpora that are mixed need a weight above 0 each"),
-        (["x=a", "y=b"], "--data x=a: corpora that are mixed need a weight"),
+        (["a:1", "b"], "--data b: each corpus of a mixture needs a weight above 0"),
+        (["x=a", "y=b"], "--data x=a: each corpus of a mixture needs a weight"),
         (["a:1", "b:0"], "--data b:0: .*above 0"),
-        (["u/a.jsonl:1", "v/a.jsonl:1"], r"two corpora are called a: name one of them, other=v/a\.jsonl"),
+        (["u/a.jsonl:1", "v/a.jsonl:1"], r"two corpora have the name a: give one another name: other=v/a\.jsonl"),
     ],
 )
 def test_a_mixture_that_cannot_be_is_explained(data: list[str], why: str) -> None:

@@ -49,7 +49,7 @@ def test_a_replaced_or_removed_file_counts_at_once(tmp_path: Path) -> None:
         ("[{", "JSONDecodeError"),
         ('{"kind": "lr"}', "TypeError"),
         ('[{"id": "d", "kind": "lr", "from_step": 1}]', "KeyError: 'updates'"),
-        ('[{"kind": "gas leak"}]', "kind 'gas leak' is not known"),
+        ('[{"kind": "gas leak"}]', "kind 'gas leak' is unknown"),
         ('[{"id": "d", "kind": "lr", "from_step": 1, "updates": "few", "factor": 2}]', "ValueError"),
     ],
 )

@@ -3,13 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.hashing import MASK, key, mix, mix_
-from trainer.model.dropout import Clock, Dropout, keep_mask
+from trainer.model.dropout import Dropout, DropoutClock, keep_mask
 
 CPU = torch.device("cpu")
 
 
 def mask(p: float = 0.1, site: int = 0, shape: tuple[int, int, int] = (16, 64, 96), **clock: int) -> torch.Tensor:
-    return keep_mask(torch.Size(shape), p, site, Clock(**({"seed": 1, "step": 1} | clock)), CPU)
+    return keep_mask(torch.Size(shape), p, site, DropoutClock(**({"seed": 1, "step": 1} | clock)), CPU)
 
 
 @given(st.lists(st.integers(0, MASK), min_size=1, max_size=50))
@@ -67,7 +67,7 @@ def test_masks_of_neighbours_are_independent() -> None:
 
 def test_the_mean_is_kept_and_gradients_pass_where_values_do() -> None:
     x = torch.ones(16, 64, 96, requires_grad=True)
-    y = Dropout(0.2, 3, Clock(seed=1, step=1))(x)
+    y = Dropout(0.2, 3, DropoutClock(seed=1, step=1))(x)
     assert abs(y.mean().item() - 1) < 0.01
     y.sum().backward()
     assert x.grad is not None
@@ -76,4 +76,4 @@ def test_the_mean_is_kept_and_gradients_pass_where_values_do() -> None:
 
 def test_without_dropout_nothing_is_touched() -> None:
     x = torch.ones(1, 2, 3)
-    assert Dropout(0.0, 0, Clock())(x) is x
+    assert Dropout(0.0, 0, DropoutClock())(x) is x

@@ -82,4 +82,4 @@ def test_what_it_does_not_do_is_refused(text: Path, tmp_path: Path, setting: str
     arguments = ["--recipe", "opt-tiny", "--data", text, "--run-dir", tmp_path / "a1", "--checkpoint-dir", tmp_path]
     (done,) = train(0, *arguments, *settings(*SMALL, "engine=fairscale", setting))
     assert done.returncode == 78
-    assert "engine=fairscale does not do" in done.stderr
+    assert "engine=fairscale does not support" in done.stderr

@@ -18,9 +18,9 @@ from trainer.data.samples import Samples
 from trainer.data.tokens import TokenFile
 from trainer.evaluation import Evaluation
 from trainer.parallel.engine import Engine
-from trainer.step.rank_inputs import Heard
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import forward_backward, measure
-from trainer.telemetry import Phases, Progress
 
 EVERY = settings("steps=12", "checkpoint_every=4", "evaluate_every=5", "evaluate_sequences=7")
 
@@ -109,10 +109,10 @@ def measured(dp: int, tp: int) -> tuple[dict[str, float], dict[str, float], floa
     """Losses twice, with an update between, which the second must see; and the loss of the training batch."""
     recipe = recipe_of(dp, tp)
     engine: Engine = engine_of(recipe)
-    evaluation = Evaluation(recipe, [file("short", 130), file("longer", 1000)], engine, Phases(None))
+    evaluation = Evaluation(recipe, [file("short", 130), file("longer", 1000)], engine)
     before, _ = evaluation.run(["short", "longer"])
     samples = Samples(file("training", 3000).ids, recipe.data.seq_len, 1)
-    update = measure(engine, forward_backward(engine, samples, recipe, Progress()), Heard())
+    update = measure(engine, forward_backward(engine, samples, recipe, Progress()), StepInputs())
     engine.update(update.gnorm, 1e-2)
     after, seconds = evaluation.run(["longer"])
     assert seconds > 0
@@ -149,7 +149,7 @@ def test_the_loss_is_that_by_hand_on_every_layout(ranks: Ranks) -> None:
 
 def too_short() -> None:
     recipe = recipe_of(1, 1)
-    Evaluation(recipe, [file("tiny", 20)], engine_of(recipe), Phases(None))
+    Evaluation(recipe, [file("tiny", 20)], engine_of(recipe))
 
 
 def test_a_corpus_without_a_sample_is_refused(ranks: Ranks) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from opt_ops.contract import manifest
-from opt_ops.contract.fence import Fence
+from opt_ops.contract.fence import Fence, SupersededError
 from tests.trainer.harness import Ranks, finish, settings, start, train, wait_for
 from tests.trainer.test_checkpoint import Training
 from tests.trainer.test_train import arguments, wait_for_step
-from trainer.errors import SupersededError
 
 
 def name(path: Path, attempt: str) -> None:
@@ -50,22 +49,6 @@ def test_sigterm_is_left_to_the_supervisor(text: Path, tmp_path: Path) -> None:
     rank.send_signal(signal.SIGINT)
     (done,) = finish([rank])
     assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "stopped by SIGINT")
-
-
-@pytest.mark.parametrize("content", [None, "[{", '{"v": 1}', "[]"])
-def test_a_fence_that_cannot_be_read_fences_nobody_off_and_says_so_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
-) -> None:
-    path = tmp_path / "fence.json"
-    if content is not None:
-        path.write_text(content)
-    fence = Fence(path, "1.00-a1")
-    for _ in range(3):
-        fence.check()
-    assert capsys.readouterr().err.count("cannot be read and fences nobody off") == 1
-    name(path, "1.00-a2")
-    with pytest.raises(SupersededError, match=r"names 1\.00-a2"):
-        fence.check()
 
 
 def test_training_goes_on_without_the_file(text: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import IO
 import pytest
 
 from opt_ops.contract import manifest
+from opt_ops.contract.telemetry import LineFile
 from tests.trainer.harness import REPOSITORY, finish, settings, start, telemetry, wait_for
 from tests.trainer.test_train import arguments, wait_for_step
-from trainer.console import LineFile
-from trainer.telemetry import Phases
+from trainer.telemetry import PhaseFile
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def fill(disk: Path) -> Path:
                 return ballast
 
 
-def test_lines_are_lost_whole_and_return_when_there_is_room(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_lost_whole_and_return_when_there_is_room(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = disk / "lines.jsonl"
     lines = LineFile(path)
     value = {"text": "x" * 900}  # the last one before the disk is full will not fit into its page
@@ -55,14 +55,14 @@ def test_lines_are_lost_whole_and_return_when_there_is_room(disk: Path, capsys: 
     assert content.endswith("\n")
     written = [json.loads(line)["line"] for line in content.splitlines()]
     assert written == [0, *[i for i, done in enumerate(outcomes, start=1) if done], 20]
-    told = capsys.readouterr().err.splitlines()
+    told = caplog.messages
     assert len(told) == 2
-    assert "cannot be written, training goes on: " in told[0]
+    assert "cannot be written, training continues: " in told[0]
     assert told[1].endswith(f"can be written again; {outcomes.count(False)} lines were lost")
 
 
 def test_a_phase_that_was_lost_is_told_at_the_next_occasion(disk: Path) -> None:
-    phases = Phases(disk / "phases.jsonl")
+    phases = PhaseFile(disk / "phases.jsonl")
     phases.enter("start", None)
     ballast = fill(disk)
     for step in range(200):  # until the last page is full
@@ -89,7 +89,7 @@ def test_training_goes_on_while_the_disk_is_full_and_says_what_it_could_not_save
     wait_for(lambda: len(manifest.committed(disk / "checkpoints")) == 1, "no checkpoint while there is room")
     ballast = fill(disk)
     error = ranks[0].stderr
-    read_until(error, "telemetry.jsonl cannot be written, training goes on: ")
+    read_until(error, "telemetry.jsonl cannot be written, training continues: ")
     ranks[0].send_signal(signal.SIGUSR1)
     told = read_until(error, "checkpoint not saved: ")
     assert "No space left on device" in told

@@ -16,20 +16,20 @@ from tests.trainer.harness import settings as set_
 from tests.trainer.test_parallel import build, samples
 from trainer import recipes
 from trainer.step.guard import Guard, first_bad_module
+from trainer.step.measured import Progress, StepMeasurements
 from trainer.step.step import forward_backward
-from trainer.telemetry import Measured, Progress
 
 RECIPE = recipes.build("opt-tiny")
 
 
-def measured(loss: float, gnorm: float, loss_scale: float | None = None) -> Measured:
-    return Measured(loss=loss, activation_norm=1.0, gnorm=gnorm, loss_scale=loss_scale)
+def measured(loss: float, gnorm: float, loss_scale: float | None = None) -> StepMeasurements:
+    return StepMeasurements(loss=loss, activation_norm=1.0, gnorm=gnorm, loss_scale=loss_scale)
 
 
 def warm(updates: int = 128, *changes: str) -> Guard:
     guard, draw = Guard(recipes.build("opt-tiny", changes)), random.Random(1)
     for _ in range(updates):
-        assert guard.why_skip(measured(2.0 + draw.gauss(0, 0.05), 0.3 + draw.gauss(0, 0.02))) is None
+        assert guard.skip_reason(measured(2.0 + draw.gauss(0, 0.05), 0.3 + draw.gauss(0, 0.02))) is None
     return guard
 
 
@@ -38,36 +38,36 @@ def warm(updates: int = 128, *changes: str) -> Guard:
 )
 def test_only_what_is_out_of_both_bands_is_skipped(loss: float, gnorm: float, reason: str | None) -> None:
     guard = warm()
-    assert guard.why_skip(measured(loss, gnorm)) == reason
+    assert guard.skip_reason(measured(loss, gnorm)) == reason
     assert guard.skipped == (reason is not None)
 
 
 def test_never_two_in_a_row_and_what_was_skipped_does_not_widen_the_band() -> None:
     guard = warm()
-    reasons = [guard.why_skip(measured(5.0 + i, 3.0 + i)) for i in range(2)]
+    reasons = [guard.skip_reason(measured(5.0 + i, 3.0 + i)) for i in range(2)]
     assert reasons == ["out_of_band", None]
     guard = warm()
-    again = [guard.why_skip(measured(*values)) for values in ((9.0, 9.0), (2.0, 0.3), (5.0, 3.0))]
+    again = [guard.skip_reason(measured(*values)) for values in ((9.0, 9.0), (2.0, 0.3), (5.0, 3.0))]
     assert again == ["out_of_band", None, "out_of_band"]
 
 
 def test_an_overflow_before_it_does_not_let_a_bad_batch_through() -> None:
     guard = warm(128, "precision=fp16")
-    assert guard.why_skip(measured(2.0, math.inf, 4.0)) == "overflow"
-    assert guard.why_skip(measured(5.0, 3.0, 2.0)) == "out_of_band"
+    assert guard.skip_reason(measured(2.0, math.inf, 4.0)) == "overflow"
+    assert guard.skip_reason(measured(5.0, 3.0, 2.0)) == "out_of_band"
 
 
 def test_it_looks_on_until_it_has_seen_enough_and_can_be_turned_off() -> None:
-    assert warm(63).why_skip(measured(5.0, 3.0)) is None
-    assert warm(64).why_skip(measured(5.0, 3.0)) == "out_of_band"
-    assert warm(128, "guard.deviations=0").why_skip(measured(5.0, 3.0)) is None
+    assert warm(63).skip_reason(measured(5.0, 3.0)) is None
+    assert warm(64).skip_reason(measured(5.0, 3.0)) == "out_of_band"
+    assert warm(128, "guard.deviations=0").skip_reason(measured(5.0, 3.0)) is None
 
 
 def test_a_healthy_curve_with_one_bad_batch_loses_that_batch_alone() -> None:
     guard, draw, skipped = Guard(RECIPE), random.Random(2), []
     for step in range(1, 2001):
         loss, gnorm = 2.2 + 6 * math.exp(-step / 100) + draw.gauss(0, 0.05), 0.3 + abs(draw.gauss(0, 0.05))
-        if guard.why_skip(measured(loss + 2 * (step == 1500), gnorm + 2 * (step == 1500))):
+        if guard.skip_reason(measured(loss + 2 * (step == 1500), gnorm + 2 * (step == 1500))):
             skipped.append(step)
     assert skipped == [1500]
 
@@ -85,12 +85,12 @@ def test_restored_from_json_it_decides_alike(
     recipe = recipes.build("opt-tiny", changes)
     guard, again = Guard(recipe), Guard(recipe)
     for loss, gnorm in before:
-        guard.why_skip(measured(loss, gnorm, guard.loss_scale))
+        guard.skip_reason(measured(loss, gnorm, guard.loss_scale))
     again.restore(json.loads(json.dumps(guard.state(), allow_nan=False)))
     for loss, gnorm in after:
         assert again.loss_scale == guard.loss_scale
-        mine = guard.why_skip(measured(loss, gnorm, guard.loss_scale))
-        assert again.why_skip(measured(loss, gnorm, again.loss_scale)) == mine
+        mine = guard.skip_reason(measured(loss, gnorm, guard.loss_scale))
+        assert again.skip_reason(measured(loss, gnorm, again.loss_scale)) == mine
     assert again.state() == guard.state()
 
 
@@ -159,4 +159,4 @@ def test_the_first_bad_module_is_named_on_all_ranks(ranks: Ranks, fault: str, tp
 
 
 def test_where_nothing_is_wrong_any_more_it_says_so(ranks: Ranks) -> None:
-    assert ranks(1, finds, "none", 1) == ["nowhere, when the batch was run again: a fault of the hardware?"]
+    assert ranks(1, finds, "none", 1) == ["nowhere when the batch was run again: the cause may be a hardware fault"]

@@ -83,9 +83,9 @@ def test_a_resumed_run_ignores_what_it_began_with(folder: Path, text: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "more", "why"),
     [
-        (["--resume", "native"], (), "holds weights alone"),
+        (["--resume", "native"], (), "holds only weights"),
         (["--init-from", "native", "--from-scratch"], ("model.num_heads=8",), "its num_heads is 4"),
-        (["--init-from", "native", "--from-scratch"], ("model.num_layers=2",), "is of another model: model.layers.2"),
+        (["--init-from", "native", "--from-scratch"], ("model.num_layers=2",), "holds another model: model.layers.2"),
         (["--init-from", "hf", "--from-scratch"], (), "no COMMITTED marker"),
     ],
 )

@@ -10,9 +10,9 @@ from tests.trainer.harness import Ranks, engine_of
 from tests.trainer.test_parallel import build, samples
 from trainer import optim, recipes
 from trainer.errors import UserError
-from trainer.step.rank_inputs import Heard
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import advanced, forward_backward, measure
-from trainer.telemetry import Progress
 
 STEPS = 5
 
@@ -23,7 +23,7 @@ def curve(dp: int, tp: int, *changes: str) -> tuple[list[float], list[float], se
     engine, data, progress = engine_of(recipe), samples(recipe), Progress()
     losses, gnorms = [], []
     for step in range(1, STEPS + 1):
-        measured = measure(engine, forward_backward(engine, data, recipe, progress), Heard(), closely=True)
+        measured = measure(engine, forward_backward(engine, data, recipe, progress), StepInputs(), parameter_norms=True)
         engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
         progress = advanced(progress, recipe)
         losses.append(measured.loss)

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from opt_ops.contract import manifest
+from opt_ops.contract.fence import SupersededError
 from tests.trainer.harness import REPOSITORY, train
 from trainer import loop, recipes
 from trainer.__main__ import main
-from trainer.errors import SupersededError, UserError
-from trainer.loop import Job
+from trainer.errors import UserError
+from trainer.loop import TrainJob
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from trainer.loop import Job
         (["--lr-factor", "450"], "--lr-factor 450: expected STEP:FACTOR"),
         (["--fence", "fence.json"], "--fence needs --attempt"),
         (["--lr-factor", "450:0"], "--lr-factor 450:0: expected STEP:FACTOR"),
-        (["--skip-batches", "5"], "--skip-batches 5: expected FIRST:LAST, two batches of which the first"),
+        (["--skip-batches", "5"], "--skip-batches 5: expected FIRST:LAST, two batch numbers with 1 <= FIRST"),
         (["--skip-batches", "0:5"], "--skip-batches 0:5: expected FIRST:LAST"),
         (["--skip-batches", "6:5"], "--skip-batches 6:5: expected FIRST:LAST"),
         (["--skip-batches", "5:6.5"], "--skip-batches 5:6.5: expected FIRST:LAST"),
@@ -65,7 +66,7 @@ def test_recipes_can_be_listed() -> None:
     assert "  optim.betas=0.9,0.95\n" in done.stdout
 
 
-def job(tmp_path: Path, **changes: object) -> Job:
+def job(tmp_path: Path, **changes: object) -> TrainJob:
     values = {
         "recipe_name": "opt-tiny",
         "recipe": recipes.build("opt-tiny"),
@@ -84,7 +85,7 @@ def job(tmp_path: Path, **changes: object) -> Job:
         "process_start": 0.0,
         "signals": None,
     }
-    return Job(**(values | changes))  # pyright: ignore[reportArgumentType]
+    return TrainJob(**(values | changes))  # pyright: ignore[reportArgumentType]
 
 
 def test_it_never_starts_over_in_silence(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from tests.trainer.harness import SMALL, Ranks, engine_of
 from trainer import recipes
 from trainer.data.samples import Samples
 from trainer.model.opt import OPT
-from trainer.step.rank_inputs import Heard
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import forward_backward, measure
-from trainer.telemetry import Progress
 
 PLAIN = [*SMALL, "model.dropout=0", "model.init_std=0.2"]
 CONFIG = recipes.build("opt-tiny", PLAIN).model
@@ -151,7 +151,7 @@ def gradients_of_one_batch(dp: int, tp: int, *more: str) -> dict[str, Any]:
     model = engine.model
     ids = np.random.RandomState(0).randint(4, recipe.model.vocab_size, 4000).astype(np.uint16)
     samples = Samples(ids, recipe.data.seq_len, recipe.seed)
-    measured = measure(engine, forward_backward(engine, samples, recipe, Progress()), Heard())
+    measured = measure(engine, forward_backward(engine, samples, recipe, Progress()), StepInputs())
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if isinstance(p.grad, DTensor)}
     return {"loss": measured.loss, "gnorm": measured.gnorm, "gradients": gradients}
 

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from opt_ops.contract.environment import place_from_environment
 from tests.trainer.harness import SMALL, Ranks, engine_of
 from trainer import optim, recipes
 from trainer.data.samples import Samples
 from trainer.errors import UserError
 from trainer.model.opt import OPT
 from trainer.parallel import mesh
-from trainer.parallel.mesh import Place
 from trainer.recipes import Recipe
-from trainer.step.rank_inputs import Heard
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import advanced, forward_backward, measure
-from trainer.telemetry import Progress
 
 STEPS = 3
 # (dp, tp, micro_batch): three ranks share eight sequences as 3, 3, 2; one at a time, the last has none for its third
@@ -53,7 +53,7 @@ def sharded_training(dp: int, tp: int, micro_batch: int) -> dict[str, Any]:
     data, progress = samples(recipe), Progress()
     losses, gnorms, activation_norms, gradients = [], [], [], {}
     for step in range(1, STEPS + 1):
-        measured = measure(engine, forward_backward(engine, data, recipe, progress), Heard())
+        measured = measure(engine, forward_backward(engine, data, recipe, progress), StepInputs())
         losses.append(measured.loss)
         gnorms.append(measured.gnorm)
         activation_norms.append(measured.activation_norm)
@@ -177,31 +177,8 @@ def test_dp_takes_what_tp_leaves() -> None:
     assert mesh.check_layout(recipes.build("opt-tiny", ["parallel.tp=2"]), 8) == (4, 2)
 
 
-def test_the_place_comes_from_torchrun_or_slurm_or_nobody() -> None:
-    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "2"}
-    assert mesh.place_from_environment(torchrun | slurm) == Place(5, 8, 1)
-    assert mesh.place_from_environment(slurm) == Place(3, 4, 2)
-    assert mesh.place_from_environment({}) == Place(0, 1, 0)
-    del torchrun["MASTER_PORT"]
-    with pytest.raises(UserError, match="MASTER_PORT is not"):
-        mesh.place_from_environment(torchrun)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [("gpu7", "gpu7"), ("gpu-[003-010,12]", "gpu-003"), ("a1,b[2-3]", "a1"), ("c[9]", "c9")],
-)
-def test_slurm_tasks_meet_on_the_first_node_of_their_step(nodes: str, first: str) -> None:
-    step = {"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2"}
-    address, port = mesh.rendezvous_from_slurm(step)
-    assert address == first
-    assert 20_000 <= port < 32_000
-    assert mesh.rendezvous_from_slurm(step | {"SLURM_STEP_ID": "3"})[1] != port
-
-
 def disagreement() -> str:
-    place = mesh.place_from_environment(os.environ)
+    place = place_from_environment(os.environ)
     mesh.start(place, place.world, 1)
     try:
         mesh.require_agreement("the data", "sha256:1" if place.rank == 1 else "sha256:0")

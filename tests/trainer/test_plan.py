@@ -10,14 +10,15 @@ from torch import Tensor
 
 from trainer import recipes
 from trainer.model import cost
-from trainer.model.dropout import Clock
+from trainer.model.dropout import DropoutClock
 from trainer.model.opt import DecoderLayer
-from trainer.plan import __main__ as plan
-from trainer.plan.__main__ import GIB, Layout
+from trainer.plan import __main__ as command
+from trainer.plan import estimate
+from trainer.plan.estimate import GIB, PlannedLayout
 from trainer.plan.hardware import GPUS
 
 
-def layout(gpus: int, tp: int = 1, **changes: Any) -> Layout:
+def layout(gpus: int, tp: int = 1, **changes: Any) -> PlannedLayout:
     whole = {
         "nodes": max(1, gpus // 8),
         "dp": gpus // tp,
@@ -26,13 +27,13 @@ def layout(gpus: int, tp: int = 1, **changes: Any) -> Layout:
         "checkpoint_activations": False,
         "offload": False,
     }
-    return Layout(**(whole | changes))
+    return PlannedLayout(**(whole | changes))
 
 
 def test_opt_175b_on_992_a100() -> None:
     """33 days on 1024 GPUs at 147 TFLOP/s, had nothing broken, for 4.30e23 operations: 34.1 days on 992."""
     recipe, gpu = recipes.build("opt-175b"), GPUS["a100-80"]
-    found = plan.best(recipe, gpu, 124, gpu.host_memory)
+    found = estimate.best(recipe, gpu, 124, gpu.host_memory)
     assert found is not None
     assert found.layout.tp == 8
     assert found.layout.checkpoint_activations
@@ -56,18 +57,18 @@ def test_opt_175b_on_992_a100() -> None:
     ],
 )
 def test_speed_is_within_a_fifth_of_published_runs(name: str, gpu: str, published: float) -> None:
-    found = plan.speed(recipes.build(name), GPUS[gpu], layout(8))
+    found = estimate.speed(recipes.build(name), GPUS[gpu], layout(8))
     assert 100 * found.mfu_full == pytest.approx(published, rel=0.2)
 
 
 def test_175b_on_16_v100_fits_only_with_hosts_that_hold_it(capsys: pytest.CaptureFixture[str]) -> None:
     """16 bytes per parameter are 2.8 TB: more than two DGX-1 have."""
     question = ["--size", "175b", "--gpu", "v100-32", "--nodes", "2"]
-    assert plan.main(question) == 78
+    assert command.main(question) == 78
     assert "Nothing fits." in (said := capsys.readouterr().out)
     assert "1,397 GB of 461 GB" in said
-    assert "nodes would do" in said
-    assert plan.main([*question, "--host-memory", "1600"]) == 0
+    assert "nodes are enough" in said
+    assert command.main([*question, "--host-memory", "1600"]) == 0
     assert "with parameters and optimizer in host memory" in (said := capsys.readouterr().out)
     assert "--set parallel.offload=true" in said
     assert "precision=fp16" in said
@@ -77,20 +78,20 @@ def test_6_7b_fits_one_h200_without_recomputation() -> None:
     """16 bytes per parameter are 107 GB of its 140 GiB, which leaves room for some sequences."""
     gpu = replace(GPUS["h200"], per_node=1)
     recipe = recipes.build("opt-6.7b", ["data.global_batch=1"])
-    found = plan.best(recipe, gpu, 1, gpu.host_memory)
+    found = estimate.best(recipe, gpu, 1, gpu.host_memory)
     assert found is not None
     assert found.memory.parameters + found.memory.gradients + found.memory.optimizer == pytest.approx(99.2, abs=0.1)
     assert not found.layout.offload
-    assert plan.best(recipes.build("opt-13b"), gpu, 1, 100) is None
+    assert estimate.best(recipes.build("opt-13b"), gpu, 1, 100) is None
 
 
 def test_what_training_keeps_is_16_bytes_per_parameter() -> None:
     recipe = recipes.build("opt-1.3b")
     for gpus, tp in ((8, 1), (64, 8)):
-        needs = plan.memory(recipe, GPUS["a100-80"], layout(gpus, tp, checkpoint_activations=True))
+        needs = estimate.memory(recipe, GPUS["a100-80"], layout(gpus, tp, checkpoint_activations=True))
         kept = needs.parameters + needs.gradients + needs.optimizer
         assert kept * gpus * GIB == pytest.approx(16 * cost.parameters(recipe.model), rel=1e-6)
-        offloaded = plan.memory(recipe, GPUS["a100-80"], layout(gpus, tp, offload=True))
+        offloaded = estimate.memory(recipe, GPUS["a100-80"], layout(gpus, tp, offload=True))
         assert offloaded.parameters + offloaded.gradients + offloaded.optimizer == 0
         assert offloaded.host * gpus / 8 * GIB == pytest.approx(16 * cost.parameters(recipe.model), rel=1e-6)
 
@@ -99,7 +100,7 @@ def test_what_training_keeps_is_16_bytes_per_parameter() -> None:
 def test_activations_are_what_autograd_keeps_of_a_layer(norm: str) -> None:
     """In bf16. The parameters are saved, too, but belong to another part of the plan."""
     recipe = recipes.build("opt-125m", ["model.hidden_size=256", "model.num_heads=4", f"model.norm={norm}"])
-    layer = DecoderLayer(recipe.model, 0, Clock()).bfloat16()
+    layer = DecoderLayer(recipe.model, 0, DropoutClock()).bfloat16()
     own = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     kept: dict[int, int] = {}
 
@@ -115,7 +116,7 @@ def test_activations_are_what_autograd_keeps_of_a_layer(norm: str) -> None:
     assert out.isfinite().all()
     tokens = x.shape[0] * x.shape[1]
     config = replace(recipe, data=replace(recipe.data, seq_len=256))
-    formula = plan.activations(config, layout(1, micro_batch=2)) / recipe.model.num_layers
+    formula = estimate.activations(config, layout(1, micro_batch=2)) / recipe.model.num_layers
     assert sum(kept.values()) == pytest.approx(formula, rel=0.1), sum(kept.values()) / tokens / 256
 
 
@@ -123,7 +124,7 @@ def test_a_tighter_place_never_gives_a_faster_plan() -> None:
     recipe = recipes.build("opt-13b")
     days = []
     for gpu in ("v100-16", "v100-32", "a100-80", "h100", "h200"):
-        found = plan.best(recipe, GPUS[gpu], 8, GPUS[gpu].host_memory)
+        found = estimate.best(recipe, GPUS[gpu], 8, GPUS[gpu].host_memory)
         assert found is not None
         assert found.memory.gpu <= GPUS[gpu].memory
         days.append(found.speed.days)
@@ -131,10 +132,10 @@ def test_a_tighter_place_never_gives_a_faster_plan() -> None:
 
 
 def test_the_settings_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main(["--size", "350m", "--gpu", "a100-80", "--nodes", "1", "-o", "json"]) == 0
+    assert command.main(["--size", "350m", "--gpu", "a100-80", "--nodes", "1", "-o", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fits"]
-    assert sum(told["memory_gib"][part] for part in plan.PARTS) == pytest.approx(told["memory_gib"]["gpu"])
+    assert sum(told["memory_gib"][part] for part in estimate.PARTS) == pytest.approx(told["memory_gib"]["gpu"])
     recipe = recipes.build("opt-350m", told["settings"])
     assert recipe.data.micro_batch == told["layout"]["micro_batch"]
 
@@ -143,12 +144,12 @@ def test_the_settings_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "why"),
     [
         (["--size", "176b", "--nodes", "1"], "Did you mean opt-175b"),
-        (["--size", "125m", "--nodes", "0"], "at least one"),
-        (["--size", "125m", "--nodes", "999"], "take fewer"),
+        (["--size", "125m", "--nodes", "0"], "at least 1"),
+        (["--size", "125m", "--nodes", "999"], "use fewer"),
     ],
 )
 def test_a_question_that_is_none_is_explained(
     arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert plan.main([*arguments, "--gpu", "h100"]) == 78
+    assert command.main([*arguments, "--gpu", "h100"]) == 78
     assert why in capsys.readouterr().err

@@ -18,9 +18,9 @@ from tests.trainer.test_parallel import build, samples
 from trainer import optim
 from trainer.recipes import LossScaleConfig
 from trainer.step.loss_scale import LossScale, first_scale, restored_scale
-from trainer.step.rank_inputs import Heard
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import advanced, forward_backward, measure
-from trainer.telemetry import Progress
 
 CONFIG = LossScaleConfig()
 
@@ -86,7 +86,7 @@ def some_steps(precision: str, tp: int, *changes: str) -> dict[str, Any]:
     losses = []
     scale = 8.0 if precision == "fp16" else None
     for step in range(1, 6):
-        measured = measure(engine, forward_backward(engine, data, recipe, progress, scale), Heard())
+        measured = measure(engine, forward_backward(engine, data, recipe, progress, scale), StepInputs())
         engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), scale)
         progress = advanced(progress, recipe)
         losses.append(measured.loss)

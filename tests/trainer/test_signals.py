@@ -2,15 +2,13 @@
 
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from opt_ops.contract import manifest
-from tests.trainer.harness import REPOSITORY, finish, settings, start, telemetry, wait_for
+from tests.trainer.harness import finish, settings, start, telemetry, wait_for
 from tests.trainer.test_train import arguments, wait_for_step
 
 ENDLESS = settings("steps=100000", "checkpoint_every=100000")
@@ -55,33 +53,6 @@ def dumps(folder: Path, rank: int) -> list[str]:
     return finished
 
 
-BEFORE_THE_FOLDER_IS_KNOWN = """
-import os, signal, sys, threading
-from pathlib import Path
-from opt_ops.contract.signals import Signals
-
-signals = Signals()
-os.kill(os.getpid(), signal.SIGUSR2)
-signals.dump_stacks_to(Path(sys.argv[1]) / "stacks" / "rank-0000.txt")
-os.kill(os.getpid(), signal.SIGUSR2)
-threading.Event().wait()
-"""
-
-
-def test_without_a_file_stacks_go_to_stderr(tmp_path: Path) -> None:
-    (tmp_path / "stacks").write_text("a file where a folder must be")
-    command = [sys.executable, "-c", BEFORE_THE_FOLDER_IS_KNOWN, tmp_path]
-    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = ""
-        while said.count("end of dump") < 2 and (line := process.stderr.readline()):
-            said += line
-        process.send_signal(signal.SIGTERM)
-    assert process.returncode == 143, said
-    assert said.count("Current thread 0x") == 2
-    assert said.count("note: stacks go to stderr: [Errno 17] File exists") == 1
-
-
 def test_sigusr2_dumps_the_stacks_of_a_rank_that_is_blocked_in_a_collective(text: Path, tmp_path: Path) -> None:
     was = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited, as from an agent that protects what it starts
     try:
@@ -108,7 +79,7 @@ def test_sigusr2_dumps_the_stacks_of_a_rank_that_is_blocked_in_a_collective(text
         assert "distributed_c10d.py" in main_thread or "fsdp" in main_thread
         assert "loop.py" in main_thread
         assert "in train\n" in main_thread
-        assert "in _heed" in dump, "other threads, too"
+        assert "in _handle" in dump, "other threads, too"
     assert dumps(tmp_path, 1) == []
     ranks[1].send_signal(signal.SIGCONT)
     wait_for_step(tmp_path / "a1", steps + 10)

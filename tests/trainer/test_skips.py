@@ -12,9 +12,9 @@ from tests.trainer.harness import SMALL, Ranks, engine_of, settings, telemetry, 
 from tests.trainer.test_train import arguments, reproducible
 from trainer import optim, recipes
 from trainer.data import dataset
-from trainer.step.rank_inputs import Heard
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import forward_backward, measure
-from trainer.telemetry import Progress
 
 BATCH = 8
 WINDOWS = ("--skip-batches", "6:7", "--skip-batches", "4:6")
@@ -42,7 +42,7 @@ def by_hand(text: Path, numbers: Sequence[int]) -> list[float]:
     losses = []
     for step, number in enumerate(numbers, start=1):
         before = Progress(step=step - 1, data_position=(number - 1) * BATCH)
-        measured = measure(engine, forward_backward(engine, samples, recipe, before), Heard())
+        measured = measure(engine, forward_backward(engine, samples, recipe, before), StepInputs())
         engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
         losses.append(measured.loss)
     return losses
@@ -83,5 +83,5 @@ def test_rolled_back_with_one_window_more_it_goes_on_behind_that(text: Path, ski
     windows = [*WINDOWS, "--skip-batches", "11:13", "--skip-batches", "2:2"]  # that of the second is past and void
     done = train(2, *arguments(tmp_path, text, "a2", *EVERY, *windows, "--resume", path))
     assert [process.returncode for process in done] == [0, 0], done
-    assert "note: settings, data, learning-rate factors or skips are not those" in done[0].stdout
+    assert "note: settings, data, learning-rate factors or skip windows differ" in done[0].stdout
     assert batches(telemetry(tmp_path / "a2")) == [*range(14, 20)]

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opt_ops.contract import manifest
+from opt_ops.contract.files import write_durably
 from opt_ops.contract.manifest import CheckpointError
 from tests.trainer.harness import Ranks
 from tests.trainer.test_checkpoint import LAST, SAVED, Training
 from trainer.checkpoint import Retention, transfer
-from trainer.checkpoint.retention import EVERYTHING, ORIGIN, Saved, expired, sweep, thin
-from trainer.checkpoint.schedule import Schedule
+from trainer.checkpoint.retention import EVERYTHING, ORIGIN, SavedCheckpoint, expired, sweep, thin
+from trainer.checkpoint.schedule import SaveSchedule
 from trainer.checkpoint.transfer import Transfer
 
 
@@ -68,7 +69,7 @@ def root(made: tuple[Path, list[float]], tmp_path: Path) -> Path:
     for path in [*(tmp_path / "root").rglob("manifest.json")]:
         text = path.read_text().replace(str(original), str(tmp_path / "root"))
         path.write_text(text)
-        manifest.write_durably(path.with_name("COMMITTED"), _sha256(text) + "\n")
+        write_durably(path.with_name("COMMITTED"), _sha256(text) + "\n")
     return tmp_path / "root"
 
 
@@ -134,7 +135,7 @@ def test_two_lost_neighbours_are_one_too_many(ranks: Ranks, root: Path) -> None:
     with pytest.raises(CheckpointError, match=r"__1_0.distcp is missing in .*n2.*; __1_0.distcp is missing in .*n3"):
         manifest.verify(snapshot(root))
     for told in ranks(2, resume, root, ["n1", "n4"], 2, 1):
-        assert told.endswith("__1_0.distcp is on n2 and n3: no good copy here")
+        assert told.endswith("__1_0.distcp is on n2 and n3: this job has no good copy of it")
 
 
 def test_a_snapshot_that_is_not_durable_stays_on_the_nodes(ranks: Ranks, tmp_path: Path) -> None:
@@ -228,21 +229,21 @@ def test_what_is_kept_is_told_by_the_real_names(ranks: Ranks, tmp_path: Path) ->
         for _, path in manifest.committed(folder, tier):
             manifest.verify(path)
     disk = tmp_path / "disks" / "n1"
-    sweep(disk, folder, Retention(newest=2, seconds=1e6), settled_seconds=0)
+    sweep(disk, folder, Retention(newest=2, seconds=1e6), visible_after_seconds=0)
     assert sorted(path.name for path in (disk / "1.00").iterdir()) == [f"snapshot-{step:08d}" for step in (2, 6, 7)]
 
 
 def test_shards_of_earlier_runs_go_with_age_and_pinned_ones_stay(root: Path) -> None:
     disk, now = root / "disks" / "n1", root / "1.01" / "checkpoints"
-    sweep(disk, now, Retention(newest=2, seconds=1e6), settled_seconds=0)
+    sweep(disk, now, Retention(newest=2, seconds=1e6), visible_after_seconds=0)
     assert on_disk(root, "n1").exists()
     origin = on_disk(root, "n1") / ORIGIN
     origin.write_text(f"{snapshot(root)}\n")
     manifest.pin(snapshot(root))
-    sweep(disk, now, Retention(newest=2, seconds=-1), settled_seconds=0)
+    sweep(disk, now, Retention(newest=2, seconds=-1), visible_after_seconds=0)
     assert snapshot(root).exists()
     snapshot(root).with_name(f"{snapshot(root).name}.pinned").unlink()
-    sweep(disk, now, Retention(newest=2, seconds=-1), settled_seconds=0)
+    sweep(disk, now, Retention(newest=2, seconds=-1), visible_after_seconds=0)
     assert not snapshot(root).exists()
     assert not on_disk(root, "n1").exists()
     assert on_disk(root, "n2").exists(), "another node's disk is that node's business"
@@ -259,7 +260,7 @@ def test_what_a_dead_attempt_left_unfinished_goes_once_nobody_has_written_to_it_
 
     def tidy() -> list[bool]:
         thin(folder, "step", EVERYTHING)
-        sweep(disk, folder, EVERYTHING, settled_seconds=0)
+        sweep(disk, folder, EVERYTHING, visible_after_seconds=0)
         return [torn.exists(), held.exists()]
 
     assert tidy() == [True, True], "somebody may be at it"
@@ -278,7 +279,7 @@ def test_what_a_dead_attempt_left_unfinished_goes_once_nobody_has_written_to_it_
 def test_shards_stay_while_the_shared_file_system_is_away(root: Path) -> None:
     origin = on_disk(root, "n1") / ORIGIN
     origin.write_text(f"{root}/not-mounted/snapshot-00000003\n")
-    sweep(root / "disks" / "n1", root, Retention(newest=2), settled_seconds=0)
+    sweep(root / "disks" / "n1", root, Retention(newest=2), visible_after_seconds=0)
     assert on_disk(root, "n1").exists()
 
 
@@ -292,7 +293,7 @@ def test_thinning_keeps_the_newest_one_of_each_span_and_what_is_pinned(
 ) -> None:
     now, rule = 100_000.0, Retention(newest=newest, span_seconds=900, seconds=14_400)
     at = sorted(now - age for age in ages)
-    found = [Saved(Path(f"snapshot-{i:08d}"), i, each, i in pinned) for i, each in enumerate(at)]
+    found = [SavedCheckpoint(Path(f"snapshot-{i:08d}"), i, each, i in pinned) for i, each in enumerate(at)]
     going = expired(found, rule, now)
     kept = [saved for saved in found if saved not in going]
     assert not [saved for saved in going if saved.pinned]
@@ -308,7 +309,7 @@ def test_thinned_as_time_passes_there_is_always_one_of_each_span_left() -> None:
     """What is kept today must not be what tomorrow's choice would have needed to go."""
     rule, kept = Retention(newest=3, span_seconds=900, seconds=14_400), []
     for step, now in enumerate(range(0, 60_000, 200)):
-        kept.append(Saved(Path(str(step)), step, float(now), pinned=False))
+        kept.append(SavedCheckpoint(Path(str(step)), step, float(now), pinned=False))
         going = expired(kept, rule, now)
         kept = [saved for saved in kept if saved not in going]
     spans = {int(saved.at // 900) for saved in kept}
@@ -334,7 +335,7 @@ def test_what_a_node_has_is_not_sent_to_it() -> None:
 
 def test_saves_are_as_often_as_pays() -> None:
     now = [0.0]
-    schedule = Schedule(0, 10.0, lambda: now[0])
+    schedule = SaveSchedule(0, 10.0, lambda: now[0])
     assert schedule.interval == pytest.approx((2 * 1.0 * 36_000) ** 0.5)  # goodput: 1 s and 10 h give 4.5 min
     assert not schedule.due(1)
     now[0] = 270.0
@@ -349,7 +350,7 @@ def test_saves_are_as_often_as_pays() -> None:
 
 
 def test_a_set_number_of_updates_is_kept_to() -> None:
-    assert [step for step in range(1, 10) if Schedule(3, 10.0).due(step)] == [3, 6, 9]
+    assert [step for step in range(1, 10) if SaveSchedule(3, 10.0).due(step)] == [3, 6, 9]
 
 
 def test_a_golden_manifest_of_the_first_version_is_still_read(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from opt_ops.contract.environment import Place
+from opt_ops.contract.telemetry import TelemetryLine
 from trainer import optim, recipes, telemetry
 from trainer.parallel import mesh
-from trainer.parallel.mesh import Place
-from trainer.telemetry import Measured, Outcome, Phases, Progress, Spent, Telemetry
+from trainer.step.measured import Progress, StepMeasurements, StepOutcome
+from trainer.telemetry import PhaseFile, StepOverheads, Telemetry
 
 
 @pytest.mark.parametrize(
@@ -39,15 +41,15 @@ def lines_of_hard_numbers(path: Path) -> list[bytes]:
     try:
         for step, measured in enumerate(
             (
-                Measured(loss=800.0, activation_norm=1.0, gnorm=0.5),
-                Measured(loss=math.inf, activation_norm=1.0, gnorm=0.5),
-                Measured(loss=1.0, activation_norm=math.nan, gnorm=math.nan),
-                Measured(loss=1.0, activation_norm=1.0, gnorm=math.inf, loss_scale=4.0),
+                StepMeasurements(loss=800.0, activation_norm=1.0, gnorm=0.5),
+                StepMeasurements(loss=math.inf, activation_norm=1.0, gnorm=0.5),
+                StepMeasurements(loss=1.0, activation_norm=math.nan, gnorm=math.nan),
+                StepMeasurements(loss=1.0, activation_norm=1.0, gnorm=math.inf, loss_scale=4.0),
             ),
             start=1,
         ):
-            outcome = Outcome(measured=measured, progress=Progress(step=1))
-            recorder.record(step, outcome, optimizer, Spent(), None, {})
+            outcome = StepOutcome(measured=measured, progress=Progress(step=1))
+            recorder.record(step, outcome, optimizer, StepOverheads(), None, {})
     finally:
         os.write = system_write
     return writes
@@ -62,6 +64,7 @@ def test_a_line_is_one_write_of_strict_json(ranks, tmp_path: Path) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
+    assert json.loads(writes[0]).keys() == TelemetryLine.__annotations__.keys()
     huge, infinite, nan, overflow = (json.loads(write, parse_constant=refuse) for write in writes)
     assert (huge["loss"], huge["ppl"], huge["finite"]) == (800.0, None, True)
     assert (infinite["loss"], infinite["finite"]) == (None, False)
@@ -70,7 +73,7 @@ def test_a_line_is_one_write_of_strict_json(ranks, tmp_path: Path) -> None:
 
 
 def test_a_phase_is_told_once_unless_it_gets_on(tmp_path: Path) -> None:
-    phases = Phases(tmp_path / "phases.jsonl")
+    phases = PhaseFile(tmp_path / "phases.jsonl")
     phases.enter("start", None)
     for _ in range(2):
         phases.enter("tokens", None, again=True)

@@ -15,8 +15,8 @@ import pytest
 
 from tests.trainer.harness import REPOSITORY, wait_for
 from trainer.data import tokens
-from trainer.data.corpus import Corpus, Corrupt, documents, whole
-from trainer.data.tokens import Limits, TokenFile, builder, encode
+from trainer.data.corpus import Corpus, CorruptLine, documents, whole
+from trainer.data.tokens import BuildLimits, TokenFile, builder, encode
 from trainer.data.tokens.builder import cut
 from trainer.errors import UserError
 
@@ -52,7 +52,7 @@ def load(
 ) -> TokenFile:
     corpus = Corpus(name="few", paths=tuple(paths))
     definition = tokens.find(tokenizer, [corpus], vocab_size)
-    return tokens.load(corpus, definition, Limits(corrupt_lines=corrupt_lines, workers=workers))
+    return tokens.load(corpus, definition, BuildLimits(corrupt_lines=corrupt_lines, workers=workers))
 
 
 def jsonl(path: Path, *texts: str) -> Path:
@@ -171,9 +171,9 @@ def test_corrupt_lines_up_to_the_limit_are_reported_and_left_out(
     assert [line.partition(": ")[0] for line in loaded.corrupt_lines] == [f"{path}:3", f"{path}:8"]
     assert len(decoded(loaded, trained)) == 10
     err = capsys.readouterr().err
-    assert f'{path}:3: not a JSON object with a string "text" in UTF-8; left out\n' in err
+    assert f'{path}:3: not a JSON object with a string "text" in UTF-8; skipped\n' in err
     assert f"{path}:8: " in err
-    with pytest.raises(UserError, match=r"without 2 corrupt lines, more than data\.max_corrupt_lines=1"):
+    with pytest.raises(UserError, match=r"2 corrupt lines that were skipped, more than data\.max_corrupt_lines=1"):
         load([path], trained, corrupt_lines=1)
 
 
@@ -226,7 +226,7 @@ def test_text_that_changes_meanwhile_is_not_taken(
     own.write_bytes(text.read_bytes())
     plain = encode.encode
 
-    def encode_while_it_grows(*args: object) -> encode.Part:
+    def encode_while_it_grows(*args: object) -> encode.TokenPart:
         with own.open("a") as file:
             file.write('{"text": "One more."}\n')
         return plain(*args)  # pyright: ignore[reportArgumentType]
@@ -250,7 +250,7 @@ def test_what_nobody_came_back_to_for_long_is_removed(tmp_path: Path, trained: P
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_part_that_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "part.npz"
-    part = encode.Part(np.arange(500, dtype=np.uint16), np.array([300, 200]), [Corrupt("a.jsonl", 3, "why")])
+    part = encode.TokenPart(np.arange(500, dtype=np.uint16), np.array([300, 200]), [CorruptLine("a.jsonl", 3, "why")])
     encode.write(path, part)
     found = encode.read(path)
     assert found is not None
@@ -272,7 +272,7 @@ def test_a_worker_that_dies_is_told(
 ) -> None:
     own = jsonl(tmp_path / "own.jsonl", *["The cat sat on the mat. " * 30] * 9)
     monkeypatch.setattr(encode, "serve", die)
-    with pytest.raises(RuntimeError, match=r"has died\. Was it killed for want of memory"):
+    with pytest.raises(RuntimeError, match=r"has died, perhaps because memory was short"):
         load([own], trained)
 
 
@@ -323,7 +323,7 @@ def test_killed_at_any_time_it_goes_on_where_it_was(tmp_path: Path, text: Path, 
     again = build(large, trained, cache)
     out, err = again.communicate(timeout=60)
     assert again.returncode == 0, err
-    made_before, of = map(int, re.findall(r"data: (\d+) of (\d+) parts were made before", err)[0])
+    made_before, of = map(int, re.findall(r"data: (\d+) of (\d+) parts exist already", err)[0])
     assert 5 <= made_before == len(parts) < of
     assert "data: " in out
     undisturbed = build(large, trained, tmp_path / "other", workers=1)
@@ -361,7 +361,7 @@ def test_whoever_waits_for_a_build_hears_that_it_gets_on(
     monkeypatch.setattr(builder.cache, "LOOK_EVERY_SECONDS", 0.01)
     many = jsonl(tmp_path / "many.jsonl", *[f"Document {i}. " + text.read_text()[:200] for i in range(400)])
     corpus = Corpus(name="many", paths=(many,))
-    definition, limits = tokens.find(trained, [corpus], 512), Limits(corrupt_lines=0, workers=1)
+    definition, limits = tokens.find(trained, [corpus], 512), BuildLimits(corrupt_lines=0, workers=1)
     heard = []
     first = tokens.load(corpus, definition, limits, lambda: heard.append(threading.current_thread()))
     assert heard
@@ -395,7 +395,7 @@ def test_the_program_tells_users_what_is_wrong(tmp_path: Path, text: Path, train
     lenient = build(path, trained, cache)
     out, err = lenient.communicate(timeout=60)
     assert lenient.returncode == 0, err
-    assert re.fullmatch(r"data: [\d,]+ tokens in 11 documents, 1 corrupt lines left out\n", out)
+    assert re.fullmatch(r"data: [\d,]+ tokens in 11 documents, 1 corrupt lines skipped\n", out)
     unknown = build(path, trained, cache, "--worker")
     _, err = unknown.communicate(timeout=60)
     assert unknown.returncode == 78

@@ -211,7 +211,7 @@ def test_from_before_the_drill_with_half_the_learning_rate_it_trains_well(
     extra = ["--resume", path, "--lr-factor", f"{BEFORE}:0.5", *settings("steps=200")]
     (done,) = train(0, *arguments(tmp_path, text, "a1", *extra))
     assert done.returncode == 0, done.stderr
-    assert "note: settings, data, learning-rate factors or skips" in done.stdout
+    assert "note: settings, data, learning-rate factors or skip windows differ" in done.stdout
     lines, before = telemetry(tmp_path / "a1"), telemetry(drilled / "a1")
     schedule = [optim.learning_rate(step, OptimConfig(**CONFIG)) for step in range(BEFORE + 1, 201)]
     assert [line["lr"] for line in lines] == pytest.approx([lr / 2 for lr in schedule])
@@ -253,7 +253,7 @@ def test_a_drill_that_cannot_be_read_ends_all_ranks_with_78(text: Path, tmp_path
     done = train(2, *arguments(tmp_path, text, "a1"))
     assert [process.returncode for process in done] == [78, 78]
     assert "drill.json is not a list of drills" in done[0].stderr
-    assert done[1].stderr == "error: rank 0 cannot read drill.json; its log says why.\n"
+    assert done[1].stderr == "error: rank 0 cannot read drill.json. The log of rank 0 has the reason.\n"
 
 
 def test_signals_end_a_rank_at_once_even_while_it_waits_for_a_frozen_peer(text: Path, tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""Sharded checkpoints: saved while training goes on, read into any layout, never trusted unseen.
+"""Sharded checkpoints: saved while training continues, verified before use, loaded into any layout.
 
-There is one way to save, and there are places to save to. Each rank copies its part of the state into memory that it
-shares with a process of its own, the writer; that is all that holds training up. The writers of all ranks write shards,
-hash them, and commit (``opt_ops/contract/manifest.py``). With a node-local disk they write there, send a copy to the
-next node, and call it a snapshot; a durable checkpoint is then copied from it. Without one, they write
-durable ones themselves.
+Each rank has a process of its own, the writer, and shares memory with it. To save, the rank copies its part of the
+state into that memory; only this copy holds training up. The writers of all ranks then write shards, hash them, and
+commit (``opt_ops/contract/manifest.py``). With a node-local disk they write a snapshot there and send a copy of it to
+the next node. A durable checkpoint is then copied from the snapshot. Without such a disk they write durable ones.
 """
 
 from collections.abc import Mapping
@@ -13,33 +12,33 @@ from typing import Any
 
 import torch.distributed as dist
 
+from opt_ops.contract.fence import SupersededError
 from opt_ops.contract.manifest import Manifest
 from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.loading import restore
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.save import Destination, Told
+from trainer.checkpoint.save import Destination, WriterReport
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.writer import Writer
-from trainer.errors import SupersededError
 
 __all__ = ["Checkpointer", "Destination", "Retention", "Writer"]
 
 
 class Checkpointer:
-    """Saves and loads ``state``: parameters, and AdamW's moments and step counts, by parameter name.
+    """Saves and loads ``state``: the parameters, and the moments and step counts of AdamW, by parameter name.
 
-    There is little else to save. Data order, dropout and learning rate are functions of the step; the step, the data
-    position, the tokens and the guard's state stand in the manifest; the optimizer's settings come from the
-    configuration, so that a checkpoint can never bring old ones back.
+    There is little else to save. Data order, dropout and learning rate are functions of the step. The manifest holds
+    the step, the data position, the tokens and the state of the guard. The settings of the optimizer come from the
+    configuration, so a checkpoint can never bring old settings back.
 
-    All collectives run on a gloo group of their own, those of a save between the writers: in the background they would
-    mix with those of training.
+    All collectives run on a gloo group of their own. Those of a save run between the writers, because in the background
+    they would mix with the collectives of training.
 
     Args:
         writer: started before the process group.
         destination: where checkpoints go.
-        state: ``model`` and ``optimizer``, as an engine tells it. Its tensors stay where they are.
-        address: of rank 0's host.
+        state: ``model`` and ``optimizer``, from an engine. Its tensors must stay in place.
+        address: the host of rank 0.
     """
 
     def __init__(self, writer: Writer, destination: Destination, state: dict[str, Any], address: str) -> None:
@@ -52,26 +51,29 @@ class Checkpointer:
         self._staging = Staging(state, group)
         writer.join(self._staging, destination, address, group)
         self._saving = False
-        self._saved: Told | None = None
-        self._copied = True  # the last one: they end in the order of the saves
+        self._saved: WriterReport | None = None
+        self._copied = True  # whether the last copy is good; copies end in the order of the saves
         self._error: str | None = None
         self._background_seconds = 0.0
 
     @property
     def background_seconds(self) -> float:
-        """How long the writers worked on the newest save that has ended."""
+        """Seconds that the writers needed for the newest save that has ended."""
         return self._background_seconds
 
     def save(self, header: Mapping[str, Any], durable: bool = True) -> None:
-        """Copy the state and start writing it; return once the copy is made.
+        """Copy the state, let the writer start, and return.
 
-        Waits for the save before it, if that has not finished. A save that fails is reported on stderr and leaves no
-        marker; training goes on. A good durable checkpoint of the same step and settings is left as it is. All ranks
-        must call this at the same step.
+        This first waits for a save in flight. A save that fails is logged and leaves no marker; training continues. A
+        good durable checkpoint of the same step and settings is kept as it is. All ranks must call this at the same
+        step.
 
         Args:
             header: the fields of the manifest except ``files`` and ``nodes``.
-            durable: whether a snapshot is not enough.
+            durable: whether a durable checkpoint is needed. Otherwise a snapshot is enough.
+
+        Raises:
+            SupersededError: on all ranks, if the fence stopped the save in flight.
         """
         self.wait()
         self._staging.copy()
@@ -79,13 +81,13 @@ class Checkpointer:
         self._saving = True
 
     def wait(self) -> bool:
-        """Wait for the save in flight, not for its copies. Returns False if it failed; all ranks hear the same.
+        """Wait for the save in flight, but not for its copies. Returns False if it failed, on all ranks alike.
 
         Raises:
-            SupersededError: on all ranks, when the fence forbade the save.
+            SupersededError: on all ranks, if the fence stopped the save.
         """
         while self._saving:
-            self._note(self._writer.hear(wait=True))
+            self._note(self._writer.receive(wait=True))
         saved, self._saved = self._saved, None
         if saved and saved.superseded:
             raise SupersededError(saved.error)
@@ -95,48 +97,48 @@ class Checkpointer:
         """Wait for the save in flight and for all copies. Returns whether the last of both is good, on all ranks alike.
 
         Raises:
-            SupersededError: on all ranks, when the fence forbade the save.
+            SupersededError: on all ranks, if the fence stopped the save.
         """
         saved = self.wait()
         self._writer.finish()
-        told = None
-        while told is None or told.what not in ("ready", "gone"):
-            told = self._writer.hear(wait=True)
-            self._note(told)
-        well = saved and self._copied and told.what == "ready"
-        return all(on_all_ranks(self._group, lambda: well))
+        report = None
+        while report is None or report.what not in ("ready", "gone"):
+            report = self._writer.receive(wait=True)
+            self._note(report)
+        good = saved and self._copied and report.what == "ready"
+        return all(on_all_ranks(self._group, lambda: good))
 
     def take_error(self) -> str | None:
-        """Why a save or a copy has failed since this was last asked, in one line of at most 300 characters."""
-        self._note(self._writer.hear(wait=False))
+        """Why a save or a copy has failed since the last call: one line of at most 300 characters, or None."""
+        self._note(self._writer.receive(wait=False))
         error, self._error = self._error, None
         return error
 
     def load(self, path: Path) -> Manifest:
-        """Verify the checkpoint ``path`` and read it into the state, whatever layout it was saved under.
+        """Verify the checkpoint ``path`` and read it into the state. It may have been saved in another layout.
 
         Raises:
-            CheckpointError: on all ranks, when it is missing, torn, damaged or stale.
-            UserError: it holds another model.
+            CheckpointError: on all ranks, if it is missing, torn, damaged or stale.
+            UserError: it holds another model, or only weights.
         """
         return restore(path, self._state, self._group, self._to)
 
     def load_weights(self, path: Path) -> Manifest:
-        """Verify the checkpoint ``path`` and read its parameters alone: a run begins with them.
+        """Verify the checkpoint ``path`` and read only its parameters, for a run that starts with them.
 
         Raises:
-            CheckpointError: on all ranks, when it is missing, torn, damaged or stale.
+            CheckpointError: on all ranks, if it is missing, torn, damaged or stale.
             UserError: it holds another model.
         """
         return restore(path, {"model": self._state["model"]}, self._group, self._to)
 
-    def _note(self, told: Told | None) -> None:
-        if told is None:
+    def _note(self, report: WriterReport | None) -> None:
+        if report is None:
             return
-        if told.what in ("saved", "gone"):
-            self._saving, self._saved = False, told
-            self._background_seconds = told.seconds
-        if told.what == "copied":
-            self._copied = told.error is None
-        if told.error:
-            self._error = told.error
+        if report.what in ("saved", "gone"):
+            self._saving, self._saved = False, report
+            self._background_seconds = report.seconds
+        if report.what == "copied":
+            self._copied = report.error is None
+        if report.error:
+            self._error = report.error

@@ -1,15 +1,14 @@
-"""``python -m trainer.checkpoint``: look at checkpoints from the command line."""
+"""The command ``python -m trainer.checkpoint``: verify checkpoints, and fetch them from a second place."""
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
 
+from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.manifest import CheckpointError
 from trainer.checkpoint import mirror
 from trainer.checkpoint.content import examine
-
-EXIT_REFUSED = 65
 
 _EXAMPLES = """\
 examples:
@@ -18,12 +17,12 @@ examples:
   python -m trainer.checkpoint fetch s3://bucket/12/12.01/step-00012000 runs/12/12.01/checkpoints
 
 exit codes:
-  0 all well; 65 a checkpoint is missing, torn, damaged, stale, or holds what is no state of training
+  0 all are good; 65 a checkpoint is missing, torn, damaged or stale, or its content is not a state of training
 """
 
 
 def main() -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.checkpoint",
         description="Verify checkpoints, and fetch them from a second place.",
@@ -31,11 +30,13 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    verify = commands.add_parser("verify", help="read every byte and every number of checkpoints")
+    verify = commands.add_parser("verify", help="check every byte and every number of checkpoints")
     verify.add_argument("paths", metavar="PATH", nargs="+", help="a step-… or snapshot-… folder, or a URL of one")
     fetch = commands.add_parser("fetch", help="download a checkpoint and verify it")
-    fetch.add_argument("url", metavar="URL", help="of the step-… folder")
-    fetch.add_argument("folder", metavar="DIR", type=Path, help="where it will be a folder of the same name")
+    fetch.add_argument("url", metavar="URL", help="URL of the step-… folder")
+    fetch.add_argument(
+        "folder", metavar="DIR", type=Path, help="folder to download into; the checkpoint keeps its name"
+    )
     arguments = parser.parse_args()
     if arguments.command == "fetch":
         return _report(arguments.url, arguments.folder)
@@ -50,15 +51,15 @@ def _report(path: str, folder: Path | None = None) -> int:
             found = examine(local)
     except (CheckpointError, OSError) as error:
         print(f"{path}: refused: {error}", file=sys.stderr)
-        return EXIT_REFUSED
+        return ExitCode.CHECKPOINT_REFUSED
     size = sum(file["size"] for file in found.manifest.files.values())
-    since = "nothing to compare with" if found.before is None else f"compared with step {found.before}"
-    same = f", where {len(found.unchanged)} tensors were the same" if found.unchanged else ""
+    since = "no earlier save to compare with" if found.before is None else f"compared with step {found.before}"
+    same = f": {len(found.unchanged)} tensors are the same there" if found.unchanged else ""
     print(
         f"{path}: step {found.manifest.step}, {len(found.manifest.files)} files, {size / 1e6:,.1f} MB, "
         f"{found.tensors} tensors: whole and finite; {since}{same}"
     )
-    return 0
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":

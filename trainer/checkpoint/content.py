@@ -1,4 +1,4 @@
-"""Is what a checkpoint holds a state of training? Its bytes may be those that were written, and still be wrong."""
+"""Examine the content of a checkpoint: are its numbers a state of training? Correct bytes can hold wrong numbers."""
 
 import contextlib
 import hashlib
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from opt_ops.contract import manifest
 from opt_ops.contract.manifest import CheckpointError, Manifest
-from trainer.checkpoint.reader import Reader
+from trainer.checkpoint.reader import CheckpointReader
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What was found.
+    """The result of an examination.
 
     Attributes:
         manifest: of the checkpoint.
-        tensors: how many it holds.
-        unchanged: those that are as they were in the save before, if there is one to compare with.
-        before: the step of that.
+        tensors: number of tensors in it.
+        unchanged: names of tensors that are equal in the earlier save.
+        before: step of the earlier save; None if there is none.
     """
 
     manifest: Manifest
@@ -36,10 +36,10 @@ class Content:
 
 
 def examine(path: Path) -> Content:
-    """Verify the checkpoint ``path`` and read all of its tensors, one part after the other.
+    """Verify the checkpoint ``path`` and read all of its tensors, part by part.
 
-    All numbers must be finite. The optimizer must have made as many updates for every parameter, no more than the step
-    says, and more than in the save before; the weights must differ from those.
+    All numbers must be finite. The optimizer must have made the same number of updates for all parameters. That number
+    is at most the step, and more than in the earlier save. The weights must differ from those of the earlier save.
 
     Raises:
         CheckpointError: it is damaged, or its content is not a state of training.
@@ -47,12 +47,10 @@ def examine(path: Path) -> Content:
     found = manifest.verify(path)
     prints, updates = _read(path, found)
     if len(set(updates.values())) > 1:
-        raise CheckpointError(
-            path, f"parameters have seen different numbers of updates: {sorted(set(updates.values()))}"
-        )
+        raise CheckpointError(path, f"parameters have different numbers of updates: {sorted(set(updates.values()))}")
     made = next(iter(updates.values()), None)
     if made is not None and made > found.step:
-        raise CheckpointError(path, f"it is of step {found.step}, but the optimizer has made {made:g} updates")
+        raise CheckpointError(path, f"its step is {found.step}, but its optimizer has made {made:g} updates")
     before = _before(path, found.step)
     if before is None:
         return Content(found, len(prints), (), None)
@@ -70,7 +68,7 @@ def examine(path: Path) -> Content:
 
 
 def _before(path: Path, step: int) -> tuple[Manifest, dict[str, str], dict[str, float]] | None:
-    """The save before, of either tier, that is whole and can be read from here; with its content, as :func:`_read`."""
+    """The last earlier save that is good and readable from here, with its content as :func:`_read` returns it."""
     for _, other in reversed(manifest.earlier(path, step)):
         with contextlib.suppress(CheckpointError):
             found = manifest.verify(other)
@@ -94,8 +92,8 @@ def _read(path: Path, found: Manifest) -> tuple[dict[str, str], dict[str, float]
 
 def _parts(path: Path, found: Manifest) -> Iterator[tuple[str, Tensor]]:
     """Each stored part of each tensor, in an order that depends on the layout alone."""
-    located = {name: _locate(path, found, name) for name in found.files}  # once: of a snapshot, each is read for it
-    metadata = Reader(located[".metadata"].parent).read_metadata()
+    located = {name: _locate(path, found, name) for name in found.files}  # only once: it reads the files of a snapshot
+    metadata = CheckpointReader(located[".metadata"].parent).read_metadata()
     stored = metadata.storage_data.items()
     for index, place in sorted(stored, key=lambda item: (item[0].fqn, tuple(item[0].offset or ()))):
         name = os.fspath(place.relative_path)
@@ -111,7 +109,7 @@ def _parts(path: Path, found: Manifest) -> Iterator[tuple[str, Tensor]]:
 
 
 def _locate(path: Path, found: Manifest, name: str) -> Path:
-    """The file, in the checkpoint's folder or on a disk of this host that has a good copy."""
+    """The path of a file: in the checkpoint's folder, or on a disk of this host with a good copy."""
     if not found.nodes:
         return path / name
     for node in found.files[name]["nodes"]:
@@ -119,4 +117,5 @@ def _locate(path: Path, found: Manifest, name: str) -> Path:
         folder = Path(place["folder"])
         if place["host"] == socket.gethostname() and not manifest.damage(folder, name, found):
             return folder / name
-    raise CheckpointError(path, f"{name} is on {' and '.join(found.files[name]['nodes'])}: look from there")
+    holders = " or ".join(found.files[name]["nodes"])
+    raise CheckpointError(path, f"{name} cannot be read from this host: run the command on {holders}")

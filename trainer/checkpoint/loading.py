@@ -1,4 +1,4 @@
-"""From a checkpoint of either tier into the live state, whatever layout and nodes it was saved under."""
+"""Load a durable checkpoint or a snapshot into the live state. Layout and nodes may differ from those of the save."""
 
 import os
 from collections.abc import Mapping
@@ -14,39 +14,45 @@ from opt_ops.contract import manifest
 from opt_ops.contract.manifest import CheckpointError, Manifest
 from trainer.checkpoint import transfer
 from trainer.checkpoint.agree import on_all_ranks, on_rank_0
-from trainer.checkpoint.reader import Reader
+from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.save import Destination
-from trainer.console import say
+from trainer.console import print_line
 from trainer.errors import UserError
 
 _INDEX = ".metadata"
 
 
 def restore(path: Path, state: dict[str, Any], group: dist.ProcessGroup, to: Destination) -> Manifest:
-    """Verify the checkpoint ``path`` and read what ``state`` names into its tensors.
+    """Verify the checkpoint ``path`` and read it into the tensors of ``state``.
 
-    Every byte is compared with the manifest first, by all ranks together. Of a snapshot, each rank looks after what its
-    node's disk holds; what a node needs and does not have comes from one that has it.
+    First all ranks together compare every byte with the manifest. For a snapshot, each rank checks files on the disk of
+    its node. A node that lacks a file gets it from a node that has it.
+
+    Args:
+        path: the checkpoint.
+        state: the tensors to fill, by the names in the checkpoint.
+        group: of all ranks.
+        to: where this rank's own snapshots are.
 
     Raises:
-        CheckpointError: on all ranks, when it is missing, torn, damaged or stale.
-        UserError: it holds another model, or weights alone where there is more to read.
+        CheckpointError: on all ranks, if it is missing, torn, damaged or stale.
+        UserError: it holds another model, or only weights where ``state`` needs the optimizer, too.
     """
     found = on_rank_0(group, manifest.read, path)
     source = _Snapshot(path, found, group, to) if found.nodes else _Durable(path, found, group)
-    reader = Reader(source.folder)
+    reader = CheckpointReader(source.folder)
     source.need({_INDEX})
     metadata = reader.read_metadata()
     _require_same_model(state["model"], metadata.state_dict_metadata, path)
     if "optimizer" in state and not any(name.startswith("optimizer.") for name in metadata.state_dict_metadata):
-        raise UserError(f"{path} holds weights alone, and nothing to resume: begin a run with --init-from {path}.")
+        raise UserError(f"{path} holds only weights, so it cannot be resumed: start a run with --init-from {path}.")
     source.need(_files_of(state, metadata))
     load(state, storage_reader=reader, process_group=group)
     return found
 
 
 class _Durable:
-    """On a file system that all nodes share."""
+    """A durable checkpoint, on a file system that all nodes share."""
 
     def __init__(self, path: Path, found: Manifest, group: dist.ProcessGroup) -> None:
         self.folder = path
@@ -56,17 +62,17 @@ class _Durable:
                 raise CheckpointError(path, next(filter(None, why)))
 
     def need(self, names: set[str]) -> None:
-        """All are there."""
+        """Nothing to do: all nodes have all files."""
 
 
 class _Snapshot:
-    """On the disks of nodes. ``folder`` is this node's; a node that had no part in it gets one."""
+    """A snapshot, on the disks of nodes. ``folder`` is that of this node, even if it has no files yet."""
 
     def __init__(self, path: Path, found: Manifest, group: dist.ProcessGroup, to: Destination) -> None:
         place = found.nodes.get(to.node)
         folders = on_all_ranks(group, lambda: place["folder"] if place else str(to.on_disk(path)) if to.disk else "")
         if not all(folders):
-            raise UserError(f"{path} is a snapshot, on the disks of nodes: --snapshot-dir says where they are.")
+            raise UserError(f"{path} is a snapshot on the disks of nodes: add --snapshot-dir, the folder on each node.")
         self.folder = Path(folders[dist.get_rank()])
         self._found, self._group = found, group
         self._nodes: list[str] = on_all_ranks(group, lambda: to.node)
@@ -79,18 +85,17 @@ class _Snapshot:
                 if not why:
                     self._holders[name].append(node)
                 elif dist.get_rank() == 0:
-                    say(f"note: {path}: on {node}: {why}")
+                    print_line(f"note: {path}: on {node}: {why}")
         for name, nodes in self._holders.items():
             if not nodes:
-                raise CheckpointError(
-                    path, f"{name} is on {' and '.join(found.files[name]['nodes'])}: no good copy here"
-                )
+                holders = " and ".join(found.files[name]["nodes"])
+                raise CheckpointError(path, f"{name} is on {holders}: this job has no good copy of it")
 
     def _examine(self, names: list[str]) -> dict[str, str]:
         return {name: manifest.damage(self.folder, name, self._found) for name in names}
 
     def need(self, names: set[str]) -> None:
-        """Bring ``names`` to where they are not: what this rank needs, its node gets."""
+        """Get the files ``names``, which this rank needs, from other nodes where this node lacks them."""
         needed: dict[str, set[str]] = {}
         for node, more in zip(self._nodes, on_all_ranks(self._group, lambda: names), strict=True):
             needed.setdefault(node, set()).update(more)
@@ -99,7 +104,7 @@ class _Snapshot:
         arrived = [each.name for each in transfers if each.target == dist.get_rank()]
         for damages in on_all_ranks(self._group, self._examine, arrived):
             if any(damages.values()):
-                raise CheckpointError(self.folder, f"on its way here, {next(filter(None, damages.values()))}")
+                raise CheckpointError(self.folder, f"damaged in transfer: {next(filter(None, damages.values()))}")
 
 
 def _files_of(state: dict[str, Any], metadata: Metadata) -> set[str]:
@@ -119,6 +124,6 @@ def _require_same_model(model: Mapping[str, Any], metadata: Mapping[str, Any], p
     for name in sorted(stored.keys() | live.keys()):
         if stored.get(name) != live.get(name):
             raise UserError(
-                f"{path} is of another model: {name} is {stored.get(name, 'absent')} there and "
-                f"{live.get(name, 'absent')} here. Resume with the recipe and settings it was saved under."
+                f"{path} holds another model: {name} is {stored.get(name, 'absent')} there and "
+                f"{live.get(name, 'absent')} here. Use the recipe and settings that it was saved with."
             )

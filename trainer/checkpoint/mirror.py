@@ -1,7 +1,7 @@
-"""A second place for durable checkpoints, at any URL that fsspec knows: there and back again.
+"""Copy durable checkpoints to a second place, at any URL that fsspec knows, and fetch them from there.
 
-The order is that of the first place: shards, each rank's report, the manifest, and the marker last. An upload that was
-torn has no marker; one that was damaged does not agree with its manifest when it is fetched.
+The order is that of a save: shards, the report of each rank, the manifest, and the marker last. A torn upload has no
+marker. A damaged one differs from its manifest, which is compared when it is fetched.
 """
 
 import hashlib
@@ -19,11 +19,18 @@ _CHUNK = 16 << 20  # bytes
 
 
 def send(path: Path, url: str, rank: int, ranks: int, deadline_seconds: float) -> None:
-    """Upload this rank's files of the committed checkpoint ``path`` into the folder ``url``; on rank 0, finish it.
+    """Upload this rank's files of the committed checkpoint ``path`` into the folder ``url``. Rank 0 finishes it.
+
+    Args:
+        path: the checkpoint.
+        url: the folder for checkpoints at the second place.
+        rank: this rank.
+        ranks: number of ranks.
+        deadline_seconds: how long rank 0 waits for the others.
 
     Raises:
         OSError: a file cannot be read or sent.
-        TimeoutError: another rank's report did not come.
+        TimeoutError: the report of another rank did not arrive.
     """
     files, target = _open(f"{url.rstrip('/')}/{path.name}")
     report = f"rank-{rank:04d}.json"
@@ -34,7 +41,7 @@ def send(path: Path, url: str, rank: int, ranks: int, deadline_seconds: float) -
     _put(path / report, files, f"{target}/{report}")
     if rank > 0:
         return
-    # Compared, not only looked for: an upload that was torn may have left reports of other shards behind.
+    # The content is compared, too: a torn upload may have left reports of other shards.
     waiting = {f"rank-{other:04d}.json" for other in range(ranks)}
     deadline = time.monotonic() + deadline_seconds
     while waiting := {name for name in waiting if not _arrived(path / name, files, f"{target}/{name}")}:
@@ -51,15 +58,16 @@ def send(path: Path, url: str, rank: int, ranks: int, deadline_seconds: float) -
 
 
 def fetch(url: str, folder: Path) -> Path:
-    """Download the checkpoint ``url`` into ``folder``, verify it, and return where it is.
+    """Download the checkpoint ``url`` into ``folder``, verify it, and return its path.
 
     Raises:
-        CheckpointError: it is missing, torn or damaged there. Nothing that could be taken for a checkpoint is left.
+        CheckpointError: it is missing, torn or damaged, or the target exists. Nothing of a bad download is left.
+        OSError: the URL cannot be read, or the folder cannot be written.
     """
     files, source = _open(url)
     path = folder / source.rstrip("/").rpartition("/")[2]
     if path.exists():
-        raise CheckpointError(path, "exists: remove it, or fetch into another folder")
+        raise CheckpointError(path, "the folder exists: remove it, or fetch into another folder")
     path.mkdir(parents=True)
     try:
         names = [MANIFEST, *_names(files, source), MARKER]
@@ -71,7 +79,7 @@ def fetch(url: str, folder: Path) -> Path:
         manifest.verify(path)
     except FileNotFoundError as error:
         shutil.rmtree(path)
-        raise CheckpointError(Path(url), f"{error} is missing: the upload was not finished") from None
+        raise CheckpointError(Path(url), f"{error} is missing: the upload was never finished") from None
     except CheckpointError:
         shutil.rmtree(path)
         raise
@@ -79,7 +87,7 @@ def fetch(url: str, folder: Path) -> Path:
 
 
 def _names(files: Any, source: str) -> list[str]:
-    """The files that the manifest of ``source`` names, by a manifest that its marker vouches for."""
+    """The files that the manifest of ``source`` names. The marker must match the manifest."""
     marker = files.cat_file(f"{source}/{MARKER}")
     text = files.cat_file(f"{source}/{MANIFEST}")
     if marker.strip() != hashlib.sha256(text).hexdigest().encode():
@@ -90,7 +98,7 @@ def _names(files: Any, source: str) -> list[str]:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs  # not before it is needed: most runs have one place
+    from fsspec.core import url_to_fs  # imported only where it is needed: most runs have no second place
 
     files, path = url_to_fs(url)
     return files, path
@@ -110,7 +118,11 @@ def _put(source: Path, files: Any, target: str) -> None:
 
 
 def copy_durably(source: Path, target: Path) -> None:
-    """Copy a file so that it is on the disk when this returns."""
+    """Copy a file and sync the copy.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
     with source.open("rb") as file, target.open("wb") as copy:
         shutil.copyfileobj(file, copy, _CHUNK)
         copy.flush()

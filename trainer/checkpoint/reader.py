@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint's reader, which does not run what is in a checkpoint's index."""
+"""A reader for torch.distributed.checkpoint that does not run code from a checkpoint's index."""
 
 import pickle
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from opt_ops.contract.manifest import CheckpointError
 
-# What an index is made of: names, sizes, types, and which bytes of which file.
+# The classes in an index: names, sizes, types, and which bytes of which file.
 _KNOWN = {
     "collections": {"OrderedDict"},
     "pathlib": {"Path", "PosixPath"},
@@ -31,14 +31,14 @@ _KNOWN = {
 }
 
 
-class Reader(FileSystemReader):
-    """Reads a checkpoint from anybody: torch reads shards with ``weights_only``, and the index is no less a pickle."""
+class CheckpointReader(FileSystemReader):
+    """Reads checkpoints from untrusted sources. torch reads shards with ``weights_only``, but the index is a pickle."""
 
     def read_metadata(self, *_args: Any, **kwargs: Any) -> Metadata:
-        """The index.
+        """Read the index.
 
         Raises:
-            CheckpointError: it wants to call anything else.
+            CheckpointError: the index calls something that an index does not need, or cannot be read.
         """
         path = self._get_metadata_path(kwargs.get("rank"))
         with self.fs.create_stream(path, "rb") as file:
@@ -55,5 +55,5 @@ class Reader(FileSystemReader):
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in _KNOWN.get(module, ()):
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}, which an index has no use for")
+            raise pickle.UnpicklingError(f"it calls {module}.{name}, which an index does not need")
         return super().find_class(module, name)

@@ -1,4 +1,4 @@
-"""One save, as the writers of all ranks do it together: to the first place, and from there on to others."""
+"""One save, made by the writers of all ranks together: to the first place, and from there to others."""
 
 import contextlib
 import os
@@ -20,15 +20,14 @@ from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from opt_ops.contract import manifest
-from opt_ops.contract.fence import Fence
+from opt_ops.contract.fence import Fence, SupersededError
 from opt_ops.contract.manifest import CheckpointError
 from trainer.checkpoint import mirror, retention, transfer
 from trainer.checkpoint.agree import on_all_ranks, on_rank_0, one_line
 from trainer.checkpoint.retention import EVERYTHING, HELD, ORIGIN, Retention
-from trainer.console import say
-from trainer.errors import SupersededError
+from trainer.console import print_line
 
-# How long rank 0 waits for the slowest rank's part before it gives a checkpoint up.
+# Rank 0 waits this long for the slowest rank. Then the save has failed.
 COMMIT_DEADLINE_SECONDS = 600.0
 
 
@@ -37,13 +36,13 @@ class Destination:
     """Where checkpoints go.
 
     Attributes:
-        folder: of the run's durable checkpoints, and of its snapshots' manifests.
-        node: this rank's.
-        disk: on the node, for snapshots of all runs. None: there are no snapshots.
-        url: a second place for durable ones; empty: none.
-        fence: for rank 0.
-        snapshots: which are kept.
-        durable: which are kept.
+        folder: for the durable checkpoints of the run, and for the manifests of its snapshots.
+        node: name of this rank's node.
+        disk: folder on the node for the snapshots of all runs. With None there are no snapshots.
+        url: a second place for durable checkpoints; empty for none.
+        fence: read by rank 0.
+        snapshots: which snapshots are kept.
+        durable: which durable checkpoints are kept.
     """
 
     folder: Path
@@ -55,23 +54,22 @@ class Destination:
     durable: Retention = EVERYTHING
 
     def on_disk(self, path: Path) -> Path:
-        """Where this node has its shards of the snapshot ``path``."""
+        """The folder for this node's shards of the snapshot ``path``."""
         assert self.disk is not None
         return self.disk / self.folder.absolute().parent.name / path.name
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a writer tells its rank.
+class WriterReport:
+    """What a writer reports to its rank.
 
     Attributes:
-        what: ``saved`` answers :meth:`Writer.save`, ``copied`` comes when a copy to another place has ended, ``pruned``
-            when old checkpoints could not be removed, ``gone`` when the process has ended, and ``ready`` answers all
-            else.
-        error: why it failed, in one line; None when it did not.
-        superseded: whether it failed because the fence forbade it.
-        seconds: that it took.
-        value: what was asked for.
+        what: ``saved`` answers :meth:`Writer.save`; ``copied``: a copy to another place has ended; ``pruned``: old
+            checkpoints could not be removed; ``gone``: the process has ended; ``ready`` answers everything else.
+        error: why it failed, in one line. None if it did not.
+        superseded: whether it failed because the fence stopped it.
+        seconds: how long it took.
+        value: the answer to a question.
     """
 
     what: Literal["ready", "saved", "copied", "pruned", "gone"]
@@ -82,29 +80,33 @@ class Told:
 
 
 class Saver:
-    """The writers' part, on one rank. All ranks are asked for the same saves in the same order.
+    """Makes saves in the writer of one rank. The writers of all ranks get the same saves in the same order.
 
     Args:
-        destination: where to.
+        destination: where checkpoints go.
         planner: what this rank writes.
-        tell: told how all ended that a save is followed by.
+        report: gets the results of the copies and of the pruning that follow a save.
     """
 
-    def __init__(self, destination: Destination, planner: SavePlanner, tell: Callable[[Told], None]) -> None:
+    def __init__(self, destination: Destination, planner: SavePlanner, report: Callable[[WriterReport], None]) -> None:
         self._to = destination
         self._planner = planner
-        self._tell = tell
+        self._report = report
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._nodes: list[str] = [""] * self._world
         dist.all_gather_object(self._nodes, destination.node)
         self._first_here = self._nodes.index(destination.node) == self._rank
         self._copies: queue.Queue[Callable[[], None]] = queue.Queue()
-        threading.Thread(target=self._copy_for_ever, daemon=True, name="copies").start()
+        threading.Thread(target=self._make_copies, daemon=True, name="copies").start()
 
-    def save(self, header: Mapping[str, Any], durable: bool) -> Told:
-        """Write what is staged, and commit it; begin to copy it where else it belongs, and remove what has expired.
+    def save(self, header: Mapping[str, Any], durable: bool) -> WriterReport:
+        """Write the staged state and commit it. Then start the copies to other places, and prune old checkpoints.
 
-        Once it is committed it stays, whatever becomes of the rest.
+        A committed checkpoint stays, even if copies or pruning fail.
+
+        Args:
+            header: the fields of the manifest except ``files`` and ``nodes``.
+            durable: whether a durable checkpoint is needed. Otherwise a snapshot is enough.
         """
         begin = time.monotonic()
         first = manifest.snapshot_folder if self._to.disk else manifest.step_folder
@@ -113,25 +115,25 @@ class Saver:
         try:
             begun = on_rank_0(None, self._make_room, path, header["settings_digest"])
             names = self._write(path, header) if begun else []
-        except (Exception, CheckpointException) as error:  # noqa: BLE001  whatever it is, training goes on
-            say(f"checkpoint not saved: {path}: {one_line(error)}", sys.stderr)
+        except (Exception, CheckpointException) as error:  # noqa: BLE001  no failure of a save may end training
+            print_line(f"checkpoint not saved: {path}: {one_line(error)}", sys.stderr)
             if begun and not self._to.fence.superseded:
-                self._remove(path)  # where the disk is full, the next save needs the room
-            return Told("saved", one_line(error), isinstance(error, SupersededError), time.monotonic() - begin)
+                self._remove(path)  # if the disk is full, the next save needs the room
+            return WriterReport("saved", one_line(error), isinstance(error, SupersededError), time.monotonic() - begin)
         try:
             if begun:
                 self._begin_copies(path, header, names, durable)
                 self._prune_everywhere()
         except SupersededError as error:
-            return Told("saved", one_line(error), True, time.monotonic() - begin)
-        return Told("saved", seconds=time.monotonic() - begin)
+            return WriterReport("saved", one_line(error), True, time.monotonic() - begin)
+        return WriterReport("saved", seconds=time.monotonic() - begin)
 
     def finish(self) -> None:
         """Wait for the copies."""
         self._copies.join()
 
     def _write(self, path: Path, header: Mapping[str, Any]) -> list[str]:
-        """Returns the names of this rank's files."""
+        """Write, commit, and return the names of this rank's files."""
         where = self._to.on_disk(path) if self._to.disk else path
         on_all_ranks(None, self._begin, path, where)
         save({}, storage_writer=FileSystemWriter(where), planner=self._planner)
@@ -149,9 +151,9 @@ class Saver:
         return names
 
     def _make_room(self, path: Path, settings_digest: str) -> bool:
-        """Clear what an earlier attempt left of this step. False if that is a good checkpoint of the same training.
+        """Remove what an earlier attempt left of this step. False if that is a good checkpoint of the same training.
 
-        A snapshot is written again in any case: its shards may lie on nodes that are not ours any more.
+        A snapshot is always written again: its shards may be on nodes that this job has lost.
         """
         self._to.fence.check()
         if not self._to.disk or path.name.startswith("step-"):
@@ -188,10 +190,10 @@ class Saver:
                 manifest.remove(self._to.on_disk(path))
 
     def _begin_copies(self, path: Path, header: Mapping[str, Any], names: list[str], durable: bool) -> None:
-        """One that cannot begin ends in its turn, as one that fails.
+        """Queue the copies. A copy that cannot start is reported in its turn, like one that fails.
 
         Raises:
-            SupersededError: the fence forbids it.
+            SupersededError: the fence stops the copy.
         """
         try:
             if durable and self._to.disk:
@@ -200,15 +202,15 @@ class Saver:
                 self._copies.put(lambda: self._mirror(path))
         except SupersededError:
             raise
-        except Exception as error:  # noqa: BLE001  what is committed is committed, and training goes on
+        except Exception as error:  # noqa: BLE001  the save is committed; a copy that fails must not end training
             self._copies.put(partial(_raise, error))
 
     def _prune_everywhere(self) -> None:
         try:
             on_all_ranks(None, self._prune)
         except Exception as error:  # noqa: BLE001  as above
-            say(f"old checkpoints not removed: {one_line(error)}", sys.stderr)
-            self._tell(Told("pruned", one_line(error)))
+            print_line(f"old checkpoints not removed: {one_line(error)}", sys.stderr)
+            self._report(WriterReport("pruned", one_line(error)))
 
     def _prune(self) -> None:
         if self._rank == 0:
@@ -218,9 +220,9 @@ class Saver:
             retention.sweep(self._to.disk, self._to.folder.absolute(), self._to.snapshots)
 
     def _copy_to_folder(self, header: Mapping[str, Any], names: list[str]) -> None:
-        """Begin to copy the snapshot that was just written to where durable ones are.
+        """Queue the copy of the snapshot that was just written to the folder for durable checkpoints.
 
-        Its files get a second name on this disk first, for as long as that lasts: the snapshot may be pruned.
+        First its files get a second name on this disk (hard links), because the snapshot may be pruned before that.
         """
         step = header["step"]
         path = manifest.step_folder(self._to.folder, step)
@@ -243,7 +245,7 @@ class Saver:
             mirror.copy_durably(held / name, path / name)
             (held / name).unlink()
         with contextlib.suppress(OSError):
-            held.rmdir()  # which the last rank on this node can
+            held.rmdir()  # only the last rank on this node finds it empty
         manifest.write_rank(path, self._rank, expected, expected=expected)
         if self._rank == 0:
             self._commit(path, header)
@@ -253,15 +255,15 @@ class Saver:
     def _mirror(self, path: Path) -> None:
         mirror.send(path, self._to.url, self._rank, self._world, COMMIT_DEADLINE_SECONDS)
 
-    def _copy_for_ever(self) -> None:
+    def _make_copies(self) -> None:
         while True:
             work = self._copies.get()
             try:
                 work()
-                self._tell(Told("copied"))
-            except Exception as error:  # noqa: BLE001  a copy that fails is told, and ends nothing
-                say(f"checkpoint not copied: {one_line(error)}", sys.stderr)
-                self._tell(Told("copied", one_line(error)))
+                self._report(WriterReport("copied"))
+            except Exception as error:  # noqa: BLE001  a copy that fails is reported; it must not end this thread
+                print_line(f"checkpoint not copied: {one_line(error)}", sys.stderr)
+                self._report(WriterReport("copied", one_line(error)))
             finally:
                 self._copies.task_done()
 

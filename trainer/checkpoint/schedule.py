@@ -1,4 +1,4 @@
-"""When a save is due: as often as pays, or after a number of updates that is set."""
+"""When a save is due: after a set number of updates, or at the interval that costs the least."""
 
 import math
 import time
@@ -6,21 +6,21 @@ from collections.abc import Callable
 
 from trainer.recipes import Recipe
 
-# What the first save is taken to cost, and how seldom a save may be that costs next to nothing.
+# The assumed cost of the first save, and the shortest interval for saves that cost almost nothing.
 _FIRST_COST_SECONDS = 1.0
 _LEAST_SECONDS = 60.0
 
 
-class Schedule:
-    """When saves of one tier are due, by the clock of rank 0, which tells the others.
+class SaveSchedule:
+    """When saves of one kind are due. Rank 0 decides by its clock, and the other ranks follow.
 
-    A failure costs half an interval on average and a save costs what it holds training up, so the least is lost with
-    an interval of √(2 × cost × time between failures). It is never shorter than a save takes in the background.
+    A failure costs half an interval on average. A save costs the time that it holds training up. The sum is least at an
+    interval of √(2 × cost × time between failures). The interval is never shorter than the writers need for a save.
 
     Args:
-        every: updates between saves; 0: as often as pays.
+        every: updates between saves. With 0 the interval follows from the costs.
         failure_hours: the time between failures.
-        clock: seconds, for tests.
+        clock: seconds; tests replace it.
     """
 
     def __init__(self, every: int, failure_hours: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,36 +44,47 @@ class Schedule:
         return self._clock() - self._last >= self.interval
 
     def saved(self, cost_seconds: float, background_seconds: float) -> None:
-        """A save has begun, which held training up; the one before took ``background_seconds`` to be written."""
+        """Note that a save has started.
+
+        Args:
+            cost_seconds: how long it held training up.
+            background_seconds: how long the writers needed for the save before.
+        """
         self._last = self._clock()
         self._cost = cost_seconds
         self._background = background_seconds
 
 
-class Saves:
-    """When saves of both tiers are due.
+class SaveSchedules:
+    """When durable checkpoints and snapshots are due.
 
     Args:
         recipe: for the settings.
-        snapshots: whether there are any.
+        snapshots: whether snapshots are made.
     """
 
     def __init__(self, recipe: Recipe, *, snapshots: bool) -> None:
         rule = recipe.checkpoint
-        self._durable = Schedule(recipe.checkpoint_every, rule.disaster_hours if snapshots else rule.failure_hours)
-        self._snapshot = Schedule(rule.snapshot_every, rule.failure_hours) if snapshots else None
+        self._durable = SaveSchedule(recipe.checkpoint_every, rule.disaster_hours if snapshots else rule.failure_hours)
+        self._snapshot = SaveSchedule(rule.snapshot_every, rule.failure_hours) if snapshots else None
         self._last_step = recipe.steps
 
     def durable(self, step: int) -> bool:
-        """Whether the state after ``step`` should be saved for good. The last one always is."""
+        """Whether a durable checkpoint is due after ``step``. After the last step one is always due."""
         return step == self._last_step or self._durable.due(step)
 
     def snapshot(self, step: int) -> bool:
-        """Whether there should be a snapshot of the state after ``step``."""
+        """Whether a snapshot is due after ``step``."""
         return self._snapshot is not None and self._snapshot.due(step)
 
     def saved(self, cost_seconds: float, background_seconds: float, *, durable: bool) -> None:
-        """A save has begun. A durable one is a snapshot, too, where there are any."""
+        """Note that a save has started. Where snapshots are made, a durable one starts with a snapshot.
+
+        Args:
+            cost_seconds: how long it held training up.
+            background_seconds: how long the writers needed for the save before.
+            durable: whether it is a durable checkpoint.
+        """
         for schedule in (self._snapshot, self._durable if durable else None):
             if schedule:
                 schedule.saved(cost_seconds, background_seconds)

@@ -1,4 +1,4 @@
-"""The state of training in host memory, laid out once, in memory that the writer shares."""
+"""Host memory for a copy of the training state. The rank and its writer share it."""
 
 import mmap
 import os
@@ -12,20 +12,20 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
-_ALIGNED = 64  # bytes: of cache lines
+_ALIGNED = 64  # bytes of a cache line
 
 
 class Staging:
-    """This rank's part of ``state``, to be copied into shared memory at every save.
+    """Shared memory for this rank's part of ``state``. Every save copies the part into it.
 
-    Who writes what depends on the layout alone. So it is agreed upon once, and what several ranks hold alike is copied
-    and written by one of them. The memory has no name: nothing is left of it, however the processes end. On GPUs it is
-    pinned.
+    The layout alone decides which rank writes what. So the ranks agree on it once. Of several ranks that hold the same
+    part, one copies and writes it. The memory has no name, so nothing of it is left when the processes end. With a GPU
+    it is pinned.
 
     Attributes:
         plan: what this rank writes.
-        metadata: what all ranks write, on rank 0; else None.
-        memory: a file descriptor.
+        metadata: what all ranks write, on rank 0; None on other ranks.
+        memory: file descriptor of the memory.
         size: of the memory, in bytes.
     """
 
@@ -53,7 +53,7 @@ class Staging:
             torch.cuda.check_error(runtime.cudaHostRegister(pointer, self.size, 0))
 
     def copy(self) -> None:
-        """Copy the state as it is now; return once that is done."""
+        """Copy the present state, and return when the copy is complete."""
         for item, view in zip(self.plan.items, self._views, strict=True):
             live = self._planner.resolve_data(item)
             assert isinstance(live, Tensor)
@@ -63,7 +63,7 @@ class Staging:
 
 
 def views(memory: mmap.mmap, plan: SavePlan) -> Iterator[Tensor]:
-    """The tensors of ``plan``'s items in ``memory``, in order."""
+    """The tensors in ``memory`` for the items of ``plan``, in their order."""
     buffer, begin = torch.frombuffer(memory, dtype=torch.uint8), 0
     for item in plan.items:
         yield buffer[begin : begin + _bytes(item)].view(_tensor(item).properties.dtype).view(_tensor(item).chunk.sizes)
@@ -71,7 +71,7 @@ def views(memory: mmap.mmap, plan: SavePlan) -> Iterator[Tensor]:
 
 
 def _tensor(item: WriteItem) -> Any:
-    assert item.tensor_data is not None  # there is nothing but tensors in the state
+    assert item.tensor_data is not None  # the state holds tensors only
     return item.tensor_data
 
 

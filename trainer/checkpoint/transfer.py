@@ -1,4 +1,4 @@
-"""Files from the disk of one node to that of another, between ranks: to the peer when saving, from it when loading."""
+"""Send files between the disks of nodes, from rank to rank: to the next node when saving, and back when loading."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ _UNREADABLE = -1
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A file that ``source`` sends to ``target``, which are ranks on two nodes."""
+    """A file that rank ``source`` sends to rank ``target`` on another node."""
 
     name: str
     source: int
@@ -23,13 +23,13 @@ class Transfer:
 
 
 def to_peers(nodes: Sequence[str], names: Sequence[Iterable[str]]) -> list[Transfer]:
-    """Who sends what to whom so that each rank's files lie on the node after its own as well. One node has no peer.
+    """The transfers that copy each rank's files to the next node. With one node there are none.
 
-    First every other node sends and then the others, so that no node waits for a chain of nodes before it.
+    Every second node sends first, then the others. So no node waits for a chain of nodes before it.
 
     Args:
-        nodes: each rank's node.
-        names: what each rank has written.
+        nodes: the node of each rank.
+        names: the files of each rank.
     """
     by_node: dict[str, list[int]] = {}
     for rank, node in enumerate(nodes):
@@ -52,12 +52,12 @@ def to_peers(nodes: Sequence[str], names: Sequence[Iterable[str]]) -> list[Trans
 def to_those_who_need(
     nodes: Sequence[str], holders: Mapping[str, Sequence[str]], needed: Mapping[str, Iterable[str]]
 ) -> list[Transfer]:
-    """Who sends what to whom so that each node has the files that its ranks will read.
+    """The transfers that give each node the files that its ranks will read.
 
     Args:
-        nodes: each rank's node.
+        nodes: the node of each rank.
         holders: by file, the nodes that have a good copy.
-        needed: by node, the files.
+        needed: by node, the files that it needs.
     """
     transfers: list[Transfer] = []
     for node in sorted(needed):
@@ -70,10 +70,15 @@ def to_those_who_need(
 
 
 def exchange(transfers: Iterable[Transfer], folder: Path, group: dist.ProcessGroup | None = None) -> None:
-    """Do this rank's part of ``transfers``, of which all ranks have the same list, from and to ``folder``.
+    """Make this rank's part of the transfers.
+
+    Args:
+        transfers: the same list on all ranks.
+        folder: where this rank's files are read and written.
+        group: of the ranks.
 
     Raises:
-        OSError: a file could not be read or written here. The others' transfers were done all the same.
+        OSError: a file could not be read or written here. All other transfers are made nevertheless.
     """
     rank, failed = dist.get_rank(), None
     for transfer in transfers:
@@ -89,7 +94,7 @@ def exchange(transfers: Iterable[Transfer], folder: Path, group: dist.ProcessGro
 
 
 def _send(path: Path, target: int, group: dist.ProcessGroup | None) -> None:
-    """An error on the way is made up for with bytes that the receiver's hash will not accept."""
+    """Send a file. After a read error, zeros follow; the receiver refuses them, because their hash is wrong."""
     failed = None
     try:
         file = path.open("rb", buffering=0)
@@ -112,7 +117,7 @@ def _send(path: Path, target: int, group: dist.ProcessGroup | None) -> None:
 
 
 def _bytes(chunk: torch.Tensor) -> memoryview:
-    return memoryview(chunk.numpy())  # pyright: ignore[reportArgumentType]  an array is a buffer
+    return memoryview(chunk.numpy())  # pyright: ignore[reportArgumentType]  an array has the buffer protocol
 
 
 def _fill(file: FileIO, room: memoryview) -> None:
@@ -124,7 +129,7 @@ def _fill(file: FileIO, room: memoryview) -> None:
 
 
 def _receive(path: Path, source: int, group: dist.ProcessGroup | None) -> None:
-    """An error does not end it before all has arrived: the sender would wait for ever."""
+    """Receive a file. After an error, the rest is still received: otherwise the sender would wait forever."""
     size = torch.tensor([0])
     dist.recv(size, source, group)
     left = int(size)

@@ -1,4 +1,4 @@
-"""The process beside each rank that writes what the rank has staged, while training goes on."""
+"""The writer: a process beside each rank that writes the staged state while training continues."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, NoReturn
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, not in __all__
@@ -23,23 +22,24 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
-from trainer.checkpoint.save import Destination, Saver, Told
+from trainer import device
+from trainer.checkpoint.save import Destination, Saver, WriterReport
 from trainer.checkpoint.staging import Staging, views
 from trainer.parallel.mesh import TIMEOUT
 
 _PR_SET_PDEATHSIG = 1
-_ALL_INTERFACES = "0.0.0.0"  # noqa: S104  as torch's own store does: the other ranks are on other hosts
+_ALL_INTERFACES = "0.0.0.0"  # noqa: S104  as in torch's own store: the other ranks are on other hosts
 
 
 class Writer:
-    """A rank's handle on its writer. One save at a time.
+    """A rank's handle on its writer. The writer makes one save at a time.
 
-    The process is forked, so that it costs neither the time nor the memory of a second start. That must be before this
-    process has opened connections or a GPU: a copy of them in another process would hide the death of this one from
-    its peers. It dies with this process.
+    The process is forked, which takes less time and memory than a second start. The fork must come before this process
+    opens connections or a GPU. Otherwise the writer would hold copies of them, and peers would not notice the death of
+    this process. The writer ends with this process.
 
     Attributes:
-        pid: of the process.
+        pid: process id of the writer.
     """
 
     def __init__(self) -> None:
@@ -50,23 +50,26 @@ class Writer:
         self.pid = os.fork()
         if self.pid == 0:
             self._pipe.close()
-            _live(theirs, parent)
+            _run(theirs, parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
 
     def join(self, staging: Staging, destination: Destination, address: str, group: dist.ProcessGroup) -> None:
-        """Let the writers of all ranks meet, on a port that rank 0's chooses.
+        """Let the writers of all ranks form a group, on a port that rank 0's writer chooses.
 
         Args:
-            staging: the memory that is written from.
-            destination: where to.
-            address: of rank 0's host.
+            staging: the shared memory.
+            destination: where checkpoints go.
+            address: the host of rank 0.
             group: of the ranks.
+
+        Raises:
+            RuntimeError: the writer has ended.
         """
         port: list[Any] = [None]
         rank = dist.get_rank()
         if rank == 0:
-            destination.fence.look()
+            destination.fence.refresh()
             self._pipe.send(dist.get_world_size())
             port = [self._answer().value]
         dist.broadcast_object_list(port, src=0, group=group)
@@ -76,47 +79,48 @@ class Writer:
         self._answer()
 
     def save(self, header: Mapping[str, Any], durable: bool) -> None:
-        """Begin to write what is staged now."""
-        self._ask((dict(header), durable))
+        """Let the writer write the staged state."""
+        self._send((dict(header), durable))
 
     def finish(self) -> None:
-        """Ask for an answer once all copies to other places have ended."""
-        self._ask(None)
+        """Request a report when all copies to other places have ended."""
+        self._send(None)
 
-    def _ask(self, what: tuple[dict[str, Any], bool] | None) -> None:
-        with contextlib.suppress(OSError):  # the process is gone, which hear() tells
+    def _send(self, what: tuple[dict[str, Any], bool] | None) -> None:
+        with contextlib.suppress(OSError):  # the writer is gone; receive() reports that
             self._pipe.send(what)
 
-    def hear(self, wait: bool) -> Told | None:
-        """What the writer has to tell, if there is something, or when there is."""
+    def receive(self, wait: bool) -> WriterReport | None:
+        """The next report of the writer. Without ``wait``, None if there is none yet."""
         try:
             return self._pipe.recv() if wait or self._pipe.poll() else None
         except (EOFError, OSError):
-            return Told("gone", f"the process {self.pid} that writes checkpoints has ended; restart to get another")
+            reason = f"the process that writes checkpoints ({self.pid}) has ended; only a restart starts another one"
+            return WriterReport("gone", reason)
 
-    def _answer(self) -> Told:
-        told = self.hear(wait=True)
-        assert told is not None
-        if told.error:
-            raise RuntimeError(told.error)
-        return told
+    def _answer(self) -> WriterReport:
+        report = self.receive(wait=True)
+        assert report is not None
+        if report.error:
+            raise RuntimeError(report.error)
+        return report
 
 
-def _live(pipe: Connection, parent: int) -> NoReturn:
-    """The whole life of the process, from the fork to its end."""
+def _run(pipe: Connection, parent: int) -> NoReturn:
+    """Everything that the forked process does, to its end."""
     try:
-        _forget_parent(parent)
+        _detach_from_parent(parent)
         _serve(pipe)
     except (EOFError, OSError):
         os._exit(0)  # the rank has ended
-    except BaseException as error:  # noqa: BLE001  a fork must not return into its parent's code, whatever happens
+    except BaseException as error:  # noqa: BLE001  a forked process must never return into the code of its parent
         print(f"the process that writes checkpoints has failed: {error!r}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
-def _forget_parent(parent: int) -> None:
-    """Signals are the rank's to handle; this process ends when the rank does."""
-    gc.freeze()  # what the rank has left to collect may wait, as it is destroyed, for threads that are not here
+def _detach_from_parent(parent: int) -> None:
+    """Leave signals to the rank, and end when the rank ends."""
+    gc.freeze()  # objects of the rank may wait, when they are destroyed, for threads that this process does not have
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
@@ -124,7 +128,7 @@ def _forget_parent(parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a scheduler sends them to every process of a job
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    device.use_one_cpu_thread()
 
 
 def _serve(pipe: Connection) -> NoReturn:
@@ -132,33 +136,33 @@ def _serve(pipe: Connection) -> NoReturn:
     store = None
     if isinstance(first, int):
         store = TCPStore(_ALL_INTERFACES, 0, first, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
-        pipe.send(Told("ready", value=store.port))
+        pipe.send(WriterReport("ready", value=store.port))
         first = pipe.recv()
     rank, world, address, port = first
     store = store or TCPStore(address, port, world, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     plan, metadata, size, destination = pipe.recv()
     memory = mmap.mmap(recv_handle(pipe), size)
-    lock = threading.Lock()  # copies end in another thread
+    lock = threading.Lock()  # another thread reports on copies
 
-    def tell(told: Told) -> None:
+    def send(report: WriterReport) -> None:
         with lock:
-            pipe.send(told)
+            pipe.send(report)
 
-    planner = Prepared(plan, metadata, list(views(memory, plan)))
-    saver = Saver(destination, planner, tell)
-    tell(Told("ready"))
+    planner = PreparedPlanner(plan, metadata, list(views(memory, plan)))
+    saver = Saver(destination, planner, send)
+    send(WriterReport("ready"))
     while True:
-        asked = pipe.recv()
-        if asked is None:
+        request = pipe.recv()
+        if request is None:
             saver.finish()
-            tell(Told("ready"))
+            send(WriterReport("ready"))
             continue
-        tell(saver.save(*asked))
+        send(saver.save(*request))
 
 
-class Prepared(DefaultSavePlanner):
-    """A plan that was made before, and the memory that its tensors are in."""
+class PreparedPlanner(DefaultSavePlanner):
+    """A planner whose plan exists already, with the memory that holds the tensors."""
 
     def __init__(self, plan: SavePlan, metadata: Metadata | None, tensors: list[Tensor]) -> None:
         super().__init__()
@@ -168,19 +172,19 @@ class Prepared(DefaultSavePlanner):
     def set_up_planner(
         self, state_dict: dict[str, Any], storage_meta: StorageMeta | None = None, is_coordinator: bool = False
     ) -> None:
-        """There is no state to look at."""
+        """Nothing to do: the plan exists already."""
 
     def create_local_plan(self) -> SavePlan:
-        """Nothing: rank 0 knows all."""
+        """An empty plan: rank 0 knows the plans of all ranks."""
         return SavePlan([])
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """Nothing but the metadata, which the storage layer adds to."""
+        """The plans as they are, and the metadata, to which the storage layer adds."""
         assert self._metadata is not None
         return all_plans, self._metadata
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        """The plan, with what the storage layer has to say of it."""
+        """The prepared plan, with the data that the storage layer has added."""
         return dataclasses.replace(self._plan, storage_data=new_plan.storage_data)
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:

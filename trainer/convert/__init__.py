@@ -1,1 +1,1 @@
-"""OPT weights between the formats people have them in: Hugging Face, metaseq, and this trainer's checkpoints."""
+"""Convert OPT weights between the formats of Hugging Face, metaseq and this trainer."""

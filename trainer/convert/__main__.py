@@ -1,4 +1,4 @@
-"""``python -m trainer.convert SRC DST --to native|hf``: find out what SRC is, and write it as something else."""
+"""The command ``python -m trainer.convert SRC DST --to native|hf``: detect the format of SRC, and write another."""
 
 import argparse
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
+from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.manifest import CheckpointError
-from trainer.console import say
+from trainer.console import print_line
 from trainer.convert import huggingface, metaseq, native
 from trainer.convert.weights import Weights, sync_tree
 from trainer.errors import UserError
 from trainer.model import cost
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from trainer.model.precision import DTYPES
 
 _EXAMPLES = """\
 examples:
@@ -25,7 +25,7 @@ examples:
   python -m trainer.convert runs/1/1.00/checkpoints/step-00000600 mine-hf --to hf --dtype fp16 --tokenizer gpt2-bpe/
 
 exit codes:
-  0 done; 1 no room, or an error nobody foresaw; 65 bad checkpoint; 78 user error
+  0 done; 1 a file cannot be written, or unexpected error; 65 checkpoint missing or damaged; 78 user error
 """
 
 
@@ -35,26 +35,26 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _convert(options)
     except UserError as error:
-        say(f"error: {error}", sys.stderr)
-        return 78
+        print_line(f"error: {error}", sys.stderr)
+        return ExitCode.USER_ERROR
     except CheckpointError as error:
-        say(f"error: {error}", sys.stderr)
-        return 65
+        print_line(f"error: {error}", sys.stderr)
+        return ExitCode.CHECKPOINT_REFUSED
     except OSError as error:
-        say(f"error: {error}. Nothing was left behind.", sys.stderr)
-        return 1
-    return 0
+        print_line(f"error: {error}. No files were left behind.", sys.stderr)
+        return ExitCode.UNEXPECTED_ERROR
+    return ExitCode.DONE
 
 
 def _convert(options: argparse.Namespace) -> None:
     source, target = options.source, options.target
     if target.exists():
-        raise UserError(f"{target} exists already: nothing is written over. Name another, or remove it.")
+        raise UserError(f"{target} exists already and is not overwritten. Name another folder, or remove it.")
     if options.tokenizer and options.to != "hf":
-        raise UserError("--tokenizer goes with --to hf: this trainer's checkpoints hold no tokenizer.")
+        raise UserError("--tokenizer needs --to hf: checkpoints of this trainer hold no tokenizer.")
     weights = read(source, options.heads)
-    config, dtype = weights.config, _DTYPES.get(options.dtype)
-    say(
+    config, dtype = weights.config, DTYPES.get(options.dtype)
+    print_line(
         f"{source}: {weights.origin}; {config.num_layers} layers of {config.hidden_size}, {config.num_heads} heads, "
         f"{config.norm}-LN, vocabulary {config.vocab_size:,}; {cost.parameters(config):,} parameters"
     )
@@ -73,15 +73,15 @@ def _convert(options: argparse.Namespace) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     use = "AutoModelForCausalLM.from_pretrained" if options.to == "hf" else "python -m trainer … --init-from"
-    say(f"{target}: written. Use it with {use} {target}")
+    print_line(f"{target}: written. Use it with {use} {target}")
 
 
 def read(source: Path, heads: int | None = None) -> Weights:
-    """The OPT at ``source``, whatever format it is in.
+    """The OPT at ``source``, in any of the formats.
 
     Raises:
-        CheckpointError: a torn or damaged checkpoint.
-        UserError: no format fits, or what is there is not an OPT, or not whole.
+        CheckpointError: the checkpoint is torn or damaged.
+        UserError: no format fits, or it is not an OPT, or not complete.
     """
     if native.is_here(source):
         return native.read(source)
@@ -90,11 +90,11 @@ def read(source: Path, heads: int | None = None) -> Weights:
     if metaseq.is_here(source):
         return metaseq.read(source, heads)
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder, and no file whose name begins so.")
+        raise UserError(f"{source}: no such file or folder, and no file whose name begins with this.")
     if steps := sorted(path.name for path in source.glob("step-*")):
         raise UserError(f"{source} holds several checkpoints: name one, such as {source / steps[-1]}.")
     raise UserError(
-        f"{source}: neither a step-… folder of this trainer (manifest.json), nor a Hugging Face folder (config.json "
+        f"{source} is neither a step-… folder of this trainer (manifest.json), nor a Hugging Face folder (config.json "
         "and weights), nor .pt files of metaseq."
     )
 
@@ -103,15 +103,15 @@ def _progress(weights: Weights, dtype: torch.dtype | None) -> Callable[[int], No
     total = sum(torch.Size(entry.shape).numel() * (dtype or entry.dtype).itemsize for entry in weights.entries.values())
     done = shown = 0
 
-    def told(written: int) -> None:
+    def show(written: int) -> None:
         nonlocal done, shown
         done += written
         percent = min(100, 100 * done // total)
         if percent >= shown + (1 if sys.stderr.isatty() else 25):
             shown = percent
-            say(f"{percent} % of {total / 1e9:.2f} GB", sys.stderr)
+            print_line(f"{percent} % of {total / 1e9:.2f} GB", sys.stderr)
 
-    return told
+    return show
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,12 +122,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="what to read; its format is found out")
-    parser.add_argument("target", metavar="DST", type=Path, help="folder to make; appears when it is whole")
+    parser.add_argument("source", metavar="SRC", type=Path, help="weights to read; the format is detected")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to create; it appears when it is complete")
     parser.add_argument("--to", choices=("native", "hf"), required=True, help="format to write")
-    parser.add_argument("--dtype", choices=_DTYPES, help="of what is written (default: as it is)")
-    parser.add_argument("--tokenizer", metavar="PATH", type=Path, help="tokenizer to write beside it (--to hf)")
-    parser.add_argument("--heads", metavar="N", type=int, help="attention heads, for metaseq's unpublished shapes")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), help="number format to write (default: that of SRC)"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", type=Path, help="tokenizer to write beside the weights (--to hf)"
+    )
+    parser.add_argument("--heads", metavar="N", type=int, help="attention heads, for unpublished shapes from metaseq")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face's form of OPT: ``config.json`` and safetensors or ``pytorch_model.bin``, whole or in shards."""
+"""Hugging Face's format of OPT: ``config.json`` with safetensors or ``pytorch_model.bin``, in one file or in shards."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.convert import pickles
-from trainer.convert.weights import EMBEDDINGS, Entry, Weights, checked, read_json
+from trainer.convert.weights import EMBEDDINGS, StoredParameter, Weights, checked, read_json
 from trainer.data import tokens
 from trainer.errors import UserError
 from trainer.model.opt import PADDING_TOKEN
 from trainer.recipes import ModelConfig
 
-# In the order of preference. An index names the files of a model in shards.
+# In order of preference. An index names the files of a model in shards.
 _FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -29,7 +29,7 @@ _PREFIX = "model.decoder."
 _OUTPUT = "lm_head.weight"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
-# What OPT could be configured to and no released OPT is; the value that a missing key stands for.
+# Settings that all released OPT models share. The value also stands for a missing key.
 _REQUIRED = {
     "activation_function": "relu",
     "enable_bias": True,
@@ -37,14 +37,14 @@ _REQUIRED = {
     "_remove_final_layer_norm": False,
 }
 
-_START = 2  # </s>, which is also what ends a document
+_START = 2  # </s>, which also ends a document
 _TOKENS = {"bos_token_id": _START, "eos_token_id": _START, "pad_token_id": PADDING_TOKEN}
 
 MAX_SHARD_BYTES = 5 * 10**9
 
 
 def is_here(path: Path) -> bool:
-    """Whether ``path`` is a folder with a Hugging Face model in it."""
+    """Whether ``path`` is a folder with a Hugging Face model."""
     return (path / "config.json").is_file() and any((path / name).is_file() for name in _FILES)
 
 
@@ -52,12 +52,12 @@ def read(path: Path) -> Weights:
     """The OPT in the folder ``path``.
 
     Raises:
-        UserError: it is none, or not whole.
+        UserError: it is not an OPT, or not complete.
     """
     config = _model_config(read_json(path / "config.json"), path)
     first = next(name for name in _FILES if (path / name).is_file())
     files = _files_of_index(path / first) if first.endswith(".index.json") else [path / first]
-    entries: dict[str, Entry] = {}
+    entries: dict[str, StoredParameter] = {}
     for file in files:
         for name, entry in _entries(file):
             entries[_our_name(name)] = entry
@@ -65,21 +65,24 @@ def read(path: Path) -> Weights:
     if output and not (
         EMBEDDINGS in entries and output.shape == entries[EMBEDDINGS].shape and _equal(output, entries[EMBEDDINGS])
     ):
-        raise UserError(f"{path}: input and output embeddings differ; in OPT they are one matrix.")
+        raise UserError(f"{path}: input and output embeddings differ, but in OPT they are the same matrix.")
     return checked(Weights(f"Hugging Face OPT, {first}", config, entries), path)
 
 
 def write(
     weights: Weights, folder: Path, dtype: torch.dtype | None, progress: Callable[[int], None], max_shard_bytes: int
 ) -> None:
-    """Write the model into the empty ``folder``, as ``transformers`` and vLLM read it.
+    """Write the model into the empty ``folder``, in the format that ``transformers`` and vLLM read.
 
     Args:
         weights: what to write.
-        folder: where; the caller names it when all is there.
+        folder: where. The caller renames it when it is complete.
         dtype: of the parameters; None keeps theirs.
-        progress: told the bytes of each parameter once it is written.
-        max_shard_bytes: a file is not larger, unless one parameter is.
+        progress: called with the bytes of each parameter that was written.
+        max_shard_bytes: size limit of a file. A single parameter may be larger.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     shards = list(_shards(weights, dtype, max_shard_bytes))
     weight_map: dict[str, str] = {}
@@ -104,10 +107,10 @@ def write(
 
 
 def write_tokenizer(path: Path, folder: Path, config: ModelConfig) -> None:
-    """Write the tokenizer ``path`` into ``folder`` so that it puts ``</s>`` first, as OPT was trained.
+    """Write the tokenizer ``path`` into ``folder``. It puts ``</s>`` first, as OPT was trained.
 
     Raises:
-        UserError: it is none, or not one for this model.
+        UserError: it is not a tokenizer, or does not fit this model.
     """
     from tokenizers import Tokenizer, processors
 
@@ -124,53 +127,53 @@ def _tensor(file: Path, name: str) -> Tensor:
         return opened.get_tensor(name)
 
 
-def _entries(file: Path) -> Iterator[tuple[str, Entry]]:
+def _entries(file: Path) -> Iterator[tuple[str, StoredParameter]]:
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  it is no dict
+                for name in opened.keys():  # noqa: SIM118  it is not a dict
                     part = opened.get_slice(name)
                     dtype = _DTYPES.get(part.get_dtype())
                     if dtype is None:
                         raise UserError(
-                            f"{file}: {name} is of {part.get_dtype()}: quantised weights are not converted."
+                            f"{file}: {name} has the type {part.get_dtype()}: quantised weights are not supported."
                         )
-                    yield name, Entry(tuple(part.get_shape()), dtype, partial(_tensor, file, name))
+                    yield name, StoredParameter(tuple(part.get_shape()), dtype, partial(_tensor, file, name))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} cannot be read: {error}.") from error
     else:
         content = pickles.load(file)
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise UserError(f"{file}: not a dictionary of tensors.")
+            raise UserError(f"{file} is not a dictionary of tensors.")
         for name, tensor in content.items():
-            yield name, Entry(tuple(tensor.shape), tensor.dtype, partial(torch.as_tensor, tensor))
+            yield name, StoredParameter(tuple(tensor.shape), tensor.dtype, partial(torch.as_tensor, tensor))
 
 
 def _files_of_index(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise UserError(f"{index}: no weight_map.")
+        raise UserError(f"{index} has no weight_map.")
     files = sorted(set(names.values()))
     for name in files:
         if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index}: {name!r} is not the name of a file beside it.")
+            raise UserError(f"{index}: {name!r} is not the name of a file in the same folder.")
         if not (index.parent / name).is_file():
-            raise UserError(f"{index.parent / name} is missing: {index.name} names it.")
+            raise UserError(f"{index.parent / name} is missing, but {index.name} names it.")
     return [index.parent / name for name in files]
 
 
 def _our_name(name: str) -> str:
-    """Released files have ``model.decoder.``, older ones ``decoder.``."""
+    """The name without its prefix: ``model.decoder.`` in released files, ``decoder.`` in older ones."""
     return name.removeprefix("model.").removeprefix("decoder.")
 
 
-def _equal(one: Entry, other: Entry) -> bool:
+def _equal(one: StoredParameter, other: StoredParameter) -> bool:
     return torch.equal(one.load(), other.load())
 
 
 def _model_config(content: dict[str, Any], path: Path) -> ModelConfig:
     if content.get("model_type") != "opt":
-        raise UserError(f"{path}: its model_type is {content.get('model_type')!r}; only OPT is converted.")
+        raise UserError(f"{path}: its model_type is {content.get('model_type')!r}; only OPT can be converted.")
     try:
         size, width = content["hidden_size"], content.get("word_embed_proj_dim") or content["hidden_size"]
         config = ModelConfig(
@@ -186,11 +189,11 @@ def _model_config(content: dict[str, Any], path: Path) -> ModelConfig:
         )
         required = _REQUIRED | {"ffn_dim": 4 * size}
     except KeyError as error:
-        raise UserError(f"{path}/config.json: no {error.args[0]}.") from None
+        raise UserError(f"{path}/config.json has no {error.args[0]}.") from None
     for key, value in required.items():
         if (found := content.get(key, value)) != value:
             raise UserError(
-                f"{path}/config.json: {key} is {found!r}; every OPT has {value!r}, and nothing else is built."
+                f"{path}/config.json: {key} is {found!r}; every OPT has {value!r}, and only that can be converted."
             )
     return config
 
@@ -234,7 +237,7 @@ def _shards(weights: Weights, dtype: torch.dtype | None, max_bytes: int) -> Iter
     yield names
 
 
-def _bytes(entry: Entry, dtype: torch.dtype | None) -> int:
+def _bytes(entry: StoredParameter, dtype: torch.dtype | None) -> int:
     return torch.Size(entry.shape).numel() * (dtype or entry.dtype).itemsize
 
 

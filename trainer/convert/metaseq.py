@@ -1,9 +1,9 @@
-"""metaseq's checkpoints: one consolidated file, model-parallel parts, and each in flat shards of fairscale's FSDP.
+"""Read checkpoints of metaseq: one file, model-parallel parts, or parts in flat shards of fairscale's FSDP.
 
-Names end in ``-model_part-<i>-shard<j>.pt``; either may be missing. ``model`` in them holds the weights. Where they are
-flat, ``shard_metadata`` says which parameters lie in them one after the other, with how much padding at the end of each
-shard (fairscale 0.4, ``FullyShardedDataParallel.local_metadata_dict``). The fused projection of attention has keys,
-values and queries in this order, in each part its own.
+Names end in ``-model_part-<i>-shard<j>.pt``; either may be missing. ``model`` in a file holds the weights. If they are
+flat, ``shard_metadata`` lists the parameters of a shard in their order, and the padding at its end. It is made by
+fairscale 0.4, ``FullyShardedDataParallel.local_metadata_dict``. In each part, the fused projection of attention holds
+keys, values and queries in this order.
 """
 
 import re
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.console import say
+from trainer.console import print_line
 from trainer.convert import pickles
-from trainer.convert.weights import EMBEDDINGS, Entry, Weights, checked, shape_of
+from trainer.convert.weights import EMBEDDINGS, StoredParameter, Weights, checked, shape_of
 from trainer.errors import UserError
 from trainer.recipes import RECIPES
 
@@ -29,13 +29,13 @@ _DROPPED = {"version"}
 _OUTPUT = "output_projection.weight"
 _FUSED = ("k_proj", "v_proj", "q_proj")
 
-# Along which dimension the model-parallel parts of a parameter are joined; all others are whole in every part.
+# The dimension along which the model-parallel parts of a parameter are joined. Every part holds the others whole.
 _JOINED = {
     re.compile(r"layers\.\d+\.(self_attn\.[qkv]_proj|fc1)\.(weight|bias)|embed_tokens\.weight"): 0,
     re.compile(r"layers\.\d+\.(self_attn\.out_proj|fc2)\.weight"): 1,
 }
 
-# Parts that ought to hold the same may have drifted apart by rounding; beyond this, it is worth a word.
+# Parameters that all parts should hold alike may differ by rounding. A larger difference is reported.
 _DRIFT = 1e-3
 
 
@@ -48,7 +48,7 @@ class _Files:
 
 
 def is_here(path: Path) -> bool:
-    """Whether ``path`` is a ``.pt`` file, a folder of them, or what the names of some begin with."""
+    """Whether ``path`` is a ``.pt`` file, a folder of such files, or the beginning of their names."""
     return bool(_candidates(path))
 
 
@@ -56,18 +56,18 @@ def read(path: Path, heads: int | None) -> Weights:
     """The OPT in the checkpoint ``path``.
 
     Args:
-        path: a file, a folder with one checkpoint in it, or what its files' names begin with.
-        heads: attention heads, which the weights do not tell; needed for shapes that were never published.
+        path: a file, a folder with one checkpoint, or the beginning of the names of its files.
+        heads: number of attention heads. The weights do not show it, so unpublished shapes need it.
 
     Raises:
-        UserError: it is none, not whole, or its heads are not known.
+        UserError: it is not an OPT, not complete, or its number of heads is unknown.
     """
     files = _files(path)
     parts = [_part(shards) for shards in files.parts]
     entries = {name: _joined(name, [_of_part(part, name, path) for part in parts]) for name in parts[0]}
     output = entries.pop(_OUTPUT, None)
     if output and not torch.equal(output.load(), entries[EMBEDDINGS].load()):
-        raise UserError(f"{path}: {_OUTPUT} differs from the input embedding; in OPT they are one matrix.")
+        raise UserError(f"{path}: {_OUTPUT} differs from the input embedding, but in OPT they are the same matrix.")
     shapes = {name: entry.shape for name, entry in entries.items()}
     config = shape_of(shapes, 1, path)
     known = {
@@ -79,8 +79,8 @@ def read(path: Path, heads: int | None) -> Weights:
     heads = heads or known.get((config.num_layers, config.hidden_size))
     if not heads:
         raise UserError(
-            f"{path}: {config.num_layers} layers of {config.hidden_size} are no published OPT, and the weights do not "
-            "tell the number of attention heads: give --heads."
+            f"{path}: no published OPT has {config.num_layers} layers of {config.hidden_size}, and the weights do not "
+            "show the number of attention heads: add --heads."
         )
     shards = len(files.parts[0])
     origin = f"metaseq, {len(parts)} model part(s)" + (f" of {shards} flat shards" if shards > 1 else "")
@@ -109,29 +109,30 @@ def _files(path: Path) -> _Files:
     if missing:
         part, shard = missing[0]
         raise UserError(
-            f"{path}: {len(missing)} of {parts} × {shards} files of {stem} are missing, the first of them part {part}, "
-            f"shard {shard}. The last ones cannot be missed: compare with the list you copied from."
+            f"{path}: {len(missing)} of {parts} × {shards} files of {stem} are missing. The first of them is part "
+            f"{part}, shard {shard}. Files after the last part or shard that is there would not be noticed, so compare "
+            "with the source that you copied from."
         )
     return _Files(stem, [[found[part, shard] for shard in range(shards)] for part in range(parts)])
 
 
-def _part(shards: Sequence[Path]) -> dict[str, Entry]:
-    """The parameters of one model part by our names, fused ones taken apart."""
+def _part(shards: Sequence[Path]) -> dict[str, StoredParameter]:
+    """The parameters of one model part by our names. The fused projection is split."""
     contents = [pickles.load(file) for file in shards]
     weights: list[dict[str, Any]] = []
     for content, file in zip(contents, shards, strict=True):
         found = content.get("model", content) if isinstance(content, dict) else None
         if not found or not isinstance(found, dict):
-            raise UserError(f"{file}: no weights in it.")
+            raise UserError(f"{file} holds no weights.")
         weights.append({name: value for name, value in found.items() if isinstance(value, Tensor)})
     if any("flat_param" in name for name in weights[0]):
         metadata = [content.get("shard_metadata") for content in contents]
         whole = _unflattened(weights, metadata, shards)
     elif len(shards) > 1:
-        raise UserError(f"{shards[0]}: one of {len(shards)} shards, but its parameters are not flat.")
+        raise UserError(f"{shards[0]} is one of {len(shards)} shards, but its parameters are not flat.")
     else:
         whole = {name: _entry(tensor, partial(torch.as_tensor, tensor)) for name, tensor in weights[0].items()}
-    parameters: dict[str, Entry] = {}
+    parameters: dict[str, StoredParameter] = {}
     for name, entry in whole.items():
         ours = _our_name(name)
         if ours in _DROPPED:
@@ -141,14 +142,14 @@ def _part(shards: Sequence[Path]) -> dict[str, Entry]:
             for index, projection in enumerate(_FUSED):
                 shape = (rows, *entry.shape[1:])
                 load = partial(_third, entry, index * rows, rows)
-                parameters[ours.replace("qkv_proj", projection)] = Entry(shape, entry.dtype, load)
+                parameters[ours.replace("qkv_proj", projection)] = StoredParameter(shape, entry.dtype, load)
         else:
             parameters[ours] = entry
     return parameters
 
 
-def _entry(tensor: Tensor, load: Callable[[], Tensor]) -> Entry:
-    return Entry(tuple(tensor.shape), tensor.dtype, load)
+def _entry(tensor: Tensor, load: Callable[[], Tensor]) -> StoredParameter:
+    return StoredParameter(tuple(tensor.shape), tensor.dtype, load)
 
 
 def _our_name(name: str) -> str:
@@ -160,14 +161,14 @@ def _our_name(name: str) -> str:
 
 def _unflattened(
     weights: Sequence[Mapping[str, Tensor]], metadata: Sequence[Any], files: Sequence[Path]
-) -> dict[str, Entry]:
-    """Each parameter as a stretch of the flat one that it lies in."""
+) -> dict[str, StoredParameter]:
+    """Each parameter as a part of the flat parameter that contains it."""
     if not all(metadata):
         raise UserError(
-            f"{files[0]}: its parameters are flat, and without shard_metadata nothing tells where each begins. "
+            f"{files[0]}: its parameters are flat, and without shard_metadata it is unknown where each begins. "
             "Convert the shards from before they were merged, or the consolidated checkpoint."
         )
-    entries: dict[str, Entry] = {}
+    entries: dict[str, StoredParameter] = {}
     aliases: dict[str, str] = {}
     try:
         for index, wrapper in enumerate(metadata[0]["param_metadata"]):
@@ -181,7 +182,7 @@ def _unflattened(
                 start = 0
                 for name, shape, numel in zip(about["names"], about["shapes"], about["numels"], strict=True):
                     load = partial(_stretch, pieces, start, numel, tuple(shape))
-                    entries[prefix + name] = Entry(tuple(shape), pieces[0].dtype, load)
+                    entries[prefix + name] = StoredParameter(tuple(shape), pieces[0].dtype, load)
                     start += numel
                 if start != (held := sum(piece.numel() for piece in pieces)):
                     raise UserError(f"{files[0]}: {prefix}{flat} has {held} elements in all shards, not {start}.")
@@ -192,7 +193,7 @@ def _unflattened(
 
 
 def _stretch(pieces: Sequence[Tensor], start: int, numel: int, shape: tuple[int, ...]) -> Tensor:
-    """Elements ``start`` to ``start + numel`` of ``pieces`` laid end to end."""
+    """Elements ``start`` to ``start + numel`` of the concatenated ``pieces``."""
     found: list[Tensor] = []
     for piece in pieces:
         found.append(piece[max(0, start) : max(0, start + numel)])
@@ -200,36 +201,36 @@ def _stretch(pieces: Sequence[Tensor], start: int, numel: int, shape: tuple[int,
     return torch.cat(found).view(shape)
 
 
-def _third(entry: Entry, first: int, rows: int) -> Tensor:
+def _third(entry: StoredParameter, first: int, rows: int) -> Tensor:
     return entry.load()[first : first + rows]
 
 
-def _of_part(part: Mapping[str, Entry], name: str, path: Path) -> Entry:
+def _of_part(part: Mapping[str, StoredParameter], name: str, path: Path) -> StoredParameter:
     if name not in part:
         raise UserError(f"{path}: {name} is not in all model parts.")
     return part[name]
 
 
-def _joined(name: str, parts: Sequence[Entry]) -> Entry:
+def _joined(name: str, parts: Sequence[StoredParameter]) -> StoredParameter:
     if len(parts) == 1:
         return parts[0]
     dim = next((dim for pattern, dim in _JOINED.items() if pattern.fullmatch(name)), None)
     if name == _OUTPUT:
         dim = 0
     if dim is None:
-        return Entry(parts[0].shape, parts[0].dtype, partial(_common, name, parts))
+        return StoredParameter(parts[0].shape, parts[0].dtype, partial(_common, name, parts))
     shape = list(parts[0].shape)
     shape[dim] = sum(part.shape[dim] for part in parts)
-    return Entry(tuple(shape), parts[0].dtype, partial(_concatenated, parts, dim))
+    return StoredParameter(tuple(shape), parts[0].dtype, partial(_concatenated, parts, dim))
 
 
-def _concatenated(parts: Sequence[Entry], dim: int) -> Tensor:
+def _concatenated(parts: Sequence[StoredParameter], dim: int) -> Tensor:
     return torch.cat([part.load() for part in parts], dim)
 
 
-def _common(name: str, parts: Sequence[Entry]) -> Tensor:
+def _common(name: str, parts: Sequence[StoredParameter]) -> Tensor:
     first, *others = (part.load() for part in parts)
     drift = max((other.float() - first.float()).abs().max().item() for other in others)
     if not drift <= _DRIFT:
-        say(f"note: model parts disagree about {name} by up to {drift:.2g}; the first one's is taken", sys.stderr)
+        print_line(f"note: {name} differs between model parts by up to {drift:.2g}; the first part is used", sys.stderr)
     return first

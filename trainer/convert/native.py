@@ -1,4 +1,4 @@
-"""This trainer's own checkpoints, with weights alone: ``python -m trainer --init-from`` begins with them."""
+"""Checkpoints of this trainer that hold weights only. ``python -m trainer --init-from`` starts with them."""
 
 import time
 import warnings
@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from opt_ops.contract import manifest
-from trainer.checkpoint.reader import Reader
-from trainer.convert.weights import EMBEDDINGS, Entry, Weights, checked
+from trainer.checkpoint.reader import CheckpointReader
+from trainer.convert.weights import EMBEDDINGS, StoredParameter, Weights, checked
 from trainer.errors import UserError
 from trainer.recipes import ModelConfig
 
@@ -27,42 +27,47 @@ _PREFIX = "model."
 
 
 def is_here(path: Path) -> bool:
-    """Whether ``path`` is one of the trainer's checkpoints, whole or not."""
+    """Whether ``path`` is a checkpoint of this trainer, complete or not."""
     return (path / manifest.MANIFEST).is_file() or (path / manifest.MARKER).is_file()
 
 
 def read(path: Path) -> Weights:
-    """The parameters of the checkpoint ``path``, every byte of which is verified first.
+    """The parameters of the checkpoint ``path``. Every byte of it is verified first.
 
     Raises:
         CheckpointError: it is torn or damaged.
-        UserError: it does not say what model it is of.
+        UserError: it does not name its model, or does not hold an OPT.
     """
     found = manifest.verify(path)
     if found.model is None:
-        raise UserError(f"{path} was saved before checkpoints said what model they are of: resume it and save once.")
+        raise UserError(f"{path} is from a version that did not record the model: resume it and save it once.")
     config = ModelConfig(**found.model)
-    reader = Reader(path)
-    entries: dict[str, Entry] = {}
+    reader = CheckpointReader(path)
+    entries: dict[str, StoredParameter] = {}
     for name, item in reader.read_metadata().state_dict_metadata.items():
         if not name.startswith(_PREFIX) or not isinstance(item, TensorStorageMetadata):
             continue
         ours = name.removeprefix(_PREFIX)
         rows = config.vocab_size if ours == EMBEDDINGS else item.size[0]
         dtype = item.properties.dtype
-        entries[ours] = Entry((rows, *item.size[1:]), dtype, partial(_tensor, path, name, item.size, dtype, rows))
+        entries[ours] = StoredParameter(
+            (rows, *item.size[1:]), dtype, partial(_tensor, path, name, item.size, dtype, rows)
+        )
     origin = f"this trainer's checkpoint of step {found.step}"
     return checked(Weights(origin, config, entries), path)
 
 
 def write(weights: Weights, folder: Path, dtype: torch.dtype | None, progress: Callable[[int], None]) -> None:
-    """Write weights and manifest into the empty ``folder``, whose tensors are never in memory all at once.
+    """Write weights and manifest into the empty ``folder``. Only one tensor at a time is in memory.
 
     Args:
         weights: what to write.
-        folder: where; the caller names it when all is there.
-        dtype: of the parameters; None keeps theirs. Training reads any into its own.
-        progress: told the bytes of each parameter once it is written.
+        folder: where. The caller renames it when it is complete.
+        dtype: of the parameters; None keeps theirs. Training accepts any.
+        progress: called with the bytes of each parameter that was written.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     sizes = {name: _padded(weights.config, name, entry.shape) for name, entry in weights.entries.items()}
     state = {
@@ -84,7 +89,7 @@ def write(weights: Weights, folder: Path, dtype: torch.dtype | None, progress: C
 
 
 class _OneByOne(DefaultSavePlanner):
-    """Plans by tensors without content, and has the content of each made when it is written."""
+    """A planner for tensors without content. The content of each tensor is made when it is written."""
 
     def __init__(self, tensor: Callable[[str], Tensor]) -> None:
         super().__init__()
@@ -96,7 +101,7 @@ class _OneByOne(DefaultSavePlanner):
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Torch warns of a single process, which is what is meant here."""
+    """Silence torch's warning about a single process, which is intended here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
@@ -123,5 +128,5 @@ def _padded(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[int
 def _tensor(path: Path, name: str, size: torch.Size, dtype: torch.dtype, rows: int) -> Tensor:
     state = {name: torch.empty(size, dtype=dtype)}
     with _alone():
-        load(state, storage_reader=Reader(path), no_dist=True)
+        load(state, storage_reader=CheckpointReader(path), no_dist=True)
     return state[name][:rows]

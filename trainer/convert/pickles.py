@@ -1,4 +1,4 @@
-"""Files that ``torch.save`` wrote, from anybody: they may hold tensors and plain data, and never run code."""
+"""Load files of ``torch.save`` from untrusted sources: tensors and plain data only, without running code."""
 
 import pickle
 from pathlib import Path
@@ -9,12 +9,12 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from trainer.errors import UserError
 
-# Where metaseq's files have their settings from. None of it is needed: objects of these modules become placeholders.
+# The modules of the settings in metaseq's files. The settings are not needed: their objects become placeholders.
 _SETTINGS = ("argparse", "collections", "enum", "fairseq", "metaseq", "numpy", "omegaconf", "pathlib", "typing")
 
 
 class _Placeholder:
-    """Stands for an object of another library, and takes whatever a pickle wants to put into it."""
+    """Stands for an object of another library. It accepts and drops everything that a pickle puts into it."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
         return super().__new__(cls)
@@ -27,18 +27,18 @@ class _Placeholder:
 
 
 def load(path: Path) -> Any:
-    """The content of ``path`` with tensors on the CPU, mapped into memory rather than read where the file allows it.
+    """The content of ``path``, with tensors on the CPU. Where the format allows it, tensors are memory-mapped.
 
     Raises:
-        UserError: the file is damaged, or wants more than tensors, plain data and settings.
+        UserError: the file is damaged, or needs more than tensors, plain data and settings.
     """
     try:
         zipped = _is_zip(path)
         unknown = get_unsafe_globals_in_checkpoint(path) if zipped else []
         if foreign := sorted(name for name in unknown if name.partition(".")[0] not in _SETTINGS):
             raise UserError(
-                f"{path} wants to call {', '.join(foreign)}, which weights have no use for. It was not loaded. "
-                "Take the file from a source you trust, or as safetensors."
+                f"{path} would call {', '.join(foreign)}, which weights do not need. It was not loaded. "
+                "Get the file from a source that you trust, or as safetensors."
             )
         with safe_globals([(_Placeholder, name) for name in unknown]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

@@ -1,4 +1,4 @@
-"""Weights on disk, whatever their format: a shape, and parameters by our names that are read one at a time."""
+"""Weights on disk, in any format: the shape of the model, and its parameters by our names, read one at a time."""
 
 import json
 import os
@@ -21,8 +21,8 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One parameter on disk. ``load`` reads it, whole and unpadded."""
+class StoredParameter:
+    """One parameter on disk. ``load`` reads it, whole and without padding."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -31,15 +31,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model on disk: where it comes from, in words; its shape; its parameters, the tied matrix once."""
+    """A model on disk.
+
+    Attributes:
+        origin: its format, for people.
+        config: its shape.
+        entries: its parameters by name. The tied matrix appears once.
+    """
 
     origin: str
     config: ModelConfig
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, StoredParameter]
 
 
 def published_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each parameter, without the rows that pad the vocabulary."""
+    """Name and shape of each parameter of a model, without the rows that pad the vocabulary."""
     with torch.device("meta"):
         model = OPT(config, seed=0)
     for name, parameter in model.named_parameters():
@@ -48,10 +54,10 @@ def published_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]
 
 
 def checked(weights: Weights, path: Path) -> Weights:
-    """``weights`` in the order of the model, if they are the parameters of such a model and nothing else.
+    """Check that ``weights`` are the parameters of their model, and return them in its order.
 
     Raises:
-        UserError: a parameter is missing, of another shape, or unknown.
+        UserError: a parameter is missing, has another shape, or is unknown.
     """
     expected = dict(published_shapes(weights.config))
     found = {name: entry.shape for name, entry in weights.entries.items()}
@@ -60,20 +66,20 @@ def checked(weights: Weights, path: Path) -> Weights:
             raise UserError(
                 f"{path}: {name} is {found.get(name, 'absent')} there, and {expected.get(name, 'absent')} in an OPT of "
                 f"{weights.config.num_layers} layers of {weights.config.hidden_size} ({weights.config.norm}-LN). "
-                "Not an OPT, or a part is missing."
+                "It is not an OPT, or a part of it is missing."
             )
     return replace(weights, entries={name: weights.entries[name] for name in expected})
 
 
 def shape_of(shapes: Mapping[str, tuple[int, ...]], heads: int, path: Path) -> ModelConfig:
-    """The model that has parameters of these ``shapes``, which tell all but the number of heads.
+    """The model whose parameters have these ``shapes``. They show everything but the number of heads.
 
     Raises:
-        UserError: there are no embeddings or layers.
+        UserError: there are no embeddings or no layers.
     """
     layers = {int(match[1]) for name in shapes if (match := _LAYER.match(name))}
     if not layers or EMBEDDINGS not in shapes or "embed_positions.weight" not in shapes:
-        raise UserError(f"{path}: no embeddings, or no layers: not the weights of an OPT.")
+        raise UserError(f"{path}: there are no embeddings or no layers, so these are not the weights of an OPT.")
     vocab_size, width = shapes[EMBEDDINGS]
     positions, size = shapes["embed_positions.weight"]
     return ModelConfig(
@@ -89,7 +95,11 @@ def shape_of(shapes: Mapping[str, tuple[int, ...]], heads: int, path: Path) -> M
 
 
 def sync_tree(folder: Path) -> None:
-    """Have all files in ``folder`` on disk before the folder gets its name."""
+    """Sync ``folder`` and all files in it.
+
+    Raises:
+        OSError: a file cannot be synced.
+    """
     for path in (*(p for p in folder.rglob("*") if p.is_file()), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -102,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: it cannot be read, or holds none.
+        UserError: the file cannot be read, or does not hold an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""Text, tokens and the order of samples."""
+"""Text, tokens, and the order of samples."""

@@ -1,4 +1,4 @@
-"""Where the text comes from: JSON lines, or the prose that every Python installation has on disk."""
+"""The text to train on: JSON lines, or the texts in Python's standard library."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ from trainer.errors import UserError
 
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "ensurepip", "__pycache__"}
 
-# A string constant of at least so many characters, with a blank in every twenty of them, is a docstring or a help text.
+# A string constant of at least this length, with a blank in every twenty characters, is a docstring or a help text.
 _SHORTEST_PROSE = 100
 _LONGEST_WORD = 20
 
@@ -29,10 +29,10 @@ class Corpus:
     """Text under one name.
 
     Attributes:
-        name: in messages, in telemetry and in the configuration.
-        paths: JSONL files and folders of them; none for the prose of Python's standard library.
-        number: what the command line said behind the colon, or None: a weight of training data, the interval in
-            updates of validation data.
+        name: for messages, telemetry and configuration.
+        paths: JSONL files and folders of them. Empty for the texts of Python's standard library.
+        number: the number after the colon on the command line, or None. For training data it is the weight, for
+            validation data the interval in updates.
     """
 
     name: str
@@ -40,22 +40,22 @@ class Corpus:
     number: Fraction | None = None
 
     def files(self) -> list[Path]:
-        """All its files, folders searched to all depths, in a fixed order.
+        """All files of the corpus, in a fixed order. Folders are searched recursively.
 
         Raises:
-            UserError: a path does not exist, or a folder holds no JSONL.
+            UserError: a path does not exist, or a folder holds no JSONL file.
         """
         return jsonl_files(self.paths) if self.paths else standard_library_files()
 
     @property
     def sources(self) -> list[str]:
-        """For people: where its text came from."""
+        """The sources of the text, as ``config.json`` lists them."""
         return [str(path) for path in self.paths] or ["Python standard library"]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The lines of a file that begin at the bytes from ``begin`` to before ``end``."""
+    """The lines of a file that begin at a byte from ``begin`` up to, but not including, ``end``."""
 
     path: Path
     begin: int
@@ -63,8 +63,8 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Corrupt:
-    """A line that is no document: where, and why."""
+class CorruptLine:
+    """A line that is not a document, and why."""
 
     path: str
     line: int
@@ -75,10 +75,10 @@ class Corrupt:
 
 
 def training_corpora(texts: Sequence[str]) -> list[Corpus]:
-    """What ``--data`` says: paths that are one corpus, or ``[NAME=]PATH:WEIGHT``, a corpus each.
+    """The corpora of ``--data``. Plain paths are one corpus. Each ``[NAME=]PATH:WEIGHT`` is a corpus of its own.
 
     Raises:
-        UserError: some have a name or a weight and others do not, a weight is 0, or two have one name.
+        UserError: only some have a weight, a weight is 0, or two have the same name.
     """
     if not texts:
         return [Corpus(name="stdlib")]
@@ -88,27 +88,27 @@ def training_corpora(texts: Sequence[str]) -> list[Corpus]:
     for text, (_, _, number) in zip(texts, parsed, strict=True):
         if not number:
             raise UserError(
-                f"--data {text}: corpora that are mixed need a weight above 0 each, for example wiki={texts[0]}:0.3. "
+                f"--data {text}: each corpus of a mixture needs a weight above 0, for example wiki={texts[0]}:0.3. "
                 "Paths without names and weights are one corpus."
             )
     return _named(parsed, "--data")
 
 
 def validation_corpora(texts: Sequence[str]) -> list[Corpus]:
-    """What ``--valid`` says: ``[NAME=]PATH[:EVERY]``, a corpus each.
+    """The corpora of ``--valid``. Each ``[NAME=]PATH[:EVERY]`` is a corpus of its own.
 
     Raises:
-        UserError: an interval is not a whole number above 0, or two have one name.
+        UserError: an interval is not a whole number above 0, or two have the same name.
     """
     parsed = [_parse(text) for text in texts]
     for text, (_, _, number) in zip(texts, parsed, strict=True):
         if number is not None and (number.denominator != 1 or number < 1):
-            raise UserError(f"--valid {text}: expected a whole number of updates, at least 1, behind the colon.")
+            raise UserError(f"--valid {text}: expected a whole number of updates, at least 1, after the colon.")
     return _named(parsed, "--valid")
 
 
 def _parse(text: str) -> tuple[str | None, Path, Fraction | None]:
-    """``[NAME=]PATH[:NUMBER]``; a path that exists is taken for what it is, whatever characters it has."""
+    """Split ``[NAME=]PATH[:NUMBER]``. A text that is an existing path is taken as a path, whatever it contains."""
     name = number = None
     if not Path(text).exists() and (found := _NAMED.fullmatch(text)):
         name, text = found[1], found[2]
@@ -122,30 +122,30 @@ def _named(parsed: Sequence[tuple[str | None, Path, Fraction | None]], option: s
     for name, path, number in parsed:
         corpus = Corpus(name=name or path.stem, paths=(path,), number=number)
         if corpus.name in corpora:
-            raise UserError(f"{option}: two corpora are called {corpus.name}: name one of them, other={path}.")
+            raise UserError(f"{option}: two corpora have the name {corpus.name}: give one another name: other={path}.")
         corpora[corpus.name] = corpus
     return list(corpora.values())
 
 
 def jsonl_files(paths: Sequence[Path]) -> list[Path]:
-    """The JSONL files among ``paths``, folders searched to all depths, in a fixed order.
+    """The JSONL files among ``paths``, in a fixed order. Folders are searched recursively.
 
     Raises:
-        UserError: a path does not exist, or a folder holds none.
+        UserError: a path does not exist, or a folder holds no JSONL file.
     """
     files: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: no such file or folder to take text from.")
+            raise UserError(f"{path}: no such file or folder. Give a *.jsonl file, or a folder of such files.")
         found = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
         if not found:
-            raise UserError(f"{path}: the folder holds no *.jsonl file to take text from.")
+            raise UserError(f"{path}: the folder holds no *.jsonl file.")
         files += found
     return files
 
 
 def standard_library_files() -> list[Path]:
-    """The files of Python's standard library, for the prose in them: manual, docstrings, licence; about 2 MB of it."""
+    """The files of Python's standard library that hold texts: manual, docstrings, licence. About 2 MB of text."""
     files: list[Path] = []
     for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
         subfolders[:] = sorted(set(subfolders) - _NOT_PROSE)
@@ -154,14 +154,19 @@ def standard_library_files() -> list[Path]:
 
 
 def whole(path: Path) -> Span:
-    """All lines of a file."""
+    """All lines of a file.
+
+    Raises:
+        OSError: the file does not exist.
+    """
     return Span(path, 0, path.stat().st_size)
 
 
-def documents(span: Span) -> Iterator[str | Corrupt]:
-    """The texts in part of a file: of each line (JSONL), of all prose in the string constants (Python), or the whole.
+def documents(span: Span) -> Iterator[str | CorruptLine]:
+    """The texts in part of a file.
 
-    Blank space at the end of a text is dropped, and so are texts and lines with nothing else.
+    In JSONL each line is one. In Python source all long string constants together are one. Any other file is one.
+    Blank space at the end of a text is dropped. Texts and lines without anything else are skipped.
 
     Raises:
         UserError: the file cannot be read.
@@ -173,13 +178,13 @@ def documents(span: Span) -> Iterator[str | Corrupt]:
     else:
         texts = _texts_of_lines(span)
     for text in texts:
-        if isinstance(text, Corrupt) or (text := text.rstrip()):
+        if isinstance(text, CorruptLine) or (text := text.rstrip()):
             yield text
 
 
 def _prose_in_source(path: Path) -> Iterator[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's files
+        warnings.simplefilter("ignore")  # some files have invalid escapes
         tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -188,13 +193,13 @@ def _prose_in_source(path: Path) -> Iterator[str]:
                 yield text.strip()
 
 
-def _texts_of_lines(span: Span) -> Iterator[str | Corrupt]:
+def _texts_of_lines(span: Span) -> Iterator[str | CorruptLine]:
     try:
         with span.path.open("rb") as file:
             position = span.begin
             if position:
                 file.seek(position - 1)
-                position += len(file.readline()) - 1  # the line that the byte before belongs to is not ours
+                position += len(file.readline()) - 1  # a line that begins before the span belongs to the span before
             before = None
             for number, line in enumerate(file):
                 if position >= span.end:
@@ -205,7 +210,7 @@ def _texts_of_lines(span: Span) -> Iterator[str | Corrupt]:
                     if before is None:
                         before = _newlines(span.path, position - len(line)) - number
                     why = 'not a JSON object with a string "text" in UTF-8'
-                    yield Corrupt(str(span.path), before + number + 1, why)
+                    yield CorruptLine(str(span.path), before + number + 1, why)
                 else:
                     yield text
     except OSError as error:
@@ -215,14 +220,14 @@ def _texts_of_lines(span: Span) -> Iterator[str | Corrupt]:
 def _text_of(line: bytes) -> str | None:
     try:
         text = json.loads(line)["text"]
-        text.encode()  # half of a surrogate pair is a str, but no text
+        text.encode()  # half of a surrogate pair is a valid str, but cannot be encoded
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return text if isinstance(text, str) else None
 
 
 def _newlines(path: Path, end: int) -> int:
-    """How many lines end before the byte ``end``."""
+    """The number of lines that end before the byte ``end``."""
     count = 0
     with path.open("rb") as file:
         while chunk := file.read(min(_NEWLINES_AT_ONCE, end - file.tell())):

@@ -1,4 +1,4 @@
-"""The data of a run: its training corpora and their mixture, its validation corpora, its tokenizer."""
+"""The data of a run: training corpora and their mixture, validation corpora, tokenizer."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from trainer.data import tokens
 from trainer.data.corpus import training_corpora, validation_corpora
 from trainer.data.mixture import whole_parts
 from trainer.data.samples import ORDER, Mixture, Samples
-from trainer.data.tokens import Definition, Limits, TokenFile
+from trainer.data.tokens import BuildLimits, Definition, TokenFile
 from trainer.errors import UserError
 from trainer.hashing import key
 from trainer.recipes import Recipe
@@ -22,10 +22,10 @@ class Dataset:
     """Tokenised corpora.
 
     Attributes:
-        training: what is trained on.
+        training: corpora to train on.
         parts: the share of each training corpus, in whole numbers.
-        validation: what is evaluated on; ``number`` is its interval.
-        tokenizer: what made tokens of all of them.
+        validation: corpora to evaluate on. Their ``number`` is the interval.
+        tokenizer: of all corpora.
     """
 
     training: Sequence[TokenFile]
@@ -35,18 +35,22 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all that decides, with sizes and seed, which tokens a sample is."""
+        """SHA-256 over everything that, with sizes and seed, decides which tokens a sample has."""
         mixed = [[part, file.digest] for part, file in zip(self.parts, self.training, strict=True)]
         return "sha256:" + hashlib.sha256(json.dumps([ORDER, mixed]).encode()).hexdigest()
 
     @property
     def validation_digest(self) -> str:
-        """SHA-256 over what is evaluated on, and when."""
+        """SHA-256 over the validation data and its intervals."""
         measured = [[file.name, str(file.number), file.digest] for file in self.validation]
         return "sha256:" + hashlib.sha256(json.dumps(measured).encode()).hexdigest()
 
     def samples(self, seq_len: int, seed: int) -> Mixture:
-        """What to train on, sample by sample."""
+        """The samples to train on.
+
+        Raises:
+            UserError: a corpus is shorter than one sample.
+        """
         corpora = []
         for index, file in enumerate(self.training):
             try:
@@ -56,7 +60,7 @@ class Dataset:
         return Mixture(corpora, self.parts)
 
     def about(self) -> dict[str, Any]:
-        """For ``config.json``."""
+        """The description for ``config.json``."""
         shares = [part / sum(self.parts) for part in self.parts]
         return {
             "sources": [source for file in self.training for source in file.sources],
@@ -89,19 +93,20 @@ def load(
     """Find the data in the cache, or tokenise it.
 
     Args:
-        data: as ``--data`` says it.
-        valid: as ``--valid`` says it.
-        tokenizer: its file or folder; None trains one on the training data.
+        data: the values of ``--data``.
+        valid: the values of ``--valid``.
+        tokenizer: its file or folder. None trains one on the training data.
         recipe: for the size of the vocabulary and the limit of corrupt lines.
-        grows: called, from another thread, every few minutes in which there are more tokens than before.
+        grows: called from another thread every few minutes in which tokens were added.
 
     Raises:
-        UserError: data or tokenizer are missing, unreadable, too short or do not fit.
+        UserError: data or tokenizer are missing, unreadable or do not fit.
+        RuntimeError: a process that makes tokens has died.
     """
     corpora = training_corpora(data)
     to_evaluate = validation_corpora(valid)
     definition = tokens.find(tokenizer, corpora, recipe.model.vocab_size)
-    limits = Limits(corrupt_lines=recipe.data.max_corrupt_lines, workers=tokens.workers_here())
+    limits = BuildLimits(corrupt_lines=recipe.data.max_corrupt_lines, workers=tokens.usable_cores())
     files = [tokens.load(corpus, definition, limits, grows) for corpus in corpora]
     return Dataset(
         training=files,

@@ -1,4 +1,4 @@
-"""In which order several corpora take turns, so that each has its share at all times."""
+"""The order in which several corpora take turns, so that each has its share at all times."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.errors import UserError
 
-# Of a period: the table of one has two numbers for each turn, and every process holds it.
+# The longest period. Every process holds a table with two numbers per turn.
 LONGEST = 1 << 16
 
 
@@ -23,18 +23,18 @@ def whole_parts(weights: Sequence[Fraction]) -> list[int]:
     parts = [part // gcd(*whole) for part in whole]
     if sum(parts) > LONGEST:
         raise UserError(
-            f"the weights of --data come to {sum(parts)} parts, more than {LONGEST}: give them fewer digits, "
+            f"the weights of --data add up to {sum(parts)} parts, more than {LONGEST}: use fewer digits, "
             "for example 0.35 and 0.65."
         )
     return parts
 
 
 def turns(parts: Sequence[int]) -> np.ndarray:
-    """Whose turn it is: a sequence of sum(``parts``) turns, to be repeated for ever.
+    """The corpus of each turn: a sequence of sum(``parts``) turns, to be repeated without end.
 
-    After any number *n* of them, corpus *c* has had the whole number below or above its exact share *n* · parts[c] /
-    sum(parts). It is the quota method (Balinski and Young 1975): of those whose share is not yet used up, the one that
-    needs its next turn first.
+    The exact share of corpus *c* after *n* turns is *n* · parts[c] / sum(parts). The number of its turns is always that
+    share, rounded up or down. This is the quota method (Balinski and Young 1975). A turn goes to a corpus whose share
+    is not used up; of several, to the one that needs its next turn first.
 
     Returns:
         One-dimensional array of indices into ``parts``.

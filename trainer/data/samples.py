@@ -1,6 +1,6 @@
-"""Which tokens each update trains on: a function of the seed and the sample's index alone."""
+"""The tokens that each update trains on, as a function of the seed and the index of the sample."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -11,31 +11,31 @@ from trainer.data.mixture import turns
 from trainer.errors import UserError
 from trainer.hashing import MASK, key, mix_
 
-# Of the order below: a new number tells runs apart that went through the same data in another way.
+# The version of the order below. It is part of the data's digest, so runs with another order have another digest.
 ORDER = 2
 
 _ROUNDS = 6
-_DOCUMENTS_PER_GROUP = 64  # of an epoch's order, the first token of each group is kept in memory: 8 bytes
+_DOCUMENTS_PER_GROUP = 64  # per group of an epoch's order, 8 bytes are kept in memory: its first token
 _GROUPS_AT_ONCE = 1 << 14
-_DOCUMENT_ORDER = 1  # sets the permutation of documents apart from that of blocks
+_DOCUMENT_ORDER = 1  # so that documents are permuted in another way than blocks
 
 
 class Samples:
     """The endless sequence of training samples of one corpus.
 
-    Each epoch goes through all documents once, in an order of its own. One after the other they are a stream of
-    tokens, which is cut into blocks of ``seq_len`` + 1; the last block ends with the stream and may overlap the one
-    before. Sample *i* of the lineage is block *i* mod *blocks*, in a second order, of epoch *i* div *blocks*: so the
-    parts of a long document do not follow each other. Which rank reads it has no influence.
+    Each epoch contains all documents once, in an order of its own. Joined together they are a stream of tokens, which
+    is cut into blocks of ``seq_len`` + 1. The last block ends with the stream and may overlap the block before. The
+    blocks get a second order, so the parts of a long document do not follow each other. Sample *i* of the lineage is
+    block *i* mod *blocks* of epoch *i* div *blocks*. It does not depend on the rank that reads it.
 
     Args:
         ids: one-dimensional array of token ids.
         seq_len: tokens that a sample predicts.
         seed: decides the order.
-        bounds: where documents begin in ``ids``, and at last its length; None takes it for one document.
+        bounds: where documents begin in ``ids``, followed by its length. With None it is one document.
 
     Raises:
-        UserError: there is not one whole block.
+        UserError: the corpus is shorter than one block.
     """
 
     def __init__(self, ids: np.ndarray, seq_len: int, seed: int, bounds: np.ndarray | None = None) -> None:
@@ -65,7 +65,7 @@ class Samples:
         return rows
 
     def _read(self, epoch: int, begins: np.ndarray) -> np.ndarray:
-        """As many tokens as a sample has of the epoch's stream, from each of ``begins`` on."""
+        """The samples of the epoch's stream that begin at ``begins``, [samples, seq_len + 1]."""
         starts = self._group_starts(epoch)
         first = np.searchsorted(starts, begins, side="right") - 1
         last = np.searchsorted(starts, begins + self._length - 1, side="right") - 1
@@ -87,7 +87,7 @@ class Samples:
         return rows
 
     def _documents(self, epoch: int, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where in the file the documents of ``groups`` of the epoch's order begin, and how long they are."""
+        """The documents in ``groups`` of the epoch's order: where they begin in the file, and how long they are."""
         places = (groups[:, None] * _DOCUMENTS_PER_GROUP + np.arange(_DOCUMENTS_PER_GROUP)).ravel()
         places = places[places < len(self._bounds) - 1]
         seed = key(self._seed, _DOCUMENT_ORDER)
@@ -96,7 +96,7 @@ class Samples:
         return sources, self._bounds[documents + 1] - sources
 
     def _group_starts(self, epoch: int) -> np.ndarray:
-        """Where in the epoch's stream each group of documents begins: the one thing that takes a pass over all."""
+        """Where each group of documents begins in the epoch's stream. Only this needs a pass over all documents."""
         if epoch not in self._starts:
             count = -(-(len(self._bounds) - 1) // _DOCUMENTS_PER_GROUP)
             sums = [np.zeros(1, np.int64)]
@@ -110,26 +110,27 @@ class Samples:
 
 
 class Mixture:
-    """The endless sequence of training samples of a lineage: those of its corpora, taken by turns.
+    """The endless sequence of training samples of a lineage. Its corpora take turns.
 
-    Sample *i* has turn *i* of a sequence that repeats (:func:`trainer.data.mixture.turns`); it is the next sample of
-    the corpus whose turn it is. How many that corpus had before follows from *i* alone, so there is no state to save.
+    Sample *i* has turn *i* of a sequence that repeats (:func:`trainer.data.mixture.turns`). It is the next sample of
+    the corpus whose turn it is. The number of samples that this corpus had before follows from *i*, so there is no
+    state to save.
 
     Args:
-        corpora: of one ``seq_len``.
-        parts: whole numbers: the share of each.
+        corpora: all with the same ``seq_len``.
+        parts: the share of each, in whole numbers.
     """
 
     def __init__(self, corpora: Sequence[Samples], parts: Sequence[int]) -> None:
         self._corpora = corpora
         self._parts = np.array(parts, np.int64)
         self._turns = turns(parts)
-        self._had = np.empty(len(self._turns), np.int64)  # by its corpus, within the period and before this turn
+        self._had = np.empty(len(self._turns), np.int64)  # earlier turns of the same corpus within the period
         for corpus, part_ in enumerate(parts):
             self._had[self._turns == corpus] = np.arange(part_)
 
     def corpus_of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each of these samples of the lineage: the index of its corpus, and which sample of that it is."""
+        """For each of these samples of the lineage: the index of its corpus, and its index within that corpus."""
         period, turn = np.divmod(samples, len(self._turns))
         corpus = self._turns[turn]
         return corpus, period * self._parts[corpus] + self._had[turn]
@@ -149,38 +150,21 @@ def _halves(rows: np.ndarray) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def next_sample(position: int, batch: int, skips: Iterable[tuple[int, int]]) -> int:
-    """Where the next update begins: at ``position``, or behind what is left out from there on.
-
-    An update never trains on a sample of a window, not even where the size of batches was changed at a checkpoint that
-    is no multiple of the new one.
-
-    Args:
-        position: index of the sample after the last one trained on. Windows that end before it change nothing.
-        batch: samples in a batch.
-        skips: windows (first, last) of batches that are left out, 1 being the first; they may overlap.
-    """
-    for first, last in sorted(skips):
-        if (first - 1) * batch < position + batch and position < last * batch:
-            position = last * batch
-    return position
-
-
 def part(first: int, count: int, parts: int, index: int) -> tuple[int, int]:
-    """Part ``index`` of ``count`` samples from ``first`` on, dealt out in order: parts differ by one at most.
+    """Split ``count`` samples from ``first`` on into ``parts`` parts whose sizes differ by at most one.
 
     Returns:
-        Its first sample and how many it has.
+        First sample and number of samples of part ``index``.
     """
     each, more = divmod(count, parts)
     return first + index * each + min(index, more), each + (index < more)
 
 
 def permuted(index: Tensor, size: int, seed: int, epoch: int) -> Tensor:
-    """Where a pseudo-random permutation of range(``size``) takes each ``index``, an int64 tensor.
+    """Apply a pseudo-random permutation of range(``size``) to each ``index``, an int64 tensor.
 
-    A Feistel network permutes the next larger range of 4ⁿ, and results outside the range are sent through again until
-    they fall inside (Black and Rogaway 2002). No table: an epoch of a trillion tokens needs no memory and no time.
+    A Feistel network permutes the next larger range of 4ⁿ. Results outside the range pass through it again until they
+    fall inside (Black and Rogaway 2002). There is no table, so a large epoch needs no memory and no start-up time.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = _round_keys(seed, epoch)

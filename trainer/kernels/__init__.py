@@ -1,11 +1,11 @@
-"""Where fused kernels go, one op per file, each beside its PyTorch reference; none is built yet (docs/decisions.md).
+"""The place for fused kernels, one op per file, each with its PyTorch reference. None exists yet (docs/decisions.md).
 
-An op is a function of plain tensors: this rank's part, no DTensor and no module. It takes the place of one of these:
+An op is a function of plain tensors: the part of this rank, no DTensor and no module. Candidates are:
 
 - attention: the call of ``scaled_dot_product_attention`` in :class:`trainer.model.opt.SelfAttention`;
-- the feed-forward's bias and ReLU, and residual, dropout and layer norm: the lines of
-  :meth:`trainer.model.opt.DecoderLayer.forward`. A fused dropout must give the bits of
+- bias and ReLU of the feed-forward layer, and residual, dropout and layer norm, in
+  :meth:`trainer.model.opt.DecoderLayer.forward`. A fused dropout must produce the bits of
   :func:`trainer.model.dropout.keep_mask`;
-- the loss over a shard of the vocabulary: :meth:`trainer.engine.Engine.loss`;
-- clipping and AdamW: :func:`trainer.optim.update`.
+- the loss over a shard of the vocabulary, in :meth:`trainer.parallel.engine.Engine.loss`;
+- clipping and AdamW, in :func:`trainer.optim.update`.
 """

@@ -1,1 +1,1 @@
-"""The OPT model, its dropout, its precision and its cost."""
+"""The OPT model, its dropout, its number formats and its cost."""

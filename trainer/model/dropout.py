@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on what is masked, not on who masks it."""
+"""Dropout with masks that depend on the masked element only, and not on the rank that computes them."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from trainer.hashing import MASK, ODD, key, mix_
 
 
 @dataclass(slots=True)
-class Clock:
-    """Where in the run this rank's activations are. Set once per micro-batch; every dropout of the model reads it.
+class DropoutClock:
+    """The place of this rank's activations in the run. Set once per micro-batch; all dropouts of the model read it.
 
-    Compiled code reads it as a tensor: a number would be taken for a constant, and each step be compiled anew.
+    Compiled code reads it as a tensor. A plain number would become a constant, and each step would be compiled again.
 
     Attributes:
-        seed: the run's seed.
-        step: the update being computed, from 1.
+        seed: the seed of the run.
+        step: the current update, from 1.
         first_sample: index in the lineage of the first sequence of this micro-batch.
         first_position: position of the first token of this rank's shard of the sequence.
     """
@@ -28,30 +28,29 @@ class Clock:
     _now: Tensor | None = None
 
     def start(self, device: torch.device) -> None:
-        """A forward pass begins: what is set now is what dropouts on ``device`` read, until the next one begins."""
+        """Fix the present values for a forward pass. Dropouts on ``device`` read them until the next pass begins."""
         self._now = self._tensor(device)
 
     def now(self, device: torch.device) -> Tensor:
-        """[key of seed and step, first sample, first position], int64."""
+        """The values for dropouts: [key of seed and step, first sample, first position], int64."""
         return self._tensor(device) if self._now is None else self._now
 
     def _tensor(self, device: torch.device) -> Tensor:
         return torch.tensor([key(self.seed, self.step), self.first_sample, self.first_position], device=device)
 
 
-def keep_mask(shape: torch.Size, p: float, site: int | Tensor, clock: Clock, device: torch.device) -> Tensor:
-    """Which elements of an activation survive: False with probability ``p``.
+def keep_mask(shape: torch.Size, p: float, site: int | Tensor, clock: DropoutClock, device: torch.device) -> Tensor:
+    """The mask of a dropout: False, with probability ``p``, for elements that are dropped.
 
-    A pure function of (seed, step, site, index of the sample in the lineage, position of the token in the sequence,
-    channel), by a counter-based hash: a rank that holds a slice of the activation computes that slice of the mask. So
-    the loss is the same for every data-parallel and tensor-parallel layout and across restarts, without any generator
-    state to save.
+    It is a hash of seed, step, site, sample index in the lineage, token position in the sequence, and channel. So a
+    rank that holds a slice of the activation computes that slice of the mask. The loss is the same in every
+    data-parallel and tensor-parallel layout, and after a restart. There is no generator state to save.
 
     Args:
         shape: [batch, sequence, channel] of this rank's part.
-        p: probability of dropping.
+        p: probability that an element is dropped.
         site: number of the dropout within the model.
-        clock: where that part lies.
+        clock: the place of that part in the run.
         device: where to compute.
 
     Returns:
@@ -61,7 +60,7 @@ def keep_mask(shape: torch.Size, p: float, site: int | Tensor, clock: Clock, dev
     seed_and_step, first_sample, first_position = clock.now(device).unbind()
     samples = torch.arange(batch, device=device) + first_sample
     positions = torch.arange(length, device=device) + first_position
-    salt = mix_((seed_and_step + site + ODD) & MASK)  # that is key(seed, step, site)
+    salt = mix_((seed_and_step + site + ODD) & MASK)  # equals key(seed, step, site)
     tokens = mix_((mix_((samples + salt) & MASK)[:, None] + positions) & MASK)
     elements = mix_((tokens[:, :, None] + torch.arange(channels, device=device)).bitwise_and_(MASK))
     return elements >= round(p * 2**32)
@@ -70,19 +69,19 @@ def keep_mask(shape: torch.Size, p: float, site: int | Tensor, clock: Clock, dev
 class Dropout(nn.Module):
     """Dropout of hidden states [batch, sequence, channel]; see :func:`keep_mask`.
 
-    There is none on attention probabilities: the released OPT models have 0 there, and a mask of [sequence, sequence]
-    per head would rule out fused attention kernels.
+    Attention probabilities have no dropout. The released OPT models use 0 there, and a mask of [sequence, sequence] per
+    head would prevent fused attention kernels.
     """
 
-    def __init__(self, p: float, site: int, clock: Clock) -> None:
+    def __init__(self, p: float, site: int, clock: DropoutClock) -> None:
         super().__init__()
         self.p = p
-        # A tensor for the same reason as the clock's; and not a buffer, for it is no part of the model's state.
+        # A tensor, so that compiled code does not take it as a constant. No buffer, because it is not model state.
         self.site = torch.tensor(site, device="cpu")
         self.clock = clock
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero a share ``p`` of ``x`` and scale the rest by 1 / (1 − p), in training."""
+        """In training, set a share ``p`` of ``x`` to zero and scale the rest by 1 / (1 − p)."""
         if self.p == 0.0 or not self.training:
             return x
         keep = keep_mask(x.shape, self.p, self.site, self.clock, x.device)

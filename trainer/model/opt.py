@@ -1,4 +1,4 @@
-"""OPT as it was released: a decoder with ReLU, biases everywhere and learned positions; OPT-350M's own form, too."""
+"""The OPT model as released: a decoder with ReLU, biases and learned positions. OPT-350M has a form of its own."""
 
 import math
 from zlib import crc32
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainer.hashing import key
-from trainer.model.dropout import Clock, Dropout
+from trainer.model.dropout import Dropout, DropoutClock
 from trainer.recipes import ModelConfig
 
-# The first two rows of the released position tables are unused: fairseq counted positions from the padding id + 1.
+# The first two rows of the released position tables are not used: fairseq counted positions from the padding id + 1.
 POSITION_OFFSET = 2
 
 LAYER_NORM_EPS = 1e-5
@@ -21,7 +21,7 @@ PADDING_TOKEN = 1
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head attention. The heads may be a tensor-parallel shard: the projections tell their number."""
+    """Causal multi-head attention. The heads may be a tensor-parallel shard; their number follows from projections."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
         def heads(y: Tensor) -> Tensor:  # [batch, heads, sequence, head_dim]
             return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-        # The queries are scaled by head_dim^-0.5, which is this function's default.
+        # This function scales the queries by head_dim^-0.5 by default.
         attended = F.scaled_dot_product_attention(
             heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)), is_causal=True
         )
@@ -46,9 +46,9 @@ class SelfAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each a residual branch with its own layer norm: behind it, or after the addition."""
+    """Attention and feed-forward. Each is a residual branch with a layer norm, before it or after the addition."""
 
-    def __init__(self, config: ModelConfig, index: int, clock: Clock) -> None:
+    def __init__(self, config: ModelConfig, index: int, clock: DropoutClock) -> None:
         super().__init__()
         size = config.hidden_size
         self.norm_first = config.norm == "pre"
@@ -72,24 +72,24 @@ class DecoderLayer(nn.Module):
 class OPT(nn.Module):
     """The decoder with its tied output layer.
 
-    Architecture and initialisation follow metaseq: no embedding scale, no dropout on embeddings, N(0, ``init_std``) for
-    all weights, the two projections that write into the residual stream divided by √(2 · layers), biases zero, and the
-    padding token's embedding zero. The projections of embeddings alone are uniform within ±1/√(inputs): metaseq's
-    Megatron initialisation does not reach them.
+    Architecture and initialisation follow metaseq. There is no embedding scale and no dropout on embeddings. All
+    weights are drawn from N(0, ``init_std``). For the two projections that write into the residual stream, this is
+    divided by √(2 · layers). Biases are zero, and so is the embedding of the padding token. Only the projections of
+    embeddings are uniform within ±1/√(inputs), because metaseq's Megatron initialisation does not cover them.
 
-    The embedding matrix has rows added to it, so that its size suits the hardware. They are zero, are never predicted
-    and get no gradient: with and without them, training computes the same.
+    The embedding matrix has extra rows, so that its size suits the hardware. They are zero, are never predicted and get
+    no gradient. Training computes the same with and without them.
 
-    Each parameter is drawn whole, from the seed and its name alone, before it is sharded: all layouts start from the
-    same. On the meta device nothing is drawn yet, and :meth:`draw` does it part by part, for models that no single
-    device can hold.
+    Each parameter is drawn whole, from the seed and its name, before it is sharded. So all layouts start with the same
+    weights. On the meta device nothing is drawn at first. Then :meth:`draw` does it part by part, for models that no
+    single device can hold.
     """
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         super().__init__()
         size, width = config.hidden_size, config.embedding_width
         self.config = config
-        self.clock = Clock(seed=seed)
+        self.clock = DropoutClock(seed=seed)
         self.embed_tokens = nn.Embedding(config.padded_vocab_size, width)
         self.project_in = nn.Linear(width, size, bias=False) if width != size else None
         self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, size)
@@ -109,9 +109,9 @@ class OPT(nn.Module):
             tokens: ids, [batch, sequence].
 
         Returns:
-            Logits [batch, sequence, padded vocabulary], and the sum over this rank's tokens of the l2 norm of what
-            leaves the last layer: a scalar that shows divergence early. Under tensor parallelism the logits are a
-            DTensor sharded over the vocabulary, and this rank's tokens are its shard of the sequence.
+            Logits [batch, sequence, padded vocabulary], and the l2 norm of the last layer's output, summed over this
+            rank's tokens. This scalar shows divergence early. With tensor parallelism the logits are a DTensor, sharded
+            over the vocabulary. This rank's tokens are then its shard of the sequence.
         """
         self.clock.start(tokens.device)
         x = self.embed_tokens(tokens)
@@ -129,7 +129,7 @@ class OPT(nn.Module):
         return hide_padding(self.lm_head(x), self.config.vocab_size), activation_norm
 
     def draw(self, part: nn.Module, device: torch.device) -> None:
-        """Have ``part`` of this model on ``device``, with its initial weights if it has none yet."""
+        """Move ``part`` of this model to ``device``. If it has no weights yet, draw the initial ones."""
         if not any(parameter.is_meta for parameter in part.parameters()):
             part.to(device)
             return
@@ -162,9 +162,9 @@ class OPT(nn.Module):
 
 
 def hide_padding(logits: Tensor, vocab_size: int) -> Tensor:
-    """``logits`` [..., padded vocabulary] with −∞ for what lies behind ``vocab_size``: its probability is zero.
+    """``logits`` [..., padded vocabulary] with −∞ from ``vocab_size`` on, so that padding has the probability zero.
 
-    A DTensor is sharded evenly over its last dimension.
+    A DTensor must be sharded evenly over its last dimension.
     """
     if isinstance(logits, DTensor):
         local, mesh = logits.to_local(), logits.device_mesh

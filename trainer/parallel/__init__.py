@@ -1,1 +1,1 @@
-"""How the model is spread over ranks: the mesh and the two engines."""
+"""How the model is spread over ranks: the mesh, and two engines."""

@@ -1,4 +1,4 @@
-"""What the steps of training need of whatever spreads the model over ranks."""
+"""The interface between a training step and the engine that spreads the model over ranks."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
@@ -15,7 +15,13 @@ from trainer.parallel.mesh import Layout
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of a parameter that this rank has in its care, with the number of ranks that hold the very same part."""
+    """A part of a parameter that this rank updates.
+
+    Attributes:
+        name: of the parameter.
+        parameter: as the model holds it on this rank.
+        copies: number of ranks that hold the same part.
+    """
 
     name: str
     parameter: nn.Parameter
@@ -23,14 +29,14 @@ class Shard:
 
 
 class Engine(ABC):
-    """A model spread over the mesh, and its optimizer.
+    """A model that is spread over the mesh, and its optimizer.
 
     Attributes:
-        model: whose clock the steps set, and whose names of parameters are those of checkpoints.
-        optimizer: over this rank's shards.
+        model: steps set its clock. Checkpoints use the names of its parameters.
+        optimizer: over the shards of this rank.
         layout: the mesh.
-        shards: what this rank cares for.
-        comparable: whether ranks hold anything alike that checksums can compare.
+        shards: of this rank.
+        comparable: whether ranks hold something in common that checksums can compare.
     """
 
     model: OPT
@@ -41,38 +47,38 @@ class Engine(ABC):
 
     @abstractmethod
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
 
     @abstractmethod
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        """Where forward and backward pass of a micro-batch belong; gradients are summed over ranks in the ``last``."""
+        """The context for forward and backward pass of one micro-batch. The ``last`` one sums gradients over ranks."""
 
     @abstractmethod
     def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward pass.
+        """Run the forward pass.
 
         Args:
             inputs: token ids, [batch, sequence].
             targets: the tokens to predict, the same shape.
 
         Returns:
-            The sum of the loss over all tokens, in nats, the same on all ranks of a tensor-parallel group (perhaps as a
-            DTensor); and this rank's share of the sum over the group's tokens of the norm of activations.
+            Two sums over all tokens: the loss in nats, and the l2 norm of the activations. The loss is the same on all
+            ranks of a tensor-parallel group, and may be a DTensor. The norm is the share of this rank.
         """
 
     @abstractmethod
     def first_position(self, seq_len: int) -> int:
-        """Position in the sequence of the first token that this rank has between layers."""
+        """Position in the sequence of the first token that this rank holds between layers."""
 
     @abstractmethod
     def local(self, tensor: Tensor) -> Tensor:
-        """This rank's part of a parameter or of its gradient, as a plain tensor that shares its memory."""
+        """This rank's part of a parameter or of its gradient: a plain tensor that shares the memory."""
 
     @abstractmethod
     def state(self) -> dict[str, dict[str, Any]]:
-        """What a checkpoint holds: ``model`` and ``optimizer``, by parameter name, as DTensors and plain scalars.
+        """The content of a checkpoint: ``model`` and ``optimizer``, by parameter name, as DTensors and plain scalars.
 
-        Every engine tells the same names and whole shapes, so that what one saved, another can load.
+        All engines use the same names and global shapes, so each can load what another has saved.
         """
 
     def gradients(self) -> list[Tensor]:
@@ -81,15 +87,22 @@ class Engine(ABC):
 
     def parameters(self) -> list[Tensor]:
         """This rank's part of each shard, in their order."""
-        with torch.no_grad():  # a DTensor then hands out its part without a detour through autograd
+        with torch.no_grad():  # a DTensor then returns its part without a detour through autograd
             return [self.local(s.parameter) for s in self.shards]
 
     def size(self) -> int:
-        """Parameters of the whole model."""
+        """Number of parameters of the whole model."""
         return sum(tensor.numel() for tensor in self.state()["model"].values())
 
     def update(self, gnorm: float, lr: float, loss_scale: float | None = None, *, apply: bool = True) -> None:
-        """Clip the gradients, whose global norm is ``gnorm`` once unscaled, and ``apply`` them; see :mod:`optim`."""
+        """Set the learning rate. If ``apply``, clip gradients and update the weights (:func:`trainer.optim.update`).
+
+        Args:
+            gnorm: global norm of the gradients, without the loss scale.
+            lr: learning rate of this update.
+            loss_scale: what the loss was multiplied by, in fp16.
+            apply: False for an update that is skipped.
+        """
         optim.set_learning_rate(self.optimizer, lr)
         if apply:
             optim.update(self.optimizer, self.gradients(), gnorm, loss_scale)

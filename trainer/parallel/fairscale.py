@@ -1,7 +1,7 @@
-"""The engine that OPT ran on: fairscale's tensor-parallel layers, with its FSDP on GPUs, OSS and ShardedDDP on CPUs.
+"""The engine that OPT ran on, fairscale: tensor-parallel layers with OSS and ShardedDDP, on CPUs.
 
-fairscale's FSDP cannot run without CUDA. OSS and ShardedDDP spread the optimizer and the gradients over data-parallel
-ranks, and keep the parameters whole on each (ZeRO's second stage, as OPT used it: ``--no-reshard-after-forward``).
+OSS and ShardedDDP spread optimizer and gradients over data-parallel ranks. Each rank keeps the whole parameters (ZeRO
+stage 2, as OPT used it: ``--no-reshard-after-forward``). fairscale's FSDP needs CUDA; this engine does not use it yet.
 """
 
 import contextlib
@@ -31,36 +31,36 @@ try:
     from fairscale.optim.oss import OSS
 except ImportError as error:
     raise UserError(
-        f"engine=fairscale needs the package fairscale, which is not there ({error}): install opt-ops[fairscale], or "
-        "leave the engine at fsdp2."
+        f"engine=fairscale needs the package fairscale, which cannot be imported ({error}): install "
+        "opt-ops[fairscale], or use engine=fsdp2."
     ) from error
 
-# Which dimension of a parameter tensor-parallel ranks share; those not here they hold alike.
+# Layers that tensor-parallel ranks share, by column or by row. All ranks hold the other layers whole.
 _COLUMN = ("q_proj", "k_proj", "v_proj", "fc1")
 _ROW = ("out_proj", "fc2")
 
 
 class FairscaleEngine(engine.Engine):
-    """``model`` is changed in place: its linear layers and token embeddings become fairscale's.
+    """Changes ``model`` in place: its linear layers and token embeddings become those of fairscale.
 
-    There is no sequence parallelism: tensor-parallel ranks hold the whole sequence between layers.
+    There is no sequence parallelism: between layers, tensor-parallel ranks hold the whole sequence.
 
     Raises:
-        UserError: the recipe asks for what this engine does not do.
+        UserError: the recipe asks for something that this engine cannot do.
     """
 
-    comparable = False  # each rank has counters and moments of parameters that no other has
+    comparable = False  # each rank holds counters and moments of its own parameters only
 
     def __init__(self, model: OPT, recipe: Recipe, layout: Layout) -> None:
         _check(recipe, layout)
         self.model = model
         self.layout = layout
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the sizes of its groups
-            initialize.destroy_model_parallel()  # of another engine in this process, as in tests
+        with contextlib.redirect_stdout(io.StringIO()):  # fairscale prints the sizes of its groups
+            initialize.destroy_model_parallel()  # left by another engine in this process, as in tests
             initialize.initialize_model_parallel(layout.tp)
         _split(model, layout)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # fairscale is of 2023, and names of torch have changed
+            warnings.simplefilter("ignore", FutureWarning)  # fairscale is from 2023; names in torch have changed since
             self._sharded = OSS(
                 model.parameters(),
                 optim=torch.optim.AdamW,
@@ -82,17 +82,17 @@ class FairscaleEngine(engine.Engine):
         ]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         (self._data_parallel or self.model).zero_grad(set_to_none=True)
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:
-        """See :meth:`trainer.engine.Engine.micro_step`. The sum goes to the rank that will update the parameter."""
+        """See the base class. The sum goes to the rank that updates the parameter."""
         with self._data_parallel.no_sync() if self._data_parallel and not last else contextlib.nullcontext():
             yield
 
     def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`trainer.engine.Engine.loss`. All ranks of a tensor-parallel group have all activations."""
+        """See the base class. All ranks of a tensor-parallel group hold all activations."""
         logits, activation_norm = (self._data_parallel or self.model)(inputs)
         if isinstance(logits, DTensor):
             logits = logits.to_local()
@@ -100,15 +100,15 @@ class FairscaleEngine(engine.Engine):
         return losses.sum(), activation_norm / self.layout.tp
 
     def first_position(self, seq_len: int) -> int:  # noqa: ARG002
-        """Every rank has the whole sequence."""
+        """See the base class: 0, because every rank holds the whole sequence."""
         return 0
 
     def local(self, tensor: Tensor) -> Tensor:
-        """It is plain already."""
+        """See the base class: parameters are plain tensors already."""
         return tensor
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Parameters and moments as DTensors. Of the data-parallel ranks, a parameter's owner alone has its moments."""
+        """See the base class. Of the data-parallel ranks, only the owner of a parameter has its moments."""
         mesh, column = self.layout.mesh, self.layout.mesh["tp"]
         model, moments = {}, {}
         for name, parameter in self.model.named_parameters():
@@ -121,23 +121,23 @@ class FairscaleEngine(engine.Engine):
         return {"model": model, "optimizer": moments}
 
     def update(self, gnorm: float, lr: float, loss_scale: float | None = None, *, apply: bool = True) -> None:
-        """See :meth:`trainer.engine.Engine.update`; then the owners send their parameters to the other ranks."""
-        optim.set_learning_rate(self._sharded, lr)  # which hands it to the optimizer inside
+        """See the base class. After an update, the owners send their parameters to the other ranks."""
+        optim.set_learning_rate(self._sharded, lr)  # OSS copies it to its inner optimizer at the next step
         optim.set_learning_rate(self.optimizer, lr)
         if apply:
             optim.update(self._sharded, self.gradients(), gnorm, loss_scale)
 
 
 def _as_dtensor(tensor: Tensor, mesh: DeviceMesh, placements: Sequence[Split | Replicate]) -> DTensor:
-    """``tensor`` as this rank's part, sharing its memory."""
+    """A DTensor with ``tensor`` as the part of this rank. It shares the memory."""
     return DTensor.from_local(tensor.detach(), mesh, placements, run_check=False)
 
 
 def _data_parallel(model: OPT, optimizer: OSS) -> ShardedDataParallel:
-    """Gradients go to the rank that updates the parameter, in buckets that hold all of them.
+    """Wrap ``model`` so that gradients go to the rank that updates the parameter, in one bucket for all of them.
 
-    Not without buckets: there, fairscale 0.4.13 takes the rank within the group for that in the world and drops
-    gradients that it ought to keep; and a group of one never has any.
+    The bucket is needed. Without buckets, fairscale 0.4.13 confuses the rank in the group with the rank in the world,
+    and drops gradients that it must keep.
     """
     wrapped = ShardedDataParallel(
         model,
@@ -148,13 +148,13 @@ def _data_parallel(model: OPT, optimizer: OSS) -> ShardedDataParallel:
         reduce_buffer_size=sum(p.numel() for p in model.parameters()),
         auto_refresh_trainable=False,
     )
-    wrapped.refresh_trainable()  # else the first forward pass would do it, and move the parameters to new memory
+    wrapped.refresh_trainable()  # otherwise the first forward pass does it, and moves the parameters to new memory
     return wrapped
 
 
 def _check(recipe: Recipe, layout: Layout) -> None:
     def refuse(what: str) -> None:
-        raise UserError(f"engine=fairscale does not do {what}: use engine=fsdp2 for it.")
+        raise UserError(f"engine=fairscale does not support {what}: use engine=fsdp2.")
 
     if layout.device.type == "cuda":
         refuse("GPUs yet")
@@ -170,7 +170,7 @@ def _check(recipe: Recipe, layout: Layout) -> None:
 
 
 def _split(model: OPT, layout: Layout) -> None:
-    """Put fairscale's layers in the place of linear ones and of token embeddings, with their part of the weights."""
+    """Replace linear layers and token embeddings by those of fairscale, with this rank's part of the weights."""
     for parent in model.modules():
         for name, child in list(parent.named_children()):
             if name == "embed_tokens":
@@ -186,7 +186,7 @@ def _split(model: OPT, layout: Layout) -> None:
     model.lm_head.weight = model.embed_tokens.weight
 
     def as_shard(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        # The model asks a DTensor which part of the vocabulary it holds.
+        # The model reads from a DTensor which part of the vocabulary this rank holds.
         return DTensor.from_local(output, layout.mesh["tp"], [Split(-1)], run_check=False)
 
     if layout.tp > 1:
@@ -209,7 +209,7 @@ def _take_over(old: nn.Module, new: nn.Module, name: str, layout: Layout) -> Non
 
 
 def _placement(name: str) -> Split | Replicate:
-    """How tensor-parallel ranks share the parameter ``name``."""
+    """How tensor-parallel ranks hold the parameter ``name``: split along a dimension, or whole."""
     *_, module, kind = name.split(".")
     if module in _COLUMN or module in ("embed_tokens", "lm_head"):
         return Split(0)

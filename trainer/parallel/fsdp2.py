@@ -1,4 +1,4 @@
-"""PyTorch's own engine: tensor parallelism with sequence parallelism inside, FSDP2 outside."""
+"""PyTorch's own engine: FSDP2 over data-parallel ranks, tensor and sequence parallelism within each layer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,34 +23,34 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer import optim
 from trainer.model.opt import OPT
+from trainer.model.precision import DTYPES
 from trainer.parallel import engine
 from trainer.parallel.mesh import Layout
 from trainer.recipes import ModelConfig, Recipe
-from trainer.step.loss_scale import DTYPES
 
 
 class Fsdp2Engine(engine.Engine):
-    """``model`` is spread in place: after this each rank holds its shards of the parameters, as DTensors.
+    """Spreads ``model`` in place. Then each rank holds its shards of the parameters, as DTensors.
 
-    FSDP is applied whatever the number of ranks, so that there is one code path, and one place that sets precision.
-    Gradients are summed over ranks in fp32 and applied to fp32 master weights, in every precision: once for an update,
-    or after each micro-batch where recomputation or offload say that memory is short.
+    FSDP is applied for any number of ranks, also for one. So there is one code path, and one place that sets the
+    precision. In every precision, gradients are summed over ranks in fp32 and applied to fp32 master weights. The sum
+    is made once per update, or after each micro-batch where recomputation or offload show that memory is short.
     """
 
     def __init__(self, model: OPT, recipe: Recipe, layout: Layout) -> None:
         self.model = model
         self.layout = layout
-        # Up to the last micro-batch FSDP2 would keep the gradients of all layers whole, in fp32.
+        # Otherwise FSDP2 keeps the whole gradients of all layers in fp32 until the last micro-batch.
         self._reduce_each = recipe.checkpoint_activations or recipe.parallel.offload
         device = torch.device("cpu") if recipe.parallel.offload else layout.device
         shard = partial(fully_shard, mesh=layout.data_mesh, **_policies(recipe, layout))
-        # One after the other: no device need hold more than its shards and one whole layer.
+        # Layer by layer: a device never holds more than its shards and one whole layer.
         for layer in model.layers:
             model.draw(layer, device)
             if layout.tp > 1:
                 parallelize_module(layer, layout.mesh["tp"], _layer_plan(), src_data_rank=None)
             if recipe.checkpoint_activations:
-                # Dropout needs no generator's state: its masks are functions of the clock, which stands still.
+                # Dropout needs no generator state: its masks are functions of the clock, which is the same again.
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
             if recipe.compile:
                 layer.compile()
@@ -60,50 +60,50 @@ class Fsdp2Engine(engine.Engine):
                 model.draw(part, device)
         if layout.tp > 1:
             parallelize_module(model, layout.mesh["tp"], _outer_plan(model.config), src_data_rank=None)
-            # parallelize_module replaces parameters one by one and so unties what was one tensor under two names.
+            # parallelize_module replaces parameters one by one, so the tied matrix becomes two. Tie it again.
             model.lm_head.weight = model.embed_tokens.weight
         shard(model)
         self.optimizer = optim.build(model.parameters(), recipe.optim)
         self.shards = [engine.Shard(name, p, _copies(p)) for name, p in model.named_parameters()]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         self.model.zero_grad()
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:
-        """With tensor parallelism the logits stay sharded over the vocabulary, in loss and backward pass alike."""
+        """See the base class. With tensor parallelism the logits stay sharded over the vocabulary, also in the loss."""
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(last or self._reduce_each)
         with loss_parallel() if self.layout.tp > 1 else nullcontext():
             yield
 
     def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`trainer.engine.Engine.loss`. A rank's share of activations is its part of each sequence."""
+        """See the base class. The activations of a rank are its part of each sequence."""
         logits, activation_norm = self.model(inputs)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"), activation_norm
 
     def first_position(self, seq_len: int) -> int:
-        """Sequence parallelism gives each tensor-parallel rank its part."""
+        """See the base class. With sequence parallelism each tensor-parallel rank holds its part of the sequence."""
         return self.layout.tp_rank * (seq_len // self.layout.tp)
 
     def local(self, tensor: Tensor) -> Tensor:
-        """The DTensor's shard."""
+        """See the base class: the shard of the DTensor."""
         assert isinstance(tensor, DTensor)
         return tensor.to_local()
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """The DTensors themselves. A tied parameter comes once, under its first name."""
+        """See the base class. A tied parameter appears once, under its first name."""
         named = list(self.model.named_parameters())
         return {
-            # Detached: else the stager would copy the gradients, too.
+            # Detached, so that a save does not copy the gradients, too.
             "model": {name: p.detach() for name, p in named},
             "optimizer": {name: self.optimizer.state[p] for name, p in named},
         }
 
 
 def _copies(parameter: Tensor) -> int:
-    """How many ranks hold the same shard: those along the dimensions of the mesh in which it is replicated."""
+    """The number of ranks that hold the same shard: the product of the mesh dimensions that replicate it."""
     assert isinstance(parameter, DTensor)
     copies = 1
     for dimension, placement in enumerate(parameter.placements):
@@ -121,7 +121,7 @@ def _policies(recipe: Recipe, layout: Layout) -> dict[str, Any]:
     return {"mp_policy": precision, "offload_policy": offload}
 
 
-# Megatron's split with sequence parallelism: between layers, each rank has its part of every sequence (dim 1).
+# Megatron's split with sequence parallelism: between layers, each rank holds its part of every sequence (dim 1).
 
 
 def _outer_plan(config: ModelConfig) -> dict[str, ParallelStyle]:

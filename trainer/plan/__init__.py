@@ -1,1 +1,1 @@
-"""What fits, how, and how fast, before a node is booked."""
+"""Estimate memory and speed of a training run before nodes are booked."""

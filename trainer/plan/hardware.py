@@ -1,31 +1,31 @@
-"""GPUs in the machines that they are sold in: what a plan needs to know of them."""
+"""GPUs and the machines that they are sold in, with the numbers that a plan needs."""
 
 from dataclasses import dataclass, replace
 
-# Dense bf16 peak in TFLOP/s by a part of the device's name, from NVIDIA's data sheets (V100: fp16).
+# Dense bf16 peak in TFLOP/s, by a part of the device's name. From NVIDIA's data sheets (V100: fp16).
 _PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Dense TFLOP/s of the GPU that calls itself so; None where that is not known."""
+    """Dense TFLOP/s of the GPU with this name. None if the GPU is not in the table."""
     return next((peak for model, peak in _PEAKS.items() if model in device_name), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gpu:
-    """A GPU in the machine that its vendor sells it in.
+class GpuModel:
+    """A model of GPU, in the machine that its vendor sells it in.
 
     Attributes:
-        name: in words.
+        name: for people.
         memory: GiB.
-        peak: dense TFLOP/s in bf16, in fp16 on V100.
+        peak: dense TFLOP/s in bf16; in fp16 on V100.
         efficiency: share of ``peak`` that forward and backward pass reach on one GPU, memory-bound operations included.
-        link: GB/s that a GPU sends to those of its node, as reached by collectives (80 % of the data sheet's).
-        network: GB/s that a GPU sends to other nodes, likewise.
+        link: GB/s from a GPU to others in its node, as collectives reach it (80 % of the data sheet's value).
+        network: GB/s from a GPU to other nodes, as collectives reach it.
         per_node: GPUs in a node.
-        host_memory: GB of a node.
-        host_bandwidth: GB/s between a node's processors and its memory, for the optimizer when it is offloaded.
-        precision: what it trains in.
+        host_memory: GB in a node.
+        host_bandwidth: GB/s between the processors of a node and their memory. The offloaded optimizer needs it.
+        precision: in which it trains.
     """
 
     name: str
@@ -40,11 +40,13 @@ class Gpu:
     precision: str = "bf16"
 
 
-# Memory, peaks, links and hosts: NVIDIA's data sheets of DGX-1, DGX A100, DGX H100 and DGX H200. Efficiencies: A100 and
-# H100 from the rows of llm-foundry's benchmarking README without recomputation (MPT-1b to 7b: 60 to 64 % and 42 to 46 %
-# of peak, attention counted in full); V100 from Megatron-LM (arXiv 1909.08053: 39 of 125 TFLOP/s on one GPU); H200 has
-# the H100's arithmetic and more bandwidth: the stas00/ml-engineering book reports 47 % (causal) for Llama-8B on eight.
-_V100 = Gpu(
+# Memory, peaks, links and hosts are from NVIDIA's data sheets of DGX-1, DGX A100, DGX H100 and DGX H200. Efficiencies:
+# - A100 and H100: llm-foundry's benchmarking README, rows without recomputation. MPT-1b to 7b reach 60 to 64 % and
+#   42 to 46 % of peak, attention counted in full.
+# - V100: Megatron-LM (arXiv 1909.08053), 39 of 125 TFLOP/s on one GPU.
+# - H200: it has the arithmetic of the H100 and more bandwidth. The stas00/ml-engineering book reports 47 % (causal) for
+#   Llama-8B on eight of them.
+_V100 = GpuModel(
     name="V100 16GB",
     memory=16,
     peak=_PEAKS["V100"],
@@ -55,7 +57,7 @@ _V100 = Gpu(
     host_bandwidth=100,
     precision="fp16",
 )
-_H100 = Gpu(
+_H100 = GpuModel(
     name="H100 80GB",
     memory=80,
     peak=_PEAKS["H100"],
@@ -65,10 +67,10 @@ _H100 = Gpu(
     host_memory=2000,
     host_bandwidth=400,
 )
-GPUS: dict[str, Gpu] = {
+GPUS: dict[str, GpuModel] = {
     "v100-16": _V100,
     "v100-32": replace(_V100, name="V100 32GB", memory=32),
-    "a100-80": Gpu(
+    "a100-80": GpuModel(
         name="A100 80GB",
         memory=80,
         peak=_PEAKS["A100"],

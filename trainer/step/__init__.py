@@ -1,1 +1,1 @@
-"""One training step and everything that it measures."""
+"""One training step, and everything that it measures."""

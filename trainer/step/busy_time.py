@@ -1,4 +1,4 @@
-"""How long a rank works on a step while nobody keeps it waiting: what tells the slow from those that wait for it."""
+"""How long a rank works in a step, without its waits for other ranks. This shows which rank is slow."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -10,41 +10,41 @@ from torch import nn
 from trainer.parallel.mesh import Layout
 
 
-class Event(Protocol):
+class GpuEvent(Protocol):
     """A mark in the queue of a GPU."""
 
     def record(self) -> None:
-        """Put it there."""
+        """Put the mark into the queue."""
         ...
 
     def elapsed_time(self, end_event: Any) -> float:
-        """Milliseconds until the later one. Both must have been passed."""
+        """Milliseconds until the GPU reached ``end_event``. It must have passed both marks."""
         ...
 
 
 class LayerTimes:
     """The time of the layers' forward passes on a GPU, without the gathering of weights between them.
 
-    A layer begins when its weights are there: these hooks are registered after FSDP2's, and so run after it has made
-    the GPU wait for them. Nothing here waits for the GPU: asked in one step, it tells of the step before, whose events
-    the reduction at that step's end has waited for.
+    The time of a layer begins when its weights are there. These hooks are registered after those of FSDP2, so they run
+    after FSDP2 made the GPU wait for the weights. Nothing here waits for the GPU. A call in one step returns the time
+    of the step before. The GPU has passed the marks of that step, because the all-reduce at its end waited for them.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], event: Callable[[], Event]) -> None:
+    def __init__(self, layers: Iterable[nn.Module], event: Callable[[], GpuEvent]) -> None:
         self._event = event
-        self._now: list[list[Event]] = []
-        self._before: list[list[Event]] = []
+        self._now: list[list[GpuEvent]] = []
+        self._before: list[list[GpuEvent]] = []
         for layer in layers:
             layer.register_forward_pre_hook(self._begin)
             layer.register_forward_hook(self._end)
 
     def seconds(self) -> float | None:
-        """Of the step before; None in the first one."""
+        """Seconds of the step before. None in the first step."""
         done, self._before, self._now = self._before, self._now, []
         return sum(begin.elapsed_time(end) for begin, end in done) / 1000 if done else None
 
     def _begin(self, *_: object) -> None:
-        if torch.is_grad_enabled():  # an evaluation is no step
+        if torch.is_grad_enabled():  # not in an evaluation
             self._now.append([self._event()])
             self._now[-1][0].record()
 
@@ -55,23 +55,23 @@ class LayerTimes:
 
 
 class CpuTime:
-    """CPU time of this thread: what gloo waits for, or a save writes in the background, is not in it."""
+    """The CPU time of this thread. It does not count waits inside gloo, or a save that is written in the background."""
 
     def __init__(self) -> None:
         self._worked = time.thread_time()
 
     def seconds(self) -> float | None:
-        """Since this was last asked."""
+        """Seconds since the last call."""
         before, self._worked = self._worked, time.thread_time()
         return self._worked - before
 
 
 def clock(layout: Layout, layers: Iterable[nn.Module]) -> LayerTimes | CpuTime | None:
-    """What measures this rank's work; None, on all ranks, where nobody waits for another or nothing tells it apart.
+    """What measures the work of this rank. None, on all ranks, if there is one rank or nothing can measure it.
 
     Args:
         layout: for the device and the number of ranks.
-        layers: of the model, sharded; none where hooks would disturb, as in compiled layers.
+        layers: of the sharded model; none where hooks would break up compiled layers.
     """
     if layout.world == 1:
         return None

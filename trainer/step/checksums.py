@@ -1,19 +1,19 @@
-"""Silent data corruption: is what several ranks hold alike still alike, and what one rank holds alone still the same?
+"""Checksums against silent data corruption: compare what several ranks must hold alike, or one rank unchanged.
 
-FSDP2 shards parameters and moments over all data-parallel ranks: each rank holds its part alone, and there is no
-replica to compare it with. Four things are left that can be compared, and each names a rank in its own way:
+FSDP2 shards parameters and moments over all data-parallel ranks. So each shard is on one rank, and there is no replica
+to compare it with. Four things can still be compared:
 
-- a rank's own shards, at rest: nothing writes them between two updates, so their checksum after one must be theirs
-  before the next. A difference names the rank by itself;
-- the parameters as they are computed with, gathered: every data-parallel rank of one tensor-parallel rank gets the
-  same bits. The odd one is wrong;
-- shards that the mesh replicates: layer norms, positions and some biases over tensor-parallel ranks; everything over
-  replicas, where sharding has any. Two that differ cannot say which is wrong, but tensor-parallel ranks share a node
-  as a rule;
-- the optimizer's step counters and the place in the data: alike everywhere.
+- The shards of a rank, at rest. Nothing writes them between two updates, so their checksum after one update must equal
+  that before the next. A difference names the rank.
+- The gathered parameters. All data-parallel ranks of one tensor-parallel rank get the same bits. The rank that differs
+  is wrong.
+- Shards that the mesh replicates: layer norms, positions and some biases over tensor-parallel ranks; everything over
+  replicas, where there are any. If two differ, nothing says which is wrong. But tensor-parallel ranks usually share a
+  node.
+- The step counters of the optimizer and the position in the data, which are equal on all ranks.
 
-A shard that a GPU computed wrongly in the update itself is gathered alike by everybody, and is not seen here. Nor is a
-wrong product of matrices: kernels may be tuned on each rank, so that their sums need not agree to the last bit.
+Two faults stay unseen. If a GPU computes a shard wrongly in the update, all ranks gather the same wrong shard. A wrong
+matrix product cannot be compared: kernels may be tuned per rank, so their sums may differ in the last bit.
 """
 
 from collections import Counter
@@ -32,13 +32,13 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a comparison gave.
+class ChecksumVerdict:
+    """The result of a comparison.
 
     Attributes:
-        ranks: those whose data is wrong; empty if all agree.
-        certain: False when as many ranks hold one thing as hold another: then ``ranks`` are all of these.
-        what: which of their data.
+        ranks: the ranks whose data is wrong; empty if all agree.
+        certain: False if no majority agrees. Then ``ranks`` holds all ranks that were compared.
+        what: which of their data is wrong.
     """
 
     ranks: tuple[int, ...] = ()
@@ -47,10 +47,11 @@ class Verdict:
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
-    """A sum over all bits of ``tensors``, below 2⁵², as an int64 scalar on their device.
+    """A checksum over all bits of ``tensors``: below 2⁵², as an int64 scalar on their device.
 
-    Any single flipped bit changes it, in values of up to four bytes. Each tensor's words are added up as integers, in
-    whatever order; the sums get odd weights: an odd multiple of a power of two below 2⁵² is never 0 modulo 2⁵².
+    Any single flipped bit changes it, in values of up to four bytes. The words of each tensor are summed as integers,
+    so their order does not matter. The sums get odd weights, because an odd multiple of a power of two below 2⁵² is
+    never 0 modulo 2⁵².
     """
     sums = [each.view(_INTEGERS[each.element_size()]).sum(dtype=torch.int64) for each in map(_local, tensors)]
     stacked = torch.stack(sums)
@@ -59,15 +60,15 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
 
 
 class Checksums:
-    """One rank's part: a look after every ``every``-th update and after the start, told with the next step's reduction.
+    """The checksums of one rank: computed after the start and after every ``every``-th update, compared one step later.
 
-    Nothing here waits for the GPU: what is compared travels in the reduction that the step has anyway.
+    Nothing here waits for the GPU: the values travel in the all-reduce that the step has anyway.
 
     Args:
-        model: sharded.
-        optimizer: its own, its state allocated.
-        layout: for who should hold the same.
-        every: updates between two looks; 0: never.
+        model: the sharded model.
+        optimizer: over its parameters, with allocated state.
+        layout: says which ranks must hold the same.
+        every: updates between two comparisons; 0 turns them off.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, layout: Layout, every: int) -> None:
@@ -79,14 +80,19 @@ class Checksums:
         self._at_rest = self._own() if every else None
 
     def updated(self, step: int, flip: int | None) -> None:
-        """Update ``step`` was applied. ``flip``: a drill wants a bit flipped on this rank, behind everybody's back."""
+        """Note that update ``step`` was applied.
+
+        Args:
+            step: number of the update.
+            flip: the rank that flips a bit of its weights now, for a drill. The checksums before it are kept.
+        """
         if self._every and (step % self._every == 0 or flip is not None):
             self._at_rest = self._own()
             if flip == self._rank:
                 flip_bit(max((_local(p) for p, _ in self._held), key=Tensor.numel))
 
-    def told(self, position: int) -> Tensor | None:
-        """What this rank brings into the reduction: a few float64. None, on all ranks alike, between two looks.
+    def values_to_compare(self, position: int) -> Tensor | None:
+        """The values that this rank adds to the all-reduce: a few float64. None, on all ranks, if none are due.
 
         Args:
             position: index in the data of the first sample of this step.
@@ -99,35 +105,35 @@ class Checksums:
         self._at_rest = None
         return torch.stack([part.double() for part in parts])
 
-    def judge(self, told: Sequence[Sequence[float]]) -> Verdict | None:
-        """Who is wrong, from what each rank told, by rank; None if nobody told anything. The same on every rank."""
-        if not told:
+    def judge(self, values_by_rank: Sequence[Sequence[float]]) -> ChecksumVerdict | None:
+        """Compare the values of all ranks. None if there are none. All ranks come to the same verdict."""
+        if not values_by_rank:
             return None
-        changed, counters, gathered, *replicated = zip(*told, strict=True)
+        changed, counters, gathered, *replicated = zip(*values_by_rank, strict=True)
         if any(changed):
             ranks = tuple(rank for rank, each in enumerate(changed) if each)
-            return Verdict(ranks, True, "its own shards changed between two updates")
-        everybody = [list(range(self._dp * self._tp))]
+            return ChecksumVerdict(ranks, True, "its own shards changed between two updates")
+        all_ranks = [list(range(self._dp * self._tp))]
         columns = [[rank * self._tp + column for rank in range(self._dp)] for column in range(self._tp)]
         comparisons = [
-            (counters, everybody, "the optimizer's step counters or the place in the data are not the others'"),
-            (gathered, columns, "its copy of the gathered parameters is not that of the other data-parallel ranks"),
+            (counters, all_ranks, "its step counters or its position in the data differ from those of other ranks"),
+            (gathered, columns, "its gathered parameters differ from those of the other data-parallel ranks"),
         ]
         for values, (_, groups) in zip(replicated, self._replicated, strict=True):
-            comparisons.append((values, groups, "its copy of replicated shards is not the others'"))
+            comparisons.append((values, groups, "its replicated shards differ from those of other ranks"))
         for values, groups, what in comparisons:
             odd, certain = _odd(values, groups)
             if odd:
-                return Verdict(odd, certain, what)
-        return Verdict()
+                return ChecksumVerdict(odd, certain, what)
+        return ChecksumVerdict()
 
     def _own(self, indices: Iterable[int] | None = None) -> Tensor:
-        """Of this rank's shards of parameters and moments: all of them, or some."""
+        """The checksum of this rank's shards of parameters and moments: of all of them, or of some."""
         held = self._held if indices is None else [self._held[index] for index in indices]
         return checksum(each for p, state in held for each in (p, state["exp_avg"], state["exp_avg_sq"]))
 
     def _gathered(self) -> Tensor:
-        """Of the parameters as they are computed with: sharded ones are gathered once more, layer by layer."""
+        """The checksum of the gathered parameters. They are gathered for this, layer by layer."""
         gatherers = [module for module in self._model.modules() if isinstance(module, FSDPModule)]
         if not gatherers:
             return checksum(self._model.parameters())
@@ -140,20 +146,20 @@ class Checksums:
 
 
 def flip_bit(tensor: Tensor) -> None:
-    """Flip the mantissa's highest bit of the float32 in the middle of ``tensor``, in place: wrong, but no outlier."""
+    """Flip the highest bit of the mantissa in the middle float32 of ``tensor``, in place: wrong, but no outlier."""
     words = tensor.view(torch.int32).view(-1)
     words[len(words) // 2] ^= 1 << 22
 
 
 def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Those that ``module`` gathers itself: not those of the FSDP modules inside it."""
+    """The parameters that ``module`` gathers itself, without those of the FSDP modules inside it."""
     children = (child for child in module.modules() if child is not module and isinstance(child, FSDPModule))
     theirs = {p for child in children for p in child.parameters()}
     return [p for p in module.parameters() if p not in theirs]
 
 
 def _replicated(parameters: Sequence[Tensor]) -> list[tuple[list[int], list[list[int]]]]:
-    """For each dimension of the mesh: which parameters it replicates, and the ranks that so hold the same."""
+    """For each dimension of the mesh: the parameters that it replicates, and the groups of ranks that hold the same."""
     indices: dict[int, list[int]] = {}
     mesh = None
     for index, parameter in enumerate(parameters):
@@ -173,7 +179,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _odd(values: Sequence[float], groups: Iterable[Sequence[int]]) -> tuple[tuple[int, ...], bool]:
-    """The ranks that do not hold what more than half of their group holds, and whether there was such a majority."""
+    """The ranks that differ from the majority of their group, and whether every group had a majority."""
     odd: list[int] = []
     certain = True
     for group in groups:

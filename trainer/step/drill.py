@@ -1,4 +1,4 @@
-"""Faults put in on purpose: ``drill.json`` in the run folder says which, and when."""
+"""Faults that an operator injects. ``drill.json`` in the folder of the attempt says which ones, and when."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from trainer.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class LrDrill:
-    """Multiply the learning rate by ``factor`` in ``updates`` updates, the first being ``from_step``."""
+    """Multiply the learning rate by ``factor`` in ``updates`` updates; the first of them is ``from_step``."""
 
     name: str
     from_step: int
@@ -21,7 +21,7 @@ class LrDrill:
 
 @dataclass(frozen=True, slots=True)
 class FlipDrill:
-    """Flip a bit of the weights of ``rank`` after update ``from_step``, or the first one after that."""
+    """Flip a bit in the weights of ``rank`` after update ``from_step``, or after the first update that follows."""
 
     name: str
     from_step: int
@@ -29,7 +29,7 @@ class FlipDrill:
 
 
 class DrillFile:
-    """The drills ordered in a file that may appear or be replaced at any time."""
+    """The drills in a file. The file may appear or be replaced at any time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,13 +41,13 @@ class DrillFile:
         """What to multiply the learning rate of update ``step`` by. Costs one ``stat`` unless the file has changed.
 
         Raises:
-            UserError: the file is not what ``docs/formats.md`` says.
+            UserError: the file does not have the form that ``docs/formats.md`` describes.
         """
         lr = (drill for drill in self._current(step) if isinstance(drill, LrDrill))
-        return math.prod(drill.factor for drill in lr if self._lasts(drill, step))
+        return math.prod(drill.factor for drill in lr if self._is_active(drill, step))
 
     def flip(self, step: int) -> int | None:
-        """The rank that flips a bit after update ``step``; asked after :meth:`lr_factor`."""
+        """The rank that flips a bit after update ``step``. Call :meth:`lr_factor` first: it reads the file."""
         flips = (drill for drill in self._drills if isinstance(drill, FlipDrill))
         return next((drill.rank for drill in flips if self._begins[drill.name] == step), None)
 
@@ -61,11 +61,11 @@ class DrillFile:
         if seen != self._seen:
             self._drills = _read(self._path)
             self._seen = seen
-            for drill in self._drills:  # who orders a fault from outside cannot know which update comes next
+            for drill in self._drills:  # who orders a drill cannot know which update comes next: a late one begins now
                 self._begins.setdefault(drill.name, max(step, drill.from_step))
         return self._drills
 
-    def _lasts(self, drill: LrDrill, step: int) -> bool:
+    def _is_active(self, drill: LrDrill, step: int) -> bool:
         begin = self._begins[drill.name]
         return begin <= step < begin + drill.updates
 
@@ -81,5 +81,5 @@ def _parse(entry: dict[str, Any]) -> LrDrill | FlipDrill:
     if entry["kind"] == "flip-bit":
         return FlipDrill(str(entry["id"]), int(entry["from_step"]), int(entry["rank"]))
     if entry["kind"] != "lr":
-        raise ValueError(f"kind {entry['kind']!r} is not known, only 'lr' and 'flip-bit' are")
+        raise ValueError(f"kind {entry['kind']!r} is unknown; 'lr' and 'flip-bit' are known")
     return LrDrill(str(entry["id"]), int(entry["from_step"]), int(entry["updates"]), float(entry["factor"]))

@@ -1,4 +1,4 @@
-"""Which updates are applied: not one that overflowed, nor a lone one whose loss and gradients are both out of band."""
+"""Decide which updates are applied: none that overflowed, and no single one far out of the usual band."""
 
 import statistics
 from collections import deque
@@ -14,18 +14,19 @@ from torch.distributed.tensor import DTensor
 from trainer.errors import LossScaleError
 from trainer.recipes import Recipe
 from trainer.step import loss_scale
-from trainer.telemetry import Measured
+from trainer.step.measured import StepMeasurements
 
-Reason = Literal["overflow", "out_of_band"]
+SkipReason = Literal["overflow", "out_of_band"]
 
 
 class Guard:
-    """Decides of each update whether it is applied, from what all ranks measured alike: all come to the same.
+    """Decides for each update whether it is applied. All ranks measured the same, so all decide the same.
 
-    An update is out of band when its loss and its gradient norm both lie further above the mean of the last updates
-    than so many standard deviations. OLMo-core's ``SkipStepOptimizer`` (6 deviations, 128 updates) skips when one of
-    the two does; on llm.c's public 19,560-step curve of a healthy run that skips 70 updates, both together 2. Two in a
-    row are never skipped: what comes again is no freak batch, and whoever watches the loss has to see it.
+    An update is out of band if its loss and its gradient norm are both far above their mean over the last updates. Far
+    means more than ``guard.deviations`` standard deviations. OLMo-core's ``SkipStepOptimizer`` (6 deviations, 128
+    updates) skips if one of the two is. On llm.c's public curve of a healthy run of 19,560 steps that skips 70 updates.
+    The rule here skips 2. Two updates in a row are never skipped. A fault that repeats is not a single bad batch, and
+    the supervisor must see it.
 
     Args:
         recipe: for precision, loss scale and guard.
@@ -41,12 +42,12 @@ class Guard:
 
     @property
     def loss_scale(self) -> float | None:
-        """What the next update's loss is multiplied by; None unless in fp16."""
+        """What the loss of the next update is multiplied by. None unless the precision is fp16."""
         return self._scale.scale if self._scale else None
 
-    def why_skip(self, measured: Measured) -> Reason | None:
-        """Why this update must not be applied, or None; takes it in. To be asked once for each finite update."""
-        reason: Reason | None = None
+    def skip_reason(self, measured: StepMeasurements) -> SkipReason | None:
+        """Why this update must be skipped, or None. Records the update, so call it once for each finite update."""
+        reason: SkipReason | None = None
         if measured.overflow:
             reason = "overflow"
         elif not self._skipped_last and self._out_of_band(measured):
@@ -61,18 +62,21 @@ class Guard:
         self._skipped_last = reason == "out_of_band"
         return reason
 
-    def stuck(self) -> LossScaleError | None:
-        """What ends training when the loss scale is at its floor and goes on to overflow: it would be a silent loop."""
+    def loss_scale_error(self) -> LossScaleError | None:
+        """The error that ends training if the loss scale is at its floor and updates still overflow.
+
+        Without it, training would skip all further updates and learn nothing.
+        """
         if not self._scale or self._scale.at_floor < self._scaling.patience:
             return None
         return LossScaleError(
             f"loss scale {self._scale.scale:g} is at its floor, and the gradients of the last {self._scale.at_floor} "
-            "updates have overflowed: nothing is learned any more. Go back to a checkpoint from before, with a lower "
+            "updates have overflowed: the model learns nothing any more. Go back to an earlier checkpoint with a lower "
             "learning rate, or train in bf16."
         )
 
     def state(self) -> dict[str, Any]:
-        """As JSON, for checkpoints."""
+        """The state for a checkpoint, as JSON."""
         return {
             "skipped": self.skipped,
             "skipped_last": self._skipped_last,
@@ -82,7 +86,10 @@ class Guard:
         }
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from what :meth:`state` told; from a checkpoint without it, begin anew. The settings are today's."""
+        """Continue from what :meth:`state` returned. With None, from an older checkpoint, start without history.
+
+        The settings are those of the recipe, not those of the checkpoint.
+        """
         if state is None:
             return
         self.skipped, self._skipped_last = state["skipped"], state["skipped_last"]
@@ -91,7 +98,7 @@ class Guard:
         if self._scale and state["loss_scale"]:
             self._scale = loss_scale.restored_scale(state["loss_scale"])
 
-    def _out_of_band(self, measured: Measured) -> bool:
+    def _out_of_band(self, measured: StepMeasurements) -> bool:
         if not self._band.deviations or len(self._losses) < self._band.warm:
             return False
         pairs = ((measured.loss, self._losses), (measured.gnorm, self._gnorms))
@@ -104,22 +111,23 @@ def _limit(values: deque[float], deviations: float) -> float:
 
 
 def first_bad_module(model: nn.Module, run_again: Callable[[], object]) -> str:
-    """Where numbers first cease to be finite in the batch that ``run_again`` puts through ``model`` once more.
+    """Find where numbers first stop being finite, by running the batch again.
 
-    All ranks must call it. metaseq's ``NanDetector`` had the idea: hooks cost too much to be there always.
+    All ranks must call it. The idea is that of metaseq's ``NanDetector``. Hooks that stay in place would cost too much.
 
     Args:
-        model: whose weights, outputs and gradients are looked at, in this order.
-        run_again: does forward and backward pass, as in the update that went wrong.
+        model: its weights, outputs and gradients are searched, in this order.
+        run_again: runs forward and backward pass as in the update that failed.
 
     Returns:
-        For example ``forward of layers.3.fc1 (rank 2)``, of the lowest rank that found the earliest kind of fault.
+        For example ``forward of layers.3.fc1 (rank 2)``. It is the earliest kind of fault, on the lowest rank that
+        found it.
     """
     finds = _Finds()
     for name, parameter in model.named_parameters():
         finds.look(0, f"weight {name}", parameter)
     by_rank: list[dict[int, tuple[int, str]]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(by_rank, finds.first)  # each looked at its own shards; running again takes all of them
+    dist.all_gather_object(by_rank, finds.first)  # each rank searched its own shards, but all must run the batch again
     if not any(by_rank):
         with finds.hooks(model), torch.compiler.set_stance("force_eager"):  # a compiled layer has no modules to name
             run_again()
@@ -127,17 +135,18 @@ def first_bad_module(model: nn.Module, run_again: Callable[[], object]) -> str:
             if parameter.grad is not None:
                 finds.look(3, f"gradient of {name}", parameter.grad)
         dist.all_gather_object(by_rank, finds.first)
-    told = [(kind, at, rank, name) for rank, first in enumerate(by_rank) for kind, (at, name) in first.items()]
-    if not told:
-        return "nowhere, when the batch was run again: a fault of the hardware?"
-    _, _, rank, name = min(told)
+    found = [(kind, at, rank, name) for rank, first in enumerate(by_rank) for kind, (at, name) in first.items()]
+    if not found:
+        return "nowhere when the batch was run again: the cause may be a hardware fault"
+    _, _, rank, name = min(found)
     return f"{name} (rank {rank})"
 
 
 class _Finds:
     """The first find of each kind: 0 weights, 1 outputs, 2 gradients of outputs, 3 gradients of weights.
 
-    ``first`` says of each kind when it was, as the number of the look, and what; ranks look in the same order.
+    Attributes:
+        first: by kind, the number of the look that found it, and a name. All ranks look in the same order.
     """
 
     def __init__(self) -> None:
@@ -152,9 +161,9 @@ class _Finds:
 
     @contextmanager
     def hooks(self, model: nn.Module) -> Iterator[None]:
-        """While this lasts, look at what every module inside ``model`` puts out, and at the gradients of that.
+        """While this lasts, search the output of every module inside ``model``, and the gradient of that output.
 
-        A module's turn comes after that of those inside it, so that the innermost is named.
+        The hook of a module runs after those of the modules inside it, so the innermost one is named.
         """
 
         def look(name: str) -> Callable[..., None]:
@@ -162,8 +171,8 @@ class _Finds:
                 if isinstance(output, Tensor):
                     self.look(1, f"forward of {name}", output)
                     if output.requires_grad:
-                        told = f"gradient of the output of {name}"
-                        output.register_hook(lambda gradient: self.look(2, told, gradient))
+                        label = f"gradient of the output of {name}"
+                        output.register_hook(lambda gradient: self.look(2, label, gradient))
 
             return forward
 

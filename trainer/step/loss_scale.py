@@ -1,33 +1,29 @@
-"""Which number formats forward and backward pass use, and fp16's dynamic loss scale, as OPT had it."""
+"""The dynamic loss scale of fp16, with the rule that OPT used."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from trainer.recipes import LossScaleConfig
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossScale:
-    """The scale of the next update's loss, and all that decides how it goes on: the whole of it is in checkpoints.
+    """The scale of the next loss, and all that decides how it changes. Checkpoints hold all of it.
 
-    The rule is that of metaseq's ``DynamicLossScaler``. An overflow, which is a gradient norm that is not finite,
-    halves scale and window, once the share of overflows since the last change has reached the tolerance. ``window``
-    updates after the last overflow both double. Below the floor the scale does not go; there, unlike in metaseq, whose
-    window goes on shrinking until the scale doubles with every update, the window stays as well.
+    The rule is that of metaseq's ``DynamicLossScaler``. An overflow is a gradient norm that is not finite. It halves
+    scale and window, if overflows since the last change are frequent enough (``tolerance``). After ``window`` updates
+    without overflow, both double. The scale stays at or above its floor. At the floor the window stays, too. In metaseq
+    it keeps shrinking there until the scale doubles with every update.
 
     Attributes:
         scale: what the loss is multiplied by.
         window: updates without overflow until the scale doubles.
-        updates: seen so far, skipped ones included.
-        last_overflow: the update of the last overflow, from 0; −1 before the first.
+        updates: number of updates so far, skipped ones included.
+        last_overflow: the update of the last overflow, from 0. −1 before the first overflow.
         last_change: the update at which the scale last changed.
-        overflows: since then.
-        at_floor: overflows in a row that found the scale at its floor.
+        overflows: number of overflows since the last change.
+        at_floor: number of overflows in a row with the scale at its floor.
     """
 
     scale: float
@@ -55,15 +51,15 @@ class LossScale:
         return replace(counted, scale=self.scale / 2, window=max(1, self.window // 2))
 
     def state(self) -> dict[str, Any]:
-        """As JSON."""
+        """The state for a checkpoint, as JSON."""
         return asdict(self)
 
 
 def first_scale(config: LossScaleConfig) -> LossScale:
-    """What training begins with."""
+    """The state at the start of training."""
     return LossScale(scale=config.initial, window=config.window)
 
 
 def restored_scale(state: Mapping[str, Any]) -> LossScale:
-    """What :meth:`LossScale.state` told."""
+    """The state that :meth:`LossScale.state` returned."""
     return LossScale(**state)

@@ -1,4 +1,4 @@
-"""Norms of gradients and parameters by block of the model, in few kernels and without a collective of their own."""
+"""Norms of gradients and parameters by block of the model, with few kernels and no collective of their own."""
 
 import re
 from collections.abc import Sequence
@@ -12,22 +12,21 @@ _BLOCK = re.compile(r"layers\.\d+|[^.]+")
 
 
 def block_of(name: str) -> str:
-    """The block of the model that the parameter ``name`` belongs to: ``layers.3``, ``embed_tokens``, …."""
+    """The block of the model that the parameter ``name`` belongs to, for example ``layers.3`` or ``embed_tokens``."""
     found = _BLOCK.match(name)
     assert found
     return found[0]
 
 
 class BlockNorms:
-    """Squares of l2 norms, one for each block, as shares: those of all ranks add up to the whole.
+    """Squared l2 norms, one per block, as shares: the shares of all ranks add up to the whole.
 
-    metaseq's logging of norms took about a second of each step of OPT-175B, tensor by tensor. Here it is one pass over
-    all tensors and one product with a matrix that says which tensor counts for which block; the sum over ranks is left
-    to the collective that each step has anyway.
+    In OPT-175B the logging of norms took about a second of each step, because metaseq went tensor by tensor. Here it
+    takes one pass over all tensors and one matrix product. The matrix says how much each tensor counts in each block.
+    The all-reduce that the step has anyway adds the shares up.
 
     Args:
-        engine: for the names of all parameters, and for what this rank cares for. What several ranks hold alike counts
-            once.
+        engine: for the names of parameters and the shards of this rank. A shard that several ranks hold counts once.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -38,7 +37,14 @@ class BlockNorms:
         self._membership = membership
 
     def shares(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Of ``tensors``, which belong to the engine's shards one by one: a float64 tensor [blocks]."""
+        """The shares of this rank.
+
+        Args:
+            tensors: one for each of the engine's shards, in their order.
+
+        Returns:
+            A float64 tensor [blocks].
+        """
         if not tensors:
             return torch.zeros(len(self.blocks), dtype=torch.float64)
         self._membership = self._membership.to(tensors[0].device)

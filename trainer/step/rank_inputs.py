@@ -1,7 +1,7 @@
-"""What reaches a training run from outside, between two updates: requests to save, drills, the fence.
+"""What reaches a rank from outside between two updates: requests to save, drills, the fence, the save schedule.
 
-One rank hears of it; all ranks must act on it after the same update. So each brings what it heard into the reduction
-that the step has anyway, and all act on the sum.
+One rank sees such an input, and all ranks must act on it after the same update. So each rank adds what it sees to the
+all-reduce that the step has anyway, and all ranks act on the sum.
 """
 
 import math
@@ -11,28 +11,28 @@ from pathlib import Path
 
 from torch import nn
 
-from opt_ops.contract.fence import Fence
+from opt_ops.contract.fence import Fence, SupersededError
 from opt_ops.contract.signals import Signals
-from trainer.checkpoint.schedule import Saves
-from trainer.errors import SupersededError, UserError
+from trainer.checkpoint.schedule import SaveSchedules
+from trainer.errors import UserError
 from trainer.parallel.mesh import Layout
 from trainer.step import busy_time
 from trainer.step.drill import DrillFile
-from trainer.telemetry import Measured
+from trainer.step.measured import StepMeasurements
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Heard:
-    """What one rank brings into the reduction of a step.
+class StepInputs:
+    """What one rank adds to the all-reduce of a step.
 
     Attributes:
-        drill_factor: of the learning rate; NaN when the drills cannot be read. Zero on all ranks but rank 0.
-        save_requested: whether this rank was asked for a checkpoint, or knows that one is due.
-        snapshot_due: whether it is time for a snapshot. Rank 0 alone knows.
-        superseded: whether the fence names another attempt. Rank 0 alone looks.
-        flip: 1 + the rank that is to flip a bit of its weights, for a drill. Zero on all ranks but rank 0.
-        busy_seconds: how long this rank has worked, time that it waited for others not counted
-            (:mod:`trainer.step.busy_time`); None, on all ranks, where that is not known.
+        drill_factor: for the learning rate; NaN if the drills cannot be read. 0 on all ranks but rank 0.
+        save_requested: whether a signal asked this rank for a checkpoint, or one is due. Rank 0 knows what is due.
+        snapshot_due: whether a snapshot is due. Only rank 0 knows.
+        superseded: whether the fence names another attempt. Only rank 0 reads it.
+        flip: 1 + the rank that flips a bit of its weights, for a drill. 0 on all ranks but rank 0.
+        busy_seconds: how long this rank has worked, without its waits for others (:mod:`trainer.step.busy_time`).
+            None, on all ranks alike, where that cannot be measured.
     """
 
     drill_factor: float = 0.0
@@ -43,8 +43,17 @@ class Heard:
     busy_seconds: float | None = None
 
 
-class Outside:
-    """One rank's ears."""
+class RankInputs:
+    """The inputs of one rank.
+
+    Args:
+        run_dir: the folder of the attempt, where ``drill.json`` may appear.
+        layout: for rank and device.
+        signals: of this process.
+        fence: read by rank 0.
+        saves: asked by rank 0.
+        layers: the layers whose work is timed on GPUs.
+    """
 
     def __init__(
         self,
@@ -52,10 +61,9 @@ class Outside:
         layout: Layout,
         signals: Signals,
         fence: Fence,
-        saves: Saves,
+        saves: SaveSchedules,
         layers: Iterable[nn.Module] = (),
     ) -> None:
-        """``layers`` are those whose work is timed on GPUs."""
         self._drills = DrillFile(run_dir / "drill.json") if layout.rank == 0 else None
         self._fence = fence if layout.rank == 0 else None
         self._clock = busy_time.clock(layout, layers)
@@ -63,9 +71,9 @@ class Outside:
         self._signals = signals
         self._saves = saves if layout.rank == 0 else None
 
-    def heard(self, step: int) -> Heard:
-        """What there is to act on in update ``step``."""
-        return Heard(
+    def read(self, step: int) -> StepInputs:
+        """The inputs to act on in update ``step``."""
+        return StepInputs(
             drill_factor=self._drill_factor(step),
             save_requested=self._signals.save_requested.is_set() or bool(self._saves and self._saves.durable(step)),
             snapshot_due=bool(self._saves and self._saves.snapshot(step)),
@@ -74,8 +82,8 @@ class Outside:
             busy_seconds=self._clock.seconds() if self._clock else None,
         )
 
-    def stop_if_told(self, measured: Measured) -> None:
-        """Leave, on all ranks alike, if one of them heard what forbids the update.
+    def raise_if_stopped(self, measured: StepMeasurements) -> None:
+        """End this rank, as all others, if an input of any rank forbids the update.
 
         Raises:
             SupersededError: the fence names another attempt.
@@ -84,7 +92,7 @@ class Outside:
         if measured.superseded:
             raise SupersededError("superseded: a newer attempt exists; nothing was saved")
         if math.isnan(measured.drill_factor):
-            raise self._unreadable or UserError("rank 0 cannot read drill.json; its log says why.")
+            raise self._unreadable or UserError("rank 0 cannot read drill.json. The log of rank 0 has the reason.")
 
     def _flip(self, step: int) -> int:
         rank = self._drills.flip(step) if self._drills and self._unreadable is None else None

@@ -1,4 +1,12 @@
-"""One step of training: forward and backward pass over the global batch, and what all ranks measure of it."""
+"""One training step. The functions stand in the order in which a step runs them.
+
+1. Choose the batch: :func:`choose_batch`.
+2. Run forward and backward pass for each micro-batch: :func:`forward_backward`.
+3. Add up all measurements over all ranks, in one all-reduce: :func:`measure`.
+4. Decide whether the update may be applied: :func:`find_fault` and :class:`trainer.step.guard.Guard`.
+5. Clip the gradients and update the weights: :meth:`trainer.parallel.engine.Engine.update`.
+6. Advance the position in the data: :func:`advanced`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +19,21 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from opt_ops.contract.skip_windows import next_sample
 from trainer import optim
-from trainer.data.samples import next_sample, part
+from trainer.data.samples import part
 from trainer.errors import CorruptionError, NonFiniteError, PeerCorruptionError
 from trainer.parallel.engine import Engine
 from trainer.recipes import Recipe
-from trainer.step.checksums import Checksums, Verdict
+from trainer.step.checksums import Checksums, ChecksumVerdict
 from trainer.step.guard import Guard, first_bad_module
+from trainer.step.measured import Progress, StepMeasurements, StepOutcome
 from trainer.step.norms import BlockNorms
-from trainer.step.rank_inputs import Heard, Outside
-from trainer.telemetry import Measured, Outcome, Progress
+from trainer.step.rank_inputs import RankInputs, StepInputs
 
 
-class Source(Protocol):
-    """Where samples come from, by their index in the lineage."""
+class SampleSource(Protocol):
+    """Gives samples by their index in the lineage."""
 
     def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of ``count`` samples from ``first`` on: two int64 tensors [count, seq_len]."""
@@ -33,9 +42,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """One rank's shares of the mean loss and of the mean activation norm: over all ranks, they add up to them.
+    """The shares of one rank in the mean loss and in the mean activation norm. The shares of all ranks add up to them.
 
-    ``loss_scale`` is what the gradients are too large by, in fp16.
+    In fp16 the gradients are too large by the factor ``loss_scale``.
     """
 
     loss: Tensor
@@ -44,17 +53,17 @@ class Shares:
 
 
 class Steps:
-    """Takes one step after the other; what it needs to know of the last ones is in ``guard`` and ``checksums``.
+    """Runs steps. What a step must know of earlier steps is in ``guard`` and ``checksums``.
 
     Args:
         recipe: what is trained.
         lr_factors: (step, factor) pairs on top of the schedule.
-        skips: windows of batches that are left out.
+        skips: windows (first, last) of batches to skip.
         engine: the model and its optimizer.
         samples: what to train on.
         guard: decides which updates are applied.
-        outside: what reaches the run from outside.
-        checksums: what ranks compare.
+        inputs: what reaches this rank from outside.
+        checksums: what the ranks compare.
     """
 
     def __init__(
@@ -63,47 +72,53 @@ class Steps:
         lr_factors: Sequence[tuple[int, float]],
         skips: Sequence[tuple[int, int]],
         engine: Engine,
-        samples: Source,
+        samples: SampleSource,
         guard: Guard,
-        outside: Outside,
+        inputs: RankInputs,
         checksums: Checksums,
     ) -> None:
         self._recipe, self._lr_factors, self._skips = recipe, lr_factors, skips
         self._engine, self._samples = engine, samples
-        self._guard, self._outside, self._checksums = guard, outside, checksums
+        self._guard, self._inputs, self._checksums = guard, inputs, checksums
         self._norms = BlockNorms(engine)
 
-    def take(self, progress: Progress, *, closely: bool = False) -> Outcome:
-        """Go through the next batch and apply the update, unless something speaks against it.
+    def take(self, progress: Progress, *, parameter_norms: bool = False) -> StepOutcome:
+        """Run one step: train on the next batch and apply the update, unless a fault or the guard forbids it.
 
         Args:
-            progress: that before the step.
-            closely: measure the norms of parameters as well.
+            progress: before the step.
+            parameter_norms: whether to measure the norms of the parameters, too.
 
         Raises:
             SupersededError: a newer attempt of the lineage exists.
             UserError: the drills cannot be read.
         """
         step, engine, guard, checksums = progress.step + 1, self._engine, self._guard, self._checksums
-        position = next_sample(progress.data_position, self._recipe.data.global_batch, self._skips)
-        before = replace(progress, data_position=position)
+        # 1. Choose the batch.
+        before = choose_batch(progress, self._recipe, self._skips)
+        # 2. and 3. Forward and backward pass; all ranks add up what they measured.
         scale = guard.loss_scale
         run = partial(forward_backward, engine, self._samples, self._recipe, before, scale)
-        told = checksums.told(position)
-        measured = measure(engine, run(), self._outside.heard(step), told, self._norms, closely=closely)
-        self._outside.stop_if_told(measured)
+        to_compare = checksums.values_to_compare(before.data_position)
+        measured = measure(
+            engine, run(), self._inputs.read(step), to_compare, self._norms, parameter_norms=parameter_norms
+        )
+        # 4. May the update be applied?
+        self._inputs.raise_if_stopped(measured)
         verdict = checksums.judge(measured.checksums)
         bad_module = None if measured.finite else first_bad_module(engine.model, run)
-        fault = _fault(step, measured, verdict, bad_module, engine.layout.rank)
+        fault = find_fault(step, measured, verdict, bad_module, engine.layout.rank)
         skip = None
         if fault is None:
-            skip = guard.why_skip(measured)
+            skip = guard.skip_reason(measured)
+            # 5. Clip and update. A skipped update still sets the learning rate, because telemetry reads it back.
             lr = optim.learning_rate(step, self._recipe.optim, self._lr_factors) * measured.drill_factor
             engine.update(measured.gnorm, lr, scale, apply=skip is None)
+            # 6. Advance.
             progress = advanced(before, self._recipe, applied=skip is None)
             checksums.updated(step, measured.flip)
-            fault = guard.stuck()
-        return Outcome(
+            fault = guard.loss_scale_error()
+        return StepOutcome(
             measured=measured,
             progress=progress,
             skipped=guard.skipped,
@@ -114,22 +129,27 @@ class Steps:
         )
 
 
+def choose_batch(progress: Progress, recipe: Recipe, skips: Sequence[tuple[int, int]]) -> Progress:
+    """``progress`` with its data position moved to the first sample of the next batch that is not skipped."""
+    return replace(progress, data_position=next_sample(progress.data_position, recipe.data.global_batch, skips))
+
+
 def forward_backward(
-    engine: Engine, samples: Source, recipe: Recipe, progress: Progress, loss_scale: float | None = None
+    engine: Engine, samples: SampleSource, recipe: Recipe, progress: Progress, loss_scale: float | None = None
 ) -> Shares:
     """Leave the gradients of the mean loss over the global batch in the parameters.
 
     Args:
-        engine: whose model's clock is set.
+        engine: the model. The clock of its dropout is set here.
         samples: what to train on.
         recipe: for the sizes of batch and sequence.
-        progress: that before this update. Its data position is that of the batch.
+        progress: before this update. Its data position is that of the batch.
         loss_scale: what to multiply the loss by, in fp16.
     """
     layout, clock = engine.layout, engine.model.clock
     seq_len, batch = recipe.data.seq_len, recipe.data.global_batch
     share = part(progress.data_position, batch, layout.dp, layout.dp_rank)
-    # As many as the largest share needs: each is a round of collectives, which all ranks must go through together.
+    # As many as the largest share needs: each is a round of collectives, so all ranks must run the same number.
     micro_steps = math.ceil(math.ceil(batch / layout.dp) / recipe.data.micro_batch)
     tokens_per_rank = batch * seq_len / layout.dp  # on average: engines average over ranks, whatever their shares
     loss_sum = activation_norm_sum = torch.zeros((), device=layout.device)
@@ -139,7 +159,7 @@ def forward_backward(
     for micro_step in range(micro_steps):
         first, count = part(*share, micro_steps, micro_step)
         if count == 0:
-            first = share[0]  # something to go through the motions with
+            first = share[0]  # any sample will do: this rank only takes part in the collectives
         clock.first_sample = first
         inputs, targets = (ids.to(layout.device) for ids in samples.batch(first, max(1, count)))
         with engine.micro_step(last=micro_step == micro_steps - 1):
@@ -156,47 +176,47 @@ def forward_backward(
 def measure(
     engine: Engine,
     shares: Shares,
-    heard: Heard,
-    checksums: Tensor | None = None,
+    inputs: StepInputs,
+    to_compare: Tensor | None = None,
     norms: BlockNorms | None = None,
     *,
-    closely: bool = False,
-) -> Measured:
-    """Add up over all ranks, in the one collective of the step that is not the gradients'.
+    parameter_norms: bool = False,
+) -> StepMeasurements:
+    """Add up all measurements over all ranks. Apart from the gradients, this is the only all-reduce of a step.
 
     Args:
         engine: with its gradients.
-        shares: what :func:`forward_backward` returned.
-        heard: what this rank has to tell the others.
-        checksums: what it holds, in steps in which that is compared.
-        norms: of the engine's shards, where they were made before.
-        closely: measure the norms of parameters as well.
+        shares: the result of :func:`forward_backward`.
+        inputs: what this rank has read.
+        to_compare: checksums of this rank, in steps that compare them.
+        norms: of the engine's shards, if they exist already.
+        parameter_norms: whether to measure the norms of the parameters, too.
     """
     norms = norms or BlockNorms(engine)
     device, world, rank = shares.loss.device, dist.get_world_size(), dist.get_rank()
-    told = [heard.drill_factor, heard.save_requested, heard.superseded, heard.flip, heard.snapshot_due]
+    flags = [inputs.drill_factor, inputs.save_requested, inputs.superseded, inputs.flip, inputs.snapshot_due]
     parts = {
         "means": torch.stack([shares.loss.double(), shares.activation_norm.double()]),
-        "heard": torch.tensor(told, dtype=torch.float64, device=device),
+        "inputs": torch.tensor(flags, dtype=torch.float64, device=device),
         "gradients": norms.shares(engine.gradients()).to(device),
     }
-    if closely:
+    if parameter_norms:
         parts["parameters"] = norms.shares(engine.parameters()).to(device)
-    # What is not added up: each rank has a place of its own in the sum.
-    if heard.busy_seconds is not None:
+    # These values are not added up: each rank has a place of its own in the sum.
+    if inputs.busy_seconds is not None:
         parts["busy"] = torch.zeros(world, dtype=torch.float64, device=device)
-        parts["busy"][rank] = heard.busy_seconds
-    if checksums is not None:
-        table = torch.zeros(world, len(checksums), dtype=torch.float64, device=device)
-        table[rank] = checksums
+        parts["busy"][rank] = inputs.busy_seconds
+    if to_compare is not None:
+        table = torch.zeros(world, len(to_compare), dtype=torch.float64, device=device)
+        table[rank] = to_compare
         parts["checksums"] = table.flatten()
     total = torch.cat(list(parts.values()))
     dist.all_reduce(total)
     sums = dict(zip(parts, _lists(total.tolist(), [len(part) for part in parts.values()]), strict=True))
     loss, activation_norm = sums["means"]
-    drill_factor, save_requests, superseded, flip, snapshot_due = sums["heard"]
+    drill_factor, save_requests, superseded, flip, snapshot_due = sums["inputs"]
     scale = shares.loss_scale or 1.0
-    return Measured(
+    return StepMeasurements(
         loss=loss,
         activation_norm=activation_norm,
         gnorm=math.sqrt(sum(sums["gradients"])) / scale,
@@ -213,17 +233,6 @@ def measure(
     )
 
 
-def advanced(progress: Progress, recipe: Recipe, *, applied: bool = True) -> Progress:
-    """``progress`` after one more update; one that was skipped has used its batch and trained on nothing."""
-    batch = recipe.data.global_batch
-    return replace(
-        progress,
-        step=progress.step + 1,
-        data_position=progress.data_position + batch,
-        tokens=progress.tokens + batch * recipe.data.seq_len * applied,
-    )
-
-
 def _lists(values: Sequence[float], lengths: Sequence[int]) -> list[Sequence[float]]:
     """``values`` cut into pieces of these lengths."""
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
@@ -234,10 +243,10 @@ def _rows(values: Sequence[float], rows: int) -> list[Sequence[float]]:
     return _lists(values, [len(values) // rows] * rows) if values else []
 
 
-def _fault(
-    step: int, measured: Measured, verdict: Verdict | None, bad_module: str | None, rank: int
+def find_fault(
+    step: int, measured: StepMeasurements, verdict: ChecksumVerdict | None, bad_module: str | None, rank: int
 ) -> Exception | None:
-    """What forbids the update, if anything."""
+    """The error that ends training instead of update ``step``, if there is one."""
     if verdict is None or not verdict.ranks:
         if measured.finite:
             return None
@@ -246,6 +255,17 @@ def _fault(
             f"{bad_module}"
         )
     ranks = ", ".join(map(str, verdict.ranks))
-    doubt = "" if verdict.certain else ", and it cannot be told which of them"
+    doubt = "" if verdict.certain else " (one of them; no majority agrees)"
     text = f"step {step}: data is corrupt on rank {ranks}{doubt}: {verdict.what}; the update was not applied"
     return CorruptionError(text) if rank in verdict.ranks else PeerCorruptionError(text)
+
+
+def advanced(progress: Progress, recipe: Recipe, *, applied: bool = True) -> Progress:
+    """``progress`` after one more update. A skipped update uses up its batch and trains on no token."""
+    batch = recipe.data.global_batch
+    return replace(
+        progress,
+        step=progress.step + 1,
+        data_position=progress.data_position + batch,
+        tokens=progress.tokens + batch * recipe.data.seq_len * applied,
+    )

@@ -1,1 +1,1 @@
-"""The command ``python -m trainer.tokens``; its parts are in :mod:`trainer.data.tokens`."""
+"""The command ``python -m trainer.tokens``. Its code is in :mod:`trainer.data.tokens`."""

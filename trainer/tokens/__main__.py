@@ -1,11 +1,12 @@
-"""``python -m trainer.tokens build``: tokenise a run's data before the run, which then starts at once."""
+"""The command ``python -m trainer.tokens build``: tokenise the data of a run before the run starts."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.console import say
+from opt_ops.contract.exit_codes import ExitCode
+from trainer.console import print_line
 from trainer.data import tokens
 from trainer.data.corpus import training_corpora, validation_corpora
 from trainer.errors import UserError
@@ -16,9 +17,9 @@ examples:
   python -m trainer.tokens build --data corpus/ --tokenizer gpt2/
   python -m trainer.tokens build --data wiki=wiki/:0.3 --data books=books/:0.7 --valid held-out.jsonl --tokenizer gpt2/
 
-The tokens go to $OPT_OPS_CACHE (default: ~/.cache/opt-ops), where `python -m trainer` with the same --data and
---tokenizer finds them. A build that was interrupted goes on where it was.
-exit codes: 0 done; 1 unforeseen error; 78 user error
+The tokens go to $OPT_OPS_CACHE (default: ~/.cache/opt-ops). `python -m trainer` with the same --data and --tokenizer
+finds them there. A build that was interrupted continues where it stopped.
+exit codes: 0 done; 1 unexpected error; 78 user error
 """
 
 
@@ -28,27 +29,27 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main() -> int:
-    """Parse, build, and return the exit code."""
+    """Read the command line, build, and return the exit code."""
     try:
         _build(_parser().parse_args())
     except UserError as error:
-        say(f"error: {error}", sys.stderr)
-        return 78
-    return 0
+        print_line(f"error: {error}", sys.stderr)
+        return ExitCode.USER_ERROR
+    return ExitCode.DONE
 
 
 def _build(arguments: argparse.Namespace) -> None:
     corpora = training_corpora(arguments.data)
     definition = tokens.find(arguments.tokenizer, corpora, arguments.vocab_size)
-    limits = tokens.Limits(corrupt_lines=arguments.max_corrupt_lines, workers=arguments.workers)
+    limits = tokens.BuildLimits(corrupt_lines=arguments.max_corrupt_lines, workers=arguments.workers)
     for corpus in [*corpora, *validation_corpora(arguments.valid)]:
         file = tokens.load(corpus, definition, limits)
-        left_out = f", {len(file.corrupt_lines)} corrupt lines left out" if file.corrupt_lines else ""
-        say(f"{file.name}: {len(file.ids):,} tokens in {len(file.bounds) - 1:,} documents{left_out}")
+        skipped = f", {len(file.corrupt_lines)} corrupt lines skipped" if file.corrupt_lines else ""
+        print_line(f"{file.name}: {len(file.ids):,} tokens in {len(file.bounds) - 1:,} documents{skipped}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m trainer.tokens", allow_abbrev=False, description=__doc__)
+    parser = _Parser(prog="python -m trainer.tokens", allow_abbrev=False, description="Tokenise the data of a run.")
     build = parser.add_subparsers(required=True, metavar="build").add_parser(
         "build",
         help="tokenise corpora",
@@ -64,17 +65,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--tokenizer", metavar="PATH", type=Path, help="as for python -m trainer")
     build.add_argument(
-        "--vocab-size", metavar="N", type=int, default=50272, help="of the model; without --tokenizer, of one trained"
+        "--vocab-size",
+        metavar="N",
+        type=int,
+        default=50272,
+        help="of the model; without --tokenizer also of the tokenizer that is trained (default: %(default)s)",
     )
     build.add_argument(
         "--max-corrupt-lines",
         metavar="N",
         type=int,
         default=DataConfig.__dataclass_fields__["max_corrupt_lines"].default,
-        help="leave out as many lines of a corpus that are no documents (default: %(default)s)",
+        help="skip up to N lines of a corpus that are no documents (default: %(default)s)",
     )
     build.add_argument(
-        "--workers", metavar="N", type=int, default=tokens.workers_here(), help="processes (default: one a core)"
+        "--workers",
+        metavar="N",
+        type=int,
+        default=tokens.usable_cores(),
+        help="number of processes (default: one per core)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""From text to a file of token ids on disk, made once and read by all processes in place."""
+"""Turn text into a file of token ids. The file is built once, and all processes read it in place."""
 
 import hashlib
 import json
@@ -11,11 +11,11 @@ import numpy as np
 
 from trainer.data.corpus import Corpus
 from trainer.data.tokens import cache
-from trainer.data.tokens.builder import Limits, build
+from trainer.data.tokens.builder import BuildLimits, build
 from trainer.data.tokens.tokenizer import Definition, find
 from trainer.errors import UserError
 
-__all__ = ["Definition", "Limits", "TokenFile", "find", "load", "workers_here"]
+__all__ = ["BuildLimits", "Definition", "TokenFile", "find", "load", "usable_cores"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +25,12 @@ class TokenFile:
     Attributes:
         name: of the corpus.
         number: its weight or its interval.
-        ids: all documents, one after the other, each ended by ``</s>``; memory-mapped, one-dimensional.
-        bounds: where in ``ids`` each document begins, and at last the length of ``ids``; memory-mapped.
-        sources: the files that the text came from, or the name of the built-in corpus.
+        ids: all documents, one after the other, each ended by ``</s>``. Memory-mapped, one-dimensional.
+        bounds: where each document begins in ``ids``, followed by the length of ``ids``. Memory-mapped.
+        sources: the files with the text, or the name of the built-in corpus.
         digest: SHA-256 of ``ids``.
         tokenizer: SHA-256 of the tokenizer.
-        corrupt_lines: those that were left out: file, line, why.
+        corrupt_lines: the lines that were skipped: file, line, reason.
     """
 
     name: str
@@ -43,22 +43,25 @@ class TokenFile:
     corrupt_lines: Sequence[str]
 
 
-def workers_here() -> int:
-    """How many processes this one may use at once."""
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def load(corpus: Corpus, tokenizer: Definition, limits: Limits, grows: Callable[[], None] = lambda: None) -> TokenFile:
+def load(
+    corpus: Corpus, tokenizer: Definition, limits: BuildLimits, grows: Callable[[], None] = lambda: None
+) -> TokenFile:
     """Tokenise a corpus, or find it in the cache.
 
     Args:
-        corpus: where its text is.
-        tokenizer: what makes tokens of it.
+        corpus: the text.
+        tokenizer: the tokenizer.
         limits: of corrupt lines and processes.
-        grows: called, from another thread, every few minutes in which there are more tokens than before.
+        grows: called from another thread every few minutes in which tokens were added.
 
     Raises:
-        UserError: the text is missing, unreadable, empty, or has too many corrupt lines.
+        UserError: the text is missing or unreadable, or has too many corrupt lines.
+        RuntimeError: a worker process has died.
     """
     inputs = [cache.FORMAT, cache.versions(corpus.files()), tokenizer.digest]
     name = "tokens-" + hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
@@ -72,8 +75,8 @@ def load(corpus: Corpus, tokenizer: Definition, limits: Limits, grows: Callable[
     corrupt = about["corrupt_lines"]
     if len(corrupt) > limits.corrupt_lines:
         raise UserError(
-            f"{corpus.name} was tokenised without {len(corrupt)} corrupt lines, more than "
-            f"data.max_corrupt_lines={limits.corrupt_lines}: mend or remove them, {entry / 'about.json'} names them."
+            f"{corpus.name} has {len(corrupt)} corrupt lines that were skipped, more than "
+            f"data.max_corrupt_lines={limits.corrupt_lines}. {entry / 'about.json'} names them: repair or remove them."
         )
     return TokenFile(
         name=corpus.name,

@@ -1,4 +1,4 @@
-"""A corpus becomes one file of token ids: in pieces, by several processes, and in steps that are not done twice."""
+"""Build the token file of a corpus: piece by piece, with several processes. An interrupted build continues."""
 
 import hashlib
 import json
@@ -14,38 +14,41 @@ from typing import BinaryIO
 
 import numpy as np
 
-from opt_ops.contract.manifest import write_durably
-from trainer.data.corpus import Corpus, Corrupt, Span, whole
+from opt_ops.contract.files import write_durably
+from trainer.data.corpus import Corpus, CorruptLine, Span, whole
 from trainer.data.tokens import cache, encode
-from trainer.data.tokens.progress import Progress
+from trainer.data.tokens.progress import BuildProgress
 from trainer.data.tokens.tokenizer import Definition
 from trainer.errors import UserError
 
-# Bytes of text in a piece. Pieces decide nothing about the tokens, but a build goes on only with pieces of its size.
+# Bytes of text in a piece. The size does not change the tokens, but a build can only continue with pieces of its size.
 PIECE = 1 << 23
 
-_FORGOTTEN_SECONDS = 7 * 86400
+# Parts of an abandoned build are removed after this time.
+_ABANDONED_SECONDS = 7 * 86400
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class BuildLimits:
     """How many lines may be corrupt, and how many processes may work at once."""
 
     corrupt_lines: int
     workers: int
 
 
-def build(entry: Path, corpus: Corpus, tokenizer: Definition, limits: Limits) -> None:
-    """Make the folder ``entry``; a build that was interrupted goes on where it was.
+def build(entry: Path, corpus: Corpus, tokenizer: Definition, limits: BuildLimits) -> None:
+    """Build the folder ``entry``. A build that was interrupted continues.
 
     Raises:
-        UserError: the text cannot be read, has no document, has too many corrupt lines, or changed meanwhile.
+        UserError: the text cannot be read, has too many corrupt lines, or changed during the build.
+        RuntimeError: a worker process has died.
+        OSError: a file cannot be written.
     """
     files = corpus.files()
     before = cache.versions(files)
     pieces = cut(files)
     folder = entry.with_name(f".{entry.name}.parts")
-    _forget(folder)
+    _remove_abandoned(folder)
     folder.mkdir(exist_ok=True)
     paths = [folder / f"part-{index:06d}-of-{len(pieces):06d}.npz" for index in range(len(pieces))]
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
@@ -53,19 +56,19 @@ def build(entry: Path, corpus: Corpus, tokenizer: Definition, limits: Limits) ->
     if cache.versions(files) != before:
         shutil.rmtree(folder)
         raise UserError(f"{corpus.name}: its files changed while they were read. Start again when they are complete.")
-    _put_together(entry, paths, sizes, dtype, tokenizer)
+    _join(entry, paths, sizes, dtype, tokenizer)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _forget(folder: Path) -> None:
-    """Remove what other builds have left, to which nobody came back for long: their text has changed since."""
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the parts of other builds that nobody has continued for long. Their text has changed since."""
     for path in folder.parent.glob(".tokens-*"):
-        if path != folder and time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS:
+        if path != folder and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def cut(files: Sequence[Path]) -> list[list[Span]]:
-    """All lines of ``files``, in order, in pieces of about ``PIECE`` bytes: small files together, large ones cut."""
+    """Cut ``files`` into pieces of about ``PIECE`` bytes, in order. A piece is several small files or part of one."""
     pieces: list[list[Span]] = [[]]
     room = PIECE
     for file in files:
@@ -88,17 +91,17 @@ def _make_parts(
     name: str,
     tokenizer: Definition,
     dtype: np.dtype,
-    limits: Limits,
+    limits: BuildLimits,
 ) -> list[tuple[int, int]]:
-    """Write what is missing of the parts; how many tokens and documents each has."""
+    """Write the parts that are missing. Returns the number of tokens and of documents of each part."""
     counts = [(0, 0)] * len(paths)
-    corrupt: list[Corrupt] = []
+    corrupt: list[CorruptLine] = []
     sizes = [sum(span.end - span.begin for span in piece) for piece in pieces]
-    with Progress(name, sum(sizes)) as progress:
+    with BuildProgress(name, sum(sizes)) as progress:
 
-        def done(index: int, part: encode.Part) -> None:
+        def done(index: int, part: encode.TokenPart) -> None:
             for line in part.corrupt:
-                progress.say(f"{line}; left out")
+                progress.print_line(f"{line}; skipped")
             corrupt.extend(part.corrupt)
             counts[index] = len(part.ids), len(part.lengths)
             progress.add(sizes[index], len(part.ids))
@@ -113,9 +116,9 @@ def _make_parts(
             else:
                 done(index, part)
         if missing and len(missing) < len(paths):
-            progress.say(f"{name}: {len(paths) - len(missing)} of {len(paths)} parts were made before")
+            progress.print_line(f"{name}: {len(paths) - len(missing)} of {len(paths)} parts exist already")
         tasks = [(index, pieces[index], paths[index]) for index in missing]
-        if len(tasks) == 1:  # a process would take longer to start, and the library uses all cores by itself
+        if len(tasks) == 1:  # no worker: starting one takes time, and the library uses all cores by itself
             index, piece, path = tasks[0]
             part = encode.encode(piece, encode.tokenizer_of(tokenizer.text), dtype)
             encode.write(path, part)
@@ -130,10 +133,10 @@ def _in_processes(
     definition: str,
     dtype: np.dtype,
     workers: int,
-    done: Callable[[int, encode.Part], None],
+    done: Callable[[int, encode.TokenPart], None],
 ) -> None:
-    """Deal ``tasks`` out. A worker whose parent is gone reads the end of its pipe, and leaves after its piece."""
-    context = multiprocessing.get_context("spawn")  # a fork would take torch's threads and locks along
+    """Distribute ``tasks`` to worker processes. A worker whose parent has died ends after its piece."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads and locks of torch
     left = iter(tasks)
     busy: dict[Connection, tuple[int, Path]] = {}
     processes = []
@@ -164,8 +167,8 @@ def _in_processes(
                 done(index, part)
     except (EOFError, ConnectionError) as error:
         raise RuntimeError(
-            "a process that makes tokens has died. Was it killed for want of memory? Take fewer workers; the build "
-            "goes on where it was."
+            "a process that makes tokens has died, perhaps because memory was short. Start the build again with fewer "
+            "workers; it continues where it stopped."
         ) from error
     finally:
         for process, pipe in processes:
@@ -174,24 +177,24 @@ def _in_processes(
             process.join()
 
 
-def _too_many(corrupt: Sequence[Corrupt], limit: int) -> str:
+def _too_many(corrupt: Sequence[CorruptLine], limit: int) -> str:
     lines = sorted(corrupt, key=lambda line: (line.path, line.line))[: limit + 1]
     shown = "; ".join(map(str, lines[:10]))
     return (
         f"{shown}{'; …' if len(lines) > 10 else ''}. More corrupt lines than data.max_corrupt_lines={limit}: "
-        "mend or remove them, or raise the limit to leave them out; what is tokenised by then is kept."
+        "repair or remove them, or raise the limit to skip them. The tokens that exist by then are kept."
     )
 
 
-def _put_together(
+def _join(
     entry: Path, paths: Sequence[Path], sizes: Sequence[tuple[int, int]], dtype: np.dtype, tokenizer: Definition
 ) -> None:
     temporary = entry.with_name(f".{entry.name}.{os.uname().nodename}.{os.getpid()}")
-    temporary.mkdir(exist_ok=True)  # readable by others as the user's files are: a team may share a cache
+    temporary.mkdir(exist_ok=True)  # with the user's usual permissions: a team may share a cache
     try:
         tokens, documents = (sum(counts) for counts in zip((0, 0), *sizes, strict=True))
         digest = hashlib.sha256()
-        corrupt: list[Corrupt] = []
+        corrupt: list[CorruptLine] = []
         with (temporary / "ids.npy").open("wb") as ids, (temporary / "bounds.npy").open("wb") as bounds:
             _write_header(ids, dtype, tokens)
             _write_header(bounds, np.dtype(np.int64), documents + 1)
@@ -219,14 +222,14 @@ def _put_together(
         write_durably(temporary / "about.json", json.dumps(about, indent=1) + "\n")
         temporary.rename(entry)
     except OSError:
-        if not entry.exists():  # else another process has built the same, and either will do
+        if not entry.exists():  # otherwise another process has built the same entry
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _parts(paths: Sequence[Path]) -> Iterator[encode.Part]:
-    """One after the other: no more than one is in memory."""
+def _parts(paths: Sequence[Path]) -> Iterator[encode.TokenPart]:
+    """The parts in order. Only one is in memory at a time."""
     for path in paths:
         part = encode.read(path)
         if part is None:

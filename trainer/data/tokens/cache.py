@@ -1,4 +1,4 @@
-"""The folder where tokens are kept, and how the processes of a host agree who makes them."""
+"""The folder for token files, and the lock that lets one process of a host build each of them."""
 
 import fcntl
 import os
@@ -9,33 +9,43 @@ from pathlib import Path
 
 from trainer.errors import UserError
 
-# Between two looks at a build. Whoever waits for the next word of it waits for twice as long.
+# The progress of a build is reported at this interval. A watcher should wait for twice as long.
 LOOK_EVERY_SECONDS = 300.0
 
-FORMAT = 2  # of the cache: a new number makes the old entries unreachable
+FORMAT = 2  # of the cache: with a new number, old entries are not found any more
 
 
 def folder() -> Path:
-    """``$OPT_OPS_CACHE``, else ``~/.cache/opt-ops``."""
+    """The folder: ``$OPT_OPS_CACHE``, else ``~/.cache/opt-ops``."""
     return Path(os.environ.get("OPT_OPS_CACHE") or Path.home() / ".cache" / "opt-ops")
 
 
 def versions(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """What changes when a file does, without reading it."""
+    """Path, size and modification time of each file. They change when the file changes.
+
+    Raises:
+        OSError: a file does not exist.
+    """
     return [(str(file.resolve()), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
 
 
 @contextmanager
 def one_builder(cache: Path, name: str) -> Iterator[None]:
-    """Let one process of this host build and the others wait; the kernel frees the lock of a builder that dies.
+    """Let one process of this host build while the others wait. If it dies, the kernel frees the lock.
 
-    Only saves work: entries appear by rename, so where the file system has no locks, several may build the same.
+    The lock only saves work. Where the file system has no locks, several processes may build the same entry. That does
+    no harm, because an entry appears by a rename.
+
+    Raises:
+        UserError: the cache folder cannot be written.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         lock = (cache / f"{name}.lock").open("w")
     except OSError as error:
-        raise UserError(f"no room for the tokenised data: {error}. Set OPT_OPS_CACHE to a writable folder.") from error
+        raise UserError(
+            f"the token cache cannot be written: {error}. Set OPT_OPS_CACHE to a writable folder."
+        ) from error
     with lock:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -44,7 +54,10 @@ def one_builder(cache: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def watched(cache: Path, name: str, grows: Callable[[], None]) -> Iterator[None]:
-    """Call ``grows``, from another thread, now and then while the build of ``name`` gets on, whoever is at it."""
+    """Call ``grows`` from another thread, from time to time, while the build of ``name`` makes progress.
+
+    The build may run in another process.
+    """
     over = threading.Event()
 
     def watch() -> None:
@@ -65,10 +78,10 @@ def watched(cache: Path, name: str, grows: Callable[[], None]) -> Iterator[None]
 
 
 def _built(cache: Path, name: str) -> set[tuple[str, int]]:
-    """What there is of a build: its folders, which change with each part, and the files that parts are joined in."""
+    """The present state of a build: its folders, which change with each part, and the files that join the parts."""
     found: set[tuple[str, int]] = set()
     for pattern in (f".{name}.*", f".{name}.*/*.npy"):
         for path in cache.glob(pattern):
-            with suppress(OSError):  # gone meanwhile: the build gets on
+            with suppress(OSError):  # it was just removed, so the build makes progress
                 found.add((path.name, path.stat().st_mtime_ns))
     return found

@@ -1,22 +1,22 @@
-"""How far a build is: a bar on a terminal, a line a minute elsewhere."""
+"""Show the progress of a build: a bar on a terminal, one line per minute elsewhere."""
 
 import sys
 import time
 from types import TracebackType
 from typing import Self
 
-from trainer.console import say
+from trainer.console import print_line
 
 _WIDTH = 30
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _SECONDS_BETWEEN_LINES = 60.0
 
 
-class Progress:
-    """Told of work done, tells people; says nothing of what takes no time.
+class BuildProgress:
+    """Shows the progress of one build. Without a terminal, a build of less than a minute shows nothing.
 
     Args:
-        name: of what is being built.
+        name: of the corpus.
         total: bytes of text.
     """
 
@@ -25,7 +25,7 @@ class Progress:
         self._total = total
         self._bytes = self._tokens = 0
         self._terminal = sys.stderr.isatty()
-        self._begin = self._told = time.monotonic()
+        self._begin = self._shown = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._terminal:
@@ -35,29 +35,29 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._terminal:
             self._draw()
-            say("", sys.stderr)
+            print_line("", sys.stderr)
         elif kind is None and time.monotonic() - self._begin >= _SECONDS_BETWEEN_LINES:
-            say(self._line(), sys.stderr)
+            print_line(self._line(), sys.stderr)
 
     def add(self, size: int, tokens: int) -> None:
-        """Another ``size`` bytes of text are done, and became ``tokens``."""
+        """Note that ``size`` more bytes of text became ``tokens`` tokens."""
         self._bytes += size
         self._tokens += tokens
         now = time.monotonic()
-        if now - self._told >= (_SECONDS_BETWEEN_DRAWINGS if self._terminal else _SECONDS_BETWEEN_LINES):
-            self._told = now
+        if now - self._shown >= (_SECONDS_BETWEEN_DRAWINGS if self._terminal else _SECONDS_BETWEEN_LINES):
+            self._shown = now
             if self._terminal:
                 self._draw()
             else:
-                say(self._line(), sys.stderr)
+                print_line(self._line(), sys.stderr)
 
-    def say(self, text: str) -> None:
-        """A line for the log, above the bar."""
+    def print_line(self, text: str) -> None:
+        """Print a line for the log, above the bar."""
         if self._terminal:
-            say(f"\r\x1b[K{text}", sys.stderr)
+            print_line(f"\r\x1b[K{text}", sys.stderr)
             self._draw()
         else:
-            say(text, sys.stderr)
+            print_line(text, sys.stderr)
 
     def _draw(self) -> None:
         done = round(_WIDTH * self._bytes / max(1, self._total))

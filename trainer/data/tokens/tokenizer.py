@@ -1,4 +1,4 @@
-"""The tokenizer of a run: read from the files of a released one, or trained on the data and kept in the cache."""
+"""The tokenizer of a run: read from files, or trained on the data and kept in the cache."""
 
 import hashlib
 import json
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opt_ops.contract.manifest import write_durably
+from opt_ops.contract.files import write_durably
 from trainer.data import corpus
-from trainer.data.corpus import Corpus, Corrupt
+from trainer.data.corpus import Corpus, CorruptLine
 from trainer.data.tokens import cache
 from trainer.errors import UserError
 
@@ -22,7 +22,7 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A tokenizer as the text of its ``tokenizer.json``, and how many tokens it has."""
+    """A tokenizer: the text of its ``tokenizer.json``, and its number of tokens."""
 
     text: str
     vocab_size: int
@@ -37,9 +37,9 @@ def find(path: Path | None, corpora: Sequence[Corpus], vocab_size: int) -> Defin
     """Read the tokenizer, or train a byte-level BPE on ``corpora`` unless the cache has it.
 
     Args:
-        path: a ``tokenizer.json``, or a folder with one or with ``vocab.json`` and ``merges.txt``; None trains one.
-        corpora: what to train it on. All of it is read, by one process: give large corpora a tokenizer.
-        vocab_size: of the model; no token id reaches it.
+        path: a ``tokenizer.json``, or a folder with it or with ``vocab.json`` and ``merges.txt``. None trains one.
+        corpora: what to train it on. One process reads all of it, so large corpora should come with a tokenizer.
+        vocab_size: of the model. All token ids must be below it.
 
     Raises:
         UserError: text or tokenizer is missing, unreadable or does not fit the model.
@@ -48,7 +48,7 @@ def find(path: Path | None, corpora: Sequence[Corpus], vocab_size: int) -> Defin
     if definition.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer has {definition.vocab_size} tokens but model.vocab_size is {vocab_size}: "
-            "raise model.vocab_size or take a smaller tokenizer."
+            "raise model.vocab_size or use a smaller tokenizer."
         )
     return definition
 
@@ -65,13 +65,13 @@ def _read(path: Path) -> Definition:
             tokenizer = Tokenizer(models.BPE(vocab, merges))
             tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
             tokenizer.decoder = decoders.ByteLevel()
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower class
         raise UserError(f"--tokenizer {files[0]}: not a tokenizer: {error}") from error
     found = tuple(tokenizer.id_to_token(i) for i in range(len(SPECIAL_TOKENS)))
     if found != SPECIAL_TOKENS:
         raise UserError(
-            f"--tokenizer {files[0]}: its first tokens are {found}, the model's are {SPECIAL_TOKENS}. "
-            "Take the tokenizer of a released OPT model, or one with these ids."
+            f"--tokenizer {files[0]}: its first tokens are {found}, but the model needs {SPECIAL_TOKENS}. "
+            "Use the tokenizer of a released OPT model, or one with these ids."
         )
     return _definition(tokenizer)
 
@@ -120,10 +120,10 @@ def _train(files: Sequence[Path], vocab_size: int) -> "Tokenizer":
 
 
 def _texts(files: Sequence[Path]) -> Iterator[str]:
-    """Corrupt lines are reported and counted where the text becomes tokens."""
+    """The texts of ``files`` without corrupt lines. Those are reported and counted when the text becomes tokens."""
     for file in files:
         for text in corpus.documents(corpus.whole(file)):
-            if not isinstance(text, Corrupt):
+            if not isinstance(text, CorruptLine):
                 yield text
 
 

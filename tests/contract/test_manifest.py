@@ -8,7 +8,8 @@ import pytest
 
 from opt_ops.contract import manifest
 from opt_ops.contract.manifest import CheckpointError
-from tests.trainer.harness import REPOSITORY
+
+REPOSITORY = Path(__file__).parents[2]
 
 HEADER = {
     "step": 450,

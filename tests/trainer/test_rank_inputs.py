@@ -10,8 +10,8 @@ import pytest
 from opt_ops.contract.fence import Fence
 from tests.trainer.harness import Ranks
 from tests.trainer.test_checkpoint import Training
-from trainer.checkpoint.schedule import Saves
-from trainer.step.rank_inputs import Outside
+from trainer.checkpoint.schedule import SaveSchedules
+from trainer.step.rank_inputs import RankInputs
 from trainer.step.step import forward_backward, measure
 from trainer.telemetry import _spread
 
@@ -24,7 +24,9 @@ class Silence:
 
 def one_rank_works_more(folder: Path, slow: int) -> list[Any]:
     training = Training(folder, 3, 1)
-    outside = Outside(folder, training.layout, Silence(), Fence(None, ""), Saves(training.recipe, snapshots=False))  # pyright: ignore[reportArgumentType]
+    inputs = RankInputs(
+        folder, training.layout, Silence(), Fence(None, ""), SaveSchedules(training.recipe, snapshots=False)
+    )  # pyright: ignore[reportArgumentType]
     found = []
     for _ in range(3):
         shares = forward_backward(training.engine, training.samples, training.recipe, training.progress)
@@ -32,7 +34,7 @@ def one_rank_works_more(folder: Path, slow: int) -> list[Any]:
             until = time.thread_time() + EXTRA
             while time.thread_time() < until:
                 pass
-        found.append(measure(training.engine, shares, outside.heard(1)).busy_seconds)
+        found.append(measure(training.engine, shares, inputs.read(1)).busy_seconds)
     return found
 
 
@@ -54,6 +56,8 @@ def test_one_rank_waits_for_nobody(ranks: Ranks, tmp_path: Path) -> None:
 
 def alone(folder: Path) -> tuple[float, ...]:
     training = Training(folder, 1, 1)
-    outside = Outside(folder, training.layout, Silence(), Fence(None, ""), Saves(training.recipe, snapshots=False))  # pyright: ignore[reportArgumentType]
+    inputs = RankInputs(
+        folder, training.layout, Silence(), Fence(None, ""), SaveSchedules(training.recipe, snapshots=False)
+    )  # pyright: ignore[reportArgumentType]
     shares = forward_backward(training.engine, training.samples, training.recipe, training.progress)
-    return tuple(measure(training.engine, shares, outside.heard(1)).busy_seconds)
+    return tuple(measure(training.engine, shares, inputs.read(1)).busy_seconds)

@@ -1,0 +1,39 @@
+"""Write a file so that it is whole after a crash."""
+
+import os
+import threading
+from pathlib import Path
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``. After a crash at any point the file holds all of ``text``, or what it held before.
+
+    The text goes into a temporary file in the same folder. That file is synced and renamed, then the folder is synced.
+
+    Raises:
+        OSError: the file cannot be written. ``path`` keeps what it held, and no temporary file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync ``folder`` itself, so that a rename in it survives a crash.
+
+    Raises:
+        OSError: the folder cannot be opened or synced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

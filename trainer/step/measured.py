@@ -1,0 +1,90 @@
+"""What a step measures, and what follows from it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from trainer.step.checksums import ChecksumVerdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far the lineage has come.
+
+    Attributes:
+        step: updates so far.
+        data_position: index of the sample after the last one that was trained on.
+        tokens: tokens trained on.
+    """
+
+    step: int = 0
+    data_position: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepMeasurements:
+    """What all ranks measured in one forward and backward pass, and what they read of their inputs.
+
+    Attributes:
+        loss: mean over the global batch, in nats per token.
+        activation_norm: mean over tokens of the l2 norm of what leaves the last layer.
+        gnorm: global l2 norm of the gradients, without the loss scale.
+        loss_scale: the loss scale of fp16; None in other precisions.
+        block_gnorms: norm of the gradients of each block of the model.
+        block_pnorms: norm of the parameters of each block; empty in most steps.
+        drill_factor: what a drill multiplies the learning rate by.
+        save_requested: whether a checkpoint is requested or due.
+        snapshot_due: whether a snapshot is due.
+        superseded: whether the fence names another attempt.
+        flip: the rank that flips a bit of its weights, for a drill.
+        busy_seconds: by rank; empty where it is not known.
+        checksums: by rank; empty in most steps.
+    """
+
+    loss: float
+    activation_norm: float
+    gnorm: float
+    loss_scale: float | None = None
+    block_gnorms: Mapping[str, float] = field(default_factory=dict)
+    block_pnorms: Mapping[str, float] = field(default_factory=dict)
+    drill_factor: float = 1.0
+    save_requested: bool = False
+    snapshot_due: bool = False
+    superseded: bool = False
+    flip: int | None = None
+    busy_seconds: Sequence[float] = ()
+    checksums: Sequence[Sequence[float]] = ()
+
+    @property
+    def finite(self) -> bool:
+        """Whether training can continue. In fp16 a lower loss scale answers gradients that overflow."""
+        return math.isfinite(self.loss) and (math.isfinite(self.gnorm) or self.loss_scale is not None)
+
+    @property
+    def overflow(self) -> bool:
+        """Whether the gradients were too large for fp16."""
+        return self.loss_scale is not None and not math.isfinite(self.gnorm)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOutcome:
+    """The result of one step.
+
+    Attributes:
+        measured: by all ranks.
+        progress: after the step.
+        skipped: updates skipped so far.
+        skip: why this update was skipped, if it was.
+        bad_module: the module in which numbers first stopped being finite.
+        verdict: the result of a comparison of checksums, in steps that made one.
+        fault: the error that ends training, if there is one. Then the update was not applied.
+    """
+
+    measured: StepMeasurements
+    progress: Progress
+    skipped: int = 0
+    skip: str | None = None
+    bad_module: str | None = None
+    verdict: ChecksumVerdict | None = None
+    fault: Exception | None = None
