@@ -181,7 +181,7 @@ def test_a_submission_without_an_answer_may_have_been_taken():
         with pytest.raises(SchedulerUnavailable):
             bench.scheduler.submit(f"1-{accepted}", 1, ())
     assert [name for _, name in bench.scheduler.jobs()] == ["1-n0", "1-True"]
-    with pytest.raises(Refused, match="4 nodes wanted, 3 can be had"):
+    with pytest.raises(Refused, match="4 nodes wanted, 3 exist"):
         bench.scheduler.submit("1-n9", 4, ("n001",))
     bench.world.strike(faults.SchedulerAway(seconds=10.0))
     with pytest.raises(SchedulerUnavailable):
