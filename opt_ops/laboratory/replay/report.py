@@ -21,10 +21,10 @@ _ROWS = (
     ("stops", "stops", None),
     ("lost per hardware stop, min", "hardware_stop_minutes", "stop_minutes"),
     ("lost per divergence, h", "divergence_hours", None),
-    ("waiting for people, h", "person_hours", None),
-    ("calls for a human", "human_calls", "human_calls"),
-    ("longest time without a human, days", "longest_hands_off_days", "longest_hands_off_days"),
-    ("replays with 14 days without a human, %", "hands_off_14_days_percent", None),
+    ("waiting for an operator, h", "person_hours", None),
+    ("pages", "human_calls", "human_calls"),
+    ("longest time without an operator, days", "longest_hands_off_days", "longest_hands_off_days"),
+    ("replays with 14 days without an operator, %", "hands_off_14_days_percent", None),
 )
 
 
