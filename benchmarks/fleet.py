@@ -379,9 +379,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="rounds of four faults")
     parser.add_argument("--seconds", type=float, default=0.0, help="measure for at least so long")
     parser.add_argument("--speed", type=float, default=1.0, help="factor on the rate of agents and trainer")
-    parser.add_argument(
-        "--ahead", action="store_true", help="prioritise the daemon over other work; needs root"
-    )
+    parser.add_argument("--ahead", action="store_true", help="prioritise the daemon over other work; needs root")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     print(f"Python {platform.python_version()}; {os.cpu_count()} CPUs\n")

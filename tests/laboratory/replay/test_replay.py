@@ -1,4 +1,4 @@
-"""Scenarios, records and fates; and short replays through the real supervisor, beside the oracle."""
+"""Scenarios, records and fault plans, and short replays with the real supervisor and the oracle."""
 
 from __future__ import annotations
 
