@@ -215,7 +215,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if hasattr(self, "lives"):
+            if hasattr(self, "lineage"):
                 self.let_it_end()
         finally:
             self.lineage.end()
