@@ -1,18 +1,17 @@
-"""What one daemon costs that watches a whole fleet, in real time, and how soon it decides.
+"""The cost of one daemon that watches a whole fleet in real time, and its delay from evidence to decision.
 
     python -m benchmarks.fleet --nodes 16 128 512 2048 --rounds 2
     python -m benchmarks.fleet --nodes 256 --rounds 0 --seconds 260 --speed 16    # memory, over many readings
 
-`opt-ops daemon run` watches a lineage in a run folder on a local disk. `benchmarks/fleet_feeder.py`, a process of its
-own, writes what the agents and the trainer of that fleet would, as often as they do. The scheduler is the adapter for
-Slurm; Slurm's commands are shell scripts that answer as a controller would whose nodes are all ours, because so many
-agents cannot run on one machine. The logbook is drawn every 30 seconds, as shipped, by processes that are counted
-apart; MLflow is off.
+`opt-ops daemon run` watches a lineage in a run folder on a local disk. Another process, `benchmarks/fleet_feeder.py`,
+writes the files of the fleet's agents and trainer at their real rate. The scheduler is the Slurm adapter. Slurm's
+commands are shell scripts that answer like a controller that gives us all nodes, because so many agents cannot run on
+one machine. The logbook is drawn every 30 seconds, as shipped, by processes that are counted separately. MLflow is off.
 
-In each round, four faults are put in at random moments, each once training has gone on after the one before: an Xid 79,
-a loss that is not finite, a node that falls silent, a rank that dies. Measured is the time from the line in the run
-folder to the line of the decision in the journal, as a reader of both sees it. Two rules wait on purpose, and the table
-says how long. Playbooks are those shipped, except for budgets and margins that keep so many faults out of minutes.
+Each round injects four faults at random moments, each after training has continued from the one before: an Xid 79, a
+loss that is not finite, a silent node, a dead rank. The delay is the time from the line in the run folder to the
+decision in the journal, as a reader of both sees it. Two rules wait on purpose, and the table says how long. The
+playbooks are the shipped ones, except for budgets and margins that do not allow so many faults in a few minutes.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ from opt_ops.ports import Request
 from opt_ops.runfolder.inbox import FileInbox
 
 FAULTS = {"xid": "bad_gpu", "nan": "non_finite_loss", "silent": "silent_node", "death": "process_death"}
-"""What is put in, and the failure class that it has to be taken for."""
+"""Each injected fault, and the failure class that the daemon must find."""
 WAITS = {"silent": 25.0, "death": 1.0}
-"""Seconds that the rule waits: a silence must last, and peers of a dead rank may tell of an earlier death."""
-SETTLED = 15  # updates of an attempt before the next fault
+"""Seconds that a rule waits: silence must last, and peers of a dead rank may report an earlier death."""
+QUIET_UPDATES = 15  # updates of an attempt before the next fault
 LOOK_SECONDS = 0.01
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -74,19 +73,19 @@ esac""",
 
 @dataclass
 class Use:
-    """What processes have used at a moment."""
+    """CPU and memory use of the processes at a moment."""
 
     at: float  # monotonic
     daemon: float  # CPU seconds
-    children: float  # those of the daemon that have ended
+    children: float  # child processes of the daemon that have ended
     feeder: float
-    machine: float  # all CPUs, idle ones left out
+    machine: float  # all CPUs, without idle time
     resident: float  # MiB, of the daemon
 
 
 @dataclass
 class FleetResult:
-    """Of one fleet."""
+    """The measurements of one fleet."""
 
     nodes: int
     uses: list[Use] = field(default_factory=list[Use])
@@ -97,11 +96,11 @@ class FleetResult:
     load: tuple[float, float] = (0.0, 0.0)
 
     def cores(self, what: str) -> float:
-        """Mean over the time."""
+        """Return the mean number of cores over the whole time."""
         return _cores(self.uses[0], self.uses[-1], what)
 
     def busiest(self, samples: int = 10) -> float:
-        """The daemon's cores over its busiest `samples` seconds."""
+        """Return the daemon's cores over its busiest `samples` seconds."""
         return max(
             _cores(a, b, "daemon") for a, b in zip(self.uses, self.uses[samples:] or self.uses[-1:], strict=False)
         )
@@ -112,7 +111,7 @@ def _cores(first: Use, last: Use, what: str) -> float:
 
 
 class Site:
-    """A site's folder: configuration, playbooks, Slurm's commands, a lineage that is to start."""
+    """The folder of a site: configuration, playbooks, Slurm's commands, and a lineage to start."""
 
     def __init__(self, folder: Path, nodes: int, spares: int) -> None:
         self.folder = folder
@@ -141,7 +140,7 @@ class Site:
         FileInbox(self.lineage).put(Request(request="r-1", author="ann", verb="start", arguments=start), time.time())
 
     def daemon(self) -> subprocess.Popen[bytes]:
-        """The process that operators start."""
+        """Start the daemon."""
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         with (self.folder / "daemon.log").open("ab") as log:
             return subprocess.Popen(
@@ -153,7 +152,7 @@ class Site:
             )
 
     def feeder(self, nodes: int, speed: float) -> subprocess.Popen[bytes]:
-        """The process that writes for the fleet."""
+        """Start the process that writes the files of the fleet."""
         command = [sys.executable, "-m", "benchmarks.fleet_feeder", "--folder", str(self.lineage)]
         return subprocess.Popen(
             [*command, "--nodes", str(nodes), "--speed", str(speed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -161,7 +160,7 @@ class Site:
 
 
 class Lines:
-    """JSON lines as they come."""
+    """Follows a file of JSON lines."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -169,13 +168,13 @@ class Lines:
         os.set_blocking(file.fileno(), False)
 
     def new(self) -> list[dict[str, Any]]:
-        """Those that came since the last call."""
+        """Return the lines since the last call."""
         *lines, self._rest = (self._rest + (self.file.read() or b"")).split(b"\n")
         return [json.loads(line) for line in lines]
 
 
 class Watch:
-    """Looks at the daemon, the feeder and the journal, and puts faults in."""
+    """Watches the daemon, the feeder and the journal, and injects faults."""
 
     def __init__(
         self, site: Site, daemon: subprocess.Popen[bytes], feeder: subprocess.Popen[bytes], to: FleetResult
@@ -193,14 +192,14 @@ class Watch:
         self._lines = 0
         self._sampled = 0.0
 
-    def settled(self) -> bool:
-        """Whether training has gone on for a while, and nothing is left to prove."""
-        return self._updates.get(self._attempt, 0) >= SETTLED and not self._open
+    def quiet(self) -> bool:
+        """Whether training has continued for a while, and every recovery is proven."""
+        return self._updates.get(self._attempt, 0) >= QUIET_UPDATES and not self._open
 
-    def put_in(self, kind: str) -> None:
-        """A fault, and how soon it is answered."""
+    def inject(self, kind: str) -> None:
+        """Inject a fault, and measure the delay of the decision."""
         self._fault = self._decided = None
-        self._tell({"fault": kind})
+        self._send({"fault": kind})
         self.until(lambda: self._fault is not None and self._decided is not None, 120.0)
         assert self._fault is not None
         assert self._decided is not None
@@ -208,7 +207,7 @@ class Watch:
         self._to.delays.setdefault(kind, []).append(self._decided[0] - self._fault["at"])
 
     def until(self, what: Callable[[], bool], seconds: float) -> None:
-        """Look until it is so."""
+        """Watch until `what` is true."""
         deadline = time.monotonic() + seconds
         while not what():
             if time.monotonic() > deadline:
@@ -220,23 +219,23 @@ class Watch:
             time.sleep(LOOK_SECONDS)
 
     def wait(self, seconds: float) -> None:
-        """Look for so long."""
+        """Watch for so many seconds."""
         end = time.monotonic() + seconds
         self.until(lambda: time.monotonic() >= end, seconds + 60.0)
 
     def end(self) -> None:
-        """Of the feeder, which says how much it wrote."""
-        self._tell({"stop": True})
+        """End the feeder, which reports how much it wrote."""
+        self._send({"stop": True})
         self.until(lambda: self._lines > 0, 60.0)
         self._to.readings = self._lines * GPUS
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for file in (self._journal and self._journal.file, self._feeder.stdin, self._feeder.stdout):
             if file is not None:
                 file.close()
 
-    def _tell(self, words: dict[str, Any]) -> None:
+    def _send(self, words: dict[str, Any]) -> None:
         assert self._feeder.stdin is not None
         self._feeder.stdin.write(json.dumps(words).encode() + b"\n")
         self._feeder.stdin.flush()
@@ -246,7 +245,7 @@ class Watch:
         if self._journal is None and path.exists():
             self._journal = Lines(path.open("rb", buffering=0))  # type: ignore[arg-type]
         for entry in self._journal.new() if self._journal else ():
-            self._hear(entry, time.time())
+            self._take_entry(entry, time.time())
         for line in self._feeds.new():
             if "trained" in line:
                 self._attempt = line["attempt"]
@@ -259,7 +258,7 @@ class Watch:
             self._sampled = time.monotonic()
             self._to.uses.append(use(self._daemon.pid, self._feeder.pid))
 
-    def _hear(self, entry: dict[str, Any], now: float) -> None:
+    def _take_entry(self, entry: dict[str, Any], now: float) -> None:
         if entry["kind"] == "incident_opened":
             self._failure = entry["failure"]
             self._open.add(entry["incident"])
@@ -270,7 +269,7 @@ class Watch:
 
 
 def use(daemon: int, feeder: int) -> Use:
-    """By /proc (proc(5): stat, statm)."""
+    """Read the use from /proc (proc(5): stat, statm)."""
     fields = Path(f"/proc/{daemon}/stat").read_text().rpartition(")")[2].split()
     fed = Path(f"/proc/{feeder}/stat").read_text().rpartition(")")[2].split()
     machine = [int(each) for each in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
@@ -285,8 +284,8 @@ def use(daemon: int, feeder: int) -> Use:
     )
 
 
-def put_ahead(pid: int) -> None:
-    """Of other sessions of this machine, as a daemon would be that has a core (sched(7), autogroup; needs root)."""
+def prioritise(pid: int) -> None:
+    """Prioritise a process over other sessions, as if it had a core of its own (sched(7), autogroup; needs root)."""
     Path(f"/proc/{pid}/autogroup").write_text("-15")
 
 
@@ -299,7 +298,7 @@ def measure(
     kinds: tuple[str, ...] = tuple(FAULTS),
     ahead: bool = False,
 ) -> FleetResult:
-    """Feed one fleet for `rounds` of faults, and at least `seconds`."""
+    """Measure one fleet for `rounds` of faults, and at least `seconds`."""
     to, chance = FleetResult(nodes), random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="fleet-", ignore_cleanup_errors=True) as temporary:
         site = Site(Path(temporary), nodes, spares=max(2, 2 * rounds))
@@ -307,15 +306,15 @@ def measure(
         watch, began = Watch(site, daemon, feeder, to), time.monotonic()
         before = os.getloadavg()[0]
         for pid in (os.getpid(), daemon.pid) if ahead else ():
-            put_ahead(pid)
+            prioritise(pid)
         try:
             watch.until(lambda: bool(to.uses), 300.0)
             to.began_seconds = time.monotonic() - began
             for kind in kinds * rounds:
-                watch.until(watch.finished, 300.0)
+                watch.until(watch.quiet, 300.0)
                 watch.wait(chance.uniform(0.0, 2.0))
-                watch.put_in(kind)
-            watch.until(watch.finished, 300.0)
+                watch.inject(kind)
+            watch.until(watch.quiet, 300.0)
             watch.wait(max(0.0, to.uses[0].at + seconds - time.monotonic()))
             to.peak = _peak(daemon.pid)
             to.load = (before, os.getloadavg()[0])
@@ -329,7 +328,7 @@ def measure(
 
 
 def _end(daemon: subprocess.Popen[bytes]) -> None:
-    """With the processes that draw for it."""
+    """End the daemon and the processes that draw for it."""
     daemon.terminate()
     try:
         daemon.wait(10.0)
@@ -347,7 +346,7 @@ def _peak(pid: int) -> float:
 
 
 def show(measured: list[FleetResult]) -> None:
-    """Both tables, in Markdown."""
+    """Print both tables in Markdown."""
     print(
         "| nodes | minutes | GPU readings | daemon, cores | busiest 10 s | its children, cores | feeder, cores "
         "| others, cores | load before, after | resident first, last, peak, MiB | start to first update, s |"
@@ -374,13 +373,13 @@ def show(measured: list[FleetResult]) -> None:
 
 
 def main() -> None:
-    """Print the tables."""
+    """Run the command: print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[16, 128, 512, 2048])
-    parser.add_argument("--rounds", type=int, default=2, help="of four faults")
-    parser.add_argument("--seconds", type=float, default=0.0, help="of readings, at least")
-    parser.add_argument("--speed", type=float, default=1.0, help="times as often as agents and trainer write")
-    parser.add_argument("--ahead", action="store_true", help="of what else runs here: the daemon gets a core; as root")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of four faults")
+    parser.add_argument("--seconds", type=float, default=0.0, help="measure for at least so long")
+    parser.add_argument("--speed", type=float, default=1.0, help="factor on the rate of agents and trainer")
+    parser.add_argument("--ahead", action="store_true", help="prioritise the daemon over other work; needs root")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     print(f"Python {platform.python_version()}; {os.cpu_count()} CPUs\n")

@@ -1,11 +1,11 @@
-"""What the agents of a fleet and its trainer would write, by one process: heartbeats, reports, telemetry, checkpoints.
+"""Writes the files of a fleet's agents and trainer by one process: heartbeats, reports, telemetry, checkpoints.
 
-It obeys `orders.json` as agents do, and puts in the faults it is told to. Lines on stdin: `{"fault": "xid"}` (or `nan`,
-`silent`, `death`) and `{"stop": true}`. Lines on stdout: `{"fault", "at", "node"}`, where `at` is when the line that
-shows the fault was in its file (of a silent node its last line), and `{"trained": step}` after each update.
+It follows `orders.json` as agents do, and injects faults on request. Lines on stdin: `{"fault": "xid"}` (or `nan`,
+`silent`, `death`) and `{"stop": true}`. Lines on stdout: `{"fault", "at", "node"}`, where `at` is the time at which the
+line that shows the fault was in its file (the last line of a silent node), and `{"trained": step}` after each update.
 
-Every heartbeat has the fields of a real one of an 8-GPU host; temperatures, power, load, memory and energy differ from
-one to the next. A line goes into its file by one `write`, and files are begun anew above a size, as agents do it.
+Every heartbeat has the fields of a real 8-GPU host. Temperatures, power, load, memory and energy change from one to the
+next. Each line is one `write`, and a new file starts above a size, as with real agents.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RATES = random.Random(1)
 
 
 def gpu(node: str, index: int) -> dict[str, Any]:
-    """One GPU that is well, with what agents read of it."""
+    """The readings of one healthy GPU."""
     return {
         "index": index,
         "uuid": f"GPU-{node}-{index}",
@@ -80,7 +80,7 @@ def gpu(node: str, index: int) -> dict[str, Any]:
 
 
 def heartbeat(node: str) -> dict[str, Any]:
-    """A line of a host with eight GPUs and InfiniBand ports, and an Ethernet adapter; `@…` stands for what changes."""
+    """A heartbeat of a host with eight GPUs and InfiniBand ports and an Ethernet adapter; `@…` marks what changes."""
     return {
         "ts": "@ts",
         "node": node,
@@ -108,7 +108,7 @@ def heartbeat(node: str) -> dict[str, Any]:
 
 
 class Node:
-    """One agent's file, and the line that goes into it."""
+    """The health file of one agent."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
@@ -130,7 +130,7 @@ class Node:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def beat(self, orders: str, allocation: str) -> None:
-        """Write a line."""
+        """Write a heartbeat."""
         chance, busy = _RATES.random(), self.attempt is not None
         watts = (640 if busy else 110) + 60 * chance
         self._energy += HEARTBEAT_SECONDS * watts
@@ -155,10 +155,10 @@ class Node:
 
 
 class Fleet:
-    """All agents, and rank 0 of whatever they run."""
+    """All agents, and rank 0 of the attempt that they run."""
 
     def __init__(self, folder: Path, nodes: int, speed: float) -> None:
-        """`speed`: how many times as often as agents and trainer write."""
+        """`speed`: factor on the rate at which agents and trainer write."""
         self._folder = folder
         self._speed = speed
         (folder / "health").mkdir(parents=True, exist_ok=True)
@@ -169,18 +169,18 @@ class Fleet:
         self._launch: dict[str, Any] | None = None
         self._next_step = self._saved = 0.0
         self._step = 0
-        self._stuck = False  # ranks wait for one that is gone
+        self._stuck = False  # whether ranks wait for a dead one
         self._wanted: list[str] = []
         self._next = 0  # node to write
         self.lines = 0
 
     def run(self) -> None:
-        """Until told to stop."""
+        """Write until the request to stop."""
         began = polled = time.monotonic()
         beats = 0
         order = list(self.nodes.values())
         rate = len(order) * self._speed / HEARTBEAT_SECONDS
-        while self._told():
+        while self._read_requests():
             now = time.monotonic()
             if now - polled >= POLL_SECONDS:
                 polled = now
@@ -195,9 +195,9 @@ class Fleet:
             beats = due
             self._train()
             time.sleep(max(0.0, SLICE - (time.monotonic() - now)))
-        say(lines=self.lines)
+        report(lines=self.lines)
 
-    def _told(self) -> bool:
+    def _read_requests(self) -> bool:
         while select.select([sys.stdin], [], [], 0)[0]:
             line = sys.stdin.readline()
             if not line or json.loads(line).get("stop"):
@@ -243,7 +243,7 @@ class Fleet:
         self._next_step = time.monotonic() + START_SECONDS
 
     def _report(self, number: int, over: int = 0, how: dict[str, Any] | None = None) -> None:
-        """What a node's agent says of its ranks, of which the first `over` have ended."""
+        """Write the report of a node's agent on its ranks, of which the first `over` have ended."""
         assert self._launch is not None
         runs = {"code": None, "signal": None, "ended": None}
         ended = {**runs, "ended": time.time(), **(how or {})}
@@ -270,11 +270,11 @@ class Fleet:
         if loss is not None and time.monotonic() - self._saved >= SAVE_SECONDS:
             self._saved = time.monotonic()
             save(self._checkpoints, self._step, self._launch["attempt"], line, "")
-        say(trained=self._step, attempt=self._launch["attempt"])
+        report(trained=self._step, attempt=self._launch["attempt"])
 
     def _fault(self, kind: str) -> None:
         if self._launch is None:
-            say(fault=kind, at=None, node=None)
+            report(fault=kind, at=None, node=None)
             return
         number = len(self._launch["nodes"]) - 1
         name = self._launch["nodes"][number]
@@ -292,21 +292,21 @@ class Fleet:
             self._report(number, 1, {"signal": 9})
         else:
             self._update(loss=None)
-        say(fault=kind, at=time.time(), node=name)
+        report(fault=kind, at=time.time(), node=name)
 
 
 def names(nodes: int) -> list[str]:
-    """The fleet's."""
+    """Return the names of the fleet's nodes."""
     return [f"n{number:04d}" for number in range(nodes)]
 
 
-def say(**fields: Any) -> None:
-    """A line to whoever started this."""
+def report(**fields: Any) -> None:
+    """Write a line to the process that started this one."""
     print(json.dumps(fields), flush=True)
 
 
 def _options(argv: list[str]) -> dict[str, list[str]]:
-    """The trainer's command line, as far as it is heeded here."""
+    """Parse the trainer's command line."""
     found: dict[str, list[str]] = {}
     for name, value in pairwise(argv):
         if name.startswith("--"):
@@ -315,14 +315,14 @@ def _options(argv: list[str]) -> dict[str, list[str]]:
 
 
 def _replace(path: Path, value: Any) -> None:
-    """By rename, as agents do it, but not synced: this one disk is not the fleet's file system."""
+    """Replace a file by rename, as agents do, but without a sync: this disk is not the fleet's file system."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value))
     temporary.replace(path)
 
 
 def main() -> None:
-    """Feed one lineage's folder."""
+    """Run the command: write into one lineage's folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--nodes", type=int, required=True)

@@ -1,14 +1,14 @@
-"""`kill -9` to the daemon, again and again: does anything happen twice, get lost, or get stuck?
+"""`kill -9` of the daemon, many times: is anything duplicated, lost, or stuck?
 
     python benchmarks/kill_soak.py --kills 1000 --seed 1
 
-The simulated world lives in this process. The supervisor is a forked child with a real journal on the disk, and
-reaches the world through a pipe: this process carries out what it asks for, so that a child killed between an effect
-and its answer leaves what a daemon killed within `sbatch` leaves. Children are killed with SIGKILL after a random time,
-or right before or right after a random effect. Between two lives the world goes on. A write that the death of a machine
-tore is imitated: now and then, half a line is left behind at the end of the journal.
+The simulated world runs in this process. The supervisor is a forked child with a real journal on the disk. It reaches
+the world through a pipe, and this process carries out its calls. So a child that is killed between an effect and its
+answer leaves the same as a daemon that is killed during `sbatch`. Children are killed with SIGKILL after a random time,
+or right before or after a random effect. Between two daemon processes the world goes on. Now and then, half a line is
+appended to the journal, as a machine that crashes during a write leaves it.
 
-`soak` does it and returns the figures; it leaves with 1 when anything was duplicated, lost or stuck.
+`soak` returns the figures. The command exits with 1 if anything was duplicated, lost or stuck.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 POLICY = replace(playbook_loader.load(playbook_loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
 STEPS = 240
 LONGEST = 5 * 86400.0  # virtual seconds after which a lineage counts as stuck
-LONGEST_LIFE = 0.12  # seconds
+LONGEST_PROCESS = 0.12  # seconds until a kill
 KILLS_A_LINEAGE = 30
 EFFECTS = {"submit", "cancel", "drain", "order", "inject", "done", "send"}
 
 
 @dataclass
 class Figures:
-    """What came of it."""
+    """The figures of a soak."""
 
     kills: int = 0
-    at_effects: int = 0  # of them, right before or right after something was done to the world
+    at_effects: int = 0  # of them, right before or after an effect on the world
     lineages: int = 0
-    lives: int = 0
+    daemon_processes: int = 0
     submissions: int = 0
     duplicates: int = 0  # jobs beyond the first of one allocation
     twice_started: int = 0  # ranks of an attempt started again on a node
@@ -69,7 +69,7 @@ class Figures:
     stuck: int = 0
     alerts: int = 0
     unsent_alerts: int = 0
-    torn: int = 0  # half lines left at the end of a journal file, and passed over by the next life
+    torn: int = 0  # half lines at the end of a journal file, skipped by the next daemon process
     unproven: int = 0  # incidents of a completed lineage that are not closed by a proof
     left_behind: int = 0  # jobs or ranks that outlived their lineage
     seconds: float = 0.0
@@ -90,7 +90,7 @@ class Figures:
         )
 
     def table(self) -> str:
-        """For people: Markdown."""
+        """Return the figures as a Markdown table."""
         rows = [
             (name.replace("_", " "), value) for name, value in vars(self).items() if name not in ("ends", "seconds")
         ]
@@ -122,13 +122,13 @@ class _Remote:
         return call
 
 
-def _live(pipe: Connection, folder: Path) -> NoReturn:
-    """A daemon's life: until the lineage is settled, or until it is killed."""
+def _run_daemon(pipe: Connection, folder: Path) -> NoReturn:
+    """Run a daemon process until the lineage is finished, or until it is killed."""
     code = 1
     try:
-        hands: dict[str, Any] = {name: _Remote(pipe, name) for name in Ports.__dataclass_fields__}
+        remote: dict[str, Any] = {name: _Remote(pipe, name) for name in Ports.__dataclass_fields__}
         identity = DaemonIdentity(host="head", pid=os.getpid(), last_liveness=None)
-        supervisor = Supervisor(folder, Ports(**hands), POLICY, Site(folder="/sim/1", trainer=("train",)), identity)
+        supervisor = Supervisor(folder, Ports(**remote), POLICY, Site(folder="/sim/1", trainer=("train",)), identity)
         while not supervisor.state.finished:
             supervisor.tick()
             _Remote(pipe, "world").pass_time()
@@ -144,7 +144,7 @@ def _live(pipe: Connection, folder: Path) -> NoReturn:
 
 @dataclass
 class _Death:
-    """When a life ends: at a moment, or at an effect."""
+    """When a daemon process is killed: at a moment, or at an effect."""
 
     at: float  # time.monotonic()
     effect: int | None  # the number of the effect
@@ -152,7 +152,7 @@ class _Death:
 
 
 class Lineage:
-    """One lineage in its world, until it is settled."""
+    """One lineage in its world, until it is finished."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
@@ -190,15 +190,15 @@ class Lineage:
         for fault in self._random.sample(kinds, k=self._random.randrange(1, 5)):
             yield Planned(fault=fault, step=self._random.randrange(20, STEPS - 10))
 
-    def live(self, death: _Death | None, figures: Figures) -> bool:
-        """One life of the daemon. Whether it came to its end by itself."""
+    def run_daemon(self, death: _Death | None, figures: Figures) -> bool:
+        """Run one daemon process. Returns whether it ended by itself."""
         mine, theirs = Pipe()
         child = os.fork()
         if child == 0:
             mine.close()
-            _live(theirs, self.folder)
+            _run_daemon(theirs, self.folder)
         theirs.close()
-        figures.lives += 1
+        figures.daemon_processes += 1
         try:
             killed = self._serve(mine, child, death, figures)
         finally:
@@ -209,8 +209,8 @@ class Lineage:
         return not killed
 
     def _serve(self, pipe: Connection, child: int, death: _Death | None, figures: Figures) -> bool:
-        """Carry out what the daemon asks for, until it leaves or has to die. Whether it was killed."""
-        hands, effects = ports(self.world), 0
+        """Carry out the calls of the daemon until it ends or is killed. Returns whether it was killed."""
+        world_ports, effects = ports(self.world), 0
         while self.world.now < LONGEST:
             if not pipe.poll(max(0.0, death.at - time.monotonic()) if death else None):
                 os.kill(child, signal.SIGKILL)
@@ -224,7 +224,7 @@ class Lineage:
             if fatal and death is not None and not death.after:
                 os.kill(child, signal.SIGKILL)
             if not fatal or (death is not None and death.after):
-                answer = self._carry_out(hands, port, method, arguments)
+                answer = self._carry_out(world_ports, port, method, arguments)
             if fatal:
                 os.kill(child, signal.SIGKILL)
                 figures.at_effects += 1
@@ -233,17 +233,17 @@ class Lineage:
         os.kill(child, signal.SIGKILL)
         return True
 
-    def _carry_out(self, hands: Ports, port: str, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    def _carry_out(self, world_ports: Ports, port: str, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
         if port == "world":
             pass_time(self.world, LONGEST)
             return True, None
         try:
-            return True, getattr(getattr(hands, port), method)(*arguments)
+            return True, getattr(getattr(world_ports, port), method)(*arguments)
         except OptOpsError as error:
             return False, error
 
-    def between_lives(self) -> None:
-        """Time goes by without a daemon; a torn line may have been left behind."""
+    def without_daemon(self) -> None:
+        """Let time pass without a daemon, and perhaps leave a torn line."""
         self.world.advance(self.world.now + self._random.choice((0.0, 0.5, 3.0, 20.0, 90.0)))
         files = sorted((self.folder / "journal").glob("*.jsonl"))
         if files and self._random.random() < 0.2:
@@ -251,14 +251,14 @@ class Lineage:
                 file.write(b'{"v": 1, "seq": 99, "epo')
 
     def death(self) -> _Death:
-        """When the next life ends."""
-        at = time.monotonic() + self._random.uniform(0.0, LONGEST_LIFE)
+        """Choose when the next daemon process is killed."""
+        at = time.monotonic() + self._random.uniform(0.0, LONGEST_PROCESS)
         if self._random.random() < 0.5:
             return _Death(at, None)
         return _Death(time.monotonic() + 10.0, self._random.randrange(1, 8), self._random.random() < 0.6)
 
     def count(self, figures: Figures) -> None:
-        """Add what became of it."""
+        """Add the lineage to the figures."""
         entries, notes = read(self.folder / "journal")
         state, world = replay(entries), self.world
         figures.lineages += 1
@@ -285,16 +285,16 @@ class Lineage:
 
 
 def soak(kills: int, seed: int, folder: Path) -> Figures:
-    """Kill the daemons of one lineage after the other, `kills` times in all."""
+    """Kill the daemons of one lineage after the other, `kills` times in total."""
     figures, began, number = Figures(), time.monotonic(), 0
     while figures.kills < kills:
         lineage = Lineage(folder / f"{number:04d}", seed * 100_000 + number)
         last = figures.kills + min(KILLS_A_LINEAGE, kills - figures.kills)
-        while not lineage.live(lineage.death() if figures.kills < last else None, figures):
+        while not lineage.run_daemon(lineage.death() if figures.kills < last else None, figures):
             if lineage.world.now >= LONGEST:
                 break
             figures.kills += 1
-            lineage.between_lives()
+            lineage.without_daemon()
         lineage.count(figures)
         number += 1
     figures.seconds = time.monotonic() - began
@@ -302,7 +302,7 @@ def soak(kills: int, seed: int, folder: Path) -> Figures:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)

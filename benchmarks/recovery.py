@@ -1,10 +1,10 @@
-"""How long recovery takes, class by class, on the real Slurm of tests/slurm/cluster.py.
+"""The time to recover from each failure class, on the real Slurm of tests/slurm/cluster.py.
 
     python -m benchmarks.recovery --samples 3 --append
 
-Shipped playbooks and ticks. The real trainer (opt-tiny) where start-up is what people wait for, the stub trainer of the
-tests for the rest. Figures are those of report.json's incidents, which come from the journal; `own share` is the time
-from seen to ordered, less the end of the old ranks. Medians over the samples.
+Shipped playbooks and ticks. The real trainer (opt-tiny) where its start takes most of the time, the stub trainer of the
+tests for the rest. The figures are those of report.json's incidents, which come from the journal. `own share` is the
+time from the incident to the new orders, without the end of the old ranks. Medians over the samples.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.slurm.day import CONFIG, ask, until
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 REAL = f"'{sys.executable}', '-m', 'trainer'"
-_SETTLED = 720  # steps between two failures of a kind, so that each meets the first rung of its ladder
+_QUIET_STEPS = 720  # between two failures of a kind, so that each meets the first rung of its ladder
 FAKE = f"'{sys.executable}', '{STUB}'"
 
 
@@ -46,7 +46,7 @@ class Row:
     samples: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def text(self) -> str:
-        """A line of the table."""
+        """Return a line of the table."""
         names = ("see", "decide", "relaunch", "first_step")
         cells = [_median([sample[f"seconds_to_{name}"] for sample in self.samples]) for name in names]
         cells += [_median([sample[name] for sample in self.samples]) for name in ("own", "seconds_down")]
@@ -60,7 +60,7 @@ def _median(values: list[float | None], form: str = "{:.1f}") -> str:
 
 
 class Lineage:
-    """One lineage in training, and how its incidents are put in and read."""
+    """One lineage in training, with failures to inject and measure."""
 
     def __init__(self, site: Site, slurm: cluster.Cluster, recipe: str, *settings: str) -> None:
         self.site, self.slurm = site, slurm
@@ -75,10 +75,10 @@ class Lineage:
         began = self.site.step()
         until(lambda: self.site.step() >= began + steps, seconds)
 
-    def sample(self, put_in: Callable[[Lineage], None], seconds: float = 180) -> dict[str, Any]:
-        """One failure, from its evidence to its proof."""
+    def sample(self, inject: Callable[[Lineage], None], seconds: float = 180) -> dict[str, Any]:
+        """Inject one failure. Returns its incident, from the evidence to the proof."""
         before = len(self.site.state().incidents)
-        put_in(self)
+        inject(self)
         self.site.wait(lambda s: len(s.incidents) > before and all(i.closed_at for i in s.incidents.values()), seconds)
         self.site.command("logbook", "render", "1", "-q")
         report = json.loads((self.site.runs / "1/chronicle/report.json").read_text())
@@ -87,7 +87,7 @@ class Lineage:
         return {**incident, "own": self._own_share(incident)}
 
     def _own_share(self, incident: dict[str, Any]) -> float:
-        """Seconds from seen to ordered, less the end of the old ranks."""
+        """Return the seconds from the incident to the orders, without the end of the old ranks."""
         spent = incident["seconds_to_decide"] + incident["seconds_to_relaunch"]
         entries = [x for x in self.site.entries() if getattr(x.event, "attempt", None) == incident["attempt"]]
         stopped = [x.ts for x in entries if isinstance(x.event, e.StopIntended)]
@@ -95,7 +95,7 @@ class Lineage:
         return spent - (ended[0] - stopped[0] if stopped else 0.0)
 
     def repair(self) -> None:
-        """Let excluded nodes back."""
+        """Allow excluded nodes again."""
         for name, node in self.site.state().nodes.items():
             if node.excluded_by:
                 ask("scontrol", "update", f"nodename={name}", "state=resume")
@@ -104,7 +104,7 @@ class Lineage:
 
 @contextmanager
 def lineage(slurm: cluster.Cluster, trainer: str, *settings: str) -> Iterator[Lineage]:
-    """A lineage of its own, and four idle nodes afterwards."""
+    """Start a lineage of its own, and leave four idle nodes afterwards."""
     with tempfile.TemporaryDirectory(prefix="recovery-") as folder:
         site = Site(Path(folder), CONFIG, trainer=trainer, quick=False)
         try:
@@ -122,47 +122,47 @@ def lineage(slurm: cluster.Cluster, trainer: str, *settings: str) -> Iterator[Li
 
 
 def drill(*words: str) -> Callable[[Lineage], None]:
-    """A fault put in by the command `drill`."""
+    """Return a function that injects a fault with the command `drill`."""
     return lambda of: print(of.site.command("drill", *words, "--yes", "-q"), end="")
 
 
 def bad_gpu(of: Lineage) -> None:
-    """Xid 79 on the second node of the attempt."""
+    """Inject Xid 79 on the second node of the attempt."""
     attempt = of.site.state().attempt
     assert attempt is not None
     drill("xid", "1", "--node", attempt.nodes[1], "--xid", "79")(of)
 
 
 def kill_job(of: Lineage) -> None:
-    """The same SIGKILL, to everything of the job: ranks, agents, steps and the batch script."""
+    """Send SIGKILL to everything of the job: ranks, agents, steps and the batch script."""
     ask("scancel", "--signal=KILL", "--full", str(of.site.state().live_allocations[0].job))
 
 
 def silence(of: Lineage) -> None:
-    """The second node: agent, ranks, slurmstepd and slurmd."""
+    """Kill everything on the second node: agent, ranks, slurmstepd and slurmd."""
     attempt = of.site.state().attempt
     assert attempt is not None
     of.slurm.kill_node(attempt.nodes[1])
 
 
 def fault(what: str) -> Callable[[Lineage], None]:
-    """A fault of the stub trainer."""
+    """Return a function that injects a fault of the stub trainer."""
     return lambda of: of.site.fault(what)
 
 
 def measure_real(slurm: cluster.Cluster, samples: int) -> list[Row]:
-    """With the real trainer; the first two rows are a death inside the allocation and one with it."""
+    """Measure with the real trainer. The first two rows: a rank dies, and all ranks die with their job."""
     rows: list[Row] = []
     with lineage(slurm, REAL, "steps=20000", "checkpoint_every=50") as of:
-        for name, goal, put_in in (
+        for name, goal, inject in (
             ("rank killed: relaunch inside the allocation", "see ≤ 10 s", drill("kill-rank", "1", "--rank", "1")),
             ("GPU bad (Xid 79)", "see ≤ 10 s", bad_gpu),
-            ("hang (a stopped process, which says nothing)", "see ≤ 30 s", drill("hang", "1", "--rank", "1")),
+            ("hang (a stopped process)", "see ≤ 30 s", drill("hang", "1", "--rank", "1")),
         ):
             rows.append(row := Row(name, goal))
             for _ in range(samples):
                 of.trained(60)
-                row.samples.append(of.sample(put_in))
+                row.samples.append(of.sample(inject))
                 of.repair()
             print(row.text(), file=sys.stderr)
     rows.insert(1, row := Row("all ranks killed with their job: resubmission", ""))
@@ -175,7 +175,7 @@ def measure_real(slurm: cluster.Cluster, samples: int) -> list[Row]:
 
 
 def measure_stub(slurm: cluster.Cluster, samples: int) -> list[Row]:
-    """With the stub trainer."""
+    """Measure with the stub trainer."""
     rows: list[Row] = []
     with lineage(slurm, FAKE, "steps=20000", "pause=0.01") as of:
         for name, goal, what in (
@@ -185,7 +185,7 @@ def measure_stub(slurm: cluster.Cluster, samples: int) -> list[Row]:
         ):
             rows.append(row := Row(name, goal))
             for _ in range(samples):
-                of.trained(_SETTLED)
+                of.trained(_QUIET_STEPS)
                 row.samples.append(of.sample(fault(what)))
             print(row.text(), file=sys.stderr)
     rows.append(row := Row("node silent", "see ≤ 30 s"))
@@ -231,7 +231,7 @@ _HEAD = """\
 
 
 def report(real: list[Row], stub: list[Row], began: float) -> str:
-    """For RESULTS.md."""
+    """Return the text for RESULTS.md."""
     down = [median(s["seconds_down"] for s in row.samples) for row in real[:2]]
     own = [median(s["seconds_down"] - s["seconds_to_first_step"] for s in row.samples) for row in real[:2]]
     return _ABOUT.format(
@@ -255,7 +255,7 @@ def report(real: list[Row], stub: list[Row], began: float) -> str:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--append", action="store_true", help="to benchmarks/RESULTS.md")

@@ -1,9 +1,9 @@
-"""The goals of the replay, over many seeds: goodput on published records, beside an oracle and beside people.
+"""The goals of the replay over many seeds: goodput on published records, compared with an oracle.
 
     python benchmarks/replay.py --record incidents-opt175b.csv --seeds 20 --jobs 2 --save replay.jsonl
 
 The clusters are simulated, the supervisor is the real one. Every finished replay is a line in the file of `--save`, and
-is not made again: the benchmark can be stopped and continued. Tables are printed as Markdown, whatever they say.
+is not run again: the benchmark can be stopped and continued. It prints the tables as Markdown, reached goals or not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GOALS = (
 WHAT = {
     "goodput": "goodput, %",
     "share_of_oracle": "share of the oracle, %",
-    "hands_off": "replays with ≥ 14 days without a human, %",
+    "hands_off": "replays with ≥ 14 days without an operator, %",
 }
 HEADINGS = (
     "scenario",
@@ -46,8 +46,8 @@ HEADINGS = (
     "share of ideal %",
     "hardware stop, min",
     "divergence, h",
-    "waiting for people, h",
-    "calls",
+    "waiting for an operator, h",
+    "pages",
     "≥ 14 d hands-off",
     "ends",
     "CPU s",
@@ -55,7 +55,7 @@ HEADINGS = (
 
 
 def one(name: str, record: Path | None, seed: int, days: float | None) -> dict[str, Any]:
-    """One replay, as a line of the file; `days`: of work, where not as many as in the scenario."""
+    """Run one replay. Returns a line of the file. `days`: days of work, if not those of the scenario."""
     began, began_wall = time.process_time(), time.monotonic()
     chosen = scenario.load(name)
     if days is not None:
@@ -74,11 +74,11 @@ def one(name: str, record: Path | None, seed: int, days: float | None) -> dict[s
 def run(
     names: list[str], record: Path | None, seeds: range, jobs: int, save: Path, days: float | None
 ) -> list[dict[str, Any]]:
-    """What is not in the file yet is replayed, and added to it."""
+    """Run the replays that are not in the file yet, and add them to it."""
     lines = [json.loads(line) for line in save.read_text().splitlines()] if save.exists() else []
     done = {(line["scenario"], line["seed"]) for line in lines}
     todo = [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
-    # Millions of objects that live to the end: looking through them for garbage took an eighth of the time.
+    # Millions of objects stay alive to the end: garbage collection took an eighth of the time.
     with ProcessPoolExecutor(jobs, initializer=gc.disable) as pool, save.open("a") as file:
         for future in as_completed([pool.submit(one, name, record, seed, days) for name, seed in todo]):
             lines.append(future.result())
@@ -88,7 +88,7 @@ def run(
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The figures of each scenario, and the goals."""
+    """Return the tables of the scenarios and of the goals."""
     names = list(dict.fromkeys(line["scenario"] for line in lines))
     rows = [f"| {' | '.join(HEADINGS)} |", f"| {' | '.join('---' for _ in HEADINGS)} |"]
     for name in names:
@@ -130,7 +130,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def lost(lines: list[dict[str, Any]]) -> str:
-    """Mean hours by what they went to."""
+    """Return a table of mean lost hours by cause."""
     causes = {cause for line in lines for cause in line["lost"]}
     hours = {cause: sum(line["lost"].get(cause, 0.0) for line in lines) / len(lines) / 3600 for cause in causes}
     most = sorted(hours.items(), key=lambda pair: -pair[1])[:16]
@@ -140,13 +140,13 @@ def lost(lines: list[dict[str, Any]]) -> str:
 
 
 def _long_enough(lines: list[dict[str, Any]]) -> list[float]:
-    """100 or 0 for each replay of 14 days and more: whether it had so many of them without a human."""
+    """Return 100 or 0 for each replay of at least 14 days: whether it ran 14 days without an operator."""
     least = HANDS_OFF_DAYS * DAY
     return [100.0 * (line["longest_hands_off"] >= least) for line in lines if line["wall"] >= least]
 
 
 def _hands_off(lines: list[dict[str, Any]]) -> str:
-    """The share, with its standard error: a handful of replays says little about a share near one."""
+    """Format the share with its standard error, which is large for a few replays."""
     found = _long_enough(lines)
     if not found:
         return "-"
@@ -162,12 +162,12 @@ def _spread(values: list[float], digits: int = 2) -> str:
 
 
 def main() -> None:
-    """Replay, and print the tables."""
+    """Run the command: replay, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--record", type=Path, help="incidents-opt175b.csv; without it its rows are drawn, too")
+    parser.add_argument("--record", type=Path, help="incidents-opt175b.csv; without it, its rows are sampled")
     parser.add_argument("--first", type=int, default=1, metavar="SEED")
-    parser.add_argument("--seeds", type=int, default=20, help="the last one")
-    parser.add_argument("--days", type=float, help="of work, instead of each scenario's")
+    parser.add_argument("--seeds", type=int, default=20, help="last seed")
+    parser.add_argument("--days", type=float, help="days of work instead of those of each scenario")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--save", type=Path, default=Path("replay.jsonl"))
     parser.add_argument(

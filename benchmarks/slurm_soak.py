@@ -1,10 +1,10 @@
-"""`kill -9` to the real daemon over a day of failures on the real Slurm of tests/slurm/cluster.py.
+"""`kill -9` of the real daemon during a day of failures, on the real Slurm of tests/slurm/cluster.py.
 
     python -m benchmarks.slurm_soak --kills 25 --seed 1
 
-`soak(kills, seed, folder)` trains lineages with the stub trainer of the tests, one after the other. Between two kills a
-failure is put in or a note is written, now and then while no daemon lives. Every lineage has to end COMPLETED, with one
-job for each allocation of the journal, and every request answered once. Leaves with 1 when it is not so.
+`soak(kills, seed, folder)` trains lineages with the stub trainer of the tests, one after the other. Between two kills
+it injects a failure and adds a note, sometimes while no daemon runs. Every lineage must end COMPLETED, with one job for
+each allocation of the journal, and every request answered once. The command exits with 1 if that is not so.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tests.slurm.day import CONFIG, ask, until
 
 KILLS_A_LINEAGE = 5
 _FAULTS = ("die", "exit-7", "nccl", "full", "oom", "nan", "")
-_SETTLED = 55  # steps between two failures, so that each is the first around its place
+_QUIET_STEPS = 55  # between two failures, so that each counts as a first failure
 
 
 @dataclass
 class Figures:
-    """What came of it."""
+    """The figures of a soak."""
 
     kills: int = 0
     lineages: int = 0
@@ -71,7 +71,7 @@ def _lineage(folder: Path, kills: int, chance: random.Random, figures: Figures) 
         site.start("steps=100000")
         site.start_daemon()
         site.wait(lambda state: state.status == "TRAINING")
-        # Each fault once: the shipped ladders end in a halt when one comes back soon, as they should.
+        # Each fault once: if a fault recurs soon, the shipped ladders end in a halt, as they should.
         for number, fault in enumerate(chance.sample(_FAULTS, kills)):
             _one_kill(site, chance, number, fault, figures)
         last = _trained(site, 5)
@@ -92,7 +92,7 @@ def _trained(site: Site, steps: int) -> int:
 
 
 def _one_kill(site: Site, chance: random.Random, number: int, fault: str, figures: Figures) -> None:
-    _trained(site, _SETTLED)
+    _trained(site, _QUIET_STEPS)
     early = chance.random() < 0.5
     if fault and early:
         site.fault(fault)
@@ -128,7 +128,7 @@ def _count(site: Site, figures: Figures) -> None:
 
 
 def main() -> int:
-    """On the cluster that is up, or on one that is brought up for it."""
+    """Run the command, on the cluster that is up, or on one that is started for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,9 +1,8 @@
-"""The demo: one supervised run on this machine, four faults put in on purpose, nobody at the keyboard.
+"""The demo: one supervised lineage on this machine, four injected faults, no operator.
 
-Three local nodes, two of them training and one spare. While opt-tiny trains, a rank is killed, a node's GPU reports
-Xid 79, the daemon is killed, and the learning rate is really multiplied until the loss really diverges. Everything
-is done with the commands that a person would type. It leaves with 0 only if the run is COMPLETED and every incident
-was recovered and proven.
+Three local nodes: two train, one is a spare. While opt-tiny trains, the demo kills a rank, lets a node report Xid 79,
+kills the daemon, and multiplies the learning rate of the trainer until the loss diverges. It uses the commands that an
+operator would type. It exits with 0 only if the lineage is COMPLETED and every recovery is proven.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from opt_ops.runfolder import lineages
 
 STEPS = 400
 DEADLINE_SECONDS = 600.0
-BUSY = 75  # the daemon's own sync is still at it
+BUSY = 75  # exit code while the daemon's own sync still runs
 OPT_OPS = [sys.executable, "-m", "opt_ops"]
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -38,7 +37,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 @dataclass
 class Drill:
-    """A fault, the step from which it may be put in, and the command that does it."""
+    """A fault, the first step at which it may be injected, and the command that injects it."""
 
     step: int
     name: str
@@ -46,7 +45,7 @@ class Drill:
 
 
 def drills(lineage: str) -> list[Drill]:
-    """In the order in which they are put in."""
+    """Return the drills in their order."""
     return [
         Drill(60, "kill a rank with SIGKILL", ["kill-rank", lineage, "--rank", "1"]),
         Drill(100, "Xid 79 on n2: its GPU falls off the bus", ["xid", lineage, "--node", "n2", "--xid", "79"]),
@@ -58,7 +57,7 @@ def drills(lineage: str) -> list[Drill]:
 
 
 def opt_ops(*arguments: str) -> str:
-    """Run a command of opt-ops; its output. A command that fails ends the demo with its message."""
+    """Run an opt-ops command. Returns its output. A command that fails ends the demo with its message."""
     deadline = time.monotonic() + 60.0
     while True:
         done = subprocess.run([*OPT_OPS, *arguments], capture_output=True, text=True, check=False)
@@ -66,12 +65,12 @@ def opt_ops(*arguments: str) -> str:
             break
         time.sleep(1.0)
     if done.returncode != 0:
-        sys.exit(f"opt-ops {' '.join(arguments)} left with {done.returncode}:\n{done.stderr}")
+        sys.exit(f"opt-ops {' '.join(arguments)} ended with exit code {done.returncode}:\n{done.stderr}")
     return done.stdout
 
 
-class Keeper:
-    """What systemd does for a daemon: start it, and start it again when it was killed."""
+class DaemonService:
+    """Does what systemd does for a daemon: starts it, and starts it again if it was killed."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -83,24 +82,24 @@ class Keeper:
             return subprocess.Popen([*OPT_OPS, "daemon", "run"], stdout=log, stderr=log)
 
     def step(self) -> bool:
-        """Returns whether it had to be started again."""
+        """Start the daemon again if it was killed. Returns whether that was necessary."""
         code = self._process.poll()
         if code is None:
             return False
         if code != -signal.SIGKILL:
-            sys.exit(f"the daemon left with {code}; its log is {self._log}")
+            sys.exit(f"the daemon ended with exit code {code}; its log is {self._log}")
         self._process = self._start()
         self.restarts += 1
         return True
 
     def end(self) -> None:
-        """Ask it to leave."""
+        """Stop the daemon."""
         self._process.terminate()
         self._process.wait()
 
 
 class Watcher:
-    """Prints what the journal tells, and a line of progress."""
+    """Prints new journal entries, and a line of progress."""
 
     def __init__(self, lineage: str) -> None:
         self._lineage = lineage
@@ -118,7 +117,7 @@ class Watcher:
         self._bar = self.progress.add_task("", total=STEPS, run="", state="", loss="-", clock="")
 
     def row(self) -> dict[str, Any]:
-        """The lineage's line of `opt-ops q`."""
+        """Return the lineage's row of `opt-ops q`, and update the line of progress."""
         rows = [json.loads(line) for line in opt_ops("q", "-o", "jsonl").splitlines()]
         row = next(row for row in rows if row["lineage"] == self._lineage)
         self.progress.update(
@@ -131,25 +130,25 @@ class Watcher:
         )
         return row
 
-    def news(self) -> None:
+    def print_new_events(self) -> None:
         """Print what was journaled since the last call."""
         for line in opt_ops("events", self._lineage, "-o", "jsonl").splitlines():
             event = json.loads(line)
             if event["seq"] > self._seq:
                 self._seq = event["seq"]
-                if (told := TELL.get(event["kind"])) is not None:
-                    self.say(told(event["fields"]))
+                if (text_of := TEXTS.get(event["kind"])) is not None:
+                    self.print_line(text_of(event["fields"]))
 
-    def say(self, text: str, style: str = "") -> None:
-        """A line above the progress."""
+    def print_line(self, text: str, style: str = "") -> None:
+        """Print a line above the progress."""
         console.print(Text(f"{time.monotonic() - self._began:5.0f} s  {text}", style=style), soft_wrap=True)
 
 
-TELL: dict[str, Callable[[dict[str, Any]], str]] = {
+TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "attempt_intended": lambda f: f"launch     {f['attempt']} on {', '.join(f['nodes'])} from {_from(f['checkpoint'])}",
     "incident_opened": lambda f: f"incident   {f['incident']} {f['failure']}: {f['cause']}",
     "recovery_decided": lambda f: f"decision   {f['incident']} {f['action']} ({f['playbook']}, rung {f['rung'] + 1})",
-    "node_excluded": lambda f: f"exclude    {f['node']} ({f['reason']})",
+    "node_excluded": lambda f: f"excluded   {f['node']} ({f['reason']})",
     "run_planned": lambda f: f"next run   {f['run']}" if f["parent"] else f"first run  {f['run']}",
     "incident_closed": lambda f: f"proven     {f['incident']}" if f["proven"] else f"NOT PROVEN {f['incident']}",
     "lineage_completed": lambda f: f"completed  at step {f['step']}",
@@ -161,31 +160,31 @@ def _from(checkpoint: dict[str, Any] | None) -> str:
     return f"step {checkpoint['step']}" if checkpoint else "scratch"
 
 
-def supervise(lineage: str, keeper: Keeper) -> None:
-    """Put in each drill when its step has come and the one before is recovered; wait for the end."""
+def run_drills(lineage: str, service: DaemonService) -> None:
+    """Inject each drill at its step, once the recovery before is over. Then wait for the end of the lineage."""
     waiting, watcher = drills(lineage), Watcher(lineage)
     deadline = time.monotonic() + DEADLINE_SECONDS
     with Live(watcher.progress, console=console, refresh_per_second=4, transient=True):
         while time.monotonic() < deadline:
-            if keeper.step():
-                watcher.say("the daemon was killed; started again")
+            if service.step():
+                watcher.print_line("restarted  the daemon, which was killed")
             row = watcher.row()
-            watcher.news()
+            watcher.print_new_events()
             if row["state"] in ("COMPLETED", "HALTED", "CANCELLED"):
                 return
             quiet = row["state"] == "TRAINING" and not row["reason"]
             if waiting and quiet and (row["step"] or 0) >= waiting[0].step:
                 drill = waiting.pop(0)
-                watcher.say(f"DRILL      {drill.name}", style="bold")
+                watcher.print_line(f"DRILL      {drill.name}", style="bold")
                 opt_ops("drill", *drill.command, "--yes", "-q")
             time.sleep(0.5)
-    sys.exit(f"lineage {lineage} did not end within {DEADLINE_SECONDS:.0f} s")
+    sys.exit(f"lineage {lineage} did not end within {DEADLINE_SECONDS:.0f} s; see opt-ops run explain {lineage}")
 
 
-def tell(report: dict[str, Any]) -> None:
-    """The table of incidents, and what each cost."""
+def print_incidents(report: dict[str, Any]) -> None:
+    """Print the table of incidents with the cost of each."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("INCIDENT", "KIND", "ACTION", "LEARNING RATE", "STEPS LOST", "DOWN", "PROVEN", "CAUSE"):
+    for heading in ("INCIDENT", "KIND", "ACTION", "LEARNING RATE", "DISCARDED", "DOWN", "PROVEN", "CAUSE"):
         table.add_column(heading)
     for item in report["incidents"]:
         before, after = item["lr_before"], item["lr_after"]
@@ -204,8 +203,8 @@ def tell(report: dict[str, Any]) -> None:
     console.print(table)
 
 
-def settle(runs: Path, lineage: str) -> None:
-    """Let the daemon see that its agents have left."""
+def wait_until_finished(runs: Path, lineage: str) -> None:
+    """Wait until the daemon has seen that its agents have ended."""
     deadline = time.monotonic() + 10.0
     while not lineages.state(runs / lineage).finished and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -216,33 +215,31 @@ def main() -> int:
     began = time.monotonic()
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
-    keeper = Keeper(runs / "daemon.log")
+    service = DaemonService(runs / "daemon.log")
     try:
         while (
             not (runs / "daemon.json").exists()
             or json.loads((runs / "daemon.json").read_text())["ts"] < time.time() - 5
         ):
-            keeper.step()
+            service.step()
             time.sleep(0.2)
         settings = [f"--set=steps={STEPS}", f"--set=optim.total_steps={STEPS}", "--set=checkpoint_every=25"]
         lineage = opt_ops("run", "start", "opt-tiny", *settings, "--nodes", "2", "--spares", "1", "-q").strip()
-        console.print(f"lineage {lineage}: opt-tiny, {STEPS} steps, nodes n1 n2 and the spare n3")
-        supervise(lineage, keeper)
-        settle(runs, lineage)
+        console.print(f"lineage {lineage}: opt-tiny, {STEPS} steps, nodes n1 and n2, spare node n3")
+        run_drills(lineage, service)
+        wait_until_finished(runs, lineage)
     finally:
-        keeper.end()
+        service.end()
     opt_ops("logbook", "render", lineage, "-q")
     opt_ops("mlflow", "sync", lineage, "-q")
     chronicle = runs / lineage / "chronicle"
     report = json.loads((chronicle / "report.json").read_text())
-    tell(report)
-    goodput = report["goodput"]["goodput"]
-    console.print(
-        f"\n{report['status']} at step {report['step']}, goodput {goodput:.0%}, {time.monotonic() - began:.0f} s in all"
-    )
+    print_incidents(report)
+    goodput, seconds = report["goodput"]["goodput"], time.monotonic() - began
+    console.print(f"\n{report['status']} at step {report['step']}, goodput {goodput:.0%}, {seconds:.0f} s in total")
     console.print(f"logbook   {chronicle / 'logbook.html'}   (text: {chronicle / 'logbook.md'})")
     console.print("mlflow    make mlflow   (or: opt-ops mlflow open)")
-    console.print(f"why       opt-ops run explain {lineage}")
+    console.print(f"explain   opt-ops run explain {lineage}")
     expected = {"process_death", "bad_gpu", "daemon_restart", "loss_spike"}
     recovered = {item["kind"] for item in report["incidents"] if item["proven"] and item["drill"]}
     if report["status"] == "COMPLETED" and recovered >= expected and all(i["proven"] for i in report["incidents"]):

@@ -1,1 +1,1 @@
-"""The simulated cluster and the replay. Imported by tests, benchmarks and three commands only."""
+"""A simulated cluster, and replays on it. Only tests, benchmarks and three commands import this."""

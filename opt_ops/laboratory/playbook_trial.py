@@ -1,7 +1,7 @@
-"""What would have been done differently under other playbooks: a past journal's decisions, made once more.
+"""Compares the decisions of a past journal with those that other playbooks would make.
 
-Every decision of the journal is asked for again, on the state that it was made on. What would have followed from
-another decision is not known, so each is compared by itself.
+Each decision is made again on the state on which it was made. What would have followed from another decision is not
+known, so each decision is compared by itself.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _SAME_FINDING = 5  # steps
 
 @dataclass(frozen=True, slots=True)
 class DecisionDiff:
-    """A decision as it was made, and as it would be made; None: not at that moment."""
+    """A decision as it was made, and as other playbooks would make it; None: they would not decide then."""
 
     was: RecoveryDecided
     would_be: RecoveryDecided | None
 
     @property
     def differs(self) -> bool:
-        """Whether something else would be done. Versions and wordings do not count."""
-        return self.would_be is None or _doing(self.was) != _doing(self.would_be)
+        """Whether another action would be taken. Versions and wording do not count."""
+        return self.would_be is None or _action(self.was) != _action(self.would_be)
 
 
 def decisions(entries: Iterable[Entry], policy: Policy) -> Iterator[DecisionDiff]:
-    """Every decision of a playbook in the journal, beside that of `policy`."""
+    """Yield every decision of a playbook in the journal, beside the decision of `policy`."""
     state = State()
     for entry in entries:
         event = entry.event
@@ -50,7 +50,7 @@ def decisions(entries: Iterable[Entry], policy: Policy) -> Iterator[DecisionDiff
 
 
 def loss_findings(path: Path, state: State, policy: Policy) -> Iterator[tuple[str, Finding]]:
-    """What the loss detector makes of each attempt's telemetry under a policy."""
+    """Yield the findings of the loss detector in each attempt's telemetry under a policy."""
     for attempt in state.attempts:
         detector = LossDetector(policy.spike, policy.drift)
         for line in Tail(path / attempt_folder(attempt) / "telemetry.jsonl").read():
@@ -58,7 +58,7 @@ def loss_findings(path: Path, state: State, policy: Policy) -> Iterator[tuple[st
 
 
 def was_raised(state: State, attempt: str, finding: Finding) -> bool:
-    """Whether the journal has the finding, give or take a few steps: the daemon's detector knew earlier attempts."""
+    """Whether the journal has the finding, within a few steps: the daemon's detector had also seen earlier attempts."""
     return any(
         signal.attempt == attempt
         and (signal.signal, signal.tier) == (finding.signal, finding.tier)
@@ -68,7 +68,7 @@ def was_raised(state: State, attempt: str, finding: Finding) -> bool:
 
 
 def described(decision: RecoveryDecided | None) -> str:
-    """In a few words, for a table."""
+    """Describe a decision in a few words, for a table."""
     if decision is None:
         return "nothing yet"
     words = [f"{decision.action} ({decision.playbook}, rung {decision.rung + 1})"]
@@ -77,11 +77,11 @@ def described(decision: RecoveryDecided | None) -> str:
     if decision.lr_factor is not None:
         words.append(f"lr × {decision.lr_factor}")
     if decision.exclude:
-        words.append(f"without {', '.join(decision.exclude)}")
+        words.append(f"excludes {', '.join(decision.exclude)}")
     return ", ".join(words)
 
 
-def _doing(decision: RecoveryDecided) -> tuple[object, ...]:
+def _action(decision: RecoveryDecided) -> tuple[object, ...]:
     return (
         decision.action,
         decision.checkpoint,

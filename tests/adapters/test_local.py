@@ -1,4 +1,4 @@
-"""This machine as a cluster: agents that outlive their starter, and are found again."""
+"""This machine as a cluster: agents outlive the daemon that started them, and the next one finds them."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_a_number_that_is_another_process_by_now_is_not_our_agent(tmp_path: Path
     (agent,) = json.loads(path.read_text())
     scheduler.cancel("1-n0")
     until(scheduler, "1-n0", AllocationStatus.ENDED)
-    # This very test's process takes the number; it must neither count as alive nor be killed.
+    # The process id is now that of this test. It must neither count as alive nor be killed.
     path.write_text(json.dumps([{**agent, "pid": os.getpid()}]))
     assert scheduler.state("1-n0").status is AllocationStatus.ENDED
     scheduler.cancel("1-n0")

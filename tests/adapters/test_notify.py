@@ -1,4 +1,4 @@
-"""Alerts over real HTTP, by the plain webhook and by apprise, and the sign of life; addresses stay secret."""
+"""Alerts over real HTTP, by plain webhook and by apprise, and the dead man's switch. URLs stay secret."""
 
 import json
 import logging
@@ -16,14 +16,14 @@ from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier, deliver, masked
 from opt_ops.errors import NotDelivered
 from opt_ops.ports import Alert
 
-# apprise looks whether Python still has imghdr
+# apprise checks whether Python still has imghdr
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 ALERT = Alert("12:i003", "page", "lineage 12 is HALTED", "loss <b>7.1</b> & <!channel> \x1b[31m\nnode n3")
 
 
 class Server:
-    """Takes whatever comes, and answers with `status` after `gate` is open."""
+    """Accepts every request, and answers with `status` once `gate` is open."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, Any]] = []
@@ -197,7 +197,7 @@ def test_the_dead_mans_switch_pings_one_at_a_time_and_not_too_often(server: Serv
     switch.step()
     until(lambda: server.requests)
     time.sleep(0.1)
-    switch.step()  # the first is still under way, and this returns at once
+    switch.step()  # the first ping still runs, and this call returns at once
     assert server.requests == [("GET", "/ping", None)]
     server.gate.set()
     until(lambda: switch.step() or len(server.requests) == 2)

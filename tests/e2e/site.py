@@ -20,7 +20,7 @@ from opt_ops.runfolder import lineages
 
 STUB = Path(__file__).with_name("stub_trainer.py")
 
-# The shipped playbooks with the patience of a test.
+# The shipped playbooks with short timeouts.
 QUICK = {
     "hang.md": {"floor_seconds = 30.0": "floor_seconds = 5.5", "startup_seconds = 900.0": "startup_seconds = 20.0"},
     "silent_node.md": {"seconds = 25.0": "seconds = 6.0"},
@@ -42,7 +42,7 @@ class Site:
     def __init__(
         self, folder: Path, config: str = "", trainer: str = f"'{sys.executable}', '{STUB}'", quick: bool = True
     ) -> None:
-        """`quick`: with the patience of a test instead of that which is shipped."""
+        """`quick`: short timeouts instead of the shipped ones."""
         self.folder = folder
         self.runs = folder / "runs"
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -55,7 +55,7 @@ class Site:
         )
 
     def command(self, *arguments: str, code: int = 0, **environment: str) -> str:
-        """Run an opt-ops command; its stdout."""
+        """Run an opt-ops command. Returns its stdout."""
         done = subprocess.run(
             [sys.executable, "-m", "opt_ops", *arguments],
             cwd=self.folder,
@@ -92,7 +92,7 @@ class Site:
         return lineages.entries(self.runs / lineage)
 
     def wait(self, what: Callable[[State], Any], seconds: float = 120.0, lineage: str = "1") -> Any:
-        """Wait until something is true of the lineage's state."""
+        """Wait until `what` is true of the lineage's state. Returns its value."""
         deadline = time.monotonic() + seconds
         while True:
             state = self.state(lineage)
@@ -104,11 +104,11 @@ class Site:
             time.sleep(0.1)
 
     def ended(self, lineage: str = "1", seconds: float = 120.0) -> State:
-        """Wait until the lineage has ended and holds nothing any more."""
+        """Wait until the lineage is finished: it has ended and holds nothing."""
         return self.wait(lambda state: state.finished and state, seconds, lineage)
 
     def pids(self, attempt: str) -> dict[int, int]:
-        """The ranks' processes, by rank."""
+        """Return the process ids of the ranks, by rank."""
         run, _, number = attempt.partition("-")
         found: dict[int, int] = {}
         for path in (self.runs / "1" / run / number / "nodes").glob("*.json"):
@@ -116,14 +116,14 @@ class Site:
         return found
 
     def agents(self) -> dict[str, int]:
-        """The local agents' processes, by node."""
+        """Return the process ids of the local agents, by node."""
         found: dict[str, int] = {}
         for path in (self.runs / "1" / "agents").glob("*.json"):
             found |= {agent["node"]: agent["pid"] for agent in json.loads(path.read_text())}
         return found
 
     def step(self, lineage: str = "1") -> int:
-        """The newest step in the newest attempt's telemetry; 0 before its first."""
+        """Return the newest step in the newest attempt's telemetry; 0 before the first."""
         attempt = self.state(lineage).attempt
         path = self.attempt_folder(lineage) / "telemetry.jsonl"
         if attempt is None or not path.exists():
@@ -132,12 +132,12 @@ class Site:
         return json.loads(lines[-2])["num_updates"] if len(lines) > 1 else 0
 
     def attempt_folder(self, lineage: str = "1") -> Path:
-        """The newest attempt's."""
+        """Return the folder of the newest attempt."""
         attempt = self.state(lineage).attempt
         return self.runs / lineage / (attempt_folder(attempt.name) if attempt else "")
 
     def fault(self, what: str, lineage: str = "1") -> None:
-        """Let the newest attempt of the stub trainer misbehave from its next step on."""
+        """Inject a fault into the stub trainer of the newest attempt, from its next step on."""
         path = self.attempt_folder(lineage) / "fault"
         path.with_suffix(".new").write_text(what)
         path.with_suffix(".new").replace(path)

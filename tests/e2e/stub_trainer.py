@@ -1,4 +1,4 @@
-"""Another trainer: a thousand lines shorter, same files. It trains nothing, and misbehaves where `--set` says so.
+"""A stub trainer: it writes the files of a trainer, trains nothing, and misbehaves as `--set` says.
 
 --set misbehave=WHAT@STEP:ATTEMPT    WHAT: see `misbehave`; the attempt may be `*`
 --set evaluate=N                     an evaluation every N steps, which says in which phase it is, and nothing else
@@ -33,7 +33,7 @@ def lr_at(step: int, schedule: dict, factors: list[tuple[int, float]]) -> float:
 
 
 def save(folder: Path, step: int, attempt: str, line: dict, fault: str) -> None:
-    """A checkpoint; `torn`: the process dies in it; `rot`: the disk returns another byte than was written."""
+    """Write a checkpoint. `torn`: the process dies while writing; `rot`: one byte on the disk is wrong."""
     path = folder / f"step-{step:08d}"
     if (path / "COMMITTED").exists():
         return
@@ -124,23 +124,23 @@ def main() -> int:
         phases.enter("training", step)
         time.sleep(pause)
         wait_in_a_collective(run_dir, rank, step)
-        told = Told()
+        report = StepReport()
         for what, at, attempt in faults:
             if attempt in (options.attempt, "*") and step >= int(at):
-                misbehave(what, step, rank, phases, told)
+                misbehave(what, step, rank, phases, report)
         if fault := injected(run_dir):
-            misbehave(fault, step, rank, phases, told)
+            misbehave(fault, step, rank, phases, report)
         if rank != 0:
             continue
         if evaluate and step % evaluate == 0:
             phases.enter("evaluation", step)
-        line = telemetry(step, lr_at(step, schedule, factors), told.loss, pause) | told.fields
+        line = telemetry(step, lr_at(step, schedule, factors), report.loss, pause) | report.fields
         line["clip_norm"] = optimizer["clip_norm"]
         with (run_dir / "telemetry.jsonl").open("ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
-        if told.loss is None:
+        if report.loss is None:
             return 82
-        if told.fields.get("checksums", {}).get("ranks"):
+        if report.fields.get("checksums", {}).get("ranks"):
             return 87
         if step % every == 0 or step == steps or asked_to_save.pop("USR1", False):
             phases.enter("saving", step)
@@ -153,7 +153,7 @@ asked_to_save: dict[str, bool] = {}
 
 
 def listen(run_dir: Path, rank: int) -> None:
-    """SIGUSR1: save; SIGUSR2: say where you are."""
+    """Handle SIGUSR1 (save) and SIGUSR2 (write the stack)."""
     signal.signal(signal.SIGUSR1, lambda *_: asked_to_save.update(USR1=True))
     (run_dir / "stacks").mkdir(exist_ok=True)
     stacks = (run_dir / "stacks" / f"rank-{rank:04d}.txt").open("w")
@@ -161,7 +161,7 @@ def listen(run_dir: Path, rank: int) -> None:
 
 
 class Phases:
-    """Rank 0 says what it is at."""
+    """The phases file of rank 0."""
 
     def __init__(self, run_dir: Path, rank: int) -> None:
         self.run_dir = run_dir
@@ -176,8 +176,8 @@ class Phases:
             file.write(json.dumps({"ts": time.time(), "phase": phase, "step": step}).encode() + b"\n")
 
 
-class Told:
-    """What this step's telemetry says."""
+class StepReport:
+    """The values of this step's telemetry."""
 
     def __init__(self) -> None:
         self.loss: float | None = 3.0
@@ -192,7 +192,7 @@ def injected(run_dir: Path) -> str:
 
 
 def wait_in_a_collective(run_dir: Path, rank: int, step: int) -> None:
-    """Every rank waits for all others: through files, which is slow, but needs no network."""
+    """Wait for all other ranks, through files: slow, but without a network."""
     mine = run_dir / "barrier" / str(rank)
     mine.parent.mkdir(exist_ok=True)
     mine.with_suffix(".new").write_text(str(step))
@@ -200,31 +200,31 @@ def wait_in_a_collective(run_dir: Path, rank: int, step: int) -> None:
     others = [mine.with_name(str(other)) for other in range(int(os.environ["WORLD_SIZE"])) if other != rank]
     began = time.monotonic()
     while not all(path.exists() and int(path.read_text()) >= step for path in others):
-        # Longer rests when it takes long: whoever is asked where it is should be found waiting, not looking.
+        # Sleep longer after a while: a stack dump should find the rank waiting, not reading files.
         time.sleep(0.005 if time.monotonic() - began < 1.0 else 0.25)
 
 
 def elsewhere() -> None:
-    """Where a rank is that does not come to the collective."""
+    """Wait where a rank is that does not come to the collective."""
     time.sleep(600)
 
 
-def misbehave(what: str, step: int, rank: int, phases: Phases, told: Told) -> None:
-    """One fault, at its step and after it. Where rank 1 ends or hangs, the others wait in the next collective."""
+def misbehave(what: str, step: int, rank: int, phases: Phases, report: StepReport) -> None:
+    """Do one fault, at its step and after it. If rank 1 ends or hangs, the others wait in the next collective."""
     if what == "spike":
-        told.loss = 9.0
+        report.loss = 9.0
     elif what == "nan":
-        told.loss = None
+        report.loss = None
     elif what == "floor":
-        told.fields["loss_scale"] = 0.03125
+        report.fields["loss_scale"] = 0.03125
     elif what == "slow":
-        told.fields["busy_seconds"] = {"median": 0.02, "max": 0.06, "rank": 1}
+        report.fields["busy_seconds"] = {"median": 0.02, "max": 0.06, "rank": 1}
     elif what == "corrupt":
-        told.fields["checksums"] = {"ranks": [1], "certain": True, "what": "its own shards changed"}
+        report.fields["checksums"] = {"ranks": [1], "certain": True, "what": "its own shards changed"}
         if rank == 1:
             os._exit(85)
     elif what == "nospace":
-        told.fields["save_error"] = "OSError: [Errno 28] No space left on device"
+        report.fields["save_error"] = "OSError: [Errno 28] No space left on device"
     elif what in ("hang", "hang-evaluation", "hang-saving"):
         if phase := what.partition("-")[2]:
             phases.enter(phase, step)
@@ -249,7 +249,7 @@ def misbehave(what: str, step: int, rank: int, phases: Phases, told: Told) -> No
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its agent answers for it
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its agent handles it
     try:
         sys.exit(main())
     except KeyboardInterrupt:

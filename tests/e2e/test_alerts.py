@@ -1,4 +1,4 @@
-"""People are told: a real daemon, a real web server that takes the alerts."""
+"""Alerts: a real daemon, and a real web server that receives them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.e2e.site import Site
 
 
 class Pager(ThreadingHTTPServer):
-    """Takes alerts; refuses the first ones if it is told to."""
+    """Receives alerts. It refuses the next `refuse` of them."""
 
     def __init__(self) -> None:
         self.taken: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What people ask for while a lineage runs: the real commands, daemon, agents and processes, and the stub trainer."""
+"""Requests of operators while a lineage runs: real commands, daemon, agents and processes, and the stub trainer."""
 
 import json
 import time
@@ -57,8 +57,8 @@ def test_a_person_takes_over_and_hands_back(site: Site):
     assert "advice: a person drives" in site.command("run", "explain", "1")
     site.command("run", "hand-back", "1", "--yes", "-q")
     state = site.wait(lambda state: len(state.attempts) == 2 and state.status is Status.TRAINING and state)
-    # Either is right: did a last step come after the death was seen, the attempt outlived that finding, and what it
-    # is restarted for is that the others wait for the dead one. Which of the two comes first is not ours to order.
+    # Both are right. If a last step comes after the death was seen, the attempt has outlived that finding, and it is
+    # restarted because the others wait for the dead rank. The test cannot control which of the two comes first.
     assert state.incidents["1-i001"].kind in ("process_death", "hang")
     assert state.incidents["1-i001"].decision.action is Action.RESTART
 

@@ -1,4 +1,4 @@
-"""A site that wants its nodes burnt in: nothing starts on one before it was tested, and a relaunch does not wait."""
+"""A site with burn-in: nothing starts on a node before its test, and a relaunch does not wait for a test."""
 
 import os
 import signal

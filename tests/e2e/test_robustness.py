@@ -1,6 +1,6 @@
-"""What the world does to the daemon itself: full and read-only disks, old and broken journals, two daemons at once.
+"""Faults that hit the daemon itself: full and read-only disks, old and damaged journals, two daemons at once.
 
-Training goes on through all of it.
+Training continues through all of them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def small_disk(site: Site) -> Iterator[Path]:
 
 
 def begin(site: Site, *settings: str) -> None:
-    """A lineage in the folder that is there already."""
+    """Start a lineage in the folder that exists already."""
     arguments = {
         "lineage": "1",
         "recipe": "stub",
@@ -158,7 +158,7 @@ def test_of_two_daemons_on_two_hosts_the_older_one_stops(site: Site):
     site.start("steps=100000", "pause=0.01")
     site.start_daemon()
     site.wait(lambda state: state.status is Status.TRAINING)
-    newer = Journal(site.runs / "1" / "journal")  # what a daemon of another host does first; flock does not reach there
+    newer = Journal(site.runs / "1" / "journal")  # the first act of a daemon on another host, where flock has no effect
     logged(site, "epoch 2 has taken over")
     before = step_of(site)
     time.sleep(1.0)

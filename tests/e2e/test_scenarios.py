@@ -1,7 +1,6 @@
-"""What goes wrong and what is done about it: the real daemon, real agents and real processes, a trainer that only
-writes.
+"""Failures and recoveries: the real daemon, real agents and real processes, and the stub trainer.
 
-Each scenario ends COMPLETED or with the reason why not, with one incident of the right kind, proven.
+Each scenario ends COMPLETED, or with the reason why not, and with one proven incident of the right class.
 """
 
 import os
@@ -140,7 +139,7 @@ def test_a_gpu_falls_off_the_bus_in_use_and_another_on_a_spare(site: Site, nvml_
         drivers[node] = FakeDriver(site.folder / node, gpus=2, library=nvml_library)
         for gpu in range(2):
             drivers[node].set(gpu, uuid=f"GPU-{node}-{gpu}")
-    # Every local agent reads the same environment; the state file is chosen by the node's name.
+    # All local agents have the same environment. The wrapper chooses the state file by the node's name.
     wrapper = site.folder / "python"
     states = " ".join(f"{n}) export FAKE_NVML_STATE={d.env['FAKE_NVML_STATE']} ;;" for n, d in drivers.items())
     wrapper.write_text(f'#!/bin/sh\ncase "$6" in {states} esac\nexec {sys.executable} "$@"\n')
@@ -180,7 +179,7 @@ def test_the_newest_checkpoint_is_damaged_before_it_is_needed(site: Site):
     state = site.ended()
     known = next(k for path, k in state.checkpoints.items() if path.endswith("step-00000050"))
     resumed = next(iter(state.incidents.values())).step_resumed
-    # Whoever read it first: the supervisor's examination, or the trainer that was told to resume from it.
+    # Either may read it first: the supervisor's examination, or the trainer that resumes from it.
     assert known.verified is False
     assert resumed == 40
     assert state.status is Status.COMPLETED

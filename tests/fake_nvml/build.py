@@ -1,11 +1,11 @@
-"""Builds the fake NVIDIA driver library and changes what it says.
+"""Builds the fake NVIDIA driver library, and changes its answers.
 
     driver = FakeDriver(tmp_path, gpus=8)
     process = subprocess.Popen(command, env={**os.environ, **driver.env})
     driver.set(3, ecc_volatile_uncorrected=1)   # the running process sees it at its next call
     driver.lose(5)
 
-nvml.c lists the keys, and what a GPU says that was not told anything.
+nvml.c lists the keys and their default values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def build(folder: Path, without: tuple[str, ...] = ()) -> Path:
 
     Args:
         folder: Where the library goes, in a folder named by a hash of source and options.
-        without: Names of NVML functions that it shall not have, as in an older driver.
+        without: Names of NVML functions that the library must not have, as in an older driver.
 
     Returns:
         The folder that holds libnvidia-ml.so.1, for LD_LIBRARY_PATH.
@@ -42,7 +42,7 @@ def build(folder: Path, without: tuple[str, ...] = ()) -> Path:
     """
     source = SOURCE.read_text()
     unknown = [name for name in without if name not in source]
-    assert not unknown, f"the fake driver has no {unknown} to leave out"
+    assert not unknown, f"the fake driver has no functions {unknown}"
     target = folder / f"nvml-{hashlib.sha256(repr((source, without)).encode()).hexdigest()[:12]}"
     if (target / LIBRARY).exists():
         return target
@@ -60,7 +60,7 @@ def build(folder: Path, without: tuple[str, ...] = ()) -> Path:
 
 
 class FakeDriver:
-    """The driver of one node: `env` is for the process under test, the methods change what it sees.
+    """The driver of one node. `env` is for the process under test; the methods change what it reads.
 
     Args:
         folder: For the state file, and for the library unless there is one.
@@ -77,13 +77,13 @@ class FakeDriver:
 
     @property
     def env(self) -> dict[str, str]:
-        """To be set before the process starts: the loader reads LD_LIBRARY_PATH only then."""
+        """Environment of the process under test. The loader reads LD_LIBRARY_PATH only at its start."""
         inherited = os.environ.get("LD_LIBRARY_PATH")
         paths = [str(self._library), *([inherited] if inherited else [])]
         return {"LD_LIBRARY_PATH": os.pathsep.join(paths), "FAKE_NVML_STATE": str(self._file)}
 
     def set(self, gpu: int | None = None, **values: object) -> None:
-        """Set keys of a GPU, or of the node without one; None takes a key back to its healthy value.
+        """Set keys of a GPU, or of the node if no GPU is given. None resets a key to its healthy value.
 
         Args:
             gpu: The GPU's index.
@@ -101,7 +101,7 @@ class FakeDriver:
         self._write()
 
     def lose(self, gpu: int) -> None:
-        """Let a GPU fall off the bus: every call on it says NVML_ERROR_GPU_IS_LOST."""
+        """Let a GPU fall off the bus: every call on it returns NVML_ERROR_GPU_IS_LOST."""
         self.set(gpu, error=GPU_IS_LOST)
 
     def no_ecc(self, gpu: int) -> None:
@@ -121,7 +121,7 @@ class FakeDriver:
         self.set(gpu, hang_until=None)
 
     def xid(self, gpu: int, number: int) -> None:
-        """Deliver an Xid critical error to whoever waits for events of the GPU."""
+        """Deliver an Xid critical error to processes that wait for events of the GPU."""
         self.event(gpu, XID_CRITICAL_ERROR, number)
 
     def event(self, gpu: int, event_type: int, data: int) -> None:

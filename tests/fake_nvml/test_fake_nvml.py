@@ -31,7 +31,7 @@ for line in sys.stdin:
 
 
 class Reader:
-    """A process with pynvml, which is asked one expression at a time."""
+    """A process with pynvml that evaluates one expression at a time."""
 
     def __init__(self, driver: FakeDriver) -> None:
         command = [sys.executable, "-c", READER]
@@ -39,12 +39,12 @@ class Reader:
         self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, expression: str, seconds: float = 10) -> Any:
-        """What the expression gives, the name of the NVML error it raises, or "no answer" within the time."""
+        """Return the value of an expression, the name of its NVML error, or "no answer" after the time."""
         self.send(expression)
         return self.answer(seconds)
 
     def gpu(self, index: int, call: str) -> Any:
-        """Ask a function of GPU `index`, on a handle that was got once; `call` without its first argument."""
+        """Call a function of GPU `index`; `call` is without its first argument, the handle."""
         function, _, rest = call.rstrip(")").partition("(")
         return self.ask(f"{function}(handles[{index}]{', ' + rest if rest else ''})")
 
@@ -246,7 +246,7 @@ def test_the_whole_driver_hangs(driver: FakeDriver) -> None:
 
 
 def test_xids_are_delivered_once_to_those_who_wait(driver: FakeDriver, reader: Reader) -> None:
-    driver.xid(0, 31)  # before there is an event set
+    driver.xid(0, 31)  # before an event set exists
     reader.ask("(events := nvmlEventSetCreate())")
     for index in (0, 1):
         assert reader.ask(f"nvmlDeviceRegisterEvents(handles[{index}], nvmlEventTypeXidCriticalError, events)") is None
@@ -258,7 +258,7 @@ def test_xids_are_delivered_once_to_those_who_wait(driver: FakeDriver, reader: R
     driver.xid(1, 79)
     assert reader.answer(seconds=5) == [1, 8, 79]
 
-    driver.xid(3, 48)  # nobody registered for it
+    driver.xid(3, 48)  # not registered
     driver.event(1, 2, 1)  # nor for double-bit ECC errors
     driver.xid(0, 94)
     assert reader.ask(wait.format(ms=1000)) == [0, 8, 94]

@@ -1,4 +1,4 @@
-"""A lineage in a simulated world whose daemon can be stopped at any boundary, and its next life begun."""
+"""A lineage in a simulated world. Its daemon can be killed at any boundary, and the next daemon process started."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 POLICY = replace(playbook_loader.load(playbook_loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
 SITE = Site(folder="/sim/1", trainer=("train",))
 
-# What is done to the world; everything else a port offers is looking.
+# Calls of the ports that have an effect on the world. All other calls only read.
 EFFECTS = {
     "scheduler": ("submit", "cancel", "drain"),
     "agents": ("order",),
@@ -41,22 +41,22 @@ EFFECTS = {
 
 
 class Killed(BaseException):
-    """The daemon stops here. Nothing catches it."""
+    """The daemon is killed here. Nothing catches this."""
 
 
 class Boundaries:
-    """Counts the moments at which a daemon may die, and kills it at one of them."""
+    """Counts the boundaries at which a daemon may die, and kills it at one of them."""
 
     def __init__(self, fatal: int | None = None) -> None:
         self.passed: list[str] = []
         self.effects: Counter[str] = Counter()
         self.fatal = fatal
 
-    def here(self, what: str, last_words: Callable[[], None] = lambda: None) -> None:
-        """One such moment. `last_words` is what a death here still does."""
+    def here(self, what: str, on_death: Callable[[], None] = lambda: None) -> None:
+        """Pass a boundary. `on_death` runs if the daemon dies at this one."""
         self.passed.append(what)
         if len(self.passed) - 1 == self.fatal:
-            last_words()
+            on_death()
             raise Killed(what)
 
 
@@ -82,7 +82,7 @@ class Guarded:
 
 
 def start(lineage: str = "1", **shape: int) -> faults.Ask:
-    """The operator's request that begins it all."""
+    """The request that starts the lineage."""
     arguments = {
         "lineage": lineage,
         "recipe": "opt-sim",
@@ -95,13 +95,13 @@ def start(lineage: str = "1", **shape: int) -> faults.Ask:
 
 
 def physics(steps: int, **other: Any) -> Physics:
-    """Eight nodes of one GPU; a short training with a long plateau, so that the detectors know their band soon."""
+    """Eight nodes with one GPU each. A short training with a long plateau: the detectors learn their band soon."""
     schedule = Schedule(peak_lr=1e-4, warmup_steps=10, total_steps=steps, final_fraction=0.1)
     return Physics(**{"nodes": 8, "gpus_per_node": 1, "steps": steps, "schedule": schedule, "loss_knee": 2.0, **other})
 
 
 class SimulatedLineage:
-    """One lineage: its world, its journal, and one supervisor after the other."""
+    """One lineage: its world, its journal, and its supervisors, one after the other."""
 
     def __init__(
         self,
@@ -116,11 +116,11 @@ class SimulatedLineage:
         self.boundaries = boundaries or Boundaries()
         self.supervisor: Supervisor | None = None
         self.most_live: Counter[str] = Counter()
-        """The most jobs of one allocation name that were live at once."""
+        """Highest number of jobs of one allocation that were live at the same time."""
         self.open_journals: list[Journal] = []
 
     def begin(self) -> Supervisor:
-        """A new life of the daemon."""
+        """Start a new daemon process."""
         self.end()
         boundaries, journals = self.boundaries, self.open_journals
 
@@ -141,20 +141,20 @@ class SimulatedLineage:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(opt_ops.supervise.supervisor, "Journal", Breakable)
-            hands = ports(self.world)
-            guarded = {name: Guarded(getattr(hands, name), name, boundaries) for name in Ports.__dataclass_fields__}
+            real = ports(self.world)
+            guarded = {name: Guarded(getattr(real, name), name, boundaries) for name in Ports.__dataclass_fields__}
             identity = DaemonIdentity(host="head", pid=1, last_liveness=None)
             self.supervisor = Supervisor(self.folder, Ports(**guarded), POLICY, SITE, identity)
         return self.supervisor
 
     def end(self) -> None:
-        """The life is over; nothing is tidied up but this process's open files."""
+        """End the daemon process. Only its open files are closed."""
         self.supervisor = None
         while self.open_journals:
-            os.close(self.open_journals.pop()._descriptor)  # a killed life leaves its file, even an empty one
+            os.close(self.open_journals.pop()._descriptor)  # a killed daemon leaves its file, even an empty one
 
     def tick(self) -> bool:
-        """One look of the supervisor, and one at the world."""
+        """Tick the supervisor, and look at the world."""
         assert self.supervisor is not None
         try:
             return self.supervisor.tick()
@@ -167,8 +167,8 @@ class SimulatedLineage:
         assert self.supervisor is not None
         return self.supervisor.state
 
-    def drive(self, until: float, blind: float = 7.0, tick: float = 5.0, settle: float = 180.0) -> State:
-        """Until settled or `until`; a life that is killed is followed by another, `blind` seconds later."""
+    def drive(self, until: float, unwatched: float = 7.0, tick: float = 5.0, settle: float = 180.0) -> State:
+        """Run until the lineage is finished, or `until`. A killed daemon is replaced after `unwatched` seconds."""
         while True:
             try:
                 if self.supervisor is None:
@@ -176,26 +176,26 @@ class SimulatedLineage:
                 run(self.world, self, until, Pace(tick=tick, settle=settle))
             except Killed:
                 self.end()
-                self.world.advance(self.world.now + blind)
+                self.world.advance(self.world.now + unwatched)
             else:
                 return self.state
 
     def entries(self) -> list[Entry]:
-        """What is on the disk."""
+        """Return the journal on the disk."""
         return read(self.folder / "journal")[0]
 
     def replayed(self) -> State:
-        """The state that the disk tells."""
+        """Return the state by the journal on the disk."""
         return replay(self.entries())
 
 
 def answers(entries: Sequence[Entry]) -> Counter[str]:
-    """How often each request was answered. That a lineage is cancelled is a consequence, not a second answer."""
+    """Count the answers to each request. The event that cancels a lineage is a consequence, not a second answer."""
     answered = (entry.event for entry in entries if not isinstance(entry.event, LineageCancelled))
     return Counter(name for event in answered if (name := getattr(event, "request", None)) is not None)
 
 
 def without_sync(patch: pytest.MonkeyPatch) -> None:
-    """A daemon that dies inside this process loses nothing that it wrote: syncing would only cost time."""
+    """Replace syncs by nothing: a daemon that dies inside this process loses nothing that it wrote."""
     patch.setattr(os, "fdatasync", lambda _: None)
     patch.setattr(os, "fsync", lambda _: None)

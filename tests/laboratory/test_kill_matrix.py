@@ -1,4 +1,4 @@
-"""The daemon is stopped at every boundary of a story with several recoveries, and the next one goes on.
+"""The daemon is killed at every boundary of a story with several recoveries, and the next one continues.
 
 A boundary lies before and after every journal entry, in the middle of its line, and before and after everything that
 is done to the world. Wherever the daemon dies, the world must see the same story.
@@ -22,7 +22,7 @@ from tests.laboratory.simulated_lineage import Boundaries, SimulatedLineage, ans
 
 @dataclass(frozen=True)
 class Story:
-    """What goes wrong in how many steps, and the incidents that come of it."""
+    """Faults in a number of steps, and the expected incidents."""
 
     steps: int
     kinds: tuple[str, ...]
@@ -39,7 +39,7 @@ RECOVERIES = Story(
         Planned(fault=faults.Ask(request="r-odd", verb="dance"), step=21),
         Planned(fault=faults.KillRank(rank=1), step=40),
         Planned(fault=faults.BadGpu(), step=70),
-        Planned(fault=faults.NoNodes(seconds=9000.0), step=249),  # the silent node's successor is given back unused
+        Planned(fault=faults.NoNodes(seconds=9000.0), step=249),  # the silent node's replacement is given back unused
         Planned(fault=faults.Silence(seconds=900.0), step=250),
     ),
 )
@@ -62,7 +62,7 @@ def tell(story: Story, folder: Path, boundaries: Boundaries) -> SimulatedLineage
 
 
 def count(story: Story, folder: Path) -> list[str]:
-    """The boundaries of the story when nothing kills the daemon."""
+    """Return the boundaries of the story without a kill."""
     with pytest.MonkeyPatch.context() as patch:
         without_sync(patch)
         counting = Boundaries()

@@ -1,4 +1,4 @@
-"""The smallest stories in which the supervisor once did worse than it should."""
+"""Regression tests: the smallest stories in which the supervisor once did the wrong thing."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ def test_an_attempt_ends_although_its_node_is_back_through_another_allocation(tm
         Planned(fault=start(), at=0.0),
         Planned(fault=faults.NodeDown(node="n002", seconds=20.0), step=30),
     )
-    # It is back just when the attempt is being stopped: held, heard, and not asked to start anything.
+    # The node is back just when the attempt is being stopped: it is held, sends heartbeats, and has nothing to start.
     lineage = SimulatedLineage(tmp_path, plan, physics(60, nodes=3), Costs(queue=75.0))
     assert lineage.drive(until=20_000.0, tick=10.0).finished

@@ -1,9 +1,9 @@
-"""Anything may happen in any order: Hypothesis puts in faults, crashes, second daemons and requests, and looks for a
-lineage that contradicts itself, does a thing twice, or gets stuck.
+"""Anything may happen in any order: Hypothesis injects faults, crashes, second daemons and requests. It looks for a
+lineage that contradicts itself, does something twice, or gets stuck.
 
-The 60 histories that run by default are always the same.
-`MACHINE_EXAMPLES=2000 pytest tests/laboratory/test_machine.py` looks further,
-differently each time, and shrinks what it finds.
+The 60 default histories are always the same.
+`MACHINE_EXAMPLES=2000 pytest tests/laboratory/test_machine.py` runs other
+histories each time, and shrinks what it finds.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from tests.laboratory.simulated_lineage import SimulatedLineage, answers, physic
 EXAMPLES = os.environ.get("MACHINE_EXAMPLES")
 
 NODES, SPARES, STEPS = 2, 1, 200
-HANDOVER = 60.0  # seconds in which ranks of the attempt before may still be ending
-STRAY = 120.0  # seconds in which a second job of one name may go unnoticed
-PATIENCE = 86400.0  # seconds in which a lineage must end once nothing happens any more
+HANDOVER = 60.0  # seconds in which ranks of the previous attempt may still be ending
+ORPHAN = 120.0  # seconds in which a second job of one name may stay unnoticed
+TIMEOUT = 86400.0  # seconds in which a lineage must end once nothing goes wrong any more
 
 TRAINING = (faults.KillRank(), faults.KillRank(code=1), faults.Hang(), faults.Damage())
 HARDWARE = (
@@ -59,7 +59,7 @@ SITE = (
     faults.ClockJump(seconds=-3600.0),
     faults.ClockJump(seconds=-5.0),
 )
-AND_THEN = st.sampled_from((0.0, 5.0, 40.0, 300.0, 900.0))  # seconds go by
+AND_THEN = st.sampled_from((0.0, 5.0, 40.0, 300.0, 900.0))  # seconds that pass
 
 REQUESTS = (
     ("note", {"target": "1", "text": "hm"}),
@@ -104,7 +104,7 @@ class Machine(RuleBasedStateMachine):
         self.lineage = SimulatedLineage(
             self.folder, plan, physics(STEPS, save_every=10, time_limit=72 * 3600.0 if divergence else 5000.0)
         )
-        self.time_passes(700.0)  # most of what goes wrong, goes wrong in training
+        self.time_passes(700.0)  # most faults happen during training
 
     # ---- what happens
 
@@ -134,10 +134,10 @@ class Machine(RuleBasedStateMachine):
     def the_daemon_dies_soon(self, ahead: int) -> None:
         self.lineage.boundaries.fatal = len(self.lineage.boundaries.passed) + ahead
 
-    @rule(blind=st.sampled_from((0.0, 3.0, 45.0, 900.0)))
-    def the_daemon_dies(self, blind: float) -> None:
+    @rule(unwatched=st.sampled_from((0.0, 3.0, 45.0, 900.0)))
+    def the_daemon_dies(self, unwatched: float) -> None:
         self.lineage.end()
-        self.lineage.world.advance(self.lineage.world.now + blind)
+        self.lineage.world.advance(self.lineage.world.now + unwatched)
 
     @rule()
     def a_second_daemon_starts(self) -> None:
@@ -198,7 +198,7 @@ class Machine(RuleBasedStateMachine):
         assert set(world.agents.starts.values()) <= {1}, "ranks were started twice"
 
     def check_history(self) -> State:
-        """Every decision of the journal against the state on which it was taken."""
+        """Check every decision of the journal against the state on which it was made."""
         state = State()
         for entry in self.lineage.entries():
             if isinstance(entry.event, e.AttemptIntended):
@@ -215,7 +215,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if hasattr(self, "lives"):
+            if hasattr(self, "lineage"):
                 self.let_it_end()
         finally:
             self.lineage.end()
@@ -227,12 +227,12 @@ class Machine(RuleBasedStateMachine):
         world.cluster.conditions.lost_answers.clear()
         self.lineage.boundaries.fatal = None
         self.lineage.drive(world.now + 2 * 3600.0, tick=20.0)
-        for name in world.cluster.nodes:  # people mend everything, and say so
+        for name in world.cluster.nodes:  # operators repair everything, and allow it
             world.cluster.come_back(name)
             world.strike(faults.Ask(request=f"r-allow-{name}", verb="allow", arguments={"node": name, "reason": ""}))
         world.strike(faults.Ask(request="r-hands-off", verb="drive", arguments={"driver": "daemon"}))
         world.strike(faults.Ask(request="r-go-on", verb="resume"))
-        self.lineage.drive(world.now + PATIENCE, tick=20.0)
+        self.lineage.drive(world.now + TIMEOUT, tick=20.0)
         state = self.check_history()
         event(f"ended {state.status}")
         for incident in state.incidents.values():
@@ -258,7 +258,7 @@ Machine.TestCase.settings = settings(
     deadline=None,
     derandomize=EXAMPLES is None,
     suppress_health_check=list(HealthCheck),
-    # A history is short to begin with; shrinking it costs minutes.
+    # A history is short anyway; shrinking it takes minutes.
     phases=(Phase.generate,) if EXAMPLES is None else tuple(Phase),
 )
 TestMachine = Machine.TestCase

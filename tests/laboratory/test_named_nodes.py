@@ -1,4 +1,4 @@
-"""A node that makes everybody slow, or whose data is corrupt, is named and left out."""
+"""A node that slows training down, or whose data is corrupt, is named and excluded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quick(monkeypatch: pytest.MonkeyPatch):
     without_sync(monkeypatch)
 
 
-def tell(folder: Path, *plan: Planned, steps: int = 400, **other: object) -> SimulatedLineage:
+def simulate(folder: Path, *plan: Planned, steps: int = 400, **other: object) -> SimulatedLineage:
     shape = start(nodes=3, spares=2, ranks_per_node=2)
     lineage = SimulatedLineage(folder, (Planned(fault=shape, at=0.0), *plan), physics(steps, gpus_per_node=2, **other))
     lineage.drive(until=100_000.0)
@@ -34,7 +34,7 @@ def nodes_of(lineage: SimulatedLineage, incident: Incident) -> tuple[str, ...]:
 
 
 def test_a_flipped_bit_ends_in_a_rollback_to_before_all_agreed_without_its_node(tmp_path: Path):
-    lineage = tell(tmp_path, Planned(fault=faults.FlipBit(rank=3), step=250))
+    lineage = simulate(tmp_path, Planned(fault=faults.FlipBit(rank=3), step=250))
     (incident,) = lineage.state.incidents.values()
     used = lineage.state.attempts["1.00-a0"].nodes
     assert (incident.kind, incident.nodes, incident.step_failed, incident.onset_step) == (
@@ -59,7 +59,7 @@ def test_without_telemetry_the_exit_codes_name_the_rank(tmp_path: Path, monkeypa
         return [each for each in points(self, attempt) if each.checksums is None or not each.checksums.ranks]
 
     monkeypatch.setattr(SimulatedTrainer, "points", without_the_last_line)
-    lineage = tell(tmp_path, Planned(fault=faults.FlipBit(rank=3), step=250))
+    lineage = simulate(tmp_path, Planned(fault=faults.FlipBit(rank=3), step=250))
     (incident,) = lineage.state.incidents.values()
     used = lineage.state.attempts["1.00-a0"].nodes
     assert (incident.kind, incident.nodes) == ("silent_data_corruption", (used[1],))
@@ -70,14 +70,14 @@ def test_without_telemetry_the_exit_codes_name_the_rank(tmp_path: Path, monkeypa
 
 def test_a_flip_as_a_drill_is_one_to_the_end(tmp_path: Path):
     drill = faults.Ask(request="r-flip", verb="drill", arguments={"fault": "flip-bit", "rank": 5})
-    lineage = tell(tmp_path, Planned(fault=drill, step=150))
+    lineage = simulate(tmp_path, Planned(fault=drill, step=150))
     (incident,) = lineage.state.incidents.values()
     assert (incident.kind, incident.drill, incident.evidence["ranks"]) == ("silent_data_corruption", "d000", [5])
     assert incident.proven
 
 
 def test_a_node_that_costs_a_fifth_is_named_and_left_out(tmp_path: Path):
-    lineage = tell(tmp_path, Planned(fault=faults.SlowDown(factor=1.28, seconds=1e6), step=150))
+    lineage = simulate(tmp_path, Planned(fault=faults.SlowDown(factor=1.28, seconds=1e6), step=150))
     (incident,) = lineage.state.incidents.values()
     (slow,) = (name for name, node in lineage.world.cluster.nodes.items() if node.slowness > 1.0)
     assert (incident.kind, incident.nodes) == ("throughput_drop", (slow,))
@@ -91,14 +91,14 @@ def test_a_node_that_costs_a_fifth_is_named_and_left_out(tmp_path: Path):
 
 def test_a_drop_that_no_node_explains_is_told_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Training, "_busy", lambda self: None)
-    lineage = tell(tmp_path, Planned(fault=faults.SlowDown(factor=1.5, seconds=1e6), step=150))
+    lineage = simulate(tmp_path, Planned(fault=faults.SlowDown(factor=1.5, seconds=1e6), step=150))
     assert lineage.state.incidents == {}
     assert {(s.signal, s.tier) for s in lineage.state.signals.values()} == {("throughput_drop", Tier.ALERT)}
 
 
 def test_a_loss_that_is_too_low_is_told_once_and_training_goes_on(tmp_path: Path):
     low = Planned(fault=faults.Bump(step=700, height=-1.0, steps=2000), at=0.0)
-    lineage = tell(tmp_path, low, steps=900)
+    lineage = simulate(tmp_path, low, steps=900)
     (incident,) = lineage.state.incidents.values()
     assert incident.decision is not None
     assert (incident.kind, incident.decision.action, incident.proven) == ("loss_too_low", Action.TELL, None)

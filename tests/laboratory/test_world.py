@@ -1,4 +1,4 @@
-"""The simulated world keeps the promises of the ports, and one seed tells one story."""
+"""The simulated world behaves as the ports say, and the same seed gives the same history."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch):
 
 
 class Bench:
-    """A world without a supervisor: two of four nodes are held, and orders are given by hand."""
+    """A world without a supervisor: two of four nodes are held, and the test writes the orders."""
 
     def __init__(self, **other: object) -> None:
         self.world = World(Physics(**{"nodes": 4, "gpus_per_node": 1, "steps": 100, "save_every": 10, **other}))
@@ -60,7 +60,7 @@ class Bench:
         self.world.advance(self.world.now + seconds)
 
 
-def tell(folder: Path, *plan: Planned, seed: int = 1, steps: int = 200, tick: float = 5.0) -> SimulatedLineage:
+def simulate(folder: Path, *plan: Planned, seed: int = 1, steps: int = 200, tick: float = 5.0) -> SimulatedLineage:
     lineage = SimulatedLineage(folder, (Planned(fault=start(), at=0.0), *plan), physics(steps, seed=seed))
     lineage.drive(until=100_000.0, tick=tick)
     assert lineage.state.finished
@@ -73,13 +73,13 @@ def journal(lineage: SimulatedLineage) -> bytes:
 
 def test_one_seed_tells_one_story(tmp_path: Path):
     plan = (Planned(fault=faults.KillRank(), step=50), Planned(fault=faults.BadGpu(), step=90))
-    once, again = tell(tmp_path / "1", *plan), tell(tmp_path / "2", *plan)
+    once, again = simulate(tmp_path / "1", *plan), simulate(tmp_path / "2", *plan)
     assert journal(once) == journal(again)
-    assert journal(tell(tmp_path / "3", *plan, seed=2)) != journal(once)
+    assert journal(simulate(tmp_path / "3", *plan, seed=2)) != journal(once)
 
 
 def test_strides_over_quiet_time_cost_no_detection(tmp_path: Path):
-    lineage = tell(tmp_path, Planned(fault=faults.KillRank(), step=100), Planned(fault=faults.Silence(), step=150))
+    lineage = simulate(tmp_path, Planned(fault=faults.KillRank(), step=100), Planned(fault=faults.Silence(), step=150))
     death, silence = lineage.state.incidents.values()
     assert death.opened_at - death.at <= 10.0
     assert silence.opened_at - silence.at <= 60.0
@@ -133,7 +133,7 @@ def test_an_attempt_is_started_once_however_often_it_is_ordered():
     assert [(x.rank, x.signal, x.code) for x in reports["n002"].exits] == [(3, 9, None), (2, None, 1)]
 
 
-def test_an_older_life_is_not_obeyed():
+def test_an_older_daemon_process_is_not_obeyed():
     bench = Bench()
     bench.order("1.00-a0", "--from-scratch", epoch=2)
     bench.wait(20.0)
@@ -181,7 +181,7 @@ def test_a_submission_without_an_answer_may_have_been_taken():
         with pytest.raises(SchedulerUnavailable):
             bench.scheduler.submit(f"1-{accepted}", 1, ())
     assert [name for _, name in bench.scheduler.jobs()] == ["1-n0", "1-True"]
-    with pytest.raises(Refused, match="4 nodes wanted, 3 can be had"):
+    with pytest.raises(Refused, match="4 nodes wanted, 3 exist"):
         bench.scheduler.submit("1-n9", 4, ("n001",))
     bench.world.strike(faults.SchedulerAway(seconds=10.0))
     with pytest.raises(SchedulerUnavailable):
@@ -206,7 +206,7 @@ def test_a_checkpoint_whose_writers_die_is_torn_and_a_damaged_one_is_refused():
     bench.world.plan(Planned(fault=faults.KillRank(rank=0), step=30))
     bench.wait(1000.0)
     assert [saved.step for saved in bench.store.committed("1.00")] == [10, 20]  # and not 30
-    later = SimulatedCheckpoints(bench.world)  # another life of the daemon: it begins to read only now
+    later = SimulatedCheckpoints(bench.world)  # another daemon process, which begins to read only now
     for checkpoint in bench.store.committed("1.00"):
         bench.store.examine(checkpoint)
         later.examine(checkpoint)
@@ -222,14 +222,14 @@ def test_a_checkpoint_whose_writers_die_is_torn_and_a_damaged_one_is_refused():
 @pytest.mark.parametrize(("cured_below", "rollbacks"), [(0.8, 1), (0.6, 2)])
 def test_a_divergence_is_cured_by_a_low_enough_learning_rate(tmp_path: Path, cured_below: float, rollbacks: int):
     divergence = Divergence(step=450, cured_below=cured_below)
-    lineage = tell(tmp_path, Planned(fault=faults.Diverge(divergence=divergence), at=0.0), steps=600)
+    lineage = simulate(tmp_path, Planned(fault=faults.Diverge(divergence=divergence), at=0.0), steps=600)
     actions = [i.decision.action for i in lineage.state.incidents.values() if i.decision]
     assert actions == [Action.ROLLBACK] * rollbacks
     assert lineage.state.status == "COMPLETED"
 
 
 def test_a_bump_heals_by_itself(tmp_path: Path):
-    lineage = tell(tmp_path, Planned(fault=faults.Bump(step=260, steps=20), at=0.0), steps=320)
+    lineage = simulate(tmp_path, Planned(fault=faults.Bump(step=260, steps=20), at=0.0), steps=320)
     assert {signal.tier for signal in lineage.state.signals.values()} == {"alert"}
     assert lineage.state.incidents == {}
 

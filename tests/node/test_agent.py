@@ -1,4 +1,4 @@
-"""The node agent with real processes: it runs what is ordered, once, and reports what it sees."""
+"""The node agent with real processes: it runs what is ordered, once, and reports on it."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def alive(pid: int) -> bool:
 
 
 class Node:
-    """One agent of a lineage's folder, and the orders that it follows."""
+    """One agent of a lineage, and the orders that it follows."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -138,7 +138,7 @@ def test_it_starts_its_ranks_with_what_they_need_and_says_so(node: Node):
 
 @pytest.mark.parametrize("before", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")], ids=["usual", "background"])
 def test_it_ends_ranks_that_are_not_ordered_any_more(node: Node, before: tuple[str, ...]):
-    """Also those that would ignore what a script's background command ignores."""
+    """Also if the agent runs in the background of a script, which ignores SIGINT."""
     node.start(*before)
     node.order(SLEEP)
     pids = node.started()
@@ -290,7 +290,7 @@ def test_a_full_disk_for_reports_does_not_end_the_ranks(node: Node):
     nodes = node.folder / "1.00/a0/nodes"
     health = node.folder / "health"
     node.beat()
-    # A folder in the place of the file makes every write fail, as a full disk does.
+    # A folder in place of the file makes every write fail, as a full disk does.
     for path in (nodes / "n1.json", health / "n1.jsonl"):
         path.rename(path.with_suffix(".kept"))
         path.mkdir()
@@ -315,7 +315,7 @@ def test_orders_that_cannot_be_read_end_nothing(node: Node, damaged: bool):
     orders = node.folder / "orders.json"
     if damaged:
         orders.write_text('{"epoch": 1, "se')
-    else:  # a folder in its place cannot be read, as a file on a server that stumbles
+    else:  # a folder in its place cannot be read, like a file on a server that fails for a moment
         orders.unlink()
         orders.mkdir()
     before = time.time()
@@ -426,14 +426,14 @@ def test_hung_ranks_say_where_they_are_and_a_stopped_one_does_not(node: Node):
 
 
 def test_py_spy_looks_at_all_that_do_not_answer_at_once(node: Node):
-    """One after the other, a node of eight hung ranks would be silent for so long that it counts as lost."""
+    """One after the other, the node would be silent for so long that it counts as lost."""
     tools = node.folder / "bin"
     tools.mkdir()
     both = f"touch {node.folder}/$$.asked; while [ $(ls {node.folder}/*.asked | wc -l) -lt 2 ]; do sleep 0.1; done"
     (tools / "py-spy").write_text(f"#!/bin/sh\n{both}\necho the stack\n")
     (tools / "py-spy").chmod(0o755)
     node.start(PATH=f"{tools}:{os.environ['PATH']}")
-    node.order(SLEEP)  # which does not know the signal
+    node.order(SLEEP)  # it has no handler for the signal
     node.started()
     node.order(SLEEP, dump="1-i000")
     found = node.folder / "1.00/a0/stacks/1-i000/n1.json"

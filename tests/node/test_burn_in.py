@@ -1,4 +1,4 @@
-"""Real ranks over gloo: the wrong, the forgetful, the slow and the hung node is the one that is named."""
+"""Real ranks over gloo: the node that computes wrong, forgets, is slow or hangs is the node that is named."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_ranks_that_cannot_start_are_silent():
     assert [(node, said.reason) for node, said in burned(gone)] == [("n1", "burn_in_silent")]
 
 
-# ---- what follows from figures
+# ---- findings from given measurements
 
 
 def gpu(node: str, local: int = 0, **figures: object) -> DeviceTest:

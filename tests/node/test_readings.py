@@ -1,4 +1,4 @@
-"""The real pynvml over the fake driver, through the reading process, to the verdict that the table gives."""
+"""The real pynvml over the fake driver, through the reading process, to the verdict of the table."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def driver(tmp_path: Path, nvml_library: Path) -> FakeDriver:
     return FakeDriver(tmp_path, gpus=2, library=nvml_library)
 
 
-# What a GPU says, whether something runs, and the verdict of this one reading.
+# Values of a GPU, the attempt that runs, and the verdict of this one reading.
 CASES: list[tuple[dict[str, Any], str | None, Verdict, str]] = [
     ({"recovery_action": 2}, "a", Verdict.BAD, "recovery_action"),
     ({"recovery_action": 1}, "a", Verdict.BAD, "recovery_action"),
@@ -93,7 +93,7 @@ CASES: list[tuple[dict[str, Any], str | None, Verdict, str]] = [
 
 IN_TIME = {"gpu_changed", "nvlink_errors", "pcie_replays", "port_flaps", "port_down", "gpu_missing", "disk_low"}
 IN_TIME |= {"mount_lost", "mount_read_only", "carrier_lost", "clock_unset"}
-"""Rows that need more than one reading or no GPU: tests of their own, here and in tests/core/health/test_health.py."""
+"""Rows that need several readings or no GPU. Their tests are here and in tests/core/health/test_health.py."""
 
 
 @pytest.mark.parametrize(("says", "attempt", "verdict", "reason"), CASES)
@@ -247,7 +247,7 @@ def test_the_host_by_recorded_trees(tmp_path: Path):
     }
 
 
-# Records as /dev/kmsg gives them, one a read.
+# Records of /dev/kmsg, one for each read.
 RECORDS = (
     "6,1201,{old},-;NVRM: Xid (PCI:0000:1b:00): 119, pid=71, Timeout waiting for RPC from GSP",
     "6,1202,{new},-;NVRM: Xid (PCI:0000:2B:00): 79, pid='<unknown>', GPU has fallen off the bus.\n SUBSYSTEM=pci\n",
@@ -257,7 +257,7 @@ RECORDS = (
 
 
 def test_the_kernel_log_of_the_last_hours(tmp_path: Path):
-    reader, writer = os.pipe2(os.O_DIRECT)  # one record a read, as /dev/kmsg
+    reader, writer = os.pipe2(os.O_DIRECT)  # one record for each read, as in /dev/kmsg
     now = time.monotonic()
     for record in RECORDS:
         os.write(writer, record.format(old=int(1e6 * (now - 9000)), new=int(1e6 * (now - 60))).encode())

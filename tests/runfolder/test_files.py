@@ -1,4 +1,4 @@
-"""The run folder's files: whole or not at all, and other people's mistakes are left out, not passed on."""
+"""Files of the run folder: whole or not at all, and malformed content is skipped."""
 
 import json
 import os
@@ -245,7 +245,7 @@ def test_a_report_is_read_again_when_it_was_replaced(tmp_path: Path):
 
 
 def test_one_file_that_cannot_be_read_stops_no_look_at_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """A folder stands for whatever the file server says of one: a test that runs as root may read every file."""
+    """A folder in place of the file stands for an unreadable file: root may read every file."""
     attempt, runs = tmp_path / "12.00/a0", {"rank": 0, "code": None, "signal": None, "ended": None}
     broken = ("health/n1.jsonl", "12.00/a0/nodes/n1.json", "inbox/1.json", "12.00/a0/config.json")
     for name in (*broken, "12.00/a0/telemetry.jsonl", "12.00/a0/phases.jsonl"):

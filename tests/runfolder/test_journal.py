@@ -1,4 +1,4 @@
-"""The journal on a real disk: torn, damaged, fenced, of another version."""
+"""The journal on a real disk: torn, damaged, fenced, or of another version."""
 
 import os
 import resource
@@ -109,7 +109,7 @@ def test_an_older_life_is_fenced_before_it_writes(tmp_path: Path):
 def test_a_line_that_an_older_life_slipped_in_is_void(tmp_path: Path):
     old = write(tmp_path, "a")
     new = Journal(tmp_path)
-    # Past its fence check when the new life began: the bytes still land in its own file.
+    # The older process has passed its fence check when the new one begins: its bytes still reach its own file.
     from opt_ops.runfolder.journal import _line
 
     os.write(old._descriptor, _line(old.stamp(note("late"), 0.0)))
@@ -137,7 +137,7 @@ def test_a_line_that_does_not_fit_on_the_disk_ends_this_life(tmp_path: Path, mon
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """Not a byte can be written."""
+    """No byte can be written."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     yield

@@ -1,4 +1,4 @@
-"""The watch over jobs: the end of one is news only for what runs in it."""
+"""The watch over jobs: the end of a job is a signal only for the attempt that runs in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.core.story import Story
 
 
 def observed(story: Story) -> list[e.Event]:
-    """What the watch says when the job of every allocation has been cancelled."""
+    """Return the events when the job of every allocation has been cancelled."""
     cancelled = JobState(AllocationStatus.ENDED, (), "CANCELLED")
     scheduler = SimpleNamespace(state=lambda job: cancelled, jobs=list)
     training = SimpleNamespace(last=lambda attempt: None, report_progress=lambda attempt: ())

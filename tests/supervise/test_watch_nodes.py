@@ -1,4 +1,4 @@
-"""The watch over nodes: verdicts that rest on several heartbeats, or on several nodes, become events once."""
+"""The watch over nodes: a verdict from several heartbeats, or from several nodes, becomes an event once."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Watched:
         self.see()
         assert {name: [gpu.uuid for gpu in node.gpus] for name, node in self.story.state.nodes.items()} == {
             name: [f"GPU-{name}"] for name in ("n1", "n2", "n3")
-        }, "which GPUs they have is told once"
+        }, "their GPUs are journaled once"
 
     def see(self, times: int = 1, driver: str = "570.1", **gpu: object) -> list[tuple[str, Verdict, str]]:
-        """Heartbeats of all, every two seconds; n3's GPU says something of its own."""
+        """Send heartbeats of all nodes every two seconds, with other readings of n3's GPU."""
         told: list[NodeJudged] = []
         for _ in range(times):
             self.seconds += 2.0

@@ -1,4 +1,4 @@
-"""Which checkpoints the watch over training keeps from being pruned: what a rollback would go back to."""
+"""The checkpoints that the watch over training pins: those to which a rollback would return."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Watched:
         self.start()
 
     def start(self) -> None:
-        """Another life of the daemon, with the same journal."""
+        """Start another daemon process with the same journal."""
         trainer = SimpleNamespace(config=lambda _: None, phases=lambda _: (), points=lambda _: ())
         checkpoints = SimpleNamespace(
             committed=lambda _: (), examined=lambda: (), pin=lambda checkpoint: self.pinned.append(checkpoint.step)
@@ -26,7 +26,7 @@ class Watched:
         self.watch = TrainingWatch(self.story.policy, trainer, checkpoints, clock)
 
     def look(self) -> list[int]:
-        """What is pinned in one look."""
+        """Return what one call pins."""
         self.pinned.clear()
         list(self.watch.observe(self.story.state))
         return [*self.pinned]

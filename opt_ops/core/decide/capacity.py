@@ -81,7 +81,7 @@ def _fitness(held: Mapping[str, Allocation], nodes: Mapping[str, Node], policy: 
 
 
 def _is_eligible(node: Node, policy: Policy) -> bool:
-    """Heard of, not excluded, not suspect, and not blind about GPUs that it should have."""
+    """Whether the node is known, not excluded, not suspect, and reads the GPUs that it should have."""
     if node.excluded_by is not None:
         return False
     blind_without_gpus = (

@@ -46,7 +46,7 @@ def _daemon_restart(state: State, now: float) -> IncidentOpened | None:
         incident=_name(state),
         failure=FailureClass.DAEMON_RESTART,
         cause=f"the daemon was away for {state.blind_seconds:.1f} s; training went on",
-        detector="the journal has an earlier life of the daemon",
+        detector="the journal has an earlier daemon process",
         attempt=attempt.name,
         nodes=(),
         step_failed=attempt.last_step,

@@ -46,7 +46,7 @@ class AllocationIntended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocationSubmitted:
-    """Outcome of `AllocationIntended`. `adopted` when an earlier life of the daemon had submitted it."""
+    """Outcome of `AllocationIntended`. `adopted` if an earlier daemon process had submitted it."""
 
     allocation: str
     job: str

@@ -1,4 +1,4 @@
-"""Events: the daemon's lives, and what operators ask for."""
+"""Events: starts of daemon processes, and requests of operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opt_ops.core.values import Driver, Fault, Shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStarted:
-    """Observation: a new life of the daemon took over this lineage."""
+    """Observation: a new daemon process took over this lineage."""
 
     host: str
     pid: int

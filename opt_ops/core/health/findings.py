@@ -8,9 +8,9 @@ from opt_ops.core.health.conditions import (
     CARRIERS,
     MINUTE,
     GpuRow,
+    NodeReading,
     NodeRow,
     PortRow,
-    Sight,
     carrier_flaps,
     carriers_lost,
     clock_unset,
@@ -115,7 +115,7 @@ NODE_ROWS = (
 )
 
 
-def findings(sight: Sight) -> Iterator[tuple[Row, Part, bool | None]]:
+def findings(sight: NodeReading) -> Iterator[tuple[Row, Part, bool | None]]:
     """Every row with every part that it is about, and whether it applies."""
     now = sight.now
     scope = Scope.IDLE if now.attempt is None else Scope.RUNNING
@@ -141,7 +141,7 @@ def name_of(part: Part) -> str:
     return "" if part is None else part.name
 
 
-def evidence_of(row: Row, part: Part, sight: Sight) -> dict[str, object]:
+def evidence_of(row: Row, part: Part, sight: NodeReading) -> dict[str, object]:
     """What is journaled of a row that applies."""
     if isinstance(part, Port):
         return {"port": part.name, "active": part.active, "downed": part.downed}

@@ -44,7 +44,7 @@ class History:
     found: Mapping[tuple[str, str], Found] = field(default_factory=dict[tuple[str, str], Found])
     """By row and part."""
     xids: tuple[Xid, ...] = ()
-    """Of earlier lives, as far as they were journaled."""
+    """Findings of earlier daemon processes, as far as they were journaled."""
 
     @property
     def streaks(self) -> bool:

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from opt_ops.core.health import xids
 from opt_ops.core.health.burn_in_findings import burned, burning
-from opt_ops.core.health.conditions import Sight
+from opt_ops.core.health.conditions import NodeReading
 from opt_ops.core.health.findings import IDENTITY, evidence_of, findings, name_of
 from opt_ops.core.health.history import Found, History, measured
 from opt_ops.core.health.readings import Heartbeat
@@ -48,7 +48,7 @@ def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> Hist
     history = measured(history, heartbeat)
     found = dict(history.found)
     known = {name for name, _ in found}
-    for row, part, applies in findings(Sight(heartbeat, history, expected_gpus)):
+    for row, part, applies in findings(NodeReading(heartbeat, history, expected_gpus)):
         if applies is None or not (applies or (known and key_of(row) in known)):
             continue  # unknown neither confirms nor acquits
         key = (key_of(row), name_of(part))
@@ -76,7 +76,7 @@ def key_of(row: Row) -> str:
 
 
 def _judgements(heartbeat: Heartbeat, expected_gpus: int, history: History | None) -> Iterator[Judgement]:
-    sight = Sight(heartbeat, history or History(), expected_gpus)
+    sight = NodeReading(heartbeat, history or History(), expected_gpus)
     # Most nodes are well, and `remember` has held every row against this heartbeat already.
     clean = history is not None and not any(found.streak for found in history.found.values())
     for row, part, applies in () if clean else findings(sight):

@@ -1,4 +1,4 @@
-"""What an earlier life of the daemon has found of its nodes, by the journal: so that it may come again."""
+"""What earlier daemon processes found about nodes, by the journal, so that a recurrence is recognised."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ _ROWS: Mapping[str, list[Row]] = {
 
 
 @dataclass
-class _Told:
+class _Recorded:
     began: dict[tuple[str, str], list[float]] = field(default_factory=dict[tuple[str, str], list[float]])
     lasting: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
-    """What was not seen to end, with the readings that confirm it."""
+    """Findings without a known end, each with the number of readings that confirm it."""
     xids: list[Xid] = field(default_factory=list[Xid])
 
 
 def remembered(entries: Iterable[Entry]) -> dict[str, History]:
-    """The history that each node begins with, in a life of the daemon that has not heard of it yet.
+    """Return the history of each node with which a new daemon process begins.
 
-    The journal has only what decided a verdict. A finding lasts until the node is healthy: what outranks it does not
-    end it, and neither does silence.
+    The journal holds only findings that decided a verdict. A finding lasts until the node is healthy: a finding that
+    outranks it does not end it, and silence does not, either.
     """
-    told: dict[str, _Told] = {}
+    recorded: dict[str, _Recorded] = {}
     for entry in entries:
         if isinstance(entry.event, NodeJudged):
-            _hear(told.setdefault(entry.event.node, _Told()), entry.event)
-    return {node: _history(each) for node, each in told.items()}
+            _record(recorded.setdefault(entry.event.node, _Recorded()), entry.event)
+    return {node: _history(each) for node, each in recorded.items()}
 
 
-def _hear(told: _Told, event: NodeJudged) -> None:
+def _record(recorded: _Recorded, event: NodeJudged) -> None:
     if event.verdict is Verdict.HEALTHY:
-        told.lasting.clear()
+        recorded.lasting.clear()
     evidence = event.evidence
     if "xid" in evidence or "sxid" in evidence:
-        told.xids = [*told.xids, _xid(event)][-_XIDS:]
+        recorded.xids = [*recorded.xids, _xid(event)][-_XIDS:]
     row = _row_of(event.reason, evidence)
     if row is None:
         return
     key = (key_of(row), _part(evidence))
-    if key not in told.lasting:
-        told.began[key] = [*told.began.get(key, ()), event.at][-EPISODES:]
-    told.lasting[key] = row.readings
+    if key not in recorded.lasting:
+        recorded.began[key] = [*recorded.began.get(key, ()), event.at][-EPISODES:]
+    recorded.lasting[key] = row.readings
 
 
-def _history(told: _Told) -> History:
-    found = {key: Found(told.lasting.get(key, 0), tuple(began)) for key, began in told.began.items()}
-    return History(found=found, xids=tuple(told.xids))
+def _history(recorded: _Recorded) -> History:
+    found = {key: Found(recorded.lasting.get(key, 0), tuple(began)) for key, began in recorded.began.items()}
+    return History(found=found, xids=tuple(recorded.xids))
 
 
 def _row_of(reason: str, evidence: Mapping[str, Any]) -> Row | None:
-    """Rows may share a reason; then what they ask for tells them apart."""
+    """Return the row of a reason. If several rows share it, the verb in the evidence selects one."""
     rows, verb = _ROWS.get(reason, []), evidence.get("verb")
     return next((row for row in rows if len(rows) == 1 or verb in (str(row.verb), str(row.again))), None)
 

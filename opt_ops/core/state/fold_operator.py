@@ -1,4 +1,4 @@
-"""What the daemon's lives and its operators' requests do to the state."""
+"""How starts of daemon processes and requests of operators change the state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opt_ops.core.values import Fault, Verdict
 
 
 def _daemon_started(state: State, event: e.DaemonStarted, _: e.Entry) -> State:
-    # An open drill that kills the daemon is settled by the next life: it did die.
+    # An open drill that kills the daemon is closed by the next daemon process: the daemon did die.
     drills = {
         name: replace(drill, done=True) if drill.fault is Fault.KILL_DAEMON else drill
         for name, drill in state.drills.items()

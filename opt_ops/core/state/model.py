@@ -78,7 +78,7 @@ class Attempt:
     last_step: int | None = None
     last_step_at: float | None = None
     readbacks: tuple[Readback, ...] = ()
-    progress_epoch: int = 0  # the life of the daemon that last saw it advance
+    progress_epoch: int = 0  # the daemon process that last saw it advance
     leave_why: str | None = None  # it ends after one more checkpoint
     leave_at: float | None = None
     leave_seq: int | None = None

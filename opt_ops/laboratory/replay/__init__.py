@@ -1,1 +1,1 @@
-"""Published records of failures, replayed through the real supervisor in virtual time, beside an oracle."""
+"""Replays: published records of failures, met by the real supervisor in virtual time, and compared with an oracle."""

@@ -1,7 +1,7 @@
-"""What goes wrong in one replay: read from a record where it says so, drawn by a seed where it does not.
+"""The fault plan of one replay: taken from a record where it says enough, sampled by a seed where it does not.
 
-The same fate meets the supervisor and the oracle. It is laid out by steps: a stop strikes when its step is first
-trained, however long that takes, so that both meet the same stops per running day.
+The supervisor and the oracle meet the same plan. Faults are placed by steps: a stop strikes when its step is first
+trained, however long that takes. So both meet the same stops for each day of work.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """An interruption."""
+    """An interruption of training."""
 
     step: int
     kind: Kind
-    label: str  # of the record's row; empty: drawn
+    label: str  # of the row in the record; empty: sampled
     replacements: tuple[tuple[ReplacementNode, ...], ...] = ()
-    """For each host that is lost: those that the provider sends, one after the other, until one is good."""
-    launch_fails: int = 0  # of the launches that follow
+    """For each lost host: the hosts that replace it, one after the other, until one is good."""
+    launch_fails: int = 0  # number of launches afterwards that fail
     needs_human: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spike:
-    """A spike that heals."""
+    """A spike of the loss that recovers without action."""
 
     step: int
     height: float
@@ -47,7 +47,7 @@ class Spike:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterLoss:
-    """The cluster is gone."""
+    """The loss of the whole cluster."""
 
     step: int
     back: tuple[tuple[float, int], ...]
@@ -57,7 +57,7 @@ class ClusterLoss:
 
 @dataclass(slots=True)
 class FaultPlan:
-    """Everything that will happen, in the order of steps."""
+    """Everything that will go wrong, in the order of steps."""
 
     seed: int
     stops: list[Stop] = field(default_factory=list[Stop])
@@ -67,10 +67,12 @@ class FaultPlan:
     loss: ClusterLoss | None = None
     hosts_later: int = 0
     sampled: Counter[str] = field(default_factory=Counter[str])
-    """What the record does not say, and was drawn."""
+    """What the record does not say, and how often it was sampled."""
 
 
 class _Sampler:
+    """The random numbers of one plan."""
+
     def __init__(self, scenario: Scenario, seed: int) -> None:
         self.scenario = scenario
         self.random = random.Random(f"{scenario.name} {seed}")
@@ -80,12 +82,12 @@ class _Sampler:
         self._first_later = scenario.cluster.nodes + scenario.cluster.spares + 1
 
     def name(self) -> str:
-        """Of a host that is not there yet; as `Physics.node_names` counts them."""
+        """Return the name of a host that comes later, numbered as in `Physics.node_names`."""
         self.fault_plan.hosts_later += 1
         return f"n{self._first_later + self.fault_plan.hosts_later - 1:03d}"
 
     def moments(self, per_day: float, begin: float = 0.0, end: float = 1.0) -> list[int]:
-        """Steps of a Poisson process between two shares of the work."""
+        """Return the steps of a Poisson process between two shares of the work."""
         found: list[int] = []
         at = begin * self.days
         while per_day > 0:
@@ -96,7 +98,7 @@ class _Sampler:
         return found
 
     def step(self, share: float) -> int:
-        """The step at that share of the work, not among the very first and last."""
+        """Return the step at a share of the work, but none of the first or last 50."""
         return min(max(int(share * self.steps), 50), self.steps - 50)
 
     def chance(self, probability: float) -> bool:
@@ -104,7 +106,7 @@ class _Sampler:
 
 
 def sample(scenario: Scenario, record: IncidentTrace | None, seed: int) -> FaultPlan:
-    """The fate of one replay."""
+    """Make the fault plan of one replay."""
     sampler = _Sampler(scenario, seed)
     fault_plan, training = sampler.fault_plan, scenario.training
     if scenario.stops is not None:
@@ -164,7 +166,7 @@ def _stops(sampler: _Sampler, rules: Stops, incidents: Sequence[TracedIncident])
 
 
 def _placed(sampler: _Sampler, steps: Sequence[int | None]) -> list[int]:
-    """The rows' steps in order; an unknown one evenly between those that are known before and after it."""
+    """Return the steps of the rows in order. An unknown step is uniform between its known neighbours."""
     placed: list[int] = []
     for number, step in enumerate(steps):
         low = max([each for each in steps[:number] if each is not None], default=1)
@@ -187,7 +189,7 @@ def _stop(sampler: _Sampler, rules: Stops, step: int, label: str) -> None:
             step=step,
             kind=kind,
             label=label,
-            replacements=tuple(_exchange(sampler) for _ in range(hosts)),
+            replacements=tuple(_replacements(sampler) for _ in range(hosts)),
             launch_fails=fails,
             needs_human=kind != "planned" and sampler.chance(rules.needs_human.value),
         )
@@ -200,7 +202,7 @@ def _hosts(sampler: _Sampler, rules: Stops) -> int:
     return 2 if sampler.chance(rules.more_than_one.value) else 1
 
 
-def _exchange(sampler: _Sampler) -> tuple[ReplacementNode, ...]:
+def _replacements(sampler: _Sampler) -> tuple[ReplacementNode, ...]:
     repair = sampler.scenario.repair
     replacements: list[ReplacementNode] = []
     after, bad = 0.0, True

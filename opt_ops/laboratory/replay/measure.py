@@ -1,7 +1,7 @@
-"""What a replay came to: goodput, where the time went, what each incident cost, and how long nobody was needed.
+"""Measures a replay: goodput, lost time by cause, the cost of each incident, and the time without an operator.
 
-Goodput is kept steps × healthy step time, scheduled evaluation included, ÷ wall clock; `share of ideal` leaves the
-evaluation out. ETTR is the time of kept steps, as long as they took, ÷ wall clock.
+Goodput is kept steps × healthy step time, scheduled evaluation included, ÷ wall clock. `share of ideal` counts no
+evaluation. ETTR is the real time of kept steps ÷ wall clock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OF_HARDWARE = (Domain.HARDWARE, Domain.PROCESS)  # what a simulated machine's f
 
 @dataclass(slots=True)
 class ReplayResult:
-    """One replay. Times in seconds."""
+    """The figures of one replay. Times in seconds."""
 
     seed: int
     status: str
@@ -44,23 +44,23 @@ class ReplayResult:
     pages: list[tuple[float, str]]
     longest_hands_off: float
     lost: dict[str, float] = field(default_factory=dict[str, float])
-    """By what it went to: standstill and repeated steps by the kind of incident, saves, fewer nodes and slow ones."""
-    hardware_stop: float | None = None  # mean seconds of standstill and repeated steps, where nobody was waited for
+    """Seconds by cause: downtime and discarded steps by the kind of incident, saves, fewer or slow nodes."""
+    hardware_stop: float | None = None  # mean seconds of downtime and discarded steps, without a wait for an operator
     divergence: float | None = None  # the same
-    person: float = 0.0  # seconds of standstill in which a person was waited for
+    person: float = 0.0  # seconds of downtime spent waiting for an operator
 
     @property
     def share_of_oracle(self) -> float | None:
-        """Of the goodput that the oracle reaches on the same fate."""
+        """Goodput ÷ the goodput of the oracle with the same faults."""
         return self.goodput / self.oracle_goodput if self.oracle_goodput else None
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the figures as JSON values."""
         return {**asdict(self), "share_of_oracle": self.share_of_oracle}
 
 
 def measure(scenario: Scenario, fault_plan: FaultPlan, played: Played) -> ReplayResult:
-    """Measure a replay that is over."""
+    """Measure a replay that has ended."""
     world, state = played.world, played.state
     wall = state.since - EPOCH if state.ended else world.now
     kept, lost = _account(scenario, list(world.trainings.values()), state)
@@ -93,7 +93,7 @@ def measure(scenario: Scenario, fault_plan: FaultPlan, played: Played) -> Replay
 
 
 def _answers(played: Played) -> Iterator[tuple[float, float]]:
-    """When each halt came, and when training went on."""
+    """Yield the time of each halt, and the time at which training continued."""
     first = [t.points[0].ts - EPOCH for t in played.world.trainings.values() if t.points]
     for at in played.halts:
         yield at, min((began for began in first if began > at), default=at)
@@ -102,7 +102,7 @@ def _answers(played: Played) -> Iterator[tuple[float, float]]:
 def _cost(scenario: Scenario, incident: Incident, halts: Sequence[float]) -> dict[str, Any]:
     decision, at = incident.decision, incident.at - EPOCH
     down, repeated = incident.seconds_down or 0.0, incident.steps_lost or 0
-    step = scenario.training.step_seconds.value  # `seconds_down` ends with the first step, which is work or is repeated
+    step = scenario.training.step_seconds.value  # `seconds_down` includes the first step, which may be work
     return {
         "incident": incident.name,
         "kind": incident.kind,
@@ -130,7 +130,7 @@ class _Kept:
 
 
 def _account(scenario: Scenario, trainings: Sequence[Training], state: State) -> tuple[_Kept, dict[str, float]]:
-    """What was kept, and to what the rest of the time went."""
+    """Return the kept steps, and the lost seconds by cause."""
     usual = scenario.training.step_seconds.value
     lost: defaultdict[str, float] = defaultdict(float)
     kept = _Kept()
@@ -140,9 +140,9 @@ def _account(scenario: Scenario, trainings: Sequence[Training], state: State) ->
     resumes = [training.points[0].step for training in stepped]
     for number, training in enumerate(stepped):
         why = _why(state, before)
-        # Steps that a later attempt trains again do not count: from its first step on.
+        # A later attempt discards the steps from its own first step on.
         until = min(resumes[number + 1 :], default=training.points[-1].step + 1)
-        lost[f"standstill: {why}"] += training.points[0].ts - EPOCH - training.points[0].step_seconds - start
+        lost[f"downtime: {why}"] += training.points[0].ts - EPOCH - training.points[0].step_seconds - start
         again = _why(state, training)
         for point in training.points:
             if point.step < until:
@@ -151,7 +151,7 @@ def _account(scenario: Scenario, trainings: Sequence[Training], state: State) ->
                 lost["saves"] += point.save_seconds
                 lost["fewer or slow nodes"] += max(0.0, point.step_seconds - point.save_seconds - usual)
             else:
-                lost[f"repeated: {again}"] += point.step_seconds
+                lost[f"discarded: {again}"] += point.step_seconds
         start, before = training.points[-1].ts - EPOCH, training
     return kept, lost
 

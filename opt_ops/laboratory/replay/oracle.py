@@ -1,8 +1,8 @@
-"""An oracle on the same fate: the same physical costs, no delay, no mistake, nobody to wait for.
+"""An oracle that meets the same faults: the same physical costs, no delay, no mistake, no wait for an operator.
 
-It knows at once what has happened, which hosts are good, which learning rate cures and that a spike will heal. It
-saves as often as is best. What it pays is physical: ends and starts of processes, loading, saving, the steps since the
-last committed checkpoint, the steps back to weights that are not lost yet, and the time until hosts exist.
+It knows at once what happened, which hosts are good, which learning rate cures, and that a spike will recover. It saves
+at the best interval. It pays physical costs only: the end and the start of processes, loads, saves, the steps since the
+last committed checkpoint, the steps back to weights that still recover, and the wait for hosts.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from opt_ops.laboratory.replay.scenario import Scenario
 
 @dataclass(slots=True)
 class _Position:
-    """Where the oracle stands."""
+    """How far the oracle has come."""
 
     now: float = 0.0
     step: int = 0
-    hosts: int = 0  # good ones that are there
-    nodes: int = 0  # that it trains on
+    hosts: int = 0  # good ones that are present
+    nodes: int = 0  # of them, in use
 
 
 class Oracle:
-    """`seconds` is the wall clock of the whole training."""
+    """Trains a scenario. `seconds` is the wall-clock time of the whole training."""
 
     def __init__(self, scenario: Scenario, fault_plan: FaultPlan) -> None:
         self._scenario = scenario
@@ -75,7 +75,7 @@ class Oracle:
         return self._step_seconds * self._full / self._position.nodes
 
     def _train_to(self, step: int) -> None:
-        """Train, and grow when hosts arrive that pay for the restart."""
+        """Train to a step, and grow when new hosts are worth the restart."""
         position, training = self._position, self._scenario.training
         step = max(step, position.step)
         while position.step < step:
@@ -113,7 +113,7 @@ class Oracle:
         self._restarted(position.now + repeated + failed)
 
     def _restarted(self, at: float) -> None:
-        """Training goes on after a restart, on as many hosts as there are; it waits until they are enough."""
+        """Continue after a restart on all present hosts; wait first until there are enough."""
         position = self._position
         position.now = at + self._restart
         while self._coming and (self._coming[0][0] <= position.now or position.hosts < self._least):

@@ -1,4 +1,4 @@
-"""One replay: a fate put into a simulated cluster, and the real supervisor driven through it."""
+"""One replay: a fault plan in a simulated cluster, and the real supervisor that meets it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 
 LINEAGE = "12"
 _RECIPE = "opt-175b"
-_SHM = Path("/dev/shm")  # noqa: S108  a journal is synced after every line; nothing here has to outlive the process
+_SHM = Path("/dev/shm")  # noqa: S108  in memory: every journal line is synced, and nothing must outlive the process
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What is left when it is over."""
+    """The world and the state after a replay."""
 
     world: World
     state: State
     halts: tuple[float, ...]
-    """When it came to a halt, virtual seconds."""
+    """When the lineage halted, in virtual seconds."""
 
 
 def policy_for(scenario: Scenario) -> Policy:
-    """The shipped playbooks; people are told only what they must get up for."""
+    """Return the policy of the shipped playbooks, with pages as the only alerts."""
     policy, _ = playbook_loader.load(playbook_loader.folder(), expected_gpus=scenario.cluster.gpus_per_node)
     return replace(policy, least_alert=Severity.PAGE)
 
@@ -52,14 +52,14 @@ def play(
     folder: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Played:
-    """Replay one fate.
+    """Replay one fault plan.
 
     Args:
-        scenario: What the cluster is like.
-        fault_plan: What happens in it.
-        tick_seconds: Between two looks of the supervisor.
-        folder: For the journal; None: a temporary one.
-        progress: Told the share of steps that are trained.
+        scenario: The cluster and the training.
+        fault_plan: What goes wrong.
+        tick_seconds: Time between two ticks of the supervisor: the detection delay.
+        folder: Folder for the journal; None: a temporary one.
+        progress: Called with the share of steps that are trained.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(dir=_SHM if _SHM.is_dir() else None) as temporary:
@@ -68,17 +68,17 @@ def play(
     site = Site(folder=f"/sim/{LINEAGE}", trainer=("train",))
     identity = DaemonIdentity(host="replay", pid=1, last_liveness=None)
     supervisor = Supervisor(folder, ports(world), policy_for(scenario), site, identity)
-    watched = _Watched(scenario, fault_plan, world, supervisor, progress)
+    driven = _SupervisorAndOnCall(scenario, fault_plan, world, supervisor, progress)
     longest = 4 * scenario.healthy_seconds + 60 * 86400.0
     try:
-        state = run(world, watched, longest, Pace(tick=tick_seconds, settle=3.0, stride=900.0, idle=60.0))
+        state = run(world, driven, longest, Pace(tick=tick_seconds, settle=3.0, stride=900.0, idle=60.0))
     finally:
         supervisor.close()
-    return Played(world, state, tuple(watched.halts))
+    return Played(world, state, tuple(driven.halts))
 
 
-class _Watched:
-    """The supervisor, and the person who comes when it has halted."""
+class _SupervisorAndOnCall:
+    """The supervisor, and the operator who comes after a halt."""
 
     def __init__(
         self,
@@ -94,45 +94,45 @@ class _Watched:
         self._supervisor = supervisor
         self._progress = progress
         self.halts: list[float] = []
-        self._called = False
+        self._paged = False
 
     @property
     def state(self) -> State:
-        """The lineage's; a halt is no end while somebody is on the way."""
+        """The state of the lineage. A halt is not its end while an operator is on the way."""
         state = self._supervisor.state
         coming = state.status is Status.HALTED and self._person.answers
         return replace(state, status=Status.RECOVERING) if coming and state.finished else state
 
     def tick(self) -> bool:
-        """One look of the supervisor; a person that it calls comes after a while."""
-        said = self._supervisor.tick()
+        """One tick of the supervisor. An operator whom it pages comes after a while."""
+        changed = self._supervisor.tick()
         state = self._supervisor.state
         if state.status is not Status.HALTED:
-            self._called = False
-        elif not self._called:
-            self._called = True
+            self._paged = False
+        elif not self._paged:
+            self._paged = True
             self.halts.append(self._world.now)
             if self._person.answers:
-                self._come()
+                self._send_operator()
         if self._progress is not None and state.attempt is not None and state.attempt.steps:
             self._progress((state.attempt.last_step or 0) / state.attempt.steps)
-        return said
+        return changed
 
-    def _come(self) -> None:
+    def _send_operator(self) -> None:
         number = len(self.halts)
         spread = self._person.reply_sigma.value * normal(self._seed, number, 77)
         hours = self._person.reply_median_hours.value * math.exp(spread)
-        self._world.timeline.after(hours * 3600.0, _mend, self._world, number)
+        self._world.timeline.after(hours * 3600.0, _repair, self._world, number)
 
 
-def _mend(world: World, number: int) -> None:
-    """A person has found out what no restart could cure."""
+def _repair(world: World, number: int) -> None:
+    """The operator repairs what no restart could cure, and resumes."""
     world.failing_launches = 0
     world.ask(faults.Ask(request=f"r-mended-{number}", verb="resume", arguments={"reason": "mended"}).as_request())
 
 
 def world_of(scenario: Scenario, fault_plan: FaultPlan) -> World:
-    """The cluster with everything that will go wrong in it."""
+    """Return the simulated cluster with the fault plan in it."""
     cluster, training = scenario.cluster, scenario.training
     physics = Physics(
         seed=fault_plan.seed,
@@ -199,5 +199,5 @@ def _fault(stop: Stop, number: int) -> SimulatedFault:
         case "hang":
             return faults.Hang(rank=number % 8)
         case "planned":
-            arguments = {"reason": "a change that people chose", "settings": [f"note={number}"]}
+            arguments = {"reason": "a planned change", "settings": [f"note={number}"]}
             return faults.Ask(request=f"r-planned-{number}", verb="change", arguments=arguments)

@@ -1,4 +1,4 @@
-"""What people read of replays: rows of tables, and the plot."""
+"""Reports on replays: rows of tables, and the plot."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _ROWS = (
     ("stops", "stops", None),
     ("lost per hardware stop, min", "hardware_stop_minutes", "stop_minutes"),
     ("lost per divergence, h", "divergence_hours", None),
-    ("waiting for people, h", "person_hours", None),
-    ("calls for a human", "human_calls", "human_calls"),
-    ("longest time without a human, days", "longest_hands_off_days", "longest_hands_off_days"),
-    ("replays with 14 days without a human, %", "hands_off_14_days_percent", None),
+    ("waiting for an operator, h", "person_hours", None),
+    ("pages", "human_calls", "human_calls"),
+    ("longest time without an operator, days", "longest_hands_off_days", "longest_hands_off_days"),
+    ("replays with 14 days without an operator, %", "hands_off_14_days_percent", None),
 )
 
 
 def beside_people(scenario: Scenario, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The supervisor, the oracle on the same fates, and what people achieved."""
+    """Return rows that compare the supervisor, the oracle with the same faults, and the people of the record."""
     rows: list[dict[str, Any]] = []
     for what, key, people in _ROWS:
         value = figures[key]
@@ -44,7 +44,7 @@ def beside_people(scenario: Scenario, figures: Mapping[str, Any]) -> list[dict[s
 
 
 def spread(figure: Mapping[str, float] | None) -> str:
-    """`98.12 ± 0.30 [97.50, 98.60]`: mean, standard deviation, least and most."""
+    """Format as `98.12 ± 0.30 [97.50, 98.60]`: mean, standard deviation, lowest, highest."""
     if figure is None:
         return "-"
     mean, sd, least, most = (number(figure[name]) for name in ("mean", "sd", "least", "most"))
@@ -52,24 +52,24 @@ def spread(figure: Mapping[str, float] | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits that matter, at most two of them after the point."""
+    """Format with at most two digits after the point."""
     return "-" if value is None else f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def remarks_on(record: IncidentTrace | None, fault_plan: FaultPlan, path: Path | None) -> list[str]:
-    """What of one fate the record says, what it leaves out, and what was drawn."""
+    """Return lines on one replay: which rows of the record it uses, which it skips, and what the seed sampled."""
     if record is None or path is None:
-        return ["no record: every event is drawn by the seed from the scenario's distributions"]
+        return ["no record: the seed samples every event from the distributions of the scenario"]
     lines = [f"{path.name}: {record.rows} rows, {len(record.incidents)} of them replayed"]
     lines += [f"  not replayed: {count} × {kind}" for kind, count in record.left_out.most_common()]
-    lines += [f"  drawn by the seed: {count} × {what}" for what, count in fault_plan.sampled.items() if count]
+    lines += [f"  sampled by the seed: {count} × {what}" for what, count in fault_plan.sampled.items() if count]
     return lines
 
 
 def plot(
     scenario: Scenario, figures: Mapping[str, Any], varied: Sequence[Mapping[str, Any]], lost: Mapping[str, float]
 ) -> str:
-    """An SVG: goodput as each thing is varied, and where the lost hours went."""
+    """Return an SVG: goodput over each varied value, and the causes of lost hours."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -106,10 +106,14 @@ def plot(
 _LABELS = {
     "spares": "spare nodes",
     "save_every": "steps between saves",
-    "see_seconds": "seconds between looks",
+    "see_seconds": "detection delay, s",
 }
 
 
 def write_plot(path: Path, svg: str) -> None:
-    """Whole or not at all."""
+    """Write the plot, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     write_text(path, svg)

@@ -1,4 +1,4 @@
-"""Scenario files: what a simulated cluster is like, what goes wrong in it, and where each number comes from.
+"""Scenario files: a simulated cluster, the faults in it, and the source of each number.
 
 A physical cost or a rate is `{ value = 45.0, source = "…" }`. The source says who measured it, or begins with the word
 guess. docs/replay.md describes every table.
@@ -27,41 +27,41 @@ class _Table(BaseModel):
 
 
 class Sourced(_Table):
-    """A number and where it comes from."""
+    """A number and its source."""
 
     value: Annotated[float, Field(ge=0)]
     source: Annotated[str, Field(min_length=3)]
 
 
-def _free(why: str) -> Sourced:
+def _zero(why: str) -> Sourced:
     return Sourced(value=0.0, source=why)
 
 
 class ClusterSettings(_Table):
-    """Nodes."""
+    """The nodes."""
 
     nodes: Annotated[int, Field(ge=1)]
     spares: Annotated[int, Field(ge=0)]
-    min_nodes: Annotated[int, Field(ge=0)] = 0  # training goes on with so many; 0: never with fewer than `nodes`
+    min_nodes: Annotated[int, Field(ge=0)] = 0  # training continues on at least so many; 0: on `nodes` only
     gpus_per_node: Annotated[int, Field(ge=1)] = 8
     time_limit_hours: Annotated[float, Field(gt=0)] = 24_000.0
 
 
 class TrainingSettings(_Table):
-    """What is trained."""
+    """The training."""
 
     steps: Annotated[int, Field(ge=100)]
     step_seconds: Sourced
     save_every: Annotated[int, Field(ge=1)]  # steps
     evaluate_every: Annotated[int, Field(ge=0)] = 0  # steps; 0: never
-    evaluation_seconds: Sourced = _free("no evaluation")
-    keep: tuple[tuple[int, int], ...] = ()  # (age in steps, spacing in steps): of older checkpoints, one in so many
+    evaluation_seconds: Sourced = _zero("no evaluation")
+    keep: tuple[tuple[int, int], ...] = ()  # (age, spacing) in steps: of older checkpoints, only those at the spacing
     peak_lr: float = 1.2e-4
     warmup_steps: int = 1000
 
 
 class Physical(_Table):
-    """Physical costs in seconds. `Costs` of the simulated cluster says what each is."""
+    """Physical costs in seconds. `Costs` of the simulated cluster explains each."""
 
     queue: Sourced
     agent_start: Sourced
@@ -75,29 +75,30 @@ class Physical(_Table):
     obey: Sourced
 
     def costs(self) -> Costs:
-        """For the simulated cluster; what is not stated here has its defaults."""
+        """Return the costs for the simulated cluster. Costs that are not stated here have its defaults."""
         return Costs(**{name: getattr(self, name).value for name in type(self).model_fields})
 
 
 class Stops(_Table):
-    """Interruptions of a running day, on the clock of useful work."""
+    """Interruptions for each day of useful work."""
 
     per_day: Sourced
-    gpu: Sourced  # the weights of what they are: a GPU falls off the bus, and its host is exchanged
-    host: Sourced  # a host goes silent, and is exchanged
-    process: Sourced  # a rank dies, by a broken collective or an error that does not come back
-    hang: Sourced  # every process lives, no step ends
-    planned: Sourced = _free("none")  # people change something: the attempt saves and leaves
-    more_than_one: Sourced = _free("one host at a time")  # share of lost hosts that take others along
-    five: Sourced = _free("one host at a time")  # share that take four along
-    launch_fails: Sourced = _free("every launch succeeds")  # probability, again and again
-    needs_human: Sourced = _free(
+    # The weights of the kinds of stops:
+    gpu: Sourced  # a GPU falls off the bus, and its host is replaced
+    host: Sourced  # a host goes silent, and is replaced
+    process: Sourced  # a rank dies, by a broken collective or by an error that does not recur
+    hang: Sourced  # every process runs, no step ends
+    planned: Sourced = _zero("none")  # an operator changes something: the attempt saves and ends
+    more_than_one: Sourced = _zero("one host at a time")  # share of host losses with more than one host
+    five: Sourced = _zero("one host at a time")  # share with five hosts
+    launch_fails: Sourced = _zero("every launch succeeds")  # probability that a launch fails, for each launch
+    needs_human: Sourced = _zero(
         "every stop can be resolved by a machine"
-    )  # share: no launch holds before a person came
+    )  # share of stops after which every launch fails until on-call has come
 
 
 class Repair(_Table):
-    """The exchange of a host: log-normal hours, and what comes may be bad again."""
+    """The replacement of a host: log-normal hours. The new host may be bad, too."""
 
     median_hours: Sourced
     sigma: Sourced
@@ -105,26 +106,26 @@ class Repair(_Table):
 
 
 class DivergenceStep(_Table):
-    """The loss turns at a step and does not heal."""
+    """A step at which the loss diverges and does not recover."""
 
     step: Annotated[int, Field(ge=1)]
     source: str
 
 
 class DivergenceRules(_Table):
-    """When, and how they answer to a lower learning rate."""
+    """When the loss diverges, and which learning rate prevents it."""
 
     at: tuple[DivergenceStep, ...] = ()
     cured_below: tuple[float, float] = (0.7, 0.95)
-    """A run is spared at a learning rate below c × the one with which the step was first met; c is drawn evenly."""
+    """A run does not diverge at a learning rate below c × that of the first run at the step. c is uniform."""
     cure_source: str = "guess"
-    rooted_steps: Sourced = _free("the newest checkpoint before the onset is healthy")
+    rooted_steps: Sourced = _zero("the newest checkpoint before the onset is healthy")
     height: float = 3.0  # nats, in the end
-    steps: int = 40  # until it is nearly there
+    steps: int = 40  # until nearly that height
 
 
 class Spikes(_Table):
-    """Spikes of the loss that heal by themselves."""
+    """Spikes of the loss that recover without action."""
 
     per_day: Sourced
     steps: tuple[int, int] = (10, 40)
@@ -132,18 +133,18 @@ class Spikes(_Table):
 
 
 class SlowNodes(_Table):
-    """Nodes that take longer than the others."""
+    """Nodes that are slower than the others."""
 
     per_day: Sourced
     factor: Sourced
 
 
 class ClusterOutage(_Table):
-    """The cluster is deleted, and comes back in parts."""
+    """The whole cluster is lost, and returns in parts."""
 
     at: Annotated[float, Field(gt=0, lt=1)]  # share of the work
     source: str
-    back_hours: Sourced  # until the first part
+    back_hours: Sourced  # until the first part is back
     back_nodes: Annotated[int, Field(ge=0)]
     bad_nodes: Annotated[int, Field(ge=0)]
     full_hours: Sourced  # until all nodes, without spares
@@ -151,7 +152,7 @@ class ClusterOutage(_Table):
 
 
 class OnCall(_Table):
-    """Who is paged."""
+    """The operator who is paged."""
 
     reply_median_hours: Sourced
     reply_sigma: Sourced
@@ -162,12 +163,12 @@ class TraceRules(_Table):
     """How a record of incidents is read."""
 
     runs: tuple[str, ...] = ("",)  # only rows whose run begins with one of these
-    kinds: dict[str, Literal["stop", "divergence"]] = {}  # what is not named here is not replayed
+    kinds: dict[str, Literal["stop", "divergence"]] = {}  # other kinds are not replayed
     why_not: dict[str, str] = {}  # why other kinds are not
 
 
 class HumanBaseline(_Table):
-    """What people achieved, for the table."""
+    """What the people of the record achieved, for comparison."""
 
     goodput: float | None = None  # percent
     share_of_ideal: float | None = None
@@ -178,7 +179,7 @@ class HumanBaseline(_Table):
 
 
 class Scenario(_Table):
-    """One file."""
+    """A scenario file."""
 
     name: str
     title: str
@@ -198,17 +199,17 @@ class Scenario(_Table):
 
     @property
     def healthy_seconds(self) -> float:
-        """Of all steps when nothing happens, scheduled evaluation included."""
+        """Seconds for all steps without faults, scheduled evaluation included."""
         training = self.training
         evaluations = training.steps // training.evaluate_every if training.evaluate_every else 0
         return training.steps * training.step_seconds.value + evaluations * training.evaluation_seconds.value
 
 
 def load(name_or_path: str) -> Scenario:
-    """A shipped scenario by its name, or any by its path.
+    """Load a shipped scenario by name, or any scenario by path.
 
     Raises:
-        ScenarioError: there is none, or it is not what docs/replay.md says.
+        ScenarioError: it cannot be read, or is not what docs/replay.md says.
     """
     path = Path(name_or_path)
     if not path.suffix:

@@ -1,4 +1,4 @@
-"""Many replays of one scenario: over seeds, and with spares, save interval and eyesight varied."""
+"""Many replays of one scenario: over seeds, and with varied spares, save interval and detection delay."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Figure:
 
 
 def figure(values: Iterable[float | None]) -> Figure | None:
-    """None where there is nothing to average."""
+    """Return mean and spread; None if there are no values."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -46,16 +46,25 @@ def replay(
     progress: Callable[[int, float], None] | None = None,
     keep: Path | None = None,
 ) -> list[ReplayResult]:
-    """Replay each seed. `progress` is told the seed and the share of its steps; `keep` is the first one's folder."""
+    """Replay each seed.
+
+    Args:
+        scenario: The scenario.
+        record: The record of incidents; None: every fault is sampled.
+        seeds: The seeds.
+        tick_seconds: Detection delay: time between two ticks of the supervisor.
+        progress: Called with the seed and the share of its steps.
+        keep: Folder for the run folder of the first seed; None: none is kept.
+    """
     found: list[ReplayResult] = []
     for seed in seeds:
         fault_plan = sample(scenario, record, seed)
 
-        def tell(share: float, seed: int = seed) -> None:
+        def report(share: float, seed: int = seed) -> None:
             if progress is not None:
                 progress(seed, share)
 
-        played = play(scenario, fault_plan, tick_seconds, keep if keep and not found else None, tell)
+        played = play(scenario, fault_plan, tick_seconds, keep if keep and not found else None, report)
         if keep and not found:
             write_telemetry(keep, played.world)
         found.append(measure(scenario, fault_plan, played))
@@ -63,7 +72,7 @@ def replay(
 
 
 def summary(measured: Sequence[ReplayResult]) -> dict[str, Any]:
-    """The figures of several replays, in the units that people read."""
+    """Return the figures of several replays, in the units of the reports."""
     figures = {
         "goodput_percent": figure(100 * each.goodput for each in measured),
         "oracle_percent": figure(100 * o if (o := each.oracle_goodput) else None for each in measured),
@@ -96,7 +105,7 @@ def _plain(figure: Figure) -> dict[str, float]:
 
 
 def lost_by_cause(measured: Sequence[ReplayResult]) -> dict[str, float]:
-    """Mean hours by what they went to, the most first."""
+    """Return mean lost hours by cause, the most first."""
     causes = {cause for each in measured for cause in each.lost}
     hours = {cause: mean(each.lost.get(cause, 0.0) for each in measured) / 3600 for cause in causes}
     return dict(sorted(hours.items(), key=lambda pair: -pair[1]))
@@ -104,7 +113,7 @@ def lost_by_cause(measured: Sequence[ReplayResult]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """A scenario in which one thing is another."""
+    """A scenario with one value changed."""
 
     what: str
     value: float
@@ -113,7 +122,7 @@ class Variation:
 
 
 def variations(scenario: Scenario) -> list[Variation]:
-    """What the scenario wants varied."""
+    """Return the variations that the scenario names."""
     return [_varied(scenario, what, value) for what, values in scenario.vary.items() for value in values]
 
 

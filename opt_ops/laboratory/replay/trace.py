@@ -1,4 +1,4 @@
-"""A record of incidents (CSV) as stops of a replay. What the record does not say stays unknown until it is drawn."""
+"""Reads a record of incidents (CSV) for a replay. What the record does not say stays unknown until it is sampled."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ COLUMNS = frozenset({"date", "run", "kind", "step_start", "step_end", "cause", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedIncident:
-    """A row that is replayed."""
+    """A row of the record that is replayed."""
 
-    label: str  # date and run, as the record has them
+    label: str  # date and run, as in the record
     what: Literal["stop", "divergence"]
     step: int | None
     cause: str
@@ -25,16 +25,16 @@ class TracedIncident:
 
 @dataclass(slots=True)
 class IncidentTrace:
-    """What was read."""
+    """The rows of a record."""
 
     rows: int = 0
     incidents: list[TracedIncident] = field(default_factory=list[TracedIncident])
     left_out: Counter[str] = field(default_factory=Counter[str])
-    """By kind, and why."""
+    """Rows that are not replayed, by kind and reason."""
 
 
 def read(path: Path, rules: TraceRules) -> IncidentTrace:
-    """Read a record with the columns `COLUMNS` at least; empty fields are unknown.
+    """Read a record that has the columns `COLUMNS`. Empty fields are unknown.
 
     Raises:
         ScenarioError: the file cannot be read, or lacks a column.
@@ -45,11 +45,12 @@ def read(path: Path, rules: TraceRules) -> IncidentTrace:
             rows = csv.DictReader(file)
             missing = COLUMNS - set(rows.fieldnames or ())
             if missing:
-                raise ScenarioError(f"{path} has no column {', '.join(sorted(missing))}", "docs/replay.md lists them")
+                names = ", ".join(sorted(missing))
+                raise ScenarioError(f"{path} has no column {names}", "docs/replay.md lists the columns")
             for row in rows:
                 _take(record, row, rules)
     except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path} cannot be read: {error}", "is it the CSV file of incidents?") from error
+        raise ScenarioError(f"{path} cannot be read: {error}", "docs/replay.md describes the CSV file") from error
     return record
 
 

@@ -1,4 +1,4 @@
-"""A replay as a run folder: what the simulated trainer would have written, for the logbook and the ledger."""
+"""Writes a replay as a run folder, with the files of the simulated trainer, for the logbook and the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from opt_ops.runfolder.files import write_json, write_text
 
 
 def write_telemetry(folder: Path, world: World) -> None:
-    """`config.json`, `telemetry.jsonl` and `phases.jsonl` of every attempt, below the lineage's folder."""
+    """Write `config.json`, `telemetry.jsonl` and `phases.jsonl` of every attempt below the lineage's folder.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     for attempt, training in world.trainings.items():
         target = folder / attempt_folder(attempt)
         target.mkdir(parents=True, exist_ok=True)

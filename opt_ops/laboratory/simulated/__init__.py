@@ -1,8 +1,8 @@
-"""A cluster in virtual time behind the real ports: nodes, a queue, agents, a trainer, checkpoints, and what goes wrong.
+"""A cluster in virtual time behind the real ports: nodes, a queue, agents, a trainer, checkpoints, and faults.
 
-The supervisor, the core, the playbooks and the journal run on it unchanged and know nothing of it. `World` is the
-cluster; it lives on when a supervisor dies. `World.ports` gives one life of the daemon its hands and eyes, and `run`
-drives a supervisor through virtual time. One seed, one history: nothing here reads a clock or draws a random number.
+The supervisor, the core, the playbooks and the journal run on it unchanged. `World` is the cluster; it survives the
+supervisor. `ports.ports` connects one daemon process to it, and `run` drives a supervisor through virtual time. The
+same seed gives the same history: nothing here reads a clock or uses a random generator.
 """
 
 from opt_ops.laboratory.simulated import faults

@@ -1,4 +1,4 @@
-"""The simulated node agents: they obey orders after a moment, start an attempt once, and die with their ranks."""
+"""The simulated node agents: they follow orders after a moment, start an attempt once, and end with their ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TERM, _KILL = 15, 9
 
 @dataclass(slots=True)
 class NodeRanks:
-    """A node's ranks of one attempt: what is true of them, and what its agent has reported."""
+    """The ranks of one attempt on one node: their real state, and what the agent has reported."""
 
     attempt: str
     node: str
@@ -32,7 +32,7 @@ class NodeRanks:
 
 @dataclass(slots=True)
 class SimulatedAgent:
-    """What runs on a node that a job holds."""
+    """The agent on a node that a job holds."""
 
     node: str
     job: str
@@ -47,7 +47,7 @@ class SimulatedAgent:
 
 
 class NodeAgents:
-    """All agents. The trainer hears of ranks through `started`, `fell`, `stuck`, `save_asked` and `dump_asked`."""
+    """All agents. They report ranks to the trainer by `started`, `fell`, `stuck`, `save_asked` and `dump_asked`."""
 
     def __init__(self, cluster: Cluster, costs: Costs, timeline: Timeline, wall: Callable[[], float]) -> None:
         self._cluster = cluster
@@ -56,11 +56,11 @@ class NodeAgents:
         self._wall = wall  # seconds since the epoch by the nodes' clocks
         self.agents: dict[str, SimulatedAgent] = {}
         self.parts: dict[str, dict[str, NodeRanks]] = {}
-        """By attempt and node."""
+        """Ranks by attempt and node."""
         self.starts: dict[tuple[str, str], int] = {}
-        """How often ranks of an attempt were really started on a node; more than once must never be."""
+        """How often ranks of an attempt were started on a node. More than once is an error."""
         self.last_heartbeats: dict[str, Heartbeat] = {}
-        """The last heartbeats of nodes that are not heard any more; they may still be unread."""
+        """The last heartbeats of nodes that are no longer reachable. The supervisor may not have read them yet."""
         self.orders: Orders | None = None
         self.started: Callable[[Launch, str], None]
         self.fell: Callable[[str], None]
@@ -85,7 +85,7 @@ class NodeAgents:
         self._timeline.disturb()
 
     def stop(self, node: str) -> None:
-        """The agent dies, and its ranks with it; nobody is left to report it."""
+        """End an agent and its ranks. Nothing is left on the node to report that."""
         self.cut_off(node)
         agent = self.agents.pop(node, None)
         if agent is None or agent.part is None:
@@ -97,7 +97,7 @@ class NodeAgents:
     # ---- orders
 
     def order(self, orders: Orders) -> None:
-        """New orders lie on the shared file system."""
+        """Replace the orders on the shared file system."""
         self.orders = orders
         self._timeline.after(self._costs.obey, self._look)
 
@@ -106,13 +106,13 @@ class NodeAgents:
             self._follow(agent)
 
     def cut_off(self, node: str) -> None:
-        """Nothing more arrives from the node's agent, and no orders at it."""
+        """Keep the last heartbeat of a node that becomes unreachable."""
         if (agent := self.agents.get(node)) and self._cluster.nodes[node].reachable:
             ts = self._wall() - (self._timeline.now - agent.started_at) % self._costs.heartbeat
             self.last_heartbeats[node] = self._heartbeat(agent, ts)
 
     def reconnect(self, node: str) -> None:
-        """The node is back on the network: its reports arrive, and it sees the orders."""
+        """Publish the reports of a node that is reachable again, and let its agent follow the orders."""
         if agent := self.agents.get(node):
             self.last_heartbeats.pop(node, None)
             if agent.part is not None:
@@ -124,7 +124,7 @@ class NodeAgents:
         if orders is None or not self._cluster.nodes[agent.node].reachable or self.agents.get(agent.node) is not agent:
             return
         seen = (orders.epoch, orders.seq)
-        if seen < agent.orders:  # an older life of the daemon may still write; it is not obeyed
+        if seen < agent.orders:  # an older daemon process may still write orders; they are ignored
             return
         agent.orders = seen
         launch = None if agent.leaving else orders.launch
@@ -147,7 +147,7 @@ class NodeAgents:
     def _start(self, agent: SimulatedAgent, launch: Launch) -> None:
         parts = self.parts.setdefault(launch.attempt, {})
         earlier = parts.get(agent.node)
-        if earlier is not None:  # an agent that died here had started them
+        if earlier is not None:  # an earlier agent of this node started them, and they died with it
             self._exit(earlier, set(earlier.ranks) - {each.rank for each in earlier.exits}, None, _KILL)
             agent.part = earlier
             return
@@ -204,7 +204,7 @@ class NodeAgents:
         self._timeline.disturb()
 
     def kill(self, attempt: str, rank: int, code: int | None, signal: int | None) -> None:
-        """One rank ends, and its peers die of it."""
+        """End one rank. Its peers die of it."""
         for part in self.running(attempt):
             if rank in part.alive:
                 self._exit(part, {rank}, code, signal)
@@ -215,12 +215,12 @@ class NodeAgents:
             self._exit(part, set(part.alive), 1, None)
 
     def finish(self, attempt: str, code: int) -> None:
-        """Every rank leaves by itself."""
+        """End every rank of an attempt with an exit code."""
         for part in self.running(attempt):
             self._exit(part, set(part.alive), code, None)
 
     def running(self, attempt: str) -> list[NodeRanks]:
-        """The parts of the attempt of which a rank is alive."""
+        """Return the nodes' ranks of an attempt where a rank is alive."""
         return [part for part in self.parts.get(attempt, {}).values() if part.alive]
 
     def _end(self, part: NodeRanks) -> None:
@@ -254,19 +254,21 @@ class NodeAgents:
     # ---- what a supervisor can read
 
     def reports(self, attempt: str) -> dict[str, NodeReport]:
-        """What the agents have said of their parts of an attempt, by node."""
+        """Return what the agents have reported about an attempt, by node."""
         parts = self.parts.get(attempt, {}).items()
         return {node: part.report for node, part in parts if part.report is not None}
 
     def heartbeats(self, read: dict[str, float]) -> list[Heartbeat]:
-        """The newest of each node, if it came after the time in `read`, where its own is put: those between say nothing
-        else."""
+        """Return the newest heartbeat of each node, if it is later than its time in `read`, and update `read`.
+
+        Heartbeats between would hold the same readings.
+        """
         wall, now, every, nodes = self._wall(), self._timeline.now, self._costs.heartbeat, self._cluster.nodes
         new: list[Heartbeat] = []
-        for name, words in self.last_heartbeats.items():
-            if words.ts > read.get(name, 0.0):
-                read[name] = words.ts
-                new.append(words)
+        for name, last in self.last_heartbeats.items():
+            if last.ts > read.get(name, 0.0):
+                read[name] = last.ts
+                new.append(last)
         for name, agent in self.agents.items():
             ts = wall - (now - agent.started_at) % every
             if ts > read.get(name, 0.0) and nodes[name].reachable:
@@ -275,7 +277,7 @@ class NodeAgents:
         return new
 
     def _heartbeat(self, agent: SimulatedAgent, ts: float) -> Heartbeat:
-        """Of that time; where it says what the one before said, that one with another time, which is much cheaper."""
+        """Return the heartbeat of a time. With unchanged readings, the last one gets the new time: that is cheaper."""
         node, last = self._cluster.nodes[agent.node], agent.last
         attempt = agent.part.attempt if agent.part else None
         warned = self._cluster.jobs[agent.job].warned

@@ -1,4 +1,4 @@
-"""The simulated cluster's nodes, and the scheduler that gives them to jobs."""
+"""The nodes of the simulated cluster, and the scheduler that gives them to jobs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class SimulatedNode:
     gpus: tuple[Gpu, ...]
     xids: tuple[Xid, ...] = ()
     up: bool = True
-    given_up: bool = False  # the scheduler has noticed that it is down
+    given_up: bool = False  # whether the scheduler has marked it as down
     drained: str = ""
-    reachable: bool = True  # False: what its agent says does not arrive, and orders do not reach it
-    slowness: float = 1.0  # its ranks take this many times as long
-    job: str | None = None  # that holds it
+    reachable: bool = True  # False: heartbeats and reports do not arrive, and orders do not reach it
+    slowness: float = 1.0  # factor on the time of its ranks
+    job: str | None = None  # the job that holds it
 
 
 @dataclass(slots=True)
 class Job:
-    """What was submitted, and what came of it."""
+    """A submitted job."""
 
     number: str
     allocation: str
@@ -47,16 +47,16 @@ class Job:
 
 @dataclass(slots=True)
 class SchedulerConditions:
-    """What the scheduler will do wrong."""
+    """How the scheduler fails."""
 
     away_until: float = 0.0
     no_nodes_until: float = 0.0
     lost_answers: list[bool] = field(default_factory=list[bool])
-    """Answers of the next submissions that are lost on the way; True: the job exists all the same."""
+    """Answers to the next submissions that are lost. True: the job exists nevertheless."""
 
 
 class Cluster:
-    """Nodes and jobs. `given` and `taken` are told of the nodes that a job gets and loses."""
+    """Nodes and jobs. `given` is called for a job that gets nodes, `taken` for a node that a job loses."""
 
     def __init__(self, physics: Physics, costs: Costs, timeline: Timeline, prefix: str) -> None:
         self._physics = physics
@@ -81,10 +81,10 @@ class Cluster:
     # ---- what the scheduler's commands do
 
     def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
-        """Take a job in.
+        """Accept a job. Returns its number.
 
         Raises:
-            Refused: more nodes are wanted than there will ever be.
+            Refused: more nodes are wanted than the cluster has.
             SchedulerUnavailable: no answer; the job may exist.
         """
         self.check_answers()
@@ -93,7 +93,7 @@ class Cluster:
             raise SchedulerUnavailable("the submission did not reach the scheduler")
         possible = len(self.nodes.keys() - set(exclude))
         if nodes > possible:
-            raise Refused(f"{nodes} nodes wanted, {possible} can be had: the node configuration is not available")
+            raise Refused(f"{nodes} nodes wanted, {possible} exist: the node configuration is not available")
         number = str(1000 + len(self.jobs))
         self.jobs[number] = Job(number, allocation, nodes, tuple(exclude), self._timeline.now, reason="Priority")
         self._timeline.after(self._costs.queue, self.give)
@@ -102,14 +102,18 @@ class Cluster:
         return number
 
     def cancel(self, number: str) -> None:
-        """End a job soon."""
+        """Cancel a job: it ends soon."""
         self.check_answers()
         job = self.jobs[number]
         job.warned = True
         self._timeline.after(self._costs.cancel, self.end, number, "CANCELLED")
 
     def drain(self, node: str, reason: str) -> None:
-        """Give the node to nobody any more."""
+        """Drain a node.
+
+        Raises:
+            Refused: it is not permitted here.
+        """
         self.check_answers()
         if not self._physics.can_drain:
             raise Refused(f"not permitted to drain {node}")
@@ -117,22 +121,22 @@ class Cluster:
         self.drains.append((node, reason))
 
     def remove_node(self, number: str, name: str) -> None:
-        """Take a node out of a job.
+        """Remove a node from a job.
 
         Raises:
-            Refused: it is the job's first, where the job's script runs.
+            Refused: it is the first node, where the job's script runs.
         """
         self.check_answers()
         if self.nodes[name].job != number:
             return
         if self.jobs[number].nodes[0] == name:
-            raise Refused(f"job {number} cannot do without {name}: Invalid node name specified")
+            raise Refused(f"job {number} needs its node {name}: Invalid node name specified")
         self.taken(name)
         self._leave_job(name)
         self._timeline.disturb()
 
     def state(self, number: str) -> JobState:
-        """What squeue would say."""
+        """Return the state of a job, as squeue would."""
         self.check_answers()
         job = self.jobs[number]
         unfit: dict[str, str] = {}
@@ -145,7 +149,11 @@ class Cluster:
         return JobState(job.status, job.nodes, job.reason, unfit, job.ends_at)
 
     def check_answers(self) -> None:
-        """Raise `SchedulerUnavailable` while the scheduler is away."""
+        """Check that the scheduler answers.
+
+        Raises:
+            SchedulerUnavailable: it does not.
+        """
         if self._timeline.now < self.conditions.away_until:
             raise SchedulerUnavailable("slurm_load_jobs error: Unable to contact slurm controller")
 
@@ -153,11 +161,11 @@ class Cluster:
 
     @property
     def live(self) -> list[Job]:
-        """Jobs that are queued or running, oldest first."""
+        """The queued and running jobs, oldest first."""
         return [job for job in self.jobs.values() if job.status is not AllocationStatus.ENDED]
 
     def give(self) -> None:
-        """Give free nodes to the jobs that have waited long enough, first come, first served."""
+        """Give free nodes to jobs that have waited long enough, first come, first served."""
         now = self._timeline.now
         if now < self.conditions.no_nodes_until:
             return
@@ -183,7 +191,7 @@ class Cluster:
             self.given(job)
 
     def end(self, number: str, reason: str) -> None:
-        """The job is over, and with it everything that ran in it."""
+        """End a job, and everything that runs in it."""
         job = self.jobs[number]
         if job.status is AllocationStatus.ENDED:
             return
@@ -197,7 +205,7 @@ class Cluster:
         self.give()
 
     def break_down(self, name: str) -> None:
-        """The node crashes; the scheduler finds out when it has not answered for a while."""
+        """Let a node crash. The scheduler marks it as down when it has not answered for a while."""
         node = self.nodes[name]
         if not node.up:
             return
@@ -207,13 +215,13 @@ class Cluster:
         self._timeline.disturb()
 
     def take_away(self, name: str) -> None:
-        """The node is gone from the cluster, and from its job."""
+        """Remove a node from the cluster, and from its job."""
         self.break_down(name)
         if self.nodes[name].job is not None:
             self._leave_job(name)
 
     def come_back(self, name: str) -> None:
-        """The node is up again, repaired, and in nobody's job: the steps that ran on it do not return."""
+        """Let a node return, repaired and without a job: what ran on it does not return."""
         node = self.nodes[name]
         if node.job is not None and not node.up:
             self._leave_job(name)

@@ -1,4 +1,4 @@
-"""Drives a supervisor through virtual time: closely while something happens, in strides while nothing does."""
+"""Drives a supervisor through virtual time: in short steps while something happens, in long steps otherwise."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from opt_ops.laboratory.simulated.world import World
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often the supervisor looks, in virtual seconds."""
+    """Time between two ticks of the supervisor, in virtual seconds."""
 
-    tick: float = 5.0  # right after something has happened
-    stride: float = 300.0  # at most, while training goes on
-    settle: float = 180.0  # of training without anything that happens, before it strides
+    tick: float = 5.0  # right after an event in the world
+    stride: float = 300.0  # at most, while training runs
+    settle: float = 180.0  # of training without an event, before the strides begin
     idle: float = 30.0  # at most, while nothing is trained
 
 
-_LATE = 12.0  # a patience is noticed to have run out at most this fraction of it late
+_LATE = 12.0  # a timeout is seen late by at most 1/12 of its length
 
 
 class Supervised(Protocol):
-    """What is driven: a supervisor."""
+    """A supervisor that can be driven."""
 
     @property
     def state(self) -> State:
-        """As far as it knows."""
+        """The state of the lineage."""
         ...
 
     def tick(self) -> bool:
-        """One round. Returns whether anything was journaled."""
+        """Observe, decide and act once. Returns whether anything was journaled."""
         ...
 
 
 def run(world: World, supervisor: Supervised, until: float, pace: Pace | None = None) -> State:
-    """Let the supervisor tick until the lineage is settled, or until virtual time `until` (seconds).
+    """Let the supervisor tick until the lineage is finished, or until virtual time `until` (seconds).
 
-    Whatever a tick raises ends the run; the world is then as it was left.
+    An exception of a tick ends the run and leaves the world as it is.
     """
     while not supervisor.state.finished and world.now < until:
         supervisor.tick()
@@ -48,10 +48,10 @@ def run(world: World, supervisor: Supervised, until: float, pace: Pace | None = 
 
 
 def pass_time(world: World, until: float, pace: Pace | None = None) -> None:
-    """Let time pass until the supervisor should look again.
+    """Let time pass until the next tick of the supervisor.
 
-    What happens in the world is seen at the next tick: silence, deaths, divergences and requests as soon as by a
-    supervisor that always ticks. What only time makes true, a patience that has run out, may be seen late by a twelfth.
+    An event in the world (silence, a death, a divergence, a request) is seen as early as by a supervisor that ticks all
+    the time. A timeout, which only time makes true, may be seen late by a twelfth of its length.
     """
     pace = pace or Pace()
     if world.calm > pace.settle:

@@ -1,7 +1,7 @@
-"""What can go wrong in a simulated world, each as a value with `strike(world)`.
+"""The faults of a simulated world, each a value with `strike(world)`.
 
-A node or rank that is left open is one of the running attempt's, by the world's seed. A fault that finds nothing to
-strike, as when no attempt runs, passes by.
+If a node or rank is not given, the seed of the world chooses one of the running attempt. A fault that finds nothing to
+strike, for example because no attempt runs, does nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def _node(world: World, node: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KillRank:
-    """A rank dies: of a signal, or with an exit code of its own."""
+    """A rank dies by a signal, or ends with an exit code."""
 
     rank: int | None = None
     signal: int | None = 9
     code: int | None = None
 
     def strike(self, world: World) -> None:
-        """Kill it; its peers die of it."""
+        """Kill the rank. Its peers die of it."""
         training = world.running
         if training is None:
             return
@@ -43,12 +43,12 @@ class KillRank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlipBit:
-    """A bit flips in what a rank holds. Nothing shows it until the ranks compare."""
+    """A bit flips in the data of a rank. Nothing shows it until the ranks compare checksums."""
 
     rank: int | None = None
 
     def strike(self, world: World) -> None:
-        """Flip it."""
+        """Flip the bit."""
         training = world.running
         if training is None:
             return
@@ -60,51 +60,51 @@ class FlipBit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hang:
-    """Training stands still; every process lives. `rank` is the one that the others wait for."""
+    """Training hangs, and every process runs. `rank` is the one that the others wait for."""
 
     rank: int = 0
 
     def strike(self, world: World) -> None:
-        """Make no step any more."""
+        """Stop all steps."""
         if training := world.running:
             world.hang(training.launch.attempt, self.rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diverge:
-    """The loss turns, or is not a number, at a step, and does not heal by itself."""
+    """The loss diverges, or is not finite, at a step, and does not recover."""
 
     divergence: Divergence
 
     def strike(self, world: World) -> None:
-        """Put it into the curve."""
+        """Put the divergence into the curve."""
         world.curve.divergences.append(self.divergence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bump:
-    """A spike of the loss that heals by itself."""
+    """A spike of the loss that recovers without action."""
 
     step: int
     height: float = 1.0
     steps: int = 20
 
     def strike(self, world: World) -> None:
-        """Put it into the curve."""
+        """Put the divergence into the curve."""
         for number in range(self.steps):
             world.curve.bumps[self.step + number] = self.height * (1.0 - number / self.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadGpu:
-    """A GPU goes bad: an Xid in the kernel log or, without one, a GPU that is lost. Its rank may die of it."""
+    """A GPU fails: an Xid in the kernel log or, without an Xid, a lost GPU. Its rank may die of it."""
 
     node: str | None = None
     xid: int | None = 79
     kills: bool = False
 
     def strike(self, world: World) -> None:
-        """Let the node's readings show it."""
+        """Show the failure in the readings of the node."""
         name = _node(world, self.node)
         if name is None:
             return
@@ -122,14 +122,14 @@ class BadGpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeDown:
-    """A node crashes, and is repaired after a while (None: never). `relapse`: it comes back with the same bad GPU."""
+    """A node crashes, and is repaired after `seconds` (None: never). `relapse`: it returns with a lost GPU."""
 
     node: str | None = None
     seconds: float | None = 5 * 3600.0
     relapse: bool = False
 
     def strike(self, world: World) -> None:
-        """Down it goes."""
+        """Crash the node, and schedule its repair."""
         name = _node(world, self.node)
         if name is None:
             return
@@ -142,13 +142,13 @@ class NodeDown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
-    """A node is cut off: what runs there runs on, but nothing is heard of it, and nobody's collectives get through."""
+    """A node is cut off: its ranks run, but no heartbeat arrives, and collectives hang."""
 
     node: str | None = None
     seconds: float = 600.0
 
     def strike(self, world: World) -> None:
-        """Cut it off, and let it return."""
+        """Cut the node off, and schedule its return."""
         name = _node(world, self.node)
         if name is None:
             return
@@ -168,14 +168,14 @@ def _reconnect(world: World, name: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowDown:
-    """A node's ranks take longer, and everybody waits for them."""
+    """The ranks of a node are slow, and the others wait for them."""
 
     node: str | None = None
     factor: float = 1.5
     seconds: float = 3600.0
 
     def strike(self, world: World) -> None:
-        """Slow it down for a while."""
+        """Slow the node down for a while."""
         name = _node(world, self.node)
         if name is None:
             return
@@ -196,13 +196,13 @@ def _slow(world: World, name: str, factor: float) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndJob:
-    """The job that holds nodes, or waits for them, is ended from outside: cancelled, or preempted after a notice."""
+    """A job that holds nodes, or waits for them, is cancelled, or is preempted after a notice."""
 
     reason: str = "CANCELLED"
     notice: float = 0.0
 
     def strike(self, world: World) -> None:
-        """End the oldest one that is live."""
+        """End the oldest live job."""
         live = world.cluster.live
         if live:
             live[0].warned = self.notice > 0 or live[0].warned
@@ -211,55 +211,55 @@ class EndJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerAway:
-    """The scheduler does not answer; what runs goes on."""
+    """The scheduler does not answer. What runs continues."""
 
     seconds: float = 300.0
 
     def strike(self, world: World) -> None:
-        """No answers for a while."""
+        """Stop the answers for a while."""
         world.cluster.conditions.away_until = world.now + self.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostAnswer:
-    """The next submission is not answered. `accepted`: the job exists all the same."""
+    """The answer to the next submission is lost. `accepted`: the job exists nevertheless."""
 
     accepted: bool = True
 
     def strike(self, world: World) -> None:
-        """Wait for the next submission."""
+        """Prepare this for the next submission."""
         world.cluster.conditions.lost_answers.append(self.accepted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoNodes:
-    """The queue stands: no job gets nodes for a while."""
+    """No job gets nodes for a while."""
 
     seconds: float = 3600.0
 
     def strike(self, world: World) -> None:
-        """Close the queue, and open it again."""
+        """Close the queue, and schedule its opening."""
         world.cluster.conditions.no_nodes_until = world.now + self.seconds
         world.timeline.after(self.seconds, world.cluster.give)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """The next checkpoint that is committed does not hold what its manifest says."""
+    """The next committed checkpoint differs from its manifest."""
 
     def strike(self, world: World) -> None:
-        """Wait for the next commit."""
+        """Prepare this for the next commit."""
         world.damage_next.append("__0_0.distcp: the content differs from the manifest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockJump:
-    """The wall clock of the daemon's host is set; the monotonic one is not."""
+    """The wall clock of the daemon's host is set to another time. The monotonic clock is not."""
 
     seconds: float
 
     def strike(self, world: World) -> None:
-        """Set it."""
+        """Set the clock."""
         world.skew += self.seconds
 
 
@@ -273,20 +273,20 @@ class Ask:
     author: str = "ann"
 
     def strike(self, world: World) -> None:
-        """Put it into the inbox."""
+        """Put the request into the inbox."""
         world.ask(self.as_request())
 
     def as_request(self) -> Request:
-        """As the daemon reads it."""
+        """Return the request as the daemon reads it."""
         return Request(request=self.request, author=self.author, verb=self.verb, arguments=self.arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailLaunches:
-    """The next launches fail: the ranks load their checkpoint, and one of them leaves with an error."""
+    """The next launches fail: the ranks load their checkpoint, and one of them ends with an error."""
 
     times: int = 1
 
     def strike(self, world: World) -> None:
-        """Wait for the next launches."""
+        """Prepare this for the next launches."""
         world.failing_launches += self.times

@@ -1,4 +1,4 @@
-"""Hosts that are lost for good, and those that the provider sends for them: not all of which are any better."""
+"""Faults that lose hosts for good, and the hosts that replace them. A replacement may be bad, too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opt_ops.laboratory.simulated.world import World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplacementNode:
-    """A host that the provider sends, `after` seconds from the loss; the one before it is taken away then."""
+    """A host that comes `after` seconds from the loss. The host that it replaces leaves the cluster then."""
 
     name: str
     after: float
@@ -20,13 +20,13 @@ class ReplacementNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoseHosts:
-    """Hosts of the running attempt fail together: they go silent, or a GPU of each falls off the bus (Xid 79)."""
+    """Hosts of the running attempt fail together: they go silent, or one GPU of each falls off the bus (Xid 79)."""
 
-    replacements: tuple[tuple[ReplacementNode, ...], ...]  # of each host that is lost
+    replacements: tuple[tuple[ReplacementNode, ...], ...]  # for each lost host
     silent: bool = False
 
     def strike(self, world: World) -> None:
-        """Lose them, and have others sent."""
+        """Lose the hosts, and schedule their replacements."""
         training = world.running
         if training is None:
             return
@@ -43,7 +43,7 @@ class LoseHosts:
 
 
 def _kill(world: World, name: str) -> None:
-    """The first rank of the node dies of its GPU; nothing if the attempt has just died of another."""
+    """Kill the first rank of the node, unless the attempt has just ended for another host."""
     training = world.running
     for part in world.agents.running(training.launch.attempt) if training else ():
         if part.node == name:
@@ -51,7 +51,7 @@ def _kill(world: World, name: str) -> None:
 
 
 def send(world: World, lost: str, replacements: Sequence[ReplacementNode]) -> None:
-    """Have hosts come, one after the other, in the place of one that is lost."""
+    """Schedule the hosts that replace a lost one, one after the other."""
     for replacement in replacements:
         world.timeline.after(replacement.after, _replace, world, lost, replacement)
         lost = replacement.name
@@ -66,17 +66,17 @@ def _replace(world: World, lost: str, replacement: ReplacementNode) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoseCluster:
-    """Every node goes at once, and its jobs with it. It comes back in parts, some of it bad."""
+    """All nodes are lost at once, with their jobs. The cluster returns in parts, with some bad hosts."""
 
     back: tuple[tuple[float, int], ...]
-    """(seconds from the loss, how many hosts are there by then), the bad ones not counted."""
+    """(seconds from the loss, number of good hosts that are back by then)."""
     bad: int = 0
-    """Hosts that come with the first part, each with a GPU that is lost."""
+    """Number of bad hosts that come with the first part, each with a lost GPU."""
     names: tuple[str, ...] = ()
-    """Of the hosts that come."""
+    """Names of the hosts that come."""
 
     def strike(self, world: World) -> None:
-        """Delete it."""
+        """Lose all nodes, and schedule their return."""
         for name, node in world.cluster.nodes.items():
             if node.up:
                 world.cluster.break_down(name)

@@ -1,4 +1,4 @@
-"""The ports of one life of the daemon onto a simulated world. What a life has read dies with it; the world does not."""
+"""The ports of one daemon process onto a simulated world. What it has read is lost with it; the world is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opt_ops.ports import Alert, JobState, NodeReport, Orders, Ports, Request, T
 
 
 class SimulatedClock:
-    """Virtual time; the wall clock of the daemon's host may be skewed."""
+    """Virtual time. The wall clock of the daemon's host may be wrong (`World.skew`)."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -37,29 +37,29 @@ class SimulatedScheduler:
         self._cluster = world.cluster
 
     def submit(self, allocation: str, nodes: int, exclude: Sequence[str]) -> str:
-        """Submit a job; its id."""
+        """Submit a job. Returns its id."""
         return self._cluster.submit(allocation, nodes, exclude)
 
     def jobs(self) -> Sequence[tuple[str, str]]:
-        """Every queued or running job of the lineage, as (job, allocation)."""
+        """Return (job, allocation) of every queued or running job."""
         self._cluster.check_answers()
         return [(job.number, job.allocation) for job in self._cluster.live]
 
     def state(self, job: str) -> JobState:
-        """What becomes of the job."""
+        """Return the state of a job."""
         state = self._cluster.state(job)
         return state if state.ends_at is None else replace(state, ends_at=EPOCH + state.ends_at)
 
     def cancel(self, job: str) -> None:
-        """End the job."""
+        """Cancel a job."""
         self._cluster.cancel(job)
 
     def drain(self, node: str, reason: str) -> None:
-        """Give the node to nobody any more."""
+        """Drain a node."""
         self._cluster.drain(node, reason)
 
     def remove_node(self, job: str, node: str) -> None:
-        """Take a node out of the job."""
+        """Remove a node from a job."""
         self._cluster.remove_node(job, node)
 
 
@@ -71,19 +71,19 @@ class SimulatedAgents:
         self._read: dict[str, float] = {}
 
     def heartbeats(self) -> Sequence[Heartbeat]:
-        """The newest of each node, if it came since the last call."""
+        """Return the newest heartbeat of each node, if it is new since the last call."""
         return self._world.agents.heartbeats(self._read)
 
     def order(self, orders: Orders) -> None:
-        """Make these the orders."""
+        """Replace the orders."""
         self._world.agents.order(orders)
 
     def reports(self, attempt: str) -> Mapping[str, NodeReport]:
-        """By node."""
+        """Return the reports on an attempt, by node."""
         return self._world.agents.reports(attempt)
 
     def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
-        """The ranks' Python stacks taken for that dump."""
+        """Return the stacks of a dump, by rank."""
         training = self._world.trainings.get(attempt)
         return training.stacks.get(dump, {}) if training else {}
 
@@ -97,12 +97,12 @@ class SimulatedTrainer:
         self._phases_read: dict[str, int] = {}
 
     def config(self, attempt: str) -> TrainerConfig | None:
-        """None until it is written."""
+        """Return the settings; None until they are written."""
         training = self._world.trainings.get(attempt)
         return training.config if training else None
 
     def points(self, attempt: str) -> Sequence[Point]:
-        """Telemetry since the last call."""
+        """Return the telemetry since the last call."""
         training = self._world.trainings.get(attempt)
         if training is None:
             return ()
@@ -111,7 +111,7 @@ class SimulatedTrainer:
         return new
 
     def phases(self, attempt: str) -> Sequence[TrainerPhase]:
-        """The changes of phase since the last call."""
+        """Return the phase changes since the last call."""
         training = self._world.trainings.get(attempt)
         if training is None:
             return ()
@@ -121,55 +121,55 @@ class SimulatedTrainer:
         return new
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
-        """Put faults into the attempt's trainer."""
+        """Inject faults into the attempt's trainer."""
         if training := self._world.trainings.get(attempt):
             training.drills = list(drills)
             self._world.timeline.disturb()
 
 
 class SimulatedCheckpoints:
-    """The store; an examination takes its time, and dies with the daemon."""
+    """The checkpoint store. An examination takes virtual time, and is lost with the daemon process."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._born_at = world.now
+        self._began_at = world.now
         self._examining: dict[str, tuple[Checkpoint, float]] = {}
 
     def committed(self, run: str) -> Sequence[Checkpoint]:
-        """Those of the run, oldest first."""
+        """Return the checkpoints of a run, oldest first."""
         return [saved.checkpoint for saved in self._world.checkpoints.values() if saved.checkpoint.run == run]
 
     def examine(self, checkpoint: Checkpoint) -> None:
-        """Begin, unless it is under way. A supervisor that had looked since would have begun at once."""
+        """Begin an examination, unless it is under way. It counts from the commit, as if it had begun then."""
         saved = self._world.checkpoints.get(checkpoint.path)
-        ready = max(self._born_at, saved.committed_at if saved else 0.0) + self._world.costs.examine
+        ready = max(self._began_at, saved.committed_at if saved else 0.0) + self._world.costs.examine
         self._examining.setdefault(checkpoint.path, (checkpoint, ready))
 
     def pin(self, checkpoint: Checkpoint) -> None:
-        """Nothing is pruned here but by age."""
+        """Do nothing: the simulated store prunes by age only."""
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
-        """Those that ended since the last call."""
+        """Return the examinations that ended since the last call, each with its problem."""
         ended = [path for path, (_, ready) in self._examining.items() if ready <= self._world.now]
         return [(self._examining.pop(path)[0], self._problem(path)) for path in ended]
 
     def _problem(self, path: str) -> str:
         saved = self._world.checkpoints.get(path)
-        return saved.damage if saved else "it is gone"
+        return saved.damage if saved else "it no longer exists"
 
 
 class SimulatedInbox:
-    """Requests."""
+    """The inbox."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def requests(self) -> Sequence[Request]:
-        """Those that are waiting."""
+        """Return the waiting requests."""
         return list(self._world.inbox.values())
 
     def done(self, request: str) -> None:
-        """Take it out."""
+        """Remove a request."""
         self._world.inbox.pop(request, None)
 
 
@@ -181,12 +181,12 @@ class SimulatedNotifier:
         self._sent: dict[str, float] = {}
 
     def send(self, alert: Alert) -> None:
-        """Hand it over."""
+        """Deliver an alert."""
         self._world.alerts.append((self._world.now, alert))
         self._sent[alert.id] = self._world.now + self._world.costs.deliver
 
     def delivered(self) -> Sequence[tuple[str, str]]:
-        """Those that arrived since the last call."""
+        """Return the deliveries that ended since the last call."""
         arrived = [alert for alert, at in self._sent.items() if at <= self._world.now]
         for alert in arrived:
             del self._sent[alert]
@@ -194,7 +194,7 @@ class SimulatedNotifier:
 
 
 def ports(world: World) -> Ports:
-    """Fresh hands and eyes for one life of the daemon."""
+    """Return new ports for one daemon process."""
     return Ports(
         clock=SimulatedClock(world),
         scheduler=SimulatedScheduler(world),

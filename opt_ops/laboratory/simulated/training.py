@@ -1,4 +1,4 @@
-"""The simulated trainer: one attempt's steps, losses, checkpoints and phases, made as time passes."""
+"""The simulated trainer: steps, losses, checkpoints and phases of one attempt, as time passes."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ FOREVER = float("inf")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """A divergence: where it begins, and what it takes to be spared.
+    """A divergence: where it begins, and what prevents it.
 
-    A run that passes `step` with a learning rate above `cured_below` × the schedule, and with the batch of that step,
-    diverges there; checkpoints written afterwards are of the diverged weights. With `relative`, the limit is that
-    fraction of the learning rate with which it first came there: earlier cuts do not spare it.
+    A run diverges at `step` if its learning rate is above `cured_below` × the schedule, and it trains the batch of that
+    step. Later checkpoints hold the diverged weights. With `relative`, the limit is a fraction of the learning rate
+    with which a run first reached that step: earlier cuts do not count.
     """
 
     step: int
     height: float = 3.0  # nats above the healthy loss, in the end
-    steps: int = 40  # until it is nearly there
-    lead: int = 4  # steps that the gradient norm rises before the loss
+    steps: int = 40  # until nearly that height
+    lead: int = 4  # steps by which the gradient norm rises before the loss
     cured_below: float = 0.8
-    in_the_data: bool = False  # cured when the batch of `step` is skipped
+    in_the_data: bool = False  # whether skipping the batch of `step` prevents it
     finite: bool = True  # False: the loss of `step` is not a number
     relative: bool = False
-    rooted: int = 0  # weights of so many steps before are lost already: going back to them cures nothing
+    rooted: int = 0  # number of steps before `step` whose weights diverge, too: a rollback to them cures nothing
 
 
 @dataclass(slots=True)
 class StoredCheckpoint:
-    """A checkpoint in the store."""
+    """A checkpoint in the simulated store."""
 
     checkpoint: Checkpoint
-    divergence: Divergence | None  # of its weights
+    divergence: Divergence | None  # in its weights
     damage: str = ""
     committed_at: float = 0.0
     scale: float = 1.0  # of the learning rate with which it was trained
@@ -47,16 +47,16 @@ class StoredCheckpoint:
 
 @dataclass(slots=True)
 class LossCurve:
-    """What is wrong with the loss, by steps: the same for every attempt that passes there."""
+    """What is wrong with the loss at which step, for every attempt that reaches it."""
 
     divergences: list[Divergence] = field(default_factory=list[Divergence])
     bumps: dict[int, float] = field(default_factory=dict[int, float])
-    """Nats on top of the loss of a step, healing by themselves."""
+    """Nats on top of the loss of a step."""
     met: dict[int, float] = field(default_factory=dict[int, float])
-    """With which scale of the learning rate the step of a sickness was first come to."""
+    """Scale of the learning rate with which the step of a divergence was first reached."""
 
     def strikes(self, divergence: Divergence, scale: float, skips: Sequence[tuple[int, int]]) -> bool:
-        """Whether a run under these settings falls ill."""
+        """Whether a run with these settings diverges."""
         if divergence.in_the_data and any(first <= divergence.step <= last for first, last in skips):
             return False
         usual = self.met.setdefault(divergence.step, scale) if divergence.relative else 1.0
@@ -65,7 +65,7 @@ class LossCurve:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a launch's argument list says."""
+    """The options of a launch that the simulation uses."""
 
     folder: str
     resume: str | None
@@ -74,7 +74,7 @@ class Command:
 
     @classmethod
     def of(cls, argv: Sequence[str]) -> Command:
-        """Read it as the trainer would; what the simulation has no use for is left out."""
+        """Parse the command line of a launch."""
         given: dict[str, list[str]] = {}
         for position, word in enumerate(argv):
             if word.startswith("--"):
@@ -90,10 +90,10 @@ class Command:
 
 
 class Training:
-    """One attempt. `advance` makes its steps up to a moment; nothing else moves it."""
+    """The training of one attempt. Only `make_step` advances it."""
 
     def __init__(self, launch: Launch, physics: Physics, costs: Costs, curve: LossCurve, epoch: float) -> None:
-        """`epoch`, in seconds since 1970, is when virtual time began."""
+        """`epoch` is the start of virtual time, in seconds since 1970."""
         self.launch = launch
         self.command = Command.of(launch.argv)
         self.run = launch.attempt.partition("-")[0]
@@ -111,32 +111,32 @@ class Training:
         self.slow: dict[str, float] = {}
         self.stacks: dict[str, dict[int, str]] = {}
         self.stuck_rank: int | None = None
-        self.deaf = False  # whether that rank does not even answer a signal
+        self.deaf = False  # whether that rank does not answer a signal, either
         self._physics = physics
         self._costs = costs
         self._curve = curve
         self._epoch = epoch
-        self._held_up = 0.0  # by the save before
+        self._held_up = 0.0  # seconds of the last save
 
-    # ---- its course
+    # ---- steps
 
     def begin(self, now: float, start: StoredCheckpoint | None) -> None:
-        """The ranks are up and have loaded what they go on from: the first step begins."""
+        """Begin the first step: the ranks are up and have loaded the checkpoint `start`."""
         self.step = start.checkpoint.step if start else 0
         self.divergence = start.divergence if start else None
         self._start = start
         self.next_at = now + self._seconds()
 
     def stall(self) -> None:
-        """No step ends any more."""
+        """Stop all steps."""
         self.next_at = FOREVER
 
     def enter(self, name: str, since: float) -> None:
-        """A phase begins at `since` (virtual seconds), which may lie a little ahead."""
+        """Begin a phase at `since` (virtual seconds), which may be a little ahead."""
         self.phases.append(TrainerPhase(name=name, since=self._epoch + since, step=self.step))
 
     def make_step(self) -> bool:
-        """The step that is due ends. Returns whether a checkpoint is saved after it."""
+        """End the step that is due. Returns whether a checkpoint is saved after it."""
         ended_at = self.next_at
         self.step += 1
         point = self._point(self._epoch + ended_at)
@@ -164,21 +164,21 @@ class Training:
             self.next_at = at + self._seconds()
         return save
 
-    # ---- its numbers
+    # ---- numbers
 
     @property
     def troubled(self) -> bool:
-        """Whether the curve is not what it should be at the newest step or soon."""
+        """Whether the loss is not healthy at the newest step or the next one."""
         return self.divergence is not None or self.step + 1 in self._curve.bumps
 
     @property
     def corrupt(self) -> tuple[int, ...]:
-        """The ranks whose data was found to be corrupt, with which training ends."""
+        """The ranks whose data is found to be corrupt; training ends with that."""
         found = self.points[-1].checksums if self.points else None
         return found.ranks if found is not None else ()
 
     def lr_scale(self, step: int) -> float:
-        """The product of the factors in force at update `step`."""
+        """Return the product of the learning-rate factors in force at update `step`."""
         scale = 1.0
         for start, factor in self.command.lr_factors:
             if start < step:
@@ -202,12 +202,12 @@ class Training:
         scale = self.lr_scale(step)
         drilled = self._drilled(step)
         if self.divergence is None:
-            self._fall_ill(step, scale, drilled)
+            self._diverge(step, scale, drilled)
         excess = self._curve.bumps.get(step, 0.0)
-        gnorm, finite, ill = physics.gradient_norm(step), True, self.divergence
-        if ill is not None:
-            finite = ill.finite or step != ill.step
-            excess += ill.height * (1.0 - 0.05 ** ((step - ill.step + 1) / ill.steps))
+        gnorm, finite, diverged = physics.gradient_norm(step), True, self.divergence
+        if diverged is not None:
+            finite = diverged.finite or step != diverged.step
+            excess += diverged.height * (1.0 - 0.05 ** ((step - diverged.step + 1) / diverged.steps))
             gnorm *= 4.0
         elif coming := self._coming(step, scale):
             gnorm *= 1.0 + 0.5 * (step - coming.step + coming.lead + 1)
@@ -231,7 +231,7 @@ class Training:
         )
 
     def _compared(self, step: int) -> ChecksumComparison | None:
-        """After every so many steps, ranks look whether they hold the same; after a drill's flip at once."""
+        """Compare checksums after every `checksum_every` steps, and at once after the flip of a drill."""
         every, flips = self._physics.checksum_every, [drill for drill in self.drills if drill["kind"] == "flip-bit"]
         struck = next((drill for drill in flips if drill["from_step"] < step), None)
         if not every or (struck is None and step % every != 1):
@@ -244,7 +244,7 @@ class Training:
         )
 
     def _busy(self) -> Busy:
-        """How long ranks had work of their own: those of a slow node longer, everybody waits for them."""
+        """Busy times of the ranks: those of a slow node are busy longer, and the others wait for them."""
         typical = self._physics.step_seconds
         if not self.slow:
             return Busy(median=typical, max=typical, rank=0)
@@ -252,7 +252,7 @@ class Training:
         rank = self.launch.nodes.index(node) * self.launch.ranks_per_node
         return Busy(median=typical, max=typical * self.slow[node], rank=rank)
 
-    def _fall_ill(self, step: int, scale: float, drilled: float) -> None:
+    def _diverge(self, step: int, scale: float, drilled: float) -> None:
         if drilled > 4.0:
             self.divergence = Divergence(step=step)
             return

@@ -1,6 +1,6 @@
-"""The simulated world: its clock, and how nodes, agents, training and checkpoints act on each other.
+"""The simulated world: its clock, and how nodes, agents, training and checkpoints affect each other.
 
-Its state is plain data. Nothing of it belongs to a supervisor: one may die at any moment and another take its place.
+Its state is plain data. It holds nothing of a supervisor: one may die at any moment, and another may take its place.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from opt_ops.laboratory.simulated.timeline import Timeline
 from opt_ops.laboratory.simulated.training import FOREVER, Divergence, LossCurve, StoredCheckpoint, Training
 from opt_ops.ports import Alert, Launch, Request, TrainerConfig
 
-EPOCH = 1_636_588_800.0  # 11 November 2021, 00:00 UTC: where the published record of OPT-175B begins
+EPOCH = 1_636_588_800.0  # 11 November 2021, 00:00 UTC, when the published record of OPT-175B begins
 
-_THINNING = 16  # saves between two looks for checkpoints to thin out
+_THINNING = 16  # saves between two prunings of checkpoints
 
 _DAMAGED, _NOT_FINITE, _CORRUPT, _PEER_CORRUPT = 65, 82, 85, 87  # the trainer's exit codes (docs/formats.md)
 
 
 class SimulatedFault(Protocol):
-    """Something that goes wrong."""
+    """A fault of a simulated world."""
 
     def strike(self, world: World) -> None:
-        """Make it so, now."""
+        """Make the fault happen now."""
         ...
 
 
@@ -51,7 +51,7 @@ class World:
         plan: Sequence[Planned] = (),
         name: str = "sim",
     ) -> None:
-        """`name` makes its GPUs differ from those of other worlds."""
+        """`name` is part of the GPUs' UUIDs, so that they differ from those of other worlds."""
         self.physics = physics or Physics()
         self.costs = costs or Costs()
         self.timeline = Timeline()
@@ -60,14 +60,14 @@ class World:
         self.agents = NodeAgents(self.cluster, self.costs, self.timeline, self.wall)
         self.curve = LossCurve()
         self.trainings: dict[str, Training] = {}
-        self._active: list[Training] = []  # those that make steps
+        self._active: list[Training] = []  # trainings that make steps
         self.checkpoints: dict[str, StoredCheckpoint] = {}
         self.damage_next: list[str] = []
         self.failing_launches = 0
-        """How many of the next launches fail; see `faults.FailLaunches`."""
+        """Number of the next launches that fail; see `faults.FailLaunches`."""
         self.inbox: dict[str, Request] = {}
         self.asked: list[str] = []
-        """Every request that was ever left."""
+        """Every request of an operator so far."""
         self.alerts: list[tuple[float, Alert]] = []
         self.agents.started = self._rank_started
         self.agents.fell = self._rank_fell
@@ -91,12 +91,12 @@ class World:
         return EPOCH + self.timeline.now
 
     def advance(self, to: float, pausing: bool = False) -> None:
-        """Let time pass until `to`; with `pausing`, only until something happens that may have to be answered."""
+        """Let time pass until `to`; with `pausing`, only until an event to which a supervisor may have to react."""
         before = self.timeline.disturbed_at
         while True:
             until = min(self.timeline.next_at, to)
             if self._train(until):
-                pass  # a step had consequences, which may be due before `until`
+                pass  # a step had consequences that may be due before `until`
             elif self.timeline.next_at <= to:
                 self.timeline.pop()
             else:
@@ -107,43 +107,43 @@ class World:
 
     @property
     def calm(self) -> float:
-        """For how many seconds training has gone on without anything happening; 0 while it does not go on."""
+        """Seconds of training without an event; 0 while nothing is trained."""
         training = any(each.next_at < FOREVER for each in self._active)
         return self.now - self.timeline.disturbed_at if training and not self.inbox else 0.0
 
     def plan(self, planned: Planned) -> None:
-        """Have a fault strike later."""
+        """Schedule a fault."""
         if planned.step is not None:
             self._steps.setdefault(planned.step, []).append(planned.fault)
         else:
             self.timeline.at(planned.at or 0.0, self.strike, planned.fault)
 
     def strike(self, fault: SimulatedFault) -> None:
-        """Have a fault strike now."""
+        """Let a fault strike now."""
         self.timeline.disturb()
         fault.strike(self)
 
     def ask(self, request: Request) -> None:
-        """An operator leaves a request."""
+        """Put a request of an operator into the inbox."""
         self.inbox[request.request] = request
         self.asked.append(request.request)
         self.timeline.disturb()
 
     def choose(self, names: Sequence[str]) -> str:
-        """One of them, by the seed and how often was drawn before."""
+        """Choose one of the names, by the seed and the number of choices before."""
         self._choices += 1
         return names[int(uniform(self.physics.seed, self._choices, 3) * len(names))]
 
-    # ---- what is true of it
+    # ---- what is running
 
     @property
     def running(self) -> Training | None:
-        """The training whose ranks were started last, while one of them is alive."""
+        """The training that was started last, if one of its ranks is alive."""
         newest = next(reversed(self.trainings.values()), None)
         return newest if newest is not None and self.agents.running(newest.launch.attempt) else None
 
     def alive(self) -> dict[str, set[str]]:
-        """The attempts of which a rank is alive anywhere, with the nodes on which."""
+        """Return the attempts with living ranks, each with the nodes of those ranks."""
         found: dict[str, set[str]] = {}
         for attempt in self.agents.parts:
             if parts := self.agents.running(attempt):
@@ -165,7 +165,7 @@ class World:
         self.timeline.now = max(self.timeline.now, training.next_at)
         save = training.make_step()
         if save:
-            # Copied aside at once, written in the background.
+            # The checkpoint is copied aside at once, and written in the background.
             self.timeline.after(self.costs.commit, self._commit, training, training.step, training.divergence)
         faults = self._steps.pop(training.step, ())
         for fault in faults:
@@ -230,7 +230,7 @@ class World:
         self.trainings[attempt].deaf = True
 
     def hang(self, attempt: str, rank: int | None) -> None:
-        """No step ends any more, though every process lives; `rank` is the one that the others wait for."""
+        """Stop all steps of an attempt, with all processes alive. `rank` is the one that the others wait for."""
         training = self.trainings[attempt]
         training.stall()
         training.over = True
@@ -251,7 +251,7 @@ class World:
     def _commit(self, training: Training, step: int, divergence: Divergence | None) -> None:
         last = step == self.physics.steps
         if training.over and not (last and self.agents.running(training.launch.attempt)):
-            return  # torn: its writers died
+            return  # torn: the writers died
         path = f"{training.command.folder}/step-{step:08d}"
         if path not in self.checkpoints:
             checkpoint = Checkpoint(run=training.run, step=step, path=path)
@@ -273,5 +273,5 @@ class World:
 
 
 def _stack(file: str, function: str) -> str:
-    """As faulthandler writes it."""
+    """A stack in the form of faulthandler."""
     return f'Current thread 0x00007f (most recent call first):\n  File "/trainer/{file}", line 88 in {function}\n'

@@ -457,7 +457,7 @@ def test_what_others_do_on_a_shared_machine_is_not_left_over():
     assert judge(busy, 0).reason == "ok", "the site says that nodes have no GPUs of their own"
 
 
-# ---- across lives of the daemon
+# ---- across daemon processes
 
 
 def journaled(*told: tuple[float, Judgement]) -> list[Entry]:

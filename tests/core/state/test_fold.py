@@ -131,7 +131,7 @@ def test_whatever_happens_the_promises_hold_and_a_replay_agrees(what: list[tuple
 @settings(max_examples=100, deadline=None)
 @given(happenings)
 def test_a_daemon_killed_between_any_two_entries_decides_the_same(what: list[tuple[str, int]]):
-    """What was decided does not depend on how many entries a life of the daemon managed to write."""
+    """A decision does not depend on how many entries a daemon process managed to write."""
     story = Story()
     story.begin()
     for name, number in what:

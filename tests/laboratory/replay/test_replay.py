@@ -1,4 +1,4 @@
-"""Scenarios, records and fates; and short replays through the real supervisor, beside the oracle."""
+"""Scenarios, records and fault plans, and short replays with the real supervisor and the oracle."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_week_in_which_nothing_happens_loses_saves_and_the_start_alone():
     assert found.status == "COMPLETED"
     assert found.goodput > 0.98
     assert found.incidents == []
-    assert set(found.lost) <= {"saves", "standstill: start"}
+    assert set(found.lost) <= {"saves", "downtime: start"}
     assert found.goodput <= (found.oracle_goodput or 0.0)
 
 
@@ -135,7 +135,7 @@ def test_what_a_person_took_to_come_is_no_fault_of_the_supervisor(record: Path):
     stops = chosen.stops.model_dump() | {"needs_human": {"value": 1.0, "source": "a test"}} if chosen.stops else {}
     (found,) = replay(Scenario.model_validate(chosen.model_dump() | {"stops": stops}), read_record(record, RULES), [1])
     waited = [each for each in found.incidents if each["waited_for_person"]]
-    assert found.person > 0.5 * sum(max(0.0, found.lost[name]) for name in found.lost if "standstill" in name)
+    assert found.person > 0.5 * sum(max(0.0, found.lost[name]) for name in found.lost if "downtime" in name)
     assert waited
     assert min(each["cost"] for each in waited) > 600
     assert found.hardware_stop is None or found.hardware_stop < 600

@@ -1,4 +1,4 @@
-"""Three worlds behind the same ports, as a test sees them: ask for something, lose the job, wait."""
+"""Three worlds behind the same ports, with one interface for tests: ask, lose the job, wait."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from opt_ops.runfolder import lineages
 from tests.e2e.site import Site
 from tests.laboratory.simulated_lineage import SimulatedLineage, physics, start, without_sync
 
-_PATIENCE = 90.0  # real seconds
-_VIRTUAL_PATIENCE = 20_000.0
+_TIMEOUT = 90.0  # real seconds
+_VIRTUAL_TIMEOUT = 20_000.0
 
 
 class Stage(Protocol):
     """A lineage of two nodes and a spare, in training."""
 
     def ask(self, verb: str, **arguments: Any) -> None:
-        """Ask the daemon for something."""
+        """Leave a request for the daemon."""
         ...
 
     def lose_job(self) -> None:
-        """The scheduler ends the job, and nobody told us."""
+        """Let the scheduler end the job without notice."""
         ...
 
     def wait(self, what: Callable[[State], Any]) -> Any:
-        """Until something is true of the state; what it is."""
+        """Wait until `what` is true of the state. Returns its value."""
         ...
 
 
 def trains_on(state: State, steps: int = 25) -> bool:
-    """Whether the newest attempt has come that far beyond its start, with a good checkpoint of its own."""
+    """Whether the newest attempt has made that many steps, and has a good checkpoint of its own."""
     attempt = state.attempt
     if state.status is not Status.TRAINING or attempt is None or attempt.first_step is None:
         return False
@@ -66,7 +66,7 @@ class Simulated:
         self._lives.world.strike(faults.EndJob())
 
     def wait(self, what: Callable[[State], Any]) -> Any:
-        world, until = self._lives.world, self._lives.world.now + _VIRTUAL_PATIENCE
+        world, until = self._lives.world, self._lives.world.now + _VIRTUAL_TIMEOUT
         while not (value := what(self._lives.state)):
             assert world.now < until, f"still {self._lives.state.status}"
             self._lives.tick()
@@ -90,7 +90,7 @@ class Real:
         lineages.ask(self._site.runs / "1", "ann", verb, arguments, 0.0)
 
     def wait(self, what: Callable[[State], Any]) -> Any:
-        return self._site.wait(what, _PATIENCE)
+        return self._site.wait(what, _TIMEOUT)
 
 
 def local(site: Site) -> Real:

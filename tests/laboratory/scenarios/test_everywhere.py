@@ -1,4 +1,4 @@
-"""The same failures on all three schedulers are seen, decided and proven alike."""
+"""The same failures are detected, decided and proven alike on all three schedulers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def proven(state: State, number: int) -> Incident | None:
-    """The incident of that number, once it is over and training goes on."""
+    """Return the incident with that number, once it is proven and training continues."""
     incident = list(state.incidents.values())[number : number + 1]
     return incident[0] if incident and incident[0].proven and trains_on(state) else None
 
@@ -62,7 +62,7 @@ def test_a_day_of_failures_is_the_same_everywhere(stage: Stage):
     stage.ask("drill", fault="hang", rank=0)
     hang = stage.wait(lambda state: proven(state, 1))
     assert (hang.kind, hang.decision.action, hang.stacks.silent) == ("hang", Action.RESTART, (0,))
-    assert hang.nodes == (used[0],), "it is named, and at the first time not taken out"
+    assert hang.nodes == (used[0],), "it is named, and not excluded at the first time"
 
     stage.ask("drill", fault="xid", node=used[1], xid=79)
     bad = stage.wait(lambda state: proven(state, 2))

@@ -1,4 +1,4 @@
-"""A Slurm that takes its time holds nobody up, and is asked once. The real one is in tests/slurm."""
+"""A slow Slurm delays nothing, and is asked once. Tests with the real Slurm are in tests/slurm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Make a command of Slurm: it notes its call, waits for a file `answer`, and goes on as told; the notes."""
+    """Make a Slurm command that notes its call, waits for a file `answer`, and runs `then`. Returns the notes."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -69,7 +69,7 @@ def test_a_drain_that_is_refused_late_is_refused(tmp_path: Path, command: Callab
 
 @pytest.fixture
 def slurm_says(tmp_path: Path, command: Callable[[str, str], Path]) -> Callable[..., SlurmScheduler]:
-    """A scheduler whose Slurm answers at once, in these words."""
+    """A scheduler whose Slurm commands answer at once."""
 
     def says(**words: str) -> SlurmScheduler:
         (tmp_path / "answer").touch()
@@ -98,7 +98,7 @@ def test_a_comment_of_two_lines_hides_no_job(slurm_says: Callable[..., SlurmSche
 
 
 def test_a_job_that_nobody_remembers_has_ended(slurm_says: Callable[..., SlurmScheduler]):
-    """Where there is no accounting, and the daemon was away for the minutes that the controller remembers it."""
+    """The site has no accounting, and no daemon ran during the minutes in which slurmctld remembers the job."""
     unknown = "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1"
     scheduler = slurm_says(
         squeue=unknown, sacct="echo Slurm accounting storage is disabled >&2; exit 1", scancel=unknown
