@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from chronicles.wording import full, names, rate, whole
 from opt_ops.core import events as e
 from opt_ops.core.text import iso
@@ -18,7 +18,7 @@ DRIVES = {
 }
 
 
-def operators(record: Record) -> list[dict[str, Any]]:
+def operators(record: LineageRecord) -> list[dict[str, Any]]:
     """Every request that steers the lineage, the refused ones among them; notes and drills have lists of their own."""
     return [row for entry in record.entries for row in _request(entry)]
 
@@ -85,7 +85,7 @@ def batches(number: int) -> str:
     return f"{whole(number)} batch{'' if number == 1 else 'es'}"
 
 
-def alerts(record: Record) -> list[dict[str, Any]]:
+def alerts(record: LineageRecord) -> list[dict[str, Any]]:
     """What people were told, and whether it reached them; `delivered` null: it is on its way."""
     settled = {
         entry.event.alert: (entry.ts, entry.event)
@@ -109,7 +109,7 @@ def alerts(record: Record) -> list[dict[str, Any]]:
     return found
 
 
-def told(record: Record) -> dict[str, str | None]:
+def told(record: LineageRecord) -> dict[str, str | None]:
     """When people were told of each incident: of what is done about it, or that it halted the lineage."""
     reached = {row["alert"]: row["settled"] for row in alerts(record) if row["delivered"]}
     found = {name: reached.get(f"{name}/opened") for name in record.state.incidents}
@@ -122,7 +122,7 @@ def told(record: Record) -> dict[str, str | None]:
 _ANSWERS = (e.ResumeRequested, e.ChangeRequested, e.StopRequested)
 
 
-def halts(record: Record) -> list[dict[str, Any]]:
+def halts(record: LineageRecord) -> list[dict[str, Any]]:
     """Every time that a human was needed, and whose answer ended it."""
     found: list[dict[str, Any]] = []
     for entry in record.entries:
@@ -152,7 +152,7 @@ def halt_cause(report: Mapping[str, Any], halt: Mapping[str, Any]) -> str:
     return f"{full(row['cause'], keep=row['nodes'])} Playbook {full(row['why'], keep=(playbook,))}"
 
 
-def paused(record: Record) -> dict[str, Any] | None:
+def paused(record: LineageRecord) -> dict[str, Any] | None:
     """The pause that is in force or on its way."""
     asked = record.state.paused
     at = next((entry.ts for entry in reversed(record.entries) if entry.event == asked), None)
@@ -166,7 +166,7 @@ def is_planned(kind: str, signal: str | None) -> bool:
     return kind == "nodes_returned" or (kind == "time_limit" and signal is None)
 
 
-def asked_for(record: Record, evidence: Mapping[str, Any]) -> e.ChangeRequested | None:
+def asked_for(record: LineageRecord, evidence: Mapping[str, Any]) -> e.ChangeRequested | None:
     """The operator's request behind an incident, if one is."""
     return record.state.changes.get(str(evidence.get("request")))
 

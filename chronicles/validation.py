@@ -7,27 +7,27 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-from chronicles.kept_curve import Stretch, settled
+from chronicles.kept_curve import AttemptCurve, kept_points
 
 
-def corpora(parts: Sequence[Stretch]) -> list[str]:
+def corpora(parts: Sequence[AttemptCurve]) -> list[str]:
     """The corpora that were ever evaluated on, the first one first."""
     points = (point for part in parts for point in part.points)
     return list(dict.fromkeys(corpus for point in points for corpus in point.valid or ()))
 
 
-def evaluated(parts: Sequence[Stretch], corpus: str) -> list[Stretch]:
+def evaluated(parts: Sequence[AttemptCurve], corpus: str) -> list[AttemptCurve]:
     """The attempts with the updates alone after which this corpus was evaluated."""
     return [replace(part, points=[p for p in part.points if p.valid and corpus in p.valid]) for part in parts]
 
 
-def report(parts: Sequence[Stretch]) -> list[dict[str, Any]]:
+def report(parts: Sequence[AttemptCurve]) -> list[dict[str, Any]]:
     """By corpus: its newest loss that counts, the one before, and the lowest; nats per token."""
     return [_row(corpus, evaluated(parts, corpus)) for corpus in corpora(parts)]
 
 
-def _row(corpus: str, parts: Sequence[Stretch]) -> dict[str, Any]:
-    found = [(point.step, (point.valid or {})[corpus]) for _, point in settled(parts)]
+def _row(corpus: str, parts: Sequence[AttemptCurve]) -> dict[str, Any]:
+    found = [(point.step, (point.valid or {})[corpus]) for _, point in kept_points(parts)]
     known = [(loss, step) for step, loss in found if loss is not None and isfinite(loss)]
     loss, step = known[-1] if known else (None, None)
     lowest, lowest_step = min(known, default=(None, None))

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from opt_ops.core.health import lemons
 from opt_ops.core.state.model import State
 
 _SHOWN = 10
 
 
-def worst(record: Record, incidents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def worst(record: LineageRecord, incidents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Those with failures in the last 28 days of this lineage: lemons first, then those that failed and cost most.
 
     `opt-ops node ledger` counts alike, over all lineages; a logbook is drawn from the journal of its own.

@@ -8,7 +8,7 @@ from typing import Any
 
 from chronicles.ledger.wall_clock import Ledger, Phase, Stage, ledger
 from chronicles.operators import halts, is_planned
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from opt_ops.config import Rates
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Incident, State
@@ -18,7 +18,7 @@ from opt_ops.core.values import Action, AllocationStatus, Severity
 _JOULES_PER_KWH = 3.6e6
 
 
-def account(record: Record, rates: Rates | None = None) -> dict[str, Any]:
+def account(record: LineageRecord, rates: Rates | None = None) -> dict[str, Any]:
     """Everything that the ledger knows of a lineage, as plain JSON values; from the journal alone.
 
     Args:
@@ -85,7 +85,7 @@ def _by_stage(book: Ledger) -> dict[str, float]:
 # ---- failures, restarts, people ----
 
 
-def _reliability(record: Record, book: Ledger) -> dict[str, Any]:
+def _reliability(record: LineageRecord, book: Ledger) -> dict[str, Any]:
     """A failure ended an attempt, unasked and on no drill; a recovery led from one, or a drill, to a next attempt."""
     found = [i for i in record.state.incidents.values() if _stopped_training(i)]
     failures = [i for i in found if i.drill is None]
@@ -109,7 +109,7 @@ def _stopped_training(incident: Incident) -> bool:
     return stops and incident.acted_on and not planned
 
 
-def _restarts(record: Record) -> dict[str, int]:
+def _restarts(record: LineageRecord) -> dict[str, int]:
     """Launches after the first, each in exactly one of three ways; requeues stand beside them."""
     counts = {"manual": 0, "planned": 0, "automatic": 0}
     asked, first = False, True
@@ -133,7 +133,7 @@ def _way(state: State, event: e.AttemptIntended, asked: bool) -> str:
     return "planned" if incident is not None and is_planned(incident.kind, incident.signal) else "automatic"
 
 
-def _people(record: Record, book: Ledger) -> dict[str, Any]:
+def _people(record: LineageRecord, book: Ledger) -> dict[str, Any]:
     """Calls, and the longest time between two of them; what people chose to do unasked is no call."""
     if record.started is None:
         return {"calls": 0, "longest_hands_off_seconds": None}
@@ -147,7 +147,7 @@ def _people(record: Record, book: Ledger) -> dict[str, Any]:
     return {"calls": len(calls), "longest_hands_off_seconds": max(free)}
 
 
-def _calls(record: Record, end: float) -> Iterator[tuple[float, float]]:
+def _calls(record: LineageRecord, end: float) -> Iterator[tuple[float, float]]:
     """From when until when a human was needed: halts until they were answered; other pages, at that moment."""
     told = {row["alert"] for row in halts(record)}
     for row in halts(record):
@@ -160,7 +160,7 @@ def _calls(record: Record, end: float) -> Iterator[tuple[float, float]]:
 # ---- nodes, energy, money ----
 
 
-def _bill(record: Record, book: Ledger, rates: Rates) -> dict[str, Any]:
+def _bill(record: LineageRecord, book: Ledger, rates: Rates) -> dict[str, Any]:
     hours = _node_hours(record, (record.started or 0.0) + book.wall)
     metered = [entry.event for entry in record.entries if isinstance(entry.event, e.EnergyMetered)]
     gpu_kwh = sum(event.joules for event in metered) / _JOULES_PER_KWH if metered else None
@@ -181,7 +181,7 @@ def _bill(record: Record, book: Ledger, rates: Rates) -> dict[str, Any]:
     }
 
 
-def _node_hours(record: Record, end: float) -> float | None:
+def _node_hours(record: LineageRecord, end: float) -> float | None:
     """Nodes held × hours, spares included, over all allocations; None where another launcher holds them."""
     if not record.state.allocations:
         return None

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from chronicles.kept_curve import undoings
-from chronicles.record import Record
+from chronicles.kept_curve import discards
+from chronicles.record import LineageRecord
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.state.status import Status
@@ -93,7 +93,7 @@ class Ledger:
         return self.steps_kept * step_seconds / self.wall if step_seconds and self.wall else None
 
 
-def ledger(record: Record) -> Ledger:
+def ledger(record: LineageRecord) -> Ledger:
     """Account for the time from the operator's request to the end, or to the newest sign of life in the journal."""
     book, state = Ledger(), record.state
     if record.started is None:
@@ -138,7 +138,7 @@ class _Course:
     knots: list[tuple[int, float]]
     paces: list[_Pace]
     saving: float
-    undone: Sequence[tuple[int, str]]  # as in `chronicles.kept_curve`
+    discarded: Sequence[tuple[int, str]]  # as in `chronicles.kept_curve`
     broken: int  # updates that were not applied: at most the last one
 
     def at(self, step: int) -> float:
@@ -152,10 +152,10 @@ class _Course:
 
 
 def _courses(entries: Sequence[e.Entry], state: State) -> dict[str, _Course]:
-    undone = undoings({name: _start(attempt) for name, attempt in state.attempts.items()})
+    discarded = discards({name: _start(attempt) for name, attempt in state.attempts.items()})
     broken = {(s.attempt, s.step) for s in state.signals.values() if s.signal == "non_finite_loss"}
     courses = {
-        name: _Course(attempt, [], [], 0.0, undone[name], int((name, attempt.last_step) in broken))
+        name: _Course(attempt, [], [], 0.0, discarded[name], int((name, attempt.last_step) in broken))
         for name, attempt in state.attempts.items()
     }
     for entry in entries:
@@ -187,7 +187,7 @@ def _start(attempt: Attempt) -> int:
     return min(resumed, attempt.first_step - 1) if attempt.first_step is not None else resumed
 
 
-def _end(record: Record) -> float:
+def _end(record: LineageRecord) -> float:
     """Nothing is said of the time since the last report of an attempt that trains."""
     state, attempt = record.state, record.state.attempt
     if state.ended:
@@ -264,7 +264,7 @@ def _marks(incident: Incident, state: State, hit: Attempt | None) -> Iterator[tu
 def _train(book: Ledger, sweep: _Sweep, course: _Course, state: State) -> None:
     """Divide the attempt's updates into those that count and those that others took back, each by who did."""
     first, last = course.knots[0][0], course.knots[-1][0]
-    limit = course.undone[-1][0] if course.undone else last
+    limit = course.discarded[-1][0] if course.discarded else last
     kept = min(last, limit)
     applied = last - course.broken
     if kept >= first:
@@ -272,7 +272,7 @@ def _train(book: Ledger, sweep: _Sweep, course: _Course, state: State) -> None:
         book.steps_kept += min(kept, applied) - first + 1
     book.seconds_saving += course.saving
     book.steps_repeated += max(0, applied - max(kept, first - 1))
-    bounds = [(max(step, kept), by) for step, by in reversed(course.undone) if step < last]
+    bounds = [(max(step, kept), by) for step, by in reversed(course.discarded) if step < last]
     ends = [*(step for step, _ in bounds[1:]), last]
     for (begin, by), end in zip(bounds, ends, strict=False):
         if end > begin:

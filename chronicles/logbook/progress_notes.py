@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from chronicles.kept_curve import settled
+from chronicles.kept_curve import kept_points
 from chronicles.logbook.drawing.markdown import plain, table
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.entries.entry import LogEntry
 from chronicles.logbook.front_page import front, interrupted, lead, seconds_left, times, totals
 from chronicles.logbook.render import newest_loss
 from chronicles.logbook.tables import cause, kind
-from chronicles.record import Record, until
+from chronicles.record import LineageRecord, until
 from chronicles.report.build import build
 from chronicles.wording import count, duration, hours, minute, names, percent, short, whole
 from opt_ops.config import Rates
@@ -33,15 +33,15 @@ _CAUSES = 4  # of lost time
 _DAY = 24 * 3600.0
 
 
-def moment(record: Record, step: int) -> float | None:
+def moment(record: LineageRecord, step: int) -> float | None:
     """When the update of a step that counts was complete; None while there is none."""
-    return next((point.ts for _, point in settled(record.stretches) if point.step >= step), None)
+    return next((point.ts for _, point in kept_points(record.curves) if point.step >= step), None)
 
 
 # ---- the progress note ----
 
 
-def update(record: Record, at: float, since: float, rates: Rates | None = None) -> str:
+def update(record: LineageRecord, at: float, since: float, rates: Rates | None = None) -> str:
     """The note at share `at` of all steps: what has happened since share `since`, in numbers and sentences.
 
     Raises:
@@ -50,7 +50,7 @@ def update(record: Record, at: float, since: float, rates: Rates | None = None) 
     total = build(record, rates)["total_steps"] or 0
     ends = moment(record, max(1, round(at * total))) if total else None
     if ends is None:
-        trained = max((point.step for _, point in settled(record.stretches)), default=0)
+        trained = max((point.step for _, point in kept_points(record.curves)), default=0)
         raise ValueError(f"{whole(trained)} of {whole(total)} steps are trained, which is not {100 * at:g} %")
     begins = moment(record, round(since * total)) if since > 0 else record.started
     assert begins is not None
@@ -67,7 +67,7 @@ def update(record: Record, at: float, since: float, rates: Rates | None = None) 
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
 
-def _head(record: Record, now: Row, at: float) -> Iterator[str]:
+def _head(record: LineageRecord, now: Row, at: float) -> Iterator[str]:
     run = now["runs"][-1]["run"] if now["runs"] else record.lineage
     yield f"# Lineage {plain(record.lineage)}: {100 * at:g} % update"
     yield ""
@@ -218,7 +218,7 @@ def _questions(now: Row) -> Iterator[str]:
 # ---- the hand-over ----
 
 
-def handover(record: Record, hours: float = 12.0, rates: Rates | None = None) -> str:
+def handover(record: LineageRecord, hours: float = 12.0, rates: Rates | None = None) -> str:
     """For the next shift: where it stands, what is open, what to watch, and what was done in the last hours."""
     now = build(record, rates)
     as_of = record.as_of or 0.0
@@ -234,7 +234,7 @@ def handover(record: Record, hours: float = 12.0, rates: Rates | None = None) ->
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
 
-def _watch(record: Record, now: Row, as_of: float, since: float) -> Iterator[str]:
+def _watch(record: LineageRecord, now: Row, as_of: float, since: float) -> Iterator[str]:
     yield "## To watch"
     yield ""
     found = [*_holdings(record.state, as_of), *_weights(record.state, now), *_signs(record, since), *_suspects(now)]
@@ -271,7 +271,7 @@ def _weights(state: State, now: Row) -> Iterator[str]:
         yield f"The learning rate is × {scale:.3g} of the schedule's, after {count(len(now['runs']) - 1, 'change')}."
 
 
-def _signs(record: Record, since: float) -> Iterator[str]:
+def _signs(record: LineageRecord, since: float) -> Iterator[str]:
     alerts = Counter(
         signal.signal for signal in record.state.signals.values() if signal.tier is Tier.ALERT and signal.at >= since
     )

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chronicles.kept_curve import settled
+from chronicles.kept_curve import kept_points
 from chronicles.logbook.drawing import figure, html, markdown
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.front_page import front
-from chronicles.record import Record, load
+from chronicles.record import LineageRecord, load
 from chronicles.report.build import build
 from opt_ops.config import Rates
 from opt_ops.runfolder.files import write_json, write_text
@@ -28,10 +28,10 @@ def render(folder: Path, rates: Rates | None = None) -> list[Path]:
     return write(folder, record, build(record, rates))
 
 
-def write(folder: Path, record: Record, report: Mapping[str, Any]) -> list[Path]:
+def write(folder: Path, record: LineageRecord, report: Mapping[str, Any]) -> list[Path]:
     """The same, of a lineage that was read already."""
     log, first = entries(record, report), front(report, newest_loss(record))
-    first["gaps"] = any(not point.finite for part in record.stretches for point in part.points)
+    first["gaps"] = any(not point.finite for part in record.curves for point in part.points)
     curves = figure.draw(record, report)
     into = folder / FOLDER
     paths = [into / "logbook.md", into / "logbook.html", into / "report.json"]
@@ -41,9 +41,9 @@ def write(folder: Path, record: Record, report: Mapping[str, Any]) -> list[Path]
     return paths
 
 
-def newest_loss(record: Record) -> float | None:
+def newest_loss(record: LineageRecord) -> float | None:
     """Of the last update that counts."""
     last = None
-    for _, point in settled(record.stretches):
+    for _, point in kept_points(record.curves):
         last = point.loss
     return last

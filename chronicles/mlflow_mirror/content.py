@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chronicles.kept_curve import settled
+from chronicles.kept_curve import kept_points
 from chronicles.logbook.drawing.markdown import note
 from chronicles.logbook.front_page import front
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from chronicles.wording import percent
 from opt_ops import __version__
 from opt_ops.core.state.model import Run, State
@@ -78,13 +78,13 @@ def lineage_key(state: State) -> str:
     return re.sub(r"[^\w./-]", "_", f"{state.lineage.lineage}/{state.lineage.request}")
 
 
-def targets(record: Record, report: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> list[Target]:
+def targets(record: LineageRecord, report: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> list[Target]:
     """The parent, then a child for each run. `configs` are the attempts' config.json, where there is one."""
     state = record.state
     return [_parent(record, report, configs), *(_child(record, run, configs) for run in state.runs.values())]
 
 
-def _parent(record: Record, report: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> Target:
+def _parent(record: LineageRecord, report: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> Target:
     state = record.state
     assert state.lineage is not None
     shape = state.lineage.shape
@@ -118,7 +118,7 @@ def _parent(record: Record, report: Mapping[str, Any], configs: Mapping[str, Map
     )
 
 
-def _child(record: Record, run: Run, configs: Mapping[str, Mapping[str, Any]]) -> Target:
+def _child(record: LineageRecord, run: Run, configs: Mapping[str, Mapping[str, Any]]) -> Target:
     state = record.state
     attempts = [attempt for attempt in state.attempts.values() if attempt.run == run.name]
     config = next((configs[attempt.name] for attempt in attempts if attempt.name in configs), {})
@@ -127,7 +127,7 @@ def _child(record: Record, run: Run, configs: Mapping[str, Mapping[str, Any]]) -
     left = max((a.ended_at for a in attempts if a.ended_at), default=following.planned_at if following else 0.0)
     broken = [
         f"{part.attempt} step {point.step}"
-        for part in record.stretches
+        for part in record.curves
         for point in part.points
         if part.run == run.name and not point.finite
     ]
@@ -155,7 +155,7 @@ def _child(record: Record, run: Run, configs: Mapping[str, Mapping[str, Any]]) -
     )
 
 
-def _common(record: Record) -> dict[str, str]:
+def _common(record: LineageRecord) -> dict[str, str]:
     state = record.state
     assert state.lineage is not None
     return {
@@ -260,7 +260,7 @@ def _valid_key(corpus: Any) -> str:
     return "valid/" + (re.sub(r"[^A-Za-z0-9_. -]", "_", str(corpus))[:200].strip(". ") or "_")
 
 
-def settled_through(state: State) -> int | None:
+def final_through(state: State) -> int | None:
     """The step up to which nothing will be trained again, as far as is known: None is all of them.
 
     A step is settled once a later checkpoint on the way to the present weights was verified and healthy.
@@ -271,11 +271,11 @@ def settled_through(state: State) -> int | None:
     return known.checkpoint.step if known else 0
 
 
-def settled_samples(record: Record, total: int | None, after: int) -> Iterator[tuple[int, list[Sample]]]:
+def kept_samples(record: LineageRecord, total: int | None, after: int) -> Iterator[tuple[int, list[Sample]]]:
     """The settled curve beyond step `after`: a step, and its values."""
-    through = settled_through(record.state)
+    through = final_through(record.state)
     every = max(1, math.ceil((total or 0) / SETTLED_POINTS))
-    for _, point in settled(record.stretches):
+    for _, point in kept_points(record.curves):
         if point.step <= after or (through is not None and point.step > through):
             continue
         line = {"ts": point.ts, "num_updates": point.step, "valid": point.valid}
@@ -287,13 +287,13 @@ def settled_samples(record: Record, total: int | None, after: int) -> Iterator[t
             yield point.step, [replace(sample, key=f"settled/{sample.key}") for sample in found]
 
 
-def settled_after(record: Record, step: int, attempts: int) -> int:
+def resend_after(record: LineageRecord, step: int, attempts: int) -> int:
     """Where to go on with a curve that was sent up to `step` when there were so many attempts.
 
     An attempt that began since may have taken some of it back. MLflow cannot forget those points; the ones that replace
     them are sent beside them, and are the later ones by their times.
     """
-    return min([step, *(part.start for part in record.stretches[attempts:])])
+    return min([step, *(part.start for part in record.curves[attempts:])])
 
 
 def ledger_samples(report: Mapping[str, Any]) -> list[Sample]:

@@ -26,14 +26,14 @@ class Cursor:
         self._seq: int = mine.get("seq", 0)
         self._runs: dict[str, str] = mine.get("runs", {})
         self._attempts: dict[str, Any] = mine.get("attempts", {})
-        self._settled: dict[str, int] = mine.get("settled", {"step": 0, "attempts": 0, "ledger": 0})
+        self._kept: dict[str, int] = mine.get("settled", {"step": 0, "attempts": 0, "ledger": 0})
         self._files: dict[str, str] = mine.get("files", {})
 
     def begin(self, runs: Mapping[str, str]) -> None:
         """These are the store's runs, by name. What was sent to others is forgotten: they were deleted, say."""
         if any(runs.get(name) != identity for name, identity in self._runs.items()):
             self._attempts, self._files = {}, {}
-            self._settled = {"step": 0, "attempts": 0, "ledger": 0}
+            self._kept = {"step": 0, "attempts": 0, "ledger": 0}
         self._runs = dict(runs)
         self._save()
 
@@ -50,13 +50,13 @@ class Cursor:
         self._save()
 
     @property
-    def settled(self) -> tuple[int, int, int]:
+    def kept(self) -> tuple[int, int, int]:
         """The last step of the settled curve, how many attempts there were then, and how many numbers of the ledger."""
-        return self._settled["step"], self._settled["attempts"], self._settled["ledger"]
+        return self._kept["step"], self._kept["attempts"], self._kept["ledger"]
 
-    def sent_settled(self, step: int, attempts: int, ledger: int) -> None:
+    def sent_kept(self, step: int, attempts: int, ledger: int) -> None:
         """The settled curve was sent up to this step."""
-        self._settled = {"step": step, "attempts": attempts, "ledger": ledger}
+        self._kept = {"step": step, "attempts": attempts, "ledger": ledger}
         self._save()
 
     def has_file(self, run: str, name: str, digest: str) -> bool:
@@ -78,7 +78,7 @@ class Cursor:
             "seq": self._seq,
             "runs": self._runs,
             "attempts": self._attempts,
-            "settled": self._settled,
+            "settled": self._kept,
             "files": self._files,
         }
         write_json(self._path, self._all)

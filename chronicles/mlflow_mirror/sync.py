@@ -21,7 +21,7 @@ from chronicles.logbook.drawing.markdown import SIGNED
 from chronicles.logbook.drawing.markdown import experiment as experiment_note
 from chronicles.mlflow_mirror import assets, content
 from chronicles.mlflow_mirror.cursor import Cursor
-from chronicles.record import Record, load
+from chronicles.record import LineageRecord, load
 from chronicles.report import build
 from opt_ops.config import Rates
 from opt_ops.core.names import attempt_folder
@@ -88,7 +88,7 @@ class _Mirror:
     """One sync of one lineage into one experiment of one store."""
 
     def __init__(
-        self, folder: Path, record: Record, numbers: Mapping[str, Any], tracking_uri: str, experiment: str
+        self, folder: Path, record: LineageRecord, numbers: Mapping[str, Any], tracking_uri: str, experiment: str
     ) -> None:
         from mlflow import MlflowClient
 
@@ -113,7 +113,7 @@ class _Mirror:
         self._cursor.begin({"": top, **ids})
         for name, attempt in state.attempts.items():
             self._send_attempt(name, ids[attempt.run])
-        self._send_settled(top)
+        self._send_kept_curve(top)
         self._send_data(runs, {"": top, **ids}, configs)
         self._send_milestones(ids)
         self._send_machines(ids)
@@ -221,23 +221,23 @@ class _Mirror:
         if (sent, before) != (read, wanted):
             self._cursor.sent_attempt(attempt, read, wanted)
 
-    def _send_settled(self, run: str) -> None:
-        was = step, attempts, costs = self._cursor.settled
-        after = reached = content.settled_after(self._record, step, attempts)
-        known = len(self._record.stretches)
+    def _send_kept_curve(self, run: str) -> None:
+        was = step, attempts, costs = self._cursor.kept
+        after = reached = content.resend_after(self._record, step, attempts)
+        known = len(self._record.curves)
         waiting: list[content.Sample] = []
-        for reached, samples in content.settled_samples(self._record, self._numbers["total_steps"], after):
+        for reached, samples in content.kept_samples(self._record, self._numbers["total_steps"], after):
             waiting += samples
             if len(waiting) > BATCH - len(content.SERIES):
                 self._log(run, waiting)
-                self._cursor.sent_settled(reached, known, costs)
+                self._cursor.sent_kept(reached, known, costs)
                 waiting = []
         ledger = content.ledger_samples(self._numbers)
         if len(ledger) != costs:
             self._log(run, ledger)
         self._log(run, waiting)
         if (reached, known, len(ledger)) != was:
-            self._cursor.sent_settled(reached, known, len(ledger))
+            self._cursor.sent_kept(reached, known, len(ledger))
 
     def _log(self, run: str, samples: Sequence[content.Sample]) -> None:
         from mlflow.entities import Metric

@@ -8,10 +8,10 @@ from typing import Any
 
 from chronicles import operators, validation
 from chronicles.confidence import confidence
-from chronicles.kept_curve import Stretch, settled
+from chronicles.kept_curve import AttemptCurve, kept_points
 from chronicles.ledger.lemon_nodes import worst
 from chronicles.ledger.summary import account, node_hours_lost
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from opt_ops.config import Rates
 from opt_ops.core.decide.proof import baseline, under
 from opt_ops.core.events import (
@@ -33,13 +33,13 @@ from opt_ops.core.values import Action, AllocationStatus
 SCHEMA = "opt-ops/report/1"
 
 
-def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
+def build(record: LineageRecord, rates: Rates | None = None) -> dict[str, Any]:
     """The whole report as plain JSON values; times are ISO 8601, durations seconds."""
     state, spent = record.state, account(record, rates)
     hours = node_hours_lost(state, spent)
     corrected = {x.event.target for x in record.entries if isinstance(x.event, NoteAdded) and x.event.correction}
-    parts = {part.attempt: part for part in record.stretches}
-    last = max((point.step for _, point in settled(record.stretches)), default=0)
+    parts = {part.attempt: part for part in record.curves}
+    last = max((point.step for _, point in kept_points(record.curves)), default=0)
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
     configured = [entry.event for entry in record.entries if isinstance(entry.event, AttemptConfigured)]
     told = operators.told(record)
@@ -82,13 +82,13 @@ def build(record: Record, rates: Rates | None = None) -> dict[str, Any]:
         "notes": [_note(entry, entry.event) for entry in record.entries if isinstance(entry.event, NoteAdded)],
         "stops": [_stop(entry, entry.event) for entry in record.entries if isinstance(entry.event, StopRequested)],
         "checkpoints": _checkpoints(state),
-        "validation": validation.report(record.stretches),
+        "validation": validation.report(record.curves),
         "goodput": spent,
         "journal": {"seq": state.seq, "epochs": state.epoch, "remarks": list(record.remarks)},
     }
 
 
-def _incident(state: State, incident: Incident, parts: Mapping[str, Stretch]) -> dict[str, Any]:
+def _incident(state: State, incident: Incident, parts: Mapping[str, AttemptCurve]) -> dict[str, Any]:
     decision, hit = incident.decision, state.attempts.get(incident.attempt or "")
     following = state.attempts.get(incident.next_attempt or "")
     drill = state.drills.get(incident.drill or "")
@@ -155,7 +155,7 @@ def _stacks(incident: Incident) -> dict[str, Any] | None:
     }
 
 
-def _step_failed(incident: Incident, part: Stretch | None) -> int | None:
+def _step_failed(incident: Incident, part: AttemptCurve | None) -> int | None:
     """The newest update at the first evidence. The journal alone lags behind by up to a minute of training."""
     times = [point.ts for point in part.points] if part else []
     seen = bisect_right(times, incident.at)
@@ -189,10 +189,10 @@ def _learning_rates(state: State, incident: Incident, hit: Attempt | None) -> di
     return {"lr_before": before, "lr_after": readbacks[0]["lr"]}
 
 
-def _run(state: State, run: Run, parts: Mapping[str, Stretch]) -> dict[str, Any]:
+def _run(state: State, run: Run, parts: Mapping[str, AttemptCurve]) -> dict[str, Any]:
     attempts = [attempt for attempt in state.attempts.values() if attempt.run == run.name]
     points = [point for attempt in attempts for point in parts[attempt.name].points]
-    kept = sum(parts[attempt.name].counts(point) for attempt in attempts for point in parts[attempt.name].points)
+    kept = sum(parts[attempt.name].is_kept(point) for attempt in attempts for point in parts[attempt.name].points)
     return {
         "run": run.name,
         "parent": run.parent,
@@ -212,7 +212,7 @@ def _run(state: State, run: Run, parts: Mapping[str, Stretch]) -> dict[str, Any]
     }
 
 
-def _attempt(attempt: Attempt, part: Stretch, layout: Mapping[str, Any] | None) -> dict[str, Any]:
+def _attempt(attempt: Attempt, part: AttemptCurve, layout: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "attempt": attempt.name,
         "run": attempt.run,
@@ -246,7 +246,7 @@ def _shape(state: State) -> dict[str, int] | None:
     }
 
 
-def _allocations(record: Record) -> list[dict[str, Any]]:
+def _allocations(record: LineageRecord) -> list[dict[str, Any]]:
     """All of them. An allocation that has ended is told with the nodes that it held."""
     found: dict[str, dict[str, Any]] = {}
     for entry in record.entries:

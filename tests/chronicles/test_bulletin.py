@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chronicles.logbook.progress_notes import handover, moment, update
-from chronicles.record import Record, load, until
+from chronicles.record import LineageRecord, load, until
 from chronicles.report.build import build
 from opt_ops.core import events as e
 from opt_ops.core.values import Severity, Tier, Verdict
@@ -19,11 +19,11 @@ from tests.chronicles.told import Told, spiked
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+def record(tmp_path_factory: pytest.TempPathFactory) -> LineageRecord:
     return load(eventful(tmp_path_factory.mktemp("runs") / "12").folder)
 
 
-def test_a_note_tells_what_has_happened_since_the_one_before(record: Record):
+def test_a_note_tells_what_has_happened_since_the_one_before(record: LineageRecord):
     text = update(record, 0.64, 0.27)
     assert text.startswith("# Lineage 12: 64 % update\n\n2026-11-18 15:18 UTC, run 12.02, step 640 of 1000.")
     assert "Since the 27 % update (2026-11-18 11:34 UTC), 370 steps were trained in 3 h 44 min" in text
@@ -34,19 +34,19 @@ def test_a_note_tells_what_has_happened_since_the_one_before(record: Record):
     assert "The time since then went most to: paused 2 h 0 min, halted 1 h 0 min" in text
 
 
-def test_a_note_about_an_earlier_moment_knows_no_more_than_then(record: Record):
+def test_a_note_about_an_earlier_moment_knows_no_more_than_then(record: LineageRecord):
     text = update(record, 0.27, 0.0)
     assert "3 incidents: hang × 2, bad GPU." in text
     assert "12-i002 is open since" in text, "it was proven later"
     assert "No human was needed." in text
 
 
-def test_until_is_what_was_written_until_then(record: Record):
+def test_until_is_what_was_written_until_then(record: LineageRecord):
     ends = moment(record, 270)
     assert ends is not None
     then = until(record, ends)
     assert len(then.entries) < len(record.entries)
-    assert max(point.ts for part in then.stretches for point in part.points) == ends
+    assert max(point.ts for part in then.curves for point in part.points) == ends
     assert build(until(record, record.entries[-1].ts)) == build(record)
 
 

@@ -87,7 +87,7 @@ def test_drawings_have_no_date_no_foreign_color_and_no_shared_ids(told: Told):
 
 def test_what_lies_beyond_a_panel_is_told_in_full():
     record = load(LINEAGE)
-    part = record.stretches[2]
+    part = record.curves[2]
     points = [replace(p, lr=0.0421234) if p.step == 280 else p for p in part.points]
-    record = replace(record, stretches=[*record.stretches[:2], replace(part, points=points), record.stretches[3]])
+    record = replace(record, curves=[*record.curves[:2], replace(part, points=points), record.curves[3]])
     assert all(">4.21234e-2<" in svg for svg in figure.draw(record, build(record)))

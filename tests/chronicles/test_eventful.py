@@ -16,7 +16,7 @@ from chronicles.logbook.entries.entry import LogEntry
 from chronicles.logbook.entries.incidents import qualifier
 from chronicles.logbook.front_page import front
 from chronicles.mlflow_mirror import content
-from chronicles.record import Record, load
+from chronicles.record import LineageRecord, load
 from chronicles.report.build import build
 from chronicles.wording import duration
 from opt_ops.core import events as e
@@ -33,17 +33,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def record(folder: Path) -> Record:
+def record(folder: Path) -> LineageRecord:
     return load(folder)
 
 
 @pytest.fixture(scope="module")
-def report(record: Record) -> dict[str, Any]:
+def report(record: LineageRecord) -> dict[str, Any]:
     return build(record)
 
 
 @pytest.fixture(scope="module")
-def log(record: Record, report: dict[str, Any]) -> dict[str, LogEntry]:
+def log(record: LineageRecord, report: dict[str, Any]) -> dict[str, LogEntry]:
     """By title, without time."""
     return {entry.title.partition(" UTC ")[2]: entry for entry in entries(record, report)}
 
@@ -213,7 +213,7 @@ def test_requests_are_listed_with_the_refused_ones(report: dict[str, Any]):
     assert [row["refused"] for row in report["operators"] if row["refused"]] == ["<b>no</b>"]
 
 
-def test_allocations_and_the_jobs_of_attempts(record: Record, report: dict[str, Any]):
+def test_allocations_and_the_jobs_of_attempts(record: LineageRecord, report: dict[str, Any]):
     rows = {row["job"]: row for row in report["allocations"]}
     assert rows["4101"]["nodes"] == ["n1", "n2", "n3", "n4", "n5"], "also when it has ended"
     assert rows["4102"]["why"].startswith("3 of 5 nodes")
@@ -228,7 +228,7 @@ def test_allocations_and_the_jobs_of_attempts(record: Record, report: dict[str, 
     assert runs[-1].status == "FINISHED", "a halt is not the end"
 
 
-def test_the_pause_ends_with_the_request_to_go_on(record: Record):
+def test_the_pause_ends_with_the_request_to_go_on(record: LineageRecord):
     book = ledger(record)
     assert book.phases[Phase.PAUSED] == pytest.approx(7200, abs=30)
     assert book.phases[Phase.QUEUED] == pytest.approx(600, abs=120), "then it waits for nodes"
@@ -371,7 +371,7 @@ def test_the_front_page_says_when_it_will_end_and_what_is_open(told: Told):
     assert front(build(load(told.folder)), None)["questions"] == []
 
 
-def test_the_worst_nodes_are_those_of_the_ledger_of_nodes(report: dict[str, Any], record: Record):
+def test_the_worst_nodes_are_those_of_the_ledger_of_nodes(report: dict[str, Any], record: LineageRecord):
     ledger = [each for each in records(parts(record.entries), record.as_of or 0.0) if each.failures]
     expected = [(each.part.key, len(each.failures), each.expected) for each in ledger if each.part.kind == "node"]
     rows = report["worst_nodes"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chronicles.ledger.wall_clock import Phase, ledger
-from chronicles.record import Record, load
+from chronicles.record import LineageRecord, load
 from opt_ops.core.events import AttemptEnded, AttemptProgressed, LineageCancelled, LineageHalted, StopRequested
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome
@@ -23,7 +23,7 @@ RECORDED = load(LINEAGE)
 START, END = RECORDED.started or 0.0, RECORDED.as_of or 0.0
 
 
-def shuffled(skews: list[float], statuses: list[tuple[float, Status]], named: list[bool]) -> Record:
+def shuffled(skews: list[float], statuses: list[tuple[float, Status]], named: list[bool]) -> LineageRecord:
     """The recorded lineage with clocks that disagree, statuses that come at any time, and attempts of no incident."""
     shift = dict(zip(RECORDED.state.attempts, skews, strict=True))
     moved = [(START, Status.PLANNED), *((START + share * (END - START), status) for share, status in sorted(statuses))]
@@ -63,7 +63,7 @@ def test_phases_sum_to_the_wall_clock(skews: list[float], statuses: list[tuple[f
     assert math.isclose(sum(map(book.repeated, book.lost)), book.phases[Phase.LOST], rel_tol=1e-9, abs_tol=1e-6)
 
 
-def stood_in(record: Record, status: Status) -> float:
+def stood_in(record: LineageRecord, status: Status) -> float:
     ends = [*(ts for ts, _ in record.statuses[1:]), END]
     return sum(end - ts for (ts, each), end in zip(record.statuses, ends, strict=True) if each is status)
 

@@ -27,7 +27,7 @@ CONFIGS = {
 
 
 def curve(folder: Path, total: int = 400, after: int = 0) -> list[content.Sample]:
-    return [sample for _, samples in content.settled_samples(load(folder), total, after) for sample in samples]
+    return [sample for _, samples in content.kept_samples(load(folder), total, after) for sample in samples]
 
 
 def targets(folder: Path) -> list[content.Target]:
@@ -143,9 +143,9 @@ def test_everything_is_settled_at_the_end(told: Told):
 
 def test_a_rollback_sends_the_settled_curve_back(told: Told):
     record = load(spiked(told).folder)
-    assert content.settled_after(record, 150, 1) == 100, "150 was sent before 12.01 began at 100"
-    assert content.settled_after(record, 150, 2) == 150, "12.01 was known then"
-    assert content.settled_after(record, 0, 0) == 0
+    assert content.resend_after(record, 150, 1) == 100, "150 was sent before 12.01 began at 100"
+    assert content.resend_after(record, 150, 2) == 150, "12.01 was known then"
+    assert content.resend_after(record, 0, 0) == 0
 
 
 def test_a_long_settled_curve_has_about_as_many_points_as_mlflow_draws(told: Told):

@@ -14,7 +14,7 @@ from chronicles.logbook.drawing.curves import letter, validation
 from chronicles.logbook.front_page import front
 from chronicles.logbook.progress_notes import update
 from chronicles.mlflow_mirror import content
-from chronicles.record import Record, load
+from chronicles.record import LineageRecord, load
 from chronicles.report.build import build
 from opt_ops.core.values import Action, Outcome
 from tests.chronicles.told import Told
@@ -45,12 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def record(folder: Path) -> Record:
+def record(folder: Path) -> LineageRecord:
     return load(folder)
 
 
 @pytest.fixture(scope="module")
-def report(record: Record) -> dict[str, Any]:
+def report(record: LineageRecord) -> dict[str, Any]:
     return build(record)
 
 
@@ -68,7 +68,7 @@ def test_only_what_counts_is_told(report: dict[str, Any]):
     assert (code["loss"], code["lowest"], code["lowest_step"], code["previous"]) == (2.3, 2.0, 240, 2.2)
 
 
-def test_the_front_page_letters_them_as_the_curves_do(record: Record, report: dict[str, Any]):
+def test_the_front_page_letters_them_as_the_curves_do(record: LineageRecord, report: dict[str, Any]):
     rows = front(report, None)["validation"]
     assert [(row["letter"], row["corpus"], row["loss"]) for row in rows] == [
         ("a", "wiki", "1.400"),
@@ -79,7 +79,7 @@ def test_the_front_page_letters_them_as_the_curves_do(record: Record, report: di
     assert [letter(place) for place in (0, 25, 26, 51, 52)] == ["a", "z", "aa", "az", "ba"]
 
 
-def test_the_curve_has_what_counts_and_what_was_taken_back(record: Record):
+def test_the_curve_has_what_counts_and_what_was_taken_back(record: LineageRecord):
     drawn = validation(record)
     peaks = [(line.kept, line.steps) for line in drawn.lines if 9.0 in line.values]
     assert peaks == [(False, (80, 120, 160, 200))], "it hangs on what counts"
@@ -107,7 +107,7 @@ def test_without_evaluation_nothing_is_said_of_it(told: Told):
     assert "Validation" not in pages
 
 
-def test_a_progress_note_says_where_they_went(record: Record):
+def test_a_progress_note_says_where_they_went(record: LineageRecord):
     text = update(record, 0.9, 0.6)
     assert "Loss on validation data: wiki 2.600 → 1.400, code 2.000 → 2.300 (lowest 2.000 after step 240)." in text
     assert "wiki 3.800, code 2.400." in update(record, 0.3, 0.0), "of step 80: it was not finite after 120"
@@ -137,8 +137,8 @@ def test_names_that_mlflow_would_refuse_are_written_otherwise():
     assert ".." not in sample.key
 
 
-def test_the_settled_curve_has_the_evaluations_that_count(record: Record):
-    found = [s for _, samples in content.settled_samples(record, 400_000, 0) for s in samples]
+def test_the_settled_curve_has_the_evaluations_that_count(record: LineageRecord):
+    found = [s for _, samples in content.kept_samples(record, 400_000, 0) for s in samples]
     assert {s.key for s in found} >= {"settled/valid/wiki", "settled/valid/code"}
     assert [s.step for s in found if s.key == "settled/valid/wiki"] == [40, 80, 120, 160, 200, 240, 280, 320]
     assert all(s.value != 9.0 for s in found), "the rollback took it back"

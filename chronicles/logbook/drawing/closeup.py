@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from chronicles.kept_curve import Stretch
+from chronicles.kept_curve import AttemptCurve
 from chronicles.logbook.drawing.curves import thin
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from opt_ops.core.detect.point import Point
 
 AROUND = 200  # steps before and after
@@ -27,9 +27,9 @@ _Line = tuple[str, Sequence[int], Sequence[float]]  # class, steps, losses
 class Closeups:
     """Draws the incidents of one record."""
 
-    def __init__(self, record: Record, colors: Mapping[str, str]) -> None:
+    def __init__(self, record: LineageRecord, colors: Mapping[str, str]) -> None:
         """`colors` are the CSS classes of the runs."""
-        self._parts = [(part.points[0].step, part.points[-1].step, part) for part in record.stretches if part.points]
+        self._parts = [(part.points[0].step, part.points[-1].step, part) for part in record.curves if part.points]
         self._colors = colors
 
     def draw(self, row: Mapping[str, Any]) -> str:
@@ -48,12 +48,12 @@ class Closeups:
         last = max(first + 1, *(steps[-1] for _, steps, _ in lines))
         return _svg(lines, first, last, stopped, row["step_resumed"])
 
-    def _lines(self, part: Stretch, first: int, last: int, hit: bool) -> Iterator[_Line]:
+    def _lines(self, part: AttemptCurve, first: int, last: int, hit: bool) -> Iterator[_Line]:
         """What counts of an attempt's updates in the window; of the one that was hit, also what was taken back."""
         begin = bisect_left(part.points, first, key=_step)
         points = part.points[begin : bisect_right(part.points, last, key=_step)]
         for kept in (True, False) if hit else (True,):
-            own = [p for p in points if part.counts(p) == kept and p.loss is not None and isfinite(p.loss)]
+            own = [p for p in points if part.is_kept(p) == kept and p.loss is not None and isfinite(p.loss)]
             if not kept and own:
                 own = [*(p for p in points if p.step == own[0].step - 1 and p.loss is not None), *own]
             if own:

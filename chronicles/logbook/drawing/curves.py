@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from chronicles.kept_curve import Stretch
-from chronicles.record import Record
+from chronicles.kept_curve import AttemptCurve
+from chronicles.record import LineageRecord
 from chronicles.validation import corpora, evaluated
 from opt_ops.core.detect.point import Point
 
@@ -50,15 +50,15 @@ class Curve:
     labels: Sequence[tuple[int, float, str]] = ()  # at the ends of lines: step, value, and what to call them
 
 
-def curve(record: Record, measure: str) -> Curve:
+def curve(record: LineageRecord, measure: str) -> Curve:
     """Every point of a measure that telemetry holds."""
-    return _curve(record, record.stretches, MEASURES[measure])
+    return _curve(record, record.curves, MEASURES[measure])
 
 
-def validation(record: Record) -> Curve:
+def validation(record: LineageRecord) -> Curve:
     """The loss on validation data, a line for each corpus; they are lettered as in the report where there are more."""
-    names = corpora(record.stretches)
-    drawn = [_curve(record, evaluated(record.stretches, name), _loss_on(name)) for name in names]
+    names = corpora(record.curves)
+    drawn = [_curve(record, evaluated(record.curves, name), _loss_on(name)) for name in names]
     ends = [next((line for line in reversed(one.lines) if line.kept), None) for one in drawn]
     labels = [
         (line.steps[-1], line.values[-1], letter(place))
@@ -79,7 +79,7 @@ def _loss_on(corpus: str) -> Measure:
     return lambda point: (point.valid or {}).get(corpus)
 
 
-def _curve(record: Record, parts: Sequence[Stretch], of: Measure) -> Curve:
+def _curve(record: LineageRecord, parts: Sequence[AttemptCurve], of: Measure) -> Curve:
     runs = {name: place for place, name in enumerate(record.state.runs)}
     gaps = [p.step for part in parts for p in part.points if _number(of(p)) is None]
     return Curve(lines=list(_lines(parts, of, runs)), gaps=gaps)
@@ -129,7 +129,7 @@ def _thin(line: Line, limit: int) -> Line:
     return replace(line, steps=[line.steps[i] for i in chosen], values=[line.values[i] for i in chosen])
 
 
-def _lines(parts: Sequence[Stretch], of: Measure, runs: Mapping[str, int]) -> Iterator[Line]:
+def _lines(parts: Sequence[AttemptCurve], of: Measure, runs: Mapping[str, int]) -> Iterator[Line]:
     """Kept lines joined over the attempts of a run; each one that was taken back by itself; both broken at gaps."""
     kept: list[tuple[int, float]] = []  # of the run that is being drawn
     run: int | None = None
@@ -141,7 +141,7 @@ def _lines(parts: Sequence[Stretch], of: Measure, runs: Mapping[str, int]) -> It
         lost: list[tuple[int, float]] = []
         for point in part.points:
             number = _number(of(point))
-            counts = part.counts(point)
+            counts = part.is_kept(point)
             if number is None:
                 yield from _line(run, counts, kept if counts else lost)
                 (kept if counts else lost).clear()

@@ -15,7 +15,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from chronicles.logbook.drawing.curves import Curve, Line, Mark, curve, marks, thinned, validation
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from chronicles.wording import rate
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ _LANE, _FOOT = 15, 40
 _DOTS = 80  # values, each of which gets one: a line through few points looks as if it knew what lies between
 
 
-def draw(record: Record, report: Mapping[str, Any]) -> list[str]:
+def draw(record: LineageRecord, report: Mapping[str, Any]) -> list[str]:
     """The measures over all runs, in each of `SIZES`; none before there is any telemetry. Without evaluation, three."""
     curves = {measure: validation(record) if measure == "valid" else curve(record, measure) for measure in _PANELS}
     if not curves["valid"].lines and not curves["valid"].gaps:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chronicles.logbook.entries.entry import Fact, LogEntry, entry_of
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from chronicles.wording import count, full, names, short
 from opt_ops.core import events as e
 from opt_ops.core.text import from_iso
@@ -26,7 +26,7 @@ class Group:
     incident: str | None
 
 
-def grouped(record: Record, report: Mapping[str, Any], others: Sequence[float]) -> list[Group]:
+def grouped(record: LineageRecord, report: Mapping[str, Any], others: Sequence[float]) -> list[Group]:
     """All allocations but the first, which belongs to the start. `others` are the times of all other entries."""
     submitted = [entry for entry in record.entries if isinstance(entry.event, e.AllocationSubmitted)][1:]
     found: list[Group] = []
@@ -50,7 +50,7 @@ def _made_good(report: Mapping[str, Any], ts: float) -> str | None:
     return next((row["incident"] for row in lost if 0 <= ts - from_iso(row["opened"]) <= _AT_ONCE), None)
 
 
-def attached(record: Record, report: Mapping[str, Any], found: Sequence[LogEntry]) -> Iterator[LogEntry]:
+def attached(record: LineageRecord, report: Mapping[str, Any], found: Sequence[LogEntry]) -> Iterator[LogEntry]:
     """The entries with what was asked for: as a fact of an incident's, or as entries of their own, in order."""
     groups = grouped(record, report, [entry.ts for entry in found])
     facts = {group.incident: _fact(record, report, group) for group in groups if group.incident}
@@ -63,13 +63,13 @@ def attached(record: Record, report: Mapping[str, Any], found: Sequence[LogEntry
     yield from own
 
 
-def _entry(record: Record, report: Mapping[str, Any], group: Group) -> LogEntry:
+def _entry(record: LineageRecord, report: Mapping[str, Any], group: Group) -> LogEntry:
     jobs = _jobs(group)
     what = f"new allocation, job {short(jobs[0], 40)}" if len(jobs) == 1 else f"{len(jobs)} new allocations"
     return entry_of(record, group.entries[0], what, facts=(_fact(record, report, group),))
 
 
-def _fact(record: Record, report: Mapping[str, Any], group: Group) -> Fact:
+def _fact(record: LineageRecord, report: Mapping[str, Any], group: Group) -> Fact:
     asked = [record.state.allocations[_event(entry).allocation] for entry in group.entries]
     jobs = _jobs(group)
     of = f"as job {jobs[0]}" if len(jobs) == 1 else f"as jobs {names(jobs)}" if len(jobs) <= _NAMED else ""

@@ -12,7 +12,7 @@ from chronicles.logbook.drawing.figure import RUN_COLORS
 from chronicles.logbook.entries import allocations, incidents, operators
 from chronicles.logbook.entries.entry import MACHINE, Fact, LogEntry, Remark, entry_of, run_at
 from chronicles.operators import DRIVES, asked_for
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from chronicles.wording import count, drill, duration, evidence, full, names, percent, rate, short, value, whole
 from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline
@@ -20,7 +20,7 @@ from opt_ops.core.text import from_iso
 from opt_ops.core.values import Driver, Tier
 
 
-def entries(record: Record, report: Mapping[str, Any]) -> list[LogEntry]:
+def entries(record: LineageRecord, report: Mapping[str, Any]) -> list[LogEntry]:
     """All entries, newest first."""
     found: list[LogEntry] = []
     configured: e.AttemptConfigured | None = None
@@ -38,12 +38,12 @@ def entries(record: Record, report: Mapping[str, Any]) -> list[LogEntry]:
     return [replace(entry, remarks=tuple(remarks.get(entry.anchor, ()))) for entry in rest]
 
 
-def _with_closeups(record: Record, found: list[LogEntry]) -> list[LogEntry]:
+def _with_closeups(record: LineageRecord, found: list[LogEntry]) -> list[LogEntry]:
     near = Closeups(record, {run: f"run-{number % RUN_COLORS}" for number, run in enumerate(record.state.runs)})
     return [replace(entry, closeup=near.draw(entry.incident)) if entry.incident else entry for entry in found]
 
 
-def _remarks(record: Record, anchors: AbstractSet[str]) -> dict[str, list[Remark]]:
+def _remarks(record: LineageRecord, anchors: AbstractSet[str]) -> dict[str, list[Remark]]:
     """The notes on entries, by anchor."""
     found: dict[str, list[Remark]] = {}
     for entry in record.entries:
@@ -59,7 +59,7 @@ def _remarks(record: Record, anchors: AbstractSet[str]) -> dict[str, list[Remark
 _Found = Iterator[LogEntry]
 
 
-def _started(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.LineageStarted) -> _Found:
+def _started(record: LineageRecord, report: Mapping[str, Any], entry: e.Entry, event: e.LineageStarted) -> _Found:
     shape = event.shape
     spares = f" and {count(shape.spares, 'spare')}" if shape.spares else ""
     fewer = f" Rather than wait, {whole(shape.min_nodes)} will do." if shape.min_nodes else ""
@@ -103,7 +103,7 @@ def _ends(falls_until: int, total: int | None) -> str:
     return ", where training ends" if falls_until == total else f"; training ends at step {whole(total)}"
 
 
-def _incident(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.IncidentOpened) -> _Found:
+def _incident(record: LineageRecord, report: Mapping[str, Any], entry: e.Entry, event: e.IncidentOpened) -> _Found:
     row = next(row for row in report["incidents"] if row["incident"] == event.incident)
     asked = asked_for(record, row["evidence"])
     yield LogEntry(
@@ -123,7 +123,7 @@ def _incident(record: Record, report: Mapping[str, Any], entry: e.Entry, event: 
     )
 
 
-def _launched(record: Record, entry: e.Entry, event: e.AttemptConfigured, before: e.AttemptConfigured) -> _Found:
+def _launched(record: LineageRecord, entry: e.Entry, event: e.AttemptConfigured, before: e.AttemptConfigured) -> _Found:
     """Other versions than the attempt before: nobody may learn of that from the curve."""
     known, now = before.versions, event.versions
     changed = tuple(
@@ -141,7 +141,7 @@ def _launched(record: Record, entry: e.Entry, event: e.AttemptConfigured, before
 _UNASKED = "Results may differ by more than rounding; nothing here says that anybody wanted it."
 
 
-def _daemon(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.DaemonStarted) -> _Found:
+def _daemon(record: LineageRecord, report: Mapping[str, Any], entry: e.Entry, event: e.DaemonStarted) -> _Found:
     opened = {i.opened_epoch for i in record.state.incidents.values() if i.kind == "daemon_restart"}
     if event.blind_seconds is None or entry.epoch in opened:
         return
@@ -149,7 +149,7 @@ def _daemon(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.
     yield entry_of(record, entry, "daemon restart, no rank was running", facts=(Fact(label="Daemon", text=text),))
 
 
-def _drill(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.DrillRequested) -> _Found:
+def _drill(record: LineageRecord, report: Mapping[str, Any], entry: e.Entry, event: e.DrillRequested) -> _Found:
     row = next(row for row in report["drills"] if row["drill"] == event.drill)
     if row["incident"]:
         return  # the incident's own entry tells it
@@ -159,7 +159,7 @@ def _drill(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.D
     yield entry_of(record, entry, f"drill {event.fault}", event.author, drill=event.drill, facts=(fact,))
 
 
-def _alert(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.SignalRaised) -> _Found:
+def _alert(record: LineageRecord, report: Mapping[str, Any], entry: e.Entry, event: e.SignalRaised) -> _Found:
     if event.tier is not Tier.ALERT:
         return
     same = [row for row in report["incidents"] if incidents.leads(row, event.step)]
@@ -187,13 +187,13 @@ def _healed(again: Mapping[str, Any] | None) -> str:
     return f"{most}. This one came again in attempt {again['attempt']}, as {again['incident']}."
 
 
-def _refused(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.CheckpointRefused) -> _Found:
+def _refused(record: LineageRecord, _: Mapping[str, Any], entry: e.Entry, event: e.CheckpointRefused) -> _Found:
     point = event.checkpoint
     fact = Fact(label="Cause", text=f"{full(event.why)} It will never be resumed from.")
     yield entry_of(record, entry, f"checkpoint {whole(point.step)} refused: damaged", run=point.run, facts=(fact,))
 
 
-def _size(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.SizeDecided) -> _Found:
+def _size(record: LineageRecord, report: Mapping[str, Any], entry: e.Entry, event: e.SizeDecided) -> _Found:
     of = record.state.shape.nodes
     sizes = [(x.ts, x.event.nodes) for x in record.entries if isinstance(x.event, e.SizeDecided)]
     before = next((nodes for ts, nodes in reversed(sizes) if ts < entry.ts), of)
@@ -209,7 +209,7 @@ def _size(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.Si
 _SAME_BATCHES = "The global batch and the order of the data stay; results agree to rounding, not to the bit."
 
 
-def _stray(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.StrayFound) -> _Found:
+def _stray(record: LineageRecord, report: Mapping[str, Any], entry: e.Entry, event: e.StrayFound) -> _Found:
     done = event.job not in record.state.orphan_jobs
     owner = f"It bears the name of allocation {event.allocation}, which does not account for it."
     text = f"{owner} {'It was cancelled' if done else 'It is being cancelled'}, so that it holds no nodes unseen."
@@ -217,17 +217,17 @@ def _stray(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.S
     yield entry_of(record, entry, what, facts=(Fact(label="Cause", text=text),))
 
 
-def _no_nodes(record: Record, _: Mapping[str, Any], entry: e.Entry, event: e.AllocationFailed) -> _Found:
+def _no_nodes(record: LineageRecord, _: Mapping[str, Any], entry: e.Entry, event: e.AllocationFailed) -> _Found:
     yield entry_of(record, entry, "no nodes", facts=(Fact(label="Cause", text=full(event.why)),))
 
 
-def _completed(record: Record, report: Mapping[str, Any], entry: e.Entry, event: e.LineageCompleted) -> _Found:
+def _completed(record: LineageRecord, report: Mapping[str, Any], entry: e.Entry, event: e.LineageCompleted) -> _Found:
     spent = report["goodput"]
     text = f"All {whole(event.step)} steps in {duration(spent['wall_seconds'])}, goodput {percent(spent['goodput'])}."
     yield entry_of(record, entry, "completed", facts=(Fact(label="Result", text=text),))
 
 
-_RULES: dict[type[e.Event], Callable[[Record, Mapping[str, Any], e.Entry, Any], _Found]] = {
+_RULES: dict[type[e.Event], Callable[[LineageRecord, Mapping[str, Any], e.Entry, Any], _Found]] = {
     **operators.RULES,
     e.LineageStarted: _started,
     e.DaemonStarted: _daemon,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from chronicles.wording import minute
 from opt_ops.core import events as e
 
@@ -62,13 +62,13 @@ class LogEntry:
         return f"{minute(self.ts)} [{self.author}]: {self.run} {self.qualifier}"
 
 
-def run_at(record: Record, ts: float) -> str:
+def run_at(record: LineageRecord, ts: float) -> str:
     """The newest run at a time; the lineage before there is one."""
     planned = [run.name for run in record.state.runs.values() if run.planned_at <= ts]
     return planned[-1] if planned else record.lineage
 
 
-def entry_of(record: Record, entry: e.Entry, qualifier: str, author: str = MACHINE, **more: Any) -> LogEntry:
+def entry_of(record: LineageRecord, entry: e.Entry, qualifier: str, author: str = MACHINE, **more: Any) -> LogEntry:
     """An entry in the log about a journal entry."""
     run = more.pop("run", None) or run_at(record, entry.ts)
     return LogEntry(anchor=f"e{entry.seq}", ts=entry.ts, author=author, run=run, qualifier=qualifier, **more)

@@ -8,7 +8,7 @@ from typing import Any
 
 from chronicles import wording
 from chronicles.operators import MOVES, altered, asked_for, batches, change
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from chronicles.wording import count, duration, evidence, full, names, rate, second, short, whole
 from opt_ops.core.health.explain import look_up
 from opt_ops.core.state.model import Attempt
@@ -26,7 +26,7 @@ _VERBS = {
 }
 
 
-def qualifier(record: Record, row: Row) -> str:
+def qualifier(record: LineageRecord, row: Row) -> str:
     """What an entry's title says after the run: what was done, and after what."""
     if row["action"] is None:
         return f"incident open: {short(row['cause'])}"
@@ -39,7 +39,7 @@ def qualifier(record: Record, row: Row) -> str:
     return f"{text}, NOT PROVEN" if row["proven"] is False else text
 
 
-def _done(record: Record, row: Row, restart: str, rolled_back: str, changed: str) -> str:
+def _done(record: LineageRecord, row: Row, restart: str, rolled_back: str, changed: str) -> str:
     """The title in the tense of its verbs."""
     named = ", ".join(row["nodes"])
     cause = short(row["cause"].removeprefix(named).lstrip(": ") if named else row["cause"])
@@ -67,7 +67,7 @@ def _done(record: Record, row: Row, restart: str, rolled_back: str, changed: str
             return f"halted after {short(row['cause'])}"
 
 
-def _moved(record: Record, row: Row) -> str:
+def _moved(record: LineageRecord, row: Row) -> str:
     """A planned move: nothing has failed, and its title must not sound as if."""
     before, after = (record.state.attempts.get(row[key] or "") for key in ("attempt", "next_attempt"))
     if row["kind"] == "time_limit":
@@ -77,12 +77,12 @@ def _moved(record: Record, row: Row) -> str:
     return f"grown from {len(before.nodes)} to {count(len(after.nodes), 'node')}"
 
 
-def _altered(record: Record, row: Row) -> list[str]:
+def _altered(record: LineageRecord, row: Row) -> list[str]:
     asked = asked_for(record, row["evidence"])
     return altered(asked.lr if asked else None, row["lr_factor"], row["settings"], row["skip_batches"])
 
 
-def facts(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
+def facts(record: LineageRecord, row: Row) -> Iterator[tuple[str, str, str]]:
     """Label, sentence and log line of everything there is to say."""
     yield from _drill(record, row)
     yield from _why(record, row)
@@ -98,7 +98,7 @@ def facts(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
         yield "Told", f"People were told at {second(from_iso(row['told']))}.", ""
 
 
-def _why(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
+def _why(record: LineageRecord, row: Row) -> Iterator[tuple[str, str, str]]:
     quiet = row["action"] == Action.ADOPT or row["planned"]
     asked = asked_for(record, row["evidence"])
     at = f" {'It met' if quiet else 'It hit'} attempt {row['attempt']} {_where(row)}."
@@ -129,7 +129,7 @@ def _meaning(row: Row) -> str:
     return f" {full(meant.pop())}" if len(meant) == 1 else ""
 
 
-def _decision(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
+def _decision(record: LineageRecord, row: Row) -> Iterator[tuple[str, str, str]]:
     if row["action"] is None:
         yield "Decision", "None yet.", ""
         return
@@ -177,7 +177,7 @@ def stacks(row: Row) -> list[tuple[str, str, bool]]:
 _FRAMES = 3  # the innermost: what a rank waits in, and for whom; report.json has them all
 
 
-def changes(record: Record, row: Row) -> list[tuple[str, str, str]]:
+def changes(record: LineageRecord, row: Row) -> list[tuple[str, str, str]]:
     """Settings before and after, as (what, before, after); only what did change."""
     hit = record.state.attempts.get(row["attempt"] or "")
     following = record.state.attempts.get(row["next_attempt"] or "")
@@ -208,7 +208,7 @@ def _nodes(hit: Attempt, following: Attempt) -> tuple[str, str]:
     return before, after + (f", with {wording.nodes(new)}" if new else "")
 
 
-def _settings(record: Record, hit: Attempt, following: Attempt) -> Iterator[tuple[str, str, str]]:
+def _settings(record: LineageRecord, hit: Attempt, following: Attempt) -> Iterator[tuple[str, str, str]]:
     """The `key=value` settings that differ; where nobody had set one before, what the live attempt said it used."""
     asked = record.state.lineage.settings if record.state.lineage else ()
     before, after = (_given((*asked, *record.state.runs[run].settings)) for run in (hit.run, following.run))
@@ -231,7 +231,7 @@ def _used(attempt: Attempt, key: str) -> str:
     return "the recipe's"
 
 
-def _skips(record: Record, run: str) -> str:
+def _skips(record: LineageRecord, run: str) -> str:
     return ", ".join(f"{whole(s.first)} to {whole(s.last)}" for s in record.state.runs[run].skips) or "none"
 
 
@@ -251,7 +251,7 @@ def readbacks(row: Row) -> list[Row]:
     return list(row["proof"].get("readbacks") or [])
 
 
-def _drill(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
+def _drill(record: LineageRecord, row: Row) -> Iterator[tuple[str, str, str]]:
     drill = record.state.drills.get(row["drill"] or "")
     if drill is None:
         return
@@ -259,7 +259,7 @@ def _drill(record: Record, row: Row) -> Iterator[tuple[str, str, str]]:
     yield "Drill", f"Put in on purpose by {drill.author} at {second(drill.at)} as {drill.name}: {what}.", ""
 
 
-def _verb(record: Record, row: Row) -> str:
+def _verb(record: LineageRecord, row: Row) -> str:
     if row["action"] == Action.ROLLBACK:
         where = f"step {whole(row['checkpoint_step'])}" if row["checkpoint_step"] else "the start"
         factor = f" and multiply the learning rate by {row['lr_factor']:g}" if row["lr_factor"] else ""
@@ -270,7 +270,7 @@ def _verb(record: Record, row: Row) -> str:
     return ("save one more checkpoint, then " if row["save_first"] else "") + _VERBS[Action(row["action"])]
 
 
-def _alert(record: Record, row: Row) -> str:
+def _alert(record: LineageRecord, row: Row) -> str:
     """The alerts that came before: for these nothing was touched."""
     if row["onset_step"] is None:
         return ""
@@ -299,7 +299,7 @@ def leads(row: Row, step: int | None) -> bool:
     return step is not None and first is not None and last is not None and first - _LEAD <= step <= last
 
 
-def _resumed(record: Record, row: Row) -> str:
+def _resumed(record: LineageRecord, row: Row) -> str:
     step = row["checkpoint_step"]
     if not step and not row["next_attempt"] and row["action"] != Action.ROLLBACK:
         return "Not yet."
@@ -312,7 +312,7 @@ def _resumed(record: Record, row: Row) -> str:
     return f"{text}."
 
 
-def _passed_over(record: Record, row: Row) -> str:
+def _passed_over(record: LineageRecord, row: Row) -> str:
     """The newer checkpoints of the run that was left, and what spoke against them."""
     against: dict[str, list[int]] = {}
     near = f"too near the onset at {whole(row['onset_step'])}"
@@ -370,6 +370,6 @@ def _proof(row: Row) -> str:
     return "The last step was trained before more was needed."
 
 
-def _factors(record: Record, run: str) -> str:
+def _factors(record: LineageRecord, run: str) -> str:
     factors = record.state.runs[run].lr_factors
     return ", ".join(f"× {factor.factor:g} after {whole(factor.step)}" for factor in factors) or "none"

@@ -8,7 +8,7 @@ from typing import Any
 
 from chronicles.logbook.entries.entry import Fact, LogEntry, entry_of
 from chronicles.operators import DRIVES, asked_for, change, halt_cause
-from chronicles.record import Record
+from chronicles.record import LineageRecord
 from chronicles.wording import duration, full, second, short, whole
 from opt_ops.core import events as e
 from opt_ops.core.text import from_iso
@@ -32,7 +32,7 @@ def anchored(note: e.NoteAdded) -> str:
     return (match[1] or match[2]) if match else ""
 
 
-def _note(record: Record, _: _Report, entry: e.Entry, event: e.NoteAdded) -> _Found:
+def _note(record: LineageRecord, _: _Report, entry: e.Entry, event: e.NoteAdded) -> _Found:
     state = record.state
     run = state.attempts[event.target].run if event.target in state.attempts else None
     run = event.target if event.target in state.runs else run
@@ -40,11 +40,11 @@ def _note(record: Record, _: _Report, entry: e.Entry, event: e.NoteAdded) -> _Fo
     yield entry_of(record, entry, f"note{about}", event.author, run=run, quote=event.text)
 
 
-def _stop(record: Record, _: _Report, entry: e.Entry, event: e.StopRequested) -> _Found:
+def _stop(record: LineageRecord, _: _Report, entry: e.Entry, event: e.StopRequested) -> _Found:
     yield entry_of(record, entry, "stop asked for", event.author, quote=event.reason)
 
 
-def _pause(record: Record, _: _Report, entry: e.Entry, event: e.PauseRequested) -> _Found:
+def _pause(record: LineageRecord, _: _Report, entry: e.Entry, event: e.PauseRequested) -> _Found:
     rest = _until(record, entry, e.LineagePaused, e.ResumeRequested)
     nodes = "The nodes are kept meanwhile." if event.keep_nodes else "The nodes are given back."
     if rest is None:
@@ -58,7 +58,7 @@ def _pause(record: Record, _: _Report, entry: e.Entry, event: e.PauseRequested) 
     yield entry_of(record, entry, "paused", event.author, quote=event.reason, facts=facts)
 
 
-def _resume(record: Record, report: _Report, entry: e.Entry, event: e.ResumeRequested) -> _Found:
+def _resume(record: LineageRecord, report: _Report, entry: e.Entry, event: e.ResumeRequested) -> _Found:
     halt = next((row for row in report["halts"] if row["answered"] and from_iso(row["answered"]) == entry.ts), None)
     rest = next((ts for ts, status in reversed(record.statuses) if ts < entry.ts and status == "PAUSED"), None)
     launched = _until(record, entry, e.AttemptIntended, e.PauseRequested)
@@ -82,14 +82,14 @@ def _resume(record: Record, report: _Report, entry: e.Entry, event: e.ResumeRequ
 _LOOKED = "a person has looked, so neither the halt nor the budgets that were spent hold."
 
 
-def _change(record: Record, report: _Report, entry: e.Entry, event: e.ChangeRequested) -> _Found:
+def _change(record: LineageRecord, report: _Report, entry: e.Entry, event: e.ChangeRequested) -> _Found:
     if any(asked_for(record, row["evidence"]) == event for row in report["incidents"]):
         return  # the entry of what was done tells it
     fact = Fact(label="Asked for", text=f"{full(change(event))} It has not begun yet.")
     yield entry_of(record, entry, "change asked for", event.author, quote=event.reason, facts=(fact,))
 
 
-def _driver(record: Record, _: _Report, entry: e.Entry, event: e.DriverChanged) -> _Found:
+def _driver(record: LineageRecord, _: _Report, entry: e.Entry, event: e.DriverChanged) -> _Found:
     back = event.driver is Driver.DAEMON
     drives = "opt-ops drives again: it acts on what it decides." if back else _WATCHES
     what = DRIVES[event.driver].partition(":")[0]
@@ -106,7 +106,7 @@ def _driver(record: Record, _: _Report, entry: e.Entry, event: e.DriverChanged) 
 _WATCHES = "A person drives: opt-ops watches, says what it would do, and does only what it is asked to."
 
 
-def _excluded(record: Record, _: _Report, entry: e.Entry, event: e.NodeExcluded) -> _Found:
+def _excluded(record: LineageRecord, _: _Report, entry: e.Entry, event: e.NodeExcluded) -> _Found:
     if event.author is None:
         return  # an incident's entry tells it
     used = [a for a in record.state.attempts.values() if a.intended_at <= entry.ts and event.node in a.nodes]
@@ -116,13 +116,13 @@ def _excluded(record: Record, _: _Report, entry: e.Entry, event: e.NodeExcluded)
     yield entry_of(record, entry, what, event.author, quote=event.reason, facts=(Fact(label="Node", text=text),))
 
 
-def _allowed(record: Record, _: _Report, entry: e.Entry, event: e.NodeAllowed) -> _Found:
+def _allowed(record: LineageRecord, _: _Report, entry: e.Entry, event: e.NodeAllowed) -> _Found:
     fact = Fact(label="Node", text="Attempts may start there; what was held against its parts is forgotten.")
     what = f"{short(event.node, 40)} allowed again"
     yield entry_of(record, entry, what, event.author, quote=event.reason, facts=(fact,))
 
 
-def _halted(record: Record, report: _Report, entry: e.Entry, event: e.LineageHalted) -> _Found:
+def _halted(record: LineageRecord, report: _Report, entry: e.Entry, event: e.LineageHalted) -> _Found:
     row = next(row for row in report["halts"] if from_iso(row["at"]) == entry.ts)
     facts = [Fact(label="Cause", text=halt_cause(report, row))]
     if event.incident:
@@ -136,7 +136,7 @@ def _halted(record: Record, report: _Report, entry: e.Entry, event: e.LineageHal
     yield entry_of(record, entry, f"halted, a human {need} needed", facts=tuple(facts))
 
 
-def _tried(record: Record, report: _Report, until: float) -> str:
+def _tried(record: LineageRecord, report: _Report, until: float) -> str:
     """What was done since a person last decided."""
     asked = [x.ts for x in record.entries if isinstance(x.event, (e.ResumeRequested, e.ChangeRequested))]
     since = max((ts for ts in asked if ts < until), default=0.0)
@@ -161,11 +161,11 @@ def _ending(row: Mapping[str, Any]) -> str:
     return {True: "proven", False: "NOT PROVEN", None: "left to a person"}[row["proven"]]
 
 
-def _cancelled(record: Record, _: _Report, entry: e.Entry, event: e.LineageCancelled) -> _Found:
+def _cancelled(record: LineageRecord, _: _Report, entry: e.Entry, event: e.LineageCancelled) -> _Found:
     yield entry_of(record, entry, "cancelled", facts=(Fact(label="Asked by", text=event.why),))
 
 
-def _alerted(record: Record, report: _Report, entry: e.Entry, event: e.AlertSettled) -> _Found:
+def _alerted(record: LineageRecord, report: _Report, entry: e.Entry, event: e.AlertSettled) -> _Found:
     alert = record.state.alerts[event.alert]
     if event.delivered:
         if event.alert.startswith(f"{record.lineage}/waiting/"):  # of all others the entry of what it is about tells
@@ -179,7 +179,7 @@ def _alerted(record: Record, report: _Report, entry: e.Entry, event: e.AlertSett
     yield entry_of(record, entry, "people could NOT be told", facts=facts)
 
 
-def _until(record: Record, entry: e.Entry, kind: type[e.Event], end: type[e.Event]) -> e.Entry | None:
+def _until(record: LineageRecord, entry: e.Entry, kind: type[e.Event], end: type[e.Event]) -> e.Entry | None:
     """The first entry of a kind after this one, if none of the kind `end` comes before."""
     for later in record.entries:
         if later.seq > entry.seq and isinstance(later.event, (kind, end)):
@@ -187,11 +187,11 @@ def _until(record: Record, entry: e.Entry, kind: type[e.Event], end: type[e.Even
     return None
 
 
-def _between(record: Record, start: float, end: float, kind: type[e.Event]) -> bool:
+def _between(record: LineageRecord, start: float, end: float, kind: type[e.Event]) -> bool:
     return any(start < entry.ts < end and isinstance(entry.event, kind) for entry in record.entries)
 
 
-RULES: Mapping[type[e.Event], Callable[[Record, _Report, e.Entry, Any], _Found]] = {
+RULES: Mapping[type[e.Event], Callable[[LineageRecord, _Report, e.Entry, Any], _Found]] = {
     e.NoteAdded: _note,
     e.StopRequested: _stop,
     e.PauseRequested: _pause,
