@@ -16,6 +16,17 @@ from opt_ops.runfolder.journal import read
 from opt_ops.runfolder.trainer_files import FileTrainer
 
 
+class Moment(float):
+    """A time in seconds since the epoch. In JSON it is ISO 8601, unlike a duration."""
+
+    __slots__ = ()
+
+
+def moment(ts: float | None) -> Moment | None:
+    """The time as a `Moment`; None stays None."""
+    return None if ts is None else Moment(ts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineageRecord:
     """Everything that happened to a lineage. Times are seconds since the epoch."""

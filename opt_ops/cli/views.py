@@ -6,21 +6,24 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from opt_ops.cli.output import Column
 from opt_ops.core.codec import encode
 from opt_ops.core.decide.sizing import suggest
 from opt_ops.core.detect.point import Point
-from opt_ops.core.events import Entry, IncidentOpened, RecoveryDecided
-from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.events import Entry
+from opt_ops.core.names import attempt_folder, lineage_of
+from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import lr_scale, newest_good
 from opt_ops.core.state.status import Status
-from opt_ops.core.text import age, clock, iso
+from opt_ops.core.text import age, clock, iso, to_iso
 from opt_ops.core.values import Action
 from opt_ops.runfolder.files import Tail
 from opt_ops.runfolder.telemetry import point_of
+
+if TYPE_CHECKING:
+    from chronicles.report.model import IncidentReport, StacksReport
 
 RUN_COLUMNS = [
     Column("RUN", "run"),
@@ -128,8 +131,8 @@ def _reason(state: State) -> str:
     return f"{open_incidents[-1].name} {open_incidents[-1].cause}" if open_incidents else ""
 
 
-def lineage_view(path: Path, state: State, now: float) -> dict[str, Any]:
-    """Everything that `opt-ops run show` knows."""
+def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:
+    """Everything that `opt-ops run show` knows. `incidents` are rows of the report."""
     return {
         "lineage": lineage_row(path, state, now),
         "valid": newest_evaluation(path, state.attempt),
@@ -157,124 +160,67 @@ def lineage_view(path: Path, state: State, now: float) -> dict[str, Any]:
             }
             for attempt in state.attempts.values()
         ],
-        "incidents": [incident_row(state, incident) for incident in state.incidents.values()],
+        "incidents": incidents,
     }
 
 
-def incident_row(state: State, incident: Incident) -> dict[str, Any]:
-    """One line about an incident."""
-    return {
-        "incident": incident.name,
-        "kind": incident.kind,
-        "drill": incident.drill,
-        "cause": incident.cause,
-        "action": str(incident.decision.action) if incident.decision else None,
-        "steps_lost": incident.steps_lost,
-        "seconds_down": incident.seconds_down,
-        "proven": incident.proven,
-        "opened": iso(incident.opened_at),
-        "closed": iso(incident.closed_at),
-    }
+def concerns(incident: IncidentReport, identifier: str) -> bool:
+    """Whether the identifier names an incident, its lineage, or a run or attempt that it hit or led to."""
+    attempts = (incident.attempt, incident.next_attempt)
+    runs = (incident.run_before, incident.run_after)
+    return identifier in (incident.incident, lineage_of(incident.incident), *attempts, *runs)
 
 
-def concerns(state: State, incident: Incident, identifier: str) -> bool:
-    """Whether an incident is meant by its name, or by that of its lineage, an attempt, a run that it hit or began."""
-    if identifier == incident.name:
-        return True
-    if state.lineage is not None and identifier == state.lineage.lineage:
-        return True
-    touched = {incident.attempt, incident.next_attempt} - {None}
-    runs = {state.attempts[name].run for name in touched if name}
-    return identifier in touched or identifier in runs
-
-
-def explanation(state: State, incident: Incident, entries: Sequence[Entry]) -> dict[str, Any]:
-    """An incident with its decision and its proof, and the journal's entries that hold them, as notes name them."""
-    decision = incident.decision
-    found = {
-        type(entry.event): f"{incident.name.partition('-')[0]}-e{entry.seq}"
-        for entry in entries
-        if isinstance(entry.event, IncidentOpened | RecoveryDecided) and entry.event.incident == incident.name
-    }
-    return {
-        **incident_row(state, incident),
-        "opened_entry": found.get(IncidentOpened),
-        "decided_entry": found.get(RecoveryDecided),
-        "detector": incident.detector,
-        "evidence": dict(incident.evidence),
-        "attempt": incident.attempt,
-        "nodes": list(incident.nodes),
-        "step_failed": incident.step_failed,
-        "onset_step": incident.onset_step,
-        "playbook": f"{decision.playbook}/v{decision.version}" if decision else None,
-        "rung": decision.rung + 1 if decision else None,
-        "why": decision.why if decision else None,
-        "checkpoint": decision.checkpoint.step if decision and decision.checkpoint else None,
-        "lr_factor": decision.lr_factor if decision else None,
-        "exclude": list(decision.exclude) if decision else [],
-        "settings": list(decision.settings) if decision else [],
-        "skip_batches": decision.skip_batches if decision else 0,
-        "advice": decision.advice if decision else False,
-        "stacks": _stacks(incident),
-        "next_attempt": incident.next_attempt,
-        "proof": dict(incident.proof),
-    }
-
-
-def _stacks(incident: Incident) -> dict[str, Any] | None:
-    taken = incident.stacks
-    if taken is None:
-        return None
-    groups = [{"ranks": list(group.ranks), "frames": list(group.frames)} for group in taken.groups]
-    return {"groups": groups, "odd": list(taken.odd), "silent": list(taken.silent)}
-
-
-def explanation_lines(item: Mapping[str, Any]) -> Iterator[str]:
-    """An explanation for people."""
-    drill = f"  (drill {item['drill']})" if item["drill"] else ""
-    yield f"{item['incident']}  {item['kind']}  {item['opened']}{drill}"
-    yield f"  cause     {item['cause']}  [{item['opened_entry']}]"
-    yield f"  evidence  {_values(item['evidence'])}"
-    yield f"            {item['detector']}"
-    if item["stacks"]:
-        yield from _stack_lines(item["stacks"])
-    if item["action"] is None:
+def explanation_lines(incident: IncidentReport) -> Iterator[str]:
+    """An incident with its decision and its proof, as lines of text."""
+    drill = f"  (drill {incident.drill})" if incident.drill else ""
+    yield f"{incident.incident}  {incident.kind}  {to_iso(incident.opened)}{drill}"
+    yield f"  cause     {incident.cause}  [{incident.opened_entry}]"
+    yield f"  evidence  {_values(incident.evidence)}"
+    yield f"            {incident.detector}"
+    if incident.stacks:
+        yield from _stack_lines(incident.stacks)
+    if incident.action is None:
         yield "  action    none decided yet"
         return
-    details = [item["action"]]
-    if item["action"] == Action.ROLLBACK:
-        details.append(f"to step {item['checkpoint'] or 0}")
-    if item["lr_factor"] is not None:
-        details.append(f"learning rate × {item['lr_factor']}")
-    if item["settings"]:
-        details.append(" ".join(item["settings"]))
-    if item["skip_batches"]:
-        details.append(f"{item['skip_batches']} batches left out")
-    if item["exclude"]:
-        details.append(f"without {', '.join(item['exclude'])}")
-    if item["advice"]:
-        details.append("advice: a person drives, nothing is done")
-    yield f"  action    {'; '.join(details)}  ({item['playbook']}, rung {item['rung']})  [{item['decided_entry']}]"
-    yield f"  why       {item['why']}"
-    if item["closed"] is None:
+    decided = f"({incident.playbook}, rung {incident.rung})  [{incident.decided_entry}]"
+    yield f"  action    {'; '.join(_action(incident))}  {decided}"
+    yield f"  why       {incident.why}"
+    if incident.closed is None:
         yield "  proof     not in yet"
-    elif item["proven"] is None:
+    elif incident.proven is None:
         yield "  proof     nothing to prove"
     else:
-        lost = f"{item['steps_lost']} steps lost, {item['seconds_down'] or 0:.1f} s down"
-        yield f"  proof     {'proven' if item['proven'] else 'NOT PROVEN'}; {lost}"
-        for read in item["proof"].get("readbacks", [])[:1]:
-            yield f"            step {read['step']}: lr {read['lr']:.6g}, expected {read['expected_lr']:.6g}"
+        lost = f"{incident.steps_discarded} steps lost, {incident.seconds_down or 0:.1f} s down"
+        yield f"  proof     {'proven' if incident.proven else 'NOT PROVEN'}; {lost}"
+        for read in incident.readbacks[:1]:
+            yield f"            step {read.step}: lr {read.lr:.6g}, expected {read.expected_lr:.6g}"
 
 
-def _stack_lines(stacks: Mapping[str, Any]) -> Iterator[str]:
-    for group in stacks["groups"]:
-        ranks = ",".join(map(str, group["ranks"]))
-        yield f"  stacks    rank {ranks}: {' < '.join(group['frames'][:3])}"
-    if stacks["silent"]:
-        yield f"  stacks    rank {','.join(map(str, stacks['silent']))}: no answer"
-    if stacks["odd"]:
-        yield f"            not where the others are: rank {','.join(map(str, stacks['odd']))}"
+def _action(incident: IncidentReport) -> Iterator[str]:
+    yield str(incident.action)
+    if incident.action == Action.ROLLBACK:
+        yield f"to step {incident.decided_checkpoint_step or 0}"
+    if incident.lr_factor is not None:
+        yield f"learning rate × {incident.lr_factor}"
+    if incident.settings:
+        yield " ".join(incident.settings)
+    if incident.skip_batches:
+        yield f"{incident.skip_batches} batches left out"
+    if incident.excluded:
+        yield f"without {', '.join(incident.excluded)}"
+    if incident.advisory:
+        yield "advice: a person drives, nothing is done"
+
+
+def _stack_lines(stacks: StacksReport) -> Iterator[str]:
+    for group in stacks.groups:
+        ranks = ",".join(map(str, group.ranks))
+        yield f"  stacks    rank {ranks}: {' < '.join(group.frames[:3])}"
+    if stacks.silent:
+        yield f"  stacks    rank {','.join(map(str, stacks.silent))}: no answer"
+    if stacks.odd:
+        yield f"            not where the others are: rank {','.join(map(str, stacks.odd))}"
 
 
 def _values(evidence: Mapping[str, Any]) -> str:
