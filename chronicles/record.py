@@ -13,7 +13,6 @@ from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
 from opt_ops.runfolder.journal import read
-from opt_ops.runfolder.trainer_files import FileTrainer
 
 
 class Moment(float):
@@ -61,8 +60,11 @@ def load(folder: Path, *, telemetry: bool = True) -> LineageRecord:
         JournalError: the journal cannot be trusted.
     """
     entries, remarks = read(folder / "journal")
-    trainer = FileTrainer(folder)
-    return _record(folder.name, entries, remarks, trainer.points if telemetry else lambda _: ())
+    if not telemetry:
+        return _record(folder.name, entries, remarks, lambda _: ())
+    from opt_ops.runfolder.trainer_files import FileTrainer  # here, because commands that only look do without it
+
+    return _record(folder.name, entries, remarks, FileTrainer(folder).points)
 
 
 def until(record: LineageRecord, ts: float) -> LineageRecord:

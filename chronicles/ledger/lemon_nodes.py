@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from chronicles.record import LineageRecord
-from opt_ops.core.health import lemons
 from opt_ops.core.state.model import State
+
+if TYPE_CHECKING:
+    from opt_ops.core.health import lemons
 
 _SHOWN = 10
 
@@ -42,6 +45,8 @@ def lemon_nodes(record: LineageRecord, hours_lost: Mapping[str, float | None]) -
         record: The lineage.
         hours_lost: By incident, the node-hours that it has cost.
     """
+    from opt_ops.core.health import lemons  # here, because commands that only look do without it
+
     if record.as_of is None:
         return []
     found = lemons.records(lemons.parts(record.entries), record.as_of)

@@ -1,4 +1,4 @@
-"""What commands show of a lineage, as plain JSON values: rows, a whole lineage, the explanation of an incident."""
+"""What commands show of a lineage: rows as plain JSON values, and the explanation of an incident as text."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ SUGGESTION_COLUMNS = [
 EVENT_COLUMNS = [Column("SEQ", "seq", right=True), Column("TIME", "ts"), Column("KIND", "kind"), Column("WHAT", "what")]
 
 
-_LINE_BYTES = 16 * 1024  # a line with the figures of all blocks is the longest
-_EVALUATION_BYTES = 2**20  # so far back, an evaluation is looked for: some thousand updates
+_LINE_BYTES = 16 * 1024  # the longest line has the norms of all blocks
+_EVALUATION_BYTES = 2**20  # the last evaluation is searched in so many bytes: some thousand updates
 
 
 def newest_line(path: Path, attempt: Attempt | None) -> dict[str, Any] | None:
-    """The attempt's last telemetry line, without reading the file's beginning."""
+    """The attempt's last telemetry line. Only the end of the file is read."""
     if attempt is None:
         return None
     tail = Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl")
@@ -83,7 +83,7 @@ def newest_point(path: Path, attempt: Attempt | None) -> Point | None:
 
 
 def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | None:
-    """The step and the losses, by corpus, of the attempt's last evaluation; None where none is near the end."""
+    """Step and losses, by corpus, of the attempt's last evaluation; None if there is none near the end."""
     if attempt is None:
         return None
     tail = Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl")
@@ -93,7 +93,7 @@ def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | N
 
 
 def lineage_row(path: Path, state: State, now: float) -> dict[str, Any]:
-    """One line of `opt-ops q`."""
+    """A lineage as a row of `opt-ops q`."""
     attempt = state.attempt
     jobs = [allocation.job for allocation in state.live_allocations if allocation.job]
     line = newest_line(path, attempt)
@@ -132,7 +132,7 @@ def _reason(state: State) -> str:
 
 
 def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:
-    """Everything that `opt-ops run show` knows. `incidents` are rows of the report."""
+    """A lineage as `opt-ops run show` prints it. `incidents` are rows of its report."""
     return {
         "lineage": lineage_row(path, state, now),
         "valid": newest_evaluation(path, state.attempt),
@@ -187,11 +187,11 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
     yield f"  action    {'; '.join(_action(incident))}  {decided}"
     yield f"  why       {incident.why}"
     if incident.closed is None:
-        yield "  proof     not in yet"
+        yield "  proof     not known yet"
     elif incident.proven is None:
         yield "  proof     nothing to prove"
     else:
-        lost = f"{incident.steps_discarded} steps lost, {incident.seconds_down or 0:.1f} s down"
+        lost = f"{incident.steps_discarded} steps discarded, {incident.seconds_down or 0:.1f} s of downtime"
         yield f"  proof     {'proven' if incident.proven else 'NOT PROVEN'}; {lost}"
         for read in incident.readbacks[:1]:
             yield f"            step {read.step}: lr {read.lr:.6g}, expected {read.expected_lr:.6g}"
@@ -206,11 +206,11 @@ def _action(incident: IncidentReport) -> Iterator[str]:
     if incident.settings:
         yield " ".join(incident.settings)
     if incident.skip_batches:
-        yield f"{incident.skip_batches} batches left out"
+        yield f"{incident.skip_batches} batches skipped"
     if incident.excluded:
         yield f"without {', '.join(incident.excluded)}"
     if incident.advisory:
-        yield "advice: a person drives, nothing is done"
+        yield "advisory: an operator drives, nothing is done"
 
 
 def _stack_lines(stacks: StacksReport) -> Iterator[str]:
@@ -220,7 +220,7 @@ def _stack_lines(stacks: StacksReport) -> Iterator[str]:
     if stacks.silent:
         yield f"  stacks    rank {','.join(map(str, stacks.silent))}: no answer"
     if stacks.odd:
-        yield f"            not where the others are: rank {','.join(map(str, stacks.odd))}"
+        yield f"            not where most ranks are: rank {','.join(map(str, stacks.odd))}"
 
 
 def _values(evidence: Mapping[str, Any]) -> str:
@@ -228,7 +228,7 @@ def _values(evidence: Mapping[str, Any]) -> str:
 
 
 def _value(key: str, value: Any) -> str:
-    """For people: a moment is a time, a list has no brackets."""
+    """A value for people: a time as a time, a list without brackets."""
     if isinstance(value, float):
         return clock(value) if key == "at" or key.endswith("_at") else f"{value:.4g}"
     if isinstance(value, list) and all(isinstance(item, str) for item in cast("list[Any]", value)):
@@ -237,7 +237,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def event_row(entry: Entry) -> dict[str, Any]:
-    """A journal entry; its fields beside the envelope, and a short text of them for tables."""
+    """A journal entry as a row, with its fields, and a short text of them for tables."""
     fields = encode(entry.event)
     kind = fields.pop("kind")
     usual = {field.name: field.default for field in dataclasses.fields(entry.event)}
@@ -247,14 +247,14 @@ def event_row(entry: Entry) -> dict[str, Any]:
 
 
 def lost_if_stopped(path: Path, state: State) -> int:
-    """Steps that no good checkpoint holds."""
+    """The number of steps that no good checkpoint holds."""
     point = newest_point(path, state.attempt)
     good = newest_good(state, state.run.name) if state.run else None
     return max(0, (point.step if point else 0) - (good.checkpoint.step if good else 0))
 
 
 def cost(path: Path, state: State, steps: int) -> str:
-    """What so many steps took at the present pace: `160 steps (2m40s of 2 nodes, 0.1 node-hours)`."""
+    """So many steps and their cost at the present pace: `160 steps (2m40s of 2 nodes, 0.1 node-hours)`."""
     point, attempt = newest_point(path, state.attempt), state.attempt
     if not steps or point is None or attempt is None:
         return f"{steps} steps"
@@ -263,13 +263,13 @@ def cost(path: Path, state: State, steps: int) -> str:
 
 
 def newest_good_step(state: State) -> int | None:
-    """The step of the newest good checkpoint; None where there is none."""
+    """The step of the newest good checkpoint; None if there is none."""
     good = newest_good(state, state.run.name) if state.run else None
     return good.checkpoint.step if good else None
 
 
 def findings(name: str, state: State, watched: bool) -> list[dict[str, str]]:
-    """What is wrong with a lineage now, with the command that says more or mends it. Nothing is wrong with an end."""
+    """What is wrong with a lineage now, with the next command. Of an ended lineage only a halt is wrong."""
     if state.status is Status.HALTED:
         return [{"finding": "halted", "why": state.why, "next": f"opt-ops run explain {name}"}]
     if state.ended:
@@ -281,15 +281,15 @@ def findings(name: str, state: State, watched: bool) -> list[dict[str, str]]:
         if i.closed_at is None
     ]
     if incidents and incidents[-1].proven is False:
-        last, why = incidents[-1].name, "the telemetry does not show what was done about it"
+        last, why = incidents[-1].name, "the telemetry does not show that the action took effect"
         found.append({"finding": "not proven", "why": f"{last}: {why}", "next": f"opt-ops run explain {last}"})
     if not watched:
-        found.append({"finding": "unwatched", "why": "no daemon gives a sign of life", "next": "opt-ops daemon ensure"})
+        found.append({"finding": "unwatched", "why": "no daemon is running", "next": "opt-ops daemon ensure"})
     return found
 
 
 def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dict[str, Any]:
-    """Save interval and spares from the lineage's own record."""
+    """The recommended save interval and number of spares, from the lineage's own record."""
     held_up = [
         seconds
         for attempt in list(state.attempts.values())[-3:]
@@ -314,7 +314,7 @@ def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dic
 
 
 def lost_beyond(path: Path, state: State, step: int) -> int:
-    """Steps that going back to `step` would take back."""
+    """The number of steps that a rollback to `step` would discard."""
     point = newest_point(path, state.attempt)
     last = point.step if point else (state.attempt.last_step or 0 if state.attempt else 0)
     good = newest_good(state, state.run.name, step) if state.run else None

@@ -54,7 +54,7 @@ def test_a_person_takes_over_and_hands_back(site: Site):
     assert state.incidents["1-i000"].decision.advice
     time.sleep(1.0)
     assert site.state().attempt.stop_why is None, "nothing is done by itself"
-    assert "advice: a person drives" in site.command("run", "explain", "1")
+    assert "advisory: an operator drives" in site.command("run", "explain", "1")
     site.command("run", "hand-back", "1", "--yes", "-q")
     state = site.wait(lambda state: len(state.attempts) == 2 and state.status is Status.TRAINING and state)
     # Either is right: did a last step come after the death was seen, the attempt outlived that finding, and what it
