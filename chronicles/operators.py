@@ -1,65 +1,116 @@
-"""What people asked for and what they were told, as rows of the report, from the journal's entries alone."""
+"""What operators requested and what they were notified of, from the journal's entries alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from chronicles.record import Record
-from chronicles.wording import full, names, rate, whole
+from chronicles.record import LineageRecord, Moment, moment
+from chronicles.wording import names, rate, whole
 from opt_ops.core import events as e
-from opt_ops.core.text import iso
-from opt_ops.core.values import Action, Driver
+from opt_ops.core.names import AlertTopic, alert_id, parse_alert_id
+from opt_ops.core.values import Driver, Severity
 
 DRIVES = {
     Driver.DAEMON: "handed back to opt-ops",
     Driver.PERSON: "took over: opt-ops watches and advises",
     Driver.SHADOW: "opt-ops only watches: another launcher runs the training",
 }
+_INTERNAL = {"key": ""}  # no field of report.json
 
 
-def operators(record: Record) -> list[dict[str, Any]]:
-    """Every request that steers the lineage, the refused ones among them; notes and drills have lists of their own."""
-    return [row for entry in record.entries for row in _request(entry)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorRequest:
+    """A request that steers the lineage."""
+
+    at: Moment
+    author: str
+    request: str
+    verb: str
+    what: str  # what the request means
+    reason: str | None
+    refused: str | None  # why it was refused
 
 
-def _request(entry: e.Entry) -> Iterator[dict[str, Any]]:
-    asked = _asked(entry.event)
-    if asked is None:
-        return
-    verb, what, reason = asked
-    event: Any = entry.event
-    refused = isinstance(event, e.RequestRefused)
-    yield {
-        "at": iso(entry.ts),
-        "author": event.author,
-        "request": event.request,
-        "verb": verb,
-        "what": what,
-        "reason": reason or None,
-        "refused": event.why if refused else None,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertReport:
+    """An alert, and whether it was delivered."""
+
+    alert: str
+    severity: Severity
+    title: str
+    at: Moment
+    delivered: bool | None  # None: still being delivered
+    settled: Moment | None  # when it was delivered, or given up
+    why: str | None  # why it was not delivered
 
 
-def _asked(event: e.Event) -> tuple[str, str, str] | None:
-    """Verb, what it means, and why it was asked for."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaltReport:
+    """A halt of the lineage, and the operator's request that ended it."""
+
+    at: Moment
+    why: str
+    incident: str | None
+    alert: str  # its id, also where none was sent
+    answered: Moment | None
+    answered_by: str | None
+    seq: int = field(metadata=_INTERNAL)  # of its entry in the journal, and of the request's
+    answered_seq: int | None = field(default=None, metadata=_INTERNAL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseReport:
+    """A pause that is in force or about to begin."""
+
+    at: Moment | None
+    author: str
+    reason: str
+    keep_nodes: bool
+
+
+def operator_requests(record: LineageRecord) -> list[OperatorRequest]:
+    """Every request that steers the lineage, refused ones included. Notes and drills have lists of their own."""
+    found: list[OperatorRequest] = []
+    for entry in record.entries:
+        request = _request(entry.event)
+        if request is not None:
+            verb, what, reason = request
+            event: Any = entry.event
+            found.append(
+                OperatorRequest(
+                    at=Moment(entry.ts),
+                    author=event.author,
+                    request=event.request,
+                    verb=verb,
+                    what=what,
+                    reason=reason or None,
+                    refused=event.why if isinstance(event, e.RequestRefused) else None,
+                )
+            )
+    return found
+
+
+def _request(event: e.Event) -> tuple[str, str, str] | None:
+    """Verb, meaning and reason of a request; None for other events."""
     match event:
         case e.LineageStarted():
             return "start", "start", ""
         case e.StopRequested():
             return "stop", "stop for good", event.reason
         case e.PauseRequested():
-            return "pause", "pause, and keep the nodes" if event.keep_nodes else "pause", event.reason
+            return "pause", "pause and keep the nodes" if event.keep_nodes else "pause", event.reason
         case e.ResumeRequested():
-            return "resume", "go on", event.reason
+            return "resume", "resume", event.reason
         case e.ChangeRequested():
             return "change", change(event), event.reason
         case e.DriverChanged():
             return "drive", DRIVES[event.driver], event.reason
         case e.NodeExcluded(author=str()):
-            return "exclude", f"take {event.node} out", event.reason
+            return "exclude", f"exclude {event.node}", event.reason
         case e.NodeAllowed():
-            return "allow", f"let attempts start on {event.node} again", event.reason
+            return "allow", f"allow attempts on {event.node} again", event.reason
         case e.RequestRefused():
             return event.verb, event.verb, ""
         case _:
@@ -67,17 +118,20 @@ def _asked(event: e.Event) -> tuple[str, str, str] | None:
 
 
 def change(event: e.ChangeRequested) -> str:
-    """`roll back to 400, learning rate × 0.75, leave out 60 batches`."""
-    parts = [f"roll back to {whole(event.to_step)}"] if event.to_step is not None else []
-    return ", ".join([*parts, *altered(event.lr, event.lr_factor, event.settings, event.skip_batches)]) or "a new run"
+    """`roll back to step 400, learning rate × 0.75, 60 batches skipped`."""
+    back = [f"roll back to step {whole(event.to_step)}"] if event.to_step is not None else []
+    changed = changed_settings(event.lr, event.lr_factor, event.settings, event.skip_batches)
+    return ", ".join([*back, *changed]) or "a new run"
 
 
-def altered(lr: float | None, lr_factor: float | None, settings: Any, skip_batches: int) -> list[str]:
-    """What of the settings is changed: also of a playbook's rollback."""
+def changed_settings(
+    lr: float | None, lr_factor: float | None, settings: Sequence[str], skip_batches: int
+) -> list[str]:
+    """What a request or a playbook's rollback changes: `learning rate × 0.75`."""
     parts = [f"learning rate {rate(lr)}"] if lr is not None else []
     parts += [f"learning rate × {lr_factor:g}"] if lr_factor is not None else []
     parts += [names(settings)] if settings else []
-    return [*parts, *([f"{batches(skip_batches)} left out"] if skip_batches else [])]
+    return [*parts, *([f"{batches(skip_batches)} skipped"] if skip_batches else [])]
 
 
 def batches(number: int) -> str:
@@ -85,91 +139,77 @@ def batches(number: int) -> str:
     return f"{whole(number)} batch{'' if number == 1 else 'es'}"
 
 
-def alerts(record: Record) -> list[dict[str, Any]]:
-    """What people were told, and whether it reached them; `delivered` null: it is on its way."""
-    settled = {
-        entry.event.alert: (entry.ts, entry.event)
-        for entry in record.entries
-        if isinstance(entry.event, e.AlertSettled)
-    }
-    found: list[dict[str, Any]] = []
+def alerts(record: LineageRecord) -> list[AlertReport]:
+    """Every alert, in the order in which they were decided."""
+    outcomes = {x.event.alert: (x.ts, x.event) for x in record.entries if isinstance(x.event, e.AlertSettled)}
+    found: list[AlertReport] = []
     for name, alert in record.state.alerts.items():
-        at, outcome = settled.get(name, (None, None))
+        at, outcome = outcomes.get(name, (None, None))
         found.append(
-            {
-                "alert": name,
-                "severity": str(alert.told.severity),
-                "title": alert.told.title,
-                "at": iso(alert.at),
-                "delivered": outcome.delivered if outcome else None,
-                "settled": iso(at),
-                "why": (outcome.why or None) if outcome else None,
-            }
+            AlertReport(
+                alert=name,
+                severity=alert.told.severity,
+                title=alert.told.title,
+                at=Moment(alert.at),
+                delivered=outcome.delivered if outcome else None,
+                settled=moment(at),
+                why=(outcome.why or None) if outcome else None,
+            )
         )
     return found
 
 
-def told(record: Record) -> dict[str, str | None]:
-    """When people were told of each incident: of what is done about it, or that it halted the lineage."""
-    reached = {row["alert"]: row["settled"] for row in alerts(record) if row["delivered"]}
-    found = {name: reached.get(f"{name}/opened") for name in record.state.incidents}
-    for row in halts(record):
-        if row["incident"] is not None:
-            found[row["incident"]] = found.get(row["incident"]) or reached.get(row["alert"])
+def notified_at(record: LineageRecord) -> dict[str, Moment | None]:
+    """By incident: when operators were notified that it was acted on, or that it halted the lineage."""
+    delivered = {alert.alert: alert.settled for alert in alerts(record) if alert.delivered}
+    found = {name: delivered.get(alert_id(name, AlertTopic.OPENED)) for name in record.state.incidents}
+    for halt in halts(record):
+        if halt.incident is not None:
+            found[halt.incident] = found.get(halt.incident) or delivered.get(halt.alert)
     return found
 
 
 _ANSWERS = (e.ResumeRequested, e.ChangeRequested, e.StopRequested)
 
 
-def halts(record: Record) -> list[dict[str, Any]]:
-    """Every time that a human was needed, and whose answer ended it."""
-    found: list[dict[str, Any]] = []
+def halts(record: LineageRecord) -> list[HaltReport]:
+    """Every halt, with its alert and the operator's request that ended it: both follow it in the journal."""
+    found: list[HaltReport] = []
     for entry in record.entries:
         event = entry.event
         if isinstance(event, e.LineageHalted):
             found.append(
-                {
-                    "at": iso(entry.ts),
-                    "why": event.why,
-                    "incident": event.incident,
-                    "alert": f"{record.lineage}/halted/{entry.ts:.3f}",
-                    "answered": None,
-                    "answered_by": None,
-                }
+                HaltReport(
+                    at=Moment(entry.ts),
+                    why=event.why,
+                    incident=event.incident,
+                    alert=alert_id(record.lineage, AlertTopic.HALTED, entry.ts),
+                    answered=None,
+                    answered_by=None,
+                    seq=entry.seq,
+                )
             )
-        elif isinstance(event, _ANSWERS) and found and found[-1]["answered"] is None:
-            found[-1] |= {"answered": iso(entry.ts), "answered_by": event.author}
+        elif isinstance(event, e.AlertIntended) and found and _is_of_halt(event):
+            found[-1] = replace(found[-1], alert=event.alert)
+        elif isinstance(event, _ANSWERS) and found and found[-1].answered is None:
+            answer = {"answered": Moment(entry.ts), "answered_by": event.author, "answered_seq": entry.seq}
+            found[-1] = replace(found[-1], **answer)
     return found
 
 
-def halt_cause(report: Mapping[str, Any], halt: Mapping[str, Any]) -> str:
-    """What the halt was about: the incident behind it and why nothing more was tried."""
-    row = next((row for row in report["incidents"] if row["incident"] == halt["incident"]), None)
-    if row is None or row["action"] != Action.HALT:
-        return full(halt["why"])
-    playbook = row["playbook"].partition("/")[0]
-    return f"{full(row['cause'], keep=row['nodes'])} Playbook {full(row['why'], keep=(playbook,))}"
+def _is_of_halt(event: e.AlertIntended) -> bool:
+    return parse_alert_id(event.alert).topic == AlertTopic.HALTED
 
 
-def paused(record: Record) -> dict[str, Any] | None:
-    """The pause that is in force or on its way."""
-    asked = record.state.paused
-    at = next((entry.ts for entry in reversed(record.entries) if entry.event == asked), None)
-    if asked is None or record.state.ended:
+def pause_in_force(record: LineageRecord) -> PauseReport | None:
+    """The pause that is in force or about to begin, if there is one."""
+    requested = record.state.paused
+    at = next((entry.ts for entry in reversed(record.entries) if entry.event == requested), None)
+    if requested is None or record.state.ended:
         return None
-    return {"at": iso(at), "author": asked.author, "reason": asked.reason, "keep_nodes": asked.keep_nodes}
+    return PauseReport(at=moment(at), author=requested.author, reason=requested.reason, keep_nodes=requested.keep_nodes)
 
 
-def is_planned(kind: str, signal: str | None) -> bool:
-    """Whether an incident is a move of a healthy attempt: a time limit that was seen to come, or more nodes."""
-    return kind == "nodes_returned" or (kind == "time_limit" and signal is None)
-
-
-def asked_for(record: Record, evidence: Mapping[str, Any]) -> e.ChangeRequested | None:
-    """The operator's request behind an incident, if one is."""
+def request_behind(record: LineageRecord, evidence: Mapping[str, Any]) -> e.ChangeRequested | None:
+    """The operator's request behind an incident, if there is one."""
     return record.state.changes.get(str(evidence.get("request")))
-
-
-MOVES = (Action.RESTART, Action.ROLLBACK, Action.CHANGE)
-"""The actions that end in another attempt."""

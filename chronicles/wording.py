@@ -1,4 +1,4 @@
-"""How the chronicle says times, numbers and causes. Plain text: whoever draws it escapes it."""
+"""How the chronicle writes times, numbers and evidence. All of it is plain text; who draws it must escape it."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from opt_ops.core.text import from_iso, printable
+from opt_ops.core.text import printable
 from opt_ops.core.values import Fault
 
-_NAMED = 8  # nodes that are listed by name
+_NAMED = 8  # so many nodes at most are listed by name
 
 _EVIDENCE = {
-    "median": "median of its band",
-    "sd": "its spread (sd)",
-    "limit": "its upper end",
+    "median": "median of the band",
+    "sd": "standard deviation",
+    "limit": "upper end of the band",
     "loss_at_onset": "loss at the onset",
     "gnorm": "gradient norm",
     "lr": "learning rate",
     "code": "exit code",
-    "failed_ranks": "ranks that failed",
+    "failed_ranks": "number of ranks that failed",
     "seconds": "silence (s)",
-    "patience": "patience (s)",
+    "patience": "timeout (s)",
     "blind_seconds": "seconds without a daemon",
-    "epoch": "life of the daemon",
+    "epoch": "epoch of the daemon process",
     "xid": "Xid",
     "pci": "PCI address",
     "uuid": "GPU",
     "serial": "serial number",
     "ecc_uncorrected": "uncorrected ECC errors",
-    "recovery_action": "recovery action by the driver",
-    "verb": "what the table advises",
+    "recovery_action": "recovery action of the driver",
+    "verb": "action of the health table",
     "table": "health table of",
     "index": "GPU number",
-    "error": "NVML's error",
+    "error": "error:",
     "expected": "GPUs expected",
     "found": "GPUs found",
 }
 
 
 def minute(ts: float) -> str:
-    """`2021-11-28 18:34 UTC`: as every entry of the logbook begins."""
+    """`2021-11-28 18:34 UTC`, the beginning of every logbook entry."""
     return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def day(ts: float) -> str:
-    """`28 Nov, 18:34`, for large type."""
+    """`28 Nov, 18:34`, for the figures in large type."""
     return datetime.fromtimestamp(ts, UTC).strftime("%-d %b, %H:%M")
 
 
@@ -54,9 +54,9 @@ def second(ts: float) -> str:
     return datetime.fromtimestamp(ts, UTC).strftime("%H:%M:%S UTC")
 
 
-def when(iso: str | None) -> str:
-    """A time of report.json for people."""
-    return minute(from_iso(iso)) if iso else "–"
+def when(ts: float | None) -> str:
+    """The minute; `–` for None."""
+    return "–" if ts is None else minute(ts)
 
 
 def duration(seconds: float | None) -> str:
@@ -81,14 +81,14 @@ def count(number: int, noun: str) -> str:
 
 
 def whole(number: int | None) -> str:
-    """A step or another count; from five digits on with separators."""
+    """A step or another count, with separators from five digits on; `–` for None."""
     if number is None:
         return "–"
     return f"{number:,}" if abs(number) >= 10_000 else str(number)
 
 
 def hours(number: float | None) -> str:
-    """Node-hours or kilowatt hours in three digits: `6.25`, `123,000`."""
+    """Node-hours or kilowatt-hours in three digits: `6.25`, `123,000`; `–` for None."""
     if number is None:
         return "–"
     rounded = float(f"{number:.3g}")
@@ -96,12 +96,12 @@ def hours(number: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """`57.2 %`."""
+    """`57.2 %`; `–` for None."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def rate(lr: float | None) -> str:
-    """A learning rate: `6.3625e-4`, never rounded so far that a factor would not show."""
+    """A learning rate: `6.3625e-4`, in enough digits that a factor shows; `–` for None."""
     if not lr:
         return "–" if lr is None else "0"
     mantissa, _, exponent = f"{lr:.5e}".partition("e")
@@ -127,7 +127,7 @@ def names(items: Sequence[Any]) -> str:
 
 
 def nodes(items: Sequence[str]) -> str:
-    """`n1, n2`; `124 nodes` where their names would fill the page."""
+    """`n1, n2`; of more than eight nodes their number, `124 nodes`."""
     return names(items) if len(items) <= _NAMED else count(len(items), "node")
 
 
@@ -143,14 +143,14 @@ def ranks(numbers: Sequence[int]) -> str:
 
 
 def evidence(fields: Mapping[str, Any]) -> tuple[str, str]:
-    """What a detector measured, in words; and the log line it saw, if it is one."""
-    told = {key: item for key, item in fields.items() if item is not None and key != "line"}
-    words = "; ".join(f"{_EVIDENCE.get(key, key.replace('_', ' '))} {_measured(key, told[key])}" for key in told)
+    """What a detector measured, in words; and the log line that it read, if any."""
+    known = {key: item for key, item in fields.items() if item is not None and key != "line"}
+    words = "; ".join(f"{_EVIDENCE.get(key, key.replace('_', ' '))} {_measured(key, known[key])}" for key in known)
     return words, printable(str(fields.get("line") or ""))
 
 
 def drill(fault: str, arguments: Mapping[str, Any]) -> str:
-    """What a drill put in."""
+    """What a drill injected: `rank 1 killed`."""
     match fault:
         case Fault.LR:
             return (
@@ -160,11 +160,11 @@ def drill(fault: str, arguments: Mapping[str, Any]) -> str:
         case Fault.KILL_RANK:
             return f"rank {value(arguments.get('rank'))} killed"
         case Fault.FLIP_BIT:
-            return f"a bit flipped on rank {value(arguments.get('rank'))}"
+            return f"one bit flipped on rank {value(arguments.get('rank'))}"
         case Fault.XID:
             return f"Xid {value(arguments.get('xid'))} in the kernel log of {value(arguments.get('node'))}"
         case Fault.KILL_DAEMON:
-            return "the daemon killed"
+            return "the daemon process killed"
         case _:
             return f"{fault} ({value(arguments)})"
 
@@ -174,12 +174,17 @@ def _measured(key: str, item: Any) -> str:
 
 
 def full(text: str, keep: Sequence[str] = ()) -> str:
-    """A sentence: one full stop at its end, and a capital, unless it begins with one of the names in `keep`."""
+    """The text as a sentence: a full stop, and a capital letter unless it begins with one of the names in `keep`."""
     text = text.rstrip(" .")
     return f"{text if text.startswith(tuple(keep)) else text[:1].upper() + text[1:]}."
 
 
 def short(text: str, limit: int = 120) -> str:
-    """One line of at most `limit` characters, for a title."""
+    """The text in one line of at most `limit` characters, for titles and tables."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def uncapitalized(text: str) -> str:
+    """A title within a sentence: `Loss spike` → `loss spike`; `GPU fault` stays."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text

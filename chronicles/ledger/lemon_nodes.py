@@ -1,55 +1,77 @@
-"""The nodes that gave the most trouble, by the ledger of nodes: how often they failed for the time they were used."""
+"""The nodes of a lineage that failed most for the time they were used."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from chronicles.record import Record
-from opt_ops.core.health import lemons
+from chronicles.record import LineageRecord
 from opt_ops.core.state.model import State
+
+if TYPE_CHECKING:
+    from opt_ops.core.health import lemons
 
 _SHOWN = 10
 
+NOT_HELD, EXCLUDED = "not held", "taken out"
+"""Of `LemonNode.now`, as report.json has them."""
 
-def worst(record: Record, incidents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Those with failures in the last 28 days of this lineage: lemons first, then those that failed and cost most.
 
-    `opt-ops node ledger` counts alike, over all lineages; a logbook is drawn from the journal of its own.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LemonNode:
+    """A node with failures in the last 28 days of its lineage."""
+
+    node: str
+    failures: int
+    seconds_used: float
+    expected: float  # failures, at the rate of the other nodes
+    score: float
+    lemon: bool
+    kinds: Mapping[str, int]  # failures by class
+    parts: Mapping[str, int]  # failures by GPU
+    node_hours_lost: float
+    now: str  # its verdict, or one of the words above
+    last: str  # its newest incident
+
+
+def lemon_nodes(record: LineageRecord, hours_lost: Mapping[str, float | None]) -> list[LemonNode]:
+    """The nodes with failures in the last 28 days: lemons first, then by failures and by cost. At most ten.
+
+    `opt-ops node ledger` counts alike over all lineages; this counts one lineage.
 
     Args:
         record: The lineage.
-        incidents: Those of its report, for the node-hours that each has cost.
+        hours_lost: By incident, the node-hours that it has cost.
     """
+    from opt_ops.core.health import lemons  # here, because commands that only look do without it
+
     if record.as_of is None:
         return []
     found = lemons.records(lemons.parts(record.entries), record.as_of)
     gpus = [each for each in found if each.part.kind == "gpu"]
-    hours = {row["incident"]: row["node_hours_lost"] or 0.0 for row in incidents}
-    rows = [_row(record.state, each, gpus, hours) for each in found if each.part.kind == "node" and each.failures]
-    return sorted(rows, key=lambda row: (-row["lemon"], -row["failures"], -row["node_hours_lost"], row["node"]))[
-        :_SHOWN
-    ]
+    failed = (each for each in found if each.part.kind == "node" and each.failures)
+    nodes = [_node(record.state, each, gpus, hours_lost) for each in failed]
+    return sorted(nodes, key=lambda row: (-row.lemon, -row.failures, -row.node_hours_lost, row.node))[:_SHOWN]
 
 
-def _row(
-    state: State, node: lemons.Record, gpus: Iterable[lemons.Record], hours: Mapping[str, float]
-) -> dict[str, Any]:
+def _node(
+    state: State, node: lemons.Record, gpus: Iterable[lemons.Record], hours_lost: Mapping[str, float | None]
+) -> LemonNode:
     name = node.part.key
     own = [(gpu, number) for gpu in gpus if (number := sum(each.node == name for each in gpu.failures))]
     known = state.nodes.get(name)
-    now = "not held" if known is None else "taken out" if known.excluded_by else str(known.verdict)
-    return {
-        "node": name,
-        "failures": len(node.failures),
-        "seconds_used": 3600 * node.hours,
-        "expected": node.expected,
-        "score": node.score,
-        "lemon": node.lemon or any(gpu.lemon and gpu.part.node == name for gpu, _ in own),
-        "kinds": dict(Counter(each.kind for each in node.failures).most_common()),
-        "parts": {gpu.part.serial or gpu.part.key: number for gpu, number in own},
-        "node_hours_lost": sum(hours.get(each.incident, 0.0) for each in node.failures),
-        "now": now,
-        "last": node.failures[-1].incident,
-    }
+    return LemonNode(
+        node=name,
+        failures=len(node.failures),
+        seconds_used=3600 * node.hours,
+        expected=node.expected,
+        score=node.score,
+        lemon=node.lemon or any(gpu.lemon and gpu.part.node == name for gpu, _ in own),
+        kinds=dict(Counter(each.kind for each in node.failures).most_common()),
+        parts={gpu.part.serial or gpu.part.key: number for gpu, number in own},
+        node_hours_lost=sum(hours_lost.get(each.incident) or 0.0 for each in node.failures),
+        now=NOT_HELD if known is None else EXCLUDED if known.excluded_by else str(known.verdict),
+        last=node.failures[-1].incident,
+    )

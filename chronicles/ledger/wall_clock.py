@@ -1,7 +1,6 @@
-"""Where the time, the nodes and the energy went, from the journal alone. docs/ledger.md defines every word and number.
+"""Where the wall clock went: every second in one phase, every lost second with one cause and one stage of recovery.
 
-This is the one place where goodput is computed. Every second of a lineage's wall clock is in exactly one phase, and
-every lost one belongs to one cause and one stage of what was done about it.
+Computed from the journal alone. No other module computes goodput. docs/ledger.md defines the terms.
 """
 
 from __future__ import annotations
@@ -12,47 +11,48 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from chronicles.kept_curve import undoings
-from chronicles.record import Record
+from chronicles.kept_curve import discards
+from chronicles.record import LineageRecord
 from opt_ops.core import events as e
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action
 
 
-class Phase(StrEnum):
-    """What a second was spent on."""
+class TimePhase(StrEnum):
+    """What a second of the wall clock was spent on."""
 
-    KEPT = "training_kept"  # updates that count
-    LOST = "training_lost"  # updates that were taken back, or not applied
+    KEPT = "training_kept"  # updates that are kept
+    LOST = "training_lost"  # updates that were discarded, or not applied
     QUEUED = "queued"  # waiting for nodes
     STARTING = "starting"  # from the nodes to the first update, of the lineage or after a pause
     RECOVERING = "recovering"  # from an attempt's last update to the end of the next one's first
-    PAUSED = "paused"  # by a person's wish
-    HALTED = "halted"  # waiting for a human
+    PAUSED = "paused"  # as an operator requested
+    HALTED = "halted"  # waiting for an operator
     OTHER = "other"  # after the last update, with no incident open
 
 
 class Stage(StrEnum):
-    """How far the handling of what had happened was, in a lost second."""
+    """The stage of a recovery that a lost second belongs to."""
 
     SEEING = "seeing"  # from the last update to the opened incident
     DECIDING = "deciding"
-    ENDING = "ending"  # the processes of the attempt that was hit
+    ENDING = "ending"  # until the last process of the attempt has ended
     QUEUEING = "queueing"  # until the next attempt's ranks were ordered: waiting for nodes
     LOADING = "loading"  # from there to the end of the first update: start-up, reading the checkpoint
-    REPEATING = "repeating"  # updates that were taken back, and had to be done again
-    WAITING = "waiting"  # for people: paused or halted; or for nothing
+    REPEATING = "repeating"  # updates that were discarded and had to be repeated
+    WAITING = "waiting"  # for an operator (paused or halted), or after the last update
 
 
-_STAGES = {Phase.QUEUED: Stage.QUEUEING, Phase.STARTING: Stage.LOADING}
+_STAGES = {TimePhase.QUEUED: Stage.QUEUEING, TimePhase.STARTING: Stage.LOADING}
 
 Lost = defaultdict[str, defaultdict[Stage, float]]
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Seconds by phase; lost seconds by cause (an incident, or a phase) and stage; and the steps behind them."""
+    """Seconds by phase, lost seconds by cause (an incident or a phase) and stage, and the steps behind them."""
 
     phases: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     lost: Lost = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
@@ -60,11 +60,11 @@ class Ledger:
     steps_repeated: int = 0
     healthy_step_seconds: float | None = None  # scheduled evaluation included, saves not
     bare_step_seconds: float | None = None  # of the fastest twentieth of the steps, without evaluation
-    seconds_saving: float = 0.0  # that saves held up training
+    seconds_saving: float = 0.0  # that training waited for saves
 
     @property
     def wall(self) -> float:
-        """From the operator's request to the end, or to the newest sign of life in the journal."""
+        """Seconds from the operator's request to the end, or to the newest report in the journal."""
         return sum(self.phases.values())
 
     @property
@@ -73,113 +73,112 @@ class Ledger:
         return self._share(self.healthy_step_seconds)
 
     def share_of_ideal(self, ideal_step_seconds: float | None = None) -> float | None:
-        """Kept steps × ideal step time ÷ wall clock; the bare step's where no ideal is given."""
+        """Kept steps × ideal step time ÷ wall clock. Without an ideal, the bare step takes its place."""
         return self._share(ideal_step_seconds or self.bare_step_seconds)
 
     @property
     def ettr(self) -> float | None:
-        """Effective training time ratio: time in updates that count ÷ wall clock."""
-        return self.phases[Phase.KEPT] / self.wall if self.steps_kept and self.wall else None
+        """Effective training time ratio: time in kept updates ÷ wall clock."""
+        return self.phases[TimePhase.KEPT] / self.wall if self.steps_kept and self.wall else None
 
-    def down(self, cause: str) -> float:
-        """Standstill that a cause has cost."""
+    def downtime(self, cause: str) -> float:
+        """Seconds without training that a cause has cost."""
         return sum(seconds for stage, seconds in self.lost[cause].items() if stage is not Stage.REPEATING)
 
     def repeated(self, cause: str) -> float:
-        """Training that a cause has taken back."""
+        """Seconds of training that a cause has discarded."""
         return self.lost[cause][Stage.REPEATING]
 
     def _share(self, step_seconds: float | None) -> float | None:
         return self.steps_kept * step_seconds / self.wall if step_seconds and self.wall else None
 
 
-def ledger(record: Record) -> Ledger:
-    """Account for the time from the operator's request to the end, or to the newest sign of life in the journal."""
+def ledger(record: LineageRecord) -> Ledger:
+    """Divide the time from the operator's request to the end, or to the newest report in the journal."""
     book, state = Ledger(), record.state
     if record.started is None:
         return book
-    courses = _courses(record.entries, state)
-    sweep = _Sweep(record.statuses, record.started, _end(record))
+    cursor = _TimeCursor(record.statuses, record.started, _end(record))
     paces: list[_Pace] = []
-    before: _Course | None = None
+    before: _AttemptProgress | None = None
     stepped = False
-    for course in courses.values():
-        attempt = course.attempt
-        why = _why_it_stood(state, attempt, before)
-        if course.knots:
-            _stand_still(book, sweep, course.knots[0][1], _Cause(state, why, before), stepped)
-            _train(book, sweep, course, state)
-            paces += course.paces
-            before, stepped = course, True
-        elif attempt.ended_at is not None:  # it came to no step: what it took belongs to what it was to recover from
-            _stand_still(book, sweep, attempt.ended_at, _Cause(state, why, before), stepped)
-    _stand_still(book, sweep, sweep.end, _Cause(state, _open_incident(state), before), stepped)
-    _step_times(book, paces)
+    for progress in _progress_by_attempt(record.entries, state).values():
+        attempt = progress.attempt
+        cause = _DowntimeCause(state, _cause_of_downtime(state, attempt, before), before)
+        if progress.reports:
+            _add_downtime(book, cursor, progress.reports[0][1], cause, stepped)
+            _add_training(book, cursor, progress, state)
+            paces += progress.paces
+            before, stepped = progress, True
+        elif attempt.ended_at is not None:  # it made no step: its time belongs to what it should have recovered from
+            _add_downtime(book, cursor, attempt.ended_at, cause, stepped)
+    _add_downtime(book, cursor, cursor.end, _DowntimeCause(state, _open_incident(state), before), stepped)
+    _set_step_times(book, paces)
     return book
 
 
-# ---- the attempts' courses, as the journal tells them ----
+# ---- the progress of the attempts, by the journal's reports ----
 
 
 @dataclass(slots=True)
 class _Pace:
-    """Steps in a row, and how long one of them usually took."""
+    """Consecutive steps, and the median seconds of one of them."""
 
     steps: int
     seconds: float
-    evaluation: float
+    evaluation: float  # seconds, of all steps together
 
 
 @dataclass(slots=True)
-class _Course:
-    """How far an attempt had come when: (step, time), both rising; and what became of it."""
+class _AttemptProgress:
+    """When an attempt had reached which step, and which of its steps are discarded."""
 
     attempt: Attempt
-    knots: list[tuple[int, float]]
+    reports: list[tuple[int, float]]  # (step, time), both rise
     paces: list[_Pace]
     saving: float
-    undone: Sequence[tuple[int, str]]  # as in `chronicles.kept_curve`
-    broken: int  # updates that were not applied: at most the last one
+    discarded: Sequence[tuple[int, str]]  # as in `chronicles.kept_curve`
+    not_applied: int  # updates that were not applied: at most the last one
 
     def at(self, step: int) -> float:
-        """When an update was complete; between two reports, as if all between them had taken as long."""
-        place = bisect_left(self.knots, step, key=lambda knot: knot[0])
-        after_step, after = self.knots[min(place, len(self.knots) - 1)]
-        if place == 0 or place == len(self.knots) or after_step == step:
+        """When an update was complete. Between two reports, all steps are taken to have been equally long."""
+        place = bisect_left(self.reports, step, key=lambda report: report[0])
+        after_step, after = self.reports[min(place, len(self.reports) - 1)]
+        if place == 0 or place == len(self.reports) or after_step == step:
             return after
-        before_step, before = self.knots[place - 1]
+        before_step, before = self.reports[place - 1]
         return before + (after - before) * (step - before_step) / (after_step - before_step)
 
+    def reach(self, step: int, at: float) -> None:
+        """Take a report, if it is of a later step than the ones before."""
+        if not self.reports or step > self.reports[-1][0]:
+            self.reports.append((step, max(at, self.reports[-1][1]) if self.reports else at))
 
-def _courses(entries: Sequence[e.Entry], state: State) -> dict[str, _Course]:
-    undone = undoings({name: _start(attempt) for name, attempt in state.attempts.items()})
-    broken = {(s.attempt, s.step) for s in state.signals.values() if s.signal == "non_finite_loss"}
-    courses = {
-        name: _Course(attempt, [], [], 0.0, undone[name], int((name, attempt.last_step) in broken))
+
+def _progress_by_attempt(entries: Sequence[e.Entry], state: State) -> dict[str, _AttemptProgress]:
+    discarded = discards({name: _start(attempt) for name, attempt in state.attempts.items()})
+    not_applied = {(s.attempt, s.step) for s in state.signals.values() if s.signal == FailureClass.NON_FINITE_LOSS}
+    found = {
+        name: _AttemptProgress(attempt, [], [], 0.0, discarded[name], int((name, attempt.last_step) in not_applied))
         for name, attempt in state.attempts.items()
     }
     for entry in entries:
         event = entry.event
         if isinstance(event, e.AttemptProgressed):
-            course = courses[event.attempt]
-            _reach(course, event.first_step, event.first_step_at)
-            begun = course.knots[-1] if course.knots else (event.step, event.at)
-            _reach(course, event.step, event.at)
-            course.saving += event.save_seconds
-            steps = event.step - begun[0]
+            progress = found[event.attempt]
+            progress.reach(event.first_step, event.first_step_at)
+            before_step, before = progress.reports[-1] if progress.reports else (event.step, event.at)
+            progress.reach(event.step, event.at)
+            progress.saving += event.save_seconds
+            steps = event.step - before_step
             seconds = event.step_seconds
-            if seconds is None and steps > 0:  # a journal from before this was written
-                seconds = (event.at - begun[1]) / steps
+            if seconds is None and steps > 0:  # journals of earlier versions have no step times
+                seconds = (event.at - before) / steps
             if seconds is not None and steps > 0:
-                course.paces.append(_Pace(steps, seconds, event.evaluation_seconds))
+                progress.paces.append(_Pace(steps, seconds, event.evaluation_seconds))
         elif isinstance(event, e.AttemptEnded) and event.last_step is not None and event.last_step_at is not None:
-            _reach(courses[event.attempt], event.last_step, event.last_step_at)
-    return courses
-
-
-def _reach(course: _Course, step: int, at: float) -> None:
-    if not course.knots or step > course.knots[-1][0]:
-        course.knots.append((step, max(at, course.knots[-1][1]) if course.knots else at))
+            found[event.attempt].reach(event.last_step, event.last_step_at)
+    return found
 
 
 def _start(attempt: Attempt) -> int:
@@ -187,8 +186,8 @@ def _start(attempt: Attempt) -> int:
     return min(resumed, attempt.first_step - 1) if attempt.first_step is not None else resumed
 
 
-def _end(record: Record) -> float:
-    """Nothing is said of the time since the last report of an attempt that trains."""
+def _end(record: LineageRecord) -> float:
+    """The time since the last report of an attempt that trains is in no phase: nothing is known of it yet."""
     state, attempt = record.state, record.state.attempt
     if state.ended:
         return state.since
@@ -197,14 +196,14 @@ def _end(record: Record) -> float:
     return max(seen or 0.0, state.started_at) if seen else record.entries[-1].ts
 
 
-# ---- going over the wall clock ----
+# ---- the walk over the wall clock ----
 
 
-class _Sweep:
-    """A hand that goes over the wall clock once and never back, so that the phases must sum to the wall clock.
+class _TimeCursor:
+    """Walks over the wall clock once and never back, so that the phases sum to the wall clock.
 
-    Steps are stamped by rank 0's host, the journal by the daemon's: where the two disagree on the order of things, the
-    time between them belongs to whichever came first here.
+    Rank 0's host stamps the steps, the daemon's host stamps the journal. Where their clocks disagree on the order of
+    two events, the time between them belongs to the event that is taken first.
     """
 
     def __init__(self, statuses: Sequence[tuple[float, Status]], start: float, end: float) -> None:
@@ -213,12 +212,12 @@ class _Sweep:
         self.now, self.end = start, max(start, end)
 
     def to(self, ts: float) -> float:
-        """Seconds from the hand to `ts`, where it stands then."""
+        """Move to `ts`; return the seconds that were passed over."""
         before, self.now = self.now, min(max(ts, self.now), self.end)
         return self.now - before
 
     def through(self, ts: float) -> Iterator[tuple[Status, float]]:
-        """The time up to `ts` by status: until when each lasted."""
+        """The time up to `ts` by status: (status, until when it lasted)."""
         index = bisect_right(self._times, self.now) - 1
         while index + 1 < len(self._times) and self._times[index + 1] < ts:
             yield self._statuses[max(index, 0)], self._times[index + 1]
@@ -226,18 +225,18 @@ class _Sweep:
         yield self._statuses[max(index, 0)], ts
 
 
-class _Cause:
-    """What a standstill belongs to, and how its stages follow each other."""
+class _DowntimeCause:
+    """The incident that downtime belongs to, if any, and the stages of its recovery."""
 
-    def __init__(self, state: State, incident: str | None, before: _Course | None) -> None:
+    def __init__(self, state: State, incident: str | None, before: _AttemptProgress | None) -> None:
         self.incident = incident
         known = state.incidents.get(incident or "")
-        self._marks = list(_marks(known, state, before.attempt if before else None)) if known else []
+        self._begins = list(_stage_begins(known, state, before.attempt if before else None)) if known else []
 
     def stages(self, start: float, end: float) -> Iterator[tuple[Stage, float]]:
-        """The stages between two moments, each with its end."""
+        """The stages between two times, each with its end."""
         stage = Stage.SEEING
-        for follows, begins in self._marks:
+        for follows, begins in self._begins:
             if start < begins < end:
                 yield stage, begins
             if begins < end:
@@ -245,8 +244,8 @@ class _Cause:
         yield stage, end
 
 
-def _marks(incident: Incident, state: State, hit: Attempt | None) -> Iterator[tuple[Stage, float]]:
-    """When each stage began, in order; a stage whose beginning is not known has not begun."""
+def _stage_begins(incident: Incident, state: State, hit: Attempt | None) -> Iterator[tuple[Stage, float]]:
+    """When each stage began, in order. A stage whose beginning is not known has not begun."""
     following = state.attempts.get(incident.next_attempt or "")
     begins = [
         (Stage.DECIDING, incident.opened_at),
@@ -261,64 +260,65 @@ def _marks(incident: Incident, state: State, hit: Attempt | None) -> Iterator[tu
             yield stage, latest
 
 
-def _train(book: Ledger, sweep: _Sweep, course: _Course, state: State) -> None:
-    """Divide the attempt's updates into those that count and those that others took back, each by who did."""
-    first, last = course.knots[0][0], course.knots[-1][0]
-    limit = course.undone[-1][0] if course.undone else last
+def _add_training(book: Ledger, cursor: _TimeCursor, progress: _AttemptProgress, state: State) -> None:
+    """Divide the attempt's updates into kept ones and discarded ones, these by the incident that discarded them."""
+    first, last = progress.reports[0][0], progress.reports[-1][0]
+    limit = progress.discarded[-1][0] if progress.discarded else last
     kept = min(last, limit)
-    applied = last - course.broken
+    applied = last - progress.not_applied
     if kept >= first:
-        book.phases[Phase.KEPT] += sweep.to(course.at(min(kept, applied)))
+        book.phases[TimePhase.KEPT] += cursor.to(progress.at(min(kept, applied)))
         book.steps_kept += min(kept, applied) - first + 1
-    book.seconds_saving += course.saving
+    book.seconds_saving += progress.saving
     book.steps_repeated += max(0, applied - max(kept, first - 1))
-    bounds = [(max(step, kept), by) for step, by in reversed(course.undone) if step < last]
+    bounds = [(max(step, kept), by) for step, by in reversed(progress.discarded) if step < last]
     ends = [*(step for step, _ in bounds[1:]), last]
     for (begin, by), end in zip(bounds, ends, strict=False):
         if end > begin:
-            _repeat(book, sweep.to(course.at(end)), state.attempts[by].incident)
-    _repeat(book, sweep.to(course.at(last)), None)  # an update that was not applied, and nothing has followed
+            _add_discarded(book, cursor.to(progress.at(end)), state.attempts[by].incident)
+    _add_discarded(book, cursor.to(progress.at(last)), None)  # not applied, and no attempt has followed
 
 
-def _repeat(book: Ledger, seconds: float, incident: str | None) -> None:
-    book.phases[Phase.LOST] += seconds
-    book.lost[incident or Phase.OTHER][Stage.REPEATING] += seconds
+def _add_discarded(book: Ledger, seconds: float, incident: str | None) -> None:
+    book.phases[TimePhase.LOST] += seconds
+    book.lost[incident or TimePhase.OTHER][Stage.REPEATING] += seconds
 
 
-def _stand_still(book: Ledger, sweep: _Sweep, until: float, cause: _Cause, stepped: bool) -> None:
-    for status, end in sweep.through(until):
+def _add_downtime(book: Ledger, cursor: _TimeCursor, until: float, cause: _DowntimeCause, stepped: bool) -> None:
+    """The time up to `until`. `stepped`: whether the lineage had made a step before."""
+    for status, end in cursor.through(until):
         phase = _phase(status, cause.incident, stepped)
-        if phase is not Phase.RECOVERING or cause.incident is None:
-            seconds = sweep.to(end)
+        if phase is not TimePhase.RECOVERING or cause.incident is None:
+            seconds = cursor.to(end)
             book.phases[phase] += seconds
             book.lost[phase][_STAGES.get(phase, Stage.WAITING)] += seconds
             continue
-        for stage, stage_end in cause.stages(sweep.now, end):
-            seconds = sweep.to(stage_end)
+        for stage, stage_end in cause.stages(cursor.now, end):
+            seconds = cursor.to(stage_end)
             book.phases[phase] += seconds
             book.lost[cause.incident][stage] += seconds
 
 
-def _phase(status: Status, incident: str | None, stepped: bool) -> Phase:
+def _phase(status: Status, incident: str | None, stepped: bool) -> TimePhase:
     match status:
         case Status.NEW | Status.PLANNED | Status.QUEUED:
-            return Phase.QUEUED
+            return TimePhase.QUEUED
         case Status.HALTED:
-            return Phase.HALTED
+            return TimePhase.HALTED
         case Status.PAUSED:
-            return Phase.PAUSED
+            return TimePhase.PAUSED
         case Status.PREFLIGHT | Status.STARTING if not stepped or incident is None:
-            return Phase.STARTING
+            return TimePhase.STARTING
         case Status.TRAINING | Status.COMPLETED | Status.CANCELLED if incident is None:
-            return Phase.OTHER
+            return TimePhase.OTHER
         case _:
-            return Phase.RECOVERING
+            return TimePhase.RECOVERING
 
 
-def _why_it_stood(state: State, attempt: Attempt, before: _Course | None) -> str | None:
-    """The incident that a standstill belongs to: the attempt recovers from it, or it ended the one before.
+def _cause_of_downtime(state: State, attempt: Attempt, before: _AttemptProgress | None) -> str | None:
+    """The incident behind the downtime before an attempt: the attempt recovers from it, or it ended the one before.
 
-    An attempt after a halt that an operator answered recovers from nothing: the answer has settled its incident.
+    An attempt after a halt recovers from no incident: the operator's answer has closed it.
     """
     if attempt.incident is not None or before is None:
         return attempt.incident
@@ -330,10 +330,10 @@ def _open_incident(state: State) -> str | None:
     return next((i.name for i in reversed(list(state.incidents.values())) if i.closed_at is None), None)
 
 
-_FASTEST = 0.05  # of the steps: what the run itself has shown to be possible
+_FASTEST = 0.05  # of the steps: the lineage itself has shown that this pace is possible
 
 
-def _step_times(book: Ledger, paces: Sequence[_Pace]) -> None:
+def _set_step_times(book: Ledger, paces: Sequence[_Pace]) -> None:
     steps = sum(pace.steps for pace in paces)
     if not steps:
         return

@@ -1,93 +1,96 @@
-"""What is still open: what the next person on call asks first."""
+"""Open questions of a lineage: what the next person on call must know or decide first."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from chronicles.operators import halt_cause
+from chronicles.ledger.lemon_nodes import NOT_HELD
+from chronicles.logbook.entries.operators import halt_cause
+from chronicles.report.model import LineageReport
 from chronicles.wording import count, duration, full, short, when
+from opt_ops.core.failures.classes import title
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Verdict
 
-Row = Mapping[str, Any]
-
 _SHOWN = 10  # questions of one sort
-_OFTEN = 3  # incidents of one class whose cause nobody knows: worth a person's morning
+_OFTEN = 3  # incidents of one class without a known cause: so many are worth an investigation
 
 
-def questions(report: Row) -> list[str]:
-    """Sentences of plain text, the most pressing first."""
+def questions(report: LineageReport) -> list[str]:
+    """Sentences of plain text, the most urgent first."""
     return [
         *_halted(report),
-        *_capped(_open(report)),
+        *_capped(_open_incidents(report)),
         *_capped(_unproven(report)),
         *_unexplained(report),
         *_capped(_lemons(report)),
         *_capped(_nodes(report)),
-        *_capped(_untold(report)),
-        *_capped(_asked(report)),
+        *_capped(_undelivered_alerts(report)),
+        *_capped(_open_questions(report)),
     ]
 
 
 def _capped(found: Iterator[str]) -> list[str]:
-    rows = list(found)
-    left = [f"And {count(len(rows) - _SHOWN, 'more')} like these."] if len(rows) > _SHOWN else []
-    return [*rows[-_SHOWN:], *left]
+    sentences = list(found)
+    left = [f"{count(len(sentences) - _SHOWN, 'more line')} of this sort."] if len(sentences) > _SHOWN else []
+    return [*sentences[-_SHOWN:], *left]
 
 
-def _halted(report: Row) -> Iterator[str]:
-    if report["status"] == "HALTED" and report["halts"]:
-        yield f"Training is halted. {halt_cause(report, report['halts'][-1])} What should change before it goes on?"
+def _halted(report: LineageReport) -> Iterator[str]:
+    if report.status == Status.HALTED and report.halts:
+        yield f"Training is halted. {halt_cause(report, report.halts[-1])} What must change before it continues?"
 
 
-def _open(report: Row) -> Iterator[str]:
-    for row in report["incidents"]:
-        if row["closed"] is None:
-            state = f"decided: {row['action']}, not proven yet" if row["action"] else "nothing is decided yet"
-            yield f"{row['incident']} is open since {when(row['opened'])}: {short(row['cause'])}; {state}."
+def _open_incidents(report: LineageReport) -> Iterator[str]:
+    for row in report.incidents:
+        if row.closed is None:
+            decision = f"The decision is {row.action}, not proven yet" if row.action else "Nothing is decided yet"
+            yield f"{row.incident} has been open since {when(row.opened)}: {full(short(row.cause))} {decision}."
 
 
-def _unproven(report: Row) -> Iterator[str]:
-    for row in report["incidents"]:
-        if row["proven"] is False:
-            yield f"{row['incident']} was NOT PROVEN: {full(short(str(row['proof'].get('mismatch') or row['cause'])))}"
+def _unproven(report: LineageReport) -> Iterator[str]:
+    for row in report.incidents:
+        if row.proven is False:
+            yield f"{row.incident} is NOT PROVEN: {full(short(str(row.proof.get('mismatch') or row.cause)))}"
 
 
-def _unexplained(report: Row) -> Iterator[str]:
-    corrected = {note["target"] for note in report["notes"]}
-    low = [row for row in report["incidents"] if row["confidence"] == "low" and row["incident"] not in corrected]
-    for kind, number in Counter(row["kind"] for row in low).most_common():
+def _unexplained(report: LineageReport) -> Iterator[str]:
+    corrected = {note.target for note in report.notes}
+    low = [row for row in report.incidents if row.confidence == "low" and row.incident not in corrected]
+    for name, number in Counter(row.kind for row in low).most_common():
         if number >= _OFTEN:
-            last = [row["incident"] for row in low if row["kind"] == kind][-1]
-            yield f"{number} incidents of the class {kind.replace('_', ' ')} have no known cause; {last} is the newest."
+            newest = [row.incident for row in low if row.kind == name][-1]
+            yield f"{number} incidents of class {title(name)} have no known cause. The newest is {newest}."
 
 
-def _lemons(report: Row) -> Iterator[str]:
-    for row in report["worst_nodes"]:
-        if row["lemon"] and row["now"] != "not held":
-            often = f"failed {count(row['failures'], 'time')} in {duration(row['seconds_used'])} of use"
-            yield f"{short(row['node'], 40)} {often}, more than chance explains. Should it be replaced?"
+def _lemons(report: LineageReport) -> Iterator[str]:
+    for node in report.lemon_nodes:
+        if node.lemon and node.now != NOT_HELD:
+            often = f"failed {count(node.failures, 'time')} in {duration(node.seconds_used)} of use"
+            yield f"{short(node.node, 40)} {often}, more often than chance explains. Should it be replaced?"
 
 
-def _nodes(report: Row) -> Iterator[str]:
-    for node in report["nodes"]:
-        if node["excluded_by"] and node["verdict"] == Verdict.HEALTHY:
-            by = node["excluded_by"]
-            yield f"{short(node['node'], 40)} is healthy, and still taken out by {by}. May it come back?"
-        elif node["excluded_by"] and node["drain"] == "refused":
-            yield f"{short(node['node'], 40)} is taken out here, but the scheduler still gives it to others: no drain."
+def _nodes(report: LineageReport) -> Iterator[str]:
+    for node in report.nodes:
+        name = short(node.node, 40)
+        if node.excluded_by and node.verdict == Verdict.HEALTHY:
+            yield f"{name} is healthy, but {node.excluded_by} excluded it. May attempts start there again?"
+        elif node.excluded_by and node.drain == "refused":
+            yield f"{name} is excluded, but the scheduler refused to drain it: other jobs may still get it."
 
 
-def _untold(report: Row) -> Iterator[str]:
-    for row in report["alerts"]:
-        if row["delivered"] is False:
-            yield f"An alert reached nobody: {short(row['title'], 80)}. {full(short(row['why'] or 'why is not known'))}"
+def _undelivered_alerts(report: LineageReport) -> Iterator[str]:
+    for alert in report.alerts:
+        if alert.delivered is False:
+            why = full(short(alert.why or "the reason is not known"))
+            what = full(short(alert.title, 80), keep=("opt-ops",))
+            yield f"An alert was not delivered: {what} {why}"
 
 
-def _asked(report: Row) -> Iterator[str]:
-    """Questions that people wrote down, until somebody writes on the same place again."""
-    newest = {note["target"]: note for note in report["notes"]}
+def _open_questions(report: LineageReport) -> Iterator[str]:
+    """Notes that end with a question, until a later note has the same target."""
+    newest = {note.target: note for note in report.notes}
     for note in newest.values():
-        if note["text"].rstrip().endswith("?"):
-            yield f"{short(note['author'], 40)} asks about {note['target']}: {short(note['text'])}"
+        if note.text.rstrip().endswith("?"):
+            yield f"{short(note.author, 40)} asks about {note.target}: {short(note.text)}"

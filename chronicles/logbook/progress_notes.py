@@ -1,125 +1,123 @@
-"""What people send each other: the progress note at a share of the work, and the hand-over to the next shift.
+"""Notes that people send each other: the progress note at a share of the work, and the handover to the next shift.
 
-Both are Markdown, drawn from the same record as the logbook; a note about an earlier moment says what was known then.
+Both are Markdown, drawn from the same record as the logbook. A note about an earlier time says what was known then.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
 
-from chronicles.kept_curve import settled
+from chronicles.kept_curve import kept_points
+from chronicles.ledger.summary import LedgerSummary
 from chronicles.logbook.drawing.markdown import plain, table
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.entries.entry import LogEntry
-from chronicles.logbook.front_page import front, interrupted, lead, seconds_left, times, totals
+from chronicles.logbook.front_page import interrupted, lead, seconds_left, times, totals
+from chronicles.logbook.open_questions import questions
 from chronicles.logbook.render import newest_loss
-from chronicles.logbook.tables import cause, kind
-from chronicles.record import Record, until
+from chronicles.logbook.tables import cause
+from chronicles.record import LineageRecord, until
 from chronicles.report.build import build
-from chronicles.wording import count, duration, hours, minute, names, percent, short, whole
+from chronicles.report.model import IncidentReport, LineageReport
+from chronicles.wording import count, duration, hours, minute, names, percent, short, uncapitalized, whole
 from opt_ops.config import Rates
+from opt_ops.core.failures.classes import title
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
-from opt_ops.core.text import from_iso
 from opt_ops.core.values import Action, Tier, Verdict
 
-Row = Mapping[str, Any]
-
-_LISTED = 12  # events that a progress note tells one by one
+_LISTED = 12  # entries that a progress note lists one by one
 _CAUSES = 4  # of lost time
 _DAY = 24 * 3600.0
 
 
-def moment(record: Record, step: int) -> float | None:
-    """When the update of a step that counts was complete; None while there is none."""
-    return next((point.ts for _, point in settled(record.stretches) if point.step >= step), None)
+def moment_of(record: LineageRecord, step: int) -> float | None:
+    """When the kept update of a step was complete; None while there is none."""
+    return next((point.ts for _, point in kept_points(record.curves) if point.step >= step), None)
 
 
 # ---- the progress note ----
 
 
-def update(record: Record, at: float, since: float, rates: Rates | None = None) -> str:
-    """The note at share `at` of all steps: what has happened since share `since`, in numbers and sentences.
+def update(record: LineageRecord, at: float, since: float, rates: Rates | None = None) -> str:
+    """Write the progress note at share `at` of all steps, about what has happened since share `since`.
 
     Raises:
-        ValueError: that much is not trained yet; says how much is.
+        ValueError: fewer steps are trained than `at` needs.
     """
-    total = build(record, rates)["total_steps"] or 0
-    ends = moment(record, max(1, round(at * total))) if total else None
+    total = build(record, rates).total_steps or 0
+    ends = moment_of(record, max(1, round(at * total))) if total else None
     if ends is None:
-        trained = max((point.step for _, point in settled(record.stretches)), default=0)
-        raise ValueError(f"{whole(trained)} of {whole(total)} steps are trained, which is not {100 * at:g} %")
-    begins = moment(record, round(since * total)) if since > 0 else record.started
+        trained = max((point.step for _, point in kept_points(record.curves)), default=0)
+        raise ValueError(f"{whole(trained)} of {whole(total)} steps are trained, which is less than {100 * at:g} %")
+    begins = moment_of(record, round(since * total)) if since > 0 else record.started
     assert begins is not None
     then, earlier = until(record, ends), until(record, begins)
     now, before = build(then, rates), build(earlier, rates) if since > 0 else None
-    told = [entry for entry in reversed(entries(then, now)) if entry.ts >= begins]
+    log = [entry for entry in reversed(entries(then, now)) if entry.ts >= begins]
     parts = [
         _head(record, now, at),
         _since(now, before, since, begins, newest_loss(then), newest_loss(earlier)),
-        _happened(now, told, begins),
+        _happened(now, log, begins),
         _numbers(now, before, ends - begins),
         _ahead(now),
     ]
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
 
-def _head(record: Record, now: Row, at: float) -> Iterator[str]:
-    run = now["runs"][-1]["run"] if now["runs"] else record.lineage
+def _head(record: LineageRecord, now: LineageReport, at: float) -> Iterator[str]:
+    run = now.runs[-1].run if now.runs else record.lineage
     yield f"# Lineage {plain(record.lineage)}: {100 * at:g} % update"
     yield ""
-    yield f"{minute(from_iso(now['as_of']))}, run {run}, step {whole(now['step'])} of {whole(now['total_steps'])}."
+    yield f"{minute(now.as_of or 0.0)}, run {run}, step {whole(now.step)} of {whole(now.total_steps)}."
     yield ""
 
 
 def _since(
-    now: Row, before: Row | None, since: float, begins: float, loss: float | None, was: float | None
+    now: LineageReport, before: LineageReport | None, since: float, begins: float, loss: float | None, was: float | None
 ) -> Iterator[str]:
-    known = before["step"] if before else 0
-    spent = from_iso(now["as_of"]) - begins
-    start = (
-        f"Since the {100 * since:g} % update ({minute(begins)})" if before else f"Since the start ({minute(begins)})"
-    )
-    steps = now["step"] - known
-    text = f"{start}, {count(steps, 'step')} were trained in {duration(spent)}"
+    start = f"the {100 * since:g} % update" if before else "the start"
+    steps = now.step - (before.step if before else 0)
+    spent = duration((now.as_of or 0.0) - begins)
+    text = f"Since {start} ({minute(begins)}), {count(steps, 'step')} were trained in {spent}"
     if loss is not None:
         text += f"; the loss went from {was:.3f} to {loss:.3f}" if was is not None else f"; the loss is {loss:.3f}"
     yield f"{text}."
     evaluated = list(_evaluated(now, before))
     if evaluated:
         yield f"Loss on validation data: {', '.join(map(plain, evaluated))}."
-    share = _stretch_goodput(now, before)
+    share = _goodput_between(now, before)
     if share is not None:
-        whole_share = percent(now["goodput"]["goodput"])
-        yield f"Goodput was {percent(share)} in that time" + (f", {whole_share} over all." if before else ".")
+        overall = f", and {percent(now.ledger.goodput)} over all" if before else ""
+        yield f"Goodput was {percent(share)} in that time{overall}."
     yield ""
 
 
-def _evaluated(now: Row, before: Row | None) -> Iterator[str]:
-    """`wiki 3.412 → 3.208`: by corpus, at the note before and now; then, where it rises, the lowest."""
-    known = {row["corpus"]: row["loss"] for row in before["validation"]} if before else {}
-    for row in now["validation"]:
-        if row["loss"] is None:
+def _evaluated(now: LineageReport, before: LineageReport | None) -> Iterator[str]:
+    """By corpus, at the note before and now, and the lowest if it has risen: `wiki 3.412 → 3.208`."""
+    known = {row.corpus: row.loss for row in before.validation} if before else {}
+    for row in now.validation:
+        if row.loss is None:
             continue
-        was = known.get(row["corpus"])
-        text = f"{short(row['corpus'], 60)} " + (f"{was:.3f} → " if was is not None else "") + f"{row['loss']:.3f}"
-        lower = row["lowest"] < row["loss"]
-        yield text + (f" (lowest {row['lowest']:.3f} after step {whole(row['lowest_step'])})" if lower else "")
+        was = known.get(row.corpus)
+        text = f"{short(row.corpus, 60)} " + (f"{was:.3f} → " if was is not None else "") + f"{row.loss:.3f}"
+        rises = row.lowest is not None and row.lowest < row.loss
+        yield text + (f" (lowest {row.lowest:.3f} after step {whole(row.lowest_step)})" if rises else "")
 
 
-def _stretch_goodput(now: Row, before: Row | None) -> float | None:
-    spent, known = now["goodput"], before["goodput"] if before else {"kept_steps": 0, "wall_seconds": 0.0}
-    wall = spent["wall_seconds"] - known["wall_seconds"]
-    if not spent["healthy_step_seconds"] or wall <= 0:
+def _goodput_between(now: LineageReport, before: LineageReport | None) -> float | None:
+    """Goodput between two notes, by the healthy step of the later one."""
+    spent, known = now.ledger, before.ledger if before else None
+    wall = spent.wall_seconds - (known.wall_seconds if known else 0.0)
+    if not spent.healthy_step_seconds or wall <= 0:
         return None
-    return (spent["kept_steps"] - known["kept_steps"]) * spent["healthy_step_seconds"] / wall
+    return (spent.kept_steps - (known.kept_steps if known else 0)) * spent.healthy_step_seconds / wall
 
 
-def _happened(now: Row, told: Sequence[LogEntry], begins: float) -> Iterator[str]:
-    rows = [row for row in now["incidents"] if from_iso(row["opened"]) >= begins]
+def _happened(now: LineageReport, log: Sequence[LogEntry], begins: float) -> Iterator[str]:
+    rows = [row for row in now.incidents if row.opened >= begins]
     yield "## What happened"
     yield ""
     if not rows:
@@ -127,129 +125,117 @@ def _happened(now: Row, told: Sequence[LogEntry], begins: float) -> Iterator[str
     else:
         yield f"{count(len(rows), 'incident')}{interrupted(rows)}: {_classes(rows)}. {_handled(now, rows, begins)}"
     yield ""
-    large = [entry for entry in told if _is_large(entry)]
-    for entry in large[:_LISTED]:
-        yield f"- {plain(entry.title)}"
-    if len(large) > _LISTED:
-        yield f"- And {count(len(large) - _LISTED, 'more')}, in the logbook."
-    if large:
+    notable = [entry for entry in log if entry.notable]
+    for entry in notable[:_LISTED]:
+        yield f"- {plain(entry.heading)}"
+    if len(notable) > _LISTED:
+        yield f"- And {whole(len(notable) - _LISTED)} more in the logbook."
+    if notable:
         yield ""
 
 
-def _classes(rows: Sequence[Row]) -> str:
-    kinds = Counter(kind(row["kind"]) for row in rows)
+def _classes(rows: Sequence[IncidentReport]) -> str:
+    kinds = Counter(uncapitalized(title(row.kind)) for row in rows)
     return names([f"{name} × {number}" if number > 1 else name for name, number in kinds.most_common()])
 
 
-def _handled(now: Row, rows: Sequence[Row], begins: float) -> str:
-    calls = [row for row in now["halts"] if from_iso(row["at"]) >= begins]
-    rollbacks = [row for row in rows if row["action"] == Action.ROLLBACK and not row["advice"]]
-    nodes = sorted({node for row in rows for node in row["excluded"]})
-    told = [f"{count(len(rollbacks), 'rollback')}, " if rollbacks else ""]
-    told.append(f"{count(totals(rows)['steps_lost'], 'step')} lost")
-    told.append(f", {count(len(nodes), 'node')} taken out" if nodes else "")
-    human = f"A human was needed {times(len(calls))}." if calls else "No human was needed."
-    return f"{''.join(told)}. {human}"
+def _handled(now: LineageReport, rows: Sequence[IncidentReport], begins: float) -> str:
+    halts = sum(halt.at >= begins for halt in now.halts)
+    rollbacks = sum(row.action == Action.ROLLBACK and not row.advisory for row in rows)
+    nodes = {node for row in rows for node in row.excluded}
+    found = [count(rollbacks, "rollback")] if rollbacks else []
+    found.append(f"{count(totals(rows).steps_discarded, 'step')} discarded")
+    found += [f"{count(len(nodes), 'node')} excluded"] if nodes else []
+    human = f"An operator was needed {times(halts)}." if halts else "No operator was needed."
+    return f"{', '.join(found)}. {human}"
 
 
-def _is_large(entry: LogEntry) -> bool:
-    """What a reader a year later wants to know of: settings, versions, sizes, halts and people's decisions."""
-    row = entry.incident
-    if row is not None:
-        return row["action"] in (Action.ROLLBACK, Action.CHANGE, Action.HALT) and not row["advice"]
-    words = ("versions", "halted", "paused", "shrunk", "growing", "note", "took over", "completed", "cancelled")
-    return entry.qualifier.startswith(words)
+def _numbers(now: LineageReport, before: LineageReport | None, seconds: float) -> Iterator[str]:
+    spent, known = now.ledger, before.ledger if before else None
 
+    def both(label: str, of: Callable[[LedgerSummary], int]) -> list[str]:
+        return [label, whole(of(spent) - (of(known) if known else 0)), whole(of(spent))]
 
-def _numbers(now: Row, before: Row | None, seconds: float) -> Iterator[str]:
-    spent = now["goodput"]
-    known = before["goodput"] if before else None
-
-    def both(label: str, key: str, told: Any) -> list[str]:
-        stretch = spent[key] - known[key] if known and spent[key] is not None else spent[key]
-        return [label, told(stretch), told(spent[key])]
+    def both_hours(label: str, of: Callable[[LedgerSummary], float | None]) -> list[str]:
+        all_hours, earlier = of(spent), of(known) if known else None
+        return [label, hours(None if all_hours is None else all_hours - (earlier or 0.0)), hours(all_hours)]
 
     rows = [
-        ["wall clock", duration(seconds), duration(spent["wall_seconds"])],
-        ["kept steps", whole(now["step"] - (before["step"] if before else 0)), whole(now["step"])],
-        ["goodput", percent(_stretch_goodput(now, before)), percent(spent["goodput"])],
-        both("steps repeated", "steps_repeated", whole),
-        both("failures", "failures", whole),
-        both("automatic restarts", "restarts_automatic", whole),
-        both("manual restarts", "restarts_manual", whole),
-        both("calls", "calls", whole),
-        both("node-hours", "node_hours", hours),
-        both("node-hours lost", "node_hours_lost", hours),
+        ["wall clock", duration(seconds), duration(spent.wall_seconds)],
+        ["kept steps", whole(now.step - (before.step if before else 0)), whole(now.step)],
+        ["goodput", percent(_goodput_between(now, before)), percent(spent.goodput)],
+        both("discarded steps", lambda ledger: ledger.steps_discarded),
+        both("failures", lambda ledger: ledger.reliability.failures),
+        both("automatic restarts", lambda ledger: ledger.restarts.automatic),
+        both("manual restarts", lambda ledger: ledger.restarts.manual),
+        both("times that an operator was needed", lambda ledger: ledger.involvement.pages),
+        both_hours("node-hours", lambda ledger: ledger.resources.node_hours),
+        both_hours("node-hours lost", lambda ledger: ledger.resources.node_hours_lost),
     ]
     yield "## Numbers"
     yield ""
     yield from table(["", ">Since then", ">So far"], rows)
     yield ""
-    lost = [(row["kind"], row["seconds"] - _known(known, row["kind"])) for row in spent["lost_by_kind"]]
+    earlier = {row.kind: row.seconds for row in known.lost_by_kind} if known else {}
+    lost = [(row.kind, row.seconds - earlier.get(row.kind, 0.0)) for row in spent.lost_by_kind]
     most = sorted((item for item in lost if item[1] > 0), key=lambda item: -item[1])[:_CAUSES]
     if most:
-        told = ", ".join(f"{cause(name)} {duration(each)}" for name, each in most)
-        yield f"The time since then went most to: {told}."
+        largest = ", ".join(f"{uncapitalized(cause(name))} {duration(each)}" for name, each in most)
+        yield f"Most of the time lost since then: {largest}."
         yield ""
 
 
-def _known(spent: Row | None, kind_: str) -> float:
-    rows = spent["lost_by_kind"] if spent else ()
-    return next((row["seconds"] for row in rows if row["kind"] == kind_), 0.0)
-
-
-def _ahead(now: Row) -> Iterator[str]:
-    left = None if now["ended"] else seconds_left(now)
+def _ahead(now: LineageReport) -> Iterator[str]:
+    left = None if now.ended else seconds_left(now)
     if left is not None:
-        ends = minute(from_iso(now["as_of"]) + left)
-        yield f"At the goodput so far, the rest takes {duration(left)}: until {ends}."
+        ends = minute((now.as_of or 0.0) + left)
+        yield f"At the goodput so far, the rest takes {duration(left)}, until {ends}."
         yield ""
     yield from _questions(now)
 
 
-def _questions(now: Row) -> Iterator[str]:
-    found = front(now, None)["questions"]
+def _questions(now: LineageReport) -> Iterator[str]:
     yield "## Open"
     yield ""
-    yield from [f"- {plain(question)}" for question in found] or ["Nothing."]
+    yield from [f"- {plain(question)}" for question in questions(now)] or ["Nothing."]
     yield ""
 
 
-# ---- the hand-over ----
+# ---- the handover ----
 
 
-def handover(record: Record, hours: float = 12.0, rates: Rates | None = None) -> str:
-    """For the next shift: where it stands, what is open, what to watch, and what was done in the last hours."""
+def handover(record: LineageRecord, hours: float = 12.0, rates: Rates | None = None) -> str:
+    """Write the handover to the next shift: status, open questions, what to watch, and the last hours' log."""
     now = build(record, rates)
     as_of = record.as_of or 0.0
     since = as_of - timedelta(hours=hours).total_seconds()
-    told = [entry for entry in reversed(entries(record, now)) if entry.ts >= since]
+    log = [entry for entry in reversed(entries(record, now)) if entry.ts >= since]
     parts = [
-        [f"# Lineage {plain(record.lineage)}: hand-over, {minute(as_of)}", ""],
-        [f"**{now['status']}.** {plain(lead(now))}", ""],
+        [f"# Lineage {plain(record.lineage)}: handover, {minute(as_of)}", ""],
+        [f"**{now.status}.** {plain(lead(now))}", ""],
         _questions(now),
         _watch(record, now, as_of, since),
-        _done(told, hours),
+        _log(log, hours),
     ]
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
 
-def _watch(record: Record, now: Row, as_of: float, since: float) -> Iterator[str]:
+def _watch(record: LineageRecord, now: LineageReport, as_of: float, since: float) -> Iterator[str]:
     yield "## To watch"
     yield ""
-    found = [*_holdings(record.state, as_of), *_weights(record.state, now), *_signs(record, since), *_suspects(now)]
+    found = [*_nodes(record.state, as_of), *_weights(record.state, now), *_alerts(record, since), *_suspects(now)]
     yield from [f"- {plain(sentence)}" for sentence in found] or ["Nothing."]
     yield ""
 
 
-def _holdings(state: State, as_of: float) -> Iterator[str]:
+def _nodes(state: State, as_of: float) -> Iterator[str]:
     if state.ended:
         return
     attempt = state.attempt
     if attempt is not None and attempt.live and attempt.nodes:
-        out = {node.name for node in state.nodes.values() if node.excluded_by}
-        spare = state.held.keys() - set(attempt.nodes) - out
-        yield f"{count(len(spare), 'spare node')} held beside the {len(attempt.nodes)} that train."
+        excluded = {node.name for node in state.nodes.values() if node.excluded_by}
+        spare = state.held.keys() - set(attempt.nodes) - excluded
+        yield f"{count(len(attempt.nodes), 'node')} in use, {count(len(spare), 'spare')}."
     for allocation in state.live_allocations:
         if allocation.ends_at is not None and allocation.ends_at - as_of < _DAY:
             yield f"Job {allocation.job} reaches its time limit at {minute(allocation.ends_at)}."
@@ -257,40 +243,41 @@ def _holdings(state: State, as_of: float) -> Iterator[str]:
             yield f"Job {allocation.job} waits in the queue for {count(allocation.wanted, 'node')}."
 
 
-def _weights(state: State, now: Row) -> Iterator[str]:
-    good = [row for row in now["checkpoints"] if row["verified"] and row["healthy"]]
+def _weights(state: State, now: LineageReport) -> Iterator[str]:
+    good = [row for row in now.checkpoints if row.verified and row.healthy]
     if good and not state.ended:
-        last = good[-1]
-        behind = now["step"] - last["step"]
-        yield f"The newest good checkpoint is that of step {whole(last['step'])}, {count(max(0, behind), 'step')} back."
-    bad = [row for row in now["checkpoints"] if row["verified"] is False]
-    if bad:
-        yield f"{count(len(bad), 'checkpoint')} refused as damaged; the newest is step {whole(bad[-1]['step'])}."
-    scale = now["runs"][-1]["lr_scale"] if now["runs"] else 1.0
+        step = good[-1].step
+        behind = count(max(0, now.step - step), "step")
+        yield f"The newest good checkpoint is that of step {whole(step)}, {behind} back."
+    refused = [row.step for row in now.checkpoints if row.verified is False]
+    if refused:
+        yield f"{count(len(refused), 'checkpoint')} refused as damaged, the newest at step {whole(refused[-1])}."
+    scale = now.runs[-1].lr_scale if now.runs else 1.0
     if scale != 1 and state.status is not Status.COMPLETED:
-        yield f"The learning rate is × {scale:.3g} of the schedule's, after {count(len(now['runs']) - 1, 'change')}."
+        changes = count(len(now.runs) - 1, "change")
+        yield f"The learning rate is the schedule's × {scale:.3g}, after {changes}."
 
 
-def _signs(record: Record, since: float) -> Iterator[str]:
+def _alerts(record: LineageRecord, since: float) -> Iterator[str]:
     alerts = Counter(
         signal.signal for signal in record.state.signals.values() if signal.tier is Tier.ALERT and signal.at >= since
     )
     for name, number in alerts.most_common():
-        yield f"{count(number, 'alert')} of {name.replace('_', ' ')}, on which nothing was touched."
+        yield f"{count(number, 'alert')} without an action: {uncapitalized(title(name))}."
 
 
-def _suspects(now: Row) -> Iterator[str]:
-    for row in now["nodes"]:
-        if row["verdict"] == Verdict.SUSPECT and not row["excluded_by"]:
-            yield f"{row['node']} is suspect: {row['reason'].replace('_', ' ')}."
+def _suspects(now: LineageReport) -> Iterator[str]:
+    for node in now.nodes:
+        if node.verdict == Verdict.SUSPECT and not node.excluded_by:
+            yield f"{node.node} is suspect: {node.reason.replace('_', ' ')}."
 
 
-def _done(told: Sequence[LogEntry], hours: float) -> Iterator[str]:
-    yield f"## Done in the last {hours:g} hours"
+def _log(log: Sequence[LogEntry], hours: float) -> Iterator[str]:
+    yield f"## The last {hours:g} hours"
     yield ""
-    for entry in told:
+    for entry in log:
         cost = next((fact.text for fact in entry.facts if fact.label == "Cost"), "")
-        yield f"- {plain(f'{entry.title}. {cost}'.rstrip())}"
-    if not told:
-        yield "Nothing had to be done."
+        yield f"- {plain(f'{entry.heading}. {cost}'.rstrip())}"
+    if not log:
+        yield "Nothing happened."
     yield ""

@@ -1,17 +1,17 @@
-"""Draws a lineage's logbook and report from journal and telemetry: the same files for as long as nothing happens."""
+"""Draws a lineage's logbook and report from its journal and telemetry: the same bytes while nothing new happens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from chronicles.kept_curve import settled
+from chronicles.kept_curve import kept_points
 from chronicles.logbook.drawing import figure, html, markdown
 from chronicles.logbook.entries.build import entries
-from chronicles.logbook.front_page import front
-from chronicles.record import Record, load
+from chronicles.logbook.front_page import front_page
+from chronicles.record import LineageRecord, load
+from chronicles.report import encode
 from chronicles.report.build import build
+from chronicles.report.model import LineageReport
 from opt_ops.config import Rates
 from opt_ops.runfolder.files import write_json, write_text
 
@@ -19,7 +19,7 @@ FOLDER = "chronicle"  # below the lineage's folder
 
 
 def render(folder: Path, rates: Rates | None = None) -> list[Path]:
-    """Write `chronicle/logbook.md`, `logbook.html` and `report.json` of the lineage in `folder`; return their paths.
+    """Write `logbook.md`, `logbook.html` and `report.json` into the lineage's chronicle folder; return their paths.
 
     Raises:
         JournalError: the journal cannot be trusted.
@@ -28,22 +28,22 @@ def render(folder: Path, rates: Rates | None = None) -> list[Path]:
     return write(folder, record, build(record, rates))
 
 
-def write(folder: Path, record: Record, report: Mapping[str, Any]) -> list[Path]:
-    """The same, of a lineage that was read already."""
-    log, first = entries(record, report), front(report, newest_loss(record))
-    first["gaps"] = any(not point.finite for part in record.stretches for point in part.points)
-    curves = figure.draw(record, report)
+def write(folder: Path, record: LineageRecord, report: LineageReport) -> list[Path]:
+    """Write the files of a lineage that is already read; return their paths."""
+    log, front = entries(record, report), front_page(report, newest_loss(record))
+    gaps = any(not point.finite for curve in record.curves for point in curve.points)
+    drawings = figure.draw(record, report)
     into = folder / FOLDER
     paths = [into / "logbook.md", into / "logbook.html", into / "report.json"]
-    write_text(paths[0], markdown.render(report, first, log))
-    write_text(paths[1], html.render(report, first, log, curves))
-    write_json(paths[2], report)
+    write_text(paths[0], markdown.logbook(report, front, log))
+    write_text(paths[1], html.logbook(report, front, log, drawings, gaps))
+    write_json(paths[2], encode.lineage(report))
     return paths
 
 
-def newest_loss(record: Record) -> float | None:
-    """Of the last update that counts."""
+def newest_loss(record: LineageRecord) -> float | None:
+    """The loss of the last kept update; None if there is none, or it was not finite."""
     last = None
-    for _, point in settled(record.stretches):
+    for _, point in kept_points(record.curves):
         last = point.loss
     return last

@@ -2,205 +2,283 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from chronicles.ledger.wall_clock import Phase, Stage
+from chronicles.ledger.lemon_nodes import EXCLUDED, LemonNode
+from chronicles.ledger.summary import LostToKind
+from chronicles.ledger.wall_clock import Stage, TimePhase
 from chronicles.logbook.drawing.curves import letter
+from chronicles.report.model import AllocationReport, CorpusReport, LineageReport, NodeReport, RunReport
 from chronicles.wording import count, duration, hours, names, short, when, whole
 from chronicles.wording import nodes as nodes_named
+from opt_ops.core.failures.classes import title
 from opt_ops.core.values import Verdict
 
-Row = Mapping[str, Any]
-
 _PHASES = {
-    Phase.KEPT: "training that counts",
-    Phase.LOST: "training taken back",
-    Phase.RECOVERING: "recovering",
-    Phase.PAUSED: "paused",
-    Phase.HALTED: "halted",
-    Phase.QUEUED: "waiting for nodes",
-    Phase.STARTING: "starting",
-    Phase.OTHER: "other",
+    TimePhase.KEPT: "Training, kept",
+    TimePhase.LOST: "Training, discarded",
+    TimePhase.RECOVERING: "Recovering",
+    TimePhase.PAUSED: "Paused",
+    TimePhase.HALTED: "Halted",
+    TimePhase.QUEUED: "Waiting for nodes",
+    TimePhase.STARTING: "Starting",
+    TimePhase.OTHER: "Other",
+}
+
+_STAGES = {
+    Stage.SEEING: "detection",
+    Stage.DECIDING: "decision",
+    Stage.ENDING: "ending processes",
+    Stage.QUEUEING: "waiting for nodes",
+    Stage.LOADING: "start and load",
+    Stage.REPEATING: "repeated steps",
+    Stage.WAITING: "other waits",
 }
 
 
-def tree(runs: Sequence[Row]) -> list[dict[str, Any]]:
-    """The runs with the lines of their family tree; a run that goes on from its elder is drawn one level in."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """A run with the lines of its family tree."""
+
+    run: RunReport
+    indent: str
+
+
+def tree(runs: Sequence[RunReport]) -> list[Branch]:
+    """The runs; each is indented one level more than its parent."""
     depth: dict[str, int] = {}
-    for row in runs:
-        depth[row["run"]] = depth[row["parent"]] + 1 if row["parent"] in depth else 0
-    deepest = 6  # a long line of rollbacks must not walk off the page
+    for run in runs:
+        depth[run.run] = depth[run.parent] + 1 if run.parent in depth else 0
+    deepest = 6  # after many rollbacks the table must still fit on the page
     return [
-        {"row": row, "indent": "  " * (min(depth[row["run"]], deepest) - 1) + "└ " if depth[row["run"]] else ""}
-        for row in runs
+        Branch(run=run, indent="  " * (min(depth[run.run], deepest) - 1) + "└ " if depth[run.run] else "")
+        for run in runs
     ]
 
 
-def validation(report: Row) -> list[dict[str, str]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationRow:
+    """The losses of one corpus."""
+
+    letter: str
+    corpus: str
+    loss: str
+    step: str
+    previous: str
+    lowest: str
+    evaluations: str
+
+
+def validation(report: LineageReport) -> list[ValidationRow]:
     """The losses on validation data, lettered as on the curves where there is more than one corpus."""
+    lettered = len(report.validation) > 1
+    return [_validation(corpus, letter(place) if lettered else "") for place, corpus in enumerate(report.validation)]
 
-    def told(loss: float | None, step: int | None = None) -> str:
-        return "–" if loss is None else f"{loss:.3f}" + (f" after {whole(step)}" if step is not None else "")
 
+def _validation(corpus: CorpusReport, letter: str) -> ValidationRow:
+    after = f" after {whole(corpus.lowest_step)}" if corpus.lowest_step is not None else ""
+    return ValidationRow(
+        letter=letter,
+        corpus=short(corpus.corpus, 60),
+        loss=_loss(corpus.loss),
+        step=whole(corpus.step),
+        previous=_loss(corpus.previous),
+        lowest=_loss(corpus.lowest) + after,
+        evaluations=whole(corpus.evaluations),
+    )
+
+
+def _loss(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.3f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LemonRow:
+    """A node that failed."""
+
+    node: str
+    tag: str
+    failures: str
+    expected: str
+    what: str
+    parts: str
+    hours: str
+    now: str
+    last: str
+
+
+def lemons(report: LineageReport) -> list[LemonRow]:
+    """The nodes that failed most for the time they were used."""
+    return [_lemon(node) for node in report.lemon_nodes]
+
+
+def _lemon(node: LemonNode) -> LemonRow:
+    used = f"in {duration(node.seconds_used)}" if node.seconds_used else "unused"
+    return LemonRow(
+        node=short(node.node, 60),
+        tag="LEMON" if node.lemon else "",
+        failures=f"{whole(node.failures)}, {used}",
+        expected=f"{node.expected:.2g}",
+        what=names([_times(title(name), number) for name, number in node.kinds.items()]),
+        parts=names([_times(name, number) for name, number in node.parts.items()] or ["–"]),
+        hours=hours(node.node_hours_lost),
+        now="excluded" if node.now == EXCLUDED else node.now,
+        last=node.last,
+    )
+
+
+def _times(name: str, number: int) -> str:
+    return f"{name} × {number}" if number > 1 else name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeRow:
+    """What a phase or a stage took of the wall clock."""
+
+    name: str
+    label: str
+    seconds: float
+    share: float
+
+
+def phases(report: LineageReport) -> list[TimeRow]:
+    """The wall clock by phase; phases that took no time are skipped."""
+    spent = report.ledger
     return [
-        {
-            "letter": letter(place) if len(report["validation"]) > 1 else "",
-            "corpus": short(row["corpus"], 60),
-            "step": whole(row["step"]),
-            "loss": told(row["loss"]),
-            "previous": told(row["previous"]),
-            "lowest": told(row["lowest"], row["lowest_step"]),
-            "evaluations": whole(row["evaluations"]),
-        }
-        for place, row in enumerate(report["validation"])
-    ]
-
-
-def worst(report: Row) -> list[dict[str, str]]:
-    """The nodes that failed most for the time that they were used."""
-    return [
-        {
-            "node": short(row["node"], 60),
-            "tag": "LEMON" if row["lemon"] else "",
-            "failures": f"{whole(row['failures'])}, "
-            + (f"in {duration(used)}" if (used := row["seconds_used"]) else "unused"),
-            "expected": f"{row['expected']:.2g}",
-            "what": names([f"{kind(name)} × {n}" if n > 1 else kind(name) for name, n in row["kinds"].items()]),
-            "parts": names([f"{name} × {n}" if n > 1 else name for name, n in row["parts"].items()] or ["–"]),
-            "hours": hours(row["node_hours_lost"]),
-            "now": row["now"],
-            "last": row["last"],
-        }
-        for row in report["worst_nodes"]
-    ]
-
-
-def phases(report: Row) -> list[dict[str, Any]]:
-    """The wall clock by phase, those that took any time."""
-    spent = report["goodput"]
-    return [
-        {
-            "name": str(phase),
-            "label": label,
-            "seconds": spent["seconds_by_phase"][phase],
-            "share": spent["seconds_by_phase"][phase] / spent["wall_seconds"],
-            "flex": f"{spent['seconds_by_phase'][phase] / spent['wall_seconds']:.4f}",
-        }
+        TimeRow(name=str(phase), label=label, seconds=seconds, share=seconds / spent.wall_seconds)
         for phase, label in _PHASES.items()
-        if spent["wall_seconds"] and spent["seconds_by_phase"][phase] > 0
+        if spent.wall_seconds and (seconds := spent.seconds_by_phase[phase]) > 0
     ]
 
 
-def lost(report: Row) -> list[dict[str, Any]]:
-    """What the lost time went to, by failure class or phase, largest first."""
-    spent = report["goodput"]
-    names = {row["kind"]: row["incident"] for row in report["incidents"]}
-    found = [_lost_row(row, names.get(row["kind"])) for row in spent["lost_by_kind"]]
-    slower = spent["seconds_slower_than_healthy"]
+def stages(report: LineageReport) -> list[TimeRow]:
+    """The lost time by stage of recovery; stages that took no time are skipped."""
+    spent = report.ledger
+    return [
+        TimeRow(name=str(stage), label=_STAGES[stage], seconds=seconds, share=seconds / spent.wall_seconds)
+        for stage in Stage
+        if spent.wall_seconds and (seconds := spent.seconds_by_stage[stage]) > 0
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostRow:
+    """What a failure class or a phase has cost."""
+
+    label: str
+    incident: str | None  # where it is one
+    number: int | None
+    drills: int
+    repeated: float | None
+    down: float
+    share: float
+
+    @property
+    def both(self) -> float:
+        """Seconds of both kinds."""
+        return (self.repeated or 0.0) + self.down
+
+
+def lost(report: LineageReport) -> list[LostRow]:
+    """The lost time by failure class or phase, the largest first."""
+    spent = report.ledger
+    names = {incident.kind: incident.incident for incident in report.incidents}
+    found = [_lost(each, names.get(each.kind), spent.wall_seconds) for each in spent.lost_by_kind]
+    slower = spent.seconds_slower_than_healthy
     if slower is not None and slower > 0:
-        unnamed = {"incident": None, "number": None, "drills": 0, "repeated": None}
-        found.append({"label": _SLOWER, "down": slower, **unnamed})
-    for item in found:
-        item["both"] = (item["repeated"] or 0.0) + item["down"]
-        item["share"] = item["both"] / spent["wall_seconds"] if spent["wall_seconds"] else 0.0
-    return sorted((item for item in found if item["both"] > 0), key=lambda item: -item["both"])
+        share = _share(slower, spent.wall_seconds)
+        found.append(
+            LostRow(label=_SLOWER, incident=None, number=None, drills=0, repeated=None, down=slower, share=share)
+        )
+    return sorted((row for row in found if row.both > 0), key=lambda row: -row.both)
 
 
-def _lost_row(row: Row, incident: str | None) -> dict[str, Any]:
-    repeated = row["seconds_by_stage"][Stage.REPEATING]
-    return {
-        "incident": incident if row["incidents"] == 1 else None,
-        "label": cause(row["kind"]),
-        "number": row["incidents"] or None,
-        "drills": row["drills"],
-        "repeated": repeated or None,
-        "down": row["seconds"] - repeated,
-    }
+def _lost(each: LostToKind, incident: str | None, wall: float) -> LostRow:
+    repeated = each.seconds_by_stage[Stage.REPEATING]
+    return LostRow(
+        label=cause(each.kind),
+        incident=incident if each.incidents == 1 else None,
+        number=each.incidents or None,
+        drills=each.drills,
+        repeated=repeated or None,
+        down=each.seconds - repeated,
+        share=_share(each.seconds, wall),
+    )
 
 
-_SLOWER = "steps slower than the healthy one, saves among them"
+def _share(seconds: float, wall: float) -> float:
+    return seconds / wall if wall else 0.0
+
+
+_SLOWER = "Steps slower than a healthy step, saves included"
 
 
 def cause(name: str) -> str:
-    """A failure class or a phase for people."""
-    return _PHASES[Phase(name)] if name in set(Phase) else kind(name)
+    """The title of a failure class or a phase."""
+    return _PHASES[TimePhase(name)] if name in set(TimePhase) else title(name)
 
 
-def kind(name: str) -> str:
-    """A failure class for people."""
-    return _KINDS.get(name, name.replace("_", " "))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationRow:
+    """An allocation."""
+
+    allocation: str
+    job: str
+    nodes: str
+    requested: str
+    until: str
+    why: str
 
 
-_KINDS = {
-    "bad_gpu": "bad GPU",
-    "time_limit": "time limit, a move",
-    "nodes_returned": "more nodes, a move",
-    "operator": "asked for",
-}
+def allocations(report: LineageReport) -> tuple[list[AllocationRow], int]:
+    """The newest allocations, if there is more than one; and how many earlier ones are not listed."""
+    found = report.allocations if len(report.allocations) > 1 else ()
+    return [_allocation(each) for each in found[-_LISTED:]], max(0, len(found) - _LISTED)
 
 
-def stages(report: Row) -> list[dict[str, Any]]:
-    """The lost time by stage, those that took any."""
-    spent = report["goodput"]
-    return [
-        {"name": str(stage), "label": stage.value, "seconds": seconds, "share": seconds / spent["wall_seconds"]}
-        for stage in Stage
-        if spent["wall_seconds"] and (seconds := spent["seconds_by_stage"][stage]) > 0
-    ]
+def _allocation(each: AllocationReport) -> AllocationRow:
+    return AllocationRow(
+        allocation=each.allocation,
+        job=short(each.job or "–", 40),
+        nodes=f"{whole(len(each.nodes))} of {whole(each.wanted)}",
+        requested=when(each.submitted),
+        until=when(each.ended) if each.ended else each.status,
+        why=each.why or "–",
+    )
 
 
-def allocations(report: Row) -> tuple[list[dict[str, str]], int]:
-    """The newest, once there is more than the first; and how many came before them."""
-    rows = report["allocations"] if len(report["allocations"]) > 1 else []
-    return [_allocation(row) for row in rows[-_LISTED:]], max(0, len(rows) - _LISTED)
-
-
-def _allocation(row: Row) -> dict[str, str]:
-    return {
-        "allocation": str(row["allocation"]),
-        "job": short(row["job"] or "–", 40),
-        "nodes": f"{whole(len(row['nodes']))} of {whole(row['wanted'])}",
-        "asked": when(row["submitted"]),
-        "until": when(row["ended"]) if row["ended"] else str(row["status"]),
-        "why": str(row["why"] or "–"),
-    }
-
-
-_LISTED = 16  # nodes, or allocations: of more than these, the well are left out, and what is alike is one row
+_LISTED = 16  # nodes, or allocations: of more than these, healthy nodes are skipped and similar nodes share a row
 _ALIKE = 4
 
 
-def nodes(rows: Sequence[Row]) -> list[Row]:
-    """All, where they are few; else those that are not well, and as one row those that were taken out for the same."""
-    if len(rows) <= _LISTED:
-        return list(rows)
-    alike: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if not _well(row):
-            alike.setdefault(_sort(row), []).append(row)
-    return [told for group in alike.values() for told in _together(group)]
+def nodes(found: Sequence[NodeReport]) -> list[NodeReport]:
+    """All nodes if they are few; else those that are not healthy, and those excluded for the same reason as one row."""
+    if len(found) <= _LISTED:
+        return list(found)
+    alike: dict[tuple[Any, ...], list[NodeReport]] = {}
+    for node in found:
+        if not _is_healthy(node):
+            key = (node.verdict, node.reason, node.source, node.drain, node.drill, bool(node.excluded_by))
+            alike.setdefault(key, []).append(node)
+    return [node for group in alike.values() for node in _together(group)]
 
 
-def _sort(row: Row) -> tuple[Any, ...]:
-    keys = ("verdict", "reason", "source", "drain", "drill")
-    return (*(row[key] for key in keys), bool(row["excluded_by"]))
-
-
-def _together(group: Sequence[Row]) -> Iterator[Row]:
+def _together(group: Sequence[NodeReport]) -> Iterator[NodeReport]:
     if len(group) < _ALIKE:
         yield from group
         return
-    by = {row["excluded_by"] for row in group if row["excluded_by"]}
+    by = {node.excluded_by for node in group if node.excluded_by}
     excluded = None if not by else next(iter(by)) if len(by) == 1 else f"{len(by)} incidents"
-    yield {**group[0], "node": count(len(group), "node"), "excluded_by": excluded}
+    yield replace(group[0], node=count(len(group), "node"), excluded_by=excluded)
 
 
-def well(rows: Sequence[Row]) -> str:
-    """How many are not in the table because nothing is wrong with them."""
-    named = [row["node"] for row in rows if _well(row)]
-    return f"{nodes_named(named)} healthy" if len(rows) > _LISTED and named else ""
+def healthy_nodes(found: Sequence[NodeReport]) -> str:
+    """Which nodes are not in the table because they are healthy."""
+    healthy = [node.node for node in found if _is_healthy(node)]
+    return f"{nodes_named(healthy)} healthy" if len(found) > _LISTED and healthy else ""
 
 
-def _well(row: Row) -> bool:
-    return row["verdict"] == Verdict.HEALTHY and not row["excluded_by"] and not row["drain"]
+def _is_healthy(node: NodeReport) -> bool:
+    return node.verdict == Verdict.HEALTHY and not node.excluded_by and not node.drain

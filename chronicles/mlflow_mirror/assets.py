@@ -1,6 +1,6 @@
-"""What MLflow shows beside the runs: the data, the milestone checkpoints, and a few numbers of the machines. Pure.
+"""What MLflow shows beside the runs: datasets, milestone checkpoints, and a few numbers about the GPUs. Pure.
 
-The data themselves and the checkpoints stay where they are; MLflow learns their names, digests and places.
+Data and checkpoints stay where they are; MLflow gets their names, digests and places.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from statistics import median
-from typing import Any
 
+from chronicles.mlflow_mirror.content import Json
 from opt_ops.core.health.readings import Heartbeat
 from opt_ops.core.state.model import KnownCheckpoint, State
 from opt_ops.core.state.queries import ancestry
 from opt_ops.core.state.status import Status
 
-MILESTONES = 10  # checkpoints of a lineage that become models: the first good one of every tenth, and the last
+MILESTONES = 10  # checkpoints of a lineage that become models: the first good one of each tenth, and the last
 
-_DIGEST, _NAME, _TEXT = 36, 500, 65_000  # characters that MLflow takes of a dataset's digest, name, source and profile
+_DIGEST, _NAME, _TEXT = 36, 500, 65_000  # MLflow's limits, in characters: a dataset's digest, name, other texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
-    """What a run was trained on, as MLflow's dataset input."""
+class DatasetInput:
+    """What a run was trained on, as an input of MLflow."""
 
     name: str
     digest: str
@@ -34,7 +34,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Milestone:
-    """A checkpoint worth keeping, as MLflow's external model."""
+    """A checkpoint that MLflow shows as an external model."""
 
     name: str
     run: str
@@ -42,25 +42,25 @@ class Milestone:
     path: str
 
 
-def data(config: Mapping[str, Any]) -> Data | None:
-    """Of an attempt's config.json; None where the trainer says nothing of its data."""
-    told = config.get("data")
-    if not isinstance(told, Mapping) or not told.get("digest"):
+def dataset(config: Json) -> DatasetInput | None:
+    """The data of an attempt's config.json; None if the trainer does not describe its data."""
+    data = config.get("data")
+    if not isinstance(data, Mapping) or not data.get("digest"):
         return None
-    sources = [str(source) for source in told.get("sources") or ["the recipe's own"]]
+    sources = [str(source) for source in data.get("sources") or ["the recipe's own"]]
     more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
-    return Data(
+    return DatasetInput(
         name=f"{PurePath(sources[0]).name or sources[0]}{more}"[:_NAME],
-        digest=str(told["digest"]).rpartition(":")[2][:_DIGEST],
-        source=json.dumps({"sources": sources, "digest": told["digest"], "tokenizer": told.get("tokenizer")})[:_TEXT],
-        profile=json.dumps({"tokens": told.get("tokens")})[:_TEXT],
+        digest=str(data["digest"]).rpartition(":")[2][:_DIGEST],
+        source=json.dumps({"sources": sources, "digest": data["digest"], "tokenizer": data.get("tokenizer")})[:_TEXT],
+        profile=json.dumps({"tokens": data.get("tokens")})[:_TEXT],
     )
 
 
 def milestones(state: State, total: int | None) -> list[Milestone]:
-    """The good checkpoints on the way to the present weights that are first in a tenth of the work, and the last one.
+    """The first good checkpoint of each tenth of the work, of those on the way to the present weights, and the last.
 
-    The last one counts when the lineage is complete: until then it is only the newest.
+    The last one is a milestone when the lineage is complete; until then it is only the newest.
     """
     if state.run is None or not total:
         return []
@@ -68,7 +68,7 @@ def milestones(state: State, total: int | None) -> list[Milestone]:
     chosen: dict[int, KnownCheckpoint] = {}
     for known in on_the_way:
         chosen.setdefault(known.checkpoint.step * MILESTONES // total, known)
-    chosen.pop(0, None)  # the first tenth is begun with nothing
+    chosen.pop(0, None)  # nothing is trained when the first tenth begins
     if state.status is Status.COMPLETED and on_the_way:
         chosen[MILESTONES] = on_the_way[-1]
     found = {known.checkpoint.path: known.checkpoint for known in chosen.values()}.values()
@@ -86,10 +86,19 @@ def _path(state: State) -> Iterator[KnownCheckpoint]:
             yield known
 
 
-def machines(beats: Sequence[Heartbeat]) -> tuple[dict[str, float], str, float] | None:
-    """The newest heartbeats' GPUs in a few numbers, the one to look at first, and when; None without readings.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSummary:
+    """The GPUs of an attempt in a few numbers."""
 
-    Never every GPU's series: five thousand columns are what MLflow's pages die of.
+    values: Mapping[str, float]  # by MLflow's name of the metric
+    hottest: str  # the GPU to look at first
+    ts: float
+
+
+def gpu_summary(beats: Sequence[Heartbeat]) -> GpuSummary | None:
+    """The GPUs of the newest heartbeats; None without readings.
+
+    There is no series for each GPU: MLflow's pages cannot show five thousand columns.
     """
     gpus = [(beat.node, gpu) for beat in beats for gpu in beat.gpus]
     found: dict[str, float] = {}
@@ -102,10 +111,9 @@ def machines(beats: Sequence[Heartbeat]) -> tuple[dict[str, float], str, float] 
         if known:
             spread = {"min": min(known), "median": median(known), "max": max(known)}
             found |= {f"system/gpu_{key}_{name}": value for name, value in spread.items()}
-    hot = max(
-        (each for each in gpus if each[1].temperature is not None), key=lambda e: e[1].temperature or 0, default=None
-    )
-    if not found or hot is None:
+    read = [each for each in gpus if each[1].temperature is not None]
+    if not found or not read:
         return None
-    node, gpu = hot
-    return found, f"{node} GPU {gpu.index} ({gpu.serial or gpu.uuid}): {gpu.temperature} °C", max(b.ts for b in beats)
+    node, gpu = max(read, key=lambda each: each[1].temperature or 0)
+    hottest = f"{node} GPU {gpu.index} ({gpu.serial or gpu.uuid}): {gpu.temperature} °C"
+    return GpuSummary(values=found, hottest=hottest, ts=max(beat.ts for beat in beats))

@@ -1,7 +1,7 @@
-"""What MLflow should hold of a lineage: runs, tags, parameters, points. Pure; `mlflow_sync` makes it so.
+"""What MLflow should hold of a lineage: runs, tags, parameters and points. Pure; `sync` sends it.
 
-A lineage is a parent run with the settled curve; each of its runs is a child with what really happened. Everything here
-is a function of journal, telemetry and the trainer's config.json, timestamps included: sending it again adds nothing.
+A lineage is a parent run with the kept curve. Each of its runs is a child run with all that was trained. Everything,
+times included, follows from journal, telemetry and the trainer's config.json, so sending it again adds nothing.
 """
 
 from __future__ import annotations
@@ -10,40 +10,41 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from chronicles.kept_curve import settled
+from chronicles.kept_curve import kept_points
 from chronicles.logbook.drawing.markdown import note
-from chronicles.logbook.front_page import front
-from chronicles.record import Record
+from chronicles.logbook.front_page import front_page
+from chronicles.record import LineageRecord
+from chronicles.report.model import LineageReport
 from chronicles.wording import percent
 from opt_ops import __version__
 from opt_ops.core.state.model import Run, State
 from opt_ops.core.state.queries import lr_scale, newest_good
 from opt_ops.core.state.status import Status
-from opt_ops.core.text import from_iso
 
-EVERY = 10  # steps between the points that are sent
-WHOLE = 2_000  # steps: a lineage no longer than this is sent whole
-AROUND = 30  # steps before and after an incident of which every one is sent
-SETTLED_POINTS = 2_000  # of the parent's curve, about: MLflow draws no more than 2,500
-TAG_LIMIT = 7_900  # characters, the note among them; MLflow cuts tags at 8,000 without a word
+EVERY = 10  # steps between two points that are sent
+WHOLE = 2_000  # steps: of a lineage no longer than this, every point is sent
+AROUND = 30  # steps before and after an incident: every point is sent
+KEPT_POINTS = 2_000  # of the parent's curve, about: MLflow draws at most 2,500
+TAG_LIMIT = 7_900  # characters, the note included; MLflow cuts tags at 8,000 without a warning
 PARAM_LIMIT = 5_900  # characters; MLflow cuts parameters at 6,000
 
 CORE = ("loss", "gnorm", "lr", "wps", "step_seconds")
 SERIES = (*CORE, "actv_norm", "loss_scale", "tflops", "mfu", "cuda_gb_allocated")
 
-Window = tuple[int, int]
+Window = tuple[int, int]  # first and last step
+Json = Mapping[str, Any]  # an object of the trainer's: a telemetry line, or config.json. Its keys are the trainer's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class MlflowRun:
     """A run as MLflow should show it. Times are milliseconds since the epoch."""
 
     name: str
     parent: str | None
-    status: str  # RUNNING, FINISHED, FAILED, KILLED: all that MLflow knows
+    status: str  # RUNNING, FINISHED, FAILED or KILLED: MLflow has no others
     start: int
     end: int | None
     tags: Mapping[str, str]
@@ -73,63 +74,63 @@ class Choice:
 
 
 def lineage_key(state: State) -> str:
-    """Tells this lineage from others of the same number: the request that started it has a name of its own."""
+    """Distinguishes this lineage from others of the same number, by the request that started it."""
     assert state.lineage is not None
     return re.sub(r"[^\w./-]", "_", f"{state.lineage.lineage}/{state.lineage.request}")
 
 
-def targets(record: Record, report: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> list[Target]:
+def mlflow_runs(record: LineageRecord, report: LineageReport, configs: Mapping[str, Json]) -> list[MlflowRun]:
     """The parent, then a child for each run. `configs` are the attempts' config.json, where there is one."""
     state = record.state
     return [_parent(record, report, configs), *(_child(record, run, configs) for run in state.runs.values())]
 
 
-def _parent(record: Record, report: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> Target:
+def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, Json]) -> MlflowRun:
     state = record.state
     assert state.lineage is not None
     shape = state.lineage.shape
     config = next((configs[name] for name in state.attempts if name in configs), {})
-    incidents = report["incidents"]
+    incidents = report.incidents
     tags = {
         "opt.kind": "lineage",
         "opt.status": str(state.status),
         "opt.cause": state.why,
-        "opt.step": str(report["step"]),
-        "opt.goodput": percent(report["goodput"]["goodput"]),
+        "opt.step": str(report.step),
+        "opt.goodput": percent(report.ledger.goodput),
         "opt.incidents": str(len(incidents)),
-        "opt.drills": str(sum(row["drill"] is not None for row in incidents)),
-        "mlflow.note.content": note(report, front(report, None), TAG_LIMIT),
+        "opt.drills": str(sum(row.drill is not None for row in incidents)),
+        "mlflow.note.content": note(report, front_page(report, None), TAG_LIMIT),
     }
-    asked = {
+    requested = {
         "recipe": state.lineage.recipe,
         "set": " ".join(state.lineage.settings),
         "nodes": str(shape.nodes),
         "spares": str(shape.spares),
         "ranks_per_node": str(shape.ranks_per_node),
     }
-    return Target(
+    return MlflowRun(
         name=record.lineage,
         parent=None,
         status=_status(state),
         start=_ms(state.started_at),
         end=_ms(state.since) if state.ended else None,
         tags=_cut({**_common(record), **tags}),
-        params={key: value for key, value in {**asked, **flatten(config)}.items() if value},
+        params={key: value for key, value in {**requested, **flatten(config)}.items() if value},
     )
 
 
-def _child(record: Record, run: Run, configs: Mapping[str, Mapping[str, Any]]) -> Target:
+def _child(record: LineageRecord, run: Run, configs: Mapping[str, Json]) -> MlflowRun:
     state = record.state
     attempts = [attempt for attempt in state.attempts.values() if attempt.run == run.name]
     config = next((configs[attempt.name] for attempt in attempts if attempt.name in configs), {})
     newest = run is state.run
     following = next((other for other in state.runs.values() if other.parent == run.name), None)
     left = max((a.ended_at for a in attempts if a.ended_at), default=following.planned_at if following else 0.0)
-    broken = [
-        f"{part.attempt} step {point.step}"
-        for part in record.stretches
-        for point in part.points
-        if part.run == run.name and not point.finite
+    not_finite = [
+        f"{curve.attempt} step {point.step}"
+        for curve in record.curves
+        for point in curve.points
+        if curve.run == run.name and not point.finite
     ]
     tags = {
         "opt.kind": "run",
@@ -142,9 +143,9 @@ def _child(record: Record, run: Run, configs: Mapping[str, Mapping[str, Any]]) -
         "opt.attempts": " ".join(attempt.name for attempt in attempts),
         "opt.nodes": " ".join(sorted({node for attempt in attempts for node in attempt.nodes})),
         "opt.jobs": " ".join(dict.fromkeys(job for attempt in attempts for job in record.jobs[attempt.name])),
-        "opt.not_finite": "; ".join(broken),
+        "opt.not_finite": "; ".join(not_finite),
     }
-    return Target(
+    return MlflowRun(
         name=run.name,
         parent=record.lineage,
         status=_status(state) if newest else "KILLED",
@@ -155,7 +156,7 @@ def _child(record: Record, run: Run, configs: Mapping[str, Mapping[str, Any]]) -
     )
 
 
-def _common(record: Record) -> dict[str, str]:
+def _common(record: LineageRecord) -> dict[str, str]:
     state = record.state
     assert state.lineage is not None
     return {
@@ -178,10 +179,10 @@ def _status(state: State) -> str:
     return endings.get(state.status, "RUNNING")
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `settings.optim.peak_lr: 0.001`; MLflow's parameters are a flat map of texts.
+def flatten(config: Json, prefix: str = "") -> dict[str, str]:
+    """Nested settings as `settings.optim.peak_lr: 0.001`, because MLflow's parameters are a flat map of texts.
 
-    What belongs to an attempt rather than to its settings (its id, host and times, what it resumed from) is left out.
+    What belongs to the attempt and not to its settings is skipped: id, host, times, and what it resumed from.
     """
     flat: dict[str, str] = {}
     for key, value in config.items():
@@ -199,71 +200,80 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 # ---- points -----------------------------------------------------------------------------------------------------
 
 
-def choice(report: Mapping[str, Any], attempt: str) -> Choice:
-    """What is sent of an attempt: the rule, and the incidents that it met or recovers from."""
-    total = report["total_steps"]
+def choice(report: LineageReport, attempt: str) -> Choice:
+    """Which updates of an attempt are sent: by the rule, and around the incidents that it met or recovers from."""
+    total = report.total_steps
     windows: list[Window] = []
-    for row in report["incidents"]:
-        if row["attempt"] == attempt and row["step_failed"] is not None:
-            begins = row["onset_step"] if row["onset_step"] is not None else row["step_failed"]
-            windows.append((begins - AROUND, (row["last_step"] or row["step_failed"]) + AROUND))
-        if row["next_attempt"] == attempt and row["step_resumed"] is not None:
-            windows.append((row["step_resumed"], row["step_resumed"] + AROUND))
-    ended = next(row for row in report["attempts"] if row["attempt"] == attempt)
-    if ended["outcome"] != "running" and ended["last_step"] is not None:
-        windows.append((ended["last_step"], ended["last_step"]))
+    for row in report.incidents:
+        if row.attempt == attempt and row.step_failed is not None:
+            begins = row.onset_step if row.onset_step is not None else row.step_failed
+            windows.append((begins - AROUND, (row.last_step or row.step_failed) + AROUND))
+        if row.next_attempt == attempt and row.step_resumed is not None:
+            windows.append((row.step_resumed, row.step_resumed + AROUND))
+    ended = next(row for row in report.attempts if row.attempt == attempt)
+    if ended.outcome != "running" and ended.last_step is not None:
+        windows.append((ended.last_step, ended.last_step))
     return Choice(every=1 if total is not None and total <= WHOLE else EVERY, windows=tuple(windows))
 
 
-def step_of(line: Mapping[str, Any]) -> int | None:
-    """The update that a telemetry line tells of; None where another trainer's line does not say what it must."""
+def step_of(line: Json) -> int | None:
+    """The update that a telemetry line describes; None if another trainer's line lacks what is required."""
     sound = isinstance(line.get("num_updates"), int) and isinstance(line.get("ts"), (int, float))
     return line["num_updates"] if sound else None
 
 
-def news(
-    lines: Iterable[Mapping[str, Any]], wanted: Choice, sent: int, before: Choice | None
+def unsent(
+    lines: Iterable[Json], wanted: Choice, sent: int, before: Choice | None
 ) -> Iterator[tuple[int, list[Sample]]]:
-    """Each of an attempt's telemetry lines by its number, with what of it is still to be sent, if anything.
+    """Number the telemetry lines of an attempt from 1, each with the samples that are still to be sent.
 
-    The first `sent` lines were gone through under the choice `before`: of them only what that one did not take.
+    Args:
+        lines: All lines of the attempt.
+        wanted: Which updates are to be sent.
+        sent: So many lines were sent already, under the choice `before`: of them, only what that one did not take.
+        before: The earlier choice, if there was one.
     """
     for number, line in enumerate(lines, 1):
         step = step_of(line)
         if step is None or (number <= sent and (before is None or before.takes(step))):
             yield number, []
             continue
-        evaluated = evaluations(line) if number > sent else []  # of every line, whatever the choice
+        evaluated = evaluations(line) if number > sent else []  # of every line, by any choice
         yield number, [*(samples(line) if wanted.takes(step) else []), *evaluated]
 
 
-def samples(line: Mapping[str, Any]) -> list[Sample]:
-    """A telemetry line's values. What is not finite is not sent: one infinity wrecks the axis of MLflow's chart."""
+def samples(line: Json) -> list[Sample]:
+    """A telemetry line's values."""
+    return _finite([(key, line.get(key)) for key in SERIES], line["ts"], line["num_updates"])
+
+
+def evaluations(line: Json) -> list[Sample]:
+    """A telemetry line's losses on validation data, as `valid/<corpus>` in the characters that MLflow accepts."""
+    found = line.get("valid")
+    losses = found if isinstance(found, Mapping) else {}
+    return _finite(_by_corpus(losses), line["ts"], line["num_updates"])
+
+
+def _by_corpus(losses: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [
-        Sample(key=key, value=float(value), timestamp=_ms(line["ts"]), step=line["num_updates"])
-        for key in SERIES
-        if isinstance(value := line.get(key), (int, float)) and math.isfinite(value)
+        ("valid/" + (re.sub(r"[^A-Za-z0-9_. -]", "_", str(corpus))[:200].strip(". ") or "_"), loss)
+        for corpus, loss in losses.items()
     ]
 
 
-def evaluations(line: Mapping[str, Any]) -> list[Sample]:
-    """A telemetry line's losses on validation data, as `valid/<corpus>`; names in the letters that MLflow takes."""
-    told = line.get("valid")
+def _finite(values: Iterable[tuple[str, Any]], ts: float, step: int) -> list[Sample]:
+    """The finite values: one infinite value would make the axis of MLflow's chart useless."""
     return [
-        Sample(key=_valid_key(corpus), value=float(loss), timestamp=_ms(line["ts"]), step=line["num_updates"])
-        for corpus, loss in (told.items() if isinstance(told, Mapping) else ())
-        if isinstance(loss, (int, float)) and math.isfinite(loss)
+        Sample(key=key, value=float(value), timestamp=_ms(ts), step=step)
+        for key, value in values
+        if isinstance(value, (int, float)) and math.isfinite(value)
     ]
 
 
-def _valid_key(corpus: Any) -> str:
-    return "valid/" + (re.sub(r"[^A-Za-z0-9_. -]", "_", str(corpus))[:200].strip(". ") or "_")
+def final_through(state: State) -> int | None:
+    """The step up to which the kept curve can no longer change, as far as is known; None: all of it.
 
-
-def settled_through(state: State) -> int | None:
-    """The step up to which nothing will be trained again, as far as is known: None is all of them.
-
-    A step is settled once a later checkpoint on the way to the present weights was verified and healthy.
+    A step is final once a later checkpoint on the way to the present weights is verified and healthy.
     """
     if state.status is Status.COMPLETED:
         return None
@@ -271,49 +281,48 @@ def settled_through(state: State) -> int | None:
     return known.checkpoint.step if known else 0
 
 
-def settled_samples(record: Record, total: int | None, after: int) -> Iterator[tuple[int, list[Sample]]]:
-    """The settled curve beyond step `after`: a step, and its values."""
-    through = settled_through(record.state)
-    every = max(1, math.ceil((total or 0) / SETTLED_POINTS))
-    for _, point in settled(record.stretches):
+def kept_samples(record: LineageRecord, total: int | None, after: int) -> Iterator[tuple[int, list[Sample]]]:
+    """The final part of the kept curve beyond step `after`: (step, samples)."""
+    through = final_through(record.state)
+    every = max(1, math.ceil((total or 0) / KEPT_POINTS))
+    for _, point in kept_points(record.curves):
         if point.step <= after or (through is not None and point.step > through):
             continue
-        line = {"ts": point.ts, "num_updates": point.step, "valid": point.valid}
-        found = evaluations(line)
+        values = _by_corpus(point.valid or {})
         if point.step % every == 0 or point.step == total:
-            line |= {"loss": point.loss, "gnorm": point.gnorm, "lr": point.lr, "wps": point.wps}
-            found += samples(line)
+            values += [("loss", point.loss), ("gnorm", point.gnorm), ("lr", point.lr), ("wps", point.wps)]
+        found = _finite([(f"settled/{key}", value) for key, value in values], point.ts, point.step)
         if found:
-            yield point.step, [replace(sample, key=f"settled/{sample.key}") for sample in found]
+            yield point.step, found
 
 
-def settled_after(record: Record, step: int, attempts: int) -> int:
-    """Where to go on with a curve that was sent up to `step` when there were so many attempts.
+def resend_after(record: LineageRecord, step: int, attempts: int) -> int:
+    """The step after which the kept curve must be sent, if it was sent up to `step` when there were `attempts`.
 
-    An attempt that began since may have taken some of it back. MLflow cannot forget those points; the ones that replace
-    them are sent beside them, and are the later ones by their times.
+    Attempts that began later may have discarded part of it. MLflow cannot delete those points; the points that replace
+    them are sent too, with later times.
     """
-    return min([step, *(part.start for part in record.stretches[attempts:])])
+    return min([step, *(curve.start for curve in record.curves[attempts:])])
 
 
-def ledger_samples(report: Mapping[str, Any]) -> list[Sample]:
+def ledger_samples(report: LineageReport) -> list[Sample]:
     """The parent's few numbers: what incidents have cost so far, and the goodput of a lineage that has ended."""
-    closed = [row for row in report["incidents"] if row["closed"] and row["step_failed"] is not None]
     spent = {"steps_lost": 0.0, "seconds_down": 0.0}
-    counted: dict[tuple[str, str], float] = {}  # what one attempt answers together was lost once
+    counted: dict[tuple[str, str], float] = {}  # incidents that one attempt answers share the same loss; it counts once
     found: list[Sample] = []
-    for row in sorted(closed, key=lambda row: row["closed"]):
-        at = _ms(from_iso(row["closed"]))
-        for key in spent:
-            answer = (row["next_attempt"] or row["incident"], key)
+    closed = [(row.closed, row) for row in report.incidents if row.closed is not None]
+    for at, row in sorted(closed, key=lambda pair: pair[0]):
+        if row.step_failed is None:
+            continue
+        costs = {"steps_lost": row.steps_discarded or 0.0, "seconds_down": row.seconds_down or 0.0}
+        for key, cost in costs.items():
+            answer = (row.next_attempt or row.incident, key)
             before = counted.get(answer, 0.0)
-            counted[answer] = max(before, row[key] or 0.0)
+            counted[answer] = max(before, cost)
             spent[key] += counted[answer] - before
-        found += [Sample(key=f"spent/{k}", value=v, timestamp=at, step=row["step_failed"]) for k, v in spent.items()]
-    share = report["goodput"]["goodput"]
-    if report["ended"] and share is not None:
-        at = _ms(from_iso(report["ended"]))
-        found.append(Sample(key="spent/goodput", value=share, timestamp=at, step=report["step"]))
+        found += _finite([(f"spent/{key}", value) for key, value in spent.items()], at, row.step_failed)
+    if report.ended is not None and report.ledger.goodput is not None:
+        found += _finite([("spent/goodput", report.ledger.goodput)], report.ended, report.step)
     return found
 
 

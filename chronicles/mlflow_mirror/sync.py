@@ -1,7 +1,7 @@
-"""Mirrors a lineage into MLflow, late and as often as anyone likes: neither training nor the daemon waits for MLflow.
+"""Mirrors a lineage into MLflow. It may run late and often: neither training nor the daemon waits for MLflow.
 
-Runs are found by their tags, never by what was remembered; points carry their own times, so that sending one again adds
-nothing. The cursor in `chronicle/mlflow.json` only saves work: without it everything is sent once more.
+Runs are found by their tags, and points have times of their own, so sending anything again adds nothing. The cursor in
+`chronicle/mlflow.json` only saves work: without it, everything is sent once more.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from chronicles.logbook import render
-from chronicles.logbook.drawing.markdown import SIGNED
-from chronicles.logbook.drawing.markdown import experiment as experiment_note
+from chronicles.logbook.render import FOLDER, write
 from chronicles.mlflow_mirror import assets, content
 from chronicles.mlflow_mirror.cursor import Cursor
-from chronicles.record import Record, load
-from chronicles.report import build
+from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
+from chronicles.record import LineageRecord, load
+from chronicles.report.build import build
+from chronicles.report.model import LineageReport
 from opt_ops.config import Rates
 from opt_ops.core.names import attempt_folder
 from opt_ops.errors import OptOpsError, Unavailable, UsageError
@@ -37,7 +37,7 @@ BATCH = 1_000  # metrics in one call: MLflow's limit
 _EXTERNAL = "mlflow.model.isExternal"  # as mlflow.create_external_model marks a model without files
 _SMALL = 100  # tags or parameters in one call: MLflow's limit
 
-# MLflow's own defaults let a server that is down block a caller for many minutes. The user's settings go first.
+# By MLflow's defaults, a server that is down blocks a caller for many minutes. The user's settings have precedence.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -48,31 +48,32 @@ _ENVIRONMENT = {
 }
 _NOTE = "mlflow.note.content"
 _NOTE_LIMIT = 19_000  # characters: MLflow refuses tags of experiments beyond 20,000
-_LINEAGES = 40  # of which an experiment's front page tells
+_LINEAGES = 40  # rows of an experiment's front page
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def sync(folder: Path, tracking_uri: str, experiment: str, rates: Rates | None = None) -> str:
-    """Make MLflow show the lineage in `folder` as it stands; say in one line what was sent.
+    """Bring MLflow up to date with the lineage in `folder`; return one line about what was sent.
 
     Raises:
         Unavailable: the store does not answer, or another sync of this lineage runs. Nothing is lost.
-        OptOpsError: MLflow refuses, as for a deleted experiment.
+        OptOpsError: MLflow refuses, for example because the experiment is deleted.
+        JournalError: the journal cannot be trusted.
     """
     record = load(folder)
     if record.state.lineage is None:
         return "nothing is journaled yet"
-    numbers = build.build(record, rates)
-    files = render.write(folder, record, numbers)
+    report = build(record, rates)
+    files = write(folder, record, report)
     with _alone(folder), _environment(), _answering(tracking_uri):
-        return _Mirror(folder, record, numbers, tracking_uri, experiment).send(files)
+        return _Mirror(folder, record, report, tracking_uri, experiment).send(files)
 
 
 def serve_command(tracking_uri: str, runs: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command and environment that serve MLflow's pages for a store, on this machine alone.
+    """The command and environment that serve MLflow's pages for a store, on this machine only.
 
     Raises:
-        OptOpsError: the store is a server already.
+        UsageError: the store is a server already.
     """
     if _scheme(tracking_uri) in ("http", "https"):
         raise UsageError(f"MLflow is a server already, at {_public(tracking_uri)}: nothing to serve", "open it there")
@@ -88,32 +89,32 @@ class _Mirror:
     """One sync of one lineage into one experiment of one store."""
 
     def __init__(
-        self, folder: Path, record: Record, numbers: Mapping[str, Any], tracking_uri: str, experiment: str
+        self, folder: Path, record: LineageRecord, report: LineageReport, tracking_uri: str, experiment: str
     ) -> None:
         from mlflow import MlflowClient
 
-        self._folder, self._record, self._numbers = folder, record, numbers
+        self._folder, self._record, self._report = folder, record, report
         self._uri = tracking_uri
         if _scheme(tracking_uri).startswith(_DATABASES):
             _probe(tracking_uri)
         self._client: MlflowClient = MlflowClient(tracking_uri=tracking_uri)
         self._experiment_name = experiment
         self._experiment = self._find_experiment(experiment)
-        self._cursor = Cursor(folder / render.FOLDER / "mlflow.json", f"{_public(tracking_uri)} {experiment}")
+        self._cursor = Cursor(folder / FOLDER / "mlflow.json", f"{_public(tracking_uri)} {experiment}")
         self._points = 0
 
     def send(self, files: list[Path]) -> str:
         """Runs first, then their points, then the files."""
         state = self._record.state
         configs = {name: config for name in state.attempts if (config := self._config(name)) is not None}
-        parent, *children = content.targets(self._record, self._numbers, configs)
+        parent, *children = content.mlflow_runs(self._record, self._report, configs)
         runs = self._find_runs()
         top = self._ensure(parent, runs.get(""), "")
         ids = {child.name: self._ensure(child, runs.get(child.name), top) for child in children}
         self._cursor.begin({"": top, **ids})
         for name, attempt in state.attempts.items():
             self._send_attempt(name, ids[attempt.run])
-        self._send_settled(top)
+        self._send_kept_curve(top)
         self._send_data(runs, {"": top, **ids}, configs)
         self._send_milestones(ids)
         self._send_machines(ids)
@@ -129,11 +130,11 @@ class _Mirror:
             where += "?workflowType=machine_learning"
         return f"{news} → {where}"
 
-    def _config(self, attempt: str) -> Mapping[str, Any] | None:
+    def _config(self, attempt: str) -> content.Json | None:
         try:
             return read_json(self._folder / attempt_folder(attempt) / "config.json")
         except OptOpsError:
-            return None  # another trainer's: then its settings are not known
+            return None  # another trainer may write none: then its settings are not known
 
     # ---- runs ----
 
@@ -141,7 +142,7 @@ class _Mirror:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             local = _scheme(self._uri) not in ("http", "https")
-            # Left alone, MLflow would put the files of a database store below whatever folder this process runs in.
+            # By default, MLflow puts the files of a database store below the folder that this process runs in.
             place = (_artifacts(self._folder.parent) / name).absolute().as_uri() if local else None
             return self._client.create_experiment(name, artifact_location=place)
         if found.lifecycle_stage != "active":
@@ -151,7 +152,7 @@ class _Mirror:
         return found.experiment_id
 
     def _find_runs(self) -> dict[str, Run]:
-        """By the name of the run; the lineage's own has none."""
+        """By the name of the run; the name of the lineage's own run is empty."""
         key = content.lineage_key(self._record.state)
         found: dict[str, Run] = {}
         token = None
@@ -163,13 +164,13 @@ class _Mirror:
             if not token:
                 return found
 
-    def _ensure(self, target: content.Target, run: Run | None, parent: str) -> str:
+    def _ensure(self, target: content.MlflowRun, run: Run | None, parent: str) -> str:
         """Create the run, or bring it up to date. Returns its id."""
         from mlflow.entities import Param, RunTag
 
         tags = {**target.tags, **({"mlflow.parentRunId": parent} if parent else {})}
         if run is None:
-            # With its tags at birth: a sync that is killed here leaves a run that the next one finds.
+            # Created with its tags: if this sync is killed now, the next one finds the run.
             first = {key: value for key, value in tags.items() if value}
             run = self._client.create_run(self._experiment, target.start, first, target.name)
         identity = run.info.run_id
@@ -186,7 +187,7 @@ class _Mirror:
         return identity
 
     def _describe(self) -> None:
-        """The experiment's front page: of all its lineages, whoever has sent them. What a person wrote there stays."""
+        """Write the front page of the experiment, about all lineages in it. A page that a person wrote stays."""
         experiment = self._client.get_experiment(self._experiment)
         known = (experiment.tags if experiment else {}).get(_NOTE, "")
         if known and SIGNED not in known:
@@ -196,7 +197,7 @@ class _Mirror:
             [self._experiment], "tags.`opt.kind` = 'lineage'", max_results=_LINEAGES, order_by=newest
         )
         note = experiment_note(
-            [{**run.data.tags, "id": run.info.run_id} for run in found],
+            [_mirrored(run) for run in found],
             lambda run: f"#/experiments/{self._experiment}/runs/{run}?workflowType=machine_learning",
             _NOTE_LIMIT,
         )
@@ -206,12 +207,12 @@ class _Mirror:
     # ---- points and files ----
 
     def _send_attempt(self, attempt: str, run: str) -> None:
-        wanted = content.choice(self._numbers, attempt)
+        wanted = content.choice(self._report, attempt)
         sent, before = self._cursor.attempt(attempt)
         lines = Tail(self._folder / attempt_folder(attempt) / "telemetry.jsonl").read()
         read = 0
         waiting: list[content.Sample] = []
-        for read, samples in content.news(lines, wanted, sent, before):
+        for read, samples in content.unsent(lines, wanted, sent, before):
             waiting += samples
             if len(waiting) > BATCH - len(content.SERIES):
                 self._log(run, waiting)
@@ -221,23 +222,23 @@ class _Mirror:
         if (sent, before) != (read, wanted):
             self._cursor.sent_attempt(attempt, read, wanted)
 
-    def _send_settled(self, run: str) -> None:
-        was = step, attempts, costs = self._cursor.settled
-        after = reached = content.settled_after(self._record, step, attempts)
-        known = len(self._record.stretches)
+    def _send_kept_curve(self, run: str) -> None:
+        was = step, attempts, costs = self._cursor.kept
+        after = reached = content.resend_after(self._record, step, attempts)
+        known = len(self._record.curves)
         waiting: list[content.Sample] = []
-        for reached, samples in content.settled_samples(self._record, self._numbers["total_steps"], after):
+        for reached, samples in content.kept_samples(self._record, self._report.total_steps, after):
             waiting += samples
             if len(waiting) > BATCH - len(content.SERIES):
                 self._log(run, waiting)
-                self._cursor.sent_settled(reached, known, costs)
+                self._cursor.sent_kept(reached, known, costs)
                 waiting = []
-        ledger = content.ledger_samples(self._numbers)
+        ledger = content.ledger_samples(self._report)
         if len(ledger) != costs:
             self._log(run, ledger)
         self._log(run, waiting)
         if (reached, known, len(ledger)) != was:
-            self._cursor.sent_settled(reached, known, len(ledger))
+            self._cursor.sent_kept(reached, known, len(ledger))
 
     def _log(self, run: str, samples: Sequence[content.Sample]) -> None:
         from mlflow.entities import Metric
@@ -249,30 +250,28 @@ class _Mirror:
 
     # ---- data, milestones, machines ----
 
-    def _send_data(
-        self, runs: Mapping[str, Run], ids: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        """Once for each run, and for the lineage, whose own run has no name: what was trained on."""
+    def _send_data(self, runs: Mapping[str, Run], ids: Mapping[str, str], configs: Mapping[str, content.Json]) -> None:
+        """Send what was trained on, once for each run and for the lineage."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         for name, config in configs.items():
-            told = assets.data(config)
-            for run in ("", self._record.state.attempts[name].run) if told else ():
-                assert told is not None
-                if self._cursor.has_file(ids[run], f"data {told.digest}", told.digest):
+            data = assets.dataset(config)
+            for run in ("", self._record.state.attempts[name].run) if data else ():
+                assert data is not None
+                if self._cursor.has_file(ids[run], f"data {data.digest}", data.digest):
                     continue
                 inputs = runs[run].inputs if run in runs else None
                 known = inputs.dataset_inputs if inputs else []
-                if all(each.dataset.digest != told.digest for each in known):
-                    dataset = Dataset(told.name, told.digest, "local", told.source, profile=told.profile)
+                if all(each.dataset.digest != data.digest for each in known):
+                    dataset = Dataset(data.name, data.digest, "local", data.source, profile=data.profile)
                     self._client.log_inputs(
                         ids[run], [DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])]
                     )
-                self._cursor.sent_file(ids[run], f"data {told.digest}", told.digest)
+                self._cursor.sent_file(ids[run], f"data {data.digest}", data.digest)
 
     def _send_milestones(self, ids: Mapping[str, str]) -> None:
-        """Each once, as a model without files: the checkpoint stays where it is."""
-        wanted = assets.milestones(self._record.state, self._numbers["total_steps"])
+        """Send each once, as a model without files: the checkpoint stays where it is."""
+        wanted = assets.milestones(self._record.state, self._report.total_steps)
         new = [each for each in wanted if not self._cursor.has_file(ids[each.run], each.name, each.path)]
         if not new:
             return
@@ -287,42 +286,57 @@ class _Mirror:
                 model = self._client.create_logged_model(
                     self._experiment, each.name, ids[each.run], tags, params, model_type="checkpoint"
                 )
-            if str(model.status) != "READY":  # new, or a sync was killed right after it
+            if str(model.status) != "READY":  # it is new, or the sync that created it was killed
                 self._client.finalize_logged_model(model.model_id, "READY")
             self._cursor.sent_file(ids[each.run], each.name, each.path)
 
     def _send_machines(self, ids: Mapping[str, str]) -> None:
-        """How the newest attempt's GPUs are now: a point for each time that somebody looked, and the worst by name."""
+        """Send the state of the newest attempt's GPUs: one point for each sync, and the hottest GPU by name."""
         attempt = self._record.state.attempt
         if attempt is None or not attempt.live or attempt.last_step is None:
             return
         beats = [beat for beat in FileAgents(self._folder).newest() if beat.node in attempt.nodes]
-        told = assets.machines(beats)
-        if told is not None:
-            values, worst, at = told
-            when = round(at * 1000)
-            self._log(
-                ids[attempt.run],
-                [content.Sample(key=k, value=v, timestamp=when, step=attempt.last_step) for k, v in values.items()],
-            )
-            self._client.set_tag(ids[attempt.run], "opt.worst_gpu", worst)
+        gpus = assets.gpu_summary(beats)
+        if gpus is not None:
+            at = round(gpus.ts * 1000)
+            samples = [
+                content.Sample(key=key, value=value, timestamp=at, step=attempt.last_step)
+                for key, value in gpus.values.items()
+            ]
+            self._log(ids[attempt.run], samples)
+            self._client.set_tag(ids[attempt.run], "opt.worst_gpu", gpus.hottest)
 
     def _send_file(self, run: str, path: Path) -> bool:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if self._cursor.has_file(run, path.name, digest):
             return False
-        self._client.log_artifact(run, str(path), render.FOLDER)
+        self._client.log_artifact(run, str(path), FOLDER)
         self._cursor.sent_file(run, path.name, digest)
         return True
 
 
-# ---- the edges ---------------------------------------------------------------------------------------------------
+def _mirrored(run: Run) -> MirroredLineage:
+    tags = run.data.tags
+    return MirroredLineage(
+        run_id=run.info.run_id,
+        lineage=tags["opt.lineage"],
+        recipe=tags.get("opt.recipe", ""),
+        author=tags.get("mlflow.user", ""),
+        status=tags.get("opt.status", ""),
+        step=tags.get("opt.step", ""),
+        goodput=tags.get("opt.goodput", ""),
+        incidents=tags.get("opt.incidents", ""),
+        note=tags.get(_NOTE, ""),
+    )
+
+
+# ---- the lock, the environment and the errors of MLflow ----------------------------------------------------------
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Two syncs at once would both find no run and both create one."""
-    with (folder / render.FOLDER / ".mlflow.lock").open("a") as lock:
+    """Hold the lineage's lock: two syncs at once would create every run twice."""
+    with (folder / FOLDER / ".mlflow.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -343,7 +357,7 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _answering(uri: str) -> Iterator[None]:
-    """What MLflow, its transport or its database raise, in our words."""
+    """Turn what MLflow, its transport or its database raise into `Unavailable`."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -354,8 +368,8 @@ def _answering(uri: str) -> Iterator[None]:
         why = " ".join(_public(str(error)).split())[:300]
         refused = re.search(r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED|not authenticated", str(error))
         raise Unavailable(
-            f"MLflow at {_public(uri)} does not take the chronicle: {why}",
-            f"nothing is lost: the journal has it all; {_CREDENTIALS if refused else _LATER}",
+            f"MLflow at {_public(uri)} did not accept the chronicle: {why}",
+            f"nothing is lost, because the journal has everything; {_CREDENTIALS if refused else _LATER}",
         ) from error
 
 
@@ -366,7 +380,7 @@ _CREDENTIALS = (
 
 
 def _probe(uri: str) -> None:
-    """Fail at once where a database is out of reach: MLflow itself would try for minutes."""
+    """Fail at once if the database is out of reach: MLflow itself would try for minutes."""
     import sqlalchemy
 
     url = sqlalchemy.make_url(uri)
@@ -392,5 +406,5 @@ def _public(text: str) -> str:
 
 
 def _artifacts(runs: Path) -> Path:
-    """Where a store without a server of its own keeps files."""
+    """Where files are kept if the store is no server."""
     return runs / "mlartifacts"

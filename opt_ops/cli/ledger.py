@@ -38,22 +38,23 @@ def ledger(
       opt-ops ledger 12 -o json
       opt-ops ledger --prometheus --write /var/lib/node_exporter/textfile/opt-ops.prom
     """
-    from chronicles.ledger.summary import account
+    from chronicles.ledger.summary import summarize
     from chronicles.record import load
+    from chronicles.report.encode import encode
 
     config = settings.config
     folders = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
-    accounts = {path.name: account(load(path, telemetry=False), config.ledger) for path in folders}
+    summaries = {path.name: summarize(load(path, telemetry=False), config.ledger) for path in folders}
     if prometheus:
         from chronicles.ledger.prometheus import text
 
         if write is None:
-            print(text(accounts), end="")
+            print(text(summaries), end="")
         else:
-            write_text(write, text(accounts))
-            say(f"Wrote {len(accounts)} lineages to {write}.", quiet)
+            write_text(write, text(summaries))
+            say(f"Wrote {len(summaries)} lineages to {write}.", quiet)
         return
-    rows = [{"lineage": name, **row} for name, row in accounts.items()]
+    rows = [{"lineage": name, **encode(summary)} for name, summary in summaries.items()]
     if identifier and output in (Format.TABLE, Format.WIDE):
         _one(rows[0], output, header)
     else:

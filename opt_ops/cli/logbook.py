@@ -51,7 +51,7 @@ def update(
       opt-ops logbook update 12 --at 27%
       opt-ops logbook update 12 --at 56% --since 27%
     """
-    from chronicles.kept_curve import settled
+    from chronicles.kept_curve import kept_points
     from chronicles.logbook.progress_notes import update as note
     from chronicles.logbook.render import FOLDER
     from chronicles.record import load
@@ -59,7 +59,7 @@ def update(
     path = lineage_folder(identifier)
     record = load(path)
     steps = next((a.steps for a in reversed(list(record.state.attempts.values())) if a.steps), None)
-    trained = max((point.step for _, point in settled(record.stretches)), default=0)
+    trained = max((point.step for _, point in kept_points(record.curves)), default=0)
     share = _share(at) if at else math.floor(100 * trained / steps) / 100 if steps else 0.0
     kept = [float(found[1]) / 100 for p in (path / FOLDER).glob("update-*.md") if (found := _UPDATE.fullmatch(p.name))]
     before = _share(since) if since else max((each for each in kept if each < share), default=0.0)

@@ -23,7 +23,6 @@ from opt_ops.cli.options import (
     settings,
 )
 from opt_ops.cli.output import Column, Format, say, show, text, wrapped
-from opt_ops.core.state.fold import replay
 from opt_ops.core.text import printable
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
@@ -103,13 +102,19 @@ def show_(
       opt-ops run show 12 -o json
       opt-ops run show 12 --check
     """
-    lineage = find_lineage(identifier)
-    require_known(identifier, lineage)
     if check:
+        lineage = find_lineage(identifier)
+        require_known(identifier, lineage)
         _check(lineage, output, quiet)
         return
-    now = time.time()
-    view = views.lineage_view(lineage.path, lineage.state, now)
+    from chronicles.record import load
+    from chronicles.report.encode import incident_row
+    from chronicles.report.incident import incidents
+
+    path = lineage_folder(identifier)
+    record = load(path, telemetry=False)
+    require_known(identifier, Lineage(path, record.state))
+    view = views.lineage_view(path, record.state, [*map(incident_row, incidents(record))], time.time())
     if output in (Format.JSON, Format.JSONL):
         show("opt-ops/run/1", [view], [], output)
         return
@@ -121,7 +126,7 @@ def show_(
     if view["valid"]:
         losses = "   ".join(f"{name} {text(loss)}" for name, loss in view["valid"]["losses"].items())
         print(printable(f"  validation at step {view['valid']['step']}   {losses}"))
-    print(f"  folder {lineage.path}")
+    print(f"  folder {path}")
     print("\nRUNS")
     show("", view["runs"], views.RUN_COLUMNS, output)
     print("\nATTEMPTS")
@@ -148,20 +153,22 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
 
     Example: opt-ops run explain 12.01
     """
+    from chronicles.record import load
+    from chronicles.report.encode import explanation
+    from chronicles.report.incident import incidents
+
     path = lineage_folder(identifier)
-    entries = lineages.entries(path)
-    state = replay(entries)
-    require_known(identifier, Lineage(path, state))
-    concerned = [i for i in state.incidents.values() if views.concerns(state, i, identifier)]
-    told = [views.explanation(state, incident, entries) for incident in concerned]
+    record = load(path, telemetry=False)
+    require_known(identifier, Lineage(path, record.state))
+    concerned = [incident for incident in incidents(record) if views.concerns(incident, identifier)]
     if output in (Format.JSON, Format.JSONL):
-        show("opt-ops/explanation/1", told, [], output)
+        show("opt-ops/explanation/1", [*map(explanation, concerned)], [], output)
         return
-    for item in told:
-        for line in views.explanation_lines(item):
+    for incident in concerned:
+        for line in views.explanation_lines(incident):
             print("\n".join(wrapped(printable(line), 12)))
         print()
-    if not told:
+    if not concerned:
         print(f"{identifier} has no incident")
 
 

@@ -1,4 +1,4 @@
-"""What commands show of a lineage, as plain JSON values: rows, a whole lineage, the explanation of an incident."""
+"""What commands show of a lineage: rows as plain JSON values, and the explanation of an incident as text."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from opt_ops.cli.output import Column
 from opt_ops.core.codec import encode
 from opt_ops.core.decide.sizing import recommend
 from opt_ops.core.detect.point import Point
-from opt_ops.core.events import Entry, IncidentOpened, RecoveryDecided
-from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.events import Entry
+from opt_ops.core.names import attempt_folder, lineage_of
+from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import lr_scale, newest_good
 from opt_ops.core.state.status import Status
-from opt_ops.core.text import age, clock, iso
+from opt_ops.core.text import age, clock, iso, to_iso
 from opt_ops.core.values import Action
 from opt_ops.runfolder.files import Tail
 from opt_ops.runfolder.telemetry import point_of
+
+if TYPE_CHECKING:
+    from chronicles.report.model import IncidentReport, StacksReport
 
 RUN_COLUMNS = [
     Column("RUN", "run"),
@@ -59,12 +62,12 @@ SUGGESTION_COLUMNS = [
 EVENT_COLUMNS = [Column("SEQ", "seq", right=True), Column("TIME", "ts"), Column("KIND", "kind"), Column("WHAT", "what")]
 
 
-_LINE_BYTES = 16 * 1024  # a line with the figures of all blocks is the longest
-_EVALUATION_BYTES = 2**20  # so far back, an evaluation is looked for: some thousand updates
+_LINE_BYTES = 16 * 1024  # the longest line has the norms of all blocks
+_EVALUATION_BYTES = 2**20  # the last evaluation is searched in so many bytes: some thousand updates
 
 
 def newest_line(path: Path, attempt: Attempt | None) -> dict[str, Any] | None:
-    """The attempt's last telemetry line, without reading the file's beginning."""
+    """The attempt's last telemetry line. Only the end of the file is read."""
     if attempt is None:
         return None
     tail = Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl")
@@ -80,7 +83,7 @@ def newest_point(path: Path, attempt: Attempt | None) -> Point | None:
 
 
 def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | None:
-    """The step and the losses, by corpus, of the attempt's last evaluation; None where none is near the end."""
+    """Step and losses, by corpus, of the attempt's last evaluation; None if there is none near the end."""
     if attempt is None:
         return None
     tail = Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl")
@@ -90,7 +93,7 @@ def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | N
 
 
 def lineage_row(path: Path, state: State, now: float) -> dict[str, Any]:
-    """One line of `opt-ops q`."""
+    """A lineage as a row of `opt-ops q`."""
     attempt = state.attempt
     jobs = [allocation.job for allocation in state.live_allocations if allocation.job]
     line = newest_line(path, attempt)
@@ -128,8 +131,8 @@ def _reason(state: State) -> str:
     return f"{open_incidents[-1].name} {open_incidents[-1].cause}" if open_incidents else ""
 
 
-def lineage_view(path: Path, state: State, now: float) -> dict[str, Any]:
-    """Everything that `opt-ops run show` knows."""
+def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:
+    """A lineage as `opt-ops run show` prints it. `incidents` are rows of its report."""
     return {
         "lineage": lineage_row(path, state, now),
         "valid": newest_evaluation(path, state.attempt),
@@ -157,124 +160,67 @@ def lineage_view(path: Path, state: State, now: float) -> dict[str, Any]:
             }
             for attempt in state.attempts.values()
         ],
-        "incidents": [incident_row(state, incident) for incident in state.incidents.values()],
+        "incidents": incidents,
     }
 
 
-def incident_row(state: State, incident: Incident) -> dict[str, Any]:
-    """One line about an incident."""
-    return {
-        "incident": incident.name,
-        "kind": incident.kind,
-        "drill": incident.drill,
-        "cause": incident.cause,
-        "action": str(incident.decision.action) if incident.decision else None,
-        "steps_lost": incident.steps_lost,
-        "seconds_down": incident.seconds_down,
-        "proven": incident.proven,
-        "opened": iso(incident.opened_at),
-        "closed": iso(incident.closed_at),
-    }
+def concerns(incident: IncidentReport, identifier: str) -> bool:
+    """Whether the identifier names an incident, its lineage, or a run or attempt that it hit or led to."""
+    attempts = (incident.attempt, incident.next_attempt)
+    runs = (incident.run_before, incident.run_after)
+    return identifier in (incident.incident, lineage_of(incident.incident), *attempts, *runs)
 
 
-def concerns(state: State, incident: Incident, identifier: str) -> bool:
-    """Whether an incident is meant by its name, or by that of its lineage, an attempt, a run that it hit or began."""
-    if identifier == incident.name:
-        return True
-    if state.lineage is not None and identifier == state.lineage.lineage:
-        return True
-    touched = {incident.attempt, incident.next_attempt} - {None}
-    runs = {state.attempts[name].run for name in touched if name}
-    return identifier in touched or identifier in runs
-
-
-def explanation(state: State, incident: Incident, entries: Sequence[Entry]) -> dict[str, Any]:
-    """An incident with its decision and its proof, and the journal's entries that hold them, as notes name them."""
-    decision = incident.decision
-    found = {
-        type(entry.event): f"{incident.name.partition('-')[0]}-e{entry.seq}"
-        for entry in entries
-        if isinstance(entry.event, IncidentOpened | RecoveryDecided) and entry.event.incident == incident.name
-    }
-    return {
-        **incident_row(state, incident),
-        "opened_entry": found.get(IncidentOpened),
-        "decided_entry": found.get(RecoveryDecided),
-        "detector": incident.detector,
-        "evidence": dict(incident.evidence),
-        "attempt": incident.attempt,
-        "nodes": list(incident.nodes),
-        "step_failed": incident.step_failed,
-        "onset_step": incident.onset_step,
-        "playbook": f"{decision.playbook}/v{decision.version}" if decision else None,
-        "rung": decision.rung + 1 if decision else None,
-        "why": decision.why if decision else None,
-        "checkpoint": decision.checkpoint.step if decision and decision.checkpoint else None,
-        "lr_factor": decision.lr_factor if decision else None,
-        "exclude": list(decision.exclude) if decision else [],
-        "settings": list(decision.settings) if decision else [],
-        "skip_batches": decision.skip_batches if decision else 0,
-        "advice": decision.advice if decision else False,
-        "stacks": _stacks(incident),
-        "next_attempt": incident.next_attempt,
-        "proof": dict(incident.proof),
-    }
-
-
-def _stacks(incident: Incident) -> dict[str, Any] | None:
-    taken = incident.stacks
-    if taken is None:
-        return None
-    groups = [{"ranks": list(group.ranks), "frames": list(group.frames)} for group in taken.groups]
-    return {"groups": groups, "odd": list(taken.odd), "silent": list(taken.silent)}
-
-
-def explanation_lines(item: Mapping[str, Any]) -> Iterator[str]:
-    """An explanation for people."""
-    drill = f"  (drill {item['drill']})" if item["drill"] else ""
-    yield f"{item['incident']}  {item['kind']}  {item['opened']}{drill}"
-    yield f"  cause     {item['cause']}  [{item['opened_entry']}]"
-    yield f"  evidence  {_values(item['evidence'])}"
-    yield f"            {item['detector']}"
-    if item["stacks"]:
-        yield from _stack_lines(item["stacks"])
-    if item["action"] is None:
+def explanation_lines(incident: IncidentReport) -> Iterator[str]:
+    """An incident with its decision and its proof, as lines of text."""
+    drill = f"  (drill {incident.drill})" if incident.drill else ""
+    yield f"{incident.incident}  {incident.kind}  {to_iso(incident.opened)}{drill}"
+    yield f"  cause     {incident.cause}  [{incident.opened_entry}]"
+    yield f"  evidence  {_values(incident.evidence)}"
+    yield f"            {incident.detector}"
+    if incident.stacks:
+        yield from _stack_lines(incident.stacks)
+    if incident.action is None:
         yield "  action    none decided yet"
         return
-    details = [item["action"]]
-    if item["action"] == Action.ROLLBACK:
-        details.append(f"to step {item['checkpoint'] or 0}")
-    if item["lr_factor"] is not None:
-        details.append(f"learning rate × {item['lr_factor']}")
-    if item["settings"]:
-        details.append(" ".join(item["settings"]))
-    if item["skip_batches"]:
-        details.append(f"{item['skip_batches']} batches left out")
-    if item["exclude"]:
-        details.append(f"without {', '.join(item['exclude'])}")
-    if item["advice"]:
-        details.append("advice: a person drives, nothing is done")
-    yield f"  action    {'; '.join(details)}  ({item['playbook']}, rung {item['rung']})  [{item['decided_entry']}]"
-    yield f"  why       {item['why']}"
-    if item["closed"] is None:
-        yield "  proof     not in yet"
-    elif item["proven"] is None:
+    decided = f"({incident.playbook}, rung {incident.rung})  [{incident.decided_entry}]"
+    yield f"  action    {'; '.join(_action(incident))}  {decided}"
+    yield f"  why       {incident.why}"
+    if incident.closed is None:
+        yield "  proof     not known yet"
+    elif incident.proven is None:
         yield "  proof     nothing to prove"
     else:
-        lost = f"{item['steps_lost']} steps lost, {item['seconds_down'] or 0:.1f} s down"
-        yield f"  proof     {'proven' if item['proven'] else 'NOT PROVEN'}; {lost}"
-        for read in item["proof"].get("readbacks", [])[:1]:
-            yield f"            step {read['step']}: lr {read['lr']:.6g}, expected {read['expected_lr']:.6g}"
+        lost = f"{incident.steps_discarded} steps discarded, {incident.seconds_down or 0:.1f} s of downtime"
+        yield f"  proof     {'proven' if incident.proven else 'NOT PROVEN'}; {lost}"
+        for read in incident.readbacks[:1]:
+            yield f"            step {read.step}: lr {read.lr:.6g}, expected {read.expected_lr:.6g}"
 
 
-def _stack_lines(stacks: Mapping[str, Any]) -> Iterator[str]:
-    for group in stacks["groups"]:
-        ranks = ",".join(map(str, group["ranks"]))
-        yield f"  stacks    rank {ranks}: {' < '.join(group['frames'][:3])}"
-    if stacks["silent"]:
-        yield f"  stacks    rank {','.join(map(str, stacks['silent']))}: no answer"
-    if stacks["odd"]:
-        yield f"            not where the others are: rank {','.join(map(str, stacks['odd']))}"
+def _action(incident: IncidentReport) -> Iterator[str]:
+    yield str(incident.action)
+    if incident.action == Action.ROLLBACK:
+        yield f"to step {incident.decided_checkpoint_step or 0}"
+    if incident.lr_factor is not None:
+        yield f"learning rate × {incident.lr_factor}"
+    if incident.settings:
+        yield " ".join(incident.settings)
+    if incident.skip_batches:
+        yield f"{incident.skip_batches} batches skipped"
+    if incident.excluded:
+        yield f"without {', '.join(incident.excluded)}"
+    if incident.advisory:
+        yield "advisory: an operator drives, nothing is done"
+
+
+def _stack_lines(stacks: StacksReport) -> Iterator[str]:
+    for group in stacks.groups:
+        ranks = ",".join(map(str, group.ranks))
+        yield f"  stacks    rank {ranks}: {' < '.join(group.frames[:3])}"
+    if stacks.silent:
+        yield f"  stacks    rank {','.join(map(str, stacks.silent))}: no answer"
+    if stacks.odd:
+        yield f"            not where most ranks are: rank {','.join(map(str, stacks.odd))}"
 
 
 def _values(evidence: Mapping[str, Any]) -> str:
@@ -282,7 +228,7 @@ def _values(evidence: Mapping[str, Any]) -> str:
 
 
 def _value(key: str, value: Any) -> str:
-    """For people: a moment is a time, a list has no brackets."""
+    """A value for people: a time as a time, a list without brackets."""
     if isinstance(value, float):
         return clock(value) if key == "at" or key.endswith("_at") else f"{value:.4g}"
     if isinstance(value, list) and all(isinstance(item, str) for item in cast("list[Any]", value)):
@@ -291,7 +237,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def event_row(entry: Entry) -> dict[str, Any]:
-    """A journal entry; its fields beside the envelope, and a short text of them for tables."""
+    """A journal entry as a row, with its fields, and a short text of them for tables."""
     fields = encode(entry.event)
     kind = fields.pop("kind")
     usual = {field.name: field.default for field in dataclasses.fields(entry.event)}
@@ -301,14 +247,14 @@ def event_row(entry: Entry) -> dict[str, Any]:
 
 
 def lost_if_stopped(path: Path, state: State) -> int:
-    """Steps that no good checkpoint holds."""
+    """The number of steps that no good checkpoint holds."""
     point = newest_point(path, state.attempt)
     good = newest_good(state, state.run.name) if state.run else None
     return max(0, (point.step if point else 0) - (good.checkpoint.step if good else 0))
 
 
 def cost(path: Path, state: State, steps: int) -> str:
-    """What so many steps took at the present pace: `160 steps (2m40s of 2 nodes, 0.1 node-hours)`."""
+    """So many steps and their cost at the present pace: `160 steps (2m40s of 2 nodes, 0.1 node-hours)`."""
     point, attempt = newest_point(path, state.attempt), state.attempt
     if not steps or point is None or attempt is None:
         return f"{steps} steps"
@@ -317,13 +263,13 @@ def cost(path: Path, state: State, steps: int) -> str:
 
 
 def newest_good_step(state: State) -> int | None:
-    """The step of the newest good checkpoint; None where there is none."""
+    """The step of the newest good checkpoint; None if there is none."""
     good = newest_good(state, state.run.name) if state.run else None
     return good.checkpoint.step if good else None
 
 
 def findings(name: str, state: State, watched: bool) -> list[dict[str, str]]:
-    """What is wrong with a lineage now, with the command that says more or mends it. Nothing is wrong with an end."""
+    """What is wrong with a lineage now, with the next command. Of an ended lineage only a halt is wrong."""
     if state.status is Status.HALTED:
         return [{"finding": "halted", "why": state.why, "next": f"opt-ops run explain {name}"}]
     if state.ended:
@@ -335,15 +281,15 @@ def findings(name: str, state: State, watched: bool) -> list[dict[str, str]]:
         if i.closed_at is None
     ]
     if incidents and incidents[-1].proven is False:
-        last, why = incidents[-1].name, "the telemetry does not show what was done about it"
+        last, why = incidents[-1].name, "the telemetry does not show that the action took effect"
         found.append({"finding": "not proven", "why": f"{last}: {why}", "next": f"opt-ops run explain {last}"})
     if not watched:
-        found.append({"finding": "unwatched", "why": "no daemon gives a sign of life", "next": "opt-ops daemon ensure"})
+        found.append({"finding": "unwatched", "why": "no daemon is running", "next": "opt-ops daemon ensure"})
     return found
 
 
 def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dict[str, Any]:
-    """Save interval and spares from the lineage's own record."""
+    """The recommended save interval and number of spares, from the lineage's own record."""
     held_up = [
         seconds
         for attempt in list(state.attempts.values())[-3:]
@@ -368,7 +314,7 @@ def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dic
 
 
 def lost_beyond(path: Path, state: State, step: int) -> int:
-    """Steps that going back to `step` would take back."""
+    """The number of steps that a rollback to `step` would discard."""
     point = newest_point(path, state.attempt)
     last = point.step if point else (state.attempt.last_step or 0 if state.attempt else 0)
     good = newest_good(state, state.run.name, step) if state.run else None

@@ -1,8 +1,10 @@
-"""Numbers and names: lineage `12`, run `12.01`, attempt `12.01-a3`, incident `12-i003`, log entry `12-e57`."""
+"""Names of lineages, runs, attempts, incidents, log entries and alerts: `12`, `12.01-a3`, `12-i003`, `12-i003/opened`."""
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
+from typing import NamedTuple
 
 _ID = re.compile(r"(?P<lineage>\d+)(?:\.(?P<run>\d{2,})(?:-a(?P<attempt>\d+))?|-i\d{3,}|-e\d+)?")
 
@@ -33,3 +35,32 @@ def lineage_of(identifier: str) -> str:
     if match is None:
         raise ValueError(f"{identifier!r} is no lineage (12), run (12.01), attempt (12.01-a3) or incident (12-i003)")
     return match["lineage"]
+
+
+class AlertTopic(StrEnum):
+    """What an alert is about. Of others, the topic is a signal's key or the status that a lineage ended with."""
+
+    HALTED = "halted"  # a lineage, since a time
+    WAITING = "waiting"  # a lineage, since a time
+    OPENED = "opened"  # an incident
+    CLOSED = "closed"  # an incident
+
+
+class AlertName(NamedTuple):
+    """The parts of an alert's id."""
+
+    subject: str  # a lineage or an incident
+    topic: str
+    since: str  # seconds since the epoch; empty where the topic has no time
+
+
+def alert_id(subject: str, topic: str, since: float | None = None) -> str:
+    """`12-i003`, `opened` → `12-i003/opened`; `12`, `halted`, 1795.5 → `12/halted/1795.500`. One alert has one id."""
+    return f"{subject}/{topic}" if since is None else f"{subject}/{topic}/{since:.3f}"
+
+
+def parse_alert_id(text: str) -> AlertName:
+    """The inverse of `alert_id`. A text that is no such id has an empty topic."""
+    subject, _, topic = text.partition("/")
+    timed = re.fullmatch(rf"({AlertTopic.HALTED}|{AlertTopic.WAITING})/(\d+\.\d+)", topic)
+    return AlertName(subject, timed[1], timed[2]) if timed else AlertName(subject, topic, "")

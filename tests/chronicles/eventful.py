@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chronicles.logbook import render
+from chronicles.logbook.render import render
 from opt_ops import playbook_loader
 from opt_ops.core import events as e
 from opt_ops.core.decide.rules import decide
@@ -283,4 +283,4 @@ def _halted(told: Lived) -> None:
 if __name__ == "__main__":
     target = Path(sys.argv[1]) / "12"
     eventful(target)
-    print(*render.render(target), sep="\n")
+    print(*render(target), sep="\n")

@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from chronicles.logbook import render
+from chronicles.logbook.render import render
 
 DATA = Path(__file__).parent / "data"
 LINEAGE = DATA / "1"
@@ -48,7 +48,7 @@ def draw() -> None:
     shutil.rmtree(folder.parent, ignore_errors=True)
     shutil.copytree(LINEAGE, folder)
     GOLDEN.mkdir(exist_ok=True)
-    markdown, _, report = render.render(folder)  # the page's curves change with the version of matplotlib
+    markdown, _, report = render(folder)
     shutil.copyfile(markdown, GOLDEN / markdown.name)
     (GOLDEN / report.name).write_text(json.dumps(json.loads(report.read_text()), indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(folder.parent)

@@ -54,7 +54,7 @@ def test_a_person_takes_over_and_hands_back(site: Site):
     assert state.incidents["1-i000"].decision.advice
     time.sleep(1.0)
     assert site.state().attempt.stop_why is None, "nothing is done by itself"
-    assert "advice: a person drives" in site.command("run", "explain", "1")
+    assert "advisory: an operator drives" in site.command("run", "explain", "1")
     site.command("run", "hand-back", "1", "--yes", "-q")
     state = site.wait(lambda state: len(state.attempts) == 2 and state.status is Status.TRAINING and state)
     # Both are right. If a last step comes after the death was seen, the attempt has outlived that finding, and it is

@@ -1,6 +1,6 @@
-"""The loss around an incident, as a small drawing of our own: a thousand of them must be quick and small.
+"""The loss around an incident as a small SVG. There may be a thousand of them, so each must be quick and small.
 
-Only numbers go in, and every colour is a CSS class of the page; so nothing of others can be in it.
+Only numbers go in, and every colour is a CSS class of the page: no untrusted text can be in it.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
-from typing import Any
 
-from chronicles.kept_curve import Stretch
+from chronicles.kept_curve import AttemptCurve
 from chronicles.logbook.drawing.curves import thin
-from chronicles.record import Record
+from chronicles.record import LineageRecord
+from chronicles.report.model import IncidentReport
 from opt_ops.core.detect.point import Point
 
 AROUND = 200  # steps before and after
@@ -27,37 +27,37 @@ _Line = tuple[str, Sequence[int], Sequence[float]]  # class, steps, losses
 class Closeups:
     """Draws the incidents of one record."""
 
-    def __init__(self, record: Record, colors: Mapping[str, str]) -> None:
+    def __init__(self, record: LineageRecord, colors: Mapping[str, str]) -> None:
         """`colors` are the CSS classes of the runs."""
-        self._parts = [(part.points[0].step, part.points[-1].step, part) for part in record.stretches if part.points]
+        self._curves = [(each.points[0].step, each.points[-1].step, each) for each in record.curves if each.points]
         self._colors = colors
 
-    def draw(self, row: Mapping[str, Any]) -> str:
-        """The SVG of an incident of the report; empty where there is nothing to see."""
-        stopped = row["last_step"] if row["last_step"] is not None else row["step_failed"]
+    def draw(self, row: IncidentReport) -> str:
+        """The SVG of an incident; empty if there is nothing to show."""
+        stopped = row.stopped_step
         if stopped is None:
             return ""
         first, last = max(1, stopped - AROUND), stopped + AROUND
-        near = [part for begins, ends, part in self._parts if begins <= last and ends >= first]
-        lines = [line for part in near for line in self._lines(part, first, last, part.attempt == row["attempt"])]
+        near = [each for begins, ends, each in self._curves if begins <= last and ends >= first]
+        lines = [line for each in near for line in self._lines(each, first, last, each.attempt == row.attempt)]
         total = sum(len(steps) for _, steps, _ in lines)
         if total < 2:
             return ""
         lines = [_thinned(line, max(6, _POINTS * len(line[1]) // total)) for line in lines]
         first = min(steps[0] for _, steps, _ in lines)
         last = max(first + 1, *(steps[-1] for _, steps, _ in lines))
-        return _svg(lines, first, last, stopped, row["step_resumed"])
+        return _svg(lines, first, last, stopped, row.step_resumed)
 
-    def _lines(self, part: Stretch, first: int, last: int, hit: bool) -> Iterator[_Line]:
-        """What counts of an attempt's updates in the window; of the one that was hit, also what was taken back."""
-        begin = bisect_left(part.points, first, key=_step)
-        points = part.points[begin : bisect_right(part.points, last, key=_step)]
+    def _lines(self, curve: AttemptCurve, first: int, last: int, hit: bool) -> Iterator[_Line]:
+        """The kept updates of an attempt in the window; of the attempt that was hit, also the discarded ones."""
+        begin = bisect_left(curve.points, first, key=_step)
+        points = curve.points[begin : bisect_right(curve.points, last, key=_step)]
         for kept in (True, False) if hit else (True,):
-            own = [p for p in points if part.counts(p) == kept and p.loss is not None and isfinite(p.loss)]
+            own = [p for p in points if curve.is_kept(p) == kept and p.loss is not None and isfinite(p.loss)]
             if not kept and own:
                 own = [*(p for p in points if p.step == own[0].step - 1 and p.loss is not None), *own]
             if own:
-                name = f"{self._colors.get(part.run, '')}{'' if kept else ' gone'}"
+                name = f"{self._colors.get(curve.run, '')}{'' if kept else ' gone'}"
                 yield name, [p.step for p in own], [p.loss or 0.0 for p in own]
 
 
@@ -75,7 +75,7 @@ def _svg(lines: Sequence[_Line], first: int, last: int, stopped: int, resumed: i
     values = sorted(value for _, _, losses in lines for value in losses)
     low, high = values[0], values[-1]
     usual = values[int(0.9 * (len(values) - 1))]
-    high = min(high, usual + 3 * max(usual - low, 0.1))  # a wild peak is cut, not the curve flattened
+    high = min(high, usual + 3 * max(usual - low, 0.1))  # an extreme peak is cut, so that the curve stays readable
     room = (high - low) * 0.08 or 0.5
     low, high = low - room, high + room
 
@@ -105,6 +105,6 @@ def _svg(lines: Sequence[_Line], first: int, last: int, stopped: int, resumed: i
 
 
 def _label(x: str, stopped: int, first: int, last: int) -> str:
-    """The step at which it stopped, where there is room for it between the ends."""
+    """The step at which training stopped, if there is room for it between the ends."""
     share = (stopped - first) / (last - first)
     return f'<text x="{x}" y="{_HEIGHT - 6}" text-anchor="middle">{stopped:,}</text>' if 0.25 < share < 0.75 else ""

@@ -1,14 +1,14 @@
-"""Which points of the telemetry the curves show: everything that happened, thinned so that no peak is lost."""
+"""The points that the curves show: all of the telemetry, thinned so that no peak is lost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any
 
-from chronicles.kept_curve import Stretch
-from chronicles.record import Record
+from chronicles.kept_curve import AttemptCurve
+from chronicles.record import LineageRecord
+from chronicles.report.model import LineageReport
 from chronicles.validation import corpora, evaluated
 from opt_ops.core.detect.point import Point
 
@@ -20,45 +20,52 @@ MEASURES: Mapping[str, Measure] = {
     "lr": lambda point: point.lr,
 }
 
+RUN_COLORS = 6  # the page defines --run-0 … --run-5; later runs use them again
+
+
+def run_color(place: int) -> str:
+    """The page's name for the colour of the run at this place in its lineage."""
+    return f"run-{place % RUN_COLORS}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A stretch of one curve: steps rise."""
+    """A connected part of a curve; steps rise."""
 
-    run: int  # the run's place in the lineage, which is its colour
+    run: int  # the run's place in the lineage
     kept: bool
     steps: Sequence[int]
     values: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """An incident on the step axis: where training stopped, and where it went on from."""
+class IncidentMark:
+    """An incident on the step axis: the last step before it, and the step that training resumed from."""
 
     incident: str
     step: int
     resumed: int | None
-    quiet: bool  # nothing failed: a drill, a planned move, what a person asked for, mere advice
+    quiet: bool  # nothing failed, or nothing was done: a drill, a planned move, a request, advice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
+class MeasureCurve:
     """One measure over all runs."""
 
     lines: Sequence[Line]
-    gaps: Sequence[int]  # steps at which it was not finite
-    labels: Sequence[tuple[int, float, str]] = ()  # at the ends of lines: step, value, and what to call them
+    gaps: Sequence[int]  # steps at which the value was not finite
+    labels: Sequence[tuple[int, float, str]] = ()  # (step, value, name) at the ends of lines
 
 
-def curve(record: Record, measure: str) -> Curve:
+def curve(record: LineageRecord, measure: str) -> MeasureCurve:
     """Every point of a measure that telemetry holds."""
-    return _curve(record, record.stretches, MEASURES[measure])
+    return _curve(record, record.curves, MEASURES[measure])
 
 
-def validation(record: Record) -> Curve:
-    """The loss on validation data, a line for each corpus; they are lettered as in the report where there are more."""
-    names = corpora(record.stretches)
-    drawn = [_curve(record, evaluated(record.stretches, name), _loss_on(name)) for name in names]
+def validation(record: LineageRecord) -> MeasureCurve:
+    """The loss on validation data, one line for each corpus. Several corpora have letters, as in the report."""
+    names = corpora(record.curves)
+    drawn = [_curve(record, evaluated(record.curves, name), _loss_on(name)) for name in names]
     ends = [next((line for line in reversed(one.lines) if line.kept), None) for one in drawn]
     labels = [
         (line.steps[-1], line.values[-1], letter(place))
@@ -66,11 +73,11 @@ def validation(record: Record) -> Curve:
         if line is not None and len(names) > 1
     ]
     gaps = sorted({step for one in drawn for step in one.gaps})
-    return Curve(lines=[line for one in drawn for line in one.lines], gaps=gaps, labels=labels)
+    return MeasureCurve(lines=[line for one in drawn for line in one.lines], gaps=gaps, labels=labels)
 
 
 def letter(place: int) -> str:
-    """a, b, …, z, aa, ab, …: what a corpus is called where its name, which others chose, must not stand."""
+    """a, b, …, z, aa, ab, …: names a corpus in a drawing, where untrusted text must not appear."""
     more, last = divmod(place, 26)
     return (letter(more - 1) if more else "") + chr(ord("a") + last)
 
@@ -79,38 +86,38 @@ def _loss_on(corpus: str) -> Measure:
     return lambda point: (point.valid or {}).get(corpus)
 
 
-def _curve(record: Record, parts: Sequence[Stretch], of: Measure) -> Curve:
+def _curve(record: LineageRecord, curves: Sequence[AttemptCurve], of: Measure) -> MeasureCurve:
     runs = {name: place for place, name in enumerate(record.state.runs)}
-    gaps = [p.step for part in parts for p in part.points if _number(of(p)) is None]
-    return Curve(lines=list(_lines(parts, of, runs)), gaps=gaps)
+    gaps = [point.step for each in curves for point in each.points if _number(of(point)) is None]
+    return MeasureCurve(lines=list(_lines(curves, of, runs)), gaps=gaps)
 
 
-def thinned(drawn: Curve, limit: int) -> Curve:
-    """The curve in about `limit` points; every line keeps at least its ends and its extremes."""
+def thinned(drawn: MeasureCurve, limit: int) -> MeasureCurve:
+    """The curve in about `limit` points. Every line keeps at least its ends and its extremes."""
     total = sum(len(line.steps) for line in drawn.lines)
     if total <= limit:
         return drawn
     return replace(drawn, lines=[_thin(line, max(8, limit * len(line.steps) // total)) for line in drawn.lines])
 
 
-def marks(report: Mapping[str, Any]) -> list[Mark]:
-    """The incidents that can be placed on the step axis, in order."""
+def marks(report: LineageReport) -> list[IncidentMark]:
+    """The incidents that have a place on the step axis, in order."""
     return [
-        Mark(
-            incident=row["incident"],
-            step=row["last_step"] if row["last_step"] is not None else row["step_failed"],
-            resumed=row["step_resumed"],
-            quiet=bool(row["drill"] or row["planned"] or row["advice"] or row["kind"] == "operator"),
+        IncidentMark(
+            incident=row.incident,
+            step=row.stopped_step,
+            resumed=row.step_resumed,
+            quiet=row.drill is not None or row.advisory or not row.is_failure,
         )
-        for row in report["incidents"]
-        if row["last_step"] is not None or row["step_failed"] is not None
+        for row in report.incidents
+        if row.stopped_step is not None
     ]
 
 
 def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> list[int]:
     """Which points of a line to draw: at most `limit` (4 or more), its ends and every bucket's lowest and highest.
 
-    A line drawn through them covers the same heights as one through all points, to within a bucket's width.
+    A line through them covers the same heights as one through all points, to within a bucket's width.
     """
     size = len(steps)
     if size <= limit:
@@ -129,23 +136,23 @@ def _thin(line: Line, limit: int) -> Line:
     return replace(line, steps=[line.steps[i] for i in chosen], values=[line.values[i] for i in chosen])
 
 
-def _lines(parts: Sequence[Stretch], of: Measure, runs: Mapping[str, int]) -> Iterator[Line]:
-    """Kept lines joined over the attempts of a run; each one that was taken back by itself; both broken at gaps."""
-    kept: list[tuple[int, float]] = []  # of the run that is being drawn
+def _lines(curves: Sequence[AttemptCurve], of: Measure, runs: Mapping[str, int]) -> Iterator[Line]:
+    """Kept lines are joined over the attempts of a run, discarded ones stand alone; both are broken at gaps."""
+    kept: list[tuple[int, float]] = []  # of the present run
     run: int | None = None
-    for part in parts:
-        if runs[part.run] != run:
+    for each in curves:
+        if runs[each.run] != run:
             yield from _line(run, True, kept)
-            kept = kept[-1:]  # the next run's line begins where this one's ends, so that a changed setting shows
-            run = runs[part.run]
+            kept = kept[-1:]  # the next run's line begins where this one ends, so that a changed setting shows
+            run = runs[each.run]
         lost: list[tuple[int, float]] = []
-        for point in part.points:
+        for point in each.points:
             number = _number(of(point))
-            counts = part.counts(point)
+            is_kept = each.is_kept(point)
             if number is None:
-                yield from _line(run, counts, kept if counts else lost)
-                (kept if counts else lost).clear()
-            elif counts:
+                yield from _line(run, is_kept, kept if is_kept else lost)
+                (kept if is_kept else lost).clear()
+            elif is_kept:
                 kept.append((point.step, number))
             else:
                 lost = lost or kept[-1:]

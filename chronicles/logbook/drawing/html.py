@@ -1,6 +1,6 @@
-"""`logbook.html`: one file that needs nothing else and no network. jinja2 escapes everything untrusted.
+"""`logbook.html`: one file that needs no other file and no network. jinja2 escapes all untrusted text.
 
-It works without scripts; the page's policy allows one, known by its hash, and no other.
+The page works without scripts. Its policy allows one script, by its hash.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from chronicles import wording
-from chronicles.logbook.drawing.figure import RUN_COLORS
+from chronicles.logbook.drawing.curves import run_color
 from chronicles.logbook.entries.entry import LogEntry
+from chronicles.logbook.front_page import FrontPage
+from chronicles.report.model import LineageReport
 from opt_ops.core.text import printable
 
 _ID = re.compile(r"\b\d+(?:\.\d{2,}-a\d+|-i\d+|(?:\.\d+)?e-\d+)\b")
@@ -25,12 +27,20 @@ _UNIT = re.compile(r"(?<=\d) (?=(?:s|min|h|d|%)(?![a-z]))|(?<=×) (?=\d)")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(
-    report: Mapping[str, Any], front: Mapping[str, Any], entries: Sequence[LogEntry], curves: Sequence[str]
+def logbook(
+    report: LineageReport, front: FrontPage, entries: Sequence[LogEntry], curves: Sequence[str], gaps: bool
 ) -> str:
-    """The page. `curves` are SVG of several widths, drawn by us and without any text of others."""
-    runs = {row["run"]: place for place, row in enumerate(report["runs"])}
-    known = frozenset(row["incident"] for row in report["incidents"])
+    """The page.
+
+    Args:
+        report: The lineage.
+        front: Its front page.
+        entries: Its log, newest first.
+        curves: SVG in several widths, without untrusted text.
+        gaps: Whether any value of the curves is not finite.
+    """
+    runs = {run.run: place for place, run in enumerate(report.runs)}
+    known = frozenset(row.incident for row in report.incidents)
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -46,10 +56,10 @@ def render(
         "rate": wording.rate,
         "whole": wording.whole,
         "slug": slug,
-        "drawn": Markup,  # of numbers alone, by ourselves
+        "drawn": Markup,  # closeups hold numbers only
         "bound": _bound,
-        "told": lambda text: _told(text, known),
-        "run_class": lambda run: f"run-{runs[run] % RUN_COLORS}" if run in runs else "",
+        "linked": lambda text: _linked(text, known),
+        "run_class": lambda run: run_color(runs[run]) if run in runs else "",
     }
     page = environment.get_template("logbook.html")
     css, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("logbook.css", "links.js"))
@@ -61,29 +71,30 @@ def render(
         css=Markup(css),  # noqa: S704  (ours)
         script=Markup(script),  # noqa: S704  (ours)
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        curves=[Markup(svg) for svg in curves],  # noqa: S704  (ours)
+        curves=[Markup(svg) for svg in curves],  # noqa: S704  (numbers and names of incidents)
+        gaps=gaps,
     )
 
 
 def slug(text: str) -> str:
-    """An id for a place on the page."""
+    """The text as an id on the page, without characters that mean something in HTML or a URL."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", text)
 
 
 def _clean(value: Any) -> Any:
-    """No text reaches the page with control characters, such as those that turn the direction of writing."""
+    """Replace control characters, such as those that turn the direction of writing, in all text of the page."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "\n".join(printable(line.expandtabs(1)) for line in value.split("\n"))
 
 
 def _bound(text: str) -> Markup:
-    """Escaped, and with units on the line of their number."""
+    """The text, escaped. A unit stays on the line of its number."""
     return Markup(_UNIT.sub("\N{NO-BREAK SPACE}", str(escape(_clean(text)))))  # noqa: S704  (escaped)
 
 
-def _told(text: str, known: frozenset[str]) -> Markup:
-    """A sentence, escaped: attempts, numbers and units stay on their line, incidents are links to their entries."""
+def _linked(text: str, known: frozenset[str]) -> Markup:
+    """A sentence, escaped. Attempts, numbers and units stay on one line; incidents are links to their entries."""
 
     def mark(match: re.Match[str]) -> str:
         name = match[0]

@@ -1,25 +1,25 @@
 """`logbook.md`: the logbook as text that reads well raw, on a Git host and in MLflow.
 
-Everything that others wrote (notes, causes, node names, log lines) goes through `plain`, `code` or `quote`: it can make
-no markup, no HTML, no new line, no new table cell, and no link but a bare web address to itself.
+All untrusted text (notes, causes, node names, log lines) goes through `plain`, `code` or `quote`. None of it can become
+markup, HTML, a new line or table cell, or a link other than a bare web address to itself.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from chronicles.logbook.entries.entry import LogEntry
+from chronicles.logbook.entries.entry import Fact, LogEntry
+from chronicles.logbook.front_page import FrontPage
+from chronicles.report.model import IncidentReport, LineageReport, ReadbackReport
 from chronicles.wording import duration, minute, percent, rate, whole
 from opt_ops.core.text import printable
 
-Row = Mapping[str, Any]
 
-
-def render(report: Row, front: Row, entries: Sequence[LogEntry]) -> str:
+def logbook(report: LineageReport, front: FrontPage, entries: Sequence[LogEntry]) -> str:
     """The whole file."""
-    titles = [_title(entry) for entry in entries]
+    headings = [_heading(entry) for entry in entries]
     parts = [
         _name(report),
         _head(report, front),
@@ -28,73 +28,39 @@ def render(report: Row, front: Row, entries: Sequence[LogEntry]) -> str:
         _runs(report, front),
         _validation(front),
         _time(report, front),
-        _worst(front),
+        _lemons(front),
         _nodes(front),
         _allocations(front),
-        _contents(titles),
+        _contents(headings),
     ]
-    parts += [_entry(title, entry) for title, entry in zip(titles, entries, strict=True)]
+    parts += [_entry(heading, entry) for heading, entry in zip(headings, entries, strict=True)]
     parts.append(_foot(report, front))
     return "\n".join(line for part in parts for line in part)
 
 
-def note(report: Row, front: Row, limit: int) -> str:
-    """The front page alone, in at most `limit` characters: as many of the newest incidents as there is room for."""
-    rows = list(front["incidents"])
+def note(report: LineageReport, front: FrontPage, limit: int) -> str:
+    """The front page alone, in at most `limit` characters: the oldest incidents are dropped first."""
+    rows = list(front.incidents)
     while True:
-        shown = {**front, "incidents": rows}
+        shown = replace(front, incidents=rows)
         text = "\n".join([*_head(report, front), *_incidents(report, shown), _FULL])
         if len(text) <= limit or not rows:
             return text[:limit]
         rows = rows[1:]
 
 
-WORST = (
-    "Failures that the node is blamed for, in 28 days, and how many others would have had in its time of use. "
-    "`opt-ops node ledger` tells of all lineages."
+_LEMONS = (
+    "*Failures* of the last 28 days that count against the node. *Expected* is how many other nodes had in the same "
+    "time of use. `opt-ops node ledger` covers all lineages."
 )
 _FULL = "The whole logbook, with curves, is the artifact `chronicle/logbook.html`."
 
 
-def experiment(lineages: Sequence[Mapping[str, str]], link: Callable[[str], str], limit: int) -> str:
-    """The front page of many lineages, in at most `limit` characters: a table, and the newest one's own front page.
-
-    Args:
-        lineages: Each one's tags in MLflow, the newest first; `id` is its run's.
-        link: Where that run is shown.
-        limit: If need be, the oldest rows are left out.
-    """
-    name = plain(lineages[0]["opt.lineage"])
-    first = f"Lineage {name}: {', '.join(f'{what} {plain(text)}'.strip() for what, text in _short(lineages[0]))}."
-    newest = [f"## Lineage {name}", "", lineages[0].get("mlflow.note.content", "")]
-    rows = [[f"[{plain(tags['opt.lineage'])}]({link(tags['id'])})", *map(plain, _told(tags))] for tags in lineages]
-    heads = ["Lineage", "Recipe", "By", "Status", ">Step", ">Goodput", ">Incidents"]
-    while True:
-        parts = [first, "", *table(heads, rows), "", *newest, "", SIGNED]  # MLflow shows one line until it is opened
-        text = "\n".join(parts)
-        if len(text) <= limit or not rows:
-            return text
-        rows = rows[:-1]
-
-
-def _short(tags: Mapping[str, str]) -> list[tuple[str, str]]:
-    keys = (("", "opt.status"), ("step", "opt.step"), ("goodput", "opt.goodput"), ("incidents", "opt.incidents"))
-    return [(what, tags[key]) for what, key in keys if key in tags]
-
-
-def _told(tags: Mapping[str, str]) -> list[str]:
-    keys = ("opt.recipe", "mlflow.user", "opt.status", "opt.step", "opt.goodput", "opt.incidents")
-    return [tags.get(key, "–") for key in keys]
-
-
-SIGNED = "*Written by opt-ops mlflow sync. Without this line, it is yours and stays as it is.*"
-
-
 def plain(text: str) -> str:
-    """Untrusted text as one line of Markdown that shows exactly itself."""
+    """Untrusted text as one line of Markdown that shows itself, character by character."""
     line = printable(" ".join(text.split()))
     line = re.sub(r"([\\`*\[\]<>|~&!#])", r"\\\1", line)
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)  # within a word it means nothing
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)  # within a word it is no markup
 
 
 def code(text: str) -> str:
@@ -113,211 +79,226 @@ def quote(text: str) -> list[str]:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of cells that are Markdown already; a head that begins with `>` is for numbers."""
+    """A table of cells that are Markdown already; a column whose head begins with `>` is set to the right."""
     rule = ["---:" if head.startswith(">") else "---" for head in heads]
     lines = [[head.removeprefix(">") for head in heads], rule, *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def _name(report: Row) -> Iterator[str]:
-    yield f"# Lineage {plain(report['lineage'])}: logbook"
+def _name(report: LineageReport) -> Iterator[str]:
+    yield f"# Lineage {plain(report.lineage)}: logbook"
     yield ""
-    yield "The curves are in `logbook.html`, the numbers in `report.json`, both beside this file."
+    yield "The curves are in `logbook.html` and the numbers in `report.json`, beside this file."
     yield ""
 
 
-def _head(report: Row, front: Row) -> Iterator[str]:
-    yield f"**{report['status']}.** {plain(front['lead'])}"
+def _head(report: LineageReport, front: FrontPage) -> Iterator[str]:
+    yield f"**{report.status}.** {plain(front.lead)}"
     yield ""
-    if report["recipe"]:
-        yield f"Recipe {code(' '.join((report['recipe'], *report['settings'])))}."
+    if report.recipe:
+        yield f"Recipe {code(' '.join((report.recipe, *report.settings)))}."
         yield ""
-    figures = front["figures"]
-    yield from table([item["label"] for item in figures], [[item["value"] for item in figures]])
+    yield from table([item.label for item in front.figures], [[item.value for item in front.figures]])
     yield ""
 
 
-def _incidents(report: Row, front: Row) -> Iterator[str]:
-    if not report["incidents"]:
+def _incidents(report: LineageReport, front: FrontPage) -> Iterator[str]:
+    if not report.incidents:
         return
     yield "## Incidents"
     yield ""
     rows = [
         [
-            " ".join((plain(row["incident"]), *_tags(row))),
+            " ".join((plain(row.incident), *_tags(row))),
             _runs_of(row),
-            plain(row["cause"]),
-            ("would " if row["advice"] else "")
-            + plain(row["action"] or "–")
-            + (f" × {row['lr_factor']:g}" if row["lr_factor"] else ""),
-            whole(row["steps_lost"]),
-            duration(row["seconds_down"]),
-            "open" if row["closed"] is None else {None: "–", True: "yes", False: "**NO**"}[row["proven"]],
+            plain(row.cause),
+            ("would " if row.advisory else "")
+            + plain(row.action or "–")
+            + (f" × {row.lr_factor:g}" if row.lr_factor else ""),
+            whole(row.steps_discarded),
+            duration(row.seconds_down),
+            "open" if row.closed is None else {None: "–", True: "yes", False: "**NO**"}[row.proven],
         ]
-        for row in front["incidents"]
+        for row in front.incidents
     ]
-    rows.append(["Total", "", "", "", whole(front["steps_lost"]), duration(front["seconds_down"]), ""])
-    yield from table(["Incident", "Run", "Cause", "Action", ">Steps lost", ">Down", "Proven"], rows)
+    rows.append(["Total", "", "", "", whole(front.totals.steps_discarded), duration(front.totals.seconds_down), ""])
+    yield from table(["Incident", "Run", "Cause", "Action", ">Steps discarded", ">Downtime", "Proven"], rows)
     yield ""
-    if front["harmless"]:
-        yield front["harmless"]
+    if front.harmless:
+        yield front.harmless
         yield ""
 
 
-def _tags(row: Row) -> list[str]:
-    tags = [f"**DRILL** {plain(row['drill'])}"] if row["drill"] else []
-    tags += ["**PLANNED**"] if row["planned"] else []
-    tags += ["**ASKED FOR**"] if row["kind"] == "operator" else []
-    tags += ["**CORRECTED**"] if row["corrected"] else []
-    return [*tags, *(["**ADVICE**"] if row["advice"] else [])]
+def _tags(row: IncidentReport) -> Iterator[str]:
+    if row.drill:
+        yield f"**DRILL** {plain(row.drill)}"
+    if row.planned:
+        yield "**PLANNED**"
+    if row.requested:
+        yield "**REQUESTED**"
+    if row.corrected:
+        yield "**CORRECTED**"
+    if row.advisory:
+        yield "**ADVISORY**"
 
 
-def _runs_of(row: Row) -> str:
-    before, after = row["run_before"], row["run_after"]
+def _runs_of(row: IncidentReport) -> str:
+    before, after = row.run_before, row.run_after
     return plain(f"{before} → {after}" if after and after != before else before or "–")
 
 
-def _runs(report: Row, front: Row) -> Iterator[str]:
-    if not report["runs"]:
+def _runs(report: LineageReport, front: FrontPage) -> Iterator[str]:
+    if not report.runs:
         return
     yield "## Runs"
     yield ""
     rows = [
         [
-            f"{branch['indent'].replace(' ', '&nbsp;')}{plain(branch['row']['run'])}",
-            plain(branch["row"]["parent"] or "–"),
-            whole(branch["row"]["from_step"]),
-            whole(branch["row"]["last_step"]),
-            whole(branch["row"]["steps_kept"]),
-            f"× {branch['row']['lr_scale']:.3g}",
-            plain(branch["row"]["cause"]),
+            f"{branch.indent.replace(' ', '&nbsp;')}{plain(branch.run.run)}",
+            plain(branch.run.parent or "–"),
+            whole(branch.run.from_step),
+            whole(branch.run.last_step),
+            whole(branch.run.steps_kept),
+            f"× {branch.run.lr_scale:.3g}",
+            plain(branch.run.cause),
         ]
-        for branch in front["tree"]
+        for branch in front.tree
     ]
-    yield from table(["Run", "Parent", ">From step", ">To step", ">Kept", ">Learning rate", "Because of"], rows)
+    yield from table(["Run", "Parent", ">From step", ">To step", ">Steps kept", ">Learning rate", "Cause"], rows)
     yield ""
 
 
-def _time(report: Row, front: Row) -> Iterator[str]:
-    if not report["goodput"]["wall_seconds"]:
+def _time(report: LineageReport, front: FrontPage) -> Iterator[str]:
+    if not report.ledger.wall_seconds:
         return
     yield "## Where the time went"
     yield ""
-    yield front["goodput"]
+    yield front.goodput
     yield ""
-    if front["reliability"]:
-        yield front["reliability"]
+    if front.reliability:
+        yield front.reliability
         yield ""
-    rows = [[phase["label"], duration(phase["seconds"]), percent(phase["share"])] for phase in front["phases"]]
+    rows = [[phase.label, duration(phase.seconds), percent(phase.share)] for phase in front.phases]
     yield from table(["Phase", ">Time", ">Share"], rows)
     yield ""
-    if not front["lost"]:
+    if not front.lost:
         return
     rows = [
         [
-            plain(item["label"]),
-            whole(item["number"]),
-            duration(item["repeated"]),
-            duration(item["down"]),
-            duration(item["both"]),
-            percent(item["share"]),
+            plain(item.label),
+            whole(item.number),
+            duration(item.repeated),
+            duration(item.down),
+            duration(item.both),
+            percent(item.share),
         ]
-        for item in front["lost"]
+        for item in front.lost
     ]
-    yield from table(["Lost to", ">Incidents", ">Steps again", ">Standstill", ">Together", ">Of the wall clock"], rows)
+    heads = ["Time lost to", ">Incidents", ">Repeated steps", ">Downtime", ">Total", ">Share of wall clock"]
+    yield from table(heads, rows)
     yield ""
-    told = ", ".join(f"{duration(row['seconds'])} {row['label']}" for row in front["stages"])
-    yield f"Of the lost time: {told}."
+    stages = ", ".join(f"{stage.label} {duration(stage.seconds)}" for stage in front.stages)
+    yield f"Lost time by stage: {stages}."
     yield ""
 
 
-def _questions(front: Row) -> Iterator[str]:
-    if not front["questions"]:
+def _questions(front: FrontPage) -> Iterator[str]:
+    if not front.questions:
         return
     yield "## Open questions"
     yield ""
-    for question in front["questions"]:
+    for question in front.questions:
         yield f"- {plain(question)}"
     yield ""
 
 
-def _validation(front: Row) -> Iterator[str]:
-    if not front["validation"]:
+def _validation(front: FrontPage) -> Iterator[str]:
+    if not front.validation:
         return
     yield "## Validation loss"
     yield ""
-    keys = ("loss", "step", "previous", "lowest", "evaluations")
     rows = [
-        [plain(f"{row['letter']} {row['corpus']}".strip()), *(row[key] for key in keys)] for row in front["validation"]
+        [plain(f"{row.letter} {row.corpus}".strip()), row.loss, row.step, row.previous, row.lowest, row.evaluations]
+        for row in front.validation
     ]
-    yield from table(["Corpus", ">Newest", ">After step", ">Before", ">Lowest", ">Evaluations"], rows)
+    yield from table(["Corpus", ">Newest", ">After step", ">Previous", ">Lowest", ">Evaluations"], rows)
     yield ""
 
 
-def _worst(front: Row) -> Iterator[str]:
-    if not front["worst"]:
+def _lemons(front: FrontPage) -> Iterator[str]:
+    if not front.lemons:
         return
-    yield "## Worst nodes"
+    yield "## Nodes that failed most"
     yield ""
-    keys = ("failures", "expected", "what", "parts", "hours", "now", "last")
     rows = [
-        [plain(row["node"]) + (f" **{row['tag']}**" if row["tag"] else ""), *(plain(row[key]) for key in keys)]
-        for row in front["worst"]
+        [
+            plain(row.node) + (f" **{row.tag}**" if row.tag else ""),
+            *map(plain, (row.failures, row.expected, row.what, row.parts, row.hours, row.now, row.last)),
+        ]
+        for row in front.lemons
     ]
-    heads = ["Node", "Failed", ">Expected", "What", "Parts", ">Node-hours lost", "Now", "Newest"]
+    heads = ["Node", "Failures", ">Expected", "Classes", "GPUs", ">Node-hours lost", "State", "Newest incident"]
     yield from table(heads, rows)
     yield ""
-    yield WORST
+    yield _LEMONS
     yield ""
 
 
-def _nodes(front: Row) -> Iterator[str]:
-    if not front["nodes"] and not front["well"]:
+def _nodes(front: FrontPage) -> Iterator[str]:
+    if not front.nodes and not front.healthy_nodes:
         return
     yield "## Nodes"
     yield ""
-    keys = ("node", "verdict", "reason", "source", "excluded_by", "drain")
-    rows = [[plain(str(node[key] or "–")) for key in keys] for node in front["nodes"]]
+    rows = [
+        [
+            plain(text or "–")
+            for text in (node.node, node.verdict, node.reason, node.source, node.excluded_by, node.drain)
+        ]
+        for node in front.nodes
+    ]
     if rows:
-        yield from table(["Node", "Verdict", "Reason", "Who says so", "Excluded by", "Drain"], rows)
+        yield from table(["Node", "Verdict", "Reason", "Source", "Excluded by", "Drain"], rows)
         yield ""
-    if front["well"]:
-        yield f"{front['well']}."
+    if front.healthy_nodes:
+        yield f"{front.healthy_nodes}."
         yield ""
 
 
-def _allocations(front: Row) -> Iterator[str]:
-    if not front["allocations"]:
+def _allocations(front: FrontPage) -> Iterator[str]:
+    if not front.allocations:
         return
     yield "## Allocations"
     yield ""
-    rows = [[plain(cell) for cell in row.values()] for row in front["allocations"]]
-    yield from table(["Allocation", "Job", ">Nodes", "Asked for", "Until", "Why"], rows)
+    rows = [
+        [plain(cell) for cell in (row.allocation, row.job, row.nodes, row.requested, row.until, row.why)]
+        for row in front.allocations
+    ]
+    yield from table(["Allocation", "Job", ">Nodes", "Requested", "Until", "Why"], rows)
     yield ""
-    if front["allocations_before"]:
-        yield front["allocations_before"]
+    if front.allocations_before:
+        yield front.allocations_before
         yield ""
 
 
-def _title(entry: LogEntry) -> str:
-    return entry.title + (f" · DRILL {entry.drill}" if entry.drill else "")
+def _heading(entry: LogEntry) -> str:
+    return entry.heading + (f" · DRILL {entry.drill}" if entry.drill else "")
 
 
-def _contents(titles: Sequence[str]) -> Iterator[str]:
-    # Without links: MLflow takes one to a place in the file for one to a page of its own, and leaves the logbook.
+def _contents(headings: Sequence[str]) -> Iterator[str]:
+    # Without links: MLflow opens a link to a place in the file as a page of its own and leaves the logbook.
     yield "## Contents"
     yield ""
-    for title in titles:
-        yield f"- {plain(title)}"
-    if not titles:
+    for heading in headings:
+        yield f"- {plain(heading)}"
+    if not headings:
         yield "Nothing has happened yet."
     yield ""
     yield "## Log, newest first"
     yield ""
 
 
-def _entry(title: str, entry: LogEntry) -> Iterator[str]:
-    head, author, rest = title.partition(f" [{entry.author}]: ")
+def _entry(heading: str, entry: LogEntry) -> Iterator[str]:
+    head, author, rest = heading.partition(f" [{entry.author}]: ")
     yield f"### {plain(head)}{f' [{plain(entry.author)}]: ' if author else ''}{plain(rest)}"
     yield ""
     if entry.quote:
@@ -326,20 +307,7 @@ def _entry(title: str, entry: LogEntry) -> Iterator[str]:
     for fact in entry.facts:
         yield f"**{fact.label}.** {plain(fact.text)}" + (f" Log line: {code(fact.line)}" if fact.line else "")
         yield ""
-        if fact.label == "Stacks" and entry.stacks:
-            rows = [[f"**{ranks}**" if odd else ranks, plain(where)] for ranks, where, odd in entry.stacks]
-            yield from table(["Ranks", "Where they were, innermost first"], rows)
-            yield ""
-        if fact.label == "Cost" and entry.spans:
-            yield ", ".join(f"{duration(seconds)} {label}" for label, seconds in entry.spans) + "."
-            yield ""
-        if fact.label == "Proof" and entry.readbacks and _worth_reading(entry):
-            rows = [
-                [whole(item["step"]), rate(item["expected_lr"]), rate(item["lr"]), _loss(item["loss"])]
-                for item in entry.readbacks
-            ]
-            yield from table([">Step", ">Expected", ">Read back", ">Loss"], rows)
-            yield ""
+        yield from _below(fact, entry)
     if entry.changes:
         yield "```diff"
         for what, before, after in entry.changes:
@@ -356,22 +324,35 @@ def _entry(title: str, entry: LogEntry) -> Iterator[str]:
         yield ""
 
 
-def _worth_reading(entry: LogEntry) -> bool:
-    """Where something was to change, or did not as it should; of a mere restart, the sentence says it all."""
-    row = entry.incident or {}
-    return row.get("lr_before") != row.get("lr_after") or row.get("proven") is not True
+def _below(fact: Fact, entry: LogEntry) -> Iterator[str]:
+    """The table or the numbers that belong to a fact."""
+    if fact.label == "Stacks" and entry.stacks:
+        rows = [[f"**{row.ranks}**" if row.odd else row.ranks, plain(row.frames)] for row in entry.stacks]
+        yield from table(["Ranks", "Innermost frames"], rows)
+        yield ""
+    if fact.label == "Cost" and entry.spans:
+        yield ", ".join(f"{duration(seconds)} {label}" for label, seconds in entry.spans) + "."
+        yield ""
+    if fact.label == "Proof" and entry.incident and entry.incident.readbacks and _is_of_interest(entry.incident):
+        yield from table([">Step", ">Expected", ">Read back", ">Loss"], [*map(_readback, entry.incident.readbacks)])
+        yield ""
 
 
-def _loss(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.4f}"
+def _readback(item: ReadbackReport) -> list[str]:
+    loss = "not finite" if item.loss is None else f"{item.loss:.4f}"
+    return [whole(item.step), rate(item.expected_lr), rate(item.lr), loss]
 
 
-def _foot(report: Row, front: Row) -> Iterator[str]:
-    journal = report["journal"]
-    remarks = "".join(f" {plain(remark)}." for remark in journal["remarks"])
-    as_of = f", as of {front['as_of']}" if report["as_of"] else ""
+def _is_of_interest(row: IncidentReport) -> bool:
+    """Whether the learning rate changed, or the proof failed. Of a mere restart, the sentence is enough."""
+    return row.lr_before != row.lr_after or row.proven is not True
+
+
+def _foot(report: LineageReport, front: FrontPage) -> Iterator[str]:
+    remarks = "".join(f" {plain(remark)}." for remark in report.journal.remarks)
+    as_of = f", as of {front.as_of}" if report.as_of is not None else ""
     yield "---"
     yield ""
-    drawn = f"Drawn from the journal up to entry {whole(journal['seq'])} and the telemetry{as_of}."
+    drawn = f"Drawn from the journal up to entry {whole(report.journal.seq)} and the telemetry{as_of}."
     yield f"{drawn} Times are UTC.{remarks}"
     yield ""

@@ -1,4 +1,4 @@
-"""The entries of what people asked for, and of the lineage's rests and ends."""
+"""Entries of operators' requests, and of the lineage's pauses, halts and end."""
 
 from __future__ import annotations
 
@@ -7,191 +7,195 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from chronicles.logbook.entries.entry import Fact, LogEntry, entry_of
-from chronicles.operators import DRIVES, asked_for, change, halt_cause
-from chronicles.record import Record
-from chronicles.wording import duration, full, second, short, whole
+from chronicles.operators import DRIVES, HaltReport, change, request_behind
+from chronicles.record import LineageRecord
+from chronicles.report.model import IncidentReport, LineageReport
+from chronicles.wording import count, duration, full, second, short, uncapitalized, whole
 from opt_ops.core import events as e
-from opt_ops.core.text import from_iso
+from opt_ops.core.failures.classes import title
+from opt_ops.core.names import AlertTopic, parse_alert_id
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver
 
 _Found = Iterator[LogEntry]
-_Report = Mapping[str, Any]
 
-_TRIED = 8  # incidents that the entry of a halt lists: as many as the page that people got
-
-
-def told(report: _Report, alert: str) -> list[Fact]:
-    """When people were told, if it reached them."""
-    at = next((row["settled"] for row in report["alerts"] if row["alert"] == alert and row["delivered"]), None)
-    return [Fact(label="Told", text=f"People were told at {second(from_iso(at))}.")] if at else []
+_TRIED = 8  # incidents that the entry of a halt lists: as many as the page to on-call
 
 
-def anchored(note: e.NoteAdded) -> str:
+def notified(report: LineageReport, alert: str) -> list[Fact]:
+    """When on-call was notified, if the alert was delivered."""
+    known = (each for each in report.alerts if each.alert == alert and each.delivered)
+    at = next((each.settled for each in known), None)
+    return [] if at is None else [Fact(label="Notified", text=f"On-call was notified at {second(at)}.")]
+
+
+def anchor(note: e.NoteAdded) -> str:
     """The anchor of the entry that a note is about, `12-i003` or, of `12-e57`, `e57`; empty if it is about none."""
     match = re.fullmatch(r"(\d+-i\d+)|\d+-(e\d+)", note.target)
     return (match[1] or match[2]) if match else ""
 
 
-def _note(record: Record, _: _Report, entry: e.Entry, event: e.NoteAdded) -> _Found:
+def halt_cause(report: LineageReport, halt: HaltReport) -> str:
+    """Why the lineage halted: the incident, and why its playbook tries nothing more."""
+    row = next((row for row in report.incidents if row.incident == halt.incident), None)
+    if row is None or row.action != Action.HALT or row.playbook is None:
+        return full(halt.why)
+    playbook = row.playbook.partition("/")[0]
+    return f"{full(row.cause, keep=row.nodes)} Playbook {full(row.why or '', keep=(playbook,))}"
+
+
+def _note(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.NoteAdded) -> _Found:
     state = record.state
     run = state.attempts[event.target].run if event.target in state.attempts else None
     run = event.target if event.target in state.runs else run
     about = "" if event.target in (record.lineage, run) else f" on {short(event.target, 40)}"
-    yield entry_of(record, entry, f"note{about}", event.author, run=run, quote=event.text)
+    yield entry_of(record, entry, f"note{about}", event.author, run=run, quote=event.text, notable=True)
 
 
-def _stop(record: Record, _: _Report, entry: e.Entry, event: e.StopRequested) -> _Found:
-    yield entry_of(record, entry, "stop asked for", event.author, quote=event.reason)
+def _stop(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.StopRequested) -> _Found:
+    yield entry_of(record, entry, "stop requested", event.author, quote=event.reason)
 
 
-def _pause(record: Record, _: _Report, entry: e.Entry, event: e.PauseRequested) -> _Found:
-    rest = _until(record, entry, e.LineagePaused, e.ResumeRequested)
-    nodes = "The nodes are kept meanwhile." if event.keep_nodes else "The nodes are given back."
-    if rest is None:
-        resumed = _until(record, entry, e.ResumeRequested, e.PauseRequested)
-        what = "pause asked for, and taken back before it began" if resumed else "pausing, after one more checkpoint"
+def _pause(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.PauseRequested) -> _Found:
+    pause = _next(record, entry, e.LineagePaused, e.ResumeRequested)
+    nodes = f"The nodes are {'kept' if event.keep_nodes else 'released'}."
+    if pause is None:
+        resumed = _next(record, entry, e.ResumeRequested, e.PauseRequested)
+        what = "pause requested, and withdrawn before it began" if resumed else "pausing after one more checkpoint"
         yield entry_of(record, entry, what, event.author, quote=event.reason, facts=(Fact(label="Nodes", text=nodes),))
         return
-    attempts = [a for a in record.state.attempts.values() if a.intended_at <= rest.ts]
-    where = f" at step {whole(attempts[-1].last_step)}" if attempts else ""
-    facts = (Fact(label="Paused", text=f"Since {second(rest.ts)},{where or ' before the first step'}. {nodes}"),)
-    yield entry_of(record, entry, "paused", event.author, quote=event.reason, facts=facts)
+    attempts = [a for a in record.state.attempts.values() if a.intended_at <= pause.ts]
+    where = f"at step {whole(attempts[-1].last_step)}" if attempts else "before the first step"
+    facts = (Fact(label="Paused", text=f"Since {second(pause.ts)}, {where}. {nodes}"),)
+    yield entry_of(record, entry, "paused", event.author, quote=event.reason, facts=facts, notable=True)
 
 
-def _resume(record: Record, report: _Report, entry: e.Entry, event: e.ResumeRequested) -> _Found:
-    halt = next((row for row in report["halts"] if row["answered"] and from_iso(row["answered"]) == entry.ts), None)
-    rest = next((ts for ts, status in reversed(record.statuses) if ts < entry.ts and status == "PAUSED"), None)
-    launched = _until(record, entry, e.AttemptIntended, e.PauseRequested)
-    again = launched.event if launched and isinstance(launched.event, e.AttemptIntended) else None
+def _resume(record: LineageRecord, report: LineageReport, entry: e.Entry, event: e.ResumeRequested) -> _Found:
+    halt = next((halt for halt in report.halts if halt.answered_seq == entry.seq), None)
+    pause = next((ts for ts, status in reversed(record.statuses) if ts < entry.ts and status is Status.PAUSED), None)
+    launched = _next(record, entry, e.AttemptIntended, e.PauseRequested)
     facts: list[Fact] = []
     what = "resumed"
-    if halt is not None and event.author == halt["answered_by"]:
+    if halt is not None:
         what = "resumed after a halt"
-        waited = entry.ts - from_iso(halt["at"])
-        facts.append(Fact(label="Halted", text=f"For {duration(waited)}. What went before counts no more: {_LOOKED}"))
-    elif rest is not None and not _between(record, rest, entry.ts, e.AttemptIntended):
-        facts.append(Fact(label="Paused", text=f"For {duration(entry.ts - rest)}."))
-    if again is not None:
+        facts.append(Fact(label="Halted", text=f"For {duration(entry.ts - halt.at)}. {_ANSWERED}"))
+    elif pause is not None and not _between(record, pause, entry.ts, e.AttemptIntended):
+        facts.append(Fact(label="Paused", text=f"For {duration(entry.ts - pause)}."))
+    if launched is not None and isinstance(again := launched.event, e.AttemptIntended):
         step = again.checkpoint.step if again.checkpoint else None
         where = f"From the checkpoint of step {whole(step)}" if step else "From scratch"
-        at = second(launched.ts) if launched else ""
-        facts.append(Fact(label="Resumed", text=f"{where}, as attempt {again.attempt} at {at}."))
+        facts.append(Fact(label="Resumed", text=f"{where}, as attempt {again.attempt} at {second(launched.ts)}."))
     yield entry_of(record, entry, what, event.author, quote=event.reason, facts=tuple(facts))
 
 
-_LOOKED = "a person has looked, so neither the halt nor the budgets that were spent hold."
+_ANSWERED = "An operator has decided: the halt and the spent retry budgets no longer count."
 
 
-def _change(record: Record, report: _Report, entry: e.Entry, event: e.ChangeRequested) -> _Found:
-    if any(asked_for(record, row["evidence"]) == event for row in report["incidents"]):
-        return  # the entry of what was done tells it
-    fact = Fact(label="Asked for", text=f"{full(change(event))} It has not begun yet.")
-    yield entry_of(record, entry, "change asked for", event.author, quote=event.reason, facts=(fact,))
+def _change(record: LineageRecord, report: LineageReport, entry: e.Entry, event: e.ChangeRequested) -> _Found:
+    if any(request_behind(record, row.evidence) == event for row in report.incidents):
+        return  # the entry of the change itself contains it
+    fact = Fact(label="Requested", text=f"{full(change(event))} It has not begun yet.")
+    yield entry_of(record, entry, "change requested", event.author, quote=event.reason, facts=(fact,))
 
 
-def _driver(record: Record, _: _Report, entry: e.Entry, event: e.DriverChanged) -> _Found:
+def _driver(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.DriverChanged) -> _Found:
     back = event.driver is Driver.DAEMON
-    drives = "opt-ops drives again: it acts on what it decides." if back else _WATCHES
+    facts = (Fact(label="Driver", text="opt-ops drives again: it acts on its own decisions." if back else _WATCHES),)
     what = DRIVES[event.driver].partition(":")[0]
-    yield entry_of(
-        record,
-        entry,
-        what,
-        event.author,
-        quote=event.reason,
-        facts=(Fact(label="Driver", text=full(drives, keep=("opt-ops",))),),
-    )
+    yield entry_of(record, entry, what, event.author, quote=event.reason, facts=facts, notable=not back)
 
 
-_WATCHES = "A person drives: opt-ops watches, says what it would do, and does only what it is asked to."
+_WATCHES = "An operator drives: opt-ops watches, advises, and does only what an operator requests."
 
 
-def _excluded(record: Record, _: _Report, entry: e.Entry, event: e.NodeExcluded) -> _Found:
+def _excluded(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.NodeExcluded) -> _Found:
     if event.author is None:
-        return  # an incident's entry tells it
+        return  # an incident's entry contains it
     used = [a for a in record.state.attempts.values() if a.intended_at <= entry.ts and event.node in a.nodes]
     busy = bool(used) and (used[-1].ended_at is None or used[-1].ended_at > entry.ts)
-    text = "No attempt starts there any more" + ("; the one that runs there goes on." if busy else ".")
-    what = f"{short(event.node, 40)} taken out by hand"
+    text = "No attempt starts there any more." + (" The attempt that runs there continues." if busy else "")
+    what = f"excluded {short(event.node, 40)}"
     yield entry_of(record, entry, what, event.author, quote=event.reason, facts=(Fact(label="Node", text=text),))
 
 
-def _allowed(record: Record, _: _Report, entry: e.Entry, event: e.NodeAllowed) -> _Found:
-    fact = Fact(label="Node", text="Attempts may start there; what was held against its parts is forgotten.")
-    what = f"{short(event.node, 40)} allowed again"
-    yield entry_of(record, entry, what, event.author, quote=event.reason, facts=(fact,))
+def _allowed(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.NodeAllowed) -> _Found:
+    text = "Attempts may start there again. Earlier findings about its parts no longer count."
+    what = f"allowed {short(event.node, 40)} again"
+    yield entry_of(record, entry, what, event.author, quote=event.reason, facts=(Fact(label="Node", text=text),))
 
 
-def _halted(record: Record, report: _Report, entry: e.Entry, event: e.LineageHalted) -> _Found:
-    row = next(row for row in report["halts"] if from_iso(row["at"]) == entry.ts)
-    facts = [Fact(label="Cause", text=halt_cause(report, row))]
+def _halted(record: LineageRecord, report: LineageReport, entry: e.Entry, event: e.LineageHalted) -> _Found:
+    halt = next(halt for halt in report.halts if halt.seq == entry.seq)
+    facts = [Fact(label="Cause", text=halt_cause(report, halt))]
     if event.incident:
         facts.append(Fact(label="Incident", text=event.incident))
     facts.append(Fact(label="Tried", text=_tried(record, report, entry.ts)))
-    facts += told(report, row["alert"])
-    if row["answered"]:
-        by = f"By {row['answered_by']} at {second(from_iso(row['answered']))}"
-        facts.append(Fact(label="Answered", text=f"{by}, {duration(from_iso(row['answered']) - entry.ts)} later."))
-    need = "was" if row["answered"] else "is"
-    yield entry_of(record, entry, f"halted, a human {need} needed", facts=tuple(facts))
+    facts += notified(report, halt.alert)
+    if halt.answered is not None:
+        answer = f"By {halt.answered_by} at {second(halt.answered)}, after {duration(halt.answered - entry.ts)}."
+        facts.append(Fact(label="Answered", text=answer))
+    need = "is" if halt.answered is None else "was"
+    yield entry_of(record, entry, f"halted, an operator {need} needed", facts=tuple(facts), notable=True)
 
 
-def _tried(record: Record, report: _Report, until: float) -> str:
-    """What was done since a person last decided."""
-    asked = [x.ts for x in record.entries if isinstance(x.event, (e.ResumeRequested, e.ChangeRequested))]
-    since = max((ts for ts in asked if ts < until), default=0.0)
+def _tried(record: LineageRecord, report: LineageReport, until: float) -> str:
+    """The actions since an operator last decided."""
+    requests = [x.ts for x in record.entries if isinstance(x.event, (e.ResumeRequested, e.ChangeRequested))]
+    since = max((ts for ts in requests if ts < until), default=0.0)
     tried = [
-        f"{row['incident']} {row['kind'].replace('_', ' ')}: {row['action']}, {_ending(row)}"
-        for row in report["incidents"]
-        if since <= from_iso(row["opened"]) <= until and _is_try(row)
+        f"{row.incident} {uncapitalized(title(row.kind))}: {row.action}, {_outcome(row)}"
+        for row in report.incidents
+        if since <= row.opened <= until and _is_try(row)
     ]
-    left_out = f"{len(tried) - _TRIED} before these; " if len(tried) > _TRIED else ""
-    return full(left_out + "; ".join(tried[-_TRIED:])) if tried else "Nothing: the first finding ended it."
+    earlier = f"{count(len(tried) - _TRIED, 'earlier action')}; " if len(tried) > _TRIED else ""
+    return full(earlier + "; ".join(tried[-_TRIED:])) if tried else "Nothing. The first incident halted the lineage."
 
 
-def _is_try(row: Mapping[str, Any]) -> bool:
-    """Whether a playbook did something against a failure."""
-    against = row["action"] not in (None, Action.HALT, Action.ADOPT, Action.TELL) and not row["advice"]
-    return against and not row["planned"] and row["kind"] != "operator"
+def _is_try(row: IncidentReport) -> bool:
+    """Whether a playbook acted against a failure."""
+    acted = row.action not in (None, Action.HALT, Action.ADOPT, Action.TELL) and not row.advisory
+    return acted and row.is_failure
 
 
-def _ending(row: Mapping[str, Any]) -> str:
-    if row["closed"] is None:
-        return "not over"
-    return {True: "proven", False: "NOT PROVEN", None: "left to a person"}[row["proven"]]
+def _outcome(row: IncidentReport) -> str:
+    if row.closed is None:
+        return "still open"
+    return {True: "proven", False: "NOT PROVEN", None: "left to an operator"}[row.proven]
 
 
-def _cancelled(record: Record, _: _Report, entry: e.Entry, event: e.LineageCancelled) -> _Found:
-    yield entry_of(record, entry, "cancelled", facts=(Fact(label="Asked by", text=event.why),))
+def _cancelled(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.LineageCancelled) -> _Found:
+    facts = (Fact(label="Requested by", text=event.why),)
+    yield entry_of(record, entry, "cancelled", facts=facts, notable=True)
 
 
-def _alerted(record: Record, report: _Report, entry: e.Entry, event: e.AlertSettled) -> _Found:
+def _alerted(record: LineageRecord, report: LineageReport, entry: e.Entry, event: e.AlertSettled) -> _Found:
     alert = record.state.alerts[event.alert]
     if event.delivered:
-        if event.alert.startswith(f"{record.lineage}/waiting/"):  # of all others the entry of what it is about tells
-            facts = (Fact(label="Cause", text=full(alert.told.body.splitlines()[0])), *told(report, event.alert))
-            yield entry_of(record, entry, "waiting for nodes, a human was called", facts=facts)
+        if parse_alert_id(event.alert).topic == AlertTopic.WAITING:  # others are in the entry of what they are about
+            facts = (Fact(label="Cause", text=full(alert.told.body.splitlines()[0])), *notified(report, event.alert))
+            yield entry_of(record, entry, "waiting for nodes, on-call was paged", facts=facts)
         return
+    text = f"{full(event.why)} Delivery was tried for {duration(entry.ts - alert.at)}."
     facts = (
         Fact(label="Alert", text=full(f"{alert.told.severity}: {alert.told.title}")),
-        Fact(label="Cause", text=f"{full(event.why)} It was tried for {duration(entry.ts - alert.at)}, then given up."),
+        Fact(label="Cause", text=text),
     )
-    yield entry_of(record, entry, "people could NOT be told", facts=facts)
+    yield entry_of(record, entry, "an alert was NOT delivered", facts=facts)
 
 
-def _until(record: Record, entry: e.Entry, kind: type[e.Event], end: type[e.Event]) -> e.Entry | None:
-    """The first entry of a kind after this one, if none of the kind `end` comes before."""
+def _next(record: LineageRecord, entry: e.Entry, kind: type[e.Event], end: type[e.Event]) -> e.Entry | None:
+    """The first entry of a kind after this one; None if one of the kind `end` comes before it."""
     for later in record.entries:
         if later.seq > entry.seq and isinstance(later.event, (kind, end)):
             return later if isinstance(later.event, kind) else None
     return None
 
 
-def _between(record: Record, start: float, end: float, kind: type[e.Event]) -> bool:
+def _between(record: LineageRecord, start: float, end: float, kind: type[e.Event]) -> bool:
     return any(start < entry.ts < end and isinstance(entry.event, kind) for entry in record.entries)
 
 
-RULES: Mapping[type[e.Event], Callable[[Record, _Report, e.Entry, Any], _Found]] = {
+RULES: Mapping[type[e.Event], Callable[[LineageRecord, LineageReport, e.Entry, Any], _Found]] = {
     e.NoteAdded: _note,
     e.StopRequested: _stop,
     e.PauseRequested: _pause,

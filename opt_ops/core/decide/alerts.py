@@ -9,6 +9,7 @@ from itertools import chain
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import AlertIntended, Event
 from opt_ops.core.failures.classes import row
+from opt_ops.core.names import AlertTopic, alert_id
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, Severity, Tier
@@ -42,7 +43,7 @@ def _halted(state: State) -> AlertIntended | None:
     body = [state.why, "", "Tried:", *(tried or ["nothing"]), "", f"Next: opt-ops run explain {lineage}"]
     body.append(f"Then: opt-ops run resume {lineage}, or opt-ops run rollback {lineage} --to STEP")
     return AlertIntended(
-        alert=f"{lineage}/halted/{state.since:.3f}",
+        alert=alert_id(lineage, AlertTopic.HALTED, state.since),
         severity=Severity.PAGE,
         title=f"opt-ops {lineage}: HALTED, a human is needed",
         body="\n".join(body),
@@ -62,7 +63,7 @@ def _waiting(state: State, now: float, policy: Policy) -> AlertIntended | None:
     asked = [f"{a.name}: {a.wanted} nodes, {a.reason or a.status}" for a in state.live_allocations]
     body = [f"No attempt has run for {(now - since) / 60:.0f} minutes.", *asked, f"Next: opt-ops node list {lineage}"]
     return AlertIntended(
-        alert=f"{lineage}/waiting/{since:.3f}",
+        alert=alert_id(lineage, AlertTopic.WAITING, since),
         severity=Severity.PAGE,
         title=f"opt-ops {lineage}: {state.status}, waiting for nodes",
         body="\n".join(body),
@@ -86,10 +87,10 @@ def _incidents(state: State, news: _News) -> Iterator[AlertIntended]:
         quiet = incident.drill is not None or row(incident.kind).quiet
         loud = Severity.PAGE if incident.decision.action is Action.TELL else Severity.WARNING
         severity = Severity.INFO if quiet and state.driver is not Driver.PERSON else loud
-        if news(opened := f"{incident.name}/opened", severity):
+        if news(opened := alert_id(incident.name, AlertTopic.OPENED), severity):
             yield _opened(state, incident, opened, severity)
         over = incident.closed_at is not None and incident.proven
-        if over and news(closed := f"{incident.name}/closed", Severity.INFO):
+        if over and news(closed := alert_id(incident.name, AlertTopic.CLOSED), Severity.INFO):
             yield _closed(state, incident, closed)
 
 
@@ -123,7 +124,7 @@ def _closed(state: State, incident: Incident, alert: str) -> AlertIntended:
 
 def _signals(state: State, news: _News) -> Iterator[AlertIntended]:
     for key, signal in state.signals.items():
-        alert = f"{state.intent.lineage}/{key}"
+        alert = alert_id(state.intent.lineage, key)
         if signal.tier is Tier.ALERT and news(alert, Severity.WARNING):
             yield AlertIntended(
                 alert=alert,
@@ -137,7 +138,7 @@ def _ended(state: State) -> AlertIntended | None:
     if state.status not in (Status.COMPLETED, Status.CANCELLED):
         return None
     return AlertIntended(
-        alert=f"{state.intent.lineage}/{state.status}",
+        alert=alert_id(state.intent.lineage, state.status),
         severity=Severity.INFO,
         title=f"opt-ops {state.intent.lineage}: {state.status}",
         body=state.why or "every step is trained",

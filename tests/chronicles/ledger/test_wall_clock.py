@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronicles.ledger.wall_clock import Phase, ledger
-from chronicles.record import Record, load
+from chronicles.ledger.wall_clock import TimePhase, ledger
+from chronicles.record import LineageRecord, load
 from opt_ops.core.events import AttemptEnded, AttemptProgressed, LineageCancelled, LineageHalted, StopRequested
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome
@@ -23,7 +23,7 @@ RECORDED = load(LINEAGE)
 START, END = RECORDED.started or 0.0, RECORDED.as_of or 0.0
 
 
-def shuffled(skews: list[float], statuses: list[tuple[float, Status]], named: list[bool]) -> Record:
+def shuffled(skews: list[float], statuses: list[tuple[float, Status]], named: list[bool]) -> LineageRecord:
     """The recorded lineage with clocks that disagree, statuses that come at any time, and attempts of no incident."""
     shift = dict(zip(RECORDED.state.attempts, skews, strict=True))
     moved = [(START, Status.PLANNED), *((START + share * (END - START), status) for share, status in sorted(statuses))]
@@ -53,17 +53,17 @@ def skewed(event: Any, shift: dict[str, float]) -> Any:
 def test_phases_sum_to_the_wall_clock(skews: list[float], statuses: list[tuple[float, Status]], named: list[bool]):
     record = shuffled(skews, statuses, named)
     book = ledger(record)
-    for phase, status in ((Phase.PAUSED, Status.PAUSED), (Phase.HALTED, Status.HALTED)):
+    for phase, status in ((TimePhase.PAUSED, Status.PAUSED), (TimePhase.HALTED, Status.HALTED)):
         assert book.phases[phase] <= stood_in(record, status) + 1e-6
-        assert book.down(phase) == book.phases[phase], "a person's wish is no incident's cost"
+        assert book.downtime(phase) == book.phases[phase], "a person's wish is no incident's cost"
     assert math.isclose(sum(book.phases.values()), END - START, rel_tol=1e-9)
     assert min(book.phases.values()) >= 0
-    stood = sum(book.phases[phase] for phase in Phase if phase not in (Phase.KEPT, Phase.LOST))
-    assert math.isclose(sum(map(book.down, book.lost)), stood, rel_tol=1e-9, abs_tol=1e-6)
-    assert math.isclose(sum(map(book.repeated, book.lost)), book.phases[Phase.LOST], rel_tol=1e-9, abs_tol=1e-6)
+    stood = sum(book.phases[phase] for phase in TimePhase if phase not in (TimePhase.KEPT, TimePhase.LOST))
+    assert math.isclose(sum(map(book.downtime, book.lost)), stood, rel_tol=1e-9, abs_tol=1e-6)
+    assert math.isclose(sum(map(book.repeated, book.lost)), book.phases[TimePhase.LOST], rel_tol=1e-9, abs_tol=1e-6)
 
 
-def stood_in(record: Record, status: Status) -> float:
+def stood_in(record: LineageRecord, status: Status) -> float:
     ends = [*(ts for ts, _ in record.statuses[1:]), END]
     return sum(end - ts for (ts, each), end in zip(record.statuses, ends, strict=True) if each is status)
 
@@ -71,7 +71,7 @@ def stood_in(record: Record, status: Status) -> float:
 def test_standstill_agrees_with_what_the_incidents_were_closed_with():
     book = ledger(RECORDED)
     for incident in RECORDED.state.incidents.values():
-        assert book.down(incident.name) == pytest.approx(incident.seconds_down, abs=0.01)
+        assert book.downtime(incident.name) == pytest.approx(incident.seconds_down, abs=0.01)
 
 
 def test_phases_of_a_rollback(told: Told):
@@ -80,9 +80,11 @@ def test_phases_of_a_rollback(told: Told):
     assert book.steps_kept == 140
     assert book.steps_repeated == 100
     assert book.healthy_step_seconds == 1.0
-    assert book.phases[Phase.LOST] == pytest.approx(100)
-    assert book.phases[Phase.KEPT] == pytest.approx(99 + 39), "an attempt's first step ends the standstill before it"
-    assert book.repeated("12-i000") == book.phases[Phase.LOST]
+    assert book.phases[TimePhase.LOST] == pytest.approx(100)
+    assert book.phases[TimePhase.KEPT] == pytest.approx(99 + 39), (
+        "an attempt's first step ends the standstill before it"
+    )
+    assert book.repeated("12-i000") == book.phases[TimePhase.LOST]
     assert book.goodput == pytest.approx(140 / sum(book.phases.values()))
 
 
@@ -95,7 +97,7 @@ def test_waiting_for_a_human_is_a_phase_of_its_own(told: Told):
     told.see(StopRequested(request="s", author="ann", reason="enough"), seconds=7200)
     told.see(LineageCancelled(request="s", why="ann: enough"))
     book = ledger(load(told.folder))
-    assert book.phases[Phase.HALTED] == pytest.approx(7201, abs=0.1)
+    assert book.phases[TimePhase.HALTED] == pytest.approx(7201, abs=0.1)
 
 
 def test_nothing_to_account_for(tmp_path: Path):

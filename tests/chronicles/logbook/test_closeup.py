@@ -1,4 +1,4 @@
-"""The small curve of an incident: 200 steps around it, what counts and what was taken back."""
+"""The small curve of an incident: 200 steps around it, what is kept and what is discarded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COLORS = {"12.00": "run-0", "12.01": "run-1"}
 
 def drawn(told: Told) -> ET.Element:
     record = load(told.folder)
-    return ET.fromstring(Closeups(record, COLORS).draw(build(record)["incidents"][0]))
+    return ET.fromstring(Closeups(record, COLORS).draw(build(record).incidents[0]))
 
 
-def test_it_shows_what_counts_and_what_was_taken_back(told: Told):
+def test_it_shows_what_is_kept_and_what_is_discarded(told: Told):
     root = drawn(spiked(told))
     lines = [element.attrib["class"] for element in root if element.attrib.get("class", "").startswith("line")]
     assert sorted(lines) == ["line run-0", "line run-0 gone", "line run-1"]
@@ -53,8 +53,8 @@ def test_nothing_to_draw(told: Told):
     told.begin().plan("12.00").hold()
     told.incident("bad_gpu", "x", None, None)
     record = load(told.folder)
-    assert Closeups(record, COLORS).draw(build(record)["incidents"][0]) == ""
+    assert Closeups(record, COLORS).draw(build(record).incidents[0]) == ""
     told.launch("12.00-a0").train("12.00-a0", 1, 30, loss=lambda step: None)
     told.incident("non_finite_loss", "x", "12.00-a0", 30)
     record = load(told.folder)
-    assert Closeups(record, COLORS).draw(build(record)["incidents"][1]) == ""
+    assert Closeups(record, COLORS).draw(build(record).incidents[1]) == ""

@@ -10,13 +10,14 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chronicles.logbook import render
-from chronicles.logbook.drawing.markdown import SIGNED, experiment
+from chronicles.logbook.render import render
+from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
 from chronicles.mlflow_mirror.sync import _alone, serve_command, sync
 from chronicles.record import load
 from opt_ops.core.events import LineageCompleted, LineageHalted
@@ -127,8 +128,8 @@ def test_killed_after_any_call_it_goes_on(
 ):
     from mlflow import MlflowClient
 
-    files = render.render(lineage)
-    monkeypatch.setattr(render, "write", lambda *_: files)  # drawing it every time takes long and is not in question
+    files = render(lineage)
+    monkeypatch.setattr("chronicles.mlflow_mirror.sync.write", lambda *_: files)  # drawing takes long
     names = ("create_experiment", "create_run", "log_batch", "set_terminated")
     names += ("log_inputs", "create_logged_model", "finalize_logged_model", "log_artifact")  # in the order of calls
     names += ("set_experiment_tag",)
@@ -171,12 +172,12 @@ def test_sent_while_it_happened_or_at_the_end(tmp_path: Path, store: str, empty_
     ours, theirs = content(store), content(late)
     (left,), (same,) = ours["12.00"], theirs["12.00"]
     assert {**left, "files": 0, "models": 0} == {**same, "files": 0, "models": 0}
-    assert [step for _, step, _ in left["models"]] == ["100", "150"], "the latter was on the way when it was sent"
+    assert [step for _, step, _ in left["models"]] == ["100", "150"], "150 was kept when it was sent"
     assert [step for _, step, _ in same["models"]] == ["100"]
     assert ours["12.01"] == theirs["12.01"]
     (parent,), (other,) = ours["12"], theirs["12"]
     extra = set(parent["metrics"]["settled/loss"]) - set(other["metrics"]["settled/loss"])
-    assert {step for step, _, _ in extra} == set(range(101, 151)), "settled when sent, and taken back since"
+    assert {step for step, _, _ in extra} == set(range(101, 151)), "kept when it was sent, and discarded since"
     assert set(other["metrics"]["settled/loss"]) < set(parent["metrics"]["settled/loss"])
     assert {**parent, "metrics": 0} == {**other, "metrics": 0}
 
@@ -234,8 +235,19 @@ def test_the_experiment_has_a_front_page_of_all_its_lineages(tmp_path: Path, sto
 
 
 def test_the_experiments_front_page_fits():
-    tags = {"opt.lineage": "1", "opt.recipe": "r" * 500, "mlflow.note.content": "n" * 7900, "id": "0" * 32}
-    note = experiment([{**tags, "opt.step": str(number)} for number in range(40)], lambda run: f"#/{run}", 19_000)
+    first = MirroredLineage(
+        run_id="0" * 32,
+        lineage="1",
+        recipe="r" * 500,
+        author="",
+        status="",
+        step="",
+        goodput="",
+        incidents="",
+        note="n" * 7900,
+    )
+    lineages = [replace(first, step=str(number)) for number in range(40)]
+    note = experiment_note(lineages, lambda run: f"#/{run}", 19_000)
     assert 18_000 < len(note) <= 19_000
     assert note.endswith(SIGNED)
     assert "| 0 |" in note
@@ -282,7 +294,7 @@ def test_a_server_that_is_down_fails_soon_and_loses_nothing(lineage: Path, store
         taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         uri = f"http://user:secret@127.0.0.1:{taken.getsockname()[1]}"
         began = time.monotonic()
-        with pytest.raises(Unavailable, match="does not take the chronicle") as caught:
+        with pytest.raises(Unavailable, match="did not accept the chronicle") as caught:
             sync(lineage, uri, "opt-ops")
         assert time.monotonic() - began < 30
     assert "nothing is lost" in caught.value.hint
@@ -295,7 +307,7 @@ def test_a_server_that_is_down_fails_soon_and_loses_nothing(lineage: Path, store
 def test_a_database_out_of_reach_fails_soon(lineage: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     began = time.monotonic()
-    with pytest.raises(Unavailable, match="does not take the chronicle"):
+    with pytest.raises(Unavailable, match="did not accept the chronicle"):
         sync(lineage, f"sqlite:///{tmp_path}/file/mlflow.db", "opt-ops")
     assert time.monotonic() - began < 20
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from chronicles.logbook import render
+from chronicles.logbook.render import render
 from chronicles.mlflow_mirror.sync import serve_command, sync
 from opt_ops.errors import Unavailable
 from tests.chronicles.record import LINEAGE
@@ -58,14 +58,16 @@ def test_who_may_write_does_and_who_may_not_loses_nothing(
     from mlflow import MlflowClient
 
     folder = Path(shutil.copytree(LINEAGE, tmp_path / "runs" / "1"))
-    files = render.render(folder)
-    monkeypatch.setattr(render, "write", lambda *_: files)  # drawing it every time takes long and is not in question
+    files = render(folder)
+    monkeypatch.setattr("chronicles.mlflow_mirror.sync.write", lambda *_: files)  # drawing takes long
     users: tuple[dict[str, str], ...] = ({}, {"USERNAME": ADMIN, "PASSWORD": "wrong"}, {"TOKEN": "unknown"})
     for user in users:
         as_user(monkeypatch, **user)
         with pytest.raises(Unavailable, match="You are not authenticated") as caught:
             sync(folder, secured, "secured")
-        assert caught.value.hint.startswith("nothing is lost: the journal has it all; set MLFLOW_TRACKING_USERNAME")
+        assert caught.value.hint.startswith(
+            "nothing is lost, because the journal has everything; set MLFLOW_TRACKING_USERNAME"
+        )
         assert "wrong" not in str(caught.value)
 
     as_user(monkeypatch, USERNAME=ADMIN, PASSWORD=PASSWORD)

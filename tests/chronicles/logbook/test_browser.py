@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from chronicles.logbook import render
+from chronicles.logbook.render import render
 from chronicles.mlflow_mirror.sync import serve_command, sync
 from opt_ops.errors import Unavailable
 from tests.chronicles.record import LINEAGE
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::Deprecati
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = Path(shutil.copytree(LINEAGE, tmp_path_factory.mktemp("page") / "1"))
-    return render.render(folder)[1].as_uri()
+    return render(folder)[1].as_uri()
 
 
 def opened(browser: Any, url: str, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:
@@ -96,7 +96,7 @@ def contrast(one: str, other: str) -> float:
 
 def test_links_lead_to_entries_and_back(browser: Any, page_file: str):
     page, noise = opened(browser, page_file)
-    page.locator("nav.beside a", has_text="rolled back to 150").click()
+    page.locator("nav.beside a", has_text="rolled back 172 steps").click()
     assert page.url.endswith("#1-i003")
     assert page.locator("article:target h3").inner_text().endswith("DRILL d003")
     page.locator("article:target .more a").click()
@@ -224,7 +224,7 @@ def test_a_server_that_wants_a_token_and_goes_away(guard: Any, tmp_path: Path, m
     assert "MLFLOW_TRACKING_TOKEN" in caught.value.hint
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token-1")
     guard.away = range(guard.asked + 8, 10**9)  # gone in the middle
-    with pytest.raises(Unavailable, match="does not take the chronicle"):
+    with pytest.raises(Unavailable, match="did not accept the chronicle"):
         sync(folder, uri, "secured")
     guard.away = range(0)  # hours later
     sync(folder, uri, "secured")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chronicles.mlflow_mirror.assets import data, machines, milestones
+from chronicles.mlflow_mirror.assets import dataset, gpu_summary, milestones
 from chronicles.record import load
 from opt_ops.core.health import Gpu, Heartbeat
 from tests.chronicles.told import Told, spiked
@@ -35,7 +35,7 @@ def test_milestones_are_on_the_way_to_the_present_weights(told: Told):
     ],
 )
 def test_data_are_named_and_digested(config: dict[str, Any], expected: tuple[str, str] | None):
-    found = data(config)
+    found = dataset(config)
     assert (found and (found.name, found.digest)) == expected
 
 
@@ -43,11 +43,11 @@ def test_many_gpus_are_a_few_numbers_and_one_name():
     gpus = [Gpu(index=i, serial=f"s{i}", temperature=60 + i, power_watts=600.0, utilization=None) for i in range(8)]
     beats = [replace(BEAT, node=f"n{n}", ts=float(n), gpus=tuple(gpus)) for n in range(100)]
     beats[7] = replace(beats[7], gpus=(replace(gpus[0], temperature=93, serial="bad"), *gpus[1:]))
-    told = machines(beats)
-    assert told is not None
-    values, worst, at = told
-    assert len(values) == 6
-    assert (values["system/gpu_temperature_celsius_max"], values["system/gpu_power_watts_median"]) == (93.0, 600.0)
-    assert (worst, at) == ("n7 GPU 0 (bad): 93 °C", 99.0)
-    assert machines([BEAT]) is None
-    assert machines([]) is None
+    found = gpu_summary(beats)
+    assert found is not None
+    assert len(found.values) == 6
+    assert found.values["system/gpu_temperature_celsius_max"] == 93.0
+    assert found.values["system/gpu_power_watts_median"] == 600.0
+    assert (found.hottest, found.ts) == ("n7 GPU 0 (bad): 93 °C", 99.0)
+    assert gpu_summary([BEAT]) is None
+    assert gpu_summary([]) is None

@@ -27,16 +27,16 @@ CONFIGS = {
 
 
 def curve(folder: Path, total: int = 400, after: int = 0) -> list[content.Sample]:
-    return [sample for _, samples in content.settled_samples(load(folder), total, after) for sample in samples]
+    return [sample for _, samples in content.kept_samples(load(folder), total, after) for sample in samples]
 
 
-def targets(folder: Path) -> list[content.Target]:
+def targets(folder: Path) -> list[content.MlflowRun]:
     record = load(folder)
-    return content.targets(record, build(record), {})
+    return content.mlflow_runs(record, build(record), {})
 
 
 def test_a_lineage_is_a_parent_with_a_child_for_each_run():
-    parent, first, second = content.targets(RECORD, REPORT, CONFIGS)
+    parent, first, second = content.mlflow_runs(RECORD, REPORT, CONFIGS)
     assert [t.name for t in (parent, first, second)] == ["1", "1.00", "1.01"]
     assert [t.parent for t in (parent, first, second)] == [None, "1", "1"]
     assert [t.status for t in (parent, first, second)] == ["FINISHED", "KILLED", "FINISHED"]
@@ -51,7 +51,7 @@ def test_a_lineage_is_a_parent_with_a_child_for_each_run():
 
 
 def test_parameters_are_what_was_asked_for_and_what_came_of_it():
-    parent, _, second = content.targets(RECORD, REPORT, CONFIGS)
+    parent, _, second = content.mlflow_runs(RECORD, REPORT, CONFIGS)
     assert parent.params["recipe"] == "opt-tiny"
     assert parent.params["set"] == "steps=600"
     assert parent.params["settings.optim.betas"] == "[0.9, 0.95]"
@@ -105,7 +105,7 @@ def test_news_are_what_was_not_sent_before():
     before, now = Choice(every=10, windows=()), Choice(every=10, windows=((17, 22),))
 
     def steps(sent: int, known: Choice | None) -> list[int]:
-        return [sample.step for _, samples in content.news(lines, now, sent, known) for sample in samples]
+        return [sample.step for _, samples in content.unsent(lines, now, sent, known) for sample in samples]
 
     assert steps(0, None) == [10, 17, 18, 19, 20, 21, 22, 30, 40]
     assert steps(25, before) == [17, 18, 19, 21, 22, 30, 40]
@@ -143,9 +143,9 @@ def test_everything_is_settled_at_the_end(told: Told):
 
 def test_a_rollback_sends_the_settled_curve_back(told: Told):
     record = load(spiked(told).folder)
-    assert content.settled_after(record, 150, 1) == 100, "150 was sent before 12.01 began at 100"
-    assert content.settled_after(record, 150, 2) == 150, "12.01 was known then"
-    assert content.settled_after(record, 0, 0) == 0
+    assert content.resend_after(record, 150, 1) == 100, "150 was sent before 12.01 began at 100"
+    assert content.resend_after(record, 150, 2) == 150, "12.01 was known then"
+    assert content.resend_after(record, 0, 0) == 0
 
 
 def test_a_long_settled_curve_has_about_as_many_points_as_mlflow_draws(told: Told):
@@ -153,7 +153,7 @@ def test_a_long_settled_curve_has_about_as_many_points_as_mlflow_draws(told: Tol
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 30_000)
     told.end("12.00-a0", Outcome.COMPLETED, 30_000).see(LineageCompleted(step=30_000))
     steps = {sample.step for sample in curve(told.folder, total=30_000)}
-    assert len(steps) == content.SETTLED_POINTS
+    assert len(steps) == content.KEPT_POINTS
     assert max(steps) == 30_000
 
 
@@ -161,7 +161,7 @@ def test_what_was_spent_adds_up():
     samples = content.ledger_samples(REPORT)
     lost = [sample.value for sample in samples if sample.key == "spent/steps_lost"]
     assert lost == [25, 39, 39, 211]
-    assert [sample.value for sample in samples if sample.key == "spent/goodput"] == [REPORT["goodput"]["goodput"]]
+    assert [sample.value for sample in samples if sample.key == "spent/goodput"] == [REPORT.ledger.goodput]
 
 
 def test_what_one_attempt_answers_was_spent_once(told: Told):
@@ -173,9 +173,11 @@ def test_what_one_attempt_answers_was_spent_once(told: Told):
     told.now += 5
     told.close(second)
     report = build(load(told.folder))
-    rows = [{**row, "next_attempt": "12.00-a1", "steps_lost": 50, "seconds_down": 9.0} for row in report["incidents"]]
-    rows[1]["seconds_down"] = 12.0
-    samples = content.ledger_samples({**report, "incidents": rows})
+    rows = tuple(
+        dataclasses.replace(row, next_attempt="12.00-a1", steps_discarded=50, seconds_down=seconds)
+        for row, seconds in zip(report.incidents, (9.0, 12.0), strict=True)
+    )
+    samples = content.ledger_samples(dataclasses.replace(report, incidents=rows))
     assert [s.value for s in samples if s.key == "spent/steps_lost"] == [50, 50]
     assert [s.value for s in samples if s.key == "spent/seconds_down"] == [9.0, 12.0]
 
@@ -200,9 +202,9 @@ def test_thousands_of_nodes_fit_into_a_tag(told: Told):
 
 
 def test_nothing_depends_on_the_clock():
-    again = content.targets(load(LINEAGE), build(load(LINEAGE)), CONFIGS)
+    again = content.mlflow_runs(load(LINEAGE), build(load(LINEAGE)), CONFIGS)
     assert [dataclasses.asdict(t) for t in again] == [
-        dataclasses.asdict(t) for t in content.targets(RECORD, REPORT, CONFIGS)
+        dataclasses.asdict(t) for t in content.mlflow_runs(RECORD, REPORT, CONFIGS)
     ]
 
 
@@ -216,7 +218,9 @@ def test_an_update_that_was_not_applied_is_named(told: Told):
 
 
 def test_every_tag_and_metric_is_in_the_documentation():
-    documented = (Path(__file__).parents[2] / "docs" / "formats.md").read_text().partition("\n### MLflow\n")[2]
-    tags = {tag for target in content.targets(RECORD, REPORT, CONFIGS) for tag in target.tags if tag.startswith("opt.")}
+    documented = (Path(__file__).parents[3] / "docs" / "formats.md").read_text().partition("\n### MLflow\n")[2]
+    tags = {
+        tag for target in content.mlflow_runs(RECORD, REPORT, CONFIGS) for tag in target.tags if tag.startswith("opt.")
+    }
     keys = {*content.SERIES, *(sample.key for sample in [*content.ledger_samples(REPORT), *curve(LINEAGE, 600)])}
     assert [name for name in sorted(tags | keys) if f"`{name}`" not in documented] == []

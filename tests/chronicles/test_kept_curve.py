@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronicles.kept_curve import settled, stretches
+from chronicles.kept_curve import attempt_curves, kept_points
 from opt_ops.core.detect.point import Point
 from opt_ops.core.state.model import Attempt
 from opt_ops.core.values import Checkpoint
@@ -49,7 +49,7 @@ def parts_of(history: list[tuple[int, int]]):
         name: [point(step) for step in range(start + 1, start + made + 1)]
         for name, (start, made) in zip(names, history, strict=True)
     }
-    return stretches(attempts, points)
+    return attempt_curves(attempts, points)
 
 
 histories = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), max_size=8)
@@ -68,26 +68,26 @@ def test_the_settled_curve_is_what_taking_back_leaves(history: list[tuple[int, i
 
     parts = parts_of(history)
 
-    assert [(part.attempt, p.step) for part, p in settled(parts)] == kept
+    assert [(part.attempt, p.step) for part, p in kept_points(parts)] == kept
     assert {
-        (part.attempt, p.step): part.undone_by(p.step) for part in parts for p in part.points if not part.counts(p)
+        (part.attempt, p.step): part.discarded_by(p.step) for part in parts for p in part.points if not part.is_kept(p)
     } == taken
 
 
 @given(histories)
 def test_settled_steps_rise(history: list[tuple[int, int]]):
-    steps = [p.step for _, p in settled(parts_of(history))]
+    steps = [p.step for _, p in kept_points(parts_of(history))]
     assert steps == sorted(set(steps))
 
 
 def test_an_update_that_was_not_applied_does_not_count():
     attempts = {"1.00-a0": attempt("1.00-a0", 0)}
-    parts = stretches(attempts, {"1.00-a0": [point(1), point(2), point(3, finite=False)]})
-    assert [p.step for _, p in settled(parts)] == [1, 2]
-    assert parts[0].undone_by(3) is None, "it is not taken back either"
+    parts = attempt_curves(attempts, {"1.00-a0": [point(1), point(2), point(3, finite=False)]})
+    assert [p.step for _, p in kept_points(parts)] == [1, 2]
+    assert parts[0].discarded_by(3) is None, "it is not taken back either"
 
 
 def test_a_trainer_that_began_earlier_than_asked_has_taken_more_back():
     attempts = {"1.00-a0": attempt("1.00-a0", 0), "1.00-a1": attempt("1.00-a1", 50)}
     points = {"1.00-a0": [point(step) for step in range(1, 61)], "1.00-a1": [point(41), point(42)]}
-    assert [p.step for _, p in settled(stretches(attempts, points))] == [*range(1, 41), 41, 42]
+    assert [p.step for _, p in kept_points(attempt_curves(attempts, points))] == [*range(1, 41), 41, 42]

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from chronicles.logbook import render
 from chronicles.logbook.drawing import markdown as md
 from chronicles.logbook.drawing.html import slug
 from chronicles.logbook.drawing.markdown import code, plain, quote
-from chronicles.logbook.entries.entry import LogEntry
-from chronicles.logbook.front_page import front
+from chronicles.logbook.entries.entry import Change, LogEntry
+from chronicles.logbook.front_page import front_page
+from chronicles.logbook.render import render
 from chronicles.record import load
 from chronicles.report.build import build
 from opt_ops.core import events as e
@@ -173,7 +173,7 @@ def harmless(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def drawn(folder: Path) -> tuple[str, str]:
-    markdown, html, _ = render.render(folder)
+    markdown, html, _ = render(folder)
     return markdown.read_text(), html.read_text()
 
 
@@ -252,7 +252,7 @@ def test_what_changed_cannot_end_its_block():
     record = load(LINEAGE)
     report = build(record)
     entry = LogEntry(
-        anchor="e1", ts=0.0, author="ann", run="1.00", qualifier="x", changes=(("nodes", "n1\n```\n# h", "n2"),)
+        anchor="e1", ts=0.0, author="ann", run="1.00", title="x", changes=(Change("nodes", "n1\n```\n# h", "n2"),)
     )
-    markdown = md.render(report, front(report, None), [entry])
+    markdown = md.logbook(report, front_page(report, None), [entry])
     assert "```diff\n- nodes: n1 ``` # h\n+ nodes: n2\n```\n" in markdown

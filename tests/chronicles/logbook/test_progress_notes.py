@@ -7,52 +7,52 @@ from pathlib import Path
 
 import pytest
 
-from chronicles.logbook.progress_notes import handover, moment, update
-from chronicles.record import Record, load, until
+from chronicles.logbook.progress_notes import handover, moment_of, update
+from chronicles.record import LineageRecord, load, until
 from chronicles.report.build import build
 from opt_ops.core import events as e
 from opt_ops.core.values import Severity, Tier, Verdict
 from tests.chronicles.eventful import eventful
-from tests.chronicles.test_injection import HOSTILE, hostile
-from tests.chronicles.test_logbook import crowded
+from tests.chronicles.logbook.test_injection import HOSTILE, hostile
+from tests.chronicles.logbook.test_logbook import crowded
 from tests.chronicles.told import Told, spiked
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+def record(tmp_path_factory: pytest.TempPathFactory) -> LineageRecord:
     return load(eventful(tmp_path_factory.mktemp("runs") / "12").folder)
 
 
-def test_a_note_tells_what_has_happened_since_the_one_before(record: Record):
+def test_a_note_tells_what_has_happened_since_the_one_before(record: LineageRecord):
     text = update(record, 0.64, 0.27)
     assert text.startswith("# Lineage 12: 64 % update\n\n2026-11-18 15:18 UTC, run 12.02, step 640 of 1000.")
     assert "Since the 27 % update (2026-11-18 11:34 UTC), 370 steps were trained in 3 h 44 min" in text
     assert "the loss went from 2.218 to 2.038." in text
     assert "7 incidents" in text, "three came before"
-    assert "A human was needed once." in text
+    assert "An operator was needed once." in text
     assert "| kept steps | 370 | 640 |" in text, "as the sentence says: the journal's reports are a minute apart"
-    assert "The time since then went most to: paused 2 h 0 min, halted 1 h 0 min" in text
+    assert "Most of the time lost since then: paused 2 h 0 min, halted 1 h 0 min" in text
 
 
-def test_a_note_about_an_earlier_moment_knows_no_more_than_then(record: Record):
+def test_a_note_about_an_earlier_moment_knows_no_more_than_then(record: LineageRecord):
     text = update(record, 0.27, 0.0)
-    assert "3 incidents: hang × 2, bad GPU." in text
-    assert "12-i002 is open since" in text, "it was proven later"
-    assert "No human was needed." in text
+    assert "3 incidents: hang × 2, GPU fault." in text
+    assert "12-i002 has been open since" in text, "it was proven later"
+    assert "No operator was needed." in text
 
 
-def test_until_is_what_was_written_until_then(record: Record):
-    ends = moment(record, 270)
+def test_until_is_what_was_written_until_then(record: LineageRecord):
+    ends = moment_of(record, 270)
     assert ends is not None
     then = until(record, ends)
     assert len(then.entries) < len(record.entries)
-    assert max(point.ts for part in then.stretches for point in part.points) == ends
+    assert max(point.ts for part in then.curves for point in part.points) == ends
     assert build(until(record, record.entries[-1].ts)) == build(record)
 
 
 def test_more_than_is_trained_is_refused(told: Told):
     spiked(told)
-    with pytest.raises(ValueError, match=r"140 of 400 steps are trained, which is not 50 %"):
+    with pytest.raises(ValueError, match=r"140 of 400 steps are trained, which is less than 50 %"):
         update(load(told.folder), 0.5, 0.0)
 
 
@@ -80,14 +80,14 @@ def test_a_hand_over_says_what_is_open_what_to_watch_and_what_was_done(told: Tol
     )
     incident = told.incident("hang", "no step for 40 s", "12.00-a0", 130)
     text = handover(load(told.folder), hours=1)
-    assert f"- {incident} is open since" in text
-    assert "- An alert reached nobody: look. HTTP 503." in text
+    assert f"- {incident} has been open since" in text
+    assert "- An alert was not delivered: Look. HTTP 503." in text
     assert "- bob asks about 12.00: Is n3 next?" in text
-    assert "- 1 spare node held beside the 2 that train." in text
+    assert "- 2 nodes in use, 1 spare." in text
     assert "- The newest good checkpoint is that of step 100, 30 steps back." in text
-    assert "- 1 alert of gradient norm, on which nothing was touched." in text
+    assert "- 1 alert without an action: gradient norm." in text
     assert "- n3 is suspect: ecc rising." in text
-    assert "incident open: no step for 40 s" in text.partition("## Done")[2]
+    assert "incident open: no step for 40 s" in text.partition("## The last")[2]
     assert "[ann\\]" not in text, "two hours old"
 
 
@@ -101,4 +101,5 @@ def test_nobody_elses_markup_gets_through(tmp_path: Path, text: str):
 def test_a_note_counts_once_what_one_attempt_answers(told: Told):
     crowded(told).train("12.00-a1", 61, 80)
     text = update(load(told.folder), 0.2, 0.0)
-    assert "33 incidents, 2 of which interrupted training: bad GPU × 31, silent node, loss spike. 50 steps lost" in text
+    assert "33 incidents, 2 of which interrupted training: GPU fault × 31, node without heartbeat, loss spike." in text
+    assert " 50 steps discarded, " in text

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from chronicles.ledger import prometheus
-from chronicles.ledger.summary import account
+from chronicles.ledger.summary import summarize
 from chronicles.ledger.wall_clock import Stage, ledger
-from chronicles.record import load
+from chronicles.record import LineageRecord, load
+from chronicles.report.encode import encode
 from opt_ops.config import Rates
 from opt_ops.core import events as e
 from opt_ops.core.values import Action, Outcome
@@ -18,9 +19,19 @@ from tests.chronicles.eventful import eventful
 from tests.chronicles.told import Told
 
 
+def account(record: LineageRecord, rates: Rates | None = None) -> dict[str, Any]:
+    """As programs read it."""
+    return encode(summarize(record, rates))
+
+
 @pytest.fixture(scope="module")
-def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return account(load(eventful(tmp_path_factory.mktemp("runs") / "12").folder))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return eventful(tmp_path_factory.mktemp("runs") / "12").folder
+
+
+@pytest.fixture(scope="module")
+def counted(folder: Path) -> dict[str, Any]:
+    return account(load(folder))
 
 
 def test_every_restart_is_of_one_kind(counted: dict[str, Any]):
@@ -143,8 +154,8 @@ def test_the_ledger_needs_no_telemetry(told: Told):
     assert account(load(folder)) == account(load(folder, telemetry=False)) == with_it
 
 
-def test_prometheus_reads_it(counted: dict[str, Any]):
-    text = prometheus.text({'12"\n\\': counted})
+def test_prometheus_reads_it(folder: Path):
+    text = prometheus.text({'12"\n\\': summarize(load(folder))})
     lines = text.splitlines()
     assert text.endswith("\n")
     kinds = [line.split()[2] for line in lines if line.startswith("# TYPE")]
@@ -158,4 +169,4 @@ def test_prometheus_reads_it(counted: dict[str, Any]):
 def test_a_lineage_that_nobody_has_started(tmp_path: Path):
     spent = account(load(tmp_path))
     assert (spent["goodput"], spent["node_hours"], spent["calls"], spent["mtbf_seconds"]) == (None, None, 0, None)
-    assert "opt_ops_goodput_ratio" not in prometheus.text({"1": spent})
+    assert "opt_ops_goodput_ratio" not in prometheus.text({"1": summarize(load(tmp_path))})

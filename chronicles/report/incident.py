@@ -1,0 +1,160 @@
+"""Builds the incidents of a report. Without telemetry in the record, `step_failed` is what the journal knows of it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chronicles.kept_curve import AttemptCurve
+from chronicles.ledger.summary import LedgerSummary, node_hours_lost, summarize
+from chronicles.operators import notified_at
+from chronicles.record import LineageRecord, Moment, moment
+from chronicles.report.model import IncidentReport, StacksReport
+from opt_ops.core import events as e
+from opt_ops.core.decide.proof import baseline, under
+from opt_ops.core.failures import classes
+from opt_ops.core.schedule import expected_lr
+from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.values import Action
+
+
+def incidents(record: LineageRecord, ledger: LedgerSummary | None = None) -> tuple[IncidentReport, ...]:
+    """The incidents of a lineage, in order of opening. `ledger` is the lineage's own, if it is known already."""
+    state = record.state
+    hours = node_hours_lost(state, ledger or summarize(record))
+    corrected = {x.event.target for x in record.entries if isinstance(x.event, e.NoteAdded) and x.event.correction}
+    opened = _entries(record, e.IncidentOpened)
+    decided = _entries(record, e.RecoveryDecided)
+    notified = notified_at(record)
+    curves = {curve.attempt: curve for curve in record.curves}
+    return tuple(
+        _incident(
+            state,
+            incident,
+            curves.get(incident.attempt or ""),
+            notified_at=notified[name],
+            node_hours_lost=hours[name],
+            corrected=name in corrected,
+            opened_entry=opened.get(name),
+            decided_entry=decided.get(name),
+        )
+        for name, incident in state.incidents.items()
+    )
+
+
+def _entries(record: LineageRecord, kind: type[e.IncidentOpened | e.RecoveryDecided]) -> dict[str, str]:
+    """By incident: the newest entry of this kind about it, as notes name entries."""
+    return {x.event.incident: f"{record.lineage}-e{x.seq}" for x in record.entries if isinstance(x.event, kind)}
+
+
+def _incident(state: State, incident: Incident, curve: AttemptCurve | None, **known: Any) -> IncidentReport:
+    decision, hit = incident.decision, state.attempts.get(incident.attempt or "")
+    following = state.attempts.get(incident.next_attempt or "")
+    drill = state.drills.get(incident.drill or "")
+    decided = decision.checkpoint if decision else None
+    resumed = decided if decision and decision.action is Action.ROLLBACK else None
+    if resumed is None and following:
+        resumed = following.checkpoint
+    nature = classes.nature(incident.kind, incident.signal)
+    word, basis = classes.confidence(incident.kind, _Finding.of(incident), incident.drill is not None)
+    return IncidentReport(
+        incident=incident.name,
+        kind=incident.kind,
+        cause=incident.cause,
+        detector=incident.detector,
+        drill=incident.drill,
+        fault=drill.fault if drill else None,
+        nodes=incident.nodes,
+        attempt=incident.attempt,
+        at=Moment(incident.at),
+        opened=Moment(incident.opened_at),
+        closed=moment(incident.closed_at),
+        evidence=incident.evidence,
+        step_failed=_step_failed(incident, curve),
+        onset_step=incident.onset_step,
+        last_step=hit.last_step if hit and hit.outcome and following else None,
+        step_resumed=incident.step_resumed,
+        steps_discarded=incident.steps_lost,
+        seconds_down=incident.seconds_down,
+        **_seconds(incident, following),
+        action=decision.action if decision else None,
+        playbook=f"{decision.playbook}/v{decision.version}" if decision else None,
+        rung=decision.rung + 1 if decision else None,
+        why=decision.why if decision else None,
+        checkpoint_step=resumed.step if resumed else None,
+        lr_factor=decision.lr_factor if decision else None,
+        excluded=decision.exclude if decision else (),
+        settings=decision.settings if decision else (),
+        skip_batches=decision.skip_batches if decision else 0,
+        save_first=decision.save_first if decision else False,
+        advisory=decision.advice if decision else False,
+        planned=nature is classes.Nature.MOVE,
+        answered=incident.answered,
+        stacks=_stacks(incident),
+        **_learning_rates(state, incident, hit),
+        run_before=hit.run if hit else None,
+        run_after=following.run if following else None,
+        next_attempt=incident.next_attempt,
+        proven=incident.proven,
+        proof=incident.proof,
+        confidence=word,
+        confidence_why=basis,
+        requested=nature is classes.Nature.REQUEST,
+        decided_checkpoint_step=decided.step if decided else None,
+        **known,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What the confidence in a cause rests on."""
+
+    evidence: Mapping[str, Any]
+    stacks_name_ranks: bool
+
+    @classmethod
+    def of(cls, incident: Incident) -> _Finding:
+        return cls(incident.evidence, incident.stacks is not None and bool(incident.stacks.odd))
+
+
+def _stacks(incident: Incident) -> StacksReport | None:
+    taken = incident.stacks
+    if taken is None:
+        return None
+    return StacksReport(odd=taken.odd, silent=taken.silent, nodes=taken.nodes, groups=taken.groups)
+
+
+def _step_failed(incident: Incident, curve: AttemptCurve | None) -> int | None:
+    """The newest update at the first evidence. The journal alone lags behind by up to a minute of training."""
+    times = [point.ts for point in curve.points] if curve else []
+    seen = bisect_right(times, incident.at)
+    by_telemetry = curve.points[seen - 1].step if curve and seen else None
+    return max((step for step in (incident.step_failed, by_telemetry) if step is not None), default=None)
+
+
+def _seconds(incident: Incident, following: Attempt | None) -> Mapping[str, Any]:
+    relaunched = following.intended_at if following else None
+    return {
+        "seconds_to_see": max(0.0, incident.opened_at - incident.at),
+        "seconds_to_decide": _between(incident.opened_at, incident.decided_at),
+        "seconds_to_relaunch": _between(incident.decided_at, relaunched),
+        "seconds_to_first_step": _between(relaunched, following.first_step_at if following else None),
+    }
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return max(0.0, end - start) if start is not None and end is not None else None
+
+
+def _learning_rates(state: State, incident: Incident, hit: Attempt | None) -> Mapping[str, float | None]:
+    """At the first proven update: what the run before would have used, and what was read back from the optimizer."""
+    known = baseline(state)
+    readbacks = incident.proof.get("readbacks") or []
+    if known is None or hit is None or not readbacks:
+        return {"lr_before": None, "lr_after": None}
+    run = state.runs[hit.run]
+    schedule, _ = under(*known, run.settings)
+    before = expected_lr(schedule, run.lr_factors, readbacks[0]["step"])
+    return {"lr_before": before, "lr_after": readbacks[0]["lr"]}
