@@ -12,6 +12,7 @@ import hashlib
 import re
 import tomllib
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from opt_ops.core.detect.loss_scale import LossScaleRule
 from opt_ops.core.detect.loss_spike import SpikeRule
 from opt_ops.core.detect.straggler import StragglerRule
 from opt_ops.core.detect.throughput import ThroughputRule
+from opt_ops.core.failures.classes import ROWS, FailureClass
 from opt_ops.core.values import Action, Severity
 from opt_ops.errors import UsageError
 
@@ -165,15 +167,15 @@ class _Head(_Table):
 
 
 _DETECTORS: dict[str, type[_Table]] = {
-    "loss_spike": _Spike,
-    "loss_drift": _Drift,
-    "hang": _Hang,
-    "silent_node": _Silence,
-    "straggler": _Straggler,
-    "throughput_drop": _Throughput,
-    "loss_scale_floor": _LossScale,
+    FailureClass.LOSS_SPIKE: _Spike,
+    FailureClass.LOSS_DRIFT: _Drift,
+    FailureClass.HANG: _Hang,
+    FailureClass.SILENT_NODE: _Silence,
+    FailureClass.STRAGGLER: _Straggler,
+    FailureClass.THROUGHPUT_DROP: _Throughput,
+    FailureClass.LOSS_SCALE_FLOOR: _LossScale,
     "capacity": _Capacity,
-    "unknown": _Limits,
+    FailureClass.UNKNOWN: _Limits,
 }
 
 
@@ -195,8 +197,8 @@ def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | Non
         The policy, and the pages in the order of their file names.
 
     Raises:
-        PlaybookError: there is no page, a page has an error, two pages have one trigger, or a page that must set the
-            numbers of a detector is missing.
+        PlaybookError: there is no page, a page has an error, a trigger is no failure class, two pages have one trigger,
+            or a page that must set the numbers of a detector is missing.
     """
     paths = sorted(directory.glob("*.md"))
     if not paths:
@@ -208,6 +210,7 @@ def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | Non
     detect: dict[str, Any] = {}
     for page, head in loaded:
         for trigger in head.trigger:
+            _check_class(page, trigger)
             if trigger in by_trigger:
                 other = by_trigger[trigger].name
                 raise _error(page.path, page.head, ("trigger",), f"{trigger} already triggers the playbook {other}")
@@ -221,19 +224,32 @@ def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | Non
     policy = Policy(
         version=digest,
         playbooks=by_trigger,
-        spike=SpikeRule(**detect["loss_spike"]),
-        drift=DriftRule(**detect["loss_drift"]),
-        hang=HangRule(**detect["hang"]),
-        silent_seconds=detect["silent_node"]["seconds"],
-        straggler=StragglerRule(**detect["straggler"]),
-        throughput=ThroughputRule(**detect["throughput_drop"]),
-        loss_scale=LossScaleRule(**detect["loss_scale_floor"]),
+        spike=SpikeRule(**detect[FailureClass.LOSS_SPIKE]),
+        drift=DriftRule(**detect[FailureClass.LOSS_DRIFT]),
+        hang=HangRule(**detect[FailureClass.HANG]),
+        silent_seconds=detect[FailureClass.SILENT_NODE]["seconds"],
+        straggler=StragglerRule(**detect[FailureClass.STRAGGLER]),
+        throughput=ThroughputRule(**detect[FailureClass.THROUGHPUT_DROP]),
+        loss_scale=LossScaleRule(**detect[FailureClass.LOSS_SCALE_FLOOR]),
         capacity=Capacity(**detect["capacity"]),
-        limits=Limits(**detect["unknown"]),
+        limits=Limits(**detect[FailureClass.UNKNOWN]),
         least_alert=least_alert,
         expected_gpus=expected_gpus,
     )
     return policy, [page for page, _ in loaded]
+
+
+def classes_without_page(policy: Policy) -> list[FailureClass]:
+    """Failure classes that no page is triggered by. The page `unknown` decides about them."""
+    return [kind for kind, row in ROWS.items() if row.playbook is not None and kind not in policy.playbooks]
+
+
+def _check_class(page: Page, trigger: str) -> None:
+    classes = [kind for kind, row in ROWS.items() if row.playbook is not None]
+    if trigger not in classes:
+        near = get_close_matches(trigger, classes, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(classes))}"
+        raise _error(page.path, page.head, ("trigger",), f"{trigger!r} is no failure class; {hint}")
 
 
 def _read(path: Path) -> tuple[Page, _Head]:

@@ -11,6 +11,7 @@ import typer
 from opt_ops.cli.options import FormatOption, HeaderOption, OptionalIdArgument, lineage_folder, settings
 from opt_ops.cli.output import Column, Format, show
 from opt_ops.core.events import Entry
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.lemons import Record, merged, parts, records
 from opt_ops.core.state.fold import replay
 from opt_ops.core.state.model import State
@@ -83,7 +84,7 @@ def why_excluded(state: State, entries: Sequence[Entry], name: str) -> list[str]
     known = state.nodes.get(name)
     if known is None or not known.excluded_by:
         return []
-    by = "an operator" if known.excluded_by == "operator" else known.excluded_by
+    by = "an operator" if known.excluded_by == FailureClass.OPERATOR else known.excluded_by
     incident = state.incidents.get(known.excluded_by)
     cause = incident.cause if incident else f"{known.verdict}, {known.reason} ({known.source})"
     lines = [f"  {name} was excluded by {by}, {age(time.time() - known.excluded_at)} ago: {printable(cause)}"]

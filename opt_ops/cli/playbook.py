@@ -100,6 +100,8 @@ def check(folder: FolderOption = None, quiet: QuietOption = False) -> None:
 
     policy, pages = playbook_loader.load(_folder(folder))
     print(f"{len(pages)} playbooks, {len(policy.playbooks)} failure classes, policy {policy.version}")
+    if uncovered := playbook_loader.classes_without_page(policy):
+        say(f"no playbook for {', '.join(uncovered)}: the playbook unknown decides", quiet)
     say("  next: opt-ops playbook try", quiet)
 
 

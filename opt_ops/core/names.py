@@ -1,4 +1,4 @@
-"""Names of lineages, runs, attempts, incidents, log entries and alerts: `12`, `12.01-a3`, `12-i003`, `12-i003/opened`."""
+"""Names of lineages, runs, attempts, incidents, log entries and alerts: `12`, `12.01-a3`, `12-i003/opened`."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_a_page_that_excludes_nothing_any_more(site: Path):
     edit(site, "bad_gpu", "exclude = true", "exclude = false")
     (row,) = tried(site)
     assert (row["was"], row["would_be"]) == (
-        "restart (bad_gpu, rung 1), without n2",
+        "restart (bad_gpu, rung 1), excludes n2",
         "restart (bad_gpu, rung 1)",
     )
 

@@ -1,5 +1,7 @@
 """The one table of failure classes: complete, agreed with playbooks, detectors and schedulers, and without rivals."""
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ from opt_ops import playbook_loader
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.core import events as e
 from opt_ops.core.failures import classes, classify_exit
-from opt_ops.core.failures.classes import ROWS, Blames, Confidence, Domain, FailureClass, Nature, Spends
+from opt_ops.core.failures.classes import ROWS, AlertSignal, Blames, Confidence, Domain, FailureClass, Nature, Spends
 from opt_ops.core.values import Severity, Tier
 from opt_ops.runfolder.journal import read
 from opt_ops.supervise import watch_allocation
@@ -119,3 +121,46 @@ def test_every_exit_code_of_the_contract_is_a_class_or_no_failure_of_its_own():
 
 def test_every_end_that_a_scheduler_names_is_a_class():
     assert set(watch_allocation.SIGNAL_OF_END.values()) <= set(FailureClass)
+
+
+def test_the_page_for_people_on_call_has_the_same_table():
+    from scripts.classes_docs import page
+
+    text = (ROOT / "docs" / "playbooks.md").read_text(encoding="utf-8")
+    assert page(text) == text, "python scripts/classes_docs.py"
+
+
+# ---- no rivals
+
+
+ALLOWED = {
+    ("opt_ops/core/values.py", "unknown"),  # Verdict.UNKNOWN, AllocationStatus.UNKNOWN
+    ("opt_ops/core/values.py", "hang"),  # Fault.HANG
+    ("opt_ops/node/agent.py", "hang"),  # the drill's word
+    ("opt_ops/laboratory/simulated/agents.py", "hang"),  # the same
+    ("opt_ops/laboratory/replay/fault_plan.py", "hang"),  # a kind of stop in a scenario
+    ("opt_ops/laboratory/replay/play.py", "hang"),  # the same
+    ("trainer/burn_in.py", "hang"),  # a drill of the burn-in
+    ("opt_ops/laboratory/replay/trace.py", "unknown"),  # a field that the record leaves open
+    ("opt_ops/cli/daemon.py", "unknown"),  # a field that the file does not have
+    ("opt_ops/cli/node_ledger.py", "unknown"),  # a GPU without a serial number
+}
+
+
+def constants(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_no_other_module_spells_a_class_out():
+    words = {str(each) for each in (*FailureClass, *AlertSignal)}
+    found = {
+        (str(path.relative_to(ROOT)), word)
+        for top in ("opt_ops", "chronicles", "trainer", "playbooks")
+        for path in (ROOT / top).rglob("*.py")
+        if path != Path(classes.__file__)
+        for word in constants(path)
+        if word in words
+    }
+    assert found - ALLOWED == set()
