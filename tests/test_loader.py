@@ -167,5 +167,5 @@ def test_what_only_decisions_say_is_no_step_of_a_page(folder: Path, action: str)
 def test_a_page_that_ends_with_telling_people_never_stops_training():
     policy, _ = load(playbook_loader.folder())
     tell = ("straggler", "throughput_drop", "daemon_restart", "nodes_returned")
-    ends = {name: rules._at_the_end(policy.playbooks[name]) for name in (*tell, "hang")}
+    ends = {name: rules._action_when_exhausted(policy.playbooks[name]) for name in (*tell, "hang")}
     assert ends == {**dict.fromkeys(tell, Action.TELL), "hang": Action.HALT}
