@@ -104,7 +104,7 @@ def _file_system(config: Config) -> Iterator[dict[str, Any]]:
     yield _finding(
         "clock",
         abs(skew) < _SKEW_SECONDS,
-        f"{abs(skew):.1f} s away from the file system's clock (limit {_SKEW_SECONDS:g} s)",
+        f"{abs(skew):.1f} s away from the file system's (limit {_SKEW_SECONDS:g} s)",
         hint,
     )
 

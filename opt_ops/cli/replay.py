@@ -63,8 +63,7 @@ def replay(
     ] = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the results.")] = None,
     keep: Annotated[
-        Path | None,
-        typer.Option("--keep", metavar="FOLDER", help="Keep journal and telemetry of the first seed, for a logbook."),
+        Path | None, typer.Option("--keep", metavar="FOLDER", help="Keep journal and telemetry of the first seed.")
     ] = None,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,

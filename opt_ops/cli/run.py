@@ -71,7 +71,7 @@ def list_(output: FormatOption = Format.TABLE, header: HeaderOption = True) -> N
 
 
 @app.command()
-def recommend(
+def suggest(
     identifier: IdArgument,
     repair_hours: Annotated[
         float, typer.Option(min=0.1, help="Time from a node's failure until it is repaired.")
