@@ -1,4 +1,4 @@
-"""Names of lineages, runs, attempts, incidents, log entries and alerts: `12`, `12.01-a3`, `12-i003`, `12-i003/opened`."""
+"""Names: lineage `12`, run `12.01`, attempt `12.01-a3`, incident `12-i003`, log entry `12-e57`; and ids of alerts."""
 
 from __future__ import annotations
 
