@@ -1,9 +1,9 @@
-"""How long a long logbook takes to draw, and how large it is: 1,000 incidents over 150,000 steps.
+"""Measure how long a large logbook takes to draw, and its size: 1,000 incidents over 150,000 steps.
 
     python -m benchmarks.logbook [--incidents 1000] [--steps 150000] [--keep FOLDER]
 
-The lineage is told by tests/chronicles/told.py: real journal, real telemetry files, a restart every 150 steps, every
-fifth of them a rollback. Drawing is `opt-ops logbook render` in a process of its own, start-up and imports included.
+tests/chronicles/told.py writes the lineage: a real journal, real telemetry files, a restart every 150 steps, and every
+fifth restart is a rollback. `opt-ops logbook render` draws it in its own process, start and imports included.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.chronicles.told import Told
 
 
 def tell(folder: Path, incidents: int, steps: int) -> None:
-    """A lineage of `steps` steps with `incidents` incidents."""
+    """Write a lineage of `steps` steps with `incidents` incidents."""
     told = Told(folder, steps=steps, step_seconds=4.0)
     told.begin().plan("12.00").hold().launch("12.00-a0")
     each, reached, run, attempt = steps // incidents, 0, "12.00", "12.00-a0"
@@ -61,7 +61,7 @@ def tell(folder: Path, incidents: int, steps: int) -> None:
 
 
 def main() -> None:
-    """Tell, draw, print a row."""
+    """Write the lineage, draw it three times, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--incidents", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=150_000)

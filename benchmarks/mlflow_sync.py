@@ -1,9 +1,9 @@
-"""How long it takes to mirror a long lineage into a fresh MLflow server on this machine.
+"""Measure how long it takes to mirror a long lineage into a fresh MLflow server on this machine.
 
     python -m benchmarks.mlflow_sync [--steps 150000] [--keep FOLDER]
 
-150,000 telemetry lines of ten series each; the server is `opt-ops mlflow open`'s own command over a fresh SQLite store.
-What is sent is thinned as docs/formats.md says: every 10th step, and every one around incidents.
+The lineage has 150,000 telemetry lines of ten series each. The server is that of `opt-ops mlflow open`, over a fresh
+SQLite store. As docs/formats.md says, every 10th step is sent, and every step around incidents.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import urllib.request
 from pathlib import Path
 
 from chronicles.mlflow_mirror import content
-from chronicles.mlflow_mirror.sync import serve_command, sync
+from chronicles.mlflow_mirror.store import serve_command
+from chronicles.mlflow_mirror.sync import sync
 from opt_ops.core import events as e
 from opt_ops.core.values import Action, Outcome
 from tests.chronicles.told import Told, falling
 
 
 def tell(folder: Path, steps: int) -> None:
-    """A lineage with a rollback in its middle; telemetry has all series that the mirror knows."""
+    """Write a lineage with a rollback in its middle. Its telemetry has all series that the mirror sends."""
     told = Told(folder, steps=steps, step_seconds=4.0)
     half = steps // 2
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, half)
@@ -47,7 +48,7 @@ def tell(folder: Path, steps: int) -> None:
 
 
 def serve(runs: Path) -> tuple[subprocess.Popen[bytes], str, float]:
-    """A fresh server: its process, its address, and how long it took to answer."""
+    """Start a fresh server; return its process, its address, and the seconds until it answered."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,7 +69,7 @@ def serve(runs: Path) -> tuple[subprocess.Popen[bytes], str, float]:
 
 
 def main() -> None:
-    """Tell, serve, sync twice, print rows."""
+    """Write the lineage, start the server, sync twice, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150_000)
     parser.add_argument("--keep", type=Path)

@@ -1,9 +1,9 @@
-"""The example logbook: OPT-175B's record, replayed through the real supervisor, as it would have been written.
+"""Draw the example logbook: OPT-175B's record of incidents, replayed through the real supervisor.
 
     python scripts/example_chronicle.py incidents-opt175b.csv --seed 7
 
-It replays, renders, marks every page as simulated, and puts Markdown and HTML into chronicles/examples/opt-175b. With
-`--kept FOLDER`, a run folder that `opt-ops replay --keep` left is rendered instead.
+The script replays the record, draws the logbook, marks every page as simulated, and writes Markdown and HTML into
+chronicles/examples/opt-175b. With `--kept FOLDER` it draws a run folder that `opt-ops replay --keep` has written.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LARGEST = 10 * 2**20
 LINEAGE = "12"
 
 _SAYS = (
-    "Simulated. OPT-175B's published record of incidents, what it leaves open drawn by a seed, replayed in virtual "
-    "time. The cluster, its failures and the loss curve are simulated; the supervisor and this logbook are real."
+    "Simulated. OPT-175B's published record of incidents is replayed in virtual time; a seed decides what the record "
+    "leaves open. The cluster, its failures and the loss curve are simulated. The supervisor and this logbook are real."
 )
-# Fixed boxes are printed on every sheet of paper.
+# A fixed box is printed on every sheet of paper.
 _BANNER = f"""<style>
 .simulated {{ position: sticky; top: 0; z-index: 9; padding: .4rem 1rem; background: #8a5a00; color: #fff;
   font: 14px/1.4 sans-serif }}
@@ -35,12 +35,12 @@ _BANNER = f"""<style>
 
 
 def opt_ops(folder: Path, *arguments: str) -> None:
-    """Run a command of opt-ops there."""
+    """Run a command of opt-ops in a folder."""
     subprocess.run([sys.executable, "-m", "opt_ops", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 def marked(path: Path) -> str:
-    """A page of the logbook, with what it is said on it."""
+    """A page of the logbook, marked as simulated."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return f"> **{_SAYS}**\n\n{text}"
@@ -51,11 +51,11 @@ def marked(path: Path) -> str:
 
 
 def main() -> None:
-    """Replay, render, mark, copy."""
+    """Replay the record, draw the logbook, mark its pages and copy them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("record", type=Path, help="incidents-opt175b.csv")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--kept", type=Path, help="a run folder that was kept, instead of a new replay")
+    parser.add_argument("--kept", type=Path, help="draw this run folder; do not replay")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         site = Path(temporary)
@@ -75,7 +75,7 @@ def main() -> None:
         }
     size = sum(len(text.encode()) for text in pages.values())
     if size > LARGEST:
-        sys.exit(f"{size / 2**20:.1f} MiB are too many: {LARGEST / 2**20:.0f} at most")
+        sys.exit(f"the pages have {size / 2**20:.1f} MiB; {LARGEST / 2**20:.0f} MiB are allowed")
     TARGET.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         (TARGET / name).write_text(text, encoding="utf-8")

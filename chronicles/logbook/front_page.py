@@ -9,7 +9,7 @@ from chronicles.ledger.summary import LedgerSummary
 from chronicles.logbook import tables
 from chronicles.logbook.entries.operators import halt_cause
 from chronicles.logbook.open_questions import questions
-from chronicles.report.model import IncidentReport, LineageReport, NodeReport
+from chronicles.report.model import IncidentReport, LineageReport, VerdictReport
 from chronicles.wording import count, day, duration, hours, minute, percent, when, whole
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, Severity
@@ -21,7 +21,7 @@ _MANY = 30  # incidents: of more than these, the front page lists those that tou
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class KeyFigure:
     """A number in large type."""
 
     label: str
@@ -44,7 +44,7 @@ class FrontPage:
     tone: str  # of the status: a CSS class
     lead: str
     share: float  # of all steps, in percent
-    figures: Sequence[Figure]
+    figures: Sequence[KeyFigure]
     incidents: Sequence[IncidentReport]
     harmless: str
     totals: Totals
@@ -57,7 +57,7 @@ class FrontPage:
     validation: Sequence[tables.ValidationRow]
     lemons: Sequence[tables.LemonRow]
     questions: Sequence[str]
-    nodes: Sequence[NodeReport]
+    nodes: Sequence[VerdictReport]
     healthy_nodes: str
     allocations: Sequence[tables.AllocationRow]
     allocations_before: str
@@ -239,7 +239,7 @@ def times(number: int) -> str:
     return {1: "once", 2: "twice"}.get(number) or count(number, "time")
 
 
-def figures(report: LineageReport, loss: float | None) -> list[Figure]:
+def figures(report: LineageReport, loss: float | None) -> list[KeyFigure]:
     """The few numbers in large type."""
     spent, total = report.ledger, report.total_steps
     rows = [row for row in report.incidents if row.is_failure]
@@ -258,7 +258,7 @@ def figures(report: LineageReport, loss: float | None) -> list[Figure]:
     found.append(("Incidents", whole(len(rows)), f"{count(drills, 'drill')}" if drills else ""))
     found.append(("Discarded", whole(spent.steps_discarded), "steps"))
     found.append(("Wall clock", duration(spent.wall_seconds), f"since {when(report.started)}"))
-    return [Figure(label=label, value=value, more=more) for label, value, more in found]
+    return [KeyFigure(label=label, value=value, more=more) for label, value, more in found]
 
 
 def _goodput(spent: LedgerSummary) -> str:

@@ -10,7 +10,7 @@ from chronicles.ledger.lemon_nodes import EXCLUDED, LemonNode
 from chronicles.ledger.summary import LostToKind
 from chronicles.ledger.wall_clock import Stage, TimePhase
 from chronicles.logbook.drawing.curves import letter
-from chronicles.report.model import AllocationReport, CorpusReport, LineageReport, NodeReport, RunReport
+from chronicles.report.model import AllocationReport, CorpusReport, LineageReport, RunReport, VerdictReport
 from chronicles.wording import count, duration, hours, names, short, when, whole
 from chronicles.wording import nodes as nodes_named
 from opt_ops.core.failures.classes import title
@@ -253,11 +253,11 @@ _LISTED = 16  # nodes, or allocations: of more than these, healthy nodes are ski
 _ALIKE = 4
 
 
-def nodes(found: Sequence[NodeReport]) -> list[NodeReport]:
+def nodes(found: Sequence[VerdictReport]) -> list[VerdictReport]:
     """All nodes if they are few; else those that are not healthy, and those excluded for the same reason as one row."""
     if len(found) <= _LISTED:
         return list(found)
-    alike: dict[tuple[Any, ...], list[NodeReport]] = {}
+    alike: dict[tuple[Any, ...], list[VerdictReport]] = {}
     for node in found:
         if not _is_healthy(node):
             key = (node.verdict, node.reason, node.source, node.drain, node.drill, bool(node.excluded_by))
@@ -265,7 +265,7 @@ def nodes(found: Sequence[NodeReport]) -> list[NodeReport]:
     return [node for group in alike.values() for node in _together(group)]
 
 
-def _together(group: Sequence[NodeReport]) -> Iterator[NodeReport]:
+def _together(group: Sequence[VerdictReport]) -> Iterator[VerdictReport]:
     if len(group) < _ALIKE:
         yield from group
         return
@@ -274,11 +274,11 @@ def _together(group: Sequence[NodeReport]) -> Iterator[NodeReport]:
     yield replace(group[0], node=count(len(group), "node"), excluded_by=excluded)
 
 
-def healthy_nodes(found: Sequence[NodeReport]) -> str:
+def healthy_nodes(found: Sequence[VerdictReport]) -> str:
     """Which nodes are not in the table because they are healthy."""
     healthy = [node.node for node in found if _is_healthy(node)]
     return f"{nodes_named(healthy)} healthy" if len(found) > _LISTED and healthy else ""
 
 
-def _is_healthy(node: NodeReport) -> bool:
+def _is_healthy(node: VerdictReport) -> bool:
     return node.verdict == Verdict.HEALTHY and not node.excluded_by and not node.drain

@@ -6,11 +6,8 @@ Runs are found by their tags, and points have times of their own, so sending any
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +17,20 @@ from chronicles.logbook.render import FOLDER, write
 from chronicles.mlflow_mirror import assets, content
 from chronicles.mlflow_mirror.cursor import Cursor
 from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
+from chronicles.mlflow_mirror.store import (
+    artifact_folder,
+    default_environment,
+    is_server,
+    lineage_lock,
+    probe_database,
+    without_passwords,
+)
 from chronicles.record import LineageRecord, load
 from chronicles.report.build import build
 from chronicles.report.model import LineageReport
 from opt_ops.config import Rates
 from opt_ops.core.names import attempt_folder
-from opt_ops.errors import OptOpsError, Unavailable, UsageError
+from opt_ops.errors import OptOpsError, Unavailable
 from opt_ops.runfolder.files import Tail, read_json
 from opt_ops.runfolder.node_files import FileAgents
 
@@ -37,19 +42,9 @@ BATCH = 1_000  # metrics in one call: MLflow's limit
 _EXTERNAL = "mlflow.model.isExternal"  # as mlflow.create_external_model marks a model without files
 _SMALL = 100  # tags or parameters in one call: MLflow's limit
 
-# By MLflow's defaults, a server that is down blocks a caller for many minutes. The user's settings have precedence.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-}
 _NOTE = "mlflow.note.content"
 _NOTE_LIMIT = 19_000  # characters: MLflow refuses tags of experiments beyond 20,000
 _LINEAGES = 40  # rows of an experiment's front page
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def sync(folder: Path, tracking_uri: str, experiment: str, rates: Rates | None = None) -> str:
@@ -65,24 +60,8 @@ def sync(folder: Path, tracking_uri: str, experiment: str, rates: Rates | None =
         return "nothing is journaled yet"
     report = build(record, rates)
     files = write(folder, record, report)
-    with _alone(folder), _environment(), _answering(tracking_uri):
+    with lineage_lock(folder), default_environment(), _answering(tracking_uri):
         return _Mirror(folder, record, report, tracking_uri, experiment).send(files)
-
-
-def serve_command(tracking_uri: str, runs: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command and environment that serve MLflow's pages for a store, on this machine only.
-
-    Raises:
-        UsageError: the store is a server already.
-    """
-    if _scheme(tracking_uri) in ("http", "https"):
-        raise UsageError(f"MLflow is a server already, at {_public(tracking_uri)}: nothing to serve", "open it there")
-    if _scheme(tracking_uri) == "sqlite":
-        runs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
-    command += ["--artifacts-destination", str(_artifacts(runs))]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return command, {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 class _Mirror:
@@ -95,12 +74,11 @@ class _Mirror:
 
         self._folder, self._record, self._report = folder, record, report
         self._uri = tracking_uri
-        if _scheme(tracking_uri).startswith(_DATABASES):
-            _probe(tracking_uri)
+        probe_database(tracking_uri)
         self._client: MlflowClient = MlflowClient(tracking_uri=tracking_uri)
         self._experiment_name = experiment
         self._experiment = self._find_experiment(experiment)
-        self._cursor = Cursor(folder / FOLDER / "mlflow.json", f"{_public(tracking_uri)} {experiment}")
+        self._cursor = Cursor(folder / FOLDER / "mlflow.json", f"{without_passwords(tracking_uri)} {experiment}")
         self._points = 0
 
     def send(self, files: list[Path]) -> str:
@@ -125,8 +103,8 @@ class _Mirror:
         new = sum(name not in runs for name in ("", *ids))
         news = f"{new} new runs, {self._points} points, {sent} files" if new or self._points or sent else "nothing new"
         where = f"experiment {self._experiment_name}"
-        if _scheme(self._uri) in ("http", "https"):
-            where = f"{_public(self._uri).rstrip('/')}/#/experiments/{self._experiment}/runs/{top}"
+        if is_server(self._uri):
+            where = f"{without_passwords(self._uri).rstrip('/')}/#/experiments/{self._experiment}/runs/{top}"
             where += "?workflowType=machine_learning"
         return f"{news} → {where}"
 
@@ -141,9 +119,9 @@ class _Mirror:
     def _find_experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            local = _scheme(self._uri) not in ("http", "https")
+            local = not is_server(self._uri)
             # By default, MLflow puts the files of a database store below the folder that this process runs in.
-            place = (_artifacts(self._folder.parent) / name).absolute().as_uri() if local else None
+            place = (artifact_folder(self._folder.parent) / name).absolute().as_uri() if local else None
             return self._client.create_experiment(name, artifact_location=place)
         if found.lifecycle_stage != "active":
             raise OptOpsError(
@@ -330,31 +308,6 @@ def _mirrored(run: Run) -> MirroredLineage:
     )
 
 
-# ---- the lock, the environment and the errors of MLflow ----------------------------------------------------------
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lineage's lock: two syncs at once would create every run twice."""
-    with (folder / FOLDER / ".mlflow.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Unavailable(f"another sync of lineage {folder.name} is running", "wait for it to end") from error
-        yield
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    added = {key: value for key, value in _ENVIRONMENT.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key in added:
-            os.environ.pop(key, None)
-
-
 @contextmanager
 def _answering(uri: str) -> Iterator[None]:
     """Turn what MLflow, its transport or its database raise into `Unavailable`."""
@@ -365,10 +318,10 @@ def _answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        why = " ".join(_public(str(error)).split())[:300]
+        why = " ".join(without_passwords(str(error)).split())[:300]
         refused = re.search(r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED|not authenticated", str(error))
         raise Unavailable(
-            f"MLflow at {_public(uri)} did not accept the chronicle: {why}",
+            f"MLflow at {without_passwords(uri)} did not accept the chronicle: {why}",
             f"nothing is lost, because the journal has everything; {_CREDENTIALS if refused else _LATER}",
         ) from error
 
@@ -377,34 +330,3 @@ _LATER = "run opt-ops mlflow sync again when MLflow answers"
 _CREDENTIALS = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where the daemon is started"
 )
-
-
-def _probe(uri: str) -> None:
-    """Fail at once if the database is out of reach: MLflow itself would try for minutes."""
-    import sqlalchemy
-
-    url = sqlalchemy.make_url(uri)
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-    try:
-        engine = sqlalchemy.create_engine(url)
-    except ImportError as error:
-        raise OptOpsError(f"MLflow's store {_public(uri)} needs the module {error.name}", "install it") from error
-    try:
-        engine.connect().close()
-    finally:
-        engine.dispose()
-
-
-def _scheme(uri: str) -> str:
-    return uri.partition(":")[0].lower()
-
-
-def _public(text: str) -> str:
-    """Without the user names and passwords that a URI may hold."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
-
-
-def _artifacts(runs: Path) -> Path:
-    """Where files are kept if the store is no server."""
-    return runs / "mlartifacts"

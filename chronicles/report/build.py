@@ -19,10 +19,10 @@ from chronicles.report.model import (
     DrillReport,
     JournalReport,
     LineageReport,
-    NodeReport,
     NoteReport,
     RunReport,
     StopReport,
+    VerdictReport,
 )
 from chronicles.validation import corpus_reports
 from opt_ops.config import Rates
@@ -168,8 +168,8 @@ def _changed(known: AllocationReport, event: e.AllocationChanged, at: Moment) ->
     )
 
 
-def _node(node: Node) -> NodeReport:
-    return NodeReport(
+def _node(node: Node) -> VerdictReport:
+    return VerdictReport(
         node=node.name,
         host=node.host or None,
         verdict=node.verdict,

@@ -182,7 +182,7 @@ class AllocationReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeReport:
+class VerdictReport:
     """A node's verdict, and whether attempts may start on it."""
 
     node: str
@@ -274,7 +274,7 @@ class LineageReport:
     runs: tuple[RunReport, ...]
     attempts: tuple[AttemptReport, ...]
     allocations: tuple[AllocationReport, ...]
-    nodes: tuple[NodeReport, ...]
+    nodes: tuple[VerdictReport, ...]
     lemon_nodes: tuple[LemonNode, ...] = field(metadata={"key": "worst_nodes"})
     drills: tuple[DrillReport, ...]
     operator_requests: tuple[OperatorRequest, ...] = field(metadata={"key": "operators"})

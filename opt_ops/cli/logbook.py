@@ -147,7 +147,7 @@ def serve(
     Example: opt-ops mlflow open --port 5001
     """
     require("mlflow", "MLflow", "mlflow")
-    from chronicles.mlflow_mirror.sync import serve_command
+    from chronicles.mlflow_mirror.store import serve_command
 
     config = settings.config
     command, environment = serve_command(config.tracking_uri, config.runs, port)

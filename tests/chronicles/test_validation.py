@@ -10,7 +10,7 @@ import pytest
 
 from chronicles.logbook.drawing import figure
 from chronicles.logbook.drawing.curves import letter, validation
-from chronicles.logbook.front_page import Figure, front_page
+from chronicles.logbook.front_page import KeyFigure, front_page
 from chronicles.logbook.progress_notes import update
 from chronicles.logbook.render import render
 from chronicles.mlflow_mirror import content
@@ -99,7 +99,7 @@ def test_of_one_corpus_the_loss_stands_among_the_large_figures(told: Told):
     told.begin().plan("12.00").hold().launch("12.00-a0")
     told.train("12.00-a0", 1, 80, valid=lambda step: {"wiki": 3.25} if step == 40 else None)
     first = front_page(build(load(told.folder)), None)
-    assert Figure(label="Validation loss", value="3.250", more="after step 40") in first.figures
+    assert KeyFigure(label="Validation loss", value="3.250", more="after step 40") in first.figures
     assert first.validation[0].letter == ""
 
 

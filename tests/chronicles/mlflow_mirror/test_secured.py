@@ -11,7 +11,8 @@ import pytest
 import requests
 
 from chronicles.logbook.render import render
-from chronicles.mlflow_mirror.sync import serve_command, sync
+from chronicles.mlflow_mirror.store import serve_command
+from chronicles.mlflow_mirror.sync import sync
 from opt_ops.errors import Unavailable
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.server import serving

@@ -18,7 +18,8 @@ import pytest
 
 from chronicles.logbook.render import render
 from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
-from chronicles.mlflow_mirror.sync import _alone, serve_command, sync
+from chronicles.mlflow_mirror.store import lineage_lock, serve_command
+from chronicles.mlflow_mirror.sync import sync
 from chronicles.record import load
 from opt_ops.core.events import LineageCompleted, LineageHalted
 from opt_ops.core.values import Action, Outcome
@@ -279,7 +280,7 @@ def test_a_deleted_experiment_is_not_written_to(lineage: Path, store: str):
 
 
 def test_two_syncs_at_once_are_refused(lineage: Path, store: str):
-    with _alone(_chronicle(lineage)), pytest.raises(Unavailable, match="another sync of lineage 1"):
+    with lineage_lock(_chronicle(lineage)), pytest.raises(Unavailable, match="another sync of lineage 1"):
         sync(lineage, store, "opt-ops")
 
 
