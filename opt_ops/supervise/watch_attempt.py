@@ -93,8 +93,7 @@ class AttemptWatch:
         if holder is None:
             return True
         # If it is ours again, then through another allocation, whose agent knows nothing of the attempt.
-        silent = self._nodes.silent(node) and not self._nodes.blind(state.held)
-        return silent or holder.intended_at > attempt.intended_at
+        return self._nodes.lost(node) or holder.intended_at > attempt.intended_at
 
     def _awaits_word(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> bool:
         """Whether ranks were told to end as their agents were, not by us: the job ends, and its end has a reason."""

@@ -9,14 +9,13 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import AllocationChanged, Event, NodeJudged, SignalRaised, StrayFound
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, same_readings
 from opt_ops.core.health.energy import EnergyMeter
+from opt_ops.core.health.silence import SPREAD_SECONDS, Silence
 from opt_ops.core.state.model import Allocation, Attempt, Node, State
 from opt_ops.core.values import PREEMPTED, AllocationStatus, GpuPart, Tier, Verdict
 from opt_ops.errors import SchedulerUnavailable
 from opt_ops.ports import Agents, Clock, JobState, Scheduler
 from opt_ops.supervise.watch_training import TrainingWatch
 
-_BLIND = 4.0  # times the silence of one node, before the silence of all of them is believed
-_SPREAD = 3.0  # seconds between the last heartbeats of nodes that fell silent together: one interval and a tick
 WORD_SECONDS = 20.0  # a scheduler that ends a job ends its processes first, and says later that it did, and why
 _COMPARE_SECONDS = 30.0  # between looks for nodes that are not like the others
 _DRIFT_SECONDS = 3600.0  # and at most, when no node has said anything new
@@ -112,7 +111,7 @@ class NodeWatch:
         self._agents = agents
         self._clock = clock
         self._newest: dict[str, Heartbeat] = {}
-        self._heard_at: dict[str, float] = {}
+        self._silence = Silence(policy.silent_seconds)
         self._steady: dict[str, set[bool]] = {}
         """For each node whether its history would stay as it is by the same readings again: idle, and with ranks."""
         self._looked_at: dict[str, Node] = {}
@@ -125,19 +124,15 @@ class NodeWatch:
         self._compared_at = clock.monotonic()
         self._energy = EnergyMeter()
 
-    def silent(self, node: str) -> bool:
-        """Whether the node's agent has not been heard for too long, as far as this life can know."""
-        return self.silence(node) > self._policy.silent_seconds
-
-    def silence(self, node: str) -> float:
-        """Seconds since the agent was heard, or since this life began to listen."""
-        now = self._clock.monotonic()
-        return now - self._heard_at.setdefault(node, now)
+    def lost(self, node: str) -> bool:
+        """Whether the node is silent by its own fault, as far as this life can know."""
+        return self._silence.lost(node)
 
     def all_heard(self, nodes: Iterable[str], seconds: float) -> bool:
-        """Whether none of these nodes has been silent for longer than that."""
-        now, heard_at = self._clock.monotonic(), self._heard_at
-        return all(now - heard_at.setdefault(node, now) <= seconds for node in nodes)
+        """Whether a heartbeat of each of these nodes was read within that time."""
+        now = self._clock.monotonic()
+        heard = [at for node in nodes if (at := self._silence.heard_at(node)) is not None]
+        return all(now - at <= seconds for at in heard)
 
     def orders_seen(self, node: str) -> tuple[int, int]:
         """Epoch and sequence number of the orders that the node's agent last acted on."""
@@ -152,21 +147,25 @@ class NodeWatch:
     def observe(self, state: State) -> Iterator[Event]:
         """New verdicts, and signals for silent nodes on which the attempt runs."""
         held, now = state.held, self._clock.monotonic()
+        heard: set[str] = set()
         for heartbeat in self._agents.heartbeats():
             holder = held.get(heartbeat.node)
             if holder is None or heartbeat.allocation in (None, holder.name):
-                self._hear(heartbeat, now)
+                self._hear(heartbeat)
                 if holder is not None:
+                    heard.add(heartbeat.node)
                     self._energy.hear(heartbeat)
+        self._silence.look(now, heard, held.keys())
         if metered := self._energy.account(state.ended):
             yield metered
-        for name in self._heard_at.keys() - held.keys():
-            del self._heard_at[name]  # when it is held again, listening begins anew
         self._compare(held, now)
         self._look_around(state)
+        attempt = state.attempt
+        if attempt is not None and attempt.live and any(map(self.lost, attempt.nodes)):
+            yield from self._training.observe(state)  # steps that came while the daemon was held up are read first
         for name in held:
-            if now - self._heard_at.setdefault(name, now) > self._policy.silent_seconds:
-                yield from self._fell_silent(state, state.nodes.get(name, Node(name=name)), self.blind(held))
+            if self._silence.silent(name):
+                yield from self._fell_silent(state, state.nodes.get(name, Node(name=name)))
             elif name not in self._looked_at or self._looked_at[name] is not state.nodes.get(name):
                 yield from self._look(state, name)
 
@@ -181,11 +180,10 @@ class NodeWatch:
                 if old.get(name) != new.get(name):
                     self._looked_at.pop(name, None)
 
-    def _hear(self, heartbeat: Heartbeat, now: float) -> None:
+    def _hear(self, heartbeat: Heartbeat) -> None:
         name = heartbeat.node
         before = self._newest.get(name)
         self._newest[name] = heartbeat
-        self._heard_at[name] = now
         same, idle = before is not None and same_readings(before, heartbeat), heartbeat.attempt is None
         if same and idle in self._steady.get(name, ()):
             return  # as nearly every heartbeat
@@ -207,7 +205,7 @@ class NodeWatch:
         if waited < _COMPARE_SECONDS or not (self._news or waited >= _DRIFT_SECONDS):
             return
         self._compared_at, self._news = now, False
-        heard = (name for name in held if name in self._newest and self.silence(name) <= _SPREAD)
+        heard = (name for name in held if name in self._newest and self._silence.seconds(name) <= SPREAD_SECONDS)
         self._differing = differing([self._newest[name] for name in heard])
 
     def _look(self, state: State, name: str) -> Iterator[Event]:
@@ -224,12 +222,6 @@ class NodeWatch:
             yield _judged(heartbeat, judgement, news)
         elif known is not None:
             self._looked_at[name] = known
-
-    def blind(self, held: Mapping[str, Allocation]) -> bool:
-        """Several nodes, and all of them silent at once: rather our own eyes have failed than they. For a while."""
-        silent = self._policy.silent_seconds
-        least = min((self.silence(name) for name in held), default=0.0)
-        return len(held) > 1 and silent - _SPREAD < least < _BLIND * silent
 
     def _catch_up(self, state: State, node: str) -> Iterator[Event]:
         attempt = state.attempt
@@ -257,8 +249,8 @@ class NodeWatch:
         source = "the scheduler: what runs there may go on, nothing new starts"
         return Judgement(verdict=Verdict.SUSPECT, reason=why, source=source)
 
-    def _fell_silent(self, state: State, node: Node, blind: bool) -> Iterator[Event]:
-        seconds = self.silence(node.name)
+    def _fell_silent(self, state: State, node: Node) -> Iterator[Event]:
+        seconds = self._silence.seconds(node.name)
         if node.reason != "silent":
             yield NodeJudged(
                 node=node.name,
@@ -270,7 +262,7 @@ class NodeWatch:
                 evidence={"seconds": seconds},
             )
         attempt = state.attempt
-        if attempt is None or not attempt.live or node.name not in attempt.nodes or blind:
+        if attempt is None or not attempt.live or node.name not in attempt.nodes or not self.lost(node.name):
             return
         if self.warned(node.name) and seconds < self._policy.silent_seconds + WORD_SECONDS:
             return  # its job was to end: the scheduler will say so, and why
