@@ -20,7 +20,6 @@ from opt_ops.runfolder import lineages
 from tests.e2e.site import Site
 from tests.laboratory.lives import Lives, physics, start, without_sync
 
-_PATIENCE = 90.0  # real seconds
 _VIRTUAL_PATIENCE = 20_000.0
 
 
@@ -89,7 +88,7 @@ class Real:
         lineages.ask(self._site.runs / "1", "ann", verb, arguments, 0.0)
 
     def wait(self, what: Callable[[State], Any]) -> Any:
-        return self._site.wait(what, _PATIENCE)
+        return self._site.wait(what)
 
 
 def local(site: Site) -> Real:
