@@ -40,8 +40,8 @@ mlflow: .venv/.installed  ## serve the chronicle in MLflow on 127.0.0.1:5000
 slurm-up: .venv/.installed debian  ## a real Slurm with four nodes on this machine
 	@$(BIN)/python tests/slurm/cluster.py up
 
-slurm-down:      ## stop it without a trace
-	@$(BIN)/python tests/slurm/cluster.py down
+slurm-down:      ## stop it, and all that interrupted tests have left of theirs, without a trace
+	@$(PYTHON) tests/slurm/cluster.py down
 
 # Only the tests need these. Where we are not root, what is missing makes tests skip and say so.
 debian:

@@ -74,8 +74,8 @@ def _lineage(folder: Path, kills: int, chance: random.Random, figures: Figures) 
         # Each fault once: if a fault recurs soon, the shipped ladders end in a halt, as they should.
         for number, fault in enumerate(chance.sample(_FAULTS, kills)):
             _one_kill(site, chance, number, fault, figures)
-        last = _trained(site, 5)
-        site.command("run", "set", "1", f"steps={last + 250}", "--yes", "-q")
+        _trained(site, 1)
+        site.end_after(250)
         figures.requests += 1
         site.ended(seconds=120)
         _count(site, figures)

@@ -1,21 +1,74 @@
-"""What tests of several folders share."""
+"""What tests of several folders share; and that a run depends on nothing before it, and leaves nothing behind it."""
 
+from __future__ import annotations
+
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
+from tests import processes
 from tests.fake_nvml.build import build
+from tests.slurm import cluster
 
-settings.register_profile("no clock", deadline=None)  # a loaded machine is slow, and that is no failure
-settings.load_profile("no clock")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background commands ignore it, all they start too
+# A script's background commands ignore SIGINT, and all that they start does. SIGTERM shall clean up as Ctrl-C does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+# Same examples in every run, however slow the machine is. `make soak` looks for others.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=2000)
+settings.load_profile("same")
+
+# What users set for themselves reaches no test: settings of programs under test, of their job, of their terminal.
+_FOREIGN = (
+    *("OPT_OPS_", "MLFLOW_", "SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_"),
+    *("NCCL_", "TORCH_", "TORCHINDUCTOR_", "OMP_", "MASTER_", "LOCAL_", "XDG_", "LC_"),
+)
+_FOREIGN_NAMES = {
+    *("RANK", "WORLD_SIZE", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TZ"),
+    *("COMP_WORDS", "COMP_CWORD", "_TYPER_COMPLETE_ARGS", "PYTHONWARNINGS", "DISPLAY"),
+    *("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Mark the run, before it starts any process; workers of pytest-xdist belong to their controller's."""
+    for name in list(os.environ):
+        if name != processes.MARK and (name.startswith(_FOREIGN) or name in _FOREIGN_NAMES):
+            del os.environ[name]
+    os.environ["LC_ALL"] = "C.UTF-8"
+    if not hasattr(config, "workerinput"):
+        processes.mark()
+        processes.end_orphans()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """However the run ends, nothing of it goes on."""
+    if hasattr(config, "workerinput"):
+        return
+    was = signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C
+    processes.end_mine()
+    for folder in cluster.folders():
+        if (run := cluster.run_of(folder)) is not None and (run == os.getpid() or not processes.name(run)):
+            cluster.down(folder)
+    signal.signal(signal.SIGINT, was)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side (-n 4 --dist loadfile), those on a Slurm come first: they take longest, and mostly wait."""
     items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The trainer's cache of data, which is the user's otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPT_OPS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

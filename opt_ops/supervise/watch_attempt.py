@@ -94,8 +94,7 @@ class AttemptWatch:
         if holder is None:
             return True
         # A node that is held again is held by a newer allocation, whose agent does not know the attempt.
-        silent = self._nodes.silent(node) and not self._nodes.all_nodes_silent(state.held)
-        return silent or holder.intended_at > attempt.intended_at
+        return self._nodes.lost(node) or holder.intended_at > attempt.intended_at
 
     def _awaits_end_reason(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> bool:
         """Whether the scheduler seems to end the job: its reason is then the cause, so wait for it.

@@ -10,14 +10,13 @@ from opt_ops.core.events import Event, NodeJudged, SignalRaised
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, same_readings
 from opt_ops.core.health.energy import EnergyMeter
+from opt_ops.core.health.silence import SPREAD_SECONDS, Silence
 from opt_ops.core.state.model import Allocation, Node, State
 from opt_ops.core.values import GpuPart, Tier, Verdict
 from opt_ops.ports import Agents, Clock
 from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
-_OUTAGE_FACTOR = 4.0  # × silent_seconds: until then, silence of all nodes at once counts as a monitoring outage
-_SPREAD_SECONDS = 3.0  # between the last heartbeats of nodes that stopped together: one interval and a tick
 END_REASON_SECONDS = 20.0  # a scheduler ends the processes of a job first, and reports its end and the reason later
 _COMPARE_SECONDS = 30.0  # between two comparisons of the nodes with each other
 _DRIFT_SECONDS = 3600.0  # the same, while no node reports anything new
@@ -42,7 +41,7 @@ class NodeWatch:
         self._agents = agents
         self._clock = clock
         self._newest: dict[str, Heartbeat] = {}
-        self._received_at: dict[str, float] = {}
+        self._silence = Silence(policy.silent_seconds)
         self._steady: dict[str, set[bool]] = {}
         """By node: the cases (idle: True, with ranks: False) in which equal readings leave its history as it is."""
         self._judged: dict[str, Node] = {}
@@ -56,19 +55,15 @@ class NodeWatch:
         self._compared_at = clock.monotonic()
         self._energy = EnergyMeter()
 
-    def silent(self, node: str) -> bool:
-        """Whether the node has sent no heartbeat for too long, as far as this daemon process knows."""
-        return self.silence(node) > self._policy.silent_seconds
-
-    def silence(self, node: str) -> float:
-        """Seconds since the last heartbeat, or since this daemon process began to wait for one."""
-        now = self._clock.monotonic()
-        return now - self._received_at.setdefault(node, now)
+    def lost(self, node: str) -> bool:
+        """Whether the node is silent by its own fault, as far as this daemon process knows."""
+        return self._silence.lost(node)
 
     def all_reported_within(self, nodes: Iterable[str], seconds: float) -> bool:
-        """Whether each of these nodes has sent a heartbeat in the last `seconds`."""
-        now, received_at = self._clock.monotonic(), self._received_at
-        return all(now - received_at.setdefault(node, now) <= seconds for node in nodes)
+        """Whether a heartbeat of each of these nodes was read in the last `seconds`."""
+        now = self._clock.monotonic()
+        read = [at for node in nodes if (at := self._silence.heard_at(node)) is not None]
+        return all(now - at <= seconds for at in read)
 
     def orders_seen(self, node: str) -> tuple[int, int]:
         """Epoch and sequence number of the orders that the node's agent last acted on; (0, 0) if unknown."""
@@ -83,23 +78,25 @@ class NodeWatch:
     def observe(self, state: State) -> Iterator[Event]:
         """Yield new verdicts, and signals for silent nodes on which the attempt runs."""
         held, now = state.held, self._clock.monotonic()
+        heard: set[str] = set()
         for heartbeat in self._agents.heartbeats():
             holder = held.get(heartbeat.node)
             if holder is None or heartbeat.allocation in (None, holder.name):
-                self._take_heartbeat(heartbeat, now)
+                self._take_heartbeat(heartbeat)
                 if holder is not None:
+                    heard.add(heartbeat.node)
                     self._energy.add(heartbeat)
+        self._silence.look(now, heard, held.keys())
         if metered := self._energy.account(state.ended):
             yield metered
-        for name in self._received_at.keys() - held.keys():
-            del self._received_at[name]  # a node that is held again has the full time for its first heartbeat
         self._compare(held, now)
         self._judge_again_if_others_changed(state)
+        attempt = state.attempt
+        if attempt is not None and attempt.live and any(map(self.lost, attempt.nodes)):
+            yield from self._training.observe(state)  # first read the steps that came while the daemon was held up
         for name in held:
-            if now - self._received_at.setdefault(name, now) > self._policy.silent_seconds:
-                yield from self._heartbeat_timed_out(
-                    state, state.nodes.get(name, Node(name=name)), self.all_nodes_silent(held)
-                )
+            if self._silence.silent(name):
+                yield from self._heartbeat_timed_out(state, state.nodes.get(name, Node(name=name)))
             elif name not in self._judged or self._judged[name] is not state.nodes.get(name):
                 yield from self._verdict(state, name)
 
@@ -114,11 +111,10 @@ class NodeWatch:
                 if old.get(name) != new.get(name):
                     self._judged.pop(name, None)
 
-    def _take_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
+    def _take_heartbeat(self, heartbeat: Heartbeat) -> None:
         name = heartbeat.node
         before = self._newest.get(name)
         self._newest[name] = heartbeat
-        self._received_at[name] = now
         same, idle = before is not None and same_readings(before, heartbeat), heartbeat.attempt is None
         if same and idle in self._steady.get(name, ()):
             return  # the case of nearly every heartbeat
@@ -140,7 +136,7 @@ class NodeWatch:
         if waited < _COMPARE_SECONDS or not (self._new_readings or waited >= _DRIFT_SECONDS):
             return
         self._compared_at, self._new_readings = now, False
-        present = (name for name in held if name in self._newest and self.silence(name) <= _SPREAD_SECONDS)
+        present = (name for name in held if name in self._newest and self._silence.seconds(name) <= SPREAD_SECONDS)
         self._differing = differing([self._newest[name] for name in present])
 
     def _verdict(self, state: State, name: str) -> Iterator[Event]:
@@ -157,15 +153,6 @@ class NodeWatch:
             yield _node_judged(heartbeat, judgement, new_gpus)
         elif known is not None:
             self._judged[name] = known
-
-    def all_nodes_silent(self, held: Mapping[str, Allocation]) -> bool:
-        """Whether several nodes are held and all of them stopped together, not too long ago.
-
-        A monitoring outage is then more likely than the failure of all nodes.
-        """
-        limit = self._policy.silent_seconds
-        shortest = min((self.silence(name) for name in held), default=0.0)
-        return len(held) > 1 and limit - _SPREAD_SECONDS < shortest < _OUTAGE_FACTOR * limit
 
     def _report_progress(self, state: State, node: str) -> Iterator[Event]:
         attempt = state.attempt
@@ -193,8 +180,8 @@ class NodeWatch:
         source = "the scheduler: what runs on the node may continue, nothing new starts there"
         return Judgement(verdict=Verdict.SUSPECT, reason=why, source=source)
 
-    def _heartbeat_timed_out(self, state: State, node: Node, outage: bool) -> Iterator[Event]:
-        seconds = self.silence(node.name)
+    def _heartbeat_timed_out(self, state: State, node: Node) -> Iterator[Event]:
+        seconds = self._silence.seconds(node.name)
         if node.reason != "silent":
             yield NodeJudged(
                 node=node.name,
@@ -206,7 +193,7 @@ class NodeWatch:
                 evidence={"seconds": seconds},
             )
         attempt = state.attempt
-        if attempt is None or not attempt.live or node.name not in attempt.nodes or outage:
+        if attempt is None or not attempt.live or node.name not in attempt.nodes or not self.lost(node.name):
             return
         if self.warned(node.name) and seconds < self._policy.silent_seconds + END_REASON_SECONDS:
             return  # its job was about to end: the scheduler will report that, and the reason

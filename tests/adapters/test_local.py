@@ -15,7 +15,7 @@ from opt_ops.errors import Refused
 
 
 def until(scheduler: LocalScheduler, job: str, status: AllocationStatus) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 120
     while scheduler.state(job).status is not status:
         assert time.monotonic() < deadline
         time.sleep(0.1)

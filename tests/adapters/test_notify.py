@@ -36,7 +36,7 @@ class Server:
             def _take(self) -> None:
                 content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 outer.requests.append((self.command, self.path, json.loads(content) if content else None))
-                outer.gate.wait(20)
+                outer.gate.wait(120)
                 self.send_response(outer.status)
                 if 300 <= outer.status < 400:
                     self.send_header("Location", "/elsewhere")
@@ -64,7 +64,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def until(true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)

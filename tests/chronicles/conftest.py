@@ -55,6 +55,6 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        chromium = play.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS, timeout=180_000)
         yield chromium
         chromium.close()

@@ -25,11 +25,11 @@ def serving(command: Sequence[str], environment: Mapping[str, str], url: str, lo
             yield _answering(url, server, log)
         finally:
             os.killpg(server.pid, signal.SIGTERM)
-            server.wait(30)
+            server.wait(120)
 
 
 def _answering(url: str, server: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and server.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):

@@ -17,7 +17,7 @@ from tests.fake_nvml.build import FakeDriver
 
 def check(folder: Path, *options: str, code: int) -> str:
     command = [sys.executable, "-m", "opt_ops", "node", "check", *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

@@ -32,7 +32,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def opt_ops(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "opt_ops", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, input=stdin or "", timeout=60)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, input=stdin or "", timeout=240)
 
 
 def told() -> Story:
@@ -219,7 +219,7 @@ def test_what_is_interrupted_leaves_with_130(site: Path):
 
 def test_a_reader_that_leaves_early_is_no_error(site: Path):
     line = f"{sys.executable} -m opt_ops events 12 | head -1"
-    done = subprocess.run(["bash", "-c", line], cwd=site, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", line], cwd=site, capture_output=True, text=True, timeout=240)
     assert (done.stdout, done.stderr) == ("SEQ\tTIME\tKIND\tWHAT\n", "")
 
 
@@ -367,7 +367,7 @@ def test_doctor_without_slurm_says_what_to_load(tmp_path: Path):
     (tmp_path / "opt-ops.toml").write_text("scheduler = 'slurm'")
     command = [sys.executable, "-m", "opt_ops", "doctor", "-o", "json"]
     env = {"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
     (found,) = (row for row in json.loads(done.stdout)["items"] if row["check"] == "sbatch")
     assert (found["ok"], found["next"]) == (False, "load Slurm's environment, such as module load slurm")
 
@@ -462,7 +462,7 @@ def test_commands_in_pages_exist_with_their_options(page: Path):
 def test_looking_is_quick_because_it_imports_little(site: Path, arguments: list[str]):
     code = f"import sys; sys.argv = ['opt-ops', *{arguments!r}]\nfrom opt_ops.cli import main\n"
     code += "try: main()\nexcept SystemExit: pass\nprint(sorted(sys.modules), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True, timeout=240)
     loaded = set(re.findall(r"'(\w+)'", done.stderr))
     assert loaded >= {"opt_ops", "typer"}
     assert not loaded & {"torch", "mlflow", "matplotlib", "numpy", "jinja2", "submitit", "pynvml", "httpx", "apprise"}

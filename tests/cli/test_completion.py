@@ -15,6 +15,7 @@ import pytest
 
 from opt_ops.runfolder.journal import Journal
 from tests.cli.test_cli import told
+from tests.processes import MARK
 
 PROMPT = "ready>"
 _PROGRAM = Path(sys.executable).parent / "opt-ops"
@@ -32,13 +33,13 @@ class Terminal:
 
     def __init__(self, command: list[str], home: Path) -> None:
         path = f"{_PROGRAM.parent}:{os.environ['PATH']}"
-        environment = {"PATH": path, "HOME": str(home), "TERM": "xterm", "LANG": "C.UTF-8"}
+        environment = {"PATH": path, "HOME": str(home), "TERM": "xterm", "LANG": "C.UTF-8", MARK: os.environ[MARK]}
         self._pid, self._side = pty.fork()
         if self._pid == 0:
             os.chdir(home)
             os.execvpe(command[0], command, environment)
 
-    def shows(self, wanted: str, seconds: float = 10.0) -> str:
+    def shows(self, wanted: str, seconds: float = 120.0) -> str:
         """What has come until it holds `wanted`; or until nothing came any more."""
         said, until = "", time.monotonic() + seconds
         while wanted not in said and time.monotonic() < until:

@@ -32,7 +32,7 @@ def edit(site: Path, page: str, old: str, new: str) -> None:
 
 def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "opt_ops", "playbook", *arguments]
-    return subprocess.run(command, cwd=site, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=site, capture_output=True, text=True, timeout=240, check=False)
 
 
 def tried(site: Path, *more: str) -> list[dict[str, object]]:

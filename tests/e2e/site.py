@@ -20,7 +20,9 @@ from opt_ops.runfolder import lineages
 
 STUB = Path(__file__).with_name("stub_trainer.py")
 
-# The shipped playbooks with short timeouts.
+PATIENCE = 300.0  # seconds, on a busy machine; whoever waits for what comes goes on as soon as it comes
+
+# The shipped playbooks with the patience of a test.
 QUICK = {
     "hang.md": {"floor_seconds = 30.0": "floor_seconds = 5.5", "startup_seconds = 900.0": "startup_seconds = 20.0"},
     "silent_node.md": {"seconds = 25.0": "seconds = 6.0"},
@@ -34,6 +36,15 @@ QUICK = {
     "loss_spike.md": {"margin_steps = 100": "margin_steps = 20", "heal_steps = 50": "heal_steps = 20"},
     "non_finite_loss.md": {"margin_steps = 50": "margin_steps = 10"},
 }
+
+
+def until(true: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """Wait until something is true; what it is."""
+    deadline = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return value
 
 
 class Site:
@@ -62,14 +73,16 @@ class Site:
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         assert done.returncode == code, f"{arguments} left with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout if code == 0 else done.stdout + done.stderr
 
-    def start_daemon(self, **environment: str) -> subprocess.Popen[bytes]:
+    def start_daemon(self, first: str = "", **environment: str) -> subprocess.Popen[bytes]:
+        """Start the daemon; `first`: Python that its process runs before, to change constants of the product."""
         log = (self.folder / "daemon.log").open("ab")
-        command = [sys.executable, "-m", "opt_ops", "daemon", "run"]
+        program = f"import sys; {first}; from opt_ops.cli import main; sys.argv = ['opt-ops', 'daemon', 'run']; main()"
+        command = [sys.executable, *(["-c", program] if first else ["-m", "opt_ops", "daemon", "run"])]
         self._daemon = subprocess.Popen(
             command, cwd=self.folder, env={**os.environ, **environment}, stdout=log, stderr=log
         )
@@ -91,8 +104,8 @@ class Site:
     def entries(self, lineage: str = "1") -> list[Entry]:
         return lineages.entries(self.runs / lineage)
 
-    def wait(self, what: Callable[[State], Any], seconds: float = 120.0, lineage: str = "1") -> Any:
-        """Wait until `what` is true of the lineage's state. Returns its value."""
+    def wait(self, what: Callable[[State], Any], seconds: float = PATIENCE, lineage: str = "1") -> Any:
+        """Wait until something is true of the lineage's state."""
         deadline = time.monotonic() + seconds
         while True:
             state = self.state(lineage)
@@ -103,9 +116,25 @@ class Site:
                 raise AssertionError(f"still {state.status} {state.why}\n{log[-3000:]}")
             time.sleep(0.1)
 
-    def ended(self, lineage: str = "1", seconds: float = 120.0) -> State:
-        """Wait until the lineage is finished: it has ended and holds nothing."""
+    def ended(self, lineage: str = "1", seconds: float = PATIENCE) -> State:
+        """Wait until the lineage has ended and holds nothing any more."""
         return self.wait(lambda state: state.finished and state, seconds, lineage)
+
+    def looked(self, seconds: float = 0.0) -> None:
+        """Wait until the daemon has looked at everything at least once from now on, and has done so for that long."""
+
+        def sign() -> float:
+            return (json.loads((self.runs / "daemon.json").read_text()))["ts"]
+
+        began = time.time()
+        until(lambda: sign() > began)  # at the end of a round that may have begun before
+        first = sign()
+        until(lambda: sign() > first and sign() - began >= seconds)
+
+    def ended_ranks(self) -> list[int]:
+        """Of the newest attempt, as their agents have reported."""
+        reports = [json.loads(path.read_text()) for path in (self.attempt_folder() / "nodes").glob("*.json")]
+        return [rank["rank"] for report in reports for rank in report["ranks"] if rank["ended"]]
 
     def pids(self, attempt: str) -> dict[int, int]:
         """Return the process ids of the ranks, by rank."""
@@ -142,11 +171,21 @@ class Site:
         path.with_suffix(".new").write_text(what)
         path.with_suffix(".new").replace(path)
 
+    def end_after(self, steps: int) -> None:
+        """Let the lineage end about so many steps from now, however long the command takes on a busy machine."""
+        slow = self.runs / "1" / "slow"
+        slow.touch()
+        began = self.step()
+        setting = f"steps={until(lambda: (step := self.step()) > began and step) + steps}"
+        self.command("run", "set", "1", setting, "--yes", "-q")
+        self.wait(lambda state: setting in state.run.settings and state.attempt.run == state.run.name)
+        slow.unlink()
+
     def close(self) -> None:
         """End the daemon and every agent; their ranks die with them."""
         if self._daemon is not None and self._daemon.poll() is None:
             self._daemon.terminate()
-            self._daemon.wait(timeout=20)
+            self._daemon.wait(timeout=120)
         paths = (self.runs / "1" / "agents").glob("*.json")  # of all allocations: they may hold the same nodes
         for pid in [agent["pid"] for path in paths for agent in json.loads(path.read_text())]:
             try:

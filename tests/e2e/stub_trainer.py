@@ -3,7 +3,8 @@
 --set misbehave=WHAT@STEP:ATTEMPT    WHAT: see `misbehave`; the attempt may be `*`
 --set evaluate=N                     an evaluation every N steps, which says in which phase it is, and nothing else
 
-A file `fault` in the attempt's folder with a WHAT in it does the same from the next step on.
+A file `fault` in the attempt's folder with a WHAT in it does the same from the next step on. While there is a file
+`hold` in the lineage's folder, nobody resumes; while there is a file `slow`, a step takes half a second.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from opt_ops.contract.files import write_durably
@@ -32,15 +35,15 @@ def lr_at(step: int, schedule: dict, factors: list[tuple[int, float]]) -> float:
     return lr * math.prod(factor for start, factor in factors if start < step)
 
 
-def save(folder: Path, step: int, attempt: str, line: dict, fault: str) -> None:
-    """Write a checkpoint. `torn`: the process dies while writing; `rot`: one byte on the disk is wrong."""
+def save(folder: Path, step: int, attempt: str, line: dict, faults: list[str]) -> None:
+    """A checkpoint; `torn`: the process dies in it; `rot`: the disk returns another byte than was written."""
     path = folder / f"step-{step:08d}"
     if (path / "COMMITTED").exists():
         return
     path.mkdir(parents=True, exist_ok=True)
     content = f"weights of step {step}".encode() * 100
-    (path / "__0_0.distcp").write_bytes(content[:-1] + b"!" if fault == "rot" else content)
-    if fault == "torn":
+    (path / "__0_0.distcp").write_bytes(content[:-1] + b"!" if "rot" in faults else content)
+    if "torn" in faults:
         os.kill(os.getpid(), signal.SIGKILL)
     files = {"__0_0.distcp": {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
     manifest = {
@@ -95,6 +98,8 @@ def main() -> int:
     rank = int(os.environ["RANK"])
     first = 1
     if options.resume:
+        while (checkpoints.parents[1] / "hold").exists():
+            time.sleep(0.05)
         try:
             first = verify(Path(options.resume)).step + 1
         except CheckpointError as error:
@@ -122,14 +127,14 @@ def main() -> int:
         write_durably(run_dir / "config.json", json.dumps(config))
     for step in range(first, steps + 1):
         phases.enter("training", step)
-        time.sleep(pause)
+        time.sleep(0.5 if (checkpoints.parents[1] / "slow").exists() else pause)
         wait_in_a_collective(run_dir, rank, step)
         report = StepReport()
-        for what, at, attempt in faults:
-            if attempt in (options.attempt, "*") and step >= int(at):
-                misbehave(what, step, rank, phases, report)
+        now = [what for what, at, attempt in faults if attempt in (options.attempt, "*") and step >= int(at)]
         if fault := injected(run_dir):
-            misbehave(fault, step, rank, phases, report)
+            now.append(fault)
+        for what in now:
+            misbehave(what, step, rank, phases, report)
         if rank != 0:
             continue
         if evaluate and step % evaluate == 0:
@@ -144,7 +149,7 @@ def main() -> int:
             return 87
         if step % every == 0 or step == steps or asked_to_save.pop("USR1", False):
             phases.enter("saving", step)
-            save(checkpoints, step, options.attempt, line, fault)
+            save(checkpoints, step, options.attempt, line, now)
     phases.enter("ending", steps)
     return 0
 
@@ -199,9 +204,26 @@ def wait_in_a_collective(run_dir: Path, rank: int, step: int) -> None:
     mine.with_suffix(".new").replace(mine)
     others = [mine.with_name(str(other)) for other in range(int(os.environ["WORLD_SIZE"])) if other != rank]
     began = time.monotonic()
-    while not all(path.exists() and int(path.read_text()) >= step for path in others):
-        # Sleep longer after a while: a stack dump should find the rank waiting, not reading files.
-        time.sleep(0.005 if time.monotonic() - began < 1.0 else 0.25)
+
+    def missing() -> bool:
+        return not all(path.exists() and int(path.read_text()) >= step for path in others)
+
+    while missing():
+        time.sleep(0.005)
+        if time.monotonic() - began > 1.0:  # whoever is asked where it is should be found waiting, not looking
+            _look_in_another_thread(missing).wait()
+
+
+def _look_in_another_thread(missing: Callable[[], bool]) -> threading.Event:
+    over = threading.Event()
+
+    def look() -> None:
+        while missing():
+            time.sleep(0.05)
+        over.set()
+
+    threading.Thread(target=look, daemon=True).start()
+    return over
 
 
 def elsewhere() -> None:

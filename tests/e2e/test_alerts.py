@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from opt_ops.core.state.status import Status
-from tests.e2e.site import Site
+from opt_ops.core.state.model import Status
+from tests.e2e.site import Site, until
 
 
 class Pager(ThreadingHTTPServer):
@@ -75,7 +74,7 @@ def test_a_pager_that_is_away_holds_nothing_up(site: Site, pager: Pager):
     pager.refuse = 1000
     site.start("steps=120", "misbehave=die@55:1.00-a0")
     site.start_daemon()
-    state = site.wait(lambda state: state.status is Status.COMPLETED and state, 30)
+    state = site.wait(lambda state: state.status is Status.COMPLETED and state)
     assert not state.finished, "the alerts are still to be delivered"
     assert pager.taken == []
 
@@ -90,9 +89,7 @@ def test_a_lineage_that_nobody_watches_any_more_is_a_page(site: Site, pager: Pag
     path.write_bytes(sound.replace(b"stub", b"stab", 1))
     pager.taken.clear()
     site.start_daemon()
-    deadline = time.monotonic() + 20
-    while not pager.taken and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: pager.taken)
     path.write_bytes(sound)
     assert [alert["severity"] for alert in pager.taken] == ["page"]
     assert "not watched" in pager.taken[0]["title"]

@@ -22,7 +22,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def test_nodes_are_burnt_in_before_the_first_attempt_and_not_before_the_next(site: Site):
     site.start("steps=300", nodes=1, spares=0)
     site.start_daemon(LD_LIBRARY_PATH="")
-    state = site.wait(lambda state: len(state.checkpoints) >= 2 and state, seconds=120.0)
+    state = site.wait(lambda state: len(state.checkpoints) >= 2 and state)
     os.kill(site.pids(state.attempt.name)[0], signal.SIGKILL)
     state = site.ended()
     assert (state.status, len(state.attempts)) == (Status.COMPLETED, 2)

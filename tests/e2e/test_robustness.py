@@ -18,16 +18,13 @@ from opt_ops.core.state.status import Status
 from opt_ops.core.values import Outcome
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.journal import Fenced, Journal
-from tests.e2e.site import Site
+from tests.e2e.site import Site, until
 
 OLD = Path(__file__).parents[1] / "data" / "journal-first-light"
 
 
-def logged(site: Site, words: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while words not in (text := (site.folder / "daemon.log").read_text()):
-        assert time.monotonic() < deadline, text[-2000:]
-        time.sleep(0.1)
+def logged(site: Site, words: str) -> None:
+    until(lambda: words in (site.folder / "daemon.log").read_text())
 
 
 def step_of(site: Site, attempt: str = "1.00/a0") -> int:
@@ -76,7 +73,7 @@ def test_a_full_disk_stops_the_watch_and_not_the_training(small_disk: Path, site
     assert site.pids("1.00-a0"), "the rank's death cannot be journaled, so nothing is done about it"
     assert len(site.state().attempts) == 1
     filler.unlink()
-    state = site.wait(lambda state: state.incidents and state.attempt.name == "1.00-a1" and state, 90)
+    state = site.wait(lambda state: state.incidents and state.attempt.name == "1.00-a1" and state)
     assert {i.kind for i in state.incidents.values()} >= {"process_death"}
     assert len([a for a in state.allocations.values() if a.job]) == 1, "nothing was submitted twice"
 
@@ -161,8 +158,7 @@ def test_of_two_daemons_on_two_hosts_the_older_one_stops(site: Site):
     newer = Journal(site.runs / "1" / "journal")  # the first act of a daemon on another host, where flock has no effect
     logged(site, "epoch 2 has taken over")
     before = step_of(site)
-    time.sleep(1.0)
-    assert step_of(site) > before
+    until(lambda: step_of(site) > before)
     Journal(site.runs / "1" / "journal").close()
     with pytest.raises(Fenced):
         newer.check_fence()

@@ -5,16 +5,14 @@ Each scenario ends COMPLETED, or with the reason why not, and with one proven in
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome
-from tests.e2e.site import Site
+from tests.e2e.site import Site, until
 from tests.fake_nvml.build import FakeDriver
 
 
@@ -46,7 +44,7 @@ def test_a_rank_is_killed(site: Site):
     assert incident.cause == "rank 1 on n2 was killed by signal 9 (SIGKILL)"
     assert incident.proven
     assert incident.step_resumed == 50
-    assert incident.seconds_down < 10
+    assert incident.seconds_down < 60, "with time for a busy machine; the simulated cluster measures it"
     assert state.status is Status.COMPLETED
 
 
@@ -119,7 +117,7 @@ def test_training_hangs(site: Site):
 
 
 def test_a_node_falls_silent_with_everything_on_it(site: Site):
-    site.start("steps=400")
+    site.start("steps=800")
     site.start_daemon()
     site.wait(lambda state: len(state.checkpoints) >= 3)
     os.kill(site.agents()["n2"], signal.SIGKILL)
@@ -145,11 +143,9 @@ def test_a_gpu_falls_off_the_bus_in_use_and_another_on_a_spare(site: Site, nvml_
     wrapper.write_text(f'#!/bin/sh\ncase "$7" in {states} esac\nexec {sys.executable} "$@"\n')
     wrapper.chmod(0o755)
     config.write_text(config.read_text() + "[local]\nnodes = ['n1', 'n2', 'n3', 'n4']\n")
-    site.start("steps=5000", nodes=2, spares=2)
-    launcher = f"import sys, opt_ops.adapters.local as l; l.sys.executable = {str(wrapper)!r}; "
-    launcher += "from opt_ops.cli import main; sys.argv = ['opt-ops', 'daemon', 'run']; main()"
-    environment = {**os.environ, "LD_LIBRARY_PATH": drivers["n1"].env["LD_LIBRARY_PATH"]}
-    site._daemon = subprocess.Popen([sys.executable, "-c", launcher], cwd=site.folder, env=environment)
+    site.start("steps=100000", nodes=2, spares=2)
+    wrapped = f"import opt_ops.adapters.local as local; local.sys.executable = {str(wrapper)!r}"
+    site.start_daemon(wrapped, LD_LIBRARY_PATH=drivers["n1"].env["LD_LIBRARY_PATH"])
     site.wait(lambda state: len(state.checkpoints) >= 2)
     assert site.state().nodes["n1"].reason == "ok"
     drivers["n4"].set(1, ecc_volatile_uncorrected=3)
@@ -166,33 +162,24 @@ def test_a_gpu_falls_off_the_bus_in_use_and_another_on_a_spare(site: Site, nvml_
 
 
 def test_the_newest_checkpoint_is_damaged_before_it_is_needed(site: Site):
-    site.start("steps=150", "pause=0.05", "misbehave=die@55:1.00-a0")
+    site.start("steps=100", "misbehave=rot@50:1.00-a0,die@55:1.00-a0")
     site.start_daemon()
-    shard = site.runs / "1/1.00/checkpoints/step-00000050/__0_0.distcp"
-    deadline = time.monotonic() + 30
-    while not shard.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    while not (shard.parent / "COMMITTED").exists():
-        time.sleep(0.001)
-    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     state = site.ended()
     known = next(k for path, k in state.checkpoints.items() if path.endswith("step-00000050"))
-    resumed = next(iter(state.incidents.values())).step_resumed
-    # Either may read it first: the supervisor's examination, or the trainer that resumes from it.
     assert known.verified is False
-    assert resumed == 40
+    assert only_incident(state, "process_death").step_resumed == 40
     assert state.status is Status.COMPLETED
 
 
 def test_the_daemon_is_killed_and_its_successor_takes_over(site: Site):
-    site.start("steps=400")
+    site.start("steps=800")
     site.start_daemon()
     site.wait(lambda state: state.status is Status.TRAINING)
     ranks = site.pids("1.00-a0")
     site.kill_daemon()
-    time.sleep(1.0)
-    assert all(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "training goes on"
+    before = site.step()
+    until(lambda: site.step() > before)
+    assert site.pids("1.00-a0") == ranks, "training goes on"
     site.start_daemon()
     state = site.ended()
     incident = only_incident(state, "daemon_restart")
@@ -203,12 +190,12 @@ def test_the_daemon_is_killed_and_its_successor_takes_over(site: Site):
 
 
 def test_a_failure_while_no_daemon_watches_is_recovered_by_the_next_one(site: Site):
-    site.start("steps=150")
+    site.start("steps=500")
     site.start_daemon()
     site.wait(lambda state: len(state.checkpoints) >= 2)
     site.kill_daemon()
     os.kill(site.pids("1.00-a0")[1], signal.SIGKILL)
-    time.sleep(0.5)
+    until(lambda: 1 in site.ended_ranks())
     site.start_daemon()
     state = site.ended()
     assert state.status is Status.COMPLETED
@@ -218,15 +205,12 @@ def test_a_failure_while_no_daemon_watches_is_recovered_by_the_next_one(site: Si
 
 def test_a_second_daemon_on_the_same_runs_is_refused(site: Site):
     site.start_daemon()
-    deadline = time.monotonic() + 20
-    while not (site.runs / "daemon.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until((site.runs / "daemon.json").exists)
     assert "a daemon already runs" in site.command("daemon", "run", code=4)
 
 
 def test_an_operator_stops_a_lineage_and_leaves_a_note(site: Site):
-    site.start("steps=2000")
+    site.start("steps=100000")
     site.start_daemon()
     site.wait(lambda state: state.status is Status.TRAINING)
     site.command("run", "note", "1.00", "looks <b>odd</b>", "--author", "ann")
@@ -264,7 +248,7 @@ def test_garbage_in_the_inbox_is_set_aside(site: Site):
 
 
 def test_drills_that_cannot_be_are_refused(site: Site):
-    site.start("steps=2000")
+    site.start("steps=100000")
     site.start_daemon()
     site.wait(lambda state: state.status is Status.TRAINING)
     assert "1.00-a0 has ranks 0 to 1" in site.command("drill", "kill-rank", "1", "--rank", "9", "--yes", code=4)

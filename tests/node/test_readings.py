@@ -24,7 +24,7 @@ from tests.fake_nvml.build import FakeDriver, build
 def read(driver: FakeDriver, attempt: str | None = None) -> Heartbeat:
     command = [sys.executable, "-m", "opt_ops.node", "readings", "--once"]
     env = {**os.environ, **driver.env}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
     where = {"node": "n1", "host": "h", "ts": 1.0, "attempt": attempt, "allocation": "1-n0"}
     return heartbeat_of({**json.loads(done.stdout), **where})
 
@@ -163,7 +163,7 @@ def started(driver: FakeDriver, folder: Path, deadline: float = 20.0) -> Probe:
     return probe
 
 
-def until(probe: Probe, wanted: Any, seconds: float = 15.0) -> dict[str, Any]:
+def until(probe: Probe, wanted: Any, seconds: float = 120.0) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         reading = probe.latest()
@@ -256,18 +256,18 @@ RECORDS = (
 )
 
 
-def test_the_kernel_log_of_the_last_hours(tmp_path: Path):
-    reader, writer = os.pipe2(os.O_DIRECT)  # one record for each read, as in /dev/kmsg
-    now = time.monotonic()
+def test_the_kernel_log_of_the_last_hours():
+    reader, writer = os.pipe2(os.O_DIRECT)  # one record a read, as /dev/kmsg
+    up = time.monotonic()  # however long: the log begins with the machine
     for record in RECORDS:
-        os.write(writer, record.format(old=int(1e6 * (now - 9000)), new=int(1e6 * (now - 60))).encode())
-    log = KernelLog(f"/proc/self/fd/{reader}", since=time.time() - 7200)
+        os.write(writer, record.format(old=0, new=int(1e6 * up / 2)).encode())
+    log = KernelLog(f"/proc/self/fd/{reader}", since=time.time() - 0.75 * up)
     seen = log.xids()
     assert [(xid["code"], xid["pci"], xid["switch"]) for xid in seen] == [
         (79, "0000:2b:00", False),
         (20034, "0000:06:00.0", True),
     ]
-    assert time.time() - seen[0]["at"] == pytest.approx(60, abs=5)
+    assert time.time() - seen[0]["at"] == pytest.approx(time.monotonic() - up / 2, abs=5)
     assert log.xids() == []
     os.close(reader)
     os.close(writer)

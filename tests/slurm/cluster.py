@@ -1,7 +1,7 @@
 """A real Slurm on this one host, for tests: munge, MariaDB, slurmdbd, slurmctld and one slurmd per node.
 
     eval "$(python tests/slurm/cluster.py up)"   # sets SLURM_CONF; with --install, Debian's packages are fetched
-    python tests/slurm/cluster.py down
+    python tests/slurm/cluster.py down           # all clusters of this repository: of tests, too, that were interrupted
 
 All of it lives in one folder (`.slurm/` in the repository): SLURM_CONF leads every daemon and command there
 (slurmdbd looks for slurmdbd.conf beside slurm.conf), munge and MariaDB have their own sockets there, and ports
@@ -23,13 +23,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / ".slurm"
-PORTS = range(21700, 32768)  # beyond Slurm's own 6817-6819, and below the kernel's ephemeral ports
+PORTS = range(10000, 15000)  # beyond Slurm's own 6817-6819; other tests and training have those above
 HEADER = "# Made by tests/slurm/cluster.py"  # a folder whose slurm.conf does not begin so is left alone
 MAX_FOLDER = 75  # a Unix socket's path has at most 107 characters, and slurmstepd's takes 32 below the folder
 USABLE = {"idle", "mix", "alloc", "comp"}  # node states, as `sinfo -o %t` writes them
@@ -37,6 +38,7 @@ DAEMONS = {"munged", "mariadbd", "slurmdbd", "slurmctld", "slurmscriptd", "slurm
 STARTERS = {"setsid", "mariadb-install"}  # what becomes or starts a daemon, by the kernel's 15 characters
 PACKAGES = {"munged": "munge", "mariadbd": "mariadb-server", "slurmdbd": "slurmdbd", "slurmd": "slurm-wlm"}
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/bin"])  # sbin is often left out
+MARK = "OPT_OPS_TEST_RUN"  # a test run finds what belongs to it by this variable (tests/processes.py)
 MARIADB = ["--no-defaults", "--user=root", "--datadir=."]
 
 SLURM_CONF = """\
@@ -156,10 +158,11 @@ class Cluster:
     def _environment(self) -> dict[str, str]:
         # nothing of the caller's: a SINFO_FORMAT or SLURM_JOB_ID would change what the commands say;
         # and MariaDB's socket, for which slurmdbd.conf has no setting
-        return {**self.env, "MYSQL_UNIX_PORT": f"{self.folder}/mariadbd/socket", "SLURM_TIME_FORMAT": "%s"}
+        own = {"MYSQL_UNIX_PORT": f"{self.folder}/mariadbd/socket", "SLURM_TIME_FORMAT": "%s"}
+        return {**self.env, **own, **{name: os.environ[name] for name in (MARK,) if name in os.environ}}
 
     def _ask(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env=self._environment(), cwd=cwd, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=self._environment(), cwd=cwd, capture_output=True, text=True, timeout=120)
 
     def _start(self, name: str) -> None:
         """Start a daemon; `setsid --fork` makes it a child of init instead of ours."""
@@ -168,12 +171,12 @@ class Cluster:
             subprocess.run(command, cwd=home, env=self._environment(), stdout=log, stderr=log, check=True)
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
-        """Wait until a daemon is ready, at most 30 s, but not for one that is dead 2 s after its start."""
+        """Wait until a daemon is ready, at most two minutes, but not for one that is dead 5 s after its start."""
         started = time.monotonic()
         while not ready():
             waited = time.monotonic() - started
             alive = self.daemons()[name] is not None
-            if waited > 30 or (waited > 2 and not alive):
+            if waited > 120 or (waited > 5 and not alive):
                 log = self.folder / name / "log"
                 problem = f"{name} {'is not ready' if alive else 'has ended'} {waited:.0f} s after its start"
                 raise ClusterError("\n  ".join([f"{problem}; {log}:", *log.read_text().splitlines()[-15:]]))
@@ -239,23 +242,65 @@ def _processes(folder: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _kill(folder: Path, home: str | None = None) -> None:
-    """Kill all processes of a cluster, or those of one daemon or node, and wait until they are gone."""
-    deadline = time.monotonic() + 10
+    """Kill all processes of a cluster, or those of one daemon or node, and wait until they are gone.
+
+    They are stopped first, so that none acts on the death of another: srun's helper process, when it outlives srun,
+    ends the step on all nodes. The youngest is killed first: the kernel continues stopped processes whose group has
+    lost its parent.
+    """
+    deadline = time.monotonic() + 60
+    stopped: set[int] = set()
     while found := [process for process in _processes(folder) if home in (None, process[1])]:
         if time.monotonic() > deadline:
             raise ClusterError(f"these processes survive SIGKILL: {found}")
-        for pid, _, _ in found:
+        pids = {pid for pid, _, _ in found}
+        new = pids - stopped
+        for pid in sorted(new or pids, key=_started, reverse=True):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
+                os.kill(pid, signal.SIGSTOP if new else signal.SIGKILL)
+        stopped |= new
+        time.sleep(0.0 if new else 0.05)
+
+
+def _started(pid: int) -> tuple[int, int]:
+    """For sorting by age; pids alone begin again at the kernel's largest."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0, pid
+    return int(stat.rpartition(")")[2].split()[19]), pid  # clock ticks since boot
+
+
+def folders() -> list[Path]:
+    """Of all clusters of this repository, also of those whose folder is gone while processes still work there."""
+    found = set(FOLDER.parent.glob(f"{FOLDER.name}*"))
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if (entry / "comm").read_text().strip() in DAEMONS | STARTERS:
+                found.update(path for path in (entry / "cwd").readlink().parents if path.parent == FOLDER.parent)
+    return sorted(path for path in found if path.name.startswith(FOLDER.name))
+
+
+def folder_of(worker: str, run: int) -> Path:
+    """Where a worker of pytest-xdist has its cluster; `run` is the controller's process id."""
+    return FOLDER.with_name(f"{FOLDER.name}-{worker}-{run}")
+
+
+def run_of(folder: Path) -> int | None:
+    """The controller's process id, of a cluster of tests."""
+    found = re.match(rf"{re.escape(FOLDER.name)}-\w+-(\d+)", folder.name)
+    return int(found[1]) if found else None
 
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Let one `up` or `down` run at a time; the lock is on this very file, so none is left lying."""
-    with Path(__file__).open() as lock:
+    """Let one `up` or `down` run at a time on this machine; the lock is on a folder, so no file is left lying."""
+    lock = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _free_ports(first: int, count: int) -> int:
@@ -340,7 +385,7 @@ def main() -> int:
     """Run one command; returns its exit code."""
     parser = argparse.ArgumentParser(description="A real Slurm on this one host, for tests.")
     parser.add_argument("command", choices=["up", "down", "status"])
-    parser.add_argument("--dir", type=Path, default=FOLDER, help="where it lives (%(default)s)")
+    parser.add_argument("--dir", type=Path, help=f"where it lives ({FOLDER}; down: all of this repository)")
     parser.add_argument("--nodes", type=int, default=4, help="(%(default)s)")
     parser.add_argument("--base-port", type=int, default=PORTS.start, help="look for free ports from (%(default)s)")
     parser.add_argument("--slurmd-timeout", type=int, default=300, help="until a node is down (%(default)s s)")
@@ -348,15 +393,16 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.command == "down":
-            down(args.dir)
+            for folder in [args.dir] if args.dir else folders():
+                down(folder)
         elif args.command == "up":
             require(args.install)
-            cluster = up(args.dir, args.nodes, args.base_port, args.slurmd_timeout)
+            cluster = up(args.dir or FOLDER, args.nodes, args.base_port, args.slurmd_timeout)
             how = "Slurm is up already:" if cluster.was_up else "Slurm is up:"
             print(how, *map(" ".join, cluster.states().items()), file=sys.stderr)
             print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}")
         else:
-            daemons = found.daemons() if (found := load(args.dir.resolve())) else {"Slurm": None}
+            daemons = found.daemons() if (found := load((args.dir or FOLDER).resolve())) else {"Slurm": None}
             print(*(f"{name}: {pid or 'not running'}" for name, pid in daemons.items()), sep="\n")
             return 0 if all(daemons.values()) else 1
     except ClusterError as error:

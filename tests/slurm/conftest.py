@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.site import Site
+from tests.processes import MARK
 
 from . import cluster
 from .day import CONFIG, ask, until
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# A caller's own Slurm job or output formats must not reach the tests' commands.
-SLURM_VARIABLES = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
-
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[cluster.Cluster]:
@@ -26,27 +24,22 @@ def slurm() -> Iterator[cluster.Cluster]:
 
     Tests that run side by side have a cluster each.
     """
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    worker, run = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ[MARK].partition(".")[0])
     try:
-        running = cluster.up(cluster.FOLDER.with_name(f"{cluster.FOLDER.name}-{worker}") if worker else cluster.FOLDER)
+        running = cluster.up(cluster.folder_of(worker, run) if worker else cluster.FOLDER)
     except cluster.UnavailableError as error:
         pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(SLURM_VARIABLES)]:
-            patch.delenv(name)
         for name, value in running.env.items():
             patch.setenv(name, value)
+        quiet(running)
         yield running
     if not running.was_up:
         cluster.down(running.folder)
 
 
-@pytest.fixture
-def site(tmp_path: Path, slurm: cluster.Cluster) -> Iterator[Site]:
-    """Four idle nodes before, and after."""
-    site = Site(tmp_path, CONFIG)
-    yield site
-    site.close()
+def quiet(slurm: cluster.Cluster) -> None:
+    """End all jobs, and have all nodes idle."""
     for name in ("slurmdbd", "slurmctld"):
         slurm.start(name)
     ask("scancel", "--me", "--signal=KILL", "--full")
@@ -56,3 +49,12 @@ def site(tmp_path: Path, slurm: cluster.Cluster) -> Iterator[Site]:
     until(lambda: not ask("squeue", "-h"))
     slurm._resume()
     until(lambda: set(slurm.states().values()) == {"idle"})
+
+
+@pytest.fixture
+def site(tmp_path: Path, slurm: cluster.Cluster) -> Iterator[Site]:
+    """Four idle nodes before, and after."""
+    site = Site(tmp_path, CONFIG)
+    yield site
+    site.close()
+    quiet(slurm)

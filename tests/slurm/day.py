@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Incident, State
-from opt_ops.core.state.status import Status
-from tests.e2e.site import Site
+from opt_ops.core.state.model import Incident, State, Status
+from tests.e2e.site import PATIENCE, Site, until
 
 SETTLED = 55  # steps beyond a failure, after which the shipped ladders begin anew (settle_steps = 50)
 
@@ -23,23 +21,14 @@ def ask(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def until(true: Callable[[], Any], seconds: float = 120) -> Any:
-    """Wait until something is true; what it is."""
-    deadline = time.monotonic() + seconds
-    while not (value := true()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return value
-
-
 class Day:
     """One lineage of the stub trainer, started and in training."""
 
-    def __init__(self, site: Site, *settings: str, path: str | None = None, **shape: int) -> None:
+    def __init__(self, site: Site, *settings: str, path: str = "", first: str = "", **shape: int) -> None:
         self.site = site
         self.expected: list[str] = []
         site.start("steps=10000", *settings, **shape)
-        site.start_daemon(**({"PATH": path} if path else {}))
+        site.start_daemon(first, **({"PATH": path} if path else {}))
         self.trained(40)
 
     @property
@@ -53,16 +42,16 @@ class Day:
         attempt = self.state.attempt
         return attempt.name if attempt else ""
 
-    def trained(self, steps: int, seconds: float = 120) -> int:
+    def trained(self, steps: int) -> int:
         """Wait for as many more steps of the newest attempt; the step then."""
-        self.site.wait(lambda state: state.status is Status.TRAINING, seconds)
+        self.site.wait(lambda state: state.status is Status.TRAINING)
         began = self.site.step()
-        return until(lambda: (step := self.site.step()) >= began + steps and step, seconds)
+        return until(lambda: (step := self.site.step()) >= began + steps and step)
 
     def settled(self) -> None:
         """Train on until the newest failure is so far behind that another one like it is answered as the first."""
         failed = max((incident.step_failed or 0 for incident in self.state.incidents.values()), default=0)
-        until(lambda: self.site.step() > failed + SETTLED, 150)
+        until(lambda: self.site.step() > failed + SETTLED)
 
     def fault(self, what: str, kind: str, **expected: Any) -> Incident:
         """Put in a fault of the stub trainer, and see it through."""
@@ -70,7 +59,7 @@ class Day:
         self.site.fault(what)
         return self.sees(kind, **expected)
 
-    def sees(self, kind: str, seconds: float = 120, nodes: tuple[str, ...] | None = None) -> Incident:
+    def sees(self, kind: str, seconds: float = PATIENCE, nodes: tuple[str, ...] | None = None) -> Incident:
         """Wait for one more incident, of that kind and on those nodes, and for its proof."""
         self.expected.append(kind)
         number = len(self.expected)
@@ -87,6 +76,27 @@ class Day:
             assert incident.nodes == nodes, incident.cause
         return incident
 
+    def sound_before(self, attempt: str) -> int:
+        """The newest step of which a sound checkpoint was known when that attempt was intended."""
+        known: set[int] = set()
+        for entry in self.site.entries():
+            event = entry.event
+            if isinstance(event, e.CheckpointVerified) and event.healthy:
+                known.add(event.checkpoint.step)
+            elif isinstance(event, e.AttemptIntended) and event.attempt == attempt:
+                break
+        return max(known)
+
+    def saved_before_it_left(self, attempt: str) -> int:
+        """The step of an attempt when it was asked to leave; it saved before it was ended."""
+        events = [entry.event for entry in self.site.entries()]
+        leave = next(i for i, x in enumerate(events) if isinstance(x, e.LeaveIntended) and x.attempt == attempt)
+        steps = [x.step for x in events[:leave] if isinstance(x, e.AttemptProgressed) and x.attempt == attempt]
+        after = [x for x in events[leave:] if isinstance(x, e.CheckpointSeen | e.StopIntended | e.AttemptEnded)]
+        assert isinstance(after[0], e.CheckpointSeen), "it was ended before it had saved"
+        assert after[0].checkpoint.step >= steps[-1]
+        return steps[-1]
+
     def allow(self, *nodes: str) -> None:
         """Repair nodes: for Slurm and for us."""
         for node in nodes:
@@ -102,12 +112,12 @@ class Day:
         meanwhile: Callable[[], None] = lambda: None,
     ) -> State:
         """Let it end, and see that nothing was done beyond what the faults called for."""
-        last = self.trained(5)
-        self.site.command("run", "set", "1", f"steps={last + 250}", "--yes", "-q")
+        self.trained(1)
+        self.site.end_after(250)
         self.expected.append("operator")
-        self.site.wait(lambda state: state.ended, seconds=150)
+        self.site.wait(lambda state: state.ended)
         meanwhile()
-        state = self.site.ended(seconds=150)
+        state = self.site.ended()
         assert state.status is Status.COMPLETED, state.why
         kinds = [incident.kind for incident in state.incidents.values()]
         assert kinds == self.expected, [incident.cause for incident in state.incidents.values()]
@@ -121,12 +131,12 @@ class Day:
         """Slurm ran what the journal says, and nothing twice."""
         events = [entry.event for entry in self.site.entries()]
         ours = {event.job for event in events if isinstance(event, e.AllocationSubmitted)}
-        comments = [
-            line.split("|") for line in ask("sacct", "-n", "-P", "-X", "-o", "JobID,JobName,Comment").split("\n")
-        ]
+        jobs = [line.split("|") for line in ask("sacct", "-n", "-P", "-X", "-o", "JobID,JobName,Comment").split("\n")]
+        # a cluster that stays up remembers earlier runs of the tests, whose folder may have had the same name
+        jobs = [(job, name, what) for job, name, what in jobs if int(job) >= min(map(int, ours))]
         # what sbatch refuses is in the accounts all the same, as FAILED
         refused = {f"opt-ops-{event.allocation}" for event in events if isinstance(event, e.AllocationFailed)}
-        mine = {job: name for job, name, what in comments if str(self.site.runs) in what and name not in refused}
+        mine = {job: name for job, name, what in jobs if str(self.site.runs) in what and name not in refused}
         assert set(mine) == ours
         assert max(Counter(mine.values()).values()) == 1, mine
         if submitted is not None:

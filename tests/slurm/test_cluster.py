@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,23 +23,23 @@ pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A short path for a second cluster, which is taken down even if the test fails."""
-    folder = tmp_path_factory.mktemp("slurm")
+def folder(slurm: cluster.Cluster) -> Iterator[Path]:
+    """A second cluster's, which is taken down even if the test fails, and by `make slurm-down` if it is killed."""
+    folder = slurm.folder.with_name(f"{slurm.folder.name}-2")
     yield folder
     cluster.down(folder)
 
 
 def output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
 
 
 def cli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, cluster.__file__, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -126,7 +127,9 @@ def test_up_twice_finds_the_same_cluster(slurm: cluster.Cluster) -> None:
     assert slurm.states()[slurm.nodes[0]] in cluster.USABLE, "the drained node is resumed"
 
 
-def test_half_up_is_swept_away_and_down_leaves_nothing(slurm: cluster.Cluster, folder: Path) -> None:
+def test_half_up_is_swept_away_and_down_leaves_nothing(
+    slurm: cluster.Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second cluster beside the first: brought up, crippled, brought up again, taken down with a job on it."""
     first_try = cluster.up(folder, nodes=1)
     killed = first_try.daemons()["mariadbd"]
@@ -139,7 +142,7 @@ def test_half_up_is_swept_away_and_down_leaves_nothing(slurm: cluster.Cluster, f
     assert not second.was_up
     assert second.states() == {"gpu001": "idle"}
     second.kill_node("gpu001")
-    wait_for(lambda: second.states()["gpu001"] == "down*", seconds=40)  # slurmctld looks every 15 s or so
+    wait_for(lambda: second.states()["gpu001"] == "down*")  # slurmctld looks every 15 s or so
     second.revive_node("gpu001")
     wait_for(lambda: second.states() == {"gpu001": "idle"})
     env = {**os.environ, **second.env}
@@ -149,7 +152,15 @@ def test_half_up_is_swept_away_and_down_leaves_nothing(slurm: cluster.Cluster, f
     wait_for(lambda: any(process[2] == "sleep" for process in cluster._processes(folder)))
     assert len(processes_in(folder)) >= 5
 
-    assert cli("down", "--dir", folder).returncode == 0
+    # As `make slurm-down`: also what the worker of a run had that was killed, and where the folder is gone already.
+    left = folder.with_name(f"{folder.name}-gw7-1")
+    left.mkdir()
+    (left / "slurm.conf").write_text(cluster.HEADER)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(cluster, "FOLDER", folder)
+    monkeypatch.setattr(sys, "argv", ["cluster.py", "down"])
+    assert cluster.main() == 0
+    assert not left.exists()
     assert not folder.exists()
     assert list(cluster._processes(folder)) == []
     assert processes_in(folder) == []

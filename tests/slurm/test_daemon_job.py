@@ -3,8 +3,7 @@
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from opt_ops.cli.daemon_units import job_name
 from opt_ops.core import events as e
 from opt_ops.core.state.status import Status
 from opt_ops.runfolder.files import read_json
-from tests.e2e.site import Site
+from tests.e2e.site import Site, until
 from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import quiet
 
 pytestmark = pytest.mark.slurm
 
@@ -26,14 +26,6 @@ def ask(*command: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-def until(true: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return value
-
-
 @pytest.fixture
 def site(tmp_path: Path, slurm: Cluster) -> Iterator[Site]:
     folder = tmp_path / "a site's 100%"
@@ -41,8 +33,9 @@ def site(tmp_path: Path, slurm: Cluster) -> Iterator[Site]:
     site = Site(folder, CONFIG)
     (folder / "daemon.log").touch()  # where Site looks; this daemon writes to the runs folder
     yield site
-    until(lambda: subprocess.run(["scancel", "--me"], check=True) and not ask("squeue", "-h"))
+    until(lambda: subprocess.run(["scancel", "--me"], check=True) and not ask("squeue", "-h"))  # it submits itself anew
     site.close()
+    quiet(slurm)
 
 
 def jobs(site: Site, state: str) -> list[str]:
@@ -104,5 +97,6 @@ def test_a_daemon_that_cannot_start_is_no_storm_of_jobs(site: Site, monkeypatch:
     assert second != first
     monkeypatch.setenv("SLURM_TIME_FORMAT", "%s")
     times = dict(word.split("=", 1) for word in ask("scontrol", "show", "job", second) if "Time=" in word)
-    assert int(times["EligibleTime"]) - int(times["SubmitTime"]) == 60
+    # a minute from when sbatch was started; a busy controller takes the job a little later
+    assert 30 < int(times["EligibleTime"]) - int(times["SubmitTime"]) <= 60
     assert "nonsense" in (site.runs / "daemon.log").read_text()

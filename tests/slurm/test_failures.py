@@ -1,25 +1,15 @@
 """Failures on a real Slurm with four nodes: what was seen, named, done and proven, and that nothing else was done."""
 
-import json
+from pathlib import Path
 
 import pytest
 
 from opt_ops.core import events as e
 from opt_ops.core.values import Action
 from tests.e2e.site import Site
-from tests.slurm.day import Day, until
+from tests.slurm.day import Day
 
 pytestmark = pytest.mark.slurm
-
-
-def good(day: Day) -> int:
-    return max(known.checkpoint.step for known in day.state.checkpoints.values() if known.good)
-
-
-def ended_ranks(site: Site) -> list[int]:
-    """Of the newest attempt."""
-    reports = [json.loads(path.read_text()) for path in (site.attempt_folder() / "nodes").glob("*.json")]
-    return [rank["rank"] for report in reports for rank in report["ranks"] if rank["ended"]]
 
 
 def test_ranks_that_end(site: Site):
@@ -29,10 +19,10 @@ def test_ranks_that_end(site: Site):
 
     died = day.fault("die", "process_death", nodes=(first,))
     assert died.cause == f"rank 1 on {first} was killed by signal 9 (SIGKILL)"
-    assert died.steps_lost < 25
+    assert died.step_resumed == day.sound_before(died.next_attempt)
     assert day.state.attempt.nodes == (first, second), "once is no reason to leave a node out"
 
-    day.finished()
+    day.settled()
     failed = day.fault("exit-7", "process_death", nodes=(first,))
     assert f"rank 1 on {first} left with code 7" in failed.cause
     assert failed.decision.exclude == ()
@@ -46,7 +36,13 @@ def test_ranks_that_end(site: Site):
 
     torn = day.fault("torn", "process_death")
     assert torn.evidence["rank"] == 0
-    assert f"step-{torn.step_resumed + 10:08d}" not in str(list(day.state.checkpoints)), "no marker, no checkpoint"
+    step = day.state.attempts[torn.attempt].last_step  # which the next attempt saves again, and then it is one
+    assert step % 10 == 0
+    events = [entry.event for entry in site.entries()]
+    again = next(i for i, x in enumerate(events) if isinstance(x, e.AttemptStarted) and x.attempt == torn.next_attempt)
+    seen = [x.checkpoint.step for x in events[:again] if isinstance(x, e.CheckpointSeen)]
+    assert step not in seen, "no marker, no checkpoint"
+    assert torn.step_resumed == day.sound_before(torn.next_attempt)
 
     assert day.state.allocation.job == job, "all of it inside one allocation"
     day.ends(submitted=1)
@@ -56,7 +52,7 @@ def test_ranks_that_hang(site: Site):
     day = Day(site, "evaluate=25", ranks=2)
     first = day.state.attempt.nodes[0]
     for what, phase in (("hang", "training"), ("hang-evaluation", "evaluation"), ("hang-saving", "saving")):
-        day.finished()
+        day.settled()
         hung = day.fault(what, "hang", nodes=(first,))
         assert f"in {phase}" in hung.cause
         assert hung.stacks.odd == (1,)
@@ -105,16 +101,19 @@ def test_checkpoints_that_cannot_be_used(site: Site):
     died = day.sees("process_death")
     assert died.step_resumed != rotten.checkpoint.step
 
-    day.finished()
+    day.settled()
+    # Read by the supervisor, and found sound; the disk changes its mind before the next attempt reads it.
+    hold, attempts = site.runs / "1/hold", len(day.state.attempts)
+    hold.touch()
     site.fault("die")
-    until(lambda: ended_ranks(site))
-    # Read by the supervisor, and found sound; the disk changes its mind afterwards.
-    shard = max((site.runs / "1/1.00/checkpoints").glob("step-*/COMMITTED")).with_name("__0_0.distcp")
-    newest = until(lambda: (step := good(day)) == int(shard.parent.name.removeprefix("step-")) and step)
+    site.wait(lambda state: len(state.attempts) > attempts)
+    newest = day.state.attempt.checkpoint
+    shard = Path(newest.path) / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    hold.unlink()
     day.expected.append("process_death")
     refused = day.sees("checkpoint_refused")
-    assert refused.step_resumed < newest
+    assert refused.step_resumed < newest.step
     assert "left with code 65" in refused.cause
     day.ends(submitted=1)
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from opt_ops.core.state.status import Status
 from opt_ops.core.values import AllocationStatus
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.node.agent import main as agent_main
-from tests.e2e.site import Site
+from tests.e2e.site import Site, until
 from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import quiet
 
 pytestmark = pytest.mark.slurm
 
@@ -31,13 +31,8 @@ def ask(*command: str) -> str:
 def site(tmp_path: Path, slurm: Cluster) -> Iterator[Site]:
     site = Site(tmp_path, CONFIG, trainer=f"'{sys.executable}', '-m', 'trainer'")
     yield site
-    subprocess.run(["scancel", "--me"], check=True)
     site.close()
-    for node in slurm.nodes:
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, capture_output=True)
-    deadline = time.monotonic() + 30
-    while ask("squeue", "-h") and time.monotonic() < deadline:
-        time.sleep(0.5)
+    quiet(slurm)
 
 
 def test_a_killed_rank_and_a_bad_node_to_the_last_step(site: Site):
@@ -46,15 +41,15 @@ def test_a_killed_rank_and_a_bad_node_to_the_last_step(site: Site):
     ).strip()
     assert lineage == "1"
     site.start_daemon()
-    site.wait(lambda state: any(known.good for known in state.checkpoints.values()), 120)
+    site.wait(lambda state: any(known.good for known in state.checkpoints.values()))
     held = site.state().allocation.nodes
     assert len(held) == 3
     site.command("drill", "kill-rank", "1", "--rank", "1", "--yes", "-q")
-    site.wait(lambda state: state.incidents and all(i.proven for i in state.incidents.values()), 120)
+    site.wait(lambda state: state.incidents and all(i.proven for i in state.incidents.values()))
     bad = site.state().attempt.nodes[0]
     site.command("drill", "xid", "1", "--node", bad, "--xid", "79", "--yes", "-q")
-    site.wait(lambda state: len(state.incidents) == 2, 60)
-    state = site.ended(seconds=240)
+    site.wait(lambda state: len(state.incidents) == 2)
+    state = site.ended()
     assert state.status is Status.COMPLETED
     assert [(i.kind, i.proven) for i in state.incidents.values()] == [("process_death", True), ("bad_gpu", True)]
     assert bad not in state.attempt.nodes
@@ -71,15 +66,15 @@ def test_a_killed_rank_and_a_bad_node_to_the_last_step(site: Site):
 def test_a_node_that_an_administrator_drains_gets_nothing_new(site: Site, slurm: Cluster):
     site.command("run", "start", "opt-tiny", "--set=steps=5000", "--set=checkpoint_every=10", "-q")
     site.start_daemon()
-    site.wait(lambda state: state.status is Status.TRAINING, 120)
+    site.wait(lambda state: state.status is Status.TRAINING)
     attempt = site.state().attempt
     drained = attempt.nodes[1]
     ask("scontrol", "update", f"nodename={drained}", "state=drain", "reason=fan; rm -rf / $(id)")
-    site.wait(lambda state: state.nodes[drained].reason.startswith("slurm_drain"), 60)
+    site.wait(lambda state: state.nodes[drained].reason.startswith("slurm_drain"))
     assert site.state().nodes[drained].reason.endswith("fan; rm -rf / $(id)")
     assert site.state().attempt.name == attempt.name, "what runs there goes on"
     site.command("drill", "kill-rank", "1", "--rank", "0", "--yes", "-q")
-    site.wait(lambda state: len(state.attempts) == 2 and state.status is Status.TRAINING, 120)
+    site.wait(lambda state: len(state.attempts) == 2 and state.status is Status.TRAINING)
     assert drained not in site.state().attempt.nodes
 
 
@@ -91,16 +86,11 @@ def test_a_daemon_that_was_killed_after_submitting_adopts_its_job(site: Site):
     assert scheduler.jobs() == [(job, "1-n0")]
     other = SlurmScheduler(site.runs / "11", SlurmOptions(partition="main"), agent_main)
     assert other.jobs() == [], "the same name in another folder is another lineage's job"
-    deadline = time.monotonic() + 30
-    while (state := scheduler._state(job)).status is not AllocationStatus.RUNNING:
-        assert time.monotonic() < deadline, state
-        time.sleep(0.5)
+    state = until(lambda: (state := scheduler._state(job)).status is AllocationStatus.RUNNING and state)
     assert len(state.nodes) == 2
     assert "gpu001" not in state.nodes
     scheduler.cancel(job)
-    while (state := scheduler._state(job)).status is not AllocationStatus.ENDED:
-        assert time.monotonic() < deadline, state
-        time.sleep(0.5)
+    state = until(lambda: (state := scheduler._state(job)).status is AllocationStatus.ENDED and state)
     assert state.reason in ("CANCELLED", "COMPLETED")
     scheduler.cancel(job)  # ending what has ended is no error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -41,7 +40,7 @@ def test_nodes_that_are_bad_or_slow(site: Site):
     ranked = day.state.attempt.nodes[1]
     slow = day.fault("slow", "straggler", nodes=(ranked,))
     assert slow.evidence["ratio"] == pytest.approx(3.0)
-    assert slow.steps_lost <= 15, "it saved before it left"
+    assert slow.step_resumed >= day.saved_before_it_left(slow.attempt)
     assert ranked not in day.state.attempt.nodes
     day.ends(excluded={ranked}, submitted=2)
 
@@ -66,7 +65,7 @@ def test_a_node_that_comes_back_touches_nothing(site: Site, slurm: Cluster):
     day.sees("silent_node", nodes=(second,))
     attempt = day.attempt
     slurm.revive_node(second)
-    time.sleep(7)  # longer than a silence
+    site.looked(seconds=7)  # longer than a silence
     day.trained(5)
     assert day.attempt == attempt
 
@@ -79,9 +78,9 @@ def test_all_nodes_at_once(site: Site, slurm: Cluster):
     for node in held:
         slurm.revive_node(node)
     # Slurm takes the job for running. While no node at all is heard, our own eyes might have failed: patience.
-    lost = day.sees("silent_node", seconds=150)
+    lost = day.sees("silent_node")
     assert lost.evidence["seconds"] > 2 * 6, "other nodes were heard at the earliest when they had replaced these"
-    assert lost.steps_lost < 15
+    assert lost.step_resumed == day.sound_before(lost.next_attempt)
     day.ends(excluded=lost.nodes)
 
 
@@ -97,7 +96,7 @@ def test_all_spares_used_up(site: Site):
     day.expected.append("bad_gpu")
     waiting = site.wait(lambda state: len(state.incidents) == 2 and not state.attempt.live and state)
     assert waiting.attempt.name == attempt.name
-    time.sleep(5)
+    site.looked(seconds=5)
     assert day.attempt == attempt.name, "it waits for a third node"
     assert day.state.status in (Status.RECOVERING, Status.QUEUED)
     day.allow(second)
@@ -111,13 +110,12 @@ def test_fewer_nodes_and_more_again(site: Site):
     day = Day(site, nodes=4, spares=0, min_nodes=3)
     bad = day.state.attempt.nodes[3]
     site.command("drill", "xid", "1", "--node", bad, "--xid", "79", "--yes", "-q")
-    incident = day.sees("bad_gpu", nodes=(bad,))
+    day.sees("bad_gpu", nodes=(bad,))
     assert len(day.state.attempt.nodes) == 3
-    assert incident.closed_at - incident.opened_at < 30
     day.allow(bad)
-    day.sees("nodes_returned")
+    returned = day.sees("nodes_returned")
     assert len(day.state.attempt.nodes) == 4
-    assert next(i for i in day.state.incidents.values() if i.kind == "nodes_returned").steps_lost <= 15
+    assert returned.step_resumed >= day.saved_before_it_left(returned.attempt)
     day.ends()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -35,12 +34,14 @@ def test_slurm_does_not_answer(site: Site, slurm: Cluster, tmp_path: Path):
     bin_.mkdir()
     for name, instead in (
         ("squeue", 'case "$*" in *-j*) echo Invalid job id specified >&2; exit 1;; esac'),
-        ("sacct", "exec sleep 60"),
+        ("sacct", f"while [ -e '{forgotten}' ]; do sleep 0.1; done; exit 1"),
     ):
         script = f"#!/bin/sh\nif [ -e '{forgotten}' ]; then {instead}\nfi\nexec {shutil.which(name)} \"$@\"\n"
         (bin_ / name).write_text(script)
         (bin_ / name).chmod(0o755)
-    day = Day(site, path=f"{bin_}:{slurm.env['PATH']}")
+    # Without an end to the daemon's patience: what it does meanwhile, it does without an answer.
+    patient = "import opt_ops.adapters.slurm as slurm; slurm.TIMEOUT_SECONDS = 3600.0"
+    day = Day(site, path=f"{bin_}:{slurm.env['PATH']}", first=patient)
     ours = job(day)
 
     def unanswered() -> bool:
@@ -49,21 +50,19 @@ def test_slurm_does_not_answer(site: Site, slurm: Cluster, tmp_path: Path):
 
     slurm.stop("slurmctld")
     until(unanswered)
-    died = day.fault("die", "process_death", seconds=120)
-    assert died.closed_at - died.at < 10, "nothing of a recovery inside the allocation needs slurmctld"
+    day.fault("die", "process_death")  # nothing of a recovery inside the allocation needs slurmctld
     slurm.start("slurmctld")
     until(lambda: not unanswered())
 
-    day.finished()
+    day.settled()
     slurm.stop("slurmdbd")
     day.fault("die", "process_death")
     slurm.start("slurmdbd")
 
-    day.finished()
+    day.settled()
     forgotten.touch()  # squeue has forgotten the job, and sacct does not answer
     until(unanswered)
-    died = day.fault("die", "process_death", seconds=120)
-    assert died.closed_at - died.at < 10, "whoever does not answer holds up nothing"
+    day.fault("die", "process_death")  # whoever does not answer holds up nothing
     forgotten.unlink()
 
     assert job(day) == ours
@@ -99,14 +98,14 @@ def test_time_limits(site: Site, tmp_path: Path):
         other.wait(lambda state: state.status is Status.TRAINING)
         other.kill_daemon()
 
-        moved = day.sees("time_limit", seconds=150)
+        moved = day.sees("time_limit")
         assert "1 other nodes are held" in moved.cause
-        assert moved.steps_lost <= 15
+        assert moved.step_resumed >= day.saved_before_it_left(moved.attempt)
         assert not any(node.excluded_by for node in day.state.nodes.values())
         day.ends(submitted=2)
 
         cut = other.state().allocation.job
-        until(lambda: ask("sacct", "-n", "-X", "-j", cut, "-o", "State").split() == ["TIMEOUT"], 150)
+        until(lambda: ask("sacct", "-n", "-X", "-j", cut, "-o", "State").split() == ["TIMEOUT"])
         other.start_daemon()
         closed = other.wait(lambda s: len(s.incidents) == 2 and all(i.closed_at for i in s.incidents.values()) and s)
         assert [i.kind for i in closed.incidents.values()] == ["daemon_restart", "time_limit"]
@@ -119,10 +118,10 @@ def test_time_limits(site: Site, tmp_path: Path):
 def test_somebody_more_important_takes_the_nodes(site: Site):
     day = Day(site)
     urgent = ask("sbatch", "--parsable", "-p", "urgent", "-N4", "--exclusive", "-o/dev/null", "--wrap", "sleep 8")
-    taken = day.sees("preemption", seconds=120)
+    taken = day.sees("preemption")
     assert "PREEMPTED" in taken.cause
-    assert taken.steps_lost <= 15
-    assert ask("sacct", "-n", "-X", "-j", urgent, "-o", "State").split() == ["COMPLETED"]
+    assert taken.step_resumed == day.sound_before(taken.next_attempt)
+    until(lambda: ask("sacct", "-n", "-X", "-j", urgent, "-o", "State").split() == ["COMPLETED"])
     day.ends()
 
 
@@ -131,8 +130,7 @@ def test_preemption_with_a_grace_time_is_told_apart(site: Site):
     config.write_text(config.read_text().replace('"main"', '"graceful"'))
     day = Day(site)
     ask("sbatch", "-p", "urgent", "-N4", "--exclusive", "-o/dev/null", "--wrap", "sleep 5")
-    graceful = day.sees("preemption", seconds=120)
-    assert graceful.steps_lost <= 15
+    graceful = day.sees("preemption")
     state = day.state
     again = state.attempts[graceful.next_attempt].intended_at
     saved = max(known.checkpoint.step for known in state.checkpoints.values() if known.good and known.seen_at < again)
@@ -167,7 +165,7 @@ def test_the_same_death_at_the_same_step_calls_a_human(site: Site, pager: tuple[
     deaths = ",".join(f"exit-9@45:1.00-a{n}" for n in range(9))
     site.start("steps=10000", f"misbehave={deaths}")
     site.start_daemon()
-    state = site.ended(seconds=150)
+    state = site.ended()
     assert state.status is Status.HALTED
     kinds = [incident.kind for incident in state.incidents.values()]
     assert kinds == ["process_death"] * 4
@@ -188,7 +186,7 @@ def test_what_operators_ask_for(site: Site):
     do("pause", "1", "--reason", "power work")
     site.wait(lambda state: state.status is Status.PAUSED and not state.live_allocations)
     saved = max(known.checkpoint.step for known in day.state.checkpoints.values() if known.good)
-    assert saved >= day.state.attempt.last_step - 15, "it saved before it left"
+    assert saved >= day.saved_before_it_left(day.attempt)
     do("resume", "1")
     site.wait(lambda state: state.status is Status.TRAINING and len(state.attempts) == 2)
     assert day.state.attempt.first_step == saved + 1
@@ -210,7 +208,7 @@ def test_what_operators_ask_for(site: Site):
     day.expected.append("process_death")
     advice = site.wait(lambda s: next((i for i in s.incidents.values() if i.kind == "process_death" and i.decision), 0))
     assert advice.decision.advice
-    time.sleep(3)
+    site.looked(seconds=3)
     assert len(day.state.attempts) == attempts, "the daemon only says what it would do"
     do("hand-back", "1")
     until(lambda: day.state.driver == "daemon")

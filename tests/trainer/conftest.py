@@ -21,10 +21,3 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "topics.jsonl"
     path.write_text("".join(json.dumps({"text": topics[name]}) + "\n" for name in sorted(topics)))
     return path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPT_OPS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,12 +25,6 @@ SMALL = (
     "data.seq_len=32",
     "data.global_batch=8",
 )
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -71,7 +66,7 @@ class Ranks:
         patience: seconds that a call may take.
     """
 
-    def __init__(self, patience: float = 60) -> None:
+    def __init__(self, patience: float = 240) -> None:
         self._patience = patience
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["trainer.loop", "torch._dynamo"])
@@ -143,7 +138,7 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> list[subprocess.Comple
     """Wait for all of them."""
     results = []
     for process in processes:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
         results.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     return results
 
@@ -154,11 +149,24 @@ def train(world: int, *args: str | Path, **variables: str) -> list[subprocess.Co
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(what)
         time.sleep(0.005)
+
+
+def waits(process: subprocess.Popen[str]) -> bool:
+    """Whether all threads of a process sleep, and nothing wakes them for a moment."""
+
+    def threads() -> list[tuple[str, ...]]:
+        # state, and how long each has computed, in user mode and in the kernel
+        texts = [path.read_text() for path in sorted(Path(f"/proc/{process.pid}/task").glob("*/stat"))]
+        return [(words[0], words[11], words[12]) for words in (text.rpartition(")")[2].split() for text in texts)]
+
+    before = threads()
+    time.sleep(0.2)
+    return before == threads() and {state for state, *_ in before} == {"S"}
 
 
 def settings(*pairs: str) -> list[str]:

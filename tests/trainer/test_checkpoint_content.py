@@ -146,7 +146,7 @@ def test_a_stale_save_is_not_committed(ranks: Ranks, tmp_path: Path) -> None:
 
 def verify(*paths: Path | str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trainer.checkpoint", "verify", *map(str, paths)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
 
 
 def test_the_command_says_what_is_wrong_by_word_and_exit_code(copy: Path) -> None:

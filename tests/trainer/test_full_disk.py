@@ -128,7 +128,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(text: Path, tmp_path: Path) -
     words = [*map(str, arguments(tmp_path, text, "a1", *settings("steps=5", "log_every=1")))]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "trainer", *words], cwd=REPOSITORY, stdout=full, stderr=full, timeout=120
+            [sys.executable, "-m", "trainer", *words], cwd=REPOSITORY, stdout=full, stderr=full, timeout=240
         )
     assert done.returncode == 0
     assert len(telemetry(tmp_path / "a1")) == 5

@@ -2,13 +2,12 @@
 
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from opt_ops.contract import manifest
-from tests.trainer.harness import finish, settings, start, telemetry, wait_for
+from tests.trainer.harness import finish, settings, start, telemetry, wait_for, waits
 from tests.trainer.test_train import arguments, wait_for_step
 
 ENDLESS = settings("steps=100000", "checkpoint_every=100000")
@@ -61,15 +60,8 @@ def test_sigusr2_dumps_the_stacks_of_a_rank_that_is_blocked_in_a_collective(text
         signal.signal(signal.SIGUSR2, was)
     wait_for_step(tmp_path / "a1", 3)
     ranks[1].send_signal(signal.SIGSTOP)
-    steps = 0
-
-    def blocked() -> bool:
-        nonlocal steps
-        before, steps = steps, len(telemetry(tmp_path / "a1"))
-        time.sleep(0.2)
-        return before == steps
-
-    wait_for(blocked, "rank 0 does not wait for a stopped peer")
+    wait_for(lambda: waits(ranks[0]), "rank 0 does not wait for a stopped peer")
+    steps = len(telemetry(tmp_path / "a1"))
     for count in (1, 2):
         ranks[0].send_signal(signal.SIGUSR2)
         wait_for(lambda count=count: len(dumps(tmp_path, 0)) == count, f"no dump {count}")

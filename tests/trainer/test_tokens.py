@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -307,6 +306,12 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def waits_for_a_lock(pid: int) -> bool:
+    """By /proc/locks: `1: -> FLOCK  ADVISORY  WRITE <pid> …` waits for the one above it."""
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(words[1] == "->" and words[5] == str(pid) for words in lines)
+
+
 def test_killed_at_any_time_it_goes_on_where_it_was(tmp_path: Path, text: Path, trained: Path, cache: Path) -> None:
     large = jsonl(tmp_path / "large.jsonl", *(f"{i} " + "The cat sat on the mat. " * 300 for i in range(300)))
     killed = build(large, trained, cache)
@@ -321,13 +326,13 @@ def test_killed_at_any_time_it_goes_on_where_it_was(tmp_path: Path, text: Path, 
     assert not list(cache.glob("tokens-*/about.json"))[1:], "it was done already"
 
     again = build(large, trained, cache)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     made_before, of = map(int, re.findall(r"data: (\d+) of (\d+) parts exist already", err)[0])
     assert 5 <= made_before == len(parts) < of
     assert "data: " in out
     undisturbed = build(large, trained, tmp_path / "other", workers=1)
-    assert undisturbed.communicate(timeout=60)[0] == out
+    assert undisturbed.communicate(timeout=240)[0] == out
 
     def digest(folder: Path) -> list[str]:
         found = [json.loads(path.read_text()) for path in folder.glob("tokens-*/about.json")]
@@ -346,11 +351,10 @@ def test_one_builds_the_others_wait_and_a_killed_builder_blocks_nobody(
     os.kill(first.pid, signal.SIGSTOP)
     assert list(cache.glob(".tokens-*.parts")), "it was done already"
     others = [build(large, trained, cache) for _ in range(3)]
-    time.sleep(2)
-    assert [process.poll() for process in others] == [None] * 3, "they did not wait"
+    wait_for(lambda: all(waits_for_a_lock(process.pid) for process in others), "they do not wait")
     first.kill()
     first.communicate()
-    outputs = [process.communicate(timeout=60) for process in others]
+    outputs = [process.communicate(timeout=240) for process in others]
     assert [process.returncode for process in others] == [0, 0, 0], outputs
     assert len({out for out, _ in outputs}) == 1
 
@@ -389,15 +393,15 @@ def test_a_build_that_stands_still_is_not_told_of(cache: Path, monkeypatch: pyte
 def test_the_program_tells_users_what_is_wrong(tmp_path: Path, text: Path, trained: Path, cache: Path) -> None:
     path = spoilt(tmp_path / "spoilt.jsonl", text, [3])
     strict = build(path, trained, cache, "--max-corrupt-lines", "0")
-    _, err = strict.communicate(timeout=60)
+    _, err = strict.communicate(timeout=240)
     assert strict.returncode == 78
     assert f"error: {path}:3: not a JSON object" in err
     lenient = build(path, trained, cache)
-    out, err = lenient.communicate(timeout=60)
+    out, err = lenient.communicate(timeout=240)
     assert lenient.returncode == 0, err
     assert re.fullmatch(r"data: [\d,]+ tokens in 11 documents, 1 corrupt lines skipped\n", out)
     unknown = build(path, trained, cache, "--worker")
-    _, err = unknown.communicate(timeout=60)
+    _, err = unknown.communicate(timeout=240)
     assert unknown.returncode == 78
     assert err == "error: unrecognized arguments: --worker; --help shows examples.\n"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import threading
 import urllib.error
 import urllib.parse
@@ -23,6 +22,7 @@ from chronicles.mlflow_mirror.sync import sync
 from opt_ops.errors import Unavailable
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.server import serving
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -36,6 +36,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def opened(browser: Any, url: str, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:
     """A page, and everything that it complained about or asked the network for."""
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    context.set_default_timeout(180_000)
     page = context.new_page()
     noise: list[str] = []
     page.on("console", lambda message: noise.append(f"{message.type}: {message.text}"))
@@ -125,22 +126,22 @@ def mlflow_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = Path(shutil.copytree(LINEAGE, runs / "1"))
     store = f"sqlite:///{shutil.copyfile(empty_store, runs / 'mlflow.db')}"
     sync(folder, store, "opt-ops")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command, environment = serve_command(store, runs, port)
     with serving(command, environment, f"http://127.0.0.1:{port}", runs / "server.log") as url:
         yield url
 
 
 def test_mlflow_shows_the_lineage_its_runs_and_its_logbook(browser: Any, mlflow_server: str):
-    page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    context.set_default_timeout(180_000)
+    page = context.new_page()
     training = "workflowType=machine_learning"
     page.goto(f"{mlflow_server}/#/experiments/1/runs?{training}")
     parent = page.get_by_role("link", name="1", exact=True).first
-    parent.wait_for(timeout=60_000)
+    parent.wait_for()
     page.goto(f"{mlflow_server}/{parent.get_attribute('href').lstrip('/')}?{training}")
-    page.get_by_role("link", name="1.01").wait_for(timeout=60_000)
+    page.get_by_role("link", name="1.01").wait_for()
     assert page.get_by_role("link", name="1.00").is_visible()
     assert page.get_by_text("All 600 steps were trained").is_visible()
 
@@ -153,12 +154,12 @@ def test_mlflow_shows_the_lineage_its_runs_and_its_logbook(browser: Any, mlflow_
 
     asked = {"runs": json.dumps([run.split("?")[0] for run in runs]), "experiments": '["1"]'}
     page.goto(f"{mlflow_server}/#/compare-runs?{urllib.parse.urlencode(asked)}&{training}")
-    page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for(timeout=60_000)
+    page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
     assert page.get_by_text("1.01").first.is_visible()
 
     page.goto(f"{lineage}/artifacts/chronicle/logbook.html?{training}")
     frame = page.frame_locator("iframe")
-    frame.get_by_role("heading", name="Lineage 1").wait_for(timeout=60_000)
+    frame.get_by_role("heading", name="Lineage 1").wait_for()
     entry = frame.locator("article#\\31 -i003")
     assert not _in_view(entry)
     frame.locator("table a", has_text="1-i003").first.click()
@@ -185,7 +186,7 @@ class _Guard(BaseHTTPRequestHandler):
             request = urllib.request.Request(self.server.behind + self.path, body or None, method=self.command)
             request.add_header("Content-Type", self.headers.get("Content-Type") or "application/json")
             try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
+                with urllib.request.urlopen(request, timeout=180) as answer:
                     self._answer(answer.status, answer.read(), answer.headers.get("Content-Type", ""))
             except urllib.error.HTTPError as error:
                 self._answer(error.code, error.read(), error.headers.get("Content-Type", ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from chronicles.mlflow_mirror.sync import sync
 from opt_ops.errors import Unavailable
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.server import serving
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.timeout(600)]
 
@@ -33,9 +33,7 @@ def secured(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     store = f"sqlite:///{shutil.copyfile(empty_store, runs / 'mlflow.db')}"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command, environment = serve_command(store, runs, port)
     environment |= {
         "MLFLOW_AUTH_CONFIG_PATH": str(runs / "auth.ini"),
@@ -85,7 +83,7 @@ def test_who_may_write_does_and_who_may_not_loses_nothing(
     assert "| COMPLETED |" in experiment.tags["mlflow.note.content"]
 
     ben = {"username": "ben", "password": "correct-horse-2"}
-    made = requests.post(f"{secured}/api/2.0/mlflow/users/create", json=ben, auth=(ADMIN, PASSWORD), timeout=60)
+    made = requests.post(f"{secured}/api/2.0/mlflow/users/create", json=ben, auth=(ADMIN, PASSWORD), timeout=300)
     assert made.ok
     as_user(monkeypatch, USERNAME="ben", PASSWORD="correct-horse-2")
     (folder / "chronicle" / "mlflow.json").unlink()

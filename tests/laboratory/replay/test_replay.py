@@ -48,7 +48,7 @@ def small(name: str = "opt-175b", **changes: object) -> Scenario:
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=120)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=300)
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_the_command_keeps_a_run_folder_and_says_what_was_drawn(tmp_path: Path, 
     lines = (tmp_path / "runs/12/12.00/a0/telemetry.jsonl").read_text().splitlines()
     assert [json.loads(line)["num_updates"] for line in lines] == list(range(1, 301))
     out = subprocess.run(
-        [*command, "-o", "json"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+        [*command, "-o", "json"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
     )
     (item,) = json.loads(out.stdout)["items"]
     assert item["simulated"] is True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from opt_ops.core.values import Action, Outcome
 from tests.e2e.site import Site
 from tests.laboratory.scenarios import stages
 from tests.laboratory.scenarios.stages import Stage, trains_on
-from tests.slurm.conftest import slurm
+from tests.slurm.conftest import quiet, slurm
 
 __all__ = ["slurm"]  # a fixture
 
@@ -38,10 +37,8 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     cluster: Cluster = request.getfixturevalue("slurm")
     site = Site(tmp_path, 'scheduler = "slurm"\n[slurm]\npartition = "main"\ntime_minutes = 30')
     yield stages.slurm(site)
-    subprocess.run(["scancel", "--me"], check=True)
     site.close()
-    for node in cluster.nodes:
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, capture_output=True)
+    quiet(cluster)
 
 
 def proven(state: State, number: int) -> Incident | None:

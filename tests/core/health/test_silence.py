@@ -1,0 +1,91 @@
+"""The rule behind a silent node: how long is silence, and whose fault is it."""
+
+from __future__ import annotations
+
+from opt_ops.core.health.silence import Silence
+
+PATIENCE = 24.0
+
+
+class Looks:
+    """A watch that looks every two seconds at nodes n1 to n3."""
+
+    def __init__(self, *held: str) -> None:
+        self.silence = Silence(PATIENCE)
+        self.held = set(held or ("n1", "n2", "n3"))
+        self.now = 100.0
+        self.silence.look(self.now, self.held, self.held)
+
+    def look(self, *heard: str, seconds: float = 2.0, times: int = 1) -> set[str]:
+        """The nodes that are lost after these looks."""
+        for _ in range(times):
+            self.now += seconds
+            self.silence.look(self.now, heard, self.held)
+        return {name for name in self.held if self.silence.lost(name)}
+
+
+def test_a_node_that_is_not_heard_for_longer_than_the_patience_is_lost():
+    looks = Looks()
+    assert looks.look("n1", "n2", times=12) == set()
+    assert looks.look("n1", "n2") == {"n3"}
+    assert looks.silence.seconds("n3") == 26.0
+    assert looks.look("n1", "n2", "n3") == set()
+
+
+def test_time_in_which_nobody_looked_counts_for_half_the_patience_at_most():
+    looks = Looks()
+    assert looks.look("n1", "n2", times=5) == set()
+    assert looks.look("n1", "n2", seconds=500.0) == set(), "its heartbeat may come a moment later"
+    assert not looks.silence.silent("n3")
+    assert looks.look("n1", "n2", times=2) == {"n3"}
+    assert looks.silence.seconds("n3") == 514.0, "as long as nobody has heard it, by the clock"
+
+
+def test_a_daemon_that_is_always_slow_finds_a_silent_node_all_the_same():
+    assert Looks().look("n1", "n2", seconds=60.0, times=3) == {"n3"}
+
+
+def test_silence_of_all_nodes_is_believed_after_four_times_the_patience():
+    looks = Looks()
+    assert looks.look(times=47) == set()
+    assert looks.look() == {"n1", "n2", "n3"}
+
+
+def test_after_an_outage_each_node_has_its_patience_to_be_heard_again():
+    looks = Looks()
+    looks.look(times=20)
+    assert looks.look("n1") == set()
+    assert looks.look("n1", "n2", times=11) == set()
+    assert looks.look("n1", "n2", times=2) == {"n3"}
+
+
+def test_one_outage_after_the_other_does_not_hide_a_lost_node():
+    looks = Looks()
+    for _ in range(3):
+        looks.look(times=12)
+        lost = looks.look("n1", "n2")
+    assert lost == {"n3"}
+
+
+def test_a_node_that_is_only_just_held_says_nothing_about_the_others():
+    looks = Looks()
+    looks.look(times=14)
+    looks.held.add("n4")
+    assert looks.look() == set(), "nobody was heard"
+    assert looks.look("n4") == set()
+    assert looks.look("n4", times=13) == {"n1", "n2", "n3"}
+
+
+def test_a_single_node_has_nobody_to_be_compared_with():
+    assert Looks("n1").look(times=13) == {"n1"}
+
+
+def test_a_node_that_is_held_again_is_listened_to_anew():
+    looks = Looks()
+    looks.look("n1", "n2", times=12)
+    looks.held.remove("n3")
+    looks.look("n1", "n2")
+    assert looks.silence.heard_at("n3") is None
+    looks.held.add("n3")
+    assert looks.look("n1", "n2", times=13) == set()
+    assert looks.look("n1", "n2") == {"n3"}
