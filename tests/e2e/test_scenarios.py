@@ -142,7 +142,7 @@ def test_a_gpu_falls_off_the_bus_in_use_and_another_on_a_spare(site: Site, nvml_
     # All local agents have the same environment. The wrapper chooses the state file by the node's name.
     wrapper = site.folder / "python"
     states = " ".join(f"{n}) export FAKE_NVML_STATE={d.env['FAKE_NVML_STATE']} ;;" for n, d in drivers.items())
-    wrapper.write_text(f'#!/bin/sh\ncase "$6" in {states} esac\nexec {sys.executable} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\ncase "$7" in {states} esac\nexec {sys.executable} "$@"\n')
     wrapper.chmod(0o755)
     config.write_text(config.read_text() + "[local]\nnodes = ['n1', 'n2', 'n3', 'n4']\n")
     site.start("steps=5000", nodes=2, spares=2)
