@@ -100,12 +100,7 @@ def summary(measured: Sequence[ReplayResult]) -> dict[str, Any]:
 
 
 def _plain(found: SeedStatistics) -> dict[str, float]:
-    half = {
-        "mean": over_seeds.mean,
-        "sd": over_seeds.sd,
-        "least": over_seeds.least,
-        "most": over_seeds.most,
-    }
+    values = {"mean": found.mean, "sd": found.sd, "least": found.least, "most": found.most}
     return {name: round(value, 4) for name, value in values.items() if math.isfinite(value)}
 
 
