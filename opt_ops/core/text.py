@@ -1,4 +1,4 @@
-"""Times, ages and untrusted text as people read them."""
+"""Times, ages and untrusted text in the form that people read."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ ENDED = frozenset({Status.COMPLETED, Status.HALTED, Status.CANCELLED})
 class Tier(StrEnum):
     """How much a signal asks for."""
 
-    ALERT = "alert"  # keep the last good checkpoint, tell people
+    ALERT = "alert"  # keep the last good checkpoint, notify on-call
     ACT = "act"  # a playbook decides
 
 
@@ -57,30 +57,30 @@ class Action(StrEnum):
     RESTART = "restart"  # next attempt of the same run, from its newest good checkpoint
     ROLLBACK = "rollback"  # next run, from a checkpoint before the onset, with the learning rate lowered
     CHANGE = "change"  # next run, from the newest good checkpoint, under other settings
-    EXCLUDE = "exclude"  # take the node out; nothing that trains is touched
+    EXCLUDE = "exclude"  # exclude the node; no running training is touched
     ADOPT = "adopt"  # take over what is already running
-    TELL = "tell"  # leave training alone, and call a human
-    HALT = "halt"  # stop, and call a human
+    TELL = "tell"  # leave training alone, and page on-call
+    HALT = "halt"  # stop, and page on-call
 
 
 class Driver(StrEnum):
     """Who acts on what the daemon decides."""
 
     DAEMON = "daemon"
-    PERSON = "person"  # somebody took over: the daemon watches and advises, and acts only on requests
+    PERSON = "person"  # an operator took over: the daemon watches and reports, and acts only on requests
     SHADOW = "shadow"  # another launcher runs the training: the daemon never acts
 
 
 class Severity(StrEnum):
-    """How loudly people are told."""
+    """How urgent an alert is."""
 
     INFO = "info"
     WARNING = "warning"
-    PAGE = "page"  # somebody must get up
+    PAGE = "page"  # somebody must act now
 
 
 class Fault(StrEnum):
-    """A fault that a drill puts in on purpose."""
+    """A fault that a drill injects."""
 
     LR = "lr"  # the trainer multiplies its learning rate for some updates
     FLIP_BIT = "flip-bit"  # a rank of the trainer flips a bit of its weights
@@ -188,7 +188,7 @@ class StackGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuPart:
-    """A GPU as a thing that can be taken out and put in elsewhere."""
+    """A GPU as a part that may move to another node."""
 
     uuid: str
     serial: str | None

@@ -1,5 +1,4 @@
-"""Who is told what, and when: one message when something is done about an incident, one when it is over, a page when a
-human is needed."""
+"""Alerts: one when an incident is acted on, one when it is over, and a page when an operator is needed."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ _LOUDNESS = (Severity.INFO, Severity.WARNING, Severity.PAGE)
 
 
 def alert(state: State, now: float, policy: Policy) -> Event | None:
-    """The next thing that people must hear and have not been told."""
+    """The next alert to send, if any."""
     if policy.least_alert is None:
         return None
     least = _LOUDNESS.index(policy.least_alert)
@@ -51,7 +50,7 @@ def _halted(state: State) -> AlertIntended | None:
 
 
 def _waiting(state: State, now: float, policy: Policy) -> AlertIntended | None:
-    """Nothing is trained for want of nodes, for so long that a person should ask why."""
+    """A page: nothing is trained because nodes are missing, for longer than `page_seconds`."""
     attempt = state.attempt
     if state.ended or state.paused is not None or (attempt is not None and attempt.live) or state.run is None:
         return None
@@ -77,7 +76,7 @@ def _ending(incident: Incident) -> str:
 
 
 _News = Callable[[str, Severity], bool]
-"""Whether a message of that name and loudness is for people, and new to them."""
+"""Whether an alert of that name and severity is to be sent, and was not sent yet."""
 
 
 def _incidents(state: State, news: _News) -> Iterator[AlertIntended]:

@@ -251,7 +251,7 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
         ended = state.attempt.ended_at if state.attempt else None
         if ended is not None and still_waiting(now, ended, policy.examine_seconds):
             return None  # a file system that hides them for a moment shows them again
-        why = f"no good checkpoint is left, and training has come to step {reached}: it is not started over unasked"
+        why = f"no good checkpoint is left at step {reached}; training does not start over without an operator"
         return LineageHalted(why=f"{why}. Restore one, then resume; or start a new lineage", incident=None)
     return AttemptIntended(
         attempt=attempt_name(run.name, number),

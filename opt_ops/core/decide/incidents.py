@@ -45,7 +45,7 @@ def _daemon_restart(state: State, now: float) -> IncidentOpened | None:
     return IncidentOpened(
         incident=_name(state),
         failure=FailureClass.DAEMON_RESTART,
-        cause=f"the daemon was away for {state.blind_seconds:.1f} s; training went on",
+        cause=f"no daemon ran for {state.blind_seconds:.1f} s; training continued",
         detector="the journal has an earlier daemon process",
         attempt=attempt.name,
         nodes=(),
@@ -119,8 +119,11 @@ def _signal(state: State) -> IncidentOpened | None:
 
 
 def _has_incident(state: State, attempt: Attempt, raised: SignalRaised) -> bool:
-    """Whether an incident stands for the finding. Advice stands for it while nobody but a person acts, and if the
-    attempt has gone on since; where all that was to be done is to tell people, it stands for good."""
+    """Whether an incident already stands for the finding.
+
+    One that was not acted on stands for it while an operator drives, and if the attempt has continued since. One whose
+    only action was to notify on-call stands for it always.
+    """
     survived = (attempt.last_step or 0) > (raised.step or 0)
     return any(
         incident.signal == raised.key
@@ -134,14 +137,14 @@ def _notify_only(incident: Incident) -> bool:
 
 
 def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
-    """An attempt that ended and that no signal explains: nothing may be left without an answer."""
+    """An attempt that ended and that no signal explains: it needs an incident, too."""
     attempt = state.attempt
     if attempt is None or attempt.live or _has_cause(state, attempt) or state.driver is Driver.SHADOW:
         return None
     if state.driver is Driver.PERSON and any(i.attempt == attempt.name for i in state.incidents.values()):
-        return None  # said once; it gets its answer when the daemon drives again
+        return None  # reported once; it is decided when the daemon drives again
     if attempt.leave_at is not None and attempt.outcome in (Outcome.STOPPED, Outcome.LOST):
-        return None  # it left as it was told to
+        return None  # it left as it was asked to
     return IncidentOpened(
         incident=_name(state),
         failure=FailureClass.PROCESS_DEATH,
@@ -181,7 +184,7 @@ def _planned_move(state: State, now: float, policy: Policy) -> IncidentOpened | 
 
 
 def _already_reported(state: State, attempt: Attempt, failure: FailureClass) -> bool:
-    """Whether this was said about the attempt and nobody acts on it: a person drives, or people are to be told only."""
+    """Whether this was reported for the attempt and nothing is done: an operator drives, or on-call is notified."""
     incidents = (i for i in state.incidents.values() if i.attempt == attempt.name and i.kind == failure)
     return any(_not_acted_on(i) and (_notify_only(i) or state.driver is not Driver.DAEMON) for i in incidents)
 
@@ -189,7 +192,7 @@ def _already_reported(state: State, attempt: Attempt, failure: FailureClass) -> 
 def _why_it_ends(allocation: Allocation) -> tuple[FailureClass, str]:
     """The failure class, and who says so."""
     if allocation.reason == PREEMPTED:
-        return FailureClass.PREEMPTION, "the scheduler takes the nodes for somebody more important"
+        return FailureClass.PREEMPTION, "the scheduler takes the nodes for a job of higher priority"
     return FailureClass.TIME_LIMIT, "the scheduler's time limit"
 
 
@@ -210,7 +213,7 @@ def _open_move(
 
 
 def _has_cause(state: State, attempt: Attempt) -> bool:
-    """Whether an incident already answers for this attempt: later findings about it are its consequences."""
+    """Whether an incident already explains the end of this attempt: later findings are its consequences."""
     return any(
         incident.attempt == attempt.name
         and incident.kind != FailureClass.DAEMON_RESTART
@@ -220,5 +223,5 @@ def _has_cause(state: State, attempt: Attempt) -> bool:
 
 
 def _not_acted_on(incident: Incident) -> bool:
-    """Whether nobody acted on it: what happens to the attempt afterwards needs an answer of its own."""
+    """Whether it was closed without an action: later findings about the attempt need an incident of their own."""
     return incident.closed_at is not None and not incident.acted_on

@@ -26,24 +26,26 @@ class Rung:
     action: Action
     lr_factor: float | None = None  # of a rollback
     margin_steps: int = 0  # of a rollback: how far before the onset, at least
-    exclude: bool = False  # whether the incident's nodes are taken out
-    skip_data: bool = False  # of a rollback: whether the batches from the checkpoint to the failure are left out
+    exclude: bool = False  # whether the incident's nodes are excluded
+    skip_data: bool = False  # of a rollback: whether the batches from the checkpoint to the failure are skipped
     save_first: bool = False  # of a restart: the attempt is healthy and leaves after one more checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """How often a playbook may act before a human is called. Drills do not spend it."""
+    """How often a playbook may act before on-call is paged. Drills do not spend it."""
 
     actions: int
     hours: float
-    settle_steps: int | None  # training this far past a failure starts the ladder anew; None: every case is a new one
+    settle_steps: (
+        int | None
+    )  # training this far past a failure restarts the ladder; None: every incident starts at rung 1
     refill_steps: int | None = None  # training this far past a failure gives back what it spent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Playbook:
-    """A failure class: what sets it off, what is done, within what budget, and what proves it."""
+    """A playbook page as data: its triggers, its ladder, its retry budget, and what proves that it took effect."""
 
     name: str
     version: int
@@ -61,12 +63,12 @@ class Limits:
     actions: int  # in `hours`, of all playbooks
     hours: float
     refill_steps: int | None
-    cordon_per_hour: int  # nodes that may be taken out: a wrong rule must not empty a cluster
+    cordon_per_hour: int  # nodes that may be excluded: a wrong rule must not empty a cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """Patience with missing nodes, in seconds."""
+    """How long to wait for missing nodes, in seconds."""
 
     shrink_seconds: float  # without a full set, before training goes on with fewer nodes
     grow_seconds: float  # of training with fewer, before it is interrupted for more
@@ -74,12 +76,12 @@ class Capacity:
     successor_seconds: float  # before a time limit, when the next allocation is asked for
     last_call_seconds: float  # before a time limit, when the attempt must save and leave
     leave_seconds: float  # that a leaving attempt gets for its checkpoint
-    page_seconds: float  # of waiting for nodes, before a human is called
+    page_seconds: float  # of waiting for nodes, before on-call is paged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """All that `decide` and the watchers go by."""
+    """The numbers of all playbooks together, and of the site: what `decide` and the watchers use."""
 
     version: str  # digest of the playbooks
     playbooks: Mapping[str, Playbook]  # by trigger
@@ -93,7 +95,7 @@ class Policy:
     limits: Limits
     capacity: Capacity
     dump_seconds: float = 10.0  # that hung ranks get to say where they are
-    least_alert: Severity | None = None  # what people are told; None: nobody is
+    least_alert: Severity | None = None  # lowest severity that is sent; None: no alert is
     join_seconds: float = 5.0  # for the last held nodes to report, once enough have
     preflight_seconds: float = 120.0  # for held nodes that have not been heard
     unfit_seconds: float = 15.0  # when all were heard and too few are fit

@@ -1,9 +1,9 @@
 """`decide(state, now, policy) -> event`: what to do next. No I/O, no clock, no random number.
 
-It returns one decision or intent, not yet journaled. The supervisor journals it, folds, and asks again until there is
-nothing left to decide; then it carries out the open intents. Each rule below is one reason to act, and the first
-that has something to say is heard. One event at a time, so that every decision knows all earlier ones, and so that
-a daemon killed between two of them finds the second still to be decided.
+It returns one decision or intent, not yet journaled. The supervisor journals it, folds it, and asks again until nothing
+is left to decide. Then it executes the open intents. Each rule below is one reason to act; the first rule that returns
+an event wins. There is one event at a time: every decision knows all earlier ones, and a daemon that is killed between
+two of them finds the second one still undecided.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def decide(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def cancel(state: State, now: float, policy: Policy) -> Event | None:
-    """An operator wants it stopped."""
+    """Cancel the lineage: an operator asked for it."""
     if state.stop is None or state.status in (Status.CANCELLED, Status.COMPLETED):
         return None
     return LineageCancelled(request=state.stop.request, why=f"{state.stop.author}: {state.stop.reason}")
 
 
 def complete(state: State, now: float, policy: Policy) -> Event | None:
-    """Every rank left with code 0, at the schedule's last step."""
+    """Complete the lineage: every rank ended with code 0 at the last step of the schedule."""
     attempt = state.attempt
     if state.ended or attempt is None or attempt.outcome is not Outcome.COMPLETED or attempt.steps is None:
         return None
@@ -70,7 +70,7 @@ def complete(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def ask_stacks(state: State, now: float, policy: Policy) -> Event | None:
-    """A hang has no decision yet: before anything is killed, every rank is asked where it is."""
+    """Ask the ranks of a hung attempt for their stacks, before anything is killed."""
     attempt = state.attempt
     for incident in state.incidents.values():
         hung = incident.kind == FailureClass.HANG and incident.decision is None and incident.stacks_at is None
@@ -80,7 +80,7 @@ def ask_stacks(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
-    """An open incident has no decision yet: ask its playbook, or do as the operator asked."""
+    """Decide about an open incident: by its playbook, or as the operator asked."""
     for incident in state.incidents.values():
         if incident.decision is not None or state.ended:
             continue
@@ -117,7 +117,9 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         advice=advice,
     )
     if decided.action is Action.TELL and _has_stopped(state, incident):
-        return replace(decided, action=Action.HALT, why=f"{playbook.name} only tells people, but nothing trains; {why}")
+        return replace(
+            decided, action=Action.HALT, why=f"{playbook.name} only notifies on-call, but nothing trains; {why}"
+        )
     if rung is None:
         return decided
     if rung.action is Action.HALT:
@@ -134,7 +136,7 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
 
 
 def _has_stopped(state: State, incident: Incident) -> bool:
-    """Whether the attempt has ended by it: the next one would start at once, and again, on no budget."""
+    """Whether the incident ended its attempt: without a halt the next one would start at once, on no budget."""
     attempt = state.attempts.get(incident.attempt or "")
     return (
         incident.kind == FailureClass.PROCESS_DEATH
@@ -145,7 +147,7 @@ def _has_stopped(state: State, incident: Incident) -> bool:
 
 
 def _action_when_exhausted(playbook: Playbook) -> Action:
-    """What is left when ladder or budget are used up: a page that ends with telling people never stops training."""
+    """The action when the ladder or a retry budget is used up. A ladder that ends with `tell` never stops training."""
     return Action.TELL if playbook.ladder[-1].action is Action.TELL else Action.HALT
 
 
@@ -168,7 +170,7 @@ def _rolled_back(state: State, incident: Incident, rung: Rung, decided: Recovery
 
 
 def halt(state: State, now: float, policy: Policy) -> Event | None:
-    """A playbook ends here, or an action did not take effect: training must not go on as if it had."""
+    """Halt the lineage: a playbook ends here, or an action did not take effect."""
     if state.ended:
         return None
     for incident in state.incidents.values():
@@ -184,7 +186,7 @@ def halt(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def pause(state: State, now: float, policy: Policy) -> Event | None:
-    """An operator wants training to rest, and nothing runs any more."""
+    """Pause the lineage: an operator asked for it, and nothing runs any more."""
     asked = state.paused
     if asked is None or state.ended or state.status is Status.PAUSED or (state.attempt and state.attempt.live):
         return None
@@ -192,7 +194,7 @@ def pause(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def exclude_nodes(state: State, now: float, policy: Policy) -> Event | None:
-    """A decision takes nodes out: no attempt starts there any more. Not too many in an hour."""
+    """Exclude the nodes that a decision names, within the hourly limit: no attempt starts there any more."""
     for incident in state.incidents.values():
         for name in incident.decision.exclude if incident.decision and incident.acted_on else ():
             node = state.nodes.get(name) or Node(name=name)
@@ -205,14 +207,14 @@ def exclude_nodes(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def _cordoned(state: State, now: float) -> int:
-    """Nodes that were taken out within the last hour, those of drills and of operators aside."""
+    """How many nodes were excluded within the last hour, without those of drills and of operators."""
     recent = [node for node in state.nodes.values() if node.excluded_by and now - node.excluded_at < 3600]
     by = [state.incidents.get(node.excluded_by or "") for node in recent]
     return sum(incident is not None and incident.drill is None for incident in by)
 
 
 def drain_nodes(state: State, now: float, policy: Policy) -> Event | None:
-    """Whoever else uses the cluster should not get an excluded node either."""
+    """Drain excluded nodes, so that no other user of the cluster gets them."""
     for node in state.nodes.values():
         if node.excluded_by is not None and node.drain is None:
             return DrainIntended(node=node.name, incident=node.excluded_by, reason=node.reason)
@@ -220,7 +222,7 @@ def drain_nodes(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def leave_attempt(state: State, now: float, policy: Policy) -> Event | None:
-    """A healthy attempt must make room: for a pause, for other settings, for more nodes, before a time limit."""
+    """Let a healthy attempt save and leave: for a pause, other settings, more nodes, or before a time limit."""
     attempt = state.attempt
     if attempt is None or not attempt.live or state.ended or attempt.leave_at is not None or attempt.stop_at:
         return None
@@ -233,7 +235,7 @@ def leave_attempt(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def stop_attempt(state: State, now: float, policy: Policy) -> Event | None:
-    """The attempt must not go on: a recovery was decided, it has saved and may leave, or the lineage has ended."""
+    """Stop the attempt: a recovery was decided, it has saved and may leave, or the lineage has ended."""
     attempt = state.attempt
     if attempt is None or not attempt.live or attempt.stop_why is not None:
         return None
@@ -254,19 +256,19 @@ def stop_attempt(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def _saved(state: State, attempt: Attempt) -> bool:
-    """Whether all that was trained when it was told to leave is in a checkpoint that needs no node's disk."""
+    """Whether a durable checkpoint holds everything that was trained when the attempt was asked to leave."""
     durable = (each for each in state.checkpoints.values() if each.good and not each.checkpoint.nodes)
     return any(k.checkpoint.run == attempt.run and k.checkpoint.step >= (attempt.leave_step or 0) for k in durable)
 
 
 def _ending(state: State) -> list[Incident]:
-    """The incidents that call for the end of the newest attempt."""
+    """The incidents whose recovery needs the newest attempt to end."""
     attempt = state.attempt
     return [i for i in waiting_for_attempt(state) if attempt is not None and i.next_attempt != attempt.name]
 
 
 def plan_run(state: State, now: float, policy: Policy) -> Event | None:
-    """The first run, or the next one after a rollback or a change of settings."""
+    """Plan the first run, or the next one after a rollback or a change of settings."""
     if state.ended:
         return None
     if state.run is None:
@@ -309,7 +311,7 @@ def _skip(run: Run, step: int, batches: int) -> list[Skip]:
 
 
 def close_incident(state: State, now: float, policy: Policy) -> Event | None:
-    """Telemetry shows whether the action took effect."""
+    """Close an incident once telemetry shows whether the action took effect."""
     for incident in state.incidents.values():
         if incident.closed_at is None and incident.decision is not None:
             closed = prove(state, incident, policy)

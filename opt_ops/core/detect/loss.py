@@ -38,9 +38,9 @@ class LossDetector:
             self._unhealthy.append((point.step, "the gradient norm is out of its band"))
         findings += self._spike.observe(point, point.loss, self._level.normal)
         if any(finding.tier is Tier.ACT for finding in findings):
-            self._level = self._level.anew()
+            self._level = self._level.restarted()
         elif slow := self._level.observe(point, point.loss):
-            open_spike = self._spike.onset is not None  # one fault is told once
+            open_spike = self._spike.onset is not None  # one fault is reported once
             findings += [
                 f for f in slow if not (open_spike and f.signal == FailureClass.LOSS_DRIFT and f.tier is Tier.ALERT)
             ]

@@ -86,7 +86,7 @@ class LevelDetector:
         """Whether the level has been out of its bounds for a while."""
         return self._above >= self._rule.persist // 4
 
-    def anew(self) -> LevelDetector:
+    def restarted(self) -> LevelDetector:
         """One that begins after something that was acted on."""
         return LevelDetector(self._rule)
 

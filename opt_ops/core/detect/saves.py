@@ -27,7 +27,7 @@ class StepTimes:
         self._evaluations += seconds
 
     def account(self) -> tuple[float | None, float, float]:
-        """The median of a step without its saves, what saves held up, and evaluations, in seconds; begins anew."""
+        """The median of a step without its saves, what saves held up, and evaluations, in seconds. Counts restart."""
         account = (median(self._steps) if self._steps else None, self._saves, self._evaluations)
         self._steps.clear()
         self._saves = self._evaluations = 0.0

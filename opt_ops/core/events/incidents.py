@@ -1,4 +1,4 @@
-"""Events: what is wrong, what is done about it, and who is told."""
+"""Events: what is wrong, what is done about it, and who is notified."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class LineageCancelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertIntended:
-    """Intent: tell people. Settled by `AlertSettled`; sent again after a crash, since twice is better than never."""
+    """Intent: send an alert. Its outcome is `AlertSettled`; after a crash it is sent again."""
 
     alert: str
     severity: Severity

@@ -68,7 +68,7 @@ class ResumeRequested:
 class ChangeRequested:
     """Observation: an operator wants the next run: from an earlier step, or from here on under other settings.
 
-    `to_step` None: nothing is taken back. `lr` is a learning rate to reach at the next step, by a factor on the
+    `to_step` None: no step is discarded. `lr` is a learning rate to reach at the next step, by a factor on the
     schedule.
     """
 
@@ -115,7 +115,7 @@ class NoteAdded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrillRequested:
-    """Intent: put in a fault on purpose. Settled by `DrillDone`."""
+    """Intent: inject a fault. Its outcome is `DrillDone`."""
 
     request: str
     author: str

@@ -142,7 +142,7 @@ BURN_IN_ROWS = (_BURNING, _WRONG, _MEMORY, _FAILED, _SILENT, _SLOW, _LINK, _ALL_
 
 
 def burning() -> Judgement:
-    """What is said of a node while it is tested."""
+    """The reason of a node's verdict while its burn-in runs."""
     return judgement(_BURNING, {})
 
 

@@ -11,7 +11,7 @@ _EVERY_SECONDS = 600.0  # between two accounts: 144 entries a day
 class EnergyMeter:
     """Sums up what the counters of each node gained between two of its heartbeats.
 
-    A counter that fell (the driver was loaded anew, a GPU is gone) begins again and adds nothing. What nodes used while
+    A counter that fell (the driver was reloaded, a GPU is gone) begins again and adds nothing. What nodes used while
     no daemon listened is not known.
     """
 

@@ -58,7 +58,7 @@ class History:
 
 
 def measured(history: History, heartbeat: Heartbeat) -> History:
-    """The history with a heartbeat's identities, links, ports and counters; a new allocation begins anew."""
+    """The history with a heartbeat's identities, links, ports and counters; a new allocation starts empty."""
     if heartbeat.allocation != history.allocation:
         history = History(allocation=heartbeat.allocation, found=history.found, xids=history.xids)
     history = _host(history, heartbeat)
@@ -109,7 +109,7 @@ def _rates(
     }
     if not history.counters or seconds < 0:
         return (heartbeat.ts if now else 0.0), now, {}
-    # A counter that fell was begun anew, by a reset: it says nothing about this minute.
+    # A counter that fell was reset: it says nothing about this minute.
     rates = {
         key: (value - before) * 60 / seconds
         for key, value in now.items()

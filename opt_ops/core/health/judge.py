@@ -50,7 +50,7 @@ def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> Hist
     known = {name for name, _ in found}
     for row, part, applies in findings(NodeReading(heartbeat, history, expected_gpus)):
         if applies is None or not (applies or (known and key_of(row) in known)):
-            continue  # unknown neither confirms nor acquits
+            continue  # an unknown value counts neither for nor against a row
         key = (key_of(row), name_of(part))
         before = found.get(key, Found())
         if applies:

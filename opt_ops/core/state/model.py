@@ -184,13 +184,13 @@ class Incident:
 
     @property
     def acted_on(self) -> bool:
-        """Whether what was decided is also done: nobody acts on advice, or where people are only told."""
+        """Whether the decision is executed: advice is not, and neither is a mere notification."""
         return self.decision is not None and not self.decision.advice and self.decision.action is not Action.TELL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drill:
-    """A fault put in on purpose."""
+    """A fault that an operator had injected."""
 
     name: str
     fault: Fault
@@ -204,7 +204,7 @@ class Drill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertState:
-    """What people are told; `delivered` is None while it is on its way."""
+    """An alert; `delivered` is None while it is on its way."""
 
     told: AlertIntended
     at: float
