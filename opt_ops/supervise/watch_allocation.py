@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from opt_ops.core.events import AllocationChanged, Event, SignalRaised, StrayFound
 from opt_ops.core.failures.classes import FailureClass
@@ -35,17 +35,20 @@ class AllocationWatch:
 
     def observe(self, state: State) -> Iterator[Event]:
         """Yield an event for each new answer. No answer is one event, and the last known state stays in force."""
-        self.unfit = {}
+        known, self.unfit = self.unfit, {}
         for allocation in state.live_allocations:
             if allocation.job is not None:
-                yield from self._allocation(state, allocation, allocation.job)
+                yield from self._allocation(state, allocation, allocation.job, known)
         yield from self._orphan_jobs(state)
 
-    def _allocation(self, state: State, allocation: Allocation, job_id: str) -> Iterator[Event]:
+    def _allocation(
+        self, state: State, allocation: Allocation, job_id: str, known: Mapping[str, str]
+    ) -> Iterator[Event]:
         try:
             job = self._scheduler.state(job_id)
         except SchedulerUnavailable as error:
-            job = JobState(AllocationStatus.UNKNOWN, allocation.nodes, str(error))
+            unfit = {node: known[node] for node in allocation.nodes if node in known}
+            job = JobState(AllocationStatus.UNKNOWN, allocation.nodes, str(error), unfit)
         self.unfit |= job.unfit
         seen = (allocation.status, allocation.nodes, allocation.reason, allocation.ends_at)
         unknown = job.status is AllocationStatus.UNKNOWN

@@ -20,7 +20,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Non
     """From now on Slurm answers, and an answer stays good for as long as a busy machine needs to ask again."""
 
     def answers() -> None:
-        monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 60.0)
+        monkeypatch.setattr(slurm, "ANSWER_SECONDS", 60.0)
         (tmp_path / "answer").touch()
 
     return answers

@@ -24,12 +24,12 @@ PATIENCE = 300.0  # seconds, on a busy machine; whoever waits for what comes goe
 
 # The shipped playbooks with the patience of a test.
 QUICK = {
-    "hang.md": {"floor_seconds = 30.0": "floor_seconds = 5.5", "startup_seconds = 900.0": "startup_seconds = 20.0"},
+    "hang.md": {"floor_seconds = 30.0": "floor_seconds = 5.5", "startup_seconds = 900.0": "startup_seconds = 240.0"},
     "silent_node.md": {"seconds = 25.0": "seconds = 6.0"},
     "capacity.md": {
         "shrink_seconds = 120.0": "shrink_seconds = 4.0",
         "grow_seconds = 600.0": "grow_seconds = 4.0",
-        "last_call_seconds = 180.0": "last_call_seconds = 8.0",
+        "last_call_seconds = 180.0": "last_call_seconds = 3.0",
         "leave_seconds = 120.0": "leave_seconds = 10.0",
     },
     "loss_scale_floor.md": {"margin_steps = 100": "margin_steps = 20"},

@@ -29,7 +29,8 @@ def ask(*command: str) -> str:
 
 @pytest.fixture
 def site(tmp_path: Path, slurm: Cluster) -> Iterator[Site]:
-    site = Site(tmp_path, CONFIG, trainer=f"'{sys.executable}', '-m', 'trainer'")
+    # With the shipped timeouts: on a busy machine, the real trainer needs long to start and for a step.
+    site = Site(tmp_path, CONFIG, trainer=f"'{sys.executable}', '-m', 'trainer'", quick=False)
     yield site
     site.close()
     quiet(slurm)
