@@ -46,7 +46,8 @@ def _open_incidents(report: LineageReport) -> Iterator[str]:
     for row in report.incidents:
         if row.closed is None:
             decision = f"The decision is {row.action}, not proven yet" if row.action else "Nothing is decided yet"
-            yield f"{row.incident} has been open since {when(row.opened)}: {full(short(row.cause))} {decision}."
+            cause = full(short(row.cause), keep=row.nodes)
+            yield f"{row.incident} has been open since {when(row.opened)}: {cause} {decision}."
 
 
 def _unproven(report: LineageReport) -> Iterator[str]:
