@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from chronicles.ledger.lemon_nodes import NOT_HELD
 from chronicles.logbook.entries.operators import halt_cause
 from chronicles.report.model import LineageReport
-from chronicles.wording import count, duration, full, short, when
+from chronicles.wording import count, duration, full, short, uncapitalized, when
 from opt_ops.core.failures.classes import title
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Verdict
@@ -46,7 +46,8 @@ def _open_incidents(report: LineageReport) -> Iterator[str]:
     for row in report.incidents:
         if row.closed is None:
             decision = f"The decision is {row.action}, not proven yet" if row.action else "Nothing is decided yet"
-            yield f"{row.incident} has been open since {when(row.opened)}: {full(short(row.cause))} {decision}."
+            cause = full(short(row.cause), keep=row.nodes)
+            yield f"{row.incident} has been open since {when(row.opened)}: {cause} {decision}."
 
 
 def _unproven(report: LineageReport) -> Iterator[str]:
@@ -61,7 +62,8 @@ def _unexplained(report: LineageReport) -> Iterator[str]:
     for name, number in Counter(row.kind for row in low).most_common():
         if number >= _OFTEN:
             newest = [row.incident for row in low if row.kind == name][-1]
-            yield f"{number} incidents of class {title(name)} have no known cause. The newest is {newest}."
+            what = f"{number} incidents of class {uncapitalized(title(name))}"
+            yield f"{what} have no known cause. The newest is {newest}."
 
 
 def _lemons(report: LineageReport) -> Iterator[str]:

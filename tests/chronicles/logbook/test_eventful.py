@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -319,6 +321,21 @@ def test_every_field_is_in_the_documentation(report: LineageReport):
         fields |= {field for row in known[rows] for field in row}
     assert [field for field in sorted(fields - {"schema"}) if not re.search(rf"`{field}`", documented)] == []
     json.dumps(known, allow_nan=False)
+
+
+def test_every_time_in_the_report_is_iso_8601(report: LineageReport):
+    def numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                if name not in ("evidence", "arguments"):  # as a detector or an operator wrote them
+                    yield from numbers(item, name)
+        elif isinstance(value, list):
+            for item in value:
+                yield from numbers(item, key)
+        elif isinstance(value, (int, float)):
+            yield key, value
+
+    assert [key for key, number in numbers(lineage(report)) if number > 1e9] == []
 
 
 def test_notes_and_corrections_stand_below_what_they_are_about(told: Told):
