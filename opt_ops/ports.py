@@ -122,7 +122,7 @@ class Orders:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeReport:
+class NodeRanksReport:
     """What an agent reports about the ranks of an attempt on its node."""
 
     node: str
@@ -143,7 +143,7 @@ class Agents(Protocol):
         """Replace the orders. Equal orders change nothing."""
         ...
 
-    def reports(self, attempt: str) -> Mapping[str, NodeReport]:
+    def reports(self, attempt: str) -> Mapping[str, NodeRanksReport]:
         """Return the reports on an attempt, by node."""
         ...
 

@@ -10,7 +10,7 @@ from typing import Any
 from opt_ops.core.health import Heartbeat
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.values import RankExit
-from opt_ops.ports import NodeReport, Orders
+from opt_ops.ports import NodeRanksReport, Orders
 from opt_ops.runfolder.files import (
     NOT_AS_PROMISED,
     UNREADABLE,
@@ -34,7 +34,7 @@ class FileAgents:
         self._tails: dict[str, Tail] = {}
         self._warnings = WarnOnce()
         self._reporting = ""
-        self._reports: dict[str, tuple[tuple[int, ...], NodeReport]] = {}
+        self._reports: dict[str, tuple[tuple[int, ...], NodeRanksReport]] = {}
         """Reports on the attempt of the last call, by file, each with the identity of its file."""
 
     def heartbeats(self) -> Iterator[Heartbeat]:
@@ -72,7 +72,7 @@ class FileAgents:
             write_json(self._folder / "attempt.json", {"v": 1, "attempt": orders.launch.attempt})
         write_json(self._folder / "orders.json", {"v": 1, **dataclasses.asdict(orders)})
 
-    def reports(self, attempt: str) -> Mapping[str, NodeReport]:
+    def reports(self, attempt: str) -> Mapping[str, NodeRanksReport]:
         """Return the reports on an attempt, by node. A file is read again only if it was replaced."""
         if attempt != self._reporting:
             self._reporting, self._reports = attempt, {}
@@ -100,7 +100,7 @@ class FileAgents:
         return texts
 
 
-def _report_of(fields: Mapping[str, Any]) -> NodeReport:
+def _report_of(fields: Mapping[str, Any]) -> NodeRanksReport:
     node = str(fields["node"])
     exits = tuple(
         RankExit(rank=r["rank"], node=node, code=r["code"], signal=r["signal"], at=r["ended"])
@@ -109,4 +109,4 @@ def _report_of(fields: Mapping[str, Any]) -> NodeReport:
     )
     done = len(exits) == len(fields["ranks"])
     tails = {int(r["rank"]): str(r["tail"]) for r in fields["ranks"] if r.get("tail")}
-    return NodeReport(node=node, started_at=fields["started"], exits=exits, done=done, tails=tails)
+    return NodeRanksReport(node=node, started_at=fields["started"], exits=exits, done=done, tails=tails)

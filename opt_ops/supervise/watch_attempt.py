@@ -12,7 +12,7 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.failures.classify_exit import classify, first_cause
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.values import Outcome, RankExit, Tier
-from opt_ops.ports import Agents, Clock, NodeReport
+from opt_ops.ports import Agents, Clock, NodeRanksReport
 from opt_ops.supervise.watch_nodes import END_REASON_SECONDS, NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
@@ -81,7 +81,7 @@ class AttemptWatch:
             if len(texts) >= ranks or waited > self._policy.dump_seconds:
                 yield _stacks_taken(attempt, incident, texts, ranks)
 
-    def _is_over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], node: str) -> bool:
+    def _is_over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport], node: str) -> bool:
         if self._is_lost(state, attempt, node):
             return True
         if report := reports.get(node):
@@ -97,7 +97,7 @@ class AttemptWatch:
         silent = self._nodes.silent(node) and not self._nodes.all_nodes_silent(state.held)
         return silent or holder.intended_at > attempt.intended_at
 
-    def _awaits_end_reason(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> bool:
+    def _awaits_end_reason(self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport]) -> bool:
         """Whether the scheduler seems to end the job: its reason is then the cause, so wait for it.
 
         The first rank ended by a stop signal that we did not send, and its agent has had notice from the scheduler.
@@ -112,7 +112,7 @@ class AttemptWatch:
         return self._clock.monotonic() - since < END_REASON_SECONDS
 
     def _failed_rank(
-        self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport], over: bool
+        self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport], over: bool
     ) -> Iterator[Event]:
         failed = _failed(reports)
         if not failed or attempt.stop_why is not None:
@@ -143,7 +143,7 @@ class AttemptWatch:
             evidence={**evidence, "line": line[:500]} if line else evidence,
         )
 
-    def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeReport]) -> AttemptEnded:
+    def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport]) -> AttemptEnded:
         exits = tuple(sorted((x for report in reports.values() for x in report.exits), key=lambda rank: rank.at))
         unreachable = tuple(node for node in attempt.nodes if self._is_lost(state, attempt, node))
         ranks = len(attempt.nodes) * attempt.ranks_per_node
@@ -167,7 +167,7 @@ class AttemptWatch:
         )
 
 
-def _failed(reports: Mapping[str, NodeReport]) -> dict[RankExit, str]:
+def _failed(reports: Mapping[str, NodeRanksReport]) -> dict[RankExit, str]:
     """The ranks that did not end with code 0, each with the last lines of its log."""
     return {
         rank: report.tails.get(rank.rank, "") for report in reports.values() for rank in report.exits if rank.code != 0

@@ -15,7 +15,7 @@ import pytest
 from opt_ops.core.detect.stacks import main_thread
 from opt_ops.core.health import judge
 from opt_ops.core.values import Verdict
-from opt_ops.ports import Drilling, Launch, NodeReport, Orders
+from opt_ops.ports import Drilling, Launch, NodeRanksReport, Orders
 from opt_ops.runfolder.files import write_json
 from opt_ops.runfolder.node_files import FileAgents
 from tests.fake_nvml.build import FakeDriver
@@ -94,7 +94,7 @@ class Node:
         )
         self.agents.order(orders)
 
-    def report(self, attempt: str = "1.00-a0") -> NodeReport | None:
+    def report(self, attempt: str = "1.00-a0") -> NodeRanksReport | None:
         return self.agents.reports(attempt).get("n1")
 
     def pids(self, attempt: str = "a0") -> list[int]:

@@ -22,11 +22,11 @@ class ScenarioError(OptOpsError):
     """A scenario or a trace that cannot be replayed."""
 
 
-class _Table(BaseModel):
+class _ScenarioTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Sourced(_Table):
+class Sourced(_ScenarioTable):
     """A number and its source."""
 
     value: Annotated[float, Field(ge=0)]
@@ -37,7 +37,7 @@ def _zero(why: str) -> Sourced:
     return Sourced(value=0.0, source=why)
 
 
-class ClusterSettings(_Table):
+class ClusterSettings(_ScenarioTable):
     """The nodes."""
 
     nodes: Annotated[int, Field(ge=1)]
@@ -47,7 +47,7 @@ class ClusterSettings(_Table):
     time_limit_hours: Annotated[float, Field(gt=0)] = 24_000.0
 
 
-class TrainingSettings(_Table):
+class TrainingSettings(_ScenarioTable):
     """The training."""
 
     steps: Annotated[int, Field(ge=100)]
@@ -60,7 +60,7 @@ class TrainingSettings(_Table):
     warmup_steps: int = 1000
 
 
-class Physical(_Table):
+class Physical(_ScenarioTable):
     """Physical costs in seconds. `Costs` of the simulated cluster explains each."""
 
     queue: Sourced
@@ -79,7 +79,7 @@ class Physical(_Table):
         return Costs(**{name: getattr(self, name).value for name in type(self).model_fields})
 
 
-class Stops(_Table):
+class Stops(_ScenarioTable):
     """Interruptions for each day of useful work."""
 
     per_day: Sourced
@@ -97,7 +97,7 @@ class Stops(_Table):
     )  # share of stops after which every launch fails until on-call has come
 
 
-class Repair(_Table):
+class Repair(_ScenarioTable):
     """The replacement of a host: log-normal hours. The new host may be bad, too."""
 
     median_hours: Sourced
@@ -105,14 +105,14 @@ class Repair(_Table):
     bad_again: Sourced
 
 
-class DivergenceStep(_Table):
+class DivergenceStep(_ScenarioTable):
     """A step at which the loss diverges and does not recover."""
 
     step: Annotated[int, Field(ge=1)]
     source: str
 
 
-class DivergenceRules(_Table):
+class DivergenceRules(_ScenarioTable):
     """When the loss diverges, and which learning rate prevents it."""
 
     at: tuple[DivergenceStep, ...] = ()
@@ -124,7 +124,7 @@ class DivergenceRules(_Table):
     steps: int = 40  # until nearly that height
 
 
-class Spikes(_Table):
+class Spikes(_ScenarioTable):
     """Spikes of the loss that recover without action."""
 
     per_day: Sourced
@@ -132,14 +132,14 @@ class Spikes(_Table):
     height: tuple[float, float] = (0.3, 3.0)
 
 
-class SlowNodes(_Table):
+class SlowNodes(_ScenarioTable):
     """Nodes that are slower than the others."""
 
     per_day: Sourced
     factor: Sourced
 
 
-class ClusterOutage(_Table):
+class ClusterOutage(_ScenarioTable):
     """The whole cluster is lost, and returns in parts."""
 
     at: Annotated[float, Field(gt=0, lt=1)]  # share of the work
@@ -151,7 +151,7 @@ class ClusterOutage(_Table):
     spares_hours: Sourced
 
 
-class OnCall(_Table):
+class OnCall(_ScenarioTable):
     """The operator who is paged."""
 
     reply_median_hours: Sourced
@@ -159,7 +159,7 @@ class OnCall(_Table):
     answers: bool = True
 
 
-class TraceRules(_Table):
+class TraceRules(_ScenarioTable):
     """How a record of incidents is read."""
 
     runs: tuple[str, ...] = ("",)  # only rows whose run begins with one of these
@@ -167,7 +167,7 @@ class TraceRules(_Table):
     why_not: dict[str, str] = {}  # why other kinds are not
 
 
-class HumanBaseline(_Table):
+class HumanBaseline(_ScenarioTable):
     """What the people of the record achieved, for comparison."""
 
     goodput: float | None = None  # percent
@@ -178,7 +178,7 @@ class HumanBaseline(_Table):
     source: str = ""
 
 
-class Scenario(_Table):
+class Scenario(_ScenarioTable):
     """A scenario file."""
 
     name: str

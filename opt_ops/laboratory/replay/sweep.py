@@ -21,7 +21,7 @@ HANDS_OFF_DAYS = 14.0
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class SeedStatistics:
     """A mean over seeds, with its spread."""
 
     mean: float
@@ -30,12 +30,12 @@ class Figure:
     most: float
 
 
-def figure(values: Iterable[float | None]) -> Figure | None:
+def over_seeds(values: Iterable[float | None]) -> SeedStatistics | None:
     """Return mean and spread; None if there are no values."""
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return Figure(mean(known), stdev(known) if len(known) > 1 else 0.0, min(known), max(known))
+    return SeedStatistics(mean(known), stdev(known) if len(known) > 1 else 0.0, min(known), max(known))
 
 
 def replay(
@@ -74,18 +74,18 @@ def replay(
 def summary(measured: Sequence[ReplayResult]) -> dict[str, Any]:
     """Return the figures of several replays, in the units of the reports."""
     figures = {
-        "goodput_percent": figure(100 * each.goodput for each in measured),
-        "oracle_percent": figure(100 * o if (o := each.oracle_goodput) else None for each in measured),
-        "share_of_oracle_percent": figure(100 * s if (s := each.share_of_oracle) else None for each in measured),
-        "share_of_ideal_percent": figure(100 * each.share_of_ideal for each in measured),
-        "ettr_percent": figure(100 * each.ettr for each in measured),
-        "wall_days": figure(each.wall / DAY for each in measured),
-        "stops": figure(float(each.stops) for each in measured),
-        "hardware_stop_minutes": figure(s / 60 if (s := each.hardware_stop) else None for each in measured),
-        "divergence_hours": figure(s / 3600 if (s := each.divergence) else None for each in measured),
-        "person_hours": figure(each.person / 3600 for each in measured),
-        "human_calls": figure(float(len(each.pages)) for each in measured),
-        "longest_hands_off_days": figure(each.longest_hands_off / DAY for each in measured),
+        "goodput_percent": over_seeds(100 * each.goodput for each in measured),
+        "oracle_percent": over_seeds(100 * o if (o := each.oracle_goodput) else None for each in measured),
+        "share_of_oracle_percent": over_seeds(100 * s if (s := each.share_of_oracle) else None for each in measured),
+        "share_of_ideal_percent": over_seeds(100 * each.share_of_ideal for each in measured),
+        "ettr_percent": over_seeds(100 * each.ettr for each in measured),
+        "wall_days": over_seeds(each.wall / DAY for each in measured),
+        "stops": over_seeds(float(each.stops) for each in measured),
+        "hardware_stop_minutes": over_seeds(s / 60 if (s := each.hardware_stop) else None for each in measured),
+        "divergence_hours": over_seeds(s / 3600 if (s := each.divergence) else None for each in measured),
+        "person_hours": over_seeds(each.person / 3600 for each in measured),
+        "human_calls": over_seeds(float(len(each.pages)) for each in measured),
+        "longest_hands_off_days": over_seeds(each.longest_hands_off / DAY for each in measured),
     }
     ends: dict[str, int] = {}
     for each in measured:
@@ -99,9 +99,9 @@ def summary(measured: Sequence[ReplayResult]) -> dict[str, Any]:
     }
 
 
-def _plain(figure: Figure) -> dict[str, float]:
-    half = {"mean": figure.mean, "sd": figure.sd, "least": figure.least, "most": figure.most}
-    return {name: round(value, 4) for name, value in half.items() if math.isfinite(value)}
+def _plain(found: SeedStatistics) -> dict[str, float]:
+    values = {"mean": found.mean, "sd": found.sd, "least": found.least, "most": found.most}
+    return {name: round(value, 4) for name, value in values.items() if math.isfinite(value)}
 
 
 def lost_by_cause(measured: Sequence[ReplayResult]) -> dict[str, float]:

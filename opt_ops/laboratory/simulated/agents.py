@@ -11,7 +11,7 @@ from opt_ops.core.values import RankExit
 from opt_ops.laboratory.simulated.cluster import Cluster, Job
 from opt_ops.laboratory.simulated.costs import Costs
 from opt_ops.laboratory.simulated.timeline import Timeline
-from opt_ops.ports import Drilling, Launch, NodeReport, Orders
+from opt_ops.ports import Drilling, Launch, NodeRanksReport, Orders
 
 _TERM, _KILL = 15, 9
 
@@ -26,7 +26,7 @@ class NodeRanks:
     ranks: range
     alive: set[int]
     exits: list[RankExit] = field(default_factory=list[RankExit])
-    report: NodeReport | None = None
+    report: NodeRanksReport | None = None
     ending: bool = False
 
 
@@ -249,11 +249,11 @@ class NodeAgents:
     def _publish(part: NodeRanks) -> None:
         exits, done = tuple(part.exits), len(part.exits) == len(part.ranks)
         tails = {each.rank: "simulated: it ended" for each in exits if each.code != 0}
-        part.report = NodeReport(node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails)
+        part.report = NodeRanksReport(node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails)
 
     # ---- what a supervisor can read
 
-    def reports(self, attempt: str) -> dict[str, NodeReport]:
+    def reports(self, attempt: str) -> dict[str, NodeRanksReport]:
         """Return what the agents have reported about an attempt, by node."""
         parts = self.parts.get(attempt, {}).items()
         return {node: part.report for node, part in parts if part.report is not None}

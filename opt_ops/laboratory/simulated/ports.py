@@ -10,7 +10,7 @@ from opt_ops.core.detect.point import Point
 from opt_ops.core.health import Heartbeat
 from opt_ops.core.values import Checkpoint
 from opt_ops.laboratory.simulated.world import EPOCH, World
-from opt_ops.ports import Alert, JobState, NodeReport, Orders, Ports, Request, TrainerConfig, TrainerPhase
+from opt_ops.ports import Alert, JobState, NodeRanksReport, Orders, Ports, Request, TrainerConfig, TrainerPhase
 
 
 class SimulatedClock:
@@ -78,7 +78,7 @@ class SimulatedAgents:
         """Replace the orders."""
         self._world.agents.order(orders)
 
-    def reports(self, attempt: str) -> Mapping[str, NodeReport]:
+    def reports(self, attempt: str) -> Mapping[str, NodeRanksReport]:
         """Return the reports on an attempt, by node."""
         return self._world.agents.reports(attempt)
 
