@@ -27,6 +27,7 @@ from opt_ops.core.events import (
     SignalRaised,
 )
 from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.health.findings import SLOWING
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.values import Readback, Tier
@@ -188,9 +189,10 @@ class TrainingWatch:
         """A throughput drop with the node that causes it, if one stands out: a playbook can act on that."""
         if raised.signal != FailureClass.THROUGHPUT_DROP or not attempt.nodes:
             return None
-        readings = {name: node.reason for name in attempt.nodes if (node := state.nodes.get(name)) is not None}
+        known = (node for name in attempt.nodes if (node := state.nodes.get(name)) is not None)
+        slowing = {node.name: node.reason for node in known if node.reason in SLOWING}
         share = self._policy.throughput.share
-        found = slow_node(raised.evidence, attempt.nodes, attempt.ranks_per_node, readings, share)
+        found = slow_node(raised.evidence, attempt.nodes, attempt.ranks_per_node, slowing, share)
         if found is None:
             return None
         node, why = found

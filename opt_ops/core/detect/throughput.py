@@ -80,39 +80,29 @@ class ThroughputDetector:
         ]
 
 
-SLOWING = frozenset(
-    {
-        *("power_brake", "thermal_slowdown", "hw_slowdown", "too_hot"),
-        *("nvlink_down", "nvlink_errors", "pcie_width", "pcie_generation", "pcie_replays", "port_down", "port_flaps"),
-    }
-)
-"""Reasons of a node's verdict (docs/health.md) for which everybody waits."""
-
-
 def slow_node(
-    found: Mapping[str, Any], nodes: Sequence[str], ranks_per_node: int, readings: Mapping[str, str], share: float
+    found: Mapping[str, Any], nodes: Sequence[str], ranks_per_node: int, slowing: Mapping[str, str], share: float
 ) -> tuple[str, str] | None:
-    """The node behind a drop in throughput, and why it is taken for that; None where none stands out.
+    """The node behind a throughput drop, and the reason for this choice; None if no node stands out.
 
-    A node whose ranks were the slowest in most of the points; else the only one with a reading that slows. Two nodes
-    with one are no answer: taking the wrong one out costs a restart and a node.
+    It is the node whose ranks were the slowest in most of the points, else the only one with a reading that slows. With
+    two such nodes there is no answer: to exclude the wrong one costs a restart and a node.
 
     Args:
         found: the evidence of a `throughput_drop`.
         nodes: of the attempt, in the order of its ranks.
         ranks_per_node: on each.
-        readings: why nodes are not healthy, by node.
+        slowing: nodes with a reading for which every rank waits, each with its reason (`health.findings.SLOWING`).
         share: of the points in which a node's ranks must have been the slowest.
     """
     waited: Counter[str] = Counter()
     for rank, times in found["slowest"].items():
         waited[nodes[int(rank) // ranks_per_node]] += times
-    marked = {node: readings[node] for node in nodes if readings.get(node) in SLOWING}
     for node, times in waited.most_common(1):
         if times >= share * found["points"]:
-            also = f", and its reading says {marked[node]}" if node in marked else ""
+            also = f", and its reading says {slowing[node]}" if node in slowing else ""
             return node, f"whose ranks were the slowest in {times} of {found['points']} steps{also}"
-    if len(marked) == 1:
-        ((node, reason),) = marked.items()
+    if len(slowing) == 1:
+        ((node, reason),) = slowing.items()
         return node, f"whose reading says {reason}"
     return None

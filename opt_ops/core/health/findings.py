@@ -32,6 +32,7 @@ Part = Gpu | Port | None
 PORT_ROWS = (
     PortRow(
         reason="port_flaps",
+        slows=True,
         signal="an InfiniBand port went down three times in this allocation",
         verdict=Verdict.SUSPECT,
         verb=Verb.ISOLATE,
@@ -41,6 +42,7 @@ PORT_ROWS = (
     ),
     PortRow(
         reason="port_down",
+        slows=True,
         signal="an InfiniBand port that was up in this allocation has been down for four minutes",
         verdict=Verdict.SUSPECT,
         verb=Verb.ISOLATE,
@@ -113,6 +115,9 @@ NODE_ROWS = (
         shows=lambda sight: {"disk_free": sight.now.machine.disk_free, "disk_size": sight.now.machine.disk_size},
     ),
 )
+
+SLOWING = frozenset(row.reason for row in (*GPU_ROWS, *PORT_ROWS, *NODE_ROWS) if row.slows)
+"""Reasons of a node's verdict for which every rank waits."""
 
 
 def findings(sight: NodeReading) -> Iterator[tuple[Row, Part, bool | None]]:

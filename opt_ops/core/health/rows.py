@@ -221,6 +221,7 @@ GPU_ROWS = (
     ),
     GpuRow(
         reason="power_brake",
+        slows=True,
         signal="the external power brake limits the clocks, for a minute",
         verdict=Verdict.SUSPECT,
         verb=Verb.ISOLATE,
@@ -232,6 +233,7 @@ GPU_ROWS = (
     ),
     GpuRow(
         reason="thermal_slowdown",
+        slows=True,
         signal="heat limits the clocks, in hardware or software, for a minute",
         verdict=Verdict.SUSPECT,
         verb=Verb.ISOLATE,
@@ -243,6 +245,7 @@ GPU_ROWS = (
     ),
     GpuRow(
         reason="hw_slowdown",
+        slows=True,
         signal="the hardware limits the clocks, without heat or power brake, for a minute",
         verdict=Verdict.SUSPECT,
         verb=Verb.ISOLATE,
@@ -254,6 +257,7 @@ GPU_ROWS = (
     ),
     GpuRow(
         reason="too_hot",
+        slows=True,
         signal="GPU temperature above the card's own limit for work",
         verdict=Verdict.SUSPECT,
         verb=Verb.ISOLATE,
@@ -288,6 +292,7 @@ GPU_ROWS = (
     ),
     GpuRow(
         reason="nvlink_down",
+        slows=True,
         signal="fewer NVLinks up than on the node's other GPUs, or than before in this allocation",
         verdict=Verdict.SUSPECT,
         verb=Verb.RESET_GPU,
@@ -300,6 +305,7 @@ GPU_ROWS = (
     ),
     GpuRow(
         reason="nvlink_errors",
+        slows=True,
         signal="one or more NVLink replays or recoveries per minute, for five minutes",
         verdict=Verdict.SUSPECT,
         verb=Verb.RESET_GPU,
@@ -313,6 +319,7 @@ GPU_ROWS = (
     ),
     GpuRow(
         reason="pcie_width",
+        slows=True,
         signal="PCIe link narrower than card and slot allow, under load",
         verdict=Verdict.SUSPECT,
         verb=Verb.ISOLATE,
@@ -324,6 +331,7 @@ GPU_ROWS = (
     ),
     GpuRow(
         reason="pcie_replays",
+        slows=True,
         signal="PCIe replays per minute and lane above .15/.3/.48/.96/1.92/3.84 (generations 1 to 6)",
         verdict=Verdict.SUSPECT,
         verb=Verb.ISOLATE,
@@ -347,6 +355,7 @@ GPU_ROWS = (
     ),
     GpuRow(
         reason="pcie_generation",
+        slows=True,
         signal="PCIe generation lower than card and slot allow, under load, for a minute",
         verdict=Verdict.HEALTHY,
         verb=Verb.NONE,

@@ -49,6 +49,8 @@ class Row:
     """In a row, two seconds apart, before it counts."""
     again: Verb | None = None
     """What it takes when it comes again on the same part within `AGAIN_SECONDS`."""
+    slows: bool = False
+    """Whether every rank of the attempt waits for the node."""
     cards: str = "all"
     drivers: str = "all"
 
