@@ -14,7 +14,7 @@ from opt_ops.core.values import Driver, Severity
 
 DRIVES = {
     Driver.DAEMON: "handed back to opt-ops",
-    Driver.PERSON: "took over: opt-ops watches and advises",
+    Driver.OPERATOR: "took over: opt-ops watches and advises",
     Driver.SHADOW: "opt-ops only watches: another launcher runs the training",
 }
 _INTERNAL = {"key": ""}  # no field of report.json

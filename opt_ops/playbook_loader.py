@@ -66,11 +66,11 @@ class _Rung(_Table):
             raise ValueError("only rollback has skip_data")
         if self.save_first and self.action is not Action.RESTART:
             raise ValueError("only restart has save_first")
-        if self.action in (Action.EXCLUDE, Action.CHANGE):
+        if self.action in (Action.EXCLUDE, Action.RECONFIGURE):
             raise ValueError(
                 f"{self.action} is no action of a playbook; the daemon derives it from restart or from a request"
             )
-        if self.exclude and self.action is Action.TELL:
+        if self.exclude and self.action is Action.NOTIFY:
             raise ValueError("tell only notifies, so it cannot exclude a node")
         return self
 

@@ -145,4 +145,4 @@ def test_a_page_that_ends_with_telling_people_never_stops_training():
     policy, _ = load(playbook_loader.folder())
     tell = ("straggler", "throughput_drop", "daemon_restart", "nodes_returned")
     ends = {name: rules._action_when_exhausted(policy.playbooks[name]) for name in (*tell, "hang")}
-    assert ends == {**dict.fromkeys(tell, Action.TELL), "hang": Action.HALT}
+    assert ends == {**dict.fromkeys(tell, Action.NOTIFY), "hang": Action.HALT}

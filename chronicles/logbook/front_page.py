@@ -221,7 +221,7 @@ def _outcomes(rows: Sequence[IncidentReport]) -> str:
 def _operators(report: LineageReport) -> str:
     if report.status == Status.HALTED:
         return "An operator is needed."
-    if not report.ended and report.driver == Driver.PERSON:
+    if not report.ended and report.driver == Driver.OPERATOR:
         return "An operator drives: opt-ops watches and advises."
     if not report.ended and report.driver == Driver.SHADOW:
         return "Shadow mode: another launcher runs the training, opt-ops only watches."

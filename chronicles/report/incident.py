@@ -13,7 +13,7 @@ from chronicles.operators import notified_at
 from chronicles.record import LineageRecord, Moment, moment
 from chronicles.report.model import IncidentReport, StacksReport
 from opt_ops.core import events as e
-from opt_ops.core.decide.proof import baseline, under
+from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.failures import classes
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.model import Attempt, Incident, State
@@ -155,6 +155,6 @@ def _learning_rates(state: State, incident: Incident, hit: Attempt | None) -> Ma
     if known is None or hit is None or not readbacks:
         return {"lr_before": None, "lr_after": None}
     run = state.runs[hit.run]
-    schedule, _ = under(*known, run.settings)
+    schedule, _ = with_settings(*known, run.settings)
     before = expected_lr(schedule, run.lr_factors, readbacks[0]["step"])
     return {"lr_before": before, "lr_after": readbacks[0]["lr"]}

@@ -111,7 +111,7 @@ class IncidentReport:
     @property
     def ends_attempt(self) -> bool:
         """Whether the action ends the attempt for another one, and was also done."""
-        return self.action in (Action.RESTART, Action.ROLLBACK, Action.CHANGE) and not self.advisory
+        return self.action in (Action.RESTART, Action.ROLLBACK, Action.RECONFIGURE) and not self.advisory
 
     @property
     def readbacks(self) -> tuple[ReadbackReport, ...]:

@@ -72,7 +72,7 @@ def _drill(event: e.DrillRequested) -> str:
 
 
 def _driver(event: e.DriverChanged) -> str:
-    if event.driver is Driver.PERSON:
+    if event.driver is Driver.OPERATOR:
         return "switch to advisory mode: the daemon acts on requests only"
     return "return control to the daemon"
 

@@ -176,7 +176,7 @@ def take_over(identifier: IdArgument, options: RequestOptions, reason: ReasonOpt
 
     Example: opt-ops run take-over 12 --reason "trying a new NCCL"
     """
-    arguments = {"driver": str(Driver.PERSON), "reason": reason}
+    arguments = {"driver": str(Driver.OPERATOR), "reason": reason}
     request = PendingRequest(find_lineage(identifier), "drive", arguments, options)
     request.send("Switch to advisory mode? The daemon recovers nothing until you hand back.")
 

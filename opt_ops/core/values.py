@@ -56,10 +56,10 @@ class Action(StrEnum):
 
     RESTART = "restart"  # next attempt of the same run, from its newest good checkpoint
     ROLLBACK = "rollback"  # next run, from a checkpoint before the onset, with the learning rate lowered
-    CHANGE = "change"  # next run, from the newest good checkpoint, under other settings
+    RECONFIGURE = "change"  # next run, from the newest good checkpoint, under other settings
     EXCLUDE = "exclude"  # exclude the node; no running training is touched
     ADOPT = "adopt"  # take over what is already running
-    TELL = "tell"  # leave training alone, and page on-call
+    NOTIFY = "tell"  # leave training alone, and page on-call
     HALT = "halt"  # stop, and page on-call
 
 
@@ -67,7 +67,7 @@ class Driver(StrEnum):
     """Who acts on what the daemon decides."""
 
     DAEMON = "daemon"
-    PERSON = "person"  # an operator took over: the daemon watches and reports, and acts only on requests
+    OPERATOR = "person"  # an operator took over: the daemon watches and reports, and acts only on requests
     SHADOW = "shadow"  # another launcher runs the training: the daemon never acts
 
 

@@ -32,7 +32,7 @@ from opt_ops.ports import Inbox, Request
 _NODE = re.compile(r"[\w.-]+")  # one name; the scheduler would read a list or a range as several nodes
 
 
-_DRIVERS = {Driver.DAEMON: "the daemon", Driver.PERSON: "an operator", Driver.SHADOW: "another launcher"}
+_DRIVERS = {Driver.DAEMON: "the daemon", Driver.OPERATOR: "an operator", Driver.SHADOW: "another launcher"}
 
 
 class InvalidRequest(ValueError):

@@ -220,7 +220,7 @@ def _people(told: Lived) -> None:
     told.see(e.NodeDrained(node="p5", done=True, why=""))
     told.see(e.NodeAllowed(request="x2", author="cy", node="p5", reason="fan replaced"))
     told.see(told.judged("p5", Verdict.HEALTHY, "ok"))
-    told.asks(e.DriverChanged, "cy", "I want to look at this myself", driver=Driver.PERSON)
+    told.asks(e.DriverChanged, "cy", "I want to look at this myself", driver=Driver.OPERATOR)
     told.saves(500)
     told.runs(560)
     told.signal("loss_spike", 560, onset=530, loss=9.1, median=2.6)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.decide.proof import under
+from opt_ops.core.decide.proof import with_settings
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.fold import fold
@@ -141,7 +141,7 @@ class Told:
     ) -> Told:
         """Telemetry of the steps from `first` to `last`, and the progress that the daemon would journal."""
         run = self.state.runs[attempt.partition("-")[0]]
-        schedule, optimizer = under(self.schedule, OPTIMIZER, run.settings)
+        schedule, optimizer = with_settings(self.schedule, OPTIMIZER, run.settings)
         used = {"betas": optimizer.betas, "weight_decay": optimizer.weight_decay, "clip_norm": optimizer.clip_norm}
         path = self.folder / attempt_folder(attempt) / "telemetry.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ def test_a_person_takes_over_and_hands_back(site: Site):
     site.command("run", "take-over", "1", "--yes", "-q")
     site.command("drill", "kill-rank", "1", "--rank", "1", "--yes", "-q")
     state = site.wait(lambda state: state.incidents and state.incidents["1-i000"].closed_at and state)
-    assert state.driver is Driver.PERSON
+    assert state.driver is Driver.OPERATOR
     assert state.incidents["1-i000"].decision.advice
     site.looked()
     assert site.state().attempt.stop_why is None, "nothing is done by itself"

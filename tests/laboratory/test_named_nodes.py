@@ -101,7 +101,7 @@ def test_a_loss_that_is_too_low_is_told_once_and_training_goes_on(tmp_path: Path
     lineage = simulate(tmp_path, low, steps=900)
     (incident,) = lineage.state.incidents.values()
     assert incident.decision is not None
-    assert (incident.kind, incident.decision.action, incident.proven) == ("loss_too_low", Action.TELL, None)
+    assert (incident.kind, incident.decision.action, incident.proven) == ("loss_too_low", Action.NOTIFY, None)
     assert len(lineage.state.attempts) == 1
     pages = [alert.told for alert in lineage.state.alerts.values() if alert.told.severity == "page"]
     assert [page.title for page in pages] == [f"opt-ops 1: {incident.cause}"]

@@ -20,7 +20,7 @@ _VERBS = {
     Action.RESTART: "start the next attempt from the newest good checkpoint",
     Action.EXCLUDE: "exclude the node and let training continue",
     Action.ADOPT: "take over the running attempt",
-    Action.TELL: "let training continue and page on-call",
+    Action.NOTIFY: "let training continue and page on-call",
     Action.HALT: "stop and page on-call",
 }
 
@@ -45,7 +45,7 @@ def _outcome_phrase(record: LineageRecord, row: IncidentReport, restarted: str, 
     match row.action:
         case Action.ROLLBACK:
             return _rolled_back(record, row, rolled_back)
-        case Action.CHANGE:
+        case Action.RECONFIGURE:
             return f"{changed}: {', '.join(_changed(record, row)) or 'nothing'}"
         case Action.RESTART if row.planned and not row.advisory:
             return _moved(record, row)
@@ -59,7 +59,7 @@ def _outcome_phrase(record: LineageRecord, row: IncidentReport, restarted: str, 
             return f"excluded {names(row.nodes)}, training continued: {cause}"
         case Action.ADOPT:
             return "daemon restarted, training continued"
-        case Action.TELL:
+        case Action.NOTIFY:
             return f"paged on-call, training continued: {cause}"
         case _:
             return f"halted: {short(row.cause)}"
@@ -94,7 +94,7 @@ def _changed(record: LineageRecord, row: IncidentReport) -> list[str]:
 
 def is_notable(row: IncidentReport) -> bool:
     """Whether a progress note mentions it: settings have changed, or training halted."""
-    return row.action in (Action.ROLLBACK, Action.CHANGE, Action.HALT) and not row.advisory
+    return row.action in (Action.ROLLBACK, Action.RECONFIGURE, Action.HALT) and not row.advisory
 
 
 def facts(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
@@ -107,7 +107,7 @@ def facts(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
     if row.ends_attempt:
         yield Fact(label="Resumed", text=_resumed(record, row))
         yield Fact(label="Cost", text=_cost(row))
-    if row.action not in (None, Action.HALT, Action.TELL) and not row.advisory:
+    if row.action not in (None, Action.HALT, Action.NOTIFY) and not row.advisory:
         yield Fact(label="Proof", text=_proof(row))
     if row.notified_at is not None:
         yield Fact(label="Notified", text=f"On-call was notified at {second(row.notified_at)}.")
@@ -224,7 +224,7 @@ def _verb(record: LineageRecord, row: IncidentReport) -> str:
         factor = f" and multiply the learning rate by {row.lr_factor:g}" if row.lr_factor else ""
         more = f" and skip {batches(row.skip_batches)}" if row.skip_batches else ""
         return f"roll back to {where}{factor}{more}"
-    if row.action == Action.CHANGE:
+    if row.action == Action.RECONFIGURE:
         return f"continue with {', '.join(_changed(record, row))}"
     verb = _VERBS[row.action] if row.action else ""
     return ("save one more checkpoint, then " if row.save_first else "") + verb

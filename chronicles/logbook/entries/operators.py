@@ -153,7 +153,7 @@ def _tried(record: LineageRecord, report: LineageReport, until: float) -> str:
 
 def _is_try(row: IncidentReport) -> bool:
     """Whether a playbook acted against a failure."""
-    acted = row.action not in (None, Action.HALT, Action.ADOPT, Action.TELL) and not row.advisory
+    acted = row.action not in (None, Action.HALT, Action.ADOPT, Action.NOTIFY) and not row.advisory
     return acted and row.is_failure
 
 

@@ -84,8 +84,8 @@ def _incidents(state: State, news: _News) -> Iterator[AlertIntended]:
         if incident.decision is None or incident.decision.action is Action.HALT:
             continue
         quiet = incident.drill is not None or row(incident.kind).quiet
-        loud = Severity.PAGE if incident.decision.action is Action.TELL else Severity.WARNING
-        severity = Severity.INFO if quiet and state.driver is not Driver.PERSON else loud
+        loud = Severity.PAGE if incident.decision.action is Action.NOTIFY else Severity.WARNING
+        severity = Severity.INFO if quiet and state.driver is not Driver.OPERATOR else loud
         if news(opened := alert_id(incident.name, AlertTopic.OPENED), severity):
             yield _opened(state, incident, opened, severity)
         over = incident.closed_at is not None and incident.proven

@@ -233,7 +233,7 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
         return _foreign(state, run.name)
     waiting = waiting_for_attempt(state)
     asked = state.resumed is not None or any(incident.kind == FailureClass.OPERATOR for incident in waiting)
-    if state.driver is Driver.PERSON and not asked:
+    if state.driver is Driver.OPERATOR and not asked:
         return None
     if under_examination(state, run.name, now, policy.examine_seconds):
         return None

@@ -133,7 +133,7 @@ def _has_incident(state: State, attempt: Attempt, raised: SignalRaised) -> bool:
 
 
 def _notify_only(incident: Incident) -> bool:
-    return incident.decision is not None and incident.decision.action is Action.TELL
+    return incident.decision is not None and incident.decision.action is Action.NOTIFY
 
 
 def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
@@ -141,7 +141,7 @@ def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
     attempt = state.attempt
     if attempt is None or attempt.live or _has_cause(state, attempt) or state.driver is Driver.SHADOW:
         return None
-    if state.driver is Driver.PERSON and any(i.attempt == attempt.name for i in state.incidents.values()):
+    if state.driver is Driver.OPERATOR and any(i.attempt == attempt.name for i in state.incidents.values()):
         return None  # reported once; it is decided when the daemon drives again
     if attempt.leave_at is not None and attempt.outcome in (Outcome.STOPPED, Outcome.LOST):
         return None  # it left as it was asked to

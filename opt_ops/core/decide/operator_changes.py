@@ -59,7 +59,7 @@ def decide_request(state: State, incident: Incident) -> RecoveryDecided:
         playbook=FailureClass.OPERATOR,
         version=0,
         rung=0,
-        action=Action.ROLLBACK if back else Action.CHANGE,
+        action=Action.ROLLBACK if back else Action.RECONFIGURE,
         why=f"{change.author} asked for it",
         checkpoint=known.checkpoint if known else None,
         lr_factor=change.lr_factor,

@@ -27,7 +27,7 @@ def prove(state: State, incident: Incident, policy: Policy) -> IncidentClosed | 
     """The incident's end with its proof, or None while the evidence is not in."""
     assert incident.decision is not None
     action = incident.decision.action
-    if incident.decision.advice or action is Action.TELL or (action is Action.HALT and incident.answered):
+    if incident.decision.advice or action is Action.NOTIFY or (action is Action.HALT and incident.answered):
         return _unproven(state, incident)
     if state.status is Status.COMPLETED:
         return _moot(state, incident)
@@ -51,7 +51,7 @@ def baseline(state: State) -> tuple[Schedule, Optimizer] | None:
     return None
 
 
-def under(schedule: Schedule, optimizer: Optimizer, settings: tuple[str, ...]) -> tuple[Schedule, Optimizer]:
+def with_settings(schedule: Schedule, optimizer: Optimizer, settings: tuple[str, ...]) -> tuple[Schedule, Optimizer]:
     """Schedule and optimizer after a run's own `key=value` settings. What is no number changes nothing: the readbacks
     will say what the trainer made of it."""
     for setting in settings:
@@ -82,7 +82,7 @@ def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: i
     if len(attempt.readbacks) < min(wanted, steps_left):
         return None
     run = state.runs[attempt.run]
-    schedule, optimizer = under(*known, run.settings)
+    schedule, optimizer = with_settings(*known, run.settings)
     mismatch = _mismatch(state, attempt, schedule, optimizer)
     factors = run.lr_factors
     proof: dict[str, Any] = {
@@ -170,7 +170,7 @@ def _unproven(state: State, incident: Incident) -> IncidentClosed:
     decision = incident.decision
     assert decision is not None
     proof = {"answered_by_operator": True}
-    if decision.advice or decision.action is Action.TELL:
+    if decision.advice or decision.action is Action.NOTIFY:
         proof = {"advice" if decision.advice else "told": True}
     return IncidentClosed(
         incident=incident.name, proven=None, proof=proof, step_resumed=None, steps_lost=None, seconds_down=None

@@ -116,7 +116,7 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         save_first=rung is not None and rung.save_first,
         advice=advice,
     )
-    if decided.action is Action.TELL and _has_stopped(state, incident):
+    if decided.action is Action.NOTIFY and _has_stopped(state, incident):
         return replace(
             decided, action=Action.HALT, why=f"{playbook.name} only notifies on-call, but nothing trains; {why}"
         )
@@ -129,7 +129,7 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         return replace(decided, action=Action.EXCLUDE, save_first=False, why=why)
     if rung.action is Action.ROLLBACK and incident.attempt is None:
         why = f"nothing is rolled back for what trains nothing; {why}"
-        return replace(decided, action=Action.EXCLUDE if rung.exclude else Action.TELL, why=why)
+        return replace(decided, action=Action.EXCLUDE if rung.exclude else Action.NOTIFY, why=why)
     if rung.action is Action.ROLLBACK:
         return _rolled_back(state, incident, rung, decided)
     return decided
@@ -148,7 +148,7 @@ def _has_stopped(state: State, incident: Incident) -> bool:
 
 def _action_when_exhausted(playbook: Playbook) -> Action:
     """The action when the ladder or a retry budget is used up. A ladder that ends with `tell` never stops training."""
-    return Action.TELL if playbook.ladder[-1].action is Action.TELL else Action.HALT
+    return Action.NOTIFY if playbook.ladder[-1].action is Action.NOTIFY else Action.HALT
 
 
 def _rolled_back(state: State, incident: Incident, rung: Rung, decided: RecoveryDecided) -> RecoveryDecided:
@@ -280,7 +280,7 @@ def plan_run(state: State, now: float, policy: Policy) -> Event | None:
         if decision is None or decision.action is Action.RESTART or incident.name in planned:
             continue
         checkpoint = decision.checkpoint
-        if decision.action is Action.CHANGE:
+        if decision.action is Action.RECONFIGURE:
             live = state.attempt is not None and state.attempt.live
             if live or under_examination(state, state.run.name, now, policy.examine_seconds):
                 continue  # it goes on from where the attempt has come to

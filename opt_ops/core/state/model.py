@@ -185,7 +185,7 @@ class Incident:
     @property
     def acted_on(self) -> bool:
         """Whether the decision is executed: advice is not, and neither is a mere notification."""
-        return self.decision is not None and not self.decision.advice and self.decision.action is not Action.TELL
+        return self.decision is not None and not self.decision.advice and self.decision.action is not Action.NOTIFY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ def waiting_for_attempt(state: State) -> list[Incident]:
         if incident.closed_at is None
         and incident.decision is not None
         and incident.acted_on
-        and incident.decision.action in (Action.RESTART, Action.ROLLBACK, Action.CHANGE)
+        and incident.decision.action in (Action.RESTART, Action.ROLLBACK, Action.RECONFIGURE)
     ]
 
 

@@ -263,7 +263,7 @@ def test_a_node_that_an_operator_excluded_links_to_nothing(told: Told):
 @pytest.mark.parametrize(
     ("driver", "lead"),
     [
-        (Driver.PERSON, "An operator drives: opt-ops watches and advises."),
+        (Driver.OPERATOR, "An operator drives: opt-ops watches and advises."),
         (Driver.SHADOW, "Shadow mode: another launcher runs the training, opt-ops only watches."),
     ],
 )

@@ -140,7 +140,7 @@ def _steered(told: Told, text: str) -> None:
     told.see(
         e.NodeAllowed(request="y", node=text, **asked), e.RequestRefused(request="z", author=text, verb=text, why=text)
     )
-    told.see(e.DriverChanged(request="d", driver=Driver.PERSON, **asked))
+    told.see(e.DriverChanged(request="d", driver=Driver.OPERATOR, **asked))
     told.see(e.AlertIntended(alert=text, severity=Severity.PAGE, title=text, body=text))
     told.see(e.AlertSettled(alert=text, delivered=False, why=text))
     told.see(e.PauseRequested(request="p", **asked), e.LineagePaused(why=text), e.ResumeRequested(request="r", **asked))

@@ -120,7 +120,7 @@ def test_a_rollback_out_of_halted():
 def test_while_a_person_drives_decisions_are_only_said():
     story = Story().training(450)
     ask(story, "drive", driver="person")
-    assert story.state.driver is Driver.PERSON
+    assert story.state.driver is Driver.OPERATOR
     decided = story.judge("n2", Verdict.BAD, "xid_79")
     assert kinds(decided) == ["incident_opened", "recovery_decided", "incident_closed"]
     assert only(decided, e.RecoveryDecided).advice

@@ -6,7 +6,7 @@ import pytest
 
 from opt_ops.core import events as e
 from opt_ops.core.decide.policy import Policy, Rung
-from opt_ops.core.decide.proof import under
+from opt_ops.core.decide.proof import with_settings
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, AllocationStatus, Driver, Outcome, Severity, Shape, Verdict
 from opt_ops.ports import Request
@@ -30,7 +30,7 @@ def with_page(trigger: str, *ladder: Rung, actions: int | None = None) -> Policy
 
 def test_while_a_person_drives_a_time_limit_is_said_once_and_acted_on_when_the_daemon_drives_again():
     story = Story().training(450)
-    story.see(e.DriverChanged(request="r1", author="ann", driver=Driver.PERSON, reason=""))
+    story.see(e.DriverChanged(request="r1", author="ann", driver=Driver.OPERATOR, reason=""))
     story.changed("12-n0", "n1", "n2", "n3", ends_at=story.now + 1000)
     decided = story.see(seconds=1000 - CAPACITY.last_call_seconds + 1)
     assert kinds(decided) == ["incident_opened", "recovery_decided", "incident_closed"]
@@ -56,7 +56,7 @@ def test_nodes_that_come_and_go_all_day_do_not_stop_training():
     story.see(e.SizeDecided(nodes=2, why="and go"))
     story.train(460)
     decided = story.see(e.SizeDecided(nodes=3, why="and come"))
-    assert only(decided, e.RecoveryDecided).action is Action.TELL
+    assert only(decided, e.RecoveryDecided).action is Action.NOTIFY
     assert story.see() == [], "said once for each attempt"
     assert story.state.status is Status.TRAINING
 
@@ -66,7 +66,7 @@ def test_a_daemon_that_cannot_stay_alive_does_not_stop_training():
     for life in range(4):
         story.daemon(blind=1.0)
         story.train(451 + life)
-    assert [i.decision.action for i in story.state.incidents.values()] == [Action.ADOPT] * 2 + [Action.TELL] * 2
+    assert [i.decision.action for i in story.state.incidents.values()] == [Action.ADOPT] * 2 + [Action.NOTIFY] * 2
     assert story.state.status is Status.TRAINING
 
 
@@ -85,7 +85,7 @@ def test_a_bad_spare_is_taken_out_whatever_was_spent():
 
 
 def test_a_page_that_only_tells_people_of_a_dead_attempt_does_not_restart_it_for_ever():
-    story = Story(with_page("process_death", Rung(action=Action.TELL))).training(450)
+    story = Story(with_page("process_death", Rung(action=Action.NOTIFY))).training(450)
     story.rank_dies(451)
     decided = story.ends(Outcome.FAILED, 451)
     assert "lineage_halted" in kinds(decided)
@@ -93,7 +93,7 @@ def test_a_page_that_only_tells_people_of_a_dead_attempt_does_not_restart_it_for
 
 
 def test_a_page_that_rolls_back_what_trains_nothing_takes_the_node_out():
-    for exclude, action in ((True, Action.EXCLUDE), (False, Action.TELL)):
+    for exclude, action in ((True, Action.EXCLUDE), (False, Action.NOTIFY)):
         rung = Rung(action=Action.ROLLBACK, margin_steps=100, exclude=exclude)
         story = Story(with_page("bad_gpu", rung)).training(450)
         decided = story.judge("n3", Verdict.BAD, "xid_79")
@@ -209,6 +209,6 @@ def test_a_request_that_makes_no_sense_is_refused_and_ends_no_daemon(verb: str, 
 
 @pytest.mark.parametrize("value", ["1e3", "soon", "inf", ""])
 def test_a_setting_that_is_no_number_ends_no_daemon(value: str):
-    schedule, optimizer = under(SCHEDULE, OPTIMIZER, (f"optim.warmup_steps={value}", "optim.clip_norm=0.5"))
+    schedule, optimizer = with_settings(SCHEDULE, OPTIMIZER, (f"optim.warmup_steps={value}", "optim.clip_norm=0.5"))
     assert optimizer.clip_norm == 0.5
     assert schedule.warmup_steps == (1000 if value == "1e3" else SCHEDULE.warmup_steps)

@@ -74,7 +74,7 @@ def happen(story: Story, what: str, number: int) -> None:
         case "set":
             ask(story, "change", lr_factor=0.5)
         case "drive":
-            ask(story, "drive", driver=Driver.PERSON if state.driver is Driver.DAEMON else Driver.DAEMON)
+            ask(story, "drive", driver=Driver.OPERATOR if state.driver is Driver.DAEMON else Driver.DAEMON)
         case "exclude" | "allow":
             ask(story, what, node=NODES[number % len(NODES)])
         case "hang" if runs:
@@ -135,7 +135,7 @@ def stopped_when(story: Story) -> None:
 
 
 def planned_paused() -> None:
-    story = started(Driver.PERSON)
+    story = started(Driver.OPERATOR)
     ask(story, "pause")
     assert story.state.status is Status.PAUSED
 
@@ -233,7 +233,7 @@ def starts_again() -> Story:
 def answered_when_the_daemon_drives_again() -> None:
     """An operator drove when the attempt died; the nodes that are held do not suffice for the next one."""
     story = Story().training(450)
-    ask(story, "drive", driver=Driver.PERSON)
+    ask(story, "drive", driver=Driver.OPERATOR)
     story.rank_dies(450)
     story.ends(Outcome.FAILED)
     story.judge("n2", Verdict.SUSPECT, "xid_63")
@@ -246,7 +246,7 @@ def answered_when_the_daemon_drives_again() -> None:
 
 
 RARE: tuple[Callable[[], None], ...] = (
-    lambda: stopped_when(started(Driver.PERSON)),
+    lambda: stopped_when(started(Driver.OPERATOR)),
     planned_paused,
     lambda: assert_status(started(Driver.SHADOW), Status.STARTING),
     preflight_without_a_good_checkpoint,

@@ -82,7 +82,7 @@ def test_a_day_of_failures_is_the_same_everywhere(stage: Stage):
     stage.wait(trains_on)
     stage.ask("change", reason="quieter", lr_factor=0.5)
     change = stage.wait(lambda state: proven(state, 4))
-    assert (change.kind, change.decision.action) == ("operator", Action.CHANGE)
+    assert (change.kind, change.decision.action) == ("operator", Action.RECONFIGURE)
 
     stage.ask("stop", reason="enough")
     state = stage.wait(lambda state: state.finished and state)
