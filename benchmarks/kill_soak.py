@@ -181,7 +181,7 @@ class Lineage:
             faults.BadGpu(),
             faults.BadGpu(kills=True),
             faults.NodeDown(seconds=3600.0),
-            faults.Silence(seconds=600.0),
+            faults.NodeCutOff(seconds=600.0),
             faults.EndJob(),
             faults.SchedulerAway(seconds=200.0),
             faults.Damage(),

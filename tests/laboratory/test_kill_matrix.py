@@ -40,7 +40,7 @@ RECOVERIES = Story(
         Planned(fault=faults.KillRank(rank=1), step=40),
         Planned(fault=faults.BadGpu(), step=70),
         Planned(fault=faults.NoNodes(seconds=9000.0), step=249),  # the silent node's replacement is given back unused
-        Planned(fault=faults.Silence(seconds=900.0), step=250),
+        Planned(fault=faults.NodeCutOff(seconds=900.0), step=250),
     ),
 )
 LOST = Story(

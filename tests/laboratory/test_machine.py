@@ -44,8 +44,8 @@ HARDWARE = (
     faults.NodeDown(seconds=1200.0),
     faults.NodeDown(seconds=None),
     faults.NodeDown(seconds=900.0, relapse=True),
-    faults.Silence(seconds=20.0),
-    faults.Silence(seconds=400.0),
+    faults.NodeCutOff(seconds=20.0),
+    faults.NodeCutOff(seconds=400.0),
     faults.SlowDown(factor=2.0, seconds=900.0),
 )
 SITE = (

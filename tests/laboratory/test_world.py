@@ -79,7 +79,9 @@ def test_one_seed_tells_one_story(tmp_path: Path):
 
 
 def test_strides_over_quiet_time_cost_no_detection(tmp_path: Path):
-    lineage = simulate(tmp_path, Planned(fault=faults.KillRank(), step=100), Planned(fault=faults.Silence(), step=150))
+    lineage = simulate(
+        tmp_path, Planned(fault=faults.KillRank(), step=100), Planned(fault=faults.NodeCutOff(), step=150)
+    )
     death, silence = lineage.state.incidents.values()
     assert death.opened_at - death.at <= 10.0
     assert silence.opened_at - silence.at <= 60.0
@@ -150,7 +152,7 @@ def test_a_cut_off_node_keeps_its_ranks_until_it_hears_again():
     bench.order("1.00-a0", "--from-scratch")
     bench.wait(100.0)
     bench.agents.heartbeats()
-    bench.world.strike(faults.Silence(node="n002", seconds=300.0))
+    bench.world.strike(faults.NodeCutOff(node="n002", seconds=300.0))
     bench.order(None)
     bench.wait(30.0)
     assert bench.world.alive() == {"1.00-a0": {"n002"}}

@@ -141,7 +141,7 @@ class NodeDown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Silence:
+class NodeCutOff:
     """A node is cut off: its ranks run, but no heartbeat arrives, and collectives hang."""
 
     node: str | None = None
