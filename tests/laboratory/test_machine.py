@@ -111,7 +111,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((10.0, 120.0, 2400.0)))
     def time_passes(self, seconds: float) -> None:
         until = self.lineage.world.now + seconds
-        while self.lineage.world.now < until and not self.finished():
+        while self.lineage.world.now < until and not self.settled():
             self.lineage.drive(min(until, self.lineage.world.now + 60.0))
             self.watch_the_world()
 

@@ -314,7 +314,7 @@ def test_a_full_disk_for_reports_does_not_end_the_ranks(node: Node):
         (path / "x").touch()
     os.kill(pids[0], signal.SIGKILL)
     for path in (nodes / "n1.json", health / "n1.jsonl"):
-        node.says(f"opt_ops.node.agent: {path}: ")
+        node.says(f"opt-ops agent: {path} cannot be written: ")
     assert alive(pids[1])
     assert node.process.poll() is None
     for path in (nodes / "n1.json", health / "n1.jsonl"):
@@ -352,7 +352,7 @@ def test_a_launch_that_finds_no_room_is_tried_again(node: Node):
     node.start()
     node.order(SLEEP)
     node.beat(lambda beat: beat.attempt is None)
-    node.says("cannot do as ordered yet")
+    node.says("the orders cannot be carried out yet")
     assert node.process.poll() is None
     in_the_way.unlink()
     assert all(map(alive, node.started()))

@@ -291,7 +291,8 @@ if __name__ == "__main__":
 
 def build(text: Path, tokenizer: Path, cache: Path, *more: str, workers: int = 2) -> subprocess.Popen[str]:
     script = cache.parent / "build.py"
-    script.write_text(BUILD)
+    if not script.exists():  # one that was started before may be about to read it
+        script.write_text(BUILD)
     arguments = ["build", "--data", text, "--tokenizer", tokenizer, "--workers", workers, *more]
     return subprocess.Popen(
         [sys.executable, script, *map(str, arguments)],
