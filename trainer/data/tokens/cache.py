@@ -81,7 +81,6 @@ def _built(cache: Path, name: str) -> set[tuple[str, int]]:
     """The present state of a build: its folders, which change with each part, and the files that join the parts."""
     found: set[tuple[str, int]] = set()
     for pattern in (f".{name}.*", f".{name}.*/*.npy"):
-        for path in cache.glob(pattern):
-            with suppress(OSError):  # it was just removed, so the build makes progress
-                found.add((path.name, path.stat().st_mtime_ns))
+        with suppress(OSError):  # a folder or file was just removed, also under the search: the build makes progress
+            found.update((path.name, path.stat().st_mtime_ns) for path in cache.glob(pattern))
     return found
