@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +189,9 @@ class Site:
             self._daemon.wait(timeout=120)
         paths = (self.runs / "1" / "agents").glob("*.json")  # of all allocations: they may hold the same nodes
         for pid in [agent["pid"] for path in paths for agent in json.loads(path.read_text())]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            with suppress(OSError):  # it has ended; its number may be another process by now
+                if str(self.runs).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _write_playbooks(folder: Path) -> None:
