@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class RankProcesses:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  (the agent has no threads)
+                preexec_fn=partial(_die_with_parent, os.getpid()),  # noqa: PLW1509  (the agent has no threads)
             )
 
     def reap(self) -> bool:
@@ -207,8 +208,10 @@ def _request_trace(pipe: Path) -> None:
             os.close(descriptor)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the agent died before the kernel knew of the wish
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from opt_ops.core.detect.stacks import main_thread
 from opt_ops.core.health import judge
 from opt_ops.core.values import Verdict
+from opt_ops.node.rank_processes import _die_with_parent
 from opt_ops.ports import Drilling, Launch, NodeRanksReport, Orders
 from opt_ops.runfolder.files import write_json
 from opt_ops.runfolder.node_files import FileAgents
@@ -212,6 +214,12 @@ def test_ranks_die_with_their_agent_and_are_not_started_twice(node: Node):
     report = wait_for(lambda: (r := node.report()) and r.done and r)
     assert {x.signal for x in report.exits} == {signal.SIGKILL}
     assert node.pids() == pids
+
+
+def test_a_rank_whose_agent_dies_while_it_starts_does_not_start():
+    not_its_parent = partial(_die_with_parent, os.getppid())
+    rank = subprocess.Popen(["sleep", "600"], preexec_fn=not_its_parent)  # noqa: PLW1509
+    assert rank.wait(120) == -signal.SIGKILL
 
 
 def test_an_older_daemons_orders_are_not_obeyed(node: Node):
