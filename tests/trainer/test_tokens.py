@@ -280,11 +280,17 @@ def die(*_: object) -> None:
 
 
 BUILD = """
-import sys
+import sys, time
 from trainer.data.tokens import builder
 from trainer.tokens import __main__ as program
 if __name__ == "__main__":
     builder.PIECE = 20_000
+    join = builder._join
+    def held(entry, *rest):  # while there is a file `hold`, no build ends
+        while (entry.parent / "hold").exists():
+            time.sleep(0.01)
+        join(entry, *rest)
+    builder._join = held
     sys.exit(program.main())
 """
 
@@ -347,14 +353,14 @@ def test_one_builds_the_others_wait_and_a_killed_builder_blocks_nobody(
     tmp_path: Path, trained: Path, cache: Path
 ) -> None:
     large = jsonl(tmp_path / "large.jsonl", *(f"{i} " + "The cat sat on the mat. " * 300 for i in range(500)))
+    (cache / "hold").touch()
     first = build(large, trained, cache)
     wait_for(lambda: bool(list(cache.glob(".tokens-*.parts"))), "no build")
-    os.kill(first.pid, signal.SIGSTOP)
-    assert list(cache.glob(".tokens-*.parts")), "it was done already"
     others = [build(large, trained, cache) for _ in range(3)]
     wait_for(lambda: all(waits_for_a_lock(process.pid) for process in others), "they do not wait")
     first.kill()
     first.communicate()
+    (cache / "hold").unlink()
     outputs = [process.communicate(timeout=240) for process in others]
     assert [process.returncode for process in others] == [0, 0, 0], outputs
     assert len({out for out, _ in outputs}) == 1
