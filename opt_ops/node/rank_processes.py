@@ -209,8 +209,9 @@ def _request_trace(pipe: Path) -> None:
 
 
 def _die_with_parent(parent: int) -> None:
+    """Run in the new process: let the kernel kill it when its agent, `parent`, dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the agent died before the kernel knew of the wish
+    if os.getppid() != parent:  # the agent died before this request
         os.kill(os.getpid(), signal.SIGKILL)
 
 
