@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opt_ops.core.events import SignalRaised
-from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.failures.classes import Domain, FailureClass, row
 from opt_ops.core.state.model import Drill, State
 from opt_ops.core.values import Fault
 
@@ -16,7 +16,7 @@ def drill_behind(state: State, raised: SignalRaised) -> str | None:
 def _caused(drill: Drill, raised: SignalRaised) -> bool:
     if drill.attempt != raised.attempt:
         return False
-    if drill.fault is Fault.LR and raised.signal in (FailureClass.LOSS_SPIKE, FailureClass.NON_FINITE_LOSS):
+    if drill.fault is Fault.LR and row(raised.signal).domain is Domain.LOSS:
         return (raised.onset_step or 0) > int(drill.arguments["from_step"])
     if drill.fault is Fault.KILL_RANK and raised.signal == FailureClass.PROCESS_DEATH:
         return raised.evidence.get("rank") == drill.arguments["rank"] and raised.evidence.get("signal") == 9

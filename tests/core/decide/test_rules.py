@@ -205,6 +205,15 @@ def test_a_drill_does_not_spend_the_ladder():
     assert only(opened, e.RecoveryDecided).rung == 0
 
 
+def test_a_drift_that_a_drill_causes_is_the_drill_too():
+    story = Story().training(460)
+    drill = e.DrillRequested(
+        request="r1", author="ann", drill="d000", fault=Fault.LR, attempt="12.00-a0", arguments={"from_step": 400}
+    )
+    story.see(drill, e.DrillDone(drill="d000"))
+    assert only(story.signal("loss_drift", 460, 430, level=3.6, best=3.1), e.IncidentOpened).drill == "d000"
+
+
 def test_a_bad_gpu_in_use_moves_the_attempt_to_the_spare():
     story = Story().training(450)
     decided = story.judge("n2", Verdict.BAD, "xid_79")
