@@ -142,7 +142,7 @@ def _account(scenario: Scenario, trainings: Sequence[Training], state: State) ->
         why = _why(state, before)
         # A later attempt discards the steps from its own first step on.
         until = min(resumes[number + 1 :], default=training.points[-1].step + 1)
-        lost[f"downtime: {why}"] += training.points[0].ts - EPOCH - training.points[0].step_seconds - start
+        lost[f"standstill: {why}"] += training.points[0].ts - EPOCH - training.points[0].step_seconds - start
         again = _why(state, training)
         for point in training.points:
             if point.step < until:
@@ -151,7 +151,7 @@ def _account(scenario: Scenario, trainings: Sequence[Training], state: State) ->
                 lost["saves"] += point.save_seconds
                 lost["fewer or slow nodes"] += max(0.0, point.step_seconds - point.save_seconds - usual)
             else:
-                lost[f"discarded: {again}"] += point.step_seconds
+                lost[f"repeated: {again}"] += point.step_seconds
         start, before = training.points[-1].ts - EPOCH, training
     return kept, lost
 
