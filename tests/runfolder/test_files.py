@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from opt_ops.core.values import Checkpoint
 from opt_ops.errors import OptOpsError
 from opt_ops.node.kernel_log import KernelLog, parse_xid
 from opt_ops.ports import Request
+from opt_ops.runfolder import files
 from opt_ops.runfolder.checkpoints import FileCheckpoints
-from opt_ops.runfolder.files import Tail, create_json, read_json, write_json, write_text
+from opt_ops.runfolder.files import FileRefused, Tail, create_json, identity_of, read_json, write_json, write_text
 from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.trainer_files import FileTrainer
@@ -89,6 +91,91 @@ def test_a_tail_that_comes_late_passes_over_what_is_old(tmp_path: Path):
     assert [line["n"] for line in tail.read()] == [1002, 1003, 1004, 1005]
     append(path, '{"n": 1006}\n')
     assert [line["n"] for line in tail.read()] == [1006]
+
+
+def test_a_line_that_is_too_long_is_never_held_in_memory(tmp_path: Path):
+    path, tail = tmp_path / "t.jsonl", Tail(tmp_path / "t.jsonl")
+    append(path, '{"a": 1}\n')
+    with path.open("r+b") as file:  # a sparse file: no newline for 400 MB
+        file.truncate(400_000_000)
+    tracemalloc.start()
+    assert list(tail.read()) == [{"a": 1}]
+    append(path, '\n{"a": 2}\n\n{"a"')
+    assert list(tail.read()) == [{"a": 2}]
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4 * files.LONGEST_LINE
+    assert (tail.bad_lines, tail.line) == (1, 4), "the long line is the second, and an empty one is the fourth"
+    append(path, ": 3}\n")
+    assert list(tail.read()) == [{"a": 3}]
+
+
+def test_a_tail_that_comes_late_finds_the_last_line_however_long_it_is(tmp_path: Path):
+    path, tail = tmp_path / "t.jsonl", Tail(tmp_path / "t.jsonl", most=50)
+    append(path, "".join(json.dumps({"n": n, "mounts": "x" * 100_000}) + "\n" for n in range(9)))
+    assert [line["n"] for line in tail.read()][-1] == 8
+    append(path, json.dumps({"n": 9, "mounts": "x" * 200_000}) + "\n")
+    assert [line["n"] for line in tail.read()] == [9]
+    assert tail.bad_lines == 0
+
+
+def test_a_tail_counts_what_is_no_json_with_its_line_and_goes_on(tmp_path: Path):
+    bad: list[tuple[int, str]] = []
+    path = tmp_path / "t.jsonl"
+    tail = Tail(path, on_bad=lambda line, why: bad.append((line, why)))
+    path.write_bytes(b'{"n": 1}\n' + b"[" * 100_000 + b'\n\xff\xfe{"n"\n"text"\n{"n": 2}\n')
+    assert [line["n"] for line in tail.read()] == [1, 2]
+    assert [line for line, _ in bad] == [2, 3, 4]
+    assert bad[2][1] == "not a JSON object"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "link to a pipe"])
+def test_only_regular_files_are_opened_and_none_holds_up_its_reader(tmp_path: Path, kind: str):
+    path = tmp_path / "f.json"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            here = socket.socket(socket.AF_UNIX)
+            here.bind(os.path.relpath(path))
+            here.close()
+        case "folder":
+            path.mkdir()
+        case _:
+            os.mkfifo(tmp_path / "pipe")
+            path.symlink_to(tmp_path / "pipe")
+    for read in (read_json, lambda p: list(Tail(p).read()), lambda p: Tail(p).skip_to_last(9), identity_of):
+        with pytest.raises(FileRefused, match="must be a regular file"):
+            read(path)
+
+
+def test_a_file_that_gives_orders_must_belong_to_this_user_and_be_writable_by_nobody_else(tmp_path: Path):
+    path = tmp_path / "f.json"
+    path.write_text("1")
+    path.chmod(0o644)
+    assert read_json(path, orders=True) == 1
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(FileRefused, match="symbolic link"):
+        read_json(tmp_path / "link", orders=True)
+    for mode in (0o664, 0o646):
+        path.chmod(mode)
+        assert read_json(path) == 1
+        with pytest.raises(FileRefused, match="other users may write it"):
+            read_json(path, orders=True)
+    path.chmod(0o644)
+    if os.geteuid() == 0:  # only root can give a file away
+        os.chown(path, 12345, 0)
+        with pytest.raises(FileRefused, match="belongs to user 12345"):
+            read_json(path, orders=True)
+
+
+def test_a_file_that_is_too_large_or_nested_without_end_is_no_json(tmp_path: Path):
+    path = tmp_path / "f.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(OptOpsError, match="is not JSON"):
+        read_json(path)
+    with pytest.raises(FileRefused, match="larger than 99,999 bytes"):
+        read_json(path, most=99_999)
 
 
 def test_telemetry_that_lacks_what_it_must_have_is_left_out_and_said_once(
