@@ -45,7 +45,7 @@ class ReplayResult:
     longest_hands_off: float
     lost: dict[str, float] = field(default_factory=dict[str, float])
     """Seconds by cause: downtime and discarded steps by the kind of incident, saves, fewer or slow nodes."""
-    hardware_stop: float | None = None  # mean seconds of downtime and discarded steps, without a wait for an operator
+    hardware_stop: float | None = None  # mean seconds down and repeated of a stop, if no operator was waited for
     divergence: float | None = None  # the same
     person: float = 0.0  # seconds of downtime spent waiting for an operator
 
@@ -86,8 +86,8 @@ def measure(scenario: Scenario, fault_plan: FaultPlan, played: Played) -> Replay
         pages=pages,
         longest_hands_off=_longest(pages, wall),
         lost={kind: seconds for kind, seconds in sorted(lost.items(), key=lambda pair: -pair[1]) if seconds > 1.0},
-        hardware_stop=_mean([each["cost"] for each in alone if row(each["kind"]).domain in _OF_HARDWARE]),
-        divergence=_mean([each["cost"] for each in alone if row(each["kind"]).domain is Domain.LOSS]),
+        hardware_stop=mean_stop([each for each in alone if row(each["kind"]).domain in _OF_HARDWARE]),
+        divergence=mean_stop([each for each in alone if row(each["kind"]).domain is Domain.LOSS]),
         person=sum(answered - at for at, answered in _answers(played)),
     )
 
@@ -111,6 +111,7 @@ def _cost(scenario: Scenario, incident: Incident, halts: Sequence[float]) -> dic
         "seen_after": incident.opened_at - incident.at,
         "step_failed": incident.step_failed,
         "step_resumed": incident.step_resumed,
+        "attempt": incident.attempt,
         "action": str(decision.action) if decision else None,
         "playbook": decision.playbook if decision else None,
         "rung": decision.rung + 1 if decision else None,
@@ -168,5 +169,10 @@ def _longest(pages: Sequence[tuple[float, str]], wall: float) -> float:
     return max(later - earlier for earlier, later in pairwise(moments))
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def mean_stop(incidents: Sequence[dict[str, Any]]) -> float | None:
+    """Mean cost of a stop, seconds. Several incidents that end one attempt are one stop: training stands still once."""
+    costs: dict[str, float] = {}
+    for each in incidents:
+        stopped = each["attempt"] or each["incident"]
+        costs[stopped] = max(costs.get(stopped, 0.0), each["cost"])
+    return sum(costs.values()) / len(costs) if costs else None

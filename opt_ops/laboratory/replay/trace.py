@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import csv
+import difflib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from opt_ops.laboratory.replay.scenario import ScenarioError, TraceRules
 
-COLUMNS = frozenset({"date", "run", "kind", "step_start", "step_end", "cause", "row_is"})
+COLUMNS = ("date", "run", "kind", "step_start", "step_end", "cause", "row_is")
+_OTHER_NAMES = {
+    "date": ("day", "time", "timestamp", "when", "started", "start_time", "datetime"),
+    "run": ("run_id", "run_name", "job", "job_id", "name", "experiment", "lineage"),
+    "kind": ("type", "category", "class", "event", "incident", "failure", "failure_type"),
+    "step_start": ("step", "steps", "iteration", "iter", "first_step", "from_step", "start_step", "begin", "update"),
+    "step_end": ("last_step", "to_step", "end_step", "end", "until"),
+    "cause": ("reason", "description", "comment", "note", "notes", "message", "details", "what", "root_cause"),
+    "row_is": ("row", "means", "row_kind", "row_type"),
+}
+"""What other records call these columns. It is used only to say which column was probably meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +53,33 @@ def read(path: Path, rules: TraceRules) -> IncidentTrace:
     """
     record = IncidentTrace()
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
             rows = csv.DictReader(file)
-            missing = COLUMNS - set(rows.fieldnames or ())
-            if missing:
-                names = ", ".join(sorted(missing))
-                raise ScenarioError(f"{path} has no column {names}", "docs/replay.md lists the columns")
+            _require_columns(path, rows.fieldnames or ())
             for row in rows:
                 _take(record, row, rules)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ScenarioError(f"{path} cannot be read: {error}", "docs/replay.md describes the CSV file") from error
     return record
+
+
+def _require_columns(path: Path, found: Sequence[str]) -> None:
+    missing = [name for name in COLUMNS if name not in found]
+    if not missing:
+        return
+    told = [f"`{name.strip()}`{_meaning(name, missing)}" for name in found if name not in COLUMNS]
+    raise ScenarioError(
+        f"{path} has no column {', '.join(missing)}. Other columns found: {', '.join(told) or 'none'}",
+        f"name the columns {', '.join(COLUMNS)}; docs/replay.md says what each holds",
+    )
+
+
+def _meaning(found: str, missing: Sequence[str]) -> str:
+    """What a column of another record is called here, if that can be guessed."""
+    plain = found.strip().lower().replace(" ", "_").replace("-", "_")
+    known = [name for name in missing if plain == name or plain in _OTHER_NAMES[name]]
+    near = known or difflib.get_close_matches(plain, missing, n=1)
+    return f" (here: {near[0]})" if near else " (not used here)"
 
 
 def _take(record: IncidentTrace, row: dict[str, str], rules: TraceRules) -> None:

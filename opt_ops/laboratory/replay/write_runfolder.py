@@ -24,19 +24,21 @@ def write_telemetry(folder: Path, world: World) -> None:
         target = folder / attempt_folder(attempt)
         target.mkdir(parents=True, exist_ok=True)
         if training.config is not None:
-            write_json(target / "config.json", _config(attempt, training))
-        write_text(target / "telemetry.jsonl", "".join(json.dumps(_line(p)) + "\n" for p in training.points))
+            write_json(target / "config.json", config_fields(attempt, training))
+        write_text(target / "telemetry.jsonl", "".join(json.dumps(telemetry_line(p)) + "\n" for p in training.points))
         phases = ({"ts": p.since, "phase": p.name, "step": p.step} for p in training.phases)
         write_text(target / "phases.jsonl", "".join(json.dumps(phase) + "\n" for phase in phases))
 
 
-def _config(attempt: str, training: Training) -> dict[str, Any]:
+def config_fields(attempt: str, training: Training) -> dict[str, Any]:
+    """What `config.json` of an attempt holds."""
     config = training.config
     assert config is not None
     return {"v": 1, "attempt": attempt, "recipe": "simulated", **asdict(config)}
 
 
-def _line(point: Point) -> dict[str, Any]:
+def telemetry_line(point: Point) -> dict[str, Any]:
+    """A line of `telemetry.jsonl` as the trainer writes it."""
     return {
         "ts": round(point.ts, 3),
         "num_updates": point.step,

@@ -11,7 +11,7 @@ import pytest
 
 from opt_ops.laboratory.replay import scenario as scenarios
 from opt_ops.laboratory.replay.fault_plan import sample
-from opt_ops.laboratory.replay.measure import measure
+from opt_ops.laboratory.replay.measure import mean_stop, measure
 from opt_ops.laboratory.replay.oracle import Oracle
 from opt_ops.laboratory.replay.play import play, world_of
 from opt_ops.laboratory.replay.scenario import Scenario, ScenarioError, TraceRules
@@ -96,6 +96,34 @@ def test_a_record_without_its_columns_is_refused(tmp_path: Path):
     path.write_text("date,kind\n")
     with pytest.raises(ScenarioError, match="no column"):
         read_record(path, RULES)
+
+
+def test_a_record_saved_with_a_byte_order_mark_is_read_as_the_same_one_without(record: Path):
+    before = read_record(record, RULES)
+    record.write_bytes(b"\xef\xbb\xbf" + record.read_bytes())
+    assert read_record(record, RULES) == before
+
+
+def test_a_record_in_other_columns_is_refused_and_each_one_found_is_named(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text("Day,run,Type,iteration,Reason,colour\n")
+    with pytest.raises(ScenarioError) as refused:
+        read_record(path, RULES)
+    said = str(refused.value)
+    for found, here in {"Day": "date", "Type": "kind", "iteration": "step_start", "Reason": "cause"}.items():
+        assert f"`{found}` (here: {here})" in said
+    assert "`colour` (not used here)" in said
+    assert "`run`" not in said
+
+
+def test_incidents_that_end_one_attempt_are_one_stop():
+    def incident(name: str, attempt: str | None, cost: float) -> dict[str, object]:
+        return {"incident": name, "attempt": attempt, "cost": cost}
+
+    three = [incident(f"i{number}", "a7", 3000.0) for number in range(3)]
+    assert mean_stop([*three, incident("i9", "a8", 1000.0)]) == 2000.0
+    assert mean_stop([incident("i1", None, 10.0), incident("i2", None, 30.0)]) == 20.0
+    assert mean_stop([]) is None
 
 
 def test_a_week_in_which_nothing_happens_loses_saves_and_the_start_alone():
