@@ -3,18 +3,73 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from opt_ops.errors import UsageError
 
 FILE = "opt-ops.toml"
+
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # it becomes the name of files, and a host name has at most 63
+_DAY = 86400.0
+_MOST_NODES = 100_000  # more than any machine has; a larger number is a slip
+
+
+def _whole(least: int, most: int) -> BeforeValidator:
+    """A whole number in a range."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _number(least: float, most: float) -> BeforeValidator:
+    """A finite number in a range."""
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise ValueError(f"must be a number from {least:.10g} to {most:.10g}")
+        return float(value)
+
+    return BeforeValidator(check)
+
+
+def _node_names(names: list[str]) -> list[str]:
+    for name in names:
+        if not _NODE.fullmatch(name):
+            raise ValueError(
+                "the name of a node must have at most 63 letters, digits, `.`, `_` and `-`, the first a letter or digit"
+            )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} must be there only once: each node needs a name of its own")
+    return names
+
+
+def _not_blank(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+def _variables(values: dict[str, str]) -> dict[str, str]:
+    for name in values:
+        if not name or "=" in name:
+            raise ValueError(f"{name!r} cannot be the name of a variable")
+    return values
+
+
+_Text = Annotated[str, AfterValidator(_not_blank)]
 
 
 class _Table(BaseModel):
@@ -24,18 +79,18 @@ class _Table(BaseModel):
 class Local(_Table):
     """The local scheduler: this machine as a cluster."""
 
-    nodes: Annotated[list[str], Field(min_length=1)] = ["n1", "n2", "n3"]
+    nodes: Annotated[list[str], Field(min_length=1, max_length=1000), AfterValidator(_node_names)] = ["n1", "n2", "n3"]
 
 
 class Slurm(_Table):
     """Options of sbatch; `additional` holds those that have no key of their own."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time_minutes: Annotated[int, Field(ge=1)] = 72 * 60
-    cpus_per_task: Annotated[int, Field(ge=1)] | None = None
-    gpus_per_node: Annotated[int, Field(ge=1)] | None = None
+    partition: _Text | None = None
+    account: _Text | None = None
+    qos: _Text | None = None
+    time_minutes: Annotated[int, _whole(1, 10 * 366 * 24 * 60)] = 72 * 60
+    cpus_per_task: Annotated[int | None, _whole(1, 100_000)] = None
+    gpus_per_node: Annotated[int | None, _whole(1, 1024)] = None
     exclusive: bool = False
     additional: dict[str, str | int | bool] = {}
 
@@ -43,16 +98,16 @@ class Slurm(_Table):
 class DefaultShape(_Table):
     """The shape of a lineage where `run start` does not set it."""
 
-    nodes: Annotated[int, Field(ge=1)] = 2
-    spares: Annotated[int, Field(ge=0)] = 1
-    ranks_per_node: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, _whole(1, _MOST_NODES)] = 2
+    spares: Annotated[int, _whole(0, _MOST_NODES)] = 1
+    ranks_per_node: Annotated[int, _whole(1, 1024)] = 1
 
 
 class TrainerCommand(_Table):
     """The command that starts a rank. docs/formats.md says what another trainer must write."""
 
-    command: Annotated[list[str], Field(min_length=1)] = [sys.executable, "-m", "trainer"]
-    environment: dict[str, str] = {}
+    command: Annotated[list[_Text], Field(min_length=1)] = [sys.executable, "-m", "trainer"]
+    environment: Annotated[dict[str, str], AfterValidator(_variables)] = {}
     snapshot_dir: str = ""  # on the nodes' own disks; {node} is the node's name; empty: no snapshots
     checkpoint_copy: str = ""  # a second place for checkpoints, as a URL; empty: none
 
@@ -60,52 +115,52 @@ class TrainerCommand(_Table):
 class Health(_Table):
     """What a node of the site has, and how it is tested."""
 
-    gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    burn_in_seconds: Annotated[float, Field(ge=0, le=90)] = 0.0  # of each node, after it was allocated; 0: none
+    gpus_per_node: Annotated[int, _whole(0, 1024)] = 0
+    burn_in_seconds: Annotated[float, _number(0, 90)] = 0.0  # of each node, after it was allocated; 0: none
 
 
 class Chronicle(_Table):
     """How often the logbook is drawn while a lineage is not finished. It is always drawn at the end."""
 
-    every_seconds: Annotated[float, Field(ge=1)] = 30.0
+    every_seconds: Annotated[float, _number(1, 30 * _DAY)] = 30.0
 
 
 class Mlflow(_Table):
     """MLflow's store, and how often a lineage that is not finished is mirrored there."""
 
     enabled: bool = True
-    tracking_uri: str | None = None  # default: SQLite in the runs folder
-    experiment: str = "opt-ops"
-    every_seconds: Annotated[float, Field(ge=1)] = 300.0
+    tracking_uri: _Text | None = None  # default: SQLite in the runs folder
+    experiment: _Text = "opt-ops"
+    every_seconds: Annotated[float, _number(1, 30 * _DAY)] = 300.0
 
 
 class Rates(_Table):
     """Factors of the ledger for node-hours and energy. Without a factor, its result is none."""
 
-    ideal_step_seconds: Annotated[float, Field(gt=0)] | None = None  # default: of the fastest 5 % of steps
-    pue: Annotated[float, Field(ge=1)] = 1.0  # kWh of the site (hosts, network, cooling) for each kWh of its GPUs
-    kg_co2e_per_kwh: Annotated[float, Field(ge=0)] | None = None
-    cost_per_kwh: Annotated[float, Field(ge=0)] | None = None
-    cost_per_node_hour: Annotated[float, Field(ge=0)] | None = None
-    currency: str = "USD"
+    ideal_step_seconds: Annotated[float | None, _number(1e-6, _DAY)] = None  # default: of the fastest 5 % of steps
+    pue: Annotated[float, _number(1, 100)] = 1.0  # kWh of the site (hosts, network, cooling) for each kWh of its GPUs
+    kg_co2e_per_kwh: Annotated[float | None, _number(0, 1000)] = None
+    cost_per_kwh: Annotated[float | None, _number(0, 1e9)] = None
+    cost_per_node_hour: Annotated[float | None, _number(0, 1e9)] = None
+    currency: _Text = "USD"
 
 
 class Alerts(_Table):
     """Where alerts are sent, and the heartbeat for an outside monitor. A URL may hold `$NAME` for a secret."""
 
-    urls: list[str] = []
+    urls: list[_Text] = []
     least: Literal["info", "warning", "page"] = "warning"
-    heartbeat_url: str | None = None
-    heartbeat_seconds: Annotated[float, Field(ge=1)] = 60.0
+    heartbeat_url: _Text | None = None
+    heartbeat_seconds: Annotated[float, _number(1, _DAY)] = 60.0
 
 
 class Config(_Table):
     """The configuration of a site."""
 
-    runs: Path = Path("runs")
+    runs: Annotated[Path, BeforeValidator(_not_blank)] = Path("runs")
     playbooks: Path | None = None  # default: those that are shipped with opt-ops
     scheduler: Literal["local", "slurm"] = "local"
-    tick_seconds: Annotated[float, Field(gt=0)] = 0.5
+    tick_seconds: Annotated[float, _number(0.01, 10)] = 0.5  # more, and commands would call the daemon dead
     local: Local = Local()
     slurm: Slurm = Slurm()
     shape: DefaultShape = DefaultShape()
@@ -159,6 +214,8 @@ def load(path: Path | None = None) -> Config:
         return Config(runs=Path("runs").absolute())
     try:
         values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+        if wrong := list(_controls(values)):
+            raise UsageError(f"{file}: {'; '.join(wrong)}", "write text without control characters")
         config = Config.model_validate(values)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(
@@ -168,15 +225,28 @@ def load(path: Path | None = None) -> Config:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"{file} cannot be read: {why}", "name a readable file with -c") from error
     except ValidationError as error:
-        wrong = "; ".join(_message(each["loc"], each["type"], each["msg"]) for each in error.errors())
+        wrong = "; ".join(map(_message, error.errors()))
         raise UsageError(f"{file}: {wrong}", "docs/configuration.md lists all keys") from error
     folder = file.parent
     playbooks = folder / config.playbooks if config.playbooks else None
     return config.model_copy(update={"runs": folder / config.runs, "playbooks": playbooks})
 
 
-def _message(place: tuple[int | str, ...], kind: str, said: str) -> str:
-    """One error, without Python's words."""
+def _controls(values: Any, key: str = "") -> Iterator[str]:
+    """The texts that hold a control character: a path, an option or a URL with one would fail much later."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _controls(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list):
+        for number, value in enumerate(values):
+            yield from _controls(value, f"{key}.{number}")
+    if any(not character.isprintable() for text in (key, values) if isinstance(text, str) for character in text):
+        yield f"{ascii(key)[1:-1]}: must have no control characters, not {ascii(values)[:80]}"
+
+
+def _message(error: Any) -> str:
+    """One error: the key, the value, and what it must be, without Python's words."""
+    place, kind, said = error["loc"], error["type"], error["msg"].removeprefix("Value error, ")
     key = ".".join(map(str, place))
     if kind == "extra_forbidden":
         table: Any = Config
@@ -184,4 +254,12 @@ def _message(place: tuple[int | str, ...], kind: str, said: str) -> str:
             table = table.model_fields[part].annotation
         near = get_close_matches(str(place[-1]), table.model_fields, n=1)
         return f"{key}: unknown key{f'; did you mean {near[0]}?' if near else ''}"
-    return f"{key}: {'must be a path, in quotes' if kind == 'path_type' else said}"
+    return f"{key}: {'must be a path, in quotes' if kind == 'path_type' else said}, not {_toml(error['input'])}"
+
+
+def _toml(value: Any) -> str:
+    """A value as it stands in the file, or about so."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -16,6 +16,7 @@ HEAD = """# Commands
 - **Output.** Data goes to stdout, remarks go to stderr. If stdout is no terminal, tables are tab-separated.
 - **JSON.** `-o json` prints `{"schema": …, "items": […]}`. New fields may be added; no field is removed. Times are UTC,
   ISO 8601.
+- **Locale.** What the locale lacks is printed as an escape. In JSON, control characters are escapes; in tables, `�`.
 - **Colour.** The variable `NO_COLOR` turns colours off.
 - **Completion.** `opt-ops --install-completion` installs it for bash, zsh and fish. It completes lineages, runs,
   incidents, steps, nodes, kinds of events, playbooks and terms. In zsh, the first Tab of a shell only loads it.
@@ -35,6 +36,7 @@ HEAD = """# Commands
 | 5 | `doctor`, `ckpt verify` or `run show --check` found something wrong |
 | 75 | unavailable: something does not answer, is not running or is not installed |
 | 130 | interrupted |
+| 141 | the reader of the output left, as `head` does |
 
 `node check` uses 0, 1, 2 and 3 as Nagios does: ok, warning, critical, unknown (docs/node-check.md).
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ import typer.main
 
 from opt_ops import __version__
 from opt_ops.cli.options import ConfigOption, DebugOption, settings
-from opt_ops.errors import OptOpsError
+from opt_ops.cli.output import say
+from opt_ops.cli.streams import READER_LEFT, flush_streams, prepare_streams
+from opt_ops.errors import OptOpsError, UsageError
 
 # Noun → the module that holds it, its attribute there, and the modules that add commands to it.
 _NOUNS = {
@@ -40,6 +43,7 @@ _VERBS = {
     "glossary": ("glossary", "glossary"),
 }
 _COMPLETE = "_OPT_OPS_COMPLETE"  # the shell's completion sets it to the name of the shell
+_UNICODE_HINT = "give it in the encoding of this locale, or set LC_ALL=C.UTF-8"
 _NEED_ALL = frozenset({"-h", "--help", "--install-completion", "--show-completion"})
 
 
@@ -99,27 +103,63 @@ def _root(
 
 def main() -> None:
     """Run the command. Every error is a message and an exit code; `--debug` adds the traceback."""
+    prepare_streams()
     try:
+        code = _run()
+    except KeyboardInterrupt:  # while the modules of the command were imported
+        code = 130
+    except BrokenPipeError:
+        code = READER_LEFT
+    sys.exit(flush_streams() or code)
+
+
+def _run() -> int:
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on, commands may clean up
+        _require_unicode(sys.argv[1:])
         command = typer.main.get_command(build(*_named_command()))
         _adapt(command, [each for each in command.params if each.name in ("config", "debug")])
         command.main(prog_name="opt-ops", complete_var=_COMPLETE)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Typer's answer to it is 1
+            return READER_LEFT
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
     except OptOpsError as error:
-        _fail(str(error), error.hint, error.exit_code)
+        return _fail(str(error), error.hint, error.exit_code)
+    except UnicodeEncodeError as error:  # a name of a file, a login: what the journal and the logbook cannot hold
+        return _fail(f"{ascii(error.object)[:200]} is no Unicode text in this locale", _UNICODE_HINT, 2)
+    except BrokenPipeError:
+        raise
     except OSError as error:  # for example a folder that cannot be written, or a full disk
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _fail(what, "opt-ops doctor checks this site", 1)
+        return _fail(what, "opt-ops doctor checks this site", 1)
     except Exception as error:  # noqa: BLE001  (a bug of ours: one line, since a traceback hides the message)
         hint = "" if settings.debug else "run it again with --debug, and report the traceback"
-        _fail(f"unexpected {type(error).__name__}: {error}", hint, 1)
+        return _fail(f"unexpected {type(error).__name__}: {error}", hint, 1)
+    return 0
 
 
-def _fail(message: str, hint: str, code: int) -> None:
+def _require_unicode(words: Sequence[str]) -> None:
+    """Refuse what is no text: the journal, the logbook and alerts hold Unicode only.
+
+    Raises:
+        UsageError: an argument holds bytes that are no text in the encoding of this locale.
+    """
+    for word in words:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise UsageError(
+                f"the argument {ascii(word)[:200]} is no text in {sys.getfilesystemencoding()}", _UNICODE_HINT
+            )
+
+
+def _fail(message: str, hint: str, code: int) -> int:
     if settings.debug:
         traceback.print_exc()
-    print(f"opt-ops: {message}", file=sys.stderr)
+    say(f"opt-ops: {message}")
     if hint:
-        print(f"  next: {hint}", file=sys.stderr)
-    sys.exit(code)
+        say(f"  next: {hint}")
+    return code
 
 
 def _adapt(command: Any, options: Sequence[Any]) -> None:

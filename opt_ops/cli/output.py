@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from opt_ops.core.text import printable
+from opt_ops.core.text import printable, printable_lines, safe_json
 
 
 class Format(StrEnum):
@@ -47,16 +48,22 @@ def show(
         header: Print the heading line of a table.
     """
     if form is Format.JSON:
-        print(json.dumps({"schema": schema, "items": rows}, indent=2, ensure_ascii=False, allow_nan=False))
+        print(_json({"schema": schema, "items": rows}, indent=2))
     elif form is Format.JSONL:
         for row in rows:
-            print(json.dumps({"schema": schema, **row}, ensure_ascii=False, allow_nan=False))
+            print(_json({"schema": schema, **row}))
     elif form is Format.NAME:
         for row in rows:
-            print(row[columns[0].key])
+            print(printable(str(row[columns[0].key])))
     else:
         shown = [column for column in columns if form is Format.WIDE or not column.wide]
         _table(rows, shown, header)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """As ASCII where the locale has no Unicode: the stream's own escapes would not be JSON."""
+    ascii_only = not (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    return safe_json(json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False))
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], header: bool) -> None:
@@ -139,6 +146,7 @@ def text(value: Any) -> str:
 
 
 def say(message: str, quiet: bool = False) -> None:
-    """A hint or a remark, on stderr."""
+    """A hint or a remark, on stderr. One that cannot be written is dropped: the command goes on."""
     if not quiet:
-        print(message, file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(printable_lines(message), file=sys.stderr)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+
+# What a terminal obeys or hides, and JSON leaves as it is: 8-bit controls, marks that reverse the direction of text,
+# invisible characters, line separators, halves of a surrogate pair, tags. Python's str.isprintable() says no to each.
+_OBEYED = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def to_iso(ts: float) -> str:
@@ -20,6 +27,21 @@ def printable(value: str) -> str:
     if value.isprintable():
         return value
     return "".join(character if character.isprintable() else "�" for character in value.replace("\n", " "))
+
+
+def printable_lines(value: str) -> str:
+    """Untrusted text of several lines for a terminal: line ends stay, no other control characters."""
+    return "\n".join(map(printable, value.split("\n")))
+
+
+def safe_json(document: str) -> str:
+    """JSON for a terminal: what a terminal would obey or hide is escaped. A parser reads the same values as before."""
+    return _OBEYED.sub(_escaped, document)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass")  # JSON escapes a character beyond U+FFFF as two units
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
 def age(seconds: float) -> str:

@@ -227,12 +227,12 @@ def test_a_reader_that_leaves_early_is_no_error(site: Path):
     ("toml", "said"),
     [
         ("runz = 'x'", "runz: unknown key; did you mean runs?"),
-        ("[shape]\nnodes = 0", "shape.nodes: Input should be greater than or equal to 1"),
+        ("[shape]\nnodes = 0", "shape.nodes: must be a whole number from 1 to 100000, not 0"),
         ("scheduler = 'pbs'", "scheduler: Input should be 'local' or 'slurm'"),
         ("runs = ", "Invalid value"),
         (
             "runs = 5\n[slurm]\npartitoin = 'x'",
-            "runs: must be a path, in quotes; slurm.partitoin: unknown key; did you",
+            "runs: must be a path, in quotes, not 5; slurm.partitoin: unknown key; did you",
         ),
         ("[zzz]", "zzz: unknown key\n"),
     ],
