@@ -25,6 +25,7 @@ _EVIDENCE = {
     "blind_seconds": "seconds without a daemon",
     "epoch": "epoch of the daemon process",
     "xid": "Xid",
+    "event": "kernel log reports",
     "pci": "PCI address",
     "uuid": "GPU",
     "serial": "serial number",

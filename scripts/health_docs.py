@@ -53,6 +53,13 @@ line. The codes are those of NVIDIA's Xid catalogue of 2025-10-29.
 - 144–150 (NVLink 5) depend on the line. "Fatal" is a reset. "Nonfatal" waits for 154.
 - 45 is a consequence and never a cause.
 - An error that recurs within a minute is the same event.
+- An agent keeps one entry for each code and GPU, with the first time, the last time and a count, the worst first. So a
+  flood of one error does not hide another. Only lines of one code that state different severities have an entry each.
+- With MIG, a line names the instance behind the address. The verdict is that of the whole GPU.
+- A GPU that has fallen off the bus, or cannot be initialized, counts also where the line has no Xid (`off_the_bus`,
+  `gpu_init_failed`). Beside an Xid 79 of the same GPU it is the same event.
+
+`opt-ops node explain --line "TEXT" --card NAME` shows what a line of the kernel log means for a card.
 """
 
 NVLINK = """## Xid 74 of a Hopper GPU

@@ -25,10 +25,10 @@ from opt_ops.cli.options import (
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.requests import PendingRequest
 from opt_ops.core.health import HEALTH_TABLE
-from opt_ops.core.health.explain import described, look_up
+from opt_ops.core.health.explain import described, look_up, look_up_line
 from opt_ops.core.state.fold import replay
 from opt_ops.core.text import age, iso
-from opt_ops.errors import NotFound
+from opt_ops.errors import NotFound, UsageError
 from opt_ops.runfolder import lineages
 
 app = typer.Typer(no_args_is_help=True, help="Show, test, exclude and allow nodes.")
@@ -86,19 +86,39 @@ def list_(
 
 @app.command()
 def explain(
-    what: Annotated[list[str], typer.Argument(metavar="REASON", help="A reason code, or xid 94, or sxid 12028.")],
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="[REASON]", help="A reason code, or xid 94, or sxid 12028.")
+    ] = None,
+    line: Annotated[
+        str | None, typer.Option("--line", metavar="TEXT", help="A line of the kernel log, with or without prefixes.")
+    ] = None,
+    card: Annotated[
+        str | None, typer.Option("--card", metavar="NAME", help="With --line: product name of the GPU.")
+    ] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Explain a reason code or a kernel log error: its verdict, its action, its source.
+
+    With --line, a line that reports no error gives no items, and exit code 0.
 
     Examples:
       opt-ops node explain xid 94
       opt-ops node explain sxid 12028
       opt-ops node explain remap_pending -o json
+      opt-ops node explain --line "NVRM: Xid (PCI:0000:5d:00): 79, GPU has fallen off the bus." --card "NVIDIA H100"
     """
-    rows = [{**described(row), "table": HEALTH_TABLE} for row in look_up(what)]
-    if not rows:
-        raise NotFound(f"the health table has no {' '.join(what)}", "docs/health.md lists all reason codes")
+    if (line is None) == (what is None) or (card is not None and line is None):
+        raise UsageError(
+            "give either a reason code or --line; --card needs --line", "opt-ops node explain --help has examples"
+        )
+    if line is not None:
+        rows = [{**described(row), "table": HEALTH_TABLE, **said} for said, row in look_up_line(line, card)]
+        if not rows:
+            say("the line reports no error of a GPU or an NVSwitch")
+    else:
+        rows = [{**described(row), "table": HEALTH_TABLE} for row in look_up(what or ())]
+        if not rows:
+            raise NotFound(f"the health table has no {' '.join(what or ())}", "docs/health.md lists all reason codes")
     if output in (Format.TABLE, Format.WIDE):
         lines = [{"field": name.replace("_", " "), "value": row[name]} for row in rows for name in row]
         show("", lines, [Column("FIELD", "field"), Column("VALUE", "value")], output, header=False)

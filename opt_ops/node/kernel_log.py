@@ -1,28 +1,31 @@
-"""Xids and SXids from the kernel log, the only place where the driver reports them with their full text."""
+"""Errors of GPUs and NVSwitches from the kernel log, the only place where the driver reports them with their text."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-# `NVRM: Xid (PCI:0000:3b:00): 79, pid=…, GPU has fallen off the bus.`
-_XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<pci>[0-9a-fA-F:.]+)\): (?P<code>\d+)")
-# `nvidia-nvswitch1: SXid (PCI:0000:06:00.0): 20034, Fatal, Link 48 LTSSM Fault Up`; lines with its data follow.
-_SXID = re.compile(r"SXid \((?:PCI:)?(?P<pci>[0-9a-fA-F:.]+)\): (?P<code>\d+), (?:Non-f|F)atal", re.IGNORECASE)
+from opt_ops.core.health.kernel_lines import log_events
+
+MOST_RECORDS = 20_000
+"""Of one call: a storm of messages must not hold up the agent. The next call goes on."""
+
+LINE_LENGTH = 300
+"""Characters of a line that a heartbeat keeps."""
 
 
 def parse_xid(line: str) -> tuple[int, str, bool] | None:
     """Parse a kernel-log line with an Xid or SXid: code, PCI address, whether it is of an NVSwitch. Else None."""
-    match = _XID.search(line) or _SXID.search(line)
-    return (int(match["code"]), match["pci"].lower(), match.re is _SXID) if match else None
+    numbered = [event for event in log_events(line) if event.code is not None]
+    return (numbered[0].code or 0, numbered[0].pci, numbered[0].switch) if numbered else None
 
 
 class KernelLog:
-    """Reads /dev/kmsg. `readable` is False if this user may not read it.
+    """Reads /dev/kmsg. `readable` is False if this user may not read it. `gaps` counts how often lines were lost.
 
     Args:
         path: The log.
@@ -31,6 +34,7 @@ class KernelLog:
 
     def __init__(self, path: str = "/dev/kmsg", since: float | None = None) -> None:
         self.readable = False
+        self.gaps = 0
         self._since = since or 0.0
         self._descriptor = -1
         with suppress(OSError):
@@ -40,31 +44,34 @@ class KernelLog:
             self.readable = True
 
     def xids(self) -> list[dict[str, Any]]:
-        """Return the Xids since the last call, in the form of a heartbeat."""
-        parsed = ((parse_xid(line), line, at) for at, line in self._lines() if at >= self._since)
-        return [
-            {"code": xid[0], "pci": xid[1], "switch": xid[2], "line": line[:300], "at": at, "drill": None}
-            for xid, line, at in parsed
-            if xid is not None
-        ]
+        """Return the errors since the last call, in the form of a heartbeat."""
+        found: list[dict[str, Any]] = []
+        for at, text in self._records():
+            if at < self._since:
+                continue
+            for event in log_events(text):
+                said = {"code": event.code or 0, "pci": event.pci, "switch": event.switch, "kind": event.kind}
+                found.append({**said, "line": event.line[:LINE_LENGTH], "at": at, "drill": None})
+        return found
 
-    def _lines(self) -> list[tuple[float, str]]:
-        """Return the new lines, each with its time."""
-        lines: list[tuple[float, str]] = []
-        while self.readable:
+    def _records(self) -> Iterator[tuple[float, str]]:
+        """Yield the new records, each with its time."""
+        for _ in range(MOST_RECORDS):
+            if not self.readable:
+                return
             try:
                 record = os.read(self._descriptor, 8192)
             except BlockingIOError:
-                break
+                return
             except OSError as error:
                 if error.errno == errno.EPIPE:  # the ring buffer has overwritten lines: continue with the rest
+                    self.gaps += 1
                     continue
                 self.readable = False
-                break
+                return
             if not record:
-                break
-            lines.append(_record(record.decode(errors="replace")))
-        return lines
+                return
+            yield _record(record.decode(errors="replace"))
 
 
 def _record(text: str) -> tuple[float, str]:
@@ -72,5 +79,7 @@ def _record(text: str) -> tuple[float, str]:
     head, _, message = text.partition(";")
     fields = head.split(",")
     now = time.time()
-    ago = time.monotonic() - int(fields[2]) / 1e6 if len(fields) > 2 and fields[2].isdigit() else 0.0
+    since_boot = fields[2] if len(fields) > 2 else ""
+    plain = since_boot.isascii() and since_boot.isdecimal() and len(since_boot) < 19
+    ago = time.monotonic() - int(since_boot) / 1e6 if plain else 0.0
     return min(now, now - ago), message.split("\n", 1)[0]

@@ -60,3 +60,29 @@ def test_who_decides_otherwise_is_said():
 def test_an_unknown_reason_is_not_found():
     done = explain("bad_weather")
     assert (done.returncode, "no bad_weather" in done.stderr) == (3, True)
+
+
+def test_a_line_of_the_kernel_log_is_explained():
+    line = "[12.5] NVRM: GPU 0000:5d:00.0: GPU has fallen off the bus."
+    done = explain("--line", line, "--card", "NVIDIA H100 80GB HBM3", "-o", "json")
+    (item,) = json.loads(done.stdout)["items"]
+    told = {name: item[name] for name in ("verdict", "pci", "code", "switch", "reason", "verb")}
+    assert told == {
+        "verdict": "bad",
+        "pci": "0000:5d:00",
+        "code": None,
+        "switch": False,
+        "reason": "off_the_bus",
+        "verb": "REBOOT_NODE",
+    }
+    xid = json.loads(explain("xid", "48", "-o", "json").stdout)["items"][0]
+    (same,) = json.loads(explain("--line", "NVRM: Xid (PCI:0000:5d:00): 48, pid=1", "-o", "json").stdout)["items"]
+    assert (same["reason"], same["verb"], same["code"]) == (xid["reason"], xid["verb"], 48)
+
+
+def test_a_line_that_is_no_error_has_no_items():
+    done = explain("--line", "usb 1-1: new high-speed USB device", "-o", "json")
+    assert (done.returncode, json.loads(done.stdout)["items"]) == (0, [])
+    neither, both = explain(), explain("ok", "--line", "x")
+    assert (neither.returncode, both.returncode) == (2, 2)
+    assert "either a reason code or --line" in neither.stderr

@@ -9,9 +9,19 @@ from typing import Any
 from opt_ops.core.health.burn_in_findings import BURN_IN_ROWS
 from opt_ops.core.health.findings import GPU_ROWS, NODE_ROWS, PORT_ROWS
 from opt_ops.core.health.fleet import FLEET_ROWS
+from opt_ops.core.health.kernel_lines import log_events
 from opt_ops.core.health.readings import Xid
 from opt_ops.core.health.table import AGAIN_SECONDS, Row, Verb
-from opt_ops.core.health.xids import NVLINK5, NVLINK_ROWS, RECOVERY_ACTIONS, SXIDS_BY_GROUP, row_of, sxid_row, xid_row
+from opt_ops.core.health.xids import (
+    KERNEL_ROWS,
+    NVLINK5,
+    NVLINK_ROWS,
+    RECOVERY_ACTIONS,
+    SXIDS_BY_GROUP,
+    row_of,
+    sxid_row,
+    xid_row,
+)
 from opt_ops.core.values import Verdict
 
 OTHERS = (
@@ -52,6 +62,7 @@ def rows() -> Iterator[Row]:
     yield from NODE_ROWS
     yield from GPU_ROWS
     yield from PORT_ROWS
+    yield from KERNEL_ROWS.values()
     yield from FLEET_ROWS
     yield from BURN_IN_ROWS
     yield from OTHERS
@@ -65,6 +76,17 @@ def look_up(words: Sequence[str]) -> list[Row]:
         code = int(found[2])
         return _distinct(_sxids(code) if found[1] else _xids(code))
     return [row for row in rows() if _matches(row.reason, name)]
+
+
+def look_up_line(text: str, card: str | None) -> list[tuple[dict[str, Any], Row]]:
+    """What `node explain --line` shows of a record of the kernel log: each error in it, and its row for this card."""
+    found: list[tuple[dict[str, Any], Row]] = []
+    for event in log_events(text):
+        xid = Xid(code=event.code or 0, pci=event.pci, line=event.line, at=0.0, switch=event.switch, kind=event.kind)
+        where = event.pci.partition(".")[0] or None
+        said = {"pci": where, "code": event.code, "switch": event.switch, "line": event.line}
+        found.append((said, row_of(xid, (xid,), card)))
+    return found
 
 
 def _matches(reason: str, name: str) -> bool:

@@ -56,14 +56,18 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Xid:
-    """An error of a GPU (Xid) or an NVSwitch (SXid), seen since the agent started."""
+    """An error of a GPU (Xid) or an NVSwitch (SXid), seen since the agent started: once or many times."""
 
-    code: int
+    code: int  # 0: the line has no number, and `kind` says what it reports
     pci: str
-    line: str
-    at: float
+    line: str  # the first one
+    at: float  # the last time
     drill: str | None = None
     switch: bool = False
+    kind: str = ""  # kernel_lines.Kind
+    first_at: float | None = None  # None: the same as `at`
+    count: int = 1
+    recurred: bool = False  # two of the times are more than a minute and less than seven days apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ def _record(recorded: _Recorded, event: NodeJudged) -> None:
     if event.verdict is Verdict.HEALTHY:
         recorded.lasting.clear()
     evidence = event.evidence
-    if "xid" in evidence or "sxid" in evidence:
+    if not evidence.keys().isdisjoint(("xid", "sxid", "event")):
         recorded.xids = [*recorded.xids, _xid(event)][-_XIDS:]
     row = _row_of(event.reason, evidence)
     if row is None:
@@ -78,7 +78,8 @@ def _part(evidence: Mapping[str, Any]) -> str:
 def _xid(event: NodeJudged) -> Xid:
     evidence, switch = event.evidence, "sxid" in event.evidence
     return Xid(
-        code=int(evidence["sxid" if switch else "xid"]),
+        code=int(evidence.get("sxid" if switch else "xid", 0)),
+        kind=str(evidence.get("event", "")),
         pci=str(evidence.get("pci", "")),
         line=str(evidence.get("line", "")),
         at=event.at,

@@ -1,4 +1,4 @@
-"""Errors in the kernel log: Xids of GPUs, SXids of NVSwitches.
+"""Errors in the kernel log: Xids of GPUs, SXids of NVSwitches, and lost GPUs without a number.
 
 Xid actions are those of NVIDIA's catalogue ("immediate resolution" column,
 docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html, as of 2025-10-29). SXids follow appendix D of NVIDIA's
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from opt_ops.core.health.kernel_lines import Kind
 from opt_ops.core.health.nvlink import Cause, decoded
 from opt_ops.core.health.readings import Xid
 from opt_ops.core.health.table import AGAIN_SECONDS, Row, Verb
@@ -111,6 +112,8 @@ def row_of(xid: Xid, others: Sequence[Xid] = (), card: str | None = None) -> Row
         others: All that is known of the node since its agent started; it may contain `xid`.
         card: The name of the GPU that it comes from.
     """
+    if xid.kind:
+        return KERNEL_ROWS.get(xid.kind, _OTHER_KIND)
     if xid.switch:
         return sxid_row(xid.code, _fatal(xid.line))
     if xid.code == 154:
@@ -179,17 +182,26 @@ _SXID_GROUPS: Mapping[str, tuple[Verdict, Verb, str]] = {
 
 def came_again(xid: Xid, others: Sequence[Xid]) -> bool:
     """Whether the same error had come from the same part before, and not in the same burst."""
-    times = [
-        xid.at - other.at
-        for other in others
-        if (other.code, other.pci, other.switch, other.drill) == (xid.code, xid.pci, xid.switch, xid.drill)
-    ]
-    return any(_BURST_SECONDS < seconds <= AGAIN_SECONDS for seconds in times)
+    times = [other.at for other in others if _of_part(other) == _of_part(xid)]
+    ends = (xid.at,) if xid.first_at is None else (xid.first_at, xid.at)
+    return xid.recurred or any(apart(at, end) for at in times for end in ends)
+
+
+def apart(earlier: float, later: float) -> bool:
+    """Whether two times of an error are two events, and near enough for the second to count as a recurrence."""
+    return _BURST_SECONDS < later - earlier <= AGAIN_SECONDS
+
+
+def _of_part(xid: Xid) -> tuple[object, ...]:
+    return xid.code, xid.pci, xid.switch, xid.drill, xid.kind
 
 
 def evidence_of(xid: Xid, card: str | None = None) -> dict[str, object]:
     """What is journaled of an error: of 74 with the link and what its registers say, of 144 to 150 with the unit."""
-    evidence: dict[str, object] = {"sxid" if xid.switch else "xid": xid.code, "pci": xid.pci, "line": xid.line}
+    what = {"event": xid.kind} if xid.kind else {"sxid" if xid.switch else "xid": xid.code}
+    evidence: dict[str, object] = {**what, "pci": xid.pci, "line": xid.line}
+    if xid.count > 1:
+        evidence["count"] = xid.count
     word = re.search(r"\((0x[0-9a-fA-F]{8}) ", xid.line)
     if xid.code in NVLINK5 and word is not None:
         evidence["subunit"] = (int(word[1], 16) >> 20) & 0x3F
@@ -256,6 +268,35 @@ def _nvlink5_row(code: int, fatal: bool | None) -> Row:
     said = f"{_CATALOGUE}, workflow of 144 to 150: severity unknown without the line"
     return _row(code, Verdict.SUSPECT, Verb.NONE, said, cards=cards)
 
+
+KERNEL_ROWS: Mapping[str, Row] = {
+    Kind.OFF_THE_BUS: Row(
+        reason="off_the_bus",
+        signal="the driver logs that a GPU has fallen off the bus, without an Xid",
+        verdict=Verdict.BAD,
+        verb=Verb.REBOOT_NODE,
+        again=Verb.ISOLATE,
+        source="the driver's own line; the same as Xid 79",
+        disagree="NVSentinel and gpud count it with Xid 79",
+    ),
+    Kind.INIT_FAILED: Row(
+        reason="gpu_init_failed",
+        signal="the driver logs that it cannot initialize a GPU (RmInitAdapter failed)",
+        verdict=Verdict.BAD,
+        verb=Verb.REBOOT_NODE,
+        again=Verb.ISOLATE,
+        source="the driver's own line: no program can use the GPU",
+    ),
+}
+"""Errors that have a line but no number."""
+
+_OTHER_KIND = Row(
+    reason="kernel_event",
+    signal="an error in the kernel log that a newer agent knows",
+    verdict=Verdict.SUSPECT,
+    verb=Verb.ISOLATE,
+    source="opt-ops: its kind is not in this table",
+)
 
 _NVLINK_VERBS: Mapping[Cause, tuple[Verdict, Verb]] = {
     Cause.CONNECTION: (Verdict.SUSPECT, Verb.ISOLATE),
