@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import faulthandler
+import json
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from opt_ops.contract.environment import RankEnvironmentError
+from opt_ops.contract.environment import RankEnvironmentError, place_from_environment
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.fence import SupersededError
 from opt_ops.contract.learning_rate import parse_lr_factor
@@ -21,6 +22,7 @@ from opt_ops.contract.skip_windows import parse_skip_window
 from trainer import recipes
 from trainer.console import print_line
 from trainer.errors import CorruptionError, LossScaleError, NonFiniteError, PeerCorruptionError, UserError
+from trainer.preconditions import require_own_folders, require_packages
 
 _Pair = TypeVar("_Pair")
 
@@ -61,6 +63,10 @@ def main(signals: Signals) -> int:
         arguments = _parser().parse_args()
         if arguments.list_recipes:
             _list_recipes()
+        elif arguments.recipes:
+            _print_recipes()
+        elif arguments.check:
+            _check(arguments)
         else:
             _train(arguments, process_start, signals)
     except tuple(EXIT_CODES) as error:
@@ -88,10 +94,40 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
 
 
-def _train(arguments: argparse.Namespace, process_start: float, signals: Signals) -> None:
-    for option in ("recipe", "run_dir", "checkpoint_dir"):
+def _check(arguments: argparse.Namespace) -> None:
+    """Find what training would refuse. Run folder and checkpoint folder may be left out: they come later."""
+    from trainer.check import check
+
+    _require(arguments, "recipe")
+    recipe = recipes.build(arguments.recipe, arguments.set)
+    for text in arguments.lr_factor:
+        _parsed("--lr-factor", parse_lr_factor, text)
+    for text in arguments.skip_batches:
+        _parsed("--skip-batches", parse_skip_window, text)
+    place = place_from_environment(os.environ)
+    if arguments.run_dir and arguments.checkpoint_dir:
+        may_hold = bool(arguments.resume) or arguments.from_scratch
+        require_own_folders(arguments.run_dir, arguments.checkpoint_dir, may_hold_checkpoints=may_hold)
+    dp, tp = check(
+        recipe,
+        place.world,
+        data=arguments.data,
+        valid=arguments.valid,
+        tokenizer=arguments.tokenizer,
+        resume=arguments.resume,
+        init_from=arguments.init_from,
+    )
+    print_line(f"{arguments.recipe}: nothing is wrong; ranks {place.world} (dp {dp} × tp {tp})")
+
+
+def _require(arguments: argparse.Namespace, *options: str) -> None:
+    for option in options:
         if getattr(arguments, option) is None:
             raise UserError(f"--{option.replace('_', '-')} is required; --help shows examples.")
+
+
+def _train(arguments: argparse.Namespace, process_start: float, signals: Signals) -> None:
+    _require(arguments, "recipe", "run_dir", "checkpoint_dir")
     if arguments.fence and not arguments.attempt:
         raise UserError("--fence needs --attempt: the name of this attempt, as the file would give it.")
     if arguments.fence:
@@ -99,6 +135,7 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
     recipe = recipes.build(arguments.recipe, arguments.set)
     lr_factors = [_parsed("--lr-factor", parse_lr_factor, text) for text in arguments.lr_factor]
     skips = [_parsed("--skip-batches", parse_skip_window, text) for text in arguments.skip_batches]
+    require_packages()
     from trainer.loop import TrainJob, train  # imports torch, so errors that need no torch are found first
 
     train(
@@ -139,6 +176,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--list-recipes", action="store_true", help="print all recipes with their settings, and exit")
+    parser.add_argument("--recipes", action="store_true", help="print all recipes as JSON: name, size, steps, and exit")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="train nothing: find what training would refuse before its first step (exit code 78 or 65), without torch",
+    )
     parser.add_argument("--recipe", metavar="NAME", help="the recipe to train")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting of the recipe; repeatable"
@@ -235,6 +278,23 @@ def _list_recipes() -> None:
         print(f"{name}: {recipe.__doc__}")
         for key, value in recipes.settings_of(recipe()):
             print(f"  {key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+
+
+def _print_recipes() -> None:
+    from trainer.model.cost import parameters
+
+    for name, factory in recipes.RECIPES.items():
+        recipe = factory()
+        about = {
+            "recipe": name,
+            "parameters": parameters(recipe.model),
+            "steps": recipe.steps,
+            "tokens": recipe.steps * recipe.data.global_batch * recipe.data.seq_len,
+            "seq_len": recipe.data.seq_len,
+            "tp": recipe.parallel.tp,
+            "about": " ".join((factory.__doc__ or "").split()),
+        }
+        print(json.dumps(about))
 
 
 if __name__ == "__main__":

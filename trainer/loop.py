@@ -15,12 +15,12 @@ from opt_ops.contract.files import write_durably
 from opt_ops.contract.manifest import CheckpointError, Manifest
 from opt_ops.contract.phases import PhaseName
 from opt_ops.contract.signals import Signals
+from trainer import preconditions
 from trainer.checkpoint import Checkpointer, Destination, Retention, Writer
 from trainer.checkpoint.schedule import SaveSchedules
 from trainer.console import print_line
 from trainer.data import dataset
 from trainer.data.dataset import Dataset
-from trainer.errors import UserError
 from trainer.evaluation import Evaluation
 from trainer.parallel import mesh
 from trainer.parallel.build import build
@@ -74,7 +74,7 @@ def train(job: TrainJob) -> None:
     """
     recipe = job.recipe
     place = environment.place_from_environment(os.environ)
-    dp, tp = mesh.check_layout(recipe, place.world)
+    dp, tp = preconditions.check_layout(recipe, place.world)
     check_folders(job)
     job.signals.dump_stacks_to(job.run_dir / "stacks" / f"rank-{place.rank:04d}.txt")
     phases = PhaseFile(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
@@ -191,10 +191,10 @@ class AttemptRunner:
         job, checkpointer = self._job, self._checkpointer
         if not job.resume:
             if job.init_from:
-                _require_same_shape(checkpointer.load_weights(job.init_from), job.recipe, job.init_from)
+                preconditions.require_same_shape(checkpointer.load_weights(job.init_from), job.recipe, job.init_from)
             return None
         found = checkpointer.load(job.resume)
-        _require_same_shape(found, job.recipe, job.resume)
+        preconditions.require_same_shape(found, job.recipe, job.resume)
         if self._layout.rank == 0:
             print_line(f"resumed from {job.resume}, step {found.step}")
             if found.settings_digest != self._settings_digest:
@@ -246,16 +246,8 @@ def check_folders(job: TrainJob) -> None:
         UserError: the run folder holds the telemetry of another attempt. Or the checkpoint folder holds a checkpoint,
             and neither --resume nor --from-scratch was given.
     """
-    if (job.run_dir / "telemetry.jsonl").exists():
-        raise UserError(
-            f"{job.run_dir} holds the telemetry of another attempt: give each attempt a --run-dir of its own."
-        )
-    present = sorted(manifest.committed(job.checkpoint_dir) + manifest.committed(job.checkpoint_dir, "snapshot"))
-    if present and not job.resume and not job.from_scratch:
-        raise UserError(
-            f"{job.checkpoint_dir} holds a checkpoint of step {present[-1][0]}: "
-            f"continue with --resume {present[-1][1]}, or start over with --from-scratch."
-        )
+    may_hold = bool(job.resume) or job.from_scratch
+    preconditions.require_own_folders(job.run_dir, job.checkpoint_dir, may_hold_checkpoints=may_hold)
     job.run_dir.mkdir(parents=True, exist_ok=True)
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
 
@@ -274,16 +266,6 @@ def _destination(job: TrainJob, fence: Fence) -> Destination:
         ),
         durable=Retention(newest=rule.keep),
     )
-
-
-def _require_same_shape(found: Manifest, recipe: Recipe, path: Path) -> None:
-    """Compare the settings of the model that the shapes of parameters do not show."""
-    for name in ("vocab_size", "num_heads", "norm"):
-        theirs, ours = (found.model or {}).get(name), getattr(recipe.model, name)
-        if theirs not in {None, ours}:
-            raise UserError(
-                f"{path} holds another model: its {name} is {theirs}, not {ours}. Add --set model.{name}={theirs}."
-            )
 
 
 def _initial_weights(job: TrainJob) -> str | None:

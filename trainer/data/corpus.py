@@ -131,12 +131,14 @@ def jsonl_files(paths: Sequence[Path]) -> list[Path]:
     """The JSONL files among ``paths``, in a fixed order. Folders are searched recursively.
 
     Raises:
-        UserError: a path does not exist, or a folder holds no JSONL file.
+        UserError: a path does not exist, is a device or a pipe, or is a folder without a JSONL file.
     """
     files: list[Path] = []
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder. Give a *.jsonl file, or a folder of such files.")
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: neither a file nor a folder. Give a *.jsonl file, or a folder of such files.")
         found = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
         if not found:
             raise UserError(f"{path}: the folder holds no *.jsonl file.")

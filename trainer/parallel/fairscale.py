@@ -22,6 +22,7 @@ from trainer.errors import UserError
 from trainer.model.opt import OPT
 from trainer.parallel import engine
 from trainer.parallel.mesh import Layout
+from trainer.preconditions import check_engine
 from trainer.recipes import Recipe
 
 try:
@@ -153,20 +154,9 @@ def _data_parallel(model: OPT, optimizer: OSS) -> ShardedDataParallel:
 
 
 def _check(recipe: Recipe, layout: Layout) -> None:
-    def refuse(what: str) -> None:
-        raise UserError(f"engine=fairscale does not support {what}: use engine=fsdp2.")
-
     if layout.device.type == "cuda":
-        refuse("GPUs yet")
-    if recipe.precision != "fp32":
-        refuse(f"precision={recipe.precision} on CPU, where its FSDP cannot run")
-    for name, value in (
-        ("parallel.replicas above 1", recipe.parallel.replicas > 1),
-        ("parallel.offload", recipe.parallel.offload),
-        ("compile", recipe.compile),
-    ):
-        if value:
-            refuse(name)
+        raise UserError("engine=fairscale does not support GPUs yet: use engine=fsdp2.")
+    check_engine(recipe)
 
 
 def _split(model: OPT, layout: Layout) -> None:

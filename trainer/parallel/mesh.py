@@ -11,7 +11,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from opt_ops.contract.environment import MASTER_ADDR, Place, rendezvous_from_slurm
 from trainer import device
 from trainer.errors import UserError
-from trainer.recipes import Recipe
+from trainer.preconditions import check_layout
+
+__all__ = ["TIMEOUT", "Layout", "check_layout", "require_agreement", "start"]
 
 # A peer that does not come or does not answer for this long is considered dead.
 TIMEOUT = timedelta(minutes=10)
@@ -50,35 +52,6 @@ class Layout:
     def data_mesh(self) -> DeviceMesh:
         """The part of the mesh over which gradients are averaged: one dimension, or (replicate, shard)."""
         return self.mesh["dp"] if self.mesh.ndim == 2 else self.mesh["replicate", "shard"]
-
-
-def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:
-    """The (dp, tp) that ``world`` processes form with the recipe.
-
-    Raises:
-        UserError: the recipe asks for another number of processes. Or tp does not divide heads, vocabulary or sequence.
-            Or there are more data-parallel ranks than sequences in the batch.
-    """
-    tp = recipe.parallel.tp
-    dp = recipe.parallel.dp or max(1, world // tp)
-    if dp * tp != world:
-        raise UserError(
-            f"{world} processes cannot form parallel.dp={recipe.parallel.dp} × parallel.tp={tp}: "
-            "start dp × tp processes, or set dp to 0 and start a multiple of tp."
-        )
-    for name, value in (
-        ("model.num_heads", recipe.model.num_heads),
-        ("the padded model.vocab_size", recipe.model.padded_vocab_size),
-        ("data.seq_len", recipe.data.seq_len),
-    ):
-        if value % tp:
-            raise UserError(f"{name}={value} is not a multiple of parallel.tp={tp}, so ranks cannot share it evenly.")
-    if recipe.data.global_batch < dp:
-        raise UserError(
-            f"data.global_batch={recipe.data.global_batch} leaves some of {dp} data-parallel ranks without a sequence: "
-            "start fewer processes, or raise parallel.tp."
-        )
-    return dp, tp
 
 
 def start(place: Place, dp: int, tp: int, replicas: int = 1) -> Layout:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # The ids of OPT's dictionary.
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 
+SMALLEST_TRAINED = len(SPECIAL_TOKENS) + 256  # one for each byte
+
 
 @dataclass(frozen=True, slots=True)
 class Definition:
@@ -44,16 +46,30 @@ def find(path: Path | None, corpora: Sequence[Corpus], vocab_size: int) -> Defin
     Raises:
         UserError: text or tokenizer is missing, unreadable or does not fit the model.
     """
-    definition = _read(path) if path else _trained(corpora, vocab_size)
+    definition = read(path) if path else _trained(corpora, vocab_size)
+    require_fits(definition, vocab_size)
+    return definition
+
+
+def require_fits(definition: Definition, vocab_size: int) -> None:
+    """Check that all token ids are below the size of the model's vocabulary.
+
+    Raises:
+        UserError: they are not.
+    """
     if definition.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer has {definition.vocab_size} tokens but model.vocab_size is {vocab_size}: "
             "raise model.vocab_size or use a smaller tokenizer."
         )
-    return definition
 
 
-def _read(path: Path) -> Definition:
+def read(path: Path) -> Definition:
+    """Read a tokenizer from its file or folder.
+
+    Raises:
+        UserError: there is none, or it is not one for OPT.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     files = _files(path)
@@ -97,13 +113,14 @@ def _trained(corpora: Sequence[Corpus], vocab_size: int) -> Definition:
     if not path.exists():
         with cache.one_builder(folder, name):
             if not path.exists():
-                write_durably(path, _train(files, vocab_size).to_str())
+                write_durably(path, trained_on(files, vocab_size).text)
     from tokenizers import Tokenizer
 
     return _definition(Tokenizer.from_file(str(path)))
 
 
-def _train(files: Sequence[Path], vocab_size: int) -> "Tokenizer":
+def trained_on(files: Sequence[Path], vocab_size: int) -> Definition:
+    """Train a byte-level BPE on files. It has at least `SMALLEST_TRAINED` tokens, also where ``vocab_size`` is less."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -116,7 +133,7 @@ def _train(files: Sequence[Path], vocab_size: int) -> "Tokenizer":
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(files), trainer)
-    return tokenizer
+    return _definition(tokenizer)
 
 
 def _texts(files: Sequence[Path]) -> Iterator[str]:
