@@ -100,6 +100,20 @@ def is_server(uri: str) -> bool:
     return _scheme(uri) in ("http", "https")
 
 
+def server_name(uri: str) -> str:
+    """The server with its version, if it tells one: `MLflow 2.14.3 at http://…`."""
+    import requests
+
+    where = without_passwords(uri)
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/version", timeout=10)
+    except requests.RequestException:
+        return f"MLflow at {where}"
+    version = answer.text.strip() if answer.ok else ""
+    known = re.fullmatch(r"[0-9A-Za-z.+-]{1,40}", version)
+    return f"MLflow {version} at {where}" if known else f"MLflow at {where}"
+
+
 def _scheme(uri: str) -> str:
     return uri.partition(":")[0].lower()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from chronicles.mlflow_mirror.store import (
     is_server,
     lineage_lock,
     probe_database,
+    server_name,
     without_passwords,
 )
 from chronicles.record import LineageRecord, load
@@ -37,6 +38,7 @@ from opt_ops.runfolder.node_files import FileAgents
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.exceptions import MlflowException
 
 BATCH = 1_000  # metrics in one call: MLflow's limit
 _EXTERNAL = "mlflow.model.isExternal"  # as mlflow.create_external_model marks a model without files
@@ -80,9 +82,10 @@ class _Mirror:
         self._experiment = self._find_experiment(experiment)
         self._cursor = Cursor(folder / FOLDER / "mlflow.json", f"{without_passwords(tracking_uri)} {experiment}")
         self._points = 0
+        self._left_out: list[str] = []
 
     def send(self, files: list[Path]) -> str:
-        """Runs first, then their points, then the files."""
+        """Runs first, then the logbook, then points, data and models, which a server of an older line may lack."""
         state = self._record.state
         configs = {name: config for name in state.attempts if (config := self._config(name)) is not None}
         parent, *children = content.mlflow_runs(self._record, self._report, configs)
@@ -90,14 +93,14 @@ class _Mirror:
         top = self._ensure(parent, runs.get(""), "")
         ids = {child.name: self._ensure(child, runs.get(child.name), top) for child in children}
         self._cursor.begin({"": top, **ids})
+        shown_in = {top, *list(ids.values())[-1:]}
+        sent = sum(self._send_file(run, path) for run in sorted(shown_in) for path in files)
         for name, attempt in state.attempts.items():
             self._send_attempt(name, ids[attempt.run])
         self._send_kept_curve(top)
-        self._send_data(runs, {"": top, **ids}, configs)
-        self._send_milestones(ids)
+        self._if_served("data sets", lambda: self._send_data(runs, {"": top, **ids}, configs))
+        self._if_served("models", lambda: self._send_milestones(ids))
         self._send_machines(ids)
-        shown_in = {top, *list(ids.values())[-1:]}
-        sent = sum(self._send_file(run, path) for run in sorted(shown_in) for path in files)
         self._describe()
         self._cursor.done(state.seq)
         new = sum(name not in runs for name in ("", *ids))
@@ -106,7 +109,18 @@ class _Mirror:
         if is_server(self._uri):
             where = f"{without_passwords(self._uri).rstrip('/')}/#/experiments/{self._experiment}/runs/{top}"
             where += "?workflowType=machine_learning"
-        return f"{news} → {where}"
+        return f"{news} → {where}" + "".join(f"; {each}" for each in self._left_out)
+
+    def _if_served(self, what: str, send: Callable[[], None]) -> None:
+        """Send what a server of an older line has no interface for; leave it out there, with a remark."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            send()
+        except MlflowException as error:
+            if not _lacks_interface(error):
+                raise
+            self._left_out.append(f"{what} left out: {server_name(self._uri)} has no interface for them")
 
     def _config(self, attempt: str) -> content.Json | None:
         try:
@@ -291,6 +305,12 @@ class _Mirror:
         self._client.log_artifact(run, str(path), FOLDER)
         self._cursor.sent_file(run, path.name, digest)
         return True
+
+
+def _lacks_interface(error: MlflowException) -> bool:
+    """Whether the server answered that it has no such interface, and not that a thing does not exist."""
+    unknown = re.search(r"failed with error code (404|405|501)\b", str(error))
+    return error.error_code == "ENDPOINT_NOT_FOUND" or unknown is not None
 
 
 def _mirrored(run: Run) -> MirroredLineage:

@@ -1,9 +1,12 @@
-"""The mirror and a real MLflow server with basic authentication: who may, who may not, and that nothing is lost."""
+"""The mirror and a real MLflow server: with basic authentication, and without the interfaces of MLflow 3."""
 
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -78,8 +81,8 @@ def test_who_may_write_does_and_who_may_not_loses_nothing(
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert sorted(runs) == ["1", "1.00", "1.01"]
     assert len(client.get_metric_history(runs["1"].info.run_id, "settled/loss")) == 600
-    files = {file.path for file in client.list_artifacts(runs["1"].info.run_id, "chronicle")}
-    assert "chronicle/logbook.html" in files
+    held = {file.path for file in client.list_artifacts(runs["1"].info.run_id, "chronicle")}
+    assert "chronicle/logbook.html" in held
     assert "| COMPLETED |" in experiment.tags["mlflow.note.content"]
 
     ben = {"username": "ben", "password": "correct-horse-2"}
@@ -90,3 +93,64 @@ def test_who_may_write_does_and_who_may_not_loses_nothing(
     with pytest.raises(Unavailable, match="Permission denied") as caught:
         sync(folder, secured, "secured")
     assert "MLFLOW_TRACKING_USERNAME" in caught.value.hint, "he may read, but the experiment is another's"
+
+
+@contextmanager
+def without(url: str, interface: str) -> Iterator[str]:
+    """A server in front of another one, of MLflow 2's version: paths with `interface` are unknown to it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if interface in self.path:
+                self._send(404, b"<!doctype html><title>404 Not Found</title>", "text/html")
+            elif self.path == "/version":
+                self._send(200, b"2.14.3", "text/plain")
+            else:
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                got = requests.request(self.command, f"{url}{self.path}", headers=headers, data=body, timeout=300)
+                self._send(got.status_code, got.content, got.headers.get("Content-Type", "application/json"))
+
+        do_GET = do_POST = do_PUT = do_PATCH = _answer  # noqa: N815 - names of http.server
+
+        def _send(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    front = ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
+    thread = threading.Thread(target=front.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{front.server_port}"
+    finally:
+        front.shutdown()
+        thread.join()
+        front.server_close()
+
+
+def test_a_server_of_mlflow_2_gets_the_logbook_and_no_models(
+    secured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from mlflow import MlflowClient
+
+    folder = Path(shutil.copytree(LINEAGE, tmp_path / "runs" / "1"))
+    files = render(folder)
+    monkeypatch.setattr("chronicles.mlflow_mirror.sync.write", lambda *_: files)
+    as_user(monkeypatch, USERNAME=ADMIN, PASSWORD=PASSWORD)
+    with without(secured, "/logged-models") as older:
+        told = sync(folder, older, "older")
+        assert told.endswith(f"; models left out: MLflow 2.14.3 at {older} has no interface for them")
+    client = MlflowClient(tracking_uri=secured)
+    experiment = client.get_experiment_by_name("older")
+    assert experiment is not None
+    runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    held = sorted(file.path for file in client.list_artifacts(runs["1"], "chronicle"))
+    assert held == ["chronicle/logbook.html", "chronicle/logbook.md", "chronicle/report.json"]
+    assert len(client.get_metric_history(runs["1"], "settled/loss")) == 600
+    assert not client.search_logged_models([experiment.experiment_id])
