@@ -70,8 +70,8 @@ class _Rung(_Table):
             raise ValueError(
                 f"{self.action} is no action of a playbook; the daemon derives it from restart or from a request"
             )
-        if self.exclude and self.action is Action.NOTIFY:
-            raise ValueError("tell only notifies, so it cannot exclude a node")
+        if self.exclude and self.action in (Action.NOTIFY, Action.COMPLETE):
+            raise ValueError(f"{self.action} only notifies, so it cannot exclude a node")
         return self
 
 
@@ -164,6 +164,12 @@ class _Head(_Table):
     proof: _Proof
     ladder: Annotated[list[_Rung], Field(min_length=1)]
     detect: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _completes_only_at_the_end(self) -> _Head:
+        if self.trigger != [FailureClass.LAST_CHECKPOINT] and any(r.action is Action.COMPLETE for r in self.ladder):
+            raise ValueError(f"only the playbook {FailureClass.LAST_CHECKPOINT} has the action complete")
+        return self
 
 
 _DETECTORS: dict[str, type[_Table]] = {

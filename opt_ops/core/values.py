@@ -61,6 +61,7 @@ class Action(StrEnum):
     ADOPT = "adopt"  # take over what is already running
     NOTIFY = "tell"  # leave training alone, and page on-call
     HALT = "halt"  # stop, and page on-call
+    COMPLETE = "complete"  # every step is trained: nothing is started again
 
 
 class Driver(StrEnum):

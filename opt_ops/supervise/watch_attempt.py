@@ -124,6 +124,7 @@ class AttemptWatch:
             return
         if raised.signal == FailureClass.CHECKPOINT_REFUSED and attempt.checkpoint is not None:
             yield CheckpointRefused(checkpoint=attempt.checkpoint, why="the trainer refused to resume from it")
+        yield from self._training.report_progress(attempt)  # an end after the last step is another one than before it
         yield raised
 
     def _signal(self, attempt: Attempt, failed: Mapping[RankExit, str]) -> SignalRaised:

@@ -60,6 +60,7 @@ class TrainingWatch:
         self._phase: TrainerPhase | None = None
         self._first: list[Point] = []
         self._last: Point | None = None
+        self._steps: int | None = None  # the last step that the attempt will train
         self._advanced_at = 0.0
         self._reported_at = 0.0
         self._reported_step = 0
@@ -82,6 +83,7 @@ class TrainingWatch:
                 if not attempt.nodes and self._last is not None and point.step <= self._last.step:
                     self._external_restart(point.step)
                 yield from self._take(state, attempt, point)
+            yield from self._last_step(state, attempt)
             yield from self._progress(state, attempt)
         yield from self._examine(state)
         self._pin(state)
@@ -125,7 +127,7 @@ class TrainingWatch:
         self._phase_times = PhaseTimes()
         self._step_times = StepTimes()
         self._phase = None
-        self._first, self._last = [], None
+        self._first, self._last, self._steps = [], None, None
         self._advanced_at = self._reported_at = self._clock.monotonic()
         self._reported_step = 0
 
@@ -149,8 +151,10 @@ class TrainingWatch:
             self._copies.pop()
 
     def _config(self, attempt: Attempt) -> Iterator[Event]:
+        self._steps = attempt.steps
         if attempt.schedule is not None or (config := self._trainer.config(attempt.name)) is None:
             return
+        self._steps = config.steps
         yield AttemptConfigured(
             attempt=attempt.name,
             steps=config.steps,
@@ -184,6 +188,15 @@ class TrainingWatch:
             named = self._with_slow_node(state, attempt, raised)
             if named is not None and named.key not in state.signals:
                 yield named
+
+    def _last_step(self, state: State, attempt: Attempt) -> Iterator[Event]:
+        """Yield a call for action on a spike that is open at the last step: it cannot heal any more."""
+        if self._last is None or self._steps is None or self._last.step < self._steps:
+            return
+        if (found := self._detector.open_spike(self._last)) is not None:
+            raised = _signal(attempt, found)
+            if raised.key not in state.signals:
+                yield raised
 
     def _with_slow_node(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:
         """A throughput drop with the node that causes it, if one stands out: a playbook can act on that."""

@@ -22,6 +22,7 @@ _VERBS = {
     Action.ADOPT: "take over the running attempt",
     Action.NOTIFY: "let training continue and page on-call",
     Action.HALT: "stop and page on-call",
+    Action.COMPLETE: "complete the lineage: every step is trained",
 }
 
 
@@ -61,6 +62,8 @@ def _outcome_phrase(record: LineageRecord, row: IncidentReport, restarted: str, 
             return "daemon restarted, training continued"
         case Action.NOTIFY:
             return f"paged on-call, training continued: {cause}"
+        case Action.COMPLETE:
+            return f"completed, nothing was started again: {short(row.cause)}"
         case _:
             return f"halted: {short(row.cause)}"
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
+from opt_ops.core.decide.ends import awaits_verdict
 from opt_ops.core.decide.policy import SCRATCH_STEPS, Policy
 from opt_ops.core.events import (
     AllocationIntended,
@@ -179,7 +180,7 @@ def _superfluous(
 
 def allocate(state: State, now: float, policy: Policy) -> Event | None:
     """Nodes are missing: ask for them. What is needed to train is asked for a few times, then a human is called."""
-    if not acts(state):
+    if not acts(state) or awaits_verdict(state, now, policy):
         return None
     shape, attempt = state.shape, state.attempt
     stay = outliving_limit(state, useful_nodes(state, policy, now), now, policy)
@@ -235,7 +236,7 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
     asked = state.resumed is not None or any(incident.kind == FailureClass.OPERATOR for incident in waiting)
     if state.driver is Driver.OPERATOR and not asked:
         return None
-    if under_examination(state, run.name, now, policy.examine_seconds):
+    if under_examination(state, run.name, now, policy.examine_seconds) or awaits_verdict(state, now, policy):
         return None
     nodes = eligible_nodes(state, policy, now)[: state.wanted_nodes]
     joining = any(

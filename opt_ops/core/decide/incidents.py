@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from opt_ops.core.decide.capacity import eligible_nodes, final_save_due, nears_limit, outliving_limit
 from opt_ops.core.decide.drills import drill_behind
+from opt_ops.core.decide.ends import end_of_training, open_end
 from opt_ops.core.decide.operator_changes import open_request
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
@@ -23,7 +24,7 @@ def open_incident(state: State, now: float, policy: Policy) -> Event | None:
         _daemon_restart(state, now)
         or _bad_node(state)
         or _signal(state)
-        or _ended_attempt(state, now)
+        or _ended_attempt(state, now, policy)
         or open_request(state, _name(state), now)
         or _planned_move(state, now, policy)
     )
@@ -136,13 +137,15 @@ def _notify_only(incident: Incident) -> bool:
     return incident.decision is not None and incident.decision.action is Action.NOTIFY
 
 
-def _ended_attempt(state: State, now: float) -> IncidentOpened | None:
+def _ended_attempt(state: State, now: float, policy: Policy) -> IncidentOpened | None:
     """An attempt that ended and that no signal explains: it needs an incident, too."""
     attempt = state.attempt
     if attempt is None or attempt.live or _has_cause(state, attempt) or state.driver is Driver.SHADOW:
         return None
     if state.driver is Driver.OPERATOR and any(i.attempt == attempt.name for i in state.incidents.values()):
         return None  # reported once; it is decided when the daemon drives again
+    if end_of_training(state, now, policy) is not None:
+        return open_end(state, _name(state), now, policy)
     if attempt.leave_at is not None and attempt.outcome in (Outcome.STOPPED, Outcome.LOST):
         return None  # it left as it was asked to
     return IncidentOpened(

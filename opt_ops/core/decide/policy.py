@@ -101,6 +101,7 @@ class Policy:
     unfit_seconds: float = 15.0  # when all were heard and too few are fit
     spare_seconds: float = 120.0  # in the queue for spares, before nodes are asked for without them
     examine_seconds: float = 60.0  # that a launch waits for a newer checkpoint's examination
+    final_examine_seconds: float = 1200.0  # that the end of a lineage waits for the last checkpoint's examination
     submit_tries: int = 5
     submit_wait_seconds: float = 30.0
     expected_gpus: int = 0  # per node, as the site says

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.capacity import allocate, launch, release, resize
+from opt_ops.core.decide.ends import completed, decide_at_end
 from opt_ops.core.decide.incidents import open_incident
 from opt_ops.core.decide.operator_changes import decide_request, requested_lr_factor
 from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
@@ -38,7 +39,7 @@ from opt_ops.core.schedule import batch_of
 from opt_ops.core.state.model import Attempt, Incident, Node, Run, State
 from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
 from opt_ops.core.state.status import Status
-from opt_ops.core.values import Action, Driver, LrFactor, Outcome, Skip
+from opt_ops.core.values import Action, Driver, LrFactor, Skip
 from opt_ops.core.waiting import still_waiting
 
 
@@ -60,13 +61,9 @@ def cancel(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def complete(state: State, now: float, policy: Policy) -> Event | None:
-    """Complete the lineage: every rank ended with code 0 at the last step of the schedule."""
-    attempt = state.attempt
-    if state.ended or attempt is None or attempt.outcome is not Outcome.COMPLETED or attempt.steps is None:
-        return None
-    if attempt.last_step is None or attempt.last_step < attempt.steps:
-        return None
-    return LineageCompleted(step=attempt.last_step)
+    """Complete the lineage: every step is trained, the last checkpoint has a verdict, and nothing else is open."""
+    done = None if state.ended else completed(state, now, policy)
+    return LineageCompleted(step=done[0], why=done[1]) if done is not None else None
 
 
 def ask_stacks(state: State, now: float, policy: Policy) -> Event | None:
@@ -86,8 +83,11 @@ def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
             continue
         if incident.kind == FailureClass.OPERATOR:
             return decide_request(state, incident)
-        if incident.stacks_at is None or incident.stacks is not None:
-            return _decide_by_playbook(state, incident, now, policy)
+        live = state.attempt is not None and state.attempt.live
+        if incident.stacks_at is None or incident.stacks is not None or not live:  # who has left answers no more
+            by_playbook = _decide_by_playbook(state, incident, now, policy)
+            if (decided := decide_at_end(state, incident, by_playbook, now, policy)) is not None:
+                return decided
     return None
 
 
@@ -244,6 +244,8 @@ def stop_attempt(state: State, now: float, policy: Policy) -> Event | None:
     for incident in _ending(state):
         if incident.decision and not incident.decision.save_first:
             return StopIntended(attempt=attempt.name, why=incident.cause, incident=incident.name)
+    if (done := _found_complete(state, attempt)) is not None:
+        return StopIntended(attempt=attempt.name, why=done, incident=None)
     left_at = attempt.leave_at
     if left_at is None:
         return None
@@ -253,6 +255,12 @@ def stop_attempt(state: State, now: float, policy: Policy) -> Event | None:
         why = attempt.leave_why or ""
         return StopIntended(attempt=attempt.name, why=why, incident=incident.name if incident else None)
     return None
+
+
+def _found_complete(state: State, attempt: Attempt) -> str | None:
+    """Why the ranks that are left have nothing to do any more; None: nobody has decided so."""
+    decisions = (i.decision for i in state.incidents.values() if i.attempt == attempt.name or i.attempt is None)
+    return next((each.why for each in decisions if each is not None and each.action is Action.COMPLETE), None)
 
 
 def _saved(state: State, attempt: Attempt) -> bool:
@@ -322,10 +330,10 @@ def close_incident(state: State, now: float, policy: Policy) -> Event | None:
 
 RULES: tuple[Callable[[State, float, Policy], Event | None], ...] = (
     cancel,
-    complete,
     open_incident,
     ask_stacks,
     decide_recovery,
+    complete,
     halt,
     pause,
     exclude_nodes,

@@ -53,6 +53,10 @@ class LossDetector:
             self._unhealthy.append((point.step, "the loss is above what it had reached"))
         return findings
 
+    def open_spike(self, point: Point) -> Finding | None:
+        """The spike that is open at `point`, the last one of a run: no step is left in which it could heal."""
+        return self._spike.unhealed(point)
+
     def reason_not_healthy(self, step: int) -> str:
         """Why the state at `step` should not be gone back to; empty if nothing speaks against it."""
         return next((why for bad, why in self._unhealthy if bad == step), "")

@@ -114,6 +114,14 @@ class SpikeDetector:
             return []
         return self._goes_on(point, loss, limit, excess)
 
+    def unhealed(self, point: Point) -> Finding | None:
+        """A call for action on the spike that is open at `point`, if it was not acted on yet: it gets no more time."""
+        out = sum(excess > 0 for _, excess in self._recent)
+        if self.onset is None or self._acted or 2 * out <= len(self._recent):
+            return None
+        limit = (point.loss or 0.0) - self._recent[-1][1]
+        return self._finding(Tier.ACT, point, point.loss or 0.0, limit, "out of the band at the last step of the run")
+
     def answered(self) -> None:
         """Something else called for action on what is going on."""
         self._acted = True

@@ -127,9 +127,10 @@ class IncidentClosed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineageCompleted:
-    """Decision: every step is trained."""
+    """Decision: every step is trained. `why` is a remark: what was not as usual at the end."""
 
     step: int
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

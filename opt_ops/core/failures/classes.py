@@ -36,6 +36,7 @@ class FailureClass(StrEnum):
     COMMUNICATION = "communication"
     UNKNOWN = "unknown"
     CHECKPOINT_REFUSED = "checkpoint_refused"
+    LAST_CHECKPOINT = "last_checkpoint"
     STORAGE = "storage"
     USER_ERROR = "user_error"
     ALLOCATION_LOST = "allocation_lost"
@@ -287,6 +288,12 @@ ROWS: Mapping[FailureClass, FailureRow] = {
         confidence=grounds.always(Confidence.HIGH, "its bytes do not agree with its manifest"),
         cause=cause_text.rank_ended,
         playbook="process_death",
+    ),
+    FailureClass.LAST_CHECKPOINT: FailureRow(
+        title="Last checkpoint in doubt",
+        domain=Domain.LOSS,
+        confidence=grounds.always(Confidence.LOW, "every step is trained; whether the result is good is not known"),
+        playbook="last_checkpoint",
     ),
     FailureClass.STORAGE: FailureRow(
         title="Storage failure",

@@ -97,8 +97,8 @@ def _incident_closed(state: State, event: e.IncidentClosed, entry: e.Entry) -> S
     )
 
 
-def _lineage_completed(state: State, _: e.LineageCompleted, __: e.Entry) -> State:
-    return state
+def _lineage_completed(state: State, event: e.LineageCompleted, _: e.Entry) -> State:
+    return replace(state, why=event.why)
 
 
 def _lineage_halted(state: State, event: e.LineageHalted, _: e.Entry) -> State:

@@ -409,6 +409,7 @@ def test_an_attempt_that_ends_early_without_a_finding_is_answered():
 
 def test_the_last_step_completes_the_lineage_and_gives_the_nodes_back():
     story = Story().training(1000)
+    story.checkpoint(1000)
     decided = story.ends(Outcome.COMPLETED)
     assert kinds(decided) == ["lineage_completed", "release_intended"]
     assert not story.state.finished

@@ -10,7 +10,7 @@ from opt_ops.core import events as e
 from opt_ops.core.state import fold as folding
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import STATUS_AFTER, TRANSITIONS, status_after
-from opt_ops.core.values import Driver, Outcome, Shape, Status, Verdict
+from opt_ops.core.values import AllocationStatus, Driver, Outcome, Shape, Status, Verdict
 from opt_ops.ports import Request
 from opt_ops.supervise.operator_requests import event_of
 from tests.core.state.test_fold import NODES, tell
@@ -85,6 +85,7 @@ def happen(story: Story, what: str, number: int) -> None:
             story.ends(Outcome.LOST)
         case "last_step" if live and attempt.steps:
             story.train(attempt.steps)
+            story.checkpoint(attempt.steps)
             story.ends(Outcome.COMPLETED)
         case "stacks":
             waiting = [i for i in state.incidents.values() if i.stacks_at and i.stacks is None]
@@ -173,28 +174,61 @@ def preflight_rolled_back() -> None:
 
 
 def resumed_at_the_last_step() -> None:
-    """A rank dies after the last step was saved; the next attempt has nothing left to train."""
-    story = Story().training(1000, checkpoints=(1000,))
+    """A rank dies when only a snapshot holds the last step; the next attempt trains nothing and saves it."""
+    story = Story().training(1000, checkpoints=(900,))
+    story.checkpoint(1000, nodes=(("n1",), ("n2",)))
     story.rank_dies(1000)
     story.ends(Outcome.FAILED)
+    story.see(seconds=POLICY.examine_seconds + 1)
     attempt = story.state.attempt
     assert attempt is not None
-    configured = story.state.attempts["12.00-a0"]
-    assert configured.schedule is not None
-    assert configured.optimizer is not None
+    assert (attempt.name, attempt.checkpoint.step if attempt.checkpoint else 0) == ("12.00-a1", 1000)
     story.see(e.AttemptStarted(attempt=attempt.name, at=story.now))
-    story.see(
-        e.AttemptConfigured(
-            attempt=attempt.name,
-            steps=1000,
-            schedule=configured.schedule,
-            optimizer=configured.optimizer,
-            versions={},
-            layout={},
-        )
-    )
-    story.ends(Outcome.COMPLETED, last_step=1000)
+    story.checkpoint(1000)
+    story.ends(Outcome.COMPLETED)
     assert story.state.status is Status.COMPLETED
+
+
+def the_last_step_under_examination(story: Story) -> None:
+    """A restart was decided when the last step was made, and its nodes are gone."""
+    story.rank_dies(999)
+    story.changed("12-n0", status=AllocationStatus.ENDED)
+    story.ends(Outcome.LOST, last_step=1000)
+    story.checkpoint(1000, verify=False)
+
+
+def the_last_checkpoint_turns_out_sound(story: Story) -> None:
+    assert story.state.run is not None
+    path = f"/runs/12/{story.state.run.name}/checkpoints/step-00001000"
+    story.see(e.CheckpointVerified(checkpoint=story.state.checkpoints[path].checkpoint, healthy=True, why=""))
+    assert story.state.status is Status.COMPLETED
+
+
+def completed_in_the_queue() -> None:
+    story = Story().training(999, checkpoints=(900,))
+    the_last_step_under_examination(story)
+    assert story.state.status is Status.QUEUED
+    the_last_checkpoint_turns_out_sound(story)
+
+
+def completed_in_preflight() -> None:
+    story = Story().training(999, checkpoints=(900,))
+    the_last_step_under_examination(story)
+    allocation = story.state.allocation
+    assert allocation is not None
+    story.see(e.AllocationSubmitted(allocation=allocation.name, job="78", adopted=False))
+    story.changed(allocation.name, "m1", "m2", "m3")
+    assert story.state.status is Status.PREFLIGHT
+    the_last_checkpoint_turns_out_sound(story)
+
+
+def completed_while_paused() -> None:
+    story = Story().training(1000, checkpoints=(900,))
+    ask(story, "pause")
+    story.checkpoint(1000, verify=False)
+    story.ends(Outcome.COMPLETED)
+    assert story.state.status is Status.PAUSED
+    the_last_checkpoint_turns_out_sound(story)
 
 
 def a_gpu_fails_while_rolling_back() -> None:
@@ -252,6 +286,9 @@ RARE: tuple[Callable[[], None], ...] = (
     preflight_without_a_good_checkpoint,
     preflight_rolled_back,
     resumed_at_the_last_step,
+    completed_in_the_queue,
+    completed_in_preflight,
+    completed_while_paused,
     a_gpu_fails_while_rolling_back,
     lambda: assert_status(rolled_back_by_an_operator(waits_for_nodes()), Status.ROLLING_BACK),
     lambda: assert_status(rolled_back_by_an_operator(starts_again()), Status.ROLLING_BACK),
