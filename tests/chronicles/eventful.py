@@ -275,6 +275,7 @@ def _halted(told: Lived) -> None:
     told.asks(e.ResumeRequested, "ann", "smaller micro-batch on q2")
     told.granted("4105", "q1", "q2", "q3", "q4", "q5")
     told.runs(1000, loss=falling)
+    told.saves(1000)
     told.ends(Outcome.COMPLETED)
     for held in told.state.live_allocations:
         told.gone(held.name, "no agent runs any more")

@@ -36,6 +36,16 @@ def test_nothing_goes_wrong(site: Site):
     assert all(not Path(f"/proc/{pid}").exists() for pid in site.agents().values())
 
 
+def test_a_rank_that_fails_after_the_last_step_costs_nothing(site: Site):
+    site.start("steps=60", "misbehave=exit-7@60:*")
+    site.start_daemon()
+    state = site.ended()
+    assert state.status is Status.COMPLETED
+    assert len(state.attempts) == 1
+    assert only_incident(state, "process_death").proven
+    assert "rank 1 on n2 left with code 7" in state.why
+
+
 def test_a_rank_is_killed(site: Site):
     site.start("steps=120", "misbehave=die@55:1.00-a0")
     site.start_daemon()
