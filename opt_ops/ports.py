@@ -220,6 +220,8 @@ class Request:
     author: str
     verb: str
     arguments: Mapping[str, Any]
+    unusable: str = ""
+    """Why the arguments cannot be taken as they are, whatever the verb; empty: they can."""
 
 
 class Inbox(Protocol):
@@ -257,6 +259,34 @@ class Notifier(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """What was left out of one file because it is not what docs/formats.md says. The examples hold untrusted text."""
+
+    source: str  # what kind of file: telemetry, heartbeats, …
+    file: str  # relative to the lineage's folder
+    count: int  # records (lines, or whole files) that were left out wholly or in part
+    taken: int  # records that were taken
+    first: str
+    newest: str
+
+
+class Inputs(Protocol):
+    """What the readers of the other ports leave out."""
+
+    def left_out(self) -> Sequence[LeftOut]:
+        """Return the counts since this daemon process began, one for each file of which anything was left out."""
+        ...
+
+
+class NoInputs:
+    """Inputs of which nothing is left out: those that no reader of files brings."""
+
+    def left_out(self) -> Sequence[LeftOut]:
+        """Return nothing."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """All ports of one lineage's supervisor."""
 
@@ -267,3 +297,4 @@ class Ports:
     checkpoints: CheckpointStore
     inbox: Inbox
     notifier: Notifier
+    inputs: Inputs = field(default_factory=NoInputs)

@@ -1,6 +1,7 @@
 """Write a file so that it is whole after a crash."""
 
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -9,6 +10,7 @@ def write_durably(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``. After a crash at any point the file holds all of ``text``, or what it held before.
 
     The text goes into a temporary file in the same folder. That file is synced and renamed, then the folder is synced.
+    Only this user may write it, whatever the umask: readers refuse orders that others can change.
 
     Raises:
         OSError: the file cannot be written. ``path`` keeps what it held, and no temporary file is left.
@@ -16,6 +18,7 @@ def write_durably(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~0o022)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

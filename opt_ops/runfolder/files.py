@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -13,12 +12,6 @@ from typing import Any, cast
 
 from opt_ops.contract.files import sync_folder, write_durably
 from opt_ops.errors import OptOpsError
-
-log = logging.getLogger(__name__)
-
-NOT_AS_PROMISED = (KeyError, TypeError, ValueError, AttributeError)
-"""Errors of a reader when a file is JSON, but not as docs/formats.md says."""
-UNREADABLE = (OSError, OptOpsError, *NOT_AS_PROMISED)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -271,19 +264,6 @@ class Tail:
     def _bad(self, why: str) -> None:
         self.bad_lines += 1
         self._on_bad(self.line, why)
-
-
-class WarnOnce:
-    """Logs a problem once for each file: it must not stop the watch over other files, and must not be hidden."""
-
-    def __init__(self) -> None:
-        self._warned: set[Path] = set()
-
-    def add(self, path: Path, error: Exception) -> None:
-        """Log the problem, unless the file has a logged one."""
-        if path not in self._warned:
-            self._warned.add(path)
-            log.warning("%s is skipped: it cannot be read, or is not what docs/formats.md says: %r", path, error)
 
 
 def names_in(folder: Path, ending: str) -> list[str]:

@@ -2,71 +2,99 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from opt_ops.core.health import Gpu, Heartbeat, Machine, Port, Xid
 from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest
 from opt_ops.core.health.burn_in_plan import GroupMeasurement
+from opt_ops.runfolder import fields as f
 
-_GPU_FIELDS = frozenset(field.name for field in dataclasses.fields(Gpu))
+_GPUS = 1024  # of a node
+_NAMES = f.items(f.name, 65_536)
 
 
-def heartbeat_of(fields: Mapping[str, Any]) -> Heartbeat:
-    """Return a line of a health file as a heartbeat. A missing field is unknown.
+def heartbeat_of(fields: Mapping[str, Any], left_out: list[str] | None = None) -> Heartbeat:
+    """Return a line of a health file as a heartbeat. A missing field is unknown, and so is one of another type.
+
+    The reasons for the fields that are left out are added to `left_out`.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: the line is not as docs/formats.md says.
+        BadField: the line does not say which node reports, and when; or a GPU in it cannot be told: without it the
+            node would seem to have lost one.
     """
+    record = f.Record(fields, left_out=left_out)
+    readings = enumerate(record.nullable("gpus", lambda value: f.values(value, _GPUS), ()))
+    gpus = [_reading(f.Record(gpu, f"gpus[{number}].", record.left_out)) for number, gpu in readings]
+    counters = [joules for _, joules in gpus]
     return Heartbeat(
-        node=fields["node"],
-        host=fields["host"],
-        ts=fields["ts"],
-        attempt=fields.get("attempt"),
-        nvml=fields["nvml"],
-        orders=tuple(fields.get("orders", (0, 0))),
-        gpus=tuple(_gpu_of(gpu) for gpu in fields.get("gpus", ())),
-        xids=tuple(Xid(**xid) for xid in fields.get("xids", ())),
-        allocation=fields.get("allocation"),
-        warned=bool(fields.get("warned")),
-        driver=fields.get("driver"),
-        machine=_machine_of(fields.get("machine") or {}),
-        burning=bool(fields.get("burning")),
-        burn_in=_burn_in_of(fields["burn_in"]) if fields.get("burn_in") else None,
-        burned_at=fields.get("burned_at") or 0.0,
-        energy_joules=_energy_of(fields.get("gpus", ())),
+        node=record.required("node", f.name),
+        host=record.required("host", f.name),
+        ts=record.required("ts", f.moment),
+        attempt=record.optional("attempt", f.name, None),
+        nvml=record.required("nvml", f.name),
+        orders=record.optional("orders", _orders, (0, 0)),
+        gpus=tuple(gpu for gpu, _ in gpus),
+        xids=record.each("xids", lambda xid: xid.build(Xid, at=xid.required("at", f.moment)), 4096),
+        allocation=record.optional("allocation", f.name, None),
+        warned=record.optional("warned", f.flag, False),
+        driver=record.optional("driver", f.name, None),
+        machine=_machine(record.part("machine")),
+        burning=record.optional("burning", f.flag, False),
+        burn_in=_burn_in(record.part("burn_in")),
+        burned_at=record.optional("burned_at", f.moment, 0.0),
+        energy_joules=sum(each for each in counters if each is not None) if counters and None not in counters else None,
     )
 
 
-def _gpu_of(fields: Mapping[str, Any]) -> Gpu:
-    return Gpu(**{name: fields[name] for name in fields.keys() & _GPU_FIELDS})
+def _orders(value: Any) -> tuple[int, int]:
+    epoch, seq = f.items(f.whole(0), 2)([*f.values(value, 2), 0, 0][:2])
+    return epoch, seq
 
 
-def _energy_of(gpus: Sequence[Mapping[str, Any]]) -> float | None:
-    """Sum of the counters of all GPUs; None if a GPU does not report its counter."""
-    counters = [gpu.get("energy_joules") for gpu in gpus]
-    return sum(counters) if counters and None not in counters else None  # type: ignore[arg-type]
+def _reading(record: f.Record) -> tuple[Gpu, float | None]:
+    """A GPU, and its energy counter in joules; None if it does not report one."""
+    gpu = record.build(Gpu, index=record.required("index", f.whole(0, _GPUS - 1)))
+    return gpu, record.optional("energy_joules", f.number(0.0), None)
 
 
-def _burn_in_of(fields: Mapping[str, Any]) -> BurnIn:
-    """The result of a node's own burn-in."""
-    return BurnIn(
-        nodes=tuple(fields["nodes"]),
-        devices=tuple(DeviceTest(**device) for device in fields["devices"]),
-        alone=tuple(GroupMeasurement(nodes=tuple(each["nodes"]), gbs=each["gbs"]) for each in fields["alone"]),
-        silent=tuple(fields["silent"]),
-        finished=fields["finished"],
-    )
+def _burn_in(record: f.Record | None) -> BurnIn | None:
+    """The result of a node's own burn-in; None if it cannot be told what it is."""
+    if record is None:
+        return None
+    try:
+        return BurnIn(
+            nodes=record.required("nodes", _NAMES),
+            devices=record.each("devices", lambda device: device.build(DeviceTest)),
+            alone=record.each("alone", _measurement),
+            silent=record.optional("silent", _NAMES, ()),
+            finished=record.required("finished", f.flag),
+        )
+    except f.BadField as error:
+        record.left_out.append(str(error))
+        return None
 
 
-def _machine_of(fields: Mapping[str, Any]) -> Machine:
-    ports = tuple(Port(name=p["name"], active=p["active"], downed=p["downed"]) for p in fields.get("ports", ()))
+def _measurement(record: f.Record) -> GroupMeasurement:
+    return GroupMeasurement(nodes=record.required("nodes", _NAMES), gbs=record.nullable("gbs", f.number(0.0), None))
+
+
+def _machine(record: f.Record | None) -> Machine:
+    if record is None:
+        return Machine()
+    carriers, mounts = record.part("carriers"), record.part("mounts")
     return Machine(
-        ports=ports,
-        carriers=fields.get("carriers") or {},
-        mounts=fields.get("mounts"),
-        clock_set=fields.get("clock_set"),
-        disk_free=fields.get("disk_free"),
-        disk_size=fields.get("disk_size"),
+        ports=record.each("ports", lambda port: port.build(Port), 1024),
+        carriers={} if carriers is None else dict(carriers.all(f.whole(0), 4096)),
+        mounts=None if mounts is None else _all_mounts(mounts),
+        clock_set=record.optional("clock_set", f.flag, None),
+        disk_free=record.optional("disk_free", f.whole(0), None),
+        disk_size=record.optional("disk_size", f.whole(0), None),
     )
+
+
+def _all_mounts(record: f.Record) -> dict[str, bool] | None:
+    """All mounts, or None: a file system that is left out would seem to be unmounted."""
+    before = len(record.left_out)
+    found = dict(record.all(f.flag))
+    return found if len(record.left_out) == before else None

@@ -5,37 +5,38 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from opt_ops.core.health import Heartbeat
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.values import RankExit
+from opt_ops.errors import OptOpsError
 from opt_ops.ports import NodeRanksReport, Orders
-from opt_ops.runfolder.files import (
-    NOT_AS_PROMISED,
-    UNREADABLE,
-    Tail,
-    WarnOnce,
-    identity_of,
-    names_in,
-    read_json,
-    write_json,
-)
+from opt_ops.runfolder import fields as f
+from opt_ops.runfolder.files import Tail, identity_of, names_in, read_json, write_json
 from opt_ops.runfolder.heartbeat import heartbeat_of
+from opt_ops.runfolder.left_out import LeftOutCounter
 
-_LAST_HEARTBEATS = 64 * 1024  # bytes at the end of a health file that one call reads at most
+_LAST_HEARTBEATS = 64 * 1024  # bytes at the end of a health file that one call reads, or more if its line is longer
+_LARGEST_REPORT = 16 * 1024 * 1024  # bytes: 1,024 ranks with 4 KiB of their logs are 4 MiB
+_RANKS = 4096  # of a node
+_LONGEST_TAIL = 64 * 1024  # characters of a rank's log in a report
+_LONGEST_STACK = 256 * 1024  # characters of a rank's stacks
+_SIGNALS = f.whole(-128, 1024)
+_CODES = f.whole(-(2**31), 2**32 - 1)
 
 
 class FileAgents:
-    """The node agents of a lineage, by their files."""
+    """The node agents of a lineage, by their files. No content of these files raises."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, left_out: LeftOutCounter | None = None) -> None:
         self._folder = folder
+        self._left_out = left_out or LeftOutCounter(folder)
         self._tails: dict[str, Tail] = {}
-        self._warnings = WarnOnce()
         self._reporting = ""
-        self._reports: dict[str, tuple[tuple[int, ...], NodeRanksReport]] = {}
-        """Reports on the attempt of the last call, by file, each with the identity of its file."""
+        self._reports: dict[str, tuple[tuple[int, ...], NodeRanksReport | None]] = {}
+        """Reports on the attempt of the last call, by file, each with the identity of its file; None: not readable."""
+        self._stacks: dict[Path, tuple[tuple[int, ...], dict[int, str]]] = {}
+        """The same for the files of the last dump."""
 
     def heartbeats(self) -> Iterator[Heartbeat]:
         """Yield the heartbeats since the last call, oldest first for each node; after a long time only the last few.
@@ -44,23 +45,33 @@ class FileAgents:
         needs no more memory for it.
         """
         folder = self._folder / "health"
-        for name in sorted(names_in(folder, ".jsonl")):
+        for name in sorted(self._names("heartbeats", folder, ".jsonl")):
             tail = self._tails.get(name)
             if tail is None:
-                tail = self._tails[name] = Tail(folder / name, most=_LAST_HEARTBEATS)
+                tail = self._tails[name] = self._tail(folder / name)
             yield from self._heartbeats(folder / name, tail)
+
+    def _tail(self, path: Path) -> Tail:
+        return Tail(path, _LAST_HEARTBEATS, lambda line, why: self._left_out.add("heartbeats", path, why, line))
 
     def _heartbeats(self, path: Path, tail: Tail) -> Iterator[Heartbeat]:
         try:
             lines = list(tail.read())
         except OSError as error:  # a network file system; a node whose file stays unreadable counts as silent
-            self._warnings.add(path, error)
+            self._left_out.unreadable("heartbeats", path, error)
             return
         for fields in lines:
+            left_out: list[str] = []
             try:
-                yield heartbeat_of(fields)
-            except NOT_AS_PROMISED as error:
-                self._warnings.add(path, error)
+                heartbeat = heartbeat_of(fields, left_out)
+                _of_its_file(heartbeat.node, path)
+            except f.BadField as error:
+                self._left_out.add("heartbeats", path, str(error))
+                continue
+            if left_out:
+                self._left_out.add("heartbeats", path, left_out[0])
+            self._left_out.took("heartbeats", path)
+            yield heartbeat
 
     def newest(self) -> Sequence[Heartbeat]:
         """Return the last heartbeat of each node, for a reader that calls once."""
@@ -77,36 +88,112 @@ class FileAgents:
         if attempt != self._reporting:
             self._reporting, self._reports = attempt, {}
         folder = self._folder / attempt_folder(attempt) / "nodes"
-        for name in names_in(folder, ".json"):
+        for name in self._names("reports", folder, ".json"):
             path = folder / name
             try:
                 identity = identity_of(path)
                 if identity is None or (name in self._reports and self._reports[name][0] == identity):
                     continue
-                fields = read_json(path)
-                if fields is not None:
-                    self._reports[name] = identity, _report_of(fields)
-            except UNREADABLE as error:
-                self._warnings.add(path, error)
-        return {report.node: report for _, report in self._reports.values()}
+                self._reports[name] = identity, self._report(path, identity)
+            except OSError as error:
+                self._left_out.unreadable("reports", path, error)
+        return {report.node: report for _, report in self._reports.values() if report is not None}
+
+    def _report(self, path: Path, identity: tuple[int, ...]) -> NodeRanksReport | None:
+        left_out: list[str] = []
+        try:
+            report = _report_of(f.Record(read_json(path, _LARGEST_REPORT), left_out=left_out), identity[1] / 1e9)
+            _of_its_file(report.node, path)
+        except (f.BadField, OptOpsError) as error:
+            self._left_out.add("reports", path, str(error))
+            return None
+        if left_out:
+            self._left_out.add("reports", path, left_out[0])
+        self._left_out.took("reports", path)
+        return report
 
     def stacks(self, attempt: str, dump: str) -> Mapping[int, str]:
         """Return the stacks of a dump request that agents have collected, by rank; empty text: no answer in time."""
-        texts: dict[int, str] = {}
-        for path in (self._folder / attempt_folder(attempt) / "stacks" / dump).glob("*.json"):
-            fields = read_json(path) or {}
-            texts |= {int(rank): "" for rank in fields.get("py_spy", {})}  # ranks that did not answer
-            texts |= {int(rank): str(text) for rank, text in fields.get("stacks", {}).items()}
+        folder = self._folder / attempt_folder(attempt) / "stacks" / dump
+        found: dict[Path, tuple[tuple[int, ...], dict[int, str]]] = {}
+        for name in self._names("stacks", folder, ".json"):
+            path = folder / name
+            try:
+                if (identity := identity_of(path)) is None:
+                    continue
+                known = self._stacks.get(path)
+                found[path] = known if known and known[0] == identity else (identity, self._stacks_in(path))
+            except OSError as error:
+                self._left_out.unreadable("stacks", path, error)
+        self._stacks = found
+        return {rank: text for _, texts in found.values() for rank, text in texts.items()}
+
+    def _stacks_in(self, path: Path) -> dict[int, str]:
+        left_out: list[str] = []
+        try:
+            texts = _stacks_of(f.Record(read_json(path), left_out=left_out))
+        except (f.BadField, OptOpsError) as error:
+            left_out, texts = [str(error)], {}
+        if left_out:
+            self._left_out.add("stacks", path, left_out[0])
         return texts
 
+    def _names(self, source: str, folder: Path, ending: str) -> list[str]:
+        try:
+            return names_in(folder, ending)
+        except OSError as error:
+            self._left_out.unreadable(source, folder, error)
+            return []
 
-def _report_of(fields: Mapping[str, Any]) -> NodeRanksReport:
-    node = str(fields["node"])
-    exits = tuple(
-        RankExit(rank=r["rank"], node=node, code=r["code"], signal=r["signal"], at=r["ended"])
-        for r in fields["ranks"]
-        if r["ended"] is not None
+
+def _of_its_file(node: str, path: Path) -> None:
+    """Refuse what says that it is of another node than its file: each agent writes its own file only.
+
+    Raises:
+        BadField: it is of another node.
+    """
+    if node != path.stem:
+        raise f.BadField(f"`node` is {f.clean(node, 64)}, and this is the file of {path.stem}")
+
+
+def _report_of(record: f.Record, written: float) -> NodeRanksReport:
+    """The report. `written` is the time of its file: when a rank ended, if the report does not say it as a number."""
+    node = record.required("node", f.name)
+    ranks = record.required("ranks", lambda value: f.values(value, _RANKS))
+    if not ranks:
+        raise f.BadField("`ranks` is empty")
+    ended = [
+        _exit_of(f.Record(each, f"ranks[{number}].", record.left_out), node, written)
+        for number, each in enumerate(ranks)
+    ]
+    exits = {found.rank: found for found, _ in ended if found is not None}
+    return NodeRanksReport(
+        node=node,
+        started_at=record.optional("started", f.moment, written),
+        exits=tuple(exits.values()),
+        done=len(exits) == len(ranks),
+        tails={found.rank: tail for found, tail in ended if found is not None and tail},
     )
-    done = len(exits) == len(fields["ranks"])
-    tails = {int(r["rank"]): str(r["tail"]) for r in fields["ranks"] if r.get("tail")}
-    return NodeRanksReport(node=node, started_at=fields["started"], exits=exits, done=done, tails=tails)
+
+
+def _exit_of(record: f.Record, node: str, written: float) -> tuple[RankExit | None, str]:
+    """How a rank ended, and the end of its log; None while it runs. An end that is told in part is still an end."""
+    rank = record.required("rank", f.rank)
+    if record.required("ended", lambda value: value) is None:
+        return None, ""
+    found = RankExit(
+        rank=rank,
+        node=node,
+        code=record.optional("code", _CODES, None),
+        signal=record.optional("signal", _SIGNALS, None),
+        at=record.optional("ended", f.moment, written),
+    )
+    return found, record.optional("tail", f.text(_LONGEST_TAIL), "")
+
+
+def _stacks_of(record: f.Record) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    for part, convert in (("py_spy", lambda _: ""), ("stacks", f.text(_LONGEST_STACK))):  # py_spy: no answer in time
+        if (found := record.part(part)) is not None:
+            texts |= {int(rank): text for rank, text in found.all(convert) if rank.isascii() and rank.isdigit()}
+    return {rank: text for rank, text in texts.items() if rank < f.MOST_RANKS}

@@ -2,84 +2,148 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opt_ops.contract.phases import PhaseName
 from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.values import Optimizer, Schedule
+from opt_ops.errors import OptOpsError
 from opt_ops.ports import TrainerConfig, TrainerPhase
-from opt_ops.runfolder.files import NOT_AS_PROMISED, UNREADABLE, Tail, WarnOnce, read_json, write_json
-from opt_ops.runfolder.telemetry import point_of
+from opt_ops.runfolder import fields as f
+from opt_ops.runfolder.files import Tail, identity_of, read_json, write_json
+from opt_ops.runfolder.left_out import LeftOutCounter
+from opt_ops.runfolder.step_order import StepOrder
+from opt_ops.runfolder.telemetry import LARGEST_TELEMETRY, point_of
+
+OTHER_PHASE = "other"
+"""A phase that docs/formats.md does not name."""
+_PHASES = frozenset(PhaseName)
+_LARGEST_CONFIG = 4 * 1024 * 1024
+_LARGEST_PHASES = 64 * 1024 * 1024
 
 
 class FileTrainer:
-    """The trainer of a lineage, by its files in each attempt's folder."""
+    """The trainer of a lineage, by its files in each attempt's folder. No content of these files raises."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, left_out: LeftOutCounter | None = None) -> None:
         self._folder = folder
+        self._left_out = left_out or LeftOutCounter(folder)
         self._tails: dict[str, Tail] = {}
+        self._orders: dict[str, StepOrder] = {}
         self._phases: dict[str, Tail] = {}
-        self._warnings = WarnOnce()
+        self._seen_config: tuple[str, tuple[int, ...]] | None = None
+        self._config: TrainerConfig | None = None
 
     def config(self, attempt: str) -> TrainerConfig | None:
         """Return the trainer's settings; None until it has written a valid file."""
         path = self._folder / attempt_folder(attempt) / "config.json"
         try:
-            fields = read_json(path)
-            return None if fields is None else _config_of(fields)
-        except UNREADABLE as error:
-            self._warnings.add(path, error)
+            if (identity := identity_of(path)) is None:
+                return None
+            if (attempt, identity) != self._seen_config:
+                self._config = self._read_config(path)
+                self._seen_config = attempt, identity
+        except OSError as error:
+            self._left_out.unreadable("config", path, error)
             return None
+        return self._config
+
+    def _read_config(self, path: Path) -> TrainerConfig | None:
+        left_out: list[str] = []
+        try:
+            found = _config_of(f.Record(read_json(path, _LARGEST_CONFIG), left_out=left_out))
+        except (f.BadField, OptOpsError) as error:
+            self._left_out.add("config", path, f"{error}: these settings are not taken")
+            return None
+        if left_out:
+            self._left_out.add("config", path, left_out[0])
+        self._left_out.took("config", path)
+        return found
 
     def points(self, attempt: str) -> Sequence[Point]:
-        """Return the telemetry since the last call for this attempt. Malformed lines are skipped."""
+        """Return the telemetry since the last call for this attempt, without lines that are not as promised."""
         path = self._folder / attempt_folder(attempt) / "telemetry.jsonl"
+        tail = self._tails.get(attempt)
+        if tail is None:
+            tail = self._tails[attempt] = self._tail("telemetry", path, LARGEST_TELEMETRY)
+            self._orders[attempt] = StepOrder(lambda why: self._left_out.add("telemetry", path, why))
         points: list[Point] = []
-        for fields in self._lines(self._tails.setdefault(attempt, Tail(path)), path):
+        for fields in self._lines("telemetry", tail, path):
+            left_out: list[str] = []
             try:
-                points.append(point_of(fields))
-            except NOT_AS_PROMISED as error:
-                self._warnings.add(path, error)
+                point = point_of(fields, left_out)
+            except f.BadField as error:
+                self._left_out.add("telemetry", path, str(error), tail.line)
+                continue
+            if left_out:
+                self._left_out.add("telemetry", path, left_out[0], tail.line)
+            self._left_out.took("telemetry", path)
+            points += self._orders[attempt].take(point)
         return points
 
     def phases(self, attempt: str) -> Sequence[TrainerPhase]:
         """Return the phase changes since the last call for this attempt. Some trainers write none."""
         path = self._folder / attempt_folder(attempt) / "phases.jsonl"
+        tail = self._phases.get(attempt)
+        if tail is None:
+            tail = self._phases[attempt] = self._tail("phases", path, _LARGEST_PHASES)
         phases: list[TrainerPhase] = []
-        for fields in self._lines(self._phases.setdefault(attempt, Tail(path)), path):
+        for fields in self._lines("phases", tail, path):
+            left_out: list[str] = []
             try:
-                phases.append(
-                    TrainerPhase(name=str(fields["phase"]), since=float(fields["ts"]), step=fields.get("step"))
-                )
-            except NOT_AS_PROMISED as error:
-                self._warnings.add(path, error)
+                phases.append(_phase_of(f.Record(fields, left_out=left_out)))
+            except f.BadField as error:
+                left_out = [str(error)]
+            else:
+                self._left_out.took("phases", path)
+            if left_out:
+                self._left_out.add("phases", path, left_out[0], tail.line)
         return phases
 
-    def _lines(self, tail: Tail, path: Path) -> list[dict[str, Any]]:
+    def _tail(self, source: str, path: Path, most: int) -> Tail:
+        return Tail(path, most, lambda line, why: self._left_out.add(source, path, why, line))
+
+    def _lines(self, source: str, tail: Tail, path: Path) -> Iterator[dict[str, Any]]:
         try:
-            return list(tail.read())
+            yield from tail.read()
         except OSError as error:  # telemetry that stays unreadable ends in a hang signal
-            self._warnings.add(path, error)
-            return []
+            self._left_out.unreadable(source, path, error)
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
         """Write the drills of an attempt. The trainer reads them before its next update."""
         write_json(self._folder / attempt_folder(attempt) / "drill.json", list(drills))
 
 
-def _config_of(fields: Mapping[str, Any]) -> TrainerConfig:
-    optimizer = fields["optimizer"]
+def _phase_of(record: f.Record) -> TrainerPhase:
+    name = record.required("phase", f.name)
+    return TrainerPhase(
+        name=name if name in _PHASES else OTHER_PHASE,
+        since=record.required("ts", f.moment),
+        step=record.optional("step", f.step, None),
+    )
+
+
+def _config_of(record: f.Record) -> TrainerConfig:
+    """The settings. Those that decisions are compared with must be right; other fields can be left out."""
+    steps = f.whole(1, f.MOST_STEPS)
+    schedule = f.Record(record.required("schedule", f.members), "schedule.")
+    optimizer = f.Record(record.required("optimizer", f.members), "optimizer.")
     return TrainerConfig(
-        steps=int(fields["steps"]),
-        schedule=Schedule(**{f.name: fields["schedule"][f.name] for f in dataclasses.fields(Schedule)}),
-        optimizer=Optimizer(
-            betas=tuple(optimizer["betas"]),
-            weight_decay=optimizer["weight_decay"],
-            clip_norm=optimizer["clip_norm"],
+        steps=record.required("steps", steps),
+        schedule=Schedule(
+            peak_lr=schedule.required("peak_lr", f.number(0.0)),
+            warmup_steps=schedule.nullable("warmup_steps", f.step, 0),
+            total_steps=schedule.required("total_steps", steps),
+            final_fraction=schedule.nullable("final_fraction", f.number(), 1.0),
         ),
-        versions=fields.get("versions", {}),
-        layout=fields.get("layout", {}),
+        optimizer=Optimizer(
+            betas=optimizer.nullable("betas", f.items(f.number(), 16), ()),
+            weight_decay=optimizer.nullable("weight_decay", f.number(), 0.0),
+            clip_norm=optimizer.nullable("clip_norm", f.number(), 0.0),
+        ),
+        versions=record.optional("versions", f.plain_object, {}),
+        layout=record.optional("layout", f.plain_object, {}),
     )

@@ -186,6 +186,7 @@ def test_telemetry_that_lacks_what_it_must_have_is_left_out_and_said_once(
     append(tmp_path / "12.00/a0/telemetry.jsonl", f'{{"num_updates": 6}}\n{good}\n{{"loss": "2.0"}}\n')
     assert [point.step for point in trainer.points("12.00-a0")] == [7]
     assert caplog.text.count("is not what docs/formats.md says") == 1
+    assert "`lr` is missing" not in caplog.text, "the first reason is enough"
     append(tmp_path / "12.00/a0/config.json", '{"steps": 3}')
     assert trainer.config("12.00-a0") is None
     assert "config.json" in caplog.text
@@ -350,4 +351,4 @@ def test_one_file_that_cannot_be_read_stops_no_look_at_the_others(tmp_path: Path
     assert [beat.node for beat in FileAgents(tmp_path).heartbeats()] == ["n2"]
     said = [record.getMessage() for record in caplog.records]
     assert all(sum(name in line for line in said) >= 1 for name in broken)
-    assert (tmp_path / "inbox/1.json").exists(), "it may be readable later"
+    assert (tmp_path / "inbox/1.refused").exists(), "a folder is never a request"

@@ -30,11 +30,11 @@ class LossDetector:
         """Take in the next line; what it makes known."""
         if point.skip == "overflow":  # fp16's loss scale answers for it; its own detector tells when it cannot
             return []
-        if not point.finite or point.loss is None or point.gnorm is None:
+        if not point.finite or point.loss is None:
             self._unhealthy.append((point.step, "not finite"))
             return [self._nonfinite(point)]
-        findings = self._gnorm.observe(point, point.gnorm)
-        if self._gnorm.out:
+        findings = [] if point.gnorm is None else self._gnorm.observe(point, point.gnorm)  # some trainers have none
+        if point.gnorm is not None and self._gnorm.out:
             self._unhealthy.append((point.step, "the gradient norm is out of its band"))
         findings += self._spike.observe(point, point.loss, self._level.normal)
         if any(finding.tier is Tier.ACT for finding in findings):

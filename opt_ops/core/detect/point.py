@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One telemetry line. `loss` and `gnorm` are None when they were not finite."""
+    """One telemetry line. `loss` and `gnorm` are None when they were not finite; then `finite` is False.
+
+    `gnorm` is also None where the trainer has none. `wps` and `step_seconds` are 0 where they are not known.
+    """
 
     step: int
     ts: float

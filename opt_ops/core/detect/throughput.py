@@ -47,6 +47,8 @@ class ThroughputDetector:
     def observe(self, point: Point) -> list[Finding]:
         """Take in the next line; what it makes known."""
         rule, busy = self._rule, point.busy
+        if point.wps <= 0:  # not known
+            return []
         self._window.add(point.wps)
         self._slowest.append(busy.rank if busy is not None and busy.max >= rule.ratio * busy.median > 0 else None)
         if len(self._window) < rule.width:
