@@ -1,4 +1,4 @@
-"""`opt-ops signals …`: run the detectors over a curve."""
+"""`opt-ops signals …`: run the detectors over a curve, or over the logs of ranks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.detect.loss_scale import LossScaleDetector
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.classify_exit import blame
 from opt_ops.core.values import Tier
 from opt_ops.errors import NotFound, UsageError
+from opt_ops.runfolder.log_set import read_log_set
 
 if TYPE_CHECKING:
     from opt_ops.core.decide.policy import Policy, Rung
 
-app = typer.Typer(no_args_is_help=True, help="Run the detectors over a curve.")
+app = typer.Typer(no_args_is_help=True, help="Run the detectors over a curve or over logs.")
 
 _NEEDED, _OPTIONAL = ("step", "loss"), ("grad_norm", "loss_scale", "lr")
 
@@ -67,6 +69,51 @@ def replay(
     show("opt-ops/signals-replay/1", rows, columns, output, header=header)
     span = f"steps {points[0].step} to {points[-1].step}, {len(points)} points"
     say(f"{len(rows) or 'No'} finding{'' if len(rows) == 1 else 's'} in {span}.", quiet)
+
+
+@app.command("blame")
+def blame_logs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Has rank-*.log, and exits.json where it is known how ranks ended.")
+    ],
+    output: FormatOption = Format.TABLE,
+    header: HeaderOption = True,
+    quiet: QuietOption = False,
+) -> None:
+    """Say why an attempt ended, by the logs of its ranks: the failure class, the first rank, the node to blame.
+
+    An incident of the same logs says the same. Without exits.json, the order in which ranks ended is not known.
+
+    Example: opt-ops signals blame runs/12/12.01/a3/logs
+    """
+    try:
+        failed = read_log_set(folder)
+    except OSError as error:
+        raise NotFound(f"{folder} cannot be read: {error.strerror}", "give a folder with files rank-0000.log") from None
+    rows: list[dict[str, Any]] = []
+    if failed:
+        found = blame(failed)
+        rows = [
+            {
+                "class": str(found.kind),
+                "first_rank": found.first.rank,
+                "node": found.node,
+                "line": found.line,
+                "fault": str(found.fault),
+                "nodes": [node for node in found.nodes if node],
+                "ranks": found.ranks,
+            }
+        ]
+    columns = [
+        Column("CLASS", "class"),
+        Column("RANK", "first_rank", right=True),
+        Column("NODE", "node"),
+        Column("FAULT", "fault"),
+        Column("RANKS", "ranks", right=True, wide=True),
+        Column("LINE", "line"),
+    ]
+    show("opt-ops/signals-blame/1", rows, columns, output, header=header)
+    say(f"{len(failed) or 'No'} rank{'' if len(failed) == 1 else 's'} ended badly.", quiet)
 
 
 def _findings(points: list[Point], policy: Policy) -> Iterator[Finding]:

@@ -72,3 +72,49 @@ def test_a_file_that_is_no_text_is_told(diverged: Path):
     diverged.write_bytes(b"step,loss\n\xff\xfe\n")
     with pytest.raises(UsageError, match="is no CSV file"):
         replay(diverged)
+
+
+LOG_SETS = Path(__file__).parents[1] / "core/failures/data/log_sets"
+
+
+def blame(folder: Path) -> list[dict[str, object]]:
+    done = CliRunner().invoke(app, ["signals", "blame", str(folder), "-o", "json"])
+    if isinstance(done.exception, OptOpsError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)["items"]
+
+
+@pytest.mark.parametrize("name", ["ecc-abort", "every-rank-same-error", "host-memory", "storage-client"])
+def test_blame_by_the_logs_of_all_ranks(name: str):
+    wanted = json.loads((LOG_SETS / name / "wanted.json").read_text())
+    (said,) = blame(LOG_SETS / name)
+    assert said["class"] in wanted["class"].split("|")
+    assert said["first_rank"] in wanted["first_rank"]
+    assert said["node"] == wanted["node"]
+    assert wanted["line_has"] in said["line"]
+
+
+def test_blame_without_exits(tmp_path: Path):
+    (tmp_path / "rank-0000.log").write_text("ncclRemoteError: remote process exited\n")
+    (tmp_path / "rank-0003.log").write_text("step 3\nOSError: [Errno 116] Stale file handle\n")
+    (said,) = blame(tmp_path)
+    assert (said["class"], said["first_rank"], said["node"]) == ("storage", 3, None)
+
+
+@pytest.mark.parametrize(
+    "exits",
+    ["", "[]", "null", '{"exits": 3}', '{"exits": [null, [], {"rank": "x"}, {"rank": 1e400}]}', "[" * 100_000,
+        '{"exits": [{"rank": 9, "code": true, "at": NaN}]}'],
+)  # fmt: skip
+def test_blame_with_exits_that_cannot_be_read(tmp_path: Path, exits: str):
+    (tmp_path / "exits.json").write_text(exits)
+    (tmp_path / "rank-0000.log").mkdir()
+    (tmp_path / "rank-0001.log").write_bytes(bytes(range(256)) * 100 + b"\nMemoryError\n")
+    assert all(item["class"] == "out_of_memory" for item in blame(tmp_path))
+
+
+def test_blame_for_nothing_and_for_no_folder(tmp_path: Path):
+    assert blame(tmp_path) == []
+    with pytest.raises(OptOpsError, match="cannot be read"):
+        blame(tmp_path / "none")

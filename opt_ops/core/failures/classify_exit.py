@@ -1,16 +1,18 @@
-"""Why a rank ended: its exit code, its signal and the last lines of its log → a failure class.
+"""Why ranks ended: exit codes, signals and lines of logs → a failure class, the first rank, the node to blame.
 
-The lines are the programs' own words, looked for in the order of the table: what names a cause comes before what only
-tells that a peer was lost.
+Incidents and `opt-ops signals blame` both ask here. The lines are the programs' own words (untrusted). What names a
+cause counts before what only tells that a peer was lost, in one log and between the logs of several ranks.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from opt_ops.contract.exit_codes import ExitCode
-from opt_ops.core.failures.classes import ROWS, FailureClass
+from opt_ops.core.failures.cause_lines import CauseLine, CauseLines, Found
+from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.failures.families import Family, Fault, Weight
 from opt_ops.core.values import RankExit
 
 CLASS_OF_CODE: Mapping[int, FailureClass] = {
@@ -24,47 +26,155 @@ CLASS_OF_CODE: Mapping[int, FailureClass] = {
 }
 """The trainer's exit codes that name a failure class of their own."""
 
-_WORDS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
-    (
-        FailureClass.OUT_OF_MEMORY,
-        re.compile(r"CUDA out of memory|OutOfMemoryError|oom-kill|MemoryError|Cannot allocate memory"),
-    ),
-    (
-        FailureClass.GPU_ERROR,
-        re.compile(r"uncorrectable ECC|CUDA error: (?:an illegal|unspecified|hardware)|GPU is lost|Xid"),
-    ),
-    (
-        FailureClass.STORAGE,
-        re.compile(r"No space left on device|Stale file handle|Input/output error|Disk quota exceeded"),
-    ),
-    (
-        FailureClass.COMMUNICATION,
-        re.compile(
-            r"NCCL (?:error|WARN)|ncclSystemError|ncclRemoteError|Watchdog caught collective|"
-            r"Connection (?:reset|closed|refused) by peer|gloo.*(?:timed out|EnforceNotMet)|DistNetworkError"
-        ),
-    ),
-)
+_FAULT_OF_CODE: Mapping[int, Fault] = {
+    ExitCode.CORRUPT_DATA: Fault.GPU,
+    ExitCode.PEER_CORRUPT_DATA: Fault.PEER,
+}
+
+_KILLED, _STOPPED = 9, frozenset({1, 2, 15})  # SIGKILL; SIGHUP, SIGINT, SIGTERM: somebody asked it to stop
+_CRASHED = frozenset({4, 7, 8, 9, 11})  # signals that a lost peer does not cause; SIGABRT follows a lost peer
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why one rank ended, as far as its own exit and log tell.
+
+    Attributes:
+        kind: The failure class.
+        fault: Whose fault it is.
+        line: The line that says so; may be empty.
+        order: Between ranks the lowest is the first cause.
+        family: The family of the line; None if no line says why.
+    """
+
+    kind: FailureClass
+    fault: Fault
+    line: str
+    order: int
+    family: Family | None
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """Why an attempt ended.
+
+    Attributes:
+        first: The rank whose end was the first cause.
+        kind: The failure class.
+        fault: Whose fault it is.
+        line: The line that says so; may be empty.
+        node: The node to blame; None if none is, or if the logs do not tell.
+        nodes: Where ranks ended in this way.
+        ranks: How many ranks ended in this way.
+    """
+
+    first: RankExit
+    kind: FailureClass
+    fault: Fault
+    line: str
+    node: str | None
+    nodes: tuple[str, ...]
+    ranks: int
 
 
 def classify(ended: RankExit, tail: str) -> tuple[FailureClass, str]:
     """The failure class of a rank that ended badly, and the line of its log that says so (untrusted; may be empty)."""
-    kind = CLASS_OF_CODE.get(ended.code or 0)
-    for name, words in _WORDS:
-        for line in reversed(tail.splitlines()):
-            if words.search(line):
-                return kind or name, line.strip()
-    return kind or FailureClass.PROCESS_DEATH, _last_error(tail)
+    ending = why_ended(ended, tail)
+    return ending.kind, ending.line
 
 
 def first_cause(failed: Mapping[RankExit, str]) -> RankExit:
     """The earliest rank whose failure is its own; where all only report a lost peer, the earliest of all."""
-    return min(failed, key=lambda ended: (ROWS[classify(ended, failed[ended])[0]].secondary, ended.at))
+    return blame(failed).first
 
 
-def _last_error(tail: str) -> str:
-    """A traceback's last line; empty if there is none."""
-    lines = [line for line in tail.splitlines() if line.strip()]
-    return next(
-        (line for line in reversed(lines) if re.match(r"(?:[\w.]+(?:Error|Exception)\b|error:|fatal)", line)), ""
+def why_ended(ended: RankExit, said: str) -> Ending:
+    """Why a rank ended by its exit and by lines of its log, in the log's order."""
+    by_code = CLASS_OF_CODE.get(ended.code or 0)
+    best = _best(CauseLines().add_all(said.splitlines()).found, ended)
+    fault = best.family.fault if best else Fault.UNCLEAR
+    line = best.line.text if best else ""
+    if by_code is not None:
+        order = _PEER if by_code is FailureClass.COMMUNICATION else _CAUSE
+        return Ending(by_code, _FAULT_OF_CODE.get(ended.code or 0, Fault.USER), line, order, None)
+    if best is None or best.family.weight is Weight.CRASH:
+        crashed = ended.signal in _CRASHED
+        return Ending(FailureClass.PROCESS_DEATH, fault, line, _CAUSE if crashed else _SILENT, None)
+    return Ending(best.family.kind, fault, line, _order(best.family), best.family)
+
+
+_CAUSE, _OWN, _SILENT, _PEER = range(4)
+
+
+def _order(family: Family) -> int:
+    if family.kind is FailureClass.COMMUNICATION or family.fault is Fault.SCHEDULER:
+        return _PEER
+    return _CAUSE if family.weight is Weight.CAUSE else _OWN
+
+
+def _best(found: list[Found], ended: RankExit) -> Found | None:
+    """The line that says most: by weight, then the first. Of a program's own exceptions the last ended it."""
+    fresh = [each for each in found if not each.line.stale]
+    if not fresh and (ended.signal == _KILLED or ended.signal in _STOPPED):
+        return None  # training survived what the log says, and then it was killed
+    if not (fresh := fresh or found):
+        return None
+    best = min(fresh, key=lambda each: each.family.weight)  # the first of them
+    if best.family.name != "exception":
+        return best
+    return next(each for each in reversed(fresh) if each.family is best.family)
+
+
+def blame(failed: Mapping[RankExit, str]) -> Blame:
+    """Why an attempt ended. `failed`: every rank that ended badly, with lines of its log; at least one."""
+    endings = {ended: why_ended(ended, said) for ended, said in failed.items()}
+    _explain_kills(endings)
+    first = min(endings, key=lambda ended: (endings[ended].order, ended.at, ended.rank))
+    cause = endings[first]
+    alike = [ended for ended, other in endings.items() if _alike(other, cause)]
+    nodes = tuple(sorted({ended.node for ended in alike}))
+    return Blame(
+        first=first,
+        kind=cause.kind,
+        fault=cause.fault,
+        line=cause.line,
+        node=first.node if len(nodes) == 1 and _is_of_node(cause, len(alike), endings) else None,
+        nodes=nodes,
+        ranks=len(alike),
     )
+
+
+def _explain_kills(endings: dict[RankExit, Ending]) -> None:
+    """A notice of the kernel's or Slurm's memory killer stands in any log of the node: it explains the killed rank."""
+    killed = [ended for ended, ending in endings.items() if ended.signal == _KILLED and ending.family is None]
+    for ended in killed:
+        for other, ending in endings.items():
+            if other.node == ended.node and ending.family is not None and ending.family.name == "host_memory":
+                endings[ended] = ending
+
+
+def _alike(other: Ending, cause: Ending) -> bool:
+    if cause.family is None or other.family is None:
+        return other.kind is cause.kind and other.family is cause.family and other.order == cause.order
+    return other.kind is cause.kind and _order(other.family) == _order(cause.family)
+
+
+def _is_of_node(cause: Ending, ranks: int, endings: Mapping[RankExit, Ending]) -> bool:
+    """Whether the node is to blame, if ranks ended in this way on one node only."""
+    if cause.fault in (Fault.GPU, Fault.NODE):
+        return True
+    if cause.kind is not FailureClass.STORAGE or len({ended.node for ended in endings}) == 1:
+        return False
+    return cause.fault is Fault.CLIENT or (ranks > 1 and "put/output" in cause.line)
+
+
+def last_words(ended: RankExit, lines: Iterable[CauseLine]) -> str:
+    """Lines that were kept while a log was written, as text for `blame`.
+
+    What training survived counts only if the rank left by itself and says nothing else.
+    """
+    kept = list(lines)
+    fresh = [line.text for line in kept if not line.stale]
+    if fresh or ended.signal == _KILLED or ended.signal in _STOPPED:
+        return "\n".join(fresh)
+    return "\n".join(line.text for line in kept)
