@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from opt_ops.core.text import printable
+from opt_ops.core.text import moment, printable
 from opt_ops.core.values import Fault
 
 _NAMED = 8  # so many nodes at most are listed by name
@@ -42,17 +41,17 @@ _EVIDENCE = {
 
 def minute(ts: float) -> str:
     """`2021-11-28 18:34 UTC`, the beginning of every logbook entry."""
-    return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return moment(ts).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def day(ts: float) -> str:
     """`28 Nov, 18:34`, for the figures in large type."""
-    return datetime.fromtimestamp(ts, UTC).strftime("%-d %b, %H:%M")
+    return moment(ts).strftime("%-d %b, %H:%M")
 
 
 def second(ts: float) -> str:
     """`18:34:07 UTC`, within an entry."""
-    return datetime.fromtimestamp(ts, UTC).strftime("%H:%M:%S UTC")
+    return moment(ts).strftime("%H:%M:%S UTC")
 
 
 def when(ts: float | None) -> str:

@@ -17,6 +17,7 @@ from opt_ops.core.values import Action, Driver, Severity
 _TONES = {Status.COMPLETED: "ok", Status.HALTED: "bad", Status.CANCELLED: "warn", Status.RECOVERING: "warn"}
 _TONES |= {Status.ROLLING_BACK: "warn"}
 
+_IN_SIGHT = 20 * 365 * 86400.0  # seconds: an end beyond that is no estimate
 _MANY = 30  # incidents: of more than these, the front page lists those that touched training
 
 
@@ -169,11 +170,12 @@ def _end(report: LineageReport) -> str:
 
 
 def seconds_left(report: LineageReport) -> float | None:
-    """Seconds until the last step, if goodput stays as it was so far; None if that is not known."""
+    """Seconds until the last step, if goodput stays as it was so far; None if that is not known, or is no estimate."""
     spent, total = report.ledger, report.total_steps
     if not spent.goodput or not spent.healthy_step_seconds or not total:
         return None
-    return (total - report.step) * spent.healthy_step_seconds / spent.goodput
+    left = (total - report.step) * spent.healthy_step_seconds / spent.goodput
+    return left if left < _IN_SIGHT else None
 
 
 def _incidents(report: LineageReport) -> str:

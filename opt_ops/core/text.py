@@ -12,9 +12,23 @@ _OBEYED = re.compile(
 )
 
 
+_LAST = datetime(9999, 12, 31, tzinfo=UTC)
+_FIRST = datetime(1, 1, 1, tzinfo=UTC)
+
+
+def moment(ts: float) -> datetime:
+    """Seconds since the epoch in UTC. A time before year 1 or after year 9999 becomes the nearest of these.
+
+    Clocks of hosts may be absurd, and an estimate may lie ages ahead: neither may end a display.
+    """
+    if ts >= _LAST.timestamp():
+        return _LAST
+    return datetime.fromtimestamp(ts, UTC) if ts > _FIRST.timestamp() else _FIRST
+
+
 def to_iso(ts: float) -> str:
     """Seconds since the epoch as `2026-11-22T03:14:07.123Z`."""
-    return datetime.fromtimestamp(ts, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment(ts).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def from_iso(text: str) -> float:
@@ -63,4 +77,4 @@ def iso(ts: float | None) -> str | None:
 
 def clock(ts: float) -> str:
     """For tables: `2026-11-22 03:14:07Z`."""
-    return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return moment(ts).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -7,12 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chronicles.logbook.entries.build import entries
-from chronicles.logbook.front_page import front_page
+from chronicles.logbook.front_page import figures, front_page, seconds_left
 from chronicles.logbook.render import render
 from chronicles.record import load
 from chronicles.report.build import build
@@ -121,6 +122,22 @@ def test_a_lineage_that_has_barely_begun(told: Told, stage: str):
     assert "<svg" not in html
     assert ("Nothing has happened yet." in markdown) == (stage == "nothing")
     assert ("started" in markdown) == (stage != "nothing")
+
+
+@pytest.mark.parametrize("goodput", [1e-9, 1e-300])
+def test_an_end_that_no_calendar_has_is_not_estimated(told: Told, goodput: float):
+    told.begin()
+    told.plan("12.00")
+    told.hold()
+    told.launch("12.00-a0")
+    report = build(load(told.folder))
+    slow = replace(
+        report, total_steps=100_000, ledger=replace(report.ledger, goodput=goodput, healthy_step_seconds=20.0)
+    )
+    assert seconds_left(slow) is None
+    assert "Expected end" not in [figure.label for figure in figures(slow, None)]
+    soon = replace(slow, ledger=replace(slow.ledger, goodput=0.9))
+    assert "Expected end" in [figure.label for figure in figures(soon, None)]
 
 
 def test_a_lineage_of_which_only_the_request_waits(tmp_path: Path):
