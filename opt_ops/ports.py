@@ -29,7 +29,11 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What the scheduler reports about a job. `unfit`: its nodes on which nothing new starts, each with the reason."""
+    """What the scheduler reports about a job.
+
+    `nodes` are held if it runs or is suspended. A queued job may have nodes, too, which boot. `unfit`: those nodes on
+    which nothing new starts, each with the reason.
+    """
 
     status: AllocationStatus
     nodes: tuple[str, ...]
@@ -58,8 +62,17 @@ class Scheduler(Protocol):
         """Return (job, allocation) of every queued or running job of this lineage. Two jobs may have one allocation."""
         ...
 
-    def state(self, job: str) -> JobState:
-        """Return the state of a job."""
+    def state(self, job: str, allocation: str = "", since: float = 0.0) -> JobState:
+        """Return the state of a job, never waiting for the scheduler.
+
+        Args:
+            job: Its id, which the scheduler may have given to another job before.
+            allocation: The name under which it was submitted; empty: not known.
+            since: It was submitted no earlier than this, in seconds since the epoch.
+
+        Raises:
+            NotYet: the scheduler is being asked for the first time.
+        """
         ...
 
     def cancel(self, job: str) -> None:

@@ -13,7 +13,7 @@ from opt_ops.config import Rates
 from opt_ops.core import events as e
 from opt_ops.core.failures.classes import Domain, Nature, nature, row
 from opt_ops.core.state.model import Incident, State
-from opt_ops.core.values import Action, AllocationStatus, Severity
+from opt_ops.core.values import HOLDING, Action, AllocationStatus, Severity
 
 _JOULES_PER_KWH = 3.6e6
 _FLAT = {"flat": True}  # in JSON its fields stand beside the others
@@ -280,7 +280,7 @@ def _node_hours(record: LineageRecord, end: float) -> float | None:
         if isinstance(event, e.AllocationChanged) and event.status is not AllocationStatus.UNKNOWN:
             since, number = held.pop(event.allocation, (entry.ts, 0))
             seconds += number * (entry.ts - since)
-            if event.status is AllocationStatus.RUNNING:
+            if event.status in HOLDING:
                 held[event.allocation] = (entry.ts, len(event.nodes))
     seconds += sum(number * max(0.0, end - since) for since, number in held.values())
     return seconds / 3600

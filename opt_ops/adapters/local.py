@@ -51,7 +51,7 @@ class LocalScheduler:
         names = [path.stem for path in (self._folder / "agents").glob("*.json")]
         return [(name, name) for name in names if any(_alive(agent) for agent in read_json(self._path(name)) or [])]
 
-    def state(self, job: str) -> JobState:
+    def state(self, job: str, allocation: str = "", since: float = 0.0) -> JobState:  # noqa: ARG002
         """Return the state of a job: it runs while one of its agents runs."""
         agents = read_json(self._path(job)) or []
         for child in self._children.values():

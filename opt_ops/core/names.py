@@ -42,6 +42,7 @@ class AlertTopic(StrEnum):
 
     HALTED = "halted"  # a lineage, since a time
     WAITING = "waiting"  # a lineage, since a time
+    JOB_UNKNOWN = "job_unknown"  # the job of a lineage, since a time
     OPENED = "opened"  # an incident
     CLOSED = "closed"  # an incident
 

@@ -100,8 +100,13 @@ class AllocationStatus(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    SUSPENDED = "suspended"  # its nodes are ours, its processes are stopped until the scheduler resumes it
     ENDED = "ended"
     UNKNOWN = "unknown"
+
+
+HOLDING = frozenset({AllocationStatus.RUNNING, AllocationStatus.SUSPENDED})
+"""With these, the nodes of the job are ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,7 +86,8 @@ class NodeWatch:
                 if holder is not None:
                     heard.add(heartbeat.node)
                     self._energy.add(heartbeat)
-        self._silence.look(now, heard, held.keys())
+        # Agents of a suspended job are stopped: their silence says nothing, and counts anew when it is resumed.
+        self._silence.look(now, heard, [name for name, holder in held.items() if not holder.suspended])
         if metered := self._energy.account(state.ended):
             yield metered
         self._compare(held, now)

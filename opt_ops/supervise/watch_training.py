@@ -29,7 +29,7 @@ from opt_ops.core.events import (
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.findings import SLOWING
 from opt_ops.core.state.model import Attempt, State
-from opt_ops.core.state.queries import newest_good
+from opt_ops.core.state.queries import newest_good, suspended
 from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
 
@@ -62,6 +62,8 @@ class TrainingWatch:
         self._last: Point | None = None
         self._steps: int | None = None  # the last step that the attempt will train
         self._advanced_at = 0.0
+        self._rest: tuple[float, float] | None = None
+        """The newest time in which the attempt's job was suspended, seconds since the epoch."""
         self._reported_at = 0.0
         self._reported_step = 0
         self._readbacks = max((book.proof_steps for book in policy.playbooks.values()), default=1)
@@ -76,6 +78,9 @@ class TrainingWatch:
         if attempt is not None and attempt.live:
             if attempt.name != self._following:
                 self._follow(state, attempt)
+            if holder := suspended(state, attempt):
+                self._advanced_at = self._clock.monotonic()
+                self._rest = (holder.since, self._clock.now())
             yield from self._config(attempt)
             for phase in self._trainer.phases(attempt.name):
                 self._enter(phase)
@@ -170,10 +175,12 @@ class TrainingWatch:
         self._kept_points.append(point)
         if len(self._first) < self._readbacks:
             self._first.append(point)
-        if self._first[0] is not point:  # the first step compiles, allocates and connects: not a typical time
+        rested = self._rests(point.ts - point.step_seconds, point.ts)
+        # The first step compiles, allocates and connects. That and a step that was suspended are no typical time.
+        if self._first[0] is not point and not rested:
             self._phase_times.observe("training", point.step_seconds)
             self._step_times.step(point)
-        detectors = (self._detector, self._corruption, *self._per_attempt)
+        detectors = (self._detector, self._corruption, *(() if rested else self._per_attempt))
         findings = [finding for detector in detectors for finding in detector.observe(point)]
         if point.step % _COPY_STEPS == 0:
             self._copies.append((point.step, deepcopy(self._detector)))
@@ -238,13 +245,18 @@ class TrainingWatch:
         )
 
     def _enter(self, phase: TrainerPhase) -> None:
-        if self._phase is not None and self._phase.name != "training":
-            seconds = max(0.0, phase.since - self._phase.since)
-            self._phase_times.observe(self._phase.name, seconds)
-            if self._phase.name == "evaluation":
+        before = self._phase
+        if before is not None and before.name != "training" and not self._rests(before.since, phase.since):
+            seconds = max(0.0, phase.since - before.since)
+            self._phase_times.observe(before.name, seconds)
+            if before.name == "evaluation":
                 self._step_times.evaluation(seconds)
         self._phase = phase
         self._advanced_at = self._clock.monotonic()
+
+    def _rests(self, began: float, ended: float) -> bool:
+        """Whether the job was suspended meanwhile: the time is none of the trainer's."""
+        return self._rest is not None and began <= self._rest[1] and ended >= self._rest[0]
 
     def _phase_name(self, attempt: Attempt) -> str:
         """The phase that the trainer reports, or that follows from its steps."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import AllocationIntended, AttemptEnded, Event, SignalRaised
 from opt_ops.core.health import Heartbeat
+from opt_ops.core.values import AllocationStatus
 from opt_ops.supervise.watch_attempt import AttemptWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
@@ -103,3 +104,22 @@ def test_a_replacement_that_was_not_heard_yet_blames_nobody():
     story.write(AllocationIntended(allocation="12-n1", nodes=1, exclude=(), why="test"))
     story.changed("12-n1", "n4")
     assert daemon.look() == []
+
+
+def test_a_suspended_job_is_neither_silent_nor_hung_and_neither_is_the_pause_afterwards():
+    daemon = Daemon()
+    story = daemon.story
+    holder = story.state.allocation
+    patience = daemon.training._phase_times.timeout("training", story.policy.hang)
+    story.changed(holder.name, *holder.nodes, status=AllocationStatus.SUSPENDED)
+    assert daemon.look_on(seconds=3600.0) == []
+    assert all(node.reason != "silent" for node in story.state.nodes.values())
+    story.changed(holder.name, *holder.nodes)
+    assert daemon.look_on(seconds=SILENT - 2.0) == []
+    optimizer = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "clip_norm": 1.0}
+    measured = {"loss": 3.0, "gnorm": 0.3, "finite": True, "tokens": 1, "wps": 1.0}
+    for step, seconds in ((451, 1.0), (452, 3620.0)):
+        daemon.steps = [Point(step=step, ts=story.now, step_seconds=seconds, **optimizer, **measured)]
+        assert daemon.look("n1", "n2", "n3") == []
+    assert daemon.training._phase_times.timeout("training", story.policy.hang) == patience, "no step took an hour"
+    assert any(signal.signal == "silent_node" for signal in daemon.look_on("n1", "n3", seconds=2 * SILENT + 60.0))

@@ -11,7 +11,11 @@ from opt_ops.core.failures.classes import row
 from opt_ops.core.names import AlertTopic, alert_id
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.status import Status
+from opt_ops.core.text import clock
 from opt_ops.core.values import Action, Driver, Severity, Tier
+from opt_ops.core.waiting import still_waiting
+
+_UNKNOWN_SECONDS = 600.0  # of a job whose state is not known, before people are told
 
 _LOUDNESS = (Severity.INFO, Severity.WARNING, Severity.PAGE)
 
@@ -25,7 +29,7 @@ def alert(state: State, now: float, policy: Policy) -> Event | None:
     def news(alert: str, severity: Severity) -> bool:
         return _LOUDNESS.index(severity) >= least and alert not in state.alerts
 
-    once = (_halted(state), _waiting(state, now, policy), _ended(state))
+    once = (_halted(state), _waiting(state, now, policy), _unknown(state, now), _ended(state))
     told = (told for told in once if told is not None and news(told.alert, told.severity))
     return next(chain(told, _incidents(state, news), _signals(state, news)), None)
 
@@ -67,6 +71,23 @@ def _waiting(state: State, now: float, policy: Policy) -> AlertIntended | None:
         title=f"opt-ops {lineage}: {state.status}, waiting for nodes",
         body="\n".join(body),
     )
+
+
+def _unknown(state: State, now: float) -> AlertIntended | None:
+    """A warning: for minutes, the scheduler has not said anything about a job that is understood."""
+    lineage = state.intent.lineage
+    for allocation in state.live_allocations:
+        since = allocation.unknown_since
+        if since is None or still_waiting(now, since, _UNKNOWN_SECONDS):
+            continue
+        return AlertIntended(
+            alert=alert_id(lineage, AlertTopic.JOB_UNKNOWN, since),
+            severity=Severity.WARNING,
+            title=f"opt-ops {lineage}: the state of job {allocation.job} is not known since {clock(since)}",
+            body=f"{allocation.reason}\nNothing follows from it: opt-ops assumes what was known last.\n"
+            f"next: squeue -j {allocation.job}; opt-ops run show {lineage}",
+        )
+    return None
 
 
 def _ending(incident: Incident) -> str:

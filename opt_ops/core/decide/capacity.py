@@ -64,6 +64,7 @@ def eligible_nodes(state: State, policy: Policy, now: float) -> list[str]:
     goes = {each.name for each in state.live_allocations if each.holds and nears_limit(each, now, policy)}
     ends = {each.name for each in state.live_allocations if each.holds and final_save_due(each, now, policy)}
     fit = _fitness(state.held, state.nodes, policy)[0]
+    ends |= {each.name for each in state.live_allocations if each.suspended}
     if not goes and not ends:
         return list(fit)
     fit = [name for name in fit if state.held[name].name not in ends]

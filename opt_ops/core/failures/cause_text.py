@@ -57,6 +57,12 @@ def job_ended(raised: Raised) -> str:
     return f"job {raised.evidence['job']} ended under the attempt: {raised.evidence['reason']}"
 
 
+def suspended(raised: Raised) -> str:
+    """A job that the scheduler has stopped, with its nodes still ours."""
+    minutes = raised.evidence["seconds"] / 60
+    return f"job {raised.evidence['job']} is suspended for {minutes:.0f} min; its nodes are held, and nothing trains"
+
+
 def loss_spike(raised: Raised) -> str:
     """A loss out of its band."""
     return (

@@ -42,6 +42,7 @@ class FailureClass(StrEnum):
     ALLOCATION_LOST = "allocation_lost"
     TIME_LIMIT = "time_limit"
     PREEMPTION = "preemption"
+    SUSPENDED = "suspended"
     NODES_RETURNED = "nodes_returned"
     JOB_CANCELLED = "job_cancelled"
     DAEMON_RESTART = "daemon_restart"
@@ -336,6 +337,15 @@ ROWS: Mapping[FailureClass, FailureRow] = {
         confidence=grounds.SCHEDULER,
         cause=cause_text.job_ended,
         playbook="preemption",
+    ),
+    FailureClass.SUSPENDED: FailureRow(
+        title="Job suspended",
+        domain=Domain.PLATFORM,
+        nature=Nature.REQUEST,
+        spends=Spends.NOTHING,
+        confidence=grounds.SCHEDULER,
+        cause=cause_text.suspended,
+        playbook="suspended",
     ),
     FailureClass.NODES_RETURNED: FailureRow(
         title="More nodes available",

@@ -10,7 +10,7 @@ A node is not blamed for what keeps its heartbeats from being read:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SPREAD_SECONDS = 3.0  # between the last heartbeats of nodes that fell silent together: one interval and a tick
@@ -36,11 +36,12 @@ class Silence:
         self._counted = 0.0  # seconds in which heartbeats could be noticed
         self._outage = False
 
-    def look(self, now: float, heard: Iterable[str], held: Collection[str]) -> None:
+    def look(self, now: float, heard: Iterable[str], held: Iterable[str]) -> None:
         """Take note of one look: `heard` are the nodes of which a heartbeat came since the look before."""
         if self._looked_at is not None:
             self._counted += min(now - self._looked_at, self._timeout / 2)
         self._looked_at = now
+        held = set(held)
         for name in self._nodes.keys() - held:
             del self._nodes[name]  # if it is held again, it is a new node here
         for name in held:

@@ -10,7 +10,7 @@ from opt_ops.core import events as e
 from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Run, State
 from opt_ops.core.state.queries import waiting_for_attempt
 from opt_ops.core.state.update import with_allocation, with_attempt, with_incident, with_item
-from opt_ops.core.values import AllocationStatus
+from opt_ops.core.values import HOLDING, AllocationStatus
 
 
 def _run_planned(state: State, event: e.RunPlanned, entry: e.Entry) -> State:
@@ -49,12 +49,16 @@ def _allocation_failed(state: State, event: e.AllocationFailed, entry: e.Entry) 
 
 
 def _allocation_changed(state: State, event: e.AllocationChanged, entry: e.Entry) -> State:
+    allocation = state.allocations[event.allocation]
     changes: dict[str, Any] = {"reason": event.reason}
-    if event.status is not AllocationStatus.UNKNOWN:
+    if event.status is AllocationStatus.UNKNOWN:
+        changes["unknown_since"] = entry.ts if allocation.unknown_since is None else allocation.unknown_since
+    else:
+        changes["unknown_since"] = None
         changes |= {"status": event.status, "nodes": event.nodes, "ends_at": event.ends_at}
-        if event.status is not state.allocations[event.allocation].status:
+        if event.status is not allocation.status:
             changes["since"] = entry.ts
-    if event.status is AllocationStatus.RUNNING:
+    if event.status in HOLDING:
         changes["ran"] = True
     return with_allocation(state, event.allocation, **changes)
 

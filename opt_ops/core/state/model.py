@@ -23,6 +23,7 @@ from opt_ops.core.events import (
 from opt_ops.core.memo import memoize_last
 from opt_ops.core.values import (
     ENDED,
+    HOLDING,
     Action,
     AllocationStatus,
     Checkpoint,
@@ -115,6 +116,7 @@ class Allocation:
     ran: bool = False  # whether it ever held nodes
     release_at: float | None = None
     failed: str | None = None
+    unknown_since: float | None = None  # when the scheduler last said nothing that is understood; None: it is known
 
     @property
     def live(self) -> bool:
@@ -123,8 +125,13 @@ class Allocation:
 
     @property
     def holds(self) -> bool:
-        """Whether its nodes are ours to use."""
-        return self.live and self.status is AllocationStatus.RUNNING and self.release_at is None
+        """Whether its nodes are ours. Those of a suspended one are, but nothing runs there for now."""
+        return self.live and self.status in HOLDING and self.release_at is None
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the scheduler has stopped its processes, until it resumes them."""
+        return self.live and self.status is AllocationStatus.SUSPENDED
 
     @property
     def pending(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opt_ops.core.state.model import Incident, KnownCheckpoint, State
+from opt_ops.core.state.model import Allocation, Attempt, Incident, KnownCheckpoint, State
 from opt_ops.core.values import (
     Action,
     Checkpoint,
@@ -22,6 +22,12 @@ def waiting_for_attempt(state: State) -> list[Incident]:
         and incident.acted_on
         and incident.decision.action in (Action.RESTART, Action.ROLLBACK, Action.RECONFIGURE)
     ]
+
+
+def suspended(state: State, attempt: Attempt) -> Allocation | None:
+    """The allocation, if one is suspended in which the attempt runs: then it makes no progress, and that is no hang."""
+    holders = (state.held.get(node) for node in attempt.nodes)
+    return next((holder for holder in holders if holder is not None and holder.suspended), None)
 
 
 def ancestry(state: State, run: str) -> list[tuple[str, int | None]]:

@@ -45,7 +45,7 @@ class SimulatedScheduler:
         self._cluster.check_answers()
         return [(job.number, job.allocation) for job in self._cluster.live]
 
-    def state(self, job: str) -> JobState:
+    def state(self, job: str, allocation: str = "", since: float = 0.0) -> JobState:  # noqa: ARG002
         """Return the state of a job."""
         state = self._cluster.state(job)
         return state if state.ends_at is None else replace(state, ends_at=EPOCH + state.ends_at)

@@ -136,6 +136,7 @@ def test_the_page_for_people_on_call_has_the_same_table():
 ALLOWED = {
     ("opt_ops/core/values.py", "unknown"),  # Verdict.UNKNOWN, AllocationStatus.UNKNOWN
     ("opt_ops/core/values.py", "hang"),  # Fault.HANG
+    ("opt_ops/core/values.py", "suspended"),  # AllocationStatus.SUSPENDED
     ("opt_ops/node/agent.py", "hang"),  # the drill's word
     ("opt_ops/laboratory/simulated/agents.py", "hang"),  # the same
     ("opt_ops/laboratory/replay/fault_plan.py", "hang"),  # a kind of stop in a scenario
