@@ -20,6 +20,18 @@ FILE = "opt-ops.toml"
 
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # it becomes the name of files, and a host name has at most 63
 _DAY = 86400.0
+_SBATCH_OF_OURS = (
+    "array",
+    "comment",
+    "error",
+    "job-name",
+    "nodes",
+    "ntasks-per-node",
+    "output",
+    "requeue",
+    "signal",
+    "wrap",
+)
 _MOST_NODES = 100_000  # more than any machine has; a larger number is a slip
 
 
@@ -54,6 +66,12 @@ def _node_names(names: list[str]) -> list[str]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} must be there only once: each node needs a name of its own")
     return names
+
+
+def _only_additional(options: dict[str, Any]) -> dict[str, Any]:
+    if ours := sorted(options.keys() & {each for name in _SBATCH_OF_OURS for each in (name, name.replace("-", "_"))}):
+        raise ValueError(f"{', '.join(ours)}: opt-ops says that to sbatch itself, in its own way")
+    return options
 
 
 def _not_blank(value: Any) -> Any:
@@ -92,7 +110,7 @@ class Slurm(_Table):
     cpus_per_task: Annotated[int | None, _whole(1, 100_000)] = None
     gpus_per_node: Annotated[int | None, _whole(1, 1024)] = None
     exclusive: bool = False
-    additional: dict[str, str | int | bool] = {}
+    additional: Annotated[dict[str, str | int | bool], AfterValidator(_only_additional)] = {}
 
 
 class DefaultShape(_Table):

@@ -65,6 +65,8 @@ def test_every_number_is_finite_and_in_a_range_that_the_error_names(tmp_path: Pa
         ('mlflow.experiment = ""', "must not be empty"),
         ('mlflow.experiment = "  "', "must not be empty"),
         ('slurm.account = "a\\u0000b"', "no control characters"),
+        ("slurm.additional = {requeue = true}", "requeue: opt-ops says that to sbatch itself"),
+        ('slurm.additional = {job_name = "mine"}', "job_name: opt-ops says that to sbatch itself"),
         ('trainer.command = ["python", ""]', "must not be empty"),
         ('runs = ""', "must not be empty"),
     ],
