@@ -69,7 +69,7 @@ def end_of_training(state: State, now: float, policy: Policy) -> End | None:
     if standing is Standing.SOUND and steps - seen > _UNSEEN_STEPS:
         standing = Standing.DOUBT
         why = f"no telemetry of steps {seen + 1} to {steps} has arrived, so nobody has seen their loss"
-    return End(step=steps, standing=standing, why=why, good=_last_good(state, attempt))
+    return End(step=steps, standing=standing, why=why, good=_last_good(state, attempt, seen))
 
 
 def awaits_verdict(state: State, now: float, policy: Policy) -> bool:
@@ -105,15 +105,16 @@ def _standing(attempt: Attempt, final: list[KnownCheckpoint], now: float, policy
     return Standing.LOST, final[0].why if final else "it was never committed"
 
 
-def _last_good(state: State, attempt: Attempt) -> KnownCheckpoint | None:
+def _last_good(state: State, attempt: Attempt, seen: int) -> KnownCheckpoint | None:
+    """The newest good checkpoint up to the last step whose loss was seen, and before trouble that calls for action."""
     onsets = [
-        raised.onset_step
+        raised.onset_step - 1
         for raised in state.signals.values()
         if raised.attempt == attempt.name
         and raised.onset_step is not None
         and (raised.tier is Tier.ACT and row(raised.signal).domain is Domain.LOSS)
     ]
-    return newest_good(state, attempt.run, min(onsets) - 1 if onsets else None)
+    return newest_good(state, attempt.run, min([seen, *onsets]))
 
 
 def name_last_good(end: End) -> str:

@@ -25,9 +25,11 @@ class LossDetector:
         self._gnorm = GradientNormDetector(rule)
         self._level = LevelDetector(drift or DriftRule())
         self._unhealthy: deque[tuple[int, str]] = deque(maxlen=4 * rule.window)
+        self._seen = 0  # the newest step
 
     def observe(self, point: Point) -> list[Finding]:
         """Take in the next line; what it makes known."""
+        self._seen = point.step
         if point.skip == "overflow":  # fp16's loss scale answers for it; its own detector tells when it cannot
             return []
         if not point.finite or point.loss is None:
@@ -59,6 +61,8 @@ class LossDetector:
 
     def reason_not_healthy(self, step: int) -> str:
         """Why the state at `step` should not be gone back to; empty if nothing speaks against it."""
+        if step > self._seen and self._spike.onset is not None:
+            return f"the loss was out of its band at step {self._seen}, and nothing came after that"
         return next((why for bad, why in self._unhealthy if bad == step), "")
 
     def _nonfinite(self, point: Point) -> Finding:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opt_ops.laboratory.simulated.training import Divergence
-from opt_ops.laboratory.simulated.world import World
+from opt_ops.laboratory.simulated.world import Ending, World
 from opt_ops.ports import Request
 
 
@@ -279,6 +279,29 @@ class Ask:
     def as_request(self) -> Request:
         """Return the request as the daemon reads it."""
         return Request(request=self.request, author=self.author, verb=self.verb, arguments=self.arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoseTelemetry:
+    """The telemetry of the running attempt does not arrive, from a step on."""
+
+    from_step: int
+
+    def strike(self, world: World) -> None:
+        """Lose the lines."""
+        if training := world.running:
+            training.unseen_from = self.from_step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndThus:
+    """The first attempt that comes to a step ends there in a given way."""
+
+    ending: Ending
+
+    def strike(self, world: World) -> None:
+        """Prepare the end."""
+        world.ending = self.ending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,7 +108,8 @@ class SimulatedTrainer:
             return ()
         new = training.points[self._read.get(attempt, 0) :]
         self._read[attempt] = len(training.points)
-        return new
+        lost = training.unseen_from
+        return new if lost is None else [point for point in new if point.step < lost]
 
     def phases(self, attempt: str) -> Sequence[TrainerPhase]:
         """Return the phase changes since the last call."""

@@ -111,6 +111,7 @@ class Training:
         self.slow: dict[str, float] = {}
         self.stacks: dict[str, dict[int, str]] = {}
         self.stuck_rank: int | None = None
+        self.unseen_from: int | None = None  # the step from which on telemetry never arrives
         self.deaf = False  # whether that rank does not answer a signal, either
         self._physics = physics
         self._costs = costs

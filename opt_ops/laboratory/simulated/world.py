@@ -41,6 +41,21 @@ class Planned:
     step: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How the first attempt that comes to `step` ends there, instead of going on or leaving with code 0.
+
+    The attempt saves that step. Of its checkpoint, `damage` says what differs from the manifest.
+    """
+
+    step: int
+    code: int | None = 0  # of every rank if it is 0, else of one rank, whose peers die of it
+    signal: int | None = None  # that kills one rank
+    node_down: bool = False
+    committed: bool = True
+    damage: str = ""
+
+
 class World:
     """A cluster in virtual time."""
 
@@ -65,6 +80,7 @@ class World:
         self.damage_next: list[str] = []
         self.failing_launches = 0
         """Number of the next launches that fail; see `faults.FailLaunches`."""
+        self.ending: Ending | None = None
         self.inbox: dict[str, Request] = {}
         self.asked: list[str] = []
         """Every request of an operator so far."""
@@ -163,7 +179,11 @@ class World:
 
     def _step(self, training: Training) -> bool:
         self.timeline.now = max(self.timeline.now, training.next_at)
+        ends = self.ending is not None and training.step + 1 == self.ending.step
+        training.save_asked = training.save_asked or ends
         save = training.make_step()
+        if ends:
+            training.stall()
         if save:
             # The checkpoint is copied aside at once, and written in the background.
             self.timeline.after(self.costs.commit, self._commit, training, training.step, training.divergence)
@@ -250,17 +270,36 @@ class World:
 
     def _commit(self, training: Training, step: int, divergence: Divergence | None) -> None:
         last = step == self.physics.steps
+        if self.ending is not None and step == self.ending.step:
+            ending, self.ending = self.ending, None
+            self._end(training, ending, divergence)
+            return
         if training.over and not (last and self.agents.running(training.launch.attempt)):
             return  # torn: the writers died
-        path = f"{training.command.folder}/step-{step:08d}"
-        if path not in self.checkpoints:
-            checkpoint = Checkpoint(run=training.run, step=step, path=path)
-            damage = self.damage_next.pop(0) if self.damage_next else ""
-            self.checkpoints[path] = StoredCheckpoint(checkpoint, divergence, damage, self.now, training.lr_scale(step))
-            self._thin(training.run, step)
+        self._store(training, step, divergence, self.damage_next.pop(0) if self.damage_next else "")
         if last:
             self.timeline.disturb()
             self.agents.finish(training.launch.attempt, 0)
+
+    def _store(self, training: Training, step: int, divergence: Divergence | None, damage: str) -> None:
+        path = f"{training.command.folder}/step-{step:08d}"
+        if path not in self.checkpoints:
+            checkpoint = Checkpoint(run=training.run, step=step, path=path)
+            self.checkpoints[path] = StoredCheckpoint(checkpoint, divergence, damage, self.now, training.lr_scale(step))
+            self._thin(training.run, step)
+
+    def _end(self, training: Training, ending: Ending, divergence: Divergence | None) -> None:
+        attempt = training.launch.attempt
+        if ending.committed:
+            self._store(training, ending.step, divergence, ending.damage)
+        self.timeline.disturb()
+        if ending.node_down:
+            self.cluster.break_down(training.launch.nodes[-1])
+        elif ending.code == 0 and ending.signal is None:
+            self.agents.finish(attempt, 0)
+        else:
+            code = None if ending.signal is not None else ending.code
+            self.agents.kill(attempt, training.launch.ranks_per_node, code, ending.signal)
 
     def _thin(self, run: str, newest: int) -> None:
         if newest // self.physics.save_every % _THINNING:
