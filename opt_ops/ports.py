@@ -216,6 +216,10 @@ class CheckpointStore(Protocol):
         """Begin to compare a checkpoint with its manifest, unless that is under way."""
         ...
 
+    def written(self, checkpoint: Checkpoint) -> int:
+        """Return a number that changes when the checkpoint is committed again; 0 if it is gone."""
+        ...
+
     def pin(self, checkpoint: Checkpoint) -> None:
         """Protect a checkpoint from pruning, if it still exists."""
         ...

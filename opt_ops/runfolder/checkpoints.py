@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from opt_ops.contract.manifest import MARKER, CheckpointError, committed, pin, read, verify
@@ -15,13 +16,17 @@ class FileCheckpoints:
     """The checkpoints of one lineage: `<run>/checkpoints/step-*/`, and `snapshot-*/` beside them.
 
     The examination reads one checkpoint at a time, because it shares the file system with training. Hashing releases
-    the GIL, so the daemon's tick is not held up.
+    the GIL, so the daemon's tick is not held up. Its thread is a daemon thread: a process that ends does not wait for
+    hundreds of gigabytes to be read. The next process examines them again.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="examine")
-        self._running: dict[str, tuple[Checkpoint, Future[str]]] = {}
+        self._lock = threading.Lock()
+        self._waiting: deque[Checkpoint] = deque()
+        self._asked: set[str] = set()  # paths that wait, are read, or whose result was not fetched yet
+        self._results: list[tuple[Checkpoint, str]] = []
+        self._reads = False  # whether a thread is at work
         self._places: dict[Path, tuple[int, tuple[tuple[str, ...], ...]]] = {}
 
     def committed(self, run: str) -> Sequence[Checkpoint]:
@@ -45,8 +50,32 @@ class FileCheckpoints:
 
     def examine(self, checkpoint: Checkpoint) -> None:
         """Begin to compare a checkpoint with its manifest, unless that is under way."""
-        if checkpoint.path not in self._running:
-            self._running[checkpoint.path] = (checkpoint, self._pool.submit(problem, checkpoint))
+        with self._lock:
+            if checkpoint.path in self._asked:
+                return
+            self._asked.add(checkpoint.path)
+            self._waiting.append(checkpoint)
+            if not self._reads:
+                self._reads = True
+                threading.Thread(target=self._read_all, name="examine", daemon=True).start()
+
+    def _read_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._reads = False
+                    return
+                checkpoint = self._waiting.popleft()
+            found = problem(checkpoint)
+            with self._lock:
+                self._results.append((checkpoint, found))
+
+    def written(self, checkpoint: Checkpoint) -> int:
+        """Return when the checkpoint was committed (ns); 0 if it is gone."""
+        try:
+            return (Path(checkpoint.path) / MARKER).stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def pin(self, checkpoint: Checkpoint) -> None:
         """Protect a checkpoint from pruning, if it still exists."""
@@ -55,8 +84,10 @@ class FileCheckpoints:
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
         """Return the examinations that ended since the last call, each with its problem; empty: no problem."""
-        ended = [path for path, (_, future) in self._running.items() if future.done()]
-        return [(checkpoint, future.result()) for checkpoint, future in map(self._running.pop, ended)]
+        with self._lock:
+            ended, self._results = self._results, []
+            self._asked -= {checkpoint.path for checkpoint, _ in ended}
+        return ended
 
 
 def problem(checkpoint: Checkpoint) -> str:
@@ -65,4 +96,6 @@ def problem(checkpoint: Checkpoint) -> str:
         verify(Path(checkpoint.path))
     except (CheckpointError, OSError) as error:
         return str(error)
+    except Exception as error:  # noqa: BLE001  broad: what cannot be read must not end the thread that examines all others
+        return f"it cannot be read: {type(error).__name__}: {error}"
     return ""

@@ -199,7 +199,7 @@ class Daemon:
                 projection.stale = True
         if supervisor.state.status is not status:
             log.info("lineage %s: %s → %s %s", path.name, status, supervisor.state.status, supervisor.state.why)
-        if supervisor.state.finished:
+        if supervisor.settled:
             self._release_lineage(path)
 
     def _release_lineage(self, path: Path) -> None:

@@ -13,6 +13,7 @@ from opt_ops.core.events import DaemonStarted, Entry, Event, LeaveIntended
 from opt_ops.core.health.recurrence import remembered
 from opt_ops.core.state.fold import fold, replay
 from opt_ops.core.state.model import State
+from opt_ops.core.state.queries import last_is_unread
 from opt_ops.ports import Ports
 from opt_ops.runfolder.journal import Journal
 from opt_ops.supervise.executor import IntentExecutor, Site
@@ -46,6 +47,7 @@ class Supervisor:
         """
         self._clock = ports.clock
         self._policy = policy
+        self._finished_at: float | None = None  # monotonic
         self._journal = Journal(folder / "journal")
         entries, self.notes = self._journal.entries, self._journal.notes
         self._journal.entries = []  # a lineage of weeks has hundreds of thousands of entries
@@ -128,6 +130,19 @@ class Supervisor:
         state = fold(self.state, entry)
         self._journal.append(entry)
         self.state = state
+
+    @property
+    def settled(self) -> bool:
+        """Whether the lineage holds nothing any more, and its last checkpoint has a verdict.
+
+        A lineage that was stopped or halted waits for that verdict, too, but not for ever.
+        """
+        if not self.state.finished:
+            return False
+        if self._finished_at is None:
+            self._finished_at = self._clock.monotonic()
+        waited = self._clock.monotonic() - self._finished_at
+        return waited > self._policy.final_examine_seconds or not last_is_unread(self.state)
 
     def close(self) -> None:
         """Close the journal file."""

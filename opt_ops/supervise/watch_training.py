@@ -19,10 +19,6 @@ from opt_ops.core.detect.throughput import slow_node
 from opt_ops.core.events import (
     AttemptConfigured,
     AttemptProgressed,
-    CheckpointRefused,
-    CheckpointSeen,
-    CheckpointsGone,
-    CheckpointVerified,
     Event,
     SignalRaised,
 )
@@ -32,6 +28,7 @@ from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good, suspended
 from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
+from opt_ops.supervise.watch_checkpoints import CheckpointWatch
 
 _SAME_STEP_RANGE = 10  # steps: two onsets so close are the same fault of the recipe or its data
 _COPY_STEPS = 512  # between two copies of the loss detector
@@ -45,6 +42,7 @@ class TrainingWatch:
         self._policy = policy
         self._trainer = trainer
         self._checkpoints = checkpoints
+        self._examinations = CheckpointWatch(checkpoints)
         self._clock = clock
         self._kept_points: deque[Point] = deque(maxlen=4096)
         self._copies: deque[tuple[int, LossDetector]] = deque(maxlen=4096 // _COPY_STEPS)
@@ -90,7 +88,7 @@ class TrainingWatch:
                 yield from self._take(state, attempt, point)
             yield from self._last_step(state, attempt)
             yield from self._progress(state, attempt)
-        yield from self._examine(state)
+        yield from self._examinations.observe(state, self._detector.reason_not_healthy)
         self._pin(state)
 
     def last(self, attempt: Attempt) -> Point | None:
@@ -295,31 +293,6 @@ class TrainingWatch:
             self._pinned_for.add(key)
             if known := newest_good(state, state.attempts[raised.attempt].run, raised.onset_step - 1):
                 self._checkpoints.pin(known.checkpoint)
-
-    def _examine(self, state: State) -> Iterator[Event]:
-        known = state.checkpoints
-        # Snapshots of earlier runs are thinned out while this run continues.
-        runs = {each.checkpoint.run for each in known.values() if each.checkpoint.nodes}
-        runs |= {state.run.name} if state.run else set()
-        there = {each.path: each for run in sorted(runs) for each in self._checkpoints.committed(run)}
-        for path, checkpoint in there.items():
-            if path not in known or known[path].checkpoint != checkpoint:  # new, or written again on other nodes
-                yield CheckpointSeen(checkpoint=checkpoint)
-                self._checkpoints.examine(checkpoint)
-        gone = {path: of for path, each in known.items() if (of := each.checkpoint.run) in runs and path not in there}
-        for run in sorted(set(gone.values())):
-            yield CheckpointsGone(run=run, paths=tuple(path for path, of in gone.items() if of == run))
-        for waiting in known.values():
-            if waiting.verified is None:  # being examined, or seen by an earlier daemon process
-                self._checkpoints.examine(waiting.checkpoint)
-        for checkpoint, problem in self._checkpoints.examined():
-            if checkpoint.path in gone or not (checkpoint.path in known or checkpoint.path in there):
-                continue
-            if problem:
-                yield CheckpointRefused(checkpoint=checkpoint, why=problem)
-            else:
-                why = self._detector.reason_not_healthy(checkpoint.step)
-                yield CheckpointVerified(checkpoint=checkpoint, healthy=not why, why=why)
 
 
 def _recurs_at_same_step(state: State, raised: SignalRaised) -> bool:

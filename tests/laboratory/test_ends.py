@@ -1,6 +1,7 @@
-"""The table of ends: how a lineage ends, by where and how its ranks end and by what is left of telemetry and checkpoint.
+"""The table of ends: how a lineage ends, by how its ranks end and by what is left of telemetry and checkpoint.
 
-`tests/laboratory/golden/ends.txt` has a line for each of the 192 cells; `REWRITE_GOLDEN=1` writes it again, for a person to read.
+`golden/ends.txt` beside this file has a line for each of the 192 cells, for a person to read. `REWRITE_GOLDEN=1`
+writes it again.
 """
 
 from __future__ import annotations
@@ -76,3 +77,21 @@ def test_the_table_of_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(text, encoding="utf-8")
     assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_a_stopped_lineage_is_settled_once_its_last_checkpoint_is_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    without_sync(monkeypatch)
+    stop = faults.Ask(request="r-stop", verb="stop", arguments={"reason": "enough"})
+    plan = (Planned(fault=start(), at=0.0), Planned(fault=stop, step=42))
+    lineage = SimulatedLineage(tmp_path, plan, physics(STEPS), Costs(commit=4.0, examine=400.0))
+    assert lineage.drive(until=20_000.0).finished
+    supervisor = lineage.supervisor
+    assert supervisor is not None
+    assert not supervisor.settled
+    lineage.world.advance(lineage.world.now + 400.0)
+    supervisor.tick()
+    assert supervisor.settled
+    newest = list(lineage.state.checkpoints.values())[-1]
+    assert newest.verified

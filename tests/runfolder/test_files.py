@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -352,3 +354,15 @@ def test_one_file_that_cannot_be_read_stops_no_look_at_the_others(tmp_path: Path
     said = [record.getMessage() for record in caplog.records]
     assert all(sum(name in line for line in said) >= 1 for name in broken)
     assert (tmp_path / "inbox/1.refused").exists(), "a folder is never a request"
+
+
+def test_a_process_that_ends_does_not_wait_for_examinations(tmp_path: Path):
+    program = (
+        "import threading, sys; from pathlib import Path; from opt_ops.core.values import Checkpoint\n"
+        "import opt_ops.runfolder.checkpoints as c\n"
+        "began = threading.Event(); c.verify = lambda path: (began.set(), threading.Event().wait())\n"
+        "store = c.FileCheckpoints(Path('.'))\n"
+        "for step in range(3): store.examine(Checkpoint(run='12.00', step=step, path=f'step-{step}'))\n"
+        "assert began.wait(60)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0

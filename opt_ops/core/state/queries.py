@@ -76,6 +76,13 @@ def under_examination(state: State, run: str, now: float, patience: float) -> Kn
     return next((known for known in newer if still_waiting(now, known.seen_at, patience)), None)
 
 
+def last_is_unread(state: State) -> bool:
+    """Whether the newest checkpoint of the newest run is still being examined."""
+    of_run = [k for k in state.checkpoints.values() if state.run is not None and k.checkpoint.run == state.run.name]
+    newest = max(of_run, key=lambda known: known.checkpoint.step, default=None)
+    return newest is not None and newest.verified is None
+
+
 def reachable_checkpoints(state: State, run: str) -> list[KnownCheckpoint]:
     """Those on the way to `run`'s weights: of its ancestors, those up to the step that the next run began from."""
     limits = dict(ancestry(state, run))

@@ -146,6 +146,11 @@ class SimulatedCheckpoints:
         ready = max(self._began_at, saved.committed_at if saved else 0.0) + self._world.costs.examine
         self._examining.setdefault(checkpoint.path, (checkpoint, ready))
 
+    def written(self, checkpoint: Checkpoint) -> int:
+        """Return when the checkpoint was committed, in virtual nanoseconds."""
+        saved = self._world.checkpoints.get(checkpoint.path)
+        return int(saved.committed_at * 1e9) if saved else 0
+
     def pin(self, checkpoint: Checkpoint) -> None:
         """Do nothing: the simulated store prunes by age only."""
 

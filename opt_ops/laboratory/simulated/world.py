@@ -283,7 +283,8 @@ class World:
 
     def _store(self, training: Training, step: int, divergence: Divergence | None, damage: str) -> None:
         path = f"{training.command.folder}/step-{step:08d}"
-        if path not in self.checkpoints:
+        known = self.checkpoints.get(path)
+        if known is None or known.damage:  # a trainer replaces a damaged one
             checkpoint = Checkpoint(run=training.run, step=step, path=path)
             self.checkpoints[path] = StoredCheckpoint(checkpoint, divergence, damage, self.now, training.lr_scale(step))
             self._thin(training.run, step)
