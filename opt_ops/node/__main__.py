@@ -1,6 +1,6 @@
-"""`python -m opt_ops.node agent|readings|burn-in`: the one entry for everything that runs on a node.
+"""`python -m opt_ops.node agent|readings|host|burn-in`: the one entry for everything that runs on a node.
 
-The three commands must stay when modules move. After an upgrade, a running agent still starts its reader by them.
+The four commands must stay when modules move. After an upgrade, a running agent still starts its reader by them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-_MODULES = {"agent": "agent", "readings": "nvml", "burn-in": "burn_in"}
+_MODULES = {"agent": "agent", "readings": "nvml", "host": "host", "burn-in": "burn_in"}
 
 
 def main() -> None:

@@ -20,7 +20,9 @@ from typing import Any
 
 from opt_ops.errors import OptOpsError
 from opt_ops.node.burn_in import InBackground
+from opt_ops.node.host import HostProbe
 from opt_ops.node.kernel_log import KernelLog, parse_xid
+from opt_ops.node.line_process import STARTING
 from opt_ops.node.log import PREFIX, log
 from opt_ops.node.nvml import Probe
 from opt_ops.node.rank_processes import RankProcesses
@@ -29,6 +31,7 @@ from opt_ops.runfolder.files import read_json
 HEARTBEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
 READING_DEADLINE = 20.0
+FIRST_READING_SECONDS = 10.0  # for the first heartbeat, unless the kernel log has something to say
 LAST_SAVE_SECONDS = 15.0  # from the scheduler's SIGTERM to the end of the ranks, for one more checkpoint
 LARGEST_HEALTH_FILE = 16 * 1024 * 1024  # bytes; then a new file is started
 
@@ -43,7 +46,9 @@ class Agent:
         self._node = node
         self._host = host
         self._allocation = allocation
-        self._probe = Probe(HEARTBEAT_SECONDS, READING_DEADLINE, folder)
+        self._probe = Probe(HEARTBEAT_SECONDS, READING_DEADLINE)
+        self._host_probe = HostProbe(HEARTBEAT_SECONDS, READING_DEADLINE, folder)
+        self._started_at = time.monotonic()
         self._kernel_log = KernelLog()
         self._xids: list[dict[str, Any]] = []
         self._ranks: RankProcesses | None = None
@@ -75,6 +80,7 @@ class Agent:
         finally:
             self._stop_burning()
             self._probe.close()
+            self._host_probe.close()
 
     def _warn(self, *_: object) -> None:
         self._warned = True
@@ -167,16 +173,19 @@ class Agent:
             self._xids.append({**found, "drill": drill["drill"]})
 
     def _beat(self) -> None:
-        reading = self._probe.latest()
+        reading, machine = self._probe.latest(), self._host_probe.latest()
+        events = self._probe.xids()
+        self._xids += self._kernel_log.xids() if self._kernel_log.readable else events  # the log has the same with text
         if reading is None:
-            return
+            if not self._xids and time.monotonic() - self._started_at < FIRST_READING_SECONDS:
+                return  # nearly every node: the first reading comes after a second or two
+            reading = {"nvml": STARTING, "gpus": []}
         self._beat_at = time.monotonic()
         if self._burn is not None and (found := self._burn.found()) is not None:
             self._burn, self._burned = None, {"burn_in": found, "burned_at": time.time()}
-        events = self._probe.xids()
-        self._xids += self._kernel_log.xids() if self._kernel_log.readable else events  # the log has the same with text
+        now, age = time.time(), self._probe.age
         line = {
-            "ts": time.time(),
+            "ts": now,
             "node": self._node,
             "host": self._host,
             "pid": os.getpid(),
@@ -187,6 +196,9 @@ class Agent:
             "kernel_log": self._kernel_log.readable,
             "xids": self._xids[-32:],
             "burning": self._burn is not None,
+            "nvml_at": None if age is None else now - age,
+            "nvml_lines_left_out": self._probe.left_out,
+            "machine": machine,
             **self._burned,
             **reading,
         }

@@ -21,6 +21,7 @@ from typing import Any
 
 from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest, tolerance_of
 from opt_ops.core.health.burn_in_plan import Group, GroupMeasurement, next_round
+from opt_ops.node.line_process import own_stdout, parsed
 
 COMMAND = (sys.executable, "-m", "trainer.burn_in")
 GROUP_SECONDS = 6.0  # for a group to connect and to measure
@@ -147,15 +148,23 @@ class InBackground:
             return None
         self._process.kill()
         text, _ = self._process.communicate()
-        try:
-            return json.loads(text)
-        except ValueError:
-            return asdict(BurnIn(nodes=(), silent=(self._node,)))
+        return parsed(text, _result_of) or asdict(BurnIn(nodes=(), silent=(self._node,)))
 
     def end(self) -> None:
         """End the burn-in. Its ranks exit when their standard input closes."""
         self._process.kill()
         self._process.communicate()
+
+
+LARGEST_RESULT = 64 * 1024
+"""Characters of a result that goes into every heartbeat."""
+
+_RESULT_FIELDS = frozenset({"nodes", "devices", "alone", "silent", "finished"})
+
+
+def _result_of(value: Any) -> dict[str, Any] | None:
+    whole = isinstance(value, dict) and value.keys() >= _RESULT_FIELDS and len(json.dumps(value)) <= LARGEST_RESULT
+    return value if whole else None
 
 
 def main() -> None:
@@ -168,10 +177,11 @@ def main() -> None:
     parser.add_argument("--node", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
+    write = own_stdout()  # NVML may print
     ranks = len(GpuReader().read()["gpus"]) or 2
     multiply = str(max(0.2, min(3.0, options.seconds / 6)))
     commands = on_this_machine([options.node], ranks, "--seconds", multiply)
-    print(json.dumps(asdict(burn_in(commands, [options.node], ranks, options.seconds))))
+    write(asdict(burn_in(commands, [options.node], ranks, options.seconds)))
 
 
 def _run(started: BurnInRanks, nodes: Sequence[str], ranks: int, until: float) -> BurnIn:

@@ -1,13 +1,22 @@
-"""Readings of a host from sysfs, /proc and the file system: network ports, mounts, clock, free disk space."""
+"""Readings of a host from sysfs, /proc and the file system: network ports, mounts, clock, free disk space.
+
+`python -m opt_ops.node host --every 2` prints one JSON line for each reading. It is a process of its own, because a
+dead file system can hold up a call for ever, and because a driver that ends the process of NVML must not hide the host.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import re
 import struct
+import sys
+import time
 from pathlib import Path
 from typing import Any
+
+from opt_ops.node.line_process import LineProcess, own_stdout
 
 SYSFS = Path("/sys/class")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -47,7 +56,7 @@ def _port(path: Path) -> dict[str, Any]:
     return {
         "name": f"{path.parent.parent.name}/{path.name}",
         "active": None if state is None else state.startswith("4:"),
-        "downed": int(downed) if downed and downed.isdigit() else None,
+        "downed": _number(downed),
     }
 
 
@@ -56,9 +65,9 @@ def _carriers(net: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for path in sorted(net.glob("*")):
         if (path / "device").exists() and _text(path / "type") == _ETHERNET:
-            count = _text(path / "carrier_down_count")
-            if count is not None and count.isdigit():
-                counts[path.name] = int(count)
+            count = _number(_text(path / "carrier_down_count"))
+            if count is not None:
+                counts[path.name] = count
     return counts
 
 
@@ -70,8 +79,10 @@ def _mounts(path: Path) -> dict[str, bool] | None:
     text = _text(path)
     if text is None:
         return None
-    lines = [line.split(" - ", 1) for line in text.splitlines() if " - " in line]
-    parsed = [(_unescaped(head.split()[4]), head.split()[5], *tail.split()[:3:2]) for head, tail in lines]
+    lines = [[part.split() for part in line.split(" - ", 1)] for line in text.splitlines() if " - " in line]
+    parsed = [
+        (_unescaped(head[4]), head[5], tail[0], tail[2]) for head, tail in lines if len(head) > 5 and len(tail) > 2
+    ]
     automounted = [where for where, _, kind, _ in parsed if kind == "autofs"]
     found: dict[str, bool] = {}
     for where, options, kind, of_all in parsed:
@@ -101,6 +112,51 @@ def _clock_set() -> bool | None:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
+class HostProbe:
+    """What the host says, from its reading process. No method blocks for long."""
+
+    def __init__(self, every: float, deadline: float, folder: Path) -> None:
+        command = [sys.executable, "-m", "opt_ops.node", "host", "--every", str(every), "--folder", str(folder)]
+        self._process = LineProcess(command, deadline, _machine_of)
+
+    def latest(self) -> dict[str, Any]:
+        """Return the newest reading in the form of `machine` in a heartbeat; empty if none still counts."""
+        self._process.read()
+        return self._process.newest or {}
+
+    def close(self) -> None:
+        """End the reading process."""
+        self._process.close()
+
+
+_FIELDS = ("ports", "carriers", "mounts", "clock_set", "disk_free", "disk_size")
+
+
+def _machine_of(value: Any) -> dict[str, Any] | None:
+    return {name: value.get(name) for name in _FIELDS} if isinstance(value, dict) else None
+
+
+def main() -> None:
+    """Print readings at intervals until the other end of the pipe is closed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m opt_ops.node host", description="Prints readings of the host as JSON lines."
+    )
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between readings")
+    parser.add_argument("--folder", type=Path, default=Path(), help="a folder on the file system of checkpoints")
+    options = parser.parse_args()
+    write = own_stdout()
+    while True:
+        try:
+            write(read(options.folder))
+        except BrokenPipeError:
+            return
+        time.sleep(options.every)

@@ -1,19 +1,18 @@
 """Readings of a node's GPUs and host, in a process of their own: a call that never returns must not stop the agent.
 
 `python -m opt_ops.node readings --every 2` prints one JSON line for each reading: NVML through nvidia-ml-py, and the
-host. A value that the driver does not report is null. A node without NVML reports `{"nvml": "absent"}`. `Probe` runs
-that process for the agent. If it stays silent, the reading is `hung`.
+host. A value that the driver does not report, or not as text, is null. A node without NVML reports
+`{"nvml": "absent"}`. `Probe` runs that process for the agent. If it stays silent, the reading is `hung`; if it ends
+again and again, `crashed`.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,8 @@ import pynvml
 
 from opt_ops.node import host
 from opt_ops.node.kernel_log import KernelLog
+from opt_ops.node.line_process import STARTING, LineProcess, own_stdout
+from opt_ops.node.reading import MOST_GPUS, reading_of
 
 _RECOVERY = {
     getattr(pynvml, name): name.removeprefix("NVML_GPU_RECOVERY_ACTION_").lower()
@@ -37,6 +38,9 @@ SLOW_SECONDS = 30.0
 """Between two readings of slow or expensive values: modes, firmware, links, SRAM, retired pages."""
 
 _MOST_LINKS = 18  # NVLinks of a Hopper or Blackwell GPU
+
+MOST_EVENTS = 1000
+"""Xids of NVML that wait for the agent."""
 
 
 class GpuReader:
@@ -53,14 +57,16 @@ class GpuReader:
         """Return one reading: `{"nvml": "ok", "gpus": […]}`, or the error of NVML instead of `ok`."""
         try:
             if not self._ready:
-                pynvml.nvmlInit()
+                _initialize()
                 self._ready = True
                 self._driver = _or_none(pynvml.nvmlSystemGetDriverVersion)
             count = pynvml.nvmlDeviceGetCount()
-            if self._events is None:
+            if self._events is None and count <= MOST_GPUS:
                 self._events = _subscribe(count)
         except pynvml.NVMLError as error:
             return {"nvml": _state(error), "gpus": []}
+        if count > MOST_GPUS:
+            return {"nvml": "implausible_count", "gpus": []}
         indices = sorted(self._identity.keys() | set(range(count)))
         gpus = [self._gpu(index) for index in indices]
         return {"nvml": "ok", "driver": self._driver, "gpus": gpus, "xid_events": self._xids()}
@@ -81,6 +87,8 @@ class GpuReader:
                 self._slow[index] = (time.monotonic(), slow)
         except pynvml.NVMLError as error:
             return {"index": index, **self._identity.get(index, {}), "error": _name(error)}
+        except Exception as error:  # noqa: BLE001  (broad: whatever a driver answers for one GPU, the others are read)
+            return {"index": index, **self._identity.get(index, {}), "error": f"unreadable_{type(error).__name__}"}
         self._identity[index] = identity
         return {"index": index, **identity, **values, **slow}
 
@@ -88,12 +96,26 @@ class GpuReader:
         """Xids since the last reading. Any other error of the wait shows in the readings of the GPUs."""
         found: list[dict[str, Any]] = []
         with suppress(pynvml.NVMLError):
-            while self._events is not False:
+            while self._events is not False and len(found) < MOST_EVENTS:
                 event = pynvml.nvmlEventSetWait_v2(self._events, 0)
                 pci = _address(event.device)
                 line = f"NVML event: Xid (PCI:{pci}): {event.eventData}"
                 found.append({"code": event.eventData, "pci": pci, "line": line, "at": time.time()})
         return found
+
+
+def _initialize() -> None:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        if error.value != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:  # type: ignore[attr-defined]
+            raise
+        # An old library has only the older name of the function, which pynvml does not call.
+        older = getattr(ctypes.CDLL("libnvidia-ml.so.1"), "nvmlInit_v2", None)
+        if older is None:
+            raise
+        if (code := older()) != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(code) from error
 
 
 def _address(handle: Any) -> str:
@@ -267,9 +289,14 @@ _OF_THE_GPU = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
 
 
 def _or_none(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the answer of a call; None if this driver or card has none. The loss of the whole GPU is raised."""
+    """Return the answer of a call; None if this driver or card has none, or a text is not UTF-8.
+
+    The loss of the whole GPU is raised.
+    """
     try:
         return call(*arguments)
+    except (UnicodeDecodeError, pynvml.NVMLLibraryMismatchError):
+        return None
     except pynvml.NVMLError as error:
         if error.value in _OF_THE_GPU:  # type: ignore[attr-defined]
             raise
@@ -285,38 +312,30 @@ def _state(error: pynvml.NVMLError) -> str:
 
 
 class Probe:
-    """Runs the reading process for the agent. No method blocks for long."""
+    """What NVML says, from the reading process. No method blocks for long."""
 
-    def __init__(self, every: float, deadline: float, folder: Path) -> None:
-        self._every = every
-        self._folder = folder
-        self._deadline = deadline
-        self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
-        self._latest: dict[str, Any] | None = None
-        self._received_at = 0.0
+    def __init__(self, every: float, deadline: float) -> None:
+        command = [sys.executable, "-m", "opt_ops.node", "readings", "--every", str(every), "--no-machine"]
+        self._process = LineProcess(command, deadline, reading_of)
         self._xids: list[dict[str, Any]] = []
 
     def latest(self) -> dict[str, Any] | None:
-        """Return the newest reading: `hung` if none came within the deadline, None before the first one."""
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        assert self._process is not None
-        assert self._process.stdout is not None
-        with suppress(BlockingIOError):
-            while chunk := os.read(self._process.stdout.fileno(), 1 << 16):
-                self._buffer += chunk
-        *lines, self._buffer = self._buffer.split(b"\n")
-        for line in lines:
-            reading = json.loads(line)
-            self._xids += reading.pop("xid_events", ())
-            self._latest, self._received_at = reading, time.monotonic()
-        if lines:
-            return self._latest
-        if time.monotonic() - self._received_at > self._deadline:
-            self._latest = {"nvml": "hung", "gpus": []}
-            self._process.kill()  # has no effect on a call stuck in the kernel; the next process tries again
-        return self._latest
+        """Return the newest reading; `hung` or `crashed` if there is none that still counts, None before the first."""
+        for reading in self._process.read():
+            self._xids = [*self._xids, *reading.pop("xid_events")][-MOST_EVENTS:]
+        if self._process.state == STARTING:
+            return None
+        return self._process.newest or {"nvml": self._process.state, "gpus": []}
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the newest reading came; None before the first one."""
+        return self._process.age
+
+    @property
+    def left_out(self) -> int:
+        """Lines of the process that are no readings, since the agent started."""
+        return self._process.left_out
 
     def xids(self) -> list[dict[str, Any]]:
         """Return the Xid events since the last call, in the form of a heartbeat."""
@@ -325,20 +344,7 @@ class Probe:
 
     def close(self) -> None:
         """End the reading process."""
-        if self._process is not None and self._process.stdout is not None:
-            self._process.kill()
-            self._process.stdout.close()
-            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel; it ends when its call returns
-                self._process.wait(1.0)
-
-    def _start(self) -> None:
-        self.close()
-        command = [sys.executable, "-m", "opt_ops.node", "readings", "--every", str(self._every)]
-        command += ["--folder", str(self._folder)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
-        assert self._process.stdout is not None
-        os.set_blocking(self._process.stdout.fileno(), False)
-        self._buffer, self._received_at = b"", time.monotonic()
+        self._process.close()
 
 
 def main() -> None:
@@ -348,19 +354,20 @@ def main() -> None:
     )
     parser.add_argument("--every", type=float, default=2.0, help="seconds between readings")
     parser.add_argument("--folder", type=Path, default=Path(), help="a folder on the file system of checkpoints")
+    parser.add_argument("--no-machine", action="store_true", help="without the readings of the host")
     parser.add_argument("--once", action="store_true", help="print one reading with the node's name, then exit")
     parser.add_argument(
         "--xid-minutes", type=float, default=0.0, help="with --once: Xids of the last MINUTES in the kernel log"
     )
     options = parser.parse_args()
-    reader = GpuReader()
+    reader, write = GpuReader(), own_stdout()
     while not options.once:
+        machine = {} if options.no_machine else {"machine": host.read(options.folder)}
         try:
-            print(json.dumps({**reader.read(), "machine": host.read(options.folder)}), flush=True)
+            write({**reader.read(), **machine})
         except BrokenPipeError:
             return
         time.sleep(options.every)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     xids = KernelLog(since=time.time() - 60 * options.xid_minutes).xids()
-    line = json.dumps({"node": node, **reader.read(), "xids": xids, "machine": host.read(options.folder)})
-    sys.stdout.write(f"{line}\n")  # one write: under srun, several nodes share the output
+    write({"node": node, **reader.read(), "xids": xids, "machine": host.read(options.folder)})

@@ -133,5 +133,5 @@ class FakeDriver:
     def _write(self) -> None:
         lines = "".join(f"{key}={value}\n" for key, value in self._state.items())
         fresh = self._file.with_suffix(".new")
-        fresh.write_text(lines)
+        fresh.write_text(lines, encoding="utf-8", errors="surrogateescape")  # a text may be any bytes
         fresh.replace(self._file)  # a reader sees the old state or the new one, never half of one

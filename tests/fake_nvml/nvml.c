@@ -8,6 +8,9 @@
  * say is as on a healthy, idle H200. A value "!15" makes the calls that read it return that NVML error. Special keys:
  *
  *   init            of the node: what nvmlInit returns (9: the driver is not loaded)
+ *   dies_at         of the node: the process ends (SIGABRT) in this call, counted from 1; the calls of all functions count
+ *   hangs_at        of the node: this call never returns
+ *   chatters        of the node: every call writes to standard output, without a line break at its end
  *   error           of a GPU: every call on it returns this error (15: it has fallen off the bus)
  *   hang_until      of a GPU or the node: calls do not return before this Unix time ("inf": never)
  *   field_<id>      of a GPU: the answer of nvmlDeviceGetFieldValues; NOT_SUPPORTED without it
@@ -135,9 +138,25 @@ static void wait_while_hung(const Device *device) {
         doze();
 }
 
+/* What a broken library does to its process, at any call. */
+static void misbehave(void) {
+    static int calls;
+    char value[WIDTH];
+    int call = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
+    if (look_up(NODE, "chatters", value)) {
+        printf("NVML: call %d\n{\"nvml\": \"ok\", ", call);
+        fflush(stdout);
+    }
+    if (look_up(NODE, "dies_at", value) && atoi(value) == call)
+        abort();
+    while (look_up(NODE, "hangs_at", value) && atoi(value) == call)
+        doze();
+}
+
 /* Every call begins so: is the library initialized and the GPU there, does it hang, is it lost? */
 static Return enter(const Device *device) {
     u64 count, error = SUCCESS;
+    misbehave();
     if (!initialized)
         return UNINITIALIZED;
     TRY(number_in_file(NODE, "gpus", 8, &count));
@@ -211,6 +230,7 @@ NODE_TEXT(nvmlSystemGetNVMLVersion, "nvml_version", "12.570.124.06")
 Return nvmlInitWithFlags(uint flags) {
     u64 result;
     (void)flags;
+    misbehave();
     wait_while_hung(NODE);
     TRY(number_in_file(NODE, "init", SUCCESS, &result));
     initialized += result == SUCCESS;

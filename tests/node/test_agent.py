@@ -292,6 +292,39 @@ def test_it_reports_what_the_driver_says_while_it_runs(node: Node, nvml_library:
     assert (lost.error, lost.uuid) == ("gpu_is_lost", beat.gpus[0].uuid), "its identity is remembered"
 
 
+@pytest.fixture(scope="session")
+def dying_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that ends its process while the file $NVML_DIES exists."""
+    folder = tmp_path_factory.mktemp("dying")
+    source = Path(__file__).with_name("data") / "nvml_dies.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", source], check=True)
+    return folder
+
+
+def test_a_reader_that_dies_again_and_again_leaves_no_old_values(node: Node, dying_library: Path):
+    dies = node.folder / "dies"
+    node.start(LD_LIBRARY_PATH=str(dying_library), NVML_DIES=str(dies))
+    assert len(node.beat(lambda beat: beat.nvml == "ok").gpus) == 2
+    dies.touch()
+    crashed = node.beat(lambda beat: beat.nvml == "crashed")
+    assert crashed.gpus == ()
+    assert node.looks().nvml == "crashed", "heartbeats go on"
+    assert judge(crashed, 0).reason == "nvml_crashed"
+
+
+def test_where_no_reading_ever_came_heartbeats_go_on_with_the_kernel_log(node: Node, dying_library: Path):
+    dies = node.folder / "dies"
+    dies.touch()
+    drill = Drilling(drill="d1", fault="xid", node="n1", arguments={"attempt": "1.00-a0", "node": "n1", "xid": 79})
+    node.order(SLEEP, drills=(drill,))
+    node.start(LD_LIBRARY_PATH=str(dying_library), NVML_DIES=str(dies))
+    node.started()
+    found = node.beat(lambda beat: beat.nvml == "crashed" and beat.xids and beat.attempt)
+    assert (found.attempt, found.xids[0].code) == ("1.00-a0", 79)
+    assert judge(found, 2).reason == "xid_79"
+    assert node.beat(lambda beat: beat.machine.disk_size), "the host is read by another process"
+
+
 def test_a_hung_driver_is_a_reading_and_does_not_stop_the_agent(
     node: Node, nvml_library: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -155,7 +155,7 @@ def started(driver: FakeDriver, folder: Path, deadline: float = 20.0) -> Probe:
     before = dict(os.environ)
     os.environ.update(driver.env)
     try:
-        probe = Probe(0.1, deadline, folder)
+        probe = Probe(0.1, deadline)
         probe.latest()
     finally:
         os.environ.clear()

@@ -27,7 +27,7 @@ from opt_ops.core.values import Verdict
 OTHERS = (
     Row(
         reason="nvml_…",
-        signal="NVML is missing, a call did not return within 20 s, or NVML reports an error",
+        signal="NVML is missing, hangs for 20 s, ends its process again and again (crashed), or reports an error",
         verdict=Verdict.UNKNOWN,
         verb=Verb.NONE,
         source="a GPU that cannot be read is neither healthy nor bad",
