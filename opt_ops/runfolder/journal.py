@@ -1,79 +1,98 @@
 """The journal: one file for each daemon process, one line for each event, each line synced before the next action.
 
-Line: `{"v", "seq", "epoch", "ts", "kind", …, "crc"}`, where crc is the CRC-32 of the line up to the comma before it.
-The number of the file is the epoch of the daemon process and its fencing token. The process that creates file N with
-O_EXCL owns the lineage. An older process that finds a higher file stops. A line that the older process still wrote
-after file N was created has a sequence number that file N uses again. Readers drop that line.
+Line: `{"v", "seq", "epoch", "ts", "kind", …, "prev", "crc"}`. crc is the CRC-32 of the line up to the comma before it,
+prev that of the line before. The number of the file is the epoch of the daemon process. The process that the owner file
+names owns the lineage. A line that an older process still wrote has a sequence number that a later file uses again.
+Readers drop that line.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from opt_ops.contract.files import sync_folder
-from opt_ops.core.codec import DecodeError, decode, encode
-from opt_ops.core.events import Entry, Event
+from opt_ops.core.codec import check_limits, decode, encode
+from opt_ops.core.events import Entry, Event, kind_of
 from opt_ops.core.text import from_iso, to_iso
 from opt_ops.errors import OptOpsError
+from opt_ops.runfolder.journal_reader import (
+    VERSION,
+    JournalError,
+    Position,
+    Reading,
+    SnapshotInDoubt,
+    file_name,
+    files_in,
+    read,
+    scan,
+    tip_path,
+    tip_text,
+)
+from opt_ops.runfolder.owner import HIGHEST_EPOCH, LIFE_SECONDS, Fenced, OwnerFile
 
-VERSION = 1
-_SUFFIX = ".jsonl"
+__all__ = ["VERSION", "Fenced", "Journal", "JournalError", "NotJournalable", "read"]
+
+LONGEST_LINE = 4 * 1024 * 1024
+"""Bytes. The longest events name the ranks and nodes of a whole fleet: 0.3 MB with 2,048 nodes."""
+
+log = logging.getLogger(__name__)
 
 
-class JournalError(OptOpsError):
-    """The journal is damaged: a bad line that is not the last of its file."""
-
-
-class Fenced(OptOpsError):
-    """A newer daemon process has taken over the lineage. This one must not write or act any more."""
-
-
-def read(folder: Path) -> tuple[list[Entry], list[str]]:
-    """Return all entries in order, and a note for each line that was skipped.
-
-    Raises:
-        JournalError: a line in the middle of a file is damaged, or written by a newer version.
-    """
-    entries: list[Entry] = []
-    notes: list[str] = []
-    for path in _files(folder):
-        for entry in _read_file(path, notes):
-            while entries and entries[-1].seq >= entry.seq:
-                orphan = entries.pop()
-                notes.append(f"{path.name} took over: seq {orphan.seq} of epoch {orphan.epoch} is void")
-            entries.append(entry)
-    return entries, notes
+class NotJournalable(OptOpsError):
+    """An event that no reader of the journal could take. It was not written; the journal is as it was."""
 
 
 class Journal:
     """The journal file of this daemon process. Opening it takes over the lineage."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, above: int = 0) -> None:
         """Create the next file. `entries` holds the earlier entries, `notes` the lines of them that were skipped.
 
+        Args:
+            folder: The journal folder.
+            above: An epoch that node agents have seen. The new one is higher.
+
         Raises:
+            Fenced: another daemon process takes over at this moment.
             JournalError: the journal is damaged or of a newer version.
             OSError: the file cannot be created.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self.epoch, self._path, self._descriptor = self._take_over()
+        self._owner_file = OwnerFile(folder)
+        self._tip, self._life_at = -1, -LIFE_SECONDS
+        first = scan(folder, known=self._known())  # before the takeover: who cannot read it must not fence its owner
+        known = self._take_over(above)
         try:
-            self.entries, self.notes = read(folder)
-        except Exception:
+            self.entries, self.notes, self._end = _completed(first, folder, known)
+        except BaseException:
             self.withdraw()
             raise
-        self._seq = self.entries[-1].seq if self.entries else 0
+
+    @property
+    def lineage(self) -> Path:
+        """The folder of the lineage."""
+        return self._folder.parent
 
     def stamp(self, event: Event, ts: float) -> Entry:
-        """Return the entry of an event, for `append`."""
-        # The time takes its text form: the state here and the state of a replay are then equal to the last bit.
-        return Entry(seq=self._seq + 1, epoch=self.epoch, ts=from_iso(to_iso(ts)), event=event)
+        """Return the entry of an event, for `append`. Its event is the one that readers of the line will get.
+
+        Raises:
+            NotJournalable: no reader could take the line.
+        """
+        # The event goes through its text form: the state here and that of a replay are then equal to the last bit.
+        try:
+            read_back, at = _read_back(event), from_iso(to_iso(ts))
+        except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
+            raise NotJournalable(
+                f"an event {kind_of(event)} was left out: {str(error)[:300]}",
+                "the file that it was read from has a value that opt-ops does not take; see docs/formats.md",
+            ) from error
+        return Entry(seq=self._end.seq + 1, epoch=self.epoch, ts=at, event=read_back)
 
     def append(self, entry: Entry) -> None:
         """Write a stamped entry and sync it.
@@ -83,108 +102,145 @@ class Journal:
             OSError: the disk is full or gone. The line may be torn. This supervisor must end; the next one skips it.
         """
         self.check_fence()
-        line = _line(entry)
+        line = _line(entry, self._end.crc)
         written = os.write(self._descriptor, line)
         if written != len(line):
             raise OSError(f"journal {self._folder}: wrote {written} of {len(line)} bytes")
         os.fdatasync(self._descriptor)
-        self._seq = entry.seq
+        crc = _crc_of(line)
+        self._end = Position(
+            seq=entry.seq,
+            epoch=self.epoch,
+            crc=crc,
+            offset=os.fstat(self._descriptor).st_size,
+            line=self._end.line + 1 if self._end.epoch == self.epoch else 1,
+        )
+        self._write_tip(crc)
 
     def check_fence(self) -> None:
-        """Check that no newer daemon process has taken over.
+        """Open and read the owner file, and check that this process is still the owner.
 
         Raises:
-            Fenced: one has.
+            Fenced: it is not.
         """
-        newest = max(_epochs(self._folder))
-        if newest > self.epoch:
-            raise Fenced(
-                f"epoch {newest} has taken over {self._folder.parent} from epoch {self.epoch}",
-                "another daemon is running; see opt-ops daemon status",
-            )
+        self._owner_file.check(self._owner)
+
+    def move_above(self, epoch: int) -> bool:
+        """Go on in a file of a higher epoch than `epoch`, which node agents have seen in foreign orders.
+
+        Returns whether there is such an epoch: a forged one may be higher than any that opt-ops takes.
+
+        Raises:
+            Fenced: another daemon process has taken over.
+            OSError: the file cannot be created.
+        """
+        self.check_fence()
+        if epoch >= HIGHEST_EPOCH:
+            return False
+        old = self._descriptor
+        self._take_over(max(epoch, self.epoch))
+        os.close(old)
+        return True
+
+    def show_life(self, now: float) -> None:
+        """Let other daemons see that the owner lives, every few seconds of monotonic time."""
+        if now - self._life_at < LIFE_SECONDS:
+            return
+        self._life_at = now
+        try:
+            self._owner_file.show_life()
+        except OSError as error:  # the next look tries again, and every effect checks the owner anyway
+            log.warning("the owner file of %s cannot be touched: %s", self._folder, error)
 
     def close(self) -> None:
         """Close the file. The lineage stays owned by this process until another one takes over."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        for descriptor in (self._descriptor, self._tip):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._tip = -1
 
     def withdraw(self) -> None:
         """Close the file after a failed start, and delete it if it is empty.
 
         A daemon that starts a supervisor every few seconds on a full disk would leave thousands of empty files. The
-        supervisor has done nothing yet, so the number of its file may be used again.
+        supervisor has done nothing yet, so no line is missing where this number is skipped.
         """
         empty = os.fstat(self._descriptor).st_size == 0
         self.close()
         if empty:
             self._path.unlink(missing_ok=True)
 
-    def _take_over(self) -> tuple[int, Path, int]:
-        epoch = max(_epochs(self._folder), default=0) + 1
+    def _known(self) -> int:
+        owner = self._owner_file.read()
+        return owner.epoch if owner else 0
+
+    def _take_over(self, above: int) -> int:
+        """Create a file with a new number, and become the owner. Returns the epoch of the owner before; 0 for none."""
+        with self._owner_file.locked():
+            known = self._known()
+            number, path, descriptor = self._create(max(above, known))
+            try:
+                owner = self._owner_file.claim(number)
+            except BaseException:
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+                raise
+        self.epoch, self._path, self._descriptor, self._owner = number, path, descriptor, owner
+        return known
+
+    def _create(self, above: int) -> tuple[int, Path, int]:
+        # An empty file was withdrawn, or somebody else made it: it counts for nothing.
+        files, _ = files_in(self._folder)
+        written = (epoch for epoch, path in files.items() if path.stat().st_size)
+        epoch = max(above, *written, 0) + 1
         while True:
             try:
-                path = self._folder / f"{epoch:06d}.jsonl"
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+                path = self._folder / file_name(epoch)
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
             except FileExistsError:
                 epoch += 1
                 continue
             sync_folder(self._folder)
             return epoch, path, descriptor
 
-
-def _epochs(folder: Path) -> dict[int, str]:
-    """The names of the files, by epoch."""
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as found:
-        names = [entry.name for entry in found if entry.name.endswith(_SUFFIX)]
-    return {int(stem): name for name in names if (stem := name.removesuffix(_SUFFIX)).isdigit()}
-
-
-def _files(folder: Path) -> list[Path]:
-    return [folder / name for _, name in sorted(_epochs(folder).items())]
+    def _write_tip(self, crc: str) -> None:
+        """Say which line is the last one. It is not synced: a crash may leave an older line there, never a newer."""
+        try:
+            if self._tip < 0:
+                self._tip = os.open(tip_path(self._folder), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            os.pwrite(self._tip, tip_text(self.epoch, self._end.seq, crc), 0)
+        except OSError as error:  # the line itself is safe
+            log.warning("%s cannot be written: %s", tip_path(self._folder), error)
 
 
-def _line(entry: Entry) -> bytes:
+def _read_back(event: Event) -> Event:
+    """The event as a reader of its line gets it."""
+    fields = encode(event)
+    check_limits(fields)
+    text = json.dumps(fields, allow_nan=False, ensure_ascii=False)
+    size = len(text.encode())
+    if size > LONGEST_LINE:
+        raise ValueError(f"it has {size} bytes, and a line at most {LONGEST_LINE}")
+    return decode(json.loads(text))
+
+
+def _completed(first: Reading, folder: Path, known: int) -> tuple[list[Entry], list[str], Position]:
+    """The whole journal: what was read before the takeover, and what its owner wrote until then."""
+    try:
+        rest = scan(folder, first.end, known)
+    except SnapshotInDoubt:  # a third process took over meanwhile
+        rest = scan(folder, known=known)
+        return rest.entries, rest.notes, rest.end
+    return first.entries + rest.entries, list(dict.fromkeys(first.notes + rest.notes)), rest.end
+
+
+def _line(entry: Entry, previous: str = "") -> bytes:
     head = {"v": VERSION, "seq": entry.seq, "epoch": entry.epoch, "ts": to_iso(entry.ts)}
-    body = json.dumps(head | encode(entry.event), allow_nan=False, ensure_ascii=False)[:-1].encode()
+    chained = {"prev": previous} if previous else {}
+    fields = head | encode(entry.event) | chained
+    body = json.dumps(fields, allow_nan=False, ensure_ascii=False)[:-1].encode()
     return body + f', "crc": "{zlib.crc32(body):08x}"}}\n'.encode()
 
 
-_CRC_LENGTH = len(', "crc": "00000000"}')
-
-
-def _read_file(path: Path, notes: list[str]) -> Iterator[Entry]:
-    lines = path.read_bytes().split(b"\n")
-    complete, rest = lines[:-1], lines[-1]
-    if rest:
-        notes.append(f"{path.name}: the last line is torn and was skipped")
-    for number, line in enumerate(complete, 1):
-        fields = _parse(line)
-        if fields is None:
-            if number == len(complete) and not rest:
-                notes.append(f"{path.name}: the last line fails its checksum and was skipped")
-                return
-            raise JournalError(
-                f"{path}, line {number}: fails its checksum",
-                "restore the file from a backup; opt-ops does not guess what happened",
-            )
-        if fields.get("v", 0) > VERSION:
-            raise JournalError(f"{path}, line {number}: version {fields['v']}", "use the opt-ops that wrote it")
-        try:
-            event = decode(fields)
-        except DecodeError as error:
-            raise JournalError(f"{path}, line {number}: {error}", "use the opt-ops that wrote it") from error
-        yield Entry(seq=fields["seq"], epoch=fields["epoch"], ts=from_iso(fields["ts"]), event=event)
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    body, tail = line[:-_CRC_LENGTH], line[-_CRC_LENGTH:]
-    if tail != f', "crc": "{zlib.crc32(body):08x}"}}'.encode():
-        return None
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        return None
-    return fields if isinstance(fields, dict) else None
+def _crc_of(line: bytes) -> str:
+    return line[-11:-3].decode()

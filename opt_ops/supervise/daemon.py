@@ -33,6 +33,7 @@ from opt_ops.runfolder.files import read_json, write_json
 from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.journal import Fenced, JournalError
 from opt_ops.runfolder.node_files import FileAgents
+from opt_ops.runfolder.owner import OwnerWatch
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.executor import Site
 from opt_ops.supervise.projections import Projection
@@ -77,8 +78,8 @@ class Daemon:
         self._projections: dict[Path, list[Projection]] = {}
         self._restarts = Retries(_RESTART_BACKOFF)
         self._finished: set[Path] = set()
-        self._abandoned: set[Path] = set()
-        """Lineages that this daemon must not or cannot watch any more."""
+        self._abandoned: dict[Path, tuple[OwnerWatch, bool]] = {}
+        """Lineages that this daemon must not or cannot watch now; and whether it was fenced, or cannot read them."""
         self._last_liveness: float | None = None
         self._liveness_at = 0.0
         self._stopping = False
@@ -140,8 +141,21 @@ class Daemon:
         self._dead_man_switch.step()
 
     def _may_take_over(self, path: Path) -> bool:
-        known = path in self._supervisors or path in self._abandoned
+        known = path in self._supervisors or not self._reconsidered(path)
         return not known and self._restarts.due(path, time.monotonic())
+
+    def _reconsidered(self, path: Path) -> bool:
+        """Whether nothing speaks against watching the lineage: its other owner is dead, or its journal was repaired."""
+        if path in self._abandoned:
+            watch, fenced = self._abandoned[path]
+            try:
+                if not (watch.dead(time.monotonic()) if fenced else watch.changed()):
+                    return False
+            except OSError:
+                return False
+            log.info("lineage %s is watched by this daemon again", path.name)
+            del self._abandoned[path]
+        return True
 
     def _isolated(self, path: Path, work: Callable[[Path], None]) -> None:
         """Do one lineage's work. An error in it must not end the watch over the other lineages."""
@@ -150,7 +164,8 @@ class Daemon:
         except (Fenced, JournalError, IllegalTransition) as error:
             log.error("lineage %s is not watched by this daemon any more: %s. %s", path.name, error, _hint(error))
             self._release_lineage(path)
-            self._abandoned.add(path)
+            watch = OwnerWatch(path / "journal", time.monotonic())
+            self._abandoned[path] = watch, isinstance(error, Fenced)
             if not isinstance(error, Fenced):  # a fenced lineage is watched by another daemon
                 self._page(path, f"{error}\n{_hint(error)}")
         except Exception as error:

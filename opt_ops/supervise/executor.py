@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -54,7 +54,9 @@ class Site:
 class IntentExecutor:
     """Acts for one lineage in one daemon process."""
 
-    def __init__(self, ports: Ports, site: Site) -> None:
+    def __init__(self, ports: Ports, site: Site, check_owner: Callable[[], None] = lambda: None) -> None:
+        """`check_owner` raises `Fenced` unless this process owns the lineage; it is called before each effect."""
+        self._check_owner = check_owner
         self._ports = ports
         self._site = site
         self._ordered: Orders | None = None
@@ -63,7 +65,11 @@ class IntentExecutor:
         self._deliveries = Retries(_ALERT_BACKOFF)
 
     def execute(self, state: State) -> Iterator[Event]:
-        """Carry out the open intents; yield their outcomes."""
+        """Carry out the open intents; yield their outcomes.
+
+        Raises:
+            Fenced: this process does not own the lineage any more. Nothing more was done.
+        """
         self._write_orders(state)
         for allocation in state.live_allocations:
             yield from self._submit_or_cancel(state, allocation)
@@ -77,8 +83,13 @@ class IntentExecutor:
         before = self._ordered
         if before is not None and replace(before, epoch=orders.epoch, seq=orders.seq) == orders:
             return
+        self._check_owner()
         self._ports.agents.order(orders)
         self._ordered = orders
+
+    def forget_orders(self) -> None:
+        """Write the orders again at the next call, even if they are the same: somebody else has written, too."""
+        self._ordered = None
 
     def _submit_or_cancel(self, state: State, allocation: Allocation) -> Iterator[Event]:
         scheduler = self._ports.scheduler
@@ -87,6 +98,7 @@ class IntentExecutor:
                 if self._must_cancel(allocation):
                     self._cancel(allocation.job)
             elif allocation.epoch == state.epoch and allocation.name not in self._submitted:
+                self._check_owner()
                 self._submitted.add(allocation.name)
                 job = scheduler.submit(allocation.name, allocation.wanted, allocation.exclude)
                 yield AllocationSubmitted(allocation=allocation.name, job=job, adopted=False)
@@ -113,6 +125,7 @@ class IntentExecutor:
     def _cancel(self, job: str) -> None:
         now = self._ports.clock.monotonic()
         if self._cancellations.due(job, now):
+            self._check_owner()
             self._ports.scheduler.cancel(job)
             self._cancellations.tried(job, now)
 
@@ -122,6 +135,7 @@ class IntentExecutor:
     def _cancel_orphan_jobs(self, state: State) -> Iterator[Event]:
         for job in state.orphan_jobs:
             try:
+                self._check_owner()
                 self._ports.scheduler.cancel(job)
             except SchedulerUnavailable:
                 continue
@@ -132,6 +146,7 @@ class IntentExecutor:
             if node.drain != "intended":
                 continue
             try:
+                self._check_owner()
                 self._remove_dead_node(state, node)
                 self._ports.scheduler.drain(node.name, f"opt-ops {node.excluded_by}: {node.reason}")
             except SchedulerUnavailable:
@@ -158,6 +173,7 @@ class IntentExecutor:
                     os.kill(os.getpid(), signal.SIGKILL)  # the next daemon process records the drill as done
                 continue
             if drill.fault in _TRAINERS_DRILLS and drill.attempt is not None:
+                self._check_owner()
                 injected = {"id": drill.name, "kind": str(drill.fault), **drill.arguments}
                 self._ports.trainer.inject(drill.attempt, [injected])
             yield DrillDone(drill=drill.name)  # the drills of agents are in the orders, which are written already
@@ -175,6 +191,7 @@ class IntentExecutor:
             elif problem and self._ports.clock.now() - alert.at > _ALERT_HOURS * 3600:
                 yield AlertSettled(alert=name, delivered=False, why=problem)
             elif self._deliveries.due(name, now):
+                self._check_owner()
                 self._deliveries.tried(name, now)
                 intended = alert.told
                 self._ports.notifier.send(Alert(intended.alert, intended.severity, intended.title, intended.body))
