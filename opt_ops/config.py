@@ -126,6 +126,7 @@ class TrainerCommand(_Table):
 
     command: Annotated[list[_Text], Field(min_length=1)] = [sys.executable, "-m", "trainer"]
     environment: Annotated[dict[str, str], AfterValidator(_variables)] = {}
+    check: bool | None = None  # ask it with --check before a start; default: only where the command is `-m trainer`
     snapshot_dir: str = ""  # on the nodes' own disks; {node} is the node's name; empty: no snapshots
     checkpoint_copy: str = ""  # a second place for checkpoints, as a URL; empty: none
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,10 @@ import typer
 
 from opt_ops.cli import run
 from opt_ops.cli.extras import require_trainer
-from opt_ops.cli.options import Lineage, RequestOptions, settings, with_request_options
-from opt_ops.cli.output import Format, say
+from opt_ops.cli.options import FormatOption, HeaderOption, Lineage, RequestOptions, settings, with_request_options
+from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.requests import PendingRequest, send_request, show_answer
+from opt_ops.cli.start_checks import require_possible
 from opt_ops.core.state.model import State
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
@@ -67,6 +69,9 @@ def start(
 ) -> None:
     """Start a lineage. The daemon holds nodes for it, trains it to its last step, and recovers from failures.
 
+    First the trainer is asked whether it would train this, and the scheduler whether it has such nodes. If not, nothing
+    is requested, and the exit code is 2. A dry run asks too.
+
     Examples:
       opt-ops run start opt-tiny --set steps=400 --wait
       opt-ops run start opt-125m --data corpus/ --nodes 4 --spares 1 --ranks 8
@@ -87,12 +92,46 @@ def start(
         "tokenizer": str(tokenizer.absolute()) if tokenizer else None,
         "shape": _shape(nodes, spares, ranks, min_nodes),
     }
-    require_trainer(settings.config.trainer)
+    for remark in require_possible(arguments, settings.config):
+        say(f"  note: {remark}", options.quiet)
     if options.dry_run:
         for line in _preview(arguments):
             print(line)
         return
     _start(lineages.create(settings.config.runs), arguments, options, look="run show")
+
+
+@run.app.command()
+def recipes(output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
+    """List the recipes of the trainer, for `opt-ops run start`.
+
+    Example: opt-ops run recipes
+    """
+    from opt_ops.cli import trainer_questions
+
+    require_trainer(settings.config.trainer)
+    rows = trainer_questions.recipes(settings.config.trainer)
+    columns = [
+        Column("RECIPE", "recipe"),
+        Column("SIZE", "size", right=True),
+        Column("STEPS", "steps", right=True),
+        Column("TOKENS", "trained_on", right=True),
+        Column("TP", "tp", wide=True, right=True),
+        Column("WHAT", "about"),
+    ]
+    if output in (Format.TABLE, Format.WIDE):
+        rows = [{**row, "size": _short(row.get("parameters")), "trained_on": _short(row.get("tokens"))} for row in rows]
+    show("opt-ops/recipe-list/1", rows, columns, output, header=header)
+
+
+def _short(number: Any) -> str | None:
+    """A count as people write it: 125M, 1.3B."""
+    if not isinstance(number, int):
+        return None
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
 
 
 def _validation(given: str) -> str:
@@ -175,7 +214,12 @@ def _start(folder: Path, arguments: Mapping[str, Any], options: RequestOptions, 
     if output in (Format.TABLE, Format.WIDE, Format.NAME):
         print(folder.name, flush=True)
     request = PendingRequest(Lineage(folder, State()), "start", {"lineage": folder.name, **arguments}, options)
-    answer = send_request(request)
+    try:
+        answer = send_request(request)
+    except (OSError, ValueError):  # it could not be written; without a request the folder would be a lineage of nothing
+        if not any((folder / "inbox").glob("*")) and not any((folder / "journal").glob("*.jsonl")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     if output in (Format.JSON, Format.JSONL):
         show_answer(answer, output)
     say(f"  next: opt-ops {look} {folder.name}", options.quiet)

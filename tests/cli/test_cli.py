@@ -271,12 +271,12 @@ def test_a_dry_run_changes_nothing(site: Path):
 
 
 def test_validation_data_reaches_the_trainer(tmp_path: Path):
-    (tmp_path / "wiki.jsonl").write_text('{"text": "a"}\n')
-    given = ["--valid", "wiki=wiki.jsonl:500", "--valid", "wiki.jsonl"]
+    (tmp_path / "wiki.jsonl").write_text(json.dumps({"text": "The cat sat on the mat. " * 50}) + "\n")
+    given = ["--valid", "first=wiki.jsonl:500", "--valid", "wiki.jsonl"]
     assert opt_ops(tmp_path, "run", "start", "opt-tiny", *given).returncode == 0
     (file,) = (tmp_path / "runs/1/inbox").glob("*.json")
     fields = json.loads(file.read_text())
-    whole = [f"wiki={tmp_path}/wiki.jsonl:500", f"{tmp_path}/wiki.jsonl"]
+    whole = [f"first={tmp_path}/wiki.jsonl:500", f"{tmp_path}/wiki.jsonl"]
     assert fields["arguments"]["valid"] == whole
     request = Request(request="r", author="ann", verb="start", arguments=fields["arguments"])
     started = event_of(State(), request)
@@ -411,8 +411,8 @@ doctor, drill flip-bit, drill hang, drill kill-daemon, drill kill-rank, drill lr
 ledger,
 logbook handover, logbook open, logbook render, logbook update, mlflow open, mlflow sync, node allow, node check,
 node exclude, node explain, node ledger, node list, playbook check, playbook list, playbook show, playbook try, q,
-replay, run explain, run hand-back, run list, run logs, run note, run pause, run resume, run rollback, run set,
-run shadow, run show, run start, run stop, run suggest, run take-over, run watch, signals blame,
+replay, run explain, run hand-back, run list, run logs, run note, run pause, run recipes, run resume, run rollback,
+run set, run shadow, run show, run start, run stop, run suggest, run take-over, run watch, signals blame,
 signals replay
 """
 

@@ -1,0 +1,58 @@
+"""What `run start` makes sure of before it asks for anything: the trainer would train it, and such nodes exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from opt_ops.cli import trainer_questions
+from opt_ops.cli.extras import require_trainer
+from opt_ops.config import Config
+from opt_ops.errors import SchedulerUnavailable, UsageError
+
+
+def require_possible(arguments: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Check the arguments of a request `start`. Nothing is held, written or requested.
+
+    Yields:
+        What could not be checked, and why.
+
+    Raises:
+        UsageError: the scheduler or the trainer would refuse it.
+        Unavailable: the trainer's command starts another package, or its packages are not installed.
+    """
+    require_trainer(config.trainer)
+    shape = arguments["shape"]
+    wanted = shape["nodes"] + shape["spares"]
+    if config.scheduler == "local":
+        _require_local_nodes(shape["nodes"], shape["spares"], config.local.nodes)
+    else:
+        yield from _ask_slurm(wanted, config)
+    try:
+        trainer_questions.require_accepted(config.trainer, arguments)
+    except trainer_questions.Unanswered as error:
+        yield f"recipe, settings and data were not checked: {error}"
+
+
+def _require_local_nodes(nodes: int, spares: int, names: list[str]) -> None:
+    if nodes + spares <= len(names):
+        return
+    wanted = f"{nodes} and {spares} spare" if spares else str(nodes)
+    raise UsageError(
+        f"this machine has {len(names)} nodes ({', '.join(names[:8])}{', …' if len(names) > 8 else ''}); "
+        f"{wanted} are wanted",
+        "give fewer --nodes or --spares, or add names to `nodes` of [local] in opt-ops.toml",
+    )
+
+
+def _ask_slurm(nodes: int, config: Config) -> Iterator[str]:
+    from opt_ops.adapters.slurm_site import objections
+
+    site = config.slurm
+    try:
+        found = list(objections(nodes, site.time_minutes, site.partition, site.account))
+    except SchedulerUnavailable as error:
+        yield f"nodes and limits of Slurm were not checked: {error}"
+        return
+    if found:
+        raise UsageError("; ".join(each.why for each in found), found[0].hint)
