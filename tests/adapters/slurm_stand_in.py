@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from opt_ops.errors import SchedulerUnavailable
+from opt_ops.errors import NotYet, SchedulerUnavailable
 
 # squeue's and sinfo's fields by their letter, and sacct's by name.
 LETTERS = {"i": "job", "T": "state", "N": "nodes", "e": "ends", "r": "reason", "j": "name", "V": "submitted", "k": ""}
@@ -51,3 +54,14 @@ def _range(found: re.Match[str]) -> str:
     prefix = found.string[: found.start()]
     numbers = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
     return f",{prefix}".join(numbers)
+
+
+def insist(ask: Callable[[], Any]) -> Any:
+    """Ask until there is an answer."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return ask()
+        except NotYet:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

@@ -15,6 +15,7 @@ from opt_ops.adapters.slurm import SlurmOptions, SlurmScheduler, command, questi
 from opt_ops.adapters.slurm.command import ask
 from opt_ops.core.values import AllocationStatus
 from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
+from tests.adapters.slurm_stand_in import insist
 
 Make = Callable[[str, str], Path]
 
@@ -45,17 +46,6 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         return notes
 
     return make
-
-
-def insist(ask: Callable[[], Any]) -> Any:
-    """Ask until there is an answer."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return ask()
-        except NotYet:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
 
 def test_a_submission_that_takes_long_is_one_submission(tmp_path: Path, stand_in: Make, answers: Callable[[], None]):

@@ -14,6 +14,7 @@ from opt_ops.core.state.status import Status
 from opt_ops.core.values import AllocationStatus
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.node.agent import main as agent_main
+from tests.adapters.slurm_stand_in import insist
 from tests.e2e.site import Site, until
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import quiet
@@ -83,17 +84,17 @@ def test_a_daemon_that_was_killed_after_submitting_adopts_its_job(site: Site):
     folder = site.runs / "1"
     folder.mkdir(parents=True)
     scheduler = SlurmScheduler(folder, SlurmOptions(partition="main", time_minutes=5), agent_main)
-    job = scheduler.submit("1-n0", 2, ["gpu001"])
-    assert scheduler.jobs() == [(job, "1-n0")]
+    job = insist(lambda: scheduler.submit("1-n0", 2, ["gpu001"]))
+    assert insist(scheduler.jobs) == [(job, "1-n0")]
     other = SlurmScheduler(site.runs / "11", SlurmOptions(partition="main"), agent_main)
-    assert other.jobs() == [], "the same name in another folder is another lineage's job"
-    state = until(lambda: (state := scheduler._state(job)).status is AllocationStatus.RUNNING and state)
+    assert insist(other.jobs) == [], "the same name in another folder is another lineage's job"
+    state = until(lambda: (state := insist(lambda: scheduler.state(job))).status is AllocationStatus.RUNNING and state)
     assert len(state.nodes) == 2
     assert "gpu001" not in state.nodes
-    scheduler.cancel(job)
-    state = until(lambda: (state := scheduler._state(job)).status is AllocationStatus.ENDED and state)
+    insist(lambda: scheduler.cancel(job))
+    state = until(lambda: (state := insist(lambda: scheduler.state(job))).status is AllocationStatus.ENDED and state)
     assert state.reason in ("CANCELLED", "COMPLETED")
-    scheduler.cancel(job)  # ending what has ended is no error
+    insist(lambda: scheduler.cancel(job))  # ending what has ended is no error
 
 
 def test_what_slurm_refuses_is_told_apart_from_a_slurm_that_does_not_answer(
@@ -101,24 +102,31 @@ def test_what_slurm_refuses_is_told_apart_from_a_slurm_that_does_not_answer(
 ):
     wrong = SlurmScheduler(site.runs / "1", SlurmOptions(partition="nowhere"), agent_main)
     with pytest.raises(Refused, match=r"nowhere|partition"):
-        wrong.submit("1-n0", 1, [])
+        insist(lambda: wrong.submit("1-n0", 1, []))
     right = SlurmScheduler(site.runs / "1", SlurmOptions(partition="main"), agent_main)
     monkeypatch.setenv("SLURM_CONF", os.devnull)
     with pytest.raises(SchedulerUnavailable):
-        right.jobs()
+        insist(right.jobs)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SchedulerUnavailable, match="not on the PATH"):
-        right.jobs()
+        insist(right.jobs)
 
 
-def test_a_users_own_output_format_does_not_confuse_us(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_a_users_own_settings_reach_neither_a_question_nor_a_submission(site: Site, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SQUEUE_FORMAT", "%j")
     monkeypatch.setenv("SQUEUE_STATES", "FAILED")
     monkeypatch.setenv("SACCT_FORMAT", "User")
     monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
     scheduler = SlurmScheduler(site.runs / "1", SlurmOptions(partition="main", time_minutes=5), agent_main)
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    monkeypatch.setenv("SBATCH_REQUEUE", "1")
+    monkeypatch.setenv("SBATCH_JOB_NAME", "interactive")
+    monkeypatch.setenv("SBATCH_PARTITION", "graceful")
     (site.runs / "1").mkdir(parents=True)
-    job = scheduler.submit("1-n0", 1, [])
-    assert scheduler.jobs() == [(job, "1-n0")]
-    assert scheduler._state(job).status in (AllocationStatus.QUEUED, AllocationStatus.RUNNING)
-    scheduler.cancel(job)
+    job = insist(lambda: scheduler.submit("1-n0", 1, []))
+    assert insist(scheduler.jobs) == [(job, "1-n0")]
+    assert insist(lambda: scheduler.state(job, "1-n0")).status in (AllocationStatus.QUEUED, AllocationStatus.RUNNING)
+    shown = ask("scontrol", "show", "job", job)
+    for said in ("JobName=opt-ops-1-n0", "Requeue=0", "TimeLimit=00:05:00", "Partition=main"):
+        assert said in shown
+    insist(lambda: scheduler.cancel(job))

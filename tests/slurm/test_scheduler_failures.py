@@ -40,7 +40,10 @@ def test_slurm_does_not_answer(site: Site, slurm: Cluster, tmp_path: Path):
         (bin_ / name).write_text(script)
         (bin_ / name).chmod(0o755)
     # Without an end to the daemon's patience: what it does meanwhile, it does without an answer.
-    patient = "import opt_ops.adapters.slurm as slurm; slurm.TIMEOUT_SECONDS = 3600.0"
+    patient = (
+        "from opt_ops.adapters.slurm import command, questions;"
+        "command.TIMEOUT_SECONDS = 3600.0; questions.STALE_SECONDS = 10.0"
+    )
     day = Day(site, path=f"{bin_}:{slurm.env['PATH']}", first=patient)
     ours = job(day)
 
