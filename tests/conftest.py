@@ -6,17 +6,20 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import processes
+from tests import processes, watchdog
 from tests.fake_nvml.build import build
 from tests.slurm import cluster
 
 # A script's background commands ignore SIGINT, and all that they start does. SIGTERM shall clean up as Ctrl-C does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+_WATCHDOG = pytest.StashKey[IO[bytes]]()
 
 # Same examples in every run, however slow the machine is. `make soak` looks for others.
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -44,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         processes.mark()
         processes.end_orphans()
+        config.stash[_WATCHDOG] = watchdog.start(os.environ[processes.MARK])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -55,6 +59,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     for folder in cluster.folders():
         if (run := cluster.run_of(folder)) is not None and (run == os.getpid() or not processes.name(run)):
             cluster.down(folder)
+    if (pipe := config.stash.get(_WATCHDOG, None)) is not None:
+        pipe.close()
     signal.signal(signal.SIGINT, was)
 
 

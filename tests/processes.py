@@ -37,7 +37,12 @@ def of(run: str) -> list[int]:
 
 def end_mine() -> None:
     """End all processes of this run."""
-    _end(lambda run: run == os.environ[MARK])
+    end(os.environ[MARK])
+
+
+def end(run: str) -> None:
+    """End all processes of a run."""
+    _end(lambda its: its == run)
 
 
 def end_orphans() -> None:

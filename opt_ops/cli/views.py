@@ -127,6 +127,8 @@ def lineage_row(path: Path, state: State, now: float) -> dict[str, Any]:
 def _reason(state: State) -> str:
     if state.ended:
         return state.why
+    if holder := next((each for each in state.live_allocations if each.suspended), None):
+        return f"the scheduler has suspended job {holder.job} since {clock(holder.since)}"
     open_incidents = [i for i in state.incidents.values() if i.closed_at is None]
     return f"{open_incidents[-1].name} {open_incidents[-1].cause}" if open_incidents else ""
 

@@ -105,7 +105,7 @@ class Cluster:
 
     def daemons(self) -> dict[str, int | None]:
         """Each daemon ("munged", …, "gpu004"), in the order of starting, with its pid, or None if it is dead."""
-        alive = {home: pid for pid, home, program in _processes(self.folder) if program in (home, "slurmd")}
+        alive = {home: pid for pid, home, program in processes_of(self.folder) if program in (home, "slurmd")}
         return {name: alive.get(name) for name in self._commands()}
 
     def states(self) -> dict[str, str]:
@@ -224,7 +224,7 @@ class Cluster:
             self._wait(name, lambda name=name: self.states().get(name) in USABLE)
 
 
-def _processes(folder: Path) -> Iterator[tuple[int, str, str]]:
+def processes_of(folder: Path) -> Iterator[tuple[int, str, str]]:
     """Every live process of the cluster in that folder, even a removed one: pid, daemon or node, program."""
     ours = f"SLURM_CONF={folder}/slurm.conf".encode()
     for entry in Path("/proc").glob("[0-9]*"):
@@ -250,7 +250,7 @@ def _kill(folder: Path, home: str | None = None) -> None:
     """
     deadline = time.monotonic() + 60
     stopped: set[int] = set()
-    while found := [process for process in _processes(folder) if home in (None, process[1])]:
+    while found := [process for process in processes_of(folder) if home in (None, process[1])]:
         if time.monotonic() > deadline:
             raise ClusterError(f"these processes survive SIGKILL: {found}")
         pids = {pid for pid, _, _ in found}
@@ -393,8 +393,11 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.command == "down":
-            for folder in [args.dir] if args.dir else folders():
+            ended = [args.dir] if args.dir else folders()
+            for folder in ended:
                 down(folder)
+            named = f": {', '.join(folder.name for folder in ended)}" if ended else ""
+            print(f"{len(ended)} {'cluster' if len(ended) == 1 else 'clusters'} ended{named}", file=sys.stderr)
         elif args.command == "up":
             require(args.install)
             cluster = up(args.dir or FOLDER, args.nodes, args.base_port, args.slurmd_timeout)

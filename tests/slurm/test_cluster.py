@@ -149,7 +149,7 @@ def test_half_up_is_swept_away_and_down_leaves_nothing(
     subprocess.run(
         ["sbatch", "--output=/dev/null", "--wrap", "sleep 60"], env=env, check=True, stdout=subprocess.DEVNULL
     )
-    wait_for(lambda: any(process[2] == "sleep" for process in cluster._processes(folder)))
+    wait_for(lambda: any(process[2] == "sleep" for process in cluster.processes_of(folder)))
     assert len(processes_in(folder)) >= 5
 
     # As `make slurm-down`: also what the worker of a run had that was killed, and where the folder is gone already.
@@ -162,7 +162,7 @@ def test_half_up_is_swept_away_and_down_leaves_nothing(
     assert cluster.main() == 0
     assert not left.exists()
     assert not folder.exists()
-    assert list(cluster._processes(folder)) == []
+    assert list(cluster.processes_of(folder)) == []
     assert processes_in(folder) == []
     assert all(slurm.daemons().values()), "the other cluster is not touched"
 
@@ -195,5 +195,5 @@ def test_a_daemon_that_does_not_start_is_named_with_its_log(
     monkeypatch.setattr(cluster, "SLURMDBD_CONF", cluster.SLURMDBD_CONF + "NoSuchSetting=1\n")
     with pytest.raises(cluster.ClusterError, match=r"(?s)^slurmdbd has ended .*NoSuchSetting"):
         cluster.up(folder, nodes=1)
-    assert list(cluster._processes(folder)) == []
+    assert list(cluster.processes_of(folder)) == []
     assert (folder / "slurmdbd" / "log").exists(), "the logs are kept for reading"
