@@ -20,6 +20,7 @@ from typing import Any
 
 from opt_ops.errors import OptOpsError
 from opt_ops.node.burn_in import InBackground
+from opt_ops.node.error_record import ErrorRecord
 from opt_ops.node.host import HostProbe
 from opt_ops.node.kernel_log import KernelLog, parse_xid
 from opt_ops.node.line_process import STARTING
@@ -50,7 +51,8 @@ class Agent:
         self._host_probe = HostProbe(HEARTBEAT_SECONDS, READING_DEADLINE, folder)
         self._started_at = time.monotonic()
         self._kernel_log = KernelLog()
-        self._xids: list[dict[str, Any]] = []
+        self._errors = ErrorRecord()
+        self._gaps = 0
         self._ranks: RankProcesses | None = None
         self._orders_seen = (0, 0)
         self._drilled: set[str] = set()
@@ -170,14 +172,13 @@ class Agent:
             line = f"NVRM: Xid (PCI:0000:00:00): {arguments['xid']}, drill {drill['drill']} of opt-ops"
             code, pci, switch = parse_xid(line) or (arguments["xid"], "", False)
             found = {"code": code, "pci": pci, "switch": switch, "line": line, "at": time.time()}
-            self._xids.append({**found, "drill": drill["drill"]})
+            self._errors.add({**found, "drill": drill["drill"]})
 
     def _beat(self) -> None:
         reading, machine = self._probe.latest(), self._host_probe.latest()
-        events = self._probe.xids()
-        self._xids += self._kernel_log.xids() if self._kernel_log.readable else events  # the log has the same with text
+        self._take_errors()
         if reading is None:
-            if not self._xids and time.monotonic() - self._started_at < FIRST_READING_SECONDS:
+            if not self._errors.entries() and time.monotonic() - self._started_at < FIRST_READING_SECONDS:
                 return  # nearly every node: the first reading comes after a second or two
             reading = {"nvml": STARTING, "gpus": []}
         self._beat_at = time.monotonic()
@@ -194,7 +195,8 @@ class Agent:
             "attempt": self._ranks.attempt if self._ranks else None,
             "orders": self._orders_seen,
             "kernel_log": self._kernel_log.readable,
-            "xids": self._xids[-32:],
+            "kernel_log_gaps": self._kernel_log.gaps,
+            "xids": self._errors.entries(),
             "burning": self._burn is not None,
             "nvml_at": None if age is None else now - age,
             "nvml_lines_left_out": self._probe.left_out,
@@ -203,6 +205,16 @@ class Agent:
             **reading,
         }
         self._append((json.dumps(line, allow_nan=False) + "\n").encode())
+
+    def _take_errors(self) -> None:
+        """Read the kernel log, and NVML's events where it cannot be read or has lost lines: the log has the text."""
+        log, events = self._kernel_log, self._probe.xids()
+        for found in log.xids():
+            self._errors.add(found)
+        lost_lines, self._gaps = log.gaps > self._gaps, log.gaps
+        for event in events:
+            if not log.readable or (lost_lines and not self._errors.has(event["code"], event["pci"])):
+                self._errors.add(event)
 
     def _stop_burning(self) -> None:
         if self._burn is not None:

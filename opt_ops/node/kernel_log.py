@@ -35,6 +35,8 @@ class KernelLog:
     def __init__(self, path: str = "/dev/kmsg", since: float | None = None) -> None:
         self.readable = False
         self.gaps = 0
+        self.behind = False
+        """Whether the last call left records, because there were too many."""
         self._since = since or 0.0
         self._descriptor = -1
         with suppress(OSError):
@@ -56,6 +58,7 @@ class KernelLog:
 
     def _records(self) -> Iterator[tuple[float, str]]:
         """Yield the new records, each with its time."""
+        self.behind = False
         for _ in range(MOST_RECORDS):
             if not self.readable:
                 return
@@ -72,6 +75,7 @@ class KernelLog:
             if not record:
                 return
             yield _record(record.decode(errors="replace"))
+        self.behind = True
 
 
 def _record(text: str) -> tuple[float, str]:

@@ -23,6 +23,7 @@ from typing import Any
 import pynvml
 
 from opt_ops.node import host
+from opt_ops.node.error_record import ErrorRecord
 from opt_ops.node.kernel_log import KernelLog
 from opt_ops.node.line_process import STARTING, LineProcess, own_stdout
 from opt_ops.node.reading import MOST_GPUS, reading_of
@@ -369,5 +370,10 @@ def main() -> None:
             return
         time.sleep(options.every)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    xids = KernelLog(since=time.time() - 60 * options.xid_minutes).xids()
-    write({"node": node, **reader.read(), "xids": xids, "machine": host.read(options.folder)})
+    log, errors = KernelLog(since=time.time() - 60 * options.xid_minutes), ErrorRecord()
+    for _ in range(100):  # of 20,000 records each: more than a kernel log holds
+        for found in log.xids():
+            errors.add(found)
+        if not log.behind:
+            break
+    write({"node": node, **reader.read(), "xids": errors.entries(), "machine": host.read(options.folder)})

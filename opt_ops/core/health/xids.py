@@ -18,7 +18,7 @@ from opt_ops.core.health.table import AGAIN_SECONDS, Row, Verb
 from opt_ops.core.values import Verdict
 
 _CATALOGUE = "NVIDIA Xid catalogue"
-_BURST_SECONDS = 60.0  # the same error within it is one event
+BURST_SECONDS = 60.0  # the same error within it is one event
 
 _XIDS_BY_VERB: Mapping[Verb, tuple[int, ...]] = {
     Verb.RESTART_APP: (
@@ -38,10 +38,13 @@ XID_VERBS: Mapping[int, Verb] = {code: verb for verb, codes in _XIDS_BY_VERB.ite
 _APPLICATION = frozenset({11, 13, 25, 31, 32, 60, 69, 80})
 """Restarts whose cause the catalogue seeks in the software: a repetition is no evidence against the GPU."""
 
+_EXPLAINS_NOTHING = _APPLICATION | {43, 45, 74}
+"""Beside an NVLink error: no other error of the hardware, of which it could be the consequence."""
+
 NVLINK5 = range(144, 151)
 _FATAL = re.compile(r"(?<![Nn]on)(?<![Nn]on-)\bFatal\b")
 _NONFATAL = re.compile(r"\bNon-?fatal\b", re.IGNORECASE)
-_RECOVERY = re.compile(r"recovery action changed from .* to 0x(?P<action>[0-9a-fA-F]+)")
+_RECOVERY = re.compile(r"recovery action changed from .* to 0x(?P<action>[0-9a-fA-F]{1,8})\b")
 
 XID_NAMES: Mapping[int, str] = {
     13: "graphics exception",
@@ -123,7 +126,7 @@ def row_of(xid: Xid, others: Sequence[Xid] = (), card: str | None = None) -> Row
         return _nvlink5_row(xid.code, _fatal(xid.line))
     codes = {other.code for other in others if other.pci == xid.pci and not other.switch}
     if xid.code == 74 and (link := decoded(xid.line, card)) is not None and link.causes:
-        alone = not any(other.code not in (45, 74) for other in others)
+        alone = all(other.code in _EXPLAINS_NOTHING and not other.switch for other in others)
         return _nvlink_row(link.causes[0], alone)
     if xid.code == 48 and codes & {63, 64}:
         return _row(48, Verdict.BAD, Verb.RESET_GPU, f"{_CATALOGUE}: 48 with 63 or 64, drain and reset", Verb.ISOLATE)
@@ -180,16 +183,32 @@ _SXID_GROUPS: Mapping[str, tuple[Verdict, Verb, str]] = {
 }
 
 
+def severity_of(xid: Xid) -> str:
+    """What the line says beyond its code, as far as the verdict depends on it. Empty: the code alone decides."""
+    if xid.kind:
+        return ""
+    if xid.switch or xid.code in NVLINK5:
+        return {True: "fatal", False: "nonfatal", None: ""}[_fatal(xid.line)]
+    if xid.code == 154:
+        found = _RECOVERY.search(xid.line)
+        return "" if found is None else str(int(found["action"], 16))
+    link = decoded(xid.line, "H100") if xid.code == 74 else None
+    return str(link.causes[0]) if link is not None and link.causes else ""
+
+
 def came_again(xid: Xid, others: Sequence[Xid]) -> bool:
     """Whether the same error had come from the same part before, and not in the same burst."""
-    times = [other.at for other in others if _of_part(other) == _of_part(xid)]
-    ends = (xid.at,) if xid.first_at is None else (xid.first_at, xid.at)
-    return xid.recurred or any(apart(at, end) for at in times for end in ends)
+    times = [at for other in others if _of_part(other) == _of_part(xid) for at in _times(other)]
+    return xid.recurred or any(apart(at, later) for at in times for later in _times(xid))
+
+
+def _times(xid: Xid) -> tuple[float, ...]:
+    return (xid.at,) if xid.first_at is None else (xid.first_at, xid.at)
 
 
 def apart(earlier: float, later: float) -> bool:
     """Whether two times of an error are two events, and near enough for the second to count as a recurrence."""
-    return _BURST_SECONDS < later - earlier <= AGAIN_SECONDS
+    return BURST_SECONDS < later - earlier <= AGAIN_SECONDS
 
 
 def _of_part(xid: Xid) -> tuple[object, ...]:
