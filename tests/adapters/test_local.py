@@ -11,7 +11,7 @@ import pytest
 
 from opt_ops.adapters.local import LocalScheduler
 from opt_ops.core.values import AllocationStatus
-from opt_ops.errors import Refused
+from opt_ops.errors import Refused, SchedulerUnavailable
 
 
 def until(scheduler: LocalScheduler, job: str, status: AllocationStatus) -> None:
@@ -60,3 +60,32 @@ def test_a_number_that_is_another_process_by_now_is_not_our_agent(tmp_path: Path
 def test_a_local_node_cannot_be_drained(tmp_path: Path):
     with pytest.raises(Refused, match="n1 is a local node"):
         LocalScheduler(tmp_path, ["n1"]).drain("n1", "x")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "[1]", '[{"node": "n1"}]', '[{"node": "n1", "pid": 1, "started": 5}]', "\x00", '"x"']
+)
+def test_a_damaged_list_of_agents_is_no_answer(tmp_path: Path, text: str):
+    scheduler = LocalScheduler(tmp_path, ["n1", "n2"])
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "1-n0.json").write_text(text)
+    for question in (lambda: scheduler.state("1-n0"), lambda: scheduler.cancel("1-n0"), scheduler.jobs):
+        with pytest.raises(SchedulerUnavailable, match="1-n0"):
+            question()
+
+
+def test_a_fork_that_fails_is_no_answer_and_leaves_no_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scheduler, real = LocalScheduler(tmp_path, ["n1", "n2"]), subprocess.Popen
+    started: list[subprocess.Popen] = []
+
+    def popen(*arguments: object, **options: object) -> subprocess.Popen:
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(real(*arguments, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(SchedulerUnavailable, match="could not be started"):
+        scheduler.submit("1-n0", 2, ())
+    assert started[0].wait(120) is not None
+    assert scheduler.jobs() == []
