@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import signal
@@ -10,23 +9,34 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from opt_ops.cli.daemon_units import Form, unit
-from opt_ops.cli.options import FormatOption, QuietOption, daemon_alive, settings
+from opt_ops.cli.options import FormatOption, QuietOption, settings
 from opt_ops.cli.output import Column, Format, say, show
-from opt_ops.config import locate
-from opt_ops.core.text import age, clock, iso
+from opt_ops.config import FILE, locate
+from opt_ops.core.text import age, clock, iso, printable
 from opt_ops.core.values import Severity
 from opt_ops.errors import NotDelivered, OptOpsError, Refused, Unavailable
 from opt_ops.ports import Alert
-from opt_ops.runfolder.files import read_json
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.liveness import (
+    LOCK,
+    OLD_ELSEWHERE_SECONDS,
+    OLD_SECONDS,
+    Sign,
+    Watch,
+    lives,
+    lock_held,
+    look,
+    signs_in,
+)
+from opt_ops.runfolder.liveness import is_daemon as _is_daemon
 
-_OLD_SECONDS = 30.0  # of the liveness file of a daemon on this host, which writes it every two seconds
-_OLD_ELSEWHERE_SECONDS = 90.0  # an NFS client may show a replaced file for up to acdirmax, 60 s (nfs(5))
 _START_SECONDS = 30.0
 _END_SECONDS = 30.0  # a tick may be waiting for the scheduler
 
@@ -71,31 +81,63 @@ def _drop_job_environment() -> None:
 
 @daemon.command()
 def status(output: FormatOption = Format.TABLE) -> None:
-    """Show which daemon is running, and the age of its liveness file. The exit code is 75 if none is running.
+    """Show which daemon is running, what it watches, and what it cannot watch.
+
+    The exit code is 75 if none is running, and 5 if one is running and does not watch a lineage: it was fenced, or it
+    cannot read the journal.
 
     Example: opt-ops daemon status -o json
     """
     runs = settings.config.runs
-    sign = read_json(runs / "daemon.json")
-    if sign is None:
+    watch = look(runs, time.time())
+    if watch.last is None:
         raise Unavailable(f"no daemon has ever run for {runs}", "opt-ops daemon ensure")
-    silent = time.time() - sign["ts"]
-    row: dict[str, Any] = {
-        "alive": daemon_alive(runs),
-        "host": sign["host"],
-        "pid": sign["pid"],
-        "version": sign["version"],
-        "policy": sign["policy"],
-        "lineages": sign["lineages"],
-        "last_sign": iso(sign["ts"]),
-        "age": age(silent),
-    }
+    rows = [_row(sign, watch) for sign in watch.living or (watch.last,)]
     columns = [Column(name.upper(), name) for name in ("alive", "host", "pid", "age", "lineages", "policy", "version")]
-    show("opt-ops/daemon-status/1", [row], columns, output)
-    if not row["alive"]:
-        say(f"No daemon is running: the liveness file is {age(silent)} old. Training continues, not watched.")
+    columns.insert(5, Column("NOT WATCHED", "not_watched"))
+    show("opt-ops/daemon-status/1", rows, columns, output)
+    if not watch.living:
+        say(f"No daemon is running: {watch.why}. Training continues, not watched.")
         say("  next: opt-ops daemon ensure")
         raise typer.Exit(75)
+    lost = [line for sign in watch.living for line in _not_watched(sign, watch)]
+    for line in [*lost, *(_problem(each) for sign in watch.living for each in sign.problems)]:
+        say(printable(line))
+    if lost:
+        raise typer.Exit(5)
+
+
+def _row(sign: Sign, watch: Watch) -> dict[str, Any]:
+    return {
+        "alive": sign in watch.living,
+        "host": sign.host,
+        "pid": sign.pid,
+        "version": sign.version,
+        "policy": sign.policy,
+        "lineages": list(sign.lineages),
+        "fenced": list(sign.fenced),
+        "unwatched": dict(sign.unwatched),
+        "not_watched": [*sign.fenced, *sign.unwatched],
+        "problems": [dict(problem) for problem in sign.problems],
+        "left_at": iso(sign.left_at),
+        "why": watch.why,
+        "last_sign": iso(sign.ts),
+        "age": age(watch.now - sign.ts),
+    }
+
+
+def _not_watched(sign: Sign, watch: Watch) -> Iterator[str]:
+    for lineage in sign.fenced:
+        other = watch.over(lineage)
+        now = f"{other.sign.name} watches it" if other.sign else "no living daemon watches it"
+        yield f"Lineage {lineage}: {sign.name} was fenced, a newer daemon process has taken it over; {now}."
+    for lineage, why in sign.unwatched.items():
+        yield f"Lineage {lineage}: {sign.name} does not watch it: {why}"
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    of = f"lineage {problem['lineage']}: " if problem.get("lineage") else ""
+    return f"Problem: {of}{problem['what']}: {problem.get('why', '')}"
 
 
 @daemon.command()
@@ -103,40 +145,41 @@ def ensure(quiet: QuietOption = False) -> None:
     """Start a daemon in the background if none is running, and wait until it watches.
 
     It logs to daemon.log in the runs folder. On one host a lock prevents a second daemon; docs/daemon.md says what
-    holds across hosts. If no daemon ran for a while, [alerts] are notified.
+    holds across hosts. If no daemon ran for a while, [alerts] are notified. Without a configuration, and without
+    lineages, it starts none: this would be another folder than the one that is meant.
 
     Example: opt-ops daemon ensure
     """
     runs = settings.config.runs
-    before = read_json(runs / "daemon.json")
-    if before is not None and _is_alive(before):
-        say(f"A daemon watches {runs}: pid {before['pid']} on {before['host']}.", quiet)
+    before = _newest_sign(runs)
+    if before is not None and _is_alive(runs, before):
+        say(f"A daemon watches {runs}: {before.name}.", quiet)
         return
+    if locate(settings.config_path) is None and not lineages.folders(runs):
+        raise Refused(
+            f"there is no {FILE} in {Path.cwd()}, and no lineage in {runs}: a daemon would watch nothing",
+            "name the configuration with -c, or go to its folder; opt-ops init local writes one",
+        )
     began = time.time()
     process = _start(runs)
     sign = _wait_for_liveness(runs, process, began)
-    say(f"A daemon watches {runs} now: pid {sign['pid']} on {sign['host']}, log in {runs / 'daemon.log'}.", quiet)
+    say(f"A daemon watches {runs} now: {sign.name}, log in {runs / 'daemon.log'}.", quiet)
     if "SLURM_JOB_ID" in os.environ:
         say(f"  It ends with Slurm job {os.environ['SLURM_JOB_ID']}.\n  next: opt-ops daemon unit slurm", quiet)
-    if before is not None and sign["pid"] == process.pid:
+    if before is not None and sign.pid == process.pid:
         _report_gap(before, sign, quiet)
 
 
-def _is_alive(sign: dict[str, Any]) -> bool:
-    silent = time.time() - sign["ts"]
-    if sign["host"] == socket.gethostname():
-        return silent < _OLD_SECONDS and _is_daemon(sign["pid"])
-    return silent < _OLD_ELSEWHERE_SECONDS
+def _newest_sign(runs: Path) -> Sign | None:
+    return max(signs_in(runs), key=lambda sign: sign.ts, default=None)
 
 
-def _is_daemon(pid: int) -> bool:
-    """Whether this pid of this host is a running daemon: not a zombie, not another process with a reused pid."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    ours = any(word.endswith((b"opt_ops", b"opt-ops", b"opt_ops/__main__.py")) for word in words)
-    return ours and (b"daemon", b"run") in itertools.pairwise(words)
+def _is_alive(runs: Path, sign: Sign) -> bool:
+    """Whether a daemon must be assumed to run: that of another host for longer than a reader would trust its sign."""
+    now = time.time()
+    if sign.host == socket.gethostname():
+        return lives(sign, now, lock_held(runs))
+    return sign.left_at is None and now - sign.ts < OLD_ELSEWHERE_SECONDS
 
 
 def _start(runs: Path) -> subprocess.Popen[bytes]:
@@ -155,7 +198,7 @@ def _start(runs: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait_for_liveness(runs: Path, process: subprocess.Popen[bytes], began: float) -> dict[str, Any]:
+def _wait_for_liveness(runs: Path, process: subprocess.Popen[bytes], began: float) -> Sign:
     """The first liveness file of the daemon that was started, or of another one that was faster.
 
     Raises:
@@ -164,8 +207,8 @@ def _wait_for_liveness(runs: Path, process: subprocess.Popen[bytes], began: floa
     log = runs / "daemon.log"
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        sign = read_json(runs / "daemon.json")
-        if sign is not None and sign["ts"] >= began:
+        sign = _newest_sign(runs)
+        if sign is not None and sign.ts >= began and sign.left_at is None:
             return sign
         if process.poll() not in (None, Refused.exit_code):
             raise Unavailable(f"the daemon ended with exit code {process.returncode}", f"tail {log}")
@@ -174,30 +217,30 @@ def _wait_for_liveness(runs: Path, process: subprocess.Popen[bytes], began: floa
         raise Unavailable(
             f"pid {process.pid} was started, and has written no {runs / 'daemon.json'} yet", f"tail {log}"
         )
-    sign = read_json(runs / "daemon.json") or {"pid": "unknown", "host": "unknown", "ts": began}
-    silent = age(time.time() - sign["ts"])
+    sign = _newest_sign(runs) or Sign(pid=0, host="an unknown host", ts=began)
+    silent = age(time.time() - sign.ts)
     raise Unavailable(
-        f"the daemon that holds {runs / 'daemon.lock'} has written no liveness file for {silent}: it hangs",
-        f"on {sign['host']}: kill -9 {sign['pid']} (training continues), then opt-ops daemon ensure",
+        f"the daemon that holds {runs / LOCK} has written no liveness file for {silent}: it hangs",
+        f"on {sign.host}: kill -9 {sign.pid or 'its pid'} (training continues), then opt-ops daemon ensure",
     )
 
 
-def _report_gap(before: dict[str, Any], sign: dict[str, Any], quiet: bool) -> None:
+def _report_gap(before: Sign, sign: Sign, quiet: bool) -> None:
     """Send a warning if lineages were not watched for longer than a restart takes."""
-    gone = sign["ts"] - before["ts"]
-    if gone < _OLD_SECONDS or not before["lineages"]:
+    gone = sign.ts - before.ts
+    if gone < OLD_SECONDS or not before.lineages:
         return
     from opt_ops.adapters.notify import UrlNotifier
 
     config = settings.config
     body = (
-        f"No daemon watched {config.runs} from {clock(before['ts'])} to {clock(sign['ts'])}. The last one was pid "
-        f"{before['pid']} on {before['host']}, with lineages {', '.join(before['lineages'])}. Pid {sign['pid']} on "
-        f"{sign['host']} watches now, and continues from the journal."
+        f"No daemon watched {config.runs} from {clock(before.ts)} to {clock(sign.ts)}. The last one was {before.name}, "
+        f"with lineages {', '.join(before.lineages)}. Pid {sign.pid} on {sign.host} watches now, and continues from "
+        "the journal."
     )
     title = f"no daemon was running for {age(gone)}"
     say(title, quiet)
-    alert = Alert(id=f"daemon-gone-{before['ts']:.0f}", severity=Severity.WARNING, title=title, body=body)
+    alert = Alert(id=f"daemon-gone-{before.ts:.0f}", severity=Severity.WARNING, title=title, body=body)
     try:
         UrlNotifier(config.alerts.urls, config.alerts.least).send(alert)
     except NotDelivered as error:  # the daemon watches: the command has done its work
@@ -210,14 +253,17 @@ def stop(quiet: QuietOption = False) -> None:
 
     Example: opt-ops daemon stop
     """
-    sign = read_json(settings.config.runs / "daemon.json")
-    here = sign is not None and sign["host"] == socket.gethostname()
-    if sign is None or (here and not _is_daemon(sign["pid"])) or not (here or _is_alive(sign)):
+    runs = settings.config.runs
+    signs = sorted(signs_in(runs), key=lambda sign: sign.ts, reverse=True)
+    here = [sign for sign in signs if sign.host == socket.gethostname() and _is_daemon(sign.pid)]
+    elsewhere = [sign for sign in signs if sign.host != socket.gethostname() and _is_alive(runs, sign)]
+    if not here and not elsewhere:
         say("No daemon is running here.", quiet)
         return
-    pid = sign["pid"]
     if not here:
-        raise Refused(f"the daemon runs on {sign['host']}, pid {pid}", f"on {sign['host']}: opt-ops daemon stop")
+        other = elsewhere[0]
+        raise Refused(f"the daemon runs on {other.host}, pid {other.pid}", f"on {other.host}: opt-ops daemon stop")
+    pid = here[0].pid
     try:
         os.kill(pid, signal.SIGTERM)
     except PermissionError as error:

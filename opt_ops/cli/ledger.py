@@ -8,8 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.options import FormatOption, HeaderOption, OptionalIdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.options import (
+    FormatOption,
+    HeaderOption,
+    OptionalIdArgument,
+    QuietOption,
+    leave_if_unreadable,
+    lineage_folder,
+    settings,
+)
 from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.views import UNREADABLE, by_lineage
 from opt_ops.core.text import age
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
@@ -31,7 +40,8 @@ def ledger(
 ) -> None:
     """Show goodput, ETTR, MTTR, MTBF, lost time by cause and stage, node-hours and energy of a lineage.
 
-    docs/ledger.md defines every number. Without ID, one line for each lineage.
+    docs/ledger.md defines every number. Without ID, one line for each lineage. The exit code is 5 if one of them cannot
+    be read: its line has the reason.
 
     Examples:
       opt-ops ledger 12
@@ -44,7 +54,13 @@ def ledger(
 
     config = settings.config
     folders = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
-    summaries = {path.name: summarize(load(path, telemetry=False), config.ledger) for path in folders}
+    if identifier:  # an error is that of the command
+        done, unreadable = [(folders[0].name, summarize(load(folders[0], telemetry=False), config.ledger))], {}
+    else:
+        done, unreadable = by_lineage(
+            folders, lambda path: (path.name, summarize(load(path, telemetry=False), config.ledger))
+        )
+    summaries = dict(done)
     if prometheus:
         from chronicles.ledger.prometheus import text
 
@@ -53,12 +69,18 @@ def ledger(
         else:
             write_text(write, text(summaries))
             say(f"Wrote {len(summaries)} lineages to {write}.", quiet)
+        leave_if_unreadable(unreadable)
         return
     rows = [{"lineage": name, **encode(summary)} for name, summary in summaries.items()]
     if identifier and output in (Format.TABLE, Format.WIDE):
         _one(rows[0], output, header)
     else:
-        show("opt-ops/ledger/1", [row | _short(row) for row in rows], _LINEAGES, output, header=header)
+        listed = [row | _short(row) for row in rows]
+        listed += [{"lineage": name, "state": UNREADABLE, "reason": why} for name, why in unreadable.items()]
+        columns = [*_LINEAGES, Column("REASON", "reason")] if unreadable else _LINEAGES
+        listed.sort(key=lambda row: int(row["lineage"]))
+        show("opt-ops/ledger/1", listed, columns, output, header=header)
+    leave_if_unreadable(unreadable)
 
 
 _LINEAGES = [

@@ -7,14 +7,26 @@ import os
 import re
 import sys
 import webbrowser
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from opt_ops.cli.extras import require
-from opt_ops.cli.options import FormatOption, IdArgument, OptionalIdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.options import (
+    FormatOption,
+    IdArgument,
+    OptionalIdArgument,
+    QuietOption,
+    leave_if_unreadable,
+    lineage_folder,
+    settings,
+    watch_now,
+)
 from opt_ops.cli.output import Column, Format, say, show
-from opt_ops.errors import NotFound, Refused, UsageError
+from opt_ops.cli.views import UNREADABLE, by_lineage, lineage_row
+from opt_ops.core.text import printable
+from opt_ops.errors import NotFound, Refused, Unavailable, UsageError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
 
@@ -97,7 +109,12 @@ def handover(
     from chronicles.logbook.progress_notes import handover as note
     from chronicles.record import load
 
-    print(note(load(lineage_folder(identifier)), hours, settings.config.ledger), end="")
+    path = lineage_folder(identifier)
+    record = load(path)
+    row = lineage_row(path, record.state, watch_now())
+    if row["shown"] != row["state"]:
+        print(printable(f"**{row['shown']}**: {row['reason']}") + "\n")
+    print(note(record, hours, settings.config.ledger), end="")
 
 
 @logbook.command("open")
@@ -122,7 +139,7 @@ def sync(
 ) -> None:
     """Mirror lineages into MLflow: one parent run for a lineage, one child run for each of its runs.
 
-    A second sync adds only what is new.
+    A second sync adds only what is new. Without ID, the exit code is 5 if a lineage cannot be read.
 
     Example: opt-ops mlflow sync 12
     """
@@ -132,10 +149,27 @@ def sync(
     config = settings.config
     paths = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
     experiment = config.mlflow.experiment
-    rows = [{"lineage": p.name, "summary": mirror(p, config.tracking_uri, experiment, config.ledger)} for p in paths]
+    unavailable: list[Unavailable] = []
+
+    def send(path: Path) -> dict[str, Any]:
+        try:
+            return {"lineage": path.name, "summary": mirror(path, config.tracking_uri, experiment, config.ledger)}
+        except Unavailable as error:  # MLflow does not answer: that is no fault of this lineage
+            unavailable.append(error)
+            raise
+
+    unreadable: dict[str, str] = {}
+    if identifier:
+        rows = [send(paths[0])]
+    else:
+        rows, unreadable = by_lineage(paths, send)
+        if unavailable:
+            raise unavailable[0]
+    rows += [{"lineage": name, "summary": f"{UNREADABLE}: {why}"} for name, why in unreadable.items()]
     if not quiet:
         show("opt-ops/mlflow-sync/1", rows, [Column("LINEAGE", "lineage"), Column("SENT", "summary")], output)
     say("  next: opt-ops mlflow open", quiet)
+    leave_if_unreadable(unreadable)
 
 
 @mlflow.command("open")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,18 +17,24 @@ from opt_ops.cli.options import (
     complete_id,
     complete_node,
     find_lineage,
+    leave_if_unreadable,
     lineage_folder,
     newest_lineage,
+    settings,
+    watch_now,
     with_request_options,
 )
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.requests import PendingRequest
+from opt_ops.cli.standing import heartbeat_at, silent_nodes
+from opt_ops.cli.views import UNREADABLE, by_lineage
 from opt_ops.core.health import HEALTH_TABLE
 from opt_ops.core.health.explain import described, look_up, look_up_line
 from opt_ops.core.state.fold import replay
 from opt_ops.core.text import age, iso
 from opt_ops.errors import NotFound, UsageError
 from opt_ops.runfolder import lineages
+from opt_ops.runfolder.liveness import Watch
 
 app = typer.Typer(no_args_is_help=True, help="Show, test, exclude and allow nodes.")
 app.command(cls=node_check.Plugin)(node_check.check)
@@ -39,13 +44,14 @@ NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Name of the n
 
 _COLUMNS = [
     Column("NODE", "node"),
-    Column("VERDICT", "verdict"),
+    Column("VERDICT", "shown"),
     Column("REASON", "reason"),
     Column("HELD", "held"),
     Column("RUNS", "attempt"),
     Column("EXCLUDED", "excluded_by"),
     Column("DRAIN", "drain"),
     Column("SINCE", "age", right=True),
+    Column("HEARD", "heard_age", right=True),
     Column("SOURCE", "source", wide=True),
 ]
 
@@ -60,28 +66,64 @@ def list_(
 ) -> None:
     """List the nodes of a lineage with their verdicts and the source of each verdict.
 
+    VERDICT has a question mark where nothing was heard of a held node in the last 30 seconds, or where no daemon
+    watches. HEARD is the age of its last heartbeat. Without ID, the exit code is 5 if a lineage cannot be read.
+
     Example: opt-ops node list 12 -o wide
     """
-    state = (find_lineage(identifier) if identifier else newest_lineage()).state
+    unreadable: dict[str, str] = {}
+    if identifier:
+        lineage = find_lineage(identifier)
+    else:
+        folders = lineages.folders(settings.config.runs)
+        readable, unreadable = by_lineage(folders, lambda path: Lineage(path, lineages.state(path)))
+        lineage = newest_lineage() if not readable and not unreadable else readable[-1] if readable else None
+    watch = watch_now()
+    rows = _rows(lineage, watch) if lineage is not None else []
+    rows += [
+        {"node": None, "lineage": name, "verdict": UNREADABLE, "shown": UNREADABLE, "reason": why}
+        for name, why in unreadable.items()
+    ]
+    columns = [Column("LINEAGE", "lineage"), *_COLUMNS] if unreadable else _COLUMNS
+    show("opt-ops/node-list/1", rows, columns, output, header=header)
+    watcher = watch.over(lineage.name) if lineage is not None and not lineage.state.ended else None
+    if lineage is not None and watcher is not None and not watcher.watched:
+        say(f"Lineage {lineage.name}: {watcher.why}. The verdicts are not newer than that.")
+        say(f"  next: {watcher.next}")
+    leave_if_unreadable(unreadable)
+
+
+def _rows(lineage: Lineage, watch: Watch) -> list[dict[str, Any]]:
+    state, now = lineage.state, watch.now
     held = state.held
     used = state.attempt.nodes if state.attempt and state.attempt.live else ()
-    rows = [
-        {
-            "node": node.name,
-            "verdict": str(node.verdict),
-            "reason": node.reason,
-            "source": node.source,
-            "held": node.name in held,
-            "attempt": state.attempt.name if state.attempt and node.name in used else None,
-            "excluded_by": node.excluded_by,
-            "drain": node.drain,
-            "since": iso(node.at) if node.at else None,
-            "age": age(time.time() - node.at) if node.at else None,
-            "evidence": dict(node.evidence),
-        }
-        for node in state.nodes.values()
-    ]
-    show("opt-ops/node-list/1", rows, _COLUMNS, output, header=header)
+    silent = silent_nodes(lineage.path, state, now)
+    watched = state.ended or watch.over(lineage.name).watched
+    rows: list[dict[str, Any]] = []
+    for node in state.nodes.values():
+        heard = heartbeat_at(lineage.path / "health" / f"{node.name}.jsonl")
+        doubtful = not state.ended and (node.name in silent or not watched)
+        rows.append(
+            {
+                "node": node.name,
+                "lineage": lineage.name,
+                "verdict": str(node.verdict),
+                "shown": f"{node.verdict}?" if doubtful else str(node.verdict),
+                "reason": node.reason,
+                "source": node.source,
+                "held": node.name in held,
+                "attempt": state.attempt.name if state.attempt and node.name in used else None,
+                "excluded_by": node.excluded_by,
+                "drain": node.drain,
+                "since": iso(node.at) if node.at else None,
+                "age": age(now - node.at) if node.at else None,
+                "heard_at": iso(heard),
+                "heard_age": None if heard is None else age(now - heard),
+                "silent_seconds": round(silent[node.name], 1) if node.name in silent else None,
+                "evidence": dict(node.evidence),
+            }
+        )
+    return rows
 
 
 @app.command()

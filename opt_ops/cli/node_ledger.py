@@ -8,8 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.options import FormatOption, HeaderOption, OptionalIdArgument, lineage_folder, settings
-from opt_ops.cli.output import Column, Format, show
+from opt_ops.cli.options import (
+    FormatOption,
+    HeaderOption,
+    OptionalIdArgument,
+    leave_if_unreadable,
+    lineage_folder,
+    settings,
+)
+from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.views import UNREADABLE, by_lineage
 from opt_ops.core.events import Entry
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.lemons import Record, merged, parts, records
@@ -42,18 +50,29 @@ def ledger(
 
     HOURS are hours of attempts on the part. EXPECTED is how often it would have failed at the rate of all others.
     SCORE 3 means: by chance, this many failures happen to 1 part in 1,000. A lemon failed at least twice, with a high
-    score. docs/node-check.md has the rules.
+    score. docs/node-check.md has the rules. The exit code is 5 if a lineage cannot be read: its row has the reason, and
+    its failures are not counted.
 
     Example: opt-ops node ledger -o wide
     """
     folders = [lineage_folder(identifier)] if identifier else lineages.folders(settings.config.runs)
-    journals = [lineages.entries(path) for path in folders]
+    if identifier:  # an error is that of the command
+        journals, unreadable = [lineages.entries(folders[0])], {}
+    else:
+        journals, unreadable = by_lineage(folders, lineages.entries)
     now = max((entries[-1].ts for entries in journals if entries), default=0.0)
     states = [replay(entries) for entries in journals]
     excluded = {name: each.excluded_by for state in states for name, each in state.nodes.items()}
     found = records(merged(parts(entries) for entries in journals), now)
     rows = [_row(each) | {"excluded_by": excluded.get(each.part.node)} for each in found if everything or each.failures]
+    rows += [
+        {"part": f"lineage {name}", "kind": "unreadable", "lineage": name, "state": UNREADABLE, "last": why}
+        for name, why in unreadable.items()
+    ]
     show("opt-ops/node-ledger/1", rows, _COLUMNS, output, header=header)
+    if not rows:
+        say(f"No part has failed in {len(journals)} lineages of {settings.config.runs}. --all lists every part.")
+    leave_if_unreadable(unreadable)
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -13,13 +13,13 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from opt_ops.cli.output import Format
+from opt_ops.cli.output import Format, say
 from opt_ops.config import Config, load
 from opt_ops.core.events import KINDS
 from opt_ops.core.state.model import State
 from opt_ops.errors import NotFound, OptOpsError
 from opt_ops.runfolder import lineages
-from opt_ops.runfolder.files import read_json
+from opt_ops.runfolder.liveness import Watch, look
 
 
 class Settings:
@@ -194,10 +194,26 @@ def find_lineage(identifier: str) -> Lineage:
     return Lineage(path, lineages.state(path))
 
 
+def watch_now() -> Watch:
+    """Which daemons of the site live now."""
+    return look(settings.config.runs, time.time())
+
+
+def leave_if_unreadable(unreadable: Mapping[str, str]) -> None:
+    """End a command that lists with exit code 5 if a lineage could not be read. The others were printed.
+
+    Raises:
+        Exit: there is one.
+    """
+    for name in unreadable:
+        say(f"Lineage {name} cannot be read.\n  next: opt-ops run show {name}")
+    if unreadable:
+        raise typer.Exit(5)
+
+
 def daemon_alive(runs: Path) -> bool:
-    """Whether a daemon has updated its liveness file in the last 30 seconds."""
-    sign = read_json(runs / "daemon.json")
-    return sign is not None and time.time() - sign["ts"] < 30
+    """Whether a daemon of this runs folder lives: by its lock on its own host, else by its liveness file."""
+    return bool(look(runs, time.time()).living)
 
 
 def lineage_folder(identifier: str) -> Path:

@@ -11,13 +11,14 @@ from typing import Any
 
 import typer
 
-from opt_ops.cli.options import Lineage, RequestOptions, daemon_alive, settings
+from opt_ops.cli.options import Lineage, RequestOptions, settings, watch_now
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.core.events import RequestRefused
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
 from opt_ops.errors import OptOpsError, Refused, Unavailable
 from opt_ops.runfolder import lineages
+from opt_ops.runfolder.liveness import Watcher
 
 _ACCEPT_SECONDS = 10.0  # many times `tick_seconds`
 _POLL_SECONDS = 1.0
@@ -63,8 +64,8 @@ class PendingRequest:
             if remark:
                 print(remark)
             return
-        if needs_daemon and not daemon_alive(settings.config.runs):
-            raise Refused(f"no daemon is running: {needs_daemon}", "opt-ops daemon ensure")
+        if needs_daemon and (nobody := _nobody(name)):
+            raise Refused(f"no daemon is running: {needs_daemon}; {nobody.why}", nobody.next)
         confirm(question, options.yes, retype)
         show_answer(send_request(self), options.output)
         say(f"  next: opt-ops {look} {name}", options.quiet)
@@ -116,11 +117,12 @@ def send_request(pending: PendingRequest) -> dict[str, Any]:
         return answer
     inbox, deadline = path / "inbox", time.monotonic() + _ACCEPT_SECONDS
     while (inbox / f"{request.request}.json").exists():
-        alive = daemon_alive(settings.config.runs)
-        if not alive and wait:
-            raise Unavailable(f"no daemon is running; the request is queued in {inbox}", "opt-ops daemon ensure")
-        if not alive:
-            say(f"No daemon is running. The request is queued in {inbox}.\n  next: opt-ops daemon ensure", quiet)
+        nobody = _nobody(path.name)
+        if nobody and wait:
+            raise Unavailable(f"no daemon is running; the request is queued in {inbox}; {nobody.why}", nobody.next)
+        if nobody:
+            say(f"No daemon is running. The request is queued in {inbox}.", quiet)
+            say(f"  {nobody.why}\n  next: {nobody.next}", quiet)
             return answer
         if time.monotonic() > deadline and not wait:
             say(f"The daemon has not accepted the request yet. It is queued in {inbox}.", quiet)
@@ -134,6 +136,12 @@ def send_request(pending: PendingRequest) -> dict[str, Any]:
     return answer | {"status": "done" if wait else "journaled"}
 
 
+def _nobody(lineage: str) -> Watcher | None:
+    """Why nobody would read a request now; None: a daemon reads it within a few seconds."""
+    watch = watch_now()
+    return None if watch.takes_requests(lineage) else watch.over(lineage)
+
+
 def _wait_until_done(pending: PendingRequest) -> None:
     """Block until the request has its effect; not at all where the journal entry is the effect."""
     path, before = pending.lineage.path, pending.lineage.state
@@ -141,8 +149,8 @@ def _wait_until_done(pending: PendingRequest) -> None:
     while not done(state := lineages.state(path), before):
         if state.ended and pending.verb != "stop":
             raise OptOpsError(f"lineage {path.name} is {state.status}: {state.why}", f"opt-ops run explain {path.name}")
-        if not daemon_alive(settings.config.runs):
-            raise Unavailable("the daemon has ended; the next daemon continues the request", "opt-ops daemon ensure")
+        if nobody := _nobody(path.name):
+            raise Unavailable(f"the daemon has ended; the next daemon continues the request; {nobody.why}", nobody.next)
         if state.status is not status:
             status = state.status
             say(f"{status} …", pending.options.quiet)

@@ -16,13 +16,15 @@ from opt_ops.cli.options import (
     Lineage,
     QuietOption,
     complete_kind,
-    daemon_alive,
     find_lineage,
+    leave_if_unreadable,
     lineage_folder,
     require_known,
     settings,
+    watch_now,
 )
 from opt_ops.cli.output import Column, Format, say, show, text, wrapped
+from opt_ops.config import FILE, locate
 from opt_ops.core.text import printable
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
@@ -34,16 +36,18 @@ def queue(
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:
-    """List all lineages, one line each.
+    """List all lineages, one line each. STATE has a question mark where it cannot be trusted; REASON says why.
+
+    LAST STEP is the age of the newest step. The exit code is 5 if a lineage cannot be read: its row has the reason.
 
     Example: opt-ops q -o wide
     """
-    runs, now = settings.config.runs, time.time()
-    rows = [views.lineage_row(path, lineages.state(path), now) for path in lineages.folders(runs)]
+    runs = settings.config.runs
+    rows = views.lineage_rows(lineages.folders(runs), watch_now())
     columns = [
         Column("LINEAGE", "lineage"),
         Column("RUN", "run"),
-        Column("STATE", "state"),
+        Column("STATE", "shown"),
         Column("JOB", "job"),
         Column("NODES", "nodes", right=True),
         Column("STEP", "progress", right=True),
@@ -54,11 +58,20 @@ def queue(
         Column("CKPT", "checkpoint", right=True),
         Column("RST", "restarts", right=True),
         Column("SINCE", "age", right=True),
+        Column("LAST STEP", "step_age", right=True),
         Column("REASON", "reason"),
     ]
     show("opt-ops/run-list/1", rows, columns, output, header=header)
     if not rows:
-        say("There is no lineage yet.\n  next: opt-ops run start opt-tiny")
+        say(f"There is no lineage yet. opt-ops looked in {runs.absolute()}, {_from()}.")
+        say("  next: opt-ops run start opt-tiny, or name another configuration with -c")
+    leave_if_unreadable({row["lineage"]: row["reason"] for row in rows if row["state"] == views.UNREADABLE})
+
+
+def _from() -> str:
+    """Where the runs folder is named."""
+    file = locate(settings.config_path)
+    return f"as {file} says" if file else f"because there is no {FILE} here"
 
 
 @app.command("list")
@@ -114,15 +127,19 @@ def show_(
     path = lineage_folder(identifier)
     record = load(path, telemetry=False)
     require_known(identifier, Lineage(path, record.state))
-    view = views.lineage_view(path, record.state, [*map(incident_row, incidents(record))], time.time())
+    view = views.lineage_view(path, record.state, [*map(incident_row, incidents(record))], watch_now())
     if output in (Format.JSON, Format.JSONL):
         show("opt-ops/run/1", [view], [], output)
         return
     row = view["lineage"]
-    print(printable(f"lineage {row['lineage']}  {row['state']}  {row['reason']}".rstrip()))
+    print(printable(f"lineage {row['lineage']}  {row['shown']}  {row['reason']}".rstrip()))
     print(printable(f"  recipe {row['recipe']} {' '.join(row['settings'])}".rstrip()))
-    standing = {"step": row["progress"], "loss": row["loss"], "lr": row["lr"], "checkpoint": row["checkpoint"]}
-    print("  " + "   ".join(f"{name} {text(value)}" for name, value in standing.items()))
+    where = {"step": row["progress"], "loss": row["loss"], "lr": row["lr"], "checkpoint": row["checkpoint"]}
+    where |= {"last step": f"{row['step_age']} ago" if row["step_age"] else None}
+    print("  " + "   ".join(f"{name} {text(value)}" for name, value in where.items()))
+    for each in row["findings"]:
+        if each["why"] not in row["reason"]:
+            print(printable(f"  {each['finding']}: {each['why']}"))
     if view["valid"]:
         losses = "   ".join(f"{name} {text(loss)}" for name, loss in view["valid"]["losses"].items())
         print(printable(f"  validation at step {view['valid']['step']}   {losses}"))
@@ -138,7 +155,7 @@ def show_(
 
 
 def _check(lineage: Lineage, output: Format, quiet: bool) -> None:
-    found = views.findings(lineage.name, lineage.state, daemon_alive(settings.config.runs))
+    found = views.findings(lineage.path, lineage.state, watch_now())
     columns = [Column("FINDING", "finding"), Column("WHY", "why"), Column("NEXT", "next")]
     if found or output not in (Format.TABLE, Format.WIDE):
         show("opt-ops/run-check/1", found, columns, output)

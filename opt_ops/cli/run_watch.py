@@ -6,13 +6,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from opt_ops.cli import views
-from opt_ops.cli.options import IdArgument, QuietOption, daemon_alive, find_lineage, lineage_folder
+from opt_ops.cli.options import IdArgument, QuietOption, find_lineage, lineage_folder
 from opt_ops.cli.output import say, text
 from opt_ops.cli.run import app
 from opt_ops.core.detect.point import Point
@@ -23,7 +24,9 @@ from opt_ops.core.state.model import State
 from opt_ops.core.text import age, clock, printable
 from opt_ops.errors import NotFound
 from opt_ops.runfolder import lineages
+from opt_ops.runfolder.fields import BadField
 from opt_ops.runfolder.files import Tail
+from opt_ops.runfolder.liveness import look
 from opt_ops.runfolder.telemetry import point_of
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def watch(
     from rich.live import Live
 
     with Live(view.frame(), auto_refresh=False, screen=True) as live:
-        while not view.state.finished:
+        while not view.state.settled:
             time.sleep(every)
             live.update(view.frame(), refresh=True)
     say(f"Lineage {view.path.name} is {view.state.status}.\n  next: opt-ops logbook open {view.path.name}")
@@ -99,12 +102,13 @@ class _View:
             self._points.clear()
             self._valid = {}
         for line in self._tail.read():
-            self._points.append(point_of(line))
-            self._valid = line.get("valid") or self._valid
+            with suppress(BadField):  # another trainer writes these lines; the view shows the others
+                self._points.append(point_of(line))
+                self._valid = line.get("valid") or self._valid
 
     def _head(self, now: float) -> Iterator[str]:
-        row = views.lineage_row(self.path, self.state, now)
-        since = f"{row['state']} for {row['age'] or '-'}"
+        row = views.lineage_row(self.path, self.state, look(self.path.parent, now))
+        since = f"{row['shown']} for {row['age'] or '-'}"
         yield f"lineage {row['lineage']}  {since}   {row['recipe'] or ''}  {row['reason']}"
         where = (("run", row["run"]), ("attempt", self._attempt), ("job", row["job"]), ("nodes", row["nodes"]))
         yield "   ".join(f"{name} {text(value)}" for name, value in where)
@@ -115,7 +119,8 @@ class _View:
             full = round(40 * share)
             yield f"{'█' * full}{'░' * (40 - full)} {100 * share:.1f} %   step {step:,} of {steps:,}{left}"
         numbers = ("loss", "lr", "wps", "checkpoint", "restarts")
-        yield "   ".join(f"{name} {text(row[name])}" for name in numbers)
+        last = f"   last step {row['step_age']} ago" if row["step_age"] else ""
+        yield "   ".join(f"{name} {text(row[name])}" for name in numbers) + last
         if self._valid:
             yield "validation   " + "   ".join(f"{name} {text(loss)}" for name, loss in self._valid.items())
         losses = [point.loss for point in self._points]
@@ -130,7 +135,7 @@ class _View:
         return f", {age(steps * seconds)} at this pace"
 
     def _open(self) -> list[str]:
-        found = views.findings(self.path.name, self.state, daemon_alive(self.path.parent))
+        found = views.findings(self.path, self.state, look(self.path.parent, time.time()))
         return [printable(f"{each['finding']}  {each['why']}") for each in found] or ["nothing is wrong"]
 
     def _news(self) -> Iterator[str]:

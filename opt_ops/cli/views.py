@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from opt_ops.cli import standing
 from opt_ops.cli.output import Column
+from opt_ops.cli.standing import Finding, Newest, newest
 from opt_ops.core.codec import encode
 from opt_ops.core.decide.sizing import recommend
 from opt_ops.core.detect.point import Point
@@ -16,14 +18,19 @@ from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder, lineage_of
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import lr_scale, newest_good
-from opt_ops.core.state.status import Status
 from opt_ops.core.text import age, clock, iso, to_iso
 from opt_ops.core.values import Action
+from opt_ops.errors import OptOpsError
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.fields import BadField
 from opt_ops.runfolder.files import Tail
+from opt_ops.runfolder.liveness import Watch
 from opt_ops.runfolder.telemetry import point_of
 
 if TYPE_CHECKING:
     from chronicles.report.model import IncidentReport, StacksReport
+
+_T = TypeVar("_T")
 
 RUN_COLUMNS = [
     Column("RUN", "run"),
@@ -62,24 +69,19 @@ SUGGESTION_COLUMNS = [
 EVENT_COLUMNS = [Column("SEQ", "seq", right=True), Column("TIME", "ts"), Column("KIND", "kind"), Column("WHAT", "what")]
 
 
-_LINE_BYTES = 16 * 1024  # the longest line has the norms of all blocks
 _EVALUATION_BYTES = 2**20  # the last evaluation is searched in so many bytes: some thousand updates
 
 
-def newest_line(path: Path, attempt: Attempt | None) -> dict[str, Any] | None:
-    """The attempt's last telemetry line. Only the end of the file is read."""
-    if attempt is None:
-        return None
-    tail = Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl")
-    tail.skip_to_last(_LINE_BYTES)
-    lines = list(tail.read())
-    return lines[-1] if lines else None
-
-
 def newest_point(path: Path, attempt: Attempt | None) -> Point | None:
-    """The attempt's last telemetry line, as a point."""
-    line = newest_line(path, attempt)
-    return point_of(line) if line else None
+    """The attempt's last telemetry line, as a point; None if there is none, or if it is not as promised."""
+    return _point(newest(path, attempt))
+
+
+def _point(found: Newest) -> Point | None:
+    try:
+        return point_of(found.line) if found.line else None
+    except BadField:  # another trainer writes these lines; a view shows what it can
+        return None
 
 
 def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | None:
@@ -92,51 +94,94 @@ def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | N
     return {"step": found[-1]["num_updates"], "losses": found[-1]["valid"]} if found else None
 
 
-def lineage_row(path: Path, state: State, now: float) -> dict[str, Any]:
-    """A lineage as a row of `opt-ops q`."""
-    attempt = state.attempt
+def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
+    """A lineage as a row of `opt-ops q`: its status, how old that is, and who watches."""
+    now, attempt = watch.now, state.attempt
     jobs = [allocation.job for allocation in state.live_allocations if allocation.job]
-    line = newest_line(path, attempt)
-    point = point_of(line) if line else None
+    found = newest(path, attempt)
+    wrong = standing.findings(path, state, watch, found)
+    point = _point(found)
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
-    step = point.step if point else (attempt.last_step if attempt else None)
     good = newest_good(state, state.run.name) if state.run else None
     return {
         "lineage": path.name,
         "run": state.run.name if state.run else None,
         "state": str(state.status),
+        "shown": standing.shown(state, wrong),
+        "watched": None if state.ended else watch.over(path.name).watched,
+        "findings": [each.row() for each in wrong],
         "job": ",".join(jobs) or None,
         "nodes": len(attempt.nodes) if attempt and attempt.live else None,
-        "step": step,
+        "step": found.step,
         "steps": steps,
-        "progress": f"{step}/{steps}" if steps and step is not None else None,
+        "progress": f"{found.step}/{steps}" if steps and found.step is not None else None,
+        "step_at": iso(found.at),
+        "step_age": None if found.at is None else age(now - found.at),
+        "step_age_seconds": None if found.at is None else round(max(0.0, now - found.at), 1),
         "loss": point.loss if point else None,
         "lr": point.lr if point else None,
         "wps": point.wps if point else None,
-        "tflops": line.get("tflops") if line else None,
+        "tflops": standing.finite(found.line.get("tflops")) if found.line else None,
         "checkpoint": good.checkpoint.step if good else None,
         "restarts": max(0, len(state.attempts) - 1),
         "since": iso(state.since) if state.since else None,
         "age": age(now - state.since) if state.since else None,
-        "reason": _reason(state),
+        "reason": _reason(state, wrong),
         "recipe": state.lineage.recipe if state.lineage else None,
         "settings": list(state.lineage.settings) if state.lineage else [],
     }
 
 
-def _reason(state: State) -> str:
+UNREADABLE = "UNREADABLE"
+
+
+def lineage_rows(paths: Sequence[Path], watch: Watch) -> list[dict[str, Any]]:
+    """A row for each lineage; of one that cannot be read, with the reason."""
+    rows, unreadable = by_lineage(paths, lambda path: lineage_row(path, lineages.state(path), watch))
+    known = {row["lineage"]: row for row in rows} | {
+        name: _unreadable_row(name, why) for name, why in unreadable.items()
+    }
+    return [known[path.name] for path in paths]
+
+
+def _unreadable_row(name: str, why: str) -> dict[str, Any]:
+    finding = Finding(finding="unreadable", why=why, next=f"opt-ops run show {name}")
+    return {"lineage": name, "state": UNREADABLE, "shown": UNREADABLE, "findings": [finding.row()], "reason": why}
+
+
+def by_lineage(paths: Sequence[Path], work: Callable[[Path], _T]) -> tuple[list[_T], dict[str, str]]:
+    """Do the same for each lineage. Returns what was made, and why it could not be made, by lineage.
+
+    The guard is broad on purpose: whatever is wrong with one lineage must not hide the others. The reason is printed
+    in the lineage's own row, and the command leaves with 5.
+    """
+    done: list[_T] = []
+    failed: dict[str, str] = {}
+    for path in paths:
+        try:
+            done.append(work(path))
+        except Exception as error:  # noqa: BLE001
+            failed[path.name] = str(error) if isinstance(error, OptOpsError | OSError) else f"unexpected {error!r}"
+    return done, failed
+
+
+def _reason(state: State, wrong: Sequence[Finding]) -> str:
+    """What people must know beside the status: why it cannot be trusted, and what is open."""
     if state.ended:
         return state.why
     if holder := next((each for each in state.live_allocations if each.suspended), None):
         return f"the scheduler has suspended job {holder.job} since {clock(holder.since)}"
     open_incidents = [i for i in state.incidents.values() if i.closed_at is None]
-    return f"{open_incidents[-1].name} {open_incidents[-1].cause}" if open_incidents else ""
+    reasons = [each.why for each in wrong if each.doubt]
+    reasons += [f"{open_incidents[-1].name} {open_incidents[-1].cause}"] if open_incidents else []
+    reasons += [f"{each.finding}: {each.why}" for each in wrong if each.finding.startswith("alert")][:2]
+    return "; ".join(reasons)
 
 
-def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:
+def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], watch: Watch) -> dict[str, Any]:
     """A lineage as `opt-ops run show` prints it. `incidents` are rows of its report."""
     return {
-        "lineage": lineage_row(path, state, now),
+        "lineage": lineage_row(path, state, watch),
         "valid": newest_evaluation(path, state.attempt),
         "runs": [
             {
@@ -270,24 +315,9 @@ def newest_good_step(state: State) -> int | None:
     return good.checkpoint.step if good else None
 
 
-def findings(name: str, state: State, watched: bool) -> list[dict[str, str]]:
+def findings(path: Path, state: State, watch: Watch) -> list[dict[str, str]]:
     """What is wrong with a lineage now, with the next command. Of an ended lineage only a halt is wrong."""
-    if state.status is Status.HALTED:
-        return [{"finding": "halted", "why": state.why, "next": f"opt-ops run explain {name}"}]
-    if state.ended:
-        return []
-    incidents = list(state.incidents.values())
-    found = [
-        {"finding": "incident", "why": f"{i.name} {i.kind}: {i.cause}", "next": f"opt-ops run explain {i.name}"}
-        for i in incidents
-        if i.closed_at is None
-    ]
-    if incidents and incidents[-1].proven is False:
-        last, why = incidents[-1].name, "the telemetry does not show that the action took effect"
-        found.append({"finding": "not proven", "why": f"{last}: {why}", "next": f"opt-ops run explain {last}"})
-    if not watched:
-        found.append({"finding": "unwatched", "why": "no daemon is running", "next": "opt-ops daemon ensure"})
-    return found
+    return [each.row() for each in standing.findings(path, state, watch, newest(path, state.attempt))]
 
 
 def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dict[str, Any]:

@@ -70,6 +70,11 @@ class FileCheckpoints:
             with self._lock:
                 self._results.append((checkpoint, found))
 
+    def close(self) -> None:
+        """Begin no other examination, and wait for none. The next daemon process examines what is left."""
+        with self._lock:
+            self._waiting.clear()
+
     def written(self, checkpoint: Checkpoint) -> int:
         """Return when the checkpoint was committed (ns); 0 if it is gone."""
         try:

@@ -2,18 +2,20 @@
 
 The daemon may be killed at any moment. Training continues, and the next daemon process continues the watch from the
 journal. An error in the supervisor of one lineage ends that supervisor only. The daemon starts it again after a pause,
-as after a crash.
+as after a crash. What fails for all of them (a folder that cannot be listed, a process that cannot be started) is
+logged and told in the liveness file, and the loop goes on.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from opt_ops import __version__, playbook_loader
@@ -26,22 +28,26 @@ from opt_ops.core.values import Severity
 from opt_ops.core.waiting import Backoff, Retries
 from opt_ops.errors import OptOpsError, Refused
 from opt_ops.node import agent
-from opt_ops.ports import Alert, Ports, Scheduler
+from opt_ops.ports import Ports, Scheduler
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.checkpoints import FileCheckpoints
-from opt_ops.runfolder.files import read_json, write_json
+from opt_ops.runfolder.files import names_in
 from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.journal import Fenced, JournalError
+from opt_ops.runfolder.liveness import LOCK, look, signs_in, take_lock
 from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.owner import OwnerWatch
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.executor import Site
+from opt_ops.supervise.own_sign import OwnSign, Watching
 from opt_ops.supervise.projections import Projection
 from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
+from opt_ops.supervise.watch_alerts import WatchAlerts
 
 _PAGE_AT_FAILURES = 3  # in a row, of one lineage's supervisor
 _RESTART_BACKOFF = Backoff(first=10.0)
-_LIVENESS_SECONDS = 2.0  # between two writes of the liveness file
+_LIVENESS_SECONDS = 2.0  # between two looks at the liveness files of other daemons
+_SEARCH = "the search for lineages"
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +79,23 @@ class Daemon:
         )
         self._alerts = UrlNotifier(alerts.urls, alerts.least)
         self._dead_man_switch = DeadManSwitch(alerts.heartbeat_url, alerts.heartbeat_seconds)
-        self._outbox = Outbox(self._alerts.send)
+        self._outbox = Outbox(self._alerts.send, self._got_through)
+        self._watch_alerts = WatchAlerts(self._outbox, SystemClock(), self._was_answered)
+        self._sign = OwnSign(config.runs, self._policy.version)
         self._supervisors: dict[Path, Supervisor] = {}
+        self._background: dict[Path, tuple[Outbox, FileCheckpoints]] = {}
+        """What works in threads for a supervised lineage."""
         self._projections: dict[Path, list[Projection]] = {}
         self._restarts = Retries(_RESTART_BACKOFF)
         self._finished: set[Path] = set()
-        self._abandoned: dict[Path, tuple[OwnerWatch, bool]] = {}
-        """Lineages that this daemon must not or cannot watch now; and whether it was fenced, or cannot read them."""
+        self._abandoned: dict[Path, _Abandoned] = {}
+        """Lineages that this daemon must not or cannot watch now."""
+        self._failing: dict[Path, str] = {}
+        """Lineages whose supervisor failed, with the reason; tried again after a pause."""
+        self._problems: dict[str, tuple[str, float]] = {}
+        """What fails for all lineages, by its name: why, and since when."""
+        self._looked_at = 0.0
         self._last_liveness: float | None = None
-        self._liveness_at = 0.0
         self._stopping = False
 
     def run(self, until_idle: bool = False) -> None:
@@ -96,18 +110,19 @@ class Daemon:
         runs = self._config.runs
         try:
             runs.mkdir(parents=True, exist_ok=True)
-            lock = (runs / "daemon.lock").open("a")
+            lock = (runs / LOCK).open("a")
         except OSError as error:
             raise OptOpsError(f"{runs} cannot be written: {error}", "opt-ops doctor checks the site") from error
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                take_lock(lock)
             except BlockingIOError as error:
                 raise Refused(f"a daemon already runs for {runs}", "opt-ops daemon status shows it") from error
             except OSError as error:  # Lustre mounted without flock; the journal's epochs fence all the same
                 log.warning("%s cannot be locked: %s. Do not start a second daemon for this folder", runs, error)
-            previous = read_json(runs / "daemon.json")
-            self._last_liveness = previous["ts"] if previous else None
+            previous = max(signs_in(runs), key=lambda sign: sign.ts, default=None)
+            self._last_liveness = previous.ts if previous else None
+            self._watch_alerts.paged |= previous.paged if previous else {}
             log.info("daemon %s watches %s, policy %s", __version__, runs, self._policy.version)
             if self._config.mlflow.enabled and not is_installed("mlflow"):
                 log.info("MLflow is not installed, so lineages are not mirrored: pip install 'opt-ops[mlflow]'")
@@ -117,28 +132,62 @@ class Daemon:
                 if until_idle and self._idle():
                     break
                 time.sleep(max(0.0, self._config.tick_seconds - (time.monotonic() - began)))
+            self._leave()
 
     def _stop(self, number: int, _: object) -> None:
         log.info("signal %d: the daemon stops; training continues", number)
         self._stopping = True
 
+    def _leave(self) -> None:
+        """Tell that nobody watches any more, and wait for nothing: the next daemon continues all of it."""
+        self._sign.write(self._watching(), left=True)
+        for path in list(self._background):
+            self._close_background(path)
+        self._outbox.close()
+        for drawn in self._projections.values():
+            for projection in drawn:
+                projection.close()
+
     def _idle(self) -> bool:
-        return not self._supervisors and all(each.idle for drawn in self._projections.values() for each in drawn)
+        """Whether every lineage has ended and was drawn, and every page was tried. The journal keeps open pages."""
+        if _SEARCH in self._problems:
+            return False
+        settled = all(supervisor.settled for supervisor in self._supervisors.values())
+        sending = self._outbox.busy or any(outbox.busy for outbox, _ in self._background.values())
+        return settled and not sending and all(each.idle for drawn in self._projections.values() for each in drawn)
 
     def _step(self) -> None:
+        self._guarded(_SEARCH, self._take_over_all)
+        for path in list(self._supervisors):
+            self._isolated(path, self._tick)
+        for path in list(self._projections):
+            self._guarded(f"the projections of lineage {path.name}", lambda path=path: self._project(path))
+        self._guarded("alerts about the watch", self._tell_who_watches)
+        self._guarded("the liveness file", self._write_sign)
+        self._guarded("the heartbeat", self._dead_man_switch.step)
+
+    def _guarded(self, what: str, work: Callable[[], None]) -> None:
+        """Do a part of the loop that is not one lineage's. An error in it is told, and the watch goes on.
+
+        The guard is broad on purpose: a file system that does not answer, a process or thread that cannot be started
+        and a mistake of ours must cost this part of this round, and nothing else.
+        """
+        try:
+            work()
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            before, since = self._problems.get(what, ("", time.time()))
+            if why != before:
+                log.exception("%s failed; the watch goes on", what)
+            self._problems[what] = why, since
+        else:
+            if self._problems.pop(what, None) is not None:
+                log.info("%s: works again", what)
+
+    def _take_over_all(self) -> None:
         for path in lineages.folders(self._config.runs):
             if self._may_take_over(path):
                 self._isolated(path, self._take_over)
-        for path in list(self._supervisors):
-            self._isolated(path, self._tick)
-        for path, projections in self._projections.items():
-            for projection in projections:
-                projection.step(now=path not in self._supervisors)
-        for alert, problem in self._outbox.delivered():
-            if problem:
-                log.error("alert %s was not delivered: %s", alert, problem)
-        self._write_liveness()
-        self._dead_man_switch.step()
 
     def _may_take_over(self, path: Path) -> bool:
         known = path in self._supervisors or not self._reconsidered(path)
@@ -147,9 +196,9 @@ class Daemon:
     def _reconsidered(self, path: Path) -> bool:
         """Whether nothing speaks against watching the lineage: its other owner is dead, or its journal was repaired."""
         if path in self._abandoned:
-            watch, fenced = self._abandoned[path]
+            each = self._abandoned[path]
             try:
-                if not (watch.dead(time.monotonic()) if fenced else watch.changed()):
+                if not (each.watch.dead(time.monotonic()) if each.fenced else each.watch.changed()):
                     return False
             except OSError:
                 return False
@@ -161,23 +210,33 @@ class Daemon:
         """Do one lineage's work. An error in it must not end the watch over the other lineages."""
         try:
             work(path)
-        except (Fenced, JournalError, IllegalTransition) as error:
+        except Fenced as error:
+            log.error("lineage %s: fenced: %s. This daemon does not watch it any more", path.name, error)
+            self._release_lineage(path)
+            self._abandon(path, str(error), fenced=True)
+            self._watch_alerts.fenced(path.name, str(error))
+        except (JournalError, IllegalTransition) as error:
             log.error("lineage %s is not watched by this daemon any more: %s. %s", path.name, error, _hint(error))
             self._release_lineage(path)
-            watch = OwnerWatch(path / "journal", time.monotonic())
-            self._abandoned[path] = watch, isinstance(error, Fenced)
-            if not isinstance(error, Fenced):  # a fenced lineage is watched by another daemon
-                self._page(path, f"{error}\n{_hint(error)}")
+            self._abandon(path, str(error), fenced=False)
+            self._watch_alerts.unwatched(path.name, f"{error}\n{_hint(error)}")
         except Exception as error:
             self._release_lineage(path)
             failures = self._restarts.tried(path, time.monotonic())
             found = f"{type(error).__name__}: {error}"
+            self._failing[path] = f"its supervisor failed {failures} times in a row: {found}"
             log.exception(
                 "lineage %s: supervisor failed (%s); restarting in %g s (failure %d; on-call is paged at %d)",
                 *(path.name, found, _RESTART_BACKOFF.pause(failures), failures, _PAGE_AT_FAILURES),
             )
-            if failures == _PAGE_AT_FAILURES:
-                self._page(path, f"its supervisor failed {failures} times in a row: {found}")
+            if failures >= _PAGE_AT_FAILURES:
+                self._watch_alerts.unwatched(path.name, self._failing[path])
+
+    def _abandon(self, path: Path, why: str, fenced: bool) -> None:
+        self._abandoned[path] = _Abandoned(OwnerWatch(path / "journal", time.monotonic()), fenced, why)
+
+    def _fenced(self) -> list[Path]:
+        return [path for path, each in self._abandoned.items() if each.fenced]
 
     def _take_over(self, path: Path) -> None:
         if not FileInbox(path).requests():
@@ -187,14 +246,15 @@ class Daemon:
             if state.finished or state.lineage is None:
                 self._finished.add(path)
                 return
+        outbox, checkpoints = Outbox(self._alerts.send, self._got_through), FileCheckpoints(path)
         ports = Ports(
             clock=SystemClock(),
             scheduler=self._scheduler(path),
             agents=FileAgents(path),
             trainer=FileTrainer(path),
-            checkpoints=FileCheckpoints(path),
+            checkpoints=checkpoints,
             inbox=FileInbox(path),
-            notifier=Outbox(self._alerts.send),
+            notifier=outbox,
         )
         identity = DaemonIdentity(host=socket.gethostname(), pid=os.getpid(), last_liveness=self._last_liveness)
         supervisor = Supervisor(path, ports, self._policy, self._site(path), identity)
@@ -202,6 +262,7 @@ class Daemon:
             log.warning("lineage %s: journal: %s", path.name, note)
         log.info("lineage %s: epoch %d, %s", path.name, supervisor.state.epoch, supervisor.state.status)
         self._supervisors[path] = supervisor
+        self._background[path] = outbox, checkpoints
         self._projections.setdefault(path, self._new_projections(path))
 
     def _tick(self, path: Path) -> None:
@@ -209,24 +270,52 @@ class Daemon:
         status = supervisor.state.status
         changed = supervisor.tick()
         self._restarts.succeeded(path)
+        self._failing.pop(path, None)
+        self._watch_alerts.watched(path.name)
         if changed:
             for projection in self._projections[path]:
                 projection.stale = True
         if supervisor.state.status is not status:
             log.info("lineage %s: %s → %s %s", path.name, status, supervisor.state.status, supervisor.state.why)
-        if supervisor.settled:
+        if supervisor.finished:
             self._release_lineage(path)
 
     def _release_lineage(self, path: Path) -> None:
+        self._close_background(path)
         supervisor = self._supervisors.pop(path, None)
         if supervisor is not None:
-            supervisor.close()
+            with suppress(OSError):  # a network file system may report here what it lost
+                supervisor.close()
 
-    def _page(self, path: Path, why: str) -> None:
-        """Page on-call for a lineage that is not watched: its journal cannot carry this alert."""
-        title = f"opt-ops {path.name}: not watched, an operator is needed"
-        body = f"{why}\nTraining continues, but no daemon watches it. Next: the daemon's log, and opt-ops daemon status"
-        self._outbox.send(Alert(f"{path.name}/unwatched/{time.time():.0f}", Severity.PAGE, title, body))
+    def _close_background(self, path: Path) -> None:
+        outbox, checkpoints = self._background.pop(path, (None, None))
+        if outbox is not None and checkpoints is not None:
+            outbox.close()
+            checkpoints.close()
+
+    def _got_through(self) -> None:
+        """A message was delivered, so the way is open: pages of all lineages that wait are sent again."""
+        self._watch_alerts.got_through()
+        for supervisor in self._supervisors.values():
+            supervisor.retry_pages()
+
+    def _was_answered(self, lineage: str, since: float) -> bool:
+        """Whether an operator has left a request for a lineage since then; nobody reads it, but somebody is there."""
+        inbox = self._config.runs / lineage / "inbox"
+        return any((inbox / name).stat().st_mtime > since for name in names_in(inbox, ".json"))
+
+    def _tell_who_watches(self) -> None:
+        """Send the alerts about lineages that this daemon does not watch, unless another daemon does."""
+        fenced = self._fenced()
+        if fenced and time.monotonic() - self._looked_at >= _LIVENESS_SECONDS:
+            self._looked_at = time.monotonic()
+            watch = look(self._config.runs, time.time())
+            for path in fenced:
+                if watch.over(path.name).watched:
+                    self._watch_alerts.watched(path.name)
+                else:
+                    self._watch_alerts.unwatched_elsewhere(path.name)
+        self._watch_alerts.step()
 
     def _scheduler(self, path: Path) -> Scheduler:
         config = self._config
@@ -255,24 +344,37 @@ class Daemon:
             drawn.append(Projection((*option, "mlflow", "sync", path.name, "-q"), config.mlflow.every_seconds))
         return drawn
 
-    def _write_liveness(self) -> None:
-        if time.monotonic() - self._liveness_at < _LIVENESS_SECONDS:
-            return
-        self._liveness_at = time.monotonic()
-        self._last_liveness = time.time()
-        liveness = {
-            "v": 1,
-            "ts": self._last_liveness,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "version": __version__,
-            "policy": self._policy.version,
-            "lineages": sorted(path.name for path in self._supervisors),
-        }
-        try:
-            write_json(self._config.runs / "daemon.json", liveness)
-        except OSError as error:  # a full disk must not end the watch over lineages whose disk has room
-            log.error("the liveness file cannot be written: %s", error)
+    def _project(self, path: Path) -> None:
+        supervisor = self._supervisors.get(path)
+        for projection in self._projections[path]:
+            projection.step(now=supervisor is None or supervisor.settled)
+
+    def _watching(self) -> Watching:
+        projections = [(path.name, each) for path, drawn in self._projections.items() for each in drawn if each.why]
+        unwatched = {path.name: each.why for path, each in self._abandoned.items() if not each.fenced}
+        return Watching(
+            lineages=[path.name for path in self._supervisors],
+            fenced=[path.name for path in self._fenced()],
+            unwatched=unwatched | {path.name: why for path, why in self._failing.items()},
+            paged=self._watch_alerts.paged,
+            problems=[
+                *({"what": what, "why": why, "since": since} for what, (why, since) in self._problems.items()),
+                *({"what": each.name, "why": each.why, "lineage": lineage} for lineage, each in projections),
+                *({"what": f"alert {name}", "why": why} for name, why in self._watch_alerts.problems.items()),
+            ],
+        )
+
+    def _write_sign(self) -> None:
+        self._last_liveness = self._sign.write(self._watching()) or self._last_liveness
+
+
+@dataclass(frozen=True, slots=True)
+class _Abandoned:
+    """A lineage that this daemon does not watch now: it was fenced, or it cannot read the journal."""
+
+    watch: OwnerWatch
+    fenced: bool
+    why: str
 
 
 def _hint(error: Exception) -> str:

@@ -24,16 +24,15 @@ from opt_ops.core.events import (
     StrayCancelled,
 )
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.model import Allocation, Attempt, Node, State
-from opt_ops.core.values import AllocationStatus, Fault
+from opt_ops.core.state.model import AlertState, Allocation, Attempt, Node, State
+from opt_ops.core.values import AllocationStatus, Fault, Status
 from opt_ops.core.waiting import Backoff, Retries, still_waiting
 from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
+from opt_ops.supervise.deliveries import Deliveries
 
 _LEAVE_SECONDS = 20.0  # for released agents to leave by themselves before their job is cancelled
 _CANCEL_BACKOFF = Backoff(first=30.0)  # a job may take minutes to complete: the scheduler is not asked at every tick
-_ALERT_BACKOFF = Backoff(first=60.0)
-_ALERT_HOURS = 1.0  # after which an alert that cannot be delivered is given up
 
 _TRAINERS_DRILLS = (Fault.LR, Fault.FLIP_BIT)
 _AGENTS_DRILLS = (Fault.KILL_RANK, Fault.HANG, Fault.XID)
@@ -62,7 +61,7 @@ class IntentExecutor:
         self._ordered: Orders | None = None
         self._submitted: set[str] = set()
         self._cancellations = Retries(_CANCEL_BACKOFF)
-        self._deliveries = Retries(_ALERT_BACKOFF)
+        self._deliveries = Deliveries()
 
     def execute(self, state: State) -> Iterator[Event]:
         """Carry out the open intents; yield their outcomes.
@@ -179,22 +178,37 @@ class IntentExecutor:
             yield DrillDone(drill=drill.name)  # the drills of agents are in the orders, which are written already
 
     def _deliver_alerts(self, state: State) -> Iterator[Event]:
-        """Hand open alerts to the notifier, again after a pause if delivery failed, and give up after a while."""
+        """Hand open alerts to the notifier, and again after a pause if delivery failed.
+
+        A page is never given up. It is settled when it is delivered, or when an operator has answered it.
+        """
         now = self._ports.clock.monotonic()
         problems = dict(self._ports.notifier.delivered())
+        if "" in problems.values():
+            self._deliveries.got_through()
         for name, alert in state.alerts.items():
             if alert.delivered is not None:
                 continue
-            problem = problems.get(name)
+            intended, problem = alert.told, problems.get(name)
             if problem == "":
                 yield AlertSettled(alert=name, delivered=True, why="")
-            elif problem and self._ports.clock.now() - alert.at > _ALERT_HOURS * 3600:
+            elif problem and _answered(state, alert):
+                yield AlertSettled(alert=name, delivered=False, why=f"an operator has acted before; {problem}")
+            elif problem and self._deliveries.given_up(intended.severity, self._ports.clock.now() - alert.at):
                 yield AlertSettled(alert=name, delivered=False, why=problem)
-            elif self._deliveries.due(name, now):
+            elif self._deliveries.due(name, intended.severity, now):
                 self._check_owner()
-                self._deliveries.tried(name, now)
-                intended = alert.told
+                self._deliveries.tried(name, intended.severity, now)
                 self._ports.notifier.send(Alert(intended.alert, intended.severity, intended.title, intended.body))
+
+    def retry_pages(self) -> None:
+        """A message of another lineage was delivered: pages that wait are sent again at once."""
+        self._deliveries.got_through()
+
+
+def _answered(state: State, alert: AlertState) -> bool:
+    """Whether an operator has asked the lineage to go on, or has stopped it, since the alert."""
+    return state.asked_at > alert.at or state.status is Status.CANCELLED
 
 
 def orders_of(state: State, site: Site) -> Orders:

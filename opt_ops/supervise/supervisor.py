@@ -173,14 +173,24 @@ class Supervisor:
     def settled(self) -> bool:
         """Whether the lineage holds nothing any more, and its last checkpoint has a verdict.
 
-        A lineage that was stopped or halted waits for that verdict, too, but not for ever.
+        A lineage that was stopped or halted waits for that verdict, too, but not for ever. Pages that are not delivered
+        yet are not waited for: `finished` waits for them.
         """
-        if not self.state.finished:
+        if not self.state.settled:
             return False
         if self._finished_at is None:
             self._finished_at = self._clock.monotonic()
         waited = self._clock.monotonic() - self._finished_at
         return waited > self._policy.final_examine_seconds or not last_is_unread(self.state)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do for this lineage."""
+        return self.settled and self.state.finished
+
+    def retry_pages(self) -> None:
+        """Another message was delivered: pages that wait are sent again at once."""
+        self._executor.retry_pages()
 
     def close(self) -> None:
         """Close the journal file."""

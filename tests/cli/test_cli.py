@@ -55,10 +55,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     journal = Journal(folder / "runs" / "12" / "journal")
     for entry in told().entries:
         journal.append(journal.stamp(entry.event, entry.ts))
-    path = folder / "runs/12/12.01/a1/telemetry.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(telemetry(320, 5e-4, 2.5, 0.5)) + "\n")
+    (folder / "runs/12/12.01/a1").mkdir(parents=True)
+    trains(folder)
     return folder
+
+
+def trains(folder: Path) -> None:
+    """The attempt has made a step just now."""
+    path = folder / "runs/12/12.01/a1/telemetry.jsonl"
+    path.write_text(json.dumps(telemetry(320, 5e-4, 2.5, 0.5)) + "\n")
 
 
 def golden(name: str, text: str, folder: Path) -> None:
@@ -86,10 +91,13 @@ def golden(name: str, text: str, folder: Path) -> None:
     ],
 )
 def test_output_is_a_contract(site: Path, name: str, arguments: list[str]):
+    trains(site)
     done = opt_ops(site, *arguments)
     assert done.returncode == 0, done.stderr
-    without_ages = re.sub(r'"age": "[^"]*"', '"age": "…"', done.stdout)
-    without_ages = re.sub(r"TRAINING for \S+", "TRAINING for …", without_ages)
+    without_ages = re.sub(r'"(age|step_age|step_at|heard_age)": "[^"]*"', r'"\1": "…"', done.stdout)
+    without_ages = re.sub(r'"step_age_seconds": [\d.]+', '"step_age_seconds": 1.0', without_ages)
+    without_ages = re.sub(r"TRAINING\? for \S+", "TRAINING? for …", without_ages)
+    without_ages = re.sub(r"last step \S+ ago", "last step … ago", without_ages)
     golden(name, without_ages, site)
 
 
@@ -145,10 +153,12 @@ def test_the_fields_of_every_answer_are_a_contract(site: Path, tmp_path: Path):
 
 
 def test_the_queue_for_people_pipes_and_programs(site: Path):
+    old = telemetry(320, 5e-4, 2.5, 0.5) | {"ts": 1_000.0}  # whose age does not change while this test runs
+    (site / "runs/12/12.01/a1/telemetry.jsonl").write_text(json.dumps(old) + "\n")
     assert opt_ops(site).stdout == opt_ops(site, "q").stdout == opt_ops(site, "run", "list").stdout
     heading, line = opt_ops(site, "q").stdout.splitlines()
     assert heading.split("\t")[:3] == ["LINEAGE", "RUN", "STATE"]
-    assert line.split("\t")[:8] == ["12", "12.01", "TRAINING", "77", "2", "320/1000", "2.5", "300"]
+    assert line.split("\t")[:8] == ["12", "12.01", "TRAINING?", "77", "2", "320/1000", "2.5", "300"]
     assert opt_ops(site, "q", "--no-header", "-o", "name").stdout == "12\n"
     value = json.loads(opt_ops(site, "q", "-o", "json").stdout)
     assert value["schema"] == "opt-ops/run-list/1"
@@ -200,10 +210,10 @@ def test_a_traceback_is_shown_to_who_asks(site: Path, arguments: list[str]):
     assert "no lineage 13" in done.stderr.splitlines()[-2]
 
 
-def test_a_mistake_of_ours_is_one_line_too(site: Path, tmp_path: Path):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/daemon.json").write_text('{"ts": "never"}')
-    done = opt_ops(tmp_path, "daemon", "status")
+def test_a_mistake_of_ours_is_one_line_too(site: Path):
+    broken = "import opt_ops.cli.run as run; run.watch_now = lambda: 1 / 0; from opt_ops.cli import main; main()"
+    command = [sys.executable, "-c", broken, "q"]
+    done = subprocess.run(command, cwd=site, capture_output=True, text=True, timeout=240)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 2), done.stderr
     assert "--debug" in done.stderr
 
@@ -301,6 +311,7 @@ def test_the_newest_evaluation_is_shown_wherever_it_is_in_the_telemetry(site: Pa
 
 
 def test_what_is_wrong_with_a_lineage_is_a_code(site: Path, tmp_path: Path):
+    trains(site)
     done = opt_ops(site, "run", "show", "12", "--check", "-o", "json")
     (found,) = json.loads(done.stdout)["items"]
     assert (done.returncode, found["finding"], found["next"]) == (5, "unwatched", "opt-ops daemon ensure")

@@ -36,6 +36,7 @@ from opt_ops.core.values import (
     RankExit,
     Readback,
     Schedule,
+    Severity,
     Shape,
     Skip,
     Status,
@@ -312,15 +313,25 @@ class State:
         return self.status in ENDED
 
     @property
-    def finished(self) -> bool:
-        """Whether the lineage has ended and holds nothing any more: no processes, no nodes, no open intent."""
+    def released(self) -> bool:
+        """Whether the lineage has ended and holds nothing of the cluster any more: no processes, no nodes."""
         return (
             self.ended
             and not (self.attempt and self.attempt.live)
             and not self.live_allocations
             and not self.orphan_jobs
-            and all(alert.delivered is not None for alert in self.alerts.values())
         )
+
+    @property
+    def settled(self) -> bool:
+        """Whether only pages are left to deliver, which are tried for as long as it takes."""
+        waiting = (alert.told.severity for alert in self.alerts.values() if alert.delivered is None)
+        return self.released and all(severity is Severity.PAGE for severity in waiting)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the lineage has ended and nothing is open: no processes, no nodes, no intent, no alert."""
+        return self.released and all(alert.delivered is not None for alert in self.alerts.values())
 
 
 _T = TypeVar("_T")
