@@ -87,7 +87,7 @@ _NOISE = re.compile(
 """Lines that come with every failure, or after it."""
 
 _CUDA_LIBRARY = r"(?:CUBLAS|CUDNN|CUFFT|CUSPARSE|CUSPARSELT|CUSOLVER|CURAND|CUBLASLT)(?:_STATUS)?_"
-_CODE = r"(?:\b[Ee]rror |[Cc]uda failure |runtime error \(|code[ =:]+|\breturned |\berr(?:or)?[ =:]+|\bCUDA_ERROR )\(?"
+_CODE = r"^(?=.*(?i:cuda|hip)).*(?:\b[Ee]rror |[Cc]uda failure |runtime error \(|code[ =:]+|\breturned |CUDA_ERROR )\(?"
 """How a number of the CUDA runtime (driver_types.h, cudaError) stands in a line."""
 
 _RANK = r"^\W*(?:\[?rank ?\d+\]?[:\]]* *)?"
@@ -197,6 +197,10 @@ FAMILIES: tuple[Family, ...] = (
         r"(?i:mps (?:server|client).*(?:error|fail|terminat))|MpsConnectionFailed|MPS_CONNECTION_FAILED",
     ),
     _family(
+        "gpu_wrapper", FailureClass.GPU_ERROR, Fault.UNCLEAR, Weight.WRAPPER,
+        r"unhandled (?:cuda|hip) error|ncclUnhandledCudaError|Call to (?:CUDA|HIP) function failed",
+    ),
+    _family(
         "gpu_fault", FailureClass.GPU_ERROR, Fault.UNCLEAR, Weight.SYMPTOM,
         r"illegal memory access|[Ii]llegal_?[Aa]ddress|ILLEGAL_ADDRESS|an illegal (?:instruction|barrier)",
         r"IllegalInstruction|ILLEGAL_INSTRUCTION",
@@ -205,13 +209,9 @@ FAMILIES: tuple[Family, ...] = (
         r"invalid (?:program counter|pc\b|address space)|InvalidPc|InvalidAddressSpace",
         r"[Mm]emory access fault by GPU|HSA_STATUS_ERROR",
         rf"{_CUDA_LIBRARY}(?:EXECUTION_FAILED|EXEC_FAILED|INTERNAL_ERROR|MAPPING_ERROR)",
-        rf"{_CODE}(?:4|30|46|700|702|715|716|717|718|719|999)\b(?!%)(?=\D*(?:cuda|[a-z]))",
+        rf"{_CODE}(?:4|30|46|700|702|715|716|717|718|719|999)\b(?!%)",
         r"(?:CUDA|HIP|cuda|Cuda|hip)(?: driver| runtime| kernel)? (?:error|ERROR|failure)\b(?=.*[:'(])",
         r"Triton Error \[(?:CUDA|HIP)\]|AcceleratorError|\bcudaError[A-Z]\w+|\bCUDA_ERROR_[A-Z]|\bhipError[A-Z]\w+",
-    ),
-    _family(
-        "gpu_wrapper", FailureClass.GPU_ERROR, Fault.UNCLEAR, Weight.WRAPPER,
-        r"unhandled (?:cuda|hip) error|ncclUnhandledCudaError|Call to (?:CUDA|HIP) function failed",
     ),
     # -- the file system; a socket reports some of these numbers, too
     _family(
@@ -229,7 +229,8 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _family(
         "file_system", FailureClass.STORAGE, Fault.STORAGE, Weight.CAUSE,
-        r"Input/output error|No space left on device|Read-only file ?system|[Qq]uota (?:was |limit )?exceeded",
+        r"Input/output error|disk I/O error|\bdo(?:Write|Read)<|No space left on device",
+        r"Read-only file ?system|[Qq]uota (?:was |limit )?exceeded",
         r"StorageFull|QuotaExceeded",
         rf"{_ERRNO}(?:5|28|30|37|122)\b",
         r"\bEIO\b|\bENOSPC\b|\bEROFS\b|\bEDQUOT\b|[Nn]o locks available|FilesystemQuota",
@@ -252,7 +253,8 @@ FAMILIES: tuple[Family, ...] = (
         r"NCCL.*(?:time[ds]? ?out|aborted|hang|unhandled system)",
         r"(?:operations|collectives?) (?:\w+ )*(?:failed or )?timed out|taking the entire process down",
         r"(?i:gloo).*(?:fail|error|timed? ?out|clos|reset|enforce)|[Ss]ocket [Tt]imeout|SocketError|SocketException",
-        r"[Tt]imed out (?:after \d+ ?\w* )?waiting|[Ww]ait timeout|store->|TCPStore|C10dStore",
+        r"[Tt]imed out (?:after \d+ ?\w* )?waiting|[Ww]ait timeout|store->|[Tt]imed out initializing",
+        r"[Ss]tore[- ]based barrier|TCPStore|C10dStore",
         r"c10d.*(?:fail|error|timed? ?out)",
         r"Connection (?:was )?(?:reset|closed|aborted|lost)|Broken pipe|BrokenPipeError",
         r"Connection\w*Error\b(?!.*https?)",
@@ -262,7 +264,7 @@ FAMILIES: tuple[Family, ...] = (
         r"peer (?:is )?(?:gone|lost|disconnected|closed)",
         r"[Hh]eartbeat (?:monitor )?(?:timed out|timeout)|HeartbeatMonitor",
         r"Ranks? [\d, ]+ failed to (?:pass|join|respond)|[Pp]eer[- ]to[- ]peer.*timed out",
-        r"MPI_ABORT|MPI_Abort|PMIX ERROR|ORTE|unreachable remote|UNAVAILABLE: .*(?:connect|peer)",
+        r"MPI_ABORT|MPI_Abort|PMIX ERROR|ORTE|unreachable remote|UNAVAILABLE: .*(?:connect|peer|heartbeat|unhealthy)",
         r"DEADLINE_EXCEEDED|CoordinationService",
         r"workers? joined|clients joined|Exception \(either an error or timeout\)|failure detected by",
     ),
@@ -273,7 +275,8 @@ FAMILIES: tuple[Family, ...] = (
         r"No route to host|[Nn]etwork is (?:unreachable|down)|Name or service not known",
         r"[Tt]emporary failure in name resolution|gai error|cannot be retrieved",
         r"Connection (?:refused|timed out)|connect(?:ion)? (?:to \S+ )?(?:failed|refused|timed out)",
-        r"failed to connect|couldn't connect|Failed to bind",
+        r"failed to connect|(?:[Cc]ould not|[Uu]nable to|[Cc]annot) connect|another process is utilizing",
+        r"couldn't connect|Failed to bind",
         rf"{_ERRNO}(?:32|98|99|100|101|102|103|104|105|110|111|113)\b",
     ),
     _family(

@@ -30,7 +30,7 @@ def text_of(row: dict[str, str]) -> str:
     return row["text"].replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")
 
 
-ROWS = [row for name in ("reported_lines.csv", "library_wordings.csv") for row in rows(name)]
+ROWS = [row for name in ("reported_lines.csv", "library_wordings.csv", "found_reports.csv") for row in rows(name)]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row["id"] for row in ROWS])
