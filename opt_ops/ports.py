@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from opt_ops.core.detect.point import Point
+from opt_ops.core.failures.cause_lines import CauseLine
 from opt_ops.core.health import Heartbeat
 from opt_ops.core.values import AllocationStatus, Checkpoint, Optimizer, RankExit, Schedule, Severity
 
@@ -143,6 +144,8 @@ class NodeRanksReport:
     exits: tuple[RankExit, ...]
     done: bool  # all its ranks have ended
     tails: Mapping[int, str] = field(default_factory=dict[int, str])  # rank → last lines of its log; untrusted
+    causes: Mapping[int, tuple[CauseLine, ...]] = field(default_factory=dict[int, tuple[CauseLine, ...]])
+    """Rank → the lines of its log that name a cause; untrusted. No entry: its agent does not look for them."""
 
 
 class Agents(Protocol):

@@ -16,6 +16,7 @@ from typing import Any
 from opt_ops.contract import environment
 from opt_ops.core.names import attempt_folder
 from opt_ops.node.log import log
+from opt_ops.node.rank_log import LOOK_SECONDS, RankLog
 from opt_ops.runfolder.files import create_json, read_json, write_json
 
 GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL
@@ -25,8 +26,6 @@ PY_SPY_SECONDS = 5.0  # for py-spy to read the stacks of ranks that did not answ
 PIPE, TRACE = "nccl-", "nccl/rank-"  # names for NCCL's flight recorder, each followed by the rank
 
 _PR_SET_PDEATHSIG = 1
-_TAIL_BYTES = 4096
-_TAIL_LINES = 20
 
 
 class RankProcesses:
@@ -40,6 +39,7 @@ class RankProcesses:
         self._node = node
         self._launch = launch
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._followed: dict[int, RankLog] = {}
         self._report: dict[str, Any] = {"v": 1, "node": node, "attempt": self.attempt, "started": time.time()}
         self._killed_at: float | None = None
         self._saved = True
@@ -59,6 +59,7 @@ class RankProcesses:
             try:
                 self._processes[local] = self._spawn(entry["rank"], local)
                 entry["pid"] = self._processes[local].pid
+                self._followed[local] = RankLog(self._log(entry["rank"]))
             except OSError as error:
                 with suppress(OSError):  # if the disk is full, the exit code must do
                     self._log(entry["rank"]).write_text(f"cannot start {self._launch['argv'][0]}: {error}\n")
@@ -111,17 +112,32 @@ class RankProcesses:
     def reap(self) -> bool:
         """Record the ranks that ended since the last call. Returns whether there is any."""
         changed = not self._saved
+        self._look_at_logs()
         for local, process in self._processes.items():
             entry = self._report["ranks"][local]
             if entry["ended"] is None and (code := process.poll()) is not None:
                 entry["code"], entry["signal"] = (code, None) if code >= 0 else (None, -code)
                 entry["ended"] = time.time()
                 if code != 0:
-                    entry["tail"] = _tail(self._log(entry["rank"]))
+                    self._add_last_words(local, entry)
                 changed = True
         if changed:
             self._save()
         return changed
+
+    def _look_at_logs(self) -> None:
+        """Follow the logs of the ranks that run; all of them together for `LOOK_SECONDS`."""
+        running = [each for local, each in self._followed.items() if self._report["ranks"][local]["ended"] is None]
+        for followed in running:
+            share = LOOK_SECONDS / len(running)
+            followed.look(time.monotonic() + share)
+
+    def _add_last_words(self, local: int, entry: dict[str, Any]) -> None:
+        followed = self._followed[local]
+        entry["tail"] = followed.tail()
+        entry["causes"] = [
+            {"line": line.text, "at": line.at, "step": line.step, "stale": line.stale} for line in followed.end()
+        ]
 
     def drill(self, rank: int, number: signal.Signals) -> None:
         """Send a signal to one rank and its children."""
@@ -223,17 +239,6 @@ def _catches(pid: int, number: signal.Signals) -> bool:
         return False
     mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
     return bool(int(mask, 16) >> (number - 1) & 1)
-
-
-def _tail(path: Path) -> str:
-    """The last lines of a log. They may show why its rank died."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
 
 def _size(path: Path) -> int:

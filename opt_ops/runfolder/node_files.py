@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from opt_ops.core.failures.cause_lines import LONGEST, CauseLine, clean
 from opt_ops.core.health import Heartbeat
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.values import RankExit
@@ -20,6 +21,7 @@ _LAST_HEARTBEATS = 64 * 1024  # bytes at the end of a health file that one call 
 _LARGEST_REPORT = 16 * 1024 * 1024  # bytes: 1,024 ranks with 4 KiB of their logs are 4 MiB
 _RANKS = 4096  # of a node
 _LONGEST_TAIL = 64 * 1024  # characters of a rank's log in a report
+_CAUSES = 64  # lines of a rank's log that name a cause
 _LONGEST_STACK = 256 * 1024  # characters of a rank's stacks
 _SIGNALS = f.whole(-128, 1024)
 _CODES = f.whole(-(2**31), 2**32 - 1)
@@ -166,21 +168,25 @@ def _report_of(record: f.Record, written: float) -> NodeRanksReport:
         _exit_of(f.Record(each, f"ranks[{number}].", record.left_out), node, written)
         for number, each in enumerate(ranks)
     ]
-    exits = {found.rank: found for found, _ in ended if found is not None}
+    exits = {found.rank: found for found, _, _ in ended if found is not None}
     return NodeRanksReport(
         node=node,
         started_at=record.optional("started", f.moment, written),
         exits=tuple(exits.values()),
         done=len(exits) == len(ranks),
-        tails={found.rank: tail for found, tail in ended if found is not None and tail},
+        tails={found.rank: tail for found, tail, _ in ended if found is not None and tail},
+        causes={found.rank: causes for found, _, causes in ended if found is not None and causes is not None},
     )
 
 
-def _exit_of(record: f.Record, node: str, written: float) -> tuple[RankExit | None, str]:
-    """How a rank ended, and the end of its log; None while it runs. An end that is told in part is still an end."""
+def _exit_of(record: f.Record, node: str, written: float) -> tuple[RankExit | None, str, tuple[CauseLine, ...] | None]:
+    """How a rank ended, the end of its log, and the lines of the log that name a cause; None, "" while it runs.
+
+    An end that is told in part is still an end.
+    """
     rank = record.required("rank", f.rank)
     if record.required("ended", lambda value: value) is None:
-        return None, ""
+        return None, "", None
     found = RankExit(
         rank=rank,
         node=node,
@@ -188,7 +194,19 @@ def _exit_of(record: f.Record, node: str, written: float) -> tuple[RankExit | No
         signal=record.optional("signal", _SIGNALS, None),
         at=record.optional("ended", f.moment, written),
     )
-    return found, record.optional("tail", f.text(_LONGEST_TAIL), "")
+    tail = record.optional("tail", f.text(_LONGEST_TAIL), "")
+    told = record.optional("causes", lambda value: isinstance(value, list), False)
+    causes = record.each("causes", _cause_of, _CAUSES) if told else None
+    return found, tail, causes
+
+
+def _cause_of(record: f.Record) -> CauseLine:
+    return CauseLine(
+        text=clean(record.required("line", f.text(LONGEST))),
+        at=record.optional("at", f.moment, None),
+        step=record.optional("step", f.step, None),
+        stale=record.optional("stale", f.flag, False),
+    )
 
 
 def _stacks_of(record: f.Record) -> dict[int, str]:

@@ -9,15 +9,17 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.detect.stacks import group
 from opt_ops.core.events import AttemptEnded, AttemptStarted, CheckpointRefused, Event, SignalRaised, StacksTaken
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.failures.classify_exit import classify, first_cause
+from opt_ops.core.failures.classify_exit import Blame, blame
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeRanksReport
+from opt_ops.supervise.exits import evidence_of, failed_ranks, places
 from opt_ops.supervise.watch_nodes import END_REASON_SECONDS, NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
 # When a rank dies, its peers die of it. The report of another node may come later and show an earlier death.
 _FIRST_FAILURE_DEBOUNCE_SECONDS = 1.0
+_VICTIMS_DEBOUNCE_SECONDS = 4.0  # while ranks only report a lost peer: the peer may still be writing its stacks
 
 _STOP_SIGNALS = frozenset({2, 15})  # SIGINT by an agent that leaves, SIGTERM by the scheduler
 
@@ -56,9 +58,11 @@ class AttemptWatch:
         if over:
             # The last telemetry was on disk before the processes ended: read it first.
             yield from self._training.observe(state)
-        if self._awaits_end_reason(state, attempt, reports):
+        last = self._training.last(attempt)
+        failed = failed_ranks(reports.values(), last.ts if last else None)
+        if self._awaits_end_reason(state, attempt, failed):
             return
-        yield from self._failed_rank(state, attempt, reports, over)
+        yield from self._failed_rank(state, attempt, failed, over)
         if over:
             yield from self._training.report_progress(attempt)
             yield self._ended(state, attempt, reports)
@@ -96,30 +100,30 @@ class AttemptWatch:
         # A node that is held again is held by a newer allocation, whose agent does not know the attempt.
         return self._nodes.lost(node) or holder.intended_at > attempt.intended_at
 
-    def _awaits_end_reason(self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport]) -> bool:
+    def _awaits_end_reason(self, state: State, attempt: Attempt, failed: Mapping[RankExit, str]) -> bool:
         """Whether the scheduler seems to end the job: its reason is then the cause, so wait for it.
 
         The first rank ended by a stop signal that we did not send, and its agent has had notice from the scheduler.
         """
-        failed = _failed(reports)
         if not failed or attempt.stop_why is not None or not set(attempt.nodes) <= state.held.keys():
             return False
-        first = first_cause(failed)
+        first = blame(failed).first
         if _STOP_SIGNALS.isdisjoint((first.signal, (first.code or 0) - 128)) or not self._nodes.warned(first.node):
             return False
         since = self._failed_at.setdefault(attempt.name, self._clock.monotonic())
         return self._clock.monotonic() - since < END_REASON_SECONDS
 
     def _failed_rank(
-        self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport], over: bool
+        self, state: State, attempt: Attempt, failed: Mapping[RankExit, str], over: bool
     ) -> Iterator[Event]:
-        failed = _failed(reports)
         if not failed or attempt.stop_why is not None:
             return
         since = self._failed_at.setdefault(attempt.name, self._clock.monotonic())
-        if not over and self._clock.monotonic() - since < _FIRST_FAILURE_DEBOUNCE_SECONDS:
+        found = blame(failed)
+        wait = _VICTIMS_DEBOUNCE_SECONDS if found.victim else _FIRST_FAILURE_DEBOUNCE_SECONDS
+        if not over and self._clock.monotonic() - since < wait:
             return
-        raised = self._signal(attempt, failed)
+        raised = self._signal(attempt, found, len(failed))
         if raised.key in state.signals:
             return
         if raised.signal == FailureClass.CHECKPOINT_REFUSED and attempt.checkpoint is not None:
@@ -127,20 +131,18 @@ class AttemptWatch:
         yield from self._training.report_progress(attempt)  # an end after the last step is another one than before it
         yield raised
 
-    def _signal(self, attempt: Attempt, failed: Mapping[RankExit, str]) -> SignalRaised:
-        last, first = self._training.last(attempt), first_cause(failed)
-        kind, line = classify(first, failed[first])
-        evidence = {"rank": first.rank, "code": first.code, "signal": first.signal, "failed_ranks": len(failed)}
+    def _signal(self, attempt: Attempt, found: Blame, failed: int) -> SignalRaised:
+        last = self._training.last(attempt)
         return SignalRaised(
-            signal=kind,
+            signal=found.kind,
             tier=Tier.ACT,
             attempt=attempt.name,
             step=last.step if last else None,
-            onset_step=self._training.agreed if kind == FailureClass.SILENT_DATA_CORRUPTION else None,
-            at=first.at,
-            nodes=(first.node,),
+            onset_step=self._training.agreed if found.kind is FailureClass.SILENT_DATA_CORRUPTION else None,
+            at=found.first.at,
+            nodes=places(found),
             rule="first rank that ended with a signal or with a code other than 0",
-            evidence={**evidence, "line": line[:500]} if line else evidence,
+            evidence=evidence_of(found, failed),
         )
 
     def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport]) -> AttemptEnded:
@@ -165,13 +167,6 @@ class AttemptWatch:
             unreachable=unreachable,
             ended=Counter(f"signal {x.signal}" if x.signal is not None else f"code {x.code}" for x in exits),
         )
-
-
-def _failed(reports: Mapping[str, NodeRanksReport]) -> dict[RankExit, str]:
-    """The ranks that did not end with code 0, each with the last lines of its log."""
-    return {
-        rank: report.tails.get(rank.rank, "") for report in reports.values() for rank in report.exits if rank.code != 0
-    }
 
 
 def _stacks_taken(attempt: Attempt, incident: Incident, texts: Mapping[int, str], ranks: int) -> StacksTaken:

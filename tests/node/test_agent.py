@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 from opt_ops.core.detect.stacks import main_thread
+from opt_ops.core.failures.classify_exit import blame
 from opt_ops.core.health import judge
 from opt_ops.core.values import Verdict
 from opt_ops.node.rank_processes import _die_with_parent
 from opt_ops.ports import Drilling, Launch, NodeRanksReport, Orders
 from opt_ops.runfolder.files import write_json
 from opt_ops.runfolder.node_files import FileAgents
+from opt_ops.supervise.exits import failed_ranks
 from tests.fake_nvml.build import FakeDriver
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(120)")
@@ -551,3 +553,29 @@ def test_ranks_that_are_wanted_already_do_not_wait_for_a_burn_in(node: Node):
     node.start()
     node.started()
     assert not node.beat().burning
+
+
+SAYS_AND_ABORTS = """
+import os, sys, signal
+print("step 7", flush=True)
+print("RuntimeError: CUDA error: uncorrectable ECC error encountered \\x1b[31m", flush=True)
+for number in range(int(sys.argv[1])):
+    print(f"frame #{number}: c10d::ProcessGroupNCCL::watchdogHandler() + 0x617 (0x7f5a in /opt/libtorch_cuda.so)")
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGABRT)
+"""
+
+
+@pytest.mark.parametrize("stacks", [0, 10_000])
+def test_the_reason_is_in_the_report_however_many_stacks_follow(node: Node, stacks: int):
+    node.start()
+    node.order((sys.executable, "-c", SAYS_AND_ABORTS, str(stacks)))
+    report = wait_for(lambda: node.report() and node.report().done and node.report())
+    (line,) = [line for line in report.causes[2] if "ECC" in line.text]
+    assert (line.text, line.step, line.stale) == (
+        "RuntimeError: CUDA error: uncorrectable ECC error encountered",
+        7,
+        False,
+    )
+    found = blame(failed_ranks([report], None))
+    assert (found.kind, found.node, found.line) == ("gpu_error", "n1", line.text)

@@ -14,7 +14,7 @@ from opt_ops.core.failures.families import Family, Weight, find
 LONGEST = 400  # characters of a line that are kept
 _FIRST, _LAST = 3, 1  # lines of each weight that are kept
 _STALE = 4
-_LONG_LINE, _OVERLAP = 16384, LONGEST  # bytes: longer lines are looked at in pieces that overlap
+_LONG_LINE, _OVERLAP = 4096, LONGEST  # bytes: longer lines are looked at in pieces that overlap
 _LINE_ENDS = (b"\n", b"\r")
 
 _STEP = re.compile(

@@ -40,16 +40,21 @@ def loss_drift(raised: Raised) -> str:
 
 
 def _where(raised: Raised) -> str:
-    return f"rank {raised.evidence['rank']} on {', '.join(raised.nodes)}"
+    place = ", ".join(raised.nodes) or raised.evidence.get("place") or "an unknown node"
+    return f"rank {raised.evidence['rank']} on {place}"
 
 
 def rank_ended(raised: Raised) -> str:
-    """A rank that ended: its signal, or its exit code and the last error line of its log."""
+    """A rank that ended: its signal or its exit code, the line of its log that says why, and how many ended so."""
     evidence = raised.evidence
-    if number := evidence.get("signal"):
-        return f"{_where(raised)} was killed by signal {number} ({_signal_name(int(number))})"
-    line = str(evidence.get("line") or "")
-    return f"{_where(raised)} left with code {evidence['code']}" + (f": {line[:160]}" if line else "")
+    number, line, alike = evidence.get("signal"), str(evidence.get("line") or ""), evidence.get("alike_ranks") or 1
+    how = (
+        f"was killed by signal {number} ({_signal_name(int(number))})"
+        if number
+        else f"left with code {evidence['code']}"
+    )
+    others = f" ({alike} ranks on {evidence['alike_nodes']} nodes ended so)" if not raised.nodes and alike > 1 else ""
+    return f"{_where(raised)} {how}{others}" + (f": {line[:160]}" if line else "")
 
 
 def job_ended(raised: Raised) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.core.failures.cause_lines import CauseLine, CauseLines, Found
@@ -33,6 +34,8 @@ _FAULT_OF_CODE: Mapping[int, Fault] = {
 
 _KILLED, _STOPPED = 9, frozenset({1, 2, 15})  # SIGKILL; SIGHUP, SIGINT, SIGTERM: somebody asked it to stop
 _CRASHED = frozenset({4, 7, 8, 9, 11})  # signals that a lost peer does not cause; SIGABRT follows a lost peer
+
+_ENOUGH, _MOST = 256, 2048  # ranks that are looked at, by time: one failure ends up to 16 thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Blame:
         node: The node to blame; None if none is, or if the logs do not tell.
         nodes: Where ranks ended in this way.
         ranks: How many ranks ended in this way.
+        victim: Whether all ranks only report a lost peer, or that they were told to stop.
     """
 
     first: RankExit
@@ -75,6 +79,7 @@ class Blame:
     node: str | None
     nodes: tuple[str, ...]
     ranks: int
+    victim: bool
 
 
 def classify(ended: RankExit, tail: str) -> tuple[FailureClass, str]:
@@ -88,6 +93,7 @@ def first_cause(failed: Mapping[RankExit, str]) -> RankExit:
     return blame(failed).first
 
 
+@lru_cache(maxsize=2 * _MOST)  # asked again at every tick until an incident is opened
 def why_ended(ended: RankExit, said: str) -> Ending:
     """Why a rank ended by its exit and by lines of its log, in the log's order."""
     by_code = CLASS_OF_CODE.get(ended.code or 0)
@@ -127,7 +133,11 @@ def _best(found: list[Found], ended: RankExit) -> Found | None:
 
 def blame(failed: Mapping[RankExit, str]) -> Blame:
     """Why an attempt ended. `failed`: every rank that ended badly, with lines of its log; at least one."""
-    endings = {ended: why_ended(ended, said) for ended, said in failed.items()}
+    endings: dict[RankExit, Ending] = {}
+    for ended in sorted(failed, key=lambda each: (each.at, each.rank))[:_MOST]:
+        endings[ended] = why_ended(ended, failed[ended])
+        if len(endings) >= _ENOUGH and any(ending.order < _PEER for ending in endings.values()):
+            break
     _explain_kills(endings)
     first = min(endings, key=lambda ended: (endings[ended].order, ended.at, ended.rank))
     cause = endings[first]
@@ -141,6 +151,7 @@ def blame(failed: Mapping[RankExit, str]) -> Blame:
         node=first.node if len(nodes) == 1 and _is_of_node(cause, len(alike), endings) else None,
         nodes=nodes,
         ranks=len(alike),
+        victim=cause.order == _PEER,
     )
 
 
