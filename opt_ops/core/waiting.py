@@ -6,7 +6,9 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-_SKEW = 60.0  # seconds that the clocks of two hosts may differ
+SKEW_SECONDS = 60.0
+"""That the clocks of two hosts may differ by; also about as long as Slurm takes to end a job at its limit (KillWait)."""
+
 _MOST_STEPS = 64  # of growth: beyond that the pause is at its limit, and the power would overflow
 
 
@@ -16,7 +18,7 @@ def still_waiting(now: float, since: float, seconds: float) -> bool:
     Times are wall-clock times, which operators and time servers set. A clock that is set back by an hour ends the wait;
     it does not prolong it.
     """
-    return -_SKEW <= now - since < seconds
+    return -SKEW_SECONDS <= now - since < seconds
 
 
 @dataclass(frozen=True, slots=True)

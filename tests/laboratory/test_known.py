@@ -62,3 +62,27 @@ def test_an_attempt_ends_although_its_node_is_back_through_another_allocation(tm
     # The node is back just when the attempt is being stopped: it is held, sends heartbeats, and has nothing to start.
     lineage = SimulatedLineage(tmp_path, plan, physics(60, nodes=3), Costs(queue=75.0))
     assert lineage.drive(until=20_000.0, tick=10.0).finished
+
+
+@pytest.mark.parametrize(
+    "jumps",
+    [
+        ((-5.0, 5.0), (-5.0, 300.0), (3600.0, 0.0), (3600.0, 0.0)),
+        ((-5.0, 5.0), (3600.0, 5.0), (3600.0, 0.0), (3600.0, 5.0), (-3600.0, 5.0)),
+        ((4960.0, 300.0),),
+        ((365 * 86400.0, 30.0), (-365 * 86400.0, 30.0)),
+    ],
+)
+def test_a_clock_that_is_wrong_by_more_than_the_time_limit_holds_no_lineage_in_the_queue(
+    tmp_path: Path, jumps: tuple[tuple[float, float], ...]
+):
+    """The end of an allocation is a time of the scheduler's clock: by the daemon's, each new one was over already."""
+    lineage = SimulatedLineage(tmp_path, [Planned(fault=start(), at=0.0)], physics(200, time_limit=5000.0))
+    lineage.drive(700.0)
+    for seconds, then in jumps:
+        lineage.world.strike(faults.ClockJump(seconds=seconds))
+        lineage.world.strike(faults.EndJob())
+        lineage.drive(lineage.world.now + then)
+    state = lineage.drive(lineage.world.now + 86400.0, tick=20.0)
+    assert (state.status, state.finished) == ("COMPLETED", True)
+    assert len(state.allocations) < 60

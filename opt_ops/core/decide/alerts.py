@@ -14,6 +14,7 @@ from opt_ops.core.state.status import Status
 from opt_ops.core.text import clock
 from opt_ops.core.values import Action, Driver, Severity, Tier
 from opt_ops.core.waiting import still_waiting
+from opt_ops.core.waiting import still_waiting
 
 _UNKNOWN_SECONDS = 600.0  # of a job whose state is not known, before people are told
 
@@ -61,7 +62,7 @@ def _waiting(state: State, now: float, policy: Policy) -> AlertIntended | None:
     # Not since the status changed: nodes that come and go again and again train nothing either.
     since = max(state.started_at, state.asked_at, attempt.ended_at or 0.0 if attempt else 0.0)
     lineage = state.intent.lineage
-    if now - since < policy.capacity.page_seconds:
+    if still_waiting(now, since, policy.capacity.page_seconds):
         return None
     asked = [f"{a.name}: {a.wanted} nodes, {a.reason or a.status}" for a in state.live_allocations]
     body = [f"No attempt has run for {(now - since) / 60:.0f} minutes.", *asked, f"Next: opt-ops node list {lineage}"]

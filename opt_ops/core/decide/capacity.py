@@ -27,7 +27,7 @@ from opt_ops.core.names import attempt_name
 from opt_ops.core.state.model import Allocation, Node, State
 from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
 from opt_ops.core.values import Driver, Verdict
-from opt_ops.core.waiting import Backoff, still_waiting
+from opt_ops.core.waiting import SKEW_SECONDS, Backoff, still_waiting
 
 # Between two requests, whatever came of the first: a node that is lost at once is not asked for at once.
 _REQUEST_SPACING_SECONDS = 10.0
@@ -42,10 +42,19 @@ def acts(state: State) -> bool:
 
 def nears_limit(allocation: Allocation, now: float, policy: Policy) -> bool:
     """Whether its time limit is near enough to look for a successor: a quarter of a short allocation at most."""
-    if allocation.ends_at is None:
+    return _ends_within(allocation, policy.capacity.successor_seconds, now)
+
+
+def _ends_within(allocation: Allocation, seconds: float, now: float) -> bool:
+    """Whether the scheduler ends it within `seconds`, or within the last quarter of a short allocation.
+
+    The end is a time of the scheduler's clock, and `now` one of ours. An allocation that is held although its end is
+    past shows that the clocks disagree: its limit is not known, and it is used until the scheduler ends it.
+    """
+    end = allocation.ends_at
+    if end is None or now > end + SKEW_SECONDS:
         return False
-    lead = min(policy.capacity.successor_seconds, (allocation.ends_at - allocation.since) / 4)
-    return now > allocation.ends_at - lead
+    return now > end - min(seconds, max(0.0, end - allocation.since) / 4)
 
 
 def outliving_limit(state: State, names: Iterable[str], now: float, policy: Policy) -> list[str]:
@@ -56,7 +65,7 @@ def outliving_limit(state: State, names: Iterable[str], now: float, policy: Poli
 
 def final_save_due(allocation: Allocation, now: float, policy: Policy) -> bool:
     """Whether it ends so soon that nothing new may start on it."""
-    return allocation.ends_at is not None and now > allocation.ends_at - policy.capacity.last_call_seconds
+    return _ends_within(allocation, policy.capacity.last_call_seconds, now)
 
 
 def eligible_nodes(state: State, policy: Policy, now: float) -> list[str]:
@@ -164,15 +173,17 @@ def _superfluous(
 ) -> str:
     shape, attempt = state.shape, state.attempt
     training = attempt is not None and attempt.live
-    waited = now - max(allocation.since, attempt.ended_at or 0.0 if attempt else 0.0)
+    since = max(allocation.since, attempt.ended_at or 0.0 if attempt else 0.0)
+    waited = now - since
     if allocation.pending:
         with_spares = allocation.job is not None and allocation.wanted > shape.nodes - len(useful)
-        if with_spares and shape.spares and not training and waited > policy.spare_seconds:
+        if with_spares and shape.spares and not training and not still_waiting(now, since, policy.spare_seconds):
             return f"in the queue for {waited:.0f} s: {shape.nodes} nodes without spares may be had sooner"
         return ""
     own = _own(state, allocation)
     if useful.isdisjoint(own):
-        return f"none of its nodes is fit after {waited:.0f} s" if waited > policy.unfit_seconds else ""
+        unfit = not still_waiting(now, since, policy.unfit_seconds)
+        return f"none of its nodes is fit after {waited:.0f} s" if unfit else ""
     without = len(stay) - len(stay.intersection(own))
     if training and without >= shape.nodes + shape.spares:
         return f"{without} nodes are held without it"

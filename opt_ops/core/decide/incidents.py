@@ -177,7 +177,7 @@ def _planned_move(state: State, now: float, policy: Policy) -> IncidentOpened | 
         if len(others) >= len(attempt.nodes):
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s; {len(others)} other nodes are held"
             return _open_move(state, attempt, *_why_it_ends(ending), cause, now)
-        if final_save_due(ending, now, policy):
+        if final_save_due(ending, now, policy) and attempt.first_step is not None:  # else there is nothing to save
             cause = f"allocation {ending.name} ends in {ending.ends_at - now:.0f} s, and there are no other nodes yet"
             return _open_move(state, attempt, *_why_it_ends(ending), cause, now)
     if state.size > len(attempt.nodes) and not _already_reported(state, attempt, FailureClass.NODES_RETURNED):
