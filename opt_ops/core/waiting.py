@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 SKEW_SECONDS = 60.0
-"""That the clocks of two hosts may differ by; also about as long as Slurm takes to end a job at its limit (KillWait)."""
+"""That the clocks of two hosts may differ by. Slurm takes about as long to end a job at its limit (KillWait)."""
 
 _MOST_STEPS = 64  # of growth: beyond that the pause is at its limit, and the power would overflow
 

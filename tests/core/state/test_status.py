@@ -222,6 +222,23 @@ def completed_in_preflight() -> None:
     the_last_checkpoint_turns_out_sound(story)
 
 
+def paused_for_a_moment_when_the_nodes_went(story: Story) -> None:
+    ask(story, "pause", keep_nodes=True)
+    ask(story, "resume")
+    story.changed("12-n0", status=AllocationStatus.ENDED)
+    story.ends(Outcome.LOST)
+    story.see(seconds=20)
+    assert story.state.status is Status.QUEUED
+
+
+def before_the_first_step() -> Story:
+    story = Story()
+    story.begin()
+    story.hold()
+    assert story.state.status is Status.STARTING
+    return story
+
+
 def completed_while_paused() -> None:
     story = Story().training(1000, checkpoints=(900,))
     ask(story, "pause")
@@ -289,6 +306,8 @@ RARE: tuple[Callable[[], None], ...] = (
     completed_in_the_queue,
     completed_in_preflight,
     completed_while_paused,
+    lambda: paused_for_a_moment_when_the_nodes_went(before_the_first_step()),
+    lambda: paused_for_a_moment_when_the_nodes_went(Story().training(450)),
     a_gpu_fails_while_rolling_back,
     lambda: assert_status(rolled_back_by_an_operator(waits_for_nodes()), Status.ROLLING_BACK),
     lambda: assert_status(rolled_back_by_an_operator(starts_again()), Status.ROLLING_BACK),
