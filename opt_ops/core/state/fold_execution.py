@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Run, State
 from opt_ops.core.state.queries import waiting_for_attempt
-from opt_ops.core.state.update import with_allocation, with_attempt, with_incident, with_item
+from opt_ops.core.state.update import with_allocation, with_attempt, with_incident, with_item, with_new_allocation
 from opt_ops.core.values import HOLDING, AllocationStatus
 
 
@@ -37,7 +37,7 @@ def _allocation_intended(state: State, event: e.AllocationIntended, entry: e.Ent
         epoch=entry.epoch,
         since=entry.ts,
     )
-    return replace(state, allocations=with_item(state.allocations, event.allocation, allocation))
+    return with_new_allocation(state, allocation)
 
 
 def _allocation_submitted(state: State, event: e.AllocationSubmitted, entry: e.Entry) -> State:

@@ -8,7 +8,13 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.state.model import AlertState, Incident, State
-from opt_ops.core.state.update import with_incident, with_item, with_node, with_request_handled
+from opt_ops.core.state.update import (
+    with_incident,
+    with_item,
+    with_new_incident,
+    with_node,
+    with_request_handled,
+)
 from opt_ops.core.values import Verdict
 
 
@@ -49,7 +55,7 @@ def _incident_opened(state: State, event: e.IncidentOpened, entry: e.Entry) -> S
         drill=event.drill,
         signal=event.signal,
     )
-    return replace(state, incidents=with_item(state.incidents, event.incident, incident))
+    return with_new_incident(state, incident)
 
 
 def _stacks_intended(state: State, event: e.StacksIntended, entry: e.Entry) -> State:

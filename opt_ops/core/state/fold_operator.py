@@ -14,10 +14,10 @@ from opt_ops.core.values import Fault, Verdict
 
 def _daemon_started(state: State, event: e.DaemonStarted, _: e.Entry) -> State:
     # An open drill that kills the daemon is closed by the next daemon process: the daemon did die.
-    drills = {
-        name: replace(drill, done=True) if drill.fault is Fault.KILL_DAEMON else drill
-        for name, drill in state.drills.items()
-    }
+    drills = state.drills
+    for name, drill in drills.items():
+        if drill.fault is Fault.KILL_DAEMON and not drill.done:
+            drills = with_item(drills, name, replace(drill, done=True))
     running = state.attempt is not None and state.attempt.live
     return replace(state, blind_seconds=event.blind_seconds if running else None, drills=drills)
 
@@ -47,7 +47,11 @@ def _change_requested(state: State, event: e.ChangeRequested, entry: e.Entry) ->
 
 def _answered(state: State, entry: e.Entry) -> State:
     """A person has looked and decided: what went before neither halts again nor counts against any budget."""
-    incidents = {name: replace(incident, answered=True) for name, incident in state.incidents.items()}
+    incidents = state.incidents
+    for name in reversed(list(incidents)):
+        if incidents[name].answered:
+            break  # and so are all before it
+        incidents = with_item(incidents, name, replace(incidents[name], answered=True))
     return replace(state, incidents=incidents, why="", asked_at=entry.ts)
 
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from opt_ops.core.events import (
     StacksTaken,
     StopRequested,
 )
-from opt_ops.core.memo import memoize_last
+from opt_ops.core.state.versions import VersionedSet, Versions
 from opt_ops.core.values import (
     ENDED,
     HOLDING,
@@ -249,14 +250,18 @@ class State:
     runs: Mapping[str, Run] = field(default_factory=dict[str, Run])
     attempts: Mapping[str, Attempt] = field(default_factory=dict[str, Attempt])
     allocations: Mapping[str, Allocation] = field(default_factory=dict[str, Allocation])
+    live: tuple[str, ...] = ()
+    """The allocations that the scheduler knows, or may know of, oldest first: of hundreds most are over."""
     held: Mapping[str, Allocation] = field(default_factory=dict[str, Allocation])
     """The nodes that are ours to use, each with the allocation through which; see `held_nodes`."""
     nodes: Mapping[str, Node] = field(default_factory=dict[str, Node])
     checkpoints: Mapping[str, KnownCheckpoint] = field(default_factory=dict[str, KnownCheckpoint])  # by path
     signals: Mapping[str, SignalRaised] = field(default_factory=dict[str, SignalRaised])
     incidents: Mapping[str, Incident] = field(default_factory=dict[str, Incident])
+    open_incidents: tuple[str, ...] = ()
+    """Those that are not closed, oldest first: of thousands most are."""
     drills: Mapping[str, Drill] = field(default_factory=dict[str, Drill])
-    requests: frozenset[str] = frozenset()
+    requests: AbstractSet[str] = field(default_factory=VersionedSet)
     stop: StopRequested | None = None
     paused: PauseRequested | None = None
     resumed: ResumeRequested | None = None  # and not acted on yet
@@ -289,7 +294,7 @@ class State:
     @property
     def live_allocations(self) -> Sequence[Allocation]:
         """Those that the scheduler knows, or may know of, oldest first."""
-        return _live(self.allocations)
+        return tuple(self.allocations[name] for name in self.live)
 
     @property
     def intent(self) -> LineageStarted:
@@ -338,19 +343,15 @@ _T = TypeVar("_T")
 
 
 def _last(mapping: Mapping[str, _T]) -> _T | None:
-    return list(mapping.values())[-1] if mapping else None
+    if isinstance(mapping, Versions):
+        return mapping.newest()
+    return next(reversed(mapping.values()), None)  # type: ignore[call-overload]
 
 
-@memoize_last
-def _live(allocations: Mapping[str, Allocation]) -> tuple[Allocation, ...]:
-    # A lineage of weeks has hundreds that are over.
-    return tuple(allocation for allocation in allocations.values() if allocation.live)
-
-
-def held_nodes(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
-    """The nodes of all allocations that hold some. A node that is held through two is the older one's."""
+def held_nodes(live: Iterable[Allocation]) -> dict[str, Allocation]:
+    """The nodes of all live allocations that hold some. A node that is held through two is the older one's."""
     held: dict[str, Allocation] = {}
-    for allocation in allocations.values():
+    for allocation in live:
         for node in allocation.nodes if allocation.holds else ():
             held.setdefault(node, allocation)
     return held

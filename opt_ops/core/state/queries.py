@@ -16,9 +16,8 @@ def waiting_for_attempt(state: State) -> list[Incident]:
     """Open incidents whose recovery is an attempt that is not proven yet."""
     return [
         incident
-        for incident in state.incidents.values()
-        if incident.closed_at is None
-        and incident.decision is not None
+        for incident in (state.incidents[name] for name in state.open_incidents)
+        if incident.decision is not None
         and incident.acted_on
         and incident.decision.action in (Action.RESTART, Action.ROLLBACK, Action.RECONFIGURE)
     ]
