@@ -17,12 +17,12 @@ from opt_ops.core.values import Checkpoint, Severity
 def test_every_version_is_as_it_was(changes: list[tuple[int, str, int, int]]):
     versions: list[Versions[int]] = [Versions({"z": 0})]
     copies: list[dict[str, int]] = [{"z": 0}]
-    for base, key, value, looked_at in changes:
-        base %= len(versions)  # any version may have several that follow on it
+    for number, key, value, looked_at in changes:
+        base = number % len(versions)  # any version may have several that follow on it
         versions.append(versions[base].with_item(key, value))
         copies.append({**copies[base], key: value})
-        looked_at %= len(versions)
-        assert list(versions[looked_at].items()) == list(copies[looked_at].items())
+        at = looked_at % len(versions)
+        assert list(versions[at].items()) == list(copies[at].items())
     for version, copy in zip(versions, copies, strict=True):
         assert version == copy
         assert copy == version
