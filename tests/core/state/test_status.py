@@ -225,7 +225,8 @@ def completed_in_preflight() -> None:
 def paused_for_a_moment_when_the_nodes_went(story: Story) -> None:
     ask(story, "pause", keep_nodes=True)
     ask(story, "resume")
-    story.changed("12-n0", status=AllocationStatus.ENDED)
+    gone = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.ENDED, nodes=(), reason="")
+    story.write(gone)
     story.ends(Outcome.LOST)
     story.see(seconds=20)
     assert story.state.status is Status.QUEUED
