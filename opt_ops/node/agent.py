@@ -8,26 +8,27 @@ or which of both starts first. Ranks die with their agent: no rank trains on a n
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import select
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from opt_ops.errors import OptOpsError
 from opt_ops.node.burn_in import InBackground
 from opt_ops.node.error_record import ErrorRecord
+from opt_ops.node.folder_watch import FolderWatch
+from opt_ops.node.heartbeat_line import line_of
 from opt_ops.node.host import HostProbe
 from opt_ops.node.kernel_log import KernelLog, parse_xid
 from opt_ops.node.line_process import STARTING
 from opt_ops.node.log import PREFIX, log
 from opt_ops.node.nvml import Probe
+from opt_ops.node.orders import OrdersFile
 from opt_ops.node.rank_processes import RankProcesses
-from opt_ops.runfolder.files import read_json
 
 HEARTBEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
@@ -54,7 +55,12 @@ class Agent:
         self._errors = ErrorRecord()
         self._gaps = 0
         self._ranks: RankProcesses | None = None
-        self._orders_seen = (0, 0)
+        self._orders_file = OrdersFile(folder, node)
+        self._orders: dict[str, Any] = {}
+        """The last good orders: they stay in force while there are no newer ones."""
+        self._folder_watch = FolderWatch(folder)
+        self._said: dict[str, str] = {}
+        """The newest trouble of each kind: it is logged once, not twice a second."""
         self._drilled: set[str] = set()
         self._beat_at = 0.0
         self._leaving = False
@@ -92,30 +98,37 @@ class Agent:
         self._terminated_at = self._terminated_at or time.monotonic()
 
     def _step(self) -> bool:
-        orders = self._read_orders()
-        seen = (orders.get("epoch", 0), orders.get("seq", 0))
+        if self._folder_watch.is_gone() and not self._leaving:
+            log(f"{self._folder} is gone: it was deleted or renamed. The ranks end, and this agent leaves")
+            self._leaving = True
+        if self._ranks is not None:
+            self._ranks.reporting = self._folder_watch.here
+        new = self._orders_file.read()
+        self._orders = new or self._orders
         self._act_on_notice()
-        if not self._began and orders:
+        if not self._began and self._orders:
             self._began = True
-            self._burn_in(orders)
-        if seen >= self._orders_seen:  # an older daemon process may still write orders; they are ignored
-            try:
-                self._follow(orders)
-                self._orders_seen = seen
-            except OSError as error:  # the file system fails for a moment: try again at the next step
-                log(f"the orders cannot be carried out yet: {error}")
+            self._burn_in(self._orders)
+        self._guard("the orders cannot be carried out yet", self._carry_out)
         changed = self._ranks is not None and self._ranks.reap()
         if changed or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
-            self._beat()  # at once after a death: the kernel log may show the cause
+            self._guard("no heartbeat", self._beat)  # at once after a death: the kernel log may show the cause
         return self._leaving and (self._ranks is None or self._ranks.done)
 
-    def _read_orders(self) -> dict[str, Any]:
-        """Return the orders; empty if they cannot be read now. Earlier orders then stay in force, and the ranks run."""
+    def _carry_out(self) -> None:
+        self._follow(self._orders)
+        if self._orders:
+            self._orders_file.accepted(self._orders)
+
+    def _guard(self, what: str, call: Callable[[], None]) -> None:
+        """Run a part of a step. Nothing that goes wrong in it may end the ranks; the next step tries again."""
         try:
-            return read_json(self._folder / "orders.json") or {}
-        except (OSError, OptOpsError) as error:
-            log(f"the orders cannot be read: {error}")
-            return {}
+            call()
+        except Exception as error:  # noqa: BLE001  (broad on purpose: an agent that ends takes its ranks with it)
+            text = f"{what}: {error if isinstance(error, OSError) else repr(error)}"
+            if text != self._said.get(what):
+                log(text)
+            self._said[what] = text
 
     def _burn_in(self, orders: dict[str, Any]) -> None:
         """Test the node once, before anything starts there. Skip that if an attempt already needs the node."""
@@ -142,13 +155,17 @@ class Agent:
                 self._ranks.reap()
                 return
             self._ranks = None
+        if not self._folder_watch.here:
+            return  # what starts now would create the folder again
         if wanted is not None and self._ranks is None and self._terminated_at is None:
             self._stop_burning()  # only a daemon process that does not know of the burn-in orders ranks now
             ranks = RankProcesses(self._folder, self._node, launch or {})
             ranks.start()
             self._ranks = ranks
-        self._leaving = self._leaving or self._allocation in orders.get("released", ())
-        for drill in orders.get("drills", ()):
+        if not orders:
+            return
+        self._leaving = self._leaving or self._allocation in orders["released"]
+        for drill in orders["drills"]:
             self._drill(drill)
         self._ask_ranks(orders)
 
@@ -166,9 +183,11 @@ class Agent:
             return
         self._drilled.add(drill["drill"])
         arguments = drill["arguments"]
-        if drill["fault"] in _SIGNALS and self._ranks is not None and self._ranks.attempt == arguments["attempt"]:
-            self._ranks.drill(arguments["rank"], _SIGNALS[drill["fault"]])
-        elif drill["fault"] == "xid" and drill["node"] == self._node:
+        ranks, rank = self._ranks, arguments.get("rank")
+        if drill["fault"] in _SIGNALS and ranks is not None and ranks.attempt == arguments.get("attempt"):
+            if rank is not None:
+                ranks.drill(rank, _SIGNALS[drill["fault"]])
+        elif drill["fault"] == "xid" and drill["node"] == self._node and "xid" in arguments:
             line = f"NVRM: Xid (PCI:0000:00:00): {arguments['xid']}, drill {drill['drill']} of opt-ops"
             code, pci, switch = parse_xid(line) or (arguments["xid"], "", False)
             found = {"code": code, "pci": pci, "switch": switch, "line": line, "at": time.time()}
@@ -193,7 +212,8 @@ class Agent:
             "allocation": self._allocation,
             "warned": self._warned,
             "attempt": self._ranks.attempt if self._ranks else None,
-            "orders": self._orders_seen,
+            "orders": self._orders_file.seen,
+            "orders_refused": self._orders_file.refused,
             "kernel_log": self._kernel_log.readable,
             "kernel_log_gaps": self._kernel_log.gaps,
             "xids": self._errors.entries(),
@@ -204,7 +224,7 @@ class Agent:
             **self._burned,
             **reading,
         }
-        self._append((json.dumps(line, allow_nan=False) + "\n").encode())
+        self._append(line_of(line))
 
     def _take_errors(self) -> None:
         """Read the kernel log, and NVML's events where it cannot be read or has lost lines: the log has the text."""
@@ -223,8 +243,10 @@ class Agent:
 
     def _append(self, line: bytes) -> None:
         path = self._folder / "health" / f"{self._node}.jsonl"
+        if not self._folder_watch.here:
+            return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)  # never the lineage's own folder: one that was deleted must not come back
             with path.open("ab", buffering=0) as file:
                 file.write(line)
                 large = file.tell() > LARGEST_HEALTH_FILE

@@ -43,6 +43,8 @@ class RankProcesses:
         self._report: dict[str, Any] = {"v": 1, "node": node, "attempt": self.attempt, "started": time.time()}
         self._killed_at: float | None = None
         self._saved = True
+        self.reporting = True
+        """False while the lineage's folder is gone: a report would create it again."""
 
     def start(self) -> None:
         """Start the ranks, unless they were started before: an attempt starts at most once on a node."""
@@ -78,6 +80,8 @@ class RankProcesses:
         return self._logs / f"rank-{rank:04d}.log"
 
     def _save(self) -> None:
+        if not self.reporting:
+            return
         try:
             write_json(self._path, self._report)
             self._saved = True

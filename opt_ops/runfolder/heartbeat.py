@@ -34,6 +34,7 @@ def heartbeat_of(fields: Mapping[str, Any], left_out: list[str] | None = None) -
         attempt=record.optional("attempt", f.name, None),
         nvml=record.required("nvml", f.name),
         orders=record.optional("orders", _orders, (0, 0)),
+        orders_refused=_refusal(record.part("orders_refused")),
         gpus=tuple(gpu for gpu, _ in gpus),
         xids=record.each("xids", lambda xid: xid.build(Xid, at=xid.required("at", f.moment)), 4096),
         allocation=record.optional("allocation", f.name, None),
@@ -50,6 +51,10 @@ def heartbeat_of(fields: Mapping[str, Any], left_out: list[str] | None = None) -
 def _orders(value: Any) -> tuple[int, int]:
     epoch, seq = f.items(f.whole(0), 2)([*f.values(value, 2), 0, 0][:2])
     return epoch, seq
+
+
+def _refusal(record: f.Record | None) -> str | None:
+    return None if record is None else record.optional("why", f.text(), "no reason given")
 
 
 def _reading(record: f.Record) -> tuple[Gpu, float | None]:

@@ -24,6 +24,7 @@ from opt_ops.supervise.watch_attempt import AttemptWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
+_REWRITE_SECONDS = 10.0  # between two times that orders are written again because agents refuse them
 _ROUNDS = 20  # of decide and act in one tick; a state that never settles is a bug and must not hold up the daemon
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Supervisor:
         self._clock = ports.clock
         self._policy = policy
         self._finished_at: float | None = None  # monotonic
+        self._rewritten_at = ports.clock.monotonic() - _REWRITE_SECONDS
         self._identity = identity
         self._not_journalable: Event | None = None  # the newest event that no reader of the journal could take
         self._journal = Journal(folder / "journal")
@@ -111,6 +113,7 @@ class Supervisor:
             for event in watcher.observe(self.state):
                 self._record(event)
         self._outrank_foreign_orders()
+        self._rewrite_refused_orders()
         for _ in range(_ROUNDS):
             round_began = self.state.seq
             self._decide()
@@ -168,6 +171,17 @@ class Supervisor:
             return
         self._executor.forget_orders()
         self._begin(unwatched=0.0)
+
+    def _rewrite_refused_orders(self) -> None:
+        """Write the orders again if agents refuse the file that is there: somebody has damaged or replaced it."""
+        refused = {node: why for node in self.state.held if (why := self._nodes.orders_refused(node))}
+        now = self._clock.monotonic()
+        if refused and now - self._rewritten_at >= _REWRITE_SECONDS:
+            node, why = next(iter(refused.items()))
+            lineage = self._journal.lineage
+            log.error("%s: orders.json is written again: the agent of %s refuses it: %s", lineage, node, why)
+            self._rewritten_at = now
+            self._executor.forget_orders()
 
     @property
     def settled(self) -> bool:

@@ -70,6 +70,11 @@ class NodeWatch:
         heartbeat = self._newest.get(node)
         return heartbeat.orders if heartbeat else (0, 0)
 
+    def orders_refused(self, node: str) -> str | None:
+        """Why the node's agent does not obey the orders that it found; None: it obeys them, or is silent."""
+        heartbeat = self._newest.get(node)
+        return None if heartbeat is None or self._silence.silent(node) else heartbeat.orders_refused
+
     def warned(self, node: str) -> bool:
         """Whether the scheduler has given the node's agent notice that its job ends."""
         heartbeat = self._newest.get(node)

@@ -389,6 +389,37 @@ def test_orders_that_cannot_be_read_end_nothing(node: Node, damaged: bool):
     wait_for(lambda: not any(map(alive, pids)))
 
 
+@pytest.mark.parametrize("wrong", [{"epoch": "new"}, {"epoch": 9, "launch": [1]}, {"seq": None}])
+def test_orders_of_a_wrong_type_are_told_and_end_nothing(node: Node, wrong: dict[str, Any]):
+    node.start()
+    node.order(SLEEP)
+    pids = node.started()
+    path = node.folder / "orders.json"
+    write_json(path, {**json.loads(path.read_text()), **wrong})
+    refused = node.beat(lambda beat: beat.orders_refused)
+    assert next(iter(wrong if "launch" not in wrong else ["launch"])) in refused.orders_refused
+    assert refused.attempt == "1.00-a0"
+    assert node.process.poll() is None
+    assert all(map(alive, pids))
+    node.order(None)
+    wait_for(lambda: not any(map(alive, pids)))
+    assert node.beat(lambda beat: beat.orders == (1, node.seq)).orders_refused is None
+
+
+def test_an_agent_whose_folder_was_renamed_ends_its_ranks_and_leaves(node: Node, tmp_path: Path):
+    node.folder = tmp_path / "runs" / "1"
+    node.folder.mkdir(parents=True)
+    node.agents = FileAgents(node.folder)
+    node.start()
+    node.order(SLEEP)
+    pids = node.started()
+    node.beat()
+    node.folder.rename(tmp_path / "runs" / "away")
+    assert node.process.wait(120) == 0
+    wait_for(lambda: not any(map(alive, pids)))
+    assert not node.folder.exists(), "it does not come back as a ghost"
+
+
 def test_a_launch_that_finds_no_room_is_tried_again(node: Node):
     in_the_way = node.folder / "1.00"
     in_the_way.touch()  # nothing can be written below it, as on a full disk

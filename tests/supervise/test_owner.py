@@ -180,6 +180,21 @@ def test_foreign_orders_of_a_higher_epoch_are_outranked(tmp_path: Path, monkeypa
     assert set(two.world.agents.starts.values()) == {1}
 
 
+def test_orders_that_agents_refuse_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    without_sync(monkeypatch)
+    two = TwoDaemons(tmp_path / "1", 0.0, monkeypatch)
+    two.begin("a")
+    two.run(until=2_000.0, stop=lambda: two.status() is Status.TRAINING)
+    orders, written = two.world.agents.orders, []
+    monkeypatch.setattr(two.world.agents, "order", written.append)
+    two.daemons["a"]._nodes.orders_refused = lambda node: "it belongs to user 12345"
+    began = two.world.now
+    two.run(until=began + 35.0)
+    assert orders is not None
+    assert all(each.launch == orders.launch for each in written)
+    assert 3 <= len(written) <= 4, "not at each look"
+
+
 def test_a_folder_that_is_gone_stays_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     without_sync(monkeypatch)
     two = TwoDaemons(tmp_path / "1", 0.0, monkeypatch)

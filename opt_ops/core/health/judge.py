@@ -61,7 +61,7 @@ def remember(history: History, heartbeat: Heartbeat, expected_gpus: int) -> Hist
     return replace(history, found=found)
 
 
-_NO_READINGS = ("ts", "orders", "warned", "attempt")
+_NO_READINGS = ("ts", "orders", "orders_refused", "warned", "attempt")
 _readings = attrgetter(*(each.name for each in fields(Heartbeat) if each.name not in _NO_READINGS))
 
 

@@ -103,6 +103,7 @@ class Heartbeat:
     attempt: str | None
     nvml: str  # ok, absent, hung, or NVML's error name
     orders: tuple[int, int] = (0, 0)  # epoch and sequence number of the orders it last acted on
+    orders_refused: str | None = None  # why its agent does not obey the orders that are there now
     gpus: tuple[Gpu, ...] = ()
     xids: tuple[Xid, ...] = ()
     allocation: str | None = None  # through which the agent holds the node
