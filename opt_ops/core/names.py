@@ -45,6 +45,7 @@ class AlertTopic(StrEnum):
     JOB_UNKNOWN = "job_unknown"  # the job of a lineage, since a time
     OPENED = "opened"  # an incident
     CLOSED = "closed"  # an incident
+    BLIND = "blind"  # a part of the watch that fails, or a file whose format is another, since a time
 
 
 class AlertName(NamedTuple):

@@ -43,6 +43,16 @@ def printable(value: str) -> str:
     return "".join(character if character.isprintable() else "�" for character in value.replace("\n", " "))
 
 
+def clean(value: str, longest: int) -> str:
+    """Untrusted text that can be written as UTF-8, cut to `longest` characters. A lone surrogate becomes `�`."""
+    value = value[:longest]
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "".join("�" if "\ud800" <= each <= "\udfff" else each for each in value)
+    return value
+
+
 def printable_lines(value: str) -> str:
     """Untrusted text of several lines for a terminal: line ends stay, no other control characters."""
     return "\n".join(map(printable, value.split("\n")))

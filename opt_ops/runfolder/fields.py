@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from opt_ops.core.text import clean
+
 _T = TypeVar("_T")
 
 LARGEST_INT = 2**63 - 1
@@ -101,16 +103,6 @@ def text(longest: int = LONGEST_TEXT) -> Callable[[Any], str]:
     return convert
 
 
-def clean(value: str, longest: int = LONGEST_TEXT) -> str:
-    """Text that can be written as UTF-8, of at most `longest` characters."""
-    value = value[:longest]
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "".join("�" if "\ud800" <= each <= "\udfff" else each for each in value)
-    return value
-
-
 def name(value: Any) -> str:
     """A name: text of 1 to 255 characters."""
     found = text(LONGEST_NAME + 1)(value)
@@ -184,7 +176,7 @@ def members(value: Any, most: int = MOST_ITEMS) -> Mapping[str, Any]:
 def plain(value: Any, depth: int = MOST_DEPTH, most: int = 256) -> Any:
     """Any JSON value in bounds: text without surrogates, finite numbers (else null), `most` members at each level."""
     if isinstance(value, str):
-        return clean(value)
+        return clean(value, LONGEST_TEXT)
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int) and abs(value) <= LARGEST_INT:

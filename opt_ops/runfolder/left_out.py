@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from opt_ops.core.text import clean
 from opt_ops.ports import LeftOut
-from opt_ops.runfolder.fields import clean
 
 log = logging.getLogger(__name__)
 

@@ -155,7 +155,7 @@ def _of_its_file(node: str, path: Path) -> None:
         BadField: it is of another node.
     """
     if node != path.stem:
-        raise f.BadField(f"`node` is {f.clean(node, 64)}, and this is the file of {path.stem}")
+        raise f.BadField(f"`node` is {node[:64]}, and this is the file of {path.stem}")
 
 
 def _report_of(record: f.Record, written: float) -> NodeRanksReport:

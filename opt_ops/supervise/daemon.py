@@ -34,6 +34,7 @@ from opt_ops.runfolder.checkpoints import FileCheckpoints
 from opt_ops.runfolder.files import names_in
 from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.journal import Fenced, JournalError
+from opt_ops.runfolder.left_out import LeftOutCounter
 from opt_ops.runfolder.liveness import LOCK, look, signs_in, take_lock
 from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.owner import OwnerWatch
@@ -247,14 +248,16 @@ class Daemon:
                 self._finished.add(path)
                 return
         outbox, checkpoints = Outbox(self._alerts.send, self._got_through), FileCheckpoints(path)
+        left_out = LeftOutCounter(path)
         ports = Ports(
             clock=SystemClock(),
             scheduler=self._scheduler(path),
-            agents=FileAgents(path),
-            trainer=FileTrainer(path),
+            agents=FileAgents(path, left_out),
+            trainer=FileTrainer(path, left_out),
             checkpoints=checkpoints,
-            inbox=FileInbox(path),
+            inbox=FileInbox(path, left_out),
             notifier=outbox,
+            inputs=left_out,
         )
         identity = DaemonIdentity(host=socket.gethostname(), pid=os.getpid(), last_liveness=self._last_liveness)
         supervisor = Supervisor(path, ports, self._policy, self._site(path), identity)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -63,28 +63,29 @@ class IntentExecutor:
         self._cancellations = Retries(_CANCEL_BACKOFF)
         self._deliveries = Deliveries()
 
-    def execute(self, state: State) -> Iterator[Event]:
-        """Carry out the open intents; yield their outcomes.
+    def hands(self, state: State) -> Iterator[tuple[str, Callable[[], Iterable[Event]]]]:
+        """Yield what carries out the open intents, each with its name; each yields the outcomes.
 
-        Raises:
-            Fenced: this process does not own the lineage any more. Nothing more was done.
+        They are apart, so that one that fails does not hold up the others. All but the last raise `Fenced` if this
+        process does not own the lineage any more.
         """
-        self._write_orders(state)
+        yield "orders to agents", lambda: self._write_orders(state)
         for allocation in state.live_allocations:
-            yield from self._submit_or_cancel(state, allocation)
-        yield from self._cancel_orphan_jobs(state)
-        yield from self._drain_nodes(state)
-        yield from self._inject_drills(state)
-        yield from self._deliver_alerts(state)
+            yield "requests to the scheduler", lambda allocation=allocation: self._submit_or_cancel(state, allocation)
+        yield "the cancellation of stray jobs", lambda: self._cancel_orphan_jobs(state)
+        yield "drains of nodes", lambda: self._drain_nodes(state)
+        yield "drills", lambda: self._inject_drills(state)
+        yield "the delivery of alerts", lambda: self._deliver_alerts(state)
 
-    def _write_orders(self, state: State) -> None:
+    def _write_orders(self, state: State) -> Iterable[Event]:
         orders = orders_of(state, self._site)
         before = self._ordered
         if before is not None and replace(before, epoch=orders.epoch, seq=orders.seq) == orders:
-            return
+            return ()
         self._check_owner()
         self._ports.agents.order(orders)
         self._ordered = orders
+        return ()
 
     def forget_orders(self) -> None:
         """Write the orders again at the next call, even if they are the same: somebody else has written, too."""

@@ -21,14 +21,17 @@ from opt_ops.core.events import (
     RequestRefused,
     ResumeRequested,
     StopRequested,
+    kind_of,
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.state.status import Status
+from opt_ops.core.text import clean
 from opt_ops.core.values import Driver, Fault, Shape
 from opt_ops.ports import Inbox, Request
 
+_LONGEST_NAME, _LONGEST_WHY = 255, 1000  # characters
 _NODE = re.compile(r"[\w.-]+")  # one name; the scheduler would read a list or a range as several nodes
 
 
@@ -61,18 +64,29 @@ class RequestWatch:
 
 def event_of(state: State, request: Request) -> Event:
     """Return the event to journal for this request on this state. It can be a `RequestRefused`."""
+    if request.unusable:
+        return _refusal(request.request, request.author, request.verb, request.unusable)
     try:
         return _VERBS[request.verb](state, request)
     except KeyError as error:
         why = f"unknown verb or missing argument {error}"
-    except (
-        InvalidRequest,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-    ) as error:  # int() of infinity is an ArithmeticError
-        why = str(error)
-    return RequestRefused(request=request.request, author=request.author, verb=request.verb, why=why)
+    except Exception as error:  # noqa: BLE001 - whatever a request holds, its author hears why it is refused
+        why = str(error) or type(error).__name__
+    return _refusal(request.request, request.author, request.verb, why)
+
+
+def refused(event: Event, why: str) -> RequestRefused:
+    """The answer to a request whose event the journal does not take."""
+    return _refusal(getattr(event, "request", "") or "", getattr(event, "author", "") or "", kind_of(event), why)
+
+
+def _refusal(request: str, author: str, verb: str, why: str) -> RequestRefused:
+    return RequestRefused(
+        request=clean(request, _LONGEST_NAME),
+        author=clean(author, _LONGEST_NAME),
+        verb=clean(verb, _LONGEST_NAME),
+        why=clean(why, _LONGEST_WHY),
+    )
 
 
 def _start(state: State, request: Request) -> Event:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from opt_ops import __version__
+from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.rules import decide
-from opt_ops.core.events import DaemonStarted, Entry, Event, LeaveIntended, RequestRefused
+from opt_ops.core.events import DaemonStarted, Entry, Event, LeaveIntended, kind_of
 from opt_ops.core.health.recurrence import remembered
 from opt_ops.core.state.fold import fold, replay
 from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import last_is_unread
 from opt_ops.ports import Ports
-from opt_ops.runfolder.journal import Journal, NotJournalable
+from opt_ops.runfolder.journal import Fenced, Journal, JournalError
 from opt_ops.supervise.executor import IntentExecutor, Site
-from opt_ops.supervise.operator_requests import RequestWatch
+from opt_ops.supervise.guard import Guard
+from opt_ops.supervise.operator_requests import RequestWatch, refused
 from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_attempt import AttemptWatch
+from opt_ops.supervise.watch_inputs import InputWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
 _REWRITE_SECONDS = 10.0  # between two times that orders are written again because agents refuse them
-_ROUNDS = 20  # of decide and act in one tick; a state that never settles is a bug and must not hold up the daemon
-
 log = logging.getLogger(__name__)
+
+_ROUNDS = 20  # of decide and act in one tick; a state that never settles is a bug and must not hold up the daemon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +43,24 @@ class DaemonIdentity:
     last_liveness: float | None
 
 
+class Watcher(Protocol):
+    """Observes one part of the world."""
+
+    def observe(self, state: State) -> Iterable[Event]:
+        """Yield events for what is new."""
+        ...
+
+
+class EventRefused(ValueError):
+    """An event that the journal does not take, or that cannot follow the state."""
+
+
 class Supervisor:
-    """Supervises one lineage in one daemon process."""
+    """Supervises one lineage in one daemon process.
+
+    Each watcher, each hand of the executor and the decisions are guarded by themselves (`guard.py`). Only the journal
+    ends a supervisor.
+    """
 
     def __init__(self, folder: Path, ports: Ports, policy: Policy, site: Site, identity: DaemonIdentity) -> None:
         """Take over the lineage: begin a new journal file, fold all earlier ones, and journal the takeover.
@@ -55,23 +75,25 @@ class Supervisor:
         self._finished_at: float | None = None  # monotonic
         self._rewritten_at = ports.clock.monotonic() - _REWRITE_SECONDS
         self._identity = identity
-        self._not_journalable: Event | None = None  # the newest event that no reader of the journal could take
         self._journal = Journal(folder / "journal")
         entries, self.notes = self._journal.entries, self._journal.notes
         self._journal.entries = []  # a lineage of weeks has hundreds of thousands of entries
         try:
             self.state = replay(entries)
-            self._training = training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock)
+            self._guard = guard = Guard(ports.clock, (Fenced, JournalError))
+            self._training = training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock, guard)
             allocation = AllocationWatch(ports.scheduler, training, ports.clock)
             histories = remembered(entries)
-            nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock, histories)
+            nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock, histories, guard)
             self._requests = RequestWatch(ports.inbox)
-            self._watchers = (
-                allocation,
-                nodes,
-                training,
-                AttemptWatch(policy, ports.agents, nodes, training, ports.clock),
-            )
+            attempts = AttemptWatch(policy, ports.agents, nodes, training, ports.clock, guard)
+            self._watchers: dict[str, Watcher] = {
+                "the watch over jobs": allocation,
+                "the watch over nodes": nodes,
+                "the watch over training": training,
+                "the watch over ranks": attempts,
+                "the watch over inputs": InputWatch(ports.inputs, ports.clock),
+            }
             self._nodes = nodes
             self._executor = IntentExecutor(ports, site, self._journal.check_fence)
             self._begin(self._unwatched(entries[-1].ts if entries else None))
@@ -102,61 +124,98 @@ class Supervisor:
 
         Raises:
             Fenced: this process does not own the lineage any more. It must not act.
-            IllegalTransition: an event cannot follow the present state.
             OSError: the journal cannot be written.
         """
         before = self.state.seq
         self._journal.check_fence()
         self._journal.show_life(self._clock.monotonic())
         self._read_requests()
-        for watcher in self._watchers:
-            for event in watcher.observe(self.state):
-                self._record(event)
+        for name, watcher in self._watchers.items():
+            self._take(name, lambda watcher=watcher: watcher.observe(self.state))
         self._outrank_foreign_orders()
         self._rewrite_refused_orders()
         for _ in range(_ROUNDS):
             round_began = self.state.seq
             self._decide()
-            for event in self._executor.execute(self.state):
-                self._record(event)
+            for name, act in self._executor.hands(self.state):
+                self._take(name, act)
             if self.state.seq == round_began:
                 break
+        self._tell_failures()
         return self.state.seq > before
+
+    def _take(self, part: str, found: Callable[[], Iterable[Event]]) -> bool:
+        """Journal what a part of the watch yields. Returns whether nothing of it was refused.
+
+        A refused event is dropped, and the next ones are taken.
+        """
+        whole = True
+        for event in self._guard.each(part, found):
+            try:
+                self._record(event)
+            except EventRefused as error:
+                self._guard.failed(part, error)
+                whole = False
+        return whole
 
     def _read_requests(self) -> None:
         before = -1
         while before != self.state.seq:
             before = self.state.seq
-            for event in self._requests.observe(self.state):
-                if not self._record(event) and (request := getattr(event, "request", None)):
-                    why = "it has a value that no reader of the journal could take"
-                    self._record(RequestRefused(request=request, author="", verb="", why=why))
+            for event in self._guard.each("the watch over requests", lambda: self._requests.observe(self.state)):
+                try:
+                    self._record(event)
+                except EventRefused as error:
+                    self._guard.failed("the watch over requests", error)
+                    self._try_record(refused(event, str(error)))
 
     def _decide(self) -> None:
         for _ in range(_ROUNDS):
-            event = decide(self.state, self._clock.now(), self._policy)
-            if event is None:
-                return
-            if isinstance(event, LeaveIntended):  # the attempt may end once every step up to now is saved
-                for progress in self._training.report_progress(self.state.attempts[event.attempt]):
-                    self._record(progress)
-            if not self._record(event):
-                return
+            before = self.state.seq
+            if not self._take("decisions", self._next_decision):
+                break
+            if self.state.seq == before:
+                break
+        if "decisions" in self.state.failing:  # nothing else would tell of it
+            self._take("alerts", self._next_alert)
 
-    def _record(self, event: Event) -> bool:
-        """Journal an event and fold it. One that no reader could take is left out: the result is False."""
+    def _next_decision(self) -> Iterator[Event]:
+        event = decide(self.state, self._clock.now(), self._policy)
+        if isinstance(event, LeaveIntended):  # the attempt may end once every step up to now is saved
+            yield from self._training.report_progress(self.state.attempts[event.attempt])
+        if event is not None:
+            yield event
+
+    def _next_alert(self) -> Iterator[Event]:
+        if self.state.lineage is not None and (told := alert(self.state, self._clock.now(), self._policy)) is not None:
+            yield told
+
+    def _tell_failures(self) -> None:
+        for event in list(self._guard.news(self.state)):
+            self._try_record(event)
+
+    def _try_record(self, event: Event) -> None:
+        """Journal what tells of a failure. If even that is refused, the log says so."""
         try:
+            self._record(event)
+        except EventRefused:
+            log.exception("an event about a failure was refused")
+
+    def _record(self, event: Event) -> None:
+        """Journal an event and fold it.
+
+        Raises:
+            EventRefused: it cannot follow the state, or no reader could take it. Nothing was written.
+            Fenced, OSError: the journal cannot be written.
+        """
+        try:
+            # Fold first, then write: an event that cannot follow the state must never reach the journal.
             entry = self._journal.stamp(event, self._clock.now())
-        except NotJournalable as error:
-            if event != self._not_journalable:  # a watcher may yield it at each look
-                log.error("%s: %s. %s", self._journal.lineage, error, error.hint)
-            self._not_journalable = event
-            return False
-        # Fold first, then write: an event that cannot follow the state must never reach the journal.
-        state = fold(self.state, entry)
+            state = fold(self.state, entry)
+        except Exception as error:  # broad on purpose: both only compute, and their faults end no supervisor
+            raise EventRefused(f"the event {kind_of(event)} was refused: {type(error).__name__}: {error}") from error
         self._journal.append(entry)
         self.state = state
-        return True
 
     def _outrank_foreign_orders(self) -> None:
         """Take a higher epoch if node agents follow orders that this process never wrote: they would obey nobody else.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.detect.stacks import group
@@ -14,6 +15,7 @@ from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeRanksReport
 from opt_ops.supervise.exits import evidence_of, failed_ranks, places
+from opt_ops.supervise.guard import Guard
 from opt_ops.supervise.watch_nodes import END_REASON_SECONDS, NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
@@ -31,7 +33,17 @@ _EXITS = 64  # that are journaled one by one: one death ends up to 16 thousand r
 class AttemptWatch:
     """Follows the processes of the newest attempt."""
 
-    def __init__(self, policy: Policy, agents: Agents, nodes: NodeWatch, training: TrainingWatch, clock: Clock) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        agents: Agents,
+        nodes: NodeWatch,
+        training: TrainingWatch,
+        clock: Clock,
+        guard: Guard | None = None,
+    ) -> None:
+        """`guard`: the supervisor's, which tells of parts that fail."""
+        self._guard = guard or Guard(clock)
         self._policy = policy
         self._agents = agents
         self._nodes = nodes
@@ -48,18 +60,22 @@ class AttemptWatch:
         if not attempt.nodes:
             yield from self._foreign(state, attempt)
             return
-        yield from self._stacks(state, attempt)
-        reports = self._agents.reports(attempt.name)
+        each = self._guard.each
+        yield from each("stacks", lambda: self._stacks(state, attempt))
+        found = self._guard.call("reports on ranks", lambda: self._agents.reports(attempt.name), {})
+        reports = {node: found[node] for node in attempt.nodes if node in found}
         if attempt.started_at is None and reports.keys() >= set(attempt.nodes):
             yield AttemptStarted(attempt=attempt.name, at=max(report.started_at for report in reports.values()))
         over = all(self._is_over(state, attempt, reports, node) for node in attempt.nodes)
         if self._nodes.all_reported_within(attempt.nodes, _RECENT_HEARTBEAT_SECONDS):
-            yield from self._training.hang(state, attempt)  # else a lost node may be the cause
+            yield from each("hangs", lambda: self._training.hang(state, attempt))  # else a lost node may be the cause
         if over:
             # The last telemetry was on disk before the processes ended: read it first.
             yield from self._training.observe(state)
         last = self._training.last(attempt)
-        failed = failed_ranks(reports.values(), last.ts if last else None)
+        silent = {x: "" for report in reports.values() for x in report.exits if x.code != 0 or x.signal is not None}
+        said = partial(failed_ranks, reports.values(), last.ts if last else None)
+        failed = self._guard.call("the last words of ranks", said, silent)
         if self._awaits_end_reason(state, attempt, failed):
             return
         yield from self._failed_rank(state, attempt, failed, over)
@@ -107,7 +123,7 @@ class AttemptWatch:
         """
         if not failed or attempt.stop_why is not None or not set(attempt.nodes) <= state.held.keys():
             return False
-        first = blame(failed).first
+        first = self._blame(failed).first
         if _STOP_SIGNALS.isdisjoint((first.signal, (first.code or 0) - 128)) or not self._nodes.warned(first.node):
             return False
         since = self._failed_at.setdefault(attempt.name, self._clock.monotonic())
@@ -119,7 +135,7 @@ class AttemptWatch:
         if not failed or attempt.stop_why is not None:
             return
         since = self._failed_at.setdefault(attempt.name, self._clock.monotonic())
-        found = blame(failed)
+        found = self._blame(failed)
         wait = _VICTIMS_DEBOUNCE_SECONDS if found.victim else _FIRST_FAILURE_DEBOUNCE_SECONDS
         if not over and self._clock.monotonic() - since < wait:
             return
@@ -130,6 +146,11 @@ class AttemptWatch:
             yield CheckpointRefused(checkpoint=attempt.checkpoint, why="the trainer refused to resume from it")
         yield from self._training.report_progress(attempt)  # an end after the last step is another one than before it
         yield raised
+
+    def _blame(self, failed: Mapping[RankExit, str]) -> Blame:
+        """Who failed first, and why. If their words cannot be read, how they ended still can."""
+        found = self._guard.call("the reason of an exit", lambda: blame(failed), None)
+        return found or blame(dict.fromkeys(failed, ""))
 
     def _signal(self, attempt: Attempt, found: Blame, failed: int) -> SignalRaised:
         last = self._training.last(attempt)
@@ -177,5 +198,5 @@ def _stacks_taken(attempt: Attempt, incident: Incident, texts: Mapping[int, str]
         groups=found.groups,
         odd=found.odd,
         silent=found.silent,
-        nodes=tuple(dict.fromkeys(attempt.nodes[rank // attempt.ranks_per_node] for rank in found.odd)),
+        nodes=attempt.nodes_of(found.odd),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import Event, NodeJudged, SignalRaised
@@ -14,6 +15,7 @@ from opt_ops.core.health.silence import SPREAD_SECONDS, Silence
 from opt_ops.core.state.model import Allocation, Node, State
 from opt_ops.core.values import GpuPart, Tier, Verdict
 from opt_ops.ports import Agents, Clock
+from opt_ops.supervise.guard import Guard
 from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
@@ -33,8 +35,10 @@ class NodeWatch:
         agents: Agents,
         clock: Clock,
         histories: Mapping[str, History] | None = None,
+        guard: Guard | None = None,
     ) -> None:
-        """`histories`: what earlier daemon processes found about nodes."""
+        """`histories`: what earlier daemon processes found about nodes. `guard`: tells of parts that fail."""
+        self._guard = guard or Guard(clock)
         self._policy = policy
         self._allocation = allocation
         self._training = training
@@ -84,27 +88,28 @@ class NodeWatch:
         """Yield new verdicts, and signals for silent nodes on which the attempt runs."""
         held, now = state.held, self._clock.monotonic()
         heard: set[str] = set()
-        for heartbeat in self._agents.heartbeats():
+        for heartbeat in self._guard.each("heartbeats", self._agents.heartbeats):
             holder = held.get(heartbeat.node)
             if holder is None or heartbeat.allocation in (None, holder.name):
-                self._take_heartbeat(heartbeat)
                 if holder is not None:
                     heard.add(heartbeat.node)
-                    self._energy.add(heartbeat)
+                    self._guard.call("energy", partial(self._energy.add, heartbeat), None)
+                self._guard.call("readings", partial(self._take_heartbeat, heartbeat), None)
         # Agents of a suspended job are stopped: their silence says nothing, and counts anew when it is resumed.
         self._silence.look(now, heard, [name for name, holder in held.items() if not holder.suspended])
-        if metered := self._energy.account(state.ended):
+        if metered := self._guard.call("energy", lambda: self._energy.account(state.ended), None):
             yield metered
-        self._compare(held, now)
+        self._guard.call("the comparison of nodes", lambda: self._compare(held, now), None)
         self._judge_again_if_others_changed(state)
         attempt = state.attempt
         if attempt is not None and attempt.live and any(map(self.lost, attempt.nodes)):
             yield from self._training.observe(state)  # first read the steps that came while the daemon was held up
         for name in held:
             if self._silence.silent(name):
-                yield from self._heartbeat_timed_out(state, state.nodes.get(name, Node(name=name)))
+                known = state.nodes.get(name, Node(name=name))
+                yield from self._guard.each("silent nodes", partial(self._heartbeat_timed_out, state, known))
             elif name not in self._judged or self._judged[name] is not state.nodes.get(name):
-                yield from self._verdict(state, name)
+                yield from self._guard.each("verdicts on nodes", partial(self._verdict, state, name))
 
     def _judge_again_if_others_changed(self, state: State) -> None:
         """Mark nodes for a new verdict if the list of bad parts, the scheduler or the comparison says something new."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.detect.all import Detector, per_attempt
@@ -26,11 +27,12 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.findings import SLOWING
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good, suspended
-from opt_ops.core.values import Readback, Tier
+from opt_ops.core.values import Tier
 from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
+from opt_ops.supervise.guard import Guard
+from opt_ops.supervise.training_signals import readback_of, recurs_at_same_step, signal_of
 from opt_ops.supervise.watch_checkpoints import CheckpointWatch
 
-_SAME_STEP_RANGE = 10  # steps: two onsets so close are the same fault of the recipe or its data
 _COPY_STEPS = 512  # between two copies of the loss detector
 _REPORT_SECONDS = 60.0  # between two reports of progress while nothing else happens
 
@@ -38,8 +40,17 @@ _REPORT_SECONDS = 60.0  # between two reports of progress while nothing else hap
 class TrainingWatch:
     """Follows the training of the newest attempt."""
 
-    def __init__(self, policy: Policy, trainer: Trainer, checkpoints: CheckpointStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        trainer: Trainer,
+        checkpoints: CheckpointStore,
+        clock: Clock,
+        guard: Guard | None = None,
+    ) -> None:
+        """`guard`: the supervisor's, which tells of parts that fail."""
         self._policy = policy
+        self._guard = guard or Guard(clock)
         self._trainer = trainer
         self._checkpoints = checkpoints
         self._examinations = CheckpointWatch(checkpoints)
@@ -74,22 +85,22 @@ class TrainingWatch:
         """Yield events for everything that the trainer wrote since the last call."""
         attempt = state.attempt
         if attempt is not None and attempt.live:
+            each = self._guard.each
             if attempt.name != self._following:
                 self._follow(state, attempt)
             if holder := suspended(state, attempt):
                 self._advanced_at = self._clock.monotonic()
                 self._rest = (holder.since, self._clock.now())
-            yield from self._config(attempt)
-            for phase in self._trainer.phases(attempt.name):
-                self._enter(phase)
-            for point in self._trainer.points(attempt.name):
-                if not attempt.nodes and self._last is not None and point.step <= self._last.step:
-                    self._external_restart(point.step)
-                yield from self._take(state, attempt, point)
-            yield from self._last_step(state, attempt)
-            yield from self._progress(state, attempt)
-        yield from self._examinations.observe(state, self._detector.reason_not_healthy)
-        self._pin(state)
+            yield from each("the trainer's settings", lambda: self._config(attempt))
+            for phase in each("phases", lambda: self._trainer.phases(attempt.name)):
+                self._guard.call("phases", partial(self._enter, phase), None)
+            for point in each("telemetry", lambda: self._trainer.points(attempt.name)):
+                yield from each("telemetry", partial(self._take, state, attempt, point))
+            yield from each("the last step", lambda: self._last_step(state, attempt))
+            yield from each("progress", lambda: self._progress(state, attempt))
+        judged = partial(self._examinations.observe, state, self._detector.reason_not_healthy)
+        yield from self._guard.each("checkpoints", judged)
+        self._guard.call("pins of checkpoints", lambda: self._pin(state), None)
 
     def last(self, attempt: Attempt) -> Point | None:
         """The newest telemetry of the attempt; None if it is not the one that is followed."""
@@ -117,7 +128,9 @@ class TrainingWatch:
                 break
             if earlier.name not in self._read:
                 self._discard_after(earlier.checkpoint.step if earlier.checkpoint else 0)
-                self._kept_points.extend(self._trainer.points(earlier.name))
+                for point in self._guard.each("telemetry", partial(self._trainer.points, earlier.name)):
+                    self._discard_after(point.step - 1)
+                    self._kept_points.append(point)
                 self._read.add(earlier.name)
         self._discard_after(attempt.checkpoint.step if attempt.checkpoint else 0)
         self._read.add(attempt.name)
@@ -138,13 +151,35 @@ class TrainingWatch:
         since, known = self._copies[-1] if self._copies else (0, LossDetector(self._policy.spike, self._policy.drift))
         self._detector = deepcopy(known)
         for point in self._kept_points:
-            if point.step > since:
-                self._detector.observe(point)
+            if point.step > since and self._observed(self._detector, point) is None:
+                self._detector = LossDetector(self._policy.spike, self._policy.drift)
 
-    def _external_restart(self, step: int) -> None:
-        """Another launcher rolled back to before `step`: the discarded steps no longer count for the bands."""
+    def _observed(self, detector: Detector, point: Point) -> list[Finding] | None:
+        """What a detector finds at a point; None if the point breaks it."""
+        return self._guard.call(f"the detector {type(detector).__name__}", partial(detector.observe, point), None)
+
+    def _findings(self, detectors: Sequence[Detector], point: Point) -> Iterator[Finding]:
+        """What the detectors find. One that the point breaks is built again without the point."""
+        for detector in detectors:
+            found = self._observed(detector, point)
+            yield from found or ()
+            if found is not None:
+                continue
+            if detector is self._detector:
+                self._kept_points.pop()
+                self._learn()
+            elif detector is self._corruption:
+                self._corruption = CorruptionDetector(self._corruption.agreed)
+            else:
+                pairs = zip(self._per_attempt, self._new_detectors(), strict=True)
+                self._per_attempt = tuple(new if each is detector else each for each, new in pairs)
+
+    def _restart(self, step: int) -> None:
+        """The trainer, or another launcher, began again at `step`: the discarded steps do not count for the bands."""
         self._discard_after(step - 1)
         self._learn()
+        self._corruption = CorruptionDetector(min(self._corruption.agreed, step))
+        self._reported_step = min(self._reported_step, step - 1)
 
     def _discard_after(self, step: int) -> None:
         """Forget the steps that a resume at `step` discards."""
@@ -169,6 +204,8 @@ class TrainingWatch:
 
     def _take(self, state: State, attempt: Attempt, point: Point) -> Iterator[Event]:
         self._advanced_at = self._clock.monotonic()
+        if self._last is not None and point.step <= self._last.step:
+            self._restart(point.step)
         self._last = point
         self._kept_points.append(point)
         if len(self._first) < self._readbacks:
@@ -179,14 +216,14 @@ class TrainingWatch:
             self._phase_times.observe("training", point.step_seconds)
             self._step_times.step(point)
         detectors = (self._detector, self._corruption, *(() if rested else self._per_attempt))
-        findings = [finding for detector in detectors for finding in detector.observe(point)]
+        findings = list(self._findings(detectors, point))
         if point.step % _COPY_STEPS == 0:
             self._copies.append((point.step, deepcopy(self._detector)))
         for finding in findings:
-            raised = _signal(attempt, finding)
+            raised = signal_of(attempt, finding)
             if raised.key not in state.signals:
                 yield raised
-                if _recurs_at_same_step(state, raised):
+                if recurs_at_same_step(state, raised):
                     yield replace(
                         raised, tier=Tier.ACT, rule=f"{raised.rule}, at the same step as in an earlier attempt"
                     )
@@ -199,7 +236,7 @@ class TrainingWatch:
         if self._last is None or self._steps is None or self._last.step < self._steps:
             return
         if (found := self._detector.open_spike(self._last)) is not None:
-            raised = _signal(attempt, found)
+            raised = signal_of(attempt, found)
             if raised.key not in state.signals:
                 yield raised
 
@@ -236,7 +273,7 @@ class TrainingWatch:
             first_step_at=self._first[0].ts,
             step=self._last.step,
             at=self._last.ts,
-            readbacks=() if known else tuple(map(_readback, self._first)),
+            readbacks=() if known else tuple(map(readback_of, self._first)),
             step_seconds=step_seconds,
             save_seconds=save_seconds,
             evaluation_seconds=evaluation_seconds,
@@ -293,51 +330,3 @@ class TrainingWatch:
             self._pinned_for.add(key)
             if known := newest_good(state, state.attempts[raised.attempt].run, raised.onset_step - 1):
                 self._checkpoints.pin(known.checkpoint)
-
-
-def _recurs_at_same_step(state: State, raised: SignalRaised) -> bool:
-    """Whether the loss of this run left its band at this step before, in an earlier attempt.
-
-    Something else ended that attempt before the loss recovered. It will not recover in the next one either.
-    """
-    if raised.signal != FailureClass.LOSS_SPIKE or raised.tier is not Tier.ALERT or raised.onset_step is None:
-        return False
-    run = state.attempts[raised.attempt].run
-    return any(
-        earlier.signal == raised.signal
-        and earlier.tier is Tier.ALERT
-        and earlier.attempt != raised.attempt
-        and state.attempts[earlier.attempt].run == run
-        and abs((earlier.onset_step or 0) - raised.onset_step) <= _SAME_STEP_RANGE
-        for earlier in state.signals.values()
-    )
-
-
-def _readback(point: Point) -> Readback:
-    return Readback(
-        step=point.step,
-        lr=point.lr,
-        betas=point.betas,
-        weight_decay=point.weight_decay,
-        clip_norm=point.clip_norm,
-        loss=point.loss,
-    )
-
-
-def _signal(attempt: Attempt, finding: Finding) -> SignalRaised:
-    rank, certain = finding.evidence.get("rank"), finding.evidence.get("certain", True)
-    ranks = finding.evidence.get("ranks", () if rank is None else (rank,))
-    nodes = tuple(dict.fromkeys(attempt.nodes[each // attempt.ranks_per_node] for each in ranks if attempt.nodes))
-    if not certain and len(nodes) > 1:
-        nodes = ()  # one of them is healthy, and it is not known which
-    return SignalRaised(
-        signal=finding.signal,
-        tier=finding.tier,
-        attempt=attempt.name,
-        step=finding.step,
-        onset_step=finding.onset_step,
-        at=finding.at,
-        nodes=nodes,
-        rule=finding.rule,
-        evidence=finding.evidence,
-    )

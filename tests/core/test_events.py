@@ -38,6 +38,7 @@ FROZEN = [
     "energy_metered",
     "incident_closed",
     "incident_opened",
+    "input_left_out",
     "leave_intended",
     "lineage_cancelled",
     "lineage_completed",
@@ -63,6 +64,8 @@ FROZEN = [
     "stop_requested",
     "stray_cancelled",
     "stray_found",
+    "watcher_failed",
+    "watcher_recovered",
 ]
 
 ENVELOPE = {"v", "seq", "epoch", "ts", "kind", "crc"}

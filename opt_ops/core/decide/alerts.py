@@ -31,7 +31,7 @@ def alert(state: State, now: float, policy: Policy) -> Event | None:
 
     once = (_halted(state), _waiting(state, now, policy), _unknown(state, now), _ended(state))
     told = (told for told in once if told is not None and news(told.alert, told.severity))
-    return next(chain(told, _incidents(state, news), _signals(state, news)), None)
+    return next(chain(told, _incidents(state, news), _signals(state, news), _blind(state, news)), None)
 
 
 def _halted(state: State) -> AlertIntended | None:
@@ -151,6 +151,29 @@ def _signals(state: State, news: _News) -> Iterator[AlertIntended]:
                 severity=Severity.WARNING,
                 title=f"opt-ops {state.intent.lineage}: {signal.signal} at step {signal.step}",
                 body=f"{signal.rule}\nNothing was touched.\nnext: opt-ops run show {state.intent.lineage}",
+            )
+
+
+def _blind(state: State, news: _News) -> Iterator[AlertIntended]:
+    """A page for each part of the watch that fails, and for each file of which most is left out."""
+    lineage = state.intent.lineage
+    following = f"next: opt-ops run show {lineage}"
+    for part, failing in state.failing.items():
+        if news(alert := alert_id(lineage, f"{AlertTopic.BLIND}/{part}", failing.since), Severity.PAGE):
+            yield AlertIntended(
+                alert=alert,
+                severity=Severity.PAGE,
+                title=f"opt-ops {lineage}: a part of the watch fails: {part}",
+                body=f"{failing.why}\nIt is skipped, the others go on. The daemon's log says more.\n{following}",
+            )
+    for key, left_out in state.left_out.items():
+        if left_out.most and news(alert := alert_id(lineage, f"{AlertTopic.BLIND}/{key}"), Severity.PAGE):
+            yield AlertIntended(
+                alert=alert,
+                severity=Severity.PAGE,
+                title=f"opt-ops {lineage}: most of {left_out.file} is left out: it has another format",
+                body=f"{left_out.count} records are not what docs/formats.md says, {left_out.taken} are.\n"
+                f"first: {left_out.first}\nnewest: {left_out.newest}\n{following}",
             )
 
 

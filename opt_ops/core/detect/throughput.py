@@ -99,7 +99,10 @@ def slow_node(
     """
     waited: Counter[str] = Counter()
     for rank, times in found["slowest"].items():
-        waited[nodes[int(rank) // ranks_per_node]] += times
+        if (place := int(rank) // ranks_per_node) < len(
+            nodes
+        ):  # the attempt may not have a rank that its trainer names
+            waited[nodes[place]] += times
     for node, times in waited.most_common(1):
         if times >= share * found["points"]:
             also = f", and its reading says {slowing[node]}" if node in slowing else ""

@@ -65,6 +65,7 @@ from opt_ops.core.events.operator import (
     ResumeRequested,
     StopRequested,
 )
+from opt_ops.core.events.watch import InputLeftOut, WatcherFailed, WatcherRecovered
 
 Event = (
     DaemonStarted
@@ -116,6 +117,9 @@ Event = (
     | LineageCancelled
     | AlertIntended
     | AlertSettled
+    | InputLeftOut
+    | WatcherFailed
+    | WatcherRecovered
 )
 
 KINDS: dict[str, type[Event]] = {re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower(): cls for cls in Event.__args__}

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from opt_ops.core.events import (
     AlertIntended,
     ChangeRequested,
+    InputLeftOut,
     LineageStarted,
     PauseRequested,
     RecoveryDecided,
@@ -98,6 +99,11 @@ class Attempt:
     def live(self) -> bool:
         """Whether its processes may still run."""
         return self.outcome is None
+
+    def nodes_of(self, ranks: Iterable[int]) -> tuple[str, ...]:
+        """The nodes on which these ranks run, each once. The attempt may not have a rank that its trainer names."""
+        places = (rank // self.ranks_per_node for rank in ranks if self.ranks_per_node)
+        return tuple(dict.fromkeys(self.nodes[place] for place in places if 0 <= place < len(self.nodes)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +243,14 @@ class KnownCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failing:
+    """A part of the watch that fails and is skipped."""
+
+    why: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """A lineage, as its journal tells it. Mappings keep the order in which things happened."""
 
@@ -273,6 +287,8 @@ class State:
     )  # jobs to be cancelled, with their allocations
     bad_parts: Mapping[str, str] = field(default_factory=dict[str, str])  # GPU UUID → what it did
     alerts: Mapping[str, AlertState] = field(default_factory=dict[str, AlertState])
+    left_out: Mapping[str, InputLeftOut] = field(default_factory=dict[str, InputLeftOut])  # by `left_out_key`
+    failing: Mapping[str, Failing] = field(default_factory=dict[str, Failing])  # by part of the watch
     why: str = ""  # of an ended or paused lineage
     asked_at: float = 0.0  # when a person last asked for it to go on
 
@@ -346,6 +362,11 @@ def _last(mapping: Mapping[str, _T]) -> _T | None:
     if isinstance(mapping, Versions):
         return mapping.newest()
     return next(reversed(mapping.values()), None)  # type: ignore[call-overload]
+
+
+def left_out_key(source: str, file: str) -> str:
+    """The name of a file of which records were left out, in `State.left_out`."""
+    return f"{source} {file}"
 
 
 def held_nodes(live: Iterable[Allocation]) -> dict[str, Allocation]:

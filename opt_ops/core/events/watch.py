@@ -1,0 +1,36 @@
+"""Events: what the watch itself could not read or do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputLeftOut:
+    """Observation: records of a file are not what docs/formats.md says. Written at the first one, and as more come.
+
+    The counts are those since the file is read. The examples are untrusted text.
+    """
+
+    source: str  # what kind of file: telemetry, phases, heartbeats, reports, stacks, config, requests
+    file: str  # relative to the lineage's folder
+    count: int  # records (lines, or whole files) that were left out, wholly or in part
+    taken: int  # records that were taken
+    first: str
+    newest: str
+    most: bool = False  # more were left out than taken: it is another format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatcherFailed:
+    """Observation: a part of the watch failed and was skipped. The other parts go on."""
+
+    watcher: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatcherRecovered:
+    """Observation: a part of the watch that had failed works again."""
+
+    watcher: str
