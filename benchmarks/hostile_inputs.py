@@ -289,7 +289,7 @@ class Attack:
     def _request(self) -> None:
         verbs: list[tuple[str, dict[str, object]]] = [
             ("note", {"target": "1", "text": "x", "correction": False}),
-            ("exclude", {"node": "nowhere", "reason": "x"}),
+            ("exclude", {"node": "n010", "reason": "x"}),
             ("start", {"lineage": "1", "recipe": "x", "settings": [], "data": [], "tokenizer": None, "shape": {}}),
         ]
         if self._lies:
