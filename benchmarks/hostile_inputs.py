@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
+from benchmarks.hostile_readers import attack_readers
 from benchmarks.mutations import break_bytes, mutate, other_kind, to_json
 from benchmarks.world_files import WorldFiles, append, heartbeat_fields, manifest_fields, write_checkpoint
 from opt_ops import playbook_loader
@@ -46,7 +47,7 @@ from opt_ops.laboratory.simulated.world import Planned
 from opt_ops.ports import Ports
 from opt_ops.runfolder.checkpoints import FileCheckpoints
 from opt_ops.runfolder.inbox import FileInbox
-from opt_ops.runfolder.journal import read
+from opt_ops.runfolder.journal_reader import read
 from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.executor import Site
@@ -63,6 +64,9 @@ FLOOD = 2000  # lines
 _MEANINGFUL = frozenset({"loss", "finite", "num_updates"})
 """Fields of telemetry in which a wrong value has a meaning: a loss that is no number is a fault of the training."""
 
+_ENDED = frozenset({"ended"})
+"""A rank for which an agent gives any end has ended, even if its time is none."""
+
 
 @dataclass
 class Figures:
@@ -72,6 +76,7 @@ class Figures:
     lineages: int = 0
     lives: int = 0  # daemon processes
     lives_ended: int = 0  # by an exception
+    readers_ended: int = 0  # by an exception: readers that are attacked alone
     unreadable: int = 0  # journals
     stuck: int = 0  # lineages that came to no end
     faults: int = 0  # that happened meanwhile, in lineages without lies
@@ -84,7 +89,8 @@ class Figures:
     @property
     def clean(self) -> bool:
         """Whether everything held."""
-        return not (self.lives_ended or self.unreadable or self.stuck or self.unrecovered or self.false_acts)
+        ended = self.lives_ended or self.readers_ended
+        return not (ended or self.unreadable or self.stuck or self.unrecovered or self.false_acts)
 
     def table(self) -> str:
         """Return the figures as a Markdown table."""
@@ -237,10 +243,10 @@ class Attack:
             data = self._mutated(record, keep)
         append(path, data + b"\n")
 
-    def _file(self, path: Path, record: dict[str, object]) -> None:
+    def _file(self, path: Path, record: dict[str, object], keep: frozenset[str] = frozenset()) -> None:
         """Replace a file by a mutated one."""
         broken = self._random.random() < 0.2
-        data = break_bytes(to_json(record).encode(), self._random) if broken else self._mutated(record)
+        data = break_bytes(to_json(record).encode(), self._random) if broken else self._mutated(record, keep)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(".hostile.tmp")
         temporary.write_bytes(data)
@@ -277,7 +283,7 @@ class Attack:
             attempt = training.launch.attempt
             node = self._random.choice(list(self.world.agents.reports(attempt)))
             if (path := self.files.attempt(attempt) / "nodes" / f"{node}.json").exists():
-                self._file(path, self.files.report_fields(attempt, node))
+                self._file(path, self.files.report_fields(attempt, node), _ENDED)
                 self.files.forget(attempt, node)
 
     def _config(self) -> None:
@@ -342,13 +348,21 @@ class Attack:
 
 
 def attack(mutations: int, seed: int, folder: Path) -> Figures:
-    """Attack one lineage after the other, with `mutations` in all."""
+    """Attack one lineage after the other, and then the readers of other formats, with `mutations` in all."""
     figures, began, number = Figures(), time.monotonic(), 0
-    while figures.mutations < mutations:
+    by_lineages = mutations - mutations // 5
+    while figures.mutations < by_lineages:
         target = folder / f"{number:04d}"
         target.mkdir(mode=0o700)
-        Attack(target, seed * 100_000 + number, bool(number % 2), figures).run(mutations)
+        Attack(target, seed * 100_000 + number, bool(number % 2), figures).run(by_lineages)
         number += 1
+    journals = [each / "journal" for each in sorted(folder.iterdir())]
+    for name, error in attack_readers(mutations - by_lineages, Random(seed), journals):
+        figures.mutations += 1
+        figures.formats[name] += 1
+        if error is not None:
+            figures.readers_ended += 1
+            figures.errors[f"{name}: {type(error).__name__}: {error}"[:200]] += 1
     figures.seconds = time.monotonic() - began
     return figures
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import zlib
 from pathlib import Path
+from typing import Any, cast
 
 from opt_ops.contract.files import sync_folder
 from opt_ops.core.codec import check_limits, decode, encode
@@ -215,13 +217,22 @@ class Journal:
 
 def _read_back(event: Event) -> Event:
     """The event as a reader of its line gets it."""
-    fields = encode(event)
+    fields = _without_infinity(encode(event))
     check_limits(fields)
-    text = json.dumps(fields, allow_nan=False, ensure_ascii=False)
-    size = len(text.encode())
-    if size > LONGEST_LINE:
-        raise ValueError(f"it has {size} bytes, and a line at most {LONGEST_LINE}")
+    # A half of a surrogate pair is no text. It becomes a question mark: the event matters more than that character.
+    text = json.dumps(fields, allow_nan=False, ensure_ascii=False).encode(errors="replace")
+    if len(text) > LONGEST_LINE:
+        raise ValueError(f"it has {len(text)} bytes, and a line at most {LONGEST_LINE}")
     return decode(json.loads(text))
+
+
+def _without_infinity(value: Any) -> Any:
+    """The value with null for each number that JSON does not have. Where a number is needed, `decode` refuses null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_infinity(item) for name, item in cast("dict[str, Any]", value).items()}
+    return [_without_infinity(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
 def _completed(first: Reading, folder: Path, known: int) -> tuple[list[Entry], list[str], Position]:

@@ -112,11 +112,13 @@ class Cluster:
         """Drain a node.
 
         Raises:
-            Refused: it is not permitted here.
+            Refused: it is not permitted here, or there is no such node.
         """
         self.check_answers()
         if not self._physics.can_drain:
             raise Refused(f"not permitted to drain {node}")
+        if node not in self.nodes:
+            raise Refused(f"invalid node name specified: {node}")
         self.nodes[node].drained = reason
         self.drains.append((node, reason))
 
