@@ -23,6 +23,8 @@ from opt_ops.supervise.watch_training import TrainingWatch
 _FIRST_FAILURE_DEBOUNCE_SECONDS = 1.0
 _VICTIMS_DEBOUNCE_SECONDS = 4.0  # while ranks only report a lost peer: the peer may still be writing its stacks
 
+_XIDS_SECONDS = 60.0  # before the end of a rank: Xids of its node that may explain it
+
 _STOP_SIGNALS = frozenset({2, 15})  # SIGINT by an agent that leaves, SIGTERM by the scheduler
 
 _RECENT_HEARTBEAT_SECONDS = 5.0  # two heartbeats and a tick
@@ -154,6 +156,7 @@ class AttemptWatch:
 
     def _signal(self, attempt: Attempt, found: Blame, failed: int) -> SignalRaised:
         last = self._training.last(attempt)
+        xids = self._nodes.xids_since(found.first.node, found.first.at - _XIDS_SECONDS)
         return SignalRaised(
             signal=found.kind,
             tier=Tier.ACT,
@@ -163,7 +166,7 @@ class AttemptWatch:
             at=found.first.at,
             nodes=places(found),
             rule="first rank that ended with a signal or with a code other than 0",
-            evidence=evidence_of(found, failed),
+            evidence={**evidence_of(found, failed), **({"xids": xids} if xids else {})},
         )
 
     def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport]) -> AttemptEnded:

@@ -84,6 +84,12 @@ class NodeWatch:
         heartbeat = self._newest.get(node)
         return heartbeat is not None and heartbeat.warned
 
+    def xids_since(self, node: str, since: float) -> tuple[int, ...]:
+        """The Xids that the node's newest heartbeat names from `since` on (seconds since the epoch), without drills."""
+        heartbeat = self._newest.get(node)
+        found = heartbeat.xids if heartbeat else ()
+        return tuple(sorted({xid.code for xid in found if xid.at >= since and not xid.switch and xid.drill is None}))
+
     def observe(self, state: State) -> Iterator[Event]:
         """Yield new verdicts, and signals for silent nodes on which the attempt runs."""
         held, now = state.held, self._clock.monotonic()

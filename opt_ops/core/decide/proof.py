@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core.decide.policy import Policy
+from opt_ops.core.decide.suspects import is_condemned
 from opt_ops.core.events import IncidentClosed
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.model import Attempt, Incident, State
@@ -139,7 +140,8 @@ def _mismatch(state: State, attempt: Attempt, schedule: Schedule, optimizer: Opt
 
 def _prove_exclusion(state: State, incident: Incident) -> IncidentClosed | None:
     drains = {name: state.nodes[name].drain for name in incident.nodes if name in state.nodes}
-    if any(drain not in ("done", "refused") for drain in drains.values()):
+    wanted = {name for name in drains if is_condemned(state, state.nodes[name])}
+    if any(drain not in ("done", "refused") for name, drain in drains.items() if name in wanted):
         return None
     return IncidentClosed(
         incident=incident.name,

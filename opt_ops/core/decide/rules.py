@@ -19,6 +19,7 @@ from opt_ops.core.decide.operator_changes import decide_request, requested_lr_fa
 from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
 from opt_ops.core.decide.proof import prove
 from opt_ops.core.decide.retry_budget import RungChoice, rollback_point, select_rung
+from opt_ops.core.decide.suspects import is_condemned, nodes_to_exclude, program_fails
 from opt_ops.core.events import (
     DrainIntended,
     Event,
@@ -112,7 +113,7 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         rung=number,
         action=rung.action if rung else _action_when_exhausted(playbook),
         why=why,
-        exclude=incident.nodes if rung and rung.exclude else (),
+        exclude=nodes_to_exclude(state, incident) if rung and rung.exclude else (),
         save_first=rung is not None and rung.save_first,
         advice=advice,
     )
@@ -122,6 +123,8 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         )
     if rung is None:
         return decided
+    if rung.action is not Action.HALT and (program := program_fails(state, incident)) is not None:
+        return replace(decided, action=Action.HALT, exclude=(), save_first=False, why=f"{program}; {why}")
     if rung.action is Action.HALT:
         return replace(decided, why=f"{playbook.name} ends here after {number} tries around this step; {why}")
     if rung.action is Action.RESTART and not _touches_live_work(state, incident):
@@ -214,9 +217,9 @@ def _cordoned(state: State, now: float) -> int:
 
 
 def drain_nodes(state: State, now: float, policy: Policy) -> Event | None:
-    """Drain excluded nodes, so that no other user of the cluster gets them."""
+    """Drain excluded nodes that are known to be bad, so that no other user of the cluster gets them."""
     for node in state.nodes.values():
-        if node.excluded_by is not None and node.drain is None:
+        if node.excluded_by is not None and node.drain is None and is_condemned(state, node):
             return DrainIntended(node=node.name, incident=node.excluded_by, reason=node.reason)
     return None
 

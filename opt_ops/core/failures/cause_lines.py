@@ -27,6 +27,9 @@ _STEP = re.compile(
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,256}(?:\x07|\x1b\\)?|[@-_])|\x9b[0-?]*[ -/]*[@-~]")
 
 
+_VARIES = re.compile(r"\[[^\]]*\d[^\]]*\]:?|0x[0-9a-fA-F]+|\S*/\S*|[0-9a-fA-F]{8,}|\d+")
+
+
 @dataclass(frozen=True, slots=True)
 class CauseLine:
     """A line that names a cause.
@@ -121,6 +124,11 @@ class CauseLines:
 def clean(line: str) -> str:
     """Untrusted text as one line: escape sequences are removed, other control characters become spaces."""
     return "".join(c if c.isprintable() else " " for c in _ESCAPE.sub("", line)).strip()
+
+
+def fingerprint(line: str) -> str:
+    """What two lines of the same error have in common: no numbers, addresses, paths, or prefixes of ranks."""
+    return " ".join(_VARIES.sub(" ", line).split()).lower()
 
 
 def _around(line: str, family: Family) -> str:

@@ -212,9 +212,7 @@ ROWS: Mapping[FailureClass, FailureRow] = {
     FailureClass.GPU_ERROR: FailureRow(
         title="GPU error in a log",
         domain=Domain.HARDWARE,
-        confidence=grounds.always(
-            Confidence.MEDIUM, "a rank's log names a GPU error; no reading of the GPU confirms it"
-        ),
+        confidence=grounds.gpu_error,
         cause=cause_text.rank_ended,
         playbook="bad_gpu",
     ),

@@ -66,3 +66,10 @@ def corruption(found: Evidence) -> Grounds:
     if found.evidence.get("certain"):
         return Confidence.HIGH, "checksums of what ranks must hold alike differ, and they name the rank"
     return Confidence.MEDIUM, "checksums of what ranks must hold alike differ; which rank is wrong is not known"
+
+
+def gpu_error(found: Evidence) -> Grounds:
+    """Of an error of a GPU in a log: whether the words can be the program's fault decides."""
+    if found.evidence.get("fault") == "unclear":
+        return Confidence.LOW, "a rank's log names an error that a fault of the program causes more often than a GPU"
+    return Confidence.MEDIUM, "a rank's log names a GPU error; no reading of the GPU confirms it"
