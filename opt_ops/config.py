@@ -134,7 +134,8 @@ class TrainerCommand(_Table):
 class Health(_Table):
     """What a node of the site has, and how it is tested."""
 
-    gpus_per_node: Annotated[int, _whole(0, 1024)] = 0
+    # None: `slurm.gpus_per_node`, and where that is not set, what most nodes have; 0: nodes have no GPUs
+    gpus_per_node: Annotated[int, _whole(0, 1024)] | None = None
     burn_in_seconds: Annotated[float, _number(0, 90)] = 0.0  # of each node, after it was allocated; 0: none
 
 
@@ -189,6 +190,13 @@ class Config(_Table):
     mlflow: Mlflow = Mlflow()
     alerts: Alerts = Alerts()
     ledger: Rates = Rates()
+
+    @property
+    def expected_gpus(self) -> int:
+        """GPUs that each node must have; 0: none are expected, or nothing says how many."""
+        asked = self.slurm.gpus_per_node if self.scheduler == "slurm" else None
+        own = self.health.gpus_per_node
+        return (asked or 0) if own is None else own
 
     @property
     def tracking_uri(self) -> str:

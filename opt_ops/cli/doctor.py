@@ -186,7 +186,7 @@ def _scheduler(config: Config) -> Iterator[dict[str, Any]]:
 def _nvml(config: Config) -> dict[str, Any]:
     from opt_ops.node.nvml import GpuReader
 
-    reading, expected = GpuReader().read(), config.health.gpus_per_node
+    reading, expected = GpuReader().read(), config.expected_gpus
     found = f"{reading['nvml']}, {len(reading['gpus'])} GPUs here, {expected} expected on nodes"
     here_is_no_node = config.scheduler == "slurm"
     return _finding("nvml", here_is_no_node or len(reading["gpus"]) >= expected, found, "set health.gpus_per_node")

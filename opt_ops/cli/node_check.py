@@ -182,11 +182,11 @@ Judged = dict[str, tuple[int, list[Judgement]]]
 def _judged(places: Sequence[_Place], xid_minutes: float, until: float) -> Judged:
     from opt_ops.runfolder.heartbeat import heartbeat_of
 
-    expected, now = settings.config.health.gpus_per_node, time.time()
+    expected, now = settings.config.expected_gpus, time.time()
     beats: dict[str, Heartbeat] = {}
     for name, reading in _read(places, xid_minutes, until).items():
         beats[name] = heartbeat_of({**reading, "node": name, "host": name, "ts": now, "attempt": None})
-    odd = differing(list(beats.values()))
+    odd = differing(list(beats.values()), expected)
     judged: Judged = {}
     for name, beat in beats.items():
         findings = judge_all(beat, expected)

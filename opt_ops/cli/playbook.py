@@ -127,7 +127,7 @@ def try_(
     path = lineage_folder(identifier)
     entries = lineages.entries(path)
     state = replay(entries)
-    policy, _ = playbook_loader.load(_folder(folder), expected_gpus=settings.config.health.gpus_per_node)
+    policy, _ = playbook_loader.load(_folder(folder), expected_gpus=settings.config.expected_gpus)
     rows = [
         {
             "incident": compared.was.incident,

@@ -20,9 +20,7 @@ def preview(state: State, event: e.Event, now: float, config: Config) -> Iterato
     Raises:
         PlaybookError: a playbook page is malformed.
     """
-    policy, _ = playbook_loader.load(
-        config.playbooks or playbook_loader.folder(), expected_gpus=config.health.gpus_per_node
-    )
+    policy, _ = playbook_loader.load(config.playbooks or playbook_loader.folder(), expected_gpus=config.expected_gpus)
     for coming in supervisor.preview(state, event, now, policy):
         yield printable(f"Would {_sentence(coming)}.")
 

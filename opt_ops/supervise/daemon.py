@@ -75,7 +75,7 @@ class Daemon:
         alerts = config.alerts
         self._policy, _ = playbook_loader.load(
             config.playbooks or playbook_loader.folder(),
-            expected_gpus=config.health.gpus_per_node,
+            expected_gpus=config.expected_gpus,
             least_alert=Severity(alerts.least) if alerts.urls else None,
         )
         self._alerts = UrlNotifier(alerts.urls, alerts.least)

@@ -9,7 +9,7 @@ from functools import partial
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import Event, NodeJudged, SignalRaised
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, remember, same_readings
+from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, rank, remember, same_readings
 from opt_ops.core.health.energy import EnergyMeter
 from opt_ops.core.health.silence import SPREAD_SECONDS, Silence
 from opt_ops.core.state.model import Allocation, Node, State
@@ -154,7 +154,7 @@ class NodeWatch:
             return
         self._compared_at, self._new_readings = now, False
         present = (name for name in held if name in self._newest and self._silence.seconds(name) <= SPREAD_SECONDS)
-        self._differing = differing([self._newest[name] for name in present])
+        self._differing = differing([self._newest[name] for name in present], self._policy.expected_gpus)
 
     def _verdict(self, state: State, name: str) -> Iterator[Event]:
         """Judge a node about which something is new."""
@@ -193,7 +193,7 @@ class NodeWatch:
         if why is None:
             odd = self._differing.get(node.name, judgement)
             stale = odd.reason.startswith("burn_in_") and burn_in is None
-            return odd if judgement.reason == "ok" and not stale else judgement
+            return odd if not stale and (judgement.reason == "ok" or rank(odd) < rank(judgement)) else judgement
         source = "the scheduler: what runs on the node may continue, nothing new starts there"
         return Judgement(verdict=Verdict.SUSPECT, reason=why, source=source)
 

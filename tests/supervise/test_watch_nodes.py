@@ -121,3 +121,24 @@ def test_a_node_that_is_being_burnt_in_is_waited_for():
     assert story.see(seconds=60.0) == [], "neither given back nor started on"
     started = [event for node in ("n1", "n2", "n3") for event in story.judge(node, Verdict.HEALTHY, "ok")]
     assert any(isinstance(event, AttemptIntended) for event in started)
+
+
+def test_a_node_with_fewer_gpus_than_most_is_suspect_although_it_has_a_lesser_finding_of_its_own():
+    nodes = Watched()
+    nodes.watch._policy.expected_gpus = 0
+    two = {
+        node: [Gpu(index=i, uuid=f"GPU-{node}-{i}", persistence=False) for i in (0, 1)] for node in ("n1", "n2", "n3")
+    }
+    two["n3"] = two["n3"][:1]
+    told: list[NodeJudged] = []
+    for _ in range(30):
+        nodes.seconds += 2.0
+        said = {"ts": nodes.seconds, "attempt": None, "nvml": "ok", "allocation": nodes.holder, "driver": "570.1"}
+        nodes.beats = [Heartbeat(node=node, host=node, gpus=tuple(gpus), **said) for node, gpus in two.items()]
+        for event in nodes.watch.observe(nodes.story.state):
+            told.append(event)
+            nodes.story.see(event)
+    state = nodes.story.state.nodes
+    assert (state["n3"].verdict, state["n3"].reason) == (Verdict.SUSPECT, "gpu_missing")
+    assert (state["n1"].verdict, state["n1"].reason) == (Verdict.HEALTHY, "persistence_off")
+    assert [event.reason for event in told if event.node == "n3"][-1] == "gpu_missing"

@@ -8,7 +8,7 @@ from typing import Any
 
 from opt_ops.core.health.burn_in_findings import BURN_IN_ROWS
 from opt_ops.core.health.findings import GPU_ROWS, NODE_ROWS, PORT_ROWS
-from opt_ops.core.health.fleet import FLEET_ROWS
+from opt_ops.core.health.fleet import FLEET_ROWS, MISSING
 from opt_ops.core.health.kernel_lines import log_events
 from opt_ops.core.health.readings import Xid
 from opt_ops.core.health.table import AGAIN_SECONDS, Row, Verb
@@ -63,6 +63,7 @@ def rows() -> Iterator[Row]:
     yield from GPU_ROWS
     yield from PORT_ROWS
     yield from KERNEL_ROWS.values()
+    yield MISSING
     yield from FLEET_ROWS
     yield from BURN_IN_ROWS
     yield from OTHERS

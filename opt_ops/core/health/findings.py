@@ -57,7 +57,7 @@ PORT_ROWS = (
 NODE_ROWS = (
     NodeRow(
         reason="gpu_missing",
-        signal="fewer GPUs than `health.gpus_per_node`, or fewer than at the start of this allocation",
+        signal="fewer GPUs than `health.gpus_per_node` (or Slurm's), or than at the start of this allocation",
         verdict=Verdict.BAD,
         verb=Verb.REBOOT_NODE,
         again=Verb.ISOLATE,

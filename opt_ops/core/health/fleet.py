@@ -29,6 +29,14 @@ def _row(what: str, signal: str, source: str = "") -> Row:
     )
 
 
+MISSING = Row(
+    reason="gpu_missing",
+    signal="fewer GPUs than most held nodes, where no number is configured",
+    verdict=Verdict.SUSPECT,
+    verb=Verb.REBOOT_NODE,
+    source="opt-ops: nodes of a site are alike; with `health.gpus_per_node` it is bad",
+)
+
 FLEET_ROWS = (
     _row("driver", "the driver version differs from most held nodes"),
     _row("vbios", "a GPU's VBIOS differs from most GPUs of its name"),
@@ -42,12 +50,13 @@ FLEET_ROWS = (
 )
 
 
-def differing(heartbeats: Sequence[Heartbeat]) -> Mapping[str, Judgement]:
+def differing(heartbeats: Sequence[Heartbeat], expected_gpus: int = 0) -> Mapping[str, Judgement]:
     """The nodes that differ from most others, each with its first difference.
 
     Args:
         heartbeats: The newest of each node, all just come. What a node does not say makes it neither equal nor
             different.
+        expected_gpus: How many GPUs the site says that a node has. 0: it does not say, and most nodes decide.
     """
     driver, vbios, inforom, clock, time = FLEET_ROWS
     # A node's GPUs are alike, nearly always.
@@ -59,6 +68,10 @@ def differing(heartbeats: Sequence[Heartbeat]) -> Mapping[str, Judgement]:
         (clock, {(node, name, None if value is None else str(value)) for node, name, _, _, value in kinds}),
     )
     found: dict[str, Judgement] = {}
+    counts = {(beat.node, "", str(len(beat.gpus))) for beat in heartbeats if beat.nvml == "ok"}
+    for node, has, most in _odd(counts) if expected_gpus == 0 else ():
+        if int(has) < int(most):
+            found[node] = judgement(MISSING, {"expected": int(most), "found": int(has)})
     for row, values in said:
         for node, value, most in _odd(values):
             found.setdefault(node, judgement(row, {"value": value, "most": most}))
