@@ -127,7 +127,8 @@ def test_a_node_with_fewer_gpus_than_most_is_suspect_although_it_has_a_lesser_fi
     nodes = Watched()
     nodes.watch._policy.expected_gpus = 0
     two = {
-        node: [Gpu(index=i, uuid=f"GPU-{node}-{i}", persistence=False) for i in (0, 1)] for node in ("n1", "n2", "n3")
+        node: [Gpu(index=i, uuid=f"GPU-{node}{'-1' * i}", persistence=False) for i in (0, 1)]
+        for node in ("n1", "n2", "n3")
     }
     two["n3"] = two["n3"][:1]
     told: list[NodeJudged] = []
