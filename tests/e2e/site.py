@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,20 @@ class Site:
     """One runs folder with its daemon."""
 
     def __init__(
-        self, folder: Path, config: str = "", trainer: str = f"'{sys.executable}', '{STUB}'", quick: bool = True
+        self,
+        folder: Path,
+        config: str = "",
+        trainer: str = f"'{sys.executable}', '{STUB}'",
+        quick: bool = True,
+        **patience: dict[str, str],
     ) -> None:
-        """`quick`: short timeouts instead of the shipped ones."""
+        """`quick`: short timeouts instead of the shipped ones; `patience`: others than `QUICK` has, by playbook."""
         self.folder = folder
         self.runs = folder / "runs"
         self._daemon: subprocess.Popen[bytes] | None = None
         head = "playbooks = 'playbooks'\ntick_seconds = 0.2\n" if quick else ""
         if quick:
-            _write_playbooks(folder / "playbooks")
+            _write_playbooks(folder / "playbooks", {**QUICK, **{f"{name}.md": what for name, what in patience.items()}})
         chronicle = "[chronicle]\nevery_seconds = 3600\n"
         (folder / "opt-ops.toml").write_text(
             f"{head}{config}\n[mlflow]\nenabled = false\n{chronicle}[trainer]\ncommand = [{trainer}]\n"
@@ -194,11 +199,11 @@ class Site:
                     os.kill(pid, signal.SIGKILL)
 
 
-def _write_playbooks(folder: Path) -> None:
+def _write_playbooks(folder: Path, changes: Mapping[str, Mapping[str, str]]) -> None:
     folder.mkdir()
     for path in playbook_loader.folder().glob("*.md"):
         text = path.read_text()
-        for old, new in QUICK.get(path.name, {}).items():
+        for old, new in changes.get(path.name, {}).items():
             assert old in text
             text = text.replace(old, new, 1)
         (folder / path.name).write_text(text)

@@ -1,19 +1,13 @@
-"""Nodes that fail, on a real Slurm with four nodes."""
+"""Nodes that are bad, slow or used up, on a real Slurm with four nodes."""
 
 from __future__ import annotations
-
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import pytest
 
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action
 from tests.e2e.site import Site
-from tests.slurm.day import Day, ask, until
-
-if TYPE_CHECKING:
-    from tests.slurm.cluster import Cluster
+from tests.slurm.day import Day, ask
 
 pytestmark = pytest.mark.slurm
 
@@ -43,45 +37,6 @@ def test_nodes_that_are_bad_or_slow(site: Site):
     assert slow.step_resumed >= day.saved_before_it_left(slow.attempt)
     assert ranked not in day.state.attempt.nodes
     day.ends(excluded={ranked}, submitted=2)
-
-
-def test_a_node_falls_silent(site: Site, slurm: Cluster):
-    day = Day(site)
-    first, second = day.state.attempt.nodes
-    slurm.kill_node(second)
-    silent = day.sees("silent_node", nodes=(second,))
-    assert silent.decision.exclude == (second,)
-    assert second not in day.state.attempt.nodes
-    assert first in day.state.attempt.nodes
-    assert "silent" in ask("sinfo", "-h", "-R", "-o", "%E|%N")
-    until(lambda: second not in ask("squeue", "-h", "--me", "-o", "%N"))
-    day.ends(excluded={second}, submitted=2)
-
-
-def test_a_node_that_comes_back_touches_nothing(site: Site, slurm: Cluster):
-    day = Day(site)
-    second = day.state.attempt.nodes[1]
-    slurm.kill_node(second)
-    day.sees("silent_node", nodes=(second,))
-    attempt = day.attempt
-    slurm.revive_node(second)
-    site.looked(seconds=7)  # longer than a silence
-    day.trained(5)
-    assert day.attempt == attempt
-
-
-def test_all_nodes_at_once(site: Site, slurm: Cluster):
-    day = Day(site)
-    held = list(day.state.held)
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(slurm.kill_node, held))
-    for node in held:
-        slurm.revive_node(node)
-    # Slurm takes the job for running. While no node at all is heard, our own eyes might have failed: patience.
-    lost = day.sees("silent_node")
-    assert lost.evidence["seconds"] > 2 * 6, "other nodes were heard at the earliest when they had replaced these"
-    assert lost.step_resumed == day.sound_before(lost.next_attempt)
-    day.ends(excluded=lost.nodes)
 
 
 def test_all_spares_used_up(site: Site):
@@ -117,15 +72,3 @@ def test_fewer_nodes_and_more_again(site: Site):
     assert len(day.state.attempt.nodes) == 4
     assert returned.step_resumed >= day.saved_before_it_left(returned.attempt)
     day.ends()
-
-
-def test_the_first_node_dies(site: Site, slurm: Cluster):
-    """The one where Slurm runs the job's script and its srun."""
-    day = Day(site)
-    first, second = day.state.attempt.nodes
-    slurm.kill_node(first)
-    silent = day.sees("silent_node", nodes=(first,))
-    assert silent.decision.exclude == (first,)
-    assert second in day.state.attempt.nodes
-    # Slurm ends no job before the last of its nodes has answered, or is down.
-    day.ends(excluded={first}, submitted=2, meanwhile=lambda: slurm.revive_node(first))

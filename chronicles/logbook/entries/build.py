@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from chronicles.logbook.drawing.closeup import Closeups
 from chronicles.logbook.drawing.curves import run_color
@@ -33,7 +33,7 @@ from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline
 from opt_ops.core.failures.classes import AlertSignal, FailureClass, title
 from opt_ops.core.names import alert_id
-from opt_ops.core.values import Driver, Tier
+from opt_ops.core.values import AllocationStatus, Driver, Tier
 
 
 def entries(record: LineageRecord, report: LineageReport) -> list[LogEntry]:
@@ -239,6 +239,30 @@ def _no_nodes(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.
     yield entry_of(record, entry, "the scheduler refused a request for nodes", facts=facts)
 
 
+def _job(record: LineageRecord, report: LineageReport, entry: e.Entry, event: e.AllocationChanged) -> _Found:
+    """One entry for all suspensions of a job: under gang scheduling, it may be stopped every minute."""
+    if event.status is not AllocationStatus.SUSPENDED:
+        return
+    stops = (x for x in record.entries if _is_about(x.event, event.allocation) and x.event.status is event.status)
+    if next(stops) is not entry:
+        return
+    later = [x for x in record.entries if x.seq >= entry.seq]
+    states = [(x.ts, x.event.status) for x in later if _is_about(x.event, event.allocation)]
+    ends = [*(at for at, _ in states[1:]), max(entry.ts, later[-1].ts)]
+    times = [end - at for (at, status), end in zip(states, ends, strict=True) if status is event.status]
+    lasts = states[-1][1] is event.status
+    job = record.state.allocations[event.allocation].job or event.allocation
+    text = f"{count(len(times), 'time')}, {duration(sum(times))} in all{'; it is suspended now' if lasts else ''}."
+    fact = Fact(label="Suspended", text=f"{text} Its nodes stayed held, and nothing was trained meanwhile.")
+    yield entry_of(record, entry, f"the scheduler suspended job {short(job, 40)}", facts=(fact,))
+
+
+def _is_about(event: e.Event, allocation: str) -> TypeGuard[e.AllocationChanged]:
+    if not isinstance(event, e.AllocationChanged) or event.status is AllocationStatus.UNKNOWN:
+        return False
+    return event.allocation == allocation
+
+
 def _completed(record: LineageRecord, report: LineageReport, entry: e.Entry, event: e.LineageCompleted) -> _Found:
     spent = report.ledger
     text = f"All {whole(event.step)} steps in {duration(spent.wall_seconds)}, goodput {percent(spent.goodput)}."
@@ -254,6 +278,7 @@ _RULES: dict[type[e.Event], Callable[[LineageRecord, LineageReport, e.Entry, Any
     e.SignalRaised: _alert,
     e.CheckpointRefused: _refused,
     e.AllocationFailed: _no_nodes,
+    e.AllocationChanged: _job,
     e.SizeDecided: _size,
     e.StrayFound: _orphan_job,
     e.LineageCompleted: _completed,

@@ -19,7 +19,7 @@ from chronicles.record import load
 from chronicles.report.build import build
 from chronicles.wording import hours
 from opt_ops.core import events as e
-from opt_ops.core.values import Action, Checkpoint, Fault, Outcome, Tier, Verdict
+from opt_ops.core.values import Action, AllocationStatus, Checkpoint, Fault, Outcome, Tier, Verdict
 from tests.chronicles.record import GOLDEN, LINEAGE
 from tests.chronicles.told import Told, spiked
 
@@ -97,6 +97,20 @@ def test_a_proof_that_failed_is_said_loudly(told: Told):
     assert "An operator is needed." in markdown
     assert titles(told.folder)[0].endswith("12.00 halted, an operator is needed")
     assert '<span class="status bad">HALTED</span>' in html
+
+
+def test_suspensions_of_a_job_are_one_entry(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    allocation = told.state.allocation
+    for seconds in (120.0, 300.0, 60.0):
+        for status, after in ((AllocationStatus.SUSPENDED, 30.0), (AllocationStatus.RUNNING, seconds)):
+            changed = e.AllocationChanged(allocation=allocation.name, status=status, nodes=allocation.nodes, reason="")
+            told.see(changed, seconds=after)
+    told.see(replace(changed, status=AllocationStatus.SUSPENDED))
+    markdown, _ = drawn(told.folder)
+    (title,) = [title for title in titles(told.folder) if "suspended" in title]
+    assert title.endswith(f"the scheduler suspended job {allocation.job}")
+    assert "4 times, 8 min 0 s in all; it is suspended now." in markdown.replace("\u00a0", " ")
 
 
 def test_entries_of_one_moment_keep_the_order_of_the_journal(told: Told):
