@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from opt_ops.core.health.silence import Silence
 
 PATIENCE = 24.0
@@ -89,3 +92,38 @@ def test_a_node_that_is_held_again_is_listened_to_anew():
     looks.held.add("n3")
     assert looks.look("n1", "n2", times=13) == set()
     assert looks.look("n1", "n2") == {"n3"}
+
+
+@st.composite
+def late_readers(draw: st.DrawFn) -> tuple[list[tuple[float, float]], float]:
+    """Looks of a daemon, each with its time and with how old the newest heartbeat is that can be read then; and when
+    n1 dies. The daemon may be held up, and the file system may show nothing new for up to three times the patience."""
+    looks: list[tuple[float, float]] = []
+    now, stuck = 0.0, 0.0
+    for _ in range(draw(st.integers(20, 120))):
+        now += draw(st.sampled_from([0.5, 2.0, 2.0, 2.0, 5.0, 11.0, 60.0]))
+        if now > stuck and draw(st.integers(0, 9)) == 0:
+            began, stuck = now, now + draw(st.floats(0.0, 3.0 * PATIENCE))
+            lag = draw(st.floats(0.0, 3.0))
+        looks.append((now, (now - began) + lag if now <= stuck else draw(st.floats(0.0, 3.0))))
+    return looks, draw(st.floats(0.0, now))
+
+
+@given(late_readers(), st.integers(2, 5))
+def test_when_one_node_dies_no_healthy_one_is_called_silent_however_late_it_is_read(
+    world: tuple[list[tuple[float, float]], float], count: int
+):
+    looks, dies = world
+    names = [f"n{number}" for number in range(1, count + 1)]
+    silence, read = Silence(PATIENCE), dict.fromkeys(names, 0.0)
+    silence.look(0.0, names, names)
+    for now, age in looks:
+        heard = []
+        for number, name in enumerate(names):
+            beats = min(now - age, dies) if name == "n1" else now - age
+            newest = (beats - 0.3 * number) // 2.0 * 2.0 + 0.3 * number
+            if newest > read[name]:
+                read[name] = newest
+                heard.append(name)
+        silence.look(now, heard, names)
+        assert {name for name in names if silence.lost(name)} <= {"n1"}
