@@ -124,11 +124,15 @@ def _doubts(path: Path, state: State, watch: Watch, found: Newest) -> Iterator[F
     watcher = watch.over(name)
     if not watcher.watched:
         yield Finding(finding=watcher.finding, why=watcher.why, next=watcher.next, doubt=True)
-    if (stale := _no_step(state, watch.now, found)) is not None:
+    stopped = next((each for each in state.live_allocations if each.suspended), None)
+    if stopped is not None:
+        why = f"the scheduler has suspended job {stopped.job} for {span(watch.now - stopped.since)}"
+        yield Finding(finding="suspended", why=why, next="opt-ops playbook show suspended", doubt=True)
+    if stopped is None and (stale := _no_step(state, watch.now, found)) is not None:
         slow = _slow_phase(path, state, watch.now, found)
         why = f"{stale}, because of {slow}" if slow else stale
         yield Finding(finding="stale", why=why, next=f"opt-ops run logs {name}", doubt=not slow)
-    if silent := silent_nodes(path, state, watch.now):
+    if stopped is None and (silent := silent_nodes(path, state, watch.now)):
         longest = max(silent.values())
         named = ", ".join(list(silent)[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
         why = f"no heartbeat of {named} for {span(longest)}"

@@ -169,8 +169,6 @@ def _reason(state: State, wrong: Sequence[Finding]) -> str:
     """What people must know beside the status: why it cannot be trusted, and what is open."""
     if state.ended:
         return state.why
-    if holder := next((each for each in state.live_allocations if each.suspended), None):
-        return f"the scheduler has suspended job {holder.job} since {clock(holder.since)}"
     open_incidents = [i for i in state.incidents.values() if i.closed_at is None]
     reasons = [each.why for each in wrong if each.doubt]
     reasons += [f"{open_incidents[-1].name} {open_incidents[-1].cause}"] if open_incidents else []

@@ -199,12 +199,13 @@ class NodeWatch:
 
     def _heartbeat_timed_out(self, state: State, node: Node) -> Iterator[Event]:
         seconds = self._silence.seconds(node.name)
-        if node.reason != "silent":
+        reason = "silent" if self.lost(node.name) else "unheard"  # no node is called silent for what hides all of them
+        if node.reason != reason:
             yield NodeJudged(
                 node=node.name,
                 host=node.host,
                 verdict=Verdict.UNKNOWN,
-                reason="silent",
+                reason=reason,
                 source=f"no heartbeat for {self._policy.silent_seconds:g} s",
                 at=self._clock.now() - seconds,
                 evidence={"seconds": seconds},

@@ -123,3 +123,14 @@ def test_a_suspended_job_is_neither_silent_nor_hung_and_neither_is_the_pause_aft
         assert daemon.look("n1", "n2", "n3") == []
     assert daemon.training._phase_times.timeout("training", story.policy.hang) == patience, "no step took an hour"
     assert any(signal.signal == "silent_node" for signal in daemon.look_on("n1", "n3", seconds=2 * SILENT + 60.0))
+
+
+def test_while_nobody_is_heard_no_node_is_called_silent():
+    daemon = Daemon()
+    daemon.look_on(seconds=SILENT + 10.0)
+    assert {node.reason for node in daemon.story.state.nodes.values()} == {"unheard"}
+    daemon.look("n1", "n3")
+    daemon.look_on("n1", "n3", seconds=2 * SILENT)
+    reasons = {name: node.reason for name, node in daemon.story.state.nodes.items()}
+    assert reasons["n2"] == "silent"
+    assert "silent" not in (reasons["n1"], reasons["n3"])

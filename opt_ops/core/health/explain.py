@@ -40,6 +40,13 @@ OTHERS = (
         source="playbooks/silent_node.md",
     ),
     Row(
+        reason="unheard",
+        signal="no heartbeat of any node is read, for example because the file system hangs; no node is blamed for it",
+        verdict=Verdict.UNKNOWN,
+        verb=Verb.NONE,
+        source="playbooks/silent_node.md",
+    ),
+    Row(
         reason="known_bad_gpu",
         signal="a GPU (by UUID) that failed earlier in this lineage, in this or another node",
         verdict=Verdict.BAD,
@@ -48,7 +55,7 @@ OTHERS = (
     ),
     Row(
         reason="slurm_…",
-        signal="Slurm has drained the node or reports it down; the administrator's reason follows",
+        signal="Slurm has drained the node, or reports it down, invalid, powering down, rebooting; the reason follows",
         verdict=Verdict.SUSPECT,
         verb=Verb.NONE,
         source="sinfo",
