@@ -42,6 +42,7 @@ class Totals:
 class FrontPage:
     """Everything above the log."""
 
+    status: str  # with its age, unless it is an end
     tone: str  # of the status: a CSS class
     lead: str
     share: float  # of all steps, in percent
@@ -70,6 +71,7 @@ def front_page(report: LineageReport, loss: float | None) -> FrontPage:
     incidents = report.incidents
     allocations, before = tables.allocations(report)
     return FrontPage(
+        status=known_status(report),
         tone=_TONES.get(report.status, ""),
         lead=lead(report),
         share=round(100 * min(1.0, report.step / report.total_steps), 2) if report.total_steps else 0,
@@ -117,6 +119,16 @@ def totals(incidents: Sequence[IncidentReport]) -> Totals:
         steps_discarded=sum(steps for steps, _ in lost.values()),
         seconds_down=sum(seconds for _, seconds in lost.values()),
     )
+
+
+def known_status(report: LineageReport) -> str:
+    """The status; of a lineage that has not ended, with the time up to which it is known.
+
+    A page stays as it was drawn when its daemon dies, so it must say how old it is.
+    """
+    if report.ended or report.as_of is None:
+        return str(report.status)
+    return f"{report.status}, as of {when(report.as_of)}"
 
 
 def lead(report: LineageReport) -> str:

@@ -14,7 +14,7 @@ from chronicles.ledger.summary import LedgerSummary
 from chronicles.logbook.drawing.markdown import plain, table
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.entries.entry import LogEntry
-from chronicles.logbook.front_page import interrupted, lead, seconds_left, times, totals
+from chronicles.logbook.front_page import interrupted, known_status, lead, seconds_left, times, totals
 from chronicles.logbook.open_questions import questions
 from chronicles.logbook.render import newest_loss
 from chronicles.logbook.tables import cause
@@ -212,7 +212,7 @@ def handover(record: LineageRecord, hours: float = 12.0, rates: Rates | None = N
     log = [entry for entry in reversed(entries(record, now)) if entry.ts >= since]
     parts = [
         [f"# Lineage {plain(record.lineage)}: handover, {minute(as_of)}", ""],
-        [f"**{now.status}.** {plain(lead(now))}", ""],
+        [f"**{known_status(now)}.** {plain(lead(now))}", ""],
         _questions(now),
         _watch(record, now, as_of, since),
         _log(log, hours),

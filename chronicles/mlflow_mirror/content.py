@@ -18,7 +18,7 @@ from chronicles.logbook.drawing.markdown import note
 from chronicles.logbook.front_page import front_page
 from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
-from chronicles.wording import percent
+from chronicles.wording import percent, when
 from opt_ops import __version__
 from opt_ops.core.state.model import Run, State
 from opt_ops.core.state.queries import lr_scale, newest_good
@@ -94,6 +94,7 @@ def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, 
     tags = {
         "opt.kind": "lineage",
         "opt.status": str(state.status),
+        "opt.as_of": "" if state.ended else when(report.as_of),
         "opt.cause": state.why,
         "opt.step": str(report.step),
         "opt.goodput": percent(report.ledger.goodput),

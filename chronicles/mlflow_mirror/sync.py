@@ -320,7 +320,7 @@ def _mirrored(run: Run) -> MirroredLineage:
         lineage=tags["opt.lineage"],
         recipe=tags.get("opt.recipe", ""),
         author=tags.get("mlflow.user", ""),
-        status=tags.get("opt.status", ""),
+        status=tags.get("opt.status", "") + (f", as of {as_of}" if (as_of := tags.get("opt.as_of")) else ""),
         step=tags.get("opt.step", ""),
         goodput=tags.get("opt.goodput", ""),
         incidents=tags.get("opt.incidents", ""),

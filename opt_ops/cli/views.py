@@ -41,7 +41,7 @@ RUN_COLUMNS = [
 ]
 ATTEMPT_COLUMNS = [
     Column("ATTEMPT", "attempt"),
-    Column("OUTCOME", "outcome"),
+    Column("OUTCOME", "shown"),
     Column("NODES", "nodes"),
     Column("FROM", "from_step", right=True),
     Column("TO", "last_step", right=True),
@@ -178,8 +178,10 @@ def _reason(state: State, wrong: Sequence[Finding]) -> str:
 
 def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], watch: Watch) -> dict[str, Any]:
     """A lineage as `opt-ops run show` prints it. `incidents` are rows of its report."""
+    row = lineage_row(path, state, watch)
+    running = "running?" if row["shown"] != row["state"] else "running"
     return {
-        "lineage": lineage_row(path, state, watch),
+        "lineage": row,
         "valid": newest_evaluation(path, state.attempt),
         "runs": [
             {
@@ -196,6 +198,7 @@ def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], 
             {
                 "attempt": attempt.name,
                 "outcome": str(attempt.outcome) if attempt.outcome else "running",
+                "shown": str(attempt.outcome) if attempt.outcome else running,
                 "nodes": list(attempt.nodes),
                 "from_step": attempt.checkpoint.step if attempt.checkpoint else 0,
                 "last_step": attempt.last_step,

@@ -30,6 +30,7 @@ class _Unwatched:
     why: str
     page_at: float  # monotonic; when the next page is due
     page: _Open | None = None
+    told_at: float | None = None  # wall clock; when the last page was written that was delivered
 
 
 class WatchAlerts:
@@ -112,10 +113,10 @@ class WatchAlerts:
     def _page(self, lineage: str, each: _Unwatched, outcomes: Mapping[str, str]) -> None:
         now = self._clock.now()
         if each.page is not None and outcomes.get(each.page.alert.id) == "":
-            self.paged[lineage] = now
+            self.paged[lineage], each.told_at = now, each.page.at
             each.page, each.page_at = None, self._clock.monotonic() + _AGAIN_SECONDS
         if each.page is None and self._clock.monotonic() >= each.page_at:
-            since = self.paged.get(lineage)
+            since = self.paged.get(lineage) if each.told_at is None else each.told_at
             if since is not None and self._answered(lineage, since):
                 return
             title = f"opt-ops {lineage}: not watched, an operator is needed"

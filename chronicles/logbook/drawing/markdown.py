@@ -93,7 +93,7 @@ def _name(report: LineageReport) -> Iterator[str]:
 
 
 def _head(report: LineageReport, front: FrontPage) -> Iterator[str]:
-    yield f"**{report.status}.** {plain(front.lead)}"
+    yield f"**{front.status}.** {plain(front.lead)}"
     yield ""
     if report.recipe:
         yield f"Recipe {code(' '.join((report.recipe, *report.settings)))}."
