@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import SignalRaised
@@ -10,24 +12,41 @@ from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.values import Readback, Tier
 
 _SAME_STEP_RANGE = 10  # steps: two onsets so close are the same fault of the recipe or its data
+_UNHEALED_ATTEMPTS = 2  # that end in one spike, before its next coming is acted on at once
 
 
-def recurs_at_same_step(state: State, raised: SignalRaised) -> bool:
-    """Whether the loss of this run left its band at this step before, in an earlier attempt.
+def keeps_recurring(state: State, raised: SignalRaised, heal_steps: int, calm: Collection[str]) -> bool:
+    """Whether attempts of this run have ended in this spike before it healed, too often to wait for it once more.
 
-    Something else ended that attempt before the loss recovered. It will not recover in the next one either.
+    A restart that has nothing to do with the spike gives it the patience of the first time. But attempts that keep
+    ending earlier than that must not keep a divergence from its answer for ever. `calm`: attempts that are known to
+    have ended outside of any spike.
     """
     if raised.signal != FailureClass.LOSS_SPIKE or raised.tier is not Tier.ALERT or raised.onset_step is None:
         return False
     run = state.attempts[raised.attempt].run
-    return any(
-        earlier.signal == raised.signal
+    unhealed = {
+        earlier.attempt
+        for earlier in state.signals.values()
+        if earlier.signal == raised.signal
         and earlier.tier is Tier.ALERT
         and earlier.attempt != raised.attempt
         and state.attempts[earlier.attempt].run == run
         and abs((earlier.onset_step or 0) - raised.onset_step) <= _SAME_STEP_RANGE
-        for earlier in state.signals.values()
-    )
+        and earlier.attempt not in calm
+        and not _healed(state, earlier, heal_steps)
+    }
+    return len(unhealed) >= _UNHEALED_ATTEMPTS
+
+
+def _healed(state: State, spike: SignalRaised, heal_steps: int) -> bool:
+    """Whether a spike was over when its attempt ended: its time had passed, or a later checkpoint is healthy."""
+    last = state.attempts[spike.attempt].last_step or 0
+    if last - (spike.onset_step or 0) >= heal_steps:
+        return True
+    run, seen = state.attempts[spike.attempt].run, spike.step or 0
+    of_run = (known for known in state.checkpoints.values() if known.good and known.checkpoint.run == run)
+    return any(seen <= known.checkpoint.step <= last for known in of_run)
 
 
 def readback_of(point: Point) -> Readback:

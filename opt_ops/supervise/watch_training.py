@@ -30,7 +30,7 @@ from opt_ops.core.state.queries import newest_good, suspended
 from opt_ops.core.values import Tier
 from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
 from opt_ops.supervise.guard import Guard
-from opt_ops.supervise.training_signals import readback_of, recurs_at_same_step, signal_of
+from opt_ops.supervise.training_signals import keeps_recurring, readback_of, signal_of
 from opt_ops.supervise.watch_checkpoints import CheckpointWatch
 
 _COPY_STEPS = 512  # between two copies of the loss detector
@@ -60,6 +60,7 @@ class TrainingWatch:
         """Copies of the loss detector, each with the last kept step that it has seen."""
         self._read: set[str] = set()
         self._following = ""
+        self._ended_calm: set[str] = set()  # attempts
         self._detector = LossDetector(policy.spike, policy.drift)
         self._corruption = CorruptionDetector(0)
         self._per_attempt = self._new_detectors()
@@ -134,6 +135,8 @@ class TrainingWatch:
                 self._read.add(earlier.name)
         self._discard_after(attempt.checkpoint.step if attempt.checkpoint else 0)
         self._read.add(attempt.name)
+        if self._following and not self._detector.spiking:
+            self._ended_calm.add(self._following)
         self._following = attempt.name
         self._learn()
         agreed = (p.step for p in reversed(self._kept_points) if p.checksums is not None)
@@ -223,10 +226,9 @@ class TrainingWatch:
             raised = signal_of(attempt, finding)
             if raised.key not in state.signals:
                 yield raised
-                if recurs_at_same_step(state, raised):
-                    yield replace(
-                        raised, tier=Tier.ACT, rule=f"{raised.rule}, at the same step as in an earlier attempt"
-                    )
+                if keeps_recurring(state, raised, self._policy.spike.heal_steps, self._ended_calm):
+                    rule = f"{raised.rule}, at the same step as in two attempts that ended before it had healed"
+                    yield replace(raised, tier=Tier.ACT, rule=rule)
             named = self._with_slow_node(state, attempt, raised)
             if named is not None and named.key not in state.signals:
                 yield named

@@ -86,3 +86,20 @@ def test_a_clock_that_is_wrong_by_more_than_the_time_limit_holds_no_lineage_in_t
     state = lineage.drive(lineage.world.now + 86400.0, tick=20.0)
     assert (state.status, state.finished) == ("COMPLETED", True)
     assert len(state.allocations) < 60
+
+
+@pytest.mark.parametrize("deaths", [(300,), (299,), (268,), (299, 298, 297)], ids=str)
+def test_a_spike_that_heals_is_given_the_same_time_after_a_restart_that_has_nothing_to_do_with_it(
+    tmp_path: Path, deaths: tuple[int, ...]
+):
+    plan = [
+        Planned(fault=start(), at=0.0),
+        Planned(fault=faults.Bump(step=260, steps=20), at=0.0),
+        *(Planned(fault=faults.KillRank(), step=step) for step in deaths),
+    ]
+    lineage = SimulatedLineage(tmp_path, plan, physics(420, step_seconds=5.0, save_every=100))
+    state = lineage.drive(until=86400.0)
+    assert state.status == "COMPLETED"
+    assert {incident.kind for incident in state.incidents.values()} == {"process_death"}
+    spikes = [raised for raised in state.signals.values() if raised.signal == "loss_spike"]
+    assert len(spikes) == 1 + len(deaths), "it was seen each time"

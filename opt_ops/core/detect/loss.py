@@ -55,6 +55,11 @@ class LossDetector:
             self._unhealthy.append((point.step, "the loss is above what it had reached"))
         return findings
 
+    @property
+    def spiking(self) -> bool:
+        """Whether the loss is in a spike."""
+        return self._spike.onset is not None
+
     def open_spike(self, point: Point) -> Finding | None:
         """The spike that is open at `point`, the last one of a run: no step is left in which it could heal."""
         return self._spike.unhealed(point)
