@@ -128,7 +128,7 @@ def send_request(pending: PendingRequest) -> dict[str, Any]:
             say(f"The daemon has not accepted the request yet. It is queued in {inbox}.", quiet)
             return answer
         time.sleep(0.1)
-    for entry in reversed(lineages.entries(path)):
+    for entry in lineages.entries_after(path, pending.lineage.state.seq):
         if isinstance(entry.event, RequestRefused) and entry.event.request == request.request:
             raise Refused(f"the daemon refused: {entry.event.why}", f"opt-ops run show {path.name}")
     if wait:

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from opt_ops.core.events import KINDS, Event, kind_of
+from opt_ops.core.versions import VersionedSet
 
 DEEPEST = 32
 """Levels of lists and objects in a free value such as `evidence`. Ours have three; JSON readers take hundreds."""
@@ -104,6 +105,8 @@ def reader_of(hint: Any) -> _Reader:
         return _free
     if origin is Mapping:
         return _mapping(reader_of(args[1]) if dataclasses.is_dataclass(args[1]) else _free)
+    if origin is AbstractSet:
+        return _set
     if origin is tuple:
         return _tuple(reader_of(args[0]))
     if dataclasses.is_dataclass(hint):
@@ -146,6 +149,12 @@ def _tuple(reader: _Reader) -> _Reader:
         return tuple([reader(item, name) for item in cast("list[Any]", value)])
 
     return read
+
+
+def _set(value: Any, name: str) -> VersionedSet:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in cast("list[Any]", value)):
+        raise TypeError(f"{name} is not a list of texts")
+    return VersionedSet(cast("list[str]", value))
 
 
 def _free(value: Any, name: str, depth: int = 0) -> Any:

@@ -19,8 +19,10 @@ from typing import Any, cast
 from opt_ops.contract.files import sync_folder
 from opt_ops.core.codec import check_limits, decode, encode
 from opt_ops.core.events import Entry, Event, kind_of
+from opt_ops.core.state.model import State
 from opt_ops.core.text import from_iso, to_iso
 from opt_ops.errors import OptOpsError
+from opt_ops.runfolder import snapshot
 from opt_ops.runfolder.journal_reader import (
     VERSION,
     JournalError,
@@ -30,16 +32,19 @@ from opt_ops.runfolder.journal_reader import (
     file_name,
     files_in,
     read,
+    replayed,
     scan,
     tip_path,
     tip_text,
 )
 from opt_ops.runfolder.owner import HIGHEST_EPOCH, LIFE_SECONDS, Fenced, OwnerFile
 
-__all__ = ["VERSION", "Fenced", "Journal", "JournalError", "NotJournalable", "read"]
+__all__ = ["VERSION", "Fenced", "Journal", "JournalError", "NotJournalable", "read", "replayed"]
 
 LONGEST_LINE = 4 * 1024 * 1024
 """Bytes. The longest events name the ranks and nodes of a whole fleet: 0.3 MB with 2,048 nodes."""
+
+SNAPSHOT_EVENTS = snapshot.EVERY_EVENTS
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +158,17 @@ class Journal:
             self._owner_file.show_life()
         except OSError as error:  # the next look tries again, and every effect checks the owner anyway
             log.warning("the owner file of %s cannot be touched: %s", self._folder, error)
+
+    def save_snapshot(self, state: State) -> None:
+        """Write the state beside the journal, for readers in a hurry; not if this process is not the owner any more.
+
+        A failure is logged: readers do without.
+        """
+        try:
+            self.check_fence()
+            snapshot.save(self._folder, state, self._end)
+        except (OSError, ValueError, Fenced) as error:
+            log.warning("no snapshot of %s was written: %s", self._folder, error)
 
     def close(self) -> None:
         """Close the file. The lineage stays owned by this process until another one takes over."""

@@ -6,13 +6,16 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from opt_ops.core.codec import DecodeError, decode
 from opt_ops.core.events import Entry
+from opt_ops.core.state.fold import fold
+from opt_ops.core.state.model import State
+from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.text import from_iso
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder.files import open_regular
@@ -106,6 +109,27 @@ def scan(folder: Path, start: Position | None = None, known: int = 0) -> Reading
             repair_hint(folder),
         )
     return reading
+
+
+def replayed(folder: Path, entries: Iterable[Entry], state: State | None = None) -> State:
+    """Fold entries onto a state, or onto none.
+
+    Raises:
+        JournalError: an event cannot follow on the one before; says in which line it is.
+    """
+    state = state or State()
+    for entry in entries:
+        try:
+            state = fold(state, entry)
+        except IllegalTransition as error:
+            path = folder / file_name(entry.epoch)
+            raise JournalError(f"{path}, line {_line_number(path, entry)}: {error}", repair_hint(folder)) from error
+    return state
+
+
+def _line_number(path: Path, entry: Entry) -> int:
+    found = (number for number, text in lines_of(path) if (parse(text) or {}).get("seq") == entry.seq)
+    return next(found, 0)
 
 
 def repair_hint(folder: Path) -> str:

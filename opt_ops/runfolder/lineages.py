@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opt_ops.core.events import Entry
 from opt_ops.core.names import lineage_of
-from opt_ops.core.state.fold import replay
 from opt_ops.core.state.model import State
 from opt_ops.errors import NotFound, UsageError
-from opt_ops.runfolder.journal import read
+from opt_ops.runfolder import snapshot
+from opt_ops.runfolder.journal_reader import SnapshotInDoubt, read, replayed, scan
 
 if TYPE_CHECKING:
     from opt_ops.ports import Request
@@ -59,12 +60,35 @@ def entries(path: Path) -> list[Entry]:
 
 
 def state(path: Path) -> State:
-    """Return the state of a lineage, replayed from its journal.
+    """Return the state of a lineage: of its snapshot and the lines after it, or of its whole journal.
 
     Raises:
         JournalError: the journal is damaged or of a newer version.
     """
-    return replay(entries(path))
+    return _state_and_rest(path)[0]
+
+
+def entries_after(path: Path, seq: int) -> list[Entry]:
+    """Return the entries with a higher number, without reading those that a snapshot covers.
+
+    Raises:
+        JournalError: the journal is damaged or of a newer version.
+    """
+    _, start, rest = _state_and_rest(path)
+    known = rest if start <= seq else entries(path)
+    return [entry for entry in known if entry.seq > seq]
+
+
+def _state_and_rest(path: Path) -> tuple[State, int, list[Entry]]:
+    """The state, where its snapshot ends, and the entries after that."""
+    folder = path / "journal"
+    if (found := snapshot.load(folder)) is not None:
+        base, end = found
+        with suppress(SnapshotInDoubt):
+            rest = scan(folder, end).entries
+            return replayed(folder, rest, base), end.seq, rest
+    known = read(folder)[0]
+    return replayed(folder, known), 0, known
 
 
 def create(runs: Path) -> Path:

@@ -144,6 +144,8 @@ class Daemon:
         self._sign.write(self._watching(), left=True)
         for path in list(self._background):
             self._close_background(path)
+        for supervisor in self._supervisors.values():
+            supervisor.close()
         self._outbox.close()
         for drawn in self._projections.values():
             for projection in drawn:

@@ -14,11 +14,11 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.rules import decide
 from opt_ops.core.events import DaemonStarted, Entry, Event, LeaveIntended, kind_of
 from opt_ops.core.health.recurrence import remembered
-from opt_ops.core.state.fold import fold, replay
+from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import last_is_unread
 from opt_ops.ports import Ports
-from opt_ops.runfolder.journal import Fenced, Journal, JournalError
+from opt_ops.runfolder.journal import SNAPSHOT_EVENTS, Fenced, Journal, JournalError, replayed
 from opt_ops.supervise.executor import IntentExecutor, Site
 from opt_ops.supervise.guard import Guard
 from opt_ops.supervise.operator_requests import RequestWatch, refused
@@ -79,7 +79,8 @@ class Supervisor:
         entries, self.notes = self._journal.entries, self._journal.notes
         self._journal.entries = []  # a lineage of weeks has hundreds of thousands of entries
         try:
-            self.state = replay(entries)
+            self.state = replayed(folder / "journal", entries)
+            self._snapshot_seq = 0
             self._guard = guard = Guard(ports.clock, (Fenced, JournalError))
             self._training = training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock, guard)
             allocation = AllocationWatch(ports.scheduler, training, ports.clock)
@@ -142,7 +143,13 @@ class Supervisor:
             if self.state.seq == round_began:
                 break
         self._tell_failures()
+        if self.state.seq - self._snapshot_seq >= SNAPSHOT_EVENTS:
+            self._save_snapshot()
         return self.state.seq > before
+
+    def _save_snapshot(self) -> None:
+        self._snapshot_seq = self.state.seq
+        self._journal.save_snapshot(self.state)
 
     def _take(self, part: str, found: Callable[[], Iterable[Event]]) -> bool:
         """Journal what a part of the watch yields. Returns whether nothing of it was refused.
@@ -266,7 +273,9 @@ class Supervisor:
         self._executor.retry_pages()
 
     def close(self) -> None:
-        """Close the journal file."""
+        """Close the journal file, and leave a snapshot of the state for the commands that read it."""
+        if self.state.seq > self._snapshot_seq:
+            self._save_snapshot()
         self._journal.close()
 
 

@@ -22,7 +22,6 @@ from opt_ops.core.events import (
     StacksTaken,
     StopRequested,
 )
-from opt_ops.core.state.versions import VersionedSet, Versions
 from opt_ops.core.values import (
     ENDED,
     HOLDING,
@@ -44,6 +43,7 @@ from opt_ops.core.values import (
     Status,
     Verdict,
 )
+from opt_ops.core.versions import VersionedSet, Versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

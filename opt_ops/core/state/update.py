@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from opt_ops.core.state.model import Allocation, Incident, Node, State, held_nodes
-from opt_ops.core.state.versions import VersionedSet, Versions
+from opt_ops.core.versions import VersionedSet, Versions
 
 _T = TypeVar("_T")
 

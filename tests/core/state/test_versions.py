@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from opt_ops.core import events as e
 from opt_ops.core.state.fold import replay
-from opt_ops.core.state.versions import VersionedSet, Versions
 from opt_ops.core.values import Checkpoint, Severity
+from opt_ops.core.versions import VersionedSet, Versions
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abcde"), st.integers(), st.integers(0, 30))))
