@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import getpass
 import math
-import os
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from opt_ops.adapters.slurm.command import ask
 from opt_ops.errors import SchedulerUnavailable
 
 _ANSWER_SECONDS = 10.0  # of a person's time, for each command
-_FORMATS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS")  # they would change the columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,25 +123,4 @@ def _account(account: str) -> Iterator[Objection]:
 
 
 def _ask(*command: str) -> list[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_FORMATS)}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_ANSWER_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise SchedulerUnavailable(f"{command[0]} did not answer in {_ANSWER_SECONDS:g} s") from error
-    except OSError as error:
-        raise SchedulerUnavailable(
-            f"{command[0]} cannot be run: {error.strerror}", "load the Slurm environment"
-        ) from error
-    if done.returncode != 0:
-        raise SchedulerUnavailable(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
-    return [line for line in done.stdout.splitlines() if line]
+    return ask(*command, seconds=_ANSWER_SECONDS)

@@ -32,13 +32,14 @@ def environment() -> dict[str, str]:
     return {**ours, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
 
 
-def ask(*command: str, may_fail: str = "") -> list[str]:
+def ask(*command: str, may_fail: str = "", seconds: float | None = None) -> list[str]:
     """Run a command of Slurm. Returns its lines; none if it fails with the message `may_fail`.
 
     Raises:
         SchedulerUnavailable: it could not be started, failed with another message, or did not answer in
-            `TIMEOUT_SECONDS`.
+            `seconds` (default: `TIMEOUT_SECONDS`).
     """
+    patience = TIMEOUT_SECONDS if seconds is None else seconds
     try:
         done = subprocess.run(
             command,
@@ -48,13 +49,13 @@ def ask(*command: str, may_fail: str = "") -> list[str]:
             text=True,
             encoding="utf-8",
             errors="replace",
-            timeout=TIMEOUT_SECONDS,
+            timeout=patience,
             check=False,
         )
     except FileNotFoundError as error:
         raise SchedulerUnavailable(f"{command[0]} is not on the PATH", "load the Slurm environment") from error
     except subprocess.TimeoutExpired as error:
-        raise SchedulerUnavailable(f"{command[0]} did not answer in {TIMEOUT_SECONDS:g} s") from error
+        raise SchedulerUnavailable(f"{command[0]} did not answer in {patience:g} s") from error
     except (OSError, ValueError) as error:  # no process or memory is left; an argument with a NUL, which Slurm gave us
         raise SchedulerUnavailable(f"{command[0]} could not be started: {error}") from error
     if done.returncode != 0:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from typing import TYPE_CHECKING, Any
 
 from opt_ops.adapters.slurm.command import ask, settings_of_users
 from opt_ops.errors import Refused, SchedulerUnavailable
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
 
 NOTICE_SECONDS = 120  # from the notice to the time limit
 
@@ -42,14 +42,16 @@ class SlurmOptions:
     additional: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-class _Executor(submitit.SlurmExecutor):
-    """sbatch without the settings of the daemon's shell: `SBATCH_*` outranks the lines of the script."""
+def _executor(folder: Path) -> SlurmExecutor:
+    """Runs sbatch without the settings of the daemon's shell: `SBATCH_*` outranks the lines of the script."""
+    import submitit
 
-    job_class = submitit.SlurmJob
+    class Executor(submitit.SlurmExecutor):
+        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+            without = [part for name in settings_of_users(os.environ) for part in ("-u", name)]
+            return ["env", *without, "sbatch", str(submission_file_path)]
 
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        without = [part for name in settings_of_users(os.environ) for part in ("-u", name)]
-        return ["env", *without, "sbatch", str(submission_file_path)]
+    return Executor(folder / "slurm")
 
 
 def submit(
@@ -74,9 +76,11 @@ def submit(
         Refused: sbatch refused the job.
         SchedulerUnavailable: sbatch or srun failed: it is not known whether there is a job.
     """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
     allocation, job_name, comment = names
     try:
-        executor = _Executor(folder / "slurm")
+        executor = _executor(folder)
     except RuntimeError as error:
         raise SchedulerUnavailable(f"srun is not on the PATH: {error}", "load the Slurm environment") from error
     parameters = {
