@@ -23,15 +23,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from opt_ops.contract.files import write_durably
+from opt_ops.contract.files import read_regular, sha256, write_durably
+from opt_ops.contract.manifest_fields import LARGEST_MANIFEST, checked
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 VERSION = 1
 CheckpointKind = Literal["step", "snapshot"]
 
-_FOLDER = re.compile(r"(step|snapshot)-(\d{8,})")
-_RANK_FILE = re.compile(r"rank-\d{4,}\.json")
+_FOLDER = re.compile(r"(step|snapshot)-([0-9]{8,18})")
+_RANK_FILE = re.compile(r"rank-[0-9]{4,}\.json")
 
 
 class CheckpointError(Exception):
@@ -244,7 +245,7 @@ def damage(folder: Path, name: str, manifest: Manifest) -> str:
         size = (folder / name).stat().st_size
         if size != expected["size"]:
             return f"{name} has {size} bytes, the manifest says {expected['size']}"
-        if _sha256(folder / name) != expected["sha256"]:
+        if sha256(folder / name) != expected["sha256"]:
             return f"the content of {name} has changed since it was written (SHA-256 differs)"
     except FileNotFoundError:
         return f"{name} is missing" + (f" in {folder}" if manifest.nodes else "")
@@ -293,15 +294,19 @@ def remove(path: Path) -> None:
 def _read_manifest(path: Path) -> Manifest:
     marker = _read_marker(path)
     try:
-        text = (path / MANIFEST).read_bytes()
+        text = read_regular(path / MANIFEST, LARGEST_MANIFEST)
     except FileNotFoundError:
         raise CheckpointError(path, f"{MANIFEST} is missing") from None
     if marker != hashlib.sha256(text).hexdigest().encode() + b"\n":
         raise CheckpointError(path, f"{MANIFEST} does not match the {MARKER} marker")
-    fields = json.loads(text)
-    version = fields.pop("v")
-    if version != VERSION:
-        raise CheckpointError(path, f"{MANIFEST} has version {version}, this program reads version {VERSION}")
+    try:
+        fields = json.loads(text)
+        version = fields.pop("v", None) if isinstance(fields, dict) else None
+        if version != VERSION:
+            raise CheckpointError(path, f"{MANIFEST} has version {version}, this program reads version {VERSION}")
+        fields = checked(fields)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(path, f"{MANIFEST} is not what docs/formats.md says: {error}") from error
     require_plain(path, fields["files"])
     known = Manifest.__dataclass_fields__.keys()
     return Manifest(**{name: value for name, value in fields.items() if name in known})
@@ -320,7 +325,7 @@ def require_plain(path: Path, names: Iterable[str]) -> None:
 
 def _read_marker(path: Path) -> bytes:
     try:
-        return (path / MARKER).read_bytes()
+        return read_regular(path / MARKER, 4096)
     except FileNotFoundError:
         raise CheckpointError(path, f"no {MARKER} marker: the save was never finished") from None
 
@@ -387,12 +392,7 @@ def _rank_file(path: Path, rank: int) -> Path:
 
 
 def _measure(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _to_json(value: Mapping[str, Any]) -> str:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opt_ops.contract.manifest import MARKER, CheckpointError, committed, pin, read, verify
+from opt_ops.core.text import clean
 from opt_ops.core.values import Checkpoint
+
+_LONGEST_WHY = 1000  # characters: names of files in a manifest are as long as somebody wants
 
 
 class FileCheckpoints:
@@ -45,8 +48,8 @@ class FileCheckpoints:
                 groups = {tuple(file["nodes"]) for file in read(path).files.values()}
                 self._places[path] = written, tuple(sorted(groups))
             return self._places[path][1]
-        except (CheckpointError, OSError):
-            return (("?",),)  # just pruned, or damaged, which the examination will find: no node holds it
+        except Exception:  # noqa: BLE001 - just pruned, or damaged in any way, which the examination will find
+            return (("?",),)  # no node holds it
 
     def examine(self, checkpoint: Checkpoint) -> None:
         """Begin to compare a checkpoint with its manifest, unless that is under way."""
@@ -100,7 +103,7 @@ def problem(checkpoint: Checkpoint) -> str:
     try:
         verify(Path(checkpoint.path))
     except (CheckpointError, OSError) as error:
-        return str(error)
-    except Exception as error:  # noqa: BLE001  broad: what cannot be read must not end the thread that examines all others
-        return f"it cannot be read: {type(error).__name__}: {error}"
+        return clean(str(error), _LONGEST_WHY)
+    except Exception as error:  # noqa: BLE001 - what cannot be read must not end the thread that examines all others
+        return clean(f"it cannot be read: {type(error).__name__}: {error}", _LONGEST_WHY)
     return ""

@@ -54,7 +54,7 @@ class FileInbox:
         return [request for _, request in sorted(waiting, key=lambda pair: pair[0])]
 
     def _refuse(self, path: Path, why: str) -> None:
-        self._left_out.add("requests", path, why)
+        self._left_out.add("requests", self._folder, f"{path.name}: {why}")
         try:
             path.rename(path.with_suffix(".refused"))
         except OSError as error:

@@ -12,7 +12,7 @@ from opt_ops.ports import LeftOut
 
 log = logging.getLogger(__name__)
 
-_FILES = 1000  # with a count of their own: a neighbour may fill a folder with files
+_FILES = 64  # of each kind with a count of their own: a neighbour may fill a folder with files
 _LONGEST_WHY = 300
 
 
@@ -56,4 +56,6 @@ class LeftOutCounter:
     def _key(self, source: str, path: Path) -> tuple[str, str]:
         name = str(path.relative_to(self._folder)) if path.is_relative_to(self._folder) else path.name
         key = (source, clean(name, _LONGEST_WHY))
-        return key if key in self._found or len(self._found) < _FILES else (source, "other files")
+        if key not in self._found and sum(known == source for known, _ in self._found) >= _FILES:
+            return source, "other files"
+        return key

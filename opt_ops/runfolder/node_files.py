@@ -182,18 +182,16 @@ def _report_of(record: f.Record, written: float) -> NodeRanksReport:
 def _exit_of(record: f.Record, node: str, written: float) -> tuple[RankExit | None, str, tuple[CauseLine, ...] | None]:
     """How a rank ended, the end of its log, and the lines of the log that name a cause; None, "" while it runs.
 
-    An end that is told in part is still an end.
+    An end that is told in part is still an end: when, or how.
     """
     rank = record.required("rank", f.rank)
     if record.required("ended", lambda value: value) is None:
         return None, "", None
-    found = RankExit(
-        rank=rank,
-        node=node,
-        code=record.optional("code", _CODES, None),
-        signal=record.optional("signal", _SIGNALS, None),
-        at=record.optional("ended", f.moment, written),
-    )
+    code, signal = record.optional("code", _CODES, None), record.optional("signal", _SIGNALS, None)
+    at = record.optional("ended", f.moment, None)
+    if at is None and code is None and signal is None:
+        return None, "", None
+    found = RankExit(rank=rank, node=node, code=code, signal=signal, at=written if at is None else at)
     tail = record.optional("tail", f.text(_LONGEST_TAIL), "")
     told = record.optional("causes", lambda value: isinstance(value, list), False)
     causes = record.each("causes", _cause_of, _CAUSES) if told else None

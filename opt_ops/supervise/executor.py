@@ -73,7 +73,9 @@ class IntentExecutor:
         for allocation in state.live_allocations:
             yield "requests to the scheduler", lambda allocation=allocation: self._submit_or_cancel(state, allocation)
         yield "the cancellation of stray jobs", lambda: self._cancel_orphan_jobs(state)
-        yield "drains of nodes", lambda: self._drain_nodes(state)
+        for node in state.nodes.values():
+            if node.drain == "intended":
+                yield "drains of nodes", lambda node=node: self._drain_node(state, node)
         yield "drills", lambda: self._inject_drills(state)
         yield "the delivery of alerts", lambda: self._deliver_alerts(state)
 
@@ -141,20 +143,17 @@ class IntentExecutor:
                 continue
             yield StrayCancelled(job=job)
 
-    def _drain_nodes(self, state: State) -> Iterator[Event]:
-        for node in state.nodes.values():
-            if node.drain != "intended":
-                continue
-            try:
-                self._check_owner()
-                self._remove_dead_node(state, node)
-                self._ports.scheduler.drain(node.name, f"opt-ops {node.excluded_by}: {node.reason}")
-            except SchedulerUnavailable:
-                continue
-            except Refused as error:
-                yield NodeDrained(node=node.name, done=False, why=str(error))
-            else:
-                yield NodeDrained(node=node.name, done=True, why="")
+    def _drain_node(self, state: State, node: Node) -> Iterator[Event]:
+        try:
+            self._check_owner()
+            self._remove_dead_node(state, node)
+            self._ports.scheduler.drain(node.name, f"opt-ops {node.excluded_by}: {node.reason}")
+        except SchedulerUnavailable:
+            return
+        except Refused as error:
+            yield NodeDrained(node=node.name, done=False, why=str(error))
+        else:
+            yield NodeDrained(node=node.name, done=True, why="")
 
     def _remove_dead_node(self, state: State, node: Node) -> None:
         holder = state.held.get(node.name)

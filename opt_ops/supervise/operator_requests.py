@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,16 +29,22 @@ from opt_ops.core.state.status import Status
 from opt_ops.core.text import clean
 from opt_ops.core.values import Driver, Fault, Shape
 from opt_ops.ports import Inbox, Request
+from opt_ops.supervise.request_arguments import (
+    LONGEST_REASON,
+    LONGEST_TEXT,
+    MOST_NODES,
+    MOST_RANKS,
+    MOST_RANKS_IN_ALL,
+    MOST_STEPS,
+    Arguments,
+    InvalidRequest,
+)
 
 _LONGEST_NAME, _LONGEST_WHY = 255, 1000  # characters
-_NODE = re.compile(r"[\w.-]+")  # one name; the scheduler would read a list or a range as several nodes
+_NODE = re.compile(r"[A-Za-z0-9_.-]+")  # one name; the scheduler would read a list or a range as several nodes
 
 
 _DRIVERS = {Driver.DAEMON: "the daemon", Driver.OPERATOR: "an operator", Driver.SHADOW: "another launcher"}
-
-
-class InvalidRequest(ValueError):
-    """A request that cannot be carried out. The message is the reason."""
 
 
 class RequestWatch:
@@ -92,25 +97,38 @@ def _refusal(request: str, author: str, verb: str, why: str) -> RequestRefused:
 def _start(state: State, request: Request) -> Event:
     if state.lineage is not None:
         raise InvalidRequest("the lineage is already started")
-    arguments = request.arguments
+    given = Arguments(request.arguments)
     return LineageStarted(
         request=request.request,
         author=request.author,
-        lineage=str(arguments["lineage"]),
-        recipe=str(arguments["recipe"]),
-        settings=tuple(map(str, arguments["settings"])),
-        data=tuple(map(str, arguments["data"])),
-        tokenizer=arguments["tokenizer"],
-        valid=tuple(map(str, arguments.get("valid", ()))),
-        shape=Shape(**arguments["shape"]),
-        driver=Driver(arguments.get("driver", Driver.DAEMON)),
+        lineage=given.lineage("lineage"),
+        recipe=given.text("recipe"),
+        settings=given.texts("settings"),
+        data=given.texts("data"),
+        tokenizer=given.optional_text("tokenizer"),
+        valid=given.texts("valid", ()),
+        shape=_shape(given.part("shape")),
+        driver=Driver(given.text("driver", default=Driver.DAEMON)),
+    )
+
+
+def _shape(given: Arguments) -> Shape:
+    nodes = given.whole("nodes", 1, MOST_NODES)
+    ranks = given.whole("ranks_per_node", 1, MOST_RANKS)
+    if nodes * ranks > MOST_RANKS_IN_ALL:
+        raise InvalidRequest(f"{nodes} nodes with {ranks} ranks each are more than {MOST_RANKS_IN_ALL} ranks")
+    return Shape(
+        nodes=nodes,
+        spares=given.whole("spares", 0, MOST_NODES, 0),
+        ranks_per_node=ranks,
+        min_nodes=given.whole("min_nodes", 0, nodes, 0),
     )
 
 
 def _stop(state: State, request: Request) -> Event:
     if state.lineage is None or state.ended:
         raise InvalidRequest(f"the lineage is {state.status}")
-    return StopRequested(request=request.request, author=request.author, reason=str(request.arguments["reason"]))
+    return StopRequested(request=request.request, author=request.author, reason=_reason(request))
 
 
 def _pause(state: State, request: Request) -> Event:
@@ -120,8 +138,8 @@ def _pause(state: State, request: Request) -> Event:
     return PauseRequested(
         request=request.request,
         author=request.author,
-        reason=str(request.arguments["reason"]),
-        keep_nodes=bool(request.arguments.get("keep_nodes", False)),
+        reason=_reason(request),
+        keep_nodes=Arguments(request.arguments).flag("keep_nodes"),
     )
 
 
@@ -132,7 +150,9 @@ def _resume(state: State, request: Request) -> Event:
     if attempt is not None and attempt.live and attempt.leave_at is None and state.paused is None:
         raise InvalidRequest(f"attempt {attempt.name} is running: there is nothing to resume")
     return ResumeRequested(
-        request=request.request, author=request.author, reason=str(request.arguments.get("reason", ""))
+        request=request.request,
+        author=request.author,
+        reason=Arguments(request.arguments).text("reason", LONGEST_REASON, ""),
     )
 
 
@@ -142,24 +162,28 @@ def _change(state: State, request: Request) -> Event:
         raise InvalidRequest(f"the lineage is {state.status}")
     if state.driver is Driver.SHADOW:
         raise InvalidRequest("the lineage is in shadow mode: another launcher runs this training")
-    given = request.arguments
-    to_step, lr = given.get("to_step"), given.get("lr")
-    if to_step is not None and newest_good(state, state.run.name, int(to_step)) is None:
+    given = Arguments(request.arguments)
+    to_step, lr = given.optional_whole("to_step", 0, MOST_STEPS), given.optional_positive("lr")
+    if to_step is not None and newest_good(state, state.run.name, to_step) is None:
         raise InvalidRequest(f"there is no verified healthy checkpoint at or before step {to_step}")
     if lr is not None and baseline(state) is None:
         raise InvalidRequest("the learning rate cannot be set yet: no attempt has reported its schedule")
-    settings = tuple(map(str, given.get("settings", ())))
-    _check_end(settings, int(to_step) if to_step is not None else (state.attempt and state.attempt.last_step) or 0)
+    settings = given.texts("settings", ())
+    _check_end(settings, to_step if to_step is not None else (state.attempt and state.attempt.last_step) or 0)
     return ChangeRequested(
         request=request.request,
         author=request.author,
-        reason=str(given["reason"]),
-        to_step=None if to_step is None else int(to_step),
-        lr_factor=_positive(given.get("lr_factor"), "lr_factor"),
-        lr=_positive(lr, "lr"),
+        reason=_reason(request),
+        to_step=to_step,
+        lr_factor=given.optional_positive("lr_factor"),
+        lr=lr,
         settings=settings,
-        skip_batches=max(0, int(given.get("skip_batches", 0))),
+        skip_batches=given.whole("skip_batches", 0, MOST_STEPS, 0),
     )
+
+
+def _reason(request: Request) -> str:
+    return Arguments(request.arguments).text("reason", LONGEST_REASON)
 
 
 def _check_end(settings: tuple[str, ...], step: int) -> None:
@@ -172,17 +196,9 @@ def _check_end(settings: tuple[str, ...], step: int) -> None:
             )
 
 
-def _positive(value: Any, name: str) -> float | None:
-    if value is None:
-        return None
-    if not 0 < float(value) < math.inf:
-        raise InvalidRequest(f"{name} is {value}; it must be above 0")
-    return float(value)
-
-
 def _drive(state: State, request: Request) -> Event:
     _alive(state)
-    driver = Driver(request.arguments["driver"])
+    driver = Driver(Arguments(request.arguments).text("driver"))
     if Driver.SHADOW in (driver, state.driver):
         raise InvalidRequest("shadow mode can be chosen only when a lineage is started")
     if driver is state.driver:
@@ -191,12 +207,13 @@ def _drive(state: State, request: Request) -> Event:
         request=request.request,
         author=request.author,
         driver=driver,
-        reason=str(request.arguments.get("reason", "")),
+        reason=Arguments(request.arguments).text("reason", LONGEST_REASON, ""),
     )
 
 
 def _exclude(state: State, request: Request) -> Event:
-    node, known = str(request.arguments["node"]), state.nodes.get(str(request.arguments["node"]))
+    node = Arguments(request.arguments).text("node")
+    known = state.nodes.get(node)
     _alive(state)
     if not _NODE.fullmatch(node):
         raise InvalidRequest(f"{node!r} is not the name of one node")
@@ -205,20 +222,18 @@ def _exclude(state: State, request: Request) -> Event:
     return NodeExcluded(
         node=node,
         incident=FailureClass.OPERATOR,
-        reason=str(request.arguments["reason"]),
+        reason=_reason(request),
         request=request.request,
         author=request.author,
     )
 
 
 def _allow(state: State, request: Request) -> Event:
-    node = str(request.arguments["node"])
+    node = Arguments(request.arguments).text("node")
     if node not in state.nodes or not (state.nodes[node].excluded_by or node in state.bad_parts.values()):
         excluded = ", ".join(name for name, each in state.nodes.items() if each.excluded_by) or "none"
         raise InvalidRequest(f"{node} is not excluded; excluded nodes: {excluded}")
-    return NodeAllowed(
-        request=request.request, author=request.author, node=node, reason=str(request.arguments["reason"])
-    )
+    return NodeAllowed(request=request.request, author=request.author, node=node, reason=_reason(request))
 
 
 def _alive(state: State) -> None:
@@ -227,18 +242,18 @@ def _alive(state: State) -> None:
 
 
 def _note(state: State, request: Request) -> Event:
-    arguments = request.arguments
+    given = Arguments(request.arguments)
     return NoteAdded(
         request=request.request,
         author=request.author,
-        target=str(arguments["target"]),
-        text=str(arguments["text"]),
-        correction=bool(arguments.get("correction", False)),
+        target=given.text("target"),
+        text=given.text("text", LONGEST_TEXT),
+        correction=given.flag("correction"),
     )
 
 
 def _drill(state: State, request: Request) -> Event:
-    fault = Fault(request.arguments["fault"])
+    fault = Fault(Arguments(request.arguments).text("fault"))
     attempt = state.attempt if state.attempt and state.attempt.live else None
     if state.ended or (attempt is None and fault is not Fault.KILL_DAEMON):
         raise InvalidRequest(f"no attempt is running; the lineage is {state.status}")
@@ -248,34 +263,33 @@ def _drill(state: State, request: Request) -> Event:
         drill=f"d{len(state.drills):03d}",
         fault=fault,
         attempt=attempt.name if attempt else None,
-        arguments=_drill_arguments(state, attempt, fault, request.arguments),
+        arguments=_drill_arguments(state, attempt, fault, Arguments(request.arguments)),
     )
 
 
-def _drill_arguments(
-    state: State, attempt: Attempt | None, fault: Fault, given: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def _drill_arguments(state: State, attempt: Attempt | None, fault: Fault, given: Arguments) -> Mapping[str, Any]:
     match fault:
         case Fault.KILL_RANK | Fault.HANG | Fault.FLIP_BIT:
             assert attempt is not None
-            rank, ranks = int(given["rank"]), len(attempt.nodes) * attempt.ranks_per_node
+            ranks = len(attempt.nodes) * attempt.ranks_per_node
+            rank = given.whole("rank", -MOST_RANKS_IN_ALL, MOST_RANKS_IN_ALL)
             if not 0 <= rank < ranks:
                 raise InvalidRequest(f"rank {rank}: {attempt.name} has ranks 0 to {ranks - 1}")
             return {"rank": rank, "from_step": attempt.last_step or 1} if fault is Fault.FLIP_BIT else {"rank": rank}
         case Fault.XID:
-            node, held = str(given["node"]), state.held
+            node, held = given.text("node"), state.held
             if node not in held:
                 raise InvalidRequest(f"node {node} is not held; held nodes: {', '.join(held) or 'none'}")
-            return {"node": node, "xid": int(given["xid"])}
+            return {"node": node, "xid": given.whole("xid", 0, 10**6)}
         case Fault.LR:
             assert attempt is not None
             if attempt.last_step is None:
                 raise InvalidRequest(f"attempt {attempt.name} has made no step yet")
             from_step = attempt.last_step + 1
             return {
-                "from_step": max(from_step, int(given["from_step"] or 0)),
-                "updates": int(given["updates"]),
-                "factor": float(given["factor"]),
+                "from_step": max(from_step, given.whole("from_step", 0, MOST_STEPS, 0)),
+                "updates": given.whole("updates", 1, MOST_STEPS),
+                "factor": given.positive("factor"),
             }
         case Fault.KILL_DAEMON:
             return {}

@@ -196,11 +196,12 @@ def test_a_long_heartbeat_is_read(tmp_path: Path):
 def test_a_report_that_says_only_in_part_how_a_rank_ended_still_says_that_it_ended(tmp_path: Path):
     counter = LeftOutCounter(tmp_path)
     agents, path = FileAgents(tmp_path, counter), tmp_path / "12.00/a0/nodes/n1.json"
-    write(path, {"node": "n1", "started": "x", "ranks": [{"rank": 0.0, "code": "1", "ended": "now", "tail": 5}]})
+    ranks = [{"rank": 0.0, "code": 1.0, "ended": "now", "tail": 5}, {"rank": 1, "code": "1", "ended": 5}]
+    write(path, {"node": "n1", "started": "x", "ranks": [*ranks, {"rank": 2, "code": None, "ended": {}}]})
     (report,) = agents.reports("12.00-a0").values()
-    assert [(x.rank, x.code, x.signal) for x in report.exits] == [(0, None, None)]
-    assert report.done
-    assert report.exits[0].at == pytest.approx(path.stat().st_mtime)
+    written = pytest.approx(path.stat().st_mtime)
+    assert [(x.rank, x.code, x.signal, x.at) for x in report.exits] == [(0, 1, None, written), (1, None, None, 5.0)]
+    assert not report.done, "nothing says that rank 2 has ended"
     for bad in (
         {"node": "n1", "ranks": []},
         {"node": "n1", "ranks": {}},
