@@ -8,28 +8,67 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from opt_ops.cli.extras import trainer_problem
-from opt_ops.cli.options import FormatOption, daemon_alive, settings
-from opt_ops.cli.output import Column, Format, show
+from opt_ops.cli.options import (
+    FormatOption,
+    OptionalIdArgument,
+    YesOption,
+    daemon_alive,
+    lineage_folder,
+    settings,
+)
+from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.config import Config, is_installed
+from opt_ops.core.text import printable
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import lineages
 
 
-def doctor(output: FormatOption = Format.TABLE) -> None:
+def doctor(
+    identifier: OptionalIdArgument = "",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set aside what comes after the last good line of a damaged journal.")
+    ] = False,
+    yes: YesOption = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
     """Check this site, and say how to repair what is wrong. The exit code is 5 if anything is.
 
-    Example: opt-ops doctor
+    Examples:
+      opt-ops doctor
+      opt-ops doctor --repair 12
     """
+    if repair:
+        _repair([lineage_folder(identifier)] if identifier else lineages.folders(settings.config.runs), yes)
+        return
     rows = list(_findings())
     columns = [Column("CHECK", "check"), Column("OK", "ok"), Column("FOUND", "found"), Column("NEXT", "next")]
     show("opt-ops/doctor/1", rows, columns, output)
     if not all(row["ok"] for row in rows):
         raise typer.Exit(5)
+
+
+def _repair(folders: list[Path], yes: bool) -> None:
+    """Repair journals that cannot be trusted, each after a question."""
+    from getpass import getuser
+
+    from opt_ops.cli.requests import confirm
+    from opt_ops.runfolder import repair
+
+    for folder in folders:
+        damage = repair.find(folder)
+        if damage is None:
+            say(f"Lineage {folder.name}: the journal can be trusted. Nothing is repaired.")
+            continue
+        print(printable(f"lineage {folder.name}: {damage}."))
+        confirm(f"Set them aside, and continue lineage {folder.name} in epoch {damage.epoch}?", yes)
+        aside = repair.repair(folder, damage, getuser())
+        print(f"lineage {folder.name}: continued after seq {damage.good.seq}; what was cut is in {aside}")
+        say(f"  next: opt-ops run show {folder.name}, then opt-ops daemon ensure")
 
 
 def _findings() -> Iterator[dict[str, Any]]:

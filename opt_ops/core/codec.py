@@ -24,6 +24,10 @@ class DecodeError(ValueError):
     """A journal line that is well formed but is not an event we know."""
 
 
+class UnknownKind(DecodeError):
+    """An event of a kind that this version does not know: a newer one wrote it."""
+
+
 def encode(event: Event) -> dict[str, Any]:
     """The event's kind and fields as JSON values."""
     return {"kind": kind_of(event), **plain(event)}
@@ -33,11 +37,12 @@ def decode(fields: Mapping[str, Any]) -> Event:
     """The event that `encode` wrote.
 
     Raises:
-        DecodeError: an unknown kind, a missing field or one of the wrong type; says which.
+        UnknownKind: the kind is not known.
+        DecodeError: a missing field or one of the wrong type; says which.
     """
     kind = fields.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise DecodeError(f"unknown event kind {kind!r}: was this journal written by a newer version?")
+        raise UnknownKind(f"unknown event kind {kind!r}: was this journal written by a newer version?")
     try:
         return cast("Event", reader_of(KINDS[kind])(fields, kind))
     except (TypeError, ValueError, KeyError, OverflowError) as error:

@@ -6,12 +6,12 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from opt_ops.core.codec import DecodeError, decode
+from opt_ops.core.codec import DecodeError, UnknownKind, decode
 from opt_ops.core.events import Entry
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
@@ -28,7 +28,15 @@ _NEWER = "use the opt-ops that wrote it"
 
 
 class JournalError(OptOpsError):
-    """The journal cannot be trusted: a line is damaged, missing, foreign or of a newer version."""
+    """The journal cannot be trusted: a line is damaged, missing, foreign or of a newer version.
+
+    `reading` holds what was good before that line; None if every line is whole, but the event of line `seq` cannot
+    follow. `newer`: another version of opt-ops wrote it.
+    """
+
+    reading: Reading | None = None
+    seq = 0
+    newer = False
 
 
 class SnapshotInDoubt(Exception):
@@ -79,13 +87,14 @@ def read(folder: Path) -> tuple[list[Entry], list[str]]:
     return reading.entries, reading.notes
 
 
-def scan(folder: Path, start: Position | None = None, known: int = 0) -> Reading:
+def scan(folder: Path, start: Position | None = None, known: int = 0, until: int | None = None) -> Reading:
     """Read the journal after a position.
 
     Args:
         folder: The journal folder.
         start: Where a snapshot ended. None: from the beginning.
         known: An epoch whose file exists, even if a listing does not show it yet.
+        until: The last line that is wanted. None: all.
 
     Raises:
         JournalError: a line is damaged, missing, foreign or of a newer version; says which.
@@ -99,16 +108,24 @@ def scan(folder: Path, start: Position | None = None, known: int = 0) -> Reading
     for epoch in {known, tip.epoch if tip else 0} - files.keys() - {0}:
         if (path := folder / file_name(epoch)).is_file():
             files[epoch] = path
-    for epoch, path in sorted(files.items()):
-        if epoch >= begin.epoch:
-            _FileReader(path, epoch, reading, tip).read()
-    if tip is not None and tip.epoch not in files and tip.seq > reading.seq:
-        raise JournalError(
-            f"{folder / file_name(tip.epoch)} is missing: the journal was written up to seq {tip.seq}, "
-            f"and ends at seq {reading.seq}",
-            repair_hint(folder),
-        )
+    try:
+        for epoch, path in sorted(files.items()):
+            if epoch >= begin.epoch:
+                _FileReader(path, epoch, reading, tip).read(until)
+            if until is not None and reading.seq >= until:
+                return reading
+        _check_tip_file(folder, files, reading, tip)
+    except JournalError as error:
+        error.reading = reading
+        raise
     return reading
+
+
+def _check_tip_file(folder: Path, files: Mapping[int, Path], reading: Reading, tip: Position | None) -> None:
+    if tip is not None and tip.epoch not in files and tip.seq > reading.seq:
+        path = folder / file_name(tip.epoch)
+        why = f"{path} is missing: the journal was written up to seq {tip.seq}, and ends at seq {reading.seq}"
+        raise JournalError(why, repair_hint(folder))
 
 
 def replayed(folder: Path, entries: Iterable[Entry], state: State | None = None) -> State:
@@ -123,7 +140,9 @@ def replayed(folder: Path, entries: Iterable[Entry], state: State | None = None)
             state = fold(state, entry)
         except IllegalTransition as error:
             path = folder / file_name(entry.epoch)
-            raise JournalError(f"{path}, line {_line_number(path, entry)}: {error}", repair_hint(folder)) from error
+            refused = JournalError(f"{path}, line {_line_number(path, entry)}: {error}", repair_hint(folder))
+            refused.seq = entry.seq
+            raise refused from error
     return state
 
 
@@ -220,8 +239,8 @@ class _FileReader:
         if begin.epoch == epoch and begin.seq:
             self._last = begin.seq
 
-    def read(self) -> None:
-        """Read the file to its end."""
+    def read(self, until: int | None = None) -> None:
+        """Read the file to its end, or to a line."""
         lines = content(self._path, self._offset).split(b"\n")
         complete, rest = lines[:-1], lines[-1]
         torn = bool(rest)
@@ -235,6 +254,8 @@ class _FileReader:
                 break
             self._offset += len(text) + 1
             self._take(line)
+            if line.entry.seq == until:
+                return
         self._check_tip(torn)
 
     def _parsed(self, text: bytes, last: bool) -> _Line | None:
@@ -246,11 +267,11 @@ class _FileReader:
             raise self._error("fails its checksum")
         version = fields.get("v", 0)
         if version != VERSION:
-            raise self._error(f"version {version}", _NEWER)
+            raise self._error(f"version {version}", newer=True)
         try:
             entry = entry_of(fields)
         except DecodeError as error:
-            raise self._error(str(error), _NEWER) from error
+            raise self._error(str(error), newer=isinstance(error, UnknownKind)) from error
         follows = fields.get("prev")
         return _Line(entry, fields["crc"], follows if isinstance(follows, str) else None)
 
@@ -290,8 +311,11 @@ class _FileReader:
                 repair_hint(self._path.parent),
             )
 
-    def _error(self, why: str, hint: str = "") -> JournalError:
-        return JournalError(f"{self._path}, line {self._number}: {why}", hint or repair_hint(self._path.parent))
+    def _error(self, why: str, *, newer: bool = False) -> JournalError:
+        hint = _NEWER if newer else repair_hint(self._path.parent)
+        error = JournalError(f"{self._path}, line {self._number}: {why}", hint)
+        error.newer = newer
+        return error
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
