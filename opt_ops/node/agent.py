@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ class Agent:
         self._act_on_notice()
         if not self._began and self._orders:
             self._began = True
-            self._burn_in(self._orders)
+            self._guard("no burn-in", partial(self._burn_in, self._orders))
+        self._guard("the kernel log cannot be read", self._take_errors)
         self._guard("the orders cannot be carried out yet", self._carry_out)
         changed = self._ranks is not None and self._ranks.reap()
         if changed or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
@@ -195,7 +197,6 @@ class Agent:
 
     def _beat(self) -> None:
         reading, machine = self._probe.latest(), self._host_probe.latest()
-        self._take_errors()
         if reading is None:
             if not self._errors.entries() and time.monotonic() - self._started_at < FIRST_READING_SECONDS:
                 return  # nearly every node: the first reading comes after a second or two

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from opt_ops.node.line_process import LineProcess, own_stdout
+from opt_ops.node.line_process import LineProcess, end_with_parent, own_stdout
 
 SYSFS = Path("/sys/class")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(), help="a folder on the file system of checkpoints")
     options = parser.parse_args()
     write = own_stdout()
+    end_with_parent()
     while True:
         try:
             write(read(options.folder))

@@ -6,9 +6,13 @@ is not as promised is left out and counted, and an old line is no reading any mo
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import select
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -28,6 +32,7 @@ LONGEST_PAUSE = 30.0
 """Seconds before a restart. The first pause is one second, each further one is twice as long."""
 
 LONGEST_LINE = 1 << 20  # bytes
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _MOST_BYTES = 4 << 20  # of one call: a process that writes without end must not hold up the agent
 
 Accept = Callable[[Any], dict[str, Any] | None]
@@ -173,6 +178,37 @@ def parsed(line: bytes, accept: Accept) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value
+
+
+def in_child(call: Callable[[], dict[str, Any]], seconds: float, accept: Accept) -> dict[str, Any] | str:
+    """Return what a call returns in a process of its own; `hung` or `crashed` if nothing that is as promised comes."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with os.fdopen(writer, "wb") as file:
+                file.write(json.dumps(call()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    data, ended, until = b"", False, time.monotonic() + seconds
+    while not ended and (left := until - time.monotonic()) > 0 and select.select([reader], [], [], left)[0]:
+        chunk = os.read(reader, 1 << 16)
+        ended = not chunk or len(data) > LONGEST_LINE
+        data += chunk
+    os.close(reader)
+    value = parsed(data, accept)
+    os.kill(child, signal.SIGKILL)  # has no effect on a call stuck in the kernel, and this process will not wait for it
+    os.waitpid(child, os.WNOHANG)
+    return value if value is not None else CRASHED if ended else HUNG
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process with its parent, also while a call hangs."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this request
+        sys.exit(1)
 
 
 def own_stdout() -> Callable[[dict[str, Any]], None]:

@@ -25,7 +25,7 @@ import pynvml
 from opt_ops.node import host
 from opt_ops.node.error_record import ErrorRecord
 from opt_ops.node.kernel_log import KernelLog
-from opt_ops.node.line_process import STARTING, LineProcess, own_stdout
+from opt_ops.node.line_process import STARTING, LineProcess, end_with_parent, in_child, own_stdout
 from opt_ops.node.reading import MOST_GPUS, reading_of
 
 _RECOVERY = {
@@ -39,6 +39,9 @@ SLOW_SECONDS = 30.0
 """Between two readings of slow or expensive values: modes, firmware, links, SRAM, retired pages."""
 
 _MOST_LINKS = 18  # NVLinks of a Hopper or Blackwell GPU
+
+ONCE_SECONDS = 15.0
+"""For one reading that a command waits for; without persistence mode the driver needs seconds to start."""
 
 MOST_EVENTS = 1000
 """Xids of NVML that wait for the agent."""
@@ -362,6 +365,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     reader, write = GpuReader(), own_stdout()
+    if not options.once:
+        end_with_parent()
     while not options.once:
         machine = {} if options.no_machine else {"machine": host.read(options.folder)}
         try:
@@ -376,4 +381,6 @@ def main() -> None:
             errors.add(found)
         if not log.behind:
             break
-    write({"node": node, **reader.read(), "xids": errors.entries(), "machine": host.read(options.folder)})
+    reading = in_child(reader.read, ONCE_SECONDS, reading_of)
+    said = {"nvml": reading, "gpus": []} if isinstance(reading, str) else reading
+    write({"node": node, **said, "xids": errors.entries(), "machine": host.read(options.folder)})

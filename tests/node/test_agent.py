@@ -327,6 +327,19 @@ def test_where_no_reading_ever_came_heartbeats_go_on_with_the_kernel_log(node: N
     assert node.beat(lambda beat: beat.machine.disk_size), "the host is read by another process"
 
 
+def test_its_reading_processes_end_with_it_also_while_a_call_hangs(node: Node, nvml_library: Path):
+    driver = FakeDriver(node.folder, gpus=2, library=nvml_library)
+    node.start(**driver.env)
+    node.beat(lambda beat: beat.nvml == "ok" and beat.machine.disk_size)
+    driver.hang(1)
+    agent = node.process.pid
+    readers = [int(pid) for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
+    assert len(readers) == 2
+    node.looks()
+    node.process.kill()
+    wait_for(lambda: not any(map(alive, readers)))
+
+
 def test_a_hung_driver_is_a_reading_and_does_not_stop_the_agent(
     node: Node, nvml_library: Path, monkeypatch: pytest.MonkeyPatch
 ):

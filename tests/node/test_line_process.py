@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.node.line_process import CRASHED, HUNG, LONGEST_LINE, OK, STARTING, LineProcess, parsed
+from opt_ops.node.line_process import CRASHED, HUNG, LONGEST_LINE, OK, STARTING, LineProcess, in_child, parsed
 from opt_ops.node.nvml import Probe
 from opt_ops.node.reading import reading_of
 from tests.fake_nvml.build import FakeDriver
@@ -180,6 +181,13 @@ def test_any_value_in_any_field_of_a_reading(field: str, value: Any, inner: str)
             json.dumps(reading, allow_nan=False)
 
 
+def test_a_call_in_a_process_of_its_own():
+    assert in_child(lambda: {"a": 1}, 60.0, any_object) == {"a": 1}
+    assert in_child(os.abort, 60.0, any_object) == CRASHED
+    assert in_child(lambda: [1], 60.0, any_object) == CRASHED
+    assert in_child(lambda: time.sleep(600), 0.2, any_object) == HUNG
+
+
 # ---- the NVML process over a library that misbehaves
 
 
@@ -231,6 +239,17 @@ def test_a_library_that_hangs_at_a_call(driver: FakeDriver, call: int):
         assert reading(probe, lambda found: found["nvml"] == "hung")["gpus"] == []
     finally:
         probe.close()
+
+
+@pytest.mark.parametrize("fault", [{"dies_at": 20}, {"chatters": 1}])
+def test_one_reading_for_a_command(driver: FakeDriver, fault: dict[str, int]):
+    driver.set(**fault)
+    command = [sys.executable, "-m", "opt_ops.node", "readings", "--once"]
+    done = subprocess.run(command, env={**os.environ, **driver.env}, capture_output=True, timeout=120, check=True)
+    said = json.loads(done.stdout)
+    assert said["nvml"] == ("crashed" if "dies_at" in fault else "ok")
+    assert said["machine"]["disk_size"], "the host and the kernel log are read all the same"
+    assert said["xids"] == []
 
 
 def test_what_a_library_prints_is_not_in_the_readings(driver: FakeDriver):
