@@ -16,6 +16,8 @@ MASTER_ADDR = "MASTER_ADDR"
 MASTER_PORT = "MASTER_PORT"
 NODE = "OPT_OPS_NODE"
 """The name of the node. Only the node agent sets it."""
+ATTEMPT = "OPT_OPS_ATTEMPT"
+"""The folder of the attempt. Only the node agent sets it. When the attempt is over, it ends all that carry it."""
 
 _NEEDED = (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)
 

@@ -16,6 +16,7 @@ from typing import Any
 from opt_ops.contract import environment
 from opt_ops.core.names import attempt_folder
 from opt_ops.node.log import log
+from opt_ops.node.process_groups import CleanUp, RankProcess, end_earlier
 from opt_ops.node.rank_log import LOOK_SECONDS, RankLog
 from opt_ops.runfolder.files import create_json, read_json, write_json
 
@@ -38,7 +39,9 @@ class RankProcesses:
         self._stacks = folder / attempt_folder(self.attempt) / "stacks"
         self._node = node
         self._launch = launch
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._lineage, self._folder = folder.absolute(), (folder / attempt_folder(self.attempt)).absolute()
+        self._processes: dict[int, RankProcess] = {}
+        self._clean_up = CleanUp(node, self._folder)
         self._followed: dict[int, RankLog] = {}
         self._report: dict[str, Any] = {"v": 1, "node": node, "attempt": self.attempt, "started": time.time()}
         self._killed_at: float | None = None
@@ -55,6 +58,7 @@ class RankProcesses:
         if not create_json(self._path, self._report):
             self._report_as_killed()
             return
+        end_earlier(self._node, self._lineage, self._folder)
         for made in (self._logs, (self._stacks / TRACE).parent):
             made.mkdir(parents=True, exist_ok=True)
         for local, entry in enumerate(ranks):
@@ -89,7 +93,7 @@ class RankProcesses:
             self._saved = False
             log(f"{self._path} cannot be written: {error}")
 
-    def _spawn(self, rank: int, local: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, rank: int, local: int) -> RankProcess:
         launch = self._launch
         per_node = launch["ranks_per_node"]
         place = environment.Place(rank, len(launch["nodes"]) * per_node, local)
@@ -100,10 +104,11 @@ class RankProcesses:
             **environment.of_rank(
                 place, local_world=per_node, address=launch["address"], port=launch["port"], node=self._node
             ),
+            environment.ATTEMPT: str(self._folder),
             "PYTHONUNBUFFERED": "1",
         }
         with self._log(rank).open("ab") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 launch["argv"],
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -112,6 +117,7 @@ class RankProcesses:
                 start_new_session=True,
                 preexec_fn=partial(_die_with_parent, os.getpid()),  # noqa: PLW1509  (the agent has no threads)
             )
+        return RankProcess(process)
 
     def reap(self) -> bool:
         """Record the ranks that ended since the last call. Returns whether there is any."""
@@ -119,7 +125,7 @@ class RankProcesses:
         self._look_at_logs()
         for local, process in self._processes.items():
             entry = self._report["ranks"][local]
-            if entry["ended"] is None and (code := process.poll()) is not None:
+            if entry["ended"] is None and (code := process.code) is not None:
                 entry["code"], entry["signal"] = (code, None) if code >= 0 else (None, -code)
                 entry["ended"] = time.time()
                 if code != 0:
@@ -127,6 +133,9 @@ class RankProcesses:
                 changed = True
         if changed:
             self._save()
+        if self._all_ended or self._processes:
+            ranks = {self._report["ranks"][local]["rank"]: process for local, process in self._processes.items()}
+            self._clean_up.look(ranks, ending=self._killed_at is not None)
         return changed
 
     def _look_at_logs(self) -> None:
@@ -147,12 +156,12 @@ class RankProcesses:
         """Send a signal to one rank and its children."""
         for local in self._processes:
             if self._report["ranks"][local]["rank"] == rank:
-                self._signal(local, number)
+                self._processes[local].signal_group(number)
 
     def save(self) -> None:
         """Ask the ranks for a checkpoint (SIGUSR1). A rank without a handler is skipped: the signal would kill it."""
         for process in self._processes.values():
-            if process.poll() is None and _catches(process.pid, signal.SIGUSR1):
+            if process.alive and _catches(process.pid, signal.SIGUSR1):
                 os.kill(process.pid, signal.SIGUSR1)
 
     def dump(self, dump: str) -> None:
@@ -161,7 +170,7 @@ class RankProcesses:
         If the ranks use NCCL's flight recorder, it writes its own files beside.
         """
         folder = self._stacks
-        alive = {self._report["ranks"][i]["rank"]: p for i, p in self._processes.items() if p.poll() is None}
+        alive = {self._report["ranks"][i]["rank"]: p for i, p in self._processes.items() if p.alive}
         files = {rank: folder / f"rank-{rank:04d}.txt" for rank in alive}
         sizes = {rank: _size(path) for rank, path in files.items()}
         for rank, process in alive.items():
@@ -192,16 +201,16 @@ class RankProcesses:
             number = signal.SIGKILL
         else:
             return
-        for local in self._processes:
-            self._signal(local, number)
-
-    def _signal(self, local: int, number: signal.Signals) -> None:
-        if self._processes[local].poll() is None:
-            os.killpg(self._processes[local].pid, number)
+        for process in self._processes.values():
+            process.signal_group(number)
 
     @property
     def done(self) -> bool:
-        """Whether all ranks have ended."""
+        """Whether all ranks have ended, and nothing of what they started is left."""
+        return self._all_ended and self._clean_up.done
+
+    @property
+    def _all_ended(self) -> bool:
         return all(entry["ended"] is not None for entry in self._report["ranks"])
 
 
