@@ -253,7 +253,9 @@ def load(path: Path | None = None) -> Config:
         raise UsageError(f"{file} cannot be read: {why}", "name a readable file with -c") from error
     except ValidationError as error:
         wrong = "; ".join(map(_message, error.errors()))
-        raise UsageError(f"{file}: {wrong}", "docs/configuration.md lists all keys") from error
+        raise UsageError(
+            f"{file}: {wrong}", "correct that key; `opt-ops init --to FILE` writes a file to compare"
+        ) from error
     folder = file.parent
     playbooks = folder / config.playbooks if config.playbooks else None
     return config.model_copy(update={"runs": folder / config.runs, "playbooks": playbooks})

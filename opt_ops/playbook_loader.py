@@ -321,7 +321,10 @@ def _checked(path: Path, front: str, values: Any, model: type[Any], where: tuple
 
 def _error(path: Path, front: str, where: tuple[str | int, ...], why: str) -> PlaybookError:
     name = ".".join(str(part) for part in where) or "the head"
-    return PlaybookError(f"{path}, line {_line_of(front, where)}: {name}: {why}", "docs/playbooks.md lists all keys")
+    return PlaybookError(
+        f"{path}, line {_line_of(front, where)}: {name}: {why}",
+        "compare it with a shipped page: opt-ops playbook show hang",
+    )
 
 
 def _line_of(front: str, where: tuple[str | int, ...]) -> int:

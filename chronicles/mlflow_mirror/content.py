@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chronicles.kept_curve import kept_points
@@ -23,6 +23,7 @@ from opt_ops import __version__
 from opt_ops.core.state.model import Run, State
 from opt_ops.core.state.queries import lr_scale, newest_good
 from opt_ops.core.state.status import Status
+from opt_ops.core.text import printable_lines
 
 EVERY = 10  # steps between two points that are sent
 WHOLE = 2_000  # steps: of a lineage no longer than this, every point is sent
@@ -82,7 +83,13 @@ def lineage_key(state: State) -> str:
 def mlflow_runs(record: LineageRecord, report: LineageReport, configs: Mapping[str, Json]) -> list[MlflowRun]:
     """The parent, then a child for each run. `configs` are the attempts' config.json, where there is one."""
     state = record.state
-    return [_parent(record, report, configs), *(_child(record, run, configs) for run in state.runs.values())]
+    runs = [_parent(record, report, configs), *(_child(record, run, configs) for run in state.runs.values())]
+    return [replace(run, tags=_readable(run.tags), params=_readable(run.params)) for run in runs]
+
+
+def _readable(texts: Mapping[str, str]) -> dict[str, str]:
+    """Without control characters: a cause or a setting is what somebody else wrote, and MLflow shows it to all."""
+    return {key: printable_lines(value) for key, value in texts.items()}
 
 
 def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, Json]) -> MlflowRun:

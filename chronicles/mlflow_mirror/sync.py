@@ -31,6 +31,7 @@ from chronicles.report.build import build
 from chronicles.report.model import LineageReport
 from opt_ops.config import Rates
 from opt_ops.core.names import attempt_folder
+from opt_ops.core.text import printable
 from opt_ops.errors import OptOpsError, Unavailable
 from opt_ops.runfolder.files import Tail, read_json
 from opt_ops.runfolder.node_files import FileAgents
@@ -296,7 +297,7 @@ class _Mirror:
                 for key, value in gpus.values.items()
             ]
             self._log(ids[attempt.run], samples)
-            self._client.set_tag(ids[attempt.run], "opt.worst_gpu", gpus.hottest)
+            self._client.set_tag(ids[attempt.run], "opt.worst_gpu", printable(gpus.hottest))
 
     def _send_file(self, run: str, path: Path) -> bool:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import os
 import signal
 import sys
@@ -172,7 +173,22 @@ def _adapt(command: Any, options: Sequence[Any]) -> None:
             common = copy.copy(option)
             common.expose_value = False
             child.params.append(common)
+        for parameter in child.params:
+            _require_finite(parameter)
         child.help = child.help.replace("\nExamples:\n", "\n\b\nExamples:\n")  # \b: click keeps the lines
+
+
+def _require_finite(parameter: Any) -> None:
+    """Refuse inf and nan in every option: no number of a command means anything without an end."""
+    own = parameter.callback
+
+    def check(context: Any, option: Any, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            name = option.opts[0] if option.param_type_name == "option" else option.name
+            raise UsageError(f"{name} {value}: not a finite number", f"{context.command_path} -h")
+        return own(context, option, value) if own else value
+
+    parameter.callback = check
 
 
 def _named_command() -> tuple[str, str]:

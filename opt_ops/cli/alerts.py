@@ -27,7 +27,9 @@ def try_urls(output: FormatOption = Format.TABLE, quiet: QuietOption = False) ->
 
     config = settings.config
     if not config.alerts.urls:
-        raise UsageError("the configuration has no URLs in [alerts]", "docs/alerts.md shows how to set them")
+        raise UsageError(
+            "the configuration has no URLs in [alerts]", 'add to opt-ops.toml, under [alerts]: urls = ["https://…"]'
+        )
     now, host = time.time(), socket.gethostname()
     body = f"A test alert of opt-ops alerts test, sent from {host} at {clock(now)} for {config.runs}. Nothing is wrong."
     alert = Alert(id=f"test-{host}-{now:.0f}", severity=Severity.INFO, title="test alert of opt-ops", body=body)

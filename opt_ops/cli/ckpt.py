@@ -105,7 +105,7 @@ def verify(
     columns = [Column("STEP", "step", right=True), Column("RUN", "run"), Column("SOUND", "sound"), Column("WHY", "why")]
     show("opt-ops/ckpt-verify/1", rows, columns, output)
     if not all(row["sound"] for row in rows):
-        say("  next: nothing; the daemon never resumes from a damaged checkpoint", quiet)
+        say(f"The daemon never resumes from a damaged checkpoint.\n  next: opt-ops ckpt list {lineage.name}", quiet)
         raise typer.Exit(5)
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from opt_ops.cli import daemon_log
 from opt_ops.cli.daemon_units import Form, unit
 from opt_ops.cli.options import FormatOption, QuietOption, settings
 from opt_ops.cli.output import Column, Format, say, show
@@ -58,9 +59,7 @@ def run_(
     from opt_ops.supervise.daemon import Daemon
 
     _drop_job_environment()
-    logging.Formatter.converter = time.gmtime
-    form = "%(asctime)sZ %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
+    daemon_log.start()
     try:
         Daemon(settings.config, settings.config_path).run(until_idle=until_idle)
     except OptOpsError:

@@ -160,7 +160,8 @@ def explain(
     else:
         rows = [{**described(row), "table": HEALTH_TABLE} for row in look_up(what or ())]
         if not rows:
-            raise NotFound(f"the health table has no {' '.join(what or ())}", "docs/health.md lists all reason codes")
+            hint = "`opt-ops node list` and `opt-ops node check` print reason codes"
+            raise NotFound(f"the health table has no {' '.join(what or ())}", hint)
     if output in (Format.TABLE, Format.WIDE):
         lines = [{"field": name.replace("_", " "), "value": row[name]} for row in rows for name in row]
         show("", lines, [Column("FIELD", "field"), Column("VALUE", "value")], output, header=False)

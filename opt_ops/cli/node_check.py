@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from opt_ops.cli.extras import require_trainer
 from opt_ops.cli.options import FormatOption, Lineage, complete_id, complete_node, find_lineage, settings
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.config import TrainerCommand
 from opt_ops.core.health import HEALTH_TABLE, Heartbeat, Judgement, differing, judge_all, rank
 from opt_ops.core.health.burn_in_findings import BurnIn, burned
@@ -42,7 +42,8 @@ class Plugin(TyperCommand):
         except Exception as error:
             if getattr(error, "exit_code", None) != 2:
                 raise
-            print(f"UNKNOWN - opt-ops node check: {printable(str(error))}")
+            said = getattr(error, "format_message", error.__str__)()  # Typer's own text names the option
+            print(f"UNKNOWN - opt-ops node check: {printable(said)}")
             raise SystemExit(3) from error
 
 
@@ -258,7 +259,8 @@ def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) 
         if own:
             start = by_srun(place.job, own, ranks, *options) if place.job else on_this_machine(own, ranks, *options)
             commands += start
-    found = burn_in(commands, fit, ranks, left)
+    with signs_of_life(f"burning in {', '.join(fit)}", left + GROUP_SECONDS):
+        found = burn_in(commands, fit, ranks, left)
     for name, judgement in burned(found):
         gpus, before = judged[name]
         marked = replace(judgement, drill=f"node check --drill {drill}") if fault and name == spoiled else judgement

@@ -12,6 +12,7 @@ from opt_ops.cli.options import (
     FormatOption,
     HeaderOption,
     OptionalIdArgument,
+    QuietOption,
     leave_if_unreadable,
     lineage_folder,
     settings,
@@ -45,6 +46,7 @@ def ledger(
     everything: Annotated[bool, typer.Option("--all", help="Also parts that never failed.")] = False,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
+    quiet: QuietOption = False,
 ) -> None:
     """List GPUs, by UUID, and nodes that failed in the last 28 days, the highest score first.
 
@@ -69,9 +71,11 @@ def ledger(
         {"part": f"lineage {name}", "kind": "unreadable", "lineage": name, "state": UNREADABLE, "last": why}
         for name, why in unreadable.items()
     ]
-    show("opt-ops/node-ledger/1", rows, _COLUMNS, output, header=header)
-    if not rows:
-        say(f"No part has failed in {len(journals)} lineages of {settings.config.runs}. --all lists every part.")
+    if rows or output not in (Format.TABLE, Format.WIDE):
+        show("opt-ops/node-ledger/1", rows, _COLUMNS, output, header=header)
+    if not any(each.failures for each in found) and not unreadable:
+        known = f"{len(found)} part{'' if len(found) == 1 else 's'} of {len(journals)} lineages on record"
+        say(f"Nothing is wrong: no part has failed in 28 days; {known}. --all lists every part.", quiet)
     leave_if_unreadable(unreadable)
 
 

@@ -8,8 +8,10 @@ import os
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from threading import Event, Thread
 from typing import Any
 
 from opt_ops.core.text import printable, printable_lines, safe_json
@@ -143,6 +145,35 @@ def text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(text(item) for item in value)
     return printable(str(value))
+
+
+@contextlib.contextmanager
+def signs_of_life(what: str, seconds: float) -> Iterator[None]:
+    """Say on stderr that something takes a while: one line, and on a terminal the seconds that have passed.
+
+    Args:
+        what: What is being done.
+        seconds: How long it may take.
+    """
+    say(f"{what}, at most {seconds:.0f} s …")
+    if not sys.stderr.isatty():
+        yield
+        return
+    over, began = Event(), time.monotonic()
+
+    def tick() -> None:
+        while not over.wait(1.0):
+            with contextlib.suppress(OSError):
+                print(f"\r  {time.monotonic() - began:.0f} s ", end="", file=sys.stderr, flush=True)
+
+    ticker = Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticker.join()
+        print("\r", end="", file=sys.stderr, flush=True)
 
 
 def say(message: str, quiet: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
@@ -25,6 +26,7 @@ from opt_ops.cli.options import (
 )
 from opt_ops.cli.output import Column, Format, say, show, text, wrapped
 from opt_ops.config import FILE, locate
+from opt_ops.core.events import KINDS
 from opt_ops.core.text import printable
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
@@ -90,6 +92,7 @@ def suggest(
         float, typer.Option(min=0.1, help="Time from a node's failure until it is repaired.")
     ] = 15.0,
     output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Recommend a save interval and a number of spares, from the lineage's own failures and save times.
 
@@ -97,7 +100,12 @@ def suggest(
     """
     lineage = find_lineage(identifier)
     row = views.suggestion(lineage.path, lineage.state, repair_hours, time.time())
+    missing = views.not_suggested(row)
+    if output in (Format.TABLE, Format.WIDE):
+        row = {name: "not known" if value is None else value for name, value in row.items()}
     show("opt-ops/suggestion/1", [row], views.SUGGESTION_COLUMNS, output)
+    for why in missing:
+        say(f"  note: {why}", quiet)
 
 
 @app.command("show")
@@ -206,6 +214,8 @@ def events(
       opt-ops events 12 --kind recovery_decided --kind incident_closed
       opt-ops events 12 --since 2h -f
     """
+    for name in kind or []:
+        _require_kind(name)
     path = lineage_folder(identifier)
     after = time.time() - _seconds(since) if since else 0.0
     seen = 0
@@ -219,6 +229,14 @@ def events(
             return
         header = False
         time.sleep(1.0)
+
+
+def _require_kind(name: str) -> None:
+    if name not in KINDS:
+        near = get_close_matches(name, KINDS) or [known for known in KINDS if name.lower() in known][:3]
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"for example --kind {near[0]}" if near else f"the kinds: {', '.join(sorted(KINDS))}"
+        raise UsageError(f"--kind {name}: no event is of this kind{meant}", hint)
 
 
 def _seconds(span: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -14,10 +15,12 @@ from opt_ops.cli.options import (
     complete_step,
     find_lineage,
     require_known,
+    settings,
     with_request_options,
 )
 from opt_ops.cli.output import say
 from opt_ops.cli.requests import PendingRequest, send_request, show_answer
+from opt_ops.cli.start_checks import require_change_possible
 from opt_ops.core.values import Driver
 from opt_ops.errors import Refused, UsageError
 
@@ -90,6 +93,8 @@ def note(
       opt-ops run note 12.01 "data shard 17 was new here"
       opt-ops run note 12-i003 "it was the switch, not the GPU" --correction
     """
+    if not text.strip():
+        raise UsageError("the note is empty", "opt-ops run note -h has examples")
     lineage = find_lineage(identifier)
     require_known(identifier, lineage)
     arguments = {"target": identifier, "text": text, "correction": correction}
@@ -158,15 +163,20 @@ def set_(
             arguments["lr"] = _number(change, value)
         else:
             arguments["settings"].append(f"{_SHORT.get(key, key)}={value}")
-    request = PendingRequest(find_lineage(identifier), "change", arguments, options)
+    lineage = find_lineage(identifier)
+    require_change_possible(lineage.state, arguments["settings"], settings.config)
+    request = PendingRequest(lineage, "change", arguments, options)
     request.send(f"Start the next run with {' '.join(changes)}, after one more checkpoint?")
 
 
 def _number(change: str, value: str) -> float:
     try:
-        return float(value)
-    except ValueError as error:
-        raise UsageError(f"{change}: {value!r} is not a number", "for example lr=6e-5") from error
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UsageError(f"{change}: not a finite number above 0", "for example lr=6e-5")
+    return number
 
 
 @run.app.command("take-over")

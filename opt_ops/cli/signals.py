@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opt_ops.cli import curves
 from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption, settings
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.core.detect.finding import Finding
@@ -18,7 +18,7 @@ from opt_ops.core.detect.loss_scale import LossScaleDetector
 from opt_ops.core.detect.point import Point
 from opt_ops.core.failures.classify_exit import blame
 from opt_ops.core.values import Tier
-from opt_ops.errors import NotFound, UsageError
+from opt_ops.errors import NotFound
 from opt_ops.runfolder.log_set import read_log_set
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Run the detectors over a curve or over logs.")
 
-_NEEDED, _OPTIONAL = ("step", "loss"), ("grad_norm", "loss_scale", "lr")
-
 
 @app.command("replay")
 def replay(
     curve: Annotated[
-        Path, typer.Argument(metavar="FILE.csv", help="Columns step and loss; optional grad_norm, loss_scale, lr.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="telemetry.jsonl, or CSV with columns step and loss; optional grad_norm, loss_scale, lr.",
+        ),
     ],
     playbooks: Annotated[
         Path | None, typer.Option("--from", help="Folder of playbook pages. [default: the site's]")
@@ -45,14 +47,18 @@ def replay(
 
     Nothing acts on a finding, so the curve stays as it is. An empty cell is unknown; a loss of nan is not finite.
 
-    Example: opt-ops signals replay loss.csv -o wide
+    Examples:
+      opt-ops signals replay loss.csv -o wide
+      opt-ops signals replay runs/12/12.01/a3/telemetry.jsonl
     """
     from opt_ops import playbook_loader
 
     policy, _ = playbook_loader.load(playbooks or settings.config.playbooks or playbook_loader.folder())
     if not curve.is_file():
-        raise NotFound(f"there is no file {curve}", "give a CSV file with the columns step and loss")
-    points = list(_points(curve))
+        raise NotFound(
+            f"there is no file {curve}", "give telemetry.jsonl, or a CSV file with the columns step and loss"
+        )
+    points = list(curves.points(curve))
     rows = [_row(finding, policy) for finding in _findings(points, policy)]
     columns = [
         Column("STEP", "step", right=True),
@@ -151,72 +157,3 @@ def _evidence_text(evidence: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _points(path: Path) -> Iterator[Point]:
-    """The points of the curve.
-
-    Raises:
-        UsageError: a column is missing, a cell is no number, or steps do not increase; the message names the line.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines, skipinitialspace=True)
-            names = reader.fieldnames or []
-            if missing := [name for name in _NEEDED if name not in names]:
-                raise UsageError(
-                    f"{path}, line 1: no column {' or '.join(missing)} in {', '.join(names) or 'an empty file'}",
-                    f"name the columns in the first line: {', '.join(_NEEDED)}; optional {', '.join(_OPTIONAL)}",
-                )
-            last: int | None = None
-            for row in reader:
-                point = _point(row, f"{path}, line {reader.line_num}")
-                if last is not None and point.step <= last:
-                    raise UsageError(
-                        f"{path}, line {reader.line_num}: step {point.step} comes after step {last}",
-                        "give one run only, ordered by step",
-                    )
-                last = point.step
-                yield point
-            if last is None:
-                raise UsageError(f"{path}, line 2: no points", "add at least one line with a step and a loss")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            f"{path} is no CSV file: {error}", "give columns step and loss, one line for each step"
-        ) from error
-
-
-def _point(row: dict[str, str], where: str) -> Point:
-    step = _number(row, "step", where)
-    if step is None or not math.isfinite(step) or step != int(step):
-        raise UsageError(f"{where}: step is {row.get('step')!r}, not a whole number", "correct the line, or remove it")
-    loss = _number(row, "loss", where)
-    if loss is None:
-        raise UsageError(f"{where}: loss is empty", "remove the line, or write nan if the loss was not finite")
-    gnorm = _number(row, "grad_norm", where)
-    gnorm = 1.0 if gnorm is None else gnorm  # a constant is always in its band: an unknown norm must raise no signal
-    return Point(
-        step=int(step),
-        ts=0.0,
-        loss=loss if math.isfinite(loss) else None,
-        gnorm=gnorm if math.isfinite(gnorm) else None,
-        lr=_number(row, "lr", where) or 0.0,
-        betas=(),
-        weight_decay=0.0,
-        clip_norm=0.0,
-        step_seconds=0.0,
-        tokens=0,
-        wps=0.0,
-        finite=math.isfinite(loss) and math.isfinite(gnorm),
-        loss_scale=_number(row, "loss_scale", where),
-    )
-
-
-def _number(row: dict[str, str], name: str, where: str) -> float | None:
-    cell = (row.get(name) or "").strip()
-    try:
-        return float(cell) if cell else None
-    except ValueError:
-        raise UsageError(
-            f"{where}: {name} is {cell[:40]!r}, not a number", "correct the cell, or leave it empty"
-        ) from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from opt_ops.cli import trainer_questions
 from opt_ops.cli.extras import require_trainer
 from opt_ops.config import Config
+from opt_ops.core.state.model import State
 from opt_ops.errors import SchedulerUnavailable, UsageError
 
 
@@ -32,6 +34,27 @@ def require_possible(arguments: Mapping[str, Any], config: Config) -> Iterator[s
         trainer_questions.require_accepted(config.trainer, arguments)
     except trainer_questions.Unanswered as error:
         yield f"recipe, settings and data were not checked: {error}"
+
+
+def require_change_possible(state: State, settings: Sequence[str], config: Config) -> None:
+    """Ask the trainer whether it would train a lineage with other settings, on as many ranks as now.
+
+    Raises:
+        UsageError: the trainer would refuse them; the next run would end at once, and the lineage would be halted.
+    """
+    if not settings or state.lineage is None:
+        return
+    started, shape = state.lineage, state.shape
+    arguments = {
+        "recipe": started.recipe,
+        "settings": [*started.settings, *(state.run.settings if state.run else ()), *settings],
+        "data": started.data,
+        "valid": started.valid,
+        "tokenizer": started.tokenizer,
+        "shape": {"nodes": state.wanted_nodes or shape.nodes, "ranks_per_node": shape.ranks_per_node},
+    }
+    with suppress(trainer_questions.Unanswered):
+        trainer_questions.require_accepted(config.trainer, arguments)
 
 
 def _require_local_nodes(nodes: int, spares: int, names: list[str]) -> None:

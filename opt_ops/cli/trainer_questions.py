@@ -68,7 +68,7 @@ def recipes(trainer: TrainerCommand) -> list[dict[str, Any]]:
     Raises:
         Unavailable: it does not tell them.
     """
-    hint = "the trainer's own documentation lists them; docs/formats.md says how it can tell opt-ops"
+    hint = "the trainer's own documentation lists them"
     try:
         done = _asked(trainer, ["--recipes"], {})
         found = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from opt_ops.cli import standing
+from opt_ops.cli import standing, wording
 from opt_ops.cli.output import Column
 from opt_ops.cli.standing import Finding, Newest, newest
 from opt_ops.core.codec import encode
@@ -224,7 +224,7 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
     drill = f"  (drill {incident.drill})" if incident.drill else ""
     yield f"{incident.incident}  {incident.kind}  {to_iso(incident.opened)}{drill}"
     yield f"  cause     {incident.cause}  [{incident.opened_entry}]"
-    yield f"  evidence  {_values(incident.evidence)}"
+    yield f"  evidence  {wording.values(incident.evidence)}"
     yield f"            {incident.detector}"
     if incident.stacks:
         yield from _stack_lines(incident.stacks)
@@ -271,26 +271,13 @@ def _stack_lines(stacks: StacksReport) -> Iterator[str]:
         yield f"            not where most ranks are: rank {','.join(map(str, stacks.odd))}"
 
 
-def _values(evidence: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_value(key, value)}" for key, value in evidence.items()) or "-"
-
-
-def _value(key: str, value: Any) -> str:
-    """A value for people: a time as a time, a list without brackets."""
-    if isinstance(value, float):
-        return clock(value) if key == "at" or key.endswith("_at") else f"{value:.4g}"
-    if isinstance(value, list) and all(isinstance(item, str) for item in cast("list[Any]", value)):
-        return ",".join(cast("list[str]", value))
-    return str(value)
-
-
 def event_row(entry: Entry) -> dict[str, Any]:
     """A journal entry as a row, with its fields, and a short text of them for tables."""
     fields = encode(entry.event)
     kind = fields.pop("kind")
     usual = {field.name: field.default for field in dataclasses.fields(entry.event)}
     said = {key: value for key, value in fields.items() if value not in (None, "", [], {}) and value != usual[key]}
-    what = _values(said)
+    what = wording.values(said)
     return {"seq": entry.seq, "epoch": entry.epoch, "ts": iso(entry.ts), "kind": kind, "fields": fields, "what": what}
 
 
@@ -344,6 +331,16 @@ def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dic
         "spares": advice.spares,
         "repair_hours": repair_hours,
     }
+
+
+def not_suggested(row: Mapping[str, Any]) -> Iterator[str]:
+    """Why a suggestion lacks a number."""
+    if row["interval"] is None and row["save_seconds"] is None:
+        yield "no save interval is suggested: no attempt has told how long a save holds training up"
+    if row["spares"] is None:
+        yield "no spares are suggested: that takes a day of training, or three failures"
+    elif row["interval"] is None and row["save_seconds"] is not None:
+        yield "no save interval is suggested: nothing has been trained yet"
 
 
 def lost_beyond(path: Path, state: State, step: int) -> int:

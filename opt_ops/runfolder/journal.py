@@ -97,7 +97,7 @@ class Journal:
         except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
             raise NotJournalable(
                 f"an event {kind_of(event)} was left out: {str(error)[:300]}",
-                "the file that it was read from has a value that opt-ops does not take; see docs/formats.md",
+                "correct the file that it was read from: it has a value that opt-ops does not take",
             ) from error
         return Entry(seq=self._end.seq + 1, epoch=self.epoch, ts=at, event=read_back)
 

@@ -12,13 +12,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from opt_ops.errors import OptOpsError
+from opt_ops.errors import UsageError
 from opt_ops.laboratory.simulated import Costs
 
 SHIPPED = Path(__file__).parent / "scenarios"
+_COMPARE = f"compare it with a shipped one: {SHIPPED / 'opt-175b.toml'}"
 
 
-class ScenarioError(OptOpsError):
+class ScenarioError(UsageError):
     """A scenario or a trace that cannot be replayed."""
 
 
@@ -221,7 +222,7 @@ def load(name_or_path: str) -> Scenario:
         known = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.toml")))
         raise ScenarioError(f"{path} cannot be read: {error.strerror}", f"shipped scenarios: {known}") from error
     except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{path}: {error}", "docs/replay.md describes the file") from error
+        raise ScenarioError(f"{path}: {error}", _COMPARE) from error
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5])
-        raise ScenarioError(f"{path}: {faults}", "docs/replay.md describes the file") from error
+        raise ScenarioError(f"{path}: {faults}", _COMPARE) from error

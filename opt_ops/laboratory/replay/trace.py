@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from opt_ops.errors import NotFound
 from opt_ops.laboratory.replay.scenario import ScenarioError, TraceRules
 
 COLUMNS = ("date", "run", "kind", "step_start", "step_end", "cause", "row_is")
@@ -49,7 +50,8 @@ def read(path: Path, rules: TraceRules) -> IncidentTrace:
     """Read a record that has the columns `COLUMNS`. Empty fields are unknown.
 
     Raises:
-        ScenarioError: the file cannot be read, or lacks a column.
+        NotFound: the file cannot be read.
+        ScenarioError: it is no CSV file, or lacks a column.
     """
     record = IncidentTrace()
     try:
@@ -58,8 +60,10 @@ def read(path: Path, rules: TraceRules) -> IncidentTrace:
             _require_columns(path, rows.fieldnames or ())
             for row in rows:
                 _take(record, row, rules)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ScenarioError(f"{path} cannot be read: {error}", "docs/replay.md describes the CSV file") from error
+    except OSError as error:
+        raise NotFound(f"{path} cannot be read: {error.strerror}", "name a CSV file") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ScenarioError(f"{path} is no CSV file: {error}", f"give the columns {', '.join(COLUMNS)}") from error
     return record
 
 
@@ -70,7 +74,7 @@ def _require_columns(path: Path, found: Sequence[str]) -> None:
     told = [f"`{name.strip()}`{_meaning(name, missing)}" for name in found if name not in COLUMNS]
     raise ScenarioError(
         f"{path} has no column {', '.join(missing)}. Other columns found: {', '.join(told) or 'none'}",
-        f"name the columns {', '.join(COLUMNS)}; docs/replay.md says what each holds",
+        f"name the columns {', '.join(COLUMNS)} in the first line",
     )
 
 

@@ -72,6 +72,15 @@ def test_statuses(told: Told):
     assert targets(told.folder)[0].tags["opt.cause"] == "no rule fits"
 
 
+def test_what_others_wrote_has_no_control_characters(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    told.see(LineageHalted(why="\x1b[31mred\u202e\x9b and\x00", incident=None))
+    record = load(told.folder)
+    for run in content.mlflow_runs(record, build(record), {"12.00-a0": {"name": "\x1b]0;title\x07", "note": "a\nb"}}):
+        for text in (*run.tags.values(), *run.params.values()):
+            assert all(sign.isprintable() or sign == "\n" for sign in text), text
+
+
 def test_lineages_of_one_number_are_told_apart(tmp_path: Path):
     keys = [content.lineage_key(Told(tmp_path / who / "12").begin(author=who).state) for who in ("ann", "ben")]
     assert keys[0] != keys[1]

@@ -1,0 +1,145 @@
+"""What people read: no spelling of Python's, no control characters, numbers that agree, hints that work."""
+
+import ast
+import io
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opt_ops.cli import curves, daemon_log, wording
+from opt_ops.cli.output import signs_of_life
+from opt_ops.runfolder.journal import Journal
+from tests.cli.test_cli import told
+from tests.e2e.stub_trainer import telemetry
+
+ROOT = Path(__file__).parents[2]
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab c", max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text("ab", min_size=1, max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def opt_ops(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "opt_ops", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    journal = Journal(folder / "runs" / "12" / "journal")
+    for entry in told().entries:
+        journal.append(journal.stamp(entry.event, entry.ts))
+    return folder
+
+
+@given(st.dictionaries(st.sampled_from(["at", "ended_at", "rung", "path", "readbacks"]), VALUES, max_size=4))
+def test_no_value_is_spelled_as_python_spells_it(fields: Mapping[str, object]):
+    said = wording.values(fields)
+    assert not any(sign in said for sign in ("{", "}", "[", "]", "'", "None", "True", "False"))
+
+
+def test_events_have_no_spelling_of_pythons_and_rungs_begin_with_1(site: Path):
+    said = opt_ops(site, "events", "12").stdout
+    assert not any(sign in said for sign in ("{", "}", "[", "]", "None", "True", "False"))
+    assert "rung 1, " in said
+    assert "rung 0" not in said
+    assert "checkpoint step 300 of run 12.00" in said
+    watched = opt_ops(site, "run", "watch", "12").stdout
+    assert not any(sign in watched for sign in ("{", "}", "[", "]", "None", "True", "False"))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["events", "12", "--kind", "checkpoint_sen"], 2, "did you mean checkpoint_seen"),
+        (["events", "12", "--kind", "foo"], 2, "next: the kinds: alert_intended, "),
+        (["run", "note", "12", ""], 2, "the note is empty"),
+        (["run", "note", "12", " \n"], 2, "the note is empty"),
+        (["drill", "lr", "12", "--factor", "inf", "--dry-run"], 2, "--factor inf: not a finite number"),
+        (["drill", "lr", "12", "--factor", "nan", "--dry-run"], 2, "--factor"),
+        (["run", "rollback", "12", "--lr-scale", "nan", "--dry-run"], 2, "--lr-scale nan: not a finite number"),
+        (["run", "rollback", "12", "--lr-scale", "-inf", "--dry-run"], 2, "--lr-scale -inf: not a finite number"),
+        (["run", "set", "12", "lr=inf", "--dry-run"], 2, "lr=inf: not a finite number above 0"),
+        (["run", "set", "12", "stps=3", "--dry-run"], 2, "no setting is called 'stps'. Did you mean steps"),
+        (["run", "suggest", "12", "--repair-hours", "inf"], 2, "--repair-hours inf: not a finite number"),
+        (["node", "check", "--seconds", "12"], 3, "'--seconds'"),
+        (["node", "check", "--xid-minutes", "inf"], 3, "--xid-minutes inf: not a finite number"),
+        (["node", "ledger"], 0, "Nothing is wrong: no part has failed in 28 days"),
+        (["replay", "bad.csv"], 2, "has no column date"),
+        (["signals", "replay", "bad.csv"], 2, "no column step or loss"),
+        (["replay", "no.csv"], 3, "no.csv cannot be read"),
+        (["signals", "replay", "no.csv"], 3, "there is no file no.csv"),
+        (["replay", "--scenario", "none"], 2, "shipped scenarios: "),
+    ],
+)
+def test_a_mistake_is_told_and_has_the_same_code_everywhere(site: Path, words: list[str], code: int, said: str):
+    (site / "bad.csv").write_text("a,b\n1,2\n")
+    done = opt_ops(site, *words)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    assert "unexpected" not in done.stderr
+
+
+def test_a_suggestion_that_is_missing_says_why(site: Path):
+    done = opt_ops(site, "run", "suggest", "12")
+    assert "-\t-" not in done.stdout
+    assert "not known" in done.stdout
+    assert "note: no save interval is suggested: no attempt has told how long a save" in done.stderr
+    assert json.loads(opt_ops(site, "run", "suggest", "12", "-o", "json").stdout)["items"][0]["interval"] is None
+
+
+def test_the_products_own_telemetry_is_a_curve(tmp_path: Path):
+    file = tmp_path / "telemetry.jsonl"
+    lines = [json.dumps(telemetry(step, 1e-3, 2.0 if step < 900 else 60.0, 0.5)) for step in range(1, 1000)]
+    file.write_text("\n".join([*lines[:5], "torn", *lines[5:]]) + "\n")
+    assert [point.step for point in curves.points(file)] == list(range(1, 1000))
+    items = json.loads(opt_ops(tmp_path, "signals", "replay", "telemetry.jsonl", "-o", "json").stdout)["items"]
+    assert ("loss_spike", "act", 900) in [(each["signal"], each["tier"], each["onset_step"]) for each in items]
+
+
+def test_the_daemons_log_has_no_lines_and_no_colours_of_others():
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(daemon_log.Lines("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger = logging.getLogger("tests.cli.daemon_log")
+    logger.addHandler(handler)
+    logger.warning("rank 3 said: %s", "\x1b[2J\x9b1mboom\n2026-11-29 00:00:00Z INFO all is well\r\u202e")
+    try:
+        json.loads("\x1b[31m")
+    except ValueError:
+        logger.exception("failed")
+    logger.removeHandler(handler)
+    said = stream.getvalue()
+    assert said.count("Z WARNING") == said.count("Z ERROR") == 1
+    assert "\n2026-11-29 00:00:00Z INFO" not in said
+    assert all(sign.isprintable() or sign == "\n" for sign in said)
+    assert "Traceback" in said
+
+
+def test_a_long_wait_gives_a_sign_of_life(capsys: pytest.CaptureFixture[str]):
+    with signs_of_life("burning in n1, n2", 24.0):
+        assert capsys.readouterr().err == "burning in n1, n2, at most 24 s …\n"
+
+
+def test_no_hint_names_a_page_that_an_installation_lacks():
+    """A wheel has no docs/: a hint names a command, or says what to write."""
+    found: list[str] = []
+    for path in sorted((ROOT / "opt_ops").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
+            if name.endswith(("Error", "NotFound", "Refused", "Unavailable", "_fail", "_finding", "say")):
+                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                found += [f"{path}: {text}" for text in texts if isinstance(text, str) and "docs/" in text]
+    assert not found
