@@ -18,7 +18,7 @@ from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder, lineage_of
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import lr_scale, newest_good
-from opt_ops.core.text import age, clock, iso, to_iso
+from opt_ops.core.text import age, iso, to_iso
 from opt_ops.core.values import Action
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import lineages
