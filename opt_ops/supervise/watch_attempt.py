@@ -69,13 +69,14 @@ class AttemptWatch:
         if attempt.started_at is None and reports.keys() >= set(attempt.nodes):
             yield AttemptStarted(attempt=attempt.name, at=max(report.started_at for report in reports.values()))
         over = all(self._is_over(state, attempt, reports, node) for node in attempt.nodes)
-        if self._nodes.all_reported_within(attempt.nodes, _RECENT_HEARTBEAT_SECONDS):
-            yield from each("hangs", lambda: self._training.hang(state, attempt))  # else a lost node may be the cause
+        silent = {x: "" for report in reports.values() for x in report.exits if x.code != 0 or x.signal is not None}
+        # Else a lost node may be the cause, or the rank that died: a daemon that was held up sees both at once.
+        if not silent and self._nodes.all_reported_within(attempt.nodes, _RECENT_HEARTBEAT_SECONDS):
+            yield from each("hangs", lambda: self._training.hang(state, attempt))
         if over:
             # The last telemetry was on disk before the processes ended: read it first.
             yield from self._training.observe(state)
         last = self._training.last(attempt)
-        silent = {x: "" for report in reports.values() for x in report.exits if x.code != 0 or x.signal is not None}
         said = partial(failed_ranks, reports.values(), last.ts if last else None)
         failed = self._guard.call("the last words of ranks", said, silent)
         if self._awaits_end_reason(state, attempt, failed):

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import AllocationIntended, AttemptEnded, Event, SignalRaised
 from opt_ops.core.health import Heartbeat
-from opt_ops.core.values import AllocationStatus
+from opt_ops.core.values import AllocationStatus, RankExit
+from opt_ops.ports import NodeRanksReport
 from opt_ops.supervise.watch_attempt import AttemptWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
@@ -134,3 +135,20 @@ def test_while_nobody_is_heard_no_node_is_called_silent():
     reasons = {name: node.reason for name, node in daemon.story.state.nodes.items()}
     assert reasons["n2"] == "silent"
     assert "silent" not in (reasons["n1"], reasons["n3"])
+
+
+def test_a_daemon_that_was_held_up_while_a_rank_died_names_the_death_and_no_hang():
+    daemon = Daemon()
+    optimizer = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "clip_norm": 1.0}
+    measured = {"loss": 3.0, "gnorm": 0.3, "finite": True, "step_seconds": 1.0, "tokens": 1, "wps": 1.0}
+    for step in (451, 452, 453):
+        daemon.steps = [Point(step=step, ts=daemon.story.now, **optimizer, **measured)]
+        assert daemon.look("n1", "n2", "n3") == []
+    killed = RankExit(rank=1, node="n2", code=None, signal=9, at=daemon.story.now + 1.0)
+    reports = {
+        "n1": NodeRanksReport(node="n1", started_at=1.0, exits=(), done=False),
+        "n2": NodeRanksReport(node="n2", started_at=1.0, exits=(killed,), done=True),
+    }
+    daemon.agents.reports = lambda _: reports
+    raised = daemon.look("n1", "n2", "n3", seconds=600.0) + daemon.look_on("n1", "n2", "n3", seconds=6.0)
+    assert [signal.signal for signal in raised] == ["process_death"]
