@@ -8,10 +8,12 @@ or which of both starts first. Ranks die with their agent: no rank trains on a n
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import select
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +40,8 @@ FIRST_READING_SECONDS = 10.0  # for the first heartbeat, unless the kernel log h
 LAST_SAVE_SECONDS = 15.0  # from the scheduler's SIGTERM to the end of the ranks, for one more checkpoint
 LARGEST_HEALTH_FILE = 16 * 1024 * 1024  # bytes; then a new file is started
 
+# Neither a pipe nor a link in place of the file holds the agent up, or makes it write elsewhere.
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _SIGNALS = {"kill-rank": signal.SIGKILL, "hang": signal.SIGSTOP}
 
 
@@ -248,9 +252,12 @@ class Agent:
             return
         try:
             path.parent.mkdir(exist_ok=True)  # never the lineage's own folder: one that was deleted must not come back
-            with path.open("ab", buffering=0) as file:
+            descriptor = os.open(path, _APPEND, 0o644)
+            with os.fdopen(descriptor, "ab", buffering=0) as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise FileExistsError(errno.EEXIST, "it is no regular file")
                 file.write(line)
-                large = file.tell() > LARGEST_HEALTH_FILE
+                large = os.fstat(descriptor).st_size > LARGEST_HEALTH_FILE
             if large:
                 path.replace(path.with_suffix(".old"))
         except OSError as error:  # the disk may be full; the ranks must continue
@@ -280,4 +287,5 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.node:
         sys.exit(f"{PREFIX} the node has no name. Give --node NAME, or run it as a Slurm task")
+    os.umask(os.umask(0o022) | 0o022)  # what this agent and its ranks write, only this user may change
     Agent(options.folder, options.node, options.host, options.allocation).run()

@@ -419,6 +419,27 @@ def test_orders_of_a_wrong_type_are_told_and_end_nothing(node: Node, wrong: dict
     assert node.beat(lambda beat: beat.orders == (1, node.seq)).orders_refused is None
 
 
+def test_a_pipe_in_place_of_its_health_file_does_not_hold_it_up(node: Node):
+    (node.folder / "health").mkdir()
+    os.mkfifo(node.folder / "health" / "n1.jsonl")
+    node.start()
+    node.order(SLEEP)
+    node.started()
+    node.says("n1.jsonl cannot be written")
+    (node.folder / "health" / "n1.jsonl").unlink()
+    node.looks()
+
+
+def test_what_it_and_its_ranks_write_only_its_user_may_change(node: Node):
+    node.start("sh", "-c", 'umask 002; exec "$@"', "sh")
+    node.order((sys.executable, "-c", f"open({str(node.folder / 'made')!r}, 'w').close()"))
+    wait_for(lambda: (r := node.report()) and r.done)
+    node.beat()
+    modes = {path: path.stat().st_mode & 0o022 for path in node.folder.rglob("*") if path != node.said}
+    assert len(modes) > 5
+    assert not any(modes.values()), modes
+
+
 def test_an_agent_whose_folder_was_renamed_ends_its_ranks_and_leaves(node: Node, tmp_path: Path):
     node.folder = tmp_path / "runs" / "1"
     node.folder.mkdir(parents=True)
