@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from opt_ops import playbook_loader
 from opt_ops.config import Config
 from opt_ops.core import events as e
-from opt_ops.core.state.model import State
+from opt_ops.core.decide.proof import baseline, with_settings
+from opt_ops.core.schedule import expected_lr
+from opt_ops.core.state.model import Run, State
 from opt_ops.core.text import printable
-from opt_ops.core.values import Action, Driver
+from opt_ops.core.values import Action, Driver, LrFactor
 from opt_ops.supervise import supervisor
 
 
@@ -23,6 +26,10 @@ def preview(state: State, event: e.Event, now: float, config: Config) -> Iterato
     policy, _ = playbook_loader.load(config.playbooks or playbook_loader.folder(), expected_gpus=config.expected_gpus)
     for coming in supervisor.preview(state, event, now, policy):
         yield printable(f"Would {_sentence(coming)}.")
+        if isinstance(coming, e.RunPlanned):
+            yield from map(printable, _settings(state, coming))
+        elif isinstance(coming, e.ChangeRequested) and coming.to_step is None and state.run is not None:
+            yield printable(_rate_from_here(state.run, coming))
 
 
 def _sentence(event: e.Event) -> str:
@@ -56,6 +63,42 @@ def _changes(
         *([f"{skip_batches} batches skipped"] if skip_batches else []),
     ]
     return "".join(f", {part}" for part in parts)
+
+
+def _settings(state: State, planned: e.RunPlanned) -> Iterator[str]:
+    """What the run trains under: the learning rate with every step at which it changes, and what is dropped."""
+    step = planned.checkpoint.step if planned.checkpoint else 0
+    yield f"Would train with the learning rate {_rate(state, planned.lr_factors, planned.settings, step)}."
+    before = state.runs.get(planned.parent or "")
+    if before is None:
+        return
+    gone = (each for each in before.lr_factors if each not in planned.lr_factors)
+    dropped = [f"× {each.factor:g} after step {each.step}" for each in gone]
+    dropped += [each for each in before.settings if each not in planned.settings]
+    dropped += [f"skipped batches {each.first} to {each.last}" for each in before.skips if each not in planned.skips]
+    if dropped:
+        yield f"Would drop what begins after step {step} (--keep-later keeps it): {', '.join(dropped)}."
+
+
+def _rate(state: State, factors: Sequence[LrFactor], settings: tuple[str, ...], step: int) -> str:
+    """`0.75 × the schedule from step 101 on (4.5e-05 there), then 0.58 × the schedule from step 196 on (…)`."""
+    known = baseline(state)
+    schedule = with_settings(*known, settings)[0] if known is not None else None
+    parts: list[str] = []
+    for start in sorted({step, *(each.step for each in factors if each.step > step)}):
+        scale = math.prod(each.factor for each in factors if each.step <= start)
+        there = f" ({expected_lr(schedule, factors, start + 1):.6g} there)" if schedule is not None else ""
+        parts.append(f"{scale:.6g} × the schedule from step {start + 1} on{there}")
+    return ", then ".join(parts)
+
+
+def _rate_from_here(run: Run, change: e.ChangeRequested) -> str:
+    """The same for a change that begins after one more checkpoint, whose step is not known yet."""
+    if change.lr is not None:
+        return f"Would train with the learning rate {change.lr:g} at the update after it, then follow the schedule."
+    present = math.prod(each.factor for each in run.lr_factors)
+    scale = present * (change.lr_factor or 1.0)
+    return f"Would train with the learning rate {scale:.6g} × the schedule from there on; it is {present:.6g} × now."
 
 
 def _attempt(event: e.AttemptIntended) -> str:

@@ -120,9 +120,16 @@ def rollback(
         float | None, typer.Option("--lr-scale", help="Multiply the learning rate from there on.")
     ] = None,
     skip_batches: Annotated[int, typer.Option("--skip-batches", min=0, help="Skip this many batches.")] = 0,
+    keep_later: Annotated[
+        bool,
+        typer.Option("--keep-later", help="Keep learning-rate factors, optimizer settings and skips of later steps."),
+    ] = False,
     reason: ReasonOption = "rolled back by hand",
 ) -> None:
     """Start the next run from an earlier checkpoint, or from the newest good one.
+
+    Changes that began after that step are dropped: learning-rate factors, settings of the optimizer, skipped batches.
+    `--dry-run` says what the learning rate will be, and where it changes.
 
     Example: opt-ops run rollback 12 --to 59000 --lr-scale 0.75 --skip-batches 60
     """
@@ -131,7 +138,13 @@ def rollback(
     step = views.newest_good_step(state) if to is None else to
     if step is None:
         raise Refused(f"lineage {path.name} has no verified healthy checkpoint yet", f"opt-ops ckpt list {path.name}")
-    arguments = {"to_step": step, "lr_factor": lr_scale, "skip_batches": skip_batches, "reason": reason}
+    arguments = {
+        "to_step": step,
+        "lr_factor": lr_scale,
+        "skip_batches": skip_batches,
+        "keep_later": keep_later,
+        "reason": reason,
+    }
     lost = views.cost(path, state, views.lost_beyond(path, state, step))
     PendingRequest(lineage, "change", arguments, options).send(
         f"Roll lineage {path.name} back to step {step}? It discards {lost}.", remark=f"Would discard {lost}."

@@ -179,6 +179,7 @@ def _change(state: State, request: Request) -> Event:
         lr=lr,
         settings=settings,
         skip_batches=given.whole("skip_batches", 0, MOST_STEPS, 0),
+        keep_later=given.flag("keep_later"),
     )
 
 

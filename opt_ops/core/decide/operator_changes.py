@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from opt_ops.core.decide.proof import baseline
 from opt_ops.core.events import ChangeRequested, IncidentOpened, RecoveryDecided
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.values import Action
@@ -44,6 +42,7 @@ def request_fields(change: ChangeRequested) -> dict[str, object]:
         "lr": change.lr,
         "settings": list(change.settings) or None,
         "skip_batches": change.skip_batches or None,
+        "keep_later": change.keep_later or None,
     }
     return {name: value for name, value in asked.items() if value is not None}
 
@@ -67,12 +66,3 @@ def decide_request(state: State, incident: Incident) -> RecoveryDecided:
         skip_batches=change.skip_batches,
         save_first=not back and live,
     )
-
-
-def requested_lr_factor(state: State, incident: Incident, step: int) -> float | None:
-    """The factor that makes the learning rate of the update after `step` what an operator asked for, if one did."""
-    change = state.changes.get(str(incident.evidence.get("request")))
-    known = baseline(state)
-    if change is None or change.lr is None or known is None or state.run is None:
-        return None
-    return change.lr / expected_lr(known[0], state.run.lr_factors, step + 1)

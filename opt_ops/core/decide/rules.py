@@ -15,7 +15,8 @@ from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.capacity import allocate, launch, release, resize
 from opt_ops.core.decide.ends import completed, decide_at_end
 from opt_ops.core.decide.incidents import open_incident
-from opt_ops.core.decide.operator_changes import decide_request, requested_lr_factor
+from opt_ops.core.decide.next_run import settings_after
+from opt_ops.core.decide.operator_changes import decide_request
 from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
 from opt_ops.core.decide.proof import prove
 from opt_ops.core.decide.retry_budget import RungChoice, rollback_point, select_rung
@@ -36,11 +37,10 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.names import run_name
-from opt_ops.core.schedule import batch_of
-from opt_ops.core.state.model import Attempt, Incident, Node, Run, State
+from opt_ops.core.state.model import Attempt, Incident, Node, State
 from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
 from opt_ops.core.state.status import Status
-from opt_ops.core.values import Action, Driver, LrFactor, Skip
+from opt_ops.core.values import Action, Driver
 from opt_ops.core.waiting import still_waiting
 
 
@@ -297,28 +297,18 @@ def plan_run(state: State, now: float, policy: Policy) -> Event | None:
                 continue  # it goes on from where the attempt has come to
             known = newest_good(state, state.run.name)
             checkpoint = known.checkpoint if known else state.run.checkpoint
-        step = checkpoint.step if checkpoint else 0
+        after = settings_after(state, incident, decision, checkpoint.step if checkpoint else 0)
         return RunPlanned(
             run=run_name(state.intent.lineage, len(state.runs)),
             parent=state.run.name,
             cause=incident.cause,
             incident=incident.name,
             checkpoint=checkpoint,
-            lr_factors=(*state.run.lr_factors, *_factor(state, incident, decision, step)),
-            settings=(*state.run.settings, *decision.settings),
-            skips=(*state.run.skips, *_skip(state.run, step, decision.skip_batches)),
+            lr_factors=after.lr_factors,
+            settings=after.settings,
+            skips=after.skips,
         )
     return None
-
-
-def _factor(state: State, incident: Incident, decision: RecoveryDecided, step: int) -> list[LrFactor]:
-    factor = requested_lr_factor(state, incident, step) if decision.lr_factor is None else decision.lr_factor
-    return [] if factor is None else [LrFactor(step=step, factor=factor)]
-
-
-def _skip(run: Run, step: int, batches: int) -> list[Skip]:
-    first = batch_of(step + 1, run.skips)
-    return [Skip(first=first, last=first + batches - 1)] if batches else []
 
 
 def close_incident(state: State, now: float, policy: Policy) -> Event | None:

@@ -80,6 +80,7 @@ class ChangeRequested:
     lr: float | None = None
     settings: tuple[str, ...] = ()
     skip_batches: int = 0  # that many, from the step that training goes on from
+    keep_later: bool = False  # of a rollback: keep factors, optimizer settings and skips that begin after its step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,89 @@
+"""Under which settings the next run trains: what it keeps of the run before, and what is new.
+
+An operator's rollback takes back what was changed after the step that it goes back to: learning-rate factors,
+settings of the optimizer and skipped batches. A playbook's rollback multiplies the present learning rate, as
+docs/playbooks.md says, and keeps the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from opt_ops.core.decide.proof import baseline, with_settings
+from opt_ops.core.events import RecoveryDecided
+from opt_ops.core.schedule import batch_of, expected_lr
+from opt_ops.core.state.model import Incident, Run, State
+from opt_ops.core.values import Action, LrFactor, Skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What a run trains under, on top of the lineage's settings."""
+
+    lr_factors: tuple[LrFactor, ...]
+    settings: tuple[str, ...]
+    skips: tuple[Skip, ...]
+
+
+def settings_after(state: State, incident: Incident, decision: RecoveryDecided, step: int) -> RunSettings:
+    """The settings of the run that a decision begins at checkpoint `step`, after the newest run."""
+    assert state.run is not None
+    run, change = state.run, state.changes.get(str(incident.evidence.get("request")))
+    kept = RunSettings(lr_factors=run.lr_factors, settings=run.settings, skips=run.skips)
+    factor = decision.lr_factor
+    if decision.action is Action.ROLLBACK and change is not None and not change.keep_later:
+        kept = _begun_by(state, run, step)
+    elif decision.action is Action.ROLLBACK and change is None and factor is not None:
+        # The present factor times the playbook's: else the rate would fall again, by itself, where the old one began.
+        factor *= math.prod(each.factor for each in run.lr_factors if each.step > step)
+        kept = replace(kept, lr_factors=tuple(each for each in run.lr_factors if each.step <= step))
+    if factor is None and change is not None and change.lr is not None:
+        factor = _factor_to(state, change.lr, kept.lr_factors, (*kept.settings, *decision.settings), step)
+    first = batch_of(step + 1, kept.skips)
+    skipped = [Skip(first=first, last=first + decision.skip_batches - 1)] if decision.skip_batches else []
+    return RunSettings(
+        lr_factors=(*kept.lr_factors, *([] if factor is None else [LrFactor(step=step, factor=factor)])),
+        settings=(*kept.settings, *decision.settings),
+        skips=(*kept.skips, *skipped),
+    )
+
+
+def _factor_to(
+    state: State, lr: float, factors: tuple[LrFactor, ...], settings: tuple[str, ...], step: int
+) -> float | None:
+    """The factor that makes the learning rate of the update after `step` what an operator asked for."""
+    known = baseline(state)
+    return None if known is None else lr / expected_lr(with_settings(*known, settings)[0], factors, step + 1)
+
+
+def _begun_by(state: State, run: Run, step: int) -> RunSettings:
+    """What of a run's settings was in force for the update after `step` already.
+
+    What is not of the optimizer, as the number of steps, stays in any case.
+    """
+    trained = batch_of(step, run.skips) if step else 0
+    return RunSettings(
+        lr_factors=tuple(each for each in run.lr_factors if each.step <= step),
+        settings=tuple(
+            setting for since, setting in _settings_since(state, run) if since <= step or not _of_optimizer(setting)
+        ),
+        skips=tuple(each for each in run.skips if each.first <= trained + 1),
+    )
+
+
+def _of_optimizer(setting: str) -> bool:
+    return setting.startswith("optim.")
+
+
+def _settings_since(state: State, run: Run) -> list[tuple[int, str]]:
+    """The settings of a run, each with the step after which it holds."""
+    incident = state.incidents.get(run.incident or "")
+    new = incident.decision.settings if incident is not None and incident.decision is not None else ()
+    parent = state.runs.get(run.parent or "")
+    inherited = iter(_settings_since(state, parent) if parent is not None else ())
+    kept = [
+        next((known for known in inherited if known[1] == setting), (0, setting))
+        for setting in run.settings[: len(run.settings) - len(new)]
+    ]
+    return [*kept, *((run.checkpoint.step if run.checkpoint else 0, setting) for setting in new)]
