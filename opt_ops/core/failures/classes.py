@@ -13,6 +13,7 @@ from enum import StrEnum
 from opt_ops.core.failures import cause_text, grounds
 from opt_ops.core.failures.cause_text import Raised
 from opt_ops.core.failures.grounds import Confidence, Evidence, Grounds
+from opt_ops.core.text import printable
 from opt_ops.core.values import Severity
 
 
@@ -145,8 +146,8 @@ def title(kind: str) -> str:
 
 
 def cause(raised: Raised) -> str:
-    """The cause of the incident that a finding opens, in one line."""
-    return row(raised.signal).cause(raised)
+    """The cause of the incident that a finding opens, in one line. It may quote a program's log: untrusted text."""
+    return printable(row(raised.signal).cause(raised))
 
 
 def nature(kind: str, signal: str | None) -> Nature:

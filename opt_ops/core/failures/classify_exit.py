@@ -104,9 +104,16 @@ def why_ended(ended: RankExit, said: str) -> Ending:
         order = _PEER if by_code is FailureClass.COMMUNICATION else _CAUSE
         return Ending(by_code, _FAULT_OF_CODE.get(ended.code or 0, Fault.USER), line, order, None)
     if best is None or best.family.weight is Weight.CRASH:
-        crashed = ended.signal in _CRASHED
+        crashed = _signal(ended) in _CRASHED
         return Ending(FailureClass.PROCESS_DEATH, fault, line, _CAUSE if crashed else _SILENT, None)
     return Ending(best.family.kind, fault, line, _order(best.family), best.family)
+
+
+def _signal(ended: RankExit) -> int | None:
+    """The signal that ended it; a shell between us and the program tells it as an exit code of 128 and more."""
+    if ended.signal is not None:
+        return ended.signal
+    return ended.code - 128 if ended.code is not None and 128 < ended.code <= 192 else None
 
 
 _CAUSE, _OWN, _SILENT, _PEER = range(4)
@@ -121,7 +128,7 @@ def _order(family: Family) -> int:
 def _best(found: list[Found], ended: RankExit) -> Found | None:
     """The line that says most: by weight, then the first. Of a program's own exceptions the last ended it."""
     fresh = [each for each in found if not each.line.stale]
-    if not fresh and (ended.signal == _KILLED or ended.signal in _STOPPED):
+    if not fresh and (_signal(ended) == _KILLED or _signal(ended) in _STOPPED):
         return None  # training survived what the log says, and then it was killed
     if not (fresh := fresh or found):
         return None
@@ -157,7 +164,7 @@ def blame(failed: Mapping[RankExit, str]) -> Blame:
 
 def _explain_kills(endings: dict[RankExit, Ending]) -> None:
     """A notice of the kernel's or Slurm's memory killer stands in any log of the node: it explains the killed rank."""
-    killed = [ended for ended, ending in endings.items() if ended.signal == _KILLED and ending.family is None]
+    killed = [ended for ended, ending in endings.items() if _signal(ended) == _KILLED and ending.family is None]
     for ended in killed:
         for other, ending in endings.items():
             if other.node == ended.node and ending.family is not None and ending.family.name == "host_memory":
@@ -186,6 +193,6 @@ def last_words(ended: RankExit, lines: Iterable[CauseLine]) -> str:
     """
     kept = list(lines)
     fresh = [line.text for line in kept if not line.stale]
-    if fresh or ended.signal == _KILLED or ended.signal in _STOPPED:
+    if fresh or _signal(ended) == _KILLED or _signal(ended) in _STOPPED:
         return "\n".join(fresh)
     return "\n".join(line.text for line in kept)
