@@ -43,7 +43,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 def observed(story: Story, allocation: Any, job: OurJob) -> list[e.Event]:
     """What the watch over the job makes of the answer."""
-    scheduler = SimpleNamespace(state=lambda *_: state_of(job), jobs=list)
+    scheduler = SimpleNamespace(state=lambda *_: state_of(job, {}), jobs=list)
     training = SimpleNamespace(last=lambda _: None, report_progress=lambda _: ())
     clock = SimpleNamespace(monotonic=lambda: 0.0, now=lambda: story.now)
     events = list(AllocationWatch(scheduler, training, clock).observe(story.state))
@@ -110,7 +110,7 @@ def test_what_each_version_says(row: dict[str, str], slurm: StandIn):
         assert unfit(state, reason).endswith(reason)
     elif "%i|%T|%N|%e|%r" in command and "|" in sample:
         slurm.squeue = Answer([dict(zip(("job", "state", "nodes", "ends", "reason"), sample.split("|"), strict=True))])
-        state = state_of(OurJob(number="4711"))
+        state = state_of(OurJob(number="4711"), {})
         begins = {"runs": "running", "ours": "suspended", "queued": "queued", "on": "running"}
         assert state.status == begins[meaning.split()[0].rstrip(";")]
         assert (state.ends_at is not None) == meaning.startswith("runs")
@@ -142,20 +142,20 @@ def test_the_words_of_the_manual_pages_are_all_there():
 def test_a_node_that_is_listed_once_for_each_partition_has_one_reason(slurm: StandIn):
     slurm.squeue = Answer([{"job": "7", "state": "RUNNING", "nodes": "gpu[01-02]", "ends": "N/A"}])
     slurm.nodes = [("gpu01", "mixed", "none"), ("gpu02", "drng", "fan\nsecond line"), ("gpu02", "drng", "fan")]
-    assert state_of(OurJob(number="7")).unfit == {"gpu02": "slurm_drng: fan"}
+    assert state_of(OurJob(number="7"), {}).unfit == {"gpu02": "slurm_drng: fan"}
 
 
 def test_a_suspended_job_keeps_its_nodes_and_has_no_time_limit(slurm: StandIn):
     slurm.squeue = Answer([{"job": "7", "state": "SUSPENDED", "nodes": "gpu[01-02]", "ends": "1796119200"}])
-    state = state_of(OurJob(number="7"))
+    state = state_of(OurJob(number="7"), {})
     assert (state.status, state.nodes, state.ends_at) == (AllocationStatus.SUSPENDED, ("gpu01", "gpu02"), None)
 
 
 def test_a_mark_that_says_nothing_about_nodes(slurm: StandIn):
     slurm.squeue = Answer([{"job": "7", "state": "UPDATE_DB", "nodes": "gpu01", "ends": "N/A"}])
-    assert state_of(OurJob(number="7")).status is AllocationStatus.RUNNING
+    assert state_of(OurJob(number="7"), {}).status is AllocationStatus.RUNNING
     slurm.squeue = Answer([{"job": "7", "state": "UPDATE_DB", "ends": "N/A"}])
-    assert state_of(OurJob(number="7")).status is AllocationStatus.QUEUED
+    assert state_of(OurJob(number="7"), {}).status is AllocationStatus.QUEUED
 
 
 class TestNumbersThatBeginAnew:
@@ -164,24 +164,35 @@ class TestNumbersThatBeginAnew:
     OLD, NEW = "1796119000", "1796119011"
 
     def test_the_accounts_of_an_older_job_do_not_end_ours(self, slurm: StandIn):
-        ours = OurJob(number="1", name="opt-ops-1-n1", since=1796119010.0)
+        ours, seen = OurJob(number="1", name="opt-ops-1-n1", since=1796119010.0), {}
         slurm.squeue = Answer(
             [{"job": "1", "state": "RUNNING", "nodes": "gpu01", "name": "opt-ops-1-n1", "submitted": self.NEW}]
         )
         slurm.sacct = Answer([{"state": "CANCELLED by 0", "name": "opt-ops-1-n0", "submitted": self.OLD}])
-        assert state_of(ours).status is AllocationStatus.RUNNING
+        assert state_of(ours, seen).status is AllocationStatus.RUNNING
         slurm.squeue = Answer()  # for a moment, as the controller restarts
         with pytest.raises(SchedulerUnavailable):
-            state_of(ours)
+            state_of(ours, seen)
+        for name in ("", "opt-ops-1-n1"):  # the same lineage of a folder that was deleted
+            slurm.sacct.records[0]["name"] = name
+            with pytest.raises(SchedulerUnavailable):
+                state_of(ours, seen)
+        slurm.sacct.records[0]["submitted"] = self.NEW
+        assert state_of(ours, seen).reason == "CANCELLED"
+
+    def test_a_daemon_that_has_not_seen_the_job_goes_by_name_and_time(self, slurm: StandIn):
+        ours = OurJob(number="1", name="opt-ops-1-n1", since=1796119010.0)
+        slurm.sacct = Answer([{"state": "CANCELLED by 0", "name": "opt-ops-1-n1", "submitted": self.OLD}])
+        assert state_of(ours, {}).reason == "CANCELLED", "clocks differ"
         slurm.sacct.records[0]["name"] = ""
         with pytest.raises(SchedulerUnavailable):
-            state_of(ours)
+            state_of(ours, {})
 
     def test_another_job_with_our_number_is_the_end_of_ours(self, slurm: StandIn):
         slurm.squeue = Answer(
             [{"job": "1", "state": "RUNNING", "nodes": "gpu01", "name": "interactive", "submitted": self.NEW}]
         )
-        state = state_of(OurJob(number="1", name="opt-ops-1-n1", since=1796119010.0))
+        state = state_of(OurJob(number="1", name="opt-ops-1-n1", since=1796119010.0), {})
         assert (state.status, state.reason) == (AllocationStatus.ENDED, "FORGOTTEN")
 
 
@@ -189,10 +200,10 @@ class TestNumbersThatBeginAnew:
 def test_what_the_controller_has_forgotten_does_not_run_whatever_the_accounts_say(slurm: StandIn, word: str):
     slurm.squeue = Answer(error=FORGOTTEN)
     slurm.sacct = Answer([{"state": word, "nodes": "gpu[01-02]"}])
-    state = state_of(OurJob(number="4711"))
+    state = state_of(OurJob(number="4711"), {})
     assert (state.status, state.reason) == (AllocationStatus.ENDED, "FORGOTTEN")
     slurm.sacct = Answer(error="slurmdbd: Connection refused")
-    assert state_of(OurJob(number="4711")).reason == "FORGOTTEN"
+    assert state_of(OurJob(number="4711"), {}).reason == "FORGOTTEN"
 
 
 TEXT = st.text(max_size=40) | st.sampled_from(
@@ -218,7 +229,7 @@ def test_any_word_in_any_column_is_a_state_or_unknown(node: tuple[str, str, str]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "ask", stand_in.ask)
         try:
-            state = state_of(OurJob(number="7", name="opt-ops-1-n0", since=1796119010.0))
+            state = state_of(OurJob(number="7", name="opt-ops-1-n0", since=1796119010.0), {})
         except SchedulerUnavailable:
             return
     assert isinstance(state.status, AllocationStatus)
@@ -230,7 +241,7 @@ def test_any_line_at_all_is_a_state_or_unknown(line: str):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "ask", lambda *_, **__: line.splitlines())
         with contextlib.suppress(SchedulerUnavailable):
-            state_of(OurJob(number="7"))
+            state_of(OurJob(number="7"), {})
     unfit(line, line)
 
 

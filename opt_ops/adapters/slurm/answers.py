@@ -22,7 +22,7 @@ FORGOTTEN = "FORGOTTEN"
 
 NO_JOB = "Invalid job id"  # slurmctld does not know the job: it never existed, or it ended long ago
 _CLOCKS_SECONDS = 120.0  # that the clocks of this host and of slurmctld may differ, for a record with our job's name
-_NAMELESS_SECONDS = 2.0  # the same, for a record without a name
+_ROUNDING_SECONDS = 2.0  # the same clock told the time twice; or a record has no name, and time alone must tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +34,12 @@ class OurJob:
     since: float = 0.0  # it was submitted no earlier than this, seconds since the epoch
 
 
-def state_of(job: OurJob) -> JobState:
+def state_of(job: OurJob, submitted: dict[str, float]) -> JobState:
     """The state of a job.
+
+    Args:
+        job: The job.
+        submitted: When, by the controller's clock: `job.number` is filled in once the controller lists the job.
 
     Raises:
         SchedulerUnavailable: it is not known, or its word is not one that a table has.
@@ -49,14 +53,16 @@ def state_of(job: OurJob) -> JobState:
         if not forgotten:
             raise
     if not lines:
-        return _from_accounts(job, forgotten)
+        return _from_accounts(job, submitted.get(job.number), forgotten)
     line = next((line for line in lines if line.partition("|")[0].strip() == job.number), lines[0])
-    number, word, nodes, ends, submitted, name, reason = columns(line, 7)
+    number, word, nodes, ends, at, name, reason = columns(line, 7)
     known = job_state(word)
     if number.strip() != job.number or known is None:
         raise SchedulerUnavailable(f"Slurm reports {line!r} for job {job.number}, which is no state that opt-ops knows")
-    if not _is_ours(job, name, submitted):
-        return _from_accounts(job, forgotten=True)
+    if _is_of_another(job, name):
+        return _from_accounts(job, submitted.get(job.number), forgotten=True)
+    if (began := time_of(at)) is not None:
+        submitted[job.number] = began
     return _state(job, known, nodes.strip(), time_of(ends), reason)
 
 
@@ -84,7 +90,7 @@ def _state(job: OurJob, known: tuple[Job, str], nodes: str, ends_at: float | Non
     )
 
 
-def _from_accounts(job: OurJob, forgotten: bool) -> JobState:
+def _from_accounts(job: OurJob, submitted: float | None, forgotten: bool) -> JobState:
     """What the accounts say of a job that the controller does not list. Only an end is believed."""
     try:
         lines = ask("sacct", "-n", "-P", "-X", "-o", "State,NodeList,Submit,JobName,Reason", "-j", job.number)
@@ -95,22 +101,29 @@ def _from_accounts(job: OurJob, forgotten: bool) -> JobState:
     for line in lines:
         if line.count("|") < 4:
             continue
-        word, _, submitted, name, _ = columns(line, 5)
+        word, _, at, name, _ = columns(line, 5)
         known = job_state(word)
-        if known is not None and known[0] is Job.ENDED and _is_ours(job, name, submitted):
+        if known is None or known[0] is not Job.ENDED or _is_of_another(job, name):
+            continue
+        if not _is_older(job, name, time_of(at), submitted):
             return JobState(AllocationStatus.ENDED, (), known[1])
     if forgotten:
         return JobState(AllocationStatus.ENDED, (), FORGOTTEN)
     raise SchedulerUnavailable(f"squeue does not list job {job.number}, and sacct does not say that it has ended")
 
 
-def _is_ours(job: OurJob, name: str, submitted: str) -> bool:
-    """Whether a record is about this job, not about another one that had its number before or has it now."""
-    at, name = time_of(submitted), name.strip()
-    if job.name and name and name != job.name:
+def _is_of_another(job: OurJob, name: str) -> bool:
+    """Whether a record names another job, which had the number before or has it now."""
+    return bool(job.name and name.strip() and name.strip() != job.name)
+
+
+def _is_older(job: OurJob, name: str, at: float | None, submitted: float | None) -> bool:
+    """Whether a record of the accounts is of an older job: the accounts lag, and still show that one for a while."""
+    if at is None:
         return False
-    tolerance = _CLOCKS_SECONDS if name else _NAMELESS_SECONDS
-    return at is None or at >= job.since - tolerance
+    if submitted is not None:
+        return at < submitted - _ROUNDING_SECONDS
+    return at < job.since - (_CLOCKS_SECONDS if name.strip() else _ROUNDING_SECONDS)
 
 
 def _preempted(number: str) -> bool:

@@ -74,7 +74,7 @@ class SlurmScheduler:
         """
         ours = OurJob(number=job, name=f"{_JOB_NAME}{allocation}" if allocation else "", since=since)
         if ours not in self._states:
-            self._states[ours] = Watched(partial(state_of, ours))
+            self._states[ours] = Watched(partial(state_of, ours, {}))
         return self._states[ours].read()
 
     def cancel(self, job: str) -> None:
