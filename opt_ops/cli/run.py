@@ -151,6 +151,8 @@ def show_(
     if view["valid"]:
         losses = "   ".join(f"{name} {text(loss)}" for name, loss in view["valid"]["losses"].items())
         print(printable(f"  validation at step {view['valid']['step']}   {losses}"))
+    for each in view["left_out"]:
+        print(printable(f"  {each['text']} ({each['file']})"))
     print(f"  folder {path}")
     print("\nRUNS")
     show("", view["runs"], views.RUN_COLUMNS, output)

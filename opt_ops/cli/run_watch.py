@@ -103,8 +103,8 @@ class _View:
             self._valid = {}
         for line in self._tail.read():
             with suppress(BadField):  # another trainer writes these lines; the view shows the others
-                self._points.append(point_of(line))
-                self._valid = line.get("valid") or self._valid
+                self._points.append(point := point_of(line))
+                self._valid = point.valid or self._valid
 
     def _head(self, now: float) -> Iterator[str]:
         row = views.lineage_row(self.path, self.state, look(self.path.parent, now))

@@ -116,7 +116,8 @@ def findings(path: Path, state: State, watch: Watch, found: Newest) -> list[Find
         return [halted, *_undelivered(state, name, watch.now)]
     if state.ended:
         return []
-    return [*_doubts(path, state, watch, found), *_open(state, name, watch, found)]
+    faults = _watch_faults(state, name)
+    return [*_doubts(path, state, watch, found), *faults, *_open(state, name, watch, found)]
 
 
 def _doubts(path: Path, state: State, watch: Watch, found: Newest) -> Iterator[Finding]:
@@ -210,6 +211,17 @@ def heartbeat_at(file: Path) -> float | None:
     except (OSError, ValueError):
         return None
     return max(times, default=None)
+
+
+def _watch_faults(state: State, name: str) -> Iterator[Finding]:
+    """Parts of the watch that fail, and files of which most is left out: what they would show is not known."""
+    following = f"opt-ops run show {name}"
+    for part, failing in state.failing.items():
+        why = f"a part of the watch fails: {part}: {failing.why}"
+        yield Finding(finding="watch fails", why=why, next=following, doubt=part.startswith("the watch over"))
+    for each in state.left_out.values():
+        if each.most:
+            yield Finding(finding="left out", why=f"most of {each.file}: {each.text}", next=following)
 
 
 def _open(state: State, name: str, watch: Watch, found: Newest) -> Iterator[Finding]:

@@ -23,9 +23,8 @@ from opt_ops.core.values import Action
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.fields import BadField
-from opt_ops.runfolder.files import Tail
 from opt_ops.runfolder.liveness import Watch
-from opt_ops.runfolder.telemetry import point_of
+from opt_ops.runfolder.telemetry import point_of, points
 
 if TYPE_CHECKING:
     from chronicles.report.model import IncidentReport, StacksReport
@@ -88,10 +87,9 @@ def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | N
     """Step and losses, by corpus, of the attempt's last evaluation; None if there is none near the end."""
     if attempt is None:
         return None
-    tail = Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl")
-    tail.skip_to_last(_EVALUATION_BYTES)
-    found = [line for line in tail.read() if line.get("valid")]
-    return {"step": found[-1]["num_updates"], "losses": found[-1]["valid"]} if found else None
+    told = points(path / attempt_folder(attempt.name) / "telemetry.jsonl", _EVALUATION_BYTES)
+    found = [point for point in told if point.valid]
+    return {"step": found[-1].step, "losses": found[-1].valid} if found else None
 
 
 def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
@@ -183,6 +181,10 @@ def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], 
     return {
         "lineage": row,
         "valid": newest_evaluation(path, state.attempt),
+        "left_out": [{**dataclasses.asdict(each), "text": each.text} for each in state.left_out.values()],
+        "failing": [
+            {"watcher": name, "why": each.why, "since": iso(each.since)} for name, each in state.failing.items()
+        ],
         "runs": [
             {
                 "run": run.name,
@@ -311,10 +313,10 @@ def findings(path: Path, state: State, watch: Watch) -> list[dict[str, str]]:
 def suggestion(path: Path, state: State, repair_hours: float, now: float) -> dict[str, Any]:
     """The recommended save interval and number of spares, from the lineage's own record."""
     held_up = [
-        seconds
+        point.save_seconds
         for attempt in list(state.attempts.values())[-3:]
-        for line in Tail(path / attempt_folder(attempt.name) / "telemetry.jsonl").read()
-        if (seconds := line.get("save_seconds"))
+        for point in points(path / attempt_folder(attempt.name) / "telemetry.jsonl")
+        if point.save_seconds
     ]
     advice = recommend(state, median(held_up) if held_up else None, repair_hours, now)
     known = advice.running_seconds > 0

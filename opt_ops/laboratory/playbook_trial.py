@@ -19,8 +19,7 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
-from opt_ops.runfolder.files import Tail
-from opt_ops.runfolder.telemetry import point_of
+from opt_ops.runfolder.telemetry import points
 
 _SAME_FINDING = 5  # steps
 
@@ -53,8 +52,8 @@ def loss_findings(path: Path, state: State, policy: Policy) -> Iterator[tuple[st
     """Yield the findings of the loss detector in each attempt's telemetry under a policy."""
     for attempt in state.attempts:
         detector = LossDetector(policy.spike, policy.drift)
-        for line in Tail(path / attempt_folder(attempt) / "telemetry.jsonl").read():
-            yield from ((attempt, finding) for finding in detector.observe(point_of(line)))
+        for point in points(path / attempt_folder(attempt) / "telemetry.jsonl"):
+            yield from ((attempt, finding) for finding in detector.observe(point))
 
 
 def was_raised(state: State, attempt: str, finding: Finding) -> bool:

@@ -2,6 +2,7 @@
 
 --set misbehave=WHAT@STEP:ATTEMPT    WHAT: see `misbehave`; the attempt may be `*`
 --set evaluate=N                     an evaluation every N steps, which says in which phase it is, and nothing else
+--set odd=N                          every N-th line of telemetry is not what docs/formats.md says, each in another way
 
 A file `fault` in the attempt's folder with a WHAT in it does the same from the next step on. While there is a file
 `hold` in the lineage's folder, nobody resumes; while there is a file `slow`, a step takes half a second.
@@ -142,7 +143,8 @@ def main() -> int:
         line = telemetry(step, lr_at(step, schedule, factors), report.loss, pause) | report.fields
         line["clip_norm"] = optimizer["clip_norm"]
         with (run_dir / "telemetry.jsonl").open("ab", buffering=0) as file:
-            file.write(json.dumps(line).encode() + b"\n")
+            odd = values.get("odd") and step % int(values["odd"]) == 0
+            file.write(odd_line(line, step) if odd else json.dumps(line).encode() + b"\n")
         if report.loss is None:
             return 82
         if report.fields.get("checksums", {}).get("ranks"):
@@ -152,6 +154,20 @@ def main() -> int:
             save(checkpoints, step, options.attempt, line, now)
     phases.enter("ending", steps)
     return 0
+
+
+ODD = ("x", None, True, [], {"a": [1]}, 10**400, -1, 1e999, "\ud800", {"rank": 10**6, "median": 1, "max": 9})
+
+
+def odd_line(line: dict, step: int) -> bytes:
+    """A line in which one field has a value of another kind; or bytes that are no line at all."""
+    if step % 5 == 0:
+        return (b"{" * 5000, b"\xff\xfe{}", b"null", b"[" * 100_000)[step % 4] + b"\n"
+    name = [*line, "busy_seconds", "checksums", "valid", "skip"][step % (len(line) + 4)]
+    return (
+        json.dumps(line | {name: ODD[step % len(ODD)] if name not in ("loss", "gnorm", "finite") else []}).encode()
+        + b"\n"
+    )
 
 
 asked_to_save: dict[str, bool] = {}

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from chronicles.logbook.drawing.closeup import Closeups
 from chronicles.logbook.drawing.curves import run_color
-from chronicles.logbook.entries import allocations, incidents, operators
+from chronicles.logbook.entries import allocations, incidents, operators, watch
 from chronicles.logbook.entries.changes import changes
 from chronicles.logbook.entries.entry import MACHINE, Change, Fact, LogEntry, Remark, entry_of, run_at
 from chronicles.operators import DRIVES, request_behind
@@ -282,4 +282,7 @@ _RULES: dict[type[e.Event], Callable[[LineageRecord, LineageReport, e.Entry, Any
     e.SizeDecided: _size,
     e.StrayFound: _orphan_job,
     e.LineageCompleted: _completed,
+    e.InputLeftOut: watch.left_out,
+    e.WatcherFailed: watch.failed,
+    e.WatcherRecovered: watch.recovered,
 }

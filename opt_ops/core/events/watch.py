@@ -20,6 +20,25 @@ class InputLeftOut:
     newest: str
     most: bool = False  # more were left out than taken: it is another format
 
+    @property
+    def text(self) -> str:
+        """For people: `3 lines of telemetry left out, newest: line 2,113: …`."""
+        one, many = _RECORDS.get(self.source, ("record", "records"))
+        words = one if self.count == 1 else many
+        return f"{self.count:,} {words} left out, newest: {self.newest}"
+
+
+_RECORDS = {
+    "telemetry": ("line of telemetry", "lines of telemetry"),
+    "phases": ("line of phases", "lines of phases"),
+    "heartbeats": ("heartbeat", "heartbeats"),
+    "reports": ("report on ranks", "reports on ranks"),
+    "stacks": ("file of stacks", "files of stacks"),
+    "config": ("file of settings", "files of settings"),
+    "requests": ("request", "requests"),
+}
+"""By source, what a record is called: one, and several."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatcherFailed:
