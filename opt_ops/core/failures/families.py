@@ -99,7 +99,7 @@ _HINTS = (
     "written", "unexpected", "segmentation", "double free", "corrupt", "lost", "smashing", "abort", "terminat",
     "signal", "preempt", "interrupt", "oom", "in use", "errno", "exhausted", "shutdown", "rendezvous", "unreachable",
     "no route", "not known", "monitored", "net/", "ibv_", "ucx", "not found", "mismatch", "nccl", "gloo", "warn",
-    "core dumped", "shm", "exit",
+    "core dumped", "shm", "exit", "no devices", "communication", "out of", "closure",
 )  # fmt: skip
 """One of these is in every line that a family matches."""
 
@@ -159,8 +159,8 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _family(
         "link", FailureClass.COMMUNICATION, Fault.NETWORK, Weight.WARNING,
-        "ibv_|net/|ucx|psm|libfabric|ofi|retry",
-        r"\bibv_\w+\b.*fail",
+        "ibv_|net/|mlx|ucx|psm|libfabric|ofi|retry",
+        r"\bibv_\w+\b.*fail|\bmlx\d\w*: .*completion with error",
         r"\bNET/(?:IB|OFI|Socket|UCX|SHARP|Plugin)\b.*(?:WARN|[Ff]ail|[Ee]rror|[Cc]ompletion|trunc)",
         r"WARN.*\bNET/(?:IB|OFI|Socket|UCX)\b",
         r"\bUCX +(?:ERROR|FATAL)|\bPSM\w* .*(?:error|fail)|libfabric.*(?:error|fail)",
@@ -181,7 +181,8 @@ FAMILIES: tuple[Family, ...] = (
         "host_memory", FailureClass.OUT_OF_MEMORY, Fault.MEMORY, Weight.CAUSE,
         "memory|oom|alloc|errno|os error|code:|exceeded|signal: killed|rc:",
         r"(?i:oom[-_ ]?kill)|OOM[- ]Killed|oom_reaper|invoked oom-killer|Out of memory: Kill|cgroup out of memory",
-        r"task \d+: Out Of Memory|OUT_OF_MEMORY(?= +\d+:)|exceeded (?:job |step )?memory limit|Exceeded job memory",
+        r"tasks? [\d,-]+: Out Of Memory|OUT_OF_MEMORY(?= +\d+:)|exceeded (?:job |step )?memory limit",
+        r"Exceeded job memory",
         r"bad_alloc|\bMemoryError\b|ArrayMemoryError|ArrowMemoryError|bad_array_new_length",
         r"[Uu]nable to allocate .*(?:array|bytes|[KMGT]iB)|[Cc](?:annot|an't|an not|ould not) allocate (?:memory|\d)",
         rf"{_ERRNO}12\b|\bENOMEM\b|DataLoader worker .*killed by signal: Killed|[Nn]ot enough memory",
@@ -216,13 +217,13 @@ FAMILIES: tuple[Family, ...] = (
     _family(
         "gpu_missing", FailureClass.GPU_ERROR, Fault.NODE, Weight.CAUSE,
         "unavailable|capable|nodevice|no_device|gpus|nvidia driver|ordinal|invaliddevice|invalid_device|"
-        "no devices|unknown error|device id|not compiled|device handle",
+        "no devices|unknown error|device id|num_gpus|not compiled|device handle",
         r"busy or unavailable|DevicesUnavailable|DEVICES?_UNAVAILABLE|DeviceUnavailable",
         r"[Nn]o (?:CUDA-capable|ROCm-capable|HIP-capable) device",
         r"cudaErrorNoDevice|CUDA_ERROR_NO_DEVICE",
         r"[Nn]o (?:CUDA|HIP|NVIDIA)?[ -]?GPUs? (?:are|is|were|was) (?:available|found|detected)",
         r"(?i:found no nvidia driver)|invalid device ordinal|InvalidDevice\b|INVALID_DEVICE\b|[Nn]o devices were found",
-        r"CUDA unknown error|[Ii]nvalid device id|(?i:torch not compiled with cuda enabled.*driver)",
+        r"CUDA unknown error|[Ii]nvalid device id|device < num_gpus|(?i:torch not compiled with cuda enabled.*driver)",
         r"(?i:unable to determine the device handle)",
         numbers=(38, 46, 100, 101),
     ),
@@ -237,7 +238,7 @@ FAMILIES: tuple[Family, ...] = (
         r"(?i:driver.*version is insufficient)",
         r"InsufficientDriver|(?i:nvidia driver on your system is too old)|forward compatibility was attempted",
         r"CompatNotSupported",
-        r"(?i:couldn't communicate with the nvidia driver)|NVMLError|NVML_ERROR",
+        r"(?i:couldn't communicate with the nvidia driver)|NVMLError|NVML_ERROR|NVML_SUCCESS == ",
         r"(?i:failed to initialize nvml)|DriverNotLoaded",
         r"(?i:cuda driver initialization failed)|driver shutting down|(?i:can'?t initialize nvml|nvml_init failed)",
         r"(?i:mps (?:server|client).*(?:error|fail|terminat))|MpsConnectionFailed|MPS_CONNECTION_FAILED",
@@ -306,7 +307,7 @@ FAMILIES: tuple[Family, ...] = (
     _family(
         "lost_peer", FailureClass.COMMUNICATION, Fault.PEER, Weight.END,
         "dist|rendezvous|nccl|watchdog|collective|timed out|timeout|operations|gloo|socket|tcpstore|c10d|"
-        "store|connection|connect|broken|recv|send|monitored|peer|remote|communication|heartbeat|failed to|"
+        "store|connect|broken|recv|send|monitored|peer|pair|find address|remote|communication|heartbeat|failed to|"
         "mpi_|pmix|orte|unavailable|deadline|coordination|joined|exception (|failure detected|"
         "taking the entire",
         r"Dist(?:Backend|Network|Store)Error|\b[Rr]endezvous\w*(?:Error|Timeout|Exception)|NCCL [Ee]rror",
@@ -324,7 +325,7 @@ FAMILIES: tuple[Family, ...] = (
         r"(?:client|server) socket has (?:failed|timed)|failed to (?:recv|send)\b",
         r"(?:recv|send)(?:Value|Bytes|String|Vector)|[Mm]onitored ?[Bb]arrier",
         r"remote process (?:exited|has)|closed by (?:remote )?peer|(?:lost|loss of) communication",
-        r"peer (?:is )?(?:gone|lost|disconnected|closed)",
+        r"peer (?:is )?(?:gone|lost|disconnected|closed)|pair closure|[Uu]nable to find address for",
         r"[Hh]eartbeat (?:monitor )?(?:timed out|timeout)|HeartbeatMonitor",
         r"Ranks? [\d, ]+ failed to (?:pass|join|respond)|[Pp]eer[- ]to[- ]peer.*timed out",
         r"MPI_ABORT|MPI_Abort|PMIX ERROR|ORTE|unreachable remote|UNAVAILABLE: .*(?:connect|peer|heartbeat|unhealthy)",
