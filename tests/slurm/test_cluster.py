@@ -128,7 +128,7 @@ def test_up_twice_finds_the_same_cluster(slurm: cluster.Cluster) -> None:
 
 
 def test_half_up_is_swept_away_and_down_leaves_nothing(
-    slurm: cluster.Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: cluster.Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A second cluster beside the first: brought up, crippled, brought up again, taken down with a job on it."""
     first_try = cluster.up(folder, nodes=1)
@@ -160,6 +160,7 @@ def test_half_up_is_swept_away_and_down_leaves_nothing(
     monkeypatch.setattr(cluster, "FOLDER", folder)
     monkeypatch.setattr(sys, "argv", ["cluster.py", "down"])
     assert cluster.main() == 0
+    assert capsys.readouterr().err == f"2 clusters ended: {folder.name}, {left.name}\n"
     assert not left.exists()
     assert not folder.exists()
     assert list(cluster.processes_of(folder)) == []
