@@ -155,7 +155,7 @@ def drill(fault: str, arguments: Mapping[str, Any]) -> str:
         case Fault.LR:
             return (
                 f"learning rate × {value(arguments.get('factor'))} in {value(arguments.get('updates'))} updates "
-                f"after step {value(arguments.get('from_step'))}"
+                f"from step {value(arguments.get('from_step'))} on"
             )
         case Fault.KILL_RANK:
             return f"rank {value(arguments.get('rank'))} killed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -10,43 +11,48 @@ import typer
 from opt_ops.cli.options import IdArgument, RequestOptions, complete_node, find_lineage, with_request_options
 from opt_ops.cli.requests import PendingRequest
 from opt_ops.core.values import Fault
+from opt_ops.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Inject a fault, to see that the daemon recovers from it.")
 
-RankOption = Annotated[int, typer.Option(min=0, help="Number of the rank.")]
+RankOption = Annotated[
+    int | None, typer.Option(min=0, help="Number of the rank. [default: 1; 0 if there is only one rank]")
+]
+
+_MOST_FACTOR, _MOST_UPDATES = 1e6, 10_000  # a drill is to be seen and undone
 
 
 @app.command("kill-rank")
 @with_request_options()
-def kill_rank(identifier: IdArgument, options: RequestOptions, rank: RankOption = 1) -> None:
+def kill_rank(identifier: IdArgument, options: RequestOptions, rank: RankOption = None) -> None:
     """Kill a rank of the running attempt with SIGKILL.
 
     Example: opt-ops drill kill-rank 12 --rank 3
     """
-    _inject(identifier, Fault.KILL_RANK, {"rank": rank}, f"Kill rank {rank} with SIGKILL?", options)
+    _inject(identifier, Fault.KILL_RANK, *_on_rank(identifier, rank, "Kill rank {} with SIGKILL?"), options)
 
 
 @app.command()
 @with_request_options()
-def hang(identifier: IdArgument, options: RequestOptions, rank: RankOption = 1) -> None:
+def hang(identifier: IdArgument, options: RequestOptions, rank: RankOption = None) -> None:
     """Stop a rank of the running attempt with SIGSTOP. It does not end, and never joins the next collective.
 
     Example: opt-ops drill hang 12 --rank 3
     """
-    _inject(identifier, Fault.HANG, {"rank": rank}, f"Stop rank {rank} with SIGSTOP?", options)
+    _inject(identifier, Fault.HANG, *_on_rank(identifier, rank, "Stop rank {} with SIGSTOP?"), options)
 
 
 @app.command("flip-bit")
 @with_request_options()
-def flip_bit(identifier: IdArgument, options: RequestOptions, rank: RankOption = 1) -> None:
+def flip_bit(identifier: IdArgument, options: RequestOptions, rank: RankOption = None) -> None:
     """Flip a bit in the weights of a rank of the running attempt: silent data corruption.
 
     The ranks compare checksums right after it. With checksum_every=0 they compare nothing, and no bit is flipped.
 
     Example: opt-ops drill flip-bit 12 --rank 3
     """
-    question = f"Flip a bit of the weights of rank {rank}? Steps since the last checksum are discarded."
-    _inject(identifier, Fault.FLIP_BIT, {"rank": rank}, question, options)
+    question = "Flip a bit of the weights of rank {}? Steps since the last checksum are discarded."
+    _inject(identifier, Fault.FLIP_BIT, *_on_rank(identifier, rank, question), options)
 
 
 @app.command()
@@ -69,16 +75,21 @@ def xid(
 def lr(
     identifier: IdArgument,
     options: RequestOptions,
-    factor: Annotated[float, typer.Option(min=1.0, help="Factor on the learning rate.")] = 40.0,
-    updates: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 30,
-    from_step: Annotated[int, typer.Option(help="First step at which it may begin. [default: now]")] = 0,
+    factor: Annotated[float, typer.Option(min=1.0, max=_MOST_FACTOR, help="Factor on the learning rate.")] = 40.0,
+    updates: Annotated[int, typer.Option(min=1, max=_MOST_UPDATES, help="Number of updates.")] = 30,
+    from_step: Annotated[int, typer.Option(min=0, help="First step at which it may begin. [default: now]")] = 0,
 ) -> None:
     """Multiply the learning rate for some updates, so that the loss diverges.
 
     Example: opt-ops drill lr 12 --factor 40 --updates 30
     """
+    if math.isnan(factor):
+        raise UsageError("--factor nan is not a number", f"a number from 1 to {_MOST_FACTOR:g}, such as 40")
     arguments = {"factor": factor, "updates": updates, "from_step": from_step}
-    question = f"Multiply the learning rate by {factor:g} for {updates} updates? Their steps are discarded."
+    attempt = find_lineage(identifier).state.attempt
+    first = max(from_step, (attempt.last_step or 0) + 1 if attempt is not None else 0)
+    when = f"steps {first} to {first + updates - 1}, or as soon after as the trainer reads it"
+    question = f"Multiply the learning rate by {factor:g} for {updates} updates ({when})? Their steps are discarded."
     _inject(identifier, Fault.LR, arguments, question, options)
 
 
@@ -90,6 +101,14 @@ def kill_daemon(identifier: IdArgument, options: RequestOptions) -> None:
     Example: opt-ops drill kill-daemon 12
     """
     _inject(identifier, Fault.KILL_DAEMON, {}, "Kill the daemon with SIGKILL?", options)
+
+
+def _on_rank(identifier: str, rank: int | None, question: str) -> tuple[Mapping[str, Any], str]:
+    """The arguments for a fault of one rank, and the question; without a rank, one that exists."""
+    attempt = find_lineage(identifier).state.attempt
+    ranks = len(attempt.nodes) * attempt.ranks_per_node if attempt is not None else 2
+    chosen = rank if rank is not None else min(1, max(ranks - 1, 0))
+    return {"rank": chosen}, question.format(chosen)
 
 
 def _inject(

@@ -273,7 +273,7 @@ def _drill_arguments(state: State, attempt: Attempt | None, fault: Fault, given:
         case Fault.KILL_RANK | Fault.HANG | Fault.FLIP_BIT:
             assert attempt is not None
             ranks = len(attempt.nodes) * attempt.ranks_per_node
-            rank = given.whole("rank", -MOST_RANKS_IN_ALL, MOST_RANKS_IN_ALL)
+            rank = given.whole("rank", -MOST_RANKS_IN_ALL, MOST_RANKS_IN_ALL, min(1, ranks - 1))
             if not 0 <= rank < ranks:
                 raise InvalidRequest(f"rank {rank}: {attempt.name} has ranks 0 to {ranks - 1}")
             return {"rank": rank, "from_step": attempt.last_step or 1} if fault is Fault.FLIP_BIT else {"rank": rank}

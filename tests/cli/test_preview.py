@@ -75,3 +75,19 @@ def test_a_dry_run_says_what_would_happen_and_replays_the_journal_once(
     assert [line for line in said if line not in lines] == [], lines
     assert all(line.startswith("Would ") and line.endswith(".") for line in lines), lines
     assert len(replays) == 1
+
+
+@pytest.mark.parametrize("options", [["--factor", "nan"], ["--factor", "inf"], ["--factor", "0.5"], ["--updates", "0"]])
+def test_the_limits_of_a_drill_are_checked_before_anything_is_asked(
+    site: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    from click import UsageError as WrongOption
+
+    from opt_ops.cli import app
+    from opt_ops.errors import UsageError
+
+    monkeypatch.chdir(site)
+    monkeypatch.setattr(sys, "argv", ["opt-ops"])
+    with pytest.raises((UsageError, WrongOption)):
+        app(["drill", "lr", "12", *options, "--yes", "--no-wait"], standalone_mode=False)
+    assert not list((site / "runs" / "12").glob("inbox/*.json"))

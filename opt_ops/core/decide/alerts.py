@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import AlertIntended, Event
 from opt_ops.core.failures.classes import row
@@ -145,10 +146,13 @@ def _closed(state: State, incident: Incident, alert: str) -> AlertIntended:
 def _signals(state: State, news: _News) -> Iterator[AlertIntended]:
     for key, signal in state.signals.items():
         alert = alert_id(state.intent.lineage, key)
-        if signal.tier is Tier.ALERT and news(alert, Severity.WARNING):
+        if signal.tier is not Tier.ALERT:
+            continue
+        severity = Severity.WARNING if drill_behind(state, signal) is None else Severity.INFO
+        if news(alert, severity):
             yield AlertIntended(
                 alert=alert,
-                severity=Severity.WARNING,
+                severity=severity,
                 title=f"opt-ops {state.intent.lineage}: {signal.signal} at step {signal.step}",
                 body=f"{signal.rule}\nNothing was touched.\nnext: opt-ops run show {state.intent.lineage}",
             )

@@ -1,11 +1,39 @@
-"""Which drill caused a finding."""
+"""Which drill caused a finding: what each fault can cause, and in which window."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from opt_ops.core.events import SignalRaised
-from opt_ops.core.failures.classes import Domain, FailureClass, row
+from opt_ops.core.failures.classes import ROWS, AlertSignal, Domain, FailureClass
 from opt_ops.core.state.model import Drill, State
 from opt_ops.core.values import Fault
+
+_LOSS = frozenset(kind for kind, row in ROWS.items() if row.domain is Domain.LOSS) | {
+    AlertSignal.GRADIENT_NORM,
+    AlertSignal.LOSS_PLATEAU,
+    AlertSignal.LOSS_SCALE_FALLING,
+    AlertSignal.ACTIVATION_NORM,
+}
+
+CAN_CAUSE: Mapping[Fault, frozenset[str]] = {
+    Fault.LR: _LOSS,
+    Fault.FLIP_BIT: _LOSS | {FailureClass.SILENT_DATA_CORRUPTION, FailureClass.COMMUNICATION},
+    Fault.KILL_RANK: frozenset({FailureClass.PROCESS_DEATH, FailureClass.COMMUNICATION, FailureClass.HANG}),
+    Fault.HANG: frozenset({FailureClass.HANG, FailureClass.COMMUNICATION, FailureClass.PROCESS_DEATH}),
+    Fault.XID: frozenset({FailureClass.BAD_GPU}),
+    Fault.KILL_DAEMON: frozenset({FailureClass.DAEMON_RESTART}),
+}
+"""What each fault can cause. An Xid is marked by the node that logs it, a killed daemon by its successor."""
+
+_AFTERMATH_STEPS = 256
+"""Steps after the last update of a drill in which trouble may begin: a fast trainer reads the drill dozens of steps
+late, and the optimizer's moments keep what it did to them."""
+
+_BLURRED_STEPS = 64
+"""By which the onset of a slow finding may be placed too early: half of the detector's window, and what it rounds."""
+
+_BLURRED = frozenset({FailureClass.LOSS_DRIFT, FailureClass.LOSS_TOO_LOW, AlertSignal.LOSS_PLATEAU})
 
 
 def drill_behind(state: State, raised: SignalRaised) -> str | None:
@@ -14,14 +42,29 @@ def drill_behind(state: State, raised: SignalRaised) -> str | None:
 
 
 def _caused(drill: Drill, raised: SignalRaised) -> bool:
-    if drill.attempt != raised.attempt:
+    if drill.attempt != raised.attempt or raised.signal not in CAN_CAUSE[drill.fault]:
         return False
-    if drill.fault is Fault.LR and row(raised.signal).domain is Domain.LOSS:
-        return (raised.onset_step or 0) > int(drill.arguments["from_step"])
-    if drill.fault is Fault.KILL_RANK and raised.signal == FailureClass.PROCESS_DEATH:
-        return raised.evidence.get("rank") == drill.arguments["rank"] and raised.evidence.get("signal") == 9
-    if drill.fault is Fault.FLIP_BIT and raised.signal == FailureClass.SILENT_DATA_CORRUPTION:
-        return drill.arguments["rank"] in raised.evidence.get("ranks", (raised.evidence.get("rank"),))
-    if drill.fault is Fault.HANG:
-        return raised.signal == FailureClass.HANG
-    return False
+    match drill.fault:
+        case Fault.LR:
+            return _begins_in_window(drill, raised)
+        case Fault.FLIP_BIT if raised.signal == FailureClass.SILENT_DATA_CORRUPTION:
+            return drill.arguments["rank"] in raised.evidence.get("ranks", (raised.evidence.get("rank"),))
+        case Fault.FLIP_BIT if raised.signal in _LOSS:
+            return _begins_in_window(drill, raised)
+        case Fault.KILL_RANK if raised.signal == FailureClass.PROCESS_DEATH:
+            return raised.evidence.get("rank") == drill.arguments["rank"] and raised.evidence.get("signal") == 9
+        case Fault.HANG if raised.signal == FailureClass.HANG:
+            return True
+        case _:  # what peers do when a rank is gone: it ends the attempt, so nothing that comes later can be meant
+            return raised.at + float(raised.evidence.get("seconds") or 0.0) >= drill.at
+
+
+def _begins_in_window(drill: Drill, raised: SignalRaised) -> bool:
+    """Whether its onset lies between the first update of the drill and a while after the last one."""
+    first = int(drill.arguments["from_step"])
+    last = first + int(drill.arguments.get("updates", 1)) + _AFTERMATH_STEPS
+    onset = raised.onset_step if raised.onset_step is not None else raised.step
+    if onset is None:
+        return False
+    earliest = first - (_BLURRED_STEPS if raised.signal in _BLURRED else 0)
+    return earliest <= onset <= last and (raised.step is None or raised.step >= first)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import IncidentOpened, RecoveryDecided
 from opt_ops.core.failures.classes import Domain, FailureClass, row
@@ -153,7 +154,17 @@ def open_end(state: State, name: str, now: float, policy: Policy) -> IncidentOpe
         onset_step=None,
         at=attempt.ended_at or now,
         evidence={"last_step": end.step, "last_good_step": good, "why": end.why},
+        drill=_drill_behind(state, attempt, end) if failure == FailureClass.LAST_CHECKPOINT else None,
     )
+
+
+def _drill_behind(state: State, attempt: Attempt, end: End) -> str | None:
+    """The drill whose trouble with the loss is what speaks against the last checkpoint."""
+    if end.good is None or end.good.checkpoint.step >= end.step:
+        return None
+    alerts = [raised for raised in state.signals.values() if raised.attempt == attempt.name]
+    behind = (drill_behind(state, raised) for raised in alerts if row(raised.signal).domain is not Domain.PROCESS)
+    return next((drill for drill in behind if drill is not None), None)
 
 
 def decide_at_end(

@@ -124,7 +124,7 @@ class SimulatedTrainer:
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
         """Inject faults into the attempt's trainer."""
         if training := self._world.trainings.get(attempt):
-            training.drills = list(drills)
+            training.inject(drills)
             self._world.timeline.disturb()
 
 

@@ -128,6 +128,13 @@ class Training:
         self._start = start
         self.next_at = now + self._seconds()
 
+    def inject(self, drills: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the drills. One whose first step is past begins with the next update, as docs/formats.md says."""
+        known = {drill.get("id") for drill in self.drills}
+        for drill in drills:
+            if drill.get("id") not in known:
+                self.drills.append({**drill, "from_step": max(int(drill.get("from_step", 0)), self.step + 1)})
+
     def stall(self) -> None:
         """Stop all steps."""
         self.next_at = FOREVER

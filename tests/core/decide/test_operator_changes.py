@@ -5,7 +5,7 @@ import pytest
 from opt_ops.core import events as e
 from opt_ops.core.schedule import batch_of, expected_lr
 from opt_ops.core.state.status import Status
-from opt_ops.core.values import Action, Driver, Outcome, Skip, Verdict
+from opt_ops.core.values import Action, Driver, Outcome, Shape, Skip, Verdict
 from opt_ops.ports import Request
 from opt_ops.supervise.operator_requests import event_of
 from tests.core.story import OPTIMIZER, SCHEDULE, Story, kinds, only
@@ -200,3 +200,14 @@ def test_the_batch_of_an_update(skips: tuple[Skip, ...], step: int, batch: int):
 
 def test_the_optimizer_of_the_story_is_the_one_that_is_compared():
     assert OPTIMIZER.clip_norm == 1.0
+
+
+@pytest.mark.parametrize(("nodes", "rank"), [(1, 0), (2, 1)])
+def test_a_drill_on_a_rank_takes_one_that_exists(nodes: int, rank: int):
+    story = Story(shape=Shape(nodes=nodes, spares=0, ranks_per_node=1))
+    story.begin()
+    story.hold(*("n1", "n2")[:nodes])
+    story.train(20)
+    event = event_of(story.state, Request(request="r", author="ann", verb="drill", arguments={"fault": "kill-rank"}))
+    assert isinstance(event, e.DrillRequested)
+    assert event.arguments == {"rank": rank}
