@@ -87,6 +87,12 @@ def _variables(values: dict[str, str]) -> dict[str, str]:
     return values
 
 
+def _no_password(url: str) -> str:
+    if re.match(r"[a-z0-9+.-]+://[^/@\s]*:[^/@\s]*@", url, re.IGNORECASE):
+        raise ValueError("must hold no password, because ps shows it; set it where that URL's library looks")
+    return url
+
+
 _Text = Annotated[str, AfterValidator(_not_blank)]
 
 
@@ -128,7 +134,7 @@ class TrainerCommand(_Table):
     environment: Annotated[dict[str, str], AfterValidator(_variables)] = {}
     check: bool | None = None  # ask it with --check before a start; default: only where the command is `-m trainer`
     snapshot_dir: str = ""  # on the nodes' own disks; {node} is the node's name; empty: no snapshots
-    checkpoint_copy: str = ""  # a second place for checkpoints, as a URL; empty: none
+    checkpoint_copy: Annotated[str, AfterValidator(_no_password)] = ""  # a second place, as a URL; empty: none
 
 
 class Health(_Table):
@@ -180,6 +186,7 @@ class Config(_Table):
     runs: Annotated[Path, BeforeValidator(_not_blank)] = Path("runs")
     playbooks: Path | None = None  # default: those that are shipped with opt-ops
     scheduler: Literal["local", "slurm"] = "local"
+    group: str = ""  # whose members may read lineages; nobody but their owner may write them
     tick_seconds: Annotated[float, _number(0.01, 10)] = 0.5  # more, and commands would call the daemon dead
     local: Local = Local()
     slurm: Slurm = Slurm()

@@ -37,10 +37,15 @@ def serve_command(tracking_uri: str, runs: Path, port: int) -> tuple[list[str], 
         raise UsageError(f"MLflow is a server already, at {where}: there is nothing to serve", "open it there")
     if _scheme(tracking_uri) == "sqlite":
         runs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
+    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    if without_passwords(tracking_uri) == tracking_uri:
+        command += ["--backend-store-uri", tracking_uri]
+    else:  # ps shows arguments to everybody, and a process's environment to its user alone
+        environment["MLFLOW_BACKEND_STORE_URI"] = tracking_uri
     command += ["--artifacts-destination", str(artifact_folder(runs))]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return command, {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return command, environment
 
 
 @contextmanager

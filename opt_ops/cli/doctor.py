@@ -84,6 +84,7 @@ def _findings() -> Iterator[dict[str, Any]]:
     if folder["ok"]:
         yield from _file_system(config)
         yield _journals(config.runs)
+        yield _permissions(config.runs)
     yield from _scheduler(config)
     yield _nvml(config)
     yield _trainer(config)
@@ -168,6 +169,14 @@ def _journals(runs: Path) -> dict[str, Any]:
         except OptOpsError as error:
             return _finding("journals", False, str(error), error.hint)
     return _finding("journals", True, f"{len(folders)} can be read")
+
+
+def _permissions(runs: Path) -> dict[str, Any]:
+    from opt_ops.runfolder.permissions import in_words, writable_by_others
+
+    found = writable_by_others(runs)
+    said = f"others may write {in_words(found)}" if found else f"only their owner may write {runs} and its lineages"
+    return _finding("permissions", not found, said, f"chmod -R go-w {runs}")
 
 
 def _mlflow(config: Config) -> Iterator[dict[str, Any]]:

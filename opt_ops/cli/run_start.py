@@ -98,7 +98,7 @@ def start(
         for line in _preview(arguments):
             print(line)
         return
-    _start(lineages.create(settings.config.runs), arguments, options, look="run show")
+    _start(lineages.create(settings.config.runs, settings.config.group), arguments, options, look="run show")
 
 
 @run.app.command()
@@ -191,7 +191,7 @@ def shadow(
     if options.dry_run:
         print(f"Would watch {folder.absolute()}.\nWould change nothing.")
         return
-    lineage = lineages.create(settings.config.runs)
+    lineage = lineages.create(settings.config.runs, settings.config.group)
     run_folder = lineage / f"{lineage.name}.00"
     run_folder.mkdir()
     (run_folder / "a0").symlink_to(folder.absolute())

@@ -226,6 +226,8 @@ def read(path: Path) -> Manifest:
     trained = manifest.telemetry.get("num_updates", manifest.step)
     if trained != manifest.step:
         raise CheckpointError(path, f"the manifest says step {manifest.step}, its telemetry step {trained}")
+    if link := next((file for file in path.rglob("*") if file.is_symlink() and not _within(file, path)), None):
+        raise CheckpointError(path, f"{link.relative_to(path)} is a link that leads out of the folder")
     present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     named = set() if manifest.nodes else set(manifest.files)
     for extra in sorted(present - named - {MANIFEST, MARKER}):
@@ -236,6 +238,10 @@ def read(path: Path) -> Manifest:
     if stale := _stale(path, manifest):
         raise CheckpointError(path, stale)
     return manifest
+
+
+def _within(file: Path, folder: Path) -> bool:
+    return file.resolve().is_relative_to(folder.resolve())
 
 
 def damage(folder: Path, name: str, manifest: Manifest) -> str:

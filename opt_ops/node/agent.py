@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from opt_ops.errors import OptOpsError
 from opt_ops.node.burn_in import InBackground
 from opt_ops.node.error_record import ErrorRecord
 from opt_ops.node.folder_watch import FolderWatch
@@ -32,6 +33,7 @@ from opt_ops.node.log import PREFIX, log
 from opt_ops.node.nvml import Probe
 from opt_ops.node.orders import OrdersFile
 from opt_ops.node.rank_processes import RankProcesses
+from opt_ops.runfolder.permissions import check_trusted, follow_rights_of
 
 HEARTBEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
@@ -287,5 +289,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.node:
         sys.exit(f"{PREFIX} the node has no name. Give --node NAME, or run it as a Slurm task")
-    os.umask(os.umask(0o022) | 0o022)  # what this agent and its ranks write, only this user may change
+    try:
+        follow_rights_of(options.folder)
+        if warning := check_trusted(options.folder):
+            log(warning)
+    except (OSError, OptOpsError) as error:
+        sys.exit(f"{PREFIX} {error}. {getattr(error, 'hint', '')}")
     Agent(options.folder, options.node, options.host, options.allocation).run()

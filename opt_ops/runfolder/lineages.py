@@ -14,6 +14,7 @@ from opt_ops.core.state.model import State
 from opt_ops.errors import NotFound, UsageError
 from opt_ops.runfolder import snapshot
 from opt_ops.runfolder.journal_reader import SnapshotInDoubt, read, replayed, scan
+from opt_ops.runfolder.permissions import give_to_group, group_of, private
 
 if TYPE_CHECKING:
     from opt_ops.ports import Request
@@ -91,17 +92,28 @@ def _state_and_rest(path: Path) -> tuple[State, int, list[Entry]]:
     return replayed(folder, known), 0, known
 
 
-def create(runs: Path) -> Path:
-    """Create a folder for the next lineage. Two callers at once get two numbers."""
-    runs.mkdir(parents=True, exist_ok=True)
+def create(runs: Path, group: str = "") -> Path:
+    """Create a folder for the next lineage, for this user alone. Two callers at once get two numbers.
+
+    Args:
+        runs: The runs folder.
+        group: Whose members may read the lineage; empty: nobody's.
+
+    Raises:
+        OptOpsError: there is no such group, or this user is no member of it.
+    """
+    with private(group):
+        runs.mkdir(parents=True, exist_ok=True)
     number = max((int(path.name) for path in folders(runs)), default=0) + 1
     while True:
         path = runs / str(number)
         try:
-            path.mkdir()
+            path.mkdir(mode=0o700)
         except FileExistsError:
             number += 1
         else:
+            if group:
+                give_to_group(path, group)
             return path
 
 
@@ -111,5 +123,6 @@ def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: fl
     from opt_ops.runfolder.inbox import FileInbox
 
     request = Request(request=str(uuid.uuid4()), author=author, verb=verb, arguments=arguments)
-    FileInbox(path).put(request, ts)
+    with private(group_of(path)):
+        FileInbox(path).put(request, ts)
     return request

@@ -38,6 +38,7 @@ from opt_ops.runfolder.left_out import LeftOutCounter
 from opt_ops.runfolder.liveness import LOCK, look, signs_in, take_lock
 from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.owner import OwnerWatch
+from opt_ops.runfolder.permissions import check_trusted, keep_private
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.executor import Site
 from opt_ops.supervise.own_sign import OwnSign, Watching
@@ -104,13 +105,16 @@ class Daemon:
 
         Raises:
             OptOpsError: the runs folder cannot be written.
-            Refused: another daemon of this host has the runs folder.
+            Refused: another daemon of this host has the runs folder, or everybody may write it.
         """
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         runs = self._config.runs
+        keep_private(self._config.group)
         try:
             runs.mkdir(parents=True, exist_ok=True)
+            if warning := check_trusted(runs):
+                log.warning("%s", warning)
             lock = (runs / LOCK).open("a")
         except OSError as error:
             raise OptOpsError(f"{runs} cannot be written: {error}", "opt-ops doctor checks the site") from error

@@ -47,6 +47,14 @@ def test_a_whole_checkpoint_is_accepted_and_says_what_it_is(checkpoint: Path) ->
     }
 
 
+def test_a_link_that_leads_out_of_the_folder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (checkpoint / "__1_0.distcp").rename(outside)
+    (checkpoint / "__1_0.distcp").symlink_to(outside)
+    with pytest.raises(CheckpointError, match="leads out of the folder"):
+        manifest.verify(checkpoint)
+
+
 def _flip_a_bit(path: Path) -> None:
     content = bytearray((path / "__1_0.distcp").read_bytes())
     content[4321] ^= 1
