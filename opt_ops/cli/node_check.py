@@ -293,7 +293,10 @@ def _summary(worst: Judgement, judged: Mapping[str, tuple[int, list[Judgement]]]
     reasons = "; ".join(f"{reason} on {', '.join(nodes)}" for reason, nodes in by_reason.items())
     if worst.verdict is Verdict.HEALTHY and set(by_reason) == {"ok"}:
         reasons = worst.source
-    return printable(f"{_WORDS[worst.verdict]} - {reasons} - {what}{_figures(found)}")
+    word = _WORDS[worst.verdict]
+    if worst.verdict is Verdict.HEALTHY and not gpus and found is None:  # on a node for GPUs, this is no good news
+        word = "NO GPU - none was found, so none was checked; if there should be some, set health.gpus_per_node"
+    return printable(f"{word} - {reasons} - {what}{_figures(found)}")
 
 
 def _figures(found: BurnIn | None) -> str:

@@ -14,6 +14,7 @@ from chronicles.wording import count, duration, evidence, full, names, rate, sec
 from opt_ops.core.failures import classes
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.explain import look_up
+from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Tier
 
 _VERBS = {
@@ -109,9 +110,9 @@ def facts(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
     yield from _decision(record, row)
     if row.ends_attempt:
         yield Fact(label="Resumed", text=_resumed(record, row))
-        yield Fact(label="Cost", text=_cost(row))
+        yield Fact(label="Cost", text=_cost(record, row))
     if row.action not in (None, Action.HALT, Action.NOTIFY) and not row.advisory:
-        yield Fact(label="Proof", text=_proof(row))
+        yield Fact(label="Proof", text=_proof(record, row))
     if row.notified_at is not None:
         yield Fact(label="Notified", text=f"On-call was notified at {second(row.notified_at)}.")
 
@@ -261,7 +262,7 @@ def preceded_by(row: IncidentReport, step: int | None) -> bool:
 def _resumed(record: LineageRecord, row: IncidentReport) -> str:
     step = row.checkpoint_step
     if not step and not row.next_attempt and row.action != Action.ROLLBACK:
-        return "Not yet."
+        return f"No: the lineage was {_ended(record)} first." if record.state.ended else "Not yet."
     text = f"From the checkpoint of step {whole(step)}" if step else "From scratch, because there was no checkpoint"
     if row.next_attempt:
         nodes = record.state.attempts[row.next_attempt].nodes
@@ -293,9 +294,9 @@ def _listed(steps: Sequence[int]) -> str:
     return f"{len(steps)} from {whole(steps[0])} to {whole(steps[-1])}"
 
 
-def _cost(row: IncidentReport) -> str:
+def _cost(record: LineageRecord, row: IncidentReport) -> str:
     if row.steps_discarded is None:
-        return "Not known yet."
+        return f"Not known: the lineage was {_ended(record)} first." if record.state.ended else "Not known yet."
     resumed, discarded = row.step_resumed, row.steps_discarded
     which = f" ({_span(resumed + 1, resumed + discarded)})" if resumed is not None and discarded else ""
     hours = f", {wording.hours(row.node_hours_lost)} node-hours" if row.node_hours_lost else ""
@@ -306,10 +307,16 @@ def _span(first: int, last: int) -> str:
     return whole(first) if first == last else f"{whole(first)} to {whole(last)}"
 
 
-def _proof(row: IncidentReport) -> str:
+def _ended(record: LineageRecord) -> str:
+    """How a lineage ended before an incident of it was over. Nothing more will be known of that incident."""
+    ways = {Status.COMPLETED: "completed", Status.HALTED: "halted", Status.CANCELLED: "stopped"}
+    return ways[record.state.status]
+
+
+def _proof(record: LineageRecord, row: IncidentReport) -> str:
     proof, read = row.proof, row.readbacks
     if row.closed is None:
-        return "Not known yet."
+        return f"None: the lineage was {_ended(record)} first." if record.state.ended else "Not known yet."
     if row.proven is None:
         return "Nothing to prove: an operator has decided since."
     if mismatch := proof.get("mismatch"):
