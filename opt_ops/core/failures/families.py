@@ -99,7 +99,7 @@ _HINTS = (
     "written", "unexpected", "segmentation", "double free", "corrupt", "lost", "smashing", "abort", "terminat",
     "signal", "preempt", "interrupt", "oom", "in use", "errno", "exhausted", "shutdown", "rendezvous", "unreachable",
     "no route", "not known", "monitored", "net/", "ibv_", "ucx", "not found", "mismatch", "nccl", "gloo", "warn",
-    "core dumped", "shm", "exit", "no devices", "communication", "out of", "closure",
+    "core dumped", "shm", "exit", "no devices", "communicat", "out of", "closure",
 )  # fmt: skip
 """One of these is in every line that a family matches."""
 
