@@ -45,12 +45,34 @@ def create_json(path: Path, value: Any) -> bool:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write_json(temporary, value)
     try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        created = _linked(temporary, path)
     finally:
         temporary.unlink()
     sync_folder(path.parent)
+    return created
+
+
+_NO_LINKS = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV})
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give the file its name unless that exists. Returns whether this call did it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # NFS may send a call twice when its first answer is lost: the second one finds what the first one has made.
+        return path.lstat().st_ino == temporary.lstat().st_ino
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    else:
+        return True
+    # A file system without hard links: the name is taken first, and the content comes by rename.
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    write_durably(path, temporary.read_text(encoding="utf-8"))
     return True
 
 

@@ -1,5 +1,6 @@
 """Files of the run folder: whole or not at all, and malformed content is skipped."""
 
+import errno
 import json
 import os
 import socket
@@ -366,3 +367,28 @@ def test_a_process_that_ends_does_not_wait_for_examinations(tmp_path: Path):
         "assert began.wait(60)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0
+
+
+def test_a_link_that_is_answered_twice_was_made_by_this_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    link = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)  # NFS sends the call again
+
+    monkeypatch.setattr("os.link", twice)
+    assert create_json(tmp_path / "once.json", 1)
+    assert not create_json(tmp_path / "once.json", 2)
+    assert read_json(tmp_path / "once.json") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_is_created_once_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    def none(source: Path, target: Path) -> None:
+        raise OSError(number, "no hard links")
+
+    monkeypatch.setattr("os.link", none)
+    assert create_json(tmp_path / "once.json", 1)
+    assert not create_json(tmp_path / "once.json", 2)
+    assert read_json(tmp_path / "once.json") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["once.json"]
