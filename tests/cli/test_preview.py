@@ -81,13 +81,13 @@ def test_a_dry_run_says_what_would_happen_and_replays_the_journal_once(
 def test_the_limits_of_a_drill_are_checked_before_anything_is_asked(
     site: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    from click import UsageError as WrongOption
+    from typer import BadParameter
 
     from opt_ops.cli import app
     from opt_ops.errors import UsageError
 
     monkeypatch.chdir(site)
     monkeypatch.setattr(sys, "argv", ["opt-ops"])
-    with pytest.raises((UsageError, WrongOption)):
+    with pytest.raises((UsageError, BadParameter)):
         app(["drill", "lr", "12", *options, "--yes", "--no-wait"], standalone_mode=False)
     assert not list((site / "runs" / "12").glob("inbox/*.json"))
