@@ -69,6 +69,7 @@ def test_gpus_that_are_missed_and_gpus_that_are_not(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("LD_LIBRARY_PATH", "")
     if " 0 GPUs" not in check(tmp_path, code=0):
         pytest.skip("this machine has GPUs")
+    assert check(tmp_path, code=0).startswith("NO GPU - none was found, so none was checked; ")
     (tmp_path / "opt-ops.toml").write_text("[health]\ngpus_per_node = 8\n")
     assert check(tmp_path, code=3).startswith("UNKNOWN - nvml_absent on ")
 
