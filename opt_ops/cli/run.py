@@ -142,9 +142,9 @@ def show_(
     row = view["lineage"]
     print(printable(f"lineage {row['lineage']}  {row['shown']}  {row['reason']}".rstrip()))
     print(printable(f"  recipe {row['recipe']} {' '.join(row['settings'])}".rstrip()))
-    where = {"step": row["progress"], "loss": row["loss"], "lr": row["lr"], "checkpoint": row["checkpoint"]}
-    where |= {"last step": f"{row['step_age']} ago" if row["step_age"] else None}
-    print("  " + "   ".join(f"{name} {text(value)}" for name, value in where.items()))
+    last = f"{row['step_age']} ago" if row["step_age"] else None
+    print(f"  step {text(row['progress'])}   last step {text(last)}   checkpoint {text(row['checkpoint'])}")
+    print(f"  loss {text(row['loss'])}   lr {text(row['lr'])}")
     for each in row["findings"]:
         if each["why"] not in row["reason"]:
             print(printable(f"  {each['finding']}: {each['why']}"))

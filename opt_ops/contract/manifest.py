@@ -312,7 +312,7 @@ def _read_manifest(path: Path) -> Manifest:
             raise CheckpointError(path, f"{MANIFEST} has version {version}, this program reads version {VERSION}")
         fields = checked(fields)
     except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(path, f"{MANIFEST} is not what docs/formats.md says: {error}") from error
+        raise CheckpointError(path, f"{MANIFEST} is no manifest of this format: {error}") from error
     require_plain(path, fields["files"])
     known = Manifest.__dataclass_fields__.keys()
     return Manifest(**{name: value for name, value in fields.items() if name in known})

@@ -49,8 +49,9 @@ COMMANDS = (
 WHOLE = (("q",), ("run", "show", "1", "--check"), ("daemon", "status"), ("node", "list", "1"))
 """Of the others, the golden file holds the line with the status."""
 LIVING = re.compile(
-    r"\b(TRAINING|STARTING|QUEUED|PREFLIGHT|RECOVERING|ROLLING_BACK)\b(?!\?|, as of)|\bhealthy\b(?!\?)|\trunning\t"
+    r"\b(TRAINING|STARTING|QUEUED|PREFLIGHT|RECOVERING|ROLLING_BACK)\b(?!\?|, as of)|\bhealthy\b(?!\?| yes)|\trunning\t"
 )
+"""`healthy yes`: an event of the past, about a checkpoint."""
 
 
 class Folder:
