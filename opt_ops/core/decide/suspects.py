@@ -68,8 +68,8 @@ def nodes_to_exclude(state: State, incident: Incident) -> tuple[str, ...]:
 
 def program_fails(state: State, incident: Incident) -> str | None:
     """Why the program is suspected: one failure at one step for the third time. None: it may be the machine."""
-    if incident.kind not in _JUDGED:
-        return None
+    if incident.kind not in _JUDGED or not _words(incident):
+        return None  # a death without a word can have any cause; its ladder ends at the fourth time
     same = same_failures(state, incident)
     if len(same) < _TRIES - 1:
         return None
