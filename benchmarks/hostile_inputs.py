@@ -48,6 +48,7 @@ from opt_ops.ports import Ports
 from opt_ops.runfolder.checkpoints import FileCheckpoints
 from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.journal_reader import read
+from opt_ops.runfolder.left_out import LeftOutCounter
 from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.executor import Site
@@ -170,16 +171,18 @@ class Attack:
     def _live(self, until: int) -> State:
         """One daemon process."""
         simulated = ports(self.world)
+        left_out = LeftOutCounter(self.folder)
         supervisor = Supervisor(
             self.folder,
             Ports(
                 clock=simulated.clock,
                 scheduler=simulated.scheduler,
-                agents=FileAgents(self.folder),
-                trainer=FileTrainer(self.folder),
+                agents=FileAgents(self.folder, left_out),
+                trainer=FileTrainer(self.folder, left_out),
                 checkpoints=FileCheckpoints(self.folder),
-                inbox=FileInbox(self.folder),
+                inbox=FileInbox(self.folder, left_out),
                 notifier=simulated.notifier,
+                inputs=left_out,
             ),
             POLICY,
             Site(folder=str(self.folder), trainer=("train",)),
