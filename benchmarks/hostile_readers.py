@@ -78,7 +78,7 @@ def _slurm_text(random: Random) -> None:
         return lines if random.random() < 0.9 else [good, *lines]
 
     with mock.patch.object(answers, "ask", answer), suppress(SchedulerUnavailable):  # no answer, and said so
-        state_of(OurJob(number="4242", name="opt-ops-1-n0", since=random.choice((0.0, 1e9))))
+        state_of(OurJob(number="4242", name="opt-ops-1-n0", since=random.choice((0.0, 1e9))), {})
 
 
 def _spoiled(line: str, random: Random) -> str:

@@ -101,7 +101,7 @@ def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, 
     tags = {
         "opt.kind": "lineage",
         "opt.status": str(state.status),
-        "opt.as_of": "" if state.ended else when(report.as_of),
+        "opt.as_of": when(report.as_of),
         "opt.cause": state.why,
         "opt.step": str(report.step),
         "opt.goodput": percent(report.ledger.goodput),

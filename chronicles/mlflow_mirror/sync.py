@@ -31,6 +31,7 @@ from chronicles.report.build import build
 from chronicles.report.model import LineageReport
 from opt_ops.config import Rates
 from opt_ops.core.names import attempt_folder
+from opt_ops.core.state.status import ENDED
 from opt_ops.core.text import printable
 from opt_ops.errors import OptOpsError, Unavailable
 from opt_ops.runfolder.files import Tail, read_json
@@ -314,6 +315,12 @@ def _lacks_interface(error: MlflowException) -> bool:
     return error.error_code == "ENDPOINT_NOT_FOUND" or unknown is not None
 
 
+def _status(tags: Mapping[str, str]) -> str:
+    """The status, with the time up to which it is known, unless it is an end."""
+    status, as_of = tags.get("opt.status", ""), tags.get("opt.as_of", "")
+    return f"{status}, as of {as_of}" if as_of and status not in ENDED else status
+
+
 def _mirrored(run: Run) -> MirroredLineage:
     tags = run.data.tags
     return MirroredLineage(
@@ -321,7 +328,7 @@ def _mirrored(run: Run) -> MirroredLineage:
         lineage=tags["opt.lineage"],
         recipe=tags.get("opt.recipe", ""),
         author=tags.get("mlflow.user", ""),
-        status=tags.get("opt.status", "") + (f", as of {as_of}" if (as_of := tags.get("opt.as_of")) else ""),
+        status=_status(tags),
         step=tags.get("opt.step", ""),
         goodput=tags.get("opt.goodput", ""),
         incidents=tags.get("opt.incidents", ""),
