@@ -44,7 +44,7 @@ from opt_ops.laboratory.simulated.drive import Pace, pass_time
 from opt_ops.laboratory.simulated.ports import ports
 from opt_ops.laboratory.simulated.training import Divergence, Training
 from opt_ops.laboratory.simulated.world import Planned
-from opt_ops.ports import Ports
+from opt_ops.ports import Ports, Request
 from opt_ops.runfolder.checkpoints import FileCheckpoints
 from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.journal_reader import read
@@ -156,6 +156,10 @@ class Attack:
         figures, lives, state = self._figures, 0, None
         while (state is None or not state.finished) and self.world.now < LONGEST and lives < MOST_LIVES:
             lives += 1
+            if state is not None and state.status is Status.PAUSED:  # as a lie has asked
+                self.world.ask(
+                    Request(request=f"r-{lives}", author="ann", verb="resume", arguments={"reason": "a lie"})
+                )
             try:
                 state = self._live(until)
             except Exception as error:  # noqa: BLE001 - an attack finds every error, whatever it is
