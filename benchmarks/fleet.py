@@ -57,7 +57,8 @@ SLURM = {
     "sbatch": 'echo x >> "$SITE/jobs"; echo "Submitted batch job $(wc -l < "$SITE/jobs")"',
     "squeue": """case "$*" in
 *%i\\|%T*) for job; do :; done
-    if [ "$job" = 1 ]; then echo "1|RUNNING|all|N/A|None"; else echo "$job|PENDING||N/A|Resources"; fi ;;
+    if [ "$job" = 1 ]; then echo "1|RUNNING|all|N/A|N/A|opt-ops-1-n0|None"
+    else echo "$job|PENDING||N/A|N/A||Resources"; fi ;;
 *%N*) echo all ;;
 esac""",
     "sacct": "",

@@ -12,7 +12,7 @@ from typing import Any
 from opt_ops.core.health.kernel_lines import Kind
 from opt_ops.core.health.readings import Xid
 from opt_ops.core.health.table import Verb
-from opt_ops.core.health.xids import BURST_SECONDS, apart, row_of, severity_of
+from opt_ops.core.health.xids import BURST_SECONDS, apart, explains_nothing, row_of, severity_of
 from opt_ops.core.values import Verdict
 
 MOST_ENTRIES = 64
@@ -121,9 +121,10 @@ class ErrorRecord:
         ]
 
 
-def _order(entry: _Entry) -> tuple[int, int, float]:
+def _order(entry: _Entry) -> tuple[int, int, bool, float]:
+    """The worst first. Of those that say nothing against a GPU, first the ones that may explain another."""
     xid = entry.xid
     row = row_of(xid, (xid,))
     again = row.again is not None and entry.recurred
     verdict = Verdict.SUSPECT if again and row.verdict is Verdict.HEALTHY else row.verdict
-    return _VERDICTS.index(verdict), _VERBS.index(row.verb), entry.first_at
+    return _VERDICTS.index(verdict), _VERBS.index(row.verb), explains_nothing(xid), entry.first_at

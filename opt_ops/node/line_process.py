@@ -192,7 +192,7 @@ def in_child(call: Callable[[], dict[str, Any]], seconds: float, accept: Accept)
             os._exit(0)
     os.close(writer)
     data, ended, until = b"", False, time.monotonic() + seconds
-    while not ended and (left := until - time.monotonic()) > 0 and select.select([reader], [], [], left)[0]:
+    while not ended and (left := until - time.monotonic()) > 0 and _readable(reader, left):
         chunk = os.read(reader, 1 << 16)
         ended = not chunk or len(data) > LONGEST_LINE
         data += chunk
@@ -226,3 +226,10 @@ def own_stdout() -> Callable[[dict[str, Any]], None]:
         file.flush()
 
     return write
+
+
+def _readable(descriptor: int, seconds: float) -> bool:
+    """Whether there is something to read within that time. `select` refuses descriptors above 1023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

@@ -68,10 +68,11 @@ class Journal:
             JournalError: the journal is damaged or of a newer version.
             OSError: the file cannot be created.
         """
+        self._descriptor = self._tip = -1
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._owner_file = OwnerFile(folder)
-        self._tip, self._life_at = -1, -LIFE_SECONDS
+        self._life_at = -LIFE_SECONDS
         first = scan(folder, known=self._known())  # before the takeover: who cannot read it must not fence its owner
         known = self._take_over(above)
         try:
@@ -176,6 +177,10 @@ class Journal:
             if descriptor >= 0:
                 os.close(descriptor)
         self._descriptor = self._tip = -1
+
+    def __del__(self) -> None:
+        """Close the files of a journal that nobody holds any more."""
+        self.close()
 
     def withdraw(self) -> None:
         """Close the file after a failed start, and delete it if it is empty.

@@ -74,7 +74,12 @@ def golden(name: str, text: str, folder: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         pytest.fail(f"{path} was written; look at it and run again")
-    assert text == path.read_text()
+    assert _unbroken(text) == _unbroken(path.read_text())
+
+
+def _unbroken(text: str) -> str:
+    """Without the line breaks before the folder, which depend on the length of its name."""
+    return re.sub(r"\s+SITE", " SITE", text)
 
 
 @pytest.mark.parametrize(

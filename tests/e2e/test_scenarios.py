@@ -6,12 +6,16 @@ Each scenario ends COMPLETED, or with the reason why not, and with one proven in
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome
+from opt_ops.runfolder import lineages
 from tests.e2e.site import Site, until
 from tests.fake_nvml.build import FakeDriver
 
@@ -237,9 +241,12 @@ def test_an_operator_stops_a_lineage_and_leaves_a_note(site: Site):
 
 
 def test_too_few_nodes_end_with_a_reason(site: Site):
-    site.start("steps=100", nodes=5)
-    config = site.folder / "playbooks"
-    assert config.exists()
+    with pytest.raises(AssertionError, match="this machine has 3 nodes"):
+        site.start("steps=100", nodes=5)
+    folder = lineages.create(site.runs)  # as a program asks that does not use the command
+    shape = {"nodes": 5, "spares": 1, "ranks_per_node": 1}
+    arguments = {"recipe": "stub", "settings": ["steps=100"], "data": [], "tokenizer": None, "shape": shape}
+    lineages.ask(folder, "ann", "start", {"lineage": folder.name, **arguments}, time.time())
     site.start_daemon()
     site.wait(lambda state: any(a.failed for a in state.allocations.values()))
     failed = site.state().allocations["1-n0"].failed

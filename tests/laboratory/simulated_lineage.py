@@ -151,7 +151,7 @@ class SimulatedLineage:
         """End the daemon process. Only its open files are closed."""
         self.supervisor = None
         while self.open_journals:
-            os.close(self.open_journals.pop()._descriptor)  # a killed daemon leaves its file, even an empty one
+            self.open_journals.pop().close()  # a killed daemon leaves its file, even an empty one
 
     def tick(self) -> bool:
         """Tick the supervisor, and look at the world."""

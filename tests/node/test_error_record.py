@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from opt_ops.core.health import Gpu, Heartbeat, Xid, judge
@@ -61,6 +61,7 @@ def test_merged_entries_are_judged_as_all_of_them(story: list[tuple[str, float]]
     assert verdict(list(record(story).entries()), card) is verdict(raw, card)
 
 
+@example([TABLE[32], TABLE[-3]], [], random.Random(1))
 @given(st.lists(st.sampled_from(TABLE), max_size=6), st.lists(st.sampled_from(HARMLESS), max_size=300), st.randoms())
 def test_no_number_of_harmless_lines_changes_the_verdict(worst: list[str], harmless: list[str], chance: random.Random):
     story = [*worst, *harmless, *HARMLESS]
@@ -80,7 +81,7 @@ def test_an_entry_has_first_and_last_time_and_a_count():
 def test_the_worst_is_first():
     story = ["45", "94", "79", "63", "95"]
     lines = [(f"NVRM: Xid (PCI:0000:5d:00): {code}, pid=1", float(i)) for i, code in enumerate(story)]
-    assert [each["code"] for each in record(lines).entries()] == [79, 95, 94, 45, 63]
+    assert [each["code"] for each in record(lines).entries()] == [79, 95, 94, 63, 45], "63 may explain another"
 
 
 def test_a_storm_needs_no_memory_and_hides_nothing():

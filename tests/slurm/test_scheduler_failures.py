@@ -88,9 +88,10 @@ def test_time_limits(site: Site, tmp_path: Path):
         cut = other.state().allocation.job
         until(lambda: ask("sacct", "-n", "-X", "-j", cut, "-o", "State").split() == ["TIMEOUT"])
         other.start_daemon()
-        closed = other.wait(lambda s: len(s.incidents) == 2 and all(i.closed_at for i in s.incidents.values()) and s)
-        assert [i.kind for i in closed.incidents.values()] == ["daemon_restart", "time_limit"]
-        assert all(incident.proven for incident in closed.incidents.values())
+        closed = other.wait(lambda s: sum(i.closed_at is not None for i in s.incidents.values()) >= 2 and s)
+        first = list(closed.incidents.values())[:2]  # the next limit comes a minute later
+        assert [i.kind for i in first] == ["daemon_restart", "time_limit"]
+        assert all(incident.proven for incident in first)
         assert "TIMEOUT" in closed.incidents["1-i001"].cause
     finally:
         other.close()

@@ -1,6 +1,5 @@
 """An attempt that is not the newest any more leaves, and leaves no checkpoint behind."""
 
-import contextlib
 import json
 import os
 import signal
@@ -99,22 +98,31 @@ def test_no_marker_is_written_once_a_newer_attempt_is_named(ranks: Ranks, tmp_pa
     assert late or (newer / "__0_0.distcp").read_text() == "what the newer attempt is writing"
 
 
+HELD_BEFORE_THE_MARKER = """
+import time
+from pathlib import Path
+from opt_ops.contract import manifest
+
+write = manifest.write_durably
+
+def and_wait(path, text):
+    write(path, text)
+    while path.name == manifest.MANIFEST and "step-00000004" in str(path) and Path(__file__).exists():
+        time.sleep(0.02)
+
+manifest.write_durably = and_wait
+"""
+
+
 def test_superseded_during_the_last_save_ends_all_ranks_with_83(text: Path, tmp_path: Path) -> None:
     name(tmp_path / "fence.json", "1.00-a1")
     path = manifest.step_folder(tmp_path / "checkpoints", 4)
-    path.mkdir(parents=True)
-    os.mkfifo(path / "COMMITTED")  # the look at what lies there lasts until the other end is closed
-    ranks = start(2, *fenced(tmp_path, text, "steps=4"), "--from-scratch")
-    other_end = []
-
-    def somebody_reads() -> bool:
-        with contextlib.suppress(OSError):  # nobody does
-            other_end.append(os.open(path / "COMMITTED", os.O_WRONLY | os.O_NONBLOCK))
-        return bool(other_end)
-
-    wait_for(somebody_reads, "no last save")
+    held = tmp_path / "sitecustomize.py"  # Python runs it at its start: the writer waits before the marker
+    held.write_text(HELD_BEFORE_THE_MARKER)
+    ranks = start(2, *fenced(tmp_path, text, "steps=4"), "--from-scratch", PYTHONPATH=str(tmp_path))
+    wait_for((path / "manifest.json").exists, "no last save")
     name(tmp_path / "fence.json", "1.00-a2")
-    os.close(other_end[0])
+    held.unlink()
     assert [process.returncode for process in finish(ranks)] == [83, 83]
     assert (path / "manifest.json").exists()
     assert manifest.committed(tmp_path / "checkpoints") == []

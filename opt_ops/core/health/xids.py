@@ -41,6 +41,12 @@ _APPLICATION = frozenset({11, 13, 25, 31, 32, 60, 69, 80})
 _EXPLAINS_NOTHING = _APPLICATION | {43, 45, 74}
 """Beside an NVLink error: no other error of the hardware, of which it could be the consequence."""
 
+
+def explains_nothing(xid: Xid) -> bool:
+    """Whether no other error could be the consequence of this one."""
+    return xid.code in _EXPLAINS_NOTHING and not xid.switch
+
+
 NVLINK5 = range(144, 151)
 _FATAL = re.compile(r"(?<![Nn]on)(?<![Nn]on-)\bFatal\b")
 _NONFATAL = re.compile(r"\bNon-?fatal\b", re.IGNORECASE)
@@ -126,7 +132,7 @@ def row_of(xid: Xid, others: Sequence[Xid] = (), card: str | None = None) -> Row
         return _nvlink5_row(xid.code, _fatal(xid.line))
     codes = {other.code for other in others if other.pci == xid.pci and not other.switch}
     if xid.code == 74 and (link := decoded(xid.line, card)) is not None and link.causes:
-        alone = all(other.code in _EXPLAINS_NOTHING and not other.switch for other in others)
+        alone = all(explains_nothing(other) for other in others)
         return _nvlink_row(link.causes[0], alone)
     if xid.code == 48 and codes & {63, 64}:
         return _row(48, Verdict.BAD, Verb.RESET_GPU, f"{_CATALOGUE}: 48 with 63 or 64, drain and reset", Verb.ISOLATE)
