@@ -100,12 +100,18 @@ class Story:
         )
 
     def train(
-        self, to_step: int, *, lr_error: float = 1.0, betas: tuple[float, ...] = OPTIMIZER.betas, readbacks: int = 5
+        self,
+        to_step: int,
+        *,
+        lr_error: float = 1.0,
+        betas: tuple[float, ...] = OPTIMIZER.betas,
+        readbacks: int = 5,
+        unseen: int = 0,
     ) -> list[e.Event]:
-        """The newest attempt starts if it has not, and trains to a step."""
+        """The newest attempt starts if it has not, and trains to a step. Telemetry lacks its first `unseen` steps."""
         attempt = self.state.attempt
         assert attempt is not None
-        first = (attempt.checkpoint.step if attempt.checkpoint else 0) + 1
+        first = (attempt.checkpoint.step if attempt.checkpoint else 0) + 1 + unseen
         decided: list[e.Event] = []
         if attempt.started_at is None:
             decided += self.see(e.AttemptStarted(attempt=attempt.name, at=self.now))

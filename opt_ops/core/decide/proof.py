@@ -15,13 +15,16 @@ from typing import Any
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.suspects import is_condemned
 from opt_ops.core.events import IncidentClosed
+from opt_ops.core.names import attempt_folder
 from opt_ops.core.schedule import expected_lr
-from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state.model import Attempt, Incident, State, left_out_key
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Optimizer, Schedule
 
 # Both sides compute the schedule in double precision; only the order of operations may differ.
 _TOLERANCE = 1e-9
+_MOST_UNSEEN = 10
+"""Steps at the beginning of an attempt whose telemetry may be missing, if lines of it were left out as unreadable."""
 
 
 def prove(state: State, incident: Incident, policy: Policy) -> IncidentClosed | None:
@@ -98,7 +101,8 @@ def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: i
     if mismatch:
         proof["mismatch"] = mismatch
     failed = state.attempts[incident.attempt] if incident.attempt else None
-    resumed = attempt.first_step - 1
+    start = attempt.checkpoint.step if attempt.checkpoint else 0
+    resumed = attempt.first_step - 1 if mismatch else start
     last_step = failed.last_step if failed and failed.last_step is not None else incident.step_failed
     return IncidentClosed(
         incident=incident.name,
@@ -117,9 +121,14 @@ def _stopped_at(incident: Incident, failed: Attempt | None) -> float:
     return incident.at
 
 
+def _lines_left_out(state: State, attempt: Attempt) -> bool:
+    return left_out_key("telemetry", f"{attempt_folder(attempt.name)}/telemetry.jsonl") in state.left_out
+
+
 def _mismatch(state: State, attempt: Attempt, schedule: Schedule, optimizer: Optimizer) -> str:
     start = attempt.checkpoint.step if attempt.checkpoint else 0
-    if attempt.first_step != start + 1:
+    unseen = (attempt.first_step or 0) - (start + 1)
+    if not 0 <= unseen <= (_MOST_UNSEEN if _lines_left_out(state, attempt) else 0):
         return f"first step {attempt.first_step}, not {start + 1}"
     known = (node for name in attempt.nodes if (node := state.nodes.get(name)) is not None)
     excluded = [node.name for node in known if node.excluded_by and node.excluded_at <= attempt.intended_at]

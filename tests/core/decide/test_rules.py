@@ -69,6 +69,19 @@ def test_a_silent_node_is_never_used_for_a_new_attempt():
     assert launched.nodes == ("n1", "n2")
 
 
+@pytest.mark.parametrize(("unseen", "left_out", "proven"), [(2, True, True), (2, False, False), (11, True, False)])
+def test_first_steps_that_no_reader_could_take_disprove_no_recovery(unseen: int, left_out: bool, proven: bool):
+    story = Story().training(450)
+    story.rank_dies(450)
+    story.ends()
+    if left_out:
+        file, why = "12.00/a1/telemetry.jsonl", "line 1: `gnorm` is a list, not a number"
+        story.see(e.InputLeftOut(source="telemetry", file=file, count=1, taken=0, first=why, newest=why))
+    closed = only(story.train(420, unseen=unseen), e.IncidentClosed)
+    assert closed.proven == proven
+    assert closed.step_resumed == (400 if proven else 400 + unseen)
+
+
 def test_a_dead_rank_restarts_the_same_run_from_the_newest_good_checkpoint():
     story = Story().training(450)
     assert kinds(story.rank_dies(450)) == ["incident_opened", "recovery_decided", "stop_intended"]
