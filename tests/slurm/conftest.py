@@ -56,13 +56,15 @@ _PATIENCE = {
     "hang": {"startup_seconds = 900.0": "startup_seconds = 240.0"},
     "silent_node": {"seconds = 25.0": f"seconds = {SILENT_SECONDS:.1f}"},
 }
+_STARTUP = {"startup_seconds = 900.0": "startup_seconds = 240.0"}
+_PATIENCE_WITH_HANGS = {"hang": {"floor_seconds = 30.0": "floor_seconds = 15.0", **_STARTUP}}  # a save may take seconds
 
 
 @pytest.fixture
 def site(tmp_path: Path, slurm: cluster.Cluster, request: pytest.FixtureRequest) -> Iterator[Site]:
     """Four idle nodes before, and after."""
     hangs = "hang" in request.node.name
-    site = Site(tmp_path, CONFIG, **({} if hangs else _PATIENCE))
+    site = Site(tmp_path, CONFIG, **(_PATIENCE_WITH_HANGS if hangs else _PATIENCE))
     yield site
     site.close()
     quiet(slurm)

@@ -174,4 +174,5 @@ def settings(*pairs: str) -> list[str]:
 
 
 def telemetry(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "telemetry.jsonl").read_text().splitlines()]
+    whole = (run_dir / "telemetry.jsonl").read_text().rpartition("\n")[0]  # the last line may be half written
+    return [json.loads(line) for line in whole.splitlines()]

@@ -171,6 +171,7 @@ def _planned_move(state: State, now: float, policy: Policy) -> IncidentOpened | 
     if (
         ending is not None
         and ending.ends_at is not None
+        and now <= ending.ends_at  # past it, the scheduler will say what has become of the job
         and not _already_reported(state, attempt, _why_it_ends(ending)[0])
     ):
         others = outliving_limit(state, eligible_nodes(state, policy, now), now, policy)
