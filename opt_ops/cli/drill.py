@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.options import IdArgument, RequestOptions, complete_node, find_lineage, with_request_options
+from opt_ops.cli.options import IdArgument, Lineage, RequestOptions, complete_node, find_lineage, with_request_options
 from opt_ops.cli.requests import PendingRequest
 from opt_ops.core.values import Fault
-from opt_ops.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Inject a fault, to see that the daemon recovers from it.")
 
@@ -29,7 +27,7 @@ def kill_rank(identifier: IdArgument, options: RequestOptions, rank: RankOption 
 
     Example: opt-ops drill kill-rank 12 --rank 3
     """
-    _inject(identifier, Fault.KILL_RANK, *_on_rank(identifier, rank, "Kill rank {} with SIGKILL?"), options)
+    _inject_on_rank(identifier, Fault.KILL_RANK, rank, "Kill rank {} with SIGKILL?", options)
 
 
 @app.command()
@@ -39,7 +37,7 @@ def hang(identifier: IdArgument, options: RequestOptions, rank: RankOption = Non
 
     Example: opt-ops drill hang 12 --rank 3
     """
-    _inject(identifier, Fault.HANG, *_on_rank(identifier, rank, "Stop rank {} with SIGSTOP?"), options)
+    _inject_on_rank(identifier, Fault.HANG, rank, "Stop rank {} with SIGSTOP?", options)
 
 
 @app.command("flip-bit")
@@ -52,7 +50,7 @@ def flip_bit(identifier: IdArgument, options: RequestOptions, rank: RankOption =
     Example: opt-ops drill flip-bit 12 --rank 3
     """
     question = "Flip a bit of the weights of rank {}? Steps since the last checksum are discarded."
-    _inject(identifier, Fault.FLIP_BIT, *_on_rank(identifier, rank, question), options)
+    _inject_on_rank(identifier, Fault.FLIP_BIT, rank, question, options)
 
 
 @app.command()
@@ -67,7 +65,7 @@ def xid(
 
     Example: opt-ops drill xid 12 --node n2 --xid 79
     """
-    _inject(identifier, Fault.XID, {"node": node, "xid": code}, f"Report Xid {code} on {node}?", options)
+    _inject(find_lineage(identifier), Fault.XID, {"node": node, "xid": code}, f"Report Xid {code} on {node}?", options)
 
 
 @app.command()
@@ -83,14 +81,13 @@ def lr(
 
     Example: opt-ops drill lr 12 --factor 40 --updates 30
     """
-    if math.isnan(factor):
-        raise UsageError("--factor nan is not a number", f"a number from 1 to {_MOST_FACTOR:g}, such as 40")
     arguments = {"factor": factor, "updates": updates, "from_step": from_step}
-    attempt = find_lineage(identifier).state.attempt
+    lineage = find_lineage(identifier)
+    attempt = lineage.state.attempt
     first = max(from_step, (attempt.last_step or 0) + 1 if attempt is not None else 0)
     when = f"steps {first} to {first + updates - 1}, or as soon after as the trainer reads it"
     question = f"Multiply the learning rate by {factor:g} for {updates} updates ({when})? Their steps are discarded."
-    _inject(identifier, Fault.LR, arguments, question, options)
+    _inject(lineage, Fault.LR, arguments, question, options)
 
 
 @app.command("kill-daemon")
@@ -100,23 +97,24 @@ def kill_daemon(identifier: IdArgument, options: RequestOptions) -> None:
 
     Example: opt-ops drill kill-daemon 12
     """
-    _inject(identifier, Fault.KILL_DAEMON, {}, "Kill the daemon with SIGKILL?", options)
+    _inject(find_lineage(identifier), Fault.KILL_DAEMON, {}, "Kill the daemon with SIGKILL?", options)
 
 
-def _on_rank(identifier: str, rank: int | None, question: str) -> tuple[Mapping[str, Any], str]:
-    """The arguments for a fault of one rank, and the question; without a rank, one that exists."""
-    attempt = find_lineage(identifier).state.attempt
+def _inject_on_rank(identifier: str, fault: Fault, rank: int | None, question: str, options: RequestOptions) -> None:
+    """Inject a fault of one rank; without a rank, of one that exists."""
+    lineage = find_lineage(identifier)
+    attempt = lineage.state.attempt
     ranks = len(attempt.nodes) * attempt.ranks_per_node if attempt is not None else 2
     chosen = rank if rank is not None else min(1, max(ranks - 1, 0))
-    return {"rank": chosen}, question.format(chosen)
+    _inject(lineage, fault, {"rank": chosen}, question.format(chosen), options)
 
 
 def _inject(
-    identifier: str, fault: Fault, arguments: Mapping[str, Any], question: str, options: RequestOptions
+    lineage: Lineage, fault: Fault, arguments: Mapping[str, Any], question: str, options: RequestOptions
 ) -> None:
-    request = PendingRequest(find_lineage(identifier), "drill", {"fault": str(fault), **arguments}, options)
+    request = PendingRequest(lineage, "drill", {"fault": str(fault), **arguments}, options)
     request.send(
-        f"Drill on lineage {identifier}. {question}",
+        f"Drill on lineage {lineage.name}. {question}",
         look="run explain",
         needs_daemon="nothing would recover from the fault",
     )

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from opt_ops.cli import curves, daemon_log, wording
 from opt_ops.cli.output import signs_of_life
-from opt_ops.runfolder.journal import Journal
 from tests.cli.test_cli import told
 from tests.e2e.stub_trainer import telemetry
 
@@ -38,9 +37,7 @@ def opt_ops(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    journal = Journal(folder / "runs" / "12" / "journal")
-    for entry in told().entries:
-        journal.append(journal.stamp(entry.event, entry.ts))
+    told().save(folder / "runs" / "12")
     return folder
 
 
@@ -67,8 +64,8 @@ def test_events_have_no_spelling_of_pythons_and_rungs_begin_with_1(site: Path):
         (["events", "12", "--kind", "foo"], 2, "next: the kinds: alert_intended, "),
         (["run", "note", "12", ""], 2, "the note is empty"),
         (["run", "note", "12", " \n"], 2, "the note is empty"),
-        (["drill", "lr", "12", "--factor", "inf", "--dry-run"], 2, "--factor"),
-        (["drill", "lr", "12", "--factor", "nan", "--dry-run"], 2, "--factor"),
+        (["drill", "lr", "12", "--factor", "inf", "--dry-run"], 2, "Invalid value for '--factor'"),
+        (["drill", "lr", "12", "--factor", "nan", "--dry-run"], 2, "Invalid value for '--factor'"),
         (["run", "rollback", "12", "--lr-scale", "nan", "--dry-run"], 2, "--lr-scale nan: not a finite number"),
         (["run", "rollback", "12", "--lr-scale", "-inf", "--dry-run"], 2, "--lr-scale -inf: not a finite number"),
         (["run", "set", "12", "lr=inf", "--dry-run"], 2, "lr=inf: not a finite number above 0"),
