@@ -82,17 +82,6 @@ class Blame:
     victim: bool
 
 
-def classify(ended: RankExit, tail: str) -> tuple[FailureClass, str]:
-    """The failure class of a rank that ended badly, and the line of its log that says so (untrusted; may be empty)."""
-    ending = why_ended(ended, tail)
-    return ending.kind, ending.line
-
-
-def first_cause(failed: Mapping[RankExit, str]) -> RankExit:
-    """The earliest rank whose failure is its own; where all only report a lost peer, the earliest of all."""
-    return blame(failed).first
-
-
 @lru_cache(maxsize=2 * _MOST)  # asked again at every tick until an incident is opened
 def why_ended(ended: RankExit, said: str) -> Ending:
     """Why a rank ended by its exit and by lines of its log, in the log's order."""

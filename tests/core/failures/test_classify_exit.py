@@ -2,7 +2,7 @@
 
 import pytest
 
-from opt_ops.core.failures.classify_exit import classify, first_cause
+from opt_ops.core.failures.classify_exit import blame, why_ended
 from opt_ops.core.values import RankExit
 
 
@@ -22,29 +22,31 @@ TAILS = {
 @pytest.mark.parametrize(("kind", "line"), TAILS.items())
 def test_the_logs_own_words(kind: str, line: str):
     tail = f"step 12\n{line}\nwarning: something else\n"
-    assert classify(ended(), tail) == (kind, line)
+    found = why_ended(ended(), tail)
+    assert (found.kind, found.line) == (kind, line)
 
 
 def test_gloos_words():
     line = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:43210"
-    assert classify(ended(), line)[0] == "communication"
+    assert why_ended(ended(), line).kind == "communication"
 
 
 @pytest.mark.parametrize(("code", "kind"), [(65, "checkpoint_refused"), (78, "user_error"), (84, "out_of_memory")])
 def test_an_exit_code_that_names_its_class_outranks_the_log(code: int, kind: str):
-    assert classify(ended(code=code), TAILS["communication"])[0] == kind
+    assert why_ended(ended(code=code), TAILS["communication"]).kind == kind
 
 
 def test_a_killed_rank_says_nothing():
-    assert classify(ended(code=None), "step 12\nstep 13\n") == ("process_death", "")
+    found = why_ended(ended(code=None), "step 12\nstep 13\n")
+    assert (found.kind, found.line) == ("process_death", "")
 
 
 def test_the_first_to_fail_is_not_the_first_to_complain_about_a_peer():
     complaint, cause = ended(rank=0, at=1.0), ended(rank=3, at=1.2)
     failed = {complaint: TAILS["communication"], cause: TAILS["process_death"]}
-    assert first_cause(failed) is cause
+    assert blame(failed).first is cause
 
 
 def test_among_equals_the_earliest():
     failed = {ended(rank=5, at=2.0): "", ended(rank=7, at=1.5): ""}
-    assert first_cause(failed).rank == 7
+    assert blame(failed).first.rank == 7
