@@ -117,12 +117,9 @@ class OwnerFile:
         """Hold the folder's lock, where the file system has locks: two takeovers at once come one after the other."""
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            try:
+            with suppress(OSError):  # NFS has none for folders: of two at once, `check` finds the one who was later
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError:  # NFS has none for folders: of two at once, `check` then finds the one who was later
-                yield
-            else:
-                yield
+            yield
         finally:
             os.close(descriptor)
 
