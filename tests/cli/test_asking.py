@@ -11,7 +11,6 @@ import pytest
 
 from opt_ops.core.state.status import Status
 from opt_ops.errors import Refused
-from opt_ops.runfolder.journal import Journal
 from tests.cli.test_cli import told
 from tests.e2e.site import Site
 
@@ -71,9 +70,7 @@ def typed(folder: Path, keys: str, *arguments: str) -> tuple[int, str]:
 def lineage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with lineage 12 that no daemon watches."""
     folder = tmp_path_factory.mktemp("site")
-    journal = Journal(folder / "runs" / "12" / "journal")
-    for entry in told().entries:
-        journal.append(journal.stamp(entry.event, entry.ts))
+    told().save(folder / "runs" / "12")
     return folder
 
 

@@ -52,9 +52,7 @@ def told() -> Story:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one lineage, 12, as its journal tells it."""
     folder = tmp_path_factory.mktemp("site")
-    journal = Journal(folder / "runs" / "12" / "journal")
-    for entry in told().entries:
-        journal.append(journal.stamp(entry.event, entry.ts))
+    told().save(folder / "runs" / "12")
     (folder / "runs/12/12.01/a1").mkdir(parents=True)
     trains(folder)
     return folder

@@ -10,7 +10,6 @@ import typer.main
 
 from opt_ops.cli import app
 from opt_ops.core import events as e
-from opt_ops.runfolder.journal import Journal
 from tests.cli.every_command import ARGUMENTS, NOT_RUN, STREAMS, commands
 from tests.cli.test_cli import told
 
@@ -20,12 +19,10 @@ CODES = {0, 1, 2, 3, 4, 5, 75, 141}
 
 def site(folder: Path) -> Path:
     """A lineage that holds text which no ASCII locale has, and which a terminal would obey."""
-    journal = Journal(folder / "runs" / "12" / "journal")
-    for entry in told().entries:
-        journal.append(journal.stamp(entry.event, entry.ts))
+    story = told()
     hostile = "größer 日本 \x1b[31m \x9b \u202e 😀"
-    note = e.NoteAdded(request="r9", author="Müller", target="12", text=hostile)
-    journal.append(journal.stamp(note, told().entries[-1].ts + 1))
+    story.write(e.NoteAdded(request="r9", author="Müller", target="12", text=hostile))
+    story.save(folder / "runs" / "12")
     logs = folder / "runs/12/12.00/a0/logs"
     logs.mkdir(parents=True)
     (logs / "rank-0000.log").write_bytes(b"gr\xc3\xb6\xc3\x9fer \x1b[31m \xff\n")

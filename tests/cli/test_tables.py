@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opt_ops.cli.output import Column, laid_out, text
-from opt_ops.runfolder.journal import Journal
 from tests.cli.test_cli import told
 
 COLUMNS = [Column("STEP", "step", right=True), Column("NAME", "name"), Column("WHY", "why"), Column("SEEN", "seen")]
@@ -86,9 +85,7 @@ def on_a_terminal(folder: Path, width: int, *arguments: str, **environment: str)
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with lineage 12."""
     folder = tmp_path_factory.mktemp("site")
-    journal = Journal(folder / "runs" / "12" / "journal")
-    for entry in told().entries:
-        journal.append(journal.stamp(entry.event, entry.ts))
+    told().save(folder / "runs" / "12")
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from opt_ops import playbook_loader
 from opt_ops.core import events as e
 from opt_ops.core.decide.policy import Policy
@@ -21,6 +23,7 @@ from opt_ops.core.values import (
     Tier,
     Verdict,
 )
+from opt_ops.runfolder.journal import Journal
 
 POLICY: Policy = playbook_loader.load(playbook_loader.folder())[0]
 SCHEDULE = Schedule(peak_lr=1e-3, warmup_steps=10, total_steps=1000, final_fraction=0.1)
@@ -44,6 +47,13 @@ class Story:
         entry = e.Entry(seq=len(self.entries) + 1, epoch=self.epoch, ts=self.now, event=event)
         self.state = fold(self.state, entry)
         self.entries.append(entry)
+
+    def save(self, folder: Path) -> None:
+        """Write it as the journal of the lineage in `folder`."""
+        journal = Journal(folder / "journal")
+        for entry in self.entries:
+            journal.append(journal.stamp(entry.event, entry.ts))
+        journal.close()
 
     def see(self, *events: e.Event, seconds: float = 1.0) -> list[e.Event]:
         """Some time passes, this is seen, and the decisions follow; returns the decisions."""
