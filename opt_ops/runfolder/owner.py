@@ -22,9 +22,9 @@ from opt_ops.runfolder.files import FileRefused, open_regular, read_json, write_
 HIGHEST_EPOCH = 10**15
 """Above every number that daemons reach by counting. A file that names a higher epoch was not written by opt-ops."""
 LIFE_SECONDS = 5.0
-"""Between two signs of life of an owner: the time of its file."""
+"""Between two updates of the owner file's time by its owner."""
 DEAD_SECONDS = 60.0
-"""Without a sign of life after which a daemon that was fenced may take the lineage back: many missed signs."""
+"""Without an update after which a daemon that was fenced may take the lineage back: many missed updates."""
 
 
 class Fenced(OptOpsError):

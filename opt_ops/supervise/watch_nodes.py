@@ -101,7 +101,7 @@ class NodeWatch:
                     heard.add(heartbeat.node)
                     self._guard.call("energy", partial(self._energy.add, heartbeat), None)
                 self._guard.call("readings", partial(self._take_heartbeat, heartbeat), None)
-        # Agents of a suspended job are stopped: their silence says nothing, and counts anew when it is resumed.
+        # Agents of a suspended job are stopped: their silence says nothing, and counts from the resumption on.
         self._silence.look(now, heard, [name for name, holder in held.items() if not holder.suspended])
         if metered := self._guard.call("energy", lambda: self._energy.account(state.ended), None):
             yield metered

@@ -64,7 +64,7 @@ class Watched(Generic[_T]):
 
 
 class Once(Generic[_T]):
-    """A question whose answer is given once. The next call asks anew."""
+    """A question whose answer is given once. The next call asks again."""
 
     def __init__(self, question: Callable[[], _T]) -> None:
         self._question = question
