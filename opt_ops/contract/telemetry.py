@@ -53,6 +53,7 @@ class TelemetryLine(OptimizerFields):
     wps: float
 
     actv_norm: NotRequired[float | None]
+    attn_logit_max: NotRequired[Sequence[float] | None]
     bad_module: NotRequired[str | None]
     blocks: NotRequired[Mapping[str, Mapping[str, float | None]] | None]
     bsz: NotRequired[int]
@@ -71,6 +72,7 @@ class TelemetryLine(OptimizerFields):
     save_seconds: NotRequired[float]
     skip: NotRequired[str | None]
     skipped: NotRequired[int]
+    stage: NotRequired[str | None]
     tflops: NotRequired[float]
     train_wall: NotRequired[float]
     ups: NotRequired[float]

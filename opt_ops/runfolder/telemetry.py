@@ -15,6 +15,7 @@ LARGEST_TELEMETRY = 1024 * 1024 * 1024
 
 _FACTOR = f.number(0.0)
 _CORPORA = 256
+_BLOCKS = _LAYERS = 4096
 
 
 def point_of(line: Mapping[str, Any], left_out: list[str] | None = None) -> Point:
@@ -33,6 +34,7 @@ def point_of(line: Mapping[str, Any], left_out: list[str] | None = None) -> Poin
     written = line.get("gnorm") is not None and not any(why.startswith("`gnorm`") for why in record.left_out)
     finite = record.optional("finite", f.flag, True)
     # fp16 reports a gradient norm that is not finite at each overflow, and skips the update.
+    blocks = record.part("blocks")
     finite = finite and loss is not None and not (written and gnorm is None and skip is None)
     return Point(
         step=record.required("num_updates", f.step),
@@ -56,6 +58,14 @@ def point_of(line: Mapping[str, Any], left_out: list[str] | None = None) -> Poin
         busy=_busy(record.part("busy_seconds")),
         checksums=_comparison(record.part("checksums")),
         valid=_losses(record.part("valid")),
+        batch=record.optional("bsz", f.whole(1), None),
+        batch_tokens=record.optional("wpb", f.whole(1), None),
+        stage=record.optional("stage", f.text(f.LONGEST_NAME), None),
+        data_position=record.optional("data_position", f.whole(0), None),
+        block_gnorms=_norms(blocks, "gnorm"),
+        block_pnorms=_norms(blocks, "pnorm"),
+        block_unorms=_norms(blocks, "unorm"),
+        attn_logits=record.optional("attn_logit_max", f.items(f.number(), _LAYERS), None),
     )
 
 
@@ -93,6 +103,12 @@ def _comparison(record: f.Record | None) -> ChecksumComparison | None:
         return None
     certain = record.optional("certain", f.flag, True)
     return ChecksumComparison(ranks=ranks, certain=certain, what=record.optional("what", f.text(), ""))
+
+
+def _norms(blocks: f.Record | None, kind: str) -> dict[str, float] | None:
+    """The norms of one kind by block; None if the line has none."""
+    record = None if blocks is None else blocks.part(kind)
+    return None if record is None else dict(record.all(_FACTOR, _BLOCKS))
 
 
 def _losses(record: f.Record | None) -> dict[str, float | None] | None:

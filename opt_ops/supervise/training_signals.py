@@ -78,4 +78,5 @@ def signal_of(attempt: Attempt, finding: Finding) -> SignalRaised:
         nodes=nodes,
         rule=finding.rule,
         evidence=finding.evidence,
+        margin_steps=finding.margin_steps,
     )

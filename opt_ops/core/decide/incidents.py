@@ -115,6 +115,7 @@ def _signal(state: State) -> IncidentOpened | None:
         at=raised.at,
         evidence=raised.evidence,
         signal=raised.key,
+        margin_steps=raised.margin_steps,
         drill=drill_behind(state, raised),
     )
 

@@ -157,7 +157,8 @@ def _action_when_exhausted(playbook: Playbook) -> Action:
 def _rolled_back(state: State, incident: Incident, rung: Rung, decided: RecoveryDecided) -> RecoveryDecided:
     onset = incident.onset_step or incident.step_failed or 0
     assert incident.attempt is not None
-    known, where = rollback_point(state, state.attempts[incident.attempt].run, onset, rung.margin_steps)
+    margin = max(rung.margin_steps, incident.margin_steps)
+    known, where = rollback_point(state, state.attempts[incident.attempt].run, onset, margin)
     checkpoint = known.checkpoint if known else None
     if checkpoint is None and max(onset, incident.step_failed or 0) > SCRATCH_STEPS:
         why = f"{where} would lose more than {SCRATCH_STEPS} steps; {decided.why}"

@@ -14,7 +14,11 @@ from opt_ops.core.values import Tier
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What a detector found, still without its attempt."""
+    """What a detector found, still without its attempt.
+
+    `margin_steps` is the uncertainty of the onset, and several logging intervals: a rollback goes back to at least this
+    many steps before the onset.
+    """
 
     signal: FailureClass | AlertSignal
     tier: Tier
@@ -23,6 +27,7 @@ class Finding:
     at: float
     rule: str
     evidence: Mapping[str, Any]
+    margin_steps: int = 0
 
 
 class RobustWindow:

@@ -6,6 +6,7 @@ It holds the fast detector, the slow one and the gradient norm's, so that one fa
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.gradient_norm import GradientNormDetector
@@ -26,6 +27,8 @@ class LossDetector:
         self._level = LevelDetector(drift or DriftRule())
         self._unhealthy: deque[tuple[int, str]] = deque(maxlen=4 * rule.window)
         self._seen = 0  # the newest step
+        self._planned: list[int] = []  # steps from which something was planned
+        self._due: tuple[Point, ...] = ()
 
     def observe(self, point: Point) -> list[Finding]:
         """Take in the next line; what it makes known."""
@@ -54,6 +57,15 @@ class LossDetector:
         elif self._level.risen:
             self._unhealthy.append((point.step, "the loss is above what it had reached"))
         return findings
+
+    def plan(self, step: int) -> None:
+        """Something was planned from `step` on: from there, levels and bands are learned anew."""
+        self._planned.append(step)
+
+    def begin_attempt(self, due: Sequence[Point]) -> None:
+        """An attempt begins with the next point. `due` are the discarded points after its checkpoint, if there are any:
+        the loss that they show is due again."""
+        self._due = tuple(due)
 
     @property
     def spiking(self) -> bool:

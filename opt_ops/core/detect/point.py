@@ -39,6 +39,14 @@ class Point:
     busy: Busy | None = None
     checksums: ChecksumComparison | None = None  # in steps in which ranks compared what they hold alike
     valid: Mapping[str, float | None] | None = None  # the loss on each validation corpus that was due; untrusted names
+    batch: int | None = None  # sequences of the global batch
+    batch_tokens: int | None = None  # tokens of the global batch
+    stage: str | None = None  # of the data; untrusted
+    data_position: int | None = None  # samples used before and including this batch
+    block_gnorms: Mapping[str, float] | None = None  # norm of the gradient by block; untrusted names
+    block_pnorms: Mapping[str, float] | None = None  # of the parameters, every `log_every` updates
+    block_unorms: Mapping[str, float] | None = None  # of the applied update, every `log_every` updates
+    attn_logits: tuple[float, ...] | None = None  # the largest of a sample, by layer, every `log_every` updates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

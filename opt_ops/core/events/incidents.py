@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.values import Action, Checkpoint, GpuPart, Severity, Tier, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalRaised:
-    """Observation: a detector's finding. `step` is where it was seen, `onset_step` where it began."""
+    """Observation: a detector's finding. `step` is where it was seen, `onset_step` where it began.
+
+    A rollback because of it goes back to at least `margin_steps` before the onset.
+    """
 
     signal: str
     tier: Tier
@@ -22,6 +26,7 @@ class SignalRaised:
     nodes: tuple[str, ...] = ()
     rule: str
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    margin_steps: int = 0
 
     @property
     def key(self) -> str:
@@ -60,6 +65,8 @@ class IncidentOpened:
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
     drill: str | None = None
     signal: str | None = None  # the key of the finding behind it
+    margin_steps: int = 0  # a rollback goes back to at least so many steps before the onset
+    causes: tuple[Suspicion, ...] = ()  # what may be behind it, the likeliest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,9 @@ class FailureClass(StrEnum):
     NON_FINITE_LOSS = "non_finite_loss"
     LOSS_SCALE_FLOOR = "loss_scale_floor"
     LOSS_TOO_LOW = "loss_too_low"
+    BAD_RESTORE = "bad_restore"
+    UNPLANNED_LR = "unplanned_lr"
+    UNDECLARED_CHANGE = "undeclared_change"
     BAD_GPU = "bad_gpu"
     GPU_ERROR = "gpu_error"
     SILENT_NODE = "silent_node"
@@ -57,6 +60,9 @@ class AlertSignal(StrEnum):
     LOSS_PLATEAU = "loss_plateau"
     LOSS_SCALE_FALLING = "loss_scale_falling"
     ACTIVATION_NORM = "activation_norm"
+    UPDATE_NORM = "update_norm"
+    ATTENTION_LOGIT = "attention_logit"
+    OFF_FORECAST = "off_forecast"
     SAVE_FAILED = "save_failed"
 
 
@@ -202,6 +208,26 @@ ROWS: Mapping[FailureClass, FailureRow] = {
         confidence=grounds.always(Confidence.LOW, "the loss fell further than a schedule explains; why is not known"),
         cause=cause_text.loss_too_low,
         playbook="loss_too_low",
+    ),
+    FailureClass.BAD_RESTORE: FailureRow(
+        title="Bad restore",
+        domain=Domain.LOSS,
+        confidence=grounds.always(
+            Confidence.MEDIUM, "the first steps of an attempt do not continue the loss that was reached"
+        ),
+        playbook="bad_restore",
+    ),
+    FailureClass.UNPLANNED_LR: FailureRow(
+        title="Learning rate off its schedule",
+        domain=Domain.SETTINGS,
+        confidence=grounds.always(Confidence.HIGH, "the live optimizer uses another learning rate than the schedule"),
+        playbook="unplanned_lr",
+    ),
+    FailureClass.UNDECLARED_CHANGE: FailureRow(
+        title="Undeclared change",
+        domain=Domain.SETTINGS,
+        confidence=grounds.always(Confidence.LOW, "settings or data seem to have changed; nobody declared a change"),
+        playbook="undeclared_change",
     ),
     FailureClass.BAD_GPU: FailureRow(
         title="GPU fault",

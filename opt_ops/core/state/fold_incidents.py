@@ -54,6 +54,8 @@ def _incident_opened(state: State, event: e.IncidentOpened, entry: e.Entry) -> S
         evidence=event.evidence,
         drill=event.drill,
         signal=event.signal,
+        margin_steps=event.margin_steps,
+        causes=event.causes,
     )
     return with_new_incident(state, incident)
 

@@ -22,6 +22,7 @@ from opt_ops.core.events import (
     StacksTaken,
     StopRequested,
 )
+from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.values import (
     ENDED,
     HOLDING,
@@ -184,6 +185,8 @@ class Incident:
     evidence: Mapping[str, Any]
     drill: str | None
     signal: str | None = None  # the key of the finding behind it
+    margin_steps: int = 0  # a rollback goes back to at least so many steps before the onset
+    causes: tuple[Suspicion, ...] = ()  # what may be behind it, the likeliest first
     stacks_at: float | None = None  # when every rank was asked where it is
     stacks: StacksTaken | None = None
     decision: RecoveryDecided | None = None
