@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +11,7 @@ from opt_ops.core.detect.all import Detector, per_attempt
 from opt_ops.core.detect.corruption import CorruptionDetector
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.hang import PhaseTimes
+from opt_ops.core.detect.history import CurveHistory
 from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.detect.point import Point
 from opt_ops.core.detect.saves import StepTimes
@@ -33,7 +32,6 @@ from opt_ops.supervise.guard import Guard
 from opt_ops.supervise.training_signals import keeps_recurring, readback_of, signal_of
 from opt_ops.supervise.watch_checkpoints import CheckpointWatch
 
-_COPY_STEPS = 512  # between two copies of the loss detector
 _REPORT_SECONDS = 60.0  # between two reports of progress while nothing else happens
 
 
@@ -55,13 +53,10 @@ class TrainingWatch:
         self._checkpoints = checkpoints
         self._examinations = CheckpointWatch(checkpoints)
         self._clock = clock
-        self._kept_points: deque[Point] = deque(maxlen=4096)
-        self._copies: deque[tuple[int, LossDetector]] = deque(maxlen=4096 // _COPY_STEPS)
-        """Copies of the loss detector, each with the last kept step that it has seen."""
         self._read: set[str] = set()
         self._following = ""
         self._ended_calm: set[str] = set()  # attempts
-        self._detector = LossDetector(policy.spike, policy.drift)
+        self._curve = CurveHistory(lambda: LossDetector(policy.spike, policy.drift), self._observed)
         self._corruption = CorruptionDetector(0)
         self._per_attempt = self._new_detectors()
         self._phase_times = PhaseTimes()
@@ -99,7 +94,7 @@ class TrainingWatch:
                 yield from each("telemetry", partial(self._take, state, attempt, point))
             yield from each("the last step", lambda: self._last_step(state, attempt))
             yield from each("progress", lambda: self._progress(state, attempt))
-        judged = partial(self._examinations.observe, state, self._detector.reason_not_healthy)
+        judged = partial(self._examinations.observe, state, self._curve.detector.reason_not_healthy)
         yield from self._guard.each("checkpoints", judged)
         self._guard.call("pins of checkpoints", lambda: self._pin(state), None)
 
@@ -128,19 +123,17 @@ class TrainingWatch:
             if earlier.name == attempt.name:
                 break
             if earlier.name not in self._read:
-                self._discard_after(earlier.checkpoint.step if earlier.checkpoint else 0)
+                self._curve.discard_after(earlier.checkpoint.step if earlier.checkpoint else 0)
                 for point in self._guard.each("telemetry", partial(self._trainer.points, earlier.name)):
-                    self._discard_after(point.step - 1)
-                    self._kept_points.append(point)
+                    self._curve.remember(point)
                 self._read.add(earlier.name)
-        self._discard_after(attempt.checkpoint.step if attempt.checkpoint else 0)
         self._read.add(attempt.name)
-        if self._following and not self._detector.spiking:
+        if self._following and not self._curve.detector.spiking:
             self._ended_calm.add(self._following)
         self._following = attempt.name
-        self._learn()
-        agreed = (p.step for p in reversed(self._kept_points) if p.checksums is not None)
         start = attempt.checkpoint.step if attempt.checkpoint else 0
+        self._curve.begin_attempt(start)
+        agreed = (p.step for p in reversed(self._curve.kept) if p.checksums is not None)
         self._corruption = CorruptionDetector(next(agreed, start + 1))
         self._per_attempt = self._new_detectors()
         self._phase_times = PhaseTimes()
@@ -149,13 +142,6 @@ class TrainingWatch:
         self._first, self._last, self._steps = [], None, None
         self._advanced_at = self._reported_at = self._clock.monotonic()
         self._reported_step = 0
-
-    def _learn(self) -> None:
-        since, known = self._copies[-1] if self._copies else (0, LossDetector(self._policy.spike, self._policy.drift))
-        self._detector = deepcopy(known)
-        for point in self._kept_points:
-            if point.step > since and self._observed(self._detector, point) is None:
-                self._detector = LossDetector(self._policy.spike, self._policy.drift)
 
     def _observed(self, detector: Detector, point: Point) -> list[Finding] | None:
         """What a detector finds at a point; None if the point breaks it."""
@@ -168,10 +154,7 @@ class TrainingWatch:
             yield from found or ()
             if found is not None:
                 continue
-            if detector is self._detector:
-                self._kept_points.pop()
-                self._learn()
-            elif detector is self._corruption:
+            if detector is self._corruption:
                 self._corruption = CorruptionDetector(self._corruption.agreed)
             else:
                 pairs = zip(self._per_attempt, self._new_detectors(), strict=True)
@@ -179,17 +162,9 @@ class TrainingWatch:
 
     def _restart(self, step: int) -> None:
         """The trainer, or another launcher, began again at `step`: the discarded steps do not count for the bands."""
-        self._discard_after(step - 1)
-        self._learn()
+        self._curve.restart(step)
         self._corruption = CorruptionDetector(min(self._corruption.agreed, step))
         self._reported_step = min(self._reported_step, step - 1)
-
-    def _discard_after(self, step: int) -> None:
-        """Forget the steps that a resume at `step` discards."""
-        while self._kept_points and self._kept_points[-1].step > step:
-            self._kept_points.pop()
-        while self._copies and self._copies[-1][0] > step:
-            self._copies.pop()
 
     def _config(self, attempt: Attempt) -> Iterator[Event]:
         self._steps = attempt.steps
@@ -210,7 +185,6 @@ class TrainingWatch:
         if self._last is not None and point.step <= self._last.step:
             self._restart(point.step)
         self._last = point
-        self._kept_points.append(point)
         if len(self._first) < self._readbacks:
             self._first.append(point)
         rested = self._rests(point.ts - point.step_seconds, point.ts)
@@ -218,10 +192,8 @@ class TrainingWatch:
         if self._first[0] is not point and not rested:
             self._phase_times.observe("training", point.step_seconds)
             self._step_times.step(point)
-        detectors = (self._detector, self._corruption, *(() if rested else self._per_attempt))
-        findings = list(self._findings(detectors, point))
-        if point.step % _COPY_STEPS == 0:
-            self._copies.append((point.step, deepcopy(self._detector)))
+        detectors = (self._corruption, *(() if rested else self._per_attempt))
+        findings = [*self._curve.observe(point), *self._findings(detectors, point)]
         for finding in findings:
             raised = signal_of(attempt, finding)
             if raised.key not in state.signals:
@@ -237,7 +209,7 @@ class TrainingWatch:
         """Yield a call for action on a spike that is open at the last step: it cannot heal any more."""
         if self._last is None or self._steps is None or self._last.step < self._steps:
             return
-        if (found := self._detector.open_spike(self._last)) is not None:
+        if (found := self._curve.detector.open_spike(self._last)) is not None:
             raised = signal_of(attempt, found)
             if raised.key not in state.signals:
                 yield raised
