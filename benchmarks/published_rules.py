@@ -20,11 +20,12 @@ def olmo(curve: Curve) -> Iterator[int]:
     """OLMo-core's SkipStepOptimizer: loss or gradient norm above mean + 6 sd of the last 128 (at least 64)."""
     series = (Moments(128), Moments(128))
     for each in curve:
-        values = (each.loss or 1e9, each.gnorm or 1e9)
-        if any(len(m.last) >= 64 and v > m.mean + 6 * m.sd for m, v in zip(series, values, strict=True)):
+        values = (math.inf if each.loss is None else each.loss, each.gnorm)
+        known = [(m, v) for m, v in zip(series, values, strict=True) if v is not None]
+        if any(len(m.last) >= 64 and v > m.mean + 6 * m.sd for m, v in known):
             yield each.step
-        for moments, value in zip(series, values, strict=True):
-            moments.add(value)
+        for moments, value in known:
+            moments.add(min(value, 1e9))
 
 
 def foundry(curve: Curve) -> Iterator[int]:
@@ -40,29 +41,58 @@ def foundry(curve: Curve) -> Iterator[int]:
 
 def metaseq(curve: Curve) -> Iterator[int]:
     """Metaseq's skip_spike with ratio 1.25 (off by default): loss / EWM of span 9, not updated on spikes."""
+    return _ewm(curve, 1.25)
+
+
+def metaseq_double(curve: Curve) -> Iterator[int]:
+    """The same with ratio 2."""
+    return _ewm(curve, 2.0)
+
+
+def _ewm(curve: Curve, ratio: float) -> Iterator[int]:
     mean: float | None = None
     for each in curve:
         loss = each.loss or 1e9
-        if mean is not None and loss / mean > 1.25:
+        if mean is not None and loss / mean > ratio:
             yield each.step
         else:
             mean = loss if mean is None else 0.2 * loss + 0.8 * mean
 
 
+def byterobust(curve: Curve) -> Iterator[int]:
+    """ByteRobust: loss or gradient norm at five times what it was, or not finite.
+
+    It names no reference; here it is the mean of the last 128 points, after 16. One alarm for each excursion.
+    """
+    series, above = (Moments(128), Moments(128)), False
+    for each in curve:
+        values = (each.loss if each.finite else math.inf, each.gnorm)
+        was, above = above, False
+        for moments, value in zip(series, values, strict=True):
+            if value is None:
+                continue
+            if value == math.inf or (len(moments.last) >= 16 and value >= 5 * moments.mean):
+                above = True
+            else:
+                moments.add(value)
+        if above and not was:
+            yield each.step
+
+
 def zclip(curve: Curve) -> Iterator[int]:
     """ZClip: gradient norm's z above 2.5, exponential mean and variance with 0.97, after 25 points."""
-    mean, square = 0.0, 0.0
-    first = [each.gnorm or 0.0 for each in curve[:25]]
-    mean, square = sum(first) / 25, 0.0
+    known = [(each.step, each.gnorm) for each in curve if each.gnorm is not None]
+    first = [gnorm for _, gnorm in known[:25]]
+    mean = sum(first) / 25
     square = sum((g - mean) ** 2 for g in first) / 25
-    for each in curve[25:]:
-        gnorm, sd = each.gnorm or 0.0, math.sqrt(square) + 1e-6
+    for step, gnorm in known[25:]:
+        sd = math.sqrt(square) + 1e-6
         z = (gnorm - mean) / sd
         if z > 2.5:
-            yield each.step
-            gnorm = mean + 2.5 * 2.5 / z * sd
-        square = 0.97 * square + 0.03 * (gnorm - mean) ** 2
-        mean = 0.97 * mean + 0.03 * gnorm
+            yield step
+        clipped = mean + 2.5 * 2.5 / z * sd if z > 2.5 else gnorm
+        square = 0.97 * square + 0.03 * (clipped - mean) ** 2
+        mean = 0.97 * mean + 0.03 * clipped
 
 
 class Moments:
