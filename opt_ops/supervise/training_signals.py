@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
+from typing import Any
 
+from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.detect.finding import Finding
+from opt_ops.core.detect.history import CurveHistory
+from opt_ops.core.detect.onset import Place, onset_digest
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import SignalRaised
-from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.failures.classes import Domain, FailureClass, row
+from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.values import Readback, Tier
 
@@ -80,3 +86,25 @@ def signal_of(attempt: Attempt, finding: Finding) -> SignalRaised:
         evidence=finding.evidence,
         margin_steps=finding.margin_steps,
     )
+
+
+def digest_of(
+    state: State, attempt: Attempt, finding: Finding, curve: CurveHistory, first_step: int | None
+) -> dict[str, Any]:
+    """What telemetry shows around the onset, if the finding is trouble with the loss or the settings; else nothing."""
+    if row(finding.signal).domain not in (Domain.LOSS, Domain.SETTINGS):
+        return {}
+    expected, optimizer, known = None, None, baseline(state)
+    if known is not None:
+        run = state.runs[attempt.run]
+        schedule, optimizer = with_settings(*known, run.settings)
+        expected = partial(expected_lr, schedule, run.lr_factors)
+    place = Place(
+        first_step=first_step,
+        restored_from=attempt.checkpoint.step if attempt.checkpoint else None,
+        expected_lr=expected,
+        optimizer=optimizer,
+        due=curve.due,
+        planned=curve.planned,
+    )
+    return onset_digest(curve.kept, finding.onset_step, place)

@@ -29,7 +29,7 @@ from opt_ops.core.state.queries import newest_good, suspended
 from opt_ops.core.values import Tier
 from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
 from opt_ops.supervise.guard import Guard
-from opt_ops.supervise.training_signals import keeps_recurring, readback_of, signal_of
+from opt_ops.supervise.training_signals import digest_of, keeps_recurring, readback_of, signal_of
 from opt_ops.supervise.watch_checkpoints import CheckpointWatch
 
 _REPORT_SECONDS = 60.0  # between two reports of progress while nothing else happens
@@ -197,6 +197,7 @@ class TrainingWatch:
         for finding in findings:
             raised = signal_of(attempt, finding)
             if raised.key not in state.signals:
+                raised = self._with_onset(state, attempt, finding, raised)
                 yield raised
                 if keeps_recurring(state, raised, self._policy.spike.heal_steps, self._ended_calm):
                     rule = f"{raised.rule}, at the same step as in two attempts that ended before it had healed"
@@ -212,7 +213,13 @@ class TrainingWatch:
         if (found := self._curve.detector.open_spike(self._last)) is not None:
             raised = signal_of(attempt, found)
             if raised.key not in state.signals:
-                yield raised
+                yield self._with_onset(state, attempt, found, raised)
+
+    def _with_onset(self, state: State, attempt: Attempt, finding: Finding, raised: SignalRaised) -> SignalRaised:
+        """The signal with what telemetry shows around its onset, which tells causes apart."""
+        first = self._first[0].step if self._first else None
+        digest = partial(digest_of, state, attempt, finding, self._curve, first)
+        return replace(raised, onset=self._guard.call("the digest of an onset", digest, {}))
 
     def _with_slow_node(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:
         """A throughput drop with the node that causes it, if one stands out: a playbook can act on that."""

@@ -15,6 +15,7 @@ from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.detect.point import Point
 
 _KEPT_POINTS = 4096
+_DUE_POINTS = 128  # that are kept of those that an attempt discarded
 _COPY_POINTS = 512
 """Between two copies of the detector. With fewer, going back is faster, and each point costs more."""
 
@@ -42,6 +43,8 @@ class CurveHistory:
         """Copies of the detector, each with the last kept step that it has seen."""
         self._since_copy = 0  # points
         self._planned: list[int] = []
+        self.due: tuple[Point, ...] = ()
+        """The points that the newest attempt discarded: the loss that they show is due again."""
 
     def observe(self, point: Point) -> list[Finding]:
         """Take in the next point, and return what it makes known. A point that breaks the detector is left out."""
@@ -77,6 +80,7 @@ class CurveHistory:
         The detector gets the discarded points: the loss that they show is due again.
         """
         due = self.discard_after(at_step)
+        self.due = tuple(due[:_DUE_POINTS])
         self._learn()
         self.detector.begin_attempt(due)
 
@@ -95,6 +99,11 @@ class CurveHistory:
             while self._copies and self._copies[-1][0] >= step:
                 self._copies.pop()
             self._learn()
+
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """The steps from which something was planned."""
+        return tuple(self._planned)
 
     @property
     def kept(self) -> tuple[Point, ...]:

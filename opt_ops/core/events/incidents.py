@@ -14,7 +14,8 @@ from opt_ops.core.values import Action, Checkpoint, GpuPart, Severity, Tier, Ver
 class SignalRaised:
     """Observation: a detector's finding. `step` is where it was seen, `onset_step` where it began.
 
-    A rollback because of it goes back to at least `margin_steps` before the onset.
+    A rollback because of it goes back to at least `margin_steps` before the onset. `onset` is what telemetry shows
+    around that step (`opt_ops/core/detect/onset.py`); empty where it is no trouble with the loss.
     """
 
     signal: str
@@ -27,6 +28,7 @@ class SignalRaised:
     rule: str
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
     margin_steps: int = 0
+    onset: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def key(self) -> str:
