@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks.signals_curves import Rows, read
+from benchmarks.signals_curves import Rows, read, to_points
 from benchmarks.signals_forms import forms_section
 from benchmarks.signals_judge import SECTIONS, Figure, Run, Tally, speed
 from benchmarks.signals_rules import ALERTS_ONLY, OURS, PUBLISHED, ours
@@ -105,7 +105,7 @@ def plot(curves: dict[str, Rows], path: Path) -> None:
     for axis, (name, curve) in zip(axes[:, 0], curves.items(), strict=True):
         shown = curve[:: max(1, len(curve) // 1500)]
         axis.plot([p.step for p in shown], [p.loss for p in shown], lw=0.6, color="0.3")
-        for found in ours(curve):
+        for found in ours(to_points(curve)):
             axis.axvline(found.step, color="tab:red" if found.rolls_back else "tab:orange", lw=0.8, alpha=0.7)
         axis.set(title=name, ylabel="loss, nats", ylim=(min(p.loss for p in curve) - 0.2, 6))
         axis.title.set_fontsize(8)

@@ -174,7 +174,7 @@ def _heals(low: int, high: int, *, steps: bool = False) -> Callable[[Here], Chan
                 case "line":
                     return height * max(0.0, 1 - at)
                 case _:
-                    return height * (1 / (1 + math.exp(12 * (at - 0.5))))
+                    return height / (1 + math.exp(min(99.0, 12 * (at - 0.5))))
 
         return _with_norm(_add(shape), lambda n: 1 + (norm - 1) * shape(n) / height)
 

@@ -111,13 +111,16 @@ def healthy_section(run: Run) -> Iterator[Figure]:
     rng = run.rng("healthy")
     drawn = {
         f"drawn, {noise}": [
-            (f"{look.schedule}, sd {look.sd:.3f}, every {look.every}, from {look.start}", healthy(rng, look, points))
+            (
+                f"{look.schedule}, sd {look.sd:.3f}, every {look.every}, from {look.start}",
+                to_points(healthy(rng, look, points)),
+            )
             for look in (draw(rng, noises=(noise,)) for _ in range(run.many(8)))
             for points in (rng.choice((1500, 4000, 8000)),)
         ]
         for noise in NOISES
     }
-    groups = {**{f"real, {name}": [(name, rows)] for name, rows in run.real.items()}, **drawn}
+    groups = {**{f"real, {name}": [(name, to_points(rows))] for name, rows in run.real.items()}, **drawn}
     lines = sum(len(rows) for curves in groups.values() for _, rows in curves)
     back = Figure("false rollbacks in 100,000 healthy lines", "≤ 1", lines, unit="/100k")
     told = Figure("alerts in 100,000 healthy lines", "–", lines, unit="/100k")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
-from benchmarks.published_rules import Rule, byterobust, foundry, metaseq, metaseq_double, olmo, zclip
-from benchmarks.signals_curves import Rows, to_point, to_points
+from benchmarks.published_rules import Curve, Rule, byterobust, foundry, metaseq, metaseq_double, olmo, zclip
+from benchmarks.signals_curves import Rows, to_points
 from opt_ops import playbook_loader
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.detect.finding import Finding
@@ -58,6 +58,16 @@ class Case:
     resumes: Mapping[int, Rows] = field(default_factory=dict)  # place at which an attempt begins: what was discarded
     healthy_before: int | None = None  # the last step that was logged before the onset
 
+    @cached_property
+    def points(self) -> Curve:
+        """The rows, as detectors take them in."""
+        return to_points(self.rows)
+
+    @cached_property
+    def quiet_points(self) -> Curve:
+        """The untouched rows, likewise."""
+        return to_points(self.quiet or [])
+
 
 @cache
 def policy() -> Policy:
@@ -79,24 +89,24 @@ def _new() -> tuple[LossDetector, LossScaleDetector]:
     return LossDetector(policy().spike, policy().drift), LossScaleDetector(policy().loss_scale)
 
 
-def ours(rows: Rows, planned: Sequence[int] = (), resumes: Mapping[int, Rows] | None = None) -> Iterator[Found]:
+def ours(points: Curve, planned: Sequence[int] = (), resumes: Mapping[int, Rows] | None = None) -> Iterator[Found]:
     """The findings of opt-ops. An attempt begins as in a supervised run: with detectors that know the kept lines."""
-    plans, kept, told = sorted(planned), [], 0
+    plans, told = sorted(planned), 0
+    kept: Curve = []
     loss, scale = _new()
-    for place, row in enumerate(rows):
+    for place, point in enumerate(points):
         if resumes and place in resumes:
-            kept = [p for p in kept if p.step < row.step]
+            kept = [p for p in kept if p.step < point.step]
             loss, scale = _new()
             told = 0
-            for point in kept:
-                while told < len(plans) and plans[told] <= point.step:
+            for earlier in kept:
+                while told < len(plans) and plans[told] <= earlier.step:
                     loss.plan(plans[told])
                     told += 1
-                loss.observe(point)
+                loss.observe(earlier)
             loss.begin_attempt(to_points(resumes[place]))
-        point = to_point(row)
         kept.append(point)
-        while told < len(plans) and plans[told] <= row.step:
+        while told < len(plans) and plans[told] <= point.step:
             loss.plan(plans[told])
             told += 1
         for detector in (loss, scale):
@@ -104,18 +114,18 @@ def ours(rows: Rows, planned: Sequence[int] = (), resumes: Mapping[int, Rows] | 
                 yield _found(finding)
 
 
-def alarms(rule: str, rows: Rows, case: Case | None = None) -> list[Found]:
-    """What a rule says about these rows; an alarm of a published rule is taken for a rollback, at that very step."""
+def alarms(rule: str, points: Curve, case: Case | None = None) -> list[Found]:
+    """What a rule says about these points; an alarm of a published rule is taken for a rollback, at that very step."""
     if rule == OURS:
-        return list(ours(rows, case.planned if case else (), case.resumes if case else None))
+        return list(ours(points, case.planned if case else (), case.resumes if case else None))
     action = "tell" if rule in ALERTS_ONLY else "rollback"
-    return [Found(step, step, rule, action, step - 1) for step in PUBLISHED[rule](to_points(rows))]
+    return [Found(step, step, rule, action, step - 1) for step in PUBLISHED[rule](points)]
 
 
 def answers(rule: str, case: Case) -> list[Found]:
     """What a rule says from the onset on and that it does not say about the untouched curve."""
-    found = [f for f in alarms(rule, case.rows, case) if f.step >= case.onset]
+    found = [f for f in alarms(rule, case.points, case) if f.step >= case.onset]
     if found and case.quiet is not None:
-        known = {(f.step, f.signal, f.action) for f in alarms(rule, case.quiet)}
+        known = {(f.step, f.signal, f.action) for f in alarms(rule, case.quiet_points)}
         found = [f for f in found if (f.step, f.signal, f.action) not in known]
     return [f for f in found if case.until is None or f.step <= case.until]

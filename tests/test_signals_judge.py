@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import signals, signals_judge, signals_rules
+from benchmarks.published_rules import Curve
 from benchmarks.signals_curves import PLAIN, Look, Rows, draw, healthy
 from benchmarks.signals_diverged import SHAPES, divergences
 from benchmarks.signals_events import FAULTS, HARMLESS, put
@@ -58,7 +59,7 @@ def test_only_what_the_untouched_curve_does_not_call_forth_is_an_answer(monkeypa
     rows = healthy(random.Random(5), draw(random.Random(5), noises=PLAIN, every=1), 300)
     here, there = rows[100].step, rows[200].step
 
-    def alarms(rule: str, curve: Rows, case: Case | None = None) -> list[Found]:
+    def alarms(rule: str, curve: Curve, case: Case | None = None) -> list[Found]:
         steps = [here, there] if case else [here]
         return [Found(step, step, "loss_spike", "rollback", step - 100) for step in steps]
 
