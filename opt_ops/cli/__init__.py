@@ -32,6 +32,7 @@ _NOUNS = {
     "drill": ("drill", "app", ()),
     "alerts": ("alerts", "app", ()),
     "signals": ("signals", "app", ()),
+    "data": ("data", "app", ()),
     "playbook": ("playbook", "app", ()),
 }
 _VERBS = {

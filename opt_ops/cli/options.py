@@ -67,6 +67,12 @@ def complete_step(context: typer.Context, incomplete: str) -> list[str]:
     return [str(step) for step in sorted(steps) if str(step).startswith(incomplete)]
 
 
+def complete_attempt(context: typer.Context, incomplete: str) -> list[str]:
+    """The attempts of the lineage that was named before."""
+    names = [name for state in _states(context) for name in state.attempts]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def complete_node(context: typer.Context, incomplete: str) -> list[str]:
     """The nodes that a journal names."""
     names = {name: None for state in _states(context) for name in (*state.nodes, *state.held)}

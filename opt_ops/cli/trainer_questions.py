@@ -1,14 +1,17 @@
 """What commands ask the trainer itself, before anything is held: whether it would start, and which recipes it has.
 
-The trainer answers in a process of its own, by `--check` and `--recipes` (docs/formats.md).
+The trainer answers in a process of its own, by `--check` and `--recipes` (docs/formats.md). Which documents a batch was
+made of, only the trainer of opt-ops can say: `python -m trainer.documents`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,10 +19,13 @@ from opt_ops.config import TrainerCommand
 from opt_ops.contract.environment import Place, of_rank
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.core.text import printable
-from opt_ops.errors import Unavailable, UsageError
+from opt_ops.errors import OptOpsError, Unavailable, UsageError
 
 _ANSWER_SECONDS = 30.0  # ours needs less than 2; a network file system may need longer to find Python
 _REFUSED = (ExitCode.USER_ERROR, ExitCode.CHECKPOINT_REFUSED)
+
+
+_OLDER = "`python -m trainer.documents --help` says whether that trainer is new enough"
 
 
 class Unanswered(Exception):
@@ -78,6 +84,60 @@ def recipes(trainer: TrainerCommand) -> list[dict[str, Any]]:
         raise Unavailable("the trainer does not tell its recipes: its answer is not JSON", hint) from error
     if done.returncode or not all(isinstance(each, dict) and isinstance(each.get("recipe"), str) for each in found):
         raise Unavailable(f"the trainer does not tell its recipes: exit code {done.returncode}", hint)
+    return found
+
+
+def documents(trainer: TrainerCommand, words: Sequence[str], on_remark: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The parts of documents that samples were made of, as `python -m trainer.documents` prints them.
+
+    It may have to tokenise a corpus anew, which takes as long as it took before the run: there is no time limit.
+
+    Args:
+        trainer: Its command.
+        words: Arguments of `python -m trainer.documents`.
+        on_remark: Gets each line that the trainer prints about its progress.
+
+    Raises:
+        Unavailable: the trainer cannot tell.
+        OptOpsError: it refuses, for example because the data has changed.
+    """
+    at = next((at for at, pair in enumerate(pairwise(trainer.command)) if pair == ("-m", "trainer")), None)
+    if at is None:
+        raise Unavailable(
+            f"the trainer {' '.join(trainer.command)} cannot tell its documents: only `python -m trainer` can",
+            "look up the sample in that trainer's own data loader, by data_position of telemetry.jsonl",
+        )
+    command = [*trainer.command[:at], "-m", "trainer.documents", *words]
+    said = ""
+    try:
+        with (
+            tempfile.TemporaryFile() as answer,
+            subprocess.Popen(
+                command,
+                env={**os.environ, **trainer.environment, "PYTHONIOENCODING": "utf-8"},
+                stdin=subprocess.DEVNULL,
+                stdout=answer,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+            ) as process,
+        ):
+            for line in process.stderr or ():
+                said = line.rstrip() or said
+                if not said.startswith("error: "):
+                    on_remark(said)
+            code = process.wait()
+            answer.seek(0)
+            found = [json.loads(line) for line in answer.read().decode("utf-8", "replace").splitlines()]
+    except OSError as error:
+        raise Unavailable(f"{trainer.command[0]}: {error.strerror}", "opt-ops doctor checks this site") from error
+    except ValueError as error:
+        raise Unavailable("the trainer cannot tell its documents: its answer is not JSON", _OLDER) from error
+    if code in _REFUSED:
+        raise OptOpsError(printable(said.removeprefix("error: ")), f"the question was: {shlex.join(command)}")
+    if code != ExitCode.DONE or not all(isinstance(each, dict) for each in found):
+        raise Unavailable(f"the trainer cannot tell its documents (exit code {code}): {printable(said)}", _OLDER)
     return found
 
 

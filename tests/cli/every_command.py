@@ -29,6 +29,7 @@ ARGUMENTS = {
     "daemon status": [],
     "daemon stop": [],
     "daemon unit": ["systemd"],
+    "data show": ["12", "--step", "100"],
     "doctor": [],
     "drill flip-bit": ["12", "--dry-run"],
     "drill hang": ["12", "--dry-run"],

@@ -164,6 +164,19 @@ def whole(path: Path) -> Span:
     return Span(path, 0, path.stat().st_size)
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text of a corpus, and where it is.
+
+    Attributes:
+        text: without the blank space at its end.
+        offset: the byte of the file at which its line begins.
+    """
+
+    text: str
+    offset: int
+
+
 def documents(span: Span) -> Iterator[str | CorruptLine]:
     """The texts in part of a file.
 
@@ -173,15 +186,27 @@ def documents(span: Span) -> Iterator[str | CorruptLine]:
     Raises:
         UserError: the file cannot be read.
     """
+    for each in located(span):
+        yield each.text if isinstance(each, Document) else each
+
+
+def located(span: Span) -> Iterator[Document | CorruptLine]:
+    """The same texts, each with its place in the file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     if span.path.suffix == ".py":
-        texts = iter(["\n\n".join(_prose_in_source(span.path))])
+        found = iter([Document("\n\n".join(_prose_in_source(span.path)), 0)])
     elif span.path.suffix == ".txt":
-        texts = iter([span.path.read_text(encoding="utf-8", errors="replace")])
+        found = iter([Document(span.path.read_text(encoding="utf-8", errors="replace"), 0)])
     else:
-        texts = _texts_of_lines(span)
-    for text in texts:
-        if isinstance(text, CorruptLine) or (text := text.rstrip()):
-            yield text
+        found = _texts_of_lines(span)
+    for each in found:
+        if isinstance(each, CorruptLine):
+            yield each
+        elif text := each.text.rstrip():
+            yield Document(text, each.offset)
 
 
 def _prose_in_source(path: Path) -> Iterator[str]:
@@ -195,7 +220,7 @@ def _prose_in_source(path: Path) -> Iterator[str]:
                 yield text.strip()
 
 
-def _texts_of_lines(span: Span) -> Iterator[str | CorruptLine]:
+def _texts_of_lines(span: Span) -> Iterator[Document | CorruptLine]:
     try:
         with span.path.open("rb") as file:
             position = span.begin
@@ -210,11 +235,11 @@ def _texts_of_lines(span: Span) -> Iterator[str | CorruptLine]:
                 text = _text_of(line) if not line.isspace() else ""
                 if text is None:
                     if before is None:
-                        before = _newlines(span.path, position - len(line)) - number
+                        before = newlines(span.path, 0, position - len(line)) - number
                     why = 'not a JSON object with a string "text" in UTF-8'
                     yield CorruptLine(str(span.path), before + number + 1, why)
                 else:
-                    yield text
+                    yield Document(text, position - len(line))
     except OSError as error:
         raise UserError(f"{span.path} cannot be read: {error.strerror}.") from error
 
@@ -228,10 +253,15 @@ def _text_of(line: bytes) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _newlines(path: Path, end: int) -> int:
-    """The number of lines that end before the byte ``end``."""
+def newlines(path: Path, begin: int, end: int) -> int:
+    """The number of lines that end in the bytes from ``begin`` up to, but not including, ``end``.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     count = 0
     with path.open("rb") as file:
+        file.seek(begin)
         while chunk := file.read(min(_NEWLINES_AT_ONCE, end - file.tell())):
             count += chunk.count(b"\n")
     return count

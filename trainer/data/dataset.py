@@ -16,6 +16,8 @@ from trainer.errors import UserError
 from trainer.hashing import key
 from trainer.recipes import Recipe
 
+_MOST_FILES = 256  # of a corpus, that config.json names one by one
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
@@ -76,6 +78,7 @@ def _about(file: TokenFile) -> dict[str, Any]:
     return {
         "name": file.name,
         "sources": file.sources,
+        "files": list(file.files) if len(file.files) <= _MOST_FILES else None,
         "tokens": len(file.ids),
         "documents": len(file.bounds) - 1,
         "digest": file.digest,

@@ -1,7 +1,8 @@
 """The tokens that each update trains on, as a function of the seed and the index of the sample."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,22 @@ _ROUNDS = 6
 _DOCUMENTS_PER_GROUP = 64  # per group of an epoch's order, 8 bytes are kept in memory: its first token
 _GROUPS_AT_ONCE = 1 << 14
 _DOCUMENT_ORDER = 1  # so that documents are permuted in another way than blocks
+
+
+class Piece(NamedTuple):
+    """A part of a document in a sample.
+
+    Attributes:
+        document: its number in the corpus, from 0.
+        begins: the token of the document at which the part begins.
+        tokens: how many tokens of it.
+        source: where the part begins in the ids of the corpus.
+    """
+
+    document: int
+    begins: int
+    tokens: int
+    source: int
 
 
 class Samples:
@@ -61,39 +78,58 @@ class Samples:
         for epoch in np.unique(epochs).tolist():
             own = epochs == epoch
             blocks = permuted(torch.from_numpy(samples[own] % self.blocks), self.blocks, self._seed, epoch)
-            rows[own] = self._read(epoch, np.minimum(blocks.numpy() * self._length, len(self._ids) - self._length))
+            rows[own] = self._read(epoch, self._begin(blocks.numpy()))
         return rows
+
+    def pieces(self, sample: int) -> list[Piece]:
+        """The parts of documents that make up ``sample``, in order. Their tokens add up to ``seq_len`` + 1."""
+        epoch, index = divmod(sample, self.blocks)
+        block = int(permuted(torch.tensor([index]), self.blocks, self._seed, epoch))
+        return next(self._pieces(epoch, np.array([self._begin(block)])))
+
+    def _begin(self, block: Any) -> Any:
+        """Where a block, or each of several, begins in the epoch's stream. The last one ends with the stream."""
+        return np.minimum(block * self._length, len(self._ids) - self._length)
 
     def _read(self, epoch: int, begins: np.ndarray) -> np.ndarray:
         """The samples of the epoch's stream that begin at ``begins``, [samples, seq_len + 1]."""
+        rows = np.empty((len(begins), self._length), self._ids.dtype)
+        for row, pieces in zip(rows, self._pieces(epoch, begins), strict=True):
+            filled = 0
+            for piece in pieces:
+                row[filled : filled + piece.tokens] = self._ids[piece.source : piece.source + piece.tokens]
+                filled += piece.tokens
+        return rows
+
+    def _pieces(self, epoch: int, begins: np.ndarray) -> Iterator[list[Piece]]:
+        """For each sample of the epoch's stream that begins at ``begins``: its pieces."""
         starts = self._group_starts(epoch)
         first = np.searchsorted(starts, begins, side="right") - 1
         last = np.searchsorted(starts, begins + self._length - 1, side="right") - 1
         groups = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]))
-        sources, lengths = self._documents(epoch, groups)
-        rows = np.empty((len(begins), self._length), self._ids.dtype)
-        for row, begin, group in zip(rows, begins.tolist(), first.tolist(), strict=True):
-            document = int(np.searchsorted(groups, group)) * _DOCUMENTS_PER_GROUP
+        documents, sources, lengths = self._documents(epoch, groups)
+        for begin, group in zip(begins.tolist(), first.tolist(), strict=True):
+            place = int(np.searchsorted(groups, group)) * _DOCUMENTS_PER_GROUP
             skip, filled = begin - int(starts[group]), 0
+            pieces: list[Piece] = []
             while filled < self._length:
-                length = int(lengths[document])
+                length = int(lengths[place])
                 if skip < length:
-                    source = int(sources[document]) + skip
-                    piece = self._ids[source : source + min(length - skip, self._length - filled)]
-                    row[filled : filled + len(piece)] = piece
-                    filled += len(piece)
+                    tokens = min(length - skip, self._length - filled)
+                    pieces.append(Piece(int(documents[place]), skip, tokens, int(sources[place]) + skip))
+                    filled += tokens
                 skip = max(0, skip - length)
-                document += 1
-        return rows
+                place += 1
+            yield pieces
 
-    def _documents(self, epoch: int, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The documents in ``groups`` of the epoch's order: where they begin in the file, and how long they are."""
+    def _documents(self, epoch: int, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The documents in ``groups`` of the epoch's order: numbers, where they begin in the ids, lengths."""
         places = (groups[:, None] * _DOCUMENTS_PER_GROUP + np.arange(_DOCUMENTS_PER_GROUP)).ravel()
         places = places[places < len(self._bounds) - 1]
         seed = key(self._seed, _DOCUMENT_ORDER)
         documents = permuted(torch.from_numpy(places), len(self._bounds) - 1, seed, epoch).numpy()
         sources = self._bounds[documents]
-        return sources, self._bounds[documents + 1] - sources
+        return documents, sources, self._bounds[documents + 1] - sources
 
     def _group_starts(self, epoch: int) -> np.ndarray:
         """Where each group of documents begins in the epoch's stream. Only this needs a pass over all documents."""
@@ -101,7 +137,7 @@ class Samples:
             count = -(-(len(self._bounds) - 1) // _DOCUMENTS_PER_GROUP)
             sums = [np.zeros(1, np.int64)]
             for group in range(0, count, _GROUPS_AT_ONCE):
-                _, lengths = self._documents(epoch, np.arange(group, min(count, group + _GROUPS_AT_ONCE)))
+                _, _, lengths = self._documents(epoch, np.arange(group, min(count, group + _GROUPS_AT_ONCE)))
                 sums.append(np.add.reduceat(lengths, np.arange(0, len(lengths), _DOCUMENTS_PER_GROUP)))
             if len(self._starts) == 2:  # a batch may reach into the next epoch
                 del self._starts[min(self._starts)]
@@ -134,6 +170,11 @@ class Mixture:
         period, turn = np.divmod(samples, len(self._turns))
         corpus = self._turns[turn]
         return corpus, period * self._parts[corpus] + self._had[turn]
+
+    def pieces(self, sample: int) -> tuple[int, list[Piece]]:
+        """The index of the corpus that ``sample`` of the lineage is from, and the parts of documents in it."""
+        corpus, index = self.corpus_of(np.array([sample]))
+        return int(corpus[0]), self._corpora[int(corpus[0])].pieces(int(index[0]))
 
     def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of samples ``first`` … ``first + count − 1``: two int64 tensors [count, seq_len]."""

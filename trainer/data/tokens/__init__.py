@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.data.corpus import Corpus
 from trainer.data.tokens import cache
-from trainer.data.tokens.builder import BuildLimits, build
+from trainer.data.tokens.builder import PIECE, BuildLimits, build
 from trainer.data.tokens.tokenizer import Definition, find
 from trainer.errors import UserError
 
@@ -31,6 +31,9 @@ class TokenFile:
         digest: SHA-256 of ``ids``.
         tokenizer: SHA-256 of the tokenizer.
         corrupt_lines: the lines that were skipped: file, line, reason.
+        files: path, size and modification time of each file with the text.
+        piece_documents: number of documents in each piece of the corpus (:func:`builder.cut`); None for an entry of the
+            cache that does not tell.
     """
 
     name: str
@@ -41,6 +44,8 @@ class TokenFile:
     digest: str
     tokenizer: str
     corrupt_lines: Sequence[str]
+    files: Sequence[cache.FileVersion] = ()
+    piece_documents: Sequence[int] | None = None
 
 
 def usable_cores() -> int:
@@ -63,7 +68,8 @@ def load(
         UserError: the text is missing or unreadable, or has too many corrupt lines.
         RuntimeError: a worker process has died.
     """
-    inputs = [cache.FORMAT, cache.versions(corpus.files()), tokenizer.digest]
+    versions = cache.versions(corpus.files())
+    inputs = [cache.FORMAT, versions, tokenizer.digest]
     name = "tokens-" + hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     folder = cache.folder()
     entry = folder / name
@@ -87,4 +93,6 @@ def load(
         digest=about["digest"],
         tokenizer=about["tokenizer"],
         corrupt_lines=corrupt,
+        files=versions,
+        piece_documents=about["piece_documents"] if about.get("piece_bytes") == PIECE else None,
     )

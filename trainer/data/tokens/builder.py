@@ -217,6 +217,8 @@ def _join(
             "tokenizer": tokenizer.digest,
             "tokens": tokens,
             "documents": documents,
+            "piece_bytes": PIECE,  # with the next, a document is found without reading the whole corpus
+            "piece_documents": [count for _, count in sizes],
             "corrupt_lines": [str(line) for line in corrupt],
         }
         write_durably(temporary / "about.json", json.dumps(about, indent=1) + "\n")

@@ -20,7 +20,11 @@ def folder() -> Path:
     return Path(os.environ.get("OPT_OPS_CACHE") or Path.home() / ".cache" / "opt-ops")
 
 
-def versions(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+FileVersion = tuple[str, int, int]
+"""Path, size in bytes, and modification time in nanoseconds of a file."""
+
+
+def versions(files: Sequence[Path]) -> list[FileVersion]:
     """Path, size and modification time of each file. They change when the file changes.
 
     Raises:
