@@ -15,6 +15,8 @@ from chronicles.ledger.summary import LedgerSummary
 from chronicles.operators import AlertReport, HaltReport, OperatorRequest, PauseReport
 from chronicles.record import Moment
 from chronicles.validation import CorpusReport
+from opt_ops.core.failures import classes
+from opt_ops.core.names import lineage_of
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, Fault, RankExit, Shape, StackGroup, Verdict
 
@@ -102,6 +104,14 @@ class IncidentReport:
     def is_failure(self) -> bool:
         """Whether something went wrong: neither a planned move nor a request."""
         return not self.planned and not self.requested
+
+    @property
+    def documents_command(self) -> str | None:
+        """The command that shows the documents on which loss trouble began; None for other incidents."""
+        step = self.onset_step if self.onset_step is not None else self.step_failed
+        if classes.row(self.kind).domain is not classes.Domain.LOSS or not step or not self.attempt:
+            return None
+        return f"opt-ops data show {lineage_of(self.attempt)} --step {step} --loss --attempt {self.attempt}"
 
     @property
     def stopped_step(self) -> int | None:

@@ -228,6 +228,8 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
     yield f"  cause     {incident.cause}  [{incident.opened_entry}]"
     yield f"  evidence  {wording.values(incident.evidence)}"
     yield f"            {incident.detector}"
+    if incident.documents_command:
+        yield f"  data      {incident.documents_command}"
     if incident.stacks:
         yield from _stack_lines(incident.stacks)
     if incident.action is None:
