@@ -40,6 +40,8 @@ def _loss(policy: Policy) -> list[Line]:
         ("loss_too_low", "alert", fall),
         ("loss_too_low", "act", f"… for {drift.persist} points"),
         ("non_finite_loss", "act", "the loss or the gradient norm is not finite"),
+        ("unplanned_lr", "act", "the learning rate read back is not the planned one (live only)"),
+        ("unplanned_lr", "alert", "… and it never was: the trainer may follow a schedule that it cannot state"),
     ]
 
 

@@ -39,7 +39,7 @@ class ReadbackReport:
 
     step: int
     lr: float
-    expected_lr: float
+    expected_lr: float | None  # None: the kind of the schedule is not known
     loss: float | None
 
 

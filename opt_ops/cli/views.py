@@ -246,7 +246,8 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
         lost = f"{incident.steps_discarded} steps discarded, {incident.seconds_down or 0:.1f} s of downtime"
         yield f"  proof     {'proven' if incident.proven else 'NOT PROVEN'}; {lost}"
         for read in incident.readbacks[:1]:
-            yield f"            step {read.step}: lr {read.lr:.6g}, expected {read.expected_lr:.6g}"
+            expected = "" if read.expected_lr is None else f", expected {read.expected_lr:.6g}"
+            yield f"            step {read.step}: lr {read.lr:.6g}{expected}"
 
 
 def _action(incident: IncidentReport) -> Iterator[str]:

@@ -7,8 +7,21 @@ implementation. The formula is the one of docs/formats.md.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from opt_ops.core.values import LrFactor, Schedule, Skip
+from opt_ops.core.values import LINEAR, LrFactor, Schedule, Skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedLr:
+    """The learning rates that a run was planned with."""
+
+    schedule: Schedule
+    factors: tuple[LrFactor, ...] = ()
+
+    def at(self, step: int) -> float | None:
+        """The planned learning rate of update `step`; None if the schedule is of a kind that is not known here."""
+        return expected_lr(self.schedule, self.factors, step) if self.schedule.kind == LINEAR else None
 
 
 def scheduled_lr(schedule: Schedule, step: int) -> float:

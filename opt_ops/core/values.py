@@ -153,6 +153,10 @@ class Shape:
         return self.min_nodes or self.nodes
 
 
+LINEAR = "linear"
+"""Linear warm-up, then linear decay: the one kind of schedule whose learning rates are known (docs/formats.md)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """The trainer's learning-rate schedule, as its config.json states it."""
@@ -161,6 +165,7 @@ class Schedule:
     warmup_steps: int
     total_steps: int
     final_fraction: float
+    kind: str = LINEAR  # any other is not known here: nothing is compared with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

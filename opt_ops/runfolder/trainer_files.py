@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.contract.phases import PhaseName
 from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.values import Optimizer, Schedule
+from opt_ops.core.values import LINEAR, Optimizer, Schedule
 from opt_ops.errors import OptOpsError
 from opt_ops.ports import TrainerConfig, TrainerPhase
 from opt_ops.runfolder import fields as f
@@ -138,6 +138,7 @@ def _config_of(record: f.Record) -> TrainerConfig:
             warmup_steps=schedule.nullable("warmup_steps", f.step, 0),
             total_steps=schedule.required("total_steps", steps),
             final_fraction=schedule.nullable("final_fraction", f.number(), 1.0),
+            kind=schedule.nullable("kind", f.name, LINEAR),
         ),
         optimizer=Optimizer(
             betas=optimizer.nullable("betas", f.items(f.number(), 16), ()),

@@ -27,7 +27,7 @@ from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clean
-from opt_ops.core.values import Driver, Fault, Shape
+from opt_ops.core.values import LINEAR, Driver, Fault, Shape
 from opt_ops.ports import Inbox, Request
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
@@ -168,6 +168,8 @@ def _change(state: State, request: Request) -> Event:
         raise InvalidRequest(f"there is no verified healthy checkpoint at or before step {to_step}")
     if lr is not None and baseline(state) is None:
         raise InvalidRequest("the learning rate cannot be set yet: no attempt has reported its schedule")
+    if lr is not None and (kind := _schedule_kind(state)) != LINEAR:
+        raise InvalidRequest(f"the trainer's schedule is {kind!r}; opt-ops can only scale it: run rollback --lr-scale")
     settings = given.texts("settings", ())
     _check_end(settings, to_step if to_step is not None else (state.attempt and state.attempt.last_step) or 0)
     return ChangeRequested(
@@ -181,6 +183,11 @@ def _change(state: State, request: Request) -> Event:
         skip_batches=given.whole("skip_batches", 0, MOST_STEPS, 0),
         keep_later=given.flag("keep_later"),
     )
+
+
+def _schedule_kind(state: State) -> str:
+    known = baseline(state)
+    return known[0].kind if known is not None else LINEAR
 
 
 def _reason(request: Request) -> str:

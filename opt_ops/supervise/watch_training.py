@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from opt_ops.core.decide.policy import Policy
+from opt_ops.core.decide.proof import planned_lr, with_settings
 from opt_ops.core.detect.all import Detector, per_attempt
 from opt_ops.core.detect.corruption import CorruptionDetector
 from opt_ops.core.detect.finding import Finding
@@ -16,6 +17,7 @@ from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.detect.point import Point
 from opt_ops.core.detect.saves import StepTimes
 from opt_ops.core.detect.throughput import slow_node
+from opt_ops.core.detect.unplanned_lr import LearningRateDetector
 from opt_ops.core.events import (
     AttemptConfigured,
     AttemptProgressed,
@@ -24,6 +26,7 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.findings import SLOWING
+from opt_ops.core.schedule import PlannedLr
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.queries import newest_good, suspended
 from opt_ops.core.values import Tier
@@ -57,6 +60,7 @@ class TrainingWatch:
         self._following = ""
         self._ended_calm: set[str] = set()  # attempts
         self._curve = CurveHistory(lambda: LossDetector(policy.spike, policy.drift), self._observed)
+        self._learning_rate = LearningRateDetector()
         self._corruption = CorruptionDetector(0)
         self._per_attempt = self._new_detectors()
         self._phase_times = PhaseTimes()
@@ -87,7 +91,7 @@ class TrainingWatch:
             if holder := suspended(state, attempt):
                 self._advanced_at = self._clock.monotonic()
                 self._rest = (holder.since, self._clock.now())
-            yield from each("the trainer's settings", lambda: self._config(attempt))
+            yield from each("the trainer's settings", lambda: self._config(state, attempt))
             for phase in each("phases", lambda: self._trainer.phases(attempt.name)):
                 self._guard.call("phases", partial(self._enter, phase), None)
             for point in each("telemetry", lambda: self._trainer.points(attempt.name)):
@@ -123,9 +127,12 @@ class TrainingWatch:
             if earlier.name == attempt.name:
                 break
             if earlier.name not in self._read:
-                self._curve.discard_after(earlier.checkpoint.step if earlier.checkpoint else 0)
+                begun = earlier.checkpoint.step if earlier.checkpoint else 0
+                self._curve.discard_after(begun)
+                self._learning_rate.begin(planned_lr(state, earlier), begun)
                 for point in self._guard.each("telemetry", partial(self._trainer.points, earlier.name)):
                     self._curve.remember(point)
+                    self._learning_rate.observe(point)
                 self._read.add(earlier.name)
         self._read.add(attempt.name)
         if self._following and not self._curve.detector.spiking:
@@ -135,6 +142,7 @@ class TrainingWatch:
         self._curve.begin_attempt(start)
         agreed = (p.step for p in reversed(self._curve.kept) if p.checksums is not None)
         self._corruption = CorruptionDetector(next(agreed, start + 1))
+        self._learning_rate.begin(planned_lr(state, attempt), start)
         self._per_attempt = self._new_detectors()
         self._phase_times = PhaseTimes()
         self._step_times = StepTimes()
@@ -156,7 +164,7 @@ class TrainingWatch:
                 continue
             if detector is self._corruption:
                 self._corruption = CorruptionDetector(self._corruption.agreed)
-            else:
+            elif detector is not self._learning_rate:
                 pairs = zip(self._per_attempt, self._new_detectors(), strict=True)
                 self._per_attempt = tuple(new if each is detector else each for each, new in pairs)
 
@@ -166,11 +174,15 @@ class TrainingWatch:
         self._corruption = CorruptionDetector(min(self._corruption.agreed, step))
         self._reported_step = min(self._reported_step, step - 1)
 
-    def _config(self, attempt: Attempt) -> Iterator[Event]:
+    def _config(self, state: State, attempt: Attempt) -> Iterator[Event]:
         self._steps = attempt.steps
         if attempt.schedule is not None or (config := self._trainer.config(attempt.name)) is None:
             return
         self._steps = config.steps
+        if planned_lr(state, attempt) is None:  # this is the lineage's first one that says what was asked for
+            run = state.runs[attempt.run]
+            schedule, _ = with_settings(config.schedule, config.optimizer, run.settings)
+            self._learning_rate.plan(PlannedLr(schedule=schedule, factors=run.lr_factors))
         yield AttemptConfigured(
             attempt=attempt.name,
             steps=config.steps,
@@ -192,8 +204,9 @@ class TrainingWatch:
         if self._first[0] is not point and not rested:
             self._phase_times.observe("training", point.step_seconds)
             self._step_times.step(point)
-        detectors = (self._corruption, *(() if rested else self._per_attempt))
-        findings = [*self._curve.observe(point), *self._findings(detectors, point)]
+        # An incident stands for what a point shows first: an unplanned learning rate explains what the loss does.
+        findings = [*self._findings([self._learning_rate], point), *self._curve.observe(point)]
+        findings += self._findings([self._corruption, *(() if rested else self._per_attempt)], point)
         for finding in findings:
             raised = signal_of(attempt, finding)
             if raised.key not in state.signals:

@@ -325,10 +325,12 @@ def _proof(record: LineageRecord, row: IncidentReport) -> str:
         return full(f"NOT PROVEN. {mismatch}")
     if read:
         first, last = read[0], read[-1]
+        expected = ". The schedule is of a kind that opt-ops cannot compute."
+        if first.expected_lr is not None:
+            expected = f"; {rate(first.expected_lr)} was expected. Both agree up to step {whole(last.step)}."
         return (
-            f"At step {whole(first.step)} the live optimizer used the learning rate {rate(first.lr)}; "
-            f"{rate(first.expected_lr)} was expected. Both agree up to step {whole(last.step)}. Betas, weight decay "
-            f"and clipping are {'as requested' if row.settings else 'unchanged'}."
+            f"At step {whole(first.step)} the live optimizer used the learning rate {rate(first.lr)}{expected} "
+            f"Betas, weight decay and clipping are {'as requested' if row.settings else 'unchanged'}."
         )
     if "excluded" in proof:
         states = [f"{name}: drain {state}" for name, state in proof.get("drain", {}).items()]

@@ -17,7 +17,7 @@ _LOSS = frozenset(kind for kind, row in ROWS.items() if row.domain is Domain.LOS
 }
 
 CAN_CAUSE: Mapping[Fault, frozenset[str]] = {
-    Fault.LR: _LOSS,
+    Fault.LR: _LOSS | {FailureClass.UNPLANNED_LR},
     Fault.FLIP_BIT: _LOSS | {FailureClass.SILENT_DATA_CORRUPTION, FailureClass.COMMUNICATION},
     Fault.KILL_RANK: frozenset({FailureClass.PROCESS_DEATH, FailureClass.COMMUNICATION, FailureClass.HANG}),
     Fault.HANG: frozenset({FailureClass.HANG, FailureClass.COMMUNICATION, FailureClass.PROCESS_DEATH}),

@@ -16,7 +16,7 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.suspects import is_condemned
 from opt_ops.core.events import IncidentClosed
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.schedule import expected_lr
+from opt_ops.core.schedule import PlannedLr
 from opt_ops.core.state.model import Attempt, Incident, State, left_out_key
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Optimizer, Schedule
@@ -55,6 +55,14 @@ def baseline(state: State) -> tuple[Schedule, Optimizer] | None:
     return None
 
 
+def planned_lr(state: State, attempt: Attempt) -> PlannedLr | None:
+    """The learning rates that an attempt must use; None: no attempt of the lineage has stated its schedule yet."""
+    known, run = baseline(state), state.runs[attempt.run]
+    if known is None:
+        return None
+    return PlannedLr(schedule=with_settings(*known, run.settings)[0], factors=run.lr_factors)
+
+
 def with_settings(schedule: Schedule, optimizer: Optimizer, settings: tuple[str, ...]) -> tuple[Schedule, Optimizer]:
     """Schedule and optimizer after a run's own `key=value` settings. What is no number changes nothing: the readbacks
     will say what the trainer made of it."""
@@ -88,14 +96,13 @@ def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: i
     run = state.runs[attempt.run]
     schedule, optimizer = with_settings(*known, run.settings)
     mismatch = _mismatch(state, attempt, schedule, optimizer)
-    factors = run.lr_factors
+    planned = PlannedLr(schedule=schedule, factors=run.lr_factors)
     proof: dict[str, Any] = {
         "attempt": attempt.name,
         "first_step": attempt.first_step,
         "nodes": list(attempt.nodes),
         "readbacks": [
-            {"step": r.step, "lr": r.lr, "expected_lr": expected_lr(schedule, factors, r.step), "loss": r.loss}
-            for r in attempt.readbacks
+            {"step": r.step, "lr": r.lr, "expected_lr": planned.at(r.step), "loss": r.loss} for r in attempt.readbacks
         ],
     }
     if mismatch:
@@ -134,10 +141,10 @@ def _mismatch(state: State, attempt: Attempt, schedule: Schedule, optimizer: Opt
     excluded = [node.name for node in known if node.excluded_by and node.excluded_at <= attempt.intended_at]
     if excluded:
         return f"runs on the excluded node {', '.join(excluded)}"
-    factors = state.runs[attempt.run].lr_factors
+    planned = PlannedLr(schedule=schedule, factors=state.runs[attempt.run].lr_factors)
     for readback in attempt.readbacks:
-        expected = expected_lr(schedule, factors, readback.step)
-        if not math.isclose(readback.lr, expected, rel_tol=_TOLERANCE):
+        expected = planned.at(readback.step)
+        if expected is not None and not math.isclose(readback.lr, expected, rel_tol=_TOLERANCE):
             return f"step {readback.step}: learning rate {readback.lr!r}, not {expected!r}"
         used = Optimizer(betas=readback.betas, weight_decay=readback.weight_decay, clip_norm=readback.clip_norm)
         if used != optimizer:

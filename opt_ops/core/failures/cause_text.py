@@ -76,6 +76,14 @@ def loss_spike(raised: Raised) -> str:
     )
 
 
+def unplanned_lr(raised: Raised) -> str:
+    """A learning rate that is not the planned one."""
+    return (
+        f"learning rate {raised.evidence['lr']:.6g} at step {raised.step}, "
+        f"{raised.evidence['planned_lr']:.6g} was planned"
+    )
+
+
 def loss_too_low(raised: Raised) -> str:
     """A loss that fell further than a schedule explains."""
     return (

@@ -221,6 +221,7 @@ ROWS: Mapping[FailureClass, FailureRow] = {
         title="Learning rate off its schedule",
         domain=Domain.SETTINGS,
         confidence=grounds.always(Confidence.HIGH, "the live optimizer uses another learning rate than the schedule"),
+        cause=cause_text.unplanned_lr,
         playbook="unplanned_lr",
     ),
     FailureClass.UNDECLARED_CHANGE: FailureRow(

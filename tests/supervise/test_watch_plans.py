@@ -1,0 +1,137 @@
+"""The watch over training, and what was planned: learning rates, changes that are declared, and attempts that begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+from opt_ops.core import events as e
+from opt_ops.core.detect.point import Point
+from opt_ops.core.schedule import expected_lr
+from opt_ops.core.values import Checkpoint, Tier
+from opt_ops.ports import TrainerConfig
+from opt_ops.supervise.watch_training import TrainingWatch
+from tests.core.detect.test_signals import curve
+from tests.core.story import OPTIMIZER, POLICY, SCHEDULE, Story
+
+
+@dataclass
+class Told:
+    """A trainer whose files hold what a test says."""
+
+    configs: dict[str, TrainerConfig] = field(default_factory=dict)
+    lines: dict[str, list[Point]] = field(default_factory=dict)
+    read: dict[str, int] = field(default_factory=dict)
+
+    def config(self, attempt: str) -> TrainerConfig | None:
+        return self.configs.get(attempt)
+
+    def points(self, attempt: str) -> list[Point]:
+        begin = self.read.get(attempt, 0)
+        self.read[attempt] = len(self.lines.get(attempt, ()))
+        return self.lines.get(attempt, [])[begin:]
+
+    def phases(self, attempt: str) -> list[object]:
+        return []
+
+
+CONFIG = TrainerConfig(steps=1000, schedule=SCHEDULE, optimizer=OPTIMIZER, versions={}, layout={})
+
+
+class Watched:
+    """A story whose telemetry the real watch reads; what the watch yields is folded, and decided on."""
+
+    def __init__(self) -> None:
+        self.story = Story()
+        self.story.begin()
+        self.story.hold()
+        self.trainer = Told()
+        self.healthy = curve(1000, seed=3)
+        self.start()
+
+    def start(self) -> None:
+        """A daemon process begins to watch."""
+        self.trainer.read.clear()
+        store = SimpleNamespace(committed=self.committed, examined=lambda: (), pin=lambda _: None)
+        clock = SimpleNamespace(now=lambda: self.story.now, monotonic=lambda: self.story.now)
+        self.watch = TrainingWatch(POLICY, self.trainer, store, clock)
+
+    def committed(self, run: str) -> list[Checkpoint]:
+        known = (each.checkpoint for each in self.story.state.checkpoints.values())
+        return [each for each in known if each.run == run]
+
+    def write(self, steps: Iterable[int], lr: float = 1.0, shift: float = 0.0, config: TrainerConfig = CONFIG) -> None:
+        """The newest attempt trains these steps on its plan. `lr` multiplies its rate, `shift` is added to the loss."""
+        attempt = self.story.state.attempt
+        assert attempt is not None
+        self.trainer.configs[attempt.name] = config
+        factors = self.story.state.runs[attempt.run].lr_factors
+        for step in steps:
+            point = self.healthy[step - 1]
+            rate = lr * expected_lr(config.schedule, factors, step)
+            self.trainer.lines.setdefault(attempt.name, []).append(
+                replace(point, lr=rate, loss=(point.loss or 0.0) + shift)
+            )
+
+    def look(self) -> list[e.Event]:
+        """What the watch yields and what is decided on it."""
+        found = list(self.watch.observe(self.story.state))
+        return [*found, *self.story.see(*found)]
+
+    def signals(self) -> list[tuple[str, str, int | None]]:
+        return [(str(s.signal), str(s.tier), s.onset_step) for s in self.story.state.signals.values()]
+
+
+def test_a_learning_rate_that_leaves_the_plan_is_rolled_back_to_before_it_left():
+    training = Watched()
+    training.write(range(1, 451))
+    training.look()
+    for step in (100, 200, 300, 400):
+        training.story.checkpoint(step)
+    assert training.signals() == []
+    training.write(range(451, 460), lr=2.0)
+    decided = training.look()
+    assert training.signals() == [("unplanned_lr", Tier.ACT, 451)]
+    (recovery,) = [event for event in decided if isinstance(event, e.RecoveryDecided)]
+    assert (recovery.action, recovery.checkpoint and recovery.checkpoint.step) == ("rollback", 400)
+    assert (recovery.lr_factor, recovery.skip_batches) == (None, 0), "the planned rate, and nothing is left out"
+    training.start()
+    assert [event for event in training.look() if isinstance(event, e.SignalRaised)] == [], "told once"
+
+
+def test_a_run_under_other_settings_is_on_plan_before_and_after_a_takeover():
+    training = Watched()
+    training.write(range(1, 301))
+    training.look()
+    training.story.checkpoint(300)
+    asked = e.ChangeRequested(
+        request="r1", author="ann", reason="try", lr=4e-4, settings=("optim.peak_lr=0.0005", "optim.final_fraction=0")
+    )
+    training.story.see(asked)
+    training.story.checkpoint(310)
+    training.story.ends(last_step=310)
+    run = training.story.state.run
+    assert run is not None and run.settings, "the next run is planned"
+    schedule = replace(SCHEDULE, peak_lr=5e-4, final_fraction=0.0)
+    training.write(range(311, 400), config=replace(CONFIG, schedule=schedule))
+    training.look()
+    training.start()
+    training.look()
+    assert training.signals() == []
+    training.write([400], lr=0.5, config=replace(CONFIG, schedule=schedule))
+    training.look()
+    assert training.signals() == [("unplanned_lr", Tier.ACT, 400)]
+
+
+def test_an_attempt_that_ignores_the_settings_of_its_run_is_off_plan_at_its_first_update():
+    training = Watched()
+    training.write(range(1, 301))
+    training.look()
+    training.story.checkpoint(300)
+    training.story.see(e.ChangeRequested(request="r1", author="ann", reason="try", settings=("optim.peak_lr=0.0005",)))
+    training.story.checkpoint(310)
+    training.story.ends(last_step=310)
+    training.write([311])
+    training.look()
+    assert training.signals() == [("unplanned_lr", Tier.ACT, 311)]
