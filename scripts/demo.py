@@ -2,8 +2,8 @@
 
 Three local nodes: two train, one is a spare. While opt-tiny trains, the demo kills a rank, lets a node report Xid 79,
 kills the daemon, and multiplies the learning rate of the trainer. The daemon reads back the wrong rate at the first
-such update, and rolls back to before it. The demo uses the commands that an
-operator would type. It exits with 0 only if the lineage is COMPLETED and every recovery is proven.
+such update, and rolls back to before it. The demo uses the commands that an operator would type. It exits with 0 only
+if the lineage is COMPLETED and every recovery is proven.
 
 It must pass on a busy machine, too. So it reads the run folder itself, where a command would take seconds; each fault
 waits for the proof of the recovery before it; and the learning rate is changed at a step that the trainer is told in
