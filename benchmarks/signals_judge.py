@@ -75,19 +75,18 @@ class Tally:
     def figure(self, name: str, cases: list[Case], right: Right, least: float | None, most: float | None) -> Figure:
         """How many cases are counted by `right`; the goal is a share: at least, or at most."""
         goal = f"≥ {least * len(cases):.0f}" if least is not None else f"≤ {(most or 0.0) * len(cases):.0f}"
-        figure = Figure(name, goal, len(cases))
-        for rule in self.run.rules:
-            count = 0
-            for case in cases:
+        figure = Figure(name, goal, len(cases), dict.fromkeys(self.run.rules, 0))
+        for case in cases:
+            for rule in self.run.rules:
                 found = answers(rule, case)
                 yes = right(found, case)
-                count += yes
+                figure.counts[rule] += yes
                 if rule == OURS:
                     if yes != (least is not None):
                         figure.misses.append(f"{case.kind} | {case.name} | onset {case.onset}: {_text(found)}")
                     if least is not None and case.healthy_before is not None:
                         self._target(case, found)
-            figure.counts[rule] = count
+            case.forget()
         share = figure.counts[OURS] / max(1, len(cases))
         figure.met = share >= least - 1e-9 if least is not None else share <= (most or 0.0) + 1e-9
         return figure

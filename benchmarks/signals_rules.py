@@ -68,6 +68,11 @@ class Case:
         """The untouched rows, likewise."""
         return to_points(self.quiet or [])
 
+    def forget(self) -> None:
+        """The points may go; they are made again when they are asked for."""
+        for name in ("points", "quiet_points"):
+            self.__dict__.pop(name, None)
+
 
 @cache
 def policy() -> Policy:
