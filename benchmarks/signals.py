@@ -54,7 +54,7 @@ def measure(run: Run, only: Iterable[str]) -> list[Figure]:
         figures += list(forms_section(run)) if name == "forms" else list(SECTIONS[name](run, tally))
         print(f"{name}: {perf_counter() - begin:.0f} s", file=sys.stderr)
     if tally.inside.tried:
-        figures.append(tally.inside)
+        figures += [tally.inside, tally.strict]
     return figures
 
 

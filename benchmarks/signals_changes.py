@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping
 
 from benchmarks.signals_curves import PLAIN, Look, Row, Rows, draw, healthy, noise_sd
-from benchmarks.signals_events import FAULTS, Here, base
+from benchmarks.signals_events import FAULTS, Here, base, harmed
 from benchmarks.signals_rules import Case
 
 # ---- planned changes
@@ -41,6 +41,10 @@ def _planned(kind: str, rng: random.Random, sd: float, rows: Rows, at: int, show
                 row.loss += jump(n) - down
             case "other loss":
                 row.loss *= up
+            case "gradual mix":
+                row.loss += (down + 4 * sd) * min(1.0, n / 300)
+            case "annealing":
+                row.loss -= down * min(1.0, n / 300)
             case _:  # other tokenizer
                 row.loss += jump(n) + down
         if shown:
@@ -56,6 +60,8 @@ def _shown(kind: str, n: int, row: Row, lr_at: float) -> None:
             row.batch, row.tokens = batch * 4, tokens * 4
         case "longer sequence":
             row.batch, row.tokens = batch, tokens * 4
+        case "annealing":
+            row.lr = lr_at * max(0.02, 1 - n / 300)
         case "warm restart":
             row.lr = lr_at * max(0.02, min(3.0, 3.0 * n / 100))
         case _:
@@ -71,6 +77,8 @@ PLANNED = (
     "longer sequence",
     "other loss",
     "other tokenizer",
+    "gradual mix",
+    "annealing",
 )
 UNDECLARED = (
     ("warm restart", True),
@@ -144,7 +152,7 @@ def fault_after_change(count: int, real: Mapping[str, Rows], rng: random.Random)
                 rows=changed,
                 onset=rows[there].step,
                 planned=(rows[at].step,),
-                healthy_before=rows[there - 1].step,
+                harmed=harmed(rows, changed, there, rows[there].step),
             )
         )
     return cases
@@ -193,7 +201,7 @@ def bad_resumes(count: int, rng: random.Random) -> list[Case]:
                 onset=first,
                 until=last,
                 resumes={at + lost: rows[at : at + lost]},
-                healthy_before=rows[at - 1].step,
+                harmed=first,
             )
         )
     return cases

@@ -123,6 +123,7 @@ class Look:
     lr: bool = True
     scale: bool = False
     batch: bool = False
+    habits: tuple[str, ...] = ()  # names in HABITS
 
 
 Noise = Callable[[], float]
@@ -221,6 +222,7 @@ def draw(rng: random.Random, *, noises: Iterable[str] = tuple(NOISES), every: in
         lr=rng.random() < 0.7,
         scale=rng.random() < 0.2,
         batch=rng.random() < 0.5,
+        habits=tuple(habit for habit in HABITS if rng.random() < 0.1),
     )
 
 
@@ -249,6 +251,67 @@ def level(look: Look, step: int) -> float:
     return fall - 0.12 * (1 - planned_lr(look, step) / look.peak if step > look.warmup else 0.0)
 
 
+# ---- what some healthy runs do besides
+
+
+def _quieter(rng: random.Random, look: Look, rows: Rows) -> None:
+    for n, row in enumerate(rows):
+        row.loss += rng.gauss(0, look.sd) * math.exp(-3 * n / len(rows))
+
+
+def _epochs(rng: random.Random, look: Look, rows: Rows) -> None:
+    """The data comes again, and is known."""
+    length, fall = rng.randrange(len(rows) // 6 + 1, len(rows)), look.sd * rng.uniform(1, 4)
+    for n, row in enumerate(rows):
+        row.loss -= fall * (n // length)
+
+
+def _bump(rng: random.Random, look: Look, rows: Rows) -> None:
+    middle, width = look.warmup * 1.2 + 100, rng.uniform(80, 200)
+    for row in rows:
+        row.loss += 0.3 * math.exp(-(((row.step - middle) / width) ** 2))
+
+
+def _wanders(rng: random.Random, look: Look, rows: Rows) -> None:
+    periods = [rng.uniform(300, 3000) for _ in range(3)]
+    for n, row in enumerate(rows):
+        row.loss += 0.3 * look.sd * sum(math.sin(2 * math.pi * n / period) for period in periods)
+
+
+def _smoothed(rng: random.Random, look: Look, rows: Rows) -> None:
+    mean = rows[0].loss
+    for row in rows:
+        row.loss = mean = 0.8 * mean + 0.2 * row.loss
+
+
+def _clipped(rng: random.Random, look: Look, rows: Rows) -> None:
+    for row in rows:
+        row.gnorm = None if row.gnorm is None else min(row.gnorm, 0.5)
+
+
+def _wild(rng: random.Random, look: Look, rows: Rows) -> None:
+    for row in rows:
+        if row.gnorm is not None:
+            row.gnorm *= rng.lognormvariate(0, 0.5) * (20 if rng.random() < 0.003 else 1)
+
+
+def _rounded(rng: random.Random, look: Look, rows: Rows) -> None:
+    for row in rows:
+        row.loss = round(row.loss, 2)
+
+
+HABITS: dict[str, Callable[[random.Random, Look, Rows], None]] = {
+    "quieter with time": _quieter,
+    "epochs": _epochs,
+    "bump after the warm-up": _bump,
+    "wanders": _wanders,
+    "smoothed": _smoothed,
+    "clipped norm": _clipped,
+    "wild norm": _wild,
+    "rounded": _rounded,
+}
+
+
 def healthy(rng: random.Random, look: Look, points: int) -> Rows:
     """A curve of that look."""
     noise = NOISES[look.noise][0](rng, look.sd, look.every)
@@ -274,4 +337,6 @@ def healthy(rng: random.Random, look: Look, points: int) -> Rows:
             elif since >= 1000 and scale < 2.0**17:
                 scale, since = scale * 2, 0
         rows.append(row)
+    for habit in look.habits:
+        HABITS[habit](rng, look, rows)
     return rows

@@ -340,12 +340,18 @@ def event(kind: str, name: str, rows: Rows, at: int, change: Change, watched: in
     changed = [row.copy() for row in rows]
     for n, row in enumerate(changed[at : at + watched]):
         change(n, row)
-    last, first = rows[at - 1].step, rows[at].step
-    return Case(
-        kind=kind,
-        name=name,
-        rows=changed,
-        onset=rng.randrange(last + 1, first + 1),
-        quiet=rows,
-        healthy_before=last,
-    )
+    onset = rng.randrange(rows[at - 1].step + 1, rows[at].step + 1)
+    return Case(kind=kind, name=name, rows=changed, onset=onset, quiet=rows, harmed=harmed(rows, changed, at, onset))
+
+
+def harmed(rows: Rows, changed: Rows, at: int, onset: int) -> int:
+    """The step from which checkpoints are not healthy: the loss is half an sd off, or the norm half as high again."""
+    sd = noise_sd(rows, at)
+
+    def bad(was: Row, now: Row) -> bool:
+        norm = was.gnorm is not None and now.gnorm is not None and now.gnorm > 1.5 * was.gnorm
+        return norm or not abs(now.loss - was.loss) < 0.5 * sd
+
+    pairs = zip(rows[at:], changed[at:], strict=True)
+    n = next((n for n, (was, now) in enumerate(pairs) if bad(was, now)), 0)
+    return onset if n == 0 else rows[at + n].step

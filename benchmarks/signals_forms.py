@@ -82,13 +82,19 @@ def fp16(folder: Path, rng: random.Random) -> bool:
 
 
 def goes_back(folder: Path, rng: random.Random) -> bool:
-    """A run that was resumed twice, without a column that says so: nothing is wrong with it."""
+    """A run that was resumed twice, without a column that says so, and one whose resume is bad."""
     rows = healthy(rng, Look(noise="global batch", sd=0.02, start=5_000), 2500)
     again = [row.copy() for row in rows]
     for row in again:
         row.loss += rng.gauss(0, 0.01)
     items = replay(_plain(folder, rows[:1000] + again[900:1800] + rows[1700:]))
-    return items is not None and not any(item["tier"] == "act" for item in items)
+    if items is None or any(item["tier"] == "act" for item in items):
+        return False
+    broken = [row.copy() for row in again[900:1200]]
+    for row in broken:
+        row.loss += 2.0
+    items = replay(_plain(folder, rows[:1000] + broken)) or []
+    return any(item["signal"] == "bad_restore" for item in items)
 
 
 def wandb(folder: Path, rng: random.Random) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from benchmarks.signals_changes import bad_resumes, declared, fault_after_change, good_resumes, undeclared
-from benchmarks.signals_curves import NOISES, Rows, draw, healthy, to_points
+from benchmarks.signals_curves import NOISES, Look, Rows, draw, healthy, to_points
 from benchmarks.signals_diverged import divergences
 from benchmarks.signals_events import FAULTS, HARMLESS, HEALED, SLOW_HEALERS, TOO_LOW, put
 from benchmarks.signals_rates import collapses, healthy_scales, off_schedule
@@ -71,6 +71,7 @@ class Tally:
 
     run: Run
     inside: Figure = field(default_factory=lambda: Figure("rollback target inside the fault", "0"))
+    strict: Figure = field(default_factory=lambda: Figure("… from its first sign on, below half an sd", "–"))
 
     def figure(self, name: str, cases: list[Case], right: Right, least: float | None, most: float | None) -> Figure:
         """How many cases are counted by `right`; the goal is a share: at least, or at most."""
@@ -84,7 +85,7 @@ class Tally:
                 if rule == OURS:
                     if yes != (least is not None):
                         figure.misses.append(f"{case.kind} | {case.name} | onset {case.onset}: {_text(found)}")
-                    if least is not None and case.healthy_before is not None:
+                    if least is not None and case.harmed is not None:
                         self._target(case, found)
             case.forget()
         share = figure.counts[OURS] / max(1, len(cases))
@@ -93,16 +94,20 @@ class Tally:
 
     def _target(self, case: Case, found: list[Found]) -> None:
         first = next((f for f in found if f.rolls_back), None)
-        if first is None or first.target is None:
+        if first is None or first.target is None or case.harmed is None:
             return
-        self.inside.tried += 1
-        if first.target >= case.onset:
-            self.inside.misses.append(
-                f"{case.kind} | {case.name} | onset {case.onset}: {first.signal} at {first.step}, onset"
-                f" {first.onset}, target {first.target}"
-            )
-        self.inside.counts[OURS] = len(self.inside.misses)
+        about = f"{first.signal} at {first.step}, onset {first.onset}, target {first.target}"
+        for figure, begin in ((self.inside, case.harmed), (self.strict, case.onset)):
+            figure.tried += 1
+            if first.target >= begin:
+                figure.misses.append(f"{case.kind} | {case.name} | onset {case.onset}, harm {case.harmed}: {about}")
+            figure.counts[OURS] = len(figure.misses)
         self.inside.met = not self.inside.misses
+
+
+def _about(look: Look) -> str:
+    habits = "".join(f", {habit}" for habit in look.habits)
+    return f"{look.schedule}, sd {look.sd:.3f}, every {look.every}, from {look.start}{habits}"
 
 
 def healthy_section(run: Run) -> Iterator[Figure]:
@@ -110,11 +115,8 @@ def healthy_section(run: Run) -> Iterator[Figure]:
     rng = run.rng("healthy")
     drawn = {
         f"drawn, {noise}": [
-            (
-                f"{look.schedule}, sd {look.sd:.3f}, every {look.every}, from {look.start}",
-                to_points(healthy(rng, look, points)),
-            )
-            for look in (draw(rng, noises=(noise,)) for _ in range(run.many(8)))
+            (_about(look), to_points(healthy(rng, look, points)))
+            for look in (draw(rng, noises=(noise,)) for _ in range(run.many(12)))
             for points in (rng.choice((1500, 4000, 8000)),)
         ]
         for noise in NOISES
@@ -167,7 +169,7 @@ def low_section(run: Run, tally: Tally) -> Iterator[Figure]:
     """Too low a loss."""
     cases = put(TOO_LOW, run.many(36), run.real, run.rng("low"))
     for case in cases:  # a target counts for faults only
-        case.healthy_before = None
+        case.harmed = None
     yield tally.figure("too low a loss noticed", cases, noticed, 30 / 36, None)
     yield tally.figure("too low a loss rolled back", cases, rolled_back, None, 0.0)
 

@@ -53,7 +53,7 @@ def _off(kind: str, rng: random.Random) -> Case:
         rows=changed,
         onset=rows[at - 1].step + 1,
         quiet=rows,
-        healthy_before=rows[at - 1].step,
+        harmed=rows[at - 1].step + 1,
     )
 
 
@@ -108,7 +108,7 @@ def collapses(count: int, rng: random.Random) -> list[Case]:
                 rows=changed,
                 onset=rows[at].step,
                 quiet=rows,
-                healthy_before=rows[at - 1].step,
+                harmed=rows[at - 1].step + 1,
             )
         )
     return cases

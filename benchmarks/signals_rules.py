@@ -56,7 +56,7 @@ class Case:
     quiet: Rows | None = None
     planned: tuple[int, ...] = ()
     resumes: Mapping[int, Rows] = field(default_factory=dict)  # place at which an attempt begins: what was discarded
-    healthy_before: int | None = None  # the last step that was logged before the onset
+    harmed: int | None = None  # of a fault: the step from which no checkpoint is healthy
 
     @cached_property
     def points(self) -> Curve:
