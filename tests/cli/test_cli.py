@@ -421,6 +421,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 # The surface grows by a visible change only.
 COMMANDS = """
 alerts test, ckpt list, ckpt prune, ckpt verify, daemon ensure, daemon run, daemon status, daemon stop, daemon unit,
+data show,
 doctor, drill flip-bit, drill hang, drill kill-daemon, drill kill-rank, drill lr, drill xid, events, glossary, init,
 ledger,
 logbook handover, logbook open, logbook render, logbook update, mlflow open, mlflow sync, node allow, node check,

@@ -130,7 +130,7 @@ def _finding(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
     parts = (row.detector, measured, _alerts_before(record, row))
     yield Fact(label="Evidence", text=" ".join(full(part) for part in parts if part), line=line)
     if row.documents_command:
-        yield Fact(label="Data", text="This command shows the documents of the step.", line=row.documents_command)
+        yield Fact(label="Data", text=f"To see the documents of the step where it began: {row.documents_command}")
 
 
 def _hit(row: IncidentReport, harmed: bool) -> str:

@@ -154,7 +154,7 @@ def test_stacks_name_the_odd_ranks(report: LineageReport, log: dict[str, LogEntr
 
 def test_advice_is_never_written_as_an_action(log: dict[str, LogEntry], report: LineageReport, drawn: tuple[str, str]):
     (entry,) = [entry for title, entry in log.items() if "(advisory)" in title]
-    assert set(told_of(entry)) == {"Cause", "Confidence", "Evidence", "Advice", "Notified"}
+    assert set(told_of(entry)) == {"Cause", "Confidence", "Evidence", "Data", "Advice", "Notified"}
     assert "Nothing was done, because an operator drove." in told_of(entry)["Advice"]
     row = of_kind(report, "loss_spike")
     assert (row.advisory, row.proven, row.next_attempt, row.steps_discarded) == (True, None, None, None)
