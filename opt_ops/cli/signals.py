@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opt_ops.cli import curves
+from opt_ops.cli.curve_files.read import CurveFile
 from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption, settings
 from opt_ops.cli.output import Column, Format, say, show
-from opt_ops.core.detect.finding import Finding
-from opt_ops.core.detect.loss import LossDetector
-from opt_ops.core.detect.loss_scale import LossScaleDetector
-from opt_ops.core.detect.point import Point
 from opt_ops.core.failures.classify_exit import blame
-from opt_ops.core.values import Tier
-from opt_ops.errors import NotFound
+from opt_ops.core.values import Action, Tier
+from opt_ops.errors import NotFound, UsageError
+from opt_ops.laboratory.curve_replay import CurveReplay, Found, TooManyAttempts
 from opt_ops.runfolder.log_set import read_log_set
 
 if TYPE_CHECKING:
     from opt_ops.core.decide.policy import Policy, Rung
+
+_PROGRESS_LINES = 100_000
 
 app = typer.Typer(no_args_is_help=True, help="Run the detectors over a curve or over logs.")
 
@@ -33,9 +33,25 @@ def replay(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="telemetry.jsonl, or CSV with columns step and loss; optional grad_norm, loss_scale, lr.",
+            help="CSV or JSON with a step and a loss: an export of W&B or TensorBoard, trainer_state.json, "
+            "telemetry.jsonl, a log of your own.",
         ),
     ],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="NAME=COLUMN",
+            help="Name a column that is not recognised. NAME is step, loss, grad_norm, lr, loss_scale, skip, attempt, "
+            "batch, tokens (of a step) or stage. Repeat it for more.",
+        ),
+    ] = None,
+    planned: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--planned", metavar="STEP", min=0, help="Something was planned from this step on. Repeat it for more."
+        ),
+    ] = None,
     playbooks: Annotated[
         Path | None, typer.Option("--from", help="Folder of playbook pages. [default: the site's]")
     ] = None,
@@ -45,22 +61,27 @@ def replay(
 ) -> None:
     """Run the loss detectors over a curve: their findings, the onset, and the first action of the playbook.
 
-    Nothing acts on a finding, so the curve stays as it is. An empty cell is unknown; a loss of nan is not finite.
+    Nothing acts on a finding, so the curve stays as it is. An empty cell is unknown; a loss of nan is not finite. Where
+    steps go back, a new attempt begins. Rows without a loss are passed over.
 
     Examples:
       opt-ops signals replay loss.csv -o wide
+      opt-ops signals replay wandb.csv --column loss=train/ce --column step=trainer/global_step
+      opt-ops signals replay loss.csv --planned 40000
       opt-ops signals replay runs/12/12.01/a3/telemetry.jsonl
     """
     from opt_ops import playbook_loader
 
     policy, _ = playbook_loader.load(playbooks or settings.config.playbooks or playbook_loader.folder())
     if not curve.is_file():
-        raise NotFound(
-            f"there is no file {curve}", "give telemetry.jsonl, or a CSV file with the columns step and loss"
-        )
-    points = list(curves.points(curve))
-    rows = [_row(finding, policy) for finding in _findings(points, policy)]
-    columns = [
+        raise NotFound(f"there is no file {curve}", "give telemetry.jsonl, or a file with the columns step and loss")
+    file = CurveFile(curve, columns or ())
+    found = _replayed(file, policy, planned or (), curve, quiet)
+    rows = [_row(each, policy) for each in found.found]
+    several = found.attempts > 1
+    shown = [
+        *([Column("RUN", "run")] if any(row["run"] for row in rows) else []),
+        *([Column("ATTEMPT", "attempt", right=True)] if several else []),
         Column("STEP", "step", right=True),
         Column("ONSET", "onset_step", right=True),
         Column("SIGNAL", "signal"),
@@ -72,9 +93,51 @@ def replay(
     ]
     if output in (Format.TABLE, Format.WIDE):
         rows = [{**row, "evidence_text": _evidence_text(row["evidence"])} for row in rows]
-    show("opt-ops/signals-replay/1", rows, columns, output, header=header)
-    span = f"steps {points[0].step} to {points[-1].step}, {len(points)} points"
-    say(f"{len(rows) or 'No'} finding{'' if len(rows) == 1 else 's'} in {span}.", quiet)
+    show("opt-ops/signals-replay/1", rows, shown, output, header=header)
+    _remarks(file, found, quiet)
+
+
+def _replayed(file: CurveFile, policy: Policy, planned: Sequence[int], curve: Path, quiet: bool) -> CurveReplay:
+    """The replay of a file, with the progress of a long one on a terminal."""
+
+    def stray(_: str) -> None:
+        file.passed.strays += 1
+
+    replayed = CurveReplay(policy, planned, on_stray=stray)
+    progress = not quiet and sys.stderr.isatty()
+    try:
+        for number, line in enumerate(file.lines(), 1):
+            replayed.take(*line)
+            if progress and number % _PROGRESS_LINES == 0:
+                print(f"\r{number:,} lines, step {line.point.step:,} ", end="", file=sys.stderr, flush=True)
+        if progress and replayed.points >= _PROGRESS_LINES:
+            print("\r", end="", file=sys.stderr)
+    except TooManyAttempts as error:
+        raise UsageError(f"{curve}: {error}", "give one run only, in the order in which it was logged") from None
+    if not replayed.points:
+        raise UsageError(f"{curve}: no points", "give at least one line with a step and a loss")
+    return replayed
+
+
+def _remarks(file: CurveFile, found: CurveReplay, quiet: bool) -> None:
+    """What was taken for what, what was passed over, and what was found."""
+    renamed = [f"{name} is {column}" for name, column in (file.columns or {}).items() if name != column]
+    if renamed:
+        say(f"Columns: {', '.join(renamed)}.", quiet)
+    passed = file.passed
+    for count, what in (
+        (passed.without_loss, "without a loss"),
+        (passed.unreadable, "that could not be read"),
+        (passed.strays, "whose step does not follow"),
+    ):
+        if count:
+            say(f"{count:,} line{'' if count == 1 else 's'} {what} passed over.", quiet)
+    attempts = f", {found.attempts} attempts" if found.attempts > 1 else ""
+    count = len(found.found)
+    said = (
+        f"{count or 'No'} finding{'' if count == 1 else 's'} in {found.points:,} points, steps {found.span}{attempts}."
+    )
+    say(said, quiet)
 
 
 @app.command("blame")
@@ -122,17 +185,16 @@ def blame_logs(
     say(f"{len(failed) or 'No'} rank{'' if len(failed) == 1 else 's'} ended badly.", quiet)
 
 
-def _findings(points: list[Point], policy: Policy) -> Iterator[Finding]:
-    detectors = (LossDetector(policy.spike, policy.drift), LossScaleDetector(policy.loss_scale))
-    for point in points:
-        for detector in detectors:
-            yield from detector.observe(point)
-
-
-def _row(finding: Finding, policy: Policy) -> dict[str, Any]:
+def _row(found: Found, policy: Policy) -> dict[str, Any]:
+    finding = found.finding
     page = policy.playbooks.get(finding.signal)
-    acts = finding.tier is Tier.ACT and page is not None
+    rung = page.ladder[0] if finding.tier is Tier.ACT and page is not None else None
+    rollback = rung is not None and rung.action is Action.ROLLBACK
+    margin = max(rung.margin_steps, finding.margin_steps) if rung is not None and rollback else finding.margin_steps
+    target = max(0, finding.onset_step - margin) if rollback else None
     return {
+        "run": found.run,
+        "attempt": found.attempt,
         "step": finding.step,
         "onset_step": finding.onset_step,
         "signal": finding.signal,
@@ -140,19 +202,25 @@ def _row(finding: Finding, policy: Policy) -> dict[str, Any]:
         "rule": finding.rule,
         "evidence": {key: _plain(value) for key, value in finding.evidence.items()},
         "playbook": page.name if page else None,
-        "would": _would(page.ladder[0], finding.onset_step) if acts and page else "notify only",
+        "action": str(rung.action if rung else Action.NOTIFY),
+        "target_step": target,
+        "margin_steps": margin,
+        "would": _would(rung, target),
     }
 
 
-def _would(rung: Rung, onset: int) -> str:
-    if rung.lr_factor is None:
+def _would(rung: Rung | None, target: int | None) -> str:
+    if rung is None or rung.action is Action.NOTIFY:
+        return "notify only"
+    if target is None:
         return str(rung.action)
-    before = max(0, onset - rung.margin_steps)
-    return f"{rung.action} to a checkpoint at or before step {before}, learning rate × {rung.lr_factor:g}"
+    rate = "" if rung.lr_factor is None else f", learning rate × {rung.lr_factor:g}"
+    return f"{rung.action} to a checkpoint at or before step {target}{rate}"
 
 
 def _evidence_text(evidence: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value:.4g}" for key, value in evidence.items() if value is not None)
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in evidence.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
 
 
 def _plain(value: Any) -> Any:

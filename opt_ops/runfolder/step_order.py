@@ -21,9 +21,14 @@ class StepOrder:
     next line continues from it, the trainer has begun again there, and both are taken. Else it was a stray.
     """
 
-    def __init__(self, on_stray: Callable[[str], None] = lambda _: None) -> None:
-        """`on_stray` gets the reason for each line that is dropped."""
+    def __init__(self, on_stray: Callable[[str], None] = lambda _: None, *, attempts: bool = False) -> None:
+        """`on_stray` gets the reason for each line that is dropped.
+
+        `attempts`: the file may hold several attempts, one after the other. They may be short, and one may begin with
+        the last step of the one before.
+        """
         self._on_stray = on_stray
+        self._attempts = attempts
         self._last: Point | None = None
         self._kept_back: Point | None = None
         self._since_restart = _BETWEEN_RESTARTS
@@ -32,13 +37,17 @@ class StepOrder:
         """Take in the next point. Returns those that are taken now, none to two. A step that falls is a restart."""
         self._since_restart += 1
         last, before, self._kept_back = self._last, self._kept_back, None
+        rested = self._since_restart >= _BETWEEN_RESTARTS
         if last is None or last.step < point.step <= last.step + _JUMP:
+            if before is not None and last is not None and self._attempts and rested and before.step == last.step:
+                self._since_restart = 0
+                return [self._taken(before), self._taken(point)]
             if before is not None:
                 self._drop(before, last)
             return [self._taken(point)]
         forward = point.step > last.step
         if before is not None and before.step < point.step <= before.step + max(_JUMP, 2 * (before.step - last.step)):
-            if forward or self._since_restart >= _BETWEEN_RESTARTS:
+            if forward or rested or self._attempts:
                 self._since_restart = self._since_restart if forward else 0
                 return [self._taken(before), self._taken(point)]
             self._drop(before, last)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +69,23 @@ def point_of(line: Mapping[str, Any], left_out: list[str] | None = None) -> Poin
     )
 
 
-def points(path: Path, last_bytes: int | None = None) -> Iterator[Point]:
+def points(
+    path: Path, last_bytes: int | None = None, on_bad: Callable[[int, str], None] = lambda _, __: None
+) -> Iterator[Point]:
     """Yield the points of a telemetry file, for a reader that reads it once. Lines that are left out are skipped.
 
-    With `last_bytes`, only those at the end of the file are read. A file that cannot be read has no points.
+    With `last_bytes`, only those at the end of the file are read. A file that cannot be read has no points. `on_bad`
+    gets the number of each line that is left out, and the reason.
     """
-    tail = Tail(path, most=LARGEST_TELEMETRY)
+    tail = Tail(path, most=LARGEST_TELEMETRY, on_bad=on_bad)
     try:
         if last_bytes is not None:
             tail.skip_to_last(last_bytes)
         for line in tail.read():
             try:
                 yield point_of(line)
-            except f.BadField:
-                continue
+            except f.BadField as error:
+                on_bad(tail.line, str(error))
     except OSError:
         return
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.cli import curves, daemon_log, wording
+from opt_ops.cli import daemon_log, wording
+from opt_ops.cli.curve_files.read import CurveFile
 from opt_ops.cli.output import signs_of_life
 from tests.cli.test_cli import told
 from tests.e2e.stub_trainer import telemetry
@@ -101,7 +102,7 @@ def test_the_products_own_telemetry_is_a_curve(tmp_path: Path):
     file = tmp_path / "telemetry.jsonl"
     lines = [json.dumps(telemetry(step, 1e-3, 2.0 if step < 900 else 60.0, 0.5)) for step in range(1, 1000)]
     file.write_text("\n".join([*lines[:5], "torn", *lines[5:]]) + "\n")
-    assert [point.step for point in curves.points(file)] == list(range(1, 1000))
+    assert [point.step for point, *_ in CurveFile(file).lines()] == list(range(1, 1000))
     items = json.loads(opt_ops(tmp_path, "signals", "replay", "telemetry.jsonl", "-o", "json").stdout)["items"]
     assert ("loss_spike", "act", 900) in [(each["signal"], each["tier"], each["onset_step"]) for each in items]
 

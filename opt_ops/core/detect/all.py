@@ -21,6 +21,11 @@ class Detector(Protocol):
         ...
 
 
+def of_the_model(loss_scale: LossScaleRule) -> tuple[Detector, ...]:
+    """Those of `per_attempt` that watch the model and its optimizer, not machines: a replay runs them, too."""
+    return (LossScaleDetector(loss_scale), ActivationDetector())
+
+
 def per_attempt(
     straggler: StragglerRule, loss_scale: LossScaleRule, throughput: ThroughputRule
 ) -> tuple[Detector, ...]:
@@ -30,9 +35,8 @@ def per_attempt(
     kept steps, and `CorruptionDetector`, which knows since when ranks agree.
     """
     return (
+        *of_the_model(loss_scale),
         StragglerDetector(straggler),
-        LossScaleDetector(loss_scale),
         ThroughputDetector(throughput),
-        ActivationDetector(),
         SaveDetector(),
     )
