@@ -1,12 +1,17 @@
 """`opt-ops signals replay` on curves of one's own."""
 
 import json
+import math
+import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from opt_ops.cli import app
+from opt_ops.cli.curve_files.read import CurveFile
 from opt_ops.errors import OptOpsError, UsageError
 
 
@@ -16,6 +21,20 @@ def replay(path: Path, *options: str) -> str:
         raise done.exception
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def findings(path: Path, *options: str) -> list[dict[str, Any]]:
+    return json.loads(replay(path, *options, "-o", "json", "-q"))["items"]
+
+
+def table(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]], delimiter: str = ",") -> Path:
+    path.write_text("\n".join(delimiter.join(map(str, row)) for row in [names, *rows]) + "\n")
+    return path
+
+
+def quiet(points: int, seed: int = 1) -> list[float]:
+    noise = random.Random(seed)
+    return [2.0 + noise.gauss(0.0, 0.02) for _ in range(points)]
 
 
 @pytest.fixture
@@ -54,12 +73,19 @@ def test_what_is_not_finite_is_found_and_stays_json(diverged: Path):
     ("text", "said"),
     [
         ("", "line 1: no column step or loss in an empty file"),
-        ("iteration,loss\n1,2\n", "line 1: no column step in iteration, loss"),
-        ("step,loss\n", "line 2: no points"),
+        ("epoch,loss\n1,2\n", "line 1: no column step in epoch, loss"),
+        ("step,loss\n", "no points"),
+        ("step,loss\n1,\n2,\n", "no points"),
         ("step,loss\n1,2.0\n2,abc\n", "line 3: loss is 'abc', not a number"),
         ("step,loss\n1.5,2.0\n", "line 2: step is '1.5', not a whole number"),
-        ("step,loss\n1,\n", "line 2: loss is empty"),
-        ("step,loss\n5,2.0\n5,2.0\n", "line 3: step 5 comes after step 5"),
+        ("step,loss\n,2.0\n", "line 2: step is '', not a whole number"),
+        ("step,loss\n-5,2.0\n", "line 2: step is '-5', not a whole number"),
+        ('{"step": 1, "loss": [2]}\n', "line 1: loss is "),
+        ('{"log_history": []}', "no column step or loss in log_history"),
+        ("[1, 2]", "holds no list of records"),
+        ("{", "is not JSON"),
+        ("step,a - train/loss,b - train/loss\n1,2,3\n", "more than one column may be loss"),
+        ("".join(f"{step},2\n" for step in ["step,loss\n0", *[n % 7 for n in range(9000)]]), "more than 1000 attempts"),
     ],
 )
 def test_a_wrong_file_is_told_with_its_line(diverged: Path, text: str, said: str):
@@ -72,6 +98,39 @@ def test_a_file_that_is_no_text_is_told(diverged: Path):
     diverged.write_bytes(b"step,loss\n\xff\xfe\n")
     with pytest.raises(UsageError, match="is no CSV file"):
         replay(diverged)
+
+
+def test_a_dead_tail_is_one_finding(tmp_path: Path):
+    losses = [*quiet(300), *[math.nan] * 900]
+    losses[40] = math.inf
+    first, dead = findings(table(tmp_path / "loss.csv", ["step", "loss"], list(enumerate(losses))))
+    assert (first["step"], first["evidence"]["points"]) == (40, 1)
+    assert (dead["step"], dead["evidence"]["points"], dead["evidence"]["last_step"]) == (300, 900, 1199)
+
+
+def test_an_unknown_norm_is_unknown(tmp_path: Path):
+    rows = [(step, loss, "" if 200 <= step < 400 else 0.2) for step, loss in enumerate(quiet(600))]
+    path = table(tmp_path / "loss.csv", ["step", "loss", "grad_norm"], rows)
+    assert findings(path) == []
+    unknown = [line.point for line in CurveFile(path).lines()][300]
+    assert (unknown.gnorm, unknown.finite) == (None, True)
+
+
+def test_each_finding_says_what_would_be_done_and_to_where(diverged: Path):
+    alert, act = findings(diverged)
+    assert (alert["action"], alert["target_step"]) == ("tell", None)
+    assert act["action"] == "rollback"
+    assert act["margin_steps"] >= 100
+    assert act["target_step"] == act["onset_step"] - act["margin_steps"]
+    rows = [(step, loss + (3.0 if step >= 60 else 0.0)) for step, loss in enumerate(quiet(300))]
+    (act,) = (each for each in findings(table(diverged, ["step", "loss"], rows)) if each["tier"] == "act")
+    assert act["target_step"] == 0
+
+
+def test_a_page_that_only_tells_has_no_target(tmp_path: Path):
+    rows = [(step, loss - (1.0 if step >= 600 else 0.0)) for step, loss in enumerate(quiet(900))]
+    found = findings(table(tmp_path / "loss.csv", ["step", "loss"], rows))
+    assert {(each["signal"], each["action"], each["target_step"]) for each in found} == {("loss_too_low", "tell", None)}
 
 
 LOG_SETS = Path(__file__).parents[1] / "core/failures/data/log_sets"
