@@ -95,7 +95,7 @@ def _none(chance: random.Random) -> dict[str, Any]:
     if chance.random() < 0.5:
         return {"inject": _garbage(chance, chance.randint(3, 6))}
     step = chance.randint(350, 500)
-    return {"inject": {"what": "moments", "step": step, "factor": 10.0 ** -chance.randint(2, 3), "always": False}}
+    return {"inject": {"what": "moments", "step": step, "factor": 10.0 ** -chance.randint(2, 3)}}
 
 
 def _bad_restore(chance: random.Random) -> dict[str, Any]:
@@ -140,9 +140,10 @@ def _lr_too_high(chance: random.Random) -> dict[str, Any]:
 
 
 def _beta2(chance: random.Random) -> dict[str, Any]:
-    """A second moment that is too slow after a quiet stretch. The twin has the usual one, and no such stretch."""
-    order = {"what": "moments", "step": chance.randint(350, 500), "factor": 10.0 ** -chance.randint(2, 3)}
-    return {"inject": {**order, "always": True}, "declared": ("optim.betas=0.9,0.9999",)}
+    """A second moment that is too slow after quiet stretches. The twin has the usual one, and no such stretch."""
+    first = chance.randint(350, 450)
+    order = {"what": "quiet", "first": first, "last": first + 150, "every": chance.randint(12, 18)}
+    return {"inject": {**order, "factor": 10.0 ** -chance.randint(2, 3)}, "declared": ("optim.betas=0.9,0.9999",)}
 
 
 def _fp16_scale(chance: random.Random) -> dict[str, Any]:

@@ -97,17 +97,38 @@ def garbage(orders: dict[str, Any], _: Once) -> None:
 
 
 def moments(orders: dict[str, Any], once: Once) -> None:
-    """After update `step` the second moments are as after small gradients, by `factor`: once, or `always`."""
-    import torch
+    """After update `step` the second moments shrink, once: the next updates are too large."""
 
     def act(engine: Any, step: int) -> None:
-        if step == orders["step"] and (orders["always"] or not once.done()):
+        if step == orders["step"] and not once.done():
             once.note(step=step)
-            with torch.no_grad():
-                for state in engine.optimizer.state.values():
-                    state["exp_avg_sq"].mul_(orders["factor"] ** 2)
+            _shrink(engine.optimizer, 1.0, orders["factor"])
 
     _after_updates(act)
+
+
+def quiet(orders: dict[str, Any], _: Once) -> None:
+    """From update `first` to `last` gradients are usual and quiet by turns, with a period of `every` updates.
+
+    Both moments are then as after gradients that were smaller by `factor`. A second moment that follows quickly is as
+    usual some updates later. A slow one stays too small.
+    """
+
+    def act(engine: Any, step: int) -> None:
+        if orders["first"] <= step <= orders["last"] and (step - orders["first"]) % orders["every"] == 0:
+            _shrink(engine.optimizer, orders["factor"], orders["factor"])
+
+    _after_updates(act)
+
+
+def _shrink(optimizer: Any, first: float, second: float) -> None:
+    """Moments as of gradients that are smaller by these factors."""
+    import torch
+
+    with torch.no_grad():
+        for state in optimizer.state.values():
+            state["exp_avg"].mul_(first)
+            state["exp_avg_sq"].mul_(second**2)
 
 
 def restore(orders: dict[str, Any], once: Once) -> None:
@@ -304,7 +325,7 @@ def _attempt() -> str:
 
 
 INJECTIONS: dict[str, Callable[[dict[str, Any], Once], None]] = {
-    each.__name__: each for each in (garbage, moments, restore, rate, batch, flip, mix, edge, overflow)
+    each.__name__: each for each in (garbage, moments, quiet, restore, rate, batch, flip, mix, edge, overflow)
 }
 
 
