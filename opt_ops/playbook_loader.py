@@ -26,6 +26,7 @@ from opt_ops.core.detect.loss_scale import LossScaleRule
 from opt_ops.core.detect.loss_spike import SpikeRule
 from opt_ops.core.detect.straggler import StragglerRule
 from opt_ops.core.detect.throughput import ThroughputRule
+from opt_ops.core.failures.causes import Cause
 from opt_ops.core.failures.classes import ROWS, FailureClass
 from opt_ops.core.values import Action, Severity
 from opt_ops.errors import UsageError
@@ -56,14 +57,20 @@ class _Rung(_Table):
     exclude: bool = False
     skip_data: bool = False
     save_first: bool = False
+    cause: Cause | None = None
+    skip_onset: bool = False
+    older: bool = False
+    settings: list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]*=\S+$")]] = []
 
     @model_validator(mode="after")
     def _belongs_together(self) -> _Rung:
         rollback = self.action is Action.ROLLBACK
         if rollback != (self.margin_steps is not None) or (self.lr_factor is not None and not rollback):
             raise ValueError("only rollback has margin_steps and lr_factor, and rollback needs margin_steps")
-        if self.skip_data and not rollback:
-            raise ValueError("only rollback has skip_data")
+        if not rollback and (self.skip_data or self.skip_onset or self.older or self.settings):
+            raise ValueError("only rollback has skip_data, skip_onset, older and settings")
+        if self.skip_data and self.skip_onset:
+            raise ValueError("skip_data leaves out all batches up to the failure, skip_onset some of them: choose one")
         if self.save_first and self.action is not Action.RESTART:
             raise ValueError("only restart has save_first")
         if self.action in (Action.EXCLUDE, Action.RECONFIGURE):
@@ -164,6 +171,13 @@ class _Head(_Table):
     proof: _Proof
     ladder: Annotated[list[_Rung], Field(min_length=1)]
     detect: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _ladder_comes_first(self) -> _Head:
+        of_causes = [rung.cause is not None for rung in self.ladder]
+        if of_causes[0] or of_causes != sorted(of_causes):
+            raise ValueError("rungs with a cause stand behind the others: the ladder is for trouble of unknown cause")
+        return self
 
     @model_validator(mode="after")
     def _completes_only_at_the_end(self) -> _Head:
@@ -281,24 +295,31 @@ def _read(path: Path) -> tuple[Page, _Head]:
 
 
 def _playbook(head: _Head) -> Playbook:
+    rungs = [_rung(rung) for rung in head.ladder]
     return Playbook(
         name=head.name,
         version=head.version,
         title=head.title,
         triggers=tuple(head.trigger),
-        ladder=tuple(
-            Rung(
-                action=rung.action,
-                lr_factor=rung.lr_factor,
-                margin_steps=rung.margin_steps or 0,
-                exclude=rung.exclude,
-                skip_data=rung.skip_data,
-                save_first=rung.save_first,
-            )
-            for rung in head.ladder
-        ),
+        ladder=tuple(rung for rung in rungs if rung.cause is None),
+        cures=tuple(rung for rung in rungs if rung.cause is not None),
         budget=Budget(**head.budget.model_dump()),
         proof_steps=head.proof.steps,
+    )
+
+
+def _rung(rung: _Rung) -> Rung:
+    return Rung(
+        action=rung.action,
+        lr_factor=rung.lr_factor,
+        margin_steps=rung.margin_steps or 0,
+        exclude=rung.exclude,
+        skip_data=rung.skip_data,
+        save_first=rung.save_first,
+        cause=rung.cause,
+        skip_onset=rung.skip_onset,
+        older=rung.older,
+        settings=tuple(rung.settings),
     )
 
 

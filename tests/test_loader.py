@@ -37,6 +37,8 @@ def test_the_shipped_playbooks_are_what_the_policy_executes():
         (Action.ROLLBACK, 0.5, 400),
         (Action.HALT, None, 0),
     ]
+    assert [rung.action for rung in spike.cures if rung.cause == "bad_data"] == [Action.ROLLBACK]
+    assert all(rung.lr_factor is None for rung in spike.cures), "a cure of a cause leaves the learning rate as it was"
     assert policy.spike.heal_steps == 50
     assert policy.silent_seconds == 25
     assert policy.playbooks["bad_gpu"].ladder[0].exclude
@@ -57,9 +59,11 @@ def test_an_edited_number_changes_the_policy_and_its_version(folder: Path):
         ("lr_factor = 0.67", "lr_factor = 1.67", "ladder.1.lr_factor: Input should be less than 1"),
         ("heal_steps = 50 ", "heal_stepps = 50 ", "detect.heal_stepps: unknown key"),
         ("window = 128 ", 'window = "big"', "detect.window: Input should be a valid integer"),
-        ("version = 1", "version = 0", "version: Input should be greater than or equal to 1"),
+        ("version = 2", "version = 0", "version: Input should be greater than or equal to 1"),
         ('name = "loss_spike"', 'name = "loss_spikes"', "name: is 'loss_spikes', but the name of the file is"),
         ("actions = 5", "actions = five", "Invalid value"),
+        ('cause = "bad_data"', 'cause = "bad_luck"', "ladder.6.cause: Input should be"),
+        ('settings = ["optim.eps=1e-6"]', 'settings = ["eps"]', "ladder.9.settings.0: String should match pattern"),
         ("margin_steps = 200", "", "ladder.1: only rollback has margin_steps and lr_factor, and"),
     ],
 )
@@ -146,3 +150,21 @@ def test_a_page_that_ends_with_telling_people_never_stops_training():
     tell = ("straggler", "throughput_drop", "daemon_restart", "nodes_returned")
     ends = {name: rules._action_when_exhausted(policy.playbooks[name]) for name in (*tell, "hang")}
     assert ends == {**dict.fromkeys(tell, Action.NOTIFY), "hang": Action.HALT}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("older = true", "skip_data = true\nskip_onset = true", "skip_data leaves out all batches"),
+        (
+            'action = "tell"',
+            'action = "tell"\nolder = true',
+            "only rollback has skip_data, skip_onset, older and settings",
+        ),
+        ("lr_factor = 0.75", 'lr_factor = 0.75\ncause = "bad_data"', "rungs with a cause stand behind the others"),
+    ],
+)
+def test_options_of_a_rung_that_do_not_fit_are_refused(folder: Path, old: str, new: str, said: str):
+    edit(folder / "loss_spike.md", old, new)
+    with pytest.raises(PlaybookError, match=re.escape(said)):
+        load(folder)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
-from opt_ops.core.decide.proof import baseline, with_settings
+from opt_ops.core.decide.proof import baseline, planned_lr, with_settings
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.history import CurveHistory
 from opt_ops.core.detect.onset import Place, onset_digest
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import SignalRaised
 from opt_ops.core.failures.classes import Domain, FailureClass, row
-from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.values import Readback, Tier
 
@@ -94,15 +92,13 @@ def digest_of(
     """What telemetry shows around the onset, if the finding is trouble with the loss or the settings; else nothing."""
     if row(finding.signal).domain not in (Domain.LOSS, Domain.SETTINGS):
         return {}
-    expected, optimizer, known = None, None, baseline(state)
+    known, plan, optimizer = baseline(state), planned_lr(state, attempt), None
     if known is not None:
-        run = state.runs[attempt.run]
-        schedule, optimizer = with_settings(*known, run.settings)
-        expected = partial(expected_lr, schedule, run.lr_factors)
+        _, optimizer = with_settings(*known, state.runs[attempt.run].settings)
     place = Place(
         first_step=first_step,
         restored_from=attempt.checkpoint.step if attempt.checkpoint else None,
-        expected_lr=expected,
+        expected_lr=plan.at if plan else None,
         optimizer=optimizer,
         due=curve.due,
         planned=curve.planned,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from opt_ops import playbook_loader
 from opt_ops.core import events as e
@@ -162,8 +164,15 @@ class Story:
         return decided
 
     def signal(
-        self, name: str, step: int | None, onset: int | None = None, nodes: tuple[str, ...] = (), **evidence: object
+        self,
+        name: str,
+        step: int | None,
+        onset: int | None = None,
+        nodes: tuple[str, ...] = (),
+        digest: Mapping[str, Any] | None = None,
+        **evidence: object,
     ) -> list[e.Event]:
+        """A finding that is acted on. `digest`: what telemetry shows around the onset."""
         assert self.state.attempt is not None
         return self.see(
             e.SignalRaised(
@@ -176,6 +185,7 @@ class Story:
                 nodes=nodes,
                 rule="test",
                 evidence=evidence,
+                onset=digest or {},
             )
         )
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from opt_ops.core.decide.capacity import eligible_nodes, final_save_due, nears_limit, outliving_limit
+from opt_ops.core.decide.causes import of_drill, suspicions
 from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.ends import end_of_training, open_end
 from opt_ops.core.decide.operator_changes import open_request
 from opt_ops.core.decide.policy import Policy
+from opt_ops.core.decide.trouble import earlier_tries
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
+from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass, cause
 from opt_ops.core.memo import memoize_last
 from opt_ops.core.state.model import Allocation, Attempt, Incident, Node, State
@@ -23,7 +26,7 @@ def open_incident(state: State, now: float, policy: Policy) -> Event | None:
     return (
         _daemon_restart(state, now)
         or _bad_node(state)
-        or _signal(state)
+        or _signal(state, policy)
         or _ended_attempt(state, now, policy)
         or open_request(state, _name(state), now)
         or _planned_move(state, now, policy)
@@ -89,7 +92,7 @@ def _bad_nodes(held: Mapping[str, Allocation], nodes: Mapping[str, Node]) -> lis
     return [node for node in known if node.verdict is Verdict.BAD and not node.excluded_by]
 
 
-def _signal(state: State) -> IncidentOpened | None:
+def _signal(state: State, policy: Policy) -> IncidentOpened | None:
     attempt = state.attempt
     if attempt is None or _has_cause(state, attempt):
         return None
@@ -116,8 +119,17 @@ def _signal(state: State) -> IncidentOpened | None:
         evidence=raised.evidence,
         signal=raised.key,
         margin_steps=raised.margin_steps,
-        drill=drill_behind(state, raised),
+        drill=(drill := drill_behind(state, raised)),
+        causes=of_drill(state, drill) if drill is not None else _causes(state, raised, policy),
     )
+
+
+def _causes(state: State, raised: SignalRaised, policy: Policy) -> tuple[Suspicion, ...]:
+    """What may be behind a finding, from its telemetry and from what was tried before for the same trouble."""
+    playbook = policy.playbooks.get(raised.signal)
+    here = raised.onset_step if raised.onset_step is not None else raised.step or 0
+    tries = earlier_tries(state, here, playbook.budget.settle_steps if playbook else None)
+    return suspicions(state, raised, tries)
 
 
 def _has_incident(state: State, attempt: Attempt, raised: SignalRaised) -> bool:

@@ -2,7 +2,8 @@
 
 An operator's rollback takes back what was changed after the step that it goes back to: learning-rate factors,
 settings of the optimizer and skipped batches. A playbook's rollback multiplies the present learning rate, as
-docs/playbooks.md says, and keeps the rest.
+docs/playbooks.md says, and keeps the rest. The cure of a cause takes back what was tried for the same trouble in vain:
+cuts of the learning rate, and settings. Batches that were skipped stay skipped.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def settings_after(state: State, incident: Incident, decision: RecoveryDecided, 
     assert state.run is not None
     run, change = state.run, state.changes.get(str(incident.evidence.get("request")))
     kept = RunSettings(lr_factors=run.lr_factors, settings=run.settings, skips=run.skips)
+    if decision.takes_back and (before := _run_before(state, decision.takes_back[0])) is not None:
+        kept = replace(kept, lr_factors=before.lr_factors, settings=before.settings)
     factor = decision.lr_factor
     if decision.action is Action.ROLLBACK and change is not None and not change.keep_later:
         kept = _begun_by(state, run, step)
@@ -45,8 +48,14 @@ def settings_after(state: State, incident: Incident, decision: RecoveryDecided, 
     return RunSettings(
         lr_factors=(*kept.lr_factors, *([] if factor is None else [LrFactor(step=step, factor=factor)])),
         settings=(*kept.settings, *decision.settings),
-        skips=(*kept.skips, *skipped),
+        skips=(*kept.skips, *skipped, *decision.skips),
     )
+
+
+def _run_before(state: State, incident: str) -> Run | None:
+    """The run that an incident hit, before anything was tried."""
+    hit = state.attempts.get(state.incidents[incident].attempt or "")
+    return state.runs.get(hit.run) if hit is not None else None
 
 
 def _factor_to(

@@ -12,6 +12,7 @@ from opt_ops.core.detect.loss_scale import LossScaleRule
 from opt_ops.core.detect.loss_spike import SpikeRule
 from opt_ops.core.detect.straggler import StragglerRule
 from opt_ops.core.detect.throughput import ThroughputRule
+from opt_ops.core.failures.causes import Cause
 from opt_ops.core.values import Action, Severity
 
 SCRATCH_STEPS = 2000
@@ -29,6 +30,10 @@ class Rung:
     exclude: bool = False  # whether the incident's nodes are excluded
     skip_data: bool = False  # of a rollback: whether the batches from the checkpoint to the failure are skipped
     save_first: bool = False  # of a restart: the attempt is healthy and leaves after one more checkpoint
+    cause: Cause | None = None  # it is only for trouble with this cause
+    skip_onset: bool = False  # of a rollback: whether the batches around the onset are skipped
+    older: bool = False  # of a rollback: from a checkpoint before the attempt's own, which is never chosen again
+    settings: tuple[str, ...] = ()  # of a rollback: `key=value` for the next run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,7 @@ class Playbook:
     title: str
     triggers: tuple[str, ...]
     ladder: tuple[Rung, ...]
+    cures: tuple[Rung, ...] = ()  # the rungs that are for one cause each
     budget: Budget
     proof_steps: int
 

@@ -1,10 +1,10 @@
-"""Which rung of a playbook's ladder an incident gets, whether there is budget for it, and where to roll back to."""
+"""What earlier incidents spent of the retry budgets, and where to roll back to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opt_ops.core.decide.policy import Playbook, Policy, Rung
+from opt_ops.core.decide.policy import Playbook, Policy
 from opt_ops.core.failures.classes import Spends, row
 from opt_ops.core.state.model import Incident, KnownCheckpoint, State
 from opt_ops.core.state.queries import at_hand, newest_good, reachable_checkpoints
@@ -12,44 +12,53 @@ from opt_ops.core.values import Action
 
 
 @dataclass(frozen=True, slots=True)
-class RungChoice:
-    """The rung of a playbook's ladder that an incident gets.
+class Spent:
+    """What was spent before an incident.
 
     Attributes:
-        number: How many rungs were tried around this step; where the budget is spent, how many actions were.
-        rung: None: the ladder or a budget is used up.
+        actions: How many actions.
+        exhausted: Whether a budget is spent.
         reason: For the journal.
     """
 
-    number: int
-    rung: Rung | None
+    actions: int
+    exhausted: bool
     reason: str
 
 
-def select_rung(state: State, incident: Incident, playbook: Playbook, now: float, policy: Policy) -> RungChoice:
-    """The rung that an incident gets by its playbook's ladder and by what was spent before."""
-    counted = [
-        (other, failure_step(state, other))
-        for other in state.incidents.values()
-        if other.name != incident.name and spends_budget(other)
-    ]
+def spent_before(state: State, incident: Incident, playbook: Playbook, now: float, policy: Policy) -> Spent:
+    """What earlier incidents spent of the playbook's budget and of that of all playbooks."""
+    counted = _counted(state, incident)
     earlier = [(other, step) for other, step in counted if other.kind == incident.kind]
     budget, limits, here = playbook.budget, policy.limits, incident.onset_step or failure_step(state, incident)
     recent = actions_spent(earlier, now, here, budget.hours, budget.refill_steps)
     spent = f"{recent} of {budget.actions} actions in {budget.hours:g} h spent before this one"
     if recent >= budget.actions:
-        return RungChoice(recent, None, f"retry budget of {playbook.name}: {spent}")
+        return Spent(recent, True, f"retry budget of {playbook.name}: {spent}")
     others = [(other, step) for other, step in counted if _spends_overall(other)]
     overall = actions_spent(others, now, here, limits.hours, limits.refill_steps)
     if overall >= limits.actions and _spends_overall(incident):
         most = f"{overall} of {limits.actions} actions in {limits.hours:g} h"
-        return RungChoice(overall, None, f"retry budget of all playbooks: {most}")
-    cured_after = budget.settle_steps
-    number = sum(cured_after is not None and here <= step + cured_after for _, step in earlier)
-    if number >= len(playbook.ladder):
-        tries = f"{number} tries around this step did not cure it"
-        return RungChoice(number, None, f"ladder of {playbook.name} is used up: {tries}")
-    return RungChoice(number, playbook.ladder[number], spent)
+        return Spent(overall, True, f"retry budget of all playbooks: {most}")
+    return Spent(recent, False, spent)
+
+
+def tries_around(state: State, incident: Incident, playbook: Playbook) -> int:
+    """How many rungs of the general ladder were tried around this step. Cures of one cause do not count."""
+    here, cured_after = incident.onset_step or failure_step(state, incident), playbook.budget.settle_steps
+    return sum(
+        cured_after is not None and here <= step + cured_after
+        for other, step in _counted(state, incident)
+        if other.kind == incident.kind and other.decision is not None and other.decision.cause is None
+    )
+
+
+def _counted(state: State, incident: Incident) -> list[tuple[Incident, int]]:
+    return [
+        (other, failure_step(state, other))
+        for other in state.incidents.values()
+        if other.name != incident.name and spends_budget(other)
+    ]
 
 
 def _spends_overall(incident: Incident) -> bool:

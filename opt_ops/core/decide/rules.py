@@ -13,15 +13,18 @@ from dataclasses import replace
 
 from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.capacity import allocate, launch, release, resize
+from opt_ops.core.decide.cures import RungChoice, choose_rung
 from opt_ops.core.decide.ends import completed, decide_at_end
 from opt_ops.core.decide.incidents import open_incident
 from opt_ops.core.decide.next_run import settings_after
 from opt_ops.core.decide.operator_changes import decide_request
 from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
 from opt_ops.core.decide.proof import prove
-from opt_ops.core.decide.retry_budget import RungChoice, rollback_point, select_rung
+from opt_ops.core.decide.retry_budget import rollback_point
 from opt_ops.core.decide.suspects import is_condemned, nodes_to_exclude, program_fails
+from opt_ops.core.decide.trouble import onset_of
 from opt_ops.core.events import (
+    CheckpointRefused,
     DrainIntended,
     Event,
     LeaveIntended,
@@ -35,6 +38,7 @@ from opt_ops.core.events import (
     StacksIntended,
     StopIntended,
 )
+from opt_ops.core.failures.causes import Cause
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.names import run_name
 from opt_ops.core.state.model import Attempt, Incident, Node, State
@@ -104,7 +108,7 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
     if spare and first.action is Action.RESTART and first.exclude:  # which spends no budget, so it is held to none
         choice = RungChoice(0, first, "a spare")
     else:
-        choice = select_rung(state, incident, playbook, now, policy)
+        choice = choose_rung(state, incident, playbook, now, policy)
     number, rung, why = choice.number, choice.rung, choice.reason
     decided = RecoveryDecided(
         incident=incident.name,
@@ -116,6 +120,7 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         exclude=nodes_to_exclude(state, incident) if rung and rung.exclude else (),
         save_first=rung is not None and rung.save_first,
         advice=advice,
+        cause=rung.cause if rung else None,
     )
     if decided.action is Action.NOTIFY and _has_stopped(state, incident):
         return replace(
@@ -134,7 +139,7 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         why = f"nothing is rolled back for what trains nothing; {why}"
         return replace(decided, action=Action.EXCLUDE if rung.exclude else Action.NOTIFY, why=why)
     if rung.action is Action.ROLLBACK:
-        return _rolled_back(state, incident, rung, decided)
+        return _rolled_back(state, incident, choice, decided)
     return decided
 
 
@@ -154,23 +159,54 @@ def _action_when_exhausted(playbook: Playbook) -> Action:
     return Action.NOTIFY if playbook.ladder[-1].action is Action.NOTIFY else Action.HALT
 
 
-def _rolled_back(state: State, incident: Incident, rung: Rung, decided: RecoveryDecided) -> RecoveryDecided:
-    onset = incident.onset_step or incident.step_failed or 0
+def _rolled_back(state: State, incident: Incident, choice: RungChoice, decided: RecoveryDecided) -> RecoveryDecided:
+    rung = choice.rung
+    assert rung is not None
     assert incident.attempt is not None
-    margin = max(rung.margin_steps, incident.margin_steps)
-    known, where = rollback_point(state, state.attempts[incident.attempt].run, onset, margin)
+    attempt = state.attempts[incident.attempt]
+    refuses = attempt.checkpoint if rung.older else None
+    onset = refuses.step if refuses else _rollback_onset(state, incident, rung)
+    margin = 1 if refuses else max(rung.margin_steps, incident.margin_steps)
+    known, where = rollback_point(state, attempt.run, onset, margin)
     checkpoint = known.checkpoint if known else None
     if checkpoint is None and max(onset, incident.step_failed or 0) > SCRATCH_STEPS:
         why = f"{where} would lose more than {SCRATCH_STEPS} steps; {decided.why}"
         return replace(decided, action=Action.HALT, exclude=(), why=why)
-    skip = (incident.step_failed or onset) - (checkpoint.step if checkpoint else 0) if rung.skip_data else 0
+    all_skipped = rung.skip_data or (rung.skip_onset and not choice.skips)
+    skip = (incident.step_failed or onset) - (checkpoint.step if checkpoint else 0) if all_skipped else 0
     return replace(
         decided,
         checkpoint=checkpoint,
         lr_factor=rung.lr_factor,
+        settings=rung.settings,
         skip_batches=max(0, skip),
+        skips=choice.skips,
+        refuses=refuses,
+        takes_back=choice.takes_back,
         why=f"{where}; {decided.why}",
     )
+
+
+def _rollback_onset(state: State, incident: Incident, rung: Rung) -> int:
+    """The step before which the state is sound: where the loss, or the learning rate that did it, left its course."""
+    onset = incident.onset_step or incident.step_failed or 0
+    if rung.cause is not Cause.UNPLANNED_LR:
+        return onset
+    return min(onset, onset_of(state, incident).get("lr", {}).get("off_since") or onset)
+
+
+def refuse_checkpoint(state: State, now: float, policy: Policy) -> Event | None:
+    """Refuse the checkpoint that a decision names as bad, and its twins of the same step: nothing begins there."""
+    for incident in (state.incidents[name] for name in state.open_incidents):
+        bad = incident.decision.refuses if incident.decision and incident.acted_on else None
+        if bad is None or incident.answered:
+            continue
+        for known in state.checkpoints.values():
+            twin = (known.checkpoint.run, known.checkpoint.step) == (bad.run, bad.step)
+            if twin and known.good:
+                why = f"{incident.name}: training that began here did not continue the loss that was reached"
+                return CheckpointRefused(checkpoint=known.checkpoint, why=why)
+    return None
 
 
 def halt(state: State, now: float, policy: Policy) -> Event | None:
@@ -330,6 +366,7 @@ RULES: tuple[Callable[[State, float, Policy], Event | None], ...] = (
     complete,
     halt,
     pause,
+    refuse_checkpoint,
     exclude_nodes,
     drain_nodes,
     leave_attempt,

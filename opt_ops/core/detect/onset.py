@@ -24,7 +24,7 @@ _REACH = 8  # points around the stated onset in which the jump is looked for
 _JUMP = 4.0  # times the noise: a step of the loss that is more than its noise
 _TREND = 512  # points before the onset in which norms may have grown
 _BLOCK_LINES = 8  # lines with norms by block before the onset that say what is usual
-_OFF_SCHEDULE = 1e-6  # relative; both sides compute in double precision
+_OFF_SCHEDULE = 1e-4  # relative; telemetry may round to five digits
 _DUE = 32  # first points of an attempt that are compared with what was due there
 _OVERFLOWS = 64  # points in which overflows are counted
 
@@ -44,7 +44,7 @@ class Place:
 
     first_step: int | None = None
     restored_from: int | None = None
-    expected_lr: Callable[[int], float] | None = None
+    expected_lr: Callable[[int], float | None] | None = None
     optimizer: Optimizer | None = None
     due: Sequence[Point] = ()
     planned: Sequence[int] = ()
@@ -64,6 +64,8 @@ def onset_digest(points: Sequence[Point], onset_step: int, place: Place) -> dict
     before = _usual(points[max(0, stated - _BEFORE - _GAP) : max(0, stated - _GAP)])
     at = _jump_at(points, stated, before)
     found: dict[str, Any] = {"step": points[at].step, "points_before": len(before)}
+    if at:
+        found["interval"] = max(1, points[at].step - points[at - 1].step)
     parts = {
         "loss": _loss(points, at, before),
         "gnorm": _gnorm(points, at, before),
@@ -160,19 +162,20 @@ def _lr(points: Sequence[Point], at: int, place: Place) -> dict[str, Any]:
     if at and points[at - 1].lr:
         near = [later.lr / earlier.lr for earlier, later in pairwise(points[max(0, at - _GAP) : at + 2]) if earlier.lr]
         found["step"] = max(near, key=lambda ratio: abs(math.log(ratio)) if ratio > 0 else 0.0, default=1.0)
-    if place.expected_lr is None:
+    if place.expected_lr is None or (planned := place.expected_lr(points[at].step)) is None:
         return found
-    found["expected"] = place.expected_lr(points[at].step)
+    found["expected"] = planned
     if since := _off_since(points, at, place.expected_lr):
         found["off_since"] = since
     return found
 
 
-def _off_since(points: Sequence[Point], at: int, expected: Callable[[int], float]) -> int | None:
+def _off_since(points: Sequence[Point], at: int, expected: Callable[[int], float | None]) -> int | None:
     """The step since which the learning rate is not the expected one, seen from the onset or a few points later."""
     since = None
     for i in range(min(len(points) - 1, at + _GAP), -1, -1):
-        if math.isclose(points[i].lr, expected(points[i].step), rel_tol=_OFF_SCHEDULE):
+        planned = expected(points[i].step)
+        if planned is None or math.isclose(points[i].lr, planned, rel_tol=_OFF_SCHEDULE, abs_tol=1e-12):
             if i < at:
                 break
         else:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opt_ops.core.failures.causes import Suspicion
-from opt_ops.core.values import Action, Checkpoint, GpuPart, Severity, Tier, Verdict
+from opt_ops.core.failures.causes import Cause, Suspicion
+from opt_ops.core.values import Action, Checkpoint, GpuPart, Severity, Skip, Tier, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,10 @@ class RecoveryDecided:
     skip_batches: int = 0
     save_first: bool = False  # the attempt is healthy: it leaves after one more checkpoint
     advice: bool = False  # a person drives: said, not done
+    cause: Cause | None = None  # that the rung is for; None: it is of the general ladder
+    skips: tuple[Skip, ...] = ()  # batches of the original order that the next run leaves out
+    refuses: Checkpoint | None = None  # from which no attempt begins any more
+    takes_back: tuple[str, ...] = ()  # incidents whose change of learning rate and settings is undone: it cured nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

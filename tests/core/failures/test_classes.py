@@ -23,7 +23,7 @@ EVIDENCE: dict[str, Any] = {
     "rank": 3, "code": 1, "signal": None, "line": "RuntimeError: boom", "job": "77", "reason": "NODE_FAIL",
     "loss": 9.0, "median": 3.0, "level": 3.4, "best": 3.1, "before": 3.0, "loss_scale": 0.01, "floor": 0.03125,
     "seconds": 40.0, "patience": 30.0, "phase": "training", "wps": 70.0, "ratio": 1.5, "why": "its ranks are slow",
-    "ranks": [3], "certain": True, "what": "weights", "bad_module": "layers.3",
+    "ranks": [3], "certain": True, "what": "weights", "bad_module": "layers.3", "lr": 3e-3, "planned_lr": 1e-3,
 }  # fmt: skip
 
 
