@@ -1,4 +1,4 @@
-"""What watching costs the trainer: norms beside a step without them, and evaluation, saving and logging in a run.
+"""What watching costs the trainer: monitors beside a step without them; evaluation, saving and logging in a run.
 
     PYTHONPATH=. python benchmarks/overheads.py --rounds 20 --steps 200
 
@@ -8,8 +8,11 @@ waited for, and its wall time counts. Variants:
 
 - clip: the global norm alone, by `torch.nn.utils.get_total_norm`. Clipping needs it; this is the base;
 - blocks: the norms of the gradients of each block, from which the global one follows: every step of the trainer;
-- closely: those of the parameters as well: every `log_every`-th step;
+- parameters: those of the parameters as well;
+- updates: those of the last update as well: every `log_every`-th step;
 - one by one: a norm of each tensor's gradient and one of its values, each brought to the host, as metaseq does.
+
+Attention logits: the sample that every `log_every`-th step takes in its forward pass, all layers together.
 
 A run: `python -m trainer` with telemetry, evaluation and checkpoints; what it tells of itself is added up.
 """
@@ -30,15 +33,18 @@ from pydoc_data.topics import topics
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from opt_ops.contract.environment import Place
 from trainer import recipes
 from trainer.data.samples import Samples
+from trainer.model.opt import DecoderLayer
 from trainer.parallel import mesh
 from trainer.parallel.build import build
 from trainer.parallel.engine import Engine
 from trainer.recipes import Recipe
+from trainer.step.attention_logits import sampling
 from trainer.step.measured import Progress
 from trainer.step.norms import BlockNorms
 from trainer.step.step import advanced, forward_backward
@@ -57,9 +63,15 @@ def blocks(engine: Engine, norms: BlockNorms) -> float:
     return math.sqrt(sum(norms.shares(engine.gradients()).tolist()))
 
 
-def closely(engine: Engine, norms: BlockNorms) -> float:
-    """As in every `log_every`-th step."""
+def parameters(engine: Engine, norms: BlockNorms) -> float:
+    """Without the norms of updates."""
     return math.sqrt(sum(torch.cat([norms.shares(engine.gradients()), norms.shares(engine.parameters())]).tolist()))
+
+
+def updates(engine: Engine, norms: BlockNorms) -> float:
+    """As in every `log_every`-th step."""
+    shares = [norms.shares(engine.gradients()), norms.shares(engine.parameters()), norms.update_shares()]
+    return math.sqrt(sum(torch.cat(shares).tolist()))
 
 
 def one_by_one(engine: Engine, norms: BlockNorms) -> float:
@@ -70,7 +82,8 @@ def one_by_one(engine: Engine, norms: BlockNorms) -> float:
 VARIANTS: dict[str, Callable[[Engine, BlockNorms], float]] = {
     "clip": clip,
     "blocks": blocks,
-    "closely": closely,
+    "parameters": parameters,
+    "updates": updates,
     "one by one": one_by_one,
 }
 
@@ -83,12 +96,11 @@ def clock() -> float:
     return time.process_time()
 
 
-def norms_beside_a_step(recipe: Recipe, rounds: int) -> dict[str, tuple[float, float]]:
+def norms_beside_a_step(recipe: Recipe, engine: Engine, data: Samples, rounds: int) -> dict[str, tuple[float, float]]:
     """By variant: median seconds of the norms, and of a whole step with them."""
-    layout = mesh.start(Place(0, 1, 0), 1, 1)
-    engine = build(recipe, layout)
-    ids = np.random.RandomState(0).randint(4, recipe.model.vocab_size, 100_000).astype(np.uint16)
-    data, norms, progress = Samples(ids, recipe.data.seq_len, recipe.seed), BlockNorms(engine), Progress()
+    norms, progress = BlockNorms(engine), Progress()
+    forward_backward(engine, data, recipe, progress)
+    engine.update(1.0, 1e-4)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     for turn in range(rounds + 2):
         for name, measure in VARIANTS.items():
@@ -102,6 +114,29 @@ def norms_beside_a_step(recipe: Recipe, rounds: int) -> dict[str, tuple[float, f
             if turn >= 2:  # the first steps allocate
                 taken[name].append((after - before, clock() - begin))
     return {name: tuple(map(statistics.median, zip(*times, strict=True))) for name, times in taken.items()}
+
+
+def sample_in_a_step(recipe: Recipe, engine: Engine, data: Samples, rounds: int) -> float:
+    """Median seconds of the sample of attention logits, over all layers of a forward pass."""
+    inputs, targets = data.batch(0, recipe.data.micro_batch)
+    taken = []
+    for _ in range(rounds + 2):
+        seconds = 0.0
+        with sampling(engine, wanted=True):
+            sample = engine.model.before_layer
+            assert sample
+
+            def timed(layer: DecoderLayer, x: Tensor, sample: Callable[..., None] = sample) -> None:
+                nonlocal seconds
+                engine.gather(layer)  # the forward pass has this to do in any case
+                begin = clock()
+                sample(layer, x)
+                seconds += clock() - begin
+
+            engine.model.before_layer = timed
+            engine.loss(inputs.to(engine.layout.device), targets.to(engine.layout.device))
+        taken.append(seconds)
+    return statistics.median(taken[2:])
 
 
 def run(folder: Path, steps: int) -> list[dict[str, float]]:
@@ -127,12 +162,17 @@ def main() -> None:
     recipe = recipes.build("opt-tiny", SHAPE)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"torch {torch.__version__}, {device}; {arguments.rounds} rounds, {arguments.steps} steps\n")
-    found = norms_beside_a_step(recipe, arguments.rounds)
+    engine = build(recipe, mesh.start(Place(0, 1, 0), 1, 1))
+    ids = np.random.RandomState(0).randint(4, recipe.model.vocab_size, 100_000).astype(np.uint16)
+    data = Samples(ids, recipe.data.seq_len, recipe.seed)
+    found = norms_beside_a_step(recipe, engine, data, arguments.rounds)
+    sample = sample_in_a_step(recipe, engine, data, arguments.rounds)
     base = found["clip"][0]
     whole = found["clip"][1]
     print("| norms | ms | more than clip, ms | share of a step |\n| --- | ---: | ---: | ---: |")
     for name, (seconds, _) in found.items():
         print(f"| {name} | {1e3 * seconds:.2f} | {1e3 * (seconds - base):.2f} | {(seconds - base) / whole:.2%} |")
+    print(f"| attention logits | {1e3 * sample:.2f} | {1e3 * sample:.2f} | {sample / whole:.2%} |")
     print(f"\nA step with clip alone: {1e3 * whole:.1f} ms.\n")
     with tempfile.TemporaryDirectory() as folder:
         lines = run(Path(folder), arguments.steps)

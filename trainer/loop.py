@@ -159,7 +159,7 @@ class AttemptRunner:
         self._phases.enter(PhaseName.TRAINING, self._progress.step)
         step = self._progress.step + 1
         to_log = step % recipe.log_every == 0 or step == recipe.steps
-        outcome = self._steps.take(self._progress, parameter_norms=to_log)
+        outcome = self._steps.take(self._progress, closely=to_log)
         self._progress = outcome.progress
         valid, overheads.evaluation = ({}, 0.0) if outcome.fault else self._evaluate(step)
         computed = time.monotonic()

@@ -1,6 +1,10 @@
 """The optimizer with OPT's settings, its learning-rate schedule, and the values that it really uses."""
 
-from collections.abc import Iterable, Sequence
+# torch does not list its foreach functions.
+# pyright: reportPrivateImportUsage=false
+
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +78,45 @@ def update(
         for gradient in gradients:
             gradient.mul_(factor)
     optimizer.step()
+
+
+@torch.no_grad()
+def last_update(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    local: Callable[[Tensor], Tensor],
+    out: Sequence[Tensor],
+) -> float:
+    """What the last update took from each parameter: its values before less its values now.
+
+    The fused AdamW does not hand this out, but its state still tells: lr · m̂ / (√v̂ + eps) + lr · wd · w, with the
+    moments after the update, their bias corrected, and the weights w before it. Those are what they are now, plus the
+    update itself; the formula is solved for that. The learning rate must still be that of the update.
+
+    Args:
+        optimizer: AdamW, after an update that was applied.
+        parameters: some of its parameters.
+        local: gives this rank's part of a parameter or of a moment.
+        out: receives this rank's parts, all but for a factor.
+
+    Returns:
+        That factor.
+    """
+    group = optimizer.param_groups[0]
+    states = [optimizer.state[parameter] for parameter in parameters]
+    updates, taken = float(states[0]["step"]), list(out)
+    bias_1, bias_2 = (1 - beta**updates for beta in group["betas"])
+    decay = group["lr"] * group["weight_decay"]
+    factor = group["lr"] * math.sqrt(bias_2) / bias_1 / (1 - decay)
+    torch._foreach_copy_(taken, [local(state["exp_avg_sq"]) for state in states])
+    torch._foreach_sqrt_(taken)
+    torch._foreach_add_(taken, group["eps"] * math.sqrt(bias_2))
+    torch._foreach_reciprocal_(taken)
+    torch._foreach_mul_(taken, [local(state["exp_avg"]) for state in states])
+    if decay:
+        weights = [local(parameter) for parameter in parameters]
+        torch._foreach_add_(taken, weights, alpha=decay / (1 - decay) / factor)
+    return factor
 
 
 def readback(optimizer: torch.optim.Optimizer) -> OptimizerFields:

@@ -139,6 +139,8 @@ class Telemetry:
             "bad_module": outcome.bad_module,
             "pnorm": math.hypot(*measured.block_pnorms.values()) if measured.block_pnorms else None,
             "blocks": _blocks(measured),
+            "attn_logit_max": _logits(measured.attention_logits),
+            "stage": None,
             "bsz": self._sequences,
             "wpb": self._tokens,
             "wps": self._tokens / seconds,
@@ -177,11 +179,15 @@ def _peak_tflops(device: torch.device) -> float | None:
 
 
 def _blocks(measured: StepMeasurements) -> dict[str, dict[str, float | None]] | None:
-    """The norms by block, in steps that measured both gradients and parameters."""
+    """The norms by block, in steps that measured parameters, too. There is no ``unorm`` without an update before it."""
     if not measured.block_pnorms:
         return None
-    both = (("gnorm", measured.block_gnorms), ("pnorm", measured.block_pnorms))
-    return {name: {block: _finite(norm) for block, norm in norms.items()} for name, norms in both}
+    kinds = {"gnorm": measured.block_gnorms, "pnorm": measured.block_pnorms, "unorm": measured.block_unorms}
+    return {name: {block: _finite(norm) for block, norm in norms.items()} for name, norms in kinds.items() if norms}
+
+
+def _logits(by_layer: Sequence[float]) -> Sequence[float] | None:
+    return by_layer if by_layer and all(map(math.isfinite, by_layer)) else None
 
 
 def _spread(by_rank: Sequence[float]) -> BusyFields | None:

@@ -18,18 +18,20 @@ STEPS = 5
 
 
 def curve(dp: int, tp: int, *changes: str) -> tuple[list[float], list[float], set[int]]:
-    """Losses, gradient norms, and over how many dimensions of the mesh the parameters are spread."""
+    """Losses, all other measurements, and over how many dimensions of the mesh the parameters are spread."""
     recipe = build(dp, tp, *changes)
     engine, data, progress = engine_of(recipe), samples(recipe), Progress()
-    losses, gnorms = [], []
+    losses, others = [], []
     for step in range(1, STEPS + 1):
-        measured = measure(engine, forward_backward(engine, data, recipe, progress), StepInputs(), parameter_norms=True)
+        shares = forward_backward(engine, data, recipe, progress, sample=True)
+        measured = measure(engine, shares, StepInputs(), parameter_norms=True, update_norms=step > 1)
         engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
         progress = advanced(progress, recipe)
         losses.append(measured.loss)
-        gnorms += [measured.gnorm, *measured.block_gnorms.values(), *measured.block_pnorms.values()]
+        others += [measured.gnorm, *measured.block_gnorms.values(), *measured.block_pnorms.values()]
+        others += [*measured.block_unorms.values(), *measured.attention_logits]
     dimensions = {p.device_mesh.ndim for p in engine.model.parameters() if isinstance(p, DTensor)}
-    return losses, gnorms, dimensions
+    return losses, others, dimensions
 
 
 @pytest.fixture(scope="module")

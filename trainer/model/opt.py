@@ -1,6 +1,7 @@
 """The OPT model as released: a decoder with ReLU, biases and learned positions. OPT-350M has a form of its own."""
 
 import math
+from collections.abc import Callable
 from zlib import crc32
 
 import torch
@@ -83,12 +84,18 @@ class OPT(nn.Module):
     Each parameter is drawn whole, from the seed and its name, before it is sharded. So all layouts start with the same
     weights. On the meta device nothing is drawn at first. Then :meth:`draw` does it part by part, for models that no
     single device can hold.
+
+    Attributes:
+        before_layer: called with each layer and its input, just before the layer runs. No part of the computation.
     """
+
+    before_layer: Callable[[DecoderLayer, Tensor], None] | None
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         super().__init__()
         size, width = config.hidden_size, config.embedding_width
         self.config = config
+        self.before_layer = None
         self.clock = DropoutClock(seed=seed)
         self.embed_tokens = nn.Embedding(config.padded_vocab_size, width)
         self.project_in = nn.Linear(width, size, bias=False) if width != size else None
@@ -120,6 +127,9 @@ class OPT(nn.Module):
         first = self.clock.first_position + POSITION_OFFSET
         x = x + self.embed_positions(torch.arange(first, first + x.shape[1], device=x.device)[None])
         for layer in self.layers:
+            if self.before_layer is not None:
+                assert isinstance(layer, DecoderLayer)
+                self.before_layer(layer, x)
             x = layer(x)
         activation_norm = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float32).sum()
         if self.final_layer_norm is not None:

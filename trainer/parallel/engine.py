@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import optim
-from trainer.model.opt import OPT
+from trainer.model.opt import OPT, DecoderLayer
 from trainer.parallel.mesh import Layout
 
 
@@ -73,6 +73,17 @@ class Engine(ABC):
     @abstractmethod
     def local(self, tensor: Tensor) -> Tensor:
         """This rank's part of a parameter or of its gradient: a plain tensor that shares the memory."""
+
+    def gather(self, layer: DecoderLayer) -> None:  # noqa: ARG002
+        """Gather the whole parameters of ``layer``, or of this rank's heads, if they are not there. Its pass follows.
+
+        All ranks gather them then. So a rank may call this alone.
+        """
+        return  # an engine whose ranks hold them anyway has nothing to do
+
+    def whole_sequence(self, x: Tensor) -> Tensor:
+        """The whole sequence [batch, sequence, hidden] of the part of it that this rank holds between layers."""
+        return x
 
     @abstractmethod
     def state(self) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import (
 from torch.utils.checkpoint import checkpoint
 
 from trainer import optim
-from trainer.model.opt import OPT
+from trainer.model.opt import OPT, DecoderLayer
 from trainer.model.precision import DTYPES
 from trainer.parallel import engine
 from trainer.parallel.mesh import Layout
@@ -86,6 +86,18 @@ class Fsdp2Engine(engine.Engine):
     def first_position(self, seq_len: int) -> int:
         """See the base class. With sequence parallelism each tensor-parallel rank holds its part of the sequence."""
         return self.layout.tp_rank * (seq_len // self.layout.tp)
+
+    def gather(self, layer: DecoderLayer) -> None:
+        """See the base class."""
+        assert isinstance(layer, FSDPModule)
+        layer.unshard()
+
+    def whole_sequence(self, x: Tensor) -> Tensor:
+        """See the base class. All tensor-parallel ranks of a group must call it."""
+        if self.layout.tp == 1:
+            return x
+        part = DTensor.from_local(x, self.layout.mesh["tp"], [Shard(1)], run_check=False)
+        return part.redistribute(placements=[Replicate()]).to_local()
 
     def local(self, tensor: Tensor) -> Tensor:
         """See the base class: the shard of the DTensor."""

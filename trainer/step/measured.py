@@ -33,6 +33,8 @@ class StepMeasurements:
         loss_scale: the loss scale of fp16; None in other precisions.
         block_gnorms: norm of the gradients of each block of the model.
         block_pnorms: norm of the parameters of each block; empty in most steps.
+        block_unorms: norm of what the update before this step took from each block; empty in most steps.
+        attention_logits: the largest of a sample, by layer; empty in most steps.
         drill_factor: what a drill multiplies the learning rate by.
         save_requested: whether a checkpoint is requested or due.
         snapshot_due: whether a snapshot is due.
@@ -48,6 +50,8 @@ class StepMeasurements:
     loss_scale: float | None = None
     block_gnorms: Mapping[str, float] = field(default_factory=dict)
     block_pnorms: Mapping[str, float] = field(default_factory=dict)
+    block_unorms: Mapping[str, float] = field(default_factory=dict)
+    attention_logits: Sequence[float] = ()
     drill_factor: float = 1.0
     save_requested: bool = False
     snapshot_due: bool = False

@@ -1,11 +1,13 @@
-"""Norms of gradients and parameters by block of the model, with few kernels and no collective of their own."""
+"""Norms of gradients, parameters and updates by block of the model, with few kernels and no collective of their own."""
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainer import optim
 from trainer.parallel.engine import Engine
 
 _BLOCK = re.compile(r"layers\.\d+|[^.]+")
@@ -31,6 +33,8 @@ class BlockNorms:
 
     def __init__(self, engine: Engine) -> None:
         self.blocks = list(dict.fromkeys(block_of(name) for name, _ in engine.model.named_parameters()))
+        self._engine = engine
+        self._rooms: list[tuple[list[nn.Parameter], list[Tensor]]] = []
         membership = torch.zeros(len(self.blocks), len(engine.shards), dtype=torch.float64)
         for column, shard in enumerate(engine.shards):
             membership[self.blocks.index(block_of(shard.name)), column] = 1 / shard.copies
@@ -45,8 +49,41 @@ class BlockNorms:
         Returns:
             A float64 tensor [blocks].
         """
-        if not tensors:
+        return self._summed(_norms(tensors))
+
+    def update_shares(self) -> Tensor:
+        """The same of the last update, which must have been applied (:func:`trainer.optim.last_update`).
+
+        It is computed block by block, in memory for the shards of the largest block.
+        """
+        engine, factor, norms = self._engine, 0.0, []
+        self._rooms = self._rooms or _rooms(engine)
+        for parameters, room in self._rooms:
+            factor = optim.last_update(engine.optimizer, parameters, engine.local, room)
+            norms += _norms(room)
+        return self._summed(norms) * factor**2
+
+    def _summed(self, norms: Sequence[Tensor]) -> Tensor:
+        """The squares of ``norms``, one for each shard, summed by block."""
+        if not norms:
             return torch.zeros(len(self.blocks), dtype=torch.float64)
-        self._membership = self._membership.to(tensors[0].device)
-        norms = torch.stack(torch._foreach_norm(list(tensors)))  # pyright: ignore[reportPrivateImportUsage]  # noqa: SLF001
-        return self._membership @ norms.double().square()
+        self._membership = self._membership.to(norms[0].device)
+        return self._membership @ torch.stack(list(norms)).double().square()
+
+
+def _norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch._foreach_norm(list(tensors))  # pyright: ignore[reportPrivateImportUsage]  # noqa: SLF001
+
+
+@torch.no_grad()  # a DTensor then returns its part without a detour through autograd
+def _rooms(engine: Engine) -> list[tuple[list[nn.Parameter], list[Tensor]]]:
+    """By block: its parameters, and a tensor like this rank's part of each. All blocks share one piece of memory."""
+    blocks = [list(shards) for _, shards in groupby(engine.shards, lambda shard: block_of(shard.name))]
+    likes = [[engine.local(shard.parameter) for shard in shards] for shards in blocks]
+    sizes = [[like.numel() for like in block] for block in likes]
+    memory = likes[0][0].new_empty(max(map(sum, sizes))) if likes else torch.empty(0)
+    rooms = [
+        [flat.view_as(like) for flat, like in zip(memory[: sum(size)].split(size), block, strict=True)]
+        for block, size in zip(likes, sizes, strict=True)
+    ]
+    return [([shard.parameter for shard in shards], room) for shards, room in zip(blocks, rooms, strict=True)]

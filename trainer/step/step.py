@@ -25,6 +25,7 @@ from trainer.data.samples import part
 from trainer.errors import CorruptionError, NonFiniteError, PeerCorruptionError
 from trainer.parallel.engine import Engine
 from trainer.recipes import Recipe
+from trainer.step.attention_logits import sampling
 from trainer.step.checksums import Checksums, ChecksumVerdict
 from trainer.step.guard import Guard, first_bad_module
 from trainer.step.measured import Progress, StepMeasurements, StepOutcome
@@ -44,12 +45,14 @@ class SampleSource(Protocol):
 class Shares:
     """The shares of one rank in the mean loss and in the mean activation norm. The shares of all ranks add up to them.
 
-    In fp16 the gradients are too large by the factor ``loss_scale``.
+    In fp16 the gradients are too large by the factor ``loss_scale``. ``attention_logits`` [tensor-parallel ranks,
+    layers] is there in passes that sampled them: the ranks that share the first part of the batch fill in one row each.
     """
 
     loss: Tensor
     activation_norm: Tensor
     loss_scale: float | None = None
+    attention_logits: Tensor | None = None
 
 
 class Steps:
@@ -81,13 +84,15 @@ class Steps:
         self._engine, self._samples = engine, samples
         self._guard, self._inputs, self._checksums = guard, inputs, checksums
         self._norms = BlockNorms(engine)
+        self._applied = False  # whether the step before applied its update; in a new process there was none
 
-    def take(self, progress: Progress, *, parameter_norms: bool = False) -> StepOutcome:
+    def take(self, progress: Progress, *, closely: bool = False) -> StepOutcome:
         """Run one step: train on the next batch and apply the update, unless a fault or the guard forbids it.
 
         Args:
             progress: before the step.
-            parameter_norms: whether to measure the norms of the parameters, too.
+            closely: whether to measure also the norms of the parameters and of the update before this step, and a
+                sample of attention logits.
 
         Raises:
             SupersededError: a newer attempt of the lineage exists.
@@ -100,9 +105,10 @@ class Steps:
         scale = guard.loss_scale
         run = partial(forward_backward, engine, self._samples, self._recipe, before, scale)
         to_compare = checksums.values_to_compare(before.data_position)
-        measured = measure(
-            engine, run(), self._inputs.read(step), to_compare, self._norms, parameter_norms=parameter_norms
-        )
+        shares = run(sample=closely)
+        inputs = self._inputs.read(step)
+        last = closely and self._applied
+        measured = measure(engine, shares, inputs, to_compare, self._norms, parameter_norms=closely, update_norms=last)
         # 4. May the update be applied?
         self._inputs.raise_if_stopped(measured)
         verdict = checksums.judge(measured.checksums)
@@ -114,6 +120,7 @@ class Steps:
             # 5. Clip and update. A skipped update still sets the learning rate, because telemetry reads it back.
             lr = optim.learning_rate(step, self._recipe.optim, self._lr_factors) * measured.drill_factor
             engine.update(measured.gnorm, lr, scale, apply=skip is None)
+            self._applied = skip is None
             # 6. Advance.
             progress = advanced(before, self._recipe, applied=skip is None)
             checksums.updated(step, measured.flip)
@@ -135,7 +142,13 @@ def choose_batch(progress: Progress, recipe: Recipe, skips: Sequence[tuple[int, 
 
 
 def forward_backward(
-    engine: Engine, samples: SampleSource, recipe: Recipe, progress: Progress, loss_scale: float | None = None
+    engine: Engine,
+    samples: SampleSource,
+    recipe: Recipe,
+    progress: Progress,
+    loss_scale: float | None = None,
+    *,
+    sample: bool = False,
 ) -> Shares:
     """Leave the gradients of the mean loss over the global batch in the parameters.
 
@@ -145,6 +158,7 @@ def forward_backward(
         recipe: for the sizes of batch and sequence.
         progress: before this update. Its data position is that of the batch.
         loss_scale: what to multiply the loss by, in fp16.
+        sample: whether to take a sample of the attention logits, from the first sequence of the batch.
     """
     layout, clock = engine.layout, engine.model.clock
     seq_len, batch = recipe.data.seq_len, recipe.data.global_batch
@@ -153,6 +167,7 @@ def forward_backward(
     micro_steps = math.ceil(math.ceil(batch / layout.dp) / recipe.data.micro_batch)
     tokens_per_rank = batch * seq_len / layout.dp  # on average: engines average over ranks, whatever their shares
     loss_sum = activation_norm_sum = torch.zeros((), device=layout.device)
+    logits = torch.zeros(layout.tp, recipe.model.num_layers, device=layout.device) if sample else None
     clock.step = progress.step + 1
     clock.first_position = engine.first_position(seq_len)
     engine.zero_grad()
@@ -163,14 +178,17 @@ def forward_backward(
         clock.first_sample = first
         inputs, targets = (ids.to(layout.device) for ids in samples.batch(first, max(1, count)))
         with engine.micro_step(last=micro_step == micro_steps - 1):
-            loss, activation_norm = engine.loss(inputs, targets)
+            with sampling(engine, wanted=sample and micro_step == layout.dp_rank == 0) as by_layer:
+                loss, activation_norm = engine.loss(inputs, targets)
+            if logits is not None and by_layer:
+                logits[layout.tp_rank] = torch.stack(by_layer)
             loss = loss / tokens_per_rank
             if count == 0:
                 loss, activation_norm = loss * 0, activation_norm * 0
             (loss * loss_scale if loss_scale else loss).backward()
         loss_sum = loss_sum + (loss.to_local() if isinstance(loss, DTensor) else loss).detach()
         activation_norm_sum = activation_norm_sum + activation_norm
-    return Shares(loss_sum / layout.world, activation_norm_sum / (batch * seq_len), loss_scale)
+    return Shares(loss_sum / layout.world, activation_norm_sum / (batch * seq_len), loss_scale, logits)
 
 
 def measure(
@@ -181,6 +199,7 @@ def measure(
     norms: BlockNorms | None = None,
     *,
     parameter_norms: bool = False,
+    update_norms: bool = False,
 ) -> StepMeasurements:
     """Add up all measurements over all ranks. Apart from the gradients, this is the only all-reduce of a step.
 
@@ -191,6 +210,7 @@ def measure(
         to_compare: checksums of this rank, in steps that compare them.
         norms: of the engine's shards, if they exist already.
         parameter_norms: whether to measure the norms of the parameters, too.
+        update_norms: whether to measure the norms of the last update, which must have been applied.
     """
     norms = norms or BlockNorms(engine)
     device, world, rank = shares.loss.device, dist.get_world_size(), dist.get_rank()
@@ -202,10 +222,14 @@ def measure(
     }
     if parameter_norms:
         parts["parameters"] = norms.shares(engine.parameters()).to(device)
+    if update_norms:
+        parts["updates"] = norms.update_shares().to(device)
     # These values are not added up: each rank has a place of its own in the sum.
     if inputs.busy_seconds is not None:
         parts["busy"] = torch.zeros(world, dtype=torch.float64, device=device)
         parts["busy"][rank] = inputs.busy_seconds
+    if shares.attention_logits is not None:
+        parts["attention"] = shares.attention_logits.double().flatten()
     if to_compare is not None:
         table = torch.zeros(world, len(to_compare), dtype=torch.float64, device=device)
         table[rank] = to_compare
@@ -223,6 +247,8 @@ def measure(
         loss_scale=shares.loss_scale,
         block_gnorms={b: math.sqrt(s) / scale for b, s in zip(norms.blocks, sums["gradients"], strict=True)},
         block_pnorms={b: math.sqrt(s) for b, s in zip(norms.blocks, sums.get("parameters", ()), strict=False)},
+        block_unorms={b: math.sqrt(s) for b, s in zip(norms.blocks, sums.get("updates", ()), strict=False)},
+        attention_logits=_largest(_rows(sums.get("attention", ()), engine.layout.tp)),
         drill_factor=drill_factor,
         save_requested=save_requests > 0,
         snapshot_due=snapshot_due > 0,
@@ -241,6 +267,11 @@ def _lists(values: Sequence[float], lengths: Sequence[int]) -> list[Sequence[flo
 
 def _rows(values: Sequence[float], rows: int) -> list[Sequence[float]]:
     return _lists(values, [len(values) // rows] * rows) if values else []
+
+
+def _largest(by_rank: Sequence[Sequence[float]]) -> Sequence[float]:
+    """The largest logit of each layer; NaN where one is not a number."""
+    return [math.nan if any(map(math.isnan, values)) else max(values) for values in zip(*by_rank, strict=True)]
 
 
 def find_fault(
