@@ -116,7 +116,7 @@ def quiet(orders: dict[str, Any], _: Once) -> None:
 
     def act(engine: Any, step: int) -> None:
         if orders["first"] <= step <= orders["last"] and (step - orders["first"]) % orders["every"] == 0:
-            _shrink(engine.optimizer, orders["factor"], orders["factor"])
+            _shrink(engine.optimizer, orders["first_moment"], orders["factor"])
 
     _after_updates(act)
 
