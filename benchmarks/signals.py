@@ -86,6 +86,7 @@ def as_json(run: Run, figures: list[Figure]) -> str:
             "met": f.met,
             "tried": f.tried,
             "counts": f.counts,
+            "kinds": f.kinds,
             "misses": f.misses,
         }
         for f in figures
@@ -140,7 +141,11 @@ def main() -> int:
         print(f"\nOne line costs opt-ops {speed(run):.1f} µs.")
         if arguments.misses:
             for figure in figures:
-                print(f"\n{figure.name}: {len(figure.misses)}", *(f"- {miss}" for miss in figure.misses), sep="\n")
+                kinds = [
+                    f"- {kind}: {wrong} of {tried} wrong" for kind, (wrong, tried) in figure.kinds.items() if wrong
+                ]
+                print(f"\n{figure.name}: {len(figure.misses)}", *kinds, sep="\n")
+                print(*(f"  - {miss}" for miss in figure.misses), sep="\n")
     if arguments.plot:
         plot({name: rows for name, rows in plain.items() if len(rows) > 3000}, arguments.plot)
     return 1 if arguments.check and not all(figure.met for figure in figures) else 0

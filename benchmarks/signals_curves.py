@@ -202,7 +202,7 @@ def draw(rng: random.Random, *, noises: Iterable[str] = tuple(NOISES), every: in
     """A look."""
     name = rng.choice(list(noises))
     _, low, high = NOISES[name]
-    logged = every or rng.choice((1, 1, 1, 1, 5, 5, 10, 50, 100, 200))
+    logged = every or rng.choice((1, 1, 1, 1, 5, 5, 10, 10, 50, 100, 200, 1000))
     early = rng.random() < 0.35
     late = rng.choice((3_000, 10_000, 40_000)) * max(1, logged // 10)
     schedule = rng.choice(("linear", "cosine", "wsd", "inverse sqrt", "constant"))
@@ -261,7 +261,7 @@ def _quieter(rng: random.Random, look: Look, rows: Rows) -> None:
 
 def _epochs(rng: random.Random, look: Look, rows: Rows) -> None:
     """The data comes again, and is known."""
-    length, fall = rng.randrange(len(rows) // 6 + 1, len(rows)), look.sd * rng.uniform(1, 4)
+    length, fall = rng.randrange(len(rows) // 6 + 1, len(rows)), look.sd * rng.choice((1, 4, 15))
     for n, row in enumerate(rows):
         row.loss -= fall * (n // length)
 
@@ -300,6 +300,30 @@ def _rounded(rng: random.Random, look: Look, rows: Rows) -> None:
         row.loss = round(row.loss, 2)
 
 
+def _gap(rng: random.Random, look: Look, rows: Rows) -> None:
+    """Lines are missing: at one place many, elsewhere some."""
+    gaps = {rng.randrange(1, len(rows)): rng.randrange(20, 300), **{rng.randrange(1, len(rows)): 1 for _ in range(50)}}
+    ahead = 0
+    for n, row in enumerate(rows):
+        ahead += gaps.get(n, 0) * look.every
+        row.step += ahead
+
+
+def _sparser(rng: random.Random, look: Look, rows: Rows) -> None:
+    """From some place on, fewer steps are logged."""
+    since, more = rng.randrange(len(rows) // 4, len(rows)), rng.choice((2, 10))
+    first = rows[since].step
+    for row in rows[since:]:
+        row.step = first + more * (row.step - first)
+
+
+def _other_scale(rng: random.Random, look: Look, rows: Rows) -> None:
+    """No nats per token: a sum, or another kind of model."""
+    factor = rng.choice((0.02, 0.2, 30.0))
+    for row in rows:
+        row.loss *= factor
+
+
 HABITS: dict[str, Callable[[random.Random, Look, Rows], None]] = {
     "quieter with time": _quieter,
     "epochs": _epochs,
@@ -309,6 +333,9 @@ HABITS: dict[str, Callable[[random.Random, Look, Rows], None]] = {
     "clipped norm": _clipped,
     "wild norm": _wild,
     "rounded": _rounded,
+    "a gap": _gap,
+    "sparser later": _sparser,
+    "other scale": _other_scale,
 }
 
 

@@ -195,7 +195,7 @@ def divergences(count: int, rng: random.Random) -> list[Case]:
 def _case(name: str, rng: random.Random) -> Case:
     shape, (low, high), watched, fixed = SHAPES[name]
     noises = ("global batch", "global batch", "mini-batch", "outliers", "correlated")
-    look = replace(draw(rng, noises=noises[:2] if "0.02" in name else noises), **fixed)  # type: ignore[arg-type]
+    look = replace(draw(rng, noises=noises[:2] if "0.02" in name else noises), habits=(), **fixed)  # type: ignore[arg-type]
     if look.noise == "global batch" and "0.02" in name:
         look = replace(look, sd=rng.uniform(0.006, 0.015))
     if name == "sparse log":

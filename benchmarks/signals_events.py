@@ -27,6 +27,10 @@ class Here:
         """A height that a person would see: so many sd, at least `nats`, and above what the loss falls by itself."""
         return max(self.rng.choice(sds) * self.sd, nats, 1.5 * self.fall)
 
+    def block(self, low: int, high: int) -> int:
+        """Points of something that lasts so many steps; where few are logged, of a few points."""
+        return max(self.rng.randrange(2, 9), self.rng.randrange(low, high) // self.every)
+
 
 Change = Callable[[int, Row], None]
 """What happens to the n-th point after the onset. It changes the row."""
@@ -59,13 +63,6 @@ def _with_norm(change: Change, factor: Callable[[int], float]) -> Change:
             row.gnorm *= factor(n)
 
     return both
-
-
-def _replace(loss: Callable[[int], float]) -> Change:
-    def change(n: int, row: Row) -> None:
-        row.loss = loss(n)
-
-    return change
 
 
 # ---- faults: a rollback is right
@@ -120,8 +117,13 @@ def _wilder(here: Here) -> Change:
 
 
 def _constant(here: Here) -> Change:
-    value = here.rng.choice((10.8, 9.2, 7.5))
-    return _replace(lambda _: value)
+    times, held = here.rng.uniform(1.5, 4), []
+
+    def change(_: int, row: Row) -> None:
+        held.append(row.loss * times)
+        row.loss = held[0]
+
+    return change
 
 
 def _nan(here: Here) -> Change:
@@ -222,7 +224,7 @@ def _every(here: Here) -> Change:
 
 
 def _plateau(here: Here) -> Change:
-    size, height = here.rng.randrange(5, 45), here.height(8, 20, 40)
+    size, height = here.block(5, 45), here.height(8, 20, 40)
     return _add(lambda n: height if n < size else 0.0)
 
 
@@ -232,7 +234,7 @@ def _sawtooth(here: Here) -> Change:
 
 
 def _odd_block(here: Here) -> Change:
-    size, height = here.rng.randrange(10, 60), here.rng.choice((3, 6, 12)) * here.sd
+    size, height = here.block(10, 60), here.rng.choice((3, 6, 12)) * here.sd
     return _add(lambda n: height if n < size else 0.0)
 
 
@@ -276,9 +278,9 @@ HARMLESS = (
     Kind("one outlier", _outlier),
     Kind("group of 2 to 4 outliers", _group),
     Kind("an outlier every 20 to 60 points", _every),
-    Kind("plateau of 5 to 45 points", _plateau),
+    Kind("plateau of 5 to 45 steps", _plateau),
     Kind("sawtooth", _sawtooth),
-    Kind("odd block of 10 to 60 points", _odd_block),
+    Kind("odd block of 10 to 60 steps", _odd_block),
     Kind("norm spikes alone", _norm_spikes),
     Kind("wider noise", _wider),
     Kind("slow swell below 1 sd", _swell),

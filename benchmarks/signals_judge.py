@@ -26,7 +26,13 @@ class Figure:
     counts: dict[str, float] = field(default_factory=dict)
     misses: list[str] = field(default_factory=list)
     met: bool = True
+    kinds: dict[str, list[int]] = field(default_factory=dict)  # of each kind, how many came out wrong, of how many
     unit: str = ""  # of a rate; empty for a count
+
+    def add(self, kind: str, wrong: bool) -> None:
+        """One more case of that kind."""
+        count = self.kinds.setdefault(kind, [0, 0])
+        count[0], count[1] = count[0] + wrong, count[1] + 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,9 @@ class Tally:
                 yes = right(found, case)
                 figure.counts[rule] += yes
                 if rule == OURS:
-                    if yes != (least is not None):
+                    wrong = yes != (least is not None)
+                    figure.add(case.kind, wrong)
+                    if wrong:
                         figure.misses.append(f"{case.kind} | {case.name} | onset {case.onset}: {_text(found)}")
                     if least is not None and case.harmed is not None:
                         self._target(case, found)
