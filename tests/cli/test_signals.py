@@ -77,7 +77,7 @@ def test_what_is_not_finite_is_found_and_stays_json(diverged: Path):
         ("step,loss\n", "no points"),
         ("step,loss\n1,\n2,\n", "no points"),
         ("step,loss\n1,2.0\n2,abc\n", "line 3: loss is 'abc', not a number"),
-        ("step,loss\n1.5,2.0\n", "line 2: step is '1.5', not a whole number"),
+        ("step,loss\n1.5,2.0\n", "line 2: step is '1.5', not a whole number up to 1,000,000,000"),
         ("step,loss\n,2.0\n", "line 2: step is '', not a whole number"),
         ("step,loss\n-5,2.0\n", "line 2: step is '-5', not a whole number"),
         ('{"step": 1, "loss": [2]}\n', "line 1: loss is "),

@@ -16,7 +16,7 @@ from opt_ops.core.detect.point import Point
 
 _KEPT_POINTS = 4096
 _DUE_POINTS = 128  # that are kept of those that an attempt discarded
-_COPY_POINTS = 512
+_COPY_POINTS = 1024
 """Between two copies of the detector. With fewer, going back is faster, and each point costs more."""
 
 

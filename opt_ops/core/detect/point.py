@@ -48,6 +48,10 @@ class Point:
     block_unorms: Mapping[str, float] | None = None  # of the applied update, every `log_every` updates
     attn_logits: tuple[float, ...] | None = None  # the largest of a sample, by layer, every `log_every` updates
 
+    def __deepcopy__(self, memo: object) -> Point:
+        """The point itself: nobody changes one, and copies of detectors hold many."""
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
