@@ -121,7 +121,8 @@ class _Reader:
             step = int(value) if value is not None and math.isfinite(value) and value == int(value) else -1
         if (isinstance(cell, float) and cell != step) or not 0 <= step <= MOST_STEPS:
             raise UsageError(
-                f"{self._path}, line {self.number}: step is {str(cell or '')[:40]!r}, not a whole number up to {MOST_STEPS:,}",
+                f"{self._path}, line {self.number}: step is {str(cell or '')[:40]!r}, "
+                f"not a whole number up to {MOST_STEPS:,}",
                 "correct the line, or name another column: --column step=COLUMN",
             )
         return step
