@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 from benchmarks.signals_curves import Rows, read, to_points
@@ -62,11 +63,12 @@ def _cell(figure: Figure, rule: str) -> str:
     if rule not in figure.counts or (rule in ALERTS_ONLY and not figure.name.startswith("alerts")):
         return "–"
     count = figure.counts[rule]
-    return f"{count:.1f}" if figure.unit else f"{count:.0f}/{figure.tried}"
+    delay = f" ({median(figure.delays[rule]):.0f})" if figure.delays.get(rule) else ""
+    return f"{count:.1f}" if figure.unit else f"{count:.0f}/{figure.tried}{delay}"
 
 
 def table(figures: list[Figure], rules: tuple[str, ...]) -> str:
-    """Markdown."""
+    """Markdown. In brackets: the median of the lines from the onset to the finding."""
     rows = [
         ["figure", "goal", *(f"**{r}**" if r == OURS else r for r in rules)],
         ["---", *("---:" for _ in (0, *rules))],
@@ -86,6 +88,7 @@ def as_json(run: Run, figures: list[Figure]) -> str:
             "met": f.met,
             "tried": f.tried,
             "counts": f.counts,
+            "median_delay": {rule: median(lines) for rule, lines in f.delays.items()},
             "kinds": f.kinds,
             "misses": f.misses,
         }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from time import perf_counter
+from math import ceil, floor
+from time import process_time
 
 from benchmarks.signals_changes import bad_resumes, declared, fault_after_change, good_resumes, undeclared
 from benchmarks.signals_curves import NOISES, Look, Rows, draw, healthy, to_points
@@ -28,6 +29,7 @@ class Figure:
     met: bool = True
     kinds: dict[str, list[int]] = field(default_factory=dict)  # of each kind, how many came out wrong, of how many
     unit: str = ""  # of a rate; empty for a count
+    delays: dict[str, list[int]] = field(default_factory=dict)  # lines from the onset to the finding that counts
 
     def add(self, kind: str, wrong: bool) -> None:
         """One more case of that kind."""
@@ -81,13 +83,18 @@ class Tally:
 
     def figure(self, name: str, cases: list[Case], right: Right, least: float | None, most: float | None) -> Figure:
         """How many cases are counted by `right`; the goal is a share: at least, or at most."""
-        goal = f"≥ {least * len(cases):.0f}" if least is not None else f"≤ {(most or 0.0) * len(cases):.0f}"
+        asked, allowed = (ceil((least or 0.0) * len(cases) - 1e-9), floor((most or 0.0) * len(cases) + 1e-9))
+        goal = f"≥ {asked}" if least is not None else f"≤ {allowed}"
         figure = Figure(name, goal, len(cases), dict.fromkeys(self.run.rules, 0))
         for case in cases:
             for rule in self.run.rules:
                 found = answers(rule, case)
                 yes = right(found, case)
                 figure.counts[rule] += yes
+                if yes and least is not None:
+                    first = next(f.step for f in found if right([f], case))
+                    lines = sum(case.onset <= row.step <= first for row in case.rows)
+                    figure.delays.setdefault(rule, []).append(lines)
                 if rule == OURS:
                     wrong = yes != (least is not None)
                     figure.add(case.kind, wrong)
@@ -96,8 +103,8 @@ class Tally:
                     if least is not None and case.harmed is not None:
                         self._target(case, found)
             case.forget()
-        share = figure.counts[OURS] / max(1, len(cases))
-        figure.met = share >= least - 1e-9 if least is not None else share <= (most or 0.0) + 1e-9
+        count = figure.counts[OURS]
+        figure.met = count >= asked if least is not None else count <= allowed
         return figure
 
     def _target(self, case: Case, found: list[Found]) -> None:
@@ -261,10 +268,10 @@ def speed(run: Run) -> float:
     """Microseconds that a line costs the loss detector."""
     rng = run.rng("speed")
     points = to_points(healthy(rng, draw(rng, noises=("global batch",), every=1), 20_000))
-    detector, begin = LossDetector(policy().spike, policy().drift), perf_counter()
+    detector, begin = LossDetector(policy().spike, policy().drift), process_time()
     for point in points:
         detector.observe(point)
-    return 1e6 * (perf_counter() - begin) / len(points)
+    return 1e6 * (process_time() - begin) / len(points)
 
 
 SECTIONS: dict[str, Callable[[Run, Tally], Iterator[Figure]]] = {
