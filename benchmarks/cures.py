@@ -50,7 +50,7 @@ class Bench:
             return json.loads(path.read_text())
         with ThreadPoolExecutor(2) as both:
             twin = both.submit(self._twin, draw)
-            ran = both.submit(self._run, draw.id, draw, (*draw.settings, *draw.declared), dict(draw.inject), draw.nodes)
+            ran = both.submit(self._disturbed, draw)
             found = cures_report.case(draw, ran.result(), twin.result())
         _keep(path, found)
         self._say(
@@ -65,18 +65,21 @@ class Bench:
         if path.exists():
             kept = json.loads(path.read_text())
             return Ran(**{**kept, "losses": {int(step): tuple(value) for step, value in kept["losses"].items()}})
+        self._say(f"{name} begins")
+        settings, folder = (*draw.settings, f"seed={draw.seed}"), self._work / name
         if draw.planned:
-            settings = (*draw.settings, f"seed={draw.seed}")
-            ran = run_alone(self._work / name, settings, self._corpus, dict(draw.inject))
+            ran = run_alone(folder, settings, self._corpus, dict(draw.inject))
         else:
-            ran = self._run(name, draw, draw.settings, {}, 1)
+            ran = run(folder, settings, self._corpus, {})
+        self._say(f"{name} {ran.status} after {ran.lines} updates")
         _keep(path, asdict(ran))
         return ran
 
-    def _run(self, name: str, draw: Draw, settings: Sequence[str], inject: dict[str, Any], nodes: int) -> Ran:
-        self._say(f"{name} begins")
-        ran = run(self._work / name, (*settings, f"seed={draw.seed}"), self._corpus, inject, nodes)
-        self._say(f"{name} {ran.status} after {ran.lines} updates")
+    def _disturbed(self, draw: Draw) -> Ran:
+        self._say(f"{draw.id} begins")
+        settings = (*draw.settings, *draw.declared, f"seed={draw.seed}")
+        ran = run(self._work / draw.id, settings, self._corpus, dict(draw.inject), draw.nodes, draw.options)
+        self._say(f"{draw.id} {ran.status} after {ran.lines} updates")
         return ran
 
     def _say(self, text: str) -> None:

@@ -45,6 +45,7 @@ class Draw:
         declared: Settings of the disturbed run alone, such as a learning rate that is too high.
         inject: What `benchmarks/cures_trainer.py` does; empty if the fault is in `declared`.
         nodes: With one rank each.
+        options: Of `run start`, for the disturbed run.
         planned: Whether the twin has what is injected, too. It then trains without a supervisor.
     """
 
@@ -55,6 +56,7 @@ class Draw:
     declared: tuple[str, ...] = ()
     inject: Mapping[str, Any] = field(default_factory=dict[str, Any])
     nodes: int = 1
+    options: tuple[str, ...] = ()
     planned: bool = False
 
     @property
@@ -127,9 +129,14 @@ def _corrupted_weights(chance: random.Random) -> dict[str, Any]:
 
 
 def _planned_change(chance: random.Random) -> dict[str, Any]:
-    """Other data from a step on. The twin gets them, too, and no supervisor."""
-    order = {"what": "mix", "first": BATCH * chance.randint(350, 450), "of_16": chance.randint(3, 6)}
-    return {"inject": {**order, "salt": chance.getrandbits(32)}, "planned": True}
+    """Other data from a step on: declared at the start, or only visible in telemetry, as a stage.
+
+    The twin gets them, too, and no supervisor.
+    """
+    batches, declared = chance.randint(350, 450), chance.random() < 0.5
+    order = {"what": "mix", "first": BATCH * batches, "of_16": chance.randint(2, 4), "salt": chance.getrandbits(32)}
+    options = (f"--planned={batches + 1}:other data",) if declared else ()
+    return {"inject": {**order, "stage": not declared}, "planned": True, "options": options}
 
 
 def _lr_too_high(chance: random.Random) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def case(draw: Draw, ran: Ran, twin: Ran) -> dict[str, Any]:
     return {
         "id": draw.id,
         "injected": str(draw.injected),
-        "named": _named(about_loss),
+        "named": _named(draw, about_loss),
         "remedies": [_remedy(i) for i in acted],
         "cured_by_first": cured and len(acted) == wanted,
         "cured": cured,
@@ -70,10 +70,10 @@ def totals(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _named(incidents: Sequence[Mapping[str, Any]]) -> str | None:
-    """The first cause of the first incident. Without an incident: that there was nothing to be done."""
+def _named(draw: Draw, incidents: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first cause of the first incident. Without an incident: that nothing is wrong, by plan or as it healed."""
     if not incidents:
-        return str(Cause.NONE)
+        return str(Cause.PLANNED_CHANGE if draw.options else Cause.NONE)
     first = incidents[0]
     if first["causes"]:
         return first["causes"][0]

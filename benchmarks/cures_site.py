@@ -59,14 +59,21 @@ def site(folder: Path, inject: dict[str, Any]) -> Iterator[Site]:
         made.close()
 
 
-def run(folder: Path, settings: Sequence[str], data: Path, inject: dict[str, Any], nodes: int = 1) -> Ran:
+def run(
+    folder: Path,
+    settings: Sequence[str],
+    data: Path,
+    inject: dict[str, Any],
+    nodes: int = 1,
+    more: Sequence[str] = (),
+) -> Ran:
     """Train one lineage to its end. With what is injected it may also halt."""
     with site(folder, inject) as made:
         made.start_daemon()
         options = [f"--set={each}" for each in (*BASE, *settings)]
         spares = nodes - 1
         shape = [f"--nodes={nodes}", f"--spares={spares}"]
-        made.command("run", "start", "opt-tiny", *options, f"--data={data}", *shape, "-q")
+        made.command("run", "start", "opt-tiny", *options, f"--data={data}", *shape, *more, "-q")
         state = made.wait(lambda s: (s.finished or s.ended) and s, _SECONDS)
         made.command("logbook", "render", "1", "-q")
         return _read(made, state)

@@ -229,7 +229,10 @@ def flip(orders: dict[str, Any], once: Once) -> None:
 
 
 def mix(orders: dict[str, Any], _: Once) -> None:
-    """From sample `first` on a share of the samples is in another spelling: each symbol stands for another."""
+    """From sample `first` on a share of the samples is in another spelling: each symbol stands for another.
+
+    With `stage`, telemetry names the stage of the data, as a trainer with stages would.
+    """
     import torch
 
     from trainer.data.samples import Mixture
@@ -247,6 +250,29 @@ def mix(orders: dict[str, Any], _: Once) -> None:
         return inputs, targets
 
     Mixture.batch = read
+    if orders["stage"]:
+        _tell_stage(orders["first"])
+
+
+def _tell_stage(first: int) -> None:
+    from trainer.telemetry import Telemetry
+
+    record = Telemetry.record
+
+    class Staged:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def write(self, line: Any) -> Any:
+            return self._file.write({**line, "stage": "b" if line["data_position"] > first else "a"})
+
+    @wraps(record)
+    def recorded(self: Any, *values: Any) -> Any:
+        if not isinstance(self._file, Staged):
+            self._file = Staged(self._file)
+        return record(self, *values)
+
+    Telemetry.record = recorded
 
 
 def edge(orders: dict[str, Any], _: Once) -> None:
