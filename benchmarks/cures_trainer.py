@@ -333,8 +333,8 @@ def overflow(orders: dict[str, Any], _: Once) -> None:
     forward_backward = steps_of_a_step.forward_backward
 
     @wraps(forward_backward)
-    def run(engine: Any, samples: Any, recipe: Any, progress: Any, scale: float | None = None) -> Any:
-        shares = forward_backward(engine, samples, recipe, progress, scale)
+    def run(engine: Any, samples: Any, recipe: Any, progress: Any, scale: float | None = None, **more: Any) -> Any:
+        shares = forward_backward(engine, samples, recipe, progress, scale, **more)
         if progress.step + 1 >= orders["step"] and scale is not None and scale >= orders["bearable"]:
             engine.gradients()[0].fill_(float("inf"))
         return shares
