@@ -204,9 +204,10 @@ def _batch(point: Point) -> int | None:
 
 
 def _data(points: Sequence[Point], at: int, before: Sequence[Point]) -> dict[str, Any]:
-    """The batches of the trouble: `batch` is that of the onset, `last` the last one before the loss had fallen by half.
+    """The batches of the trouble: `batch` is that of the onset, `last` the last one with a loss that stands out.
 
-    `still` says that it has not fallen by half up to the newest line.
+    That is a tenth of the highest rise, and four times the noise: on a shard of odd data the loss falls from its first
+    height while the model learns it. `still` says that it stands out up to the newest line.
     """
     batch = _batch(points[at])
     if batch is None:
@@ -216,10 +217,10 @@ def _data(points: Sequence[Point], at: int, before: Sequence[Point]) -> dict[str
     if not usual or not after:
         return found
     level = median(usual[-32:])
-    half = level + (max(_smooth(after)) - level) / 2
-    high = [point for point in points[at:] if point.loss is None or not point.finite or point.loss > half]
+    limit = level + max((max(_smooth(after)) - level) / 10, 4 * _noise(usual))
+    high = [point for point in points[at:] if point.loss is None or not point.finite or point.loss > limit]
     found["last"] = max([batch, *(each for point in high if (each := _batch(point)) is not None)])
-    found["still"] = bool(after) and median(after[-5:]) > half
+    found["still"] = bool(after) and median(after[-5:]) > limit
     return found
 
 

@@ -42,6 +42,14 @@ def test_trouble_that_goes_on_is_told_from_trouble_that_is_over():
     assert onset_digest(curve(1, 530, bad_shard), 500, Place())["data"]["still"] is True
 
 
+def test_a_shard_that_the_model_begins_to_learn_is_not_over():
+    def learned(step: int, point: Point) -> dict[str, Any]:
+        return {"loss": point.loss + 2 + 8 * math.exp((500 - step) / 3)} if step >= 500 else {}
+
+    data = onset_digest(curve(1, 540, learned), 500, Place())["data"]
+    assert (data["last"], data["still"]) == (540, True)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_edge_of_stability_grows_for_hundreds_of_steps_before(seed: int):
     found = onset_digest(curve(seed, 560, edge), 505, Place(first_step=1))
