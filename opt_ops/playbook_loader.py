@@ -94,22 +94,18 @@ class _Proof(_Table):
 
 
 class _Spike(_Table):
-    window: Annotated[int, Field(ge=32)]
-    warm: Annotated[int, Field(ge=8)]
-    deviations: Annotated[float, Field(gt=0)]
-    floor: Annotated[float, Field(ge=0)]
-    persist: Annotated[int, Field(ge=1)]
-    of: Annotated[int, Field(ge=1)]
+    alert: Annotated[float, Field(gt=0)]
+    act: Annotated[float, Field(gt=0)]
     heal_steps: Annotated[int, Field(ge=1)]
+    patience: Annotated[int, Field(ge=16)]
     gnorm_deviations: Annotated[float, Field(gt=0)]
 
 
 class _Drift(_Table):
-    width: Annotated[int, Field(ge=16)]
-    rise: Annotated[float, Field(gt=0)]
-    errors: Annotated[float, Field(gt=0)]
-    persist: Annotated[int, Field(ge=4)]
+    settle: Annotated[int, Field(ge=16)]
     low: Annotated[float, Field(gt=0)]
+    low_sd: Annotated[float, Field(gt=0)]
+    low_stays: Annotated[int, Field(ge=1)]
     stall: Annotated[int, Field(ge=1)]
 
 
@@ -138,8 +134,8 @@ class _Throughput(_Table):
 
 
 class _LossScale(_Table):
-    floor: Annotated[float, Field(gt=0)]
-    persist: Annotated[int, Field(ge=1)]
+    overflows: Annotated[int, Field(ge=2)]
+    refill: Annotated[int, Field(ge=1)]
     fall: Annotated[float, Field(gt=1)]
     within: Annotated[int, Field(ge=2)]
     warm: Annotated[int, Field(ge=0)]

@@ -25,20 +25,33 @@ def table() -> str:
 
 def _loss(policy: Policy) -> list[Line]:
     spike, drift = policy.spike, policy.drift
-    rising = f"above median + {spike.gnorm_deviations:g} sd of {spike.window} points and rising, two points in a row"
-    high = f"{spike.persist} of {spike.of} points above median + max({spike.deviations:g} sd, {spike.floor:g} nats)"
-    stays = f"… for {spike.heal_steps} steps and {spike.of} points, two thirds of them, and the loss is not returning"
-    level = f"median of {drift.width} points is {drift.rise:g} nats and {drift.errors:g} standard errors above its best"
-    fall = f"a sudden fall of {drift.low:g} nats within {drift.width} or {4 * drift.width} points"
+    rising = f"logarithm above median + {spike.gnorm_deviations:g} sd of 128 points and rising, two points in a row"
+    stays = f"evidence {spike.act:g}, {spike.heal_steps} steps, points enough to see it come back, and it does not"
+    fall = f"{drift.low:g} standard errors and {drift.low_sd:g} sd lower than 16, 64 or 256 points ago, out of its pace"
     return [
         ("gradient_norm", "alert", rising),
-        ("loss_spike", "alert", high),
-        ("loss_spike", "act", stays),
-        ("loss_drift", "alert", f"{level}, for {drift.persist // 4} points"),
-        ("loss_drift", "act", f"… for {drift.persist} points, and the rise has not halved"),
-        ("loss_plateau", "alert", f"no better level for {drift.stall} points, and for half of all steps"),
+        ("loss_spike", "alert", f"evidence {spike.alert:g} against the best level, at once 4 sd above it"),
+        ("loss_spike", "act", f"… {stays}"),
+        ("loss_drift", "alert", f"evidence {spike.alert:g} against the best level, little by little"),
+        ("loss_drift", "act", f"… {stays}"),
+        (
+            "loss_plateau",
+            "alert",
+            f"no better level for half of all steps; {drift.stall} points, or 128 where progress would be seen",
+        ),
         ("loss_too_low", "alert", fall),
-        ("loss_too_low", "act", f"… for {drift.persist} points"),
+        ("loss_too_low", "act", f"… for {drift.low_stays} points"),
+        ("bad_restore", "act", "an attempt's first points do not continue the loss that was reached"),
+        (
+            "undeclared_change",
+            "act",
+            "the loss rises where `lr`, `batch`, `batch_tokens` or `stage` change, and does not grow",
+        ),
+        (
+            "unplanned_lr",
+            "alert",
+            "the learning rate leaves its path: a factor of 1.5 between two lines, a rise after warm-up, a stop",
+        ),
         ("non_finite_loss", "act", "the loss or the gradient norm is not finite"),
         ("unplanned_lr", "act", "the learning rate read back is not the planned one (live only)"),
         ("unplanned_lr", "alert", "… and it never was: the trainer may follow a schedule that it cannot state"),
@@ -53,7 +66,11 @@ def _pace(policy: Policy) -> list[Line]:
     slightly = f"… or {slow.slight:g} times, until the others have waited {slow.waits_seconds:g} s for it"
     return [
         ("loss_scale_falling", "alert", f"{scale.fall:g} times lower than in the last {scale.within} points"),
-        ("loss_scale_floor", "act", f"at or below {scale.floor:g} for {scale.persist} points"),
+        (
+            "loss_scale_floor",
+            "act",
+            f"{scale.overflows} overflows without a doubling; {scale.refill} finite updates undo one",
+        ),
         ("activation_norm", "alert", grown),
         ("throughput_drop", "alert", low),
         ("throughput_drop", "act", node),

@@ -58,7 +58,7 @@ def test_an_edited_number_changes_the_policy_and_its_version(folder: Path):
     [
         ("lr_factor = 0.67", "lr_factor = 1.67", "ladder.1.lr_factor: Input should be less than 1"),
         ("heal_steps = 50 ", "heal_stepps = 50 ", "detect.heal_stepps: unknown key"),
-        ("window = 128 ", 'window = "big"', "detect.window: Input should be a valid integer"),
+        ("patience = 300 ", 'patience = "big"', "detect.patience: Input should be a valid integer"),
         ("version = 2", "version = 0", "version: Input should be greater than or equal to 1"),
         ('name = "loss_spike"', 'name = "loss_spikes"', "name: is 'loss_spikes', but the name of the file is"),
         ("actions = 5", "actions = five", "Invalid value"),

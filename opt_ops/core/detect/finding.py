@@ -62,6 +62,10 @@ class RobustWindow:
         """The largest value."""
         return self._sorted[-1]
 
+    def quantile(self, share: float) -> float:
+        """The value below which this share of the values lies."""
+        return self._sorted[min(len(self._sorted) - 1, int(share * len(self._sorted)))]
+
     @property
     def sd(self) -> float:
         """Interquartile range / 1.349: the standard deviation of a normal distribution with that range."""

@@ -1,235 +1,165 @@
-"""A loss that leaves its band and does not heal.
+"""A rise of the loss that stays: the evidence for it, and whether it is on its way back.
 
 BLOOM-176B's spike (iterations 31215-31221) healed in about 30 steps. Such a spike is reported, and nothing is done.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
+from enum import Enum
+from statistics import median
 
-from opt_ops.core.detect.finding import Finding, RobustWindow
+from opt_ops.core.detect.noise import SCALES, Scale
 from opt_ops.core.detect.point import Point
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.values import Tier
 
-_PATIENCE = 4
-"""A spike that is on its way back is waited for, at most this many times `heal_steps`: by then waiting has cost as
-much as the rollback would have (the rule that is never more than twice as dear as knowing beforehand)."""
+_CLIP = 4.0  # sd: no single point says more than this, so that heavy tails cannot decide
+_SLOW = 4500.0
+"""A loss that comes back within some 250 points by a straight line falls by n/750 of its height between the medians of
+the middle and the last third of n points. That is four times their error when n^1.5 is 9,000 times sd over height. Half
+of it is asked for: most come back faster."""
 
-_RESTLESS = 8
-"""A loss that came back so often within 512 points is restless: how far it went is not out of its band any more."""
+_GROWN = 16  # points after which growth is not the first side of a peak any more
+_STEEP = 4.0  # sd above the bound: a spike; less: a drift
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpikeRule:
-    """When a loss counts as out of its band, and when that calls for a rollback.
+    """When a rise of the loss is told, and when it is acted on.
 
-    The band ends at median + max(`deviations` · sd, `floor`), the lower of two: over the last `window` points, which
-    notices a slow rise, and over the last `warm` points with the spread of what they leave unexplained, which follows a
-    curve that still falls fast. sd is the interquartile range / 1.349, and points out of the band are not taken in: a
-    spike does not widen its own band. `floor` keeps the band from shrinking below the noise between replicas of one
-    run (about 0.055 nats at 15B).
+    The evidence is Page's cumulative sum, in units of log-likelihood: by chance it reaches E about once in e^E points.
 
-    `persist` of the last `of` points out of the band are a spike, where points are hardly ever out of it; where some
-    are as a rule, as with losses of two kinds of data in turn, so many more that chance is no explanation. A spike is
-    acted on when, over `heal_steps` steps (and at least `of` points, where only every k-th step is logged), two thirds
-    of the points were out of the band and the loss is not on its way back.
+    Attributes:
+        alert: Evidence at which it is told.
+        act: Evidence at which it is acted on, if it does not come back.
+        heal_steps: Steps that it gets to heal, at least.
+        patience: Points for which a rise on its way back is waited for, at most.
+        gnorm_deviations: sd above its median at which a gradient norm is out of its band.
     """
 
-    window: int = 128
-    warm: int = 32
-    deviations: float = 4.0
-    floor: float = 0.1
-    persist: int = 3
-    of: int = 5
+    alert: float = 12.0
+    act: float = 24.0
     heal_steps: int = 50
+    patience: int = 300
     gnorm_deviations: float = 6.0
 
 
-class _Unusual:
-    """Whether points are out of the band oftener than they usually are: Page's cumulative sum of log-likelihood ratios
-    of "nine of ten" against the share of the last 512 points.
+class Verdict(Enum):
+    """What is known of a rise."""
 
-    A run of points reaches `BOUND` by chance once in e¹² runs at most, whatever the share (Wald). Three of five reach
-    it where the share is a thousandth, eight in a row where it is 15 %. What heals by itself counts as usual too: an
-    alert that comes again and again becomes rarer.
-    """
-
-    BOUND = 12.0
-    SPIKE = 0.9  # share of points out of the band in a spike
-    LEAST, MOST = 0.002, 0.5  # usual shares between which the ratio is meant
-    MEMORY = 512
-
-    def __init__(self, share: float, points: int) -> None:
-        self.share = share
-        self._points = points
-        self._begin()
-
-    def _begin(self) -> None:
-        self.sum, self._seen, self._high = 0.0, 0, 0
-
-    def observe(self, out: bool) -> None:
-        """Take in the next point."""
-        usual = min(self.MOST, max(self.LEAST, self.share))
-        ratio = self.SPIKE / usual if out else (1 - self.SPIKE) / (1 - usual)
-        self._seen, self._high = self._seen + 1, self._high + out
-        self.sum = min(self.BOUND, self.sum + math.log(ratio))
-        if self.sum <= 0:  # the run is over, and was usual
-            self._points = min(self.MEMORY, self._points + self._seen)
-            self.share += (self._high - self._seen * self.share) / max(self._points, self._seen)
-            self._begin()
+    OPEN = "too early to say"
+    RETURNS = "it is on its way back"
+    RELEARNS = "it jumped at one line, and falls since then, too slowly to come back"
+    STAYS = "it stays"
 
 
-class SpikeDetector:
-    """The loss of one curve, held against a band of its last points."""
+class Rise:
+    """The points since the evidence left zero, in order."""
 
-    def __init__(self, rule: SpikeRule) -> None:
+    def __init__(self, rule: SpikeRule, point: Point, scale: Scale, pace: float = 0.0) -> None:
+        """`pace`: by how much the level fell with each point before."""
         self._rule = rule
-        self.onset: Point | None = None
-        self._learn()
+        self.onset, self.scale, self._pace = point, scale, pace
+        self.sum = self.gnorm = 0.0
+        self.points = 0
+        self._of_level = 0.0
+        self.told = self.acted = self.grows = False
+        self.kind = FailureClass.LOSS_SPIKE
+        self.bound = 0.0
+        self.since_act = 0
+        self._heights: deque[float] = deque(maxlen=rule.patience)
+        self._steps: deque[int] = deque(maxlen=rule.patience)
+        self._next_look = self._margin = 0
 
-    def observe(self, point: Point, loss: float, normal: float | None) -> list[Finding]:
-        """Take in the next line's loss; what it makes known. `normal` is the level that a return to is no fault."""
-        if len(self._losses) < self._rule.warm:
-            self._take_in(loss)
-            return []
-        self._points += 1
-        band = self._limit(normal)
-        limit = max(band, self._trend.median + self._usual_peak())
-        excess = max(0.0, loss - limit)
-        self._remember(loss, loss > band)
-        self._recent.append((point, excess))
-        if self._unusual is None:
-            self._unusual = _Unusual(self._losses.share_above(band), len(self._losses))
-        self._unusual.observe(excess > 0)
-        if loss <= band:
-            self._take_in(loss)
-        if self.onset is None:
-            return self._begins(point, loss, limit, self._unusual)
-        if len(self._recent) == self._rule.of and not any(over for _, over in self._recent):
-            self.onset = None
-            self._remember(loss, False)
-            return []
-        return self._goes_on(point, loss, limit, excess)
+    def add(self, point: Point, height: float, gnorm: float) -> None:
+        """Take in a point that is so far above the bound, in the unit of the loss; `gnorm`: what its gradient norm
+        says, in log-likelihood."""
+        rule, scale = self._rule, self.scale
+        score = min(_CLIP, max(1 - _CLIP, height / scale.sd))
+        self.points += 1
+        most = (rule.act + 8) * scale.factor(self.points)
+        self.sum = min(most, self.sum + (score - scale.mean) / scale.spread - 0.5)
+        self.gnorm = min(most, max(0.0, self.gnorm + gnorm))
+        self._heights.append(height)
+        self._steps.append(point.step)
+        self.since_act += self.acted
+        if self.points % 4 == 0 and self.points >= SCALES[0]:
+            self._of_level = self._level()
 
-    def unhealed(self, point: Point) -> Finding | None:
-        """A call for action on the spike that is open at `point`, if it was not acted on yet: it gets no more time."""
-        out = sum(excess > 0 for _, excess in self._recent)
-        if self.onset is None or self._acted or 2 * out <= len(self._recent):
-            return None
-        limit = (point.loss or 0.0) - self._recent[-1][1]
-        return self._finding(Tier.ACT, point, point.loss or 0.0, limit, "out of the band at the last step of the run")
+    @property
+    def evidence(self) -> float:
+        """Of loss and gradient norm together, in log-likelihood. The norm alone says nothing: it can at most double
+        what the loss says.
 
-    def answered(self) -> None:
-        """Something else called for action on what is going on."""
-        self._acted = True
+        Where single points hang together, each says little. Then the level of some says more, the lower quartile of
+        their heights: half the square of it, in the standard errors of a median.
+        """
+        total = (self.sum + min(self.gnorm, self.sum)) / self.scale.factor(self.points)
+        return max(total, self._of_level)
 
-    def _learn(self) -> None:
-        self._losses = RobustWindow(self._rule.window)
-        self._trend = RobustWindow(self._rule.warm)
-        self._residuals = RobustWindow(self._rule.window)
-        self._recent: deque[tuple[Point, float]] = deque(maxlen=self._rule.of)  # with the excess, 0 in the band
-        self._unusual: _Unusual | None = None
-        self._came_back: deque[tuple[int, float]] = deque(maxlen=_RESTLESS)  # at which point, from which height
-        self._out, self._peak, self._points = 0, 0.0, 0
-        self._acted = False
+    def _level(self) -> float:
+        which = sum(self.points >= 2 * size for size in SCALES[1:])
+        last = sorted(list(self._heights)[-SCALES[which] :])
+        level = last[len(last) // 4 if which else 0]  # of eight, chance may put some into odd data
+        return 0.5 * max(0.0, level / self.scale.errors[which]) ** 2
 
-    def _begins(self, point: Point, loss: float, limit: float, unusual: _Unusual) -> list[Finding]:
-        rule = self._rule
-        high = [seen for seen, excess in self._recent if excess > 0]
-        if len(high) < rule.persist or unusual.sum < unusual.BOUND:
-            return []
-        self.onset, self._acted = high[0], False
-        self._since, self._seen, self._high = high[0].step, len(self._recent), len(high)
-        self._waited = 0
-        self._early = RobustWindow(rule.heal_steps)
-        for seen, _ in self._recent:
-            if seen.step >= self._since:
-                self._early.add(self._height(seen))
-        text = f"{len(high)} of {rule.of} points out of the band, where {unusual.share:.1%} usually are"
-        return [self._finding(Tier.ALERT, point, loss, limit, text)]
+    @property
+    def height(self) -> float:
+        """Median of the last points, above the bound."""
+        return median(list(self._heights)[-5:])
 
-    def _goes_on(self, point: Point, loss: float, limit: float, excess: float) -> list[Finding]:
-        rule = self._rule
-        self._seen += 1
-        self._high += excess > 0
-        if self._acted:
-            if self._high > rule.window:  # what nobody went back from is the new normal
-                self.onset = None
-                self._learn()
-            return []
-        if 2 * (point.step - self._since) < rule.heal_steps:
-            self._early.add(self._height(point))
-        if point.step - self._since < rule.heal_steps or self._seen < rule.of or not excess:
-            return []
-        self._waited += 1
-        now = sorted(self._height(seen) for seen, _ in self._recent)[len(self._recent) // 2]
-        bound = limit - self._trend.median
-        if 3 * self._high >= 2 * self._seen and now > bound and not self._heals(now, bound):
-            self._acted = True
-            steps = point.step - self.onset.step if self.onset else 0
-            return [self._finding(Tier.ACT, point, loss, limit, f"out of the band and not healed in {steps} steps")]
-        self._since, self._seen, self._high = point.step, 0, 0
-        self._early = RobustWindow(rule.heal_steps)
-        self._early.add(now)
-        return []
+    @property
+    def healed(self) -> bool:
+        """Whether the evidence is gone, or the last points are back below the bound."""
+        return self.sum <= 0 or (self.points > 8 and self.told and median(list(self._heights)[-8:]) <= 0)
 
-    def _remember(self, loss: float, out: bool) -> None:
-        """How high the loss was before it came back, of two points or more out of the band."""
-        if out:
-            self._out, self._peak = self._out + 1, max(self._peak, loss - self._trend.median)
-        elif self.onset is None:
-            if self._out >= 2:
-                self._came_back.append((self._points, self._peak))
-            self._out, self._peak = 0, 0.0
+    @property
+    def steep(self) -> bool:
+        """Whether it rose at once."""
+        return self.points <= 16 and self.height > _STEEP * self.scale.sd * self.scale.spread
 
-    def _usual_peak(self) -> float:
-        """How far from the median a restless loss is by itself, from which it comes back; 0 if it is not restless."""
-        back = self._came_back
-        if len(back) < _RESTLESS or self._points - back[0][0] > _Unusual.MEMORY:
-            return 0.0
-        return max(height for _, height in back)
+    def verdict(self) -> Verdict:
+        """Whether there were steps and points enough to see it come back, and whether it does.
 
-    def _height(self, point: Point) -> float:
-        return (point.loss or 0.0) - self._trend.median
+        A rise that still grows is not asked for more points. One that falls by more than the noise of the medians of
+        its middle and its last third is waited for while, at this pace, it ends within `patience` points.
+        """
+        n, rule, sd = self.points, self._rule, self.scale.sd * self.scale.spread
+        if n < max(5, self._next_look) or self._steps[-1] - self.onset.step < rule.heal_steps or self.height <= 0:
+            return Verdict.OPEN
+        self._next_look = n + max(1, n // 16)
+        if n >= rule.patience:
+            return Verdict.STAYS
+        values, third = list(self._heights), max(2, n // 3)
+        middle, late = median(values[-2 * third : -third]), median(values[-third:])
+        error = 1.25 * sd * (2 * self.scale.factor(third) / third) ** 0.5
+        self.grows = n >= _GROWN and late - middle > 2 * error and self.height > middle
+        needed = (_SLOW * sd / max(late, 0.1 * sd)) ** (2 / 3)
+        if not self.grows and n < min(needed, rule.patience):
+            return Verdict.OPEN
+        falls = middle - late
+        if falls <= 2 * error:
+            return Verdict.STAYS
+        if n + late * third / falls <= rule.patience:
+            return Verdict.RETURNS
+        first = median(values[:third])
+        at_once = values[0] > 0.8 * max(values[:5]) and min(first - middle, falls) > 2 * error + self._pace * third
+        return Verdict.RELEARNS if at_once else Verdict.STAYS
 
-    def _heals(self, now: float, bound: float) -> bool:
-        """Whether the height over the median is two thirds, at most, of what it was in the first half of these steps (a
-        peak of a few points says nothing), and at that pace, twice in `heal_steps`, is in the band in time."""
-        left, pace = _PATIENCE - self._waited, now / self._early.median
-        return left > 0 and 0 < pace <= 2 / 3 and now * pace ** (2 * left) <= bound
+    def margin(self, interval: int, low_step: int) -> int:
+        """Steps by which the onset may be too late, given the logging interval and when the level was last good.
 
-    def _take_in(self, loss: float) -> None:
-        if len(self._trend):
-            self._residuals.add(loss - self._trend.median)
-        self._trend.add(loss)
-        self._losses.add(loss)
-
-    def _limit(self, normal: float | None) -> float:
-        """The band's end. A loss that is too low takes the band down with it, but not what counts as `normal`."""
-        rule, least = self._rule, -math.inf if normal is None else normal
-        slow = max(self._losses.median, least) + max(rule.deviations * self._losses.sd, rule.floor)
-        fast = max(self._trend.median, least) + max(rule.deviations * self._residuals.sd, rule.floor)
-        return min(slow, fast)
-
-    def _finding(self, tier: Tier, point: Point, loss: float, limit: float, rule: str) -> Finding:
-        onset = self.onset or point
-        return Finding(
-            signal=FailureClass.LOSS_SPIKE,
-            tier=tier,
-            step=point.step,
-            onset_step=onset.step,
-            at=onset.ts,
-            rule=rule,
-            evidence={
-                "loss": loss,
-                "median": self._trend.median,
-                "sd": self._residuals.sd,
-                "limit": limit,
-                "loss_at_onset": onset.loss,
-                "gnorm": point.gnorm,
-                "lr": point.lr,
-            },
-        )
+        A jump shows from its first points: some logging intervals. What rises out of the noise began before it could be
+        seen: a straight rise that is found after n points has begun up to 4 n before them, and one that doubles in some
+        time has taken about as long.
+        """
+        values, sd, n = list(self._heights), self.scale.sd * self.scale.spread, len(self._heights)
+        late = median(values[-max(min(4, n), n // 3) :])
+        spans = 3 * interval
+        if late < 3 * sd or median(values[:5]) < 0.6 * late:
+            half = next((i for i in range(4, n) if median(values[i - 4 : i + 1]) >= late / 2), n - 1)
+            seen = n - 1 if late < 6 * sd else min(half + 4, n - 1)
+            spans += max(4 * (self._steps[seen] - self._steps[0]), 2 * (self.onset.step - low_step))
+        self._margin = max(self._margin, spans)
+        return self._margin

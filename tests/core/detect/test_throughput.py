@@ -54,15 +54,30 @@ def test_a_small_difference_is_no_straggler():
     assert [f for step in range(1, 200) for f in detector.observe(at(step, busy=slow(5, 1.29)))] == []
 
 
-def test_a_loss_scale_that_stays_at_its_floor():
-    detector = LossScaleDetector(LossScaleRule(floor=0.03125, persist=3))
-    scales = [1.0, 0.03125, 1.0, 0.03125, 0.03125, 0.03125, 0.03125]
-    found = [f for step, scale in enumerate(scales, 1) for f in detector.observe(at(step, loss_scale=scale))]
-    assert [(f.step, f.onset_step) for f in found] == [(6, 4)]
+@pytest.mark.parametrize("floor", [2.0**-5, 2.0**-3, 1.0])
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_a_loss_scale_that_recovers_no_more_whatever_its_floor(floor: float, every: int):
+    detector, scale, found = LossScaleDetector(LossScaleRule()), 65536.0, []
+    for step in range(1, 800):
+        over = step >= 400 and step % every == 0
+        found += detector.observe(at(step, loss_scale=scale, skip="overflow" if over else None))
+        scale = max(floor, scale / 2) if over else scale
+    act = [f for f in found if f.tier is Tier.ACT]
+    assert [(f.signal, f.onset_step) for f in act] == [("loss_scale_floor", 400)]
+    assert act[0].step <= 400 + 32 * every
+
+
+def test_a_loss_scale_that_is_halved_now_and_then_or_comes_back_is_left_alone():
+    detector = LossScaleDetector(LossScaleRule())
+    dip = [2.0 ** (16 - min(n, 9)) for n in range(60)] + [2.0**k for k in range(8, 17) for _ in range(60)]
+    seldom = [2.0 ** (16 - n % 2) for n in range(40) for _ in range(500)]
+    lines = enumerate([*seldom, *dip, *seldom], 1)
+    found = [f for step, scale in lines for f in detector.observe(at(step, loss_scale=scale))]
+    assert [f for f in found if f.tier is Tier.ACT] == []
 
 
 def test_bf16_has_no_loss_scale():
-    detector = LossScaleDetector(LossScaleRule(persist=1))
+    detector = LossScaleDetector(LossScaleRule())
     assert detector.observe(at(1, loss_scale=None)) == []
 
 
