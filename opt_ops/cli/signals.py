@@ -114,6 +114,11 @@ def _replayed(file: CurveFile, policy: Policy, planned: Sequence[int], curve: Pa
             print("\r", end="", file=sys.stderr)
     except TooManyAttempts as error:
         raise UsageError(f"{curve}: {error}", "give one run only, in the order in which it was logged") from None
+    if file.passed.strays > replayed.points:
+        raise UsageError(
+            f"{curve}: the steps of {file.passed.strays:,} lines do not follow those of the {replayed.points:,} others",
+            "sort the lines by step, or give one run only",
+        )
     if not replayed.points:
         raise UsageError(f"{curve}: no points", "give at least one line with a step and a loss")
     return replayed

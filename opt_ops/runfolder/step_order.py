@@ -25,7 +25,7 @@ class StepOrder:
         """`on_stray` gets the reason for each line that is dropped.
 
         `attempts`: the file may hold several attempts, one after the other. They may be short, and one may begin with
-        the last step of the one before.
+        the last step of the one before. The same line twice is a stray.
         """
         self._on_stray = on_stray
         self._attempts = attempts
@@ -37,9 +37,10 @@ class StepOrder:
         """Take in the next point. Returns those that are taken now, none to two. A step that falls is a restart."""
         self._since_restart += 1
         last, before, self._kept_back = self._last, self._kept_back, None
+        repeats = before is not None and last is not None and before.step == last.step and before.loss != last.loss
         rested = self._since_restart >= _BETWEEN_RESTARTS
         if last is None or last.step < point.step <= last.step + _JUMP:
-            if before is not None and last is not None and self._attempts and rested and before.step == last.step:
+            if before is not None and self._attempts and rested and repeats:
                 self._since_restart = 0
                 return [self._taken(before), self._taken(point)]
             if before is not None:

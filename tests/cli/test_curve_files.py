@@ -96,6 +96,7 @@ def test_each_step_that_goes_back_is_an_attempt_however_short(tmp_path: Path):
 
 def test_an_attempt_that_begins_with_the_last_step_is_one(tmp_path: Path):
     rows = [row[:2] for row in resumed(quiet(600), (400, 399))]
+    rows[400] = (399, 2.1)
     rows[-1] = (599, math.nan)
     (item,) = findings(table(tmp_path / "loss.csv", ["step", "loss"], rows))
     assert item["attempt"] == 2
@@ -218,6 +219,15 @@ def test_dialects_of_csv(tmp_path: Path, spiked: Spiked, before: str, delimiter:
     text = path.read_text().replace(".", comma) if comma != "." else path.read_text()
     path.write_bytes((before + text).encode(encoding))
     assert findings(path) == spiked.found
+
+
+def test_comments_spaces_doubled_lines_and_large_steps(tmp_path: Path, spiked: Spiked):
+    path = table(tmp_path / "loss.csv", spiked.names, spiked.rows, "  ")
+    path.write_text("# of run 12\n" + "".join(2 * line for line in path.read_text().splitlines(keepends=True)[1:]))
+    path.write_text(path.read_text().replace("12\n", "12\n" + "  ".join(spiked.names) + "\n", 1))
+    assert findings(path) == spiked.found
+    rows = [(f'"{row[0]:,}"', *row[1:]) for row in spiked.rows]
+    assert findings(table(path, spiked.names, rows)) == spiked.found
 
 
 def test_thousands_of_columns_and_a_last_line_that_is_cut_short(tmp_path: Path, spiked: Spiked):

@@ -75,6 +75,7 @@ def test_what_is_not_finite_is_found_and_stays_json(diverged: Path):
         ("", "line 1: no column step or loss in an empty file"),
         ("epoch,loss\n1,2\n", "line 1: no column step in epoch, loss"),
         ("step,loss\n", "no points"),
+        ("step,loss\n" + "".join(f"{step},2.0\n" for step in range(9, 0, -1)), "of 7 lines do not follow"),
         ("step,loss\n1,\n2,\n", "no points"),
         ("step,loss\n1,2.0\n2,abc\n", "line 3: loss is 'abc', not a number"),
         ("step,loss\n1.5,2.0\n", "line 2: step is '1.5', not a whole number up to 1,000,000,000"),

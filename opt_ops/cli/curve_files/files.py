@@ -60,7 +60,9 @@ class CsvRows:
             file.seek(-1 if (size := file.seek(0, 2)) else 0, 2)
             self._torn = size > 0 and file.read(1) not in (b"\n", b"\r", b"\0")
         self._encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        for delimiter in _DELIMITERS:
+        for delimiter in (*_DELIMITERS, " "):
+            if delimiter == " " and len(self.columns) > 1:
+                break  # there, a space is part of a name
             names = next((row for _, row in self._lines(delimiter)), [])
             if len(names) > len(self.columns):
                 self._delimiter, self.columns = delimiter, [name.strip() for name in names]
@@ -89,7 +91,7 @@ class CsvRows:
             with self._path.open("rb") as file, TextIOWrapper(file, encoding=self._encoding, newline="") as text:
                 reader = csv.reader(text, delimiter=delimiter, skipinitialspace=delimiter != "\t")
                 for row in reader:
-                    if any(row):
+                    if any(row) and not row[0].startswith("#"):
                         yield reader.line_num, row
         except (UnicodeError, csv.Error) as error:
             raise UsageError(

@@ -142,8 +142,8 @@ class _Reader:
         text = "" if cell is None else str(cell).strip()
         if text.lower() in _EMPTY:
             return None
-        try:
-            return float(text.replace(",", "."))  # a decimal comma
+        try:  # a comma divides thousands in steps, and is a decimal sign elsewhere
+            return float(text.replace(",", "" if name == "step" else "."))
         except ValueError:
             raise UsageError(
                 f"{self._path}, line {self.number}: {name} is {text[:40]!r}, not a number",
