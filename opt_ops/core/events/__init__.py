@@ -53,6 +53,7 @@ from opt_ops.core.events.incidents import (
 )
 from opt_ops.core.events.operator import (
     ChangeRequested,
+    ChangesDeclared,
     DaemonStarted,
     DrillDone,
     DrillRequested,
@@ -74,6 +75,7 @@ Event = (
     | PauseRequested
     | ResumeRequested
     | ChangeRequested
+    | ChangesDeclared
     | DriverChanged
     | NodeAllowed
     | NoteAdded
