@@ -11,9 +11,10 @@ from chronicles.kept_curve import AttemptCurve
 from chronicles.ledger.summary import LedgerSummary, node_hours_lost, summarize
 from chronicles.operators import notified_at
 from chronicles.record import LineageRecord, Moment, moment
-from chronicles.report.model import IncidentReport, StacksReport
+from chronicles.report.model import AfterthoughtReport, IncidentReport, StacksReport
 from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline, with_settings
+from opt_ops.core.decide.trouble import remedy
 from opt_ops.core.failures import classes
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.model import Attempt, Incident, State
@@ -87,7 +88,7 @@ def _incident(state: State, incident: Incident, curve: AttemptCurve | None, **kn
         lr_factor=decision.lr_factor if decision else None,
         excluded=decision.exclude if decision else (),
         settings=decision.settings if decision else (),
-        skip_batches=decision.skip_batches if decision else 0,
+        skip_batches=_skipped(decision) if decision else 0,
         save_first=decision.save_first if decision else False,
         advisory=decision.advice if decision else False,
         planned=nature is classes.Nature.MOVE,
@@ -101,10 +102,22 @@ def _incident(state: State, incident: Incident, curve: AttemptCurve | None, **kn
         proof=incident.proof,
         confidence=word,
         confidence_why=basis,
+        causes=incident.causes,
+        for_cause=decision.cause if decision else None,
+        remedy=remedy(decision),
+        refused_step=decision.refuses.step if decision and decision.refuses else None,
+        afterthoughts=tuple(
+            AfterthoughtReport(topic=each.topic, text=each.text, at=Moment(each.at)) for each in incident.afterthoughts
+        ),
         requested=nature is classes.Nature.REQUEST,
         decided_checkpoint_step=decided.step if decided else None,
         **known,
     )
+
+
+def _skipped(decision: e.RecoveryDecided) -> int:
+    """How many batches are left out, around the onset or from the checkpoint on."""
+    return decision.skip_batches + sum(skip.last - skip.first + 1 for skip in decision.skips)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from chronicles.operators import AlertReport, HaltReport, OperatorRequest, Pause
 from chronicles.record import Moment
 from chronicles.validation import CorpusReport
 from opt_ops.core.failures import classes
+from opt_ops.core.failures.causes import Cause, Suspicion
 from opt_ops.core.names import lineage_of
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver, Fault, RankExit, Shape, StackGroup, Verdict
@@ -41,6 +42,15 @@ class ReadbackReport:
     lr: float
     expected_lr: float | None  # None: the kind of the schedule is not known
     loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterthoughtReport:
+    """What later steps showed about an incident that was over."""
+
+    topic: str
+    text: str
+    at: Moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +102,11 @@ class IncidentReport:
     proof: Mapping[str, Any]  # as the journal has it
     confidence: str
     confidence_why: str
+    causes: tuple[Suspicion, ...]  # the likeliest first
+    for_cause: Cause | None  # that the rung is for
+    remedy: str | None  # in words of benchmarks: `rollback+skip`; None: nothing was touched
+    refused_step: int | None  # of the checkpoint from which nothing begins any more
+    afterthoughts: tuple[AfterthoughtReport, ...]
     notified_at: Moment | None = field(metadata={"key": "told"})
     node_hours_lost: float | None
     corrected: bool

@@ -231,6 +231,7 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
     yield f"  cause     {incident.cause}  [{incident.opened_entry}]"
     yield f"  evidence  {wording.values(incident.evidence)}"
     yield f"            {incident.detector}"
+    yield from _cause_lines(incident)
     if incident.documents_command:
         yield f"  data      {incident.documents_command}"
     if incident.stacks:
@@ -238,7 +239,8 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
     if incident.action is None:
         yield "  action    none decided yet"
         return
-    decided = f"({incident.playbook}, rung {incident.rung})  [{incident.decided_entry}]"
+    meant = f", for {incident.for_cause}" if incident.for_cause else ""
+    decided = f"({incident.playbook}, rung {incident.rung}{meant})  [{incident.decided_entry}]"
     yield f"  action    {'; '.join(_action(incident))}  {decided}"
     yield f"  why       {incident.why}"
     if incident.closed is None:
@@ -251,6 +253,19 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
         for read in incident.readbacks[:1]:
             expected = "" if read.expected_lr is None else f", expected {read.expected_lr:.6g}"
             yield f"            step {read.step}: lr {read.lr:.6g}{expected}"
+    for later in incident.afterthoughts:
+        yield f"  later     {later.text}  [{to_iso(later.at)}]"
+
+
+_LIKELY = 3  # causes that are shown; report.json has all of them
+
+
+def _cause_lines(incident: IncidentReport) -> Iterator[str]:
+    """The likeliest causes, each with what speaks for and against it."""
+    for number, each in enumerate(incident.causes[:_LIKELY]):
+        yield f"  {'causes' if not number else '':8}  {each.cause} {each.confidence:.0%}"
+        yield from (f"            + {why}" for why in each.evidence_for)
+        yield from (f"            − {why}" for why in each.evidence_against)
 
 
 def _action(incident: IncidentReport) -> Iterator[str]:
@@ -263,6 +278,8 @@ def _action(incident: IncidentReport) -> Iterator[str]:
         yield " ".join(incident.settings)
     if incident.skip_batches:
         yield f"{incident.skip_batches} batches skipped"
+    if incident.refused_step is not None:
+        yield f"without the checkpoint of step {incident.refused_step}, now and later"
     if incident.excluded:
         yield f"without {', '.join(incident.excluded)}"
     if incident.advisory:

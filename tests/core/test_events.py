@@ -14,6 +14,7 @@ from opt_ops.core.text import from_iso, to_iso
 
 # Old journals hold these for ever. Adding one is fine; taking one away or renaming it is not.
 FROZEN = [
+    "afterthought_added",
     "alert_intended",
     "alert_settled",
     "allocation_changed",

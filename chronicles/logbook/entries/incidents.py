@@ -12,6 +12,7 @@ from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, StacksReport
 from chronicles.wording import count, duration, evidence, full, names, rate, second, short, uncapitalized, whole
 from opt_ops.core.failures import classes
+from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.explain import look_up
 from opt_ops.core.state.status import Status
@@ -113,6 +114,8 @@ def facts(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
         yield Fact(label="Cost", text=_cost(record, row))
     if row.action not in (None, Action.HALT, Action.NOTIFY) and not row.advisory:
         yield Fact(label="Proof", text=_proof(record, row))
+    for later in row.afterthoughts:
+        yield Fact(label="Afterthought", text=f"{second(later.at)}: {full(later.text)}")
     if row.notified_at is not None:
         yield Fact(label="Notified", text=f"On-call was notified at {second(row.notified_at)}.")
 
@@ -126,11 +129,25 @@ def _finding(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
     cause = f"{full(row.cause, keep=row.nodes)}{_health_row_text(row)}{_hit(row, harmed)}"
     yield Fact(label="Cause", text=cause)
     yield Fact(label="Confidence", text=f"{row.confidence.capitalize()}: {row.confidence_why}.")
+    if row.causes:
+        yield Fact(label="Likely causes", text=_causes(row.causes))
     measured, line = evidence(row.evidence)
     parts = (row.detector, measured, _alerts_before(record, row))
     yield Fact(label="Evidence", text=" ".join(full(part) for part in parts if part), line=line)
     if row.documents_command:
         yield Fact(label="Data", text=f"To see the documents of the step where it began: {row.documents_command}")
+
+
+_LIKELY = 3  # causes that an entry names; report.json has all of them
+
+
+def _causes(causes: Sequence[Suspicion]) -> str:
+    """The likeliest causes, each with its confidence and with the evidence for and against it."""
+    return " ".join(
+        f"{each.cause} {each.confidence:.0%}: for it: {'; '.join(each.evidence_for)}."
+        + (f" Against it: {'; '.join(each.evidence_against)}." if each.evidence_against else "")
+        for each in causes[:_LIKELY]
+    )
 
 
 def _hit(row: IncidentReport, harmed: bool) -> str:
@@ -161,7 +178,8 @@ def _decision(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
     if request_behind(record, row.evidence) is not None:
         return  # the request is the decision
     playbook, version = row.playbook.rsplit("/", 1)
-    book = f"Playbook {playbook} ({version}), rung {row.rung}"
+    meant = f" for {row.for_cause}" if row.for_cause else ""
+    book = f"Playbook {playbook} ({version}), rung {row.rung}{meant}"
     why = full(f"Why: {row.why}")
     if row.advisory:
         advice = f"{book} advised to {_verb(record, row)}. Nothing was done, because an operator drove."

@@ -122,6 +122,7 @@ def _opened(state: State, incident: Incident, alert: str, severity: Severity) ->
     body = [
         f"{incident.name} {incident.kind}{' (drill)' if incident.drill else ''}: {incident.cause}",
         f"evidence: {incident.detector}",
+        *_likely(incident),
         f"action: {advised}{decision.action} ({decision.playbook}, rung {decision.rung + 1}): {decision.why}",
         f"next: opt-ops run explain {state.intent.lineage}",
     ]
@@ -131,6 +132,15 @@ def _opened(state: State, incident: Incident, alert: str, severity: Severity) ->
         title=f"opt-ops {state.intent.lineage}: {incident.cause}",
         body="\n".join(body),
     )
+
+
+def _likely(incident: Incident) -> list[str]:
+    """The likeliest cause, with its confidence and first evidence."""
+    if not incident.causes:
+        return []
+    first = incident.causes[0]
+    why = f": {first.evidence_for[0]}" if first.evidence_for else ""
+    return [f"likely cause: {first.cause} ({first.confidence:.0%}){why}"]
 
 
 def _closed(state: State, incident: Incident, alert: str) -> AlertIntended:

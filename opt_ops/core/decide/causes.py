@@ -205,7 +205,11 @@ def _optimizer(board: Board, onset: Mapping[str, Any]) -> None:
     beta2 = used["betas"][1] if len(used["betas"]) > 1 else None
     if beta2 is not None and beta2 >= 0.99:
         steps = 1 / max(1 - beta2, 1e-9)
-        board.add(Cause.BETA2, _FAIR + _WEAK, f"beta2 {beta2:g}: the second moment lags by {steps:.0f} steps")
+        board.add(
+            Cause.BETA2,
+            _STRONG if beta2 >= 0.999 else _FAIR,
+            f"beta2 {beta2:g}: the second moment lags by {steps:.0f} steps",
+        )
     elif beta2 is not None:
         board.add(Cause.BETA2, -_WEAK, f"beta2 {beta2:g} follows within {1 / max(1 - beta2, 1e-9):.0f} steps")
     update, gnorm = onset.get("blocks", {}).get("unorm"), onset.get("gnorm", {})

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 
 from opt_ops.core.failures.causes import Cause, Suspicion
+from opt_ops.core.text import printable
 
 _NOT_THOUGHT_OF = 1.5
 """The weight of a cause that nobody thought of: one fair piece of evidence."""
@@ -20,9 +21,9 @@ class Board:
         self._against: defaultdict[Cause, list[str]] = defaultdict(list)
 
     def add(self, cause: Cause, weight: float, why: str) -> None:
-        """Count a piece of evidence: for the cause if the weight is positive, else against it."""
+        """Count evidence: for the cause if the weight is positive, else against it. `why` may be untrusted."""
         self._weights[cause] += weight
-        (self._for if weight > 0 else self._against)[cause].append(why)
+        (self._for if weight > 0 else self._against)[cause].append(printable(why))
 
     def add_if(self, there: bool, cause: Cause, weight: float, why: str) -> None:
         """Count a piece of evidence if it is there."""

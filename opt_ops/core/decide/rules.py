@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from opt_ops.core.decide.afterthoughts import add_afterthought
 from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.capacity import allocate, launch, release, resize
 from opt_ops.core.decide.cures import RungChoice, choose_rung
@@ -377,6 +378,7 @@ RULES: tuple[Callable[[State, float, Policy], Event | None], ...] = (
     allocate,
     launch,
     close_incident,
+    add_afterthought,
     alert,
 )
 

@@ -37,6 +37,7 @@ from opt_ops.core.events.execution import (
     StrayFound,
 )
 from opt_ops.core.events.incidents import (
+    AfterthoughtAdded,
     AlertIntended,
     AlertSettled,
     DrainIntended,
@@ -114,6 +115,7 @@ Event = (
     | DrainIntended
     | NodeDrained
     | IncidentClosed
+    | AfterthoughtAdded
     | LineageCompleted
     | LineageHalted
     | LineageCancelled

@@ -95,6 +95,15 @@ class RecoveryDecided:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AfterthoughtAdded:
+    """Decision: what later steps show about an incident that is over. An incident has one of each topic at most."""
+
+    incident: str
+    topic: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeExcluded:
     """Decision of ours or an operator's: no attempt starts on this node any more."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import AlertState, Incident, State
+from opt_ops.core.state.model import Afterthought, AlertState, Incident, State
 from opt_ops.core.state.update import (
     with_incident,
     with_item,
@@ -105,6 +105,11 @@ def _incident_closed(state: State, event: e.IncidentClosed, entry: e.Entry) -> S
     )
 
 
+def _afterthought_added(state: State, event: e.AfterthoughtAdded, entry: e.Entry) -> State:
+    added = Afterthought(topic=event.topic, text=event.text, at=entry.ts)
+    return with_incident(state, event.incident, afterthoughts=(*state.incidents[event.incident].afterthoughts, added))
+
+
 def _lineage_completed(state: State, event: e.LineageCompleted, _: e.Entry) -> State:
     return replace(state, why=event.why)
 
@@ -137,6 +142,7 @@ FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
     e.DrainIntended: _drain_intended,
     e.NodeDrained: _node_drained,
     e.IncidentClosed: _incident_closed,
+    e.AfterthoughtAdded: _afterthought_added,
     e.LineageCompleted: _lineage_completed,
     e.LineageHalted: _lineage_halted,
     e.LineageCancelled: _lineage_cancelled,

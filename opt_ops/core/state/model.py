@@ -171,6 +171,15 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Afterthought:
+    """What later steps show about an incident that is over."""
+
+    topic: str
+    text: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
     """Everything from the first evidence to the proven recovery."""
 
@@ -202,6 +211,7 @@ class Incident:
     steps_lost: int | None = None
     seconds_down: float | None = None
     answered: bool = False  # a person has decided since: it neither halts nor counts any more
+    afterthoughts: tuple[Afterthought, ...] = ()
 
     @property
     def acted_on(self) -> bool:
