@@ -24,7 +24,7 @@ def _planned(kind: str, rng: random.Random, sd: float, rows: Rows, at: int, show
     jump = _relax(rng, rng.uniform(0.1, 1.0) + 5 * sd)
     down, up = rng.uniform(0.05, 0.5), rng.uniform(1.5, 4)
     wide = rng.uniform(0.7, 1.7)
-    lr_at = rows[at].lr or 3e-4
+    lr_at, slow = rows[at].lr or 3e-4, max(20, min(300, 1000 // (rows[at].step - rows[at - 1].step)))
     for n, row in enumerate(rows[at:]):
         match kind:
             case "curriculum":
@@ -42,7 +42,7 @@ def _planned(kind: str, rng: random.Random, sd: float, rows: Rows, at: int, show
             case "other loss":
                 row.loss *= up
             case "gradual mix":
-                row.loss += (down + 4 * sd) * min(1.0, n / 300)
+                row.loss += (down + 4 * sd) * min(1.0, n / slow)
             case "annealing":
                 row.loss -= down * min(1.0, n / 300)
             case _:  # other tokenizer

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import median
 
 from benchmarks.signals_curves import PLAIN, Row, Rows, draw, healthy, noise_sd
 from benchmarks.signals_rules import Case
@@ -22,6 +23,13 @@ class Here:
     every: int
     fall: float
     watched: int
+    levels: tuple[float, ...] = ()  # medians of every 32 points from the onset on
+
+    def progress(self, n: int) -> float:
+        """How far the untouched loss has fallen by the n-th point."""
+        place = min(n / 32, len(self.levels) - 1.001)
+        low, part = self.levels[int(place)], place % 1
+        return self.levels[0] - low - part * (self.levels[int(place) + 1] - low)
 
     def height(self, *sds: float, nats: float = 0.0) -> float:
         """A height that a person would see: so many sd, at least `nats`, and above what the loss falls by itself."""
@@ -266,7 +274,7 @@ def _dips(here: Here) -> Change:
 
 
 def _no_progress(here: Here) -> Change:
-    return _add(lambda n, f=here.fall, w=here.watched: f * n / w)
+    return _add(here.progress)
 
 
 def _norm_shift(here: Here) -> Change:
@@ -333,7 +341,8 @@ def _case(kind: Kind, real: Mapping[str, Rows], rng: random.Random) -> Case:
     before, after = rows[max(0, at - 64) : at], rows[at + kind.watched - 64 : at + kind.watched]
     fall = max(0.0, sum(r.loss for r in before) / len(before) - sum(r.loss for r in after) / len(after))
     every = rows[at].step - rows[at - 1].step
-    here = Here(rng, noise_sd(rows, at), every, fall, kind.watched)
+    levels = tuple(median(r.loss for r in rows[n - 32 : n + 32]) for n in range(at, at + kind.watched, 32))
+    here = Here(rng, noise_sd(rows, at), every, fall, kind.watched, levels)
     return event(kind.name, name, rows, at, kind.make(here), kind.watched, rng)
 
 
