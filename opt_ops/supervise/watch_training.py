@@ -21,6 +21,7 @@ from opt_ops.core.detect.unplanned_lr import LearningRateDetector
 from opt_ops.core.events import (
     AttemptConfigured,
     AttemptProgressed,
+    CheckpointRefused,
     Event,
     SignalRaised,
 )
@@ -215,11 +216,12 @@ class TrainingWatch:
             self._phase_times.observe("training", point.step_seconds)
             self._step_times.step(point)
         # An incident stands for what a point shows first: an unplanned learning rate explains what the loss does.
-        findings = [*self._findings([self._learning_rate], point), *self._curve.observe(point)]
+        findings = [*self._findings([self._learning_rate], point), *self._on_curve(point)]
         findings += self._findings([self._corruption, *(() if rested else self._per_attempt)], point)
         for finding in findings:
             raised = signal_of(attempt, finding)
             if raised.key not in state.signals:
+                yield from self._refused(attempt, raised)
                 raised = self._with_onset(state, attempt, finding, raised)
                 yield raised
                 if keeps_recurring(state, raised, self._policy.spike.heal_steps, self._ended_calm):
@@ -228,6 +230,18 @@ class TrainingWatch:
             named = self._with_slow_node(state, attempt, raised)
             if named is not None and named.key not in state.signals:
                 yield named
+
+    def _on_curve(self, point: Point) -> list[Finding]:
+        """What the loss shows. Where the plan is known, the mere path of the learning rate says nothing more."""
+        known = self._learning_rate.knows(point.step)
+        return [f for f in self._curve.observe(point) if not (known and f.signal == FailureClass.UNPLANNED_LR)]
+
+    @staticmethod
+    def _refused(attempt: Attempt, raised: SignalRaised) -> Iterator[Event]:
+        """Yield that the checkpoint of a bad restore must not be used again: the next attempt needs an older one."""
+        if raised.signal == FailureClass.BAD_RESTORE and raised.tier is Tier.ACT and attempt.checkpoint is not None:
+            why = f"attempt {attempt.name} began from it, and did not continue the loss that was reached"
+            yield CheckpointRefused(checkpoint=attempt.checkpoint, why=why)
 
     def _last_step(self, state: State, attempt: Attempt) -> Iterator[Event]:
         """Yield a call for action on a spike that is open at the last step: it cannot heal any more."""

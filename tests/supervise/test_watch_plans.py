@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from opt_ops.core import events as e
 from opt_ops.core.detect.point import Point
 from opt_ops.core.schedule import expected_lr
-from opt_ops.core.values import Checkpoint, Tier
+from opt_ops.core.values import Checkpoint, PlannedChange, Tier
 from opt_ops.ports import TrainerConfig
 from opt_ops.supervise.watch_training import TrainingWatch
 from tests.core.detect.test_signals import curve
@@ -134,3 +134,90 @@ def test_an_attempt_that_ignores_the_settings_of_its_run_is_off_plan_at_its_firs
     training.write([311])
     training.look()
     assert training.signals() == [("unplanned_lr", Tier.ACT, 311)]
+
+
+def declared(training: Watched, step: int) -> None:
+    change = PlannedChange(step=step, what="stage b", by="ann")
+    training.story.see(e.ChangesDeclared(request="r1", author="ann", reason="the mix", planned=(change,)))
+
+
+def test_a_bad_restore_goes_back_to_an_older_checkpoint_and_the_bad_one_is_never_used_again():
+    training = trained_to(500)
+    training.story.checkpoint(500)
+    training.write(range(501, 540))
+    training.look()
+    training.story.rank_dies(540)
+    training.story.ends(last_step=540)
+    training.write(range(501, 540), shift=1.0)
+    decided = training.look()
+    assert [signal[0] for signal in training.signals() if signal[1] == "act"][-1] == "bad_restore"
+    (recovery,) = [event for event in decided if isinstance(event, e.RecoveryDecided)]
+    assert (recovery.action, recovery.checkpoint and recovery.checkpoint.step) == ("rollback", 400)
+    assert (recovery.lr_factor, recovery.skip_batches) == (None, 0)
+
+
+def test_a_good_restore_is_left_alone():
+    training = trained_to(500)
+    training.story.checkpoint(500)
+    training.write(range(501, 540))
+    training.look()
+    training.story.rank_dies(540)
+    training.story.ends(last_step=540)
+    training.write(range(501, 600))
+    assert recoveries(training.look()) == []
+
+
+def recoveries(events: list[e.Event]) -> list[str]:
+    return [str(event.action) for event in events if isinstance(event, e.RecoveryDecided)]
+
+
+def trained_to(step: int) -> Watched:
+    training = Watched()
+    training.write(range(1, step + 1))
+    training.look()
+    for each in range(100, step, 100):
+        training.story.checkpoint(each)
+    assert training.signals() == []
+    return training
+
+
+def test_a_jump_that_nobody_planned_is_rolled_back():
+    training = trained_to(500)
+    training.write(range(501, 650), shift=1.5)
+    assert recoveries(training.look()) == ["rollback"]
+
+
+def test_the_same_jump_is_left_alone_if_it_was_declared_before():
+    training = trained_to(500)
+    declared(training, 501)
+    training.write(range(501, 650), shift=1.5)
+    assert recoveries(training.look()) == []
+
+
+def test_the_same_jump_is_left_alone_if_it_is_declared_shortly_after():
+    training = trained_to(500)
+    training.write(range(501, 504), shift=1.5)
+    training.look()
+    declared(training, 501)
+    for begin in range(504, 650, 20):
+        training.write(range(begin, begin + 20), shift=1.5)
+        assert recoveries(training.look()) == []
+
+
+def test_the_same_jump_is_left_alone_if_the_trainer_plans_it_and_a_late_daemon_reads_all_at_once():
+    training = Watched()
+    config = replace(CONFIG, planned=(PlannedChange(step=501, what="stage b"),))
+    training.write(range(1, 501), config=config)
+    training.write(range(501, 650), shift=1.5, config=config)
+    assert recoveries(training.look()) == []
+
+
+def test_a_fault_after_a_planned_change_is_found():
+    training = trained_to(500)
+    declared(training, 501)
+    training.write(range(501, 801), shift=1.5)
+    assert recoveries(training.look()) == []
+    for step in (600, 700, 800):
+        training.story.checkpoint(step)
+    training.write(range(801, 950), shift=3.5)
+    assert recoveries(training.look()) == ["rollback"]

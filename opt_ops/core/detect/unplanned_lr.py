@@ -37,6 +37,10 @@ class LearningRateDetector:
         """The plan of the present attempt becomes known."""
         self._plan = plan
 
+    def knows(self, step: int) -> bool:
+        """Whether it is known what was planned for this update."""
+        return self._plan is not None and self._plan.at(step) is not None
+
     def observe(self, point: Point) -> list[Finding]:
         """Take in the next line; what it makes known."""
         before, self._before = min(self._before, point.step - 1), point.step

@@ -32,7 +32,9 @@ def by_rule(raised: Raised) -> str:
 def loss_drift(raised: Raised) -> str:
     """A loss that rose slowly."""
     evidence = raised.evidence
-    rise = evidence["level"] - evidence["best"]
+    if "limit" in evidence:
+        return _above_best(raised)
+    rise = evidence["level"] - evidence["best"]  # as older versions journaled it
     return (
         f"loss {evidence['level']:.3f} at step {raised.step}, {rise:.3f} above its best level {evidence['best']:.3f}; "
         f"rising since step {raised.onset_step}"
@@ -70,18 +72,28 @@ def suspended(raised: Raised) -> str:
 
 def loss_spike(raised: Raised) -> str:
     """A loss out of its band."""
-    return (
+    if "median" not in raised.evidence:
+        return _above_best(raised)
+    return (  # as older versions journaled it
         f"loss {raised.evidence['loss']:.3f} at step {raised.step}, median {raised.evidence['median']:.3f}; "
         f"out of its band since step {raised.onset_step}"
     )
 
 
+def _above_best(raised: Raised) -> str:
+    evidence = raised.evidence
+    return (
+        f"loss {evidence['loss']:.3f} at step {raised.step}, best level {evidence['limit']:.3f}; "
+        f"above it since step {raised.onset_step}"
+    )
+
+
 def unplanned_lr(raised: Raised) -> str:
     """A learning rate that is not the planned one."""
-    return (
-        f"learning rate {raised.evidence['lr']:.6g} at step {raised.step}, "
-        f"{raised.evidence['planned_lr']:.6g} was planned"
-    )
+    evidence = raised.evidence
+    if "planned_lr" not in evidence:
+        return raised.rule
+    return f"learning rate {evidence['lr']:.6g} at step {raised.step}, {evidence['planned_lr']:.6g} was planned"
 
 
 def loss_too_low(raised: Raised) -> str:
