@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from opt_ops.core.detect.finding import Finding, RobustWindow
 from opt_ops.core.detect.loss_spike import SpikeRule
@@ -14,7 +15,10 @@ _WINDOW, _WARM = 128, 16  # points
 _LEAST = 0.08
 """sd of the logarithm, at least: where clipping or rounding hides the noise, its spread says nothing."""
 
-_CLIP = 3.0  # sd
+_BACK, _SLOW = 64, 256  # points: what is usual is learned from those that are older, so that a slow rise shows
+_MOST = 0.75
+"""Log-likelihood that a point's norm adds, at most. A loss at its usual level loses more with each point, so the norm
+alone never says anything."""
 
 
 class GradientNormDetector:
@@ -23,9 +27,11 @@ class GradientNormDetector:
     def __init__(self, rule: SpikeRule) -> None:
         self._rule = rule
         self._window = RobustWindow(_WINDOW)
+        self._new: deque[float] = deque()
+        self._usual = RobustWindow(_SLOW)
         self.out = 0  # points in a row out of the band
         self.evidence = 0.0
-        """What the last point's norm says for a fault, in log-likelihood; below 0: against it."""
+        """What the last point's norm says for a fault, in log-likelihood."""
         self._rising = 0
         self._last: Point | None = None
         self._alerted_at: int | None = None
@@ -38,7 +44,11 @@ class GradientNormDetector:
         score = 0.0
         if len(window) >= _WARM:
             score = (value - window.median) / max(window.sd, _LEAST)
-        self.evidence = min(_CLIP, max(-_CLIP, score)) - 1.0 if len(window) >= _WARM else 0.0
+        self.evidence = self._for_a_fault(value) if len(window) >= _WARM else 0.0
+        if not loss_is_up:
+            self._new.append(value)
+            if len(self._new) > _BACK:
+                self._usual.add(self._new.popleft())
         rises = last is None or last.gnorm is None or gnorm > last.gnorm
         self._last = point
         self.out = self.out + 1 if score > rule.gnorm_deviations else 0
@@ -68,3 +78,8 @@ class GradientNormDetector:
                 evidence={"gnorm": gnorm, "median": usual, "limit": limit, "loss": point.loss},
             )
         ]
+
+    def _for_a_fault(self, value: float) -> float:
+        usual = self._usual if len(self._usual) >= _WARM else self._window
+        score = (value - usual.median) / max(self._window.sd, usual.sd, _LEAST)
+        return min(_MOST, max(0.0, 0.5 * (score - 1.0)))

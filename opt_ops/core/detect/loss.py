@@ -229,7 +229,7 @@ class LossDetector:
         verdict = rise.verdict()
         if verdict is not Verdict.OPEN and not rise.grows and (change := self._at_onset(rise)) is not None:
             return [*found, self._undeclared(point, rise, change)]
-        if verdict is Verdict.RELEARNS and rise.gnorm <= 0:
+        if verdict is Verdict.RELEARNS and rise.norm < 0.1 * rise.points:
             return [*found, self._undeclared(point, rise, Change(rise.onset.step, {}))]
         if verdict in (Verdict.OPEN, Verdict.RETURNS):
             return found
@@ -272,8 +272,10 @@ class LossDetector:
             rule=f"above the best level: {text}",
             evidence={
                 "loss": point.loss,
+                "level": rise.bound + rise.height,
+                "best": self._level.best,
+                "median": self._level.best,
                 "limit": rise.bound,
-                "height": rise.height,
                 "sd": rise.scale.sd,
                 "evidence": round(rise.evidence, 1),
                 "points": rise.points,

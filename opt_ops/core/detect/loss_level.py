@@ -73,11 +73,14 @@ class Level:
         """The level must have been held for some share of the curve, from 8 to 128 points."""
         return sum(self.points >= 8 * size for size in SCALES[1:])
 
+    @property
+    def best(self) -> float:
+        """The best level that was held; before a fall that is too good to be true."""
+        return self._fall.before if self._fall is not None else self._best[self._which()]
+
     def bound(self, scale: Scale) -> float:
         """What a level that is as good as the best lies below: the best, and what chance takes from a best."""
-        which = self._which()
-        best = self._fall.before if self._fall is not None else self._best[which]
-        return best + _BIAS * scale.errors[which]
+        return self.best + _BIAS * scale.errors[self._which()]
 
     @property
     def now(self) -> float:

@@ -91,7 +91,7 @@ class LossScaleDetector:
                 onset_step=onset.step,
                 at=onset.ts,
                 rule=f"{self._count:.0f} overflows without a doubling of the loss scale since step {onset.step}",
-                evidence={"loss_scale": scale, "at_onset": onset.loss_scale, "loss": point.loss},
+                evidence={"loss_scale": scale, "floor": scale, "at_onset": onset.loss_scale, "loss": point.loss},
                 margin_steps=3 * self._interval,
             )
         ]

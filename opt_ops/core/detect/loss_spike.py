@@ -15,10 +15,9 @@ from opt_ops.core.detect.point import Point
 from opt_ops.core.failures.classes import FailureClass
 
 _CLIP = 4.0  # sd: no single point says more than this, so that heavy tails cannot decide
-_SLOW = 4500.0
+_SLOW = 7000.0
 """A loss that comes back within some 250 points by a straight line falls by n/750 of its height between the medians of
-the middle and the last third of n points. That is four times their error when n^1.5 is 9,000 times sd over height. Half
-of it is asked for: most come back faster."""
+the middle and the last third of n points. That is three times their error when n^1.5 is 7,000 times sd over height."""
 
 _GROWN = 16  # points after which growth is not the first side of a peak any more
 _STEEP = 4.0  # sd above the bound: a spike; less: a drift
@@ -61,7 +60,7 @@ class Rise:
         """`pace`: by how much the level fell with each point before."""
         self._rule = rule
         self.onset, self.scale, self._pace = point, scale, pace
-        self.sum = self.gnorm = 0.0
+        self.sum = self.norm = 0.0
         self.points = 0
         self._of_level = 0.0
         self.told = self.acted = self.grows = False
@@ -79,8 +78,8 @@ class Rise:
         score = min(_CLIP, max(1 - _CLIP, height / scale.sd))
         self.points += 1
         most = (rule.act + 8) * scale.factor(self.points)
-        self.sum = min(most, self.sum + (score - scale.mean) / scale.spread - 0.5)
-        self.gnorm = min(most, max(0.0, self.gnorm + gnorm))
+        self.sum = min(most, self.sum + (score - scale.mean) / scale.spread - 0.5 + gnorm)
+        self.norm += gnorm
         self._heights.append(height)
         self._steps.append(point.step)
         self.since_act += self.acted
@@ -89,14 +88,12 @@ class Rise:
 
     @property
     def evidence(self) -> float:
-        """Of loss and gradient norm together, in log-likelihood. The norm alone says nothing: it can at most double
-        what the loss says.
+        """Of loss and gradient norm together, in log-likelihood.
 
         Where single points hang together, each says little. Then the level of some says more, the lower quartile of
         their heights: half the square of it, in the standard errors of a median.
         """
-        total = (self.sum + min(self.gnorm, self.sum)) / self.scale.factor(self.points)
-        return max(total, self._of_level)
+        return max(self.sum / self.scale.factor(self.points), self._of_level)
 
     def _level(self) -> float:
         which = sum(self.points >= 2 * size for size in SCALES[1:])
@@ -112,7 +109,8 @@ class Rise:
     @property
     def healed(self) -> bool:
         """Whether the evidence is gone, or the last points are back below the bound."""
-        return self.sum <= 0 or (self.points > 8 and self.told and median(list(self._heights)[-8:]) <= 0)
+        back = self.told and self.kind == FailureClass.LOSS_SPIKE and median(list(self._heights)[-SCALES[0] :]) <= 0
+        return self.sum <= 0 or back
 
     @property
     def steep(self) -> bool:
@@ -129,10 +127,11 @@ class Rise:
         if n < max(5, self._next_look) or self._steps[-1] - self.onset.step < rule.heal_steps or self.height <= 0:
             return Verdict.OPEN
         self._next_look = n + max(1, n // 16)
-        if n >= rule.patience:
-            return Verdict.STAYS
-        values, third = list(self._heights), max(2, n // 3)
+        values = list(self._heights)
+        third = max(2, len(values) // 3)
         middle, late = median(values[-2 * third : -third]), median(values[-third:])
+        if n >= rule.patience or late <= 0:
+            return Verdict.STAYS if late > 0 else Verdict.OPEN
         error = 1.25 * sd * (2 * self.scale.factor(third) / third) ** 0.5
         self.grows = n >= _GROWN and late - middle > 2 * error and self.height > middle
         needed = (_SLOW * sd / max(late, 0.1 * sd)) ** (2 / 3)
@@ -156,7 +155,7 @@ class Rise:
         """
         values, sd, n = list(self._heights), self.scale.sd * self.scale.spread, len(self._heights)
         late = median(values[-max(min(4, n), n // 3) :])
-        spans = 3 * interval
+        spans = 8 * interval
         if late < 3 * sd or median(values[:5]) < 0.6 * late:
             half = next((i for i in range(4, n) if median(values[i - 4 : i + 1]) >= late / 2), n - 1)
             seen = n - 1 if late < 6 * sd else min(half + 4, n - 1)

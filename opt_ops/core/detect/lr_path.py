@@ -69,7 +69,7 @@ class LrPath:
             onset_step=onset.step,
             at=onset.ts,
             rule=why,
-            evidence={"lr": point.lr, "before": before, "peak": self._peak, "loss": point.loss},
+            evidence={"lr": point.lr, "planned_lr": before, "peak": self._peak, "loss": point.loss},
         )
         if "two lines" in why:
             peak = self._peak

@@ -15,6 +15,7 @@ SCALES = (8, 32, 128)
 
 _CLIP = 4.0  # sd: no single point says more than this
 _LEAST = 2e-4  # of the value: what is left of noise where values are logged with four digits
+_UNKNOWN = 2.0  # times the factor of the shorter blocks, for blocks of which there are too few to measure it
 _MEDIAN_ERROR = 1.2533  # standard error of a median / (sd / √n), normal noise
 _MEMORY = 256.0  # points over which the share of odd points is learned
 
@@ -57,6 +58,10 @@ class _Wander:
         self._bends = RobustWindow(24)
         self.sd = 0.0
 
+    @property
+    def known(self) -> bool:
+        return len(self._bends) >= 4
+
     def add(self, value: float) -> None:
         self._n, self._sum = self._n + 1, self._sum + value
         if self._n < self._size:
@@ -66,7 +71,7 @@ class _Wander:
         if len(self._means) == 3:
             first, middle, last = self._means
             self._bends.add(first - 2 * middle + last)
-            if len(self._bends) >= 4:
+            if self.known:
                 bends = self._bends
                 self.sd = max(0.0, -bends.quantile(0.25) / 0.6745, -bends.quantile(0.1) / 1.2816) / 6**0.5
 
@@ -128,7 +133,7 @@ class Noise:
         errors: list[float] = []
         factor = 1.0
         for size, wander in zip(SCALES, self._wander, strict=True):
-            factor = max(factor, size * (wander.sd / (sd * spread)) ** 2)
+            factor = max(factor, size * (wander.sd / (sd * spread)) ** 2) if wander.known else _UNKNOWN * factor
             factors.append(factor)
             errors.append(_MEDIAN_ERROR * sd * spread * (factor / size) ** 0.5)
         self._scale = Scale(sd=sd, mean=mean, spread=spread, factors=tuple(factors), errors=tuple(errors))

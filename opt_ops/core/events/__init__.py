@@ -54,7 +54,6 @@ from opt_ops.core.events.incidents import (
 )
 from opt_ops.core.events.operator import (
     ChangeRequested,
-    ChangesDeclared,
     DaemonStarted,
     DrillDone,
     DrillRequested,
@@ -76,7 +75,6 @@ Event = (
     | PauseRequested
     | ResumeRequested
     | ChangeRequested
-    | ChangesDeclared
     | DriverChanged
     | NodeAllowed
     | NoteAdded

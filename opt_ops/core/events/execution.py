@@ -12,7 +12,6 @@ from opt_ops.core.values import (
     LrFactor,
     Optimizer,
     Outcome,
-    PlannedChange,
     RankExit,
     Readback,
     Schedule,
@@ -141,8 +140,6 @@ class AttemptConfigured:
     optimizer: Optimizer
     versions: Mapping[str, Any]
     layout: Mapping[str, Any]
-    planned: tuple[PlannedChange, ...] = ()
-    data: str | None = None  # digest of what it trains on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from opt_ops.core.detect.finding import Finding, RobustWindow
 from opt_ops.core.detect.hang import HangRule, PhaseTimes
 from opt_ops.core.detect.loss import LossDetector
+from opt_ops.core.detect.loss_scale import LossScaleDetector, LossScaleRule
 from opt_ops.core.detect.loss_spike import SpikeRule
 from opt_ops.core.detect.point import Point
+from opt_ops.core.events import SignalRaised
+from opt_ops.core.failures.classes import cause
 from opt_ops.core.values import Tier
 
 RULE = SpikeRule()
@@ -77,7 +80,7 @@ def test_a_divergence_is_acted_on_once_with_its_onset(at: int, height: float):
     assert act.signal == "loss_spike"
     assert at - 8 <= act.onset_step <= at + 2
     assert act.onset_step - act.margin_steps < at
-    assert RULE.heal_steps <= act.step - act.onset_step <= 2 * RULE.heal_steps
+    assert RULE.heal_steps <= act.step - act.onset_step <= 3 * RULE.heal_steps
 
 
 @pytest.mark.parametrize("length", [1, 2, 10, 30, 40])
@@ -224,7 +227,7 @@ def test_a_curve_that_is_logged_now_and_then(every: int):
     (act,) = acts(with_jump(points, 2000 * every, 2.0, 10**6))
     assert abs(act.onset_step - 2000 * every) <= 4 * every
     assert act.onset_step - act.margin_steps < 2000 * every
-    assert act.step - act.onset_step <= max(2 * RULE.heal_steps, 32 * every)
+    assert act.step - act.onset_step <= max(3 * RULE.heal_steps, 40 * every)
 
 
 def test_clipped_gradient_norms_without_any_spread_are_left_alone():
@@ -340,3 +343,39 @@ def test_patience_is_twice_the_longest_time_of_the_phase():
     usual.observe("saving", 1.0)
     assert usual.timeout("saving", rule) == 5
     assert usual.timeout("evaluation", rule) == 300
+
+
+def test_incidents_can_say_what_every_finding_that_acts_is_about():
+    points = curve(2000, seed=21, noise=0.02)
+    scaled = [replace(p, loss_scale=2.0**-5) for p in points[:200]]
+    curves = {
+        "loss_spike": with_jump(points, 1500, 2.0, 10_000),
+        "loss_drift": raised(points, 0.0008, at=1500),
+        "loss_too_low": with_jump(points, 1500, -0.5, 10_000),
+        "undeclared_change": [
+            replace(p, batch=64 if p.step < 1500 else 16) for p in with_jump(points, 1500, 0.5, 10_000)
+        ],
+        "non_finite_loss": [*points, point(2001, None)],
+    }
+    for name, each in curves.items():
+        act = acts(each)[0]
+        assert act.signal == name
+        assert str(act.step) in said(act) or act.rule in said(act)
+    scale = LossScaleDetector(LossScaleRule())
+    (act,) = [f for each in scaled for f in scale.observe(each) if f.tier is Tier.ACT]
+    assert "loss scale" in said(act)
+
+
+def said(finding: Finding) -> str:
+    return cause(
+        SignalRaised(
+            signal=finding.signal,
+            tier=finding.tier,
+            attempt="1.00-a0",
+            step=finding.step,
+            onset_step=finding.onset_step,
+            at=finding.at,
+            rule=finding.rule,
+            evidence=finding.evidence,
+        )
+    )
