@@ -129,7 +129,7 @@ class TrainingWatch:
                 break
             if earlier.name not in self._read:
                 begun = earlier.checkpoint.step if earlier.checkpoint else 0
-                self._curve.discard_after(begun)
+                self._curve.remember_attempt(begun)
                 self._learning_rate.begin(planned_lr(state, earlier), begun)
                 for point in self._guard.each("telemetry", partial(self._trainer.points, earlier.name)):
                     self._curve.remember(point)

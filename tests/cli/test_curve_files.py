@@ -83,7 +83,8 @@ def test_what_an_attempt_discarded_is_forgotten(tmp_path: Path, names: list[str]
         for row in [*resumed(high, (900, 700))[:900], *((*row[:2], 2) for row in resumed(losses)[700:])]
     ]
     found = findings(table(tmp_path / "loss.csv", names, rows))
-    assert {(each["signal"], each["onset_step"], each["attempt"]) for each in found} == {("loss_spike", 800, 1)}
+    acts = {(each["signal"], each["onset_step"], each["attempt"]) for each in found if each["tier"] == "act"}
+    assert acts == {("loss_spike", 800, 1)}
     assert "ATTEMPT" in replay(tmp_path / "loss.csv").splitlines()[0]
 
 
@@ -100,6 +101,20 @@ def test_an_attempt_that_begins_with_the_last_step_is_one(tmp_path: Path):
     rows[-1] = (599, math.nan)
     (item,) = findings(table(tmp_path / "loss.csv", ["step", "loss"], rows))
     assert item["attempt"] == 2
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_attempts_that_do_not_continue_the_loss_are_bad_restores_unless_planned(tmp_path: Path, planned: bool):
+    """Each begins where training from scratch does, and learns from there; nobody stops it."""
+    noise = random.Random(3)
+    rows = []
+    for attempt, first in enumerate((0, 20_000, 26_000), 1):
+        for at in range(400 if attempt == 1 else 130):
+            rows.append((first + 50 * at, 4.5 + 4.0 / (1 + at / 15) + noise.gauss(0.0, 0.03), attempt))
+    options = [word for first in (20_000, 26_000) for word in ("--planned", str(first))] if planned else []
+    found = findings(table(tmp_path / "loss.csv", ["step", "loss", "attempt"], rows), *options)
+    acts = [(each["signal"], each["attempt"], each["onset_step"]) for each in found if each["tier"] == "act"]
+    assert acts == ([] if planned else [("bad_restore", 2, 20_000), ("bad_restore", 3, 26_000)])
 
 
 def test_a_lone_stray_line_is_no_attempt(tmp_path: Path):

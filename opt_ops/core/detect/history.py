@@ -15,7 +15,8 @@ from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.detect.point import Point
 
 _KEPT_POINTS = 4096
-_DUE_POINTS = 128  # that are kept of those that an attempt discarded
+_DUE_POINTS = 512  # that are kept of those that an attempt discarded
+_ATTEMPTS = 64
 _COPY_POINTS = 1024
 """Between two copies of the detector. With fewer, going back is faster, and each point costs more."""
 
@@ -43,6 +44,9 @@ class CurveHistory:
         """Copies of the detector, each with the last kept step that it has seen."""
         self._since_copy = 0  # points
         self._planned: list[int] = []
+        self._begun: deque[tuple[int, tuple[Point, ...]]] = deque(maxlen=_ATTEMPTS)
+        """The attempts that are not discarded: the step of each one's checkpoint, and the points due again."""
+        self._remembered = False  # whether the detector has yet to learn what is kept
         self.due: tuple[Point, ...] = ()
         """The points that the newest attempt discarded: the loss that they show is due again."""
 
@@ -62,16 +66,28 @@ class CurveHistory:
 
     def remember(self, point: Point) -> None:
         """Take in a point of an earlier attempt. The next `begin_attempt` learns it; nothing is found in it."""
-        self.discard_after(point.step - 1)
+        self._discard_after(point.step - 1)
         self._kept.append(point)
+        self._remembered = True
 
-    def discard_after(self, step: int) -> list[Point]:
-        """Forget the points after `step`, until the next `begin_attempt` learns anew. Returns them in their order."""
+    def remember_attempt(self, at_step: int) -> None:
+        """An earlier attempt began from the checkpoint of `at_step`; its points follow. See `begin_attempt`."""
+        due = self._discard_after(at_step)
+        self.due = tuple(due[:_DUE_POINTS])
+        while self._begun and self._begun[-1][0] >= at_step:
+            self._begun.pop()
+        self._begun.append((at_step, self.due))
+
+    def _discard_after(self, step: int) -> list[Point]:
+        """Forget the points after `step`. Returns them in their order."""
         discarded: list[Point] = []
         while self._kept and self._kept[-1].step > step:
             discarded.append(self._kept.pop())
         while self._copies and self._copies[-1][0] > step:
             self._copies.pop()
+        while self._begun and self._begun[-1][0] > step:
+            self._begun.pop()
+        self._remembered = self._remembered or bool(discarded)
         return discarded[::-1]
 
     def begin_attempt(self, at_step: int) -> None:
@@ -79,10 +95,11 @@ class CurveHistory:
 
         The detector gets the discarded points: the loss that they show is due again.
         """
-        due = self.discard_after(at_step)
-        self.due = tuple(due[:_DUE_POINTS])
-        self._learn()
-        self.detector.begin_attempt(due)
+        self.remember_attempt(at_step)
+        if self._remembered:
+            self._learn()
+        else:
+            self.detector.begin_attempt(self.due)
 
     def restart(self, step: int) -> None:
         """The trainer, or another launcher, began again: its next point has this step."""
@@ -111,15 +128,20 @@ class CurveHistory:
         return tuple(self._kept)
 
     def _learn(self) -> None:
-        """Build the detector that has seen the kept points and no others."""
+        """Build the detector that has seen the kept points and no others, in their attempts."""
         since = self._copies[-1][0] if self._copies else None
         self.detector = deepcopy(self._copies[-1][1]) if self._copies else self._empty()
-        self._since_copy = 0
+        self._since_copy, self._remembered = 0, False
+        begun = deque(each for each in self._begun if since is None or each[0] >= since)
         for point in self._kept:
             if since is None or point.step > since:
+                while begun and begun[0][0] < point.step:
+                    self.detector.begin_attempt(begun.popleft()[1])
                 self._since_copy += 1
                 if self._observe(self.detector, point) is None:
                     self.detector = self._empty()
+        for _, due in begun:
+            self.detector.begin_attempt(due)
 
     def _empty(self) -> LossDetector:
         detector = self._new()

@@ -131,6 +131,7 @@ class LossDetector:
         self._lr.expect_anew()
         self._lr_left = 0
         self._change = None
+        self._restore = None  # what was reached says nothing about what is planned
 
     def _path(self, point: Point) -> list[Finding]:
         """The learning rate's path, and what changes visibly."""

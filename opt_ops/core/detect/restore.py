@@ -16,6 +16,7 @@ _CLIP = 6.0  # sd that a point says, at most: no single one decides
 _SLACK = 1.5  # sd that a point may be off
 _BOUND = 12.0  # evidence: three points that are far off, eight that are 3 sd off
 _FIRST = 64  # points of an attempt that are compared
+_HUGE_SD, _HUGE_SHARE = 20.0, 0.2  # of the noise, and of the loss: moments that warm up do not raise it so far
 _LR = 1.5  # factor between the learning rate and the one that was due
 
 
@@ -50,8 +51,9 @@ class RestoreCheck:
         evidence: dict[str, Any] = {"loss": loss, "due": due_loss, "reached": self._reached, "sd": sd, "lr": point.lr}
         if due is not None and due.lr:
             evidence["lr_due"] = due.lr
-        jumped = median(self._off[:3]) > 3 * sd
-        if self._up >= _BOUND and jumped and not self._returns():
+        jump = median(self._off[:3])
+        huge = jump > max(_HUGE_SD * sd, _HUGE_SHARE * abs(self._reached))
+        if self._up >= _BOUND and jump > 3 * sd and (huge or not self._returns()):
             return self._finding(point, evidence, f"{above:.3g} above the loss that was reached")
         if self._down >= _BOUND and len(self._off) <= _FIRST // 2:
             return self._finding(point, evidence, f"{below:.3g} below the loss that was due: data that was seen before")

@@ -50,6 +50,20 @@ def test_after_a_restart_the_discarded_points_count_for_nothing(length: int):
     assert [each.step for each in going_back.kept] == list(range(1, length + 501))[-4096:]
 
 
+def test_attempts_that_were_not_discarded_are_learned_as_attempts():
+    """Another attempt goes back over a bad restore that nobody stopped: what the restore taught is not forgotten."""
+    history = CurveHistory(Told)
+    findings(history, quiet(1, 300))
+    history.begin_attempt(300)
+    findings(history, quiet(301, 600, seed=2, height=2.0))
+    history.begin_attempt(550)
+    assert isinstance(history.detector, Told)
+    assert history.detector.begun == [300, 550]
+    history.begin_attempt(300)
+    assert isinstance(history.detector, Told)
+    assert history.detector.begun == [300]
+
+
 class Told(LossDetector):
     """Notes what a history tells its detector."""
 
@@ -57,6 +71,12 @@ class Told(LossDetector):
         super().__init__(SpikeRule())
         self.plans: list[int] = []
         self.due: list[int] | None = None
+        self.begun: list[int] = []
+        self.seen = 0
+
+    def observe(self, point: Point) -> list[Finding]:
+        self.seen = point.step
+        return super().observe(point)
 
     def plan(self, step: int) -> None:
         self.plans.append(step)
@@ -65,6 +85,7 @@ class Told(LossDetector):
     def begin_attempt(self, due: object) -> None:
         assert isinstance(due, list | tuple)
         self.due = [each.step for each in due]
+        self.begun.append(self.seen)
         super().begin_attempt(due)
 
 
