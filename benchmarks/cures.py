@@ -38,6 +38,7 @@ class Bench:
     def __init__(self, out: Path, work: Path, seed: int) -> None:
         self._out, self._work = out, work
         self._began = time.monotonic()
+        self.twins: dict[str, Ran] = {}  # those without anything injected
         for folder in (out, work):
             folder.mkdir(parents=True, exist_ok=True)
         self._corpus = work / "corpus.jsonl"
@@ -47,6 +48,7 @@ class Bench:
         """One case: the disturbed run and its twin, side by side, unless they have ended before."""
         path = self._out / f"{draw.id}.json"
         if path.exists():
+            self._twin(draw)
             return json.loads(path.read_text())
         with ThreadPoolExecutor(2) as both:
             twin = both.submit(self._twin, draw)
@@ -64,7 +66,8 @@ class Bench:
         path = self._out / f"{name}.json"
         if path.exists():
             kept = json.loads(path.read_text())
-            return Ran(**{**kept, "losses": {int(step): tuple(value) for step, value in kept["losses"].items()}})
+            losses = {int(step): tuple(value) for step, value in kept["losses"].items()}
+            return self._known(name, draw, Ran(**{**kept, "losses": losses}))
         self._say(f"{name} begins")
         settings, folder = (*draw.settings, f"seed={draw.seed}"), self._work / name
         if draw.planned:
@@ -73,6 +76,11 @@ class Bench:
             ran = run(folder, settings, self._corpus, {})
         self._say(f"{name} {ran.status} after {ran.lines} updates")
         _keep(path, asdict(ran))
+        return self._known(name, draw, ran)
+
+    def _known(self, name: str, draw: Draw, ran: Ran) -> Ran:
+        if not draw.planned:
+            self.twins[name] = ran
         return ran
 
     def _disturbed(self, draw: Draw) -> Ran:
@@ -97,18 +105,6 @@ def listed(chosen: Sequence[Draw]) -> list[dict[str, Any]]:
     return [{"id": draw.id, "injected": str(draw.injected)} for draw in chosen]
 
 
-def _table(report: dict[str, Any]) -> str:
-    rows = [
-        "| case | injected | named | remedies | cured | loss | twin |",
-        "| --- | --- | --- | --- | --- | ---: | ---: |",
-    ]
-    for each in report["cases"]:
-        remedies = ", ".join(each.get("remedies", ())) or "none"
-        cells = [each["id"], each["injected"], each.get("named"), remedies, each.get("cured")]
-        rows.append(f"| {' | '.join(map(str, cells))} | {each.get('loss')} | {each.get('twin_loss')} |")
-    return "\n".join([*rows, "", *(f"{name}: {value}" for name, value in report.get("totals", {}).items())])
-
-
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,7 +127,9 @@ def main() -> int:
             bench = Bench(options.out or Path(scratch) / "out", options.work or Path(scratch), options.seed)
             report["cases"] = [bench.case(draw) for draw in chosen]
         report["totals"] = cures_report.totals(report["cases"])
-    print(json.dumps(report, indent=1) if options.output == "json" else _table(report))
+        report["by_cause"] = cures_report.by_cause(report["cases"])
+        report["twins"] = cures_report.spread(bench.twins)
+    print(json.dumps(report, indent=1) if options.output == "json" else cures_report.table(report))
     return 0
 
 

@@ -70,6 +70,45 @@ def totals(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def by_cause(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Of each injected cause: cases, and how many of them were named and cured."""
+    causes = dict.fromkeys(each["injected"] for each in cases)
+    return {
+        cause: {
+            "cases": len(own),
+            "named": sum(each["named"] == cause for each in own),
+            "cured_by_first": sum(each["cured_by_first"] for each in own),
+            "cured": sum(each["cured"] for each in own),
+        }
+        for cause in causes
+        if (own := [each for each in cases if each["injected"] == cause])
+    }
+
+
+def spread(twins: Mapping[str, Ran]) -> dict[str, Any]:
+    """How far undisturbed twins of different seeds end apart: what a gap must be compared with."""
+    losses = sorted(round(end(twin)[0], 4) for twin in twins.values())
+    return {"losses": losses, "spread": round(losses[-1] - losses[0], 4) if losses else None}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    rows = [
+        "| case | named | remedies | cured | loss | twin |",
+        "| --- | --- | --- | --- | ---: | ---: |",
+    ]
+    for each in report["cases"]:
+        remedies = ", ".join(each.get("remedies", ())) or "none"
+        cells = [each["id"], each.get("named"), remedies, "yes" if each.get("cured") else "no"]
+        rows.append(f"| {' | '.join(map(str, cells))} | {each.get('loss')} | {each.get('twin_loss')} |")
+    rows += ["", "| cause | cases | named | cured by the first | cured |", "| --- | ---: | ---: | ---: | ---: |"]
+    for cause, counts in report.get("by_cause", {}).items():
+        rows.append(f"| {cause} | {' | '.join(map(str, counts.values()))} |")
+    rows.append("")
+    rows += [f"{name}: {value}" for name, value in report.get("totals", {}).items()]
+    return "\n".join([*rows, f"twins: {report.get('twins')}"])
+
+
 def _named(draw: Draw, incidents: Sequence[Mapping[str, Any]]) -> str | None:
     """The first cause of the first incident. Without an incident: that nothing is wrong, by plan or as it healed."""
     if not incidents:

@@ -165,6 +165,20 @@ def test_totals():
     }
 
 
+def test_the_rate_by_cause_and_the_spread_of_twins():
+    none = cures_report.case(draw(Cause.NONE), ran(flat(3.0)), ran(flat(3.0)))
+    bad = cures_report.case(draw(Cause.BAD_DATA), ran(flat(3.1), incident()), ran(flat(3.0)))
+    assert cures_report.by_cause([none, bad]) == {
+        "none": {"cases": 1, "named": 1, "cured_by_first": 1, "cured": 1},
+        "bad_data": {"cases": 1, "named": 0, "cured_by_first": 0, "cured": 0},
+    }
+    twins = {"a": ran(flat(3.0)), "b": ran(flat(3.004))}
+    assert cures_report.spread(twins) == {"losses": [3.0, 3.004], "spread": 0.004}
+    assert "| bad_data | 1 | 0 | 0 | 0 |" in cures_report.table(
+        {"cases": [none, bad], "by_cause": cures_report.by_cause([none, bad])}
+    )
+
+
 def test_garbage_is_there_for_those_samples_each_time(injected):
     mixture = Mixture([Samples(np.arange(10_000) % 50, 8, 1)], [1])
     clean = [t.clone() for t in mixture.batch(16, 32)]
