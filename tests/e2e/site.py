@@ -100,8 +100,8 @@ class Site:
         self._daemon.kill()
         self._daemon.wait()
 
-    def start(self, *settings: str, **shape: int) -> str:
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in shape.items()]
+    def start(self, *settings: str, **others: int | str) -> str:
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in others.items()]
         return self.command("run", "start", "stub", *(f"--set={s}" for s in settings), *options, "-q").strip()
 
     def state(self, lineage: str = "1") -> State:

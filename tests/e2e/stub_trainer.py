@@ -77,6 +77,8 @@ def telemetry(step: int, lr: float, loss: float | None, seconds: float) -> dict:
         "finite": loss is not None,
         "skipped": 0,
         "step_seconds": seconds,
+        "bsz": 8,
+        "wpb": 1024,
         "tokens": step * 1024,
         "wps": 1024 / seconds,
     }
@@ -251,6 +253,10 @@ def misbehave(what: str, step: int, rank: int, phases: Phases, report: StepRepor
     """Do one fault, at its step and after it. If rank 1 ends or hangs, the others wait in the next collective."""
     if what == "spike":
         report.loss = 9.0
+    elif what == "stage":
+        report.loss = 4.5
+    elif what == "batch":
+        report.fields |= {"bsz": 16, "wpb": 2048}
     elif what == "nan":
         report.loss = None
     elif what == "floor":
