@@ -77,7 +77,7 @@ def lr(
     updates: Annotated[int, typer.Option(min=1, max=_MOST_UPDATES, help="Number of updates.")] = 30,
     from_step: Annotated[int, typer.Option(min=0, help="First step at which it may begin. [default: now]")] = 0,
 ) -> None:
-    """Multiply the learning rate for some updates, so that the loss diverges.
+    """Multiply the learning rate for some updates. The daemon must read it back, and roll back to before them.
 
     Example: opt-ops drill lr 12 --factor 40 --updates 30
     """

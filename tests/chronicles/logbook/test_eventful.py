@@ -24,7 +24,7 @@ from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import duration
 from opt_ops.core import events as e
 from opt_ops.core.health.lemons import parts, records
-from opt_ops.core.values import Action, Driver, Outcome, Severity
+from opt_ops.core.values import Action, Driver, Outcome, PlannedChange, Severity
 from tests.chronicles.eventful import eventful
 from tests.chronicles.logbook.test_injection import Page
 from tests.chronicles.told import Told
@@ -415,3 +415,12 @@ def test_every_incident_says_how_sure_its_cause_is(report: LineageReport):
         "time_limit": "high",
         "out_of_memory": "high",
     }
+
+
+def test_a_declared_change_has_an_entry(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
+    planned = (PlannedChange(step=48_000, what="stage b", by="ann"), PlannedChange(step=60, by="ann"))
+    told.see(e.ChangesDeclared(request="s", author="ann", reason="the mix", planned=planned))
+    markdown = render(told.folder)[0].read_text()
+    assert "[ann]: 12.00 declared 2 planned changes" in markdown
+    assert "from step 48,000 on: stage b; from step 60 on: a change" in markdown
