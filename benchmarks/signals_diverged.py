@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from benchmarks.signals_curves import Look, Row, draw, healthy
+from benchmarks.signals_curves import Look, Row, draw, healthy, level
 from benchmarks.signals_events import Change, event
 from benchmarks.signals_rules import Case
 
@@ -186,6 +186,23 @@ SHAPES: dict[str, tuple[Shape, tuple[int, int], int, dict[str, object]]] = {
 }
 
 
+SLOW = (
+    "drift of 0.02 to 0.05 nats, then up",
+    "norm up for good, loss up 2 sd",
+    "slow turn over thousands of steps",
+    "level and noise rise",
+)
+"""Shapes that a loss which still falls would hide."""
+
+
+def _late(look: Look, at: int, watched: int) -> Look:
+    """The same run, so late that its loss falls by less than one sd while it is watched."""
+    look = replace(look, start=max(look.start, 10_000), horizon=10**9)
+    while level(look, look.start + at * look.every) - level(look, look.start + (at + watched) * look.every) > look.sd:
+        look = replace(look, start=2 * look.start)
+    return look
+
+
 def divergences(count: int, rng: random.Random) -> list[Case]:
     """`count` of them, the shapes in turn."""
     names = list(SHAPES)
@@ -201,6 +218,8 @@ def _case(name: str, rng: random.Random) -> Case:
     if name == "sparse log":
         look = replace(look, every=rng.choice((50, 100, 200)))
     at = rng.randrange(low, high)
+    if name in SLOW:
+        look = _late(look, at, watched)
     rows = healthy(rng, look, at + watched)
     about = f"{look.noise} {look.sd:.3f}, every {look.every}, from {look.start}, line {at}"
     return event(name, about, rows, at, shape(rng, look), watched, rng)
