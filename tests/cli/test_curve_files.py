@@ -115,6 +115,10 @@ def test_attempts_that_do_not_continue_the_loss_are_bad_restores_unless_planned(
     found = findings(table(tmp_path / "loss.csv", ["step", "loss", "attempt"], rows), *options)
     acts = [(each["signal"], each["attempt"], each["onset_step"]) for each in found if each["tier"] == "act"]
     assert acts == ([] if planned else [("bad_restore", 2, 20_000), ("bad_restore", 3, 26_000)])
+    targets = [each["target_step"] for each in found if each["tier"] == "act"]
+    assert targets == ([] if planned else [19_949, 25_949]), (
+        "before the step that the attempt may have been restored from"
+    )
 
 
 def test_a_lone_stray_line_is_no_attempt(tmp_path: Path):

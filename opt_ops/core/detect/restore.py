@@ -69,6 +69,7 @@ class RestoreCheck:
 
     def _finding(self, point: Point, evidence: dict[str, Any], text: str) -> Finding:
         assert self.first is not None
+        interval = (point.step - self.first.step) // max(1, len(self._off) - 1)
         return Finding(
             signal=FailureClass.BAD_RESTORE,
             tier=Tier.ACT,
@@ -77,5 +78,5 @@ class RestoreCheck:
             at=self.first.ts,
             rule=f"the attempt's first {len(self._off)} points are {text}",
             evidence=evidence,
-            margin_steps=1,
+            margin_steps=interval + 1,  # its checkpoint is within an interval before its first line, and is not sound
         )
