@@ -7,6 +7,7 @@ from pathlib import Path
 from opt_ops import playbook_loader
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.detect.activations import ActivationDetector
+from opt_ops.core.detect.forecast import ForecastDetector
 
 PAGE = Path(__file__).parents[1] / "docs" / "signals.md"
 BEGIN, END = "<!-- made by scripts/signals_docs.py -->\n", "<!-- end -->\n"
@@ -51,6 +52,11 @@ def _loss(policy: Policy) -> list[Line]:
             "unplanned_lr",
             "alert",
             "the learning rate leaves its path: a factor of 1.5 between two lines, a rise after warm-up, a stop",
+        ),
+        (
+            "off_forecast",
+            "alert",
+            f"cells lie {ForecastDetector.EVIDENCE:g} sd in sum above what the curve foretold",
         ),
         ("non_finite_loss", "act", "the loss or the gradient norm is not finite"),
         ("unplanned_lr", "act", "the learning rate read back is not the planned one (live only)"),

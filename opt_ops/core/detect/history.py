@@ -11,6 +11,7 @@ from copy import deepcopy
 from itertools import chain
 
 from opt_ops.core.detect.finding import Finding
+from opt_ops.core.detect.forecast import ForecastDetector
 from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.detect.point import Point
 
@@ -31,14 +32,15 @@ class CurveHistory:
     def __init__(
         self,
         new: Callable[[], LossDetector],
-        observe: Callable[[LossDetector, Point], list[Finding] | None] = lambda detector, point: detector.observe(
-            point
+        observe: Callable[[LossDetector | ForecastDetector, Point], list[Finding] | None] = (
+            lambda detector, point: detector.observe(point)
         ),
     ) -> None:
         """`new` makes a detector that has seen nothing. `observe` gives it a point; None: the point broke it."""
         self._new = new
         self._observe = observe
         self.detector = new()
+        self._forecast = ForecastDetector()  # it can forget by itself, and so needs no copies
         self._kept: deque[Point] = deque(maxlen=_KEPT_POINTS)
         self._copies: deque[tuple[int, LossDetector]] = deque(maxlen=_KEPT_POINTS // _COPY_POINTS)
         """Copies of the detector, each with the last kept step that it has seen."""
@@ -52,23 +54,32 @@ class CurveHistory:
 
     def observe(self, point: Point) -> list[Finding]:
         """Take in the next point, and return what it makes known. A point that breaks the detector is left out."""
+        off = self._foretold(point)
         self._kept.append(point)
         found = self._observe(self.detector, point)
         if found is None:
             self._kept.pop()
             self._learn()
-            return []
+            return off
         self._since_copy += 1
         if self._since_copy >= _COPY_POINTS:
             self._since_copy = 0
             self._copies.append((point.step, deepcopy(self.detector)))
-        return found
+        return [*found, *off]
+
+    def _foretold(self, point: Point) -> list[Finding]:
+        """What the forecast makes of a point."""
+        found = self._observe(self._forecast, point)
+        if found is None:
+            self._forecast = ForecastDetector(self._planned)
+        return found or []
 
     def remember(self, point: Point) -> None:
         """Take in a point of an earlier attempt. The next `begin_attempt` learns it; nothing is found in it."""
         self._discard_after(point.step - 1)
         self._kept.append(point)
         self._remembered = True
+        self._foretold(point)
 
     def remember_attempt(self, at_step: int) -> None:
         """An earlier attempt began from the checkpoint of `at_step`; its points follow. See `begin_attempt`."""
@@ -80,6 +91,7 @@ class CurveHistory:
 
     def _discard_after(self, step: int) -> list[Point]:
         """Forget the points after `step`. Returns them in their order."""
+        self._forecast.begin(step)
         discarded: list[Point] = []
         while self._kept and self._kept[-1].step > step:
             discarded.append(self._kept.pop())
@@ -110,6 +122,7 @@ class CurveHistory:
         if step in self._planned:
             return
         self._planned.append(step)
+        self._forecast.plan(step)
         for detector in chain((copy for _, copy in self._copies), (self.detector,)):
             detector.plan(step)
         if self._kept and step <= self._kept[-1].step:
