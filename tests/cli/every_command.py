@@ -57,6 +57,7 @@ ARGUMENTS = {
     "q": ["-o", "wide"],
     "replay": ["--scenario", "none"],
     "run explain": ["12"],
+    "run forecast": ["12"],
     "run hand-back": ["12", "--dry-run"],
     "run list": ["-o", "json"],
     "run logs": ["12.00-a0"],

@@ -426,7 +426,8 @@ doctor, drill flip-bit, drill hang, drill kill-daemon, drill kill-rank, drill lr
 ledger,
 logbook handover, logbook open, logbook render, logbook update, mlflow open, mlflow sync, node allow, node check,
 node exclude, node explain, node ledger, node list, playbook check, playbook list, playbook show, playbook try, q,
-replay, run explain, run hand-back, run list, run logs, run note, run pause, run recipes, run resume, run rollback,
+replay, run explain, run forecast,
+run hand-back, run list, run logs, run note, run pause, run recipes, run resume, run rollback,
 run set, run shadow, run show, run start, run stop, run suggest, run take-over, run watch, signals blame,
 signals replay
 """
