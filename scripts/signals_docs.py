@@ -6,6 +6,7 @@ from pathlib import Path
 
 from opt_ops import playbook_loader
 from opt_ops.core.decide.policy import Policy
+from opt_ops.core.detect import growth
 from opt_ops.core.detect.activations import ActivationDetector
 from opt_ops.core.detect.forecast import ForecastDetector
 
@@ -78,6 +79,7 @@ def _pace(policy: Policy) -> list[Line]:
             f"{scale.overflows} overflows without a doubling; {scale.refill} finite updates undo one",
         ),
         ("activation_norm", "alert", grown),
+        ("update_norm", "alert", f"update norm / lr of a block {growth.ENOUGH:g} sd above its usual path, summed up"),
         ("throughput_drop", "alert", low),
         ("throughput_drop", "act", node),
         ("silent_data_corruption", "act", "ranks differ in data that must be equal (`trainer/step/checksums.py`)"),

@@ -183,7 +183,7 @@ def _growth(board: Board, onset: Mapping[str, Any], state: State, raised: Signal
         if each.attempt != raised.attempt or each.step is None or begun is None or each.step >= begun:
             continue
         why = f"the alert {each.signal} at step {each.step}, before the loss"
-        if each.signal in (AlertSignal.ATTENTION_LOGIT, AlertSignal.ACTIVATION_NORM):
+        if each.signal == AlertSignal.ACTIVATION_NORM:
             board.add(Cause.LR_TOO_HIGH, _WEAK, why)
         elif each.signal == AlertSignal.UPDATE_NORM:
             board.add(Cause.BETA2, _WEAK, why)

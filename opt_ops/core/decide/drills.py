@@ -15,7 +15,6 @@ _LOSS = frozenset(kind for kind, row in ROWS.items() if row.domain is Domain.LOS
     AlertSignal.LOSS_SCALE_FALLING,
     AlertSignal.ACTIVATION_NORM,
     AlertSignal.UPDATE_NORM,
-    AlertSignal.ATTENTION_LOGIT,
     AlertSignal.OFF_FORECAST,
     FailureClass.UNDECLARED_CHANGE,
 }

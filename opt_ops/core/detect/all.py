@@ -11,6 +11,7 @@ from opt_ops.core.detect.point import Point
 from opt_ops.core.detect.saves import SaveDetector
 from opt_ops.core.detect.straggler import StragglerDetector, StragglerRule
 from opt_ops.core.detect.throughput import ThroughputDetector, ThroughputRule
+from opt_ops.core.detect.update_norm import UpdateNormDetector
 
 
 class Detector(Protocol):
@@ -23,7 +24,7 @@ class Detector(Protocol):
 
 def of_the_model(loss_scale: LossScaleRule) -> tuple[Detector, ...]:
     """Those of `per_attempt` that watch the model and its optimizer, not machines: a replay runs them, too."""
-    return (LossScaleDetector(loss_scale), ActivationDetector())
+    return (LossScaleDetector(loss_scale), ActivationDetector(), UpdateNormDetector())
 
 
 def per_attempt(

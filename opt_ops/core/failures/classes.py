@@ -61,7 +61,6 @@ class AlertSignal(StrEnum):
     LOSS_SCALE_FALLING = "loss_scale_falling"
     ACTIVATION_NORM = "activation_norm"
     UPDATE_NORM = "update_norm"
-    ATTENTION_LOGIT = "attention_logit"
     OFF_FORECAST = "off_forecast"
     SAVE_FAILED = "save_failed"
 
