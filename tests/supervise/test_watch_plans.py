@@ -221,3 +221,34 @@ def test_a_fault_after_a_planned_change_is_found():
         training.story.checkpoint(step)
     training.write(range(801, 950), shift=3.5)
     assert recoveries(training.look()) == ["rollback"]
+
+
+def test_a_loss_that_other_settings_redefine_is_no_bad_restore_also_for_a_daemon_that_takes_over():
+    training = trained_to(500)
+    training.story.checkpoint(500)
+    training.write(range(501, 520))
+    training.look()
+    asked = e.ChangeRequested(request="r1", author="ann", reason="x", settings=("data.global_batch=64",))
+    training.story.see(asked)
+    training.story.checkpoint(520)
+    training.story.ends(last_step=520)
+    training.write(range(521, 540), shift=1.0)
+    assert recoveries(training.look()) == []
+    training.start()
+    training.write(range(540, 700), shift=1.0)
+    assert recoveries(training.look()) == []
+    assert [s for s in training.signals() if s[1] == "act"] == []
+
+
+def test_a_daemon_that_takes_over_after_a_planned_change_still_sees_a_bad_restore():
+    training = trained_to(400)
+    declared(training, 401)
+    training.write(range(401, 620), shift=1.0)
+    training.look()
+    training.story.checkpoint(600)
+    training.story.rank_dies(620)
+    training.story.ends(last_step=620)
+    training.start()
+    training.write(range(601, 640), shift=3.0)
+    training.look()
+    assert [s[0] for s in training.signals() if s[1] == "act"][-1] == "bad_restore"
