@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chronicles.record import LineageRecord, Moment, moment
-from chronicles.wording import names, rate, whole
+from chronicles.wording import names, rate, short, whole
 from opt_ops.core import events as e
 from opt_ops.core.names import AlertTopic, alert_id, parse_alert_id
-from opt_ops.core.values import Driver, Severity
+from opt_ops.core.values import Driver, PlannedChange, Severity
 
 DRIVES = {
     Driver.DAEMON: "handed back to opt-ops",
@@ -105,6 +105,8 @@ def _request(event: e.Event) -> tuple[str, str, str] | None:
             return "resume", "resume", event.reason
         case e.ChangeRequested():
             return "change", change(event), event.reason
+        case e.ChangesDeclared():
+            return "plan", declared(event.planned), event.reason
         case e.DriverChanged():
             return "drive", DRIVES[event.driver], event.reason
         case e.NodeExcluded(author=str()):
@@ -115,6 +117,12 @@ def _request(event: e.Event) -> tuple[str, str, str] | None:
             return event.verb, event.verb, ""
         case _:
             return None
+
+
+def declared(planned: Sequence[PlannedChange]) -> str:
+    """`planned from step 48,000 on: stage b`."""
+    named = (f"from step {whole(each.step)} on: {short(each.what or 'a change', 120)}" for each in planned)
+    return f"planned {'; '.join(named)}"
 
 
 def change(event: e.ChangeRequested) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from opt_ops.core.detect.point import Point
 from opt_ops.core.failures.cause_lines import CauseLine
 from opt_ops.core.health import Heartbeat
-from opt_ops.core.values import AllocationStatus, Checkpoint, Optimizer, RankExit, Schedule, Severity
+from opt_ops.core.values import AllocationStatus, Checkpoint, Optimizer, PlannedChange, RankExit, Schedule, Severity
 
 
 class Clock(Protocol):
@@ -177,6 +177,8 @@ class TrainerConfig:
     optimizer: Optimizer
     versions: Mapping[str, Any]
     layout: Mapping[str, Any]
+    planned: tuple[PlannedChange, ...] = ()
+    data: str | None = None  # digest of what it trains on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -17,7 +17,8 @@ from opt_ops.cli.output import Format, say
 from opt_ops.config import Config, load
 from opt_ops.core.events import KINDS
 from opt_ops.core.state.model import State
-from opt_ops.errors import NotFound, OptOpsError
+from opt_ops.core.state.planned import parse_planned
+from opt_ops.errors import NotFound, OptOpsError, UsageError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.liveness import Watch, look
 
@@ -123,6 +124,14 @@ QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print no remar
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would happen; change nothing.")]
 AuthorOption = Annotated[str, typer.Option("--author", help="Your name, for the logbook.", show_default="your login")]
+PlannedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--planned",
+        metavar="STEP[:WHAT]",
+        help="Something changes on purpose from this step on, as data or batch. May be given several times.",
+    ),
+]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]
 WaitOption = Annotated[
     bool | None,
@@ -187,6 +196,20 @@ class Lineage:
     def name(self) -> str:
         """Its number."""
         return self.path.name
+
+
+def require_planned(given: Sequence[str] | None) -> list[str]:
+    """The values of `--planned`.
+
+    Raises:
+        UsageError: one is not of the form STEP[:WHAT].
+    """
+    for each in given or ():
+        try:
+            parse_planned(each)
+        except ValueError as error:
+            raise UsageError(f"--planned {error}", "for example --planned 48000:stage-b") from error
+    return list(given or ())
 
 
 def find_lineage(identifier: str) -> Lineage:

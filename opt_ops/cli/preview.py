@@ -46,6 +46,11 @@ def _change(event: e.ChangeRequested) -> str:
     return f"start the next run {where}{_changes(event.lr_factor, event.settings, event.skip_batches, event.lr)}"
 
 
+def _declared(event: e.ChangesDeclared) -> str:
+    changes = ", ".join(f"step {each.step:,}{f' ({each.what})' if each.what else ''}" for each in event.planned)
+    return f"declare as planned: {changes}; the loss detectors learn anew there"
+
+
 def _recovery(event: e.RecoveryDecided) -> str:
     step = f" to step {event.checkpoint.step:,}" if event.checkpoint and event.action is Action.ROLLBACK else ""
     exclude = f", exclude {', '.join(event.exclude)}" if event.exclude else ""
@@ -123,6 +128,7 @@ _SENTENCES: Mapping[type[e.Event], str | Callable[[Any], str]] = {
     e.PauseRequested: _pause,
     e.ResumeRequested: "resume from the newest good checkpoint",
     e.ChangeRequested: _change,
+    e.ChangesDeclared: _declared,
     e.DriverChanged: _driver,
     e.NodeAllowed: "allow attempts on {event.node} again",
     e.NodeExcluded: "exclude {event.node}: no attempt starts there",

@@ -158,6 +158,9 @@ def show_(
     show("", view["runs"], views.RUN_COLUMNS, output)
     print("\nATTEMPTS")
     show("", view["attempts"], views.ATTEMPT_COLUMNS, output)
+    if view["planned"]:
+        print("\nPLANNED CHANGES")
+        show("", view["planned"], views.PLANNED_COLUMNS, output)
     if view["incidents"]:
         print("\nINCIDENTS")
         show("", view["incidents"], views.INCIDENT_COLUMNS, output)

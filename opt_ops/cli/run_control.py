@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -10,11 +11,14 @@ import typer
 from opt_ops.cli import run, views
 from opt_ops.cli.options import (
     IdArgument,
+    Lineage,
+    PlannedOption,
     ReasonOption,
     RequestOptions,
     complete_step,
     find_lineage,
     require_known,
+    require_planned,
     settings,
     with_request_options,
 )
@@ -155,19 +159,29 @@ def rollback(
 @with_request_options()
 def set_(
     identifier: IdArgument,
-    changes: Annotated[
-        list[str], typer.Argument(metavar="KEY=VALUE…", help="lr, clip, weight_decay, betas, or a recipe's setting.")
-    ],
     options: RequestOptions,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…", help="lr, clip, weight_decay, betas, or a recipe's setting."),
+    ] = None,
+    planned: PlannedOption = None,
     reason: ReasonOption = "set by hand",
 ) -> None:
-    """Start the next run with other settings, after one more checkpoint.
+    """Start the next run with other settings, after one more checkpoint. Or declare a change that somebody else makes.
 
     `lr` sets the learning rate of the next update. From there on, it is a factor on the schedule.
 
-    Example: opt-ops run set 12 lr=6e-5 clip=0.5
+    With `--planned` alone, nothing is restarted. The loss detectors learn anew from that step on. The step may be past,
+    if nothing was done about the change yet.
+
+    Examples:
+      opt-ops run set 12 lr=6e-5 clip=0.5
+      opt-ops run set 12 --planned 48000:stage-b --reason "the data team switches the mix"
     """
-    arguments: dict[str, Any] = {"reason": reason, "settings": []}
+    arguments: dict[str, Any] = {"reason": reason, "settings": [], "planned": require_planned(planned)}
+    if not changes:
+        _declare(find_lineage(identifier), arguments, options)
+        return
     for change in changes:
         key, separator, value = change.partition("=")
         if not separator:
@@ -180,6 +194,16 @@ def set_(
     require_change_possible(lineage.state, arguments["settings"], settings.config)
     request = PendingRequest(lineage, "change", arguments, options)
     request.send(f"Start the next run with {' '.join(changes)}, after one more checkpoint?")
+
+
+def _declare(lineage: Lineage, arguments: Mapping[str, Any], options: RequestOptions) -> None:
+    """Declare planned changes only: the running attempt goes on."""
+    if not arguments["planned"]:
+        raise UsageError("nothing is to be set", "give KEY=VALUE, for example lr=6e-5, or --planned STEP[:WHAT]")
+    request = {"reason": arguments["reason"], "planned": arguments["planned"]}
+    PendingRequest(lineage, "plan", request, options).send(
+        f"Declare as planned: {', '.join(arguments['planned'])}? Training goes on; the loss detectors learn anew there."
+    )
 
 
 def _number(change: str, value: str) -> float:

@@ -12,7 +12,16 @@ import typer
 
 from opt_ops.cli import run
 from opt_ops.cli.extras import require_trainer
-from opt_ops.cli.options import FormatOption, HeaderOption, Lineage, RequestOptions, settings, with_request_options
+from opt_ops.cli.options import (
+    FormatOption,
+    HeaderOption,
+    Lineage,
+    PlannedOption,
+    RequestOptions,
+    require_planned,
+    settings,
+    with_request_options,
+)
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.requests import PendingRequest, send_request, show_answer
 from opt_ops.cli.start_checks import require_possible
@@ -66,6 +75,7 @@ def start(
         int, typer.Option(min=0, help="Train on as few nodes as this rather than wait. [default: always --nodes]")
     ] = 0,
     ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node. [default: configuration]")] = None,
+    planned: PlannedOption = None,
 ) -> None:
     """Start a lineage. The daemon holds nodes for it, trains it to its last step, and recovers from failures.
 
@@ -91,6 +101,7 @@ def start(
         "valid": [_validation(each) for each in valid or []],
         "tokenizer": str(tokenizer.absolute()) if tokenizer else None,
         "shape": _shape(nodes, spares, ranks, min_nodes),
+        "planned": require_planned(planned),
     }
     for remark in require_possible(arguments, settings.config):
         say(f"  note: {remark}", options.quiet)

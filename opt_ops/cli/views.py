@@ -17,6 +17,7 @@ from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder, lineage_of
 from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.planned import planned_rows
 from opt_ops.core.state.queries import lr_scale, newest_good
 from opt_ops.core.text import age, iso, to_iso
 from opt_ops.core.values import Action
@@ -38,6 +39,7 @@ RUN_COLUMNS = [
     Column("LR", "lr_scale", right=True),
     Column("CAUSE", "cause"),
 ]
+PLANNED_COLUMNS = [Column("FROM STEP", "step", right=True), Column("PLANNED", "what"), Column("BY", "by")]
 ATTEMPT_COLUMNS = [
     Column("ATTEMPT", "attempt"),
     Column("OUTCOME", "shown"),
@@ -210,6 +212,7 @@ def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], 
             }
             for attempt in state.attempts.values()
         ],
+        "planned": planned_rows(state),
         "incidents": incidents,
     }
 

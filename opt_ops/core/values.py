@@ -139,6 +139,15 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChange:
+    """Something that changes on purpose from update `step` on: a data stage, a batch size, settings."""
+
+    step: int
+    what: str = ""  # untrusted text
+    by: str = ""  # the author of the request, or the attempt; empty: the trainer's config.json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """What a lineage asks of the cluster."""
 

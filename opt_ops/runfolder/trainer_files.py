@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.contract.phases import PhaseName
 from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.values import LINEAR, Optimizer, Schedule
+from opt_ops.core.values import LINEAR, Optimizer, PlannedChange, Schedule
 from opt_ops.errors import OptOpsError
 from opt_ops.ports import TrainerConfig, TrainerPhase
 from opt_ops.runfolder import fields as f
@@ -21,6 +21,7 @@ from opt_ops.runfolder.telemetry import LARGEST_TELEMETRY, point_of
 OTHER_PHASE = "other"
 """A phase that docs/formats.md does not name."""
 _PHASES = frozenset(PhaseName)
+_MOST_PLANNED = 1000
 _LARGEST_CONFIG = 4 * 1024 * 1024
 _LARGEST_PHASES = 64 * 1024 * 1024
 
@@ -147,4 +148,13 @@ def _config_of(record: f.Record) -> TrainerConfig:
         ),
         versions=record.optional("versions", f.plain_object, {}),
         layout=record.optional("layout", f.plain_object, {}),
+        planned=record.each("planned", _planned_change, _MOST_PLANNED),
+        data=data.optional("digest", f.name, None) if (data := record.part("data")) is not None else None,
+    )
+
+
+def _planned_change(record: f.Record) -> PlannedChange:
+    return PlannedChange(
+        step=record.required("step", f.whole(1, f.MOST_STEPS)),
+        what=record.optional("what", f.text(f.LONGEST_NAME), ""),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from opt_ops.core.decide.proof import baseline
 from opt_ops.core.events import (
     ChangeRequested,
+    ChangesDeclared,
     DrillRequested,
     DriverChanged,
     Event,
@@ -24,10 +26,11 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.planned import parse_planned
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clean
-from opt_ops.core.values import LINEAR, Driver, Fault, Shape
+from opt_ops.core.values import LINEAR, Driver, Fault, PlannedChange, Shape
 from opt_ops.ports import Inbox, Request
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
@@ -109,7 +112,29 @@ def _start(state: State, request: Request) -> Event:
         valid=given.texts("valid", ()),
         shape=_shape(given.part("shape")),
         driver=Driver(given.text("driver", default=Driver.DAEMON)),
+        planned=_planned(request),
     )
+
+
+def _plan(state: State, request: Request) -> Event:
+    """Declare changes that somebody else makes: nothing is restarted, so this is taken in every mode."""
+    _alive(state)
+    if not (planned := _planned(request)):
+        raise InvalidRequest("no change is declared")
+    return ChangesDeclared(request=request.request, author=request.author, reason=_reason(request), planned=planned)
+
+
+def _planned(request: Request) -> tuple[PlannedChange, ...]:
+    changes: list[PlannedChange] = []
+    for text in Arguments(request.arguments).texts("planned", ()):
+        try:
+            change = parse_planned(text)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+        if change.step > MOST_STEPS:
+            raise InvalidRequest(f"planned step {change.step} is above {MOST_STEPS}")
+        changes.append(replace(change, by=request.author))
+    return tuple(changes)
 
 
 def _shape(given: Arguments) -> Shape:
@@ -182,6 +207,7 @@ def _change(state: State, request: Request) -> Event:
         settings=settings,
         skip_batches=given.whole("skip_batches", 0, MOST_STEPS, 0),
         keep_later=given.flag("keep_later"),
+        planned=_planned(request),
     )
 
 
@@ -309,6 +335,7 @@ _VERBS = {
     "pause": _pause,
     "resume": _resume,
     "change": _change,
+    "plan": _plan,
     "drive": _drive,
     "exclude": _exclude,
     "allow": _allow,

@@ -29,6 +29,7 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.findings import SLOWING
 from opt_ops.core.schedule import PlannedLr
 from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.planned import planned_changes
 from opt_ops.core.state.queries import newest_good, suspended
 from opt_ops.core.values import Tier
 from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
@@ -92,6 +93,7 @@ class TrainingWatch:
             if holder := suspended(state, attempt):
                 self._advanced_at = self._clock.monotonic()
                 self._rest = (holder.since, self._clock.now())
+            self._guard.call("what was planned", lambda: self._plan(state, attempt), None)
             yield from each("the trainer's settings", lambda: self._config(state, attempt))
             for phase in each("phases", lambda: self._trainer.phases(attempt.name)):
                 self._guard.call("phases", partial(self._enter, phase), None)
@@ -180,6 +182,7 @@ class TrainingWatch:
         if attempt.schedule is not None or (config := self._trainer.config(attempt.name)) is None:
             return
         self._steps = config.steps
+        self._plan(state, replace(attempt, planned=config.planned, data=config.data))
         if planned_lr(state, attempt) is None:  # this is the lineage's first one that says what was asked for
             run = state.runs[attempt.run]
             schedule, _ = with_settings(config.schedule, config.optimizer, run.settings)
@@ -191,7 +194,14 @@ class TrainingWatch:
             optimizer=config.optimizer,
             versions=config.versions,
             layout=config.layout,
+            planned=config.planned,
+            data=config.data,
         )
+
+    def _plan(self, state: State, attempt: Attempt) -> None:
+        """Let the loss detector learn anew from where something was planned."""
+        for change in planned_changes(state, attempt):
+            self._curve.plan(change.step)
 
     def _take(self, state: State, attempt: Attempt, point: Point) -> Iterator[Event]:
         self._advanced_at = self._clock.monotonic()

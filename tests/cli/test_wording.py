@@ -71,6 +71,8 @@ def test_events_have_no_spelling_of_pythons_and_rungs_begin_with_1(site: Path):
         (["run", "rollback", "12", "--lr-scale", "-inf", "--dry-run"], 2, "--lr-scale -inf: not a finite number"),
         (["run", "set", "12", "lr=inf", "--dry-run"], 2, "lr=inf: not a finite number above 0"),
         (["run", "set", "12", "stps=3", "--dry-run"], 2, "no setting is called 'stps'. Did you mean steps"),
+        (["run", "set", "12", "--dry-run"], 2, "give KEY=VALUE, for example lr=6e-5, or --planned STEP[:WHAT]"),
+        (["run", "set", "12", "--planned", "stage-b", "--dry-run"], 2, "'stage-b' is not of the form STEP[:WHAT]"),
         (["run", "suggest", "12", "--repair-hours", "inf"], 2, "--repair-hours inf: not a finite number"),
         (["node", "check", "--seconds", "12"], 3, "'--seconds'"),
         (["node", "check", "--xid-minutes", "inf"], 3, "--xid-minutes inf: not a finite number"),

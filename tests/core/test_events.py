@@ -27,6 +27,7 @@ FROZEN = [
     "attempt_progressed",
     "attempt_started",
     "change_requested",
+    "changes_declared",
     "checkpoint_refused",
     "checkpoint_seen",
     "checkpoint_verified",

@@ -23,6 +23,7 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("pause", {"reason": "x", "keep_nodes": True}),
     ("resume", {"reason": "x"}),
     ("change", {"reason": "x", "to_step": 10, "lr_factor": 0.5, "lr": 0.1, "settings": ["a=1"], "skip_batches": 3}),
+    ("plan", {"reason": "x", "planned": ["48000:stage b", "7"]}),
     ("drive", {"driver": "person", "reason": "x"}),
     ("exclude", {"node": "n1", "reason": "x"}),
     ("allow", {"node": "n1", "reason": "x"}),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from chronicles.logbook.entries.entry import Fact, LogEntry, entry_of
-from chronicles.operators import DRIVES, HaltReport, change, request_behind
+from chronicles.operators import DRIVES, HaltReport, change, declared, request_behind
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import count, duration, full, second, short, uncapitalized, whole
@@ -96,6 +96,15 @@ def _change(record: LineageRecord, report: LineageReport, entry: e.Entry, event:
         return  # the entry of the change itself contains it
     fact = Fact(label="Requested", text=f"{full(change(event))} It has not begun yet.")
     yield entry_of(record, entry, "change requested", event.author, quote=event.reason, facts=(fact,))
+
+
+def _declared(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.ChangesDeclared) -> _Found:
+    fact = Fact(label="Planned", text=full(declared(event.planned)))
+    what = f"declared {count(len(event.planned), 'planned change')}"
+    yield entry_of(record, entry, what, event.author, quote=event.reason, facts=(fact, _LEARNS))
+
+
+_LEARNS = Fact(label="Detectors", text="From there on they learn the loss anew. What changes there is no fault.")
 
 
 def _driver(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.DriverChanged) -> _Found:
@@ -201,6 +210,7 @@ RULES: Mapping[type[e.Event], Callable[[LineageRecord, LineageReport, e.Entry, A
     e.PauseRequested: _pause,
     e.ResumeRequested: _resume,
     e.ChangeRequested: _change,
+    e.ChangesDeclared: _declared,
     e.DriverChanged: _driver,
     e.NodeExcluded: _excluded,
     e.NodeAllowed: _allowed,

@@ -308,13 +308,18 @@ def _total(point: Point) -> float:
 
 
 def _grown(values: Sequence[float]) -> dict[str, Any] | None:
+    """How much larger the newest eighth is than the older half, beyond what the same span before had grown.
+
+    Norms grow in every young run, ever more slowly. At the edge of stability they grow ever faster.
+    """
     eighth = max(3, len(values) // 8)
     if len(values) < 4 * eighth:
         return None
     logs = [math.log(each) for each in values]
     older, newest = logs[: len(logs) // 2], logs[-eighth:]
     noise = max(_noise(older), 1e-6)
-    change = median(newest) - median(older)
+    usual = max(0.0, median(older[-eighth:]) - median(older[:eighth]))
+    change = median(newest) - median(older) - usual
     return {"ratio": math.exp(change), "errors": change / (noise * 1.2533 * math.sqrt(1 / len(older) + 1 / eighth))}
 
 

@@ -54,6 +54,7 @@ from opt_ops.core.events.incidents import (
 )
 from opt_ops.core.events.operator import (
     ChangeRequested,
+    ChangesDeclared,
     DaemonStarted,
     DrillDone,
     DrillRequested,
@@ -75,6 +76,7 @@ Event = (
     | PauseRequested
     | ResumeRequested
     | ChangeRequested
+    | ChangesDeclared
     | DriverChanged
     | NodeAllowed
     | NoteAdded

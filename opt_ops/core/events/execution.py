@@ -12,6 +12,7 @@ from opt_ops.core.values import (
     LrFactor,
     Optimizer,
     Outcome,
+    PlannedChange,
     RankExit,
     Readback,
     Schedule,
@@ -140,6 +141,8 @@ class AttemptConfigured:
     optimizer: Optimizer
     versions: Mapping[str, Any]
     layout: Mapping[str, Any]
+    planned: tuple[PlannedChange, ...] = ()
+    data: str | None = None  # digest of what it trains on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opt_ops.core.values import Driver, Fault, Shape
+from opt_ops.core.values import Driver, Fault, PlannedChange, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,7 @@ class LineageStarted:
     valid: tuple[str, ...] = ()
     shape: Shape
     driver: Driver = Driver.DAEMON
+    planned: tuple[PlannedChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,17 @@ class ChangeRequested:
     settings: tuple[str, ...] = ()
     skip_batches: int = 0  # that many, from the step that training goes on from
     keep_later: bool = False  # of a rollback: keep factors, optimizer settings and skips that begin after its step
+    planned: tuple[PlannedChange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangesDeclared:
+    """Observation: an operator says what changes on purpose, and from which step on. Nothing is restarted for it."""
+
+    request: str
+    author: str
+    reason: str
+    planned: tuple[PlannedChange, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

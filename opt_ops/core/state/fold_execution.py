@@ -10,7 +10,7 @@ from opt_ops.core import events as e
 from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Run, State
 from opt_ops.core.state.queries import waiting_for_attempt
 from opt_ops.core.state.update import with_allocation, with_attempt, with_incident, with_item, with_new_allocation
-from opt_ops.core.values import HOLDING, AllocationStatus
+from opt_ops.core.values import HOLDING, AllocationStatus, PlannedChange
 
 
 def _run_planned(state: State, event: e.RunPlanned, entry: e.Entry) -> State:
@@ -93,6 +93,10 @@ def _attempt_intended(state: State, event: e.AttemptIntended, entry: e.Entry) ->
         incident=event.incident,
         intended_at=entry.ts,
     )
+    if state.resumed is not None and state.resumed_after_halt:
+        start = event.checkpoint.step if event.checkpoint else 0
+        goes_on = PlannedChange(step=start + 1, what="resumed", by=state.resumed.author)
+        state = replace(state, planned=(*state.planned, goes_on))
     state = replace(state, resumed=None, why="", attempts=with_item(state.attempts, event.attempt, attempt))
     for incident in waiting_for_attempt(state):
         state = with_incident(state, incident.name, next_attempt=event.attempt)
@@ -111,6 +115,8 @@ def _attempt_configured(state: State, event: e.AttemptConfigured, _: e.Entry) ->
         schedule=event.schedule,
         optimizer=event.optimizer,
         versions=event.versions,
+        planned=event.planned,
+        data=event.data,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Drill, State
 from opt_ops.core.state.update import with_item, with_node, with_request_handled
-from opt_ops.core.values import Fault, Verdict
+from opt_ops.core.values import Driver, Fault, Status, Verdict
 
 
 def _daemon_started(state: State, event: e.DaemonStarted, _: e.Entry) -> State:
@@ -24,7 +24,7 @@ def _daemon_started(state: State, event: e.DaemonStarted, _: e.Entry) -> State:
 
 def _lineage_started(state: State, event: e.LineageStarted, entry: e.Entry) -> State:
     state = with_request_handled(state, event.request)
-    return replace(state, lineage=event, started_at=entry.ts, driver=event.driver)
+    return replace(state, lineage=event, started_at=entry.ts, driver=event.driver, planned=event.planned)
 
 
 def _stop_requested(state: State, event: e.StopRequested, _: e.Entry) -> State:
@@ -36,13 +36,19 @@ def _pause_requested(state: State, event: e.PauseRequested, _: e.Entry) -> State
 
 
 def _resume_requested(state: State, event: e.ResumeRequested, entry: e.Entry) -> State:
+    after_halt = state.status is Status.HALTED or state.driver is Driver.OPERATOR
     state = _answered(with_request_handled(state, event.request), entry)
-    return replace(state, paused=None, resumed=event)
+    return replace(state, paused=None, resumed=event, resumed_after_halt=after_halt)
 
 
 def _change_requested(state: State, event: e.ChangeRequested, entry: e.Entry) -> State:
     state = _answered(with_request_handled(state, event.request), entry)
-    return replace(state, changes=with_item(state.changes, event.request, event))
+    changes = with_item(state.changes, event.request, event)
+    return replace(state, changes=changes, planned=(*state.planned, *event.planned))
+
+
+def _changes_declared(state: State, event: e.ChangesDeclared, _: e.Entry) -> State:
+    return replace(with_request_handled(state, event.request), planned=(*state.planned, *event.planned))
 
 
 def _answered(state: State, entry: e.Entry) -> State:
@@ -109,6 +115,7 @@ FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
     e.PauseRequested: _pause_requested,
     e.ResumeRequested: _resume_requested,
     e.ChangeRequested: _change_requested,
+    e.ChangesDeclared: _changes_declared,
     e.DriverChanged: _driver_changed,
     e.NodeAllowed: _node_allowed,
     e.NoteAdded: _note_added,

@@ -35,6 +35,7 @@ from opt_ops.core.values import (
     LrFactor,
     Optimizer,
     Outcome,
+    PlannedChange,
     RankExit,
     Readback,
     Schedule,
@@ -78,6 +79,8 @@ class Attempt:
     schedule: Schedule | None = None
     optimizer: Optimizer | None = None
     versions: Mapping[str, Any] | None = None
+    planned: tuple[PlannedChange, ...] = ()  # as its config.json says
+    data: str | None = None  # digest of what it trains on
     first_step: int | None = None
     first_step_at: float | None = None
     last_step: int | None = None
@@ -292,6 +295,8 @@ class State:
     stop: StopRequested | None = None
     paused: PauseRequested | None = None
     resumed: ResumeRequested | None = None  # and not acted on yet
+    resumed_after_halt: bool = False  # or in advisory mode: a person has looked, and training goes on
+    planned: tuple[PlannedChange, ...] = ()  # what operators declared, or let go on
     changes: Mapping[str, ChangeRequested] = field(default_factory=dict[str, ChangeRequested])  # by request
     driver: Driver = Driver.DAEMON
     size: int = 0  # nodes that attempts start on; 0: as many as the lineage's shape says

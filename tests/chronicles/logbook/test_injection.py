@@ -18,7 +18,18 @@ from chronicles.logbook.render import render
 from chronicles.record import load
 from chronicles.report.build import build
 from opt_ops.core import events as e
-from opt_ops.core.values import Action, Checkpoint, Driver, Fault, Outcome, Severity, StackGroup, Tier, Verdict
+from opt_ops.core.values import (
+    Action,
+    Checkpoint,
+    Driver,
+    Fault,
+    Outcome,
+    PlannedChange,
+    Severity,
+    StackGroup,
+    Tier,
+    Verdict,
+)
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.told import Told
 
@@ -141,6 +152,7 @@ def _steered(told: Told, text: str) -> None:
         e.NodeAllowed(request="y", node=text, **asked), e.RequestRefused(request="z", author=text, verb=text, why=text)
     )
     told.see(e.DriverChanged(request="d", driver=Driver.OPERATOR, **asked))
+    told.see(e.ChangesDeclared(request="s", planned=(PlannedChange(step=50, what=text, by=text),), **asked))
     told.see(e.AlertIntended(alert=text, severity=Severity.PAGE, title=text, body=text))
     told.see(e.AlertSettled(alert=text, delivered=False, why=text))
     told.see(e.PauseRequested(request="p", **asked), e.LineagePaused(why=text), e.ResumeRequested(request="r", **asked))
