@@ -173,6 +173,7 @@ class TrainerConfig:
     """The effective settings that the trainer reports."""
 
     steps: int
+    batch: int | None = None  # sequences of the global batch
     schedule: Schedule
     optimizer: Optimizer
     versions: Mapping[str, Any]

@@ -75,6 +75,7 @@ def described(decision: RecoveryDecided | None) -> str:
         words.append(f"to {decision.checkpoint.step}")
     if decision.lr_factor is not None:
         words.append(f"lr × {decision.lr_factor}")
+    words += [*decision.settings, *(f"skips {skip.first} to {skip.last}" for skip in decision.skips)]
     if decision.exclude:
         words.append(f"excludes {', '.join(decision.exclude)}")
     return ", ".join(words)
@@ -87,5 +88,8 @@ def _action(decision: RecoveryDecided) -> tuple[object, ...]:
         decision.lr_factor,
         decision.exclude,
         decision.skip_batches,
+        decision.skips,
+        decision.settings,
+        decision.refuses,
         decision.save_first,
     )

@@ -127,6 +127,12 @@ def _phase_of(record: f.Record) -> TrainerPhase:
     )
 
 
+def _batch_of(settings: f.Record | None) -> int | None:
+    """The sequences of a batch by the recipe; None if the trainer's settings do not say it."""
+    sizes = settings.part("data") if settings is not None else None
+    return sizes.optional("global_batch", f.whole(1), None) if sizes is not None else None
+
+
 def _config_of(record: f.Record) -> TrainerConfig:
     """The settings. Those that decisions are compared with must be right; other fields can be left out."""
     steps = f.whole(1, f.MOST_STEPS)
@@ -134,6 +140,7 @@ def _config_of(record: f.Record) -> TrainerConfig:
     optimizer = f.Record(record.required("optimizer", f.members), "optimizer.")
     return TrainerConfig(
         steps=record.required("steps", steps),
+        batch=_batch_of(record.part("settings")),
         schedule=Schedule(
             peak_lr=schedule.required("peak_lr", f.number(0.0)),
             warmup_steps=schedule.nullable("warmup_steps", f.step, 0),

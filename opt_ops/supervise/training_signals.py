@@ -87,7 +87,12 @@ def signal_of(attempt: Attempt, finding: Finding) -> SignalRaised:
 
 
 def digest_of(
-    state: State, attempt: Attempt, finding: Finding, curve: CurveHistory, first_step: int | None
+    state: State,
+    attempt: Attempt,
+    finding: Finding,
+    curve: CurveHistory,
+    first_step: int | None,
+    batch: int | None,
 ) -> dict[str, Any]:
     """What telemetry shows around the onset, if the finding is trouble with the loss or the settings; else nothing."""
     if row(finding.signal).domain not in (Domain.LOSS, Domain.SETTINGS):
@@ -100,6 +105,7 @@ def digest_of(
         restored_from=attempt.checkpoint.step if attempt.checkpoint else None,
         expected_lr=plan.at if plan else None,
         optimizer=optimizer,
+        batch=batch,
         due=curve.due,
         planned=curve.planned,
     )

@@ -255,7 +255,8 @@ class TrainingWatch:
     def _with_onset(self, state: State, attempt: Attempt, finding: Finding, raised: SignalRaised) -> SignalRaised:
         """The signal with what telemetry shows around its onset, which tells causes apart."""
         first = self._first[0].step if self._first else None
-        digest = partial(digest_of, state, attempt, finding, self._curve, first)
+        config = self._trainer.config(attempt.name)
+        digest = partial(digest_of, state, attempt, finding, self._curve, first, config.batch if config else None)
         return replace(raised, onset=self._guard.call("the digest of an onset", digest, {}))
 
     def _with_slow_node(self, state: State, attempt: Attempt, raised: SignalRaised) -> SignalRaised | None:

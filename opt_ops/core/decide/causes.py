@@ -45,7 +45,7 @@ def suspicions(
     """
     if not about_loss(raised.signal) and raised.signal != FailureClass.UNDECLARED_CHANGE:
         return ()
-    board, onset = Board(), raised.onset or newest_onset(state, raised.attempt)
+    board, onset = Board(), raised.onset or newest_onset(state, raised.attempt, raised.step)
     _signal(board, raised)
     _restore(board, onset)
     _learning_rate(board, onset)
@@ -256,8 +256,10 @@ def _changes(board: Board, onset: Mapping[str, Any]) -> None:
     for name in ("batch", "batch_tokens"):
         if (change := changed.get(name)) is not None:
             why = f"{name} went from {change['before']} to {change['after']} at step {change['step']}"
-            board.add(Cause.BATCH_SIZE, _STRONG if name == "batch" else _FAIR, why)
-            board.add(Cause.PLANNED_CHANGE, _WEAK, why)
+            board.add(Cause.BATCH_SIZE, _FAIR if name == "batch" else _WEAK, why)
+            board.add_if(name == "batch", Cause.PLANNED_CHANGE, _WEAK, why)
+            board.add_if(name == "batch", Cause.BAD_DATA, -_FAIR, why)
+            _asked(board, change)
     if "stage" in changed:
         board.add(
             Cause.PLANNED_CHANGE, _STRONG + _WEAK, f"another stage of the data since step {changed['stage']['step']}"
@@ -269,6 +271,17 @@ def _changes(board: Board, onset: Mapping[str, Any]) -> None:
         board.add(Cause.PLANNED_CHANGE, _STRONG + _WEAK, f"a change was planned for step {planned}; it began at {step}")
     elif not changed and "data" in onset:
         board.add(Cause.PLANNED_CHANGE, -_WEAK, "batch, tokens and stage are as before, and nothing was planned")
+
+
+def _asked(board: Board, batch: Mapping[str, Any]) -> None:
+    """Whether the batch is the one that was asked for: then somebody changed it, else nobody did."""
+    if "asked" not in batch:
+        return
+    why, sign = f"the batch has {batch['after']} sequences, asked for are {batch['asked']}", 1
+    if batch["after"] == batch["asked"]:
+        sign = -1
+    board.add(Cause.BATCH_SIZE, sign * _PROOF, why)
+    board.add(Cause.PLANNED_CHANGE, -sign * _STRONG, why)
 
 
 def _history(board: Board, onset: Mapping[str, Any], state: State, tries: Sequence[Incident]) -> None:

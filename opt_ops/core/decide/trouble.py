@@ -12,6 +12,7 @@ from opt_ops.core.failures.classes import Domain, FailureClass, row
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Action
 
+_NEAR_STEPS = 512  # from an onset to the end of its attempt: one trouble
 _SAME_BATCHES = 2  # by which the onsets of one batch may differ: telemetry says it to the line
 
 
@@ -33,13 +34,14 @@ def onset_of(state: State, incident: Incident) -> Mapping[str, Any]:
     raised = state.signals.get(incident.signal or "")
     if raised is not None and raised.onset:
         return raised.onset
-    return newest_onset(state, incident.attempt)
+    return newest_onset(state, incident.attempt, incident.step_failed)
 
 
-def newest_onset(state: State, attempt: str | None) -> Mapping[str, Any]:
-    """The newest digest of an attempt: a rank may end before the finding that has one is acted on."""
+def newest_onset(state: State, attempt: str | None, step: int | None) -> Mapping[str, Any]:
+    """The newest digest of an attempt shortly before a step: a rank may end before the finding that has one acts."""
     of_attempt = [raised.onset for raised in state.signals.values() if raised.attempt == attempt and raised.onset]
-    return of_attempt[-1] if of_attempt else {}
+    near = [each for each in of_attempt if step is None or 0 <= step - each["step"] <= _NEAR_STEPS]
+    return near[-1] if near else {}
 
 
 def earlier_tries(state: State, here: int, settle_steps: int | None, without: str = "") -> list[Incident]:

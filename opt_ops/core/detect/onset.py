@@ -38,6 +38,7 @@ class Place:
         restored_from: The step of the checkpoint that it began from; None: from scratch.
         expected_lr: The learning rate that an update must use; None: the schedule is not known.
         optimizer: The settings that were asked for; None: not known.
+        batch: The sequences of a batch that were asked for; None: not known.
         due: The discarded points after the checkpoint, from the attempt before: the loss that they show is due again.
         planned: Steps from which something was planned.
     """
@@ -46,6 +47,7 @@ class Place:
     restored_from: int | None = None
     expected_lr: Callable[[int], float | None] | None = None
     optimizer: Optimizer | None = None
+    batch: int | None = None
     due: Sequence[Point] = ()
     planned: Sequence[int] = ()
 
@@ -70,7 +72,7 @@ def onset_digest(points: Sequence[Point], onset_step: int, place: Place) -> dict
         "loss": _loss(points, at, before),
         "gnorm": _gnorm(points, at, before),
         "lr": _lr(points, at, place),
-        "changed": _changed(points, at),
+        "changed": _changed(points, at, place),
         "data": _data(points, at, before),
         "loss_scale": _loss_scale(points, at),
         "blocks": _blocks(points, at),
@@ -183,14 +185,19 @@ def _off_since(points: Sequence[Point], at: int, expected: Callable[[int], float
     return since
 
 
-def _changed(points: Sequence[Point], at: int) -> dict[str, Any]:
-    """What else changed within a few lines of the onset: the batch, its tokens, the stage, the optimizer's settings."""
+def _changed(points: Sequence[Point], at: int, place: Place) -> dict[str, Any]:
+    """What else changed within a few lines of the onset: the batch, its tokens, the stage, the optimizer's settings.
+
+    Of the batch also the size that was `asked` for, where it is known.
+    """
     found: dict[str, Any] = {}
     for name in ("batch", "batch_tokens", "stage", "betas", "weight_decay", "clip_norm"):
         for earlier, later in pairwise(points[max(0, at - _REACH) : at + _GAP]):
             was, now = getattr(earlier, name), getattr(later, name)
             if was is not None and now is not None and was != now:
                 found[name] = {"before": _plain(was), "after": _plain(now), "step": later.step}
+    if "batch" in found and place.batch is not None:
+        found["batch"]["asked"] = place.batch
     return found
 
 

@@ -115,7 +115,12 @@ def digest_of(told: Told, seed: int, last: int = 460) -> dict[str, Any]:
     asked = replace(_ASKED, betas=points[0].betas)
     first = 1 if told.restored_from is None else told.restored_from + 1
     place = Place(
-        first_step=first, restored_from=told.restored_from, expected_lr=planned_lr, optimizer=asked, due=tuple(due)
+        first_step=first,
+        restored_from=told.restored_from,
+        expected_lr=planned_lr,
+        optimizer=asked,
+        batch=8,
+        due=tuple(due),
     )
     return onset_digest(points, onset, place)
 
@@ -336,6 +341,18 @@ def test_probes_decide_where_telemetry_leaves_doubt():
     assert rate[0].cause is Cause.LR_TOO_HIGH
     heals = suspicions(story.state, raised, (), {"same_data": False})
     assert heals[0].cause is Cause.NONE
+
+
+@pytest.mark.parametrize(("asked", "action"), [(8, Action.ROLLBACK), (2, Action.NOTIFY), (None, Action.NOTIFY)])
+def test_a_batch_that_nobody_asked_for_is_restored_and_one_that_somebody_changed_stays(
+    asked: int | None, action: Action
+):
+    story = Story().training(460)
+    place = Place(first_step=101, restored_from=100, expected_lr=planned_lr, batch=asked)
+    digest = onset_digest(curve(1, 460, other_batch), 440, place)
+    decided = story.signal("undeclared_change", 460, 440, digest=digest)
+    recovery = only(decided, e.RecoveryDecided)
+    assert (recovery.action, recovery.lr_factor) == (action, None)
 
 
 def test_old_journals_have_no_causes():
