@@ -202,18 +202,23 @@ class LossDetector:
         rise.bound = bound
         rise.add(point, loss - bound, self._gnorm.evidence if point.gnorm is not None else 0.0)
         if rise.healed:
-            if rise.told:
-                self._bad.append((rise.onset.step, point.step, "the loss was above the level that it had reached"))
+            self._end(rise)
             self._rise = None
             return []
         self._rise = rise
         if rise.acted:
             if rise.since_act >= _NEW_NORMAL:
+                self._end(rise)
                 self._learn_anew()
             return []
         if not self._settled and not self._is_huge(rise, loss):
             return []
         return self._judged(point, rise)
+
+    def _end(self, rise: Rise) -> None:
+        """What was told is over: nothing goes back to these steps."""
+        if rise.told:
+            self._bad.append((rise.onset.step, self._seen, "the loss was above the level that it had reached"))
 
     def _judged(self, point: Point, rise: Rise) -> list[Finding]:
         """What the evidence of a rise calls for."""

@@ -42,7 +42,7 @@ class LrPath:
         self._peak, self._low = 0.0, float("inf")
         self._digit = float("inf")
         self._told: set[str] = set()
-        self._lines = self._since_rise = 0
+        self._lines = self._since_rise = self._still = 0
 
     def expect_anew(self) -> None:
         """Something was planned, or an attempt begins: the path may be another one."""
@@ -86,6 +86,7 @@ class LrPath:
         if change:
             self._digit = min(self._digit, abs(change))
         self._since_rise = 0 if lr > self._peak else self._since_rise + 1
+        self._still = self._still + 1 if lr == before else 0
         text = ""
         if self._jumps(point, last, rounding):
             factor = lr / before if before else float("inf")
@@ -97,7 +98,7 @@ class LrPath:
             text = self._once("rises", f"the learning rate rises after its warm-up, from {self._low:.3g} to {lr:.3g}")
         elif self._peak and lr < _ZERO * self._peak and before < _ZERO * self._peak:
             text = self._zero()
-        elif self._lines % (_STEADY // 2) == 0:
+        elif self._still == _STEADY or (not self._still and self._lines % (_STEADY // 2) == 0):
             text = self._pace(point)
         self._peak = max(self._peak, lr)
         if not self._warming:
@@ -134,7 +135,7 @@ class LrPath:
 
     def _pace(self, point: Point) -> str:
         """A fall that stops far from its end, or that becomes twice as fast from one line to the next."""
-        lines = [*self._last, point]
+        lines = [*self._last, point][-2 * _STEADY - 1 :]
         if len(lines) < 2 * _STEADY + 1:
             return ""
         first, middle, now = lines[0], lines[_STEADY], lines[-1]

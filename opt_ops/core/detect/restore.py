@@ -17,7 +17,7 @@ _SLACK = 1.5  # sd that a point may be off
 _BOUND = 12.0  # evidence: three points that are far off, eight that are 3 sd off
 _FIRST = 64  # points of an attempt that are compared
 _HUGE_SD, _HUGE_SHARE = 20.0, 0.2  # of the noise, and of the loss: moments that warm up do not raise it so far
-_LR = 1.5  # factor between the learning rate and the one that was due
+_BUMP = 300.0  # n^1.5 points over the sd of the height: then the end of a short bump would be seen
 
 
 class RestoreCheck:
@@ -53,7 +53,8 @@ class RestoreCheck:
             evidence["lr_due"] = due.lr
         jump = median(self._off[:3])
         huge = jump > max(_HUGE_SD * sd, _HUGE_SHARE * abs(self._reached))
-        if self._up >= _BOUND and jump > 3 * sd and (huge or not self._returns()):
+        seen = len(self._off) >= (_BUMP * sd / max(above, sd)) ** (2 / 3)
+        if self._up >= _BOUND and jump > 3 * sd and (huge or (seen and not self._returns())):
             return self._finding(point, evidence, f"{above:.3g} above the loss that was reached")
         if self._down >= _BOUND and len(self._off) <= _FIRST // 2:
             return self._finding(point, evidence, f"{below:.3g} below the loss that was due: data that was seen before")
