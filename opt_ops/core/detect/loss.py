@@ -196,7 +196,7 @@ class LossDetector:
         bound = self._level.bound(scale)
         rise = self._rise
         if rise is None:
-            rise = Rise(self._rule, point, scale, self._level.pace)
+            rise = Rise(self._rule, point, scale, resumed=self._attempt_points <= _RESUMED)
         elif rise.evidence < self._rule.alert / 2:
             rise.scale = scale
         rise.bound = bound
@@ -235,9 +235,7 @@ class LossDetector:
         verdict = rise.verdict()
         if verdict is not Verdict.OPEN and not rise.grows and (change := self._at_onset(rise)) is not None:
             return [*found, self._undeclared(point, rise, change)]
-        if verdict is Verdict.RELEARNS and rise.norm < 0.1 * rise.points:
-            return [*found, self._undeclared(point, rise, Change(rise.onset.step, {}))]
-        if verdict in (Verdict.OPEN, Verdict.RETURNS):
+        if verdict is not Verdict.STAYS:
             return found
         rise.acted = True
         steps = point.step - rise.onset.step
@@ -254,8 +252,6 @@ class LossDetector:
 
     def _undeclared(self, point: Point, rise: Rise, change: Change) -> Finding:
         text = f"{', '.join(change.what)} changed where the loss changed its level"
-        if not change.what:
-            text = "a jump at one line, and the loss falls again from there: other data, or another loss"
         finding = self._risen(point, rise, Tier.ACT, text)
         self._learn_anew()
         self._settled = False

@@ -88,15 +88,6 @@ class Level:
         return self._windows[0].median
 
     @property
-    def pace(self) -> float:
-        """By how much the level falls with each point; 0 where it is not known."""
-        history, back = self._history[0], 64 // _EVERY
-        if len(history) < 2:
-            return 0.0
-        earlier = history[-min(back, len(history))]
-        return max(0.0, (earlier - history[-1]) / (_EVERY * min(back, len(history) - 1)))
-
-    @property
     def known(self) -> bool:
         """Whether a best level is known."""
         return self._best[0] < float("inf")

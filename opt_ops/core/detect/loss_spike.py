@@ -19,6 +19,7 @@ _SLOW = 7000.0
 """A loss that comes back within some 250 points by a straight line falls by n/750 of its height between the medians of
 the middle and the last third of n points. That is three times their error when n^1.5 is 7,000 times sd over height."""
 
+_RESUMED = 1500.0  # the same for a rise that begins with an attempt
 _GROWN = 16  # points after which growth is not the first side of a peak any more
 _STEEP = 4.0  # sd above the bound: a spike; less: a drift
 
@@ -49,18 +50,18 @@ class Verdict(Enum):
 
     OPEN = "too early to say"
     RETURNS = "it is on its way back"
-    RELEARNS = "it jumped at one line, and falls since then, too slowly to come back"
     STAYS = "it stays"
 
 
 class Rise:
     """The points since the evidence left zero, in order."""
 
-    def __init__(self, rule: SpikeRule, point: Point, scale: Scale, pace: float = 0.0) -> None:
-        """`pace`: by how much the level fell with each point before."""
+    def __init__(self, rule: SpikeRule, point: Point, scale: Scale, *, resumed: bool) -> None:
+        """`resumed`: it begins with an attempt, where what rises seldom heals."""
         self._rule = rule
-        self.onset, self.scale, self._pace = point, scale, pace
-        self.sum = self.norm = 0.0
+        self.onset, self.scale = point, scale
+        self._slow = _RESUMED if resumed else _SLOW
+        self.sum = 0.0
         self.points = 0
         self._of_level = 0.0
         self.told = self.acted = self.grows = False
@@ -79,7 +80,6 @@ class Rise:
         self.points += 1
         most = (rule.act + 8) * scale.factor(self.points)
         self.sum = min(most, self.sum + (score - scale.mean) / scale.spread - 0.5 + gnorm)
-        self.norm += gnorm
         self._heights.append(height)
         self._steps.append(point.step)
         self.since_act += self.acted
@@ -134,23 +134,19 @@ class Rise:
             return Verdict.STAYS if late > 0 else Verdict.OPEN
         error = 1.25 * sd * (2 * self.scale.factor(third) / third) ** 0.5
         self.grows = n >= _GROWN and late - middle > 2 * error and self.height > middle
-        needed = (_SLOW * sd / max(late, 0.1 * sd)) ** (2 / 3)
+        needed = (self._slow * sd / max(late, 0.1 * sd)) ** (2 / 3)
         if not self.grows and n < min(needed, rule.patience):
             return Verdict.OPEN
         falls = middle - late
         if falls <= 2 * error:
             return Verdict.STAYS
-        if n + late * third / falls <= rule.patience:
-            return Verdict.RETURNS
-        first = median(values[:third])
-        at_once = values[0] > 0.8 * max(values[:5]) and min(first - middle, falls) > 2 * error + self._pace * third
-        return Verdict.RELEARNS if at_once else Verdict.STAYS
+        return Verdict.RETURNS if n + late * third / falls <= rule.patience else Verdict.STAYS
 
     def margin(self, interval: int, low_step: int) -> int:
         """Steps by which the onset may be too late, given the logging interval and when the level was last good.
 
         A jump shows from its first points: some logging intervals. What rises out of the noise began before it could be
-        seen: a straight rise that is found after n points has begun up to 4 n before them, and one that doubles in some
+        seen: a straight rise that is found after n points has begun up to 5 n before them, and one that doubles in some
         time has taken about as long.
         """
         values, sd, n = list(self._heights), self.scale.sd * self.scale.spread, len(self._heights)
@@ -159,6 +155,6 @@ class Rise:
         if late < 3 * sd or median(values[:5]) < 0.6 * late:
             half = next((i for i in range(4, n) if median(values[i - 4 : i + 1]) >= late / 2), n - 1)
             seen = n - 1 if late < 6 * sd else min(half + 4, n - 1)
-            spans += max(4 * (self._steps[seen] - self._steps[0]), 2 * (self.onset.step - low_step))
+            spans += max(5 * (self._steps[seen] - self._steps[0]), 2 * (self.onset.step - low_step))
         self._margin = max(self._margin, spans)
         return self._margin
