@@ -340,7 +340,14 @@ def test_a_new_event_kind_is_a_visible_choice():
     assert sorted(kind for kind, event in e.KINDS.items() if event not in STATUS_AFTER) == sorted(
         [
             *("alert_intended", "alert_settled", "allocation_failed", "allocation_submitted", "attempt_configured"),
-            *("attempt_started", "checkpoint_refused", "checkpoint_seen", "checkpoint_verified", "checkpoints_gone"),
+            *(
+                "attempt_started",
+                "changes_declared",
+                "checkpoint_refused",
+                "checkpoint_seen",
+                "checkpoint_verified",
+                "checkpoints_gone",
+            ),
             *("daemon_started", "drain_intended", "drill_done", "drill_requested", "driver_changed", "energy_metered"),
             *("incident_closed", "incident_opened", "leave_intended", "node_allowed", "node_drained", "node_excluded"),
             *("node_judged", "note_added", "pause_requested", "release_intended", "request_refused", "run_planned"),
