@@ -339,7 +339,8 @@ def test_a_new_event_kind_is_a_visible_choice():
     """Every other kind leaves the status alone."""
     assert sorted(kind for kind, event in e.KINDS.items() if event not in STATUS_AFTER) == sorted(
         [
-            *("alert_intended", "alert_settled", "allocation_failed", "allocation_submitted", "attempt_configured"),
+            *("afterthought_added", "alert_intended", "alert_settled", "allocation_failed", "allocation_submitted"),
+            "attempt_configured",
             *(
                 "attempt_started",
                 "changes_declared",
