@@ -42,7 +42,8 @@ class Bench:
         for folder in (out, work):
             folder.mkdir(parents=True, exist_ok=True)
         self._corpus = work / "corpus.jsonl"
-        cures_corpus.write(self._corpus, seed)
+        if not self._corpus.exists():
+            cures_corpus.write(self._corpus, seed)
 
     def case(self, draw: Draw) -> dict[str, Any]:
         """One case: the disturbed run and its twin, side by side, unless they have ended before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ class Ran:
 @contextmanager
 def site(folder: Path, inject: dict[str, Any]) -> Iterator[Site]:
     """A folder with a daemon whose trainer obeys `inject`."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a case that was broken off
     folder.mkdir(parents=True)
     orders = folder / "inject.json"
     orders.write_text(json.dumps(inject))
@@ -81,6 +83,7 @@ def run(
 
 def run_alone(folder: Path, settings: Sequence[str], data: Path, inject: dict[str, Any]) -> Ran:
     """Train without a supervisor."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     orders = folder / "inject.json"
     orders.write_text(json.dumps(inject))
