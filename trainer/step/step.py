@@ -115,10 +115,12 @@ class Steps:
         bad_module = None if measured.finite else first_bad_module(engine.model, run)
         fault = find_fault(step, measured, verdict, bad_module, engine.layout.rank)
         skip = None
+        # Also an update that is not applied sets the learning rate, because telemetry reads it back.
+        lr = optim.learning_rate(step, self._recipe.optim, self._lr_factors) * measured.drill_factor
+        optim.set_learning_rate(engine.optimizer, lr)
         if fault is None:
             skip = guard.skip_reason(measured)
-            # 5. Clip and update. A skipped update still sets the learning rate, because telemetry reads it back.
-            lr = optim.learning_rate(step, self._recipe.optim, self._lr_factors) * measured.drill_factor
+            # 5. Clip and update.
             engine.update(measured.gnorm, lr, scale, apply=skip is None)
             self._applied = skip is None
             # 6. Advance.
