@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from opt_ops.core.decide.policy import Budget, Capacity, Limits, Playbook, Policy, Rung
+from opt_ops.core.decide.policy import Budget, Capacity, Limits, Playbook, Policy, ProbeRule, Rung
 from opt_ops.core.detect.hang import HangRule
 from opt_ops.core.detect.loss_level import DriftRule
 from opt_ops.core.detect.loss_scale import LossScaleRule
@@ -91,6 +91,11 @@ class _Budget(_Table):
 
 class _Proof(_Table):
     steps: Annotated[int, Field(ge=1, le=100)]
+
+
+class _Probe(_Table):
+    steps: Annotated[int, Field(ge=20, le=50)] = 30
+    deadline_seconds: Annotated[float, Field(gt=0, le=7200)] = 900.0
 
 
 class _Spike(_Table):
@@ -166,6 +171,7 @@ class _Head(_Table):
     budget: _Budget
     proof: _Proof
     ladder: Annotated[list[_Rung], Field(min_length=1)]
+    probe: _Probe | None = None
     detect: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -173,6 +179,12 @@ class _Head(_Table):
         of_causes = [rung.cause is not None for rung in self.ladder]
         if of_causes[0] or of_causes != sorted(of_causes):
             raise ValueError("rungs with a cause stand behind the others: the ladder is for trouble of unknown cause")
+        return self
+
+    @model_validator(mode="after")
+    def _probes_before_a_rollback(self) -> _Head:
+        if self.probe is not None and all(rung.action is not Action.ROLLBACK for rung in self.ladder):
+            raise ValueError("only a playbook with a rollback has [probe]: a probe tells which rollback fits")
         return self
 
     @model_validator(mode="after")
@@ -301,6 +313,7 @@ def _playbook(head: _Head) -> Playbook:
         cures=tuple(rung for rung in rungs if rung.cause is not None),
         budget=Budget(**head.budget.model_dump()),
         proof_steps=head.proof.steps,
+        probe=None if head.probe is None else ProbeRule(**head.probe.model_dump()),
     )
 
 

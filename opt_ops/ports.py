@@ -132,6 +132,7 @@ class Orders:
     released: tuple[str, ...]  # allocations whose agents exit
     save: str | None = None  # a new value: the ranks save a checkpoint and continue
     dump: str | None = None  # a new value: the ranks write their stacks
+    probes: tuple[Launch, ...] = ()  # short runs on one idle node each; `attempt` is the name of the probe
     burn_in_seconds: float = 0.0  # of tests when an agent starts, unless an attempt needs its node already
 
 

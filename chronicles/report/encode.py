@@ -45,7 +45,7 @@ def explanation(incident: IncidentReport) -> dict[str, Any]:
         "exclude": known["excluded"],
         **_some(known, "settings", "skip_batches", "advice"),
         "stacks": _some(known["stacks"], "groups", "odd", "silent") if incident.stacks else None,
-        **_some(known, "next_attempt", "proof", "causes", "for_cause", "remedy", "afterthoughts"),
+        **_some(known, "next_attempt", "proof", "causes", "probes", "for_cause", "remedy", "afterthoughts"),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from chronicles.kept_curve import AttemptCurve
 from chronicles.ledger.summary import LedgerSummary, node_hours_lost, summarize
 from chronicles.operators import notified_at
 from chronicles.record import LineageRecord, Moment, moment
-from chronicles.report.model import AfterthoughtReport, IncidentReport, StacksReport
+from chronicles.report.model import AfterthoughtReport, IncidentReport, ProbeReport, StacksReport
 from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.decide.trouble import remedy
@@ -103,6 +103,7 @@ def _incident(state: State, incident: Incident, curve: AttemptCurve | None, **kn
         confidence=word,
         confidence_why=basis,
         causes=incident.causes,
+        probes=tuple(_probes(incident)),
         for_cause=decision.cause if decision else None,
         remedy=remedy(decision),
         refused_step=decision.refuses.step if decision and decision.refuses else None,
@@ -130,6 +131,19 @@ class _Finding:
     @classmethod
     def of(cls, incident: Incident) -> _Finding:
         return cls(incident.evidence, incident.stacks is not None and bool(incident.stacks.odd))
+
+
+def _probes(incident: Incident) -> Iterator[ProbeReport]:
+    ends = {each.probe: each for each in incident.probe_ends}
+    for probe in incident.probes.probes if incident.probes else ():
+        end = ends.get(probe.kind)
+        yield ProbeReport(
+            probe=probe.kind,
+            node=probe.node,
+            spiked=end.spiked if end else None,
+            step=end.step if end else None,
+            why=end.why if end else "it showed nothing before the wait was over",
+        )
 
 
 def _stacks(incident: Incident) -> StacksReport | None:

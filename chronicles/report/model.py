@@ -54,6 +54,17 @@ class AfterthoughtReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeReport:
+    """A short run on an idle node that was to tell causes apart, and what it showed."""
+
+    probe: str  # same_data, other_data, lower_lr
+    node: str
+    spiked: bool | None  # None: it showed nothing in time
+    step: int | None  # its newest one
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IncidentReport:
     """An incident: what was found, what was decided, what it cost, and whether the action is proven."""
 
@@ -103,6 +114,7 @@ class IncidentReport:
     confidence: str
     confidence_why: str
     causes: tuple[Suspicion, ...]  # the likeliest first
+    probes: tuple[ProbeReport, ...]
     for_cause: Cause | None  # that the rung is for
     remedy: str | None  # in words of benchmarks: `rollback+skip`; None: nothing was touched
     refused_step: int | None  # of the checkpoint from which nothing begins any more

@@ -232,6 +232,7 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
     yield f"  evidence  {wording.values(incident.evidence)}"
     yield f"            {incident.detector}"
     yield from _cause_lines(incident)
+    yield from _probe_lines(incident)
     if incident.documents_command:
         yield f"  data      {incident.documents_command}"
     if incident.stacks:
@@ -266,6 +267,15 @@ def _cause_lines(incident: IncidentReport) -> Iterator[str]:
         yield f"  {'causes' if not number else '':8}  {each.cause} {each.confidence:.0%}"
         yield from (f"            + {why}" for why in each.evidence_for)
         yield from (f"            − {why}" for why in each.evidence_against)
+
+
+def _probe_lines(incident: IncidentReport) -> Iterator[str]:
+    """The short runs on idle nodes that were to tell the causes apart."""
+    for number, each in enumerate(incident.probes):
+        yield f"  {'probes' if not number else '':8}  {each.probe} on {each.node}: {_SHOWED[each.spiked]}: {each.why}"
+
+
+_SHOWED = {True: "spiked", False: "did not spike", None: "no verdict"}
 
 
 def _action(incident: IncidentReport) -> Iterator[str]:

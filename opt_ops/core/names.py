@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 _ID = re.compile(r"(?P<lineage>\d+)(?:\.(?P<run>\d{2,})(?:-a(?P<attempt>\d+))?|-i\d{3,}|-e\d+)?")
 
+PROBE = re.compile(r"(?P<incident>[A-Za-z0-9_]+-i\d{3,})-(?P<kind>[a-z_]+)")
+"""The name of a probe."""
+
 
 def run_name(lineage: str, number: int) -> str:
     """`12`, 1 → `12.01`."""
@@ -19,8 +22,15 @@ def attempt_name(run: str, number: int) -> str:
     return f"{run}-a{number}"
 
 
+def probe_name(incident: str, kind: str) -> str:
+    """`12-i003`, `same_data` → `12-i003-same_data`."""
+    return f"{incident}-{kind}"
+
+
 def attempt_folder(attempt: str) -> str:
-    """`12.01-a3` → `12.01/a3`, below the lineage's folder."""
+    """The folder in that of the lineage: `12.01-a3` → `12.01/a3`, a probe `12-i003-x` → `probes/12-i003/x`."""
+    if (probe := PROBE.fullmatch(attempt)) is not None:
+        return f"probes/{probe['incident']}/{probe['kind']}"
     run, _, number = attempt.partition("-")
     return f"{run}/{number}"
 

@@ -62,6 +62,8 @@ class Agent:
         self._errors = ErrorRecord()
         self._gaps = 0
         self._ranks: RankProcesses | None = None
+        self._probe_ranks: RankProcesses | None = None
+        """Those of a short run on this node while nothing else needs it."""
         self._orders_file = OrdersFile(folder, node)
         self._orders: dict[str, Any] = {}
         """The last good orders: they stay in force while there are no newer ones."""
@@ -108,8 +110,8 @@ class Agent:
         if self._folder_watch.is_gone() and not self._leaving:
             log(f"{self._folder} is gone: it was deleted or renamed. The ranks end, and this agent leaves")
             self._leaving = True
-        if self._ranks is not None:
-            self._ranks.reporting = self._folder_watch.here
+        for ranks in self._all_ranks():
+            ranks.reporting = self._folder_watch.here
         new = self._orders_file.read()
         self._orders = new or self._orders
         self._act_on_notice()
@@ -118,10 +120,13 @@ class Agent:
             self._guard("no burn-in", partial(self._burn_in, self._orders))
         self._guard("the kernel log cannot be read", self._take_errors)
         self._guard("the orders cannot be carried out yet", self._carry_out)
-        changed = self._ranks is not None and self._ranks.reap()
+        changed = sum(ranks.reap() for ranks in self._all_ranks()) > 0  # each of them is reaped
         if changed or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
             self._guard("no heartbeat", self._beat)  # at once after a death: the kernel log may show the cause
-        return self._leaving and (self._ranks is None or self._ranks.done)
+        return self._leaving and all(ranks.done for ranks in self._all_ranks())
+
+    def _all_ranks(self) -> list[RankProcesses]:
+        return [ranks for ranks in (self._ranks, self._probe_ranks) if ranks is not None]
 
     def _carry_out(self) -> None:
         self._follow(self._orders)
@@ -165,6 +170,8 @@ class Agent:
             self._ranks = None
         if not self._folder_watch.here:
             return  # what starts now would create the folder again
+        if not self._follow_probe(orders, needed=wanted is not None or self._ranks is not None):
+            return
         if wanted is not None and self._ranks is None and self._terminated_at is None:
             self._stop_burning()  # only a daemon process that does not know of the burn-in orders ranks now
             ranks = RankProcesses(self._folder, self._node, launch or {})
@@ -176,6 +183,24 @@ class Agent:
         for drill in orders["drills"]:
             self._drill(drill)
         self._ask_ranks(orders)
+
+    def _follow_probe(self, orders: dict[str, Any], needed: bool) -> bool:
+        """Run the probe that is ordered here, unless an attempt needs the node. Returns whether the way is free."""
+        free = not (needed or self._leaving or self._terminated_at is not None)
+        mine = (each for each in orders.get("probes", ()) if each["holders"].get(self._node) == self._allocation)
+        wanted = next(mine, None) if free else None
+        if self._probe_ranks is not None and (wanted is None or wanted["attempt"] != self._probe_ranks.attempt):
+            self._probe_ranks.end()
+            if not self._probe_ranks.done:
+                self._probe_ranks.reap()
+                return not needed
+            self._probe_ranks = None
+        if wanted is not None and self._probe_ranks is None:
+            self._stop_burning()
+            probe = RankProcesses(self._folder, self._node, wanted)
+            probe.start()
+            self._probe_ranks = probe
+        return True
 
     def _ask_ranks(self, orders: dict[str, Any]) -> None:
         save, dump = orders.get("save") or "", orders.get("dump") or ""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opt_ops.core.names import PROBE
 from opt_ops.errors import OptOpsError
 from opt_ops.node.log import log
 from opt_ops.runfolder.files import read_json
@@ -93,15 +94,23 @@ def orders_of(value: Any, node: str) -> dict[str, Any]:
         "released": [_text(each, "released") for each in _list(fields.get("released", []), "released")],
         "save": _optional_text(fields.get("save"), "save"),
         "dump": _dump(fields.get("dump")),
+        "probes": [_probe(each, node) for each in _list(fields.get("probes", []), "probes")],
         "burn_in_seconds": _seconds(fields.get("burn_in_seconds")),
     }
 
 
-def _launch(value: Any, node: str) -> dict[str, Any]:
+def _probe(value: Any, node: str) -> dict[str, Any]:
+    probe = _launch(value, node, PROBE, "a probe")
+    if len(probe["nodes"]) != 1:
+        raise OrdersRefused("a probe has one node")
+    return probe
+
+
+def _launch(value: Any, node: str, names: re.Pattern[str] = _ATTEMPT, what: str = "an attempt") -> dict[str, Any]:
     fields = _mapping(value, "launch")
     attempt = _text(fields.get("attempt"), "attempt")
-    if not _ATTEMPT.fullmatch(attempt):
-        raise OrdersRefused(f"attempt is {attempt[:100]!r}, which is no name of an attempt")
+    if not names.fullmatch(attempt):
+        raise OrdersRefused(f"attempt is {attempt[:100]!r}, which is no name of {what}")
     launch = {
         "attempt": attempt,
         "nodes": [_text(each, "nodes") for each in _list(fields.get("nodes"), "nodes")],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -25,7 +25,8 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.model import AlertState, Allocation, Attempt, Node, State
-from opt_ops.core.values import AllocationStatus, Fault, Status
+from opt_ops.core.state.queries import probing
+from opt_ops.core.values import AllocationStatus, Fault, LrFactor, Skip, Status
 from opt_ops.core.waiting import Backoff, Retries, still_waiting
 from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
@@ -33,6 +34,8 @@ from opt_ops.supervise.deliveries import Deliveries
 
 _LEAVE_SECONDS = 20.0  # for released agents to leave by themselves before their job is cancelled
 _CANCEL_BACKOFF = Backoff(first=30.0)  # a job may take minutes to complete: the scheduler is not asked at every tick
+
+_NEVER = 10**9  # steps between two checkpoints of a probe
 
 _TRAINERS_DRILLS = (Fault.LR, Fault.FLIP_BIT)
 _AGENTS_DRILLS = (Fault.KILL_RANK, Fault.HANG, Fault.XID)
@@ -235,14 +238,53 @@ def orders_of(state: State, site: Site) -> Orders:
         released=tuple(name for name, each in state.allocations.items() if not each.live or each.release_at),
         save=f"{running.name}/{running.leave_seq}" if running and running.leave_seq else None,
         dump=next(dumps, None) if live else None,
+        probes=tuple(_probes(state, site)),
         burn_in_seconds=site.burn_in_seconds,
     )
 
 
 def _launch(state: State, attempt: Attempt, site: Site) -> Launch:
-    lineage, run, held = state.intent, state.runs[attempt.run], state.held
+    run, folder = state.runs[attempt.run], site.folder
+    argv = _argv(state, site, run.settings, run.lr_factors, run.skips)
+    argv += ["--run-dir", f"{folder}/{attempt_folder(attempt.name)}"]
+    argv += ["--checkpoint-dir", f"{folder}/{attempt.run}/checkpoints"]
+    if site.snapshot_dir:
+        argv += ["--snapshot-dir", f"{site.snapshot_dir}/{state.intent.lineage}"]
+    if site.checkpoint_copy:
+        argv += ["--checkpoint-copy", f"{site.checkpoint_copy}/{state.intent.lineage}/{attempt.run}"]
+    argv += ["--resume", attempt.checkpoint.path] if attempt.checkpoint else ["--from-scratch"]
+    argv += ["--attempt", attempt.name, "--fence", f"{folder}/attempt.json"]
+    return _launch_of(state, site, attempt.name, attempt.nodes, attempt.ranks_per_node, attempt.intended_at, argv)
+
+
+def _probes(state: State, site: Site) -> Iterator[Launch]:
+    """The probes that have not ended. They write into a folder of their own, and end when a newer attempt begins."""
+    for incident in (state.incidents[name] for name in state.open_incidents if not state.ended):
+        intended, attempt = incident.probes, state.attempts.get(incident.attempt or "")
+        if not probing(incident) or intended is None or attempt is None:
+            continue
+        ended = {each.probe for each in incident.probe_ends}
+        for probe in intended.probes:
+            if probe.kind in ended or probe.node not in state.held or probe.node not in state.nodes:
+                continue
+            folder = f"{site.folder}/{attempt_folder(intended.name(probe))}"
+            # It needs no checkpoint of its own: what it shows is in its telemetry.
+            settings = (*probe.settings, f"checkpoint_every={_NEVER}")
+            argv = _argv(state, site, settings, probe.lr_factors, probe.skips)
+            argv += ["--run-dir", folder, "--checkpoint-dir", f"{folder}/checkpoints"]
+            argv += ["--resume", intended.checkpoint.path]
+            argv += ["--attempt", attempt.name, "--fence", f"{site.folder}/attempt.json"]
+            name, ranks = intended.name(probe), attempt.ranks_per_node
+            yield _launch_of(state, site, name, (probe.node,), ranks, intended.at, argv)
+
+
+def _argv(
+    state: State, site: Site, settings: Sequence[str], factors: Sequence[LrFactor], skips: Sequence[Skip]
+) -> list[str]:
+    """The trainer's command, as far as it says on what and how to train."""
+    lineage = state.intent
     argv = [*site.trainer, "--recipe", lineage.recipe]
-    for setting in (*lineage.settings, *run.settings):
+    for setting in (*lineage.settings, *settings):
         argv += ["--set", setting]
     for path in lineage.data:
         argv += ["--data", path]
@@ -250,26 +292,25 @@ def _launch(state: State, attempt: Attempt, site: Site) -> Launch:
         argv += ["--valid", path]
     if lineage.tokenizer is not None:
         argv += ["--tokenizer", lineage.tokenizer]
-    for factor in run.lr_factors:
+    for factor in factors:
         argv += ["--lr-factor", f"{factor.step}:{factor.factor!r}"]
-    for skip in run.skips:
+    for skip in skips:
         argv += ["--skip-batches", f"{skip.first}:{skip.last}"]
-    argv += ["--run-dir", f"{site.folder}/{attempt_folder(attempt.name)}"]
-    argv += ["--checkpoint-dir", f"{site.folder}/{attempt.run}/checkpoints"]
-    if site.snapshot_dir:
-        argv += ["--snapshot-dir", f"{site.snapshot_dir}/{lineage.lineage}"]
-    if site.checkpoint_copy:
-        argv += ["--checkpoint-copy", f"{site.checkpoint_copy}/{lineage.lineage}/{attempt.run}"]
-    argv += ["--resume", attempt.checkpoint.path] if attempt.checkpoint else ["--from-scratch"]
-    argv += ["--attempt", attempt.name, "--fence", f"{site.folder}/attempt.json"]
+    return argv
+
+
+def _launch_of(
+    state: State, site: Site, name: str, nodes: tuple[str, ...], ranks: int, since: float, argv: Sequence[str]
+) -> Launch:
+    """The order to start an attempt, or a probe, that was intended at `since` with so many ranks on each node."""
     # A new port for each attempt, and the same one whenever its order is written again. A port in use costs one retry.
-    port = 20000 + zlib.crc32(f"{site.folder} {attempt.name} {attempt.intended_at}".encode()) % 12000
+    port = 20000 + zlib.crc32(f"{site.folder} {name} {since}".encode()) % 12000
     return Launch(
-        attempt=attempt.name,
-        nodes=attempt.nodes,
-        holders={node: held[node].name for node in attempt.nodes if node in held},
-        ranks_per_node=attempt.ranks_per_node,
-        address=state.nodes[attempt.nodes[0]].host,
+        attempt=name,
+        nodes=nodes,
+        holders={node: state.held[node].name for node in nodes if node in state.held},
+        ranks_per_node=ranks,
+        address=state.nodes[nodes[0]].host,
         port=port,
         argv=tuple(argv),
         environment=site.environment,

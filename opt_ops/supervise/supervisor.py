@@ -26,6 +26,7 @@ from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_attempt import AttemptWatch
 from opt_ops.supervise.watch_inputs import InputWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
+from opt_ops.supervise.watch_probes import ProbeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
 _REWRITE_SECONDS = 10.0  # between two times that orders are written again because agents refuse them
@@ -93,6 +94,7 @@ class Supervisor:
                 "the watch over nodes": nodes,
                 "the watch over training": training,
                 "the watch over ranks": attempts,
+                "the watch over probes": ProbeWatch(ports.trainer, ports.agents, ports.checkpoints, ports.clock),
                 "the watch over inputs": InputWatch(ports.inputs, ports.clock),
             }
             self._nodes = nodes

@@ -2,6 +2,7 @@
 
 --set misbehave=WHAT@STEP:ATTEMPT    WHAT: see `misbehave`; the attempt may be `*`
 --set evaluate=N                     an evaluation every N steps, which says in which phase it is, and nothing else
+--set shard=FIRST:LAST           the loss of these batches is 9; --skip-batches leaves batches out
 --set odd=N                          every N-th line of telemetry is not what docs/formats.md says, each in another way
 
 A file `fault` in the attempt's folder with a WHAT in it does the same from the next step on. While there is a file
@@ -64,6 +65,13 @@ def save(folder: Path, step: int, attempt: str, line: dict, faults: list[str]) -
     write_durably(path / "COMMITTED", digest + "\n")
 
 
+def batch_of(step: int, skips: list[tuple[int, ...]]) -> int:
+    batch = step
+    for first, last in skips:
+        batch += last - first + 1 if batch >= first else 0
+    return batch
+
+
 def telemetry(step: int, lr: float, loss: float | None, seconds: float) -> dict:
     return {
         "ts": time.time(),
@@ -97,6 +105,8 @@ def main() -> int:
     every = int(values.get("every", 10))
     faults = [fault.replace("@", ":").split(":") for fault in values.get("misbehave", "").split(",") if fault]
     factors = [(int(step), float(factor)) for step, _, factor in (each.partition(":") for each in options.lr_factor)]
+    shard = tuple(int(each) for each in values.get("shard", "1:0").split(":"))
+    skips = sorted(tuple(int(each) for each in window.split(":")) for window in options.skip_batches)
     run_dir, checkpoints = Path(options.run_dir), Path(options.checkpoint_dir)
     rank = int(os.environ["RANK"])
     first = 1
@@ -133,6 +143,10 @@ def main() -> int:
         time.sleep(0.5 if (checkpoints.parents[1] / "slow").exists() else pause)
         wait_in_a_collective(run_dir, rank, step)
         report = StepReport()
+        batch = batch_of(step, skips)
+        report.fields["data_position"] = batch * 8
+        if shard[0] <= batch <= shard[1]:
+            report.loss, report.fields["gnorm"] = 9.0, 2.4
         now = [what for what, at, attempt in faults if attempt in (options.attempt, "*") and step >= int(at)]
         if fault := injected(run_dir):
             now.append(fault)

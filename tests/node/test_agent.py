@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -644,3 +645,38 @@ def test_the_reason_is_in_the_report_however_many_stacks_follow(node: Node, stac
     )
     found = blame(failed_ranks([report], None))
     assert (found.kind, found.node, found.line) == ("gpu_error", "n1", line.text)
+
+
+def test_a_probe_runs_while_nothing_needs_the_node(node: Node):
+    """It ends when it is not ordered any more, or when an attempt starts here."""
+
+    def order(probes: tuple[str, ...], argv: tuple[str, ...] | None = None) -> None:
+        node.seq += 1
+        launch = Launch(
+            attempt="1.00-a0",
+            nodes=("n0", "n1"),
+            holders={"n1": "1-n0"},
+            ranks_per_node=2,
+            address="10.0.0.1",
+            port=4242,
+            argv=SLEEP,
+        )
+        made = tuple(replace(launch, attempt=name, nodes=("n1",), ranks_per_node=1) for name in probes)
+        orders = Orders(epoch=1, seq=node.seq, launch=launch if argv else None, drills=(), released=(), probes=made)
+        node.agents.order(orders)
+
+    def pid(name: str) -> int:
+        path = node.folder / "probes" / "1-i000" / name / "nodes" / "n1.json"
+        return wait_for(lambda: path.exists() and json.loads(path.read_text())["ranks"][0]["pid"])
+
+    node.start()
+    order(("1-i000-other_data",))
+    first = pid("other_data")
+    order(("1-i000-same_data",))
+    second = pid("same_data")
+    assert not alive(first), "one probe at a time"
+    order(("1-i000-same_data",), SLEEP)
+    ranks = node.started()
+    assert not alive(second), "the attempt has the node for itself"
+    assert all(alive(rank) for rank in ranks)
+    assert wait_for(lambda: node.agents.reports("1-i000-same_data")["n1"].done)

@@ -25,6 +25,7 @@ LAUNCH = {
     "argv": ["python", "-m", "trainer"],
     "environment": {"A": "b"},
 }
+PROBE = {**LAUNCH, "attempt": "12-i003-same_data", "nodes": ["n1"], "ranks_per_node": 1}
 GOOD: dict[str, Any] = {
     "v": 1,
     "epoch": 2,
@@ -34,6 +35,7 @@ GOOD: dict[str, Any] = {
     "released": ["1-n7"],
     "save": None,
     "dump": "1-i000",
+    "probes": [PROBE],
     "burn_in_seconds": 0.0,
 }
 
@@ -76,6 +78,12 @@ def test_without_a_file_there_are_none(file: OrdersFile):
         ({"launch": {**LAUNCH, "ranks_per_node": 10**9}}, "ranks_per_node"),
         ({"launch": {**LAUNCH, "nodes": ["n0"]}}, "not among its nodes"),
         ({"launch": {**LAUNCH, "environment": {"A": 1}}}, "environment"),
+        ({"probes": {}}, "probes"),
+        ({"probes": [7]}, "launch"),
+        ({"probes": [{**PROBE, "attempt": "1.00-a0"}]}, "no name of a probe"),
+        ({"probes": [{**PROBE, "attempt": "12-i003-../../x"}]}, "no name of a probe"),
+        ({"probes": [{**PROBE, "nodes": ["n0", "n1"]}]}, "one node"),
+        ({"probes": [{**PROBE, "argv": []}]}, "no command"),
         ({"dump": "../../etc"}, "dump"),
         ({"burn_in_seconds": 1e300}, "burn_in_seconds"),
         ({"drills": [{"drill": "d0"}]}, "arguments"),

@@ -330,6 +330,10 @@ def _below(fact: Fact, entry: LogEntry) -> Iterator[str]:
         rows = [[f"**{row.ranks}**" if row.odd else row.ranks, plain(row.frames)] for row in entry.stacks]
         yield from table(["Ranks", "Innermost frames"], rows)
         yield ""
+    if fact.label == "Experiment" and entry.trials:
+        rows = [[plain(cell) for cell in trial] for trial in entry.trials]
+        yield from table(["Probe", "Node", "Result", "What it showed"], rows)
+        yield ""
     if fact.label == "Cost" and entry.spans:
         yield ", ".join(f"{duration(seconds)} {label}" for label, seconds in entry.spans) + "."
         yield ""

@@ -133,6 +133,7 @@ def _incident(record: LineageRecord, report: LineageReport, entry: e.Entry, even
         changes=tuple(changes(record, row)),
         spans=tuple(incidents.spans(row)) if row.next_attempt else (),
         stacks=tuple(incidents.stacks(row)),
+        trials=tuple(incidents.trials(row)),
         quote=request.reason if request else "",
         notable=incidents.is_notable(row),
     )

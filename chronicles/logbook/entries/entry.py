@@ -38,6 +38,15 @@ class StackRow(NamedTuple):
     odd: bool
 
 
+class Trial(NamedTuple):
+    """A probe and what it showed."""
+
+    probe: str
+    node: str
+    showed: str
+    why: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark:
     """An operator's later note on an entry. The entry itself is never rewritten."""
@@ -64,6 +73,7 @@ class LogEntry:
     changes: tuple[Change, ...] = ()
     spans: tuple[tuple[str, float], ...] = ()  # of the downtime: (what for, seconds)
     stacks: tuple[StackRow, ...] = ()
+    trials: tuple[Trial, ...] = ()
     quote: str = ""
     remarks: tuple[Remark, ...] = ()
     closeup: str = ""  # an SVG of the loss around it

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from chronicles import wording
-from chronicles.logbook.entries.entry import Fact, StackRow
+from chronicles.logbook.entries.entry import Fact, StackRow, Trial
 from chronicles.operators import batches, change, changed_settings, request_behind
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, StacksReport
@@ -106,6 +106,8 @@ def facts(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
     """Everything there is to say, in order."""
     yield from _drill(record, row)
     yield from _finding(record, row)
+    if row.probes:
+        yield Fact(label="Experiment", text=_experiment(row))
     if row.stacks:
         yield Fact(label="Stacks", text=_stacks(row.stacks))
     yield from _decision(record, row)
@@ -186,6 +188,22 @@ def _decision(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
         yield Fact(label="Advice", text=f"{advice} {why}")
     else:
         yield Fact(label="Decision", text=f"{full(f'{book}: {_verb(record, row)}')} {why}")
+
+
+_SHOWED = {True: "spiked", False: "did not spike", None: "no verdict"}
+
+
+def _experiment(row: IncidentReport) -> str:
+    """What probes were made, and which stayed in the band."""
+    calm = [each.probe for each in row.probes if each.spiked is False]
+    best = f"{' and '.join(calm)} stayed in the band." if calm else "None of them stayed in the band."
+    runs = count(len(row.probes), "short run")
+    return f"Before the decision, {runs} on idle nodes began before the onset and trained past it. {best}"
+
+
+def trials(row: IncidentReport) -> list[Trial]:
+    """The probes as a table."""
+    return [Trial(each.probe, each.node, _SHOWED[each.spiked], full(each.why)) for each in row.probes]
 
 
 def _stacks(taken: StacksReport) -> str:

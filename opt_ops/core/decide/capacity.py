@@ -25,7 +25,7 @@ from opt_ops.core.health.burn_in_findings import BURNING_IN
 from opt_ops.core.memo import memoize_last
 from opt_ops.core.names import attempt_name
 from opt_ops.core.state.model import Allocation, Node, State
-from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
+from opt_ops.core.state.queries import newest_good, probing, under_examination, waiting_for_attempt
 from opt_ops.core.values import Driver, Verdict
 from opt_ops.core.waiting import SKEW_SECONDS, Backoff, still_waiting
 
@@ -242,6 +242,8 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
     run = state.run
     if state.ended or state.paused is not None or run is None or (state.attempt and state.attempt.live):
         return None
+    if any(probing(state.incidents[name]) for name in state.open_incidents):
+        return None  # what the probes show decides how it goes on
     if state.driver is Driver.SHADOW:
         return _foreign(state, run.name)
     waiting = waiting_for_attempt(state)

@@ -314,6 +314,8 @@ def _probes(board: Board, probes: Mapping[str, bool]) -> None:
     same, other, lower = (probes.get(name) for name in ("same_data", "other_data", "lower_lr"))
     if same and other is False:
         board.add(Cause.BAD_DATA, _STRONG + _WEAK, "a probe with the same data spiked, one with other data did not")
+    if same is None and other is False:
+        board.add(Cause.BAD_DATA, _FAIR, "a probe with other data did not spike")
     if other:
         board.add(Cause.LR_TOO_HIGH, _STRONG, "a probe with other data spiked, too")
         board.add(Cause.BAD_DATA, -_STRONG, "a probe with other data spiked, too")

@@ -120,16 +120,18 @@ def _signal(state: State, policy: Policy) -> IncidentOpened | None:
         signal=raised.key,
         margin_steps=raised.margin_steps,
         drill=(drill := drill_behind(state, raised)),
-        causes=of_drill(state, drill) if drill is not None else _causes(state, raised, policy),
+        causes=of_drill(state, drill) if drill is not None else causes_of(state, raised, policy),
     )
 
 
-def _causes(state: State, raised: SignalRaised, policy: Policy) -> tuple[Suspicion, ...]:
-    """What may be behind a finding, from its telemetry and from what was tried before for the same trouble."""
+def causes_of(
+    state: State, raised: SignalRaised, policy: Policy, probes: Mapping[str, bool] | None = None
+) -> tuple[Suspicion, ...]:
+    """What may be behind a finding: by its telemetry, by what was tried before, and by whether probes spiked."""
     playbook = policy.playbooks.get(raised.signal)
     here = raised.onset_step if raised.onset_step is not None else raised.step or 0
     tries = earlier_tries(state, here, playbook.budget.settle_steps if playbook else None)
-    return suspicions(state, raised, tries)
+    return suspicions(state, raised, tries, probes)
 
 
 def _has_incident(state: State, attempt: Attempt, raised: SignalRaised) -> bool:

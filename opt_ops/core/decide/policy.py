@@ -49,6 +49,14 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRule:
+    """Whether short runs on idle nodes may tell causes apart before a decision, and for how long it waits for them."""
+
+    steps: int  # from the onset on
+    deadline_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Playbook:
     """A playbook page as data: its triggers, its ladder, its retry budget, and what proves that it took effect."""
 
@@ -60,6 +68,7 @@ class Playbook:
     cures: tuple[Rung, ...] = ()  # the rungs that are for one cause each
     budget: Budget
     proof_steps: int
+    probe: ProbeRule | None = None  # None: no probes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

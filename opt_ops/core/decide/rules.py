@@ -20,6 +20,7 @@ from opt_ops.core.decide.incidents import open_incident
 from opt_ops.core.decide.next_run import settings_after
 from opt_ops.core.decide.operator_changes import decide_request
 from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
+from opt_ops.core.decide.probes import intend_probes, judge_probes
 from opt_ops.core.decide.proof import prove
 from opt_ops.core.decide.retry_budget import rollback_point
 from opt_ops.core.decide.suspects import is_condemned, nodes_to_exclude, program_fails
@@ -43,7 +44,7 @@ from opt_ops.core.failures.causes import Cause
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.names import run_name
 from opt_ops.core.state.model import Attempt, Incident, Node, State
-from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
+from opt_ops.core.state.queries import newest_good, probing, under_examination, waiting_for_attempt
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Driver
 from opt_ops.core.waiting import still_waiting
@@ -85,7 +86,7 @@ def ask_stacks(state: State, now: float, policy: Policy) -> Event | None:
 def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
     """Decide about an open incident: by its playbook, or as the operator asked."""
     for incident in state.incidents.values():
-        if incident.decision is not None or state.ended:
+        if incident.decision is not None or state.ended or probing(incident):
             continue
         if incident.kind == FailureClass.OPERATOR:
             return decide_request(state, incident)
@@ -363,6 +364,8 @@ RULES: tuple[Callable[[State, float, Policy], Event | None], ...] = (
     cancel,
     open_incident,
     ask_stacks,
+    intend_probes,
+    judge_probes,
     decide_recovery,
     complete,
     halt,

@@ -67,6 +67,7 @@ from opt_ops.core.events.operator import (
     ResumeRequested,
     StopRequested,
 )
+from opt_ops.core.events.probes import ProbeEnded, ProbesIntended, ProbesJudged
 from opt_ops.core.events.watch import InputLeftOut, WatcherFailed, WatcherRecovered
 
 Event = (
@@ -110,6 +111,9 @@ Event = (
     | SignalRaised
     | NodeJudged
     | IncidentOpened
+    | ProbesIntended
+    | ProbeEnded
+    | ProbesJudged
     | RecoveryDecided
     | NodeExcluded
     | DrainIntended

@@ -69,6 +69,18 @@ def _stacks_taken(state: State, event: e.StacksTaken, _: e.Entry) -> State:
     return with_incident(state, event.incident, stacks=event, nodes=nodes)
 
 
+def _probes_intended(state: State, event: e.ProbesIntended, _: e.Entry) -> State:
+    return with_incident(state, event.incident, probes=event)
+
+
+def _probe_ended(state: State, event: e.ProbeEnded, _: e.Entry) -> State:
+    return with_incident(state, event.incident, probe_ends=(*state.incidents[event.incident].probe_ends, event))
+
+
+def _probes_judged(state: State, event: e.ProbesJudged, _: e.Entry) -> State:
+    return with_incident(state, event.incident, probes_judged=True, causes=event.causes)
+
+
 def _recovery_decided(state: State, event: e.RecoveryDecided, entry: e.Entry) -> State:
     return with_incident(state, event.incident, decision=event, decided_at=entry.ts)
 
@@ -137,6 +149,9 @@ FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
     e.IncidentOpened: _incident_opened,
     e.StacksIntended: _stacks_intended,
     e.StacksTaken: _stacks_taken,
+    e.ProbesIntended: _probes_intended,
+    e.ProbeEnded: _probe_ended,
+    e.ProbesJudged: _probes_judged,
     e.RecoveryDecided: _recovery_decided,
     e.NodeExcluded: _node_excluded,
     e.DrainIntended: _drain_intended,

@@ -16,6 +16,8 @@ from opt_ops.core.events import (
     InputLeftOut,
     LineageStarted,
     PauseRequested,
+    ProbeEnded,
+    ProbesIntended,
     RecoveryDecided,
     ResumeRequested,
     SignalRaised,
@@ -201,6 +203,9 @@ class Incident:
     causes: tuple[Suspicion, ...] = ()  # what may be behind it, the likeliest first
     stacks_at: float | None = None  # when every rank was asked where it is
     stacks: StacksTaken | None = None
+    probes: ProbesIntended | None = None
+    probe_ends: tuple[ProbeEnded, ...] = ()
+    probes_judged: bool = False
     decision: RecoveryDecided | None = None
     decided_at: float | None = None
     next_attempt: str | None = None

@@ -29,6 +29,11 @@ def suspended(state: State, attempt: Attempt) -> Allocation | None:
     return next((holder for holder in holders if holder is not None and holder.suspended), None)
 
 
+def probing(incident: Incident) -> bool:
+    """Whether its decision waits for probes."""
+    return incident.probes is not None and not incident.probes_judged
+
+
 def ancestry(state: State, run: str) -> list[tuple[str, int | None]]:
     """The runs that `run`'s weights passed through, newest first, each with the last step that counts (None: all)."""
     chain: list[tuple[str, int | None]] = [(run, None)]

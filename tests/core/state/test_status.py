@@ -353,6 +353,7 @@ def test_a_new_event_kind_is_a_visible_choice():
             *("incident_closed", "incident_opened", "leave_intended", "node_allowed", "node_drained", "node_excluded"),
             *("node_judged", "note_added", "pause_requested", "release_intended", "request_refused", "run_planned"),
             *("signal_raised", "size_decided", "stacks_intended", "stacks_taken", "stop_requested"),
+            *("probe_ended", "probes_intended", "probes_judged"),
             *("stray_cancelled", "stray_found", "input_left_out", "watcher_failed", "watcher_recovered"),
         ]
     )
