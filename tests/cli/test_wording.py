@@ -62,7 +62,7 @@ def test_events_have_no_spelling_of_pythons_and_rungs_begin_with_1(site: Path):
     ("words", "code", "said"),
     [
         (["events", "12", "--kind", "checkpoint_sen"], 2, "did you mean checkpoint_seen"),
-        (["events", "12", "--kind", "foo"], 2, "next: the kinds: alert_intended, "),
+        (["events", "12", "--kind", "foo"], 2, "next: the kinds: afterthought_added, "),
         (["run", "note", "12", ""], 2, "the note is empty"),
         (["run", "note", "12", " \n"], 2, "the note is empty"),
         (["drill", "lr", "12", "--factor", "inf", "--dry-run"], 2, "Invalid value for '--factor'"),

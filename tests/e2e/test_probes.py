@@ -34,6 +34,10 @@ def test_a_shard_is_skipped_because_only_the_same_data_spikes_in_a_probe(tmp_pat
         shown = site.command("run", "explain", incident.name)
         assert "other_data" in shown
         assert "did not spike" in shown
+        site.command("logbook", "render", "1")
+        logbook = (site.runs / "1" / "chronicle" / "logbook.md").read_text()
+        assert "| Probe | Node | Result |" in logbook
+        assert "other_data stayed in the band" in logbook.replace("\\", "")
         folder = site.runs / "1" / "probes" / incident.name
         assert {each.name for each in folder.iterdir()} == {"other_data", "same_data"}
         reports = [json.loads(path.read_text()) for path in folder.glob("*/nodes/*.json")]
