@@ -103,6 +103,8 @@ def _ended(intended: ProbesIntended, probe: Probe, spiked: bool | None, step: in
 def _interrupted(state: State, incident: Incident) -> str:
     """Why the decision must not wait for probes any more; empty: it may."""
     attempt = state.attempt
+    if incident.answered:
+        return "an operator has decided"
     if attempt is None or attempt.name != incident.attempt:
         return "a newer attempt has begun"
     if state.driver is not Driver.DAEMON or state.paused is not None:

@@ -99,7 +99,8 @@ def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
 
 
 def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Policy) -> RecoveryDecided:
-    advice = state.driver is not Driver.DAEMON
+    by_person = incident.answered and incident.probes is not None  # while it waited for probes
+    advice = state.driver is not Driver.DAEMON or by_person
     playbook = policy.playbooks.get(incident.kind) or policy.playbooks.get(FailureClass.UNKNOWN)
     if playbook is None:
         why = f"no playbook is triggered by {incident.kind}"

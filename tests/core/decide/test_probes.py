@@ -185,6 +185,17 @@ def test_a_pause_ends_the_wait():
     assert "probes_judged" in kinds(story.see(asked))
 
 
+def test_what_a_person_decides_meanwhile_holds():
+    story = training()
+    trouble(story)
+    decided = story.see(e.ChangeRequested(request="r9", author="ann", reason="I know it", to_step=200))
+    assert "probes_judged" in kinds(decided)
+    acted = [event for event in decided if isinstance(event, e.RecoveryDecided) and not event.advice]
+    assert [(each.playbook, each.checkpoint.step) for each in acted] == [("operator", 200)]
+    story.ends()
+    assert [run.checkpoint.step for run in story.state.runs.values() if run.checkpoint] == [200]
+
+
 def test_no_probes_without_an_idle_node_a_checkpoint_or_a_doubt():
     assert "probes_intended" not in kinds(trouble(training(spares=0)))
     story = Story(probing(), Shape(nodes=2, spares=1, ranks_per_node=1))
