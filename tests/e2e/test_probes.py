@@ -14,7 +14,7 @@ def test_a_shard_is_skipped_because_only_the_same_data_spikes_in_a_probe(tmp_pat
     """The daemon is killed while the probes run; the next one goes on with them."""
     site = Site(tmp_path, loss_spike={"[proof]": "[probe]\n\n[proof]"})
     try:
-        site.start("steps=330", "pause=0.05", f"shard={SHARD[0]}:{SHARD[1]}", nodes=1, spares=2)
+        site.start("steps=260", "pause=0.03", f"shard={SHARD[0]}:{SHARD[1]}", nodes=1, spares=2)
         site.start_daemon()
         site.wait(lambda state: any(incident.probes for incident in state.incidents.values()))
         site.kill_daemon()

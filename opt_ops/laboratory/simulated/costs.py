@@ -57,6 +57,7 @@ class Physics:
     )
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(betas=(0.9, 0.95), weight_decay=0.1, clip_norm=1.0))
     tokens_per_step: int = 2_000_000
+    batch: int = 0  # sequences of an update; 0: telemetry does not say them, nor their place in the data
     loss_start: float = 11.0  # nats: a little above ln of a vocabulary of 50 thousand
     loss_end: float = 1.9
     loss_knee: float = 30.0  # steps, after which the loss follows its power law

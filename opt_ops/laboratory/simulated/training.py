@@ -236,6 +236,8 @@ class Training:
             save_seconds=self._held_up,
             busy=self._busy(),
             checksums=self._compared(step),
+            batch=physics.batch or None,
+            data_position=step * physics.batch or None,
         )
 
     def _compared(self, step: int) -> ChecksumComparison | None:
