@@ -26,6 +26,7 @@ _NEW_NORMAL = 128  # points after an action that nobody took: what nobody went b
 _FINITE = 5  # points after which a run that was not finite is finite again
 _HUGE_SD, _HUGE_SHARE = 20.0, 0.2
 """A rise right after a planned change is told if it is this many sd, and this share of the loss."""
+_GRADUAL = 8  # times `settle`, at most, that a planned change gets which still goes on; a jump is told meanwhile
 _FOLLOWS = 8  # lines within which the loss follows a visible change
 _RESUMED = 32  # points of an attempt: a rise that begins so soon comes from its restore
 _LR_POINTS = 256  # for which a learning rate that left its path upwards is evidence
@@ -178,12 +179,13 @@ class LossDetector:
 
     def _settle(self, loss: float) -> None:
         """After a change, the best is learned anew at each doubling: a new stage may first go up, until it falls."""
-        points = self._level.points
+        points, least = self._level.points, self._drift.settle
         if points < 16 or points & (points - 1):
             return
         rising = len(self._kept) > 64 and self._kept[-1].lr > self._kept[-64].lr
-        self._settled = points >= (2 if rising else 1) * self._drift.settle
-        if self._rise is not None and self._is_huge(self._rise, loss):
+        gradual = self._rise is not None and self._rise.evidence >= self._rule.alert / 4 and not self._rise.told
+        self._settled = points >= (2 if rising else 1) * least and (not gradual or points >= _GRADUAL * least)
+        if self._rise is not None and (self._rise.told or self._is_huge(self._rise, loss)):
             return
         self._rise = None
         self._level.forget_best()
@@ -211,7 +213,8 @@ class LossDetector:
                 self._end(rise)
                 self._learn_anew()
             return []
-        if not self._settled and not self._is_huge(rise, loss):
+        jumped = rise.told or (rise.steep and self._level.points > self._drift.settle)
+        if not self._settled and not jumped and not self._is_huge(rise, loss):
             return []
         return self._judged(point, rise)
 
