@@ -8,14 +8,19 @@ from types import SimpleNamespace
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import AllocationIntended, AttemptEnded, Event, SignalRaised
 from opt_ops.core.health import Heartbeat
+from opt_ops.core.schedule import expected_lr
 from opt_ops.core.values import AllocationStatus, RankExit
 from opt_ops.ports import NodeRanksReport
 from opt_ops.supervise.watch_attempt import AttemptWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
-from tests.core.story import POLICY, Story
+from tests.core.story import POLICY, SCHEDULE, Story
 
 SILENT = POLICY.silent_seconds
+
+
+def planned_lr(step: int) -> float:
+    return expected_lr(SCHEDULE, (), step)
 
 
 class Daemon:
@@ -85,9 +90,9 @@ def test_a_daemon_that_was_held_up_within_a_look_takes_nobody_for_silent():
 def test_steps_that_came_while_the_daemon_was_held_up_are_read_before_a_node_is_blamed():
     daemon = Daemon()
     daemon.look_on("n1", "n3", seconds=SILENT - 3.0)
-    optimizer = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "clip_norm": 1.0}
+    optimizer = {"betas": (0.9, 0.95), "weight_decay": 0.1, "clip_norm": 1.0}
     measured = {"loss": 3.0, "gnorm": 0.3, "finite": True, "step_seconds": 1.0, "tokens": 1, "wps": 1.0}
-    daemon.steps = [Point(step=451, ts=daemon.story.now, **optimizer, **measured)]
+    daemon.steps = [Point(step=451, ts=daemon.story.now, lr=planned_lr(451), **optimizer, **measured)]
     assert daemon.look("n1", "n3", seconds=10.0) == []
 
 
@@ -117,10 +122,12 @@ def test_a_suspended_job_is_neither_silent_nor_hung_and_neither_is_the_pause_aft
     assert all(node.reason != "silent" for node in story.state.nodes.values())
     story.changed(holder.name, *holder.nodes)
     assert daemon.look_on(seconds=SILENT - 2.0) == []
-    optimizer = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "clip_norm": 1.0}
+    optimizer = {"betas": (0.9, 0.95), "weight_decay": 0.1, "clip_norm": 1.0}
     measured = {"loss": 3.0, "gnorm": 0.3, "finite": True, "tokens": 1, "wps": 1.0}
     for step, seconds in ((451, 1.0), (452, 3620.0)):
-        daemon.steps = [Point(step=step, ts=story.now, step_seconds=seconds, **optimizer, **measured)]
+        daemon.steps = [
+            Point(step=step, ts=story.now, lr=planned_lr(step), step_seconds=seconds, **optimizer, **measured)
+        ]
         assert daemon.look("n1", "n2", "n3") == []
     assert daemon.training._phase_times.timeout("training", story.policy.hang) == patience, "no step took an hour"
     assert any(signal.signal == "silent_node" for signal in daemon.look_on("n1", "n3", seconds=2 * SILENT + 60.0))
@@ -139,10 +146,10 @@ def test_while_nobody_is_heard_no_node_is_called_silent():
 
 def test_a_daemon_that_was_held_up_while_a_rank_died_names_the_death_and_no_hang():
     daemon = Daemon()
-    optimizer = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "clip_norm": 1.0}
+    optimizer = {"betas": (0.9, 0.95), "weight_decay": 0.1, "clip_norm": 1.0}
     measured = {"loss": 3.0, "gnorm": 0.3, "finite": True, "step_seconds": 1.0, "tokens": 1, "wps": 1.0}
     for step in (451, 452, 453):
-        daemon.steps = [Point(step=step, ts=daemon.story.now, **optimizer, **measured)]
+        daemon.steps = [Point(step=step, ts=daemon.story.now, lr=planned_lr(step), **optimizer, **measured)]
         assert daemon.look("n1", "n2", "n3") == []
     killed = RankExit(rank=1, node="n2", code=None, signal=9, at=daemon.story.now + 1.0)
     reports = {

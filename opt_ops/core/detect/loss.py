@@ -265,7 +265,8 @@ class LossDetector:
     def _risen(self, point: Point, rise: Rise, tier: Tier, text: str) -> Finding:
         kind = rise.kind
         began = self._attempt_points - rise.points  # points of the attempt before the onset
-        again = self._due.get(point.step, float("-inf")) - rise.bound > rise.height / 2
+        due = [self._due[step] - rise.bound for step in rise.steps if step in self._due]
+        again = bool(due) and median(due) > rise.height / 2  # the discarded steps rose as much
         if tier is Tier.ACT and began < _RESUMED and not again and self._attempt_points <= 8 * _RESUMED:
             kind, text = FailureClass.BAD_RESTORE, f"{text}; it began with the attempt's first points"
         return Finding(

@@ -6,6 +6,7 @@ BLOOM-176B's spike (iterations 31215-31221) healed in about 30 steps. Such a spi
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from statistics import median
@@ -100,6 +101,11 @@ class Rise:
         last = sorted(list(self._heights)[-SCALES[which] :])
         level = last[len(last) // 4 if which else 0]  # of eight, chance may put some into odd data
         return 0.5 * max(0.0, level / self.scale.errors[which]) ** 2
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """Of its last points."""
+        return self._steps
 
     @property
     def height(self) -> float:
