@@ -9,6 +9,7 @@ from functools import partial
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.proof import planned_lr, with_settings
 from opt_ops.core.detect.all import Detector, per_attempt
+from opt_ops.core.detect.batch_size import BatchSizeDetector
 from opt_ops.core.detect.corruption import CorruptionDetector
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.hang import PhaseTimes
@@ -63,6 +64,7 @@ class TrainingWatch:
         self._ended_calm: set[str] = set()  # attempts
         self._curve = CurveHistory(lambda: LossDetector(policy.spike, policy.drift), self._observed)
         self._learning_rate = LearningRateDetector()
+        self._batch_size = BatchSizeDetector()
         self._corruption = CorruptionDetector(0)
         self._per_attempt = self._new_detectors()
         self._phase_times = PhaseTimes()
@@ -146,6 +148,7 @@ class TrainingWatch:
         agreed = (p.step for p in reversed(self._curve.kept) if p.checksums is not None)
         self._corruption = CorruptionDetector(next(agreed, start + 1))
         self._learning_rate.begin(planned_lr(state, attempt), start)
+        self._batch_size = BatchSizeDetector()
         self._per_attempt = self._new_detectors()
         self._phase_times = PhaseTimes()
         self._step_times = StepTimes()
@@ -167,7 +170,7 @@ class TrainingWatch:
                 continue
             if detector is self._corruption:
                 self._corruption = CorruptionDetector(self._corruption.agreed)
-            elif detector is not self._learning_rate:
+            elif detector in self._per_attempt:
                 pairs = zip(self._per_attempt, self._new_detectors(), strict=True)
                 self._per_attempt = tuple(new if each is detector else each for each, new in pairs)
 
@@ -179,7 +182,10 @@ class TrainingWatch:
 
     def _config(self, state: State, attempt: Attempt) -> Iterator[Event]:
         self._steps = attempt.steps
-        if attempt.schedule is not None or (config := self._trainer.config(attempt.name)) is None:
+        if (config := self._trainer.config(attempt.name)) is None:
+            return
+        self._batch_size.asked = config.batch
+        if attempt.schedule is not None:
             return
         self._steps = config.steps
         self._plan(state, replace(attempt, planned=config.planned, data=config.data))
@@ -202,6 +208,7 @@ class TrainingWatch:
         """Let the loss detector learn anew from where something was planned."""
         for change in planned_changes(state, attempt):
             self._curve.plan(change.step)
+        self._batch_size.planned = self._curve.planned
 
     def _take(self, state: State, attempt: Attempt, point: Point) -> Iterator[Event]:
         self._advanced_at = self._clock.monotonic()
@@ -216,7 +223,7 @@ class TrainingWatch:
             self._phase_times.observe("training", point.step_seconds)
             self._step_times.step(point)
         # An incident stands for what a point shows first: an unplanned learning rate explains what the loss does.
-        findings = [*self._findings([self._learning_rate], point), *self._on_curve(point)]
+        findings = [*self._findings([self._learning_rate, self._batch_size], point), *self._on_curve(point)]
         findings += self._findings([self._corruption, *(() if rested else self._per_attempt)], point)
         for finding in findings:
             raised = signal_of(attempt, finding)

@@ -252,3 +252,35 @@ def test_a_daemon_that_takes_over_after_a_planned_change_still_sees_a_bad_restor
     training.write(range(601, 640), shift=3.0)
     training.look()
     assert [s[0] for s in training.signals() if s[1] == "act"][-1] == "bad_restore"
+
+
+SIXTEEN = replace(CONFIG, batch=16)
+
+
+def test_a_batch_that_nobody_asked_for_is_restored():
+    watched = Watched()
+    sizes(watched, range(1, 300), 16)
+    watched.look()
+    sizes(watched, range(300, 304), 4)
+    watched.look()
+    (incident,) = watched.story.state.incidents.values()
+    assert incident.kind == "undeclared_change"
+    assert incident.onset_step == 300
+    assert incident.causes[0].cause == "batch_size"
+    assert incident.decision.action == "rollback"
+    assert incident.decision.lr_factor is None
+
+
+def test_a_batch_that_was_planned_is_left_alone():
+    watched = Watched()
+    sizes(watched, range(1, 300), 16)
+    watched.look()
+    declared(watched, 300)
+    sizes(watched, range(300, 320), 32)
+    watched.look()
+    assert not watched.story.state.incidents
+
+
+def sizes(watched: Watched, steps: Iterable[int], batch: int) -> None:
+    watched.healthy = [replace(point, batch=batch) for point in watched.healthy]
+    watched.write(steps, config=SIXTEEN)
