@@ -49,6 +49,7 @@ def _loss(policy: Policy) -> list[Line]:
             "act",
             "the loss rises where `lr`, `batch`, `batch_tokens` or `stage` change, and does not grow",
         ),
+        ("undeclared_change", "act", "the batch is not the one of config.json, and was before (live only)"),
         (
             "unplanned_lr",
             "alert",
