@@ -28,6 +28,7 @@ _HUGE_SD, _HUGE_SHARE = 20.0, 0.2
 """A rise right after a planned change is told if it is this many sd, and this share of the loss."""
 _GRADUAL = 8  # times `settle`, at most, that a planned change gets which still goes on; a jump is told meanwhile
 _FOLLOWS = 8  # lines within which the loss follows a visible change
+_REACHED = 64  # points before an attempt, from which it is known what was reached: not in a run's first steps
 _RESUMED = 32  # points of an attempt: a rise that begins so soon comes from its restore
 _LR_POINTS = 256  # for which a learning rate that left its path upwards is evidence
 
@@ -44,6 +45,7 @@ class LossDetector:
         self._seen = 0  # the newest step
         self._kept: deque[Point] = deque(maxlen=_KEPT)  # with a finite loss
         self._planned: list[int] = []  # steps from which something was planned
+        self._reached = False  # whether it was known what was reached when the attempt began
         self._change: tuple[Change, int] | None = None  # the last visible one, and how many points ago
         self._last: Point | None = None
         self._finite = _FINITE  # points in a row
@@ -98,7 +100,8 @@ class LossDetector:
         self._due = {point.step: point.loss for point in due if point.loss is not None}
         self._attempt_points = 0
         losses = [point.loss for point in self._kept if point.loss is not None]
-        if self._scale is not None and len(losses) >= 16:
+        self._reached = len(losses) >= _REACHED
+        if self._scale is not None and self._reached:
             reached = median(losses[-8:])
             self._restore = RestoreCheck(reached, median(losses[-16:-8]) - reached, self._scale, due)
 
@@ -267,7 +270,13 @@ class LossDetector:
         began = self._attempt_points - rise.points  # points of the attempt before the onset
         due = [self._due[step] - rise.bound for step in rise.steps if step in self._due]
         again = bool(due) and median(due) > rise.height / 2  # the discarded steps rose as much
-        if tier is Tier.ACT and began < _RESUMED and not again and self._attempt_points <= 8 * _RESUMED:
+        if (
+            tier is Tier.ACT
+            and self._reached
+            and began < _RESUMED
+            and not again
+            and self._attempt_points <= 8 * _RESUMED
+        ):
             kind, text = FailureClass.BAD_RESTORE, f"{text}; it began with the attempt's first points"
         return Finding(
             signal=kind,
