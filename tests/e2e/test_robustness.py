@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -68,8 +69,10 @@ def test_a_full_disk_stops_the_watch_and_not_the_training(small_disk: Path, site
                 file.write(b"x" * 4096)
         except OSError:
             pass
-    site.command("drill", "kill-rank", "1", "--rank", "1", "--yes", "-q")
-    logged(site, "restarting in")
+    logged(site, "restarting in")  # the next checkpoint cannot be journaled
+    seen = (site.folder / "daemon.log").read_text().count("restarting in")
+    os.kill(site.pids("1.00-a0")[1], signal.SIGKILL)
+    until(lambda: (site.folder / "daemon.log").read_text().count("restarting in") > seen + 1)
     assert site.pids("1.00-a0"), "the rank's death cannot be journaled, so nothing is done about it"
     assert len(site.state().attempts) == 1
     filler.unlink()
