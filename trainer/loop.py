@@ -125,7 +125,7 @@ class AttemptRunner:
         if layout.rank == 0:
             self._recorder = _recorder(job, layout, data, _config(job, engine, data, self._progress))
         self._saves = SaveSchedules(recipe, snapshots=job.snapshot_dir is not None)
-        layers = () if recipe.compile else engine.model.layers
+        layers = () if recipe.compiles(on_gpu=layout.device.type == "cuda") else engine.model.layers
         inputs = RankInputs(job.run_dir, layout, job.signals, fence, self._saves, layers)
         checksums = Checksums(engine.model, engine.optimizer, layout, recipe.checksum_every if engine.comparable else 0)
         samples = data.samples(recipe.data.seq_len, recipe.seed)

@@ -71,7 +71,7 @@ def check_engine(recipe: Recipe) -> None:
         (f"precision={recipe.precision} on CPU, where its FSDP cannot run", recipe.precision != "fp32"),
         ("parallel.replicas above 1", recipe.parallel.replicas > 1),
         ("parallel.offload", recipe.parallel.offload),
-        ("compile", recipe.compile),
+        ("compile", recipe.compile == "true"),
     ):
         if asked:
             raise UserError(f"engine=fairscale does not support {what}: use engine=fsdp2.")

@@ -34,6 +34,9 @@ class ModelConfig:
     ``norm`` is the place of the layer norm of each residual branch. With ``pre`` it is before the branch. With
     ``post``, as only in OPT-350M, it is after the addition, and the output layer has no norm. ``embed_size`` is the
     width of the token embeddings, if it is not the hidden size (0). Then two projections connect them.
+
+    ``attention_dropout`` is the dropout of attention probabilities. OPT's launcher had 0.1. Its masks come from torch's
+    generator, so they depend on the layout of ranks, and are others after a restart.
     """
 
     vocab_size: int
@@ -45,6 +48,7 @@ class ModelConfig:
     init_std: float = 0.006
     norm: Literal["pre", "post"] = "pre"
     embed_size: int = 0
+    attention_dropout: float = 0.0
 
     @property
     def embedding_width(self) -> int:
@@ -159,7 +163,9 @@ class Recipe:
 
     ``precision`` is the format of parameters and activations in forward and backward pass. Master weights, the
     optimizer and sums over ranks are always fp32. ``engine`` spreads the model over ranks. ``checkpoint_activations``
-    keeps only the input of each layer and computes the rest again. ``compile`` compiles each layer.
+    keeps only the input of each layer and computes the rest again. ``compile`` compiles each layer; ``auto`` does it on
+    GPUs in half precision. ``kernels`` says which ops run as kernels of this project (:mod:`trainer.kernels.choice`).
+    ``deterministic`` makes a resumed run bit-identical on GPUs, too, and costs speed.
 
     Every ``checksum_every`` updates, ranks compare the data that they must hold alike (0: never). A durable checkpoint
     is saved every ``checkpoint_every`` updates (0: at the interval that costs the least).
@@ -172,7 +178,9 @@ class Recipe:
     parallel: ParallelConfig = ParallelConfig()
     engine: Literal["fsdp2", "fairscale"] = "fsdp2"
     checkpoint_activations: bool = False
-    compile: bool = False
+    compile: Literal["auto", "true", "false"] = "auto"
+    kernels: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_scale: LossScaleConfig = LossScaleConfig()
     guard: GuardConfig = GuardConfig()
@@ -183,6 +191,11 @@ class Recipe:
     evaluate_sequences: int = 256  # at most, of each validation corpus
     log_every: int = 10
     checksum_every: int = 100
+
+    def compiles(self, *, on_gpu: bool) -> bool:
+        """Whether layers are compiled."""
+        automatic = on_gpu and self.precision != "fp32" and self.engine == "fsdp2"
+        return automatic if self.compile == "auto" else self.compile == "true"
 
 
 def opt_tiny() -> Recipe:
@@ -325,8 +338,11 @@ def trajectory_digest(
 
     Two runs with the same digest compute the same training, up to rounding.
     """
+    model = asdict(recipe.model)
+    if not recipe.model.attention_dropout:
+        del model["attention_dropout"]  # checkpoints from before there was such a setting keep their digest
     decisive = {
-        "model": asdict(recipe.model),
+        "model": model,
         "batch": [recipe.data.seq_len, recipe.data.global_batch],
         "optim": asdict(recipe.optim),
         "precision": recipe.precision,
@@ -363,7 +379,8 @@ def _check(recipe: Recipe) -> None:
     )
     require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")
     require(data.seq_len <= model.max_positions, "data.seq_len must not exceed model.max_positions")
-    require(0 <= model.dropout < 1, "model.dropout must be at least 0 and below 1")
+    for key in ("dropout", "attention_dropout"):
+        require(0 <= getattr(model, key) < 1, f"model.{key} must be at least 0 and below 1")
     require(
         parallel.dp % parallel.replicas == 0 and (parallel.dp > 0 or parallel.replicas == 1),
         "parallel.dp must be given, as a multiple of parallel.replicas",

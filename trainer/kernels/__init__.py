@@ -1,11 +1,11 @@
-"""The place for fused kernels, one op per file, each with its PyTorch reference. None exists yet (docs/decisions.md).
+"""Fused operations ("ops"), one file each. docs/kernels.md says how an op is written, proven and switched on.
 
-An op is a function of plain tensors: the part of this rank, no DTensor and no module. Candidates are:
+Each file has three functions with the same parameters, which are plain, contiguous tensors: the part of this rank, no
+DTensor and no module.
 
-- attention: the call of ``scaled_dot_product_attention`` in :class:`trainer.model.opt.SelfAttention`;
-- bias and ReLU of the feed-forward layer, and residual, dropout and layer norm, in
-  :meth:`trainer.model.opt.DecoderLayer.forward`. A fused dropout must produce the bits of
-  :func:`trainer.model.dropout.keep_mask`;
-- the loss over a shard of the vocabulary, in :meth:`trainer.parallel.engine.Engine.loss`;
-- clipping and AdamW, in :func:`trainer.optim.update`.
+- ``reference`` is the op in plain PyTorch, and what its kernel is compared with;
+- ``fused`` always runs the kernel. On CPU tensors it needs Triton's interpreter, or a C++ compiler for CUDA C++;
+- ``supported`` says in words why the kernel cannot run, or returns None.
+
+:mod:`trainer.kernels.choice` decides which of them a model uses. Importing an op needs neither Triton nor a GPU.
 """

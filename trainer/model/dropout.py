@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainer.hashing import MASK, ODD, key, mix_
+from trainer.hashing import key
+from trainer.kernels import dropout_add_layer_norm
 
 
 @dataclass(slots=True)
@@ -40,30 +41,8 @@ class DropoutClock:
 
 
 def keep_mask(shape: torch.Size, p: float, site: int | Tensor, clock: DropoutClock, device: torch.device) -> Tensor:
-    """The mask of a dropout: False, with probability ``p``, for elements that are dropped.
-
-    It is a hash of seed, step, site, sample index in the lineage, token position in the sequence, and channel. So a
-    rank that holds a slice of the activation computes that slice of the mask. The loss is the same in every
-    data-parallel and tensor-parallel layout, and after a restart. There is no generator state to save.
-
-    Args:
-        shape: [batch, sequence, channel] of this rank's part.
-        p: probability that an element is dropped.
-        site: number of the dropout within the model.
-        clock: the place of that part in the run.
-        device: where to compute.
-
-    Returns:
-        Boolean tensor of that shape.
-    """
-    batch, length, channels = shape
-    seed_and_step, first_sample, first_position = clock.now(device).unbind()
-    samples = torch.arange(batch, device=device) + first_sample
-    positions = torch.arange(length, device=device) + first_position
-    salt = mix_((seed_and_step + site + ODD) & MASK)  # equals key(seed, step, site)
-    tokens = mix_((mix_((samples + salt) & MASK)[:, None] + positions) & MASK)
-    elements = mix_((tokens[:, :, None] + torch.arange(channels, device=device)).bitwise_and_(MASK))
-    return elements >= round(p * 2**32)
+    """:func:`trainer.kernels.dropout_add_layer_norm.keep_mask` at the place that ``clock`` tells."""
+    return dropout_add_layer_norm.keep_mask(shape, p, site, clock.now(device))
 
 
 class Dropout(nn.Module):

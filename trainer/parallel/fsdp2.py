@@ -52,7 +52,7 @@ class Fsdp2Engine(engine.Engine):
             if recipe.checkpoint_activations:
                 # Dropout needs no generator state: its masks are functions of the clock, which is the same again.
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-            if recipe.compile:
+            if recipe.compiles(on_gpu=layout.device.type == "cuda"):
                 layer.compile()
             shard(layer)
         for name, part in model.named_children():
