@@ -40,6 +40,14 @@ def select(local_rank: int) -> Device:
     return Device(found, "cpu:gloo,cuda:nccl")
 
 
+def hide_gpus() -> None:
+    """Let this process see no GPU. Call it in a process that computes nothing, before its first call to CUDA.
+
+    Otherwise a library that finds a GPU may open a context there: half a gigabyte, and an error in exclusive mode.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def use_one_cpu_thread() -> None:
     """Let torch compute with one CPU thread in this process.
 

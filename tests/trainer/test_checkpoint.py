@@ -33,9 +33,11 @@ SAVED, LAST = 3, 23
 class Training:
     """The trainer's parts on one rank, to be stepped by hand."""
 
-    def __init__(self, folder: Path, dp: int, tp: int, *changes: str, **destination: Any) -> None:
+    def __init__(
+        self, folder: Path, dp: int, tp: int, *changes: str, writer: Writer | None = None, **destination: Any
+    ) -> None:
         self.recipe = build(dp, tp, *changes)
-        self.writer = Writer()
+        self.writer = writer or Writer()
         self.engine = engine_of(self.recipe)
         self.layout, self.model, self.optimizer = self.engine.layout, self.engine.model, self.engine.optimizer
         to = {"node": "n1", "fence": Fence(None, "1.00-a1")} | destination
@@ -268,6 +270,32 @@ def test_a_writer_that_dies_costs_checkpoints_and_not_the_training(ranks: Ranks,
     assert second == [False, False, True]
     assert first[:2] == [False, False]
     assert manifest.committed(tmp_path) == []
+
+
+def saves_beside_gpus(folder: Path) -> tuple[bool, str]:
+    """A save on a host with GPUs, as far as the writer can tell. Returns whether it is good, and which GPUs it saw."""
+    seen = folder / "seen"
+
+    def available() -> bool:
+        seen.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all of them"))
+        return True
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    with pytest.MonkeyPatch.context() as patch:  # the writer is forked meanwhile, so only it keeps the patches
+        patch.setattr(torch.cuda, "is_available", available)
+        patch.setattr(torch.cuda, "current_stream", refuse)
+        writer = Writer()
+    training = Training(folder, 1, 1, writer=writer)
+    training.step()
+    training.save()
+    return training.checkpointer.finish(), seen.read_text()
+
+
+def test_the_writer_sees_no_gpu_and_uses_none(ranks: Ranks, tmp_path: Path) -> None:
+    """Torch's writer of files asks for a CUDA stream where it finds a GPU. In exclusive mode that fails every save."""
+    assert ranks(1, saves_beside_gpus, tmp_path) == [(True, "")]
 
 
 def fails_on_one(fails: int) -> list[str]:

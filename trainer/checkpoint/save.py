@@ -136,7 +136,8 @@ class Saver:
         """Write, commit, and return the names of this rank's files."""
         where = self._to.on_disk(path) if self._to.disk else path
         on_all_ranks(None, self._begin, path, where)
-        save({}, storage_writer=FileSystemWriter(where), planner=self._planner)
+        # Without copies ahead, torch reads tensors as they are. Otherwise it asks for a CUDA stream beside a GPU.
+        save({}, storage_writer=FileSystemWriter(where, per_thread_copy_ahead=0), planner=self._planner)
         names = [file.name for file in where.glob(f"__{self._rank}_*.distcp")]
         names += [".metadata"] if self._rank == 0 else []
         copies: list[str] = []

@@ -119,7 +119,8 @@ def _run(pipe: Connection, parent: int) -> NoReturn:
 
 
 def _detach_from_parent(parent: int) -> None:
-    """Leave signals to the rank, and end when the rank ends."""
+    """Leave signals and GPUs to the rank, and end when the rank ends."""
+    device.hide_gpus()
     gc.freeze()  # objects of the rank may wait, when they are destroyed, for threads that this process does not have
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

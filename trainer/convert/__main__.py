@@ -11,6 +11,7 @@ import torch
 
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.manifest import CheckpointError
+from trainer import device
 from trainer.console import print_line
 from trainer.convert import huggingface, metaseq, native
 from trainer.convert.weights import Weights, sync_tree
@@ -136,4 +137,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    device.hide_gpus()  # all work is on the CPU, and a GPU may belong to a running attempt
     sys.exit(main())

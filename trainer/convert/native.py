@@ -83,7 +83,9 @@ def write(weights: Weights, folder: Path, dtype: torch.dtype | None, progress: C
         return whole
 
     with _alone():
-        save(state, storage_writer=FileSystemWriter(folder), planner=_OneByOne(tensor), no_dist=True)
+        # Without copies ahead, torch needs no CUDA stream beside a GPU, so another process may hold the GPU.
+        files = FileSystemWriter(folder, per_thread_copy_ahead=0)
+        save(state, storage_writer=files, planner=_OneByOne(tensor), no_dist=True)
     manifest.write_rank(folder, 0, [".metadata", *(file.name for file in folder.glob("*.distcp"))])
     manifest.commit(folder, ranks=1, deadline_seconds=0, header=_header(weights.config))
 
