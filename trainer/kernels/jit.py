@@ -1,11 +1,12 @@
 """Triton where it is installed. Without it, the files of the ops can still be imported, and their kernels not run.
 
-``triton`` and ``tl`` are the modules, or None. ``jit`` is :func:`triton.jit`.
+``triton`` and ``tl`` are the modules, or None. ``jit`` is :func:`triton.jit`, and ``constexpr`` the annotation of
+parameters that a kernel knows when it is compiled.
 """
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -24,6 +25,11 @@ except ImportError:
         return function
 
     jit = _left_alone
+
+if TYPE_CHECKING:
+    constexpr = Any
+else:
+    constexpr = tl.constexpr if tl else object
 
 
 def cannot_run(tensor: Tensor) -> str | None:
