@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer import optim
 from trainer.model.opt import OPT, DecoderLayer
 from trainer.model.precision import DTYPES
-from trainer.parallel import engine
+from trainer.parallel import engine, policy
 from trainer.parallel.mesh import Layout
 from trainer.recipes import ModelConfig, Recipe
 
@@ -33,15 +33,14 @@ class Fsdp2Engine(engine.Engine):
     """Spreads ``model`` in place. Then each rank holds its shards of the parameters, as DTensors.
 
     FSDP is applied for any number of ranks, also for one. So there is one code path, and one place that sets the
-    precision. In every precision, gradients are summed over ranks in fp32 and applied to fp32 master weights. The sum
-    is made once per update, or after each micro-batch where recomputation or offload show that memory is short.
+    precision. In every precision, gradients are summed over ranks in fp32 and applied to fp32 master weights.
+    :mod:`trainer.parallel.policy` says when they are summed, and when gathered weights are kept.
     """
 
     def __init__(self, model: OPT, recipe: Recipe, layout: Layout) -> None:
         self.model = model
         self.layout = layout
-        # Otherwise FSDP2 keeps the whole gradients of all layers in fp32 until the last micro-batch.
-        self._reduce_each = recipe.checkpoint_activations or recipe.parallel.offload
+        self._policy = policy.choose(recipe, layout.dp)
         device = torch.device("cpu") if recipe.parallel.offload else layout.device
         shard = partial(fully_shard, mesh=layout.data_mesh, **_policies(recipe, layout))
         # Layer by layer: a device never holds more than its shards and one whole layer.
@@ -63,6 +62,9 @@ class Fsdp2Engine(engine.Engine):
             # parallelize_module replaces parameters one by one, so the tied matrix becomes two. Tie it again.
             model.lm_head.weight = model.embed_tokens.weight
         shard(model)
+        assert isinstance(model, FSDPModule)
+        if self._policy.keeps_weights:
+            model.set_reshard_after_forward(False)
         self.optimizer = optim.build(model.parameters(), recipe.optim)
         self.shards = [engine.Shard(name, p, _copies(p)) for name, p in model.named_parameters()]
 
@@ -74,7 +76,9 @@ class Fsdp2Engine(engine.Engine):
     def micro_step(self, *, last: bool) -> Iterator[None]:
         """See the base class. With tensor parallelism the logits stay sharded over the vocabulary, also in the loss."""
         assert isinstance(self.model, FSDPModule)
-        self.model.set_requires_gradient_sync(last or self._reduce_each)
+        self.model.set_requires_gradient_sync(last or self._policy.reduces_each)
+        # After the last micro-batch a rank holds its shards only: update, evaluation and save rely on it.
+        self.model.set_reshard_after_backward(last or not self._policy.keeps_weights)
         with loss_parallel() if self.layout.tp > 1 else nullcontext():
             yield
 
