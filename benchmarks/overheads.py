@@ -126,11 +126,13 @@ def sample_in_a_step(recipe: Recipe, engine: Engine, data: Samples, rounds: int)
             sample = engine.model.before_layer
             assert sample
 
-            def timed(layer: DecoderLayer, x: Tensor, sample: Callable[..., None] = sample) -> None:
+            def timed(
+                layer: DecoderLayer, stream: Tensor, branch: Tensor | None, sample: Callable[..., None] = sample
+            ) -> None:
                 nonlocal seconds
                 engine.gather(layer)  # the forward pass has this to do in any case
                 begin = clock()
-                sample(layer, x)
+                sample(layer, stream, branch)
                 seconds += clock() - begin
 
             engine.model.before_layer = timed

@@ -1,15 +1,17 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.hashing import MASK, key, mix, mix_
-from trainer.model.dropout import Dropout, DropoutClock, keep_mask
+from trainer.kernels.dropout_add_layer_norm import keep_mask, reference
+from trainer.model.dropout import DropoutClock
 
 CPU = torch.device("cpu")
 
 
 def mask(p: float = 0.1, site: int = 0, shape: tuple[int, int, int] = (16, 64, 96), **clock: int) -> torch.Tensor:
-    return keep_mask(torch.Size(shape), p, site, DropoutClock(**({"seed": 1, "step": 1} | clock)), CPU)
+    return keep_mask(torch.Size(shape), p, site, DropoutClock(**({"seed": 1, "step": 1} | clock)).now(CPU))
 
 
 @given(st.lists(st.integers(0, MASK), min_size=1, max_size=50))
@@ -65,15 +67,31 @@ def test_masks_of_neighbours_are_independent() -> None:
     assert {name: c for name, other in others.items() if abs(c := correlation(first, other)) > limit} == {}
 
 
+def dropped(x: torch.Tensor, p: float) -> torch.Tensor:
+    """``x`` after dropout."""
+    ones, site = torch.ones(x.shape[-1]), torch.tensor(3)
+    now = DropoutClock(seed=1, step=1).now(CPU)
+    return reference(x, torch.zeros_like(x), ones.to(x.dtype), ones.to(x.dtype), now, site, p)[0]
+
+
 def test_the_mean_is_kept_and_gradients_pass_where_values_do() -> None:
     x = torch.ones(16, 64, 96, requires_grad=True)
-    y = Dropout(0.2, 3, DropoutClock(seed=1, step=1))(x)
+    y = dropped(x, 0.2)
     assert abs(y.mean().item() - 1) < 0.01
     y.sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, y.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_kept_is_scaled_alike_in_every_precision(dtype: torch.dtype) -> None:
+    # Not ones: 1.109375 is the bf16 nearest to 1/0.9, so ones would not show a factor that was rounded to bf16.
+    x = (1 + torch.rand(8, 640, 128, generator=torch.Generator().manual_seed(1))).to(dtype)
+    y = dropped(x, 0.1).double()
+    kept = x.double()[y != 0]
+    assert abs(y.sum() / kept.sum() * 0.9 - 1) < 2e-4
+
+
 def test_without_dropout_nothing_is_touched() -> None:
-    x = torch.ones(1, 2, 3)
-    assert Dropout(0.0, 0, DropoutClock())(x) is x
+    x = torch.randn(1, 2, 3)
+    assert torch.equal(dropped(x, 0.0), x)

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tests.trainer.harness import SMALL, Ranks, engine_of, settings, telemetry, train
 from tests.trainer.test_parallel import build, samples
 from trainer import optim
+from trainer.model.attention import SelfAttention
 from trainer.step.attention_logits import ROWS
 from trainer.step.measured import Progress, StepMeasurements
 from trainer.step.norms import block_of
@@ -76,13 +78,16 @@ def logits(*changes: str) -> tuple[list[float], list[float]]:
     projections: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            projections.setdefault(name, output[0].detach())
+        def hook(module: SelfAttention, inputs: tuple[Tensor], output: Tensor) -> None:
+            for kind in ("q_proj", "k_proj"):  # the weights are whole while the module runs
+                linear = getattr(module, kind)
+                projection = F.linear(inputs[0][0], linear.weight, linear.bias)
+                projections.setdefault(f"{name}.{kind}", projection.detach())
 
         return hook
 
     for name, module in engine.model.named_modules():
-        if name.endswith(("q_proj", "k_proj")):
+        if name.endswith("self_attn"):
             module.register_forward_hook(keep(name))
     measured = measure(engine, forward_backward(engine, data, recipe, Progress(), sample=True), StepInputs())
     expected = []

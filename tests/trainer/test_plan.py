@@ -100,7 +100,7 @@ def test_what_training_keeps_is_16_bytes_per_parameter() -> None:
 def test_activations_are_what_autograd_keeps_of_a_layer(norm: str) -> None:
     """In bf16. The parameters are saved, too, but belong to another part of the plan."""
     recipe = recipes.build("opt-125m", ["model.hidden_size=256", "model.num_heads=4", f"model.norm={norm}"])
-    layer = DecoderLayer(recipe.model, 0, DropoutClock()).bfloat16()
+    layer = DecoderLayer(recipe.model, 1, DropoutClock()).bfloat16()
     own = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     kept: dict[int, int] = {}
 
@@ -111,9 +111,11 @@ def test_activations_are_what_autograd_keeps_of_a_layer(norm: str) -> None:
         return tensor
 
     x = torch.randn(2, 256, 256, dtype=torch.bfloat16, requires_grad=True)
+    y = torch.randn_like(x).requires_grad_() if norm == "pre" else None
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = layer(x)
-    assert out.isfinite().all()
+        stream, branch = layer(x, y)
+    assert stream.isfinite().all()
+    assert branch is None or branch.isfinite().all()
     tokens = x.shape[0] * x.shape[1]
     config = replace(recipe, data=replace(recipe.data, seq_len=256))
     formula = estimate.activations(config, layout(1, micro_batch=2)) / recipe.model.num_layers

@@ -5,69 +5,68 @@ from collections.abc import Callable
 from zlib import crc32
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainer.hashing import key
-from trainer.model.dropout import Dropout, DropoutClock
+from trainer.kernels.choice import Ops, Setting, choose
+from trainer.model.attention import SelfAttention
+from trainer.model.dropout import DropoutClock
+from trainer.model.fused import FirstNorm, LinearReLU, ResidualNorm, use
 from trainer.recipes import ModelConfig
 
 # The first two rows of the released position tables are not used: fairseq counted positions from the padding id + 1.
 POSITION_OFFSET = 2
 
-LAYER_NORM_EPS = 1e-5
-
 PADDING_TOKEN = 1
 
 
-class SelfAttention(nn.Module):
-    """Causal multi-head attention. The heads may be a tensor-parallel shard; their number follows from projections."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.head_dim = size // config.num_heads
-        self.q_proj = nn.Linear(size, size)
-        self.k_proj = nn.Linear(size, size)
-        self.v_proj = nn.Linear(size, size)
-        self.out_proj = nn.Linear(size, size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, sequence, hidden] → the same."""
-
-        def heads(y: Tensor) -> Tensor:  # [batch, heads, sequence, head_dim]
-            return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-        # This function scales the queries by head_dim^-0.5 by default.
-        attended = F.scaled_dot_product_attention(
-            heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)), is_causal=True
-        )
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward. Each is a residual branch with a layer norm, before it or after the addition."""
+    """Attention and feed-forward. Each is a residual branch with a layer norm, before it or after the addition.
+
+    Where norms come first, the end of the second branch belongs to the next layer, because it is one op with the norm
+    there. So a layer takes and returns the residual stream and a branch that has not been added to it yet.
+    """
 
     def __init__(self, config: ModelConfig, index: int, clock: DropoutClock) -> None:
         super().__init__()
-        size = config.hidden_size
-        self.norm_first = config.norm == "pre"
-        self.self_attn_layer_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-        self.self_attn = SelfAttention(config)
-        self.final_layer_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-        self.fc1 = nn.Linear(size, 4 * size)
-        self.fc2 = nn.Linear(4 * size, size)
-        self.attention_dropout = Dropout(config.dropout, 2 * index, clock)
-        self.feed_forward_dropout = Dropout(config.dropout, 2 * index + 1, clock)
+        size, self.norm_first = config.hidden_size, config.norm == "pre"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, sequence, hidden] → the same."""
+        def norm(site: int) -> ResidualNorm:
+            return ResidualNorm(size, config.dropout, site, clock)
+
+        first = 2 * index - 1 if self.norm_first else 2 * index  # number of the first dropout that is computed here
+        self.self_attn_layer_norm = norm(first) if first >= 0 else FirstNorm(size)
+        self.self_attn = SelfAttention(config)
+        self.final_layer_norm = norm(first + 1)
+        self.fc1 = LinearReLU(size, 4 * size)
+        self.fc2 = nn.Linear(4 * size, size)
+
+    def forward(self, stream: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Run the layer. All are [batch, sequence, hidden].
+
+        Args:
+            stream: the residual stream.
+            branch: the result of the branch before, without dropout. None for the first layer, and if norms come last.
+
+        Returns:
+            The same two for the next layer.
+        """
         if self.norm_first:
-            x = x + self.attention_dropout(self.self_attn(self.self_attn_layer_norm(x)))
-            return x + self.feed_forward_dropout(self.fc2(F.relu(self.fc1(self.final_layer_norm(x)))))
-        x = self.self_attn_layer_norm(x + self.attention_dropout(self.self_attn(x)))
-        return self.final_layer_norm(x + self.feed_forward_dropout(self.fc2(F.relu(self.fc1(x)))))
+            stream, x = self.normed(stream, branch)
+            stream, x = self.final_layer_norm(stream, self.self_attn(x))
+            return stream, self.fc2(self.fc1(x))
+        _, x = self.self_attn_layer_norm(stream, self.self_attn(stream))
+        _, x = self.final_layer_norm(x, self.fc2(self.fc1(x)))
+        return x, None
+
+    def normed(self, stream: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The stream at the start of this layer, and what attention gets of it."""
+        if not self.norm_first:
+            return stream, stream
+        return (
+            (stream, self.self_attn_layer_norm(stream)) if branch is None else self.self_attn_layer_norm(stream, branch)
+        )
 
 
 class OPT(nn.Module):
@@ -85,13 +84,20 @@ class OPT(nn.Module):
     weights. On the meta device nothing is drawn at first. Then :meth:`draw` does it part by part, for models that no
     single device can hold.
 
+    Args:
+        config: the shape.
+        seed: of the weights and of dropout.
+        kernels: which ops run as kernels, on this device. An engine chooses again for the device of the model.
+
     Attributes:
-        before_layer: called with each layer and its input, just before the layer runs. No part of the computation.
+        before_layer: called with each layer and its two inputs, just before the layer runs. No part of the computation.
+        ops: what the modules of the model call, and what computes its loss.
     """
 
-    before_layer: Callable[[DecoderLayer, Tensor], None] | None
+    before_layer: Callable[[DecoderLayer, Tensor, Tensor | None], None] | None
+    ops: Ops
 
-    def __init__(self, config: ModelConfig, seed: int) -> None:
+    def __init__(self, config: ModelConfig, seed: int, kernels: Setting = "auto") -> None:
         super().__init__()
         size, width = config.hidden_size, config.embedding_width
         self.config = config
@@ -101,19 +107,28 @@ class OPT(nn.Module):
         self.project_in = nn.Linear(width, size, bias=False) if width != size else None
         self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, size)
         self.layers = nn.ModuleList(DecoderLayer(config, i, self.clock) for i in range(config.num_layers))
-        self.final_layer_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS) if config.norm == "pre" else None
+        last = 2 * config.num_layers - 1
+        pre = config.norm == "pre"
+        self.final_layer_norm = ResidualNorm(size, config.dropout, last, self.clock) if pre else None
         self.project_out = nn.Linear(size, width, bias=False) if width != size else None
         self.lm_head = nn.Linear(width, config.padded_vocab_size, bias=False)
         self.lm_head.weight = self.embed_tokens.weight
+        self.use(choose(kernels))
         if not self.lm_head.weight.is_meta:
             for name, parameter in self.named_parameters():
                 self._draw(name, parameter)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def use(self, ops: Ops) -> None:
+        """Let the model compute with these ops."""
+        self.ops = ops
+        use(self, ops)
+
+    def forward(self, tokens: Tensor, *, hide: bool = True) -> tuple[Tensor, Tensor]:
         """Predict the next token at each position.
 
         Args:
             tokens: ids, [batch, sequence].
+            hide: whether the logits of padding are −∞. A loss that knows the vocabulary does not need that copy.
 
         Returns:
             Logits [batch, sequence, padded vocabulary], and the l2 norm of the last layer's output, summed over this
@@ -121,22 +136,28 @@ class OPT(nn.Module):
             over the vocabulary. This rank's tokens are then its shard of the sequence.
         """
         self.clock.start(tokens.device)
+        if self.training and self.config.attention_dropout:
+            clock = self.clock
+            torch.manual_seed(key(clock.seed, clock.step, clock.first_sample, clock.first_position))
         x = self.embed_tokens(tokens)
         if self.project_in is not None:
             x = self.project_in(x)
         first = self.clock.first_position + POSITION_OFFSET
-        x = x + self.embed_positions(torch.arange(first, first + x.shape[1], device=x.device)[None])
+        stream = x + self.embed_positions(torch.arange(first, first + x.shape[1], device=x.device)[None])
+        branch = None
         for layer in self.layers:
             if self.before_layer is not None:
                 assert isinstance(layer, DecoderLayer)
-                self.before_layer(layer, x)
-            x = layer(x)
-        activation_norm = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float32).sum()
+                self.before_layer(layer, stream, branch)
+            stream, branch = layer(stream, branch)
+        x = stream
         if self.final_layer_norm is not None:
-            x = self.final_layer_norm(x)
+            stream, x = self.final_layer_norm(stream, branch)
+        activation_norm = torch.linalg.vector_norm(stream.detach(), dim=-1, dtype=torch.float32).sum()
         if self.project_out is not None:
             x = self.project_out(x)
-        return hide_padding(self.lm_head(x), self.config.vocab_size), activation_norm
+        logits = self.lm_head(x)
+        return hide_padding(logits, self.config.vocab_size) if hide else logits, activation_norm
 
     def draw(self, part: nn.Module, device: torch.device) -> None:
         """Move ``part`` of this model to ``device``. If it has no weights yet, draw the initial ones."""

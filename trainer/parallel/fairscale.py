@@ -7,7 +7,7 @@ stage 2, as OPT used it: ``--no-reshard-after-forward``). fairscale's FSDP needs
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch.distributed.tensor import Shard as Split
 
 from trainer import optim
 from trainer.errors import UserError
-from trainer.model.opt import OPT
+from trainer.model.fused import LinearReLU
+from trainer.model.opt import OPT, DecoderLayer
 from trainer.parallel import engine
 from trainer.parallel.mesh import Layout
 from trainer.preconditions import check_engine
@@ -27,8 +28,7 @@ from trainer.recipes import Recipe
 
 try:
     from fairscale.nn.data_parallel import ShardedDataParallel
-    from fairscale.nn.model_parallel import initialize, layers
-    from fairscale.nn.model_parallel.cross_entropy import vocab_parallel_cross_entropy
+    from fairscale.nn.model_parallel import initialize, layers, mappings
     from fairscale.optim.oss import OSS
 except ImportError as error:
     raise UserError(
@@ -94,10 +94,11 @@ class FairscaleEngine(engine.Engine):
 
     def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class. All ranks of a tensor-parallel group hold all activations."""
-        logits, activation_norm = (self._data_parallel or self.model)(inputs)
-        if isinstance(logits, DTensor):
-            logits = logits.to_local()
-        losses = vocab_parallel_cross_entropy(logits.float(), targets)
+        logits, activation_norm = (self._data_parallel or self.model)(inputs, hide=False)
+        rows, vocab_size = logits.flatten(0, 1), self.model.config.vocab_size
+        group = initialize.get_model_parallel_group() if self.layout.tp > 1 else None
+        first = self.layout.tp_rank * rows.shape[1]
+        losses = self.model.ops.cross_entropy(rows, targets.flatten(), vocab_size, first, group)
         return losses.sum(), activation_norm / self.layout.tp
 
     def first_position(self, seq_len: int) -> int:  # noqa: ARG002
@@ -175,17 +176,33 @@ def _split(model: OPT, layout: Layout) -> None:
             setattr(parent, name, new)
     model.lm_head.weight = model.embed_tokens.weight
 
-    def as_shard(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        # The model reads from a DTensor which part of the vocabulary this rank holds.
-        return DTensor.from_local(output, layout.mesh["tp"], [Split(-1)], run_check=False)
+    for layer in model.layers:
+        assert isinstance(layer, DecoderLayer)
+        layer.self_attn.register_forward_pre_hook(_sum_gradients)
 
-    if layout.tp > 1:
-        model.lm_head.register_forward_hook(as_shard)
+
+def _sum_gradients(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The input as it is. What the ranks of a tensor-parallel group find for its gradient is summed."""
+    return mappings.copy_to_model_parallel_region(inputs[0])
+
+
+class _ColumnReLU(layers.ColumnParallelLinear):
+    """:class:`trainer.model.fused.LinearReLU` with a part of the outputs."""
+
+    op: Callable[..., Any]
+
+    def forward(self, input_: Tensor) -> Tensor:
+        """[..., inputs] → [..., part of the outputs]."""
+        return self.op(mappings.copy_to_model_parallel_region(input_), self.weight, self.bias)
 
 
 def _linear(old: nn.Linear, name: str) -> nn.Module:
     if name in _ROW:
         return layers.RowParallelLinear(old.in_features, old.out_features, input_is_parallel=True)
+    if isinstance(old, LinearReLU):
+        new = _ColumnReLU(old.in_features, old.out_features, gather_output=False)
+        new.op = old.op
+        return new
     bias = old.bias is not None
     return layers.ColumnParallelLinear(old.in_features, old.out_features, bias=bias, gather_output=False)
 

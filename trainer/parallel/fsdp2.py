@@ -1,32 +1,26 @@
 """PyTorch's own engine: FSDP2 over data-parallel ranks, tensor and sequence parallelism within each layer."""
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    PrepareModuleInput,
-    RowwiseParallel,
-    SequenceParallel,
-    loss_parallel,
-    parallelize_module,
-)
 from torch.utils.checkpoint import checkpoint
 
 from trainer import optim
 from trainer.model.opt import OPT, DecoderLayer
 from trainer.model.precision import DTYPES
-from trainer.parallel import engine, policy
+from trainer.parallel import engine, policy, tensor_parallel
 from trainer.parallel.mesh import Layout
-from trainer.recipes import ModelConfig, Recipe
+from trainer.recipes import Recipe
+
+# FSDP2 warns of layers whose output is a view, because something could change it in place. Nothing here does.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
 
 
 class Fsdp2Engine(engine.Engine):
@@ -47,10 +41,12 @@ class Fsdp2Engine(engine.Engine):
         for layer in model.layers:
             model.draw(layer, device)
             if layout.tp > 1:
-                parallelize_module(layer, layout.mesh["tp"], _layer_plan(), src_data_rank=None)
+                assert isinstance(layer, DecoderLayer)
+                tensor_parallel.split_layer(layer, layout.mesh["tp"])
             if recipe.checkpoint_activations:
-                # Dropout needs no generator state: its masks are functions of the clock, which is the same again.
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+                # Only attention's dropout has a generator. The other masks are functions of the clock, the same again.
+                random = bool(recipe.model.attention_dropout)
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=random)
             if recipe.compiles(on_gpu=layout.device.type == "cuda"):
                 layer.compile()
             shard(layer)
@@ -58,9 +54,7 @@ class Fsdp2Engine(engine.Engine):
             if name not in {"layers", "lm_head"}:
                 model.draw(part, device)
         if layout.tp > 1:
-            parallelize_module(model, layout.mesh["tp"], _outer_plan(model.config), src_data_rank=None)
-            # parallelize_module replaces parameters one by one, so the tied matrix becomes two. Tie it again.
-            model.lm_head.weight = model.embed_tokens.weight
+            tensor_parallel.split_outside(model, layout.mesh["tp"])
         shard(model)
         assert isinstance(model, FSDPModule)
         if self._policy.keeps_weights:
@@ -74,18 +68,22 @@ class Fsdp2Engine(engine.Engine):
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:
-        """See the base class. With tensor parallelism the logits stay sharded over the vocabulary, also in the loss."""
+        """See the base class."""
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(last or self._policy.reduces_each)
         # After the last micro-batch a rank holds its shards only: update, evaluation and save rely on it.
         self.model.set_reshard_after_backward(last or not self._policy.keeps_weights)
-        with loss_parallel() if self.layout.tp > 1 else nullcontext():
-            yield
+        yield
 
     def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See the base class. The activations of a rank are its part of each sequence."""
-        logits, activation_norm = self.model(inputs)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"), activation_norm
+        """See the base class. The activations of a rank are its part of each sequence, and of the vocabulary."""
+        logits, activation_norm = self.model(inputs, hide=False)
+        group, tp_rank = None, self.layout.tp_rank
+        if isinstance(logits, DTensor):
+            logits, group = logits.to_local(), logits.device_mesh.get_group()
+        rows, vocab_size = logits.flatten(0, 1), self.model.config.vocab_size
+        losses = self.model.ops.cross_entropy(rows, targets.flatten(), vocab_size, tp_rank * rows.shape[1], group)
+        return losses.sum(), activation_norm
 
     def first_position(self, seq_len: int) -> int:
         """See the base class. With sequence parallelism each tensor-parallel rank holds its part of the sequence."""
@@ -135,35 +133,3 @@ def _policies(recipe: Recipe, layout: Layout) -> dict[str, Any]:
     if recipe.parallel.offload:
         offload = CPUOffloadPolicy(pin_memory=layout.device.type == "cuda")
     return {"mp_policy": precision, "offload_policy": offload}
-
-
-# Megatron's split with sequence parallelism: between layers, each rank holds its part of every sequence (dim 1).
-
-
-def _outer_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
-    plan: dict[str, ParallelStyle] = {
-        "embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
-        "embed_positions": SequenceParallel(use_local_output=True),
-        "lm_head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False),
-    }
-    if config.norm == "pre":
-        plan["final_layer_norm"] = SequenceParallel(use_local_output=True)
-    if config.embedding_width != config.hidden_size:
-        plan |= {name: SequenceParallel(use_local_output=True) for name in ("project_in", "project_out")}
-    return plan
-
-
-def _layer_plan() -> dict[str, ParallelStyle]:
-    return {
-        "self_attn_layer_norm": SequenceParallel(use_local_output=True),
-        "self_attn": PrepareModuleInput(
-            input_layouts=Shard(1), desired_input_layouts=Replicate(), use_local_output=True
-        ),
-        "self_attn.q_proj": ColwiseParallel(),
-        "self_attn.k_proj": ColwiseParallel(),
-        "self_attn.v_proj": ColwiseParallel(),
-        "self_attn.out_proj": RowwiseParallel(output_layouts=Shard(1)),
-        "final_layer_norm": SequenceParallel(use_local_output=True),
-        "fc1": ColwiseParallel(input_layouts=Shard(1)),
-        "fc2": RowwiseParallel(output_layouts=Shard(1)),
-    }
