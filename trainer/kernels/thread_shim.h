@@ -1,0 +1,81 @@
+// Runs CUDA C++ on a CPU: one std::thread for each thread of a block, one block after another. It is for proofs (values,
+// races under -fsanitize=thread, addresses), not for speed. It has what adamw.cu needs: x dimensions, shared arrays,
+// __syncthreads, __shfl_down_sync of whole warps. It has no asynchronous copies and no tensor cores.
+#include <barrier>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct Index { unsigned x; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+
+struct Warp {
+  std::barrier<> together{32};
+  unsigned exchanged[2][32];  // used in turn: nobody overwrites what a slower thread still has to read
+};
+
+inline Index blockDim, gridDim;  // of the launch that runs; launches do not overlap
+inline std::barrier<>* whole_block;
+inline thread_local Index threadIdx, blockIdx;
+inline thread_local Warp* warp;
+inline thread_local unsigned turn;
+
+template <class To, class From> To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return same_bits<float>(x); }
+template <class T> T __ldcs(const T* from) { return *from; }
+template <class T> void __stcs(T* to, T value) { *to = value; }
+inline void __syncthreads() { whole_block->arrive_and_wait(); }
+
+inline float __shfl_down_sync(unsigned, float value, unsigned distance) {
+  unsigned (&lanes)[32] = warp->exchanged[turn ^= 1];
+  const unsigned lane = threadIdx.x % 32;
+  lanes[lane] = same_bits<unsigned>(value);
+  warp->together.arrive_and_wait();
+  return lane + distance < 32 ? same_bits<float>(lanes[lane + distance]) : value;
+}
+
+// Run the given blocks of a grid, in the given order, with the arguments as cuLaunchKernel takes them.
+template <class... Types, std::size_t... I>
+void launch(void (*kernel)(Types...), std::index_sequence<I...>, unsigned grid, unsigned threads, void** arguments,
+            const unsigned* blocks, long long count) {
+  blockDim.x = threads;
+  gridDim.x = grid;
+  std::barrier<> together(threads);
+  whole_block = &together;
+  const auto warps = std::make_unique<Warp[]>(threads / 32);
+  std::vector<std::thread> running;
+  for (unsigned thread = 0; thread < threads; thread++)
+    running.emplace_back([=, &warps] {
+      threadIdx.x = thread;
+      warp = &warps[thread / 32];
+      for (long long i = 0; i < count; i++) {
+        blockIdx.x = blocks[i];
+        kernel(*static_cast<std::remove_reference_t<Types>*>(arguments[I])...);
+        whole_block->arrive_and_wait();  // shared memory is free for the next block
+      }
+    });
+  for (auto& one : running) one.join();
+}
+
+#define LAUNCHER(name)                                                                                              \
+  extern "C" void launch_##name(unsigned grid, unsigned threads, void** arguments, const unsigned* blocks,          \
+                                long long count) {                                                                  \
+    [&]<class... Types>(void (*kernel)(Types...)) {                                                                 \
+      launch(kernel, std::index_sequence_for<Types...>{}, grid, threads, arguments, blocks, count);                 \
+    }(name);                                                                                                        \
+  }
