@@ -304,6 +304,7 @@ def _config(job: TrainJob, engine: Engine, data: Dataset, progress: Progress) ->
             "clip_norm": config.clip_norm,
         },
         "layout": _layout(engine.layout),
+        "kernels": dict(engine.model.ops.ran),
         "model": {"parameters": engine.size(), **asdict(recipe.model)},
         "data": data.about(),
         "resume": {"path": str(job.resume), "step": progress.step} if job.resume else None,

@@ -2,7 +2,11 @@
 
 import torch
 
+from trainer.errors import UserError
+from trainer.kernels import jit
+from trainer.kernels.choice import Ops, choose
 from trainer.model.opt import OPT
+from trainer.model.precision import DTYPES
 from trainer.parallel.engine import Engine
 from trainer.parallel.mesh import Layout
 from trainer.recipes import Recipe
@@ -12,14 +16,29 @@ def build(recipe: Recipe, layout: Layout) -> Engine:
     """A new model, spread over the mesh by the recipe's engine.
 
     Raises:
-        UserError: the engine cannot do what the recipe asks for, or its package is not installed.
+        UserError: the engine cannot do what the recipe asks for, or its package is not installed. Or the kernels that
+            the recipe asks for cannot run here.
     """
+    ops = _ops(recipe, layout.device)
     if recipe.engine == "fairscale":
         from trainer.parallel.fairscale import FairscaleEngine  # an extra, so it is imported only if asked for
 
-        return FairscaleEngine(OPT(recipe.model, recipe.seed), recipe, layout)
+        model = OPT(recipe.model, recipe.seed)
+        model.use(ops)
+        return FairscaleEngine(model, recipe, layout)
     from trainer.parallel.fsdp2 import Fsdp2Engine
 
     with torch.device("meta"):  # weights are drawn while they are sharded: no rank has room for all of them
         model = OPT(recipe.model, recipe.seed)
+    model.use(ops)
     return Fsdp2Engine(model, recipe, layout)
+
+
+def _ops(recipe: Recipe, device: torch.device) -> Ops:
+    if recipe.kernels == "on" and (reason := jit.cannot_run(torch.empty(0, device=device))):
+        raise UserError(f"kernels=on cannot work here: {reason}. Use kernels=auto.")
+    architecture = None
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        architecture = 10 * major + minor
+    return choose(recipe.kernels, architecture, DTYPES[recipe.precision])
