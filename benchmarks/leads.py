@@ -209,7 +209,7 @@ def train(case: Case, layout: Layout) -> Iterator[Point]:
         if not measured.finite:
             return
         case.disturb(engine.optimizer, step)
-        engine.update(measured.gnorm, case.lr_at(step))
+        engine.update(measured.gnorm, case.lr_at(step), measured.divisor)
         progress = advanced(progress, recipe)
 
 

@@ -99,8 +99,8 @@ def clock() -> float:
 def norms_beside_a_step(recipe: Recipe, engine: Engine, data: Samples, rounds: int) -> dict[str, tuple[float, float]]:
     """By variant: median seconds of the norms, and of a whole step with them."""
     norms, progress = BlockNorms(engine), Progress()
-    forward_backward(engine, data, recipe, progress)
-    engine.update(1.0, 1e-4)
+    divisor = forward_backward(engine, data, recipe, progress).divisor
+    engine.update(1.0, 1e-4, divisor)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     for turn in range(rounds + 2):
         for name, measure in VARIANTS.items():
@@ -109,7 +109,7 @@ def norms_beside_a_step(recipe: Recipe, engine: Engine, data: Samples, rounds: i
             before = clock()
             measure(engine, norms)
             after = clock()
-            engine.update(1.0, 1e-4)
+            engine.update(1.0, 1e-4, divisor)
             progress = advanced(progress, recipe)
             if turn >= 2:  # the first steps allocate
                 taken[name].append((after - before, clock() - begin))

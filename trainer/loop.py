@@ -201,7 +201,9 @@ class AttemptRunner:
                 print_line(
                     "note: settings, data, learning-rate factors or skip windows differ from those of the checkpoint"
                 )
-        self._guard.restore(found.guard)
+        note = self._guard.restore(found.guard)
+        if note and self._layout.rank == 0:
+            print_line(note)
         return found
 
     def _save(self, line: Mapping[str, Any], *, durable: bool) -> float:

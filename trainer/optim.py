@@ -60,24 +60,38 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     optimizer.param_groups[0]["lr"] = lr
 
 
-def update(
-    optimizer: torch.optim.Optimizer, gradients: Iterable[Tensor], gnorm: float, loss_scale: float | None = None
-) -> None:
-    """Clip ``gradients`` and apply them.
+def gradient_factor(optimizer: torch.optim.Optimizer, gnorm: float | Tensor, divisor: float) -> Tensor:
+    """What gradients are multiplied by in an update: it clips them, and takes out what they are too large by.
 
     Args:
-        optimizer: over their parameters.
-        gradients: this rank's part. They include the factor ``loss_scale``.
-        gnorm: global norm of the gradients, without that factor.
-        loss_scale: what the loss was multiplied by, in fp16.
+        optimizer: for its ``clip_norm``.
+        gnorm: global norm of the gradients of the mean loss.
+        divisor: what the gradients in the parameters are larger by.
+
+    Returns:
+        An fp32 scalar, on the device of ``gnorm``.
     """
     clip_norm = optimizer.param_groups[0]["clip_norm"]
-    factor = clip_norm / gnorm if gnorm > clip_norm else 1.0
-    factor /= loss_scale or 1.0
-    if factor != 1.0:
-        for gradient in gradients:
-            gradient.mul_(factor)
-    optimizer.step()
+    norm = torch.as_tensor(gnorm, dtype=torch.float64)
+    return (clip_norm / divisor / norm.clamp(min=clip_norm)).float()
+
+
+def update(optimizer: torch.optim.Optimizer, factor: Tensor, *, step: Callable[[], object] | None = None) -> None:
+    """Apply the gradients times ``factor``. AdamW multiplies them in its own pass.
+
+    Args:
+        optimizer: over the parameters that hold the gradients. It may overwrite these.
+        factor: an fp32 scalar (:func:`gradient_factor`).
+        step: what starts the optimizer, where that is not ``optimizer.step``.
+    """
+    parameters = optimizer.param_groups[0]["params"]
+    if parameters:  # torch would copy to a host without waiting for the copy, where parameters are offloaded
+        factor = factor.to(parameters[0].device)
+    optimizer.grad_scale = factor.reciprocal()  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        (step or optimizer.step)()
+    finally:
+        del optimizer.grad_scale  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ class Training:
         step = self.progress.step + 1
         shares = forward_backward(self.engine, self.samples, self.recipe, self.progress)
         measured = measure(self.engine, shares, StepInputs())
-        self.engine.update(measured.gnorm, optim.learning_rate(step, self.recipe.optim))
+        self.engine.update(measured.gnorm, optim.learning_rate(step, self.recipe.optim), measured.divisor)
         self.progress = advanced(self.progress, self.recipe)
         return measured.loss
 

@@ -46,7 +46,7 @@ def damaged_training(dp: int, tp: int, damage: str, rank: int, *changes: str) ->
         )
         measured = measure(engine, shares, StepInputs(), told)
         verdicts.append(checksums.judge(measured.checksums))
-        engine.update(measured.gnorm, 1e-3)
+        engine.update(measured.gnorm, 1e-3, measured.divisor)
         progress = advanced(progress, recipe)
         if layout.rank == rank and step == 2:
             if damage == REPLICATED:

@@ -113,7 +113,7 @@ def measured(dp: int, tp: int) -> tuple[dict[str, float], dict[str, float], floa
     before, _ = evaluation.run(["short", "longer"])
     samples = Samples(file("training", 3000).ids, recipe.data.seq_len, 1)
     update = measure(engine, forward_backward(engine, samples, recipe, Progress()), StepInputs())
-    engine.update(update.gnorm, 1e-2)
+    engine.update(update.gnorm, 1e-2, update.divisor)
     after, seconds = evaluation.run(["longer"])
     assert seconds > 0
     return before, after, update.loss

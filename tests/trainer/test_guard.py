@@ -72,6 +72,22 @@ def test_a_healthy_curve_with_one_bad_batch_loses_that_batch_alone() -> None:
     assert skipped == [1500]
 
 
+def test_a_loss_scale_that_multiplied_the_mean_is_not_taken_over() -> None:
+    guard = Guard(recipes.build("opt-tiny", ["precision=fp16"]))
+    older = guard.state() | {"skipped": 3}
+    older["loss_scale"] |= {"scale": 65536.0, "window": 1024, "updates": 5000}
+    again = Guard(recipes.build("opt-tiny", ["precision=fp16"]))
+    assert again.restore(older) is None
+    assert again.loss_scale == 65536.0
+    del older["v"]
+    note = guard.restore(older)
+    assert note is not None
+    assert "begins at 4 again: that of the checkpoint, 65536," in note
+    assert (guard.loss_scale, guard.skipped) == (4.0, 3), "what else the state holds still means the same"
+    assert guard.state()["loss_scale"]["updates"] == 0
+    assert Guard(RECIPE).restore(older) is None, "bf16 has no loss scale"
+
+
 Pair = tuple[float, float]
 values = st.tuples(st.floats(0.1, 20), st.floats(0.01, 20) | st.just(math.inf))
 

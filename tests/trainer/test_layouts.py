@@ -25,7 +25,7 @@ def curve(dp: int, tp: int, *changes: str) -> tuple[list[float], list[float], se
     for step in range(1, STEPS + 1):
         shares = forward_backward(engine, data, recipe, progress, sample=True)
         measured = measure(engine, shares, StepInputs(), parameter_norms=True, update_norms=step > 1)
-        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), measured.divisor)
         progress = advanced(progress, recipe)
         losses.append(measured.loss)
         others += [measured.gnorm, *measured.block_gnorms.values(), *measured.block_pnorms.values()]

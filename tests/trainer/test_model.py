@@ -152,7 +152,8 @@ def gradients_of_one_batch(dp: int, tp: int, *more: str) -> dict[str, Any]:
     ids = np.random.RandomState(0).randint(4, recipe.model.vocab_size, 4000).astype(np.uint16)
     samples = Samples(ids, recipe.data.seq_len, recipe.seed)
     measured = measure(engine, forward_backward(engine, samples, recipe, Progress()), StepInputs())
-    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if isinstance(p.grad, DTensor)}
+    gradients = {n: p.grad.full_tensor() for n, p in model.named_parameters() if isinstance(p.grad, DTensor)}
+    gradients = {name: gradient / measured.divisor for name, gradient in gradients.items()}
     return {"loss": measured.loss, "gnorm": measured.gnorm, "gradients": gradients}
 
 

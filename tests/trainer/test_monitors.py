@@ -38,7 +38,7 @@ def updates(dp: int, tp: int, *changes: str) -> tuple[list[dict[str, float]], li
         measured = measure(engine, shares, StepInputs(), update_norms=step > 1)
         found.append(dict(measured.block_unorms))
         before = whole_weights(engine)
-        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), scale)
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), measured.divisor)
         squares: dict[str, float] = {}
         for name, after in whole_weights(engine).items():
             taken = (before[name].double() - after.double()).square().sum().item()
@@ -119,7 +119,7 @@ def weights_after(closely: bool, dp: int, tp: int, *changes: str) -> tuple[list[
         shares = forward_backward(engine, data, recipe, progress, sample=closely)
         last = closely and step > 1
         measured = measure(engine, shares, StepInputs(), parameter_norms=closely, update_norms=last)
-        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), measured.divisor)
         progress = advanced(progress, recipe)
     assert measured
     locals_ = [p.to_local() if isinstance(p, DTensor) else p for p in engine.model.parameters()]

@@ -45,20 +45,21 @@ def test_all_parameters_decay_biases_and_norms_too() -> None:
             p.fill_(1.0)
             p.grad = torch.zeros_like(p)
     optim.set_learning_rate(optimizer, 0.5)
-    optim.update(optimizer, [], gnorm=0.0)
+    optim.update(optimizer, optim.gradient_factor(optimizer, 0.0, 1.0))
     assert [p.unique().item() for p in model.parameters()] == pytest.approx([0.95] * 4)
 
 
 @pytest.mark.parametrize(
-    ("gnorm", "loss_scale", "factor"), [(0.5, None, 1.0), (4.0, None, 0.25), (0.5, 8.0, 1 / 8), (4.0, 8.0, 1 / 32)]
+    ("gnorm", "divisor", "factor"), [(0.5, 1.0, 1.0), (4.0, 1.0, 0.25), (0.5, 8.0, 1 / 8), (4.0, 8.0, 1 / 32)]
 )
-def test_gradients_are_clipped_and_the_loss_scale_is_taken_out(
-    gnorm: float, loss_scale: float | None, factor: float
+def test_gradients_are_clipped_and_what_they_are_too_large_by_is_taken_out(
+    gnorm: float, divisor: float, factor: float
 ) -> None:
     """Adam hides what is left of a scale, until the scale changes: its moments would mix both."""
     (weight,) = torch.nn.Linear(2, 1, bias=False).parameters()
     optimizer = optim.build([weight], CONFIG)
     weight.grad = torch.tensor([[3.0, -4.0]])
-    optim.update(optimizer, [weight.grad], gnorm, loss_scale)
-    assert weight.grad.tolist() == [[3.0 * factor, -4.0 * factor]]
+    found = optim.gradient_factor(optimizer, gnorm, divisor)
+    assert (found.item(), found.dtype, found.shape) == (factor, torch.float32, ())
+    optim.update(optimizer, found)
     assert optimizer.state[weight]["exp_avg"].tolist() == pytest.approx([pytest.approx([0.3 * factor, -0.4 * factor])])

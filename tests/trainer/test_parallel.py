@@ -58,8 +58,8 @@ def sharded_training(dp: int, tp: int, micro_batch: int) -> dict[str, Any]:
         gnorms.append(measured.gnorm)
         activation_norms.append(measured.activation_norm)
         if step == 1:
-            gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
+            gradients = {n: whole(p.grad) / measured.divisor for n, p in model.named_parameters() if p.grad is not None}
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), measured.divisor)
         progress = advanced(progress, recipe)
     tied.append(model.lm_head.weight is model.embed_tokens.weight)
     return {

@@ -7,15 +7,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from opt_ops.contract import manifest
 from tests.trainer.harness import SMALL, Ranks, engine_of, settings, telemetry, train
-from tests.trainer.test_parallel import build, samples
-from trainer import optim
+from tests.trainer.test_parallel import build, samples, whole
+from trainer import optim, recipes
+from trainer.data.samples import Samples
 from trainer.recipes import LossScaleConfig
 from trainer.step.loss_scale import LossScale, first_scale, restored_scale
 from trainer.step.measured import Progress
@@ -87,7 +90,7 @@ def some_steps(precision: str, tp: int, *changes: str) -> dict[str, Any]:
     scale = 8.0 if precision == "fp16" else None
     for step in range(1, 6):
         measured = measure(engine, forward_backward(engine, data, recipe, progress, scale), StepInputs())
-        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), scale)
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), measured.divisor)
         progress = advanced(progress, recipe)
         losses.append(measured.loss)
     masters = {tensor.dtype for tensor in engine.state()["model"].values()}
@@ -107,6 +110,44 @@ def test_half_precision_is_in_the_activations_and_fp32_in_what_is_kept(
     assert half["losses"] == pytest.approx(full["losses"], rel=2e-2)
     assert half["losses"] != full["losses"]
     assert half["gnorm"] == pytest.approx(full["gnorm"], rel=5e-2), "measured without the loss scale"
+
+
+# As many tokens as a rank has in a real run: 125M on eight GPUs. Words are as rare as in a text.
+REAL = (
+    *("model.num_layers=2", "model.hidden_size=32", "model.vocab_size=2048", "model.max_positions=64"),
+    *("data.seq_len=64", "data.global_batch=1024", "data.micro_batch=16"),
+)
+
+
+def gradients_of_a_real_batch(precision: str) -> tuple[dict[str, Tensor], float]:
+    """What the first update used: its first moments are (1 − β₁) · gradient."""
+    recipe = recipes.build("opt-tiny", [*REAL, f"precision={precision}", "optim.clip_norm=1e9"])
+    engine = engine_of(recipe)
+    words = np.random.RandomState(0).zipf(1.3, 70_000) % (recipe.model.vocab_size - 4) + 4
+    data = Samples(words.astype(np.uint16), recipe.data.seq_len, recipe.seed)
+    scale = recipe.loss_scale.initial if precision == "fp16" else None
+    shares = forward_backward(engine, data, recipe, Progress(), scale)
+    measured = measure(engine, shares, StepInputs())
+    engine.update(measured.gnorm, 1e-4, measured.divisor)
+    state = engine.state()["optimizer"]
+    moments = {name: whole(each["exp_avg"]) / (1 - recipe.optim.betas[0]) for name, each in state.items()}
+    return moments, measured.gnorm
+
+
+def test_fp16_keeps_its_gradients_at_the_token_counts_of_a_real_run(ranks: Ranks) -> None:
+    """With the mean back-propagated, the gradients at the logits are below the smallest number of fp16."""
+    ((full, gnorm),) = ranks(1, gradients_of_a_real_batch, "fp32")
+    ((half, half_gnorm),) = ranks(1, gradients_of_a_real_batch, "fp16")
+    assert half_gnorm == pytest.approx(gnorm, rel=2e-3)
+    flat, flat_half = (torch.cat([each.flatten() for each in found.values()]) for found in (full, half))
+    assert flat.norm().item() == pytest.approx(gnorm, rel=1e-5), "the moments are not those of the mean loss"
+    assert (flat_half - flat).norm() / flat.norm() < 0.02
+    newly_zero = ((flat_half == 0) & (flat != 0)).sum() / (flat != 0).sum()
+    assert newly_zero < 0.01
+    for name, expected in full.items():
+        if not name.endswith("k_proj.bias"):  # its true gradient is zero
+            assert (half[name] - expected).norm() / expected.norm() < 0.1, name
+            assert half[name].any(), name
 
 
 def arguments(folder: Path, text: Path, attempt: str, *extra: str | Path) -> list[str | Path]:

@@ -43,7 +43,7 @@ def by_hand(text: Path, numbers: Sequence[int]) -> list[float]:
     for step, number in enumerate(numbers, start=1):
         before = Progress(step=step - 1, data_position=(number - 1) * BATCH)
         measured = measure(engine, forward_backward(engine, samples, recipe, before), StepInputs())
-        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), measured.divisor)
         losses.append(measured.loss)
     return losses
 

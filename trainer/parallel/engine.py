@@ -105,15 +105,13 @@ class Engine(ABC):
         """Number of parameters of the whole model."""
         return sum(tensor.numel() for tensor in self.state()["model"].values())
 
-    def update(self, gnorm: float, lr: float, loss_scale: float | None = None, *, apply: bool = True) -> None:
-        """Set the learning rate. If ``apply``, clip gradients and update the weights (:func:`trainer.optim.update`).
+    def update(self, gnorm: float, lr: float, divisor: float) -> None:
+        """Clip the gradients and update the weights.
 
         Args:
-            gnorm: global norm of the gradients, without the loss scale.
+            gnorm: global norm of the gradients of the mean loss.
             lr: learning rate of this update.
-            loss_scale: what the loss was multiplied by, in fp16.
-            apply: False for an update that is skipped.
+            divisor: what the gradients in the parameters are larger by: tokens · loss scale / data-parallel ranks.
         """
         optim.set_learning_rate(self.optimizer, lr)
-        if apply:
-            optim.update(self.optimizer, self.gradients(), gnorm, loss_scale)
+        optim.update(self.optimizer, optim.gradient_factor(self.optimizer, gnorm, divisor))

@@ -18,6 +18,8 @@ from trainer.step.measured import StepMeasurements
 
 SkipReason = Literal["overflow", "out_of_band"]
 
+STATE_VERSION = 2  # 1: the loss scale multiplied the mean of the loss over a rank's tokens. 2: it multiplies the sum.
+
 
 class Guard:
     """Decides for each update whether it is applied. All ranks measured the same, so all decide the same.
@@ -78,6 +80,7 @@ class Guard:
     def state(self) -> dict[str, Any]:
         """The state for a checkpoint, as JSON."""
         return {
+            "v": STATE_VERSION,
             "skipped": self.skipped,
             "skipped_last": self._skipped_last,
             "losses": list(self._losses),
@@ -85,18 +88,28 @@ class Guard:
             "loss_scale": self._scale.state() if self._scale else None,
         }
 
-    def restore(self, state: Mapping[str, Any] | None) -> None:
+    def restore(self, state: Mapping[str, Any] | None) -> str | None:
         """Continue from what :meth:`state` returned. With None, from an older checkpoint, start without history.
 
         The settings are those of the recipe, not those of the checkpoint.
+
+        Returns:
+            A line for the log, if the loss scale begins anew because that of the checkpoint meant something else.
         """
         if state is None:
-            return
+            return None
         self.skipped, self._skipped_last = state["skipped"], state["skipped_last"]
         self._losses.extend(state["losses"])
         self._gnorms.extend(state["gnorms"])
-        if self._scale and state["loss_scale"]:
-            self._scale = loss_scale.restored_scale(state["loss_scale"])
+        if not self._scale or not state["loss_scale"]:
+            return None
+        if state.get("v", 1) < STATE_VERSION:
+            return (
+                f"note: the loss scale begins at {self._scale.scale:g} again: that of the checkpoint, "
+                f"{state['loss_scale']['scale']:g}, is of an older version, which scaled the mean of the loss"
+            )
+        self._scale = loss_scale.restored_scale(state["loss_scale"])
+        return None
 
     def _out_of_band(self, measured: StepMeasurements) -> bool:
         if not self._band.deviations or len(self._losses) < self._band.warm:

@@ -29,7 +29,8 @@ class StepMeasurements:
     Attributes:
         loss: mean over the global batch, in nats per token.
         activation_norm: mean over tokens of the l2 norm of what leaves the last layer.
-        gnorm: global l2 norm of the gradients, without the loss scale.
+        gnorm: global l2 norm of the gradients of the mean loss, without the loss scale.
+        divisor: what the gradients in the parameters are larger by.
         loss_scale: the loss scale of fp16; None in other precisions.
         block_gnorms: norm of the gradients of each block of the model.
         block_pnorms: norm of the parameters of each block; empty in most steps.
@@ -47,6 +48,7 @@ class StepMeasurements:
     loss: float
     activation_norm: float
     gnorm: float
+    divisor: float = 1.0
     loss_scale: float | None = None
     block_gnorms: Mapping[str, float] = field(default_factory=dict)
     block_pnorms: Mapping[str, float] = field(default_factory=dict)

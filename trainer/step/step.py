@@ -45,12 +45,18 @@ class SampleSource(Protocol):
 class Shares:
     """The shares of one rank in the mean loss and in the mean activation norm. The shares of all ranks add up to them.
 
-    In fp16 the gradients are too large by the factor ``loss_scale``. ``attention_logits`` [tensor-parallel ranks,
-    layers] is there in passes that sampled them: the ranks that share the first part of the batch fill in one row each.
+    Attributes:
+        loss: in nats per token.
+        activation_norm: of what leaves the last layer.
+        divisor: the gradients in the parameters, divided by it, are those of the mean loss over the global batch.
+        loss_scale: what the loss was multiplied by, in fp16. It is a part of ``divisor``.
+        attention_logits: [tensor-parallel ranks, layers], in passes that sampled them. The ranks that share the first
+            part of the batch fill in one row each.
     """
 
     loss: Tensor
     activation_norm: Tensor
+    divisor: float
     loss_scale: float | None = None
     attention_logits: Tensor | None = None
 
@@ -121,7 +127,8 @@ class Steps:
         if fault is None:
             skip = guard.skip_reason(measured)
             # 5. Clip and update.
-            engine.update(measured.gnorm, lr, scale, apply=skip is None)
+            if skip is None:
+                engine.update(measured.gnorm, lr, measured.divisor)
             self._applied = skip is None
             # 6. Advance.
             progress = advanced(before, self._recipe, applied=skip is None)
@@ -152,7 +159,12 @@ def forward_backward(
     *,
     sample: bool = False,
 ) -> Shares:
-    """Leave the gradients of the mean loss over the global batch in the parameters.
+    """Leave the gradients of the global batch in the parameters: those of the sum of the loss, times ``loss_scale``.
+
+    The sum is back-propagated, as in metaseq, and not the mean. In fp16 the gradients of a mean over many thousand
+    tokens are too small: most of them become zero. Engines average over ``dp`` ranks, so the gradients are those of the
+    mean loss times tokens · ``loss_scale`` / ``dp``. Nothing divides them here: the update does it
+    (:func:`trainer.optim.update`), and so do the norms.
 
     Args:
         engine: the model. The clock of its dropout is set here.
@@ -167,7 +179,6 @@ def forward_backward(
     share = part(progress.data_position, batch, layout.dp, layout.dp_rank)
     # As many as the largest share needs: each is a round of collectives, so all ranks must run the same number.
     micro_steps = math.ceil(math.ceil(batch / layout.dp) / recipe.data.micro_batch)
-    tokens_per_rank = batch * seq_len / layout.dp  # on average: engines average over ranks, whatever their shares
     loss_sum = activation_norm_sum = torch.zeros((), device=layout.device)
     logits = torch.zeros(layout.tp, recipe.model.num_layers, device=layout.device) if sample else None
     clock.step = progress.step + 1
@@ -184,13 +195,19 @@ def forward_backward(
                 loss, activation_norm = engine.loss(inputs, targets)
             if logits is not None and by_layer:
                 logits[layout.tp_rank] = torch.stack(by_layer)
-            loss = loss / tokens_per_rank
             if count == 0:
                 loss, activation_norm = loss * 0, activation_norm * 0
             (loss * loss_scale if loss_scale else loss).backward()
         loss_sum = loss_sum + (loss.to_local() if isinstance(loss, DTensor) else loss).detach()
         activation_norm_sum = activation_norm_sum + activation_norm
-    return Shares(loss_sum / layout.world, activation_norm_sum / (batch * seq_len), loss_scale, logits)
+    tokens = batch * seq_len
+    return Shares(
+        loss=loss_sum / (tokens * layout.tp),
+        activation_norm=activation_norm_sum / tokens,
+        divisor=tokens * (loss_scale or 1.0) / layout.dp,
+        loss_scale=loss_scale,
+        attention_logits=logits,
+    )
 
 
 def measure(
@@ -241,13 +258,14 @@ def measure(
     sums = dict(zip(parts, _lists(total.tolist(), [len(part) for part in parts.values()]), strict=True))
     loss, activation_norm = sums["means"]
     drill_factor, save_requests, superseded, flip, snapshot_due = sums["inputs"]
-    scale = shares.loss_scale or 1.0
+    divisor = shares.divisor
     return StepMeasurements(
         loss=loss,
         activation_norm=activation_norm,
-        gnorm=math.sqrt(sum(sums["gradients"])) / scale,
+        gnorm=math.sqrt(sum(sums["gradients"])) / divisor,
+        divisor=divisor,
         loss_scale=shares.loss_scale,
-        block_gnorms={b: math.sqrt(s) / scale for b, s in zip(norms.blocks, sums["gradients"], strict=True)},
+        block_gnorms={b: math.sqrt(s) / divisor for b, s in zip(norms.blocks, sums["gradients"], strict=True)},
         block_pnorms={b: math.sqrt(s) for b, s in zip(norms.blocks, sums.get("parameters", ()), strict=False)},
         block_unorms={b: math.sqrt(s) for b, s in zip(norms.blocks, sums.get("updates", ()), strict=False)},
         attention_logits=_largest(_rows(sums.get("attention", ()), engine.layout.tp)),
