@@ -48,6 +48,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -232,7 +233,6 @@ def same_in_any_order(run: Callable[[], Sequence[Tensor]]) -> None:
 @contextlib.contextmanager
 def _races_found() -> Iterator[None]:
     """Fail where programs of one launch share an address that one of them writes, and at atomics on floats."""
-    import numpy as np
     from triton.runtime import interpreter
 
     builder, launch = interpreter.InterpreterBuilder, interpreter.GridExecutor.__call__
@@ -287,7 +287,7 @@ def _races_found() -> Iterator[None]:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[Callable[[Tensor], Tensor]]:
-    """Give each tensor that is allocated inside guard elements on both sides, and fail if one of them was changed.
+    """Give each tensor that is allocated inside guard elements on both sides, which must not be changed or loaded.
 
     It sees ``torch.empty``, ``empty_like``, ``zeros``, ``zeros_like`` and the methods ``new_empty`` and ``new_zeros``.
     Memory that is not set to zero holds NaN (integers: a pattern), as the guards do: what is read too far, or is never
@@ -313,12 +313,33 @@ def guarded() -> Iterator[Callable[[Tensor], Tensor]]:
     def copied(tensor: Tensor) -> Tensor:
         return place(tensor.shape, tensor.dtype).copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
 
-    with _allocations(place):
+    with _allocations(place), _guards_unread(buffers):
         yield copied
     for whole, mark, size in buffers:
         for side, guard in (("before", whole[:GUARD]), ("after", whole[GUARD + size :])):
             changed = (guard != mark).sum().item()
             assert not changed, f"{changed} elements {side} a tensor of {size} {whole.dtype} were overwritten"
+
+
+@contextlib.contextmanager
+def _guards_unread(buffers: list[tuple[Tensor, int, int]]) -> Iterator[None]:
+    """Fail where a load reads a guard. A value that is then not used would show nowhere else."""
+    from triton.runtime import interpreter
+
+    load = interpreter.InterpreterBuilder.create_masked_load
+
+    def checked(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        read = np.atleast_1d(pointers.data)[np.atleast_1d(np.broadcast_to(mask.data, pointers.data.shape)).astype(bool)]
+        for whole, _, size in buffers:
+            start, guard = whole.data_ptr(), GUARD * whole.itemsize
+            inside = (read >= start) & (read < start + len(whole) * whole.itemsize)
+            own = (read >= start + guard) & (read < start + guard + size * whole.itemsize)
+            assert not (inside & ~own).any(), f"{(inside & ~own).sum()} reads beyond a tensor of {size} {whole.dtype}"
+        return load(self, pointers, mask, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_masked_load", checked)
+        yield
 
 
 def sparse(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

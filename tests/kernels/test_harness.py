@@ -13,13 +13,13 @@ ROWS = torch.linspace(0.1, 1.7, 500).view(5, 100)
 
 
 @jit
-def _double(source, result, width, BLOCK: constexpr, WIDE: constexpr, MASKED: constexpr):
+def _double(source, result, width, BLOCK: constexpr, WIDE: constexpr, MASKED: constexpr, READS: constexpr):
     row = tl.program_id(0)
     if WIDE:
         row = row.to(tl.int64)
     columns = tl.arange(0, BLOCK)
-    inside = columns < (width if MASKED else BLOCK)
-    tl.store(result + row * width + columns, 2 * tl.load(source + row * width + columns, inside), inside)
+    value = tl.load(source + row * width + columns, columns < (BLOCK if READS else width))
+    tl.store(result + row * width + columns, 2 * value, columns < (width if MASKED else BLOCK))
 
 
 @jit
@@ -38,9 +38,11 @@ def _ticket(counter, result):
     tl.store(result + tl.program_id(0), tl.atomic_add(counter, 1))
 
 
-def double(source: Tensor, wide: bool = True, masked: bool = True, rows: int | None = None) -> Tensor:
+def double(
+    source: Tensor, wide: bool = True, masked: bool = True, reads: bool = False, rows: int | None = None
+) -> Tensor:
     result = torch.empty_like(source)
-    _run(_double, len(source) if rows is None else rows, source, result, source.shape[1], 128, wide, masked)
+    _run(_double, len(source) if rows is None else rows, source, result, source.shape[1], 128, wide, masked, reads)
     return result
 
 
@@ -59,6 +61,12 @@ def test_a_right_kernel_passes() -> None:
 def test_a_store_past_the_end_is_found() -> None:
     with pytest.raises(AssertionError, match="28 elements after a tensor of 100"), guarded() as copied:
         double(copied(ROWS[:1]), masked=False)
+
+
+@interpreted
+def test_a_read_past_the_end_is_found() -> None:
+    with pytest.raises(Exception, match="28 reads beyond a tensor of 100"), guarded() as copied:
+        double(copied(ROWS[:1]), reads=True)
 
 
 @interpreted

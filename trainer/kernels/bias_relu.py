@@ -12,18 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.kernels.jit import cannot_run, constexpr, jit, tl, triton
+from trainer.kernels.jit import TYPES, Compilation, cannot_run, constexpr, jit, tl, triton
 
 # A program reads tiles of 8 rows by 512 columns: with 128 threads, 4 loads of 16 bytes in bf16 from each tensor.
 _TILE_ROWS = 8
 _TILE_COLUMNS = 512
+_TILE = {"tile_rows": _TILE_ROWS, "tile_columns": _TILE_COLUMNS}
 _WARPS = 4
 # Each program sums a number of rows that depends on the shape alone, so two runs give the same bits. The sums of all
 # programs are at most 128 rows of fp32: 4 % of the traffic at 4,096 tokens, 1 % at 16,384.
 _LEAST_ROWS = 32
 _MOST_GROUPS = 128
-
-_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -45,7 +44,7 @@ def supported(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
         shapes = ", ".join(str(list(t.shape)) for t in (x, weight, bias))
         return f"x, weight and bias must be [..., inputs], [outputs, inputs] and [outputs], and they are {shapes}"
-    if x.dtype not in _TYPES or {weight.dtype, bias.dtype} != {x.dtype}:
+    if x.dtype not in TYPES or {weight.dtype, bias.dtype} != {x.dtype}:
         types = ", ".join(str(t.dtype).removeprefix("torch.") for t in (x, weight, bias))
         return f"x, weight and bias must all be float32, bfloat16 or float16, and they are {types}"
     if not (x.is_contiguous() and weight.is_contiguous() and bias.is_contiguous()):
@@ -92,9 +91,10 @@ def _backward(gradient: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
     product = torch.empty_like(output)
     sums = torch.empty(groups, columns, dtype=torch.float32, device=output.device)
     if output.numel():
-        _relu_bias[(triton.cdiv(columns, _TILE_COLUMNS), groups)](
-            gradient, output, product, sums, rows, columns, group, _TILE_ROWS, _TILE_COLUMNS, num_warps=_WARPS
-        )
+        with torch.cuda.device_of(output):
+            _backward_kernel[(triton.cdiv(columns, _TILE_COLUMNS), groups)](
+                *(gradient, output, product, sums, rows, columns, group), **_TILE, num_warps=_WARPS
+            )
     return product, sums.sum(0).to(output.dtype)
 
 
@@ -123,8 +123,10 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None
 _forward.register_autograd(_gradients, setup_context=_keep)
 
 
-@jit
-def _relu_bias(gradient, output, product, sums, rows, columns, group, tile_rows: constexpr, tile_columns: constexpr):
+@jit(do_not_specialize=["rows", "group"])
+def _backward_kernel(
+    gradient, output, product, sums, rows, columns, group, tile_rows: constexpr, tile_columns: constexpr
+):
     """Each program multiplies ``group`` rows of one tile of columns, and sums them. Products are [rows, columns]."""
     column = tl.program_id(0) * tile_columns + tl.arange(0, tile_columns)
     inside = column < columns
@@ -140,3 +142,22 @@ def _relu_bias(gradient, output, product, sums, rows, columns, group, tile_rows:
         tl.store(product + at, passed, mask=mask)
         total += passed.to(tl.float32)
     tl.store(sums + tl.program_id(1) * columns + column, tl.sum(total, 0), mask=inside)
+
+
+def compilations(hidden: int, dtype: torch.dtype, tp: int = 1) -> list[Compilation]:
+    """The kernel of a layer with this hidden size, of which ``tp`` ranks share each product."""
+    types = dict.fromkeys(("gradient", "output", "product"), f"*{TYPES[dtype]}") | {"sums": "*fp32"}
+    numbers = dict.fromkeys(("rows", "columns", "group"), "i32")
+    return [
+        Compilation(
+            op="bias_relu",
+            kernel="backward",
+            function=_backward_kernel,
+            signature={**types, **numbers, **dict.fromkeys(_TILE, "constexpr")},
+            constexprs=_TILE,
+            divisible=frozenset({*types, *(["columns"] if 4 * hidden // tp % 16 == 0 else [])}),
+            num_warps=_WARPS,
+            shape={"hidden": hidden},
+            dtype=TYPES[dtype],
+        )
+    ]
