@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -325,12 +325,26 @@ def test_a_missing_barrier_is_named(tmp_path: Path) -> None:
 # ---- the compilers
 
 
-@pytest.mark.skipif(nvrtc.cannot_compile() is not None, reason=str(nvrtc.cannot_compile()))
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_machine_code_has_16_byte_accesses_and_no_spill(
-    architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPT_OPS_CACHE", str(tmp_path))
+@pytest.fixture
+def choose_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Compile with NVRTC or with nvcc, and skip the test where it is not installed."""
+    monkeypatch.setenv("OPT_OPS_CACHE", str(tmp_path / "cache"))
+    nvrtc.compiler.cache_clear()
+
+    def choose(name: str) -> None:
+        if name == "nvcc":
+            monkeypatch.setattr(nvrtc, "_library", lambda: None)
+        found = nvrtc.compiler()
+        if found is None or not found.name.startswith(name):
+            pytest.skip(f"{name} is not installed; {nvrtc.cannot_compile() or 'another compiler of CUDA C++ is'}")
+
+    yield choose
+    nvrtc.compiler.cache_clear()
+
+
+@pytest.mark.parametrize(("compiler", "architecture"), [("NVRTC", 80), ("NVRTC", 90), ("NVRTC", 100), ("nvcc", 90)])
+def test_machine_code_has_16_byte_accesses_and_no_spill(compiler: str, architecture: int, choose_compiler: Any) -> None:
+    choose_compiler(compiler)
     cubin = nvrtc.cubin(adamw.SOURCE, architecture)
     triton = pytest.importorskip("triton")
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -349,9 +363,11 @@ def test_machine_code_has_16_byte_accesses_and_no_spill(
             assert wide == (gradient + 3 * pieces, 3 * pieces + (name.count("_") == 2)), name
 
 
-@pytest.mark.skipif(nvrtc.cannot_compile() is not None, reason=str(nvrtc.cannot_compile()))
-def test_machine_code_is_kept_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPT_OPS_CACHE", str(tmp_path / "cache"))
+@pytest.mark.parametrize("compiler", ["NVRTC", "nvcc"])
+def test_machine_code_is_kept_by_its_content(
+    compiler: str, choose_compiler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose_compiler(compiler)
     source = tmp_path / "small.cu"
     source.write_text('extern "C" __global__ void one(float* x) { *x = 1; }')
     first = nvrtc.cubin(source, 90)

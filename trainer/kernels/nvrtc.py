@@ -40,9 +40,12 @@ def _library() -> ctypes.CDLL | None:
     toolkits = [Path(home) for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
     found = [file for package in packages for file in sorted(package.glob("*/lib/libnvrtc.so.*"), reverse=True)]
     found += [file for toolkit in toolkits for file in sorted(toolkit.glob("lib64/libnvrtc.so*"))]
-    for name in [*map(str, found), "libnvrtc.so.13", "libnvrtc.so.12"]:
+    for file in [*found, Path("libnvrtc.so.13"), Path("libnvrtc.so.12")]:
         try:
-            return ctypes.CDLL(name)
+            if file.is_absolute():  # NVRTC asks for its other half by name, without the folder
+                for half in file.parent.glob("libnvrtc-builtins.so*"):
+                    ctypes.CDLL(str(half))
+            return ctypes.CDLL(str(file))
         except OSError:
             continue
     return None
