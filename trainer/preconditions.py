@@ -54,8 +54,12 @@ def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:
     return dp, tp
 
 
-def check_engine(recipe: Recipe) -> None:
-    """Check that the recipe's engine has what the recipe asks for, on CPUs. That of PyTorch has everything.
+def check_engine(recipe: Recipe, *, on_gpu: bool | None = None) -> None:
+    """Check that the recipe's engine has what the recipe asks for. That of PyTorch has everything.
+
+    Args:
+        recipe: names the engine.
+        on_gpu: whether the ranks have GPUs; None if that is not known here.
 
     Raises:
         UserError: fairscale is not installed, or does not support a setting.
@@ -68,10 +72,13 @@ def check_engine(recipe: Recipe) -> None:
             "engine=fsdp2."
         )
     for what, asked in (
-        (f"precision={recipe.precision} on CPU, where its FSDP cannot run", recipe.precision != "fp32"),
-        ("parallel.replicas above 1", recipe.parallel.replicas > 1),
+        (
+            f"precision={recipe.precision} on CPU, where its FSDP cannot run",
+            on_gpu is False and recipe.precision != "fp32",
+        ),
+        ("parallel.replicas above 1: it spreads parameters over all data-parallel ranks", recipe.parallel.replicas > 1),
         ("parallel.offload", recipe.parallel.offload),
-        ("compile", recipe.compile == "true"),
+        ("compile: its hooks move the memory of parameters behind the compiler's back", recipe.compile == "true"),
     ):
         if asked:
             raise UserError(f"engine=fairscale does not support {what}: use engine=fsdp2.")

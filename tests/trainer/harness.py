@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,8 @@ class Ranks:
         self._context.set_forkserver_preload(["trainer.loop", "torch._dynamo"])
         self._processes: list[tuple[Any, Connection]] = []
 
-    def __call__(self, world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
-        """What ``work(*args)`` returns on each of ``world`` ranks, or the first error that one of them raises."""
+    def __call__(self, world: int, work: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
+        """What ``work(*args, **named)`` returns on each of ``world`` ranks, or the first error that one raises."""
         while len(self._processes) < world:
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_serve, args=(len(self._processes), theirs), daemon=True)
@@ -83,7 +84,7 @@ class Ranks:
         pipes = [pipe for _, pipe in self._processes[:world]]
         port = free_port()
         for pipe in pipes:
-            pipe.send((work, args, world, port))
+            pipe.send((partial(work, *args, **named), (), world, port))
         results: dict[Connection, Any] = {}
         deadline = time.monotonic() + self._patience
         while waiting := [pipe for pipe in pipes if pipe not in results]:

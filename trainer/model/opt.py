@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import cast
 from zlib import crc32
 
 import torch
@@ -147,8 +148,7 @@ class OPT(nn.Module):
         branch = None
         for layer in self.layers:
             if self.before_layer is not None:
-                assert isinstance(layer, DecoderLayer)
-                self.before_layer(layer, stream, branch)
+                self.before_layer(cast("DecoderLayer", layer), stream, branch)  # an engine may have wrapped it
             stream, branch = layer(stream, branch)
         x = stream
         if self.final_layer_norm is not None:

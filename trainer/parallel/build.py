@@ -19,18 +19,21 @@ def build(recipe: Recipe, layout: Layout) -> Engine:
         UserError: the engine cannot do what the recipe asks for, or its package is not installed. Or the kernels that
             the recipe asks for cannot run here.
     """
-    ops = _ops(recipe, layout.device)
-    if recipe.engine == "fairscale":
-        from trainer.parallel.fairscale import FairscaleEngine  # an extra, so it is imported only if asked for
-
+    on_cpu = layout.device.type == "cpu"
+    # On the meta device weights are drawn while they are sharded: no rank has room for all of them.
+    with torch.device("cpu" if recipe.engine == "fairscale" and on_cpu else "meta"):
         model = OPT(recipe.model, recipe.seed)
-        model.use(ops)
-        return FairscaleEngine(model, recipe, layout)
+    model.use(_ops(recipe, layout.device))
+    if recipe.engine == "fairscale":  # an extra, so it is imported only if asked for
+        if on_cpu:
+            from trainer.parallel.fairscale import FairscaleEngine
+
+            return FairscaleEngine(model, recipe, layout)
+        from trainer.parallel.fairscale_fsdp import FairscaleFsdpEngine
+
+        return FairscaleFsdpEngine(model, recipe, layout)
     from trainer.parallel.fsdp2 import Fsdp2Engine
 
-    with torch.device("meta"):  # weights are drawn while they are sharded: no rank has room for all of them
-        model = OPT(recipe.model, recipe.seed)
-    model.use(ops)
     return Fsdp2Engine(model, recipe, layout)
 
 

@@ -92,6 +92,10 @@ class Engine(ABC):
         All engines use the same names and global shapes, so each can load what another has saved.
         """
 
+    def names(self) -> list[str]:
+        """The names of all parameters of the whole model, in their order: the same on all ranks."""
+        return [name for name, _ in self.model.named_parameters()]
+
     def gradients(self) -> list[Tensor]:
         """This rank's part of the gradient of each shard, in their order."""
         return [self.local(s.parameter.grad) for s in self.shards if s.parameter.grad is not None]

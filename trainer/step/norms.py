@@ -32,7 +32,7 @@ class BlockNorms:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.blocks = list(dict.fromkeys(block_of(name) for name, _ in engine.model.named_parameters()))
+        self.blocks = list(dict.fromkeys(map(block_of, engine.names())))
         self._engine = engine
         self._rooms: list[tuple[list[nn.Parameter], list[Tensor]]] = []
         membership = torch.zeros(len(self.blocks), len(engine.shards), dtype=torch.float64)
