@@ -2,20 +2,29 @@
 
 import json
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.trainer.harness import Ranks, engine_of
+from tests.trainer.test_parallel import samples
 from trainer import recipes
 from trainer.model import cost
 from trainer.model.dropout import DropoutClock
 from trainer.model.opt import DecoderLayer
+from trainer.parallel import memory as bytes_of
+from trainer.parallel import policy
 from trainer.plan import __main__ as command
 from trainer.plan import estimate
 from trainer.plan.estimate import GIB, PlannedLayout
-from trainer.plan.hardware import GPUS
+from trainer.plan.hardware import GPUS, GpuModel
+from trainer.recipes import Recipe
+from trainer.step.measured import Progress
+from trainer.step.rank_inputs import StepInputs
+from trainer.step.step import advanced, forward_backward, measure
 
 
 def layout(gpus: int, tp: int = 1, **changes: Any) -> PlannedLayout:
@@ -66,23 +75,37 @@ def test_175b_on_16_v100_fits_only_with_hosts_that_hold_it(capsys: pytest.Captur
     question = ["--size", "175b", "--gpu", "v100-32", "--nodes", "2"]
     assert command.main(question) == 78
     assert "Nothing fits." in (said := capsys.readouterr().out)
-    assert "1,397 GB of 461 GB" in said
+    assert "2,444 GB of 461 GB" in said, "with the pinned copy for checkpoints, 28 bytes per parameter"
     assert "nodes are enough" in said
-    assert command.main([*question, "--host-memory", "1600"]) == 0
+    assert command.main([*question, "--host-memory", "2800"]) == 0
     assert "with parameters and optimizer in host memory" in (said := capsys.readouterr().out)
     assert "--set parallel.offload=true" in said
     assert "precision=fp16" in said
 
 
+def one_h200() -> GpuModel:
+    return replace(GPUS["h200"], per_node=1)
+
+
 def test_6_7b_fits_one_h200_without_recomputation() -> None:
-    """16 bytes per parameter are 107 GB of its 140 GiB, which leaves room for some sequences."""
-    gpu = replace(GPUS["h200"], per_node=1)
-    recipe = recipes.build("opt-6.7b", ["data.global_batch=1"])
-    found = estimate.best(recipe, gpu, 1, gpu.host_memory)
+    """16 bytes per parameter are 107 GB of its 140 GiB, which leaves room for two sequences and the cast weights."""
+    found = estimate.best(recipes.build("opt-6.7b"), one_h200(), 1, 2000)
     assert found is not None
     assert found.memory.parameters + found.memory.gradients + found.memory.optimizer == pytest.approx(99.2, abs=0.1)
-    assert not found.layout.offload
-    assert estimate.best(recipes.build("opt-13b"), gpu, 1, 100) is None
+    assert (found.layout.checkpoint_activations, found.layout.offload) == (False, False)
+    assert found.layout.micro_batch == 2
+    assert found.policy.keeps_weights
+    assert estimate.best(recipes.build("opt-13b"), one_h200(), 1, 100) is None
+
+
+def test_1_3b_on_one_h200_takes_several_sequences_at_once() -> None:
+    """Each micro-batch moves its gradients through memory, so fewer of them are faster."""
+    recipe, gpu = recipes.build("opt-1.3b"), one_h200()
+    found = estimate.best(recipe, gpu, 1, 2000)
+    assert found is not None
+    assert found.layout.micro_batch > 1
+    single, eight = (estimate.speed(recipe, gpu, layout(1, micro_batch=size)) for size in (1, 8))
+    assert single.step_seconds > 1.02 * eight.step_seconds
 
 
 def test_what_training_keeps_is_16_bytes_per_parameter() -> None:
@@ -91,9 +114,58 @@ def test_what_training_keeps_is_16_bytes_per_parameter() -> None:
         needs = estimate.memory(recipe, GPUS["a100-80"], layout(gpus, tp, checkpoint_activations=True))
         kept = needs.parameters + needs.gradients + needs.optimizer
         assert kept * gpus * GIB == pytest.approx(16 * cost.parameters(recipe.model), rel=1e-6)
+        assert needs.host * gpus / 8 * GIB == pytest.approx(12 * cost.parameters(recipe.model), rel=1e-6)
         offloaded = estimate.memory(recipe, GPUS["a100-80"], layout(gpus, tp, offload=True))
         assert offloaded.parameters + offloaded.gradients + offloaded.optimizer == 0
-        assert offloaded.host * gpus / 8 * GIB == pytest.approx(16 * cost.parameters(recipe.model), rel=1e-6)
+        assert offloaded.host * gpus / 8 * GIB == pytest.approx(28 * cost.parameters(recipe.model), rel=1e-6)
+
+
+def test_whole_gradients_are_counted_once() -> None:
+    """Until they are summed, the gradients of all micro-batches are whole. On one rank they are its shard, too."""
+    recipe = recipes.build("opt-1.3b")
+    for gpus in (1, 8):
+        needs = estimate.memory(recipe, replace(GPUS["h200"], per_node=gpus), layout(gpus))
+        assert needs.gradients * GIB == pytest.approx(4 * cost.parameters(recipe.model), rel=1e-6)
+
+
+def peak_bytes(changes: list[str]) -> tuple[int, Recipe]:
+    """The most that torch had allocated on the CPU in two updates of one rank, from its own allocator."""
+    from torch.profiler import ProfilerActivity, profile
+
+    recipe = recipes.build("opt-125m", changes)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
+        engine = engine_of(recipe)
+        data, progress = samples(recipe), Progress()
+        for _ in range(2):
+            shares = forward_backward(engine, data, recipe, progress)
+            engine.update(measure(engine, shares, StepInputs()).gnorm, 1e-4, shares.divisor)
+            progress = advanced(progress, recipe)
+    results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    allocations = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    return max(accumulate(size for _, size in allocations)), recipe
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["data.micro_batch=4"],  # most of it is activations
+        ["data.micro_batch=4", "checkpoint_activations=true"],
+        ["data.micro_batch=1", "model.vocab_size=20000"],  # most of it is the embeddings and their gradients
+    ],
+)
+def test_memory_is_what_a_process_really_needs(ranks: Ranks, changes: list[str]) -> None:
+    shape = ["model.num_layers=4", "model.hidden_size=256", "model.num_heads=4", "data.seq_len=128", "precision=bf16"]
+    small = [] if "model.vocab_size=20000" in changes else ["model.vocab_size=1000"]
+    real, planned = [], []
+    for micro_batches in (1, 2):
+        batch = micro_batches * int(changes[0].partition("=")[2])
+        ((peak, recipe),) = ranks(1, peak_bytes, [*shape, *small, *changes, f"data.global_batch={batch}"])
+        chosen = policy.choose(recipe, 1)
+        needs = bytes_of.on_gpu(recipe, 1, reduces_each=chosen.reduces_each, keeps_weights=chosen.keeps_weights)
+        real.append(peak)
+        planned.append(needs.total)
+    assert planned == pytest.approx(real, rel=0.05)
+    assert planned[1] - planned[0] == pytest.approx(real[1] - real[0], rel=0.2), (real, planned)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -117,8 +189,8 @@ def test_activations_are_what_autograd_keeps_of_a_layer(norm: str) -> None:
     assert stream.isfinite().all()
     assert branch is None or branch.isfinite().all()
     tokens = x.shape[0] * x.shape[1]
-    config = replace(recipe, data=replace(recipe.data, seq_len=256))
-    formula = estimate.activations(config, layout(1, micro_batch=2)) / recipe.model.num_layers
+    config = replace(recipe, data=replace(recipe.data, seq_len=256, micro_batch=2))
+    formula = bytes_of.activations(config) / recipe.model.num_layers
     assert sum(kept.values()) == pytest.approx(formula, rel=0.1), sum(kept.values()) / tokens / 256
 
 
@@ -131,6 +203,23 @@ def test_a_tighter_place_never_gives_a_faster_plan() -> None:
         assert found.memory.gpu <= GPUS[gpu].memory
         days.append(found.speed.days)
     assert days == sorted(days, reverse=True)
+
+
+def test_it_says_which_ops_run_as_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["--size", "1.3b", "--nodes", "1", "--gpu"]
+    assert command.main([*question, "v100-32"]) == 0
+    assert "V100 32GB keeps PyTorch's path." in capsys.readouterr().out
+    assert command.main([*question, "v100-32", "--set", "kernels=on"]) == 78
+    assert "kernels=on does not work on V100 32GB" in capsys.readouterr().err
+    assert command.main([*question, "h100"]) == 0
+    assert "no record of a test of cross_entropy" in capsys.readouterr().out
+    needs = []
+    for setting in ("off", "on"):
+        assert command.main([*question, "h100", "--set", f"kernels={setting}", "-o", "json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert {how.split(":")[0] for how in told["kernels"].values()} == {{"off": "reference", "on": "fused"}[setting]}
+        needs.append(told["memory_gib"]["buffers"])
+    assert needs[1] < needs[0], "the logits take less"
 
 
 def test_the_settings_are_settings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainer.harness import Ranks, engine_of
 from tests.trainer.test_parallel import build, samples
-from trainer import optim
+from trainer import optim, recipes
 from trainer.parallel import policy
+from trainer.parallel.memory import GIB
 from trainer.parallel.policy import FsdpPolicy
 from trainer.step.measured import Progress
 from trainer.step.rank_inputs import StepInputs
@@ -55,7 +56,7 @@ def two_updates(forced: FsdpPolicy | None, *changes: str) -> dict[str, Any]:
         only_shards = all(isinstance(p, DTensor) for p in engine.model.parameters())
         measured = measure(engine, shares, StepInputs())
         losses.append((measured.loss, measured.gnorm))
-        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim))
+        engine.update(measured.gnorm, optim.learning_rate(step, recipe.optim), shares.divisor)
         progress = advanced(progress, recipe)
     weights = {s.name: engine.local(s.parameter.detach()).clone() for s in engine.shards}
     return {
@@ -97,3 +98,11 @@ def test_spread_ranks_gather_for_each_pass(ranks: Ranks) -> None:
 )
 def test_the_policy_is_a_table(dp: int, changes: list[str], expected: FsdpPolicy) -> None:
     assert policy.choose(build(0, 1, *changes), dp) == expected
+
+
+def test_gathered_weights_are_kept_only_where_they_fit() -> None:
+    recipe = recipes.build("opt-6.7b")
+    assert policy.choose(recipe, 8, 140 * GIB).keeps_weights
+    assert not policy.choose(recipe, 8, 64 * GIB).keeps_weights
+    assert not policy.choose(recipe, 1, 120 * GIB).keeps_weights
+    assert not policy.choose(recipes.build("opt-6.7b", ["parallel.offload=true"]), 1, 10000 * GIB).keeps_weights

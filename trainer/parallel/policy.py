@@ -3,12 +3,12 @@
 An update has one or more micro-batches. ``whole`` means that a rank's shard is the whole parameter: dp = replicas.
 
 ====================  ======================================  =========================================
-layout                gradients are summed over ranks         half-precision weights are kept
+layout                gradients are summed over ranks         gathered weights are kept
 ====================  ======================================  =========================================
 offload               after each micro-batch                  never: each pass gathers them
-whole                 after the last micro-batch              from the first pass to the last one
+whole                 after the last micro-batch              if they fit
 spread, recomputed    after each micro-batch                  never
-spread                after the last micro-batch              never
+spread                after the last micro-batch              if they fit; never on a CPU
 ====================  ======================================  =========================================
 
 Until they are summed over ranks, gradients are the whole ones of each parameter, in fp32 (4 bytes a parameter). Where
@@ -16,8 +16,10 @@ the shard is the whole parameter, that is the memory that the summed gradients n
 nothing there. Recomputation and offload show that memory is short.
 """
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from trainer.parallel import memory
 from trainer.recipes import Recipe
 
 
@@ -35,10 +37,23 @@ class FsdpPolicy:
     keeps_weights: bool
 
 
-def choose(recipe: Recipe, dp: int) -> FsdpPolicy:
-    """The policy for ``recipe`` on ``dp`` data-parallel ranks."""
-    whole = dp == recipe.parallel.replicas
-    offload = recipe.parallel.offload
-    return FsdpPolicy(
-        reduces_each=offload or (recipe.checkpoint_activations and not whole), keeps_weights=whole and not offload
-    )
+def choose(
+    recipe: Recipe, dp: int, gpu_memory: float | None = None, fused: AbstractSet[str] = frozenset()
+) -> FsdpPolicy:
+    """The policy for ``recipe`` on ``dp`` data-parallel ranks.
+
+    Args:
+        recipe: with ``parallel.tp`` and all other settings of the run.
+        dp: number of data-parallel ranks.
+        gpu_memory: bytes of each GPU. None on a CPU.
+        fused: the ops that run as kernels.
+    """
+    whole, offload = dp == recipe.parallel.replicas, recipe.parallel.offload
+    reduces_each = offload or (recipe.checkpoint_activations and not whole)
+    keeps = not reduces_each and (whole if gpu_memory is None else _fit(recipe, dp, gpu_memory, fused))
+    return FsdpPolicy(reduces_each=reduces_each, keeps_weights=keeps)
+
+
+def _fit(recipe: Recipe, dp: int, gpu_memory: float, fused: AbstractSet[str]) -> bool:
+    needs = memory.on_gpu(recipe, dp, reduces_each=False, keeps_weights=True, fused=fused)
+    return needs.total <= (1 - memory.OVERHEAD) * gpu_memory

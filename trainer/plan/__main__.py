@@ -7,7 +7,7 @@ Example: ``python -m trainer.plan --size 175b --gpu a100-80 --nodes 124``. The f
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,6 +21,10 @@ from trainer.plan.estimate import GIB, Memory, Plan
 from trainer.plan.hardware import GPUS, GpuModel
 from trainer.recipes import Recipe
 
+# Below this architecture there are no kernels: nvcc 13 does not know sm_70, and Triton spills there.
+_LEAST_ARCHITECTURE = 75
+_TOO_OLD = "The compilers of the kernels do not support its architecture."
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the plan. Return exit code 0 if it fits, 78 if nothing fits or the question is wrong."""
@@ -30,15 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = recipes.build(name, options.set)
         gpu = replace(GPUS[options.gpu], per_node=options.gpus_per_node)
         _require_possible(recipe, gpu, options.nodes)
+        ran = _ops(recipe, gpu)
     except UserError as error:
         print_line(f"error: {error}", sys.stderr)
         return ExitCode.USER_ERROR
+    gpu = replace(gpu, kernels=tuple(op for op, how in ran.items() if how == "fused"))
     host_memory = options.host_memory or gpu.host_memory
     found = estimate.best(recipe, gpu, options.nodes, host_memory)
     if options.output == "json":
-        print_line(json.dumps(_as_json(name, gpu, options, found, recipe), indent=1))
+        print_line(json.dumps(_as_json(name, gpu, options, found, recipe) | {"kernels": ran}, indent=1))
     else:
-        print_line("\n".join(_as_text(name, gpu, options.nodes, host_memory, found, recipe)))
+        lines = [*_as_text(name, gpu, options.nodes, host_memory, found, recipe)]
+        print_line("\n".join([*lines, *(_kernel_lines(gpu, ran) if found else ())]))
     return ExitCode.DONE if found else ExitCode.USER_ERROR
 
 
@@ -49,6 +56,27 @@ def _require_possible(recipe: Recipe, gpu: GpuModel, nodes: int) -> None:
         raise UserError(
             f"{nodes * gpu.per_node} GPUs cannot share the {recipe.data.global_batch} sequences of a batch: use fewer."
         )
+
+
+def _ops(recipe: Recipe, gpu: GpuModel) -> Mapping[str, str]:
+    """How each op would run on this GPU: ``fused``, or ``reference`` with the reason."""
+    from trainer.kernels.choice import choose  # imports torch, so errors that need no torch are found first
+    from trainer.model.precision import DTYPES
+
+    if gpu.architecture < _LEAST_ARCHITECTURE:
+        if recipe.kernels == "on":
+            raise UserError(f"kernels=on does not work on {gpu.name}. {_TOO_OLD} Use --set kernels=auto.")
+        recipe = replace(recipe, kernels="off")
+    return choose(recipe.kernels, gpu.architecture, DTYPES[gpu.precision]).ran
+
+
+def _kernel_lines(gpu: GpuModel, ran: Mapping[str, str]) -> Iterator[str]:
+    yield f"Kernels of this project: {', '.join(gpu.kernels) or 'none'}; PyTorch's path computes the rest."
+    if gpu.architecture < _LEAST_ARCHITECTURE:
+        yield f"  {gpu.name} keeps PyTorch's path. {_TOO_OLD}"
+        return
+    for op, how in ran.items():
+        yield f"  {op:<23}{how}"
 
 
 def _settings(plan: Plan, gpu: GpuModel) -> list[str]:
@@ -73,6 +101,7 @@ def _as_json(
         "nodes": options.nodes,
         "fits": found is not None,
         "layout": asdict(shown.layout),
+        "policy": asdict(shown.policy),
         "settings": _settings(shown, gpu),
         "memory_gib": asdict(shown.memory) | {"gpu": shown.memory.gpu},
         "speed": asdict(shown.speed) if found else None,
@@ -92,14 +121,19 @@ def _as_text(
     if found is None:
         yield from _nothing_fits(gpu, nodes, host_memory, recipe)
         return
-    speed = found.speed
+    speed, recipe_here = found.speed, found.layout.of(recipe, gpu)
     yield f"It fits{', with parameters and optimizer in host memory' if found.layout.offload else ''}."
-    yield f"  memory per GPU   {found.memory.gpu:,.1f} of {gpu.memory:g} GiB"
+    yield f"  memory per GPU   {found.memory.gpu:,.1f} of {gpu.memory:g} GiB, at the peak of an update"
     yield from _memory_lines(found.memory)
-    if found.layout.offload:
-        yield f"  memory per host  {found.memory.host * GIB / 1e9:,.0f} of {host_memory:,.0f} GB"
+    held = "parameters, optimizer and " if found.layout.offload else ""
+    yield (
+        f"  memory per host  {found.memory.host * GIB / 1e9:,.0f} of {host_memory:,.0f} GB, pinned: {held}"
+        "the copy of weights and moments for checkpoints"
+    )
     yield f"  layout           dp {found.layout.dp} × tp {found.layout.tp}"
     yield f"  settings         {' '.join('--set ' + setting for setting in _settings(found, gpu))}"
+    yield f"  FSDP             {_fsdp(found)}"
+    yield f"  layers           {'compiled' if recipe_here.compiles(on_gpu=True) else 'not compiled'}"
     yield "Estimated speed, within about a fifth:"
     yield f"  update           {speed.step_seconds:,.2f} s, {speed.tokens_per_second:,.0f} tokens/s"
     yield f"  MFU              {speed.mfu:.0%} (attention causal), {speed.mfu_full:.0%} (full)"
@@ -107,6 +141,12 @@ def _as_text(
     yield f"  per GPU          {speed.tflops:.0f} TFLOP/s with full attention{recomputation}"
     billions = recipe.steps * recipe.data.global_batch * recipe.data.seq_len / 1e9
     yield f"  {f'{billions:,.0f}B tokens':<17}{speed.days:,.1f} days of training without interruptions"
+
+
+def _fsdp(plan: Plan) -> str:
+    weights = "are kept over an update" if plan.policy.keeps_weights else "are gathered for each pass"
+    sums = "each micro-batch" if plan.policy.reduces_each else "the last micro-batch"
+    return f"weights {weights}; gradients are summed after {sums}"
 
 
 def _nothing_fits(gpu: GpuModel, nodes: int, host_memory: float, recipe: Recipe) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """GPUs and the machines that they are sold in, with the numbers that a plan needs."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 # Dense bf16 peak in TFLOP/s, by a part of the device's name. From NVIDIA's data sheets (V100: fp16).
 _PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
@@ -17,7 +18,9 @@ class GpuModel:
 
     Attributes:
         name: for people.
+        architecture: compute capability without the dot.
         memory: GiB.
+        bandwidth: GB/s of that memory.
         peak: dense TFLOP/s in bf16; in fp16 on V100.
         efficiency: share of ``peak`` that forward and backward pass reach on one GPU, memory-bound operations included.
         link: GB/s from a GPU to others in its node, as collectives reach it (80 % of the data sheet's value).
@@ -26,10 +29,13 @@ class GpuModel:
         host_memory: GB in a node.
         host_bandwidth: GB/s between the processors of a node and their memory. The offloaded optimizer needs it.
         precision: in which it trains.
+        kernels: the ops that run on it as kernels of this project (:mod:`trainer.kernels.choice`).
     """
 
     name: str
+    architecture: int
     memory: float
+    bandwidth: float
     peak: float
     efficiency: float
     link: float
@@ -37,10 +43,12 @@ class GpuModel:
     per_node: int = 8
     host_memory: float
     host_bandwidth: float
-    precision: str = "bf16"
+    precision: Literal["bf16", "fp16"] = "bf16"
+    kernels: tuple[str, ...] = ()
 
 
-# Memory, peaks, links and hosts are from NVIDIA's data sheets of DGX-1, DGX A100, DGX H100 and DGX H200. Efficiencies:
+# Memory and its bandwidth, peaks, links and hosts are from NVIDIA's data sheets of DGX-1, DGX A100, DGX H100 and DGX
+# H200. Efficiencies:
 # - A100 and H100: llm-foundry's benchmarking README, rows without recomputation. MPT-1b to 7b reach 60 to 64 % and
 #   42 to 46 % of peak, attention counted in full.
 # - V100: Megatron-LM (arXiv 1909.08053), 39 of 125 TFLOP/s on one GPU.
@@ -48,7 +56,9 @@ class GpuModel:
 #   Llama-8B on eight of them.
 _V100 = GpuModel(
     name="V100 16GB",
+    architecture=70,
     memory=16,
+    bandwidth=900,
     peak=_PEAKS["V100"],
     efficiency=0.31,
     link=120,
@@ -59,7 +69,9 @@ _V100 = GpuModel(
 )
 _H100 = GpuModel(
     name="H100 80GB",
+    architecture=90,
     memory=80,
+    bandwidth=3350,
     peak=_PEAKS["H100"],
     efficiency=0.44,
     link=360,
@@ -72,7 +84,9 @@ GPUS: dict[str, GpuModel] = {
     "v100-32": replace(_V100, name="V100 32GB", memory=32),
     "a100-80": GpuModel(
         name="A100 80GB",
+        architecture=80,
         memory=80,
+        bandwidth=2039,
         peak=_PEAKS["A100"],
         efficiency=0.6,
         link=240,
@@ -81,5 +95,5 @@ GPUS: dict[str, GpuModel] = {
         host_bandwidth=250,
     ),
     "h100": _H100,
-    "h200": replace(_H100, name="H200 141GB", memory=140, efficiency=0.48),
+    "h200": replace(_H100, name="H200 141GB", memory=140, bandwidth=4800, efficiency=0.48),
 }
