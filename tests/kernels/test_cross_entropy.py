@@ -2,7 +2,9 @@
 
 import math
 import multiprocessing
+import multiprocessing.connection
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -216,6 +218,16 @@ def test_targets_outside_the_vocabulary_give_nan_and_touch_nothing_else() -> Non
         reference(logits[:1], targets[5:6], 80)
 
 
+@interpreted
+def test_a_slice_without_a_group_knows_its_own_words_only() -> None:
+    logits, _, _ = draw(5, 64, 1000, 37)
+    targets = torch.tensor([36, 37, 100, 101, 999])
+    assert fused(logits, targets, 1000, 37).isnan().tolist() == [True, False, False, True, True]
+    for outside in (0, 3):
+        with pytest.raises(IndexError):
+            reference(logits[:1], targets[outside : outside + 1], 1000, 37)
+
+
 # ---- orders, offsets, launches
 
 
@@ -426,10 +438,13 @@ def in_group(size: int, check: Callable[[int, dist.ProcessGroup], None]) -> None
         ranks = [context.Process(target=rank, args=(i, str(Path(folder) / "store"))) for i in range(size)]
         for process in ranks:
             process.start()
-        for process in ranks:
-            process.join(120)
+        deadline, failed = time.monotonic() + 300, False
+        while (running := [it for it in ranks if it.is_alive()]) and not failed and time.monotonic() < deadline:
+            multiprocessing.connection.wait([it.sentinel for it in running], 1)
+            failed = any(it.exitcode for it in ranks)  # the others would wait for this one
         for process in ranks:
             process.kill()
+            process.join()
     if any(process.exitcode for process in ranks) or not errors.empty():
         pytest.fail(errors.get() if not errors.empty() else f"exit codes {[process.exitcode for process in ranks]}")
 
@@ -489,3 +504,39 @@ def test_ranks_that_share_the_vocabulary(size: int, shapes: list[tuple[int, int,
         trouble_on_one_rank(rank, group)
 
     in_group(size, check)
+
+
+# ---- on a GPU, where the compiled kernels run
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_on_a_gpu(dtype: torch.dtype, record_property: Callable[[str, object], None]) -> None:
+    device = torch.device("cuda")
+    tokens, columns, vocab_size = 2048, 50_304, 50_272
+    logits, targets, upstream = (it.to(device) for it in draw(tokens, columns, vocab_size, 0, dtype))
+    expected, gradient = exact(logits, targets, upstream, vocab_size)
+    first, second = (run(fused, logits, targets, upstream, vocab_size) for _ in range(2))
+    record_property("worst_error", error(first[0], expected))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    assert error(first[0], expected) < 3e-6
+    torch.testing.assert_close(first[1].double(), gradient, rtol=max(2e-5, 1.01 * ULP[dtype]), atol=4e-8)
+    assert not first[1][:, vocab_size:].any()
+
+
+@pytest.mark.gpu
+def test_rows_beyond_two_to_the_31_on_a_gpu() -> None:
+    device = torch.device("cuda")
+    tokens, columns, vocab_size = 43_000, 50_304, 50_272
+    few, few_targets, _ = (it.to(device) for it in draw(4, columns, vocab_size, 0, torch.bfloat16))
+    logits = torch.zeros(tokens, columns, dtype=torch.bfloat16, device=device)
+    targets = torch.zeros(tokens, dtype=torch.int64, device=device)
+    logits[-4:], targets[-4:] = few, few_targets
+    expected, expected_gradient = exact(few, few_targets, torch.full((4,), 3.0, device=device), vocab_size)
+    logits.requires_grad_()
+    losses = fused(logits, targets, vocab_size)
+    (gradient,) = torch.autograd.grad(losses, logits, torch.tensor(3.0, device=device).expand(tokens))
+    assert gradient.data_ptr() == logits.data_ptr()
+    assert error(losses[-4:], expected) < 3e-6
+    assert error(losses[:-4], torch.full((tokens - 4,), math.log(vocab_size), device=device)) < 3e-6
+    assert error(gradient[-4:], expected_gradient) < ULP[torch.bfloat16]
