@@ -1,22 +1,23 @@
-"""Every setting of the device, and of the process for it. No other module of the trainer sets one.
+"""Every setting of the device, and of the process for it. No other module of the trainer sets one."""
 
-The settings of a GPU's kernels are torch's defaults, except where a function below changes one.
-"""
-
+import gc
 import os
+import resource
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend
+
+from trainer.kernels import jit
+
+_COLLECT_EVERY = 50  # updates
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where this process computes.
-
-    Attributes:
-        torch_device: the device as torch names it.
-        backend: communication backends for a process group on this device.
-    """
+    """Where this process computes: the device as torch names it, and the backend of the group for tensors on it."""
 
     torch_device: torch.device
     backend: str
@@ -27,33 +28,85 @@ class Device:
         return self.torch_device.type == "cuda"
 
 
-def select(local_rank: int) -> Device:
-    """Select the device of this process: a GPU if the host has one, else the CPU.
+def prepare(run_dir: Path, *, deterministic: bool) -> None:
+    """Make the settings that must come before the first call to CUDA. Values in the environment have precedence.
 
-    Args:
-        local_rank: number of this process on its host. Where processes outnumber GPUs, they share them.
+    If ``deterministic``, two runs agree bit by bit: torch then excludes cuDNN's attention, lets flash attention sum in
+    a fixed order, and tells NCCL to leave out NVLS. When a collective times out, torch writes the last ones of each
+    rank to ``run_dir``.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a rank has a socket for each other rank
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")  # collectives
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    if "TORCH_FR_DUMP_TEMP_FILE" not in os.environ:  # the newer name; torch appends the rank
+        os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(run_dir.absolute() / "nccl-trace-rank-"))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # no choice of a kernel by measured time
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def select(local_rank: int) -> Device:
+    """Select the device of this process: a GPU if the host has one, else the CPU. Order the GPU's attention kernels.
+
+    Where the processes of a host outnumber its GPUs, they share them by their ``local_rank``.
     """
     if not torch.cuda.is_available():
         return Device(torch.device("cpu"), "gloo")
     found = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(found)
-    return Device(found, "cpu:gloo,cuda:nccl")
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # as torch has it
+    # cuDNN's attention is 1.7 to 2.3 times as fast as flash on Hopper, and slower on A100 and Blackwell
+    # (huggingface/transformers#48163).
+    on_hopper = torch.cuda.get_device_capability(found)[0] == 9
+    order.insert(0 if on_hopper else len(order), SDPBackend.CUDNN_ATTENTION)
+    torch._C._set_sdp_priority_order([kernel.value for kernel in order])  # noqa: SLF001  sdpa_kernel() does not last
+    return Device(found, "nccl")
+
+
+def about(query: torch.Tensor, dropout: float) -> dict[str, Any]:
+    """What computes here, for config.json. Torch chooses the attention kernel by the queries of a layer.
+
+    Args:
+        query: [batch, heads, sequence, head width], as in training; its values do not matter.
+        dropout: of the attention weights.
+    """
+    choice = torch._fused_sdp_choice(query, query, query, None, dropout, True)  # pyright: ignore # noqa: SLF001, PGH003
+    return {
+        "name": torch.cuda.get_device_name(query.device) if query.is_cuda else "cpu",
+        "attention": SDPBackend(choice).name.removesuffix("_ATTENTION").lower(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": getattr(jit.triton, "__version__", None),
+    }
+
+
+def collect_garbage(step: int) -> None:
+    """Collect garbage where it is due after ``step``: at the same steps on all ranks, also on a CPU.
+
+    An automatic collection comes on each rank at another step, and all other ranks wait for it. So the first call ends
+    these, and exempts what exists by then.
+    """
+    if gc.isenabled():
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+    if step % _COLLECT_EVERY == 0:
+        gc.collect()
 
 
 def hide_gpus() -> None:
-    """Let this process see no GPU. Call it in a process that computes nothing, before its first call to CUDA.
-
-    Otherwise a library that finds a GPU may open a context there: half a gigabyte, and an error in exclusive mode.
-    """
+    """Let this process see no GPU. Otherwise torch may open a context: half a gigabyte; refused in exclusive mode."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def use_one_cpu_thread() -> None:
-    """Let torch compute with one CPU thread in this process.
-
-    The order of a sum decides how it rounds. With one thread the results do not depend on the number of cores. A forked
-    process needs it as well, because the threads of OpenMP do not survive a fork.
-    """
+    """Make results independent of the number of cores. A forked process needs it, too: it has no threads of OpenMP."""
     torch.set_num_threads(1)
 
 
@@ -63,8 +116,5 @@ def sum_bf16_products_in_fp32() -> None:
 
 
 def raise_communication_errors() -> None:
-    """Let a failed NCCL communicator raise an error instead of ending the process. Call it before the first group.
-
-    A value in the environment has precedence.
-    """
-    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+    """Raise an error where an NCCL communicator fails, and wait in each collective: for tests, not for training."""
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # before the first group

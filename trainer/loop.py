@@ -15,7 +15,7 @@ from opt_ops.contract.files import write_durably
 from opt_ops.contract.manifest import CheckpointError, Manifest
 from opt_ops.contract.phases import PhaseName
 from opt_ops.contract.signals import Signals
-from trainer import preconditions
+from trainer import device, preconditions
 from trainer.checkpoint import Checkpointer, Destination, Retention, Writer
 from trainer.checkpoint.schedule import SaveSchedules
 from trainer.console import print_line
@@ -79,6 +79,7 @@ def train(job: TrainJob) -> None:
     job.signals.dump_stacks_to(job.run_dir / "stacks" / f"rank-{place.rank:04d}.txt")
     phases = PhaseFile(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
     phases.enter(PhaseName.START, None)
+    device.prepare(job.run_dir, deterministic=recipe.deterministic)
     writer = Writer()  # forked before this process has threads, connections or a GPU
     data = dataset.load(
         job.data, job.valid, job.tokenizer, recipe, lambda: phases.enter(PhaseName.TOKENS, None, again=True)
@@ -86,7 +87,9 @@ def train(job: TrainJob) -> None:
     phases.enter(PhaseName.START, None)
     settings_digest = trajectory_digest(recipe, job.lr_factors, job.skips, data.digest, _initial_weights(job))
     layout = mesh.start(place, dp, tp, recipe.parallel.replicas)
-    mesh.require_agreement("the recipe, its settings or the data", settings_digest + data.validation_digest)
+    mesh.require_agreement(
+        "the recipe, its settings or the data", settings_digest + data.validation_digest, layout.host
+    )
     AttemptRunner(job, data, build(recipe, layout), writer, phases, settings_digest).run()
     dist.destroy_process_group()
 
@@ -116,7 +119,7 @@ class AttemptRunner:
         self._guard = Guard(recipe)
         fence = Fence(job.fence, job.attempt)
         address = environment.address_of_rank_0(os.environ)
-        self._checkpointer = Checkpointer(writer, _destination(job, fence), engine.state(), address)
+        self._checkpointer = Checkpointer(writer, _destination(job, fence), engine.state(), address, layout.host)
         self._resumed = self._resume()
         self._progress = Progress()
         if found := self._resumed:
@@ -157,6 +160,7 @@ class AttemptRunner:
         """
         recipe, recorder = self._job.recipe, self._recorder
         self._phases.enter(PhaseName.TRAINING, self._progress.step)
+        device.collect_garbage(self._progress.step)
         step = self._progress.step + 1
         to_log = step % recipe.log_every == 0 or step == recipe.steps
         outcome = self._steps.take(self._progress, closely=to_log)

@@ -31,22 +31,27 @@ class Checkpointer:
     the step, the data position, the tokens and the state of the guard. The settings of the optimizer come from the
     configuration, so a checkpoint can never bring old settings back.
 
-    All collectives run on a gloo group of their own. Those of a save run between the writers, because in the background
-    they would mix with the collectives of training.
+    The collectives of a save run between the writers, because in the background they would mix with those of training.
 
     Args:
         writer: started before the process group.
         destination: where checkpoints go.
         state: ``model`` and ``optimizer``, from an engine. Its tensors must stay in place.
         address: the host of rank 0.
+        group: of all ranks, for what the host exchanges (default: the default group).
     """
 
-    def __init__(self, writer: Writer, destination: Destination, state: dict[str, Any], address: str) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        destination: Destination,
+        state: dict[str, Any],
+        address: str,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
         self._writer = writer
         self._to = destination
         self._state = state
-        group = dist.new_group(backend="gloo")
-        assert isinstance(group, dist.ProcessGroup)
         self._group = group
         self._staging = Staging(state, group)
         writer.join(self._staging, destination, address, group)

@@ -22,7 +22,7 @@ from trainer.errors import UserError
 _INDEX = ".metadata"
 
 
-def restore(path: Path, state: dict[str, Any], group: dist.ProcessGroup, to: Destination) -> Manifest:
+def restore(path: Path, state: dict[str, Any], group: dist.ProcessGroup | None, to: Destination) -> Manifest:
     """Verify the checkpoint ``path`` and read it into the tensors of ``state``.
 
     First all ranks together compare every byte with the manifest. For a snapshot, each rank checks files on the disk of
@@ -54,7 +54,7 @@ def restore(path: Path, state: dict[str, Any], group: dist.ProcessGroup, to: Des
 class _Durable:
     """A durable checkpoint, on a file system that all nodes share."""
 
-    def __init__(self, path: Path, found: Manifest, group: dist.ProcessGroup) -> None:
+    def __init__(self, path: Path, found: Manifest, group: dist.ProcessGroup | None) -> None:
         self.folder = path
         mine = sorted(found.files)[dist.get_rank() :: dist.get_world_size()]
         for why in on_all_ranks(group, lambda: [manifest.damage(path, name, found) for name in mine]):
@@ -68,7 +68,7 @@ class _Durable:
 class _Snapshot:
     """A snapshot, on the disks of nodes. ``folder`` is that of this node, even if it has no files yet."""
 
-    def __init__(self, path: Path, found: Manifest, group: dist.ProcessGroup, to: Destination) -> None:
+    def __init__(self, path: Path, found: Manifest, group: dist.ProcessGroup | None, to: Destination) -> None:
         place = found.nodes.get(to.node)
         folders = on_all_ranks(group, lambda: place["folder"] if place else str(to.on_disk(path)) if to.disk else "")
         if not all(folders):

@@ -29,7 +29,7 @@ class Staging:
         size: of the memory, in bytes.
     """
 
-    def __init__(self, state: Mapping[str, Any], group: dist.ProcessGroup) -> None:
+    def __init__(self, state: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
         rank, world = dist.get_rank(), dist.get_world_size()
         self._planner = DefaultSavePlanner()
         self._planner.set_up_planner(dict(state), is_coordinator=rank == 0)

@@ -54,7 +54,7 @@ class Writer:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
 
-    def join(self, staging: Staging, destination: Destination, address: str, group: dist.ProcessGroup) -> None:
+    def join(self, staging: Staging, destination: Destination, address: str, group: dist.ProcessGroup | None) -> None:
         """Let the writers of all ranks form a group, on a port that rank 0's writer chooses.
 
         Args:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -25,9 +26,18 @@ class Layout:
 
     Ranks that share layers have consecutive numbers, so they are on the same node. Where data-parallel ranks hold
     replicas of the parameters, the mesh has three dimensions: ``replicate`` × ``shard`` × ``tp``.
+
+    Attributes:
+        mesh: of all ranks.
+        host: the group of all ranks for what the host exchanges: objects and files. It is the only one with gloo.
+        device: where this rank computes.
+        rank: number of this rank.
+        world: number of ranks.
+        tp: number of ranks that share layers.
     """
 
     mesh: DeviceMesh
+    host: dist.ProcessGroup
     device: torch.device
     rank: int
     world: int
@@ -57,36 +67,47 @@ class Layout:
 def start(place: Place, dp: int, tp: int, replicas: int = 1) -> Layout:
     """Select the device, join the process group and form the mesh. A single process needs no address or port.
 
+    On GPUs the groups of the mesh have NCCL alone, and their communicators exist before the first step. Each gloo group
+    costs a rank a socket for each other rank, so there is one.
+
     Raises:
         torch.distributed.DistError: the other processes did not come.
     """
     chosen = device.select(place.local_rank)
     if not chosen.is_gpu:
         device.use_one_cpu_thread()
+    # With a device, NCCL connects at once, and the groups of the mesh are split from the first one.
+    device_id = chosen.torch_device if chosen.is_gpu else None
+    common = partial(dist.init_process_group, chosen.backend, timeout=TIMEOUT, device_id=device_id)
     if place.world == 1:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  documented, but not listed in __all__
-        dist.init_process_group(chosen.backend, store=store, rank=0, world_size=1)
+        common(store=store, rank=0, world_size=1)
     else:
         method = "env://" if MASTER_ADDR in os.environ else "tcp://{}:{}".format(*rendezvous_from_slurm(os.environ))
-        dist.init_process_group(
-            chosen.backend, init_method=method, rank=place.rank, world_size=place.world, timeout=TIMEOUT
-        )
+        common(init_method=method, rank=place.rank, world_size=place.world)
+    host = dist.new_group(backend="gloo", timeout=TIMEOUT) if chosen.is_gpu else dist.group.WORLD
+    assert isinstance(host, dist.ProcessGroup)
     kind = chosen.torch_device.type
     if replicas == 1:
         mesh = init_device_mesh(kind, (dp, tp), mesh_dim_names=("dp", "tp"))
     else:
         mesh = init_device_mesh(kind, (replicas, dp // replicas, tp), mesh_dim_names=("replicate", "shard", "tp"))
-    return Layout(mesh, chosen.torch_device, place.rank, place.world, tp)
+    return Layout(mesh, host, chosen.torch_device, place.rank, place.world, tp)
 
 
-def require_agreement(what: str, value: str) -> None:
+def require_agreement(what: str, value: str, group: dist.ProcessGroup | None = None) -> None:
     """Compare ``value`` over all ranks. Without this, ranks could train on different data or code unnoticed.
+
+    Args:
+        what: the name of the value, for the message.
+        value: of this rank.
+        group: of all ranks, for what the host exchanges (default: the default group).
 
     Raises:
         UserError: on every rank, if the values differ. The message names the ranks that differ from rank 0.
     """
     values: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     if differing := [rank for rank, other in enumerate(values) if other != values[0]]:
         raise UserError(
             f"{what} differs between ranks: ranks {differing} have other values than rank 0. Start all ranks alike."

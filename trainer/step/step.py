@@ -118,7 +118,7 @@ class Steps:
         # 4. May the update be applied?
         self._inputs.raise_if_stopped(measured)
         verdict = checksums.judge(measured.checksums)
-        bad_module = None if measured.finite else first_bad_module(engine.model, run)
+        bad_module = None if measured.finite else first_bad_module(engine.model, run, engine.layout.host)
         fault = find_fault(step, measured, verdict, bad_module, engine.layout.rank)
         skip = None
         # Also an update that is not applied sets the learning rate, because telemetry reads it back.
