@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
-from trainer.kernels import jit
-
 _COLLECT_EVERY = 50  # updates
 
 
@@ -37,17 +35,18 @@ def prepare(run_dir: Path, *, deterministic: bool) -> None:
     """
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a rank has a socket for each other rank
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")  # collectives
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    if "TORCH_FR_DUMP_TEMP_FILE" not in os.environ:  # the newer name; torch appends the rank
-        os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(run_dir.absolute() / "nccl-trace-rank-"))
+    for older_name, name, value in (
+        ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "expandable_segments:True"),
+        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE", "2000"),  # collectives
+        ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_FR_DUMP_TEMP_FILE", f"{run_dir.absolute()}/collectives-rank-"),
+    ):
+        if older_name not in os.environ:
+            os.environ.setdefault(name, value)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # no choice of a kernel by measured time
-    torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(True)  # compiled layers as well
 
 
 def select(local_rank: int) -> Device:
@@ -80,9 +79,6 @@ def about(query: torch.Tensor, dropout: float) -> dict[str, Any]:
         "name": torch.cuda.get_device_name(query.device) if query.is_cuda else "cpu",
         "attention": SDPBackend(choice).name.removesuffix("_ATTENTION").lower(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "triton": getattr(jit.triton, "__version__", None),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from opt_ops.contract import environment, manifest
@@ -22,6 +23,7 @@ from trainer.console import print_line
 from trainer.data import dataset
 from trainer.data.dataset import Dataset
 from trainer.evaluation import Evaluation
+from trainer.model.precision import DTYPES
 from trainer.parallel import mesh
 from trainer.parallel.build import build
 from trainer.parallel.engine import Engine
@@ -311,11 +313,20 @@ def _config(job: TrainJob, engine: Engine, data: Dataset, progress: Progress) ->
         },
         "layout": _layout(engine.layout),
         "kernels": dict(engine.model.ops.ran),
+        "device": _device(recipe, engine.layout),
         "model": {"parameters": engine.size(), **asdict(recipe.model)},
         "data": data.about(),
         "resume": {"path": str(job.resume), "step": progress.step} if job.resume else None,
         "init_from": str(job.init_from) if job.init_from else None,
     }
+
+
+def _device(recipe: Recipe, layout: Layout) -> dict[str, Any]:
+    """What computes on rank 0, and which attention kernel it runs."""
+    model = recipe.model
+    heads, width = model.num_heads // layout.tp, model.hidden_size // model.num_heads
+    query = torch.empty(1, recipe.data.seq_len, heads, width, dtype=DTYPES[recipe.precision], device=layout.device)
+    return device.about(query.requires_grad_().transpose(1, 2), model.attention_dropout)
 
 
 def _schedule(recipe: Recipe) -> dict[str, float]:

@@ -18,6 +18,7 @@ import torch
 from opt_ops.contract.files import write_durably
 from opt_ops.contract.phases import PhaseName
 from opt_ops.contract.telemetry import BusyFields, ChecksumFields, LineFile, TelemetryLine
+from trainer.kernels import jit
 from trainer.model.cost import flops_per_token
 from trainer.optim import readback
 from trainer.parallel.mesh import Layout
@@ -46,6 +47,8 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     versions |= {name: version(name) for name in ("torch", "numpy", "tokenizers", "safetensors")}
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda
+    if jit.triton:
+        versions["triton"] = jit.triton.__version__
     versions["code"] = code_digest()
     whole = {"v": 1} | dict(config) | {"host": socket.gethostname(), "ts": time.time(), "versions": versions}
     write_durably(run_dir / "config.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")

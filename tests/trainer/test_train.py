@@ -106,7 +106,7 @@ def test_the_configuration_in_force_is_on_record(uninterrupted: Path, text: Path
     config = json.loads((uninterrupted / "a1" / "config.json").read_text())
     assert set(config) == {
         *("v", "attempt", "recipe", "host", "ts", "settings", "schedule", "lr_factors", "optimizer", "layout", "model"),
-        *("skips", "data", "resume", "init_from", "steps", "versions"),
+        *("skips", "data", "resume", "init_from", "steps", "versions", "device"),
     }
     assert (config["attempt"], config["recipe"], config["resume"]) == ("a1", "opt-tiny", None)
     assert config["steps"] == STEPS
@@ -116,6 +116,7 @@ def test_the_configuration_in_force_is_on_record(uninterrupted: Path, text: Path
     assert config["layout"] == {"world": 2, "dp": 2, "tp": 1}
     assert config["data"]["sources"] == [str(text)]
     assert config["model"]["parameters"] == 42_944
+    assert config["device"] == {"name": "cpu", "attention": "flash", "deterministic": False}
 
 
 def test_checkpoints_come_when_they_should_and_the_last_step_has_one(uninterrupted: Path) -> None:
