@@ -201,7 +201,7 @@ def tensors_alive_without_automatic_collection() -> list[int]:
     alive = []
     for step in range(1, 13):
         forward_backward(engine, data, recipe, progress)
-        engine.update(1.0, 1e-3)
+        engine.update(1.0, 1e-3, 256.0)
         progress = advanced(progress, recipe)
         device.collect_garbage(step)
         assert not gc.isenabled()
