@@ -453,9 +453,11 @@ def shared_vocabulary(rank: int, group: dist.ProcessGroup, shape: tuple[int, int
     """The slice of ``rank``: losses, gradient, the same bits on all ranks, for kernels and reference."""
     tokens, padded, vocab_size = shape
     logits, targets, upstream = draw(tokens, padded, vocab_size, 0)
-    logits[0, : padded // 2] -= 500  # the largest logit of a row is on another rank
-    expected, gradient = exact(logits, targets, upstream, vocab_size)
     columns = padded // group.size()
+    logits[0, : padded // 2] -= 500  # the largest logit of a row is on another rank
+    edges = torch.tensor([vocab_size - 1, columns, columns - 1, 0])[:tokens]  # a word before or after them is a fault
+    targets[: len(edges)] = edges
+    expected, gradient = exact(logits, targets, upstream, vocab_size)
     mine = slice(rank * columns, (rank + 1) * columns)
     for op in (fused, reference):
         losses, found = run(op, logits[:, mine].contiguous(), targets, upstream, vocab_size, mine.start, group)
