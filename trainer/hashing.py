@@ -33,6 +33,17 @@ def mix_(x: Tensor) -> Tensor:
     return x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=shifted))
 
 
+def mix32_(x: Tensor) -> Tensor:
+    """The same bits for an int32 tensor, in place. Half the memory traffic, so activations use it.
+
+    Multiplication wraps. The shift of a signed integer copies its sign, so the copies are masked away.
+    """
+    shifted = (x >> 16).bitwise_and_(0xFFFF)
+    x.bitwise_xor_(shifted).mul_(_FIRST)
+    x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=shifted).bitwise_and_(0x1FFFF)).mul_(_SECOND)
+    return x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=shifted).bitwise_and_(0x1FFFF))
+
+
 def key(*words: int) -> int:
     """One number in [0, 2³²) for a sequence of integers. Their order matters."""
     state = 0

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.hashing import MASK, key, mix, mix_
+from trainer.hashing import MASK, key, mix, mix32_, mix_
 from trainer.kernels.dropout_add_layer_norm import keep_mask, reference
 from trainer.model.dropout import DropoutClock
 
@@ -16,7 +16,17 @@ def mask(p: float = 0.1, site: int = 0, shape: tuple[int, int, int] = (16, 64, 9
 
 @given(st.lists(st.integers(0, MASK), min_size=1, max_size=50))
 def test_tensors_and_integers_are_mixed_alike(words: list[int]) -> None:
-    assert mix_(torch.tensor(words)).tolist() == [mix(word) for word in words]
+    mixed = [mix(word) for word in words]
+    assert mix_(torch.tensor(words)).tolist() == mixed
+    assert [word & MASK for word in mix32_(torch.tensor(words).to(torch.int32)).tolist()] == mixed
+
+
+def test_masks_have_the_bits_they_always_had() -> None:
+    # Golden values from when masks were hashed in int64; the place is beyond 32 bits.
+    now = torch.tensor([key(7, 1000), 2**40 + 2**32 - 2, 2**31 - 2])
+    weights = torch.tensor([key(i) for i in range(3 * 5 * 257)]).view(3, 5, 257)
+    sums = [(keep_mask(torch.Size((3, 5, 257)), p, 95, now) * weights).sum().item() for p in (0.1, 0.5, 0.73)]
+    assert sums == [7580679359984, 4338676751219, 2357822156109]
 
 
 def test_mixing_gives_the_bits_it_always_gave() -> None:
