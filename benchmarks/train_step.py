@@ -2,18 +2,21 @@
 
     python -m benchmarks.train_step --size 1.3b --batch 8                  (one GPU)
     python -m benchmarks.train_step --size small --batch 4                 (CPU)
+    python -m benchmarks.train_step --rehearse                             (does it run at all? a minute, on a CPU)
 
 | contender | what it is |
 | --- | --- |
-| ours | the trainer's own steps: FSDP2 on one rank, guard, checks and measurements included |
+| ours | the trainer's own steps: FSDP2 on one rank, guard, checks and measurements included; kernels=off |
+| ours+kernels | the same with kernels=on |
 | P1 | Hugging Face's OPT as its Trainer runs it with bf16=True: fp32 weights under autocast, SDPA, AdamW, eager |
-| P2 | the same model, careful: bf16 weights with fp32 masters, each layer compiled, cuDNN's attention, fused AdamW |
+| P2 | the same model, careful: bf16 weights with fp32 masters, each layer compiled, fused AdamW |
 | P3 | a plain OPT (tests/trainer/plain_opt.py), compiled whole, padded vocabulary, the rest as P2 |
 
-All begin with the same weights and see the same batches; dropout is OPT's, with masks of their own. Master weights and
-moments are fp32; backward pass, clipping to norm 1 and AdamW are inside the timed step. On CPUs all is fp32 and cuDNN
-is left out. Each contender has a process of its own, one after the other; the median of the steps after a warm-up is
-told, with quartiles and the CPU seconds of the process, because a shared machine is not quiet.
+All begin with the same weights and see the same batches; dropout is OPT's, with masks of their own. All have the same
+attention: on Hopper cuDNN's comes first for every contender, elsewhere torch's order holds. Master weights and moments
+are fp32; backward pass, clipping to norm 1 and AdamW are inside the timed step. On CPUs all is fp32. Each contender has
+a process of its own, one after the other; the median of the steps after a warm-up is told, with quartiles and the CPU
+seconds of the process, because a shared machine is not quiet. A rehearsal compiles nothing.
 """
 
 import argparse
@@ -27,7 +30,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -44,26 +48,30 @@ from trainer.optim import learning_rate
 from trainer.plan.hardware import peak_tflops
 from trainer.recipes import OptimConfig, Recipe
 
-CONTENDERS = ("ours", "P1", "P2", "P3")
+CONTENDERS = ("ours", "ours+kernels", "P1", "P2", "P3")
+REHEARSAL = {"size": "tiny", "batch": 1, "seq_len": 16, "warmup": 1, "steps": 2}
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
+TINY = ("model.num_layers=2", "model.hidden_size=64", "model.num_heads=2", "model.vocab_size=512")
 SMALL = ("model.num_layers=4", "model.hidden_size=256", "model.num_heads=4", "model.vocab_size=8000")
 
 Step = Callable[[int], float]  # number of the update, from 1 → its loss
 
 
-def recipe_of(size: str, batch: int, seq_len: int, compiled: bool) -> Recipe:
+def recipe_of(size: str, batch: int, seq_len: int, *, kernels: bool = False) -> Recipe:
     """A published size, or a small one for CPUs; a short warm-up, so that the curves have something to show."""
-    name = "opt-125m" if size == "small" else f"opt-{size}"
+    shape = {"tiny": TINY, "small": SMALL}.get(size, ())
+    name = "opt-125m" if shape else f"opt-{size}"
     settings = [
-        *(SMALL if size == "small" else ()),
+        *shape,
         f"data.seq_len={seq_len}",
         f"data.global_batch={batch}",
         f"data.micro_batch={batch}",
         "optim.warmup_steps=20",
         f"precision={'bf16' if CUDA else 'fp32'}",
         "parallel.tp=1",
-        f"compile={str(compiled and CUDA).lower()}",
+        f"compile={str(CUDA).lower()}",
+        f"kernels={'on' if kernels else 'off'}",
     ]
     return recipes.build(name, settings)
 
@@ -105,7 +113,7 @@ class MasterAdamW:
         self.adamw.zero_grad()
         if self.masters is not self.weights:
             with torch.no_grad():
-                torch._foreach_copy_(self.weights, self.masters)
+                torch._foreach_copy_(list[Tensor](self.weights), list[Tensor](self.masters))
 
 
 def ours(recipe: Recipe, folder: Path) -> Step:
@@ -123,10 +131,7 @@ def ours(recipe: Recipe, folder: Path) -> Step:
     from trainer.step.step import Steps
 
     layout = mesh.start(Place(0, 1, 0), 1, 1)
-    spread = build(recipe, layout)
-    weights = dict(first_weights(recipe))
-    for name, parameter in spread.state()["model"].items():  # a GPU draws others
-        spread.local(parameter).copy_(weights[name])
+    spread = build(recipe, layout)  # draws what first_weights draws, on the same device
     saves = SaveSchedules(recipe, snapshots=False)
     inputs = RankInputs(folder, layout, Signals(), Fence(None, "benchmark"), saves)
     checksums = Checksums(spread.model, spread.optimizer, layout, recipe.checksum_every)
@@ -151,8 +156,7 @@ def peer(recipe: Recipe, model: nn.Module, loss: Callable[[Tensor, Tensor], Tens
     @contextmanager
     def settings() -> Iterator[None]:
         autocast = torch.autocast("cuda", torch.bfloat16) if CUDA and not careful else nullcontext()
-        attention = sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if CUDA and careful else nullcontext()
-        with autocast, attention:
+        with autocast:
             yield
 
     def step(update: int) -> float:
@@ -171,24 +175,24 @@ def hugging_face(recipe: Recipe, *, careful: bool) -> Step:
     from transformers import OPTConfig, OPTForCausalLM
 
     config = recipe.model
-    theirs = OPTForCausalLM(
-        OPTConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            ffn_dim=4 * config.hidden_size,
-            max_position_embeddings=config.max_positions,
-            num_attention_heads=config.num_heads,
-            word_embed_proj_dim=config.embedding_width,
-            do_layer_norm_before=config.norm == "pre",
-            dropout=config.dropout,
-            attention_dropout=0.0,
-        )
+    shape = OPTConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        ffn_dim=4 * config.hidden_size,
+        max_position_embeddings=config.max_positions,
+        num_attention_heads=config.num_heads,
+        word_embed_proj_dim=config.embedding_width,
+        do_layer_norm_before=config.norm == "pre",
+        dropout=config.dropout,
+        attention_dropout=0.0,
     )
-    weights = {name: p[: config.vocab_size] if "embed_tokens" in name else p for name, p in first_weights(recipe)}
+    with torch.device("meta"):  # their initial values are not needed
+        theirs = OPTForCausalLM(shape)
     decoder: Any = theirs.model.decoder
-    decoder.load_state_dict(weights)
-    theirs.train().to(DEVICE, torch.bfloat16 if CUDA and careful else torch.float32)
+    take_weights(decoder, recipe, torch.bfloat16 if CUDA and careful else torch.float32)
+    theirs.lm_head.weight = decoder.embed_tokens.weight
+    theirs.train()
     if careful:
         for layer in decoder.layers:
             layer.compile()
@@ -203,25 +207,49 @@ def plain(recipe: Recipe) -> Step:
     """The plain OPT of the tests, compiled as a whole."""
     from tests.trainer.plain_opt import PlainOPT
 
-    model = PlainOPT(recipe.model)
-    model.load_state_dict(dict(first_weights(recipe)))
-    model.train().to(DEVICE, torch.bfloat16 if CUDA else torch.float32)
+    with torch.device("meta"):
+        model = PlainOPT(recipe.model)
+    take_weights(model, recipe, torch.bfloat16 if CUDA else torch.float32)
     return peer(recipe, model, torch.compile(model), careful=True)
 
 
-def first_weights(recipe: Recipe) -> list[tuple[str, Tensor]]:
-    """What all begin with."""
-    return [(name, p.detach()) for name, p in OPT(recipe.model, recipe.seed).named_parameters()]
+@torch.no_grad()
+def take_weights(model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> None:
+    """Let ``model``, on the meta device, begin with what all begin with. Part by part: all of it in fp32 is large."""
+    with torch.device("meta"):
+        ours = OPT(recipe.model, recipe.seed)
+    theirs = dict(model.named_parameters())
+    for prefix, part in ours.named_children():
+        for name, child in part.named_children() if prefix == "layers" else [("", part)]:
+            if prefix == "lm_head":
+                continue
+            ours.draw(child, DEVICE)
+            for key, value in child.named_parameters():
+                full = ".".join(filter(None, (prefix, name, key)))
+                rows = len(theirs[full])  # Hugging Face's embeddings have no padding
+                owner, _, leaf = full.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, nn.Parameter(value[:rows].detach().to(dtype, copy=True)))
+            child.to("meta")
+
+
+def attention() -> AbstractContextManager[Any]:
+    """The order of attention kernels, for every contender alike."""
+    if not CUDA or torch.cuda.get_device_capability()[0] != 9:
+        return nullcontext()
+    order = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+    return sdpa_kernel([getattr(SDPBackend, name) for name in order], set_priority=True)
 
 
 def run_one(options: argparse.Namespace) -> dict[str, Any]:
     """Warm up and time one contender, in this process."""
-    recipe = recipe_of(options.size, options.batch, options.seq_len, compiled=True)
+    kernels = options.contender == "ours+kernels"
+    recipe = recipe_of(options.size, options.batch, options.seq_len, kernels=kernels)
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, attention():
         contenders: dict[str, Callable[[], Step]] = {
             "ours": lambda: ours(recipe, Path(folder)),
+            "ours+kernels": lambda: ours(recipe, Path(folder)),
             "P1": lambda: hugging_face(recipe, careful=False),
             "P2": lambda: hugging_face(recipe, careful=True),
             "P3": lambda: plain(recipe),
@@ -252,13 +280,14 @@ def row(result: dict[str, Any], recipe: Recipe) -> str:
     seconds = result["seconds"]
     low, median, high = statistics.quantiles(seconds, n=4)
     tokens = recipe.data.global_batch * recipe.data.seq_len
+    cpu = statistics.median(result["cpu_seconds"])
     flops = cost.flops_per_token(recipe) * tokens / median
     full = flops + 6 * recipe.model.num_layers * recipe.model.hidden_size * recipe.data.seq_len * tokens / median
     peak = peak_flops()
     shares = f"{flops / peak:.1%} | {full / peak:.1%}" if peak else "none | none"
     return (
         f"| {result['contender']} | {median:.4g} | {low:.4g}–{high:.4g} | "
-        f"{statistics.median(result['cpu_seconds']):.4g} | {tokens / median:,.0f} | {flops / 1e12:.3g} | {shares} | "
+        f"{cpu:.4g} | {median / tokens * 1e6:.4g} | {flops / 1e12:.3g} | {shares} | "
         f"{result['peak_bytes'] / 2**30:.2f} | {result['losses'][-1]:.4f} |"
     )
 
@@ -289,7 +318,8 @@ def versions() -> str:
     from importlib.metadata import version
 
     device = torch.cuda.get_device_name() if CUDA else f"{os.cpu_count()} CPU cores, 1 thread"
-    names = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    found = [name for name in ("torch", "triton", "transformers") if find_spec(name)]
+    names = ", ".join(f"{name} {version(name)}" for name in found)
     return f"{device}; Python {platform.python_version()}, {names}"
 
 
@@ -304,31 +334,55 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--plot", type=Path, help="SVG of the loss curves")
     parser.add_argument("--json", type=Path, help="all that was measured")
+    parser.add_argument("--limit", type=float, help="seconds for each contender")
+    parser.add_argument("--rehearse", action="store_true", help="a few steps of a small model: does it run?")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.rehearse:
+        vars(options).update(REHEARSAL)
     options.seq_len = options.seq_len or (256 if options.size == "small" else 2048)
     if options.contender:
         print(json.dumps(run_one(options)))
         return
-    recipe = recipe_of(options.size, options.batch, options.seq_len, compiled=True)
+    recipe = recipe_of(options.size, options.batch, options.seq_len)
     results: list[dict[str, Any]] = []
     print(f"{versions()}\n")
-    print("| | s, median | quartiles | CPU s, median | tokens/s | TFLOP/s | MFU causal | full | peak GiB | last loss |")
+    print("| | s, median | quartiles | CPU s, median | µs/token | TFLOP/s | MFU causal | full | peak GiB | last loss |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for contender in options.only:
         command = [sys.executable, "-m", "benchmarks.train_step", "--contender", contender, "--size", options.size]
         for name in ("batch", "seq_len", "warmup", "steps"):
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            print(f"| {contender} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:150]} |||||||||")
+        found = one_of(command, options.limit, rehearse=options.rehearse)
+        if isinstance(found, str):
+            print(f"| {contender} | {found} |||||||||", flush=True)
             continue
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-        print(row(results[-1], recipe), flush=True)
+        results.append(found)
+        print(row(found, recipe), flush=True)
+        if options.json:  # at once: what comes later may not end
+            save(options.json, results)
     if options.plot and results:
         plot(results, options.plot)
-    if options.json:
-        options.json.write_text(json.dumps({"versions": versions(), "results": results}, indent=1) + "\n")
+
+
+def one_of(command: list[str], limit: float | None, *, rehearse: bool) -> dict[str, Any] | str:
+    """What a contender measured, or why it has measured nothing."""
+    instead = {"TORCHDYNAMO_DISABLE": "1", "TRITON_INTERPRET": "1"} if rehearse and not CUDA else {}
+    environment = os.environ | instead
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=limit, env=environment)
+    except subprocess.TimeoutExpired:
+        return f"not measured: more than {limit:g} s"
+    if done.returncode:
+        return f"failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:150]}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def save(path: Path, results: list[dict[str, Any]]) -> None:
+    """All that was measured so far."""
+    partial = path.with_name(f".{path.name}.new")
+    partial.write_text(json.dumps({"versions": versions(), "results": results}, indent=1) + "\n")
+    partial.replace(path)
 
 
 if __name__ == "__main__":
