@@ -3,7 +3,6 @@
 # torch does not list its foreach functions.
 # pyright: reportPrivateImportUsage=false
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -76,22 +75,33 @@ def gradient_factor(optimizer: torch.optim.Optimizer, gnorm: float | Tensor, div
     return (clip_norm / divisor / norm.clamp(min=clip_norm)).float()
 
 
-def update(optimizer: torch.optim.Optimizer, factor: Tensor, *, step: Callable[[], object] | None = None) -> None:
+def update(
+    optimizer: torch.optim.Optimizer,
+    factor: Tensor,
+    *,
+    unless: Tensor | None = None,
+    step: Callable[[], object] | None = None,
+) -> None:
     """Apply the gradients times ``factor``. AdamW multiplies them in its own pass.
 
+    The host waits for the device only where parameters are offloaded: then the two scalars are needed on the host.
+
     Args:
-        optimizer: over the parameters that hold the gradients. It may overwrite these.
+        optimizer: AdamW over the parameters that hold the gradients. It may overwrite these.
         factor: an fp32 scalar (:func:`gradient_factor`).
+        unless: a boolean scalar. Where it is true, weights, moments and step counts stay as they are.
         step: what starts the optimizer, where that is not ``optimizer.step``.
     """
     parameters = optimizer.param_groups[0]["params"]
-    if parameters:  # torch would copy to a host without waiting for the copy, where parameters are offloaded
-        factor = factor.to(parameters[0].device)
-    optimizer.grad_scale = factor.reciprocal()  # pyright: ignore[reportAttributeAccessIssue]
+    device = parameters[0].device if parameters else factor.device
+    # AdamW's own names: it divides gradients by ``grad_scale``, and does nothing where ``found_inf`` is 1. Both must be
+    # on its device: torch would copy them to a host without waiting for the copy.
+    optimizer.grad_scale = factor.reciprocal().to(device)  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.found_inf = None if unless is None else unless.float().to(device)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         (step or optimizer.step)()
     finally:
-        del optimizer.grad_scale  # pyright: ignore[reportAttributeAccessIssue]
+        del optimizer.grad_scale, optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @torch.no_grad()
@@ -100,37 +110,33 @@ def last_update(
     parameters: Sequence[nn.Parameter],
     local: Callable[[Tensor], Tensor],
     out: Sequence[Tensor],
-) -> float:
+) -> None:
     """What the last update took from each parameter: its values before less its values now.
 
     The fused AdamW does not hand this out, but its state still tells: lr · m̂ / (√v̂ + eps) + lr · wd · w, with the
     moments after the update, their bias corrected, and the weights w before it. Those are what they are now, plus the
-    update itself; the formula is solved for that. The learning rate must still be that of the update.
+    update itself; the formula is solved for that. The learning rate must still be that of the update. The host does not
+    wait for the device.
 
     Args:
         optimizer: AdamW, after an update that was applied.
         parameters: some of its parameters.
         local: gives this rank's part of a parameter or of a moment.
-        out: receives this rank's parts, all but for a factor.
-
-    Returns:
-        That factor.
+        out: receives this rank's parts.
     """
     group = optimizer.param_groups[0]
     states = [optimizer.state[parameter] for parameter in parameters]
-    updates, taken = float(states[0]["step"]), list(out)
+    taken, updates = list(out), states[0]["step"].double()
     bias_1, bias_2 = (1 - beta**updates for beta in group["betas"])
     decay = group["lr"] * group["weight_decay"]
-    factor = group["lr"] * math.sqrt(bias_2) / bias_1 / (1 - decay)
     torch._foreach_copy_(taken, [local(state["exp_avg_sq"]) for state in states])
     torch._foreach_sqrt_(taken)
-    torch._foreach_add_(taken, group["eps"] * math.sqrt(bias_2))
+    torch._foreach_add_(taken, (group["eps"] * bias_2.sqrt()).float())
     torch._foreach_reciprocal_(taken)
     torch._foreach_mul_(taken, [local(state["exp_avg"]) for state in states])
+    torch._foreach_mul_(taken, (group["lr"] * bias_2.sqrt() / bias_1 / (1 - decay)).float())
     if decay:
-        weights = [local(parameter) for parameter in parameters]
-        torch._foreach_add_(taken, weights, alpha=decay / (1 - decay) / factor)
-    return factor
+        torch._foreach_add_(taken, [local(parameter) for parameter in parameters], alpha=decay / (1 - decay))
 
 
 def readback(optimizer: torch.optim.Optimizer) -> OptimizerFields:

@@ -109,13 +109,14 @@ class Engine(ABC):
         """Number of parameters of the whole model."""
         return sum(tensor.numel() for tensor in self.state()["model"].values())
 
-    def update(self, gnorm: float, lr: float, divisor: float) -> None:
-        """Clip the gradients and update the weights.
+    def update(self, gnorm: float | Tensor, lr: float, divisor: float, *, unless: Tensor | None = None) -> None:
+        """Clip the gradients and update the weights. The host does not wait for the device.
 
         Args:
-            gnorm: global norm of the gradients of the mean loss.
+            gnorm: global norm of the gradients of the mean loss; a scalar on the device, or a number.
             lr: learning rate of this update.
             divisor: what the gradients in the parameters are larger by: tokens · loss scale / data-parallel ranks.
+            unless: a boolean scalar. Where it is true, weights, moments and step counts stay as they are.
         """
         optim.set_learning_rate(self.optimizer, lr)
-        optim.update(self.optimizer, optim.gradient_factor(self.optimizer, gnorm, divisor))
+        optim.update(self.optimizer, optim.gradient_factor(self.optimizer, gnorm, divisor), unless=unless)

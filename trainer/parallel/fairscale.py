@@ -114,12 +114,12 @@ class FairscaleEngine(engine.Engine):
                 }
         return {"model": model, "optimizer": moments}
 
-    def update(self, gnorm: float, lr: float, divisor: float) -> None:
+    def update(self, gnorm: float | Tensor, lr: float, divisor: float, *, unless: Tensor | None = None) -> None:
         """See the base class. After an update, the owners send their parameters to the other ranks."""
         optim.set_learning_rate(self._sharded, lr)  # OSS copies it to its inner optimizer at the next step
         optim.set_learning_rate(self.optimizer, lr)
         factor = optim.gradient_factor(self.optimizer, gnorm, divisor)
-        optim.update(self.optimizer, factor, step=self._sharded.step)
+        optim.update(self.optimizer, factor, unless=unless, step=self._sharded.step)
 
 
 def _as_dtensor(tensor: Tensor, mesh: DeviceMesh, placements: Sequence[Split | Replicate]) -> DTensor:

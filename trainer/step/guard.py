@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from trainer.errors import LossScaleError
 from trainer.recipes import Recipe
 from trainer.step import loss_scale
-from trainer.step.measured import StepMeasurements
+from trainer.step.measured import Limits, StepMeasurements
 
 SkipReason = Literal["overflow", "out_of_band"]
 
@@ -52,7 +52,7 @@ class Guard:
         reason: SkipReason | None = None
         if measured.overflow:
             reason = "overflow"
-        elif not self._skipped_last and self._out_of_band(measured):
+        elif (limits := self.limits()) and measured.loss > limits.loss and measured.gnorm > limits.gnorm:
             reason = "out_of_band"
         if self._scale:
             self._scale = self._scale.after(overflow=measured.overflow, config=self._scaling)
@@ -63,6 +63,12 @@ class Guard:
             self._gnorms.append(measured.gnorm)
         self._skipped_last = reason == "out_of_band"
         return reason
+
+    def limits(self) -> Limits | None:
+        """Above which loss and gradient norm the next update is out of band. None if it cannot be."""
+        if self._skipped_last or not self._band.deviations or len(self._losses) < self._band.warm:
+            return None
+        return Limits(_limit(self._losses, self._band.deviations), _limit(self._gnorms, self._band.deviations))
 
     def loss_scale_error(self) -> LossScaleError | None:
         """The error that ends training if the loss scale is at its floor and updates still overflow.
@@ -110,12 +116,6 @@ class Guard:
             )
         self._scale = loss_scale.restored_scale(state["loss_scale"])
         return None
-
-    def _out_of_band(self, measured: StepMeasurements) -> bool:
-        if not self._band.deviations or len(self._losses) < self._band.warm:
-            return False
-        pairs = ((measured.loss, self._losses), (measured.gnorm, self._gnorms))
-        return all(value > _limit(before, self._band.deviations) for value, before in pairs)
 
 
 def _limit(values: deque[float], deviations: float) -> float:

@@ -22,6 +22,14 @@ class Progress:
     tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """An update with a loss and a gradient norm above both is out of band (:class:`trainer.step.guard.Guard`)."""
+
+    loss: float
+    gnorm: float
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepMeasurements:
     """What all ranks measured in one forward and backward pass, and what they read of their inputs.
@@ -43,6 +51,7 @@ class StepMeasurements:
         flip: the rank that flips a bit of its weights, for a drill.
         busy_seconds: by rank; empty where it is not known.
         checksums: by rank; empty in most steps.
+        usual: whether the update was queued, and the device found nothing that forbids it: then it is applied already.
     """
 
     loss: float
@@ -61,6 +70,7 @@ class StepMeasurements:
     flip: int | None = None
     busy_seconds: Sequence[float] = ()
     checksums: Sequence[Sequence[float]] = ()
+    usual: bool = False
 
     @property
     def finite(self) -> bool:

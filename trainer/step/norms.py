@@ -56,12 +56,12 @@ class BlockNorms:
 
         It is computed block by block, in memory for the shards of the largest block.
         """
-        engine, factor, norms = self._engine, 0.0, []
+        engine, norms = self._engine, []
         self._rooms = self._rooms or _rooms(engine)
         for parameters, room in self._rooms:
-            factor = optim.last_update(engine.optimizer, parameters, engine.local, room)
+            optim.last_update(engine.optimizer, parameters, engine.local, room)
             norms += _norms(room)
-        return self._summed(norms) * factor**2
+        return self._summed(norms)
 
     def _summed(self, norms: Sequence[Tensor]) -> Tensor:
         """The squares of ``norms``, one for each shard, summed by block."""

@@ -2,20 +2,23 @@
 
 1. Choose the batch: :func:`choose_batch`.
 2. Run forward and backward pass for each micro-batch: :func:`forward_backward`.
-3. Add up all measurements over all ranks, in one all-reduce: :func:`measure`.
-4. Decide whether the update may be applied: :func:`find_fault` and :class:`trainer.step.guard.Guard`.
-5. Clip the gradients and update the weights: :meth:`trainer.parallel.engine.Engine.update`.
+3. Add up all measurements over all ranks, in one all-reduce: :func:`trainer.step.sums.add_up`.
+4. Queue the update (:meth:`trainer.parallel.engine.Engine.update`), on a condition that the device checks: nothing is
+   unusual. Then a GPU does not idle while the host reads what was measured.
+5. Decide whether an unusual update may be applied: :func:`find_fault` and :class:`trainer.step.guard.Guard`.
 6. Advance the position in the data: :func:`advanced`.
+
+The host decides before any update is queued in two cases: where checksums are compared, because any rank may hold wrong
+data, and where a step is unusual (:meth:`trainer.step.sums.Sums.usual`).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -31,6 +34,7 @@ from trainer.step.guard import Guard, first_bad_module
 from trainer.step.measured import Progress, StepMeasurements, StepOutcome
 from trainer.step.norms import BlockNorms
 from trainer.step.rank_inputs import RankInputs, StepInputs
+from trainer.step.sums import Shares, Sums, add_up
 
 
 class SampleSource(Protocol):
@@ -39,26 +43,6 @@ class SampleSource(Protocol):
     def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of ``count`` samples from ``first`` on: two int64 tensors [count, seq_len]."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """The shares of one rank in the mean loss and in the mean activation norm. The shares of all ranks add up to them.
-
-    Attributes:
-        loss: in nats per token.
-        activation_norm: of what leaves the last layer.
-        divisor: the gradients in the parameters, divided by it, are those of the mean loss over the global batch.
-        loss_scale: what the loss was multiplied by, in fp16. It is a part of ``divisor``.
-        attention_logits: [tensor-parallel ranks, layers], in passes that sampled them. The ranks that share the first
-            part of the batch fill in one row each.
-    """
-
-    loss: Tensor
-    activation_norm: Tensor
-    divisor: float
-    loss_scale: float | None = None
-    attention_logits: Tensor | None = None
 
 
 class Steps:
@@ -114,26 +98,29 @@ class Steps:
         shares = run(sample=closely)
         inputs = self._inputs.read(step)
         last = closely and self._applied
-        measured = measure(engine, shares, inputs, to_compare, self._norms, parameter_norms=closely, update_norms=last)
-        # 4. May the update be applied?
+        sums = add_up(engine, shares, inputs, to_compare, self._norms, parameter_norms=closely, update_norms=last)
+        # 4. Queue the update. One that is not applied also sets the learning rate, because telemetry reads it back.
+        lr = optim.learning_rate(step, self._recipe.optim, self._lr_factors)
+        optim.set_learning_rate(engine.optimizer, lr)
+        measured = self._queue_update(sums, shares.divisor, lr) if to_compare is None else sums.reader()()
+        # 5. May an update be applied that is not queued?
         self._inputs.raise_if_stopped(measured)
         verdict = checksums.judge(measured.checksums)
         bad_module = None if measured.finite else first_bad_module(engine.model, run, engine.layout.host)
         fault = find_fault(step, measured, verdict, bad_module, engine.layout.rank)
         skip = None
-        # Also an update that is not applied sets the learning rate, because telemetry reads it back.
-        lr = optim.learning_rate(step, self._recipe.optim, self._lr_factors) * measured.drill_factor
+        lr *= measured.drill_factor
         optim.set_learning_rate(engine.optimizer, lr)
         if fault is None:
             skip = guard.skip_reason(measured)
-            # 5. Clip and update.
-            if skip is None:
-                engine.update(measured.gnorm, lr, measured.divisor)
+            if skip is None and not measured.usual:
+                engine.update(sums.gnorm, lr, measured.divisor)  # not the norm of the host: its last bits may differ
             self._applied = skip is None
             # 6. Advance.
             progress = advanced(before, self._recipe, applied=skip is None)
             checksums.updated(step, measured.flip)
             fault = guard.loss_scale_error()
+        assert not measured.usual or (fault is None and skip is None), "an update was applied that must not be"
         return StepOutcome(
             measured=measured,
             progress=progress,
@@ -143,6 +130,13 @@ class Steps:
             verdict=verdict,
             fault=fault,
         )
+
+    def _queue_update(self, sums: Sums, divisor: float, lr: float) -> StepMeasurements:
+        """Queue the update, unless the device finds something unusual. Then wait for what was measured."""
+        usual = sums.usual(self._guard.limits())
+        read = sums.reader(usual)
+        self._engine.update(sums.gnorm, lr, divisor, unless=~usual)
+        return read()
 
 
 def choose_batch(progress: Progress, recipe: Recipe, skips: Sequence[tuple[int, int]]) -> Progress:
@@ -220,78 +214,9 @@ def measure(
     parameter_norms: bool = False,
     update_norms: bool = False,
 ) -> StepMeasurements:
-    """Add up all measurements over all ranks. Apart from the gradients, this is the only all-reduce of a step.
-
-    Args:
-        engine: with its gradients.
-        shares: the result of :func:`forward_backward`.
-        inputs: what this rank has read.
-        to_compare: checksums of this rank, in steps that compare them.
-        norms: of the engine's shards, if they exist already.
-        parameter_norms: whether to measure the norms of the parameters, too.
-        update_norms: whether to measure the norms of the last update, which must have been applied.
-    """
-    norms = norms or BlockNorms(engine)
-    device, world, rank = shares.loss.device, dist.get_world_size(), dist.get_rank()
-    flags = [inputs.drill_factor, inputs.save_requested, inputs.superseded, inputs.flip, inputs.snapshot_due]
-    parts = {
-        "means": torch.stack([shares.loss.double(), shares.activation_norm.double()]),
-        "inputs": torch.tensor(flags, dtype=torch.float64, device=device),
-        "gradients": norms.shares(engine.gradients()).to(device),
-    }
-    if parameter_norms:
-        parts["parameters"] = norms.shares(engine.parameters()).to(device)
-    if update_norms:
-        parts["updates"] = norms.update_shares().to(device)
-    # These values are not added up: each rank has a place of its own in the sum.
-    if inputs.busy_seconds is not None:
-        parts["busy"] = torch.zeros(world, dtype=torch.float64, device=device)
-        parts["busy"][rank] = inputs.busy_seconds
-    if shares.attention_logits is not None:
-        parts["attention"] = shares.attention_logits.double().flatten()
-    if to_compare is not None:
-        table = torch.zeros(world, len(to_compare), dtype=torch.float64, device=device)
-        table[rank] = to_compare
-        parts["checksums"] = table.flatten()
-    total = torch.cat(list(parts.values()))
-    dist.all_reduce(total)
-    sums = dict(zip(parts, _lists(total.tolist(), [len(part) for part in parts.values()]), strict=True))
-    loss, activation_norm = sums["means"]
-    drill_factor, save_requests, superseded, flip, snapshot_due = sums["inputs"]
-    divisor = shares.divisor
-    return StepMeasurements(
-        loss=loss,
-        activation_norm=activation_norm,
-        gnorm=math.sqrt(sum(sums["gradients"])) / divisor,
-        divisor=divisor,
-        loss_scale=shares.loss_scale,
-        block_gnorms={b: math.sqrt(s) / divisor for b, s in zip(norms.blocks, sums["gradients"], strict=True)},
-        block_pnorms={b: math.sqrt(s) for b, s in zip(norms.blocks, sums.get("parameters", ()), strict=False)},
-        block_unorms={b: math.sqrt(s) for b, s in zip(norms.blocks, sums.get("updates", ()), strict=False)},
-        attention_logits=_largest(_rows(sums.get("attention", ()), engine.layout.tp)),
-        drill_factor=drill_factor,
-        save_requested=save_requests > 0,
-        snapshot_due=snapshot_due > 0,
-        superseded=superseded > 0,
-        flip=int(flip) - 1 if flip else None,
-        busy_seconds=sums.get("busy", ()),
-        checksums=_rows(sums.get("checksums", ()), world),
-    )
-
-
-def _lists(values: Sequence[float], lengths: Sequence[int]) -> list[Sequence[float]]:
-    """``values`` cut into pieces of these lengths."""
-    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-
-
-def _rows(values: Sequence[float], rows: int) -> list[Sequence[float]]:
-    return _lists(values, [len(values) // rows] * rows) if values else []
-
-
-def _largest(by_rank: Sequence[Sequence[float]]) -> Sequence[float]:
-    """The largest logit of each layer; NaN where one is not a number."""
-    return [math.nan if any(map(math.isnan, values)) else max(values) for values in zip(*by_rank, strict=True)]
+    """:func:`trainer.step.sums.add_up`, and wait for the result."""
+    sums = add_up(engine, shares, inputs, to_compare, norms, parameter_norms=parameter_norms, update_norms=update_norms)
+    return sums.reader()()
 
 
 def find_fault(
