@@ -2,12 +2,14 @@
 
 import gc
 import json
+import mmap
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from opt_ops.contract.fence import Fence
 from tests.trainer.harness import REPOSITORY, SMALL, Ranks, engine_of, settings, telemetry, train
 from tests.trainer.test_parallel import build, samples
 from trainer import device
-from trainer.checkpoint import Checkpointer, Destination, Writer
+from trainer.checkpoint import Checkpointer, Destination, Writer, staging
 from trainer.parallel import mesh
 from trainer.step.measured import Progress
 from trainer.step.step import advanced, forward_backward
@@ -192,6 +194,57 @@ def test_ranks_open_few_descriptors(ranks: Ranks, tmp_path: Path) -> None:
     for opened, by_writer in others:
         assert opened <= 25
         assert by_writer <= 31
+
+
+class _Runtime:
+    """CUDA's runtime as torch binds it, on a host that cannot pin memory. Kernels take its last error away."""
+
+    def __init__(self) -> None:
+        self.last_error = 0
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
+        assert (address > 0, size > 0, flags) == (True, True, 0)
+        self.last_error = 2
+        return 2
+
+
+def state_that_cannot_be_pinned() -> list[Any]:
+    runtime, printed, zeros = _Runtime(), [], torch.zeros
+
+    def check(code: int) -> None:
+        if code:
+            raise RuntimeError(f"out of memory ({code})")
+
+    def kernel(*size: int, **options: Any) -> Tensor:
+        if options.pop("device", None) == "cuda" and (code := runtime.last_error):
+            runtime.last_error = 0
+            check(code)
+        return zeros(*size, **options)
+
+    layout = mesh.start(place_from_environment(os.environ), 1, 1)
+    weight = torch.arange(3.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "cudart", lambda: runtime)
+        patch.setattr(torch.cuda, "check_error", check)
+        patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+        patch.setattr(torch, "zeros", kernel)
+        patch.setattr(staging, "print_line", lambda text, *_: printed.append(text))
+        staged = staging.Staging({"model": {"weight": weight}}, layout.host)
+        staged.copy()
+    with mmap.mmap(staged.memory, staged.size) as memory:
+        [copy] = staging.views(memory, staged.plan)
+        same = torch.equal(copy, weight)
+        del copy
+    return [runtime.last_error, same, *printed]
+
+
+def test_memory_that_cannot_be_pinned_costs_a_note_and_not_the_training(ranks: Ranks) -> None:
+    [[last_error, same, *printed]] = ranks(1, state_that_cannot_be_pinned)
+    assert last_error == 0, "the next kernel of training would raise it"
+    assert same
+    assert len(printed) == 1
+    assert "cannot be pinned: out of memory (2)" in printed[0]
 
 
 def tensors_alive_without_automatic_collection() -> list[int]:

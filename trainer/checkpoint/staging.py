@@ -1,7 +1,9 @@
 """Host memory for a copy of the training state. The rank and its writer share it."""
 
+import contextlib
 import mmap
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +14,8 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
+from trainer.console import print_line
+
 _ALIGNED = 64  # bytes of a cache line
 
 
@@ -20,7 +24,7 @@ class Staging:
 
     The layout alone decides which rank writes what. So the ranks agree on it once. Of several ranks that hold the same
     part, one copies and writes it. The memory has no name, so nothing of it is left when the processes end. With a GPU
-    it is pinned.
+    it is pinned: all of it is there from the start, 12 bytes per parameter of the shard (weights and both moments).
 
     Attributes:
         plan: what this rank writes.
@@ -46,11 +50,11 @@ class Staging:
         self.memory = os.memfd_create("checkpoint")
         os.ftruncate(self.memory, self.size)
         self._map = mmap.mmap(self.memory, self.size)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            self._map.madvise(mmap.MADV_HUGEPAGE)  # fewer page faults, where the host allows it for shared memory
         self._views = list(views(self._map, self.plan))
         if torch.cuda.is_available():
-            runtime: Any = torch.cuda.cudart()
-            pointer = torch.frombuffer(self._map, dtype=torch.uint8).data_ptr()
-            torch.cuda.check_error(runtime.cudaHostRegister(pointer, self.size, 0))
+            _pin(self._map)
 
     def copy(self) -> None:
         """Copy the present state, and return when the copy is complete."""
@@ -60,6 +64,23 @@ class Staging:
             view.copy_(live, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
+
+
+def _pin(memory: mmap.mmap) -> None:
+    """Pin ``memory``, so that a GPU can copy into it while the host continues. If that fails, note it and go on."""
+    runtime: Any = torch.cuda.cudart()
+    address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    try:
+        torch.cuda.check_error(runtime.cudaHostRegister(address, len(memory), 0))
+    except RuntimeError as error:
+        print_line(
+            f"note: {len(memory) / 1e9:.1f} GB of host memory for checkpoints cannot be pinned: {error}. Saves hold "
+            "training up for longer. Free memory of the host, or raise the limit of locked memory (ulimit -l).",
+            sys.stderr,
+        )
+        # CUDA keeps the error and would raise it after the next kernel, in training. A kernel here takes it away.
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device="cuda")
 
 
 def views(memory: mmap.mmap, plan: SavePlan) -> Iterator[Tensor]:
