@@ -75,23 +75,24 @@ def test_the_losses_and_norms_are_those_of_one_process(
         assert dimensions == {1 + replicated + (tp > 1)}
 
 
-def compiled(*changes: str) -> tuple[list[float], list[float], int]:
+def compiled(tp: int) -> tuple[list[float], list[float], int]:
     """Losses and norms with compiled layers, and how many graphs that took."""
     from torch._dynamo.utils import counters
 
-    losses, gnorms, _ = curve(1, 1, "compile=true", *changes)
+    losses, gnorms, _ = curve(1, tp, "compile=true")
     return losses, gnorms, counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPU")
+@pytest.mark.parametrize("tp", [1, 2])
 def test_compiled_layers_compute_the_same_and_are_compiled_once(
-    alone: tuple[list[float], list[float], set[int]],
+    alone: tuple[list[float], list[float], set[int]], tp: int
 ) -> None:
     pool = Ranks(patience=500)
     try:
-        losses, gnorms, graphs = pool(1, compiled)[0]
+        losses, gnorms, graphs = pool(tp, compiled, tp)[0]
     finally:
         pool.close()
     assert losses == pytest.approx(alone[0], rel=1e-5)

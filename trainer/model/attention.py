@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.model.sharded import own
+from trainer.model.fused import BranchEnd
+from trainer.model.sharded import gathered, own
 from trainer.recipes import ModelConfig
 
 
@@ -17,7 +19,12 @@ class SelfAttention(nn.Module):
 
     Args:
         config: for the sizes and the dropout of attention probabilities.
+
+    Attributes:
+        group: the tensor-parallel ranks, each with its part of the sequence and of the heads. None if there is one.
     """
+
+    group: dist.ProcessGroup | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -27,7 +34,7 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(size, size)
         self.k_proj = nn.Linear(size, size)
         self.v_proj = nn.Linear(size, size)
-        self.out_proj = nn.Linear(size, size)
+        self.out_proj = BranchEnd(size, size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, sequence, hidden] → the same."""
@@ -35,6 +42,8 @@ class SelfAttention(nn.Module):
         def heads(y: Tensor) -> Tensor:  # [batch, heads, sequence, head_dim]
             return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
+        if self.group is not None:
+            x = gathered(x, self.group)
         inputs = (self.q_proj, self.k_proj, self.v_proj)
         weights, biases = (own(linear.weight) for linear in inputs), (own(linear.bias) for linear in inputs)
         queries, keys, values = _Projections.apply(x, *weights, *biases)

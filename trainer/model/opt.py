@@ -13,7 +13,7 @@ from trainer.hashing import key
 from trainer.kernels.choice import Ops, Setting, choose
 from trainer.model.attention import SelfAttention
 from trainer.model.dropout import DropoutClock
-from trainer.model.fused import FirstNorm, LinearReLU, ResidualNorm, use
+from trainer.model.fused import BranchEnd, FirstNorm, LinearReLU, ResidualNorm, use
 from trainer.recipes import ModelConfig
 
 # The first two rows of the released position tables are not used: fairseq counted positions from the padding id + 1.
@@ -41,7 +41,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = SelfAttention(config)
         self.final_layer_norm = norm(first + 1)
         self.fc1 = LinearReLU(size, 4 * size)
-        self.fc2 = nn.Linear(4 * size, size)
+        self.fc2 = BranchEnd(4 * size, size)
 
     def forward(self, stream: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Run the layer. All are [batch, sequence, hidden].

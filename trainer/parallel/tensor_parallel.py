@@ -2,14 +2,12 @@
 
 Between layers, each rank holds its part of every sequence (dim 1). Inside a layer it has whole sequences, and its part
 of the heads and of the feed-forward layer. Where a layer computes with plain tensors (:mod:`trainer.model.sharded`),
-the styles here only split its parameters and gather its input.
+the styles here only split its parameters, and tell it the group of ranks to exchange with.
 """
 
-from functools import partial
-
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -24,17 +22,19 @@ from trainer.recipes import ModelConfig
 
 def split_layer(layer: DecoderLayer, mesh: DeviceMesh) -> None:
     """Split the parameters of ``layer`` over ``mesh``."""
-    columns, whole = _Held(Shard(0)), _Held(Replicate())
+    columns = _Held(Shard(0))
+    norm = _Held(Replicate(), knows_group=True)
+    end = _Held(Shard(1), Replicate(), knows_group=True)
     plan: dict[str, ParallelStyle] = {
-        "self_attn_layer_norm": whole,
-        "self_attn": _Held(None, gathers=True),
+        "self_attn_layer_norm": norm,
+        "self_attn": _Held(None, knows_group=True),
         "self_attn.q_proj": columns,
         "self_attn.k_proj": columns,
         "self_attn.v_proj": columns,
-        "self_attn.out_proj": RowwiseParallel(output_layouts=Shard(1)),
-        "final_layer_norm": whole,
-        "fc1": _Held(Shard(0), gathers=True),
-        "fc2": RowwiseParallel(output_layouts=Shard(1)),
+        "self_attn.out_proj": end,
+        "final_layer_norm": norm,
+        "fc1": _Held(Shard(0), knows_group=True),
+        "fc2": end,
     }
     parallelize_module(layer, mesh, plan, src_data_rank=None)
 
@@ -53,37 +53,32 @@ def _outer_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
         "lm_head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False),
     }
     if config.norm == "pre":
-        plan["final_layer_norm"] = _Held(Replicate())
+        plan["final_layer_norm"] = _Held(Replicate(), knows_group=True)
     if config.embedding_width != config.hidden_size:
         plan |= {name: SequenceParallel(use_local_output=True) for name in ("project_in", "project_out")}
     return plan
 
 
 class _Held(ParallelStyle):
-    """Ranks hold the parameters of a module by ``placement``. Its code computes with what this rank holds.
+    """Ranks hold the parameters of a module by a placement. Its code computes with what this rank holds.
 
     Args:
-        placement: of all parameters of the module itself. None if it has none.
-        gathers: whether its input is gathered to whole sequences first.
+        weight: how ranks hold the weight. None if the module has no parameters of its own.
+        bias: how they hold the bias, if not as the weight.
+        knows_group: whether the module itself exchanges with the other ranks.
     """
 
-    def __init__(self, placement: Placement | None, *, gathers: bool = False) -> None:
+    def __init__(self, weight: Placement | None, bias: Placement | None = None, *, knows_group: bool = False) -> None:
         super().__init__()
-        self._placement = placement
-        self._gathers = gathers
+        self._weight, self._bias = weight, bias or weight
+        self._knows_group = knows_group
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         for name, parameter in module.named_parameters(recurse=False):
-            assert self._placement is not None
-            split = distribute_tensor(parameter, device_mesh, [self._placement], src_data_rank=self.src_data_rank)
+            placement = self._bias if name == "bias" else self._weight
+            assert placement is not None
+            split = distribute_tensor(parameter, device_mesh, [placement], src_data_rank=self.src_data_rank)
             module.register_parameter(name, nn.Parameter(split))
-        if self._gathers:
-            module.register_forward_pre_hook(partial(_gather_input, device_mesh))
+        if self._knows_group:
+            setattr(module, "group", device_mesh.get_group())  # noqa: B010  a module of ours, and no Tensor or Module
         return module
-
-
-def _gather_input(mesh: DeviceMesh, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-    (part,) = inputs
-    whole = DTensor.from_local(part, mesh, [Shard(1)], run_check=False).redistribute(placements=[Replicate()])
-    # Each rank finds its part of a sum, the gradient of the whole. The way back adds the parts up and splits the sum.
-    return (whole.to_local(grad_placements=[Partial()]),)
