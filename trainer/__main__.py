@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from opt_ops.contract.environment import RankEnvironmentError, place_from_environment
 from opt_ops.contract.exit_codes import ExitCode
@@ -248,8 +248,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]PATH[:WEIGHT]",
         action="append",
         default=[],
-        help='JSONL file with a "text" in each line, or a folder of such files; repeatable. Without weights all paths '
-        "are one corpus; with weights each is a corpus of its own (default: the texts of Python's standard library)",
+        help='file of JSON lines with a "text" in each, or a folder of *.jsonl files; repeatable. A *.txt file is one '
+        "document of plain text. Of a *.py file the long string constants are one. Without weights all paths are one "
+        "corpus; with weights each is a corpus of its own (default: the texts of Python's standard library)",
     )
     parser.add_argument(
         "--valid",
@@ -275,9 +276,16 @@ def _parsed(option: str, parse: Callable[[str], _Pair], text: str) -> _Pair:
 
 def _list_recipes() -> None:
     for name, recipe in recipes.RECIPES.items():
-        print(f"{name}: {recipe.__doc__}")
+        print_line(f"{name}: {recipe.__doc__}")
         for key, value in recipes.settings_of(recipe()):
-            print(f"  {key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+            print_line(f"  {key}={_as_set(value)}")
+
+
+def _as_set(value: Any) -> str:
+    """The value as ``--set`` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _print_recipes() -> None:

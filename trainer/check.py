@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from opt_ops.contract import manifest
 from trainer import preconditions
 from trainer.data import corpus
-from trainer.data.corpus import Corpus, CorruptLine, Span
+from trainer.data.corpus import Corpus, Span
+from trainer.data.lines import CorruptLine, summary
 from trainer.errors import UserError
 from trainer.recipes import Recipe
 
@@ -123,7 +124,7 @@ def _beginning(each: Corpus, most_corrupt: int) -> _Beginning:
         left -= whole
     if len(corrupt) > most_corrupt:
         raise UserError(
-            f"{corrupt[0]}. {each.name} has {len(corrupt)} such lines near its beginning, more than "
+            f"{summary(corrupt)}. {each.name} has {len(corrupt)} such lines near its beginning, more than "
             f"data.max_corrupt_lines={most_corrupt}: repair or remove them, or raise the limit to skip them."
         )
     return _Beginning(each, files, sum(sizes), found, size, corrupt)
@@ -146,6 +147,8 @@ def _require_length(begun: _Beginning, need: int, tokenizer: "Definition | None"
 
         spans = [corpus.whole(file) for file in begun.files]
         tokens = len(encode.encode(spans, encode.tokenizer_of(tokenizer.text), np.dtype(np.uint32)).ids)
+    if not begun.documents:
+        raise UserError(f"{begun.corpus.name}: {begun.corpus.without_text()}")
     if tokens < need:
         raise UserError(
             f"{begun.corpus.name}: the data has {tokens} tokens, less than one sample of {need}: give more --data, or "

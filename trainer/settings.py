@@ -7,6 +7,25 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from trainer.errors import UserError
 
+_MOST_SUGGESTIONS = 4
+
+# Names that other trainers have for a setting, by the part that finds ours.
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "batch_size": "batch",
+    "sequence_length": "seq_len",
+    "context_length": "seq_len",
+    "max_steps": "steps",
+    "grad_clip": "clip_norm",
+    "gradient_clipping": "clip_norm",
+    "fp16": "precision",
+    "bf16": "precision",
+    "dtype": "precision",
+    "gradient_checkpointing": "checkpoint_activations",
+    "width": "hidden_size",
+    "depth": "num_layers",
+}
+
 _Config = TypeVar("_Config")
 
 
@@ -31,18 +50,44 @@ def changed(config: _Config, setting: str) -> _Config:
         raise UserError(f"--set {setting}: expected key=value, for example --set optim.peak_lr=3e-4.")
     known = [name for name, _ in settings_of(config)]
     if key not in known:
+        near = dict.fromkeys([*_sharing_parts(key, known), *difflib.get_close_matches(key, known)])
         raise UserError(
-            f"--set {setting}: no setting is called {key!r}.{did_you_mean(key, known)} --list-recipes prints them all."
+            f"--set {setting}: no setting is called {key!r}.{_suggestion([*near])} --list-recipes prints them all."
         )
     return _with(config, key.split("."), text, setting)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence with the known names that are similar to ``word``. Empty if there are none."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known)
-    near += [name for name in known if name.rpartition(".")[2] == word and name not in near]
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    return _suggestion(difflib.get_close_matches(word, list(known)))
+
+
+def _suggestion(names: Sequence[str]) -> str:
+    return f" Did you mean {' or '.join(names[:_MOST_SUGGESTIONS])}?" if names else ""
+
+
+def _sharing_parts(key: str, known: Sequence[str]) -> list[str]:
+    """The settings that share most with ``key``: parts between ``.`` and ``_``, their beginnings, or the initials.
+
+    The group before the last dot only decides between settings that share the same: ``optim.lr`` is ``optim.peak_lr``.
+    """
+    group, _, last = key.lower().replace("-", "_").rpartition(".")
+    words = _OTHER_NAMES.get(last, last).split("_")
+    counts = {name: 2 * _shared(words, name.rpartition(".")[2]) for name in known}
+    counts = {name: count + (name.rpartition(".")[0] == group) for name, count in counts.items() if count}
+    return [name for name, count in counts.items() if count == max(counts.values())]
+
+
+def _shared(words: Sequence[str], name: str) -> int:
+    parts, squeezed = name.split("_"), "".join(words)
+    if squeezed == "".join(part[0] for part in parts):
+        return 2
+    by_words = sum(2 if word in parts else any(_begins(word, part) for part in parts) for word in words)
+    return by_words or (len(squeezed) > 2 and squeezed in name.replace("_", ""))
+
+
+def _begins(word: str, part: str) -> bool:
+    return len(word) > 2 and part.startswith(word)
 
 
 def _with(config: Any, path: Sequence[str], text: str, setting: str) -> Any:

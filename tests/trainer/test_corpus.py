@@ -23,7 +23,17 @@ def test_what_is_no_document_is_told_with_its_line(tmp_path: Path) -> None:
     assert last == "The dog."
     bad = [line for line in found if isinstance(line, CorruptLine)]
     assert [line.line for line in bad] == list(range(2, len(BAD) + 2))
-    assert str(bad[0]) == f'{path}:2: not a JSON object with a string "text" in UTF-8'
+    needed = 'not a JSON object with a string "text" in UTF-8'
+    assert str(bad[1]) == f'{path}:3: {needed} (no key "text"; the keys are "body")'
+    assert [line.why.partition(" at ")[0] for line in bad] == [
+        "not JSON: Unterminated string starting",
+        'no key "text"; the keys are "body"',
+        "an array, and not a JSON object",
+        "a number, and not a JSON object",
+        '"text" is a number, and not a string',
+        "not UTF-8, probably Latin-1; the first such byte is 0xE9",
+        "not JSON: nested too deeply",
+    ]
 
 
 def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
@@ -31,6 +41,7 @@ def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     path.write_text('{"text": "half \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
     half, both = documents(whole(path))
     assert isinstance(half, CorruptLine)
+    assert "half of a surrogate pair" in half.why
     assert both == "whole \U0001f600"
 
 

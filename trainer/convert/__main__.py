@@ -110,7 +110,8 @@ def _progress(weights: Weights, dtype: torch.dtype | None) -> Callable[[int], No
         percent = min(100, 100 * done // total)
         if percent >= shown + (1 if sys.stderr.isatty() else 25):
             shown = percent
-            print_line(f"{percent} % of {total / 1e9:.2f} GB", sys.stderr)
+            size = f"{total / 1e9:.2f} GB" if total >= 1e9 else f"{total / 1e6:.2f} MB"
+            print_line(f"{percent} % of {size}", sys.stderr)
 
     return show
 

@@ -1,7 +1,6 @@
 """The text to train on: JSON lines, or the texts in Python's standard library."""
 
 import ast
-import json
 import os
 import re
 import sysconfig
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from trainer.data import content
+from trainer.data.lines import CorruptLine, text_of
 from trainer.errors import UserError
 
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "ensurepip", "__pycache__"}
@@ -47,6 +48,14 @@ class Corpus:
         """
         return jsonl_files(self.paths) if self.paths else standard_library_files()
 
+    def without_text(self) -> str:
+        """What to tell about a corpus in which no text was found."""
+        files = self.files()
+        names = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more files" if len(files) > 3 else "")
+        if not any(file.stat().st_size for file in files):
+            return f"{names}: no text, because {'the file is' if len(files) == 1 else 'the files are'} empty (0 bytes)."
+        return f'{names}: no text. No line is a JSON object with a "text" that is not blank.'
+
     @property
     def sources(self) -> list[str]:
         """The sources of the text, as ``config.json`` lists them."""
@@ -60,18 +69,6 @@ class Span:
     path: Path
     begin: int
     end: int
-
-
-@dataclass(frozen=True, slots=True)
-class CorruptLine:
-    """A line that is not a document, and why."""
-
-    path: str
-    line: int
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.why}"
 
 
 def training_corpora(texts: Sequence[str]) -> list[Corpus]:
@@ -141,7 +138,7 @@ def jsonl_files(paths: Sequence[Path]) -> list[Path]:
             raise UserError(f"{path}: neither a file nor a folder. Give a *.jsonl file, or a folder of such files.")
         found = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
         if not found:
-            raise UserError(f"{path}: the folder holds no *.jsonl file.")
+            raise UserError(f"{path}: the folder holds no *.jsonl file.{content.other_endings(path)}")
         files += found
     return files
 
@@ -180,11 +177,12 @@ class Document:
 def documents(span: Span) -> Iterator[str | CorruptLine]:
     """The texts in part of a file.
 
-    In JSONL each line is one. In Python source all long string constants together are one. Any other file is one.
-    Blank space at the end of a text is dropped. Texts and lines without anything else are skipped.
+    A file ``*.txt`` is one. In Python source, ``*.py``, all long string constants together are one. In any other file
+    each line is one, a JSON object. Blank space at the end of a text is dropped. Texts and lines without anything else
+    are skipped.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or it holds something else.
     """
     for each in located(span):
         yield each.text if isinstance(each, Document) else each
@@ -194,25 +192,51 @@ def located(span: Span) -> Iterator[Document | CorruptLine]:
     """The same texts, each with its place in the file.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or it holds something else.
     """
+    try:
+        for each in _found_in(span):
+            if isinstance(each, CorruptLine):
+                yield each
+            elif text := each.text.rstrip():
+                yield Document(text, each.offset)
+    except OSError as error:
+        raise UserError(f"{span.path} cannot be read: {error.strerror}.") from error
+
+
+def _found_in(span: Span) -> Iterator[Document | CorruptLine]:
     if span.path.suffix == ".py":
-        found = iter([Document("\n\n".join(_prose_in_source(span.path)), 0)])
+        yield Document("\n\n".join(_prose_in_source(span.path)), 0)
     elif span.path.suffix == ".txt":
-        found = iter([Document(span.path.read_text(encoding="utf-8", errors="replace"), 0)])
+        yield Document(_prose(span.path), 0)
     else:
-        found = _texts_of_lines(span)
-    for each in found:
-        if isinstance(each, CorruptLine):
-            yield each
-        elif text := each.text.rstrip():
-            yield Document(text, each.offset)
+        if span.begin == 0:
+            content.require_lines(span.path)
+        yield from _texts_of_lines(span)
+
+
+def _prose(path: Path) -> str:
+    content.require_prose(path)
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if path.is_relative_to(sysconfig.get_path("stdlib")):
+            return raw.decode("utf-8", "replace")  # nobody can be asked to repair a file of Python itself
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}:{line}: not UTF-8, probably {content.encoding_of(raw)}. Convert it: "
+            f"iconv -f {content.encoding_of(raw).upper()} -t UTF-8"
+        ) from error
 
 
 def _prose_in_source(path: Path) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some files have invalid escapes
-        tree = ast.parse(path.read_bytes())
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError) as error:
+            raise UserError(f"{path}: not Python source: {error}. Give text as *.txt or *.jsonl.") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value
@@ -221,36 +245,23 @@ def _prose_in_source(path: Path) -> Iterator[str]:
 
 
 def _texts_of_lines(span: Span) -> Iterator[Document | CorruptLine]:
-    try:
-        with span.path.open("rb") as file:
-            position = span.begin
-            if position:
-                file.seek(position - 1)
-                position += len(file.readline()) - 1  # a line that begins before the span belongs to the span before
-            before = None
-            for number, line in enumerate(file):
-                if position >= span.end:
-                    return
-                position += len(line)
-                text = _text_of(line) if not line.isspace() else ""
-                if text is None:
-                    if before is None:
-                        before = newlines(span.path, 0, position - len(line)) - number
-                    why = 'not a JSON object with a string "text" in UTF-8'
-                    yield CorruptLine(str(span.path), before + number + 1, why)
-                else:
-                    yield Document(text, position - len(line))
-    except OSError as error:
-        raise UserError(f"{span.path} cannot be read: {error.strerror}.") from error
-
-
-def _text_of(line: bytes) -> str | None:
-    try:
-        text = json.loads(line)["text"]
-        text.encode()  # half of a surrogate pair is a valid str, but cannot be encoded
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return text if isinstance(text, str) else None
+    with span.path.open("rb") as file:
+        position = span.begin
+        if position:
+            file.seek(position - 1)
+            position += len(file.readline()) - 1  # a line that begins before the span belongs to the span before
+        before = None
+        for number, line in enumerate(file):
+            if position >= span.end:
+                return
+            position += len(line)
+            text, why = text_of(line) if not line.isspace() else ("", "")
+            if text is None:
+                if before is None:
+                    before = newlines(span.path, 0, position - len(line)) - number
+                yield CorruptLine(str(span.path), before + number + 1, why)
+            else:
+                yield Document(text, position - len(line))
 
 
 def newlines(path: Path, begin: int, end: int) -> int:

@@ -65,7 +65,7 @@ def load(
         grows: called from another thread every few minutes in which tokens were added.
 
     Raises:
-        UserError: the text is missing or unreadable, or has too many corrupt lines.
+        UserError: the text is missing, empty or unreadable, or has too many corrupt lines.
         RuntimeError: a worker process has died.
     """
     versions = cache.versions(corpus.files())
@@ -84,10 +84,12 @@ def load(
             f"{corpus.name} has {len(corrupt)} corrupt lines that were skipped, more than "
             f"data.max_corrupt_lines={limits.corrupt_lines}. {entry / 'about.json'} names them: repair or remove them."
         )
+    if not about["tokens"]:
+        raise UserError(f"{corpus.name}: {corpus.without_text()}")
     return TokenFile(
         name=corpus.name,
         number=corpus.number,
-        ids=np.load(entry / "ids.npy", mmap_mode="r") if about["tokens"] else np.empty(0, np.uint16),
+        ids=np.load(entry / "ids.npy", mmap_mode="r"),
         bounds=np.load(entry / "bounds.npy", mmap_mode="r"),
         sources=corpus.sources,
         digest=about["digest"],

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from typing import BinaryIO
 import numpy as np
 
 from opt_ops.contract.files import write_durably
-from trainer.data.corpus import Corpus, CorruptLine, Span, whole
+from trainer.console import print_line
+from trainer.data.corpus import Corpus, Span, whole
+from trainer.data.lines import LINES_SHOWN, CorruptLine, summary
 from trainer.data.tokens import cache, encode
 from trainer.data.tokens.progress import BuildProgress
 from trainer.data.tokens.tokenizer import Definition
@@ -100,13 +103,11 @@ def _make_parts(
     with BuildProgress(name, sum(sizes)) as progress:
 
         def done(index: int, part: encode.TokenPart) -> None:
-            for line in part.corrupt:
-                progress.print_line(f"{line}; skipped")
             corrupt.extend(part.corrupt)
             counts[index] = len(part.ids), len(part.lengths)
             progress.add(sizes[index], len(part.ids))
             if len(corrupt) > limits.corrupt_lines:
-                raise UserError(_too_many(corrupt, limits.corrupt_lines))
+                raise UserError(_too_many(name, corrupt, limits.corrupt_lines))
 
         missing = []
         for index, path in enumerate(paths):
@@ -125,7 +126,18 @@ def _make_parts(
             done(index, part)
         elif tasks:
             _in_processes(tasks, tokenizer.text, dtype, limits.workers, done)
+    for line in skipped_lines(corrupt):
+        print_line(line, sys.stderr)
     return counts
+
+
+def skipped_lines(corrupt: Sequence[CorruptLine]) -> Iterator[str]:
+    """What the log says about lines that were skipped: the first ones, and the number of the others."""
+    ordered = sorted(corrupt, key=lambda line: (line.path, line.line))
+    for line in ordered[:LINES_SHOWN]:
+        yield f"{line}; skipped"
+    if len(ordered) > LINES_SHOWN:
+        yield f"{len(ordered) - LINES_SHOWN:,} more corrupt lines were skipped"
 
 
 def _in_processes(
@@ -177,12 +189,10 @@ def _in_processes(
             process.join()
 
 
-def _too_many(corrupt: Sequence[CorruptLine], limit: int) -> str:
-    lines = sorted(corrupt, key=lambda line: (line.path, line.line))[: limit + 1]
-    shown = "; ".join(map(str, lines[:10]))
+def _too_many(name: str, corrupt: Sequence[CorruptLine], limit: int) -> str:
     return (
-        f"{shown}{'; …' if len(lines) > 10 else ''}. More corrupt lines than data.max_corrupt_lines={limit}: "
-        "repair or remove them, or raise the limit to skip them. The tokens that exist by then are kept."
+        f"{summary(corrupt)}. More corrupt lines than data.max_corrupt_lines={limit} in {name}: repair or remove them, "
+        "or raise the limit to skip them. The tokens that exist by then are kept."
     )
 
 
