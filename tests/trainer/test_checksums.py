@@ -57,6 +57,23 @@ def damaged_training(dp: int, tp: int, damage: str, rank: int, *changes: str) ->
     return tuple(verdicts)
 
 
+def offloaded() -> str:
+    """The device of the values to compare, where parameters are gathered on another device than the shards are on."""
+    recipe = recipe_of(1, 1)
+    layout = mesh.start(place_from_environment(os.environ), 1, 1)
+    engine = build(recipe, layout)
+    checksums = Checksums(engine.model, engine.optimizer, layout, every=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checksums, "_gathered", lambda: torch.zeros((), dtype=torch.int64, device="meta"))
+        values = checksums.values_to_compare(0)
+    assert values is not None
+    return values.device.type
+
+
+def test_shards_on_the_host_are_compared_beside_parameters_on_a_gpu(ranks: Ranks) -> None:
+    assert ranks(1, offloaded) == ["meta"]
+
+
 def damaged_copy(model: OPT, checksums: Checksums) -> torch.Tensor | None:
     """A bit flips in the copy that this rank has gathered of one layer."""
     layer = model.layers[1]

@@ -99,11 +99,12 @@ class Checksums:
         """
         if self._at_rest is None:
             return None
-        counters = checksum(state["step"] for _, state in self._held) + position
-        parts = [self._own() != self._at_rest, counters, self._gathered()]
+        counters, gathered = checksum(state["step"] for _, state in self._held) + position, self._gathered()
+        parts = [self._own() != self._at_rest, counters, gathered]
         parts += [self._own(indices) for indices, _ in self._replicated]
         self._at_rest = None
-        return torch.stack([part.double() for part in parts])
+        # With offload, a rank's own shards are on the host, and gathered parameters on the GPU.
+        return torch.stack([part.double().to(gathered.device) for part in parts])
 
     def judge(self, values_by_rank: Sequence[Sequence[float]]) -> ChecksumVerdict | None:
         """Compare the values of all ranks. None if there are none. All ranks come to the same verdict."""
