@@ -55,11 +55,11 @@ SMALL = ("model.num_layers=4", "model.hidden_size=768", "model.num_heads=12", "m
 class Ours:
     """Our checkpointer, to one place."""
 
-    def __init__(self, writer: Writer, folder: Path, state: dict[str, Any], *, durable: bool) -> None:
+    def __init__(self, writer: Writer, folder: Path, state: dict[str, Any], host: Any, *, durable: bool) -> None:
         to = Destination(
             folder=folder / "1.00", node="n1", fence=Fence(None, "a1"), disk=None if durable else folder / "disk"
         )
-        self._checkpointer = Checkpointer(writer, to, state, "127.0.0.1")
+        self._checkpointer = Checkpointer(writer, to, state, "127.0.0.1", host)
         self._path = lambda step: (manifest.step_folder if durable else manifest.snapshot_folder)(to.folder, step)
         self._durable = durable
 
@@ -81,8 +81,8 @@ class Ours:
 class Theirs:
     """PyTorch's own ways to save."""
 
-    def __init__(self, folder: Path, state: dict[str, Any], kind: str) -> None:
-        self._folder, self._state, self._kind = folder, state, kind
+    def __init__(self, folder: Path, state: dict[str, Any], host: Any, kind: str) -> None:
+        self._folder, self._state, self._host, self._kind = folder, state, host, kind
         self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
         self._future: Any = None
 
@@ -98,6 +98,7 @@ class Theirs:
             checkpoint_id=target,
             async_checkpointer_type=AsyncCheckpointerType.PROCESS if process else AsyncCheckpointerType.THREAD,
             async_stager=self._stager,
+            process_group=self._host,
         )
 
     def wait(self) -> None:
@@ -126,9 +127,9 @@ def contend(kind: str, recipe_name: str, settings: list[str], rounds: int, folde
     state = built.state()
     parameters = [t for group in state.values() for t in _tensors(group)]
     if writer:
-        saver: Ours | Theirs = Ours(writer, folder, state, durable=kind == "durable")
+        saver: Ours | Theirs = Ours(writer, folder, state, built.layout.host, durable=kind == "durable")
     else:
-        saver = Theirs(folder, state, kind)
+        saver = Theirs(folder, state, built.layout.host, kind)
     stall, background, load = [], [], []
     for step in range(1, rounds + 2):
         for tensor in parameters:
