@@ -12,11 +12,10 @@ from torch.autograd.function import FunctionCtx
 
 from trainer.kernels.jit import TYPES, Compilation, cannot_run, constexpr, jit, tl
 
-# One exponential a logit: on an H100 that is 60 % of what its special-function units give while memory is busy. So
-# the running maximum is kept for a whole block, not for each lane, which would need two.
-BLOCK = 8192
-LANE = 32  # logits of a block that one thread holds: four loads of 128 bits in bf16
-
+# The running maximum is kept for a whole block: one exponential a logit. A maximum for each lane would need two, more
+# than the special-function units of an H100 compute while its memory delivers bf16 (arithmetic, not measured).
+WIDEST = 8192  # columns of a block, at most
+LANE = 32  # columns of a block that one thread holds: four loads of 128 bits in bf16
 
 NO_WORD = torch.iinfo(torch.int64).min  # F.cross_entropy would leave out the target −100 without a word
 
@@ -108,10 +107,10 @@ def fused(
     nothing is raised.
 
     Raises:
-        ValueError: the kernels cannot run, and why.
+        NotImplementedError: with the text of :func:`supported`.
     """
     if reason := supported(logits, targets, vocab_size, first, group):
-        raise ValueError(f"the kernels of cross_entropy cannot run: {reason}")
+        raise NotImplementedError(reason)
     losses = _CrossEntropy.apply(logits, targets, vocab_size, first, group)
     assert isinstance(losses, Tensor)
     return losses
@@ -211,8 +210,8 @@ def _words(columns: int, vocab_size: int, first: int) -> int:
 
 def _launch(columns: int) -> dict[str, int]:
     """Block and warps of both kernels. A block of a whole number of warps, however few columns there are."""
-    block = min(BLOCK, max(128, 1 << (columns - 1).bit_length()))
-    return {"block": block, "num_warps": max(1, block // (LANE * 32))}
+    block = min(WIDEST, max(128, 1 << (columns - 1).bit_length()))
+    return {"BLOCK": block, "num_warps": max(1, block // (LANE * 32))}
 
 
 # A bound of a mask counts for the width of loads. Triton sees that 50,304 columns and 50,272 words are divisible by 16,
@@ -220,15 +219,15 @@ def _launch(columns: int) -> dict[str, int]:
 
 
 @jit(do_not_specialize=["first", "lowest", "beyond"])
-def _statistics_kernel(logits, targets, statistics, columns, words, first, lowest, beyond, block: constexpr):
+def _statistics_kernel(logits, targets, statistics, columns, words, first, lowest, beyond, BLOCK: constexpr):
     """One row a program: maximum and sum of exponentials of its first ``words`` columns, and the target's logit."""
     row = tl.program_id(0).to(tl.int64)  # 42,690 rows of 50,304 pass 2³¹
     tokens = tl.num_programs(0).to(tl.int64)
     logits += row * columns
     largest = -float("inf")
     total = 0.0
-    for start in range(0, words, block):
-        column = start + tl.arange(0, block)
+    for start in range(0, words, BLOCK):
+        column = start + tl.arange(0, BLOCK)
         real = column < words
         logit = tl.load(logits + column, mask=real, other=-float("inf")).to(tl.float32)
         before = largest
@@ -246,7 +245,7 @@ def _statistics_kernel(logits, targets, statistics, columns, words, first, lowes
 
 
 @jit(do_not_specialize=["upstream_stride", "first"])
-def _backward_kernel(logits, targets, statistics, upstream, upstream_stride, columns, words, first, block: constexpr):
+def _backward_kernel(logits, targets, statistics, upstream, upstream_stride, columns, words, first, BLOCK: constexpr):
     """One row a program: upstream · (softmax − 1 at the target) over ``logits``, and 0 from column ``words`` on."""
     row = tl.program_id(0).to(tl.int64)
     tokens = tl.num_programs(0).to(tl.int64)
@@ -255,8 +254,8 @@ def _backward_kernel(logits, targets, statistics, upstream, upstream_stride, col
     inverse = 1.0 / tl.load(statistics + tokens + row)
     own = tl.load(targets + row) - first
     factor = tl.load(upstream + row * upstream_stride)
-    for start in range(0, columns, block):
-        column = start + tl.arange(0, block)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
         real = column < words
         logit = tl.load(logits + column, mask=real, other=-float("inf")).to(tl.float32)
         probability = tl.exp(logit - largest) * inverse
@@ -280,8 +279,8 @@ def compilations(columns: int, vocab_size: int, dtype: torch.dtype, first: int =
             op="cross_entropy",
             kernel=kernel,
             function=function,
-            signature={**signature, "block": "constexpr"},
-            constexprs={"block": launch["block"]},
+            signature={**signature, "BLOCK": "constexpr"},
+            constexprs={"BLOCK": launch["BLOCK"]},
             divisible=frozenset(divisible | {name for name, it in signature.items() if it.startswith("*")}),
             num_warps=launch["num_warps"],
             shape={"columns": columns},
