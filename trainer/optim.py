@@ -104,6 +104,95 @@ def update(
         del optimizer.grad_scale, optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
 
 
+class FusedUpdate:
+    """The update of AdamW as the op ``adamw``: gradients, weights and moments in one pass, clipping included.
+
+    Args:
+        optimizer: AdamW. Its settings and its state are used, and not its ``step``.
+        parameters: of the optimizer.
+        local: gives this rank's part of a parameter, of its gradient or of a moment.
+        op: :func:`trainer.kernels.adamw.fused`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[nn.Parameter],
+        local: Callable[[Tensor], Tensor],
+        op: Callable[..., Tensor],
+    ) -> None:
+        self._optimizer, self._parameters, self._local, self._op = optimizer, parameters, local, op
+        self._count: StepCount | None = None
+
+    @torch.no_grad()
+    def __call__(self, factor: Tensor, unless: Tensor | None = None) -> Tensor:
+        """Apply the gradients times ``factor``. The host does not wait for the GPU.
+
+        Args:
+            factor: an fp32 scalar (:func:`gradient_factor`).
+            unless: a boolean scalar. Where it is true, weights, moments and step counts stay as they are.
+
+        Returns:
+            The sum of squares of what was added to each parameter's part on this rank.
+        """
+        group, local = self._optimizer.param_groups[0], self._local
+        states = [self._optimizer.state[parameter] for parameter in self._parameters]
+        steps = [state["step"] for state in states]
+        masters = [local(parameter) for parameter in self._parameters]
+        factor = factor.to(masters[0].device)
+        if unless is not None:
+            unless = unless.to(factor.device)
+            factor = torch.where(unless, torch.nan, factor)  # the op then changes nothing
+        squares = self._op(
+            [local(parameter.grad) for parameter in self._parameters if parameter.grad is not None],
+            masters,
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
+            None,
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            step=self._applied(steps[0]) + 1,
+            factor=factor,
+        )
+        torch._foreach_add_(steps, torch.ones((), device=factor.device) if unless is None else (~unless).float())
+        self._count = StepCount(steps[0])
+        return squares
+
+    def _applied(self, step: Tensor) -> int:
+        """The updates that the state has seen. A checkpoint may have been read into it."""
+        if self._count is None or not self._count.is_of(step):
+            self._count = StepCount(step)
+        return self._count.read()
+
+
+class StepCount:
+    """A step count on its way to the host. It is there when the next update asks for it, so that nothing waits.
+
+    Args:
+        step: the count, on any device.
+    """
+
+    def __init__(self, step: Tensor) -> None:
+        self._step, self._version = step, step._version  # noqa: SLF001
+        self._copy, self._ready = step, None
+        if step.is_cuda:
+            self._copy = torch.empty(step.shape, dtype=step.dtype, pin_memory=True).copy_(step, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def is_of(self, step: Tensor) -> bool:
+        """Whether ``step`` is the same tensor, and nobody has written it since."""
+        return step is self._step and step._version == self._version  # noqa: SLF001
+
+    def read(self) -> int:
+        """The count. Waits for the update that came before."""
+        if self._ready:
+            self._ready.synchronize()
+        return int(self._copy)
+
+
 @torch.no_grad()
 def last_update(
     optimizer: torch.optim.Optimizer,

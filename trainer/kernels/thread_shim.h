@@ -1,6 +1,7 @@
 // Runs CUDA C++ on a CPU: one std::thread for each thread of a block, one block after another. It is for proofs (values,
 // races under -fsanitize=thread, addresses), not for speed. It has what adamw.cu needs: x dimensions, shared arrays,
 // __syncthreads, __shfl_down_sync of whole warps. It has no asynchronous copies and no tensor cores.
+#include <atomic>
 #include <barrier>
 #include <cmath>
 #include <cstring>
@@ -37,8 +38,22 @@ template <class To, class From> To same_bits(From from) {
 
 inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return same_bits<float>(x); }
-template <class T> T __ldcs(const T* from) { return *from; }
-template <class T> void __stcs(T* to, T value) { *to = value; }
+
+// A GPU ends the program where an address is no multiple of the access. Here the launch says so.
+inline std::atomic<bool> misaligned;
+
+template <class T> T __ldcs(const T* from) {
+  if ((unsigned long long)from % sizeof(T)) misaligned = true;
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class T> void __stcs(T* to, T value) {
+  if ((unsigned long long)to % sizeof(T)) misaligned = true;
+  std::memcpy(to, &value, sizeof value);
+}
+
 inline void __syncthreads() { whole_block->arrive_and_wait(); }
 
 inline float __shfl_down_sync(unsigned, float value, unsigned distance) {
@@ -49,10 +64,12 @@ inline float __shfl_down_sync(unsigned, float value, unsigned distance) {
   return lane + distance < 32 ? same_bits<float>(lanes[lane + distance]) : value;
 }
 
-// Run the given blocks of a grid, in the given order, with the arguments as cuLaunchKernel takes them.
+// Run the given blocks of a grid, in the given order, with the arguments as cuLaunchKernel takes them. Returns whether
+// all vectors were aligned.
 template <class... Types, std::size_t... I>
-void launch(void (*kernel)(Types...), std::index_sequence<I...>, unsigned grid, unsigned threads, void** arguments,
+bool launch(void (*kernel)(Types...), std::index_sequence<I...>, unsigned grid, unsigned threads, void** arguments,
             const unsigned* blocks, long long count) {
+  misaligned = false;
   blockDim.x = threads;
   gridDim.x = grid;
   std::barrier<> together(threads);
@@ -70,12 +87,13 @@ void launch(void (*kernel)(Types...), std::index_sequence<I...>, unsigned grid, 
       }
     });
   for (auto& one : running) one.join();
+  return !misaligned;
 }
 
 #define LAUNCHER(name)                                                                                              \
-  extern "C" void launch_##name(unsigned grid, unsigned threads, void** arguments, const unsigned* blocks,          \
-                                long long count) {                                                                  \
-    [&]<class... Types>(void (*kernel)(Types...)) {                                                                 \
-      launch(kernel, std::index_sequence_for<Types...>{}, grid, threads, arguments, blocks, count);                 \
+  extern "C" int launch_##name(unsigned grid, unsigned threads, void** arguments, const unsigned* blocks,           \
+                               long long count) {                                                                   \
+    return [&]<class... Types>(void (*kernel)(Types...)) {                                                          \
+      return launch(kernel, std::index_sequence_for<Types...>{}, grid, threads, arguments, blocks, count);          \
     }(name);                                                                                                        \
   }

@@ -76,10 +76,13 @@ def launch(
 
     Raises:
         UserError: the source cannot be compiled.
+        RuntimeError: the kernel reads or writes a vector at an address where a GPU could not.
     """
     run = getattr(library(source, kernels), f"launch_{name}")
     order = range(grid) if blocks is None else blocks
     addresses = (ctypes.c_void_p * len(arguments))(*[ctypes.addressof(argument) for argument in arguments])
     numbers = (ctypes.c_uint * len(order))(*order)
     with _one_launch:
-        run(ctypes.c_uint(grid), ctypes.c_uint(threads), addresses, numbers, ctypes.c_longlong(len(order)))
+        aligned = run(ctypes.c_uint(grid), ctypes.c_uint(threads), addresses, numbers, ctypes.c_longlong(len(order)))
+    if not aligned:
+        raise RuntimeError(f"{name} of {source.name}: an address is no multiple of the size of the vector there")

@@ -1,9 +1,11 @@
 """Build the engine that a recipe asks for."""
 
+from dataclasses import replace
+
 import torch
 
 from trainer.errors import UserError
-from trainer.kernels import jit
+from trainer.kernels import adamw, jit
 from trainer.kernels.choice import Ops, choose
 from trainer.model.opt import OPT
 from trainer.model.precision import DTYPES
@@ -38,10 +40,22 @@ def build(recipe: Recipe, layout: Layout) -> Engine:
 
 
 def _ops(recipe: Recipe, device: torch.device) -> Ops:
-    if recipe.kernels == "on" and (reason := jit.cannot_run(torch.empty(0, device=device))):
+    if recipe.kernels == "on" and (reason := jit.cannot_run(torch.empty(0, device=device)) or adamw.cannot_run(device)):
         raise UserError(f"kernels=on cannot work here: {reason}. Use kernels=auto.")
     architecture = None
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         architecture = 10 * major + minor
-    return choose(recipe.kernels, architecture, DTYPES[recipe.precision])
+    ops = choose(recipe.kernels, architecture, DTYPES[recipe.precision])
+    if ops.ran["adamw"] == "fused" and (reason := _not_adamw(recipe, device)):
+        ops = replace(ops, adamw=adamw.reference, ran={**ops.ran, "adamw": f"reference: {reason}"})
+    return ops
+
+
+def _not_adamw(recipe: Recipe, device: torch.device) -> str | None:
+    """Why the update is torch's AdamW although the kernel was chosen, or None."""
+    if recipe.engine == "fairscale":
+        return "with fairscale the update is torch's AdamW"
+    if recipe.parallel.offload and device.type != "cpu":
+        return "offloaded parameters are updated on the CPU"
+    return adamw.cannot_run(device)

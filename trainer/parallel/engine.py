@@ -37,6 +37,8 @@ class Engine(ABC):
         layout: the mesh.
         shards: of this rank.
         comparable: whether ranks hold something in common that checksums can compare.
+        squares: for each shard, the sum of squares of what the last update added to it. None where AdamW is torch's,
+            which does not tell.
     """
 
     model: OPT
@@ -44,6 +46,8 @@ class Engine(ABC):
     layout: Layout
     shards: list[Shard]
     comparable = True
+    squares: Tensor | None = None
+    _fused_update: optim.FusedUpdate | None = None
 
     @abstractmethod
     def zero_grad(self) -> None:
@@ -119,4 +123,13 @@ class Engine(ABC):
             unless: a boolean scalar. Where it is true, weights, moments and step counts stay as they are.
         """
         optim.set_learning_rate(self.optimizer, lr)
-        optim.update(self.optimizer, optim.gradient_factor(self.optimizer, gnorm, divisor), unless=unless)
+        factor = optim.gradient_factor(self.optimizer, gnorm, divisor)
+        if self.model.ops.ran["adamw"] == "fused":
+            parameters = [shard.parameter for shard in self.shards]
+            self._fused_update = self._fused_update or optim.FusedUpdate(
+                self.optimizer, parameters, self.local, self.model.ops.adamw
+            )
+            self.squares = self._fused_update(factor, unless)
+        else:
+            self.squares = None
+            optim.update(self.optimizer, factor, unless=unless)

@@ -52,10 +52,13 @@ class BlockNorms:
         return self._summed(_norms(tensors))
 
     def update_shares(self) -> Tensor:
-        """The same of the last update, which must have been applied (:func:`trainer.optim.last_update`).
+        """The same of the last update, which must have been applied.
 
-        It is computed block by block, in memory for the shards of the largest block.
+        The op ``adamw`` has handed it out. After an update by torch's AdamW it is computed
+        (:func:`trainer.optim.last_update`), block by block, in memory for the shards of the largest block.
         """
+        if self._engine.squares is not None:
+            return self._summed(self._engine.squares.sqrt().unbind())
         engine, norms = self._engine, []
         self._rooms = self._rooms or _rooms(engine)
         for parameters, room in self._rooms:
