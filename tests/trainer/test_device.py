@@ -155,6 +155,19 @@ def test_what_the_docs_say_about_determinism_holds_on_a_cpu(deterministic: Path,
     assert resumed == whole[2:]
 
 
+@pytest.mark.gpu
+def test_a_resumed_run_on_a_gpu_is_bit_identical_if_deterministic(text: Path, tmp_path: Path) -> None:
+    half = tmp_path / "checkpoints" / "step-00000002"
+    for attempt, more in (("a1", []), ("a2", ["--resume", str(half)])):
+        [done] = train(0, *arguments(tmp_path, attempt, text, *settings("precision=bf16"), *more))
+        assert done.returncode == 0, done.stderr
+    whole, resumed = ([(x["loss"], x["gnorm"]) for x in telemetry(tmp_path / name)] for name in ("a1", "a2"))
+    assert resumed == whole[2:]
+    about = json.loads((tmp_path / "a1" / "config.json").read_text())["device"]
+    assert about["deterministic"]
+    assert about["attention"] in ("flash", "efficient"), "cuDNN's is left out, and the plain one is slow"
+
+
 def test_an_older_name_of_a_setting_has_precedence_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     older = {
         "PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync",
