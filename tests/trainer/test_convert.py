@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import sys
 import types
 from pathlib import Path
@@ -145,6 +146,12 @@ def test_another_dtype_on_request(tmp_path: Path) -> None:
     assert main([str(tmp_path / "hf"), str(tmp_path / "half"), "--to", "hf", "--dtype", "fp16"]) == 0
     assert {tensor.dtype for tensor in state(tmp_path / "half").values()} == {torch.float16}
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.float16
+
+
+def test_progress_of_a_small_model_is_in_megabytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hugging_face("pre-LN").save_pretrained(tmp_path / "hf")
+    assert main([str(tmp_path / "hf"), str(tmp_path / "native"), "--to", "native"]) == 0
+    assert re.search(r"^100 % of 0\.2\d MB$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_what_is_written_is_a_checkpoint_like_any_other(tmp_path: Path) -> None:

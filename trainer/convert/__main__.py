@@ -108,7 +108,7 @@ def _progress(weights: Weights, dtype: torch.dtype | None) -> Callable[[int], No
         nonlocal done, shown
         done += written
         percent = min(100, 100 * done // total)
-        if percent >= shown + (1 if sys.stderr.isatty() else 25):
+        if percent >= shown + (1 if sys.stderr.isatty() else 25) or shown < percent == 100:
             shown = percent
             size = f"{total / 1e9:.2f} GB" if total >= 1e9 else f"{total / 1e6:.2f} MB"
             print_line(f"{percent} % of {size}", sys.stderr)
