@@ -9,7 +9,7 @@ from opt_ops.contract import manifest
 from trainer import preconditions
 from trainer.data import corpus
 from trainer.data.corpus import Corpus, Span
-from trainer.data.lines import CorruptLine, summary
+from trainer.data.lines import CorruptLine, named
 from trainer.errors import UserError
 from trainer.recipes import Recipe
 
@@ -124,7 +124,7 @@ def _beginning(each: Corpus, most_corrupt: int) -> _Beginning:
         left -= whole
     if len(corrupt) > most_corrupt:
         raise UserError(
-            f"{summary(corrupt)}. {each.name} has {len(corrupt)} such lines near its beginning, more than "
+            f"{'; '.join(named(corrupt))}. {each.name} has {len(corrupt)} such lines near its beginning, more than "
             f"data.max_corrupt_lines={most_corrupt}: repair or remove them, or raise the limit to skip them."
         )
     return _Beginning(each, files, sum(sizes), found, size, corrupt)

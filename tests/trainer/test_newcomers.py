@@ -9,7 +9,7 @@ import pytest
 from trainer import recipes
 from trainer.check import check
 from trainer.data.corpus import CorruptLine, documents, jsonl_files, whole
-from trainer.data.lines import summary, text_of
+from trainer.data.lines import named, text_of
 from trainer.errors import UserError
 
 OBJECT = '{"text": "The cat sat."}\n'
@@ -91,7 +91,7 @@ def test_at_most_ten_lines_are_named_and_their_cause_once(tmp_path: Path) -> Non
     path = tmp_path / "a.jsonl"
     path.write_text('{"content": "The cat sat."}\n' * 200)
     bad = [line for line in documents(whole(path)) if isinstance(line, CorruptLine)]
-    said = summary(bad)
+    said = "; ".join(named(bad))
     assert said.count("a.jsonl:") == 10
     assert said.endswith("; and 190 more")
     assert said.count('"content"') == 1

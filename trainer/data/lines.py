@@ -1,7 +1,7 @@
 """One line of JSON as a text, or the reason why it is none."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,17 +56,15 @@ def text_of(line: bytes) -> tuple[str | None, str]:
     return text, ""
 
 
-def summary(corrupt: Sequence[CorruptLine]) -> str:
+def named(corrupt: Sequence[CorruptLine]) -> Iterator[str]:
     """The first lines, each cause once, and the number of the other lines."""
     ordered = sorted(corrupt, key=lambda line: (line.path, line.line))
     told: set[str] = set()
-    shown = []
     for line in ordered[:LINES_SHOWN]:
-        shown.append(f"{line.path}:{line.line}: the same" if line.cause in told else str(line))
+        yield f"{line.path}:{line.line}: the same" if line.cause in told else str(line)
         told.add(line.cause)
     if len(ordered) > LINES_SHOWN:
-        shown.append(f"and {len(ordered) - LINES_SHOWN:,} more")
-    return "; ".join(shown)
+        yield f"and {len(ordered) - LINES_SHOWN:,} more"
 
 
 def _not_json(line: bytes, error: ValueError) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from opt_ops.contract.files import write_durably
 from trainer.console import print_line
 from trainer.data.corpus import Corpus, Span, whole
-from trainer.data.lines import LINES_SHOWN, CorruptLine, summary
+from trainer.data.lines import CorruptLine, named
 from trainer.data.tokens import cache, encode
 from trainer.data.tokens.progress import BuildProgress
 from trainer.data.tokens.tokenizer import Definition
@@ -126,18 +126,9 @@ def _make_parts(
             done(index, part)
         elif tasks:
             _in_processes(tasks, tokenizer.text, dtype, limits.workers, done)
-    for line in skipped_lines(corrupt):
-        print_line(line, sys.stderr)
+    for line in named(corrupt):
+        print_line(f"{line}; skipped", sys.stderr)
     return counts
-
-
-def skipped_lines(corrupt: Sequence[CorruptLine]) -> Iterator[str]:
-    """What the log says about lines that were skipped: the first ones, and the number of the others."""
-    ordered = sorted(corrupt, key=lambda line: (line.path, line.line))
-    for line in ordered[:LINES_SHOWN]:
-        yield f"{line}; skipped"
-    if len(ordered) > LINES_SHOWN:
-        yield f"{len(ordered) - LINES_SHOWN:,} more corrupt lines were skipped"
 
 
 def _in_processes(
@@ -191,8 +182,8 @@ def _in_processes(
 
 def _too_many(name: str, corrupt: Sequence[CorruptLine], limit: int) -> str:
     return (
-        f"{summary(corrupt)}. More corrupt lines than data.max_corrupt_lines={limit} in {name}: repair or remove them, "
-        "or raise the limit to skip them. The tokens that exist by then are kept."
+        f"{'; '.join(named(corrupt))}. More corrupt lines than data.max_corrupt_lines={limit} in {name}: repair or "
+        "remove them, or raise the limit to skip them. The tokens that exist by then are kept."
     )
 
 
