@@ -41,6 +41,8 @@ def refused(path: Path, content: bytes) -> str:
         ("a.txt", "“Quoted”.".encode("cp1252"), "not UTF-8, probably cp1252"),
         ("a.txt", OBJECT.encode() * 2, "Rename it to a.jsonl"),
         ("a.txt", b"\xef\xbb\xbf\n" + OBJECT.encode(), "Rename it to a.jsonl"),
+        ("a.txt", json.dumps({"body": "a" * 100_000}).encode(), "Rename it to a.jsonl"),
+        ("a.txt", json.dumps([{"text": "a"}] * 3, indent=1).encode(), "a JSON array, but a .txt file"),
         ("a.json", json.dumps([{"text": "a"}] * 3, indent=1).encode(), "a JSON array, .* jq -c"),
         ("a.json", json.dumps([{"text": "a"}] * 3).encode(), "a JSON array"),
         (
@@ -68,7 +70,8 @@ def test_json_lines_are_read_under_any_other_ending(tmp_path: Path, name: str) -
     ("line", "why"),
     [
         (b'{"content": "a", "id": 7}', 'no key "text"; the keys are "content", "id"'),
-        (b'{"meta": {"text": "a"}, "n": 1}', 'no key "text"; the keys are "meta", "n"; the object in "meta" has one'),
+        (b'{"meta": {"text": "a"}, "n": 1}', 'no key "text"; the keys are "meta", "n"; inside of "meta" there is one'),
+        (b'{"rows": [{"text": "a"}]}', 'no key "text"; the keys are "rows"; inside of "rows" there is one'),
         (b'{"text": "a"},', "a comma after the JSON object"),
         (b'{"text": "a",}', "not JSON: "),
         (b'{"text": ["a", "b"]}', '"text" is an array, and not a string'),

@@ -9,6 +9,7 @@ from pathlib import Path
 from trainer.errors import UserError
 
 _HEAD_BYTES = 1 << 16
+_OBJECT = re.compile(rb'\{\s*"[^"\n]{0,200}"\s*:')
 _ARRAY = re.compile(rb'\[\s*[{"]')
 
 # First bytes of formats that come by mistake, and the command that makes a text file of them.
@@ -53,16 +54,21 @@ def require_prose(path: Path) -> None:
     """Check the beginning of a ``.txt`` file, which is one document of plain text.
 
     Raises:
-        UserError: its first line is a JSON object, or it is packed, binary or in another encoding.
+        UserError: it begins as JSON, or it is packed, binary or in another encoding.
         OSError: the file cannot be read.
     """
     head = _head(path)
     _require_utf8_text(path, head)
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].strip().removesuffix(b",")
-    if first.startswith(b"{") and (_is_json(first) or b'"text"' in first):
+    body = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if _OBJECT.match(body):
         raise UserError(
             f"{path}: its first line is a JSON object, but a .txt file is one document of plain text. Rename it to "
             f"{path.with_suffix('.jsonl').name}, so that each line is a document."
+        )
+    if _ARRAY.match(body):
+        raise UserError(
+            f"{path}: a JSON array, but a .txt file is one document of plain text. Convert it: "
+            f"jq -c '.[]' {_quoted(path)} > {_quoted(path, '.jsonl')}"
         )
 
 

@@ -71,7 +71,7 @@ def _not_json(line: bytes, error: ValueError) -> str:
     if line.endswith(b",") and text_of(line[:-1])[0] is not None:
         return "a comma after the JSON object"
     if not line.lstrip().removeprefix(b"\xef\xbb\xbf").startswith((b"{", b"[", b'"')):
-        return "plain text, and not a JSON object"
+        return "plain text, and not a JSON object; a file with one plain text needs the ending .txt"
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
     return "not JSON"
@@ -80,11 +80,17 @@ def _not_json(line: bytes, error: ValueError) -> str:
 def _no_text(value: dict[str, Any]) -> str:
     if not value:
         return 'no key "text"; the object is empty'
-    inside = [key for key, inner in value.items() if isinstance(inner, dict) and "text" in inner]
+    inside = [key for key, inner in value.items() if _has_text(inner)]
     keys = [json.dumps(key[:_KEY_LENGTH], ensure_ascii=False) for key in value]
     more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
     found = f'no key "text"; the keys are {", ".join(keys[:_KEYS_SHOWN])}{more}'
-    return f"{found}; the object in {json.dumps(inside[0][:_KEY_LENGTH])} has one" if inside else found
+    name = json.dumps(inside[0][:_KEY_LENGTH], ensure_ascii=False) if inside else ""
+    return f"{found}; inside of {name} there is one" if inside else found
+
+
+def _has_text(inner: Any) -> bool:
+    first = inner[0] if isinstance(inner, list) and inner else inner
+    return isinstance(first, dict) and "text" in first
 
 
 def _kind(value: Any) -> str:

@@ -77,9 +77,12 @@ def on_gpu(
     in_layer = max(_in_backward(recipe), half * layer - one, summed - keeps_weights * half * layer - one)
     # The gradients of the embeddings come last, and those of the tied matrix from two sides, which are added.
     at_end = share if several and reduces_each else share - outside / shards + (outside if several else 0)
+    # Among ranks: what arrives of the next layer's weights, and the sum before, until its exchange is over.
+    gathering, summing = (half * layer, GRADIENT * layer) if shards > 1 else (0, 0)
+    at_loss = kept - (one if recipe.checkpoint_activations else 0)
     moments = [  # gradients, activations, buffers
-        (before, kept - (one if recipe.checkpoint_activations else 0), weights + logits(recipe, tokens, fused)),
-        (before, kept, weights + half * tied + in_layer),
+        (before, at_loss, weights + gathering + logits(recipe, tokens, fused)),
+        (before, kept, weights + gathering + summing + half * tied + in_layer),
         (GRADIENT * at_end * kept_here, 0.0, 2 * half * (outside + tied) + GRADIENT * layer),
         (GRADIENT * share * kept_here, 0.0, GRADIENT * outside),
     ]
