@@ -1,5 +1,5 @@
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -181,3 +181,21 @@ def test_what_the_kernel_cannot_do_is_said_in_words() -> None:
             fused(*given)
     with pytest.raises(NotImplementedError, match="TRITON_INTERPRET"):
         fused(*inputs((4, 6), 10)[:3])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("shape", "outputs"), [((8, 2048, 2048), 8192), ((2, 2048, 4096), 16384), ((3, 7, 5), 33)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_on_a_gpu(
+    shape: Sequence[int], outputs: int, dtype: torch.dtype, record_property: Callable[[str, object], None]
+) -> None:
+    given = [t.cuda() for t in inputs(shape, outputs, dtype)]
+    found = gradients(fused, *given)
+    # Products of PyTorch are as exact as its own: what is compared is the same sum in another order, and bf16 or fp16.
+    expected = gradients(reference, *(t.detach().float() for t in given))
+    limit = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}[dtype]
+    errors = [error(one.cpu(), other.cpu()) for one, other in zip(found, expected, strict=True)]
+    record_property("worst_error", max(errors))
+    assert max(errors) <= limit
+    again = gradients(fused, *(t.detach() for t in given))
+    assert bits(found[3].cpu()) == bits(again[3].cpu())  # the order of its sum is fixed

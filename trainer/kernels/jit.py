@@ -29,6 +29,9 @@ else:
 # Triton's names of the types that our kernels take. A pointer is a name with a star before it.
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
+# The oldest GPUs on which kernels run. On sm_70 (V100) Triton's code has 10 kB of stack, and nvcc 13 does not know it.
+LEAST_ARCHITECTURE = 75
+
 
 def jit(function: Callable[..., Any] | None = None, *, do_not_specialize: Sequence[str] = ()) -> Any:
     """:func:`triton.jit`, or the function itself where there is no Triton.
@@ -47,6 +50,10 @@ def cannot_run(tensor: Tensor) -> str | None:
         return "the package triton is not installed"
     if tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "on a CPU, Triton's kernels run in its interpreter only: set TRITON_INTERPRET=1 before the start"
+    if tensor.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(tensor.device)
+        if 10 * major + minor < LEAST_ARCHITECTURE:
+            return f"the GPU is sm_{major}{minor}, and kernels need sm_{LEAST_ARCHITECTURE} or newer"
     return None
 
 
