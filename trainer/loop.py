@@ -28,6 +28,7 @@ from trainer.parallel import mesh
 from trainer.parallel.build import build
 from trainer.parallel.engine import Engine
 from trainer.parallel.mesh import Layout
+from trainer.progress_log import ProgressLog, print_start
 from trainer.recipes import Recipe, trajectory_digest
 from trainer.step.checksums import Checksums
 from trainer.step.guard import Guard
@@ -128,7 +129,10 @@ class AttemptRunner:
             self._progress = Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
         self._recorder = None
         if layout.rank == 0:
-            self._recorder = _recorder(job, layout, data, _config(job, engine, data, self._progress))
+            config = _config(job, engine, data, self._progress)
+            self._recorder = _recorder(job, layout, data, config)
+            print_start(config, self._progress.step)
+        self._log = ProgressLog(recipe)
         self._saves = SaveSchedules(recipe, snapshots=job.snapshot_dir is not None)
         layers = () if recipe.compiles(on_gpu=layout.device.type == "cuda") else engine.model.layers
         inputs = RankInputs(job.run_dir, layout, job.signals, fence, self._saves, layers)
@@ -177,8 +181,8 @@ class AttemptRunner:
             self._phases.enter(PhaseName.ENDING, self._progress.step)
             self._checkpointer.wait()  # a save in flight holds an earlier, good state
             raise outcome.fault
-        if recorder and to_log:
-            _print_progress(line, recipe.steps)
+        if recorder:
+            self._log.update(line)
         overheads = StepOverheads(logging=time.monotonic() - computed)
         if outcome.measured.save_requested or outcome.measured.snapshot_due:
             overheads.saving = self._save(line, durable=outcome.measured.save_requested)
@@ -336,11 +340,3 @@ def _schedule(recipe: Recipe) -> dict[str, float]:
 
 def _layout(layout: Layout) -> dict[str, int]:
     return {"world": layout.world, "dp": layout.dp, "tp": layout.tp}
-
-
-def _print_progress(line: Mapping[str, Any], steps: int) -> None:
-    gnorm = "overflow" if line["gnorm"] is None else f"{line['gnorm']:.3f}"
-    print_line(
-        f"{time.strftime('%Y-%m-%d %H:%M:%S')}  step {line['num_updates']}/{steps}  loss {line['loss']:.4f}  "
-        f"lr {line['lr']:.3g}  gnorm {gnorm}  {line['wps']:,.0f} tokens/s"
-    )

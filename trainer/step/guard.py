@@ -123,7 +123,13 @@ def _limit(values: deque[float], deviations: float) -> float:
     return mean + deviations * statistics.stdev(values, mean)
 
 
-def first_bad_module(model: nn.Module, run_again: Callable[[], object], group: dist.ProcessGroup | None = None) -> str:
+def first_bad_module(
+    model: nn.Module,
+    run_again: Callable[[], object],
+    group: dist.ProcessGroup | None = None,
+    *,
+    exact: bool = True,
+) -> str:
     """Find where numbers first stop being finite, by running the batch again.
 
     All ranks must call it. The idea is that of metaseq's ``NanDetector``. Hooks that stay in place would cost too much.
@@ -132,6 +138,7 @@ def first_bad_module(model: nn.Module, run_again: Callable[[], object], group: d
         model: its weights, outputs and gradients are searched, in this order.
         run_again: runs forward and backward pass as in the update that failed.
         group: of all ranks, for what the host exchanges (default: the default group).
+        exact: whether the same batch gives the same bits again: on CPUs, and with ``deterministic=true``.
 
     Returns:
         For example ``forward of layers.3.fc1 (rank 2)``. It is the earliest kind of fault, on the lowest rank that
@@ -141,9 +148,8 @@ def first_bad_module(model: nn.Module, run_again: Callable[[], object], group: d
     for name, parameter in model.named_parameters():
         finds.look(0, f"weight {name}", parameter)
     by_rank: list[dict[int, tuple[int, str]]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(
-        by_rank, finds.first, group=group
-    )  # each rank searched its own shards, but all must run the batch again
+    # Each rank searched its own shards, but all must run the batch again.
+    dist.all_gather_object(by_rank, finds.first, group=group)
     if not any(by_rank):
         with finds.hooks(model), torch.compiler.set_stance("force_eager"):  # a compiled layer has no modules to name
             run_again()
@@ -153,7 +159,9 @@ def first_bad_module(model: nn.Module, run_again: Callable[[], object], group: d
         dist.all_gather_object(by_rank, finds.first, group=group)
     found = [(kind, at, rank, name) for rank, first in enumerate(by_rank) for kind, (at, name) in first.items()]
     if not found:
-        return "nowhere when the batch was run again: the cause may be a hardware fault"
+        if exact:
+            return "nowhere when the batch was run again: the cause may be a hardware fault"
+        return "did not come again when the batch was run again: hardware or rounding (deterministic=true would tell)"
     _, _, rank, name = min(found)
     return f"{name} (rank {rank})"
 

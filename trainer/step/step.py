@@ -13,7 +13,7 @@ data, and where a step is unusual (:meth:`trainer.step.sums.Sums.usual`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -106,7 +106,7 @@ class Steps:
         # 5. May an update be applied that is not queued?
         self._inputs.raise_if_stopped(measured)
         verdict = checksums.judge(measured.checksums)
-        bad_module = None if measured.finite else first_bad_module(engine.model, run, engine.layout.host)
+        bad_module = None if measured.finite else self._first_bad_module(run)
         fault = find_fault(step, measured, verdict, bad_module, engine.layout.rank)
         skip = None
         lr *= measured.drill_factor
@@ -130,6 +130,11 @@ class Steps:
             verdict=verdict,
             fault=fault,
         )
+
+    def _first_bad_module(self, run_again: Callable[[], object]) -> str:
+        layout = self._engine.layout
+        exact = self._recipe.deterministic or layout.device.type == "cpu"
+        return first_bad_module(self._engine.model, run_again, layout.host, exact=exact)
 
     def _queue_update(self, sums: Sums, divisor: float, lr: float) -> StepMeasurements:
         """Queue the update, unless the device finds something unusual. Then wait for what was measured."""
