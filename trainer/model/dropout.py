@@ -26,14 +26,23 @@ class DropoutClock:
     first_sample: int = 0
     first_position: int = 0
     _now: Tensor | None = None
+    _next: Tensor | None = None
+
+    def values(self) -> list[int]:
+        """The values for dropouts, as :meth:`now` has them."""
+        return [key(self.seed, self.step), self.first_sample, self.first_position]
+
+    def place(self, now: Tensor) -> None:
+        """Hand over :meth:`values` for the next forward pass, on its device. So the pass makes no copy of its own."""
+        self._next = now
 
     def start(self, device: torch.device) -> None:
         """Fix the present values for a forward pass. Dropouts on ``device`` read them until the next pass begins."""
-        self._now = self._tensor(device)
+        self._now, self._next = self._tensor(device) if self._next is None else self._next, None
 
     def now(self, device: torch.device) -> Tensor:
         """The values for dropouts: [key of seed and step, first sample, first position], int64."""
         return self._tensor(device) if self._now is None else self._now
 
     def _tensor(self, device: torch.device) -> Tensor:
-        return torch.tensor([key(self.seed, self.step), self.first_sample, self.first_position], device=device)
+        return torch.tensor(self.values(), device=device)

@@ -29,6 +29,7 @@ from trainer.errors import CorruptionError, NonFiniteError, PeerCorruptionError
 from trainer.parallel.engine import Engine
 from trainer.recipes import Recipe
 from trainer.step.attention_logits import sampling
+from trainer.step.batches import put
 from trainer.step.checksums import Checksums, ChecksumVerdict
 from trainer.step.guard import Guard, first_bad_module
 from trainer.step.measured import Progress, StepMeasurements, StepOutcome
@@ -188,7 +189,8 @@ def forward_backward(
         if count == 0:
             first = share[0]  # any sample will do: this rank only takes part in the collectives
         clock.first_sample = first
-        inputs, targets = (ids.to(layout.device) for ids in samples.batch(first, max(1, count)))
+        inputs, targets, now = put(*samples.batch(first, max(1, count)), clock.values(), layout.device)
+        clock.place(now)
         with engine.micro_step(last=micro_step == micro_steps - 1):
             with sampling(engine, wanted=sample and micro_step == layout.dp_rank == 0) as by_layer:
                 loss, activation_norm = engine.loss(inputs, targets)
