@@ -28,7 +28,7 @@ In the child, each launch is also searched for races: an address that one progra
 fails the test, and so does an atomic operation on floats, whose order on a GPU is left to chance.
 
 What the interpreter cannot tell: a program costs about 50 ms, so a test should launch few; ``tl.dot`` of bf16 is wrong
-(triton-lang/triton#11584), loads and stores of bf16 are right.
+(triton-lang/triton#11584), and fp32 is cut to bf16, not rounded.
 """
 
 import contextlib

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.kernels.harness import bits, guarded, interpreted, last_program, same_in_any_order, sparse
+from tests.kernels.harness import bits, error, guarded, interpreted, last_program, same_in_any_order, sparse
 from trainer.hashing import MASK, ODD, key, mix
 from trainer.kernels import dropout_add_layer_norm as op
 from trainer.kernels.dropout_add_layer_norm import compilations, fused, keep_mask, supported
@@ -118,6 +118,22 @@ def test_the_norm_is_of_the_rounded_sum() -> None:
     total, normed = fused(x, residual, torch.ones(64).half(), bias, torch.tensor(NOW), 0, 0.0)
     assert torch.equal(total, residual)
     assert torch.equal(normed[0, 0], bias)
+
+
+@interpreted
+def test_the_variance_is_that_of_the_differences() -> None:
+    # The mean of the squares less the square of the mean would be wrong by 1e-3 here.
+    x, residual = torch.randn(1, 2, 768, generator=torch.Generator().manual_seed(0)), torch.full((1, 2, 768), 100.0)
+    total, normed = fused(x, residual, torch.ones(768), torch.zeros(768), torch.tensor(NOW), 0, 0.0)
+    assert error(normed, F.layer_norm(total.double(), (768,))) < 1e-5
+
+
+@interpreted
+@pytest.mark.parametrize("eps", [1e-2, 1e-12])
+def test_eps_is_the_callers(eps: float) -> None:
+    case = Case((1, 3, 100))
+    results = fused(*case.inputs, case.now, 11, 0.1, eps)
+    assert error(results[1], op.reference(*case.inputs, case.now, 11, 0.1, eps)[1]) < 3e-6
 
 
 @interpreted
@@ -287,7 +303,14 @@ def test_each_pass_is_one_operation(p: float) -> None:
 def test_why_it_cannot_run_is_said_in_words() -> None:
     x, residual, weight, bias, now = meta()
 
-    def why(x: Tensor = x, weight: Tensor = weight, now: Tensor = now, site: Any = 0, p: float = 0.1) -> str:
+    def why(
+        x: Tensor = x,
+        residual: Tensor = residual,
+        weight: Tensor = weight,
+        now: Tensor = now,
+        site: Any = 0,
+        p: float = 0.1,
+    ) -> str:
         reason = supported(x, residual, weight, bias, now, site, p) or ""
         with pytest.raises(NotImplementedError) as raised:
             fused(x, residual, weight, bias, now, site, p)
@@ -296,6 +319,9 @@ def test_why_it_cannot_run_is_said_in_words() -> None:
 
     assert supported(x, residual, weight, bias, now, torch.tensor(0), 0.1) is None
     assert "contiguous, and these are not: x" in why(x.transpose(0, 1).contiguous().transpose(0, 1))
+    assert "not: residual" in why(residual=x.transpose(0, 1).contiguous().transpose(0, 1))
+    assert "not: weight" in why(weight=torch.empty(128, device="meta")[::2])
+    assert "they are float32, float16" in why(residual=residual.half())
     assert "[2, 16, 32]" in why(x[..., :32])
     assert "[channel]" in why(weight=weight[:32])
     assert "float64" in why(x.double())
