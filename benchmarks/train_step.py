@@ -170,12 +170,12 @@ def peer(recipe: Recipe, model: nn.Module, loss: Callable[[Tensor, Tensor], Tens
     return step
 
 
-def hugging_face(recipe: Recipe, *, careful: bool) -> Step:
-    """``OPTForCausalLM`` with our weights."""
-    from transformers import OPTConfig, OPTForCausalLM
+def hugging_face_config(recipe: Recipe) -> Any:
+    """The same model as Hugging Face describes it."""
+    from transformers import OPTConfig
 
     config = recipe.model
-    shape = OPTConfig(
+    return OPTConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers,
@@ -187,8 +187,14 @@ def hugging_face(recipe: Recipe, *, careful: bool) -> Step:
         dropout=config.dropout,
         attention_dropout=0.0,
     )
+
+
+def hugging_face(recipe: Recipe, *, careful: bool) -> Step:
+    """``OPTForCausalLM`` with our weights."""
+    from transformers import OPTForCausalLM
+
     with torch.device("meta"):  # their initial values are not needed
-        theirs = OPTForCausalLM(shape)
+        theirs = OPTForCausalLM(hugging_face_config(recipe))
     decoder: Any = theirs.model.decoder
     take_weights(decoder, recipe, torch.bfloat16 if CUDA and careful else torch.float32)
     theirs.lm_head.weight = decoder.embed_tokens.weight
