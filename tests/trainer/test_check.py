@@ -58,7 +58,11 @@ def corpus(path: Path, *texts: str) -> Path:
         (["--recipe", "opt-tiny", "--set", "optim.peak_lr=inf"], 1, "optim.peak_lr must be a finite number"),
         (["--recipe", "opt-tiny", "--set", "parallel.tp=3"], 4, "4 processes cannot form"),
         (["--recipe", "opt-tiny"], 9, "leaves some of 9 data-parallel ranks without a sequence"),
-        (["--recipe", "opt-tiny", "--set", "engine=fairscale", "--set", "precision=bf16"], 1, "engine=fairscale"),
+        (
+            ["--recipe", "opt-tiny", "--set", "engine=fairscale", "--set", "parallel.offload=true"],
+            1,
+            "engine=fairscale",
+        ),
         (["--recipe", "opt-tiny", "--set", "model.vocab_size=259"], 1, "less than the 260 tokens"),
         (["--recipe", "opt-tiny", "--data", "/no/such"], 1, "/no/such: no such file or folder"),
         (["--recipe", "opt-tiny", "--data", "/dev/null"], 1, "/dev/null: neither a file nor a folder"),
