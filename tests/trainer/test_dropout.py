@@ -3,9 +3,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trainer.harness import SMALL, Ranks, engine_of
+from tests.trainer.test_parallel import build, samples
+from trainer import recipes
 from trainer.hashing import MASK, key, mix, mix32_, mix_
 from trainer.kernels.dropout_add_layer_norm import keep_mask, reference
 from trainer.model.dropout import DropoutClock
+from trainer.model.opt import OPT
+from trainer.step.measured import Progress
+from trainer.step.step import forward_backward
 
 CPU = torch.device("cpu")
 
@@ -105,3 +111,37 @@ def test_what_is_kept_is_scaled_alike_in_every_precision(dtype: torch.dtype) -> 
 def test_without_dropout_nothing_is_touched() -> None:
     x = torch.randn(1, 2, 3)
     assert torch.equal(dropped(x, 0.0), x)
+
+
+ATTENTION = ("model.attention_dropout=0.5", "model.dropout=0")
+
+
+def gradients(*changes: str) -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients of the second batch, on one rank that ran nothing before it."""
+    recipe = build(1, 1, *changes)
+    engine, progress = engine_of(recipe), Progress(step=1, data_position=recipe.data.global_batch)
+    shares = forward_backward(engine, samples(recipe), recipe, progress)
+    return shares.loss.item(), [gradient.clone() for gradient in engine.gradients()]
+
+
+def test_attention_dropout_depends_on_the_step_and_not_on_what_was_drawn_before(ranks: Ranks) -> None:
+    plain, *first = (ranks(1, gradients, *changes)[0] for changes in ((), ATTENTION, ATTENTION))
+    assert first[0][0] == first[1][0], "so a resumed run draws the masks that it would have drawn"
+    assert all(torch.equal(one, other) for one, other in zip(first[0][1], first[1][1], strict=True))
+    assert first[0][0] != plain[0]
+
+
+def test_layers_that_are_computed_again_have_the_same_attention_dropout(ranks: Ranks) -> None:
+    whole, again = (ranks(1, gradients, *ATTENTION, *more)[0] for more in ((), ("checkpoint_activations=true",)))
+    assert again[0] == whole[0]
+    for one, other in zip(again[1], whole[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_without_training_there_is_no_attention_dropout() -> None:
+    recipe = recipes.build("opt-tiny", [*SMALL, *ATTENTION])
+    model, tokens = OPT(recipe.model, seed=1), torch.arange(4, 20)[None]
+    trained, evaluated = model(tokens)[0], model.eval()(tokens)[0]
+    plain = OPT(recipes.build("opt-tiny", [*SMALL, "model.dropout=0"]).model, seed=1)(tokens)[0]
+    assert torch.equal(evaluated, plain)
+    assert not torch.equal(trained, plain)
