@@ -56,7 +56,8 @@ def print_start(config: Mapping[str, Any], step: int) -> None:
     tokens = settings["data"]["global_batch"] * settings["data"]["seq_len"]
     kernels = [op for op, ran in config["kernels"].items() if ran == "fused"]
     print_line(f"model: {config['recipe']}, {config['model']['parameters']:,} parameters, {settings['precision']}")
-    print_line(f"layout: {layout['world']} ranks, dp {layout['dp']} × tp {layout['tp']}, engine {settings['engine']}")
+    ranks = f"{layout['world']} rank" + "s" * (layout["world"] > 1)
+    print_line(f"layout: {ranks}, dp {layout['dp']} × tp {layout['tp']}, engine {settings['engine']}")
     print_line(f"batch: {tokens:,} tokens per update, updates {step + 1:,} to {config['steps']:,}")
     print_line(f"device: {where['name']}, attention {where['attention']}, own kernels: {', '.join(kernels) or 'none'}")
 

@@ -42,7 +42,7 @@ def test_a_run_says_at_its_start_what_is_trained_and_where(text: Path, tmp_path:
     model, layout, batch, device, *updates = done.stdout.splitlines()
     assert model.startswith("model: opt-tiny, ")
     assert model.endswith(" parameters, fp32")
-    assert layout == "layout: 1 ranks, dp 1 × tp 1, engine fsdp2"
+    assert layout == "layout: 1 rank, dp 1 × tp 1, engine fsdp2"
     assert batch == "batch: 256 tokens per update, updates 1 to 3"
     assert device.startswith("device: cpu, attention ")
     assert device.endswith(", own kernels: none")
