@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
+from trainer.errors import UserError
+
 _COLLECT_EVERY = 50  # updates
 
 
@@ -55,6 +57,8 @@ def select(local_rank: int) -> Device:
     Where the processes of a host outnumber its GPUs, they share them by their ``local_rank``.
     """
     if not torch.cuda.is_available():
+        if torch.version.cuda and Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+            raise UserError("there is an NVIDIA driver here, but torch finds no GPU: look at nvidia-smi on this node.")
         return Device(torch.device("cpu"), "gloo")
     found = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(found)

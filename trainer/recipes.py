@@ -36,7 +36,7 @@ class ModelConfig:
     width of the token embeddings, if it is not the hidden size (0). Then two projections connect them.
 
     ``attention_dropout`` is the dropout of attention probabilities. OPT's launcher had 0.1. Its masks come from torch's
-    generator, so they depend on the layout of ranks, and are others after a restart.
+    generator, so they depend on the layout of ranks. After a restart in the same layout they are the same.
     """
 
     vocab_size: int

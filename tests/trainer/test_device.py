@@ -23,6 +23,7 @@ from tests.trainer.harness import REPOSITORY, SMALL, Ranks, engine_of, settings,
 from tests.trainer.test_parallel import build, samples
 from trainer import device
 from trainer.checkpoint import Checkpointer, Destination, Writer, staging
+from trainer.errors import UserError
 from trainer.parallel import mesh
 from trainer.step.measured import Progress
 from trainer.step.step import advanced, forward_backward
@@ -308,3 +309,16 @@ def test_the_place_of_a_rank_decides_its_gpu(monkeypatch: pytest.MonkeyPatch) ->
     assert [found.index for found in chosen] == [0, 1, 0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device.select(1).backend == "gloo"
+
+
+def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_reason_to_train_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/nvidiactl")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match="torch finds no GPU"):
+        device.select(0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not device.select(0).is_gpu, "somebody wants a CPU"
