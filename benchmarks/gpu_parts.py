@@ -116,12 +116,12 @@ def saves(part: Part) -> str:
         whole = _train(part, folder, "a1", *common)
         again = _train(part, folder, "a2", *common, resume=folder / "checkpoints" / "step-00000003")
     stalls = [line["save_seconds"] for line in whole if "save_seconds" in line]
-    keys = ("step", "loss", "gnorm")
+    keys = ("num_updates", "loss", "gnorm")
     same = [[line[key] for key in keys] for line in whole[-3:]] == [[line[key] for key in keys] for line in again]
     part.details |= {"stalls": stalls, "processes": strangers.most, "whole": whole, "again": again}
     bits = "equal to the last bit" if same else "NOT equal"
-    seconds = ", ".join(f"{stall:.3f}" for stall in stalls)
-    return f"stall {seconds or 'not told'} s; processes on GPU 0: {strangers.most}; resumed steps {bits}"
+    longest = f"{max(stalls):.3f}" if stalls else "not told"
+    return f"longest stall {longest} s; processes on GPU 0: {strangers.most}; resumed steps {bits}"
 
 
 def attention(part: Part) -> str:

@@ -37,14 +37,15 @@ def test_the_limits_of_all_parts_leave_room_in_nine_minutes() -> None:
 
 
 def test_a_rehearsal_writes_a_row_and_the_numbers_of_each_part(tmp_path: Path) -> None:
-    done = gpu_all("--rehearse", "--only", "start attention", str(tmp_path))
+    done = gpu_all("--rehearse", "--only", "start saves attention", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     rows = (tmp_path / "rows.md").read_text()
     assert "A rehearsal with tiny models. The numbers mean nothing." in rows
-    first, second = [line for line in rows.splitlines() if re.match(r"\| \d", line)]
+    first, saves, second = [line for line in rows.splitlines() if re.match(r"\| \d", line)]
     assert first.startswith("| 1 | does the trainer start, and agree with Hugging Face? | loss eager ")
     assert second.startswith("| 7 | attention by kernel and head size, forward and backward | 64, the CPU's: ")
-    start, _ = map(json.loads, (tmp_path / "details.jsonl").read_text().splitlines())
+    assert "resumed steps equal to the last bit" in saves
+    start, *_ = map(json.loads, (tmp_path / "details.jsonl").read_text().splitlines())
     found = start["details"]
     assert found["evaluated"] == found["hugging_face"] or abs(found["evaluated"] - found["hugging_face"]) < 1e-4
 

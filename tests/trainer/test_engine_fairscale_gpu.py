@@ -55,4 +55,4 @@ def test_whole_runs_use_it(text: Path, tmp_path: Path) -> None:
     ]
     (done,) = train(0, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    assert telemetry(tmp_path / "a1")[-1]["step"] == 12
+    assert telemetry(tmp_path / "a1")[-1]["num_updates"] == 12
