@@ -168,33 +168,32 @@ def test_padding_may_hold_anything() -> None:
 # ---- what must not pass unseen
 
 
-def broken_rows(columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits with rows that are not finite, targets, and which rows these are."""
-    logits, targets, _ = draw(9, columns, columns, 0)
+@interpreted
+@pytest.mark.parametrize("columns", [90, 8200, 20000])
+def test_logits_that_are_not_finite_give_the_loss_that_they_give_to_pytorch(columns: int) -> None:
+    logits, targets, upstream = draw(9, columns, columns, 0)
     targets[:] = 5
     logits[0, 9] = math.nan
     logits[1, 9] = math.inf
-    logits[2, 9] = -math.inf  # the probability 0 to softmax
-    logits[3, 5] = -math.inf
+    logits[2, 9] = -math.inf  # the probability 0
+    logits[3, 5] = -math.inf  # at the target: the loss is infinite
     logits[4, 5] = math.inf
     logits[5] = -math.inf
     logits[6, -1] = math.nan
-    logits[7, -1] = -math.inf
-    return logits, targets, torch.arange(9) < 8
-
-
-@interpreted
-@pytest.mark.parametrize("columns", [90, 8200])
-def test_logits_that_are_not_finite_give_a_loss_that_is_not(columns: int) -> None:
-    logits, targets, broken = broken_rows(columns)
+    logits[7, : columns - 9] = -math.inf  # the first blocks have no other logit
+    targets[7] = columns - 1
+    expected = F.cross_entropy(logits.double(), targets, reduction="none")
+    finite = expected.isfinite()
+    assert finite.tolist() == [False, False, True, False, False, False, False, True, True]
     for op in (fused, reference):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
-            losses, gradient = run(op, logits, targets, torch.ones(9), columns)
-        assert torch.equal(~losses.isfinite(), broken), op
-        assert gradient[8].isfinite().all()
-        if op is fused:
-            assert gradient[:8].isnan().all()
+            warnings.filterwarnings("ignore", "invalid value|divide by zero", RuntimeWarning)
+            losses, gradient = run(op, logits, targets, upstream, columns)
+        assert torch.equal(losses.isnan(), expected.isnan()), op
+        assert losses[3] == math.inf
+        assert error(losses[finite], expected[finite]) < 3e-6
+        assert gradient[finite].isfinite().all()
+        assert gradient[expected.isnan()].isnan().any(1).all()
 
 
 @interpreted
@@ -476,18 +475,22 @@ def shared_vocabulary(rank: int, group: dist.ProcessGroup, shape: tuple[int, int
 
 def trouble_on_one_rank(rank: int, group: dist.ProcessGroup) -> None:
     """Each rank must see that one of them holds a number that is not finite, or that no rank has the target."""
-    logits, targets, broken = broken_rows(96)
-    targets[8:] = 20
-    logits, targets = torch.cat([logits, logits[8:], logits[8:]]), torch.cat([targets, torch.tensor([88, -100])])
-    broken = torch.cat([broken, torch.tensor([True, True])])
+    logits, targets, _ = draw(9, 96, 88, 0)
+    targets[:] = 20
+    for row, column, number in ((0, 9, math.nan), (1, 87, math.inf), (2, 9, -math.inf), (3, 20, -math.inf)):
+        logits[row, column] = number
+    logits[4, :48] = -math.inf  # all of the first rank's words, or of the first two ranks'
+    logits[5] = -math.inf
+    targets[4], targets[6], targets[7] = 60, 88, -100
+    expected = F.cross_entropy(logits[:, :88].double(), targets.clamp(0, 87), reduction="none")
+    expected[6:8] = math.nan
     columns = 96 // group.size()
     mine = logits[:, rank * columns : (rank + 1) * columns].contiguous()
-    mine[6:8, -1] = logits[6:8, -1]
     for op in (fused, reference):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
+            warnings.filterwarnings("ignore", "invalid value|divide by zero", RuntimeWarning)
             losses = op(mine, targets, 88, rank * columns, group)
-        assert torch.equal(~losses.isfinite(), broken), (op, losses)
+        torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 @interpreted

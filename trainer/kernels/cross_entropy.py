@@ -39,8 +39,7 @@ def reference(
 ) -> Tensor:
     """The cross-entropy of each token, in nats.
 
-    A row with a NaN or an infinite logit, also −inf at a word that is not the target, has the loss NaN: such logits
-    come from a model that has diverged, and the trainer's guard must see it.
+    A logit of −inf is the probability 0. A row with NaN or +inf, or with −inf alone, has the loss NaN.
 
     Args:
         logits: [tokens, columns], this rank's part of the padded vocabulary.
@@ -57,9 +56,8 @@ def reference(
     """
     words = _words(logits.shape[1], vocab_size, first)
     real = logits[:, :words].float()
-    poison = real.detach().amin(1) * 0 if words else real.new_zeros(targets.shape)  # 0, or NaN where −inf or NaN is
     if group is None:
-        return F.cross_entropy(real, targets - first, ignore_index=NO_WORD, reduction="none") + poison
+        return F.cross_entropy(real, targets - first, ignore_index=NO_WORD, reduction="none")
     largest = real.detach().amax(1) if words else real.new_full(targets.shape, -torch.inf)
     dist.all_reduce(largest, dist.ReduceOp.MAX, group)
     shifted = real - largest[:, None]
@@ -68,7 +66,7 @@ def reference(
     at_target = shifted.new_zeros(targets.shape)
     if words:
         at_target = torch.where(mine, shifted.gather(1, own.clamp(0, words - 1)[:, None])[:, 0], 0.0)
-    poison = poison.masked_fill((targets < 0) | (targets >= vocab_size), torch.nan)
+    poison = largest.new_zeros(targets.shape).masked_fill_((targets < 0) | (targets >= vocab_size), torch.nan)
     sums = _Sum.apply(torch.stack([shifted.exp().sum(1) + poison, at_target]), group)
     assert isinstance(sums, Tensor)
     return sums[0].log() - sums[1]
@@ -232,9 +230,8 @@ def _statistics_kernel(logits, targets, statistics, columns, words, first, lowes
         logit = tl.load(logits + column, mask=real, other=-float("inf")).to(tl.float32)
         before = largest
         largest = tl.maximum(largest, tl.max(logit, 0))
-        # The zero is NaN where a logit is not finite: −inf alone would pass as the probability 0.
-        zero = tl.where(real, logit, 0.0) * 0.0
-        total = total * tl.exp(before - largest) + tl.sum(tl.exp(logit - largest) + zero, 0)
+        shift = tl.where(largest == -float("inf"), 0.0, largest)  # −inf less −inf would be NaN
+        total = total * tl.exp(before - shift) + tl.sum(tl.exp(logit - shift), 0)
     target = tl.load(targets + row)
     own = target - first
     at_target = tl.load(logits + own, mask=(own >= 0) & (own < words), other=0.0).to(tl.float32)
