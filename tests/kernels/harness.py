@@ -163,7 +163,7 @@ def _watched(test: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        with warnings.catch_warnings(), _races_found():
+        with warnings.catch_warnings(), _masked_out_is_nan(), _races_found():
             warnings.simplefilter("error")
             for category in (DeprecationWarning, FutureWarning):
                 warnings.filterwarnings("ignore", category=category)
@@ -283,6 +283,27 @@ def _races_found() -> Iterator[None]:
 
 
 # ---- memory
+
+
+@contextlib.contextmanager
+def _masked_out_is_nan() -> Iterator[None]:
+    """Let a load without ``other`` give NaN (integers: a pattern) where its mask is false.
+
+    On a GPU such an element holds what was in the register before. The interpreter would give zero.
+    """
+    from triton.language.semantic import TritonSemantic
+
+    load = TritonSemantic._load_legacy
+
+    def filled(self: Any, pointer: Any, mask: Any, other: Any, *rest: Any) -> Any:
+        if mask is not None and other is None:
+            floats = pointer.type.scalar.element_ty.is_floating()
+            other = self.to_tensor(math.nan if floats else 85)
+        return load(self, pointer, mask, other, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TritonSemantic, "_load_legacy", filled)
+        yield
 
 
 @contextlib.contextmanager

@@ -112,14 +112,20 @@ def test_agrees_with_fp64(
 
 @pytest.mark.parametrize("device", [CPU, GPU])
 @pytest.mark.parametrize("misaligned", ["gradients", "masters", "exp_avgs", "exp_avg_sqs", "copies", "all"])
-def test_tensors_that_begin_between_16_bytes(device: str, misaligned: str) -> None:
+@pytest.mark.parametrize("by", ["an element", "8 bytes"])
+def test_tensors_that_begin_between_16_bytes(
+    device: str, misaligned: str, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(adamw.THREADS, "cpu", 64)  # more than a warp
     before = draw((1, 5, 1026), copy=torch.bfloat16)
     factor = torch.tensor(0.5, device=device)
     with guarded() as copied:
         lists = []
         for field in dataclasses.fields(before):
-            skipped = 1 if misaligned in (field.name, "all") else 0
-            padded = [torch.cat([t.new_full((skipped,), 77.0), t]) for t in getattr(before, field.name)]
+            tensors = getattr(before, field.name)
+            skipped = 1 if by == "an element" else 8 // tensors[0].itemsize
+            skipped = skipped if misaligned in (field.name, "all") else 0
+            padded = [torch.cat([t.new_full((skipped,), 77.0), t]) for t in tensors]
             lists.append([copied(t) if device == "cpu" else t.to(device) for t in padded])
         narrow = zip(lists, before.lists(), strict=True)
         after = Tensors(*([t[len(t) - len(b) :] for t, b in zip(*pair, strict=True)] for pair in narrow))
@@ -127,6 +133,16 @@ def test_tensors_that_begin_between_16_bytes(device: str, misaligned: str) -> No
         check(after, squares, before, 2, 0.5)
     for whole, part in zip(itertools.chain(*lists), itertools.chain(*after.lists()), strict=True):
         assert whole[: len(whole) - len(part)].eq(77.0).all()
+
+
+@on_cpu
+def test_the_first_update_from_moments_of_zero() -> None:
+    """1 − 0.999 is exact to 5e-5 in fp32: the host computes it."""
+    before = draw((1025,))
+    before.exp_avgs, before.exp_avg_sqs = ([torch.zeros(1025)] for _ in range(2))
+    after = before.map(Tensor.clone)
+    squares = fused(*after.lists(), **{**SETTINGS, "betas": (0.99, 0.999)}, step=1, factor=torch.tensor(1.0))
+    check(after, squares, before, 1, 1.0, betas=(0.99, 0.999))
 
 
 @on_cpu
@@ -219,7 +235,7 @@ def test_all_gradients_of_16_bits_are_read_right(gradient: torch.dtype) -> None:
 @pytest.mark.parametrize("threads", [32, 256])
 def test_the_order_of_blocks_changes_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(adamw.THREADS, "cpu", threads)
-    before = draw((1, 0, 100, 263), copy=torch.bfloat16)
+    before = draw((1, 0, 100, 2603), copy=torch.bfloat16)  # the last has more blocks than a warp has threads
     numbers = adamw.Numbers(0.001, 0.1, 0.95, 0.05, 0.02, 1.1, 1e-8)
     results = []
     for seed in (None, 1, 2):
@@ -228,6 +244,9 @@ def test_the_order_of_blocks_changes_no_bit(threads: int, monkeypatch: pytest.Mo
         blocks = list(range(update.blocks))
         update.run_on_cpu(random.Random(seed).sample(blocks, len(blocks)) if seed else blocks)
         results.append([bits(t) for t in (*after.written(), update.squares)])
+        added = zip(after.masters, before.masters, strict=True)
+        expected = [(a.double() - b.double()).square().sum().item() for a, b in added]
+        assert update.squares.tolist() == pytest.approx(expected, rel=1e-6)
     assert results[1:] == results[:1] * 2
 
 

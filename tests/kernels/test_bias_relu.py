@@ -104,6 +104,16 @@ def test_offsets_beyond_two_to_the_31() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float16, 2048.0), (torch.bfloat16, 256.0)])
+def test_the_gradient_of_the_bias_is_rounded_once(dtype: torch.dtype, large: float) -> None:
+    """In 16 bits, large + 1 is large: within a program, and where the programs are added up."""
+    gradient = torch.zeros(40, 20, dtype=dtype)
+    gradient[0], gradient[8], gradient[33] = large, 1, -large  # the second program begins at row 32
+    _, sums = torch.ops.opt_ops.bias_relu_backward(gradient, torch.ones_like(gradient))
+    assert torch.equal(sums, torch.ones(20, dtype=dtype))
+
+
+@interpreted
 def test_an_upstream_gradient_may_have_strides() -> None:
     x, weight, bias, _ = inputs((4, 9, 6), 10)
     for gradient in (torch.tensor(2.0).expand(4, 9, 10), torch.randn(4, 10, 9).transpose(1, 2)):
@@ -173,6 +183,7 @@ def test_what_the_kernel_cannot_do_is_said_in_words() -> None:
         ((x[:, :5].contiguous(), weight, bias), r"\[4, 5\], \[10, 6\], \[10\]"),
         ((x, weight, bias[:9]), r"\[9\]"),
         ((x, weight.half(), bias), "float32, float16, float32"),
+        ((x, weight, bias.half()), "float32, float32, float16"),
         ((x.double(), weight.double(), bias.double()), "float64"),
         ((x.t().contiguous().t(), weight, bias), "contiguous"),
         ((x, weight, torch.zeros(10)), "different devices: meta, meta, cpu"),

@@ -156,6 +156,17 @@ def test_large_logits_do_not_overflow(dtype: torch.dtype, spread: float) -> None
 
 
 @interpreted
+def test_logits_far_from_zero_lose_nothing() -> None:
+    """The maximum and the target's logit are subtracted first: next to 10,000 the loss would keep three digits."""
+    logits, targets, upstream = draw(2, 300, 300, 0, spread=1)
+    logits += 1e4
+    expected, gradient = exact(logits, targets, upstream, 300)
+    losses, found = run(fused, logits, targets, upstream, 300)
+    assert error(losses, expected) < 1e-6
+    assert error(found, gradient) < 3e-6
+
+
+@interpreted
 def test_padding_may_hold_anything() -> None:
     logits, targets, upstream = draw(4, 90, 80, 0)
     expected = run(fused, logits, targets, upstream, 80)
@@ -449,11 +460,12 @@ def in_group(size: int, check: Callable[[int, dist.ProcessGroup], None]) -> None
         pytest.fail(errors.get() if not errors.empty() else f"exit codes {[process.exitcode for process in ranks]}")
 
 
-def shared_vocabulary(rank: int, group: dist.ProcessGroup, shape: tuple[int, int, int]) -> None:
+def shared_vocabulary(rank: int, group: dist.ProcessGroup, shape: tuple[int, int, int], shift: float = 0) -> None:
     """The slice of ``rank``: losses, gradient, the same bits on all ranks, for kernels and reference."""
     tokens, padded, vocab_size = shape
     logits, targets, upstream = draw(tokens, padded, vocab_size, 0)
     columns = padded // group.size()
+    logits += shift
     logits[0, : padded // 2] -= 500  # the largest logit of a row is on another rank
     edges = torch.tensor([vocab_size - 1, columns, columns - 1, 0])[:tokens]  # a word before or after them is a fault
     targets[: len(edges)] = edges
@@ -510,6 +522,19 @@ def test_ranks_that_share_the_vocabulary(size: int, shapes: list[tuple[int, int,
         trouble_on_one_rank(rank, group)
 
     in_group(size, check)
+
+
+@interpreted
+def test_groups_beside_each_other() -> None:
+    """Ranks 0 and 1 share a vocabulary, and so do 2 and 3, with other logits. Nothing passes between the two groups."""
+
+    def check(rank: int, _: dist.ProcessGroup) -> None:
+        pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        group = pairs[rank // 2]
+        assert isinstance(group, dist.ProcessGroup)
+        shared_vocabulary(rank % 2, group, (3, 96, 70), shift=1000.0 * (rank // 2))
+
+    in_group(4, check)
 
 
 # ---- on a GPU, where the compiled kernels run

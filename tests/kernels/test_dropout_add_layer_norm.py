@@ -166,6 +166,36 @@ def test_the_mask_has_the_bits_of_keep_mask(p: float, site: int, now: tuple[int,
 
 
 @interpreted
+def test_an_element_whose_hash_is_the_threshold_is_kept() -> None:
+    now = (5, 0, 0)
+    token = mix(mix(mix((now[0] + 3 + ODD) & MASK)))
+    p = mix((token + 7) & MASK) / 2**32  # exact
+    x, zeros = torch.ones(1, 1, 8), torch.zeros(1, 1, 8)
+    keep = keep_mask(x.shape, p, 3, torch.tensor(now))
+    total, _ = fused(x, zeros, torch.ones(8), torch.zeros(8), torch.tensor(now), 3, p)
+    assert keep[0, 0, 7]
+    assert torch.equal(total != 0, keep)
+
+
+@interpreted
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float16, 2048.0), (torch.bfloat16, 256.0)])
+def test_gradients_of_weight_and_bias_are_rounded_once(dtype: torch.dtype, large: float, wide: bool) -> None:
+    """In 16 bits, large + 1 is large: within a program, and where the programs are added up."""
+    case = Case((1, 20, 24), dtype)
+    case.inputs[1] = case.inputs[1][:, :1].expand(1, 20, 24).contiguous()  # all rows are alike
+    case.upstream[1].zero_()
+    case.upstream[1][0, 0], case.upstream[1][0, 1], case.upstream[1][0, 17] = large, 1, -large
+    with pytest.MonkeyPatch.context() as patch:
+        if wide:
+            patch.setattr(op, "_MOST_CHANNELS_BACKWARD", 16)
+            patch.setattr(op, "_TILE", 16)
+        case.inputs[0].zero_()
+        found, expected = case.run(fused, 0.1, NORMED), case.expected(0.1, NORMED)
+    assert worst(found[4:], expected[4:]) < LIMITS[dtype]
+
+
+@interpreted
 def test_what_is_dropped_counts_nothing_whatever_it_is() -> None:
     x, zeros = torch.full((1, 2, 100), torch.nan), torch.zeros(1, 2, 100)
     total, _ = fused(x, zeros, torch.ones(100), torch.zeros(100), torch.tensor(NOW), 0, 0.5)

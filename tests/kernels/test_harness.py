@@ -34,6 +34,12 @@ def _sum(source, result, width, BLOCK: constexpr, ATOMIC: constexpr):
 
 
 @jit
+def _total(source, result, width, BLOCK: constexpr):
+    columns = tl.arange(0, BLOCK)
+    tl.store(result, tl.sum(tl.load(source + columns, columns < width), 0))
+
+
+@jit
 def _ticket(counter, result):
     tl.store(result + tl.program_id(0), tl.atomic_add(counter, 1))
 
@@ -73,6 +79,13 @@ def test_a_read_past_the_end_is_found() -> None:
 def test_what_is_not_written_shows() -> None:
     with guarded():
         assert error(double(ROWS, rows=4), 2 * ROWS) == float("inf")
+
+
+@interpreted
+def test_what_a_mask_leaves_out_is_not_zero() -> None:
+    result = torch.zeros(1)
+    _run(_total, 1, ROWS[0], result, 100, 128)
+    assert result.isnan()
 
 
 @interpreted
