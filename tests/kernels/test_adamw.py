@@ -343,6 +343,14 @@ def test_a_missing_barrier_is_named(tmp_path: Path) -> None:
     assert "block_sum" in said
 
 
+@on_cpu
+def test_a_barrier_that_some_threads_do_not_meet_is_an_error(tmp_path: Path) -> None:
+    source = tmp_path / "branch.cu"
+    source.write_text('extern "C" __global__ void branch() { if (threadIdx.x % 32 == 0) __syncthreads(); }')
+    with pytest.raises(RuntimeError, match=r"branch of branch\.cu: some threads of a block meet a barrier"):
+        thread_shim.launch(source, ("branch",), "branch", 3, 64, ())
+
+
 # ---- the compilers
 
 

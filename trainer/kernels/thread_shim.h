@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -24,10 +25,11 @@ struct Warp {
 };
 
 inline Index blockDim, gridDim;  // of the launch that runs; launches do not overlap
-inline std::barrier<>* whole_block;
+inline std::optional<std::barrier<>> whole_block;  // those threads that have not ended
 inline thread_local Index threadIdx, blockIdx;
 inline thread_local Warp* warp;
 inline thread_local unsigned turn;
+inline thread_local unsigned barriers;  // that this thread has met in this block
 
 template <class To, class From> To same_bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -54,7 +56,10 @@ template <class T> void __stcs(T* to, T value) {
   std::memcpy(to, &value, sizeof value);
 }
 
-inline void __syncthreads() { whole_block->arrive_and_wait(); }
+inline void __syncthreads() {
+  barriers++;
+  whole_block->arrive_and_wait();
+}
 
 inline float __shfl_down_sync(unsigned, float value, unsigned distance) {
   unsigned (&lanes)[32] = warp->exchanged[turn ^= 1];
@@ -64,30 +69,38 @@ inline float __shfl_down_sync(unsigned, float value, unsigned distance) {
   return lane + distance < 32 ? same_bits<float>(lanes[lane + distance]) : value;
 }
 
-// Run the given blocks of a grid, in the given order, with the arguments as cuLaunchKernel takes them. Returns whether
-// all vectors were aligned.
+// Run the given blocks of a grid, in the given order, with the arguments as cuLaunchKernel takes them. Returns 1 if a
+// vector was not aligned, 2 if a barrier was not met by all threads of a block (on a GPU it may wait for ever), or 0.
 template <class... Types, std::size_t... I>
-bool launch(void (*kernel)(Types...), std::index_sequence<I...>, unsigned grid, unsigned threads, void** arguments,
+int launch(void (*kernel)(Types...), std::index_sequence<I...>, unsigned grid, unsigned threads, void** arguments,
             const unsigned* blocks, long long count) {
   misaligned = false;
   blockDim.x = threads;
   gridDim.x = grid;
-  std::barrier<> together(threads);
-  whole_block = &together;
+  bool diverged = false;
+  std::vector<unsigned> met(threads);
+  std::barrier end_of_block(threads, [&]() noexcept {
+    for (unsigned count : met) diverged |= count != met[0];
+    whole_block.emplace(threads);
+  });
+  whole_block.emplace(threads);
   const auto warps = std::make_unique<Warp[]>(threads / 32);
   std::vector<std::thread> running;
   for (unsigned thread = 0; thread < threads; thread++)
-    running.emplace_back([=, &warps] {
+    running.emplace_back([=, &warps, &met, &end_of_block] {
       threadIdx.x = thread;
       warp = &warps[thread / 32];
       for (long long i = 0; i < count; i++) {
         blockIdx.x = blocks[i];
+        barriers = 0;
         kernel(*static_cast<std::remove_reference_t<Types>*>(arguments[I])...);
-        whole_block->arrive_and_wait();  // shared memory is free for the next block
+        met[thread] = barriers;
+        whole_block->arrive_and_drop();
+        end_of_block.arrive_and_wait();  // shared memory is free for the next block
       }
     });
   for (auto& one : running) one.join();
-  return !misaligned;
+  return misaligned ? 1 : diverged ? 2 : 0;
 }
 
 #define LAUNCHER(name)                                                                                              \

@@ -17,6 +17,12 @@ HEADER = Path(__file__).with_suffix(".h")
 
 _one_launch = threading.Lock()  # the header keeps the dimensions of the launch that runs
 
+# What a launch returns, in words.
+FAULTS = {
+    1: "an address is no multiple of the size of the vector there",
+    2: "some threads of a block meet a barrier that others do not",
+}
+
 # CUDA code reads memory as another type, against C++'s rules of aliasing. Without the last option numbers are wrong.
 OPTIONS = ("-std=c++20", "-O2", "-pthread", "-Wno-unknown-pragmas", "-fno-strict-aliasing")
 
@@ -76,13 +82,13 @@ def launch(
 
     Raises:
         UserError: the source cannot be compiled.
-        RuntimeError: the kernel reads or writes a vector at an address where a GPU could not.
+        RuntimeError: the kernel does what a GPU could not: one of ``FAULTS``.
     """
     run = getattr(library(source, kernels), f"launch_{name}")
     order = range(grid) if blocks is None else blocks
     addresses = (ctypes.c_void_p * len(arguments))(*[ctypes.addressof(argument) for argument in arguments])
     numbers = (ctypes.c_uint * len(order))(*order)
     with _one_launch:
-        aligned = run(ctypes.c_uint(grid), ctypes.c_uint(threads), addresses, numbers, ctypes.c_longlong(len(order)))
-    if not aligned:
-        raise RuntimeError(f"{name} of {source.name}: an address is no multiple of the size of the vector there")
+        fault = run(ctypes.c_uint(grid), ctypes.c_uint(threads), addresses, numbers, ctypes.c_longlong(len(order)))
+    if fault:
+        raise RuntimeError(f"{name} of {source.name}: {FAULTS[fault]}")
