@@ -13,7 +13,7 @@
 
 Each has a process of its own, one after the other, and saves the same state: parameters, moments and step counts of one
 rank, as FSDP2 shards them. *Stall* is how long the call takes; *background* from there until the checkpoint is
-complete. The first save is told apart: it allocates memory and starts processes. DCP neither hashes nor verifies.
+complete. The first save is listed apart: it allocates memory and starts processes. DCP neither hashes nor verifies.
 """
 
 import argparse

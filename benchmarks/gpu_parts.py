@@ -40,7 +40,7 @@ QUESTIONS = {
 
 
 class Part:
-    """What a part is told, and where it notes its numbers.
+    """What a part gets, and where it writes its numbers.
 
     Attributes:
         rehearse: whether sizes are tiny.

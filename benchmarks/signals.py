@@ -113,7 +113,7 @@ def plot(curves: dict[str, Rows], path: Path) -> None:
             axis.axvline(found.step, color="tab:red" if found.rolls_back else "tab:orange", lw=0.8, alpha=0.7)
         axis.set(title=name, ylabel="loss, nats", ylim=(min(p.loss for p in curve) - 0.2, 6))
         axis.title.set_fontsize(8)
-    axes[-1, 0].set_xlabel("step; orange: people are told, red: rollback")
+    axes[-1, 0].set_xlabel("step; orange: an operator is notified, red: rollback")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 

@@ -1,4 +1,4 @@
-"""Cases of what people plan, and of attempts that begin anew."""
+"""Cases of what people plan, and of attempts that begin again."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _change(kind: str, rng: random.Random, real: Mapping[str, Rows], shown: bool
 
 
 def declared(count: int, real: Mapping[str, Rows], rng: random.Random) -> list[Case]:
-    """Changes that the detectors are told of; what they look like in the log varies."""
+    """Changes that are declared to the detectors; what they look like in the log varies."""
     return [
         _change(PLANNED[k % len(PLANNED)], random.Random(rng.random()), real, shown=k % 3 > 0, declared=True)
         for k in range(count)
@@ -158,7 +158,7 @@ def fault_after_change(count: int, real: Mapping[str, Rows], rng: random.Random)
     return cases
 
 
-# ---- attempts that begin anew
+# ---- attempts that begin again
 
 BAD = ("random weights", "half of it lost", "small jump", "moments lost", "without the discarded lines")
 GOOD = ("goes on", "data in another order", "small bump", "after a divergence", "without the discarded lines", "twice")

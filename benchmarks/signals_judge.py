@@ -65,7 +65,7 @@ def rolled_back(found: list[Found], case: Case) -> bool:
 
 
 def noticed(found: list[Found], case: Case) -> bool:
-    """Whether anybody was told anything."""
+    """Whether anybody was notified."""
     return bool(found)
 
 
@@ -200,7 +200,7 @@ def planned_section(run: Run, tally: Tally) -> Iterator[Figure]:
 
 
 def resumes_section(run: Run, tally: Tally) -> Iterator[Figure]:
-    """Attempts that begin anew."""
+    """Attempts that begin again."""
     real_bad, real_good = [], []
     for name, (rows, attempts) in run.resumed.items():
         bad, good = _real_resumes(name, rows, attempts)

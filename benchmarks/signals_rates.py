@@ -16,7 +16,7 @@ LEAVES = {
     "falls to nothing": 100,
     "stuck": 1500,
     "decays too early": 800,
-    "warm-up anew": 200,
+    "warm-up again": 200,
     "grows slowly": 800,
     "jumps for 50 lines": 100,
 }
@@ -65,7 +65,7 @@ def _rate(kind: str, n: int, planned: float, before: float, factor: float, growt
             return 0.0
         case "decays too early":
             return planned * max(0.02, 1 - n / 400)
-        case "warm-up anew":
+        case "warm-up again":
             return planned * min(1.0, (n + 1) / 150)
         case "grows slowly":
             return planned * (1 + (growth - 1) * n / 800)

@@ -15,7 +15,7 @@
 All begin with the same weights and see the same batches; dropout is OPT's, with masks of their own. All have the same
 attention: on Hopper cuDNN's comes first for every contender, elsewhere torch's order holds. Master weights and moments
 are fp32; backward pass, clipping to norm 1 and AdamW are inside the timed step. On CPUs all is fp32. Each contender has
-a process of its own, one after the other; the median of the steps after a warm-up is told, with quartiles and the CPU
+a process of its own, one after the other; the median of the steps after a warm-up is shown, with quartiles and the CPU
 seconds of the process, because a shared machine is not quiet. A rehearsal compiles nothing.
 """
 

@@ -6,7 +6,7 @@ such update, and rolls back to before it. The demo uses the commands that an ope
 if the lineage is COMPLETED and every recovery is proven.
 
 It must pass on a busy machine, too. So it reads the run folder itself, where a command would take seconds; each fault
-waits for the proof of the recovery before it; and the learning rate is changed at a step that the trainer is told in
+waits for the proof of the recovery before it; and the learning rate is changed at a step that the trainer gets in
 advance.
 """
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 
-NOT_HELD, EXCLUDED = "not held", "taken out"
+NOT_HELD, EXCLUDED = "not held", "excluded"
 """Of `LemonNode.now`, as report.json has them."""
 
 

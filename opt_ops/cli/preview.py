@@ -48,7 +48,7 @@ def _change(event: e.ChangeRequested) -> str:
 
 def _declared(event: e.ChangesDeclared) -> str:
     changes = ", ".join(f"step {each.step:,}{f' ({each.what})' if each.what else ''}" for each in event.planned)
-    return f"declare as planned: {changes}; the loss detectors learn anew there"
+    return f"declare as planned: {changes}; the loss detectors learn again there"
 
 
 def _recovery(event: e.RecoveryDecided) -> str:

@@ -171,8 +171,8 @@ def set_(
 
     `lr` sets the learning rate of the next update. From there on, it is a factor on the schedule.
 
-    With `--planned` alone, nothing is restarted. The loss detectors learn anew from that step on. The step may be past,
-    if nothing was done about the change yet.
+    With `--planned` alone, nothing is restarted. The loss detectors learn again from that step on. The step may be
+    past, if nothing was done about the change yet.
 
     Examples:
       opt-ops run set 12 lr=6e-5 clip=0.5
@@ -202,7 +202,7 @@ def _declare(lineage: Lineage, arguments: Mapping[str, Any], options: RequestOpt
         raise UsageError("nothing is to be set", "give KEY=VALUE, for example lr=6e-5, or --planned STEP[:WHAT]")
     request = {"reason": arguments["reason"], "planned": arguments["planned"]}
     PendingRequest(lineage, "plan", request, options).send(
-        f"Declare as planned: {', '.join(arguments['planned'])}? Training goes on; the loss detectors learn anew there."
+        f"Declare as planned: {', '.join(arguments['planned'])}? Training goes on. There the detectors learn again."
     )
 
 

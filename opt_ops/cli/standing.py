@@ -247,7 +247,7 @@ def _open(state: State, name: str, watch: Watch, found: Newest) -> Iterator[Find
 def open_signals(state: State, now: float, found: Newest) -> Sequence[Any]:
     """The findings of the newest attempt to which no incident has answered yet, and that may still come to something.
 
-    A finding of the alert tier is told and nothing is touched. It is over when the attempt has gone on for a while.
+    A finding of the alert tier is reported and nothing is touched. It is over when the attempt has gone on for a while.
     """
     attempt = state.attempt
     if attempt is None or not attempt.live:

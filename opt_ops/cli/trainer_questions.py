@@ -90,7 +90,7 @@ def recipes(trainer: TrainerCommand) -> list[dict[str, Any]]:
 def documents(trainer: TrainerCommand, words: Sequence[str], on_remark: Callable[[str], None]) -> list[dict[str, Any]]:
     """The parts of documents that samples were made of, as `python -m trainer.documents` prints them.
 
-    It may have to tokenise a corpus anew, which takes as long as it took before the run: there is no time limit.
+    It may have to tokenise a corpus again, which takes as long as it took before the run: there is no time limit.
 
     Args:
         trainer: Its command.

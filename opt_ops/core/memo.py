@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 
 def memoize_last(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Remember the newest result of a pure function of immutable arguments, which are told apart by identity."""
+    """Remember the newest result of a pure function of immutable arguments, which are distinguished by identity."""
     kept: list[tuple[tuple[object, ...], _T]] = []  # holds its arguments, so that no other object gets their identity
 
     @wraps(function)

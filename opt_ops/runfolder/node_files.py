@@ -182,7 +182,7 @@ def _report_of(record: f.Record, written: float) -> NodeRanksReport:
 def _exit_of(record: f.Record, node: str, written: float) -> tuple[RankExit | None, str, tuple[CauseLine, ...] | None]:
     """How a rank ended, the end of its log, and the lines of the log that name a cause; None, "" while it runs.
 
-    An end that is told in part is still an end: when, or how.
+    An end that is reported in part is still an end: when, or how.
     """
     rank = record.required("rank", f.rank)
     if record.required("ended", lambda value: value) is None:

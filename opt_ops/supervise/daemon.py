@@ -174,7 +174,7 @@ class Daemon:
         self._guarded("the heartbeat", self._dead_man_switch.step)
 
     def _guarded(self, what: str, work: Callable[[], None]) -> None:
-        """Do a part of the loop that is not one lineage's. An error in it is told, and the watch goes on.
+        """Do a part of the loop that is not one lineage's. An error in it is reported, and the watch goes on.
 
         The guard is broad on purpose: a file system that does not answer, a process or thread that cannot be started
         and a mistake of ours must cost this part of this round, and nothing else.

@@ -20,7 +20,7 @@ _ORPHAN_CHECK_SECONDS = 30.0  # between two searches for jobs that no allocation
 _REASON_SECONDS = 600.0
 
 SUSPENDED_SECONDS = (
-    600.0  # of a suspended job before on-call is told; time slices of gang scheduling take half a minute
+    600.0  # of a suspended job before on-call is notified; time slices of gang scheduling take half a minute
 )
 
 # How the scheduler says that a job ended → its failure class. Any other end is `allocation_lost`.

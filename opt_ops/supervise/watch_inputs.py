@@ -9,7 +9,7 @@ from opt_ops.core.events import Event, InputLeftOut
 from opt_ops.core.state.model import State, left_out_key
 from opt_ops.ports import Clock, Inputs, LeftOut
 
-_AGAIN_SECONDS = 10.0  # until a file is told of again, if more was left out; doubled each time
+_AGAIN_SECONDS = 10.0  # until a file is reported again, if more was left out; doubled each time
 _LONGEST_SECONDS = 3600.0
 _MOST = 10
 """Records that are left out, at least, before they can be the most of a file: one bad line is not another format."""

@@ -205,7 +205,7 @@ class TrainingWatch:
         )
 
     def _plan(self, state: State, attempt: Attempt) -> None:
-        """Let the loss detector learn anew from where something was planned."""
+        """Let the loss detector learn again from where something was planned."""
         for change in planned_changes(state, attempt):
             self._curve.plan(change.step)
         self._batch_size.planned = self._curve.planned

@@ -34,7 +34,7 @@ READS = ("data.py:__next__", "<script>alert(1)</script>|`x`:read", "loop.py:trai
 
 
 class Lived(Told):
-    """Told, with a daemon that decides and people who are told of it."""
+    """Told, with a daemon that decides and people who are notified of it."""
 
     deaf = False  # no alert gets through
 

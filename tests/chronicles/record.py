@@ -1,4 +1,4 @@
-"""Makes the recorded lineage that these tests read, and draws the golden files of it anew.
+"""Makes the recorded lineage that these tests read, and draws the golden files of it again.
 
     python -m tests.chronicles.record runs/1    # record another lineage, then draw
     python -m tests.chronicles.record           # only draw: after a change of the logbook that is meant

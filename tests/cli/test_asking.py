@@ -21,7 +21,7 @@ def test_waiting_ends_when_what_was_asked_for_is_reached(tmp_path: Path):
         (tmp_path / "text.jsonl").write_text("{}\n")
         options = ["--set", "steps=100000", "--valid", "text.jsonl:50", "--wait"]
         unwatched = site.command("run", "start", "stub", *options, code=75)
-        assert unwatched.startswith("1\n"), "the number is told before it is waited for"
+        assert unwatched.startswith("1\n"), "the number is reported before it is waited for"
         assert "opt-ops daemon ensure" in unwatched
         site.start_daemon()
         site.wait(lambda state: state.status is Status.TRAINING)

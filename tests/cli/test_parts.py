@@ -1,4 +1,4 @@
-"""`opt-ops node ledger` and the way back of a node: what is known against it is said, and it may be tested first."""
+"""`opt-ops node ledger` and the way back of a node: what is known against it is shown, and it may be tested first."""
 
 import json
 import subprocess

@@ -41,7 +41,7 @@ def test_templates_name_fields_that_their_events_have():
             "Would start the next run after one more checkpoint, optim.clip_norm=0.5.",
         ]),
         (["run", "set", "12", "--planned", "48000:stage b", "--planned", "310"], [
-            "Would declare as planned: step 48,000 (stage b), step 310; the loss detectors learn anew there.",
+            "Would declare as planned: step 48,000 (stage b), step 310; the loss detectors learn again there.",
         ]),
         (["run", "take-over", "12"], ["Would switch to advisory mode: the daemon acts on requests only."]),
         (["node", "exclude", "12", "n1"], ["Would exclude n1: no attempt starts there."]),

@@ -184,7 +184,7 @@ def test_xids_come_as_events_where_the_kernel_log_is_closed_to_us(driver: FakeDr
         assert [(xid["code"], xid["pci"]) for xid in seen] == [(79, "0000:2b:00"), (48, "0000:1b:00")]
         beat = heartbeat_of({"node": "n1", "host": "h", "ts": 1.0, "nvml": "ok", "gpus": [], "xids": seen})
         assert judge(beat, 0).reason == "xid_79"
-        assert probe.xids() == [], "each is told once"
+        assert probe.xids() == [], "each is reported once"
     finally:
         probe.close()
 

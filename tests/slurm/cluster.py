@@ -113,7 +113,7 @@ class Cluster:
         return dict(re.findall(r"(\S+) (\S+)", self._ask("sinfo", "-h", "-N", "-o", "%N %t").stdout))
 
     def kill_node(self, name: str) -> None:
-        """Let a node die silently: its slurmd, step daemons and tasks end at once, and nobody is told."""
+        """Let a node die silently: its slurmd, step daemons and tasks end at once, and nobody is notified."""
         assert name in self.nodes, f"no node {name} among {self.nodes}"
         _kill(self.folder, name)
 

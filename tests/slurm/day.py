@@ -11,7 +11,7 @@ from opt_ops.core import events as e
 from opt_ops.core.state.model import Incident, State, Status
 from tests.e2e.site import PATIENCE, Site, until
 
-SETTLED = 55  # steps beyond a failure, after which the shipped ladders begin anew (settle_steps = 50)
+SETTLED = 55  # steps beyond a failure, after which the shipped ladders begin again (settle_steps = 50)
 
 SILENT_SECONDS = 10.0  # in which no heartbeat of a node is read, before it is silent
 CONFIG = 'scheduler = "slurm"\n[slurm]\npartition = "main"\ntime_minutes = 30'

@@ -101,7 +101,7 @@ def test_killed_node_dies_silently_and_its_job_lives_on(slurm: cluster.Cluster, 
     try:
         assert not alive(int((pids / second).read_text()))
         assert alive(int((pids / first).read_text()))
-        assert slurm.states()[second] in cluster.USABLE, "nobody was told"
+        assert slurm.states()[second] in cluster.USABLE, "nobody was notified"
         assert output("squeue", "-h", "-j", job, "-o", "%T") == "RUNNING"
         step = ["srun", f"--jobid={job}", "--overlap", "--mem=0", "-N1", "-n1", f"--nodelist={first}"]
         assert output(*step, "printenv", "SLURMD_NODENAME") == first

@@ -33,7 +33,7 @@ def site(tmp_path: Path, slurm: Cluster) -> Iterator[Site]:
     site = Site(folder, CONFIG)
     (folder / "daemon.log").touch()  # where Site looks; this daemon writes to the runs folder
     yield site
-    until(lambda: subprocess.run(["scancel", "--me"], check=True) and not ask("squeue", "-h"))  # it submits itself anew
+    until(lambda: subprocess.run(["scancel", "--me"], check=True) and not ask("squeue", "-h"))  # it submits itself
     site.close()
     quiet(slurm)
 

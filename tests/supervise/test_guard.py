@@ -1,4 +1,4 @@
-"""Each part of the watch is guarded by itself: one that fails is told, and the others go on."""
+"""Each part of the watch is guarded by itself: one that fails is reported, and the others go on."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,7 +204,7 @@ def test_what_is_left_out_is_told_as_it_grows_and_never_in_a_flood():
     assert 20 < told < 50
     found[:] = [left(2 * 10**5, 10**4)]
     (most,) = look()
-    assert most.most, "that most is left out is told at once"
+    assert most.most, "that most is left out is reported at once"
     again = InputWatch(SimpleNamespace(left_out=lambda: [left(2)]), clock)
     (event,) = again.observe(story.state)
     assert event.count == 2 * 10**5 + 2, "heartbeats that an earlier process left out are counted too"

@@ -27,8 +27,8 @@ def refused(path: Path, content: bytes) -> str:
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.jsonl.gz", gzip.compress(OBJECT.encode()), "packed by gzip. Unpack it first: gunzip -c"),
-        ("a.jsonl", gzip.compress(OBJECT.encode()), "packed by gzip"),
+        ("a.jsonl.gz", gzip.compress(OBJECT.encode(), mtime=0), "packed by gzip. Unpack it first: gunzip -c"),
+        ("a.jsonl", gzip.compress(OBJECT.encode(), mtime=0), "packed by gzip"),
         ("a.zst", b"\x28\xb5\x2f\xfd\x04\x00", "packed by zstd"),
         ("a.parquet", b"PAR1\x15\x04\x15", "a Parquet file"),
         ("a.bin", bytes(range(256)), "a binary file"),

@@ -100,7 +100,7 @@ class Guard:
         The settings are those of the recipe, not those of the checkpoint.
 
         Returns:
-            A line for the log, if the loss scale begins anew because that of the checkpoint meant something else.
+            A line for the log, if the loss scale begins again because that of the checkpoint meant something else.
         """
         if state is None:
             return None

@@ -1,4 +1,4 @@
-"""Entries of allocations after the first. What replaces the nodes of an incident is told in the incident's entry."""
+"""Entries of allocations after the first. What replaces the nodes of an incident is in the incident's entry."""
 
 from __future__ import annotations
 

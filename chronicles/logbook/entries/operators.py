@@ -104,7 +104,7 @@ def _declared(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.
     yield entry_of(record, entry, what, event.author, quote=event.reason, facts=(fact, _LEARNS))
 
 
-_LEARNS = Fact(label="Detectors", text="From there on they learn the loss anew. What changes there is no fault.")
+_LEARNS = Fact(label="Detectors", text="From there on they learn the loss again. What changes there is no fault.")
 
 
 def _driver(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.DriverChanged) -> _Found:

@@ -1,7 +1,7 @@
 """Each word by which Slurm 22.05 to 25.05 reports a job or a node, and what it means for us.
 
 A word that no table has is *unknown*: of a job, nothing follows from it until somebody looks; on a node, nothing new
-starts, and the word is told as the reason.
+starts, and the word is reported as the reason.
 """
 
 from __future__ import annotations

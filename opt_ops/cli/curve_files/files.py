@@ -21,7 +21,7 @@ Cells = tuple[int, Sequence[Any]]
 
 
 class Rows(Protocol):
-    """A file of rows. It is read anew for each call of `read`."""
+    """A file of rows. It is read again for each call of `read`."""
 
     columns: Sequence[str]
     left_out: int

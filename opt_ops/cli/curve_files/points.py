@@ -61,7 +61,7 @@ def lines(path: Path, rows: Rows, columns: Mapping[str, str], passed: Passed) ->
 
 
 class _Reader:
-    """Makes lines of cells. What only some rows have, such as the learning rate, holds until it is said anew."""
+    """Makes lines of cells. What only some rows have, such as the learning rate, holds until it is logged again."""
 
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
         self._path = path

@@ -16,7 +16,7 @@ from opt_ops.core.text import clock
 from opt_ops.core.values import Action, Driver, Severity, Tier
 from opt_ops.core.waiting import still_waiting
 
-_UNKNOWN_SECONDS = 600.0  # of a job whose state is not known, before people are told
+_UNKNOWN_SECONDS = 600.0  # of a job whose state is not known, before an operator is notified
 
 _LOUDNESS = (Severity.INFO, Severity.WARNING, Severity.PAGE)
 

@@ -146,7 +146,7 @@ def _shape(board: Board, onset: Mapping[str, Any]) -> None:
             board.add(Cause.BETA2, _WEAK, why)
             for cause in (Cause.BAD_DATA, Cause.CORRUPTED_WEIGHTS, Cause.PLANNED_CHANGE):
                 board.add(cause, -_FAIR, why)
-        board.add_if(loss["returned"] >= 0.9, Cause.NONE, _FAIR, f"{loss['returned']:.0%} of the rise is taken back")
+        board.add_if(loss["returned"] >= 0.9, Cause.NONE, _FAIR, f"{loss['returned']:.0%} of the rise has healed")
     if "first" in gnorm:
         _gradient(board, gnorm, loss.get("at_once", 0.0) >= _AT_ONCE)
 

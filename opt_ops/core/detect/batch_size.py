@@ -13,8 +13,8 @@ from opt_ops.core.values import Tier
 class BatchSizeDetector:
     """Tells the first update of an attempt whose batch is not the one of its config.json. It tells it once an attempt.
 
-    Only what left the asked size is told: a trainer that never used it may state something else there. Where something
-    was planned since, the size may have been.
+    Only what left the asked size is reported: a trainer that never used it may state something else there. Where
+    something was planned since, the size may have been.
     """
 
     def __init__(self, planned: Collection[int] = ()) -> None:

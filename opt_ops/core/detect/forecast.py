@@ -16,10 +16,10 @@ from opt_ops.core.values import Tier
 
 
 class ForecastDetector:
-    """Fits the curve anew at each power of two of its steps, and watches the octave that follows.
+    """Fits the curve again at each power of two of its steps, and watches the octave that follows.
 
     A forecast over one octave is as good as the last two octaves would have been foretold, which is measured. Further
-    ahead it says little. Only a loss above the range is told: annealing takes off more than any fit knows.
+    ahead it says little. Only a loss above the range is reported: annealing takes off more than any fit knows.
     """
 
     FIRST = 1024

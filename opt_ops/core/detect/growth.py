@@ -14,13 +14,13 @@ from opt_ops.core.detect.point import Point
 
 _BLOCK = 8  # values, whose median is one measure of the level
 _BLOCKS = 32  # that are remembered: they tell how the level moves by itself
-_LEARN = 6  # blocks before anything is said
+_LEARN = 6  # blocks before anything is reported
 _NEWEST = 4  # of the newest of them the level is made
 _APART = 4  # blocks between two levels whose difference tells how far the level wanders by itself
 _CLIP = 4.0  # sd: no single value says more than this
 _ALLOWED = 1.0  # sd: so much above the level is no evidence
 ENOUGH = 24.0
-"""Evidence that is told, in sd: eight values in a row at least. The margin is for tails and for levels that wander."""
+"""Evidence for an alert, in sd: eight values in a row at least. The margin is for tails and for levels that wander."""
 
 
 _LONGEST = 256  # values: evidence that is open for so long is a new level
@@ -110,7 +110,7 @@ class Growths:
     def __init__(self, harmless: float = -math.inf) -> None:
         self._harmless = harmless
         self._by_block: dict[str, Growth] = {}
-        self._quiet = 0  # values in which nothing is told
+        self._quiet = 0  # values in which nothing is reported
 
     def observe(self, point: Point, values: Mapping[str, float]) -> Grown | None:
         """Take in the logarithms of a line, by block; what they make known."""
@@ -125,7 +125,7 @@ class Growths:
         if evidence[block] < enough:
             return None
         growth, quiet = self._by_block[block], self._quiet > 0
-        self._by_block = {name: each for name, each in self._by_block.items() if each.evidence < enough}  # learn anew
+        self._by_block = {name: each for name, each in self._by_block.items() if each.evidence < enough}  # learn again
         if quiet or growth.since is None:
             return None
         self._quiet = _QUIET

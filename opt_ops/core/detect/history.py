@@ -118,7 +118,7 @@ class CurveHistory:
         self.begin_attempt(step - 1)
 
     def plan(self, step: int) -> None:
-        """Something was planned from `step` on. Points that were seen since then are learned anew."""
+        """Something was planned from `step` on. Points that were seen since then are learned again."""
         if step in self._planned:
             return
         self._planned.append(step)

@@ -25,8 +25,8 @@ _KEPT = 256  # points, for what is declared late
 _NEW_NORMAL = 128  # points after an action that nobody took: what nobody went back from is the new normal
 _FINITE = 5  # points after which a run that was not finite is finite again
 _HUGE_SD, _HUGE_SHARE = 20.0, 0.2
-"""A rise right after a planned change is told if it is this many sd, and this share of the loss."""
-_GRADUAL = 8  # times `settle`, at most, that a planned change gets which still goes on; a jump is told meanwhile
+"""A rise right after a planned change is reported if it is this many sd, and this share of the loss."""
+_GRADUAL = 8  # times `settle`, at most, that a planned change gets which still goes on; a jump is reported meanwhile
 _FOLLOWS = 8  # lines within which the loss follows a visible change
 _REACHED = 64  # points before an attempt, from which it is known what was reached: not in a run's first steps
 _RESUMED = 32  # points of an attempt: a rise that begins so soon comes from its restore
@@ -81,7 +81,7 @@ class LossDetector:
         return [*findings, *self._restored(point, point.loss), *self._loss(point, point.loss)]
 
     def plan(self, step: int) -> None:
-        """Something was planned from `step` on: from there, levels and bands are learned anew. It may be declared
+        """Something was planned from `step` on: from there, levels and bands are learned again. It may be declared
         late."""
         if step > self._seen:
             self._planned.append(step)
@@ -181,7 +181,7 @@ class LossDetector:
         return found
 
     def _settle(self, loss: float) -> None:
-        """After a change, the best is learned anew at each doubling: a new stage may first go up, until it falls."""
+        """After a change, the best is learned again at each doubling: a new stage may first go up, until it falls."""
         points, least = self._level.points, self._drift.settle
         if points < 16 or points & (points - 1):
             return
@@ -222,7 +222,7 @@ class LossDetector:
         return self._judged(point, rise)
 
     def _end(self, rise: Rise) -> None:
-        """What was told is over: nothing goes back to these steps."""
+        """What was reported is over: nothing goes back to these steps."""
         if rise.told:
             self._bad.append((rise.onset.step, self._seen, "the loss was above the level that it had reached"))
 

@@ -27,7 +27,7 @@ class DriftRule:
     """What the level tells.
 
     Attributes:
-        settle: Points after a planned change in which the level is learned anew.
+        settle: Points after a planned change in which the level is learned again.
         low: Standard errors of a fall that no schedule explains.
         low_sd: sd of single points that such a fall has, at least.
         low_stays: Points for which it must stay, before people are called.
@@ -93,7 +93,7 @@ class Level:
         return self._best[0] < float("inf")
 
     def forget_best(self) -> None:
-        """From here on, the best is learned anew."""
+        """From here on, the best is learned again."""
         self._best = [float("inf")] * len(SCALES)
         self._windows = tuple(RobustWindow(size) for size in SCALES)
 

@@ -27,12 +27,12 @@ _STEEP = 4.0  # sd above the bound: a spike; less: a drift
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpikeRule:
-    """When a rise of the loss is told, and when it is acted on.
+    """When a rise of the loss is reported, and when it is acted on.
 
     The evidence is Page's cumulative sum, in units of log-likelihood: by chance it reaches E about once in e^E points.
 
     Attributes:
-        alert: Evidence at which it is told.
+        alert: Evidence at which it is reported.
         act: Evidence at which it is acted on, if it does not come back.
         heal_steps: Steps that it gets to heal, at least.
         patience: Points for which a rise on its way back is waited for, at most.

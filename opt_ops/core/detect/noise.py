@@ -89,7 +89,7 @@ class Noise:
         self._scale: Scale | None = None
 
     def add(self, value: float, calm: bool) -> None:
-        """Take in the next value of the curve. Not `calm`: it is told as trouble, and its scatter is not the usual
+        """Take in the next value of the curve. Not `calm`: it is reported as trouble, and its scatter is not the usual
         one; its height is, if it heals."""
         last = self._last
         if last and (change := abs(value - last[-1])) > 0:
@@ -122,7 +122,7 @@ class Noise:
         return max(self._bends.sd / 6**0.5 * (1 + 4 / n), digit, _LEAST * abs(self._last[-1]))
 
     def measure(self) -> Scale:
-        """The noise as it is known now; measured anew every eighth point, once many are known."""
+        """The noise as it is known now; measured again every eighth point, once many are known."""
         if self._scale is not None and self._n % 8 and self._n > 64:
             return self._scale
         sd, mean, spread = self.sd, 0.0, 1.0

@@ -1,4 +1,4 @@
-"""What telemetry shows around the onset of trouble with the loss: the digest that causes are told apart by.
+"""What telemetry shows around the onset of trouble with the loss: the digest that causes are distinguished by.
 
 The digest is a small plain object of numbers, which the finding's signal carries in its field `onset`. It says what was
 measured and judges nothing; `opt_ops/core/decide/causes.py` does. docs/formats.md lists its keys. A key is absent where
@@ -122,7 +122,7 @@ def _noise(values: Sequence[float]) -> float:
 def _loss(points: Sequence[Point], at: int, before: Sequence[Point]) -> dict[str, Any]:
     """The level and noise before, the first point, the highest level since, and how much of the rise came at once.
 
-    `at_once` is the share of the rise that the first point made. `returned` is the share that is taken back by now.
+    `at_once` is the share of the rise that the first point made. `returned` is the share that has healed by now.
     """
     usual, after = _losses(before), _losses(points[at:])
     found: dict[str, Any] = {"finite": points[at].finite and points[at].loss is not None}

@@ -48,7 +48,7 @@ class NodeJudged:
     at: float
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
     drill: str | None = None
-    gpus: tuple[GpuPart, ...] = ()  # that the node has, unless they are those that were told last
+    gpus: tuple[GpuPart, ...] = ()  # that the node has, unless they are those that were reported last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

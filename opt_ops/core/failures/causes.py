@@ -1,4 +1,4 @@
-"""What can be behind trouble with the loss: the causes that are told apart, and how sure one of them is.
+"""What can be behind trouble with the loss: the causes that are distinguished, and how sure one of them is.
 
 A failure class says what was seen (`loss_spike`); a cause says why. The words are those of journals, playbooks and
 `benchmarks/cures.py`, so they never change.

@@ -69,7 +69,7 @@ class Blame:
         node: The node to blame; None if none is, or if the logs do not tell.
         nodes: Where ranks ended in this way.
         ranks: How many ranks ended in this way.
-        victim: Whether all ranks only report a lost peer, or that they were told to stop.
+        victim: Whether all ranks only report a lost peer, or that they were ordered to stop.
     """
 
     first: RankExit

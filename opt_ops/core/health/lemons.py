@@ -104,7 +104,7 @@ def parts(entries: Iterable[e.Entry]) -> dict[str, Part]:
 
 
 def merged(lineages: Iterable[Mapping[str, Part]]) -> dict[str, Part]:
-    """The parts of several lineages; where a part was last is told by its latest use or failure."""
+    """The parts of several lineages; where a part was last is shown by its latest use or failure."""
     known: dict[str, Part] = {}
     for each in (part for lineage in lineages for part in lineage.values()):
         before = known.get(each.key)

@@ -143,7 +143,7 @@ def _account(scenario: Scenario, trainings: Sequence[Training], state: State) ->
         why = _why(state, before)
         # A later attempt discards the steps from its own first step on.
         until = min(resumes[number + 1 :], default=training.points[-1].step + 1)
-        lost[f"standstill: {why}"] += training.points[0].ts - EPOCH - training.points[0].step_seconds - start
+        lost[f"downtime: {why}"] += training.points[0].ts - EPOCH - training.points[0].step_seconds - start
         again = _why(state, training)
         for point in training.points:
             if point.step < until:

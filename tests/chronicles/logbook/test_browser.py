@@ -171,7 +171,7 @@ def _in_view(entry: Any) -> bool:
 
 
 class _Guard(BaseHTTPRequestHandler):
-    """Before a real server: wants a token, which MLflow's own app does not know, and is away when it is told to be."""
+    """Before a real server: wants a token, which MLflow's own app does not know, and is away when it is set to be."""
 
     server: Any
 

@@ -397,7 +397,7 @@ def test_the_worst_nodes_are_those_of_the_ledger_of_nodes(report: LineageReport,
     rows = report.lemon_nodes
     assert [(row.node, row.failures, row.expected) for row in rows] == expected
     (row,) = rows
-    assert (row.node, row.kinds, row.parts, row.now) == ("n2", {"bad_gpu": 1}, {"GPU-2": 1}, "taken out")
+    assert (row.node, row.kinds, row.parts, row.now) == ("n2", {"bad_gpu": 1}, {"GPU-2": 1}, "excluded")
     (bad_gpu,) = (each for each in report.incidents if each.kind == "bad_gpu")
     assert (row.last, row.node_hours_lost) == (bad_gpu.incident, bad_gpu.node_hours_lost)
     (shown,) = front_page(report, None).lemons

@@ -1,4 +1,4 @@
-"""Who is told what: one message when something is done, one when it is over, a page when a human is needed."""
+"""Who is notified of what: one message when something is done, one when it is over, a page when a human is needed."""
 
 import dataclasses
 

@@ -1,6 +1,6 @@
 """Ten causes of trouble with the loss: each is named first, from telemetry alone, and its cure is chosen.
 
-The telemetry is drawn from seeds. What a restart shows more is told in stories: a cure that failed, the same data,
+The telemetry is drawn from seeds. What a restart shows more is in stories: a cure that failed, the same data,
 other data.
 """
 

@@ -1,4 +1,4 @@
-"""What a rollback keeps of earlier changes; and the rate that a dry run prints is the rate that the trainer is told."""
+"""What a rollback keeps of earlier changes; and the rate that a dry run prints is the rate that the trainer gets."""
 
 from __future__ import annotations
 

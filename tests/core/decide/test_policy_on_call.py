@@ -165,7 +165,7 @@ def test_nodes_that_come_and_go_without_training_anything_are_a_page_after_half_
     assert "waiting for nodes" in pages[0].title
 
 
-# ---- nothing starts over unasked
+# ---- nothing starts over without a request
 
 
 def test_a_rollback_that_finds_no_checkpoint_late_in_training_asks_a_person():

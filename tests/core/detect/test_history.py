@@ -101,7 +101,7 @@ def test_a_plan_holds_for_every_copy_and_for_a_detector_that_begins_anew():
     history = CurveHistory(Told)
     findings(history, quiet(1, 1100))
     history.plan(1500)
-    history.plan(900)  # of the past: what came since then is learned anew
+    history.plan(900)  # of the past: what came since then is learned again
     for at_step in (1000, 600, 0):
         history.begin_attempt(at_step)
         assert isinstance(history.detector, Told)

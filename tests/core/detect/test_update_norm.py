@@ -1,4 +1,4 @@
-"""Norms of updates that grow are told by block; what they do in healthy training is not."""
+"""Norms of updates that grow are reported by block; what they do in healthy training is not."""
 
 import math
 import pickle

@@ -273,7 +273,7 @@ def test_pcie_replays_count_by_rate_lanes_and_generation():
     for minute in range(1, 4):
         last = node.gpu(30, pcie_replays=2_000_000 + 40 * minute, **link)
     assert last.reason == "pcie_replays"
-    assert node.gpu(60, pcie_replays=5, **link).reason == "ok", "a counter that begins anew is no rate"
+    assert node.gpu(60, pcie_replays=5, **link).reason == "ok", "a counter that begins again is no rate"
 
 
 def test_nvlink_errors_count_by_rate_and_never_by_total():
@@ -294,7 +294,7 @@ def test_a_card_that_changed_or_left_under_a_running_agent():
     beat = replace(NODE, ts=2000.0, allocation="1-n0", gpus=(GPU,))
     assert judge(beat, 0, remember(gone.history, beat, 0)).reason == "gpu_missing"
     later = replace(beat, allocation="1-n1", gpus=(GPU, replace(GPU, index=1, uuid="GPU-3")))
-    assert judge(later, 2, remember(gone.history, later, 2)).reason == "ok", "a new allocation begins anew"
+    assert judge(later, 2, remember(gone.history, later, 2)).reason == "ok", "a new allocation begins again"
 
 
 def test_nvlinks_that_were_up():
@@ -399,7 +399,7 @@ def test_equal_readings_leave_the_history_as_it_is():
     node.gpu(300, throttle=0x40, remap_pending=True)
     before = node.history
     node.gpu(throttle=0x40, remap_pending=True)
-    assert node.history == before, "or every heartbeat would be judged anew"
+    assert node.history == before, "or every heartbeat would be judged again"
 
 
 def test_a_node_that_is_not_like_the_others():

@@ -100,7 +100,7 @@ def test_what_the_trainer_plans_counts_for_the_steps_that_lead_to_the_newest_att
     configured(story, None, PlannedChange(step=350, what="b"), PlannedChange(step=700, what="c"))
     assert steps(story) == [(350, "b"), (700, "c")]
     restarted(story, 450, None, PlannedChange(step=800, what="c"))
-    assert steps(story) == [(350, "b"), (800, "c")], "it is resumed at step 400, and plans anew from there"
+    assert steps(story) == [(350, "b"), (800, "c")], "it is resumed at step 400, and plans again from there"
 
 
 def test_other_data_is_planned_from_the_attempt_on_that_has_it_and_from_no_later_one():

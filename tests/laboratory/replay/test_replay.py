@@ -132,7 +132,7 @@ def test_a_week_in_which_nothing_happens_loses_saves_and_the_start_alone():
     assert found.status == "COMPLETED"
     assert found.goodput > 0.98
     assert found.incidents == []
-    assert set(found.lost) <= {"saves", "standstill: start"}
+    assert set(found.lost) <= {"saves", "downtime: start"}
     assert found.goodput <= (found.oracle_goodput or 0.0)
 
 
