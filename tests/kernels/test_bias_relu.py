@@ -187,6 +187,9 @@ def test_what_the_kernel_cannot_do_is_said_in_words() -> None:
         ((x.double(), weight.double(), bias.double()), "float64"),
         ((x.t().contiguous().t(), weight, bias), "contiguous"),
         ((x, weight, torch.zeros(10)), "different devices: meta, meta, cpu"),
+        ((x, torch.zeros(10, 6), bias), "different devices: meta, cpu, meta"),
+        ((x, weight.t().contiguous().t(), bias), "contiguous"),
+        ((x, weight, torch.zeros(20, device="meta")[::2]), "contiguous"),
     ):
         with pytest.raises(NotImplementedError, match=words):
             fused(*given)

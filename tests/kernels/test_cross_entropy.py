@@ -158,12 +158,15 @@ def test_large_logits_do_not_overflow(dtype: torch.dtype, spread: float) -> None
 @interpreted
 def test_logits_far_from_zero_lose_nothing() -> None:
     """The maximum and the target's logit are subtracted first: next to 10,000 the loss would keep three digits."""
-    logits, targets, upstream = draw(2, 300, 300, 0, spread=1)
-    logits += 1e4
-    expected, gradient = exact(logits, targets, upstream, 300)
-    losses, found = run(fused, logits, targets, upstream, 300)
-    assert error(losses, expected) < 1e-6
-    assert error(found, gradient) < 3e-6
+    for shift in (1e4, -1e4, -20.0):
+        logits, targets, upstream = draw(2, 8300, 8300, 0, spread=1)
+        logits[0, 8200:] += 4  # the largest of a row is in the second block, or in the first
+        logits[1, :100] += 4
+        logits += shift
+        expected, gradient = exact(logits, targets, upstream, 8300)
+        losses, found = run(fused, logits, targets, upstream, 8300)
+        assert error(losses, expected) < 1e-6, shift
+        assert error(found, gradient) < 3e-6, shift
 
 
 @interpreted
@@ -416,6 +419,7 @@ def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
         "torch.int32": (logits, targets.int(), 60),
         "on cpu": (logits, torch.zeros(4, dtype=torch.int64), 60),
         "contiguous": (logits.t().contiguous().t(), targets, 60),
+        "logits and targets must be contiguous": (logits, torch.zeros(8, dtype=torch.int64, device="meta")[::2], 60),
         "vocab_size at least 1": (logits, targets, 0),
         "first must be at least 0": (logits, targets, 60, -1),
         "TRITON_INTERPRET=1": (torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64), 60),

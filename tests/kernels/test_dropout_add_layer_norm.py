@@ -166,14 +166,15 @@ def test_the_mask_has_the_bits_of_keep_mask(p: float, site: int, now: tuple[int,
 
 
 @interpreted
-def test_an_element_whose_hash_is_the_threshold_is_kept() -> None:
+@pytest.mark.parametrize(("more", "kept"), [(0.0, True), (0.4, True), (0.6, False)])
+def test_an_element_whose_hash_is_the_rounded_threshold_is_kept(more: float, kept: bool) -> None:
     now = (5, 0, 0)
     token = mix(mix(mix((now[0] + 3 + ODD) & MASK)))
-    p = mix((token + 7) & MASK) / 2**32  # exact
+    p = (mix((token + 7) & MASK) + more) / 2**32  # exact
     x, zeros = torch.ones(1, 1, 8), torch.zeros(1, 1, 8)
     keep = keep_mask(x.shape, p, 3, torch.tensor(now))
     total, _ = fused(x, zeros, torch.ones(8), torch.zeros(8), torch.tensor(now), 3, p)
-    assert keep[0, 0, 7]
+    assert keep[0, 0, 7] == kept
     assert torch.equal(total != 0, keep)
 
 
@@ -337,6 +338,7 @@ def test_why_it_cannot_run_is_said_in_words() -> None:
         x: Tensor = x,
         residual: Tensor = residual,
         weight: Tensor = weight,
+        bias: Tensor = bias,
         now: Tensor = now,
         site: Any = 0,
         p: float = 0.1,
@@ -351,6 +353,8 @@ def test_why_it_cannot_run_is_said_in_words() -> None:
     assert "contiguous, and these are not: x" in why(x.transpose(0, 1).contiguous().transpose(0, 1))
     assert "not: residual" in why(residual=x.transpose(0, 1).contiguous().transpose(0, 1))
     assert "not: weight" in why(weight=torch.empty(128, device="meta")[::2])
+    assert "not: bias" in why(bias=torch.empty(128, device="meta")[::2])
+    assert "these are not: residual, bias" in why(residual=torch.zeros(2, 16, 64), bias=torch.zeros(64))
     assert "they are float32, float16" in why(residual=residual.half())
     assert "[2, 16, 32]" in why(x[..., :32])
     assert "[channel]" in why(weight=weight[:32])

@@ -73,7 +73,7 @@ inline float __shfl_down_sync(unsigned, float value, unsigned distance) {
 // vector was not aligned, 2 if a barrier was not met by all threads of a block (on a GPU it may wait for ever), or 0.
 template <class... Types, std::size_t... I>
 int launch(void (*kernel)(Types...), std::index_sequence<I...>, unsigned grid, unsigned threads, void** arguments,
-            const unsigned* blocks, long long count) {
+           const unsigned* blocks, long long count) {
   misaligned = false;
   blockDim.x = threads;
   gridDim.x = grid;
