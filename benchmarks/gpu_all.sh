@@ -16,7 +16,8 @@ while [ $# -gt 0 ]; do
     case $1 in
     --rehearse) rehearse=--rehearse ;;
     --only) only=$2 && shift ;;
-    -*) echo "unknown option $1: see the head of $0" >&2 && exit 64 ;;
+    -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p;}' "$0" && exit 0 ;;
+    -*) echo "unknown option $1: see sh $0 --help" >&2 && exit 64 ;;
     *) OUT=$1 ;;
     esac
     shift

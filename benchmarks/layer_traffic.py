@@ -190,10 +190,14 @@ def layer(name: str, size: str = "1.3b", tokens: int = 2048, dropout: float = 0.
 
 def main() -> None:
     """Count all models and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="1.3b")
-    parser.add_argument("--tokens", type=int, default=2048, help="in a micro-batch")
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.layer_traffic",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--size", default="1.3b", help="125m to 175b (default: 1.3b)")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a micro-batch (default: 2048)")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
     options = parser.parse_args()
     rows = [
         {"model": name, "dropout": dropout, "forward": asdict(forward), "backward": asdict(backward)}
@@ -204,7 +208,8 @@ def main() -> None:
     if options.output == "json":
         print(json.dumps({"size": options.size, "tokens": options.tokens, "layers": rows}, indent=1))
         return
-    print(f"one layer of OPT-{options.size}, {options.tokens} tokens, bf16, torch {torch.__version__}\n")
+    print(f"one layer of OPT-{options.size}, {options.tokens} tokens, bf16, torch {torch.__version__}")
+    print("A width is one hidden vector per token, read or written once. Counted, not measured.\n")
     print("| | dropout | forward, widths | kernels | backward, widths | kernels |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:

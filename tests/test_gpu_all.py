@@ -29,6 +29,14 @@ def parts() -> list[tuple[str, int, str]]:
     return [(number, int(limit), name) for number, limit, name in found]
 
 
+def test_it_has_a_help() -> None:
+    done = gpu_all("--help")
+    assert done.returncode == 0
+    assert "gpu_all.sh [--rehearse]" in done.stdout
+    assert "set -u" not in done.stdout
+    assert gpu_all("--hlep").returncode == 64
+
+
 def test_the_limits_of_all_parts_leave_room_in_nine_minutes() -> None:
     from benchmarks.gpu_parts import PARTS
 

@@ -36,7 +36,8 @@ def check_layout(recipe: Recipe, world: int) -> tuple[int, int]:
     dp = recipe.parallel.dp or max(1, world // tp)
     if dp * tp != world:
         raise UserError(
-            f"{world} processes cannot form parallel.dp={recipe.parallel.dp} × parallel.tp={tp}: "
+            f"{world} {'process' if world == 1 else 'processes'} cannot form "
+            f"parallel.dp={recipe.parallel.dp} × parallel.tp={tp}: "
             "start dp × tp processes, or set dp to 0 and start a multiple of tp."
         )
     for name, value in (

@@ -120,6 +120,17 @@ def test_without_a_compiler_the_command_says_which() -> None:
     assert "pip install triton" in ran.stderr
 
 
+def test_a_gpu_that_is_too_old_is_refused_before_anything_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    from trainer.kernels.__main__ import main
+
+    for text in ("70", "sm_70", "7.0"):
+        assert main(["check", "--arch", text]) == 78
+        assert capsys.readouterr().err == "error: --arch 70: kernels need 75 or newer.\n"
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", "--arch", "hopper"])
+    assert "invalid compute capability value: 'hopper'" in capsys.readouterr().err
+
+
 def test_the_exit_code_is_1_where_a_kernel_spills(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

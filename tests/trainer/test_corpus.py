@@ -23,15 +23,18 @@ def test_what_is_no_document_is_told_with_its_line(tmp_path: Path) -> None:
     assert last == "The dog."
     bad = [line for line in found if isinstance(line, CorruptLine)]
     assert [line.line for line in bad] == list(range(2, len(BAD) + 2))
+    convert = "if all lines are so:"
     needed = 'not a JSON object with a string "text" in UTF-8'
-    assert str(bad[1]) == f'{path}:3: {needed} (no key "text"; the keys are "body")'
+    assert (
+        str(bad[1]) == f'{path}:3: {needed} (no key "text"; the keys are "body"; {convert} jq -c \'{{text: .body}}\')'
+    )
     assert [line.why.partition(" at ")[0] for line in bad] == [
         "not JSON: Unterminated string starting",
-        'no key "text"; the keys are "body"',
+        f'no key "text"; the keys are "body"; {convert} jq -c \'{{text: .body}}\'',
         "an array, and not a JSON object",
         "a number, and not a JSON object",
         '"text" is a number, and not a string',
-        "not UTF-8, probably Latin-1; the first such byte is 0xE9",
+        f"not UTF-8, probably Latin-1; the first such byte is 0xE9; {convert} iconv -f CP1252 -t UTF-8",
         "not JSON: nested too deeply",
     ]
 

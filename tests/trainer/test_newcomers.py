@@ -37,7 +37,11 @@ def refused(path: Path, content: bytes) -> str:
         ("a.jsonl", OBJECT.encode("utf-16-be"), "in UTF-16BE"),
         ("a.jsonl", OBJECT.encode("utf-32"), "in UTF-32"),
         ("a.txt", "Plain text.".encode("utf-16"), "in UTF-16"),
-        ("a.txt", "Le café.".encode("latin-1"), "not UTF-8, probably Latin-1"),
+        (
+            "a.txt",
+            "Le café.".encode("latin-1"),
+            "probably Latin-1. Convert it: iconv -f CP1252 -t UTF-8 .*a.txt > .*a.utf8.txt",
+        ),
         ("a.txt", "“Quoted”.".encode("cp1252"), "not UTF-8, probably cp1252"),
         ("a.txt", OBJECT.encode() * 2, "Rename it to a.jsonl"),
         ("a.txt", b"\xef\xbb\xbf\n" + OBJECT.encode(), "Rename it to a.jsonl"),
@@ -69,8 +73,14 @@ def test_json_lines_are_read_under_any_other_ending(tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        (b'{"content": "a", "id": 7}', 'no key "text"; the keys are "content", "id"'),
-        (b'{"meta": {"text": "a"}, "n": 1}', 'no key "text"; the keys are "meta", "n"; inside of "meta" there is one'),
+        (
+            b'{"content": "a", "id": 7}',
+            'no key "text"; the keys are "content", "id"; if all lines are so: jq -c \'{text: .content}\'',
+        ),
+        (
+            b'{"meta": {"text": "a"}, "n": 1}',
+            'no key "text"; the keys are "meta", "n"; inside of "meta" there is one; if all lines are so',
+        ),
         (b'{"rows": [{"text": "a"}]}', 'no key "text"; the keys are "rows"; inside of "rows" there is one'),
         (b'{"text": "a"},', "a comma after the JSON object"),
         (b'{"text": "a",}', "not JSON: "),

@@ -162,7 +162,7 @@ def test_input_and_output_embedding_stay_tied(trained: list[dict[str, Any]]) -> 
         (["parallel.tp=2", "data.seq_len=31"], 2, "data.seq_len=31"),
         (["parallel.dp=2", "parallel.tp=2"], 3, "3 processes cannot form parallel.dp=2 × parallel.tp=2"),
         (["parallel.tp=2"], 3, "3 processes cannot form"),
-        (["parallel.tp=2"], 1, "1 processes cannot form"),
+        (["parallel.tp=2"], 1, "1 process cannot form"),
         ([], 9, "data.global_batch=8 leaves some of 9 data-parallel ranks without a sequence"),
         (["parallel.tp=2", "data.global_batch=1"], 4, "data.global_batch=1 leaves some of 2 data-parallel ranks"),
     ],

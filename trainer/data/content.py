@@ -36,17 +36,17 @@ def require_lines(path: Path) -> None:
     head = _head(path)
     _require_utf8_text(path, head)
     body = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    lines = _quoted(path, ".jsonl")
+    lines = quoted(path, ".jsonl")
     if _ARRAY.match(body):
         raise UserError(
             f"{path}: a JSON array, and not one JSON object in each line. Convert it: "
-            f"jq -c '.[]' {_quoted(path)} > {lines}"
+            f"jq -c '.[]' {quoted(path)} > {lines}"
         )
     first = body.partition(b"\n")[0].strip()
     if first == b"{" or (first.startswith(b"{") and not _is_json(first) and _is_json(body)):
         raise UserError(
             f"{path}: one JSON object over several lines, and not one in each line. Convert it: "
-            f"jq -c . {_quoted(path)} > {lines}"
+            f"jq -c . {quoted(path)} > {lines}"
         )
 
 
@@ -68,7 +68,7 @@ def require_prose(path: Path) -> None:
     if _ARRAY.match(body):
         raise UserError(
             f"{path}: a JSON array, but a .txt file is one document of plain text. Convert it: "
-            f"jq -c '.[]' {_quoted(path)} > {_quoted(path, '.jsonl')}"
+            f"jq -c '.[]' {quoted(path)} > {quoted(path, '.jsonl')}"
         )
 
 
@@ -79,6 +79,14 @@ def other_endings(folder: Path) -> str:
         return ""
     shown = ", ".join(f"{count} × {ending}" for ending, count in names.most_common(4))
     return f" It holds {shown}{', …' if len(names) > 4 else ''}. Unpack or convert them, or name single files."
+
+
+def conversion_of(line: bytes) -> str:
+    """The beginning of the command that makes UTF-8 of bytes that are not. Empty if nothing is known of them."""
+    encoding = encoding_of(line)
+    if encoding == "UTF-16":
+        return "iconv -f UTF-16 -t UTF-8"
+    return "iconv -f CP1252 -t UTF-8" if encoding in {"Latin-1", "cp1252"} else ""
 
 
 def encoding_of(line: bytes) -> str:
@@ -102,7 +110,7 @@ def _require_utf8_text(path: Path, head: bytes) -> None:
     for mark, (what, command) in _PACKED.items():
         if head.startswith(mark):
             ending = "" if path.with_suffix("").suffix else ".jsonl"
-            raise UserError(f"{path}: {what}. Unpack it first: {command} {_quoted(path)} > {_quoted(path, ending)}")
+            raise UserError(f"{path}: {what}. Unpack it first: {command} {quoted(path)} > {quoted(path, ending)}")
     table = next((what for mark, what in _TABLES.items() if head.startswith(mark)), None)
     if table is None and b"\x00" in head and not head.startswith(tuple(_MARKS)) and not _looks_wide(head):
         table = "binary"
@@ -115,7 +123,7 @@ def _require_utf8_text(path: Path, head: bytes) -> None:
         wide = next((name for mark, name in _MARKS.items() if head.startswith(mark)), f"UTF-16{order}")
         raise UserError(
             f"{path}: in {wide}, and not in UTF-8. Convert it: "
-            f"iconv -f {wide} -t UTF-8 {_quoted(path)} > {_quoted(path, f'.utf8{path.suffix}')}"
+            f"iconv -f {wide} -t UTF-8 {quoted(path)} > {quoted(path, f'.utf8{path.suffix}')}"
         )
 
 
@@ -132,7 +140,7 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _quoted(path: Path, ending: str | None = None) -> str:
+def quoted(path: Path, ending: str | None = None) -> str:
     """The path for a shell, with another ending if one is given. It never names the same file then."""
     if ending is None:
         return shlex.quote(str(path))

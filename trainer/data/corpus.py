@@ -224,10 +224,9 @@ def _prose(path: Path) -> str:
         if path.is_relative_to(sysconfig.get_path("stdlib")):
             return raw.decode("utf-8", "replace")  # nobody can be asked to repair a file of Python itself
         line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}:{line}: not UTF-8, probably {content.encoding_of(raw)}. Convert it: "
-            f"iconv -f {content.encoding_of(raw).upper()} -t UTF-8"
-        ) from error
+        command = content.conversion_of(raw)
+        cure = f" Convert it: {command} {content.quoted(path)} > {content.quoted(path, '.utf8.txt')}" if command else ""
+        raise UserError(f"{path}:{line}: not UTF-8, probably {content.encoding_of(raw)}.{cure}") from error
 
 
 def _prose_in_source(path: Path) -> Iterator[str]:

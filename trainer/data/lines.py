@@ -1,11 +1,12 @@
 """One line of JSON as a text, or the reason why it is none."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data.content import encoding_of
+from trainer.data.content import conversion_of, encoding_of
 
 _NEEDED = 'not a JSON object with a string "text" in UTF-8'
 
@@ -37,7 +38,9 @@ def text_of(line: bytes) -> tuple[str | None, str]:
     try:
         value = json.loads(line)
     except UnicodeDecodeError as error:
-        return None, f"not UTF-8, probably {encoding_of(line)}; the first such byte is 0x{line[error.start]:02X}"
+        why = f"not UTF-8, probably {encoding_of(line)}; the first such byte is 0x{line[error.start]:02X}"
+        command = conversion_of(line)
+        return None, f"{why}; if all lines are so: {command}" if command else why
     except RecursionError:
         return None, "not JSON: nested too deeply"
     except ValueError as error:
@@ -85,7 +88,18 @@ def _no_text(value: dict[str, Any]) -> str:
     more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
     found = f'no key "text"; the keys are {", ".join(keys[:_KEYS_SHOWN])}{more}'
     name = json.dumps(inside[0][:_KEY_LENGTH], ensure_ascii=False) if inside else ""
-    return f"{found}; inside of {name} there is one" if inside else found
+    if inside:
+        return f"{found}; inside of {name} there is one{_converted(f'{inside[0]}.text', value[inside[0]])}"
+    texts = {key: each for key, each in value.items() if isinstance(each, str)}
+    longest = max(texts, key=lambda key: len(texts[key]), default="")
+    return found + _converted(longest, value)
+
+
+def _converted(place: str, holder: Any) -> str:
+    """The command that makes lines with a text of lines with the text at this place, if a shell takes it as it is."""
+    if not isinstance(holder, dict) or not re.fullmatch(r"[A-Za-z_]\w*(\.text)?", place, re.ASCII):
+        return ""
+    return f"; if all lines are so: jq -c '{{text: .{place}}}'"
 
 
 def _has_text(inner: Any) -> bool:

@@ -37,9 +37,13 @@ def _record(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter has no compiler
     from trainer.kernels import check  # after that, because it imports Triton
+    from trainer.kernels.jit import LEAST_ARCHITECTURE
 
     if reason := check.cannot_compile():
         print_line(f"error: kernels cannot be compiled here. {reason}", sys.stderr)
+        return ExitCode.USER_ERROR
+    if old := [architecture for architecture in options.arch if architecture < LEAST_ARCHITECTURE]:
+        print_line(f"error: --arch {old[0]}: kernels need {LEAST_ARCHITECTURE} or newer.", sys.stderr)
         return ExitCode.USER_ERROR
     asked = [(job, architecture) for job in check.jobs() for architecture in options.arch]
     table = check.check(asked, lambda line: print_line(line, sys.stderr))
@@ -49,10 +53,17 @@ def _check(options: argparse.Namespace) -> int:
     return ExitCode.UNEXPECTED_ERROR if table.troubles else ExitCode.DONE
 
 
+def _architecture(text: str) -> int:
+    return int(text.removeprefix("sm_").replace(".", ""))
+
+
+_architecture.__name__ = "compute capability"  # argparse names it where a value is none
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.kernels",
-        description="The kernels of the trainer: what their machine code needs.",
+        description="Check the machine code of the trainer's kernels, and record their tests on GPUs.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -61,28 +72,30 @@ def _parser() -> argparse.ArgumentParser:
         help="compile every kernel for every shape of the published sizes",
         description="Compile every kernel for every shape of the nine published sizes, and print what the machine code "
         "needs. No GPU is needed. The exit code is 1 if a kernel spills registers, uses stack, or does not compile, "
-        "and 78 if there is no compiler.",
+        "and 78 if there is no compiler or --arch is too old. Progress goes to stderr.",
         allow_abbrev=False,
     )
     architectures = [80, 90, 100]
     check.add_argument(
         *("--arch", "-a"),
-        type=int,
+        type=_architecture,
         nargs="+",
         metavar="N",
         default=architectures,
-        help="compute capabilities without the dot: 80 A100, 90 H100 and H200, 100 B200 (default: all three)",
+        help="compute capabilities: 80 A100, 90 H100 and H200, 100 B200 (default: all three)",
     )
-    check.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
+    check.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="form of the table (default: text)"
+    )
     check.set_defaults(command=_check)
     record = commands.add_parser(
         "record",
-        help="keep what a GPU has shown of the ops",
+        help="keep the results of the GPU tests, so that kernels=auto uses the ops that passed",
         description="Put the records that benchmarks/gpu_all.sh has made on a GPU into trainer/kernels/records.json. "
-        "kernels=auto uses an op where its record is good, and this says for which it is. Commit the file.",
+        "kernels=auto uses an op where its record is good. The command prints which ops these are. Commit the file.",
         allow_abbrev=False,
     )
-    record.add_argument("file", type=Path, metavar="FILE", help="records.json of the benchmark")
+    record.add_argument("file", type=Path, metavar="FILE", help="records.json in the folder of the benchmark")
     record.set_defaults(command=_record)
     return parser
 

@@ -71,9 +71,9 @@ def _ops(recipe: Recipe, gpu: GpuModel) -> Mapping[str, str]:
 
 
 def _kernel_lines(gpu: GpuModel, ran: Mapping[str, str]) -> Iterator[str]:
-    yield f"Kernels of this project: {', '.join(gpu.kernels) or 'none'}; PyTorch's path computes the rest."
+    yield f"Kernels of this project: {', '.join(gpu.kernels) or 'none'}. PyTorch computes the rest."
     if gpu.architecture < _LEAST_ARCHITECTURE:
-        yield f"  {gpu.name} keeps PyTorch's path. {_TOO_OLD}"
+        yield f"  {gpu.name}: PyTorch computes all ops. {_TOO_OLD}"
         return
     for op, how in ran.items():
         yield f"  {op:<23}{how}"
