@@ -136,6 +136,13 @@ def test_tensors_that_begin_between_16_bytes(
 
 
 @on_cpu
+def test_a_factor_of_zero_is_an_update_without_gradient() -> None:
+    before = draw((1025,))
+    after = before.map(Tensor.clone)
+    check(after, fused(*after.lists(), **SETTINGS, step=3, factor=torch.tensor(0.0)), before, 3, 0.0)
+
+
+@on_cpu
 def test_the_first_update_from_moments_of_zero() -> None:
     """1 − 0.999 is exact to 5e-5 in fp32: the host computes it."""
     before = draw((1025,))

@@ -197,6 +197,17 @@ def test_gradients_of_weight_and_bias_are_rounded_once(dtype: torch.dtype, large
 
 
 @interpreted
+def test_the_dropouts_result_is_not_rounded_before_the_sum() -> None:
+    # 4/3 rounded to fp16, taken from 4/3, leaves what was rounded off.
+    x, residual = torch.ones(1, 2, 100).half(), torch.full((1, 2, 100), -4 / 3).half()
+    total, _ = fused(x, residual, torch.ones(100).half(), torch.zeros(100).half(), torch.tensor(NOW), 0, 0.25)
+    keep = keep_mask(x.shape, 0.25, 0, torch.tensor(NOW))
+    expected = 4 / 3 + residual.double()[keep]
+    assert expected.all()
+    torch.testing.assert_close(total[keep].double(), expected, rtol=1e-2, atol=0)
+
+
+@interpreted
 def test_what_is_dropped_counts_nothing_whatever_it_is() -> None:
     x, zeros = torch.full((1, 2, 100), torch.nan), torch.zeros(1, 2, 100)
     total, _ = fused(x, zeros, torch.ones(100), torch.zeros(100), torch.tensor(NOW), 0, 0.5)
