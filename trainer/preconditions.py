@@ -72,17 +72,27 @@ def check_engine(recipe: Recipe, *, on_gpu: bool | None = None) -> None:
             "engine=fairscale needs the package fairscale, which is not installed: install opt-ops[fairscale], or use "
             "engine=fsdp2."
         )
-    for what, asked in (
+    wide = "parallel.replicas above 1: it spreads parameters over all data-parallel ranks"
+    for asked, refused, instead in (
         (
-            f"precision={recipe.precision} on CPU, where its FSDP cannot run",
             on_gpu is False and recipe.precision != "fp32",
+            f"precision={recipe.precision} on CPU: its FSDP needs a GPU",
+            "precision=fp32",
         ),
-        ("parallel.replicas above 1: it spreads parameters over all data-parallel ranks", recipe.parallel.replicas > 1),
-        ("parallel.offload", recipe.parallel.offload),
-        ("compile: its hooks move the memory of parameters behind the compiler's back", recipe.compile == "true"),
+        (recipe.parallel.replicas > 1, wide, "parallel.replicas=1"),
+        (
+            recipe.parallel.offload,
+            "parallel.offload=true: it keeps parameters and optimizer in the memory of the device that computes",
+            "parallel.offload=false (more ranks, or a larger parallel.tp, leave less on each device)",
+        ),
+        (
+            recipe.compile == "true",
+            "compile=true: its hooks move the memory of parameters behind the compiler's back",
+            "compile=auto",
+        ),
     ):
         if asked:
-            raise UserError(f"engine=fairscale does not support {what}: use engine=fsdp2.")
+            raise UserError(f"engine=fairscale does not support {refused}. Use engine=fsdp2, or set {instead}.")
 
 
 def require_own_folders(run_dir: Path, checkpoint_dir: Path, *, may_hold_checkpoints: bool) -> None:

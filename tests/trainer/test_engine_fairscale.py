@@ -77,9 +77,22 @@ def test_whole_runs_use_it(text: Path, tmp_path: Path) -> None:
     assert [step for step, _ in manifest.committed(tmp_path / "c")] == [6, 12]
 
 
-@pytest.mark.parametrize("setting", ["precision=fp16", "parallel.offload=true", "compile=true"])
-def test_what_it_does_not_do_is_refused(text: Path, tmp_path: Path, setting: str) -> None:
+@pytest.mark.parametrize(
+    ("setting", "why", "instead"),
+    [
+        ("precision=fp16", "on CPU: its FSDP needs a GPU", "precision=fp32"),
+        (
+            "parallel.offload=true",
+            "keeps parameters and optimizer in the memory",
+            "parallel.offload=false",
+        ),
+        ("compile=true", "its hooks move the memory of parameters", "compile=auto"),
+    ],
+)
+def test_what_it_does_not_do_is_refused(text: Path, tmp_path: Path, setting: str, why: str, instead: str) -> None:
     arguments = ["--recipe", "opt-tiny", "--data", text, "--run-dir", tmp_path / "a1", "--checkpoint-dir", tmp_path]
     (done,) = train(0, *arguments, *settings(*SMALL, "engine=fairscale", setting))
     assert done.returncode == 78
-    assert "engine=fairscale does not support" in done.stderr
+    assert f"engine=fairscale does not support {setting}" in done.stderr
+    assert why in done.stderr
+    assert f"Use engine=fsdp2, or set {instead}" in done.stderr

@@ -27,8 +27,6 @@ NAMES = (*KERNELS.values(), "adamw_squares")
 CHUNK = 16384  # elements of a block, a multiple of 8. One vector of a tensor's start keeps all its chunks aligned.
 THREADS = {"cuda": 256, "cpu": 32}  # of a block, at most 256; on a CPU each is a thread of the process
 
-OLDEST_ARCHITECTURE = 75  # nvcc 13 compiles for nothing older
-
 
 @torch.no_grad()
 def reference(
@@ -131,9 +129,11 @@ def cannot_run(device: torch.device) -> str | None:
         return thread_shim.cannot_run()
     if device.type != "cuda":
         return f"the kernel is for CUDA and CPU, not for {device.type}"
+    from trainer.kernels.jit import LEAST_ARCHITECTURE  # imports Triton, which this op does not need
+
     major, minor = torch.cuda.get_device_capability(device)
-    if 10 * major + minor < OLDEST_ARCHITECTURE:
-        return f"the GPU is sm_{major}{minor}, and the kernel needs sm_{OLDEST_ARCHITECTURE} or newer"
+    if 10 * major + minor < LEAST_ARCHITECTURE:
+        return f"the GPU is sm_{major}{minor}, and the kernel needs sm_{LEAST_ARCHITECTURE} or newer"
     return nvrtc.cannot_compile()
 
 

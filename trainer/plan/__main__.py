@@ -21,8 +21,6 @@ from trainer.plan.estimate import GIB, Memory, Plan
 from trainer.plan.hardware import GPUS, GpuModel
 from trainer.recipes import Recipe
 
-# Below this architecture there are no kernels: nvcc 13 does not know sm_70, and Triton spills there.
-_LEAST_ARCHITECTURE = 75
 _TOO_OLD = "The compilers of the kernels do not support its architecture."
 
 
@@ -63,16 +61,22 @@ def _ops(recipe: Recipe, gpu: GpuModel) -> Mapping[str, str]:
     from trainer.kernels.choice import choose  # imports torch, so errors that need no torch are found first
     from trainer.model.precision import DTYPES
 
-    if gpu.architecture < _LEAST_ARCHITECTURE:
+    if _too_old(gpu):
         if recipe.kernels == "on":
             raise UserError(f"kernels=on does not work on {gpu.name}. {_TOO_OLD} Use --set kernels=auto.")
         recipe = replace(recipe, kernels="off")
     return choose(recipe.kernels, gpu.architecture, DTYPES[gpu.precision]).ran
 
 
+def _too_old(gpu: GpuModel) -> bool:
+    from trainer.kernels.jit import LEAST_ARCHITECTURE  # imports torch
+
+    return gpu.architecture < LEAST_ARCHITECTURE
+
+
 def _kernel_lines(gpu: GpuModel, ran: Mapping[str, str]) -> Iterator[str]:
     yield f"Kernels of this project: {', '.join(gpu.kernels) or 'none'}. PyTorch computes the rest."
-    if gpu.architecture < _LEAST_ARCHITECTURE:
+    if _too_old(gpu):
         yield f"  {gpu.name}: PyTorch computes all ops. {_TOO_OLD}"
         return
     for op, how in ran.items():
