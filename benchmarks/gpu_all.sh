@@ -42,14 +42,16 @@ while read -r number limit part; do
     esac
     tail -n 1 "$folder/rows.md"
 done <<PARTS
-1 40 start
-2 60 tests
-3 60 ops
-4 100 race-1.3b
-5 100 race-6.7b
-6 50 saves
-7 30 attention
-8 30 fp16
-9 30 profile
-10 30 fairscale
+1 35 start
+2 75 tests
+3 55 ops
+4 85 race-1.3b
+5 85 race-6.7b
+6 50 race-125m
+7 40 saves
+8 20 attention
+9 25 fp16
+10 20 busy
+11 20 profile
+12 30 fairscale
 PARTS

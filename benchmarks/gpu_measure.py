@@ -1,8 +1,8 @@
-"""Measurements of ``benchmarks/gpu_all.sh`` that share a process with the model: first steps, attention, a profile."""
+"""Measurements of ``benchmarks/gpu_all.sh`` that share a process with the model: first steps, busy times, a profile."""
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from trainer.parallel import mesh
 from trainer.parallel.build import build
 from trainer.parallel.engine import Engine
 from trainer.recipes import Recipe, changed
+from trainer.step.busy_time import LayerTimes
 from trainer.step.measured import Progress
 from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import advanced, forward_backward, measure
@@ -130,7 +131,7 @@ def _rate(head_dim: int, heads: int, length: int, p: float, batch: int = 8) -> f
     return flops / seconds / 1e12
 
 
-def seconds_of(calls: list[Callable[[], object]], rounds: int = 10, warmup: int = 3) -> float:
+def seconds_of(calls: Sequence[Callable[[], object]], rounds: int = 10, warmup: int = 3) -> float:
     """Median seconds of a call. The calls take turns, so that the cache does not hold what one of them reads."""
     taken = []
     for index in range(warmup + rounds):
@@ -166,6 +167,70 @@ def profile_of_a_step(*, rehearse: bool) -> dict[str, Any]:
     times = [(e.key, e.self_device_time_total if CUDA else e.self_cpu_time_total) for e in events.key_averages()]
     shares = sorted(((name, spent / total) for name, spent in times if spent), key=lambda item: -item[1])
     return {"shares": shares[:40], "idle": 1 - busy / total, "microseconds": total}
+
+
+class _CpuMark:
+    """What a CUDA event is on a GPU, for a rehearsal."""
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end_event: Any) -> float:
+        return (end_event.at - self.at) * 1000
+
+
+def _mark() -> Any:
+    return torch.cuda.Event(enable_timing=True) if CUDA else _CpuMark()
+
+
+def _wait() -> None:
+    """Two milliseconds of an idle GPU, as if the weights of a layer were still on their way. The host goes on."""
+    if CUDA:
+        torch.cuda._sleep(4_000_000)  # noqa: SLF001  cycles, at about 2 GHz; torch has no other name for it
+    else:
+        time.sleep(0.002)
+
+
+def busy_times(*, rehearse: bool) -> dict[str, Any]:
+    """Milliseconds of :class:`LayerTimes` beside those of whole forward passes and whole steps, on one rank.
+
+    One GPU has no second rank to wait for, so an idle GPU before each layer stands for weights that are on their way.
+
+    Returns:
+        ``plain`` and, with such waits, ``waiting``: the medians of the layers, of the forward pass and of the step.
+    """
+    recipe = recipe_of("tiny", 2, 32) if rehearse else recipe_of("1.3b", 8, 2048)
+    training = _Training(changed(recipe, "compile=false"))  # hooks would break up compiled layers
+    engine: Any = training.engine
+    loss, passes, waits = engine.loss, [], False
+    for layer in engine.model.layers:
+        layer.register_forward_pre_hook(lambda *_: _wait() if waits else None)
+    times = LayerTimes(engine.model.layers, _mark)
+
+    def timed_loss(*arguments: Tensor) -> Any:
+        passes.append((_mark(), _mark()))
+        passes[-1][0].record()
+        found = loss(*arguments)
+        passes[-1][1].record()
+        return found
+
+    engine.loss = timed_loss
+    found: dict[str, Any] = {}
+    for name, waits in (("warm", False), ("plain", False), ("waiting", True)):  # noqa: B007  the hooks read waits
+        rows = []
+        for _ in range(3):
+            passes.clear()
+            began = time.perf_counter()
+            training.step()
+            if CUDA:
+                torch.cuda.synchronize()
+            whole = time.perf_counter() - began
+            times.seconds()  # of the step before
+            rows.append((times.seconds() or 0.0, sum(b.elapsed_time(e) for b, e in passes) / 1000, whole))
+        found[name] = [1000 * statistics.median(column) for column in zip(*rows, strict=True)]
+    del engine
+    training.close()
+    return found
 
 
 def _profiled(call: Callable[[], object]) -> profiler:

@@ -1,12 +1,17 @@
-"""Each op of ``trainer/kernels`` beside its compiled reference: worst error, ratio of times, and memory traffic."""
+"""Each op of ``trainer/kernels`` beside its reference and Liger's kernel: worst error, times, memory traffic.
+
+Liger's kernels were read in version 0.8.5. Its layer norm knows neither dropout nor the sum before it: PyTorch's do
+that part. Its loss is of all columns, padding too, and is summed.
+"""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu_measure import CUDA, DEVICE, seconds_of
@@ -19,8 +24,11 @@ MOST_ERROR = 0.02  # of a result or gradient in bf16, whose numbers have 8 bits
 Inputs = tuple[list[Any], dict[str, Any]]
 
 
-def compare_ops(*, rehearse: bool, left: Callable[[], float]) -> list[dict[str, Any]]:
-    """A row for each op. ``text`` is for people; the rest is a record (:class:`trainer.kernels.records.Record`).
+def compare_ops(*, rehearse: bool, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    """A row for each op, one after the other.
+
+    ``text`` is for people, and ``microseconds`` has by size what each contender took. The rest is a record
+    (:class:`trainer.kernels.records.Record`).
 
     Args:
         rehearse: tiny shapes; on a CPU without TRITON_INTERPRET=1 the kernels cannot run, and the row says so.
@@ -28,7 +36,6 @@ def compare_ops(*, rehearse: bool, left: Callable[[], float]) -> list[dict[str, 
     """
     dtype = torch.bfloat16 if CUDA else torch.float32
     major, minor = torch.cuda.get_device_capability() if CUDA else (0, 0)
-    rows = []
     for op, module in OPS.items():
         row: dict[str, Any] = {
             "op": op,
@@ -41,37 +48,85 @@ def compare_ops(*, rehearse: bool, left: Callable[[], float]) -> list[dict[str, 
             "passed": False,
             "worst_error": 0.0,
             "ratio": {},
+            "microseconds": {},
         }
         texts = []
         for size, (tokens, channels) in (TINY if rehearse else SIZES).items():
             if left() < 8:
                 texts.append(f"{size} not measured")
                 continue
-            text = _one(op, module, size, INPUTS[op](tokens, channels, dtype), dtype, row)
-            texts.append(text)
+            try:
+                texts.append(f"{size} {_one(op, module, size, INPUTS[op](tokens, channels, dtype), dtype, row)}")
+            except Exception as error:  # noqa: BLE001  this row says what failed, and the next op has its turn
+                row["worst_error"] = math.inf
+                texts.append(f"{size} failed: {_first_line(error)}")
         row["passed"] = set(row["ratio"]) == set(records.SIZES) and row["worst_error"] <= MOST_ERROR
         row["text"] = f"{op} {', '.join(texts)}"
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _one(op: str, module: Any, size: str, made: Inputs, dtype: torch.dtype, row: dict[str, Any]) -> str:
     arguments, named = made
     if reason := module.supported(*arguments, **named):
-        return f"{size} cannot run: {reason}"
+        return f"cannot run: {reason}"
     error = _error(op, module, made)
     row["worst_error"] = max(row["worst_error"], error)
-    if not CUDA:
-        return f"{size} error {error:.1e}"
-    reference = torch.compile(module.reference)
-    others = _copy(made)
-    times = [
-        seconds_of([lambda m=m, f=function: _call(op, f, m) for m in (made, others)])
-        for function in (reference, module.fused)
-    ]
-    row["ratio"][size] = ratio = times[0] / times[1]
-    moved = BYTES[op](arguments, dtype)
-    return f"{size} error {error:.1e}, ratio {ratio:.2f}, {moved / times[1] / 1e9:.0f} GB/s"
+    sets = (made, _copy(made))
+    kernel = _seconds(op, module.fused, sets)
+    # A second size must not be compiled for sizes in general: that would be slower than what the trainer runs.
+    compiled = _seconds(op, torch.compile(module.reference, dynamic=False), sets)
+    eager = _seconds(op, module.reference, sets)
+    liger = _liger(op, sets)
+    taken = {"kernel": kernel, "compiled": compiled, "eager": eager, "liger": liger}
+    row["microseconds"][size] = {name: t * 1e6 if isinstance(t, float) else t for name, t in taken.items()}
+    ratio = compiled / kernel
+    if CUDA:
+        row["ratio"][size] = ratio
+    theirs = f"{liger * 1e6:.0f}" if isinstance(liger, float) else liger
+    return (
+        f"error {error:.1e}, ratio {ratio:.2f}, {BYTES[op](arguments, dtype) / kernel / 1e9:.0f} GB/s, "
+        f"{kernel * 1e6:.0f} µs (compiled {compiled * 1e6:.0f}, eager {eager * 1e6:.0f}, Liger {theirs})"
+    )
+
+
+def _seconds(op: str, function: Callable[..., Any], sets: tuple[Inputs, ...]) -> float:
+    """Of a forward and a backward pass. On a CPU once only: a rehearsal, whose times mean nothing."""
+    calls = [lambda made=made: _call(op, function, made) for made in sets]
+    return seconds_of(calls) if CUDA else seconds_of(calls, rounds=1, warmup=0)
+
+
+def _liger(op: str, sets: tuple[Inputs, ...]) -> float | str:
+    """Seconds of Liger's kernel, or why there are none."""
+    if op not in LIGER:
+        return "has none"
+    if find_spec("liger_kernel") is None:
+        return "not installed"
+    try:
+        return _seconds(op, LIGER[op], sets)
+    except Exception as error:  # noqa: BLE001  somebody else's kernel: its failure costs its own number only
+        return f"failed: {_first_line(error)}"
+
+
+def _liger_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, _now: Tensor, _site: Tensor, p: float
+) -> tuple[Tensor, Tensor]:
+    from liger_kernel.transformers.functional import liger_layer_norm
+
+    total = residual + F.dropout(x, p)
+    return total, liger_layer_norm(total, weight, bias, 1e-5)
+
+
+def _liger_loss(logits: Tensor, targets: Tensor, _vocab_size: int) -> Tensor:
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    return liger_cross_entropy(logits, targets, reduction="sum")
+
+
+LIGER: dict[str, Callable[..., Any]] = {"dropout_add_layer_norm": _liger_norm, "cross_entropy": _liger_loss}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:80]}"
 
 
 def _call(op: str, function: Callable[..., Any], made: Inputs) -> list[Tensor]:

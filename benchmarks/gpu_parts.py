@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu_parts attention --folder gpu-results [--rehearse]
 
-A part whose package is missing says so in its row, and the next part runs.
+A part whose package is missing says so in its row, and the next part runs. Most parts start processes of their own, so
+this module imports the trainer only where it runs in this process.
 """
 
 import argparse
@@ -21,22 +22,24 @@ from typing import Any, Self
 
 import torch
 
-from benchmarks.gpu_measure import attention_rates, eager_and_compiled, profile_of_a_step
-from benchmarks.gpu_ops import compare_ops
-
 HEAD = "| # | question | answer | seconds |\n| ---: | --- | --- | ---: |\n"
 QUESTIONS = {
     "start": "does the trainer start, and agree with Hugging Face?",
-    "tests": "do the tests of the kernels pass on this GPU?",
-    "ops": "each op against its compiled reference",
+    "tests": "do the GPU tests of kernels and trainer pass?",
+    "ops": "each op beside its reference, compiled and eager, and Liger's kernel",
     "race-1.3b": "an update of 1.3B",
     "race-6.7b": "an update of 6.7B",
+    "race-125m": "an update of 125M",
     "saves": "stall of a save, strangers on the GPU, a resume to the last bit",
     "attention": "attention by kernel and head size, forward and backward",
     "fp16": "loss scale over 50 updates in fp16",
+    "busy": "are the busy times of a rank plausible?",
     "profile": "where a step of 1.3B spends its time",
     "fairscale": "does fairscale's FSDP run, and what does NVML tell?",
 }
+
+
+FAIRSCALE = "tests/trainer/test_engine_fairscale_gpu.py"
 
 
 class Part:
@@ -61,6 +64,8 @@ class Part:
 
 def start(part: Part) -> str:
     """Twenty bf16 steps of 125M, eager and compiled; the first loss beside Hugging Face's; which attention ran."""
+    from benchmarks.gpu_measure import eager_and_compiled
+
     found = part.details
     found |= eager_and_compiled(rehearse=part.rehearse)
     losses = "; ".join(f"{name} {found[name][0]:.4f} → {found[name][-1]:.4f}" for name in ("eager", "compiled"))
@@ -71,23 +76,27 @@ def start(part: Part) -> str:
 
 
 def tests(part: Part) -> str:
-    """``pytest -m gpu tests/kernels``."""
-    return _pytest(part, "tests/kernels")
+    """``pytest -m gpu tests/kernels tests/trainer``. The last part has the test of fairscale's FSDP."""
+    return _pytest(part, "tests/kernels", "tests/trainer", f"--ignore={FAIRSCALE}")
 
 
 def ops(part: Part) -> str:
-    """Worst error, ratio and GB/s of each op, with the file for ``python -m trainer.kernels record``."""
-    rows = compare_ops(rehearse=part.rehearse, left=part.left)
-    part.details["ops"] = rows
-    if not part.rehearse:
-        found = [{key: value for key, value in row.items() if key != "text"} for row in rows if row["ratio"]]
-        _write(part.folder / "records.json", json.dumps(found, indent=1) + "\n")
+    """Worst error, times and GB/s of each op, with the file for ``python -m trainer.kernels record``."""
+    from benchmarks.gpu_ops import compare_ops
+
+    part.details["ops"] = rows = []
+    records: list[dict[str, Any]] = []
+    for row in compare_ops(rehearse=part.rehearse, left=part.left):
+        rows.append(row)
+        if not part.rehearse and row["ratio"]:  # at once: the next op may not end
+            records.append({key: value for key, value in row.items() if key not in ("text", "microseconds")})
+            _write(part.folder / "records.json", json.dumps(records, indent=1) + "\n")
     return "; ".join(row["text"] for row in rows)
 
 
 def race(part: Part, size: str, batch: int) -> str:
     """``benchmarks.train_step``: one contender after the other, as far as the time goes."""
-    texts, contenders = [], ("ours", "ours+kernels", "P3", "P2")
+    texts, contenders = [], ("ours", "ours+kernels", "P3", "P2", "P1")
     for contender in contenders if not part.rehearse or size == "1.3b" else contenders[:1]:
         if part.left() < 5:
             texts.append(f"{contender}: not measured, no time left")
@@ -98,7 +107,8 @@ def race(part: Part, size: str, batch: int) -> str:
             command += ["--size", size, "--batch", str(batch), "--warmup", "3", "--steps", "10"]
             command += ["--rehearse"] if part.rehearse else []
             output = _python([*command, "--limit", f"{part.left():.0f}"], part.left() + 2)
-            row = next((line for line in output.splitlines() if line.startswith(f"| {contender} |")), output[-200:])
+            last = (output.strip().splitlines() or ["no output"])[-1][-200:]
+            row = next((line for line in output.splitlines() if line.startswith(f"| {contender} |")), last)
             cells = [cell.strip() for cell in row.strip("| ").split("|")]
             if path.exists():
                 part.details[contender] = json.loads(path.read_text())["results"]
@@ -126,6 +136,8 @@ def saves(part: Part) -> str:
 
 def attention(part: Part) -> str:
     """TFLOP/s by head size and kernel."""
+    from benchmarks.gpu_measure import attention_rates
+
     part.details["rates"] = rates = attention_rates(rehearse=part.rehearse, left=part.left)
     return "; ".join(f"{name}: {rate}" for name, rate in rates.items())
 
@@ -142,8 +154,26 @@ def fp16(part: Part) -> str:
     return f"{len(lines)} updates, {skipped} skipped; scale {scales[0]} → {scales[-1]}; loss {lines[-1]['loss']:.3f}"
 
 
+def busy(part: Part) -> str:
+    """What the layers' marks tell of a step, with the GPU idle before each layer and without."""
+    from benchmarks.gpu_measure import busy_times
+
+    part.details |= (found := busy_times(rehearse=part.rehearse))
+    texts = {
+        name: f"{of_layers:.1f} ms of layers, {forward:.1f} of forward pass, {step:.1f} of step"
+        for name, (of_layers, forward, step) in found.items()
+    }
+    nested = all(0 < of_layers <= forward <= step for of_layers, forward, step in found.values())
+    verdict = "layers < forward pass < step" if nested else "NOT plausible: layers < forward pass < step must hold"
+    counted, *_, more = (waiting - plain for plain, waiting in zip(found["plain"], found["waiting"], strict=True))
+    waits = f"of {more:+.1f} ms the layers count {counted:+.1f}, and 0 is right"
+    return f"{texts['plain']}; with the GPU idle before each layer {texts['waiting']}: {waits}; {verdict}"
+
+
 def profile(part: Part) -> str:
     """Shares of the kernels of one step, and of the time in which none ran."""
+    from benchmarks.gpu_measure import profile_of_a_step
+
     part.details |= profile_of_a_step(rehearse=part.rehearse)
     shares = ", ".join(f"{name[:40]} {share:.0%}" for name, share in part.details["shares"][:6])
     return f"{shares}; no kernel ran in {part.details['idle']:.0%}"
@@ -152,7 +182,7 @@ def profile(part: Part) -> str:
 def fairscale(part: Part) -> str:
     """The GPU test of the second engine, and what NVML reports here."""
     missing = None if find_spec("fairscale") else "fairscale is not installed"
-    engine = missing or _pytest(part, "tests/trainer/test_engine_fairscale_gpu.py")
+    engine = missing or _pytest(part, FAIRSCALE)
     if find_spec("pynvml") is None:
         return f"FSDP: {engine}; NVML: nvidia-ml-py is not installed"
     from opt_ops.node.nvml import GpuReader
@@ -170,35 +200,41 @@ PARTS: dict[str, Callable[[Part], str]] = {
     "ops": ops,
     "race-1.3b": lambda part: race(part, "1.3b", 8),
     "race-6.7b": lambda part: race(part, "6.7b", 4),
+    "race-125m": lambda part: race(part, "125m", 16),
     "saves": saves,
     "attention": attention,
     "fp16": fp16,
+    "busy": busy,
     "profile": profile,
     "fairscale": fairscale,
 }
 
 
 def _python(arguments: Sequence[str], limit: float) -> str:
-    """What ``python`` prints with these arguments: both streams."""
+    """What ``python`` prints with these arguments, both streams; last, that the time was over if it was."""
     command = [sys.executable, *arguments]
     try:
         done = subprocess.run(
             command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=max(1, limit)
         )
-    except subprocess.TimeoutExpired:
-        return f"not measured: more than {limit:.0f} s"
-    print(done.stdout)
-    return done.stdout
+    except subprocess.TimeoutExpired as error:
+        output = (error.output or b"").decode(errors="replace") + f"\nnot measured: more than {limit:.0f} s"
+    else:
+        output = done.stdout
+    print(output)
+    return output
 
 
-def _pytest(part: Part, path: str) -> str:
+def _pytest(part: Part, *arguments: str) -> str:
     """The last line that pytest prints: how many tests passed."""
     if find_spec("pytest") is None:
         return "pytest is not installed"
     without = ["-W", "default", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider"]
-    output = _python(["-m", "pytest", "-q", "-m", "gpu", *without, path], part.left())
+    output = _python(["-m", "pytest", "-q", "-m", "gpu", *without, *arguments], part.left())
     part.details["pytest"] = output[-4000:]
-    return (output.strip().splitlines() or ["no output"])[-1].strip("= ")
+    *before, last = output.strip().splitlines() or ["no output"]
+    so_far = f" (so far {before[-1][-60:]})" if before and last.startswith("not measured") else ""
+    return last.strip("= ") + so_far
 
 
 def _train(part: Part, folder: Path, name: str, *settings: str, resume: Path | None = None) -> list[dict[str, Any]]:
@@ -249,7 +285,11 @@ def head(part: Part) -> None:
     from benchmarks.train_step import versions
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True)
-    missing = [name for name in ("triton", "transformers", "fairscale", "pytest", "pynvml") if find_spec(name) is None]
+    missing = [
+        name
+        for name in ("triton", "transformers", "liger_kernel", "fairscale", "pytest", "pynvml")
+        if find_spec(name) is None
+    ]
     lines = [f"{time.strftime('%Y-%m-%d')}; {versions()}; commit {commit.stdout.strip() or 'unknown'}."]
     if missing:
         lines.append(f"Not installed here: {', '.join(missing)}.")
