@@ -87,7 +87,7 @@ def _hugging_face_loss(recipe: Recipe) -> float | str:
     from benchmarks.train_step import hugging_face_config
 
     with torch.device("meta"):
-        theirs = OPTForCausalLM(hugging_face_config(recipe))
+        theirs = OPTForCausalLM(hugging_face_config(recipe.model))
     decoder: Any = theirs.model.decoder
     take_weights(decoder, recipe, torch.bfloat16 if CUDA else torch.float32)
     theirs.lm_head.weight = decoder.embed_tokens.weight

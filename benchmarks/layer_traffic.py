@@ -128,22 +128,11 @@ def plain(config: ModelConfig) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
 
 def hugging_face(config: ModelConfig) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """``OPTForCausalLM``."""
-    from transformers import OPTConfig, OPTForCausalLM
+    from transformers import OPTForCausalLM
 
-    model = OPTForCausalLM(
-        OPTConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            ffn_dim=4 * config.hidden_size,
-            max_position_embeddings=config.max_positions,
-            num_attention_heads=config.num_heads,
-            word_embed_proj_dim=config.embedding_width,
-            do_layer_norm_before=config.norm == "pre",
-            dropout=config.dropout,
-            attention_dropout=0.0,
-        )
-    )
+    from benchmarks.train_step import hugging_face_config
+
+    model = OPTForCausalLM(hugging_face_config(config))
     return model, lambda tokens: model(input_ids=tokens, use_cache=False).logits
 
 

@@ -46,7 +46,7 @@ from trainer.model import cost
 from trainer.model.opt import OPT
 from trainer.optim import learning_rate
 from trainer.plan.hardware import peak_tflops
-from trainer.recipes import OptimConfig, Recipe
+from trainer.recipes import ModelConfig, OptimConfig, Recipe
 
 CONTENDERS = ("ours", "ours+kernels", "P1", "P2", "P3")
 REHEARSAL = {"size": "tiny", "batch": 1, "seq_len": 16, "warmup": 1, "steps": 2}
@@ -170,11 +170,10 @@ def peer(recipe: Recipe, model: nn.Module, loss: Callable[[Tensor, Tensor], Tens
     return step
 
 
-def hugging_face_config(recipe: Recipe) -> Any:
+def hugging_face_config(config: ModelConfig) -> Any:
     """The same model as Hugging Face describes it."""
     from transformers import OPTConfig
 
-    config = recipe.model
     return OPTConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -194,7 +193,7 @@ def hugging_face(recipe: Recipe, *, careful: bool) -> Step:
     from transformers import OPTForCausalLM
 
     with torch.device("meta"):  # their initial values are not needed
-        theirs = OPTForCausalLM(hugging_face_config(recipe))
+        theirs = OPTForCausalLM(hugging_face_config(recipe.model))
     decoder: Any = theirs.model.decoder
     take_weights(decoder, recipe, torch.bfloat16 if CUDA and careful else torch.float32)
     theirs.lm_head.weight = decoder.embed_tokens.weight

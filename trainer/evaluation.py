@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from trainer.data.samples import Samples, part
 from trainer.data.tokens import TokenFile
@@ -84,7 +83,7 @@ class Evaluation:
             with engine.micro_step(last=True):
                 loss, _ = engine.loss(*(ids.to(layout.device) for ids in batch))
             if own:
-                total += loss.to_local() if isinstance(loss, DTensor) else loss
+                total += loss
         return total
 
 

@@ -67,7 +67,7 @@ class Engine(ABC):
 
         Returns:
             Two sums over all tokens: the loss in nats, and the l2 norm of the activations. The loss is the same on all
-            ranks of a tensor-parallel group, and may be a DTensor. The norm is the share of this rank.
+            ranks of a tensor-parallel group. The norm is the share of this rank.
         """
 
     @abstractmethod

@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from trainer import optim
 from trainer.model.opt import OPT, DecoderLayer
 from trainer.model.precision import DTYPES
+from trainer.model.sharded import gathered
 from trainer.parallel import engine, policy, tensor_parallel
 from trainer.parallel.mesh import Layout
 from trainer.recipes import Recipe
@@ -100,8 +101,7 @@ class Fsdp2Engine(engine.Engine):
         """See the base class. All tensor-parallel ranks of a group must call it."""
         if self.layout.tp == 1:
             return x
-        part = DTensor.from_local(x, self.layout.mesh["tp"], [Shard(1)], run_check=False)
-        return part.redistribute(placements=[Replicate()]).to_local()
+        return gathered(x, self.layout.mesh["tp"].get_group())
 
     def local(self, tensor: Tensor) -> Tensor:
         """See the base class: the shard of the DTensor."""

@@ -20,7 +20,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from opt_ops.contract.skip_windows import next_sample
 from trainer import optim
@@ -199,7 +198,7 @@ def forward_backward(
             if count == 0:
                 loss, activation_norm = loss * 0, activation_norm * 0
             (loss * loss_scale if loss_scale else loss).backward()
-        loss_sum = loss_sum + (loss.to_local() if isinstance(loss, DTensor) else loss).detach()
+        loss_sum = loss_sum + loss.detach()
         activation_norm_sum = activation_norm_sum + activation_norm
     tokens = batch * seq_len
     return Shares(
