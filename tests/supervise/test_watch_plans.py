@@ -141,13 +141,19 @@ def declared(training: Watched, step: int) -> None:
     training.story.see(e.ChangesDeclared(request="r1", author="ann", reason="the mix", planned=(change,)))
 
 
-def test_a_bad_restore_goes_back_to_an_older_checkpoint_and_the_bad_one_is_never_used_again():
+def died_after_a_save() -> Watched:
+    """Saved at step 500; a rank died at step 540."""
     training = trained_to(500)
     training.story.checkpoint(500)
     training.write(range(501, 540))
     training.look()
     training.story.rank_dies(540)
     training.story.ends(last_step=540)
+    return training
+
+
+def test_a_bad_restore_goes_back_to_an_older_checkpoint_and_the_bad_one_is_never_used_again():
+    training = died_after_a_save()
     training.write(range(501, 540), shift=1.0)
     decided = training.look()
     assert [signal[0] for signal in training.signals() if signal[1] == "act"][-1] == "bad_restore"
@@ -157,12 +163,7 @@ def test_a_bad_restore_goes_back_to_an_older_checkpoint_and_the_bad_one_is_never
 
 
 def test_a_good_restore_is_left_alone():
-    training = trained_to(500)
-    training.story.checkpoint(500)
-    training.write(range(501, 540))
-    training.look()
-    training.story.rank_dies(540)
-    training.story.ends(last_step=540)
+    training = died_after_a_save()
     training.write(range(501, 600))
     assert recoveries(training.look()) == []
 
