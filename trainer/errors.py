@@ -1,14 +1,11 @@
 """The errors that end training on purpose. ``python -m trainer`` turns each of them into an exit code.
 
-:class:`opt_ops.contract.manifest.CheckpointError` and :class:`opt_ops.contract.fence.SupersededError` are two more.
+Those of :mod:`opt_ops.contract.errors` are three more; ``UserError`` is the one that most modules raise.
 """
 
+from opt_ops.contract.errors import UserError
 
-class UserError(ValueError):
-    """A recipe, setting, path or layout cannot work. A retry would fail in the same way. Exit code 78.
-
-    The user sees only the message. It says what is wrong, why, and what to do next.
-    """
+__all__ = ["CorruptionError", "LossScaleError", "NonFiniteError", "PeerCorruptionError", "UserError"]
 
 
 class NonFiniteError(ArithmeticError):

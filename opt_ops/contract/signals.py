@@ -33,16 +33,22 @@ class Signals:
         self._ignored: set[int] = set()
         self._read, write = os.pipe()
         os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in _HANDLED:
-            signal.signal(number, lambda *_: None)
+        self._write = write
         self._stacks = sys.stderr.fileno()
-        # Chained: faulthandler writes the stacks in the C handler, whatever the interpreter does. The pipe comes next.
-        faulthandler.register(signal.SIGUSR2, self._stacks, chain=True)
-        signal.siginterrupt(signal.SIGUSR1, False)  # training continues, so a running system call must continue too
+        self.install()
         # The parent may have blocked signals until the handlers are there. Pending ones are delivered now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         threading.Thread(target=self._handle, daemon=True, name="signals").start()
+
+    def install(self) -> None:
+        """Install the handlers. Call it again, on the main thread, after a framework has installed its own."""
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in _HANDLED:
+            signal.signal(number, lambda *_: None)
+        # Chained: faulthandler writes the stacks in the C handler, whatever the interpreter does. The pipe comes next.
+        faulthandler.unregister(signal.SIGUSR2)
+        faulthandler.register(signal.SIGUSR2, self._stacks, chain=True)
+        signal.siginterrupt(signal.SIGUSR1, False)  # training continues, so a running system call must continue too
 
     def leave_sigterm_to_supervisor(self) -> None:
         """Ignore SIGTERM from now on.

@@ -39,3 +39,19 @@ def next_sample(position: int, batch: int, skips: Iterable[tuple[int, int]]) -> 
         if (first - 1) * batch < position + batch and position < last * batch:
             position = last * batch
     return position
+
+
+def batch_of(step: int, skips: Iterable[tuple[int, int]]) -> int:
+    """The batch of the original order that update ``step`` trains on, both from 1, if all windows apply from the start.
+
+    Args:
+        step: number of the update.
+        skips: windows (first, last) of batches to skip. They may overlap.
+    """
+    batch, end = step, 0
+    for first, last in sorted(skips):
+        skipped = last - max(first - 1, end)  # batches that no window before has skipped
+        if batch < first:
+            break
+        batch, end = batch + max(0, skipped), max(end, last)
+    return batch

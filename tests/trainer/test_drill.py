@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from opt_ops.contract.drills import DrillFile
 from trainer.errors import UserError
-from trainer.step.drill import DrillFile
 
 DRILL = {"id": "d1", "kind": "lr", "from_step": 120, "updates": 20, "factor": 40.0}
 

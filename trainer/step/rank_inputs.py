@@ -11,13 +11,13 @@ from pathlib import Path
 
 from torch import nn
 
+from opt_ops.contract.drills import DrillFile
 from opt_ops.contract.fence import Fence, SupersededError
 from opt_ops.contract.signals import Signals
 from trainer.checkpoint.schedule import SaveSchedules
 from trainer.errors import UserError
 from trainer.parallel.mesh import Layout
 from trainer.step import busy_time
-from trainer.step.drill import DrillFile
 from trainer.step.measured import StepMeasurements
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import UserError
+from opt_ops.contract.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,24 @@ class FlipDrill:
     rank: int
 
 
+@dataclass(frozen=True, slots=True)
+class NanDrill:
+    """Make the loss of update ``from_step``, or of the first update that follows, NaN before the backward pass."""
+
+    name: str
+    from_step: int
+
+
+Drill = LrDrill | FlipDrill | NanDrill
+
+
 class DrillFile:
     """The drills in a file. The file may appear or be replaced at any time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
-        self._drills: list[LrDrill | FlipDrill] = []
+        self._drills: list[Drill] = []
         self._begins: dict[str, int] = {}
 
     def lr_factor(self, step: int) -> float:
@@ -51,7 +62,11 @@ class DrillFile:
         flips = (drill for drill in self._drills if isinstance(drill, FlipDrill))
         return next((drill.rank for drill in flips if self._begins[drill.name] == step), None)
 
-    def _current(self, step: int) -> list[LrDrill | FlipDrill]:
+    def nan(self, step: int) -> bool:
+        """Whether the loss of update ``step`` becomes NaN. Call :meth:`lr_factor` first: it reads the file."""
+        return any(isinstance(drill, NanDrill) and self._begins[drill.name] == step for drill in self._drills)
+
+    def _current(self, step: int) -> list[Drill]:
         try:
             stat = self._path.stat()
         except FileNotFoundError:
@@ -70,16 +85,18 @@ class DrillFile:
         return begin <= step < begin + drill.updates
 
 
-def _read(path: Path) -> list[LrDrill | FlipDrill]:
+def _read(path: Path) -> list[Drill]:
     try:
         return [_parse(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a list of drills: {type(error).__name__}: {error}") from error
 
 
-def _parse(entry: dict[str, Any]) -> LrDrill | FlipDrill:
+def _parse(entry: dict[str, Any]) -> Drill:
     if entry["kind"] == "flip-bit":
         return FlipDrill(str(entry["id"]), int(entry["from_step"]), int(entry["rank"]))
+    if entry["kind"] == "nan":
+        return NanDrill(str(entry["id"]), int(entry["from_step"]))
     if entry["kind"] != "lr":
-        raise ValueError(f"kind {entry['kind']!r} is unknown; 'lr' and 'flip-bit' are known")
+        raise ValueError(f"kind {entry['kind']!r} is unknown; 'lr', 'nan' and 'flip-bit' are known")
     return LrDrill(str(entry["id"]), int(entry["from_step"]), int(entry["updates"]), float(entry["factor"]))

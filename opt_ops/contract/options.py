@@ -1,0 +1,177 @@
+"""The options that the supervisor adds to a trainer's command. ``docs/formats.md`` gives the meaning of each.
+
+A script that has options of its own gets them back in :attr:`Options.rest`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from opt_ops.contract.exit_codes import ExitCode
+from opt_ops.contract.learning_rate import parse_lr_factor
+from opt_ops.contract.skip_windows import parse_skip_window
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What a trainer was started with.
+
+    Attributes:
+        recipe: the name of what to train.
+        settings: of ``--set KEY=VALUE``, as text. Of two with one key, the last counts.
+        run_dir: the folder of the attempt. None: nobody supervises this process.
+        checkpoint_dir: the folder for the checkpoints of the run.
+        attempt: the name of the attempt. Without ``--attempt``, that of ``run_dir``.
+        fence: the file that names the newest attempt.
+        resume: the checkpoint to continue from.
+        from_scratch: whether to start over although there are checkpoints.
+        init_from: the checkpoint whose weights to begin with. ``resume`` has precedence.
+        lr_factors: (step, factor): multiplies the schedule in every update after that step.
+        skips: (first, last): batches of the original order that are left out, both included.
+        data: corpora to train on, as given.
+        valid: corpora to evaluate on, as given.
+        tokenizer: as given.
+        snapshot_dir: folder on a disk of the node, for snapshots.
+        checkpoint_copy: where to copy each checkpoint to.
+        rest: the arguments that are not in this list, in their order.
+    """
+
+    recipe: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    run_dir: Path | None = None
+    checkpoint_dir: Path | None = None
+    attempt: str = ""
+    fence: Path | None = None
+    resume: Path | None = None
+    from_scratch: bool = False
+    init_from: Path | None = None
+    lr_factors: Sequence[tuple[int, float]] = ()
+    skips: Sequence[tuple[int, int]] = ()
+    data: Sequence[str] = ()
+    valid: Sequence[str] = ()
+    tokenizer: Path | None = None
+    snapshot_dir: Path | None = None
+    checkpoint_copy: str = ""
+    rest: Sequence[str] = ()
+
+    @property
+    def supervised(self) -> bool:
+        """Whether there was a ``--run-dir``."""
+        return self.run_dir is not None
+
+
+_taken: tuple[Options, list[str]] | None = None
+"""The options that :func:`take` has removed from the command line, and what it left there."""
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """The options in ``argv``, by default those of this process, also after :func:`take`.
+
+    Without ``--run-dir``, only ``--recipe`` and ``--set`` are read, and all else is left in ``rest``: a script that
+    nobody supervises may have options of the same names.
+
+    Raises:
+        SystemExit: a value is bad, or options do not fit together. With exit code 78, after a message on stderr.
+    """
+    if argv is None:
+        if _taken is not None and _taken[1] == sys.argv[1:]:
+            return _taken[0]
+        argv = sys.argv[1:]
+    run_dir = _parser(["run-dir", "attempt", "fence"]).parse_known_args(argv)[0]
+    if run_dir.run_dir is None:
+        if run_dir.attempt or run_dir.fence:
+            _refuse("--run-dir is missing: the folder of this attempt.")
+        found, rest = _parser(["recipe", "set"]).parse_known_args(argv)
+        return Options(recipe=found.recipe, settings=_settings(found.set), rest=rest)
+    found, rest = _parser(_PLAIN, _REPEATABLE, flag="from-scratch").parse_known_args(argv)
+    if found.checkpoint_dir is None:
+        _refuse("--checkpoint-dir is missing: the folder for the checkpoints of this run.")
+    if found.resume and found.from_scratch:
+        _refuse("--resume and --from-scratch exclude each other.")
+    if found.fence and not found.attempt:
+        _refuse("--fence needs --attempt: the name of this attempt, as the file would give it.")
+    path: Callable[[str | None], Path | None] = lambda text: Path(text) if text else None  # noqa: E731
+    return Options(
+        recipe=found.recipe,
+        settings=_settings(found.set),
+        run_dir=Path(found.run_dir),
+        checkpoint_dir=Path(found.checkpoint_dir),
+        attempt=found.attempt or Path(found.run_dir).name,
+        fence=path(found.fence),
+        resume=path(found.resume),
+        from_scratch=found.from_scratch,
+        init_from=path(found.init_from),
+        lr_factors=tuple(_parsed("--lr-factor", parse_lr_factor, text) for text in found.lr_factor),
+        skips=tuple(_parsed("--skip-batches", parse_skip_window, text) for text in found.skip_batches),
+        data=tuple(found.data),
+        valid=tuple(found.valid),
+        tokenizer=path(found.tokenizer),
+        snapshot_dir=path(found.snapshot_dir),
+        checkpoint_copy=found.checkpoint_copy or "",
+        rest=rest,
+    )
+
+
+def take() -> Options:
+    """Parse the options of this process, and remove them from ``sys.argv``, so that a script's own parser works.
+
+    Raises:
+        SystemExit: as :func:`parse`.
+    """
+    global _taken  # noqa: PLW0603  the command line is global, too
+    options = parse()
+    if options.supervised:
+        sys.argv[1:] = options.rest
+        _taken = options, list(options.rest)
+    return options
+
+
+_PLAIN = (
+    *("recipe", "run-dir", "checkpoint-dir", "attempt", "fence", "resume", "init-from", "tokenizer"),
+    *("snapshot-dir", "checkpoint-copy"),
+)
+_REPEATABLE = ("set", "lr-factor", "skip-batches", "data", "valid")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse would exit with 2, which is not one of our exit codes
+        _refuse(message)
+
+
+def _parser(plain: Sequence[str], repeatable: Sequence[str] = ("set",), flag: str = "") -> argparse.ArgumentParser:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    for name in plain:
+        if name not in repeatable:
+            parser.add_argument(f"--{name}")
+    for name in repeatable:
+        parser.add_argument(f"--{name}", action="append", default=[])
+    if flag:
+        parser.add_argument(f"--{flag}", action="store_true")
+    return parser
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            _refuse(f"--set {pair}: expected KEY=VALUE, for example steps=1000.")
+        found[key] = value
+    return found
+
+
+def _parsed(option: str, parse_value: Callable[[str], _Value], text: str) -> _Value:
+    try:
+        return parse_value(text)
+    except ValueError as error:
+        _refuse(f"{option} {text}: {error}")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(int(ExitCode.USER_ERROR))
