@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.site import Site
+from tests.e2e.site import QUICK_HANG, QUICK_SILENCE, Site
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
     """A site on this machine with a stub trainer: three local nodes, two of them in use."""
-    site = Site(tmp_path)
+    name = request.node.name
+    site = Site(tmp_path, **(QUICK_HANG if "hang" in name else QUICK_SILENCE if "silent" in name else {}))
     yield site
     site.close()

@@ -5,8 +5,9 @@
 --set shard=FIRST:LAST           the loss of these batches is 9; --skip-batches leaves batches out
 --set odd=N                          every N-th line of telemetry is not what docs/formats.md says, each in another way
 
-A file `fault` in the attempt's folder with a WHAT in it does the same from the next step on. While there is a file
-`hold` in the lineage's folder, nobody resumes; while there is a file `slow`, a step takes half a second.
+A file `fault` in the attempt's folder with a WHAT in it does the same from the next step on, for all ranks the same.
+While there is a file `hold` in the lineage's folder, nobody resumes; while there is a file `slow`, a step takes half a
+second.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def main() -> int:
     run_dir.mkdir(parents=True, exist_ok=True)
     listen(run_dir, rank)
     evaluate = int(values.get("evaluate", 0))
-    phases = Phases(run_dir, rank)
+    phases, fault = Phases(run_dir, rank), Fault(run_dir)
     if rank == 0:
         versions = {"stub": "1"}
         config = {
@@ -141,6 +142,8 @@ def main() -> int:
     for step in range(first, steps + 1):
         phases.enter("training", step)
         time.sleep(0.5 if (checkpoints.parents[1] / "slow").exists() else pause)
+        if rank == 0:
+            fault.announce(step)
         wait_in_a_collective(run_dir, rank, step)
         report = StepReport()
         batch = batch_of(step, skips)
@@ -148,8 +151,8 @@ def main() -> int:
         if shard[0] <= batch <= shard[1]:
             report.loss, report.fields["gnorm"] = 9.0, 2.4
         now = [what for what, at, attempt in faults if attempt in (options.attempt, "*") and step >= int(at)]
-        if fault := injected(run_dir):
-            now.append(fault)
+        if what := fault.at(step):
+            now.append(what)
         for what in now:
             misbehave(what, step, rank, phases, report)
         if rank != 0:
@@ -221,11 +224,25 @@ class StepReport:
         self.fields: dict = {}
 
 
-def injected(run_dir: Path) -> str:
-    try:
-        return (run_dir / "fault").read_text()
-    except FileNotFoundError:
-        return ""
+class Fault:
+    """The file `fault`, which comes at any time. Rank 0 says from which step on it counts for all ranks."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._injected, self._announced = run_dir / "fault", run_dir / "fault-from-step.json"
+
+    def _read(self) -> list[tuple[int, str]]:
+        return json.loads(self._announced.read_text()) if self._announced.exists() else []
+
+    def announce(self, step: int) -> None:
+        """Called by rank 0 before it lets the others go on to this step."""
+        what = self._injected.read_text() if self._injected.exists() else ""
+        before = self._read()
+        if what != (before[-1][1] if before else ""):
+            write_durably(self._announced, json.dumps([*before, (step, what)]))
+
+    def at(self, step: int) -> str:
+        """What this step does. One that is ahead may have announced what comes after it."""
+        return next((what for first, what in reversed(self._read()) if first <= step), "")
 
 
 def wait_in_a_collective(run_dir: Path, rank: int, step: int) -> None:

@@ -119,7 +119,7 @@ def test_training_shrinks_rather_than_waits_and_grows_when_a_node_is_allowed_aga
     assert state.attempts["1.00-a1"].leave_why, "it saved before it moved"
 
 
-def test_a_hung_rank_is_named_before_anything_is_killed(site: Site):
+def test_a_rank_that_hangs_is_named_before_anything_is_killed(site: Site):
     site.start("steps=100000", "pause=0.01", nodes=3, spares=0)
     site.start_daemon()
     site.wait(lambda state: len(state.checkpoints) >= 2)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.site import Site
+from tests.e2e.site import QUICK_HANG, QUICK_SILENCE, Site
 from tests.processes import MARK
 
 from . import cluster
-from .day import CONFIG, SILENT_SECONDS, ask, until
+from .day import CONFIG, ask, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,20 +51,10 @@ def quiet(slurm: cluster.Cluster) -> None:
     until(lambda: set(slurm.states().values()) == {"idle"})
 
 
-# On a busy machine, a step takes seconds and a heartbeat is seconds late. Only tests of hangs have less patience.
-_PATIENCE = {
-    "hang": {"startup_seconds = 900.0": "startup_seconds = 240.0"},
-    "silent_node": {"seconds = 25.0": f"seconds = {SILENT_SECONDS:.1f}"},
-}
-_STARTUP = {"startup_seconds = 900.0": "startup_seconds = 240.0"}
-_PATIENCE_WITH_HANGS = {"hang": {"floor_seconds = 30.0": "floor_seconds = 15.0", **_STARTUP}}  # a save may take seconds
-
-
 @pytest.fixture
 def site(tmp_path: Path, slurm: cluster.Cluster, request: pytest.FixtureRequest) -> Iterator[Site]:
     """Four idle nodes before, and after."""
-    hangs = "hang" in request.node.name
-    site = Site(tmp_path, CONFIG, **(_PATIENCE_WITH_HANGS if hangs else _PATIENCE))
+    site = Site(tmp_path, CONFIG, **(QUICK_HANG if "hang" in request.node.name else QUICK_SILENCE))
     yield site
     site.close()
     quiet(slurm)

@@ -13,7 +13,6 @@ from tests.e2e.site import PATIENCE, Site, until
 
 SETTLED = 55  # steps beyond a failure, after which the shipped ladders begin again (settle_steps = 50)
 
-SILENT_SECONDS = 10.0  # in which no heartbeat of a node is read, before it is silent
 CONFIG = 'scheduler = "slurm"\n[slurm]\npartition = "main"\ntime_minutes = 30'
 
 

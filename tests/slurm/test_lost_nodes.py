@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.site import Site
-from tests.slurm.day import SILENT_SECONDS, Day, ask, until
+from tests.e2e.site import SILENT_SECONDS, Site
+from tests.slurm.day import Day, ask, until
 
 if TYPE_CHECKING:
     from tests.slurm.cluster import Cluster

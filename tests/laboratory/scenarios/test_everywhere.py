@@ -11,7 +11,7 @@ import pytest
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome
-from tests.e2e.site import Site
+from tests.e2e.site import QUICK_HANG, Site
 from tests.laboratory.scenarios import stages
 from tests.laboratory.scenarios.stages import Stage, trains_on
 from tests.slurm.conftest import quiet, slurm
@@ -30,12 +30,12 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         simulated.close()
         return
     if request.param == "local":
-        site = Site(tmp_path, "[local]\nnodes = ['n1', 'n2', 'n3', 'n4']")
+        site = Site(tmp_path, "[local]\nnodes = ['n1', 'n2', 'n3', 'n4']", **QUICK_HANG)
         yield stages.local(site)
         site.close()
         return
     cluster: Cluster = request.getfixturevalue("slurm")
-    site = Site(tmp_path, 'scheduler = "slurm"\n[slurm]\npartition = "main"\ntime_minutes = 30')
+    site = Site(tmp_path, 'scheduler = "slurm"\n[slurm]\npartition = "main"\ntime_minutes = 30', **QUICK_HANG)
     yield stages.slurm(site)
     site.close()
     quiet(cluster)
