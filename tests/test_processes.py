@@ -24,7 +24,7 @@ def test_what_a_killed_run_has_left_is_ended_and_nothing_else():
     ours, foreign = subprocess.Popen(sleep), subprocess.Popen(sleep, env={"PATH": os.environ["PATH"]})
     try:
         processes.end_orphans()
-        assert orphan.wait(60) == -signal.SIGKILL
+        assert orphan.wait(240) == -signal.SIGKILL
         assert (ours.poll(), foreign.poll()) == (None, None)
         assert ours.pid in processes.of(os.environ[processes.MARK])
     finally:

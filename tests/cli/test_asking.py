@@ -61,7 +61,7 @@ def typed(folder: Path, keys: str, *arguments: str) -> tuple[int, str]:
         os.close(its)
         os.write(ours, keys.encode())
         said = process.stderr.read() if process.stderr else ""
-        code = process.wait(30)
+        code = process.wait(240)
     os.close(ours)
     return code, said
 

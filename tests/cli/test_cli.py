@@ -227,7 +227,7 @@ def test_what_is_interrupted_leaves_with_130(site: Path):
         assert process.stdout
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert (process.wait(30), process.stderr and process.stderr.read()) == (130, b"")
+        assert (process.wait(240), process.stderr and process.stderr.read()) == (130, b"")
 
 
 def test_a_reader_that_leaves_early_is_no_error(site: Path):

@@ -36,7 +36,7 @@ def bare(tmp_path: Path) -> Path:
 def opt_ops(folder: Path, *arguments: str, missing: tuple[str, ...] = HEAVY) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(folder / "blocker"), "MISSING": ",".join(missing)}
     command = [sys.executable, "-m", "opt_ops", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_foreign_trainer_is_named_before_nodes_are_held(tmp_path: Path, owned:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "opt_ops", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
 
     started = run("run", "start", "opt-tiny")
     assert started.returncode == 75
@@ -143,6 +143,6 @@ def test_a_foreign_package_called_playbooks_changes_nothing(tmp_path: Path):
     (tmp_path / "playbooks" / "__init__.py").write_text("raise RuntimeError('never imported')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "opt_ops", "playbook", "list", "-o", "json"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     paths = {Path(row["path"]).parent for row in json.loads(done.stdout)["items"]}
     assert paths == {ROOT / "playbooks"}

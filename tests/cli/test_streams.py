@@ -100,7 +100,7 @@ def test_ctrl_c_is_silent_also_while_the_command_is_imported(tmp_path: Path, mod
     assert process.stdout is not None
     assert process.stdout.readline() == b"here\n"
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=240)
     assert (process.returncode, out, said) == (130, b"", b"")
 
 

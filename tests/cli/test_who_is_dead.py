@@ -210,7 +210,7 @@ def test_a_daemon_that_is_killed_or_stopped_is_told_at_once_on_its_host(site: Si
     until(lambda: said_by(site, "daemon", "status")[0] == 0)
     until(lambda: "TRAINING\t" in said_by(site, "q")[1])
     daemon.send_signal(signal.SIGTERM)
-    daemon.wait(60)
+    daemon.wait(240)
     assert read_json(site.runs / "daemon.json")["left_at"]
     code, said = said_by(site, "daemon", "status")
     assert (code, "was stopped" in said) == (75, True), said

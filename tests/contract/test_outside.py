@@ -24,7 +24,7 @@ fence.write_text(json.dumps({"attempt": "1.00-a1"}))
 print(both(1))
 os.kill(os.getpid(), signal.SIGTERM)
 os.kill(os.getpid(), signal.SIGUSR1)
-first.signals.save_requested.wait(20)
+first.signals.save_requested.wait(240)
 print(both(2).save, both(3).save)
 (folder / "drill.json").write_text(json.dumps([
     {"id": "a", "kind": "lr", "from_step": 5, "updates": 2, "factor": 50},
@@ -49,7 +49,7 @@ except SupersededError:
 
 
 def test_outside(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.stdout.splitlines() == [
         "Agreed(save=False, superseded=False, lr_factor=1.0, nan=False, flip=None)",
         "True False",

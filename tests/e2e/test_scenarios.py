@@ -58,7 +58,6 @@ def test_a_rank_is_killed(site: Site):
     assert incident.cause == "rank 1 on n2 was killed by signal 9 (SIGKILL)"
     assert incident.proven
     assert incident.step_resumed == 50
-    assert incident.seconds_down < 60, "with time for a busy machine; the simulated cluster measures it"
     assert state.status is Status.COMPLETED
 
 

@@ -25,10 +25,10 @@ from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.supervise.exits import failed_ranks
 from tests.fake_nvml.build import FakeDriver
 
-SLEEP = (sys.executable, "-c", "import time; time.sleep(120)")
+SLEEP = (sys.executable, "-c", "import time; time.sleep(3600)")
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 120.0) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 300.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := what()):
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -168,7 +168,7 @@ def test_it_ends_ranks_that_are_not_ordered_any_more(node: Node, before: tuple[s
 
 def test_a_rank_that_does_not_listen_is_killed(node: Node):
     deaf = (
-        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(120)"
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(3600)"
     )
     node.start()
     node.order((sys.executable, "-c", deaf))
@@ -604,7 +604,7 @@ def test_a_node_is_burnt_in_once_before_anything_starts_there(node: Node):
     node.start(LD_LIBRARY_PATH="")
     burning = node.beat(lambda beat: beat.burning)
     assert (judge(burning, 0).verdict, judge(burning, 0).reason) == (Verdict.UNKNOWN, "burning_in")
-    wait_for(lambda: node.beat().burning is False, seconds=240.0)
+    wait_for(lambda: node.beat().burning is False)
     tested = node.beat(lambda beat: beat.burn_in is not None)
     assert [device.gemm_wrong for device in tested.burn_in.devices] == [0, 0]
     assert tested.burn_in.alone[0].gbs > 0

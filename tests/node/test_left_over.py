@@ -86,7 +86,7 @@ def test_nothing_is_left_and_the_next_attempt_waits_for_that(node: Node, how: st
     assert [pid for pid in first if alive(pid)] == [], "none when the next attempt runs"
     assert marked(node.folder, "1.00-a0") == []
     node.order(None)
-    wait_for(lambda: not any(map(alive, second)) and not marked(node.folder, "1.00-a1"), seconds=60.0)
+    wait_for(lambda: not any(map(alive, second)) and not marked(node.folder, "1.00-a1"))
 
 
 def test_what_one_rank_leaves_is_ended_while_others_run(node: Node):  # noqa: F811

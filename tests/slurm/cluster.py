@@ -162,7 +162,7 @@ class Cluster:
         return {**self.env, **own, **{name: os.environ[name] for name in (MARK,) if name in os.environ}}
 
     def _ask(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env=self._environment(), cwd=cwd, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=self._environment(), cwd=cwd, capture_output=True, text=True, timeout=300)
 
     def _start(self, name: str) -> None:
         """Start a daemon; `setsid --fork` makes it a child of init instead of ours."""
@@ -171,12 +171,12 @@ class Cluster:
             subprocess.run(command, cwd=home, env=self._environment(), stdout=log, stderr=log, check=True)
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
-        """Wait until a daemon is ready, at most two minutes, but not for one that is dead 5 s after its start."""
+        """Wait until a daemon is ready, at most five minutes, but not for one that is dead 5 s after its start."""
         started = time.monotonic()
         while not ready():
             waited = time.monotonic() - started
-            alive = self.daemons()[name] is not None
-            if waited > 120 or (waited > 5 and not alive):
+            alive = any(home == name for _, home, _ in processes_of(self.folder))  # or what is about to become it
+            if waited > 300 or (waited > 5 and not alive):
                 log = self.folder / name / "log"
                 problem = f"{name} {'is not ready' if alive else 'has ended'} {waited:.0f} s after its start"
                 raise ClusterError("\n  ".join([f"{problem}; {log}:", *log.read_text().splitlines()[-15:]]))

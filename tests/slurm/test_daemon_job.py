@@ -97,6 +97,6 @@ def test_a_daemon_that_cannot_start_is_no_storm_of_jobs(site: Site, monkeypatch:
     assert second != first
     monkeypatch.setenv("SLURM_TIME_FORMAT", "%s")
     times = dict(word.split("=", 1) for word in ask("scontrol", "show", "job", second) if "Time=" in word)
-    # a minute from when sbatch was started; a busy controller takes the job a little later
-    assert 30 < int(times["EligibleTime"]) - int(times["SubmitTime"]) <= 60
+    # a minute from when sbatch was started; a busy controller takes the job later
+    assert 0 < int(times["EligibleTime"]) - int(times["SubmitTime"]) <= 60
     assert "nonsense" in (site.runs / "daemon.log").read_text()

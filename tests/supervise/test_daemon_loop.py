@@ -159,7 +159,7 @@ def own_look(runs: Path) -> Any:
         return liveness.look(runs, time.time() + 3.0)
 
 
-def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "waited in vain"

@@ -263,10 +263,10 @@ def test_signals_end_a_rank_at_once_even_while_it_waits_for_a_frozen_peer(text: 
     ranks[1].send_signal(signal.SIGSTOP)
     wait_for(lambda: waits(ranks[0]), "rank 0 does not wait for a stopped peer")
     ranks[0].send_signal(signal.SIGTERM)
-    assert ranks[0].wait(timeout=60) == 143
+    assert ranks[0].wait(timeout=240) == 143
     ranks[1].send_signal(signal.SIGINT)
     ranks[1].send_signal(signal.SIGCONT)
-    assert ranks[1].wait(timeout=60) == 130
+    assert ranks[1].wait(timeout=240) == 130
     assert [process.stderr for process in finish(ranks)] == ["stopped by SIGTERM\n", "stopped by SIGINT\n"]
 
 
