@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,9 +73,14 @@ def _reachable(state: State) -> set[str]:
 
 
 def _gib(folder: Path) -> float | None:
-    if not folder.is_dir():
+    try:
+        return (
+            sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir()) / 2**30
+            if folder.is_dir()
+            else None
+        )
+    except FileNotFoundError:  # it is being removed
         return None
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**30
 
 
 @app.command()
@@ -126,6 +130,8 @@ def prune(
       opt-ops ckpt prune 12 --dry-run
       opt-ops ckpt prune 12 --keep 5
     """
+    from opt_ops.contract.manifest import remove
+
     lineage = find_lineage(identifier)
     path, state = lineage.path, lineage.state
     rows = [row for row in _rows(state) if row["gib"] is not None and row["path"] not in _kept(state, keep)]
@@ -138,9 +144,7 @@ def prune(
     question = f"Delete {len(gone)} of {len(state.checkpoints)} checkpoints of lineage {path.name}, {total:.1f} GiB?"
     confirm(question, yes, retype=path.name)
     for row in gone:
-        folder = Path(row["path"])
-        (folder / "COMMITTED").unlink(missing_ok=True)  # first: a half-deleted folder must not look committed
-        shutil.rmtree(folder)
+        remove(Path(row["path"]))
     show("opt-ops/ckpt-prune/1", gone, _COLUMNS, output)
     say(f"Deleted {len(gone)} checkpoints, {total:.1f} GiB.\n  next: opt-ops ckpt list {path.name}", quiet)
 

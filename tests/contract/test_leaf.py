@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-MODULES = sorted((REPOSITORY / "opt_ops" / "contract").glob("*.py"))
+CONTRACT = REPOSITORY / "opt_ops" / "contract"
+MODULES = sorted(CONTRACT.rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CONTRACT)))
 def test_it_imports_the_standard_library_only(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -22,7 +23,7 @@ def test_it_imports_the_standard_library_only(path: Path) -> None:
 
 
 def test_importing_it_imports_nothing_else_of_the_package() -> None:
-    modules = ", ".join(f"opt_ops.contract.{path.stem}" for path in MODULES if path.stem != "__init__")
+    modules = ", ".join(str(path.relative_to(REPOSITORY).with_suffix("")).replace("/", ".") for path in MODULES)
     program = f"import sys, {modules}; print(sorted(m for m in sys.modules if m.startswith(('opt_ops', 'trainer'))))"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     loaded = {name.removeprefix("opt_ops.") for name in ast.literal_eval(done.stdout)}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from opt_ops.contract import manifest
 from opt_ops.contract.manifest import CheckpointError
@@ -19,6 +20,7 @@ from tests.trainer.harness import REPOSITORY, Ranks
 from tests.trainer.test_checkpoint import Training
 from trainer.checkpoint import mirror
 from trainer.checkpoint.content import examine
+from trainer.checkpoint.staging import holds_elements
 
 
 def saves_twice(folder: Path, wrong: str | None = None) -> None:
@@ -192,19 +194,95 @@ def test_an_upload_is_not_finished_by_reports_that_a_torn_one_has_left(copy: Pat
     assert manifest.verify(bucket) == manifest.verify(copy)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "sub/outside", ".."])
-def test_a_manifest_that_leads_out_of_its_folder_is_refused(copy: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("../outside", "has the part '..'"),
+        ("/tmp/outside", "is absolute"),
+        ("sub/../../outside", "has the part '..'"),
+        ("..", "has the part '..'"),
+    ],
+)
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(copy: Path, tmp_path: Path, name: str, why: str) -> None:
     bucket = copy.parent / "bucket" / copy.name
     fields = json.loads((bucket / manifest.MANIFEST).read_text())
     fields["files"][name] = fields["files"].pop("__1_0.distcp")
     text = json.dumps(fields)
     (bucket / manifest.MANIFEST).write_text(text)
     (bucket / manifest.MARKER).write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
-    with pytest.raises(CheckpointError, match="not a file of this folder"):
+    with pytest.raises(CheckpointError, match=why):
         manifest.read(bucket)
-    with pytest.raises(CheckpointError, match="not a file of this folder"):
+    with pytest.raises(CheckpointError, match=why):
         mirror.fetch(f"file://{bucket}", tmp_path / "here" / "deep")
     assert not (tmp_path / "here" / "outside").exists()
+
+
+FOREIGN = {
+    "config.json": b"{}",
+    "pytorch_model_fsdp_0/__0_0.distcp": b"weights",
+    "pytorch_model_fsdp_0/.metadata": b"index",
+    "optimizer_0/deep/0.pt": b"moments",
+}
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A checkpoint as another trainer may write it, with subfolders."""
+    path = manifest.step_folder(tmp_path / "foreign", 3)
+    for name, content in FOREIGN.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    manifest.write_rank(path, 0, FOREIGN, state=["optimizer_0/deep/0.pt"])
+    fields = {"step": 3, "attempt": "1.00-a1", "ts": 0.0, "layout": {}, "data_position": 0, "tokens": 0}
+    header = fields | {"settings_digest": "", "telemetry": {"num_updates": 3}}
+    manifest.commit(path, ranks=1, deadline_seconds=0, header=header)
+    return path
+
+
+def test_a_checkpoint_with_subfolders_is_sent_fetched_and_verified(foreign: Path, tmp_path: Path) -> None:
+    mirror.send(foreign, f"file://{tmp_path}/bucket", 0, 1, deadline_seconds=0)
+    path = mirror.fetch(f"file://{tmp_path}/bucket/{foreign.name}", tmp_path / "here")
+    assert {name: (path / name).read_bytes() for name in FOREIGN} == FOREIGN
+    assert examine(path).manifest == manifest.verify(foreign)
+    assert examine(path).tensors is None, "they are not read: the index is not where this trainer has it"
+    done = verify(path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "every byte is as it was saved; its tensors were not read: another trainer wrote them" in done.stdout
+
+
+def test_a_torn_upload_of_a_subfolder_is_not_fetched(foreign: Path, tmp_path: Path) -> None:
+    mirror.send(foreign, f"file://{tmp_path}/bucket", 0, 1, deadline_seconds=0)
+    drop(tmp_path / "bucket" / foreign.name, "optimizer_0/deep/0.pt")
+    with pytest.raises(CheckpointError, match=r"optimizer_0/deep/0\.pt is missing: the upload was never finished"):
+        mirror.fetch(f"file://{tmp_path}/bucket/{foreign.name}", tmp_path / "here")
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_files_in_subfolders_are_copied_with_their_folders(foreign: Path, tmp_path: Path) -> None:
+    mirror.copy_durably(foreign, tmp_path / "copy", FOREIGN)
+    assert {name: (tmp_path / "copy" / name).read_bytes() for name in FOREIGN} == FOREIGN
+
+
+def test_every_shard_with_elements_is_marked_as_state_and_nothing_else(copy: Path) -> None:
+    files = manifest.read(copy).files
+    assert {name for name, file in files.items() if file.get("state")} == {"__0_0.distcp", "__1_0.distcp"}
+    assert ".metadata" in files
+
+
+@pytest.mark.parametrize(("sizes", "marked"), [([], False), ([0], False), ([0, 3], True)])
+def test_a_rank_that_writes_empty_parts_only_marks_nothing(sizes: list[int], marked: bool) -> None:
+    planner = DefaultSavePlanner()
+    planner.set_up_planner({f"t{i}": torch.ones(size) for i, size in enumerate(sizes)}, is_coordinator=True)
+    assert holds_elements(planner.create_local_plan()) == marked
+
+
+def load(path: Path) -> None:
+    Training(path.parent, 1, 1).load(path)
+
+
+def test_a_checkpoint_of_another_trainer_is_not_resumed(ranks: Ranks, foreign: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"it has no index \.metadata: this trainer did not write it"):
+        ranks(1, load, foreign)
 
 
 class _Call:

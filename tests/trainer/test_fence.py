@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from opt_ops.contract import manifest
+from opt_ops.contract.checkpoint import commit as committing
 from opt_ops.contract.fence import Fence, SupersededError
 from tests.trainer.harness import Ranks, finish, settings, start, train, wait_for
 from tests.trainer.test_checkpoint import Training
@@ -60,7 +61,7 @@ def test_training_goes_on_without_the_file(text: Path, tmp_path: Path) -> None:
 def superseded_during_a_save(folder: Path, late: bool) -> list[str]:
     """The newer attempt is named before the save, or when all of it is written but the marker."""
     fence = folder / "fence.json"
-    write = manifest.write_durably
+    write = committing.write_durably
 
     def and_then_fence(path: Path, text: str) -> None:
         write(path, text)
@@ -68,11 +69,11 @@ def superseded_during_a_save(folder: Path, late: bool) -> list[str]:
             name(fence, "1.00-a2")
 
     if late:
-        manifest.write_durably = and_then_fence  # the writer is forked with it
+        committing.write_durably = and_then_fence  # the writer is forked with it
     try:
         training = Training(folder / "checkpoints", 2, 1, fence=Fence(fence, "1.00-a1"))
     finally:
-        manifest.write_durably = write
+        committing.write_durably = write
     training.step()
     if not late and os.environ["RANK"] == "0":
         name(fence, "1.00-a2")
@@ -102,15 +103,16 @@ HELD_BEFORE_THE_MARKER = """
 import time
 from pathlib import Path
 from opt_ops.contract import manifest
+from opt_ops.contract.checkpoint import commit as committing
 
-write = manifest.write_durably
+write = committing.write_durably
 
 def and_wait(path, text):
     write(path, text)
     while path.name == manifest.MANIFEST and "step-00000004" in str(path) and Path(__file__).exists():
         time.sleep(0.02)
 
-manifest.write_durably = and_wait
+committing.write_durably = and_wait
 """
 
 

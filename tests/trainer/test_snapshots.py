@@ -253,9 +253,10 @@ def test_what_a_dead_attempt_left_unfinished_goes_once_nobody_has_written_to_it_
     folder, disk = root / "1.00" / "checkpoints", root / "disks" / "n1"
     torn = manifest.step_folder(folder, SAVED + 1)
     held = disk / "0.99" / "copying-00000001"
+    part = "optimizer/__0_0.distcp"
     for path in (torn, held):
-        path.mkdir(parents=True)
-        (path / "__0_0.distcp").write_bytes(b"part of it")
+        (path / "optimizer").mkdir(parents=True)
+        (path / part).write_bytes(b"part of it")
     before = sorted(manifest.committed(folder) + manifest.committed(folder, "snapshot"))
 
     def tidy() -> list[bool]:
@@ -265,10 +266,11 @@ def test_what_a_dead_attempt_left_unfinished_goes_once_nobody_has_written_to_it_
 
     assert tidy() == [True, True], "somebody may be at it"
     for path in (torn, held):
-        os.utime(path, (0, 0))
+        for old in (path, path / "optimizer"):
+            os.utime(old, (0, 0))
     assert tidy() == [True, True], "a file in it is new"
     for path in (torn, held):
-        os.utime(path / "__0_0.distcp", (0, 0))
+        os.utime(path / part, (0, 0))
     for path in (folder / f"step-{SAVED:08d}", snapshot(root)):  # what is committed has no such age
         for file in (*path.iterdir(), path):
             os.utime(file, (0, 0))

@@ -53,12 +53,13 @@ def _report(path: str, folder: Path | None = None) -> int:
         print(f"{path}: refused: {error}", file=sys.stderr)
         return ExitCode.CHECKPOINT_REFUSED
     size = sum(file["size"] for file in found.manifest.files.values())
+    what = f"{path}: step {found.manifest.step}, {len(found.manifest.files)} files, {size / 1e6:,.1f} MB"
+    if found.tensors is None:
+        print(f"{what}: every byte is as it was saved; its tensors were not read: another trainer wrote them")
+        return ExitCode.DONE
     since = "no earlier save to compare with" if found.before is None else f"compared with step {found.before}"
     same = f": {len(found.unchanged)} tensors are the same there" if found.unchanged else ""
-    print(
-        f"{path}: step {found.manifest.step}, {len(found.manifest.files)} files, {size / 1e6:,.1f} MB, "
-        f"{found.tensors} tensors: whole and finite; {since}{same}"
-    )
+    print(f"{what}, {found.tensors} tensors: whole and finite; {since}{same}")
     return ExitCode.DONE
 
 

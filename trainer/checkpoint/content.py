@@ -17,6 +17,8 @@ from opt_ops.contract import manifest
 from opt_ops.contract.manifest import CheckpointError, Manifest
 from trainer.checkpoint.reader import CheckpointReader
 
+_INDEX = ".metadata"
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -24,13 +26,13 @@ class Content:
 
     Attributes:
         manifest: of the checkpoint.
-        tensors: number of tensors in it.
+        tensors: number of tensors in it; None where another trainer wrote it in a format that is not read here.
         unchanged: names of tensors that are equal in the earlier save.
         before: step of the earlier save; None if there is none.
     """
 
     manifest: Manifest
-    tensors: int
+    tensors: int | None
     unchanged: tuple[str, ...]
     before: int | None
 
@@ -45,6 +47,8 @@ def examine(path: Path) -> Content:
         CheckpointError: it is damaged, or its content is not a state of training.
     """
     found = manifest.verify(path)
+    if _INDEX not in found.files:
+        return Content(found, None, (), None)
     prints, updates = _read(path, found)
     if len(set(updates.values())) > 1:
         raise CheckpointError(path, f"parameters have different numbers of updates: {sorted(set(updates.values()))}")
@@ -72,6 +76,8 @@ def _before(path: Path, step: int) -> tuple[Manifest, dict[str, str], dict[str, 
     for _, other in reversed(manifest.earlier(path, step)):
         with contextlib.suppress(CheckpointError):
             found = manifest.verify(other)
+            if _INDEX not in found.files:
+                continue
             return found, *_read(other, found)
     return None
 
@@ -93,7 +99,7 @@ def _read(path: Path, found: Manifest) -> tuple[dict[str, str], dict[str, float]
 def _parts(path: Path, found: Manifest) -> Iterator[tuple[str, Tensor]]:
     """Each stored part of each tensor, in an order that depends on the layout alone."""
     located = {name: _locate(path, found, name) for name in found.files}  # only once: it reads the files of a snapshot
-    metadata = CheckpointReader(located[".metadata"].parent).read_metadata()
+    metadata = CheckpointReader(located[_INDEX].parent).read_metadata()
     stored = metadata.storage_data.items()
     for index, place in sorted(stored, key=lambda item: (item[0].fqn, tuple(item[0].offset or ()))):
         name = os.fspath(place.relative_path)

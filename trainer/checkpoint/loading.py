@@ -39,6 +39,8 @@ def restore(path: Path, state: dict[str, Any], group: dist.ProcessGroup | None, 
         UserError: it holds another model, or only weights where ``state`` needs the optimizer, too.
     """
     found = on_rank_0(group, manifest.read, path)
+    if _INDEX not in found.files:
+        raise CheckpointError(path, f"it has no index {_INDEX}: this trainer did not write it")
     source = _Snapshot(path, found, group, to) if found.nodes else _Durable(path, found, group)
     reader = CheckpointReader(source.folder)
     source.need({_INDEX})

@@ -4,16 +4,16 @@ The order is that of a save: shards, the report of each rank, the manifest, and 
 marker. A damaged one differs from its manifest, which is compared when it is fetched.
 """
 
-import hashlib
-import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from opt_ops.contract import manifest
-from opt_ops.contract.manifest import MANIFEST, MARKER, CheckpointError
+from opt_ops.contract.files import sync_folder
+from opt_ops.contract.manifest import MANIFEST, MARKER, CheckpointError, folders_of
 
 _CHUNK = 16 << 20  # bytes
 
@@ -70,31 +70,30 @@ def fetch(url: str, folder: Path) -> Path:
         raise CheckpointError(path, "the folder exists: remove it, or fetch into another folder")
     path.mkdir(parents=True)
     try:
-        names = [MANIFEST, *_names(files, source), MARKER]
+        text, marker = _read(files, source, MANIFEST), _read(files, source, MARKER)
+        names = [MANIFEST, *manifest.parse(Path(url), text, marker).files, MARKER]
         for name in names:
-            with files.open(f"{source}/{name}", "rb") as remote, (path / name).open("wb") as local:
-                shutil.copyfileobj(remote, local, _CHUNK)
-                local.flush()
-                os.fsync(local.fileno())
+            with _opened(files, source, name) as remote:
+                _write_durably(remote, path / name)
+        _sync_folders(path, names)
+        sync_folder(folder)
         manifest.verify(path)
-    except FileNotFoundError as error:
-        shutil.rmtree(path)
-        raise CheckpointError(Path(url), f"{error} is missing: the upload was never finished") from None
-    except CheckpointError:
+    except BaseException:
         shutil.rmtree(path)
         raise
     return path
 
 
-def _names(files: Any, source: str) -> list[str]:
-    """The files that the manifest of ``source`` names. The marker must match the manifest."""
-    marker = files.cat_file(f"{source}/{MARKER}")
-    text = files.cat_file(f"{source}/{MANIFEST}")
-    if marker.strip() != hashlib.sha256(text).hexdigest().encode():
-        raise CheckpointError(Path(source), f"{MANIFEST} does not match the {MARKER} marker")
-    names = list(json.loads(text)["files"])
-    manifest.require_plain(Path(source), names)
-    return names
+def _read(files: Any, source: str, name: str) -> bytes:
+    with _opened(files, source, name) as file:
+        return file.read()
+
+
+def _opened(files: Any, source: str, name: str) -> Any:
+    try:
+        return files.open(f"{source}/{name}", "rb")
+    except FileNotFoundError:
+        raise CheckpointError(Path(source), f"{name} is missing: the upload was never finished") from None
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -117,13 +116,28 @@ def _put(source: Path, files: Any, target: str) -> None:
         shutil.copyfileobj(local, remote, _CHUNK)
 
 
-def copy_durably(source: Path, target: Path) -> None:
-    """Copy a file and sync the copy.
+def copy_durably(folder: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy the files ``names`` from a folder into another one, with their subfolders, and sync the copies.
 
     Raises:
-        OSError: the file cannot be read or written.
+        OSError: a file cannot be read or written.
     """
-    with source.open("rb") as file, target.open("wb") as copy:
-        shutil.copyfileobj(file, copy, _CHUNK)
+    names = list(names)
+    for name in names:
+        with (folder / name).open("rb") as file:
+            _write_durably(file, target / name)
+    _sync_folders(target, names)
+
+
+def _write_durably(source: Any, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, _CHUNK)
         copy.flush()
         os.fsync(copy.fileno())
+
+
+def _sync_folders(path: Path, names: Iterable[str]) -> None:
+    """Sync the folders of the files ``names`` in ``path``, and ``path`` itself."""
+    for folder in {path} | {each for name in names for each in folders_of(path, name)}:
+        sync_folder(folder)

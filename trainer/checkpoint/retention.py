@@ -111,9 +111,9 @@ def thin(folder: Path, kind: CheckpointKind, rule: Retention, abandoned_seconds:
 def _abandoned(path: Path, seconds: float) -> bool:
     """Whether nothing was written into the folder ``path`` for this long."""
     try:
-        return time.time() - max(each.stat().st_mtime for each in (path, *path.iterdir())) > seconds
-    except (FileNotFoundError, NotADirectoryError):
-        return False  # it was just removed, or is no folder
+        return path.is_dir() and time.time() - max(each.lstat().st_mtime for each in (path, *path.rglob("*"))) > seconds
+    except FileNotFoundError:
+        return False  # something in it was just removed
 
 
 def sweep(

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from opt_ops.contract import manifest
 from opt_ops.contract.fence import Fence, SupersededError
-from opt_ops.contract.manifest import CheckpointError
+from opt_ops.contract.manifest import CheckpointError, folders_of
 from trainer.checkpoint import mirror, retention, transfer
 from trainer.checkpoint.agree import on_all_ranks, on_rank_0, one_line
 from trainer.checkpoint.retention import EVERYTHING, HELD, ORIGIN, Retention
@@ -85,12 +85,16 @@ class Saver:
     Args:
         destination: where checkpoints go.
         planner: what this rank writes.
+        trained: whether there is an element of a tensor in it. All that is saved here changes in every update.
         report: gets the results of the copies and of the pruning that follow a save.
     """
 
-    def __init__(self, destination: Destination, planner: SavePlanner, report: Callable[[WriterReport], None]) -> None:
+    def __init__(
+        self, destination: Destination, planner: SavePlanner, trained: bool, report: Callable[[WriterReport], None]
+    ) -> None:
         self._to = destination
         self._planner = planner
+        self._trained = trained
         self._report = report
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._nodes: list[str] = [""] * self._world
@@ -138,8 +142,9 @@ class Saver:
         on_all_ranks(None, self._begin, path, where)
         # Without copies ahead, torch reads tensors as they are. Otherwise it asks for a CUDA stream beside a GPU.
         save({}, storage_writer=FileSystemWriter(where, per_thread_copy_ahead=0), planner=self._planner)
-        names = [file.name for file in where.glob(f"__{self._rank}_*.distcp")]
-        names += [".metadata"] if self._rank == 0 else []
+        shards = [file.name for file in where.glob(f"__{self._rank}_*.distcp")]
+        names = [*shards, ".metadata"] if self._rank == 0 else shards
+        state = shards if self._trained else []
         copies: list[str] = []
         place = None
         if self._to.disk:
@@ -147,7 +152,9 @@ class Saver:
             transfers = transfer.to_peers(self._nodes, on_all_ranks(None, lambda: names))
             on_all_ranks(None, transfer.exchange, transfers, where)
             copies = [each.name for each in transfers if each.target == self._rank]
-        on_all_ranks(None, lambda: manifest.write_rank(path, self._rank, names, copies=copies, place=place))
+        on_all_ranks(
+            None, lambda: manifest.write_rank(path, self._rank, names, state=state, copies=copies, place=place)
+        )
         on_rank_0(None, self._commit, path, header)
         return names
 
@@ -238,15 +245,17 @@ class Saver:
     def _hold(self, names: list[str], snapshot: Path, held: Path) -> None:
         held.mkdir(exist_ok=True)
         for name in names:
+            (held / name).parent.mkdir(parents=True, exist_ok=True)
             (held / name).unlink(missing_ok=True)
             os.link(snapshot / name, held / name)
 
     def _to_folder(self, path: Path, held: Path, header: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        mirror.copy_durably(held, path, expected)
         for name in expected:
-            mirror.copy_durably(held / name, path / name)
             (held / name).unlink()
-        with contextlib.suppress(OSError):
-            held.rmdir()  # only the last rank on this node finds it empty
+        with contextlib.suppress(OSError):  # only the last rank on this node finds the folders empty
+            for folder in sorted({held, *(each for name in expected for each in folders_of(held, name))}, reverse=True):
+                folder.rmdir()
         manifest.write_rank(path, self._rank, expected, expected=expected)
         if self._rank == 0:
             self._commit(path, header)

@@ -91,6 +91,11 @@ def views(memory: mmap.mmap, plan: SavePlan) -> Iterator[Tensor]:
         begin += _padded(item)
 
 
+def holds_elements(plan: SavePlan) -> bool:
+    """Whether a rank with this plan writes anything. It does not if it holds only empty parts of tensors."""
+    return any(_bytes(item) > 0 for item in plan.items)
+
+
 def _tensor(item: WriteItem) -> Any:
     assert item.tensor_data is not None  # the state holds tensors only
     return item.tensor_data

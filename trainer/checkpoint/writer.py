@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from trainer import device
 from trainer.checkpoint.save import Destination, Saver, WriterReport
-from trainer.checkpoint.staging import Staging, views
+from trainer.checkpoint.staging import Staging, holds_elements, views
 from trainer.parallel.mesh import TIMEOUT
 
 _PR_SET_PDEATHSIG = 1
@@ -151,7 +151,7 @@ def _serve(pipe: Connection) -> NoReturn:
             pipe.send(report)
 
     planner = PreparedPlanner(plan, metadata, list(views(memory, plan)))
-    saver = Saver(destination, planner, send)
+    saver = Saver(destination, planner, holds_elements(plan), send)
     send(WriterReport("ready"))
     while True:
         request = pipe.recv()

@@ -52,6 +52,8 @@ def _files(files: Mapping[str, Any], nodes: Mapping[str, Any]) -> dict[str, dict
         file = dict(_object(value, f"the file {name!r}"))
         file["size"] = _whole(file.get("size"), f"files.{name}.size")
         _text(file.get("sha256"), f"files.{name}.sha256")
+        if not isinstance(file.get("state", False), bool):
+            raise TypeError(f"`files.{name}.state` is not true or false")
         if nodes and not _names_some_of(nodes, file.get("nodes")):
             raise ValueError(f"`files.{name}.nodes` does not name nodes of the manifest")
         found[name] = file

@@ -1,0 +1,1 @@
+"""Checkpoints: folders, names of files, manifest, commit, verification. ``opt_ops.contract.manifest`` has all names."""
