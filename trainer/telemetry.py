@@ -135,6 +135,7 @@ class Telemetry:
             "clip": 100 if measured.gnorm > live["clip_norm"] else 0,
             "actv_norm": _finite(measured.activation_norm),
             **live,
+            "base_lr": None,
             "loss_scale": measured.loss_scale,
             "finite": measured.finite,
             "skipped": outcome.skipped,

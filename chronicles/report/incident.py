@@ -16,7 +16,7 @@ from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.decide.trouble import remedy
 from opt_ops.core.failures import classes
-from opt_ops.core.schedule import expected_lr
+from opt_ops.core.schedule import PlannedLr
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.values import Action
 
@@ -183,5 +183,6 @@ def _learning_rates(state: State, incident: Incident, hit: Attempt | None) -> Ma
         return {"lr_before": None, "lr_after": None}
     run = state.runs[hit.run]
     schedule, _ = with_settings(*known, run.settings)
-    before = expected_lr(schedule, run.lr_factors, readbacks[0]["step"])
-    return {"lr_before": before, "lr_after": readbacks[0]["lr"]}
+    first = next((each for each in readbacks if each["lr"]), readbacks[0])  # zero times any factor is zero
+    planned = PlannedLr(schedule=schedule, factors=run.lr_factors)
+    return {"lr_before": planned.due(first["step"], first.get("base_lr")), "lr_after": first["lr"]}

@@ -40,8 +40,17 @@ class ReadbackReport:
 
     step: int
     lr: float
-    expected_lr: float | None  # None: the kind of the schedule is not known
+    expected_lr: float | None  # None: opt-ops does not compute the kind of the schedule
     loss: float | None
+    base_lr: float | None = None  # then: what the schedule alone gave, by telemetry
+    expected_factor: float | None = None  # and by what it had to be multiplied
+
+    @property
+    def due_lr(self) -> float | None:
+        """The learning rate that it had to be, however that is known."""
+        if self.base_lr is None or self.expected_factor is None:
+            return self.expected_lr
+        return self.base_lr * self.expected_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +163,33 @@ class IncidentReport:
     def readbacks(self) -> tuple[ReadbackReport, ...]:
         """The proof's updates."""
         return tuple(
-            ReadbackReport(step=item["step"], lr=item["lr"], expected_lr=item["expected_lr"], loss=item["loss"])
+            ReadbackReport(
+                step=item["step"],
+                lr=item["lr"],
+                expected_lr=item["expected_lr"],
+                loss=item["loss"],
+                base_lr=item.get("base_lr"),
+                expected_factor=item.get("expected_factor"),
+            )
             for item in self.proof.get("readbacks") or ()
+        )
+
+    @property
+    def telling(self) -> ReadbackReport | None:
+        """The first update of the proof whose learning rate is not zero: zero times any factor is zero."""
+        return next((each for each in self.readbacks if each.lr), next(iter(self.readbacks), None))
+
+    @property
+    def limit_of_proof(self) -> str:
+        """What a proof leaves open about the learning rate, in words; empty if the schedule itself is proven."""
+        first = self.telling
+        if not self.proven or first is None or self.proof.get("schedule_proven", first.expected_lr is not None):
+            return ""
+        if self.proof.get("factors_proven"):
+            return "The schedule is not proven: opt-ops does not compute its kind. The factor on its base_lr is proven."
+        return (
+            "This proves the step, the optimizer and a finite loss only. The learning rate is not proven: "
+            "opt-ops does not compute the kind of the schedule, and telemetry has no base_lr above zero."
         )
 
 

@@ -92,7 +92,8 @@ def _rate(state: State, factors: Sequence[LrFactor], settings: tuple[str, ...], 
     parts: list[str] = []
     for start in sorted({step, *(each.step for each in factors if each.step > step)}):
         scale = math.prod(each.factor for each in factors if each.step <= start)
-        there = f" ({expected_lr(schedule, factors, start + 1):.6g} there)" if schedule is not None else ""
+        lr = expected_lr(schedule, factors, start + 1) if schedule is not None else None
+        there = f" ({lr:.6g} there)" if lr is not None else ""
         parts.append(f"{scale:.6g} × the schedule from step {start + 1} on{there}")
     return ", then ".join(parts)
 

@@ -251,9 +251,12 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
     else:
         lost = f"{incident.steps_discarded} steps discarded, {incident.seconds_down or 0:.1f} s of downtime"
         yield f"  proof     {'proven' if incident.proven else 'NOT PROVEN'}; {lost}"
-        for read in incident.readbacks[:1]:
-            expected = "" if read.expected_lr is None else f", expected {read.expected_lr:.6g}"
-            yield f"            step {read.step}: lr {read.lr:.6g}{expected}"
+        if (read := incident.telling) is not None:
+            expected = "" if read.due_lr is None else f", expected {read.due_lr:.6g}"
+            base = "" if read.base_lr is None else f" ({read.expected_factor:.6g} × base_lr {read.base_lr:.6g})"
+            yield f"            step {read.step}: lr {read.lr:.6g}{expected}{base}"
+        if incident.limit_of_proof:
+            yield f"            {incident.limit_of_proof}"
     for later in incident.afterthoughts:
         yield f"  later     {later.text}  [{to_iso(later.at)}]"
 

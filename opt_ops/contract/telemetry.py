@@ -55,6 +55,7 @@ class TelemetryLine(OptimizerFields):
     actv_norm: NotRequired[float | None]
     attn_logit_max: NotRequired[Sequence[float] | None]
     bad_module: NotRequired[str | None]
+    base_lr: NotRequired[float | None]
     blocks: NotRequired[Mapping[str, Mapping[str, float | None]] | None]
     bsz: NotRequired[int]
     busy_seconds: NotRequired[BusyFields | None]

@@ -163,18 +163,25 @@ class Shape:
 
 
 LINEAR = "linear"
-"""Linear warm-up, then linear decay: the one kind of schedule whose learning rates are known (docs/formats.md)."""
+"""Linear warm-up, then linear decay: the kind of a schedule that names none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """The trainer's learning-rate schedule, as its config.json states it."""
+    """The trainer's learning-rate schedule, as its config.json states it. docs/formats.md says what the fields do."""
 
-    peak_lr: float
-    warmup_steps: int
-    total_steps: int
-    final_fraction: float
-    kind: str = LINEAR  # any other is not known here: nothing is compared with it
+    peak_lr: float = 0.0
+    warmup_steps: int = 0
+    total_steps: int = 0
+    final_fraction: float = 0.0  # of the peak, at the end
+    kind: str = LINEAR  # of one that `core/schedule.py` does not compute, only the factors can be proven
+    delay: int = 0  # updates by which it lags
+    warmup_from: float = 0.0  # of the peak, where the warm-up begins
+    cycles: float = 0.5  # of `cosine`
+    power: float = 1.0  # of `polynomial`
+    decay_steps: int = 0  # of `wsd`
+    decay: str = LINEAR  # of `wsd`
+    knots: tuple[tuple[float, float], ...] = ()  # of `table`: (update, learning rate), ascending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +203,7 @@ class Readback:
     weight_decay: float
     clip_norm: float
     loss: float | None
+    base_lr: float | None = None  # what the trainer's schedule alone gave; None: telemetry does not say it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

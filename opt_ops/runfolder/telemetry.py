@@ -65,6 +65,7 @@ def point_of(line: Mapping[str, Any], left_out: list[str] | None = None) -> Poin
         block_gnorms=_norms(blocks, "gnorm"),
         block_pnorms=_norms(blocks, "pnorm"),
         block_unorms=_norms(blocks, "unorm"),
+        base_lr=record.optional("base_lr", _FACTOR, None),
         attn_logits=record.optional("attn_logit_max", f.items(f.number(), _LAYERS), None),
     )
 

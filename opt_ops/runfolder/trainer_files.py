@@ -9,12 +9,13 @@ from typing import Any
 from opt_ops.contract.phases import PhaseName
 from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.values import LINEAR, Optimizer, PlannedChange, Schedule
+from opt_ops.core.values import Optimizer, PlannedChange
 from opt_ops.errors import OptOpsError
 from opt_ops.ports import TrainerConfig, TrainerPhase
 from opt_ops.runfolder import fields as f
 from opt_ops.runfolder.files import Tail, identity_of, read_json, write_json
 from opt_ops.runfolder.left_out import LeftOutCounter
+from opt_ops.runfolder.schedule_fields import schedule_of
 from opt_ops.runfolder.step_order import StepOrder
 from opt_ops.runfolder.telemetry import LARGEST_TELEMETRY, point_of
 
@@ -136,18 +137,12 @@ def _batch_of(settings: f.Record | None) -> int | None:
 def _config_of(record: f.Record) -> TrainerConfig:
     """The settings. Those that decisions are compared with must be right; other fields can be left out."""
     steps = f.whole(1, f.MOST_STEPS)
-    schedule = f.Record(record.required("schedule", f.members), "schedule.")
+    schedule = schedule_of(f.Record(record.required("schedule", f.members), "schedule.", record.left_out))
     optimizer = f.Record(record.required("optimizer", f.members), "optimizer.")
     return TrainerConfig(
         steps=record.required("steps", steps),
         batch=_batch_of(record.part("settings")),
-        schedule=Schedule(
-            peak_lr=schedule.required("peak_lr", f.number(0.0)),
-            warmup_steps=schedule.nullable("warmup_steps", f.step, 0),
-            total_steps=schedule.required("total_steps", steps),
-            final_fraction=schedule.nullable("final_fraction", f.number(), 1.0),
-            kind=schedule.nullable("kind", f.name, LINEAR),
-        ),
+        schedule=schedule,
         optimizer=Optimizer(
             betas=optimizer.nullable("betas", f.items(f.number(), 16), ()),
             weight_decay=optimizer.nullable("weight_decay", f.number(), 0.0),

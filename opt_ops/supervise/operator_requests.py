@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from opt_ops.core.decide.proof import baseline
+from opt_ops.core.decide.next_run import factor_to
+from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.events import (
     ChangeRequested,
     ChangesDeclared,
@@ -25,12 +26,13 @@ from opt_ops.core.events import (
     kind_of,
 )
 from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.schedule import PlannedLr, is_computed
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.planned import parse_planned
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clean
-from opt_ops.core.values import LINEAR, Driver, Fault, PlannedChange, Shape
+from opt_ops.core.values import Driver, Fault, PlannedChange, Shape
 from opt_ops.ports import Inbox, Request
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
@@ -191,12 +193,11 @@ def _change(state: State, request: Request) -> Event:
     to_step, lr = given.optional_whole("to_step", 0, MOST_STEPS), given.optional_positive("lr")
     if to_step is not None and newest_good(state, state.run.name, to_step) is None:
         raise InvalidRequest(f"there is no verified healthy checkpoint at or before step {to_step}")
-    if lr is not None and baseline(state) is None:
-        raise InvalidRequest("the learning rate cannot be set yet: no attempt has reported its schedule")
-    if lr is not None and (kind := _schedule_kind(state)) != LINEAR:
-        raise InvalidRequest(f"the trainer's schedule is {kind!r}; opt-ops can only scale it: run rollback --lr-scale")
     settings = given.texts("settings", ())
-    _check_end(settings, to_step if to_step is not None else (state.attempt and state.attempt.last_step) or 0)
+    resumed = to_step if to_step is not None else (state.attempt and state.attempt.last_step) or 0
+    if lr is not None:
+        _check_lr(state, lr, settings, resumed)
+    _check_end(settings, resumed)
     return ChangeRequested(
         request=request.request,
         author=request.author,
@@ -211,9 +212,21 @@ def _change(state: State, request: Request) -> Event:
     )
 
 
-def _schedule_kind(state: State) -> str:
+def _check_lr(state: State, lr: float, settings: tuple[str, ...], step: int) -> None:
+    """Refuse a learning rate that no factor on the schedule gives."""
     known = baseline(state)
-    return known[0].kind if known is not None else LINEAR
+    if known is None or state.run is None:
+        raise InvalidRequest("the learning rate cannot be set yet: no attempt has reported its schedule")
+    schedule, _ = with_settings(*known, (*state.run.settings, *settings))
+    if not is_computed(schedule):
+        raise InvalidRequest(
+            f"the trainer's schedule is {schedule.kind!r}; opt-ops can only scale it: run rollback --lr-scale"
+        )
+    if factor_to(lr, PlannedLr(schedule=schedule, factors=state.run.lr_factors), step) is None:
+        raise InvalidRequest(
+            f"the schedule's learning rate after step {step} is 0, and a factor cannot raise it: change the schedule, "
+            "for example with optim.total_steps=…, or go back to an earlier step"
+        )
 
 
 def _reason(request: Request) -> str:

@@ -62,6 +62,7 @@ def readback_of(point: Point) -> Readback:
         weight_decay=point.weight_decay,
         clip_norm=point.clip_norm,
         loss=point.loss,
+        base_lr=point.base_lr,
     )
 
 
@@ -100,10 +101,11 @@ def digest_of(
     known, plan, optimizer = baseline(state), planned_lr(state, attempt), None
     if known is not None:
         _, optimizer = with_settings(*known, state.runs[attempt.run].settings)
+    told = {each.step: each.base_lr for each in curve.kept}
     place = Place(
         first_step=first_step,
         restored_from=attempt.checkpoint.step if attempt.checkpoint else None,
-        expected_lr=plan.at if plan else None,
+        expected_lr=(lambda step: plan.due(step, told.get(step))) if plan else None,
         optimizer=optimizer,
         batch=batch,
         due=curve.due,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from opt_ops.core.decide.policy import Policy
-from opt_ops.core.decide.proof import planned_lr, with_settings
+from opt_ops.core.decide.proof import enough_readbacks, planned_lr, with_settings
 from opt_ops.core.detect.all import Detector, per_attempt
 from opt_ops.core.detect.batch_size import BatchSizeDetector
 from opt_ops.core.detect.corruption import CorruptionDetector
@@ -32,7 +32,7 @@ from opt_ops.core.schedule import PlannedLr
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.planned import planned_changes
 from opt_ops.core.state.queries import newest_good, suspended
-from opt_ops.core.values import Tier
+from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
 from opt_ops.supervise.guard import Guard
 from opt_ops.supervise.training_signals import digest_of, keeps_recurring, readback_of, signal_of
@@ -215,7 +215,7 @@ class TrainingWatch:
         if self._last is not None and point.step <= self._last.step:
             self._restart(point.step)
         self._last = point
-        if len(self._first) < self._readbacks:
+        if not self._enough(self._first):
             self._first.append(point)
         rested = self._rests(point.ts - point.step_seconds, point.ts)
         # The first step compiles, allocates and connects. That and a step that was suspended are no typical time.
@@ -240,7 +240,7 @@ class TrainingWatch:
 
     def _on_curve(self, point: Point) -> list[Finding]:
         """What the loss shows. Where the plan is known, the mere path of the learning rate says nothing more."""
-        known = self._learning_rate.knows(point.step)
+        known = self._learning_rate.knows(point)
         return [f for f in self._curve.observe(point) if not (known and f.signal == FailureClass.UNPLANNED_LR)]
 
     @staticmethod
@@ -283,10 +283,13 @@ class TrainingWatch:
         """Report the first step, the steps that a proof needs, then once a minute and once in each daemon process."""
         if self._last is None or self._last.step == self._reported_step:
             return
-        proof = len(self._first) == self._readbacks and len(attempt.readbacks) < self._readbacks
+        proof = self._enough(self._first) and not self._enough(attempt.readbacks)
         new = attempt.first_step is None or attempt.progress_epoch < state.epoch
         if proof or new or self._clock.monotonic() - self._reported_at >= _REPORT_SECONDS:
             yield self._report(attempt)
+
+    def _enough(self, read: Sequence[Point] | Sequence[Readback]) -> bool:
+        return enough_readbacks([each.lr for each in read], self._readbacks)
 
     def _report(self, attempt: Attempt) -> AttemptProgressed:
         assert self._last is not None

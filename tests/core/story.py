@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from opt_ops import playbook_loader
 from opt_ops.core import events as e
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.rules import decide
-from opt_ops.core.schedule import expected_lr
+from opt_ops.core.schedule import PlannedLr
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.values import (
@@ -35,8 +35,11 @@ OPTIMIZER = Optimizer(betas=(0.9, 0.95), weight_decay=0.1, clip_norm=1.0)
 class Story:
     """A lineage of two nodes and one spare, told event by event."""
 
-    def __init__(self, policy: Policy = POLICY, shape: Shape | None = None) -> None:
+    def __init__(self, policy: Policy = POLICY, shape: Shape | None = None, schedule: Schedule = SCHEDULE) -> None:
         self.policy = policy
+        self.schedule = schedule
+        self.base_lr: Callable[[int], float] | None = None
+        """What the trainer says that its schedule alone gave for an update; None: it says nothing."""
         self.state = State()
         self.entries: list[e.Entry] = []
         self.now = 1_000.0
@@ -128,18 +131,20 @@ class Story:
         if attempt.started_at is None:
             decided += self.see(e.AttemptStarted(attempt=attempt.name, at=self.now))
             configured = e.AttemptConfigured(
-                attempt=attempt.name, steps=1000, schedule=SCHEDULE, optimizer=OPTIMIZER, versions={}, layout={}
+                attempt=attempt.name, steps=1000, schedule=self.schedule, optimizer=OPTIMIZER, versions={}, layout={}
             )
             decided += self.see(configured)
-        factors = self.state.runs[attempt.run].lr_factors
+        planned = PlannedLr(schedule=self.schedule, factors=self.state.runs[attempt.run].lr_factors)
+        base = {step: self.base_lr(step) if self.base_lr else None for step in range(first, first + readbacks)}
         read = tuple(
             Readback(
                 step=step,
-                lr=expected_lr(SCHEDULE, factors, step) * lr_error,
+                lr=5e-4 if (lr := planned.due(step, base[step])) is None else lr * lr_error,
                 betas=betas,
                 weight_decay=OPTIMIZER.weight_decay,
                 clip_norm=OPTIMIZER.clip_norm,
                 loss=3.0,
+                base_lr=base[step],
             )
             for step in range(first, min(first + readbacks, to_step + 1))
         )

@@ -29,7 +29,7 @@ FIELDS = {
     *("loss_scale", "finite", "skipped", "skip", "bad_module", "pnorm", "blocks", "checksums", "bsz", "wpb", "wps"),
     *("ups", "step_seconds", "busy_seconds", "save_seconds", "eval_seconds", "log_seconds", "save_error", "valid"),
     *("train_wall", "wall", "tokens", "data_position", "tflops", "mfu", "cuda_gb_allocated"),
-    *("attn_logit_max", "stage"),
+    *("attn_logit_max", "stage", "base_lr"),
 }
 # What the same training gives again to the last bit, whenever and however often it is interrupted.
 REPRODUCIBLE = ("num_updates", "loss", "gnorm", "actv_norm", "lr", "tokens", "data_position")

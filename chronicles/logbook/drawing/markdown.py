@@ -344,12 +344,12 @@ def _below(fact: Fact, entry: LogEntry) -> Iterator[str]:
 
 def _readback(item: ReadbackReport) -> list[str]:
     loss = "not finite" if item.loss is None else f"{item.loss:.4f}"
-    return [whole(item.step), rate(item.expected_lr), rate(item.lr), loss]
+    return [whole(item.step), rate(item.due_lr), rate(item.lr), loss]
 
 
 def _is_of_interest(row: IncidentReport) -> bool:
     """Whether the learning rate changed, or the proof failed. Of a mere restart, the sentence is enough."""
-    return row.lr_before != row.lr_after or row.proven is not True
+    return row.lr_before not in (None, row.lr_after) or row.proven is not True
 
 
 def _foot(report: LineageReport, front: FrontPage) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from chronicles.logbook.drawing.closeup import Closeups
 from chronicles.logbook.drawing.curves import run_color
-from chronicles.logbook.entries import allocations, incidents, operators, watch
+from chronicles.logbook.entries import allocations, incidents, operators, schedule_words, watch
 from chronicles.logbook.entries.changes import changes
 from chronicles.logbook.entries.entry import MACHINE, Change, Fact, LogEntry, Remark, entry_of, run_at
 from chronicles.operators import DRIVES, request_behind
@@ -23,7 +23,6 @@ from chronicles.wording import (
     full,
     names,
     percent,
-    rate,
     short,
     uncapitalized,
     value,
@@ -88,15 +87,7 @@ def _started(record: LineageRecord, report: LineageReport, entry: e.Entry, event
         facts.append(Fact(label="Data", text=names(event.data)))
     if known := baseline(record.state):
         schedule, optimizer = known
-        end = _schedule_end(schedule.total_steps, report.total_steps)
-        facts.append(
-            Fact(
-                label="Schedule",
-                text=f"Peak learning rate {rate(schedule.peak_lr)} after "
-                f"{count(schedule.warmup_steps, 'warm-up step')}, falling to {100 * schedule.final_fraction:g} % of it "
-                f"at step {whole(schedule.total_steps)}{end}.",
-            )
-        )
+        facts.append(Fact(label="Schedule", text=schedule_words.in_words(schedule, report.total_steps)))
         facts.append(
             Fact(
                 label="Optimizer",
@@ -112,10 +103,6 @@ def _started(record: LineageRecord, report: LineageReport, entry: e.Entry, event
         facts.append(Fact(label="Driver", text=full(DRIVES[event.driver], keep=("opt-ops",))))
     how = " in shadow mode" if event.driver is Driver.SHADOW else ""
     yield entry_of(record, entry, f"started{how}", event.author, run=run, facts=tuple(facts))
-
-
-def _schedule_end(falls_until: int, total: int | None) -> str:
-    return ", where training ends" if falls_until == total else f"; training ends at step {whole(total)}"
 
 
 def _incident(record: LineageRecord, report: LineageReport, entry: e.Entry, event: e.IncidentOpened) -> _Found:

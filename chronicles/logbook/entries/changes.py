@@ -26,8 +26,8 @@ def changes(record: LineageRecord, row: IncidentReport) -> list[Change]:
         found.append(Change("learning-rate factors", _factors(record, hit.run), _factors(record, following.run)))
         found += _settings(record, hit, following)
         found.append(Change("skipped batches", _skips(record, hit.run), _skips(record, following.run)))
-    if row.lr_after is not None:
-        step = row.readbacks[0].step
+    if row.lr_before is not None and row.telling is not None:
+        step = row.telling.step
         found.append(Change(f"learning rate at {whole(step)}", rate(row.lr_before), rate(row.lr_after)))
     if row.excluded:
         found.append(Change("excluded nodes", "", names(row.excluded)))

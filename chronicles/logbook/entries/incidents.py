@@ -352,21 +352,23 @@ def _ended(record: LineageRecord) -> str:
 
 
 def _proof(record: LineageRecord, row: IncidentReport) -> str:
-    proof, read = row.proof, row.readbacks
+    proof, first = row.proof, row.telling
     if row.closed is None:
         return f"None: the lineage was {_ended(record)} first." if record.state.ended else "Not known yet."
     if row.proven is None:
         return "Nothing to prove: an operator has decided since."
     if mismatch := proof.get("mismatch"):
         return full(f"NOT PROVEN. {mismatch}")
-    if read:
-        first, last = read[0], read[-1]
-        expected = ". The schedule is of a kind that opt-ops cannot compute."
-        if first.expected_lr is not None:
-            expected = f"; {rate(first.expected_lr)} was expected. Both agree up to step {whole(last.step)}."
-        return (
-            f"At step {whole(first.step)} the live optimizer used the learning rate {rate(first.lr)}{expected} "
-            f"Betas, weight decay and clipping are {'as requested' if row.settings else 'unchanged'}."
+    if first is not None:
+        expected = "."
+        if first.due_lr is not None:
+            expected = f"; {rate(first.due_lr)} was expected. Both agree up to step {whole(row.readbacks[-1].step)}."
+        return " ".join(
+            (
+                f"At step {whole(first.step)} the live optimizer used the learning rate {rate(first.lr)}{expected}",
+                f"Betas, weight decay and clipping are {'as requested' if row.settings else 'unchanged'}.",
+                *([row.limit_of_proof] if row.limit_of_proof else []),
+            )
         )
     if "excluded" in proof:
         states = [f"{name}: drain {state}" for name, state in proof.get("drain", {}).items()]

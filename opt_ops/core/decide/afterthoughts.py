@@ -95,6 +95,6 @@ def _not_needed(state: State, incident: Incident, healed: int) -> str:
     text = f"the spike came again at step {healed} and healed by itself: the cut of the learning rate was not needed"
     plan = planned_lr(state, attempt) if attempt is not None else None
     lr = plan.at((attempt.last_step or 0) + 1) if plan is not None and attempt is not None else None
-    if lr is None or not incident.decision.lr_factor:
+    if not lr or not incident.decision.lr_factor:
         return text
     return f"{text}. This takes it back: opt-ops run set {lineage} lr={lr / incident.decision.lr_factor:.6g}"

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.events import RecoveryDecided
-from opt_ops.core.schedule import batch_of, expected_lr
+from opt_ops.core.schedule import PlannedLr, batch_of
 from opt_ops.core.state.model import Incident, Run, State
 from opt_ops.core.values import Action, LrFactor, Skip
+
+_MOST_AT_ZERO = 8  # updates behind a checkpoint that are looked at for one with a learning rate above zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +64,21 @@ def _factor_to(
     state: State, lr: float, factors: tuple[LrFactor, ...], settings: tuple[str, ...], step: int
 ) -> float | None:
     """The factor that makes the learning rate of the update after `step` what an operator asked for."""
-    known = baseline(state)
-    return None if known is None else lr / expected_lr(with_settings(*known, settings)[0], factors, step + 1)
+    if (known := baseline(state)) is None:
+        return None
+    planned = PlannedLr(schedule=with_settings(*known, settings)[0], factors=factors)
+    return factor_to(lr, planned, step)
+
+
+def factor_to(lr: float, planned: PlannedLr, step: int) -> float | None:
+    """The factor that makes the learning rate `lr` in the update after `step`; None: no factor does.
+
+    Where that update's rate is zero, as in the first of a warm-up, the next one that is not zero decides.
+    """
+    rates = (planned.at(each) for each in range(step + 1, step + 2 + _MOST_AT_ZERO))
+    found = next((rate for rate in rates if rate), None)
+    factor = lr / found if found else 0.0
+    return factor if 0.0 < factor < math.inf else None
 
 
 def _begun_by(state: State, run: Run, step: int) -> RunSettings:

@@ -8,6 +8,7 @@ decided.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,13 +17,17 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.suspects import is_condemned
 from opt_ops.core.events import IncidentClosed
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.schedule import PlannedLr
+from opt_ops.core.schedule import TABLE, PlannedLr, factor_at, is_computed, peak_of
 from opt_ops.core.state.model import Attempt, Incident, State, left_out_key
 from opt_ops.core.state.status import Status
-from opt_ops.core.values import Action, Optimizer, Schedule
+from opt_ops.core.values import Action, Optimizer, Readback, Schedule
 
 # Both sides compute the schedule in double precision; only the order of operations may differ.
 _TOLERANCE = 1e-9
+_TOLERANCE_OF_PEAK = 1e-14
+"""Near the end of a cosine to zero little is left but the rounding of 1 + cos, which is about 1e-16 of the peak."""
+_MOST_AT_ZERO = 8
+"""Updates with a learning rate of zero for which others are waited for. Where it stays zero, it is never above."""
 _MOST_UNSEEN = 10
 """Steps at the beginning of an attempt whose telemetry may be missing, if lines of it were left out as unreadable."""
 
@@ -72,6 +77,14 @@ def with_settings(schedule: Schedule, optimizer: Optimizer, settings: tuple[str,
     return schedule, optimizer
 
 
+def enough_readbacks(rates: Sequence[float], wanted: int) -> bool:
+    """Whether these learning rates, read back from the first updates of an attempt, are enough for a proof.
+
+    Zero times any factor is zero: such an update does not count, and a later one is needed.
+    """
+    return sum(rate != 0.0 for rate in rates) >= wanted or len(rates) >= wanted + _MOST_AT_ZERO
+
+
 def _with(schedule: Schedule, optimizer: Optimizer, setting: str) -> tuple[Schedule, Optimizer]:
     key, _, value = setting.partition("=")
     name = key.removeprefix("optim.")
@@ -79,6 +92,8 @@ def _with(schedule: Schedule, optimizer: Optimizer, setting: str) -> tuple[Sched
         optimizer = replace(optimizer, betas=tuple(float(beta) for beta in value.split(",")))
     elif key in ("optim.weight_decay", "optim.clip_norm"):
         optimizer = replace(optimizer, **{name: float(value)})
+    elif schedule.kind == TABLE:
+        pass  # its knots say all
     elif key in ("optim.peak_lr", "optim.final_fraction"):
         schedule = replace(schedule, **{name: float(value)})
     elif key in ("optim.warmup_steps", "optim.total_steps"):
@@ -91,19 +106,21 @@ def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: i
     if known is None or attempt.first_step is None or attempt.first_step_at is None:
         return None
     steps_left = (attempt.steps or 0) - attempt.first_step + 1
-    if len(attempt.readbacks) < min(wanted, steps_left):
+    read = attempt.readbacks
+    if len(read) < steps_left and not enough_readbacks([each.lr for each in read], wanted):
         return None
     run = state.runs[attempt.run]
     schedule, optimizer = with_settings(*known, run.settings)
-    mismatch = _mismatch(state, attempt, schedule, optimizer)
     planned = PlannedLr(schedule=schedule, factors=run.lr_factors)
+    mismatch = _mismatch(state, attempt, planned, optimizer)
+    computed = is_computed(schedule)
     proof: dict[str, Any] = {
         "attempt": attempt.name,
         "first_step": attempt.first_step,
         "nodes": list(attempt.nodes),
-        "readbacks": [
-            {"step": r.step, "lr": r.lr, "expected_lr": planned.at(r.step), "loss": r.loss} for r in attempt.readbacks
-        ],
+        "schedule_proven": not mismatch and computed,
+        **({} if computed else {"factors_proven": not mismatch and any(each.base_lr for each in read)}),
+        "readbacks": [_compared(planned, each) for each in read],
     }
     if mismatch:
         proof["mismatch"] = mismatch
@@ -121,6 +138,14 @@ def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: i
     )
 
 
+def _compared(planned: PlannedLr, read: Readback) -> dict[str, Any]:
+    """What was read back beside what was expected; of a schedule that is not computed, the factor."""
+    found = {"step": read.step, "lr": read.lr, "expected_lr": planned.at(read.step), "loss": read.loss}
+    if read.base_lr is not None and not is_computed(planned.schedule):
+        found |= {"base_lr": read.base_lr, "expected_factor": factor_at(planned.factors, read.step)}
+    return found
+
+
 def _stopped_at(incident: Incident, failed: Attempt | None) -> float:
     """When useful work ended: the last step's time, or the first evidence where no step was made."""
     if failed is not None and failed.last_step_at is not None:
@@ -132,7 +157,7 @@ def _lines_left_out(state: State, attempt: Attempt) -> bool:
     return left_out_key("telemetry", f"{attempt_folder(attempt.name)}/telemetry.jsonl") in state.left_out
 
 
-def _mismatch(state: State, attempt: Attempt, schedule: Schedule, optimizer: Optimizer) -> str:
+def _mismatch(state: State, attempt: Attempt, planned: PlannedLr, optimizer: Optimizer) -> str:
     start = attempt.checkpoint.step if attempt.checkpoint else 0
     unseen = (attempt.first_step or 0) - (start + 1)
     if not 0 <= unseen <= (_MOST_UNSEEN if _lines_left_out(state, attempt) else 0):
@@ -141,10 +166,10 @@ def _mismatch(state: State, attempt: Attempt, schedule: Schedule, optimizer: Opt
     excluded = [node.name for node in known if node.excluded_by and node.excluded_at <= attempt.intended_at]
     if excluded:
         return f"runs on the excluded node {', '.join(excluded)}"
-    planned = PlannedLr(schedule=schedule, factors=state.runs[attempt.run].lr_factors)
+    least = _TOLERANCE_OF_PEAK * peak_of(planned.schedule) if is_computed(planned.schedule) else 0.0
     for readback in attempt.readbacks:
-        expected = planned.at(readback.step)
-        if expected is not None and not math.isclose(readback.lr, expected, rel_tol=_TOLERANCE):
+        expected = planned.due(readback.step, readback.base_lr)
+        if expected is not None and not math.isclose(readback.lr, expected, rel_tol=_TOLERANCE, abs_tol=least):
             return f"step {readback.step}: learning rate {readback.lr!r}, not {expected!r}"
         used = Optimizer(betas=readback.betas, weight_decay=readback.weight_decay, clip_norm=readback.clip_norm)
         if used != optimizer:

@@ -46,6 +46,7 @@ class Point:
     block_gnorms: Mapping[str, float] | None = None  # norm of the gradient by block; untrusted names
     block_pnorms: Mapping[str, float] | None = None  # of the parameters, every `log_every` updates
     block_unorms: Mapping[str, float] | None = None  # of the applied update, every `log_every` updates
+    base_lr: float | None = None  # what the schedule alone gave for this update
     attn_logits: tuple[float, ...] | None = None  # the largest of a sample, by layer, every `log_every` updates
 
     def __deepcopy__(self, memo: object) -> Point:

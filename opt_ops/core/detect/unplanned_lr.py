@@ -7,7 +7,7 @@ import math
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.point import Point
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.schedule import PlannedLr
+from opt_ops.core.schedule import PlannedLr, peak_of
 from opt_ops.core.values import Tier
 
 _TOLERANCE = 1e-4
@@ -37,19 +37,22 @@ class LearningRateDetector:
         """The plan of the present attempt becomes known."""
         self._plan = plan
 
-    def knows(self, step: int) -> bool:
+    def knows(self, point: Point) -> bool:
         """Whether it is known what was planned for this update."""
-        return self._plan is not None and self._plan.at(step) is not None
+        return self._planned(point) is not None
+
+    def _planned(self, point: Point) -> float | None:
+        return self._plan.due(point.step, point.base_lr) if self._plan is not None else None
 
     def observe(self, point: Point) -> list[Finding]:
         """Take in the next line; what it makes known."""
         before, self._before = min(self._before, point.step - 1), point.step
-        planned = self._plan.at(point.step) if self._plan is not None else None
+        planned = self._planned(point)
         if self._plan is None or planned is None:
             return []
-        least = _TOLERANCE_OF_PEAK * self._plan.schedule.peak_lr
+        least = _TOLERANCE_OF_PEAK * abs(peak_of(self._plan.schedule))
         if math.isclose(point.lr, planned, rel_tol=_TOLERANCE, abs_tol=least):
-            self._followed = True
+            self._followed = self._followed or planned != 0.0  # zero may be anybody's first update
             return []
         if self._told:
             return []
