@@ -54,7 +54,7 @@ def scheduled_lr(schedule: Schedule, step: int) -> float | None:
         return None
     try:
         update = max(0, step - schedule.delay)
-        lr = _table(schedule, update) if schedule.kind == TABLE else schedule.peak_lr * _factor(schedule, update)
+        lr = _table(schedule, update) if schedule.kind == TABLE else _from_peak(schedule, update)
     except ArithmeticError:  # as 0 to a negative power
         return None
     return lr if math.isfinite(lr) else None
@@ -76,12 +76,12 @@ def factor_at(factors: Iterable[LrFactor], step: int) -> float:
     return math.prod(each.factor for each in factors if each.step < step)
 
 
-def _factor(schedule: Schedule, update: int) -> float:
-    """What the peak is multiplied by at an update of the schedule's own count."""
-    warmup = schedule.warmup_steps
+def _from_peak(schedule: Schedule, update: int) -> float:
+    """The learning rate at an update of the schedule's own count: during the warm-up, and after it."""
+    peak, warmup, begin = schedule.peak_lr, schedule.warmup_steps, schedule.warmup_from
     if update < warmup:
-        return schedule.warmup_from + (1.0 - schedule.warmup_from) * update / warmup
-    return _SHAPES[schedule.kind](schedule, update)
+        return peak * begin + peak * (1.0 - begin) * update / warmup
+    return peak * _SHAPES[schedule.kind](schedule, update)
 
 
 def _progress(schedule: Schedule, update: int) -> float:

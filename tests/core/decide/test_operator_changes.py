@@ -1,11 +1,14 @@
 """What operators ask for, and who drives."""
 
+from dataclasses import replace
+
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.schedule import batch_of, expected_lr
+from opt_ops.core.decide.next_run import factor_to
+from opt_ops.core.schedule import PlannedLr, batch_of, expected_lr
 from opt_ops.core.state.status import Status
-from opt_ops.core.values import Action, Driver, Outcome, Shape, Skip, Verdict
+from opt_ops.core.values import Action, Driver, Outcome, Schedule, Shape, Skip, Verdict
 from opt_ops.ports import Request
 from opt_ops.supervise.operator_requests import event_of
 from tests.core.story import OPTIMIZER, SCHEDULE, Story, kinds, only
@@ -211,3 +214,25 @@ def test_a_drill_on_a_rank_takes_one_that_exists(nodes: int, rank: int):
     event = event_of(story.state, Request(request="r", author="ann", verb="drill", arguments={"fault": "kill-rank"}))
     assert isinstance(event, e.DrillRequested)
     assert event.arguments == {"rank": rank}
+
+
+def test_a_learning_rate_can_be_set_under_any_schedule_that_is_computed_but_not_where_it_is_zero():
+    cosine = replace(SCHEDULE, kind="cosine", final_fraction=0.0)
+    story = Story(schedule=cosine).training(450)
+    ask(story, "change", lr=6e-5)
+    story.checkpoint(460)
+    story.ends()
+    assert expected_lr(cosine, story.state.run.lr_factors, 461) == pytest.approx(6e-5)
+    assert only(story.train(466), e.IncidentClosed).proven
+    over = Story(schedule=replace(cosine, total_steps=400)).training(450)
+    assert "after step 450 is 0, and a factor cannot raise it" in refused(over, "change", lr=6e-5)
+    unknown = Story(schedule=Schedule(kind="greedy")).training(450)
+    assert "'greedy'; opt-ops can only scale it: run rollback --lr-scale" in refused(unknown, "change", lr=6e-5)
+
+
+def test_a_learning_rate_is_reached_at_the_first_update_whose_rate_is_not_zero():
+    late = PlannedLr(schedule=replace(SCHEDULE, kind="cosine", delay=1))
+    factor = factor_to(6e-5, late, 0)
+    assert factor is not None
+    assert (late.at(1), factor * (late.at(2) or 0.0)) == (0.0, pytest.approx(6e-5))
+    assert factor_to(1e300, PlannedLr(schedule=replace(SCHEDULE, peak_lr=1e-30)), 5) is None, "no finite factor"

@@ -96,6 +96,30 @@ def test_a_trainer_that_never_followed_the_plan_is_told_of_without_action():
 
 
 def test_without_a_known_plan_nothing_is_said():
-    cosine = PlannedLr(schedule=replace(SCHEDULE, kind="cosine"))
-    for plan in (None, cosine):
+    greedy = PlannedLr(schedule=replace(SCHEDULE, kind="greedy"))
+    for plan in (None, greedy):
         assert found(begun(plan), *(at(step, 1e-3 / step) for step in range(1, 50))) == []
+
+
+COSINE = PlannedLr(schedule=replace(SCHEDULE, kind="cosine", delay=1), factors=FACTORS)
+
+
+def test_a_cosine_is_followed_and_told_when_it_is_left():
+    planned = [at(step, COSINE.at(step)) for step in range(1, 1001)]
+    assert found(begun(COSINE), *planned) == []
+    (finding,) = found(begun(COSINE), *planned[:500], replace(planned[500], lr=1.01 * planned[500].lr))
+    assert (finding.tier, finding.onset_step) == (Tier.ACT, 501)
+
+
+def test_of_an_unknown_kind_the_ratio_to_what_the_schedule_gave_is_followed():
+    plan = PlannedLr(schedule=Schedule(kind="greedy"), factors=FACTORS)
+    points = [
+        replace(at(step, 1e-3 / step * (0.75 if step > 300 else 1.0)), base_lr=1e-3 / step) for step in range(1, 400)
+    ]
+    assert found(begun(plan), *points) == []
+    (finding,) = found(begun(plan), *points[:350], replace(points[350], lr=points[350].base_lr))
+    assert (finding.tier, finding.onset_step) == (Tier.ACT, 351)
+    assert finding.evidence["planned_lr"] == pytest.approx(0.75e-3 / 351)
+    at_zero = [replace(at(step, 0.0), base_lr=0.0) for step in range(1, 9)]
+    (finding,) = found(begun(plan), *at_zero, replace(at(9, 1e-3), base_lr=5e-4))
+    assert finding.tier is Tier.ALERT, "nothing was ever followed but zero"
