@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from opt_ops.contract.schedule import lr_of
 from opt_ops.core.codec import plain, reader_of
 from opt_ops.core.schedule import PlannedLr, expected_lr, scheduled_lr
 from opt_ops.core.values import LrFactor, Schedule
@@ -134,6 +135,17 @@ def test_the_corners_of_every_kind():
 
 EXTREME = (0.0, -0.0, 1.0, -1.0, 0.5, 5e-324, 1e-300, 1e30, -1e30, 1.7e308, -1.7e308)
 LARGE = (0, 1, 2, 7, 10**9, -1, -(10**9), 2**63)
+
+
+@pytest.mark.parametrize("warmup", [0, 60])
+def test_the_contract_computes_the_same_by_code_of_its_own(warmup: int):
+    for _, _, schedule in cases(warmup):
+        stated = asdict(schedule)
+        for step in range(1, STEPS + 50, 7):
+            assert lr_of(stated, [(300, 0.5)], step) == pytest.approx(
+                expected_lr(schedule, [LrFactor(step=300, factor=0.5)], step), rel=1e-9, abs=1e-14 * PEAK
+            )
+    assert lr_of({"kind": "greedy"}, [], 5) is None
 
 
 def test_no_fields_whatever_raise():

@@ -2,6 +2,7 @@
 
 --set misbehave=WHAT@STEP:ATTEMPT    WHAT: see `misbehave`; the attempt may be `*`
 --set evaluate=N                     an evaluation every N steps, which says in which phase it is, and nothing else
+--set schedule=WHAT                  linear, cosine, or greedy: of a kind that opt-ops does not compute
 --set shard=FIRST:LAST           the loss of these batches is 9; --skip-batches leaves batches out
 --set odd=N                          every N-th line of telemetry is not what docs/formats.md says, each in another way
 
@@ -27,15 +28,20 @@ from pathlib import Path
 
 from opt_ops.contract.files import write_durably
 from opt_ops.contract.manifest import MANIFEST, CheckpointError, committed, verify
+from opt_ops.contract.schedule import lr_of
 
 SCHEDULE = {"peak_lr": 1e-3, "warmup_steps": 10, "total_steps": 10_000, "final_fraction": 0.1}
+SCHEDULES = {"linear": SCHEDULE, "cosine": {**SCHEDULE, "kind": "cosine", "delay": 1}, "greedy": {"kind": "greedy"}}
 OPTIMIZER = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 1.0}
 
 
-def lr_at(step: int, schedule: dict, factors: list[tuple[int, float]]) -> float:
-    warmup, total = schedule["warmup_steps"], schedule["total_steps"]
-    lr = schedule["peak_lr"] * min(step / warmup, 1 - 0.9 * max(0, step - warmup) / (total - warmup))
-    return lr * math.prod(factor for start, factor in factors if start < step)
+def lr_at(step: int, schedule: dict, factors: list[tuple[int, float]]) -> dict[str, float]:
+    """The learning rate of an update; of `greedy`, which nobody can compute, also what it gave by itself."""
+    lr = lr_of(schedule, factors, step)
+    if lr is not None:
+        return {"lr": lr}
+    base = 1e-3 / math.sqrt(step)
+    return {"lr": base * math.prod(factor for start, factor in factors if start < step), "base_lr": base}
 
 
 def save(folder: Path, step: int, attempt: str, line: dict, faults: list[str]) -> None:
@@ -73,13 +79,12 @@ def batch_of(step: int, skips: list[tuple[int, ...]]) -> int:
     return batch
 
 
-def telemetry(step: int, lr: float, loss: float | None, seconds: float) -> dict:
+def telemetry(step: int, loss: float | None, seconds: float) -> dict:
     return {
         "ts": time.time(),
         "num_updates": step,
         "loss": loss,
         "gnorm": 0.3,
-        "lr": lr,
         "betas": OPTIMIZER["betas"],
         "weight_decay": 0.1,
         "clip_norm": 1.0,
@@ -121,7 +126,7 @@ def main() -> int:
             return 65
     elif committed(checkpoints) and not options.from_scratch:
         return 65
-    schedule = SCHEDULE
+    schedule = SCHEDULES[values.get("schedule", "linear")]
     print(f"rank {rank} starts at step {first}", flush=True)
     optimizer = {**OPTIMIZER, "clip_norm": float(values.get("optim.clip_norm", 1.0))}
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -159,7 +164,7 @@ def main() -> int:
             continue
         if evaluate and step % evaluate == 0:
             phases.enter("evaluation", step)
-        line = telemetry(step, lr_at(step, schedule, factors), report.loss, pause) | report.fields
+        line = telemetry(step, report.loss, pause) | lr_at(step, schedule, factors) | report.fields
         line["clip_norm"] = optimizer["clip_norm"]
         with (run_dir / "telemetry.jsonl").open("ab", buffering=0) as file:
             odd = values.get("odd") and step % int(values["odd"]) == 0

@@ -111,6 +111,32 @@ def test_the_loss_spikes_and_does_not_heal(site: Site):
     assert state.status is Status.COMPLETED
 
 
+def test_a_cosine_run_survives_a_kill_and_a_rollback_from_the_first_update_on(site: Site):
+    site.start("steps=160", "schedule=cosine", "misbehave=die@5:1.00-a0,spike@90:1.00-a1")
+    site.start_daemon()
+    state = site.ended()
+    assert state.status is Status.COMPLETED
+    assert [incident.kind for incident in state.incidents.values()] == ["process_death", "loss_spike"]
+    assert all(incident.proven and incident.proof["schedule_proven"] for incident in state.incidents.values())
+    first, *others = next(iter(state.incidents.values())).proof["readbacks"]
+    assert (first["step"], first["lr"]) == (1, 0.0), "it begins again at update 1, whose rate is 0"
+    assert others, "which proves nothing: others are waited for"
+    site.command("logbook", "render", "1")
+    (logbook,) = site.runs.rglob("logbook.md")
+    assert "following half a cosine to 10 % of it" in logbook.read_text()
+
+
+def test_a_schedule_of_an_unknown_kind_is_proven_by_its_ratio_and_the_words_say_so(site: Site):
+    site.start("steps=160", "schedule=greedy", "misbehave=spike@90:1.00-a0")
+    site.start_daemon()
+    incident = only_incident(site.ended(), "loss_spike")
+    assert incident.proven
+    assert (incident.proof["schedule_proven"], incident.proof["factors_proven"]) == (False, True)
+    explained = site.command("run", "explain", incident.name)
+    assert "The schedule is not proven: opt-ops does not compute its kind." in explained
+    assert "0.75 × base_lr" in explained
+
+
 def test_the_loss_is_not_finite(site: Site):
     site.start("steps=120", "misbehave=nan@75:1.00-a0")
     site.start_daemon()

@@ -7,8 +7,12 @@ each with its source.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
 
+from opt_ops.contract.schedule import lr_of
 from opt_ops.core.values import Optimizer, Schedule
 
 
@@ -78,18 +82,26 @@ class Physics:
         return self.gnorm * (1.0 + self.gnorm_noise * normal(self.seed, step, 2))
 
     def lr(self, step: int) -> float:
-        """Return the learning rate at update `step` by docs/formats.md. The proofs compare it with the supervisor's."""
-        schedule = self.schedule
-        if step < schedule.warmup_steps:
-            return schedule.peak_lr * step / schedule.warmup_steps
-        span = schedule.total_steps - schedule.warmup_steps
-        decayed = min(step - schedule.warmup_steps, span) / span
-        return schedule.peak_lr * (1.0 - (1.0 - schedule.final_fraction) * decayed)
+        """Return the learning rate at update `step`, as trainers compute it. The proofs compare it with their own.
+
+        Raises:
+            ValueError: the schedule is of a kind that cannot be computed.
+        """
+        lr = lr_of(_stated(self.schedule), (), step)
+        if lr is None:
+            raise ValueError(f"a schedule of the kind {self.schedule.kind!r} cannot be simulated")
+        return lr
 
     @property
     def node_names(self) -> tuple[str, ...]:
         """The names of the nodes: `n001`, `n002` and so on."""
         return tuple(f"n{number:03d}" for number in range(1, self.nodes + 1))
+
+
+@cache
+def _stated(schedule: Schedule) -> Mapping[str, Any]:
+    """The schedule as config.json states it."""
+    return asdict(schedule)
 
 
 _MASK = (1 << 64) - 1
