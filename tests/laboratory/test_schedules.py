@@ -1,4 +1,4 @@
-"""Runs under other schedules than linear: a rank dies, the daemon dies, and the loss diverges. The world is simulated."""
+"""Runs under other schedules than linear, in a simulated world: a rank dies, the daemon dies, the loss diverges."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -17,18 +17,24 @@ FALL = Schedule(peak_lr=1e-3, warmup_steps=60, total_steps=600, final_fraction=0
         ({}, "Peak learning rate 1e-3 after 60 warm-up steps, falling to 10 % of it at step 600, where training ends."),
         (
             {"kind": "cosine", "delay": 1, "final_fraction": 0.0},
-            "Peak learning rate 1e-3 after 60 warm-up steps, following half a cosine to 0 % of it at step 601; "
-            "training ends at step 600. The schedule lags 1 step.",
+            (
+                "Peak learning rate 1e-3 after 60 warm-up steps, following half a cosine to 0 % of it at step 601; "
+                "training ends at step 600. The schedule lags 1 step."
+            ),
         ),
         (
             {"kind": "cosine", "cycles": 1.5},
-            "Peak learning rate 1e-3 after 60 warm-up steps, following 1.5 cycles of a cosine between it and "
-            "10 % of it at step 600, where training ends.",
+            (
+                "Peak learning rate 1e-3 after 60 warm-up steps, following 1.5 cycles of a cosine between it and "
+                "10 % of it at step 600, where training ends."
+            ),
         ),
         (
             {"kind": "polynomial", "power": 2.0, "warmup_from": 0.1},
-            "Peak learning rate 1e-3 after 60 warm-up steps from 10 % of it, falling as a polynomial of power 2 to "
-            "10 % of it at step 600, where training ends.",
+            (
+                "Peak learning rate 1e-3 after 60 warm-up steps from 10 % of it, falling as a polynomial of power 2 to "
+                "10 % of it at step 600, where training ends."
+            ),
         ),
         (
             {"kind": "constant", "total_steps": 0, "warmup_steps": 1},
@@ -36,8 +42,10 @@ FALL = Schedule(peak_lr=1e-3, warmup_steps=60, total_steps=600, final_fraction=0
         ),
         (
             {"kind": "wsd", "decay_steps": 100, "decay": "sqrt"},
-            "Peak learning rate 1e-3 after 60 warm-up steps, level until step 500, then falling as one minus a square "
-            "root to 10 % of it at step 600, where training ends.",
+            (
+                "Peak learning rate 1e-3 after 60 warm-up steps, level until step 500, then falling as one minus a "
+                "square root to 10 % of it at step 600, where training ends."
+            ),
         ),
         (
             {"kind": "table", "knots": ((0.0, 1e-3), (500.0, 1e-5))},
