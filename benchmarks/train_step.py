@@ -119,8 +119,8 @@ class MasterAdamW:
 def ours(recipe: Recipe, folder: Path) -> Step:
     """The steps of ``python -m trainer``."""
     from opt_ops.contract.environment import Place
-    from opt_ops.contract.fence import Fence
-    from opt_ops.contract.signals import Signals
+    from opt_ops.contract.options import Options
+    from opt_ops.contract.outside import Outside
     from trainer.checkpoint.schedule import SaveSchedules
     from trainer.parallel import mesh
     from trainer.parallel.build import build
@@ -133,7 +133,7 @@ def ours(recipe: Recipe, folder: Path) -> Step:
     layout = mesh.start(Place(0, 1, 0), 1, 1)
     spread = build(recipe, layout)  # draws what first_weights draws, on the same device
     saves = SaveSchedules(recipe, snapshots=False)
-    inputs = RankInputs(folder, layout, Signals(), Fence(None, "benchmark"), saves)
+    inputs = RankInputs(Outside(Options(run_dir=folder), layout.rank), layout, saves)
     checksums = Checksums(spread.model, spread.optimizer, layout, recipe.checksum_every)
     steps = Steps(recipe, (), (), spread, Bytes(recipe.data.seq_len), Guard(recipe), inputs, checksums)
     progress = Progress()

@@ -12,30 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from opt_ops.contract.environment import RankEnvironmentError, place_from_environment
+from opt_ops.contract.environment import place_from_environment
 from opt_ops.contract.exit_codes import ExitCode
-from opt_ops.contract.fence import SupersededError
 from opt_ops.contract.learning_rate import parse_lr_factor
-from opt_ops.contract.manifest import CheckpointError
 from opt_ops.contract.signals import Signals
 from opt_ops.contract.skip_windows import parse_skip_window
 from trainer import recipes
 from trainer.console import print_line
-from trainer.errors import CorruptionError, LossScaleError, NonFiniteError, PeerCorruptionError, UserError
+from trainer.errors import UserError, exit_code
 from trainer.preconditions import require_own_folders, require_packages
 
 _Pair = TypeVar("_Pair")
 
-EXIT_CODES: dict[type[Exception], ExitCode] = {
-    UserError: ExitCode.USER_ERROR,
-    RankEnvironmentError: ExitCode.USER_ERROR,
-    CheckpointError: ExitCode.CHECKPOINT_REFUSED,
-    NonFiniteError: ExitCode.NOT_FINITE,
-    SupersededError: ExitCode.SUPERSEDED,
-    CorruptionError: ExitCode.CORRUPT_DATA,
-    LossScaleError: ExitCode.LOSS_SCALE_FLOOR,
-    PeerCorruptionError: ExitCode.PEER_CORRUPT_DATA,
-}
+_OUT_OF_MEMORY = (
+    "out of memory; the traceback above says where. Lower data.micro_batch, or spread the model over more ranks (more "
+    "nodes, a higher parallel.tp)."
+)
 
 _EXAMPLES = """\
 examples:
@@ -69,29 +61,15 @@ def main(signals: Signals) -> int:
             _check(arguments)
         else:
             _train(arguments, process_start, signals)
-    except tuple(EXIT_CODES) as error:
-        print_line(f"error: {error}", sys.stderr)
-        return EXIT_CODES[type(error)]
-    except Exception as error:  # noqa: BLE001  all other errors end with exit code 1
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
-        if not _is_out_of_memory(error):
-            return ExitCode.UNEXPECTED_ERROR
-        print_line(
-            "error: out of memory; the traceback above says where. Lower data.micro_batch, or spread the model over "
-            "more ranks (more nodes, a higher parallel.tp).",
-            sys.stderr,
-        )
-        return ExitCode.OUT_OF_MEMORY
+    except Exception as error:  # noqa: BLE001  each error ends with an exit code
+        code = exit_code(error)
+        if code in (ExitCode.UNEXPECTED_ERROR, ExitCode.OUT_OF_MEMORY):
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+        if code is not ExitCode.UNEXPECTED_ERROR:
+            print_line(f"error: {_OUT_OF_MEMORY if code is ExitCode.OUT_OF_MEMORY else error}", sys.stderr)
+        return code
     return ExitCode.DONE
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, a GPU's allocator or torch's CPU allocator is out of memory. The last has no error class."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -1,15 +1,13 @@
 """The errors that end training on purpose. ``python -m trainer`` turns each of them into an exit code.
 
-Those of :mod:`opt_ops.contract.errors` are three more; ``UserError`` is the one that most modules raise.
+The contract has four more (:mod:`opt_ops.contract.errors`). ``UserError`` is the one that most modules raise.
 """
 
-from opt_ops.contract.errors import UserError
+from opt_ops.contract import errors
+from opt_ops.contract.errors import NotFiniteError, UserError
+from opt_ops.contract.exit_codes import ExitCode
 
-__all__ = ["CorruptionError", "LossScaleError", "NonFiniteError", "PeerCorruptionError", "UserError"]
-
-
-class NonFiniteError(ArithmeticError):
-    """The loss or the gradient norm is not finite. The update was not applied. Exit code 82."""
+__all__ = ["CorruptionError", "LossScaleError", "NotFiniteError", "PeerCorruptionError", "UserError", "exit_code"]
 
 
 class CorruptionError(Exception):
@@ -22,3 +20,15 @@ class PeerCorruptionError(Exception):
 
 class LossScaleError(ArithmeticError):
     """The loss scale of fp16 is at its floor, and all updates overflow. Exit code 86."""
+
+
+_CODES: dict[type[BaseException], ExitCode] = {
+    CorruptionError: ExitCode.CORRUPT_DATA,
+    LossScaleError: ExitCode.LOSS_SCALE_FLOOR,
+    PeerCorruptionError: ExitCode.PEER_CORRUPT_DATA,
+}
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """The code with which a rank ends because of ``error``: 1 for an error that no other code covers."""
+    return _CODES.get(type(error)) or errors.exit_code(error)

@@ -14,6 +14,8 @@ from opt_ops.contract import environment, manifest
 from opt_ops.contract.fence import Fence
 from opt_ops.contract.files import write_durably
 from opt_ops.contract.manifest import CheckpointError, Manifest
+from opt_ops.contract.options import Options
+from opt_ops.contract.outside import Outside
 from opt_ops.contract.phases import PhaseName
 from opt_ops.contract.signals import Signals
 from trainer import device, preconditions
@@ -69,7 +71,7 @@ def train(job: TrainJob) -> None:
         UserError: something that the user gave cannot work.
         RankEnvironmentError: some of the variables that a rank needs are missing.
         CheckpointError: the checkpoint to resume from is missing, torn or damaged.
-        NonFiniteError: the loss or the gradient norm is not finite.
+        NotFiniteError: the loss or the gradient norm is not finite.
         LossScaleError: the loss scale of fp16 stays at its floor.
         CorruptionError, PeerCorruptionError: the data of this rank, or of another, is corrupt.
         SupersededError: a newer attempt of the lineage exists.
@@ -79,7 +81,8 @@ def train(job: TrainJob) -> None:
     place = environment.place_from_environment(os.environ)
     dp, tp = preconditions.check_layout(recipe, place.world)
     check_folders(job)
-    job.signals.dump_stacks_to(job.run_dir / "stacks" / f"rank-{place.rank:04d}.txt")
+    heard = Options(run_dir=job.run_dir, attempt=job.attempt, fence=job.fence)
+    outside = Outside(heard, place.rank, job.signals)
     phases = PhaseFile(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
     phases.enter(PhaseName.START, None)
     device.prepare(job.run_dir, deterministic=recipe.deterministic)
@@ -93,7 +96,7 @@ def train(job: TrainJob) -> None:
     mesh.require_agreement(
         "the recipe, its settings or the data", settings_digest + data.validation_digest, layout.host
     )
-    AttemptRunner(job, data, build(recipe, layout), writer, phases, settings_digest).run()
+    AttemptRunner(job, data, build(recipe, layout), writer, phases, outside, settings_digest).run()
     dist.destroy_process_group()
 
 
@@ -106,6 +109,7 @@ class AttemptRunner:
         engine: with the initial weights.
         writer: of this rank's checkpoints.
         phases: where each phase is recorded.
+        outside: what this rank hears.
         settings_digest: digest of everything that decides what is computed.
 
     Raises:
@@ -113,16 +117,24 @@ class AttemptRunner:
     """
 
     def __init__(
-        self, job: TrainJob, data: Dataset, engine: Engine, writer: Writer, phases: PhaseFile, settings_digest: str
+        self,
+        job: TrainJob,
+        data: Dataset,
+        engine: Engine,
+        writer: Writer,
+        phases: PhaseFile,
+        outside: Outside,
+        settings_digest: str,
     ) -> None:
         recipe, layout = job.recipe, engine.layout
         self._job, self._engine, self._layout, self._phases = job, engine, layout, phases
         self._settings_digest = settings_digest
         self._evaluation = Evaluation(recipe, data.validation, engine)
         self._guard = Guard(recipe)
-        fence = Fence(job.fence, job.attempt)
         address = environment.address_of_rank_0(os.environ)
-        self._checkpointer = Checkpointer(writer, _destination(job, fence), engine.state(), address, layout.host)
+        self._checkpointer = Checkpointer(
+            writer, _destination(job, outside.fence), engine.state(), address, layout.host
+        )
         self._resumed = self._resume()
         self._progress = Progress()
         if found := self._resumed:
@@ -135,7 +147,7 @@ class AttemptRunner:
         self._log = ProgressLog(recipe)
         self._saves = SaveSchedules(recipe, snapshots=job.snapshot_dir is not None)
         layers = () if recipe.compiles(on_gpu=layout.device.type == "cuda") else engine.model.layers
-        inputs = RankInputs(job.run_dir, layout, job.signals, fence, self._saves, layers)
+        inputs = RankInputs(outside, layout, self._saves, layers)
         checksums = Checksums(engine.model, engine.optimizer, layout, recipe.checksum_every if engine.comparable else 0)
         samples = data.samples(recipe.data.seq_len, recipe.seed)
         self._steps = Steps(recipe, job.lr_factors, job.skips, engine, samples, self._guard, inputs, checksums)
@@ -184,8 +196,9 @@ class AttemptRunner:
         if recorder:
             self._log.update(line)
         overheads = StepOverheads(logging=time.monotonic() - computed)
-        if outcome.measured.save_requested or outcome.measured.snapshot_due:
-            overheads.saving = self._save(line, durable=outcome.measured.save_requested)
+        durable = outcome.agreed.save or outcome.measured.save_due
+        if durable or outcome.measured.snapshot_due:
+            overheads.saving = self._save(line, durable=durable)
         return overheads
 
     def _evaluate(self, step: int) -> tuple[dict[str, float], float]:

@@ -1,12 +1,18 @@
 """Faults that an operator injects. ``drill.json`` in the folder of the attempt says which ones, and when."""
 
+import errno
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opt_ops.contract.errors import UserError
+from opt_ops.contract.files import read_regular
+
+_MOST_BYTES = 2**20  # a drill has about 100
+_PASSES = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,64 +45,114 @@ class NanDrill:
 Drill = LrDrill | FlipDrill | NanDrill
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrillsOfStep:
+    """What the drills do in one update.
+
+    Attributes:
+        lr_factor: what to multiply the learning rate by.
+        nan: whether the loss becomes NaN before the backward pass.
+        flip: the rank that flips a bit of its weights after the update.
+    """
+
+    lr_factor: float = 1.0
+    nan: bool = False
+    flip: int | None = None
+
+
 class DrillFile:
     """The drills in a file. The file may appear or be replaced at any time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
-        self._drills: list[Drill] = []
+        self._drills: Sequence[Drill] = ()
         self._begins: dict[str, int] = {}
+        self._last: tuple[int, DrillsOfStep] | None = None
 
-    def lr_factor(self, step: int) -> float:
-        """What to multiply the learning rate of update ``step`` by. Costs one ``stat`` unless the file has changed.
+    def at(self, step: int) -> DrillsOfStep:
+        """The drills of update ``step``. Asked again for the same step, it answers the same, and reads nothing.
+
+        Costs one ``stat`` unless the file has changed.
 
         Raises:
             UserError: the file does not have the form that ``docs/formats.md`` describes.
         """
-        lr = (drill for drill in self._current(step) if isinstance(drill, LrDrill))
-        return math.prod(drill.factor for drill in lr if self._is_active(drill, step))
+        if self._last is None or self._last[0] != step:
+            self._look(step)
+            begun = [drill for drill in self._drills if self._begins[drill.name] <= step]
+            factors = [drill.factor for drill in begun if isinstance(drill, LrDrill) and self._lasts(drill, step)]
+            first = [drill for drill in begun if self._begins[drill.name] == step]
+            flips = [drill.rank for drill in first if isinstance(drill, FlipDrill)]
+            drills = DrillsOfStep(
+                lr_factor=math.prod(factors),
+                nan=any(isinstance(drill, NanDrill) for drill in first),
+                flip=flips[0] if flips else None,
+            )
+            self._last = step, drills
+        return self._last[1]
 
-    def flip(self, step: int) -> int | None:
-        """The rank that flips a bit after update ``step``. Call :meth:`lr_factor` first: it reads the file."""
-        flips = (drill for drill in self._drills if isinstance(drill, FlipDrill))
-        return next((drill.rank for drill in flips if self._begins[drill.name] == step), None)
-
-    def nan(self, step: int) -> bool:
-        """Whether the loss of update ``step`` becomes NaN. Call :meth:`lr_factor` first: it reads the file."""
-        return any(isinstance(drill, NanDrill) and self._begins[drill.name] == step for drill in self._drills)
-
-    def _current(self, step: int) -> list[Drill]:
+    def _look(self, step: int) -> None:
+        """Read the file if it has changed."""
         try:
             stat = self._path.stat()
-        except FileNotFoundError:
-            self._drills, self._seen = [], None
-            return []
-        seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        if seen != self._seen:
-            self._drills = _read(self._path)
-            self._seen = seen
-            for drill in self._drills:  # who orders a drill cannot know which update comes next: a late one begins now
-                self._begins.setdefault(drill.name, max(step, drill.from_step))
-        return self._drills
+            seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            if seen == self._seen:
+                return
+            drills = _read(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            self._drills, self._seen = (), None
+            return
+        except OSError:  # a file system that fails must not end training; the next update looks again
+            return
+        self._drills, self._seen = drills, seen
+        for drill in drills:  # who orders a drill cannot know which update comes next: a late one begins now
+            self._begins.setdefault(drill.name, max(step, drill.from_step))
 
-    def _is_active(self, drill: LrDrill, step: int) -> bool:
-        begin = self._begins[drill.name]
-        return begin <= step < begin + drill.updates
+    def _lasts(self, drill: LrDrill, step: int) -> bool:
+        return step < self._begins[drill.name] + drill.updates
 
 
-def _read(path: Path) -> list[Drill]:
+def _read(path: Path) -> Sequence[Drill]:
     try:
-        return [_parse(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        drills = _parse_all(json.loads(read_regular(path, _MOST_BYTES)))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a list of drills: {type(error).__name__}: {error}") from error
+    except OSError as error:
+        if error.errno in _PASSES:
+            raise
+        raise UserError(f"{path} is not a list of drills: {error}") from error
+    return drills
+
+
+def _parse_all(entries: Any) -> Sequence[Drill]:
+    if not isinstance(entries, list):
+        raise TypeError(f"it holds {type(entries).__name__}")
+    drills = [_parse(entry) for entry in entries]  # pyright: ignore[reportUnknownVariableType]
+    if len({drill.name for drill in drills}) < len(drills):
+        raise ValueError("two drills have the same `id`")
+    return drills
 
 
 def _parse(entry: dict[str, Any]) -> Drill:
-    if entry["kind"] == "flip-bit":
-        return FlipDrill(str(entry["id"]), int(entry["from_step"]), int(entry["rank"]))
-    if entry["kind"] == "nan":
-        return NanDrill(str(entry["id"]), int(entry["from_step"]))
-    if entry["kind"] != "lr":
-        raise ValueError(f"kind {entry['kind']!r} is unknown; 'lr', 'nan' and 'flip-bit' are known")
-    return LrDrill(str(entry["id"]), int(entry["from_step"]), int(entry["updates"]), float(entry["factor"]))
+    kind = entry["kind"]
+    if kind not in ("lr", "nan", "flip-bit"):
+        raise ValueError(f"kind {kind!r} is unknown; 'lr', 'nan' and 'flip-bit' are known")
+    name, from_step = entry["id"], _whole(entry, "from_step")
+    if not isinstance(name, str):
+        raise TypeError(f"`id` is {name!r}, not text")
+    if kind == "flip-bit":
+        return FlipDrill(name, from_step, _whole(entry, "rank"))
+    if kind == "nan":
+        return NanDrill(name, from_step)
+    updates, factor = _whole(entry, "updates"), entry["factor"]
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise ValueError(f"`factor` is {factor!r}, not a number above 0")
+    return LrDrill(name, from_step, updates, float(factor))
+
+
+def _whole(entry: dict[str, Any], field: str) -> int:
+    value = entry[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53 or value % 1:
+        raise ValueError(f"`{field}` is {value!r}, not a whole number")
+    return int(value)

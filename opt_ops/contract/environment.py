@@ -8,6 +8,8 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from opt_ops.contract.errors import UserError
+
 RANK = "RANK"
 LOCAL_RANK = "LOCAL_RANK"
 WORLD_SIZE = "WORLD_SIZE"
@@ -22,7 +24,7 @@ ATTEMPT = "OPT_OPS_ATTEMPT"
 _NEEDED = (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)
 
 
-class RankEnvironmentError(ValueError):
+class RankEnvironmentError(UserError):
     """Some of the variables that a rank needs are set and others are not. Exit code 78."""
 
 

@@ -21,9 +21,22 @@ _CODES: dict[type[BaseException], ExitCode] = {
     CheckpointError: ExitCode.CHECKPOINT_REFUSED,
     NotFiniteError: ExitCode.NOT_FINITE,
     SupersededError: ExitCode.SUPERSEDED,
+    MemoryError: ExitCode.OUT_OF_MEMORY,
 }
 
 
 def exit_code(error: BaseException) -> ExitCode:
-    """The code with which a rank ends because of ``error``: 1 for an error that is not one of the contract's."""
-    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), ExitCode.UNEXPECTED_ERROR)
+    """The code with which a rank ends because of ``error``: 1 for an error that no other code covers.
+
+    Memory may be that of the process or of a GPU. PyTorch's errors are known by their names.
+    """
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), ExitCode.UNEXPECTED_ERROR)
+    return ExitCode.OUT_OF_MEMORY if _is_torch_out_of_memory(error) else code
+
+
+def _is_torch_out_of_memory(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError):
+        return False
+    # The allocator for the memory of the process has no error class of its own.
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return "OutOfMemoryError" in names or "DefaultCPUAllocator: " in str(error)

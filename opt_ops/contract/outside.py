@@ -6,14 +6,21 @@ to a reduction that the step has anyway, and all ranks act on the sums.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from opt_ops.contract.drills import DrillFile
+from opt_ops.contract.drills import DrillFile, DrillsOfStep
 from opt_ops.contract.errors import UserError
 from opt_ops.contract.fence import Fence
 from opt_ops.contract.options import Options
 from opt_ops.contract.signals import Signals
+
+NUMBERS = ("save", "superseded", "lr_factor", "nan", "flip", "rank_0")
+"""What the numbers of a rank are. All but ``save`` are 0 on other ranks than 0.
+
+``lr_factor`` is NaN if the drills cannot be read. ``flip`` is 1 + the rank. ``rank_0`` is 1: it shows that the numbers
+were summed.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +31,7 @@ class Agreed:
         save: save a checkpoint after it.
         superseded: end with exit code 83, and save nothing: a newer attempt exists.
         lr_factor: multiply the learning rate by this, for a drill. Otherwise 1.
-        nan: replace the loss by NaN before the backward pass, for a drill.
+        nan: the loss must be NaN before the backward pass, for a drill.
         flip: the rank that flips a bit of its weights after the update, for a drill. Trainers without checksums
             ignore it.
     """
@@ -39,19 +46,27 @@ class Agreed:
 class Outside:
     """What one rank hears.
 
-    Every update, before its learning rate is set: ``sums = all_reduce(outside.local(step))``, then
-    ``outside.agreed(sums)``. A single rank passes its own numbers on.
+    Every update: ``sums = all_reduce(outside.local(step))``, then ``outside.agreed(sums)``, before the learning rate is
+    set. A single rank passes its own numbers on. A trainer may do this before the forward pass, or after the backward
+    pass with the reduction of its loss. In the second case, it asks :meth:`spoils` before the backward pass.
 
     Args:
         options: of this process.
         rank: of this process.
         signals: made at the start of the process. Without it they are made here.
+
+    Attributes:
+        signals: of this process.
+        fence: read by rank 0 only.
+
+    Raises:
+        RuntimeError: without ``signals``, if this is not the main thread.
     """
 
     def __init__(self, options: Options, rank: int, signals: Signals | None = None) -> None:
         self.signals = signals or Signals()
+        self.fence = Fence(options.fence, options.attempt)
         self._rank = rank
-        self._fence = Fence(options.fence, options.attempt)
         self._drills = DrillFile(options.run_dir / "drill.json") if options.run_dir and rank == 0 else None
         self._unreadable: UserError | None = None
         if options.fence:
@@ -60,25 +75,36 @@ class Outside:
             self.signals.dump_stacks_to(options.run_dir / "stacks" / f"rank-{rank:04d}.txt")
 
     def local(self, step: int) -> list[float]:
-        """The numbers of this rank for update ``step``, to be summed over all ranks."""
+        """The numbers of this rank for update ``step``, to be summed over all ranks, in float32 or float64."""
         save = float(self.signals.save_requested.is_set())
-        if self._drills is None:
-            return [save, 0.0, 0.0, 0.0, 0.0]
-        try:
-            factor = self._drills.lr_factor(step)
-        except UserError as error:
-            self._unreadable, factor = error, math.nan
-        flip = self._drills.flip(step)
-        superseded = float(self._fence.superseded)
-        return [save, superseded, factor, float(self._drills.nan(step)), 0.0 if flip is None else 1.0 + flip]
+        if self._rank != 0:
+            return [save, 0.0, 0.0, 0.0, 0.0, 0.0]
+        drills = self._of(step)
+        factor = math.nan if drills is None else drills.lr_factor
+        nan, flip = (False, None) if drills is None else (drills.nan, drills.flip)
+        return [save, float(self.fence.superseded), factor, float(nan), 0.0 if flip is None else 1.0 + flip, 1.0]
 
-    def agreed(self, sums: Sequence[float]) -> Agreed:
+    def spoils(self, step: int) -> bool:
+        """Whether this rank makes its loss of update ``step`` NaN before the backward pass, for a drill.
+
+        It is true on rank 0 only. In the sums of losses and gradients, the NaN reaches all ranks.
+        """
+        drills = self._of(step) if self._rank == 0 else None
+        return drills is not None and drills.nan
+
+    def agreed(self, sums: Iterable[float]) -> Agreed:
         """What to do, from the sums over all ranks of the numbers of :meth:`local`. It answers all requests so far.
+
+        A request that a rank hears later is in the numbers of its next update.
+
+        Args:
+            sums: a list, an array or a tensor.
 
         Raises:
             UserError: rank 0 cannot read ``drill.json``.
+            ValueError: these are no sums over all ranks.
         """
-        save, superseded, factor, nan, flip = sums
+        save, superseded, factor, nan, flip = _checked([float(number) for number in sums])
         if math.isnan(factor):
             raise self._unreadable or UserError("rank 0 cannot read drill.json. The log of rank 0 has the reason.")
         if save:
@@ -86,9 +112,9 @@ class Outside:
         return Agreed(
             save=bool(save),
             superseded=bool(superseded),
-            lr_factor=factor or 1.0,
+            lr_factor=factor,
             nan=bool(nan),
-            flip=int(flip) - 1 if flip else None,
+            flip=round(flip) - 1 if flip else None,
         )
 
     def check_fence(self) -> None:
@@ -97,4 +123,26 @@ class Outside:
         Raises:
             SupersededError: a newer attempt exists. The marker must not be written.
         """
-        self._fence.check()
+        self.fence.check()
+
+    def _of(self, step: int) -> DrillsOfStep | None:
+        """The drills of an update, on rank 0; None if they cannot be read."""
+        if self._drills is None:
+            return DrillsOfStep()
+        try:
+            return self._drills.at(step)
+        except UserError as error:
+            self._unreadable = error
+            return None
+
+
+def _checked(sums: Sequence[float]) -> Sequence[float]:
+    """The sums without the last one, which shows that they are sums."""
+    if len(sums) != len(NUMBERS):
+        raise ValueError(f"there are {len(sums)} numbers, not {len(NUMBERS)}: pass the sums of Outside.local(step)")
+    *numbers, rank_0 = sums
+    if rank_0 == 0.0:
+        raise ValueError("the numbers of rank 0 are missing: sum those of all ranks")
+    if rank_0 != 1.0:
+        raise ValueError(f"the number of rank 0 became {rank_0:g}: sum the numbers of all ranks once, do not average")
+    return numbers

@@ -5,7 +5,6 @@ import faulthandler
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -26,15 +25,23 @@ class Signals:
 
     Attributes:
         save_requested: set by SIGUSR1. The code that saves a checkpoint clears it before it copies the state.
+
+    Raises:
+        RuntimeError: this is not the main thread.
     """
 
     def __init__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError(
+                "Python handles signals on its main thread only: create Signals (or Outside) there, before any other "
+                "thread needs it, and pass it on."
+            )
         self.save_requested = threading.Event()
         self._ignored: set[int] = set()
         self._read, write = os.pipe()
         os.set_blocking(write, False)
         self._write = write
-        self._stacks = sys.stderr.fileno()
+        self._stacks = 2  # stderr, also where `sys.stderr` is something without a descriptor, as in a notebook
         self.install()
         # The parent may have blocked signals until the handlers are there. Pending ones are delivered now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)

@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from opt_ops.contract.fence import SupersededError
+from opt_ops.contract.options import Options
+from opt_ops.contract.outside import Outside
+from opt_ops.contract.signals import Signals
 from tests.trainer.harness import Ranks, engine_of
 from tests.trainer.test_parallel import build, samples
 from trainer import optim
-from trainer.errors import NonFiniteError
+from trainer.errors import NotFiniteError
 from trainer.step.checksums import Checksums
 from trainer.step.guard import Guard
 from trainer.step.measured import Progress
@@ -24,11 +27,14 @@ from trainer.step.step import Steps, forward_backward, measure
 class Inputs(RankInputs):
     """What a test says, with the rule that the trainer has."""
 
-    def __init__(self, given: StepInputs) -> None:
-        self._given, self._unreadable = given, None
+    def __init__(self, rank: int) -> None:
+        self._rank, self._outside = rank, Outside(Options(), rank, Signals())
+        self.superseded, self.lr_factor = False, 1.0
 
     def read(self, step: int) -> StepInputs:
-        return self._given
+        if self._rank != 0:
+            return StepInputs()
+        return StepInputs(outside=[0.0, float(self.superseded), self.lr_factor, 0.0, 0.0, 1.0])
 
 
 @contextmanager
@@ -68,14 +74,14 @@ def one_step(case: str, dp: int = 1, tp: int = 1, *changes: str) -> dict[str, An
     half = ["precision=fp16"] if case == "overflow" else []
     recipe = build(dp, tp, "guard.warm=2", *half, *changes)
     engine, data, guard = engine_of(recipe), samples(recipe), Guard(recipe)
-    inputs, factors = Inputs(StepInputs(drill_factor=1.0 if engine.layout.rank == 0 else 0.0)), []
+    inputs, factors = Inputs(engine.layout.rank), []
     checksums = Checksums(engine.model, engine.optimizer, engine.layout, 2 if case == "checksums" else 0)
     steps = Steps(recipe, factors, (), engine, data, guard, inputs, checksums)
     progress = steps.take(Progress()).progress
     if case == "superseded":
-        inputs._given = StepInputs(drill_factor=inputs._given.drill_factor, superseded=engine.layout.rank == 0)
+        inputs.superseded = True
     if case == "drill":
-        inputs._given = StepInputs(drill_factor=inputs._given.drill_factor / 2)
+        inputs.lr_factor = 0.5
     if case == "half the rate":
         factors.append((0, 0.5))
     if case == "checksums":
@@ -118,7 +124,7 @@ def test_the_update_is_queued_before_the_host_waits(ranks: Ranks) -> None:
     ("case", "skip", "fault"),
     [
         ("superseded", None, SupersededError),
-        ("not finite", None, NonFiniteError),
+        ("not finite", None, NotFiniteError),
         ("overflow", "overflow", type(None)),
         ("out of band", "out_of_band", type(None)),
     ],

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from opt_ops.contract.fence import Fence
+from opt_ops.contract.options import Options
+from opt_ops.contract.outside import Outside
+from opt_ops.contract.signals import Signals
 from tests.trainer.harness import Ranks
 from tests.trainer.test_checkpoint import Training
 from trainer.checkpoint.schedule import SaveSchedules
@@ -18,15 +20,24 @@ from trainer.telemetry import _spread
 EXTRA = 0.3
 
 
-class Silence:
-    save_requested = threading.Event()
+class Silence(Signals):
+    """Signals of a rank that gets none. Here a rank is a thread, or has handlers of its own."""
+
+    def __init__(self) -> None:
+        self.save_requested = threading.Event()
+
+    def dump_stacks_to(self, path: Path) -> None: ...
+
+
+def inputs_of(training: Training, folder: Path) -> RankInputs:
+    layout = training.layout
+    outside = Outside(Options(run_dir=folder), layout.rank, Silence())
+    return RankInputs(outside, layout, SaveSchedules(training.recipe, snapshots=False))
 
 
 def one_rank_works_more(folder: Path, slow: int) -> list[Any]:
     training = Training(folder, 3, 1)
-    inputs = RankInputs(
-        folder, training.layout, Silence(), Fence(None, ""), SaveSchedules(training.recipe, snapshots=False)
-    )  # pyright: ignore[reportArgumentType]
+    inputs = inputs_of(training, folder)
     found = []
     for _ in range(3):
         shares = forward_backward(training.engine, training.samples, training.recipe, training.progress)
@@ -56,8 +67,6 @@ def test_one_rank_waits_for_nobody(ranks: Ranks, tmp_path: Path) -> None:
 
 def alone(folder: Path) -> tuple[float, ...]:
     training = Training(folder, 1, 1)
-    inputs = RankInputs(
-        folder, training.layout, Silence(), Fence(None, ""), SaveSchedules(training.recipe, snapshots=False)
-    )  # pyright: ignore[reportArgumentType]
+    inputs = inputs_of(training, folder)
     shares = forward_backward(training.engine, training.samples, training.recipe, training.progress)
     return tuple(measure(training.engine, shares, inputs.read(1)).busy_seconds)

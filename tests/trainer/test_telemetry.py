@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from opt_ops.contract.environment import Place
+from opt_ops.contract.outside import Agreed
 from opt_ops.contract.telemetry import TelemetryLine
 from trainer import optim, recipes, telemetry
 from trainer.parallel import mesh
@@ -48,7 +49,7 @@ def lines_of_hard_numbers(path: Path) -> list[bytes]:
             ),
             start=1,
         ):
-            outcome = StepOutcome(measured=measured, progress=Progress(step=1))
+            outcome = StepOutcome(measured=measured, agreed=Agreed(), progress=Progress(step=1))
             recorder.record(step, outcome, optimizer, StepOverheads(), None, {})
     finally:
         os.write = system_write

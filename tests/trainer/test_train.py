@@ -248,6 +248,23 @@ def test_a_loss_that_is_not_finite_ends_with_82_and_is_not_applied(text: Path, t
     assert (phase["phase"], phase["step"]) == ("ending", 4), "waiting for that save is no hang"
 
 
+@pytest.mark.parametrize("changes", [(), ("parallel.tp=2",), ("precision=fp16",), ("engine=fairscale", "precision=fp32")])
+def test_a_nan_drill_ends_all_ranks_with_82(text: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
+    if "engine=fairscale" in changes:
+        pytest.importorskip("fairscale", reason="needs fairscale (opt-ops[fairscale])")
+    (tmp_path / "a1").mkdir()
+    nan, lr = {"id": "d1", "kind": "nan"}, {"id": "d2", "kind": "lr", "updates": 1, "factor": 2.0}
+    (tmp_path / "a1" / "drill.json").write_text(json.dumps([drill | {"from_step": 3} for drill in (nan, lr)]))
+    done = train(2, *arguments(tmp_path, text, "a1", *settings("checkpoint_every=2", *changes)))
+    assert [process.returncode for process in done] == [82, 82], done
+    *before, last = telemetry(tmp_path / "a1")
+    assert [line["finite"] for line in before] == [True, True]
+    assert (last["num_updates"], last["finite"], last["loss"]) == (3, False, None)
+    assert last["bad_module"] == "the loss, which a drill made NaN"
+    assert last["tokens"] == before[-1]["tokens"], "it was not applied"
+    assert [step for step, _ in manifest.committed(tmp_path / "checkpoints")] == [2]
+
+
 def test_a_drill_that_cannot_be_read_ends_all_ranks_with_78(text: Path, tmp_path: Path) -> None:
     (tmp_path / "a1").mkdir()
     (tmp_path / "a1" / "drill.json").write_text("[{")

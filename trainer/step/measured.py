@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from opt_ops.contract.outside import Agreed
 from trainer.step.checksums import ChecksumVerdict
 
 
@@ -44,11 +45,9 @@ class StepMeasurements:
         block_pnorms: norm of the parameters of each block; empty in most steps.
         block_unorms: norm of what the update before this step took from each block; empty in most steps.
         attention_logits: the largest of a sample, by layer; empty in most steps.
-        drill_factor: what a drill multiplies the learning rate by.
-        save_requested: whether a checkpoint is requested or due.
+        outside: the sums of what the ranks have heard.
+        save_due: whether a durable checkpoint is due.
         snapshot_due: whether a snapshot is due.
-        superseded: whether the fence names another attempt.
-        flip: the rank that flips a bit of its weights, for a drill.
         busy_seconds: by rank; empty where it is not known.
         checksums: by rank; empty in most steps.
         usual: whether the update was queued, and the device found nothing that forbids it: then it is applied already.
@@ -63,11 +62,9 @@ class StepMeasurements:
     block_pnorms: Mapping[str, float] = field(default_factory=dict)
     block_unorms: Mapping[str, float] = field(default_factory=dict)
     attention_logits: Sequence[float] = ()
-    drill_factor: float = 1.0
-    save_requested: bool = False
+    outside: Sequence[float] = ()
+    save_due: bool = False
     snapshot_due: bool = False
-    superseded: bool = False
-    flip: int | None = None
     busy_seconds: Sequence[float] = ()
     checksums: Sequence[Sequence[float]] = ()
     usual: bool = False
@@ -89,6 +86,7 @@ class StepOutcome:
 
     Attributes:
         measured: by all ranks.
+        agreed: what all ranks do, of what they have heard.
         progress: after the step.
         skipped: updates skipped so far.
         skip: why this update was skipped, if it was.
@@ -98,6 +96,7 @@ class StepOutcome:
     """
 
     measured: StepMeasurements
+    agreed: Agreed
     progress: Progress
     skipped: int = 0
     skip: str | None = None

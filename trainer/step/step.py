@@ -24,7 +24,7 @@ from torch import Tensor
 from opt_ops.contract.skip_windows import next_sample
 from trainer import optim
 from trainer.data.samples import part
-from trainer.errors import CorruptionError, NonFiniteError, PeerCorruptionError
+from trainer.errors import CorruptionError, NotFiniteError, PeerCorruptionError
 from trainer.parallel.engine import Engine
 from trainer.recipes import Recipe
 from trainer.step.attention_logits import sampling
@@ -35,6 +35,9 @@ from trainer.step.measured import Progress, StepMeasurements, StepOutcome
 from trainer.step.norms import BlockNorms
 from trainer.step.rank_inputs import RankInputs, StepInputs
 from trainer.step.sums import Shares, Sums, add_up
+
+DRILLED = "the loss, which a drill made NaN"
+"""Where numbers first stopped being finite, in a step that a drill spoils."""
 
 
 class SampleSource(Protocol):
@@ -95,7 +98,7 @@ class Steps:
         scale = guard.loss_scale
         run = partial(forward_backward, engine, self._samples, self._recipe, before, scale)
         to_compare = checksums.values_to_compare(before.data_position)
-        shares = run(sample=closely)
+        shares = run(sample=closely, spoil=self._inputs.spoils(step))
         inputs = self._inputs.read(step)
         last = closely and self._applied
         sums = add_up(engine, shares, inputs, to_compare, self._norms, parameter_norms=closely, update_norms=last)
@@ -104,12 +107,12 @@ class Steps:
         optim.set_learning_rate(engine.optimizer, lr)
         measured = self._queue_update(sums, shares.divisor, lr) if to_compare is None else sums.reader()()
         # 5. May an update be applied that is not queued?
-        self._inputs.raise_if_stopped(measured)
+        agreed = self._inputs.agreed(measured.outside)
         verdict = checksums.judge(measured.checksums)
-        bad_module = None if measured.finite else self._first_bad_module(run)
+        bad_module = None if measured.finite else DRILLED if agreed.nan else self._first_bad_module(run)
         fault = find_fault(step, measured, verdict, bad_module, engine.layout.rank)
         skip = None
-        lr *= measured.drill_factor
+        lr *= agreed.lr_factor
         optim.set_learning_rate(engine.optimizer, lr)
         if fault is None:
             skip = guard.skip_reason(measured)
@@ -118,11 +121,12 @@ class Steps:
             self._applied = skip is None
             # 6. Advance.
             progress = advanced(before, self._recipe, applied=skip is None)
-            checksums.updated(step, measured.flip)
+            checksums.updated(step, agreed.flip)
             fault = guard.loss_scale_error()
         assert not measured.usual or (fault is None and skip is None), "an update was applied that must not be"
         return StepOutcome(
             measured=measured,
+            agreed=agreed,
             progress=progress,
             skipped=guard.skipped,
             skip=skip,
@@ -157,6 +161,7 @@ def forward_backward(
     loss_scale: float | None = None,
     *,
     sample: bool = False,
+    spoil: bool = False,
 ) -> Shares:
     """Leave the gradients of the global batch in the parameters: those of the sum of the loss, times ``loss_scale``.
 
@@ -172,6 +177,7 @@ def forward_backward(
         progress: before this update. Its data position is that of the batch.
         loss_scale: what to multiply the loss by, in fp16.
         sample: whether to take a sample of the attention logits, from the first sequence of the batch.
+        spoil: whether to make the loss NaN, for a drill. In the sums over ranks, the NaN reaches all of them.
     """
     layout, clock = engine.layout, engine.model.clock
     seq_len, batch = recipe.data.seq_len, recipe.data.global_batch
@@ -197,6 +203,8 @@ def forward_backward(
                 logits[layout.tp_rank] = torch.stack(by_layer)
             if count == 0:
                 loss, activation_norm = loss * 0, activation_norm * 0
+            if spoil:
+                loss = loss * math.nan
             (loss * loss_scale if loss_scale else loss).backward()
         loss_sum = loss_sum + loss.detach()
         activation_norm_sum = activation_norm_sum + activation_norm
@@ -232,7 +240,7 @@ def find_fault(
     if verdict is None or not verdict.ranks:
         if measured.finite:
             return None
-        return NonFiniteError(
+        return NotFiniteError(
             f"step {step}: loss {measured.loss}, gradient norm {measured.gnorm}: not applied; first not finite: "
             f"{bad_module}"
         )

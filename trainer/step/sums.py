@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opt_ops.contract.outside import NUMBERS
 from trainer.parallel.engine import Engine
 from trainer.step.copies import to_device, to_host
 from trainer.step.measured import Limits, StepMeasurements
@@ -62,8 +63,9 @@ class Sums:
             limits: of this update; None if none is out of band.
         """
         loss = self._parts["means"][0]
-        drill_factor, _, superseded, *_ = self._parts["inputs"].unbind()
-        usual = loss.isfinite() & self.gnorm.isfinite() & (drill_factor == 1.0) & (superseded == 0.0)
+        outside = dict(zip(NUMBERS, self._parts["outside"].unbind(), strict=True))
+        usual = loss.isfinite() & self.gnorm.isfinite()
+        usual &= (outside["lr_factor"] == 1.0) & (outside["superseded"] == 0.0)
         if limits is not None:
             usual &= (loss <= limits.loss) | (self.gnorm <= limits.gnorm * (1 - _ROUNDING))
         return usual
@@ -85,7 +87,7 @@ class Sums:
 
     def _measurements(self, sums: dict[str, Sequence[float]]) -> StepMeasurements:
         loss, activation_norm = sums["means"]
-        drill_factor, save_requests, superseded, flip, snapshot_due = sums["inputs"]
+        save_due, snapshot_due = sums["due"]
         divisor, blocks = self._shares.divisor, self._blocks
         return StepMeasurements(
             loss=loss,
@@ -97,11 +99,9 @@ class Sums:
             block_pnorms={b: math.sqrt(s) for b, s in zip(blocks, sums.get("parameters", ()), strict=False)},
             block_unorms={b: math.sqrt(s) for b, s in zip(blocks, sums.get("updates", ()), strict=False)},
             attention_logits=_largest(self._table("attention", sums)),
-            drill_factor=drill_factor,
-            save_requested=save_requests > 0,
+            outside=sums["outside"],
+            save_due=save_due > 0,
             snapshot_due=snapshot_due > 0,
-            superseded=superseded > 0,
-            flip=int(flip) - 1 if flip else None,
             busy_seconds=sums.get("busy", ()),
             checksums=self._table("checksums", sums),
             usual=bool(sums.get("usual", (0.0,))[0]),
@@ -137,10 +137,12 @@ def add_up(
     """
     norms = norms or BlockNorms(engine)
     device, world, rank = shares.loss.device, dist.get_world_size(), dist.get_rank()
-    flags = [inputs.drill_factor, inputs.save_requested, inputs.superseded, inputs.flip, inputs.snapshot_due]
+    flags = torch.tensor([*inputs.outside, inputs.save_due, inputs.snapshot_due], dtype=torch.float64)
+    outside, due = to_device(flags, device).split([len(inputs.outside), 2])
     parts = {
         "means": torch.stack([shares.loss.double(), shares.activation_norm.double()]),
-        "inputs": to_device(torch.tensor(flags, dtype=torch.float64), device),
+        "outside": outside,
+        "due": due,
         "gradients": norms.shares(engine.gradients()).to(device),
     }
     if parameter_norms:
