@@ -157,6 +157,8 @@ def drill(fault: str, arguments: Mapping[str, Any]) -> str:
                 f"learning rate × {value(arguments.get('factor'))} in {value(arguments.get('updates'))} updates "
                 f"from step {value(arguments.get('from_step'))} on"
             )
+        case Fault.NAN:
+            return f"loss NaN at step {value(arguments.get('from_step'))}"
         case Fault.KILL_RANK:
             return f"rank {value(arguments.get('rank'))} killed"
         case Fault.FLIP_BIT:

@@ -90,6 +90,26 @@ def lr(
     _inject(lineage, Fault.LR, arguments, question, options)
 
 
+@app.command()
+@with_request_options()
+def nan(
+    identifier: IdArgument,
+    options: RequestOptions,
+    from_step: Annotated[int, typer.Option(min=0, help="First step at which it may come. [default: now]")] = 0,
+) -> None:
+    """Make the loss of an update NaN. The trainer must not apply it, and ends with 82. The daemon must roll back.
+
+    A trainer that does not know this drill ends with 78, and the lineage halts: `opt-ops trainer check` tells before.
+
+    Example: opt-ops drill nan 12
+    """
+    lineage = find_lineage(identifier)
+    attempt = lineage.state.attempt
+    first = max(from_step, (attempt.last_step or 0) + 1 if attempt is not None else 0)
+    question = f"Make the loss of step {first} NaN, or of the step at which the trainer reads it? Steps are discarded."
+    _inject(lineage, Fault.NAN, {"from_step": from_step}, question, options)
+
+
 @app.command("kill-daemon")
 @with_request_options()
 def kill_daemon(identifier: IdArgument, options: RequestOptions) -> None:

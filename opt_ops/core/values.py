@@ -84,6 +84,7 @@ class Fault(StrEnum):
     """A fault that a drill injects."""
 
     LR = "lr"  # the trainer multiplies its learning rate for some updates
+    NAN = "nan"  # the trainer makes the loss of an update NaN
     FLIP_BIT = "flip-bit"  # a rank of the trainer flips a bit of its weights
     KILL_RANK = "kill-rank"  # the node's agent kills the rank with SIGKILL
     HANG = "hang"  # the node's agent stops the rank with SIGSTOP

@@ -37,7 +37,7 @@ _CANCEL_BACKOFF = Backoff(first=30.0)  # a job may take minutes to complete: the
 
 _NEVER = 10**9  # steps between two checkpoints of a probe
 
-_TRAINERS_DRILLS = (Fault.LR, Fault.FLIP_BIT)
+_TRAINERS_DRILLS = (Fault.LR, Fault.NAN, Fault.FLIP_BIT)
 _AGENTS_DRILLS = (Fault.KILL_RANK, Fault.HANG, Fault.XID)
 
 

@@ -328,13 +328,15 @@ def _drill_arguments(state: State, attempt: Attempt | None, fault: Fault, given:
             if node not in held:
                 raise InvalidRequest(f"node {node} is not held; held nodes: {', '.join(held) or 'none'}")
             return {"node": node, "xid": given.whole("xid", 0, 10**6)}
-        case Fault.LR:
+        case Fault.LR | Fault.NAN:
             assert attempt is not None
             if attempt.last_step is None:
                 raise InvalidRequest(f"attempt {attempt.name} has made no step yet")
-            from_step = attempt.last_step + 1
+            from_step = max(attempt.last_step + 1, given.whole("from_step", 0, MOST_STEPS, 0))
+            if fault is Fault.NAN:
+                return {"from_step": from_step}
             return {
-                "from_step": max(from_step, given.whole("from_step", 0, MOST_STEPS, 0)),
+                "from_step": from_step,
                 "updates": given.whole("updates", 1, MOST_STEPS),
                 "factor": given.positive("factor"),
             }

@@ -36,6 +36,7 @@ ARGUMENTS = {
     "drill kill-daemon": ["12", "--dry-run"],
     "drill kill-rank": ["12", "--dry-run"],
     "drill lr": ["12", "--dry-run"],
+    "drill nan": ["12", "--dry-run"],
     "drill xid": ["12", "--node", "n2", "--dry-run"],
     "events": ["12"],
     "glossary": [],

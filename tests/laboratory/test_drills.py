@@ -15,6 +15,7 @@ from tests.laboratory.simulated_lineage import SimulatedLineage, physics, start,
 
 DRILLS = {
     Fault.LR: {"factor": 40.0, "updates": 20, "from_step": None},
+    Fault.NAN: {"from_step": None},
     Fault.FLIP_BIT: {"rank": 1},
     Fault.KILL_RANK: {"rank": 1},
     Fault.HANG: {"rank": 0},

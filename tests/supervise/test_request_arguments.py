@@ -30,6 +30,7 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("note", {"target": "12", "text": "x", "correction": False}),
     ("drill", {"fault": "kill-rank", "rank": 0}),
     ("drill", {"fault": "lr", "from_step": 0, "updates": 3, "factor": 2.0}),
+    ("drill", {"fault": "nan", "from_step": 7}),
     ("drill", {"fault": "xid", "node": "n1", "xid": 79}),
 ]
 EDGES = [

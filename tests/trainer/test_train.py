@@ -248,7 +248,9 @@ def test_a_loss_that_is_not_finite_ends_with_82_and_is_not_applied(text: Path, t
     assert (phase["phase"], phase["step"]) == ("ending", 4), "waiting for that save is no hang"
 
 
-@pytest.mark.parametrize("changes", [(), ("parallel.tp=2",), ("precision=fp16",), ("engine=fairscale", "precision=fp32")])
+@pytest.mark.parametrize(
+    "changes", [(), ("parallel.tp=2",), ("precision=fp16",), ("engine=fairscale", "precision=fp32")]
+)
 def test_a_nan_drill_ends_all_ranks_with_82(text: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
     if "engine=fairscale" in changes:
         pytest.importorskip("fairscale", reason="needs fairscale (opt-ops[fairscale])")

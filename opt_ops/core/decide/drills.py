@@ -21,6 +21,7 @@ _LOSS = frozenset(kind for kind, row in ROWS.items() if row.domain is Domain.LOS
 
 CAN_CAUSE: Mapping[Fault, frozenset[str]] = {
     Fault.LR: _LOSS | {FailureClass.UNPLANNED_LR},
+    Fault.NAN: frozenset({FailureClass.NON_FINITE_LOSS, FailureClass.COMMUNICATION, FailureClass.PROCESS_DEATH}),
     Fault.FLIP_BIT: _LOSS | {FailureClass.SILENT_DATA_CORRUPTION, FailureClass.COMMUNICATION},
     Fault.KILL_RANK: frozenset({FailureClass.PROCESS_DEATH, FailureClass.COMMUNICATION, FailureClass.HANG}),
     Fault.HANG: frozenset({FailureClass.HANG, FailureClass.COMMUNICATION, FailureClass.PROCESS_DEATH}),
@@ -50,6 +51,8 @@ def _caused(drill: Drill, raised: SignalRaised) -> bool:
     match drill.fault:
         case Fault.LR:
             return _begins_in_window(drill, raised)
+        case Fault.NAN if raised.signal == FailureClass.NON_FINITE_LOSS and raised.step is not None:
+            return raised.step >= int(drill.arguments["from_step"])
         case Fault.FLIP_BIT if raised.signal == FailureClass.SILENT_DATA_CORRUPTION:
             return drill.arguments["rank"] in raised.evidence.get("ranks", (raised.evidence.get("rank"),))
         case Fault.FLIP_BIT if raised.signal in _LOSS:

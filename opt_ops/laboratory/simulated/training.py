@@ -212,9 +212,10 @@ class Training:
         if self.divergence is None:
             self._diverge(step, scale, drilled)
         excess = self._curve.bumps.get(step, 0.0)
-        gnorm, finite, diverged = physics.gradient_norm(step), True, self.divergence
+        gnorm, diverged = physics.gradient_norm(step), self.divergence
+        finite = not any(drill["kind"] == "nan" and drill["from_step"] == step for drill in self.drills)
         if diverged is not None:
-            finite = diverged.finite or step != diverged.step
+            finite = finite and (diverged.finite or step != diverged.step)
             excess += diverged.height * (1.0 - 0.05 ** ((step - diverged.step + 1) / diverged.steps))
             gnorm *= 4.0
         elif coming := self._coming(step, scale):
