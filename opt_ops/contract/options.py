@@ -8,13 +8,37 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.learning_rate import parse_lr_factor
 from opt_ops.contract.skip_windows import parse_skip_window
 
 _Value = TypeVar("_Value")
+
+
+class ReadSettings(dict[str, str]):
+    """The settings of ``--set``. It remembers which of them were read.
+
+    A script may read settings of its own, before an adapter carries out those that it knows. What nobody has read and
+    no adapter knows is refused.
+
+    Attributes:
+        read: the keys that were asked for, by ``settings[key]`` or ``settings.get(key)``.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        super().__init__(settings)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> str:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of ``key``, or ``default``."""
+        self.read.add(key)
+        return super().get(key, default)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,14 +179,14 @@ def _parser(plain: Sequence[str], repeatable: Sequence[str] = ("set",), flag: st
     return parser
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, str]:
+def _settings(pairs: Sequence[str]) -> ReadSettings:
     found: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             _refuse(f"--set {pair}: expected KEY=VALUE, for example steps=1000.")
         found[key] = value
-    return found
+    return ReadSettings(found)
 
 
 def _parsed(option: str, parse_value: Callable[[str], _Value], text: str) -> _Value:

@@ -25,7 +25,8 @@ class LiveOptimizer:
         self._optimizer = optimizer
         self._betas = tuple(betas)
         self._weight_decay = weight_decay
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        # A scheduler that was made before this keeps the rate of each group there: in a warm-up, `lr` itself is 0.
+        rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         largest = max(rates) or 1.0
         self._ratios = [rate / largest if max(rates) else 1.0 for rate in rates]
         self._decays = [bool(group.get("weight_decay")) for group in optimizer.param_groups]

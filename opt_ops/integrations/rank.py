@@ -96,6 +96,7 @@ class SupervisedRank:
         self.step = self.resumed.step if self.resumed else 0
         self.position = self.resumed.data_position if self.resumed else 0
         self.tokens = self.resumed.tokens if self.resumed else 0
+        self.skipped = int(self.resumed.telemetry.get("skipped", 0)) if self.resumed else 0
         self._local: list[float] = []
         self._agreed = Agreed()
         self._line: dict[str, Any] = {}
@@ -168,8 +169,13 @@ class SupervisedRank:
             self._write(applied=False)
             raise NotFiniteError(f"the loss or the gradient norm of update {step} is not finite; it was not applied")
 
-    def after_update(self) -> bool:
-        """Write the line of the update. Returns whether to save now: :meth:`save`."""
+    def after_update(self, *, skipped: bool = False) -> bool:
+        """Write the line of the update. Returns whether to save now: :meth:`save`.
+
+        Args:
+            skipped: the weights are as before, because a gradient scaler found an overflow. The data are used up.
+        """
+        self.skipped += skipped
         self._write(applied=True)
         every = self._plan.checkpoint_every
         return self._agreed.save or self.step == self._plan.steps or bool(every and self.step % every == 0)
@@ -216,6 +222,7 @@ class SupervisedRank:
         self._line |= {
             "step_seconds": seconds,
             "tokens": self.tokens,
+            "skipped": self.skipped,
             "wps": plan.batch * plan.tokens / seconds,
             "data_position": self.position,
             "save_seconds": self._save_seconds,
