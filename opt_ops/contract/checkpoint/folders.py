@@ -98,7 +98,7 @@ def shards_in(path: Path) -> set[str]:
                     raise CheckpointError(path, about_link(path, name))
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(name)
-                elif inside or not (name in (MANIFEST, MARKER) or _REPORT.fullmatch(name)):
+                elif not (name in (MANIFEST, MARKER) or _REPORT.fullmatch(name)):
                     files.add(name)
     return files
 
