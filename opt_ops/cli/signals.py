@@ -210,11 +210,12 @@ def _row(found: Found, policy: Policy) -> dict[str, Any]:
         "action": str(rung.action if rung else Action.NOTIFY),
         "target_step": target,
         "margin_steps": margin,
-        "would": _would(rung, target),
+        "would": would(rung, target),
     }
 
 
-def _would(rung: Rung | None, target: int | None) -> str:
+def would(rung: Rung | None, target: int | None) -> str:
+    """What a playbook's rung does, for people. `target`: the step that a rollback goes back to at least."""
     if rung is None or rung.action is Action.NOTIFY:
         return "notify only"
     if target is None:

@@ -24,6 +24,8 @@ from opt_ops.runfolder.files import read_json
 
 FILE = "daemon.json"
 LOCK = "daemon.lock"
+JOB_WATCH_FILE = "watch-job.json"
+"""In a lineage's folder: `opt-ops run watch-job` writes this lineage, and no daemon does."""
 OLD_SECONDS = 30.0  # a daemon writes its liveness file every two seconds
 OLD_ELSEWHERE_SECONDS = 90.0  # an NFS client may show a replaced file for up to acdirmax, 60 s (nfs(5))
 
@@ -84,6 +86,8 @@ class Watch:
 
     def over(self, lineage: str) -> Watcher:
         """Whether a lineage is watched now."""
+        if (own := job_watch(self.runs / lineage, self.now)) is not None:
+            return own
         for sign in self.living:
             if lineage in sign.lineages:
                 return Watcher(watched=True, sign=sign)
@@ -149,6 +153,24 @@ def sign_of(value: Any) -> Sign | None:
         problems=tuple(_problems(fields.get("problems"))),
         left_at=_time(fields.get("left_at")),
     )
+
+
+def job_watch(lineage: Path, now: float) -> Watcher | None:
+    """Who watches a lineage that `opt-ops run watch-job` writes; None: it is a daemon's."""
+    path = lineage / JOB_WATCH_FILE
+    if not path.exists():
+        return None
+    sign = read_sign(path)
+    if sign is None:
+        why = f"{path} cannot be read, so it is not known whether opt-ops run watch-job still runs"
+        return Watcher(watched=False, finding="unwatched", why=why, next="opt-ops run watch-job JOBID")
+    fresh = sign.left_at is None and still_waiting(now, sign.ts, OLD_SECONDS)
+    if fresh and (sign.host != socket.gethostname() or Path(f"/proc/{sign.pid}").exists()):
+        return Watcher(watched=True, sign=sign)
+    gone = span(now - (sign.left_at or sign.ts))
+    how = "was ended" if sign.left_at is not None else "has died, or cannot write"
+    why = f"nobody watches since {gone}: opt-ops run watch-job, {sign.name}, {how}"
+    return Watcher(watched=False, finding="unwatched", why=why, next="opt-ops run watch-job JOBID")
 
 
 _LATEST = 253402300799.0  # the last second of the year 9999: later times cannot be shown

@@ -35,7 +35,7 @@ from opt_ops.runfolder.files import names_in
 from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.journal import Fenced, JournalError
 from opt_ops.runfolder.left_out import LeftOutCounter
-from opt_ops.runfolder.liveness import LOCK, look, signs_in, take_lock
+from opt_ops.runfolder.liveness import JOB_WATCH_FILE, LOCK, look, signs_in, take_lock
 from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.owner import OwnerWatch
 from opt_ops.runfolder.permissions import check_trusted, keep_private
@@ -198,6 +198,8 @@ class Daemon:
 
     def _may_take_over(self, path: Path) -> bool:
         known = path in self._supervisors or not self._reconsidered(path)
+        if not known and (path / JOB_WATCH_FILE).exists():
+            return False  # `opt-ops run watch-job` writes it, and nobody else ever does
         return not known and self._restarts.due(path, time.monotonic())
 
     def _reconsidered(self, path: Path) -> bool:

@@ -49,6 +49,8 @@ def _where(raised: Raised) -> str:
 def rank_ended(raised: Raised) -> str:
     """A rank that ended: its signal or its exit code, the line of its log that says why, and how many ended so."""
     evidence = raised.evidence
+    if "rank" not in evidence:  # a job of which only the log is known
+        return _log_ended(raised)
     number, line, alike = evidence.get("signal"), str(evidence.get("line") or ""), evidence.get("alike_ranks") or 1
     how = (
         f"was killed by signal {number} ({_signal_name(int(number))})"
@@ -59,8 +61,16 @@ def rank_ended(raised: Raised) -> str:
     return f"{_where(raised)} {how}{others}" + (f": {line[:160]}" if line else "")
 
 
+def _log_ended(raised: Raised) -> str:
+    evidence = raised.evidence
+    line = str(evidence.get("line") or "")
+    return f"{evidence.get('job', raised.rule)}" + (f": {line[:160]}" if line else "")
+
+
 def job_ended(raised: Raised) -> str:
     """A job that ended under its attempt."""
+    if "reason" not in raised.evidence:
+        return _log_ended(raised)
     return f"job {raised.evidence['job']} ended under the attempt: {raised.evidence['reason']}"
 
 
@@ -107,6 +117,12 @@ def loss_too_low(raised: Raised) -> str:
 def hang(raised: Raised) -> str:
     """No progress for longer than the phase usually takes."""
     evidence = raised.evidence
+    if "log" in evidence:  # only the job's log is known
+        line = str(evidence.get("line") or "")
+        said = f"; last error in the log: {line[:160]}" if line else ""
+        return (
+            f"no line for {evidence['seconds']:.0f} s (timeout {evidence['patience']:.0f} s), {evidence['log']}{said}"
+        )
     return f"no step for {evidence['seconds']:.0f} s in {evidence['phase']} (timeout {evidence['patience']:.0f} s)"
 
 
