@@ -70,6 +70,7 @@ def front_page(report: LineageReport, loss: float | None) -> FrontPage:
     """Everything above the log. `loss` is that of the newest kept update."""
     incidents = report.incidents
     allocations, before = tables.allocations(report)
+    watched = report.driver is Driver.SHADOW
     return FrontPage(
         status=known_status(report),
         tone=_TONES.get(report.status, ""),
@@ -80,11 +81,11 @@ def front_page(report: LineageReport, loss: float | None) -> FrontPage:
         harmless=_harmless_ones(incidents),
         totals=totals(incidents),
         tree=tables.tree(report.runs),
-        goodput=_goodput(report.ledger),
-        reliability=reliability(report.ledger),
-        phases=tables.phases(report),
-        lost=tables.lost(report),
-        stages=tables.stages(report),
+        goodput=_WATCHED_TIME if watched else _goodput(report.ledger),
+        reliability="" if watched else reliability(report.ledger),
+        phases=() if watched else tables.phases(report),
+        lost=() if watched else tables.lost(report),
+        stages=() if watched else tables.stages(report),
         validation=tables.validation(report),
         lemons=tables.lemons(report),
         questions=questions(report),
@@ -133,7 +134,20 @@ def known_status(report: LineageReport) -> str:
 
 def lead(report: LineageReport) -> str:
     """A few sentences: the status, the incidents, whether an operator is needed."""
+    if report.driver is Driver.SHADOW:
+        return f"{_watched(report)} {_incidents(report)}".rstrip()
     return " ".join(filter(None, (_standing(report), _size(report), _incidents(report), _operators(report))))
+
+
+_WATCHED_TIME = "This training is only watched, and nobody can say since when it trains, so there is no goodput."
+
+
+def _watched(report: LineageReport) -> str:
+    """What stands first in the logbook of a job that another launcher runs."""
+    why = (report.why or "").rstrip(" .")
+    seen = f"Seen until step {whole(report.step)}." if report.step else "No step was seen yet."
+    rule = "Only watched (shadow mode): opt-ops touches nothing, and what it decides is advice."
+    return f"{rule} {seen}{f' {why[:1].upper()}{why[1:]}.' if why else ''}"
 
 
 def _size(report: LineageReport) -> str:
@@ -263,7 +277,7 @@ def figures(report: LineageReport, loss: float | None) -> list[KeyFigure]:
         found.append(("Loss", f"{loss:.3f}", "nats per token, newest"))
     if len(report.validation) == 1 and (corpus := report.validation[0]).loss is not None:
         found.append(("Validation loss", f"{corpus.loss:.3f}", f"after step {whole(corpus.step)}"))
-    if spent.goodput is not None:
+    if spent.goodput is not None and report.driver is not Driver.SHADOW:
         found.append(("Goodput", percent(spent.goodput), f"healthy step {spent.healthy_step_seconds:.3g} s"))
     left = None if report.ended else seconds_left(report)
     if left is not None:

@@ -28,6 +28,7 @@ from opt_ops.cli.output import Column, Format, say, show, text, wrapped
 from opt_ops.config import FILE, locate
 from opt_ops.core.events import KINDS
 from opt_ops.core.text import printable
+from opt_ops.core.values import Driver
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
 
@@ -141,6 +142,8 @@ def show_(
         return
     row = view["lineage"]
     print(printable(f"lineage {row['lineage']}  {row['shown']}  {row['reason']}".rstrip()))
+    if record.state.driver is Driver.SHADOW:
+        print("  only watched (shadow): another launcher runs it. Nothing is touched, and decisions are advice")
     print(printable(f"  recipe {row['recipe']} {' '.join(row['settings'])}".rstrip()))
     last = f"{row['step_age']} ago" if row["step_age"] else None
     print(f"  step {text(row['progress'])}   last step {text(last)}   checkpoint {text(row['checkpoint'])}")
@@ -194,8 +197,11 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
     if output in (Format.JSON, Format.JSONL):
         show("opt-ops/explanation/1", [*map(explanation, concerned)], [], output)
         return
+    watched = record.state.driver is Driver.SHADOW
+    if watched:
+        print(f"{identifier}: {views.WATCHED}. Every action is advice, and nothing is touched.\n")
     for incident in concerned:
-        for line in views.explanation_lines(incident):
+        for line in views.explanation_lines(incident, watched=watched):
             print("\n".join(wrapped(printable(line), 12)))
         print()
     if not concerned:

@@ -20,7 +20,7 @@ from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.planned import planned_rows
 from opt_ops.core.state.queries import lr_scale, newest_good
 from opt_ops.core.text import age, iso, to_iso
-from opt_ops.core.values import Action
+from opt_ops.core.values import Action, Driver
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.fields import BadField
@@ -119,7 +119,7 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "step_age": None if found.at is None else age(now - found.at),
         "step_age_seconds": None if found.at is None else round(max(0.0, now - found.at), 1),
         "loss": point.loss if point else None,
-        "lr": point.lr if point else None,
+        "lr": point.lr if point and found.line and found.line.get("lr") is not None else None,
         "wps": point.wps if point else None,
         "tflops": standing.finite(found.line.get("tflops")) if found.line else None,
         "checkpoint": good.checkpoint.step if good else None,
@@ -127,12 +127,16 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "since": iso(state.since) if state.since else None,
         "age": age(now - state.since) if state.since else None,
         "reason": _reason(state, wrong),
+        "driver": str(state.driver),
         "recipe": state.lineage.recipe if state.lineage else None,
         "settings": list(state.lineage.settings) if state.lineage else [],
     }
 
 
 UNREADABLE = "UNREADABLE"
+WATCHED = "only watched (shadow)"
+"""Of a training that another launcher runs: nothing is touched, and decisions are advice."""
+_ADVISORY = "advisory: an operator drives, nothing is done"
 
 
 def lineage_rows(paths: Sequence[Path], watch: Watch) -> list[dict[str, Any]]:
@@ -168,9 +172,10 @@ def by_lineage(paths: Sequence[Path], work: Callable[[Path], _T]) -> tuple[list[
 def _reason(state: State, wrong: Sequence[Finding]) -> str:
     """What people must know beside the status: why it cannot be trusted, and what is open."""
     if state.ended:
-        return state.why
+        return f"{WATCHED}; {state.why}" if state.driver is Driver.SHADOW else state.why
     open_incidents = [i for i in state.incidents.values() if i.closed_at is None]
-    reasons = [each.why for each in wrong if each.doubt]
+    reasons = [WATCHED] if state.driver is Driver.SHADOW else []
+    reasons += [each.why for each in wrong if each.doubt]
     reasons += [f"{open_incidents[-1].name} {open_incidents[-1].cause}"] if open_incidents else []
     reasons += [f"{each.finding}: {each.why}" for each in wrong if each.finding.startswith("alert")][:2]
     return "; ".join(reasons)
@@ -224,8 +229,8 @@ def concerns(incident: IncidentReport, identifier: str) -> bool:
     return identifier in (incident.incident, lineage_of(incident.incident), *attempts, *runs)
 
 
-def explanation_lines(incident: IncidentReport) -> Iterator[str]:
-    """An incident with its decision and its proof, as lines of text."""
+def explanation_lines(incident: IncidentReport, *, watched: bool = False) -> Iterator[str]:
+    """An incident with its decision and its proof, as lines of text. `watched`: another launcher runs the training."""
     drill = f"  (drill {incident.drill})" if incident.drill else ""
     yield f"{incident.incident}  {incident.kind}  {to_iso(incident.opened)}{drill}"
     yield f"  cause     {incident.cause}  [{incident.opened_entry}]"
@@ -242,7 +247,7 @@ def explanation_lines(incident: IncidentReport) -> Iterator[str]:
         return
     meant = f", for {incident.for_cause}" if incident.for_cause else ""
     decided = f"({incident.playbook}, rung {incident.rung}{meant})  [{incident.decided_entry}]"
-    yield f"  action    {'; '.join(_action(incident))}  {decided}"
+    yield f"  action    {'; '.join(_action(incident, watched))}  {decided}"
     yield f"  why       {incident.why}"
     if incident.closed is None:
         yield "  proof     not known yet"
@@ -281,9 +286,9 @@ def _probe_lines(incident: IncidentReport) -> Iterator[str]:
 _SHOWED = {True: "spiked", False: "did not spike", None: "no verdict"}
 
 
-def _action(incident: IncidentReport) -> Iterator[str]:
+def _action(incident: IncidentReport, watched: bool) -> Iterator[str]:
     yield str(incident.action)
-    if incident.action == Action.ROLLBACK:
+    if incident.action == Action.ROLLBACK and not (watched and incident.decided_checkpoint_step is None):
         yield f"to step {incident.decided_checkpoint_step or 0}"
     if incident.lr_factor is not None:
         yield f"learning rate × {incident.lr_factor}"
@@ -296,7 +301,7 @@ def _action(incident: IncidentReport) -> Iterator[str]:
     if incident.excluded:
         yield f"without {', '.join(incident.excluded)}"
     if incident.advisory:
-        yield "advisory: an operator drives, nothing is done"
+        yield "advisory: the job is only watched, nothing is done" if watched else _ADVISORY
 
 
 def _stack_lines(stacks: StacksReport) -> Iterator[str]:

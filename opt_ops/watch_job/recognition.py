@@ -15,9 +15,10 @@ from opt_ops.watch_job.line_formats import FORMATS, Format
 
 TRIED_LINES = 1000
 LIKED_LINES = 3
+_BEFORE = 127  # lines before the first that is read: the head of its block may be among them
 _LONGEST_LIKED = 200  # characters that are shown
 
-_LABEL = re.compile(r"\s{0,6}(?:\[?(?:rank|default) ?(\d{1,6})\]?:|(\d{1,6}):)(?: |$)")
+_LABEL = re.compile(r"\s{0,6}(?:\[(?:rank|default) ?(\d{1,6})\]: ?|(\d{1,6}):(?: |$))")
 _WORDS = re.compile(r"loss|step|iter|epoch|update|batch|lr\b|learning|grad|norm|tok|ppl|nll|objective", re.IGNORECASE)
 _NUMBERS = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
@@ -79,7 +80,7 @@ class Recognition:
         for place in matches:
             self._counts[place, line.rank] += 1
         if not self._counts:
-            self._kept = [*self._kept[-(LIKED_LINES - 1) :], line]  # a head may stand before the first loss
+            self._kept = [*self._kept[-_BEFORE:], line]
             self._like(line.text)
         else:
             self._kept.append(line)

@@ -45,5 +45,5 @@ def _finding(signal: str, tier: Tier, point: Point, rule: str, count: int) -> Fi
         onset_step=point.step,
         at=point.ts,
         rule=rule,
-        evidence={"loss": point.loss, "gnorm": point.gnorm, "lr": point.lr, "iterations": count, "bad_module": None},
+        evidence={"iterations": count, "gnorm": point.gnorm, "lr": point.lr},
     )

@@ -14,7 +14,7 @@ class Pace:
     """How long an update takes, by what lines say or by when they came."""
 
     slowest: float | None = None
-    """The longest time between two lines, as far as lines tell."""
+    """The longest time between two of the last 64 lines, by their own stamps; None: they have none."""
     _step: int | None = None
     _at: float | None = None
     _read_at: float | None = None
@@ -34,9 +34,8 @@ class Pace:
         seconds = reading.step_seconds
         if seconds is None and passed is not None and 0 < passed < 1e6:
             seconds = passed / steps
-        if seconds is not None:
-            line_seconds = passed if passed is not None and reading.at is not None else seconds * steps
-            self._remember(max(0.0, line_seconds))
+        if passed is not None and reading.at is not None and 0 <= passed < 1e6:
+            self._remember(passed)
         return seconds
 
     def _remember(self, seconds: float) -> None:

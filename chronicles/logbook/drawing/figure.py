@@ -63,6 +63,10 @@ def draw(record: LineageRecord, report: LineageReport) -> list[str]:
     curves = {measure: validation(record) if measure == "valid" else curve(record, measure) for measure in _PANELS}
     if not curves["valid"].lines and not curves["valid"].gaps:
         del curves["valid"]
+    if not any(value for line in curves["lr"].lines for value in line.values):
+        del curves["lr"]  # not known: the log of a job that is only watched need not tell it
+    if not curves["gnorm"].lines and curves["loss"].lines:
+        del curves["gnorm"]
     if not any(drawn.lines or drawn.gaps for drawn in curves.values()):
         return []
     drawings: list[str] = []

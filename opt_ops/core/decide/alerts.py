@@ -45,7 +45,10 @@ def _halted(state: State) -> AlertIntended | None:
         if i.decision
     ]
     body = [state.why, "", "Tried:", *(tried or ["nothing"]), "", f"Next: opt-ops run explain {lineage}"]
-    body.append(f"Then: opt-ops run resume {lineage}, or opt-ops run rollback {lineage} --to STEP")
+    if state.driver is Driver.SHADOW:
+        body.append("It is only watched: whoever runs this training must act.")
+    else:
+        body.append(f"Then: opt-ops run resume {lineage}, or opt-ops run rollback {lineage} --to STEP")
     return AlertIntended(
         alert=alert_id(lineage, AlertTopic.HALTED, state.since),
         severity=Severity.PAGE,

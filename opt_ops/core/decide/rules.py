@@ -172,6 +172,9 @@ def _rolled_back(state: State, incident: Incident, choice: RungChoice, decided: 
     margin = 1 if refuses else max(rung.margin_steps, incident.margin_steps)
     known, where = rollback_point(state, attempt.run, onset, margin)
     checkpoint = known.checkpoint if known else None
+    if checkpoint is None and state.driver is Driver.SHADOW and not state.checkpoints:
+        why = f"to a checkpoint at or before step {max(0, onset - margin)}; which there are is not known here"
+        return replace(decided, lr_factor=rung.lr_factor, settings=rung.settings, why=f"{why}; {decided.why}")
     if checkpoint is None and max(onset, incident.step_failed or 0) > SCRATCH_STEPS:
         why = f"{where} would lose more than {SCRATCH_STEPS} steps; {decided.why}"
         return replace(decided, action=Action.HALT, exclude=(), why=why)
