@@ -428,7 +428,7 @@ logbook handover, logbook open, logbook render, logbook update, mlflow open, mlf
 node exclude, node explain, node ledger, node list, playbook check, playbook list, playbook show, playbook try, q,
 replay, run explain, run forecast,
 run hand-back, run list, run logs, run note, run pause, run recipes, run resume, run rollback,
-run set, run shadow, run show, run start, run stop, run suggest, run take-over, run watch, signals blame,
+run set, run shadow, run show, run start, run stop, run suggest, run take-over, run watch, run watch-job, signals blame,
 signals replay
 """
 
