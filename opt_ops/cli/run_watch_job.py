@@ -125,7 +125,7 @@ def _by_pattern(pattern: str) -> Any:
     Raises:
         UsageError: it is no regular expression, or has no group `loss`.
     """
-    from opt_ops.watch_job.line_formats import GROUPS, pattern_format
+    from opt_ops.watch_job.given_pattern import GROUPS, pattern_format
 
     try:
         compiled = re.compile(pattern)

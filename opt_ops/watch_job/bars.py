@@ -103,7 +103,7 @@ class LightningReader:
         self._clocks: dict[int, float] = {}  # by epoch: the longest time on its bar
         self._lengths: dict[int, int] = {}  # by epoch: its updates
 
-    def take(self, line: str, _source: int = 0) -> Sequence[Reading]:
+    def take(self, line: str, source: int = 0) -> Sequence[Reading]:  # noqa: ARG002
         """Take in a drawing. The update before it is whole when another one is drawn."""
         shown = bar(line) if "=" in line else None
         if shown is None or _NOT_TRAINING.search(shown.name) or shown.n == 0:

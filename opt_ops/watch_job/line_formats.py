@@ -44,7 +44,7 @@ class LineReader:
     def __init__(self, parse: Callable[[str], Reading | None]) -> None:
         self._parse = parse
 
-    def take(self, line: str, _source: int = 0) -> Sequence[Reading]:
+    def take(self, line: str, source: int = 0) -> Sequence[Reading]:  # noqa: ARG002
         """The reading of the line, if it is a training line."""
         found = self._parse(line)
         return (found,) if found is not None else ()
@@ -116,7 +116,7 @@ def megatron(line: str) -> Reading | None:
         lr=number(fields.get("learning rate")),
         step_seconds=step_seconds,
         tokens_per_second=positive(fields.get("tokens per gpu per second (tgs)")),
-        tokens=_tokens(fields.get("consumed tokens")),
+        tokens=tokens(fields.get("consumed tokens")),
         batch=whole(fields.get("global batch size")),
         loss_scale=positive(fields.get("loss scale")),
         nan_updates=whole(fields.get("number of nan iterations")) or 0,
@@ -125,7 +125,8 @@ def megatron(line: str) -> Reading | None:
     )
 
 
-def _tokens(text: str | None) -> int | None:
+def tokens(text: str | None) -> int | None:
+    """A count of tokens, such as `61.4M`; None if it is none."""
     value = number(text)
     return int(value) if value is not None and math.isfinite(value) and value >= 0 else None
 
@@ -213,7 +214,7 @@ def picotron(line: str) -> Reading | None:
         gnorm=number(fields.get("grad norm", fields.get("grad_norm"))),
         lr=number(fields.get("lr", fields.get("learning rate"))),
         tokens_per_second=positive(fields.get("tokens/s")),
-        tokens=_tokens(fields.get("tokens", "").partition("/")[0]),
+        tokens=tokens(fields.get("tokens", "").partition("/")[0]),
     )
 
 
@@ -234,7 +235,7 @@ def nanotron(line: str) -> Reading | None:
         lr=number(fields.get("lr")),
         step_seconds=_seconds(fields.get("time_per_iteration_ms")),
         tokens_per_second=positive(fields.get("tokens_per_sec")),
-        tokens=_tokens(fields.get("consumed_tokens")),
+        tokens=tokens(fields.get("consumed_tokens")),
         at=stamp(line[: head.start() + 1]),
     )
 
@@ -264,7 +265,7 @@ class OlmoReader:
         self._block: Reading | None = None
         self._quiet = 0
 
-    def take(self, line: str, _source: int = 0) -> Sequence[Reading]:
+    def take(self, line: str, source: int = 0) -> Sequence[Reading]:  # noqa: ARG002
         """Take in a line. A head ends the block before it."""
         self._quiet = 0
         if head := _OLMO_HEAD.search(line):
@@ -274,7 +275,7 @@ class OlmoReader:
         found = _OLMO_FIELD.match(line) if self._block is not None else None
         name = _OLMO_NAMES.get(found[1]) if found else None
         if self._block is not None and found is not None and name is not None:
-            value = _tokens(found[2]) if name == "tokens" else number(found[2])
+            value = tokens(found[2]) if name == "tokens" else number(found[2])
             self._block = replace(self._block, **{name: value})
         return ()
 
@@ -317,67 +318,6 @@ def metaseq(line: str) -> Reading | None:
         batch=whole(fields.get("bsz")),
         loss_scale=positive(fields.get("loss_scale")),
         at=stamp(line[: found.start()]),
-    )
-
-
-# ---- a pattern that the user gives
-
-GROUPS = ("step", "loss", "lr", "gnorm", "step_seconds", "tokens")
-"""The named groups of `--pattern`."""
-
-
-class PatternReader:
-    """Reads lines by a regular expression with named groups. Without a step, lines are counted."""
-
-    def __init__(self, pattern: re.Pattern[str], every: int | None) -> None:
-        self._pattern = pattern
-        self._every = every or 1
-        self._count = 0
-
-    def take(self, line: str, _source: int = 0) -> Sequence[Reading]:
-        """The reading of the line, if the pattern is found in it."""
-        found = by_pattern(self._pattern, line)
-        if found is None:
-            return ()
-        if found.step is None and "step" not in self._pattern.groupindex:
-            self._count += 1
-            found = replace(found, step=self._count * self._every)
-        return (found,) if found.step is not None else ()
-
-    def idle(self) -> Sequence[Reading]:
-        """Nothing: no line is held back."""
-        return ()
-
-    end = idle
-
-
-def by_pattern(pattern: re.Pattern[str], line: str) -> Reading | None:
-    """What a pattern finds in a line; None if it finds no loss."""
-    found = pattern.search(line)
-    if found is None:
-        return None
-    groups = found.groupdict()
-    loss = number(groups.get("loss"))
-    if loss is None:
-        return None
-    return Reading(
-        step=whole(groups.get("step")),
-        loss=loss,
-        lr=number(groups.get("lr")),
-        gnorm=number(groups.get("gnorm")),
-        step_seconds=positive(groups.get("step_seconds")),
-        tokens=_tokens(groups.get("tokens")),
-        at=stamp(line),
-    )
-
-
-def pattern_format(pattern: re.Pattern[str]) -> Format:
-    """The format of a pattern that the user gives."""
-    return Format(
-        name="--pattern",
-        is_training_line=lambda line: by_pattern(pattern, line) is not None,
-        reader=lambda every: PatternReader(pattern, every),
-        without_steps="step" not in pattern.groupindex,
     )
 
 

@@ -64,39 +64,39 @@ class _LogTrainer:
     def __init__(self) -> None:
         self.new: deque[Point] = deque()
 
-    def config(self, _attempt: str) -> TrainerConfig | None:
+    def config(self, attempt: str) -> TrainerConfig | None:  # noqa: ARG002
         """A log has no settings."""
         return None
 
-    def points(self, _attempt: str) -> Sequence[Point]:
+    def points(self, attempt: str) -> Sequence[Point]:  # noqa: ARG002
         """The points since the last call."""
         found = tuple(self.new)
         self.new.clear()
         return found
 
-    def phases(self, _attempt: str) -> Sequence[TrainerPhase]:
+    def phases(self, attempt: str) -> Sequence[TrainerPhase]:  # noqa: ARG002
         """A log has no phases."""
         return ()
 
-    def inject(self, _attempt: str, _drills: Sequence[Mapping[str, Any]]) -> None:
+    def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
         """Nothing: the job is not touched."""
 
 
 class _NoCheckpoints:
     """The checkpoints of a watched job are not known."""
 
-    def committed(self, _run: str) -> Sequence[Checkpoint]:
+    def committed(self, run: str) -> Sequence[Checkpoint]:  # noqa: ARG002
         """None."""
         return ()
 
-    def examine(self, _checkpoint: Checkpoint) -> None:
+    def examine(self, checkpoint: Checkpoint) -> None:
         """Nothing."""
 
-    def written(self, _checkpoint: Checkpoint) -> int:
+    def written(self, checkpoint: Checkpoint) -> int:  # noqa: ARG002
         """None is there."""
         return 0
 
-    def pin(self, _checkpoint: Checkpoint) -> None:
+    def pin(self, checkpoint: Checkpoint) -> None:
         """Nothing: the job is not touched."""
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:

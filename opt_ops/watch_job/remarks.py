@@ -37,7 +37,7 @@ class OwnWords:
         return there and clean >= _CLEAN_LINES
 
 
-def _finding(signal: str, tier: Tier, point: Point, rule: str, count: int) -> Finding:
+def _finding(signal: FailureClass | AlertSignal, tier: Tier, point: Point, rule: str, count: int) -> Finding:
     return Finding(
         signal=signal,
         tier=tier,

@@ -14,19 +14,17 @@ from pathlib import Path
 from opt_ops.adapters.slurm.states import Job
 from opt_ops.core.detect.hang import HangRule
 from opt_ops.core.events import LineageCancelled, LineageCompleted, LineageHalted, SignalRaised
-from opt_ops.core.failures.cause_lines import CauseLines
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.values import Outcome, Tier
 from opt_ops.runfolder.fields import BadField
-from opt_ops.watch_job.attempts import Ordered, StepOrder
+from opt_ops.watch_job.attempts import Ordered
 from opt_ops.watch_job.ends import SUSPENDED_SECONDS, suspended, why_job_ended, why_log_ends
 from opt_ops.watch_job.job import JobRecord
 from opt_ops.watch_job.job_poll import JobPoll
-from opt_ops.watch_job.line_formats import FORMATS, Format, Reader
+from opt_ops.watch_job.line_formats import FORMATS, Format
 from opt_ops.watch_job.lineage import ShadowLineage
-from opt_ops.watch_job.log_follower import LogFollower, Segment
+from opt_ops.watch_job.logs import JobLogs
 from opt_ops.watch_job.reading import Reading
-from opt_ops.watch_job.recognition import Labels, LogLine, Recognised, Recognition
 from opt_ops.watch_job.remarks import OwnWords
 from opt_ops.watch_job.silence import Silence
 from opt_ops.watch_job.telemetry_line import Pace, telemetry_of
@@ -34,7 +32,6 @@ from opt_ops.watch_job.telemetry_line import Pace, telemetry_of
 LOG_PART = "the watch over the log"
 JOB_PART = "the watch over the job"
 _AT_ONCE = 512  # points between two rounds of decisions
-_UNRECOGNISED_LINES = 1000  # after which it is said that no format reads the log
 _LATE_SECONDS = 60.0  # that a log of a running job may be missing before that is said
 _SETTLED_LOOKS = 2  # without a new byte after the job's end, until the log is taken for whole
 
@@ -58,13 +55,6 @@ class Subject:
     every: int | None = None
 
 
-@dataclass(slots=True)
-class _Log:
-    follower: LogFollower
-    labels: Labels
-    error: str = ""
-
-
 class JobWatch:
     """The watch. `step` does one round; `over` says when nothing more can come; `end` journals how it ended."""
 
@@ -81,20 +71,13 @@ class JobWatch:
         self._lineage = lineage
         self._say = say
         self._blind = blind
-        self._logs = [
-            _Log(LogFollower(path), Labels(number), "") for number, path in enumerate(dict.fromkeys(subject.logs))
-        ]
+        self._logs = JobLogs(subject.logs, subject.formats, subject.every, self._take, say)
         now = time.monotonic()
         self._began = now
         self._hang = hang
         self._silence = Silence(hang, now)
         self._caught_up = False  # whether everything from before the watch began is read
         self._silent = False  # whether a hang is open
-        self._recognition = Recognition(subject.formats)
-        self._reader: Reader | None = None
-        self.recognised: Recognised | None = None
-        self._order = StepOrder()
-        self._causes = CauseLines()
         self._words = OwnWords()
         self._pace = Pace()
         self._scaled = False  # whether the loss scale was ever another than 1
@@ -114,92 +97,21 @@ class JobWatch:
         if poll is not None:
             poll.look()
             self._look_at_job(poll)
-        size = self._read()
+        size = self._logs.read()
+        self._observe()
         now = time.monotonic()
-        if not self.behind and not self._caught_up:
+        if not self._logs.behind and not self._caught_up:
             self._catch_up(now)
         elif size:
             self._silence.heard(now, size)
             self._heard_again()
         self._conclude(now)
-        self._settled = 0 if size or self.behind else self._settled + 1
+        self._settled = 0 if size or self._logs.behind else self._settled + 1
 
-    @property
-    def behind(self) -> bool:
-        """Whether more of the logs is there to be read at once."""
-        return any(log.follower.behind for log in self._logs)
-
-    def _read(self) -> int:
-        """Read what is new in all logs. Returns its bytes."""
-        before = sum(log.follower.size for log in self._logs)
-        for log in self._logs:
-            try:
-                for segment in log.follower.read():
-                    self._take_segment(log, segment)
-            except OSError as error:
-                log.error = f"{log.follower.path} cannot be read: {error.strerror or error}"
-            else:
-                log.error = ""
-        size = sum(log.follower.size for log in self._logs) - before
-        if not self.behind:
-            self._idle(size)
-        self._observe()
-        return size
-
-    def _take_segment(self, log: _Log, segment: Segment) -> None:
-        line = log.labels.take(segment.text, segment.starts_line)
-        if self._reader is not None:
-            self._take_line(line)
-            return
-        self._recognition.take(line)
-        if line.text:
-            self._causes.add(line.text)
-        if self._recognition.enough:
-            self._recognise()
-
-    def _idle(self, size: int) -> None:
-        """All that is there by now was read."""
-        if self._reader is None:
-            found = self._recognition.found
-            if found is not None and (found.lines >= 3 or not size):
-                self._recognise()
-        if self._reader is not None and not size:
-            self._take_readings(self._reader.idle())
-
-    def _recognise(self) -> None:
-        """Take the best format, and read with it what was kept."""
-        found = self._recognition.found
-        if found is None:
-            return
-        self.recognised = found
-        self._reader = found.format.reader(self._subject.every)
-        rank = "" if found.rank is None else f", rank {found.rank}"
-        self._say(f"Format: {found.format.name}{rank} ({found.lines:,} of {found.of:,} lines so far).")
-        if found.format.remark:
-            self._say(f"  note: {found.format.remark}.")
-        self._causes = CauseLines()  # the kept lines come again, now with their steps
-        for line in self._recognition.kept():
-            self._take_line(line)
-
-    def _take_line(self, line: LogLine) -> None:
-        assert self._reader is not None
-        assert self.recognised is not None
-        readings: Sequence[Reading] = ()
-        if line.rank is None or self.recognised.rank is None or line.rank == self.recognised.rank:
-            readings = self._reader.take(line.text, line.source)
-            self._take_readings(readings)
-        if line.text and not readings:
-            self._causes.add(line.text)
-
-    def _take_readings(self, readings: Sequence[Reading]) -> None:
-        for reading in readings:
-            self._count(self._order.take(reading))
-
-    def _count(self, ordered: Sequence[Ordered]) -> None:
-        for each in ordered:
-            if each.begins and self.readings:
-                self._begin_again(each.reading)
-            self._add(each.reading)
+    def _take(self, ordered: Ordered) -> None:
+        if ordered.begins and self.readings:
+            self._begin_again(ordered.reading)
+        self._add(ordered.reading)
 
     def _begin_again(self, reading: Reading) -> None:
         assert reading.step is not None
@@ -220,7 +132,6 @@ class JobWatch:
             self._say(f"A line of step {reading.step:,} was left out: {error}.")
             return
         self.readings += 1
-        self._causes.add(f"step {reading.step}")  # what an earlier line of the log says did not end training
         words = self._words.take(reading, point)
         self._pending += 1
         if words or self._pending >= _AT_ONCE:
@@ -258,8 +169,7 @@ class JobWatch:
         self._caught_up = True
         self._silence.rest(now)
         if (slowest := self._pace.slowest) is not None and self.readings:
-            size = sum(log.follower.size for log in self._logs)
-            self._silence.expect(slowest, size / self.readings)
+            self._silence.expect(slowest, self._logs.size / self.readings)
 
     def _heard_again(self) -> None:
         if self._silent:
@@ -282,7 +192,7 @@ class JobWatch:
         last, seconds = self._lineage.last, self._silence.seconds(now)
         poll = self._subject.poll
         state = f"and job {poll.number} is RUNNING" if poll is not None else "and whether the job runs is not known"
-        line = next((each.line.text for each in reversed(self._causes.found) if not each.line.stale), "")
+        line = next((each.line.text for each in reversed(self._logs.causes.found) if not each.line.stale), "")
         self._lineage.raised(
             SignalRaised(
                 signal=FailureClass.HANG,
@@ -306,17 +216,9 @@ class JobWatch:
 
     def _unreadable(self, now: float) -> str:
         """Why nothing is seen in the logs; empty: something is, or nothing can be expected yet."""
-        if errors := [log.error for log in self._logs if log.error]:
-            return "; ".join(errors)
-        poll = self._subject.poll
-        running = poll is None or poll.running
-        if running and now - self._began > _LATE_SECONDS and not any(log.follower.exists for log in self._logs):
-            return f"{', '.join(str(log.follower.path) for log in self._logs)} is not there"
-        if self._reader is None and self._recognition.tried >= _UNRECOGNISED_LINES:
-            return f"no format reads any of {self._recognition.tried:,} lines; {self.tried}"
-        if self._order.mixed:
-            return "steps fall again and again: the log mixes several runs or ranks, and restarts are not told any more"
-        return ""
+        running = self._subject.poll is None or self._subject.poll.running
+        late = running and now - self._began > _LATE_SECONDS
+        return self._logs.unreadable or (self._logs.missing if late else "")
 
     def _tell_blind(self, part: str, why: str) -> None:
         if self._lineage.tell_blind(part, why):
@@ -326,19 +228,22 @@ class JobWatch:
             else:
                 self._say(f"{part.capitalize()} sees again.")
 
+    # ---- the end
+
+    @property
+    def behind(self) -> bool:
+        """Whether more of the logs is there to be read at once."""
+        return self._logs.behind
+
     @property
     def tried(self) -> str:
         """Which formats were tried, and the lines that look most like a training line."""
-        liked = "".join(f"\n    {line}" for line in self._recognition.liked)
-        names = ", ".join(each.name for each in self._subject.formats)
-        return f"tried: {names}" + (f"; the likeliest lines:{liked}" if liked else "")
-
-    # ---- the end
+        return self._logs.tried
 
     @property
     def over(self) -> bool:
         """Whether nothing more can come: the job has ended, or the log alone was read to its end."""
-        if self.behind:
+        if self._logs.behind:
             return False
         poll = self._subject.poll
         if poll is None:
@@ -350,11 +255,10 @@ class JobWatch:
 
         `stopped_by`: who ended the watch before that; empty: nobody did.
         """
-        for log in self._logs:
-            for segment in log.follower.finish():
-                self._take_segment(log, segment)
-        self._recognise_at_end()
+        self._logs.end()
         self._observe()
+        if unrecognised := self._logs.unrecognised:
+            self._tell_blind(LOG_PART, unrecognised)
         self._lineage.observe()
         last = self._lineage.last
         where = f" at step {last.step:,}" if last else ""
@@ -369,24 +273,12 @@ class JobWatch:
         else:
             self._end_job(poll, where)
         self._lineage.decide()
-        for log in self._logs:
-            log.follower.close()
-
-    def _recognise_at_end(self) -> None:
-        if self._reader is None:
-            self._recognise()
-        if self._reader is not None:
-            self._take_readings(self._reader.end())
-        self._count(self._order.end())
-        if self._reader is None:
-            tried = f"no format reads any of {self._recognition.tried:,} lines; {self.tried}"
-            self._tell_blind(LOG_PART, tried)
 
     def _close(self, outcome: Outcome) -> None:
         self._lineage.end_attempt(outcome)
 
     def _end_log(self, where: str) -> None:
-        raised = why_log_ends(self._lineage.attempt, self._lineage.last, self._causes)
+        raised = why_log_ends(self._lineage.attempt, self._lineage.last, self._logs.causes)
         if raised is not None:
             self._lineage.raised(raised)
             self._lineage.decide()
@@ -397,7 +289,7 @@ class JobWatch:
 
     def _end_job(self, poll: JobPoll, where: str) -> None:
         record = poll.record or JobRecord(number=poll.number, word="FORGOTTEN", meaning=None)
-        raised = why_job_ended(self._lineage.attempt, self._lineage.last, record, poll.gone, self._causes)
+        raised = why_job_ended(self._lineage.attempt, self._lineage.last, record, poll.gone, self._logs.causes)
         step = self._lineage.attempt.last_step or (self._lineage.last.step if self._lineage.last else 0)
         why = f"job {record.number} {'ended' if poll.gone else record.word}{where}"
         if raised is None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.watch_job.line_formats import FORMATS, Reader, pattern_format
+from opt_ops.watch_job.given_pattern import pattern_format
+from opt_ops.watch_job.line_formats import FORMATS, Reader
 from opt_ops.watch_job.log_follower import LineSplitter
 from opt_ops.watch_job.reading import Reading, number, stamp, whole
 from opt_ops.watch_job.recognition import Labels, Recognition
