@@ -1,24 +1,24 @@
 """Saves a checkpoint of several ranks: every file synced and hashed, the marker last."""
 
-import os
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from opt_ops.contract import Options, Outside, SupersededError, commit, committed, remove, step_folder, write_rank
-from opt_ops.contract.files import sync_folder
+from opt_ops.contract import Options, Outside, commit, committed, remove, step_folder, write_rank
 from opt_ops.contract.manifest import MARKER, pinned
+from opt_ops.integrations.agreement import all_do, sum_over_ranks
 
-_Result = TypeVar("_Result")
+__all__ = ["Checkpoints", "Written", "sum_over_ranks"]
 
-_DEADLINE_SECONDS = 1800.0
-"""For the slowest rank to write its part. A rank that never does is found by its agent before that."""
+log = logging.getLogger(__name__)
+
+_DEADLINE_SECONDS = 60.0
+"""For the reports of all ranks to be visible on rank 0. All ranks have written theirs by then; a shared file system may
+show them late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Checkpoints:
         self._rank, self._world, self._keep = rank, world, keep
 
     def save(self, step: int, write: Callable[[Path], Written], header: Mapping[str, Any]) -> None:
-        """Write a checkpoint. All ranks call it after the same update.
+        """Write a checkpoint. All ranks call it after the same update, and it ends in the same way on all of them.
 
         Args:
             step: the update.
@@ -62,25 +62,19 @@ class Checkpoints:
 
         Raises:
             SupersededError: a newer attempt exists. There is no marker then.
-            CheckpointError: the files are those of the save before.
-            OSError, TimeoutError: this rank or another could not write its part.
+            CheckpointError: the files are those of the save before, or a resume would refuse them.
+            OSError: this rank or another could not write its part. Nothing is left of the checkpoint.
         """
         path = step_folder(self._folder, step)
-        self._all_do(lambda: self._clear(path))
-        written = self._all_do(lambda: write(path))
-        for name in written.names:
-            _sync(path / name)
-        for folder in {(path / name).parent for name in written.names} | {path}:
-            sync_folder(folder)
-        write_rank(path, self._rank, written.names)
-        if self._rank == 0:
-            commit(
-                path,
-                ranks=self._world,
-                deadline_seconds=_DEADLINE_SECONDS,
-                header={"step": step, "attempt": self._attempt, "ts": time.time(), **header},
-                before_marker=self._outside.check_fence,
-            )
+        try:
+            all_do(lambda: self._clear(path), self._world, path)
+            all_do(lambda: self._write_part(path, write), self._world, path)
+            all_do(lambda: self._commit(path, {"step": step, **header}), self._world, path)
+        except OSError:
+            if self._rank == 0:  # a torn checkpoint is of no use, and the disk may be full because of it
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+        if self._rank == 0 and self._keep:
             self._prune()
 
     def _clear(self, path: Path) -> None:
@@ -93,44 +87,42 @@ class Checkpoints:
             shutil.rmtree(path)
         path.mkdir(parents=True)
 
-    def _all_do(self, act: Callable[[], _Result]) -> _Result:
-        """Act, and wait until all ranks have done it. If it fails on one rank, it fails on all: nobody waits for it."""
-        error: OSError | SupersededError | None = None
-        result = None
+    def _write_part(self, path: Path, write: Callable[[Path], Written]) -> None:
         try:
-            result = act()
-        except (OSError, SupersededError) as caught:
-            error = caught
-        superseded, failed = isinstance(error, SupersededError), isinstance(error, OSError)
-        superseded, failed = sum_over_ranks([float(superseded), float(failed)], self._world)
-        if error:
-            raise error
-        if superseded:
-            raise SupersededError("superseded: a newer attempt exists; nothing was saved")
-        if failed:
-            raise OSError("another rank could not write its part of the checkpoint. Its log has the reason.")
-        return result  # pyright: ignore[reportReturnType]
+            written = write(path)
+        except Exception as error:
+            # torch and safetensors raise errors of their own where the disk is full.
+            if isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError":
+                raise OSError(str(_reason(error))) from error
+            raise
+        write_rank(path, self._rank, written.names, state=written.state)
+
+    def _commit(self, path: Path, header: Mapping[str, Any]) -> None:
+        if self._rank != 0:
+            return
+        commit(
+            path,
+            ranks=self._world,
+            deadline_seconds=_DEADLINE_SECONDS,
+            header={"attempt": self._attempt, "ts": time.time(), **header},
+            before_marker=self._outside.check_fence,
+        )
 
     def _prune(self) -> None:
-        if self._keep:
-            for _, path in committed(self._folder)[: -self._keep]:
-                if not pinned(path):
-                    remove(path)
+        unpinned = [path for _, path in committed(self._folder) if not pinned(path)]
+        for path in unpinned[: -self._keep]:
+            try:
+                remove(path)
+            except OSError as error:
+                log.warning("%s cannot be removed and stays: %s", path, error)
 
 
-def sum_over_ranks(numbers: Sequence[float], world: int) -> list[float]:
-    """The sums over all ranks, in double precision. Every rank calls it."""
-    if world == 1:
-        return list(numbers)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
-    dist.all_reduce(sums)
-    return sums.tolist()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _reason(error: BaseException) -> BaseException:
+    """The OSError behind ``error``, where there is one."""
+    cause = error
+    while not isinstance(cause, OSError):
+        following = cause.__cause__ or cause.__context__
+        if following is None:
+            return error
+        cause = following
+    return cause

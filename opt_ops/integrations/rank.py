@@ -12,6 +12,7 @@ The order of an update:
 """
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 
 from opt_ops.contract import (
     Agreed,
@@ -42,8 +44,11 @@ from opt_ops.contract import (
 )
 from opt_ops.contract.learning_rate import total_lr_factor
 from opt_ops.contract.signals import Signals
-from opt_ops.integrations.checkpoints import Checkpoints, Written, sum_over_ranks
+from opt_ops.integrations.agreement import all_do, sum_over_ranks
+from opt_ops.integrations.checkpoints import Checkpoints, Written
 from opt_ops.integrations.optimizer import LiveOptimizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,27 +81,43 @@ class Plan:
 
 
 class SupervisedRank:
-    """One rank of a supervised attempt.
+    """One rank of a supervised attempt. Make it when torch.distributed has been started: then, if the checkpoint is
+    refused, all ranks leave with the exit code that says so. Otherwise only rank 0 does, and the others wait for it.
 
     Args:
         options: of this process, with a ``run_dir``.
         signals: made when the process began.
+        folder: what stands for the run folder where nobody supervises.
+
+    Attributes:
+        step: the last update that was applied.
+        position: of the data, as ``data_position`` in telemetry.
+        tokens: trained so far.
+        resumed: the manifest of the checkpoint to continue from; None at step 0.
+        weights_moved: whether an update with a learning rate above 0 was applied since the last save. If none was, the
+            weights are those of the save before, and that is no stale save: leave their files out of ``Written.state``.
 
     Raises:
         CheckpointError: the checkpoint to continue from is missing, torn, damaged or stale.
         UserError: the folders are not those of a new attempt.
     """
 
-    def __init__(self, options: Options, signals: Signals) -> None:
+    def __init__(self, options: Options, signals: Signals, folder: RunFolder | None = None) -> None:
         place = place_from_environment(os.environ)
         self.options, self.rank, self.world = options, place.rank, place.world
         self.outside = Outside(options, self.rank, signals)
-        self.resumed: Manifest | None = starting_point(options, self.rank)
-        self.folder = RunFolder(options, self.rank)
+        self.resumed: Manifest | None
+        self.folder: RunFolder
+        self.resumed, self.folder = all_do(
+            lambda: (starting_point(options, self.rank), folder or RunFolder(options, self.rank)),
+            self.world if dist.is_available() and dist.is_initialized() else 1,
+            options.resume or options.checkpoint_dir,
+        )
         self.step = self.resumed.step if self.resumed else 0
         self.position = self.resumed.data_position if self.resumed else 0
         self.tokens = self.resumed.tokens if self.resumed else 0
         self.skipped = int(self.resumed.telemetry.get("skipped", 0)) if self.resumed else 0
+        self.weights_moved = False
         self._local: list[float] = []
         self._agreed = Agreed()
         self._line: dict[str, Any] = {}
@@ -131,13 +152,16 @@ class SupervisedRank:
         self._local = self.outside.local(self.step + 1)
         return bool(self._local[3])
 
-    def before_update(self, loss: float, gnorm: float | None, base_lr: float | None = None) -> None:
+    def before_update(self, loss: float, gnorm: float | None, base_lr: float | None = None) -> float:
         """Agree with all ranks that the update is applied, and set the optimizer for it.
 
         Args:
             loss: of this rank's part of the batch; the mean over ranks is what telemetry has.
             gnorm: of all gradients, before clipping, the same on all ranks; None where it is not known.
             base_lr: the rate that the schedule alone gives, for a schedule of an unknown kind.
+
+        Returns:
+            The mean loss over ranks.
 
         Raises:
             SupersededError: a newer attempt exists.
@@ -168,6 +192,7 @@ class SupervisedRank:
         if not math.isfinite(mean) or not (gnorm is None or math.isfinite(gnorm)):
             self._write(applied=False)
             raise NotFiniteError(f"the loss or the gradient norm of update {step} is not finite; it was not applied")
+        return mean
 
     def after_update(self, *, skipped: bool = False) -> bool:
         """Write the line of the update. Returns whether to save now: :meth:`save`.
@@ -176,9 +201,13 @@ class SupervisedRank:
             skipped: the weights are as before, because a gradient scaler found an overflow. The data are used up.
         """
         self.skipped += skipped
-        self._write(applied=True)
+        self._write(applied=True, skipped=skipped)
         every = self._plan.checkpoint_every
         return self._agreed.save or self.step == self._plan.steps or bool(every and self.step % every == 0)
+
+    def leave_out_seconds(self, seconds: float) -> None:
+        """Do not count ``seconds``, in which the model was evaluated, as time of the next update."""
+        self._since += seconds
 
     def save(self, write: Callable[[Path], Written], state: Mapping[str, Any] | None = None) -> None:
         """Save a checkpoint of the last update. A save that fails is reported in the next line of telemetry.
@@ -189,7 +218,8 @@ class SupervisedRank:
 
         Raises:
             SupersededError: a newer attempt exists.
-            OSError, TimeoutError, CheckpointError: the last checkpoint of the run could not be saved.
+            CheckpointError: the save is stale, or a resume would refuse it.
+            OSError: the last checkpoint of the run could not be saved.
         """
         self.folder.phase(PhaseName.SAVING, self.step)
         began = time.monotonic()
@@ -205,20 +235,24 @@ class SupervisedRank:
         }
         try:
             self._checkpoints.save(self.step, write, header | dict(state or {}))
-        except (OSError, TimeoutError) as error:
+            self.weights_moved = False
+        except OSError as error:
             if self.step == self._plan.steps:
                 raise
             self._save_error = f"{type(error).__name__}: {error}"[:300]
+            log.warning("step %d was not saved, training continues: %s", self.step, self._save_error)
         self._save_seconds = time.monotonic() - began
         self.folder.phase(PhaseName.ENDING if self.step == self._plan.steps else PhaseName.TRAINING, self.step)
 
-    def _write(self, *, applied: bool) -> None:
+    def _write(self, *, applied: bool, skipped: bool = False) -> None:
         plan, now = self._plan, time.monotonic()
         seconds, self._since = max(now - self._since, 1e-9), now
         if applied:
             self.position = self.next_sample() + plan.batch
             self.step += 1
-            self.tokens += plan.batch * plan.tokens
+            if not skipped:
+                self.tokens += plan.batch * plan.tokens
+                self.weights_moved |= self._line["lr"] > 0.0
         self._line |= {
             "step_seconds": seconds,
             "tokens": self.tokens,
@@ -247,8 +281,10 @@ def leaving_on_faults():
 def leave(error: BaseException) -> NoReturn:
     """End this process because of ``error``."""
     code = exit_code(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error):
+        code = ExitCode.OUT_OF_MEMORY
     with contextlib.suppress(OSError):
-        if code is ExitCode.UNEXPECTED_ERROR:
+        if code in (ExitCode.UNEXPECTED_ERROR, ExitCode.OUT_OF_MEMORY):
             traceback.print_exception(error)
         print(f"error: {error}", file=sys.stderr)
         sys.stdout.flush()

@@ -1,5 +1,6 @@
 """The settings of ``--set``, read by the words of the contract."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -51,6 +52,37 @@ class Settings:
         if self._left:
             key = next(iter(self._left))
             raise UserError(f"--set {key}={self._left[key]}: this trainer has no setting {key}. It has: {known}.")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A parser for whole numbers from ``least``.
+
+    Raises:
+        ValueError: by the parser: the text is no such number.
+    """
+
+    def parse(text: str) -> int:
+        number = int(text) if text.strip().lstrip("-").isdecimal() else least - 1
+        if number < least:
+            raise ValueError(f"expected a whole number, {least} or more.")
+        return number
+
+    return parse
+
+
+def number(text: str) -> float:
+    """``text`` as a finite number, 0 or more.
+
+    Raises:
+        ValueError: the text is no such number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value < math.inf:
+        raise ValueError("expected a finite number, 0 or more.")
+    return value
 
 
 def betas(text: str) -> tuple[float, float]:
