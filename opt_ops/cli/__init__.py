@@ -34,6 +34,7 @@ _NOUNS = {
     "signals": ("signals", "app", ()),
     "data": ("data", "app", ()),
     "playbook": ("playbook", "app", ()),
+    "trainer": ("trainer", "app", ()),
 }
 _VERBS = {
     "q": ("run", "queue"),

@@ -6,6 +6,7 @@ signalled also when the rank is dead. Children that left the group are known by 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from opt_ops.node.log import log
 
 WELL_SECONDS = 5.0  # for what is left of ranks that all ended well, and to wait for the end of earlier attempts
 STUCK_SECONDS = 60.0  # a process in an uninterruptible call ends when the call returns, or never
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class RankProcess:
@@ -182,3 +185,20 @@ def _environment(pid: int) -> set[bytes]:
         return set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
     except OSError:
         return set()
+
+
+def die_with_parent(parent: int) -> None:
+    """Run in a new process: let the kernel kill it when the process that started it, `parent`, dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent died before this request
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal (proc(5), SigCgt)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 from opt_ops.contract import environment
 from opt_ops.core.names import attempt_folder
 from opt_ops.node.log import log
-from opt_ops.node.process_groups import CleanUp, RankProcess, end_earlier
+from opt_ops.node.process_groups import CleanUp, RankProcess, catches, die_with_parent, end_earlier
 from opt_ops.node.rank_log import LOOK_SECONDS, RankLog
 from opt_ops.runfolder.files import create_json, read_json, write_json
 
@@ -25,8 +24,6 @@ DUMP_SECONDS = 3.0  # for ranks to write their stacks
 PY_SPY_SECONDS = 5.0  # for py-spy to read the stacks of ranks that did not answer
 
 PIPE, TRACE = "nccl-", "nccl/rank-"  # names for NCCL's flight recorder, each followed by the rank
-
-_PR_SET_PDEATHSIG = 1
 
 
 class RankProcesses:
@@ -115,7 +112,7 @@ class RankProcesses:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=partial(_die_with_parent, os.getpid()),  # noqa: PLW1509  (the agent has no threads)
+                preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  (the agent has no threads)
             )
         return RankProcess(process)
 
@@ -161,7 +158,7 @@ class RankProcesses:
     def save(self) -> None:
         """Ask the ranks for a checkpoint (SIGUSR1). A rank without a handler is skipped: the signal would kill it."""
         for process in self._processes.values():
-            if process.alive and _catches(process.pid, signal.SIGUSR1):
+            if process.alive and catches(process.pid, signal.SIGUSR1):
                 os.kill(process.pid, signal.SIGUSR1)
 
     def dump(self, dump: str) -> None:
@@ -175,7 +172,7 @@ class RankProcesses:
         sizes = {rank: _size(path) for rank, path in files.items()}
         for rank, process in alive.items():
             _request_trace(Path(f"{folder / PIPE}{rank}.pipe"))
-            if _catches(process.pid, signal.SIGUSR2):
+            if catches(process.pid, signal.SIGUSR2):
                 os.kill(process.pid, signal.SIGUSR2)
         stacks: dict[str, str] = {}
         deadline = time.monotonic() + DUMP_SECONDS
@@ -235,23 +232,6 @@ def _request_trace(pipe: Path) -> None:
             os.write(descriptor, b"1")
         finally:
             os.close(descriptor)
-
-
-def _die_with_parent(parent: int) -> None:
-    """Run in the new process: let the kernel kill it when its agent, `parent`, dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the agent died before this request
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether the process has a handler for the signal (proc(5), SigCgt)."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
-    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def _size(path: Path) -> int:

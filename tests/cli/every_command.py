@@ -77,6 +77,7 @@ ARGUMENTS = {
     "run watch": ["12"],
     "signals blame": ["."],
     "signals replay": ["curve.csv"],
+    "trainer check": ["--ranks", "1", "--", "false"],
 }
 
 NOT_RUN = {

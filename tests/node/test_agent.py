@@ -18,7 +18,7 @@ from opt_ops.core.detect.stacks import main_thread
 from opt_ops.core.failures.classify_exit import blame
 from opt_ops.core.health import judge
 from opt_ops.core.values import Verdict
-from opt_ops.node.rank_processes import _die_with_parent
+from opt_ops.node.process_groups import die_with_parent
 from opt_ops.ports import Drilling, Launch, NodeRanksReport, Orders
 from opt_ops.runfolder.files import write_json
 from opt_ops.runfolder.node_files import FileAgents
@@ -220,7 +220,7 @@ def test_ranks_die_with_their_agent_and_are_not_started_twice(node: Node):
 
 
 def test_a_rank_whose_agent_dies_while_it_starts_does_not_start():
-    not_its_parent = partial(_die_with_parent, os.getppid())
+    not_its_parent = partial(die_with_parent, os.getppid())
     rank = subprocess.Popen(["sleep", "600"], preexec_fn=not_its_parent)  # noqa: PLW1509
     assert rank.wait(120) == -signal.SIGKILL
 

@@ -1,0 +1,82 @@
+"""What the attempts of a check were asked to do, and what was seen of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from opt_ops.core.values import Skip
+from opt_ops.trainer_check.findings import Finding
+from opt_ops.trainer_check.records import Ran
+
+LAST = 22  # the last step; no multiple of the next, so that it is saved for being the last
+EVERY = 6
+MIDDLE = 12
+FACTOR = 0.5
+NAN_AT = 7
+HUGE = 1e30
+EARLY = ((3, 4), (4, 6))  # windows that overlap; four batches are left out from update 3 on
+EARLY_AS_ONE = ((3, 6),)
+UNKNOWN_SETTING = "no_trainer_has_this_setting=1"
+
+
+Windows = tuple[tuple[int, int], ...]
+
+
+def late_windows(middle: int) -> Windows:
+    """Windows that overlap, ahead of the checkpoint that is resumed: they begin with the batch of its second update."""
+    first = middle + 2 + 4
+    return ((first, first + 1), (first + 1, first + 3))
+
+
+def late_as_one(middle: int) -> Windows:
+    """The same windows as one."""
+    first = middle + 2 + 4
+    return ((first, first + 3),)
+
+
+def as_skips(*windows: tuple[int, int]) -> Sequence[Skip]:
+    """Windows as the core names them."""
+    return [Skip(first=first, last=last) for first, last in windows]
+
+
+@dataclass(slots=True)
+class Seen:
+    """All that was seen. An attempt that was not made is missing.
+
+    Attributes:
+        ranks: The numbers of ranks, ascending.
+        middle: By number of ranks: the step of the save that is resumed.
+        runs: Attempts by their name.
+        acts: What was judged on the spot, by promise.
+    """
+
+    ranks: tuple[int, ...]
+    middle: dict[int, int] = field(default_factory=dict[int, int])
+    runs: dict[str, Ran] = field(default_factory=dict[str, Ran])
+    acts: dict[str, Finding] = field(default_factory=dict[str, Finding])
+
+    @property
+    def most(self) -> int:
+        """The largest number of ranks."""
+        return self.ranks[-1]
+
+    @property
+    def least(self) -> int:
+        """The smallest number of ranks."""
+        return self.ranks[0]
+
+    def base(self, world: int) -> Ran | None:
+        """The attempt without interruption on this number of ranks."""
+        return self.runs.get(f"base_{world}")
+
+    def middle_of(self, world: int) -> int:
+        """The step after which attempts differ from the one without interruption."""
+        return self.middle.get(world, MIDDLE)
+
+    def checkpoint(self, world: int, step: int | None = None) -> Path | None:
+        """A save of it: of a step, else the one in the middle."""
+        base = self.base(world)
+        saved = dict(base.saved) if base else {}
+        return saved.get(self.middle.get(world, -1) if step is None else step)

@@ -1,0 +1,165 @@
+"""The check passes a trainer that keeps its promises, and finds the one promise that another breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from opt_ops.trainer_check.check import check
+from opt_ops.trainer_check.promises import PROMISES
+
+PLAIN = Path(__file__).with_name("plain_trainer.py")
+NAMES = [
+    "config",
+    "telemetry",
+    "phases",
+    "schedule",
+    "resume_step",
+    "resume_data",
+    "never_starts_over",
+    "lr_factor",
+    "lr_restored",
+    "skip_batches",
+    "fence",
+    "save_on_request",
+    "stacks",
+    "sigterm",
+    "sigint",
+    "non_finite",
+    "marker_last",
+    "refuses_torn",
+    "refuses_flipped",
+    "refuses_stale",
+    "ends_at_last_step",
+    "exit_codes",
+    "layout",
+]
+
+
+def command_line(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "opt_ops", "trainer", "check", *arguments]
+
+
+def trainer(broken: str = "") -> list[str]:
+    return [sys.executable, str(PLAIN), *(["--broken", broken] if broken else [])]
+
+
+def test_a_sound_trainer_keeps_every_promise_and_nothing_is_written_elsewhere(tmp_path: Path) -> None:
+    kept, elsewhere = tmp_path / "kept", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        command_line("-o", "json", "--keep", str(kept), "--set", "pause=0.01", "--", *trainer()),
+        cwd=elsewhere,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(PLAIN.parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=(tmp_path / "temporary").mkdir,
+    )
+    found = json.loads(done.stdout)
+    assert [item for item in found["items"] if item["ok"] is not True] == []
+    assert [item["name"] for item in found["items"]] == NAMES == list(PROMISES)
+    assert found["schema"] == "opt-ops/trainer-check/1"
+    assert all(set(item) == {"name", "ok", "why"} for item in found["items"])
+    assert done.returncode == 0
+    assert list(elsewhere.iterdir()) == []
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert (kept / "base_2" / "a1" / "logs" / "rank-0001.log").exists()
+
+
+def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command_line("--keep", str(tmp_path / "kept"), "--", *trainer()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert _comes((tmp_path / "kept" / "base_2" / "a1" / "telemetry.jsonl").exists)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert _of(str(tmp_path)) == []
+
+
+def _of(text: str) -> list[str]:
+    """The command lines of the processes that name a folder."""
+    found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in found if text in line and str(PLAIN) in line]
+
+
+def _comes(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ranks", "0", "--", "true"], "--ranks 0"),
+        (["--set", "steps=3", "--", "true"], "the check sets it by itself"),
+        (["--set", "steps", "--", "true"], "KEY=VALUE"),
+        (["--", "/no/such/command"], "no such command"),
+        ([], "Missing argument"),
+    ],
+)
+def test_usage(arguments: list[str], said: str) -> None:
+    done = subprocess.run(command_line(*arguments), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_command_that_does_not_train(tmp_path: Path) -> None:
+    done = subprocess.run(command_line("--", "false"), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "exit code 1" in done.stdout
+
+
+BROKEN = {
+    "config": ["config_late", "config_text"],
+    "telemetry": ["both_write", "text", "nan"],
+    "phases": ["no_training_again"],
+    "schedule": ["schedule_lags"],
+    "resume_step": ["counts_from_saved"],
+    "resume_data": ["data_from_start", "forgets_momentum"],
+    "never_starts_over": ["starts_over"],
+    "lr_factor": ["factor_told", "factor_late"],
+    "lr_restored": ["saved_lr_wins"],
+    "skip_batches": ["windows_told", "overlap_told"],
+    "fence": ["fence_of_each", "fence_not_before_marker"],
+    "save_on_request": ["save_of_each"],
+    "stacks": ["stacks_of_rank_0"],
+    "sigterm": ["sigterm_ends"],
+    "sigint": ["sigint_waits"],
+    "non_finite": ["nan_hidden", "nan_commits"],
+    "marker_last": ["marker_first"],
+    "refuses_torn": ["unmarked"],
+    "refuses_flipped": ["no_hash"],
+    "refuses_stale": ["stale_accepted"],
+    "ends_at_last_step": ["last_not_saved"],
+    "exit_codes": ["any_setting"],
+    "layout": ["layout_forgets"],
+}
+
+
+@pytest.mark.parametrize(("promise", "broken"), [(name, each) for name, some in BROKEN.items() for each in some])
+def test_a_broken_promise_is_found(promise: str, broken: str, tmp_path: Path) -> None:
+    found = check(
+        trainer(broken),
+        recipe="check",
+        settings=["pause=0.005"],
+        ranks=[1, 2] if promise == "layout" else [2],
+        tolerance=0.0,
+        keep=tmp_path,
+        only=[promise, "telemetry", "config"],
+    )
+    wrong = {name: finding.why for name, finding in found.items() if finding.ok is False}
+    assert list(wrong) == [promise], wrong
