@@ -72,7 +72,8 @@ def _resumes_well(seen: Seen, tolerance: float) -> bool:
     if ran is None or base is None or _shift(seen, world):
         return False
     steps = range(seen.middle_of(world) + 1, LAST + 1)
-    return bool(compared(ran, base, steps)) and first_difference(ran, base, steps, tolerance) is None
+    told = first_difference(ran, base, steps, 0.0, "data_position")
+    return bool(compared(ran, base, steps)) and told is None and first_difference(ran, base, steps, tolerance) is None
 
 
 def lr_factor(seen: Seen, tolerance: float) -> Finding:
@@ -87,7 +88,7 @@ def lr_factor(seen: Seen, tolerance: float) -> Finding:
             f"--lr-factor {after}:{FACTOR} changed the loss of update {at}: {pair(ran, at, base, at)}; "
             f"the first update with it is {after + 1}, so the first other loss is that of update {after + 2}"
         )
-    if told := _told_factor(ran, base, after, 1):
+    if told := _told_factor(ran, base, after):
         return broken(told)
     late = [at for at in range(after + 2, LAST + 1) if differ(ran, at, base, at, tolerance) is not None]
     first = next((at for at in late if differ(ran, at, base, at, tolerance)), None)
@@ -102,9 +103,9 @@ def lr_factor(seen: Seen, tolerance: float) -> Finding:
     return kept(f"--lr-factor {after}:{FACTOR}: learning rate half from update {after + 1}, losses differ from {first}")
 
 
-def _told_factor(ran: Ran, base: Ran, after: int, begin: int) -> str:
+def _told_factor(ran: Ran, base: Ran, after: int) -> str:
     """Where telemetry tells another learning rate than that of the attempt without a factor, times the factor."""
-    for step in range(begin, LAST + 1):
+    for step in range(1, LAST + 1):
         lr, plain = ran.telemetry.all(step, "lr"), base.telemetry.all(step, "lr")
         due = [each * (FACTOR if step > after else 1.0) for each in plain]
         if lr and due and not any(math.isclose(a, b, rel_tol=_TOLD) for a in lr for b in due):
@@ -121,7 +122,7 @@ def _not_repeatable(seen: Seen, tolerance: float) -> str | None:
         ran = seen.runs.get(name)
         if base is not None and ran is not None and differ(ran, 1, base, 1, tolerance):
             told = pair(ran, 1, base, 1)
-            return f"two attempts from scratch on {world} ranks differ in the first loss ({told}): see --tolerance"
+            return f"two attempts from scratch on {on_ranks(world)} differ in the first loss ({told}): see --tolerance"
     return None
 
 
@@ -135,9 +136,10 @@ def lr_restored(seen: Seen, tolerance: float) -> Finding:
     if not ran.telemetry.steps or not plain.telemetry.steps:
         return _not_trained("lr_factor_resume", ran if not ran.telemetry.steps else plain)
     what = f"resumed at step {after} with --lr-factor {after}:{FACTOR}"
-    if not _shift(seen, world) and (told := _told_factor(ran, base, after, after + 1)):
-        return broken(f"{what}: {told.partition(': ')[2]}")
     steps = range(after + 1, LAST + 1)
+    if not _shift(seen, world) and (at := first_difference(ran, scratch, steps, _TOLD * 1e-3, "lr")):
+        told = pair(ran, at, scratch, at, "lr")
+        return broken(f"{what}: telemetry says that the learning rate of update {at} is {told} from scratch")
     factor_works = first_difference(scratch, base, steps, tolerance) is not None
     if _resumes_well(seen, tolerance):
         if at := first_difference(ran, scratch, steps, tolerance):
@@ -179,10 +181,10 @@ def skip_batches(seen: Seen, tolerance: float) -> Finding:
     if resumed is None or not resumed.telemetry.steps:
         return kept(f"from scratch with windows {_words(windows)}; no resume could be judged")
     steps = range(middle + 1, LAST + 1)
-    if not _shift(seen, world) and (told := _told_position(resumed, base, windows, steps)):
-        return broken(f"resumed at step {middle}: {told}")
     if not _resumes_well(seen, tolerance):
-        return kept(f"windows {_words(windows)}; losses across a resume are not judged, since any resume differs")
+        return kept(f"windows {_words(windows)} from scratch; not judged across a resume, since any resume differs")
+    if told := _told_position(resumed, base, windows, steps):
+        return broken(f"resumed at step {middle}: {told}")
     if at := first_difference(resumed, ran, steps, tolerance):
         return broken(
             f"resumed at step {middle}, with the same windows {_words(windows)} given without overlap, "
@@ -218,12 +220,14 @@ def layout(seen: Seen, tolerance: float) -> Finding:
     if base is None or ran is None:
         return unknown(_NO_SAVE)
     what = f"saved on {most} ranks, resumed on {least}"
+    same = seen.runs.get(f"resume_{most}")
     if not ran.telemetry.steps:
+        if same is not None and not same.telemetry.steps:
+            return unknown(f"{what}: no resume works")
         if set(ran.codes) == {ExitCode.USER_ERROR}:
             return unknown(f"{what}: refused with 78, which is allowed")
         return broken(f"{what}: no update: {ran.how()}")
     # Compared with a resume on the ranks that saved: a resume that is wrong in itself is another promise.
-    same = seen.runs.get(f"resume_{most}")
     reference = same if same is not None and same.telemetry.steps else base
     first = reference.telemetry.steps[0] if reference is same else middle + 1
     shift = ran.telemetry.steps[0] - first

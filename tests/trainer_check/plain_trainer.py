@@ -232,6 +232,7 @@ class Run:
         )
 
     def tell(self, told: dict) -> None:
+        told = dict(told)
         step = told["num_updates"]
         if self.rank and not broken("both_write"):
             return
@@ -282,14 +283,14 @@ class Run:
                 manifest = json.loads((path / "manifest.json").read_text())
             except OSError as error:
                 raise CheckpointError(path, "nothing there") from error
-            if broken("unmarked"):
+            if broken("unmarked") and not (path / "COMMITTED").exists():
                 return manifest
             wrong = ""
             try:
                 verify(path)
             except CheckpointError as error:
                 wrong = error.why
-            known = {"cut": "bytes", "no_hash": "content", "stale_accepted": "stale"}[BROKEN]
+            known = {"unmarked": "marker", "cut": "bytes", "no_hash": "content", "stale_accepted": "stale"}[BROKEN]
             if wrong and known not in wrong:
                 raise CheckpointError(path, wrong)
             return manifest
