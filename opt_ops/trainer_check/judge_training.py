@@ -137,17 +137,19 @@ def lr_restored(seen: Seen, tolerance: float) -> Finding:
         return _not_trained("lr_factor_resume", ran if not ran.telemetry.steps else plain)
     what = f"resumed at step {after} with --lr-factor {after}:{FACTOR}"
     steps = range(after + 1, LAST + 1)
+    # Where the factor itself is wrong before the checkpoint, the attempt from scratch is no reference.
+    comparable = first_difference(scratch, base, range(1, after + 1), tolerance) is None
     if not _shift(seen, world) and (at := first_difference(ran, scratch, steps, _TOLD * 1e-3, "lr")):
         told = pair(ran, at, scratch, at, "lr")
         return broken(f"{what}: telemetry says that the learning rate of update {at} is {told} from scratch")
     factor_works = first_difference(scratch, base, steps, tolerance) is not None
-    if _resumes_well(seen, tolerance):
+    if comparable and _resumes_well(seen, tolerance):
         if at := first_difference(ran, scratch, steps, tolerance):
             return broken(
                 f"{what}: the loss of update {at} is {pair(ran, at, scratch, at)} from scratch with this factor"
             )
         return kept(f"{what}: {compared(ran, scratch, steps)} losses are those from scratch with this factor")
-    # The resume itself is not right, which is another promise. The factor must still change what is trained.
+    # The resume or the factor itself is not right, which is another promise. The factor must still change what is trained.
     shift = _shift(seen, world)
     changed = first_difference(ran, plain, [at + shift for at in steps], tolerance) is not None
     if factor_works and not changed:
