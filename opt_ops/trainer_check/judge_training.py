@@ -149,7 +149,7 @@ def lr_restored(seen: Seen, tolerance: float) -> Finding:
                 f"{what}: the loss of update {at} is {pair(ran, at, scratch, at)} from scratch with this factor"
             )
         return kept(f"{what}: {compared(ran, scratch, steps)} losses are those from scratch with this factor")
-    # The resume or the factor itself is not right, which is another promise. The factor must still change what is trained.
+    # The resume or the factor itself is not right: another promise. It must still change what is trained.
     shift = _shift(seen, world)
     changed = first_difference(ran, plain, [at + shift for at in steps], tolerance) is not None
     if factor_works and not changed:
