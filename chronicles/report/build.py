@@ -41,6 +41,7 @@ def build(record: LineageRecord, rates: Rates | None = None) -> LineageReport:
         lineage=record.lineage,
         recipe=state.lineage.recipe if state.lineage else None,
         settings=state.lineage.settings if state.lineage else (),
+        init_from=state.lineage.init_from if state.lineage else None,
         author=state.lineage.author if state.lineage else None,
         shape=state.lineage.shape if state.lineage else None,
         driver=state.driver,

@@ -329,6 +329,7 @@ class LineageReport:
     lineage: str
     recipe: str | None
     settings: tuple[str, ...]
+    init_from: str | None  # the checkpoint whose weights training began with; None: those of the seed
     author: str | None
     shape: Shape | None
     driver: Driver

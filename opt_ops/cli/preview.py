@@ -26,10 +26,16 @@ def preview(state: State, event: e.Event, now: float, config: Config) -> Iterato
     policy, _ = playbook_loader.load(config.playbooks or playbook_loader.folder(), expected_gpus=config.expected_gpus)
     for coming in supervisor.preview(state, event, now, policy):
         yield printable(f"Would {_sentence(coming)}.")
+        if isinstance(coming, e.AttemptIntended) and coming.checkpoint is None and (weights := _first_weights(state)):
+            yield printable(f"Would begin with the weights of {weights}.")
         if isinstance(coming, e.RunPlanned):
             yield from map(printable, _settings(state, coming))
         elif isinstance(coming, e.ChangeRequested) and coming.to_step is None and state.run is not None:
             yield printable(_rate_from_here(state.run, coming))
+
+
+def _first_weights(state: State) -> str | None:
+    return state.lineage.init_from if state.lineage is not None else None
 
 
 def _sentence(event: e.Event) -> str:

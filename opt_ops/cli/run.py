@@ -145,6 +145,8 @@ def show_(
     if record.state.driver is Driver.SHADOW:
         print("  only watched (shadow): another launcher runs it. Nothing is touched, and decisions are advice")
     print(printable(f"  recipe {row['recipe']} {' '.join(row['settings'])}".rstrip()))
+    if row["init_from"]:
+        print(printable(f"  first weights {row['init_from']}"))
     last = f"{row['step_age']} ago" if row["step_age"] else None
     print(f"  step {text(row['progress'])}   last step {text(last)}   checkpoint {text(row['checkpoint'])}")
     print(f"  loss {text(row['loss'])}   lr {text(row['lr'])}")
@@ -193,13 +195,17 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
     path = lineage_folder(identifier)
     record = load(path, telemetry=False)
     require_known(identifier, Lineage(path, record.state))
+    first_weights = record.state.lineage.init_from if record.state.lineage else None
     concerned = [incident for incident in incidents(record) if views.concerns(incident, identifier)]
     if output in (Format.JSON, Format.JSONL):
-        show("opt-ops/explanation/1", [*map(explanation, concerned)], [], output)
+        items = [{**explanation(incident), "init_from": first_weights} for incident in concerned]
+        show("opt-ops/explanation/1", items, [], output)
         return
     watched = record.state.driver is Driver.SHADOW
     if watched:
         print(f"{identifier}: {views.WATCHED}. Every action is advice, and nothing is touched.\n")
+    if first_weights:
+        print(printable(f"lineage {path.name} began with the weights of {first_weights}\n"))
     for incident in concerned:
         for line in views.explanation_lines(incident, watched=watched):
             print("\n".join(wrapped(printable(line), 12)))

@@ -12,6 +12,7 @@ import typer
 
 from opt_ops.cli import run
 from opt_ops.cli.extras import require_trainer
+from opt_ops.cli.first_weights import keep, require_checkpoint
 from opt_ops.cli.options import (
     FormatOption,
     HeaderOption,
@@ -69,6 +70,10 @@ def start(
         ),
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with GPT-2's files.")] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Begin with the weights of this checkpoint. [default: random weights]"),
+    ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that train. [default: configuration]")] = None,
     spares: Annotated[int | None, typer.Option(min=0, help="Spare nodes. [default: configuration]")] = None,
     min_nodes: Annotated[
@@ -86,6 +91,7 @@ def start(
       opt-ops run start opt-tiny --set steps=400 --wait
       opt-ops run start opt-125m --data corpus/ --nodes 4 --spares 1 --ranks 8
       opt-ops run start opt-125m --data wiki=wiki/:0.3 --data books=books/:0.7 --valid wiki-valid.jsonl:500
+      opt-ops run start opt-125m --data corpus/ --init-from converted/opt-125m
     """
     for setting in set_ or []:
         if not re.fullmatch(r"[\w.]+=.*", setting):
@@ -100,6 +106,7 @@ def start(
         "data": [corpus("--data", each) for each in data or []],
         "valid": [_validation(each) for each in valid or []],
         "tokenizer": str(tokenizer.absolute()) if tokenizer else None,
+        "init_from": require_checkpoint(init_from),
         "shape": _shape(nodes, spares, ranks, min_nodes),
         "planned": require_planned(planned),
     }
@@ -109,6 +116,8 @@ def start(
         for line in _preview(arguments):
             print(line)
         return
+    if init_from and (remark := keep(init_from.absolute())):
+        say(f"  note: {remark}", options.quiet)
     _start(lineages.create(settings.config.runs, settings.config.group), arguments, options, look="run show")
 
 
@@ -178,6 +187,7 @@ def _preview(arguments: Mapping[str, Any]) -> Sequence[str]:
         f"Would start a lineage: {' '.join([arguments['recipe'], *arguments['settings']])}.",
         f"Would hold {held} nodes ({settings.config.scheduler}), {shape['spares']} of them spare.",
         f"Would train {ranks} ranks.",
+        *([f"Would begin with the weights of {arguments['init_from']}."] if arguments["init_from"] else []),
     ]
 
 

@@ -130,6 +130,7 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "driver": str(state.driver),
         "recipe": state.lineage.recipe if state.lineage else None,
         "settings": list(state.lineage.settings) if state.lineage else [],
+        "init_from": state.lineage.init_from if state.lineage else None,
     }
 
 

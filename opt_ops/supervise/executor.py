@@ -292,6 +292,8 @@ def _argv(
         argv += ["--valid", path]
     if lineage.tokenizer is not None:
         argv += ["--tokenizer", lineage.tokenizer]
+    if lineage.init_from is not None:  # it stays through all restarts: --resume has precedence
+        argv += ["--init-from", lineage.init_from]
     for factor in factors:
         argv += ["--lr-factor", f"{factor.step}:{factor.factor!r}"]
     for skip in skips:

@@ -115,6 +115,7 @@ def _start(state: State, request: Request) -> Event:
         shape=_shape(given.part("shape")),
         driver=Driver(given.text("driver", default=Driver.DAEMON)),
         planned=_planned(request),
+        init_from=given.text("init_from", LONGEST_REASON, "") or None,
     )
 
 

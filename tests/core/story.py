@@ -41,6 +41,7 @@ class Story:
         self.base_lr: Callable[[int], float] | None = None
         """What the trainer says that its schedule alone gave for an update; None: it says nothing."""
         self.state = State()
+        self.init_from: str | None = None  # the checkpoint with the first weights
         self.entries: list[e.Entry] = []
         self.now = 1_000.0
         self.epoch = 0
@@ -84,7 +85,15 @@ class Story:
     def begin(self) -> list[e.Event]:
         self.daemon()
         return self.see(
-            e.LineageStarted(request="r0", author="ann", lineage="12", recipe="opt-tiny", settings=(), shape=self.shape)
+            e.LineageStarted(
+                request="r0",
+                author="ann",
+                lineage="12",
+                recipe="opt-tiny",
+                settings=(),
+                shape=self.shape,
+                init_from=self.init_from,
+            )
         )
 
     def hold(self, *nodes: str) -> list[e.Event]:

@@ -79,12 +79,13 @@ def batch_of(step: int, skips: list[tuple[int, ...]]) -> int:
     return batch
 
 
-def telemetry(step: int, loss: float | None, seconds: float) -> dict:
+def telemetry(step: int, lr: float, loss: float | None, seconds: float) -> dict:
     return {
         "ts": time.time(),
         "num_updates": step,
         "loss": loss,
         "gnorm": 0.3,
+        "lr": lr,
         "betas": OPTIMIZER["betas"],
         "weight_decay": 0.1,
         "clip_norm": 1.0,
@@ -100,7 +101,8 @@ def telemetry(step: int, loss: float | None, seconds: float) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    for name in ("--recipe", "--run-dir", "--checkpoint-dir", "--resume", "--attempt", "--tokenizer", "--fence"):
+    paths = ("--run-dir", "--checkpoint-dir", "--resume", "--tokenizer", "--fence", "--init-from")
+    for name in ("--recipe", "--attempt", *paths):
         parser.add_argument(name)
     for name in ("--set", "--lr-factor", "--data", "--valid", "--skip-batches"):
         parser.add_argument(name, action="append", default=[])
@@ -164,7 +166,8 @@ def main() -> int:
             continue
         if evaluate and step % evaluate == 0:
             phases.enter("evaluation", step)
-        line = telemetry(step, report.loss, pause) | lr_at(step, schedule, factors) | report.fields
+        rates = lr_at(step, schedule, factors)
+        line = telemetry(step, rates["lr"], report.loss, pause) | rates | report.fields
         line["clip_norm"] = optimizer["clip_norm"]
         with (run_dir / "telemetry.jsonl").open("ab", buffering=0) as file:
             odd = values.get("odd") and step % int(values["odd"]) == 0

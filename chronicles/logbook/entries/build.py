@@ -85,6 +85,8 @@ def _started(record: LineageRecord, report: LineageReport, entry: e.Entry, event
     ]
     if event.data:
         facts.append(Fact(label="Data", text=names(event.data)))
+    if event.init_from:
+        facts.append(Fact(label="First weights", text=event.init_from))
     if known := baseline(record.state):
         schedule, optimizer = known
         facts.append(Fact(label="Schedule", text=schedule_words.in_words(schedule, report.total_steps)))

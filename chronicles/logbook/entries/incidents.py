@@ -302,6 +302,8 @@ def _resumed(record: LineageRecord, row: IncidentReport) -> str:
     if not step and not row.next_attempt and row.action != Action.ROLLBACK:
         return f"No: the lineage was {_ended(record)} first." if record.state.ended else "Not yet."
     text = f"From the checkpoint of step {whole(step)}" if step else "From scratch, because there was no checkpoint"
+    if not step and record.state.intent.init_from:
+        text += f", with the weights of {record.state.intent.init_from}"
     if row.next_attempt:
         nodes = record.state.attempts[row.next_attempt].nodes
         text += f", as attempt {row.next_attempt} on {wording.nodes(nodes)}"

@@ -35,6 +35,7 @@ class LineageStarted:
     shape: Shape
     driver: Driver = Driver.DAEMON
     planned: tuple[PlannedChange, ...] = ()
+    init_from: str | None = None  # the checkpoint whose weights training begins with; None: those of the seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
