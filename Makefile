@@ -20,11 +20,12 @@ demo: .venv/.installed  ## one supervised run on this machine, four faults, nobo
 test: .venv/.installed debian  ## all tests, on a real Slurm and in a real browser
 	$(BIN)/python -m pytest -rs -n 4 --dist loadfile --no-loadscope-reorder
 
-soak: .venv/.installed debian  ## kill -9, a thousand times simulated and 25 times on a real Slurm; hostile input; a rehearsal of gpu_all.sh; new examples of property tests
+soak: .venv/.installed debian  ## kill -9, a thousand times simulated and 25 times on a real Slurm; hostile input; a rehearsal of gpu_all.sh; new examples of property tests; the tests that are too long for every run
 	$(BIN)/python -m benchmarks.kill_soak --kills 1000
 	$(BIN)/python -m benchmarks.slurm_soak --kills 25
 	$(BIN)/python -m benchmarks.hostile_inputs --mutations 20000
 	PYTHON=$(BIN)/python sh benchmarks/gpu_all.sh --rehearse build/gpu-rehearsal
+	KERNEL_STEPS=200 $(BIN)/python -m pytest -q -n 2 -m "soak or slow"
 	$(BIN)/python -m pytest -q -n 2 --hypothesis-profile=search -m hypothesis
 
 check: .venv/.installed  ## what a reviewer would run: style, types, architecture

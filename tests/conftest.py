@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
@@ -64,9 +65,26 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, was)
 
 
+_COMPUTES = ("tests/trainer/", "tests/kernels/", "tests/integrations/")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (-n 4 --dist loadfile), those on a Slurm come first: they take longest, and mostly wait."""
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+    """Side by side (-n 4 --dist loadfile), long files come first: one that waits, and one that computes, in turn.
+
+    Workers take the files in this order. If those on a Slurm came together, the processors would wait with them.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waits, computes, short = [], [], []
+    for path, its in files.items():
+        name = path.relative_to(Path(__file__).parents[1]).as_posix()
+        if any(item.get_closest_marker("slurm") for item in its) or name.startswith("tests/e2e/"):
+            waits.append(its)
+        else:
+            (computes if name.startswith(_COMPUTES) else short).append(its)
+    turns = [its for pair in zip_longest(waits, computes, fillvalue=[]) for its in pair]
+    items[:] = [item for its in (*turns, *short) for item in its]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -253,7 +253,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=int(EXAMPLES or 60),
+    max_examples=int(EXAMPLES or 30),
     stateful_step_count=12,
     deadline=None,
     derandomize=EXAMPLES is None,

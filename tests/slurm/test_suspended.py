@@ -16,7 +16,7 @@ def test_a_suspended_job_is_held_and_its_attempt_goes_on_when_it_is_resumed(site
     ask("scontrol", "suspend", job)
     site.wait(lambda state: state.live_allocations[0].suspended)
     assert "suspended" in site.command("q")
-    site.looked(seconds=40.0)  # longer than the site's patience with a hang or a silent node
+    site.looked(seconds=20.0)  # longer than the site's patience with a hang or a silent node
     step = site.step()
     ask("scontrol", "resume", job)
     site.wait(lambda state: not state.live_allocations[0].suspended)

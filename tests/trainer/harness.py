@@ -67,7 +67,7 @@ class Ranks:
         patience: seconds that a call may take.
     """
 
-    def __init__(self, patience: float = 240) -> None:
+    def __init__(self, patience: float = 600) -> None:
         self._patience = patience
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["trainer.loop", "torch._dynamo"])
@@ -138,9 +138,14 @@ def start(world: int, *args: str | Path, **variables: str) -> list[subprocess.Po
 def finish(processes: Sequence[subprocess.Popen[str]]) -> list[subprocess.CompletedProcess[str]]:
     """Wait for all of them."""
     results = []
-    for process in processes:
-        out, err = process.communicate(timeout=240)
-        results.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=600)
+            results.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in processes[len(results) :]:
+            process.kill()
+            process.communicate()
     return results
 
 
@@ -150,7 +155,7 @@ def train(world: int, *args: str | Path, **variables: str) -> list[subprocess.Co
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(what)

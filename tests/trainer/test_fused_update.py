@@ -19,7 +19,7 @@ from trainer.step.measured import Progress
 from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import advanced, forward_backward, measure
 
-UPDATES = 20
+UPDATES = 10
 pytestmark = pytest.mark.skipif(adamw.cannot_run(torch.device("cpu")) is not None, reason="no g++")
 
 
@@ -61,7 +61,7 @@ def worst(found: dict[str, Any], expected: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize(("dp", "tp"), [(1, 1), (2, 1), (1, 2)])
-def test_twenty_updates_agree_with_torch_and_tell_their_norms(ranks: Ranks, dp: int, tp: int) -> None:
+def test_updates_agree_with_torch_and_tell_their_norms(ranks: Ranks, dp: int, tp: int) -> None:
     expected, norms = ranks(dp * tp, updates, dp, tp, range(0))[0]
     found, told = ranks(dp * tp, updates, dp, tp, range(1, UPDATES + 1))[0]
     assert worst(found, expected) < 1e-5
@@ -71,7 +71,7 @@ def test_twenty_updates_agree_with_torch_and_tell_their_norms(ranks: Ranks, dp: 
 def test_it_may_be_switched_on_and_off_in_a_run(ranks: Ranks) -> None:
     """The count of updates is that of the optimizer, whoever does them."""
     expected, norms = ranks(1, updates, 1, 1, range(0))[0]
-    for part in (range(8, UPDATES + 1), range(1, 9)):
+    for part in (range(5, UPDATES + 1), range(1, 6)):
         found, told = ranks(1, updates, 1, 1, part)[0]
         assert worst(found, expected) < 1e-5
         assert told == pytest.approx(norms, rel=1e-4)

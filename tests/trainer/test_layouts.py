@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import partialmethod
 
 import pytest
+import torch
 from torch.distributed.tensor import DTensor
 
 from tests.trainer.harness import Ranks, engine_of
@@ -75,24 +77,29 @@ def test_the_losses_and_norms_are_those_of_one_process(
         assert dimensions == {1 + replicated + (tp > 1)}
 
 
-def compiled(tp: int) -> tuple[list[float], list[float], int]:
+def compiled(tp: int, backend: str) -> tuple[list[float], list[float], int]:
     """Losses and norms with compiled layers, and how many graphs that took."""
     from torch._dynamo.utils import counters
 
-    losses, gnorms, _ = curve(1, tp, "compile=true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
+        losses, gnorms, _ = curve(1, tp, "compile=true")
     return losses, gnorms, counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPU")
-@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize(
+    ("tp", "backend"), [(1, "inductor"), (2, "aot_eager"), pytest.param(2, "inductor", marks=pytest.mark.soak)]
+)
 def test_compiled_layers_compute_the_same_and_are_compiled_once(
-    alone: tuple[list[float], list[float], set[int]], tp: int
+    alone: tuple[list[float], list[float], set[int]], tp: int, backend: str
 ) -> None:
-    pool = Ranks(patience=500)
+    """With C++ on one rank; with tensor parallelism the same graphs, whose operations PyTorch does one by one."""
+    pool = Ranks()
     try:
-        losses, gnorms, graphs = pool(tp, compiled, tp)[0]
+        losses, gnorms, graphs = pool(tp, compiled, tp, backend)[0]
     finally:
         pool.close()
     assert losses == pytest.approx(alone[0], rel=1e-5)
