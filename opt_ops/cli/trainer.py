@@ -84,7 +84,7 @@ def check(
     show("opt-ops/trainer-check/1", rows, columns, output)
     broken = [name for name, finding in found.items() if finding.ok is False]
     if broken:
-        say(f"Broken: {', '.join(broken)}.\n  next: docs/trainer-check.md says what each means and how to mend it")
+        say(f"Broken: {', '.join(broken)}.\n  next: mend the first one; --keep DIR keeps the logs of all attempts")
         raise typer.Exit(1)
 
 
