@@ -4,8 +4,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from opt_ops.contract import manifest
 from opt_ops.contract.manifest import Manifest
+from opt_ops.contract.run_folder import require_new_run_folder, require_no_checkpoints
 from trainer.errors import UserError
 from trainer.recipes import Recipe
 
@@ -102,14 +102,9 @@ def require_own_folders(run_dir: Path, checkpoint_dir: Path, *, may_hold_checkpo
         UserError: the run folder holds the telemetry of another attempt. Or the checkpoint folder holds a checkpoint,
             and neither --resume nor --from-scratch was given.
     """
-    if (run_dir / "telemetry.jsonl").exists():
-        raise UserError(f"{run_dir} holds the telemetry of another attempt: give each attempt a --run-dir of its own.")
-    present = sorted(manifest.committed(checkpoint_dir) + manifest.committed(checkpoint_dir, "snapshot"))
-    if present and not may_hold_checkpoints:
-        raise UserError(
-            f"{checkpoint_dir} holds a checkpoint of step {present[-1][0]}: "
-            f"continue with --resume {present[-1][1]}, or start over with --from-scratch."
-        )
+    require_new_run_folder(run_dir)
+    if not may_hold_checkpoints:
+        require_no_checkpoints(checkpoint_dir)
 
 
 def require_same_shape(found: Manifest, recipe: Recipe, path: Path) -> None:

@@ -2,16 +2,19 @@
 
 ``docs/contract.md`` says what a trainer must and may do, with an example. In the order of use:
 
-``options``: what a rank was started with. ``outside``, ``signals``, ``fence``, ``drills``: what it hears while it runs.
-``run_folder``, ``telemetry``, ``phases``: what it reports. ``schedule``, ``learning_rate``, ``skip_windows``: the
-learning rate and the data of an update. ``manifest``, ``files``: how it saves. ``errors``, ``exit_codes``: how it ends.
-``environment``: which rank it is.
+- ``options``: what a rank was started with. ``environment``: which rank it is.
+- ``outside``, ``signals``, ``fence``, ``drills``: what it hears while it runs.
+- ``run_folder``, ``telemetry``, ``phases``: what it reports.
+- ``schedule``, ``learning_rate``, ``skip_windows``: the learning rate and the data of an update.
+- ``saving``, ``manifest``, ``files``: how it saves.
+- ``errors``, ``exit_codes``, ``leaving``: how it ends.
 """
 
 from opt_ops.contract.environment import Place, place_from_environment
 from opt_ops.contract.errors import NotFiniteError, UserError, exit_code
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.fence import SupersededError
+from opt_ops.contract.leaving import leave, leaving_on_faults
 from opt_ops.contract.manifest import (
     CheckpointError,
     Manifest,
@@ -28,6 +31,7 @@ from opt_ops.contract.options import Options, parse
 from opt_ops.contract.outside import Agreed, Outside
 from opt_ops.contract.phases import PhaseName
 from opt_ops.contract.run_folder import RunFolder, starting_point
+from opt_ops.contract.saving import begin_save, header_of, save_alone
 from opt_ops.contract.schedule import lr_of
 from opt_ops.contract.skip_windows import batch_of, next_sample
 
@@ -66,9 +70,13 @@ __all__ = [
     "SupersededError",
     "UserError",
     "batch_of",
+    "begin_save",
     "commit",
     "committed",
     "exit_code",
+    "header_of",
+    "leave",
+    "leaving_on_faults",
     "lr_of",
     "next_sample",
     "parse",
@@ -76,6 +84,7 @@ __all__ = [
     "place_from_environment",
     "read",
     "remove",
+    "save_alone",
     "starting_point",
     "step_folder",
     "verify",

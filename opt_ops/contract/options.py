@@ -5,11 +5,12 @@ A script that has options of its own gets them back in :attr:`Options.rest`.
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from opt_ops.contract.errors import UserError
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.learning_rate import parse_lr_factor
 from opt_ops.contract.skip_windows import parse_skip_window
@@ -87,6 +88,40 @@ class Options:
     def supervised(self) -> bool:
         """Whether there was a ``--run-dir``."""
         return self.run_dir is not None
+
+    def whole(self, key: str, default: int) -> int:
+        """The setting ``key``, a whole number from 0.
+
+        Raises:
+            UserError: it is something else.
+        """
+        text = self.settings.get(key, str(default))
+        if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
+            raise UserError(f"--set {key}={text}: expected a whole number.")
+        return int(text)
+
+    def accept_only(self, settings: Collection[str], options: Collection[str] = ()) -> None:
+        """Refuse what the trainer does not do. To ignore it in silence would be to train something else than asked.
+
+        Args:
+            settings: the keys of ``--set`` that the trainer knows.
+            options: those that it takes of ``init-from``, ``data``, ``valid``, ``tokenizer``, ``snapshot-dir``,
+                ``checkpoint-copy``. All trainers take the others.
+
+        Raises:
+            UserError: something else was given.
+        """
+        if unknown := self.settings.keys() - set(settings):
+            raise UserError(f"--set {min(unknown)}: no such setting. Settings: {', '.join(sorted(settings))}.")
+        given = [name for name in _OPTIONAL if getattr(self, name.replace("-", "_")) and name not in options]
+        if given:
+            raise UserError(f"--{given[0]}: this trainer does not do that.")
+        if self.rest:
+            raise UserError(f"{self.rest[0]}: no such option.")
+
+
+_OPTIONAL = ("init-from", "data", "valid", "tokenizer", "snapshot-dir", "checkpoint-copy")
+_MOST_DIGITS = 18  # below 2**63
 
 
 _taken: tuple[Options, list[str]] | None = None

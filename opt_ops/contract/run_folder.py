@@ -22,6 +22,8 @@ TELEMETRY_FIELDS = (
 )
 """What every line of telemetry has."""
 
+_PHASES = tuple(str(phase) for phase in PhaseName)
+_FILLED_IN = ("ts", "finite", "step_seconds", "wps")
 _WHOLE = ("num_updates", "tokens", "data_position")
 _MAY_BE_NULL = ("loss", "gnorm")
 
@@ -38,13 +40,32 @@ def starting_point(options: Options, rank: int) -> Manifest | None:
     if options.resume:
         return manifest.verify(options.resume) if rank == 0 else manifest.read(options.resume)
     if options.checkpoint_dir and not options.from_scratch:
-        found = manifest.committed(options.checkpoint_dir)
-        if found:
-            raise UserError(
-                f"{options.checkpoint_dir} holds a checkpoint of step {found[-1][0]}: "
-                f"continue with --resume {found[-1][1]}, or start over with --from-scratch."
-            )
+        require_no_checkpoints(options.checkpoint_dir)
     return None
+
+
+def require_no_checkpoints(folder: Path) -> None:
+    """Nobody starts over in silence.
+
+    Raises:
+        UserError: ``folder`` holds a committed checkpoint or snapshot.
+    """
+    if present := sorted(manifest.committed(folder) + manifest.committed(folder, "snapshot")):
+        step, path = present[-1]
+        raise UserError(
+            f"{folder} holds a checkpoint of step {step}: continue with --resume {path}, "
+            "or start over with --from-scratch."
+        )
+
+
+def require_new_run_folder(folder: Path) -> None:
+    """Two attempts do not write into one telemetry.
+
+    Raises:
+        UserError: ``folder`` holds the telemetry of another attempt.
+    """
+    if (folder / "telemetry.jsonl").exists():
+        raise UserError(f"{folder} holds the telemetry of another attempt: give each attempt a --run-dir of its own.")
 
 
 class RunFolder:
@@ -67,15 +88,14 @@ class RunFolder:
         self._options = options
         self._telemetry = self._phases = None
         self._phase: PhaseName | None = None
+        self._last_line = time.monotonic()
+        self._last_tokens: int | None = None
         if rank != 0:
             return
-        path = self._folder / "telemetry.jsonl"
-        if path.exists():
-            raise UserError(
-                f"{self._folder} holds the telemetry of another attempt: give each attempt a --run-dir of its own."
-            )
+        require_new_run_folder(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._telemetry, self._phases = LineFile(path), LineFile(self._folder / "phases.jsonl")
+        self._telemetry = LineFile(self._folder / "telemetry.jsonl")
+        self._phases = LineFile(self._folder / "phases.jsonl")
         self.phase(PhaseName.START, None)
 
     def config(
@@ -109,15 +129,21 @@ class RunFolder:
             "ts": time.time(),
             **others,
         }
+        self._last_line = time.monotonic()
         if self._telemetry:
             write_durably(self._folder / "config.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
         return whole
 
     def telemetry(self, **fields: Any) -> dict[str, Any]:
-        """Append the line of an update, after the update. ``ts`` and ``finite`` may be left out.
+        """Append the line of an update, after the update.
 
-        A loss or gradient norm that is not finite becomes ``null``, and ``finite`` false. A gradient norm of None is
-        one that the trainer does not have. Numbers of other fields that are not finite become ``null``.
+        A loss or gradient norm that is not finite becomes ``null``, and ``finite`` false. With a ``loss_scale`` (fp16)
+        a gradient norm that is not finite is an overflow, and ``finite`` stays true. A gradient norm of None is one
+        that the trainer does not have. Numbers of other fields that are not finite become ``null``. Scalars of NumPy
+        and PyTorch are numbers, too.
+
+        These may be left out: ``ts``, ``finite``, ``step_seconds`` (since the line before, or since
+        :meth:`config`) and ``wps`` (tokens per second since then).
 
         Returns:
             The line.
@@ -125,10 +151,14 @@ class RunFolder:
         Raises:
             TypeError: a field is missing or of another type; says which.
         """
-        fields = {"ts": round(time.time(), 6), "finite": True} | fields
-        if missing := [name for name in TELEMETRY_FIELDS if name not in fields]:
+        given = {name: _scalar(value) for name, value in fields.items()}
+        if missing := [name for name in TELEMETRY_FIELDS if name not in given and name not in _FILLED_IN]:
             raise TypeError(f"a line of telemetry needs {', '.join(missing)}")
+        speed = self._speed(_checked("num_updates", given["num_updates"]), _checked("tokens", given["tokens"]))
+        fields = {"ts": round(time.time(), 6), "finite": True} | speed | given
         bad = [name for name in _MAY_BE_NULL if fields[name] is not None and not _is_finite(fields[name], name)]
+        if fields.get("loss_scale") is not None and "gnorm" in bad:
+            bad.remove("gnorm")
         line: dict[str, Any] = {name: _plain(value) for name, value in fields.items()}
         for name in TELEMETRY_FIELDS:
             line[name] = _checked(name, fields[name])
@@ -137,14 +167,28 @@ class RunFolder:
             self._telemetry.write(line)
         return line
 
-    def phase(self, name: PhaseName | str, step: int | None) -> None:
-        """Write that a phase begins, unless the last line says so already. ``step``: the last update; None at start.
+    def _speed(self, updates: int, tokens: int) -> dict[str, float]:
+        """Seconds since the line before, and tokens per second. The first update had as many as the average one."""
+        now = time.monotonic()
+        since = tokens / max(updates, 1) if self._last_tokens is None else tokens - self._last_tokens
+        seconds, self._last_line, self._last_tokens = max(now - self._last_line, 1e-9), now, tokens
+        return {"step_seconds": seconds, "wps": since / seconds}
+
+    def phase(self, name: PhaseName | str, step: int | None, *, again: bool = False) -> None:
+        """Write that a phase begins, unless the last line says so already.
+
+        Args:
+            name: of the phase.
+            step: the last update; None at start.
+            again: write the line in any case. It shows that the phase makes progress.
 
         Raises:
             ValueError: there is no phase of that name.
         """
+        if name not in _PHASES:
+            raise ValueError(f"there is no phase {name!r}; phases are {', '.join(_PHASES)}")
         name = PhaseName(name)
-        if self._phases and name != self._phase:
+        if self._phases and (again or name != self._phase):
             written = self._phases.write({"ts": round(time.time(), 6), "phase": name, "step": step})
             self._phase = name if written else None
 
@@ -153,7 +197,7 @@ def _checked(name: str, value: Any) -> Any:
     if name == "betas":
         if not _is_list(value):
             raise TypeError(f"`betas` is {value!r}, not a list of numbers")
-        return [_number(name, beta) for beta in value]
+        return [_number(name, _scalar(beta)) for beta in value]
     if name == "finite":
         if not isinstance(value, bool):
             raise TypeError(f"`finite` is {value!r}, not true or false")
@@ -177,15 +221,29 @@ def _number(name: str, value: Any) -> float:
 def _is_finite(value: Any, name: str) -> bool:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"`{name}` is {value!r}, not a number")
-    return math.isfinite(value)
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        raise TypeError(f"`{name}` is a whole number of more than 300 digits") from None
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
+def _scalar(value: Any) -> Any:
+    """The Python number in a scalar of NumPy, or in a tensor of one element. Anything else as it is."""
+    if isinstance(value, bool | int | float | str | None) or not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except (TypeError, ValueError, RuntimeError):  # several elements
+        return value
+
+
 def _plain(value: Any) -> Any:
     """``value`` as JSON can hold it: numbers that are not finite become None."""
+    value = _scalar(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if _is_list(value):

@@ -11,24 +11,21 @@ The order of an update:
 6. :meth:`SupervisedRank.save`, where that is so.
 """
 
-import contextlib
 import logging
 import math
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from opt_ops.contract import (
     Agreed,
-    ExitCode,
     Manifest,
     NotFiniteError,
     Options,
@@ -36,17 +33,19 @@ from opt_ops.contract import (
     PhaseName,
     RunFolder,
     SupersededError,
-    exit_code,
     lr_of,
     next_sample,
     place_from_environment,
     starting_point,
 )
 from opt_ops.contract.learning_rate import total_lr_factor
+from opt_ops.contract.leaving import leave, leaving_on_faults
 from opt_ops.contract.signals import Signals
 from opt_ops.integrations.agreement import all_do, sum_over_ranks
 from opt_ops.integrations.checkpoints import Checkpoints, Written
 from opt_ops.integrations.optimizer import LiveOptimizer
+
+__all__ = ["Plan", "SupervisedRank", "leave", "leaving_on_faults"]
 
 log = logging.getLogger(__name__)
 
@@ -264,29 +263,3 @@ class SupervisedRank:
         }
         self._line = self.folder.telemetry(**self._line)
         self._save_seconds, self._save_error = 0.0, None
-
-
-@contextlib.contextmanager
-def leaving_on_faults():
-    """Ends the process, with the exit code of the contract, if the block raises an error.
-
-    At once: the interpreter's own end may wait for threads and process groups, and those for ranks that are gone.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001  all other errors end with exit code 1
-        leave(error)
-
-
-def leave(error: BaseException) -> NoReturn:
-    """End this process because of ``error``."""
-    code = exit_code(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error):
-        code = ExitCode.OUT_OF_MEMORY
-    with contextlib.suppress(OSError):
-        if code in (ExitCode.UNEXPECTED_ERROR, ExitCode.OUT_OF_MEMORY):
-            traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)

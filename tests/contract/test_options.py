@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.contract import parse
+from opt_ops.contract import UserError, parse
 
 BOTH = ("--run-dir", "r/a1", "--checkpoint-dir", "c")
 
@@ -66,6 +66,31 @@ def test_bad_values_leave_with_78(words: list[str], said: str, capsys: pytest.Ca
         parse(words)
     assert left.value.code == 78
     assert said in capsys.readouterr().err
+
+
+def test_of_an_option_given_twice_the_last_one_counts() -> None:
+    options = parse([*BOTH, "--resume", "a", "--resume", "b", "--run-dir", "r/a2", "--set", "x.y=1", "--set", "x.y=2"])
+    assert (options.resume, options.run_dir, options.attempt) == (Path("b"), Path("r/a2"), "a2")
+    assert options.settings == {"x.y": "2"}
+
+
+def test_what_a_trainer_does_not_do_is_refused() -> None:
+    options = parse([*BOTH, "--set", "steps=5", "--set", "optim.peak_lr=0.1", "--data", "d", "--init-from", "w"])
+    options.accept_only(["steps", "optim.peak_lr"], ["data", "init-from"])
+    with pytest.raises(UserError, match=r"--set optim.peak_lr: no such setting. Settings: every, steps\."):
+        options.accept_only(["steps", "every"], ["data", "init-from"])
+    with pytest.raises(UserError, match="--init-from: this trainer does not do that"):
+        options.accept_only(["steps", "optim.peak_lr"], ["data"])
+    with pytest.raises(UserError, match="--fast: no such option"):
+        parse([*BOTH, "--fast"]).accept_only([])
+
+
+@pytest.mark.parametrize("text", ["-1", "1.0", "1e3", "", " 5", "٣", "9" * 30])
+def test_a_setting_that_must_be_a_whole_number(text: str) -> None:
+    assert parse([*BOTH]).whole("steps", 3) == 3
+    assert parse([*BOTH, "--set", "steps=007"]).whole("steps", 3) == 7
+    with pytest.raises(UserError, match="expected a whole number"):
+        parse([*BOTH, "--set", f"steps={text}"]).whole("steps", 3)
 
 
 def test_take_leaves_the_rest_to_the_scripts_own_parser() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_what_is_not_finite_becomes_null(tmp_path: Path, changed: dict, expected
         ({"finite": 1}, "`finite` is 1"),
         ({"betas": ("a",)}, "`betas` is 'a'"),
         ({"betas": 0.9}, "not a list of numbers"),
+        ({"tokens": 10**400}, "`tokens` is a whole number of more than 300 digits"),
     ],
 )
 def test_wrong_types_are_refused(tmp_path: Path, changed: dict, said: str) -> None:
@@ -74,6 +76,56 @@ def test_wrong_types_are_refused(tmp_path: Path, changed: dict, said: str) -> No
     with pytest.raises(TypeError, match="a line of telemetry needs data_position"):
         folder.telemetry(**{name: value for name, value in LINE.items() if name != "data_position"})
     assert lines(tmp_path, "telemetry.jsonl") == []
+
+
+@pytest.mark.parametrize("package", ["numpy", "torch"])
+def test_scalars_of_arrays_and_tensors_are_numbers(tmp_path: Path, package: str) -> None:
+    module = pytest.importorskip(package)
+    one = module.tensor if package == "torch" else module.float32
+    given = {"loss": one(3.0), "gnorm": one(float("nan")), "num_updates": module.ones(1, dtype=module.int64)[0],
+        "betas": (one(0.5), 0.25), "finite": module.isfinite(one(1.0)), "extra": {"norms": [one(0.5), one(math.inf)]},
+        "count": module.ones(1, dtype=module.int64)[0]}  # fmt: skip
+    line = RunFolder(options(tmp_path), 0).telemetry(**LINE | given)
+    assert lines(tmp_path, "telemetry.jsonl") == [line]
+    expected = {"loss": 3.0, "gnorm": None, "num_updates": 1, "betas": [0.5, 0.25], "finite": False}
+    assert {name: line[name] for name in expected} == expected
+    assert (line["extra"], line["count"]) == ({"norms": [0.5, None]}, 1)
+    with pytest.raises(TypeError, match=r"`loss` is .*, not a number"):
+        RunFolder(options(tmp_path / "b"), 0).telemetry(**LINE | {"loss": module.ones(2)})
+
+
+def test_an_overflow_in_fp16_is_finite(tmp_path: Path) -> None:
+    folder = RunFolder(options(tmp_path), 0)
+    line = folder.telemetry(**LINE | {"gnorm": math.inf, "loss_scale": 1024.0})
+    assert (line["gnorm"], line["finite"]) == (None, True)
+    assert not folder.telemetry(**LINE | {"loss": math.nan, "loss_scale": 1024.0})["finite"]
+    assert not folder.telemetry(**LINE | {"gnorm": math.inf, "loss_scale": None})["finite"]
+
+
+def test_speed_may_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    folder = RunFolder(options(tmp_path), 0)
+    folder.config(steps=9, schedule={}, optimizer={})
+    bare = {name: value for name, value in LINE.items() if name not in ("step_seconds", "wps")}
+    found = []
+    for step, tokens in ((5, 50), (6, 60), (7, 90)):
+        now[0] += 2.0
+        line = folder.telemetry(**bare | {"num_updates": step, "tokens": tokens})
+        found.append((line["step_seconds"], line["wps"]))
+    assert found == [(2.0, 5.0), (2.0, 5.0), (2.0, 15.0)], "the first update of an attempt had 50 / 5 tokens"
+    with pytest.raises(TypeError, match="needs tokens"):
+        folder.telemetry(**{name: value for name, value in bare.items() if name != "tokens"})
+
+
+def test_a_phase_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(options(tmp_path), 0)
+    with pytest.raises(ValueError, match="no phase 'warm-up'; phases are start, tokens, training"):
+        folder.phase("warm-up", 0)
+    folder.phase("tokens", None)
+    folder.phase("tokens", None)
+    folder.phase("tokens", None, again=True)
+    assert [line["phase"] for line in lines(tmp_path, "phases.jsonl")] == ["start", "tokens", "tokens"]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
