@@ -16,7 +16,7 @@ from opt_ops.contract.files import write_durably
 from opt_ops.contract.manifest import CheckpointError, Manifest
 from opt_ops.contract.options import Options
 from opt_ops.contract.outside import Outside
-from opt_ops.contract.phases import PhaseName
+from opt_ops.contract.phases import PhaseFile, PhaseName
 from opt_ops.contract.signals import Signals
 from trainer import device, preconditions
 from trainer.checkpoint import Checkpointer, Destination, Retention, Writer
@@ -37,7 +37,7 @@ from trainer.step.guard import Guard
 from trainer.step.measured import Progress
 from trainer.step.rank_inputs import RankInputs
 from trainer.step.step import Steps
-from trainer.telemetry import PhaseFile, StepOverheads, Telemetry, write_config
+from trainer.telemetry import StepOverheads, Telemetry, write_config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

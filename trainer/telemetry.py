@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from opt_ops.contract.files import write_durably
-from opt_ops.contract.phases import PhaseName
 from opt_ops.contract.telemetry import BusyFields, ChecksumFields, LineFile, TelemetryLine
 from trainer.kernels import jit
 from trainer.model.cost import flops_per_token
@@ -61,30 +60,6 @@ def code_digest() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
-
-
-class PhaseFile:
-    """Writes ``phases.jsonl``: what the attempt is doing.
-
-    Args:
-        path: the file. Lines are appended. With None nothing is written; all ranks but rank 0 use that.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._file = LineFile(path) if path else None
-        self._current: PhaseName | None = None
-
-    def enter(self, phase: PhaseName, step: int | None, *, again: bool = False) -> None:
-        """Write that ``phase`` begins, unless the last line says so already.
-
-        Args:
-            phase: the phase.
-            step: the last update; None while it is unknown.
-            again: write the line in any case. It shows that the phase makes progress.
-        """
-        if self._file and (again or phase != self._current):
-            written = self._file.write({"ts": round(time.time(), 6), "phase": phase, "step": step})
-            self._current = phase if written else None
 
 
 class Telemetry:

@@ -13,7 +13,7 @@ from opt_ops.contract.errors import UserError
 from opt_ops.contract.files import write_durably
 from opt_ops.contract.manifest import Manifest
 from opt_ops.contract.options import Options
-from opt_ops.contract.phases import PhaseName
+from opt_ops.contract.phases import PhaseFile, PhaseName
 from opt_ops.contract.telemetry import LineFile
 
 TELEMETRY_FIELDS = (
@@ -22,7 +22,6 @@ TELEMETRY_FIELDS = (
 )
 """What every line of telemetry has."""
 
-_PHASES = tuple(str(phase) for phase in PhaseName)
 _FILLED_IN = ("ts", "finite", "step_seconds", "wps")
 _WHOLE = ("num_updates", "tokens", "data_position")
 _MAY_BE_NULL = ("loss", "gnorm")
@@ -86,8 +85,7 @@ class RunFolder:
         self._folder: Path = options.run_dir
         self._attempt = options.attempt
         self._options = options
-        self._telemetry = self._phases = None
-        self._phase: PhaseName | None = None
+        self._telemetry, self._phases = None, PhaseFile(None)
         self._last_line = time.monotonic()
         self._last_tokens: int | None = None
         if rank != 0:
@@ -95,7 +93,7 @@ class RunFolder:
         require_new_run_folder(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._telemetry = LineFile(self._folder / "telemetry.jsonl")
-        self._phases = LineFile(self._folder / "phases.jsonl")
+        self._phases = PhaseFile(self._folder / "phases.jsonl")
         self.phase(PhaseName.START, None)
 
     def config(
@@ -185,12 +183,7 @@ class RunFolder:
         Raises:
             ValueError: there is no phase of that name.
         """
-        if name not in _PHASES:
-            raise ValueError(f"there is no phase {name!r}; phases are {', '.join(_PHASES)}")
-        name = PhaseName(name)
-        if self._phases and (again or name != self._phase):
-            written = self._phases.write({"ts": round(time.time(), 6), "phase": name, "step": step})
-            self._phase = name if written else None
+        self._phases.enter(name, step, again=again)
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -11,10 +11,10 @@ from typing import IO
 import pytest
 
 from opt_ops.contract import manifest
+from opt_ops.contract.phases import PhaseFile
 from opt_ops.contract.telemetry import LineFile
 from tests.trainer.harness import REPOSITORY, finish, settings, start, telemetry, wait_for
 from tests.trainer.test_train import arguments, wait_for_step
-from trainer.telemetry import PhaseFile
 
 
 @pytest.fixture

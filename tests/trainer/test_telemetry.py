@@ -9,11 +9,12 @@ import torch
 
 from opt_ops.contract.environment import Place
 from opt_ops.contract.outside import Agreed
+from opt_ops.contract.phases import PhaseFile
 from opt_ops.contract.telemetry import TelemetryLine
 from trainer import optim, recipes, telemetry
 from trainer.parallel import mesh
 from trainer.step.measured import Progress, StepMeasurements, StepOutcome
-from trainer.telemetry import PhaseFile, StepOverheads, Telemetry
+from trainer.telemetry import StepOverheads, Telemetry
 
 
 @pytest.mark.parametrize(
