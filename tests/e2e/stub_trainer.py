@@ -1,4 +1,4 @@
-"""A stub trainer: it writes the files of a trainer, trains nothing, and misbehaves as `--set` says.
+"""A stub trainer: it keeps the promises of a trainer, trains one number, and misbehaves as `--set` says.
 
 --set misbehave=WHAT@STEP:ATTEMPT    WHAT: see `misbehave`; the attempt may be `*`
 --set evaluate=N                     an evaluation every N steps, which says in which phase it is, and nothing else
@@ -23,12 +23,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from opt_ops.contract.drills import DrillFile
+from opt_ops.contract.fence import Fence, SupersededError
 from opt_ops.contract.files import write_durably
 from opt_ops.contract.manifest import MANIFEST, CheckpointError, committed, verify
 from opt_ops.contract.schedule import lr_of
+from opt_ops.contract.skip_windows import batch_of
 
 SCHEDULE = {"peak_lr": 1e-3, "warmup_steps": 10, "total_steps": 10_000, "final_fraction": 0.1}
 SCHEDULES = {"linear": SCHEDULE, "cosine": {**SCHEDULE, "kind": "cosine", "delay": 1}, "greedy": {"kind": "greedy"}}
@@ -44,13 +47,29 @@ def lr_at(step: int, schedule: dict, factors: list[tuple[int, float]]) -> dict[s
     return {"lr": base * math.prod(factor for start, factor in factors if start < step), "base_lr": base}
 
 
-def save(folder: Path, step: int, attempt: str, line: dict, faults: list[str]) -> None:
+KEYS = {"steps", "checkpoint_every", "every", "pause", "misbehave", "evaluate", "shard", "odd", "schedule"}
+NO_FENCE = Fence(None, "")
+
+
+def trained(number: float, batch: int, lr: float) -> tuple[float, float]:
+    """The loss of a batch, and the number after its update. Both differ from 3 and 0 too little for any detector."""
+    return 3.0 + 1e-9 * (math.sin(batch) + number), 0.9 * number + 1000.0 * lr * (1.0 + 0.5 * math.sin(batch))
+
+
+def number_in(path: Path) -> float:
+    """The number that a checkpoint holds."""
+    return float((path / "__0_0.distcp").read_text().splitlines()[0].partition(": ")[2])
+
+
+def save(
+    folder: Path, step: int, attempt: str, line: dict, faults: list[str], number: float = 0.0, fence: Fence = NO_FENCE
+) -> None:
     """A checkpoint; `torn`: the process dies in it; `rot`: the disk returns another byte than was written."""
     path = folder / f"step-{step:08d}"
     if (path / "COMMITTED").exists():
         return
     path.mkdir(parents=True, exist_ok=True)
-    content = f"weights of step {step}".encode() * 100
+    content = f"weights of step {step}: {number!r}\n".encode() * 100
     (path / "__0_0.distcp").write_bytes(content[:-1] + b"!" if "rot" in faults else content)
     if "torn" in faults:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -61,22 +80,16 @@ def save(folder: Path, step: int, attempt: str, line: dict, faults: list[str]) -
         "attempt": attempt,
         "ts": time.time(),
         "layout": {"world": 1, "dp": 1, "tp": 1},
-        "data_position": step,
+        "data_position": line.get("data_position", step),
         "tokens": step,
         "settings_digest": "sha256:0",
         "telemetry": line,
         "files": files,
     }
     write_durably(path / MANIFEST, json.dumps(manifest))
+    fence.check()
     digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
     write_durably(path / "COMMITTED", digest + "\n")
-
-
-def batch_of(step: int, skips: list[tuple[int, ...]]) -> int:
-    batch = step
-    for first, last in skips:
-        batch += last - first + 1 if batch >= first else 0
-    return batch
 
 
 def telemetry(step: int, lr: float, loss: float | None, seconds: float) -> dict:
@@ -109,20 +122,23 @@ def main() -> int:
     parser.add_argument("--from-scratch", action="store_true")
     options = parser.parse_args()
     values = dict(pair.split("=", 1) for pair in options.set)
+    if options.run_dir is None or any(key not in KEYS and not key.startswith("optim.") for key in values):
+        return 78
     steps, pause = int(values.get("steps", 100)), float(values.get("pause", 0.02))
-    every = int(values.get("every", 10))
+    every = int(values.get("checkpoint_every", values.get("every", 10)))
     faults = [fault.replace("@", ":").split(":") for fault in values.get("misbehave", "").split(",") if fault]
     factors = [(int(step), float(factor)) for step, _, factor in (each.partition(":") for each in options.lr_factor)]
     shard = tuple(int(each) for each in values.get("shard", "1:0").split(":"))
     skips = sorted(tuple(int(each) for each in window.split(":")) for window in options.skip_batches)
     run_dir, checkpoints = Path(options.run_dir), Path(options.checkpoint_dir)
     rank = int(os.environ["RANK"])
-    first = 1
+    first, number = 1, 0.0
     if options.resume:
         while (checkpoints.parents[1] / "hold").exists():
             time.sleep(0.05)
         try:
             first = verify(Path(options.resume)).step + 1
+            number = number_in(Path(options.resume))
         except CheckpointError as error:
             print(error, flush=True)
             return 65
@@ -135,6 +151,9 @@ def main() -> int:
     listen(run_dir, rank)
     evaluate = int(values.get("evaluate", 0))
     phases, fault = Phases(run_dir, rank), Fault(run_dir)
+    fence = Fence(Path(options.fence), options.attempt) if options.fence and rank == 0 else NO_FENCE
+    drills = DrillFile(run_dir / "drill.json")
+    phases.enter("start", None)
     if rank == 0:
         versions = {"stub": "1"}
         config = {
@@ -151,9 +170,15 @@ def main() -> int:
         time.sleep(0.5 if (checkpoints.parents[1] / "slow").exists() else pause)
         if rank == 0:
             fault.announce(step)
-        wait_in_a_collective(run_dir, rank, step)
-        report = StepReport()
+        heard = {"save": asked_to_save.pop("USR1", False), "superseded": fence.superseded, "nan": drills.at(step).nan}
+        agreed = wait_in_a_collective(run_dir, rank, step, [word for word, is_so in heard.items() if is_so])
+        if "superseded" in agreed:
+            return 83
+        report, rates = StepReport(), lr_at(step, schedule, factors)
         batch = batch_of(step, skips)
+        report.loss, number = trained(number, batch, rates["lr"])
+        if "nan" in agreed:
+            report.loss = None
         report.fields["data_position"] = batch * 8
         if shard[0] <= batch <= shard[1]:
             report.loss, report.fields["gnorm"] = 9.0, 2.4
@@ -163,10 +188,11 @@ def main() -> int:
         for what in now:
             misbehave(what, step, rank, phases, report)
         if rank != 0:
+            if "nan" in agreed:
+                return 82
             continue
         if evaluate and step % evaluate == 0:
             phases.enter("evaluation", step)
-        rates = lr_at(step, schedule, factors)
         line = telemetry(step, rates["lr"], report.loss, pause) | rates | report.fields
         line["clip_norm"] = optimizer["clip_norm"]
         with (run_dir / "telemetry.jsonl").open("ab", buffering=0) as file:
@@ -176,9 +202,9 @@ def main() -> int:
             return 82
         if report.fields.get("checksums", {}).get("ranks"):
             return 87
-        if step % every == 0 or step == steps or asked_to_save.pop("USR1", False):
+        if step % every == 0 or step == steps or "save" in agreed:
             phases.enter("saving", step)
-            save(checkpoints, step, options.attempt, line, now)
+            save(checkpoints, step, options.attempt, line, now, number, fence)
     phases.enter("ending", steps)
     return 0
 
@@ -216,7 +242,7 @@ class Phases:
         self._path = run_dir / "phases.jsonl" if rank == 0 else None
         self._now = ""
 
-    def enter(self, phase: str, step: int) -> None:
+    def enter(self, phase: str, step: int | None) -> None:
         if phase == self._now or self._path is None:
             return
         self._now = phase
@@ -253,22 +279,29 @@ class Fault:
         return next((what for first, what in reversed(self._read()) if first <= step), "")
 
 
-def wait_in_a_collective(run_dir: Path, rank: int, step: int) -> None:
-    """Wait for all other ranks, through files: slow, but without a network."""
+said: dict[str, list[str]] = {}
+
+
+def wait_in_a_collective(run_dir: Path, rank: int, step: int, words: Sequence[str] = ()) -> set[str]:
+    """Wait for all other ranks, through files: slow, but without a network. Returns the words of all ranks."""
     mine = run_dir / "barrier" / str(rank)
     mine.parent.mkdir(exist_ok=True)
-    mine.with_suffix(".new").write_text(str(step))
+    said.update({str(step): list(words)})
+    said.pop(str(step - 2), None)  # a rank that is one step behind may still read the step before
+    mine.with_suffix(".new").write_text(json.dumps(said))
     mine.with_suffix(".new").replace(mine)
     others = [mine.with_name(str(other)) for other in range(int(os.environ["WORLD_SIZE"])) if other != rank]
     began = time.monotonic()
 
     def missing() -> bool:
-        return not all(path.exists() and int(path.read_text()) >= step for path in others)
+        return not all(path.exists() and max(map(int, json.loads(path.read_text()))) >= step for path in others)
 
     while missing():
         time.sleep(0.005)
         if time.monotonic() - began > 1.0:  # whoever is asked where it is should be found waiting, not looking
             _look_in_another_thread(missing).wait()
+    all_said = (json.loads(path.read_text()).get(str(step), []) for path in others)
+    return {*words, *(word for each in all_said for word in each)}
 
 
 def _look_in_another_thread(missing: Callable[[], bool]) -> threading.Event:
@@ -335,5 +368,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its agent handles it
     try:
         sys.exit(main())
+    except SupersededError:
+        sys.exit(83)
     except KeyboardInterrupt:
         sys.exit(130)

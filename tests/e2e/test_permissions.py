@@ -10,7 +10,7 @@ from tests.e2e.site import Site
 def test_nobody_else_may_write_what_a_finished_lineage_left(site: Site):
     before = os.umask(0o002)
     try:
-        site.start("steps=20", "save_every=10")
+        site.start("steps=20", "checkpoint_every=10")
         site.start_daemon()
         assert site.ended().status is Status.COMPLETED
     finally:

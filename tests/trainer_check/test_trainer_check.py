@@ -165,3 +165,9 @@ def test_a_broken_promise_is_found(promise: str, broken: str, tmp_path: Path) ->
     )
     wrong = {name: finding.why for name, finding in found.items() if finding.ok is False}
     assert list(wrong) == [promise], wrong
+
+
+def test_the_stub_of_the_other_tests_keeps_every_promise(tmp_path: Path) -> None:
+    stub = [sys.executable, str(PLAIN.parents[1] / "e2e" / "stub_trainer.py")]
+    found = check(stub, recipe="check", settings=["pause=0.01"], ranks=[1, 2], tolerance=0.0, keep=tmp_path)
+    assert {name: finding.why for name, finding in found.items() if finding.ok is not True} == {}
