@@ -26,6 +26,7 @@ from trainer.data import dataset
 from trainer.data.dataset import Dataset
 from trainer.evaluation import Evaluation
 from trainer.model.precision import DTYPES
+from trainer.optim_config import stated
 from trainer.parallel import mesh
 from trainer.parallel.build import build
 from trainer.parallel.engine import Engine
@@ -256,7 +257,7 @@ class AttemptRunner:
             "layout": _layout(self._layout),
             "settings_digest": self._settings_digest,
             "seed": job.recipe.seed,  # with the step, this is the state of every random choice
-            "schedule": _schedule(job.recipe),
+            "schedule": stated(job.recipe.optim),
             "lr_factors": job.lr_factors,
             "skips": job.skips,
             "model": asdict(job.recipe.model),
@@ -319,7 +320,7 @@ def _config(job: TrainJob, engine: Engine, data: Dataset, progress: Progress) ->
         "recipe": job.recipe_name,
         "steps": recipe.steps,
         "settings": asdict(recipe),
-        "schedule": _schedule(recipe),
+        "schedule": stated(recipe.optim),
         "lr_factors": job.lr_factors,
         "skips": job.skips,
         "optimizer": {
@@ -344,11 +345,6 @@ def _device(recipe: Recipe, layout: Layout) -> dict[str, Any]:
     heads, width = model.num_heads // layout.tp, model.hidden_size // model.num_heads
     query = torch.empty(1, recipe.data.seq_len, heads, width, dtype=DTYPES[recipe.precision], device=layout.device)
     return device.about(query.requires_grad_().transpose(1, 2), model.attention_dropout)
-
-
-def _schedule(recipe: Recipe) -> dict[str, float]:
-    names = ("peak_lr", "warmup_steps", "total_steps", "final_fraction")
-    return {name: getattr(recipe.optim, name) for name in names}
 
 
 def _layout(layout: Layout) -> dict[str, int]:

@@ -10,18 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from opt_ops.contract.learning_rate import total_lr_factor
+from opt_ops.contract.schedule import lr_of
 from opt_ops.contract.telemetry import OptimizerFields
-from trainer.recipes import OptimConfig
+from trainer.optim_config import OptimConfig, stated
 
 
 def learning_rate(step: int, config: OptimConfig, lr_factors: Sequence[tuple[int, float]] = ()) -> float:
-    """Learning rate of update ``step`` (from 1): linear warm-up, linear decay, constant after ``total_steps``.
+    """Learning rate of update ``step`` (from 1), by the schedule and the factors in force.
 
     Args:
         step: number of the update.
-        config: peak, warm-up and decay.
+        config: names the schedule, with its settings.
         lr_factors: (step, factor) pairs; each multiplies the schedule in every update after its step.
     """
+    if config.schedule != "linear":
+        lr = lr_of(stated(config), lr_factors, step)
+        assert lr is not None  # a kind that is not in the contract is none of the settings
+        return lr
+    # Not by lr_of, whose last bits differ: training under the default schedule is to stay what it was, bit by bit.
     decayed = max(0, min(step, config.total_steps) - config.warmup_steps)
     decay = 1 - (1 - config.final_fraction) * decayed / (config.total_steps - config.warmup_steps)
     return config.peak_lr * min(step / config.warmup_steps, decay) * total_lr_factor(step, lr_factors)

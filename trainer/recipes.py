@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from trainer import optim_config
 from trainer.errors import UserError
+from trainer.optim_config import OptimConfig
 from trainer.settings import changed, did_you_mean, settings_of
 
 _MAY_BE_ZERO = frozenset(
@@ -20,6 +22,7 @@ _MAY_BE_ZERO = frozenset(
         "checkpoint_every",
         "checkpoint.snapshot_every",
         "checkpoint.keep",
+        "optim.decay_steps",
     }
 )
 
@@ -74,20 +77,6 @@ class DataConfig:
     global_batch: int
     micro_batch: int
     max_corrupt_lines: int = 10
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """AdamW and its schedule: linear warm-up to ``peak_lr``, then linear decay to ``final_fraction`` of that."""
-
-    peak_lr: float
-    warmup_steps: int
-    total_steps: int
-    final_fraction: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,7 +333,7 @@ def trajectory_digest(
     decisive = {
         "model": model,
         "batch": [recipe.data.seq_len, recipe.data.global_batch],
-        "optim": asdict(recipe.optim),
+        "optim": optim_config.decisive(recipe.optim),
         "precision": recipe.precision,
         "loss_scale": asdict(recipe.loss_scale) if recipe.precision == "fp16" else None,
         "guard": asdict(recipe.guard),
@@ -363,7 +352,7 @@ def _check(recipe: Recipe) -> None:
         if not holds:
             raise UserError(f"the settings cannot work: {rule}. Change them with --set.")
 
-    model, data, optim, parallel = recipe.model, recipe.data, recipe.optim, recipe.parallel
+    model, data, parallel = recipe.model, recipe.data, recipe.parallel
     for key, value in settings_of(recipe):
         if isinstance(value, float):
             require(math.isfinite(value), f"{key} must be a finite number")
@@ -390,10 +379,5 @@ def _check(recipe: Recipe) -> None:
     require(0 <= scale.tolerance <= 1, "loss_scale.tolerance must be a share, from 0 to 1")
     require(guard.deviations >= 0, "guard.deviations must not be negative")
     require(2 <= guard.warm <= guard.window, "guard.warm must be at least 2 and not above guard.window")
-    require(optim.warmup_steps < optim.total_steps, "optim.warmup_steps must be below optim.total_steps")
-    require(all(0 <= beta < 1 for beta in optim.betas), "both of optim.betas must be at least 0 and below 1")
-    for key, value in (("peak_lr", optim.peak_lr), ("eps", optim.eps), ("clip_norm", optim.clip_norm)):
-        require(value > 0, f"optim.{key} must be above 0")
-    require(0 <= optim.final_fraction <= 1, "optim.final_fraction must be a share, from 0 to 1")
-    require(optim.weight_decay >= 0, "optim.weight_decay must not be negative")
+    optim_config.check(recipe.optim, require)
     require(model.init_std >= 0, "model.init_std must not be negative")

@@ -1,8 +1,13 @@
 import pytest
 import torch
 
-from trainer import optim
-from trainer.recipes import OptimConfig
+from opt_ops.core.schedule import expected_lr
+from opt_ops.core.values import LrFactor
+from opt_ops.runfolder.fields import Record
+from opt_ops.runfolder.schedule_fields import schedule_of
+from trainer import optim, recipes
+from trainer.errors import UserError
+from trainer.optim_config import OptimConfig, stated
 
 CONFIG = OptimConfig(peak_lr=1.0, warmup_steps=10, total_steps=110, final_fraction=0.1)
 
@@ -63,3 +68,42 @@ def test_gradients_are_clipped_and_what_they_are_too_large_by_is_taken_out(
     assert (found.item(), found.dtype, found.shape) == (factor, torch.float32, ())
     optim.update(optimizer, found)
     assert optimizer.state[weight]["exp_avg"].tolist() == pytest.approx([pytest.approx([0.3 * factor, -0.4 * factor])])
+
+
+OTHERS = ("optim.decay_steps=30", "optim.decay=sqrt", "optim.cycles=1.5", "optim.power=2.0")
+
+
+@pytest.mark.parametrize("kind", ["cosine", "polynomial", "constant", "wsd"])
+def test_other_schedules_are_those_of_the_formats_and_config_json_states_them(kind: str) -> None:
+    recipe = recipes.build("opt-tiny", ["optim.total_steps=110", f"optim.schedule={kind}", *OTHERS])
+    said = stated(recipe.optim)
+    assert said["kind"] == kind
+    schedule = schedule_of(Record(said))
+    for step in (1, 59, 60, 61, 80, 100, 110, 200):
+        expected = expected_lr(schedule, [LrFactor(step=70, factor=0.5)], step)
+        assert optim.learning_rate(step, recipe.optim, [(70, 0.5)]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_linear_schedule_is_stated_and_digested_as_before_there_were_others() -> None:
+    linear = recipes.build("opt-tiny", OTHERS)
+    assert stated(linear.optim) == {"peak_lr": 1e-3, "warmup_steps": 60, "total_steps": 600, "final_fraction": 0.1}
+    digests = [
+        recipes.trajectory_digest(recipes.build("opt-tiny", settings), [], [], "")
+        for settings in ([], OTHERS, ["optim.schedule=cosine"], ["optim.schedule=cosine", "optim.cycles=1.5"])
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["optim.schedule=exp"], "is not one of linear, cosine, polynomial, constant, wsd"),
+        (["optim.schedule=wsd"], "optim.decay_steps must be from 1 to 540"),
+        (["optim.schedule=wsd", "optim.decay_steps=541"], "optim.decay_steps must be from 1 to 540"),
+        (["optim.power=0"], "optim.power must be above 0"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(settings: list[str], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        recipes.build("opt-tiny", settings)

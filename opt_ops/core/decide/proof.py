@@ -94,10 +94,14 @@ def _with(schedule: Schedule, optimizer: Optimizer, setting: str) -> tuple[Sched
         optimizer = replace(optimizer, **{name: float(value)})
     elif schedule.kind == TABLE:
         pass  # its knots say all
-    elif key in ("optim.peak_lr", "optim.final_fraction"):
+    elif key in ("optim.peak_lr", "optim.final_fraction", "optim.cycles", "optim.power"):
         schedule = replace(schedule, **{name: float(value)})
-    elif key in ("optim.warmup_steps", "optim.total_steps"):
+    elif key in ("optim.warmup_steps", "optim.total_steps", "optim.decay_steps"):
         schedule = replace(schedule, **{name: int(float(value))})
+    elif key == "optim.schedule":
+        schedule = replace(schedule, kind=value)
+    elif key == "optim.decay":
+        schedule = replace(schedule, decay=value)
     return schedule, optimizer
 
 
