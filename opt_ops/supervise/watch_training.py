@@ -241,6 +241,8 @@ class TrainingWatch:
     def _on_curve(self, point: Point) -> list[Finding]:
         """What the loss shows. Where the plan is known, the mere path of the learning rate says nothing more."""
         known = self._learning_rate.knows(point)
+        if self._learning_rate.follows(point):
+            self._curve.detector.expect_lr(point.step)
         return [f for f in self._curve.observe(point) if not (known and f.signal == FailureClass.UNPLANNED_LR)]
 
     @staticmethod

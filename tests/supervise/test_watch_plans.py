@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
+import pytest
+
 from opt_ops.core import events as e
 from opt_ops.core.detect.point import Point
 from opt_ops.core.schedule import expected_lr
-from opt_ops.core.values import Checkpoint, PlannedChange, Tier
+from opt_ops.core.values import Checkpoint, PlannedChange, Schedule, Tier
 from opt_ops.ports import TrainerConfig
 from opt_ops.supervise.watch_training import TrainingWatch
 from tests.core.detect.test_signals import curve
@@ -98,6 +100,19 @@ def test_a_learning_rate_that_leaves_the_plan_is_rolled_back_to_before_it_left()
     assert (recovery.lr_factor, recovery.skip_batches) == (None, 0), "the planned rate, and nothing is left out"
     training.start()
     assert [event for event in training.look() if isinstance(event, e.SignalRaised)] == [], "told once"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_schedule_that_falls_and_rises_again_is_no_evidence_where_it_is_planned(known: bool):
+    training = Watched()
+    waves = replace(CONFIG, schedule=replace(SCHEDULE, kind="cosine", cycles=2.0))
+    training.write(range(1, 401), config=waves)
+    if not known:
+        training.trainer.configs["12.00-a0"] = replace(CONFIG, schedule=Schedule(kind="waves"))
+    training.look()
+    tiers = {signal[1] for signal in training.signals() if signal[0] == "unplanned_lr"}
+    assert tiers == (set() if known else {Tier.ALERT})
+    assert (training.watch._curve.detector._lr_left == 0) is known
 
 
 def test_a_run_under_other_settings_is_on_plan_before_and_after_a_takeover():

@@ -41,6 +41,7 @@ class LossDetector:
         self._gnorm = GradientNormDetector(rule)
         self._lr = LrPath()
         self._lr_left = 0  # points for which it still counts
+        self._lr_planned = 0  # the newest step whose learning rate is known to be the planned one
         self._bad: deque[tuple[int, int, str]] = deque(maxlen=512)  # first and last step, and why
         self._seen = 0  # the newest step
         self._kept: deque[Point] = deque(maxlen=_KEPT)  # with a finite loss
@@ -105,6 +106,10 @@ class LossDetector:
             reached = median(losses[-8:])
             self._restore = RestoreCheck(reached, median(losses[-16:-8]) - reached, self._scale, due)
 
+    def expect_lr(self, step: int) -> None:
+        """The learning rate of the next point, `step`, is the planned one: wherever it goes, it is no evidence."""
+        self._lr_planned = step
+
     @property
     def spiking(self) -> bool:
         """Whether the loss is in a spike."""
@@ -140,7 +145,7 @@ class LossDetector:
     def _path(self, point: Point) -> list[Finding]:
         """The learning rate's path, and what changes visibly."""
         found = self._lr.observe(point)
-        if found and self._lr.left == point.step:
+        if found and self._lr.left == point.step != self._lr_planned:
             self._lr_left = _LR_POINTS
         self._lr_left = max(0, self._lr_left - 1)
         change = visible_change(self._last, point) if self._last is not None else None

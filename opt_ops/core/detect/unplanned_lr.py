@@ -25,21 +25,29 @@ class LearningRateDetector:
 
     def __init__(self) -> None:
         self._plan: PlannedLr | None = None
+        self._least = 0.0  # a difference that is none, where the schedule ends at zero
         self._followed = False  # whether any update of any attempt was as planned
         self._told = False
         self._before = 0  # the step before the next point
 
     def begin(self, plan: PlannedLr | None, start: int) -> None:
         """An attempt begins after step `start`, under `plan`; None: what was planned is not known."""
-        self._plan, self._before, self._told = plan, start, False
+        self._before, self._told = start, False
+        self.plan(plan)
 
     def plan(self, plan: PlannedLr | None) -> None:
         """The plan of the present attempt becomes known."""
         self._plan = plan
+        self._least = _TOLERANCE_OF_PEAK * peak_of(plan.schedule) if plan is not None else 0.0
 
     def knows(self, point: Point) -> bool:
         """Whether it is known what was planned for this update."""
         return self._planned(point) is not None
+
+    def follows(self, point: Point) -> bool:
+        """Whether the learning rate of this update is known to be the planned one."""
+        planned = self._planned(point)
+        return planned is not None and math.isclose(point.lr, planned, rel_tol=_TOLERANCE, abs_tol=self._least)
 
     def _planned(self, point: Point) -> float | None:
         return self._plan.due(point.step, point.base_lr) if self._plan is not None else None
@@ -48,10 +56,9 @@ class LearningRateDetector:
         """Take in the next line; what it makes known."""
         before, self._before = min(self._before, point.step - 1), point.step
         planned = self._planned(point)
-        if self._plan is None or planned is None:
+        if planned is None:
             return []
-        least = _TOLERANCE_OF_PEAK * abs(peak_of(self._plan.schedule))
-        if math.isclose(point.lr, planned, rel_tol=_TOLERANCE, abs_tol=least):
+        if self.follows(point):
             self._followed = self._followed or planned != 0.0  # zero may be anybody's first update
             return []
         if self._told:
