@@ -29,7 +29,7 @@ class Manifest:
     telemetry: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
     seed: int | None = None
-    schedule: Mapping[str, float] | None = None
+    schedule: Mapping[str, Any] | None = None
     lr_factors: Sequence[Sequence[float]] = ()
     skips: Sequence[Sequence[int]] = ()
     model: Mapping[str, Any] | None = None
