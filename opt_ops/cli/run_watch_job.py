@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0  # between two looks at the log
 _ALERT_SECONDS = 20.0  # that alerts get at the end: twice the time of one delivery
 _BLIND = "blind"  # the kind of a line about what the watch cannot see
-_FOUND, _UNREAD = 5, 75
+_FOUND = 5  # the exit code
 
 
 @app.command("watch-job")
@@ -280,7 +280,7 @@ def _watch(subject: Subject, job: str, told: _Told, interrupted: list[str], quie
     say(f"  next: opt-ops run explain {lineage.path.name}, or opt-ops logbook open {lineage.path.name}", quiet)
     if not watch.readings:
         raise Unavailable(f"no line could be read: {watch.tried}", "say how a line tells an update: --pattern REGEX")
-    return _FOUND if told.rows else 0
+    return _FOUND if watch.blind or any(row["kind"] != _BLIND for row in told.rows) else 0
 
 
 def _projection(lineage: str) -> Projection:

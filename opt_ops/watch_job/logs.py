@@ -11,9 +11,7 @@ from opt_ops.watch_job.attempts import Ordered, StepOrder
 from opt_ops.watch_job.line_formats import Format, Reader
 from opt_ops.watch_job.log_follower import LogFollower, Segment
 from opt_ops.watch_job.reading import Reading
-from opt_ops.watch_job.recognition import Labels, LogLine, Recognised, Recognition
-
-_UNRECOGNISED_LINES = 1000  # after which it is said that no format reads the log
+from opt_ops.watch_job.recognition import TRIED_LINES, Labels, LogLine, Recognised, Recognition
 
 
 @dataclass(slots=True)
@@ -44,6 +42,7 @@ class JobLogs:
         self._recognised: Recognised | None = None
         self._reader: Reader | None = None
         self._order = StepOrder()
+        self._to_tell = TRIED_LINES  # lines without a recognised one, after which that is said
         self.causes = CauseLines()
         """The lines that name a cause, of all ranks."""
 
@@ -91,8 +90,6 @@ class JobLogs:
         """Why nothing is seen in the logs; empty: something is, or nothing can be expected yet."""
         if errors := [log.error for log in self._logs if log.error]:
             return "; ".join(errors)
-        if self._reader is None and self._recognition.tried >= _UNRECOGNISED_LINES:
-            return self.unrecognised
         if self._order.mixed:
             return "steps fall again and again: the log mixes several runs or ranks, and restarts are not told any more"
         return ""
@@ -107,7 +104,7 @@ class JobLogs:
     @property
     def unrecognised(self) -> str:
         """That no format reads any line, which were tried, and the likeliest lines; empty: one does."""
-        if self._reader is not None:
+        if self._reader is not None or not self._recognition.tried:
             return ""
         return f"no format reads any of {self._recognition.tried:,} lines; {self.tried}"
 
@@ -131,6 +128,9 @@ class JobLogs:
 
     def _idle(self, size: int) -> None:
         """All that is there by now was read."""
+        if self._reader is None and self._recognition.found is None and self._recognition.tried >= self._to_tell:
+            self._to_tell *= 10
+            self._say(f"No line is recognised yet, of {self._recognition.tried:,}.")
         if self._reader is None:
             found = self._recognition.found
             if found is not None and (found.lines >= 3 or not size):

@@ -153,7 +153,10 @@ class JobWatch:
         if record is None:
             return
         if record.word != self._word:
-            if self._word:
+            if not self._word:
+                where = f" on {record.nodes}" if record.nodes else f": {record.reason}" if record.reason else ""
+                self._say(f"Job {record.number} is {record.word}{where}.")
+            else:
                 self._say(f"Job {record.number} is {record.word}{f': {record.reason}' if record.reason else ''}.")
             self._word = record.word
         if record.meaning is not Job.SUSPENDED:
@@ -217,8 +220,13 @@ class JobWatch:
     def _unreadable(self, now: float) -> str:
         """Why nothing is seen in the logs; empty: something is, or nothing can be expected yet."""
         running = self._subject.poll is None or self._subject.poll.running
-        late = running and now - self._began > _LATE_SECONDS
-        return self._logs.unreadable or (self._logs.missing if late else "")
+        seconds = now - self._began if running else 0.0
+        why = self._logs.unreadable
+        if not why and seconds > _LATE_SECONDS:
+            why = self._logs.missing
+        if not why and seconds > self._hang.startup_seconds:
+            why = self._logs.unrecognised  # before that, a job may still be starting
+        return why
 
     def _tell_blind(self, part: str, why: str) -> None:
         if self._lineage.tell_blind(part, why):
@@ -227,6 +235,11 @@ class JobWatch:
                 self._blind(f"{part} sees nothing: {why}")
             else:
                 self._say(f"{part.capitalize()} sees again.")
+
+    @property
+    def blind(self) -> bool:
+        """Whether a part of the watch sees nothing now."""
+        return any(part in self._lineage.state.failing for part in (LOG_PART, JOB_PART))
 
     # ---- the end
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,13 @@ import pytest
 from opt_ops import playbook_loader
 from opt_ops.adapters.outbox import Outbox
 from opt_ops.adapters.slurm.states import Job
+from opt_ops.config import load
 from opt_ops.core.detect.hang import HangRule
 from opt_ops.core.failures.classes import cause
 from opt_ops.core.values import Status
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.liveness import look
-from opt_ops.supervise.daemon import SystemClock
+from opt_ops.supervise.daemon import Daemon, SystemClock
 from opt_ops.watch_job import job_poll
 from opt_ops.watch_job import watch as watch_module
 from opt_ops.watch_job.job import JobRecord
@@ -221,7 +224,7 @@ def test_a_controller_that_is_down_is_told(slurm: Slurm, monkeypatch: pytest.Mon
     thread.join()
     assert ran.kinds == ["blind"]
     assert "Unable to contact slurm controller" in ran.findings[0]["text"]
-    assert ran.code == 5
+    assert ran.code == 0, "it saw again, and how the job ended"
     (slurm.folder / "down").touch()
     assert watch("812").code == 75, "and nothing says where the log is"
 
@@ -299,3 +302,57 @@ def test_a_file_that_cannot_be_read_is_told(slurm: Slurm):
     assert ran.code == 75
     assert ran.kinds[0] == "blind"
     assert "it is a folder" in ran.findings[0]["text"]
+
+
+def test_alerts_go_where_the_site_says(slurm: Slurm, folder: Path):
+    got: list[dict[str, str]] = []
+
+    class Post(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Post) as server:
+        in_background(server.serve_forever)
+        (folder / "opt-ops.toml").write_text(f'[alerts]\nurls = ["http://127.0.0.1:{server.server_port}/"]\n')
+        slurm.log.write_text(recording("nanoGPT", last=520, diverges=400))
+        slurm.says("FAILED", "1:0")
+        ran = watch("812")
+        server.shutdown()
+    assert ran.code == 5
+    titles = "\n".join(each["title"] for each in got)
+    assert "loss" in titles
+    assert "HALTED" in titles, "the end of the job"
+    assert any("whoever runs this training must act" in each["body"] for each in got)
+    assert all(alert.delivered for alert in lineages.state(ran.lineage).alerts.values())
+
+
+def test_a_daemon_leaves_the_lineage_of_a_watch_alone(slurm: Slurm, folder: Path):
+    slurm.log.write_text(recording("nanoGPT", last=40))
+    slurm.says("COMPLETED")
+    ran = watch("812")
+    daemon = Daemon(load(None))
+    assert not daemon._may_take_over(ran.lineage)
+    (ran.lineage / "watch-job.json").unlink()
+    assert daemon._may_take_over(ran.lineage)
+
+
+def test_a_log_alone_is_followed_until_somebody_ends_it(folder: Path):
+    log, runs = folder / "late.log", folder / "runs"
+
+    def writer() -> None:
+        until((runs / "1/journal").exists)
+        log.write_text(recording("torchtitan", last=30))
+        until((runs / "1/1.00/a0/telemetry.jsonl").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = in_background(writer)
+    ran = watch("--from-file", "late.log", "--follow")
+    thread.join()
+    assert ran.code == 0
+    assert len(telemetry(ran)) == 30
+    assert "SIGTERM" in lineages.state(ran.lineage).why
