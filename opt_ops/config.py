@@ -128,7 +128,7 @@ class DefaultShape(_Table):
 
 
 class TrainerCommand(_Table):
-    """The command that starts a rank. docs/formats.md says what another trainer must write."""
+    """The command that starts a rank. docs/contract.md says what another trainer must do."""
 
     command: Annotated[list[_Text], Field(min_length=1)] = [sys.executable, "-m", "trainer"]
     environment: Annotated[dict[str, str], AfterValidator(_variables)] = {}

@@ -99,7 +99,7 @@ def nan(
 ) -> None:
     """Make the loss of an update NaN. The trainer must not apply it, and ends with 82. The daemon must roll back.
 
-    A trainer that does not know this drill ends with 78, and the lineage halts. docs/contract.md says what it needs.
+    A trainer that does not know this drill ends with 78, and the lineage halts. `opt-ops trainer check` tells before.
 
     Example: opt-ops drill nan 12
     """

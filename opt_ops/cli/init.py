@@ -64,7 +64,7 @@ gpus_per_node = {expected}              # fewer is a bad node; 0: nodes have no 
 
 _REST = """
 [trainer]
-# command = ["python", "-m", "trainer"]    # docs/formats.md says what another trainer must write
+# command = ["python", "-m", "trainer"]    # docs/contract.md: what another trainer must do
 # environment = { NCCL_DEBUG = "WARN" }
 
 [mlflow]

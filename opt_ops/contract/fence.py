@@ -8,10 +8,13 @@ import logging
 import time
 from pathlib import Path
 
+from opt_ops.contract.files import read_regular
+
 log = logging.getLogger(__name__)
 
 # At most one second old: even where an update takes less, the fence is read about once per update.
 _MAX_AGE_SECONDS = 1.0
+_MOST_BYTES = 2**16  # it has about 100
 
 
 class SupersededError(Exception):
@@ -61,8 +64,8 @@ class Fence:
         if self._path is None:
             return
         try:
-            self._newest = str(json.loads(self._path.read_text(encoding="utf-8"))["attempt"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._newest = str(json.loads(read_regular(self._path, _MOST_BYTES))["attempt"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if not self._warned:
                 log.warning("note: the fence %s cannot be read and is ignored: %r", self._path, error)
             self._warned = True

@@ -142,13 +142,13 @@ def parse(argv: Sequence[str] | None = None) -> Options:
             return _taken[0]
         argv = sys.argv[1:]
     run_dir = _parser(["run-dir", "attempt", "fence"]).parse_known_args(argv)[0]
-    if run_dir.run_dir is None:
-        if run_dir.attempt or run_dir.fence:
+    if not run_dir.run_dir:
+        if run_dir.attempt or run_dir.fence or run_dir.run_dir is not None:
             _refuse("--run-dir is missing: the folder of this attempt.")
         found, rest = _parser(["recipe", "set"]).parse_known_args(argv)
         return Options(recipe=found.recipe, settings=_settings(found.set), rest=rest)
     found, rest = _parser(_PLAIN, _REPEATABLE, flag="from-scratch").parse_known_args(argv)
-    if found.checkpoint_dir is None:
+    if not found.checkpoint_dir:
         _refuse("--checkpoint-dir is missing: the folder for the checkpoints of this run.")
     if found.resume and found.from_scratch:
         _refuse("--resume and --from-scratch exclude each other.")

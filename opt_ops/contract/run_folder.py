@@ -112,6 +112,7 @@ class RunFolder:
 
         Raises:
             OSError: the file cannot be written.
+            TypeError: a value has no form in JSON.
             ValueError: a number is not finite.
         """
         options = self._options
@@ -129,7 +130,9 @@ class RunFolder:
         }
         self._last_line = time.monotonic()
         if self._telemetry:
-            write_durably(self._folder / "config.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
+            write_durably(
+                self._folder / "config.json", json.dumps(whole, indent=1, allow_nan=False, default=_as_json) + "\n"
+            )
         return whole
 
     def telemetry(self, **fields: Any) -> dict[str, Any]:
@@ -232,6 +235,15 @@ def _scalar(value: Any) -> Any:
         return value.item()
     except (TypeError, ValueError, RuntimeError):  # several elements
         return value
+
+
+def _as_json(value: Any) -> Any:
+    """For what the module json does not know: scalars of arrays and tensors, and paths."""
+    if isinstance(value, Path):
+        return str(value)
+    if (plain := _scalar(value)) is value:
+        raise TypeError(f"{value!r} has no form in JSON")
+    return plain
 
 
 def _plain(value: Any) -> Any:

@@ -29,11 +29,14 @@ def lr_of(schedule: Mapping[str, Any], factors: Iterable[tuple[int, float]], ste
     if kind not in KINDS:
         return None
     try:
-        return _scheduled(kind, schedule, step) * total_lr_factor(step, factors)
+        lr = _scheduled(kind, schedule, step) * total_lr_factor(step, factors)
+        if not math.isfinite(lr):
+            raise ArithmeticError(f"the learning rate of update {step} is {lr}")  # noqa: TRY301
     except KeyError as error:
         raise ValueError(f"a schedule of the kind {kind!r} needs the field {error}") from None
-    except (TypeError, ArithmeticError) as error:
+    except (TypeError, IndexError, ArithmeticError) as error:
         raise ValueError(f"the schedule {dict(schedule)!r} cannot be computed: {error}") from error
+    return lr
 
 
 def _scheduled(kind: str, schedule: Mapping[str, Any], step: int) -> float:
@@ -74,7 +77,10 @@ def _wsd(schedule: Mapping[str, Any], update: int, warmup: int) -> float:
     if late <= 0:
         return 1.0
     over = min(1.0, late / steps) if steps else 1.0
-    return final + (1.0 - final) * _DECAYS[schedule.get("decay", "linear")](over)
+    decay = schedule.get("decay", "linear")
+    if decay not in _DECAYS:
+        raise ValueError(f"the decay {decay!r} is unknown; {', '.join(_DECAYS)} are known")
+    return final + (1.0 - final) * _DECAYS[decay](over)
 
 
 def _between(knots: Sequence[Sequence[float]], update: int) -> float:

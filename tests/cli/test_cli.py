@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -429,7 +430,7 @@ node exclude, node explain, node ledger, node list, playbook check, playbook lis
 replay, run explain, run forecast,
 run hand-back, run list, run logs, run note, run pause, run recipes, run resume, run rollback,
 run set, run shadow, run show, run start, run stop, run suggest, run take-over, run watch, run watch-job, signals blame,
-signals replay
+signals replay, trainer check
 """
 
 
@@ -470,7 +471,7 @@ def test_commands_in_pages_exist_with_their_options(page: Path):
         options = {
             option for parameter in known[name or ""].params for option in (*parameter.opts, *parameter.secondary_opts)
         }
-        for word in words:
+        for word in takewhile(lambda word: word != "--", words):  # what comes after it is another command
             if word.startswith("-") and not word[1:2].isdigit():
                 assert word.split("=")[0] in options | {"-c", "-h", "--help"}, f"{page.name}: {name} has no {word}"
 

@@ -51,6 +51,8 @@ def test_without_a_run_dir_a_script_keeps_its_options() -> None:
         (["--fence", "f"], "--run-dir is missing"),
         (["--attempt", "1.00-a1"], "--run-dir is missing"),
         (["--run-dir", "r"], "--checkpoint-dir is missing"),
+        (["--run-dir", "", "--checkpoint-dir", "c"], "--run-dir is missing"),
+        (["--run-dir", "r", "--checkpoint-dir", ""], "--checkpoint-dir is missing"),
         ([*BOTH, "--resume", "x", "--from-scratch"], "exclude each other"),
         ([*BOTH, "--fence", "f"], "--fence needs --attempt"),
         ([*BOTH, "--lr-factor", "10:0"], "--lr-factor 10:0: expected STEP:FACTOR"),

@@ -128,6 +128,19 @@ def test_a_phase_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert [line["phase"] for line in lines(tmp_path, "phases.jsonl")] == ["start", "tokens", "tokens"]
 
 
+def test_a_configuration_may_hold_scalars_and_paths(tmp_path: Path) -> None:
+    numpy, torch = pytest.importorskip("numpy"), pytest.importorskip("torch")
+    folder = RunFolder(options(tmp_path), 0)
+    given = {"betas": (numpy.float32(0.5), torch.tensor(0.25)), "weight_decay": 0.0, "clip_norm": 1.0}
+    folder.config(steps=9, schedule={"kind": "constant", "peak_lr": 0.5}, optimizer=given, data=tmp_path)
+    (written,) = [json.loads((tmp_path / "1.00/a1/config.json").read_text())]
+    assert (written["optimizer"]["betas"], written["data"]) == ([0.5, 0.25], str(tmp_path))
+    with pytest.raises(TypeError, match="has no form in JSON"):
+        folder.config(steps=9, schedule={}, optimizer={}, model=object())
+    with pytest.raises(ValueError, match="Out of range float"):
+        folder.config(steps=9, schedule={"peak_lr": math.nan}, optimizer={})
+
+
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     folder = RunFolder(options(tmp_path), 1)
     folder.config(steps=1, schedule={}, optimizer={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -40,6 +41,23 @@ def test_factors_and_unknown_kinds() -> None:
         lr_of(BASE | {"kind": "wsd"}, (), 9)
     with pytest.raises(ValueError, match="cannot be computed"):
         lr_of(BASE | {"peak_lr": "2"}, (), 2.5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"kind": "wsd", "decay_steps": 4, "decay": "sudden"}, "the decay 'sudden' is unknown; linear, cosine, sqrt"),
+        ({"kind": "wsd", "decay_steps": 4, "decay": []}, "cannot be computed"),
+        ({"kind": "table", "knots": []}, "cannot be computed"),
+        ({"kind": "table", "knots": [[1]]}, "cannot be computed"),
+        ({"kind": "polynomial", "power": -1}, "cannot be computed"),
+        ({"kind": "constant", "peak_lr": math.nan}, "update 12 is nan"),
+        ({"kind": "cosine", "total_steps": None}, "cannot be computed"),
+    ],
+)
+def test_what_cannot_be_computed_is_one_kind_of_error(schedule: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        lr_of(BASE | schedule, (), 12)
 
 
 @pytest.mark.parametrize("skips", [(), ((1, 2),), ((3, 4), (4, 6), (9, 9)), ((2, 9), (3, 4), (10, 11))])
