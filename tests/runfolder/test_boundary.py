@@ -94,12 +94,12 @@ def test_what_is_left_out_is_counted_by_file_with_the_first_and_the_newest_examp
     trainer = FileTrainer(tmp_path, counter)
     path = write(tmp_path / "12.00/a0/telemetry.jsonl", GOOD, "{", GOOD | {"num_updates": 8, "wps": "fast"})
     assert [point.step for point in trainer.points("12.00-a0")] == [7, 8]
-    write(path, GOOD | {"num_updates": 9, "lr": None})
+    write(path, GOOD | {"num_updates": 9, "lr": True})
     assert not trainer.points("12.00-a0")
     (found,) = counter.left_out()
     assert (found.source, found.file, found.count, found.taken) == ("telemetry", "12.00/a0/telemetry.jsonl", 3, 2)
     assert found.first.startswith("line 2: not JSON")
-    assert found.newest == "line 4: `lr` is null, not a number"
+    assert found.newest == "line 4: `lr` is true or false, not a number"
 
 
 def test_a_file_that_stays_unreadable_is_counted_once(tmp_path: Path):
