@@ -16,6 +16,11 @@ WORLD_SIZE = "WORLD_SIZE"
 LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
 MASTER_ADDR = "MASTER_ADDR"
 MASTER_PORT = "MASTER_PORT"
+ELASTIC_RUN = "TORCHELASTIC_RUN_ID"
+"""Set by torchrun, and by the node agent to the attempt. Frameworks take it as a sign that RANK and its like hold.
+
+Without it, Lightning takes its ranks from Slurm, and then a request for a save would requeue the whole job.
+"""
 NODE = "OPT_OPS_NODE"
 """The name of the node. Only the node agent sets it."""
 ATTEMPT = "OPT_OPS_ATTEMPT"
@@ -37,7 +42,9 @@ class Place:
     local_rank: int
 
 
-def of_rank(place: Place, *, local_world: int, address: str, port: int, node: str) -> dict[str, str]:
+def of_rank(
+    place: Place, *, local_world: int, address: str, port: int, node: str, attempt: str = "opt-ops"
+) -> dict[str, str]:
     """The variables for one rank, to be set by the process that starts it.
 
     Args:
@@ -46,6 +53,7 @@ def of_rank(place: Place, *, local_world: int, address: str, port: int, node: st
         address: host of rank 0.
         port: where the ranks meet on that host.
         node: name of the node.
+        attempt: name of the attempt.
     """
     return {
         RANK: str(place.rank),
@@ -55,6 +63,7 @@ def of_rank(place: Place, *, local_world: int, address: str, port: int, node: st
         MASTER_ADDR: address,
         MASTER_PORT: str(port),
         NODE: node,
+        ELASTIC_RUN: attempt,
     }
 
 

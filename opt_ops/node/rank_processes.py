@@ -99,7 +99,12 @@ class RankProcesses:
             **os.environ,
             **launch["environment"],
             **environment.of_rank(
-                place, local_world=per_node, address=launch["address"], port=launch["port"], node=self._node
+                place,
+                local_world=per_node,
+                address=launch["address"],
+                port=launch["port"],
+                node=self._node,
+                attempt=self.attempt,
             ),
             environment.ATTEMPT: str(self._folder),
             "PYTHONUNBUFFERED": "1",

@@ -36,7 +36,8 @@ def test_slurm_tasks_meet_on_the_first_node_of_their_step(nodes: str, first: str
 
 def test_a_rank_reads_what_the_agent_has_set() -> None:
     place = Place(rank=13, world=16, local_rank=5)
-    variables = of_rank(place, local_world=8, address="10.0.0.7", port=23817, node="n3")
+    variables = of_rank(place, local_world=8, address="10.0.0.7", port=23817, node="n3", attempt="1.00-a0")
     assert place_from_environment(variables) == place
+    assert variables["TORCHELASTIC_RUN_ID"] == "1.00-a0"  # or Lightning takes its ranks from Slurm
     assert variables["OPT_OPS_NODE"] == "n3"
     assert all(isinstance(value, str) for value in variables.values())
