@@ -1,7 +1,7 @@
 """Trains a small model with Lightning. Two lines make opt-ops supervise it: the import and the call.
 
 python examples/lightning_trainer.py                # alone, as any script
-opt-ops run start tiny --set steps=400 --nodes 2    # with [trainer] command = ["python", "examples/lightning_trainer.py"]
+opt-ops run start tiny --set steps=400 --nodes 2    # with this command in [trainer] of opt-ops.toml
 """
 
 from opt_ops.integrations.lightning import placement, supervise  # before Lightning: it handles signals from here on
