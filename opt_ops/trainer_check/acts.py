@@ -21,6 +21,7 @@ _INTERRUPT_SECONDS = 5.0  # the node agent sends SIGKILL after that
 _FENCE_SECONDS = 10.0
 _LOOK_SECONDS = 1.5  # rank 0 reads the fence once a second
 _QUIET_LOOKS = 40
+_AFTERWARDS_SECONDS = 1.0  # a signal may be answered later
 
 
 async def stacks(attempt: Attempt, pace: Pace) -> Finding:
@@ -61,6 +62,9 @@ async def sigterm(attempt: Attempt, pace: Pace) -> Finding:
     attempt.send_group(signal.SIGTERM)
     if not await attempt.more_updates(6, pace.updates(6)):
         return broken(f"after SIGTERM at step {step} training did not continue: {attempt.how()}")
+    await attempt.until(lambda: not attempt.all_run, _AFTERWARDS_SECONDS)
+    if not attempt.all_run:
+        return broken(f"after SIGTERM at step {step}: {attempt.how()}")
     if new := sorted(set(attempt.committed) - saved):
         return broken(f"after SIGTERM at step {step} it saved step {new[0]}; the supervisor asks for a save by SIGUSR1")
     return kept(f"6 updates after SIGTERM to all ranks at step {step}")
@@ -175,12 +179,14 @@ async def fence_between_updates(attempt: Attempt) -> Finding:
                     f"leave together: {ended(attempt.codes)}. Rank 0 alone must look, and tell the others"
                 )
             return kept(f"all ranks left with 83 after step {attempt.last_step}")
-    step = attempt.last_step
+    step, saved = attempt.last_step, set(attempt.committed)
     attempt.supersede()
     if not await attempt.until(lambda: attempt.over, _FENCE_SECONDS):
         return broken(f"the fence named another attempt at step {step}; {_FENCE_SECONDS:g} s later: {attempt.how()}")
     if list(attempt.codes) != superseded:
         return broken(f"the fence named another attempt at step {step}; not all ranks left with 83: {attempt.how()}")
+    if late := sorted(set(attempt.committed) - saved):
+        return broken(f"the fence named another attempt at step {step}, and step {late[0]} was committed after that")
     return kept(f"all ranks left with 83 after step {attempt.last_step}")
 
 

@@ -33,6 +33,7 @@ from opt_ops.trainer_check.records import (
 POLL_SECONDS = 0.01
 GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL, as the node agent waits
 NODE = "trainer-check"
+_LINES_LATE = 2  # a save may begin before the line of its update is written
 ENDLESS = 100_000
 """Steps of an attempt that the check ends, and an interval of saves that is never reached."""
 
@@ -128,6 +129,7 @@ class Attempt:
     order: FileOrder | None = None
     began: float = 0.0
     first_line: float | None = None
+    late_lines: str = ""
 
     @property
     def codes(self) -> tuple[int | None, ...]:
@@ -159,6 +161,17 @@ class Attempt:
     def telemetry(self) -> Telemetry:
         """The telemetry so far."""
         return Telemetry(read_lines(self.run_dir / "telemetry.jsonl"))
+
+    def look_at_lines(self, saved: int) -> None:
+        """While all ranks are stopped, after step `saved` was committed: is all of telemetry there?"""
+        try:
+            whole = (self.run_dir / "telemetry.jsonl").read_bytes().endswith(b"\n")
+        except OSError:
+            return
+        if not whole:
+            self.late_lines = "a line of telemetry was there in part: write each line at once, after its update"
+        elif saved > (last := self.last_step) + _LINES_LATE:
+            self.late_lines = f"step {saved} was committed while the last line of telemetry was of update {last}"
 
     @property
     def last_step(self) -> int:

@@ -12,7 +12,7 @@ from opt_ops.core.schedule import PlannedLr
 from opt_ops.core.values import Schedule
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.trainer_check.findings import Finding, broken, kept, on_ranks, unknown
-from opt_ops.trainer_check.records import Ran, number
+from opt_ops.trainer_check.records import Ran, number, time_of_marker
 from opt_ops.trainer_check.seen import LAST, Seen
 
 _PROOF_TOLERANCE = 1e-9  # relative; the proof of a recovery compares with this one (core/decide/proof.py)
@@ -64,6 +64,7 @@ def schedule_of(ran: Ran) -> Schedule | None:
     return found.schedule if found else None
 
 
+_SAVES_TO_JUDGE = 6
 _NULL_ALLOWED = ("gnorm", "betas", "weight_decay", "clip_norm")
 
 
@@ -110,7 +111,8 @@ _FIELDS: Mapping[str, Callable[[Any], bool]] = {
 
 def telemetry(seen: Seen, _: float) -> Finding:
     """One line an update, in order, from rank 0 alone, with 13 fields of the right types."""
-    return _of_each(seen, _telemetry)
+    finding = _of_each(seen, _telemetry)
+    return broken(seen.late_lines) if finding.ok and seen.late_lines else finding
 
 
 def _telemetry(ran: Ran) -> Finding:
@@ -156,7 +158,23 @@ def _order(ran: Ran) -> Finding:
 
 def phases(seen: Seen, _: float) -> Finding:
     """Known names, `start` first, `saving` around saves, `training` again after it."""
-    return _of_each(seen, _phases)
+    finding = _of_each(seen, _phases)
+    if finding.ok and (why := _late_saving(seen.runs.get("marker_last"))):
+        return broken(why)
+    return finding
+
+
+def _late_saving(ran: Ran | None) -> str:
+    """Whether `saving` is written after the save. In slow motion, the times of markers tell that of most saves."""
+    if ran is None:
+        return ""
+    saving = (entry for entry in ran.phases.values if entry.get("phase") == PhaseName.SAVING)
+    told: dict[Any, float] = {entry.get("step"): entry["ts"] for entry in saving if _moment(entry.get("ts"))}
+    saves = [(step, told[step], time_of_marker(path)) for step, path in ran.saved if step in told]
+    late = [step for step, ts, marker in saves if ts > marker]
+    if len(saves) < _SAVES_TO_JUDGE or 2 * len(late) <= len(saves):
+        return ""
+    return f"'saving' of step {late[-1]} was written when the save was over"
 
 
 def _phases(ran: Ran) -> Finding:
@@ -175,6 +193,8 @@ def _phases(ran: Ran) -> Finding:
         return broken(f"the first phase is {names[0] if names else None!r}, not 'start'")
     if PhaseName.TRAINING not in names:
         return broken("no phase 'training'")
+    if PhaseName.SAVING in names and names.index(PhaseName.SAVING) < names.index(PhaseName.TRAINING):
+        return broken("no phase 'training' before the first 'saving': the first updates count as start-up")
     return _saving(ran, entries, names)
 
 

@@ -138,7 +138,7 @@ def lr_restored(seen: Seen, tolerance: float) -> Finding:
     what = f"resumed at step {after} with --lr-factor {after}:{FACTOR}"
     steps = range(after + 1, LAST + 1)
     # Where the factor itself is wrong before the checkpoint, the attempt from scratch is no reference.
-    comparable = first_difference(scratch, base, range(1, after + 1), tolerance) is None
+    comparable = first_difference(scratch, base, range(1, after + 2), tolerance) is None
     if not _shift(seen, world) and (at := first_difference(ran, scratch, steps, _TOLD * 1e-3, "lr")):
         told = pair(ran, at, scratch, at, "lr")
         return broken(f"{what}: telemetry says that the learning rate of update {at} is {told} from scratch")
@@ -211,6 +211,22 @@ def _told_position(ran: Ran, base: Ran, windows: tuple[tuple[int, int], ...], st
 
 def _words(windows: tuple[tuple[int, int], ...]) -> str:
     return ", ".join(f"{first}:{last}" for first, last in windows)
+
+
+def save_on_request(seen: Seen, tolerance: float) -> Finding:
+    """What was seen when saves were asked for, and what a resume of the last of them trains."""
+    finding = seen.acts.get("save_on_request", unknown("no attempt was made"))
+    asked, resumed = seen.runs.get("asked"), seen.runs.get("asked_resume")
+    if not finding.ok or asked is None or resumed is None or not _resumes_well(seen, tolerance):
+        return finding
+    if not resumed.telemetry.steps:
+        return broken(f"a checkpoint that was asked for cannot be resumed: {resumed.how()}")
+    if at := first_difference(resumed, asked, resumed.telemetry.steps, tolerance):
+        return broken(
+            f"resumed from a checkpoint that was asked for, the loss of update {at} is {pair(resumed, at, asked, at)} "
+            "in the attempt that saved it: it does not hold the state of one step"
+        )
+    return finding
 
 
 def layout(seen: Seen, tolerance: float) -> Finding:

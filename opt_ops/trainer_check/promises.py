@@ -28,7 +28,7 @@ PROMISES: Mapping[str, Judge] = {
     "lr_restored": judge_training.lr_restored,
     "skip_batches": judge_training.skip_batches,
     "fence": _act("fence"),
-    "save_on_request": _act("save_on_request"),
+    "save_on_request": judge_training.save_on_request,
     "stacks": _act("stacks"),
     "sigterm": _act("sigterm"),
     "sigint": _act("sigint"),

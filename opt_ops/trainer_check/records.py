@@ -202,6 +202,14 @@ def files_below(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
+def time_of_marker(path: Path) -> float:
+    """When the marker of a checkpoint was written, in seconds since the epoch; infinity if it is gone."""
+    try:
+        return (path / MARKER).stat().st_mtime
+    except OSError:
+        return math.inf
+
+
 def files_named(path: Path) -> int:
     """How many files the manifest of a checkpoint names; 0 if it cannot be read."""
     try:

@@ -32,7 +32,7 @@ from opt_ops.trainer_check.seen import (
     NAN_AT,
     UNKNOWN_SETTING,
     Seen,
-    late_as_one,
+    late_one_by_one,
     late_windows,
 )
 
@@ -99,7 +99,7 @@ class Runs:
         """Attempts in which something comes in the middle."""
         return [
             (_SIGNALS, self._signals),
-            ("marker_last", self._saves),
+            ("marker_last telemetry phases", self._saves),
             ("fence", self._fence),
             ("non_finite", self._nan),
         ]
@@ -144,7 +144,7 @@ class Runs:
         await self._scratch("skip_batches", world, _skips(*EARLY, *late_windows(middle)))
         saved = dict(self.seen.runs["skip_batches"].saved)
         if middle in saved:
-            extra = _skips(*EARLY_AS_ONE, *late_as_one(middle))
+            extra = _skips(*EARLY_AS_ONE, *late_one_by_one(middle))
             await self._resume("skip_batches_resume", world, saved[middle], extra)
 
     def _refusals(self) -> list[_Job]:
@@ -208,7 +208,7 @@ class Runs:
 
     async def _signals(self) -> None:
         """One attempt for all signals. If it does not survive one, the next signal gets a new attempt."""
-        pace, attempt = self.attempts.pace, None
+        pace, attempt, saved = self.attempts.pace, None, dict[int, Path]()
         base = self.seen.base(self.seen.most)
         files = max((files_named(path) for _, path in base.saved), default=0) if base else 0
         todo: dict[str, Callable[[Attempt], Awaitable[Finding]]] = {
@@ -223,16 +223,35 @@ class Runs:
             if attempt is None:
                 attempt = await self._train(promise, ENDLESS)
             await self._acted(promise, attempt, act)
+            if promise == "save_on_request":
+                saved = attempt.committed
             if not self.seen.acts[promise].ok:
-                await self.attempts.finish(attempt)
+                await self._end_of_signals(attempt)
                 attempt = None
         if attempt is not None:
-            await self.attempts.finish(attempt)
+            await self._end_of_signals(attempt)
+        if saved and self.seen.acts["save_on_request"].ok:
+            await self._resume_asked(saved[max(saved)])
+
+    async def _end_of_signals(self, attempt: Attempt) -> None:
+        ran = await self.attempts.finish(attempt)
+        if ran.saved:
+            self.seen.runs["asked"] = ran
+
+    async def _resume_asked(self, path: Path) -> None:
+        """Three updates from a checkpoint that was asked for."""
+        start = ("--resume", str(path))
+        launch = Launch(name="asked_resume", world=self.seen.most, steps=ENDLESS, every=ENDLESS, start=start)
+        self._on_progress(launch.name)
+        attempt = self.attempts.start(launch)
+        await attempt.until(lambda: attempt.count >= 3, self.attempts.pace.start + self.attempts.pace.updates(3))
+        self.seen.runs[launch.name] = await self.attempts.finish(attempt)
 
     async def _saves(self) -> None:
         attempt, pace = await self._train("marker_last", 1), self.attempts.pace
         await self._acted("marker_last", attempt, lambda attempt: slow_motion.watch_saves(attempt, pace))
-        await self.attempts.finish(attempt)
+        self.seen.late_lines = attempt.late_lines
+        self.seen.runs["marker_last"] = await self.attempts.finish(attempt)
 
     async def _fence(self) -> None:
         attempt = await self._train("fence", ENDLESS)

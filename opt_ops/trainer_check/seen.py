@@ -30,10 +30,10 @@ def late_windows(middle: int) -> Windows:
     return ((first, first + 1), (first + 1, first + 3))
 
 
-def late_as_one(middle: int) -> Windows:
-    """The same windows as one."""
+def late_one_by_one(middle: int) -> Windows:
+    """The same batches, each as a window of its own: a trainer that is off by one at an end leaves out others."""
     first = middle + 2 + 4
-    return ((first, first + 3),)
+    return tuple((batch, batch) for batch in range(first, first + 4))
 
 
 def as_skips(*windows: tuple[int, int]) -> Sequence[Skip]:
@@ -50,12 +50,14 @@ class Seen:
         middle: By number of ranks: the step of the save that is resumed.
         runs: Attempts by their name.
         acts: What was judged on the spot, by promise.
+        late_lines: What was wrong with telemetry while all ranks were stopped. Empty: nothing.
     """
 
     ranks: tuple[int, ...]
     middle: dict[int, int] = field(default_factory=dict[int, int])
     runs: dict[str, Ran] = field(default_factory=dict[str, Ran])
     acts: dict[str, Finding] = field(default_factory=dict[str, Finding])
+    late_lines: str = ""
 
     @property
     def most(self) -> int:

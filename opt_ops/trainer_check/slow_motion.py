@@ -38,6 +38,7 @@ async def watch_saves(attempt: Attempt, pace: Pace) -> Finding:
             if path.name not in seen:
                 seen.add(path.name)
                 count += 1
+                attempt.look_at_lines(max(attempt.committed, default=0))
                 problem = problem or _damage(path)
         if count >= _SAVES and (names := attempt.unfinished):
             caught = names[0]

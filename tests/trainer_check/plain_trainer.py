@@ -14,14 +14,26 @@ import json
 import math
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
+from plain_parts import (
+    BATCH,
+    SIZE,
+    Peers,
+    entry,
+    lr_at,
+    lr_factor,
+    next_sample,
+    next_sample_off_by_one,
+    next_sample_wrong,
+    share,
+    write,
+)
+
 from opt_ops.contract.manifest import CheckpointError, committed, verify
 
-BATCH, SIZE = 4, 4
 SCHEDULE = {"peak_lr": 0.05, "warmup_steps": 5, "total_steps": 200, "final_fraction": 0.1}
 OPTIMIZER = {"betas": [0.9, 0.95], "weight_decay": 0.0, "clip_norm": 1.0}
 SETTINGS = {"steps": 100, "checkpoint_every": 10, "pause": 0.02}
@@ -34,104 +46,6 @@ def broken(*names: str) -> bool:
 
 class Leave(Exception):
     """Ends this rank with an exit code."""
-
-
-# ---------------------------------------------------------------- what is trained
-
-
-def sample(index: int) -> tuple[list[float], float]:
-    x = [math.sin(index * 1.7 + 2.3 * k) for k in range(SIZE)]
-    return x, sum((k + 1) * value for k, value in enumerate(x)) + 0.1 * math.sin(13.0 * index)
-
-
-def share(weights: list[float], first: int, rank: int, world: int) -> list[float]:
-    """The sums of this rank over its samples of the batch: the loss and its gradient."""
-    sums = [0.0] * (SIZE + 1)
-    for index in range(first + rank, first + BATCH, world):
-        x, y = sample(index)
-        error = sum(w * each for w, each in zip(weights, x, strict=True)) - y
-        sums[0] += error * error / BATCH
-        for k in range(SIZE):
-            sums[k + 1] += 2.0 * error * x[k] / BATCH
-    return sums
-
-
-def lr_at(step: int) -> float:
-    step = max(0, step - 1) if broken("schedule_lags") else step
-    gone = max(0, step - 5) / 195
-    return 0.05 * min(step / 5, 1 - 0.9 * gone)
-
-
-def lr_factor(step: int, factors: list[tuple[int, float]]) -> float:
-    shift = {"factor_early": -1, "factor_late": 1}.get(BROKEN, 0)
-    return math.prod(factor for after, factor in factors if after + shift < step)
-
-
-def next_sample(position: int, windows: list[tuple[int, int]]) -> int:
-    for first, last in sorted(windows):
-        if (first - 1) * BATCH < position + BATCH and position < last * BATCH:
-            position = last * BATCH
-    return position
-
-
-def next_sample_wrong(position: int, windows: list[tuple[int, int]]) -> int:
-    """Where windows overlap, batches are left out twice."""
-    for first, last in sorted(windows):
-        if position == (first - 1) * BATCH or (first - 1) * BATCH < position < last * BATCH + BATCH:
-            position += (last - first + 1) * BATCH
-    return position
-
-
-# ---------------------------------------------------------------- ranks
-
-
-class Peers:
-    """Adds numbers over all ranks, by a socket of rank 0."""
-
-    def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world = rank, world
-        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        if rank == 0:
-            listening = socket.create_server(where)
-            made = [listening.accept()[0] for _ in range(world - 1)]
-        else:
-            made = [self._connect(where)]
-        self.files = [each.makefile("rw") for each in made]
-
-    def _connect(self, where: tuple[str, int]) -> socket.socket:
-        for _ in range(3000):
-            with contextlib.suppress(OSError):
-                return socket.create_connection(where)
-            time.sleep(0.01)
-        raise TimeoutError("rank 0 does not listen")
-
-    def add(self, numbers: list[float]) -> list[float]:
-        if self.rank:
-            self._send(self.files[0], numbers)
-            return json.loads(self.files[0].readline() or "[]") or sys.exit(1)
-        for file in self.files:
-            theirs = json.loads(file.readline() or "[]") or sys.exit(1)
-            numbers = [a + b for a, b in zip(numbers, theirs, strict=True)]
-        for file in self.files:
-            self._send(file, numbers)
-        return numbers
-
-    def _send(self, file, numbers: list[float]) -> None:
-        file.write(json.dumps(numbers) + "\n")
-        file.flush()
-
-
-# ---------------------------------------------------------------- files
-
-
-def write(path: Path, text: str) -> None:
-    path.with_suffix(f".new{os.getpid()}").write_text(text)
-    path.with_suffix(f".new{os.getpid()}").replace(path)
-
-
-def entry(path: Path, name: str) -> dict:
-    content = (path / name).read_bytes()
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 class Run:
@@ -215,6 +129,10 @@ class Run:
             self.line("phases.jsonl", {"ts": time.time(), "phase": name, "step": self.step or None})
 
     def line(self, name: str, value: dict) -> None:
+        if broken("buffered") and name == "telemetry.jsonl":
+            self.buffer = getattr(self, "buffer", None) or (self.dir / name).open("a")
+            self.buffer.write(json.dumps(value) + "\n")
+            return
         with (self.dir / name).open("ab", buffering=0) as file:
             file.write(json.dumps(value).encode() + b"\n")
 
@@ -297,10 +215,11 @@ class Run:
         verify(path)
         return json.loads((path / "manifest.json").read_text())
 
-    def save(self, told: dict) -> None:
+    def save(self, told: dict, agreed: bool = False) -> None:
         if broken("last_not_saved") and self.step == self.values["steps"]:
             return
-        self.phase("saving")
+        if not broken("late_saving"):
+            self.phase("saving")
         path = self.checkpoints / f"step-{self.step:08d}"
         path.mkdir(parents=True, exist_ok=True)
         state = {"weights": self.weights} | {"step": self.step}
@@ -309,6 +228,8 @@ class Run:
         mine = {"weights.distcp": state} if self.rank == 0 else {}
         if self.rank == self.world - 1:
             mine["momentum.distcp"] = {"momentum": self.momentum, "step": self.step}
+            if broken("asked_mixed") and agreed:
+                mine["momentum.distcp"]["momentum"] = self.momentum_before
         texts = {name: json.dumps(value).ljust(300) for name, value in mine.items()}
         if not broken("marker_before_shards"):
             for name, text in texts.items():
@@ -322,6 +243,8 @@ class Run:
             for name, text in texts.items():
                 (path / name).write_text(text)
             write(path / f"rank-{self.rank:04d}.json", json.dumps({"files": {n: entry(path, n) for n in texts}}))
+        if broken("late_saving"):
+            self.phase("saving")
         self.phase("training")
 
     def commit(self, path: Path, told: dict, texts: dict[str, str]) -> None:
@@ -388,7 +311,8 @@ class Run:
             raise KeyboardInterrupt
         sums, agreed = self.reduced(step)
         loss, gradient = sums[0], sums[1:]
-        lr = lr_at(step) * lr_factor(step, self.factors)
+        shift = {"factor_early": -1, "factor_late": 1}.get(BROKEN, 0)
+        lr = lr_at(step - broken("schedule_lags")) * lr_factor(step, self.factors, shift)
         used = lr
         if broken("factor_told") or (broken("saved_lr_wins", "saved_lr_wins_honest") and resumed_at):
             used = lr_at(step) * (self.saved_factor or 1.0)
@@ -402,6 +326,7 @@ class Run:
         if not math.isfinite(loss):
             self.not_finite(told)
         self.last_loss = loss if math.isfinite(loss) else self.last_loss
+        self.momentum_before = list(self.momentum)
         scale = min(1.0, 1.0 / gnorm) if gnorm else 1.0
         for k in range(SIZE):
             self.momentum[k] = 0.9 * self.momentum[k] + scale * gradient[k]
@@ -415,7 +340,7 @@ class Run:
         if step % self.values["checkpoint_every"] == 0 or step == self.values["steps"] or agreed:
             if broken("save_ends") and agreed:
                 raise Leave(0)
-            self.save(told)
+            self.save(told, agreed)
 
     def told(self, step: int, began: float, loss: float, gnorm: float, lr: float, resumed_at: int) -> dict:
         number = step - (broken("counts_from_saved") and bool(resumed_at))
@@ -444,10 +369,15 @@ class Run:
         windows = [] if broken("windows_told") else self.windows
         if broken("windows_forgotten") and self.options.resume:
             windows = []
-        first = (next_sample_wrong if broken("overlap_twice", "overlap_told") else next_sample)(self.position, windows)
+        wrong = {
+            "overlap_twice": next_sample_wrong,
+            "overlap_told": next_sample_wrong,
+            "window_end_told": next_sample_off_by_one,
+        }
+        first = wrong.get(BROKEN, next_sample)(self.position, windows)
         self.position = first + BATCH
         self.told_position = self.position
-        if broken("windows_told", "overlap_told", "windows_forgotten"):
+        if broken("windows_told", "overlap_told", "windows_forgotten", "window_end_told"):
             self.true_position = (
                 next_sample(getattr(self, "true_position", self.position - BATCH), self.windows) + BATCH
             )

@@ -59,7 +59,7 @@ def test_a_sound_trainer_keeps_every_promise_and_nothing_is_written_elsewhere(tm
     kept, elsewhere = tmp_path / "kept", tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(
-        command_line("-o", "json", "--keep", str(kept), "--set", "pause=0.01", "--", *trainer()),
+        command_line("-o", "json", "--keep", str(kept), "--set", "pause=0.005", "--", *trainer()),
         cwd=elsewhere,
         env={**os.environ, "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(PLAIN.parents[2])},
         capture_output=True,
@@ -126,18 +126,18 @@ def test_a_command_that_does_not_train(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "config": ["config_late", "config_text"],
-    "telemetry": ["both_write", "text", "nan"],
-    "phases": ["no_training_again"],
+    "config": ["config_late"],
+    "telemetry": ["both_write", "buffered"],
+    "phases": ["late_saving"],
     "schedule": ["schedule_lags"],
     "resume_step": ["counts_from_saved"],
-    "resume_data": ["data_from_start", "forgets_momentum"],
+    "resume_data": ["data_from_start"],
     "never_starts_over": ["starts_over"],
-    "lr_factor": ["factor_told", "factor_late"],
+    "lr_factor": ["factor_told"],
     "lr_restored": ["saved_lr_wins"],
-    "skip_batches": ["windows_told", "overlap_told"],
+    "skip_batches": ["overlap_told"],
     "fence": ["fence_of_each", "fence_not_before_marker"],
-    "save_on_request": ["save_of_each"],
+    "save_on_request": ["asked_mixed"],
     "stacks": ["stacks_end"],
     "sigterm": ["sigterm_ends"],
     "sigint": ["sigint_waits"],
@@ -161,7 +161,7 @@ def test_a_broken_promise_is_found(promise: str, broken: str, tmp_path: Path) ->
         ranks=[1, 2] if promise == "layout" else [2],
         tolerance=0.0,
         keep=tmp_path,
-        only=[promise, "telemetry", "config"],
+        only=[promise, "config"],
     )
     wrong = {name: finding.why for name, finding in found.items() if finding.ok is False}
     assert list(wrong) == [promise], wrong
@@ -169,5 +169,5 @@ def test_a_broken_promise_is_found(promise: str, broken: str, tmp_path: Path) ->
 
 def test_the_stub_of_the_other_tests_keeps_every_promise(tmp_path: Path) -> None:
     stub = [sys.executable, str(PLAIN.parents[1] / "e2e" / "stub_trainer.py")]
-    found = check(stub, recipe="check", settings=["pause=0.01"], ranks=[1, 2], tolerance=0.0, keep=tmp_path)
+    found = check(stub, recipe="check", settings=["pause=0.005"], ranks=[1, 2], tolerance=0.0, keep=tmp_path)
     assert {name: finding.why for name, finding in found.items() if finding.ok is not True} == {}
