@@ -120,7 +120,7 @@ class Runs:
         for world in seen.ranks:
             if path := seen.checkpoint(world):
                 job = partial(self._resume, f"resume_{world}", world, path)
-                jobs.append(("resume_step resume_data lr_restored skip_batches layout", job))
+                jobs.append(("resume_step resume_data lr_restored skip_batches layout save_on_request", job))
             if path := seen.checkpoint(world, LAST):
                 jobs.append(("ends_at_last_step", partial(self._resume, f"resume_last_{world}", world, path)))
         world, middle = seen.most, seen.middle_of(seen.most)
