@@ -68,6 +68,8 @@ class Model(nn.Module):
 
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
+if device == "cpu":
+    torch.set_num_threads(1)  # the model is small: more threads would only wait for each other
 torch.manual_seed(1)
 data = torch.frombuffer(bytearray(arguments.text.read_bytes()), dtype=torch.uint8).long()
 model = Model().to(device)
