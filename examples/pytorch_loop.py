@@ -38,7 +38,7 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x):  # noqa: D102
+    def forward(self, x):
         samples, length, _ = x.shape
         q, k, v = (
             each.view(samples, length, 4, width // 4).transpose(1, 2)
