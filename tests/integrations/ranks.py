@@ -1,4 +1,4 @@
-"""Starts ranks of a script in processes of their own. torch is imported once, in the process that they are forked from."""
+"""Starts ranks of a script in processes of their own. They are forked from one that has imported torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.ports import free_port
 PATIENCE = 240.0
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed.fsdp", "opt_ops.integrations.rank"])
+_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed.fsdp", "opt_ops.integrations.rank"])
 
 
 def _run(script: str, arguments: list[str], environment: dict[str, str], folder: str, log: str) -> None:
@@ -117,5 +117,7 @@ def until(true: Callable[[], Any], ranks: Ranks) -> None:
     deadline = time.monotonic() + PATIENCE
     while not true():
         alive = [process.is_alive() for process in ranks.processes]
-        assert all(alive) and time.monotonic() < deadline, [ranks.log(rank) for rank in range(len(alive))]
+        logs = [ranks.log(rank) for rank in range(len(alive))]
+        assert all(alive), logs
+        assert time.monotonic() < deadline, logs
         time.sleep(0.05)
