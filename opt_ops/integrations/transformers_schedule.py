@@ -16,6 +16,7 @@ from opt_ops.contract import lr_of
 UNKNOWN = "unknown"
 """The kind of a schedule that nobody can compute beforehand. Each update then gives its ``base_lr``."""
 
+_MOST_KNOTS = 50_000  # the supervisor takes a table of 65,536, and a config.json of 4 MiB
 _NOT_COMPUTED = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 _DECAYS = {"linear": "linear", "cosine": "cosine", "1-sqrt": "sqrt"}
 
@@ -33,7 +34,8 @@ def schedule_of(args: TrainingArguments, peak_lr: float, total_steps: int, steps
     """The schedule that ``lr_scheduler_type`` and its arguments describe.
 
     Each formula is compared with the library's own. Where they differ, the schedule is a table of the library's own
-    rates: a version of transformers may change a formula, and a table is always right.
+    rates: a version of transformers may change a formula, and a table is always right. A table that would be too long
+    for ``config.json`` is an unknown kind.
 
     Args:
         args: with ``lr_scheduler_type``, ``lr_scheduler_kwargs`` and the warm-up.
@@ -57,6 +59,8 @@ def schedule_of(args: TrainingArguments, peak_lr: float, total_steps: int, steps
         for step in looked_at
         if 1 <= step <= last
     ):
+        if steps > _MOST_KNOTS:
+            return unknown(kind.value)
         return {"kind": "table", "delay": 1, "knots": [[update, theirs(update)] for update in range(max(2, steps))]}
     return found
 
