@@ -1,9 +1,11 @@
 """The demo: one supervised lineage on this machine, four injected faults, no operator.
 
-Three local nodes: two train, one is a spare. While opt-tiny trains, the demo kills a rank, lets a node report Xid 79,
-kills the daemon, and multiplies the learning rate of the trainer. The daemon reads back the wrong rate at the first
+Three local nodes: two train, one is a spare. While a tiny model trains, the demo kills a rank, lets a node report Xid
+79, kills the daemon, and multiplies the learning rate of the trainer. The daemon reads back the wrong rate at the first
 such update, and rolls back to before it. The demo uses the commands that an operator would type. It exits with 0 only
 if the lineage is COMPLETED and every recovery is proven.
+
+TRAINER=hf takes Hugging Face's Trainer, SCHEDULE=cosine another schedule. DRILLS=kill-rank,lr takes some of the drills.
 
 It must pass on a busy machine, too. So it reads the run folder itself, where a command would take seconds; each fault
 waits for the proof of the recovery before it; and the learning rate is changed at a step that the trainer gets in
@@ -45,6 +47,13 @@ LR_STEP = 200  # by then there are checkpoints to go back to
 DEADLINE_SECONDS = 1500.0  # of a busy machine; an idle one needs about 150
 BUSY = 75  # exit code while the daemon's own sync still runs
 OPT_OPS = [sys.executable, "-m", "opt_ops"]
+ROOT = Path(__file__).resolve().parent.parent
+
+TRAINERS: dict[str, tuple[str, str | None, str | None, list[str]]] = {
+    "": ("opt-tiny", None, None, []),
+    "hf": ("hf-tiny", "examples/hf_trainer.py", "lr_scheduler_type", ["per_device_train_batch_size=16"]),
+}
+"""By the value of TRAINER: recipe; script, if it is not our trainer; its setting for SCHEDULE; more settings."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
@@ -59,19 +68,53 @@ class Drill:
     command: list[str]
 
 
+EXPECTED = {
+    "kill-rank": FailureClass.PROCESS_DEATH,
+    "xid": FailureClass.BAD_GPU,
+    "lr": FailureClass.UNPLANNED_LR,
+    "kill-daemon": FailureClass.DAEMON_RESTART,
+}
+"""The drills in their order, and the incident that each must cause."""
+
+
+def chosen_drills() -> list[str]:
+    """Return the names of the drills in $DRILLS; without it, of all."""
+    return [name for name in EXPECTED if name in (os.environ.get("DRILLS") or ",".join(EXPECTED)).split(",")]
+
+
 def drills(lineage: str) -> list[Drill]:
     """Return the drills in their order."""
-    return [
-        Drill(40, 0, "kill a rank with SIGKILL", ["kill-rank", lineage, "--rank", "1"]),
-        Drill(80, 1, "Xid 79 on n2: its GPU falls off the bus", ["xid", lineage, "--node", "n2", "--xid", "79"]),
-        Drill(
-            80,
-            2,
-            f"multiply the learning rate by 50 for 30 updates, from step {LR_STEP}",
-            ["lr", lineage, "--factor", "50", "--updates", "30", "--from-step", str(LR_STEP)],
-        ),
-        Drill(120, 2, "kill the daemon with SIGKILL", ["kill-daemon", lineage]),
-    ]
+    lr = ["lr", lineage, "--factor", "50", "--updates", "30", "--from-step", str(LR_STEP)]
+    orders = {
+        "kill-rank": (40, "kill a rank with SIGKILL", ["kill-rank", lineage, "--rank", "1"]),
+        "xid": (80, "Xid 79 on n2: its GPU falls off the bus", ["xid", lineage, "--node", "n2", "--xid", "79"]),
+        "lr": (80, f"multiply the learning rate by 50 for 30 updates, from step {LR_STEP}", lr),
+        "kill-daemon": (120, "kill the daemon with SIGKILL", ["kill-daemon", lineage]),
+    }
+    # The daemon is killed while the learning rate is still to be changed: the one that follows it must see that.
+    proven = {name: number for number, name in enumerate(chosen_drills())}
+    proven["kill-daemon"] = proven.get("lr", proven.get("kill-daemon", 0))
+    return [Drill(orders[name][0], proven[name], *orders[name][1:]) for name in chosen_drills()]
+
+
+def prepare(runs: Path) -> tuple[str, list[str]]:
+    """Write the configuration for $TRAINER. Returns its recipe and its own settings."""
+    name, schedule = os.environ.get("TRAINER", ""), os.environ.get("SCHEDULE", "")
+    if name not in TRAINERS:
+        sys.exit(f"TRAINER={name} is not one of {', '.join(filter(None, TRAINERS))}")
+    recipe, script, setting, settings = TRAINERS[name]
+    if schedule and setting is None:
+        sys.exit("SCHEDULE needs TRAINER=hf: the trainer of opt-ops has one schedule")
+    if script:
+        config = runs.absolute() / f"demo-{name}.toml"
+        command = json.dumps([sys.executable, str(ROOT / script)])
+        # Two trainers share two cores with the daemon: one thread each is enough for a tiny model.
+        config.write_text(
+            f"runs = {json.dumps(str(runs.absolute()))}\n[trainer]\ncommand = {command}\n"
+            'environment = {OMP_NUM_THREADS = "1"}\n'
+        )
+        os.environ["OPT_OPS_CONFIG"] = str(config)
+    return recipe, [*settings, *([f"{setting}={schedule}"] if schedule else [])]
 
 
 def opt_ops(*arguments: str) -> str:
@@ -243,6 +286,7 @@ def main() -> int:
     began = time.monotonic()
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
+    recipe, others = prepare(runs)
     service = DaemonService(runs / "daemon.log")
     try:
         while (
@@ -251,9 +295,10 @@ def main() -> int:
         ):
             service.step()
             time.sleep(0.2)
-        settings = [f"--set=steps={STEPS}", f"--set=optim.total_steps={STEPS}", "--set=checkpoint_every=25"]
-        lineage = opt_ops("run", "start", "opt-tiny", *settings, "--nodes", "2", "--spares", "1", "-q").strip()
-        console.print(f"lineage {lineage}: opt-tiny, {STEPS} steps, nodes n1 and n2, spare node n3")
+        pairs = [f"steps={STEPS}", f"optim.total_steps={STEPS}", "checkpoint_every=25", *others]
+        settings = [f"--set={pair}" for pair in pairs]
+        lineage = opt_ops("run", "start", recipe, *settings, "--nodes", "2", "--spares", "1", "-q").strip()
+        console.print(f"lineage {lineage}: {recipe}, {STEPS} steps, nodes n1 and n2, spare node n3")
         run_drills(runs / lineage, service)
         wait_until_finished(runs, lineage)
     finally:
@@ -268,12 +313,7 @@ def main() -> int:
     console.print(f"logbook   {chronicle / 'logbook.html'}   (text: {chronicle / 'logbook.md'})")
     console.print("mlflow    make mlflow   (or: opt-ops mlflow open)")
     console.print(f"explain   opt-ops run explain {lineage}")
-    expected = {
-        FailureClass.PROCESS_DEATH,
-        FailureClass.BAD_GPU,
-        FailureClass.DAEMON_RESTART,
-        FailureClass.UNPLANNED_LR,
-    }
+    expected = {EXPECTED[name] for name in chosen_drills()}
     recovered = {item["kind"] for item in report["incidents"] if item["proven"] and item["drill"]}
     if report["status"] == "COMPLETED" and recovered >= expected and all(i["proven"] for i in report["incidents"]):
         return 0
