@@ -38,7 +38,7 @@ def main() -> None:
     set_seed(args.seed)
     sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = OPTConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=LENGTH, word_embed_proj_dim=32, dropout=0.1, **sizes
+        vocab_size=VOCABULARY, max_position_embeddings=LENGTH, word_embed_proj_dim=32, dropout=0.0, **sizes
     )
     trainer = Trainer(model=OPTForCausalLM(config), args=args, train_dataset=Text())
     supervise(trainer)
