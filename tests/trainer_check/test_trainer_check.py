@@ -171,3 +171,21 @@ def test_the_stub_of_the_other_tests_keeps_every_promise(tmp_path: Path) -> None
     stub = [sys.executable, str(PLAIN.parents[1] / "e2e" / "stub_trainer.py")]
     found = check(stub, recipe="check", settings=["pause=0.005"], ranks=[1, 2], tolerance=0.0, keep=tmp_path)
     assert {name: finding.why for name, finding in found.items() if finding.ok is not True} == {}
+
+
+TINY = [
+    *("model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.vocab_size=300"),
+    *("data.seq_len=16", "data.global_batch=4", "data.micro_batch=2"),
+]
+
+
+@pytest.mark.slow
+def test_the_trainer_of_opt_ops_keeps_every_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = tmp_path / "text.jsonl"
+    words = [word for name in NAMES for word in name.split("_")]
+    lines = (" ".join(words[(7 * k + k * k // 5 + i * i) % len(words)] for i in range(60)) for k in range(400))
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    command = [sys.executable, "-m", "trainer", "--data", str(text)]
+    found = check(command, recipe="opt-tiny", settings=TINY, ranks=[1, 2], tolerance=0.0, keep=tmp_path / "kept")
+    assert {name: finding.why for name, finding in found.items() if finding.ok is not True} == {}
