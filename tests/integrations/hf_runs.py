@@ -14,8 +14,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import opt_ops.integrations.transformers as hf
-from opt_ops.contract import UserError, parse
-from opt_ops.integrations import rank
+from opt_ops.contract import UserError, leaving, parse
 
 
 class Left(Exception):
@@ -168,7 +167,7 @@ def make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
     def leave(error: BaseException) -> None:
         raise Left(error) from error
 
-    monkeypatch.setattr(rank, "leave", leave)
+    monkeypatch.setattr(leaving, "leave", leave)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     return Room(tmp_path, monkeypatch)
