@@ -8,12 +8,12 @@ _FALLING = ("total_steps", "final_fraction")
 _FIELDS: Mapping[str, tuple[str, ...]] = {
     "linear": _FALLING,
     "cosine": (*_FALLING, "cycles"),
-    "polynomial": (*_FALLING, "power"),
+    "polynomial": (*_FALLING, "exponent"),
     "constant": (),
     "wsd": (*_FALLING, "decay_steps", "decay"),
 }
 """The settings that a kind of schedule has beside peak and warm-up."""
-_OTHERS = frozenset({"schedule", "cycles", "power", "decay_steps", "decay"})
+_OTHERS = frozenset({"schedule", "cycles", "exponent", "decay_steps", "decay"})
 """Settings that only other kinds than ``linear`` have."""
 
 
@@ -23,7 +23,7 @@ class OptimConfig:
 
     ``linear``, ``cosine`` and ``polynomial`` reach ``final_fraction`` of the peak at ``total_steps``. ``constant``
     stays. ``wsd`` stays until the last ``decay_steps``, in which it falls as ``decay`` says. ``docs/formats.md`` has
-    the formulas, and what ``cycles`` and ``power`` do.
+    the formulas, and what ``cycles`` and ``exponent`` (there ``power``) do.
     """
 
     peak_lr: float
@@ -36,7 +36,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     schedule: Literal["linear", "cosine", "polynomial", "constant", "wsd"] = "linear"
     cycles: float = 0.5
-    power: float = 1.0
+    exponent: float = 1.0
     decay_steps: int = 0
     decay: Literal["linear", "cosine", "sqrt"] = "linear"
 
@@ -44,7 +44,8 @@ class OptimConfig:
 def stated(config: OptimConfig) -> dict[str, Any]:
     """The schedule as ``config.json`` states it. Of the kind ``linear`` it does not name the kind."""
     kind = {} if config.schedule == "linear" else {"kind": config.schedule}
-    return kind | {name: getattr(config, name) for name in ("peak_lr", "warmup_steps", *_FIELDS[config.schedule])}
+    names = ("peak_lr", "warmup_steps", *_FIELDS[config.schedule])
+    return kind | {"power" if name == "exponent" else name: getattr(config, name) for name in names}
 
 
 def decisive(config: OptimConfig) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def check(config: OptimConfig, require: Callable[[bool, str], None]) -> None:
         require(value > 0, f"optim.{key} must be above 0")
     require(0 <= config.final_fraction <= 1, "optim.final_fraction must be a share, from 0 to 1")
     require(config.weight_decay >= 0, "optim.weight_decay must not be negative")
-    for key, value in (("cycles", config.cycles), ("power", config.power)):
+    for key, value in (("cycles", config.cycles), ("exponent", config.exponent)):
         require(0 < value <= 1e6, f"optim.{key} must be above 0 and at most 1e6")
     if config.schedule == "wsd":
         most = config.total_steps - config.warmup_steps

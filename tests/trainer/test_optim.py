@@ -70,7 +70,7 @@ def test_gradients_are_clipped_and_what_they_are_too_large_by_is_taken_out(
     assert optimizer.state[weight]["exp_avg"].tolist() == pytest.approx([pytest.approx([0.3 * factor, -0.4 * factor])])
 
 
-OTHERS = ("optim.decay_steps=30", "optim.decay=sqrt", "optim.cycles=1.5", "optim.power=2.0")
+OTHERS = ("optim.decay_steps=30", "optim.decay=sqrt", "optim.cycles=1.5", "optim.exponent=2.0")
 
 
 @pytest.mark.parametrize("kind", ["cosine", "polynomial", "constant", "wsd"])
@@ -101,7 +101,7 @@ def test_a_linear_schedule_is_stated_and_digested_as_before_there_were_others() 
         (["optim.schedule=exp"], "is not one of linear, cosine, polynomial, constant, wsd"),
         (["optim.schedule=wsd"], "optim.decay_steps must be from 1 to 540"),
         (["optim.schedule=wsd", "optim.decay_steps=541"], "optim.decay_steps must be from 1 to 540"),
-        (["optim.power=0"], "optim.power must be above 0"),
+        (["optim.exponent=0"], "optim.exponent must be above 0"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(settings: list[str], why: str) -> None:

@@ -31,7 +31,7 @@ SETTINGS = {
     "optim.clip_norm",
     "optim.schedule",
     "optim.cycles",
-    "optim.power",
+    "optim.exponent",
     "optim.decay_steps",
     "optim.decay",
     "parallel.dp",

@@ -94,8 +94,10 @@ def _with(schedule: Schedule, optimizer: Optimizer, setting: str) -> tuple[Sched
         optimizer = replace(optimizer, **{name: float(value)})
     elif schedule.kind == TABLE:
         pass  # its knots say all
-    elif key in ("optim.peak_lr", "optim.final_fraction", "optim.cycles", "optim.power"):
+    elif key in ("optim.peak_lr", "optim.final_fraction", "optim.cycles"):
         schedule = replace(schedule, **{name: float(value)})
+    elif key == "optim.exponent":
+        schedule = replace(schedule, power=float(value))
     elif key in ("optim.warmup_steps", "optim.total_steps", "optim.decay_steps"):
         schedule = replace(schedule, **{name: int(float(value))})
     elif key == "optim.schedule":
