@@ -1,7 +1,6 @@
 """Ranks for tests: processes that form a gloo group for one function, and ``python -m trainer`` for whole runs."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.ports import free_port
+from tests.trainer.forked import FORKS, Forked
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -69,15 +69,13 @@ class Ranks:
 
     def __init__(self, patience: float = 600) -> None:
         self._patience = patience
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["trainer.loop", "torch._dynamo"])
         self._processes: list[tuple[Any, Connection]] = []
 
     def __call__(self, world: int, work: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
         """What ``work(*args, **named)`` returns on each of ``world`` ranks, or the first error that one raises."""
         while len(self._processes) < world:
-            ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(len(self._processes), theirs), daemon=True)
+            ours, theirs = FORKS.Pipe()
+            process = FORKS.Process(target=_serve, args=(len(self._processes), theirs), daemon=True)
             process.start()
             theirs.close()
             self._processes.append((process, ours))
@@ -118,30 +116,39 @@ def engine_of(recipe: Any) -> Any:
     return build(recipe, layout)
 
 
-def start(world: int, *args: str | Path, **variables: str) -> list[subprocess.Popen[str]]:
-    """Start ``python -m trainer`` on ``world`` ranks; world 0 means alone, without any rank's variables."""
+Rank = subprocess.Popen[str] | Forked
+
+
+def start(world: int, *args: str | Path, fresh: bool = False, **variables: str) -> list[Rank]:
+    """Start ``python -m trainer`` on ``world`` ranks; world 0 means alone, without any rank's variables.
+
+    A process with variables of its own is a new interpreter, since modules may read them when they are imported; with
+    ``fresh`` each is, and inherits signals that are ignored or blocked here.
+    """
     port = free_port()
     clean = {name: value for name, value in os.environ.items() if name not in environment(0, 1, 0)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer", *map(str, args)],
-            cwd=REPOSITORY,
-            env=clean | (environment(rank, world, port) if world else {}) | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    words = [str(arg) for arg in args]
+    ranks: list[Rank] = []
+    for rank in range(world or 1):
+        own = clean | (environment(rank, world, port) if world else {}) | variables
+        ranks.append(
+            Forked("trainer", words, REPOSITORY, own) if not (fresh or variables) else _interpreter(words, own)
         )
-        for rank in range(world or 1)
-    ]
+    return ranks
 
 
-def finish(processes: Sequence[subprocess.Popen[str]]) -> list[subprocess.CompletedProcess[str]]:
+def _interpreter(words: list[str], variables: dict[str, str]) -> subprocess.Popen[str]:
+    command, pipe = [sys.executable, "-m", "trainer", *words], subprocess.PIPE
+    return subprocess.Popen(command, cwd=REPOSITORY, env=variables, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(processes: Sequence[Rank]) -> list[subprocess.CompletedProcess[str]]:
     """Wait for all of them."""
     results = []
     try:
         for process in processes:
             out, err = process.communicate(timeout=600)
-            results.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+            results.append(subprocess.CompletedProcess(process.args, process.returncode or 0, out, err))
     finally:
         for process in processes[len(results) :]:
             process.kill()
@@ -162,7 +169,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
-def waits(process: subprocess.Popen[str]) -> bool:
+def waits(process: Rank) -> bool:
     """Whether all threads of a process sleep, and nothing wakes them for a moment."""
 
     def threads() -> list[tuple[str, ...]]:

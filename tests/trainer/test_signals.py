@@ -15,7 +15,7 @@ ENDLESS = settings("steps=100000", "checkpoint_every=100000")
 
 @pytest.mark.parametrize("asked", [0, 1])
 def test_sigusr1_to_any_rank_saves_and_training_goes_on(text: Path, tmp_path: Path, asked: int) -> None:
-    ranks = start(2, *arguments(tmp_path, text, "a1", *ENDLESS))
+    ranks = start(2, *arguments(tmp_path, text, "a1", *ENDLESS), fresh=True)
     checkpoints = tmp_path / "checkpoints"
     wait_for_step(tmp_path / "a1", 3)
     ranks[asked].send_signal(signal.SIGUSR1)
@@ -33,7 +33,7 @@ def test_requests_during_start_up_are_remembered_and_are_one_save(text: Path, tm
     held = {signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, held)  # inherited: what comes too early for the child waits for it
     try:
-        ranks = start(2, *arguments(tmp_path, text, "a1", *settings("steps=12", "checkpoint_every=100")))
+        ranks = start(2, *arguments(tmp_path, text, "a1", *settings("steps=12", "checkpoint_every=100")), fresh=True)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
     for process in ranks:
@@ -55,7 +55,7 @@ def dumps(folder: Path, rank: int) -> list[str]:
 def test_sigusr2_dumps_the_stacks_of_a_rank_that_is_blocked_in_a_collective(text: Path, tmp_path: Path) -> None:
     was = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited, as from an agent that protects what it starts
     try:
-        ranks = start(2, *arguments(tmp_path, text, "a1", *ENDLESS))
+        ranks = start(2, *arguments(tmp_path, text, "a1", *ENDLESS), fresh=True)
     finally:
         signal.signal(signal.SIGUSR2, was)
     wait_for_step(tmp_path / "a1", 3)
