@@ -28,7 +28,7 @@ def _trainer() -> None:
 
 @app.command("check")
 def check(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="What starts one rank; after `--`.")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="What starts one rank; after `--`.")],
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="Passed to the trainer.")] = "check",
     settings: Annotated[
         list[str] | None,
