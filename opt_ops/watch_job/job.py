@@ -105,11 +105,12 @@ def _fields(record: str) -> Mapping[str, str]:
             found.setdefault(name, value[:_LONGEST])
             continue
         places = list(_FIELD.finditer(line))
-        for place, following in zip(places, [*places[1:], None], strict=True):
-            end = following.start() if following else len(line)
+        for number, place in enumerate(places):
+            last = number + 1 == len(places) or place[1] == "JobName"  # a user chose the rest of this line
+            end = len(line) if last else places[number + 1].start()
             found.setdefault(place[1], line[place.end() : end].strip()[:_LONGEST])
             if place[1] == "JobName":
-                break  # a user chose the rest of this line
+                break
     return found
 
 

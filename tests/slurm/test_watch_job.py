@@ -63,8 +63,9 @@ def test_jobs_that_hang_and_die(slurm: cluster.Cluster, tmp_path: Path):
     job = submitted(tmp_path, "kill -STOP $$")
     watching = watch(tmp_path, job, path)
     runs = tmp_path / "runs"
-    until((runs / "1/journal").exists)
-    until(lambda: any(each.signal == "hang" for each in lineages.state(runs / "1").signals.values()))
+    until(lambda: watching.poll() is not None or (runs / "1/journal").exists())
+    assert watching.poll() is None
+    until(lambda: any(each.signal == "hang" for each in lineages.state(runs / "1").signals.values()), 120)
     assert lineages.state(runs / "1").driver is Driver.SHADOW
     ask("scancel", "--signal=KILL", "--full", job)
     ask("scancel", job)

@@ -41,6 +41,9 @@ JOB = """JobId=812 JobName=train JobState=FAILED of 812
    BatchHost=gpu001
    Command=/home/ann/train.sh StdOut=/etc/passwd
    WorkDir={folder}
+   Comment=a word = no field
+
+   Power=
    StdErr={log}
    StdIn=/dev/null
    StdOut={log}
