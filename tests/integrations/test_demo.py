@@ -1,0 +1,43 @@
+"""`make demo TRAINER=hf`: the drills of the demo on Hugging Face's Trainer, under the real daemon and agents.
+
+With the cosine schedule all drills, with transformers' default two of them: CI has 20 minutes for everything.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment",
+    [{"SCHEDULE": "cosine"}, {"DRILLS": "kill-rank,lr"}],
+    ids=["cosine", "linear"],
+)
+def test_every_drill_is_recovered_with_proof(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(DEMO)],
+        cwd=tmp_path,
+        env={**os.environ, "TRAINER": "hf", **environment},
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "COMPLETED at step 400" in done.stdout
+
+
+def test_a_trainer_that_the_demo_does_not_know_is_named(tmp_path: Path) -> None:
+    environment = {**os.environ, "TRAINER": "other"}
+    done = subprocess.run(
+        [sys.executable, str(DEMO)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 1
+    assert "TRAINER=other is not one of hf" in done.stderr
