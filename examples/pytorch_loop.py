@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--text", type=Path, default=Path(__file__), help="a text file to train on (default: this script)")
+parser.add_argument("--text", type=Path, default=Path(argparse.__file__), help="a text (default: a part of Python)")
 arguments = parser.parse_args()
 
 width = setting("width", 64)  # opt-ops: `--set width=128` reaches the script
