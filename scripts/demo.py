@@ -5,7 +5,8 @@ Three local nodes: two train, one is a spare. While a tiny model trains, the dem
 such update, and rolls back to before it. The demo uses the commands that an operator would type. It exits with 0 only
 if the lineage is COMPLETED and every recovery is proven.
 
-TRAINER=hf takes Hugging Face's Trainer, SCHEDULE=cosine another schedule. DRILLS=kill-rank,lr takes some of the drills.
+TRAINER=hf takes Hugging Face's Trainer, SCHEDULE=cosine another schedule; TRAINER=pytorch takes a loop in plain PyTorch.
+DRILLS=kill-rank,lr takes some of the drills.
 
 It must pass on a busy machine, too. So it reads the run folder itself, where a command would take seconds; each fault
 waits for the proof of the recovery before it; and the learning rate is changed at a step that the trainer gets in
@@ -52,6 +53,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINERS: dict[str, tuple[str, str | None, str | None, list[str]]] = {
     "": ("opt-tiny", None, None, []),
     "hf": ("hf-tiny", "examples/hf_trainer.py", "lr_scheduler_type", ["per_device_train_batch_size=16"]),
+    "pytorch": ("loop", "examples/pytorch_loop.py", None, []),
 }
 """By the value of TRAINER: recipe; script, if it is not our trainer; its setting for SCHEDULE; more settings."""
 
@@ -104,7 +106,7 @@ def prepare(runs: Path) -> tuple[str, list[str]]:
         sys.exit(f"TRAINER={name} is not one of {', '.join(filter(None, TRAINERS))}")
     recipe, script, setting, settings = TRAINERS[name]
     if schedule and setting is None:
-        sys.exit("SCHEDULE needs TRAINER=hf: the trainer of opt-ops has one schedule")
+        sys.exit("SCHEDULE needs TRAINER=hf: the script of the other trainers says which schedule they have")
     if script:
         config = runs.absolute() / f"demo-{name}.toml"
         command = json.dumps([sys.executable, str(ROOT / script)])

@@ -1,6 +1,6 @@
-"""`make demo TRAINER=hf`: the drills of the demo on Hugging Face's Trainer, under the real daemon and agents.
+"""`make demo TRAINER=…`: the drills of the demo on other trainers, under the real daemon and agents.
 
-With the cosine schedule all drills, with transformers' default two of them: CI has 20 minutes for everything.
+Of Hugging Face's, with the cosine schedule all drills, with transformers' default two of them: CI has 20 minutes for everything.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ DEMO = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
-    [{"SCHEDULE": "cosine"}, {"DRILLS": "kill-rank,lr"}],
-    ids=["cosine", "linear"],
+    [{"SCHEDULE": "cosine"}, {"DRILLS": "kill-rank,lr"}, {"TRAINER": "pytorch"}],
+    ids=["cosine", "linear", "pytorch"],
 )
 def test_every_drill_is_recovered_with_proof(tmp_path: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
@@ -40,4 +40,4 @@ def test_a_trainer_that_the_demo_does_not_know_is_named(tmp_path: Path) -> None:
         [sys.executable, str(DEMO)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 1
-    assert "TRAINER=other is not one of hf" in done.stderr
+    assert "TRAINER=other is not one of hf, pytorch" in done.stderr
