@@ -5,7 +5,7 @@ Three local nodes: two train, one is a spare. While a tiny model trains, the dem
 such update, and rolls back to before it. The demo uses the commands that an operator would type. It exits with 0 only
 if the lineage is COMPLETED and every recovery is proven.
 
-TRAINER=hf takes Hugging Face's Trainer, SCHEDULE=cosine another schedule; TRAINER=pytorch takes a loop in plain PyTorch.
+TRAINER=hf takes Hugging Face's Trainer, SCHEDULE=cosine another schedule; TRAINER=pytorch a loop in plain PyTorch.
 DRILLS=kill-rank,lr takes some of the drills.
 
 It must pass on a busy machine, too. So it reads the run folder itself, where a command would take seconds; each fault

@@ -1,6 +1,7 @@
 """`make demo TRAINER=…`: the drills of the demo on other trainers, under the real daemon and agents.
 
-Of Hugging Face's, with the cosine schedule all drills, with transformers' default two of them: CI has 20 minutes for everything.
+Of Hugging Face's, with the cosine schedule all drills, with transformers' default two of them: CI has 20 minutes for
+everything.
 """
 
 from __future__ import annotations
