@@ -130,6 +130,7 @@ class Attempt:
     began: float = 0.0
     first_line: float | None = None
     late_lines: str = ""
+    watched: list[int] = field(default_factory=list[int])
 
     @property
     def codes(self) -> tuple[int | None, ...]:

@@ -12,7 +12,7 @@ from opt_ops.core.schedule import PlannedLr
 from opt_ops.core.values import Schedule
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.trainer_check.findings import Finding, broken, kept, on_ranks, unknown
-from opt_ops.trainer_check.records import Ran, number, time_of_marker
+from opt_ops.trainer_check.records import Ran, number, shares_clock, time_of_marker
 from opt_ops.trainer_check.seen import LAST, Seen
 
 _PROOF_TOLERANCE = 1e-9  # relative; the proof of a recovery compares with this one (core/decide/proof.py)
@@ -159,20 +159,21 @@ def _order(ran: Ran) -> Finding:
 def phases(seen: Seen, _: float) -> Finding:
     """Known names, `start` first, `saving` around saves, `training` again after it."""
     finding = _of_each(seen, _phases)
-    if finding.ok and (why := _late_saving(seen.runs.get("marker_last"))):
+    if finding.ok and (why := _late_saving(seen)):
         return broken(why)
     return finding
 
 
-def _late_saving(ran: Ran | None) -> str:
-    """Whether `saving` is written after the save. In slow motion, the times of markers tell that of most saves."""
-    if ran is None:
+def _late_saving(seen: Seen) -> str:
+    """Whether `saving` is written after the save. It is judged by saves in slow motion, which last many ticks."""
+    ran = seen.runs.get("marker_last")
+    if ran is None or not shares_clock(ran.run_dir):
         return ""
     saving = (entry for entry in ran.phases.values if entry.get("phase") == PhaseName.SAVING)
     told: dict[Any, float] = {entry.get("step"): entry["ts"] for entry in saving if _moment(entry.get("ts"))}
-    saves = [(step, told[step], time_of_marker(path)) for step, path in ran.saved if step in told]
-    late = [step for step, ts, marker in saves if ts > marker]
-    if len(saves) < _SAVES_TO_JUDGE or 2 * len(late) <= len(saves):
+    watched = [step for step, _ in ran.saved if step in told and step in seen.watched]
+    late = [step for step, path in ran.saved if step in watched and told[step] > time_of_marker(path)]
+    if len(late) < _SAVES_TO_JUDGE or late != watched:
         return ""
     return f"'saving' of step {late[-1]} was written when the save was over"
 

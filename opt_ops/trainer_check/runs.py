@@ -250,7 +250,7 @@ class Runs:
     async def _saves(self) -> None:
         attempt, pace = await self._train("marker_last", 1), self.attempts.pace
         await self._acted("marker_last", attempt, lambda attempt: slow_motion.watch_saves(attempt, pace))
-        self.seen.late_lines = attempt.late_lines
+        self.seen.late_lines, self.seen.watched = attempt.late_lines, attempt.watched
         self.seen.runs["marker_last"] = await self.attempts.finish(attempt)
 
     async def _fence(self) -> None:

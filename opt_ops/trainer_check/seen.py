@@ -50,6 +50,7 @@ class Seen:
         middle: By number of ranks: the step of the save that is resumed.
         runs: Attempts by their name.
         acts: What was judged on the spot, by promise.
+        watched: The steps whose saves were watched in slow motion.
         late_lines: What was wrong with telemetry while all ranks were stopped. Empty: nothing.
     """
 
@@ -58,6 +59,7 @@ class Seen:
     runs: dict[str, Ran] = field(default_factory=dict[str, Ran])
     acts: dict[str, Finding] = field(default_factory=dict[str, Finding])
     late_lines: str = ""
+    watched: list[int] = field(default_factory=list[int])
 
     @property
     def most(self) -> int:

@@ -15,11 +15,11 @@ from pathlib import Path
 from opt_ops.contract.manifest import MARKER
 from opt_ops.trainer_check.attempts import Attempt, Pace
 from opt_ops.trainer_check.findings import Finding, broken, kept, unknown
-from opt_ops.trainer_check.records import files_below, problem_of
+from opt_ops.trainer_check.records import FILE_CLOCK_SECONDS, files_below, problem_of
 
 _SAVES = 20
 _SLICE_SECONDS = 0.0001
-_PAUSE_SECONDS = 0.005  # above a tick of the clock of files, 4 ms at 250 Hz
+_PAUSE_SECONDS = max(0.005, 1.5 * FILE_CLOCK_SECONDS)
 _LONGEST_SECONDS = 6.0
 
 
@@ -34,10 +34,11 @@ async def watch_saves(attempt: Attempt, pace: Pace) -> Finding:
         time.sleep(_SLICE_SECONDS)  # noqa: ASYNC251  (the loop's own clock is too coarse)
         attempt.send_group(signal.SIGSTOP)
         await asyncio.sleep(_PAUSE_SECONDS)
-        for path in attempt.committed.values():
+        for step, path in attempt.committed.items():
             if path.name not in seen:
                 seen.add(path.name)
                 count += 1
+                attempt.watched.append(step)
                 attempt.look_at_lines(max(attempt.committed, default=0))
                 problem = problem or _damage(path)
         if count >= _SAVES and (names := attempt.unfinished):
