@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -168,6 +169,7 @@ def make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
         raise Left(error) from error
 
     monkeypatch.setattr(leaving, "leave", leave)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # what is durable is tested elsewhere; here it is slow
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     return Room(tmp_path, monkeypatch)
