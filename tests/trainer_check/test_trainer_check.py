@@ -179,7 +179,7 @@ TINY = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_trainer_of_opt_ops_keeps_every_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = tmp_path / "text.jsonl"
