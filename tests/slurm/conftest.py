@@ -54,7 +54,9 @@ def quiet(slurm: cluster.Cluster) -> None:
 @pytest.fixture
 def site(tmp_path: Path, slurm: cluster.Cluster, request: pytest.FixtureRequest) -> Iterator[Site]:
     """Four idle nodes before, and after."""
-    site = Site(tmp_path, CONFIG, **(QUICK_HANG if "hang" in request.node.name else QUICK_SILENCE))
+    name = request.node.name
+    quick = QUICK_HANG | QUICK_SILENCE if "suspended" in name else QUICK_HANG if "hang" in name else QUICK_SILENCE
+    site = Site(tmp_path, CONFIG, **quick)
     yield site
     site.close()
     quiet(slurm)
