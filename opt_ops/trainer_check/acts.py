@@ -43,6 +43,9 @@ async def stacks(attempt: Attempt, pace: Pace) -> Finding:
         return broken(f"after SIGUSR2 at step {step} nothing was written to {', '.join(silent)} in {_DUMP_SECONDS:g} s")
     if not await attempt.more_updates(3, pace.updates(3)):
         return broken(f"after SIGUSR2 at step {step} training did not continue: {attempt.how()}")
+    await attempt.until(lambda: not attempt.all_run, _AFTERWARDS_SECONDS)
+    if not attempt.all_run:
+        return broken(f"after SIGUSR2 at step {step}, and the stacks: {attempt.how()}")
     for rank, path in files.items():
         if not re.search(r'(?m)^\s*File ".*", line \d+', path.read_text(encoding="utf-8", errors="replace")):
             return broken(f'stacks/{path.name} has no stack: no line `File "…", line … in …` (rank {rank})')

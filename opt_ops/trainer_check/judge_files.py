@@ -108,6 +108,13 @@ _FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "data_position": _count,
 }
 
+_MAY: Mapping[str, Callable[[Any], bool]] = {
+    "skipped": _count,
+    "base_lr": _not_negative,
+    "loss_scale": _not_negative,
+}
+"""Fields that a trainer may leave out, or write as null."""
+
 
 def telemetry(seen: Seen, _: float) -> Finding:
     """One line an update, in order, from rank 0 alone, with 13 fields of the right types."""
@@ -122,7 +129,7 @@ def _telemetry(ran: Ran) -> Finding:
     if lines.problems:
         return broken(lines.problems[0])
     for at, line in enumerate(lines.values, start=1):
-        for problem in line_problems(line):
+        for problem in (*line_problems(line), *_other_optimizer(ran, line)):
             return broken(f"line {at}: {problem}")
     return _order(ran)
 
@@ -136,6 +143,18 @@ def line_problems(line: Mapping[str, Any]) -> Iterator[str]:
             continue
         elif not right(line[name]):
             yield f"`{name}` is {line[name]!r}"
+    for name, right in _MAY.items():
+        if line.get(name) is not None and not right(line[name]):
+            yield f"`{name}` is {line[name]!r}"
+
+
+def _other_optimizer(ran: Ran, line: Mapping[str, Any]) -> Iterator[str]:
+    """What a line tells of the optimizer, and config.json tells otherwise: the proof of a recovery compares them."""
+    stated = (ran.config or {}).get("optimizer")
+    for name in ("betas", "weight_decay", "clip_norm"):
+        told, due = line.get(name), stated.get(name) if isinstance(stated, dict) else None
+        if due is not None and told is not None and told != due:
+            yield f"`{name}` is {told!r}, and config.json says {due!r}"
 
 
 def _order(ran: Ran) -> Finding:

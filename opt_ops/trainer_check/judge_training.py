@@ -9,10 +9,11 @@ from opt_ops.core.schedule import batch_of
 from opt_ops.trainer_check.comparing import compared, differ, first_difference, pair
 from opt_ops.trainer_check.findings import Finding, broken, kept, on_ranks, unknown
 from opt_ops.trainer_check.records import Ran
-from opt_ops.trainer_check.seen import EARLY, FACTOR, LAST, Seen, as_skips, late_windows
+from opt_ops.trainer_check.seen import EARLY, FACTOR, FROZEN, LAST, Seen, as_skips, late_windows
 
 _OTHER_LAYOUT = 1e-5
 _TOLD = 1e-9
+_FROZEN_NEAR = 1e-7  # what remains of weights that move by 1e-9 of their usual updates
 _NO_SAVE = "there is no committed checkpoint to resume from"
 
 
@@ -179,6 +180,8 @@ def skip_batches(seen: Seen, tolerance: float) -> Finding:
         )
     if told := _told_position(ran, base, windows, range(1, LAST + 1)):
         return broken(told)
+    if other := _other_batch(seen, windows, tolerance):
+        return broken(other)
     resumed = seen.runs.get("skip_batches_resume")
     if resumed is None or not resumed.telemetry.steps:
         return kept(f"from scratch with windows {_words(windows)}; no resume could be judged")
@@ -205,6 +208,31 @@ def _told_position(ran: Ran, base: Ran, windows: tuple[tuple[int, int], ...], st
         if batch and told and not any(each == due * batch for each in told):
             return (
                 f"windows {_words(windows)}: `data_position` of update {step} is {told[0]:.0f}, not {due * batch:.0f}"
+            )
+    return ""
+
+
+def _other_batch(seen: Seen, windows: tuple[tuple[int, int], ...], tolerance: float) -> str:
+    """What was trained in place of the batch that is due, while the weights stay what they are.
+
+    Then a loss tells its batch. Only a loss that is the one of a wrong batch proves anything: with dropout, or where
+    the factor is not used, it is that of none.
+    """
+    plain, ran, base = seen.runs.get("frozen"), seen.runs.get("frozen_windows"), seen.base(seen.most)
+    if plain is None or ran is None or base is None:
+        return ""
+    near = max(tolerance, _FROZEN_NEAR)
+    if differ(plain, LAST, base, LAST, near) is False:
+        return ""  # the factor has no effect
+    for step in range(windows[0][0], LAST + 1):
+        due = batch_of(step, as_skips(*windows))
+        if due > LAST or differ(ran, step, plain, due, near) is not True:
+            continue
+        found = next((batch for batch in plain.telemetry.steps if differ(ran, step, plain, batch, near) is False), None)
+        if found is not None:
+            return (
+                f"windows {_words(windows)}, with --lr-factor 0:{FROZEN:g} so that a loss tells its batch: "
+                f"update {step} has the loss of batch {found}, not of batch {due}"
             )
     return ""
 

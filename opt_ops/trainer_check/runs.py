@@ -26,6 +26,7 @@ from opt_ops.trainer_check.seen import (
     EARLY_AS_ONE,
     EVERY,
     FACTOR,
+    FROZEN,
     HUGE,
     LAST,
     MIDDLE,
@@ -127,6 +128,10 @@ class Runs:
         factor = ("--lr-factor", f"{middle}:{FACTOR}")
         jobs.append(("lr_factor lr_restored", partial(self._scratch, "lr_factor", world, factor)))
         jobs.append(("skip_batches", partial(self._windows, world, middle)))
+        frozen = ("--lr-factor", f"0:{FROZEN}")
+        windows = _skips(*EARLY, *late_windows(middle))
+        jobs.append(("skip_batches", partial(self._scratch, "frozen", world, frozen)))
+        jobs.append(("skip_batches", partial(self._scratch, "frozen_windows", world, (*frozen, *windows))))
         if path := seen.checkpoint(world):
             jobs.append(("lr_restored", partial(self._resume, "lr_factor_resume", world, path, factor)))
             if seen.least != world:

@@ -14,6 +14,7 @@ LAST = 22  # the last step; no multiple of the next, so that it is saved for bei
 EVERY = 6
 MIDDLE = 12
 FACTOR = 0.5
+FROZEN = 1e-9  # a factor with which weights stay what they are, so that a loss depends on its batch alone
 NAN_AT = 7
 HUGE = 1e30
 EARLY = ((3, 4), (4, 6))  # windows that overlap; four batches are left out from update 3 on

@@ -115,8 +115,8 @@ class JobWatch:
 
     def _begin_again(self, reading: Reading) -> None:
         assert reading.step is not None
-        last = self._lineage.last
         self._observe()
+        last = self._lineage.last
         self._lineage.begin_again(reading.step)
         self._pace = Pace()
         self._say(f"The job began again at step {reading.step:,}{f', after step {last.step:,}' if last else ''}.")

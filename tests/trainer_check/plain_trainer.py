@@ -160,6 +160,10 @@ class Run:
             told["lr"] = str(told["lr"])
         if broken("nan") and step == 6:
             told["gnorm"] = math.nan
+        if broken("text_skipped") and step == 10:
+            told["skipped"] = "0"
+        if broken("other_decay"):
+            told["weight_decay"] = 0.1
         if broken("no_tokens"):
             del told["tokens"]
         if broken("hole") and step == 9:
@@ -383,6 +387,8 @@ class Run:
             )
             self.told_position = self.true_position
         trained = first % (BATCH * 12) if broken("data_from_start") and self.options.resume else first
+        if broken("window_replaced") and self.windows:  # other data in its place, and nothing moves
+            trained = 0 if any(a <= step <= b for a, b in self.windows) else (step - 1) * BATCH
         numbers = share(self.weights, trained, self.rank, self.world)
         if self.drill_of(step).get("kind") == "nan" and not broken("drills_unknown", "nan_unknown"):
             numbers = [math.nan] * len(numbers)
