@@ -22,13 +22,20 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    Checkpoint,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from opt_ops.contract import PhaseName, UserError, place_from_environment
 from opt_ops.integrations.checkpoints import Written
 from opt_ops.integrations.lightning_data import MicroBatches, with_batches
+from opt_ops.integrations.lightning_files import Files, require_readable, write_parts
 from opt_ops.integrations.loop_settings import plan_of, setting
 from opt_ops.integrations.rank import SupervisedRank, leaving_on_faults
 from opt_ops.integrations.settings import refuse_unsupported
@@ -37,14 +44,14 @@ from opt_ops.integrations.torch_state import gradient_norm, load_random, write_r
 
 __all__ = ["OptOpsCallback", "placement", "setting", "supervise"]
 
-_PARTS = {"state_dict": "model.pt", "optimizer_states": "optimizer.pt"}
-_REST = "lightning.pt"
+_BY_EPOCH = (BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging)
+"""Callbacks that change batches, rates or weights behind the supervisor's back, by epochs that are not seen here."""
 
 
 def placement() -> dict[str, int]:
     """``devices`` and ``num_nodes`` for the ``Trainer``, as the supervisor has started the ranks. Alone, one device."""
     place = place_from_environment(os.environ)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", place.world))  # whoever starts ranks without it has one node
     return {"devices": here, "num_nodes": max(1, place.world // here)}
 
 
@@ -82,7 +89,9 @@ class OptOpsCallback(Callback):
     def __init__(self, **arguments: Any) -> None:
         self._arguments = arguments
         self._loss: torch.Tensor | None = None
-        self._poisoned = self._agreed = self._stepped = False
+        self._poisoned = self._agreed = self._stepped = self._save_is_due = False
+        self._random_is_due = OPTIONS.resume is not None
+        self._readable = False
         self._rates: list[Any] = []
 
     def attach(self, trainer: Any) -> None:
@@ -95,17 +104,40 @@ class OptOpsCallback(Callback):
         self._require(trainer)
         self._trainer = trainer
         trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, Checkpoint)] + [self]
-        trainer.strategy.checkpoint_io = _Files(self)
+        trainer.strategy.checkpoint_io = Files(trainer.strategy.checkpoint_io, OPTIONS.resume, self._set_progress)
         trainer._default_root_dir = str(OPTIONS.run_dir)
-        trainer._accelerator_connector.use_distributed_sampler = False
-        fit = trainer.fit
+        data, needs_sampler = trainer._data_connector, trainer._data_connector._requires_distributed_sampler
+        data._requires_distributed_sampler = lambda loader: (
+            not isinstance(loader.batch_sampler, MicroBatches) and needs_sampler(loader)
+        )
+        fit, loop, end_of_batch = trainer.fit, trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.on_advance_end
 
-        def supervised_fit(*given: Any, **named: Any) -> None:
+        def supervised_fit(
+            model: Any,
+            train: Any = None,
+            val: Any = None,
+            datamodule: Any = None,
+            ckpt_path: Any = None,
+            **o: Any,
+        ) -> None:
             with leaving_on_faults():
-                named["ckpt_path"] = str(OPTIONS.resume) if OPTIONS.resume else None
-                fit(*given[:4], **named)
+                if ckpt_path not in (None, "last", "hpc"):
+                    raise UserError(
+                        f"fit(ckpt_path={str(ckpt_path)!r}) is not supported under supervision: the supervisor says "
+                        "what to continue from. Load weights to begin with into the model instead."
+                    )
+                train, val = o.pop("train_dataloaders", train), o.pop("val_dataloaders", val)
+                self._readable = o.get("weights_only") is False
+                fit(model, train, val, datamodule, str(OPTIONS.resume) if OPTIONS.resume else None, **o)
 
-        trainer.fit = supervised_fit
+        def end_of_supervised_batch(fetcher: Any) -> None:
+            end_of_batch(fetcher)  # a validation, and a scheduler that waits for its result
+            if self._save_is_due:
+                with leaving_on_faults():
+                    self._save_is_due = False
+                    self._rank.save(self._write)
+
+        trainer.fit, loop.on_advance_end = supervised_fit, end_of_supervised_batch
 
     def _require(self, trainer: Any) -> None:
         """Refuse what breaks a promise to the supervisor."""
@@ -119,18 +151,22 @@ class OptOpsCallback(Callback):
             raise UserError(
                 f"the strategy {type(trainer.strategy).__name__} is not supported under supervision: use ddp."
             )
-        world = place_from_environment(os.environ).world
-        if trainer.world_size != world:
+        place = place_from_environment(os.environ)
+        if (trainer.global_rank, trainer.world_size) != (place.rank, place.world):
             raise UserError(
-                f"Lightning would train on {trainer.world_size} ranks, and the supervisor has started {world}: "
-                "make the Trainer with **placement()."
+                f"Lightning takes this for rank {trainer.global_rank} of {trainer.world_size}, and the supervisor has "
+                f"started rank {place.rank} of {place.world}: make the Trainer with **placement()."
             )
+        if callback := next((each for each in trainer.callbacks if isinstance(each, _BY_EPOCH)), None):
+            raise UserError(f"the callback {type(callback).__name__} is not supported under supervision.")
         for name, value in (("limit_train_batches", 1.0), ("overfit_batches", 0.0), ("fast_dev_run", False)):
             if getattr(trainer, name) not in (value, None):
                 raise UserError(f"Trainer({name}={getattr(trainer, name)}) is not supported under supervision.")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Read the checkpoint to continue from, and put our order of data under the script's loader."""
+        if stage != "fit":
+            return
         with leaving_on_faults():
             if not pl_module.automatic_optimization:
                 raise UserError("manual optimization is not supported under supervision: use automatic optimization.")
@@ -168,10 +204,23 @@ class OptOpsCallback(Callback):
         if steps <= 0:
             raise UserError("the Trainer has neither max_steps nor max_epochs: under supervision it needs a last step.")
         self._steps = steps
-        batches.begin(steps, OPTIONS.skips, lambda: (rank.step, rank.position))
+        batches.begin(steps, OPTIONS.skips, self._before_first_batch if original.num_workers == 0 else self._trained)
         trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = steps, -1
         self._keep_intervals(trainer)
         return with_batches(original, batches)
+
+    def _trained(self) -> tuple[int, int]:
+        return self._rank.step, self._rank.position
+
+    def _before_first_batch(self) -> tuple[int, int]:
+        """Samples that are read in this process may draw random numbers: those of the checkpoint come before them."""
+        self._restore_random()
+        return self._trained()
+
+    def _restore_random(self) -> None:
+        if self._random_is_due and OPTIONS.resume:
+            self._random_is_due = False
+            load_random(OPTIONS.resume, self._rank.rank)
 
     def _keep_intervals(self, trainer: Any) -> None:
         """What the script counts in epochs is counted in batches of the one stream."""
@@ -187,6 +236,8 @@ class OptOpsCallback(Callback):
             trainer.fit_loop._data_source.dataloader()
             if len(trainer.optimizers) != 1:
                 raise UserError(f"the model has {len(trainer.optimizers)} optimizers: under supervision it needs one.")
+            if isinstance(trainer.optimizers[0], torch.optim.LBFGS):
+                raise UserError("LBFGS computes gradients several times an update: it is not supported.")
             if trainer.gradient_clip_algorithm not in (None, "norm"):
                 raise UserError("gradients can be clipped by their norm only, under supervision.")
             self._optimizer = trainer.optimizers[0]
@@ -211,17 +262,19 @@ class OptOpsCallback(Callback):
             self._clip_norm = plan.clip_norm
             self._rank.start(plan, self._optimizer)
 
+    def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the signals back from Lightning: its handler of SIGTERM would end the training."""
+        self._rank.outside.signals.install()
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the signals back from Lightning, and continue with the random numbers of the checkpoint."""
-        with leaving_on_faults():
-            self._rank.outside.signals.install()
-            if OPTIONS.resume:
-                load_random(OPTIONS.resume, self._rank.rank)
+        """Take the signals back from Lightning."""
+        self._rank.outside.signals.install()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin an update with its first micro-batch."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             with leaving_on_faults():
+                self._restore_random()
                 self._loss = None
                 self._agreed = self._stepped = False
                 self._poisoned = self._rank.begin_update()
@@ -230,7 +283,9 @@ class OptOpsCallback(Callback):
         """Add the micro-batch's part to the loss of the update. Lightning has divided it by their number."""
         if self._poisoned:
             loss.register_hook(lambda gradient: gradient * math.nan)
-        part = loss.detach() * math.nan if self._poisoned else loss.detach()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of fp16; Lightning has multiplied by its scale
+        part = loss.detach() if scaler is None else loss.detach() / scaler.get_scale()
+        part = part * math.nan if self._poisoned else part
         self._loss = part if self._loss is None else self._loss + part
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -266,24 +321,31 @@ class OptOpsCallback(Callback):
             if not self._stepped:
                 self._after_step(self._optimizer)
                 self._stepped = False
-            if self._rank.after_update(skipped=not self._stepped):
-                self._rank.save(self._write)
+            self._save_is_due = self._rank.after_update(skipped=not self._stepped)
 
     def _write(self, path: Path) -> Written:
-        self._trainer.save_checkpoint(path)
-        names = {write_random(path, self._rank.rank)}
+        # Not Trainer.save_checkpoint: it ends in a barrier, and a rank that could not write would not come to it.
+        checkpoint = self._trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        names = frozenset({write_random(path, self._rank.rank)})
         if self._rank.rank != 0:
-            return Written(frozenset(names))
-        state = _PARTS.values() if self._rank.weights_moved else ()
-        return Written(frozenset(names | {_REST, *_PARTS.values()}), frozenset(state))
+            return Written(names)
+        written, state = write_parts(checkpoint, path)
+        if not self._readable:
+            require_readable(path)
+            self._readable = True
+        return Written(names | written, state if self._rank.weights_moved else frozenset())
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Tell the supervisor, so that it does not take an evaluation for a hang."""
+        if trainer.state.fn != "fit":
+            return
         self._evaluation_began = time.monotonic()
         self._rank.folder.phase(PhaseName.EVALUATION, self._rank.step)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Tell that it is over."""
+        if trainer.state.fn != "fit":
+            return
         self._rank.leave_out_seconds(time.monotonic() - self._evaluation_began)
         self._rank.folder.phase(PhaseName.TRAINING, self._rank.step)
 
@@ -298,43 +360,12 @@ class OptOpsCallback(Callback):
                 )
             self._rank.folder.phase(PhaseName.ENDING, step)
 
-    def progress(self, loops: dict[str, Any]) -> None:
+    def _set_progress(self, loops: dict[str, Any]) -> None:
         """Let Lightning's counters of micro-batches say what this number of ranks would have needed."""
-        done = self._rank.step * self._trainer.accumulate_grad_batches
-        counters = loops["fit_loop"]["epoch_loop.batch_progress"]
+        step = self._rank.step
+        done = step * self._trainer.accumulate_grad_batches
+        counters = loops["epoch_loop.batch_progress"]
         for part in ("total", "current"):
             counters[part] |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
-
-
-class _Files(CheckpointIO):
-    """Three files instead of one: what every update changes lies apart, so that a stale save can be found."""
-
-    def __init__(self, callback: OptOpsCallback) -> None:
-        self._callback = callback
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` into the folder ``path``."""
-        rest = {name: value for name, value in checkpoint.items() if name not in _PARTS}
-        parts = {file: checkpoint.get(name) for name, file in _PARTS.items()}
-        for name, value in {**parts, _REST: rest}.items():
-            with (Path(path) / name).open("wb") as file:
-                torch.save(value, file)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the folder ``path``.
-
-        Raises:
-            UserError: the checkpoint is not of this adapter.
-        """
-        where = map_location or (lambda storage, _: storage)
-        try:
-            whole = torch.load(Path(path) / _REST, where, weights_only=weights_only is not False)
-            for name, file in _PARTS.items():
-                whole[name] = torch.load(Path(path) / file, where, weights_only=True)
-        except FileNotFoundError as error:
-            raise UserError(f"{path} was saved by another trainer: it has no {Path(error.filename).name}.") from None
-        self._callback.progress(whole["loops"])
-        return whole
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Nothing: the supervisor's rules decide what is kept."""
+        counters["is_last_batch"] = False  # there may be more steps now
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1  # Lightning adds the last one

@@ -40,6 +40,10 @@ class MicroBatches:
                 f"the training data have a sampler of their own ({type(loader.sampler).__name__}): give batch_size and "
                 "shuffle to the DataLoader instead, so that a resume finds its place."
             )
+        if isinstance(loader.sampler, RandomSampler) and (
+            loader.sampler.replacement or loader.sampler.num_samples != len(loader.dataset)  # pyright: ignore[reportArgumentType]
+        ):
+            raise UserError("a RandomSampler with replacement or num_samples is not supported under supervision.")
         self._shuffles = isinstance(loader.sampler, RandomSampler)
         self._samples = len(loader.dataset)  # pyright: ignore[reportArgumentType]  checked above: it has a length
         self._size, self._seed, self._rank, self._world = loader.batch_size, seed, rank, world

@@ -18,7 +18,9 @@ from tests.ports import free_port
 PATIENCE = 240.0
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed.fsdp", "opt_ops.integrations.rank"])
+_CONTEXT.set_forkserver_preload(
+    ["torch", "torch._dynamo", "torch.distributed.fsdp", "lightning.pytorch", "opt_ops.integrations.rank"]
+)
 
 
 def _run(script: str, arguments: list[str], environment: dict[str, str], folder: str, log: str) -> None:
