@@ -5,7 +5,8 @@ Three local nodes: two train, one is a spare. While a tiny model trains, the dem
 such update, and rolls back to before it. The demo uses the commands that an operator would type. It exits with 0 only
 if the lineage is COMPLETED and every recovery is proven.
 
-TRAINER=hf takes Hugging Face's Trainer, SCHEDULE=cosine another schedule; TRAINER=pytorch a loop in plain PyTorch.
+TRAINER=hf takes Hugging Face's Trainer, SCHEDULE=cosine another schedule; TRAINER=lightning Lightning's,
+TRAINER=pytorch a loop in plain PyTorch.
 DRILLS=kill-rank,lr takes some of the drills.
 
 It must pass on a busy machine, too. So it reads the run folder itself, where a command would take seconds; each fault
@@ -53,6 +54,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINERS: dict[str, tuple[str, str | None, str | None, list[str]]] = {
     "": ("opt-tiny", None, None, []),
     "hf": ("hf-tiny", "examples/hf_trainer.py", "lr_scheduler_type", ["per_device_train_batch_size=16"]),
+    "lightning": ("lightning-tiny", "examples/lightning_trainer.py", None, []),
     "pytorch": ("loop", "examples/pytorch_loop.py", None, []),
 }
 """By the value of TRAINER: recipe; script, if it is not our trainer; its setting for SCHEDULE; more settings."""
