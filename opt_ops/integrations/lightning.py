@@ -10,7 +10,10 @@ command line, so that the script's own parser does not meet them. Then::
 Without ``--run-dir``, nothing changes. Under supervision, training is one stream of updates: Lightning sees one epoch.
 """
 
-# isort: split  the handlers of signals come first: the imports below take many seconds
+from opt_ops.integrations.this_process import OPTIONS, SIGNALS
+
+# isort: split
+# The handlers of signals come first: the imports below take many seconds.
 import math
 import os
 import time
@@ -22,10 +25,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
     Checkpoint,
+    EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
     StochasticWeightAveraging,
@@ -39,7 +44,6 @@ from opt_ops.integrations.lightning_files import Files, require_readable, write_
 from opt_ops.integrations.loop_settings import plan_of, setting
 from opt_ops.integrations.rank import SupervisedRank, leaving_on_faults
 from opt_ops.integrations.settings import refuse_unsupported
-from opt_ops.integrations.this_process import OPTIONS, SIGNALS
 from opt_ops.integrations.torch_state import gradient_norm, load_random, write_random
 
 __all__ = ["OptOpsCallback", "placement", "setting", "supervise"]
@@ -104,6 +108,9 @@ class OptOpsCallback(Callback):
         self._require(trainer)
         self._trainer = trainer
         trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, Checkpoint)] + [self]
+        for callback in trainer.callbacks:
+            if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end is None:
+                callback._check_on_train_epoch_end = False  # at an epoch's end there may have been no evaluation yet
         trainer.strategy.checkpoint_io = Files(trainer.strategy.checkpoint_io, OPTIONS.resume, self._set_progress)
         trainer._default_root_dir = str(OPTIONS.run_dir)
         data, needs_sampler = trainer._data_connector, trainer._data_connector._requires_distributed_sampler
@@ -128,7 +135,14 @@ class OptOpsCallback(Callback):
                     )
                 train, val = o.pop("train_dataloaders", train), o.pop("val_dataloaders", val)
                 self._readable = o.get("weights_only") is False
-                fit(model, train, val, datamodule, str(OPTIONS.resume) if OPTIONS.resume else None, **o)
+                if not model.automatic_optimization:
+                    raise UserError("manual optimization is not supported under supervision.")
+                try:
+                    fit(model, train, val, datamodule, str(OPTIONS.resume) if OPTIONS.resume else None, **o)
+                except (MisconfigurationException, RuntimeError) as error:
+                    if isinstance(error, MisconfigurationException) or "multiple optimizers" in str(error):
+                        raise UserError(str(error)) from error
+                    raise
 
         def end_of_supervised_batch(fetcher: Any) -> None:
             end_of_batch(fetcher)  # a validation, and a scheduler that waits for its result
@@ -168,8 +182,6 @@ class OptOpsCallback(Callback):
         if stage != "fit":
             return
         with leaving_on_faults():
-            if not pl_module.automatic_optimization:
-                raise UserError("manual optimization is not supported under supervision: use automatic optimization.")
             assert SIGNALS is not None
             self._rank = SupervisedRank(OPTIONS, SIGNALS)
             source = trainer.fit_loop._data_source
@@ -235,7 +247,7 @@ class OptOpsCallback(Callback):
         with leaving_on_faults():
             trainer.fit_loop._data_source.dataloader()
             if len(trainer.optimizers) != 1:
-                raise UserError(f"the model has {len(trainer.optimizers)} optimizers: under supervision it needs one.")
+                raise UserError("the model has no optimizer: under supervision it needs one.")
             if isinstance(trainer.optimizers[0], torch.optim.LBFGS):
                 raise UserError("LBFGS computes gradients several times an update: it is not supported.")
             if trainer.gradient_clip_algorithm not in (None, "norm"):

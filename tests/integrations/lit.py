@@ -25,7 +25,8 @@ if "RANK" in os.environ or WHAT == "slurm":
 if WHAT.startswith("slurm"):
     os.environ |= {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     os.environ |= {"SLURM_NODEID": "0", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "n1"}
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "PATH": f"{Path.cwd()}:{os.environ['PATH']}"}
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "PATH": f"{Path.cwd()}:{os.environ['PATH']}"}
 
 
 class Data(Dataset):

@@ -73,7 +73,8 @@ class Ranks:
         os.kill(self.processes[rank].pid or 0, number)
 
     def log(self, rank: int = 0) -> str:
-        return (self.folder / f"rank-{rank}.log").read_text()
+        path = self.folder / f"rank-{rank}.log"
+        return path.read_text() if path.exists() else ""
 
 
 class Attempts:

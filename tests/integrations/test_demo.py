@@ -41,4 +41,4 @@ def test_a_trainer_that_the_demo_does_not_know_is_named(tmp_path: Path) -> None:
         [sys.executable, str(DEMO)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 1
-    assert "TRAINER=other is not one of hf, pytorch" in done.stderr
+    assert "TRAINER=other is not one of hf, lightning, pytorch" in done.stderr

@@ -120,7 +120,7 @@ def test_two_ranks_save_what_was_asked_of_one_at_the_same_update(attempts: Attem
     ranks.signal(1, signal.SIGUSR1)
     until(attempts.committed, ranks)
     drill = {"id": "d", "kind": "nan", "from_step": 1}
-    (attempts.folder / "a1" / "run" / "drill.json").write_text(json.dumps(drill))
+    (attempts.folder / "a1" / "run" / "drill.json").write_text(json.dumps([drill]))
     assert ranks.codes() == [82, 82], ranks.log()
     last = attempts.lines("a1")[-1]
     assert (last["loss"], last["finite"]) == (None, False)
@@ -142,14 +142,14 @@ def test_fp16_tells_the_loss_without_the_scale_and_counts_skipped_updates(attemp
     [
         ("slurm, and no agent", "takes its ranks from Slurm"),
         ("manual", "manual optimization"),
-        ("two", "2 optimizers"),
+        ("two", "multiple optimizers"),
         ("endless", "DataLoader over a data set with __getitem__"),
         ("many", "come from a dict"),
         ("replacement", "RandomSampler with replacement"),
         ("accumulate", "GradientAccumulationScheduler is not supported"),
         ("path", "the supervisor says what to continue from"),
         ("object", "weights_only=False"),
-        ("stop", "after update 5 of 12"),
+        ("stop", "after update 5 of 24"),
     ],
 )
 def test_what_cannot_be_done_is_refused(attempts: Attempts, what: str, words: str) -> None:
