@@ -264,7 +264,8 @@ class Fleet:
     def _update(self, loss: float | None) -> None:
         assert self._launch is not None
         self._step += 1
-        line = telemetry(self._step, lr_at(self._step, self._schedule, self._factors), loss, 1.0 / self._speed)
+        lr = lr_at(self._step, self._schedule, self._factors)["lr"]
+        line = telemetry(self._step, lr, loss, 1.0 / self._speed)
         with self._telemetry.open("ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
         if loss is not None and time.monotonic() - self._saved >= SAVE_SECONDS:

@@ -6,11 +6,15 @@ opt-ops run start tiny --set steps=400 --nodes 2    # with [trainer] command = [
 
 from opt_ops.integrations.transformers import supervise  # before transformers: it handles signals from here on
 
+import time
+
 import torch
 from torch.utils.data import Dataset
+from opt_ops.contract import parse
 from transformers import HfArgumentParser, OPTConfig, OPTForCausalLM, Trainer, TrainingArguments, set_seed
 
 VOCABULARY, LENGTH = 128, 32
+PAUSE = float(parse().settings.get("pause", "0"))  # seconds a sample, in place of a larger model's work
 
 
 class Text(Dataset):
@@ -20,6 +24,7 @@ class Text(Dataset):
         return 2048
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        time.sleep(PAUSE)
         noise = torch.Generator().manual_seed(index)
         tokens = [int(torch.randint(VOCABULARY, (), generator=noise))]
         jumps = torch.randint(8, (LENGTH,), generator=noise)

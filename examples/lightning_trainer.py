@@ -4,7 +4,13 @@ python examples/lightning_trainer.py                # alone, as any script
 opt-ops run start tiny --set steps=400 --nodes 2    # with this command in [trainer] of opt-ops.toml
 """
 
-from opt_ops.integrations.lightning import placement, supervise  # before Lightning: it handles signals from here on
+from opt_ops.integrations.lightning import (
+    placement,
+    setting,
+    supervise,
+)  # before Lightning: it handles signals
+
+import time
 
 import lightning.pytorch as pl
 import torch
@@ -12,6 +18,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 STEPS = 400
+PAUSE = setting("pause", 0.0)  # seconds an update, in place of a larger model's work
+SCHEDULE = {"kind": "cosine", "peak_lr": 3e-3, "total_steps": STEPS, "delay": 1}  # what the model's scheduler does
 
 
 class Model(pl.LightningModule):
@@ -23,6 +31,7 @@ class Model(pl.LightningModule):
 
     def training_step(self, batch, _):
         """The loss of a batch."""
+        time.sleep(PAUSE)
         numbers, wanted = batch
         return functional.mse_loss(self.layers(numbers), wanted)
 
@@ -47,7 +56,7 @@ def main() -> None:
         enable_model_summary=False,
         logger=False,
     )
-    supervise(trainer, checkpoint_every=50)
+    supervise(trainer, schedule=SCHEDULE, checkpoint_every=50)
     trainer.fit(Model(), DataLoader(data, batch_size=16, shuffle=True))
 
 

@@ -11,6 +11,7 @@ from opt_ops.integrations.pytorch import setting, supervised  # opt-ops: before 
 
 # isort: split
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ depth = setting("depth", 2)
 block = setting("block", 64)
 micro_batches = setting("micro_batches", 1)
 batch = setting("batch", 16)
+pause = setting("pause", 0.0)  # seconds an update, in place of a larger model's work
 
 
 class Block(nn.Module):
@@ -88,6 +90,7 @@ with supervised(  # opt-ops: loads the checkpoint, if there is one
 ) as run:
     net = DistributedDataParallel(model) if run.world > 1 else model
     for step in run.steps():  # opt-ops: from the update after the checkpoint to the last one
+        time.sleep(pause)
         starts = step.data_index(len(data) - block)  # opt-ops: instead of torch.randint(len(data) - block, (batch,))
         for part in starts.chunk(micro_batches):
             windows = torch.stack([data[i : i + block + 1] for i in part.tolist()]).to(device)

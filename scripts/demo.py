@@ -53,11 +53,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 TRAINERS: dict[str, tuple[str, str | None, str | None, list[str]]] = {
     "": ("opt-tiny", None, None, []),
-    "hf": ("hf-tiny", "examples/hf_trainer.py", "lr_scheduler_type", ["per_device_train_batch_size=16"]),
-    "lightning": ("lightning-tiny", "examples/lightning_trainer.py", None, []),
-    "pytorch": ("loop", "examples/pytorch_loop.py", None, []),
+    "hf": ("hf-tiny", "examples/hf_trainer.py", "lr_scheduler_type", ["pause=0.03"]),
+    "lightning": ("lightning-tiny", "examples/lightning_trainer.py", None, ["pause=0.1"]),
+    "pytorch": ("loop", "examples/pytorch_loop.py", None, ["pause=0.1"]),
 }
-"""By the value of TRAINER: recipe; script, if it is not our trainer; its setting for SCHEDULE; more settings."""
+"""By the value of TRAINER: recipe; script, if it is not our trainer; its setting for SCHEDULE; more settings.
+
+A pause stands for the work of a larger model: on a fast machine, 400 updates would be over before the last drill.
+"""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
@@ -312,7 +315,7 @@ def main() -> int:
     chronicle = runs / lineage / "chronicle"
     report = json.loads((chronicle / "report.json").read_text())
     print_incidents(report)
-    goodput, seconds = report["goodput"]["goodput"], time.monotonic() - began
+    goodput, seconds = report["goodput"]["goodput"] or 0.0, time.monotonic() - began
     console.print(f"\n{report['status']} at step {report['step']}, goodput {goodput:.0%}, {seconds:.0f} s in total")
     console.print(f"logbook   {chronicle / 'logbook.html'}   (text: {chronicle / 'logbook.md'})")
     console.print("mlflow    make mlflow   (or: opt-ops mlflow open)")

@@ -13,7 +13,7 @@ from transformers.optimization import get_scheduler
 
 from opt_ops.contract import lr_of
 
-UNKNOWN = "unknown"
+UNKNOWN = "other"
 """The kind of a schedule that nobody can compute beforehand. Each update then gives its ``base_lr``."""
 
 _MOST_KNOTS = 50_000  # the supervisor takes a table of 65,536, and a config.json of 4 MiB

@@ -86,6 +86,7 @@ NOT_RUN = {
     "logbook open": "opens a browser",
     "mlflow open": "serves until Ctrl-C",
     "mlflow sync": "imports MLflow, which takes seconds",
+    "run watch-job": "follows a log; tests/watch_job runs it",
 }
 
 SLOW = ("doctor", "node check", "logbook render", "run recipes", "run start")  # they start other programs

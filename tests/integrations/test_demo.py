@@ -1,7 +1,7 @@
 """`make demo TRAINER=…`: the drills of the demo on other trainers, under the real daemon and agents.
 
-Of Hugging Face's, with the cosine schedule all drills, with transformers' default two of them: CI has 20 minutes for
-everything.
+Of Hugging Face's, with the cosine schedule all drills; of the others and with transformers' default schedule two of
+them: CI has 20 minutes for everything.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
+TWO = {"DRILLS": "kill-rank,lr"}
 DEMO = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
-    [{"SCHEDULE": "cosine"}, {"DRILLS": "kill-rank,lr"}, {"TRAINER": "pytorch"}],
-    ids=["cosine", "linear", "pytorch"],
+    [{"SCHEDULE": "cosine"}, TWO, TWO | {"TRAINER": "pytorch"}, TWO | {"TRAINER": "lightning"}],
+    ids=["cosine", "linear", "pytorch", "lightning"],
 )
 def test_every_drill_is_recovered_with_proof(tmp_path: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(

@@ -173,7 +173,7 @@ def test_a_scheduler_of_the_script_is_an_unknown_kind_with_its_own_rate(room: Ro
         return hf.Trainer(model=model, args=room.arguments(), train_dataset=Data(), optimizers=(optimizer, scheduler))
 
     whole = room.train("whole", *SCRATCH, "--lr-factor", "8:0.5", trainer=trainer())
-    assert whole.config["schedule"] == {"kind": "unknown", "name": "ExponentialLR"}
+    assert whole.config["schedule"] == {"kind": "other", "name": "ExponentialLR"}
     for step, line in whole.lines.items():
         assert line["base_lr"] == pytest.approx(0.1 * 0.9 ** (step - 1))
         assert line["lr"] == pytest.approx(line["base_lr"] * (0.5 if step > 8 else 1.0), rel=1e-12)

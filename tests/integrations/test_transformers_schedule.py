@@ -54,7 +54,7 @@ def test_every_rate_is_that_of_the_scheduler(name: str, words: dict[str, Any], k
 def test_a_scheduler_that_follows_a_metric_is_of_an_unknown_kind(name: str) -> None:
     args = TrainingArguments(use_cpu=True, report_to=[], warmup_steps=WARMUP)
     args.lr_scheduler_type = SchedulerType(name)
-    assert schedule_of(args, PEAK, STEPS, STEPS) == {"kind": "unknown", "name": name}
+    assert schedule_of(args, PEAK, STEPS, STEPS) == {"kind": "other", "name": name}
 
 
 def test_all_kinds_of_the_library_are_here() -> None:

@@ -25,7 +25,7 @@ from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.supervise.exits import failed_ranks
 from tests.fake_nvml.build import FakeDriver
 
-SLEEP = (sys.executable, "-c", "import time; time.sleep(3600)")
+SLEEP = ("sleep", "3600")  # any signal ends it, at once: Python may still be starting, and then it ends otherwise
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 300.0) -> Any:
