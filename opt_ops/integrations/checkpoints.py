@@ -10,9 +10,7 @@ from typing import Any
 
 from opt_ops.contract import Options, Outside, commit, committed, remove, step_folder, write_rank
 from opt_ops.contract.manifest import MARKER, pinned
-from opt_ops.integrations.agreement import all_do, sum_over_ranks
-
-__all__ = ["Checkpoints", "Written", "sum_over_ranks"]
+from opt_ops.integrations.agreement import all_do
 
 log = logging.getLogger(__name__)
 

@@ -37,12 +37,12 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from opt_ops.contract import PhaseName, UserError, place_from_environment
+from opt_ops.contract import PhaseName, UserError, leaving_on_faults, place_from_environment
 from opt_ops.integrations.checkpoints import Written
 from opt_ops.integrations.lightning_data import MicroBatches, with_batches
 from opt_ops.integrations.lightning_files import Files, require_readable, write_parts
 from opt_ops.integrations.loop_settings import plan_of, setting
-from opt_ops.integrations.rank import SupervisedRank, leaving_on_faults
+from opt_ops.integrations.rank import SupervisedRank
 from opt_ops.integrations.settings import refuse_unsupported
 from opt_ops.integrations.torch_state import gradient_norm, load_random, write_random
 

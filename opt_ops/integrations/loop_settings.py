@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from opt_ops.contract import Options, UserError, lr_of
+from opt_ops.contract import Options, UserError, leave, lr_of
 from opt_ops.contract.schedule import KINDS
-from opt_ops.integrations.rank import Plan, leave
+from opt_ops.integrations.rank import Plan
 from opt_ops.integrations.settings import Settings, betas, number, whole
 from opt_ops.integrations.this_process import OPTIONS
 

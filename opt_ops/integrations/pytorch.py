@@ -29,6 +29,7 @@ from opt_ops.contract import (
     RunFolder,
     UserError,
     committed,
+    leaving_on_faults,
     place_from_environment,
     read,
     verify,
@@ -38,7 +39,7 @@ from opt_ops.contract.signals import Signals
 from opt_ops.integrations.agreement import all_do, sum_over_ranks
 from opt_ops.integrations.checkpoints import Written
 from opt_ops.integrations.loop_settings import Schedule, plan_of, setting
-from opt_ops.integrations.rank import SupervisedRank, leaving_on_faults
+from opt_ops.integrations.rank import SupervisedRank
 from opt_ops.integrations.settings import refuse_unsupported
 from opt_ops.integrations.torch_state import StateFiles, gradient_norm, load_random, state_files, write_random
 

@@ -39,13 +39,10 @@ from opt_ops.contract import (
     starting_point,
 )
 from opt_ops.contract.learning_rate import total_lr_factor
-from opt_ops.contract.leaving import leave, leaving_on_faults
 from opt_ops.contract.signals import Signals
 from opt_ops.integrations.agreement import all_do, sum_over_ranks
 from opt_ops.integrations.checkpoints import Checkpoints, Written
 from opt_ops.integrations.optimizer import LiveOptimizer
-
-__all__ = ["Plan", "SupervisedRank", "leave", "leaving_on_faults"]
 
 log = logging.getLogger(__name__)
 

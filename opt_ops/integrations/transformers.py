@@ -25,9 +25,9 @@ import torch  # noqa: E402  the handlers of signals come first: the imports belo
 import transformers  # noqa: E402
 from transformers import Trainer, TrainerCallback  # noqa: E402
 
-from opt_ops.contract import Options, PhaseName, UserError, place_from_environment  # noqa: E402
+from opt_ops.contract import Options, PhaseName, UserError, leaving_on_faults, place_from_environment  # noqa: E402
 from opt_ops.integrations import transformers_checkpoint, transformers_settings  # noqa: E402
-from opt_ops.integrations.rank import Plan, SupervisedRank, leaving_on_faults  # noqa: E402
+from opt_ops.integrations.rank import Plan, SupervisedRank  # noqa: E402
 from opt_ops.integrations.settings import refuse_unsupported  # noqa: E402
 from opt_ops.integrations.transformers_data import WindowSampler  # noqa: E402
 from opt_ops.integrations.transformers_schedule import UNKNOWN, schedule_of, unknown  # noqa: E402

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from opt_ops.contract import CheckpointError, Options, PhaseName, UserError, committed, pin, read
+from opt_ops.contract import CheckpointError, NotFiniteError, Options, PhaseName, UserError, committed, pin, read
 from opt_ops.integrations.agreement import all_do
 from opt_ops.integrations.checkpoints import Written
 from opt_ops.integrations.loop_settings import plan_of
 from opt_ops.integrations.optimizer import LiveOptimizer
-from opt_ops.integrations.rank import NotFiniteError, Plan, SupervisedRank
+from opt_ops.integrations.rank import Plan, SupervisedRank
 from opt_ops.integrations.settings import betas, number, whole
 
 CONSTANT = {"kind": "constant", "peak_lr": 0.5}
