@@ -91,9 +91,7 @@ def test_time_limits(site: Site, tmp_path: Path):
         assert moved.step_resumed >= day.saved_before_it_left(moved.attempt)
         assert not any(node.excluded_by for node in day.state.nodes.values())
         releases = [x.event for x in site.entries() if isinstance(x.event, e.ReleaseIntended)]
-        unfit = sum(
-            "is fit after" in each.why for each in releases
-        )  # on a busy machine: another follows
+        unfit = sum("is fit after" in each.why for each in releases)  # on a busy machine: another follows
         day.ends(submitted=2 + unfit)
 
         until(lambda: ask("sacct", "-n", "-X", "-j", cut, "-o", "State").split() == ["TIMEOUT"])
