@@ -137,6 +137,14 @@ class TrainerCommand(_Table):
     checkpoint_copy: Annotated[str, AfterValidator(_no_password)] = ""  # a second place, as a URL; empty: none
 
 
+class Recovery(_Table):
+    """How an attempt goes on when it has lost ranks. Trainers that cannot replace ranks are always restarted."""
+
+    in_place: bool = True  # replace only the lost ranks, where that can be done; false: each failure is a restart
+    in_place_seconds: Annotated[float, _number(1, 3600)] = 120.0  # for that, from the first order; then a restart
+    standby: bool = True  # keep warm ranks on spare nodes, and a warm process on each node
+
+
 class Health(_Table):
     """What a node of the site has, and how it is tested."""
 
@@ -192,6 +200,7 @@ class Config(_Table):
     slurm: Slurm = Slurm()
     shape: DefaultShape = DefaultShape()
     trainer: TrainerCommand = TrainerCommand()
+    recovery: Recovery = Recovery()
     health: Health = Health()
     chronicle: Chronicle = Chronicle()
     mlflow: Mlflow = Mlflow()

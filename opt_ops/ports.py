@@ -98,6 +98,17 @@ class Scheduler(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Who takes part in a running attempt, and where its ranks meet. `Launch.nodes` says on which nodes they run."""
+
+    generation: int
+    ranks: tuple[tuple[str, int], ...]  # of each rank its node, and its number there
+    new: tuple[int, ...]  # the ranks that start now; all others go on
+    address: str  # of the node of rank 0
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """What node agents need to know to start an attempt."""
 
@@ -109,6 +120,11 @@ class Launch:
     port: int
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    membership: Membership | None = None  # None: that of the launch, generation 1
+    warm: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Node → the allocation that holds it: nodes that keep a warm process of this trainer, from which ranks start."""
+    standbys: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Node → warm ranks that wait there for a place. Such a node has a warm process, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +163,11 @@ class NodeRanksReport:
     tails: Mapping[int, str] = field(default_factory=dict[int, str])  # rank → last lines of its log; untrusted
     causes: Mapping[int, tuple[CauseLine, ...]] = field(default_factory=dict[int, tuple[CauseLine, ...]])
     """Rank → the lines of its log that name a cause; untrusted. No entry: its agent does not look for them."""
+    pids: Mapping[int, tuple[int, int, float]] = field(default_factory=dict[int, tuple[int, int, float]])
+    """Rank → generation in which its process began to take part, its pid, and when it started. Of running ranks only.
+
+    `exits` holds those of processes that were replaced, too: each with `generation`.
+    """
 
 
 class Agents(Protocol):
@@ -181,6 +202,7 @@ class TrainerConfig:
     layout: Mapping[str, Any]
     planned: tuple[PlannedChange, ...] = ()
     data: str | None = None  # digest of what it trains on
+    capabilities: tuple[str, ...] = ()  # what the trainer can do beyond the contract
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

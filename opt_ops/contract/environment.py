@@ -25,6 +25,10 @@ NODE = "OPT_OPS_NODE"
 """The name of the node. Only the node agent sets it."""
 ATTEMPT = "OPT_OPS_ATTEMPT"
 """The folder of the attempt. Only the node agent sets it. When the attempt is over, it ends all that carry it."""
+MEMBERS = "OPT_OPS_MEMBERS"
+"""The file that names newer generations of the membership to this rank (`membership.py`). Set by the node agent."""
+STANDBY = "OPT_OPS_STANDBY"
+"""Set to 1 by the node agent for a process that has no rank yet and waits for a place in ``OPT_OPS_MEMBERS``."""
 
 _NEEDED = (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)
 

@@ -35,3 +35,6 @@ class ExitCode(IntEnum):
 
     PEER_CORRUPT_DATA = 87
     """Checksums show that the data of another rank is corrupt. That rank ends with 85."""
+
+    NO_COMMON_STEP = 88
+    """Ranks were lost, and no step is left whose state all places hold. The checkpoints on disk are whole."""

@@ -1,6 +1,7 @@
-"""The fence: a file that names the newest attempt of a lineage.
+"""The fence: a file that names the newest attempt of a lineage, and the newest generation of its membership.
 
 An attempt that was believed dead may still be alive. It must not write checkpoints once a newer attempt has started.
+The same holds for the ranks of an older generation of the same attempt.
 """
 
 import json
@@ -21,6 +22,10 @@ class SupersededError(Exception):
     """A newer attempt of the lineage exists. This attempt must not write any more. Exit code 83."""
 
 
+class OutdatedError(Exception):
+    """A newer generation of the membership exists. What this rank would write belongs to an older one."""
+
+
 class Fence:
     """Reads the file that names the newest attempt. Used by rank 0 only.
 
@@ -29,11 +34,17 @@ class Fence:
     Args:
         path: the file. With None there is no fence.
         attempt: the name of this attempt.
+        generation: of the membership that this rank takes part in.
+
+    Attributes:
+        generation: as above. A rank that joins a newer one sets it.
     """
 
-    def __init__(self, path: Path | None, attempt: str) -> None:
+    def __init__(self, path: Path | None, attempt: str, generation: int = 1) -> None:
         self._path = path
         self._attempt = attempt
+        self.generation = generation
+        self._newest_generation = generation
         self._read_at = -_MAX_AGE_SECONDS
         self._newest: str | None = None
         self._warned = False
@@ -50,10 +61,13 @@ class Fence:
 
         Raises:
             SupersededError: the file names another attempt.
+            OutdatedError: it names a newer generation of this one.
         """
         self.refresh()
         if self.superseded:
             raise SupersededError(f"superseded: a newer attempt exists: {self._path} names {self._newest}")
+        if self._newest_generation > self.generation:
+            raise OutdatedError(f"{self._path} names generation {self._newest_generation}; this is {self.generation}")
 
     def refresh(self) -> None:
         """Read the file now. A file that cannot be read is logged once.
@@ -64,7 +78,8 @@ class Fence:
         if self._path is None:
             return
         try:
-            self._newest = str(json.loads(read_regular(self._path, _MOST_BYTES))["attempt"])
+            named = json.loads(read_regular(self._path, _MOST_BYTES))
+            self._newest, self._newest_generation = str(named["attempt"]), int(named.get("generation", 1))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if not self._warned:
                 log.warning("note: the fence %s cannot be read and is ignored: %r", self._path, error)

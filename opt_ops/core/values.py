@@ -54,6 +54,7 @@ class Outcome(StrEnum):
 class Action(StrEnum):
     """What a playbook may do about an incident."""
 
+    REPLACE_RANKS = "replace_ranks"  # the attempt goes on; new ranks take the place of those that are lost
     RESTART = "restart"  # next attempt of the same run, from its newest good checkpoint
     ROLLBACK = "rollback"  # next run, from a checkpoint before the onset, with the learning rate lowered
     RECONFIGURE = "change"  # next run, from the newest good checkpoint, under other settings
@@ -233,3 +234,4 @@ class RankExit:
     code: int | None
     signal: int | None
     at: float
+    generation: int = 1  # the last one of the membership that it took part in

@@ -82,7 +82,10 @@ class FileAgents:
     def order(self, orders: Orders) -> None:
         """Write the orders, and the newest attempt for trainers on nodes that are cut off (the fence)."""
         if orders.launch is not None:
-            write_json(self._folder / "attempt.json", {"v": 1, "attempt": orders.launch.attempt})
+            membership = orders.launch.membership
+            generation = membership.generation if membership else 1
+            fence = {"v": 1, "attempt": orders.launch.attempt, "generation": generation}
+            write_json(self._folder / "attempt.json", fence)
         write_json(self._folder / "orders.json", {"v": 1, **dataclasses.asdict(orders)})
 
     def reports(self, attempt: str) -> Mapping[str, NodeRanksReport]:

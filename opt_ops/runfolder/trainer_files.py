@@ -151,6 +151,7 @@ def _config_of(record: f.Record) -> TrainerConfig:
         versions=record.optional("versions", f.plain_object, {}),
         layout=record.optional("layout", f.plain_object, {}),
         planned=record.each("planned", _planned_change, _MOST_PLANNED),
+        capabilities=record.optional("capabilities", f.items(f.name, 100), ()),
         data=data.optional("digest", f.name, None) if (data := record.part("data")) is not None else None,
     )
 

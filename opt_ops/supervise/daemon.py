@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opt_ops import __version__, playbook_loader
@@ -74,10 +74,17 @@ class Daemon:
         self._config = config
         self._config_path = config_path
         alerts = config.alerts
-        self._policy, _ = playbook_loader.load(
+        policy, _ = playbook_loader.load(
             config.playbooks or playbook_loader.folder(),
             expected_gpus=config.expected_gpus,
             least_alert=Severity(alerts.least) if alerts.urls else None,
+        )
+        recovery = config.recovery
+        self._policy = replace(
+            policy,
+            in_place=recovery.in_place,
+            in_place_seconds=recovery.in_place_seconds,
+            standby=recovery.standby,
         )
         self._alerts = UrlNotifier(alerts.urls, alerts.least)
         self._dead_man_switch = DeadManSwitch(alerts.heartbeat_url, alerts.heartbeat_seconds)

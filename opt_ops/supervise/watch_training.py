@@ -202,6 +202,7 @@ class TrainingWatch:
             layout=config.layout,
             planned=config.planned,
             data=config.data,
+            capabilities=config.capabilities,
         )
 
     def _plan(self, state: State, attempt: Attempt) -> None:

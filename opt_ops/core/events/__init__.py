@@ -52,6 +52,7 @@ from opt_ops.core.events.incidents import (
     RecoveryDecided,
     SignalRaised,
 )
+from opt_ops.core.events.members import MembersFailed, MembersIntended, MembersJoined, StandbySeen
 from opt_ops.core.events.operator import (
     ChangeRequested,
     ChangesDeclared,
@@ -104,6 +105,10 @@ Event = (
     | StacksTaken
     | StopIntended
     | AttemptEnded
+    | MembersIntended
+    | MembersJoined
+    | MembersFailed
+    | StandbySeen
     | CheckpointSeen
     | CheckpointVerified
     | CheckpointRefused

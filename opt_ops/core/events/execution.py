@@ -143,6 +143,7 @@ class AttemptConfigured:
     layout: Mapping[str, Any]
     planned: tuple[PlannedChange, ...] = ()
     data: str | None = None  # digest of what it trains on
+    capabilities: tuple[str, ...] = ()  # what its trainer can do beyond the contract: `members`, `warm_start`, …
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,6 +84,8 @@ class RecoveryDecided:
     checkpoint: Checkpoint | None = None
     lr_factor: float | None = None
     exclude: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()  # of the attempt afterwards, where ranks are replaced in place
+    ranks: tuple[int, ...] = ()  # that are replaced in place
     settings: tuple[str, ...] = ()
     skip_batches: int = 0
     save_first: bool = False  # the attempt is healthy: it leaves after one more checkpoint

@@ -24,12 +24,14 @@ CLASS_OF_CODE: Mapping[int, FailureClass] = {
     ExitCode.CORRUPT_DATA: FailureClass.SILENT_DATA_CORRUPTION,
     ExitCode.LOSS_SCALE_FLOOR: FailureClass.LOSS_SCALE_FLOOR,
     ExitCode.PEER_CORRUPT_DATA: FailureClass.COMMUNICATION,
+    ExitCode.NO_COMMON_STEP: FailureClass.COMMUNICATION,
 }
 """The trainer's exit codes that name a failure class of their own."""
 
 _FAULT_OF_CODE: Mapping[int, Fault] = {
     ExitCode.CORRUPT_DATA: Fault.GPU,
     ExitCode.PEER_CORRUPT_DATA: Fault.PEER,
+    ExitCode.NO_COMMON_STEP: Fault.PEER,
 }
 
 _KILLED, _STOPPED = 9, frozenset({1, 2, 15})  # SIGKILL; SIGHUP, SIGINT, SIGTERM: somebody asked it to stop

@@ -117,6 +117,7 @@ def _attempt_configured(state: State, event: e.AttemptConfigured, _: e.Entry) ->
         versions=event.versions,
         planned=event.planned,
         data=event.data,
+        capabilities=event.capabilities,
     )
 
 

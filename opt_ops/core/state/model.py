@@ -66,12 +66,29 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """A replacement of ranks of a running attempt, and what came of it."""
+
+    generation: int
+    nodes: tuple[str, ...]  # of the attempt from then on
+    before: tuple[str, ...]
+    new: tuple[int, ...]  # the ranks that are replaced
+    incident: str | None
+    intended_at: float
+    intended_seq: int
+    joined_at: float | None = None
+    step: int | None = None  # whose state all ranks went on from
+    repeated: int | None = None  # steps that were made again
+    failed: str | None = None  # why it did not come together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One launch of the training processes."""
+    """One launch of the training processes, and the replacements of some of them."""
 
     name: str
     run: str
-    nodes: tuple[str, ...]
+    nodes: tuple[str, ...]  # of the newest generation
     ranks_per_node: int
     checkpoint: Checkpoint | None
     incident: str | None  # the one that this attempt recovers from
@@ -100,6 +117,19 @@ class Attempt:
     ended_at: float | None = None
     exits: tuple[RankExit, ...] = ()  # the first ones
     ended: Mapping[str, int] = field(default_factory=dict[str, int])  # how all ranks did
+    members: tuple[Members, ...] = ()  # the replacements, oldest first
+    capabilities: tuple[str, ...] = ()  # of its trainer, as its config.json says
+
+    @property
+    def generation(self) -> int:
+        """Of its membership: 1, and one more with each replacement of ranks."""
+        return self.members[-1].generation if self.members else 1
+
+    @property
+    def rejoining(self) -> Members | None:
+        """The replacement that is under way."""
+        newest = self.members[-1] if self.members else None
+        return newest if newest and newest.joined_at is None and newest.failed is None else None
 
     @property
     def live(self) -> bool:
@@ -170,6 +200,7 @@ class Node:
     allowed_at: float = 0.0  # by an operator, whatever was found before
     drain: str | None = None  # intended, done, refused
     gpus: tuple[GpuPart, ...] = ()
+    standby: int = 0  # warm ranks that wait there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +246,7 @@ class Incident:
     step_resumed: int | None = None
     steps_lost: int | None = None
     seconds_down: float | None = None
+    fell_back: str | None = None  # why ranks were not replaced in place, although that was tried
     answered: bool = False  # a person has decided since: it neither halts nor counts any more
     afterthoughts: tuple[Afterthought, ...] = ()
 

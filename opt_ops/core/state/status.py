@@ -55,8 +55,12 @@ def _recovery_decided(state: State, event: e.RecoveryDecided) -> Status | None:
         return None
     if event.action is Action.ROLLBACK:
         return Status.ROLLING_BACK
-    restarts = event.action is Action.RESTART and state.status is not Status.ROLLING_BACK
+    restarts = event.action in (Action.RESTART, Action.REPLACE_RANKS) and state.status is not Status.ROLLING_BACK
     return Status.RECOVERING if restarts else None
+
+
+def _members_joined(state: State, _: e.MembersJoined) -> Status | None:
+    return Status.TRAINING if state.status is Status.RECOVERING else None
 
 
 def _stop_intended(state: State, event: e.StopIntended) -> Status | None:
@@ -87,6 +91,7 @@ STATUS_AFTER: Mapping[type[e.Event], Callable[[State, Any], Status | None]] = {
     e.AttemptIntended: _always(Status.STARTING),
     e.AttemptProgressed: _attempt_progressed,
     e.RecoveryDecided: _recovery_decided,
+    e.MembersJoined: _members_joined,
     e.StopIntended: _stop_intended,
     e.AttemptEnded: _attempt_ended,
     e.LineagePaused: _always(Status.PAUSED),
@@ -146,6 +151,7 @@ TRANSITIONS: Mapping[tuple[Status, Status], str] = {
     (Status.ROLLING_BACK, Status.CANCELLED): "an operator stops it",
     (Status.RECOVERING, Status.QUEUED): "no node is held for the next attempt",
     (Status.RECOVERING, Status.STARTING): "the next attempt starts",
+    (Status.RECOVERING, Status.TRAINING): "lost ranks were replaced, and the others kept running",
     (Status.RECOVERING, Status.ROLLING_BACK): "a rollback was decided before the next attempt starts",
     (Status.RECOVERING, Status.RECOVERING): "a second incident",
     (Status.RECOVERING, Status.PAUSED): "an operator pauses it",

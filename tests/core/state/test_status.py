@@ -297,6 +297,16 @@ def answered_when_the_daemon_drives_again() -> None:
     assert story.state.incidents["12-i001"].decision is not None
 
 
+def ranks_replaced_in_place() -> None:
+    story = Story().training(450)
+    story.rank_dies(450)
+    assert story.state.status is Status.RECOVERING
+    nodes = ("n1", "n3")
+    story.see(e.MembersIntended(attempt="12.00-a0", generation=2, nodes=nodes, new=(1,), incident="12-i000"))
+    story.see(e.MembersJoined(attempt="12.00-a0", generation=2, step=450, at=story.now))
+    assert_status(story, Status.TRAINING)
+
+
 RARE: tuple[Callable[[], None], ...] = (
     lambda: stopped_when(started(Driver.OPERATOR)),
     planned_paused,
@@ -315,6 +325,7 @@ RARE: tuple[Callable[[], None], ...] = (
     lambda: stopped_when(rolled_back_by_an_operator(Story().training(450))),
     lambda: stopped_when(Story().training(450)),
     answered_when_the_daemon_drives_again,
+    ranks_replaced_in_place,
 )
 
 
@@ -354,6 +365,7 @@ def test_a_new_event_kind_is_a_visible_choice():
             *("node_judged", "note_added", "pause_requested", "release_intended", "request_refused", "run_planned"),
             *("signal_raised", "size_decided", "stacks_intended", "stacks_taken", "stop_requested"),
             *("probe_ended", "probes_intended", "probes_judged"),
+            *("members_failed", "members_intended", "standby_seen"),
             *("stray_cancelled", "stray_found", "input_left_out", "watcher_failed", "watcher_recovered"),
         ]
     )
