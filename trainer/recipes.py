@@ -69,8 +69,7 @@ class DataConfig:
     """The sizes of sequence and batch.
 
     A sequence has ``seq_len`` tokens. An update has ``global_batch`` sequences over all ranks; a rank runs up to
-    ``micro_batch`` of them at once. In each corpus, up to ``max_corrupt_lines`` lines that are not documents are
-    skipped.
+    ``micro_batch`` of them at once. Of each corpus, up to ``max_corrupt_lines`` bad lines are skipped.
     """
 
     seq_len: int
@@ -144,6 +143,19 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PeerCopiesConfig:
+    """How often each rank's state is copied into the memory of another node. docs/trainer.md says more.
+
+    A copy is made after every ``every`` updates (0: never). With -1 the ranks choose it, so that a copy takes at most
+    half of the time between two. ``versions`` is 2, or 1 where host memory is short. With 1, a rank that is lost while
+    a copy is made costs a restart.
+    """
+
+    every: int = -1
+    versions: int = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """One training run.
 
@@ -157,7 +169,8 @@ class Recipe:
     ``deterministic`` makes a resumed run bit-identical on GPUs, too, and costs speed.
 
     Every ``checksum_every`` updates, ranks compare the data that they must hold alike (0: never). A durable checkpoint
-    is saved every ``checkpoint_every`` updates (0: at the interval that costs the least).
+    is saved every ``checkpoint_every`` updates (0: at the interval that costs the least). ``peer_copies`` lets a lost
+    rank be replaced while the others keep running.
     """
 
     steps: int
@@ -176,6 +189,7 @@ class Recipe:
     seed: int = 1
     checkpoint_every: int
     checkpoint: CheckpointConfig = CheckpointConfig()
+    peer_copies: PeerCopiesConfig = PeerCopiesConfig()
     evaluate_every: int = 2000  # updates, as metaseq did
     evaluate_sequences: int = 256  # at most, of each validation corpus
     log_every: int = 10
@@ -197,6 +211,7 @@ def opt_tiny() -> Recipe:
         data=DataConfig(seq_len=64, global_batch=8, micro_batch=8),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=60, total_steps=600),
         checkpoint_every=50,
+        peer_copies=PeerCopiesConfig(every=1),
         evaluate_every=100,
     )
 
@@ -356,10 +371,12 @@ def _check(recipe: Recipe) -> None:
     for key, value in settings_of(recipe):
         if isinstance(value, float):
             require(math.isfinite(value), f"{key} must be a finite number")
-        if isinstance(value, int) and not isinstance(value, bool) and key not in _MAY_BE_ZERO:
+        if isinstance(value, int) and not isinstance(value, bool) and key not in {*_MAY_BE_ZERO, "peer_copies.every"}:
             require(value >= 1, f"{key} must be at least 1")
         elif key in _MAY_BE_ZERO:
             require(value >= 0, f"{key} must not be negative")
+    copies = recipe.peer_copies
+    require(copies.every >= -1 and copies.versions <= 2, "peer_copies.every must be at least -1, versions 1 or 2")
     checkpoint = recipe.checkpoint
     require(min(checkpoint.failure_hours, checkpoint.disaster_hours) > 0, "hours between failures must be above 0")
     require(

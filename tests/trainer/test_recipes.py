@@ -2,7 +2,7 @@ import pytest
 
 from trainer import recipes
 from trainer.errors import UserError
-from trainer.recipes import RECIPES, build, settings_of
+from trainer.recipes import RECIPES, build, settings_of, trajectory_digest
 
 # Growing this set is a decision: each setting is one more thing to explain, to test and to get wrong.
 SETTINGS = {
@@ -61,6 +61,8 @@ SETTINGS = {
     "checkpoint.span_minutes",
     "checkpoint.snapshot_hours",
     "checkpoint.keep",
+    "peer_copies.every",
+    "peer_copies.versions",
     "evaluate_every",
     "evaluate_sequences",
     "log_every",
@@ -205,3 +207,14 @@ def test_the_digest_tells_trajectories_apart_but_not_layouts() -> None:
         digest(weights="w"),
     ]
     assert len({same[0], *different}) == 1 + len(different)
+
+
+@pytest.mark.parametrize("setting", ["peer_copies.every=-2", "peer_copies.versions=0", "peer_copies.versions=3"])
+def test_peer_copies_have_limits(setting: str) -> None:
+    with pytest.raises(UserError):
+        build("opt-tiny", [setting])
+
+
+def test_peer_copies_do_not_decide_what_is_computed() -> None:
+    recipes = [build("opt-tiny", settings) for settings in ([], ["peer_copies.every=0"], ["peer_copies.versions=1"])]
+    assert len({trajectory_digest(recipe, (), (), "data") for recipe in recipes}) == 1

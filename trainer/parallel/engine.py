@@ -1,6 +1,7 @@
 """The interface between a training step and the engine that spreads the model over ranks."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ class Engine(ABC):
         comparable: whether ranks hold something in common that checksums can compare.
         squares: for each shard, the sum of squares of what the last update added to it. None where AdamW is torch's,
             which does not tell.
+        before_update: what must be called before an update changes the state, because something may still read it.
     """
 
     model: OPT
@@ -47,6 +49,7 @@ class Engine(ABC):
     shards: list[Shard]
     comparable = True
     squares: Tensor | None = None
+    before_update: Callable[[], None] | None = None
     _fused_update: optim.FusedUpdate | None = None
 
     @abstractmethod
@@ -122,6 +125,8 @@ class Engine(ABC):
             divisor: what the gradients in the parameters are larger by: tokens · loss scale / data-parallel ranks.
             unless: a boolean scalar. Where it is true, weights, moments and step counts stay as they are.
         """
+        if self.before_update:
+            self.before_update()
         optim.set_learning_rate(self.optimizer, lr)
         factor = optim.gradient_factor(self.optimizer, gnorm, divisor)
         if self.model.ops.ran["adamw"] == "fused":
