@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from opt_ops.contract.environment import MASTER_ADDR, Place, rendezvous_from_slurm
@@ -14,7 +15,7 @@ from trainer import device
 from trainer.errors import UserError
 from trainer.preconditions import check_layout
 
-__all__ = ["TIMEOUT", "Layout", "check_layout", "require_agreement", "start"]
+__all__ = ["TIMEOUT", "Layout", "Meeting", "check_layout", "require_agreement", "start"]
 
 # A peer that does not come or does not answer for this long is considered dead.
 TIMEOUT = timedelta(minutes=10)
@@ -64,11 +65,38 @@ class Layout:
         return self.mesh["dp"] if self.mesh.ndim == 2 else self.mesh["replicate", "shard"]
 
 
-def start(place: Place, dp: int, tp: int, replicas: int = 1) -> Layout:
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the ranks of a later generation of the membership meet.
+
+    Attributes:
+        address: the host of rank 0, which owns the store of this generation. The store ends with rank 0.
+        port: of the store.
+        generation: the names in the store begin with it, so a rank of another generation can join no group.
+        timeout: how long a rank tries to reach the store. Cutting its connections ends every later wait.
+    """
+
+    address: str
+    port: int
+    generation: int
+    timeout: timedelta = TIMEOUT
+
+
+def start(place: Place, dp: int, tp: int, replicas: int = 1, meeting: Meeting | None = None) -> Layout:
     """Select the device, join the process group and form the mesh. A single process needs no address or port.
 
     On GPUs the groups of the mesh have NCCL alone, and their communicators exist before the first step. Each gloo group
     costs a rank a socket for each other rank, so there is one.
+
+    A process may form groups again after :func:`trainer.recovery.rebuild.abort`. The groups are made in the same order
+    each time, so they get the same names. Tensors and compiled code find them by these names.
+
+    Args:
+        place: of this rank.
+        dp: number of data-parallel ranks.
+        tp: number of ranks that share layers.
+        replicas: number of replicas of the parameters.
+        meeting: of a later generation. None: the first one, which meets where the environment says.
 
     Raises:
         torch.distributed.DistError: the other processes did not come.
@@ -82,6 +110,8 @@ def start(place: Place, dp: int, tp: int, replicas: int = 1) -> Layout:
     if place.world == 1:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  documented, but not listed in __all__
         common(store=store, rank=0, world_size=1)
+    elif meeting:
+        common(store=_store(place, meeting), rank=place.rank, world_size=place.world)
     else:
         method = "env://" if MASTER_ADDR in os.environ else "tcp://{}:{}".format(*rendezvous_from_slurm(os.environ))
         common(init_method=method, rank=place.rank, world_size=place.world)
@@ -93,6 +123,19 @@ def start(place: Place, dp: int, tp: int, replicas: int = 1) -> Layout:
     else:
         mesh = init_device_mesh(kind, (replicas, dp // replicas, tp), mesh_dim_names=("replicate", "shard", "tp"))
     return Layout(mesh, host, chosen.torch_device, place.rank, place.world, tp)
+
+
+def _store(place: Place, meeting: Meeting) -> PrefixStore:
+    """The store of a generation. Rank 0 serves it, on all of its addresses."""
+    served = TCPStore(
+        meeting.address,
+        meeting.port,
+        place.world,
+        is_master=place.rank == 0,
+        wait_for_workers=False,  # the group waits for all of them anyway
+        timeout=meeting.timeout,
+    )
+    return PrefixStore(f"g{meeting.generation}", served)
 
 
 def require_agreement(what: str, value: str, group: dist.ProcessGroup | None = None) -> None:

@@ -91,6 +91,10 @@ class Checksums:
             if flip == self._rank:
                 flip_bit(max((_local(p) for p, _ in self._held), key=Tensor.numel))
 
+    def restored(self) -> None:
+        """Begin again, on all ranks, because the state was replaced by that of a copy."""
+        self._at_rest = self._own() if self._every else None
+
     def values_to_compare(self, position: int) -> Tensor | None:
         """The values that this rank adds to the all-reduce: a few float64. None, on all ranks, if none are due.
 

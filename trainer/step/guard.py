@@ -105,6 +105,8 @@ class Guard:
         if state is None:
             return None
         self.skipped, self._skipped_last = state["skipped"], state["skipped_last"]
+        self._losses.clear()  # a guard that has been in use goes back to a step before
+        self._gnorms.clear()
         self._losses.extend(state["losses"])
         self._gnorms.extend(state["gnorms"])
         if not self._scale or not state["loss_scale"]:

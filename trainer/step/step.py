@@ -79,6 +79,14 @@ class Steps:
         self._norms = BlockNorms(engine)
         self._applied = False  # whether the step before applied its update; in a new process there was none
 
+    def restored(self) -> None:
+        """Begin again as a new process does, because the state was replaced by that of a copy.
+
+        Ranks that kept their process and those that did not then add the same values to the sums of a step.
+        """
+        self._applied = False
+        self._checksums.restored()
+
     def take(self, progress: Progress, *, closely: bool = False) -> StepOutcome:
         """Run one step: train on the next batch and apply the update, unless a fault or the guard forbids it.
 
