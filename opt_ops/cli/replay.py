@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from opt_ops.laboratory.replay.measure import ReplayResult
     from opt_ops.laboratory.replay.scenario import Scenario
     from opt_ops.laboratory.replay.trace import IncidentTrace
+
+
+class Recovery(StrEnum):
+    """How training goes on after it has lost ranks."""
+
+    IN_PLACE = "in-place"
+    RESTART = "restart"
+
 
 _BESIDE = [
     Column("WHAT", "what"),
@@ -56,6 +65,14 @@ def replay(
     scenario: Annotated[
         str, typer.Option("--scenario", metavar="NAME|FILE", help="A shipped scenario, or a TOML file.")
     ] = "opt-175b",
+    recovery: Annotated[
+        Recovery | None,
+        typer.Option(
+            "--recovery",
+            help="Replace lost ranks in place, or restart all. [default: in-place, if the scenario has its table]",
+            show_default=False,
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option("--seeds", metavar="N|A-B", help="One seed, or a range.")] = "1",
     incidents: Annotated[bool, typer.Option("--incidents", help="Also list how each incident was handled.")] = False,
     vary: Annotated[
@@ -74,10 +91,11 @@ def replay(
     The cluster is simulated. The supervisor, its playbooks and its journal are the real ones. What the record does not
     contain is drawn at random, from distributions of the scenario; the output says what was drawn. See docs/replay.md.
 
-    Shipped scenarios: opt-175b, llama-3, quiet-week, cluster-loss, broken-recipe.
+    Shipped scenarios: opt-175b, llama-3, bloom, glm-130b, quiet-week, cluster-loss, broken-recipe.
 
     Examples:
       opt-ops replay incidents.csv --scenario opt-175b --seeds 1-20
+      opt-ops replay incidents.csv --recovery restart
       opt-ops replay --scenario broken-recipe --incidents
       opt-ops replay incidents.csv --vary --seeds 1-5 --plot goodput.svg
     """
@@ -88,7 +106,7 @@ def replay(
 
     if plot is not None and not is_installed("matplotlib"):
         raise Unavailable("--plot needs matplotlib, which is not installed", "pip install matplotlib")
-    chosen = scenarios.load(scenario)
+    chosen = scenarios.load(scenario).by(recovery.value if recovery else None)
     record = traces.read(trace, chosen.trace) if trace is not None else None
     numbers = _seeds(seeds)
     measured = sweep.replay(chosen, record, numbers, progress=_shown(quiet), keep=keep)
@@ -99,7 +117,14 @@ def replay(
         report.write_plot(plot, report.plot(chosen, figures, varied, lost))
     remarks = report.remarks_on(record, sample(chosen, record, numbers[0]), trace)
     if output not in (Format.TABLE, Format.WIDE):
-        item = {"scenario": chosen.name, "simulated": True, "people": chosen.people.model_dump(), "figures": figures}
+        how = "in-place" if chosen.in_place else "restart"
+        item = {
+            "scenario": chosen.name,
+            "simulated": True,
+            "recovery": how,
+            "people": chosen.people.model_dump(),
+            "figures": figures,
+        }
         item |= {"lost_hours": lost, "varied": varied, "remarks": remarks, "replays": [m.plain() for m in measured]}
         show("opt-ops/replay/1", [item], [Column("SCENARIO", "scenario")], output)
         return

@@ -10,10 +10,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from opt_ops.laboratory.replay.scenario import Scenario, Stops
+from opt_ops.laboratory.replay.scenario import InPlaceRecovery, Scenario, Stops
 from opt_ops.laboratory.replay.trace import IncidentTrace, TracedIncident
 from opt_ops.laboratory.simulated.hosts import ReplacementNode
 from opt_ops.laboratory.simulated.training import Divergence
@@ -34,6 +34,11 @@ class Stop:
     """For each lost host: the hosts that replace it, one after the other, until one is good."""
     launch_fails: int = 0  # number of launches afterwards that fail
     needs_human: bool = False
+    # Of recovery in place alone:
+    in_flight: float = 0.0  # share of the next step that is made, and lost
+    standby: bool = True  # whether standby ranks are warm
+    replacement_fails: bool = False
+    pair: bool | None = None  # whether a lost host held the copies of another one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +138,24 @@ def sample(scenario: Scenario, record: IncidentTrace | None, seed: int) -> Fault
         names = tuple(sampler.name() for _ in range(loss.bad_nodes + full + spares))
         fault_plan.loss = ClusterLoss(step=int(loss.at * training.steps), back=back, bad=loss.bad_nodes, names=names)
     fault_plan.stops.sort(key=lambda stop: stop.step)
+    if scenario.in_place is not None:
+        _in_place(scenario, scenario.in_place, fault_plan)
     return fault_plan
+
+
+def _in_place(scenario: Scenario, rules: InPlaceRecovery, fault_plan: FaultPlan) -> None:
+    """Add what matters to recovery in place, from random numbers of its own: everything else stays as it is."""
+    drawn = random.Random(f"{scenario.name} {fault_plan.seed} in place")
+    for number, stop in enumerate(fault_plan.stops):
+        in_flight, standby, fails, pair = (drawn.random() for _ in range(4))
+        pairs = math.comb(len(stop.replacements), 2)
+        fault_plan.stops[number] = replace(
+            stop,
+            in_flight=in_flight,
+            standby=standby < rules.standby.value,
+            replacement_fails=fails < rules.fails.value or stop.needs_human,
+            pair=pair < 1.0 - (1.0 - rules.pair.value) ** pairs,
+        )
 
 
 def _diverge(sampler: _Sampler, step: int) -> None:

@@ -133,6 +133,7 @@ class _Kept:
 def _account(scenario: Scenario, trainings: Sequence[Training], state: State) -> tuple[_Kept, dict[str, float]]:
     """Return the kept steps, and the lost seconds by cause."""
     usual = scenario.training.step_seconds.value
+    copy = scenario.in_place.copy_.value if scenario.in_place else 0.0
     lost: defaultdict[str, float] = defaultdict(float)
     kept = _Kept()
     start = 0.0
@@ -144,13 +145,16 @@ def _account(scenario: Scenario, trainings: Sequence[Training], state: State) ->
         # A later attempt discards the steps from its own first step on.
         until = min(resumes[number + 1 :], default=training.points[-1].step + 1)
         lost[f"downtime: {why}"] += training.points[0].ts - EPOCH - training.points[0].step_seconds - start
+        for each in training.rejoined:
+            lost[f"in place: {_why_replaced(state, training, each.generation)}"] += each.at - each.stood_since
         again = _why(state, training)
         for point in training.points:
             if point.step < until:
                 kept.steps += 1
                 kept.seconds += point.step_seconds
                 lost["saves"] += point.save_seconds
-                lost["fewer or slow nodes"] += max(0.0, point.step_seconds - point.save_seconds - usual)
+                lost["copies"] += copy
+                lost["fewer or slow nodes"] += max(0.0, point.step_seconds - point.save_seconds - copy - usual)
             else:
                 lost[f"repeated: {again}"] += point.step_seconds
         start, before = training.points[-1].ts - EPOCH, training
@@ -162,6 +166,13 @@ def _why(state: State, ended: Training | None) -> str:
         return "start"
     hit = [i for i in state.incidents.values() if i.attempt == ended.launch.attempt and i.acted_on]
     return hit[0].kind if hit else "end"
+
+
+def _why_replaced(state: State, training: Training, generation: int) -> str:
+    attempt = state.attempts[training.launch.attempt]
+    names = (members.incident for members in attempt.members if members.generation == generation)
+    incident = state.incidents.get(next(names, None) or "")
+    return incident.kind if incident else "unknown"
 
 
 def _longest(pages: Sequence[tuple[float, str]], wall: float) -> float:

@@ -3,6 +3,10 @@
 It knows at once what happened, which hosts are good, which learning rate cures, and that a spike will recover. It saves
 at the best interval. It pays physical costs only: the end and the start of processes, loads, saves, the steps since the
 last committed checkpoint, the steps back to weights that still recover, and the wait for hosts.
+
+With recovery in place it replaces hosts and ranks while the others keep running, whenever a spare is there and not both
+of a pair are lost. It pays for the part of the step in flight, the notice, the new groups and the copy of the state.
+Its standbys are always warm, its replacements never fail, and it saves only for what still needs a restart.
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ class Oracle:
         self._least = cluster.min_nodes or cluster.nodes
         self._step_seconds = training.step_seconds.value
         self._restart = physical.obey.value + physical.rank_end.value + physical.startup.value + physical.load.value
-        stops = len(fault_plan.stops) + len(fault_plan.divergences) + (fault_plan.loss is not None)
+        self._in_place = scenario.in_place
+        restarts = [stop for stop in fault_plan.stops if self._in_place is None or stop.pair]
+        stops = len(restarts) + len(fault_plan.divergences) + (fault_plan.loss is not None)
         between = scenario.healthy_seconds / max(stops, 1)
         self._save = physical.save.value
         self._interval = max(math.sqrt(2 * self._save * between), self._step_seconds) if stops else math.inf
@@ -56,7 +62,10 @@ class Oracle:
                 self._restarted(position.now + self._scenario.divergences.rooted_steps.value * self._pace())
             elif what == "slow":
                 position.hosts -= 1
-                self._restarted(position.now + self._save)
+                if self._in_place is not None and position.hosts >= position.nodes:
+                    position.now += self._in_place.join.value + self._in_place.state.value  # nothing is broken
+                else:
+                    self._restarted(position.now + self._save)
             else:
                 self._lose_all()
         self._train_to(self._scenario.training.steps)
@@ -81,6 +90,7 @@ class Oracle:
         while position.step < step:
             per_step = self._pace() + self._save * self._pace() / self._interval
             per_step += self._scenario.healthy_seconds / training.steps - self._step_seconds  # evaluation's share
+            per_step += self._in_place.copy_.value if self._in_place else 0.0
             arrives = self._coming[0][0] if self._coming else math.inf
             possible = step - position.step
             if arrives < position.now + possible * per_step:
@@ -108,6 +118,9 @@ class Oracle:
         position.hosts -= len(stop.replacements)
         for replacements in stop.replacements:
             heapq.heappush(self._coming, (position.now + replacements[-1].after, 1))
+        if self._in_place is not None and not stop.pair and position.hosts >= position.nodes:
+            position.now += stop.in_flight * self._pace() + self._in_place.stop
+            return
         repeated = min(self._interval / 2 + physical.commit.value, position.step * self._step_seconds)
         failed = stop.launch_fails * (self._restart + physical.abort.value)
         self._restarted(position.now + repeated + failed)

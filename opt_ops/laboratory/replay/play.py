@@ -42,7 +42,8 @@ class Played:
 def policy_for(scenario: Scenario) -> Policy:
     """Return the policy of the shipped playbooks, with pages as the only alerts."""
     policy, _ = playbook_loader.load(playbook_loader.folder(), expected_gpus=scenario.cluster.gpus_per_node)
-    return replace(policy, least_alert=Severity.PAGE)
+    policy = replace(policy, least_alert=Severity.PAGE, in_place=scenario.in_place is not None)
+    return replace(policy, in_place_seconds=scenario.in_place.deadline.value) if scenario.in_place else policy
 
 
 def play(
@@ -127,7 +128,7 @@ class _SupervisorAndOnCall:
 
 def _repair(world: World, number: int) -> None:
     """The operator repairs what no restart could cure, and resumes."""
-    world.failing_launches = 0
+    world.failing_launches = world.generations.failing = 0
     world.ask(faults.Ask(request=f"r-mended-{number}", verb="resume", arguments={"reason": "mended"}).as_request())
 
 
@@ -143,7 +144,7 @@ def world_of(scenario: Scenario, fault_plan: FaultPlan) -> World:
         steps=training.steps,
         step_seconds=training.step_seconds.value,
         full_nodes=cluster.nodes,
-        save_every=training.save_every,
+        save_every=scenario.save_every,
         evaluate_every=training.evaluate_every,
         keep=training.keep,
         schedule=Schedule(
@@ -153,7 +154,8 @@ def world_of(scenario: Scenario, fault_plan: FaultPlan) -> World:
             final_fraction=0.1,
         ),
     )
-    costs = replace(scenario.physical.costs(), evaluation=training.evaluation_seconds.value)
+    in_place = scenario.in_place.costs() if scenario.in_place else None
+    costs = replace(scenario.physical.costs(), evaluation=training.evaluation_seconds.value, in_place=in_place)
     start = {
         "lineage": LINEAGE,
         "recipe": _RECIPE,
@@ -179,7 +181,14 @@ def _faults(scenario: Scenario, fault_plan: FaultPlan) -> list[tuple[int, Simula
             found.append((stop.step, faults.FailLaunches(times=10_000)))
         elif stop.launch_fails:
             found.append((stop.step, faults.FailLaunches(times=stop.launch_fails)))
-        found.append((stop.step, _fault(stop, number)))
+        if stop.replacement_fails:
+            found.append((stop.step, faults.FailReplacements(times=10_000 if stop.needs_human else 1)))
+        if not stop.standby:
+            found.append((stop.step - 1, faults.CoolStandbys()))  # the supervisor has read that when it decides
+        fault = _fault(stop, number)
+        if stop.in_flight:
+            fault = faults.Later(fault=fault, seconds=stop.in_flight * scenario.training.step_seconds.value)
+        found.append((stop.step, fault))
     found += [(1, faults.Diverge(divergence=divergence)) for divergence in fault_plan.divergences]
     found += [(1, faults.Bump(step=each.step, height=each.height, steps=each.steps)) for each in fault_plan.spikes]
     if scenario.slow is not None:
@@ -193,7 +202,7 @@ def _faults(scenario: Scenario, fault_plan: FaultPlan) -> list[tuple[int, Simula
 def _fault(stop: Stop, number: int) -> SimulatedFault:
     match stop.kind:
         case "gpu" | "host":
-            return LoseHosts(replacements=stop.replacements, silent=stop.kind == "host")
+            return LoseHosts(replacements=stop.replacements, silent=stop.kind == "host", pair=stop.pair)
         case "process":
             return faults.KillRank(signal=None, code=1)
         case "hang":

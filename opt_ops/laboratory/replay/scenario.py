@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opt_ops.errors import UsageError
 from opt_ops.laboratory.simulated import Costs
+from opt_ops.laboratory.simulated.costs import InPlace
+
+Recovery = Literal["in-place", "restart"]
 
 SHIPPED = Path(__file__).parent / "scenarios"
 _COMPARE = f"compare it with a shipped one: {SHIPPED / 'opt-175b.toml'}"
@@ -78,6 +81,40 @@ class Physical(_ScenarioTable):
     def costs(self) -> Costs:
         """Return the costs for the simulated cluster. Costs that are not stated here have its defaults."""
         return Costs(**{name: getattr(self, name).value for name in type(self).model_fields})
+
+
+class InPlaceRecovery(_ScenarioTable):
+    """Ranks are replaced while the others keep running. Times in seconds; `simulated.costs.InPlace` explains them."""
+
+    model_config = ConfigDict(validate_by_name=True)  # `copy` is a method of every model
+
+    notice: Sourced
+    peers: Sourced
+    join: Sourced
+    state: Sourced
+    warm: Sourced
+    copy_: Annotated[Sourced, Field(alias="copy")]
+    standby: Sourced  # share of stops at which standby ranks are warm
+    fails: Sourced  # share of replacements that do not come together by the deadline
+    deadline: Sourced  # from the order to the first step; then a restart
+    pair: Sourced  # probability that of two hosts lost together, one holds the other's copies
+    save_every: Annotated[int, Field(ge=1)]  # steps: copies are kept anyway, so saves can be rarer
+
+    def costs(self) -> InPlace:
+        """Return the costs for the simulated cluster."""
+        return InPlace(
+            notice=self.notice.value,
+            peers=self.peers.value,
+            join=self.join.value,
+            state=self.state.value,
+            warm=self.warm.value,
+            copy=self.copy_.value,
+        )
+
+    @property
+    def stop(self) -> float:
+        """Seconds that a stop takes at least, besides the part of the step in flight that is lost."""
+        return self.notice.value + self.join.value + self.state.value
 
 
 class Stops(_ScenarioTable):
@@ -187,6 +224,7 @@ class Scenario(_ScenarioTable):
     cluster: ClusterSettings
     training: TrainingSettings
     physical: Physical
+    in_place: InPlaceRecovery | None = None
     stops: Stops | None = None
     repair: Repair
     divergences: DivergenceRules = DivergenceRules()
@@ -197,6 +235,21 @@ class Scenario(_ScenarioTable):
     trace: TraceRules = TraceRules()
     people: HumanBaseline = HumanBaseline()
     vary: dict[Literal["spares", "save_every", "see_seconds"], tuple[float, ...]] = {}  # for the report's tables
+
+    def by(self, recovery: Recovery | None) -> Scenario:
+        """Return the scenario with one kind of recovery; None: in place, where its table is there.
+
+        Raises:
+            ScenarioError: recovery in place is wanted, and the table is missing.
+        """
+        if recovery == "in-place" and self.in_place is None:
+            raise ScenarioError(f"{self.name} has no table [in_place]", f"add one: {_COMPARE}")
+        return self.model_copy(update={"in_place": None}) if recovery == "restart" else self
+
+    @property
+    def save_every(self) -> int:
+        """Steps between two saves."""
+        return self.in_place.save_every if self.in_place else self.training.save_every
 
     @property
     def healthy_seconds(self) -> float:

@@ -127,7 +127,8 @@ def variations(scenario: Scenario) -> list[Variation]:
 
 
 def _varied(scenario: Scenario, what: str, value: float) -> Variation:
-    table = {"spares": "cluster", "save_every": "training"}.get(what)
+    saves = "in_place" if scenario.in_place else "training"
+    table = {"spares": "cluster", "save_every": saves}.get(what)
     if table is None:
         return Variation(what, value, scenario, tick_seconds=value)
     changed = getattr(scenario, table).model_copy(update={what: int(value)})

@@ -11,7 +11,7 @@ from opt_ops.core.values import RankExit
 from opt_ops.laboratory.simulated.cluster import Cluster, Job
 from opt_ops.laboratory.simulated.costs import Costs
 from opt_ops.laboratory.simulated.timeline import Timeline
-from opt_ops.ports import Drilling, Launch, NodeRanksReport, Orders
+from opt_ops.ports import Drilling, Launch, Membership, NodeRanksReport, Orders
 
 _TERM, _KILL = 15, 9
 
@@ -28,6 +28,7 @@ class NodeRanks:
     exits: list[RankExit] = field(default_factory=list[RankExit])
     report: NodeRanksReport | None = None
     ending: bool = False
+    generation: int = 1  # the newest one that its agent has heard of
 
 
 @dataclass(slots=True)
@@ -44,6 +45,9 @@ class SimulatedAgent:
     asked: set[str] = field(default_factory=set[str])
     """Drills, saves and dumps that were carried out."""
     last: Heartbeat | None = None
+    standbys: int = 0  # that are ordered
+    warm_for: str = ""  # the attempt from whose trainer they, and the warm process, are
+    warm_since: float = 0.0
 
 
 class NodeAgents:
@@ -63,7 +67,10 @@ class NodeAgents:
         """The last heartbeats of nodes that are no longer reachable. The supervisor may not have read them yet."""
         self.orders: Orders | None = None
         self.started: Callable[[Launch, str], None]
-        self.fell: Callable[[str], None]
+        self.fell: Callable[[str, str], None]
+        self.survives: Callable[[str], bool]
+        """Whether the other ranks of an attempt outlive the death of one."""
+        self.joining: Callable[[Launch, bool], None]
         self.stuck: Callable[[str, int], None]
         self.save_asked: Callable[[str], None]
         self.dump_asked: Callable[[NodeRanks, str], None]
@@ -92,7 +99,7 @@ class NodeAgents:
             return
         agent.part.alive.clear()
         self._timeline.disturb()
-        self.fell(agent.part.attempt)
+        self.fell(agent.part.attempt, node)
 
     # ---- orders
 
@@ -136,6 +143,9 @@ class NodeAgents:
             agent.part = None
         if wanted is not None and agent.part is None:
             self._start(agent, wanted)
+        elif wanted is not None and wanted.membership is not None and agent.part is not None:
+            self._renew(agent, agent.part, wanted, wanted.membership)
+        self._warm(agent, orders.launch)
         if agent.part is not None:
             self._ask(agent, agent.part, orders)
         for drill in orders.drills:
@@ -147,18 +157,65 @@ class NodeAgents:
     def _start(self, agent: SimulatedAgent, launch: Launch) -> None:
         parts = self.parts.setdefault(launch.attempt, {})
         earlier = parts.get(agent.node)
-        if earlier is not None:  # an earlier agent of this node started them, and they died with it
+        first = launch.nodes.index(agent.node) * launch.ranks_per_node
+        ranks = range(first, first + launch.ranks_per_node)
+        generation = launch.membership.generation if launch.membership else 1
+        anew = launch.membership is not None and set(ranks) <= set(launch.membership.new)
+        if earlier is not None and not (anew and earlier.generation < generation):
+            # An earlier agent of this node started them, and they died with it.
             self._exit(earlier, set(earlier.ranks) - {each.rank for each in earlier.exits}, None, _KILL)
             agent.part = earlier
             return
-        first = launch.nodes.index(agent.node) * launch.ranks_per_node
-        ranks = range(first, first + launch.ranks_per_node)
-        part = NodeRanks(launch.attempt, agent.node, self._wall(), ranks, set(ranks))
+        part = NodeRanks(launch.attempt, agent.node, self._wall(), ranks, set(ranks), generation=generation)
         parts[agent.node] = agent.part = part
         self._publish(part)
         key = (launch.attempt, agent.node)
         self.starts[key] = self.starts.get(key, 0) + 1
-        self.started(launch, agent.node)
+        if generation > 1:
+            self.joining(launch, self._take_warm(agent))
+        else:
+            self.started(launch, agent.node)
+
+    def _renew(self, agent: SimulatedAgent, part: NodeRanks, launch: Launch, membership: Membership) -> None:
+        """Follow a newer generation: new processes take the place of lost ranks, and the others get its number."""
+        if membership.generation <= part.generation or part.ending:
+            return
+        new = set(part.ranks) & set(membership.new)
+        stale = sorted(new & part.alive)  # for example a rank that hangs
+        part.exits += [
+            RankExit(rank=rank, node=part.node, code=None, signal=_KILL, at=self._wall(), generation=part.generation)
+            for rank in stale
+        ]
+        part.alive |= new
+        part.generation = membership.generation
+        if self._cluster.nodes[part.node].reachable:
+            self._publish(part)
+        self.joining(launch, self._take_warm(agent) if new else True)
+
+    def _warm(self, agent: SimulatedAgent, launch: Launch | None) -> None:
+        """Start the warm process and the standby ranks, or end them, as ordered. Another attempt needs new ones."""
+        if launch is None or self._costs.in_place is None:
+            agent.warm_for, agent.standbys = "", 0
+            return
+        agent.standbys = launch.standbys.get(agent.node, 0)
+        wanted = launch.attempt if agent.standbys or agent.node in launch.warm else ""
+        if agent.warm_for != wanted:
+            agent.warm_for, agent.warm_since = wanted, self._timeline.now
+
+    def _take_warm(self, agent: SimulatedAgent) -> bool:
+        """Start ranks from what is warm on the node, which is made anew. Returns whether it was ready."""
+        ready = self._is_warm(agent)
+        agent.warm_since = self._timeline.now
+        return ready
+
+    def _is_warm(self, agent: SimulatedAgent) -> bool:
+        in_place = self._costs.in_place
+        return in_place is not None and agent.warm_for != "" and self._timeline.now >= agent.warm_since + in_place.warm
+
+    def cool(self) -> None:
+        """End everything that is warm. The agents start it again at once."""
+        for agent in self.agents.values():
+            agent.warm_since = self._timeline.now
 
     def _ask(self, agent: SimulatedAgent, part: NodeRanks, orders: Orders) -> None:
         for kind, ident in (("save", orders.save), ("dump", orders.dump)):
@@ -184,6 +241,10 @@ class NodeAgents:
         elif drill.fault == "hang":
             self.stuck(agent.part.attempt, arguments["rank"])
 
+    def ready(self, agent: SimulatedAgent) -> int:
+        """The number of standby ranks on a node that are ready."""
+        return agent.standbys if self._is_warm(agent) else 0
+
     def _leave(self, agent: SimulatedAgent) -> None:
         if agent.part is not None and agent.part.alive:
             self._end(agent.part)
@@ -208,7 +269,8 @@ class NodeAgents:
         for part in self.running(attempt):
             if rank in part.alive:
                 self._exit(part, {rank}, code, signal)
-                self._timeline.after(self._costs.abort, self._abort, attempt)
+                if not self.survives(attempt):
+                    self._timeline.after(self._costs.abort, self._abort, attempt)
 
     def _abort(self, attempt: str) -> None:
         for part in self.running(attempt):
@@ -236,18 +298,21 @@ class NodeAgents:
             return
         part.alive -= ranks
         at = self._wall()
-        part.exits += [RankExit(rank=rank, node=part.node, code=code, signal=signal, at=at) for rank in sorted(ranks)]
+        part.exits += [
+            RankExit(rank=rank, node=part.node, code=code, signal=signal, at=at, generation=part.generation)
+            for rank in sorted(ranks)
+        ]
         if self._cluster.nodes[part.node].reachable:
             self._publish(part)
         self._timeline.disturb()
-        self.fell(part.attempt)
+        self.fell(part.attempt, part.node)
         agent = self.agents.get(part.node)
         if agent is not None and agent.part is part and not part.alive:
             self._timeline.after(0.0, self._follow, agent)
 
     @staticmethod
     def _publish(part: NodeRanks) -> None:
-        exits, done = tuple(part.exits), len(part.exits) == len(part.ranks)
+        exits, done = tuple(part.exits), not part.alive
         tails = {each.rank: "simulated: it ended" for each in exits if each.code != 0}
         part.report = NodeRanksReport(node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails)
 

@@ -17,6 +17,18 @@ from opt_ops.core.values import Optimizer, Schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InPlace:
+    """How long it takes to replace ranks while the others keep running, in seconds."""
+
+    notice: float = 2.0  # from the death of a rank, or the order, until every survivor has left its collective
+    peers: float = 4.0  # from the loss of a host until its peers see broken connections
+    join: float = 12.0  # from the order until all ranks are in their new groups
+    state: float = 3.0  # to copy the state to the new ranks, and to restore it on all
+    warm: float = 60.0  # until a standby rank is ready
+    copy: float = 0.0  # by which the copies of the state hold up each step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
     """How long things take, in seconds."""
 
@@ -36,6 +48,7 @@ class Costs:
     node_timeout: float = 300.0  # until the scheduler marks a node as down that does not answer (SlurmdTimeout)
     warning: float = 120.0  # from the scheduler's notice to the time limit
     deliver: float = 1.0  # of an alert
+    in_place: InPlace | None = None  # None: the trainer cannot do that, and peers die with a rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

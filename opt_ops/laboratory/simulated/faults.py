@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opt_ops.laboratory.simulated.training import Divergence
-from opt_ops.laboratory.simulated.world import Ending, World
+from opt_ops.laboratory.simulated.world import Ending, SimulatedFault, World
 from opt_ops.ports import Request
 
 
@@ -313,3 +313,36 @@ class FailLaunches:
     def strike(self, world: World) -> None:
         """Prepare this for the next launches."""
         world.failing_launches += self.times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailReplacements:
+    """The next generations of ranks do not come together: the survivors wait in vain."""
+
+    times: int = 1
+
+    def strike(self, world: World) -> None:
+        """Prepare this for the next generations."""
+        world.generations.failing += self.times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoolStandbys:
+    """All standby ranks end, and start again."""
+
+    def strike(self, world: World) -> None:
+        """End them."""
+        world.agents.cool()
+        world.timeline.disturb()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Later:
+    """Another fault, some seconds later: for example in the middle of the next step."""
+
+    fault: SimulatedFault
+    seconds: float
+
+    def strike(self, world: World) -> None:
+        """Schedule it."""
+        world.timeline.after(self.seconds, world.strike, self.fault)

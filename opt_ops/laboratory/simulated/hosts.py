@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opt_ops.laboratory.simulated.faults import BadGpu
+from opt_ops.laboratory.simulated.in_place import buddy
 from opt_ops.laboratory.simulated.world import World
 
 
@@ -24,6 +25,7 @@ class LoseHosts:
 
     replacements: tuple[tuple[ReplacementNode, ...], ...]  # for each lost host
     silent: bool = False
+    pair: bool | None = None  # whether two of them hold each other's copies; None: as chance has it
 
     def strike(self, world: World) -> None:
         """Lose the hosts, and schedule their replacements."""
@@ -31,8 +33,10 @@ class LoseHosts:
         if training is None:
             return
         lost = list(training.launch.nodes)
+        chosen: list[str] = []
         for replacements in self.replacements:
-            name = lost.pop(lost.index(world.choose(lost)))
+            name = lost.pop(lost.index(world.choose(self._possible(training.launch.nodes, lost, chosen))))
+            chosen.append(name)
             if self.silent:
                 world.cluster.break_down(name)
             else:
@@ -40,6 +44,14 @@ class LoseHosts:
             send(world, name, replacements)
             if not self.silent:
                 _kill(world, name)
+
+    def _possible(self, nodes: Sequence[str], left: list[str], chosen: list[str]) -> list[str]:
+        if self.pair is None or not chosen:
+            return left
+        tied = {buddy(nodes, name) for name in chosen} | {each for each in left if buddy(nodes, each) in chosen}
+        if self.pair:
+            return [each for each in left if each in tied] if len(chosen) == 1 else left
+        return [each for each in left if each not in tied] or left
 
 
 def _kill(world: World, name: str) -> None:

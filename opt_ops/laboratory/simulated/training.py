@@ -63,6 +63,17 @@ class LossCurve:
         return scale > divergence.cured_below * usual
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejoined:
+    """A newer generation of an attempt's ranks that came together."""
+
+    generation: int
+    step: int  # whose state all ranks went on from
+    new: tuple[int, ...]
+    stood_since: float  # end of the last step before, in virtual seconds
+    at: float
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """The options of a launch that the simulation uses."""
@@ -113,6 +124,8 @@ class Training:
         self.stuck_rank: int | None = None
         self.unseen_from: int | None = None  # the step from which on telemetry never arrives
         self.deaf = False  # whether that rank does not answer a signal, either
+        self.generation = 1  # of its membership
+        self.rejoined: list[Rejoined] = []
         self._physics = physics
         self._costs = costs
         self._curve = curve
@@ -126,6 +139,19 @@ class Training:
         self.step = start.checkpoint.step if start else 0
         self.divergence = start.divergence if start else None
         self._start = start
+        self.next_at = now + self._seconds()
+
+    def go_on(self, now: float, launch: Launch, new: tuple[int, ...], slow: Mapping[str, float]) -> None:
+        """Go on with the step after the last one: new ranks have taken the place of those that were lost."""
+        assert launch.membership is not None
+        self.generation = launch.membership.generation
+        stood_since = self.points[-1].ts - self._epoch
+        rejoined = Rejoined(generation=self.generation, step=self.step, new=new, stood_since=stood_since, at=now)
+        self.rejoined.append(rejoined)
+        self.launch = launch
+        self.slow = {node: factor for node, factor in slow.items() if node in launch.nodes and factor > 1.0}
+        self.over, self.deaf, self.stuck_rank = False, False, None
+        self.save_asked = True  # the first step after a recovery is saved
         self.next_at = now + self._seconds()
 
     def inject(self, drills: Sequence[Mapping[str, Any]]) -> None:
@@ -196,7 +222,8 @@ class Training:
     def _seconds(self) -> float:
         physics, nodes = self._physics, len(self.launch.nodes)
         shrunk = physics.full_nodes / nodes if physics.full_nodes > nodes else 1.0
-        return physics.step_seconds * shrunk * max(self.slow.values(), default=1.0)
+        copy = self._costs.in_place.copy if self._costs.in_place else 0.0
+        return physics.step_seconds * shrunk * max(self.slow.values(), default=1.0) + copy
 
     def _drilled(self, step: int) -> float:
         factor = 1.0

@@ -13,6 +13,7 @@ from opt_ops.core.values import Checkpoint
 from opt_ops.laboratory.simulated.agents import NodeAgents, NodeRanks
 from opt_ops.laboratory.simulated.cluster import Cluster
 from opt_ops.laboratory.simulated.costs import Costs, Physics, uniform
+from opt_ops.laboratory.simulated.in_place import Generations
 from opt_ops.laboratory.simulated.timeline import Timeline
 from opt_ops.laboratory.simulated.training import FOREVER, Divergence, LossCurve, StoredCheckpoint, Training
 from opt_ops.ports import Alert, Launch, Request, TrainerConfig
@@ -20,6 +21,8 @@ from opt_ops.ports import Alert, Launch, Request, TrainerConfig
 EPOCH = 1_636_588_800.0  # 11 November 2021, 00:00 UTC, when the published record of OPT-175B begins
 
 _THINNING = 16  # saves between two prunings of checkpoints
+
+_CAPABILITIES = ("members", "peer_copies", "warm_start")
 
 _DAMAGED, _NOT_FINITE, _CORRUPT, _PEER_CORRUPT = 65, 82, 85, 87  # the trainer's exit codes (docs/formats.md)
 
@@ -87,6 +90,11 @@ class World:
         self.alerts: list[tuple[float, Alert]] = []
         self.agents.started = self._rank_started
         self.agents.fell = self._rank_fell
+        self.agents.survives = self._survives
+        self.generations = Generations(self.costs, self.timeline, self.agents)
+        self.generations.training = self.trainings.__getitem__
+        self.generations.went_on = self._went_on
+        self.agents.joining = self.generations.joining
         self.agents.stuck = self._stopped
         self.agents.save_asked = self._save_asked
         self.agents.dump_asked = self._dump_asked
@@ -181,12 +189,13 @@ class World:
         self.timeline.now = max(self.timeline.now, training.next_at)
         ends = self.ending is not None and training.step + 1 == self.ending.step
         training.save_asked = training.save_asked or ends
-        save = training.make_step()
+        saves = training.make_step()
         if ends:
             training.stall()
-        if save:
+        if saves:
             # The checkpoint is copied aside at once, and written in the background.
-            self.timeline.after(self.costs.commit, self._commit, training, training.step, training.divergence)
+            save = (training.step, training.divergence, training.generation)
+            self.timeline.after(self.costs.commit, self._commit, training, *save)
         faults = self._steps.pop(training.step, ())
         for fault in faults:
             self.strike(fault)
@@ -197,7 +206,7 @@ class World:
             self.agents.finish(training.launch.attempt, _PEER_CORRUPT)
         if training.troubled:
             self.timeline.disturb()
-        return save or bool(faults) or training.troubled or training.next_at == FOREVER
+        return saves or bool(faults) or training.troubled or training.next_at == FOREVER
 
     def _rank_started(self, launch: Launch, node: str) -> None:
         training = self.trainings.get(launch.attempt)
@@ -222,6 +231,7 @@ class World:
             optimizer=physics.optimizer,
             versions={"simulated": "1"},
             layout={"nodes": len(training.launch.nodes)},
+            capabilities=_CAPABILITIES if self.costs.in_place else (),
         )
         self.timeline.after(self.costs.load if training.command.resume else 0.0, self._begin, training)
 
@@ -239,11 +249,31 @@ class World:
             rank = int(self.choose([str(part.ranks[0]) for part in self.agents.running(training.launch.attempt)]))
             self.agents.kill(training.launch.attempt, rank, 1, None)
             return
+        self.generations.failing = 0  # those that would have failed at this stop do not take place any more
         training.begin(self.now, start)
         self._active.append(training)
 
-    def _rank_fell(self, attempt: str) -> None:
-        self.hang(attempt, None)
+    def _rank_fell(self, attempt: str, node: str) -> None:
+        training = self.trainings[attempt]
+        if not self._survives(attempt):
+            self.hang(attempt, None)
+        elif node in training.launch.nodes:  # else it has been replaced, and ends where it was
+            training.stall()
+            training.over = True
+            self.generations.died(attempt, host_lost=not self.cluster.nodes[node].up)
+
+    def _survives(self, attempt: str) -> bool:
+        """Whether ranks outlive the death of another one: not before their first step, when no copy exists."""
+        return self.costs.in_place is not None and bool(self.trainings[attempt].points)
+
+    def _went_on(self, training: Training, launch: Launch) -> None:
+        assert launch.membership is not None
+        slow = {node: self.cluster.nodes[node].slowness for node in launch.nodes}
+        training.go_on(self.now, launch, launch.membership.new, slow)
+        if training not in self._active:
+            self._active.append(training)
+        self.failing_launches = 0  # those that would have followed this stop do not take place
+        self.timeline.disturb()
 
     def _stopped(self, attempt: str, rank: int) -> None:
         self.hang(attempt, rank)
@@ -268,7 +298,7 @@ class World:
             elif not training.deaf:
                 taken[rank] = _stack("data.py", "load_batch")
 
-    def _commit(self, training: Training, step: int, divergence: Divergence | None) -> None:
+    def _commit(self, training: Training, step: int, divergence: Divergence | None, generation: int) -> None:
         last = step == self.physics.steps
         if self.ending is not None and step == self.ending.step:
             ending, self.ending = self.ending, None
@@ -276,6 +306,8 @@ class World:
             return
         if training.over and not (last and self.agents.running(training.launch.attempt)):
             return  # torn: the writers died
+        if generation != training.generation:
+            return  # given up: the writers have new groups
         self._store(training, step, divergence, self.damage_next.pop(0) if self.damage_next else "")
         if last:
             self.timeline.disturb()

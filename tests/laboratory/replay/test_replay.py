@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def small(name: str = "opt-175b", **changes: object) -> Scenario:
     tables["cluster"] |= {"nodes": 8, "spares": 2, "min_nodes": 5, "gpus_per_node": 2}
     tables["training"] |= {"steps": 1500, "evaluate_every": 0}
     tables["divergences"]["at"] = []
-    tables |= {"loss": None, "slow": None, "spikes": None, "vary": {}, **changes}
+    tables |= {"in_place": None, "loss": None, "slow": None, "spikes": None, "vary": {}, **changes}
     return Scenario.model_validate(tables)
 
 
@@ -220,6 +221,42 @@ def test_the_oracle_pays_for_what_is_physical(record: Path):
     )
     stops = len(sample(chosen, known, 1).stops)
     assert Oracle(dear, sample(dear, known, 1)).seconds == pytest.approx(usual + stops * 485.0, rel=0.01)
+
+
+IN_PLACE = scenarios.load("opt-175b").in_place
+
+
+def test_without_its_table_a_scenario_has_restarts_alone():
+    chosen = scenarios.load("opt-175b")
+    assert chosen.by(None).in_place == chosen.by("in-place").in_place == IN_PLACE
+    assert chosen.by("restart").in_place is None
+    assert chosen.by("restart").save_every < chosen.save_every
+    with pytest.raises(ScenarioError, match="no table"):
+        small().by("in-place")
+
+
+def test_both_kinds_of_recovery_meet_the_same_stops(record: Path):
+    known = read_record(record, RULES)
+    restart, in_place = (sample(small(in_place=each), known, 1).stops for each in (None, IN_PLACE))
+    same = ("step", "kind", "label", "replacements", "launch_fails", "needs_human")
+    assert [[getattr(s, n) for n in same] for s in restart] == [[getattr(s, n) for n in same] for s in in_place]
+    assert all(stop.in_flight == 0.0 and stop.pair is None for stop in restart)
+    assert len({stop.in_flight for stop in in_place}) == len(in_place)
+
+
+def test_the_oracle_pays_for_a_replacement_and_for_the_part_of_the_step_that_is_lost(record: Path):
+    assert IN_PLACE is not None
+    known, chosen = read_record(record, RULES), small(in_place=IN_PLACE)
+    fault_plan = sample(chosen, known, 1)
+    plain = {"kind": "process", "pair": False, "replacements": (), "launch_fails": 2}
+    fault_plan.stops = [replace(stop, **plain) for stop in fault_plan.stops]
+    assert fault_plan.stops
+    lost = Oracle(chosen, fault_plan).seconds - Oracle(chosen, replace(fault_plan, stops=[])).seconds
+    each = IN_PLACE.notice.value + IN_PLACE.join.value + IN_PLACE.state.value
+    step = chosen.training.step_seconds.value
+    assert lost == pytest.approx(sum(each + stop.in_flight * step for stop in fault_plan.stops))
+    pairs = replace(fault_plan, stops=[replace(stop, pair=True) for stop in fault_plan.stops])
+    assert Oracle(chosen, pairs).seconds > Oracle(chosen, fault_plan).seconds + 60.0 * len(fault_plan.stops)
 
 
 def test_the_command_keeps_a_run_folder_and_says_what_was_drawn(tmp_path: Path, record: Path):

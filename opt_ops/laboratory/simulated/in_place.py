@@ -1,0 +1,89 @@
+"""How a simulated attempt goes on after it has lost ranks: survivors and new ranks form a newer generation.
+
+The supervisor orders the generation. The ranks leave their collectives, meet in new groups, and go on from the newest
+step of which every rank has the state or its buddy's copy. Or they do not come together, and wait to be ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from opt_ops.laboratory.simulated.agents import NodeAgents
+from opt_ops.laboratory.simulated.costs import Costs
+from opt_ops.laboratory.simulated.timeline import Timeline
+from opt_ops.laboratory.simulated.training import Training
+from opt_ops.ports import Launch
+
+_NO_COMMON_STEP = 88  # the trainer's exit code (docs/formats.md)
+
+
+def buddy(nodes: Sequence[str], node: str) -> str:
+    """The node whose memory holds the copies of this node: the one half-way round."""
+    return nodes[(nodes.index(node) + len(nodes) // 2) % len(nodes)]
+
+
+class Generations:
+    """Forms the newer generations of running attempts."""
+
+    def __init__(self, costs: Costs, timeline: Timeline, agents: NodeAgents) -> None:
+        self._costs = costs
+        self._timeline = timeline
+        self._agents = agents
+        self._newest: dict[str, int] = {}  # generation by attempt
+        self._out_at: dict[str, float] = {}  # when the survivors of a death have left their collectives, by attempt
+        self._cold: set[tuple[str, int]] = set()  # generations with a rank that started from nothing warm
+        self.failing = 0
+        """Number of the next generations that do not come together; see `faults.FailReplacements`."""
+        self.training: Callable[[str], Training]
+        self.went_on: Callable[[Training, Launch], None]
+
+    def died(self, attempt: str, host_lost: bool) -> None:
+        """A rank has died, and its peers notice. A lost host closes no connection: that takes longer."""
+        if (in_place := self._costs.in_place) is not None:
+            after = in_place.notice + (in_place.peers if host_lost else 0.0)
+            self._out_at.setdefault(attempt, self._timeline.now + after)
+
+    def peers_lost(self, attempt: str) -> bool:
+        """Whether survivors of the attempt have seen broken connections, and wait for a newer generation."""
+        return self._timeline.now >= self._out_at.get(attempt, float("inf"))
+
+    def joining(self, launch: Launch, warm: bool) -> None:
+        """An agent follows an order of a generation. `warm`: what it starts there was warm."""
+        in_place, members, now = self._costs.in_place, launch.membership, self._timeline.now
+        if in_place is None or members is None:
+            return
+        if members.generation > self._newest.get(launch.attempt, 1):
+            self._newest[launch.attempt] = members.generation
+            # Whoever has not noticed the death leaves its collective by the order.
+            out = min(self._out_at.get(launch.attempt, float("inf")), now + in_place.notice)
+            wait = max(out - now, 0.0) + in_place.join + in_place.state
+            self._timeline.after(wait, self._meet, launch)
+        if not warm:
+            self._cold.add((launch.attempt, members.generation))
+
+    def _meet(self, launch: Launch, cold: bool = False) -> None:
+        members = launch.membership
+        assert members is not None
+        attempt = launch.attempt
+        if members.generation != self._newest[attempt]:
+            return  # another one was ordered since
+        if (attempt, members.generation) in self._cold and not cold:
+            self._timeline.after(self._costs.startup, self._meet, launch, True)
+            return
+        training = self.training(attempt)
+        if not self._complete(launch) or (training.stuck_rank is not None and training.stuck_rank not in members.new):
+            return
+        if self.failing:
+            self.failing -= 1
+            return
+        new = {members.ranks[rank] for rank in members.new}
+        if any((buddy(launch.nodes, node), place) in new for node, place in new):
+            self._agents.finish(attempt, _NO_COMMON_STEP)
+            return
+        self._out_at.pop(attempt, None)
+        self.went_on(training, launch)
+
+    def _complete(self, launch: Launch) -> bool:
+        parts = self._agents.parts[launch.attempt]
+        there = (parts.get(node) for node in launch.nodes)
+        return all(part is not None and part.alive == set(part.ranks) and not part.ending for part in there)
