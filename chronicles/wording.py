@@ -160,7 +160,14 @@ def drill(fault: str, arguments: Mapping[str, Any]) -> str:
         case Fault.NAN:
             return f"loss NaN at step {value(arguments.get('from_step'))}"
         case Fault.KILL_RANK:
-            return f"rank {value(arguments.get('rank'))} killed"
+            place = f" in the place {value(arguments['in_step'])} of a step" if arguments.get("in_step") else ""
+            return f"rank {value(arguments.get('rank'))} killed{place}"
+        case Fault.KILL_NODE:
+            return f"all ranks on {value(arguments.get('node'))} killed"
+        case Fault.KILL_PAIR:
+            return f"ranks {value(arguments.get('ranks'))} killed: a rank and the one that keeps its copy"
+        case Fault.SLOW_STANDBY:
+            return f"processes that take the place of lost ranks wait for {value(arguments.get('seconds'))} s"
         case Fault.FLIP_BIT:
             return f"one bit flipped on rank {value(arguments.get('rank'))}"
         case Fault.XID:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -11,29 +12,108 @@ from opt_ops.cli.options import IdArgument, Lineage, RequestOptions, complete_no
 from opt_ops.cli.requests import PendingRequest
 from opt_ops.core.values import Fault
 
-app = typer.Typer(no_args_is_help=True, help="Inject a fault, to see that the daemon recovers from it.")
+_HELP = """Inject a fault, to see that the daemon recovers from it.
+
+    kill-rank, kill-node, xid and hang take the path of recovery in place if it is on and a standby is ready: the other
+    ranks keep running (docs/in-place.md). kill-pair and slow-standby show the way back to a restart of all ranks."""
+
+app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 RankOption = Annotated[
     int | None, typer.Option(min=0, help="Number of the rank. [default: 1; 0 if there is only one rank]")
 ]
 
 _MOST_FACTOR, _MOST_UPDATES = 1e6, 10_000  # a drill is to be seen and undone
+_MOST_SECONDS = 86400.0
+
+
+class Place(StrEnum):
+    """Where in a step a rank kills itself: `opt_ops.contract.drills.IN_STEP`."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    MEASURE = "measure"
+    UPDATE = "update"
+    COPY = "copy"
+    CONFIRM = "confirm"
+
+
+InStepOption = Annotated[
+    Place | None, typer.Option("--in-step", help="The place of a step at which it dies. [default: at any moment]")
+]
 
 
 @app.command("kill-rank")
 @with_request_options()
-def kill_rank(identifier: IdArgument, options: RequestOptions, rank: RankOption = None) -> None:
-    """Kill a rank of the running attempt with SIGKILL.
+def kill_rank(
+    identifier: IdArgument, options: RequestOptions, rank: RankOption = None, in_step: InStepOption = None
+) -> None:
+    """Kill a rank of the running attempt with SIGKILL. If a standby is ready, only that rank is replaced.
 
-    Example: opt-ops drill kill-rank 12 --rank 3
+    Without --in-step, the agent of its node kills it at once. With it, the rank kills itself at that place of its next
+    step. Our trainer can do that, if its ranks can be replaced in place.
+
+    Examples:
+      opt-ops drill kill-rank 12 --rank 3
+      opt-ops drill kill-rank 12 --rank 3 --in-step backward
     """
-    _inject_on_rank(identifier, Fault.KILL_RANK, rank, "Kill rank {} with SIGKILL?", options)
+    where = f", at the place {in_step} of its next step" if in_step else ""
+    more = {"in_step": str(in_step)} if in_step else {}
+    _inject_on_rank(identifier, Fault.KILL_RANK, rank, f"Kill rank {{}} with SIGKILL{where}?", options, more)
+
+
+@app.command("kill-node")
+@with_request_options()
+def kill_node(
+    identifier: IdArgument,
+    options: RequestOptions,
+    node: Annotated[
+        str, typer.Argument(metavar="NODE", help="A node on which ranks run.", autocompletion=complete_node)
+    ],
+) -> None:
+    """Kill all ranks of a node with SIGKILL. The node itself stays. If a standby is ready, a spare takes its place.
+
+    Example: opt-ops drill kill-node 12 n2
+    """
+    _inject(find_lineage(identifier), Fault.KILL_NODE, {"node": node}, f"Kill all ranks on {node}?", options)
+
+
+@app.command("kill-pair")
+@with_request_options()
+def kill_pair(identifier: IdArgument, options: RequestOptions, rank: RankOption = None) -> None:
+    """Kill a rank and the rank that keeps its copy. No copy of its state is left, so all ranks are restarted.
+
+    Example: opt-ops drill kill-pair 12 --rank 0
+    """
+    question = "Kill rank {} and the rank that keeps its copy with SIGKILL? Steps since the last save are discarded."
+    _inject_on_rank(identifier, Fault.KILL_PAIR, rank, question, options)
+
+
+@app.command("slow-standby")
+@with_request_options()
+def slow_standby(
+    identifier: IdArgument,
+    options: RequestOptions,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=_MOST_SECONDS, help="How long each of them waits before it joins.")
+    ] = 180.0,
+) -> None:
+    """Let processes that take the place of lost ranks wait, until this attempt ends. It hits nobody by itself.
+
+    If they wait for longer than recovery.in_place_seconds, all ranks are restarted. Next: opt-ops drill kill-rank.
+
+    Example: opt-ops drill slow-standby 12 --seconds 180
+    """
+    question = f"Let processes that take the place of a lost rank wait for {seconds:g} s?"
+    _inject(find_lineage(identifier), Fault.SLOW_STANDBY, {"seconds": seconds}, question, options)
 
 
 @app.command()
 @with_request_options()
 def hang(identifier: IdArgument, options: RequestOptions, rank: RankOption = None) -> None:
     """Stop a rank of the running attempt with SIGSTOP. It does not end, and never joins the next collective.
+
+    If a standby is ready, and the rank alone does not answer, only it is replaced.
 
     Example: opt-ops drill hang 12 --rank 3
     """
@@ -62,6 +142,8 @@ def xid(
     code: Annotated[int, typer.Option("--xid", min=1, help="The Xid that its kernel log shows.")] = 79,
 ) -> None:
     """Let a node's agent find an Xid in its kernel log. Xid 79: the GPU has fallen off the bus.
+
+    If the Xid makes the node bad and a standby is ready, a spare takes the place of the node.
 
     Example: opt-ops drill xid 12 --node n2 --xid 79
     """
@@ -120,13 +202,20 @@ def kill_daemon(identifier: IdArgument, options: RequestOptions) -> None:
     _inject(find_lineage(identifier), Fault.KILL_DAEMON, {}, "Kill the daemon with SIGKILL?", options)
 
 
-def _inject_on_rank(identifier: str, fault: Fault, rank: int | None, question: str, options: RequestOptions) -> None:
+def _inject_on_rank(
+    identifier: str,
+    fault: Fault,
+    rank: int | None,
+    question: str,
+    options: RequestOptions,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     """Inject a fault of one rank; without a rank, of one that exists."""
     lineage = find_lineage(identifier)
     attempt = lineage.state.attempt
     ranks = len(attempt.nodes) * attempt.ranks_per_node if attempt is not None else 2
     chosen = rank if rank is not None else min(1, max(ranks - 1, 0))
-    _inject(lineage, fault, {"rank": chosen}, question.format(chosen), options)
+    _inject(lineage, fault, {"rank": chosen, **(more or {})}, question.format(chosen), options)
 
 
 def _inject(

@@ -42,7 +42,31 @@ class NanDrill:
     from_step: int
 
 
-Drill = LrDrill | FlipDrill | NanDrill
+IN_STEP = ("forward", "backward", "measure", "update", "copy", "confirm")
+"""The places of an update at which a rank can be killed: in the forward or the backward pass, before the reduction that
+measures the gradient, in the update of the weights, while the copy is sent, and before it is confirmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillDrill:
+    """Kill ``rank`` with SIGKILL at the place ``in_step`` of update ``from_step``, or of the first one that follows."""
+
+    name: str
+    from_step: int
+    rank: int
+    in_step: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlowDrill:
+    """Each process that takes the place of a lost rank waits ``seconds`` before it joins the others."""
+
+    name: str
+    from_step: int
+    seconds: float
+
+
+Drill = LrDrill | FlipDrill | NanDrill | KillDrill | SlowDrill
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,20 +77,33 @@ class DrillsOfStep:
         lr_factor: what to multiply the learning rate by.
         nan: whether the loss becomes NaN before the backward pass.
         flip: the rank that flips a bit of its weights after the update.
+        kills: ranks that are killed in the update, each with the place (``IN_STEP``).
     """
 
     lr_factor: float = 1.0
     nan: bool = False
     flip: int | None = None
+    kills: tuple[tuple[int, str], ...] = ()
+
+    def kill_of(self, rank: int) -> str | None:
+        """The place of the update at which this rank kills itself; None if it does not."""
+        return dict(self.kills).get(rank)
 
 
 class DrillFile:
-    """The drills in a file. The file may appear or be replaced at any time."""
+    """The drills in a file. The file may appear or be replaced at any time.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        newcomer: this process takes the place of a rank that was lost. The drills that are in the file now have begun
+            before, and do not begin again here.
+    """
+
+    def __init__(self, path: Path, newcomer: bool = False) -> None:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
         self._drills: Sequence[Drill] = ()
+        self._over = frozenset(drill.name for drill in _present(path)) if newcomer else frozenset[str]()
         self._begins: dict[str, int] = {}
         self._last: tuple[int, DrillsOfStep] | None = None
 
@@ -84,10 +121,12 @@ class DrillFile:
             factors = [drill.factor for drill in begun if isinstance(drill, LrDrill) and self._lasts(drill, step)]
             first = [drill for drill in begun if self._begins[drill.name] == step]
             flips = [drill.rank for drill in first if isinstance(drill, FlipDrill)]
+            kills = [(drill.rank, drill.in_step) for drill in first if isinstance(drill, KillDrill)]
             drills = DrillsOfStep(
                 lr_factor=math.prod(factors),
                 nan=any(isinstance(drill, NanDrill) for drill in first),
                 flip=flips[0] if flips else None,
+                kills=tuple(kills),
             )
             self._last = step, drills
         return self._last[1]
@@ -99,7 +138,7 @@ class DrillFile:
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             if seen == self._seen:
                 return
-            drills = _read(self._path)
+            drills = [drill for drill in _read(self._path) if drill.name not in self._over]
         except (FileNotFoundError, NotADirectoryError):
             self._drills, self._seen = (), None
             return
@@ -111,6 +150,23 @@ class DrillFile:
 
     def _lasts(self, drill: LrDrill, step: int) -> bool:
         return step < self._begins[drill.name] + drill.updates
+
+
+def standby_delay(path: Path) -> float:
+    """Seconds for which a process that takes the place of a lost rank waits before it joins, for a drill. Usually 0.
+
+    Args:
+        path: ``drill.json`` of the attempt. One that is missing or cannot be read says nothing.
+    """
+    return max((drill.seconds for drill in _present(path) if isinstance(drill, SlowDrill)), default=0.0)
+
+
+def _present(path: Path) -> Sequence[Drill]:
+    """The drills of a file as it is now; none if it is missing or cannot be read."""
+    try:
+        return _read(path)
+    except (OSError, UserError):
+        return ()
 
 
 def _read(path: Path) -> Sequence[Drill]:
@@ -134,21 +190,41 @@ def _parse_all(entries: Any) -> Sequence[Drill]:
     return drills
 
 
+_KINDS = ("lr", "nan", "flip-bit", "kill-rank", "slow-standby")
+
+
 def _parse(entry: dict[str, Any]) -> Drill:
     kind = entry["kind"]
-    if kind not in ("lr", "nan", "flip-bit"):
-        raise ValueError(f"kind {kind!r} is unknown; 'lr', 'nan' and 'flip-bit' are known")
-    name, from_step = entry["id"], _whole(entry, "from_step")
+    if kind not in _KINDS:
+        raise ValueError(f"kind {kind!r} is unknown; known are {', '.join(_KINDS)}")
+    name = entry["id"]
     if not isinstance(name, str):
         raise TypeError(f"`id` is {name!r}, not text")
-    if kind == "flip-bit":
-        return FlipDrill(name, from_step, _whole(entry, "rank"))
-    if kind == "nan":
-        return NanDrill(name, from_step)
-    updates, factor = _whole(entry, "updates"), entry["factor"]
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
-        raise ValueError(f"`factor` is {factor!r}, not a number above 0")
-    return LrDrill(name, from_step, updates, float(factor))
+    match kind:
+        case "lr":
+            return LrDrill(name, _whole(entry, "from_step"), _whole(entry, "updates"), _positive(entry, "factor"))
+        case "nan":
+            return NanDrill(name, _whole(entry, "from_step"))
+        case "flip-bit":
+            return FlipDrill(name, _whole(entry, "from_step"), _whole(entry, "rank"))
+        case "kill-rank":
+            if (place := entry["in_step"]) not in IN_STEP:
+                raise ValueError(f"`in_step` is {place!r}, none of {', '.join(IN_STEP)}")
+            return KillDrill(name, _first_step(entry), _whole(entry, "rank"), place)
+        case _:
+            return SlowDrill(name, _first_step(entry), _positive(entry, "seconds"))
+
+
+def _first_step(entry: dict[str, Any]) -> int:
+    """`from_step`; without one, the next update."""
+    return _whole(entry, "from_step") if "from_step" in entry else 0
+
+
+def _positive(entry: dict[str, Any], field: str) -> float:
+    value = entry[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"`{field}` is {value!r}, not a number above 0")
+    return float(value)
 
 
 def _whole(entry: dict[str, Any], field: str) -> int:

@@ -87,7 +87,10 @@ class Fault(StrEnum):
     LR = "lr"  # the trainer multiplies its learning rate for some updates
     NAN = "nan"  # the trainer makes the loss of an update NaN
     FLIP_BIT = "flip-bit"  # a rank of the trainer flips a bit of its weights
-    KILL_RANK = "kill-rank"  # the node's agent kills the rank with SIGKILL
+    KILL_RANK = "kill-rank"  # the node's agent kills the rank with SIGKILL, or the rank itself at a place of a step
+    KILL_NODE = "kill-node"  # the node's agent kills all of its ranks with SIGKILL
+    KILL_PAIR = "kill-pair"  # agents kill a rank and the one that keeps its copy, at once
+    SLOW_STANDBY = "slow-standby"  # processes that take the place of lost ranks wait before they join
     HANG = "hang"  # the node's agent stops the rank with SIGSTOP
     XID = "xid"  # the node's agent finds an Xid line in its kernel log
     KILL_DAEMON = "kill-daemon"  # the daemon is killed with SIGKILL

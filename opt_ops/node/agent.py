@@ -44,7 +44,8 @@ LARGEST_HEALTH_FILE = 16 * 1024 * 1024  # bytes; then a new file is started
 
 # Neither a pipe nor a link in place of the file holds the agent up, or makes it write elsewhere.
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-_SIGNALS = {"kill-rank": signal.SIGKILL, "hang": signal.SIGSTOP}
+_KILL, _STOP = signal.SIGKILL, signal.SIGSTOP
+_SIGNALS = {"kill-rank": _KILL, "kill-node": _KILL, "kill-pair": _KILL, "hang": _STOP}
 
 
 class Agent:
@@ -216,9 +217,9 @@ class Agent:
             return
         self._drilled.add(drill["drill"])
         arguments = drill["arguments"]
-        ranks, rank = self._ranks, arguments.get("rank")
+        ranks, meant = self._ranks, arguments.get("ranks") or [arguments.get("rank")]
         if drill["fault"] in _SIGNALS and ranks is not None and ranks.attempt == arguments.get("attempt"):
-            if rank is not None:
+            for rank in meant:
                 ranks.drill(rank, _SIGNALS[drill["fault"]])
         elif drill["fault"] == "xid" and drill["node"] == self._node and "xid" in arguments:
             line = f"NVRM: Xid (PCI:0000:00:00): {arguments['xid']}, drill {drill['drill']} of opt-ops"

@@ -134,6 +134,8 @@ def _drill(value: Any) -> dict[str, Any]:
     for name in ("rank", "xid"):
         if name in arguments:
             arguments[name] = _whole(arguments[name], name, 1 << 31)
+    if "ranks" in arguments:
+        arguments["ranks"] = [_whole(each, "rank", 1 << 31) for each in _list(arguments["ranks"], "ranks")]
     said = {"drill": _text(fields.get("drill"), "drill"), "fault": _text(fields.get("fault"), "fault")}
     return {**said, "node": _optional_text(fields.get("node"), "node"), "arguments": arguments}
 

@@ -24,7 +24,7 @@ from opt_ops.core.events import (
     StrayCancelled,
 )
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.model import AlertState, Allocation, Attempt, Node, State
+from opt_ops.core.state.model import AlertState, Allocation, Attempt, Drill, Node, State
 from opt_ops.core.state.queries import probing
 from opt_ops.core.values import AllocationStatus, Fault, LrFactor, Skip, Status
 from opt_ops.core.waiting import Backoff, Retries, still_waiting
@@ -37,8 +37,8 @@ _CANCEL_BACKOFF = Backoff(first=30.0)  # a job may take minutes to complete: the
 
 _NEVER = 10**9  # steps between two checkpoints of a probe
 
-_TRAINERS_DRILLS = (Fault.LR, Fault.NAN, Fault.FLIP_BIT)
-_AGENTS_DRILLS = (Fault.KILL_RANK, Fault.HANG, Fault.XID)
+_TRAINERS_DRILLS = (Fault.LR, Fault.NAN, Fault.FLIP_BIT, Fault.SLOW_STANDBY)
+_AGENTS_DRILLS = (Fault.KILL_RANK, Fault.KILL_NODE, Fault.KILL_PAIR, Fault.HANG, Fault.XID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +174,7 @@ class IntentExecutor:
                 if drill.epoch == state.epoch:
                     os.kill(os.getpid(), signal.SIGKILL)  # the next daemon process records the drill as done
                 continue
-            if drill.fault in _TRAINERS_DRILLS and drill.attempt is not None:
+            if _is_trainers(drill) and drill.attempt is not None:
                 self._check_owner()
                 injected = {"id": drill.name, "kind": str(drill.fault), **drill.arguments}
                 self._ports.trainer.inject(drill.attempt, [injected])
@@ -214,6 +214,21 @@ def _answered(state: State, alert: AlertState) -> bool:
     return state.asked_at > alert.at or state.status is Status.CANCELLED
 
 
+def _is_trainers(drill: Drill) -> bool:
+    """Whether the trainer injects it, because it reads `drill.json`."""
+    return drill.fault in _TRAINERS_DRILLS or drill.arguments.get("in_step") is not None
+
+
+def _is_agents(drill: Drill) -> bool:
+    return drill.fault in _AGENTS_DRILLS and not _is_trainers(drill)
+
+
+def _hits(drill: Drill, attempt: Attempt) -> bool:
+    """Whether it is meant for the present ranks: those that have replaced the ones that it hit are spared."""
+    newest = attempt.members[-1].intended_at if attempt.members else 0.0
+    return drill.attempt == attempt.name and drill.at >= newest
+
+
 def orders_of(state: State, site: Site) -> Orders:
     """The orders that follow from the state alone."""
     attempt = state.attempt
@@ -227,7 +242,7 @@ def orders_of(state: State, site: Site) -> Orders:
             arguments={"attempt": drill.attempt, **drill.arguments},
         )
         for drill in state.drills.values()
-        if running is not None and drill.attempt == running.name and drill.fault in _AGENTS_DRILLS
+        if running is not None and _is_agents(drill) and _hits(drill, running)
     )
     dumps = (i.name for i in state.incidents.values() if i.stacks_at is not None and i.stacks is None)
     return Orders(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from opt_ops.core.decide.next_run import factor_to
 from opt_ops.core.decide.proof import baseline, with_settings
@@ -27,13 +26,14 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.schedule import PlannedLr, is_computed
-from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import parse_planned
 from opt_ops.core.state.queries import newest_good
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clean
 from opt_ops.core.values import Driver, Fault, PlannedChange, Shape
 from opt_ops.ports import Inbox, Request
+from opt_ops.supervise.drill_arguments import drill_arguments
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
     LONGEST_TEXT,
@@ -311,38 +311,8 @@ def _drill(state: State, request: Request) -> Event:
         drill=f"d{len(state.drills):03d}",
         fault=fault,
         attempt=attempt.name if attempt else None,
-        arguments=_drill_arguments(state, attempt, fault, Arguments(request.arguments)),
+        arguments=drill_arguments(state, attempt, fault, Arguments(request.arguments)),
     )
-
-
-def _drill_arguments(state: State, attempt: Attempt | None, fault: Fault, given: Arguments) -> Mapping[str, Any]:
-    match fault:
-        case Fault.KILL_RANK | Fault.HANG | Fault.FLIP_BIT:
-            assert attempt is not None
-            ranks = len(attempt.nodes) * attempt.ranks_per_node
-            rank = given.whole("rank", -MOST_RANKS_IN_ALL, MOST_RANKS_IN_ALL, min(1, ranks - 1))
-            if not 0 <= rank < ranks:
-                raise InvalidRequest(f"rank {rank}: {attempt.name} has ranks 0 to {ranks - 1}")
-            return {"rank": rank, "from_step": attempt.last_step or 1} if fault is Fault.FLIP_BIT else {"rank": rank}
-        case Fault.XID:
-            node, held = given.text("node"), state.held
-            if node not in held:
-                raise InvalidRequest(f"node {node} is not held; held nodes: {', '.join(held) or 'none'}")
-            return {"node": node, "xid": given.whole("xid", 0, 10**6)}
-        case Fault.LR | Fault.NAN:
-            assert attempt is not None
-            if attempt.last_step is None:
-                raise InvalidRequest(f"attempt {attempt.name} has made no step yet")
-            from_step = max(attempt.last_step + 1, given.whole("from_step", 0, MOST_STEPS, 0))
-            if fault is Fault.NAN:
-                return {"from_step": from_step}
-            return {
-                "from_step": from_step,
-                "updates": given.whole("updates", 1, MOST_STEPS),
-                "factor": given.positive("factor"),
-            }
-        case Fault.KILL_DAEMON:
-            return {}
 
 
 _VERBS = {

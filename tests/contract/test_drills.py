@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.contract.drills import DrillFile, DrillsOfStep
+from opt_ops.contract.drills import IN_STEP, DrillFile, DrillsOfStep, standby_delay
 from opt_ops.contract.errors import UserError
 
 DRILL = {"id": "d1", "kind": "lr", "from_step": 120, "updates": 20, "factor": 40.0}
@@ -77,6 +77,34 @@ def test_drills_of_the_same_update(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("place", IN_STEP)
+def test_a_rank_is_killed_once_at_its_place_in_an_update(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "drill.json"
+    drills = DrillFile(path)
+    order(path, {"id": "k", "kind": "kill-rank", "rank": 2, "in_step": place})
+    assert [drills.at(step).kill_of(2) for step in (7, 8)] == [place, None], "the next update, and no other"
+    assert drills.at(7).kill_of(1) is None
+
+
+def test_a_newcomer_does_not_repeat_the_drill_that_made_room_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "drill.json"
+    order(path, {"id": "k", "kind": "kill-rank", "rank": 0, "in_step": "copy"}, DRILL)
+    newcomer = DrillFile(path, newcomer=True)
+    assert newcomer.at(130) == DrillsOfStep()
+    order(path, {"id": "n", "kind": "nan", "from_step": 1})
+    assert newcomer.at(131).nan, "a later drill counts"
+
+
+def test_how_long_a_standby_waits(tmp_path: Path) -> None:
+    path = tmp_path / "drill.json"
+    assert standby_delay(path) == 0.0, "no file, no drill"
+    order(path, {"id": "s", "kind": "slow-standby", "seconds": 90.5})
+    assert standby_delay(path) == 90.5
+    assert DrillFile(path).at(3) == DrillsOfStep(), "it changes no update"
+    path.write_text("[{")
+    assert standby_delay(path) == 0.0, "the ranks tell what is wrong with the file"
+
+
 def test_a_drill_that_comes_between_two_questions_about_an_update_is_not_lost(tmp_path: Path) -> None:
     path = tmp_path / "drill.json"
     drills = DrillFile(path)
@@ -105,6 +133,9 @@ def test_a_drill_that_comes_between_two_questions_about_an_update_is_not_lost(tm
         ('[{"id": "d", "kind": "lr", "from_step": 1, "updates": 1, "factor": NaN}]', "`factor` is nan"),
         ('[{"id": "d", "kind": "lr", "from_step": 1, "updates": 1, "factor": 0}]', "`factor` is 0"),
         ('[{"id": "d", "kind": "flip-bit", "from_step": 1, "rank": 1.5}]', "`rank` is 1.5"),
+        ('[{"id": "d", "kind": "kill-rank", "rank": 1}]', "KeyError: 'in_step'"),
+        ('[{"id": "d", "kind": "kill-rank", "rank": 1, "in_step": "lunch"}]', "`in_step` is 'lunch'"),
+        ('[{"id": "d", "kind": "slow-standby", "seconds": 0}]', "`seconds` is 0"),
         ('[{"id": "d", "kind": "nan", "from_step": 1}, {"id": "d", "kind": "nan", "from_step": 2}]', "the same `id`"),
     ],
 )

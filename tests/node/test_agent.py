@@ -249,6 +249,16 @@ def test_a_drill_kills_one_rank_once(node: Node):
     assert all(map(alive, again))
 
 
+def test_a_drill_kills_the_ranks_of_a_pair_that_are_here(node: Node):
+    drill = Drilling(drill="d0", fault="kill-pair", node=None, arguments={"attempt": "1.00-a0", "ranks": [3, 77]})
+    node.start()
+    node.order(SLEEP)
+    node.started()
+    node.order(SLEEP, drills=(drill,))
+    report = wait_for(lambda: (r := node.report()) and r.exits and r)
+    assert [(x.rank, x.signal) for x in report.exits] == [(3, signal.SIGKILL)]
+
+
 def test_a_drilled_xid_is_in_the_heartbeat_with_its_mark(node: Node):
     drill = Drilling(drill="d1", fault="xid", node="n1", arguments={"attempt": "1.00-a0", "node": "n1", "xid": 79})
     node.start()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from opt_ops.core.events import SignalRaised
 from opt_ops.core.failures.classes import ROWS, AlertSignal, Domain, FailureClass
-from opt_ops.core.state.model import Drill, State
+from opt_ops.core.state.model import Attempt, Drill, State
 from opt_ops.core.values import Fault
 
 _LOSS = frozenset(kind for kind, row in ROWS.items() if row.domain is Domain.LOSS) | {
@@ -19,11 +19,18 @@ _LOSS = frozenset(kind for kind, row in ROWS.items() if row.domain is Domain.LOS
     FailureClass.UNDECLARED_CHANGE,
 }
 
+_DEATH = frozenset({FailureClass.PROCESS_DEATH, FailureClass.COMMUNICATION, FailureClass.HANG})
+
+_ENDS_RANKS = frozenset({Fault.KILL_RANK, Fault.KILL_NODE, Fault.KILL_PAIR, Fault.HANG})
+
 CAN_CAUSE: Mapping[Fault, frozenset[str]] = {
     Fault.LR: _LOSS | {FailureClass.UNPLANNED_LR},
     Fault.NAN: frozenset({FailureClass.NON_FINITE_LOSS, FailureClass.COMMUNICATION, FailureClass.PROCESS_DEATH}),
     Fault.FLIP_BIT: _LOSS | {FailureClass.SILENT_DATA_CORRUPTION, FailureClass.COMMUNICATION},
-    Fault.KILL_RANK: frozenset({FailureClass.PROCESS_DEATH, FailureClass.COMMUNICATION, FailureClass.HANG}),
+    Fault.KILL_RANK: _DEATH,
+    Fault.KILL_NODE: _DEATH,
+    Fault.KILL_PAIR: _DEATH,
+    Fault.SLOW_STANDBY: frozenset(),
     Fault.HANG: frozenset({FailureClass.HANG, FailureClass.COMMUNICATION, FailureClass.PROCESS_DEATH}),
     Fault.XID: frozenset({FailureClass.BAD_GPU}),
     Fault.KILL_DAEMON: frozenset({FailureClass.DAEMON_RESTART}),
@@ -42,7 +49,19 @@ _BLURRED = frozenset({FailureClass.LOSS_DRIFT, FailureClass.LOSS_TOO_LOW, AlertS
 
 def drill_behind(state: State, raised: SignalRaised) -> str | None:
     """The name of the drill that caused a finding; None: no drill did."""
-    return next((drill.name for drill in state.drills.values() if _caused(drill, raised)), None)
+    attempt = state.attempts.get(raised.attempt)
+    return next(
+        (each.name for each in state.drills.values() if _caused(each, raised) and not _is_over(each, raised, attempt)),
+        None,
+    )
+
+
+def _is_over(drill: Drill, raised: SignalRaised, attempt: Attempt | None) -> bool:
+    """Whether the ranks that the drill hit had been replaced before: what comes later is no drill."""
+    if drill.fault not in _ENDS_RANKS or attempt is None:
+        return False
+    after = (each for each in attempt.members if each.intended_at > drill.at)
+    return any(each.joined_at is not None and each.joined_at < raised.at for each in after)
 
 
 def _caused(drill: Drill, raised: SignalRaised) -> bool:
@@ -57,12 +76,18 @@ def _caused(drill: Drill, raised: SignalRaised) -> bool:
             return drill.arguments["rank"] in raised.evidence.get("ranks", (raised.evidence.get("rank"),))
         case Fault.FLIP_BIT if raised.signal in _LOSS:
             return _begins_in_window(drill, raised)
-        case Fault.KILL_RANK if raised.signal == FailureClass.PROCESS_DEATH:
-            return raised.evidence.get("rank") == drill.arguments["rank"] and raised.evidence.get("signal") == 9
+        case Fault.KILL_RANK | Fault.KILL_NODE | Fault.KILL_PAIR if raised.signal == FailureClass.PROCESS_DEATH:
+            return raised.evidence.get("rank") in killed(drill) and raised.evidence.get("signal") == 9
         case Fault.HANG if raised.signal == FailureClass.HANG:
             return True
         case _:  # what peers do when a rank is gone: it ends the attempt, so nothing that comes later can be meant
             return raised.at + float(raised.evidence.get("seconds") or 0.0) >= drill.at
+
+
+def killed(drill: Drill) -> tuple[int, ...]:
+    """The ranks that a drill kills."""
+    arguments = drill.arguments
+    return tuple(arguments["ranks"]) if "ranks" in arguments else (arguments["rank"],)
 
 
 def _begins_in_window(drill: Drill, raised: SignalRaised) -> bool:
