@@ -44,6 +44,8 @@ def heartbeat_of(fields: Mapping[str, Any], left_out: list[str] | None = None) -
         burning=record.optional("burning", f.flag, False),
         burn_in=_burn_in(record.part("burn_in")),
         burned_at=record.optional("burned_at", f.moment, 0.0),
+        peer_lost=record.optional("peer_lost", f.flag, False),
+        standby=0 if (standby := record.part("standby")) is None else standby.optional("ready", f.whole(0, 4096), 0),
         energy_joules=sum(each for each in counters if each is not None) if counters and None not in counters else None,
     )
 

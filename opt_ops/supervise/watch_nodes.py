@@ -11,8 +11,8 @@ from opt_ops.core.events import Event, NodeJudged, SignalRaised
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, rank, remember, same_readings
 from opt_ops.core.health.energy import EnergyMeter
-from opt_ops.core.health.silence import SPREAD_SECONDS, Silence
-from opt_ops.core.state.model import Allocation, Node, State
+from opt_ops.core.health.silence import SPREAD_SECONDS, TOLD_SECONDS, Silence
+from opt_ops.core.state.model import Allocation, Attempt, Node, State
 from opt_ops.core.values import GpuPart, Tier, Verdict
 from opt_ops.ports import Agents, Clock
 from opt_ops.supervise.guard import Guard
@@ -102,7 +102,8 @@ class NodeWatch:
                     self._guard.call("energy", partial(self._energy.add, heartbeat), None)
                 self._guard.call("readings", partial(self._take_heartbeat, heartbeat), None)
         # Agents of a suspended job are stopped: their silence says nothing, and counts from the resumption on.
-        self._silence.look(now, heard, [name for name, holder in held.items() if not holder.suspended])
+        awake = [name for name, holder in held.items() if not holder.suspended]
+        self._silence.look(now, heard, awake, self._bereaved(state.attempt))
         if metered := self._guard.call("energy", lambda: self._energy.account(state.ended), None):
             yield metered
         self._guard.call("the comparison of nodes", lambda: self._compare(held, now), None)
@@ -116,6 +117,13 @@ class NodeWatch:
                 yield from self._guard.each("silent nodes", partial(self._heartbeat_timed_out, state, known))
             elif name not in self._judged or self._judged[name] is not state.nodes.get(name):
                 yield from self._guard.each("verdicts on nodes", partial(self._verdict, state, name))
+
+    def _bereaved(self, attempt: Attempt | None) -> list[str]:
+        """The nodes where a rank has lost a peer, unless it is known whom: ranks are replaced, or the attempt ends."""
+        if attempt is None or not attempt.live or attempt.stop_why is not None or attempt.rejoining is not None:
+            return []
+        newest = ((name, self._newest.get(name)) for name in attempt.nodes)
+        return [name for name, last in newest if last is not None and last.peer_lost and last.attempt == attempt.name]
 
     def _judge_again_if_others_changed(self, state: State) -> None:
         """Mark nodes for a new verdict if the list of bad parts, the scheduler or the comparison says something new."""
@@ -200,13 +208,15 @@ class NodeWatch:
     def _heartbeat_timed_out(self, state: State, node: Node) -> Iterator[Event]:
         seconds = self._silence.seconds(node.name)
         reason = "silent" if self.lost(node.name) else "unheard"  # no node is called silent for what hides all of them
+        told = self._silence.told(node.name)
+        patience = TOLD_SECONDS if told else self._policy.silent_seconds
         if node.reason != reason:
             yield NodeJudged(
                 node=node.name,
                 host=node.host,
                 verdict=Verdict.UNKNOWN,
                 reason=reason,
-                source=f"no heartbeat for {self._policy.silent_seconds:g} s",
+                source=f"no heartbeat for {patience:g} s" + (", and its peers have lost somebody" if told else ""),
                 at=self._clock.now() - seconds,
                 evidence={"seconds": seconds},
             )
@@ -215,7 +225,7 @@ class NodeWatch:
             return
         if self.warned(node.name) and seconds < self._policy.silent_seconds + END_REASON_SECONDS:
             return  # its job was about to end: the scheduler will report that, and the reason
-        if self._training.idle_seconds(attempt) < self._policy.silent_seconds:
+        if self._training.idle_seconds(attempt) < patience:
             return  # a step needs the ranks of every node: while steps come, the node works
         yield from self._training.report_progress(attempt)
         raised = SignalRaised(
@@ -226,7 +236,8 @@ class NodeWatch:
             onset_step=None,
             at=self._clock.now() - seconds,
             nodes=(node.name,),
-            rule=f"no heartbeat and no step for {self._policy.silent_seconds:g} s",
+            rule=f"no heartbeat and no step for {patience:g} s"
+            + (", and ranks on other nodes have lost a peer" if told else ""),
             evidence={"seconds": seconds},
         )
         if raised.key not in state.signals:

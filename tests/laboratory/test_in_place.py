@@ -94,13 +94,16 @@ def test_a_rank_is_replaced_on_its_node_and_the_others_stay():
 def test_a_lost_host_is_replaced_by_a_spare_at_the_same_place():
     bench = Bench()
     bench.world.cluster.break_down("n002")
-    bench.wait(5.0)
-    assert not bench.world.generations.peers_lost("1.00-a0")
-    bench.wait(2.0)
-    assert bench.world.generations.peers_lost("1.00-a0")
+    bench.agents.heartbeats()
+    bench.wait(3.9)
+    assert not any(beat.peer_lost for beat in bench.agents.heartbeats())
+    bench.wait(0.2)
+    told = [beat.node for beat in bench.agents.heartbeats() if beat.peer_lost]
+    assert told == ["n001", "n003", "n004"]
     bench.order(("n001", "n005", "n003", "n004"), 2, 2, 3)
     bench.wait(60.0)
     assert bench.training.generation == 2
+    assert not any(beat.peer_lost for beat in bench.agents.heartbeats())
     assert bench.alive() == {"n001", "n005", "n003", "n004"}
     assert list(bench.world.agents.parts["1.00-a0"]["n005"].ranks) == [2, 3]
 

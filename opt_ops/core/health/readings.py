@@ -113,4 +113,6 @@ class Heartbeat:
     burning: bool = False  # its agent tests it
     burn_in: BurnIn | None = None  # what came of it
     burned_at: float = 0.0
+    peer_lost: bool = False  # a rank of it has lost a peer, and waits for a newer generation of the membership
+    standby: int = 0  # warm ranks that wait there for a place, and have done all that needs no other rank
     energy_joules: float | None = None  # a counter: of all GPUs, since the driver was loaded

@@ -6,6 +6,9 @@ A node is not blamed for what keeps its heartbeats from being read:
   needed to call a node silent.
 - No heartbeat of any node is read, for example because the shared file system hangs. Then four times the timeout is
   needed. When the first node is heard again, the others get one more timeout.
+
+A lost machine says nothing, but its peers do: their ranks find broken connections. Where ranks on two other nodes say
+so, two missed heartbeats are enough. Neither is enough alone: a heartbeat may be late, and a connection may break.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 SPREAD_SECONDS = 3.0  # between the last heartbeats of nodes that fell silent together: one interval and a tick
+TOLD_SECONDS = 5.0  # two heartbeats and a tick; then a node is silent whose ranks have left their peers
+_TOLD_BY = 2  # nodes whose ranks have lost a peer
 _ALL_SILENT = 4.0  # times the timeout with one node, before the silence of all is believed
 
 
@@ -22,6 +27,7 @@ class _Held:
     at: float  # last heard, or first held, by the clock
     counted: float  # the same, in counted seconds
     heard: bool
+    close: float  # as `counted`, in seconds that a single look cannot make many
     again: float | None = None  # end of an outage since which the node was not heard, in counted seconds
 
 
@@ -34,28 +40,48 @@ class Silence:
         self._nodes: dict[str, _Held] = {}
         self._looked_at: float | None = None
         self._counted = 0.0  # seconds in which heartbeats could be noticed
+        self._close = 0.0
         self._outage = False
+        self._told = False
 
-    def look(self, now: float, heard: Iterable[str], held: Iterable[str]) -> None:
-        """Take note of one look: `heard` are the nodes of which a heartbeat came since the look before."""
+    def look(self, now: float, heard: Iterable[str], held: Iterable[str], told: Iterable[str] = ()) -> None:
+        """Take note of one look.
+
+        Args:
+            now: Seconds of a monotonic clock.
+            heard: The nodes of which a heartbeat came since the look before.
+            held: All nodes.
+            told: The nodes whose newest heartbeat says that a rank there has lost a peer.
+        """
         if self._looked_at is not None:
             self._counted += min(now - self._looked_at, self._timeout / 2)
+            self._close += min(now - self._looked_at, TOLD_SECONDS / 2)
         self._looked_at = now
         held = set(held)
         for name in self._nodes.keys() - held:
             del self._nodes[name]  # if it is held again, it is a new node here
         for name in held:
             if name not in self._nodes:
-                self._nodes[name] = _Held(now, self._counted, heard=False)
+                self._nodes[name] = _Held(now, self._counted, heard=False, close=self._close)
         before = self._least()
         known = [name for name in heard if name in self._nodes]
         for name in known:
-            self._nodes[name] = _Held(now, self._counted, heard=True)
+            self._nodes[name] = _Held(now, self._counted, heard=True, close=self._close)
         if known and len(self._nodes) > 1 and before > self._timeout - SPREAD_SECONDS:
             self._end_outage()
         self._outage = len(self._nodes) > 1 and (
             self._timeout - SPREAD_SECONDS < self._least() < _ALL_SILENT * self._timeout
         )
+        by = [name for name in told if name in self._nodes and not self._missed(name)]
+        self._told = len(by) >= max(1, min(_TOLD_BY, len(self._nodes) - 1))
+
+    def _missed(self, node: str) -> bool:
+        """Whether two heartbeats of the node are missing."""
+        return self._close - self._nodes[node].close > TOLD_SECONDS
+
+    def told(self, node: str) -> bool:
+        """Whether two heartbeats of the node are missing, and its peers have lost somebody."""
+        return self._told and node in self._nodes and self._missed(node)
 
     def _end_outage(self) -> None:
         for node in self._nodes.values():
@@ -77,8 +103,9 @@ class Silence:
         return 0.0 if at is None or self._looked_at is None else self._looked_at - at
 
     def silent(self, node: str) -> bool:
-        """Whether the node was not heard for longer than the timeout."""
-        return node in self._nodes and self._counted - self._nodes[node].counted > self._timeout
+        """Whether the node was not heard for longer than the timeout, or peers of its ranks have lost somebody."""
+        long = node in self._nodes and self._counted - self._nodes[node].counted > self._timeout
+        return long or self.told(node)
 
     def lost(self, node: str) -> bool:
         """Whether the node is silent by its own fault: no outage explains it."""

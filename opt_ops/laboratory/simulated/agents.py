@@ -48,6 +48,7 @@ class SimulatedAgent:
     standbys: int = 0  # that are ordered
     warm_for: str = ""  # the attempt from whose trainer they, and the warm process, are
     warm_since: float = 0.0
+    peer_lost_at: float | None = None  # since when it has told that a rank has lost a peer
 
 
 class NodeAgents:
@@ -71,6 +72,8 @@ class NodeAgents:
         self.survives: Callable[[str], bool]
         """Whether the other ranks of an attempt outlive the death of one."""
         self.joining: Callable[[Launch, bool], None]
+        self.peers_lost_since: Callable[[str], float | None]
+        """When the survivors of an attempt saw broken connections, if they wait because of that now."""
         self.stuck: Callable[[str, int], None]
         self.save_asked: Callable[[str], None]
         self.dump_asked: Callable[[NodeRanks, str], None]
@@ -334,18 +337,27 @@ class NodeAgents:
             if last.ts > read.get(name, 0.0):
                 read[name] = last.ts
                 new.append(last)
+        lost = {attempt: self.peers_lost_since(attempt) for attempt in self._attempts()}
         for name, agent in self.agents.items():
             ts = wall - (now - agent.started_at) % every
+            since = lost.get(agent.part.attempt) if agent.part and agent.part.alive else None
+            if (agent.peer_lost_at is None) != (since is None):  # that is told at once
+                ts, agent.peer_lost_at = wall - (now - since if since else 0.0), since
             if ts > read.get(name, 0.0) and nodes[name].reachable:
                 read[name] = ts
                 new.append(self._heartbeat(agent, ts))
         return new
+
+    def _attempts(self) -> set[str]:
+        """The attempts that run here, if their ranks outlive each other."""
+        return {agent.part.attempt for agent in self.agents.values() if agent.part} if self._costs.in_place else set()
 
     def _heartbeat(self, agent: SimulatedAgent, ts: float) -> Heartbeat:
         """Return the heartbeat of a time. With unchanged readings, the last one gets the new time: that is cheaper."""
         node, last = self._cluster.nodes[agent.node], agent.last
         attempt = agent.part.attempt if agent.part else None
         warned = self._cluster.jobs[agent.job].warned
+        peer_lost, standby = agent.peer_lost_at is not None, self.ready(agent)
         if (
             last is not None
             and last.gpus is node.gpus
@@ -353,6 +365,8 @@ class NodeAgents:
             and last.attempt == attempt
             and last.orders == agent.orders
             and last.warned == warned
+            and last.peer_lost == peer_lost
+            and last.standby == standby
         ):
             object.__setattr__(last, "ts", ts)
             return last
@@ -367,5 +381,7 @@ class NodeAgents:
             xids=node.xids,
             allocation=agent.allocation,
             warned=warned,
+            peer_lost=peer_lost,
+            standby=standby,
         )
         return agent.last

@@ -30,7 +30,7 @@ class Generations:
         self._timeline = timeline
         self._agents = agents
         self._newest: dict[str, int] = {}  # generation by attempt
-        self._out_at: dict[str, float] = {}  # when the survivors of a death have left their collectives, by attempt
+        self._noticed_at: dict[str, float] = {}  # when the first survivor sees a death, by attempt
         self._cold: set[tuple[str, int]] = set()  # generations with a rank that started from nothing warm
         self.failing = 0
         """Number of the next generations that do not come together; see `faults.FailReplacements`."""
@@ -40,12 +40,15 @@ class Generations:
     def died(self, attempt: str, host_lost: bool) -> None:
         """A rank has died, and its peers notice. A lost host closes no connection: that takes longer."""
         if (in_place := self._costs.in_place) is not None:
-            after = in_place.notice + (in_place.peers if host_lost else 0.0)
-            self._out_at.setdefault(attempt, self._timeline.now + after)
+            at = self._timeline.now + (in_place.peers if host_lost else 0.0)
+            if attempt not in self._noticed_at:
+                self._noticed_at[attempt] = at
+                self._timeline.at(at, self._timeline.disturb)
 
-    def peers_lost(self, attempt: str) -> bool:
-        """Whether survivors of the attempt have seen broken connections, and wait for a newer generation."""
-        return self._timeline.now >= self._out_at.get(attempt, float("inf"))
+    def peers_lost_since(self, attempt: str) -> float | None:
+        """When survivors of the attempt saw broken connections, if they wait for a newer generation now."""
+        at = self._noticed_at.get(attempt)
+        return at if at is not None and self._timeline.now >= at else None
 
     def joining(self, launch: Launch, warm: bool) -> None:
         """An agent follows an order of a generation. `warm`: what it starts there was warm."""
@@ -55,8 +58,8 @@ class Generations:
         if members.generation > self._newest.get(launch.attempt, 1):
             self._newest[launch.attempt] = members.generation
             # Whoever has not noticed the death leaves its collective by the order.
-            out = min(self._out_at.get(launch.attempt, float("inf")), now + in_place.notice)
-            wait = max(out - now, 0.0) + in_place.join + in_place.state
+            noticed = min(self._noticed_at.get(launch.attempt, now), now)
+            wait = max(noticed + in_place.notice - now, 0.0) + in_place.join + in_place.state
             self._timeline.after(wait, self._meet, launch)
         if not warm:
             self._cold.add((launch.attempt, members.generation))
@@ -80,7 +83,7 @@ class Generations:
         if any((buddy(launch.nodes, node), place) in new for node, place in new):
             self._agents.finish(attempt, _NO_COMMON_STEP)
             return
-        self._out_at.pop(attempt, None)
+        self._noticed_at.pop(attempt, None)
         self.went_on(training, launch)
 
     def _complete(self, launch: Launch) -> bool:

@@ -95,6 +95,7 @@ class World:
         self.generations.training = self.trainings.__getitem__
         self.generations.went_on = self._went_on
         self.agents.joining = self.generations.joining
+        self.agents.peers_lost_since = self.generations.peers_lost_since
         self.agents.stuck = self._stopped
         self.agents.save_asked = self._save_asked
         self.agents.dump_asked = self._dump_asked

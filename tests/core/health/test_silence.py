@@ -19,11 +19,11 @@ class Looks:
         self.now = 100.0
         self.silence.look(self.now, self.held, self.held)
 
-    def look(self, *heard: str, seconds: float = 2.0, times: int = 1) -> set[str]:
+    def look(self, *heard: str, seconds: float = 2.0, times: int = 1, told: tuple[str, ...] = ()) -> set[str]:
         """The nodes that are lost after these looks."""
         for _ in range(times):
             self.now += seconds
-            self.silence.look(self.now, heard, self.held)
+            self.silence.look(self.now, heard, self.held, told)
         return {name for name in self.held if self.silence.lost(name)}
 
 
@@ -33,6 +33,29 @@ def test_a_node_that_is_not_heard_for_longer_than_the_patience_is_lost():
     assert looks.look("n1", "n2") == {"n3"}
     assert looks.silence.seconds("n3") == 26.0
     assert looks.look("n1", "n2", "n3") == set()
+
+
+def test_two_missed_heartbeats_are_enough_where_two_peers_have_lost_somebody():
+    looks = Looks()
+    assert looks.look("n1", "n2", times=2, told=("n1", "n2")) == set()
+    assert looks.look("n1", "n2", told=("n1", "n2")) == {"n3"}
+    assert looks.silence.told("n3")
+    assert looks.look("n1", "n2") == set(), "what they said is withdrawn"
+
+
+def test_neither_missed_heartbeats_nor_what_one_peer_says_is_enough():
+    assert Looks().look("n1", "n2", times=8) == set()
+    assert Looks().look("n1", "n2", times=8, told=("n1",)) == set()
+    assert Looks().look("n1", "n2", times=8, told=("n1", "n3")) == set(), "a node that is not heard says nothing"
+    assert Looks().look("n1", "n2", "n3", times=8, told=("n1", "n2")) == set()
+    assert Looks("n1", "n2").look("n1", times=3, told=("n1",)) == {"n2"}, "there is only one peer"
+
+
+def test_a_daemon_that_was_held_up_does_not_take_a_late_heartbeat_for_a_missed_one():
+    looks = Looks()
+    assert looks.look("n1", "n2", seconds=300.0, told=("n1", "n2")) == set()
+    assert looks.look("n1", "n2", told=("n1", "n2")) == set()
+    assert looks.look("n1", "n2", told=("n1", "n2")) == {"n3"}
 
 
 def test_time_in_which_nobody_looked_counts_for_half_the_patience_at_most():
