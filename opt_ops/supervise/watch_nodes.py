@@ -103,12 +103,12 @@ class NodeWatch:
                 self._guard.call("readings", partial(self._take_heartbeat, heartbeat), None)
         # Agents of a suspended job are stopped: their silence says nothing, and counts from the resumption on.
         awake = [name for name, holder in held.items() if not holder.suspended]
-        self._silence.look(now, heard, awake, self._bereaved(state.attempt))
+        attempt = state.attempt
+        self._silence.look(now, heard, awake, attempt.nodes if attempt else (), self._bereaved(attempt))
         if metered := self._guard.call("energy", lambda: self._energy.account(state.ended), None):
             yield metered
         self._guard.call("the comparison of nodes", lambda: self._compare(held, now), None)
         self._judge_again_if_others_changed(state)
-        attempt = state.attempt
         if attempt is not None and attempt.live and any(map(self.lost, attempt.nodes)):
             yield from self._training.observe(state)  # first read the steps that came while the daemon was held up
         for name in held:

@@ -29,6 +29,7 @@ class Daemon:
     def __init__(self) -> None:
         self.story = Story().training()
         self.held_up_seconds = 0.0  # after the heartbeats were read
+        self.bereaved: set[str] = set()  # nodes where a rank has lost a peer
         self.beats: list[Heartbeat] = []
         self.steps: list[Point] = []
         clock = SimpleNamespace(monotonic=lambda: self.story.now, now=lambda: self.story.now)
@@ -53,7 +54,8 @@ class Daemon:
         """One look after so many seconds; what it blames on nodes."""
         self.story.now += seconds
         beat = Heartbeat(node="", host="", ts=self.story.now, attempt=None, nvml="absent")
-        self.beats = [replace(beat, node=node, host=node) for node in heard]
+        told = {"attempt": self.story.state.attempt.name, "peer_lost": True} if self.story.state.attempt else {}
+        self.beats = [replace(beat, node=n, host=n, **(told if n in self.bereaved else {})) for n in heard]
         seen: list[Event] = []
         for watcher in (self.nodes, self.training, self.attempt):
             for event in watcher.observe(self.story.state):
@@ -71,6 +73,16 @@ class Daemon:
 def test_the_node_that_died_is_blamed_alone():
     (signal,) = Daemon().look_on("n1", "n3", seconds=SILENT + 2.0)
     assert signal.nodes == ("n2",)
+
+
+def test_the_node_that_died_is_blamed_early_where_its_peer_has_lost_somebody():
+    daemon = Daemon()
+    daemon.bereaved = {"n1"}
+    (signal,) = daemon.look_on("n1", seconds=8.0)
+    assert signal.nodes == ("n2",)
+    assert "lost a peer" in signal.rule
+    assert daemon.story.state.nodes["n2"].reason == "silent"
+    assert daemon.story.state.nodes["n3"].reason != "silent", "nobody is connected to the spare"
 
 
 def test_a_daemon_that_was_held_up_waits_for_the_next_heartbeat():

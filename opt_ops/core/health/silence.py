@@ -13,7 +13,7 @@ so, two missed heartbeats are enough. Neither is enough alone: a heartbeat may b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 SPREAD_SECONDS = 3.0  # between the last heartbeats of nodes that fell silent together: one interval and a tick
@@ -42,16 +42,24 @@ class Silence:
         self._counted = 0.0  # seconds in which heartbeats could be noticed
         self._close = 0.0
         self._outage = False
-        self._told = False
+        self._peers: frozenset[str] = frozenset()  # nodes one of which is lost, as the others say
 
-    def look(self, now: float, heard: Iterable[str], held: Iterable[str], told: Iterable[str] = ()) -> None:
+    def look(
+        self,
+        now: float,
+        heard: Iterable[str],
+        held: Iterable[str],
+        peers: Collection[str] = (),
+        told: Iterable[str] = (),
+    ) -> None:
         """Take note of one look.
 
         Args:
             now: Seconds of a monotonic clock.
             heard: The nodes of which a heartbeat came since the look before.
             held: All nodes.
-            told: The nodes whose newest heartbeat says that a rank there has lost a peer.
+            peers: The nodes of which the ranks are connected.
+            told: Those of them whose newest heartbeat says that a rank there has lost a peer.
         """
         if self._looked_at is not None:
             self._counted += min(now - self._looked_at, self._timeout / 2)
@@ -73,7 +81,8 @@ class Silence:
             self._timeout - SPREAD_SECONDS < self._least() < _ALL_SILENT * self._timeout
         )
         by = [name for name in told if name in self._nodes and not self._missed(name)]
-        self._told = len(by) >= max(1, min(_TOLD_BY, len(self._nodes) - 1))
+        enough = len(by) >= max(1, min(_TOLD_BY, len(peers) - 1))
+        self._peers = frozenset(peers) if enough else frozenset()
 
     def _missed(self, node: str) -> bool:
         """Whether two heartbeats of the node are missing."""
@@ -81,7 +90,7 @@ class Silence:
 
     def told(self, node: str) -> bool:
         """Whether two heartbeats of the node are missing, and its peers have lost somebody."""
-        return self._told and node in self._nodes and self._missed(node)
+        return node in self._peers and node in self._nodes and self._missed(node)
 
     def _end_outage(self) -> None:
         for node in self._nodes.values():
