@@ -20,6 +20,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from trainer.parallel.engine import Engine
 from trainer.parallel.mesh import Layout
@@ -106,7 +107,8 @@ def rewire(engine: Engine, layout: Layout) -> None:
             f"the engine's groups cannot be replaced: they were {_shape(mesh)} on rank {engine.layout.rank}, and now "
             f"are {_shape(layout.mesh)} on rank {layout.rank}. Build the engine again."
         )
-    mesh._pg_registry.update(layout.mesh._pg_registry)
+    for root in _root_meshes(engine):
+        root._pg_registry = {name: layout.mesh._pg_registry[name] for name in root._pg_registry}
     for info in _mesh_infos(engine):
         for dimension, name in ((info.shard_mesh_dim, "shard"), (info.replicate_mesh_dim, "replicate")):
             if dimension is not None:
@@ -151,6 +153,13 @@ def _mesh_infos(engine: Engine) -> list[Any]:
     keepers = [keeper for group in _parameter_groups(engine) for keeper in (group, *group.fsdp_params)]
     infos = [info for keeper in keepers for info in (keeper.mesh_info, keeper.post_forward_mesh_info) if info]
     return list({id(info): info for info in infos}.values())
+
+
+def _root_meshes(engine: Engine) -> list[DeviceMesh]:
+    """The meshes that keep the groups. A tensor may have an equal one of an earlier engine in this process."""
+    tensors = [parameter for parameter in engine.model.parameters() if isinstance(parameter, DTensor)]
+    meshes = [tensor.device_mesh for tensor in tensors] + [info.mesh for info in _mesh_infos(engine)]
+    return list({id(root): root for root in [mesh._get_root_mesh() for mesh in [engine.layout.mesh, *meshes]]}.values())
 
 
 def _shape(mesh: DeviceMesh) -> tuple[Any, ...]:

@@ -1,13 +1,20 @@
 """Training that is broken off and goes on in place, on one rank of a group."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partialmethod
+from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from opt_ops.contract.environment import place_from_environment
 from opt_ops.contract.options import Options
@@ -31,6 +38,15 @@ from trainer.step.step import Steps
 _NAMES = ("all_reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single")
 
 
+@dataclass(frozen=True, slots=True)
+class Break:
+    """Where a rank loses its connections in a step: before or after the collective of this number."""
+
+    victim: int
+    collective: int
+    afterwards: bool = False
+
+
 class Broken(RuntimeError):
     """What the collective of a test raises: gloo's words for a connection that was cut."""
 
@@ -39,19 +55,19 @@ class Broken(RuntimeError):
 
 
 class Collectives:
-    """Counts the collectives of a rank, and breaks one of them off.
+    """Counts the collectives of a rank, and breaks some of them off.
 
     Attributes:
         seen: how many there were since the last call of :meth:`count_anew`.
     """
 
     def __init__(self) -> None:
-        self.seen, self._broken, self._inside = 0, -1, False
+        self.seen, self._break, self._inside = 0, Break(0, -1), False
         self._cut: Callable[[], None] = lambda: None
 
-    def count_anew(self, broken: int = -1, cut: Callable[[], None] = lambda: None) -> None:
-        """Count from 0 on. Collective number ``broken`` calls ``cut`` and raises."""
-        self.seen, self._broken, self._cut = 0, broken, cut
+    def count_anew(self, at: "Break | None", cut: Callable[[], None]) -> None:
+        """Count from 0 on, and cut the connections and raise where ``at`` says."""
+        self.seen, self._break, self._cut = 0, at or Break(0, -1), cut
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -71,14 +87,19 @@ class Collectives:
             if self._inside:  # one calls another
                 return call(*args, **named)
             self.seen += 1
-            if self.seen == self._broken + 1:
+            breaks = self.seen == self._break.collective + 1
+            if breaks and not self._break.afterwards:
                 self._cut()
                 raise Broken
             self._inside = True
             try:
-                return call(*args, **named)
+                result = call(*args, **named)
             finally:
                 self._inside = False
+            if breaks:
+                self._cut()
+                raise Broken
+            return result
 
         return counted
 
@@ -156,56 +177,45 @@ class Trainee:
         self._versions = {step: self._versions[step]}
 
 
-def undisturbed(recipe: Recipe, ports: list[int], steps: int) -> tuple[dict[int, tuple[float, float]], list[Tensor]]:
-    """What an unbroken run of so many steps gives: losses and gradient norms, and the state at its end."""
-    trainee = Trainee(recipe, ports)
-    for _ in range(steps):
-        trainee.step()
-    history, state = trainee.history, [each.clone() for each in trainee.state()]
-    dist.destroy_process_group()
-    return history, state
-
-
-def broken_at_each_collective(recipe: Recipe, ports: list[int], every: int = 1) -> dict[str, Any]:
-    """Break step after step off, each at a later collective, and compare with an unbroken run.
+def broken_run(recipe: Recipe, ports: list[int], breaks: dict[int, Break], steps: int) -> dict[str, Any]:
+    """What becomes of a run on this rank, and the same of an undisturbed one, in the same process.
 
     Args:
         recipe: what to train.
         ports: where the generations of the membership meet, in turn.
-        every: take every so-manieth collective.
+        breaks: by step, where its first try is broken off.
+        steps: to make.
     """
-    collectives = Collectives()
+    collectives, left = Collectives(), dict(breaks)
     with collectives.watched():
-        trainee = Trainee(recipe, ports)
-        rank, world = trainee.layout.rank, trainee.layout.world
-        broken, most, errors, repeated = 0, 1, [], 0
-        while broken < most:
-            victim = broken % world == rank
-            collectives.count_anew(broken if victim else -1, trainee.connections.cut)
-            step = trainee.progress.step
-            error = attempt(trainee)
-            collectives.count_anew()
-            if error:
+        trainee, errors, repeated, most = Trainee(recipe, ports), [], 0, 0
+        while trainee.progress.step < steps:
+            at = left.pop(trainee.progress.step + 1, None)
+            own = at if at and at.victim == trainee.layout.rank else None
+            collectives.count_anew(own, trainee.connections.cut)
+            if error := attempt(trainee):
+                before = trainee.progress.step
+                collectives.count_anew(None, trainee.connections.cut)
                 errors.append(error)
-                repeated += trainee.recover() < step
-            trainee.step()
-            most = collectives.seen
-            broken += every
-        history, state = trainee.history, [each.clone() for each in trainee.state()]
-        dist.destroy_process_group()
-        expected, expected_state = undisturbed(recipe, [], max(history))
+                repeated += before - trainee.recover()
+            else:
+                most = max(most, collectives.seen)
+    history, state = trainee.history, [each.clone() for each in trainee.state()]
+    dist.destroy_process_group()
+    twin = Trainee(recipe, [])
+    for _ in range(steps):
+        twin.step()
     return {
         "collectives": most,
         "errors": errors,
         "repeated": repeated,
-        "history": history,
-        "expected": expected,
-        "state": all(map(torch.equal, state, expected_state)),
+        "history": history == twin.history,
+        "state": all(map(torch.equal, state, twin.state())),
     }
 
 
 def attempt(trainee: Trainee) -> str | None:
-    """Run a step that is broken off. Returns what was raised: nothing here keeps the error or its traceback."""
+    """Run a step. Returns what was raised if a peer was lost: nothing here keeps the error or its traceback."""
     try:
         trainee.step()
     except RuntimeError as error:
@@ -213,3 +223,74 @@ def attempt(trainee: Trainee) -> str | None:
             raise
         return str(error)
     return None
+
+
+def compiled_run(recipe: Recipe, ports: list[int], backend: str) -> dict[str, Any]:
+    """Layers that are compiled once: how many graphs there are after each of three recoveries; and an unbroken run."""
+    from torch._dynamo.utils import counters
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
+        trainee = Trainee(recipe, ports)
+        for _ in range(2):
+            trainee.step()
+        graphs = [counters["stats"]["unique_graphs"]]
+        descriptors = []
+        for _ in range(3):
+            trainee.recover()
+            trainee.step()
+            graphs.append(counters["stats"]["unique_graphs"])
+            descriptors.append(_count("fd"))
+        history, state = trainee.history, [each.clone() for each in trainee.state()]
+        dist.destroy_process_group()
+        twin = Trainee(recipe, [])
+        for _ in range(len(history)):
+            twin.step()
+    same = history == twin.history and all(map(torch.equal, state, twin.state()))
+    return {"graphs": graphs, "descriptors": descriptors, "same": same}
+
+
+def recovered_often(recipe: Recipe, ports: list[int], times: int) -> dict[str, list[int]]:
+    """Descriptors, threads and known groups of this process after each of so many recoveries."""
+    trainee = Trainee(recipe, ports)
+    found: dict[str, list[int]] = {"descriptors": [], "threads": [], "groups": []}
+    for _ in range(times):
+        trainee.step()
+        trainee.recover()
+        found["descriptors"].append(_count("fd"))
+        found["threads"].append(_count("task"))
+        found["groups"].append(dist.get_pg_count())
+    return found
+
+
+def groups_kept(recipe: Recipe, ports: list[int]) -> tuple[int, int]:
+    """How many groups the engine keeps after a recovery, and how many of them torch no longer knows."""
+    trainee = Trainee(recipe, ports)
+    trainee.step()
+    trainee.recover()
+    kept, known = _reachable_groups(trainee.engine), distributed_c10d._world.pg_names
+    return len(kept), sum(group not in known for group in kept)
+
+
+def _count(what: str) -> int:
+    """Of this process: ``fd`` for its descriptors, ``task`` for its threads."""
+    return len(list(Path(f"/proc/self/{what}").iterdir()))
+
+
+def _reachable_groups(root: object) -> list[dist.ProcessGroup]:
+    """The groups that ``root`` keeps, wherever: in attributes, hooks, partials, closures and meshes."""
+    seen: set[int] = set()
+    found: list[dist.ProcessGroup] = []
+    left: list[Any] = [root]
+    while left:
+        one = left.pop()
+        if id(one) in seen or isinstance(one, type | ModuleType):
+            continue
+        seen.add(id(one))
+        if isinstance(one, dist.ProcessGroup):
+            found.append(one)
+        elif isinstance(one, FunctionType):  # what it closes over, but not the globals of its module
+            left += [one.__closure__, one.__defaults__]
+        else:
+            left += gc.get_referents(one)
+    return found
