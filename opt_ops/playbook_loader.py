@@ -19,7 +19,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from opt_ops.core.decide.policy import Budget, Capacity, Limits, Playbook, Policy, ProbeRule, Rung
+from opt_ops.core.decide.policy import Budget, Capacity, InPlaceBudget, Limits, Playbook, Policy, ProbeRule, Rung
+from opt_ops.core.decide.replacement import REPLACEABLE
 from opt_ops.core.detect.hang import HangRule
 from opt_ops.core.detect.loss_level import DriftRule
 from opt_ops.core.detect.loss_scale import LossScaleRule
@@ -61,6 +62,7 @@ class _Rung(_Table):
     skip_onset: bool = False
     older: bool = False
     settings: list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]*=\S+$")]] = []
+    deadline_seconds: Annotated[float, Field(ge=1, le=3600)] | None = None
 
     @model_validator(mode="after")
     def _belongs_together(self) -> _Rung:
@@ -71,6 +73,8 @@ class _Rung(_Table):
             raise ValueError("only rollback has skip_data, skip_onset, older and settings")
         if self.skip_data and self.skip_onset:
             raise ValueError("skip_data leaves out all batches up to the failure, skip_onset some of them: choose one")
+        if self.deadline_seconds is not None and self.action is not Action.REPLACE_RANKS:
+            raise ValueError("only replace_ranks has deadline_seconds")
         if self.save_first and self.action is not Action.RESTART:
             raise ValueError("only restart has save_first")
         if self.action in (Action.EXCLUDE, Action.RECONFIGURE):
@@ -82,7 +86,13 @@ class _Rung(_Table):
         return self
 
 
+class _InPlaceBudget(_Table):
+    actions: Annotated[int, Field(ge=1)] = 20
+    hours: Annotated[float, Field(gt=0)] = 24.0
+
+
 class _Budget(_Table):
+    in_place: _InPlaceBudget = _InPlaceBudget()
     actions: Annotated[int, Field(ge=1)]
     hours: Annotated[float, Field(gt=0)]
     settle_steps: Annotated[int, Field(ge=0)] | None = None
@@ -182,6 +192,15 @@ class _Head(_Table):
         return self
 
     @model_validator(mode="after")
+    def _replaces_ranks_first(self) -> _Head:
+        places = [place for place, rung in enumerate(self.ladder) if rung.action is Action.REPLACE_RANKS]
+        if not places:
+            return self
+        if places != [0] or len(self.ladder) == 1 or self.ladder[1].cause is not None:
+            raise ValueError("replace_ranks is only the first rung, and another one follows: it is not always possible")
+        return self
+
+    @model_validator(mode="after")
     def _probes_before_a_rollback(self) -> _Head:
         if self.probe is not None and all(rung.action is not Action.ROLLBACK for rung in self.ladder):
             raise ValueError("only a playbook with a rollback has [probe]: a probe tells which rollback fits")
@@ -243,6 +262,9 @@ def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | Non
                 other = by_trigger[trigger].name
                 raise _error(page.path, page.head, ("trigger",), f"{trigger} already triggers the playbook {other}")
             by_trigger[trigger] = page.playbook
+        if page.playbook.in_place_rungs and REPLACEABLE.isdisjoint(head.trigger):
+            why = "replace_ranks is not for these failures: with them the state of every rank may be wrong"
+            raise _error(page.path, page.head, ("ladder", 0, "action"), why)
         if head.detect is not None:
             detect[head.name] = _detector(page, head)
     for name in _DETECTORS.keys() - detect.keys():
@@ -311,7 +333,8 @@ def _playbook(head: _Head) -> Playbook:
         triggers=tuple(head.trigger),
         ladder=tuple(rung for rung in rungs if rung.cause is None),
         cures=tuple(rung for rung in rungs if rung.cause is not None),
-        budget=Budget(**head.budget.model_dump()),
+        budget=Budget(**head.budget.model_dump(exclude={"in_place"})),
+        in_place=InPlaceBudget(**head.budget.in_place.model_dump()),
         proof_steps=head.proof.steps,
         probe=None if head.probe is None else ProbeRule(**head.probe.model_dump()),
     )
@@ -329,6 +352,7 @@ def _rung(rung: _Rung) -> Rung:
         skip_onset=rung.skip_onset,
         older=rung.older,
         settings=tuple(rung.settings),
+        deadline_seconds=rung.deadline_seconds,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opt_ops import playbook_loader
-from opt_ops.core.decide import rules
+from opt_ops.core.decide import recovery
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.values import Action
 from opt_ops.playbook_loader import PlaybookError, load
@@ -141,14 +141,14 @@ def test_tell_touches_nothing(folder: Path):
 @pytest.mark.parametrize("action", ["exclude", "change"])
 def test_what_only_decisions_say_is_no_step_of_a_page(folder: Path, action: str):
     edit(folder / "hang.md", 'action = "halt"', f'action = "{action}"')
-    with pytest.raises(PlaybookError, match=r"hang.md, line \d+: ladder.2: .* is no action of a playbook"):
+    with pytest.raises(PlaybookError, match=r"hang.md, line \d+: ladder.3: .* is no action of a playbook"):
         load(folder)
 
 
 def test_a_page_that_ends_with_telling_people_never_stops_training():
     policy, _ = load(playbook_loader.folder())
     tell = ("straggler", "throughput_drop", "daemon_restart", "nodes_returned")
-    ends = {name: rules._action_when_exhausted(policy.playbooks[name]) for name in (*tell, "hang")}
+    ends = {name: recovery._action_when_exhausted(policy.playbooks[name]) for name in (*tell, "hang")}
     assert ends == {**dict.fromkeys(tell, Action.NOTIFY), "hang": Action.HALT}
 
 

@@ -209,7 +209,7 @@ def _advice(raised: SignalRaised, policy: Policy) -> tuple[str, str]:
     page = policy.playbooks.get(raised.signal)
     if raised.tier is not Tier.ACT or page is None:
         return str(Severity.WARNING), ""
-    rung = page.ladder[0]
+    rung = page.first_restart
     quiet = row(raised.signal).quiet
     loud = Severity.PAGE if rung.action in (Action.NOTIFY, Action.HALT) else Severity.WARNING
     onset = raised.onset_step if raised.onset_step is not None else raised.step

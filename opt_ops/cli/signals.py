@@ -193,7 +193,7 @@ def blame_logs(
 def _row(found: Found, policy: Policy) -> dict[str, Any]:
     finding = found.finding
     page = policy.playbooks.get(finding.signal)
-    rung = page.ladder[0] if finding.tier is Tier.ACT and page is not None else None
+    rung = page.first_restart if finding.tier is Tier.ACT and page is not None else None
     rollback = rung is not None and rung.action is Action.ROLLBACK
     margin = max(rung.margin_steps, finding.margin_steps) if rung is not None and rollback else finding.margin_steps
     target = max(0, finding.onset_step - margin) if rollback else None

@@ -7,7 +7,7 @@
 - ``run_folder``, ``telemetry``, ``phases``: what it reports.
 - ``schedule``, ``learning_rate``, ``skip_windows``: the learning rate and the data of an update.
 - ``saving``, ``manifest``, ``files``: how it saves.
-- ``membership``: how ranks of a running attempt are replaced.
+- ``membership``, ``replacing``: how ranks of a running attempt are replaced.
 - ``errors``, ``exit_codes``, ``leaving``: how it ends.
 """
 

@@ -14,9 +14,19 @@ from typing import Any
 
 from opt_ops.contract.environment import MEMBERS, STANDBY, Place
 from opt_ops.contract.files import read_regular, write_durably
+from opt_ops.contract.replacing import CAPABILITY, buddies
 
-CAPABILITY = "members"
-"""In ``capabilities`` of ``config.json``: the trainer's ranks go on in a newer generation of their membership."""
+__all__ = [
+    "CAPABILITY",
+    "MembersFile",
+    "Membership",
+    "buddies",
+    "is_standby",
+    "lost_file",
+    "ready_file",
+    "tell_ready",
+    "write_membership",
+]
 
 _MOST_BYTES = 16 * 2**20  # a hundred thousand ranks
 

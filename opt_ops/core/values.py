@@ -209,6 +209,7 @@ class Readback:
     clip_norm: float
     loss: float | None
     base_lr: float | None = None  # what the trainer's schedule alone gave; None: telemetry does not say it
+    position: int | None = None  # samples used up to this update; only of the first ones after a replacement of ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opt_ops.core.decide.policy import Policy
-from opt_ops.core.decide.rules import decide_recovery
+from opt_ops.core.decide.recovery import decide_recovery
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.loss import LossDetector
 from opt_ops.core.events import Entry, RecoveryDecided

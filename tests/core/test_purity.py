@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).parents[2] / "opt_ops" / "core"
-CONTRACT = {"opt_ops.contract.exit_codes"}  # the trainer's exit codes: numbers and names
+CONTRACT = {
+    "opt_ops.contract.exit_codes",  # the trainer's exit codes: numbers and names
+    "opt_ops.contract.replacing",  # which rank keeps whose copy
+}
 IMPURE = {"time", "os", "pathlib", "random", "logging", "socket", "subprocess", "threading", "io", "tempfile", "uuid"}
 
 

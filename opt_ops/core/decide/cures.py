@@ -54,11 +54,11 @@ def choose_rung(state: State, incident: Incident, playbook: Playbook, now: float
     tries = earlier_tries(state, here, playbook.budget.settle_steps, incident.name)
     if (cure := _cure(state, incident, playbook, tries, spent.reason)) is not None:
         return cure
-    number = tries_around(state, incident, playbook)
+    number = playbook.in_place_rungs + tries_around(state, incident, playbook)
     while number < len(playbook.ladder) and _failed_as_cure(playbook.ladder[number], tries):
         number += 1
     if number >= len(playbook.ladder):
-        tried = f"{len(tries) or number} tries around this step did not cure it"
+        tried = f"{len(tries) or number - playbook.in_place_rungs} tries around this step did not cure it"
         return RungChoice(number, None, f"ladder of {playbook.name} is used up: {tried}")
     return RungChoice(number, playbook.ladder[number], spent.reason)
 

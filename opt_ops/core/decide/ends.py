@@ -175,7 +175,7 @@ def decide_at_end(
     Trouble with the loss or the data is answered as anywhere else: what was trained is not what was meant.
     """
     attempt = state.attempt
-    if attempt is None or decided.action not in (Action.RESTART, Action.HALT, Action.COMPLETE):
+    if attempt is None or decided.action not in (Action.REPLACE_RANKS, Action.RESTART, Action.HALT, Action.COMPLETE):
         return decided
     meets = incident.attempt == attempt.name or not set(attempt.nodes).isdisjoint(incident.nodes)
     if not meets or not _leaves_training_sound(incident) or (attempt.live and state.driver is not Driver.DAEMON):

@@ -34,6 +34,7 @@ class Rung:
     skip_onset: bool = False  # of a rollback: whether the batches around the onset are skipped
     older: bool = False  # of a rollback: from a checkpoint before the attempt's own, which is never chosen again
     settings: tuple[str, ...] = ()  # of a rollback: `key=value` for the next run
+    deadline_seconds: float | None = None  # of a replacement of ranks, until all have joined; None: as the site says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,14 @@ class Budget:
         int | None
     )  # training this far past a failure restarts the ladder; None: every incident starts at rung 1
     refill_steps: int | None = None  # training this far past a failure gives back what it spent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InPlaceBudget:
+    """How often a playbook may replace ranks before it restarts instead. Restarts do not spend it."""
+
+    actions: int = 20
+    hours: float = 24.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +78,17 @@ class Playbook:
     budget: Budget
     proof_steps: int
     probe: ProbeRule | None = None  # None: no probes
+    in_place: InPlaceBudget = InPlaceBudget()
+
+    @property
+    def in_place_rungs(self) -> int:
+        """How many rungs at the beginning of the ladder replace ranks in place: none, or one."""
+        return int(self.ladder[0].action is Action.REPLACE_RANKS)
+
+    @property
+    def first_restart(self) -> Rung:
+        """The first rung for a trainer that cannot replace ranks."""
+        return self.ladder[self.in_place_rungs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ def prove(state: State, incident: Incident, policy: Policy) -> IncidentClosed | 
     attempt = state.attempts[incident.next_attempt]
     playbook = policy.playbooks.get(incident.kind)
     wanted = playbook.proof_steps if playbook else 1
-    return _prove_attempt(state, incident, attempt, wanted)
+    return prove_attempt(state, incident, attempt, wanted)
 
 
 def baseline(state: State) -> tuple[Schedule, Optimizer] | None:
@@ -107,7 +107,8 @@ def _with(schedule: Schedule, optimizer: Optimizer, setting: str) -> tuple[Sched
     return schedule, optimizer
 
 
-def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: int) -> IncidentClosed | None:
+def prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: int) -> IncidentClosed | None:
+    """The proof by the first `wanted` steps of the attempt that followed; None while they are not in."""
     known = baseline(state)
     if known is None or attempt.first_step is None or attempt.first_step_at is None:
         return None
@@ -126,7 +127,7 @@ def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: i
         "nodes": list(attempt.nodes),
         "schedule_proven": not mismatch and computed,
         **({} if computed else {"factors_proven": not mismatch and any(each.base_lr for each in read)}),
-        "readbacks": [_compared(planned, each) for each in read],
+        "readbacks": [compared(planned, each) for each in read],
     }
     if mismatch:
         proof["mismatch"] = mismatch
@@ -144,7 +145,7 @@ def _prove_attempt(state: State, incident: Incident, attempt: Attempt, wanted: i
     )
 
 
-def _compared(planned: PlannedLr, read: Readback) -> dict[str, Any]:
+def compared(planned: PlannedLr, read: Readback) -> dict[str, Any]:
     """What was read back beside what was expected; of a schedule that is not computed, the factor."""
     found = {"step": read.step, "lr": read.lr, "expected_lr": planned.at(read.step), "loss": read.loss}
     if read.base_lr is not None and not is_computed(planned.schedule):
@@ -159,21 +160,28 @@ def _stopped_at(incident: Incident, failed: Attempt | None) -> float:
     return incident.at
 
 
-def _lines_left_out(state: State, attempt: Attempt) -> bool:
-    return left_out_key("telemetry", f"{attempt_folder(attempt.name)}/telemetry.jsonl") in state.left_out
+def most_unseen(state: State, attempt: Attempt) -> int:
+    """The first steps that may be missing in telemetry: none, unless lines of it were left out."""
+    left_out = left_out_key("telemetry", f"{attempt_folder(attempt.name)}/telemetry.jsonl") in state.left_out
+    return _MOST_UNSEEN if left_out else 0
 
 
 def _mismatch(state: State, attempt: Attempt, planned: PlannedLr, optimizer: Optimizer) -> str:
     start = attempt.checkpoint.step if attempt.checkpoint else 0
     unseen = (attempt.first_step or 0) - (start + 1)
-    if not 0 <= unseen <= (_MOST_UNSEEN if _lines_left_out(state, attempt) else 0):
+    if not 0 <= unseen <= most_unseen(state, attempt):
         return f"first step {attempt.first_step}, not {start + 1}"
     known = (node for name in attempt.nodes if (node := state.nodes.get(name)) is not None)
     excluded = [node.name for node in known if node.excluded_by and node.excluded_at <= attempt.intended_at]
     if excluded:
         return f"runs on the excluded node {', '.join(excluded)}"
+    return mismatch_of(planned, optimizer, attempt.readbacks)
+
+
+def mismatch_of(planned: PlannedLr, optimizer: Optimizer, readbacks: Sequence[Readback]) -> str:
+    """The first thing that the live optimizer did otherwise than decided; empty if there is nothing."""
     least = _TOLERANCE_OF_PEAK * peak_of(planned.schedule) if is_computed(planned.schedule) else 0.0
-    for readback in attempt.readbacks:
+    for readback in readbacks:
         expected = planned.due(readback.step, readback.base_lr)
         if expected is not None and not math.isclose(readback.lr, expected, rel_tol=_TOLERANCE, abs_tol=least):
             return f"step {readback.step}: learning rate {readback.lr!r}, not {expected!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from opt_ops.core.decide.policy import Playbook, Policy
 from opt_ops.core.failures.classes import Spends, row
@@ -28,7 +29,7 @@ class Spent:
 
 def spent_before(state: State, incident: Incident, playbook: Playbook, now: float, policy: Policy) -> Spent:
     """What earlier incidents spent of the playbook's budget and of that of all playbooks."""
-    counted = _counted(state, incident)
+    counted = [(other, step) for other, step in _counted(state, incident) if not _in_place(other)]
     earlier = [(other, step) for other, step in counted if other.kind == incident.kind]
     budget, limits, here = playbook.budget, policy.limits, incident.onset_step or failure_step(state, incident)
     recent = actions_spent(earlier, now, here, budget.hours, budget.refill_steps)
@@ -45,12 +46,57 @@ def spent_before(state: State, incident: Incident, playbook: Playbook, now: floa
 
 def tries_around(state: State, incident: Incident, playbook: Playbook) -> int:
     """How many rungs of the general ladder were tried around this step. Cures of one cause do not count."""
+    return sum(not _in_place(other) for other in _tries(state, incident, playbook))
+
+
+def tried_here(state: State, incident: Incident, playbook: Playbook) -> Incident | None:
+    """An earlier try around this step at the same ranks or nodes; one that names neither was there, too."""
+    nodes, ranks = set(incident.nodes), lost_ranks(incident)
+    for other in _tries(state, incident, playbook):
+        there = lost_ranks(other).union(other.decision.ranks if other.decision else ())
+        apart = ranks.isdisjoint(there) and nodes.isdisjoint(other.nodes)
+        if not (apart and (nodes or ranks) and (there or other.nodes)):
+            return other
+    return None
+
+
+def lost_ranks(incident: Incident) -> set[int]:
+    """The ranks whose processes the evidence names as ended."""
+    rank = incident.evidence.get("rank")
+    found: Any = incident.evidence.get("lost_ranks", () if rank is None else (rank,))
+    return {int(each) for each in found}
+
+
+def _tries(state: State, incident: Incident, playbook: Playbook) -> list[Incident]:
     here, cured_after = incident.onset_step or failure_step(state, incident), playbook.budget.settle_steps
-    return sum(
-        cured_after is not None and here <= step + cured_after
+    return [
+        other
         for other, step in _counted(state, incident)
-        if other.kind == incident.kind and other.decision is not None and other.decision.cause is None
-    )
+        if other.kind == incident.kind
+        and (other.decision is not None and other.decision.cause is None)
+        and (cured_after is not None and here <= step + cured_after)
+    ]
+
+
+def in_place_exhausted(state: State, incident: Incident, playbook: Playbook, now: float) -> str | None:
+    """Why the playbook may replace no more ranks for now. Replacements that fell back to a restart count, too."""
+    here, budget = incident.onset_step or failure_step(state, incident), playbook.in_place
+    earlier = [
+        (other, failure_step(state, other))
+        for other in state.incidents.values()
+        if other.kind == incident.kind
+        and other.name != incident.name
+        and (_in_place(other) or other.fell_back is not None)
+        and spends_budget(other)
+    ]
+    spent = actions_spent(earlier, now, here, budget.hours, playbook.budget.refill_steps)
+    if spent < budget.actions:
+        return None
+    return f"{spent} of {budget.actions} replacements of ranks in {budget.hours:g} h are spent"
+
+
+def _in_place(incident: Incident) -> bool:
+    return incident.decision is not None and incident.decision.action is Action.REPLACE_RANKS
 
 
 def _counted(state: State, incident: Incident) -> list[tuple[Incident, int]]:

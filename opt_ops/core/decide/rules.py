@@ -9,22 +9,20 @@ two of them finds the second one still undecided.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from opt_ops.core.decide.afterthoughts import add_afterthought
 from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.capacity import allocate, launch, release, resize
-from opt_ops.core.decide.cures import RungChoice, choose_rung
-from opt_ops.core.decide.ends import completed, decide_at_end
+from opt_ops.core.decide.ends import completed
 from opt_ops.core.decide.incidents import open_incident
+from opt_ops.core.decide.members import follow_members
 from opt_ops.core.decide.next_run import settings_after
-from opt_ops.core.decide.operator_changes import decide_request
-from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
+from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.probes import intend_probes, judge_probes
 from opt_ops.core.decide.proof import prove
-from opt_ops.core.decide.retry_budget import rollback_point
-from opt_ops.core.decide.suspects import is_condemned, nodes_to_exclude, program_fails
-from opt_ops.core.decide.trouble import onset_of
+from opt_ops.core.decide.proof_in_place import prove_in_place
+from opt_ops.core.decide.recovery import decide_recovery
+from opt_ops.core.decide.suspects import is_condemned
 from opt_ops.core.events import (
     CheckpointRefused,
     DrainIntended,
@@ -35,18 +33,16 @@ from opt_ops.core.events import (
     LineageHalted,
     LineagePaused,
     NodeExcluded,
-    RecoveryDecided,
     RunPlanned,
     StacksIntended,
     StopIntended,
 )
-from opt_ops.core.failures.causes import Cause
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.names import run_name
 from opt_ops.core.state.model import Attempt, Incident, Node, State
-from opt_ops.core.state.queries import newest_good, probing, under_examination, waiting_for_attempt
+from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
 from opt_ops.core.state.status import Status
-from opt_ops.core.values import Action, Driver
+from opt_ops.core.values import Action
 from opt_ops.core.waiting import still_waiting
 
 
@@ -81,124 +77,6 @@ def ask_stacks(state: State, now: float, policy: Policy) -> Event | None:
         if hung and attempt is not None and attempt.live and attempt.nodes and not state.ended:
             return StacksIntended(attempt=attempt.name, incident=incident.name)
     return None
-
-
-def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
-    """Decide about an open incident: by its playbook, or as the operator asked."""
-    for incident in state.incidents.values():
-        if incident.decision is not None or state.ended or probing(incident):
-            continue
-        if incident.kind == FailureClass.OPERATOR:
-            return decide_request(state, incident)
-        live = state.attempt is not None and state.attempt.live
-        if incident.stacks_at is None or incident.stacks is not None or not live:  # who has left answers no more
-            by_playbook = _decide_by_playbook(state, incident, now, policy)
-            if (decided := decide_at_end(state, incident, by_playbook, now, policy)) is not None:
-                return decided
-    return None
-
-
-def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Policy) -> RecoveryDecided:
-    by_person = incident.answered and incident.probes is not None  # while it waited for probes
-    advice = state.driver is not Driver.DAEMON or by_person
-    playbook = policy.playbooks.get(incident.kind) or policy.playbooks.get(FailureClass.UNKNOWN)
-    if playbook is None:
-        why = f"no playbook is triggered by {incident.kind}"
-        return RecoveryDecided(
-            incident=incident.name, playbook="none", version=0, rung=0, action=Action.HALT, why=why, advice=advice
-        )
-    first, spare = playbook.ladder[0], not _touches_live_work(state, incident)
-    if spare and first.action is Action.RESTART and first.exclude:  # which spends no budget, so it is held to none
-        choice = RungChoice(0, first, "a spare")
-    else:
-        choice = choose_rung(state, incident, playbook, now, policy)
-    number, rung, why = choice.number, choice.rung, choice.reason
-    decided = RecoveryDecided(
-        incident=incident.name,
-        playbook=playbook.name,
-        version=playbook.version,
-        rung=number,
-        action=rung.action if rung else _action_when_exhausted(playbook),
-        why=why,
-        exclude=nodes_to_exclude(state, incident) if rung and rung.exclude else (),
-        save_first=rung is not None and rung.save_first,
-        advice=advice,
-        cause=rung.cause if rung else None,
-    )
-    if decided.action is Action.NOTIFY and _has_stopped(state, incident):
-        return replace(
-            decided, action=Action.HALT, why=f"{playbook.name} only notifies on-call, but nothing trains; {why}"
-        )
-    if rung is None:
-        return decided
-    if rung.action is not Action.HALT and (program := program_fails(state, incident)) is not None:
-        return replace(decided, action=Action.HALT, exclude=(), save_first=False, why=f"{program}; {why}")
-    if rung.action is Action.HALT:
-        return replace(decided, why=f"{playbook.name} ends here after {number} tries around this step; {why}")
-    if rung.action is Action.RESTART and not _touches_live_work(state, incident):
-        why = f"no rank runs there, so nothing is restarted; {why}"
-        return replace(decided, action=Action.EXCLUDE, save_first=False, why=why)
-    if rung.action is Action.ROLLBACK and incident.attempt is None:
-        why = f"nothing is rolled back for what trains nothing; {why}"
-        return replace(decided, action=Action.EXCLUDE if rung.exclude else Action.NOTIFY, why=why)
-    if rung.action is Action.ROLLBACK:
-        return _rolled_back(state, incident, choice, decided)
-    return decided
-
-
-def _has_stopped(state: State, incident: Incident) -> bool:
-    """Whether the incident ended its attempt: without a halt the next one would start at once, on no budget."""
-    attempt = state.attempts.get(incident.attempt or "")
-    return (
-        incident.kind == FailureClass.PROCESS_DEATH
-        and incident.signal is None
-        and attempt is not None
-        and not attempt.live
-    )
-
-
-def _action_when_exhausted(playbook: Playbook) -> Action:
-    """The action when the ladder or a retry budget is used up. A ladder that ends with `tell` never stops training."""
-    return Action.NOTIFY if playbook.ladder[-1].action is Action.NOTIFY else Action.HALT
-
-
-def _rolled_back(state: State, incident: Incident, choice: RungChoice, decided: RecoveryDecided) -> RecoveryDecided:
-    rung = choice.rung
-    assert rung is not None
-    assert incident.attempt is not None
-    attempt = state.attempts[incident.attempt]
-    refuses = attempt.checkpoint if rung.older else None
-    onset = refuses.step if refuses else _rollback_onset(state, incident, rung)
-    margin = 1 if refuses else max(rung.margin_steps, incident.margin_steps)
-    known, where = rollback_point(state, attempt.run, onset, margin)
-    checkpoint = known.checkpoint if known else None
-    if checkpoint is None and state.driver is Driver.SHADOW and not state.checkpoints:
-        why = f"to a checkpoint at or before step {max(0, onset - margin)}; which there are is not known here"
-        return replace(decided, lr_factor=rung.lr_factor, settings=rung.settings, why=f"{why}; {decided.why}")
-    if checkpoint is None and max(onset, incident.step_failed or 0) > SCRATCH_STEPS:
-        why = f"{where} would lose more than {SCRATCH_STEPS} steps; {decided.why}"
-        return replace(decided, action=Action.HALT, exclude=(), why=why)
-    all_skipped = rung.skip_data or (rung.skip_onset and not choice.skips)
-    skip = (incident.step_failed or onset) - (checkpoint.step if checkpoint else 0) if all_skipped else 0
-    return replace(
-        decided,
-        checkpoint=checkpoint,
-        lr_factor=rung.lr_factor,
-        settings=rung.settings,
-        skip_batches=max(0, skip),
-        skips=choice.skips,
-        refuses=refuses,
-        takes_back=choice.takes_back,
-        why=f"{where}; {decided.why}",
-    )
-
-
-def _rollback_onset(state: State, incident: Incident, rung: Rung) -> int:
-    """The step before which the state is sound: where the loss, or the learning rate that did it, left its course."""
-    onset = incident.onset_step or incident.step_failed or 0
-    if rung.cause is not Cause.UNPLANNED_LR:
-        return onset
-    return min(onset, onset_of(state, incident).get("lr", {}).get("off_since") or onset)
 
 
 def refuse_checkpoint(state: State, now: float, policy: Policy) -> Event | None:
@@ -272,6 +150,8 @@ def leave_attempt(state: State, now: float, policy: Policy) -> Event | None:
     attempt = state.attempt
     if attempt is None or not attempt.live or state.ended or attempt.leave_at is not None or attempt.stop_at:
         return None
+    if attempt.rejoining is not None:
+        return None  # it cannot save before all its ranks have joined; there is a deadline for that
     if state.paused is not None:
         return LeaveIntended(attempt=attempt.name, why=f"paused by {state.paused.author}", incident=None)
     incident = next((i for i in _ending(state) if i.decision and i.decision.save_first), None)
@@ -358,7 +238,9 @@ def close_incident(state: State, now: float, policy: Policy) -> Event | None:
     """Close an incident once telemetry shows whether the action took effect."""
     for incident in state.incidents.values():
         if incident.closed_at is None and incident.decision is not None:
-            closed = prove(state, incident, policy)
+            in_place = incident.acted_on and incident.decision.action is Action.REPLACE_RANKS
+            proof = prove_in_place if in_place and state.status is not Status.COMPLETED else prove
+            closed = proof(state, incident, policy)
             if closed is not None:
                 return closed
     return None
@@ -371,6 +253,7 @@ RULES: tuple[Callable[[State, float, Policy], Event | None], ...] = (
     intend_probes,
     judge_probes,
     decide_recovery,
+    follow_members,
     complete,
     halt,
     pause,
@@ -388,11 +271,3 @@ RULES: tuple[Callable[[State, float, Policy], Event | None], ...] = (
     add_afterthought,
     alert,
 )
-
-
-def _touches_live_work(state: State, incident: Incident) -> bool:
-    """Whether the newest attempt is hit: it is the incident's own, or runs on one of its nodes."""
-    attempt = state.attempt
-    if attempt is None:
-        return False
-    return attempt.name == incident.attempt or (attempt.live and not set(attempt.nodes).isdisjoint(incident.nodes))

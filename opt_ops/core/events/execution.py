@@ -152,6 +152,9 @@ class AttemptProgressed:
 
     The seconds are of the steps since the one before: the median of a step without what a save held it up, and what
     saves and evaluations took in all. The first step of an attempt is in none of them.
+
+    Once ranks were replaced in place, `generation` is that of the newest membership that has made a step, with its
+    first steps.
     """
 
     attempt: str
@@ -163,6 +166,10 @@ class AttemptProgressed:
     step_seconds: float | None = None
     save_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    generation: int = 1
+    generation_first_step: int | None = None
+    generation_first_at: float | None = None
+    generation_readbacks: tuple[Readback, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

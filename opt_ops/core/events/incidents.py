@@ -29,11 +29,13 @@ class SignalRaised:
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
     margin_steps: int = 0
     onset: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    generation: int = 1  # of the membership of the attempt in which it was found
 
     @property
     def key(self) -> str:
         """Equal for a finding that is made again, as after a restart of the daemon."""
-        return f"{self.signal}/{self.tier}/{self.attempt}/{self.onset_step}"
+        newer = f"/{self.generation}" if self.generation > 1 else ""
+        return f"{self.signal}/{self.tier}/{self.attempt}/{self.onset_step}{newer}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,15 +33,20 @@ class MembersJoined:
     step: int
     at: float
     repeated: int = 0
+    kept: int | None = None  # ranks that were not replaced and whose process is the same as before; None: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MembersFailed:
-    """Observation: the generation did not come together. Another rung of the playbook follows."""
+    """Decision: the generation did not come together, and will not. Another rung of the playbook follows.
+
+    It is the next generation if none was ordered for the incident yet.
+    """
 
     attempt: str
     generation: int
     why: str
+    incident: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Run, State
+from opt_ops.core.state.model import Allocation, Attempt, KnownCheckpoint, Members, Run, State
 from opt_ops.core.state.queries import waiting_for_attempt
 from opt_ops.core.state.update import with_allocation, with_attempt, with_incident, with_item, with_new_allocation
 from opt_ops.core.values import HOLDING, AllocationStatus, PlannedChange
@@ -126,12 +126,26 @@ def _attempt_progressed(state: State, event: e.AttemptProgressed, entry: e.Entry
     return with_attempt(
         state,
         event.attempt,
+        members=_progressed(attempt, event),
         first_step=event.first_step,
         first_step_at=event.first_step_at,
         last_step=event.step,
         last_step_at=event.at,
         readbacks=event.readbacks or attempt.readbacks,
         progress_epoch=entry.epoch,
+    )
+
+
+def _progressed(attempt: Attempt, event: e.AttemptProgressed) -> tuple[Members, ...]:
+    """The replacements of ranks, with the first steps of the newest one that has made any."""
+    if event.generation_first_step is None:
+        return attempt.members
+    first = {"first_step": event.generation_first_step, "first_step_at": event.generation_first_at}
+    return tuple(
+        replace(m, **first, readbacks=event.generation_readbacks or m.readbacks)
+        if m.generation == event.generation
+        else m
+        for m in attempt.members
     )
 
 

@@ -26,12 +26,14 @@ def _members_intended(state: State, event: e.MembersIntended, entry: e.Entry) ->
 
 
 def _members_joined(state: State, event: e.MembersJoined, _: e.Entry) -> State:
-    return _with_members(state, event, joined_at=event.at, step=event.step, repeated=event.repeated)
+    changes = {"joined_at": event.at, "step": event.step, "repeated": event.repeated, "kept": event.kept}
+    return _with_members(state, event, **changes)
 
 
 def _members_failed(state: State, event: e.MembersFailed, _: e.Entry) -> State:
     state = _with_members(state, event, failed=event.why)
-    incident = next(m.incident for m in state.attempts[event.attempt].members if m.generation == event.generation)
+    members = (m for m in state.attempts[event.attempt].members if m.generation == event.generation)
+    incident = event.incident or next((m.incident for m in members), None)
     if incident is None:
         return state
     return with_incident(state, incident, decision=None, decided_at=None, fell_back=event.why)

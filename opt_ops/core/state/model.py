@@ -79,7 +79,11 @@ class Members:
     joined_at: float | None = None
     step: int | None = None  # whose state all ranks went on from
     repeated: int | None = None  # steps that were made again
+    kept: int | None = None  # ranks that were not replaced and whose process is the same as before
     failed: str | None = None  # why it did not come together
+    first_step: int | None = None  # the first one that this generation made
+    first_step_at: float | None = None
+    readbacks: tuple[Readback, ...] = ()  # of its first steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +140,43 @@ class Attempt:
         """Whether its processes may still run."""
         return self.outcome is None
 
-    def nodes_of(self, ranks: Iterable[int]) -> tuple[str, ...]:
-        """The nodes on which these ranks run, each once. The attempt may not have a rank that its trainer names."""
+    @property
+    def ranks(self) -> int:
+        """How many ranks it has."""
+        return len(self.nodes) * self.ranks_per_node
+
+    def generation_at(self, step: int | None) -> int:
+        """The generation that made a step, as far as is known; None: before the first one."""
+        joined = (m for m in self.members if m.step is not None and step is not None and step > m.step)
+        return max((m.generation for m in joined), default=1)
+
+    def nodes_in(self, generation: int) -> tuple[str, ...]:
+        """The nodes of a generation of its membership."""
+        later = (m.before for m in self.members if m.generation > generation)
+        return next(later, self.nodes)
+
+    def nodes_of(self, ranks: Iterable[int], generation: int | None = None) -> tuple[str, ...]:
+        """The nodes on which these ranks run, each once; or ran, in an older generation of the membership.
+
+        The attempt may not have a rank that its trainer names.
+        """
+        nodes = self.nodes if generation is None else self.nodes_in(generation)
         places = (rank // self.ranks_per_node for rank in ranks if self.ranks_per_node)
-        return tuple(dict.fromkeys(self.nodes[place] for place in places if 0 <= place < len(self.nodes)))
+        return tuple(dict.fromkeys(nodes[place] for place in places if 0 <= place < len(nodes)))
+
+    def ranks_on(self, nodes: Iterable[str]) -> tuple[int, ...]:
+        """The ranks that have their place on these nodes."""
+        there, each = set(nodes), self.ranks_per_node
+        return tuple(
+            rank
+            for place, node in enumerate(self.nodes)
+            if node in there
+            for rank in range(place * each, (place + 1) * each)
+        )
+
+    def replaced_since(self, ended: RankExit) -> bool:
+        """Whether another process has the place of this one now, or was ordered to take it."""
+        return any(m.generation > ended.generation and ended.rank in m.new for m in self.members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ def test_one_message_for_an_incident_and_one_for_its_end():
     assert told(decided) == [("12-i000/opened", Severity.WARNING)]
     body = only(decided, e.AlertIntended).body
     assert "rank 1 on n2 was killed by signal 9" in body
-    assert "restart (process_death, rung 1)" in body
+    assert "restart (process_death, rung 2)" in body
     assert "opt-ops run explain 12" in body
     told_of.ends()
     assert told(told_of.train(410)) == [("12-i000/closed", Severity.INFO)]
