@@ -79,7 +79,7 @@ def test_a_malformed_page_is_refused_with_file_and_line(folder: Path, old: str, 
 
 def test_an_action_that_nobody_knows_is_refused(folder: Path):
     line = edit(folder / "hang.md", 'action = "halt"', 'action = "pray"')
-    with pytest.raises(PlaybookError, match=f"hang.md, line {line}: ladder.2.action"):
+    with pytest.raises(PlaybookError, match=f"hang.md, line {line}: ladder.3.action"):
         load(folder)
 
 

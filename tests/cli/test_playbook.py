@@ -61,11 +61,11 @@ def test_an_edited_margin_would_have_chosen_another_checkpoint(site: Path):
 
 
 def test_a_page_that_excludes_nothing_any_more(site: Path):
-    edit(site, "bad_gpu", "exclude = true", "exclude = false")
+    edit(site, "bad_gpu", '"restart"\nexclude = true', '"restart"\nexclude = false')
     (row,) = tried(site)
     assert (row["was"], row["would_be"]) == (
         "restart (bad_gpu, rung 1), excludes n2",
-        "restart (bad_gpu, rung 1)",
+        "restart (bad_gpu, rung 2)",
     )
 
 

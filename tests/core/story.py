@@ -42,6 +42,7 @@ class Story:
         """What the trainer says that its schedule alone gave for an update; None: it says nothing."""
         self.state = State()
         self.init_from: str | None = None  # the checkpoint with the first weights
+        self.capabilities: tuple[str, ...] = ()  # of the trainer
         self.entries: list[e.Entry] = []
         self.now = 1_000.0
         self.epoch = 0
@@ -140,28 +141,67 @@ class Story:
         if attempt.started_at is None:
             decided += self.see(e.AttemptStarted(attempt=attempt.name, at=self.now))
             configured = e.AttemptConfigured(
-                attempt=attempt.name, steps=1000, schedule=self.schedule, optimizer=OPTIMIZER, versions={}, layout={}
+                attempt=attempt.name,
+                steps=1000,
+                schedule=self.schedule,
+                optimizer=OPTIMIZER,
+                versions={},
+                layout={},
+                capabilities=self.capabilities,
             )
             decided += self.see(configured)
         planned = PlannedLr(schedule=self.schedule, factors=self.state.runs[attempt.run].lr_factors)
-        base = {step: self.base_lr(step) if self.base_lr else None for step in range(first, first + readbacks)}
-        read = tuple(
-            Readback(
-                step=step,
-                lr=5e-4 if (lr := planned.due(step, base[step])) is None else lr * lr_error,
-                betas=betas,
-                weight_decay=OPTIMIZER.weight_decay,
-                clip_norm=OPTIMIZER.clip_norm,
-                loss=3.0,
-                base_lr=base[step],
+
+        def read(first: int) -> tuple[Readback, ...]:
+            base = {step: self.base_lr(step) if self.base_lr else None for step in range(first, first + readbacks)}
+            return tuple(
+                Readback(
+                    step=step,
+                    lr=5e-4 if (lr := planned.due(step, base[step])) is None else lr * lr_error,
+                    betas=betas,
+                    weight_decay=OPTIMIZER.weight_decay,
+                    clip_norm=OPTIMIZER.clip_norm,
+                    loss=3.0,
+                    base_lr=base[step],
+                )
+                for step in range(first, min(first + readbacks, to_step + 1))
             )
-            for step in range(first, min(first + readbacks, to_step + 1))
-        )
+
         at = self.now + 1.0
+        joined = [m for m in attempt.members if m.step is not None and m.first_step is None]
+        again = joined[-1].step + 1 if joined and joined[-1].step is not None else None
         progressed = e.AttemptProgressed(
-            attempt=attempt.name, first_step=first, first_step_at=at, step=to_step, at=at, readbacks=read
+            attempt=attempt.name,
+            first_step=first if attempt.first_step is None else attempt.first_step,
+            first_step_at=at if attempt.first_step_at is None else attempt.first_step_at,
+            step=to_step,
+            at=at,
+            readbacks=read(first) if again is None else (),
+            generation=joined[-1].generation if joined else 1,
+            generation_first_step=again,
+            generation_first_at=None if again is None else at,
+            generation_readbacks=() if again is None else read(again),
         )
         return decided + self.see(progressed)
+
+    def standbys(self, **ready: int) -> list[e.Event]:
+        """So many warm ranks wait on these nodes."""
+        return self.see(*(e.StandbySeen(node=node, ready=count) for node, count in ready.items()))
+
+    def joins(self, step: int, kept: int | None = None, repeated: int = 0) -> list[e.Event]:
+        """All ranks of the newest generation hold the state of a step."""
+        attempt = self.state.attempt
+        assert attempt is not None
+        return self.see(
+            e.MembersJoined(
+                attempt=attempt.name,
+                generation=attempt.generation,
+                step=step,
+                at=self.now + 1.0,
+                kept=kept,
+                repeated=repeated,
+            )
+        )
 
     def checkpoint(
         self, step: int, *, healthy: bool = True, verify: bool = True, nodes: tuple[tuple[str, ...], ...] = ()
@@ -190,6 +230,7 @@ class Story:
         assert self.state.attempt is not None
         return self.see(
             e.SignalRaised(
+                generation=self.state.attempt.generation,
                 signal=name,
                 tier=Tier.ACT,
                 attempt=self.state.attempt.name,
