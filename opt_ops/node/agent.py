@@ -30,13 +30,19 @@ from opt_ops.node.host import HostProbe
 from opt_ops.node.kernel_log import KernelLog, parse_xid
 from opt_ops.node.line_process import STARTING
 from opt_ops.node.log import PREFIX, log
+from opt_ops.node.members_folder import MembersFolder
 from opt_ops.node.nvml import Probe
 from opt_ops.node.orders import OrdersFile
+from opt_ops.node.process_groups import Orphans, adopt_orphans
 from opt_ops.node.rank_processes import RankProcesses
+from opt_ops.node.standby_ranks import StandbyRanks
+from opt_ops.node.warm_process import WarmProcess
 from opt_ops.runfolder.permissions import check_trusted, follow_rights_of
 
 HEARTBEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
+HURRIED_SECONDS = 0.1  # between two looks at the orders while ranks wait for a newer generation
+HURRY_SECONDS = 60.0  # so long after a death; then the next generation comes late anyway
 READING_DEADLINE = 20.0
 FIRST_READING_SECONDS = 10.0  # for the first heartbeat, unless the kernel log has something to say
 LAST_SAVE_SECONDS = 15.0  # from the scheduler's SIGTERM to the end of the ranks, for one more checkpoint
@@ -65,6 +71,13 @@ class Agent:
         self._ranks: RankProcesses | None = None
         self._probe_ranks: RankProcesses | None = None
         """Those of a short run on this node while nothing else needs it."""
+        self._members = MembersFolder(folder, node)
+        self._warm = WarmProcess(folder, node)
+        self._standbys = StandbyRanks(folder, node, self._members, self._warm)
+        self._orphans = Orphans()
+        self._hurry_until = 0.0
+        self._peer_lost = False  # whether a rank waits for a newer generation
+        self._waiting: dict[str, int] = {}  # the numbers of standbys in the last heartbeat
         self._orders_file = OrdersFile(folder, node)
         self._orders: dict[str, Any] = {}
         """The last good orders: they stay in force while there are no newer ones."""
@@ -89,16 +102,32 @@ class Agent:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGUSR1, signal.SIGUSR2):  # submitit requests USR2, and its own handler would requeue
             signal.signal(number, self._warn)
+        self._guard("nothing can be forked from a warm process", adopt_orphans)
         wake = _wake_on_child_exit()
         try:
             while not self._step():
-                ready, _, _ = select.select([wake], [], [], POLL_SECONDS)
-                if ready:
-                    os.read(wake, 4096)
+                self._wait(wake)
         finally:
             self._stop_burning()
+            self._standbys.end()
+            self._warm.close()
+            self._members.close()
             self._probe.close()
             self._host_probe.close()
+
+    def _wait(self, wake: int) -> None:
+        """Wait for the next step: until a child ends, a rank loses a peer, or it is time to look at the orders."""
+        now = time.monotonic()
+        until = now + (HURRIED_SECONDS if now < self._hurry_until else POLL_SECONDS)
+        while (left := until - time.monotonic()) > 0:
+            ready, _, _ = select.select([wake], [], [], min(left, HURRIED_SECONDS))
+            if ready:
+                os.read(wake, 4096)
+            if ready or self._lost_peer() != self._peer_lost:
+                return
+
+    def _lost_peer(self) -> bool:
+        return self._ranks is not None and self._ranks.lost_peer
 
     def _warn(self, *_: object) -> None:
         self._warned = True
@@ -122,15 +151,26 @@ class Agent:
         self._guard("the kernel log cannot be read", self._take_errors)
         self._guard("the orders cannot be carried out yet", self._carry_out)
         changed = sum(ranks.reap() for ranks in self._all_ranks()) > 0  # each of them is reaped
-        if changed or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
+        lost, before, self._waiting = self._lost_peer(), self._waiting, self._standbys.counts
+        if changed or (lost and not self._peer_lost):
+            self._hurry_until = time.monotonic() + HURRY_SECONDS
+        news = changed or lost != self._peer_lost or self._waiting != before
+        self._peer_lost = lost
+        if news or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
             self._guard("no heartbeat", self._beat)  # at once after a death: the kernel log may show the cause
+            self._orphans.reap(self._children())
         return self._leaving and all(ranks.done for ranks in self._all_ranks())
+
+    def _children(self) -> set[int]:
+        """The children that others wait for."""
+        return self._warm.pids.union(self._standbys.pids, *(ranks.pids for ranks in self._all_ranks()))
 
     def _all_ranks(self) -> list[RankProcesses]:
         return [ranks for ranks in (self._ranks, self._probe_ranks) if ranks is not None]
 
     def _carry_out(self) -> None:
         self._follow(self._orders)
+        self._guard("no warm process", partial(self._keep_warm, self._orders))  # after the ranks have taken standbys
         if self._orders:
             self._orders_file.accepted(self._orders)
 
@@ -164,7 +204,7 @@ class Agent:
         mine = launch and launch["holders"].get(self._node) == self._allocation
         wanted = launch["attempt"] if launch and mine else None
         if self._ranks is not None and self._ranks.attempt != wanted:
-            self._ranks.end()
+            self._ranks.end(launch if launch and launch["attempt"] == self._ranks.attempt else None)
             if not self._ranks.done:
                 self._ranks.reap()
                 return
@@ -175,15 +215,34 @@ class Agent:
             return
         if wanted is not None and self._ranks is None and self._terminated_at is None:
             self._stop_burning()  # only a daemon process that does not know of the burn-in orders ranks now
-            ranks = RankProcesses(self._folder, self._node, launch or {})
+            ranks = self._new_ranks(launch or {})
             ranks.start()
             self._ranks = ranks
+        elif launch and wanted is not None and self._ranks is not None:
+            self._ranks.follow(launch)
         if not orders:
             return
         self._leaving = self._leaving or self._allocation in orders["released"]
         for drill in orders["drills"]:
             self._drill(drill)
         self._ask_ranks(orders)
+
+    def _new_ranks(self, launch: dict[str, Any]) -> RankProcesses:
+        return RankProcesses(self._folder, self._node, launch, self._members, self._warm, self._standbys)
+
+    def _keep_warm(self, orders: dict[str, Any]) -> None:
+        """Keep a warm process and standbys as the orders say. Tests of the node come first."""
+        launch = None if self._leaving else orders.get("launch")
+        if not self._folder_watch.here:
+            return
+        busy = self._burn is not None or self._terminated_at is not None
+        named = launch is not None and launch["warm"].get(self._node) == self._allocation and not busy
+        self._warm.follow(launch, named)
+        probed = any(each["holders"].get(self._node) == self._allocation for each in orders.get("probes", ()))
+        if launch is None or not named or (probed and self._node not in launch["holders"]):
+            self._standbys.follow(None, 0, may_start=False)
+        else:
+            self._standbys.follow(launch, launch["standbys"].get(self._node, 0), self._warm.settled(launch))
 
     def _follow_probe(self, orders: dict[str, Any], needed: bool) -> bool:
         """Run the probe that is ordered here, unless an attempt needs the node. Returns whether the way is free."""
@@ -198,7 +257,9 @@ class Agent:
             self._probe_ranks = None
         if wanted is not None and self._probe_ranks is None:
             self._stop_burning()
-            probe = RankProcesses(self._folder, self._node, wanted)
+            if not self._standbys.end():  # a probe measures the node
+                return True
+            probe = RankProcesses(self._folder, self._node, wanted, self._members)
             probe.start()
             self._probe_ranks = probe
         return True
@@ -244,6 +305,8 @@ class Agent:
             "pid": os.getpid(),
             "allocation": self._allocation,
             "warned": self._warned,
+            "peer_lost": self._peer_lost,
+            "standby": self._waiting,
             "attempt": self._ranks.attempt if self._ranks else None,
             "orders": self._orders_file.seen,
             "orders_refused": self._orders_file.refused,

@@ -120,12 +120,41 @@ def _launch(value: Any, node: str, names: re.Pattern[str] = _ATTEMPT, what: str 
         "port": _whole(fields.get("port"), "port", 65535),
         "argv": [_text(each, "argv") for each in _list(fields.get("argv"), "argv")],
         "environment": _texts(fields.get("environment", {}), "environment"),
+        "membership": None if fields.get("membership") is None else _membership(fields["membership"]),
+        "warm": _texts(fields.get("warm", {}), "warm"),
+        "standbys": {
+            _text(key, "standbys"): _whole(count, "standbys", _MOST_RANKS)
+            for key, count in _mapping(fields.get("standbys", {}), "standbys").items()
+        },
     }
     if node in launch["holders"] and node not in launch["nodes"]:
         raise OrdersRefused(f"launch has a holder of {node}, which is not among its nodes")
     if not launch["argv"] or launch["ranks_per_node"] < 1 or any("=" in name for name in launch["environment"]):
         raise OrdersRefused("launch has no command, no ranks, or a variable whose name holds `=`")
+    if launch["membership"] is not None:
+        _check_membership(launch)
     return launch
+
+
+def _membership(value: Any) -> dict[str, Any]:
+    fields = _mapping(value, "membership")
+    ranks = [_list(each, "ranks") for each in _list(fields.get("ranks"), "ranks")]
+    if not ranks or any(len(each) != 2 for each in ranks):
+        raise OrdersRefused("ranks of a membership must be pairs of a node and a number there")
+    return {
+        "generation": _whole(fields.get("generation"), "generation", 1 << 31),
+        "ranks": [(_text(node, "ranks"), _whole(local, "ranks", _MOST_RANKS - 1)) for node, local in ranks],
+        "new": [_whole(each, "new", len(ranks) - 1) for each in _list(fields.get("new"), "new")],
+        "address": _text(fields.get("address"), "address"),
+        "port": _whole(fields.get("port"), "port", 65535),
+    }
+
+
+def _check_membership(launch: Mapping[str, Any]) -> None:
+    ranks = launch["membership"]["ranks"]
+    places = {(node, local) for node in launch["nodes"] for local in range(launch["ranks_per_node"])}
+    if len(set(ranks)) < len(ranks) or set(ranks) != places:
+        raise OrdersRefused("the ranks of the membership are not those of its nodes, each once")
 
 
 def _drill(value: Any) -> dict[str, Any]:

@@ -20,13 +20,13 @@ TAIL_BYTES, TAIL_LINES = 4096, 20  # for people
 
 
 class RankLog:
-    """The log of one rank."""
+    """The log of one process of a rank. What another one wrote into the file before is not looked at."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lines = CauseLines()
-        self._file = (0, 0)
-        self._offset = 0
+        self._file, self._offset = _end_of(path)
+        self._begin = self._offset
 
     def look(self, until: float) -> None:
         """Look at what is new. It stops when `time.monotonic()` has passed `until`, after one chunk at the earliest."""
@@ -60,7 +60,9 @@ class RankLog:
             if not stat.S_ISREG(about.st_mode):
                 return ""
             try:
-                text = os.pread(file.fileno(), TAIL_BYTES, max(0, about.st_size - TAIL_BYTES)).decode(errors="replace")
+                begin = self._begin if (about.st_dev, about.st_ino) == self._file else 0
+                at = max(min(begin, about.st_size), about.st_size - TAIL_BYTES)
+                text = os.pread(file.fileno(), TAIL_BYTES, at).decode(errors="replace")
             except OSError:
                 return ""
         return "\n".join(text.splitlines()[-TAIL_LINES:])
@@ -73,9 +75,18 @@ class RankLog:
             return None
         about = os.fstat(descriptor)
         if (about.st_dev, about.st_ino) != self._file or about.st_size < self._offset:
-            self._file, self._offset = (about.st_dev, about.st_ino), 0
+            self._file, self._offset, self._begin = (about.st_dev, about.st_ino), 0, 0
         self._offset = max(self._offset, about.st_size - MOST_BEHIND)
         if stat.S_ISREG(about.st_mode) and about.st_size > self._offset:
             return descriptor
         os.close(descriptor)
         return None
+
+
+def _end_of(path: Path) -> tuple[tuple[int, int], int]:
+    """Which file it is, and how long; ((0, 0), 0) if there is none yet."""
+    try:
+        about = path.stat()
+    except OSError:
+        return (0, 0), 0
+    return (about.st_dev, about.st_ino), about.st_size if stat.S_ISREG(about.st_mode) else 0

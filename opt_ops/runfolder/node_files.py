@@ -167,18 +167,45 @@ def _report_of(record: f.Record, written: float) -> NodeRanksReport:
     ranks = record.required("ranks", lambda value: f.values(value, _RANKS))
     if not ranks:
         raise f.BadField("`ranks` is empty")
-    ended = [
-        _exit_of(f.Record(each, f"ranks[{number}].", record.left_out), node, written)
+    read = [
+        _rank_of(f.Record(each, f"ranks[{number}].", record.left_out), node, written)
         for number, each in enumerate(ranks)
     ]
-    exits = {found.rank: found for found, _, _ in ended if found is not None}
+    newest = {each.rank: each for each in read}  # a process that was replaced comes before the one that replaced it
+    ended = {each.rank: each for each in read if each.exit is not None}
     return NodeRanksReport(
         node=node,
         started_at=record.optional("started", f.moment, written),
-        exits=tuple(exits.values()),
-        done=len(exits) == len(ranks),
-        tails={found.rank: tail for found, tail, _ in ended if found is not None and tail},
-        causes={found.rank: causes for found, _, causes in ended if found is not None and causes is not None},
+        exits=tuple(each.exit for each in read if each.exit is not None),
+        done=all(each.exit is not None for each in newest.values()),
+        tails={rank: each.tail for rank, each in ended.items() if each.tail},
+        causes={rank: each.causes for rank, each in ended.items() if each.causes is not None},
+        pids={rank: each.process for rank, each in newest.items() if each.exit is None and each.process is not None},
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _RankEntry:
+    """A process of a rank in a report. `process`: its first generation, its number, and when it started."""
+
+    rank: int
+    exit: RankExit | None
+    tail: str
+    causes: tuple[CauseLine, ...] | None
+    process: tuple[int, int, float] | None
+
+
+def _rank_of(record: f.Record, node: str, written: float) -> _RankEntry:
+    found = record.optional("generations", f.items(f.whole(1), 2), ())
+    first, last = (found[0], found[-1]) if found else (1, 1)
+    ended, tail, causes = _exit_of(record, node, written)
+    pid, start = record.nullable("pid", f.whole(1), None), record.optional("start", f.moment, 0.0)
+    return _RankEntry(
+        rank=record.required("rank", f.rank),
+        exit=None if ended is None else dataclasses.replace(ended, generation=last),
+        tail=tail,
+        causes=causes,
+        process=None if pid is None else (first, pid, start),
     )
 
 

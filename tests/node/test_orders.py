@@ -24,8 +24,24 @@ LAUNCH = {
     "port": 4242,
     "argv": ["python", "-m", "trainer"],
     "environment": {"A": "b"},
+    "membership": None,
+    "warm": {"n7": "1-n1"},
+    "standbys": {"n7": 2},
+}
+MEMBERSHIP = {
+    "generation": 4,
+    "ranks": [["n0", 0], ["n0", 1], ["n1", 0], ["n1", 1]],
+    "new": [3],
+    "address": "10.0.0.9",
+    "port": 4243,
 }
 PROBE = {**LAUNCH, "attempt": "12-i003-same_data", "nodes": ["n1"], "ranks_per_node": 1}
+
+
+def with_members(**changes: Any) -> dict[str, Any]:
+    return {"launch": {**LAUNCH, "membership": {**MEMBERSHIP, **changes}}}
+
+
 GOOD: dict[str, Any] = {
     "v": 1,
     "epoch": 2,
@@ -56,6 +72,13 @@ def test_good_orders_are_read_whole(file: OrdersFile):
     assert file.refused is None
 
 
+def test_a_membership_is_read_whole(file: OrdersFile):
+    put(file, **with_members())
+    orders = file.read()
+    assert orders is not None
+    assert orders["launch"]["membership"] == {**MEMBERSHIP, "ranks": [tuple(each) for each in MEMBERSHIP["ranks"]]}
+
+
 def test_without_a_file_there_are_none(file: OrdersFile):
     assert (file.read(), file.refused) == (None, None)
 
@@ -78,6 +101,15 @@ def test_without_a_file_there_are_none(file: OrdersFile):
         ({"launch": {**LAUNCH, "ranks_per_node": 10**9}}, "ranks_per_node"),
         ({"launch": {**LAUNCH, "nodes": ["n0"]}}, "not among its nodes"),
         ({"launch": {**LAUNCH, "environment": {"A": 1}}}, "environment"),
+        ({"launch": {**LAUNCH, "warm": ["n7"]}}, "warm"),
+        ({"launch": {**LAUNCH, "standbys": {"n7": -1}}}, "standbys"),
+        (with_members(generation=None), "generation"),
+        (with_members(ranks=[]), "pairs"),
+        (with_members(ranks=[["n0", 0, 1]]), "pairs"),
+        (with_members(ranks=[["n0", 0], ["n0", 0], ["n1", 0], ["n1", 1]]), "each once"),
+        (with_members(ranks=[["n0", 0], ["n0", 1], ["n1", 0], ["n9", 1]]), "each once"),
+        (with_members(new=[4]), "new"),
+        (with_members(port=70_000), "port"),
         ({"probes": {}}, "probes"),
         ({"probes": [7]}, "launch"),
         ({"probes": [{**PROBE, "attempt": "1.00-a0"}]}, "no name of a probe"),
