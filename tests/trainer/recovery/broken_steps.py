@@ -25,6 +25,8 @@ from tests.trainer.test_parallel import samples
 from trainer.checkpoint.schedule import SaveSchedules
 from trainer.model import sharded
 from trainer.parallel import mesh
+from trainer.parallel.build import build
+from trainer.parallel.engine import Engine
 from trainer.parallel.mesh import Meeting
 from trainer.recipes import Recipe
 from trainer.recovery import rebuild
@@ -40,11 +42,15 @@ _NAMES = ("all_reduce", "all_gather_into_tensor", "all_gather_single", "reduce_s
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """Where a rank loses its connections in a step: before or after the collective of this number."""
+    """Where a rank loses its connections in a step: before or after the collective of this number.
+
+    Where it is ``replaced``, it goes on with a new engine.
+    """
 
     victim: int
     collective: int
     afterwards: bool = False
+    replaced: bool = False
 
 
 class Broken(RuntimeError):
@@ -115,18 +121,19 @@ class Trainee:
     def __init__(self, recipe: Recipe, ports: list[int]) -> None:
         self.recipe, self._ports, self._generation = recipe, ports, 1
         self.connections = Connections()
-        self.engine = engine_of(recipe)
+        self._use(engine_of(recipe))
         self.connections.opened()
-        self.layout = self.engine.layout
-        self.guard, self.progress = Guard(recipe), Progress()
-        outside = Outside(Options(), self.layout.rank, Signals())
-        inputs = RankInputs(outside, self.layout, SaveSchedules(recipe, snapshots=False))
-        checksums = Checksums(self.engine.model, self.engine.optimizer, self.layout, recipe.checksum_every)
-        data = samples(recipe)
-        self._steps = Steps(recipe, (), (), self.engine, data, self.guard, inputs, checksums)
+        self.progress = Progress()
         self.history: dict[int, tuple[float, float]] = {}
         self._versions: dict[int, tuple[list[Tensor], Any, Progress]] = {}
         self._keep()
+
+    def _use(self, engine: Engine) -> None:
+        recipe, layout = self.recipe, engine.layout
+        self.engine, self.layout, self.guard = engine, layout, Guard(recipe)
+        inputs = RankInputs(Outside(Options(), layout.rank, Signals()), layout, SaveSchedules(recipe, snapshots=False))
+        checksums = Checksums(engine.model, engine.optimizer, layout, recipe.checksum_every)
+        self._steps = Steps(recipe, (), (), engine, samples(recipe), self.guard, inputs, checksums)
 
     def step(self) -> None:
         outcome = self._steps.take(self.progress, closely=self.progress.step % 2 == 0)
@@ -135,21 +142,28 @@ class Trainee:
         self.history[self.progress.step] = outcome.measured.loss, outcome.measured.gnorm
         self._keep()
 
-    def recover(self) -> int:
-        """New groups, and the newest state that all ranks have. Returns its step."""
+    def recover(self, *, anew: bool = False) -> int:
+        """New groups, and the newest state that all ranks have. Returns its step.
+
+        Args:
+            anew: with a new engine, as in a process that replaces this one.
+        """
         self.connections.cut()
         rebuild.abort()
         self._generation += 1
         place = place_from_environment(os.environ)
         self.connections = Connections()
-        meeting = Meeting("127.0.0.1", self._ports[self._generation % 2], self._generation)
+        meeting = Meeting("127.0.0.1", self._ports[self._generation % len(self._ports)], self._generation)
         recipe = self.recipe
         dp, tp = mesh.check_layout(recipe, place.world)
         layout = mesh.start(place, dp, tp, recipe.parallel.replicas, meeting)
         self.connections.opened()
-        rebuild.rewire(self.engine, layout)
-        rebuild.drop_broken_step(self.engine)
-        self.layout = self.engine.layout
+        if anew:
+            self._use(build(recipe, layout))
+        else:
+            rebuild.rewire(self.engine, layout)
+            rebuild.drop_broken_step(self.engine)
+            self.layout = self.engine.layout
         newest = torch.tensor(self.progress.step)
         dist.all_reduce(newest, dist.ReduceOp.MIN)
         self._restore(int(newest))
@@ -182,7 +196,7 @@ def broken_run(recipe: Recipe, ports: list[int], breaks: dict[int, Break], steps
 
     Args:
         recipe: what to train.
-        ports: where the generations of the membership meet, in turn.
+        ports: where the generations of the membership meet, in turn. Groups that are still kept hold theirs.
         breaks: by step, where its first try is broken off.
         steps: to make.
     """
@@ -197,7 +211,7 @@ def broken_run(recipe: Recipe, ports: list[int], breaks: dict[int, Break], steps
                 before = trainee.progress.step
                 collectives.count_anew(None, trainee.connections.cut)
                 errors.append(error)
-                repeated += before - trainee.recover()
+                repeated += before - trainee.recover(anew=own is not None and own.replaced)
             else:
                 most = max(most, collectives.seen)
     history, state = trainee.history, [each.clone() for each in trainee.state()]

@@ -21,17 +21,19 @@ LAYOUTS: dict[str, tuple[int, int, int, tuple[str, ...]]] = {
     "replicas": (4, 1, 10, (*ACCUMULATED, "parallel.replicas=2")),
     "tp": (2, 2, 27, ONE_LAYER),
     "recomputed": (2, 1, 8, (*ONE_LAYER, "checkpoint_activations=true")),
-    "fp16": (2, 1, 8, (*ONE_LAYER, "precision=fp16")),
+    "fp16": (2, 1, 11, (*ACCUMULATED, "precision=fp16")),
 }
 
 
 def ports() -> list[int]:
-    """A generation needs another port than the one before, whose store is still open when it begins."""
-    return [free_port(), free_port()]
+    """A generation needs a port of its own: the store of an earlier one is open for as long as a group is kept."""
+    return [free_port() for _ in range(30)]
 
 
 def broken(ranks: Ranks, layout: str, every: int = 1, most: int = 0, *more: str) -> list[dict[str, Any]]:
     """Training in which the first try of each step is broken off: at its first collective, at a later one, and so on.
+
+    The rank that breaks it off changes. In some cases it goes on with a new engine, as a replacement does.
 
     Args:
         ranks: the processes.
@@ -42,8 +44,11 @@ def broken(ranks: Ranks, layout: str, every: int = 1, most: int = 0, *more: str)
     """
     dp, tp, known, changes = LAYOUTS[layout]
     places = range(0, most or known, every)
-    breaks = {step: Break((step - 1) % (dp * tp), place) for step, place in enumerate(places, 1)}
-    found = ranks(dp * tp, broken_run, build(dp, tp, *changes, *more), ports(), breaks, len(places) + 1)
+    world = dp * tp
+    breaks = {
+        step: Break((step - 1) % world, place, replaced=step // world % 2 == 1) for step, place in enumerate(places, 1)
+    }
+    found = ranks(world, broken_run, build(dp, tp, *changes, *more), ports(), breaks, len(places) + 1)
     assert max(rank["collectives"] for rank in found) == (most or known), "each collective of a step was broken off"
     return found
 
