@@ -18,6 +18,7 @@ from tests.adapters.slurm_stand_in import insist
 from tests.e2e.site import Site, until
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import quiet
+from tests.slurm.day import requests_were_needed
 
 pytestmark = pytest.mark.slurm
 
@@ -61,8 +62,9 @@ def test_a_killed_rank_and_a_bad_node_to_the_last_step(site: Site):
     assert {node for attempt in state.attempts.values() for node in attempt.nodes} <= set(held), "all in one allocation"
     accounts = ask("sacct", "-n", "-P", "-X", "-j", ",".join(jobs), "-o", "State,NNodes,JobName").split()
     assert accounts[0] == "COMPLETED|3|opt-ops-1-n0"
-    assert len(jobs) == 2, "and one small job for the node that was lost"
+    assert len(jobs) >= 2, "and a small job for the node that was lost"
     assert accounts[1].endswith("|1|opt-ops-1-n1")
+    requests_were_needed(site.entries())
 
 
 def test_a_node_that_an_administrator_drains_gets_nothing_new(site: Site, slurm: Cluster):

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.state.fold import fold
-from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import AllocationStatus
 from tests.e2e.site import Site
-from tests.slurm.day import CONFIG, Day, ask, until
+from tests.slurm.day import CONFIG, Day, ask, is_fit, staying, until, with_state_before
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from opt_ops.core.state.model import Incident
     from tests.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
@@ -74,18 +73,14 @@ def limit(lineage: Site, minutes: int) -> None:
     ask("scontrol", "update", f"jobid={allocation.job}", f"timelimit={minutes}")
 
 
-def requests_were_needed(lineage: Site) -> None:
-    """No nodes were asked for while a fit one was held that stays. On a busy machine, one may be unfit for a while."""
-    state, requests = State(), 0
-    for entry in lineage.entries():
-        if isinstance(entry.event, e.AllocationIntended):
-            requests += 1
-            stay = [name for name, held in state.held.items() if (held.ends_at or 0.0) - entry.ts > 60]
-            # without GPUs a node is fit when its agent has said that there are none
-            fit = [name for name in stay if name in state.nodes and state.nodes[name].reason.startswith("nvml_")]
-            assert not fit, f"{entry.event.allocation} was asked for, and {fit} was held"
-        state = fold(state, entry)
-    assert requests >= 2, "it never moved"
+def others_were_held_in_time(lineage: Site, moved: Incident) -> bool:
+    """Whether a fit node was held that stays, when the move was decided."""
+    before = next(s for x, s in with_state_before(lineage.entries()) if is_opening(x.event, moved))
+    return any(is_fit(before.nodes.get(name)) for name in staying(before, moved.opened_at))
+
+
+def is_opening(event: e.Event, incident: Incident) -> bool:
+    return isinstance(event, e.IncidentOpened) and event.incident == incident.name
 
 
 def test_time_limits(site: Site, tmp_path: Path):
@@ -103,11 +98,12 @@ def test_time_limits(site: Site, tmp_path: Path):
         day = Day(site, nodes=1, spares=0)
         limit(site, 2 + int(time.time() - day.state.allocation.since) // 60)  # a quarter of it, for the move: 30 s
         moved = day.sees("time_limit")
-        assert "1 other nodes are held" in moved.cause
+        # else its node was not there in time, on a busy machine: then it saves, and waits
+        why = "1 other nodes are held" if others_were_held_in_time(site, moved) else "there are no other nodes yet"
+        assert why in moved.cause
         assert moved.step_resumed >= day.saved_before_it_left(moved.attempt)
         assert not any(node.excluded_by for node in day.state.nodes.values())
-        day.ends()
-        requests_were_needed(site)
+        day.ends(submitted=2)
 
         until(lambda: ask("sacct", "-n", "-X", "-j", cut, "-o", "State").split() == ["TIMEOUT"])
         other.start_daemon()
