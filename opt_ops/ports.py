@@ -214,6 +214,16 @@ class TrainerPhase:
     step: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejoined:
+    """A generation of the membership whose ranks have come together."""
+
+    generation: int
+    step: int  # whose state all ranks hold
+    at: float
+    repeated: int = 0  # steps that some rank had made beyond it, at most
+
+
 class Trainer(Protocol):
     """The files of an attempt's training processes."""
 
@@ -227,6 +237,10 @@ class Trainer(Protocol):
 
     def phases(self, attempt: str) -> Sequence[TrainerPhase]:
         """Return the phase changes since the last call for this attempt, oldest first."""
+        ...
+
+    def members(self, attempt: str) -> Sequence[Rejoined]:
+        """Return the generations that came together since the last call for this attempt, oldest first."""
         ...
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:

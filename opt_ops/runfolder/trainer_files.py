@@ -11,7 +11,7 @@ from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.values import Optimizer, PlannedChange
 from opt_ops.errors import OptOpsError
-from opt_ops.ports import TrainerConfig, TrainerPhase
+from opt_ops.ports import Rejoined, TrainerConfig, TrainerPhase
 from opt_ops.runfolder import fields as f
 from opt_ops.runfolder.files import Tail, identity_of, read_json, write_json
 from opt_ops.runfolder.left_out import LeftOutCounter
@@ -36,6 +36,7 @@ class FileTrainer:
         self._tails: dict[str, Tail] = {}
         self._orders: dict[str, StepOrder] = {}
         self._phases: dict[str, Tail] = {}
+        self._members: dict[str, Tail] = {}
         self._seen_config: tuple[str, tuple[int, ...]] | None = None
         self._config: TrainerConfig | None = None
 
@@ -105,6 +106,22 @@ class FileTrainer:
                 self._left_out.add("phases", path, left_out[0], tail.line)
         return phases
 
+    def members(self, attempt: str) -> Sequence[Rejoined]:
+        """Return the generations that came together since the last call, without lines that are not as promised."""
+        path = self._folder / attempt_folder(attempt) / "members.jsonl"
+        tail = self._members.get(attempt)
+        if tail is None:
+            tail = self._members[attempt] = self._tail("members", path, _LARGEST_PHASES)
+        found: list[Rejoined] = []
+        for fields in self._lines("members", tail, path):
+            try:
+                found.append(_rejoined_of(f.Record(fields)))
+            except f.BadField as error:
+                self._left_out.add("members", path, str(error), tail.line)
+            else:
+                self._left_out.took("members", path)
+        return found
+
     def _tail(self, source: str, path: Path, most: int) -> Tail:
         return Tail(path, most, lambda line, why: self._left_out.add(source, path, why, line))
 
@@ -125,6 +142,15 @@ def _phase_of(record: f.Record) -> TrainerPhase:
         name=name if name in _PHASES else OTHER_PHASE,
         since=record.required("ts", f.moment),
         step=record.optional("step", f.step, None),
+    )
+
+
+def _rejoined_of(record: f.Record) -> Rejoined:
+    return Rejoined(
+        generation=record.required("generation", f.whole(2)),
+        step=record.required("step", f.step),
+        at=record.required("ts", f.moment),
+        repeated=record.optional("repeated", f.whole(0), 0),
     )
 
 

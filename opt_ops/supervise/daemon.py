@@ -79,13 +79,7 @@ class Daemon:
             expected_gpus=config.expected_gpus,
             least_alert=Severity(alerts.least) if alerts.urls else None,
         )
-        recovery = config.recovery
-        self._policy = replace(
-            policy,
-            in_place=recovery.in_place,
-            in_place_seconds=recovery.in_place_seconds,
-            standby=recovery.standby,
-        )
+        self._policy = replace(policy, **config.recovery.model_dump())
         self._alerts = UrlNotifier(alerts.urls, alerts.least)
         self._dead_man_switch = DeadManSwitch(alerts.heartbeat_url, alerts.heartbeat_seconds)
         self._outbox = Outbox(self._alerts.send, self._got_through)
@@ -352,6 +346,8 @@ class Daemon:
             burn_in_seconds=self._config.health.burn_in_seconds,
             snapshot_dir=trainer.snapshot_dir.rstrip("/"),
             checkpoint_copy=trainer.checkpoint_copy.rstrip("/"),
+            in_place=self._config.recovery.in_place,
+            standby=self._config.recovery.standby,
         )
 
     def _new_projections(self, path: Path) -> list[Projection]:

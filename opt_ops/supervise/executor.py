@@ -13,7 +13,10 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from opt_ops.contract.warm_start import CAPABILITY as WARM_START
+from opt_ops.core.decide.replacement import is_capable
 from opt_ops.core.events import (
     AlertSettled,
     AllocationFailed,
@@ -26,10 +29,10 @@ from opt_ops.core.events import (
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.model import AlertState, Allocation, Attempt, Drill, Node, State
 from opt_ops.core.state.queries import probing
-from opt_ops.core.values import AllocationStatus, Fault, LrFactor, Skip, Status
+from opt_ops.core.values import AllocationStatus, Fault, LrFactor, Skip, Status, Verdict
 from opt_ops.core.waiting import Backoff, Retries, still_waiting
 from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
-from opt_ops.ports import Alert, Drilling, Launch, Orders, Ports
+from opt_ops.ports import Alert, Drilling, Launch, Membership, Orders, Ports
 from opt_ops.supervise.deliveries import Deliveries
 
 _LEAVE_SECONDS = 20.0  # for released agents to leave by themselves before their job is cancelled
@@ -51,6 +54,8 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict[str, str])
     snapshot_dir: str = ""  # on the nodes' own disks; empty: no snapshots
     checkpoint_copy: str = ""  # second place for checkpoints; empty: none
+    in_place: bool = True  # whether ranks wait for a place in a running attempt
+    standby: bool = True  # whether nodes keep a warm process of the trainer
 
 
 class IntentExecutor:
@@ -269,7 +274,45 @@ def _launch(state: State, attempt: Attempt, site: Site) -> Launch:
         argv += ["--checkpoint-copy", f"{site.checkpoint_copy}/{state.intent.lineage}/{attempt.run}"]
     argv += ["--resume", attempt.checkpoint.path] if attempt.checkpoint else ["--from-scratch"]
     argv += ["--attempt", attempt.name, "--fence", f"{folder}/attempt.json"]
-    return _launch_of(state, site, attempt.name, attempt.nodes, attempt.ranks_per_node, attempt.intended_at, argv)
+    launch = _launch_of(state, site, attempt.name, attempt.nodes, attempt.ranks_per_node, attempt.intended_at, argv)
+    return replace(launch, membership=_membership(attempt, launch, site), **_warm(state, attempt, site))
+
+
+def _membership(attempt: Attempt, launch: Launch, site: Site) -> Membership | None:
+    """The newest generation of the attempt's membership. Each has a port of its own: older ranks cannot meet there."""
+    if not attempt.members:
+        return None
+    newest = attempt.members[-1]
+    places = ((node, local) for node in attempt.nodes for local in range(attempt.ranks_per_node))
+    return Membership(
+        generation=newest.generation,
+        ranks=tuple(places),
+        new=newest.new,
+        address=launch.address,
+        port=_port(site, f"{attempt.name}/{newest.generation}", attempt.intended_at),
+    )
+
+
+def _warm(state: State, attempt: Attempt, site: Site) -> dict[str, dict[str, Any]]:
+    """Which nodes keep a warm process, and how many warm ranks wait there: after the first step, when memory is known.
+
+    A spare has a warm rank for each of its places. A node in use has one: for a process that dies while the node is
+    fit, and where no spare could take its place.
+    """
+    if not site.standby or WARM_START not in attempt.capabilities or attempt.first_step is None:
+        return {}
+    held = {name: holder.name for name, holder in state.held.items() if _may_wait(state, name)}
+    standbys: dict[str, int] = {}
+    if site.in_place and is_capable(attempt):
+        standbys = {name: attempt.ranks_per_node for name in held if name not in attempt.nodes}
+        if not standbys or attempt.ranks_per_node > 1:
+            standbys |= {name: 1 for name in held if name in attempt.nodes}
+    return {"warm": held, "standbys": standbys}
+
+
+def _may_wait(state: State, name: str) -> bool:
+    node = state.nodes.get(name)
+    return node is not None and node.excluded_by is None and node.verdict not in (Verdict.BAD, Verdict.SUSPECT)
 
 
 def _probes(state: State, site: Site) -> Iterator[Launch]:
@@ -320,15 +363,18 @@ def _launch_of(
     state: State, site: Site, name: str, nodes: tuple[str, ...], ranks: int, since: float, argv: Sequence[str]
 ) -> Launch:
     """The order to start an attempt, or a probe, that was intended at `since` with so many ranks on each node."""
-    # A new port for each attempt, and the same one whenever its order is written again. A port in use costs one retry.
-    port = 20000 + zlib.crc32(f"{site.folder} {name} {since}".encode()) % 12000
     return Launch(
         attempt=name,
         nodes=nodes,
         holders={node: state.held[node].name for node in nodes if node in state.held},
         ranks_per_node=ranks,
         address=state.nodes[nodes[0]].host,
-        port=port,
+        port=_port(site, name, since),
         argv=tuple(argv),
         environment=site.environment,
     )
+
+
+def _port(site: Site, name: str, since: float) -> int:
+    """A new port for each attempt, and the same one whenever its order is written again. A port in use costs a try."""
+    return 20000 + zlib.crc32(f"{site.folder} {name} {since}".encode()) % 12000

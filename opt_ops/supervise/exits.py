@@ -9,9 +9,12 @@ from typing import Any
 from opt_ops.core.failures.cause_lines import CauseLine
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.failures.classify_exit import Blame, last_words
+from opt_ops.core.state.model import Attempt
 from opt_ops.core.values import RankExit
 from opt_ops.ports import NodeRanksReport
 
+_MOST_LOST = 1024
+"""Ranks that the evidence names. Of so many nothing is replaced in place."""
 _SURVIVED_SECONDS = 30.0
 """A line that is older than the last step by more than this is no cause: training went on after it. Clocks of nodes
 differ by less, and a rank may have failed within the step that another rank still reported."""
@@ -33,6 +36,22 @@ def failed_ranks(reports: Iterable[NodeRanksReport], last_step_at: float | None)
             else:
                 failed[ended] = last_words(ended, (_aged(line, last_step_at) for line in lines))
     return failed
+
+
+def present(attempt: Attempt, report: NodeRanksReport) -> NodeRanksReport:
+    """What a report says of the present generation: how a process ended that was replaced is history."""
+    if not attempt.members:
+        return report
+    here = frozenset(attempt.ranks_on([report.node]))
+    exits = tuple(each for each in report.exits if each.rank in here and not attempt.replaced_since(each))
+    return replace(report, exits=exits, done=here <= {each.rank for each in exits})
+
+
+def losses_of(failed: Iterable[RankExit]) -> dict[str, Any]:
+    """Which ranks are lost, and with which exit codes, for a replacement in place."""
+    ended = sorted(failed, key=lambda each: each.rank)[:_MOST_LOST]
+    codes = {each.code for each in ended if each.code is not None}
+    return {"lost_ranks": [each.rank for each in ended], "codes": sorted(codes)}
 
 
 def _aged(line: CauseLine, last_step_at: float | None) -> CauseLine:

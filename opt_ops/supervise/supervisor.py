@@ -25,6 +25,7 @@ from opt_ops.supervise.operator_requests import RequestWatch, refused
 from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_attempt import AttemptWatch
 from opt_ops.supervise.watch_inputs import InputWatch
+from opt_ops.supervise.watch_members import MembersWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_probes import ProbeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
@@ -92,6 +93,7 @@ class Supervisor:
             self._watchers: dict[str, Watcher] = {
                 "the watch over jobs": allocation,
                 "the watch over nodes": nodes,
+                "the watch over replacements": MembersWatch(ports.trainer, ports.agents, guard),
                 "the watch over training": training,
                 "the watch over ranks": attempts,
                 "the watch over probes": ProbeWatch(ports.trainer, ports.agents, ports.checkpoints, ports.clock),

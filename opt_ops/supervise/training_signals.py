@@ -70,7 +70,7 @@ def signal_of(attempt: Attempt, finding: Finding) -> SignalRaised:
     """The finding as a signal of its attempt, with the nodes of the ranks that it names."""
     rank, certain = finding.evidence.get("rank"), finding.evidence.get("certain", True)
     ranks = finding.evidence.get("ranks", () if rank is None else (rank,))
-    nodes = attempt.nodes_of(ranks)
+    nodes = attempt.nodes_of(ranks, attempt.generation_at(finding.step))
     if not certain and len(nodes) > 1:
         nodes = ()  # one of them is healthy, and it is not known which
     return SignalRaised(

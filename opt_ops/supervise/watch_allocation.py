@@ -98,6 +98,7 @@ class AllocationWatch:
         ended, last = job.status is AllocationStatus.ENDED, self._training.last(attempt)
         yield from self._training.report_progress(attempt)
         raised = SignalRaised(
+            generation=attempt.generation,
             signal=SIGNAL_OF_END.get(job.reason.split()[0] if job.reason else "", FailureClass.ALLOCATION_LOST),
             tier=Tier.ACT,
             attempt=attempt.name,
@@ -120,6 +121,7 @@ class AllocationWatch:
         last = self._training.last(attempt)
         step = last.step if last else attempt.last_step
         raised = SignalRaised(
+            generation=attempt.generation,
             signal=FailureClass.SUSPENDED,
             tier=Tier.ACT,
             attempt=attempt.name,

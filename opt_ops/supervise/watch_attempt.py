@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 
+from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.core.decide.policy import Policy
+from opt_ops.core.decide.replacement import is_capable
 from opt_ops.core.detect.stacks import group
 from opt_ops.core.events import AttemptEnded, AttemptStarted, CheckpointRefused, Event, SignalRaised, StacksTaken
 from opt_ops.core.failures.classes import FailureClass
@@ -14,13 +16,14 @@ from opt_ops.core.failures.classify_exit import Blame, blame
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeRanksReport
-from opt_ops.supervise.exits import evidence_of, failed_ranks, places
+from opt_ops.supervise.exits import evidence_of, failed_ranks, losses_of, places, present
 from opt_ops.supervise.guard import Guard
 from opt_ops.supervise.watch_nodes import END_REASON_SECONDS, NodeWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
 # When a rank dies, its peers die of it. The report of another node may come later and show an earlier death.
 _FIRST_FAILURE_DEBOUNCE_SECONDS = 1.0
+_SECOND_LOSS_DEBOUNCE_SECONDS = 0.5
 _VICTIMS_DEBOUNCE_SECONDS = 4.0  # while ranks only report a lost peer: the peer may still be writing its stacks
 
 _XIDS_SECONDS = 60.0  # before the end of a rank: Xids of its node that may explain it
@@ -51,7 +54,8 @@ class AttemptWatch:
         self._nodes = nodes
         self._training = training
         self._clock = clock
-        self._failed_at: dict[str, float] = {}  # by attempt: when a failed rank was first reported
+        self._failed_at: dict[tuple[str, int], float] = {}
+        """By attempt and generation: when a failed rank was first reported."""
         self._dump_asked_at: dict[str, float] = {}  # by incident
 
     def observe(self, state: State) -> Iterator[Event]:
@@ -65,10 +69,10 @@ class AttemptWatch:
         each = self._guard.each
         yield from each("stacks", lambda: self._stacks(state, attempt))
         found = self._guard.call("reports on ranks", lambda: self._agents.reports(attempt.name), {})
-        reports = {node: found[node] for node in attempt.nodes if node in found}
+        reports = {node: present(attempt, found[node]) for node in attempt.nodes if node in found}
         if attempt.started_at is None and reports.keys() >= set(attempt.nodes):
             yield AttemptStarted(attempt=attempt.name, at=max(report.started_at for report in reports.values()))
-        over = all(self._is_over(state, attempt, reports, node) for node in attempt.nodes)
+        over = all(self._is_over(state, attempt, reports.get(node), found.get(node), node) for node in attempt.nodes)
         silent = {x: "" for report in reports.values() for x in report.exits if x.code != 0 or x.signal is not None}
         # Else a lost node may be the cause, or the rank that died: a daemon that was held up sees both at once.
         if not silent and self._nodes.all_reported_within(attempt.nodes, _RECENT_HEARTBEAT_SECONDS):
@@ -104,20 +108,27 @@ class AttemptWatch:
             if len(texts) >= ranks or waited > self._policy.dump_seconds:
                 yield _stacks_taken(attempt, incident, texts, ranks)
 
-    def _is_over(self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport], node: str) -> bool:
-        if self._is_lost(state, attempt, node):
+    def _is_over(
+        self,
+        state: State,
+        attempt: Attempt,
+        report: NodeRanksReport | None,
+        whole: NodeRanksReport | None,
+        node: str,
+    ) -> bool:
+        """Whether no rank runs there, and none will. `report`: what `whole` says of the present generation."""
+        if self._is_lost(state, attempt, node) or (report is not None and report.done):
             return True
-        if report := reports.get(node):
-            return report.done
-        # The attempt never started there. It never will, once the agent has acted on orders after the stop.
-        return attempt.stop_seq is not None and self._nodes.orders_seen(node) >= (state.epoch, attempt.stop_seq)
+        # What never started there never will, once the agent has acted on orders after the stop.
+        stopped = attempt.stop_seq is not None and self._nodes.orders_seen(node) >= (state.epoch, attempt.stop_seq)
+        return stopped and (whole is None or whole.done)
 
     def _is_lost(self, state: State, attempt: Attempt, node: str) -> bool:
         holder = state.held.get(node)
         if holder is None:
             return True
         # A node that is held again is held by a newer allocation, whose agent does not know the attempt.
-        return self._nodes.lost(node) or holder.intended_at > attempt.intended_at
+        return self._nodes.lost(node) or holder.intended_at > attempt.needed_since(node)
 
     def _awaits_end_reason(self, state: State, attempt: Attempt, failed: Mapping[RankExit, str]) -> bool:
         """Whether the scheduler seems to end the job: its reason is then the cause, so wait for it.
@@ -129,7 +140,7 @@ class AttemptWatch:
         first = self._blame(failed).first
         if _STOP_SIGNALS.isdisjoint((first.signal, (first.code or 0) - 128)) or not self._nodes.warned(first.node):
             return False
-        since = self._failed_at.setdefault(attempt.name, self._clock.monotonic())
+        since = self._failed_since(attempt)
         return self._clock.monotonic() - since < END_REASON_SECONDS
 
     def _failed_rank(
@@ -137,12 +148,11 @@ class AttemptWatch:
     ) -> Iterator[Event]:
         if not failed or attempt.stop_why is not None:
             return
-        since = self._failed_at.setdefault(attempt.name, self._clock.monotonic())
+        since = self._failed_since(attempt)
         found = self._blame(failed)
-        wait = _VICTIMS_DEBOUNCE_SECONDS if found.victim else _FIRST_FAILURE_DEBOUNCE_SECONDS
-        if not over and self._clock.monotonic() - since < wait:
+        if not over and self._clock.monotonic() - since < self._debounce(attempt, found, failed):
             return
-        raised = self._signal(attempt, found, len(failed))
+        raised = self._signal(attempt, found, failed)
         if raised.key in state.signals:
             return
         if raised.signal == FailureClass.CHECKPOINT_REFUSED and attempt.checkpoint is not None:
@@ -150,15 +160,39 @@ class AttemptWatch:
         yield from self._training.report_progress(attempt)  # an end after the last step is another one than before it
         yield raised
 
+    def _failed_since(self, attempt: Attempt) -> float:
+        """When a rank of the present generation was first found to have failed."""
+        return self._failed_at.setdefault((attempt.name, attempt.generation), self._clock.monotonic())
+
+    def _debounce(self, attempt: Attempt, found: Blame, failed: Iterable[RankExit]) -> float:
+        """Seconds in which a first failure may still become known. Where peers do not die of it, it is known at once.
+
+        While ranks are being replaced, losses of a moment are one loss: each costs a generation.
+        """
+        if self._outlives(attempt):
+            if any(ended.code == ExitCode.NO_COMMON_STEP for ended in failed):
+                return 0.0
+            if not found.victim:
+                return 0.0 if attempt.rejoining is None else _SECOND_LOSS_DEBOUNCE_SECONDS
+        return _VICTIMS_DEBOUNCE_SECONDS if found.victim else _FIRST_FAILURE_DEBOUNCE_SECONDS
+
+    def _outlives(self, attempt: Attempt) -> bool:
+        """Whether the ranks of the attempt outlive the death of one of them."""
+        return self._policy.in_place and attempt.first_step is not None and is_capable(attempt)
+
     def _blame(self, failed: Mapping[RankExit, str]) -> Blame:
         """Who failed first, and why. If their words cannot be read, how they ended still can."""
         found = self._guard.call("the reason of an exit", lambda: blame(failed), None)
         return found or blame(dict.fromkeys(failed, ""))
 
-    def _signal(self, attempt: Attempt, found: Blame, failed: int) -> SignalRaised:
+    def _signal(self, attempt: Attempt, found: Blame, failed: Collection[RankExit]) -> SignalRaised:
         last = self._training.last(attempt)
         xids = self._nodes.xids_since(found.first.node, found.first.at - _XIDS_SECONDS)
+        evidence = {**evidence_of(found, len(failed)), **({"xids": xids} if xids else {})}
+        if self._outlives(attempt):
+            evidence |= losses_of(failed)
         return SignalRaised(
+            generation=attempt.generation,
             signal=found.kind,
             tier=Tier.ACT,
             attempt=attempt.name,
@@ -167,7 +201,7 @@ class AttemptWatch:
             at=found.first.at,
             nodes=places(found),
             rule="first rank that ended with a signal or with a code other than 0",
-            evidence={**evidence_of(found, failed), **({"xids": xids} if xids else {})},
+            evidence=evidence,
         )
 
     def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport]) -> AttemptEnded:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from opt_ops.core.decide.policy import Policy
-from opt_ops.core.events import Event, NodeJudged, SignalRaised
+from opt_ops.core.events import Event, NodeJudged, SignalRaised, StandbySeen
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, rank, remember, same_readings
 from opt_ops.core.health.energy import EnergyMeter
@@ -111,6 +111,7 @@ class NodeWatch:
         self._judge_again_if_others_changed(state)
         if attempt is not None and attempt.live and any(map(self.lost, attempt.nodes)):
             yield from self._training.observe(state)  # first read the steps that came while the daemon was held up
+        yield from self._guard.each("warm ranks", partial(self._standbys, state, heard))
         for name in held:
             if self._silence.silent(name):
                 known = state.nodes.get(name, Node(name=name))
@@ -124,6 +125,13 @@ class NodeWatch:
             return []
         newest = ((name, self._newest.get(name)) for name in attempt.nodes)
         return [name for name, last in newest if last is not None and last.peer_lost and last.attempt == attempt.name]
+
+    def _standbys(self, state: State, heard: Iterable[str]) -> Iterator[Event]:
+        """Yield how many warm ranks wait on the nodes that were heard, where that has changed."""
+        for name in sorted(heard):
+            known, newest = state.nodes.get(name), self._newest.get(name)
+            if known is not None and newest is not None and newest.standby != known.standby:
+                yield StandbySeen(node=name, ready=newest.standby)
 
     def _judge_again_if_others_changed(self, state: State) -> None:
         """Mark nodes for a new verdict if the list of bad parts, the scheduler or the comparison says something new."""
@@ -229,6 +237,7 @@ class NodeWatch:
             return  # a step needs the ranks of every node: while steps come, the node works
         yield from self._training.report_progress(attempt)
         raised = SignalRaised(
+            generation=attempt.generation,
             signal=FailureClass.SILENT_NODE,
             tier=Tier.ACT,
             attempt=attempt.name,

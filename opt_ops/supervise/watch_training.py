@@ -34,6 +34,7 @@ from opt_ops.core.state.planned import planned_changes
 from opt_ops.core.state.queries import newest_good, suspended
 from opt_ops.core.values import Readback, Tier
 from opt_ops.ports import CheckpointStore, Clock, Trainer, TrainerPhase
+from opt_ops.supervise.first_steps import FirstSteps
 from opt_ops.supervise.guard import Guard
 from opt_ops.supervise.training_signals import digest_of, keeps_recurring, readback_of, signal_of
 from opt_ops.supervise.watch_checkpoints import CheckpointWatch
@@ -72,6 +73,7 @@ class TrainingWatch:
         self._step_times = StepTimes()
         self._phase: TrainerPhase | None = None
         self._first: list[Point] = []
+        self._first_steps = FirstSteps(self._enough)
         self._last: Point | None = None
         self._steps: int | None = None  # the last step that the attempt will train
         self._advanced_at = 0.0
@@ -79,6 +81,7 @@ class TrainingWatch:
         """The newest time in which the attempt's job was suspended, seconds since the epoch."""
         self._reported_at = 0.0
         self._reported_step = 0
+        self._generation = 1  # of the membership that made the last step
         self._readbacks = max((book.proof_steps for book in policy.playbooks.values()), default=1)
 
     def _new_detectors(self) -> tuple[Detector, ...]:
@@ -92,6 +95,8 @@ class TrainingWatch:
             each = self._guard.each
             if attempt.name != self._following:
                 self._follow(state, attempt)
+            if self._first_steps.follow(attempt):  # it stood still until now
+                self._advanced_at = self._clock.monotonic()
             if holder := suspended(state, attempt):
                 self._advanced_at = self._clock.monotonic()
                 self._rest = (holder.since, self._clock.now())
@@ -154,6 +159,7 @@ class TrainingWatch:
         self._step_times = StepTimes()
         self._phase = None
         self._first, self._last, self._steps = [], None, None
+        self._first_steps, self._generation = FirstSteps(self._enough), 1
         self._advanced_at = self._reported_at = self._clock.monotonic()
         self._reported_step = 0
 
@@ -218,7 +224,8 @@ class TrainingWatch:
         self._last = point
         if not self._enough(self._first):
             self._first.append(point)
-        rested = self._rests(point.ts - point.step_seconds, point.ts)
+        self._first_steps.take(point)
+        rested = self._rests(point.ts - point.step_seconds, point.ts) or self._rejoins(attempt, point)
         # The first step compiles, allocates and connects. That and a step that was suspended are no typical time.
         if self._first[0] is not point and not rested:
             self._phase_times.observe("training", point.step_seconds)
@@ -286,7 +293,7 @@ class TrainingWatch:
         """Report the first step, the steps that a proof needs, then once a minute and once in each daemon process."""
         if self._last is None or self._last.step == self._reported_step:
             return
-        proof = self._enough(self._first) and not self._enough(attempt.readbacks)
+        proof = (self._enough(self._first) and not self._enough(attempt.readbacks)) or self._first_steps.news
         new = attempt.first_step is None or attempt.progress_epoch < state.epoch
         if proof or new or self._clock.monotonic() - self._reported_at >= _REPORT_SECONDS:
             yield self._report(attempt)
@@ -309,6 +316,7 @@ class TrainingWatch:
             step_seconds=step_seconds,
             save_seconds=save_seconds,
             evaluation_seconds=evaluation_seconds,
+            **self._first_steps.fields(),
         )
 
     def _enter(self, phase: TrainerPhase) -> None:
@@ -325,6 +333,15 @@ class TrainingWatch:
         """Whether the job was suspended meanwhile: the time is none of the trainer's."""
         return self._rest is not None and began <= self._rest[1] and ended >= self._rest[0]
 
+    def _rejoins(self, attempt: Attempt, point: Point) -> bool:
+        """Whether the step is the first one after ranks were replaced: its time is not a usual one, and neither are
+        those of the ranks that left."""
+        generation = attempt.generation_at(point.step)
+        if generation != self._generation:
+            self._generation, self._per_attempt = generation, self._new_detectors()
+            return True
+        return attempt.rejoining is not None
+
     def _phase_name(self, attempt: Attempt) -> str:
         """The phase that the trainer reports, or that follows from its steps."""
         if self._phase is not None:
@@ -337,9 +354,12 @@ class TrainingWatch:
         """Yield a signal, once, if the attempt has made no progress for too long."""
         rule, seconds, phase = self._policy.hang, self.idle_seconds(attempt), self._phase_name(attempt)
         timeout = self._phase_times.timeout(phase, rule)
-        if seconds <= timeout or attempt.stop_why is not None:
+        if self._first_steps.awaited:  # new ranks may compile something for it
+            timeout = max(timeout, self._policy.in_place_seconds)
+        if seconds <= timeout or attempt.stop_why is not None or attempt.rejoining is not None:
             return
         raised = SignalRaised(
+            generation=attempt.generation,
             signal=FailureClass.HANG,
             tier=Tier.ACT,
             attempt=attempt.name,

@@ -174,6 +174,11 @@ class Attempt:
             for rank in range(place * each, (place + 1) * each)
         )
 
+    def needed_since(self, node: str) -> float:
+        """When ranks were first ordered to start on this node: with the attempt, or with the swap that brought it."""
+        brought = (m.intended_at for m in self.members if node in m.nodes and node not in m.before)
+        return max(brought, default=self.intended_at)
+
     def replaced_since(self, ended: RankExit) -> bool:
         """Whether another process has the place of this one now, or was ordered to take it."""
         return any(m.generation > ended.generation and ended.rank in m.new for m in self.members)

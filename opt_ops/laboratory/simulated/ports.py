@@ -10,7 +10,17 @@ from opt_ops.core.detect.point import Point
 from opt_ops.core.health import Heartbeat
 from opt_ops.core.values import Checkpoint
 from opt_ops.laboratory.simulated.world import EPOCH, World
-from opt_ops.ports import Alert, JobState, NodeRanksReport, Orders, Ports, Request, TrainerConfig, TrainerPhase
+from opt_ops.ports import (
+    Alert,
+    JobState,
+    NodeRanksReport,
+    Orders,
+    Ports,
+    Rejoined,
+    Request,
+    TrainerConfig,
+    TrainerPhase,
+)
 
 
 class SimulatedClock:
@@ -95,6 +105,7 @@ class SimulatedTrainer:
         self._world = world
         self._read: dict[str, int] = {}
         self._phases_read: dict[str, int] = {}
+        self._rejoined_read: dict[str, int] = {}
 
     def config(self, attempt: str) -> TrainerConfig | None:
         """Return the settings; None until they are written."""
@@ -120,6 +131,16 @@ class SimulatedTrainer:
         new = [phase for phase in training.phases[read:] if phase.since <= self._world.wall()]
         self._phases_read[attempt] = read + len(new)
         return new
+
+    def members(self, attempt: str) -> Sequence[Rejoined]:
+        """Return the generations that came together since the last call."""
+        training = self._world.trainings.get(attempt)
+        if training is None:
+            return ()
+        new = training.rejoined[self._rejoined_read.get(attempt, 0) :]
+        self._rejoined_read[attempt] = len(training.rejoined)
+        epoch = self._world.wall() - self._world.now
+        return [Rejoined(generation=each.generation, step=each.step, at=epoch + each.at) for each in new]
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:
         """Inject faults into the attempt's trainer."""
