@@ -9,7 +9,9 @@ begins like this, on its main thread and before it handles signals::
 
         warm_start.serve()  # returns in a new process, with its own sys.argv and os.environ
 
-Ranks share the memory of what was imported, so on a node of eight the warm process costs less than one rank's imports.
+Memory, measured with torch 2.13 and our trainer on Linux without a GPU: the warm process holds 350 MB, of which 207 MB
+are its own. A forked rank begins with these 207 MB, and shares all but 2 of them. So the warm process costs 207 MB as
+long as no rank was forked from it, and next to nothing afterwards.
 """
 
 import contextlib
@@ -52,7 +54,8 @@ def variables(descriptor: int) -> dict[str, str]:
     Args:
         descriptor: of the connection.
     """
-    return {WARM: str(descriptor), _MARKS: " " * _ROOM}
+    # Without the last one, torch.cuda.is_available() asks the driver, which then refuses all forked processes.
+    return {WARM: str(descriptor), _MARKS: " " * _ROOM, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def serve() -> None:

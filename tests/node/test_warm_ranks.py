@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -213,12 +214,7 @@ def test_a_trainer_that_cannot_be_warm_starts_as_it_is(node: Warm):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_where_the_warm_process_fails_ranks_start_as_they_are(node: Warm, how: signal.Signals):
-    node.start("sh", "-c", 'exec "$@"', "sh")
     short = "import opt_ops.node.warm_process as w; w.FORK_SECONDS = 0.5; import opt_ops.node.agent as a; a.main()"
-    node.process.kill()
-    node.process.wait()
-    import subprocess
-
     options = ["--folder", str(node.folder), "--allocation", "1-n0", "--node", "n1", "--host", "h"]
     with node.said.open("ab") as said:
         node.process = subprocess.Popen([sys.executable, "-c", short, *options], stderr=said)
