@@ -202,10 +202,9 @@ def test_a_daemon_that_is_killed_or_stopped_is_told_at_once_on_its_host(site: Si
     assert "TRAINING?" in said_by(site, "q")[1]
     assert "has died" in said_by(site, "q")[1]
     assert said_by(site, "run", "show", "1", "--check")[0] == 5
-    began = time.monotonic()
     code, said = said_by(site, "run", "note", "1", "good night")
     assert (code, "nobody watches since" in said, "next: opt-ops daemon ensure" in said) == (0, True, True), said
-    assert time.monotonic() - began < 10, "a note waits for no daemon that is dead"
+    assert "has not accepted the request yet" not in said, "a note waits for no daemon that is dead"
     daemon = site.start_daemon()
     until(lambda: said_by(site, "daemon", "status")[0] == 0)
     until(lambda: "TRAINING\t" in said_by(site, "q")[1])

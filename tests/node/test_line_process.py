@@ -49,7 +49,7 @@ def started() -> Iterator[Callable[..., tuple[LineProcess, Clock]]]:
         process.close()
 
 
-def until(wanted: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(wanted: Callable[[], Any], seconds: float = 300.0) -> Any:
     end = time.monotonic() + seconds
     while not (value := wanted()):
         assert time.monotonic() < end, "it did not happen in time"

@@ -267,7 +267,7 @@ def test_the_kernel_log_of_the_last_hours():
         (79, "0000:2b:00", False),
         (20034, "0000:06:00.0", True),
     ]
-    assert time.time() - seen[0]["at"] == pytest.approx(time.monotonic() - up / 2, abs=5)
+    assert time.time() - seen[0]["at"] == pytest.approx(time.monotonic() - up / 2, abs=min(60, up / 8))
     assert log.xids() == []
     os.close(reader)
     os.close(writer)

@@ -1,4 +1,4 @@
-"""However a test run ends, nothing of its clusters is left a minute later."""
+"""However a test run ends, nothing of its clusters is left soon after."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_run_that_is_interrupted_leaves_no_cluster(tmp_path: Path, signals: li
         for number in signals:
             os.kill(run.pid, number) if number == signal.SIGKILL else os.killpg(run.pid, number)
         until(lambda: run.poll() is not None)
-        until(lambda: not processes.of(its) and not any(folder.exists() for folder in folders), 60.0)
+        until(lambda: not processes.of(its) and not any(folder.exists() for folder in folders))
         assert [each for folder in folders for each in cluster.processes_of(folder)] == []
     finally:
         run.kill()

@@ -65,7 +65,7 @@ def test_jobs_that_hang_and_die(slurm: cluster.Cluster, tmp_path: Path):
     runs = tmp_path / "runs"
     until(lambda: watching.poll() is not None or (runs / "1/journal").exists())
     assert watching.poll() is None
-    until(lambda: any(each.signal == "hang" for each in lineages.state(runs / "1").signals.values()), 120)
+    until(lambda: any(each.signal == "hang" for each in lineages.state(runs / "1").signals.values()))
     assert lineages.state(runs / "1").driver is Driver.SHADOW
     ask("scancel", "--signal=KILL", "--full", job)
     ask("scancel", job)
