@@ -56,6 +56,11 @@ class Fence:
             self.refresh()
         return self._newest not in (None, self._attempt)
 
+    @property
+    def others_write(self) -> bool:
+        """Whether the file names another attempt or a newer generation: the folders may be theirs by now."""
+        return self.superseded or self._newest_generation > self.generation
+
     def check(self) -> None:
         """Read the file now.
 

@@ -52,14 +52,33 @@ class Checkpointer:
         self._writer = writer
         self._to = destination
         self._state = state
-        self._group = group
         self._staging = Staging(state, group)
-        writer.join(self._staging, destination, address, group)
+        self._background_seconds = 0.0
+        self._begin(address, group)
+
+    def _begin(self, address: str, group: dist.ProcessGroup | None) -> None:
+        self._group = group
+        self._writer.join(self._staging, self._to, address, group)
         self._saving = False
         self._saved: WriterReport | None = None
         self._copied = True  # whether the last copy is good; copies end in the order of the saves
         self._error: str | None = None
-        self._background_seconds = 0.0
+
+    def rejoin(self, address: str, group: dist.ProcessGroup | None) -> None:
+        """Go on with the ranks of a newer generation, some of which are new. A save in flight is given up.
+
+        A new rank makes its :class:`Checkpointer` meanwhile.
+
+        Args:
+            address: the host of rank 0.
+            group: of all ranks, for what the host exchanges.
+
+        Raises:
+            RuntimeError: a peer was lost, or the writer has ended.
+        """
+        self._writer.renew()
+        self._staging.agree(group)
+        self._begin(address, group)
 
     @property
     def background_seconds(self) -> float:

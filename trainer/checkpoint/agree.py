@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from opt_ops.contract.fence import SupersededError
+from opt_ops.contract.fence import OutdatedError, SupersededError
 from opt_ops.contract.manifest import CheckpointError
 
 _Result = TypeVar("_Result")
-_EXPECTED = (OSError, CheckpointError, SupersededError)
+_EXPECTED = (OSError, CheckpointError, OutdatedError, SupersededError)
 
 
 def on_rank_0(group: dist.ProcessGroup | None, work: Callable[..., _Result], *args: Any) -> _Result:

@@ -121,7 +121,7 @@ class Saver:
             names = self._write(path, header) if begun else []
         except (Exception, CheckpointException) as error:  # noqa: BLE001  no failure of a save may end training
             print_line(f"checkpoint not saved: {path}: {one_line(error)}", sys.stderr)
-            if begun and not self._to.fence.superseded:
+            if begun and not self._to.fence.others_write:
                 self._remove(path)  # if the disk is full, the next save needs the room
             return WriterReport("saved", one_line(error), isinstance(error, SupersededError), time.monotonic() - begin)
         try:

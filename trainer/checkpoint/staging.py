@@ -34,18 +34,8 @@ class Staging:
     """
 
     def __init__(self, state: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
-        rank, world = dist.get_rank(), dist.get_world_size()
-        self._planner = DefaultSavePlanner()
-        self._planner.set_up_planner(dict(state), is_coordinator=rank == 0)
-        local: list[Any] = [None] * world
-        dist.gather_object(self._planner.create_local_plan(), local if rank == 0 else None, group=group)
-        agreed: list[Any] = [None] * world
-        self.metadata: Metadata | None = None
-        if rank == 0:
-            agreed, self.metadata = self._planner.create_global_plan(local)
-        mine: list[Any] = [None]
-        dist.scatter_object_list(mine, agreed if rank == 0 else None, group=group)
-        self.plan: SavePlan = self._planner.finish_plan(mine[0])
+        self._state = dict(state)
+        self.agree(group)
         self.size = max(1, sum(_padded(item) for item in self.plan.items))
         self.memory = os.memfd_create("checkpoint")
         os.ftruncate(self.memory, self.size)
@@ -55,6 +45,21 @@ class Staging:
         self._views = list(views(self._map, self.plan))
         if torch.cuda.is_available():
             _pin(self._map)
+
+    def agree(self, group: dist.ProcessGroup | None) -> None:
+        """Agree on who writes what, on all ranks of ``group`` together. New ranks in old places change no plan."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        self._planner = DefaultSavePlanner()
+        self._planner.set_up_planner(self._state, is_coordinator=rank == 0)
+        local: list[Any] = [None] * world
+        dist.gather_object(self._planner.create_local_plan(), local if rank == 0 else None, group=group)
+        agreed: list[Any] = [None] * world
+        self.metadata: Metadata | None = None
+        if rank == 0:
+            agreed, self.metadata = self._planner.create_global_plan(local)
+        mine: list[Any] = [None]
+        dist.scatter_object_list(mine, agreed if rank == 0 else None, group=group)
+        self.plan: SavePlan = self._planner.finish_plan(mine[0])
 
     def copy(self) -> None:
         """Copy the present state, and return when the copy is complete."""

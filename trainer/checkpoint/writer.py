@@ -1,4 +1,9 @@
-"""The writer: a process beside each rank that writes the staged state while training continues."""
+"""The writer: a process beside each rank that writes the staged state while training continues.
+
+The writers of all ranks form a group. A newer generation of the ranks needs another group, and a process that waits in a
+collective cannot leave it. So each generation has writers of its own. They are forked by a process that does nothing
+else: the rank has threads, connections and perhaps a GPU by then.
+"""
 
 import contextlib
 import ctypes
@@ -44,15 +49,41 @@ class Writer:
 
     def __init__(self) -> None:
         assert not dist.is_initialized(), "the writer is started before the process group"
-        self._pipe, theirs = Pipe()
+        self._control, theirs = Pipe()
+        self._lock = threading.Lock()  # another thread may end the writer
         parent = os.getpid()
         held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._pipe.close()
+        self._starter = os.fork()
+        if self._starter == 0:
+            self._control.close()
             _run(theirs, parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
+        self.pid = 0
+        self.renew()
+
+    def renew(self) -> None:
+        """End the writer, and start another one, which belongs to no group yet. A save in flight is given up.
+
+        Raises:
+            RuntimeError: the process that starts writers has ended.
+        """
+        with self._lock:
+            self._pipe, theirs = Pipe()
+            try:
+                self._control.send(True)
+                send_handle(self._control, theirs.fileno(), self._starter)
+                self.pid = self._control.recv()
+            except (EOFError, OSError):
+                raise RuntimeError(f"the process that starts checkpoint writers ({self._starter}) has ended") from None
+            finally:
+                theirs.close()
+
+    def end(self) -> None:
+        """End the writer: whoever waits for its report learns that it is gone. Any thread may call this."""
+        with self._lock, contextlib.suppress(EOFError, OSError):  # the starter is gone, and the writer with it
+            self._control.send(False)
+            self._control.recv()
 
     def join(self, staging: Staging, destination: Destination, address: str, group: dist.ProcessGroup | None) -> None:
         """Let the writers of all ranks form a group, on a port that rank 0's writer chooses.
@@ -106,11 +137,11 @@ class Writer:
         return report
 
 
-def _run(pipe: Connection, parent: int) -> NoReturn:
+def _run(control: Connection, parent: int) -> NoReturn:
     """Everything that the forked process does, to its end."""
     try:
         _detach_from_parent(parent)
-        _serve(pipe)
+        _serve(_start_writers(control))
     except (EOFError, OSError):
         os._exit(0)  # the rank has ended
     except BaseException as error:  # noqa: BLE001  a forked process must never return into the code of its parent
@@ -122,14 +153,38 @@ def _detach_from_parent(parent: int) -> None:
     """Leave signals and GPUs to the rank, and end when the rank ends."""
     device.hide_gpus()
     gc.freeze()  # objects of the rank may wait, when they are destroyed, for threads that this process does not have
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
+    _end_with(parent)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a scheduler sends them to every process of a job
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     device.use_one_cpu_thread()
+
+
+def _end_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _start_writers(control: Connection) -> Connection:
+    """Start a writer whenever the rank asks for one, and end the one before. Returns only in a writer: its pipe."""
+    starter, writer = os.getpid(), 0
+    while True:
+        wanted = control.recv()
+        if writer:
+            os.kill(writer, signal.SIGKILL)
+            os.waitpid(writer, 0)  # nobody else reaps it, so the number is still its own
+            writer = 0
+        if wanted:
+            pipe = Connection(recv_handle(control))
+            writer = os.fork()
+            if writer == 0:
+                control.close()
+                _end_with(starter)
+                return pipe
+            pipe.close()
+        control.send(writer)
 
 
 def _serve(pipe: Connection) -> NoReturn:
