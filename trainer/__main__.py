@@ -40,7 +40,7 @@ exit codes:
   0 all steps are done; 1 unexpected error; 65 checkpoint missing or damaged; 78 user error;
   82 loss or gradient norm not finite; 83 a newer attempt exists; 84 out of memory;
   85 data of this rank is corrupt; 86 loss scale at its floor; 87 data of another rank is corrupt;
-  130, 143 stopped by a signal
+  88 ranks were lost and no common step is left; 130, 143 stopped by a signal
 """
 
 

@@ -7,7 +7,15 @@ from opt_ops.contract import errors
 from opt_ops.contract.errors import NotFiniteError, UserError
 from opt_ops.contract.exit_codes import ExitCode
 
-__all__ = ["CorruptionError", "LossScaleError", "NotFiniteError", "PeerCorruptionError", "UserError", "exit_code"]
+__all__ = [
+    "CorruptionError",
+    "LossScaleError",
+    "NoCommonStepError",
+    "NotFiniteError",
+    "PeerCorruptionError",
+    "UserError",
+    "exit_code",
+]
 
 
 class CorruptionError(Exception):
@@ -22,9 +30,14 @@ class LossScaleError(ArithmeticError):
     """The loss scale of fp16 is at its floor, and all updates overflow. Exit code 86."""
 
 
+class NoCommonStepError(Exception):
+    """Ranks were lost, and there is no step whose state all places hold. The checkpoints are whole. Exit code 88."""
+
+
 _CODES: dict[type[BaseException], ExitCode] = {
     CorruptionError: ExitCode.CORRUPT_DATA,
     LossScaleError: ExitCode.LOSS_SCALE_FLOOR,
+    NoCommonStepError: ExitCode.NO_COMMON_STEP,
     PeerCorruptionError: ExitCode.PEER_CORRUPT_DATA,
 }
 

@@ -6,6 +6,7 @@ import math
 import platform
 import socket
 import statistics
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import Any
 
 import torch
 
+from opt_ops.contract.fence import Fence
 from opt_ops.contract.files import write_durably
-from opt_ops.contract.telemetry import BusyFields, ChecksumFields, LineFile, TelemetryLine
+from opt_ops.contract.telemetry import BusyFields, ChecksumFields, LineFile, TelemetryLine, cut_torn_line
 from trainer.kernels import jit
 from trainer.model.cost import flops_per_token
 from trainer.optim import readback
@@ -63,17 +65,30 @@ def code_digest() -> str:
 
 
 class Telemetry:
-    """Writes ``telemetry.jsonl`` of one attempt. Used by rank 0 only.
+    """Makes and writes the lines of ``telemetry.jsonl``. Used by rank 0 only.
+
+    Where ranks can be replaced, a line waits until its step is confirmed: until then the step may be made again. The
+    newest lines travel with the copy of rank 0, so that its replacement can write those that are missing.
 
     Args:
         path: the file. Lines are appended.
         recipe: for the sizes of batch and model.
         layout: for the number of ranks and the device.
         process_start: ``time.monotonic()`` when the process began.
+        fence: where lines wait: it is read before a confirmed line is written.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, layout: Layout, process_start: float) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, layout: Layout, process_start: float, fence: Fence | None = None
+    ) -> None:
+        self._fence = fence
+        last = cut_torn_line(path) if fence else b""
+        self._written = json.loads(last)["num_updates"] if last else 0  # the newest step in the file
         self._file = LineFile(path)
+        self._lock = threading.Lock()  # another thread confirms
+        self._waiting: list[TelemetryLine] = []
+        self._newest: list[TelemetryLine] = []  # since the last copy, and between that and the one before
+        self._before: list[TelemetryLine] = []
         self._sequences = recipe.data.global_batch
         self._tokens = recipe.data.global_batch * recipe.data.seq_len
         self._step_tflop = flops_per_token(recipe) * self._tokens / layout.world / 1e12
@@ -91,7 +106,7 @@ class Telemetry:
         save_error: str | None,
         valid: Mapping[str, float],
     ) -> TelemetryLine:
-        """Append the line of update ``step`` and return it. A step lasts from the line before it, or from the start.
+        """Append the line of update ``step``, or let it wait. A step lasts from the line before it, or from the start.
 
         The settings are read back from ``optimizer``. ``save_error`` is why a save has failed since the line before.
         ``valid`` has the losses on validation data, by corpus.
@@ -140,8 +155,62 @@ class Telemetry:
             "mfu": tflops / self._peak_tflops if self._peak_tflops else None,
             "cuda_gb_allocated": self._peak_memory(),
         }
-        self._file.write(line)
+        if not self._fence:
+            self._file.write(line)
+            return line
+        with self._lock:
+            self._waiting.append(line)
+            self._newest.append(line)
         return line
+
+    def confirm(self, step: int) -> None:
+        """Append the lines up to ``step``, which is confirmed. Any thread may call this.
+
+        Raises:
+            SupersededError, OutdatedError: a newer attempt, or a newer generation of this one, writes the file.
+        """
+        assert self._fence is not None
+        with self._lock:
+            due = [line for line in self._waiting if line["num_updates"] <= step]
+            if due:
+                self._fence.check()
+                self._append(due)
+                self._waiting = self._waiting[len(due) :]
+
+    def append_waiting(self) -> None:
+        """Append the lines that wait, because training ends with an error and nobody will make their steps again."""
+        with self._lock:
+            self._append(self._waiting)
+            self._waiting = []
+
+    def for_copy(self) -> list[TelemetryLine]:
+        """The lines that go with the next copy: since the one before the last."""
+        with self._lock:
+            lines = self._before + self._newest
+            self._before, self._newest = self._newest, []
+        return lines
+
+    def go_on(self, lines: Sequence[TelemetryLine], generation: int) -> None:
+        """Go on after the last of ``lines``, which came with a copy that all ranks hold. Append those that are missing.
+
+        Args:
+            lines: the newest ones up to the common step.
+            generation: of the members.
+        """
+        assert self._fence is not None
+        with self._lock:
+            self._fence.generation = generation
+            self._waiting, self._newest, self._before = [], [], list(lines)
+            self._append(lines)
+        self._step_start = time.monotonic()  # no step lasts longer because ranks were replaced
+        if lines:
+            self._train_start = self._step_start - lines[-1].get("train_wall", 0.0) - (time.time() - lines[-1]["ts"])
+
+    def _append(self, lines: Sequence[TelemetryLine]) -> None:
+        for line in lines:
+            if line["num_updates"] > self._written:
+                self._file.write(line)
+                self._written = line["num_updates"]
 
     def _peak_memory(self) -> float | None:
         if not self._cuda:

@@ -14,6 +14,8 @@ from typing import Any, NotRequired, TypedDict
 
 log = logging.getLogger(__name__)
 
+_READ_BYTES = 2**16  # a line has about 2,000
+
 
 class OptimizerFields(TypedDict):
     """What the live optimizer uses for this update, read back from it."""
@@ -80,6 +82,25 @@ class TelemetryLine(OptimizerFields):
     valid: NotRequired[Mapping[str, float | None] | None]
     wall: NotRequired[float]
     wpb: NotRequired[int]
+
+
+def cut_torn_line(path: Path) -> bytes:
+    """Cut off a last line that is not whole, because its writer has died. Returns the last whole line; empty if none.
+
+    Raises:
+        OSError: the file can be neither opened nor created, or not be read.
+    """
+    with path.open("a+b") as file:
+        end, kept = file.seek(0, os.SEEK_END), b""
+        begin = end
+        while begin > 0 and kept.count(b"\n") < 2:
+            begin = max(0, begin - _READ_BYTES)
+            file.seek(begin)
+            kept = file.read(end - begin)
+        whole = kept[: kept.rfind(b"\n") + 1]
+        if len(whole) < len(kept):
+            file.truncate(begin + len(whole))
+    return whole[:-1].rpartition(b"\n")[2]
 
 
 class LineFile:

@@ -67,7 +67,7 @@ class Checkpointer:
     def rejoin(self, address: str, group: dist.ProcessGroup | None) -> None:
         """Go on with the ranks of a newer generation, some of which are new. A save in flight is given up.
 
-        A new rank makes its :class:`Checkpointer` meanwhile.
+        The writer was renewed before. A new rank makes its :class:`Checkpointer` meanwhile.
 
         Args:
             address: the host of rank 0.
@@ -76,7 +76,6 @@ class Checkpointer:
         Raises:
             RuntimeError: a peer was lost, or the writer has ended.
         """
-        self._writer.renew()
         self._staging.agree(group)
         self._begin(address, group)
 

@@ -123,6 +123,7 @@ class PeerCopies:
             leaves no common step, and the attempt must be restarted.
         passing: called in the thread before a version is sent (``copy``) and before it is confirmed (``confirm``),
             with the step. Drills use it.
+        confirmed: called in the thread when a version was confirmed, with its step, before the next one can be kept.
     """
 
     def __init__(
@@ -135,8 +136,10 @@ class PeerCopies:
         every: int = 1,
         versions: int = 2,
         passing: Callable[[str, int], None] | None = None,
+        confirmed: Callable[[int], None] | None = None,
     ) -> None:
         self._tensors, self._every, self._versions, self._passing = list(tensors), every, versions, passing
+        self._on_confirmed = confirmed
         self._gpu = next((each.device for each in tensors if each.is_cuda), None)
         self._stream = torch.cuda.Stream(self._gpu) if self._gpu else None
         self._copied: _GpuCopy | None = None  # the last copy from the GPU
@@ -330,6 +333,8 @@ class PeerCopies:
                 if self._stopping or kept is None:
                     return
                 confirmed = self._send_and_confirm(kept)
+                if self._on_confirmed:
+                    self._on_confirmed(confirmed.step)
                 with self._changed:
                     self._confirmed, self._pending = confirmed, None
                     self._changed.notify_all()

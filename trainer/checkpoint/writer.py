@@ -1,7 +1,7 @@
 """The writer: a process beside each rank that writes the staged state while training continues.
 
-The writers of all ranks form a group. A newer generation of the ranks needs another group, and a process that waits in a
-collective cannot leave it. So each generation has writers of its own. They are forked by a process that does nothing
+The writers of all ranks form a group. A newer generation of the ranks needs another group, and a process that waits in
+a collective cannot leave it. So each generation has writers of its own. They are forked by a process that does nothing
 else: the rank has threads, connections and perhaps a GPU by then.
 """
 
