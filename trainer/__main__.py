@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import faulthandler
+import importlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from opt_ops.contract import warm_start
 from opt_ops.contract.environment import place_from_environment
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.learning_rate import parse_lr_factor
@@ -285,6 +287,10 @@ def _print_recipes() -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
+    if warm_start.asked():
+        for module in ("trainer.loop", "torch._dynamo"):  # torch imports the second one in its first pass
+            importlib.import_module(module)
+        warm_start.serve()  # returns in a process that shall train
     # The handlers come first: until here only the standard library was imported. main() imports torch.
     code = main(Signals())
     for stream in (sys.stdout, sys.stderr):
