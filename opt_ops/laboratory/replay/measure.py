@@ -19,8 +19,8 @@ from opt_ops.laboratory.replay.fault_plan import FaultPlan
 from opt_ops.laboratory.replay.oracle import Oracle
 from opt_ops.laboratory.replay.play import Played
 from opt_ops.laboratory.replay.scenario import Scenario
-from opt_ops.laboratory.simulated.training import Training
-from opt_ops.laboratory.simulated.world import EPOCH
+from opt_ops.laboratory.simulated.training import Rejoined, Training
+from opt_ops.laboratory.simulated.world import EPOCH, World
 
 DAY = 86400.0
 _OF_HARDWARE = (Domain.HARDWARE, Domain.PROCESS)  # what a simulated machine's failure looks like
@@ -48,6 +48,8 @@ class ReplayResult:
     hardware_stop: float | None = None  # mean seconds down and repeated of a stop, if no operator was waited for
     divergence: float | None = None  # the same
     person: float = 0.0  # seconds of downtime spent waiting for an operator
+    in_place: int = 0  # replacements of ranks while the others kept running
+    fell_back: int = 0  # incidents in which that was tried in vain
 
     @property
     def share_of_oracle(self) -> float | None:
@@ -69,7 +71,8 @@ def measure(scenario: Scenario, fault_plan: FaultPlan, played: Played) -> Replay
     completed = state.status == "COMPLETED"
     oracle = scenario.healthy_seconds / Oracle(scenario, fault_plan).seconds if completed else None
     pages = [(at, alert.title) for at, alert in world.alerts if alert.severity is Severity.PAGE]
-    costs = [_cost(scenario, incident, played.halts) for incident in state.incidents.values()]
+    replaced = _replaced(world, state)
+    costs = [_cost(scenario, each, played.halts, replaced.get(each.name)) for each in state.incidents.values()]
     alone = [each for each in costs if each["cost"] and not each["waited_for_person"]]
     return ReplayResult(
         seed=fault_plan.seed,
@@ -89,6 +92,8 @@ def measure(scenario: Scenario, fault_plan: FaultPlan, played: Played) -> Replay
         hardware_stop=mean_stop([each for each in alone if row(each["kind"]).domain in _OF_HARDWARE]),
         divergence=mean_stop([each for each in alone if row(each["kind"]).domain is Domain.LOSS]),
         person=sum(answered - at for at, answered in _answers(played)),
+        in_place=sum(len(training.rejoined) for training in world.trainings.values()),
+        fell_back=sum(incident.fell_back is not None for incident in state.incidents.values()),
     )
 
 
@@ -99,10 +104,25 @@ def _answers(played: Played) -> Iterator[tuple[float, float]]:
         yield at, min((began for began in first if began > at), default=at)
 
 
-def _cost(scenario: Scenario, incident: Incident, halts: Sequence[float]) -> dict[str, Any]:
+def _replaced(world: World, state: State) -> dict[str, Rejoined]:
+    """The replacements that came together, by incident."""
+    found: dict[str, Rejoined] = {}
+    for attempt in state.attempts.values():
+        training = world.trainings.get(attempt.name)
+        incidents = {members.generation: members.incident for members in attempt.members}
+        for each in training.rejoined if training else ():
+            if (name := incidents.get(each.generation)) is not None:
+                found[name] = each
+    return found
+
+
+def _cost(scenario: Scenario, incident: Incident, halts: Sequence[float], replaced: Rejoined | None) -> dict[str, Any]:
     decision, at = incident.decision, incident.at - EPOCH
     down, repeated = incident.seconds_down or 0.0, incident.steps_lost or 0
     step = scenario.training.step_seconds.value  # `seconds_down` includes the first step, which may be work
+    cost = max(0.0, down + (repeated - 1) * step)
+    if replaced is not None:  # with the part of the step in flight, which is before the loss
+        cost = replaced.at - replaced.stood_since
     return {
         "incident": incident.name,
         "kind": incident.kind,
@@ -118,7 +138,9 @@ def _cost(scenario: Scenario, incident: Incident, halts: Sequence[float]) -> dic
         "lr_factor": decision.lr_factor if decision else None,
         "steps_lost": repeated,
         "seconds_down": down,
-        "cost": max(0.0, down + (repeated - 1) * step),
+        "cost": cost,
+        "generation": replaced.generation if replaced else None,
+        "fell_back": incident.fell_back,
         "waited_for_person": any(at <= halt <= at + down for halt in halts),
         "proven": incident.proven,
     }
@@ -181,9 +203,14 @@ def _longest(pages: Sequence[tuple[float, str]], wall: float) -> float:
 
 
 def mean_stop(incidents: Sequence[dict[str, Any]]) -> float | None:
-    """Mean cost of a stop, seconds. Several incidents that end one attempt are one stop: training stands still once."""
+    """Mean cost of a stop, seconds. Several incidents that end one attempt are one stop: training stands still once.
+
+    So are several for which one generation of ranks came together.
+    """
     costs: dict[str, float] = {}
     for each in incidents:
         stopped = each["attempt"] or each["incident"]
+        if each.get("generation") is not None:
+            stopped = f"{stopped} {each['generation']}"
         costs[stopped] = max(costs.get(stopped, 0.0), each["cost"])
     return sum(costs.values()) / len(costs) if costs else None

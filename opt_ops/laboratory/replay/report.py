@@ -19,6 +19,8 @@ _ROWS = (
     ("share of the oracle, %", "share_of_oracle_percent", None),
     ("wall clock, days", "wall_days", None),
     ("stops", "stops", None),
+    ("replacements in place", "in_place", None),
+    ("replacements that fell back to a restart", "fell_back", None),
     ("lost per hardware stop, min", "hardware_stop_minutes", "stop_minutes"),
     ("lost per divergence, h", "divergence_hours", None),
     ("waiting for an operator, h", "person_hours", None),

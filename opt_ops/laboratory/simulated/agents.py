@@ -29,6 +29,8 @@ class NodeRanks:
     report: NodeRanksReport | None = None
     ending: bool = False
     generation: int = 1  # the newest one that its agent has heard of
+    began: dict[int, tuple[int, float]] = field(default_factory=dict[int, tuple[int, float]])
+    """Rank → generation in which its process began, and when; if ranks can be replaced."""
 
 
 @dataclass(slots=True)
@@ -170,6 +172,8 @@ class NodeAgents:
             agent.part = earlier
             return
         part = NodeRanks(launch.attempt, agent.node, self._wall(), ranks, set(ranks), generation=generation)
+        if self._costs.in_place is not None:
+            part.began = dict.fromkeys(ranks, (generation, part.started_at))
         parts[agent.node] = agent.part = part
         self._publish(part)
         key = (launch.attempt, agent.node)
@@ -190,6 +194,7 @@ class NodeAgents:
             for rank in stale
         ]
         part.alive |= new
+        part.began |= dict.fromkeys(new, (membership.generation, self._wall()))
         part.generation = membership.generation
         if self._cluster.nodes[part.node].reachable:
             self._publish(part)
@@ -317,7 +322,10 @@ class NodeAgents:
     def _publish(part: NodeRanks) -> None:
         exits, done = tuple(part.exits), not part.alive
         tails = {each.rank: "simulated: it ended" for each in exits if each.code != 0}
-        part.report = NodeRanksReport(node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails)
+        pids = {rank: (began[0], 1000 + rank, began[1]) for rank, began in part.began.items() if rank in part.alive}
+        part.report = NodeRanksReport(
+            node=part.node, started_at=part.started_at, exits=exits, done=done, tails=tails, pids=pids
+        )
 
     # ---- what a supervisor can read
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from opt_ops.contract.replacing import buddies
 from opt_ops.laboratory.simulated.agents import NodeAgents
 from opt_ops.laboratory.simulated.costs import Costs
 from opt_ops.laboratory.simulated.timeline import Timeline
@@ -79,8 +80,8 @@ class Generations:
         if self.failing:
             self.failing -= 1
             return
-        new = {members.ranks[rank] for rank in members.new}
-        if any((buddy(launch.nodes, node), place) in new for node, place in new):
+        keepers, new = buddies([node for node, _ in members.ranks]), set(members.new)
+        if any(keepers[rank] is None or keepers[rank] in new for rank in new):
             self._agents.finish(attempt, _NO_COMMON_STEP)
             return
         self._noticed_at.pop(attempt, None)
