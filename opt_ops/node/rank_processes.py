@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,8 @@ class RankProcesses:
         if standby is not None:
             rank.takes(standby)
         membership = membership_for(self._launch, rank.local, rank.number)
-        if membership.generation > 1:  # before the process starts: it reads the file
-            rank.tell(membership)
+        if membership.generation > 1:  # before the process starts: it reads the file, and finds itself among the new
+            rank.tell(replace(membership, new=tuple(sorted({*membership.new, rank.number}))))
         if standby is not None:
             return
         variables = rank_variables(self._lineage, self._launch, self._node, rank.number, rank.local, rank.members)

@@ -119,9 +119,10 @@ class StandbyRanks:
         standby.process.signal_group(signal.SIGKILL)  # there is nothing that it could save
 
     def _start(self, launch: Mapping[str, Any], wanted: int) -> None:
-        whole_node = wanted == launch["ranks_per_node"]  # each for one GPU; else any place may need it
+        # On a spare node each is for one GPU. On a node in use any place may need it, and the GPUs are in use.
+        spare = self._node not in launch["holders"] and wanted == launch["ranks_per_node"]
         used = {each.local for each in self._standbys}
-        local = next(i for i in range(wanted) if i not in used) if whole_node else None
+        local = next(i for i in range(wanted) if i not in used) if spare else None
         members = self._members.name("standby")
         logs = self._lineage / attempt_folder(launch["attempt"]) / "logs"
         path = logs / f"{members.stem}-{self._node}.log"

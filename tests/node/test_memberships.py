@@ -170,7 +170,8 @@ def test_a_generation_that_was_never_read_is_made_up_for(node: Members):
     node.obey(node.generation(4, 0))
     after = node.running()
     assert after[2] == before[2]
-    assert node.told(after[3], 4)["new"] == [0]
+    assert node.told(after[2], 4)["new"] == [0]
+    assert node.told(after[3], 4)["new"] == [0, 3], "by that it knows that it was not there before"
     assert {each["pid"]: each["generations"] for each in node.entries()}[after[3]] == [4, 4]
 
 
