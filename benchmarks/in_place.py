@@ -3,9 +3,10 @@
     python -m benchmarks.in_place --kills 20
     python -m benchmarks.in_place --kills 200 --seed 1 -o json
 
-A real local lineage: daemon, agents, the real trainer (opt-tiny), four ranks on four nodes and a spare, shipped
-playbooks and ticks. A rank is drawn, rank 0 as well, and killed at a moment that is drawn evenly in time. That is
-done once a standby is ready and five steps were made since the last recovery. Then the same lineage runs undisturbed
+A real local lineage: daemon, agents, the real trainer (opt-tiny), four ranks on four nodes and a spare, shipped ticks.
+Of the shipped playbooks, only the budget and `settle_steps` of process_death are changed: so many kills so close
+together would otherwise be restarts. A rank is drawn, rank 0 as well, and killed at a moment that is drawn evenly in
+time, once a standby is ready and five steps were made since the last recovery. Then the same lineage runs undisturbed
 (the twin), and a third one runs with `in_place = false` (the relaunch).
 
 `seconds_down` is the time from the kill to the line of the first step that is new, less one usual step.
@@ -16,6 +17,8 @@ import json
 import os
 import platform
 import random
+import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,6 +31,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from opt_ops import playbook_loader
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Action, Status
 from tests.e2e.site import Site, until
@@ -134,7 +138,14 @@ def _usual(lines: list[dict[str, Any]]) -> float:
 
 def _site(folder: Path, *, in_place: bool) -> Site:
     names = ", ".join(f"'n{number}'" for number in range(1, NODES + SPARES + 1))
-    config = f"[local]\nnodes = [{names}]\n[recovery]\nin_place = {str(in_place).lower()}\nin_place_seconds = 30\n"
+    shutil.copytree(playbook_loader.folder(), folder / "playbooks")
+    page = folder / "playbooks" / "process_death.md"
+    text, changed = re.subn(r"settle_steps = \d+", f"settle_steps = {_BETWEEN - 1}", page.read_text())
+    text, more = re.subn(r"actions = \d+", "actions = 100000", text)
+    assert (changed, more) == (1, 2), "the page has another form than this benchmark knows"
+    page.write_text(text)
+    recovery = f"[recovery]\nin_place = {str(in_place).lower()}\nin_place_seconds = 30\n"
+    config = f"playbooks = 'playbooks'\n[local]\nnodes = [{names}]\n{recovery}"
     return Site(folder, config, trainer=_TRAINER, quick=False)
 
 
@@ -147,7 +158,7 @@ def _start(site: Site) -> Trained:
 
 
 def _killed(folder: Path, kills: int, seed: int, *, in_place: bool) -> Trained:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     draw = random.Random(seed)
     with closing(_site(folder, in_place=in_place)) as site:
         trained = _start(site)
@@ -158,7 +169,7 @@ def _killed(folder: Path, kills: int, seed: int, *, in_place: bool) -> Trained:
 
 def _twin(folder: Path, steps: int) -> dict[int, float]:
     """The losses of the same training, which nothing disturbs, by step."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     with closing(_site(folder, in_place=False)) as site:
         trained = _start(site)
         until(lambda: len(trained.lines()) >= steps, max(_PATIENCE, steps * 2.0))

@@ -182,7 +182,8 @@ class Attempt:
         else:
             self.checkpointer = self._new_checkpointer(membership.address)
         self.job.signals.save_requested.set()
-        print_line(f"generation {generation}: goes on after step {version.step}{' on a new rank' * is_new}")
+        # It begins with the step: what the log said of the lost peer before is over, and names no cause of a later end.
+        print_line(f"step {version.step}: goes on in generation {generation}{' on a new rank' * is_new}")
 
     def _repeated(self, done: int, step: int) -> int:
         """How many steps are made again, without the one in flight. All ranks call this when they have restored."""

@@ -2,7 +2,8 @@
 
 import pytest
 
-from opt_ops.core.failures.classify_exit import blame, why_ended
+from opt_ops.core.failures.cause_lines import CauseLines
+from opt_ops.core.failures.classify_exit import blame, last_words, why_ended
 from opt_ops.core.values import RankExit
 
 
@@ -39,6 +40,17 @@ def test_an_exit_code_that_names_its_class_outranks_the_log(code: int, kind: str
 def test_a_killed_rank_says_nothing():
     found = why_ended(ended(code=None), "step 12\nstep 13\n")
     assert (found.kind, found.line) == ("process_death", "")
+
+
+def test_what_a_rank_survived_is_no_cause():
+    """It lost a peer once, went on in place, and is killed later."""
+    lost = "lost a peer after step 386 in generation 3: [gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+    log = [lost, "step 387: goes on in generation 4"]
+    killed = ended(code=None)
+    found = [each.line for each in CauseLines().add_all(log).found]
+    assert why_ended(killed, last_words(killed, found)).kind == "process_death"
+    found = [each.line for each in CauseLines().add_all(log[:1]).found]
+    assert why_ended(killed, last_words(killed, found)).kind == "communication"
 
 
 def test_the_first_to_fail_is_not_the_first_to_complain_about_a_peer():
