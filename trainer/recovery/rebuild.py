@@ -96,11 +96,14 @@ def rewire(engine: Engine, layout: Layout) -> None:
     """Let ``engine`` work with the groups of ``layout``, which were made in the order of those that it had.
 
     Its tensors keep their mesh, which finds the new groups by their names. ``engine.layout`` becomes ``layout`` with
-    that mesh. Compiled code stays.
+    that mesh. Compiled code stays. It keeps the groups that it was compiled with, once, and does not use them. So their
+    store stays open, and each generation needs a port of its own.
 
     Raises:
-        RuntimeError: the groups have other names or other ranks. This engine cannot use them: build another one.
+        RuntimeError: this engine cannot use them: it is not FSDP2, or the groups have other names or other ranks.
     """
+    if not _mesh_infos(engine):
+        raise RuntimeError("only the groups of engine=fsdp2 can be replaced: build the engine again.")
     mesh = engine.layout.mesh
     if _shape(mesh) != _shape(layout.mesh) or engine.layout.rank != layout.rank:
         raise RuntimeError(

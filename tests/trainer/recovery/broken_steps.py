@@ -20,14 +20,13 @@ from opt_ops.contract.environment import place_from_environment
 from opt_ops.contract.options import Options
 from opt_ops.contract.outside import Outside
 from opt_ops.contract.signals import Signals
-from tests.trainer.harness import engine_of
 from tests.trainer.test_parallel import samples
 from trainer.checkpoint.schedule import SaveSchedules
 from trainer.model import sharded
 from trainer.parallel import mesh
 from trainer.parallel.build import build
 from trainer.parallel.engine import Engine
-from trainer.parallel.mesh import Meeting
+from trainer.parallel.mesh import Layout, Meeting
 from trainer.recipes import Recipe
 from trainer.recovery import rebuild
 from trainer.recovery.connections import Connections
@@ -119,14 +118,20 @@ class Trainee:
     """
 
     def __init__(self, recipe: Recipe, ports: list[int]) -> None:
-        self.recipe, self._ports, self._generation = recipe, ports, 1
-        self.connections = Connections()
-        self._use(engine_of(recipe))
-        self.connections.opened()
+        self.recipe, self._ports, self._generation = recipe, ports, 0
+        self._use(build(recipe, self._form_groups()))
         self.progress = Progress()
         self.history: dict[int, tuple[float, float]] = {}
         self._versions: dict[int, tuple[list[Tensor], Any, Progress]] = {}
         self._keep()
+
+    def _form_groups(self) -> Layout:
+        place, recipe = place_from_environment(os.environ), self.recipe
+        meeting = Meeting("127.0.0.1", self._ports[self._generation % len(self._ports)], self._generation)
+        self.connections = Connections()
+        layout = mesh.start(place, *mesh.check_layout(recipe, place.world), recipe.parallel.replicas, meeting)
+        self.connections.opened()
+        return layout
 
     def _use(self, engine: Engine) -> None:
         recipe, layout = self.recipe, engine.layout
@@ -151,15 +156,9 @@ class Trainee:
         self.connections.cut()
         rebuild.abort()
         self._generation += 1
-        place = place_from_environment(os.environ)
-        self.connections = Connections()
-        meeting = Meeting("127.0.0.1", self._ports[self._generation % len(self._ports)], self._generation)
-        recipe = self.recipe
-        dp, tp = mesh.check_layout(recipe, place.world)
-        layout = mesh.start(place, dp, tp, recipe.parallel.replicas, meeting)
-        self.connections.opened()
+        layout = self._form_groups()
         if anew:
-            self._use(build(recipe, layout))
+            self._use(build(self.recipe, layout))
         else:
             rebuild.rewire(self.engine, layout)
             rebuild.drop_broken_step(self.engine)
@@ -202,7 +201,7 @@ def broken_run(recipe: Recipe, ports: list[int], breaks: dict[int, Break], steps
     """
     collectives, left = Collectives(), dict(breaks)
     with collectives.watched():
-        trainee, errors, repeated, most = Trainee(recipe, ports), [], 0, 0
+        trainee, errors, repeated, most = Trainee(recipe, ports[:-1]), [], 0, 0
         while trainee.progress.step < steps:
             at = left.pop(trainee.progress.step + 1, None)
             own = at if at and at.victim == trainee.layout.rank else None
@@ -216,7 +215,7 @@ def broken_run(recipe: Recipe, ports: list[int], breaks: dict[int, Break], steps
                 most = max(most, collectives.seen)
     history, state = trainee.history, [each.clone() for each in trainee.state()]
     dist.destroy_process_group()
-    twin = Trainee(recipe, [])
+    twin = Trainee(recipe, ports[-1:])
     for _ in range(steps):
         twin.step()
     return {
@@ -245,23 +244,21 @@ def compiled_run(recipe: Recipe, ports: list[int], backend: str) -> dict[str, An
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
-        trainee = Trainee(recipe, ports)
+        trainee = Trainee(recipe, ports[:-1])
         for _ in range(2):
             trainee.step()
         graphs = [counters["stats"]["unique_graphs"]]
-        descriptors = []
         for _ in range(3):
             trainee.recover()
             trainee.step()
             graphs.append(counters["stats"]["unique_graphs"])
-            descriptors.append(_count("fd"))
         history, state = trainee.history, [each.clone() for each in trainee.state()]
         dist.destroy_process_group()
-        twin = Trainee(recipe, [])
+        twin = Trainee(recipe, ports[-1:])
         for _ in range(len(history)):
             twin.step()
     same = history == twin.history and all(map(torch.equal, state, twin.state()))
-    return {"graphs": graphs, "descriptors": descriptors, "same": same}
+    return {"graphs": graphs, "same": same}
 
 
 def recovered_often(recipe: Recipe, ports: list[int], times: int) -> dict[str, list[int]]:

@@ -42,7 +42,7 @@ def _train_until_lost(rank: int, world: int, port: int, recipe: Recipe, pipe: Co
     A line from the other end of the pipe is the order to cut, as a thread of the rank gets it.
     """
     os.environ.update(environment(rank, world, port))
-    trainee = Trainee(recipe, [])
+    trainee = Trainee(recipe, [port])
     error = attempt(trainee)
 
     def obey() -> None:

@@ -94,8 +94,6 @@ def test_compiled_layers_stay_compiled(backend: str) -> None:
         pool.close()
     for rank in found:
         assert rank["graphs"] == [1, 1, 1, 1]
-        # Compiled code keeps the groups it was compiled with, and no others.
-        assert len(set(rank["descriptors"])) == 1
         assert rank["same"]
 
 
