@@ -65,13 +65,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, was)
 
 
+_SECONDS = {"slurm": 60, "slow": 60}  # of a test, by its marker, as they were measured; of another in tests/e2e: 12
 _COMPUTES = ("tests/trainer/", "tests/kernels/", "tests/integrations/")
+
+
+def _seconds(items: list[pytest.Item]) -> int:
+    """About how long a file of tests that wait takes."""
+    return sum(next((each for name, each in _SECONDS.items() if item.get_closest_marker(name)), 12) for item in items)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side (-n 4 --dist loadfile), long files come first: one that waits, and one that computes, in turn.
 
-    Workers take the files in this order. If those on a Slurm came together, the processors would wait with them.
+    Workers take the files in this order. If those on a Slurm came together, the processors would wait with them. Of
+    those that wait, the longest come first, so that at the end no worker has a long one alone.
     """
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
@@ -83,6 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             waits.append(its)
         else:
             (computes if name.startswith(_COMPUTES) else short).append(its)
+    waits.sort(key=_seconds, reverse=True)
     turns = [its for pair in zip_longest(waits, computes, fillvalue=[]) for its in pair]
     items[:] = [item for its in (*turns, *short) for item in its]
 

@@ -67,6 +67,7 @@ class Site:
         self.folder = folder
         self.runs = folder / "runs"
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._told: dict[str, tuple[list[tuple[str, int, int]], State]] = {}
         head = "playbooks = 'playbooks'\ntick_seconds = 0.2\n" if quick else ""
         if quick:
             _write_playbooks(folder / "playbooks", {**QUICK, **{f"{name}.md": what for name, what in patience.items()}})
@@ -109,7 +110,14 @@ class Site:
         return self.command("run", "start", "stub", *(f"--set={s}" for s in settings), *options, "-q").strip()
 
     def state(self, lineage: str = "1") -> State:
-        return lineages.state(self.runs / lineage)
+        """The lineage's state. It is asked for ten times a second: the journal is read when it has changed."""
+        files = sorted((self.runs / lineage / "journal").glob("*.jsonl"))
+        journal = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+        before, state = self._told.get(lineage, (None, State()))
+        if before != journal:
+            state = lineages.state(self.runs / lineage)
+            self._told[lineage] = journal, state
+        return state
 
     def entries(self, lineage: str = "1") -> list[Entry]:
         return lineages.entries(self.runs / lineage)

@@ -1,7 +1,7 @@
 """`make demo TRAINER=…`: the drills of the demo on other trainers, under the real daemon and agents.
 
-Of Hugging Face's, with the cosine schedule all drills; of the others and with transformers' default schedule two of
-them: CI has 20 minutes for everything.
+Of Hugging Face's, with the cosine schedule all drills; of the others two of them: CI has 20 minutes for everything.
+`make soak` has two of them with transformers' default schedule as well.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ DEMO = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
-    [{"SCHEDULE": "cosine"}, TWO, TWO | {"TRAINER": "pytorch"}, TWO | {"TRAINER": "lightning"}],
-    ids=["cosine", "linear", "pytorch", "lightning"],
+    [
+        pytest.param({"SCHEDULE": "cosine"}, id="cosine"),
+        pytest.param(TWO, id="linear", marks=pytest.mark.soak),  # the same two drills on the same trainer
+        pytest.param(TWO | {"TRAINER": "pytorch"}, id="pytorch"),
+        pytest.param(TWO | {"TRAINER": "lightning"}, id="lightning"),
+    ],
 )
 def test_every_drill_is_recovered_with_proof(tmp_path: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
