@@ -1,7 +1,7 @@
 """The plan beside what was published, and beside what the model really keeps."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import accumulate
 from typing import Any
 
@@ -21,6 +21,7 @@ from trainer.plan import __main__ as command
 from trainer.plan import estimate
 from trainer.plan.estimate import GIB, PlannedLayout
 from trainer.plan.hardware import GPUS, GpuModel
+from trainer.plan.peer_copies import peer_copy_cost
 from trainer.recipes import Recipe
 from trainer.step.measured import Progress
 from trainer.step.rank_inputs import StepInputs
@@ -244,3 +245,46 @@ def test_a_question_that_is_none_is_explained(
 ) -> None:
     assert command.main([*arguments, "--gpu", "h100"]) == 78
     assert why in capsys.readouterr().err
+
+
+def copies_of(size: str, nodes: int, *settings: str) -> dict[str, float]:
+    recipe = recipes.build(f"opt-{size}", settings)
+    return asdict(peer_copy_cost(recipe, GPUS["a100-80"], layout(8 * nodes, recipe.parallel.tp), 20.9))
+
+
+def test_peer_copies_of_175b_on_992_a100_cost_little() -> None:
+    # 175B in steps of 20.9 s, 25 GB/s to the host and 20 GB/s to other nodes: 2.12 GB, 85 and 106 ms, 1.2 % of FSDP's
+    # traffic, 8.5 GB of host memory for a GPU and 68 GB for a node. The recipe has 174.6B.
+    found = copies_of("175b", 124)
+    assert found["gb_per_gpu"] == pytest.approx(2.12, rel=0.01)
+    assert found["to_host_seconds"] == pytest.approx(0.085, rel=0.01)
+    assert found["to_buddy_seconds"] == pytest.approx(0.106, rel=0.01)
+    assert found["traffic_share"] == pytest.approx(0.012, abs=0.0005)
+    assert found["host_gb_per_gpu"] == pytest.approx(8.5, rel=0.01)
+    assert found["host_gb_per_node"] == pytest.approx(68, rel=0.01)
+    assert found["every"] == 1
+
+
+def test_what_is_set_decides_how_often_and_how_many_peer_copies_there_are() -> None:
+    every, one, none = (copies_of("175b", 124, f"peer_copies.{each}") for each in ("every=4", "versions=1", "every=0"))
+    assert every["every"] == 4
+    assert every["traffic_share"] == pytest.approx(0.003, abs=0.0002)
+    assert one["host_gb_per_gpu"] == pytest.approx(4.25, rel=0.01)
+    assert (none["every"], none["host_gb_per_gpu"], none["traffic_share"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("size", "nodes"), [("1.3b", 2), ("175b", 124)])
+def test_the_plan_says_what_peer_copies_cost(size: str, nodes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["--size", size, "--gpu", "a100-80", "--nodes", str(nodes)]
+    assert command.main([*question, "-o", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)["peer_copies"]
+    assert told["every"] == 1
+    assert told["host_gb_per_node"] == pytest.approx(32 * told["gb_per_gpu"])
+    assert command.main(question) == 0
+    assert f"{told['gb_per_gpu']:,.2f} GB per GPU" in capsys.readouterr().out
+
+
+def test_the_plan_says_when_the_host_has_no_room_for_peer_copies(capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["--size", "13b", "--gpu", "a100-80", "--nodes", "1", "--host-memory", "700"]
+    assert command.main(question) == 0
+    assert "They do not fit into the memory of the host." in capsys.readouterr().out

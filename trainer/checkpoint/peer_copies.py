@@ -25,11 +25,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from opt_ops.contract.replacing import buddies
 from trainer.checkpoint import hand_over
 from trainer.checkpoint.hand_over import Holding
 from trainer.checkpoint.versions import Key, RefusedCopyError, Sending, Slot, Slots, Version, receive, size_of, views
+from trainer.plan.peer_copies import interval
 
-__all__ = ["DamagedCopyError", "PeerCopies", "RefusedCopyError", "Version", "buddies", "interval", "local_tensors"]
+__all__ = ["DamagedCopyError", "PeerCopies", "RefusedCopyError", "Version", "buddies", "local_tensors"]
 
 # How long a thread may need to end after its group was cut. It then waits for nothing but the processor.
 _END_SECONDS = 60.0
@@ -37,41 +39,6 @@ _END_SECONDS = 60.0
 
 class DamagedCopyError(Exception):
     """A copy does not have the checksum that its rank told. The memory of one of two hosts is damaged."""
-
-
-def buddies(nodes: Sequence[str]) -> list[int | None]:
-    """For each rank the one that keeps its copy: at the same place of the node half-way round.
-
-    Neighbouring nodes share a switch or a power supply, and fail together more often than nodes that are far apart.
-    On a single node, it is the rank half-way round. A single rank has none.
-
-    Args:
-        nodes: the node of each rank.
-    """
-    by_node: dict[str, list[int]] = {}
-    for rank, node in enumerate(nodes):
-        by_node.setdefault(node, []).append(rank)
-    rows = list(by_node.values())
-    if len(nodes) == 1:
-        return [None]
-    if len(rows) == 1:
-        return [(rank + len(nodes) // 2) % len(nodes) for rank in range(len(nodes))]
-    found: list[int | None] = [None] * len(nodes)
-    for index, row in enumerate(rows):
-        other = rows[(index + len(rows) // 2) % len(rows)]
-        for place, rank in enumerate(row):
-            found[rank] = other[place % len(other)]
-    return found
-
-
-def interval(copy_seconds: float, step_seconds: float) -> int:
-    """After how many updates a copy is made, so that one takes at most half of the time between two.
-
-    Args:
-        copy_seconds: to copy a rank's state to its host, and from there to the buddy.
-        step_seconds: of an update.
-    """
-    return max(1, math.ceil(copy_seconds / (step_seconds / 2))) if step_seconds > 0 else 1
 
 
 def local_tensors(state: Mapping[str, Mapping[str, Any]]) -> list[Tensor]:

@@ -1,4 +1,10 @@
-"""When a save is due: after a set number of updates, or at the interval that costs the least."""
+"""When a save is due: after a set number of updates, or at the interval that costs the least.
+
+With peer copies (:mod:`trainer.checkpoint.peer_copies`) a lost rank is replaced in place and needs no save. The rate of
+failures that counts is then that of pairs: a rank and its buddy are lost at once. Two of n lost nodes are a pair with a
+probability of 1 / (n − 1). Replacements that fail and rollbacks also need a save. The trainer does not know how often
+its supervisor replaces ranks, so ``checkpoint.failure_hours`` stays what the recipe says; docs/trainer.md tells users.
+"""
 
 import math
 import time

@@ -19,6 +19,7 @@ from trainer.model import cost
 from trainer.plan import estimate
 from trainer.plan.estimate import GIB, Memory, Plan
 from trainer.plan.hardware import GPUS, GpuModel
+from trainer.plan.peer_copies import PeerCopyCost, peer_copy_cost
 from trainer.recipes import Recipe
 
 _TOO_OLD = "The compilers of the kernels do not support its architecture."
@@ -109,6 +110,7 @@ def _as_json(
         "settings": _settings(shown, gpu),
         "memory_gib": asdict(shown.memory) | {"gpu": shown.memory.gpu},
         "speed": asdict(shown.speed) if found else None,
+        "peer_copies": asdict(_copies(shown, gpu, recipe)),
     }
 
 
@@ -145,6 +147,30 @@ def _as_text(
     yield f"  per GPU          {speed.tflops:.0f} TFLOP/s with full attention{recomputation}"
     billions = recipe.steps * recipe.data.global_batch * recipe.data.seq_len / 1e9
     yield f"  {f'{billions:,.0f}B tokens':<17}{speed.days:,.1f} days of training without interruptions"
+    yield from _copy_lines(found, gpu, host_memory, recipe)
+
+
+def _copies(plan: Plan, gpu: GpuModel, recipe: Recipe) -> PeerCopyCost:
+    return peer_copy_cost(recipe, gpu, plan.layout, plan.speed.step_seconds)
+
+
+def _copy_lines(plan: Plan, gpu: GpuModel, host_memory: float, recipe: Recipe) -> Iterator[str]:
+    copies = _copies(plan, gpu, recipe)
+    if not copies.every:
+        yield "Peer copies: none. If a rank is lost, all ranks must be restarted."
+        return
+    yield f"Peer copies after every {'update' if copies.every == 1 else f'{copies.every} updates'}, by arithmetic:"
+    yield f"  each             {copies.gb_per_gpu:,.2f} GB per GPU, {copies.traffic_share:.1%} of FSDP's traffic"
+    yield (
+        f"  time             {1000 * copies.to_host_seconds:,.0f} ms from GPU to host, "
+        f"{1000 * copies.to_buddy_seconds:,.0f} ms from host to buddy"
+    )
+    yield f"  memory           {copies.host_gb_per_gpu:,.1f} GB per GPU, {copies.host_gb_per_node:,.0f} GB per host"
+    if plan.memory.host * GIB / 1e9 + copies.host_gb_per_node > 0.9 * host_memory:
+        yield (
+            "  They do not fit into the memory of the host. Use --set peer_copies.versions=1 for half of it, or "
+            "--set peer_copies.every=0 for none."
+        )
 
 
 def _fsdp(plan: Plan) -> str:

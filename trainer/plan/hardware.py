@@ -26,6 +26,7 @@ class GpuModel:
         link: GB/s from a GPU to others in its node, as collectives reach it (80 % of the data sheet's value).
         network: GB/s from a GPU to other nodes, as collectives reach it.
         per_node: GPUs in a node.
+        host_link: GB/s from a GPU to the memory of its host: 80 % of PCIe 3, 4 or 5 with 16 lanes. An assumption.
         host_memory: GB in a node.
         host_bandwidth: GB/s between the processors of a node and their memory. The offloaded optimizer needs it.
         precision: in which it trains.
@@ -41,6 +42,7 @@ class GpuModel:
     link: float
     network: float
     per_node: int = 8
+    host_link: float
     host_memory: float
     host_bandwidth: float
     precision: Literal["bf16", "fp16"] = "bf16"
@@ -63,6 +65,7 @@ _V100 = GpuModel(
     efficiency=0.31,
     link=120,
     network=5,
+    host_link=12,
     host_memory=512,
     host_bandwidth=100,
     precision="fp16",
@@ -76,6 +79,7 @@ _H100 = GpuModel(
     efficiency=0.44,
     link=360,
     network=40,
+    host_link=50,
     host_memory=2000,
     host_bandwidth=400,
 )
@@ -91,6 +95,7 @@ GPUS: dict[str, GpuModel] = {
         efficiency=0.6,
         link=240,
         network=20,
+        host_link=25,
         host_memory=2000,
         host_bandwidth=250,
     ),
