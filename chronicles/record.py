@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chronicles.kept_curve import AttemptCurve, attempt_curves
 from opt_ops.core.detect.point import Point
-from opt_ops.core.events import AttemptIntended, Entry
+from opt_ops.core.events import AttemptIntended, Entry, MembersIntended
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
@@ -85,8 +85,9 @@ def _record(
         status = _status(state)
         if not statuses or status is not statuses[-1][1]:
             statuses.append((entry.ts, status))
-        if isinstance(entry.event, AttemptIntended):
-            jobs[entry.event.attempt] = _jobs(state, entry.event.nodes)
+        if isinstance(entry.event, AttemptIntended | MembersIntended):
+            known = jobs.setdefault(entry.event.attempt, [])
+            known += [job for job in _jobs(state, entry.event.nodes) if job not in known]
     return LineageRecord(
         lineage=state.lineage.lineage if state.lineage else name,
         entries=entries,

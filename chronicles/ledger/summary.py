@@ -12,6 +12,7 @@ from chronicles.record import LineageRecord
 from opt_ops.config import Rates
 from opt_ops.core import events as e
 from opt_ops.core.failures.classes import Domain, Nature, nature, row
+from opt_ops.core.state.in_place import joined
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import HOLDING, Action, AllocationStatus, Severity
 
@@ -41,11 +42,12 @@ class LostToKind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
-    """A failure ended an attempt, was not requested and no drill. A recovery led to a next attempt; of drills, too."""
+    """A failure stopped training, was not requested and no drill. A recovery made a step again; of drills, too."""
 
     failures: int
     mtbf_seconds: float | None
     recoveries: int
+    recoveries_in_place: int
     mttr_seconds: float | None
     mean_seconds_to_see: float | None
 
@@ -174,20 +176,25 @@ def _reliability(record: LineageRecord, book: Ledger) -> Reliability:
     found = [i for i in record.state.incidents.values() if _stopped_training(i)]
     failures = [i for i in found if i.drill is None]
     trained = book.phases[TimePhase.KEPT] + book.phases[TimePhase.LOST]
-    downs = [i.seconds_down for i in found if i.seconds_down is not None and i.next_attempt]
+    in_place = [i for i in found if joined(record.state, i) is not None]
+    downs = [i.seconds_down for i in found if i.seconds_down is not None and (i.next_attempt or i in in_place)]
     seen = [max(0.0, i.opened_at - i.at) for i in found]
     return Reliability(
         failures=len(failures),
         mtbf_seconds=trained / len(failures) if failures else None,
         recoveries=len(downs),
+        recoveries_in_place=sum(i.seconds_down is not None for i in in_place),
         mttr_seconds=sum(downs) / len(downs) if downs else None,
         mean_seconds_to_see=sum(seen) / len(seen) if seen else None,
     )
 
 
+_STOPPING = (Action.REPLACE_RANKS, Action.RESTART, Action.ROLLBACK, Action.HALT)
+
+
 def _stopped_training(incident: Incident) -> bool:
     decision = incident.decision
-    stops = decision is not None and decision.action in (Action.RESTART, Action.ROLLBACK, Action.HALT)
+    stops = decision is not None and decision.action in _STOPPING
     return stops and incident.acted_on and nature(incident.kind, incident.signal) is Nature.FAULT
 
 

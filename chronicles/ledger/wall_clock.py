@@ -5,16 +5,15 @@ Computed from the journal alone. No other module computes goodput. docs/ledger.m
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from chronicles.kept_curve import discards
+from chronicles.ledger.legs import Leg, Pace, legs_of
 from chronicles.record import LineageRecord
-from opt_ops.core import events as e
-from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.state import in_place
 from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action
@@ -99,91 +98,24 @@ def ledger(record: LineageRecord) -> Ledger:
     if record.started is None:
         return book
     cursor = _TimeCursor(record.statuses, record.started, _end(record))
-    paces: list[_Pace] = []
-    before: _AttemptProgress | None = None
+    paces: list[Pace] = []
+    before: Leg | None = None
     stepped = False
-    for progress in _progress_by_attempt(record.entries, state).values():
-        attempt = progress.attempt
-        cause = _DowntimeCause(state, _cause_of_downtime(state, attempt, before), before)
-        if progress.reports:
-            _add_downtime(book, cursor, progress.reports[0][1], cause, stepped)
-            _add_training(book, cursor, progress, state)
-            paces += progress.paces
-            before, stepped = progress, True
-        elif attempt.ended_at is not None:  # it made no step: its time belongs to what it should have recovered from
-            _add_downtime(book, cursor, attempt.ended_at, cause, stepped)
+    legs = legs_of(record.entries, state)
+    for leg in legs:
+        cause = _DowntimeCause(state, _cause_of_downtime(state, leg, before), before)
+        if leg.reports:
+            if leg.lost_at is not None and leg.incident is not None:  # the step in flight when ranks were lost
+                _add_discarded(book, cursor.to(min(leg.lost_at, leg.reports[0][1])), leg.incident)
+            _add_downtime(book, cursor, leg.reports[0][1], cause, stepped)
+            _add_training(book, cursor, leg, {each.name: each.incident for each in legs})
+            paces += leg.paces
+            before, stepped = leg, True
+        elif leg.ended_at is not None:  # it made no step: its time belongs to what it should have recovered from
+            _add_downtime(book, cursor, leg.ended_at, cause, stepped)
     _add_downtime(book, cursor, cursor.end, _DowntimeCause(state, _open_incident(state), before), stepped)
     _set_step_times(book, paces)
     return book
-
-
-# ---- the progress of the attempts, by the journal's reports ----
-
-
-@dataclass(slots=True)
-class _Pace:
-    """Consecutive steps, and the median seconds of one of them."""
-
-    steps: int
-    seconds: float
-    evaluation: float  # seconds, of all steps together
-
-
-@dataclass(slots=True)
-class _AttemptProgress:
-    """When an attempt had reached which step, and which of its steps are discarded."""
-
-    attempt: Attempt
-    reports: list[tuple[int, float]]  # (step, time), both rise
-    paces: list[_Pace]
-    saving: float
-    discarded: Sequence[tuple[int, str]]  # as in `chronicles.kept_curve`
-    not_applied: int  # updates that were not applied: at most the last one
-
-    def at(self, step: int) -> float:
-        """When an update was complete. Between two reports, all steps are taken to have been equally long."""
-        place = bisect_left(self.reports, step, key=lambda report: report[0])
-        after_step, after = self.reports[min(place, len(self.reports) - 1)]
-        if place == 0 or place == len(self.reports) or after_step == step:
-            return after
-        before_step, before = self.reports[place - 1]
-        return before + (after - before) * (step - before_step) / (after_step - before_step)
-
-    def reach(self, step: int, at: float) -> None:
-        """Take a report, if it is of a later step than the ones before."""
-        if not self.reports or step > self.reports[-1][0]:
-            self.reports.append((step, max(at, self.reports[-1][1]) if self.reports else at))
-
-
-def _progress_by_attempt(entries: Sequence[e.Entry], state: State) -> dict[str, _AttemptProgress]:
-    discarded = discards({name: _start(attempt) for name, attempt in state.attempts.items()})
-    not_applied = {(s.attempt, s.step) for s in state.signals.values() if s.signal == FailureClass.NON_FINITE_LOSS}
-    found = {
-        name: _AttemptProgress(attempt, [], [], 0.0, discarded[name], int((name, attempt.last_step) in not_applied))
-        for name, attempt in state.attempts.items()
-    }
-    for entry in entries:
-        event = entry.event
-        if isinstance(event, e.AttemptProgressed):
-            progress = found[event.attempt]
-            progress.reach(event.first_step, event.first_step_at)
-            before_step, before = progress.reports[-1] if progress.reports else (event.step, event.at)
-            progress.reach(event.step, event.at)
-            progress.saving += event.save_seconds
-            steps = event.step - before_step
-            seconds = event.step_seconds
-            if seconds is None and steps > 0:  # journals of earlier versions have no step times
-                seconds = (event.at - before) / steps
-            if seconds is not None and steps > 0:
-                progress.paces.append(_Pace(steps, seconds, event.evaluation_seconds))
-        elif isinstance(event, e.AttemptEnded) and event.last_step is not None and event.last_step_at is not None:
-            found[event.attempt].reach(event.last_step, event.last_step_at)
-    return found
-
-
-def _start(attempt: Attempt) -> int:
-    resumed = attempt.checkpoint.step if attempt.checkpoint else 0
-    return min(resumed, attempt.first_step - 1) if attempt.first_step is not None else resumed
 
 
 def _end(record: LineageRecord) -> float:
@@ -228,7 +160,7 @@ class _TimeCursor:
 class _DowntimeCause:
     """The incident that downtime belongs to, if any, and the stages of its recovery."""
 
-    def __init__(self, state: State, incident: str | None, before: _AttemptProgress | None) -> None:
+    def __init__(self, state: State, incident: str | None, before: Leg | None) -> None:
         self.incident = incident
         known = state.incidents.get(incident or "")
         self._begins = list(_stage_begins(known, state, before.attempt if before else None)) if known else []
@@ -253,6 +185,8 @@ def _stage_begins(incident: Incident, state: State, hit: Attempt | None) -> Iter
         (Stage.QUEUEING, hit.ended_at if hit and incident.decided_at is not None else None),
         (Stage.LOADING, following.intended_at if following else None),
     ]
+    if in_place.joined(state, incident) is not None:  # nothing had to end
+        begins[2:] = [(Stage.LOADING, in_place.replacements(state, incident)[0].intended_at)]
     latest = 0.0
     for stage, at in begins:
         if at is not None:
@@ -260,8 +194,8 @@ def _stage_begins(incident: Incident, state: State, hit: Attempt | None) -> Iter
             yield stage, latest
 
 
-def _add_training(book: Ledger, cursor: _TimeCursor, progress: _AttemptProgress, state: State) -> None:
-    """Divide the attempt's updates into kept ones and discarded ones, these by the incident that discarded them."""
+def _add_training(book: Ledger, cursor: _TimeCursor, progress: Leg, incidents: Mapping[str, str | None]) -> None:
+    """Divide the updates of a leg into kept ones and discarded ones, these by the incident that discarded them."""
     first, last = progress.reports[0][0], progress.reports[-1][0]
     limit = progress.discarded[-1][0] if progress.discarded else last
     kept = min(last, limit)
@@ -270,12 +204,12 @@ def _add_training(book: Ledger, cursor: _TimeCursor, progress: _AttemptProgress,
         book.phases[TimePhase.KEPT] += cursor.to(progress.at(min(kept, applied)))
         book.steps_kept += min(kept, applied) - first + 1
     book.seconds_saving += progress.saving
-    book.steps_repeated += max(0, applied - max(kept, first - 1))
+    book.steps_repeated += max(progress.unseen_repeated, applied - max(kept, first - 1))
     bounds = [(max(step, kept), by) for step, by in reversed(progress.discarded) if step < last]
     ends = [*(step for step, _ in bounds[1:]), last]
     for (begin, by), end in zip(bounds, ends, strict=False):
         if end > begin:
-            _add_discarded(book, cursor.to(progress.at(end)), state.attempts[by].incident)
+            _add_discarded(book, cursor.to(progress.at(end)), incidents[by])
     _add_discarded(book, cursor.to(progress.at(last)), None)  # not applied, and no attempt has followed
 
 
@@ -315,13 +249,13 @@ def _phase(status: Status, incident: str | None, stepped: bool) -> TimePhase:
             return TimePhase.RECOVERING
 
 
-def _cause_of_downtime(state: State, attempt: Attempt, before: _AttemptProgress | None) -> str | None:
-    """The incident behind the downtime before an attempt: the attempt recovers from it, or it ended the one before.
+def _cause_of_downtime(state: State, leg: Leg, before: Leg | None) -> str | None:
+    """The incident behind the downtime before a leg: the leg recovers from it, or it ended the one before.
 
     An attempt after a halt recovers from no incident: the operator's answer has closed it.
     """
-    if attempt.incident is not None or before is None:
-        return attempt.incident
+    if leg.incident is not None or before is None:
+        return leg.incident
     hit = [i for i in state.incidents.values() if i.attempt == before.attempt.name and i.acted_on]
     return next((i.name for i in hit if i.decision and i.decision.action is Action.HALT), None)
 
@@ -333,7 +267,7 @@ def _open_incident(state: State) -> str | None:
 _FASTEST = 0.05  # of the steps: the lineage itself has shown that this pace is possible
 
 
-def _set_step_times(book: Ledger, paces: Sequence[_Pace]) -> None:
+def _set_step_times(book: Ledger, paces: Sequence[Pace]) -> None:
     steps = sum(pace.steps for pace in paces)
     if not steps:
         return
@@ -343,7 +277,7 @@ def _set_step_times(book: Ledger, paces: Sequence[_Pace]) -> None:
     book.healthy_step_seconds = _at_share(ranked, 0.5 * steps) + evaluation
 
 
-def _at_share(ranked: Sequence[_Pace], share: float) -> float:
+def _at_share(ranked: Sequence[Pace], share: float) -> float:
     passed = 0.0
     for pace in ranked:
         passed += pace.steps

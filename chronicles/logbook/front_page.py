@@ -212,14 +212,20 @@ def _incidents(report: LineageReport) -> str:
     drills = sum(row.drill is not None for row in rows)
     all_of_them = ", all drills" if len(rows) > 1 else ", a drill"
     of = {0: "", len(rows): all_of_them}.get(drills, f", {whole(drills)} of them drills")
-    number = f"{count(len(rows), 'incident')}{of}{interrupted(rows)}"
+    number = f"{count(len(rows), 'incident')}{of}{interrupted(rows)}{recovered_in_place(rows)}"
     return f"{number}: {_outcomes(rows)}{others}. {count(report.ledger.steps_discarded, 'step')} discarded."
 
 
 def interrupted(rows: Sequence[IncidentReport]) -> str:
     """Of many incidents, how many interrupted training."""
-    stopped = sum(row.ends_attempt for row in rows)
+    stopped = sum(row.stops_training for row in rows)
     return f", {whole(stopped)} of which interrupted training" if stopped < len(rows) > _MANY else ""
+
+
+def recovered_in_place(rows: Sequence[IncidentReport]) -> str:
+    """After how many only the lost ranks were replaced."""
+    number = sum(row.in_place is True for row in rows)
+    return f", {whole(number)} recovered in place" if number else ""
 
 
 def _moves_and_requests(rows: Sequence[IncidentReport]) -> str:

@@ -14,7 +14,15 @@ from chronicles.ledger.summary import LedgerSummary
 from chronicles.logbook.drawing.markdown import plain, table
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.entries.entry import LogEntry
-from chronicles.logbook.front_page import interrupted, known_status, lead, seconds_left, times, totals
+from chronicles.logbook.front_page import (
+    interrupted,
+    known_status,
+    lead,
+    recovered_in_place,
+    seconds_left,
+    times,
+    totals,
+)
 from chronicles.logbook.open_questions import questions
 from chronicles.logbook.render import newest_loss
 from chronicles.logbook.tables import cause
@@ -123,7 +131,8 @@ def _happened(now: LineageReport, log: Sequence[LogEntry], begins: float) -> Ite
     if not rows:
         yield "No incident."
     else:
-        yield f"{count(len(rows), 'incident')}{interrupted(rows)}: {_classes(rows)}. {_handled(now, rows, begins)}"
+        number = f"{count(len(rows), 'incident')}{interrupted(rows)}{recovered_in_place(rows)}"
+        yield f"{number}: {_classes(rows)}. {_handled(now, rows, begins)}"
     yield ""
     notable = [entry for entry in log if entry.notable]
     for entry in notable[:_LISTED]:
@@ -166,6 +175,7 @@ def _numbers(now: LineageReport, before: LineageReport | None, seconds: float) -
         ["goodput", percent(_goodput_between(now, before)), percent(spent.goodput)],
         both("discarded steps", lambda ledger: ledger.steps_discarded),
         both("failures", lambda ledger: ledger.reliability.failures),
+        both("recoveries in place", lambda ledger: ledger.reliability.recoveries_in_place),
         both("automatic restarts", lambda ledger: ledger.restarts.automatic),
         both("manual restarts", lambda ledger: ledger.restarts.manual),
         both("times that an operator was needed", lambda ledger: ledger.involvement.pages),

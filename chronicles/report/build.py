@@ -113,6 +113,7 @@ def _attempt(
         incident=attempt.incident,
         nodes=attempt.nodes,
         ranks_per_node=attempt.ranks_per_node,
+        generation=attempt.generation,
         outcome=str(attempt.outcome) if attempt.outcome else "running",
         from_step=attempt.checkpoint.step if attempt.checkpoint else 0,
         first_step=curve.points[0].step if curve.points else attempt.first_step,

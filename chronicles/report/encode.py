@@ -18,7 +18,9 @@ from opt_ops.core.text import to_iso
 
 SCHEMA = "opt-ops/report/1"
 
-_ROW = ("incident", "kind", "drill", "cause", "action", "steps_lost", "seconds_down", "proven", "opened", "closed")
+_ROW = ("incident", "kind", "drill", "cause", "action", "in_place", "steps_lost", "seconds_down", "proven")
+_ROW += ("opened", "closed")
+_IN_PLACE = ("generation", "ranks_replaced", "pids_kept", "steps_repeated", "fell_back")
 _FINDING = ("detector", "evidence", "attempt", "nodes", "step_failed", "onset_step", "playbook", "rung", "why")
 
 
@@ -43,7 +45,7 @@ def explanation(incident: IncidentReport) -> dict[str, Any]:
         "checkpoint": incident.decided_checkpoint_step,
         "lr_factor": incident.lr_factor,
         "exclude": known["excluded"],
-        **_some(known, "settings", "skip_batches", "advice"),
+        **_some(known, *_IN_PLACE, "settings", "skip_batches", "advice"),
         "stacks": _some(known["stacks"], "groups", "odd", "silent") if incident.stacks else None,
         **_some(known, "next_attempt", "proof", "causes", "probes", "for_cause", "remedy", "afterthoughts"),
     }

@@ -12,12 +12,14 @@ from chronicles.ledger.summary import LedgerSummary, node_hours_lost, summarize
 from chronicles.operators import notified_at
 from chronicles.record import LineageRecord, Moment, moment
 from chronicles.report.model import AfterthoughtReport, IncidentReport, ProbeReport, StacksReport
+from chronicles.wording import duration
 from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.decide.trouble import remedy
 from opt_ops.core.failures import classes
 from opt_ops.core.schedule import PlannedLr
-from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state import in_place
+from opt_ops.core.state.model import Attempt, Incident, Members, State
 from opt_ops.core.values import Action
 
 
@@ -79,7 +81,8 @@ def _incident(state: State, incident: Incident, curve: AttemptCurve | None, **kn
         step_resumed=incident.step_resumed,
         steps_discarded=incident.steps_lost,
         seconds_down=incident.seconds_down,
-        **_seconds(incident, following),
+        **_seconds(state, incident, following),
+        **_in_place(state, incident),
         action=decision.action if decision else None,
         playbook=f"{decision.playbook}/v{decision.version}" if decision else None,
         rung=decision.rung + 1 if decision else None,
@@ -161,13 +164,38 @@ def _step_failed(incident: Incident, curve: AttemptCurve | None) -> int | None:
     return max((step for step in (incident.step_failed, by_telemetry) if step is not None), default=None)
 
 
-def _seconds(incident: Incident, following: Attempt | None) -> Mapping[str, Any]:
-    relaunched = following.intended_at if following else None
+def _seconds(state: State, incident: Incident, following: Attempt | None) -> Mapping[str, Any]:
+    ordered, found = in_place.replacements(state, incident), in_place.joined(state, incident)
+    relaunched = ordered[0].intended_at if found else following.intended_at if following else None
+    first_step = _first_step_at(state, incident, found) if found else following.first_step_at if following else None
     return {
         "seconds_to_see": max(0.0, incident.opened_at - incident.at),
         "seconds_to_decide": _between(incident.opened_at, incident.decided_at),
         "seconds_to_relaunch": _between(incident.decided_at, relaunched),
-        "seconds_to_first_step": _between(relaunched, following.first_step_at if following else None),
+        "seconds_to_first_step": _between(relaunched, first_step),
+    }
+
+
+def _first_step_at(state: State, incident: Incident, found: Members) -> float | None:
+    """When the first step after a replacement was made, by its own generation or a later one."""
+    members = state.attempts[incident.attempt or ""].members
+    later = (each.first_step_at for each in members if each.generation >= found.generation)
+    return next((at for at in later if at is not None), None)
+
+
+def _in_place(state: State, incident: Incident) -> Mapping[str, Any]:
+    """What became of the ranks that were lost."""
+    found, decision = in_place.joined(state, incident), incident.decision
+    ordered = in_place.replacements(state, incident)
+    newest = found or (ordered[-1] if ordered else None)
+    return {
+        "in_place": in_place.is_in_place(state, incident),
+        "generation": newest.generation if newest else None,
+        "ranks_replaced": newest.new if newest else decision.ranks if decision else (),
+        "pids_kept": incident.proof.get("pids_kept"),
+        "steps_repeated": found.repeated if found else None,
+        "fell_back": incident.fell_back or (decision.not_in_place if decision else None),
+        "what_became": in_place.in_sentences(state, incident, duration),
     }
 
 

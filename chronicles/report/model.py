@@ -99,6 +99,13 @@ class IncidentReport:
     seconds_to_decide: float | None
     seconds_to_relaunch: float | None
     seconds_to_first_step: float | None
+    in_place: bool | None  # ranks were replaced while the others kept running; False: all were started again
+    generation: int | None  # of the membership with the new ranks
+    ranks_replaced: tuple[int, ...]
+    pids_kept: bool | None  # whether all other processes are the same as before
+    steps_repeated: int | None  # that were made again after a replacement in place
+    fell_back: str | None  # why ranks were not replaced in place, where that was to be tried
+    what_became: str = field(metadata=_INTERNAL)  # of the lost ranks, in sentences
     action: Action | None
     playbook: str | None  # `loss_spike/v1`
     rung: int | None  # 1 is the first
@@ -158,6 +165,11 @@ class IncidentReport:
     def ends_attempt(self) -> bool:
         """Whether the action ends the attempt for another one, and was also done."""
         return self.action in (Action.RESTART, Action.ROLLBACK, Action.RECONFIGURE) and not self.advisory
+
+    @property
+    def stops_training(self) -> bool:
+        """Whether training stood still for the action, in place or for another attempt."""
+        return self.ends_attempt or (self.action is Action.REPLACE_RANKS and not self.advisory)
 
     @property
     def readbacks(self) -> tuple[ReadbackReport, ...]:
@@ -221,8 +233,9 @@ class AttemptReport:
     attempt: str
     run: str
     incident: str | None  # that it recovers from
-    nodes: tuple[str, ...]
+    nodes: tuple[str, ...]  # of the newest generation of its membership
     ranks_per_node: int
+    generation: int
     outcome: str  # an `Outcome`, or `running`
     from_step: int
     first_step: int | None

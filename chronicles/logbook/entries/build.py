@@ -120,7 +120,7 @@ def _incident(record: LineageRecord, report: LineageReport, entry: e.Entry, even
         incident=row,
         facts=tuple(incidents.facts(record, row)),
         changes=tuple(changes(record, row)),
-        spans=tuple(incidents.spans(row)) if row.next_attempt else (),
+        spans=tuple(incidents.spans(row)) if row.next_attempt or row.in_place else (),
         stacks=tuple(incidents.stacks(row)),
         trials=tuple(incidents.trials(row)),
         quote=request.reason if request else "",

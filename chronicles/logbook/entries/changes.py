@@ -9,6 +9,7 @@ from chronicles.logbook.entries.entry import Change
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport
 from chronicles.wording import names, rate, whole
+from opt_ops.core.state import in_place
 from opt_ops.core.state.model import Attempt
 
 
@@ -21,11 +22,16 @@ def changes(record: LineageRecord, row: IncidentReport) -> list[Change]:
         resumed = following.checkpoint.step if following.checkpoint else 0
         found.append(Change("run", hit.run, following.run))
         found.append(Change("attempt", hit.name, following.name))
-        found.append(Change("nodes", *_nodes(hit, following)))
+        found.append(Change("nodes", *_nodes(hit.nodes, following.nodes)))
         found.append(Change("step", whole(row.last_step), whole(resumed)))
         found.append(Change("learning-rate factors", _factors(record, hit.run), _factors(record, following.run)))
         found += _settings(record, hit, following)
         found.append(Change("skipped batches", _skips(record, hit.run), _skips(record, following.run)))
+    members = in_place.joined(record.state, record.state.incidents[row.incident])
+    if hit and members:
+        before = in_place.replacements(record.state, record.state.incidents[row.incident])[0]
+        found.append(Change("nodes", *_nodes(before.before, members.nodes)))
+        found.append(Change("generation", whole(before.generation - 1), whole(members.generation)))
     if row.lr_before is not None and row.telling is not None:
         step = row.telling.step
         found.append(Change(f"learning rate at {whole(step)}", rate(row.lr_before), rate(row.lr_after)))
@@ -34,12 +40,12 @@ def changes(record: LineageRecord, row: IncidentReport) -> list[Change]:
     return [change for change in found if change.before != change.after]
 
 
-def _nodes(hit: Attempt, following: Attempt) -> tuple[str, str]:
-    before, after = wording.nodes(hit.nodes), wording.nodes(following.nodes)
-    if after == names(following.nodes) and before == names(hit.nodes):
+def _nodes(hit: Sequence[str], following: Sequence[str]) -> tuple[str, str]:
+    before, after = wording.nodes(hit), wording.nodes(following)
+    if after == names(following) and before == names(hit):
         return before, after
-    gone = [node for node in hit.nodes if node not in following.nodes]
-    new = [node for node in following.nodes if node not in hit.nodes]
+    gone = [node for node in hit if node not in following]
+    new = [node for node in following if node not in hit]
     after += f", without {wording.nodes(gone)}" if gone else ""
     return before, after + (f", with {wording.nodes(new)}" if new else "")
 

@@ -7,16 +7,19 @@ from collections.abc import Iterator, Sequence
 
 from chronicles import wording
 from chronicles.logbook.entries.entry import Fact, StackRow, Trial
+from chronicles.logbook.entries.proof_words import how_ended, proof_of
 from chronicles.operators import batches, change, changed_settings, request_behind
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, StacksReport
-from chronicles.wording import count, duration, evidence, full, names, rate, second, short, uncapitalized, whole
+from chronicles.wording import count, duration, evidence, full, names, second, short, uncapitalized, whole
 from opt_ops.core.failures import classes
 from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.explain import look_up
-from opt_ops.core.state.status import Status
+from opt_ops.core.state import in_place
 from opt_ops.core.values import Action, Tier
+
+_TENSES = {"restarted": "replaced", "restarting": "replacing"}
 
 _VERBS = {
     Action.RESTART: "start the next attempt from the newest good checkpoint",
@@ -50,6 +53,9 @@ def _outcome_phrase(record: LineageRecord, row: IncidentReport, restarted: str, 
             return _rolled_back(record, row, rolled_back)
         case Action.RECONFIGURE:
             return f"{changed}: {', '.join(_changed(record, row)) or 'nothing'}"
+        case Action.REPLACE_RANKS:
+            verb = _TENSES[restarted]
+            return f"{verb} {in_place.ranks(row.ranks_replaced)} in place, all others stayed: {short(row.cause)}"
         case Action.RESTART if row.planned and not row.advisory:
             return _moved(record, row)
         case Action.RESTART if row.excluded:
@@ -111,11 +117,14 @@ def facts(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
     if row.stacks:
         yield Fact(label="Stacks", text=_stacks(row.stacks))
     yield from _decision(record, row)
+    if row.what_became:
+        yield Fact(label="In place", text=row.what_became)
     if row.ends_attempt:
         yield Fact(label="Resumed", text=_resumed(record, row))
+    if row.stops_training:
         yield Fact(label="Cost", text=_cost(record, row))
     if row.action not in (None, Action.HALT, Action.NOTIFY) and not row.advisory:
-        yield Fact(label="Proof", text=_proof(record, row))
+        yield Fact(label="Proof", text=proof_of(record, row))
     for later in row.afterthoughts:
         yield Fact(label="Afterthought", text=f"{second(later.at)}: {full(later.text)}")
     if row.notified_at is not None:
@@ -247,7 +256,7 @@ def spans(row: IncidentReport) -> list[tuple[str, float]]:
     known = (
         ("to detect", row.seconds_to_see),
         ("to decide", row.seconds_to_decide),
-        ("to relaunch", row.seconds_to_relaunch),
+        ("to order the new ranks" if row.in_place else "to relaunch", row.seconds_to_relaunch),
         ("to the first step", row.seconds_to_first_step),
     )
     return [(label, seconds) for label, seconds in known if seconds is not None]
@@ -268,6 +277,8 @@ def _verb(record: LineageRecord, row: IncidentReport) -> str:
         return f"roll back to {where}{factor}{more}"
     if row.action == Action.RECONFIGURE:
         return f"continue with {', '.join(_changed(record, row))}"
+    if row.action == Action.REPLACE_RANKS:
+        return f"replace {in_place.ranks(row.ranks_replaced)} while all others keep running"
     verb = _VERBS[row.action] if row.action else ""
     return ("save one more checkpoint, then " if row.save_first else "") + verb
 
@@ -300,7 +311,7 @@ def preceded_by(row: IncidentReport, step: int | None) -> bool:
 def _resumed(record: LineageRecord, row: IncidentReport) -> str:
     step = row.checkpoint_step
     if not step and not row.next_attempt and row.action != Action.ROLLBACK:
-        return f"No: the lineage was {_ended(record)} first." if record.state.ended else "Not yet."
+        return f"No: the lineage was {how_ended(record)} first." if record.state.ended else "Not yet."
     text = f"From the checkpoint of step {whole(step)}" if step else "From scratch, because there was no checkpoint"
     if not step and record.state.intent.init_from:
         text += f", with the weights of {record.state.intent.init_from}"
@@ -336,7 +347,7 @@ def _listed(steps: Sequence[int]) -> str:
 
 def _cost(record: LineageRecord, row: IncidentReport) -> str:
     if row.steps_discarded is None:
-        return f"Not known: the lineage was {_ended(record)} first." if record.state.ended else "Not known yet."
+        return f"Not known: the lineage was {how_ended(record)} first." if record.state.ended else "Not known yet."
     resumed, discarded = row.step_resumed, row.steps_discarded
     which = f" ({_span(resumed + 1, resumed + discarded)})" if resumed is not None and discarded else ""
     hours = f", {wording.hours(row.node_hours_lost)} node-hours" if row.node_hours_lost else ""
@@ -345,36 +356,3 @@ def _cost(record: LineageRecord, row: IncidentReport) -> str:
 
 def _span(first: int, last: int) -> str:
     return whole(first) if first == last else f"{whole(first)} to {whole(last)}"
-
-
-def _ended(record: LineageRecord) -> str:
-    """How a lineage ended before an incident of it was over. Nothing more will be known of that incident."""
-    ways = {Status.COMPLETED: "completed", Status.HALTED: "halted", Status.CANCELLED: "stopped"}
-    return ways[record.state.status]
-
-
-def _proof(record: LineageRecord, row: IncidentReport) -> str:
-    proof, first = row.proof, row.telling
-    if row.closed is None:
-        return f"None: the lineage was {_ended(record)} first." if record.state.ended else "Not known yet."
-    if row.proven is None:
-        return "Nothing to prove: an operator has decided since."
-    if mismatch := proof.get("mismatch"):
-        return full(f"NOT PROVEN. {mismatch}")
-    if first is not None:
-        expected = "."
-        if first.due_lr is not None:
-            expected = f"; {rate(first.due_lr)} was expected. Both agree up to step {whole(row.readbacks[-1].step)}."
-        return " ".join(
-            (
-                f"At step {whole(first.step)} the live optimizer used the learning rate {rate(first.lr)}{expected}",
-                f"Betas, weight decay and clipping are {'as requested' if row.settings else 'unchanged'}.",
-                *([row.limit_of_proof] if row.limit_of_proof else []),
-            )
-        )
-    if "excluded" in proof:
-        states = [f"{name}: drain {state}" for name, state in proof.get("drain", {}).items()]
-        return f"No attempt starts there any more; {', '.join(states)}."
-    if "seen_by_epoch" in proof:
-        return f"The next daemon process saw attempt {proof['attempt']} at step {whole(proof['step'])}."
-    return "The last step was trained before a proof was needed."

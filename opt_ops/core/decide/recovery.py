@@ -70,8 +70,9 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         save_first=rung is not None and rung.save_first,
         advice=advice,
         cause=rung.cause if rung else None,
-        nodes=found.nodes if found else (),
-        ranks=found.ranks if found else (),
+        nodes=found.nodes if isinstance(found, Replacement) else (),
+        ranks=found.ranks if isinstance(found, Replacement) else (),
+        not_in_place=found if isinstance(found, str) else None,
     )
     if decided.action is Action.NOTIFY and _has_stopped(state, incident):
         return replace(
@@ -100,15 +101,15 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
 
 def _choose(
     state: State, incident: Incident, playbook: Playbook, now: float, policy: Policy
-) -> tuple[RungChoice, Replacement | None]:
-    """The rung, and the replacement of ranks if it is that rung. Where none is possible, the reason says why."""
+) -> tuple[RungChoice, Replacement | str | None]:
+    """The rung, and the replacement of ranks if it is that rung; or, in words, why there is none."""
     if not playbook.in_place_rungs or not is_question(state, incident, policy):
         return choose_rung(state, incident, playbook, now, policy), None
     found = _replacement(state, incident, playbook, now, policy)
     if isinstance(found, Replacement):
         return RungChoice(0, playbook.ladder[0], described(state, found)), found
     choice = choose_rung(state, incident, playbook, now, policy)
-    return replace(choice, reason=f"not in place: {found}; {choice.reason}"), None
+    return replace(choice, reason=f"not in place: {found}; {choice.reason}"), found
 
 
 def _replacement(state: State, incident: Incident, playbook: Playbook, now: float, policy: Policy) -> Replacement | str:

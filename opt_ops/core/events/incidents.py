@@ -88,6 +88,7 @@ class RecoveryDecided:
     exclude: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()  # of the attempt afterwards, where ranks are replaced in place
     ranks: tuple[int, ...] = ()  # that are replaced in place
+    not_in_place: str | None = None  # why they are not, although the playbook would begin with that
     settings: tuple[str, ...] = ()
     skip_batches: int = 0
     save_first: bool = False  # the attempt is healthy: it leaves after one more checkpoint

@@ -90,6 +90,9 @@ def parts(entries: Iterable[e.Entry]) -> dict[str, Part]:
             intended[event.attempt] = event.nodes
         elif isinstance(event, e.AttemptStarted):
             running[event.attempt] = _Running(intended.get(event.attempt, ()), event.at)
+        elif isinstance(event, e.MembersIntended) and event.attempt in running:
+            _used(known, inside, running[event.attempt], entry.ts)
+            running[event.attempt] = _Running(event.nodes, entry.ts)
         elif isinstance(event, e.AttemptEnded) and event.attempt in running:
             _used(known, inside, running.pop(event.attempt), entry.ts)
         elif (
