@@ -20,7 +20,7 @@ from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
 from chronicles.wording import percent, when
 from opt_ops import __version__
-from opt_ops.core.state.model import Run, State
+from opt_ops.core.state.model import Attempt, Run, State
 from opt_ops.core.state.queries import lr_scale, newest_good
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import printable_lines
@@ -107,6 +107,7 @@ def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, 
         "opt.goodput": percent(report.ledger.goodput),
         "opt.incidents": str(len(incidents)),
         "opt.drills": str(sum(row.drill is not None for row in incidents)),
+        "opt.in_place": str(sum(row.in_place is True for row in incidents)),
         "mlflow.note.content": note(report, front_page(report, None), TAG_LIMIT),
     }
     requested = {
@@ -149,7 +150,8 @@ def _child(record: LineageRecord, run: Run, configs: Mapping[str, Json]) -> Mlfl
         "opt.lr_scale": f"{lr_scale(state, run.name):g}",
         "opt.status": str(state.status) if newest else f"left for {following.name}" if following else "left",
         "opt.attempts": " ".join(attempt.name for attempt in attempts),
-        "opt.nodes": " ".join(sorted({node for attempt in attempts for node in attempt.nodes})),
+        "opt.generations": " ".join(f"{each.name}:{each.generation}" for each in attempts if each.members),
+        "opt.nodes": " ".join(sorted({node for attempt in attempts for node in _nodes(attempt)})),
         "opt.jobs": " ".join(dict.fromkeys(job for attempt in attempts for job in record.jobs[attempt.name])),
         "opt.not_finite": "; ".join(not_finite),
     }
@@ -162,6 +164,11 @@ def _child(record: LineageRecord, run: Run, configs: Mapping[str, Json]) -> Mlfl
         tags=_cut({**_common(record), **tags}),
         params=flatten(config),
     )
+
+
+def _nodes(attempt: Attempt) -> set[str]:
+    """All that took part in it, in any generation of its membership."""
+    return {*attempt.nodes, *(node for members in attempt.members for node in members.before)}
 
 
 def _common(record: LineageRecord) -> dict[str, str]:
@@ -315,7 +322,7 @@ def resend_after(record: LineageRecord, step: int, attempts: int) -> int:
 
 def ledger_samples(report: LineageReport) -> list[Sample]:
     """The parent's few numbers: what incidents have cost so far, and the goodput of a lineage that has ended."""
-    spent = {"steps_lost": 0.0, "seconds_down": 0.0}
+    spent = {"steps_lost": 0.0, "seconds_down": 0.0, "recoveries_in_place": 0.0}
     counted: dict[tuple[str, str], float] = {}  # incidents that one attempt answers share the same loss; it counts once
     found: list[Sample] = []
     closed = [(row.closed, row) for row in report.incidents if row.closed is not None]
@@ -323,6 +330,7 @@ def ledger_samples(report: LineageReport) -> list[Sample]:
         if row.step_failed is None:
             continue
         costs = {"steps_lost": row.steps_discarded or 0.0, "seconds_down": row.seconds_down or 0.0}
+        costs["recoveries_in_place"] = float(row.in_place is True)
         for key, cost in costs.items():
             answer = (row.next_attempt or row.incident, key)
             before = counted.get(answer, 0.0)

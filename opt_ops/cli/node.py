@@ -48,6 +48,7 @@ _COLUMNS = [
     Column("REASON", "reason"),
     Column("HELD", "held"),
     Column("RUNS", "attempt"),
+    Column("STANDBY", "standby", right=True),
     Column("EXCLUDED", "excluded_by"),
     Column("DRAIN", "drain"),
     Column("SINCE", "age", right=True),
@@ -67,7 +68,8 @@ def list_(
     """List the nodes of a lineage with their verdicts and the source of each verdict.
 
     VERDICT has a question mark where nothing was heard of a held node in the last 30 seconds, or where no daemon
-    watches. HEARD is the age of its last heartbeat. Without ID, the exit code is 5 if a lineage cannot be read.
+    watches. STANDBY is how many warm ranks wait there, HEARD the age of its last heartbeat. Without ID, the exit code
+    is 5 if a lineage cannot be read.
 
     Example: opt-ops node list 12 -o wide
     """
@@ -113,6 +115,7 @@ def _rows(lineage: Lineage, watch: Watch) -> list[dict[str, Any]]:
                 "source": node.source,
                 "held": node.name in held,
                 "attempt": state.attempt.name if state.attempt and node.name in used else None,
+                "standby": node.standby or None,
                 "excluded_by": node.excluded_by,
                 "drain": node.drain,
                 "since": iso(node.at) if node.at else None,

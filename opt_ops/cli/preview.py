@@ -11,6 +11,7 @@ from opt_ops.config import Config
 from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.schedule import expected_lr
+from opt_ops.core.state import in_place
 from opt_ops.core.state.model import Run, State
 from opt_ops.core.text import printable
 from opt_ops.core.values import Action, Driver, LrFactor
@@ -61,7 +62,13 @@ def _recovery(event: e.RecoveryDecided) -> str:
     step = f" to step {event.checkpoint.step:,}" if event.checkpoint and event.action is Action.ROLLBACK else ""
     exclude = f", exclude {', '.join(event.exclude)}" if event.exclude else ""
     changes = _changes(event.lr_factor, event.settings, event.skip_batches)
+    if event.action is Action.REPLACE_RANKS:
+        step = f" {in_place.ranks(event.ranks)} while all others keep running"
     return f"decide for incident {event.incident}: {event.action}{step}{exclude}{changes} ({event.why})"
+
+
+def _members(event: e.MembersIntended) -> str:
+    return f"order generation {event.generation} of {event.attempt}: {in_place.ranks(event.new)} start, all others stay"
 
 
 def _changes(
@@ -149,6 +156,8 @@ _SENTENCES: Mapping[type[e.Event], str | Callable[[Any], str]] = {
     e.AllocationIntended: "request nodes from the scheduler ({event.nodes})",
     e.ReleaseIntended: "release the nodes of allocation {event.allocation}",
     e.AttemptIntended: _attempt,
+    e.MembersIntended: _members,
+    e.MembersFailed: "replace no ranks in place: {event.why}",
     e.LeaveIntended: "save a checkpoint, then stop attempt {event.attempt}",
     e.StopIntended: "stop attempt {event.attempt}",
     e.LineagePaused: "mark the lineage PAUSED",

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from opt_ops.cli import views
+from opt_ops.cli.explain_lines import explanation_lines
 from opt_ops.cli.options import (
     FormatOption,
     HeaderOption,
@@ -27,6 +28,7 @@ from opt_ops.cli.options import (
 from opt_ops.cli.output import Column, Format, say, show, text, wrapped
 from opt_ops.config import FILE, locate
 from opt_ops.core.events import KINDS
+from opt_ops.core.state import in_place
 from opt_ops.core.text import printable
 from opt_ops.core.values import Driver
 from opt_ops.errors import UsageError
@@ -60,6 +62,8 @@ def queue(
         Column("TFLOPS", "tflops", wide=True, right=True),
         Column("CKPT", "checkpoint", right=True),
         Column("RST", "restarts", right=True),
+        Column("GEN", "generation", wide=True, right=True),
+        Column("STANDBY", "standby", wide=True, right=True),
         Column("SINCE", "age", right=True),
         Column("LAST STEP", "step_age", right=True),
         Column("REASON", "reason"),
@@ -150,6 +154,8 @@ def show_(
     last = f"{row['step_age']} ago" if row["step_age"] else None
     print(f"  step {text(row['progress'])}   last step {text(last)}   checkpoint {text(row['checkpoint'])}")
     print(f"  loss {text(row['loss'])}   lr {text(row['lr'])}")
+    if row["standby"] is not None:
+        print(f"  generation {row['generation']}   {in_place.standby(row['standby'])}")
     for each in row["findings"]:
         if each["why"] not in row["reason"]:
             print(printable(f"  {each['finding']}: {each['why']}"))
@@ -207,7 +213,7 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
     if first_weights:
         print(printable(f"lineage {path.name} began with the weights of {first_weights}\n"))
     for incident in concerned:
-        for line in views.explanation_lines(incident, watched=watched):
+        for line in explanation_lines(incident, watched=watched):
             print("\n".join(wrapped(printable(line), 12)))
         print()
     if not concerned:

@@ -19,6 +19,7 @@ from opt_ops.cli.run import app
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder
+from opt_ops.core.state import in_place
 from opt_ops.core.state.fold import replay
 from opt_ops.core.state.model import State
 from opt_ops.core.text import age, clock, printable
@@ -111,7 +112,10 @@ class _View:
         since = f"{row['shown']} for {row['age'] or '-'}"
         yield f"lineage {row['lineage']}  {since}   {row['recipe'] or ''}  {row['reason']}"
         where = (("run", row["run"]), ("attempt", self._attempt), ("job", row["job"]), ("nodes", row["nodes"]))
-        yield "   ".join(f"{name} {text(value)}" for name, value in where)
+        known = [f"{name} {text(value)}" for name, value in where]
+        if row["standby"] is not None:
+            known += [f"generation {row['generation']}", in_place.standby(row["standby"])]
+        yield "   ".join(known)
         step, steps = row["step"], row["steps"]
         if steps and step is not None:
             share = min(1.0, step / steps)

@@ -16,11 +16,12 @@ from opt_ops.core.decide.sizing import recommend
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder, lineage_of
+from opt_ops.core.state import in_place
 from opt_ops.core.state.model import Attempt, State
 from opt_ops.core.state.planned import planned_rows
 from opt_ops.core.state.queries import lr_scale, newest_good
-from opt_ops.core.text import age, iso, to_iso
-from opt_ops.core.values import Action, Driver
+from opt_ops.core.text import age, iso
+from opt_ops.core.values import Driver
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.fields import BadField
@@ -28,7 +29,7 @@ from opt_ops.runfolder.liveness import Watch
 from opt_ops.runfolder.telemetry import point_of, points
 
 if TYPE_CHECKING:
-    from chronicles.report.model import IncidentReport, StacksReport
+    from chronicles.report.model import IncidentReport
 
 _T = TypeVar("_T")
 
@@ -44,6 +45,7 @@ ATTEMPT_COLUMNS = [
     Column("ATTEMPT", "attempt"),
     Column("OUTCOME", "shown"),
     Column("NODES", "nodes"),
+    Column("GEN", "generation", right=True),
     Column("FROM", "from_step", right=True),
     Column("TO", "last_step", right=True),
     Column("LOGS", "logs"),
@@ -124,6 +126,8 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "tflops": standing.finite(found.line.get("tflops")) if found.line else None,
         "checkpoint": good.checkpoint.step if good else None,
         "restarts": max(0, len(state.attempts) - 1),
+        "generation": attempt.generation if attempt else None,
+        "standby": in_place.standbys(state),
         "since": iso(state.since) if state.since else None,
         "age": age(now - state.since) if state.since else None,
         "reason": _reason(state, wrong),
@@ -137,7 +141,6 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
 UNREADABLE = "UNREADABLE"
 WATCHED = "only watched (shadow)"
 """Of a training that another launcher runs: nothing is touched, and decisions are advice."""
-_ADVISORY = "advisory: an operator drives, nothing is done"
 
 
 def lineage_rows(paths: Sequence[Path], watch: Watch) -> list[dict[str, Any]]:
@@ -210,6 +213,7 @@ def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], 
                 "outcome": str(attempt.outcome) if attempt.outcome else "running",
                 "shown": str(attempt.outcome) if attempt.outcome else running,
                 "nodes": list(attempt.nodes),
+                "generation": attempt.generation,
                 "from_step": attempt.checkpoint.step if attempt.checkpoint else 0,
                 "last_step": attempt.last_step,
                 "started": iso(attempt.started_at),
@@ -230,98 +234,13 @@ def concerns(incident: IncidentReport, identifier: str) -> bool:
     return identifier in (incident.incident, lineage_of(incident.incident), *attempts, *runs)
 
 
-def explanation_lines(incident: IncidentReport, *, watched: bool = False) -> Iterator[str]:
-    """An incident with its decision and its proof, as lines of text. `watched`: another launcher runs the training."""
-    drill = f"  (drill {incident.drill})" if incident.drill else ""
-    yield f"{incident.incident}  {incident.kind}  {to_iso(incident.opened)}{drill}"
-    yield f"  cause     {incident.cause}  [{incident.opened_entry}]"
-    yield f"  evidence  {wording.values(incident.evidence)}"
-    yield f"            {incident.detector}"
-    yield from _cause_lines(incident)
-    yield from _probe_lines(incident)
-    if incident.documents_command:
-        yield f"  data      {incident.documents_command}"
-    if incident.stacks:
-        yield from _stack_lines(incident.stacks)
-    if incident.action is None:
-        yield "  action    none decided yet"
-        return
-    meant = f", for {incident.for_cause}" if incident.for_cause else ""
-    decided = f"({incident.playbook}, rung {incident.rung}{meant})  [{incident.decided_entry}]"
-    yield f"  action    {'; '.join(_action(incident, watched))}  {decided}"
-    yield f"  why       {incident.why}"
-    if incident.closed is None:
-        yield "  proof     not known yet"
-    elif incident.proven is None:
-        yield "  proof     nothing to prove"
-    else:
-        lost = f"{incident.steps_discarded} steps discarded, {incident.seconds_down or 0:.1f} s of downtime"
-        yield f"  proof     {'proven' if incident.proven else 'NOT PROVEN'}; {lost}"
-        if (read := incident.telling) is not None:
-            expected = "" if read.due_lr is None else f", expected {read.due_lr:.6g}"
-            base = "" if read.base_lr is None else f" ({read.expected_factor:.6g} × base_lr {read.base_lr:.6g})"
-            yield f"            step {read.step}: lr {read.lr:.6g}{expected}{base}"
-        if incident.limit_of_proof:
-            yield f"            {incident.limit_of_proof}"
-    for later in incident.afterthoughts:
-        yield f"  later     {later.text}  [{to_iso(later.at)}]"
-
-
-_LIKELY = 3  # causes that are shown; report.json has all of them
-
-
-def _cause_lines(incident: IncidentReport) -> Iterator[str]:
-    """The likeliest causes, each with what speaks for and against it."""
-    for number, each in enumerate(incident.causes[:_LIKELY]):
-        yield f"  {'causes' if not number else '':8}  {each.cause} {each.confidence:.0%}"
-        yield from (f"            + {why}" for why in each.evidence_for)
-        yield from (f"            − {why}" for why in each.evidence_against)
-
-
-def _probe_lines(incident: IncidentReport) -> Iterator[str]:
-    """The short runs on idle nodes that were to tell the causes apart."""
-    for number, each in enumerate(incident.probes):
-        yield f"  {'probes' if not number else '':8}  {each.probe} on {each.node}: {_SHOWED[each.spiked]}: {each.why}"
-
-
-_SHOWED = {True: "spiked", False: "did not spike", None: "no verdict"}
-
-
-def _action(incident: IncidentReport, watched: bool) -> Iterator[str]:
-    yield str(incident.action)
-    if incident.action == Action.ROLLBACK and not (watched and incident.decided_checkpoint_step is None):
-        yield f"to step {incident.decided_checkpoint_step or 0}"
-    if incident.lr_factor is not None:
-        yield f"learning rate × {incident.lr_factor}"
-    if incident.settings:
-        yield " ".join(incident.settings)
-    if incident.skip_batches:
-        yield f"{incident.skip_batches} batches skipped"
-    if incident.refused_step is not None:
-        yield f"without the checkpoint of step {incident.refused_step}, now and later"
-    if incident.excluded:
-        yield f"without {', '.join(incident.excluded)}"
-    if incident.advisory:
-        yield "advisory: the job is only watched, nothing is done" if watched else _ADVISORY
-
-
-def _stack_lines(stacks: StacksReport) -> Iterator[str]:
-    for group in stacks.groups:
-        ranks = ",".join(map(str, group.ranks))
-        yield f"  stacks    rank {ranks}: {' < '.join(group.frames[:3])}"
-    if stacks.silent:
-        yield f"  stacks    rank {','.join(map(str, stacks.silent))}: no answer"
-    if stacks.odd:
-        yield f"            not where most ranks are: rank {','.join(map(str, stacks.odd))}"
-
-
 def event_row(entry: Entry) -> dict[str, Any]:
     """A journal entry as a row, with its fields, and a short text of them for tables."""
     fields = encode(entry.event)
     kind = fields.pop("kind")
     usual = {field.name: field.default for field in dataclasses.fields(entry.event)}
     said = {key: value for key, value in fields.items() if value not in (None, "", [], {}) and value != usual[key]}
-    what = wording.values(said)
+    what = in_place.told(entry.event) or wording.values(said)
     return {"seq": entry.seq, "epoch": entry.epoch, "ts": iso(entry.ts), "kind": kind, "fields": fields, "what": what}
 
 

@@ -54,6 +54,7 @@ class AlertTopic(StrEnum):
     WAITING = "waiting"  # a lineage, since a time
     JOB_UNKNOWN = "job_unknown"  # the job of a lineage, since a time
     OPENED = "opened"  # an incident
+    FELL_BACK = "fell_back"  # an incident whose ranks were not replaced in place, although that was tried
     CLOSED = "closed"  # an incident
     BLIND = "blind"  # a part of the watch that fails, or a file whose format is another, since a time
 

@@ -37,6 +37,7 @@ class Lived(Told):
     """Told, with a daemon that decides and people who are notified of it."""
 
     deaf = False  # no alert gets through
+    capabilities: tuple[str, ...] = ()  # of the trainer
 
     def see(self, *events: e.Event, seconds: float = 1.0) -> None:
         super().see(*events, seconds=seconds)
@@ -104,6 +105,7 @@ class Lived(Told):
                 optimizer=OPTIMIZER,
                 versions={"python": "3.11.7", "torch": "2.13.0"},
                 layout={"world": 8, "dp": 8, "tp": 1},
+                capabilities=self.capabilities,
             )
             self.see(configured, seconds=8.0)
         first = (attempt.last_step or (attempt.checkpoint.step if attempt.checkpoint else 0)) + 1
@@ -129,6 +131,7 @@ class Lived(Told):
             nodes=nodes,
             rule="the detector's rule",
             evidence=evidence,
+            generation=attempt.generation,
         )
         self.see(raised)
 
@@ -136,6 +139,29 @@ class Lived(Told):
         attempt = self.state.attempt
         assert attempt is not None
         self.end(attempt.name, outcome, attempt.last_step)
+
+    def dies(self, *ranks: int) -> None:
+        """Processes of these ranks are killed, some time after the last step."""
+        attempt = self.state.attempt
+        assert attempt is not None
+        nodes = attempt.nodes_of(ranks)[:1]
+        self.now += 2
+        self.signal("process_death", attempt.last_step, nodes, rank=ranks[0], signal=9, lost_ranks=list(ranks))
+
+    def joins(self, kept: int | None, repeated: int = 0) -> None:
+        """All ranks of the newest generation hold the state of the last step."""
+        attempt = self.state.attempt
+        assert attempt is not None
+        assert attempt.last_step is not None
+        joined = e.MembersJoined(
+            attempt=attempt.name,
+            generation=attempt.generation,
+            step=attempt.last_step,
+            at=self.now + 2.5,
+            kept=kept,
+            repeated=repeated,
+        )
+        self.see(joined, seconds=3.0)
 
     def hangs(self, odd: int, node: str) -> None:
         self.now += 40

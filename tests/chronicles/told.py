@@ -158,6 +158,13 @@ class Told:
         with path.open("a") as file:
             file.writelines(lines)
         if journal:
+            began = known.members and known.members[-1].step is not None and known.members[-1].first_step is None
+            of_generation = {
+                "generation": known.generation,
+                "generation_first_step": first,
+                "generation_first_at": first_at,
+                "generation_readbacks": tuple(readbacks),
+            }
             self.see(
                 e.AttemptProgressed(
                     attempt=attempt,
@@ -166,6 +173,7 @@ class Told:
                     step=last,
                     at=self.now,
                     readbacks=() if known.readbacks else tuple(readbacks),
+                    **(of_generation if began else {}),
                 ),
                 seconds=0.0,
             )

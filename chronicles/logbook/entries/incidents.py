@@ -55,7 +55,7 @@ def _outcome_phrase(record: LineageRecord, row: IncidentReport, restarted: str, 
             return f"{changed}: {', '.join(_changed(record, row)) or 'nothing'}"
         case Action.REPLACE_RANKS:
             verb = _TENSES[restarted]
-            return f"{verb} {in_place.ranks(row.ranks_replaced)} in place, all others stayed: {short(row.cause)}"
+            return f"{verb} {in_place.ranks(row.ranks_replaced)} in place: {short(row.cause)}"
         case Action.RESTART if row.planned and not row.advisory:
             return _moved(record, row)
         case Action.RESTART if row.excluded:

@@ -25,7 +25,7 @@ def _proof_in_place(row: IncidentReport) -> Iterator[str]:
     else:
         yield "It is not known whether all other processes are the same as before."
     if row.step_resumed is not None:
-        yield f"Telemetry has each step once, and goes on with step {whole(row.step_resumed + 1)}."
+        yield f"Telemetry goes on with step {whole(row.step_resumed + 1)}, and has each of the first steps once."
 
 
 def proof_of(record: LineageRecord, row: IncidentReport) -> str:

@@ -7,9 +7,10 @@ from itertools import chain
 
 from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.policy import Policy
-from opt_ops.core.events import AlertIntended, Event
+from opt_ops.core.events import AlertIntended, Event, RecoveryDecided
 from opt_ops.core.failures.classes import row
 from opt_ops.core.names import AlertTopic, alert_id
+from opt_ops.core.state.in_place import in_sentences, joined, ranks
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clock
@@ -110,9 +111,12 @@ def _incidents(state: State, news: _News) -> Iterator[AlertIntended]:
             continue
         quiet = incident.drill is not None or row(incident.kind).quiet
         loud = Severity.PAGE if incident.decision.action is Action.NOTIFY else Severity.WARNING
+        quiet = quiet or (incident.proven is True and joined(state, incident) is not None)
         severity = Severity.INFO if quiet and state.driver is not Driver.OPERATOR else loud
         if news(opened := alert_id(incident.name, AlertTopic.OPENED), severity):
             yield _opened(state, incident, opened, severity)
+        if incident.fell_back and news(fell_back := alert_id(incident.name, AlertTopic.FELL_BACK), severity):
+            yield _fell_back(state, incident, fell_back, severity)
         over = incident.closed_at is not None and incident.proven
         if over and news(closed := alert_id(incident.name, AlertTopic.CLOSED), Severity.INFO):
             yield _closed(state, incident, closed)
@@ -126,7 +130,7 @@ def _opened(state: State, incident: Incident, alert: str, severity: Severity) ->
         f"{incident.name} {incident.kind}{' (drill)' if incident.drill else ''}: {incident.cause}",
         f"evidence: {incident.detector}",
         *_likely(incident),
-        f"action: {advised}{decision.action} ({decision.playbook}, rung {decision.rung + 1}): {decision.why}",
+        f"action: {advised}{_action(decision)} ({decision.playbook}, rung {decision.rung + 1}): {decision.why}",
         f"next: opt-ops run explain {state.intent.lineage}",
     ]
     return AlertIntended(
@@ -134,6 +138,15 @@ def _opened(state: State, incident: Incident, alert: str, severity: Severity) ->
         severity=severity,
         title=f"opt-ops {state.intent.lineage}: {incident.cause}",
         body="\n".join(body),
+    )
+
+
+def _fell_back(state: State, incident: Incident, alert: str, severity: Severity) -> AlertIntended:
+    return AlertIntended(
+        alert=alert,
+        severity=severity,
+        title=f"opt-ops {state.intent.lineage}: {incident.name} is not recovered in place",
+        body=f"{in_sentences(state, incident)}\nnext: opt-ops run explain {state.intent.lineage}",
     )
 
 
@@ -146,13 +159,21 @@ def _likely(incident: Incident) -> list[str]:
     return [f"likely cause: {first.cause} ({first.confidence:.0%}){why}"]
 
 
+def _action(decision: RecoveryDecided) -> str:
+    if decision.action is not Action.REPLACE_RANKS:
+        return str(decision.action)
+    return f"{decision.action}: {ranks(decision.ranks)}, all others keep running"
+
+
 def _closed(state: State, incident: Incident, alert: str) -> AlertIntended:
     lost = f"{incident.steps_lost or 0} steps lost, {incident.seconds_down or 0:.0f} s down"
+    became = in_sentences(state, incident)
+    how = "recovered in place, proven" if joined(state, incident) is not None else "over, proven"
     return AlertIntended(
         alert=alert,
         severity=Severity.INFO,
-        title=f"opt-ops {state.intent.lineage}: {incident.name} is over, proven",
-        body=f"{incident.name} {incident.kind}: {incident.cause}\n{lost}",
+        title=f"opt-ops {state.intent.lineage}: {incident.name} is {how}",
+        body="\n".join(filter(None, (f"{incident.name} {incident.kind}: {incident.cause}", became, lost))),
     )
 
 

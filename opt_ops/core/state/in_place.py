@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from opt_ops.contract.replacing import CAPABILITY
 from opt_ops.core import events as e
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.model import Attempt, Incident, Members, State
@@ -88,6 +89,14 @@ def told(event: e.Event) -> str | None:
 def standby(ready: int) -> str:
     """`standby 8 ready`: warm ranks that wait on a node, or on all of them."""
     return f"standby {ready} ready" if ready else "no standby ready"
+
+
+def standbys(state: State) -> int | None:
+    """Warm ranks that wait for a place on held nodes; None if no ranks of the newest attempt can be replaced."""
+    attempt = state.attempt
+    if attempt is None or CAPABILITY not in attempt.capabilities:
+        return None
+    return sum(state.nodes[name].standby for name in state.held if name in state.nodes)
 
 
 def moves(before: Sequence[str], after: Sequence[str]) -> list[tuple[str, str]]:
