@@ -72,11 +72,11 @@ class MembersWatch:
 
     def _processes(self, attempt: Attempt) -> dict[int, tuple[int, _Process]]:
         """Of each rank that runs, the first generation of its process, and which it is."""
-        reports = self._agents.reports(attempt.name)
+        reports, each = self._agents.reports(attempt.name), attempt.ranks_per_node
         return {
             rank: (first, (pid, start))
-            for node in attempt.nodes
+            for place, node in enumerate(attempt.nodes)
             if node in reports
             for rank, (first, pid, start) in reports[node].pids.items()
-            if rank in attempt.ranks_on([node])
+            if rank in range(place * each, (place + 1) * each)
         }
