@@ -110,8 +110,9 @@ class Trained:
         # The line of a step that was confirmed before the kill may be written after it. That step is not new.
         last = attempt.members[-1].step if replaced and attempt.members else newest
         assert last is not None
+        # After a restart, steps are made again before there is a new one.
+        new = until(lambda: [x for x in self.lines()[len(seen) :] if x["num_updates"] > last], _PATIENCE)
         after = self.lines()[len(seen) :]
-        first = next(line for line in after if line["num_updates"] > last)
         others = {other: pid for other, pid in pids.items() if other != rank}
         now = self.pids()
         kept = sum(now.get(other) == pid for other, pid in others.items()) / len(others)
@@ -120,7 +121,7 @@ class Trained:
             rank=rank,
             step=before[-1]["num_updates"],
             into_step=round((killed_at - seen[-1]["ts"]) / usual, 3),
-            seconds_down=round(first["ts"] - killed_at - usual, 3),
+            seconds_down=round(new[0]["ts"] - killed_at - usual, 3),
             in_place=replaced,
             fell_back=incident.fell_back,
             pids_kept=kept,
