@@ -1,8 +1,10 @@
 """The demo: one supervised lineage on this machine, four injected faults, no operator.
 
 Three local nodes: two train, one is a spare. While a tiny model trains, the demo kills a rank, lets a node report Xid
-79, kills the daemon, and multiplies the learning rate of the trainer. The daemon reads back the wrong rate at the first
-such update, and rolls back to before it. The demo uses the commands that an operator would type. It exits with 0 only
+79, kills the daemon, and multiplies the learning rate of the trainer. A rank and a node are replaced in place by a warm
+process of the spare: the other rank keeps its process, and no step is lost. Where no warm process is ready in time, or
+the trainer cannot do that, all ranks are restarted. The daemon reads back the wrong rate at the first such update, and
+rolls back to before it. The demo uses the commands that an operator would type. It exits with 0 only
 if the lineage is COMPLETED and every recovery is proven.
 
 TRAINER=hf takes Hugging Face's Trainer, SCHEDULE=cosine another schedule; TRAINER=lightning Lightning's,
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from opt_ops.core.codec import encode
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import kind_of
 from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.state import in_place
 from opt_ops.core.state.fold import replay
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
@@ -46,6 +49,7 @@ from opt_ops.runfolder.trainer_files import FileTrainer
 
 STEPS = 400
 LR_STEP = 200  # by then there are checkpoints to go back to
+STANDBY_STEP = 180  # up to here, faults of ranks and nodes wait until a standby is ready
 DEADLINE_SECONDS = 1500.0  # of a busy machine; an idle one needs about 150
 BUSY = 75  # exit code while the daemon's own sync still runs
 OPT_OPS = [sys.executable, "-m", "opt_ops"]
@@ -73,6 +77,12 @@ class Drill:
     after: int
     name: str
     command: list[str]
+    in_place: bool = False  # it waits for a standby, too
+
+    def on(self, node: str) -> Drill:
+        """This drill on a node on which a rank runs."""
+        command = [word.format(node=node) for word in self.command]
+        return replace(self, name=self.name.format(node=node), command=command)
 
 
 EXPECTED = {
@@ -94,14 +104,15 @@ def drills(lineage: str) -> list[Drill]:
     lr = ["lr", lineage, "--factor", "50", "--updates", "30", "--from-step", str(LR_STEP)]
     orders = {
         "kill-rank": (40, "kill a rank with SIGKILL", ["kill-rank", lineage, "--rank", "1"]),
-        "xid": (80, "Xid 79 on n2: its GPU falls off the bus", ["xid", lineage, "--node", "n2", "--xid", "79"]),
+        "xid": (80, "Xid 79 on {node}: its GPU falls off the bus", ["xid", lineage, "--node", "{node}", "--xid", "79"]),
         "lr": (80, f"multiply the learning rate by 50 for 30 updates, from step {LR_STEP}", lr),
         "kill-daemon": (120, "kill the daemon with SIGKILL", ["kill-daemon", lineage]),
     }
     # The daemon is killed while the learning rate is still to be changed: the one that follows it must see that.
     proven = {name: number for number, name in enumerate(chosen_drills())}
     proven["kill-daemon"] = proven.get("lr", proven.get("kill-daemon", 0))
-    return [Drill(orders[name][0], proven[name], *orders[name][1:]) for name in chosen_drills()]
+    replaced = ("kill-rank", "xid")
+    return [Drill(orders[name][0], proven[name], *orders[name][1:], name in replaced) for name in chosen_drills()]
 
 
 def prepare(runs: Path) -> tuple[str, list[str]]:
@@ -192,7 +203,9 @@ class Watcher:
         incidents = self.state.incidents.values()
         proven = {incident.drill for incident in incidents if incident.drill and incident.proven}
         calm = self.state.status is Status.TRAINING and all(each.closed_at is not None for each in incidents)
-        return calm and len(proven) >= drill.after and self._newest is not None and self._newest.step >= drill.step
+        if not calm or len(proven) < drill.after or self._newest is None or self._newest.step < drill.step:
+            return False
+        return not drill.in_place or self._newest.step >= STANDBY_STEP or in_place.standbys(self.state) != 0
 
     def look(self) -> None:
         """Read what is new, and print it."""
@@ -227,6 +240,10 @@ TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "attempt_intended": lambda f: f"launch     {f['attempt']} on {', '.join(f['nodes'])} from {_from(f['checkpoint'])}",
     "incident_opened": lambda f: f"incident   {f['incident']} {f['failure']}: {f['cause']}",
     "recovery_decided": lambda f: f"decision   {f['incident']} {f['action']} ({f['playbook']}, rung {f['rung'] + 1})",
+    "members_intended": lambda f: f"new ranks  {f['new']} on {', '.join(f['nodes'])}; all others keep running",
+    "members_joined": lambda f: f"joined     generation {f['generation']} of {f['attempt']} at step {f['step']}",
+    "members_failed": lambda f: f"restart    ranks are not replaced in place: {f['why']}",
+    "standby_seen": lambda f: f"standby    {f['ready']} ready on {f['node']}",
     "node_excluded": lambda f: f"excluded   {f['node']} ({f['reason']})",
     "run_planned": lambda f: f"next run   {f['run']}" if f["parent"] else f"first run  {f['run']}",
     "incident_closed": lambda f: f"proven     {f['incident']}" if f["proven"] else f"NOT PROVEN {f['incident']}",
@@ -252,7 +269,8 @@ def run_drills(folder: Path, service: DaemonService) -> None:
             if watcher.state.ended:
                 return
             if waiting and watcher.ready(waiting[0]):
-                drill = waiting.pop(0)
+                attempt = watcher.state.attempt
+                drill = waiting.pop(0).on(attempt.nodes[-1] if attempt else "n2")
                 watcher.print_line(f"DRILL      {drill.name}", style="bold")
                 opt_ops("drill", *drill.command, "--yes", "-q")
             time.sleep(0.1)
@@ -279,6 +297,14 @@ def print_incidents(report: dict[str, Any]) -> None:
         )
     console.print()
     console.print(table)
+
+
+def print_replaced(runs: Path, lineage: str) -> None:
+    """Print who took the place of lost ranks, and who stayed."""
+    state = lineages.state(runs / lineage)
+    for incident in state.incidents.values():
+        if text := in_place.in_sentences(state, incident):
+            console.print(f"\n{incident.name}  {text}")
 
 
 def wait_until_finished(runs: Path, lineage: str) -> None:
@@ -315,6 +341,7 @@ def main() -> int:
     chronicle = runs / lineage / "chronicle"
     report = json.loads((chronicle / "report.json").read_text())
     print_incidents(report)
+    print_replaced(runs, lineage)
     goodput, seconds = report["goodput"]["goodput"] or 0.0, time.monotonic() - began
     console.print(f"\n{report['status']} at step {report['step']}, goodput {goodput:.0%}, {seconds:.0f} s in total")
     console.print(f"logbook   {chronicle / 'logbook.html'}   (text: {chronicle / 'logbook.md'})")

@@ -125,11 +125,11 @@ def _others(attempt: Attempt, found: Members) -> Iterator[str]:
     if not others:
         return
     if found.kept is None:
-        yield f"The other {_count(others, 'rank')} kept running."
+        yield f"The other {'rank' if others == 1 else _count(others, 'rank')} kept running."
     elif found.kept == others:
-        yield f"The other {_count(others, 'process', 'processes')} stayed."
+        yield f"The other {'process' if others == 1 else _count(others, 'process', 'processes')} stayed."
     else:
-        yield f"Of the other {_count(others, 'process', 'processes')}, {found.kept} stayed."
+        yield f"{found.kept} of the other {_count(others, 'process', 'processes')} stayed."
 
 
 def _who_took_over(lost: Sequence[int], found: Members, first: Members, attempt: Attempt) -> str:
