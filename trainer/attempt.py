@@ -40,6 +40,7 @@ from trainer.recovery import rebuild
 from trainer.recovery.rejoin import Members, capabilities
 from trainer.step.checksums import Checksums
 from trainer.step.guard import Guard
+from trainer.step.kill_drill import KillDrill
 from trainer.step.measured import Progress
 from trainer.step.rank_inputs import RankInputs
 from trainer.step.step import Steps
@@ -72,6 +73,7 @@ class Attempt:
     steps: Steps
     _layout: Layout
     _outside: Outside
+    _drill: KillDrill
 
     def __init__(self, job: TrainJob, data: Dataset, writer: Writer, members: Members) -> None:
         recipe = job.recipe
@@ -98,6 +100,7 @@ class Attempt:
         """
         job, recipe = self.job, self.job.recipe
         self._outside, self.phases = outside, phases
+        self._drill = KillDrill(place.rank)
         agreed = self._settings_digest + self._data.validation_digest
         self._layout, group = self._members.form(place, recipe, None, agreed)
         self.engine = build(recipe, self._layout)
@@ -167,6 +170,7 @@ class Attempt:
             self._layout = layout
             self.engine = build(recipe, layout)
         if self.copies is None:
+            self._drill = KillDrill(place.rank)
             self.copies = self._new_copies(membership.nodes, group, generation)
         version = self.copies.rejoin(membership.nodes, group, generation)
         if version is None:
@@ -197,7 +201,8 @@ class Attempt:
         self.progress = Progress(**header["progress"])
         self.guard.restore(header["guard"])
         if not hasattr(self, "_outside"):
-            self._outside = outside_of(job, place)
+            self._outside = outside_of(job, place, newcomer=True)
+            self._drill.spare_until(version.step + 3)  # one for the step in flight may be told again
             if place.rank == 0:
                 cut_torn_line(job.run_dir / "phases.jsonl")
                 self.phases = PhaseFile(job.run_dir / "phases.jsonl")
@@ -230,6 +235,7 @@ class Attempt:
             generation,
             every=settings.every,
             versions=settings.versions,
+            passing=self._drill.passes,
             confirmed=self._confirmed,
         )
 
@@ -246,7 +252,9 @@ class Attempt:
         every = recipe.checksum_every if engine.comparable else 0
         checksums = Checksums(engine.model, engine.optimizer, self._layout, every)
         samples = self._data.samples(recipe.data.seq_len, recipe.seed)
-        self.steps = Steps(recipe, job.lr_factors, job.skips, engine, samples, self.guard, inputs, checksums)
+        self.steps = Steps(
+            recipe, job.lr_factors, job.skips, engine, samples, self.guard, inputs, checksums, self._drill
+        )
 
     def _resume(self) -> Manifest | None:
         """Read the weights or the state that training begins with. Returns what it resumes from, if anything."""
@@ -287,7 +295,7 @@ class Attempt:
         }
 
 
-def outside_of(job: TrainJob, place: Place) -> Outside:
+def outside_of(job: TrainJob, place: Place, *, newcomer: bool = False) -> Outside:
     """What a rank at ``place`` hears."""
     heard = Options(run_dir=job.run_dir, attempt=job.attempt, fence=job.fence)
-    return Outside(heard, place.rank, job.signals)
+    return Outside(heard, place.rank, job.signals, newcomer=newcomer)

@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from opt_ops.contract import environment
+from opt_ops.contract.drills import standby_delay
 from opt_ops.contract.environment import Place
 from opt_ops.contract.membership import MembersFile, Membership, is_standby
 from opt_ops.contract.phases import PhaseFile, PhaseName
@@ -73,7 +74,9 @@ def train(job: TrainJob) -> None:
     else:
         if waits:
             print_line(standby.warm_up(recipe, data.samples(recipe.data.seq_len, recipe.seed), os.environ))
-        runner.recover(membership or standby.wait_for_place(members))
+        membership = membership or standby.wait_for_place(members)
+        time.sleep(standby_delay(job.run_dir / "drill.json"))
+        runner.recover(membership)
     runner.run()
     dist.destroy_process_group()
 

@@ -9,18 +9,20 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from opt_ops.contract.drills import DrillFile, DrillsOfStep
+from opt_ops.contract.drills import IN_STEP, DrillFile, DrillsOfStep
 from opt_ops.contract.errors import UserError
 from opt_ops.contract.fence import Fence
 from opt_ops.contract.options import Options
 from opt_ops.contract.signals import Signals
 
-NUMBERS = ("save", "superseded", "lr_factor", "nan", "flip", "rank_0")
+NUMBERS = ("save", "superseded", "lr_factor", "nan", "flip", "kill", "rank_0")
 """What the numbers of a rank are. All but ``save`` are 0 on other ranks than 0.
 
-``lr_factor`` is NaN if the drills cannot be read. ``flip`` is 1 + the rank. ``rank_0`` is 1: it shows that the numbers
-were summed.
+``lr_factor`` is NaN if the drills cannot be read. ``flip`` is 1 + the rank. ``kill`` is 1 + the number of the place in
+``IN_STEP`` + 8 times the rank. ``rank_0`` is 1: it shows that the numbers were summed.
 """
+
+_PLACES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +36,8 @@ class Agreed:
         nan: the loss must be NaN before the backward pass, for a drill.
         flip: the rank that flips a bit of its weights after the update, for a drill. Trainers without checksums
             ignore it.
+        kill: the rank that kills itself in the next update, and the place (``IN_STEP``), for a drill. Of several that
+            begin with one update, it is the first. Trainers whose ranks cannot be replaced ignore it.
     """
 
     save: bool = False
@@ -41,6 +45,7 @@ class Agreed:
     lr_factor: float = 1.0
     nan: bool = False
     flip: int | None = None
+    kill: tuple[int, str] | None = None
 
 
 class Outside:
@@ -54,6 +59,7 @@ class Outside:
         options: of this process.
         rank: of this process.
         signals: made at the start of the process. Without it they are made here.
+        newcomer: this process takes the place of a lost rank in a running attempt.
 
     Attributes:
         signals: of this process.
@@ -63,11 +69,11 @@ class Outside:
         RuntimeError: without ``signals``, if this is not the main thread.
     """
 
-    def __init__(self, options: Options, rank: int, signals: Signals | None = None) -> None:
+    def __init__(self, options: Options, rank: int, signals: Signals | None = None, *, newcomer: bool = False) -> None:
         self.signals = signals or Signals()
         self.fence = Fence(options.fence, options.attempt)
         self._rank = rank
-        self._drills = DrillFile(options.run_dir / "drill.json") if options.run_dir and rank == 0 else None
+        self._drills = DrillFile(options.run_dir / "drill.json", newcomer) if options.run_dir and rank == 0 else None
         self._unreadable: UserError | None = None
         if options.fence:
             self.signals.leave_sigterm_to_supervisor()
@@ -78,11 +84,13 @@ class Outside:
         """The numbers of this rank for update ``step``, to be summed over all ranks, in float32 or float64."""
         save = float(self.signals.save_requested.is_set())
         if self._rank != 0:
-            return [save, 0.0, 0.0, 0.0, 0.0, 0.0]
+            return [save, *[0.0] * (len(NUMBERS) - 1)]
         drills = self._of(step)
         factor = math.nan if drills is None else drills.lr_factor
-        nan, flip = (False, None) if drills is None else (drills.nan, drills.flip)
-        return [save, float(self.fence.superseded), factor, float(nan), 0.0 if flip is None else 1.0 + flip, 1.0]
+        nan, flip, kills = (False, None, ()) if drills is None else (drills.nan, drills.flip, drills.kills)
+        flips = 0.0 if flip is None else 1.0 + flip
+        killed = 1.0 + _PLACES * kills[0][0] + IN_STEP.index(kills[0][1]) if kills else 0.0
+        return [save, float(self.fence.superseded), factor, float(nan), flips, killed, 1.0]
 
     def spoils(self, step: int) -> bool:
         """Whether this rank makes its loss of update ``step`` NaN before the backward pass, for a drill.
@@ -104,7 +112,7 @@ class Outside:
             UserError: rank 0 cannot read ``drill.json``.
             ValueError: these are no sums over all ranks.
         """
-        save, superseded, factor, nan, flip = _checked([float(number) for number in sums])
+        save, superseded, factor, nan, flip, kill = _checked([float(number) for number in sums])
         if math.isnan(factor):
             raise self._unreadable or UserError("rank 0 cannot read drill.json. The log of rank 0 has the reason.")
         if save:
@@ -115,6 +123,7 @@ class Outside:
             lr_factor=factor,
             nan=bool(nan),
             flip=round(flip) - 1 if flip else None,
+            kill=_kill_of(round(kill)),
         )
 
     def check_fence(self) -> None:
@@ -134,6 +143,11 @@ class Outside:
         except UserError as error:
             self._unreadable = error
             return None
+
+
+def _kill_of(number: int) -> tuple[int, str] | None:
+    rank, place = divmod(number - 1, _PLACES)
+    return (rank, IN_STEP[place]) if number else None
 
 
 def _checked(sums: Sequence[float]) -> Sequence[float]:

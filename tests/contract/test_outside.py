@@ -56,7 +56,7 @@ except SupersededError:
 def test_outside(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.stdout.splitlines() == [
-        "Agreed(save=False, superseded=False, lr_factor=1.0, nan=False, flip=None)",
+        "Agreed(save=False, superseded=False, lr_factor=1.0, nan=False, flip=None, kill=None)",
         "True False",
         "1.0 False None",
         "50.0 False None",
@@ -120,6 +120,7 @@ def test_sums_may_be_a_list_an_array_or_a_tensor(tmp_path: Path, kind: str) -> N
             {"id": "f", "kind": "flip-bit", "from_step": 1, "rank": last},
             {"id": "l", "kind": "lr", "from_step": 1, "updates": 1, "factor": 40},
             {"id": "n", "kind": "nan", "from_step": 1},
+            {"id": "k", "kind": "kill-rank", "from_step": 1, "rank": last, "in_step": "confirm"},
         ])
     )  # fmt: skip
     first = rank(0, run_dir=tmp_path)
@@ -135,7 +136,7 @@ def test_sums_may_be_a_list_an_array_or_a_tensor(tmp_path: Path, kind: str) -> N
         torch = pytest.importorskip("torch")
         sums = torch.tensor(numbers, dtype=getattr(torch, name))
     agreed = first.agreed(sums)
-    assert agreed == Agreed(save=True, lr_factor=40.0, nan=True, flip=last)
+    assert agreed == Agreed(save=True, lr_factor=40.0, nan=True, flip=last, kill=(last, "confirm"))
     assert [type(value) for value in (agreed.save, agreed.lr_factor, agreed.nan, agreed.flip)] == [
         bool,
         float,

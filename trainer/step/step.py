@@ -31,6 +31,7 @@ from trainer.step.attention_logits import sampling
 from trainer.step.batches import put
 from trainer.step.checksums import Checksums, ChecksumVerdict
 from trainer.step.guard import Guard, first_bad_module
+from trainer.step.kill_drill import KillDrill
 from trainer.step.measured import Progress, StepMeasurements, StepOutcome
 from trainer.step.norms import BlockNorms
 from trainer.step.rank_inputs import RankInputs, StepInputs
@@ -60,6 +61,7 @@ class Steps:
         guard: decides which updates are applied.
         inputs: what reaches this rank from outside.
         checksums: what the ranks compare.
+        drill: kills this rank at a place of a step.
     """
 
     def __init__(
@@ -72,10 +74,12 @@ class Steps:
         guard: Guard,
         inputs: RankInputs,
         checksums: Checksums,
+        drill: KillDrill | None = None,
     ) -> None:
         self._recipe, self._lr_factors, self._skips = recipe, lr_factors, skips
         self._engine, self._samples = engine, samples
         self._guard, self._inputs, self._checksums = guard, inputs, checksums
+        self._drill = drill or KillDrill(engine.layout.rank)
         self._norms = BlockNorms(engine)
         self._applied = False  # whether the step before applied its update; in a new process there was none
 
@@ -106,16 +110,20 @@ class Steps:
         scale = guard.loss_scale
         run = partial(forward_backward, engine, self._samples, self._recipe, before, scale)
         to_compare = checksums.values_to_compare(before.data_position)
-        shares = run(sample=closely, spoil=self._inputs.spoils(step))
+        with self._drill.inside(engine, step):
+            shares = run(sample=closely, spoil=self._inputs.spoils(step))
+        self._drill.passes("measure", step)
         inputs = self._inputs.read(step)
         last = closely and self._applied
         sums = add_up(engine, shares, inputs, to_compare, self._norms, parameter_norms=closely, update_norms=last)
+        self._drill.passes("update", step)
         # 4. Queue the update. One that is not applied also sets the learning rate, because telemetry reads it back.
         lr = optim.learning_rate(step, self._recipe.optim, self._lr_factors)
         optim.set_learning_rate(engine.optimizer, lr)
         measured = self._queue_update(sums, shares.divisor, lr) if to_compare is None else sums.reader()()
         # 5. May an update be applied that is not queued?
         agreed = self._inputs.agreed(measured.outside)
+        self._drill.hear(agreed.kill, step + 1)
         verdict = checksums.judge(measured.checksums)
         bad_module = None if measured.finite else DRILLED if agreed.nan else self._first_bad_module(run)
         fault = find_fault(step, measured, verdict, bad_module, engine.layout.rank)

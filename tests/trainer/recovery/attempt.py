@@ -114,7 +114,7 @@ class Attempt:
 
         def holds() -> bool:
             for process in (*self.members, *self.standbys):
-                assert process.poll() in (None, -signal.SIGKILL), self.said()
+                assert process.poll() in (None, 0, -signal.SIGKILL), self.said()
             return condition()
 
         wait_for(holds, what)
@@ -132,10 +132,26 @@ class Attempt:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def wait_for_join(self) -> None:
+        """Wait until the newest generation has begun, and more than one member is there to see it."""
         self.wait_until(
             lambda: bool(self.joined) and self.joined[-1]["generation"] == self.generation,
             f"generation {self.generation} does not begin",
         )
+
+    def drill(self, *kills: tuple[int, str, int]) -> None:
+        """Let ranks kill themselves: rank, place and step of each."""
+        entries = [
+            {"id": f"{rank} {place} {step}", "kind": "kill-rank", "rank": rank, "in_step": place, "from_step": step - 1}
+            for rank, place, step in kills
+        ]
+        write_durably(self.run_dir / "drill.json", json.dumps(entries))
+
+    def replace_dead(self) -> bool:
+        """Order the next generation if a member was killed. Returns whether one was."""
+        dead = [rank for rank, process in enumerate(self.members) if process.poll() == -signal.SIGKILL]
+        if dead:
+            self.replace({rank: self.standbys[index] for index, rank in enumerate(dead)})
+        return bool(dead)
 
     def finish(self) -> None:
         """Wait until all members have ended well."""
@@ -157,6 +173,15 @@ class Attempt:
     def close(self) -> None:
         for process, _ in self.all:
             process.kill()
+
+    def keep_alive(self) -> None:
+        """Replace whoever dies, until all members have ended well."""
+
+        def over() -> bool:
+            self.replace_dead()
+            return all(process.poll() == 0 for process in self.members)
+
+        self.wait_until(over, "the attempt does not end")
 
     def has_lost(self, rank: int) -> bool:
         return lost_file(self.file_of(self.members[rank])).exists()

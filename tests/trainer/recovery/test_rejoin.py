@@ -1,6 +1,9 @@
 """Ranks are lost, and the attempt goes on in place."""
 
-from collections.abc import Iterator
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,10 +24,17 @@ def twin(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
 
 
 @pytest.fixture
-def attempt(text: Path, tmp_path: Path) -> Iterator[Attempt]:
-    attempt = Attempt(tmp_path, text, f"steps={STEPS}")
+def begin(text: Path, tmp_path: Path) -> Iterator[Callable[..., Attempt]]:
+    """Starts an attempt with some standbys."""
+    begun: list[Attempt] = []
+
+    def attempt(standbys: int, *pairs: str) -> Attempt:
+        begun.append(Attempt(tmp_path / f"{len(begun)}", text, f"steps={STEPS}", *pairs, standbys=standbys))
+        return begun[-1]
+
     yield attempt
-    attempt.close()
+    for each in begun:
+        each.close()
 
 
 NAMES = ("loss", "gnorm", "actv_norm", "lr", "tokens", "data_position", "valid", "clip", "skipped")
@@ -51,10 +61,85 @@ def weights(checkpoints: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.rglob("*.distcp")}
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_rank_is_killed_at_any_moment(attempt: Attempt, twin: Attempt, rank: int) -> None:
+def test_ranks_are_killed_at_every_place_of_a_step(begin: Callable[..., Attempt], twin: Attempt) -> None:
+    """Rank 0 comes last: its replacement takes older drills for done."""
+    attempt = begin(7)
+    places = [(1, "forward", 6), (2, "backward", 11), (1, "measure", 16), (2, "update", 21), (1, "copy", 26)]
+    attempt.drill(*places, (2, "confirm", 31), (0, "backward", 36))
+    attempt.keep_alive()
+    require_same(attempt, twin, 0, 1, 2)
+    assert attempt.generation == 8
+    *steps, confirm, last = [entry["step"] for entry in attempt.joined]
+    assert (steps, last) == ([5, 10, 15, 20, 25], 35)  # a step whose copies are not all sent is made again
+    assert confirm in (30, 31), "the copies were sent, so all may have them although nobody has confirmed it"
+
+
+def test_a_rank_and_its_replacement_are_lost(begin: Callable[..., Attempt], twin: Attempt) -> None:
+    attempt = begin(3)
     attempt.wait_for_step(5)
-    attempt.kill(rank)
-    attempt.replace({rank: attempt.standbys[0]})
+    attempt.kill(0)
+    attempt.replace({0: attempt.standbys[0]})
+    attempt.kill(0)  # at any moment of its start
+    attempt.replace({0: attempt.standbys[0]})
+    attempt.kill(2)  # a rank that has kept its process until then
+    attempt.replace({2: attempt.standbys[0]})
     attempt.finish()
-    require_same(attempt, twin, rank)
+    require_same(attempt, twin, 0, 2)
+
+
+def test_a_rank_that_stands_still_is_replaced_and_writes_nothing_more(
+    begin: Callable[..., Attempt], twin: Attempt
+) -> None:
+    attempt = begin(1)
+    attempt.wait_for_step(5)
+    old = attempt.members[0]
+    old.send_signal(signal.SIGSTOP)
+    attempt.replace({0: attempt.standbys[0]})
+    attempt.wait_for_join()
+    old.send_signal(signal.SIGCONT)
+    assert old.wait(60) == 83
+    attempt.finish()
+    require_same(attempt, twin, 0)
+
+
+def test_a_rank_is_lost_while_the_last_checkpoint_is_written(begin: Callable[..., Attempt], twin: Attempt) -> None:
+    attempt = begin(1)
+    attempt.wait_for_step(STEPS)
+    attempt.members[1].kill()
+    attempt.members[1].wait(60)
+    if attempt.members[1].poll() != 0:
+        attempt.replace_dead()
+    attempt.finish()
+    require_same(attempt, twin, *([1] if attempt.generation > 1 else []))
+
+
+def test_without_a_common_step_all_ranks_leave(begin: Callable[..., Attempt]) -> None:
+    """A rank and its buddy are lost. What is on disk is whole."""
+    attempt = begin(2)
+    attempt.wait_for_step(5)
+    lost = (1, 2)
+    for rank in lost:
+        attempt.members[rank].kill()
+    for rank in lost:
+        attempt.members[rank].wait(60)
+    attempt.replace({1: attempt.standbys[0], 2: attempt.standbys[1]})
+    assert {process.wait(120) for process in attempt.members} == {88}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+def test_random_losses(begin: Callable[..., Attempt], twin: Attempt, seed: int) -> None:
+    draw, attempt = random.Random(seed), begin(8)
+    for _ in range(8):
+        attempt.wait_for_step(attempt.step + draw.randrange(3))
+        time.sleep(draw.random() * 0.1)
+        victim = draw.choice(attempt.members)
+        if victim.poll() is None:
+            victim.kill()
+            victim.wait(60)
+        attempt.replace_dead()
+        if draw.random() < 0.7 and attempt.generation > 1:
+            attempt.wait_for_join()
+    attempt.keep_alive()
+    ranks = [rank for rank in range(3) if attempt.members[rank] is not attempt.launched[rank]]
+    require_same(attempt, twin, *ranks)
