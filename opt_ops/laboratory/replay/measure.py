@@ -14,7 +14,7 @@ from typing import Any
 
 from opt_ops.core.failures.classes import Domain, row
 from opt_ops.core.state.model import Incident, State
-from opt_ops.core.values import Severity
+from opt_ops.core.values import Action, Severity
 from opt_ops.laboratory.replay.fault_plan import FaultPlan
 from opt_ops.laboratory.replay.oracle import Oracle
 from opt_ops.laboratory.replay.play import Played
@@ -48,6 +48,7 @@ class ReplayResult:
     hardware_stop: float | None = None  # mean seconds down and repeated of a stop, if no operator was waited for
     divergence: float | None = None  # the same
     person: float = 0.0  # seconds of downtime spent waiting for an operator
+    in_place_stop: float | None = None  # `hardware_stop` of those that were recovered in place alone
     in_place: int = 0  # replacements of ranks while the others kept running
     fell_back: int = 0  # incidents in which that was tried in vain
 
@@ -74,6 +75,7 @@ def measure(scenario: Scenario, fault_plan: FaultPlan, played: Played) -> Replay
     replaced = _replaced(world, state)
     costs = [_cost(scenario, each, played.halts, replaced.get(each.name)) for each in state.incidents.values()]
     alone = [each for each in costs if each["cost"] and not each["waited_for_person"]]
+    hardware = [each for each in alone if row(each["kind"]).domain in _OF_HARDWARE]
     return ReplayResult(
         seed=fault_plan.seed,
         status=str(state.status),
@@ -89,7 +91,8 @@ def measure(scenario: Scenario, fault_plan: FaultPlan, played: Played) -> Replay
         pages=pages,
         longest_hands_off=_longest(pages, wall),
         lost={kind: seconds for kind, seconds in sorted(lost.items(), key=lambda pair: -pair[1]) if seconds > 1.0},
-        hardware_stop=mean_stop([each for each in alone if row(each["kind"]).domain in _OF_HARDWARE]),
+        hardware_stop=mean_stop(hardware),
+        in_place_stop=mean_stop([each for each in hardware if each["generation"] is not None]),
         divergence=mean_stop([each for each in alone if row(each["kind"]).domain is Domain.LOSS]),
         person=sum(answered - at for at, answered in _answers(played)),
         in_place=sum(len(training.rejoined) for training in world.trainings.values()),
@@ -186,7 +189,8 @@ def _account(scenario: Scenario, trainings: Sequence[Training], state: State) ->
 def _why(state: State, ended: Training | None) -> str:
     if ended is None:
         return "start"
-    hit = [i for i in state.incidents.values() if i.attempt == ended.launch.attempt and i.acted_on]
+    acted = (i for i in state.incidents.values() if i.attempt == ended.launch.attempt and i.acted_on)
+    hit = [i for i in acted if i.decision is not None and i.decision.action is not Action.REPLACE_RANKS]
     return hit[0].kind if hit else "end"
 
 

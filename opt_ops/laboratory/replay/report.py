@@ -22,6 +22,7 @@ _ROWS = (
     ("replacements in place", "in_place", None),
     ("replacements that fell back to a restart", "fell_back", None),
     ("lost per hardware stop, min", "hardware_stop_minutes", "stop_minutes"),
+    ("lost per hardware stop recovered in place, min", "in_place_minutes", None),
     ("lost per divergence, h", "divergence_hours", None),
     ("waiting for an operator, h", "person_hours", None),
     ("pages", "human_calls", "human_calls"),

@@ -84,6 +84,7 @@ def summary(measured: Sequence[ReplayResult]) -> dict[str, Any]:
         "in_place": over_seeds(float(each.in_place) for each in measured),
         "fell_back": over_seeds(float(each.fell_back) for each in measured),
         "hardware_stop_minutes": over_seeds(s / 60 if (s := each.hardware_stop) else None for each in measured),
+        "in_place_minutes": over_seeds(s / 60 if (s := each.in_place_stop) else None for each in measured),
         "divergence_hours": over_seeds(s / 3600 if (s := each.divergence) else None for each in measured),
         "person_hours": over_seeds(each.person / 3600 for each in measured),
         "human_calls": over_seeds(float(len(each.pages)) for each in measured),

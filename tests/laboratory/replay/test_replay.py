@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from opt_ops.laboratory.replay import scenario as scenarios
-from opt_ops.laboratory.replay.fault_plan import sample
+from opt_ops.laboratory.replay.fault_plan import Stop, sample
 from opt_ops.laboratory.replay.measure import mean_stop, measure
 from opt_ops.laboratory.replay.oracle import Oracle
 from opt_ops.laboratory.replay.play import play, world_of
 from opt_ops.laboratory.replay.scenario import Scenario, ScenarioError, TraceRules
 from opt_ops.laboratory.replay.sweep import replay, summary, variations
 from opt_ops.laboratory.replay.trace import read as read_record
+from opt_ops.laboratory.simulated.hosts import ReplacementNode
 from opt_ops.runfolder.journal import read
 from tests.laboratory.simulated_lineage import without_sync
 
@@ -257,6 +258,52 @@ def test_the_oracle_pays_for_a_replacement_and_for_the_part_of_the_step_that_is_
     assert lost == pytest.approx(sum(each + stop.in_flight * step for stop in fault_plan.stops))
     pairs = replace(fault_plan, stops=[replace(stop, pair=True) for stop in fault_plan.stops])
     assert Oracle(chosen, pairs).seconds > Oracle(chosen, fault_plan).seconds + 60.0 * len(fault_plan.stops)
+
+
+def test_lost_ranks_are_replaced_in_place_and_no_step_is_repeated():
+    """The real supervisor on eight nodes: a rank, a GPU, a host and a hang, one after the other."""
+    chosen = small(in_place=IN_PLACE, stops=None)
+    later = ReplacementNode(name="n011", after=600.0), ReplacementNode(name="n012", after=600.0)
+    kinds = {"process": (), "gpu": ((later[0],),), "host": ((later[1],),), "hang": ()}
+    stops = [
+        Stop(step=200 + 200 * number, kind=kind, label="", replacements=lost, in_flight=0.5, pair=False)
+        for number, (kind, lost) in enumerate(kinds.items())
+    ]
+    fault_plan = replace(sample(chosen, None, 1), stops=stops, hosts_later=2)
+    played = play(chosen, fault_plan)
+    found = measure(chosen, fault_plan, played)
+    assert (found.status, found.in_place, found.fell_back) == ("COMPLETED", 4, 0)
+    (training,) = played.world.trainings.values()
+    assert [point.step for point in training.points] == list(range(1, 1501))
+    seen = {each["kind"]: each for each in found.incidents if each["generation"]}
+    assert set(seen) == {"process_death", "bad_gpu", "silent_node", "hang"}
+    assert all(each["proven"] for each in seen.values())
+    assert seen["silent_node"]["seen_after"] < 10.0, "its peers tell"
+    assert all(25.0 < seen[kind]["cost"] < 40.0 for kind in ("process_death", "bad_gpu", "silent_node"))
+    assert 60.0 < seen["hang"]["cost"] < 75.0
+    assert 99.0 < 100 * (found.share_of_oracle or 0.0) <= 100.0
+
+
+def test_a_replacement_that_fails_ends_in_a_restart_after_the_deadline():
+    chosen = small(in_place=IN_PLACE, stops=None)
+    assert chosen.in_place is not None
+    stop = Stop(step=400, kind="process", label="", in_flight=0.5, pair=False, replacement_fails=True)
+    fault_plan = replace(sample(chosen, None, 1), stops=[stop])
+    found = measure(chosen, fault_plan, play(chosen, fault_plan))
+    (incident,) = (each for each in found.incidents if each["kind"] == "process_death")
+    assert (found.status, found.in_place, found.fell_back) == ("COMPLETED", 0, 1)
+    assert incident["action"] == "restart"
+    assert incident["cost"] > chosen.in_place.deadline.value
+
+
+def test_both_of_a_pair_are_lost_and_a_save_is_loaded():
+    chosen = small(in_place=IN_PLACE, stops=None)
+    lost = tuple((ReplacementNode(name=name, after=600.0),) for name in ("n011", "n012"))
+    stop = Stop(step=400, kind="host", label="", replacements=lost, in_flight=0.5, pair=True)
+    fault_plan = replace(sample(chosen, None, 1), stops=[stop], hosts_later=2)
+    found = measure(chosen, fault_plan, play(chosen, fault_plan))
+    assert (found.status, found.in_place) == ("COMPLETED", 0)
+    assert max(each["steps_lost"] for each in found.incidents) > 0
 
 
 def test_the_command_keeps_a_run_folder_and_says_what_was_drawn(tmp_path: Path, record: Path):
