@@ -1,8 +1,8 @@
-"""The folder of an agent's members files: on the node's own disk, for this agent alone.
+"""The folder of an agent's members files: in the node's memory, else on its own disk, for this agent alone.
 
-A rank of thousands looks at its file every few milliseconds, once it has lost a peer. A shared file system would be the
-next thing to fail. The folder is removed when the agent ends. What an agent has left that was killed is removed by the
-next one of the same lineage and node.
+Thousands of ranks look at their files every few milliseconds, once they have lost a peer. A shared file system would be
+the next thing to fail, and a busy disk takes tenths of a second to write a file. The folder is removed when the agent
+ends. What an agent has left that was killed is removed by the next one of the same lineage and node.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from opt_ops.contract.membership import lost_file, ready_file
 
+MEMORY = Path("/dev/shm")  # noqa: S108  (the folder in it has a name that nobody can know, and is private)
 STALE_SECONDS = 180.0  # a waiting rank says once a minute that it is ready
 
 
@@ -24,15 +25,19 @@ class MembersFolder:
     """The files by which this agent and its ranks tell each other who takes part.
 
     Raises:
-        OSError: the folder for temporary files cannot be written.
+        OSError: no folder can be made.
     """
 
     def __init__(self, lineage: Path, node: str) -> None:
         about = hashlib.sha256(os.fsencode(lineage.absolute()) + b"\0" + node.encode()).hexdigest()[:16]
         prefix = f"opt-ops-members-{os.geteuid()}-{about}-"
-        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        disk = Path(tempfile.gettempdir())
+        for left in (*MEMORY.glob(f"{prefix}*"), *disk.glob(f"{prefix}*")):
             _remove_unless_used(left)
-        self.path = Path(tempfile.mkdtemp(prefix=prefix))  # only this user may read it
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY))  # only this user may read it
+        except OSError:  # there is none, or it is full
+            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=disk))
         self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._count = 0

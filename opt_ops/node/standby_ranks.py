@@ -21,6 +21,9 @@ from opt_ops.node.places import ranks_of
 from opt_ops.node.process_groups import CleanUp, RankProcess
 from opt_ops.node.rank_start import Starter, shared_variables
 
+PAUSE_AFTER_USE = 3.0
+"""Seconds before another standby starts, after one got a place: its warm-up would take what the recovery needs."""
+
 LONGEST_PAUSE = 60.0
 """Seconds before a standby that has died starts again. The first pause is one second, each further one is doubled."""
 
@@ -104,6 +107,7 @@ class StandbyRanks:
         fitting = (each for each in self._standbys if each.local in (None, local) and each.ready)
         if (found := next(fitting, None)) is not None:
             self._standbys.remove(found)
+            self._next_start = max(self._next_start, time.monotonic() + PAUSE_AFTER_USE)
         return found
 
     def end(self) -> bool:

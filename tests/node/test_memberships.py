@@ -286,7 +286,7 @@ def test_the_log_of_a_replacement_is_told_apart(node: Members):
 
 
 def test_what_a_killed_agent_left_is_removed_and_what_is_used_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(members_folder.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(members_folder, "MEMORY", tmp_path)
     killed, other, used = (MembersFolder(tmp_path / x, "n1") for x in ("1", "2", "1"))
     os.close(killed._lock)
     os.close(other._lock)
@@ -299,13 +299,13 @@ def test_what_a_killed_agent_left_is_removed_and_what_is_used_stays(tmp_path: Pa
     assert not kept.path.exists()
 
 
-def test_an_agent_leaves_no_folder_behind(node: Members, tmp_path: Path):
-    (tmp_path / "tmp").mkdir()
-    node.start(TMPDIR=str(tmp_path / "tmp"))
+def test_an_agent_leaves_no_folder_behind(node: Members):
+    node.start()
     node.obey(node.launch)
-    node.running()
-    assert len(list((tmp_path / "tmp").iterdir())) == 1
+    variables = Path(f"/proc/{node.running()[2]}/environ").read_text().split("\0")
+    (members,) = [Path(each.partition("=")[2]) for each in variables if each.startswith("OPT_OPS_MEMBERS=")]
+    assert members.parent.is_dir()
     node.process.send_signal(signal.SIGTERM)
     node.obey(None)
     node.process.wait(120)
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert not members.parent.exists()
