@@ -71,7 +71,7 @@ class Agent:
         self._ranks: RankProcesses | None = None
         self._probe_ranks: RankProcesses | None = None
         """Those of a short run on this node while nothing else needs it."""
-        self._members = MembersFolder(folder, node)
+        self._members = MembersFolder()
         self._warm = WarmProcess(folder, node)
         self._standbys = StandbyRanks(folder, node, self._members, self._warm)
         self._orphans = Orphans()

@@ -2,13 +2,12 @@
 
 Thousands of ranks look at their files every few milliseconds, once they have lost a peer. A shared file system would be
 the next thing to fail, and a busy disk takes tenths of a second to write a file. The folder is removed when the agent
-ends. What an agent has left that was killed is removed by the next one of the same lineage and node.
+ends. What an agent has left that was killed is removed by the next one of this user.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
@@ -28,18 +27,17 @@ class MembersFolder:
         OSError: no folder can be made.
     """
 
-    def __init__(self, lineage: Path, node: str) -> None:
-        about = hashlib.sha256(os.fsencode(lineage.absolute()) + b"\0" + node.encode()).hexdigest()[:16]
-        prefix = f"opt-ops-members-{os.geteuid()}-{about}-"
-        disk = Path(tempfile.gettempdir())
+    def __init__(self) -> None:
+        prefix, disk = f"opt-ops-members-{os.geteuid()}-", Path(tempfile.gettempdir())
         for left in (*MEMORY.glob(f"{prefix}*"), *disk.glob(f"{prefix}*")):
             _remove_unless_used(left)
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY))  # only this user may read it
+            made = Path(tempfile.mkdtemp(prefix="opt-ops-", dir=MEMORY))  # only this user may read it
         except OSError:  # there is none, or it is full
-            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=disk))
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            made = Path(tempfile.mkdtemp(prefix="opt-ops-", dir=disk))
+        self._lock = os.open(made / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.path = made.rename(made.with_name(prefix + made.name.removeprefix("opt-ops-")))  # others see it locked
         self._count = 0
 
     def name(self, what: str) -> Path:

@@ -86,6 +86,7 @@ class Rank:
         Raises:
             OSError: it cannot be written.
         """
+        self.members.parent.mkdir(mode=0o700, exist_ok=True)  # somebody may have tidied up
         lost_file(self.members).unlink(missing_ok=True)
         write_membership(self.members, membership)
         if membership.rank is not None:

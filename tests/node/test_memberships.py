@@ -287,16 +287,18 @@ def test_the_log_of_a_replacement_is_told_apart(node: Members):
 
 def test_what_a_killed_agent_left_is_removed_and_what_is_used_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(members_folder, "MEMORY", tmp_path)
-    killed, other, used = (MembersFolder(tmp_path / x, "n1") for x in ("1", "2", "1"))
+    killed, used = MembersFolder(), MembersFolder()
     os.close(killed._lock)
-    os.close(other._lock)
-    kept = MembersFolder(tmp_path / "1", "n1")
+    (tmp_path / "opt-ops-members-0-of-another-program").mkdir()
+    kept = MembersFolder()
     assert not killed.path.exists()
-    assert [each.path.exists() for each in (other, used, kept)] == [True, True, True]
+    assert [each.path.exists() for each in (used, kept)] == [True, True]
+    assert (tmp_path / "opt-ops-members-0-of-another-program").exists(), "nobody has locked it ever"
     assert kept.path.stat().st_mode & 0o077 == 0
     assert kept.name("rank-0003") != kept.name("rank-0003")
-    kept.close()
-    assert not kept.path.exists()
+    for each in (used, kept):
+        each.close()
+        assert not each.path.exists()
 
 
 def test_an_agent_leaves_no_folder_behind(node: Members):
