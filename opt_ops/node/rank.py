@@ -57,7 +57,8 @@ class Rank:
         self.entry |= {"pid": standby.process.pid, "start": standby.at, "log": standby.log.name}
 
     def cannot_start(self) -> None:
-        """Report that there is no process: 127, as a shell does."""
+        """Report that it could not begin: 127, as a shell does."""
+        self.signal(signal.SIGKILL)  # of a warm process that could not be told its place
         self.entry["code"], self.entry["ended"] = 127, time.time()
 
     @property

@@ -136,25 +136,27 @@ class RankProcesses:
 
     def _seat(self, rank: Rank) -> None:
         """Start the process of a rank, or give the place to a warm rank that waits here."""
-        self._ranks.append(rank)
-        self._places[rank.local] = rank
         for made in (self._logs, (self._stacks / TRACE).parent):
             made.mkdir(parents=True, exist_ok=True)
+        self._ranks.append(rank)
+        self._places[rank.local] = rank
+        try:
+            self._begin(rank)
+        except OSError as error:
+            with suppress(OSError):  # if the disk is full, the exit code must do
+                rank.log_path.write_text(f"cannot start {self._launch['argv'][0]}: {error}\n")
+            rank.cannot_start()
+
+    def _begin(self, rank: Rank) -> None:
         standby = None if self._standbys is None else self._standbys.take(self.attempt, rank.local)
         if standby is not None:
             rank.takes(standby)
         membership = membership_for(self._launch, rank.local, rank.number)
         if membership.generation > 1:  # before the process starts: it reads the file, and finds itself among the new
             rank.tell(replace(membership, new=tuple(sorted({*membership.new, rank.number}))))
-        if standby is not None:
-            return
-        variables = rank_variables(self._lineage, self._launch, self._node, rank.number, rank.local, rank.members)
-        try:
+        if standby is None:
+            variables = rank_variables(self._lineage, self._launch, self._node, rank.number, rank.local, rank.members)
             rank.runs_as(self._starter.start(self._launch, variables, rank.log_path), time.time())
-        except OSError as error:
-            with suppress(OSError):  # if the disk is full, the exit code must do
-                rank.log_path.write_text(f"cannot start {self._launch['argv'][0]}: {error}\n")
-            rank.cannot_start()
 
     def _unseat(self, rank: Rank) -> None:
         """Take its place from a process, and end it."""

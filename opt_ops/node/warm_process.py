@@ -60,6 +60,7 @@ class WarmProcess:
         """What comes before the options in its command; None: it is not ready."""
         self._started_at = 0.0
         self._failures = 0
+        self._next_start = 0.0
         self._given_up: tuple[list[str], Mapping[str, str]] | None = None
 
     def follow(self, launch: Mapping[str, Any] | None, named: bool) -> None:
@@ -77,7 +78,7 @@ class WarmProcess:
         if self._process is not None and not self._fits(launch):
             say("the trainer's command or environment has changed: the warm process is replaced")
             self._end()
-        if self._process is None and named and not self._hopeless(launch):
+        if self._process is None and named and not self._hopeless(launch) and time.monotonic() >= self._next_start:
             self._start(launch)
 
     @property
@@ -216,6 +217,7 @@ class WarmProcess:
 
     def _failed(self) -> None:
         self._failures += 1
+        self._next_start = time.monotonic() + 2.0 ** (self._failures - 1)
         if self._failures >= MOST_FAILURES:
             say(f"no warm process any more after {self._failures} failures: ranks start without one")
             self._given_up = (self._launch["argv"][:1], self._launch["environment"])
