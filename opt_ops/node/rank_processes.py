@@ -143,8 +143,8 @@ class RankProcesses:
         try:
             self._begin(rank)
         except OSError as error:
-            with suppress(OSError):  # if the disk is full, the exit code must do
-                rank.log_path.write_text(f"cannot start {self._launch['argv'][0]}: {error}\n")
+            with suppress(OSError), rank.log_path.open("a") as file:  # if the disk is full, the exit code must do
+                file.write(f"cannot start {self._launch['argv'][0]}: {error}\n")
             rank.cannot_start()
 
     def _begin(self, rank: Rank) -> None:
