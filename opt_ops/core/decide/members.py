@@ -74,6 +74,9 @@ def _next(
         generation = ordered[-1].generation if ordered else attempt.generation + 1
         return MembersFailed(attempt=attempt.name, generation=generation, why=why, incident=incident.name)
 
+    news = [each for each in state.signals.values() if ordered and _is_news(attempt, each)]
+    if (why := next(filter(None, map(_hopeless, news)), None)) is not None:
+        return failed(why)
     if not attempt.live:
         return failed(f"the attempt {attempt.outcome}")
     if attempt.stop_why is not None:
@@ -83,9 +86,6 @@ def _next(
     deadline = deadline_of(incident, policy)
     if not still_waiting(now, ordered[0].intended_at, deadline):
         return failed(f"not all ranks had joined {deadline:g} s after the first order")
-    news = [each for each in state.signals.values() if _is_news(attempt, each)]
-    if (why := next(filter(None, map(_hopeless, news)), None)) is not None:
-        return failed(why)
     leaving = {name for each in news if _node_goes(each) for name in each.nodes} | _bad_nodes(state, attempt)
     lost = {int(rank) for each in news for rank in each.evidence.get("lost_ranks", ())}
     leaving &= set(attempt.nodes)
