@@ -38,7 +38,7 @@ def wait_for_place(members: Members) -> Membership:
     assert path is not None, "the node agent names it to a process that waits"
 
     def still_ready() -> None:
-        if torch.cuda.is_available():  # a GPU that has failed meanwhile must not be counted on
+        if torch.cuda.is_available() and LOCAL_RANK in os.environ:  # a GPU that has failed must not be counted on
             torch.zeros(1, device="cuda").item()
         try:
             tell_ready(path, os.getpid())
@@ -65,6 +65,8 @@ def warm_up(recipe: Recipe, samples: Mixture, environment: Mapping[str, str]) ->
     """
     if recipe.parallel.tp > 1 or recipe.engine != "fsdp2":
         return "no warm-up: tensor-parallel layers need their peers"
+    if torch.cuda.is_available() and LOCAL_RANK not in environment:  # any place of the node may need this process
+        return "no warm-up: the GPUs of this node are in use"
     model = replace(recipe.model, num_layers=min(_LAYERS, recipe.model.num_layers))
     share = max(1, -(-recipe.data.global_batch // int(environment.get(WORLD_SIZE, "1"))))
     data = replace(recipe.data, global_batch=share, micro_batch=min(recipe.data.micro_batch, share))
