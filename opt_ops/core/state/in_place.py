@@ -47,7 +47,12 @@ def is_in_place(state: State, incident: Incident) -> bool | None:
     return False if again and incident.acted_on else None
 
 
-def in_sentences(state: State, incident: Incident, span: Span = age) -> str:
+def _seconds(number: float) -> str:
+    """`3.4 s`; from a minute on as `age` writes it."""
+    return f"{number:.1f} s" if number < 60 else age(number)
+
+
+def in_sentences(state: State, incident: Incident, span: Span = _seconds) -> str:
     """What became of the lost ranks; empty if nothing in place was tried and done.
 
     Args:
