@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -395,3 +396,63 @@ def test_what_proves_a_replacement(joined: int, first: int, kept: int | None, pr
 def test_the_trainer_and_the_supervisor_have_the_same_buddies():
     for nodes in (["a"], ["a", "a"], ["a", "a", "b", "b"], ["a", "b", "c"], ["a", "a", "b", "b", "c", "c", "d", "d"]):
         assert buddies(nodes) == peer_copies.buddies(nodes)
+
+
+# ---- random histories
+
+
+def happen(story: Story, draw: random.Random) -> None:
+    attempt = story.state.attempt
+    assert attempt is not None
+    runs = attempt.live and attempt.stop_why is None
+    match draw.choice(
+        ("lose", "lose", "join", "join", "train", "wait", "bad", "warm", "end", "daemon", "hang", "silent")
+    ):
+        case "lose" if runs:
+            lose(story, *draw.sample(range(8), draw.choice((1, 1, 2))))
+        case "join" if attempt.rejoining is not None and runs:
+            story.joins(attempt.last_step or 0)
+        case "train" if runs and attempt.rejoining is None:
+            story.train(min(999, (attempt.last_step or 450) + draw.randint(1, 60)))
+        case "wait":
+            story.see(seconds=draw.choice((1.0, 50.0, 130.0)))
+        case "bad":
+            story.judge(draw.choice(attempt.nodes), Verdict.BAD, "xid_79")
+        case "warm":
+            story.standbys(**{f"n{number}": draw.choice((0, 1, 2)) for number in range(1, 9)})
+        case "end" if attempt.live:
+            story.ends(Outcome.FAILED)
+        case "daemon":
+            story.daemon(blind=3.0)
+        case "hang" if runs:
+            story.signal("hang", attempt.last_step, attempt.last_step, seconds=99.0, patience=30.0, phase="training")
+        case "silent" if runs:
+            story.signal("silent_node", attempt.last_step, None, (draw.choice(attempt.nodes),), seconds=30.0)
+        case _:
+            pass
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_never_both_joined_and_restarted_and_every_order_ends(seed: int):
+    draw = random.Random(seed)
+    story = capable(Shape(nodes=4, spares=4, ranks_per_node=2))
+    for _ in range(40):
+        happen(story, draw)
+        if story.state.ended:
+            break
+    story.see(seconds=2 * POLICY.in_place_seconds)
+    for attempt in story.state.attempts.values():
+        told = [x.event for x in story.entries if getattr(x.event, "attempt", None) == attempt.name]
+        orders = [event for event in told if isinstance(event, e.MembersIntended)]
+        assert [event.generation for event in orders] == list(range(2, len(orders) + 2)), (
+            "each generation is ordered once"
+        )
+        failed = [each for each in attempt.members if each.failed is not None]
+        assert not any(each.joined_at is not None for each in failed)
+        assert len(failed) <= 1
+        assert not failed or attempt.stop_why is not None or not attempt.live
+        assert attempt.rejoining is None or not attempt.live or attempt.stop_why is not None or story.state.ended
+        for before, after in zip(attempt.members, attempt.members[1:], strict=False):
+            assert before.joined_at is not None or set(before.new) <= set(after.new), "who has no state starts again"
+        per_incident = [each.incident for each in attempt.members]
+        assert all(per_incident.count(name) <= MOST_GENERATIONS for name in per_incident)
