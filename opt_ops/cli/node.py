@@ -115,7 +115,7 @@ def _rows(lineage: Lineage, watch: Watch) -> list[dict[str, Any]]:
                 "source": node.source,
                 "held": node.name in held,
                 "attempt": state.attempt.name if state.attempt and node.name in used else None,
-                "standby": node.standby or None,
+                "standby": node.standby or None if node.name in held else None,
                 "excluded_by": node.excluded_by,
                 "drain": node.drain,
                 "since": iso(node.at) if node.at else None,

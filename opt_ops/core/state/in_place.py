@@ -99,7 +99,7 @@ def standby(ready: int) -> str:
 def standbys(state: State) -> int | None:
     """Warm ranks that wait for a place on held nodes; None if no ranks of the newest attempt can be replaced."""
     attempt = state.attempt
-    if attempt is None or CAPABILITY not in attempt.capabilities:
+    if state.ended or attempt is None or CAPABILITY not in attempt.capabilities:
         return None
     return sum(state.nodes[name].standby for name in state.held if name in state.nodes)
 
