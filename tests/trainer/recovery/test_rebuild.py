@@ -25,9 +25,9 @@ LAYOUTS: dict[str, tuple[int, int, int, tuple[str, ...]]] = {
 }
 
 
-def ports() -> list[int]:
+def ports(count: int = 30) -> list[int]:
     """A generation needs a port of its own: the store of an earlier one is open for as long as a group is kept."""
-    return [free_port() for _ in range(30)]
+    return [free_port() for _ in range(count)]
 
 
 def broken(ranks: Ranks, layout: str, every: int = 1, most: int = 0, *more: str) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def broken(ranks: Ranks, layout: str, every: int = 1, most: int = 0, *more: str)
     breaks = {
         step: Break((step - 1) % world, place, replaced=step // world % 2 == 1) for step, place in enumerate(places, 1)
     }
-    found = ranks(world, broken_run, build(dp, tp, *changes, *more), ports(), breaks, len(places) + 1)
+    found = ranks(world, broken_run, build(dp, tp, *changes, *more), ports(len(places) + 4), breaks, len(places) + 1)
     assert max(rank["collectives"] for rank in found) == (most or known), "each collective of a step was broken off"
     return found
 
@@ -74,7 +74,7 @@ def test_a_rank_that_is_a_step_ahead_goes_back(ranks: Ranks) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_collective_of_two_layers_and_several_micro_batches(ranks: Ranks, layout: str) -> None:
-    most = {"dp": 17, "accumulated": 17, "replicas": 15, "tp": 83, "recomputed": 21, "fp16": 17}[layout]
+    most = {"dp": 17, "accumulated": 17, "replicas": 15, "tp": 83, "recomputed": 20, "fp16": 17}[layout]
     for rank in broken(ranks, layout, 1, most, "model.num_layers=2", "data.global_batch=4"):
         assert rank["history"]
         assert rank["state"]
