@@ -1,6 +1,7 @@
 """The parts of an attempt on one rank: made at its start, and made to fit after each change of its members."""
 
 import gc
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from opt_ops.contract.membership import Membership
 from opt_ops.contract.options import Options
 from opt_ops.contract.outside import Outside
 from opt_ops.contract.phases import PhaseFile
-from opt_ops.contract.telemetry import LineFile, cut_torn_line
+from opt_ops.contract.telemetry import cut_torn_line
 from trainer import preconditions
 from trainer.checkpoint import Checkpointer, Writer
 from trainer.checkpoint.peer_copies import PeerCopies, Version, local_tensors
@@ -27,7 +28,7 @@ from trainer.checkpoint.schedule import SaveSchedules
 from trainer.config_file import config_of, layout_of
 from trainer.console import print_line
 from trainer.data.dataset import Dataset
-from trainer.errors import NoCommonStepError
+from trainer.errors import NoCommonStepError, UserError
 from trainer.evaluation import Evaluation
 from trainer.job import TrainJob, destination, initial_weights
 from trainer.optim_config import stated
@@ -156,12 +157,15 @@ class Attempt:
         if self.copies:
             self.copies.stop()
         rebuild.abort()
-        gc.collect()  # what keeps an old group alive, and with it gloo's threads
+        if not is_new:
+            gc.collect()  # what keeps an old group alive, and with it gloo's threads
         self._writer.renew()
         agreed = self._settings_digest + self._data.validation_digest
-        layout, group = self._members.form(place, recipe, membership, agreed)
-        if group is None:
-            raise NoCommonStepError("this rank cannot go on in place; its settings are not those of the attempt")
+        try:
+            layout, group = self._members.form(place, recipe, membership, agreed)
+        except UserError as error:  # the attempt ran with its settings, so a restart will
+            raise NoCommonStepError(f"a new rank has other settings than the attempt: {error}") from error
+        assert group is not None, "all ranks have agreed that they can be replaced"
         if hasattr(self, "engine"):
             rebuild.rewire(self.engine, layout)
             rebuild.drop_broken_step(self.engine)
@@ -179,8 +183,10 @@ class Attempt:
         self._take_up(place, version, generation)
         if self.recorder:
             about = {"generation": generation, "step": version.step, "repeated": repeated, "new": membership.new}
-            cut_torn_line(self.job.run_dir / "members.jsonl")
-            LineFile(self.job.run_dir / "members.jsonl").write({"ts": round(time.time(), 6)} | about)
+            path = self.job.run_dir / "members.jsonl"
+            cut_torn_line(path)
+            with path.open("a") as file:
+                file.write(json.dumps({"ts": round(time.time(), 6)} | about) + "\n")
         if hasattr(self, "checkpointer"):
             self.checkpointer.rejoin(membership.address, self._layout.host)
         else:

@@ -28,13 +28,15 @@ class Device:
         return self.torch_device.type == "cuda"
 
 
-def prepare(run_dir: Path, *, deterministic: bool) -> None:
+def prepare(run_dir: Path, *, deterministic: bool, replaceable: bool = False) -> None:
     """Make the settings that must come before the first call to CUDA. Values in the environment have precedence.
 
     If ``deterministic``, two runs agree bit by bit: torch then excludes cuDNN's attention, lets flash attention sum in
     a fixed order, and tells NCCL to leave out NVLS. When a collective times out, torch writes the last ones of each
-    rank to ``run_dir``.
+    rank to ``run_dir``. If ranks are ``replaceable``, torch's watch of NCCL must not end those that could go on.
     """
+    if replaceable:
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a rank has a socket for each other rank
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")

@@ -26,7 +26,7 @@ from trainer.errors import NoCommonStepError
 from trainer.job import TrainJob, check_folders
 from trainer.progress_log import ProgressLog
 from trainer.recovery import standby
-from trainer.recovery.rejoin import Members
+from trainer.recovery.rejoin import Members, can_replace
 from trainer.telemetry import StepOverheads
 
 __all__ = ["AttemptRunner", "TrainJob", "train"]
@@ -58,7 +58,7 @@ def train(job: TrainJob) -> None:
         outside = outside_of(job, place)
         phases = PhaseFile(job.run_dir / "phases.jsonl" if place.rank == 0 else None)
         phases.enter(PhaseName.START, None)
-    device.prepare(job.run_dir, deterministic=recipe.deterministic)
+    device.prepare(job.run_dir, deterministic=recipe.deterministic, replaceable=can_replace(recipe, file))
     writer = Writer()  # forked before this process has threads, connections or a GPU
     data = dataset.load(
         job.data, job.valid, job.tokenizer, recipe, lambda: phases.enter(PhaseName.TOKENS, None, again=True)

@@ -90,6 +90,8 @@ def abort() -> None:
     """
     if dist.is_initialized():
         distributed_c10d._abort_process_group()
+    else:  # a first group that could not be formed was counted: the next would get another name than on new ranks
+        distributed_c10d._world.group_count = 0
 
 
 def rewire(engine: Engine, layout: Layout) -> None:

@@ -54,8 +54,13 @@ def capabilities(recipe: Recipe, world: int, file: MembersFile) -> list[str]:
         world: number of ranks.
         file: of the membership. Without one, nobody would name a newer generation.
     """
-    can = file.path is not None and world > 1 and recipe.engine == "fsdp2" and recipe.peer_copies.every != 0
-    return [CAPABILITY, "peer_copies", "warm_start"] if can and rebuild.supported() is None else ["warm_start"]
+    return [CAPABILITY, "peer_copies", "warm_start"] if world > 1 and can_replace(recipe, file) else ["warm_start"]
+
+
+def can_replace(recipe: Recipe, file: MembersFile) -> bool:
+    """Whether ranks of more than one can be replaced while the others keep running."""
+    wanted = file.path is not None and recipe.engine == "fsdp2" and recipe.peer_copies.every != 0
+    return wanted and rebuild.supported() is None
 
 
 class Members:

@@ -1,6 +1,5 @@
 """A process that waits for a place in a running attempt, and does beforehand what needs no other rank."""
 
-import gc
 import os
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import torch.distributed as dist
 
 from opt_ops.contract.environment import LOCAL_RANK, WORLD_SIZE, Place
 from opt_ops.contract.membership import MembersFile, Membership, is_standby, tell_ready
+from trainer import device
 from trainer.console import print_line
 from trainer.data.samples import Mixture
 from trainer.parallel import mesh
@@ -77,7 +77,7 @@ def warm_up(recipe: Recipe, samples: Mixture, environment: Mapping[str, str]) ->
     engine.zero_grad()
     del engine, shares
     dist.destroy_process_group()
-    gc.collect()
+    device.collect_garbage(0)  # at its first call this takes long
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return f"warm: one pass over {min(data.micro_batch, share)} sequences, {model.num_layers} layers"

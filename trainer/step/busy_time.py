@@ -43,6 +43,10 @@ class LayerTimes:
         done, self._before, self._now = self._before, self._now, []
         return sum(begin.elapsed_time(end) for begin, end in done) / 1000 if done else None
 
+    def restart(self) -> None:
+        """Forget a step that was broken off."""
+        self._now, self._before = [], []
+
     def _begin(self, *_: object) -> None:
         if torch.is_grad_enabled():  # not in an evaluation
             self._now.append([self._event()])
@@ -64,6 +68,10 @@ class CpuTime:
         """Seconds since the last call."""
         before, self._worked = self._worked, time.thread_time()
         return self._worked - before
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._worked = time.thread_time()
 
 
 def clock(layout: Layout, layers: Iterable[nn.Module]) -> LayerTimes | CpuTime | None:

@@ -51,6 +51,11 @@ class RankInputs:
         self._clock = busy_time.clock(layout, layers)
         self._saves = saves if layout.rank == 0 else None
 
+    def restart(self) -> None:
+        """Begin again after a step that was broken off."""
+        if self._clock:
+            self._clock.restart()
+
     def spoils(self, step: int) -> bool:
         """Whether this rank makes its loss of update ``step`` NaN before the backward pass, for a drill."""
         return self._outside.spoils(step)

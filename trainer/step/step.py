@@ -90,6 +90,7 @@ class Steps:
         """
         self._applied = False
         self._checksums.restored()
+        self._inputs.restart()
 
     def take(self, progress: Progress, *, closely: bool = False) -> StepOutcome:
         """Run one step: train on the next batch and apply the update, unless a fault or the guard forbids it.

@@ -26,7 +26,7 @@ class Attempt:
 
     def __init__(self, folder: Path, text: Path, *pairs: str, world: int = 3, per_node: int = 1, standbys: int = 1):
         self.folder, self.run_dir, self.checkpoints = folder, folder / "a1", folder / "checkpoints"
-        folder.mkdir(exist_ok=True)
+        self.run_dir.mkdir(parents=True)
         self._args = [
             *("--recipe", "opt-tiny", "--data", str(text), "--run-dir", str(self.run_dir), "--attempt", "1.00-a1"),
             *("--checkpoint-dir", str(self.checkpoints), "--fence", str(folder / "attempt.json")),
