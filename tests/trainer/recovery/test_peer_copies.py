@@ -5,10 +5,12 @@ import time
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from tests.trainer.recovery.crew import Crew, Plan
 from trainer.checkpoint.hand_over import Holding, common, to_buddies, to_new
 from trainer.checkpoint.peer_copies import buddies
+from trainer.checkpoint.versions import Slots, checksum
 from trainer.plan.peer_copies import interval
 
 FOUR = ["n0", "n1", "n2", "n3"]
@@ -246,6 +248,26 @@ def test_versions_of_an_earlier_generation_never_mix_with_those_that_were_made_a
     assert [(each.owner, each.source, each.target) for each in to_new((2, 11), holdings)] == [(2, 0, 2)]
     assert [(each.source, each.target) for each in to_buddies((2, 11), holdings, [1, 2, 0])] == [(0, 1), (1, 2)]
     assert common([held((1, 10)), held((1, 11))]) is None
+
+
+def test_a_new_version_never_takes_the_place_of_the_confirmed_one() -> None:
+    slots = Slots(2, size=8192)
+    for step in (10, 11):
+        slots.free().holds(step, 1, b"{}")
+    # Step 10 is the common one after a loss, and step 11 is made again in generation 2.
+    slots.free(safe=(1, 10)).holds(11, 2, b"{}")
+    assert [version.key for version in slots.whole()] == [(1, 10), (2, 11)]
+    slots.free(safe=(2, 11)).holds(12, 2, b"{}")
+    assert [version.key for version in slots.whole()] == [(2, 11), (2, 12)]
+
+
+def test_the_checksum_sees_a_wrong_bit_a_moved_row_and_another_header() -> None:
+    state = torch.arange(3 * 8192, dtype=torch.int64).view(torch.uint8)
+    told = checksum(state, b"{}")
+    flipped, moved = state.clone(), state.clone()
+    flipped[70_001] ^= 16
+    moved[:8192], moved[8192:16384] = state[8192:16384], state[:8192]
+    assert len({told, checksum(flipped, b"{}"), checksum(moved, b"{}"), checksum(state, b"[]")}) == 4
 
 
 @pytest.mark.soak
