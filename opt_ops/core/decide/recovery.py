@@ -6,16 +6,17 @@ from dataclasses import replace
 
 from opt_ops.core.decide.cures import RungChoice, choose_rung
 from opt_ops.core.decide.ends import decide_at_end
+from opt_ops.core.decide.members import has_joined
 from opt_ops.core.decide.operator_changes import decide_request
 from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
-from opt_ops.core.decide.replacement import Replacement, described, is_question, replace_lost
+from opt_ops.core.decide.replacement import REPLACEABLE, Replacement, described, is_question, replace_lost
 from opt_ops.core.decide.retry_budget import in_place_exhausted, rollback_point, tried_here
 from opt_ops.core.decide.suspects import nodes_to_exclude, program_fails
 from opt_ops.core.decide.trouble import onset_of
 from opt_ops.core.events import Event, RecoveryDecided
 from opt_ops.core.failures.causes import Cause
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.state.model import Incident, State
+from opt_ops.core.state.model import Attempt, Incident, State
 from opt_ops.core.state.queries import probing
 from opt_ops.core.values import Action, Driver
 
@@ -28,11 +29,24 @@ def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
         if incident.kind == FailureClass.OPERATOR:
             return decide_request(state, incident)
         live = state.attempt is not None and state.attempt.live
+        if live and _is_replaced_with_another(state, incident):
+            continue
         if incident.stacks_at is None or incident.stacks is not None or not live:  # who has left answers no more
             by_playbook = _after_fall_back(incident, _decide_by_playbook(state, incident, now, policy))
             if (decided := decide_at_end(state, incident, by_playbook, now, policy)) is not None:
                 return decided
     return None
+
+
+def _is_replaced_with_another(state: State, incident: Incident) -> bool:
+    """Whether ranks of its attempt are being replaced for another incident: what else is lost is replaced with them.
+
+    That incident ends as joined or as failed. Then this one is decided about.
+    """
+    others = (state.incidents[name] for name in state.open_incidents if name != incident.name)
+    same = (each for each in others if each.attempt == incident.attempt and each.acted_on and each.decision is not None)
+    replaced = (each for each in same if each.decision and each.decision.action is Action.REPLACE_RANKS)
+    return incident.kind in REPLACEABLE and any(not has_joined(state, each) for each in replaced)
 
 
 def _after_fall_back(incident: Incident, decided: RecoveryDecided) -> RecoveryDecided:
@@ -179,6 +193,13 @@ def _rollback_onset(state: State, incident: Incident, rung: Rung) -> int:
 def _touches_live_work(state: State, incident: Incident) -> bool:
     """Whether the newest attempt is hit: it is the incident's own, or runs on one of its nodes."""
     attempt = state.attempt
-    if attempt is None:
+    if attempt is None or _has_left(attempt, incident):
         return False
     return attempt.name == incident.attempt or (attempt.live and not set(attempt.nodes).isdisjoint(incident.nodes))
+
+
+def _has_left(attempt: Attempt, incident: Incident) -> bool:
+    """Whether the nodes of the incident have left the attempt in a replacement that has come together since."""
+    later = (m for m in attempt.members if m.joined_at is not None and m.joined_at >= incident.opened_at)
+    gone = attempt.live and bool(incident.nodes) and set(attempt.nodes).isdisjoint(incident.nodes)
+    return gone and attempt.name == incident.attempt and any(later)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -304,6 +305,18 @@ def test_both_of_a_pair_are_lost_and_a_save_is_loaded():
     found = measure(chosen, fault_plan, play(chosen, fault_plan))
     assert (found.status, found.in_place) == ("COMPLETED", 0)
     assert max(each["steps_lost"] for each in found.incidents) > 0
+
+
+@pytest.mark.parametrize("kind", ["gpu", "host"])
+def test_two_nodes_that_fail_at_the_same_moment_are_replaced_together(kind: Literal["gpu", "host"]):
+    training = scenarios.load("opt-175b").training.model_dump() | {"steps": 350, "evaluate_every": 0}
+    chosen = small(in_place=IN_PLACE, stops=None, training=training)
+    lost = tuple((ReplacementNode(name=name, after=60000.0),) for name in ("n011", "n012"))
+    stop = Stop(step=200, kind=kind, label="", replacements=lost, in_flight=0.5, pair=False)
+    fault_plan = replace(sample(chosen, None, 1), stops=[stop], hosts_later=2)
+    found = measure(chosen, fault_plan, play(chosen, fault_plan))
+    assert (found.status, found.in_place, found.fell_back) == ("COMPLETED", 1, 0)
+    assert len(found.incidents) == 1 or {each["action"] for each in found.incidents} == {"replace_ranks", "exclude"}
 
 
 def test_the_command_keeps_a_run_folder_and_says_what_was_drawn(tmp_path: Path, record: Path):
