@@ -66,7 +66,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 _SECONDS = {"slurm": 60, "slow": 60}  # of a test, by its marker, as they were measured; of another in tests/e2e: 12
-_COMPUTES = ("tests/trainer/", "tests/kernels/", "tests/integrations/")
+_COMPUTES = (
+    *("tests/trainer/", "tests/kernels/", "tests/integrations/"),
+    *("tests/chronicles/mlflow_mirror/", "tests/chronicles/logbook/test_browser.py"),  # each starts servers
+)
 
 
 def _seconds(items: list[pytest.Item]) -> int:
