@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from opt_ops.core.failures.classes import Domain, row
+from opt_ops.core.failures.classes import Domain, FailureClass, row
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Action, Severity
 from opt_ops.laboratory.replay.fault_plan import FaultPlan
@@ -198,7 +198,7 @@ def _why_replaced(state: State, training: Training, generation: int) -> str:
     attempt = state.attempts[training.launch.attempt]
     names = (members.incident for members in attempt.members if members.generation == generation)
     incident = state.incidents.get(next(names, None) or "")
-    return incident.kind if incident else "unknown"
+    return incident.kind if incident else FailureClass.UNKNOWN
 
 
 def _longest(pages: Sequence[tuple[float, str]], wall: float) -> float:
