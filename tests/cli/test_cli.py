@@ -423,8 +423,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 COMMANDS = """
 alerts test, ckpt list, ckpt prune, ckpt verify, daemon ensure, daemon run, daemon status, daemon stop, daemon unit,
 data show,
-doctor, drill flip-bit, drill hang, drill kill-daemon, drill kill-node, drill kill-rank, drill lr, drill nan,
-drill xid, events,
+doctor, drill flip-bit, drill hang, drill kill-daemon, drill kill-node, drill kill-pair, drill kill-rank, drill lr,
+drill nan, drill slow-standby, drill xid, events,
 glossary, init, ledger,
 logbook handover, logbook open, logbook render, logbook update, mlflow open, mlflow sync, node allow, node check,
 node exclude, node explain, node ledger, node list, playbook check, playbook list, playbook show, playbook try, q,
