@@ -151,7 +151,7 @@ def test_sums_may_be_a_list_an_array_or_a_tensor(tmp_path: Path, kind: str) -> N
         (rank(1).local(1), "the numbers of rank 0 are missing"),
         ([number / 4 for number in rank(0).local(1)], "became 0.25: sum the numbers of all ranks once"),
         ([number * 2 for number in rank(0).local(1)], "became 2: sum"),
-        (rank(0).local(1)[1:], "there are 5 numbers, not 6"),
+        (rank(0).local(1)[1:], "there are 6 numbers, not 7"),
     ],
 )
 def test_a_reduction_that_does_not_sum_is_an_error(sums: list[float], said: str) -> None:
