@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -37,7 +36,7 @@ class Fsdp2Engine(engine.Engine):
         self.model = model
         self.layout = layout
         fused = {op for op, how in model.ops.ran.items() if how == "fused"}
-        self._policy = policy.choose(recipe, layout.dp, _gpu_memory(layout), fused)
+        self._policy = policy.choose(recipe, layout.dp, layout.gpu_memory, fused)
         device = torch.device("cpu") if recipe.parallel.offload else layout.device
         shard = partial(fully_shard, mesh=layout.data_mesh, **_policies(recipe, layout))
         # Layer by layer: a device never holds more than its shards and one whole layer.
@@ -116,16 +115,6 @@ class Fsdp2Engine(engine.Engine):
             "model": {name: p.detach() for name, p in named},
             "optimizer": {name: self.optimizer.state[p] for name, p in named},
         }
-
-
-def _gpu_memory(layout: Layout) -> float | None:
-    """Bytes of the smallest GPU of all ranks. They must follow one policy, or their collectives would not match."""
-    if layout.device.type != "cuda":
-        return None
-    own = torch.cuda.get_device_properties(layout.device).total_memory
-    size = torch.tensor(own, dtype=torch.float64, device=layout.device)
-    dist.all_reduce(size, dist.ReduceOp.MIN)
-    return size.item()
 
 
 def _copies(parameter: Tensor) -> int:

@@ -35,6 +35,8 @@ class Layout:
         rank: number of this rank.
         world: number of ranks.
         tp: number of ranks that share layers.
+        gpu_memory: bytes of the smallest GPU of all ranks; None on CPUs. Ranks must follow one policy, or their
+            collectives would not match.
     """
 
     mesh: DeviceMesh
@@ -43,6 +45,7 @@ class Layout:
     rank: int
     world: int
     tp: int
+    gpu_memory: float | None = None
 
     @property
     def dp(self) -> int:
@@ -122,7 +125,15 @@ def start(place: Place, dp: int, tp: int, replicas: int = 1, meeting: Meeting | 
         mesh = init_device_mesh(kind, (dp, tp), mesh_dim_names=("dp", "tp"))
     else:
         mesh = init_device_mesh(kind, (replicas, dp // replicas, tp), mesh_dim_names=("replicate", "shard", "tp"))
-    return Layout(mesh, host, chosen.torch_device, place.rank, place.world, tp)
+    # Here and not where an engine is built: ranks that keep their engine take part in it, too.
+    memory = _smallest_memory(chosen.torch_device) if chosen.is_gpu else None
+    return Layout(mesh, host, chosen.torch_device, place.rank, place.world, tp, memory)
+
+
+def _smallest_memory(gpu: torch.device) -> float:
+    size = torch.tensor(torch.cuda.get_device_properties(gpu).total_memory, dtype=torch.float64, device=gpu)
+    dist.all_reduce(size, dist.ReduceOp.MIN)
+    return size.item()
 
 
 def _store(place: Place, meeting: Meeting) -> PrefixStore:
