@@ -168,6 +168,8 @@ class NodeRanksReport:
 
     `exits` holds those of processes that were replaced, too: each with `generation`.
     """
+    joining: Mapping[int, int] = field(default_factory=dict[int, int])
+    """Rank → the newest generation that it has begun to join. Of running ranks that say so."""
 
 
 class Agents(Protocol):

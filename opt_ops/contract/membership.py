@@ -22,8 +22,11 @@ __all__ = [
     "Membership",
     "buddies",
     "is_standby",
+    "joining",
+    "joining_file",
     "lost_file",
     "ready_file",
+    "tell_joining",
     "tell_ready",
     "write_membership",
 ]
@@ -125,6 +128,30 @@ def tell_ready(members: Path, pid: int) -> None:
         OSError: the file beside ``members`` cannot be written.
     """
     write_durably(ready_file(members), f"{pid}\n")
+
+
+def tell_joining(members: Path, generation: int) -> None:
+    """Say that this rank has left its old groups, and begins to form those of ``generation``.
+
+    A rank that does not say so in time is stuck, and is replaced.
+
+    Raises:
+        OSError: the file beside ``members`` cannot be written.
+    """
+    write_durably(joining_file(members), f"{generation}\n")
+
+
+def joining(members: Path) -> int | None:
+    """The newest generation that the rank has begun to join. None: it has not said so."""
+    try:
+        return int(read_regular(joining_file(members), 100))
+    except (OSError, ValueError):
+        return None
+
+
+def joining_file(members: Path) -> Path:
+    """The file beside ``members`` by which a rank says which generation it joins."""
+    return members.with_suffix(".joining")
 
 
 def ready_file(members: Path) -> Path:

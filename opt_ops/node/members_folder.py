@@ -14,7 +14,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from opt_ops.contract.membership import lost_file, ready_file
+from opt_ops.contract.membership import joining_file, lost_file, ready_file
 
 MEMORY = Path("/dev/shm")  # noqa: S108  (the folder in it has a name that nobody can know, and is private)
 STALE_SECONDS = 180.0  # a waiting rank says once a minute that it is ready
@@ -54,7 +54,7 @@ class MembersFolder:
 
 def forget(members: Path) -> None:
     """Remove the files of a process that has ended."""
-    for path in (members, ready_file(members), lost_file(members)):
+    for path in (members, ready_file(members), lost_file(members), joining_file(members)):
         with suppress(OSError):
             path.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from opt_ops.contract.membership import Membership, lost_file, write_membership
+from opt_ops.contract.membership import Membership, joining, lost_file, write_membership
 from opt_ops.node.members_folder import forget, has_lost_peer
 from opt_ops.node.process_groups import ChildProcess, RankProcess
 from opt_ops.node.rank_log import RankLog
@@ -92,6 +92,16 @@ class Rank:
         write_membership(self.members, membership)
         if membership.rank is not None:
             self.entry["generations"][1] = membership.generation
+
+    def look_at_joining(self) -> bool:
+        """Put into the report which generation it has begun to join. Returns whether that is news."""
+        told, before = self.entry["generations"][1], self.entry.get("joining", 1)
+        if not self.alive or before >= told:
+            return False
+        said = min(told, joining(self.members) or 1)
+        if said > before:
+            self.entry["joining"] = said
+        return said > before
 
     def look_at_log(self, until: float) -> None:
         """Follow its log until that time (`time.monotonic()`)."""

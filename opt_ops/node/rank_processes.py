@@ -184,13 +184,14 @@ class RankProcesses:
 
     def reap(self) -> bool:
         """Record the ranks that ended since the last call. Returns whether there is any."""
-        changed = not self._saved
+        changed, news = not self._saved, False
         self._look_at_logs()
         for rank in self._ranks:
             changed = rank.reap() or changed
+            news = rank.look_at_joining() or news
             if rank.alive and self._places.get(rank.local) is not rank:
                 rank.end()
-        if changed:
+        if changed or news:
             self._save()
         self._clean_up.look([rank.process for rank in self._ranks if rank.process is not None], ending=self._ending)
         return changed

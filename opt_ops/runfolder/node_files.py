@@ -181,6 +181,7 @@ def _report_of(record: f.Record, written: float) -> NodeRanksReport:
         tails={rank: each.tail for rank, each in ended.items() if each.tail},
         causes={rank: each.causes for rank, each in ended.items() if each.causes is not None},
         pids={rank: each.process for rank, each in newest.items() if each.exit is None and each.process is not None},
+        joining={rank: each.joining for rank, each in newest.items() if each.exit is None and each.joining},
     )
 
 
@@ -193,6 +194,7 @@ class _RankEntry:
     tail: str
     causes: tuple[CauseLine, ...] | None
     process: tuple[int, int, float] | None
+    joining: int  # 0: it has not said so
 
 
 def _rank_of(record: f.Record, node: str, written: float) -> _RankEntry:
@@ -206,6 +208,7 @@ def _rank_of(record: f.Record, node: str, written: float) -> _RankEntry:
         tail=tail,
         causes=causes,
         process=None if pid is None else (first, pid, start),
+        joining=record.optional("joining", f.whole(1), 0),
     )
 
 

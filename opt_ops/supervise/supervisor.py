@@ -93,7 +93,7 @@ class Supervisor:
             self._watchers: dict[str, Watcher] = {
                 "the watch over jobs": allocation,
                 "the watch over nodes": nodes,
-                "the watch over replacements": MembersWatch(ports.trainer, ports.agents, guard),
+                "the watch over replacements": MembersWatch(policy, ports.trainer, ports.agents, ports.clock, guard),
                 "the watch over training": training,
                 "the watch over ranks": attempts,
                 "the watch over probes": ProbeWatch(ports.trainer, ports.agents, ports.checkpoints, ports.clock),

@@ -1,23 +1,33 @@
-"""Watches the replacement of ranks: whether all have joined, and whether the other processes are the same as before."""
+"""Watches the replacement of ranks: who does not join, whether all have joined, and whether the others are the same."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from opt_ops.core.events import Event, MembersJoined
+from opt_ops.core.decide.members import deadline_of
+from opt_ops.core.decide.policy import Policy
+from opt_ops.core.events import Event, MembersJoined, SignalRaised
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.model import Attempt, Members, State
-from opt_ops.ports import Agents, Trainer
+from opt_ops.core.values import Tier
+from opt_ops.core.waiting import still_waiting
+from opt_ops.ports import Agents, Clock, Trainer
 from opt_ops.supervise.guard import Guard
 
 _Process = tuple[int, float]
 """The pid of a rank, and when it started."""
 
+_STUCK_SHARE = 1 / 3
+"""Of the time that a replacement has: so long a survivor may take to leave its old groups. Usually that takes less than
+a second. Then there is time for one more generation without it."""
+
 
 class MembersWatch:
     """Follows the membership of the newest attempt."""
 
-    def __init__(self, trainer: Trainer, agents: Agents, guard: Guard) -> None:
+    def __init__(self, policy: Policy, trainer: Trainer, agents: Agents, clock: Clock, guard: Guard) -> None:
         """`guard`: the supervisor's, which tells of parts that fail."""
+        self._policy, self._clock = policy, clock
         self._trainer = trainer
         self._agents = agents
         self._guard = guard
@@ -26,7 +36,7 @@ class MembersWatch:
         """The attempt and the generation of which `_before` has the processes."""
 
     def observe(self, state: State) -> Iterator[Event]:
-        """Yield that all ranks of the newest generation have joined."""
+        """Yield that all ranks of the newest generation have joined, or which of them are stuck."""
         attempt = state.attempt
         if attempt is None or not attempt.live or attempt.first_step is None or not attempt.capabilities:
             return
@@ -34,8 +44,10 @@ class MembersWatch:
         if newest is None:
             self._guard.call("the processes of ranks", lambda: self._remember(attempt), None)
             return
+        have_joined = False
         for joined in self._guard.each("members.jsonl", lambda: self._trainer.members(attempt.name)):
             if joined.generation == newest.generation and attempt.stop_why is None:
+                have_joined = True
                 kept = self._guard.call("the processes of ranks", lambda: self._kept(attempt, newest), None)
                 yield MembersJoined(
                     attempt=attempt.name,
@@ -45,6 +57,49 @@ class MembersWatch:
                     repeated=joined.repeated,
                     kept=kept,
                 )
+        if not have_joined and attempt.stop_why is None:
+            stuck = self._guard.call("the ranks that join", lambda: self._stuck(state, attempt, newest), None)
+            if stuck is not None and stuck.key not in state.signals:
+                yield stuck
+
+    def _stuck(self, state: State, attempt: Attempt, newest: Members) -> SignalRaised | None:
+        """The survivors that run and have not begun to join, though others have, and the time for it is over."""
+        incident = state.incidents.get(newest.incident or "")
+        patience = _STUCK_SHARE * (
+            self._policy.in_place_seconds if incident is None else deadline_of(incident, self._policy)
+        )
+        if still_waiting(self._clock.now(), newest.intended_at, patience):
+            return None
+        found, joining = self._processes(attempt), self._joining(attempt)
+        if all(generation < newest.generation for generation in joining.values()):  # not every trainer says it
+            return None
+        stay = (rank for rank in found if rank not in newest.new)
+        ranks = sorted(rank for rank in stay if joining.get(rank, 1) < newest.generation)
+        if not ranks:
+            return None
+        return SignalRaised(
+            generation=attempt.generation,
+            signal=FailureClass.HANG,
+            tier=Tier.ACT,
+            attempt=attempt.name,
+            step=attempt.last_step,
+            onset_step=None,
+            at=newest.intended_at,
+            nodes=attempt.nodes_of(ranks),
+            rule=f"a rank has not begun to join a newer generation {patience:g} s after the order, and others have",
+            evidence={"lost_ranks": ranks, "patience": patience},
+        )
+
+    def _joining(self, attempt: Attempt) -> dict[int, int]:
+        """Of each rank the newest generation that it has begun to join."""
+        reports, each = self._agents.reports(attempt.name), attempt.ranks_per_node
+        return {
+            rank: generation
+            for place, node in enumerate(attempt.nodes)
+            if node in reports
+            for rank, generation in reports[node].joining.items()
+            if rank in range(place * each, (place + 1) * each)
+        }
 
     def _remember(self, attempt: Attempt) -> None:
         """Take note of the processes, once in a generation: they stay what they are."""

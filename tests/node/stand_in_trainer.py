@@ -35,6 +35,7 @@ def main() -> None:
         "LOCAL_RANK",
         "MASTER_ADDR",
         "MASTER_PORT",
+        "OPT_OPS_MEMBERS",
         "OPT_OPS_STANDBY",
         "OPT_OPS_WARM",
         "MARK",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from opt_ops.contract.membership import joining_file, tell_joining
 from opt_ops.node import members_folder
 from opt_ops.node.members_folder import MembersFolder
 from opt_ops.ports import Drilling, Launch, Membership, Orders
@@ -124,6 +125,18 @@ def test_the_report_has_each_process_and_its_generations(node: Members):
     node.obey(None)
     report = wait_for(lambda: (r := node.report()).done and r)
     assert sorted((end.rank, end.generation) for end in report.exits) == [(2, 2), (3, 1), (3, 2)]
+
+
+def test_the_report_says_which_generation_a_rank_has_begun_to_join(node: Members):
+    _, after = replaced(node)
+    members = {rank: Path(node.record(pid)[0]["environment"]["OPT_OPS_MEMBERS"]) for rank, pid in after.items()}
+    tell_joining(members[2], 2)
+    joining_file(members[3]).write_text("soon")
+    wait_for(lambda: node.report().joining == {2: 2})
+    node.obey(node.generation(3))
+    node.told(after[3], 3)
+    tell_joining(members[3], 3)
+    wait_for(lambda: node.report().joining == {2: 2, 3: 3})
 
 
 def test_what_the_dead_process_left_ends_and_what_the_new_one_starts_stays(node: Members):

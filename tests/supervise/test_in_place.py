@@ -43,6 +43,7 @@ class Daemon:
         self.standby = {"n5": 2, "n6": 2}
         self.ends: dict[int, list[RankExit]] = {}
         self.pids = {rank: (1, 100 + rank, 1_000.0) for rank in range(8)}
+        self.joining: dict[int, int] = {}
         self.joined: list[Rejoined] = []
         self.steps: list[Point] = []
         self.new_process()
@@ -62,7 +63,7 @@ class Daemon:
         self.training = TrainingWatch(POLICY, trainer, checkpoints, clock)
         nodes = NodeWatch(POLICY, SimpleNamespace(unfit={}), self.training, agents, clock)
         attempts = AttemptWatch(POLICY, agents, nodes, self.training, clock)
-        self.watchers = (nodes, MembersWatch(trainer, agents, Guard(clock)), self.training, attempts)
+        self.watchers = (nodes, MembersWatch(POLICY, trainer, agents, clock, Guard(clock)), self.training, attempts)
 
     @staticmethod
     def _new(queue: list[Point]) -> list[Point]:
@@ -84,7 +85,10 @@ class Daemon:
             here = [rank for place in places for rank in (2 * place, 2 * place + 1)]
             exits = tuple(ended for rank in here for ended in self.ends.get(rank, ()) if ended.node == name)
             running = {rank: self.pids[rank] for rank in here if name == attempt.nodes[rank // 2] and rank in self.pids}
-            found[name] = NodeRanksReport(node=name, started_at=1_000.0, exits=exits, done=not running, pids=running)
+            joining = {rank: self.joining[rank] for rank in running if rank in self.joining}
+            found[name] = NodeRanksReport(
+                node=name, started_at=1_000.0, exits=exits, done=not running, pids=running, joining=joining
+            )
         return found
 
     def die(self, rank: int, signal: int | None = 9, code: int | None = None) -> None:
@@ -266,6 +270,40 @@ def test_no_hang_while_ranks_are_replaced_and_the_deadline_decides():
     assert of(seen, e.SignalRaised) == []
     (failed,) = of(seen, e.MembersFailed)
     assert "not all ranks had joined" in failed.why
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same_daemon", "new_daemon"])
+def test_a_survivor_that_does_not_join_is_stuck_and_is_replaced_too(restarted: bool):
+    daemon = Daemon()
+    daemon.die(1)
+    daemon.look()
+    daemon.starts(0, 1)
+    daemon.joining = dict.fromkeys((0, 1, 2, 4, 5, 6, 7), 2)
+    patience = POLICY.in_place_seconds / 3
+    assert of(daemon.look_on(patience - 2), e.SignalRaised) == []
+    if restarted:
+        daemon.new_process()
+    events = daemon.look_on(4)
+    (raised,) = of(events, e.SignalRaised)
+    assert (raised.signal, raised.evidence["lost_ranks"], raised.nodes) == ("hang", [3], ("n2",))
+    (order,) = of(events, e.MembersIntended)
+    assert (order.generation, order.nodes, order.new) == (3, ("n5", "n6", "n3", "n4"), (0, 1, 2, 3))
+    assert len(daemon.story.state.incidents) == 1
+    daemon.starts(0, 1, 2, 3)
+    daemon.joining = dict.fromkeys(range(8), 3)
+    assert of(daemon.look_on(patience + 2), e.SignalRaised) == []
+
+
+@pytest.mark.parametrize(
+    "joining", [{}, dict.fromkeys(range(8), 2)], ids=["a_trainer_that_does_not_say_it", "all_join"]
+)
+def test_who_has_joined_or_cannot_say_so_is_not_stuck(joining: dict[int, int]):
+    daemon = Daemon()
+    daemon.die(1)
+    daemon.look()
+    daemon.starts(0, 1)
+    daemon.joining = joining
+    assert of(daemon.look_on(POLICY.in_place_seconds - 2), e.SignalRaised) == []
 
 
 def test_a_node_of_a_newer_allocation_that_was_swapped_in_is_not_lost():

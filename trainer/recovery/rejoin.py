@@ -18,7 +18,7 @@ from opt_ops.contract.environment import Place
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.fence import OutdatedError
 from opt_ops.contract.files import write_durably
-from opt_ops.contract.membership import CAPABILITY, MembersFile, Membership, lost_file
+from opt_ops.contract.membership import CAPABILITY, MembersFile, Membership, lost_file, tell_joining
 from trainer import preconditions
 from trainer.checkpoint.peer_copies import RefusedCopyError
 from trainer.console import print_line
@@ -176,6 +176,10 @@ class Members:
         connections = Connections()
         if membership and self.file.path:
             lost_file(self.file.path).unlink(missing_ok=True)
+            try:
+                tell_joining(self.file.path, membership.generation)
+            except OSError as error:  # at worst this rank counts as stuck, and is replaced
+                print_line(f"note: {self.file.path} cannot be answered: {error}", sys.stderr)
         with self._changed:
             self.generation = membership.generation if membership else 1
             self._is_cut = False

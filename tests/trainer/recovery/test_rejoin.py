@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from opt_ops.contract import manifest
+from opt_ops.contract.membership import joining
 from tests.trainer.harness import telemetry
 from tests.trainer.recovery.attempt import Attempt
 
@@ -49,6 +50,7 @@ def require_same(attempt: Attempt, twin: Attempt, *replaced: int) -> None:
     for rank, (first, last) in enumerate(zip(attempt.launched, attempt.members, strict=True)):
         assert (first is last) == (rank not in replaced)
     assert [entry["generation"] for entry in attempt.joined][-1] == attempt.generation
+    assert {joining(attempt.file_of(each)) for each in attempt.members} == {attempt.generation}
     assert all(entry["repeated"] == 0 for entry in attempt.joined)
     assert weights(attempt.checkpoints) == weights(twin.checkpoints)
 
