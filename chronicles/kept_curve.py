@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from opt_ops.core.detect.point import Point
-from opt_ops.core.state.model import Attempt
+from opt_ops.core.state.attempts import Attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

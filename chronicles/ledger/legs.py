@@ -13,7 +13,8 @@ from itertools import pairwise
 from chronicles.kept_curve import discards
 from opt_ops.core import events as e
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.state.model import Attempt, Incident, Members, State
+from opt_ops.core.state.attempts import Attempt, Members
+from opt_ops.core.state.model import Incident, State
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ from enum import StrEnum
 from chronicles.ledger.legs import Leg, Pace, legs_of
 from chronicles.record import LineageRecord
 from opt_ops.core.state import in_place
-from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action
 

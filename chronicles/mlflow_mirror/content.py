@@ -20,7 +20,8 @@ from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
 from chronicles.wording import percent, when
 from opt_ops import __version__
-from opt_ops.core.state.model import Attempt, Run, State
+from opt_ops.core.state.attempts import Attempt, Run
+from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import lr_scale, newest_good
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import printable_lines

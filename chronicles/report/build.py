@@ -27,7 +27,8 @@ from chronicles.report.model import (
 from chronicles.validation import corpus_reports
 from opt_ops.config import Rates
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Attempt, Node, Run, State
+from opt_ops.core.state.attempts import Attempt, Run
+from opt_ops.core.state.model import Node, State
 from opt_ops.core.state.queries import lr_scale
 from opt_ops.core.values import AllocationStatus
 

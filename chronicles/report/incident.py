@@ -19,7 +19,8 @@ from opt_ops.core.decide.trouble import remedy
 from opt_ops.core.failures import classes
 from opt_ops.core.schedule import PlannedLr
 from opt_ops.core.state import in_place
-from opt_ops.core.state.model import Attempt, Incident, Members, State
+from opt_ops.core.state.attempts import Attempt, Members
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Action
 
 

@@ -12,7 +12,8 @@ from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state import in_place
-from opt_ops.core.state.model import Run, State
+from opt_ops.core.state.attempts import Run
+from opt_ops.core.state.model import State
 from opt_ops.core.text import printable
 from opt_ops.core.values import Action, Driver, LrFactor
 from opt_ops.supervise import supervisor

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from opt_ops.contract.phases import PhaseName
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Severity, Tier
 from opt_ops.runfolder import fields as f

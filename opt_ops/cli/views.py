@@ -17,7 +17,8 @@ from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder, lineage_of
 from opt_ops.core.state import in_place
-from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_rows
 from opt_ops.core.state.queries import lr_scale, newest_good
 from opt_ops.core.text import age, iso

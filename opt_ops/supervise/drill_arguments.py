@@ -7,7 +7,8 @@ from typing import Any
 
 from opt_ops.contract.drills import IN_STEP
 from opt_ops.contract.membership import CAPABILITY, buddies
-from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import State
 from opt_ops.core.values import Fault
 from opt_ops.supervise.request_arguments import MOST_RANKS_IN_ALL, MOST_STEPS, Arguments, InvalidRequest
 

@@ -27,7 +27,8 @@ from opt_ops.core.events import (
     StrayCancelled,
 )
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.model import AlertState, Allocation, Attempt, Drill, Node, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import AlertState, Allocation, Drill, Node, State
 from opt_ops.core.state.queries import probing
 from opt_ops.core.values import AllocationStatus, Fault, LrFactor, Skip, Status, Verdict
 from opt_ops.core.waiting import Backoff, Retries, still_waiting

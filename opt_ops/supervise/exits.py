@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.core.failures.cause_lines import CauseLine
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.failures.classify_exit import Blame, last_words
-from opt_ops.core.state.model import Attempt
+from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.values import RankExit
 from opt_ops.ports import NodeRanksReport
 

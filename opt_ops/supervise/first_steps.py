@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core.detect.point import Point
-from opt_ops.core.state.model import Attempt, Members
+from opt_ops.core.state.attempts import Attempt, Members
 from opt_ops.supervise.training_signals import readback_of
 
 _RECENT = 64  # lines between two looks at telemetry, which may come before the news that all ranks have joined

@@ -12,7 +12,8 @@ from opt_ops.core.detect.onset import Place, onset_digest
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import SignalRaised
 from opt_ops.core.failures.classes import Domain, FailureClass, row
-from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import State
 from opt_ops.core.values import Readback, Tier
 
 _SAME_STEP_RANGE = 10  # steps: two onsets so close are the same fault of the recipe or its data

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from opt_ops.core.events import AllocationChanged, Event, SignalRaised, StrayFound
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.state.model import Allocation, Attempt, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Allocation, State
 from opt_ops.core.values import HOLDING, PREEMPTED, AllocationStatus, Tier
 from opt_ops.errors import NotYet, SchedulerUnavailable
 from opt_ops.ports import Clock, JobState, Scheduler

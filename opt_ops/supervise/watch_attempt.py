@@ -13,7 +13,8 @@ from opt_ops.core.detect.stacks import group
 from opt_ops.core.events import AttemptEnded, AttemptStarted, CheckpointRefused, Event, SignalRaised, StacksTaken
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.failures.classify_exit import Blame, blame
-from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Outcome, RankExit, Tier
 from opt_ops.ports import Agents, Clock, NodeRanksReport
 from opt_ops.supervise.exits import evidence_of, failed_ranks, losses_of, places, present

@@ -8,7 +8,8 @@ from opt_ops.core.decide.members import deadline_of
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import Event, MembersJoined, SignalRaised
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.state.model import Attempt, Members, State
+from opt_ops.core.state.attempts import Attempt, Members
+from opt_ops.core.state.model import State
 from opt_ops.core.values import Tier
 from opt_ops.core.waiting import still_waiting
 from opt_ops.ports import Agents, Clock, Trainer

@@ -12,7 +12,8 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, rank, remember, same_readings
 from opt_ops.core.health.energy import EnergyMeter
 from opt_ops.core.health.silence import SPREAD_SECONDS, TOLD_SECONDS, Silence
-from opt_ops.core.state.model import Allocation, Attempt, Node, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Allocation, Node, State
 from opt_ops.core.values import GpuPart, Tier, Verdict
 from opt_ops.ports import Agents, Clock
 from opt_ops.supervise.guard import Guard

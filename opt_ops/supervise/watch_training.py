@@ -29,7 +29,8 @@ from opt_ops.core.events import (
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.findings import SLOWING
 from opt_ops.core.schedule import PlannedLr
-from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_changes
 from opt_ops.core.state.queries import newest_good, suspended
 from opt_ops.core.values import Readback, Tier

@@ -12,7 +12,7 @@ from opt_ops.core.failures.cause_lines import CauseLines
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.failures.classify_exit import blame, last_words
 from opt_ops.core.failures.families import Fault, Weight
-from opt_ops.core.state.model import Attempt
+from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.values import PREEMPTED, RankExit, Tier
 from opt_ops.watch_job.job import JobRecord
 

@@ -36,11 +36,12 @@ from opt_ops.core.events import (
     WatcherRecovered,
 )
 from opt_ops.core.names import attempt_folder, attempt_name
+from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.fold import fold
-from opt_ops.core.state.model import Attempt, State
+from opt_ops.core.state.model import State
 from opt_ops.core.text import clean
 from opt_ops.core.values import Checkpoint, Driver, Outcome, Shape
-from opt_ops.ports import Alert, Clock, TrainerConfig, TrainerPhase
+from opt_ops.ports import Alert, Clock, Rejoined, TrainerConfig, TrainerPhase
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_json
 from opt_ops.runfolder.journal import Fenced, Journal, JournalError
@@ -76,6 +77,10 @@ class _LogTrainer:
 
     def phases(self, attempt: str) -> Sequence[TrainerPhase]:  # noqa: ARG002
         """A log has no phases."""
+        return ()
+
+    def members(self, attempt: str) -> Sequence[Rejoined]:  # noqa: ARG002
+        """Nobody replaces ranks of a job that is only watched."""
         return ()
 
     def inject(self, attempt: str, drills: Sequence[Mapping[str, Any]]) -> None:

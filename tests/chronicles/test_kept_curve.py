@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from chronicles.kept_curve import attempt_curves, kept_points
 from opt_ops.core.detect.point import Point
-from opt_ops.core.state.model import Attempt
+from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.values import Checkpoint
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Attempt
+from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action
 from opt_ops.laboratory.simulated import Costs, faults

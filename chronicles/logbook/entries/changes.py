@@ -10,7 +10,7 @@ from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport
 from chronicles.wording import names, rate, whole
 from opt_ops.core.state import in_place
-from opt_ops.core.state.model import Attempt
+from opt_ops.core.state.attempts import Attempt
 
 
 def changes(record: LineageRecord, row: IncidentReport) -> list[Change]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from opt_ops.core.events import SignalRaised
 from opt_ops.core.failures.classes import ROWS, AlertSignal, Domain, FailureClass
-from opt_ops.core.state.model import Attempt, Drill, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Drill, State
 from opt_ops.core.values import Fault
 
 _LOSS = frozenset(kind for kind, row in ROWS.items() if row.domain is Domain.LOSS) | {

@@ -16,7 +16,8 @@ from opt_ops.core.events import Event, IncidentOpened, SignalRaised
 from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass, cause
 from opt_ops.core.memo import memoize_last
-from opt_ops.core.state.model import Allocation, Attempt, Incident, Node, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Allocation, Incident, Node, State
 from opt_ops.core.values import PREEMPTED, Action, Driver, Fault, Outcome, Tier, Verdict
 
 

@@ -11,7 +11,8 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.replacement import REPLACEABLE, Replacement, place
 from opt_ops.core.events import Event, MembersFailed, MembersIntended, SignalRaised
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.state.model import Attempt, Incident, Members, State
+from opt_ops.core.state.attempts import Attempt, Members
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Action, Tier, Verdict
 from opt_ops.core.waiting import still_waiting
 

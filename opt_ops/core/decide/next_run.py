@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.events import RecoveryDecided
 from opt_ops.core.schedule import PlannedLr, batch_of
-from opt_ops.core.state.model import Incident, Run, State
+from opt_ops.core.state.attempts import Run
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Action, LrFactor, Skip
 
 _MOST_AT_ZERO = 8  # updates behind a checkpoint that are looked at for one with a learning rate above zero

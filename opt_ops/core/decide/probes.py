@@ -23,7 +23,8 @@ from opt_ops.core.detect.point import Point
 from opt_ops.core.events import Event, ProbeEnded, ProbesIntended, ProbesJudged, RecoveryDecided
 from opt_ops.core.events.probes import Probe, ProbeKind
 from opt_ops.core.failures.causes import Suspicion
-from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import probing, reachable_checkpoints, waiting_for_attempt
 from opt_ops.core.values import Action, Checkpoint, Driver, Skip
 from opt_ops.core.waiting import still_waiting

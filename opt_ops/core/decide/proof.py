@@ -18,7 +18,8 @@ from opt_ops.core.decide.suspects import is_condemned
 from opt_ops.core.events import IncidentClosed
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.schedule import TABLE, PlannedLr, factor_at, is_computed, peak_of
-from opt_ops.core.state.model import Attempt, Incident, State, left_out_key
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Incident, State, left_out_key
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Optimizer, Readback, Schedule
 

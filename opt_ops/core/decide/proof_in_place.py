@@ -21,7 +21,8 @@ from opt_ops.core.decide.proof import (
 from opt_ops.core.events import IncidentClosed
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.schedule import PlannedLr, is_computed
-from opt_ops.core.state.model import Attempt, Incident, Members, State
+from opt_ops.core.state.attempts import Attempt, Members
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Readback
 
 _NOTHING_BROKEN = frozenset({FailureClass.BAD_GPU, FailureClass.STRAGGLER, FailureClass.PREEMPTION})

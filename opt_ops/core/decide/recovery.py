@@ -16,7 +16,8 @@ from opt_ops.core.decide.trouble import onset_of
 from opt_ops.core.events import Event, RecoveryDecided
 from opt_ops.core.failures.causes import Cause
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import probing
 from opt_ops.core.values import Action, Driver
 

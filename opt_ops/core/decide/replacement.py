@@ -15,7 +15,8 @@ from opt_ops.core.decide.capacity import acts, eligible_nodes, nears_limit
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.retry_budget import lost_ranks
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.state.model import Attempt, Incident, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import waiting_for_attempt
 
 MOST_NODES = 2

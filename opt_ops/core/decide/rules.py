@@ -39,7 +39,8 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.names import run_name
-from opt_ops.core.state.model import Attempt, Incident, Node, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Incident, Node, State
 from opt_ops.core.state.queries import newest_good, under_examination, waiting_for_attempt
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Members, State
+from opt_ops.core.state.attempts import Members
+from opt_ops.core.state.model import State
 from opt_ops.core.state.update import with_attempt, with_incident, with_node
 
 

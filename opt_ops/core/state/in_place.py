@@ -8,7 +8,8 @@ from typing import Any
 from opt_ops.contract.replacing import CAPABILITY
 from opt_ops.core import events as e
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.state.model import Attempt, Incident, Members, State
+from opt_ops.core.state.attempts import Attempt, Members
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.text import age
 from opt_ops.core.values import Action
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.state.model import Attempt, Run, State
+from opt_ops.core.state.attempts import Attempt, Run
+from opt_ops.core.state.model import State
 from opt_ops.core.values import PlannedChange
 
 _SAME_LOSS = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opt_ops.core.state.model import Allocation, Attempt, Incident, KnownCheckpoint, State
+from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.model import Allocation, Incident, KnownCheckpoint, State
 from opt_ops.core.values import (
     Action,
     Checkpoint,
