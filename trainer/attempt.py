@@ -181,16 +181,16 @@ class Attempt:
             raise NoCommonStepError("ranks were lost, and no step is left whose state all places hold")
         repeated = self._repeated(done, version.step)
         self._take_up(place, version, generation)
-        if self.recorder:
+        if hasattr(self, "checkpointer"):
+            self.checkpointer.rejoin(membership.address, self._layout.host)
+        else:
+            self.checkpointer = self._new_checkpointer(membership.address)
+        if self.recorder:  # now all ranks and their writers have met
             about = {"generation": generation, "step": version.step, "repeated": repeated, "new": membership.new}
             path = self.job.run_dir / "members.jsonl"
             cut_torn_line(path)
             with path.open("a") as file:
                 file.write(json.dumps({"ts": round(time.time(), 6)} | about) + "\n")
-        if hasattr(self, "checkpointer"):
-            self.checkpointer.rejoin(membership.address, self._layout.host)
-        else:
-            self.checkpointer = self._new_checkpointer(membership.address)
         self.job.signals.save_requested.set()
         # It begins with the step: what the log said of the lost peer before is over, and names no cause of a later end.
         print_line(f"step {version.step}: goes on in generation {generation}{' on a new rank' * is_new}")

@@ -87,7 +87,7 @@ class Members:
         """Start the thread that looks at the file. It cuts the connections when a newer generation is there.
 
         Args:
-            on_cut: called when the connections are cut, perhaps from another thread.
+            on_cut: called when connections are cut, before new ones are formed, perhaps from another thread.
         """
         self._on_cut = on_cut
         threading.Thread(target=self._watch, daemon=True, name="members").start()
@@ -117,11 +117,12 @@ class Members:
     def cut(self) -> None:
         """Cut the connections, so that this rank and its peers get out of their collectives."""
         with self._changed:
-            if self._connections:
-                self._connections.cut()
-            first, self._is_cut = not self._is_cut, True
-        if first:
-            self._on_cut()
+            first, self._is_cut = not self._is_cut, True  # first of all: what ends by the cut may be wrong
+            if self._connections is None:  # there are no groups yet, so nothing that belongs to them
+                return
+            self._connections.cut()
+            if first:
+                self._on_cut()
 
     def wait_for_newer(self, again: Callable[[], None] | None = None) -> Membership:
         """Wait for a generation that is newer than this one. The supervisor decides how long this lasts.
@@ -224,8 +225,8 @@ class Members:
                 if newest.generation <= self.generation:
                     continue
                 self._newest = newest
+                self.cut()  # before the other thread hears of it: what that forms next must stay
                 self._changed.notify_all()
-            self.cut()
 
 
 def _leave(membership: Membership) -> None:
