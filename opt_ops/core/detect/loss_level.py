@@ -101,7 +101,7 @@ class Level:
         """Take in the next point; what it makes known. Not `calm`: the evidence counts this point against the run."""
         self.points += 1
         if self.points == 1:
-            self._stall_step = point.step
+            self._stall_step = self.low_step = point.step  # a level that is learned anew knows nothing of earlier steps
         self._last.append(point)
         for which, (size, window) in enumerate(zip(SCALES, self._windows, strict=True)):
             window.add(loss)

@@ -22,6 +22,7 @@ the middle and the last third of n points. That is three times their error when 
 
 _RESUMED = 1500.0  # the same for a rise that begins with an attempt
 _GROWN = 16  # points after which growth is not the first side of a peak any more
+_FAR_OUT = 6.0  # sd above the bound: plainly out of the noise
 _STEEP = 4.0  # sd above the bound: a spike; less: a drift
 
 
@@ -153,14 +154,21 @@ class Rise:
 
         A jump shows from its first points: some logging intervals. What rises out of the noise began before it could be
         seen: a straight rise that is found after n points has begun up to 5 n before them, and one that doubles in some
-        time has taken about as long.
+        time has taken about as long. One that is far out of the noise within a few points had no time to begin long
+        before: when the level was last at its best says nothing about it, as chance keeps levels above it for hundreds
+        of steps.
         """
         values, sd, n = list(self._heights), self.scale.sd * self.scale.spread, len(self._heights)
         late = median(values[-max(min(4, n), n // 3) :])
         spans = 8 * interval
         if late < 3 * sd or median(values[:5]) < 0.6 * late:
-            half = next((i for i in range(4, n) if median(values[i - 4 : i + 1]) >= late / 2), n - 1)
-            seen = n - 1 if late < 6 * sd else min(half + 4, n - 1)
-            spans += max(5 * (self._steps[seen] - self._steps[0]), 2 * (self.onset.step - low_step))
+            medians = [median(values[i - 4 : i + 1]) for i in range(4, n)]
+            out = next((i for i, each in enumerate(medians, 4) if each > _FAR_OUT * sd), _GROWN)
+            if out < _GROWN:
+                spans += 5 * (self._steps[out] - self._steps[0])
+            else:
+                half = next((i for i, each in enumerate(medians, 4) if each >= late / 2), n - 1)
+                seen = n - 1 if late < _FAR_OUT * sd else min(half + 4, n - 1)
+                spans += max(5 * (self._steps[seen] - self._steps[0]), 2 * (self.onset.step - low_step))
         self._margin = max(self._margin, spans)
         return self._margin

@@ -9,6 +9,7 @@ import pytest
 
 from opt_ops.core.detect.finding import Finding
 from opt_ops.core.detect.loss import LossDetector
+from opt_ops.core.detect.loss_level import DriftRule, Level
 from opt_ops.core.detect.loss_spike import SpikeRule
 from opt_ops.core.detect.point import Point
 from opt_ops.core.values import Tier
@@ -57,6 +58,29 @@ def test_a_drift_of_a_few_hundredths_is_told_well_before_it_is_acted_on(seed: in
     told, act = (next(f for f in found if f.tier is tier) for tier in (Tier.ALERT, Tier.ACT))
     assert told.step + 15 <= act.step <= 20_800 + 400
     assert act.onset_step - act.margin_steps < 20_800
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_blow_up_over_some_points_did_not_begin_hundreds_of_steps_before(seed: int):
+    """By chance, the level may have been at its best for the last time hundreds of steps before."""
+    points = changed(late(1500, seed, noise=0.02), 1300, lambda n: 3.0 * (1 - 0.05 ** ((n + 1) / 40)), gnorm=1.2)
+    (act,) = rollbacks(findings(points))
+    assert act.margin_steps <= 100
+    assert act.onset_step - act.margin_steps < points[1300].step
+
+
+def test_a_blow_up_right_after_a_planned_change_did_not_begin_at_step_0():
+    points = changed(late(1500, 1, noise=0.02), 1309, lambda n: 3.0 * (1 - 0.05 ** ((n + 1) / 40)), gnorm=1.2)
+    detector = LossDetector(SpikeRule())
+    detector.plan(points[1300].step)
+    (act,) = rollbacks([found for each in points for found in detector.observe(each)])
+    assert points[1300].step - 100 <= act.onset_step - act.margin_steps < points[1309].step
+
+
+def test_a_level_that_is_learned_anew_was_not_at_its_best_at_step_0():
+    level = Level(DriftRule())
+    level.observe(point(46_345, 2.1), 2.1, None, calm=True)
+    assert level.low_step == 46_345
 
 
 @pytest.mark.parametrize("seed", range(4))
