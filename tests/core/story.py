@@ -224,9 +224,10 @@ class Story:
         onset: int | None = None,
         nodes: tuple[str, ...] = (),
         digest: Mapping[str, Any] | None = None,
+        margin: int = 0,
         **evidence: object,
     ) -> list[e.Event]:
-        """A finding that is acted on. `digest`: what telemetry shows around the onset."""
+        """A finding that is acted on. `digest`: what telemetry shows around the onset; `margin`: steps before it."""
         assert self.state.attempt is not None
         return self.see(
             e.SignalRaised(
@@ -241,6 +242,7 @@ class Story:
                 rule="test",
                 evidence=evidence,
                 onset=digest or {},
+                margin_steps=margin,
             )
         )
 

@@ -17,7 +17,8 @@ from opt_ops.core.values import Action, Severity
 
 SCRATCH_STEPS = 2000
 """As long as no more would be lost, training may start over from scratch without being asked: about the warm-up. Beyond
-it, that no checkpoint is left is for a person to judge."""
+it, that no checkpoint is left is for a person to judge. The same holds where none is as far before an onset as it
+should be, and the oldest one is further before it than that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,9 +165,11 @@ def _rolled_back(state: State, incident: Incident, choice: RungChoice, decided: 
     if checkpoint is None and state.driver is Driver.SHADOW and not state.checkpoints:
         why = f"to a checkpoint at or before step {max(0, onset - margin)}; which there are is not known here"
         return replace(decided, lr_factor=rung.lr_factor, settings=rung.settings, why=f"{why}; {decided.why}")
-    if checkpoint is None and max(onset, incident.step_failed or 0) > SCRATCH_STEPS:
-        why = f"{where} would lose more than {SCRATCH_STEPS} steps; {decided.why}"
-        return replace(decided, action=Action.HALT, exclude=(), why=why)
+    if checkpoint is None or checkpoint.step > onset - margin:  # none is as far back as it should be
+        lost = onset - checkpoint.step if checkpoint else max(onset, incident.step_failed or 0)
+        if lost > SCRATCH_STEPS:
+            why = f"{where} would lose more than {SCRATCH_STEPS} steps; {decided.why}"
+            return replace(decided, action=Action.HALT, exclude=(), why=why)
     all_skipped = rung.skip_data or (rung.skip_onset and not choice.skips)
     skip = (incident.step_failed or onset) - (checkpoint.step if checkpoint else 0) if all_skipped else 0
     return replace(

@@ -176,6 +176,22 @@ def test_a_rollback_that_finds_no_checkpoint_late_in_training_asks_a_person():
     assert "run_planned" not in kinds(decided)
 
 
+def test_a_rollback_whose_margin_reaches_back_over_all_training_asks_a_person():
+    """The oldest checkpoint is as good as from scratch."""
+    story = Story().training(100_000, checkpoints=(300, 99_900))
+    decided = story.signal("loss_spike", 100_000, 99_950, margin=200_000, loss=9.0, median=3.0)
+    assert only(decided, e.RecoveryDecided).action is Action.HALT
+    assert "the oldest verified healthy one would lose more than 2000 steps" in story.state.why
+
+
+def test_the_oldest_checkpoint_is_taken_where_it_is_no_more_than_2000_steps_before_the_onset():
+    story = Story().training(100_000, checkpoints=(98_000, 99_900))
+    decided = story.signal("loss_spike", 100_000, 99_950, margin=2500, loss=9.0, median=3.0)
+    checkpoint = only(decided, e.RecoveryDecided).checkpoint
+    assert checkpoint is not None
+    assert checkpoint.step == 98_000
+
+
 def test_a_launch_whose_checkpoints_are_hidden_waits_for_them_and_then_for_a_person():
     for back in (True, False):
         story = Story().training(100_000, checkpoints=(99_900,))
