@@ -23,6 +23,7 @@ from trainer import recipes
 from trainer.console import print_line
 from trainer.errors import UserError, exit_code
 from trainer.preconditions import require_own_folders, require_packages
+from trainer.sources import has_changed, running_code
 
 _Pair = TypeVar("_Pair")
 
@@ -287,10 +288,11 @@ def _print_recipes() -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
+    running_code()  # what is imported from here on is that code
     if warm_start.asked():
         for module in ("trainer.loop", "torch._dynamo"):  # torch imports the second one in its first pass
             importlib.import_module(module)
-        warm_start.serve()  # returns in a process that shall train
+        warm_start.serve(outdated=has_changed)  # returns in a process that shall train
     # The handlers come first: until here only the standard library was imported. main() imports torch.
     code = main(Signals())
     for stream in (sys.stdout, sys.stderr):

@@ -39,6 +39,7 @@ from trainer.progress_log import print_start
 from trainer.recipes import trajectory_digest
 from trainer.recovery import rebuild
 from trainer.recovery.rejoin import Members, capabilities
+from trainer.sources import running_code
 from trainer.step.checksums import Checksums
 from trainer.step.guard import Guard
 from trainer.step.kill_drill import KillDrill
@@ -160,11 +161,12 @@ class Attempt:
         if not is_new:
             gc.collect()  # what keeps an old group alive, and with it gloo's threads
         self._writer.renew()
-        agreed = self._settings_digest + self._data.validation_digest
+        # At the launch all ranks begin with the code on disk. A rank that is new now may have a newer one.
+        agreed = self._settings_digest + self._data.validation_digest + running_code()
         try:
             layout, group = self._members.form(place, recipe, membership, agreed)
         except UserError as error:  # the attempt ran with its settings, so a restart will
-            raise NoCommonStepError(f"a new rank has other settings than the attempt: {error}") from error
+            raise NoCommonStepError(f"a new rank has other settings or other code than the attempt: {error}") from error
         assert group is not None, "all ranks have agreed that they can be replaced"
         if hasattr(self, "engine"):
             rebuild.rewire(self.engine, layout)

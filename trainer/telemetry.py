@@ -1,6 +1,5 @@
 """What a trainer writes into the folder of an attempt: its configuration, its phases, one line per update."""
 
-import hashlib
 import json
 import math
 import platform
@@ -25,6 +24,7 @@ from trainer.optim import readback
 from trainer.parallel.mesh import Layout
 from trainer.plan.hardware import peak_tflops
 from trainer.recipes import Recipe
+from trainer.sources import running_code
 from trainer.step.checksums import ChecksumVerdict
 from trainer.step.measured import StepMeasurements, StepOutcome
 
@@ -50,18 +50,9 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
         versions["cuda"] = torch.version.cuda
     if jit.triton:
         versions["triton"] = jit.triton.__version__
-    versions["code"] = code_digest()
+    versions["code"] = running_code()
     whole = {"v": 1} | dict(config) | {"host": socket.gethostname(), "ts": time.time(), "versions": versions}
     write_durably(run_dir / "config.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
-
-
-def code_digest() -> str:
-    """A digest of the sources of this package, twelve hex digits. It does not depend on where they are installed."""
-    digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 class Telemetry:

@@ -25,6 +25,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,11 +59,15 @@ def variables(descriptor: int) -> dict[str, str]:
     return {WARM: str(descriptor), _MARKS: " " * _ROOM, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
-def serve() -> None:
+def serve(outdated: Callable[[], bool] = lambda: False) -> None:
     """Wait for the agent's requests, and fork a process for each. Returns in that process, never in this one.
 
     The new process is a child of the agent. It has a session of its own, ends with the agent, handles signals as Python
     does, and has ``sys.argv``, ``os.environ``, the working folder and the log that the agent names.
+
+    Args:
+        outdated: whether the program on disk is another one by now than the one that was imported. It is asked at each
+            request. If so, this process ends: the agent then starts the command as it is, and another warm process.
 
     Raises:
         RuntimeError: there are threads, or this is not the main thread. A forked process would have locks that nobody
@@ -84,7 +89,7 @@ def serve() -> None:
         connection.sendall(json.dumps({"options": sys.argv[1:]}).encode() + b"\n")
         while True:
             asked_for, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-            if not asked_for or not descriptors:
+            if not asked_for or not descriptors or outdated():
                 _leave(0)
             if _fork(socket.socket(fileno=descriptors[0]), connection, agent):
                 return

@@ -20,7 +20,7 @@ def main() -> None:
         if "cannot-be-warm" in sys.argv:
             sys.exit(3)
         prepared_by = os.getpid()
-        warm_start.serve()
+        warm_start.serve(outdated=(Path(sys.argv[1]) / "changed").exists)
     folder = Path(sys.argv[1])
     said = folder / "said" / str(os.getpid())
     said.parent.mkdir(exist_ok=True)

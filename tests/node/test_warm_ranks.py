@@ -88,6 +88,19 @@ def test_ranks_of_the_next_attempt_are_forked_from_the_warm_process(node: Warm):
     wait_for(lambda: not any(map(alive, pids)))
 
 
+def test_a_program_that_has_changed_is_not_forked_from_what_was_imported_before(node: Warm):
+    node.start()
+    node.obey(node.warm())
+    node.running()
+    node.ready()
+    (node.folder / "changed").touch()
+    node.obey(None)
+    wait_for(lambda: node.report().done)
+    node.obey(node.warm(replace(node.launch, attempt="1.00-a1")))
+    assert {node.about(pid)["prepared_by"] for pid in node.started("a1")} == {None}
+    node.ready(times=2)
+
+
 def test_a_new_rank_of_a_generation_is_forked_and_its_end_is_seen(node: Warm):
     node.start()
     node.obey(node.warm())
