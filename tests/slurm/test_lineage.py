@@ -10,8 +10,9 @@ import pytest
 
 from opt_ops.adapters.slurm import SlurmOptions, SlurmScheduler
 from opt_ops.core import events as e
+from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
-from opt_ops.core.values import AllocationStatus
+from opt_ops.core.values import Action, AllocationStatus
 from opt_ops.errors import Refused, SchedulerUnavailable
 from opt_ops.node.agent import main as agent_main
 from tests.adapters.slurm_stand_in import insist
@@ -67,8 +68,32 @@ def test_a_killed_rank_and_a_bad_node_to_the_last_step(site: Site):
     requests_were_needed(site.entries())
 
 
+def test_a_killed_rank_is_replaced_while_the_others_keep_running(site: Site):
+    """Through agents on four nodes: three train, a warm rank waits on the fourth."""
+    settings = ("--set=steps=100000", "--set=data.seq_len=64", "--nodes=3", "--spares=1")
+    site.command("run", "start", "opt-tiny", *settings, "-q")
+    site.start_daemon()
+
+    def waits(state: State) -> bool:
+        spares = [node for name, node in state.nodes.items() if state.attempt and name not in state.attempt.nodes]
+        return state.status is Status.TRAINING and any(node.standby for node in spares)
+
+    site.wait(waits)
+    before, pids = site.state().attempt, site.pids("1.00-a0")
+    site.command("drill", "kill-rank", "1", "--rank", "1", "--yes", "-q")
+    state = site.wait(lambda state: state.incidents and not state.open_incidents and state)
+    incident, attempt = state.incidents["1-i000"], state.attempt
+    assert (incident.decision.action, incident.proven, incident.steps_lost) == (Action.REPLACE_RANKS, True, 0)
+    assert attempt.name == before.name
+    assert [old == new for old, new in zip(before.nodes, attempt.nodes, strict=True)] == [True, False, True]
+    for rank in (0, 2):
+        os.kill(pids[rank], 0)  # it lives
+    assert len([x for x in site.entries() if isinstance(x.event, e.AllocationSubmitted)]) == 1
+
+
 def test_a_node_that_an_administrator_drains_gets_nothing_new(site: Site, slurm: Cluster):
-    site.command("run", "start", "opt-tiny", "--set=steps=5000", "--set=checkpoint_every=10", "-q")
+    settings = ("--set=steps=5000", "--set=checkpoint_every=10", "--set=peer_copies.every=0")  # each loss is a restart
+    site.command("run", "start", "opt-tiny", *settings, "-q")
     site.start_daemon()
     site.wait(lambda state: state.status is Status.TRAINING)
     attempt = site.state().attempt
