@@ -161,8 +161,9 @@ class Attempt:
         if not is_new:
             gc.collect()  # what keeps an old group alive, and with it gloo's threads
         self._writer.renew()
-        # At the launch all ranks begin with the code on disk. A rank that is new now may have a newer one.
-        agreed = self._settings_digest + self._data.validation_digest + running_code()
+        # At the launch all ranks begin with the same command and the code on disk. Both may have changed since. Another
+        # interval of logs or copies would be enough for ranks to wait for each other.
+        agreed = self._settings_digest + self._data.validation_digest + running_code() + f"{recipe}"
         try:
             layout, group = self._members.form(place, recipe, membership, agreed)
         except UserError as error:  # the attempt ran with its settings, so a restart will

@@ -176,11 +176,13 @@ class AttemptRunner:
             raise outcome.fault
         if recorder:
             self._log.update(line)
-        if attempt.copies and attempt.copies.due(step):
+        durable = outcome.agreed.save or outcome.measured.save_due
+        to_save = durable or outcome.measured.snapshot_due
+        # A copy with each save: lines wait for a copy, and those before a checkpoint must be there after a restart.
+        if attempt.copies and (to_save or attempt.copies.due(step)):
             attempt.keep(line)
         overheads = StepOverheads(logging=time.monotonic() - computed)
-        durable = outcome.agreed.save or outcome.measured.save_due
-        if durable or outcome.measured.snapshot_due:
+        if to_save:
             overheads.saving = self._save(line, durable=durable)
         return overheads
 

@@ -169,8 +169,14 @@ class Telemetry:
                 self._waiting = self._waiting[len(due) :]
 
     def append_waiting(self) -> None:
-        """Append the lines that wait, because training ends with an error and nobody will make their steps again."""
+        """Append the lines that wait, because training ends with an error and nobody will make their steps again.
+
+        Raises:
+            SupersededError, OutdatedError: as :meth:`confirm`.
+        """
         with self._lock:
+            if self._waiting and self._fence:
+                self._fence.check()
             self._append(self._waiting)
             self._waiting = []
 

@@ -214,16 +214,15 @@ class PeerCopies:
         """The versions of each ward whose checksum is right, oldest first. Call it when the thread has ended."""
         return {rank: slots.whole() for rank, slots in self._wards.items()}
 
-    def restore(self, step: int) -> Version:
-        """Write the own version of ``step`` into the live state.
+    def restore(self, key: Key) -> Version:
+        """Write the own version ``key`` into the live state.
 
         Raises:
             DamagedCopyError: there is no such version, or its checksum is wrong.
         """
-        whole = [version for version in self.own() if version.step == step]
-        slot = self._own.find(whole[-1].key) if whole else None
-        if slot is None or slot.version is None:
-            raise DamagedCopyError(f"rank {self._rank} holds no whole version of step {step}")
+        slot = self._own.find(key)
+        if slot is None or slot.whole() is None or slot.version is None:
+            raise DamagedCopyError(f"rank {self._rank} holds no whole version of step {key[1]}")
         with torch.no_grad():
             torch._foreach_copy_(self._tensors, self._views[id(slot)])
         return slot.version
@@ -258,7 +257,7 @@ class PeerCopies:
         key, holdings = agreed
         if not hand_over.hand_over(hand_over.to_new(key, holdings), key, self._slots_of, group, generation):
             return None
-        version = self.restore(key[1])
+        version = self.restore(key)
         to_buddies = hand_over.to_buddies(key, holdings, buddies(nodes))
         if not hand_over.hand_over(to_buddies, key, self._slots_of, group, generation):
             return None

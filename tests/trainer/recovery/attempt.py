@@ -39,7 +39,7 @@ class Attempt:
         self.all: list[tuple[Forked, Path]] = []
         self._fence()
         self.members: list[Forked] = []
-        self.standbys = [self._waiting() for _ in range(standbys)]
+        self.standbys = [self.waiting() for _ in range(standbys)]
         self.wait_until(lambda: all(ready_file(self.file_of(each)).exists() for each in self.standbys), "not ready")
         port = free_port()
         self.members = [self._launch(rank, port) for rank in range(world)]
@@ -52,18 +52,21 @@ class Attempt:
         )
         return self._start(variables)
 
-    def _start(self, variables: dict[str, str]) -> Forked:
+    def _start(self, variables: dict[str, str], *more: str) -> Forked:
         file = self.folder / f"members-{len(self.all)}.json"
         clean = {
             name: value for name, value in os.environ.items() if not name.startswith(("OPT_OPS", "RANK", "MASTER"))
         }
-        process = Forked("trainer", self._args, REPOSITORY, {**clean, **variables, "OPT_OPS_MEMBERS": str(file)})
+        process = Forked(
+            "trainer", [*self._args, *more], REPOSITORY, {**clean, **variables, "OPT_OPS_MEMBERS": str(file)}
+        )
         self.all.append((process, file))
         return process
 
-    def _waiting(self) -> Forked:
-        """Start a process that waits for a place."""
-        return self._start({"OPT_OPS_STANDBY": "1", "WORLD_SIZE": str(self._world), "OPT_OPS_NODE": "spare"})
+    def waiting(self, *pairs: str) -> Forked:
+        """Start a process that waits for a place, perhaps with other settings."""
+        variables = {"OPT_OPS_STANDBY": "1", "WORLD_SIZE": str(self._world), "OPT_OPS_NODE": "spare"}
+        return self._start(variables, *settings(*pairs))
 
     def file_of(self, process: Forked) -> Path:
         return next(file for each, file in self.all if each is process)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from opt_ops.contract import manifest
+from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.membership import joining
 from tests.trainer.harness import telemetry
 from tests.trainer.recovery.attempt import Attempt
@@ -114,6 +115,23 @@ def test_a_rank_is_lost_while_the_last_checkpoint_is_written(begin: Callable[...
         attempt.replace_dead()
     attempt.finish()
     require_same(attempt, twin, *([1] if attempt.generation > 1 else []))
+
+
+def test_lines_before_a_checkpoint_are_there_also_where_copies_are_rare(begin: Callable[..., Attempt]) -> None:
+    """Training may be restarted from it, and then nobody makes those steps again."""
+    attempt = begin(0, "steps=100000", "peer_copies.every=90000", "checkpoint_every=5")
+    attempt.wait_for_step(10)
+
+
+def test_a_rank_with_other_settings_joins_nothing(begin: Callable[..., Attempt]) -> None:
+    """The orders can have newer ones than the ranks that run. Here the new rank would take other steps closely."""
+    attempt = begin(0)
+    attempt.standbys = [attempt.waiting("log_every=3")]
+    attempt.wait_for_step(5)
+    attempt.kill(1)
+    attempt.replace({1: attempt.standbys[0]})
+    assert [each.wait(120) for each in attempt.members] == [ExitCode.NO_COMMON_STEP] * 3
+    assert "other settings or other code" in attempt.said()
 
 
 def test_without_a_common_step_all_ranks_leave(begin: Callable[..., Attempt]) -> None:
