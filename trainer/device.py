@@ -31,15 +31,14 @@ class Device:
 def prepare(run_dir: Path, *, deterministic: bool, replaceable: bool = False) -> None:
     """Make the settings that must come before the first call to CUDA. Values in the environment have precedence.
 
-    If ``deterministic``, two runs agree bit by bit: torch then excludes cuDNN's attention, lets flash attention sum in
-    a fixed order, and tells NCCL to leave out NVLS. When a collective times out, torch writes the last ones of each
+    If ``deterministic``, two runs agree bit by bit. Where a collective times out, torch writes the last ones of each
     rank to ``run_dir``. If ranks are ``replaceable``, torch's watch of NCCL must not end those that could go on.
     """
-    if replaceable:
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a rank has a socket for each other rank
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    if replaceable:
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     for older_name, name, value in (
         ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "expandable_segments:True"),
         ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE", "2000"),  # collectives
@@ -65,8 +64,7 @@ def select(local_rank: int) -> Device:
     found = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(found)
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # as torch has it
-    # cuDNN's attention is 1.7 to 2.3 times as fast as flash on Hopper, and slower on A100 and Blackwell
-    # (huggingface/transformers#48163).
+    # cuDNN is 1.7 to 2.3 times as fast as flash on Hopper, slower on A100 and Blackwell (transformers#48163).
     on_hopper = torch.cuda.get_device_capability(found)[0] == 9
     order.insert(0 if on_hopper else len(order), SDPBackend.CUDNN_ATTENTION)
     torch._C._set_sdp_priority_order([kernel.value for kernel in order])  # noqa: SLF001  sdpa_kernel() does not last

@@ -67,7 +67,9 @@ def test_on_gpus_nccl_has_its_groups_alone_and_the_host_one_of_gloo(monkeypatch:
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: made.append((backend, options)))
     monkeypatch.setattr(dist, "new_group", lambda **options: (made.append((options["backend"], options)), group)[1])
     monkeypatch.setattr(mesh, "init_device_mesh", lambda kind, *_, **__: kind)
+    monkeypatch.setattr(mesh, "_smallest_memory", lambda gpu: {torch.device("cuda", 1): 80e9}[gpu])
     layout = mesh.start(Place(rank=0, world=1, local_rank=3), 1, 1)
+    assert layout.gpu_memory == 80e9
     assert [backend for backend, _ in made] == ["nccl", "gloo"]
     first, host = (options for _, options in made)
     assert first["device_id"] == torch.device("cuda", 1)

@@ -34,7 +34,7 @@ class Inputs(RankInputs):
     def read(self, step: int) -> StepInputs:
         if self._rank != 0:
             return StepInputs()
-        return StepInputs(outside=[0.0, float(self.superseded), self.lr_factor, 0.0, 0.0, 1.0])
+        return StepInputs(outside=[0.0, float(self.superseded), self.lr_factor, 0.0, 0.0, 0.0, 1.0])
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def test_the_configuration_in_force_is_on_record(uninterrupted: Path, text: Path
     config = json.loads((uninterrupted / "a1" / "config.json").read_text())
     assert set(config) == {
         *("v", "attempt", "recipe", "host", "ts", "settings", "schedule", "lr_factors", "optimizer", "layout", "model"),
-        *("skips", "data", "resume", "init_from", "steps", "versions", "device", "kernels"),
+        *("skips", "data", "resume", "init_from", "steps", "versions", "device", "kernels", "capabilities"),
     }
     assert (config["attempt"], config["recipe"], config["resume"]) == ("a1", "opt-tiny", None)
     assert config["steps"] == STEPS
