@@ -131,17 +131,6 @@ def nodes(items: Sequence[str]) -> str:
     return names(items) if len(items) <= _NAMED else count(len(items), "node")
 
 
-def ranks(numbers: Sequence[int]) -> str:
-    """`0–5, 7`."""
-    spans: list[list[int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in spans)
-
-
 def evidence(fields: Mapping[str, Any]) -> tuple[str, str]:
     """What a detector measured, in words; and the log line that it read, if any."""
     known = {key: item for key, item in fields.items() if item is not None and key != "line"}

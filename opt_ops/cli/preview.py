@@ -69,7 +69,8 @@ def _recovery(event: e.RecoveryDecided) -> str:
 
 
 def _members(event: e.MembersIntended) -> str:
-    return f"order generation {event.generation} of {event.attempt}: {in_place.ranks(event.new)} start, all others stay"
+    start = f"{in_place.ranks(event.new)} {'starts' if len(event.new) == 1 else 'start'}"
+    return f"order generation {event.generation} of {event.attempt}: {start}, all others stay"
 
 
 def _changes(

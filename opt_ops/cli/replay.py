@@ -117,15 +117,8 @@ def replay(
         report.write_plot(plot, report.plot(chosen, figures, varied, lost))
     remarks = report.remarks_on(record, sample(chosen, record, numbers[0]), trace)
     if output not in (Format.TABLE, Format.WIDE):
-        how = "in-place" if chosen.in_place else "restart"
-        item = {
-            "scenario": chosen.name,
-            "simulated": True,
-            "recovery": how,
-            "people": chosen.people.model_dump(),
-            "figures": figures,
-        }
-        item |= {"lost_hours": lost, "varied": varied, "remarks": remarks, "replays": [m.plain() for m in measured]}
+        results = {"figures": figures, "lost_hours": lost, "varied": varied, "remarks": remarks}
+        item = _about(chosen) | results | {"replays": [each.plain() for each in measured]}
         show("opt-ops/replay/1", [item], [Column("SCENARIO", "scenario")], output)
         return
     for line in remarks:
@@ -133,6 +126,15 @@ def replay(
     show("opt-ops/replay/1", report.beside_people(chosen, figures), _BESIDE, output, header=header)
     _tables(measured, varied, incidents, output, header)
     _ends(measured, quiet)
+
+
+def _about(chosen: Scenario) -> dict[str, Any]:
+    return {
+        "scenario": chosen.name,
+        "simulated": True,
+        "recovery": "in-place" if chosen.in_place else "restart",
+        "people": chosen.people.model_dump(),
+    }
 
 
 def _varied(chosen: Scenario, record: IncidentTrace | None, seeds: Sequence[int], quiet: bool) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.explain import look_up
 from opt_ops.core.state import in_place
+from opt_ops.core.text import number_spans
 from opt_ops.core.values import Action, Tier
 
 _TENSES = {"restarted": "replaced", "restarting": "replacing"}
@@ -226,7 +227,7 @@ def _stacks(taken: StacksReport) -> str:
 
 
 def _ranks(numbers: Sequence[int]) -> str:
-    return f"{'Rank' if len(numbers) == 1 else 'Ranks'} {wording.ranks(numbers)}"
+    return f"{'Rank' if len(numbers) == 1 else 'Ranks'} {number_spans(numbers)}"
 
 
 _FRAMES = 3  # the innermost: what a rank waits in, and for whom; report.json has all of them
@@ -240,14 +241,14 @@ def stacks(row: IncidentReport) -> list[StackRow]:
     odd = set(taken.odd)
     rows = [
         StackRow(
-            ranks=wording.ranks(group.ranks),
+            ranks=number_spans(group.ranks),
             frames=" ← ".join(short(frame, 60) for frame in group.frames[:_FRAMES]),
             odd=not odd.isdisjoint(group.ranks),
         )
         for group in taken.groups
     ]
     if taken.silent:
-        rows.append(StackRow(wording.ranks(taken.silent), "no answer", not odd.isdisjoint(taken.silent)))
+        rows.append(StackRow(number_spans(taken.silent), "no answer", not odd.isdisjoint(taken.silent)))
     return rows
 
 

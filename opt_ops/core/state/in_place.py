@@ -10,7 +10,7 @@ from opt_ops.core import events as e
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt, Members
 from opt_ops.core.state.model import Incident, State
-from opt_ops.core.text import age
+from opt_ops.core.text import age, number_spans
 from opt_ops.core.values import Action
 
 _DIED = frozenset({FailureClass.PROCESS_DEATH, FailureClass.GPU_ERROR, FailureClass.COMMUNICATION})
@@ -204,14 +204,7 @@ def _verb(incident: Incident, lost: Sequence[int], first: Members) -> str:
 
 def ranks(numbers: Sequence[int]) -> str:
     """`rank 17`, `ranks 16–23`."""
-    spans: list[list[int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    text = ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in spans)
-    return f"rank{'' if len(numbers) == 1 else 's'} {text}"
+    return f"rank{'' if len(numbers) == 1 else 's'} {number_spans(numbers)}"
 
 
 def _listed(names: Iterable[str]) -> str:
