@@ -74,7 +74,6 @@ class Attempt:
     evaluation: Evaluation
     steps: Steps
     _layout: Layout
-    _outside: Outside
     _drill: KillDrill
 
     def __init__(self, job: TrainJob, data: Dataset, writer: Writer, members: Members) -> None:
@@ -86,6 +85,7 @@ class Attempt:
         self.progress = Progress()
         self.recorder: Telemetry | None = None
         self.copies: PeerCopies | None = None
+        self._outside: Outside | None = None
         self.saves = SaveSchedules(recipe, snapshots=job.snapshot_dir is not None)
         self.to_save: Mapping[str, Any] | None = None  # the line of the last step, if its checkpoint is missing
 
@@ -106,7 +106,7 @@ class Attempt:
         agreed = self._settings_digest + self._data.validation_digest
         self._layout, group = self._members.form(place, recipe, None, agreed)
         self.engine = build(recipe, self._layout)
-        self.checkpointer = self._new_checkpointer(environment.address_of_rank_0(os.environ))
+        self.checkpointer = self._new_checkpointer(outside, environment.address_of_rank_0(os.environ))
         found = self._resume()
         if found:
             self.progress = Progress(step=found.step, data_position=found.data_position, tokens=found.tokens)
@@ -120,7 +120,7 @@ class Attempt:
             write_durably(job.run_dir / "tokenizer.json", self._data.tokenizer.text)
             self.recorder = self._new_recorder(waits=group is not None)
             print_start(config, self.progress.step)
-        self._make_steps()
+        self._make_steps(outside)
         if group:
             nodes = [""] * place.world
             dist.all_gather_object(nodes, environment.node_name(os.environ), group=self._layout.host)
@@ -169,25 +169,19 @@ class Attempt:
         except UserError as error:  # the attempt ran with its settings, so a restart will
             raise NoCommonStepError(f"a new rank has other settings or other code than the attempt: {error}") from error
         assert group is not None, "all ranks have agreed that they can be replaced"
-        if hasattr(self, "engine"):
+        if self.copies:
             rebuild.rewire(self.engine, layout)
             rebuild.drop_broken_step(self.engine)
             self._layout = self.engine.layout
         else:
-            self._layout = layout
-            self.engine = build(recipe, layout)
-        if self.copies is None:
+            self._layout, self.engine = layout, build(recipe, layout)
             self._drill = KillDrill(place.rank)
             self.copies = self._new_copies(membership.nodes, group, generation)
         version = self.copies.rejoin(membership.nodes, group, generation)
         if version is None:
             raise NoCommonStepError("ranks were lost, and no step is left whose state all places hold")
         repeated = self._repeated(done, version.step)
-        self._take_up(place, version, generation)
-        if hasattr(self, "checkpointer"):
-            self.checkpointer.rejoin(membership.address, self._layout.host)
-        else:
-            self.checkpointer = self._new_checkpointer(membership.address)
+        self._take_up(version, membership)
         if self.recorder:  # now all ranks and their writers have met
             about = {"generation": generation, "step": version.step, "repeated": repeated, "new": membership.new}
             path = self.job.run_dir / "members.jsonl"
@@ -204,29 +198,32 @@ class Attempt:
         dist.all_reduce(newest, dist.ReduceOp.MAX, group=self._layout.host)
         return max(0, int(newest) - step - 1)
 
-    def _take_up(self, place: Place, version: Version, generation: int) -> None:
-        """Take up what a restored copy says, and make what a new rank lacks."""
-        job, header = self.job, version.header
-        self.progress = Progress(**header["progress"])
-        self.guard.restore(header["guard"])
-        if not hasattr(self, "_outside"):
-            self._outside = outside_of(job, place, newcomer=True)
+    def _take_up(self, version: Version, membership: Membership) -> None:
+        """Take up what a restored copy says, and make what a new rank lacks. All ranks and their writers meet here."""
+        job, header, place = self.job, version.header, membership.place
+        if self._outside is None:
+            outside = outside_of(job, place, newcomer=True)
+            outside.fence.generation = membership.generation
+            self.checkpointer = self._new_checkpointer(outside, membership.address)
+            self._outside = outside  # not before: if a peer is lost until here, a newer generation makes both
             self._drill.spare_until(version.step + 3)  # one for the step in flight may be told again
             if place.rank == 0:
                 cut_torn_line(job.run_dir / "phases.jsonl")
                 self.phases = PhaseFile(job.run_dir / "phases.jsonl")
                 self.recorder = self._new_recorder(waits=True)
-        self._outside.fence.generation = generation
-        if hasattr(self, "steps"):
-            self.steps.restored()
+            self._make_steps(outside)
         else:
-            self._make_steps()
+            self._outside.fence.generation = membership.generation
+            self.checkpointer.rejoin(membership.address, self._layout.host)
+            self.steps.restored()
+        self.progress = Progress(**header["progress"])  # until here it tells how many steps are repeated
+        self.guard.restore(header["guard"])
         if self.recorder:
-            self.recorder.go_on(header["lines"], generation)
+            self.recorder.go_on(header["lines"], membership.generation)
         self.to_save = header["line"]
 
-    def _new_checkpointer(self, address: str) -> Checkpointer:
-        to = destination(self.job, self._outside.fence)
+    def _new_checkpointer(self, outside: Outside, address: str) -> Checkpointer:
+        to = destination(self.job, outside.fence)
         return Checkpointer(self._writer, to, self.engine.state(), address, self._layout.host)
 
     def _new_recorder(self, *, waits: bool) -> Telemetry:
@@ -252,12 +249,12 @@ class Attempt:
         if self.recorder:
             self.recorder.confirm(step)
 
-    def _make_steps(self) -> None:
+    def _make_steps(self, outside: Outside) -> None:
         """Make what runs steps and evaluations."""
         job, recipe, engine = self.job, self.job.recipe, self.engine
         self.evaluation = Evaluation(recipe, self._data.validation, engine)
         layers = () if recipe.compiles(on_gpu=self._layout.device.type == "cuda") else engine.model.layers
-        inputs = RankInputs(self._outside, self._layout, self.saves, layers)
+        inputs = RankInputs(outside, self._layout, self.saves, layers)
         every = recipe.checksum_every if engine.comparable else 0
         checksums = Checksums(engine.model, engine.optimizer, self._layout, every)
         samples = self._data.samples(recipe.data.seq_len, recipe.seed)
