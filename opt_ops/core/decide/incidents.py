@@ -8,7 +8,7 @@ from opt_ops.core.decide.capacity import eligible_nodes, final_save_due, nears_l
 from opt_ops.core.decide.causes import of_drill, suspicions
 from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.ends import end_of_training, open_end
-from opt_ops.core.decide.members import has_joined, is_answered
+from opt_ops.core.decide.members import is_answered, is_rejoining
 from opt_ops.core.decide.operator_changes import open_request
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.trouble import earlier_tries
@@ -17,6 +17,7 @@ from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass, cause
 from opt_ops.core.memo import memoize_last
 from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.in_place import joined
 from opt_ops.core.state.model import Allocation, Incident, Node, State
 from opt_ops.core.values import PREEMPTED, Action, Driver, Fault, Outcome, Tier, Verdict
 
@@ -72,7 +73,7 @@ def _bad_node(state: State) -> IncidentOpened | None:
             continue
         # A GPU that fails takes its ranks along: an attempt that has just died there died of it.
         used = attempt is not None and name in attempt.nodes and (attempt.live or not _has_cause(state, attempt))
-        if used and attempt is not None and attempt.live and _is_rejoining(state, attempt):
+        if used and attempt is not None and attempt.live and is_rejoining(state, attempt.name):
             continue  # it leaves in the next generation, and is then one that nothing runs on
         return IncidentOpened(
             incident=_name(state),
@@ -244,20 +245,9 @@ def _has_cause(state: State, attempt: Attempt) -> bool:
         incident.attempt == attempt.name
         and incident.kind != FailureClass.DAEMON_RESTART
         and not _not_acted_on(incident)
-        and not (_in_place(incident) and has_joined(state, incident))
+        and not (incident.replaces_ranks and joined(state, incident) is not None)
         for incident in state.incidents.values()
     )
-
-
-def _is_rejoining(state: State, attempt: Attempt) -> bool:
-    """Whether ranks of the attempt are being replaced: what is lost meanwhile is replaced for the same incident."""
-    open_ones = (state.incidents[name] for name in state.open_incidents)
-    own = (each for each in open_ones if each.attempt == attempt.name and _in_place(each) and each.acted_on)
-    return any(not has_joined(state, each) for each in own)
-
-
-def _in_place(incident: Incident) -> bool:
-    return incident.decision is not None and incident.decision.action is Action.REPLACE_RANKS
 
 
 def _not_acted_on(incident: Incident) -> bool:

@@ -12,8 +12,9 @@ from opt_ops.core.decide.replacement import REPLACEABLE, Replacement, place
 from opt_ops.core.events import Event, MembersFailed, MembersIntended, SignalRaised
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt, Members
+from opt_ops.core.state.in_place import joined, replacements
 from opt_ops.core.state.model import Incident, State
-from opt_ops.core.values import Action, Tier, Verdict
+from opt_ops.core.values import Tier, Verdict
 from opt_ops.core.waiting import still_waiting
 
 MOST_GENERATIONS = 3
@@ -26,28 +27,22 @@ tried any more. A rank that reports a lost connection and leaves is one that is 
 
 def follow_members(state: State, now: float, policy: Policy) -> Event | None:
     """Order the replacement that was decided; after a further loss, order the next one, or give it up."""
-    for incident in (state.incidents[name] for name in state.open_incidents if not state.ended):
-        decision = incident.decision
-        if decision is None or decision.action is not Action.REPLACE_RANKS or not incident.acted_on:
-            continue
+    for incident in _under_way(state) if not state.ended else ():
         attempt = state.attempts[incident.attempt or ""]
-        ordered = ordered_for(attempt, incident)
-        if ordered and ordered[-1].joined_at is not None:
-            continue
-        if (event := _next(state, incident, attempt, ordered, now, policy)) is not None:
+        if (event := _next(state, incident, attempt, replacements(state, incident), now, policy)) is not None:
             return event
     return None
 
 
-def ordered_for(attempt: Attempt, incident: Incident) -> list[Members]:
-    """The generations that were ordered for an incident and have not failed, oldest first."""
-    return [m for m in attempt.members if m.incident == incident.name and m.failed is None]
+def is_rejoining(state: State, attempt: str | None) -> bool:
+    """Whether ranks of the attempt are being replaced. What is lost meanwhile is replaced for the same incident."""
+    return any(incident.attempt == attempt for incident in _under_way(state))
 
 
-def has_joined(state: State, incident: Incident) -> bool:
-    """Whether the ranks that the incident had cost were replaced: it explains nothing that comes later."""
-    attempt = state.attempts.get(incident.attempt or "")
-    return attempt is not None and any(m.joined_at is not None for m in ordered_for(attempt, incident))
+def _under_way(state: State) -> list[Incident]:
+    """The incidents for which ranks are being replaced and have not joined yet."""
+    open_ones = (state.incidents[name] for name in state.open_incidents)
+    return [each for each in open_ones if each.replaces_ranks and each.acted_on and joined(state, each) is None]
 
 
 def is_answered(attempt: Attempt, raised: SignalRaised) -> bool:

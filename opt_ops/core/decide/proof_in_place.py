@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from opt_ops.core.decide.members import ordered_for
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.proof import (
     baseline,
@@ -22,6 +21,7 @@ from opt_ops.core.events import IncidentClosed
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.schedule import PlannedLr, is_computed
 from opt_ops.core.state.attempts import Attempt, Members
+from opt_ops.core.state.in_place import joined, replacements
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.values import Readback
 
@@ -32,12 +32,12 @@ _NOTHING_BROKEN = frozenset({FailureClass.BAD_GPU, FailureClass.STRAGGLER, Failu
 def prove_in_place(state: State, incident: Incident, policy: Policy) -> IncidentClosed | None:
     """The incident's end with its proof, or None while the evidence is not in."""
     attempt = state.attempts[incident.attempt or ""]
-    ordered = ordered_for(attempt, incident)
-    joined = next((m for m in ordered if m.joined_at is not None), None)
-    if joined is None:
+    found = joined(state, incident)
+    if found is None:
         return None
-    since = (ordered[0].intended_at if incident.kind in _NOTHING_BROKEN else incident.at, joined)
-    later = [m for m in attempt.members if m.generation >= joined.generation and m.first_step is not None]
+    first = replacements(state, incident)[0]
+    since = (first.intended_at if incident.kind in _NOTHING_BROKEN else incident.at, found)
+    later = [m for m in attempt.members if m.generation >= found.generation and m.first_step is not None]
     if not later:
         return None if attempt.live else _by_next_attempt(state, incident, attempt, *since)
     playbook, shown = policy.playbooks.get(incident.kind), later[0]
@@ -55,7 +55,7 @@ def _enough(attempt: Attempt, shown: Members, wanted: int) -> bool:
 
 
 def _closed(
-    state: State, incident: Incident, attempt: Attempt, down_since: float, joined: Members, shown: Members
+    state: State, incident: Incident, attempt: Attempt, down_since: float, found: Members, shown: Members
 ) -> IncidentClosed | None:
     known = baseline(state)
     if known is None or shown.first_step_at is None:
@@ -63,18 +63,18 @@ def _closed(
     run = state.runs[attempt.run]
     schedule, optimizer = with_settings(*known, run.settings)
     planned = PlannedLr(schedule=schedule, factors=run.lr_factors)
-    kept = None if joined.kept is None else joined.kept == attempt.ranks - len(joined.new)
+    kept = None if found.kept is None else found.kept == attempt.ranks - len(found.new)
     mismatch = _mismatch(state, attempt, shown) or mismatch_of(planned, optimizer, shown.readbacks)
     if not mismatch and kept is False:
-        mismatch = f"{joined.kept} of {attempt.ranks - len(joined.new)} processes that were to stay are the same"
+        mismatch = f"{found.kept} of {attempt.ranks - len(found.new)} processes that were to stay are the same"
     proof: dict[str, Any] = {
         "attempt": attempt.name,
-        "generation": joined.generation,
-        "ranks_replaced": list(joined.new),
+        "generation": found.generation,
+        "ranks_replaced": list(found.new),
         "pids_kept": kept,
-        "steps_repeated": joined.repeated,
+        "steps_repeated": found.repeated,
         "first_step": shown.first_step,
-        "nodes": list(joined.nodes),
+        "nodes": list(found.nodes),
         "schedule_proven": not mismatch and is_computed(schedule),
         "readbacks": [compared(planned, each) for each in shown.readbacks],
     }
@@ -84,7 +84,7 @@ def _closed(
         incident=incident.name,
         proven=not mismatch,
         proof=proof,
-        step_resumed=joined.step,
+        step_resumed=found.step,
         steps_lost=0,
         seconds_down=max(0.0, shown.first_step_at - down_since),
     )
@@ -112,12 +112,12 @@ def _not_once(readbacks: Sequence[Readback]) -> int | None:
 
 
 def _by_next_attempt(
-    state: State, incident: Incident, attempt: Attempt, down_since: float, joined: Members
+    state: State, incident: Incident, attempt: Attempt, down_since: float, found: Members
 ) -> IncidentClosed | None:
     """The ranks had joined, and the attempt ended before it made a step: what followed shows what became of it."""
     names = list(state.attempts)
     following = names[names.index(attempt.name) + 1 :]
     closed = prove_attempt(state, incident, state.attempts[following[0]], 1) if following else None
-    if closed is None or joined.joined_at is None:
+    if closed is None or found.joined_at is None:
         return closed
-    return replace(closed, steps_lost=0, seconds_down=max(0.0, joined.joined_at - down_since))
+    return replace(closed, steps_lost=0, seconds_down=max(0.0, found.joined_at - down_since))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from opt_ops.core.decide.cures import RungChoice, choose_rung
 from opt_ops.core.decide.ends import decide_at_end
-from opt_ops.core.decide.members import has_joined
+from opt_ops.core.decide.members import is_rejoining
 from opt_ops.core.decide.operator_changes import decide_request
 from opt_ops.core.decide.policy import SCRATCH_STEPS, Playbook, Policy, Rung
 from opt_ops.core.decide.replacement import REPLACEABLE, Replacement, described, is_question, replace_lost
@@ -30,24 +30,13 @@ def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
         if incident.kind == FailureClass.OPERATOR:
             return decide_request(state, incident)
         live = state.attempt is not None and state.attempt.live
-        if live and _is_replaced_with_another(state, incident):
-            continue
+        if live and incident.kind in REPLACEABLE and is_rejoining(state, incident.attempt):
+            continue  # it is decided about once these ranks have joined, or have failed to
         if incident.stacks_at is None or incident.stacks is not None or not live:  # who has left answers no more
             by_playbook = _after_fall_back(incident, _decide_by_playbook(state, incident, now, policy))
             if (decided := decide_at_end(state, incident, by_playbook, now, policy)) is not None:
                 return decided
     return None
-
-
-def _is_replaced_with_another(state: State, incident: Incident) -> bool:
-    """Whether ranks of its attempt are being replaced for another incident: what else is lost is replaced with them.
-
-    That incident ends as joined or as failed. Then this one is decided about.
-    """
-    others = (state.incidents[name] for name in state.open_incidents if name != incident.name)
-    same = (each for each in others if each.attempt == incident.attempt and each.acted_on and each.decision is not None)
-    replaced = (each for each in same if each.decision and each.decision.action is Action.REPLACE_RANKS)
-    return incident.kind in REPLACEABLE and any(not has_joined(state, each) for each in replaced)
 
 
 def _after_fall_back(incident: Incident, decided: RecoveryDecided) -> RecoveryDecided:

@@ -29,7 +29,7 @@ class Spent:
 
 def spent_before(state: State, incident: Incident, playbook: Playbook, now: float, policy: Policy) -> Spent:
     """What earlier incidents spent of the playbook's budget and of that of all playbooks."""
-    counted = [(other, step) for other, step in _counted(state, incident) if not _in_place(other)]
+    counted = [(other, step) for other, step in _counted(state, incident) if not other.replaces_ranks]
     earlier = [(other, step) for other, step in counted if other.kind == incident.kind]
     budget, limits, here = playbook.budget, policy.limits, incident.onset_step or failure_step(state, incident)
     recent = actions_spent(earlier, now, here, budget.hours, budget.refill_steps)
@@ -46,7 +46,7 @@ def spent_before(state: State, incident: Incident, playbook: Playbook, now: floa
 
 def tries_around(state: State, incident: Incident, playbook: Playbook) -> int:
     """How many rungs of the general ladder were tried around this step. Cures of one cause do not count."""
-    return sum(not _in_place(other) for other in _tries(state, incident, playbook))
+    return sum(not other.replaces_ranks for other in _tries(state, incident, playbook))
 
 
 def tried_here(state: State, incident: Incident, playbook: Playbook) -> Incident | None:
@@ -86,17 +86,13 @@ def in_place_exhausted(state: State, incident: Incident, playbook: Playbook, now
         for other in state.incidents.values()
         if other.kind == incident.kind
         and other.name != incident.name
-        and (_in_place(other) or other.fell_back is not None)
+        and (other.replaces_ranks or other.fell_back is not None)
         and spends_budget(other)
     ]
     spent = actions_spent(earlier, now, here, budget.hours, playbook.budget.refill_steps)
     if spent < budget.actions:
         return None
     return f"{spent} of {budget.actions} replacements of ranks in {budget.hours:g} h are spent"
-
-
-def _in_place(incident: Incident) -> bool:
-    return incident.decision is not None and incident.decision.action is Action.REPLACE_RANKS
 
 
 def _counted(state: State, incident: Incident) -> list[tuple[Incident, int]]:

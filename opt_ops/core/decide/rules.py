@@ -239,7 +239,7 @@ def close_incident(state: State, now: float, policy: Policy) -> Event | None:
     """Close an incident once telemetry shows whether the action took effect."""
     for incident in state.incidents.values():
         if incident.closed_at is None and incident.decision is not None:
-            in_place = incident.acted_on and incident.decision.action is Action.REPLACE_RANKS
+            in_place = incident.acted_on and incident.replaces_ranks
             proof = prove_in_place if in_place and state.status is not Status.COMPLETED else prove
             closed = proof(state, incident, policy)
             if closed is not None:

@@ -157,6 +157,11 @@ class Incident:
         """Whether the decision is executed: advice is not, and neither is a mere notification."""
         return self.decision is not None and not self.decision.advice and self.decision.action is not Action.NOTIFY
 
+    @property
+    def replaces_ranks(self) -> bool:
+        """Whether the decision is to replace ranks while the others keep running."""
+        return self.decision is not None and self.decision.action is Action.REPLACE_RANKS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drill:
