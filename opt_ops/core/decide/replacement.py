@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from opt_ops.contract.replacing import CAPABILITY, buddies
 from opt_ops.core.decide.capacity import acts, eligible_nodes, nears_limit
 from opt_ops.core.decide.policy import Policy
-from opt_ops.core.decide.retry_budget import lost_ranks
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.model import Incident, State
@@ -166,7 +165,7 @@ def _not_now(state: State, attempt: Attempt, incident: Incident) -> str | None:
 def _lost(state: State, attempt: Attempt, incident: Incident, now: float, policy: Policy) -> tuple[set[int], set[str]]:
     """The ranks that are lost, and the nodes that leave."""
     if incident.kind in _RANKS_GO:
-        return lost_ranks(incident), set()
+        return set(incident.lost_ranks), set()
     if incident.kind in _NODE_GOES:
         return set(), set(incident.nodes).intersection(attempt.nodes)
     holders = {name: state.held[name] for name in attempt.nodes if name in state.held}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from opt_ops.core.decide.policy import Playbook, Policy
 from opt_ops.core.failures.classes import Spends, row
@@ -51,20 +50,13 @@ def tries_around(state: State, incident: Incident, playbook: Playbook) -> int:
 
 def tried_here(state: State, incident: Incident, playbook: Playbook) -> Incident | None:
     """An earlier try around this step at the same ranks or nodes; one that names neither was there, too."""
-    nodes, ranks = set(incident.nodes), lost_ranks(incident)
+    nodes, ranks = set(incident.nodes), incident.lost_ranks
     for other in _tries(state, incident, playbook):
-        there = lost_ranks(other).union(other.decision.ranks if other.decision else ())
+        there = other.lost_ranks.union(other.decision.ranks if other.decision else ())
         apart = ranks.isdisjoint(there) and nodes.isdisjoint(other.nodes)
         if not (apart and (nodes or ranks) and (there or other.nodes)):
             return other
     return None
-
-
-def lost_ranks(incident: Incident) -> set[int]:
-    """The ranks whose processes the evidence names as ended."""
-    rank = incident.evidence.get("rank")
-    found: Any = incident.evidence.get("lost_ranks", () if rank is None else (rank,))
-    return {int(each) for each in found}
 
 
 def _tries(state: State, incident: Incident, playbook: Playbook) -> list[Incident]:

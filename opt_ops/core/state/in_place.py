@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from opt_ops.contract.replacing import CAPABILITY
 from opt_ops.core import events as e
@@ -173,11 +172,8 @@ def lost_ranks(attempt: Attempt, incident: Incident, first: Members | None) -> t
         incident: The loss.
         first: The first replacement that was ordered for it.
     """
-    evidence = incident.evidence
-    one = evidence.get("rank")
-    named: Any = evidence.get("lost_ranks") or (() if one is None else (one,))
-    if incident.kind in _DIED and named:
-        return tuple(sorted({int(rank) for rank in named}))
+    if incident.kind in _DIED and incident.lost_ranks:
+        return tuple(sorted(incident.lost_ranks))
     if first is not None:
         return first.new
     return attempt.ranks_on(incident.nodes)

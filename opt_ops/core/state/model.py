@@ -158,6 +158,13 @@ class Incident:
         return self.decision is not None and not self.decision.advice and self.decision.action is not Action.NOTIFY
 
     @property
+    def lost_ranks(self) -> frozenset[int]:
+        """The ranks whose processes the evidence names as ended."""
+        rank = self.evidence.get("rank")
+        named: Any = self.evidence.get("lost_ranks", () if rank is None else (rank,))
+        return frozenset(map(int, named))
+
+    @property
     def replaces_ranks(self) -> bool:
         """Whether the decision is to replace ranks while the others keep running."""
         return self.decision is not None and self.decision.action is Action.REPLACE_RANKS
