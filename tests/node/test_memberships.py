@@ -88,13 +88,24 @@ def node(tmp_path: Path) -> Iterator[Members]:
         node.process.wait()
 
 
-def replaced(node: Members, rank: int = 3) -> tuple[dict[int, int], dict[int, int]]:
-    """Kill a rank, and order its replacement. Returns the processes before and after."""
+def launched(node: Members) -> dict[int, int]:
+    """Start the attempt. Returns the processes of its ranks here."""
     node.start()
     node.obey(node.launch)
-    before = node.running()
+    return node.running()
+
+
+def loses(node: Members, rank: int) -> dict[int, int]:
+    """Start the attempt, and kill a rank. Returns the processes before."""
+    before = launched(node)
     os.kill(before[rank], signal.SIGKILL)
     node.ended(before[rank])
+    return before
+
+
+def replaced(node: Members, rank: int = 3) -> tuple[dict[int, int], dict[int, int]]:
+    """Kill a rank, and order its replacement. Returns the processes before and after."""
+    before = loses(node, rank)
     node.obey(node.generation(2, rank))
     return before, node.running()
 
@@ -149,9 +160,7 @@ def test_what_the_dead_process_left_ends_and_what_the_new_one_starts_stays(node:
     def child(pid: int) -> int:
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
-    node.start()
-    node.obey(node.launch)
-    before = node.running()
+    before = launched(node)
     left, other = child(before[3]), child(before[2])
     os.kill(before[3], signal.SIGKILL)
     node.ended(before[3])
@@ -175,11 +184,7 @@ def test_the_same_order_twice_changes_nothing(node: Members):
 
 def test_a_generation_that_was_never_read_is_made_up_for(node: Members):
     """Generation 3 replaced rank 3; generation 4 replaces another one, elsewhere."""
-    node.start()
-    node.obey(node.launch)
-    before = node.running()
-    os.kill(before[3], signal.SIGKILL)
-    node.ended(before[3])
+    before = loses(node, 3)
     node.obey(node.generation(4, 0))
     after = node.running()
     assert after[2] == before[2]
@@ -189,11 +194,7 @@ def test_a_generation_that_was_never_read_is_made_up_for(node: Members):
 
 
 def test_a_rank_that_died_and_is_not_replaced_stays_dead(node: Members):
-    node.start()
-    node.obey(node.launch)
-    before = node.running()
-    os.kill(before[3], signal.SIGKILL)
-    node.ended(before[3])
+    before = loses(node, 3)
     node.obey(node.generation(2, 0))
     node.told(before[2], 2)
     node.looks()
@@ -201,9 +202,7 @@ def test_a_rank_that_died_and_is_not_replaced_stays_dead(node: Members):
 
 
 def test_a_rank_that_is_stopped_is_killed_at_once_when_it_is_replaced(node: Members):
-    node.start()
-    node.obey(node.launch)
-    before = node.running()
+    before = launched(node)
     os.kill(before[2], signal.SIGSTOP)
     node.obey(node.generation(2, 2))
     assert node.ended(before[2])["signal"] == signal.SIGKILL
@@ -212,9 +211,7 @@ def test_a_rank_that_is_stopped_is_killed_at_once_when_it_is_replaced(node: Memb
 
 
 def test_a_node_that_leaves_ends_its_ranks_and_comes_back_with_new_ones(node: Members):
-    node.start()
-    node.obey(node.launch)
-    before = node.running()
+    before = launched(node)
     node.obey(node.generation(2, 2, 3, nodes=("n0", "n9")))
     report = wait_for(lambda: (r := node.report()).done and r)
     assert {end.rank: end.generation for end in report.exits} == {2: 1, 3: 1}
@@ -239,9 +236,7 @@ def test_a_node_that_is_new_in_the_attempt_creates_its_report(node: Members):
 
 def test_a_new_agent_starts_only_what_a_newer_generation_names(node: Members):
     """The ranks of the agent before have died with it."""
-    node.start()
-    node.obey(node.launch)
-    before = node.running()
+    before = launched(node)
     node.process.kill()
     node.process.wait()
     wait_for(lambda: not any(map(alive, before.values())))

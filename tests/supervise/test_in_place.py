@@ -110,6 +110,12 @@ class Daemon:
         generation = self.story.state.attempt.generation
         self.pids |= {rank: (generation, 1000 * generation + rank, self.story.now) for rank in ranks}
 
+    def replaces_rank_3(self) -> None:
+        """Rank 3 dies on n2. Ranks 2 and 3 start on n5, as the orders say."""
+        self.die(3)
+        self.look()
+        self.starts(2, 3)
+
     def look(self, seconds: float = 0.5) -> list[e.Event]:
         """One look; what is seen and decided."""
         self.story.now += seconds
@@ -169,9 +175,7 @@ def test_the_end_of_a_process_that_was_replaced_is_history():
 
 def test_a_further_loss_is_told_in_its_generation_and_losses_of_a_moment_are_one():
     daemon = Daemon()
-    daemon.die(3)
-    daemon.look()
-    daemon.starts(2, 3)
+    daemon.replaces_rank_3()
     daemon.die(4)
     assert of(daemon.look(), e.SignalRaised) == []
     daemon.die(5)
@@ -185,9 +189,7 @@ def test_a_further_loss_is_told_in_its_generation_and_losses_of_a_moment_are_one
 
 def test_a_newcomer_that_dies_is_a_further_loss():
     daemon = Daemon()
-    daemon.die(3)
-    daemon.look()
-    daemon.starts(2, 3)
+    daemon.replaces_rank_3()
     daemon.standby["n5"] = 0
     daemon.die(3)
     (order,) = of(daemon.look_on(1), e.MembersIntended)
@@ -196,9 +198,7 @@ def test_a_newcomer_that_dies_is_a_further_loss():
 
 def test_no_common_step_is_a_restart_at_once():
     daemon = Daemon()
-    daemon.die(3)
-    daemon.look()
-    daemon.starts(2, 3)
+    daemon.replaces_rank_3()
     for rank in range(8):
         daemon.die(rank, code=88)
     seen = daemon.look()
@@ -212,9 +212,7 @@ def test_no_common_step_is_a_restart_at_once():
 @pytest.mark.parametrize("restarted", [False, True], ids=["same_daemon", "next_daemon"])
 def test_joined_with_the_processes_that_stayed(restarted: bool):
     daemon = Daemon()
-    daemon.die(3)
-    daemon.look()
-    daemon.starts(2, 3)
+    daemon.replaces_rank_3()
     daemon.joined = [Rejoined(generation=1, step=99, at=1.0), Rejoined(generation=2, step=451, at=daemon.story.now)]
     if restarted:
         daemon.new_process()
@@ -225,9 +223,7 @@ def test_joined_with_the_processes_that_stayed(restarted: bool):
 
 def test_a_process_that_is_another_one_was_not_kept():
     daemon = Daemon()
-    daemon.die(3)
-    daemon.look()
-    daemon.starts(2, 3)
+    daemon.replaces_rank_3()
     daemon.pids[7] = (1, 4711, 1_000.0)
     daemon.joined = [Rejoined(generation=2, step=451, at=daemon.story.now)]
     (joined,) = of(daemon.look(), e.MembersJoined)
@@ -240,9 +236,7 @@ def test_the_first_steps_afterwards_prove_it(restarted: bool):
     daemon.say(449)
     daemon.say(450)
     daemon.look()
-    daemon.die(3)
-    daemon.look()
-    daemon.starts(2, 3)
+    daemon.replaces_rank_3()
     daemon.joined = [Rejoined(generation=2, step=451, at=daemon.story.now)]
     daemon.say(451)  # the line of rank 0 that was missing
     daemon.look()
@@ -263,9 +257,7 @@ def test_no_hang_while_ranks_are_replaced_and_the_deadline_decides():
     daemon = Daemon()
     daemon.say(450)
     daemon.look()
-    daemon.die(3)
-    daemon.look()
-    daemon.starts(2, 3)
+    daemon.replaces_rank_3()
     seen = daemon.look_on(POLICY.in_place_seconds + 5)
     assert of(seen, e.SignalRaised) == []
     (failed,) = of(seen, e.MembersFailed)
