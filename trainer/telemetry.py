@@ -154,16 +154,15 @@ class Telemetry:
             self._newest.append(line)
         return line
 
-    def confirm(self, step: int) -> None:
+    def confirm(self, step: float) -> None:
         """Append the lines up to ``step``, which is confirmed. Any thread may call this.
 
         Raises:
             SupersededError, OutdatedError: a newer attempt, or a newer generation of this one, writes the file.
         """
-        assert self._fence is not None
         with self._lock:
             due = [line for line in self._waiting if line["num_updates"] <= step]
-            if due:
+            if due and self._fence:  # without a fence no line waits
                 self._fence.check()
                 self._append(due)
                 self._waiting = self._waiting[len(due) :]
@@ -174,11 +173,7 @@ class Telemetry:
         Raises:
             SupersededError, OutdatedError: as :meth:`confirm`.
         """
-        with self._lock:
-            if self._waiting and self._fence:
-                self._fence.check()
-            self._append(self._waiting)
-            self._waiting = []
+        self.confirm(math.inf)
 
     def for_copy(self) -> list[TelemetryLine]:
         """The lines that go with the next copy: since the one before the last."""

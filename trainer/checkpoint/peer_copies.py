@@ -31,7 +31,7 @@ from trainer.checkpoint.hand_over import Holding
 from trainer.checkpoint.versions import Key, RefusedCopyError, Sending, Slot, Slots, Version, receive, size_of, views
 from trainer.plan.peer_copies import interval
 
-__all__ = ["DamagedCopyError", "PeerCopies", "RefusedCopyError", "Version", "buddies", "local_tensors"]
+__all__ = ["DamagedCopyError", "PeerCopies", "RefusedCopyError", "Version", "local_tensors"]
 
 # How long a thread may need to end after its group was cut. It then waits for nothing but the processor.
 _END_SECONDS = 60.0
@@ -127,7 +127,7 @@ class PeerCopies:
         self._wards = {rank: self._wards.get(rank) or Slots(self._versions) for rank in mine}
         self._pending: _Kept | None = None
         self._error: BaseException | None = None
-        self._told, self._stopping, self._interval = False, False, 1
+        self._stopping, self._interval = False, 1
         self._thread = threading.Thread(target=self._serve, name="peer copies", daemon=True)
         self._thread.start()
 
@@ -172,13 +172,6 @@ class PeerCopies:
         """Let the GPU finish its copy before it changes the state. The host does not wait."""
         if self._copied is not None:
             torch.cuda.current_stream(self._gpu).wait_event(self._copied.end)
-
-    def take_error(self) -> BaseException | None:
-        """What the thread met, if it has ended by itself: usually a lost peer. It is told once."""
-        with self._changed:
-            error = None if self._told else self._error
-            self._told = self._told or error is not None
-            return error
 
     def wait(self) -> None:
         """Wait until what was kept is confirmed.

@@ -52,8 +52,8 @@ def wait_for_place(members: Members) -> Membership:
 def warm_up(recipe: Recipe, samples: Mixture, environment: Mapping[str, str]) -> str:
     """Run forward and backward pass of one micro-batch alone, with the shapes of the running attempt.
 
-    The first pass of a process loads code and kernels, starts threads and fills caches. This must be done before it is
-    called. The weights are random, of a few layers, and are dropped afterwards.
+    The first pass of a process loads code and kernels, starts threads and fills caches. So it is run before the process
+    gets a place. The weights are random, of a few layers, and are dropped afterwards.
 
     Args:
         recipe: of the attempt.

@@ -8,7 +8,7 @@ from typing import Any
 
 from opt_ops.contract.environment import Place, of_rank
 from opt_ops.contract.files import write_durably
-from opt_ops.contract.membership import Membership, lost_file, ready_file, write_membership
+from opt_ops.contract.membership import Membership, ready_file, write_membership
 from tests.ports import free_port
 from tests.trainer.forked import Forked
 from tests.trainer.harness import REPOSITORY, SMALL, settings, telemetry, wait_for
@@ -135,7 +135,7 @@ class Attempt:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def wait_for_join(self) -> None:
-        """Wait until the newest generation has begun, and more than one member is there to see it."""
+        """Wait until the newest generation has begun."""
         self.wait_until(
             lambda: bool(self.joined) and self.joined[-1]["generation"] == self.generation,
             f"generation {self.generation} does not begin",
@@ -185,6 +185,3 @@ class Attempt:
             return all(process.poll() == 0 for process in self.members)
 
         self.wait_until(over, "the attempt does not end")
-
-    def has_lost(self, rank: int) -> bool:
-        return lost_file(self.file_of(self.members[rank])).exists()

@@ -3,8 +3,6 @@
 import os
 import queue
 import signal
-import socket
-import stat
 import struct
 import threading
 import time
@@ -12,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -22,6 +19,7 @@ from tests.ports import free_port
 from tests.trainer.forked import FORKS
 from trainer.checkpoint import hand_over, peer_copies, versions
 from trainer.checkpoint.peer_copies import PeerCopies
+from trainer.recovery.connections import Connections
 
 PATIENCE = 60.0  # seconds that a test waits for anything
 
@@ -35,8 +33,8 @@ class Plan:
         every: updates between two copies.
         versions: that are held.
         dies: (generation, call, count): it kills itself when it makes this call of torch.distributed, or passes this
-            place of the thread, for the ``count``-th time in this generation. Or
-            before the reduction or the update of this step.
+            place of the thread, for the ``count``-th time in this generation. Or (generation, "reduction" or "update",
+            step): before that of this step.
         loses: (generation, step): an error in this step, after its reduction and before its update, at :meth:`Crew.go`.
         unheard: (generation, count): an error in place of the outcome of the ``count``-th confirmation.
         damages: before it joins generation 2: which of its versions a bit is flipped in ("own" or "wards", oldest
@@ -106,27 +104,13 @@ def state(rank: int, step: int) -> list[torch.Tensor]:
     return [noise, torch.tensor(float(step)), torch.zeros(0, 3), noise[:7].double(), noise[:5] > 0.5]
 
 
-def cut() -> None:
-    """Break all connections of this process."""
-    for path in Path("/proc/self/fd").iterdir():
-        number = int(path.name)
-        try:
-            if not stat.S_ISSOCK(os.fstat(number).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(number)) as held:
-                listens = held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                if held.family in (socket.AF_INET, socket.AF_INET6) and not listens:
-                    held.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            continue  # it was closed meanwhile, or is not connected yet
-
-
 class _Member:
     def __init__(self, rank: int, plan: Plan, reports: Connection) -> None:
         self._rank, self._plan, self._reports = rank, plan, reports
         self._calls = _Calls(plan)
         self._tensors = [torch.zeros_like(each) for each in state(rank, 0)]
         self._copies: PeerCopies | None = None
+        self._connections = Connections()
         self._go = threading.Event()
         for module in (versions, hand_over, peer_copies):
             setattr(module, "dist", self._calls)  # noqa: B010
@@ -145,7 +129,7 @@ class _Member:
                     self._go.set()
                     continue
                 if order.generation > 1:
-                    cut()
+                    self._connections.cut()
                 received.put(order)
 
         threading.Thread(target=hear, daemon=True).start()
@@ -155,13 +139,14 @@ class _Member:
             try:
                 self._run(order)
             except Exception as error:  # noqa: BLE001  the test is told
-                cut()
+                self._connections.cut()
                 if self._copies:
                     self._copies.stop()
                 self._leave()
                 self._say("lost", (type(error).__name__, self._held()))
 
     def _run(self, order: Order) -> None:
+        self._connections = Connections()
         store = dist.TCPStore("127.0.0.1", order.port, is_master=False, timeout=timedelta(seconds=PATIENCE))
         dist.init_process_group(
             "gloo",

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from opt_ops.contract.replacing import buddies
 from tests.trainer.recovery.crew import Crew, Plan
 from trainer.checkpoint.hand_over import Holding, common, to_buddies, to_new
-from trainer.checkpoint.peer_copies import buddies
 from trainer.checkpoint.versions import Slots, checksum
 from trainer.plan.peer_copies import interval
 
