@@ -18,11 +18,7 @@ _NUMBERS: tuple[tuple[str, str, Callable[[LedgerSummary], float | None]], ...] =
     ("failures", "Incidents that stopped training; no drills.", lambda s: s.reliability.failures),
     ("mtbf_seconds", "Time in updates ÷ failures.", lambda s: s.reliability.mtbf_seconds),
     ("mttr_seconds", "Mean downtime of a recovery.", lambda s: s.reliability.mttr_seconds),
-    (
-        "recoveries_in_place",
-        "Of lost ranks alone.",
-        lambda s: s.reliability.recoveries_in_place,
-    ),
+    ("recoveries_in_place", "Recoveries of lost ranks alone.", lambda s: s.reliability.recoveries_in_place),
     ("requeues", "Submissions to the scheduler after the first.", lambda s: s.restarts.requeues),
     ("calls", "Pages to on-call, halts included.", lambda s: s.involvement.pages),
     ("longest_hands_off_seconds", "Longest time between two pages.", lambda s: s.involvement.longest_hands_off_seconds),
