@@ -72,14 +72,8 @@ class Trained:
         return [json.loads(line) for text in texts for line in text]
 
     def pids(self) -> dict[int, int]:
-        """The newest process of each rank, by the reports of the agents."""
-        found: dict[int, tuple[float, int]] = {}
-        for path in (self.site.attempt_folder() / "nodes").glob("*.json"):
-            for entry in json.loads(path.read_text())["ranks"]:
-                if entry["ended"] is None and entry["pid"]:
-                    newest = max(found.get(entry["rank"], (0.0, 0)), (entry.get("generations", [1])[0], entry["pid"]))
-                    found[entry["rank"]] = newest
-        return {rank: pid for rank, (_, pid) in found.items()}
+        """The newest process of each rank."""
+        return {rank: pid for rank, (pid, _) in self.site.running_ranks().items()}
 
     def ready(self, state: State, in_place: bool) -> bool:
         """Whether everything is as before a kill: training, nothing open, a standby ready."""
@@ -194,16 +188,14 @@ def measure(kills: int, seed: int, relaunches: int, folder: Path) -> dict[str, A
         "pids_kept_share": min((each.pids_kept for each in killed.kills if each.in_place), default=None),
         "steps_repeated_max": max((each.repeated for each in killed.kills if each.in_place), default=None),
         "seconds_down_median": _rounded(median(down)) if down else None,
-        "seconds_down_p95": _rounded(quantiles(down, n=20)[-1]) if len(down) > 1 else None,
+        "seconds_down_p95": _rounded(quantiles(down, n=20, method="inclusive")[-1]) if len(down) > 1 else None,
         "seconds_down_max": _rounded(max(down)) if down else None,
         "losses_bitwise_equal": own == {step: loss for step, loss in undisturbed.items() if step <= last},
         "steps": last,
         "restart_seconds_down_median": _rounded(median(relaunch)) if relaunch else None,
         "restarts": len(relaunch),
         "kills_of_rank_0": sum(each.rank == 0 for each in killed.kills),
-        "kills_by_quarter_of_step": dict(
-            sorted(Counter(min(3, int(4 * k.into_step)) + 1 for k in killed.kills).items())
-        ),
+        "kills_by_quarter_of_step": _by_quarter(killed.kills),
         "step_seconds": _rounded(_usual(lines)),
         "seed": seed,
         "load": os.getloadavg()[0],

@@ -162,6 +162,16 @@ class Site:
             found |= {rank["rank"]: rank["pid"] for rank in json.loads(path.read_text())["ranks"] if rank["pid"]}
         return found
 
+    def running_ranks(self) -> dict[int, tuple[int, str]]:
+        """The newest process of each rank of the newest attempt that runs, and its node, by the agents' reports."""
+        found: dict[int, tuple[int, int, str]] = {}
+        for path in (self.attempt_folder() / "nodes").glob("*.json"):
+            for entry in json.loads(path.read_text())["ranks"]:
+                if entry["ended"] is None and entry["pid"]:
+                    first = entry.get("generations", [1])[0]
+                    found[entry["rank"]] = max(found.get(entry["rank"], (0, 0, "")), (first, entry["pid"], path.stem))
+        return {rank: (pid, node) for rank, (_, pid, node) in found.items()}
+
     def agents(self) -> dict[str, int]:
         """Return the process ids of the local agents, by node."""
         found: dict[str, int] = {}

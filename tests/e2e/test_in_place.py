@@ -62,18 +62,8 @@ class Day:
         until(lambda: self.site.step() > began + 2)
         return state
 
-    def ranks(self) -> dict[int, tuple[int, str]]:
-        """The newest process of each rank that runs, and its node, by the agents' reports."""
-        found: dict[int, tuple[int, int, str]] = {}
-        for path in (self.site.attempt_folder() / "nodes").glob("*.json"):
-            for entry in json.loads(path.read_text())["ranks"]:
-                if entry["ended"] is None and entry["pid"]:
-                    first = entry.get("generations", [1])[0]
-                    found[entry["rank"]] = max(found.get(entry["rank"], (0, 0, "")), (first, entry["pid"], path.stem))
-        return {rank: (pid, node) for rank, (_, pid, node) in found.items()}
-
     def kill(self, *ranks: int) -> None:
-        processes = self.ranks()
+        processes = self.site.running_ranks()
         for rank in ranks:
             os.kill(processes[rank][0], signal.SIGKILL)
 
@@ -148,14 +138,14 @@ def test_ranks_are_replaced_and_the_daemon_may_die_with_them(day: Day):
     """The first rank too. The daemon dies at each moment of a recovery in turn; the next one goes on."""
     site = day.site
     day.ready()
-    before = day.ranks()
+    before = day.site.running_ranks()
     day.kill(0)
     assert in_place(day.closed())["pids_kept"]
-    kept(before, day.ranks(), 0)
+    kept(before, day.site.running_ranks(), 0)
 
     for moment in (e.IncidentOpened, e.MembersIntended, e.MembersJoined):
         day.ready(spares=1)
-        before, seq, closed = day.ranks(), site.entries()[-1].seq, day.count("process_death")
+        before, seq, closed = day.site.running_ranks(), site.entries()[-1].seq, day.count("process_death")
         day.kill(3)
         until(lambda moment=moment, seq=seq: day.journaled(moment, seq))
         site.kill_daemon()
@@ -163,7 +153,7 @@ def test_ranks_are_replaced_and_the_daemon_may_die_with_them(day: Day):
         site.wait(lambda state, closed=closed: not state.open_incidents and day.count("process_death") > closed)
         incident = [each for each in site.state().incidents.values() if each.kind == "process_death"][-1]
         in_place(incident)
-        kept(before, day.ranks(), 3)
+        kept(before, day.site.running_ranks(), 3)
     assert list(site.state().attempts) == ["1.00-a0"]
     day.judge()
 
@@ -171,12 +161,12 @@ def test_ranks_are_replaced_and_the_daemon_may_die_with_them(day: Day):
 @pytest.mark.soak
 def test_a_second_rank_dies_while_the_first_is_replaced(day: Day):
     day.ready()
-    before, seq = day.ranks(), day.site.entries()[-1].seq
+    before, seq = day.site.running_ranks(), day.site.entries()[-1].seq
     day.kill(0)
     until(lambda: day.journaled(e.MembersIntended, seq))
     day.kill(1)  # rank 2 keeps the copy of rank 0, rank 3 that of rank 1
     in_place(day.closed())
-    kept(before, day.ranks(), 0, 1)
+    kept(before, day.site.running_ranks(), 0, 1)
     day.judge()
 
 
@@ -205,11 +195,11 @@ def test_the_standbys_die_with_the_rank(day: Day):
 def test_a_survivor_is_stuck(day: Day):
     """It is stopped, so it joins nothing: it is replaced as well."""
     day.ready()
-    before = day.ranks()
+    before = day.site.running_ranks()
     os.kill(before[1][0], signal.SIGSTOP)
     day.kill(0)
     in_place(day.closed())
-    kept(before, day.ranks(), 0, 1)
+    kept(before, day.site.running_ranks(), 0, 1)
     day.judge()
 
 
@@ -217,7 +207,7 @@ def test_a_survivor_is_stuck(day: Day):
 def test_a_partition_in_which_both_halves_live_silent(day: Day):
     """The agent of the node of rank 0 is not heard, its rank lives on. It is replaced, and fenced."""
     day.ready()
-    before = day.ranks()
+    before = day.site.running_ranks()
     agent = day.site.agents()[before[0][1]]
     os.kill(agent, signal.SIGSTOP)
     incident = day.closed("silent_node")
