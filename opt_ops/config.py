@@ -141,7 +141,7 @@ class Recovery(_Table):
     """How an attempt goes on when it has lost ranks. Trainers that cannot replace ranks are always restarted."""
 
     in_place: bool = True  # replace only the lost ranks, where that can be done; false: each failure is a restart
-    in_place_seconds: Annotated[float, _number(1, 3600)] = 120.0  # for that, from the first order; then a restart
+    in_place_seconds: Annotated[float, _number(1, 3600)] = 120.0  # until all ranks have joined; then a restart
     standby: bool = True  # keep warm ranks on spare nodes, and a warm process on each node
 
 

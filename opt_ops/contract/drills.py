@@ -77,17 +77,13 @@ class DrillsOfStep:
         lr_factor: what to multiply the learning rate by.
         nan: whether the loss becomes NaN before the backward pass.
         flip: the rank that flips a bit of its weights after the update.
-        kills: ranks that are killed in the update, each with the place (``IN_STEP``).
+        kill: the rank that is killed in the update, and the place (``IN_STEP``).
     """
 
     lr_factor: float = 1.0
     nan: bool = False
     flip: int | None = None
-    kills: tuple[tuple[int, str], ...] = ()
-
-    def kill_of(self, rank: int) -> str | None:
-        """The place of the update at which this rank kills itself; None if it does not."""
-        return dict(self.kills).get(rank)
+    kill: tuple[int, str] | None = None
 
 
 class DrillFile:
@@ -126,7 +122,7 @@ class DrillFile:
                 lr_factor=math.prod(factors),
                 nan=any(isinstance(drill, NanDrill) for drill in first),
                 flip=flips[0] if flips else None,
-                kills=tuple(kills),
+                kill=kills[0] if kills else None,
             )
             self._last = step, drills
         return self._last[1]

@@ -87,9 +87,9 @@ class Outside:
             return [save, *[0.0] * (len(NUMBERS) - 1)]
         drills = self._of(step)
         factor = math.nan if drills is None else drills.lr_factor
-        nan, flip, kills = (False, None, ()) if drills is None else (drills.nan, drills.flip, drills.kills)
+        nan, flip, kill = (False, None, None) if drills is None else (drills.nan, drills.flip, drills.kill)
         flips = 0.0 if flip is None else 1.0 + flip
-        killed = 1.0 + _PLACES * kills[0][0] + IN_STEP.index(kills[0][1]) if kills else 0.0
+        killed = 0.0 if kill is None else 1.0 + _PLACES * kill[0] + IN_STEP.index(kill[1])
         return [save, float(self.fence.superseded), factor, float(nan), flips, killed, 1.0]
 
     def spoils(self, step: int) -> bool:

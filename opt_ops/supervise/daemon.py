@@ -79,7 +79,8 @@ class Daemon:
             expected_gpus=config.expected_gpus,
             least_alert=Severity(alerts.least) if alerts.urls else None,
         )
-        self._policy = replace(policy, **config.recovery.model_dump())
+        recovery = config.recovery
+        self._policy = replace(policy, in_place=recovery.in_place, in_place_seconds=recovery.in_place_seconds)
         self._alerts = UrlNotifier(alerts.urls, alerts.least)
         self._dead_man_switch = DeadManSwitch(alerts.heartbeat_url, alerts.heartbeat_seconds)
         self._outbox = Outbox(self._alerts.send, self._got_through)

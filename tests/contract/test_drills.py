@@ -82,8 +82,7 @@ def test_a_rank_is_killed_once_at_its_place_in_an_update(tmp_path: Path, place: 
     path = tmp_path / "drill.json"
     drills = DrillFile(path)
     order(path, {"id": "k", "kind": "kill-rank", "rank": 2, "in_step": place})
-    assert [drills.at(step).kill_of(2) for step in (7, 8)] == [place, None], "the next update, and no other"
-    assert drills.at(7).kill_of(1) is None
+    assert [drills.at(step).kill for step in (7, 8)] == [(2, place), None], "the next update, and no other"
 
 
 def test_a_newcomer_does_not_repeat_the_drill_that_made_room_for_it(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_a_rank_is_replaced_on_its_node_and_the_others_stay():
     began = bench.world.now
     bench.wait(60.0)
     (rejoined,) = bench.training.rejoined
-    assert (rejoined.generation, rejoined.step, rejoined.new) == (2, steps, (3,))
+    membership = bench.training.launch.membership
+    assert membership is not None
+    assert (rejoined.generation, rejoined.step, membership.new) == (2, steps, (3,))
     assert rejoined.at == pytest.approx(began + 1.0 + 15.0)  # the notice ends 2 s after the death
     assert [point.step for point in bench.training.points] == list(range(1, bench.training.step + 1))
     assert bench.training.step > steps

@@ -142,5 +142,4 @@ class Policy:
     submit_wait_seconds: float = 30.0
     expected_gpus: int = 0  # per node, as the site says
     in_place: bool = True  # whether lost ranks are replaced while the others keep running, as the site says
-    in_place_seconds: float = 120.0  # for that, from the first order to the first step
-    standby: bool = True  # whether warm ranks wait on spare nodes
+    in_place_seconds: float = 120.0  # from the first order until all ranks have joined

@@ -44,7 +44,6 @@ class Members:
     new: tuple[int, ...]  # the ranks that are replaced
     incident: str | None
     intended_at: float
-    intended_seq: int
     joined_at: float | None = None
     step: int | None = None  # whose state all ranks went on from
     repeated: int | None = None  # steps that were made again

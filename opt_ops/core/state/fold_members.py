@@ -21,7 +21,6 @@ def _members_intended(state: State, event: e.MembersIntended, entry: e.Entry) ->
         new=event.new,
         incident=event.incident,
         intended_at=entry.ts,
-        intended_seq=entry.seq,
     )
     return with_attempt(state, event.attempt, nodes=event.nodes, members=(*attempt.members, members))
 

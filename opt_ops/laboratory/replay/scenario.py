@@ -96,7 +96,7 @@ class InPlaceRecovery(_ScenarioTable):
     copy_: Annotated[Sourced, Field(alias="copy")]
     standby: Sourced  # share of stops at which standby ranks are warm
     fails: Sourced  # share of replacements that do not come together by the deadline
-    deadline: Sourced  # from the order to the first step; then a restart
+    deadline: Sourced  # from the first order until all ranks have joined; then a restart
     pair: Sourced  # probability that of two hosts lost together, one holds the other's copies
     save_every: Annotated[int, Field(ge=1)]  # steps: copies are kept anyway, so saves can be rarer
 

@@ -69,7 +69,6 @@ class Rejoined:
 
     generation: int
     step: int  # whose state all ranks went on from
-    new: tuple[int, ...]
     stood_since: float  # end of the last step before, in virtual seconds
     at: float
 
@@ -124,13 +123,17 @@ class Training:
         self.stuck_rank: int | None = None
         self.unseen_from: int | None = None  # the step from which on telemetry never arrives
         self.deaf = False  # whether that rank does not answer a signal, either
-        self.generation = 1  # of its membership
         self.rejoined: list[Rejoined] = []
         self._physics = physics
         self._costs = costs
         self._curve = curve
         self._epoch = epoch
         self._held_up = 0.0  # seconds of the last save
+
+    @property
+    def generation(self) -> int:
+        """Of its membership."""
+        return self.rejoined[-1].generation if self.rejoined else 1
 
     # ---- steps
 
@@ -141,13 +144,11 @@ class Training:
         self._start = start
         self.next_at = now + self._seconds()
 
-    def go_on(self, now: float, launch: Launch, new: tuple[int, ...], slow: Mapping[str, float]) -> None:
+    def go_on(self, now: float, launch: Launch, slow: Mapping[str, float]) -> None:
         """Go on with the step after the last one: new ranks have taken the place of those that were lost."""
         assert launch.membership is not None
-        self.generation = launch.membership.generation
-        stood_since = self.points[-1].ts - self._epoch
-        rejoined = Rejoined(generation=self.generation, step=self.step, new=new, stood_since=stood_since, at=now)
-        self.rejoined.append(rejoined)
+        generation, stood_since = launch.membership.generation, self.points[-1].ts - self._epoch
+        self.rejoined.append(Rejoined(generation=generation, step=self.step, stood_since=stood_since, at=now))
         self.launch = launch
         self.slow = {node: factor for node, factor in slow.items() if node in launch.nodes and factor > 1.0}
         self.over, self.deaf, self.stuck_rank = False, False, None

@@ -268,9 +268,8 @@ class World:
         return self.costs.in_place is not None and bool(self.trainings[attempt].points)
 
     def _went_on(self, training: Training, launch: Launch) -> None:
-        assert launch.membership is not None
         slow = {node: self.cluster.nodes[node].slowness for node in launch.nodes}
-        training.go_on(self.now, launch, launch.membership.new, slow)
+        training.go_on(self.now, launch, slow)
         if training not in self._active:
             self._active.append(training)
         self.failing_launches = 0  # those that would have followed this stop do not take place
