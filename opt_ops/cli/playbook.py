@@ -121,13 +121,13 @@ def try_(
 
     Example: opt-ops playbook try 12 --from my-playbooks/
     """
-    from opt_ops import playbook_loader
     from opt_ops.laboratory import playbook_trial
+    from opt_ops.supervise.site_policy import site_policy
 
     path = lineage_folder(identifier)
     entries = lineages.entries(path)
     state = replay(entries)
-    policy, _ = playbook_loader.load(_folder(folder), expected_gpus=settings.config.expected_gpus)
+    policy = site_policy(settings.config, folder)
     rows = [
         {
             "incident": compared.was.incident,

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from opt_ops import playbook_loader
 from opt_ops.config import Config
 from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline, with_settings
@@ -17,6 +16,7 @@ from opt_ops.core.state.model import State
 from opt_ops.core.text import printable
 from opt_ops.core.values import Action, Driver, LrFactor
 from opt_ops.supervise import supervisor
+from opt_ops.supervise.site_policy import site_policy
 
 
 def preview(state: State, event: e.Event, now: float, config: Config) -> Iterator[str]:
@@ -25,8 +25,7 @@ def preview(state: State, event: e.Event, now: float, config: Config) -> Iterato
     Raises:
         PlaybookError: a playbook page is malformed.
     """
-    policy, _ = playbook_loader.load(config.playbooks or playbook_loader.folder(), expected_gpus=config.expected_gpus)
-    for coming in supervisor.preview(state, event, now, policy):
+    for coming in supervisor.preview(state, event, now, site_policy(config)):
         yield printable(f"Would {_sentence(coming)}.")
         if isinstance(coming, e.AttemptIntended) and coming.checkpoint is None and (weights := _first_weights(state)):
             yield printable(f"Would begin with the weights of {weights}.")

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from opt_ops import __version__, playbook_loader
+from opt_ops import __version__
 from opt_ops.adapters.local import LocalScheduler
 from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier
 from opt_ops.adapters.outbox import Outbox
@@ -43,6 +43,7 @@ from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.executor import Site
 from opt_ops.supervise.own_sign import OwnSign, Watching
 from opt_ops.supervise.projections import Projection
+from opt_ops.supervise.site_policy import site_policy
 from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 from opt_ops.supervise.watch_alerts import WatchAlerts
 
@@ -74,13 +75,7 @@ class Daemon:
         self._config = config
         self._config_path = config_path
         alerts = config.alerts
-        policy, _ = playbook_loader.load(
-            config.playbooks or playbook_loader.folder(),
-            expected_gpus=config.expected_gpus,
-            least_alert=Severity(alerts.least) if alerts.urls else None,
-        )
-        recovery = config.recovery
-        self._policy = replace(policy, in_place=recovery.in_place, in_place_seconds=recovery.in_place_seconds)
+        self._policy = replace(site_policy(config), least_alert=Severity(alerts.least) if alerts.urls else None)
         self._alerts = UrlNotifier(alerts.urls, alerts.least)
         self._dead_man_switch = DeadManSwitch(alerts.heartbeat_url, alerts.heartbeat_seconds)
         self._outbox = Outbox(self._alerts.send, self._got_through)

@@ -10,7 +10,7 @@ from opt_ops.cli import node as node_commands
 from opt_ops.cli import views
 from opt_ops.cli.options import Lineage
 from opt_ops.cli.preview import preview
-from opt_ops.config import Config
+from opt_ops.config import Config, Recovery
 from opt_ops.core import events as e
 from opt_ops.core.events import Entry
 from opt_ops.core.state import in_place
@@ -96,3 +96,5 @@ def test_a_dry_run_says_what_would_be_replaced(told: Lived):
     lines = list(preview(state, death, told.now, Config()))
     assert any("replace_ranks ranks 4–5 while all others keep running" in line for line in lines), lines
     assert "Would order generation 3 of 12.00-a0: ranks 4–5 start, all others stay." in lines
+    as_the_site_says = list(preview(state, death, told.now, Config(recovery=Recovery(in_place=False))))
+    assert not any("replace_ranks" in line for line in as_the_site_says), as_the_site_says

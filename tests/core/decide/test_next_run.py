@@ -25,7 +25,7 @@ def asked(story: Story, **arguments: object) -> e.Event:
 
 
 def printed(story: Story, event: e.Event, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(dry_run.playbook_loader, "load", lambda *_, **__: (POLICY, []))
+    monkeypatch.setattr(dry_run, "site_policy", lambda _: POLICY)
     return list(dry_run.preview(story.state, event, story.now, Config()))
 
 
