@@ -14,22 +14,6 @@ from typing import Any
 
 from opt_ops.contract.environment import MEMBERS, STANDBY, Place
 from opt_ops.contract.files import read_regular, write_durably
-from opt_ops.contract.replacing import CAPABILITY, buddies
-
-__all__ = [
-    "CAPABILITY",
-    "MembersFile",
-    "Membership",
-    "buddies",
-    "is_standby",
-    "joining",
-    "joining_file",
-    "lost_file",
-    "ready_file",
-    "tell_joining",
-    "tell_ready",
-    "write_membership",
-]
 
 _MOST_BYTES = 16 * 2**20  # a hundred thousand ranks
 

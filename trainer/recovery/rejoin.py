@@ -18,7 +18,8 @@ from opt_ops.contract.environment import Place
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.fence import OutdatedError
 from opt_ops.contract.files import write_durably
-from opt_ops.contract.membership import CAPABILITY, MembersFile, Membership, lost_file, tell_joining
+from opt_ops.contract.membership import MembersFile, Membership, lost_file, tell_joining
+from opt_ops.contract.replacing import CAPABILITY
 from trainer import preconditions
 from trainer.checkpoint.peer_copies import RefusedCopyError
 from trainer.console import print_line
