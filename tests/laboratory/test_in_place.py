@@ -9,7 +9,7 @@ import pytest
 from opt_ops.laboratory.simulated import Costs, Physics, World, faults
 from opt_ops.laboratory.simulated.costs import InPlace
 from opt_ops.laboratory.simulated.hosts import LoseHosts, ReplacementNode
-from opt_ops.laboratory.simulated.in_place import buddy
+from opt_ops.laboratory.simulated.in_place import keepers_of
 from opt_ops.laboratory.simulated.ports import SimulatedAgents, SimulatedScheduler
 from opt_ops.laboratory.simulated.training import Training
 from opt_ops.ports import Launch, Membership, Orders
@@ -124,7 +124,7 @@ def test_a_node_that_comes_back_ends_its_ranks_and_disturbs_nobody():
 
 def test_both_of_a_pair_are_lost_and_the_survivors_leave():
     bench = Bench()
-    assert buddy(NODES, "n002") == "n004"
+    assert keepers_of(NODES)["n002"] == "n004"
     for name in ("n002", "n004"):
         bench.world.cluster.break_down(name)
     bench.order(("n001", "n005", "n003", "n006"), 2, 2, 3, 6, 7)
@@ -139,7 +139,7 @@ def test_hosts_are_lost_as_a_pair_or_not_as_the_plan_says(pair: bool):
     bench = Bench()
     bench.world.strike(replace(lose("a", "b"), pair=pair))
     first, second = (name for name in NODES if not bench.world.cluster.nodes[name].up)
-    assert (buddy(NODES, first) == second) is pair
+    assert (keepers_of(NODES)[first] == second) is pair
 
 
 def test_survivors_wait_in_vain_for_a_replacement_that_fails():

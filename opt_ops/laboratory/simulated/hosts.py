@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opt_ops.laboratory.simulated.faults import BadGpu
-from opt_ops.laboratory.simulated.in_place import buddy
+from opt_ops.laboratory.simulated.in_place import keepers_of
 from opt_ops.laboratory.simulated.world import World
 
 
@@ -48,7 +48,8 @@ class LoseHosts:
     def _possible(self, nodes: Sequence[str], left: list[str], chosen: list[str]) -> list[str]:
         if self.pair is None or not chosen:
             return left
-        tied = {buddy(nodes, name) for name in chosen} | {each for each in left if buddy(nodes, each) in chosen}
+        keepers = keepers_of(nodes)
+        tied = {keepers.get(name) for name in chosen} | {each for each in left if keepers.get(each) in chosen}
         if self.pair:
             return [each for each in left if each in tied] if len(chosen) == 1 else left
         return [each for each in left if each not in tied] or left

@@ -18,9 +18,9 @@ from opt_ops.ports import Launch
 _NO_COMMON_STEP = 88  # the trainer's exit code (docs/formats.md)
 
 
-def buddy(nodes: Sequence[str], node: str) -> str:
-    """The node whose memory holds the copies of this node: the one half-way round."""
-    return nodes[(nodes.index(node) + len(nodes) // 2) % len(nodes)]
+def keepers_of(nodes: Sequence[str]) -> dict[str, str]:
+    """For each node the one whose memory holds its copies."""
+    return {node: nodes[other] for node, other in zip(nodes, buddies(nodes), strict=True) if other is not None}
 
 
 class Generations:
