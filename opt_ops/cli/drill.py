@@ -213,7 +213,7 @@ def _inject_on_rank(
     """Inject a fault of one rank; without a rank, of one that exists."""
     lineage = find_lineage(identifier)
     attempt = lineage.state.attempt
-    ranks = len(attempt.nodes) * attempt.ranks_per_node if attempt is not None else 2
+    ranks = attempt.ranks if attempt is not None else 2
     chosen = rank if rank is not None else min(1, max(ranks - 1, 0))
     _inject(lineage, fault, {"rank": chosen, **(more or {})}, question.format(chosen), options)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opt_ops.contract.drills import IN_STEP
-from opt_ops.contract.membership import CAPABILITY, buddies
+from opt_ops.core.decide.replacement import is_capable, keepers_of
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Fault
@@ -71,10 +71,10 @@ def _of_steps(attempt: Attempt, fault: Fault, given: Arguments) -> Mapping[str, 
 
 
 def _rank(attempt: Attempt, given: Arguments) -> int:
-    ranks = len(attempt.nodes) * attempt.ranks_per_node
-    rank = given.whole("rank", -MOST_RANKS_IN_ALL, MOST_RANKS_IN_ALL, min(1, ranks - 1))
-    if not 0 <= rank < ranks:
-        raise InvalidRequest(f"rank {rank}: {attempt.name} has ranks 0 to {ranks - 1}")
+    last = attempt.ranks - 1
+    rank = given.whole("rank", -MOST_RANKS_IN_ALL, MOST_RANKS_IN_ALL, min(1, last))
+    if not 0 <= rank <= last:
+        raise InvalidRequest(f"rank {rank}: {attempt.name} has ranks 0 to {last}")
     return rank
 
 
@@ -90,20 +90,19 @@ def _place(attempt: Attempt, given: Arguments) -> Mapping[str, str]:
 
 
 def _require_members(attempt: Attempt) -> None:
-    if CAPABILITY not in attempt.capabilities:
+    if not is_capable(attempt):
         raise InvalidRequest(f"the ranks of {attempt.name} cannot be replaced in place: its trainer has no such drill")
 
 
 def _node(attempt: Attempt, node: str) -> Mapping[str, Any]:
     if node not in attempt.nodes:
         raise InvalidRequest(f"no rank of {attempt.name} runs on {node}; its nodes: {', '.join(attempt.nodes)}")
-    first = attempt.nodes.index(node) * attempt.ranks_per_node
-    return {"node": node, "ranks": list(range(first, first + attempt.ranks_per_node))}
+    return {"node": node, "ranks": list(attempt.ranks_on([node]))}
 
 
 def _pair(attempt: Attempt, rank: int) -> Sequence[int]:
     """A rank and the one that keeps its copy."""
-    buddy = buddies([node for node in attempt.nodes for _ in range(attempt.ranks_per_node)])[rank]
-    if buddy is None:
+    keeper = keepers_of(attempt)[rank]
+    if keeper is None:
         raise InvalidRequest(f"{attempt.name} has one rank: nobody keeps a copy of it")
-    return [rank, buddy]
+    return [rank, keeper]

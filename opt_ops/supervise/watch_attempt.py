@@ -103,11 +103,10 @@ class AttemptWatch:
         for incident in state.incidents.values():
             if incident.stacks_at is None or incident.stacks is not None:
                 continue
-            ranks = len(attempt.nodes) * attempt.ranks_per_node
             texts = self._agents.stacks(attempt.name, incident.name)
             waited = self._clock.monotonic() - self._dump_asked_at.setdefault(incident.name, self._clock.monotonic())
-            if len(texts) >= ranks or waited > self._policy.dump_seconds:
-                yield _stacks_taken(attempt, incident, texts, ranks)
+            if len(texts) >= attempt.ranks or waited > self._policy.dump_seconds:
+                yield _stacks_taken(attempt, incident, texts)
 
     def _is_over(
         self,
@@ -208,8 +207,7 @@ class AttemptWatch:
     def _ended(self, state: State, attempt: Attempt, reports: Mapping[str, NodeRanksReport]) -> AttemptEnded:
         exits = tuple(sorted((x for report in reports.values() for x in report.exits), key=lambda rank: rank.at))
         unreachable = tuple(node for node in attempt.nodes if self._is_lost(state, attempt, node))
-        ranks = len(attempt.nodes) * attempt.ranks_per_node
-        if ranks and len(exits) == ranks and all(rank.code == 0 for rank in exits):
+        if attempt.ranks and len(exits) == attempt.ranks and all(rank.code == 0 for rank in exits):
             outcome = Outcome.COMPLETED
         elif attempt.stop_why is not None:
             outcome = Outcome.STOPPED
@@ -229,8 +227,8 @@ class AttemptWatch:
         )
 
 
-def _stacks_taken(attempt: Attempt, incident: Incident, texts: Mapping[int, str], ranks: int) -> StacksTaken:
-    found = group(texts, ranks)
+def _stacks_taken(attempt: Attempt, incident: Incident, texts: Mapping[int, str]) -> StacksTaken:
+    found = group(texts, attempt.ranks)
     return StacksTaken(
         attempt=attempt.name,
         incident=incident.name,

@@ -15,6 +15,7 @@ from opt_ops.core.decide.capacity import acts, eligible_nodes, nears_limit
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.in_place import moves
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import waiting_for_attempt
 
@@ -47,6 +48,11 @@ class Replacement:
 def is_capable(attempt: Attempt) -> bool:
     """Whether the trainer of the attempt can go on with some of its ranks replaced."""
     return CAPABILITY in attempt.capabilities and bool(attempt.nodes) and attempt.ranks_per_node > 0
+
+
+def keepers_of(attempt: Attempt) -> list[int | None]:
+    """For each rank the one that keeps a copy of its state; None if nobody does."""
+    return buddies([name for name in attempt.nodes for _ in range(attempt.ranks_per_node)])
 
 
 def is_question(state: State, incident: Incident, policy: Policy) -> bool:
@@ -137,11 +143,10 @@ def place(
 def described(state: State, found: Replacement) -> str:
     """What is done, in words."""
     before = state.attempt.nodes if state.attempt is not None else ()
-    moves = [f"{new} takes the place of {old}" for old, new in zip(before, found.nodes, strict=True) if new != old]
-    if moves:
-        return ", ".join(moves)
-    each = len(found.ranks) == 1
-    return f"rank{'' if each else 's'} {', '.join(map(str, found.ranks))} start{'s' if each else ''} again where it was"
+    if moved := moves(before, found.nodes):
+        return ", ".join(f"{new} takes the place of {old}" for old, new in moved)
+    one = len(found.ranks) == 1
+    return f"rank{'' if one else 's'} {', '.join(map(str, found.ranks))} start{'s' if one else ''} again where it was"
 
 
 def _not_now(state: State, attempt: Attempt, incident: Incident) -> str | None:
@@ -180,7 +185,7 @@ def _unusable(state: State, attempt: Attempt) -> set[str]:
 
 def _pair(attempt: Attempt, new: set[int]) -> str | None:
     """Why the state of a new rank is nowhere: its buddy is replaced as well, or it has none."""
-    keepers = buddies([name for name in attempt.nodes for _ in range(attempt.ranks_per_node)])
+    keepers = keepers_of(attempt)
     for rank in sorted(new):
         keeper = keepers[rank] if rank < len(keepers) else None
         if keeper is None:
