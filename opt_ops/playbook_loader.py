@@ -87,8 +87,8 @@ class _Rung(_Table):
 
 
 class _InPlaceBudget(_Table):
-    actions: Annotated[int, Field(ge=1)] = 20
-    hours: Annotated[float, Field(gt=0)] = 24.0
+    actions: Annotated[int, Field(ge=1)] = InPlaceBudget().actions
+    hours: Annotated[float, Field(gt=0)] = InPlaceBudget().hours
 
 
 class _Budget(_Table):
