@@ -79,6 +79,8 @@ class StandbyRanks:
             self._clean_up = CleanUp(self._node, folder, self._members.path) if attempt else None
         for standby in self._standbys[wanted:]:
             self._kill(standby)
+        if any(standby.ready for standby in self._standbys):
+            self._deaths = 0
         if launch is None or not may_start or time.monotonic() < self._next_start:
             return
         while len(self._standbys) < wanted:
@@ -88,8 +90,6 @@ class StandbyRanks:
     def counts(self) -> dict[str, int]:
         """How many are ready, and how many are not yet."""
         ready = sum(standby.ready for standby in self._standbys)
-        if ready:
-            self._deaths = 0
         return {"ready": ready, "warming": len(self._standbys) - ready}
 
     @property
