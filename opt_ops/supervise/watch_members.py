@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from opt_ops.core.decide.members import deadline_of
 from opt_ops.core.decide.policy import Policy
@@ -12,8 +13,10 @@ from opt_ops.core.state.attempts import Attempt, Members
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Tier
 from opt_ops.core.waiting import still_waiting
-from opt_ops.ports import Agents, Clock, Trainer
+from opt_ops.ports import Agents, Clock, NodeRanksReport, Trainer
 from opt_ops.supervise.guard import Guard
+
+_T = TypeVar("_T")
 
 _Process = tuple[int, float]
 """The pid of a rank, and when it started."""
@@ -71,7 +74,7 @@ class MembersWatch:
         )
         if still_waiting(self._clock.now(), newest.intended_at, patience):
             return None
-        found, joining = self._processes(attempt), self._joining(attempt)
+        found, joining = self._processes(attempt), self._told(attempt, lambda report: report.joining)
         if all(generation < newest.generation for generation in joining.values()):  # not every trainer says it
             return None
         stay = (rank for rank in found if rank not in newest.new)
@@ -90,17 +93,6 @@ class MembersWatch:
             rule=f"a rank has not begun to join a newer generation {patience:g} s after the order, and others have",
             evidence={"lost_ranks": ranks, "patience": patience},
         )
-
-    def _joining(self, attempt: Attempt) -> dict[int, int]:
-        """Of each rank the newest generation that it has begun to join."""
-        reports, each = self._agents.reports(attempt.name), attempt.ranks_per_node
-        return {
-            rank: generation
-            for place, node in enumerate(attempt.nodes)
-            if node in reports
-            for rank, generation in reports[node].joining.items()
-            if rank in range(place * each, (place + 1) * each)
-        }
 
     def _remember(self, attempt: Attempt) -> None:
         """Take note of the processes, once in a generation: they stay what they are."""
@@ -128,11 +120,16 @@ class MembersWatch:
 
     def _processes(self, attempt: Attempt) -> dict[int, tuple[int, _Process]]:
         """Of each rank that runs, the first generation of its process, and which it is."""
+        pids = self._told(attempt, lambda report: report.pids)
+        return {rank: (first, (pid, start)) for rank, (first, pid, start) in pids.items()}
+
+    def _told(self, attempt: Attempt, part: Callable[[NodeRanksReport], Mapping[int, _T]]) -> dict[int, _T]:
+        """By rank, what this part of the reports says of the ranks that have their place on the node."""
         reports, each = self._agents.reports(attempt.name), attempt.ranks_per_node
         return {
-            rank: (first, (pid, start))
+            rank: told
             for place, node in enumerate(attempt.nodes)
             if node in reports
-            for rank, (first, pid, start) in reports[node].pids.items()
+            for rank, told in part(reports[node]).items()
             if rank in range(place * each, (place + 1) * each)
         }
