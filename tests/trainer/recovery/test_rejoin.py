@@ -151,6 +151,7 @@ def test_without_a_common_step_all_ranks_leave(begin: Callable[..., Attempt]) ->
 @pytest.mark.parametrize("seed", range(10))
 def test_random_losses(begin: Callable[..., Attempt], twin: Attempt, seed: int) -> None:
     draw, attempt = random.Random(seed), begin(8)
+    attempt.wait_for_step(1)  # before it, the supervisor restarts all ranks
     for _ in range(8):
         attempt.wait_for_step(attempt.step + draw.randrange(3))
         time.sleep(draw.random() * 0.1)
