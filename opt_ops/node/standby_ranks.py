@@ -17,9 +17,8 @@ from opt_ops.contract import environment
 from opt_ops.core.names import attempt_folder
 from opt_ops.node.log import log
 from opt_ops.node.members_folder import MembersFolder, forget, is_ready
-from opt_ops.node.places import ranks_of
 from opt_ops.node.process_groups import CleanUp, RankProcess
-from opt_ops.node.rank_start import Starter, shared_variables
+from opt_ops.node.rank_start import Starter, rank_variables
 
 PAUSE_AFTER_USE = 3.0
 """Seconds before another standby starts, after one got a place: its warm-up would take what the recovery needs."""
@@ -160,17 +159,8 @@ class StandbyRanks:
 
 def _variables(lineage: Path, launch: Mapping[str, Any], node: str, local: int | None, members: Path) -> dict[str, str]:
     """What a standby gets: everything that a rank gets, but for its number and where ranks meet."""
-    variables = shared_variables(lineage, launch)
-    for name in (environment.RANK, environment.LOCAL_RANK, environment.MASTER_ADDR, environment.MASTER_PORT):
-        variables.pop(name, None)
-    return {
-        **variables,
-        environment.STANDBY: "1",
-        environment.MEMBERS: str(members),
-        environment.NODE: node,
-        environment.ATTEMPT: str(lineage / attempt_folder(launch["attempt"])),
-        environment.ELASTIC_RUN: launch["attempt"],
-        environment.WORLD_SIZE: str(len(ranks_of(launch))),
-        environment.LOCAL_WORLD_SIZE: str(launch["ranks_per_node"]),
-        **({} if local is None else {environment.LOCAL_RANK: str(local)}),
-    }
+    variables = rank_variables(lineage, launch, node, 0, local or 0, members)
+    unknown = {environment.RANK, environment.MASTER_ADDR, environment.MASTER_PORT}
+    if local is None:
+        unknown.add(environment.LOCAL_RANK)
+    return {name: value for name, value in variables.items() if name not in unknown} | {environment.STANDBY: "1"}
