@@ -105,7 +105,7 @@ class NodeWatch:
         # Agents of a suspended job are stopped: their silence says nothing, and counts from the resumption on.
         awake = [name for name, holder in held.items() if not holder.suspended]
         attempt = state.attempt
-        self._silence.look(now, heard, awake, attempt.nodes if attempt else (), self._bereaved(attempt))
+        self._silence.look(now, heard, awake, attempt.nodes if attempt else (), self._without_a_peer(attempt))
         if metered := self._guard.call("energy", lambda: self._energy.account(state.ended), None):
             yield metered
         self._guard.call("the comparison of nodes", lambda: self._compare(held, now), None)
@@ -120,7 +120,7 @@ class NodeWatch:
             elif name not in self._judged or self._judged[name] is not state.nodes.get(name):
                 yield from self._guard.each("verdicts on nodes", partial(self._verdict, state, name))
 
-    def _bereaved(self, attempt: Attempt | None) -> list[str]:
+    def _without_a_peer(self, attempt: Attempt | None) -> list[str]:
         """The nodes where a rank has lost a peer, unless it is known whom: ranks are replaced, or the attempt ends."""
         if attempt is None or not attempt.live or attempt.stop_why is not None or attempt.rejoining is not None:
             return []
@@ -217,15 +217,16 @@ class NodeWatch:
     def _heartbeat_timed_out(self, state: State, node: Node) -> Iterator[Event]:
         seconds = self._silence.seconds(node.name)
         reason = "silent" if self.lost(node.name) else "unheard"  # no node is called silent for what hides all of them
-        told = self._silence.told(node.name)
-        patience = TOLD_SECONDS if told else self._policy.silent_seconds
+        patience, peers = self._policy.silent_seconds, ""
+        if self._silence.told(node.name):
+            patience, peers = TOLD_SECONDS, ", and ranks on other nodes have lost a peer"
         if node.reason != reason:
             yield NodeJudged(
                 node=node.name,
                 host=node.host,
                 verdict=Verdict.UNKNOWN,
                 reason=reason,
-                source=f"no heartbeat for {patience:g} s" + (", and its peers have lost somebody" if told else ""),
+                source=f"no heartbeat for {patience:g} s{peers}",
                 at=self._clock.now() - seconds,
                 evidence={"seconds": seconds},
             )
@@ -246,8 +247,7 @@ class NodeWatch:
             onset_step=None,
             at=self._clock.now() - seconds,
             nodes=(node.name,),
-            rule=f"no heartbeat and no step for {patience:g} s"
-            + (", and ranks on other nodes have lost a peer" if told else ""),
+            rule=f"no heartbeat and no step for {patience:g} s{peers}",
             evidence={"seconds": seconds},
         )
         if raised.key not in state.signals:

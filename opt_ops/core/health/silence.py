@@ -89,7 +89,7 @@ class Silence:
         return self._close - self._nodes[node].close > TOLD_SECONDS
 
     def told(self, node: str) -> bool:
-        """Whether two heartbeats of the node are missing, and its peers have lost somebody."""
+        """Whether two heartbeats of the node are missing, and ranks on other nodes have lost a peer."""
         return node in self._peers and node in self._nodes and self._missed(node)
 
     def _end_outage(self) -> None:
@@ -112,7 +112,7 @@ class Silence:
         return 0.0 if at is None or self._looked_at is None else self._looked_at - at
 
     def silent(self, node: str) -> bool:
-        """Whether the node was not heard for longer than the timeout, or peers of its ranks have lost somebody."""
+        """Whether the node was not heard for longer than the timeout, or is `told`."""
         long = node in self._nodes and self._counted - self._nodes[node].counted > self._timeout
         return long or self.told(node)
 
