@@ -77,6 +77,11 @@ def start_distributed() -> Place:
     return place
 
 
+_LEFT: list[dist.ProcessGroup | None] = []
+"""Groups that were left, kept until the process ends. Otherwise DistributedDataParallel drops the last reference to one
+while it holds the interpreter, and waits for gloo's threads. One of them may wait for the interpreter: for ever."""
+
+
 @contextlib.contextmanager
 def supervised(
     model: torch.nn.Module,
@@ -142,6 +147,7 @@ def supervised(
         yield run
         run.end()
         if ours and dist.is_initialized():
+            _LEFT.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 
