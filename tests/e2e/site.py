@@ -209,11 +209,14 @@ class Site:
         self.wait(lambda state: setting in state.run.settings and state.attempt.run == state.run.name)
         slow.unlink()
 
-    def close(self) -> None:
-        """End the daemon and every agent; their ranks die with them."""
+    def end_daemon(self) -> None:
         if self._daemon is not None and self._daemon.poll() is None:
             self._daemon.terminate()
             self._daemon.wait(timeout=120)
+
+    def close(self) -> None:
+        """End the daemon and every agent; their ranks die with them."""
+        self.end_daemon()
         paths = (self.runs / "1" / "agents").glob("*.json")  # of all allocations: they may hold the same nodes
         for pid in [agent["pid"] for path in paths for agent in json.loads(path.read_text())]:
             with suppress(OSError):  # it has ended; its number may be another process by now
@@ -226,6 +229,6 @@ def _write_playbooks(folder: Path, changes: Mapping[str, Mapping[str, str]]) -> 
     for path in playbook_loader.folder().glob("*.md"):
         text = path.read_text()
         for old, new in changes.get(path.name, {}).items():
-            assert old in text
+            assert old in text, f"{path.name} has no `{old}`"
             text = text.replace(old, new, 1)
         (folder / path.name).write_text(text)

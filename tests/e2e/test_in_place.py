@@ -29,7 +29,7 @@ NAMES = [f"n{number}" for number in range(1, NODES + SPARES + 1)]
 CONFIG = f"[local]\nnodes = {NAMES}\n[recovery]\nin_place_seconds = 40\n"
 # So many losses so close together would be restarts.
 PATIENCE = {
-    "process_death": {"settle_steps = 50": "settle_steps = 2", "actions = 20": "actions = 1000"},
+    "process_death": {"settle_steps = 50": "settle_steps = 2\n\n[budget.in_place]\nactions = 1000\nhours = 24"},
     "daemon_restart": {},
     **QUICK_SILENCE,
 }
