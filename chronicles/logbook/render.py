@@ -8,6 +8,7 @@ from chronicles.kept_curve import kept_points
 from chronicles.logbook.drawing import figure, html, markdown
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.front_page import front_page
+from chronicles.logbook.story.build import story
 from chronicles.record import LineageRecord, load
 from chronicles.report import encode
 from chronicles.report.build import build
@@ -30,14 +31,15 @@ def render(folder: Path, rates: Rates | None = None) -> list[Path]:
 
 def write(folder: Path, record: LineageRecord, report: LineageReport) -> list[Path]:
     """Write the files of a lineage that is already read; return their paths."""
-    log, front = entries(record, report), front_page(report, newest_loss(record))
+    told = story(record, report, entries(record, report))
+    front = front_page(report, newest_loss(record))
     gaps = any(not point.finite for curve in record.curves for point in curve.points)
     drawings = figure.draw(record, report)
     into = folder / FOLDER
     paths = [into / "logbook.md", into / "logbook.html", into / "report.json"]
-    write_text(paths[0], markdown.logbook(report, front, log))
-    write_text(paths[1], html.logbook(report, front, log, drawings, gaps))
-    write_json(paths[2], encode.lineage(report))
+    write_text(paths[0], markdown.logbook(report, front, told))
+    write_text(paths[1], html.logbook(report, front, told, drawings, gaps))
+    write_json(paths[2], {**encode.lineage(report), "story": encode.encode(told)})
     return paths
 
 

@@ -17,8 +17,8 @@ from markupsafe import Markup, escape
 
 from chronicles import wording
 from chronicles.logbook.drawing.curves import run_color
-from chronicles.logbook.entries.entry import LogEntry
 from chronicles.logbook.front_page import FrontPage
+from chronicles.logbook.story.model import Story
 from chronicles.report.model import LineageReport
 from opt_ops.core.text import printable
 
@@ -27,15 +27,13 @@ _UNIT = re.compile(r"(?<=\d) (?=(?:s|min|h|d|%)(?![a-z]))|(?<=×) (?=\d)")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def logbook(
-    report: LineageReport, front: FrontPage, entries: Sequence[LogEntry], curves: Sequence[str], gaps: bool
-) -> str:
+def logbook(report: LineageReport, front: FrontPage, story: Story, curves: Sequence[str], gaps: bool) -> str:
     """The page.
 
     Args:
         report: The lineage.
         front: Its front page.
-        entries: Its log, newest first.
+        story: Its story, with the entries of its log.
         curves: SVG in several widths, without untrusted text.
         gaps: Whether any value of the curves is not finite.
     """
@@ -67,7 +65,7 @@ def logbook(
     return page.render(
         report=report,
         front=front,
-        entries=entries,
+        entries=[entry for told in reversed(story.entries) for entry in reversed(told.entries)],
         css=Markup(css),  # noqa: S704  (ours)
         script=Markup(script),  # noqa: S704  (ours)
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",

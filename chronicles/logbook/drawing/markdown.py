@@ -12,13 +12,15 @@ from dataclasses import replace
 
 from chronicles.logbook.entries.entry import Fact, LogEntry
 from chronicles.logbook.front_page import FrontPage
+from chronicles.logbook.story.model import Story
 from chronicles.report.model import IncidentReport, LineageReport, ReadbackReport
 from chronicles.wording import duration, minute, percent, rate, whole
 from opt_ops.core.text import printable
 
 
-def logbook(report: LineageReport, front: FrontPage, entries: Sequence[LogEntry]) -> str:
+def logbook(report: LineageReport, front: FrontPage, story: Story) -> str:
     """The whole file."""
+    entries = [entry for told in reversed(story.entries) for entry in reversed(told.entries)]
     headings = [_heading(entry) for entry in entries]
     parts = [
         _name(report),

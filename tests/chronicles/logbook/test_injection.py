@@ -15,6 +15,8 @@ from chronicles.logbook.drawing.markdown import code, plain, quote
 from chronicles.logbook.entries.entry import Change, LogEntry
 from chronicles.logbook.front_page import front_page
 from chronicles.logbook.render import render
+from chronicles.logbook.story.fold import single
+from chronicles.logbook.story.model import Story
 from chronicles.record import load
 from chronicles.report.build import build
 from opt_ops.core import events as e
@@ -266,5 +268,9 @@ def test_what_changed_cannot_end_its_block():
     entry = LogEntry(
         anchor="e1", ts=0.0, author="ann", run="1.00", title="x", changes=(Change("nodes", "n1\n```\n# h", "n2"),)
     )
-    markdown = md.logbook(report, front_page(report, None), [entry])
+    markdown = md.logbook(
+        report,
+        front_page(report, None),
+        Story(summary=(), words=0, entries=(single(entry),), strategies=(), afterthoughts=()),
+    )
     assert "```diff\n- nodes: n1 ``` # h\n+ nodes: n2\n```\n" in markdown

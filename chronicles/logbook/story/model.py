@@ -1,0 +1,97 @@
+"""The story as dataclasses: `story` in report.json. docs/formats.md defines every key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from chronicles.logbook.entries.entry import LogEntry
+from chronicles.record import Moment
+
+_INTERNAL = {"key": ""}  # no field of report.json
+
+
+class Fold(StrEnum):
+    """By which rule entries are told as one."""
+
+    SINGLE = "single"  # not folded
+    BURST = "burst"  # of one class, begun within a minute
+    CHAIN = "chain"  # answered by the same attempt, or attempts that made no progress and what launched them
+    CAPACITY = "capacity"  # from the loss of nodes until the asked-for size is back
+    DAY = "day"  # routine of a day
+    QUIET = "quiet"  # neighbouring days with routine only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoryEntry:
+    """One entry of the log as it is read: an entry of the evidence, or several that are told as one."""
+
+    anchor: str
+    begin: Moment = field(metadata={"key": "from"})
+    end: Moment = field(metadata={"key": "to"})
+    rule: Fold
+    title: str
+    large: bool  # never folded into routine
+    first: bool  # of its class in this lineage
+    worst: bool  # of its class so far
+    steps_lost: int | None
+    seconds_down: float | None
+    members: tuple[str, ...]  # anchors of the evidence; every anchor is in exactly one story entry
+    text: tuple[str, ...] = field(default=(), metadata=_INTERNAL)  # paragraphs below the title, plain text
+    kinds: tuple[str, ...] = field(default=(), metadata=_INTERNAL)  # for the reader's filter, as `data-kind` has them
+    entries: tuple[LogEntry, ...] = field(default=(), metadata=_INTERNAL)  # of the members, oldest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paragraph:
+    """A paragraph of page one: a phase of the lineage, what it cost, what worked, or what is open."""
+
+    title: str
+    begin: Moment | None = field(metadata={"key": "from"})
+    end: Moment | None = field(metadata={"key": "to"})
+    first_step: int | None
+    last_step: int | None
+    text: str
+    anchors: tuple[str, ...]  # of the story entries that it tells of
+    now: bool = field(default=False, metadata=_INTERNAL)  # the phase that a live lineage is in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """A failure class and what was done about it, over all incidents without drills, with the outcomes."""
+
+    failure: str
+    strategy: str
+    tried: int
+    worked: int
+    failed: int
+    not_needed: int
+    open: int
+    median_seconds_down: float | None
+    steps_lost: int
+    incidents: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Afterthought:
+    """What later facts say of an earlier entry. The entry itself is never rewritten."""
+
+    anchor: str
+    at: Moment
+    kind: str
+    verdict: str
+    text: str
+    because: tuple[str, ...]  # anchors
+    next: str | None  # a command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """What a reader needs first."""
+
+    summary: tuple[Paragraph, ...]
+    words: int  # of page one
+    entries: tuple[StoryEntry, ...]  # oldest first
+    strategies: tuple[Strategy, ...]
+    afterthoughts: tuple[Afterthought, ...]
