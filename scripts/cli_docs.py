@@ -43,13 +43,12 @@ HEAD = """# Commands
 
 
 def commands(command: Any, path: tuple[str, ...] = ("opt-ops",)) -> Iterator[tuple[str, Any]]:
-    """Every command with its full name, groups left out."""
-    children = getattr(command, "commands", None)
-    if children is None:
+    """Every command with its full name, without groups, in the order of the help."""
+    if not hasattr(command, "commands"):
         yield " ".join(path), command
         return
-    for name, child in children.items():
-        yield from commands(child, (*path, name))
+    for name in command.list_commands(None):
+        yield from commands(command.commands[name], (*path, name))
 
 
 def page() -> str:

@@ -16,6 +16,7 @@ import typer
 import typer.main
 
 from opt_ops import __version__
+from opt_ops.cli.help import TopLevel, for_alias
 from opt_ops.cli.options import ConfigOption, DebugOption, settings
 from opt_ops.cli.output import say
 from opt_ops.cli.streams import READER_LEFT, flush_streams, prepare_streams
@@ -45,6 +46,13 @@ _VERBS = {
     "doctor": ("doctor", "doctor"),
     "glossary": ("glossary", "glossary"),
 }
+# Short spellings of commands of `opt-ops run` → the module and the function.
+_EVERY_DAY = {
+    "watch": ("run_watch", "watch"),
+    "explain": ("run", "explain"),
+    "logs": ("run_watch", "logs"),
+    "note": ("run_control", "note"),
+}
 _COMPLETE = "_OPT_OPS_COMPLETE"  # the shell's completion sets it to the name of the shell
 _UNICODE_HINT = "give it in the encoding of this locale, or set LC_ALL=C.UTF-8"
 _NEED_ALL = frozenset({"-h", "--help", "--install-completion", "--show-completion"})
@@ -54,6 +62,7 @@ def build(noun: str = "", verb: str = "") -> typer.Typer:
     """The command with all nouns and verbs; with a noun, only that one; with a verb too, only that one command."""
     app = typer.Typer(
         name="opt-ops",
+        cls=TopLevel,
         help="Supervise training runs: detect faults, recover by playbooks, prove the recovery, write the logbook.",
         no_args_is_help=False,
         pretty_exceptions_enable=False,
@@ -67,6 +76,10 @@ def build(noun: str = "", verb: str = "") -> typer.Typer:
     for name, (module, attribute) in _VERBS.items():
         if noun in ("", name):
             app.command(name)(getattr(_module(module), attribute))
+    for name, (module, attribute) in _EVERY_DAY.items():
+        if noun in ("", name):
+            command = getattr(_module(module), attribute)
+            app.command(name, help=for_alias(command, "run", name))(command)
     return app
 
 
@@ -202,7 +215,7 @@ def _named_command() -> tuple[str, str]:
     elif not _NEED_ALL.intersection(words) and not any(_plain(words)):
         return "q", ""  # `opt-ops` alone prints the queue
     noun, verb, *_ = *_plain(words), "", ""
-    return (noun, verb) if noun in _NOUNS or noun in _VERBS else ("", "")
+    return (noun, verb) if noun in {*_NOUNS, *_VERBS, *_EVERY_DAY} else ("", "")
 
 
 def _plain(words: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 
 from opt_ops.cli import views
 from opt_ops.cli.explain_lines import explanation_lines
+from opt_ops.cli.help import RunCommands
 from opt_ops.cli.options import (
     FormatOption,
     HeaderOption,
@@ -34,7 +35,7 @@ from opt_ops.core.values import Driver
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
 
-app = typer.Typer(no_args_is_help=True, help="Start, watch, change and stop lineages and their runs.")
+app = typer.Typer(no_args_is_help=True, cls=RunCommands, help="Start, watch, change and stop lineages and their runs.")
 
 
 def queue(

@@ -424,14 +424,14 @@ COMMANDS = """
 alerts test, ckpt list, ckpt prune, ckpt verify, daemon ensure, daemon run, daemon status, daemon stop, daemon unit,
 data show,
 doctor, drill flip-bit, drill hang, drill kill-daemon, drill kill-node, drill kill-pair, drill kill-rank, drill lr,
-drill nan, drill slow-standby, drill xid, events,
+drill nan, drill slow-standby, drill xid, events, explain,
 glossary, init, ledger,
-logbook handover, logbook open, logbook render, logbook update, mlflow open, mlflow sync, node allow, node check,
-node exclude, node explain, node ledger, node list, playbook check, playbook list, playbook show, playbook try, q,
+logbook handover, logbook open, logbook render, logbook update, logs, mlflow open, mlflow sync, node allow, node check,
+node exclude, node explain, node ledger, node list, note, playbook check, playbook list, playbook show, playbook try, q,
 replay, run explain, run forecast,
 run hand-back, run list, run logs, run note, run pause, run recipes, run resume, run rollback,
 run set, run shadow, run show, run start, run stop, run suggest, run take-over, run watch, run watch-job, signals blame,
-signals replay, trainer check
+signals replay, trainer check, watch
 """
 
 
