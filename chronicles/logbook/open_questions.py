@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from chronicles.ledger.lemon_nodes import NOT_HELD
 from chronicles.logbook.entries.operators import halt_cause
-from chronicles.report.model import LineageReport
+from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import count, duration, full, short, uncapitalized, when
 from opt_ops.core.failures.classes import title
 from opt_ops.core.state.status import Status
@@ -31,6 +31,31 @@ def questions(report: LineageReport) -> list[str]:
     ]
 
 
+def for_operators(report: LineageReport) -> list[str]:
+    """Those of the questions that only a person can answer, for a handover."""
+    return [
+        *_halted(report),
+        *_capped(_unproven(report)),
+        *_capped(_undelivered_alerts(report)),
+        *_capped(_open_questions(report)),
+    ]
+
+
+def to_watch(report: LineageReport) -> list[str]:
+    """The other questions, for a handover."""
+    return [
+        *_capped(_open_incidents(report)),
+        *_unexplained(report),
+        *_capped(_lemons(report)),
+        *_capped(_nodes(report)),
+    ]
+
+
+def drill_mark(drill: str | None) -> str:
+    """Begins a sentence about something that a drill caused: `DRILL d003: `."""
+    return f"DRILL {drill}: " if drill else ""
+
+
 def _capped(found: Iterator[str]) -> list[str]:
     sentences = list(found)
     left = [f"{count(len(sentences) - _SHOWN, 'more line')} of this sort."] if len(sentences) > _SHOWN else []
@@ -39,31 +64,40 @@ def _capped(found: Iterator[str]) -> list[str]:
 
 def _halted(report: LineageReport) -> Iterator[str]:
     if report.status == Status.HALTED and report.halts:
-        yield f"Training is halted. {halt_cause(report, report.halts[-1])} What must change before it continues?"
+        halted = next((row for row in report.incidents if row.incident == report.halts[-1].incident), None)
+        mark = drill_mark(halted.drill if halted else None)
+        yield f"{mark}Training is halted. {halt_cause(report, report.halts[-1])} What must change before it continues?"
 
 
 def _open_incidents(report: LineageReport) -> Iterator[str]:
     for row in report.incidents:
         if row.closed is None:
-            decision = f"The decision is {row.action}, not proven yet" if row.action else "Nothing is decided yet"
+            action = row.action.replace("_", " ") if row.action else ""
+            decision = f"The decision is {action}, not proven yet" if action else "Nothing is decided yet"
             cause = full(short(row.cause), keep=row.nodes)
-            yield f"{row.incident} has been open since {when(row.opened)}: {cause} {decision}."
+            yield f"{drill_mark(row.drill)}{row.incident} has been open since {when(row.opened)}: {cause} {decision}."
 
 
 def _unproven(report: LineageReport) -> Iterator[str]:
     for row in report.incidents:
         if row.proven is False:
-            yield f"{row.incident} is NOT PROVEN: {full(short(str(row.proof.get('mismatch') or row.cause)))}"
+            why = full(short(str(row.proof.get("mismatch") or row.cause)))
+            yield f"{drill_mark(row.drill)}{row.incident} is NOT PROVEN: {why}"
 
 
 def _unexplained(report: LineageReport) -> Iterator[str]:
     corrected = {note.target for note in report.notes}
-    low = [row for row in report.incidents if row.confidence == "low" and row.incident not in corrected]
+    low = [row for row in report.incidents if _unknown(row) and row.incident not in corrected]
     for name, number in Counter(row.kind for row in low).most_common():
         if number >= _OFTEN:
             newest = [row.incident for row in low if row.kind == name][-1]
             what = f"{number} incidents of class {uncapitalized(title(name))}"
             yield f"{what} have no known cause. The newest is {newest}."
+
+
+def _unknown(row: IncidentReport) -> bool:
+    """Whether its cause is not known. That of a drill is."""
+    return row.confidence == "low" and row.drill is None
 
 
 def _lemons(report: LineageReport) -> Iterator[str]:

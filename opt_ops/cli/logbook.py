@@ -8,7 +8,7 @@ import re
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,10 +25,14 @@ from opt_ops.cli.options import (
 )
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.views import UNREADABLE, by_lineage, lineage_row
-from opt_ops.core.text import printable
 from opt_ops.errors import NotFound, Refused, Unavailable, UsageError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
+
+if TYPE_CHECKING:
+    from chronicles.logbook.notes.handover import Live
+    from opt_ops.core.decide.policy import Policy
+    from opt_ops.core.state.model import State
 
 logbook = typer.Typer(no_args_is_help=True, help="Draw and read the logbook.")
 mlflow = typer.Typer(no_args_is_help=True, help="Mirror lineages into MLflow, and serve its pages.")
@@ -64,7 +68,7 @@ def update(
       opt-ops logbook update 12 --at 56% --since 27%
     """
     from chronicles.kept_curve import kept_points
-    from chronicles.logbook.progress_notes import update as note
+    from chronicles.logbook.notes.update import update as note
     from chronicles.logbook.render import FOLDER
     from chronicles.record import load
 
@@ -101,20 +105,47 @@ def _share(text: str) -> float:
 def handover(
     identifier: IdArgument,
     hours: Annotated[float, typer.Option(min=0.1, help="Hours to report, up to now.")] = 12.0,
+    output: FormatOption = Format.TABLE,
 ) -> None:
-    """Print a note for the next shift: progress, open findings, what to watch, what was done in the last hours.
+    """Print a note for the next shift: what needs it, what comes tonight, what was done in the last hours.
+
+    Notes and reasons are quoted. Whatever a drill caused says DRILL.
 
     Example: opt-ops logbook handover 12 --hours 8
     """
-    from chronicles.logbook.progress_notes import handover as note
+    from chronicles.logbook.notes import handover as note
+    from chronicles.logbook.notes.handover_text import handover_text
     from chronicles.record import load
 
     path = lineage_folder(identifier)
     record = load(path)
-    row = lineage_row(path, record.state, watch_now())
-    if row["shown"] != row["state"]:
-        print(printable(f"**{row['shown']}**: {row['reason']}") + "\n")
-    print(note(record, hours, settings.config.ledger), end="")
+    found = note.handover(record, hours, settings.config.ledger, _live(path, record.state), _policy())
+    if output in (Format.JSON, Format.JSONL):
+        show("opt-ops/handover/1", [note.row(found)], [Column("LINEAGE", "lineage")], output)
+    else:
+        print(handover_text(found), end="")
+
+
+def _live(path: Path, state: State) -> Live:
+    """What is known of a lineage beyond its journal and telemetry."""
+    from chronicles.logbook.notes.handover import Live
+
+    watch = watch_now()
+    row = lineage_row(path, state, watch)
+    sign = watch.over(path.name).sign
+    return Live(
+        now=watch.now,
+        status=row["shown"],
+        why=row["reason"],
+        watched=row["watched"],
+        watcher=sign.name if sign else "",
+    )
+
+
+def _policy() -> Policy:
+    from opt_ops import playbook_loader
+
+    return playbook_loader.load(settings.config.playbooks or playbook_loader.folder())[0]
 
 
 @logbook.command("open")

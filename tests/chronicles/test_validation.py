@@ -11,7 +11,7 @@ import pytest
 from chronicles.logbook.drawing import figure
 from chronicles.logbook.drawing.curves import letter, validation
 from chronicles.logbook.front_page import KeyFigure, front_page
-from chronicles.logbook.progress_notes import update
+from chronicles.logbook.notes.update import update
 from chronicles.logbook.render import render
 from chronicles.mlflow_mirror import content
 from chronicles.record import LineageRecord, load

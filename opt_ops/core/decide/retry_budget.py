@@ -120,10 +120,65 @@ def actions_spent(
     earlier: list[tuple[Incident, int]], now: float, here: int, hours: float, refill_steps: int | None
 ) -> int:
     """How many of them still count: within the last `hours`, and training has not come `refill_steps` past them."""
-    return sum(
-        now - other.opened_at <= hours * 3600 and (refill_steps is None or here <= step + refill_steps)
+    return len(_still_counting(earlier, now, here, hours, refill_steps))
+
+
+def _still_counting(
+    earlier: list[tuple[Incident, int]], now: float, here: int, hours: float, refill_steps: int | None
+) -> list[Incident]:
+    return [
+        other
         for other, step in earlier
-    )
+        if now - other.opened_at <= hours * 3600 and (refill_steps is None or here <= step + refill_steps)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLeft:
+    """What is left of a retry budget that was spent from.
+
+    Attributes:
+        playbook: Its name; `all playbooks` for the budget that they share.
+        kind: The failure class that spent it; empty for the shared one.
+        left: How many actions are left.
+        of: How many there are when nothing is spent.
+        until: When the oldest action stops counting, in seconds since the epoch.
+    """
+
+    playbook: str
+    kind: str
+    left: int
+    of: int
+    until: float
+
+
+def budgets_left(state: State, policy: Policy, now: float) -> list[BudgetLeft]:
+    """Every retry budget from which actions still count, at the newest step; the one with the fewest left first."""
+    counted = [
+        (incident, failure_step(state, incident))
+        for incident in state.incidents.values()
+        if spends_budget(incident) and not incident.replaces_ranks
+    ]
+    here = (state.attempt.last_step or 0) if state.attempt else 0
+    found: list[BudgetLeft] = []
+    for kind in dict.fromkeys(incident.kind for incident, _ in counted):
+        if (playbook := policy.playbooks.get(kind)) is not None:
+            budget = playbook.budget
+            of_kind = [item for item in counted if item[0].kind == kind]
+            spent = _still_counting(of_kind, now, here, budget.hours, budget.refill_steps)
+            found += _left(playbook.name, kind, budget.actions, budget.hours, spent)
+    limits = policy.limits
+    overall = [item for item in counted if _spends_overall(item[0])]
+    spent = _still_counting(overall, now, here, limits.hours, limits.refill_steps)
+    found += _left("all playbooks", "", limits.actions, limits.hours, spent)
+    return sorted(found, key=lambda each: (each.left, each.playbook))
+
+
+def _left(playbook: str, kind: str, of: int, hours: float, spent: list[Incident]) -> list[BudgetLeft]:
+    if not spent:
+        return []
+    until = min(incident.opened_at for incident in spent) + hours * 3600
+    return [BudgetLeft(playbook, kind, max(0, of - len(spent)), of, until)]
 
 
 def rollback_point(state: State, run: str, onset: int, margin: int) -> tuple[KnownCheckpoint | None, str]:

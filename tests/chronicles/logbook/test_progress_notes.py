@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from chronicles.logbook.progress_notes import handover, moment_of, update
+from chronicles.logbook.notes.handover import handover
+from chronicles.logbook.notes.handover_text import handover_text
+from chronicles.logbook.notes.update import moment_of, update
 from chronicles.record import LineageRecord, load, until
 from chronicles.report.build import build
-from opt_ops.core import events as e
-from opt_ops.core.values import Severity, Tier, Verdict
 from tests.chronicles.eventful import eventful
 from tests.chronicles.logbook.test_injection import HOSTILE, hostile
 from tests.chronicles.logbook.test_logbook import crowded
@@ -56,45 +56,10 @@ def test_more_than_is_trained_is_refused(told: Told):
         update(load(told.folder), 0.5, 0.0)
 
 
-def test_a_hand_over_says_what_is_open_what_to_watch_and_what_was_done(told: Told):
-    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 120)
-    told.save("12.00", 100)
-    told.see(e.NoteAdded(request="a", author="ann", target="12.00", text="this is old"), seconds=1)
-    told.now += 7200
-    told.train("12.00-a0", 121, 130)
-    told.see(
-        e.SignalRaised(
-            signal="gradient_norm",
-            tier=Tier.ALERT,
-            attempt="12.00-a0",
-            step=125,
-            onset_step=120,
-            at=told.now,
-            rule="r",
-            evidence={},
-        ),
-        e.NodeJudged(node="n3", host="n3", verdict=Verdict.SUSPECT, reason="ecc_rising", source="NVML", at=told.now),
-        e.AlertIntended(alert="x", severity=Severity.PAGE, title="look", body="b"),
-        e.AlertSettled(alert="x", delivered=False, why="HTTP 503"),
-        e.NoteAdded(request="b", author="bob", target="12.00", text="Is n3 next?"),
-    )
-    incident = told.incident("hang", "no step for 40 s", "12.00-a0", 130)
-    text = handover(load(told.folder), hours=1)
-    assert f"- {incident} has been open since" in text
-    assert "- An alert was not delivered: Look. HTTP 503." in text
-    assert "- bob asks about 12.00: Is n3 next?" in text
-    assert "- 2 nodes in use, 1 spare." in text
-    assert "- The newest good checkpoint is that of step 100, 30 steps back." in text
-    assert "- 1 alert without an action: gradient norm." in text
-    assert "- n3 is suspect: ecc rising." in text
-    assert "incident open: no step for 40 s" in text.partition("## The last")[2]
-    assert "[ann\\]" not in text, "two hours old"
-
-
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nobody_elses_markup_gets_through(tmp_path: Path, text: str):
     record = load(hostile(tmp_path / "12", text).folder)
-    for note in (handover(record, hours=100), update(record, 0.05, 0.0)):
+    for note in (handover_text(handover(record, hours=100)), update(record, 0.05, 0.0)):
         assert not re.search(r"(?<!\\)(?:<script|<img|\]\(javascript:)|\x1b|\n# heading", note)
 
 

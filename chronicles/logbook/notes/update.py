@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 
 from chronicles.kept_curve import kept_points
 from chronicles.ledger.summary import LedgerSummary
@@ -16,8 +15,6 @@ from chronicles.logbook.entries.build import entries
 from chronicles.logbook.entries.entry import LogEntry
 from chronicles.logbook.front_page import (
     interrupted,
-    known_status,
-    lead,
     recovered_in_place,
     seconds_left,
     times,
@@ -32,9 +29,7 @@ from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import count, duration, hours, minute, names, percent, short, uncapitalized, whole
 from opt_ops.config import Rates
 from opt_ops.core.failures.classes import title
-from opt_ops.core.state.model import State
-from opt_ops.core.state.status import Status
-from opt_ops.core.values import Action, Tier, Verdict
+from opt_ops.core.values import Action
 
 _LISTED = 12  # entries that a progress note lists one by one
 _CAUSES = 4  # of lost time
@@ -208,86 +203,4 @@ def _questions(now: LineageReport) -> Iterator[str]:
     yield "## Open"
     yield ""
     yield from [f"- {plain(question)}" for question in questions(now)] or ["Nothing."]
-    yield ""
-
-
-# ---- the handover ----
-
-
-def handover(record: LineageRecord, hours: float = 12.0, rates: Rates | None = None) -> str:
-    """Write the handover to the next shift: status, open questions, what to watch, and the last hours' log."""
-    now = build(record, rates)
-    as_of = record.as_of or 0.0
-    since = as_of - timedelta(hours=hours).total_seconds()
-    log = [entry for entry in reversed(entries(record, now)) if entry.ts >= since]
-    parts = [
-        [f"# Lineage {plain(record.lineage)}: handover, {minute(as_of)}", ""],
-        [f"**{known_status(now)}.** {plain(lead(now))}", ""],
-        _questions(now),
-        _watch(record, now, as_of, since),
-        _log(log, hours),
-    ]
-    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
-
-
-def _watch(record: LineageRecord, now: LineageReport, as_of: float, since: float) -> Iterator[str]:
-    yield "## To watch"
-    yield ""
-    found = [*_nodes(record.state, as_of), *_weights(record.state, now), *_alerts(record, since), *_suspects(now)]
-    yield from [f"- {plain(sentence)}" for sentence in found] or ["Nothing."]
-    yield ""
-
-
-def _nodes(state: State, as_of: float) -> Iterator[str]:
-    if state.ended:
-        return
-    attempt = state.attempt
-    if attempt is not None and attempt.live and attempt.nodes:
-        excluded = {node.name for node in state.nodes.values() if node.excluded_by}
-        spare = state.held.keys() - set(attempt.nodes) - excluded
-        yield f"{count(len(attempt.nodes), 'node')} in use, {count(len(spare), 'spare')}."
-    for allocation in state.live_allocations:
-        if allocation.ends_at is not None and allocation.ends_at - as_of < _DAY:
-            yield f"Job {allocation.job} reaches its time limit at {minute(allocation.ends_at)}."
-        elif allocation.pending:
-            yield f"Job {allocation.job} waits in the queue for {count(allocation.wanted, 'node')}."
-
-
-def _weights(state: State, now: LineageReport) -> Iterator[str]:
-    good = [row for row in now.checkpoints if row.verified and row.healthy]
-    if good and not state.ended:
-        step = good[-1].step
-        behind = count(max(0, now.step - step), "step")
-        yield f"The newest good checkpoint is that of step {whole(step)}, {behind} back."
-    refused = [row.step for row in now.checkpoints if row.verified is False]
-    if refused:
-        yield f"{count(len(refused), 'checkpoint')} refused as damaged, the newest at step {whole(refused[-1])}."
-    scale = now.runs[-1].lr_scale if now.runs else 1.0
-    if scale != 1 and state.status is not Status.COMPLETED:
-        changes = count(len(now.runs) - 1, "change")
-        yield f"The learning rate is the schedule's × {scale:.3g}, after {changes}."
-
-
-def _alerts(record: LineageRecord, since: float) -> Iterator[str]:
-    alerts = Counter(
-        signal.signal for signal in record.state.signals.values() if signal.tier is Tier.ALERT and signal.at >= since
-    )
-    for name, number in alerts.most_common():
-        yield f"{count(number, 'alert')} without an action: {uncapitalized(title(name))}."
-
-
-def _suspects(now: LineageReport) -> Iterator[str]:
-    for node in now.nodes:
-        if node.verdict == Verdict.SUSPECT and not node.excluded_by:
-            yield f"{node.node} is suspect: {node.reason.replace('_', ' ')}."
-
-
-def _log(log: Sequence[LogEntry], hours: float) -> Iterator[str]:
-    yield f"## The last {hours:g} hours"
-    yield ""
-    for entry in log:
-        cost = next((fact.text for fact in entry.facts if fact.label == "Cost"), "")
-        yield f"- {plain(f'{entry.heading}. {cost}'.rstrip())}"
-    if not log:
-        yield "Nothing happened."
     yield ""
