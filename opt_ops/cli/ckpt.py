@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from opt_ops.cli.options import (
+    ChangedIdArgument,
     DryRunOption,
     FormatOption,
     HeaderOption,
@@ -115,7 +116,7 @@ def verify(
 
 @app.command()
 def prune(
-    identifier: IdArgument,
+    identifier: ChangedIdArgument,
     keep: Annotated[int, typer.Option(min=2, help="Number of newest good checkpoints to keep.")] = 3,
     yes: YesOption = False,
     dry_run: DryRunOption = False,

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.options import IdArgument, Lineage, RequestOptions, complete_node, find_lineage, with_request_options
+from opt_ops.cli.options import (
+    ChangedIdArgument,
+    Lineage,
+    RequestOptions,
+    complete_node,
+    find_lineage,
+    split_id,
+    with_request_options,
+)
 from opt_ops.cli.requests import PendingRequest
 from opt_ops.core.values import Fault
 
@@ -46,7 +54,7 @@ InStepOption = Annotated[
 @app.command("kill-rank")
 @with_request_options()
 def kill_rank(
-    identifier: IdArgument, options: RequestOptions, rank: RankOption = None, in_step: InStepOption = None
+    identifier: ChangedIdArgument, options: RequestOptions, rank: RankOption = None, in_step: InStepOption = None
 ) -> None:
     """Kill a rank of the running attempt with SIGKILL. If a standby is ready, only that rank is replaced.
 
@@ -65,22 +73,24 @@ def kill_rank(
 @app.command("kill-node")
 @with_request_options()
 def kill_node(
-    identifier: IdArgument,
+    identifier: ChangedIdArgument,
     options: RequestOptions,
     node: Annotated[
-        str, typer.Argument(metavar="NODE", help="A node on which ranks run.", autocompletion=complete_node)
-    ],
+        str | None,
+        typer.Argument(metavar="NODE", help="A node on which ranks run.", autocompletion=complete_node),
+    ] = None,
 ) -> None:
     """Kill all ranks of a node with SIGKILL. The node itself stays. If a standby is ready, a spare takes its place.
 
     Example: opt-ops drill kill-node 12 n2
     """
+    identifier, node = split_id(identifier, node, "opt-ops drill kill-node 12 n2", quiet=options.quiet)
     _inject(find_lineage(identifier), Fault.KILL_NODE, {"node": node}, f"Kill all ranks on {node}?", options)
 
 
 @app.command("kill-pair")
 @with_request_options()
-def kill_pair(identifier: IdArgument, options: RequestOptions, rank: RankOption = None) -> None:
+def kill_pair(identifier: ChangedIdArgument, options: RequestOptions, rank: RankOption = None) -> None:
     """Kill a rank and the rank that keeps its copy. No copy of its state is left, so all ranks are restarted.
 
     Example: opt-ops drill kill-pair 12 --rank 0
@@ -92,7 +102,7 @@ def kill_pair(identifier: IdArgument, options: RequestOptions, rank: RankOption 
 @app.command("slow-standby")
 @with_request_options()
 def slow_standby(
-    identifier: IdArgument,
+    identifier: ChangedIdArgument,
     options: RequestOptions,
     seconds: Annotated[
         float, typer.Option(min=0.1, max=_MOST_SECONDS, help="How long each of them waits before it joins.")
@@ -110,7 +120,7 @@ def slow_standby(
 
 @app.command()
 @with_request_options()
-def hang(identifier: IdArgument, options: RequestOptions, rank: RankOption = None) -> None:
+def hang(identifier: ChangedIdArgument, options: RequestOptions, rank: RankOption = None) -> None:
     """Stop a rank of the running attempt with SIGSTOP. It does not end, and never joins the next collective.
 
     If a standby is ready, and the rank alone does not answer, only it is replaced.
@@ -122,7 +132,7 @@ def hang(identifier: IdArgument, options: RequestOptions, rank: RankOption = Non
 
 @app.command("flip-bit")
 @with_request_options()
-def flip_bit(identifier: IdArgument, options: RequestOptions, rank: RankOption = None) -> None:
+def flip_bit(identifier: ChangedIdArgument, options: RequestOptions, rank: RankOption = None) -> None:
     """Flip a bit in the weights of a rank of the running attempt: silent data corruption.
 
     The ranks compare checksums right after it. With checksum_every=0 they compare nothing, and no bit is flipped.
@@ -136,7 +146,7 @@ def flip_bit(identifier: IdArgument, options: RequestOptions, rank: RankOption =
 @app.command()
 @with_request_options()
 def xid(
-    identifier: IdArgument,
+    identifier: ChangedIdArgument,
     options: RequestOptions,
     node: Annotated[str, typer.Option(help="A node that the lineage holds.", autocompletion=complete_node)],
     code: Annotated[int, typer.Option("--xid", min=1, help="The Xid that its kernel log shows.")] = 79,
@@ -153,7 +163,7 @@ def xid(
 @app.command()
 @with_request_options()
 def lr(
-    identifier: IdArgument,
+    identifier: ChangedIdArgument,
     options: RequestOptions,
     factor: Annotated[float, typer.Option(min=1.0, max=_MOST_FACTOR, help="Factor on the learning rate.")] = 40.0,
     updates: Annotated[int, typer.Option(min=1, max=_MOST_UPDATES, help="Number of updates.")] = 30,
@@ -175,7 +185,7 @@ def lr(
 @app.command()
 @with_request_options()
 def nan(
-    identifier: IdArgument,
+    identifier: ChangedIdArgument,
     options: RequestOptions,
     from_step: Annotated[int, typer.Option(min=0, help="First step at which it may come. [default: now]")] = 0,
 ) -> None:
@@ -194,7 +204,7 @@ def nan(
 
 @app.command("kill-daemon")
 @with_request_options()
-def kill_daemon(identifier: IdArgument, options: RequestOptions) -> None:
+def kill_daemon(identifier: ChangedIdArgument, options: RequestOptions) -> None:
     """Kill the daemon with SIGKILL. Something else must start it again.
 
     Example: opt-ops drill kill-daemon 12

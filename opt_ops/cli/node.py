@@ -8,9 +8,9 @@ import typer
 
 from opt_ops.cli import node_check, node_ledger
 from opt_ops.cli.options import (
+    ChangedIdArgument,
     FormatOption,
     HeaderOption,
-    IdArgument,
     Lineage,
     ReasonOption,
     RequestOptions,
@@ -19,8 +19,9 @@ from opt_ops.cli.options import (
     find_lineage,
     leave_if_unreadable,
     lineage_folder,
-    newest_lineage,
+    no_lineage,
     settings,
+    split_id,
     watch_now,
     with_request_options,
 )
@@ -40,7 +41,9 @@ app = typer.Typer(no_args_is_help=True, help="Show, test, exclude and allow node
 app.command(cls=node_check.Plugin)(node_check.check)
 app.command()(node_ledger.ledger)
 
-NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Name of the node.", autocompletion=complete_node)]
+NodeArgument = Annotated[
+    str | None, typer.Argument(metavar="NODE", help="Name of the node.", autocompletion=complete_node)
+]
 
 _COLUMNS = [
     Column("NODE", "node"),
@@ -60,7 +63,12 @@ _COLUMNS = [
 @app.command("list")
 def list_(
     identifier: Annotated[
-        str, typer.Argument(metavar="[ID]", help="Lineage. [default: the newest]", autocompletion=complete_id)
+        str,
+        typer.Argument(
+            metavar="[ID]",
+            help="Lineage. [default: the newest that lives, else the newest]",
+            autocompletion=complete_id,
+        ),
     ] = "",
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
@@ -79,7 +87,12 @@ def list_(
     else:
         folders = lineages.folders(settings.config.runs)
         readable, unreadable = by_lineage(folders, lambda path: Lineage(path, lineages.state(path)))
-        lineage = newest_lineage() if not readable and not unreadable else readable[-1] if readable else None
+        living = [each for each in readable if not each.state.ended]
+        lineage = next(iter([*living[-1:], *readable[-1:]]), None)
+        if lineage is not None:
+            say(f"lineage {lineage.name}")
+        elif not unreadable:
+            raise no_lineage()
     watch = watch_now()
     rows = _rows(lineage, watch) if lineage is not None else []
     rows += [
@@ -175,7 +188,10 @@ def explain(
 @app.command()
 @with_request_options()
 def exclude(
-    identifier: IdArgument, name: NodeArgument, options: RequestOptions, reason: ReasonOption = "excluded by hand"
+    identifier: ChangedIdArgument,
+    options: RequestOptions,
+    name: NodeArgument = None,
+    reason: ReasonOption = "excluded by hand",
 ) -> None:
     """Exclude a node: no attempt of the lineage starts there, and Slurm drains it where that is permitted.
 
@@ -183,6 +199,7 @@ def exclude(
 
     Example: opt-ops node exclude 12 n031 --reason "fan"
     """
+    identifier, name = split_id(identifier, name, "opt-ops node exclude 12 n031", quiet=options.quiet)
     request = PendingRequest(find_lineage(identifier), "exclude", {"node": name, "reason": reason}, options)
     request.send(f"Exclude {name}, and drain it?")
 
@@ -190,9 +207,9 @@ def exclude(
 @app.command()
 @with_request_options()
 def allow(
-    identifier: IdArgument,
-    name: NodeArgument,
+    identifier: ChangedIdArgument,
     options: RequestOptions,
+    name: NodeArgument = None,
     reason: ReasonOption = "allowed by hand",
     retest: Annotated[
         bool, typer.Option("--retest", help="Read its health and burn it in first; refuse unless it is healthy.")
@@ -206,6 +223,7 @@ def allow(
       opt-ops node allow 12 n031 --reason "GPU 3 was exchanged"
       opt-ops node allow 12 n031 --retest
     """
+    identifier, name = split_id(identifier, name, "opt-ops node allow 12 n031", quiet=options.quiet)
     path = lineage_folder(identifier)
     entries = lineages.entries(path)
     lineage = Lineage(path, replay(entries))

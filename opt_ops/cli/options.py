@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -16,6 +17,7 @@ import typer
 from opt_ops.cli.output import Format, say
 from opt_ops.config import Config, load
 from opt_ops.core.events import KINDS
+from opt_ops.core.names import lineage_of
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import parse_planned
 from opt_ops.errors import NotFound, OptOpsError, UsageError
@@ -85,12 +87,44 @@ def complete_kind(incomplete: str) -> list[str]:
     return [kind for kind in sorted(KINDS) if kind.startswith(incomplete)]
 
 
+def _or_newest(context: typer.Context, given: str) -> str:
+    return _or_default(context, given, changes=False)
+
+
+def _or_default(context: typer.Context, given: str, changes: bool) -> str:
+    if given or context.resilient_parsing:
+        return given
+    return default_lineage(quiet=bool(context.params.get("quiet")), changes=changes)
+
+
+def _or_only_one(context: typer.Context, given: str) -> str:
+    return _or_default(context, given, changes=True)
+
+
+_ID = "Lineage 12, run 12.01, attempt 12.01-a3 or incident 12-i003."
 IdArgument = Annotated[
     str,
     typer.Argument(
-        metavar="ID", help="Lineage 12, run 12.01, attempt 12.01-a3 or incident 12-i003.", autocompletion=complete_id
+        metavar="[ID]",
+        help=f"{_ID} [default: the newest that lives, else the newest]",
+        default_factory=str,
+        show_default=False,
+        callback=_or_newest,
+        autocompletion=complete_id,
     ),
 ]
+ChangedIdArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[ID]",
+        help=f"{_ID} [default: the only one that lives]",
+        default_factory=str,
+        show_default=False,
+        callback=_or_only_one,
+        autocompletion=complete_id,
+    ),
+]
+"""Of commands that change something: if several lineages live, they do not guess."""
 OptionalIdArgument = Annotated[
     str,
     typer.Argument(metavar="[ID]", help="Lineage. [default: all of them]", autocompletion=complete_id),
@@ -255,16 +289,60 @@ def lineage_folder(identifier: str) -> Path:
     return lineages.folder(settings.config.runs, identifier)
 
 
-def newest_lineage() -> Lineage:
-    """The lineage that a command means when its ID is omitted.
+def no_lineage() -> NotFound:
+    """The error of a command that needs a lineage where there is none."""
+    return NotFound(f"there is no lineage in {settings.config.runs}", "opt-ops run start opt-tiny")
+
+
+def default_lineage(*, quiet: bool = False, changes: bool = False) -> str:
+    """The lineage that a command means when its ID is omitted: the newest that lives, else the newest.
+
+    It is named on stderr. A lineage that cannot be read counts as one that does not live.
+
+    Args:
+        quiet: Do not name it.
+        changes: The command changes something, so it must not guess among several that live.
 
     Raises:
         NotFound: there is none.
+        UsageError: several live, and the command changes something.
     """
     found = lineages.folders(settings.config.runs)
     if not found:
-        raise NotFound(f"there is no lineage in {settings.config.runs}", "opt-ops run start opt-tiny")
-    return Lineage(found[-1], lineages.state(found[-1]))
+        raise no_lineage()
+    living: list[str] = []
+    for path in reversed(found):
+        with suppress(OptOpsError):
+            living += [] if lineages.state(path).ended else [path.name]
+        if living and not changes:
+            break
+    if len(living) > 1:
+        names = f"{', '.join(living[:0:-1])} and {living[0]}"
+        raise UsageError(f"{'two' if len(living) == 2 else len(living)} live: {names}; name one", "opt-ops q")
+    name = (living or [found[-1].name])[0]
+    say(f"lineage {name}", quiet)
+    return name
+
+
+def split_id(identifier: str, after: str | None, example: str, *, quiet: bool = False) -> tuple[str, str]:
+    """The ID and the argument after it. If one argument is given, it is the latter.
+
+    Args:
+        identifier: The first argument.
+        after: The second one, if it was given.
+        example: The command with both, for the error.
+        quiet: Do not name the lineage on stderr.
+
+    Raises:
+        UsageError: only an ID was given, or several lineages live.
+    """
+    if after is not None:
+        return identifier, after
+    try:
+        lineage_of(identifier)
+    except ValueError:
+        return default_lineage(quiet=quiet, changes=True), identifier
+    raise UsageError(f"nothing follows the ID {identifier}", f"for example {example}")
 
 
 def require_known(identifier: str, lineage: Lineage) -> None:

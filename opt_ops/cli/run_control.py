@@ -10,16 +10,18 @@ import typer
 
 from opt_ops.cli import run, views
 from opt_ops.cli.options import (
-    IdArgument,
+    ChangedIdArgument,
     Lineage,
     PlannedOption,
     ReasonOption,
     RequestOptions,
     complete_step,
+    default_lineage,
     find_lineage,
     require_known,
     require_planned,
     settings,
+    split_id,
     with_request_options,
 )
 from opt_ops.cli.output import say
@@ -35,7 +37,7 @@ _SHORT = {"clip": "optim.clip_norm", "weight_decay": "optim.weight_decay", "beta
 @run.app.command()
 @with_request_options()
 def pause(
-    identifier: IdArgument,
+    identifier: ChangedIdArgument,
     options: RequestOptions,
     reason: ReasonOption = "paused by hand",
     keep_nodes: Annotated[bool, typer.Option("--keep-nodes", help="Do not release the nodes.")] = False,
@@ -51,7 +53,7 @@ def pause(
 
 @run.app.command()
 @with_request_options()
-def resume(identifier: IdArgument, options: RequestOptions, reason: ReasonOption = "resumed by hand") -> None:
+def resume(identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonOption = "resumed by hand") -> None:
     """Resume training after a pause or a halt; in advisory mode, start the next attempt.
 
     Earlier failures no longer count against the retry budgets.
@@ -64,7 +66,7 @@ def resume(identifier: IdArgument, options: RequestOptions, reason: ReasonOption
 
 @run.app.command()
 @with_request_options()
-def stop(identifier: IdArgument, options: RequestOptions, reason: ReasonOption = "stopped by hand") -> None:
+def stop(identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonOption = "stopped by hand") -> None:
     """Stop a lineage for good: end its ranks and release its nodes. Its checkpoints stay.
 
     Example: opt-ops run stop 12 --reason "wrong tokenizer"
@@ -82,9 +84,11 @@ def stop(identifier: IdArgument, options: RequestOptions, reason: ReasonOption =
 @run.app.command()
 @with_request_options("yes", "dry_run")
 def note(
-    identifier: IdArgument,
-    text: Annotated[str, typer.Argument(help="What you saw or think.")],
+    identifier: ChangedIdArgument,
     options: RequestOptions,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="What you saw or think. Without ID, the only argument.")
+    ] = None,
     correction: Annotated[
         bool, typer.Option("--correction", help="The logbook is wrong there; the note is right.")
     ] = False,
@@ -94,11 +98,12 @@ def note(
     A note on an incident (12-i003) or on another entry (12-e57, as in its link) appears below it. The entry stays.
 
     Examples:
-      opt-ops run note 12.01 "data shard 17 was new here"
+      opt-ops run note "data shard 17 was new here"
       opt-ops run note 12-i003 "it was the switch, not the GPU" --correction
     """
+    identifier, text = split_id(identifier, text, 'opt-ops note 12 "the switch was exchanged"', quiet=options.quiet)
     if not text.strip():
-        raise UsageError("the note is empty", "opt-ops run note -h has examples")
+        raise UsageError("an empty note says nothing", 'for example opt-ops note "the switch was exchanged"')
     lineage = find_lineage(identifier)
     require_known(identifier, lineage)
     arguments = {"target": identifier, "text": text, "correction": correction}
@@ -109,7 +114,7 @@ def note(
 @run.app.command()
 @with_request_options()
 def rollback(
-    identifier: IdArgument,
+    identifier: ChangedIdArgument,
     options: RequestOptions,
     to: Annotated[
         int | None,
@@ -158,7 +163,7 @@ def rollback(
 @run.app.command("set")
 @with_request_options()
 def set_(
-    identifier: IdArgument,
+    identifier: ChangedIdArgument,
     options: RequestOptions,
     changes: Annotated[
         list[str] | None,
@@ -178,6 +183,8 @@ def set_(
       opt-ops run set 12 lr=6e-5 clip=0.5
       opt-ops run set 12 --planned 48000:stage-b --reason "the data team switches the mix"
     """
+    if "=" in identifier:  # the ID was left out
+        changes, identifier = [identifier, *(changes or [])], default_lineage(quiet=options.quiet, changes=True)
     arguments: dict[str, Any] = {"reason": reason, "settings": [], "planned": require_planned(planned)}
     if not changes:
         _declare(find_lineage(identifier), arguments, options)
@@ -218,7 +225,9 @@ def _number(change: str, value: str) -> float:
 
 @run.app.command("take-over")
 @with_request_options()
-def take_over(identifier: IdArgument, options: RequestOptions, reason: ReasonOption = "an operator acts") -> None:
+def take_over(
+    identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonOption = "an operator acts"
+) -> None:
     """Switch to advisory mode: the daemon reports what it would do, and acts on requests only.
 
     Example: opt-ops run take-over 12 --reason "trying a new NCCL"
@@ -230,7 +239,9 @@ def take_over(identifier: IdArgument, options: RequestOptions, reason: ReasonOpt
 
 @run.app.command("hand-back")
 @with_request_options()
-def hand_back(identifier: IdArgument, options: RequestOptions, reason: ReasonOption = "the daemon acts again") -> None:
+def hand_back(
+    identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonOption = "the daemon acts again"
+) -> None:
     """End advisory mode: the daemon acts on its own decisions again.
 
     Example: opt-ops run hand-back 12

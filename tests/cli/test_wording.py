@@ -63,8 +63,8 @@ def test_events_have_no_spelling_of_pythons_and_rungs_begin_with_1(site: Path):
     [
         (["events", "12", "--kind", "checkpoint_sen"], 2, "did you mean checkpoint_seen"),
         (["events", "12", "--kind", "foo"], 2, "next: the kinds: afterthought_added, "),
-        (["run", "note", "12", ""], 2, "the note is empty"),
-        (["run", "note", "12", " \n"], 2, "the note is empty"),
+        (["run", "note", "12", ""], 2, "an empty note says nothing"),
+        (["run", "note", "12", " \n"], 2, "an empty note says nothing"),
         (["drill", "lr", "12", "--factor", "inf", "--dry-run"], 2, "Invalid value for '--factor'"),
         (["drill", "lr", "12", "--factor", "nan", "--dry-run"], 2, "Invalid value for '--factor'"),
         (["run", "rollback", "12", "--lr-scale", "nan", "--dry-run"], 2, "--lr-scale nan: not a finite number"),
