@@ -65,7 +65,7 @@ def logbook(report: LineageReport, front: FrontPage, story: Story, curves: Seque
     return page.render(
         report=report,
         front=front,
-        entries=[entry for told in reversed(story.entries) for entry in reversed(told.entries)],
+        entries=story.evidence,
         css=Markup(css),  # noqa: S704  (ours)
         script=Markup(script),  # noqa: S704  (ours)
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",

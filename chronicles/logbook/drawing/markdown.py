@@ -20,7 +20,7 @@ from opt_ops.core.text import printable
 
 def logbook(report: LineageReport, front: FrontPage, story: Story) -> str:
     """The whole file."""
-    entries = [entry for told in reversed(story.entries) for entry in reversed(told.entries)]
+    entries = story.evidence
     headings = [_heading(entry) for entry in entries]
     parts = [
         _name(report),

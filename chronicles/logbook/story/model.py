@@ -95,3 +95,9 @@ class Story:
     entries: tuple[StoryEntry, ...]  # oldest first
     strategies: tuple[Strategy, ...]
     afterthoughts: tuple[Afterthought, ...]
+
+    @property
+    def evidence(self) -> list[LogEntry]:
+        """All entries of the evidence, newest first."""
+        known = [entry for told in reversed(self.entries) for entry in reversed(told.entries)]
+        return sorted(known, key=lambda entry: -entry.ts)

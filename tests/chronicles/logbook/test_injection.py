@@ -15,9 +15,8 @@ from chronicles.logbook.drawing.markdown import code, plain, quote
 from chronicles.logbook.entries.entry import Change, LogEntry
 from chronicles.logbook.front_page import front_page
 from chronicles.logbook.render import render
-from chronicles.logbook.story.fold import single
-from chronicles.logbook.story.model import Story
-from chronicles.record import load
+from chronicles.logbook.story.model import Fold, Story, StoryEntry
+from chronicles.record import Moment, load
 from chronicles.report.build import build
 from opt_ops.core import events as e
 from opt_ops.core.values import (
@@ -268,9 +267,23 @@ def test_what_changed_cannot_end_its_block():
     entry = LogEntry(
         anchor="e1", ts=0.0, author="ann", run="1.00", title="x", changes=(Change("nodes", "n1\n```\n# h", "n2"),)
     )
+    story_entry = StoryEntry(
+        anchor="e1",
+        begin=Moment(0.0),
+        end=Moment(0.0),
+        rule=Fold.SINGLE,
+        title="x",
+        large=True,
+        first=False,
+        worst=False,
+        steps_lost=None,
+        seconds_down=None,
+        members=("e1",),
+        entries=(entry,),
+    )
     markdown = md.logbook(
         report,
         front_page(report, None),
-        Story(summary=(), words=0, entries=(single(entry),), strategies=(), afterthoughts=()),
+        Story(summary=(), words=0, entries=(story_entry,), strategies=(), afterthoughts=()),
     )
     assert "```diff\n- nodes: n1 ``` # h\n+ nodes: n2\n```\n" in markdown

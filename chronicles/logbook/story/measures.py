@@ -1,0 +1,120 @@
+"""What each group of entries cost, and how it compares with those before: first, worst, large."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from chronicles.logbook.story.groups import Group
+from chronicles.logbook.story.items import Item
+from chronicles.logbook.story.stops import Stops
+
+_WORSE = 1.5  # times the worst one before: less is no news
+_LONG = 600.0  # seconds of standstill that are always told
+_UNUSUAL = 2.0  # times the median standstill of its class
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """Of a group of entries."""
+
+    kind: str  # the class that it counts as
+    steps_lost: int | None
+    seconds_down: float | None
+    first: bool
+    worst: bool
+    unusual: bool  # a long standstill for its class
+    again: str | None  # a node of it that had failed before
+    large: bool
+
+
+def measured(groups: Sequence[Group], stops: Stops) -> list[Measure]:
+    """One for each group, in order. Every stop is counted in exactly one group."""
+    owners = _owners(groups, stops)
+    costs = [
+        _cost(group, [stops.all[stop] for stop, owner in owners.items() if owner == place])
+        for place, group in enumerate(groups)
+    ]
+    by_kind: dict[str, list[float]] = {}
+    for group, (_, seconds) in zip(groups, costs, strict=True):
+        if seconds:
+            by_kind.setdefault(kind_of(group), []).append(seconds)
+    usual = {kind: median(seconds) for kind, seconds in by_kind.items()}
+    found: list[Measure] = []
+    seen: dict[str, tuple[int, float]] = {}  # the worst so far
+    failed: set[str] = set()
+    for group, (steps, seconds) in zip(groups, costs, strict=True):
+        kind = kind_of(group)
+        before = seen.get(kind)
+        nodes = {node for item in group.items if item.row and item.row.is_failure for node in item.row.nodes}
+        again = next((node for node in sorted(nodes) if node in failed), None)
+        failed |= nodes
+        worst = before is not None and _is_worse(before, steps, seconds)
+        unusual = (seconds or 0.0) > min(_LONG, _UNUSUAL * usual.get(kind, _LONG))
+        plainly = any(item.is_plainly_large for item in group.items)
+        found.append(
+            Measure(
+                kind=kind,
+                steps_lost=steps,
+                seconds_down=seconds,
+                first=before is None,
+                worst=worst,
+                unusual=unusual,
+                again=again,
+                large=before is None or worst or unusual or again is not None or plainly,
+            )
+        )
+        old_steps, old_seconds = before or (0, 0.0)
+        seen[kind] = max(old_steps, steps or 0), max(old_seconds, seconds or 0.0)
+    return found
+
+
+def kind_of(group: Group) -> str:
+    """The class that a group counts as: that of its gravest entry, which is the one it is told by."""
+    lead = leading(group.items)
+    if lead.is_spare:
+        return f"{lead.failure} on a spare"
+    return f"{lead.failure} alert" if lead.is_alert else lead.failure
+
+
+def leading(items: Sequence[Item]) -> Item:
+    """The entry that a group is told by: a change of settings, a halt, else the one that began it."""
+    for grave in (
+        lambda item: item.changes_settings,
+        lambda item: item.is_halt,
+        lambda item: item.row is not None and item.stop is not None,
+    ):
+        found = next((item for item in items if grave(item)), None)
+        if found is not None:
+            return found
+    return next((item for item in items if item.row is not None), items[0])
+
+
+def _is_worse(before: tuple[int, float], steps: int | None, seconds: float | None) -> bool:
+    worst_steps, worst_seconds = before
+    return bool(
+        (worst_seconds and (seconds or 0.0) >= _WORSE * worst_seconds)
+        or (worst_steps and (steps or 0) >= _WORSE * worst_steps and (steps or 0) - worst_steps >= 10)
+    )
+
+
+def _owners(groups: Sequence[Group], stops: Stops) -> dict[int, int]:
+    """By stop, the group that it is counted in: the one with its first entry, else the newest before its end."""
+    owners: dict[int, int] = {}
+    for incidents_only in (True, False):
+        for place, group in enumerate(groups):
+            for item in group.items:
+                if item.stop is not None and (item.row is not None or not incidents_only):
+                    owners.setdefault(item.stop, place)
+    for number, stop in enumerate(stops.all):
+        if number not in owners and groups:
+            owners[number] = max((place for place, group in enumerate(groups) if group.ts <= stop.end), default=0)
+    return owners
+
+
+def _cost(group: Group, stops: Sequence) -> tuple[int | None, float | None]:
+    if stops:
+        return sum(stop.steps_discarded for stop in stops), sum(stop.seconds for stop in stops)
+    harmless = any(item.row is not None and item.row.closed is not None for item in group.items)
+    return (0, 0.0) if harmless else (None, None)
