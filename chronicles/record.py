@@ -67,10 +67,10 @@ def load(folder: Path, *, telemetry: bool = True) -> LineageRecord:
     return _record(folder.name, entries, remarks, FileTrainer(folder).points)
 
 
-def until(record: LineageRecord, ts: float) -> LineageRecord:
-    """The record as it was at time `ts`, without what came later."""
+def until(record: LineageRecord, ts: float, more: Sequence[Entry] = ()) -> LineageRecord:
+    """The record as it was at time `ts`, without what came later, and with `more` entries after its last one."""
     known = {curve.attempt: [point for point in curve.points if point.ts <= ts] for curve in record.curves}
-    entries = [entry for entry in record.entries if entry.ts <= ts]
+    entries = [*(entry for entry in record.entries if entry.ts <= ts), *more]
     return _record(record.lineage, entries, record.remarks, lambda attempt: known[attempt])
 
 

@@ -56,6 +56,7 @@ def update(
     identifier: IdArgument,
     at: Annotated[str, typer.Option(help="Share of all steps, such as 27%. [default: what is trained]")] = "",
     since: Annotated[str, typer.Option(help="Share of the previous note. [default: the last one written]")] = "",
+    output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
     """Write a progress note: what has happened since the previous note. OPT-175B had notes at 10, 27 and 56 %.
@@ -68,7 +69,7 @@ def update(
       opt-ops logbook update 12 --at 56% --since 27%
     """
     from chronicles.kept_curve import kept_points
-    from chronicles.logbook.notes.update import update as note
+    from chronicles.logbook.notes import update as note
     from chronicles.logbook.render import FOLDER
     from chronicles.record import load
 
@@ -82,12 +83,16 @@ def update(
     if before >= share:
         raise UsageError(f"--since {100 * before:g}% is not before --at {100 * share:g}%", "give an earlier --since")
     try:
-        text = note(record, share, before, settings.config.ledger)
+        found = note.update(record, share, before, settings.config.ledger)
     except ValueError as error:
         raise Refused(str(error), f"opt-ops run show {path.name}") from error
     file = path / FOLDER / f"update-{100 * share:g}.md"
+    text = note.update_text(found)
     write_text(file, text)
-    print(text, end="")
+    if output in (Format.JSON, Format.JSONL):
+        show("opt-ops/update/1", [note.row(found)], [Column("LINEAGE", "lineage")], output)
+    else:
+        print(text, end="")
     say(f"Kept as {file}.", quiet)
 
 

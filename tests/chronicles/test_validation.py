@@ -11,7 +11,7 @@ import pytest
 from chronicles.logbook.drawing import figure
 from chronicles.logbook.drawing.curves import letter, validation
 from chronicles.logbook.front_page import KeyFigure, front_page
-from chronicles.logbook.notes.update import update
+from chronicles.logbook.notes.update import update, update_text
 from chronicles.logbook.render import render
 from chronicles.mlflow_mirror import content
 from chronicles.record import LineageRecord, load
@@ -110,9 +110,9 @@ def test_without_evaluation_nothing_is_said_of_it(told: Told):
 
 
 def test_a_progress_note_says_where_they_went(record: LineageRecord):
-    text = update(record, 0.9, 0.6)
+    text = update_text(update(record, 0.9, 0.6))
     assert "Loss on validation data: wiki 2.600 → 1.400, code 2.000 → 2.300 (lowest 2.000 after step 240)." in text
-    assert "wiki 3.800, code 2.400." in update(record, 0.3, 0.0), "of step 80: it was not finite after 120"
+    assert "wiki 3.800, code 2.400." in update_text(update(record, 0.3, 0.0)), "of step 80: it was not finite after 120"
 
 
 def line(step: int, **valid: float | None) -> dict[str, Any]:

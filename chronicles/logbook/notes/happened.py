@@ -140,7 +140,7 @@ def lines(found: Sequence[Happening]) -> Iterator[str]:
     """The list in Markdown: each with its time and author, the drill that caused it, and what a person wrote."""
     for each in found:
         at = moment(each.at).strftime("%-d %b %H:%M:%S")
-        author = "" if each.author == MACHINE else f"{plain(short(each.author, 40))}: "
-        yield f"- {at} · {plain(drill_mark(each.drill))}{author}{plain(each.text)}"
+        author = "" if each.author == MACHINE else f"{short(each.author, 40)}: "
+        yield f"- {at} · {plain(f'{drill_mark(each.drill)}{author}{each.text}')}"
         if each.quote:
             yield from (f"  {line}" for line in quote(f"“{each.quote}”"))
