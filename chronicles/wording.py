@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opt_ops.core import text as words
 from opt_ops.core.text import moment, printable
 from opt_ops.core.values import Fault
 
@@ -61,18 +62,7 @@ def when(ts: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """`4.6 s`, `46 s`, `4 min 10 s`, `3 h 12 min`, `2 d 4 h`; `–` for None."""
-    if seconds is None:
-        return "–"
-    if seconds < 0.05:
-        return "0 s" if seconds <= 0 else "< 0.1 s"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return "–" if seconds is None else words.duration(seconds)
 
 
 def count(number: int, noun: str) -> str:
@@ -184,5 +174,5 @@ def short(text: str, limit: int = 120) -> str:
 
 
 def uncapitalized(text: str) -> str:
-    """A title within a sentence: `Loss spike` → `loss spike`; `GPU fault` stays."""
+    """A title within a sentence: `Loss spike` → `loss spike`; `GPU error in a log` stays."""
     return text[:1].lower() + text[1:] if text[1:2].islower() else text

@@ -28,7 +28,7 @@ from opt_ops.cli.options import (
 )
 from opt_ops.cli.output import Column, Format, say, show, text, wrapped
 from opt_ops.config import FILE, locate
-from opt_ops.core.events import KINDS
+from opt_ops.core.events import KINDS, kind_of
 from opt_ops.core.state import in_place
 from opt_ops.core.text import printable
 from opt_ops.core.values import Driver
@@ -242,11 +242,12 @@ def events(
         _require_kind(name)
     path = lineage_folder(identifier)
     after = time.time() - _seconds(since) if since else 0.0
-    seen = 0
+    told = views.EventRows()
     while True:
-        rows = [views.event_row(entry) for entry in lineages.entries(path) if entry.seq > seen and entry.ts >= after]
-        seen = max([seen, *(row["seq"] for row in rows)])
-        rows = [row for row in rows if not kind or row["kind"] in kind]
+        entries = lineages.entries(path)
+        rows = told.of(entries, lambda entry: entry.ts >= after and (not kind or kind_of(entry.event) in kind))
+        if output is Format.WIDE:
+            rows = [views.with_fields(row) for row in rows]
         if rows or not follow or output is Format.JSON:
             show("opt-ops/events/1", rows, views.EVENT_COLUMNS, output, header=header)
         if not follow:

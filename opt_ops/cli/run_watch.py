@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,12 +17,12 @@ from opt_ops.cli.options import IdArgument, QuietOption, find_lineage, lineage_f
 from opt_ops.cli.output import say, text
 from opt_ops.cli.run import app
 from opt_ops.core.detect.point import Point
-from opt_ops.core.events import Entry
+from opt_ops.core.events import kind_of
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state import in_place
 from opt_ops.core.state.fold import replay
 from opt_ops.core.state.model import State
-from opt_ops.core.text import age, clock, printable
+from opt_ops.core.text import age, printable
 from opt_ops.errors import NotFound
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.fields import BadField
@@ -72,7 +72,7 @@ class _View:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state = State()
-        self._entries: Sequence[Entry] = ()
+        self._news: deque[dict[str, Any]] = deque(maxlen=_SHOWN)
         self._size = -1
         self._attempt = ""
         self._tail = Tail(path)
@@ -87,14 +87,16 @@ class _View:
 
         self._read()
         lines = [Text(printable(line)) for line in self._head(time.time())]
-        rows = [Text(printable(line), no_wrap=True, overflow="ellipsis") for line in self._news()]
+        rows = [Text(f"{row['ts'][11:19]}  {row['text']}", no_wrap=True, overflow="ellipsis") for row in self._news]
         return Group(*lines, Rule("OPEN"), *map(Text, self._open()), Rule("NEWEST"), *rows)
 
     def _read(self) -> None:
         size = sum(file.stat().st_size for file in (self.path / "journal").glob("*.jsonl"))
         if size != self._size:
-            self._size, self._entries = size, lineages.entries(self.path)
-            self.state = replay(self._entries)
+            self._size, entries = size, lineages.entries(self.path)
+            rows = views.EventRows()
+            self._news = deque(rows.of(entries, lambda entry: kind_of(entry.event) not in _QUIET), maxlen=_SHOWN)
+            self.state = replay(entries)
         attempt = self.state.attempt
         if attempt is not None and attempt.name != self._attempt:
             self._attempt = attempt.name
@@ -141,12 +143,6 @@ class _View:
     def _open(self) -> list[str]:
         found = views.findings(self.path, self.state, look(self.path.parent, time.time()))
         return [printable(f"{each['finding']}  {each['why']}") for each in found] or ["nothing is wrong"]
-
-    def _news(self) -> Iterator[str]:
-        rows = [views.event_row(entry) for entry in self._entries[-80:]]
-        told = [(row, entry) for row, entry in zip(rows, self._entries[-80:], strict=True) if row["kind"] not in _QUIET]
-        for row, entry in told[-_SHOWN:]:
-            yield f"{clock(entry.ts)}  {row['kind']}  {row['what']}"
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,14 +14,17 @@ from opt_ops.cli.standing import Finding, Newest, newest
 from opt_ops.core.codec import encode
 from opt_ops.core.decide.sizing import recommend
 from opt_ops.core.detect.point import Point
-from opt_ops.core.events import Entry
+from opt_ops.core.events import KINDS, Entry
 from opt_ops.core.names import attempt_folder, lineage_of
 from opt_ops.core.state import in_place
 from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_rows
 from opt_ops.core.state.queries import lr_scale, newest_good
+from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.text import age, iso
+from opt_ops.core.told import told
 from opt_ops.core.values import Driver
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import lineages
@@ -70,7 +73,13 @@ SUGGESTION_COLUMNS = [
     Column("SAVE EVERY", "interval"),
     Column("SPARES", "spares", right=True),
 ]
-EVENT_COLUMNS = [Column("SEQ", "seq", right=True), Column("TIME", "ts"), Column("KIND", "kind"), Column("WHAT", "what")]
+EVENT_COLUMNS = [
+    Column("SEQ", "seq", right=True),
+    Column("TIME", "ts"),
+    Column("KIND", "kind"),
+    Column("WHAT", "text"),
+    Column("FIELDS", "shown", wide=True),
+]
 
 
 _EVALUATION_BYTES = 2**20  # the last evaluation is searched in so many bytes: some thousand updates
@@ -92,9 +101,9 @@ def newest_evaluation(path: Path, attempt: Attempt | None) -> dict[str, Any] | N
     """Step and losses, by corpus, of the attempt's last evaluation; None if there is none near the end."""
     if attempt is None:
         return None
-    told = points(path / attempt_folder(attempt.name) / "telemetry.jsonl", _EVALUATION_BYTES)
-    found = [point for point in told if point.valid]
-    return {"step": found[-1].step, "losses": found[-1].valid} if found else None
+    found = points(path / attempt_folder(attempt.name) / "telemetry.jsonl", _EVALUATION_BYTES)
+    known = [point for point in found if point.valid]
+    return {"step": known[-1].step, "losses": known[-1].valid} if known else None
 
 
 def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
@@ -235,14 +244,50 @@ def concerns(incident: IncidentReport, identifier: str) -> bool:
     return identifier in (incident.incident, lineage_of(incident.incident), *attempts, *runs)
 
 
-def event_row(entry: Entry) -> dict[str, Any]:
-    """A journal entry as a row, with its fields, and a short text of them for tables."""
+def event_row(entry: Entry, known: State | None = None) -> dict[str, Any]:
+    """A journal entry as a row: its fields as they are, and the sentence that tells it.
+
+    Args:
+        entry: The entry.
+        known: The state before it.
+    """
     fields = encode(entry.event)
     kind = fields.pop("kind")
-    usual = {field.name: field.default for field in dataclasses.fields(entry.event)}
-    said = {key: value for key, value in fields.items() if value not in (None, "", [], {}) and value != usual[key]}
-    what = in_place.told(entry.event) or wording.values(said)
-    return {"seq": entry.seq, "epoch": entry.epoch, "ts": iso(entry.ts), "kind": kind, "fields": fields, "what": what}
+    text = told(entry.event, known)
+    row = {"seq": entry.seq, "epoch": entry.epoch, "ts": iso(entry.ts), "kind": kind, "fields": fields}
+    return row | {"text": text, "what": text}
+
+
+def with_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of an event with `key=value` of the fields that say something, for `-o wide`."""
+    usual = {field.name: field.default for field in dataclasses.fields(KINDS[row["kind"]])}
+    said = {
+        key: value for key, value in row["fields"].items() if value not in (None, "", [], {}) and value != usual[key]
+    }
+    return {**row, "shown": wording.pairs(said)}
+
+
+class EventRows:
+    """The rows of a journal's events, told with the state before each."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self._state: State | None = State()
+
+    def of(self, entries: Iterable[Entry], wanted: Callable[[Entry], bool]) -> list[dict[str, Any]]:
+        """The rows of the entries that are wanted. Entries that were given before are passed over."""
+        rows: list[dict[str, Any]] = []
+        for entry in entries:
+            if entry.seq <= self.seq:
+                continue
+            self.seq = entry.seq
+            if wanted(entry):
+                rows.append(event_row(entry, self._state))
+            try:
+                self._state = fold(self._state, entry) if self._state is not None else None
+            except IllegalTransition:  # a journal of another version: told without the state, never not at all
+                self._state = None
+        return rows
 
 
 def lost_if_stopped(path: Path, state: State) -> int:

@@ -15,6 +15,12 @@ def values(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value(name, given)}" for name, given in fields.items()) or "-"
 
 
+def pairs(fields: Mapping[str, Any]) -> str:
+    """`key=value` with blanks between; a value with blanks in it stands in quotation marks. `-` for none."""
+    shown = ((name, value(name, given)) for name, given in fields.items())
+    return " ".join(f"{name}=“{text}”" if " " in text else f"{name}={text}" for name, text in shown) or "-"
+
+
 def value(name: str, given: Any) -> str:
     """A value for people: a time as a time, a list without brackets, a record as its own names and values."""
     if given is None or given == "":

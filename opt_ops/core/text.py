@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -79,6 +80,22 @@ def age(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def duration(seconds: float) -> str:
+    """`4.6 s`, `46 s`, `4 min 10 s`, `3 h 12 min`, `2 d 4 h`; `?` for what is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 0.05:
+        return "0 s" if seconds <= 0 else "< 0.1 s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def number_spans(numbers: Iterable[int]) -> str:

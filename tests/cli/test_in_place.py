@@ -34,7 +34,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Lived:
     [
         (
             e.MembersIntended(attempt="12.00-a0", generation=2, nodes=("n1", "n3"), new=(1,), incident=None),
-            "12.00-a0 goes on as generation 2 on n1 and n3: rank 1 starts, all others stay",
+            "12.00-a0 goes on as generation 2 on n1, n3: rank 1 starts, all others stay",
         ),
         (
             e.MembersIntended(attempt="1.00-a0", generation=3, nodes=("n",) * 124, new=(8, 9, 10), incident=None),
@@ -54,7 +54,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Lived:
     ids=["intended", "many-nodes", "joined", "failed", "ready", "not-ready"],
 )
 def test_an_event_is_a_sentence(event: e.Event, sentence: str):
-    assert views.event_row(Entry(seq=1, epoch=1, ts=0.0, event=event))["what"] == sentence
+    assert views.event_row(Entry(seq=1, epoch=1, ts=0.0, event=event))["text"] == sentence
 
 
 def test_a_lineage_shows_its_generation_and_its_standbys(told: Lived):

@@ -51,9 +51,14 @@ def test_no_value_is_spelled_as_python_spells_it(fields: Mapping[str, object]):
 def test_events_have_no_spelling_of_pythons_and_rungs_begin_with_1(site: Path):
     said = opt_ops(site, "events", "12").stdout
     assert not any(sign in said for sign in ("{", "}", "[", "]", "None", "True", "False"))
-    assert "rung 1, " in said
+    assert "12-i000: back to step 300, learning rate × 0.75 (loss spike, rung 1)" in said
     assert "rung 0" not in said
-    assert "checkpoint step 300 of run 12.00" in said
+    assert "next run 12.01 from step 300, learning rate × 0.75 (12-i000)" in said
+    wide = opt_ops(site, "events", "12", "-o", "wide").stdout
+    assert "learning rate × 0.75 (loss spike, rung 1)\tincident=12-i000 playbook=loss_spike" in wide
+    assert not any(sign in wide for sign in ("{", "}", "[", "]", "None", "True", "False"))
+    rows = json.loads(opt_ops(site, "events", "12", "-o", "json").stdout)["items"]
+    assert [row["text"] for row in rows] == [line.split("\t")[3] for line in said.splitlines()[1:]]
     watched = opt_ops(site, "run", "watch", "12").stdout
     assert not any(sign in watched for sign in ("{", "}", "[", "]", "None", "True", "False"))
 

@@ -6,6 +6,7 @@ A failure class says what was seen (`loss_spike`); a cause says why. The words a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -23,6 +24,21 @@ class Cause(StrEnum):
     BATCH_SIZE = "batch_size"  # the batch changed
     PLANNED_CHANGE = "planned_change"  # another loss, stage or mix of data: nothing is wrong
     NONE = "none"  # it heals by itself
+
+
+CAUSES: Mapping[Cause, str] = {
+    Cause.BAD_RESTORE: "weights or data were not restored as they were saved",
+    Cause.UNPLANNED_LR: "the learning rate left its schedule",
+    Cause.BAD_DATA: "bad data",
+    Cause.LR_TOO_HIGH: "the learning rate is too high",
+    Cause.BETA2: "beta2 is too slow",
+    Cause.FP16_SCALE: "the loss scale does not recover",
+    Cause.CORRUPTED_WEIGHTS: "corrupted weights",
+    Cause.BATCH_SIZE: "the batch size changed",
+    Cause.PLANNED_CHANGE: "a planned change",
+    Cause.NONE: "nothing, it heals by itself",
+}
+"""Causes in words, within a sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

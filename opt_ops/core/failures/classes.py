@@ -230,7 +230,7 @@ ROWS: Mapping[FailureClass, FailureRow] = {
         playbook="undeclared_change",
     ),
     FailureClass.BAD_GPU: FailureRow(
-        title="GPU fault",
+        title="Bad GPU",
         domain=Domain.HARDWARE,
         confidence=grounds.always(Confidence.HIGH, "the driver or the kernel reports it"),
         blames=Blames.NODE_AND_GPU,

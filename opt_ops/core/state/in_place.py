@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from opt_ops.contract.replacing import CAPABILITY
-from opt_ops.core import events as e
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt, Members
 from opt_ops.core.state.model import Incident, State
@@ -68,27 +67,6 @@ def in_sentences(state: State, incident: Incident, span: Span = _seconds) -> str
         return " ".join(_recovered(attempt, incident, found, replacements(state, incident)[0], span))
     why = incident.fell_back or (incident.decision.not_in_place if incident.decision else None)
     return " ".join(_fell_back(state, attempt, incident, why)) if why else ""
-
-
-def told(event: e.Event) -> str | None:
-    """An event about a replacement in one sentence; None for other events."""
-    match event:
-        case e.MembersIntended():
-            where = f" on {_listed(event.nodes)}" if len(event.nodes) <= _NAMED else ""
-            return (
-                f"{event.attempt} goes on as generation {event.generation}{where}: "
-                f"{ranks(event.new)} {_be(event.new, 'starts', 'start')}, all others stay"
-            )
-        case e.MembersJoined():
-            again = f", {_steps(event.repeated)} made again" if event.repeated else ""
-            kept = f", {event.kept} processes are the same" if event.kept is not None else ""
-            return f"all ranks of {event.attempt}, generation {event.generation}, hold step {event.step:,}{again}{kept}"
-        case e.MembersFailed():
-            return f"generation {event.generation} of {event.attempt} was given up: {event.why}"
-        case e.StandbySeen():
-            return f"{event.node}: {standby(event.ready)}"
-        case _:
-            return None
 
 
 def standby(ready: int) -> str:

@@ -401,7 +401,7 @@ def test_the_worst_nodes_are_those_of_the_ledger_of_nodes(report: LineageReport,
     (bad_gpu,) = (each for each in report.incidents if each.kind == "bad_gpu")
     assert (row.last, row.node_hours_lost) == (bad_gpu.incident, bad_gpu.node_hours_lost)
     (shown,) = front_page(report, None).lemons
-    assert shown.what == "GPU fault"
+    assert shown.what == "Bad GPU"
 
 
 def test_every_incident_says_how_sure_its_cause_is(report: LineageReport):

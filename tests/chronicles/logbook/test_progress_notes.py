@@ -40,7 +40,7 @@ def test_a_note_tells_what_has_happened_since_the_one_before(record: LineageReco
 
 def test_a_note_about_an_earlier_moment_knows_no_more_than_then(record: LineageRecord):
     text = update_text(update(record, 0.27, 0.0))
-    assert "3 incidents: hang × 2, GPU fault." in text
+    assert "3 incidents: hang × 2, bad GPU." in text
     assert "12-i002 has been open since" in text, "it was proven later"
     assert "No operator was needed." in text
 
@@ -70,7 +70,7 @@ def test_nobody_elses_markup_gets_through(tmp_path: Path, text: str):
 def test_a_note_counts_once_what_one_attempt_answers(told: Told):
     crowded(told).train("12.00-a1", 61, 80)
     text = update_text(update(load(told.folder), 0.2, 0.0))
-    assert "33 incidents, 2 of which interrupted training: GPU fault × 31, node without heartbeat, loss spike." in text
+    assert "33 incidents, 2 of which interrupted training: bad GPU × 31, node without heartbeat, loss spike." in text
     assert " 50 steps discarded, " in text
 
 
