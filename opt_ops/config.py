@@ -174,6 +174,9 @@ class Rates(_Table):
     ideal_step_seconds: Annotated[float | None, _number(1e-6, _DAY)] = None  # default: of the fastest 5 % of steps
     pue: Annotated[float, _number(1, 100)] = 1.0  # kWh of the site (hosts, network, cooling) for each kWh of its GPUs
     kg_co2e_per_kwh: Annotated[float | None, _number(0, 1000)] = None
+    factor_source: _Text | None = None  # of that factor, such as "EPA eGRID2023, SRMV"
+    factor_year: Annotated[int | None, Field(ge=1990, le=2100)] = None
+    gpu_tdp_watts: Annotated[float | None, _number(1, 10_000)] = None  # of one GPU, for the conventional carbon figure
     cost_per_kwh: Annotated[float | None, _number(0, 1e9)] = None
     cost_per_node_hour: Annotated[float | None, _number(0, 1e9)] = None
     currency: _Text = "USD"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from chronicles.ledger.by_cause import SpentOnKind, by_kind, cost, drill_node_hours, emissions, held, kwh_of, metered
+from chronicles.ledger.conventional import Conventional, conventional
+from chronicles.ledger.people import People, people
 from chronicles.ledger.wall_clock import Ledger, Stage, TimePhase, ledger
 from chronicles.operators import halts
 from chronicles.record import LineageRecord
@@ -14,9 +17,8 @@ from opt_ops.core import events as e
 from opt_ops.core.failures.classes import Domain, Nature, nature, row
 from opt_ops.core.state.in_place import joined
 from opt_ops.core.state.model import Incident, State
-from opt_ops.core.values import HOLDING, Action, AllocationStatus, Severity
+from opt_ops.core.values import Action, Severity
 
-_JOULES_PER_KWH = 3.6e6
 _FLAT = {"flat": True}  # in JSON its fields stand beside the others
 
 
@@ -38,6 +40,10 @@ class LostToKind:
     drills: int
     seconds: float
     seconds_by_stage: Mapping[Stage, float]
+    node_hours: float | None
+    kwh: float | None
+    tco2e: float | None
+    cost: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +83,15 @@ class EnergyAndCost:
 
     node_hours: float | None
     node_hours_lost: float | None
+    node_hours_of_drills: float
+    gpu_hours: float | None
     gpu_kwh: float | None
     metered_seconds: float
     kwh: float | None
     tco2e: float | None
     cost: float | None
     currency: str
+    conventional: Conventional | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +116,8 @@ class LedgerSummary:
     restarts: Restarts = field(metadata=_FLAT)
     involvement: HumanInvolvement = field(metadata=_FLAT)
     resources: EnergyAndCost = field(metadata=_FLAT)
+    people: People = field(metadata=_FLAT)
+    by_cause: tuple[SpentOnKind, ...]  # the whole wall clock, kept training included
 
 
 def summarize(record: LineageRecord, rates: Rates | None = None) -> LedgerSummary:
@@ -118,6 +129,7 @@ def summarize(record: LineageRecord, rates: Rates | None = None) -> LedgerSummar
     """
     rates = rates or Rates()
     book, state = ledger(record), record.state
+    spent = by_kind(record, book, rates)
     kept = book.steps_kept * (book.healthy_step_seconds or 0.0)
     return LedgerSummary(
         kept_steps=book.steps_kept,
@@ -136,17 +148,20 @@ def summarize(record: LineageRecord, rates: Rates | None = None) -> LedgerSummar
         share_of_ideal=book.share_of_ideal(rates.ideal_step_seconds),
         ettr=book.ettr,
         seconds_saving=book.seconds_saving,
-        lost_by_kind=_by_kind(book, state),
+        lost_by_kind=_by_kind(book, state, spent),
         seconds_by_stage={stage: sum(stages[stage] for stages in book.lost.values()) for stage in Stage},
         reliability=_reliability(record, book),
         restarts=_restarts(record),
         involvement=_human_involvement(record, book),
         resources=_energy_and_cost(record, book, rates),
+        people=people(record, (record.started or 0.0) + book.wall),
+        by_cause=spent,
     )
 
 
-def _by_kind(book: Ledger, state: State) -> tuple[LostToKind, ...]:
+def _by_kind(book: Ledger, state: State, spent: Sequence[SpentOnKind]) -> tuple[LostToKind, ...]:
     """Lost time by failure class or phase, the most expensive first."""
+    costs = {row.kind: row for row in spent}
     kinds: defaultdict[str, defaultdict[Stage, float]] = defaultdict(lambda: defaultdict(float))
     incidents: defaultdict[str, list[Incident]] = defaultdict(list)
     for incident in state.incidents.values():
@@ -162,6 +177,10 @@ def _by_kind(book: Ledger, state: State) -> tuple[LostToKind, ...]:
             drills=sum(incident.drill is not None for incident in incidents[kind]),
             seconds=sum(stages.values()),
             seconds_by_stage={stage: stages[stage] for stage in Stage},
+            node_hours=costs[kind].node_hours if kind in costs else None,
+            kwh=costs[kind].kwh if kind in costs else None,
+            tco2e=costs[kind].tco2e if kind in costs else None,
+            cost=costs[kind].cost if kind in costs else None,
         )
         for kind, stages in kinds.items()
         if any(stages.values()) or incidents[kind]
@@ -256,41 +275,32 @@ def _pages(record: LineageRecord, end: float) -> Iterator[tuple[float, float]]:
 
 
 def _energy_and_cost(record: LineageRecord, book: Ledger, rates: Rates) -> EnergyAndCost:
-    hours = _node_hours(record, (record.started or 0.0) + book.wall)
-    metered = [entry.event for entry in record.entries if isinstance(entry.event, e.EnergyMetered)]
-    gpu_kwh = sum(event.joules for event in metered) / _JOULES_PER_KWH if metered else None
+    nodes = held(record, (record.started or 0.0) + book.wall)
+    hours = None if nodes is None else sum(each.nodes * (each.end - each.begin) for each in nodes) / 3600
+    counted = metered(record)
+    gpu_kwh = kwh_of(sum(event.joules for event in counted), Rates()) if counted else None
     kwh = gpu_kwh * rates.pue if gpu_kwh is not None else None
-    prices = [(kwh, rates.cost_per_kwh), (hours, rates.cost_per_node_hour)]
-    costs = [amount * price for amount, price in prices if amount is not None and price is not None]
     share = book.phases[TimePhase.KEPT] / book.wall if book.wall else None
-    co2 = kwh * rates.kg_co2e_per_kwh / 1000 if kwh is not None and rates.kg_co2e_per_kwh is not None else None
+    gpu_hours = hours * _gpus_per_node(record.state) if hours is not None else None
     return EnergyAndCost(
         node_hours=hours,
         node_hours_lost=hours * (1 - share) if hours is not None and share is not None else None,
+        node_hours_of_drills=drill_node_hours(record, book),
+        gpu_hours=gpu_hours,
         gpu_kwh=gpu_kwh,
-        metered_seconds=sum(event.until - event.since for event in metered),
+        metered_seconds=sum(event.until - event.since for event in counted),
         kwh=kwh,
-        tco2e=co2,
-        cost=sum(costs) if costs else None,
+        tco2e=emissions(kwh, rates),
+        cost=cost(kwh, hours, rates),
         currency=rates.currency,
+        conventional=conventional(gpu_hours, rates),
     )
 
 
-def _node_hours(record: LineageRecord, end: float) -> float | None:
-    """Nodes held × hours, spares included, over all allocations; None where another launcher holds the nodes."""
-    if not record.state.allocations:
-        return None
-    seconds = 0.0
-    held: dict[str, tuple[float, int]] = {}
-    for entry in record.entries:
-        event = entry.event
-        if isinstance(event, e.AllocationChanged) and event.status is not AllocationStatus.UNKNOWN:
-            since, number = held.pop(event.allocation, (entry.ts, 0))
-            seconds += number * (entry.ts - since)
-            if event.status in HOLDING:
-                held[event.allocation] = (entry.ts, len(event.nodes))
-    seconds += sum(number * max(0.0, end - since) for since, number in held.values())
-    return seconds / 3600
+def _gpus_per_node(state: State) -> int:
+    """The GPUs that most nodes report; one for each rank where none reports any."""
+    reported = Counter(len(node.gpus) for node in state.nodes.values() if node.gpus)
+    return reported.most_common(1)[0][0] if reported else state.shape.ranks_per_node
 
 
 def node_hours_lost(state: State, summary: LedgerSummary) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from chronicles.ledger.legs import Leg, Pace, legs_of
 from chronicles.record import LineageRecord
@@ -47,6 +48,15 @@ class Stage(StrEnum):
 
 _STAGES = {TimePhase.QUEUED: Stage.QUEUEING, TimePhase.STARTING: Stage.LOADING}
 
+
+class Span(NamedTuple):
+    """A part of the wall clock, and what it was spent on: an incident or a phase."""
+
+    begin: float
+    end: float
+    cause: str
+
+
 Lost = defaultdict[str, defaultdict[Stage, float]]
 
 
@@ -61,6 +71,14 @@ class Ledger:
     healthy_step_seconds: float | None = None  # scheduled evaluation included, saves not
     bare_step_seconds: float | None = None  # of the fastest twentieth of the steps, without evaluation
     seconds_saving: float = 0.0  # that training waited for saves
+    spans: list[Span] = field(default_factory=list["Span"])  # the wall clock in order, without gaps
+
+    def spend(self, begin: float, end: float, phase: TimePhase, cause: str = "", stage: Stage | None = None) -> None:
+        """Count the time between two moments to a phase and, where it is lost, to a cause and a stage."""
+        self.phases[phase] += end - begin
+        if stage is not None:
+            self.lost[cause or phase][stage] += end - begin
+        self.spans.append(Span(begin, end, cause or phase))
 
     @property
     def wall(self) -> float:
@@ -107,7 +125,7 @@ def ledger(record: LineageRecord) -> Ledger:
         cause = _DowntimeCause(state, _cause_of_downtime(state, leg, before), before)
         if leg.reports:
             if leg.lost_at is not None and leg.incident is not None:  # the step in flight when ranks were lost
-                _add_discarded(book, cursor.to(min(leg.lost_at, leg.reports[0][1])), leg.incident)
+                _add_discarded(book, *cursor.to(min(leg.lost_at, leg.reports[0][1])), leg.incident)
             _add_downtime(book, cursor, leg.reports[0][1], cause, stepped)
             _add_training(book, cursor, leg, {each.name: each.incident for each in legs})
             paces += leg.paces
@@ -144,10 +162,10 @@ class _TimeCursor:
         self._statuses = [status for _, status in statuses]
         self.now, self.end = start, max(start, end)
 
-    def to(self, ts: float) -> float:
-        """Move to `ts`; return the seconds that were passed over."""
+    def to(self, ts: float) -> tuple[float, float]:
+        """Move to `ts`; return from when to when the time that was passed over lasted."""
         before, self.now = self.now, min(max(ts, self.now), self.end)
-        return self.now - before
+        return before, self.now
 
     def through(self, ts: float) -> Iterator[tuple[Status, float]]:
         """The time up to `ts` by status: (status, until when it lasted)."""
@@ -202,7 +220,7 @@ def _add_training(book: Ledger, cursor: _TimeCursor, progress: Leg, incidents: M
     kept = min(last, limit)
     applied = last - progress.not_applied
     if kept >= first:
-        book.phases[TimePhase.KEPT] += cursor.to(progress.at(min(kept, applied)))
+        book.spend(*cursor.to(progress.at(min(kept, applied))), TimePhase.KEPT)
         book.steps_kept += min(kept, applied) - first + 1
     book.seconds_saving += progress.saving
     book.steps_repeated += max(progress.unseen_repeated, applied - max(kept, first - 1))
@@ -210,13 +228,12 @@ def _add_training(book: Ledger, cursor: _TimeCursor, progress: Leg, incidents: M
     ends = [*(step for step, _ in bounds[1:]), last]
     for (begin, by), end in zip(bounds, ends, strict=False):
         if end > begin:
-            _add_discarded(book, cursor.to(progress.at(end)), incidents[by])
-    _add_discarded(book, cursor.to(progress.at(last)), None)  # not applied, and no attempt has followed
+            _add_discarded(book, *cursor.to(progress.at(end)), incidents[by])
+    _add_discarded(book, *cursor.to(progress.at(last)), None)  # not applied, and no attempt has followed
 
 
-def _add_discarded(book: Ledger, seconds: float, incident: str | None) -> None:
-    book.phases[TimePhase.LOST] += seconds
-    book.lost[incident or TimePhase.OTHER][Stage.REPEATING] += seconds
+def _add_discarded(book: Ledger, begin: float, end: float, incident: str | None) -> None:
+    book.spend(begin, end, TimePhase.LOST, incident or TimePhase.OTHER, Stage.REPEATING)
 
 
 def _add_downtime(book: Ledger, cursor: _TimeCursor, until: float, cause: _DowntimeCause, stepped: bool) -> None:
@@ -224,14 +241,10 @@ def _add_downtime(book: Ledger, cursor: _TimeCursor, until: float, cause: _Downt
     for status, end in cursor.through(until):
         phase = _phase(status, cause.incident, stepped)
         if phase is not TimePhase.RECOVERING or cause.incident is None:
-            seconds = cursor.to(end)
-            book.phases[phase] += seconds
-            book.lost[phase][_STAGES.get(phase, Stage.WAITING)] += seconds
+            book.spend(*cursor.to(end), phase, stage=_STAGES.get(phase, Stage.WAITING))
             continue
         for stage, stage_end in cause.stages(cursor.now, end):
-            seconds = cursor.to(stage_end)
-            book.phases[phase] += seconds
-            book.lost[cause.incident][stage] += seconds
+            book.spend(*cursor.to(stage_end), phase, cause.incident, stage)
 
 
 def _phase(status: Status, incident: str | None, stepped: bool) -> TimePhase:

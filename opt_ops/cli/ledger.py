@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opt_ops.cli import ledger_total
 from opt_ops.cli.options import (
     FormatOption,
     HeaderOption,
@@ -20,8 +22,12 @@ from opt_ops.cli.options import (
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.views import UNREADABLE, by_lineage
 from opt_ops.core.text import age
+from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
+
+if TYPE_CHECKING:
+    from chronicles.ledger.total import LedgerTotal
 
 _ROWS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEANING", "meaning", wide=True)]
 
@@ -34,33 +40,43 @@ def ledger(
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE", help="With --prometheus: write to this file, atomically.")
     ] = None,
+    total: Annotated[bool, typer.Option("--total", help="Print the sums over all lineages.")] = False,
+    since: Annotated[
+        str, typer.Option("--since", metavar="SPAN", help="With --total: lineages that ran within, such as 30d.")
+    ] = "",
+    names: Annotated[
+        bool, typer.Option("--names/--no-names", help="With --total: say who made how many requests.")
+    ] = True,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
     """Show goodput, ETTR, MTTR, MTBF, lost time by cause and stage, node-hours and energy of a lineage.
 
-    docs/ledger.md defines every number. Without ID, one line for each lineage. The exit code is 5 if one of them cannot
-    be read: its line has the reason.
+    docs/ledger.md defines every number. Without ID, one line for each lineage and one for all. The exit code is 5 if
+    one of them cannot be read: its line has the reason.
 
     Examples:
       opt-ops ledger 12
       opt-ops ledger 12 -o json
+      opt-ops ledger --total --since 30d
       opt-ops ledger --prometheus --write /var/lib/node_exporter/textfile/opt-ops.prom
     """
-    from chronicles.ledger.summary import summarize
+    from chronicles.ledger.total import account
+    from chronicles.ledger.total import total as sum_up
     from chronicles.record import load
     from chronicles.report.encode import encode
 
-    config = settings.config
-    folders = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
+    if total or since:
+        _total(identifier, since, names, output, header)
+        return
+    rates, runs = settings.config.ledger, settings.config.runs
+    folders = [lineage_folder(identifier)] if identifier else lineages.folders(runs)
     if identifier:  # an error is that of the command
-        done, unreadable = [(folders[0].name, summarize(load(folders[0], telemetry=False), config.ledger))], {}
+        done, unreadable = [(folders[0].name, account(load(folders[0], telemetry=False), rates))], {}
     else:
-        done, unreadable = by_lineage(
-            folders, lambda path: (path.name, summarize(load(path, telemetry=False), config.ledger))
-        )
-    summaries = dict(done)
+        done, unreadable = by_lineage(folders, lambda path: (path.name, account(load(path, telemetry=False), rates)))
+    summaries = {name: each.summary for name, each in done}
     if prometheus:
         from chronicles.ledger.prometheus import text
 
@@ -79,8 +95,40 @@ def ledger(
         listed += [{"lineage": name, "state": UNREADABLE, "reason": why} for name, why in unreadable.items()]
         columns = [*_LINEAGES, Column("REASON", "reason")] if unreadable else _LINEAGES
         listed.sort(key=lambda row: int(row["lineage"]))
+        if output in (Format.TABLE, Format.WIDE) and len(done) > 1:
+            listed.append(_all(sum_up([each for _, each in done], rates)))
         show("opt-ops/ledger/1", listed, columns, output, header=header)
     leave_if_unreadable(unreadable)
+
+
+def _total(identifier: str, since: str, names: bool, output: Format, header: bool) -> None:
+    from chronicles.ledger.total import account
+    from chronicles.ledger.total import total as sum_up
+    from chronicles.record import load
+    from chronicles.report.encode import encode
+
+    if identifier:
+        raise UsageError(f"--total sums over all lineages: leave out {identifier}")
+    rates = settings.config.ledger
+    begin = time.time() - ledger_total.seconds_of(since) if since else None
+    folders = lineages.folders(settings.config.runs)
+    done, unreadable = by_lineage(folders, lambda path: account(load(path, telemetry=False), rates))
+    item = encode(sum_up(done, rates, begin, names=names))
+    if output in (Format.TABLE, Format.WIDE):
+        ledger_total.tables(item, output, header)
+    else:
+        show("opt-ops/ledger-total/1", [item], [Column("LINEAGES", "lineages")], output, header=header)
+    leave_if_unreadable(unreadable)
+
+
+def _all(summed: LedgerTotal) -> dict[str, Any]:
+    """The last line of the table of lineages."""
+    return {
+        "lineage": "all",
+        "calls": summed.people.calls,
+        "node_hours": summed.all.node_hours,
+        "kwh": summed.all.kwh,
+    }
 
 
 _LINEAGES = [
@@ -148,6 +196,11 @@ def _told(row: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     yield "energy kWh", row["kwh"], "energy counters of the GPUs × PUE"
     yield "tCO2e", row["tco2e"], "energy × factor of the grid"
     yield f"cost {row['currency']}", row["cost"], "from the site's rates"
+    if (figure := row["conventional"]) is not None:
+        yield "conventional tCO2e", figure["tco2e"], f"GPU-hours × power × PUE; {ledger_total.factor(figure)}"
+    yield "people's time", age(row["person_seconds"]), "estimate: from the first request after a page to the last one"
+    yield "waited for people", age(row["seconds_waited"]), "from a page to its answer"
+    yield "requests", row["requests"], "of people, to steer"
 
 
 def _percent(share: float | None) -> str | None:

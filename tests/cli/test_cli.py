@@ -525,6 +525,10 @@ def test_the_ledger_for_people_programs_and_prometheus(site: Path, tmp_path: Pat
     assert "LOST TIME" in opt_ops(site, "ledger", "12").stdout
     value = json.loads(opt_ops(site, "ledger", "-o", "json").stdout)
     assert (value["schema"], value["items"][0]["lineage"]) == ("opt-ops/ledger/1", "12")
+    summed = json.loads(opt_ops(site, "ledger", "--total", "--since", "9999w", "-o", "json").stdout)
+    assert (summed["schema"], summed["items"][0]["lineages"]) == ("opt-ops/ledger-total/1", 1)
+    assert "conventional tCO2e" in opt_ops(site, "ledger", "--total").stdout
+    assert opt_ops(site, "ledger", "--total", "--since", "soon").returncode == 2
     file = tmp_path / "opt-ops.prom"
     assert opt_ops(site, "ledger", "--prometheus", "--write", str(file)).returncode == 0
     assert file.read_text() == opt_ops(site, "ledger", "12", "--prometheus").stdout

@@ -1,0 +1,120 @@
+"""`opt-ops ledger --total`: the sums over all lineages, for people."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from opt_ops.cli.output import Column, Format, show
+from opt_ops.core.failures.classes import title
+from opt_ops.core.text import age
+from opt_ops.errors import UsageError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+_ENDS = [
+    Column("LINEAGES THAT ARE", "end"),
+    Column("N", "lineages", right=True),
+    Column("NODE-HOURS", "node_hours", right=True),
+    Column("GPU-HOURS", "gpu_hours", right=True),
+    Column("KWH", "kwh", right=True),
+    Column("TCO2E", "tco2e", right=True),
+    Column("COST", "cost", right=True),
+    Column("STEPS KEPT", "steps_kept", right=True),
+    Column("TAKEN BACK", "steps_taken_back", right=True),
+]
+_CAUSES = [
+    Column("CAUSE", "what"),
+    Column("N", "incidents", right=True),
+    Column("TIME", "time", right=True),
+    Column("NODE-HOURS", "node_hours", right=True),
+    Column("KWH", "kwh", right=True),
+    Column("TCO2E", "tco2e", right=True),
+    Column("COST", "cost", right=True),
+    Column("NOT METERED", "unmetered", right=True, wide=True),
+]
+_FACTS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEANING", "meaning", wide=True)]
+
+
+def seconds_of(text: str) -> float:
+    """`30d`, `12h`, `10m` or `90s` in seconds.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if found is None:
+        raise UsageError(f"--since {text}: a number and one of s, m, h, d, w is wanted, such as 30d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def tables(item: Mapping[str, Any], output: Format, header: bool) -> None:
+    """Print the item of `opt-ops/ledger-total/1` as three tables."""
+    ends = [{"end": end, **_rounded(sums)} for end, sums in item["by_end"].items() if sums["lineages"]]
+    show("", [*ends, {"end": "all", **_rounded(item["all"])}], _ENDS, output, header=header)
+    causes = [
+        _rounded(row)
+        | {"what": title(row["kind"]), "time": age(row["seconds"]), "unmetered": age(row["unmetered_seconds"])}
+        for row in item["by_cause"]
+        if row["seconds"] or row["incidents"]
+    ]
+    if causes:
+        sys.stdout.write("\n")
+        show("", causes, _CAUSES, output, header=header)
+    sys.stdout.write("\n")
+    facts = [{"what": what, "value": value, "meaning": meaning} for what, value, meaning in _facts(item)]
+    show("", facts, _FACTS, output, header=header)
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """For people: whole numbers from 100 on, three places below."""
+    return {key: _short(value) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _short(value: float) -> float:
+    return round(value) if abs(value) >= 100 else round(value, 3)
+
+
+def _facts(item: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    yield "abandoned %", _percent(item["share_abandoned"]), "node-hours of halted and cancelled lineages"
+    yield "lost %", _percent(item["share_lost"]), "node-hours outside kept steps, of completed lineages"
+    yield "forks %", _percent(item["share_forks"]), "node-hours of forks"
+    yield "drills %", _percent(item["share_drills"]), "node-hours that drills cost"
+    people = item["people"]
+    yield "calls", people["calls"], "pages to on-call"
+    yield "waited for people", age(people["seconds_waited"]), "from a page to its answer"
+    yield (
+        "people's time",
+        age(people["person_seconds"]),
+        "estimate: from the first request after a page to the last one",
+    )
+    yield "requests", people["requests"], "of people, to steer"
+    for author, number in (people["by_author"] or {}).items():
+        yield f"  {author}", number, ""
+    yield "metered", age(item["measured"]["metered_seconds"]), "time that the GPUs' energy counters cover"
+    figure = item["conventional"]
+    if figure is None:
+        yield "conventional tCO2e", None, "set gpu_tdp_watts in [ledger]"
+        return
+    yield (
+        "conventional MWh",
+        _short(figure["kwh"] / 1000),
+        f"GPU-hours × {figure['tdp_watts']:g} W × PUE {figure['pue']:g}",
+    )
+    yield "conventional tCO2e", _rounded(figure)["tco2e"], factor(figure)
+    if figure["completed_only"] is not None:
+        yield "  completed only", _rounded(figure["completed_only"])["tco2e"], "as papers count"
+
+
+def factor(figure: Mapping[str, Any]) -> str:
+    """The factor of the grid with its source."""
+    if figure["kg_co2e_per_kwh"] is None:
+        return "set kg_co2e_per_kwh in [ledger]"
+    year = f", {figure['factor_year']}" if figure["factor_year"] else ""
+    return f"{figure['kg_co2e_per_kwh']:g} kg per kWh, {figure['factor_source'] or 'source not given'}{year}"
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.2f}"
