@@ -21,7 +21,9 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def test_the_recorded_lineage_gives_the_golden_report():
-    assert report_of(LINEAGE) == json.loads((GOLDEN / "report.json").read_text())
+    golden = json.loads((GOLDEN / "report.json").read_text())
+    del golden["story"]  # it is made of the logbook's entries
+    assert report_of(LINEAGE) == golden
 
 
 def test_a_rollback_is_proven_by_numbers():
