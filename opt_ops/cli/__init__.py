@@ -38,7 +38,7 @@ _NOUNS = {
     "trainer": ("trainer", "app", ()),
 }
 _VERBS = {
-    "q": ("run", "queue"),
+    "q": ("queue", "queue"),
     "events": ("run", "events"),
     "ledger": ("ledger", "ledger"),
     "replay": ("replay", "replay"),
@@ -114,7 +114,7 @@ def _root(
         print(__version__)
         raise typer.Exit
     if context.invoked_subcommand is None:
-        _module("run").queue()
+        _module("queue").queue()
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from threading import Event, Thread
 from typing import Any
@@ -28,13 +28,25 @@ class Format(StrEnum):
 
 
 class Column:
-    """A column of a table: heading, key of the value in a row, alignment, and whether it needs `-o wide`."""
+    """A column of a table: heading, key of the value in a row, alignment, and whether it needs `-o wide`.
 
-    def __init__(self, heading: str, key: str, *, wide: bool = False, right: bool = False) -> None:
+    `colour` gives the code of a cell's colour on a terminal (SGR of ECMA-48, such as 31), by its row; "" for none.
+    """
+
+    def __init__(
+        self,
+        heading: str,
+        key: str,
+        *,
+        wide: bool = False,
+        right: bool = False,
+        colour: Callable[[Mapping[str, Any]], str] | None = None,
+    ) -> None:
         self.heading = heading
         self.key = key
         self.wide = wide
         self.right = right
+        self.colour = colour
 
 
 def show(
@@ -74,15 +86,23 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], header:
         for line in [[column.heading for column in columns]] * header + cells:
             print("\t".join(line))
         return
-    for number, line in enumerate(laid_out(columns, cells, header, shutil.get_terminal_size().columns)):
-        heading = header and number == 0 and "NO_COLOR" not in os.environ
+    coloured = "NO_COLOR" not in os.environ
+    colours = [[column.colour(row) if column.colour and coloured else "" for column in columns] for row in rows]
+    for number, line in enumerate(laid_out(columns, cells, header, shutil.get_terminal_size().columns, colours)):
+        heading = header and number == 0 and coloured
         print(f"\x1b[1m{line}\x1b[0m" if heading else line)
 
 
 _LONG = 24  # characters: more than any number, name or state has
 
 
-def laid_out(columns: Sequence[Column], cells: Sequence[Sequence[str]], header: bool, width: int) -> Iterator[str]:
+def laid_out(
+    columns: Sequence[Column],
+    cells: Sequence[Sequence[str]],
+    header: bool,
+    width: int,
+    colours: Sequence[Sequence[str]] = (),
+) -> Iterator[str]:
     """The lines of a table for a terminal of `width` characters.
 
     No word is broken. If one long column fits when folded, it is folded; else long cells are printed below their row.
@@ -103,10 +123,17 @@ def laid_out(columns: Sequence[Column], cells: Sequence[Sequence[str]], header: 
     for number, line in enumerate(lines):
         for part in _folded(line, fold, widths):
             placed = (part[at].rjust(widths[at]) if columns[at].right else part[at].ljust(widths[at]) for at in shown)
-            yield gap.join(placed).rstrip()
+            codes = colours[number - header] if colours and number >= header else ()
+            yield gap.join(
+                _coloured(cell, codes[at] if codes else "") for at, cell in zip(shown, placed, strict=True)
+            ).rstrip()
         for at in range(len(columns)) if number >= header else ():
             if at not in shown and line[at] != "-":
                 yield from wrapped(f"    {columns[at].heading.lower()}: {line[at]}", 6, width)
+
+
+def _coloured(cell: str, code: str) -> str:
+    return f"\x1b[{code}m{cell}\x1b[0m" if code and cell.strip() else cell
 
 
 def _folded(line: Sequence[str], fold: int | None, widths: Sequence[int]) -> Iterator[Sequence[str]]:

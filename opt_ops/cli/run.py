@@ -1,11 +1,13 @@
-"""`opt-ops q`, `opt-ops events`, and the commands of `opt-ops run` that only read."""
+"""`opt-ops events`, and the commands of `opt-ops run` that only read."""
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -20,16 +22,15 @@ from opt_ops.cli.options import (
     QuietOption,
     complete_kind,
     find_lineage,
-    leave_if_unreadable,
     lineage_folder,
     require_known,
-    settings,
     watch_now,
 )
 from opt_ops.cli.output import Column, Format, say, show, text, wrapped
-from opt_ops.config import FILE, locate
+from opt_ops.cli.queue import queue
 from opt_ops.core.events import KINDS, kind_of
 from opt_ops.core.state import in_place
+from opt_ops.core.state.model import State
 from opt_ops.core.text import printable
 from opt_ops.core.values import Driver
 from opt_ops.errors import UsageError
@@ -38,57 +39,7 @@ from opt_ops.runfolder import lineages
 app = typer.Typer(no_args_is_help=True, cls=RunCommands, help="Start, watch, change and stop lineages and their runs.")
 
 
-def queue(
-    output: FormatOption = Format.TABLE,
-    header: HeaderOption = True,
-) -> None:
-    """List all lineages, one line each. STATE has a question mark where it cannot be trusted; REASON says why.
-
-    LAST STEP is the age of the newest step. The exit code is 5 if a lineage cannot be read: its row has the reason.
-
-    Example: opt-ops q -o wide
-    """
-    runs = settings.config.runs
-    rows = views.lineage_rows(lineages.folders(runs), watch_now())
-    columns = [
-        Column("LINEAGE", "lineage"),
-        Column("RUN", "run"),
-        Column("STATE", "shown"),
-        Column("JOB", "job"),
-        Column("NODES", "nodes", right=True),
-        Column("STEP", "progress", right=True),
-        Column("LOSS", "loss", right=True),
-        Column("LR", "lr", wide=True, right=True),
-        Column("WPS", "wps", wide=True, right=True),
-        Column("TFLOPS", "tflops", wide=True, right=True),
-        Column("CKPT", "checkpoint", right=True),
-        Column("RST", "restarts", right=True),
-        Column("GEN", "generation", wide=True, right=True),
-        Column("STANDBY", "standby", wide=True, right=True),
-        Column("SINCE", "age", right=True),
-        Column("LAST STEP", "step_age", right=True),
-        Column("REASON", "reason"),
-    ]
-    show("opt-ops/run-list/1", rows, columns, output, header=header)
-    if not rows:
-        say(f"There is no lineage yet. opt-ops looked in {runs.absolute()}, {_from()}.")
-        say("  next: opt-ops run start opt-tiny, or name another configuration with -c")
-    leave_if_unreadable({row["lineage"]: row["reason"] for row in rows if row["state"] == views.UNREADABLE})
-
-
-def _from() -> str:
-    """Where the runs folder is named."""
-    file = locate(settings.config_path)
-    return f"as {file} says" if file else f"because there is no {FILE} here"
-
-
-@app.command("list")
-def list_(output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
-    """List all lineages, one line each, as `opt-ops q` does.
-
-    Example: opt-ops run list -o json
-    """
-    queue(output, header)
+app.command("list")(queue)
 
 
 @app.command()
@@ -141,13 +92,33 @@ def show_(
     path = lineage_folder(identifier)
     record = load(path, telemetry=False)
     require_known(identifier, Lineage(path, record.state))
-    view = views.lineage_view(path, record.state, [*map(incident_row, incidents(record))], watch_now())
+    watch = watch_now()
+    view = views.lineage_view(path, record.state, [*map(incident_row, incidents(record))], watch)
     if output in (Format.JSON, Format.JSONL):
         show("opt-ops/run/1", [view], [], output)
         return
+    _head(path, record.state, view)
+    print("\nRUNS")
+    show("", view["runs"], views.RUN_COLUMNS, output)
+    print("\nATTEMPTS")
+    show("", view["attempts"], views.ATTEMPT_COLUMNS, output)
+    if view["planned"]:
+        print("\nPLANNED CHANGES")
+        show("", view["planned"], views.PLANNED_COLUMNS, output)
+    if view["incidents"]:
+        print("\nINCIDENTS")
+        show("", view["incidents"], views.INCIDENT_COLUMNS, output)
+    unwatched = watch.over(path.name) if view["lineage"]["watched"] is False else None
+    if unwatched:
+        say(printable(unwatched.why), quiet)
+    say(f"  next: {unwatched.next if unwatched else f'opt-ops explain {identifier}'}", quiet)
+
+
+def _head(path: Path, state: State, view: Mapping[str, Any]) -> None:
+    """Print what is known of the lineage as a whole."""
     row = view["lineage"]
     print(printable(f"lineage {row['lineage']}  {row['shown']}  {row['reason']}".rstrip()))
-    if record.state.driver is Driver.SHADOW:
+    if state.driver is Driver.SHADOW:
         print("  only watched (shadow): another launcher runs it. Nothing is touched, and decisions are advice")
     print(printable(f"  recipe {row['recipe']} {' '.join(row['settings'])}".rstrip()))
     if row["init_from"]:
@@ -166,17 +137,6 @@ def show_(
     for each in view["left_out"]:
         print(printable(f"  {each['text']} ({each['file']})"))
     print(f"  folder {path}")
-    print("\nRUNS")
-    show("", view["runs"], views.RUN_COLUMNS, output)
-    print("\nATTEMPTS")
-    show("", view["attempts"], views.ATTEMPT_COLUMNS, output)
-    if view["planned"]:
-        print("\nPLANNED CHANGES")
-        show("", view["planned"], views.PLANNED_COLUMNS, output)
-    if view["incidents"]:
-        print("\nINCIDENTS")
-        show("", view["incidents"], views.INCIDENT_COLUMNS, output)
-    say(f"  next: opt-ops run explain {identifier}", quiet)
 
 
 def _check(lineage: Lineage, output: Format, quiet: bool) -> None:

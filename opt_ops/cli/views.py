@@ -115,6 +115,7 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
     point = _point(found)
     steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
     good = newest_good(state, state.run.name) if state.run else None
+    since_step = None if found.at is None else round(max(0.0, now - found.at), 1)
     return {
         "lineage": path.name,
         "run": state.run.name if state.run else None,
@@ -129,7 +130,9 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "progress": f"{found.step}/{steps}" if steps and found.step is not None else None,
         "step_at": iso(found.at),
         "step_age": None if found.at is None else age(now - found.at),
-        "step_age_seconds": None if found.at is None else round(max(0.0, now - found.at), 1),
+        "step_age_seconds": since_step,
+        "data_age_seconds": since_step,
+        "usual_step_seconds": found.usual_seconds or None,
         "loss": point.loss if point else None,
         "lr": point.lr if point and found.line and found.line.get("lr") is not None else None,
         "wps": point.wps if point else None,
@@ -139,9 +142,11 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "generation": attempt.generation if attempt else None,
         "standby": in_place.standbys(state),
         "since": iso(state.since) if state.since else None,
+        "ended_at": iso(state.since) if state.since and state.ended else None,
         "age": age(now - state.since) if state.since else None,
         "reason": _reason(state, wrong),
         "driver": str(state.driver),
+        "author": state.lineage.author if state.lineage else None,
         "recipe": state.lineage.recipe if state.lineage else None,
         "settings": list(state.lineage.settings) if state.lineage else [],
         "init_from": state.lineage.init_from if state.lineage else None,

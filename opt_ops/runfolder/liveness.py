@@ -167,7 +167,7 @@ def job_watch(lineage: Path, now: float) -> Watcher | None:
     fresh = sign.left_at is None and still_waiting(now, sign.ts, OLD_SECONDS)
     if fresh and (sign.host != socket.gethostname() or Path(f"/proc/{sign.pid}").exists()):
         return Watcher(watched=True, sign=sign)
-    gone = span(now - (sign.left_at or sign.ts))
+    gone = age(now - (sign.left_at or sign.ts))
     how = "was ended" if sign.left_at is not None else "has died, or cannot write"
     why = f"nobody watches since {gone}: opt-ops run watch-job, {sign.name}, {how}"
     return Watcher(watched=False, finding="unwatched", why=why, next="opt-ops run watch-job JOBID")
@@ -210,7 +210,7 @@ def lives(sign: Sign, now: float, held: bool | None) -> bool:
 def _why(runs: Path, now: float, last: Sign | None, held: bool | None) -> str:
     if last is None:
         return f"nobody watches: no daemon has ever run for {runs}"
-    gone = span(now - (last.left_at or last.ts))
+    gone = age(now - (last.left_at or last.ts))
     if last.left_at is not None:
         return f"nobody watches since {gone}: the daemon, {last.name}, was stopped"
     if last.host != socket.gethostname():
