@@ -9,6 +9,7 @@ from chronicles.ledger.summary import LedgerSummary
 from chronicles.logbook import tables
 from chronicles.logbook.entries.operators import halt_cause
 from chronicles.logbook.open_questions import questions
+from chronicles.logbook.story.model import Afterthought
 from chronicles.report.model import IncidentReport, LineageReport, VerdictReport
 from chronicles.wording import count, day, duration, hours, minute, percent, when, whole
 from opt_ops.core.state.status import Status
@@ -66,8 +67,8 @@ class FrontPage:
     as_of: str
 
 
-def front_page(report: LineageReport, loss: float | None) -> FrontPage:
-    """Everything above the log. `loss` is that of the newest kept update."""
+def front_page(report: LineageReport, loss: float | None, thoughts: Sequence[Afterthought] = ()) -> FrontPage:
+    """Everything above the log. `loss` is that of the newest kept update, `thoughts` are all afterthoughts."""
     incidents = report.incidents
     allocations, before = tables.allocations(report)
     watched = report.driver is Driver.SHADOW
@@ -88,7 +89,7 @@ def front_page(report: LineageReport, loss: float | None) -> FrontPage:
         stages=() if watched else tables.stages(report),
         validation=tables.validation(report),
         lemons=tables.lemons(report),
-        questions=questions(report),
+        questions=questions(report, thoughts),
         nodes=tables.nodes(report.nodes),
         healthy_nodes=tables.healthy_nodes(report.nodes),
         allocations=allocations,

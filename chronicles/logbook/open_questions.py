@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from chronicles.ledger.lemon_nodes import NOT_HELD
 from chronicles.logbook.entries.operators import halt_cause
+from chronicles.logbook.story.model import Afterthought, Later
 from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import count, duration, full, short, uncapitalized, when
 from opt_ops.core.failures.classes import title
@@ -17,8 +18,8 @@ _SHOWN = 10  # questions of one sort
 _OFTEN = 3  # incidents of one class without a known cause: so many are worth an investigation
 
 
-def questions(report: LineageReport) -> list[str]:
-    """Sentences of plain text, the most urgent first."""
+def questions(report: LineageReport, thoughts: Sequence[Afterthought] = ()) -> list[str]:
+    """Sentences of plain text, the most urgent first. `thoughts`: the afterthoughts of the lineage."""
     return [
         *_halted(report),
         *_capped(_open_incidents(report)),
@@ -26,6 +27,7 @@ def questions(report: LineageReport) -> list[str]:
         *_unexplained(report),
         *_capped(_lemons(report)),
         *_capped(_nodes(report)),
+        *_capped(_never_retested(thoughts)),
         *_capped(_undelivered_alerts(report)),
         *_capped(_open_questions(report)),
     ]
@@ -114,6 +116,12 @@ def _nodes(report: LineageReport) -> Iterator[str]:
             yield f"{name} is healthy, but {node.excluded_by} excluded it. May attempts start there again?"
         elif node.excluded_by and node.drain == "refused":
             yield f"{name} is excluded, but the scheduler refused to drain it: other jobs may still get it."
+
+
+def _never_retested(thoughts: Sequence[Afterthought]) -> Iterator[str]:
+    for each in thoughts:
+        if each.kind is Later.NEVER_RETESTED:
+            yield each.text + (f" {each.next}" if each.next else "")
 
 
 def _undelivered_alerts(report: LineageReport) -> Iterator[str]:

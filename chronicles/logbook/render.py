@@ -32,7 +32,7 @@ def render(folder: Path, rates: Rates | None = None) -> list[Path]:
 def write(folder: Path, record: LineageRecord, report: LineageReport) -> list[Path]:
     """Write the files of a lineage that is already read; return their paths."""
     told = story(record, report, entries(record, report))
-    front = front_page(report, newest_loss(record))
+    front = front_page(report, newest_loss(record), told.afterthoughts)
     gaps = any(not point.finite for curve in record.curves for point in curve.points)
     drawings = figure.draw(record, report)
     into = folder / FOLDER

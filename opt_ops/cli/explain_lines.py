@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from opt_ops.cli import wording
@@ -11,13 +11,27 @@ from opt_ops.core.text import to_iso
 from opt_ops.core.values import Action
 
 if TYPE_CHECKING:
+    from chronicles.logbook.story.model import Afterthought
     from chronicles.report.model import IncidentReport, StacksReport
 
 _ADVISORY = "advisory: an operator drives, nothing is done"
 
 
-def explanation_lines(incident: IncidentReport, *, watched: bool = False) -> Iterator[str]:
-    """An incident with its decision and its proof, as lines of text. `watched`: another launcher runs the training."""
+def explanation_lines(
+    incident: IncidentReport, thoughts: Sequence[Afterthought] = (), *, watched: bool = False
+) -> Iterator[str]:
+    """An incident with its decision, its proof and what later facts say of it, as lines of text.
+
+    Args:
+        incident: The incident.
+        thoughts: All afterthoughts of the lineage.
+        watched: Another launcher runs the training.
+    """
+    yield from _explained(incident, watched)
+    yield from _later_lines(incident, thoughts)
+
+
+def _explained(incident: IncidentReport, watched: bool) -> Iterator[str]:
     drill = f"  (drill {incident.drill})" if incident.drill else ""
     yield f"{incident.incident}  {incident.kind}  {to_iso(incident.opened)}{drill}"
     yield f"  cause     {incident.cause}  [{incident.opened_entry}]"
@@ -51,8 +65,19 @@ def explanation_lines(incident: IncidentReport, *, watched: bool = False) -> Ite
             yield f"            step {read.step}: lr {read.lr:.6g}{expected}{base}"
         if incident.limit_of_proof:
             yield f"            {incident.limit_of_proof}"
-    for later in incident.afterthoughts:
-        yield f"  later     {later.text}  [{to_iso(later.at)}]"
+
+
+def _later_lines(incident: IncidentReport, thoughts: Sequence[Afterthought]) -> Iterator[str]:
+    """What later facts say of it, each once."""
+    from chronicles.logbook.story.afterthoughts import journaled_only, on
+
+    for each in journaled_only(incident, thoughts):
+        yield f"  later     {each.text}  [{to_iso(each.at)}]"
+    for each in on(incident.incident, thoughts):
+        because = f"; {', '.join(each.because)}" if each.because else ""
+        yield f"  later     {each.verdict.replace('_', ' ')}: {each.text}  [{to_iso(each.at)}{because}]"
+        if each.next is not None:
+            yield f"            next: {each.next}"
 
 
 _LIKELY = 3  # causes that are shown; report.json has all of them

@@ -230,7 +230,9 @@ def allow(
     for line in node_ledger.why_excluded(lineage.state, entries, name):
         say(line, options.quiet)
     known = lineage.state.nodes.get(name)
+    tested = {}
     if retest and known is not None and known.excluded_by:
         node_check.retest(lineage, name, known.excluded_at)
+        tested = {"retested": True}
     question = f"Allow attempts on {name} again{'' if retest else ', without a test (--retest)'}?"
-    PendingRequest(lineage, "allow", {"node": name, "reason": reason}, options).send(question)
+    PendingRequest(lineage, "allow", {"node": name, "reason": reason, **tested}, options).send(question)

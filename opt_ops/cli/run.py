@@ -155,17 +155,23 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
 
     Example: opt-ops run explain 12.01
     """
+    from chronicles.logbook.story.afterthoughts import afterthoughts, on
     from chronicles.record import load
-    from chronicles.report.encode import explanation
-    from chronicles.report.incident import incidents
+    from chronicles.report.build import build
+    from chronicles.report.encode import encode, explanation
 
     path = lineage_folder(identifier)
     record = load(path, telemetry=False)
     require_known(identifier, Lineage(path, record.state))
     first_weights = record.state.lineage.init_from if record.state.lineage else None
-    concerned = [incident for incident in incidents(record) if views.concerns(incident, identifier)]
+    report = build(record)
+    concerned = [incident for incident in report.incidents if views.concerns(incident, identifier)]
+    thoughts = afterthoughts(record, report)
     if output in (Format.JSON, Format.JSONL):
-        items = [{**explanation(incident), "init_from": first_weights} for incident in concerned]
+        items = [
+            {**explanation(incident), "later": encode(on(incident.incident, thoughts)), "init_from": first_weights}
+            for incident in concerned
+        ]
         show("opt-ops/explanation/1", items, [], output)
         return
     watched = record.state.driver is Driver.SHADOW
@@ -174,7 +180,7 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
     if first_weights:
         print(printable(f"lineage {path.name} began with the weights of {first_weights}\n"))
     for incident in concerned:
-        for line in explanation_lines(incident, watched=watched):
+        for line in explanation_lines(incident, thoughts, watched=watched):
             print("\n".join(wrapped(printable(line), 12)))
         print()
     if not concerned:

@@ -277,11 +277,18 @@ def _exclude(state: State, request: Request) -> Event:
 
 
 def _allow(state: State, request: Request) -> Event:
-    node = Arguments(request.arguments).text("node")
+    given = Arguments(request.arguments)
+    node = given.text("node")
     if node not in state.nodes or not (state.nodes[node].excluded_by or node in state.bad_parts.values()):
         excluded = ", ".join(name for name, each in state.nodes.items() if each.excluded_by) or "none"
         raise InvalidRequest(f"{node} is not excluded; excluded nodes: {excluded}")
-    return NodeAllowed(request=request.request, author=request.author, node=node, reason=_reason(request))
+    return NodeAllowed(
+        request=request.request,
+        author=request.author,
+        node=node,
+        reason=_reason(request),
+        retested=given.flag("retested"),
+    )
 
 
 def _alive(state: State) -> None:

@@ -73,14 +73,42 @@ class Strategy:
     text: str
 
 
+class Later(StrEnum):
+    """What a later fact shows of an earlier entry."""
+
+    HEALED_AGAIN = "healed_again"  # the jump that was rolled back came again, and healed by itself
+    PASSED = "passed"  # training passed the place of the divergence
+    CAME_BACK = "came_back"  # it diverged there again
+    NEVER_RETURNED = "never_returned"  # the cause of a halt has not come again
+    RETURNED = "returned"  # it has
+    FIT_AFTER_ALL = "fit_after_all"  # an excluded node passed a test, or trained for a day
+    NEVER_RETESTED = "never_retested"  # a node is excluded without proof, and nobody has tested it
+    EXPLAINED = "explained"  # the node of a death without a known cause failed soon after it
+    HEALED = "healed"  # an alert without an incident
+    DEARER_THAN_WAITING = "dearer_than_waiting"  # whether training on fewer nodes was worth its restarts
+
+
+class Judged(StrEnum):
+    """The verdict of an afterthought."""
+
+    NOT_NEEDED = "not_needed"
+    WORKED = "worked"
+    FAILED = "failed"
+    WENT_AWAY = "went_away"
+    INNOCENT = "innocent"
+    OPEN = "open"
+    EXPLAINED = "explained"
+    HEALED = "healed"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Afterthought:
     """What later facts say of an earlier entry. The entry itself is never rewritten."""
 
     anchor: str
-    at: Moment
-    kind: str
-    verdict: str
+    at: Moment  # of the fact that decides
+    kind: Later
+    verdict: Judged
     text: str
     because: tuple[str, ...]  # anchors
     next: str | None  # a command

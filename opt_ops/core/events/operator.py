@@ -114,6 +114,7 @@ class NodeAllowed:
     author: str
     node: str
     reason: str
+    retested: bool = False  # it passed a test first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
