@@ -43,14 +43,14 @@ def after_alerts(timeline: Timeline) -> Iterator[Afterthought]:
             continue
         highest, back = found
         usual = alert.evidence.get("median")
-        above = f", usually {usual:.3g}" if isinstance(usual, (int, float)) else ""
+        above = f", usually {usual:#.3g}" if isinstance(usual, (int, float)) else ""
         steps = count(back.step - alert.onset_step, "step")
         yield Afterthought(
             anchor=f"e{entry.seq}",
             at=Moment(back.ts),
             kind=Later.HEALED,
             verdict=Judged.HEALED,
-            text=f"The {name} went up to {highest:.3g}{above}, and was back below {limit:.3g} after {steps}, "
+            text=f"The {name} went up to {highest:#.3g}{above}, and was back below {limit:#.3g} after {steps}, "
             f"at step {whole(back.step)}.",
             because=(),
             next=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from chronicles.logbook.story.model import Afterthought, Judged, Later
 from chronicles.logbook.story.timeline import Timeline
@@ -81,7 +82,7 @@ def _on_fewer(timeline: Timeline, begin: e.Entry, end: float) -> Afterthought:
 def _waited(timeline: Timeline) -> Iterator[Afterthought]:
     """A long wait for nodes while some were held: what they could have trained."""
     record = timeline.record
-    spans = zip(record.statuses, [*record.statuses[1:], (record.as_of or 0.0, None)], strict=True)
+    spans = pairwise((*record.statuses, (record.as_of or 0.0, record.state.status)))
     for (begin, status), (end, _) in spans:
         if status not in (Status.QUEUED, Status.PREFLIGHT) or end - begin < _LONG:
             continue

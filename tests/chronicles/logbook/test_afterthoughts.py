@@ -11,6 +11,7 @@ from chronicles.logbook.story.afterthoughts import afterthoughts, journaled_only
 from chronicles.logbook.story.model import Afterthought, Judged, Later
 from chronicles.record import load
 from chronicles.report.build import build
+from opt_ops.cli.explain_lines import explanation_lines
 from opt_ops.core import events as e
 from opt_ops.core.values import Action, Checkpoint, Outcome, Tier, Verdict
 from tests.chronicles.told import Told, falling
@@ -92,6 +93,10 @@ def test_a_jump_that_comes_again_and_heals_was_not_the_learning_rate(told: Told,
     assert found.next is not None
     assert found.next.startswith("opt-ops run set 12 lr=0.0009"), "what the schedule alone gives at step 301"
     assert thoughts(told, telemetry=False)[Later.HEALED_AGAIN] == found
+    lines = list(explanation_lines(build(load(told.folder)).incidents[0], [found]))
+    assert f"  later     not needed: {found.text}" in lines[-2]
+    assert f"; {anchor}]" in lines[-2]
+    assert lines[-1] == f"            next: {found.next}"
 
 
 def test_an_alert_at_another_step_does_not_acquit_the_learning_rate(told: Told):
@@ -283,7 +288,7 @@ def test_an_alert_that_healed_says_how_high_it_went_and_for_how_long(told: Told)
     trained_to(told, 330, lambda _: 2.1)
     found = thoughts(told)[Later.HEALED]
     assert (found.anchor, found.verdict, found.next) == (anchor, Judged.HEALED, None)
-    assert found.text == "The loss went up to 4.5, usually 2, and was back below 2.3 after 10 steps, at step 311."
+    assert found.text == "The loss went up to 4.50, usually 2.00, and was back below 2.30 after 10 steps, at step 311."
 
 
 @pytest.mark.parametrize(("gained", "verdict"), [(300, Judged.WORKED), (10, Judged.FAILED)])
