@@ -45,6 +45,7 @@ _VERBS = {
     "init": ("init", "init"),
     "doctor": ("doctor", "doctor"),
     "glossary": ("glossary", "glossary"),
+    "why": ("why", "why"),
 }
 # Short spellings of commands of `opt-ops run` → the module and the function.
 _EVERY_DAY = {

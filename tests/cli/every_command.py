@@ -81,6 +81,7 @@ ARGUMENTS = {
     "signals replay": ["curve.csv"],
     "trainer check": ["--ranks", "1", "--", "false"],
     "watch": ["12"],
+    "why": ["12"],
 }
 
 NOT_RUN = {

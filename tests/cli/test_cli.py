@@ -431,7 +431,7 @@ node exclude, node explain, node ledger, node list, note, playbook check, playbo
 replay, run explain, run forecast,
 run hand-back, run list, run logs, run note, run pause, run recipes, run resume, run rollback,
 run set, run shadow, run show, run start, run stop, run suggest, run take-over, run watch, run watch-job, signals blame,
-signals replay, trainer check, watch
+signals replay, trainer check, watch, why
 """
 
 

@@ -8,7 +8,7 @@ from opt_ops.cli import app
 from opt_ops.cli.help import RunCommands, TopLevel
 
 COMMAND: Any = typer.main.get_command(app)
-EVERY_DAY = ["q", "watch", "explain", "logs", "note", "events", "doctor"]
+EVERY_DAY = ["q", "watch", "explain", "why", "logs", "note", "events", "doctor"]
 
 
 def panels(text: str) -> dict[str, list[str]]:
