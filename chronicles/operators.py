@@ -15,6 +15,7 @@ from opt_ops.core.values import Driver, PlannedChange, Severity
 DRIVES = {
     Driver.DAEMON: "handed back to opt-ops",
     Driver.OPERATOR: "took over: opt-ops watches and advises",
+    Driver.ASK: "wants to be asked: opt-ops proposes, and acts once that is approved",
     Driver.SHADOW: "opt-ops only watches: another launcher runs the training",
 }
 _INTERNAL = {"key": ""}  # no field of report.json

@@ -17,9 +17,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from opt_ops.core.decide.policy import Budget, Capacity, InPlaceBudget, Limits, Playbook, Policy, ProbeRule, Rung
+from opt_ops.core.decide.policy import (
+    AskRule,
+    Budget,
+    Capacity,
+    InPlaceBudget,
+    Limits,
+    Playbook,
+    Policy,
+    ProbeRule,
+    Rung,
+)
 from opt_ops.core.decide.replacement import REPLACEABLE
 from opt_ops.core.detect.hang import HangRule
 from opt_ops.core.detect.loss_level import DriftRule
@@ -29,8 +39,9 @@ from opt_ops.core.detect.straggler import StragglerRule
 from opt_ops.core.detect.throughput import ThroughputRule
 from opt_ops.core.failures.causes import Cause
 from opt_ops.core.failures.classes import ROWS, FailureClass
-from opt_ops.core.values import Action, Severity
+from opt_ops.core.values import Action, AskDefault, Severity
 from opt_ops.errors import UsageError
+from opt_ops.playbook_tables import DETECTORS, Table
 
 
 class PlaybookError(UsageError):
@@ -47,11 +58,7 @@ class Page:
     body: str
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Rung(_Table):
+class _Rung(Table):
     action: Action
     lr_factor: Annotated[float, Field(gt=0, lt=1)] | None = None
     margin_steps: Annotated[int, Field(ge=1)] | None = None
@@ -61,7 +68,7 @@ class _Rung(_Table):
     cause: Cause | None = None
     skip_onset: bool = False
     older: bool = False
-    settings: list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]*=\S+$")]] = []
+    settings: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]*=\S+$")], ...] = ()
     deadline_seconds: Annotated[float, Field(ge=1, le=3600)] | None = None
 
     @model_validator(mode="after")
@@ -86,12 +93,12 @@ class _Rung(_Table):
         return self
 
 
-class _InPlaceBudget(_Table):
+class _InPlaceBudget(Table):
     actions: Annotated[int, Field(ge=1)] = InPlaceBudget().actions
     hours: Annotated[float, Field(gt=0)] = InPlaceBudget().hours
 
 
-class _Budget(_Table):
+class _Budget(Table):
     in_place: _InPlaceBudget = _InPlaceBudget()
     actions: Annotated[int, Field(ge=1)]
     hours: Annotated[float, Field(gt=0)]
@@ -99,81 +106,21 @@ class _Budget(_Table):
     refill_steps: Annotated[int, Field(ge=0)] | None = None
 
 
-class _Proof(_Table):
+class _Proof(Table):
     steps: Annotated[int, Field(ge=1, le=100)]
 
 
-class _Probe(_Table):
+class _Probe(Table):
     steps: Annotated[int, Field(ge=20, le=50)] = 30
     deadline_seconds: Annotated[float, Field(gt=0, le=7200)] = 900.0
 
 
-class _Spike(_Table):
-    alert: Annotated[float, Field(gt=0)]
-    act: Annotated[float, Field(gt=0)]
-    heal_steps: Annotated[int, Field(ge=1)]
-    patience: Annotated[int, Field(ge=16)]
-    gnorm_deviations: Annotated[float, Field(gt=0)]
+class _Ask(Table):
+    default: AskDefault = AskRule().default
+    minutes: Annotated[float, Field(gt=0, le=1440)] = AskRule().seconds / 60
 
 
-class _Drift(_Table):
-    settle: Annotated[int, Field(ge=16)]
-    low: Annotated[float, Field(gt=0)]
-    low_sd: Annotated[float, Field(gt=0)]
-    low_stays: Annotated[int, Field(ge=1)]
-    stall: Annotated[int, Field(ge=1)]
-
-
-class _Hang(_Table):
-    multiple: Annotated[float, Field(gt=1)]
-    floor_seconds: Annotated[float, Field(gt=0)]
-    startup_seconds: Annotated[float, Field(gt=0)]
-
-
-class _Silence(_Table):
-    seconds: Annotated[float, Field(gt=0)]
-
-
-class _Straggler(_Table):
-    ratio: Annotated[float, Field(gt=1)]
-    persist: Annotated[int, Field(ge=1)]
-    slight: Annotated[float, Field(gt=1)]
-    waits_seconds: Annotated[float, Field(gt=0)]
-
-
-class _Throughput(_Table):
-    width: Annotated[int, Field(ge=2)]
-    drop: Annotated[float, Field(gt=0, lt=1)]
-    ratio: Annotated[float, Field(gt=1)]
-    share: Annotated[float, Field(gt=0.5, le=1)]
-
-
-class _LossScale(_Table):
-    overflows: Annotated[int, Field(ge=2)]
-    refill: Annotated[int, Field(ge=1)]
-    fall: Annotated[float, Field(gt=1)]
-    within: Annotated[int, Field(ge=2)]
-    warm: Annotated[int, Field(ge=0)]
-
-
-class _Capacity(_Table):
-    shrink_seconds: Annotated[float, Field(gt=0)]
-    grow_seconds: Annotated[float, Field(gt=0)]
-    top_up_seconds: Annotated[float, Field(gt=0)]
-    successor_seconds: Annotated[float, Field(gt=0)]
-    last_call_seconds: Annotated[float, Field(gt=0)]
-    leave_seconds: Annotated[float, Field(gt=0)]
-    page_seconds: Annotated[float, Field(gt=0)]
-
-
-class _Limits(_Table):
-    actions: Annotated[int, Field(ge=1)]
-    hours: Annotated[float, Field(gt=0)]
-    refill_steps: Annotated[int, Field(ge=0)] | None = None
-    cordon_per_hour: Annotated[int, Field(ge=1)]
-
-
-class _Head(_Table):
+class _Head(Table):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")]
     version: Annotated[int, Field(ge=1)]
     title: str
@@ -182,6 +129,7 @@ class _Head(_Table):
     proof: _Proof
     ladder: Annotated[list[_Rung], Field(min_length=1)]
     probe: _Probe | None = None
+    ask: _Ask = _Ask()
     detect: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -211,19 +159,6 @@ class _Head(_Table):
         if self.trigger != [FailureClass.LAST_CHECKPOINT] and any(r.action is Action.COMPLETE for r in self.ladder):
             raise ValueError(f"only the playbook {FailureClass.LAST_CHECKPOINT} has the action complete")
         return self
-
-
-_DETECTORS: dict[str, type[_Table]] = {
-    FailureClass.LOSS_SPIKE: _Spike,
-    FailureClass.LOSS_DRIFT: _Drift,
-    FailureClass.HANG: _Hang,
-    FailureClass.SILENT_NODE: _Silence,
-    FailureClass.STRAGGLER: _Straggler,
-    FailureClass.THROUGHPUT_DROP: _Throughput,
-    FailureClass.LOSS_SCALE_FLOOR: _LossScale,
-    "capacity": _Capacity,
-    FailureClass.UNKNOWN: _Limits,
-}
 
 
 def folder() -> Path:
@@ -267,7 +202,7 @@ def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | Non
             raise _error(page.path, page.head, ("ladder", 0, "action"), why)
         if head.detect is not None:
             detect[head.name] = _detector(page, head)
-    for name in _DETECTORS.keys() - detect.keys():
+    for name in DETECTORS.keys() - detect.keys():
         hint = f"cp {folder() / name}.md {directory}"
         raise PlaybookError(f"{directory}: no playbook {name} with a [detect] table", hint)
     digest = hashlib.sha256("\n".join(page.head for page, _ in loaded).encode()).hexdigest()[:12]
@@ -336,6 +271,7 @@ def _playbook(head: _Head) -> Playbook:
         budget=Budget(**head.budget.model_dump(exclude={"in_place"})),
         in_place=InPlaceBudget(**head.budget.in_place.model_dump()),
         proof_steps=head.proof.steps,
+        ask=AskRule(default=head.ask.default, seconds=60 * head.ask.minutes),
         probe=None if head.probe is None else ProbeRule(**head.probe.model_dump()),
     )
 
@@ -357,7 +293,7 @@ def _rung(rung: _Rung) -> Rung:
 
 
 def _detector(page: Page, head: _Head) -> dict[str, Any]:
-    model = _DETECTORS.get(head.name)
+    model = DETECTORS.get(head.name)
     if model is None:
         raise _error(page.path, page.head, ("detect",), f"the playbook {head.name} has no detector with numbers to set")
     return _checked(page.path, page.head, head.detect, model, ("detect",)).model_dump()

@@ -8,8 +8,9 @@ import pytest
 
 from opt_ops import playbook_loader
 from opt_ops.core.decide import recovery
+from opt_ops.core.decide.policy import AskRule
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.values import Action
+from opt_ops.core.values import Action, AskDefault
 from opt_ops.playbook_loader import PlaybookError, load
 
 
@@ -45,6 +46,19 @@ def test_the_shipped_playbooks_are_what_the_policy_executes():
     assert {page.path.stem for page in pages} == {book.name for book in policy.playbooks.values()}
 
 
+def test_every_shipped_page_says_how_it_asks():
+    policy, pages = load(playbook_loader.folder())
+    assert all("\n[ask]\n" in page.head for page in pages)
+    waits = {
+        page.playbook.name for page in pages if page.playbook.ask == AskRule(default=AskDefault.WAIT, seconds=1800.0)
+    }
+    acts = {page.playbook.name for page in pages if page.playbook.ask == AskRule(default=AskDefault.ACT, seconds=120.0)}
+    assert {"loss_spike", "loss_drift", "straggler"} <= waits
+    stops = ("process_death", "hang", "bad_gpu", "allocation_lost", "silent_node", "non_finite_loss")
+    assert {policy.playbooks[kind].name for kind in stops} <= acts
+    assert len(waits) + len(acts) == len(pages)
+
+
 def test_an_edited_number_changes_the_policy_and_its_version(folder: Path):
     before, _ = load(folder)
     edit(folder / "loss_spike.md", "lr_factor = 0.75", "lr_factor = 0.9")
@@ -62,6 +76,8 @@ def test_an_edited_number_changes_the_policy_and_its_version(folder: Path):
         ("version = 2", "version = 0", "version: Input should be greater than or equal to 1"),
         ('name = "loss_spike"', 'name = "loss_spikes"', "name: is 'loss_spikes', but the name of the file is"),
         ("actions = 5", "actions = five", "Invalid value"),
+        ("minutes = 30", "minutes = 0", "ask.minutes: Input should be greater than 0"),
+        ('default = "wait"', 'default = "later"', "ask.default: Input should be"),
         ('cause = "bad_data"', 'cause = "bad_luck"', "ladder.6.cause: Input should be"),
         ('settings = ["optim.eps=1e-6"]', 'settings = ["eps"]', "ladder.9.settings.0: String should match pattern"),
         ("margin_steps = 200", "", "ladder.1: only rollback has margin_steps and lr_factor, and"),

@@ -6,7 +6,7 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
-_ID = re.compile(r"(?P<lineage>\d+)(?:\.(?P<run>\d{2,})(?:-a(?P<attempt>\d+))?|-i\d{3,}|-e\d+)?")
+_ID = re.compile(r"(?P<lineage>\d+)(?:\.(?P<run>\d{2,})(?:-a(?P<attempt>\d+))?|-i\d{3,}(?:-p\d+)?|-e\d+)?")
 
 PROBE = re.compile(r"(?P<incident>[A-Za-z0-9_]+-i\d{3,})-(?P<kind>[a-z_]+)")
 """The name of a probe."""
@@ -27,6 +27,11 @@ def probe_name(incident: str, kind: str) -> str:
     return f"{incident}-{kind}"
 
 
+def proposal_name(incident: str, number: int) -> str:
+    """`12-i007`, 1 → `12-i007-p1`: the first proposal about an incident."""
+    return f"{incident}-p{number}"
+
+
 def attempt_folder(attempt: str) -> str:
     """The folder in that of the lineage: `12.01-a3` → `12.01/a3`, a probe `12-i003-x` → `probes/12-i003/x`."""
     if (probe := PROBE.fullmatch(attempt)) is not None:
@@ -36,7 +41,7 @@ def attempt_folder(attempt: str) -> str:
 
 
 def lineage_of(identifier: str) -> str:
-    """The lineage that `12`, `12.01`, `12.01-a3`, `12-i003` or `12-e57` belongs to.
+    """The lineage that `12`, `12.01`, `12.01-a3`, `12-i003`, `12-i003-p1` or `12-e57` belongs to.
 
     Raises:
         ValueError: it is none of these.
@@ -56,6 +61,7 @@ class AlertTopic(StrEnum):
     OPENED = "opened"  # an incident
     FELL_BACK = "fell_back"  # an incident whose ranks were not replaced in place, although that was tried
     CLOSED = "closed"  # an incident
+    ASKED = "asked"  # a proposal that waits for an answer
     BLIND = "blind"  # a part of the watch that fails, or a file whose format is another, since a time
 
 

@@ -71,6 +71,38 @@ class Driver(StrEnum):
     DAEMON = "daemon"
     OPERATOR = "person"  # an operator took over: the daemon watches and reports, and acts only on requests
     SHADOW = "shadow"  # another launcher runs the training: the daemon never acts
+    ASK = "ask"  # the daemon acts, and asks a person before it restarts or rolls back
+
+    @property
+    def acts(self) -> bool:
+        """Whether the daemon carries out its own decisions; with `ASK`, some of them only once they are approved."""
+        return self in (Driver.DAEMON, Driver.ASK)
+
+
+class AskDefault(StrEnum):
+    """What happens with a proposal that nobody has answered by its deadline."""
+
+    ACT = "act"  # it is done
+    WAIT = "wait"  # it is not done
+
+
+class ProposalStatus(StrEnum):
+    """Where a proposal stands."""
+
+    OPEN = "open"
+    APPROVED = "approved"
+    DECLINED = "declined"
+    EXPIRED = "expired"  # nobody answered by the deadline: its default holds
+    WITHDRAWN = "withdrawn"  # what was shown no longer holds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskTerms:
+    """How an operator wants to be asked. What is None is as the playbook pages say."""
+
+    default: AskDefault | None = None
+    seconds: float | None = None  # from the proposal to its deadline
+    only: tuple[Action, ...] = ()  # actions that are asked about; empty: every action that can be
 
 
 class Severity(StrEnum):

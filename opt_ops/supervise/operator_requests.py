@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from opt_ops.core.decide.asking import ASKED
 from opt_ops.core.decide.next_run import factor_to
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.events import (
@@ -19,6 +20,7 @@ from opt_ops.core.events import (
     NodeExcluded,
     NoteAdded,
     PauseRequested,
+    ProposalAnswered,
     RequestRefused,
     ResumeRequested,
     StopRequested,
@@ -26,12 +28,12 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.schedule import PlannedLr, is_computed
-from opt_ops.core.state.model import State
+from opt_ops.core.state.model import Proposal, State
 from opt_ops.core.state.planned import parse_planned
-from opt_ops.core.state.queries import newest_good
+from opt_ops.core.state.queries import newest_good, open_proposals
 from opt_ops.core.state.status import Status
-from opt_ops.core.text import clean
-from opt_ops.core.values import Driver, Fault, PlannedChange, Shape
+from opt_ops.core.text import clean, clock
+from opt_ops.core.values import Action, AskDefault, AskTerms, Driver, Fault, PlannedChange, ProposalStatus, Shape
 from opt_ops.ports import Inbox, Request
 from opt_ops.supervise.drill_arguments import drill_arguments
 from opt_ops.supervise.request_arguments import (
@@ -50,6 +52,7 @@ _NODE = re.compile(r"[A-Za-z0-9_.-]+")  # one name; the scheduler would read a l
 
 
 _DRIVERS = {Driver.DAEMON: "the daemon", Driver.OPERATOR: "an operator", Driver.SHADOW: "another launcher"}
+_LONGEST_WAIT = 7 * 86_400.0  # seconds for which a proposal may wait
 
 
 class RequestWatch:
@@ -249,14 +252,67 @@ def _drive(state: State, request: Request) -> Event:
     driver = Driver(Arguments(request.arguments).text("driver"))
     if Driver.SHADOW in (driver, state.driver):
         raise InvalidRequest("shadow mode can be chosen only when a lineage is started")
-    if driver is state.driver:
+    if driver is state.driver and driver is not Driver.ASK:
         raise InvalidRequest(f"{_DRIVERS[driver]} already drives")
     return DriverChanged(
         request=request.request,
         author=request.author,
         driver=driver,
         reason=Arguments(request.arguments).text("reason", LONGEST_REASON, ""),
+        ask=_terms(Arguments(request.arguments)) if driver is Driver.ASK else None,
     )
+
+
+def _terms(given: Arguments) -> AskTerms:
+    default, seconds = given.text("default", default=""), given.optional_positive("seconds")
+    only = given.texts("only", ())
+    if seconds is not None and seconds > _LONGEST_WAIT:
+        raise InvalidRequest(f"a proposal waits for at most {_LONGEST_WAIT / 86_400:g} days")
+    if wrong := [each for each in only if each not in ASKED]:
+        raise InvalidRequest(f"{wrong[0]!r} is not asked about; {', '.join(ASKED)} are")
+    return AskTerms(
+        default=AskDefault(default) if default else None, seconds=seconds, only=tuple(Action(each) for each in only)
+    )
+
+
+def _approve(state: State, request: Request) -> Event:
+    return _answer(state, request, ProposalStatus.APPROVED)
+
+
+def _decline(state: State, request: Request) -> Event:
+    return _answer(state, request, ProposalStatus.DECLINED)
+
+
+def _answer(state: State, request: Request, status: ProposalStatus) -> ProposalAnswered:
+    """The answer to an open proposal. It is named by itself, or by its incident."""
+    given = Arguments(request.arguments)
+    name, waiting = given.text("proposal"), open_proposals(state)
+    found = next((each for each in waiting if name in (each.name, each.made.incident)), None)
+    if found is None:
+        raise InvalidRequest(f"{_why_not_open(state, name)}; {_open_now(waiting)}")
+    return ProposalAnswered(
+        proposal=found.name,
+        incident=found.made.incident,
+        status=status,
+        reason=given.text("reason", LONGEST_REASON, ""),
+        step=state.attempt.last_step if state.attempt else None,
+        author=request.author,
+        request=request.request,
+    )
+
+
+def _why_not_open(state: State, name: str) -> str:
+    made = [each for incident in state.incidents.values() for each in incident.proposals]
+    known = next((each for each in reversed(made) if name in (each.name, each.made.incident)), None)
+    if known is None or known.answer is None:
+        return f"{name} is no proposal that waits"
+    by = f" by {known.answer.author}" if known.answer.author else ""
+    at = clock(known.answered_at or 0.0)
+    return f"{known.name} was {known.status}{by} at {at}{f': {known.answer.reason}' if known.answer.reason else ''}"
+
+
+def _open_now(waiting: Sequence[Proposal]) -> str:
+    return f"open now: {', '.join(each.name for each in waiting)}" if waiting else "no proposal is open now"
 
 
 def _exclude(state: State, request: Request) -> Event:
@@ -330,6 +386,8 @@ _VERBS = {
     "change": _change,
     "plan": _plan,
     "drive": _drive,
+    "approve": _approve,
+    "decline": _decline,
     "exclude": _exclude,
     "allow": _allow,
     "note": _note,

@@ -59,6 +59,8 @@ FROZEN = [
     "probe_ended",
     "probes_intended",
     "probes_judged",
+    "proposal_answered",
+    "proposal_made",
     "recovery_decided",
     "release_intended",
     "request_refused",

@@ -109,11 +109,13 @@ _LEARNS = Fact(label="Detectors", text="From there on they learn the loss again.
 
 def _driver(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.DriverChanged) -> _Found:
     back = event.driver is Driver.DAEMON
-    facts = (Fact(label="Driver", text="opt-ops drives again: it acts on its own decisions." if back else _WATCHES),)
+    facts = (Fact(label="Driver", text=_ASKS if event.driver is Driver.ASK else _DRIVES if back else _WATCHES),)
     what = DRIVES[event.driver].partition(":")[0]
     yield entry_of(record, entry, what, event.author, quote=event.reason, facts=facts, notable=not back)
 
 
+_DRIVES = "opt-ops drives again: it acts on its own decisions."
+_ASKS = "opt-ops asks before it restarts or rolls back. Without an answer, the default holds at the deadline."
 _WATCHES = "An operator drives: opt-ops watches, advises, and does only what an operator requests."
 
 

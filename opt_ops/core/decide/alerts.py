@@ -12,9 +12,11 @@ from opt_ops.core.failures.classes import row
 from opt_ops.core.names import AlertTopic, alert_id
 from opt_ops.core.state.in_place import in_sentences, joined, ranks
 from opt_ops.core.state.model import Incident, State
+from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clock
-from opt_ops.core.values import Action, Driver, Severity, Tier
+from opt_ops.core.told import Tense, told
+from opt_ops.core.values import Action, AskDefault, Driver, Severity, Tier
 from opt_ops.core.waiting import still_waiting
 
 _UNKNOWN_SECONDS = 600.0  # of a job whose state is not known, before an operator is notified
@@ -32,8 +34,9 @@ def alert(state: State, now: float, policy: Policy) -> Event | None:
         return _LOUDNESS.index(severity) >= least and alert not in state.alerts
 
     once = (_halted(state), _waiting(state, now, policy), _unknown(state, now), _ended(state))
-    told = (told for told in once if told is not None and news(told.alert, told.severity))
-    return next(chain(told, _incidents(state, news), _signals(state, news), _blind(state, news)), None)
+    first = (each for each in once if each is not None and news(each.alert, each.severity))
+    others = (_proposals(state, news), _incidents(state, news), _signals(state, news), _blind(state, news))
+    return next(chain(first, *others), None)
 
 
 def _halted(state: State) -> AlertIntended | None:
@@ -109,6 +112,8 @@ def _incidents(state: State, news: _News) -> Iterator[AlertIntended]:
     for incident in state.incidents.values():
         if incident.decision is None or incident.decision.action is Action.HALT:
             continue
+        if incident.proposal is not None and incident.decision.advice:
+            continue  # a person was asked
         quiet = incident.drill is not None or row(incident.kind).quiet
         loud = Severity.PAGE if incident.decision.action is Action.NOTIFY else Severity.WARNING
         quiet = quiet or (incident.proven is True and joined(state, incident) is not None)
@@ -120,6 +125,29 @@ def _incidents(state: State, news: _News) -> Iterator[AlertIntended]:
         over = incident.closed_at is not None and incident.proven
         if over and news(closed := alert_id(incident.name, AlertTopic.CLOSED), Severity.INFO):
             yield _closed(state, incident, closed)
+
+
+def _proposals(state: State, news: _News) -> Iterator[AlertIntended]:
+    """A page for each open proposal: a person is asked."""
+    for proposal in open_proposals(state):
+        made, incident = proposal.made, state.incidents[proposal.made.incident]
+        severity = Severity.PAGE if incident.drill is None else Severity.INFO
+        if not news(alert := alert_id(made.proposal, AlertTopic.ASKED), severity):
+            continue
+        what = told(made.decided, state, Tense.WOULD)
+        then = "it is done" if made.default is AskDefault.ACT else "it is not done"
+        body = [
+            f"{incident.name} {incident.kind}{' (drill)' if incident.drill else ''}: {incident.cause}",
+            f"evidence: {incident.detector}",
+            *_likely(incident),
+            f"proposal: {what} ({made.decided.playbook}, rung {made.decided.rung + 1}): {made.decided.why}",
+            f"deadline: {clock(made.deadline)}; without an answer, {then}",
+            f"do it now: opt-ops run approve {made.proposal}",
+            f"do not: opt-ops run decline {made.proposal}",
+            f"next: opt-ops run explain {incident.name}",
+        ]
+        title = f"opt-ops {state.intent.lineage}: your answer is needed: {incident.cause}"
+        yield AlertIntended(alert=alert, severity=severity, title=title, body="\n".join(body))
 
 
 def _opened(state: State, incident: Incident, alert: str, severity: Severity) -> AlertIntended:

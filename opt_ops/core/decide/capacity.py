@@ -25,7 +25,14 @@ from opt_ops.core.health.burn_in_findings import BURNING_IN
 from opt_ops.core.memo import memoize_last
 from opt_ops.core.names import attempt_name
 from opt_ops.core.state.model import Allocation, Node, State
-from opt_ops.core.state.queries import newest_good, probing, under_examination, waiting_for_attempt
+from opt_ops.core.state.queries import (
+    held_back,
+    newest_good,
+    open_proposals,
+    probing,
+    under_examination,
+    waiting_for_attempt,
+)
 from opt_ops.core.values import Driver, Verdict
 from opt_ops.core.waiting import SKEW_SECONDS, Backoff, still_waiting
 
@@ -37,7 +44,7 @@ _PART = 0.25  # of what is missing, in one request, while training goes on: one 
 
 def acts(state: State) -> bool:
     """Whether nodes are asked for, used and given back without being asked to."""
-    return state.driver is Driver.DAEMON and not state.ended and state.paused is None
+    return state.driver.acts and not state.ended and state.paused is None
 
 
 def nears_limit(allocation: Allocation, now: float, policy: Policy) -> bool:
@@ -244,6 +251,8 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
         return None
     if any(probing(state.incidents[name]) for name in state.open_incidents):
         return None  # what the probes show decides how it goes on
+    if open_proposals(state) or held_back(state) is not None:
+        return None  # so does the answer of a person
     if state.driver is Driver.SHADOW:
         return _foreign(state, run.name)
     waiting = waiting_for_attempt(state)

@@ -17,7 +17,7 @@ from opt_ops.core.failures.classes import Domain, FailureClass, row
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.model import Incident, KnownCheckpoint, State
 from opt_ops.core.state.queries import newest_good, reachable_checkpoints
-from opt_ops.core.values import Action, Driver, Outcome, Tier
+from opt_ops.core.values import Action, Outcome, Tier
 from opt_ops.core.waiting import still_waiting
 
 _UNSEEN_STEPS = 10
@@ -179,7 +179,7 @@ def decide_at_end(
     if attempt is None or decided.action not in (Action.REPLACE_RANKS, Action.RESTART, Action.HALT, Action.COMPLETE):
         return decided
     meets = incident.attempt == attempt.name or not set(attempt.nodes).isdisjoint(incident.nodes)
-    if not meets or not _leaves_training_sound(incident) or (attempt.live and state.driver is not Driver.DAEMON):
+    if not meets or not _leaves_training_sound(incident) or (attempt.live and not state.driver.acts):
         return decided
     end = end_of_training(state, now, policy)
     if end is None or end.standing is Standing.LOST:
@@ -227,6 +227,8 @@ def _open_questions(state: State, attempt: Attempt) -> Iterator[Incident]:
     for incident in state.incidents.values():
         if incident.attempt != attempt.name or incident.answered or incident.kind == FailureClass.DAEMON_RESTART:
             continue
+        if incident.proposal is not None and incident.decision is not None and incident.decision.advice:
+            continue  # a person was asked, and it was not done
         action = incident.decision.action if incident.decision else None
         if action in (None, Action.ROLLBACK) or (action is Action.HALT and not _leaves_training_sound(incident)):
             yield incident

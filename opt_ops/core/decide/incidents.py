@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from opt_ops.core.decide.asking import can_wait
 from opt_ops.core.decide.capacity import eligible_nodes, final_save_due, nears_limit, outliving_limit
 from opt_ops.core.decide.causes import of_drill, suspicions
 from opt_ops.core.decide.drills import drill_behind
@@ -19,6 +20,7 @@ from opt_ops.core.memo import memoize_last
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.in_place import joined
 from opt_ops.core.state.model import Allocation, Incident, Node, State
+from opt_ops.core.state.queries import leaves_standing, open_proposals
 from opt_ops.core.values import PREEMPTED, Action, Driver, Fault, Outcome, Tier, Verdict
 
 
@@ -101,6 +103,7 @@ def _signal(state: State, policy: Policy) -> IncidentOpened | None:
     attempt = state.attempt
     if attempt is None or _has_cause(state, attempt):
         return None
+    asks = bool(open_proposals(state))  # about what training survives; what stops it goes first
     raised = next(
         (
             signal
@@ -109,6 +112,7 @@ def _signal(state: State, policy: Policy) -> IncidentOpened | None:
             and signal.attempt == attempt.name
             and not is_answered(attempt, signal)
             and not _has_incident(state, attempt, signal)
+            and not (asks and can_wait(signal.signal, policy))
         ),
         None,
     )
@@ -244,10 +248,17 @@ def _has_cause(state: State, attempt: Attempt) -> bool:
     return any(
         incident.attempt == attempt.name
         and incident.kind != FailureClass.DAEMON_RESTART
-        and not _not_acted_on(incident)
+        and (not _not_acted_on(incident) or leaves_standing(state, incident))
+        and not _waits_beside_training(incident)
         and not (incident.replaces_ranks and joined(state, incident) is not None)
         for incident in state.incidents.values()
     )
+
+
+def _waits_beside_training(incident: Incident) -> bool:
+    """Whether a person is asked about it, and training goes on meanwhile: it explains no end."""
+    proposal = incident.proposal
+    return incident.decision is None and proposal is not None and proposal.made.trains
 
 
 def _not_acted_on(incident: Incident) -> bool:

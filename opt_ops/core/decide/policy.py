@@ -13,7 +13,7 @@ from opt_ops.core.detect.loss_spike import SpikeRule
 from opt_ops.core.detect.straggler import StragglerRule
 from opt_ops.core.detect.throughput import ThroughputRule
 from opt_ops.core.failures.causes import Cause
-from opt_ops.core.values import Action, Severity
+from opt_ops.core.values import Action, AskDefault, Severity
 
 SCRATCH_STEPS = 2000
 """As long as no more would be lost, training may start over from scratch without being asked: about the warm-up. Beyond
@@ -67,6 +67,17 @@ class ProbeRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskRule:
+    """How a person is asked before a playbook acts, where the driver is `ask`.
+
+    A page whose default is `wait` is for failures that training survives. All others stop training, and go first.
+    """
+
+    default: AskDefault = AskDefault.ACT  # what happens when nobody has answered
+    seconds: float = 600.0  # from the proposal to its deadline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Playbook:
     """A playbook page as data: its triggers, its ladder, its retry budget, and what proves that it took effect."""
 
@@ -80,6 +91,7 @@ class Playbook:
     proof_steps: int
     probe: ProbeRule | None = None  # None: no probes
     in_place: InPlaceBudget = InPlaceBudget()
+    ask: AskRule = AskRule()
 
     @property
     def in_place_rungs(self) -> int:

@@ -26,7 +26,7 @@ from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import probing, reachable_checkpoints, waiting_for_attempt
-from opt_ops.core.values import Action, Checkpoint, Driver, Skip
+from opt_ops.core.values import Action, Checkpoint, Skip
 from opt_ops.core.waiting import still_waiting
 
 CERTAIN = 0.9
@@ -42,7 +42,7 @@ _IN_A_ROW = 3  # points whose median says that it is no single odd one
 
 def intend_probes(state: State, now: float, policy: Policy) -> Event | None:
     """Begin probes for an incident that is worth it, once."""
-    if state.ended or state.driver is not Driver.DAEMON or state.paused is not None:
+    if state.ended or not state.driver.acts or state.paused is not None:
         return None
     for incident in (state.incidents[name] for name in state.open_incidents):
         attempt = state.attempt
@@ -108,7 +108,7 @@ def _interrupted(state: State, incident: Incident) -> str:
         return "an operator has decided"
     if attempt is None or attempt.name != incident.attempt:
         return "a newer attempt has begun"
-    if state.driver is not Driver.DAEMON or state.paused is not None:
+    if not state.driver.acts or state.paused is not None:
         return "an operator drives, or pauses the lineage"
     if any(other.next_attempt != attempt.name for other in waiting_for_attempt(state)):
         return "another incident needs a new attempt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from opt_ops.core.decide.asking import ask_first, withdraw_all
 from opt_ops.core.decide.cures import RungChoice, choose_rung
 from opt_ops.core.decide.ends import decide_at_end
 from opt_ops.core.decide.members import is_rejoining
@@ -23,9 +24,11 @@ from opt_ops.core.values import Action, Driver
 
 
 def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
-    """Decide about an open incident: by its playbook, or as the operator asked."""
+    """Decide about an open incident: by its playbook, or as the operator asked. A person may be asked first."""
+    if state.ended:
+        return withdraw_all(state)
     for incident in state.incidents.values():
-        if incident.decision is not None or state.ended or probing(incident):
+        if incident.decision is not None or probing(incident):
             continue
         if incident.kind == FailureClass.OPERATOR:
             return decide_request(state, incident)
@@ -34,8 +37,9 @@ def decide_recovery(state: State, now: float, policy: Policy) -> Event | None:
             continue  # it is decided about once these ranks have joined, or have failed to
         if incident.stacks_at is None or incident.stacks is not None or not live:  # who has left answers no more
             by_playbook = _after_fall_back(incident, _decide_by_playbook(state, incident, now, policy))
-            if (decided := decide_at_end(state, incident, by_playbook, now, policy)) is not None:
-                return decided
+            decided = decide_at_end(state, incident, by_playbook, now, policy)
+            if decided is not None and (event := ask_first(state, incident, decided, now, policy)) is not None:
+                return event
     return None
 
 
@@ -49,8 +53,9 @@ def _after_fall_back(incident: Incident, decided: RecoveryDecided) -> RecoveryDe
 
 
 def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Policy) -> RecoveryDecided:
-    by_person = incident.answered and incident.probes is not None  # while it waited for probes
-    advice = state.driver is not Driver.DAEMON or by_person
+    waited = incident.probes is not None or incident.proposal is not None
+    by_person = incident.answered and waited  # while it waited
+    advice = not state.driver.acts or by_person
     playbook = policy.playbooks.get(incident.kind) or policy.playbooks.get(FailureClass.UNKNOWN)
     if playbook is None:
         why = f"no playbook is triggered by {incident.kind}"

@@ -69,6 +69,7 @@ from opt_ops.core.events.operator import (
     StopRequested,
 )
 from opt_ops.core.events.probes import ProbeEnded, ProbesIntended, ProbesJudged
+from opt_ops.core.events.proposals import ProposalAnswered, ProposalMade
 from opt_ops.core.events.watch import InputLeftOut, WatcherFailed, WatcherRecovered
 
 Event = (
@@ -119,6 +120,8 @@ Event = (
     | ProbesIntended
     | ProbeEnded
     | ProbesJudged
+    | ProposalMade
+    | ProposalAnswered
     | RecoveryDecided
     | NodeExcluded
     | DrainIntended

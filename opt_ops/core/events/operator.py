@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opt_ops.core.values import Driver, Fault, PlannedChange, Shape
+from opt_ops.core.values import AskTerms, Driver, Fault, PlannedChange, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +98,13 @@ class ChangesDeclared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverChanged:
-    """Observation: an operator takes over, or hands back."""
+    """Observation: an operator takes over, wants to be asked, or hands back."""
 
     request: str
     author: str
     driver: Driver
     reason: str
+    ask: AskTerms | None = None  # how the operator wants to be asked; None: as the playbook pages say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

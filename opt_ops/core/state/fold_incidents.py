@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.model import Afterthought, AlertState, Incident, State
+from opt_ops.core.state.model import Afterthought, AlertState, Incident, Proposal, State
 from opt_ops.core.state.update import (
     with_incident,
     with_item,
@@ -81,6 +81,25 @@ def _probes_judged(state: State, event: e.ProbesJudged, _: e.Entry) -> State:
     return with_incident(state, event.incident, probes_judged=True, causes=event.causes)
 
 
+def _proposal_made(state: State, event: e.ProposalMade, entry: e.Entry) -> State:
+    made = Proposal(made=event, at=entry.ts)
+    return with_incident(state, event.incident, proposals=(*state.incidents[event.incident].proposals, made))
+
+
+def _proposal_answered(state: State, event: e.ProposalAnswered, entry: e.Entry) -> State:
+    """The first answer holds."""
+    known = state.incidents[event.incident].proposals
+    proposals = tuple(
+        replace(each, answer=event, answered_at=entry.ts)
+        if each.name == event.proposal and each.answer is None
+        else each
+        for each in known
+    )
+    if event.request is not None:
+        state = with_request_handled(state, event.request)
+    return with_incident(state, event.incident, proposals=proposals)
+
+
 def _recovery_decided(state: State, event: e.RecoveryDecided, entry: e.Entry) -> State:
     return with_incident(state, event.incident, decision=event, decided_at=entry.ts)
 
@@ -152,6 +171,8 @@ FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
     e.ProbesIntended: _probes_intended,
     e.ProbeEnded: _probe_ended,
     e.ProbesJudged: _probes_judged,
+    e.ProposalMade: _proposal_made,
+    e.ProposalAnswered: _proposal_answered,
     e.RecoveryDecided: _recovery_decided,
     e.NodeExcluded: _node_excluded,
     e.DrainIntended: _drain_intended,

@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.core import events as e
 from opt_ops.core.state.model import Drill, State
 from opt_ops.core.state.update import with_item, with_node, with_request_handled
-from opt_ops.core.values import Driver, Fault, Status, Verdict
+from opt_ops.core.values import AskTerms, Driver, Fault, Status, Verdict
 
 
 def _daemon_started(state: State, event: e.DaemonStarted, _: e.Entry) -> State:
@@ -62,7 +62,8 @@ def _answered(state: State, entry: e.Entry) -> State:
 
 
 def _driver_changed(state: State, event: e.DriverChanged, _: e.Entry) -> State:
-    return replace(with_request_handled(state, event.request), driver=event.driver)
+    state = with_request_handled(state, event.request)
+    return replace(state, driver=event.driver, ask=event.ask or AskTerms())
 
 
 def _node_allowed(state: State, event: e.NodeAllowed, entry: e.Entry) -> State:

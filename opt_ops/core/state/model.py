@@ -18,6 +18,8 @@ from opt_ops.core.events import (
     PauseRequested,
     ProbeEnded,
     ProbesIntended,
+    ProposalAnswered,
+    ProposalMade,
     RecoveryDecided,
     ResumeRequested,
     SignalRaised,
@@ -31,11 +33,14 @@ from opt_ops.core.values import (
     HOLDING,
     Action,
     AllocationStatus,
+    AskDefault,
+    AskTerms,
     Checkpoint,
     Driver,
     Fault,
     GpuPart,
     PlannedChange,
+    ProposalStatus,
     Severity,
     Shape,
     Status,
@@ -115,6 +120,32 @@ class Afterthought:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What a person was asked about an incident."""
+
+    made: ProposalMade
+    at: float
+    answer: ProposalAnswered | None = None  # the first one
+    answered_at: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as 12-i007-p1."""
+        return self.made.proposal
+
+    @property
+    def status(self) -> ProposalStatus:
+        """Where it stands."""
+        return ProposalStatus.OPEN if self.answer is None else self.answer.status
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it is not done: a person declined it, or nobody answered and its default is to wait."""
+        expired = self.status is ProposalStatus.EXPIRED and self.made.default is AskDefault.WAIT
+        return expired or self.status is ProposalStatus.DECLINED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
     """Everything from the first evidence to the proven recovery."""
 
@@ -151,6 +182,12 @@ class Incident:
     fell_back: str | None = None  # why ranks were not replaced in place, although that was tried
     answered: bool = False  # a person has decided since: it neither halts nor counts any more
     afterthoughts: tuple[Afterthought, ...] = ()
+    proposals: tuple[Proposal, ...] = ()  # about its recovery, oldest first; one at most is open
+
+    @property
+    def proposal(self) -> Proposal | None:
+        """The newest proposal."""
+        return self.proposals[-1] if self.proposals else None
 
     @property
     def acted_on(self) -> bool:
@@ -250,6 +287,7 @@ class State:
     planned: tuple[PlannedChange, ...] = ()  # what operators declared, or let go on
     changes: Mapping[str, ChangeRequested] = field(default_factory=dict[str, ChangeRequested])  # by request
     driver: Driver = Driver.DAEMON
+    ask: AskTerms = field(default_factory=AskTerms)  # how the operator wants to be asked
     size: int = 0  # nodes that attempts start on; 0: as many as the lineage's shape says
     orphan_jobs: Mapping[str, str] = field(
         default_factory=dict[str, str]

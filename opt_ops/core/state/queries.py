@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt
-from opt_ops.core.state.model import Allocation, Incident, KnownCheckpoint, State
+from opt_ops.core.state.model import Allocation, Incident, KnownCheckpoint, Proposal, State
 from opt_ops.core.values import (
     Action,
     Checkpoint,
+    Driver,
 )
 from opt_ops.core.waiting import still_waiting
 
@@ -33,6 +35,38 @@ def suspended(state: State, attempt: Attempt) -> Allocation | None:
 def probing(incident: Incident) -> bool:
     """Whether its decision waits for probes."""
     return incident.probes is not None and not incident.probes_judged
+
+
+def open_proposals(state: State) -> list[Proposal]:
+    """What waits for a person's answer, oldest first."""
+    newest = (state.incidents[name].proposal for name in state.open_incidents)
+    return [each for each in newest if each is not None and each.answer is None and not state.ended]
+
+
+def held_back(state: State) -> Incident | None:
+    """The incident because of which nothing is started: its recovery was proposed and refused, and nothing trains.
+
+    It ends when a person resumes or changes the lineage, or hands back.
+    """
+    attempt = state.attempt
+    if attempt is None or attempt.live:
+        return None
+    of_attempt = (each for each in reversed(list(state.incidents.values())) if each.attempt == attempt.name)
+    newest = next((each for each in of_attempt if each.kind != FailureClass.DAEMON_RESTART), None)
+    waits = newest is not None and not newest.answered and leaves_standing(state, newest)
+    return newest if waits else None
+
+
+def leaves_standing(state: State, incident: Incident) -> bool:
+    """Whether its recovery was proposed while nothing trained, and refused: what follows of it is no news.
+
+    Where its attempt has made steps since, it trains after all.
+    """
+    proposal, attempt = incident.proposal, state.attempts.get(incident.attempt or "")
+    if proposal is None or not proposal.is_refused or proposal.made.trains or attempt is None:
+        return False
+    then = max(incident.step_failed or 0, (proposal.answer.step if proposal.answer else None) or 0)
+    return state.driver is Driver.ASK and (attempt.last_step or 0) <= then
 
 
 def ancestry(state: State, run: str) -> list[tuple[str, int | None]]:

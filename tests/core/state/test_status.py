@@ -1,7 +1,8 @@
 """The two status tables: each edge is taken by a story, no story takes another one, and each event kind is a choice."""
 
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from opt_ops.core import events as e
 from opt_ops.core.state import fold as folding
 from opt_ops.core.state.model import State
+from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import STATUS_AFTER, TRANSITIONS, status_after
 from opt_ops.core.values import AllocationStatus, Driver, Outcome, Shape, Status, Verdict
 from opt_ops.ports import Request
@@ -34,6 +36,8 @@ HAPPENINGS = (
     *("lost", "waits", "daemon", "stop", "pause", "resume", "resume", "rollback", "set", "drive", "exclude"),
     *("allow", "hang", "stacks", "limit", "no_nodes", "lost_attempt", "job_ends", "refused_checkpoint", "last_step"),
 )
+ASKING = (*HAPPENINGS, *("ask", "answer", "answer", "answer", "later"))
+"""Where a person is asked. These stories are apart, so that those above stay what they are."""
 
 
 @pytest.fixture
@@ -75,6 +79,14 @@ def happen(story: Story, what: str, number: int) -> None:
             ask(story, "change", lr_factor=0.5)
         case "drive":
             ask(story, "drive", driver=Driver.OPERATOR if state.driver is Driver.DAEMON else Driver.DAEMON)
+        case "ask":
+            terms = ({}, {"default": "wait"}, {"default": "act", "seconds": 60}, {"only": ["rollback"]})[number % 4]
+            ask(story, "drive", driver=Driver.ASK, **terms)
+        case "answer":
+            for each in open_proposals(state):
+                ask(story, "approve" if number % 2 else "decline", proposal=each.name)
+        case "later":
+            story.see(seconds=1900)
         case "exclude" | "allow":
             ask(story, what, node=NODES[number % len(NODES)])
         case "hang" if runs:
@@ -107,15 +119,18 @@ def happen(story: Story, what: str, number: int) -> None:
             tell(story, what, number)
 
 
-def random_story(seed: int) -> None:
+def random_story(seed: int, happenings: Sequence[str] = HAPPENINGS) -> Story:
     draw = random.Random(seed)
     # Few actions overall: the ends of ladders are reached.
     limits = replace(POLICY.limits, actions=draw.choice([0, 1, 2, POLICY.limits.actions]))
     shape = Shape(nodes=2, spares=draw.choice([0, 1]), ranks_per_node=1, min_nodes=draw.choice([0, 1]))
     story = Story(replace(POLICY, limits=limits), shape)
     story.begin()
+    if happenings is ASKING:
+        happen(story, "ask", 0)
     for _ in range(draw.randint(5, 60)):
-        happen(story, draw.choice(HAPPENINGS), draw.randint(0, 999))
+        happen(story, draw.choice(happenings), draw.randint(0, 999))
+    return story
 
 
 def started(driver: Driver) -> Story:
@@ -341,6 +356,25 @@ def test_every_edge_is_taken_by_a_story_and_no_story_takes_another(taken: set[tu
     assert taken == set(TRANSITIONS)
 
 
+def test_whatever_is_answered_a_decision_is_taken_once_and_no_edge_is_new(taken: set[tuple[Status, Status]]):
+    asked = 0
+    for seed in range(STORIES // 4):
+        story = random_story(seed, ASKING)
+        told = [entry.event for entry in story.entries]
+        answers = Counter(event.proposal for event in told if isinstance(event, e.ProposalAnswered))
+        fell_back = {event.incident for event in told if isinstance(event, e.MembersFailed)}
+        decided = Counter(event.incident for event in told if isinstance(event, e.RecoveryDecided))
+        assert max(answers.values(), default=1) == 1
+        assert all(count == 1 or incident in fell_back for incident, count in decided.items())
+        for incident in story.state.incidents.values():
+            waits = [each for each in incident.proposals if each.answer is None]
+            assert waits in ([], [incident.proposal])
+            assert not waits or incident.decision is None
+        asked += len(answers)
+    assert asked > STORIES // 8
+    assert taken <= set(TRANSITIONS)
+
+
 def test_every_edge_has_its_reason():
     assert all(reason and len(reason) < 90 for reason in TRANSITIONS.values())
     assert all(before not in (Status.COMPLETED, Status.CANCELLED) for before, _ in TRANSITIONS)
@@ -364,7 +398,7 @@ def test_a_new_event_kind_is_a_visible_choice():
             *("incident_closed", "incident_opened", "leave_intended", "node_allowed", "node_drained", "node_excluded"),
             *("node_judged", "note_added", "pause_requested", "release_intended", "request_refused", "run_planned"),
             *("signal_raised", "size_decided", "stacks_intended", "stacks_taken", "stop_requested"),
-            *("probe_ended", "probes_intended", "probes_judged"),
+            *("probe_ended", "probes_intended", "probes_judged", "proposal_answered", "proposal_made"),
             *("members_failed", "members_intended", "standby_seen"),
             *("stray_cancelled", "stray_found", "input_left_out", "watcher_failed", "watcher_recovered"),
         ]
