@@ -15,7 +15,9 @@ from typing import Any
 
 from chronicles.kept_curve import kept_points
 from chronicles.logbook.drawing.markdown import note
+from chronicles.logbook.entries.build import entries
 from chronicles.logbook.front_page import front_page
+from chronicles.logbook.story.build import story
 from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
 from chronicles.wording import percent, when
@@ -99,6 +101,7 @@ def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, 
     shape = state.lineage.shape
     config = next((configs[name] for name in state.attempts if name in configs), {})
     incidents = report.incidents
+    told = story(record, report, entries(record, report))
     tags = {
         "opt.kind": "lineage",
         "opt.status": str(state.status),
@@ -109,7 +112,7 @@ def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, 
         "opt.incidents": str(len(incidents)),
         "opt.drills": str(sum(row.drill is not None for row in incidents)),
         "opt.in_place": str(sum(row.in_place is True for row in incidents)),
-        "mlflow.note.content": note(report, front_page(report, None), TAG_LIMIT),
+        "mlflow.note.content": note(report, front_page(report, None), told, TAG_LIMIT),
     }
     requested = {
         "recipe": state.lineage.recipe,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from chronicles.logbook.drawing.markdown import plain, table
+from chronicles.logbook.drawing.markup import plain, table
 
 SIGNED = "*Written by opt-ops mlflow sync. Without this line, it is yours and stays as it is.*"
 """Marks a note that `sync` may replace. A note that was written before must still be known: never change it."""

@@ -6,46 +6,46 @@ markup, HTML, a new line or table cell, or a link other than a bare web address 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
-from chronicles.logbook.entries.entry import Fact, LogEntry
+from chronicles.logbook.drawing import markdown_log
+from chronicles.logbook.drawing.markup import code, plain, table
 from chronicles.logbook.front_page import FrontPage
 from chronicles.logbook.story.model import Story
-from chronicles.report.model import IncidentReport, LineageReport, ReadbackReport
-from chronicles.wording import duration, minute, percent, rate, whole
-from opt_ops.core.text import printable
+from chronicles.report.model import IncidentReport, LineageReport
+from chronicles.wording import duration, percent, whole
 
 
 def logbook(report: LineageReport, front: FrontPage, story: Story) -> str:
     """The whole file."""
-    entries = story.evidence
-    headings = [_heading(entry) for entry in entries]
     parts = [
         _name(report),
         _head(report, front),
-        _questions(front),
-        _incidents(report, front),
-        _runs(report, front),
+        _story(story),
+        _numbers(front),
         _validation(front),
         _time(report, front),
+        _runs(report, front),
+        _tried(story),
+        _questions(front),
+        markdown_log.log(report, story),
+        _incidents(report, front),
         _lemons(front),
         _nodes(front),
         _allocations(front),
-        _contents(headings),
+        _foot(report, front),
     ]
-    parts += [_entry(heading, entry) for heading, entry in zip(headings, entries, strict=True)]
-    parts.append(_foot(report, front))
     return "\n".join(line for part in parts for line in part)
 
 
-def note(report: LineageReport, front: FrontPage, limit: int) -> str:
-    """The front page alone, in at most `limit` characters: the oldest incidents are dropped first."""
+def note(report: LineageReport, front: FrontPage, story: Story, limit: int) -> str:
+    """The story and the incidents, in at most `limit` characters: the oldest incidents are dropped first."""
     rows = list(front.incidents)
     while True:
         shown = replace(front, incidents=rows)
-        text = "\n".join([*_head(report, front), *_incidents(report, shown), _FULL])
+        above = [*_story(story), *_head(report, front), *_numbers(front)]
+        text = "\n".join([*above, *_incidents(report, shown), _FULL])
         if len(text) <= limit or not rows:
             return text[:limit]
         rows = rows[1:]
@@ -56,35 +56,6 @@ _LEMONS = (
     "time of use. `opt-ops node ledger` covers all lineages."
 )
 _FULL = "The whole logbook, with curves, is the artifact `chronicle/logbook.html`."
-
-
-def plain(text: str) -> str:
-    """Untrusted text as one line of Markdown that shows itself, character by character."""
-    line = printable(" ".join(text.split()))
-    line = re.sub(r"([\\`*\[\]<>|~&!#])", r"\\\1", line)
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)  # within a word it is no markup
-
-
-def code(text: str) -> str:
-    """Untrusted text as a code span, fenced by more backticks than it has in a row."""
-    line = printable(" ".join(text.split()))
-    longest = max((len(run) for run in re.findall(r"`+", line)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if longest else ""
-    return f"{fence}{pad}{line}{pad}{fence}"
-
-
-def quote(text: str) -> list[str]:
-    """Untrusted text of several lines as a block quote."""
-    lines = [re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", plain(line)) for line in text.splitlines()]  # no list, no heading
-    return [f"> {line}  ".rstrip() if line == lines[-1] else f"> {line}  " for line in lines]
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of cells that are Markdown already; a column whose head begins with `>` is set to the right."""
-    rule = ["---:" if head.startswith(">") else "---" for head in heads]
-    lines = [[head.removeprefix(">") for head in heads], rule, *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def _name(report: LineageReport) -> Iterator[str]:
@@ -100,7 +71,33 @@ def _head(report: LineageReport, front: FrontPage) -> Iterator[str]:
     if report.recipe:
         yield f"Recipe {code(' '.join((report.recipe, *report.settings)))}."
         yield ""
+
+
+def _story(story: Story) -> Iterator[str]:
+    if not story.summary:
+        return
+    yield "## Story"
+    yield ""
+    for paragraph in story.summary:
+        now = "Now. " if paragraph.now else ""
+        yield f"**{plain(f'{now}{paragraph.title}')}** {plain(paragraph.text)}"
+        yield ""
+
+
+def _numbers(front: FrontPage) -> Iterator[str]:
+    yield "## Numbers"
+    yield ""
     yield from table([item.label for item in front.figures], [[item.value for item in front.figures]])
+    yield ""
+
+
+def _tried(story: Story) -> Iterator[str]:
+    if not story.strategies:
+        return
+    yield "## What was tried"
+    yield ""
+    rows = [[plain(row.failure), plain(row.strategy), whole(row.tried), plain(row.text)] for row in story.strategies]
+    yield from table(["Problem", "What was done", ">Times", "Outcome"], rows)
     yield ""
 
 
@@ -280,78 +277,6 @@ def _allocations(front: FrontPage) -> Iterator[str]:
     if front.allocations_before:
         yield front.allocations_before
         yield ""
-
-
-def _heading(entry: LogEntry) -> str:
-    return entry.heading + (f" · DRILL {entry.drill}" if entry.drill else "")
-
-
-def _contents(headings: Sequence[str]) -> Iterator[str]:
-    # Without links: MLflow opens a link to a place in the file as a page of its own and leaves the logbook.
-    yield "## Contents"
-    yield ""
-    for heading in headings:
-        yield f"- {plain(heading)}"
-    if not headings:
-        yield "Nothing has happened yet."
-    yield ""
-    yield "## Log, newest first"
-    yield ""
-
-
-def _entry(heading: str, entry: LogEntry) -> Iterator[str]:
-    head, author, rest = heading.partition(f" [{entry.author}]: ")
-    yield f"### {plain(head)}{f' [{plain(entry.author)}]: ' if author else ''}{plain(rest)}"
-    yield ""
-    if entry.quote:
-        yield from quote(entry.quote)
-        yield ""
-    for fact in entry.facts:
-        yield f"**{fact.label}.** {plain(fact.text)}" + (f" Log line: {code(fact.line)}" if fact.line else "")
-        yield ""
-        yield from _below(fact, entry)
-    if entry.changes:
-        yield "```diff"
-        for what, before, after in entry.changes:
-            for sign, side in (("-", before), ("+", after)):
-                if side:
-                    yield f"{sign} {printable(what)}: {printable(side)}"
-        yield "```"
-        yield ""
-    for remark in entry.remarks:
-        what = "Correction" if remark.correction else "Note"
-        yield f"**{what} by {plain(remark.author)}, {minute(remark.ts)}:**"
-        yield ""
-        yield from quote(remark.text)
-        yield ""
-
-
-def _below(fact: Fact, entry: LogEntry) -> Iterator[str]:
-    """The table or the numbers that belong to a fact."""
-    if fact.label == "Stacks" and entry.stacks:
-        rows = [[f"**{row.ranks}**" if row.odd else row.ranks, plain(row.frames)] for row in entry.stacks]
-        yield from table(["Ranks", "Innermost frames"], rows)
-        yield ""
-    if fact.label == "Experiment" and entry.trials:
-        rows = [[plain(cell) for cell in trial] for trial in entry.trials]
-        yield from table(["Probe", "Node", "Result", "What it showed"], rows)
-        yield ""
-    if fact.label == "Cost" and entry.spans:
-        yield ", ".join(f"{duration(seconds)} {label}" for label, seconds in entry.spans) + "."
-        yield ""
-    if fact.label == "Proof" and entry.incident and entry.incident.readbacks and _is_of_interest(entry.incident):
-        yield from table([">Step", ">Expected", ">Read back", ">Loss"], [*map(_readback, entry.incident.readbacks)])
-        yield ""
-
-
-def _readback(item: ReadbackReport) -> list[str]:
-    loss = "not finite" if item.loss is None else f"{item.loss:.4f}"
-    return [whole(item.step), rate(item.due_lr), rate(item.lr), loss]
-
-
-def _is_of_interest(row: IncidentReport) -> bool:
-    """Whether the learning rate changed, or the proof failed. Of a mere restart, the sentence is enough."""
-    return row.lr_before not in (None, row.lr_after) or row.proven is not True
 
 
 def _foot(report: LineageReport, front: FrontPage) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from chronicles.logbook.drawing.markdown import plain
+from chronicles.logbook.drawing.markup import plain
 from chronicles.logbook.front_page import known_status, lead
 from chronicles.logbook.notes import happened
 from chronicles.logbook.notes.handover import Handover, paused_soon

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from chronicles.logbook.drawing.markdown import plain, quote
+from chronicles.logbook.drawing.markup import plain, quote
 from chronicles.logbook.entries import operators
 from chronicles.logbook.entries.entry import MACHINE, LogEntry
 from chronicles.logbook.open_questions import drill_mark

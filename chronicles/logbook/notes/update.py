@@ -13,7 +13,7 @@ from typing import Any
 
 from chronicles.kept_curve import kept_points
 from chronicles.ledger.wall_clock import TimePhase
-from chronicles.logbook.drawing.markdown import plain, table
+from chronicles.logbook.drawing.markup import plain, table
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.front_page import interrupted, recovered_in_place, times
 from chronicles.logbook.notes import happened

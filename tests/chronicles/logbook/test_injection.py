@@ -11,7 +11,7 @@ import pytest
 
 from chronicles.logbook.drawing import markdown as md
 from chronicles.logbook.drawing.html import slug
-from chronicles.logbook.drawing.markdown import code, plain, quote
+from chronicles.logbook.drawing.markup import code, plain, quote
 from chronicles.logbook.entries.entry import Change, LogEntry
 from chronicles.logbook.front_page import front_page
 from chronicles.logbook.render import render
