@@ -39,7 +39,7 @@ from opt_ops.runfolder import lineages
 app = typer.Typer(no_args_is_help=True, cls=RunCommands, help="Start, watch, change and stop lineages and their runs.")
 
 
-app.command("list")(queue)
+app.command("list", help=(queue.__doc__ or "").replace("opt-ops q", "opt-ops run list"))(queue)
 
 
 @app.command()
