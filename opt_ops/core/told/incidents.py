@@ -17,6 +17,7 @@ from opt_ops.core.told.phrase import (
     after,
     count,
     figure,
+    hour,
     listed,
     name,
     number_in,
@@ -24,7 +25,7 @@ from opt_ops.core.told.phrase import (
     quoted,
     seen,
 )
-from opt_ops.core.values import Action, Tier, Verdict
+from opt_ops.core.values import Action, AskDefault, Tier, Verdict
 
 _LEVELS = frozenset({FailureClass.LOSS_SPIKE, FailureClass.LOSS_DRIFT})
 
@@ -79,6 +80,19 @@ def _decided(event: e.RecoveryDecided, known: State | None) -> Forms:
     return Forms(
         f"{name(event.incident)}: {advice}{what} ({page})", "decide", f"{name(event.incident)}: {what} ({page})"
     )
+
+
+def _proposed(event: e.ProposalMade, known: State | None) -> Forms:
+    what = ", ".join([_what(event.decided), *_changes(event.decided)])
+    then = "done" if event.default is AskDefault.ACT else "not done"
+    rest = f"a person until {hour(event.deadline)}: {what} ({name(event.proposal)}; {then} without an answer)"
+    return Forms(f"asks {rest}", "ask", rest)
+
+
+def _answered(event: e.ProposalAnswered, known: State | None) -> Forms:
+    by = f" by {name(event.author)}" if event.author is not None else ""
+    what = f"{name(event.proposal)} is {event.status}{by}"
+    return seen(f"{what}{after(': ', event.reason) if event.author else f': {plain(event.reason)}'}")
 
 
 def _what(event: e.RecoveryDecided) -> str:
@@ -202,6 +216,8 @@ RULES: Mapping[type[e.Event], Callable[[Any, State | None], Forms]] = {
     e.SignalRaised: _signal,
     e.NodeJudged: _judged,
     e.IncidentOpened: _opened,
+    e.ProposalMade: _proposed,
+    e.ProposalAnswered: _answered,
     e.RecoveryDecided: _decided,
     e.AfterthoughtAdded: _afterthought,
     e.NodeExcluded: _excluded,

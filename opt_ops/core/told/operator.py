@@ -88,6 +88,9 @@ def _driver(event: e.DriverChanged, known: State | None) -> Forms:
             return Forms(f"{name(event.author)} drives{why}", "act", "on requests only, until you hand back")
         case Driver.SHADOW:
             return seen(f"another launcher drives, opt-ops only watches{why}")
+        case Driver.ASK:
+            rest = "before it restarts or rolls back"
+            return Forms(f"opt-ops asks {rest}, as {name(event.author)} asked{why}", "ask", rest)
         case Driver.DAEMON:
             return Forms(f"opt-ops drives again, as {name(event.author)} asked{why}", "drive", "again")
 
