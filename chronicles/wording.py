@@ -45,6 +45,16 @@ def minute(ts: float) -> str:
     return moment(ts).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def stamps(times: Sequence[float]) -> list[str]:
+    """`2021-11-28 18:34` for each; with seconds where a neighbour has the same minute."""
+    minutes = [moment(ts).strftime("%Y-%m-%d %H:%M") for ts in times]
+    neighbours = zip(("", *minutes), (*minutes[1:], ""), strict=False)
+    return [
+        f"{at}:{moment(ts).strftime('%S')}" if at in near else at
+        for ts, at, near in zip(times, minutes, neighbours, strict=False)
+    ]
+
+
 def day(ts: float) -> str:
     """`28 Nov, 18:34`, for the figures in large type."""
     return moment(ts).strftime("%-d %b, %H:%M")

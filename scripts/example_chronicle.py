@@ -24,11 +24,15 @@ _SAYS = (
     "Simulated. OPT-175B's published record of incidents is replayed in virtual time; a seed decides what the record "
     "leaves open. The cluster, its failures and the loss curve are simulated. The supervisor and this logbook are real."
 )
-# A fixed box is printed on every sheet of paper.
+# It stays in sight where there is room for it; a link must not lead below it. A fixed box is printed on every sheet.
 _BANNER = f"""<style>
-.simulated {{ position: sticky; top: 0; z-index: 9; padding: .4rem 1rem; background: #8a5a00; color: #fff;
-  font: 14px/1.4 sans-serif }}
-@media print {{ .simulated {{ position: fixed; top: auto; bottom: 0; font-size: 8px }} }}
+.simulated {{ padding: .4rem 1rem; background: #8a5a00; color: #fff; font: 13px/1.35 sans-serif }}
+@media screen and (min-width: 700px) {{
+  :root {{ --banner: 4.2rem }}
+  .simulated {{ position: sticky; top: 0; z-index: 9; min-height: var(--banner); display: flex; align-items: center }}
+}}
+@media screen and (min-width: 1000px) {{ :root {{ --banner: 3.1rem }} }}
+@media print {{ .simulated {{ position: fixed; bottom: 0; font-size: 8px }} }}
 </style>
 <div class="simulated" role="note">{_SAYS}</div>
 """

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from chronicles.kept_curve import kept_points
-from chronicles.logbook.drawing import figure, html, markdown
+from chronicles.logbook.drawing import curve_data, figure, html, markdown, sparkline
+from chronicles.logbook.drawing.marks import marks
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.front_page import front_page
 from chronicles.logbook.story.build import story
+from chronicles.logbook.story.model import Story
 from chronicles.record import LineageRecord, load
 from chronicles.report import encode
 from chronicles.report.build import build
@@ -33,14 +35,30 @@ def write(folder: Path, record: LineageRecord, report: LineageReport) -> list[Pa
     """Write the files of a lineage that is already read; return their paths."""
     told = story(record, report, entries(record, report))
     front = front_page(report, newest_loss(record), told.afterthoughts)
-    gaps = any(not point.finite for curve in record.curves for point in curve.points)
-    drawings = figure.draw(record, report)
+    drawn = drawings(record, report, told)
     into = folder / FOLDER
     paths = [into / "logbook.md", into / "logbook.html", into / "report.json"]
     write_text(paths[0], markdown.logbook(report, front, told))
-    write_text(paths[1], html.logbook(report, front, told, drawings, gaps))
+    write_text(paths[1], html.logbook(report, front, told, drawn))
     write_json(paths[2], {**encode.lineage(report), "story": encode.encode(told)})
     return paths
+
+
+def drawings(record: LineageRecord, report: LineageReport, told: Story) -> html.Drawn:
+    """Everything that the page shows of the curves."""
+    shown = figure.measured(record, report)
+    if not shown.curves:
+        return html.Drawn()
+    placed = marks(report, told)
+    figures = figure.draw(shown, placed)
+    loss = shown.curves["loss"]
+    return html.Drawn(
+        figures=figures,
+        data=curve_data.encode(record, report, shown, placed),
+        keys=figure.keys(figures[0]),
+        phases=[sparkline.draw(loss, each, placed) for each in told.summary],
+        extent=figure.extent(shown.curves),
+    )
 
 
 def newest_loss(record: LineageRecord) -> float | None:

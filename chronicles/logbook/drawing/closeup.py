@@ -13,7 +13,9 @@ from chronicles.kept_curve import AttemptCurve
 from chronicles.logbook.drawing.curves import thin
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport
+from chronicles.wording import whole
 from opt_ops.core.detect.point import Point
+from opt_ops.core.values import Action
 
 AROUND = 200  # steps before and after
 _POINTS = 150  # of all lines together, about
@@ -22,6 +24,18 @@ _WIDTH, _HEIGHT = 340, 118
 _LEFT, _RIGHT, _TOP, _FOOT = 36, 8, 8, 22
 
 _Line = tuple[str, Sequence[int], Sequence[float]]  # class, steps, losses
+
+
+def caption(row: IncidentReport | None) -> str:
+    """One sentence below a close-up."""
+    if row is None or row.action != Action.ROLLBACK or row.step_resumed is None or row.stopped_step is None:
+        return f"Loss, {AROUND} steps before and after. Dashed: discarded."
+    place = row.onset_step if row.onset_step is not None else row.stopped_step
+    times = f", learning rate × {row.lr_factor:g}" if row.lr_factor else ""
+    return (
+        f"The arrow is at step {whole(place)}, where the loss left its band. Steps {whole(row.step_resumed + 1)} to "
+        f"{whole(row.stopped_step)} were discarded (dashed) and trained again{times}."
+    )
 
 
 class Closeups:
@@ -46,7 +60,8 @@ class Closeups:
         lines = [_thinned(line, max(6, _POINTS * len(line[1]) // total)) for line in lines]
         first = min(steps[0] for _, steps, _ in lines)
         last = max(first + 1, *(steps[-1] for _, steps, _ in lines))
-        return _svg(lines, first, last, stopped, row.step_resumed)
+        onset = row.onset_step if row.onset_step is not None else stopped
+        return _svg(lines, first, last, stopped, onset if row.action == Action.ROLLBACK else None)
 
     def _lines(self, curve: AttemptCurve, first: int, last: int, hit: bool) -> Iterator[_Line]:
         """The kept updates of an attempt in the window; of the attempt that was hit, also the discarded ones."""
@@ -71,7 +86,7 @@ def _thinned(line: _Line, limit: int) -> _Line:
     return name, [steps[i] for i in chosen], [values[i] for i in chosen]
 
 
-def _svg(lines: Sequence[_Line], first: int, last: int, stopped: int, resumed: int | None) -> str:
+def _svg(lines: Sequence[_Line], first: int, last: int, stopped: int, onset: int | None) -> str:
     values = sorted(value for _, _, losses in lines for value in losses)
     low, high = values[0], values[-1]
     usual = values[int(0.9 * (len(values) - 1))]
@@ -92,16 +107,30 @@ def _svg(lines: Sequence[_Line], first: int, last: int, stopped: int, resumed: i
     parts.append(f'<path class="axis" d="M{_LEFT} {base}H{_WIDTH - _RIGHT}"/>')
     heights = (low + room, high - room)
     parts += [f'<text x="{_LEFT - 6}" y="{y(v)}" dy="4" text-anchor="end">{v:.3g}</text>' for v in heights]
-    if resumed is not None and first <= resumed < stopped:
-        parts.append(f'<path class="back" d="M{x(stopped)} {base}H{x(resumed)}"/>')
-        parts.append(f'<circle class="back" cx="{x(resumed)}" cy="{base}" r="3"/>')
-    parts.append(f'<path class="stop" d="M{x(stopped)} {_TOP}V{base}"/>')
+    if onset is None or not first <= onset <= last:
+        parts.append(f'<path class="stop" d="M{x(stopped)} {_TOP}V{base}"/>')
     for color, steps, losses in sorted(lines, key=lambda line: not line[0].endswith("gone")):
         pairs = " ".join(f"{x(step)} {y(value)}" for step, value in zip(steps, losses, strict=True))
         parts.append(f'<path class="line {color}" d="M{pairs}"/>')
+    if onset is not None and first <= onset <= last:
+        parts.append(_arrow(x(onset), float(y(_height_at(lines, onset)))))
     parts += [f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{first:,}</text>', _label(x(stopped), stopped, first, last)]
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{last:,}</text></svg>')
     return "".join(parts)
+
+
+def _height_at(lines: Sequence[_Line], step: int) -> float:
+    """The highest loss that any line has at a step, as far as points are drawn near it."""
+    near = [(abs(at - step), -value) for _, steps, losses in lines for at, value in zip(steps, losses, strict=True)]
+    return -min(near)[1]
+
+
+def _arrow(x: str, tip: float) -> str:
+    """An arrow from above, or from below where there is no room above."""
+    down = tip > 2.5 * _TOP + 14
+    sign = -1 if down else 1
+    head = f"m-3.5 {sign * 5}l3.5 {-sign * 5}l3.5 {sign * 5}"
+    return f'<path class="arrow" d="M{x} {tip + sign * 24:.0f}V{tip + sign * 5:.0f}{head}"/>'
 
 
 def _label(x: str, stopped: int, first: int, last: int) -> str:

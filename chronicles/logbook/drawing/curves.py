@@ -18,6 +18,7 @@ MEASURES: Mapping[str, Measure] = {
     "loss": lambda point: point.loss,
     "gnorm": lambda point: point.gnorm,
     "lr": lambda point: point.lr,
+    "wps": lambda point: point.wps or None,
 }
 
 RUN_COLORS = 6  # the page defines --run-0 … --run-5; later runs use them again
@@ -39,16 +40,6 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IncidentMark:
-    """An incident on the step axis: the last step before it, and the step that training resumed from."""
-
-    incident: str
-    step: int
-    resumed: int | None
-    quiet: bool  # nothing failed, or nothing was done: a drill, a planned move, a request, advice
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureCurve:
     """One measure over all runs."""
 
@@ -59,7 +50,8 @@ class MeasureCurve:
 
 def curve(record: LineageRecord, measure: str) -> MeasureCurve:
     """Every point of a measure that telemetry holds."""
-    return _curve(record, record.curves, MEASURES[measure])
+    drawn = _curve(record, record.curves, MEASURES[measure])
+    return replace(drawn, gaps=[]) if measure == "wps" else drawn  # where it is missing, nothing diverged
 
 
 def validation(record: LineageRecord) -> MeasureCurve:
@@ -100,18 +92,20 @@ def thinned(drawn: MeasureCurve, limit: int) -> MeasureCurve:
     return replace(drawn, lines=[_thin(line, max(8, limit * len(line.steps) // total)) for line in drawn.lines])
 
 
-def marks(report: LineageReport) -> list[IncidentMark]:
-    """The incidents that have a place on the step axis, in order."""
-    return [
-        IncidentMark(
-            incident=row.incident,
-            step=row.stopped_step,
-            resumed=row.step_resumed,
-            quiet=row.drill is not None or row.advisory or not row.is_failure,
-        )
-        for row in report.incidents
-        if row.stopped_step is not None
-    ]
+def nodes(record: LineageRecord, report: LineageReport) -> MeasureCurve:
+    """On how many nodes the kept updates were trained."""
+    sizes = {attempt.attempt: len(attempt.nodes) for attempt in report.attempts}
+    places = {name: place for place, name in enumerate(record.state.runs)}
+    ends: dict[str, list[tuple[int, float]]] = {}
+    before: tuple[int, float] | None = None
+    for each in record.curves:
+        kept = [point.step for point in each.points if each.is_kept(point)]
+        if kept and (size := sizes.get(each.attempt)):
+            known = ends.setdefault(each.run, [before] if before else [])
+            known += [(kept[0], float(size)), (kept[-1], float(size))]
+            before = known[-1]
+    lines = [line for run, points in ends.items() for line in _line(places[run], True, points)]
+    return MeasureCurve(lines=lines, gaps=[])
 
 
 def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> list[int]:

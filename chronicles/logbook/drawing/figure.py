@@ -6,22 +6,25 @@ names of incidents go in: no untrusted text can be in it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import groupby
 from statistics import quantiles
 
+from chronicles.logbook.drawing.anchors import slug
 from chronicles.logbook.drawing.curves import (
     RUN_COLORS,
-    IncidentMark,
     Line,
     MeasureCurve,
     curve,
-    marks,
+    nodes,
     run_color,
     thinned,
     validation,
 )
-from chronicles.logbook.drawing.html import slug
+from chronicles.logbook.drawing.marks import IncidentMark
 from chronicles.logbook.drawing.scale import Scale
 from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
@@ -50,52 +53,120 @@ _PANELS = {
     "valid": ("Validation loss, nats per token", 120),
     "gnorm": ("Gradient norm", 104),
     "lr": ("Learning rate", 104),
+    "wps": ("Throughput, tokens per second", 84),
+    "nodes": ("Nodes in training", 40),
 }
-_LABEL = "Loss, gradient norm and learning rate by step, and the loss on validation data where there is any"
+_LABEL = "Loss, gradient norm, learning rate, throughput and nodes by step, and the loss on validation data where known"
 _LANE, _LANES = 15, 4  # height and number of the lanes of the strip of incidents
+_TICKS = 14  # height of the strip of ticks below the loss
 _GAP, _FOOT = 34, 40  # above each panel, for its heading; below the last one, for the steps
 _NAME = 34  # pixels for the name of an incident
 _DOTS = 80  # with so few values, each is drawn as a dot: a line alone would hide how few there are
 
 
-def draw(record: LineageRecord, report: LineageReport) -> list[str]:
-    """The drawing in each of `SIZES`; none before there is any telemetry. The panel of evaluations may be missing."""
-    curves = {measure: validation(record) if measure == "valid" else curve(record, measure) for measure in _PANELS}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the curves show: each measure by its name, and the healthy throughput in tokens per second."""
+
+    curves: Mapping[str, MeasureCurve]
+    healthy_wps: float | None
+
+
+def measured(record: LineageRecord, report: LineageReport) -> Measured:
+    """Every measure that is known, in the order of the panels; none before there is any telemetry."""
+    curves = {measure: _measure(record, report, measure) for measure in _PANELS}
     if not curves["valid"].lines and not curves["valid"].gaps:
         del curves["valid"]
     if not any(value for line in curves["lr"].lines for value in line.values):
         del curves["lr"]  # not known: the log of a job that is only watched need not tell it
-    if not curves["gnorm"].lines and curves["loss"].lines:
-        del curves["gnorm"]
+    for measure in ("gnorm", "wps"):
+        if not curves[measure].lines and (curves["loss"].lines or measure == "wps"):
+            del curves[measure]
+    if not curves["nodes"].lines or "wps" not in curves:
+        del curves["nodes"]
     if not any(drawn.lines or drawn.gaps for drawn in curves.values()):
-        return []
+        return Measured(curves={}, healthy_wps=None)
+    return Measured(curves=curves, healthy_wps=_healthy(record, report))
+
+
+def _measure(record: LineageRecord, report: LineageReport, measure: str) -> MeasureCurve:
+    if measure == "nodes":
+        return nodes(record, report)
+    return validation(record) if measure == "valid" else curve(record, measure)
+
+
+def _healthy(record: LineageRecord, report: LineageReport) -> float | None:
+    """Tokens per second of a healthy step: the tokens of the newest update that tells them, by its seconds."""
+    step = report.ledger.healthy_step_seconds
+    points = (point for each in reversed(record.curves) for point in reversed(each.points))
+    newest = next((point for point in points if point.wps and point.step_seconds), None)
+    return newest.wps * newest.step_seconds / step if newest and step else None
+
+
+def draw(shown: Measured, placed: Sequence[IncidentMark]) -> list[str]:
+    """The drawing in each of `SIZES`; none before there is any telemetry."""
     drawings: list[str] = []
-    for size in SIZES:  # each from the one before: what was thinned once is quickly thinned again
+    curves = shown.curves or {}
+    for size in SIZES if curves else ():  # each from the one before: what was thinned once is quickly thinned again
         curves = {measure: thinned(drawn, size.points) for measure, drawn in curves.items()}
-        drawings.append(_draw(curves, marks(report), size))
+        drawings.append(_draw(Measured(curves=curves, healthy_wps=shown.healthy_wps), placed, size))
     return drawings
 
 
-def _draw(curves: Mapping[str, MeasureCurve], placed: Sequence[IncidentMark], size: Size) -> str:
-    steps = [step for drawn in curves.values() for line in drawn.lines for step in (line.steps[0], line.steps[-1])]
-    steps += [step for drawn in curves.values() for step in drawn.gaps]
-    low = min(steps)
-    x = Scale(low=low, high=max(*steps, low + 1), pixels=size.width - size.left - size.right)
-    lanes = _lanes(placed, x)
+def _draw(shown: Measured, placed: Sequence[IncidentMark], size: Size) -> str:
+    low, high = extent(shown.curves)
+    x = Scale(low=low, high=high, pixels=size.width - size.left - size.right)
+    named = [mark for mark in placed if mark.named]
+    lanes = _lanes(named, x)
     strip = _LANE * (1 + max((lane for lane, _ in lanes), default=-1))
-    parts = [f'<g transform="translate({size.left} 0)">', *_strip(placed, lanes, strip, x), "</g>"]
+    parts = [f'<g class="names" transform="translate({size.left} 0)">', *_strip(named, lanes, strip, x), "</g>"]
     top = strip
-    for measure, drawn in curves.items():
+    for measure, drawn in shown.curves.items():
         heading, tall = _PANELS[measure]
         top += _GAP
-        parts.append(f'<g transform="translate({size.left} {top})">')
+        parts.append(f'<g class="panel" data-measure="{measure}" data-tall="{tall}"')
+        parts.append(f' transform="translate({size.left} {top})">')
         parts.append(f'<text class="heading" x="{2 - size.left}" y="-14">{heading}</text>')
-        parts += _Panel(measure, drawn, x, tall).draw(placed)
-        parts.append("</g>")
+        parts += _Panel(measure, drawn, x, tall, shown.healthy_wps).draw(named)
         top += tall
-    parts += [f'<g transform="translate({size.left} {top})">', *_step_labels(x, size), "</g>"]
-    box = f'viewBox="0 0 {size.width} {top + _FOOT}"'
-    return f'<svg class="curves {size.name}" {box} role="img" aria-label="{_LABEL}">{"".join(parts)}</svg>'
+        if measure == "loss" and len(named) < len(placed):
+            parts += [f'<g transform="translate(0 {tall + 4})">', *_ticks(placed, x), "</g>"]
+            top += _TICKS
+        parts.append("</g>")
+    parts += [f'<g class="steps" transform="translate({size.left} {top})">', *_step_labels(x, size), "</g>"]
+    box = f'viewBox="0 0 {size.width} {top + _FOOT}" data-left="{size.left}" data-inner="{_n(x.pixels)}"'
+    ends = f'data-first="{_n(low)}" data-last="{_n(high)}" data-strip="{strip}"'
+    return f'<svg class="curves {size.name} plot" {box} {ends} role="img" aria-label="{_LABEL}">{"".join(parts)}</svg>'
+
+
+def keys(svg: str) -> dict[str, bool]:
+    """Which of the marks a drawing has, for its legend."""
+    drawn = {name for names in re.findall(r' class="([^"]*)"', svg) for name in (names, names.split(" ")[-1])}
+    return {name: name in drawn for name in ("gone", "at", "quiet", "back", "tick", "gap", "level")} | {
+        "peak": '"peak ' in svg
+    }
+
+
+def extent(curves: Mapping[str, MeasureCurve]) -> tuple[int, int]:
+    """The first and the last step on the axis."""
+    steps = [step for drawn in curves.values() for line in drawn.lines for step in (line.steps[0], line.steps[-1])]
+    steps += [step for drawn in curves.values() for step in drawn.gaps]
+    return min(steps), max(*steps, min(steps) + 1)
+
+
+def _ticks(placed: Sequence[IncidentMark], x: Scale) -> Iterator[str]:
+    """A tick for every incident that has no name on the curves; each is a link to its entry."""
+    yield f'<path class="axis" d="M0 8H{_n(x.pixels)}"/>'
+    for mark in placed:
+        if not mark.named:
+            name = "tick quiet" if mark.quiet else "tick"
+            tick = f'<path class="{name}" d="M{_n(x(mark.step))} 0v8"><title>{_told(mark)}</title></path>'
+            yield f'<a href="#{slug(mark.incident)}">{tick}</a>'
+
+
+def _told(mark: IncidentMark) -> str:
+    """What a mark says under the pointer. The title of an unknown class may be anything."""
+    return escape(f"{mark.incident}: {mark.title} after step {mark.step:,}")
 
 
 def _step_labels(x: Scale, size: Size) -> Iterator[str]:
@@ -110,9 +181,12 @@ def _step_labels(x: Scale, size: Size) -> Iterator[str]:
 class _Panel:
     """One measure over the steps."""
 
-    def __init__(self, measure: str, drawn: MeasureCurve, x: Scale, tall: int) -> None:
+    def __init__(self, measure: str, drawn: MeasureCurve, x: Scale, tall: int, level: float | None) -> None:
         self._measure, self._drawn, self._x, self._tall = measure, drawn, x, tall
-        low, high = _heights(drawn, log=measure == "gnorm")
+        self._level = level if measure == "wps" else None
+        low, high = _whole(drawn) if measure == "nodes" else _heights(drawn, log=measure == "gnorm")
+        if measure == "wps":
+            low, high = 0.0, max(high, (self._level or 0.0) * 1.15)
         self._scale = Scale(low=low, high=high, pixels=tall, log=measure == "gnorm")
 
     def draw(self, placed: Sequence[IncidentMark]) -> Iterator[str]:
@@ -120,11 +194,18 @@ class _Panel:
         yield from self._values()
         yield f'<svg width="{_n(self._x.pixels)}" height="{self._tall}">'
         yield from self._incidents(placed)
+        if self._level:
+            height = _n(self._y(self._level))
+            title = f"<title>{self._level:,.0f} tokens per second in a healthy step</title>"
+            yield f'<path class="level" d="M0 {height}H{_n(self._x.pixels)}">{title}</path>'
         yield from self._lines()
         yield from self._peaks()
         top = _n(0.06 * self._tall - 3)
-        gaps = "".join(f"M{_n(self._x(step) - 3)} {top}l6 6m0-6l-6 6" for step in self._drawn.gaps)
-        yield f'<path class="gap" d="{gaps}"/></svg>' if gaps else "</svg>"
+        for first, last in _runs(self._drawn.gaps):
+            where = f"at step {first:,}" if first == last else f"from step {first:,} to {last:,}"
+            cross = f"M{_n(self._x(first) - 3)} {top}l6 6m0-6l-6 6"
+            yield f'<path class="gap" d="{cross}"><title>Not finite {where}</title></path>'
+        yield "</svg>"
         yield from self._letters()
 
     def _y(self, value: float) -> float:
@@ -132,19 +213,18 @@ class _Panel:
 
     def _values(self) -> Iterator[str]:
         """The labelled values, with a line at each."""
-        most = {"loss": 5, "valid": 4, "gnorm": 6}.get(self._measure, 3)
-        for value in self._scale.ticks(most):
-            text = rate(value) if self._measure == "lr" else f"{value:g}"
+        most = {"loss": 5, "valid": 4, "gnorm": 6, "nodes": 2}.get(self._measure, 3)
+        for value in self._scale.ticks(most, whole=self._measure == "nodes"):
+            text = rate(value) if self._measure == "lr" else _short(value)
             height = _n(self._y(value))
             yield f'<path class="grid" d="M0 {height}H{_n(self._x.pixels)}"/>'
             yield f'<text x="-6" y="{height}" dy="4" text-anchor="end">{text}</text>'
 
     def _incidents(self, placed: Sequence[IncidentMark]) -> Iterator[str]:
-        faint = max(0.2, min(0.55, 12 / max(1, len(placed))))  # many incidents must not hide the curve
-        for quiet, name in ((False, "at"), (True, "at quiet")):
-            path = "".join(f"M{_n(self._x(mark.step))} 0V{self._tall}" for mark in placed if mark.quiet is quiet)
-            if path:
-                yield f'<path class="{name}" opacity="{faint:.2f}" d="{path}"/>'
+        for mark in placed:
+            name = "at quiet" if mark.quiet else "at"
+            at = f"M{_n(self._x(mark.step))} 0V{self._tall}"
+            yield f'<path class="{name}" d="{at}"><title>{_told(mark)}</title></path>'
 
     def _lines(self) -> Iterator[str]:
         """One path for each colour. Kept lines are drawn last, above the discarded ones."""
@@ -177,7 +257,8 @@ class _Panel:
             if peak <= self._scale.high:
                 return
             at = self._x(line.steps[line.values.index(peak)])
-            yield f'<path class="peak {run_color(line.run)}" d="M{_n(at - 3)} 6h6l-3-5z"/>'
+            title = f"<title>{peak:.4g} at step {line.steps[line.values.index(peak)]:,}</title>"
+            yield f'<path class="peak {run_color(line.run)}" d="M{_n(at - 3)} 6h6l-3-5z">{title}</path>'
             if any(abs(at - other) < 48 for other in written):
                 continue
             written.append(at)
@@ -195,6 +276,27 @@ class _Panel:
                 return
             yield f'<text class="letter" x="{_n(self._x(step) + 6)}" y="{_n(lowest)}" dy="4">{name}</text>'
             lowest += 11
+
+
+def _runs(steps: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each row of neighbouring steps."""
+    ordered = sorted(set(steps))
+    for _, row in groupby(enumerate(ordered), lambda item: item[1] - item[0]):
+        found = [step for _, step in row]
+        yield found[0], found[-1]
+
+
+def _whole(drawn: MeasureCurve) -> tuple[float, float]:
+    """The range of a number of nodes: its changes fill the panel, but one node more or less is not all of it."""
+    values = [value for line in drawn.lines for value in line.values]
+    low, high = min(values), max(values)
+    room = max(1.0, 0.15 * (high - low))
+    return low - room, high + room
+
+
+def _short(value: float) -> str:
+    """A labelled value: `0.5`, `200k`."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def _heights(drawn: MeasureCurve, log: bool) -> tuple[float, float]:
@@ -261,7 +363,7 @@ def _named(mark: IncidentMark, height: float, x: Scale) -> Iterator[str]:
         start = min(at, x(mark.resumed))
         if at - x(mark.resumed) > 6:
             yield f'<path class="back" d="M{_n(at)} {y}H{_n(start)}m4-3l-4 3l4 3"/>'
-    yield f'<circle class="mark" cx="{_n(at)}" cy="{y}" r="2"/>'
+    yield f'<circle class="mark" cx="{_n(at)}" cy="{y}" r="2"><title>{_told(mark)}</title></circle>'
     left = x.pixels - at < _NAME
     where = f'x="{_n(start - 7)}" text-anchor="end"' if left else f'x="{_n(at + 7)}"'
     name = mark.incident.rsplit("-", 1)[-1]

@@ -1,6 +1,7 @@
 """`logbook.html`: one file that needs no other file and no network. jinja2 escapes all untrusted text.
 
-The page works without scripts. Its policy allows one script, by its hash.
+The page is complete without scripts. Its policy allows two scripts, each by its hash: the reader's controls, and the
+values under the pointer and the zoom of the curves.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from chronicles import wording
+from chronicles.logbook.drawing.anchors import slug
+from chronicles.logbook.drawing.closeup import caption
 from chronicles.logbook.drawing.curves import run_color
+from chronicles.logbook.drawing.log_rows import log
+from chronicles.logbook.entries.entry import LogEntry
 from chronicles.logbook.front_page import FrontPage
-from chronicles.logbook.story.model import Story
+from chronicles.logbook.story.model import Paragraph, Story
 from chronicles.report.model import LineageReport
+from opt_ops.core.failures.classes import title
 from opt_ops.core.text import printable
 
 _ID = re.compile(r"\b\d+(?:\.\d{2,}-a\d+|-i\d+|(?:\.\d+)?e-\d+)\b")
@@ -27,18 +35,46 @@ _UNIT = re.compile(r"(?<=\d) (?=(?:s|min|h|d|%)(?![a-z]))|(?<=×) (?=\d)")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def logbook(report: LineageReport, front: FrontPage, story: Story, curves: Sequence[str], gaps: bool) -> str:
-    """The page.
+_SCRIPTS = ("controls", "curves")
 
-    Args:
-        report: The lineage.
-        front: Its front page.
-        story: Its story, with the entries of its log.
-        curves: SVG in several widths, without untrusted text.
-        gaps: Whether any value of the curves is not finite.
-    """
-    runs = {run.run: place for place, run in enumerate(report.runs)}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What is drawn of the curves, without untrusted text."""
+
+    figures: Sequence[str] = ()  # SVG in several widths
+    data: str = ""  # JSON of their numbers
+    keys: Mapping[str, bool] = field(default_factory=dict[str, bool])  # which marks the legend explains
+    phases: Sequence[str] = ()  # an SVG for each paragraph of the story; empty where there is nothing to draw
+    extent: tuple[int, int] = (0, 0)  # first and last step
+
+
+def logbook(report: LineageReport, front: FrontPage, story: Story, drawn: Drawn) -> str:
+    """The page of a lineage: its front page, its story with the entries of its log, and its curves."""
     known = frozenset(row.incident for row in report.incidents)
+    environment = _environment(report, known)
+    rows = log(story, report.ended is not None, *drawn.extent)
+    css = _text("logbook.css")
+    scripts = {name: _text(f"{name}.js") for name in _SCRIPTS}
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts.values())
+    return environment.get_template("logbook.html").render(
+        report=report,
+        front=front,
+        story=story,
+        paragraphs=_paragraphs(story, drawn.phases),
+        log=rows,
+        places=_places(report, front, story, bool(drawn.figures)),
+        css=Markup(css),  # noqa: S704  (ours)
+        scripts={name: Markup(script) for name, script in scripts.items()},  # noqa: S704  (ours)
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes}",
+        curves=[Markup(svg) for svg in drawn.figures],  # noqa: S704  (numbers and names of incidents)
+        data=Markup(drawn.data),  # noqa: S704  (numbers and names of incidents)
+        keys=drawn.keys,
+    )
+
+
+def _environment(report: LineageReport, known: frozenset[str]) -> Environment:
+    runs = {run.run: place for place, run in enumerate(report.runs)}
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -49,34 +85,63 @@ def logbook(report: LineageReport, front: FrontPage, story: Story, curves: Seque
     )
     environment.filters |= {
         "minute": wording.minute,
+        "clock": lambda ts: wording.second(ts).removesuffix(" UTC"),
         "duration": wording.duration,
         "percent": wording.percent,
         "rate": wording.rate,
         "whole": wording.whole,
         "slug": slug,
-        "drawn": Markup,  # closeups hold numbers only
+        "drawn": Markup,  # drawings hold numbers only
         "bound": _bound,
         "linked": lambda text: _linked(text, known),
         "run_class": lambda run: run_color(runs[run]) if run in runs else "",
+        "failure_title": title,
+        "where": _where,
+        "closeup_caption": caption,
     }
-    page = environment.get_template("logbook.html")
-    css, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("logbook.css", "links.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return page.render(
-        report=report,
-        front=front,
-        entries=story.evidence,
-        css=Markup(css),  # noqa: S704  (ours)
-        script=Markup(script),  # noqa: S704  (ours)
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        curves=[Markup(svg) for svg in curves],  # noqa: S704  (numbers and names of incidents)
-        gaps=gaps,
+    return environment
+
+
+def _text(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _paragraphs(story: Story, phases: Sequence[str]) -> list[tuple[Paragraph, str, list[tuple[str, str]]]]:
+    """The paragraphs of page one, each with its small curve and links to the entries that it tells of."""
+    titles = {anchor: told.title for told in story.entries for anchor in (*told.members, told.anchor)}
+    return [
+        (paragraph, small, [(each, titles[each]) for each in paragraph.anchors if each in titles])
+        for paragraph, small in zip_longest(story.summary, phases, fillvalue="")
+        if isinstance(paragraph, Paragraph)
+    ]
+
+
+def _places(report: LineageReport, front: FrontPage, story: Story, curves: bool) -> list[tuple[str, str]]:
+    """The sections of the page, in order."""
+    every = (
+        ("story", "Story", story.summary),
+        ("curves", "Curves", curves),
+        ("tried", "What was tried", story.strategies),
+        ("questions", "Open questions", front.questions),
+        ("log", "Log", True),
+        ("validation", "Validation loss", front.validation),
+        ("goodput", "Where the time went", report.ledger.wall_seconds),
+        ("incidents", "Incidents", report.incidents),
+        ("runs", "Runs", report.runs),
+        ("nodes", "Nodes", front.nodes or front.healthy_nodes),
+        ("allocations", "Allocations", front.allocations),
     )
+    return [(place, name) for place, name, there in every if there]
 
 
-def slug(text: str) -> str:
-    """The text as an id on the page, without characters that mean something in HTML or a URL."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", text)
+def _where(entry: LogEntry) -> str:
+    """The nodes of an entry's incident."""
+    nodes = entry.incident.nodes if entry.incident else ()
+    return wording.nodes(nodes) if nodes else "–"
 
 
 def _clean(value: Any) -> Any:

@@ -59,10 +59,16 @@ def test_the_page_fits_is_quiet_and_asks_nobody(browser: Any, page_file: str, wi
     assert "system-ui" in text, "the curves are set in the page's font"
 
 
-def test_wide_tables_scroll_inside(browser: Any, page_file: str):
+def test_on_a_phone_rows_of_tables_are_blocks_and_nothing_scrolls_sideways(browser: Any, page_file: str):
     page, _ = opened(browser, page_file, 390)
-    widths = page.eval_on_selector_all(".scroll", "all => all.map(e => [e.scrollWidth, e.clientWidth])")
-    assert any(inner > outer for inner, outer in widths)
+    page.locator("#expand").click()
+    wide = """all => all.filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)
+      .map(e => e.outerHTML.slice(0, 80))"""
+    assert page.eval_on_selector_all(".scroll, table, pre, main", wide) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    cell = page.locator("#runs ~ .scroll td").first
+    assert cell.evaluate("e => getComputedStyle(e).display") == "block"
+    assert cell.evaluate("e => getComputedStyle(e, '::before').content") == '"Run"'
 
 
 def test_light_and_dark_both_read_well(browser: Any, page_file: str):
@@ -100,10 +106,13 @@ def test_links_lead_to_entries_and_back(browser: Any, page_file: str):
     page, noise = opened(browser, page_file)
     page.locator("nav.beside a", has_text="rolled back 172 steps").click()
     assert page.url.endswith("#1-i003")
-    assert page.locator("article:target h3").inner_text().endswith("DRILL d003")
-    page.locator("article:target .more a").click()
-    assert page.url.endswith("#curves")
+    assert page.locator("article:target h3 .tag").inner_text() == "DRILL d003"
+    page.locator("article:target button.zoom").click()
+    assert page.locator("#chart").get_attribute("data-range") == "22 600"
+    page.locator("#zoom-out").click()
+    assert page.locator("#chart").get_attribute("data-range") == "1 600"
     page.locator("svg.wide a", has_text="i001").click()
+    page.locator("article:target").wait_for()
     assert page.url.endswith("#1-i001")
     assert noise == []
 

@@ -12,12 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chronicles.logbook.drawing import figure
-from chronicles.logbook.drawing.curves import curve, marks, thin, thinned
+from chronicles.logbook.drawing.curves import curve, thin, thinned
+from chronicles.logbook.drawing.marks import marks
 from chronicles.logbook.drawing.scale import Scale
-from chronicles.record import load
+from chronicles.record import LineageRecord, load
 from chronicles.report.build import build
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.told import Told, falling, spiked
+
+
+def drawn_of(record: LineageRecord) -> list[str]:
+    report = build(record)
+    return figure.draw(figure.measured(record, report), marks(report))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400), st.integers(4, 60))
@@ -59,7 +65,7 @@ def test_a_loss_that_is_not_finite_is_a_gap(told: Told):
     drawn = curve(record, "loss")
     assert drawn.gaps == [30]
     assert [line.steps[-1] for line in drawn.lines] == [29]
-    assert '<path class="gap"' in figure.draw(record, build(record))[0]
+    assert '<path class="gap"' in drawn_of(record)[0]
 
 
 def test_a_long_curve_is_drawn_in_few_points(told: Told):
@@ -70,7 +76,7 @@ def test_a_long_curve_is_drawn_in_few_points(told: Told):
     drawn = thinned(curve(record, "loss"), 2000)
     assert sum(len(line.steps) for line in drawn.lines) <= 2000
     assert max(max(line.values) for line in drawn.lines) == 90.0
-    assert sum(map(len, figure.draw(record, build(record)))) < 300_000
+    assert sum(map(len, drawn_of(record))) < 300_000
 
 
 def test_marks_are_where_training_stopped(told: Told):
@@ -81,8 +87,8 @@ def test_marks_are_where_training_stopped(told: Told):
 
 def test_drawings_have_no_ids_no_colors_and_no_styles_of_their_own(told: Told):
     record = load(spiked(told).folder)
-    drawings = figure.draw(record, build(record))
-    assert drawings == figure.draw(record, build(record))
+    drawings = drawn_of(record)
+    assert drawings == drawn_of(record)
     for svg in drawings:
         root = ET.fromstring(svg)
         names = {name for element in root.iter() for name in element.attrib}
@@ -93,11 +99,17 @@ def test_drawings_have_no_ids_no_colors_and_no_styles_of_their_own(told: Told):
 
 def test_a_drawing_shows_everything_once(told: Told):
     record = load(spiked(told).folder)
-    for svg, size in zip(figure.draw(record, build(record)), figure.SIZES, strict=True):
+    for svg, size in zip(drawn_of(record), figure.SIZES, strict=True):
         root = ET.fromstring(svg)
         texts = [element.text or "" for element in root.iter("text")]
         headings = [element.text for element in root.iter("text") if element.attrib.get("class") == "heading"]
-        assert headings == ["Loss, nats per token", "Gradient norm", "Learning rate"]
+        assert headings == [
+            "Loss, nats per token",
+            "Gradient norm",
+            "Learning rate",
+            "Throughput, tokens per second",
+            "Nodes in training",
+        ]
         assert texts.count("step") == 1
         assert [link.attrib["href"] for link in root.iter("a")] == ["#12-i000"]
         assert [text for text in texts if text == "i000"] == ["i000"]
@@ -141,4 +153,4 @@ def test_a_peak_beyond_a_panel_is_written_in_full():
     part = record.curves[2]
     points = [replace(p, lr=0.0421234) if p.step == 280 else p for p in part.points]
     record = replace(record, curves=[*record.curves[:2], replace(part, points=points), record.curves[3]])
-    assert all(">4.21234e-2<" in svg for svg in figure.draw(record, build(record)))
+    assert all(">4.21234e-2<" in svg for svg in drawn_of(record))

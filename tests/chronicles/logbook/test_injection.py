@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chronicles.logbook.drawing import markdown as md
-from chronicles.logbook.drawing.html import slug
+from chronicles.logbook.drawing.anchors import slug
 from chronicles.logbook.drawing.markup import code, plain, quote
 from chronicles.logbook.entries.entry import Change, LogEntry
 from chronicles.logbook.front_page import front_page

@@ -1,0 +1,124 @@
+"""The log as rows of the page: what is shown of an entry, what is inside it, and what later facts say of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from chronicles.logbook.entries.entry import LogEntry
+from chronicles.logbook.story.model import Afterthought, Story, StoryEntry
+from chronicles.report.model import IncidentReport
+from chronicles.wording import stamps
+from opt_ops.core.text import moment
+from opt_ops.core.values import Action
+
+AROUND = 300  # steps on both sides that the button beside an entry shows
+_OPEN = 12  # entries of a log so short that its evidence is open from the beginning
+
+KINDS: Mapping[str, str] = {
+    "rollback": "Rollbacks",
+    "halt": "Halts",
+    "people": "People",
+    "hardware": "Hardware",
+    "loss": "Loss",
+    "capacity": "Capacity",
+    "drill": "Drills",
+    "routine": "Routine",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRow:
+    """An entry of the log."""
+
+    told: StoryEntry
+    stamp: str
+    kinds: Sequence[str]
+    entries: Sequence[LogEntry]  # the evidence
+    single: LogEntry | None  # the evidence, if it is a single entry
+    thoughts: Sequence[tuple[Afterthought, str]]  # with the time
+    closeup: str
+    incident: IncidentReport | None  # of the closeup
+    zoom: tuple[int, int] | None
+    drill: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """All entries in the order in which they stand on the page, and how many of each kind there are."""
+
+    rows: Sequence[LogRow]
+    oldest_first: bool
+    kinds: Sequence[tuple[str, str, int]]  # kind, its name, number
+    open: bool
+    contents: Sequence[LogRow]
+
+
+def log(story: Story, ended: bool, first: int, last: int) -> Log:
+    """The log of a story. A lineage that has ended is read from its beginning.
+
+    Args:
+        story: The story.
+        ended: Whether the lineage has ended.
+        first: The first step of the curves.
+        last: The last one.
+    """
+    thoughts: dict[str, list[Afterthought]] = {}
+    for thought in story.afterthoughts:
+        thoughts.setdefault(thought.anchor, []).append(thought)
+    times = stamps([entry.begin for entry in story.entries])
+    rows = [_row(told, at, thoughts, first, last) for told, at in zip(story.entries, times, strict=True)]
+    numbers = Counter(kind for each in rows for kind in each.kinds)
+    large = [each for each in rows if each.told.large]
+    return Log(
+        rows=rows if ended else rows[::-1],
+        oldest_first=ended,
+        kinds=[(kind, name, numbers[kind]) for kind, name in KINDS.items() if numbers[kind]],
+        open=len(rows) <= _OPEN,
+        contents=(large or rows) if ended else (large or rows)[::-1],
+    )
+
+
+def _row(told: StoryEntry, at: str, thoughts: Mapping[str, list[Afterthought]], first: int, last: int) -> LogRow:
+    anchors = dict.fromkeys((told.anchor, *told.members))
+    entries = sorted(told.entries, key=lambda entry: entry.ts)
+    single = entries[0] if len(entries) == 1 else None
+    drills = dict.fromkeys(entry.drill for entry in entries if entry.drill)
+    back = (entry for entry in entries if entry.incident and entry.incident.action == Action.ROLLBACK)
+    shown = next(back, None) if told.large else None
+    return LogRow(
+        told=told,
+        stamp=_span(at, told.end - told.begin, told.end),
+        kinds=told.kinds or ("routine",),
+        entries=entries,
+        single=single,
+        thoughts=[(each, _later(told, each)) for anchor in anchors for each in thoughts.get(anchor, ())],
+        closeup=shown.closeup if shown else "",
+        incident=shown.incident if shown and shown.closeup else None,
+        zoom=_zoom(entries, first, last) if told.large else None,
+        drill=" ".join(drills) if drills and all(entry.drill for entry in entries) else "",
+    )
+
+
+def _span(at: str, seconds: float, end: float) -> str:
+    """The beginning; of what lasted ten minutes and more also the end, with its date if that is another one."""
+    if seconds < 600:
+        return f"{at} UTC"
+    last = moment(end)
+    begun = last - timedelta(seconds=seconds)
+    return f"{at} to {last.strftime('%H:%M' if last.date() == begun.date() else '%m-%d %H:%M')} UTC"
+
+
+def _later(told: StoryEntry, thought: Afterthought) -> str:
+    at = moment(thought.at)
+    return at.strftime("%H:%M" if at.date() == moment(told.begin).date() else "%m-%d %H:%M")
+
+
+def _zoom(entries: Sequence[LogEntry], first: int, last: int) -> tuple[int, int] | None:
+    steps = [entry.incident.stopped_step for entry in entries if entry.incident]
+    known = [step for step in steps if step is not None and first <= step <= last]
+    if not known or last <= first:
+        return None
+    return max(first, min(known) - AROUND), min(last, max(known) + AROUND)
