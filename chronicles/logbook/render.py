@@ -6,6 +6,7 @@ from pathlib import Path
 
 from chronicles.kept_curve import kept_points
 from chronicles.logbook.drawing import curve_data, figure, html, markdown, sparkline
+from chronicles.logbook.drawing.log_rows import StepAxis
 from chronicles.logbook.drawing.marks import marks
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.front_page import front_page
@@ -50,6 +51,7 @@ def drawings(record: LineageRecord, report: LineageReport, told: Story) -> html.
     if not shown.curves:
         return html.Drawn()
     placed = marks(report, told)
+    kept = [(point.ts, point.step) for _, point in kept_points(record.curves)]
     figures = figure.draw(shown, placed)
     loss = shown.curves["loss"]
     return html.Drawn(
@@ -57,7 +59,7 @@ def drawings(record: LineageRecord, report: LineageReport, told: Story) -> html.
         data=curve_data.encode(record, report, shown, placed),
         keys=figure.keys(figures[0]),
         phases=[sparkline.draw(loss, each, placed) for each in told.summary],
-        extent=figure.extent(shown.curves),
+        axis=StepAxis(*zip(*kept, strict=True)) if kept else StepAxis(),
     )
 
 

@@ -22,7 +22,7 @@ from chronicles import wording
 from chronicles.logbook.drawing.anchors import slug
 from chronicles.logbook.drawing.closeup import caption
 from chronicles.logbook.drawing.curves import run_color
-from chronicles.logbook.drawing.log_rows import log
+from chronicles.logbook.drawing.log_rows import StepAxis, log
 from chronicles.logbook.entries.entry import LogEntry
 from chronicles.logbook.front_page import FrontPage
 from chronicles.logbook.story.model import Paragraph, Story
@@ -46,14 +46,14 @@ class Drawn:
     data: str = ""  # JSON of their numbers
     keys: Mapping[str, bool] = field(default_factory=dict[str, bool])  # which marks the legend explains
     phases: Sequence[str] = ()  # an SVG for each paragraph of the story; empty where there is nothing to draw
-    extent: tuple[int, int] = (0, 0)  # first and last step
+    axis: StepAxis = field(default_factory=StepAxis)
 
 
 def logbook(report: LineageReport, front: FrontPage, story: Story, drawn: Drawn) -> str:
     """The page of a lineage: its front page, its story with the entries of its log, and its curves."""
     known = frozenset(row.incident for row in report.incidents)
     environment = _environment(report, known)
-    rows = log(story, report.ended is not None, *drawn.extent)
+    rows = log(story, report.ended is not None, drawn.axis)
     css = _text("logbook.css")
     scripts = {name: _text(f"{name}.js") for name in _SCRIPTS}
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,20 +57,33 @@ class Log:
     contents: Sequence[LogRow]
 
 
-def log(story: Story, ended: bool, first: int, last: int) -> Log:
-    """The log of a story. A lineage that has ended is read from its beginning.
+@dataclass(frozen=True, slots=True)
+class StepAxis:
+    """The kept updates in order: when each was made."""
 
-    Args:
-        story: The story.
-        ended: Whether the lineage has ended.
-        first: The first step of the curves.
-        last: The last one.
-    """
+    times: Sequence[float] = ()
+    steps: Sequence[int] = ()
+
+    def around(self, told: StoryEntry) -> tuple[int, int] | None:
+        """The steps that the button beside an entry shows: those that it is about, and 300 on both sides."""
+        if len(self.steps) < 2:
+            return None
+        known = [entry.incident.stopped_step for entry in told.entries if entry.incident]
+        about = [step for step in known if step] or [self._step(entry.ts) for entry in told.entries]
+        low, high = max(self.steps[0], min(about) - AROUND), min(self.steps[-1], max(about) + AROUND)
+        return (low, high) if low < high else None
+
+    def _step(self, ts: float) -> int:
+        return self.steps[max(0, bisect_right(self.times, ts) - 1)]
+
+
+def log(story: Story, ended: bool, axis: StepAxis) -> Log:
+    """The log of a story. A lineage that has ended is read from its beginning."""
     thoughts: dict[str, list[Afterthought]] = {}
     for thought in story.afterthoughts:
         thoughts.setdefault(thought.anchor, []).append(thought)
     times = stamps([entry.begin for entry in story.entries])
-    rows = [_row(told, at, thoughts, first, last) for told, at in zip(story.entries, times, strict=True)]
+    rows = [_row(told, at, thoughts, axis) for told, at in zip(story.entries, times, strict=True)]
     numbers = Counter(kind for each in rows for kind in each.kinds)
     large = [each for each in rows if each.told.large]
     return Log(
@@ -81,7 +95,7 @@ def log(story: Story, ended: bool, first: int, last: int) -> Log:
     )
 
 
-def _row(told: StoryEntry, at: str, thoughts: Mapping[str, list[Afterthought]], first: int, last: int) -> LogRow:
+def _row(told: StoryEntry, at: str, thoughts: Mapping[str, list[Afterthought]], axis: StepAxis) -> LogRow:
     anchors = dict.fromkeys((told.anchor, *told.members))
     entries = sorted(told.entries, key=lambda entry: entry.ts)
     single = entries[0] if len(entries) == 1 else None
@@ -90,14 +104,14 @@ def _row(told: StoryEntry, at: str, thoughts: Mapping[str, list[Afterthought]], 
     shown = next(back, None) if told.large else None
     return LogRow(
         told=told,
-        stamp=_span(at, told.end - told.begin, told.end),
+        stamp=f"{at} UTC" if single else _span(at, told.end - told.begin, told.end),
         kinds=told.kinds or ("routine",),
         entries=entries,
         single=single,
         thoughts=[(each, _later(told, each)) for anchor in anchors for each in thoughts.get(anchor, ())],
         closeup=shown.closeup if shown else "",
         incident=shown.incident if shown and shown.closeup else None,
-        zoom=_zoom(entries, first, last) if told.large else None,
+        zoom=axis.around(told) if told.large and told.entries else None,
         drill=" ".join(drills) if drills and all(entry.drill for entry in entries) else "",
     )
 
@@ -114,11 +128,3 @@ def _span(at: str, seconds: float, end: float) -> str:
 def _later(told: StoryEntry, thought: Afterthought) -> str:
     at = moment(thought.at)
     return at.strftime("%H:%M" if at.date() == moment(told.begin).date() else "%m-%d %H:%M")
-
-
-def _zoom(entries: Sequence[LogEntry], first: int, last: int) -> tuple[int, int] | None:
-    steps = [entry.incident.stopped_step for entry in entries if entry.incident]
-    known = [step for step in steps if step is not None and first <= step <= last]
-    if not known or last <= first:
-        return None
-    return max(first, min(known) - AROUND), min(last, max(known) + AROUND)

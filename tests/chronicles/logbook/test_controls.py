@@ -12,10 +12,10 @@ import pytest
 
 from chronicles.logbook.drawing import html
 from chronicles.logbook.entries.build import entries
+from chronicles.logbook.entries.entry import LogEntry
 from chronicles.logbook.front_page import front_page
 from chronicles.logbook.render import drawings
-from chronicles.logbook.story.fold import single
-from chronicles.logbook.story.model import Afterthought, Fold, Paragraph, Story
+from chronicles.logbook.story.model import Afterthought, Fold, Paragraph, Story, StoryEntry
 from chronicles.record import LineageRecord, Moment, load
 from chronicles.report.build import build
 from chronicles.report.model import LineageReport
@@ -25,6 +25,23 @@ from tests.chronicles.record import LINEAGE
 pytestmark = pytest.mark.browser
 
 IDS = ["e2", "1-i000", "1-i002", "1-i003", "e99"]  # of the entries, oldest first; 1-i001 is folded into 1-i000
+
+
+def single(entry: LogEntry) -> StoryEntry:
+    return StoryEntry(
+        anchor=entry.anchor,
+        begin=Moment(entry.ts),
+        end=Moment(entry.ts),
+        rule=Fold.SINGLE,
+        title=entry.title,
+        large=True,
+        first=False,
+        worst=False,
+        steps_lost=None,
+        seconds_down=None,
+        members=(entry.anchor,),
+        entries=(entry,),
+    )
 
 
 def told_by_hand(record: LineageRecord, report: LineageReport) -> Story:
