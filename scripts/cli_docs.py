@@ -60,14 +60,23 @@ def page() -> str:
         usage = " ".join([name, *(_metavar(argument) for argument in arguments), *(["[OPTIONS]"] if options else [])])
         parts.append(f"## {name}\n\n```\n{usage}\n```\n\n{_text(command.help)}")
         rows = [(f"`{_metavar(a)}`", a.help or "") for a in arguments]
-        rows += [(f"`{', '.join([*o.opts, *o.secondary_opts])}`", o.help or "") for o in options]
+        rows += [(f"`{', '.join([*o.opts, *o.secondary_opts])}`", _with_default(o)) for o in options]
         if rows:
             parts.append("| | |\n| --- | --- |\n" + "\n".join(f"| {left} | {right} |" for left, right in rows) + "\n")
     return "\n".join(parts)
 
 
 def _metavar(argument: Any) -> str:
-    return argument.metavar or argument.name.upper()
+    name = argument.metavar or argument.name.upper()
+    many = "…" if argument.nargs == -1 else ""
+    return f"{name}{many}" if argument.required else f"[{name}]{many}"
+
+
+def _with_default(option: Any) -> str:
+    """The help of an option, with its default unless the text has one, or the option is a switch."""
+    text, default = option.help or "", option.show_default if isinstance(option.show_default, str) else option.default
+    silent = option.is_flag or "[default:" in text or default in (None, "", []) or callable(default)
+    return text if silent else f"{text} [default: {default}]".strip()
 
 
 def _text(help_: str) -> str:

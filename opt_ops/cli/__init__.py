@@ -16,7 +16,7 @@ import typer
 import typer.main
 
 from opt_ops import __version__
-from opt_ops.cli.help import TopLevel, for_alias
+from opt_ops.cli.help import HelpContext, TopLevel, for_alias
 from opt_ops.cli.options import ConfigOption, DebugOption, settings
 from opt_ops.cli.output import say
 from opt_ops.cli.streams import READER_LEFT, flush_streams, prepare_streams
@@ -135,9 +135,7 @@ def _run() -> int:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on, commands may clean up
         _require_unicode(sys.argv[1:])
-        command = typer.main.get_command(build(*_named_command()))
-        _adapt(command, [each for each in command.params if each.name in ("config", "debug")])
-        command.main(prog_name="opt-ops", complete_var=_COMPLETE)
+        adapted(build(*_named_command())).main(prog_name="opt-ops", complete_var=_COMPLETE)
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # Typer's answer to it is 1
             return READER_LEFT
@@ -179,11 +177,22 @@ def _fail(message: str, hint: str, code: int) -> int:
     return code
 
 
+def adapted(app: typer.Typer) -> Any:
+    """The command of an app, as people meet it: with options and help of its own."""
+    command = typer.main.get_command(app)
+    _adapt(command, [each for each in command.params if each.name in ("config", "debug")])
+    return command
+
+
 def _adapt(command: Any, options: Sequence[Any]) -> None:
-    """Accept `-c` and `--debug` after every command too, and print each example of the help on its own line."""
+    """Accept `-c` and `--debug` after every command too, and lay out its help."""
+    command.context_class = HelpContext
+    for parameter in command.params:
+        if "[default:" in (getattr(parameter, "help", None) or ""):
+            parameter.show_default = False  # the text says it
     for child in getattr(command, "commands", {}).values():
+        _adapt(child, options)
         if hasattr(child, "commands"):
-            _adapt(child, options)
             continue
         for option in options:
             common = copy.copy(option)
@@ -191,7 +200,6 @@ def _adapt(command: Any, options: Sequence[Any]) -> None:
             child.params.append(common)
         for parameter in child.params:
             _require_finite(parameter)
-        child.help = child.help.replace("\nExamples:\n", "\n\b\nExamples:\n")  # \b: click keeps the lines
 
 
 def _require_finite(parameter: Any) -> None:

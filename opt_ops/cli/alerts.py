@@ -19,7 +19,9 @@ app = typer.Typer(no_args_is_help=True, help="Test the delivery of alerts.")
 
 @app.command("test")
 def try_urls(output: FormatOption = Format.TABLE, quiet: QuietOption = False) -> None:
-    """Send a test alert to every URL of [alerts], whatever `least` is. The exit code is 1 if a URL failed.
+    """Send a test alert to every URL of [alerts].
+
+    `least` does not matter. The exit code is 1 if a URL failed.
 
     Example: opt-ops alerts test
     """

@@ -93,7 +93,7 @@ def verify(
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Read every byte of a checkpoint and compare it with its manifest. The exit code is 5 if it is damaged.
+    """Compare every byte of a checkpoint with its manifest. The exit code is 5 if it is damaged.
 
     Example: opt-ops ckpt verify 12 61000
     """
@@ -123,7 +123,7 @@ def prune(
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Delete checkpoints that training does not need: damaged, discarded and old ones. This cannot be undone.
+    """Delete damaged, discarded and old checkpoints. This cannot be undone.
 
     The newest good ones stay, and the first good one of each tenth of all steps.
 

@@ -52,7 +52,7 @@ daemon = typer.Typer(no_args_is_help=True, help="Run, check and stop the daemon 
 def run_(
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Exit when every lineage is finished.")] = False,
 ) -> None:
-    """Watch and recover every lineage of the runs folder, in the foreground. Ctrl-C ends the daemon, not training.
+    """Watch and recover every lineage, in the foreground. Ctrl-C ends the daemon, not training.
 
     Example: opt-ops daemon run
     """
@@ -80,7 +80,7 @@ def _drop_job_environment() -> None:
 
 @daemon.command()
 def status(output: FormatOption = Format.TABLE) -> None:
-    """Show which daemon is running, what it watches, and what it cannot watch.
+    """Show which daemon runs, and what it watches or cannot watch.
 
     The exit code is 75 if none is running, and 5 if one is running and does not watch a lineage: it was fenced, or it
     cannot read the journal.
@@ -141,7 +141,9 @@ def _problem(problem: Mapping[str, Any]) -> str:
 
 @daemon.command()
 def ensure(quiet: QuietOption = False) -> None:
-    """Start a daemon in the background if none is running, and wait until it watches.
+    """Start a daemon in the background if none is running.
+
+    Then wait until it watches.
 
     It logs to daemon.log in the runs folder. On one host a lock prevents a second daemon; docs/daemon.md says what
     holds across hosts. If no daemon ran for a while, [alerts] are notified. Without a configuration, and without
@@ -248,7 +250,9 @@ def _report_gap(before: Sign, sign: Sign, quiet: bool) -> None:
 
 @daemon.command()
 def stop(quiet: QuietOption = False) -> None:
-    """End the daemon of this host with SIGTERM, and wait for its end. Training continues, not watched.
+    """End the daemon of this host with SIGTERM.
+
+    Then wait for its end. Training continues, not watched.
 
     Example: opt-ops daemon stop
     """

@@ -77,7 +77,9 @@ def show_(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the documents that an update was trained on: file, line, byte, tokens, and the first words.
+    """Show the documents that an update was trained on.
+
+    Of each: file, line, byte, tokens, and the first words.
 
     An item is a part of a document in one sample of the batch. LINE counts from 1. TEXT is untrusted.
     A table has the first 40 parts; -o wide and -o json have all of them. A corpus that has changed is refused.

@@ -108,7 +108,9 @@ def slow_standby(
         float, typer.Option(min=0.1, max=_MOST_SECONDS, help="How long each of them waits before it joins.")
     ] = 180.0,
 ) -> None:
-    """Let processes that take the place of lost ranks wait, until this attempt ends. It hits nobody by itself.
+    """Let processes that replace lost ranks wait.
+
+    This lasts until the attempt ends. It hits nobody by itself.
 
     If they wait for longer than recovery.in_place_seconds, all ranks are restarted. Next: opt-ops drill kill-rank.
 
@@ -133,7 +135,7 @@ def hang(identifier: ChangedIdArgument, options: RequestOptions, rank: RankOptio
 @app.command("flip-bit")
 @with_request_options()
 def flip_bit(identifier: ChangedIdArgument, options: RequestOptions, rank: RankOption = None) -> None:
-    """Flip a bit in the weights of a rank of the running attempt: silent data corruption.
+    """Flip a bit in the weights of a rank: silent corruption.
 
     The ranks compare checksums right after it. With checksum_every=0 they compare nothing, and no bit is flipped.
 

@@ -21,12 +21,12 @@ def _complete_term(incomplete: str) -> list[str]:
 
 def glossary(
     term: Annotated[
-        list[str] | None, typer.Argument(metavar="[TERM]", help="A term. [default: all]", autocompletion=_complete_term)
+        list[str] | None, typer.Argument(metavar="TERM", help="A term. [default: all]", autocompletion=_complete_term)
     ] = None,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:
-    """Explain the words that opt-ops uses in commands, logs and pages.
+    """Explain the words of opt-ops, each in one sentence.
 
     Examples:
       opt-ops glossary

@@ -92,7 +92,9 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a commented configuration file for this site, and check that it can be read.
+    """Write a commented configuration file for this site.
+
+    Then check that it can be read.
 
     Examples:
       opt-ops init

@@ -51,7 +51,9 @@ def ledger(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Show goodput, ETTR, MTTR, MTBF, lost time by cause and stage, node-hours and energy of a lineage.
+    """Show goodput, lost time by cause, node-hours and energy.
+
+    ETTR, MTTR and MTBF too.
 
     docs/ledger.md defines every number. Without ID, one line for each lineage and one for all. The exit code is 5 if
     one of them cannot be read: its line has the reason.

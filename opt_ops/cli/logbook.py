@@ -40,7 +40,9 @@ mlflow = typer.Typer(no_args_is_help=True, help="Mirror lineages into MLflow, an
 
 @logbook.command()
 def render(identifier: IdArgument, output: FormatOption = Format.TABLE, quiet: QuietOption = False) -> None:
-    """Draw logbook.md, logbook.html and report.json again, from the journal and the telemetry.
+    """Draw the logbook and report.json again.
+
+    They come from the journal and the telemetry.
 
     Example: opt-ops logbook render 12
     """
@@ -59,7 +61,7 @@ def update(
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a progress note: what has happened since the previous note. OPT-175B had notes at 10, 27 and 56 %.
+    """Write a progress note: what happened since the last one. OPT-175B had notes at 10, 27 and 56 %.
 
     The note is printed, and kept beside the logbook as update-27.md. A note for an earlier share uses only what was
     known then.
@@ -112,7 +114,9 @@ def handover(
     hours: Annotated[float, typer.Option(min=0.1, help="Hours to report, up to now.")] = 12.0,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Print a note for the next shift: what needs it, what comes tonight, what was done in the last hours.
+    """Print a note for the next shift.
+
+    It says what needs the next shift, what comes tonight, and what was done in the last hours.
 
     Notes and reasons are quoted. Whatever a drill caused says DRILL.
 
@@ -173,7 +177,9 @@ def sync(
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Mirror lineages into MLflow: one parent run for a lineage, one child run for each of its runs.
+    """Mirror lineages into MLflow.
+
+    A lineage is a parent run, each of its runs a child run.
 
     A second sync adds only what is new. Without ID, the exit code is 5 if a lineage cannot be read.
 

@@ -65,7 +65,7 @@ def list_(
     identifier: Annotated[
         str,
         typer.Argument(
-            metavar="[ID]",
+            metavar="ID",
             help="Lineage. [default: the newest that lives, else the newest]",
             autocompletion=complete_id,
         ),
@@ -73,7 +73,9 @@ def list_(
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:
-    """List the nodes of a lineage with their verdicts and the source of each verdict.
+    """List the nodes of a lineage with their verdicts.
+
+    Each verdict has a source.
 
     VERDICT has a question mark where nothing was heard of a held node in the last 30 seconds, or where no daemon
     watches. STANDBY is how many warm ranks wait there, HEARD the age of its last heartbeat. Without ID, the exit code
@@ -145,7 +147,7 @@ def _rows(lineage: Lineage, watch: Watch) -> list[dict[str, Any]]:
 @app.command()
 def explain(
     what: Annotated[
-        list[str] | None, typer.Argument(metavar="[REASON]", help="A reason code, or xid 94, or sxid 12028.")
+        list[str] | None, typer.Argument(metavar="REASON", help="A reason code, or xid 94, or sxid 12028.")
     ] = None,
     line: Annotated[
         str | None, typer.Option("--line", metavar="TEXT", help="A line of the kernel log, with or without prefixes.")
@@ -155,7 +157,9 @@ def explain(
     ] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Explain a reason code or a kernel log error: its verdict, its action, its source.
+    """Explain a reason code or a kernel log error.
+
+    It has a verdict, an action and a source.
 
     With --line, a line that reports no error gives no items, and exit code 0.
 
@@ -193,7 +197,9 @@ def exclude(
     name: NodeArgument = None,
     reason: ReasonOption = "excluded by hand",
 ) -> None:
-    """Exclude a node: no attempt of the lineage starts there, and Slurm drains it where that is permitted.
+    """Exclude a node: no attempt of the lineage starts there.
+
+    Slurm drains it where that is permitted.
 
     A running attempt stays on the node until `opt-ops run resume` or the next recovery moves it.
 

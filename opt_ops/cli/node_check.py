@@ -59,7 +59,7 @@ def check(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NODE]…",
+            metavar="NODE",
             help="Nodes of the job that this command runs in. [default: this machine]",
             autocompletion=complete_node,
         ),
@@ -80,7 +80,9 @@ def check(
     drill: Annotated[str, typer.Option(metavar="NODE:FAULT", help="Let the burn-in find a fault on a node.")] = "",
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Check the health of nodes now, by the table of docs/health.md. It needs no daemon and no lineage.
+    """Check the health of nodes now.
+
+    docs/health.md has the table. No daemon and no lineage is needed.
 
     The first line is a summary. Exit codes are those of Nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
     docs/node-check.md shows how to use it in Slurm.

@@ -48,7 +48,9 @@ def ledger(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """List GPUs, by UUID, and nodes that failed in the last 28 days, the highest score first.
+    """List GPUs and nodes that failed in the last 28 days.
+
+    The highest score comes first.
 
     HOURS are hours of attempts on the part. EXPECTED is how often it would have failed at the rate of all others.
     SCORE 3 means: by chance, this many failures happen to 1 part in 1,000. A lemon failed at least twice, with a high

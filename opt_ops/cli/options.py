@@ -105,7 +105,7 @@ _ID = "Lineage 12, run 12.01, attempt 12.01-a3 or incident 12-i003."
 IdArgument = Annotated[
     str,
     typer.Argument(
-        metavar="[ID]",
+        metavar="ID",
         help=f"{_ID} [default: the newest that lives, else the newest]",
         default_factory=str,
         show_default=False,
@@ -116,7 +116,7 @@ IdArgument = Annotated[
 ChangedIdArgument = Annotated[
     str,
     typer.Argument(
-        metavar="[ID]",
+        metavar="ID",
         help=f"{_ID} [default: the only one that lives]",
         default_factory=str,
         show_default=False,
@@ -127,7 +127,7 @@ ChangedIdArgument = Annotated[
 """Of commands that change something: if several lineages live, they do not guess."""
 OptionalIdArgument = Annotated[
     str,
-    typer.Argument(metavar="[ID]", help="Lineage. [default: all of them]", autocompletion=complete_id),
+    typer.Argument(metavar="ID", help="Lineage. [default: all of them]", autocompletion=complete_id),
 ]
 
 

@@ -37,7 +37,7 @@ def _complete_page(incomplete: str) -> list[str]:
 
 @app.command("list")
 def list_(folder: FolderOption = None, output: FormatOption = Format.TABLE, header: HeaderOption = True) -> None:
-    """List the playbooks with their triggers, ladders and retry budgets.
+    """List the playbooks: triggers, ladders, retry budgets.
 
     Example: opt-ops playbook list -o wide
     """
@@ -114,7 +114,7 @@ def try_(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare the decisions of a past lineage with those of edited playbooks.
+    """Compare past decisions with those of edited playbooks.
 
     Each decision of the journal is made again, on the state of that moment. The loss detectors run again over the
     telemetry. What a different decision would have led to is unknown, so each one is compared alone.

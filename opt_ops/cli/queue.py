@@ -89,7 +89,9 @@ def queue(
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:
-    """List lineages that live or ended within a day, one line each.
+    """List the lineages that live, one line each.
+
+    Those that ended within a day are listed too.
 
     STATE has a question mark where it cannot be trusted; REASON says why, and `opt-ops why` says more. AGE is the age
     of the newest step, SINCE in -o wide that of the state. json, jsonl and name list everything. The exit code is 5 if

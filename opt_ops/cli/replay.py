@@ -60,7 +60,7 @@ _VARIED = [
 def replay(
     trace: Annotated[
         Path | None,
-        typer.Argument(metavar="[TRACE.csv]", help="Record of incidents. [default: all events are drawn at random]"),
+        typer.Argument(metavar="TRACE.csv", help="Record of incidents. [default: all events are drawn at random]"),
     ] = None,
     scenario: Annotated[
         str, typer.Option("--scenario", metavar="NAME|FILE", help="A shipped scenario, or a TOML file.")
@@ -86,7 +86,9 @@ def replay(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Replay a record of incidents in virtual time, and compare the supervisor with an oracle and with people.
+    """Replay a record of incidents in virtual time.
+
+    It compares the supervisor with an oracle and with people.
 
     The cluster is simulated. The supervisor, its playbooks and its journal are the real ones. What the record does not
     contain is drawn at random, from distributions of the scenario; the output says what was drawn. See docs/replay.md.

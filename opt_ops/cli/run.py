@@ -51,7 +51,9 @@ def suggest(
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Recommend a save interval and a number of spares, from the lineage's own failures and save times.
+    """Recommend a save interval and a number of spares.
+
+    Both come from the lineage's own failures and save times.
 
     Example: opt-ops run suggest 12 --repair-hours 46
     """
@@ -74,7 +76,7 @@ def show_(
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Show a lineage: its progress, runs, attempts, incidents, and where the logs are.
+    """Show a lineage: progress, runs, attempts, incidents, logs.
 
     Examples:
       opt-ops run show 12 -o json
@@ -151,7 +153,7 @@ def _check(lineage: Lineage, output: Format, quiet: bool) -> None:
 
 @app.command()
 def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None:
-    """Explain what the daemon did: evidence, rule, action, retry budget and proof of each incident.
+    """Explain each incident: evidence, rule, action and proof.
 
     Example: opt-ops run explain 12.01
     """
@@ -198,7 +200,7 @@ def events(
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
 ) -> None:
-    """Print the journal of a lineage: what was observed, decided and done.
+    """Print what was observed, decided and done: the journal.
 
     Examples:
       opt-ops events 12 --kind recovery_decided --kind incident_closed

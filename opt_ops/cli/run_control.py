@@ -42,7 +42,7 @@ def pause(
     reason: ReasonOption = "paused by hand",
     keep_nodes: Annotated[bool, typer.Option("--keep-nodes", help="Do not release the nodes.")] = False,
 ) -> None:
-    """Pause training: save one more checkpoint, end the ranks, release the nodes.
+    """Pause training: save, end the ranks, release the nodes.
 
     Example: opt-ops run pause 12 --reason "power work in hall 2"
     """
@@ -54,7 +54,9 @@ def pause(
 @run.app.command()
 @with_request_options()
 def resume(identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonOption = "resumed by hand") -> None:
-    """Resume training after a pause or a halt; in advisory mode, start the next attempt.
+    """Resume training after a pause or a halt.
+
+    In advisory mode, start the next attempt.
 
     Earlier failures no longer count against the retry budgets.
 
@@ -67,7 +69,9 @@ def resume(identifier: ChangedIdArgument, options: RequestOptions, reason: Reaso
 @run.app.command()
 @with_request_options()
 def stop(identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonOption = "stopped by hand") -> None:
-    """Stop a lineage for good: end its ranks and release its nodes. Its checkpoints stay.
+    """Stop a lineage for good: end its ranks, release its nodes.
+
+    Its checkpoints stay.
 
     Example: opt-ops run stop 12 --reason "wrong tokenizer"
     """
@@ -135,7 +139,9 @@ def rollback(
     ] = False,
     reason: ReasonOption = "rolled back by hand",
 ) -> None:
-    """Start the next run from an earlier checkpoint, or from the newest good one.
+    """Start the next run from an earlier checkpoint.
+
+    Without --to, it is the newest good one.
 
     Changes that began after that step are dropped: learning-rate factors, settings of the optimizer, skipped batches.
     `--dry-run` says what the learning rate will be, and where it changes.
@@ -167,12 +173,14 @@ def set_(
     options: RequestOptions,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]…", help="lr, clip, weight_decay, betas, or a recipe's setting."),
+        typer.Argument(metavar="KEY=VALUE", help="lr, clip, weight_decay, betas, or a recipe's setting."),
     ] = None,
     planned: PlannedOption = None,
     reason: ReasonOption = "set by hand",
 ) -> None:
-    """Start the next run with other settings, after one more checkpoint. Or declare a change that somebody else makes.
+    """Start the next run with other settings, after one more save.
+
+    Or declare a change that somebody else makes.
 
     `lr` sets the learning rate of the next update. From there on, it is a factor on the schedule.
 
@@ -228,7 +236,9 @@ def _number(change: str, value: str) -> float:
 def take_over(
     identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonOption = "an operator acts"
 ) -> None:
-    """Switch to advisory mode: the daemon reports what it would do, and acts on requests only.
+    """Switch to advisory mode: the daemon acts on requests only.
+
+    It still reports what it would do.
 
     Example: opt-ops run take-over 12 --reason "trying a new NCCL"
     """
@@ -242,7 +252,7 @@ def take_over(
 def hand_back(
     identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonOption = "the daemon acts again"
 ) -> None:
-    """End advisory mode: the daemon acts on its own decisions again.
+    """End advisory mode: the daemon acts by itself again.
 
     Example: opt-ops run hand-back 12
     """

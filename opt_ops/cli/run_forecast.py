@@ -89,7 +89,9 @@ def forecast(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Foretell the loss of later steps from the curve so far: a power law, with what annealing takes off, and a range.
+    """Foretell the loss of later steps from the curve so far.
+
+    It is a power law, with what annealing takes off, and a range.
 
     The range holds every fit that is about as good, and twice what such a fit missed in the last two doublings of the
     step. From the first tenth of a run it is wide. With --from, smaller runs say what a forecast at this share misses.

@@ -47,7 +47,7 @@ def watch(
         bool, typer.Option("--once", help="Print once and exit. The default if stdout is no terminal.")
     ] = False,
 ) -> None:
-    """Watch a lineage live: progress, loss, open findings, newest events. Ctrl-C ends the view only.
+    """Watch a lineage live: progress, loss, findings, events. Ctrl-C ends the view only.
 
     Example: opt-ops run watch 12
     """
@@ -166,7 +166,9 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new lines until Ctrl-C.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Print the log of a rank, of an attempt or of the newest attempt of a run or lineage.
+    """Print the log of a rank.
+
+    It is that of the attempt that is named, or of the newest one.
 
     Examples:
       opt-ops run logs 12 -f

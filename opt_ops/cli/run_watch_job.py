@@ -36,7 +36,7 @@ _FOUND = 5  # the exit code
 
 @app.command("watch-job")
 def watch_job(
-    job: Annotated[str, typer.Argument(metavar="[JOBID]", help="Slurm's number of the job; 812_3 is a task.")] = "",
+    job: Annotated[str, typer.Argument(metavar="JOBID", help="Slurm's number of the job; 812_3 is a task.")] = "",
     log: Annotated[
         list[Path] | None,
         typer.Option(

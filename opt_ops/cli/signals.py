@@ -59,7 +59,9 @@ def replay(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Run the loss detectors over a curve: their findings, the onset, and the first action of the playbook.
+    """Run the loss detectors over a curve.
+
+    It prints their findings, the onset, and the first action of the playbook.
 
     Nothing acts on a finding, so the curve stays as it is. An empty cell is unknown; a loss of nan is not finite. Where
     steps go back, a new attempt begins. Rows without a loss are passed over.
@@ -154,7 +156,9 @@ def blame_logs(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Say why an attempt ended, by the logs of its ranks: the failure class, the first rank, the node to blame.
+    """Say why an attempt ended, by the logs of its ranks.
+
+    It prints the failure class, the first rank, and the node to blame.
 
     An incident of the same logs says the same. Without exits.json, the order in which ranks ended is not known.
 

@@ -43,7 +43,7 @@ def check(
     ] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Judge whether a trainer keeps the promises that opt-ops relies on.
+    """Judge whether a trainer does what opt-ops relies on.
 
     It starts COMMAND some thirty times with the options that the supervisor would add, for some tens of steps each, in
     a scratch folder. Choose a tiny model. It judges by losses, not by what the trainer tells about itself.

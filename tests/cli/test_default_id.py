@@ -80,12 +80,12 @@ def test_an_id_alone_is_no_text(site: Callable[..., Path]):
 
 
 def test_every_id_may_be_left_out():
-    """`run watch-job` and `run shadow` name what is no lineage yet; the others have `[ID]`."""
+    """`run watch-job` and `run shadow` name what is no lineage yet; the others have an ID that may be left out."""
 
     def required(command: object, path: str = "") -> list[str]:
         children = getattr(command, "commands", {})
         found = [name for each in children for name in required(children[each], f"{path} {each}")]
         arguments = [each for each in getattr(command, "params", ()) if each.name == "identifier"]
-        return found + [path for each in arguments if each.required or each.metavar != "[ID]"]
+        return found + [path for each in arguments if each.required or each.metavar != "ID"]
 
     assert required(typer.main.get_command(app)) == []
