@@ -101,6 +101,7 @@ def joined(parts: Sequence[Told], rule: Fold) -> Told:
         worst=any(part.measure.worst for part in parts),
         unusual=any(part.measure.unusual for part in parts),
         again=next((part.measure.again for part in parts if part.measure.again), None),
+        longest=max(part.measure.longest for part in parts),
         large=any(part.measure.large for part in parts),
     )
     return Told(group=Group(items=tuple(items), rule=rule), measure=measure)

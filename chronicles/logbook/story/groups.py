@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from chronicles.logbook.story.items import Item
 from chronicles.logbook.story.model import Fold
-from chronicles.logbook.story.stops import Stops
+from chronicles.logbook.story.stops import Stop, Stops
 from chronicles.record import LineageRecord
 from opt_ops.core.events import SizeDecided
 
@@ -86,8 +86,14 @@ def _chained(items: Sequence[Item], stops: Stops) -> Iterator[tuple[int, int]]:
             by_stop.setdefault(item.stop, []).append(item)
     for place, members in by_stop.items():
         yield from _of_a_stop(members)
-        if place + 1 in by_stop and stops.all[place].made_after < _NO_PROGRESS:
+        if place + 1 in by_stop and _made_nothing(stops.all[place], stops.all[place + 1]):
             yield from _failed_again(members, by_stop[place + 1])
+
+
+def _made_nothing(before: Stop, after: Stop) -> bool:
+    """Whether the attempt that ended a stop was launched in it, and ended in the next one with next to no progress."""
+    launched = before.before not in before.attempts
+    return launched and after.before not in after.attempts and before.made_after < _NO_PROGRESS
 
 
 def _of_a_stop(members: Sequence[Item]) -> Iterator[tuple[int, int]]:

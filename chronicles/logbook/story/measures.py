@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from chronicles.logbook.story.groups import Group
 from chronicles.logbook.story.items import Item
-from chronicles.logbook.story.stops import Stops
+from chronicles.logbook.story.stops import Stop, Stops
 
 _WORSE = 1.5  # times the worst one before: less is no news
 _LONG = 600.0  # seconds of standstill that are always told
@@ -25,33 +26,29 @@ class Measure:
     first: bool
     worst: bool
     unusual: bool  # a long standstill for its class
-    again: str | None  # a node of it that had failed before
+    again: tuple[str, int] | None  # a node of it that had failed before, and the how many-th time this is
+    longest: float  # seconds of its longest stop
     large: bool
 
 
 def measured(groups: Sequence[Group], stops: Stops) -> list[Measure]:
     """One for each group, in order. Every stop is counted in exactly one group."""
     owners = _owners(groups, stops)
-    costs = [
-        _cost(group, [stops.all[stop] for stop, owner in owners.items() if owner == place])
-        for place, group in enumerate(groups)
-    ]
-    by_kind: dict[str, list[float]] = {}
-    for group, (_, seconds) in zip(groups, costs, strict=True):
-        if seconds:
-            by_kind.setdefault(kind_of(group), []).append(seconds)
-    usual = {kind: median(seconds) for kind, seconds in by_kind.items()}
+    own = [[stops.all[stop] for stop, owner in owners.items() if owner == place] for place in range(len(groups))]
+    longest = [max((stop.seconds for stop in each), default=0.0) for each in own]
+    usual = _usual(groups, longest)
     found: list[Measure] = []
     seen: dict[str, tuple[int, float]] = {}  # the worst so far
-    failed: set[str] = set()
-    for group, (steps, seconds) in zip(groups, costs, strict=True):
+    failures: Counter[str] = Counter()
+    for place, group in enumerate(groups):
+        steps, seconds = _cost(group, own[place])
         kind = kind_of(group)
         before = seen.get(kind)
-        nodes = {node for item in group.items if item.row and item.row.is_failure for node in item.row.nodes}
-        again = next((node for node in sorted(nodes) if node in failed), None)
-        failed |= nodes
-        worst = before is not None and _is_worse(before, steps, seconds)
-        unusual = (seconds or 0.0) > min(_LONG, _UNUSUAL * usual.get(kind, _LONG))
+        nodes = _failed_nodes(group)
+        failures.update(nodes)
+        again = next(((node, failures[node]) for node in sorted(nodes) if failures[node] > 1), None)
+        worst = before is not None and _is_worse(before, steps, longest[place])
+        unusual = longest[place] > min(_LONG, _UNUSUAL * usual.get(kind, _LONG))
         plainly = any(item.is_plainly_large for item in group.items)
         found.append(
             Measure(
@@ -62,20 +59,35 @@ def measured(groups: Sequence[Group], stops: Stops) -> list[Measure]:
                 worst=worst,
                 unusual=unusual,
                 again=again,
+                longest=longest[place],
                 large=before is None or worst or unusual or again is not None or plainly,
             )
         )
         old_steps, old_seconds = before or (0, 0.0)
-        seen[kind] = max(old_steps, steps or 0), max(old_seconds, seconds or 0.0)
+        seen[kind] = max(old_steps, steps or 0), max(old_seconds, longest[place])
     return found
+
+
+def _usual(groups: Sequence[Group], longest: Sequence[float]) -> dict[str, float]:
+    """By class, the median standstill."""
+    by_kind: dict[str, list[float]] = {}
+    for group, seconds in zip(groups, longest, strict=True):
+        if seconds:
+            by_kind.setdefault(kind_of(group), []).append(seconds)
+    return {kind: median(seconds) for kind, seconds in by_kind.items()}
+
+
+def _failed_nodes(group: Group) -> set[str]:
+    """The nodes that its failures are held against; of a drill none."""
+    rows = [item.row for item in group.items if item.row is not None and not item.drill]
+    return {node for row in rows if row.is_failure for node in row.nodes}
 
 
 def kind_of(group: Group) -> str:
     """The class that a group counts as: that of its gravest entry, which is the one it is told by."""
     lead = leading(group.items)
-    if lead.is_spare:
-        return f"{lead.failure} on a spare"
-    return f"{lead.failure} alert" if lead.is_alert else lead.failure
+    how = " drill" if lead.drill else " on a spare" if lead.is_spare else " alert" if lead.is_alert else ""
+    return f"{lead.failure}{how}"
 
 
 def leading(items: Sequence[Item]) -> Item:
@@ -113,7 +125,7 @@ def _owners(groups: Sequence[Group], stops: Stops) -> dict[int, int]:
     return owners
 
 
-def _cost(group: Group, stops: Sequence) -> tuple[int | None, float | None]:
+def _cost(group: Group, stops: Sequence[Stop]) -> tuple[int | None, float | None]:
     if stops:
         return sum(stop.steps_discarded for stop in stops), sum(stop.seconds for stop in stops)
     harmless = any(item.row is not None and item.row.closed is not None for item in group.items)

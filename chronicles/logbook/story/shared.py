@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from chronicles.logbook.story.items import Item
-from chronicles.logbook.story.words import listed
+from chronicles.logbook.story.words import capital, counted, listed
 from chronicles.report.model import IncidentReport
 from chronicles.wording import short, whole
 
@@ -15,15 +16,18 @@ _NAMED = 6  # nodes that are listed by name
 def in_common(items: Sequence[Item]) -> str:
     """A sentence or two; empty for fewer than two failures."""
     rows = [item.row for item in items if item.row is not None and item.row.is_failure]
+    often = Counter(row.kind for row in rows).most_common(1)
+    rows = [row for row in rows if row.kind == often[0][0]]
     if len(rows) < 2:
         return ""
-    found = [f"{what} {value}" for what, values in _aspects(rows) if (value := _one(values))]
+    what = "" if len(rows) == len(items) else f"The {counted(rows[0].kind, len(rows))}: "
+    found = [f"{aspect} {value}".strip() for aspect, values in _aspects(rows) if (value := _one(values))]
     placed = [row for row in rows if row.nodes]
     no_node = len(placed) > 1 and not set.intersection(*(set(row.nodes) for row in placed))
     if not found:
-        return "They have no node, rank, step, frame or exit code in common."
-    shared = f"In common: {listed(found)}."
-    return f"{shared} No node in common." if no_node else shared
+        return capital(f"{what}no node, rank, step, frame or exit code in common.")
+    shared = f"{what}in common {listed(found)}"
+    return capital(f"{shared}, but no node." if no_node else f"{shared}.")
 
 
 def nodes_of(items: Sequence[Item]) -> str:

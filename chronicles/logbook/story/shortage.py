@@ -10,8 +10,9 @@ from chronicles.logbook.story.measures import Measure, leading
 from chronicles.logbook.story.stops import Stop
 from chronicles.logbook.story.words import about, capital, day, listed, plural
 from chronicles.record import LineageRecord
-from chronicles.wording import count, full, second, short, whole
+from chronicles.wording import count, second, short, whole
 from opt_ops.core.events import SizeDecided
+from opt_ops.core.text import moment
 
 _HOUR = 3600.0
 
@@ -33,30 +34,50 @@ def told(record: LineageRecord, group: Group, measure: Measure, stops: Sequence[
         else f"still fewer than {whole(wanted)} nodes after {lasted}"
     )
     title = f"{capital(why)}: {stood + '; ' if stood else ''}{size}"
-    return title, tuple(filter(None, (_spares(group.items), _sizes(inside, wanted), _trained(record, group, stops))))
+    first = stops[0].end if stops else group.begin
+    told = (_waited(group), _spares(group.items, first), _sizes(inside, wanted), _trained(stops))
+    return title, tuple(filter(None, told))
 
 
-def _spares(items: Sequence[Item]) -> str:
-    found = [item.row for item in items if item.is_spare and item.row is not None]
-    if not found:
+def _waited(group: Group) -> str:
+    """The page that no nodes came."""
+    page = next((item for item in group.items if item.is_waiting), None)
+    if page is None:
         return ""
-    names = [node for row in found for node in row.nodes]
+    return f"Paged at {second(page.ts)}, after {about(page.ts - group.begin)} without nodes."
+
+
+def _spares(items: Sequence[Item], until: float) -> str:
+    """Machines that came back bad, before anything started on them."""
+    rows = [item.row for item in items if item.is_spare and item.row is not None and item.ts <= until]
+    names = [node for row in rows for node in row.nodes]
+    if not names:
+        return ""
     which = listed(names) if len(names) <= 4 else f"{names[0]} to {names[-1]}"
-    return (
-        f"{capital(plural(len(found), 'node'))} without ranks were taken out ({which}) before anything started there."
-    )
+    came = f"{capital(plural(len(names), 'returned machine'))} ({which})"
+    return f"{came} {'was' if len(names) == 1 else 'were'} bad and taken out before anything started there."
 
 
 def _sizes(sizes: Sequence[tuple[float, int]], wanted: int) -> str:
     if not sizes:
         return ""
-    changes = [f"{whole(nodes)} from {day(ts)} {second(ts).removesuffix(' UTC')[:5]}" for ts, nodes in sizes]
-    return full(f"nodes of {whole(wanted)}: {', '.join(changes)}")
+    (since, first), (until, last) = sizes[0], sizes[-1]
+    text = f"Training went on with {whole(first)} of {whole(wanted)} nodes from {day(since)} {clock(since)}"
+    if len(sizes) == 1:
+        return f"{text}."
+    again = f"with all {whole(wanted)}" if last >= wanted else f"with {whole(last)}"
+    changes = f", after {plural(len(sizes) - 2, 'other change')} of size" if len(sizes) > 2 else ""
+    return f"{text}, and {again} from {day(until)} {clock(until)}{changes}."
 
 
-def _trained(record: LineageRecord, group: Group, stops: Sequence[Stop]) -> str:
+def _trained(stops: Sequence[Stop]) -> str:
     """How many steps were made meanwhile."""
     if len(stops) < 2 or stops[-1].resumed is None or stops[0].resumed is None:
         return ""
     steps = stops[-1].last_step - stops[0].resumed
     return f"{count(steps, 'step')} were trained meanwhile." if steps > 0 else ""
+
+
+def clock(ts: float) -> str:
+    """`02:54`."""
+    return moment(ts).strftime("%H:%M")

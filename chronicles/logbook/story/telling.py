@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from chronicles.logbook.entries.entry import MACHINE
 from chronicles.logbook.story import routine, shortage
@@ -12,12 +13,16 @@ from chronicles.logbook.story.measures import Measure, leading
 from chronicles.logbook.story.model import Fold
 from chronicles.logbook.story.shared import in_common, nodes_of
 from chronicles.logbook.story.stops import Stop, Stops
-from chronicles.logbook.story.words import about, an, capital, counted, listed, noun, plural
+from chronicles.logbook.story.words import about, an, capital, counted, listed, noun, ordinal, plural, tallied
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, LineageReport
-from chronicles.wording import count, full, rate, second, short, whole
+from chronicles.wording import count, full, nodes, rate, second, short, whole
 from opt_ops.core import events as e
+from opt_ops.core.text import number_spans
+from opt_ops.core.values import Action
 
+ANSWER = "It stopped at "
+"""Begins the sentence that says when a halt was answered."""
 _SPOKEN = ("started", "paused", "resumed", "rolled back", "changed", "excluded", "allowed", "took over", "handed back")
 _SPOKEN += ("declared",)
 
@@ -55,21 +60,33 @@ class Teller:
     def _comparison(self, group: Group, measure: Measure) -> str:
         """How it compares with what was before."""
         lead = leading(group.items)
-        name = "rollback" if lead.changes_settings and lead.row and lead.row.checkpoint_step else noun(lead.failure)
-        if lead.row is None and not lead.is_alert:
+        row = lead.row
+        if lead.drill or (row is None and not lead.is_alert) or (row is not None and not row.is_failure):
             return ""
-        if lead.row is not None and not lead.row.is_failure:
-            return ""
+        back = row is not None and lead.changes_settings and row.checkpoint_step is not None
+        name = "rollback" if back else noun(lead.failure)
         if measure.first:
-            where = " on a node without ranks" if lead.is_spare else ""
-            return f"The first {name}{where} of this lineage"
-        if measure.worst and measure.seconds_down and measure.seconds_down >= self._longest_before(group):
+            return "The first node that was taken out so" if lead.is_spare else f"The first {name} of this lineage"
+        if back:
+            return self._which_rollback(group)
+        if measure.worst and measure.longest >= self._longest_before(group):
             return "The longest standstill so far"
         if measure.worst:
             return f"The worst {name} so far"
         if measure.again:
-            return f"{measure.again} had failed before"
+            node, times = measure.again
+            return f"The {ordinal(times)} failure of {node}"
         return f"Longer than {an(lead.failure)} usually takes" if measure.unusual else ""
+
+    def _which_rollback(self, group: Group) -> str:
+        before = [
+            row.opened
+            for row in self.report.incidents
+            if row.action is Action.ROLLBACK and not row.advisory and not row.drill and row.opened < group.ts
+        ]
+        if not before:
+            return ""
+        return f"The {ordinal(len(before) + 1)} rollback, {about(group.ts - before[-1])} after the one before"
 
     def _longest_before(self, group: Group) -> float:
         return max((stop.seconds for stop in self.stops.all if stop.end < group.begin), default=0.0)
@@ -78,14 +95,48 @@ class Teller:
         lead = leading(group.items)
         found: list[str] = []
         if group.rule is not Fold.SINGLE and lead.row is not None:
-            found.append(full(lead.row.cause, keep=lead.row.nodes))
-        found.append(in_common(group.items) if group.rule is not Fold.SINGLE else "")
+            found += _course(group.items)
+            found.append(in_common(group.items))
+        if lead.row is not None:
+            found.append(_where_it_hung(lead.row))
+            found.append(lead.row.what_became if group.rule is Fold.SINGLE else "")
         found += [_answered(self.report, item) for item in group.items if isinstance(item.event, e.LineageHalted)]
         if lead.row is not None and lead.changes_settings:
             found.append(_in_force(lead.row))
         if stops and stops[-1].over and lead.row is not None:
             found.append(_went_on(self.record, stops[-1]))
         return [sentence for sentence in found if sentence]
+
+
+_TOLD = 4  # failures of a chain that are told one by one
+
+
+def _course(items: Sequence[Item]) -> Iterator[str]:
+    """What happened, in order: the first failure, then how the others ended."""
+    rows = [item.row for item in items if item.row is not None and item.row.is_failure]
+    if not rows:
+        return
+    step = f" at step {whole(rows[0].step_failed)}" if rows[0].step_failed is not None else ""
+    yield full(f"{rows[0].cause}{step}", keep=rows[0].nodes)
+    later = [row.cause for row in rows[1:]]
+    if later:
+        more = f" and {plural(len(later) - _TOLD, 'more failure')}" if len(later) > _TOLD else ""
+        yield f"Then: {'; '.join(short(cause, 80) for cause in later[:_TOLD])}{more}."
+
+
+def _where_it_hung(row: IncidentReport) -> str:
+    """Where the rank was that the others waited for."""
+    taken = row.stacks
+    if taken is None or not taken.odd:
+        return ""
+    odd = set(taken.odd)
+    place = next((group for group in taken.groups if group.frames and not odd.isdisjoint(group.ranks)), None)
+    rest = next((group for group in taken.groups if group.frames and odd.isdisjoint(group.ranks)), None)
+    if place is None:
+        return ""
+    waited = f" while {count(len(rest.ranks), 'rank')} waited in {short(rest.frames[0], 60)}" if rest else ""
+    who = f"{'Rank' if len(odd) == 1 else 'Ranks'} {number_spans(sorted(odd))}"
+    return f"{who} ({nodes(taken.nodes)}) stood in {short(place.frames[0], 60)}{waited}."
 
 
 def _single(item: Item) -> str:
@@ -111,16 +162,28 @@ def _chain(record: LineageRecord, group: Group, stops: Sequence[Stop]) -> str:
         span = max((a.ended_at or a.intended_at) for a in launched) - launched[0].intended_at
         outcome = "stopped, on-call was paged" if halted else "then one trained again"
         return f"{capital(plural(len(failed), 'launch', 'launches'))} failed in {about(span)}: {outcome}"
-    if lead.changes_settings or lead.row is None:
+    if lead.changes_settings or lead.row is None or halted:
         others = [item for item in group.items if item is not lead and item.row is not None and item.row.is_failure]
-        after = f", after {listed([an(item.failure) for item in others])}" if others else ""
+        after = f", after {tallied(item.failure for item in others)}" if others and not halted else ""
         return f"{_single(lead)}{after}"
-    if halted:
-        return f"{_single(lead)}"
-    kinds = [an(item.failure) for item in group.items if item.row is not None and item.stop is not None]
-    launches = sum(len(stop.attempts) for stop in stops)
-    told = kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])}, then {kinds[-1]}"
-    return f"{capital(told)} ({nodes_of(group.items)}): {plural(launches, 'restart')}"
+    stopped = [item for item in group.items if item.row is not None and item.stop is not None]
+    return f"{capital(_sequence(stopped))} ({nodes_of(stopped)}): {_remedy(stops)}"
+
+
+def _sequence(items: Sequence[Item]) -> str:
+    """`a bad GPU, then two hangs`."""
+    runs = [(kind, len(list(same))) for kind, same in groupby(item.failure for item in items)]
+    told = [an(kind) if number == 1 else counted(kind, number) for kind, number in runs]
+    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])}, then {told[-1]}"
+
+
+def _remedy(stops: Sequence[Stop]) -> str:
+    """`one restart`; where all was done in the running attempt, `ranks replaced in place`."""
+    launched = {name for stop in stops for name in stop.attempts if name != stop.before}
+    if not launched:
+        return "ranks replaced in place"
+    in_place = any(stop.before in stop.attempts for stop in stops)
+    return f"{plural(len(launched), 'restart')}{', and ranks replaced in place' if in_place else ''}"
 
 
 def _failed_launches(stops: Sequence[Stop]) -> list[str]:
@@ -135,8 +198,7 @@ def _burst(group: Group, stops: Sequence[Stop]) -> str:
     told = f"{capital(counted(lead.failure, number))} within {_within(group)}{named}"
     if not stops:
         return f"{told}: no rank ran there, training continued" if lead.is_spare else told
-    launches = sum(len(stop.attempts) for stop in stops)
-    return f"{told}: {plural(launches, 'restart')}"
+    return f"{told}: {_remedy(stops)}"
 
 
 def _within(group: Group) -> str:
@@ -157,11 +219,11 @@ def _answered(report: LineageReport, item: Item) -> str:
     if halt is None:
         return ""
     if halt.answered is None:
-        return f"It stopped at {second(halt.at)} and paged. Nobody has answered yet."
+        return f"{ANSWER}{second(halt.at)} and paged. Nobody has answered yet."
     request = next((r for r in report.operator_requests if r.at == halt.answered), None)
     why = f": “{short(request.reason, 120)}”" if request and request.reason else ", without a reason"
     waited = about(halt.answered - halt.at)
-    return f"It stopped at {second(halt.at)} and paged. {halt.answered_by} answered after {waited}{why}."
+    return f"{ANSWER}{second(halt.at)} and paged. {halt.answered_by} answered after {waited}{why}."
 
 
 def _in_force(row: IncidentReport) -> str:
@@ -175,6 +237,8 @@ def _in_force(row: IncidentReport) -> str:
 
 
 def _went_on(record: LineageRecord, stop: Stop) -> str:
+    if stop.before in stop.attempts:  # in place: the sentence on what became of the ranks says it
+        return ""
     attempt = record.state.attempts[stop.attempts[-1]] if stop.attempts else None
     where = f"{attempt.name} went on from step {whole(stop.resumed)}" if attempt else "Training went on"
     return f"{where} at {second(stop.end)}."

@@ -10,6 +10,7 @@ from opt_ops.core.failures.classes import AlertSignal, FailureClass, title
 from opt_ops.core.text import moment
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_ORDINALS = ("", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _TEN_MINUTES, _TWO_HOURS, _DAY = 600.0, 7200.0, 86400.0
 
 _NOUNS: Mapping[str, tuple[str, str]] = {
@@ -69,6 +70,11 @@ def an(kind: str) -> str:
     """`a bad GPU`, `an unexplained failure`."""
     name = noun(kind)
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def ordinal(number: int) -> str:
+    """`third`; from the eleventh on in digits."""
+    return _ORDINALS[number] if 0 < number < len(_ORDINALS) else f"{number}th"
 
 
 def plural(number: int, one: str, many: str = "") -> str:

@@ -1,0 +1,186 @@
+"""A phase of a lineage as a paragraph: days, steps and run, its weightiest fact, what stopped training."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+
+from chronicles.ledger.legs import legs_of
+from chronicles.logbook.entries.entry import run_at
+from chronicles.logbook.front_page import seconds_left
+from chronicles.logbook.story.model import Afterthought, Judged, Paragraph, StoryEntry
+from chronicles.logbook.story.phases import Phase, Weight, weight
+from chronicles.logbook.story.telling import ANSWER
+from chronicles.logbook.story.words import about, capital, counted, days, listed, number_word, plural
+from chronicles.record import LineageRecord, Moment
+from chronicles.report.model import IncidentReport, LineageReport
+from chronicles.wording import count, minute, whole
+from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.values import Action
+
+_LIMIT = 70  # words of a paragraph
+_DAY = 86400.0
+_LONG = 1.5 * _DAY  # without a stop: worth a sentence
+
+
+class PhaseTeller:
+    """Tells the phases of one lineage."""
+
+    def __init__(self, record: LineageRecord, report: LineageReport, thoughts: Sequence[Afterthought]) -> None:
+        self.record, self.report, self.thoughts = record, report, thoughts
+        reports = sorted((at, step) for leg in legs_of(record.entries, record.state) for step, at in leg.reports)
+        self._times, self._steps = [at for at, _ in reports], [step for _, step in reports]
+
+    def told(self, phase: Phase) -> Paragraph:
+        """The paragraph."""
+        begin = phase.begin == self.record.started
+        first = 1 if begin else self._step(phase.begin) + 1
+        last = self.report.step if phase.end == self.record.as_of else self._step(phase.end)
+        runs = list(dict.fromkeys((run_at(self.record, phase.begin), run_at(self.record, phase.end))))
+        when = f"{capital(days(phase.begin, phase.end))}, to step {whole(last)}, run{'s' if len(runs) > 1 else ''}"
+        return Paragraph(
+            title=f"{when} {' to '.join(runs)}. {self._headline(phase, begin)}.",
+            begin=Moment(phase.begin),
+            end=Moment(phase.end),
+            first_step=first,
+            last_step=last,
+            text=_within(_LIMIT, self._sentences(phase)),
+            anchors=tuple(entry.anchor for entry in phase.entries if entry.large),
+        )
+
+    def now(self, newest: Paragraph) -> Paragraph:
+        """The phase that a live lineage is in: it ends with what is next."""
+        return replace(newest, now=True, text=" ".join([newest.text, *self.next()]).strip())
+
+    def next(self) -> list[str]:
+        """What comes next, as far as is known."""
+        found: list[str] = []
+        ends = [a.ends_at for a in self.record.state.live_allocations if a.ends_at is not None]
+        if ends:
+            found.append(f"The next job reaches its time limit at {minute(min(ends))}.")
+        left = seconds_left(self.report)
+        if left is not None and self.report.as_of is not None:
+            found.append(f"At this goodput the last step comes at {minute(self.report.as_of + left)}.")
+        return found
+
+    def _step(self, ts: float) -> int:
+        place = bisect_right(self._times, ts)
+        return self._steps[place - 1] if place else 0
+
+    def _headline(self, phase: Phase, first: bool) -> str:
+        heavy = [entry for entry in phase.entries if weight(entry) is phase.weight]
+        match phase.weight:
+            case Weight.SHORTAGE:
+                return "All nodes were lost" if _lost_all(heavy) else "Fewer nodes than asked for"
+            case Weight.HALT:
+                cost = about(sum(entry.seconds_down or 0.0 for entry in heavy))
+                only = len(heavy) == 1 == len(self.report.halts)
+                return f"The only halt: {cost}" if only else f"{capital(plural(len(heavy), 'halt'))}: {cost}"
+            case Weight.ROLLBACK:
+                rows = _changes(heavy)
+                name = "rollback" if all(row.action is Action.ROLLBACK for row in rows) else "change"
+                idle = sum(self._verdict(row) is Judged.NOT_NEEDED for row in rows)
+                not_needed = f"; {number_word(idle)} {'was' if idle == 1 else 'were'} not needed" if idle else ""
+                span = f" in {about(heavy[-1].begin - heavy[0].begin)}" if len(heavy) > 1 else ""
+                return f"{capital(plural(len(rows), name))}{span}{not_needed}"
+            case Weight.PEOPLE:
+                return heavy[0].title.rstrip(".")
+            case _:
+                return "A quiet beginning" if first else f"{_stretch(phase.end - phase.begin)} alone"
+
+    def _verdict(self, row: IncidentReport) -> Judged | None:
+        return next((each.verdict for each in self.thoughts if each.anchor == row.incident), None)
+
+    def _sentences(self, phase: Phase) -> Iterator[str]:
+        heavy = [entry for entry in phase.entries if weight(entry) is not Weight.QUIET]
+        if rows := _changes(heavy):
+            yield from self._went_back(rows)
+        for entry in heavy:
+            if weight(entry) is Weight.HALT:
+                yield f"{entry.title.partition(';')[0].rstrip('.')}."
+                yield from (sentence for sentence in entry.text if sentence.startswith(ANSWER))
+            elif weight(entry) is Weight.SHORTAGE:
+                yield f"{entry.title.rstrip('.')}."
+                yield from entry.text
+        rest = [entry for entry in phase.entries if entry not in heavy]
+        yield from _routine(rest, bool(heavy))
+        steps = sum(entry.steps_lost or 0 for entry in rest)
+        if steps:
+            yield f"{count(steps, 'step').capitalize()} {'was' if steps == 1 else 'were'} repeated."
+        quiet = _undisturbed(phase)
+        if quiet >= _LONG:
+            yield f"At best nothing stopped for {about(quiet)}."
+
+    def _went_back(self, rows: Sequence[IncidentReport]) -> Iterator[str]:
+        places = [whole(row.step_failed) for row in rows if row.step_failed is not None and not row.requested]
+        back = [row.steps_discarded for row in rows if row.steps_discarded is not None]
+        factors = sorted({row.lr_factor for row in rows if row.lr_factor is not None})
+        if places:
+            yield f"At {listed(places)} the loss left its band."
+        scale = next((run.lr_scale for run in self.report.runs if run.run == rows[-1].run_after), None)
+        if back:
+            span = whole(min(back)) if min(back) == max(back) else f"{whole(min(back))} to {whole(max(back))}"
+            each = "Each time training" if len(rows) > 1 else "Training"
+            by = f", learning rate × {listed([f'{factor:g}' for factor in factors])}" if factors else ""
+            now = f"; it is × {scale:.3g} of its schedule now" if factors and scale is not None else ""
+            yield f"{each} went back {span} steps{by}{now}."
+        worked = sum(self._verdict(row) is Judged.WORKED for row in rows)
+        if worked:
+            yield f"{capital(number_word(worked))} of {number_word(len(rows))} passed the place."
+
+
+def _changes(entries: Sequence[StoryEntry]) -> list[IncidentReport]:
+    rows = [each.incident for entry in entries for each in entry.entries if each.incident is not None]
+    return [row for row in rows if row.action in (Action.ROLLBACK, Action.RECONFIGURE) and not row.advisory]
+
+
+def _lost_all(entries: Sequence[StoryEntry]) -> bool:
+    rows = (each.incident for entry in entries for each in entry.entries)
+    return any(row is not None and row.kind == FailureClass.ALLOCATION_LOST for row in rows)
+
+
+def _routine(entries: Sequence[StoryEntry], besides: bool) -> Iterator[str]:
+    rows = [each.incident for entry in entries for each in entry.entries if each.incident is not None]
+    real = [row for row in rows if row.drill is None and not row.advisory]
+    stops = [row for row in real if row.stops_training and row.is_failure]
+    if stops:
+        tally = Counter(row.kind for row in stops)
+        kinds = listed([counted(kind, number) for kind, number in tally.most_common(4)])
+        down = [row.seconds_down for row in stops if row.seconds_down is not None]
+        usual = f"; usually over in {about(median(down))}" if down else ""
+        yield f"{capital(plural(len(stops), 'other stop' if besides else 'stop'))}: {kinds}{usual}."
+    alerts = sum(not each.incident and each.title.startswith("alert") for entry in entries for each in entry.entries)
+    if alerts:
+        times = {1: "once", 2: "twice"}.get(alerts) or f"{number_word(alerts)} times"
+        yield f"The loss left its band {times} without becoming an incident."
+    idle = sum(row.action is Action.EXCLUDE for row in real)
+    if idle:
+        yield f"{capital(plural(idle, 'node'))} without ranks {'was' if idle == 1 else 'were'} taken out."
+    drills = sum(row.drill is not None for row in rows)
+    if drills:
+        yield f"{capital(plural(drills, 'drill'))}."
+
+
+def _undisturbed(phase: Phase) -> float:
+    """The longest time of a phase in which nothing stopped training."""
+    rows = [each.incident for entry in phase.entries for each in entry.entries if each.incident is not None]
+    stops = sorted(float(row.at) for row in rows if row.stops_training)
+    return max((later - earlier for earlier, later in pairwise([phase.begin, *stops, phase.end])), default=0.0)
+
+
+def _stretch(seconds: float) -> str:
+    whole_days = round(seconds / _DAY)
+    return f"{capital(number_word(whole_days))} days" if whole_days > 1 else capital(about(seconds))
+
+
+def _within(limit: int, sentences: Iterator[str]) -> str:
+    """As many sentences as the limit of words allows, in their order; one that is too long is left out."""
+    found: list[str] = []
+    for sentence in sentences:
+        if sum(len(each.split()) for each in [*found, sentence]) <= limit or not found:
+            found.append(sentence)
+    return " ".join(found)
