@@ -13,7 +13,16 @@ from typing import Any, Protocol
 from opt_ops.core.detect.point import Point
 from opt_ops.core.failures.cause_lines import CauseLine
 from opt_ops.core.health import Heartbeat
-from opt_ops.core.values import AllocationStatus, Checkpoint, Optimizer, PlannedChange, RankExit, Schedule, Severity
+from opt_ops.core.values import (
+    AllocationStatus,
+    Checkpoint,
+    Deduplicated,
+    Optimizer,
+    PlannedChange,
+    RankExit,
+    Schedule,
+    Severity,
+)
 
 
 class Clock(Protocol):
@@ -204,6 +213,7 @@ class TrainerConfig:
     layout: Mapping[str, Any]
     planned: tuple[PlannedChange, ...] = ()
     data: str | None = None  # digest of what it trains on
+    dedup: tuple[Deduplicated, ...] = ()  # what was removed from it before
     capabilities: tuple[str, ...] = ()  # what the trainer can do beyond the contract
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -182,6 +183,18 @@ class PlannedChange:
     step: int
     what: str = ""  # untrusted text
     by: str = ""  # the author of the request, or the attempt; empty: the trainer's config.json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deduplicated:
+    """What was removed from text to train on, as `python -m trainer.data.dedup` says."""
+
+    source: str
+    digest: str
+    threshold: float  # Jaccard index of near copies
+    documents_in: int
+    documents_out: int
+    removed: Mapping[str, int]  # by reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

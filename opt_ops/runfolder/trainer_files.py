@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.contract.phases import PhaseName
 from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.values import Optimizer, PlannedChange
+from opt_ops.core.values import Deduplicated, Optimizer, PlannedChange
 from opt_ops.errors import OptOpsError
 from opt_ops.ports import Rejoined, TrainerConfig, TrainerPhase
 from opt_ops.runfolder import fields as f
@@ -23,6 +23,8 @@ OTHER_PHASE = "other"
 """A phase that docs/formats.md does not name."""
 _PHASES = frozenset(PhaseName)
 _MOST_PLANNED = 1000
+_MOST_SOURCES = 100
+_REASONS = ("exact", "near", "contaminated", "corrupt")  # why text was removed before
 _LARGEST_CONFIG = 4 * 1024 * 1024
 _LARGEST_PHASES = 64 * 1024 * 1024
 
@@ -179,6 +181,19 @@ def _config_of(record: f.Record) -> TrainerConfig:
         planned=record.each("planned", _planned_change, _MOST_PLANNED),
         capabilities=record.optional("capabilities", f.items(f.name, 100), ()),
         data=data.optional("digest", f.name, None) if (data := record.part("data")) is not None else None,
+        dedup=data.each("dedup", _deduplicated, _MOST_SOURCES) if data is not None else (),
+    )
+
+
+def _deduplicated(record: f.Record) -> Deduplicated:
+    removed = f.Record(record.required("removed", f.members), "removed.")
+    return Deduplicated(
+        source=record.required("source", f.text(f.LONGEST_NAME)),
+        digest=record.required("digest", f.name),
+        threshold=record.required("threshold", f.number(0, 1)),
+        documents_in=record.required("documents_in", f.whole(0)),
+        documents_out=record.required("documents_out", f.whole(0)),
+        removed={name: removed.required(name, f.whole(0)) for name in _REASONS},
     )
 
 

@@ -209,6 +209,7 @@ class TrainingWatch:
             layout=config.layout,
             planned=config.planned,
             data=config.data,
+            dedup=config.dedup,
             capabilities=config.capabilities,
         )
 

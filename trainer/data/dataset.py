@@ -69,9 +69,26 @@ class Dataset:
             "tokens": sum(len(file.ids) for file in self.training),
             "digest": self.digest,
             "tokenizer": self.tokenizer.digest,
+            "dedup": [found for file in self.training for source in file.sources if (found := _dedup(source))],
             "corpora": [_about(file) | {"share": share} for file, share in zip(self.training, shares, strict=True)],
             "validation": [_about(file) for file in self.validation],
         }
+
+
+def _dedup(source: str) -> dict[str, Any] | None:
+    """What ``trainer.data.dedup`` says of the folder that it has written; None for other sources.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    path = Path(source, "dedup.json")
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON. Remove it, or write the folder again: {error}") from error
+    return {"source": source, **{name: value for name, value in found.items() if name != "seconds"}}
 
 
 def _about(file: TokenFile) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any, TypeGuard
@@ -32,7 +32,7 @@ from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline
 from opt_ops.core.failures.classes import AlertSignal, FailureClass, title
 from opt_ops.core.names import alert_id
-from opt_ops.core.values import AllocationStatus, Driver, Tier
+from opt_ops.core.values import AllocationStatus, Deduplicated, Driver, Tier
 
 
 def entries(record: LineageRecord, report: LineageReport) -> list[LogEntry]:
@@ -85,6 +85,7 @@ def _started(record: LineageRecord, report: LineageReport, entry: e.Entry, event
     ]
     if event.data:
         facts.append(Fact(label="Data", text=names(event.data)))
+    facts += [Fact(label="Deduplicated", text=_without_copies(each)) for each in _first_dedup(record)]
     if event.init_from:
         facts.append(Fact(label="First weights", text=event.init_from))
     if known := baseline(record.state):
@@ -105,6 +106,23 @@ def _started(record: LineageRecord, report: LineageReport, entry: e.Entry, event
         facts.append(Fact(label="Driver", text=full(DRIVES[event.driver], keep=("opt-ops",))))
     how = " in shadow mode" if event.driver is Driver.SHADOW else ""
     yield entry_of(record, entry, f"started{how}", event.author, run=run, facts=tuple(facts))
+
+
+def _first_dedup(record: LineageRecord) -> Sequence[Deduplicated]:
+    configured = (entry.event for entry in record.entries if isinstance(entry.event, e.AttemptConfigured))
+    return next((event.dedup for event in configured if event.dedup), ())
+
+
+def _without_copies(each: Deduplicated) -> str:
+    removed = each.removed
+    reasons = (
+        f"{whole(removed['exact'])} exact copies, {whole(removed['near'])} near copies (J ≥ {each.threshold:g}), "
+        f"{whole(removed['contaminated'])} that share text with test sets, {whole(removed['corrupt'])} corrupt lines"
+    )
+    return (
+        f"{short(each.source)}: {whole(each.documents_out)} of {whole(each.documents_in)} documents stayed. Removed: "
+        f"{reasons}. Digest {short(each.digest, 19)}."
+    )
 
 
 def _incident(record: LineageRecord, report: LineageReport, entry: e.Entry, event: e.IncidentOpened) -> _Found:

@@ -9,6 +9,7 @@ from typing import Any
 from opt_ops.core.values import (
     AllocationStatus,
     Checkpoint,
+    Deduplicated,
     LrFactor,
     Optimizer,
     Outcome,
@@ -143,6 +144,7 @@ class AttemptConfigured:
     layout: Mapping[str, Any]
     planned: tuple[PlannedChange, ...] = ()
     data: str | None = None  # digest of what it trains on
+    dedup: tuple[Deduplicated, ...] = ()  # what was removed from it before
     capabilities: tuple[str, ...] = ()  # what its trainer can do beyond the contract: `members`, `warm_start`, …
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import duration
 from opt_ops.core import events as e
 from opt_ops.core.health.lemons import parts, records
-from opt_ops.core.values import Action, Driver, Outcome, PlannedChange, Severity
+from opt_ops.core.values import Action, Deduplicated, Driver, Outcome, PlannedChange, Severity
 from tests.chronicles.eventful import eventful
 from tests.chronicles.logbook.test_injection import Page
 from tests.chronicles.told import Told
@@ -357,6 +358,26 @@ def test_notes_and_corrections_stand_below_what_they_are_about(told: Told):
     markdown, html, _ = render(told.folder)
     assert "**Correction by ann, " in markdown.read_text()
     assert "it was the switch</blockquote>" in html.read_text()
+
+
+def test_what_was_removed_from_the_text_stands_in_the_first_entry(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0")
+    removed = {"exact": 296, "near": 304, "contaminated": 3, "corrupt": 1}
+    clean = Deduplicated(
+        source="clean",
+        digest="sha256:9f86d081884c",
+        threshold=0.95,
+        documents_in=4053,
+        documents_out=3449,
+        removed=removed,
+    )
+    known = next(x.event for x in load(told.folder).entries if isinstance(x.event, e.AttemptConfigured))
+    told.see(replace(known, dedup=(clean,)))
+    record = load(told.folder)
+    first = entries(record, build(record))[-1]
+    (fact,) = [fact for fact in first.facts if fact.label == "Deduplicated"]
+    assert fact.text.startswith("clean: 3449 of 4053 documents stayed. Removed: 296 exact copies, 304 near copies")
+    assert "3 that share text with test sets" in fact.text
 
 
 def test_other_versions_at_a_launch_are_an_entry_by_themselves(told: Told):
