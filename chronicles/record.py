@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chronicles.kept_curve import AttemptCurve, attempt_curves
@@ -13,6 +13,7 @@ from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
 from opt_ops.runfolder.journal import read
+from opt_ops.runfolder.lineages import children
 
 
 class Moment(float):
@@ -37,6 +38,7 @@ class LineageRecord:
     statuses: Sequence[tuple[float, Status]]  # (since, status), in order; a pause ends with the request to resume
     curves: Sequence[AttemptCurve]
     jobs: Mapping[str, Sequence[str]]  # by attempt: the scheduler's jobs that held its nodes
+    children: Sequence[str] = ()  # the lineages that were forked from it
 
     @property
     def started(self) -> float | None:
@@ -64,7 +66,8 @@ def load(folder: Path, *, telemetry: bool = True) -> LineageRecord:
         return _record(folder.name, entries, remarks, lambda _: ())
     from opt_ops.runfolder.trainer_files import FileTrainer  # here, because commands that only look do without it
 
-    return _record(folder.name, entries, remarks, FileTrainer(folder).points)
+    record = _record(folder.name, entries, remarks, FileTrainer(folder).points)
+    return replace(record, children=children(folder))
 
 
 def until(record: LineageRecord, ts: float, more: Sequence[Entry] = ()) -> LineageRecord:

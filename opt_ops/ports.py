@@ -275,8 +275,12 @@ class CheckpointStore(Protocol):
         """Return a number that changes when the checkpoint is committed again; 0 if it is gone."""
         ...
 
-    def pin(self, checkpoint: Checkpoint) -> None:
-        """Protect a checkpoint from pruning, if it still exists."""
+    def pin(self, checkpoint: Checkpoint, holder: str = "") -> None:
+        """Protect a checkpoint from pruning, if it still exists: until `holder` lets it go, or for good."""
+        ...
+
+    def unpin(self, checkpoint: Checkpoint, holder: str) -> None:
+        """End the protection that `holder` asked for."""
         ...
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:

@@ -19,7 +19,7 @@ from opt_ops.core.failures import classes
 from opt_ops.core.failures.causes import Cause, Suspicion
 from opt_ops.core.names import lineage_of
 from opt_ops.core.state.status import Status
-from opt_ops.core.values import Action, Driver, Fault, RankExit, Shape, StackGroup, Verdict
+from opt_ops.core.values import Action, Driver, Fault, Parent, RankExit, Shape, StackGroup, Verdict
 
 _INTERNAL = {"key": ""}  # no field of report.json
 
@@ -343,6 +343,8 @@ class LineageReport:
     recipe: str | None
     settings: tuple[str, ...]
     init_from: str | None  # the checkpoint whose weights training began with; None: those of the seed
+    parent: Parent | None  # of a fork: the checkpoint that it began from
+    children: tuple[str, ...]  # the lineages that were forked from it
     author: str | None
     shape: Shape | None
     driver: Driver

@@ -24,7 +24,7 @@ from opt_ops.errors import OptOpsError, UsageError
 
 # Noun → the module that holds it, its attribute there, and the modules that add commands to it.
 _NOUNS = {
-    "run": ("run", "app", ("run_start", "run_control", "run_watch", "run_watch_job", "run_forecast")),
+    "run": ("run", "app", ("run_start", "run_fork", "run_control", "run_watch", "run_watch_job", "run_forecast")),
     "ckpt": ("ckpt", "app", ()),
     "node": ("node", "app", ()),
     "logbook": ("logbook", "logbook", ()),

@@ -125,7 +125,7 @@ def prune(
 ) -> None:
     """Delete damaged, discarded and old checkpoints. This cannot be undone.
 
-    The newest good ones stay, and the first good one of each tenth of all steps.
+    The newest good ones stay, the first good one of each tenth of all steps, and pinned ones.
 
     Examples:
       opt-ops ckpt prune 12 --dry-run
@@ -151,7 +151,9 @@ def prune(
 
 
 def _kept(state: State, keep: int) -> set[str]:
-    """The newest good ones, the first of each tenth, those not verified yet, and those that an attempt resumed from."""
+    """The newest good ones, the first of each tenth, those not verified yet, those in use, and pinned ones."""
+    from opt_ops.contract.manifest import pinned
+
     way = _reachable(state)
     there = (k for p, k in state.checkpoints.items() if p in way and k.good and Path(p).is_dir())
     good = sorted(there, key=lambda known: known.checkpoint.step)
@@ -161,4 +163,5 @@ def _kept(state: State, keep: int) -> set[str]:
         firsts.setdefault(10 * known.checkpoint.step // steps, known.checkpoint.path)
     pending = {path for path, known in state.checkpoints.items() if known.verified is None}
     used = {a.checkpoint.path for a in state.attempts.values() if a.live and a.checkpoint}
-    return {known.checkpoint.path for known in good[-keep:]} | set(firsts.values()) | pending | used
+    pins = {path for path in state.checkpoints if pinned(Path(path))}  # by hand, for an incident, or for a fork
+    return {known.checkpoint.path for known in good[-keep:]} | set(firsts.values()) | pending | used | pins

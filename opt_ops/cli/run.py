@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,8 +123,8 @@ def _head(path: Path, state: State, view: Mapping[str, Any]) -> None:
     if state.driver is Driver.SHADOW:
         print("  only watched (shadow): another launcher runs it. Nothing is touched, and decisions are advice")
     print(printable(f"  recipe {row['recipe']} {' '.join(row['settings'])}".rstrip()))
-    if row["init_from"]:
-        print(printable(f"  first weights {row['init_from']}"))
+    for line in _origin(row):
+        print(printable(f"  {line}"))
     last = f"{row['step_age']} ago" if row["step_age"] else None
     print(f"  step {text(row['progress'])}   last step {text(last)}   checkpoint {text(row['checkpoint'])}")
     print(f"  loss {text(row['loss'])}   lr {text(row['lr'])}")
@@ -139,6 +139,16 @@ def _head(path: Path, state: State, view: Mapping[str, Any]) -> None:
     for each in view["left_out"]:
         print(printable(f"  {each['text']} ({each['file']})"))
     print(f"  folder {path}")
+
+
+def _origin(row: Mapping[str, Any]) -> Iterator[str]:
+    """Where a lineage comes from, and what came from it."""
+    if row["init_from"]:
+        yield f"first weights {row['init_from']}"
+    if parent := row["parent"]:
+        yield f"fork of {parent['run']} at step {parent['step']}: {parent['checkpoint']}"
+    if row["children"]:
+        yield f"forked as {', '.join(row['children'])}"
 
 
 def _check(lineage: Lineage, output: Format, quiet: bool) -> None:

@@ -118,7 +118,7 @@ def start(
         return
     if init_from and (remark := keep(init_from.absolute())):
         say(f"  note: {remark}", options.quiet)
-    _start(lineages.create(settings.config.runs, settings.config.group), arguments, options, look="run show")
+    start_lineage(lineages.create(settings.config.runs, settings.config.group), arguments, options, look="run show")
 
 
 @run.app.command()
@@ -226,11 +226,15 @@ def shadow(
         "shape": {"nodes": 1, "spares": 0, "ranks_per_node": 1},
         "driver": "shadow",
     }
-    _start(lineage, arguments, options, look="run explain")
+    start_lineage(lineage, arguments, options, look="run explain")
 
 
-def _start(folder: Path, arguments: Mapping[str, Any], options: RequestOptions, *, look: str) -> None:
-    """Request the lineage. Print its number first: an interrupted wait must not lose it."""
+def start_lineage(folder: Path, arguments: Mapping[str, Any], options: RequestOptions, *, look: str) -> None:
+    """Request the lineage. Print its number first: an interrupted wait must not lose it.
+
+    Raises:
+        OptOpsError: see `send_request`.
+    """
     output = options.output
     if output in (Format.TABLE, Format.WIDE, Format.NAME):
         print(folder.name, flush=True)

@@ -55,6 +55,8 @@ def _require_accepted(trainer: TrainerCommand, arguments: Mapping[str, Any], wor
             words += [option, value]
     if arguments["tokenizer"]:
         words += ["--tokenizer", arguments["tokenizer"]]
+    if arguments.get("parent"):
+        words += ["--resume", arguments["parent"]["checkpoint"]]
     if arguments.get("init_from"):
         words += ["--init-from", arguments["init_from"]]
     rank = of_rank(Place(0, world, 0), local_world=on_a_node, address="127.0.0.1", port=1, node="check")

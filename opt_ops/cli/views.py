@@ -150,6 +150,7 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "recipe": state.lineage.recipe if state.lineage else None,
         "settings": list(state.lineage.settings) if state.lineage else [],
         "init_from": state.lineage.init_from if state.lineage else None,
+        "parent": dataclasses.asdict(state.lineage.parent) if state.lineage and state.lineage.parent else None,
     }
 
 
@@ -161,6 +162,9 @@ WATCHED = "only watched (shadow)"
 def lineage_rows(paths: Sequence[Path], watch: Watch) -> list[dict[str, Any]]:
     """A row for each lineage; of one that cannot be read, with the reason."""
     rows, unreadable = by_lineage(paths, lambda path: lineage_row(path, lineages.state(path), watch))
+    for row in rows:
+        forks = (each["lineage"] for each in rows if each["parent"] and each["parent"]["lineage"] == row["lineage"])
+        row["children"] = [*forks]
     known = {row["lineage"]: row for row in rows} | {
         name: _unreadable_row(name, why) for name, why in unreadable.items()
     }
@@ -202,7 +206,7 @@ def _reason(state: State, wrong: Sequence[Finding]) -> str:
 
 def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], watch: Watch) -> dict[str, Any]:
     """A lineage as `opt-ops run show` prints it. `incidents` are rows of its report."""
-    row = lineage_row(path, state, watch)
+    row = {**lineage_row(path, state, watch), "children": lineages.children(path)}
     running = "running?" if row["shown"] != row["state"] else "running"
     return {
         "lineage": row,

@@ -31,6 +31,7 @@ from opt_ops.contract.checkpoint.folders import (
     remove,
     snapshot_folder,
     step_folder,
+    unpin,
 )
 from opt_ops.contract.checkpoint.manifest_file import VERSION, Manifest, digest, parse
 from opt_ops.contract.checkpoint.reading import damage, read, verify
@@ -60,6 +61,7 @@ __all__ = [
     "require_names",
     "snapshot_folder",
     "step_folder",
+    "unpin",
     "verify",
     "write_rank",
     "written_by",

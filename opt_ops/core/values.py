@@ -161,6 +161,21 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """What a fork begins from: the lineage and run that wrote the checkpoint, its step, and its folder."""
+
+    lineage: str
+    run: str
+    step: int
+    checkpoint: str
+
+    @property
+    def saved(self) -> Checkpoint:
+        """The parent's checkpoint."""
+        return Checkpoint(run=self.run, step=self.step, path=self.checkpoint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LrFactor:
     """Multiplies the schedule in every update after `step`."""
 

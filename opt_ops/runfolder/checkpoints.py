@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from opt_ops.contract.manifest import MARKER, CheckpointError, committed, pin, read, verify
+from opt_ops.contract.manifest import MARKER, CheckpointError, committed, pin, read, unpin, verify
 from opt_ops.core.text import clean
 from opt_ops.core.values import Checkpoint
 
@@ -85,10 +85,15 @@ class FileCheckpoints:
         except OSError:
             return 0
 
-    def pin(self, checkpoint: Checkpoint) -> None:
-        """Protect a checkpoint from pruning, if it still exists."""
+    def pin(self, checkpoint: Checkpoint, holder: str = "") -> None:
+        """Protect a checkpoint from pruning, if it still exists: until `holder` lets it go, or for good."""
         with contextlib.suppress(OSError):  # a full disk; it is not tried again
-            pin(Path(checkpoint.path))
+            pin(Path(checkpoint.path), holder)
+
+    def unpin(self, checkpoint: Checkpoint, holder: str) -> None:
+        """End the protection that `holder` asked for."""
+        with contextlib.suppress(OSError):  # a checkpoint too many is kept
+            unpin(Path(checkpoint.path), holder)
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
         """Return the examinations that ended since the last call, each with its problem; empty: no problem."""

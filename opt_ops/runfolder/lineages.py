@@ -8,16 +8,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opt_ops.core.events import Entry
+from opt_ops.core.events import Entry, LineageStarted
 from opt_ops.core.names import lineage_of
 from opt_ops.core.state.model import State
-from opt_ops.errors import NotFound, UsageError
+from opt_ops.errors import NotFound, OptOpsError, UsageError
 from opt_ops.runfolder import snapshot
 from opt_ops.runfolder.journal_reader import SnapshotInDoubt, read, replayed, scan
 from opt_ops.runfolder.permissions import give_to_group, group_of, private
 
 if TYPE_CHECKING:
     from opt_ops.ports import Request
+
+
+_BEGINNING = 100  # lines of a journal: a lineage is started in its second one, unless daemons came and went before
 
 
 def folders(runs: Path) -> list[Path]:
@@ -90,6 +93,18 @@ def _state_and_rest(path: Path) -> tuple[State, int, list[Entry]]:
             return replayed(folder, rest, base), end.seq, rest
     known = read(folder)[0]
     return replayed(folder, known), 0, known
+
+
+def children(path: Path) -> list[str]:
+    """Return the lineages that were forked from this one, by number. One that cannot be read is left out."""
+    found: list[str] = []
+    for other in folders(path.parent):
+        with suppress(OptOpsError):
+            begun = scan(other / "journal", until=_BEGINNING).entries
+            parents = (entry.event.parent for entry in begun if isinstance(entry.event, LineageStarted))
+            if any(parent is not None and parent.lineage == path.name for parent in parents):
+                found.append(other.name)
+    return found
 
 
 def create(runs: Path, group: str = "") -> Path:

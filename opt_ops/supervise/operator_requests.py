@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from opt_ops.core.decide.asking import ASKED
 from opt_ops.core.decide.next_run import factor_to
@@ -33,7 +34,19 @@ from opt_ops.core.state.planned import parse_planned
 from opt_ops.core.state.queries import newest_good, open_proposals
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clean, clock
-from opt_ops.core.values import Action, AskDefault, AskTerms, Driver, Fault, PlannedChange, ProposalStatus, Shape
+from opt_ops.core.values import (
+    Action,
+    AskDefault,
+    AskTerms,
+    Driver,
+    Fault,
+    LrFactor,
+    Parent,
+    PlannedChange,
+    ProposalStatus,
+    Shape,
+    Skip,
+)
 from opt_ops.ports import Inbox, Request
 from opt_ops.supervise.drill_arguments import drill_arguments
 from opt_ops.supervise.request_arguments import (
@@ -119,7 +132,35 @@ def _start(state: State, request: Request) -> Event:
         driver=Driver(given.text("driver", default=Driver.DAEMON)),
         planned=_planned(request),
         init_from=given.text("init_from", LONGEST_REASON, "") or None,
+        reason=given.text("reason", LONGEST_REASON, ""),
+        **_origin(given),
     )
+
+
+def _origin(given: Arguments) -> dict[str, Any]:
+    """What a fork takes over from its parent's checkpoint, beside settings and data."""
+    if not given.has("parent"):
+        return {}
+    parent = given.part("parent")
+    checkpoint = parent.text("checkpoint", LONGEST_REASON)
+    if not checkpoint.startswith("/"):
+        raise InvalidRequest(f"parent.checkpoint is {checkpoint!r}, not an absolute path")
+    return {
+        "parent": Parent(
+            lineage=parent.lineage("lineage"),
+            run=parent.text("run"),
+            step=parent.whole("step", 0, MOST_STEPS),
+            checkpoint=checkpoint,
+        ),
+        "lr_factors": tuple(
+            LrFactor(step=each.whole("step", 0, MOST_STEPS), factor=each.positive("factor"))
+            for each in given.parts("lr_factors")
+        ),
+        "skips": tuple(
+            Skip(first=each.whole("first", 0, MOST_STEPS), last=each.whole("last", 0, MOST_STEPS))
+            for each in given.parts("skips")
+        ),
+    }
 
 
 def _plan(state: State, request: Request) -> Event:

@@ -98,6 +98,17 @@ class Arguments:
         """Return a number above 0; None if the argument is missing or null."""
         return None if self._given.get(name) is None else self.positive(name)
 
+    def has(self, name: str) -> bool:
+        """Whether the argument is there, and is not null."""
+        return self._given.get(name) is not None
+
+    def parts(self, name: str) -> tuple[Arguments, ...]:
+        """Return the arguments within each object of a list; none if the argument is missing."""
+        value = self._value(name, ())
+        if not isinstance(value, list | tuple) or len(cast("Sequence[Any]", value)) > MOST_VALUES:
+            raise InvalidRequest(f"{name} is not a list of at most {MOST_VALUES} objects")
+        return tuple(Arguments({name: each}).part(name) for each in cast("Sequence[Any]", value))
+
     def part(self, name: str) -> Arguments:
         """Return the arguments within an argument."""
         value = self._given[name]

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 from opt_ops.core.events import CheckpointRefused, CheckpointSeen, CheckpointsGone, CheckpointVerified, Event
 from opt_ops.core.state.model import State
-from opt_ops.core.values import Checkpoint
+from opt_ops.core.state.queries import has_own_good
+from opt_ops.core.state.status import Status
+from opt_ops.core.values import Checkpoint, Parent
 from opt_ops.ports import CheckpointStore
 
 
@@ -17,6 +19,7 @@ class CheckpointWatch:
         self._checkpoints = checkpoints
         self._refused: dict[str, int] = {}
         """By path of each checkpoint that was refused: when it was committed."""
+        self._keeps_parent: bool | None = None  # None: this process has neither pinned it nor let it go
 
     def observe(self, state: State, reason_not_healthy: Callable[[int], str]) -> Iterator[Event]:
         """Yield what is new. `reason_not_healthy`: what the loss at a step says against its weights; empty: nothing."""
@@ -25,6 +28,10 @@ class CheckpointWatch:
         runs = {each.checkpoint.run for each in known.values() if each.checkpoint.nodes}
         runs |= {state.run.name} if state.run else set()
         there = {each.path: each for run in sorted(runs) for each in self._checkpoints.committed(run)}
+        if state.lineage is not None and (parent := state.lineage.parent) is not None:
+            self._keep_parent(state, parent)
+            runs |= {parent.run}
+            there |= {parent.checkpoint: parent.saved} if self._checkpoints.written(parent.saved) else {}
         again = self._written_again(state, there)
         for path, checkpoint in there.items():
             if path not in known or path in again or known[path].checkpoint != checkpoint:  # or: on other nodes now
@@ -44,6 +51,18 @@ class CheckpointWatch:
             else:
                 why = reason_not_healthy(checkpoint.step)
                 yield CheckpointVerified(checkpoint=checkpoint, healthy=not why, why=why)
+
+    def _keep_parent(self, state: State, parent: Parent) -> None:
+        """Keep the checkpoint that a fork began from, until the fork has a good one of its own or needs none."""
+        over = has_own_good(state) or state.status in (Status.COMPLETED, Status.CANCELLED)
+        if self._keeps_parent is (not over):  # nothing has changed
+            return
+        holder = f"lineage-{state.intent.lineage}"
+        if over:
+            self._checkpoints.unpin(parent.saved, holder)
+        else:
+            self._checkpoints.pin(parent.saved, holder)
+        self._keeps_parent = not over
 
     def _written_again(self, state: State, there: Mapping[str, Checkpoint]) -> set[str]:
         """The refused checkpoints that an attempt has written again since: a trainer replaces a damaged one."""

@@ -17,8 +17,11 @@ from tests.core.story import Story
 
 SHAPE = {"nodes": 2, "spares": 1, "ranks_per_node": 8}
 START = {"lineage": "12", "recipe": "tiny", "settings": [], "data": ["/d"], "tokenizer": None, "shape": SHAPE}
+PARENT = {"lineage": "11", "run": "11.02", "step": 100, "checkpoint": "/runs/11/11.02/checkpoints/step-00000100"}
+ORIGIN = {"parent": PARENT, "lr_factors": [{"step": 50, "factor": 0.5}], "skips": [{"first": 60, "last": 70}]}
 GOOD: list[tuple[str, dict[str, Any]]] = [
     ("start", START),
+    ("start", START | ORIGIN),
     ("stop", {"reason": "x"}),
     ("pause", {"reason": "x", "keep_nodes": True}),
     ("resume", {"reason": "x"}),
@@ -111,3 +114,11 @@ def test_what_is_named_must_be_a_name():
     assert not isinstance(
         ask(State(), "start", START | {"shape": {k: float(v) for k, v in SHAPE.items()}}), RequestRefused
     )
+
+
+def test_a_fork_is_taken_with_what_its_parents_checkpoint_was_trained_under():
+    event = ask(State(), "start", START | ORIGIN)
+    assert encode(event)["parent"] == PARENT
+    assert (encode(event)["lr_factors"], encode(event)["skips"]) == (ORIGIN["lr_factors"], ORIGIN["skips"])
+    for changed in ({"checkpoint": "../step"}, {"lineage": "../1"}, {"step": -1}):
+        assert isinstance(ask(State(), "start", START | ORIGIN | {"parent": PARENT | changed}), RequestRefused)

@@ -88,6 +88,11 @@ def _started(record: LineageRecord, report: LineageReport, entry: e.Entry, event
     facts += [Fact(label="Deduplicated", text=_without_copies(each)) for each in _first_dedup(record)]
     if event.init_from:
         facts.append(Fact(label="First weights", text=event.init_from))
+    if event.parent:
+        origin = f"{event.parent.run} at step {whole(event.parent.step)}: {event.parent.checkpoint}"
+        facts.append(Fact(label="Forked from", text=origin))
+    if event.reason:
+        facts.append(Fact(label="Reason", text=event.reason))
     if known := baseline(record.state):
         schedule, optimizer = known
         facts.append(Fact(label="Schedule", text=schedule_words.in_words(schedule, report.total_steps)))

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from opt_ops.contract.files import sync_folder
+from opt_ops.contract.files import sync_folder, write_durably
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
@@ -127,13 +127,48 @@ def shown(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def pin(path: Path) -> None:
-    """Protect the checkpoint ``path`` from pruning: create an empty file ``<path>.pinned`` beside it.
+def pin(path: Path, holder: str = "") -> None:
+    """Protect the checkpoint ``path`` from pruning: create a file ``<path>.pinned`` beside it.
+
+    Args:
+        path: the folder of the checkpoint.
+        holder: who needs it, for :func:`unpin`: one line of the file. Without it the file is empty, and stays for good.
 
     Raises:
         OSError: the file cannot be created.
     """
-    _pin_of(path).touch()
+    file = _pin_of(path)
+    if not holder:
+        file.open("w").close()
+        return
+    holders = _holders(file)
+    if holders is None or (holders and holder not in holders):
+        with file.open("a") as pins:
+            pins.write(f"{holder}\n")
+
+
+def unpin(path: Path, holder: str) -> None:
+    """End the protection that ``holder`` asked for. That of others stays, and so does one for good.
+
+    Raises:
+        OSError: the file cannot be changed.
+    """
+    file = _pin_of(path)
+    holders = _holders(file)
+    if not holders or holder not in holders:
+        return
+    if left := [each for each in holders if each != holder]:
+        write_durably(file, "".join(f"{each}\n" for each in left))
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _holders(file: Path) -> list[str] | None:
+    """Who needs a pinned checkpoint; empty: it is pinned for good; None: it is not pinned."""
+    try:
+        return file.read_text().split()
+    except FileNotFoundError:
+        return None
 
 
 def pinned(path: Path) -> bool:

@@ -24,6 +24,7 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.burn_in_findings import BURNING_IN
 from opt_ops.core.memo import memoize_last
 from opt_ops.core.names import attempt_name
+from opt_ops.core.state.attempts import Run
 from opt_ops.core.state.model import Allocation, Node, State
 from opt_ops.core.state.queries import (
     held_back,
@@ -33,7 +34,7 @@ from opt_ops.core.state.queries import (
     under_examination,
     waiting_for_attempt,
 )
-from opt_ops.core.values import Driver, Verdict
+from opt_ops.core.values import Driver, Parent, Verdict
 from opt_ops.core.waiting import SKEW_SECONDS, Backoff, still_waiting
 
 # Between two requests, whatever came of the first: a node that is lost at once is not asked for at once.
@@ -270,6 +271,8 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
         return None
     number = sum(attempt.run == run.name for attempt in state.attempts.values())
     known = newest_good(state, run.name, nodes=nodes)
+    if known is None and (parent := state.intent.parent) is not None:
+        return _without_parent(state, run, parent, now, policy)
     reached = max((each.last_step or 0 for each in state.attempts.values()), default=0)
     if known is None and run.checkpoint is None and reached > SCRATCH_STEPS:
         ended = state.attempt.ended_at if state.attempt else None
@@ -285,6 +288,19 @@ def launch(state: State, now: float, policy: Policy) -> Event | None:
         checkpoint=known.checkpoint if known else run.checkpoint,
         incident=waiting[0].name if waiting else None,
     )
+
+
+def _without_parent(state: State, run: Run, parent: Parent, now: float, policy: Policy) -> LineageHalted | None:
+    """A fork has no good checkpoint: that of its parent is being read, or training does not start from scratch."""
+    judged = state.checkpoints.get(parent.checkpoint)
+    ended = state.attempt.ended_at or 0.0 if state.attempt else 0.0
+    if judged is None and still_waiting(now, max(run.planned_at, ended, state.asked_at), policy.examine_seconds):
+        return None  # it was not looked at yet, or a file system hides it for a moment
+    if judged is not None and judged.verified is None:
+        return None
+    found = f"is damaged: {judged.why}" if judged is not None else "is gone"
+    why = f"this lineage began from step {parent.step} of {parent.run}, and that checkpoint {found}"
+    return LineageHalted(why=f"{why}. Restore it, then resume; or fork another step", incident=None)
 
 
 def _foreign(state: State, run: str) -> AttemptIntended | None:

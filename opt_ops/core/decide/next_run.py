@@ -39,7 +39,7 @@ def settings_after(state: State, incident: Incident, decision: RecoveryDecided, 
         kept = replace(kept, lr_factors=before.lr_factors, settings=before.settings)
     factor = decision.lr_factor
     if decision.action is Action.ROLLBACK and change is not None and not change.keep_later:
-        kept = _begun_by(state, run, step)
+        kept = begun_by(state, run, step)
     elif decision.action is Action.ROLLBACK and change is None and factor is not None:
         # The present factor times the playbook's: else the rate would fall again, by itself, where the old one began.
         factor *= math.prod(each.factor for each in run.lr_factors if each.step > step)
@@ -82,7 +82,7 @@ def factor_to(lr: float, planned: PlannedLr, step: int) -> float | None:
     return factor if 0.0 < factor < math.inf else None
 
 
-def _begun_by(state: State, run: Run, step: int) -> RunSettings:
+def begun_by(state: State, run: Run, step: int) -> RunSettings:
     """What of a run's settings was in force for the update after `step` already.
 
     What is not of the optimizer, as the number of steps, stays in any case.

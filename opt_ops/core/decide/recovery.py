@@ -159,6 +159,9 @@ def _rolled_back(state: State, incident: Incident, choice: RungChoice, decided: 
     if checkpoint is None and state.driver is Driver.SHADOW and not state.checkpoints:
         why = f"to a checkpoint at or before step {max(0, onset - margin)}; which there are is not known here"
         return replace(decided, lr_factor=rung.lr_factor, settings=rung.settings, why=f"{why}; {decided.why}")
+    if checkpoint is None and (parent := state.intent.parent) is not None:
+        why = f"no good checkpoint is left, and a fork of {parent.run} does not start from scratch; {decided.why}"
+        return replace(decided, action=Action.HALT, exclude=(), why=why)
     if checkpoint is None or checkpoint.step > onset - margin:  # none is as far back as it should be
         lost = onset - checkpoint.step if checkpoint else max(onset, incident.step_failed or 0)
         if lost > SCRATCH_STEPS:

@@ -32,6 +32,7 @@ from opt_ops.core.events import (
     LineageCompleted,
     LineageHalted,
     LineagePaused,
+    LineageStarted,
     NodeExcluded,
     RunPlanned,
     StacksIntended,
@@ -207,8 +208,7 @@ def plan_run(state: State, now: float, policy: Policy) -> Event | None:
     if state.ended:
         return None
     if state.run is None:
-        name = run_name(state.intent.lineage, 0)
-        return RunPlanned(run=name, parent=None, cause="start", incident=None, checkpoint=None, lr_factors=())
+        return _first_run(state.intent)
     planned = {run.incident for run in state.runs.values()}
     for incident in waiting_for_attempt(state):
         decision = incident.decision
@@ -233,6 +233,20 @@ def plan_run(state: State, now: float, policy: Policy) -> Event | None:
             skips=after.skips,
         )
     return None
+
+
+def _first_run(asked: LineageStarted) -> RunPlanned:
+    """The first run of a lineage: from scratch, or from the checkpoint of the lineage that it is a fork of."""
+    parent = asked.parent
+    return RunPlanned(
+        run=run_name(asked.lineage, 0),
+        parent=parent.run if parent else None,
+        cause=f"fork of {parent.run} at step {parent.step}" if parent else "start",
+        incident=None,
+        checkpoint=parent.saved if parent else None,
+        lr_factors=asked.lr_factors,
+        skips=asked.skips,
+    )
 
 
 def close_incident(state: State, now: float, policy: Policy) -> Event | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opt_ops.core.values import AskTerms, Driver, Fault, PlannedChange, Shape
+from opt_ops.core.values import AskTerms, Driver, Fault, LrFactor, Parent, PlannedChange, Shape, Skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,10 @@ class LineageStarted:
     driver: Driver = Driver.DAEMON
     planned: tuple[PlannedChange, ...] = ()
     init_from: str | None = None  # the checkpoint whose weights training begins with; None: those of the seed
+    parent: Parent | None = None  # of a fork: the checkpoint of another lineage that its first run goes on from
+    lr_factors: tuple[LrFactor, ...] = ()  # of a fork: those in force at that checkpoint, and its own
+    skips: tuple[Skip, ...] = ()  # of a fork: those in force at that checkpoint
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,10 +70,13 @@ def leaves_standing(state: State, incident: Incident) -> bool:
 
 
 def ancestry(state: State, run: str) -> list[tuple[str, int | None]]:
-    """The runs that `run`'s weights passed through, newest first, each with the last step that counts (None: all)."""
+    """The runs that `run`'s weights passed through, newest first, each with the last step that counts (None: all).
+
+    Of a fork, the last one is the parent's run.
+    """
     chain: list[tuple[str, int | None]] = [(run, None)]
-    while (start := state.runs[chain[-1][0]].checkpoint) is not None:
-        chain.append((start.run, start.step))
+    while (known := state.runs.get(chain[-1][0])) is not None and known.checkpoint is not None:
+        chain.append((known.checkpoint.run, known.checkpoint.step))
     return chain
 
 
@@ -113,6 +116,12 @@ def under_examination(state: State, run: str, now: float, patience: float) -> Kn
     waiting = (known for known in reachable_checkpoints(state, run) if known.verified is None)
     newer = (known for known in waiting if known.checkpoint.step > step)
     return next((known for known in newer if still_waiting(now, known.seen_at, patience)), None)
+
+
+def has_own_good(state: State) -> bool:
+    """Whether a run of this lineage has saved a checkpoint that training may go on from; a snapshot does not count."""
+    own = (k for k in state.checkpoints.values() if k.good and not k.checkpoint.nodes)
+    return any(known.checkpoint.run in state.runs for known in own)
 
 
 def last_is_unread(state: State) -> bool:

@@ -172,8 +172,11 @@ class SimulatedCheckpoints:
         saved = self._world.checkpoints.get(checkpoint.path)
         return int(saved.committed_at * 1e9) if saved else 0
 
-    def pin(self, checkpoint: Checkpoint) -> None:
+    def pin(self, checkpoint: Checkpoint, holder: str = "") -> None:
         """Do nothing: the simulated store prunes by age only."""
+
+    def unpin(self, checkpoint: Checkpoint, holder: str) -> None:
+        """Do nothing, as above."""
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
         """Return the examinations that ended since the last call, each with its problem."""
