@@ -70,15 +70,15 @@ def fork(
     ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node. [default: the parent's]")] = None,
     reason: ReasonOption = "",
 ) -> None:
-    """Start a new lineage from a checkpoint of another one: weights, optimizer state, step and data position.
+    """Start a new lineage from a checkpoint of another one.
 
-    The settings are those in force at that checkpoint, with yours on top. Every byte of the checkpoint is read before
-    anything is requested; a damaged one is passed over for an older one. The checkpoint is kept until the new lineage
-    has a good one of its own. The model's size and its tokenizer cannot be changed. Exit code 4: there is no good
-    checkpoint at or before STEP.
+    Weights, optimizer state, step and data position come from the checkpoint. The settings are those in force there,
+    with yours on top. Every byte of the checkpoint is read before anything is requested; a damaged one is passed over
+    for an older one. The checkpoint is kept until the new lineage has a good one of its own. The model's size and its
+    tokenizer cannot be changed. Exit code 4: there is no good checkpoint at or before STEP.
 
     Examples:
-      opt-ops run fork 12 --at 60000 --lr-scale 0.5 --reason "is the rate too high?"
+      opt-ops run fork 12 --at 60000 --lr-scale 0.5 --reason "rate too high?"
       opt-ops run fork 12.01 --set optim.clip_norm=0.3 --dry-run
     """
     lineage = find_lineage(identifier)

@@ -64,6 +64,7 @@ ARGUMENTS = {
     "q": ["-o", "wide"],
     "replay": ["--scenario", "none"],
     "run forecast": ["12"],
+    "run fork": ["12", "--dry-run"],
     "run hand-back": ["12", "--dry-run"],
     "run list": ["-o", "json"],
     "run pause": ["12", "--dry-run"],
@@ -97,7 +98,7 @@ NOT_RUN = {
     "run watch-job": "follows a log; tests/watch_job runs it",
 }
 
-SLOW = ("doctor", "node check", "logbook render", "run recipes", "run start")  # they start other programs
+SLOW = ("doctor", "node check", "logbook render", "run recipes", "run start", "run fork")  # they start other programs
 
 STREAMS = ("file", "stdout closed", "stderr closed", "all closed", "reader gone", "disk full")
 

@@ -1,4 +1,4 @@
-"""The watch over the checkpoint that a fork began from: it is seen, pinned until it is not needed, and told when gone."""
+"""The watch over the checkpoint that a fork began from: seen, pinned until it is not needed, told when it is gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fork: its first run goes on from the checkpoint of another lineage, once that is verified, and never from scratch."""
+"""A fork: its first run goes on from the verified checkpoint of another lineage, and never from scratch."""
 
 from __future__ import annotations
 
