@@ -428,7 +428,7 @@ drill nan, drill slow-standby, drill xid, events, explain,
 glossary, init, ledger,
 logbook handover, logbook open, logbook render, logbook update, logs, mlflow open, mlflow sync, node allow, node check,
 node exclude, node explain, node ledger, node list, note, playbook check, playbook list, playbook show, playbook try, q,
-replay, run explain, run forecast,
+replay, run explain, run forecast, run fork,
 run hand-back, run list, run logs, run note, run pause, run recipes, run resume, run rollback,
 run set, run shadow, run show, run start, run stop, run suggest, run take-over, run watch, run watch-job, signals blame,
 signals replay, trainer check, watch, why
