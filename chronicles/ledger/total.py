@@ -95,7 +95,7 @@ def account(record: LineageRecord, rates: Rates) -> Account:
     """A lineage as the sums need it."""
     return Account(
         status=record.state.status,
-        is_fork=False,
+        is_fork=record.state.lineage is not None and record.state.lineage.parent is not None,
         started=record.started,
         as_of=record.as_of,
         summary=summarize(record, rates),

@@ -24,6 +24,7 @@ from opt_ops.core.values import (
     LrFactor,
     Optimizer,
     Outcome,
+    Parent,
     PlannedChange,
     RankExit,
     Schedule,
@@ -133,6 +134,20 @@ SHAPE = Shape(nodes=2, spares=1, ranks_per_node=1)
             ),
             "ann asked for opt-tiny with steps=400 on 2 nodes and 1 spare",
             "would train opt-tiny with steps=400 on 2 nodes and 1 spare",
+        ),
+        (
+            e.LineageStarted(
+                request="r",
+                author="ann",
+                lineage="2",
+                recipe="opt-tiny",
+                settings=(),
+                shape=SHAPE,
+                parent=Parent(lineage="1", run="1.00", step=60_000, checkpoint="/x"),
+                reason="lower rate",
+            ),
+            "ann asked for a fork of 1.00 at step 60,000: opt-tiny on 2 nodes and 1 spare: “lower rate”",
+            "would train a fork of 1.00 at step 60,000: opt-tiny on 2 nodes and 1 spare",
         ),
         (
             e.StopRequested(request="r", author="ann", reason="wrong tokenizer"),

@@ -23,6 +23,9 @@ def _lineage(event: e.LineageStarted, known: State | None) -> Forms:
     settings = f" with {_settings(event.settings)}" if event.settings else ""
     spares = f" and {count(event.shape.spares, 'spare')}" if event.shape.spares else ""
     what = f"{name(event.recipe)}{settings} on {count(event.shape.nodes, 'node')}{spares}"
+    if event.parent is not None:
+        what = f"a fork of {name(event.parent.run)} at step {event.parent.step:,}: {what}"
+        return Forms(f"{name(event.author)} asked for {what}{after(': ', event.reason)}", "train", what)
     return Forms(f"{name(event.author)} asked for {what}", "train", what)
 
 
