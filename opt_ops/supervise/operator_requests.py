@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from opt_ops.core.decide.asking import ASKED
 from opt_ops.core.decide.next_run import factor_to
@@ -40,15 +39,13 @@ from opt_ops.core.values import (
     AskTerms,
     Driver,
     Fault,
-    LrFactor,
-    Parent,
     PlannedChange,
     ProposalStatus,
     Shape,
-    Skip,
 )
 from opt_ops.ports import Inbox, Request
 from opt_ops.supervise.drill_arguments import drill_arguments
+from opt_ops.supervise.fork_arguments import origin
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
     LONGEST_TEXT,
@@ -133,34 +130,8 @@ def _start(state: State, request: Request) -> Event:
         planned=_planned(request),
         init_from=given.text("init_from", LONGEST_REASON, "") or None,
         reason=given.text("reason", LONGEST_REASON, ""),
-        **_origin(given),
+        **origin(given),
     )
-
-
-def _origin(given: Arguments) -> dict[str, Any]:
-    """What a fork takes over from its parent's checkpoint, beside settings and data."""
-    if not given.has("parent"):
-        return {}
-    parent = given.part("parent")
-    checkpoint = parent.text("checkpoint", LONGEST_REASON)
-    if not checkpoint.startswith("/"):
-        raise InvalidRequest(f"parent.checkpoint is {checkpoint!r}, not an absolute path")
-    return {
-        "parent": Parent(
-            lineage=parent.lineage("lineage"),
-            run=parent.text("run"),
-            step=parent.whole("step", 0, MOST_STEPS),
-            checkpoint=checkpoint,
-        ),
-        "lr_factors": tuple(
-            LrFactor(step=each.whole("step", 0, MOST_STEPS), factor=each.positive("factor"))
-            for each in given.parts("lr_factors")
-        ),
-        "skips": tuple(
-            Skip(first=each.whole("first", 0, MOST_STEPS), last=each.whole("last", 0, MOST_STEPS))
-            for each in given.parts("skips")
-        ),
-    }
 
 
 def _plan(state: State, request: Request) -> Event:
