@@ -28,6 +28,7 @@ from opt_ops.supervise.watch_inputs import InputWatch
 from opt_ops.supervise.watch_members import MembersWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_probes import ProbeWatch
+from opt_ops.supervise.watch_proposals import ProposalWatch
 from opt_ops.supervise.watch_training import TrainingWatch
 
 _REWRITE_SECONDS = 10.0  # between two times that orders are written again because agents refuse them
@@ -97,6 +98,9 @@ class Supervisor:
                 "the watch over training": training,
                 "the watch over ranks": attempts,
                 "the watch over probes": ProbeWatch(ports.trainer, ports.agents, ports.checkpoints, ports.clock),
+                "the watch over proposals": ProposalWatch(
+                    ports.checkpoints, ports.clock, entries[-1].ts if entries else 0.0
+                ),
                 "the watch over inputs": InputWatch(ports.inputs, ports.clock),
             }
             self._nodes = nodes

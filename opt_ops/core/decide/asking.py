@@ -31,7 +31,7 @@ def ask_first(state: State, incident: Incident, decided: RecoveryDecided, now: f
     proposal, rule = incident.proposal, _rule(incident.kind, policy)
     asked, overtaken = _is_asked(state, incident, decided), _overtaken(state, incident, policy)
     if proposal is not None and proposal.status is ProposalStatus.OPEN:
-        return _look_at(state, incident, proposal, _why_withdrawn(state, incident, decided, policy), now)
+        return _look_at(state, proposal, _why_withdrawn(state, incident, decided, policy), now)
     if proposal is not None and proposal.is_refused:
         return replace(proposal.made.decided, advice=True, why=f"{_answer(proposal)}; {proposal.made.decided.why}")
     fell_back = proposal is not None and incident.fell_back is not None  # the rung after it was shown as well
@@ -55,6 +55,17 @@ def withdraw_all(state: State) -> ProposalAnswered | None:
         if proposal is not None and proposal.status is ProposalStatus.OPEN:
             return _withdrawn(state, proposal, f"the lineage is {state.status}")
     return None
+
+
+def expired(state: State, proposal: Proposal) -> ProposalAnswered:
+    """The end of a proposal that nobody has answered by its deadline."""
+    return ProposalAnswered(
+        proposal=proposal.name,
+        incident=proposal.made.incident,
+        status=ProposalStatus.EXPIRED,
+        reason="nobody answered by the deadline",
+        step=_newest_step(state),
+    )
 
 
 def can_wait(kind: str, policy: Policy) -> bool:
@@ -111,18 +122,12 @@ def _why_withdrawn(state: State, incident: Incident, decided: RecoveryDecided, p
     return ""
 
 
-def _look_at(state: State, incident: Incident, proposal: Proposal, why: str, now: float) -> ProposalAnswered | None:
+def _look_at(state: State, proposal: Proposal, why: str, now: float) -> ProposalAnswered | None:
     if why:
         return _withdrawn(state, proposal, why)
     if still_waiting(now, proposal.at, proposal.made.deadline - proposal.at):
         return None
-    return ProposalAnswered(
-        proposal=proposal.name,
-        incident=incident.name,
-        status=ProposalStatus.EXPIRED,
-        reason="nobody answered by the deadline",
-        step=_newest_step(state),
-    )
+    return expired(state, proposal)
 
 
 def _withdrawn(state: State, proposal: Proposal, why: str) -> ProposalAnswered:
