@@ -22,11 +22,14 @@ _LOSS = frozenset(kind for kind, row in ROWS.items() if row.domain is Domain.LOS
 
 _DEATH = frozenset({FailureClass.PROCESS_DEATH, FailureClass.COMMUNICATION, FailureClass.HANG})
 
+_CHANGES_WEIGHTS = frozenset({Fault.LR, Fault.NAN, Fault.FLIP_BIT})
+"""They do something at some steps, and what they did to weights and moments is in every later checkpoint."""
+
 _ENDS_RANKS = frozenset({Fault.KILL_RANK, Fault.KILL_NODE, Fault.KILL_PAIR, Fault.HANG})
 
 CAN_CAUSE: Mapping[Fault, frozenset[str]] = {
     Fault.LR: _LOSS | {FailureClass.UNPLANNED_LR},
-    Fault.NAN: frozenset({FailureClass.NON_FINITE_LOSS, FailureClass.COMMUNICATION, FailureClass.PROCESS_DEATH}),
+    Fault.NAN: _LOSS | {FailureClass.COMMUNICATION, FailureClass.PROCESS_DEATH},
     Fault.FLIP_BIT: _LOSS | {FailureClass.SILENT_DATA_CORRUPTION, FailureClass.COMMUNICATION},
     Fault.KILL_RANK: _DEATH,
     Fault.KILL_NODE: _DEATH,
@@ -52,9 +55,32 @@ def drill_behind(state: State, raised: SignalRaised) -> str | None:
     """The name of the drill that caused a finding; None: no drill did."""
     attempt = state.attempts.get(raised.attempt)
     return next(
-        (each.name for each in state.drills.values() if _caused(each, raised) and not _is_over(each, raised, attempt)),
+        (
+            each.name
+            for each in state.drills.values()
+            if (raised.attempt == each.attempt or _resumed_after(state, each, raised.attempt))
+            and _caused(each, raised)
+            and not _is_over(each, raised, attempt)
+        ),
         None,
     )
+
+
+def _resumed_after(state: State, drill: Drill, name: str) -> bool:
+    """Whether an attempt goes on from what the drill did to the weights: it and all since resumed behind its step.
+
+    A rollback, which begins a run of its own, has left that behind.
+    """
+    first = drill.arguments.get("from_step")
+    if drill.fault not in _CHANGES_WEIGHTS or first is None or drill.attempt is None:
+        return False
+    if drill.attempt not in state.attempts:
+        return False
+    names = list(state.attempts)
+    since = names[names.index(drill.attempt) + 1 : names.index(name) + 1] if name in state.attempts else []
+    run = state.attempts[drill.attempt].run
+    resumed = [(state.attempts[each].run, state.attempts[each].checkpoint) for each in since]
+    return bool(resumed) and all(its == run and at is not None and at.step >= int(first) for its, at in resumed)
 
 
 def _is_over(drill: Drill, raised: SignalRaised, attempt: Attempt | None) -> bool:
@@ -66,8 +92,10 @@ def _is_over(drill: Drill, raised: SignalRaised, attempt: Attempt | None) -> boo
 
 
 def _caused(drill: Drill, raised: SignalRaised) -> bool:
-    if drill.attempt != raised.attempt or raised.signal not in CAN_CAUSE[drill.fault]:
+    if raised.signal not in CAN_CAUSE[drill.fault]:
         return False
+    if drill.attempt != raised.attempt:
+        return raised.signal in _LOSS and _begins_in_window(drill, raised)
     match drill.fault:
         case Fault.LR:
             return _begins_in_window(drill, raised)
@@ -75,7 +103,7 @@ def _caused(drill: Drill, raised: SignalRaised) -> bool:
             return raised.step >= int(drill.arguments["from_step"])
         case Fault.FLIP_BIT if raised.signal == FailureClass.SILENT_DATA_CORRUPTION:
             return drill.arguments["rank"] in raised.evidence.get("ranks", (raised.evidence.get("rank"),))
-        case Fault.FLIP_BIT if raised.signal in _LOSS:
+        case Fault.NAN | Fault.FLIP_BIT if raised.signal in _LOSS:
             return _begins_in_window(drill, raised)
         case Fault.KILL_RANK | Fault.KILL_NODE | Fault.KILL_PAIR if raised.signal == FailureClass.PROCESS_DEATH:
             return raised.evidence.get("rank") in killed(drill) and raised.evidence.get("signal") == 9

@@ -227,6 +227,41 @@ def test_a_drift_that_a_drill_causes_is_the_drill_too():
     assert only(story.signal("loss_drift", 460, 430, level=3.6, best=3.1), e.IncidentOpened).drill == "d000"
 
 
+@pytest.mark.parametrize(
+    ("fault", "signal", "onset", "drill"),
+    [
+        (Fault.NAN, "loss_scale_floor", 430, "d000"),
+        (Fault.NAN, "loss_drift", 430, "d000"),
+        (Fault.NAN, "loss_drift", 800, None),
+        (Fault.LR, "bad_gpu", 430, None),
+    ],
+)
+def test_what_begins_in_the_steps_of_a_drill_is_the_drill_whatever_saw_it(
+    fault: Fault, signal: str, onset: int, drill: str | None
+):
+    story = Story().training(460)
+    asked = e.DrillRequested(
+        request="r1", author="ann", drill="d000", fault=fault, attempt="12.00-a0", arguments={"from_step": 400}
+    )
+    story.see(asked, e.DrillDone(drill="d000"))
+    story.train(900)
+    told = story.signal(signal, onset + 20, onset, level=3.6, best=3.1, loss_scale=1.0, floor=1.0)
+    assert only(told, e.IncidentOpened).drill == drill
+
+
+@pytest.mark.parametrize(("checkpoint", "drill"), [(440, "d000"), (400, "d000"), (300, None)])
+def test_what_a_drill_did_to_the_weights_goes_on_in_the_next_attempt(checkpoint: int, drill: str | None):
+    story = Story().training(460, checkpoints=(100, 200, checkpoint))
+    asked = e.DrillRequested(
+        request="r1", author="ann", drill="d000", fault=Fault.LR, attempt="12.00-a0", arguments={"from_step": 400}
+    )
+    story.see(asked, e.DrillDone(drill="d000"))
+    story.rank_dies(460)
+    story.ends()
+    story.train(490)
+    assert only(story.signal("loss_drift", 490, 470, level=3.6, best=3.1), e.IncidentOpened).drill == drill
+
+
 def test_a_bad_gpu_in_use_moves_the_attempt_to_the_spare():
     story = Story().training(450)
     decided = story.judge("n2", Verdict.BAD, "xid_79")
