@@ -41,21 +41,17 @@ from opt_ops.core.values import (
     Fault,
     PlannedChange,
     ProposalStatus,
-    Shape,
 )
 from opt_ops.ports import Inbox, Request
 from opt_ops.supervise.drill_arguments import drill_arguments
-from opt_ops.supervise.fork_arguments import origin
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
     LONGEST_TEXT,
-    MOST_NODES,
-    MOST_RANKS,
-    MOST_RANKS_IN_ALL,
     MOST_STEPS,
     Arguments,
     InvalidRequest,
 )
+from opt_ops.supervise.start_arguments import origin, shape_of
 
 _LONGEST_NAME, _LONGEST_WHY = 255, 1000  # characters
 _NODE = re.compile(r"[A-Za-z0-9_.-]+")  # one name; the scheduler would read a list or a range as several nodes
@@ -125,7 +121,7 @@ def _start(state: State, request: Request) -> Event:
         data=given.texts("data"),
         tokenizer=given.optional_text("tokenizer"),
         valid=given.texts("valid", ()),
-        shape=_shape(given.part("shape")),
+        shape=shape_of(given.part("shape")),
         driver=Driver(given.text("driver", default=Driver.DAEMON)),
         planned=_planned(request),
         init_from=given.text("init_from", LONGEST_REASON, "") or None,
@@ -153,19 +149,6 @@ def _planned(request: Request) -> tuple[PlannedChange, ...]:
             raise InvalidRequest(f"planned step {change.step} is above {MOST_STEPS}")
         changes.append(replace(change, by=request.author))
     return tuple(changes)
-
-
-def _shape(given: Arguments) -> Shape:
-    nodes = given.whole("nodes", 1, MOST_NODES)
-    ranks = given.whole("ranks_per_node", 1, MOST_RANKS)
-    if nodes * ranks > MOST_RANKS_IN_ALL:
-        raise InvalidRequest(f"{nodes} nodes with {ranks} ranks each are more than {MOST_RANKS_IN_ALL} ranks")
-    return Shape(
-        nodes=nodes,
-        spares=given.whole("spares", 0, MOST_NODES, 0),
-        ranks_per_node=ranks,
-        min_nodes=given.whole("min_nodes", 0, nodes, 0),
-    )
 
 
 def _stop(state: State, request: Request) -> Event:

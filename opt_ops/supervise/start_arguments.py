@@ -1,11 +1,19 @@
-"""The arguments of a request `start` that begins a fork."""
+"""The arguments of a request `start`: the shape, and what a fork takes over."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from opt_ops.core.values import LrFactor, Parent, Skip
-from opt_ops.supervise.request_arguments import LONGEST_REASON, MOST_STEPS, Arguments, InvalidRequest
+from opt_ops.core.values import LrFactor, Parent, Shape, Skip
+from opt_ops.supervise.request_arguments import (
+    LONGEST_REASON,
+    MOST_NODES,
+    MOST_RANKS,
+    MOST_RANKS_IN_ALL,
+    MOST_STEPS,
+    Arguments,
+    InvalidRequest,
+)
 
 
 def origin(given: Arguments) -> dict[str, Any]:
@@ -39,3 +47,22 @@ def origin(given: Arguments) -> dict[str, Any]:
             for each in given.parts("skips")
         ),
     }
+
+
+def shape_of(given: Arguments) -> Shape:
+    """What the lineage asks of the cluster.
+
+    Raises:
+        InvalidRequest: it is out of bounds.
+        KeyError: a part is missing.
+    """
+    nodes = given.whole("nodes", 1, MOST_NODES)
+    ranks = given.whole("ranks_per_node", 1, MOST_RANKS)
+    if nodes * ranks > MOST_RANKS_IN_ALL:
+        raise InvalidRequest(f"{nodes} nodes with {ranks} ranks each are more than {MOST_RANKS_IN_ALL} ranks")
+    return Shape(
+        nodes=nodes,
+        spares=given.whole("spares", 0, MOST_NODES, 0),
+        ranks_per_node=ranks,
+        min_nodes=given.whole("min_nodes", 0, nodes, 0),
+    )
