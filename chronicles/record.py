@@ -63,10 +63,10 @@ def load(folder: Path, *, telemetry: bool = True) -> LineageRecord:
     """
     entries, remarks = read(folder / "journal")
     if not telemetry:
-        return _record(folder.name, entries, remarks, lambda _: ())
+        return from_entries(folder.name, entries, remarks, lambda _: ())
     from opt_ops.runfolder.trainer_files import FileTrainer  # here, because commands that only look do without it
 
-    record = _record(folder.name, entries, remarks, FileTrainer(folder).points)
+    record = from_entries(folder.name, entries, remarks, FileTrainer(folder).points)
     return replace(record, children=children(folder))
 
 
@@ -74,12 +74,13 @@ def until(record: LineageRecord, ts: float, more: Sequence[Entry] = ()) -> Linea
     """The record as it was at time `ts`, without what came later, and with `more` entries after its last one."""
     known = {curve.attempt: [point for point in curve.points if point.ts <= ts] for curve in record.curves}
     entries = [*(entry for entry in record.entries if entry.ts <= ts), *more]
-    return _record(record.lineage, entries, record.remarks, lambda attempt: known[attempt])
+    return from_entries(record.lineage, entries, record.remarks, lambda attempt: known[attempt])
 
 
-def _record(
+def from_entries(
     name: str, entries: Sequence[Entry], remarks: Sequence[str], points: Callable[[str], Sequence[Point]]
 ) -> LineageRecord:
+    """The record that these entries of a journal give, with the points of each attempt."""
     state = State()
     statuses: list[tuple[float, Status]] = []
     jobs: dict[str, list[str]] = {}

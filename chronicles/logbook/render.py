@@ -33,11 +33,15 @@ def render(folder: Path, rates: Rates | None = None) -> list[Path]:
 
 
 def write(folder: Path, record: LineageRecord, report: LineageReport) -> list[Path]:
-    """Write the files of a lineage that is already read; return their paths."""
+    """Write the files of a lineage that is already read into its chronicle folder; return their paths."""
+    return write_files(folder / FOLDER, record, report)
+
+
+def write_files(into: Path, record: LineageRecord, report: LineageReport) -> list[Path]:
+    """Write the three files of a logbook into a folder; return their paths."""
     told = story(record, report, entries(record, report))
     front = front_page(report, newest_loss(record), told.afterthoughts)
     drawn = drawings(record, report, told)
-    into = folder / FOLDER
     paths = [into / "logbook.md", into / "logbook.html", into / "report.json"]
     write_text(paths[0], markdown.logbook(report, front, told))
     write_text(paths[1], html.logbook(report, front, told, drawn))

@@ -1,0 +1,119 @@
+"""What people and programs wrote: notes, reasons and lines of logs. They are left out, and their copies with them.
+
+The daemon copies a reason into what follows from it (`why`, `cause`, titles of alerts), often cut short. So a copy is
+any piece of such a text that has the first twelve characters of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from chronicles.publish.patterns import EXCEPTION
+from chronicles.wording import count
+from opt_ops.core.failures.families import find
+
+_PIECE = 12  # characters of a text that make a copy
+LINES = frozenset({"line", "lines", "error", "log", "tail", "said", "save_error", "first", "newest"})
+"""Fields of evidence and of left-out records that hold lines of others' files."""
+
+
+class LeftOut:
+    """The texts that are left out, and what stands in their place."""
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()  # by sort: notes, reasons, log lines
+        self.texts: dict[str, str] = {}  # in one line each → what stands in its place
+        self._beginnings: dict[str, list[str]] = {}
+
+    def take(self, sort: str, text: str) -> str:
+        """Leave a text out: what stands in its place."""
+        one_line = " ".join(text.split())
+        if not one_line:
+            return text
+        self.found[sort] += 1
+        instead = _instead(sort, one_line)
+        if one_line not in self.texts:
+            self.texts[one_line] = instead
+            self._beginnings.setdefault(one_line[:_PIECE], []).append(one_line)
+        return instead
+
+    def without_copies(self, text: str) -> str:
+        """The text without pieces of what is left out."""
+        for beginning, originals in self._beginnings.items():
+            if beginning in text or " " in beginning:
+                for original in originals:
+                    text = _without(text, original, self.texts[original])
+        return text
+
+
+def _instead(sort: str, text: str) -> str:
+    words = count(len(text.split()), "word")
+    if sort != "log lines":
+        return f"[{sort.rstrip('s')} of {words}, left out]"
+    exception, family = EXCEPTION.search(text), find(text)
+    kept = [exception[1]] if exception else []
+    kept += [family.name.replace("_", " ")] if family else []
+    return f"[log line of {words}, left out{': ' if kept else ''}{', '.join(kept)}]"
+
+
+def _without(text: str, original: str, instead: str) -> str:
+    if len(original) < _PIECE:  # it is copied whole, in quotation marks or behind a colon
+        quoted = text.replace(f"“{original}”", f"“{instead}”")
+        end = f": {original}"
+        return f"{quoted[: -len(original)]}{instead}" if quoted.endswith(end) else quoted
+    pattern = r"\s+".join(map(re.escape, original[:_PIECE].split(" ")))
+    at = 0
+    while found := re.compile(pattern).search(text, at):
+        end = _end_of_copy(text, found.end(), original[_PIECE:])
+        text = f"{text[: found.start()]}{instead}{text[end:]}"
+        at = found.start() + len(instead)
+    return text
+
+
+def _end_of_copy(text: str, at: int, rest: str) -> int:
+    """Where a copy ends whose first characters end at `at`. Any white space stands for a blank of the original."""
+    for letter in rest:
+        if at >= len(text):
+            break
+        if letter == " ":
+            if not text[at].isspace():
+                break
+            while at < len(text) and text[at].isspace():
+                at += 1
+        elif text[at] == letter:
+            at += 1
+        else:
+            break
+    return at + 1 if text[at : at + 1] == "…" else at
+
+
+def taken(event: Mapping[str, Any], left: LeftOut) -> dict[str, Any]:
+    """An event without what people and programs wrote. `event` is as the journal has it."""
+    fields = dict(event)
+    if fields.get("kind") == "note_added":
+        fields["text"] = left.take("notes", str(fields["text"]))
+    elif fields.get("author") and isinstance(fields.get("reason"), str) and fields["reason"]:
+        fields["reason"] = left.take("reasons", fields["reason"])
+    return {key: _lines(key, value, left) for key, value in fields.items()}
+
+
+def _lines(key: str, value: Any, left: LeftOut) -> Any:
+    if isinstance(value, str):
+        return left.take("log lines", value) if key in LINES else value
+    if isinstance(value, dict):
+        return {name: _lines(name, item, left) for name, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_lines(key, item, left) for item in cast("list[Any]", value)]
+    return value
+
+
+def telling_words(left: LeftOut) -> Iterator[str]:
+    """Words of what is left out that stand for themselves, as a password does: six characters, letters and others."""
+    for text in left.texts:
+        for word in text.split():
+            bare = word.strip(".,;:!?()[]{}“”\"'`")
+            if len(bare) >= 6 and re.search(r"[A-Za-z]", bare) and re.search(r"[^A-Za-z’'.-]", bare):
+                yield bare
