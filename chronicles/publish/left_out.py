@@ -15,7 +15,8 @@ from chronicles.publish.patterns import EXCEPTION
 from chronicles.wording import count
 from opt_ops.core.failures.families import find
 
-_PIECE = 12  # characters of a text that make a copy
+_PIECE = 12  # characters of a text, at least, that make a copy of its beginning,
+_WORDS = 3  # and words: a line and its cause may begin with the same name
 LINES = frozenset({"line", "lines", "error", "log", "tail", "said", "save_error", "first", "newest"})
 """Fields of evidence and of left-out records that hold lines of others' files."""
 
@@ -67,27 +68,28 @@ def _without(text: str, original: str, instead: str) -> str:
     pattern = r"\s+".join(map(re.escape, original[:_PIECE].split(" ")))
     at = 0
     while found := re.compile(pattern).search(text, at):
-        end = _end_of_copy(text, found.end(), original[_PIECE:])
-        text = f"{text[: found.start()]}{instead}{text[end:]}"
-        at = found.start() + len(instead)
+        end, whole = _end_of_copy(text, found.end(), original[_PIECE:])
+        if whole or len(text[found.start() : end].split()) >= _WORDS:
+            text = f"{text[: found.start()]}{instead}{text[end:]}"
+            end = found.start() + len(instead)
+        at = end
     return text
 
 
-def _end_of_copy(text: str, at: int, rest: str) -> int:
-    """Where a copy ends whose first characters end at `at`. Any white space stands for a blank of the original."""
+def _end_of_copy(text: str, at: int, rest: str) -> tuple[int, bool]:
+    """Where a copy ends whose first characters end at `at`, and whether that is all of the original.
+
+    Any white space stands for a blank of the original.
+    """
     for letter in rest:
-        if at >= len(text):
-            break
-        if letter == " ":
-            if not text[at].isspace():
-                break
-            while at < len(text) and text[at].isspace():
-                at += 1
-        elif text[at] == letter:
+        space = re.compile(r"\s+").match(text, at) if letter == " " else None
+        if space is not None:
+            at = space.end()
+        elif letter != " " and text.startswith(letter, at):
             at += 1
         else:
-            break
-    return at + 1 if text[at : at + 1] == "…" else at
+            return (at + 1 if text.startswith("…", at) else at), False
+    return at, True
 
 
 def taken(event: Mapping[str, Any], left: LeftOut) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def taken(event: Mapping[str, Any], left: LeftOut) -> dict[str, Any]:
     fields = dict(event)
     if fields.get("kind") == "note_added":
         fields["text"] = left.take("notes", str(fields["text"]))
-    elif fields.get("author") and isinstance(fields.get("reason"), str) and fields["reason"]:
+    elif (fields.get("author") or fields.get("by")) and isinstance(fields.get("reason"), str) and fields["reason"]:
         fields["reason"] = left.take("reasons", fields["reason"])
     return {key: _lines(key, value, left) for key, value in fields.items()}
 

@@ -63,6 +63,8 @@ class Names:
         """The name of an original. `like`: another original of the same thing, whose name it gets."""
         if not original or original in self.kept:
             return original
+        if sort == "hosts" and original.partition(".")[0] in self.kept:
+            return self._host(original)
         if original.lower() in self._same:
             self._note(original)
         else:
@@ -87,7 +89,7 @@ class Names:
         return self._compiled().sub(self._replacement, text)
 
     def apply_jobs(self, text: str) -> str:
-        """A text about jobs with every known job replaced. A job is a number, as a rule: other texts may have it, too."""
+        """A text about jobs with every known job replaced. Most jobs are numbers, which other texts may have, too."""
         known = [re.escape(job) for job in sorted(self.table["jobs"], key=lambda job: (-len(job), job))]
         if not known:
             return text
@@ -106,7 +108,8 @@ class Names:
         if self._regex is None:
             sorts = (sort for sort in SORTS if sort not in ("jobs", "own"))
             plain = [each for sort in sorts for each in self.table[sort] if len(each) >= _SERIAL or not each.isdigit()]
-            parts = [f"(?P<stays>{own_names(self._lineage)})"]
+            stays = [own_names(self._lineage), *([alone("|".join(_alternatives(self.kept)))] if self.kept else [])]
+            parts = [f"(?P<stays>{'|'.join(stays)})(?!\\.\\w)"]
             parts += [f"(?P<p{number}_{sort}>{pattern})" for number, (sort, pattern) in enumerate(PATTERNS)]
             parts += [f"(?P<known>{alone('|'.join(_alternatives(plain)))})"] if plain else []
             siblings = self._siblings()
@@ -165,9 +168,10 @@ class Names:
     def _host(self, text: str) -> str:
         """The name of a host; a node's full name is the node's."""
         short = text.partition(".")[0]
-        if short.lower() in self._same:
-            return self.add("hosts", text, like=short)
-        return text if short in self.kept else self.add("hosts", text)
+        if short in self.kept:
+            self.table["hosts"][text] = self._same[text.lower()] = short
+            return short
+        return self.add("hosts", text, like=short)
 
     def counts(self) -> dict[str, int]:
         """How many originals of each sort were replaced, without sorts that had none."""

@@ -92,10 +92,11 @@ class Publication:
         known = self._names.table
         kept = self._names.kept
         originals = {sort: [each for each in names if each not in kept] for sort, names in known.items()}
+        originals["domains"] = sorted({domain for each in known["hosts"] if (domain := _domain(each)) not in kept})
         left = self._redaction.left
         settings = {each for run in self._redaction.record.state.runs.values() for each in run.settings}
         originals["left out"] = [text for text in left.texts if len(text) >= _SENTENCE]
-        originals["left out"] += [word for word in telling_words(left) if word not in settings]
+        originals["left out"] += [word for word in telling_words(left) if word not in settings | kept]
         placeholders = [name for names in known.values() for name in names.values() if name]
         found = list(leaks(files, originals, [*placeholders, *left.texts.values()], self._lineage))
         inputs = self._inputs() if found else ""
@@ -115,6 +116,12 @@ class Publication:
         finally:
             os.umask(mask)
         self._table.chmod(0o600)
+
+
+def unredacted(record: LineageRecord, to: Path, rates: Rates | None = None) -> Published:
+    """Write the logbook as it is."""
+    files = write_files(to, record, build(record, rates))
+    return Published(files=tuple(map(str, files)), replaced={}, left_out={})
 
 
 _HINT = "add --replace 'REGEX=TEXT' for it, and publish again"
@@ -137,6 +144,12 @@ def _known(table: Path) -> Mapping[str, Mapping[str, str]]:
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and all(sort in SORTS and isinstance(names, dict) for sort, names in value.items())
+
+
+def _domain(host: str) -> str:
+    """What the hosts of a site have in common: `login3.falcon.example.org` → `falcon.example.org`; else empty."""
+    domain = host.partition(".")[2]
+    return domain if "." in domain and not host.replace(".", "").isdigit() else ""
 
 
 def _is_word(leak: Leak) -> bool:

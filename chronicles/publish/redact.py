@@ -58,9 +58,7 @@ class Redaction:
         return fields if self._wishes.with_notes else taken(fields, self.left)
 
     def _add(self, sort: str, original: str, like: str = "") -> None:
-        if sort in self._wishes.keep or (
-            sort == "hosts" and (original in self.names.kept or original.partition(".")[0] in self.names.kept)
-        ):
+        if sort in self._wishes.keep:
             self.names.keep(original)
         else:
             self.names.add(sort, original, like)

@@ -14,10 +14,12 @@ import typer
 
 from opt_ops.cli.extras import require
 from opt_ops.cli.options import (
+    DryRunOption,
     FormatOption,
     IdArgument,
     OptionalIdArgument,
     QuietOption,
+    YesOption,
     leave_if_unreadable,
     lineage_folder,
     settings,
@@ -155,6 +157,41 @@ def _policy() -> Policy:
     from opt_ops import playbook_loader
 
     return playbook_loader.load(settings.config.playbooks or playbook_loader.folder())[0]
+
+
+@logbook.command("publish")
+def publish(
+    identifier: IdArgument,
+    to: Annotated[Path, typer.Option(help="Folder for logbook.md, logbook.html and report.json.")],
+    redact: Annotated[bool, typer.Option("--redact", help="Replace names, addresses, paths; leave out notes.")] = False,
+    keep: Annotated[str, typer.Option(help="What is not replaced: nodes, people, jobs, with commas.")] = "",
+    with_notes: Annotated[
+        bool, typer.Option("--with-notes", help="Keep notes, reasons and log lines; names in them are replaced.")
+    ] = False,
+    replace: Annotated[
+        list[str] | None, typer.Option(metavar="REGEX=TEXT", help="Replace this, too. May be given several times.")
+    ] = None,
+    shift_days: Annotated[int, typer.Option(help="Move all times by so many days.", show_default=False)] = 0,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a logbook without names, and check it.
+
+    What was replaced is kept in the run's chronicle folder, for its owner alone. Publishing again uses the same names.
+    If anything that should have been replaced is still in a file, nothing is kept and the exit code is 1.
+
+    Examples:
+      opt-ops logbook publish 12 --redact --to public --dry-run
+      opt-ops logbook publish 12 --redact --to public --keep jobs
+    """
+    from opt_ops.cli.logbook_publish import Options, publish_logbook
+
+    options = Options(
+        redact=redact, keep=keep, with_notes=with_notes, replace=tuple(replace or ()), shift_days=shift_days
+    )
+    publish_logbook(lineage_folder(identifier), to, options, yes=yes, dry_run=dry_run, output=output, quiet=quiet)
 
 
 @logbook.command("open")

@@ -47,6 +47,7 @@ ARGUMENTS = {
     "init": ["--to", "new.toml"],
     "ledger": [],
     "logbook handover": ["12"],
+    "logbook publish": ["12", "--redact", "--to", "published"],
     "logbook render": ["12"],
     "logbook update": ["12"],
     "logs": ["12.00-a0"],

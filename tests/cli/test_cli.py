@@ -426,7 +426,8 @@ data show,
 doctor, drill flip-bit, drill hang, drill kill-daemon, drill kill-node, drill kill-pair, drill kill-rank, drill lr,
 drill nan, drill slow-standby, drill xid, events, explain,
 glossary, init, ledger,
-logbook handover, logbook open, logbook render, logbook update, logs, mlflow open, mlflow sync, node allow, node check,
+logbook handover, logbook open, logbook publish, logbook render, logbook update, logs, mlflow open, mlflow sync,
+node allow, node check,
 node exclude, node explain, node ledger, node list, note, playbook check, playbook list, playbook show, playbook try, q,
 replay, run explain, run forecast, run fork,
 run hand-back, run list, run logs, run note, run pause, run recipes, run resume, run rollback,
@@ -519,6 +520,22 @@ def test_a_progress_note_is_kept_and_the_next_one_begins_there(site: Path, tmp_p
     assert (late.returncode, "320 of 1000 steps are trained" in late.stderr) == (4, True)
     assert opt_ops(folder, "logbook", "update", "12", "--at", "most").returncode == 2
     assert "## To watch" in opt_ops(folder, "logbook", "handover", "12").stdout
+
+
+def test_a_logbook_is_published_without_names(site: Path, tmp_path: Path):
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    ask = opt_ops(folder, "logbook", "publish", "12", "--to", "public")
+    assert (ask.returncode, "Without --redact, public shows" in ask.stderr, "person" in ask.stderr) == (4, True, True)
+    dry = opt_ops(folder, "logbook", "publish", "12", "--redact", "--to", "public", "--dry-run")
+    assert (dry.returncode, "Would replace: " in dry.stderr, (folder / "public").exists()) == (0, True, False)
+    done = opt_ops(folder, "logbook", "publish", "12", "--redact", "--to", "public", "-o", "json")
+    value = json.loads(done.stdout)
+    assert (value["schema"], sorted(value["items"][0])) == ("opt-ops/published/1", ["files", "left_out", "replaced"])
+    author = json.loads((folder / "public" / "report.json").read_text())["author"]
+    assert (author, (folder / "runs/12/chronicle/redaction.json").stat().st_mode & 0o777) == ("person-A", 0o600)
+    for wrong in (("--keep", "gpus"), ("--replace", "x"), ("--replace", "(=y"), ("--replace", "x*=y")):
+        assert opt_ops(folder, "logbook", "publish", "12", "--redact", "--to", "public", *wrong).returncode == 2
 
 
 def test_the_ledger_for_people_programs_and_prometheus(site: Path, tmp_path: Path):
