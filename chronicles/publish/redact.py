@@ -75,7 +75,8 @@ class Redaction:
         ]
         points = {curve.attempt: [self._point(point) for point in curve.points] for curve in record.curves}
         remarks = [self.text(remark) for remark in record.remarks]
-        return from_entries(record.lineage, entries, remarks, lambda attempt: points.get(attempt, ()))
+        redacted = from_entries(record.lineage, entries, remarks, lambda attempt: points.get(attempt, ()))
+        return replace(redacted, children=record.children)
 
     def _fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         return {key: self._value(key, value) for key, value in fields.items()}
