@@ -3,7 +3,8 @@
     python scripts/example_chronicle.py incidents-opt175b.csv --seed 7
 
 The script replays the record, draws the logbook, marks every page as simulated, and writes Markdown and HTML into
-chronicles/examples/opt-175b. With `--kept FOLDER` it draws a run folder that `opt-ops replay --keep` has written.
+chronicles/examples/opt-175b. It prints what tests/chronicles/logbook/test_budgets.py holds to its budgets.
+With `--kept FOLDER` it draws a run folder that `opt-ops replay --keep` has written.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import re
 import subprocess
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "chronicles" / "examples" / "opt-175b"
-LARGEST = 10 * 2**20
+LARGEST = 3 * 10**6  # bytes of the page
 LINEAGE = "12"
 
 _SAYS = (
@@ -54,6 +56,20 @@ def marked(path: Path) -> str:
     return begun
 
 
+def measured(markdown: str) -> dict[str, float]:
+    """What a reader's patience depends on: words, and how many headings are alike without digits and names of nodes."""
+    heads = re.findall(r"^#{3,} .*$", markdown, re.MULTILINE)
+    bare = [" ".join(re.sub(r"\bn\d+\b|\d+", "", head).split()) for head in heads]
+    story = re.search(r"^## Story\n(.*?)^## ", markdown, re.MULTILINE | re.DOTALL)
+    return {
+        "words": len(markdown.split()),
+        "words of the story": len(story[1].split()) if story else 0,
+        "headings": len(heads),
+        "share of different headings": len(set(bare)) / len(bare) if bare else 1.0,
+        "longest run of headings that are alike": max((len(list(same)) for _, same in groupby(bare)), default=0),
+    }
+
+
 def main() -> None:
     """Replay the record, draw the logbook, mark its pages and copy them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -77,13 +93,15 @@ def main() -> None:
             for page in sorted((runs / LINEAGE / "chronicle").iterdir())
             if page.suffix in (".md", ".html")
         }
-    size = sum(len(text.encode()) for text in pages.values())
+    size = len(pages["logbook.html"].encode())
     if size > LARGEST:
-        sys.exit(f"the pages have {size / 2**20:.1f} MiB; {LARGEST / 2**20:.0f} MiB are allowed")
+        sys.exit(f"the page has {size / 1e6:.2f} MB; {LARGEST / 1e6:.0f} MB are allowed")
     TARGET.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         (TARGET / name).write_text(text, encoding="utf-8")
-    print(f"{TARGET.relative_to(ROOT)}: {', '.join(pages)}, {size / 2**20:.1f} MiB")
+    print(f"{TARGET.relative_to(ROOT)}: {', '.join(pages)}; the page has {size / 1e6:.2f} MB")
+    for what, number in measured(pages["logbook.md"]).items():
+        print(f"{what}: {number:,.2f}".rstrip("0").rstrip("."))
 
 
 if __name__ == "__main__":

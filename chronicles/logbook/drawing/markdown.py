@@ -15,6 +15,7 @@ from chronicles.logbook.front_page import FrontPage
 from chronicles.logbook.story.model import Story
 from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import duration, percent, whole
+from opt_ops.core.failures.classes import title
 
 
 def logbook(report: LineageReport, front: FrontPage, story: Story) -> str:
@@ -30,7 +31,7 @@ def logbook(report: LineageReport, front: FrontPage, story: Story) -> str:
         _tried(story),
         _questions(front),
         markdown_log.log(report, story),
-        _incidents(report, front),
+        _incidents(report, _without_routine(front, story)),
         _lemons(front),
         _nodes(front),
         _allocations(front),
@@ -51,6 +52,7 @@ def note(report: LineageReport, front: FrontPage, story: Story, limit: int) -> s
         rows = rows[1:]
 
 
+_MANY = 40  # incidents: of more, those that are routine are only in the tables of the log
 _LEMONS = (
     "*Failures* of the last 28 days that count against the node. *Expected* is how many other nodes had in the same "
     "time of use. `opt-ops node ledger` covers all lineages."
@@ -96,9 +98,22 @@ def _tried(story: Story) -> Iterator[str]:
         return
     yield "## What was tried"
     yield ""
-    rows = [[plain(row.failure), plain(row.strategy), whole(row.tried), plain(row.text)] for row in story.strategies]
+    rows = [
+        [plain(title(row.failure)), plain(row.strategy), whole(row.tried), plain(row.text)] for row in story.strategies
+    ]
     yield from table(["Problem", "What was done", ">Times", "Outcome"], rows)
     yield ""
+
+
+def _without_routine(front: FrontPage, story: Story) -> FrontPage:
+    """Of many incidents, the table has those that are large; the others are in the tables of the log."""
+    large = {anchor for entry in story.entries if entry.large for anchor in entry.members}
+    rows = [row for row in front.incidents if row.incident in large]
+    left = len(front.incidents) - len(rows)
+    if len(front.incidents) <= _MANY or not left:
+        return front
+    more = f"{whole(left)} routine ones are in the tables of the log."
+    return replace(front, incidents=rows, harmless=f"{more} {front.harmless}".rstrip())
 
 
 def _incidents(report: LineageReport, front: FrontPage) -> Iterator[str]:
