@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from opt_ops.cli.foreseen import NOTHING, Foreseen, show_foreseen, thing
 from opt_ops.cli.options import (
     ChangedIdArgument,
     DryRunOption,
@@ -138,8 +140,11 @@ def prune(
     rows = [row for row in _rows(state) if row["gib"] is not None and row["path"] not in _kept(state, keep)]
     gone = [row for row in rows if Path(row["path"]).resolve().is_relative_to(path.resolve())]
     total = sum(row["gib"] for row in gone)
-    if dry_run or not gone:
+    if dry_run and output is not Format.NAME:
+        show_foreseen([_foreseen(row) for row in gone], NOTHING, output)
+    elif dry_run or not gone:
         show("opt-ops/ckpt-prune/1", gone, _COLUMNS, output)
+    if dry_run or not gone:
         say(f"{len(gone)} checkpoints, {total:.1f} GiB. Nothing was deleted.", quiet)
         return
     question = f"Delete {len(gone)} of {len(state.checkpoints)} checkpoints of lineage {path.name}, {total:.1f} GiB?"
@@ -148,6 +153,11 @@ def prune(
         remove(Path(row["path"]))
     show("opt-ops/ckpt-prune/1", gone, _COLUMNS, output)
     say(f"Deleted {len(gone)} checkpoints, {total:.1f} GiB.\n  next: opt-ops ckpt list {path.name}", quiet)
+
+
+def _foreseen(row: Mapping[str, Any]) -> Foreseen:
+    why = f": {row['why']}" if row["why"] else ""
+    return thing("delete", "delete", f"step {row['step']:,} of {row['run']}, {row['gib']:.1f} GiB{why}", row)
 
 
 def _kept(state: State, keep: int) -> set[str]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import typer
 
+from opt_ops.cli import views
+from opt_ops.cli.foreseen import NOTHING, Loss, show_foreseen
 from opt_ops.cli.options import Lineage, RequestOptions, settings, watch_now
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.core.events import RequestRefused
@@ -34,14 +36,14 @@ class PendingRequest:
     options: RequestOptions
 
     def send(
-        self, question: str, *, look: str = "run show", remark: str = "", needs_daemon: str = "", retype: str = ""
+        self, question: str, *, look: str = "run show", loss: Loss = NOTHING, needs_daemon: str = "", retype: str = ""
     ) -> None:
         """Confirm and send it, then print the answer; with `dry_run`, print what would happen.
 
         Args:
             question: What the operator confirms.
             look: The command that shows the result.
-            remark: The last line of a dry run.
+            loss: What it would discard, for the last line of a dry run.
             needs_daemon: Why the request must not be queued for a later daemon, if so.
             retype: What the operator must type to confirm, if the effect cannot be undone.
 
@@ -59,10 +61,8 @@ class PendingRequest:
         if isinstance(event, RequestRefused):
             raise Refused(f"lineage {name}: {event.why}", f"opt-ops run show {name}")
         if options.dry_run:
-            for line in preview(state, event, time.time(), settings.config):
-                print(line)
-            if remark:
-                print(remark)
+            coming = preview(state, event, time.time(), settings.config, views.newest_step(self.lineage.path, state))
+            show_foreseen(coming, loss, options.output)
             return
         if needs_daemon and (nobody := _nobody(name)):
             raise Refused(f"no daemon is running: {needs_daemon}; {nobody.why}", nobody.next)

@@ -77,10 +77,10 @@ def stop(identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonO
     """
     lineage = find_lineage(identifier)
     path, state = lineage.path, lineage.state
-    lost = f"{views.cost(path, state, views.lost_if_stopped(path, state))} since the newest good checkpoint"
+    loss = views.loss(path, state, views.lost_if_stopped(path, state), " since the newest good checkpoint")
     PendingRequest(lineage, "stop", {"reason": reason}, options).send(
-        f"Stop lineage {lineage.name} ({state.status}) for good? It discards {lost}.",
-        remark=f"Would discard {lost}.",
+        f"Stop lineage {lineage.name} ({state.status}) for good? It discards {loss.text}.",
+        loss=loss,
         retype=lineage.name,
     )
 
@@ -160,9 +160,9 @@ def rollback(
         "keep_later": keep_later,
         "reason": reason,
     }
-    lost = views.cost(path, state, views.lost_beyond(path, state, step))
+    loss = views.loss(path, state, views.lost_beyond(path, state, step))
     PendingRequest(lineage, "change", arguments, options).send(
-        f"Roll lineage {path.name} back to step {step}? It discards {lost}.", remark=f"Would discard {lost}."
+        f"Roll lineage {path.name} back to step {step}? It discards {loss.text}.", loss=loss
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 from opt_ops.cli import run
 from opt_ops.cli.extras import require_trainer
 from opt_ops.cli.first_weights import keep, require_checkpoint
+from opt_ops.cli.foreseen import NOTHING, Foreseen, show_foreseen, thing
 from opt_ops.cli.options import (
     FormatOption,
     HeaderOption,
@@ -27,6 +28,7 @@ from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.requests import PendingRequest, send_request, show_answer
 from opt_ops.cli.start_checks import require_possible
 from opt_ops.core.state.model import State
+from opt_ops.core.told.phrase import count
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
 
@@ -113,8 +115,7 @@ def start(
     for remark in require_possible(arguments, settings.config):
         say(f"  note: {remark}", options.quiet)
     if options.dry_run:
-        for line in _preview(arguments):
-            print(line)
+        show_foreseen(list(_preview(arguments)), NOTHING, options.output)
         return
     if init_from and (remark := keep(init_from.absolute())):
         say(f"  note: {remark}", options.quiet)
@@ -180,15 +181,18 @@ def _shape(nodes: int | None, spares: int | None, ranks: int | None, min_nodes: 
     }
 
 
-def _preview(arguments: Mapping[str, Any]) -> Sequence[str]:
-    shape = arguments["shape"]
-    held, ranks = shape["nodes"] + shape["spares"], shape["nodes"] * shape["ranks_per_node"]
-    return [
-        f"Would start a lineage: {' '.join([arguments['recipe'], *arguments['settings']])}.",
-        f"Would hold {held} nodes ({settings.config.scheduler}), {shape['spares']} of them spare.",
-        f"Would train {ranks} ranks.",
-        *([f"Would begin with the weights of {arguments['init_from']}."] if arguments["init_from"] else []),
-    ]
+def _preview(arguments: Mapping[str, Any]) -> Iterator[Foreseen]:
+    shape, settled = arguments["shape"], arguments["settings"]
+    nodes, spares, ranks = shape["nodes"], shape["spares"], shape["nodes"] * shape["ranks_per_node"]
+    with_ = f" with {', '.join(settled)}" if settled else ""
+    recipe = f"{arguments['recipe']}{with_}"
+    yield thing("lineage_started", "train", f"{recipe} on {count(nodes, 'node')}", dict(arguments))
+    held = f"{count(nodes + spares, 'node')} ({settings.config.scheduler}), {spares} of them spare"
+    yield thing("allocation_intended", "ask", f"for {held}", {"nodes": nodes + spares, "spares": spares})
+    yield thing("attempt_intended", "start", count(ranks, "rank"), {"ranks": ranks})
+    if arguments["init_from"]:
+        weights = arguments["init_from"]
+        yield thing("weights", "begin", f"with the weights of {weights}", {"init_from": weights})
 
 
 @run.app.command()
@@ -210,7 +214,7 @@ def shadow(
         if not path.is_dir():
             raise UsageError(f"{path} is not a folder", "name the folder that the training writes to")
     if options.dry_run:
-        print(f"Would watch {folder.absolute()}.\nWould change nothing.")
+        show_foreseen([thing("watch", "watch", f"{folder.absolute()}, and change nothing")], NOTHING, options.output)
         return
     lineage = lineages.create(settings.config.runs, settings.config.group)
     run_folder = lineage / f"{lineage.name}.00"

@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opt_ops.cli import standing, wording
+from opt_ops.cli.foreseen import Loss
 from opt_ops.cli.output import Column
 from opt_ops.cli.standing import Finding, Newest, newest
 from opt_ops.core.codec import encode
@@ -301,18 +302,22 @@ class EventRows:
 
 def lost_if_stopped(path: Path, state: State) -> int:
     """The number of steps that no good checkpoint holds."""
-    point = newest_point(path, state.attempt)
     good = newest_good(state, state.run.name) if state.run else None
-    return max(0, (point.step if point else 0) - (good.checkpoint.step if good else 0))
+    return max(0, (newest_step(path, state) or 0) - (good.checkpoint.step if good else 0))
 
 
-def cost(path: Path, state: State, steps: int) -> str:
-    """So many steps and their cost at the present pace: `160 steps (2m40s of 2 nodes, 0.1 node-hours)`."""
+def newest_step(path: Path, state: State) -> int | None:
+    """The newest step of the attempt that telemetry shows, else that the journal knows."""
+    point = newest_point(path, state.attempt)
+    return point.step if point else state.attempt.last_step if state.attempt else None
+
+
+def loss(path: Path, state: State, steps: int, since: str = "") -> Loss:
+    """So many steps, and what they have cost at the present pace. `since`: which ones."""
     point, attempt = newest_point(path, state.attempt), state.attempt
     if not steps or point is None or attempt is None:
-        return f"{steps} steps"
-    seconds, nodes = steps * point.step_seconds, len(attempt.nodes)
-    return f"{steps} steps ({age(seconds)} of {nodes} nodes, {nodes * seconds / 3600:.1f} node-hours)"
+        return Loss(steps=steps, since=since)
+    return Loss(steps=steps, seconds=steps * point.step_seconds, nodes=len(attempt.nodes), since=since)
 
 
 def newest_good_step(state: State) -> int | None:
@@ -363,7 +368,5 @@ def not_suggested(row: Mapping[str, Any]) -> Iterator[str]:
 
 def lost_beyond(path: Path, state: State, step: int) -> int:
     """The number of steps that a rollback to `step` would discard."""
-    point = newest_point(path, state.attempt)
-    last = point.step if point else (state.attempt.last_step or 0 if state.attempt else 0)
     good = newest_good(state, state.run.name, step) if state.run else None
-    return max(0, last - (good.checkpoint.step if good else 0))
+    return max(0, (newest_step(path, state) or 0) - (good.checkpoint.step if good else 0))

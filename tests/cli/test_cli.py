@@ -269,15 +269,18 @@ def test_a_damaged_journal_is_told_with_its_line(site: Path, tmp_path: Path):
 
 def test_a_dry_run_changes_nothing(site: Path):
     before = sorted(str(path) for path in site.rglob("*"))
-    assert (
-        "Would hold 3 nodes (local), 1 of them spare." in opt_ops(site, "run", "start", "opt-tiny", "--dry-run").stdout
-    )
+    assert opt_ops(site, "run", "start", "opt-tiny", "--dry-run").stdout.splitlines() == [
+        "would train   opt-tiny on 2 nodes",
+        "would ask     for 3 nodes (local), 1 of them spare",
+        "would start   2 ranks",
+        "would lose    nothing that is trained",
+    ]
     stop = opt_ops(site, "run", "stop", "12", "--dry-run").stdout
-    assert stop.splitlines()[:2] == ["Would stop the lineage for good.", "Would mark the lineage CANCELLED."]
-    assert "Would stop attempt 12.01-a1." in stop
-    assert "Would discard 20 steps" in stop
+    assert stop.startswith("would stop    for good, as ")
+    assert "would end     12.01-a1 on n1, n3\n" in stop
+    assert "would lose    20 steps since the newest good checkpoint (10 s of 2 nodes" in stop
     drill = opt_ops(site, "drill", "kill-rank", "12", "--rank", "0", "--dry-run").stdout
-    assert drill == "Would inject the fault kill-rank into attempt 12.01-a1 (rank 0).\n"
+    assert drill.startswith("would inject  a fault in 12.01-a1: rank 0 is killed\n")
     refused = opt_ops(site, "drill", "kill-rank", "12", "--rank", "9", "--dry-run")
     assert (refused.returncode, refused.stdout) == (4, "")
     assert "rank 9: 12.01-a1 has ranks 0 to 1" in refused.stderr
@@ -405,7 +408,7 @@ def test_what_a_log_or_a_note_says_cannot_drive_the_terminal(tmp_path: Path):
     shown = opt_ops(tmp_path, "events", "12", "--kind", "note_added").stdout
     assert "\x1b" not in shown
     assert "\x07" not in shown
-    assert "[bold]c[/bold]" in shown
+    assert "(bold)c(/bold)" in shown
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -594,6 +597,8 @@ def test_checkpoints_are_read_back_and_pruned(tmp_path: Path):
     assert json.loads(damaged.stdout)["items"][0]["sound"] is False
     assert opt_ops(tmp_path, "ckpt", "verify", "12", "77").returncode == 3
     foreseen = opt_ops(tmp_path, "ckpt", "prune", "12", "--keep", "2", "--dry-run", "-o", "name").stdout
+    told = opt_ops(tmp_path, "ckpt", "prune", "12", "--keep", "2", "--dry-run").stdout
+    assert told == "would delete  step 40 of 12.00, 0.0 GiB: torn\nwould lose    nothing that is trained\n"
     assert all(path.is_dir() for path in paths.values())
     assert opt_ops(tmp_path, "ckpt", "prune", "12", "--keep", "2").returncode == 4, "nobody has agreed"
     done = opt_ops(tmp_path, "ckpt", "prune", "12", "--keep", "2", "--yes", "-o", "name")

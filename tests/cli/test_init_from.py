@@ -67,7 +67,7 @@ def test_it_is_journaled_previewed_shown_and_protected(tmp_path: Path):
     path = weights(tmp_path / "checkpoints")
     begin = ("run", "start", "opt-tiny", "--init-from", "checkpoints/step-00000040")
     dry = opt_ops(tmp_path, *begin, "--dry-run")
-    assert f"Would begin with the weights of {path}." in dry.stdout, dry.stderr
+    assert f"would begin   with the weights of {path}\n" in dry.stdout, dry.stderr
     assert not list(tmp_path.rglob("*.pinned"))
     assert opt_ops(tmp_path, *begin, "-q").returncode == 0
     (request,) = (tmp_path / "runs" / "1" / "inbox").glob("*.json")

@@ -65,7 +65,7 @@ def test_what_is_right_is_accepted(tmp_path: Path, words: list[str]):
     (tmp_path / "good.jsonl").write_text(json.dumps({"text": "The cat sat on the mat. " * 50}) + "\n")
     done = opt_ops(tmp_path, "run", "start", *words, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Would start a lineage: opt-tiny" in done.stdout
+    assert "would train   opt-tiny" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 

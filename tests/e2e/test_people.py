@@ -15,7 +15,7 @@ def test_pause_resume_set_and_rollback(site: Site):
     site.start_daemon()
     site.wait(lambda state: len(state.checkpoints) >= 3)
     foreseen = site.command("run", "pause", "1", "--dry-run")
-    assert "Would save a checkpoint, then stop attempt 1.00-a0." in foreseen
+    assert "would end     1.00-a0 on n1" in foreseen
     site.command("run", "pause", "1", "--yes", "--reason", "power work", "--author", "ann", "-q")
     paused = site.wait(lambda state: state.status is Status.PAUSED and not state.live_allocations and state)
     assert paused.why == "ann: power work"

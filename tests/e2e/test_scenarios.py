@@ -254,7 +254,7 @@ def test_an_operator_stops_a_lineage_and_leaves_a_note(site: Site):
     site.wait(lambda state: state.status is Status.TRAINING)
     site.command("run", "note", "1.00", "looks <b>odd</b>", "--author", "ann")
     foreseen = site.command("run", "stop", "1", "--dry-run")
-    assert "Would mark the lineage CANCELLED." in foreseen
+    assert "would stop    for good, as " in foreseen
     assert site.state().status is Status.TRAINING
     assert "not done without confirmation" in site.command("run", "stop", "1", code=4)
     site.command("run", "stop", "1", "--yes", "--reason", "wrong data", "--author", "ann")

@@ -127,7 +127,13 @@ def _paused(event: e.LineagePaused, known: State | None) -> Forms:
 
 def _release(event: e.ReleaseIntended, known: State | None) -> Forms:
     held = known.allocations.get(event.allocation) if known is not None else None
-    nodes = listed(held.nodes) if held is not None and held.nodes else f"the nodes of {name(event.allocation)}"
+    if held is not None and not held.nodes:
+        return Forms(
+            f"withdraws the request for {count(held.wanted, 'node')}",
+            "withdraw",
+            f"the request for {count(held.wanted, 'node')}",
+        )
+    nodes = listed(held.nodes) if held is not None else f"the nodes of {name(event.allocation)}"
     return Forms(f"gives back {nodes}", "give back", nodes)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from opt_ops.core.failures.causes import CAUSES, Cause
 from opt_ops.core.failures.classes import ROWS, AlertSignal, title
-from opt_ops.core.health.xids import XID_NAMES
+from opt_ops.core.failures.xid_names import XID_NAMES
 from opt_ops.core.values import Action
 
 _REASONS: Mapping[str, str] = {

@@ -26,7 +26,8 @@ def asked(story: Story, **arguments: object) -> e.Event:
 
 def printed(story: Story, event: e.Event, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(dry_run, "site_policy", lambda _: POLICY)
-    return list(dry_run.preview(story.state, event, story.now, Config()))
+    coming = dry_run.preview(story.state, event, story.now, Config())
+    return [f"would {verb} {rest}" for each in coming for verb, rest in each.lines]
 
 
 def changed(story: Story, **arguments: object) -> None:
@@ -54,9 +55,9 @@ def test_a_rate_that_was_set_later_is_gone_after_a_rollback(monkeypatch: pytest.
     lasts(story, 20)
     back = asked(story, to_step=100, lr_factor=0.75)
     said = printed(story, back, monkeypatch)
-    assert "Would train with the learning rate 0.75 × the schedule from step 101 on" in " ".join(said)
-    (dropped,) = [line for line in said if line.startswith("Would drop")]
-    assert "× 0.5 after step 195" in dropped
+    assert "would train with the learning rate 0.75 × the schedule from step 101 on" in " ".join(said)
+    (dropped,) = [line for line in said if line.startswith("would drop")]
+    assert "× 0.5 after 195" in dropped
     assert "optim.clip_norm=0.5" in dropped
     assert "--keep-later" in dropped
     story.see(back)
@@ -70,7 +71,7 @@ def test_later_changes_are_kept_by_an_explicit_word(monkeypatch: pytest.MonkeyPa
     changed(story, lr_factor=0.5, settings=["optim.clip_norm=0.5"])
     lasts(story, 20)
     back = asked(story, to_step=100, keep_later=True)
-    (rate,) = [line for line in printed(story, back, monkeypatch) if line.startswith("Would train")]
+    (rate,) = [line for line in printed(story, back, monkeypatch) if line.startswith("would train")]
     assert "1 × the schedule from step 101 on" in rate
     assert "then 0.5 × the schedule from step 196 on" in rate
     story.see(back)
