@@ -9,7 +9,7 @@ from typing import Any
 from opt_ops.core.events import Event
 from opt_ops.core.state.model import State
 from opt_ops.core.told import execution, incidents, operator, watch
-from opt_ops.core.told.phrase import LONGEST, Forms, cut, plain
+from opt_ops.core.told.phrase import LONGEST, Forms, clean, cut
 
 
 class Tense(StrEnum):
@@ -35,12 +35,12 @@ def told(event: Event, known: State | None = None, tense: Tense = Tense.PAST) ->
     """
     forms = RULES[type(event)](event, known)
     if tense is Tense.PAST:
-        return cut(plain(forms.past), LONGEST)
+        return cut(clean(forms.past), LONGEST)
     comma = "," if forms.rest.startswith("then ") else ""
-    return cut(plain(f"would {forms.verb}{comma} {forms.rest}"), LONGEST)
+    return cut(clean(f"would {forms.verb}{comma} {forms.rest}"), LONGEST)
 
 
 def foreseen(event: Event, known: State | None = None) -> tuple[str, str]:
     """The verb and the rest of what would happen: `end`, `2.00-a0 on n1, n2`. For the layout of a dry run."""
     forms = RULES[type(event)](event, known)
-    return forms.verb, cut(plain(forms.rest), LONGEST)
+    return forms.verb, cut(clean(forms.rest), LONGEST)

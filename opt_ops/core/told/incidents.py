@@ -16,6 +16,7 @@ from opt_ops.core.told.phrase import (
     acts,
     after,
     count,
+    cut,
     figure,
     hour,
     listed,
@@ -139,7 +140,7 @@ def _drain(event: e.DrainIntended, known: State | None) -> Forms:
 def _drained(event: e.NodeDrained, known: State | None) -> Forms:
     if event.done:
         return seen(f"{name(event.node)} is drained")
-    why = f": {cut_why}" if (cut_why := plain(event.why)[:80]) else ""
+    why = f": {cut_why}" if (cut_why := cut(plain(event.why), 80)) else ""
     return seen(f"{name(event.node)} could not be drained{why}; it stays excluded all the same")
 
 
@@ -208,7 +209,7 @@ def _settled(event: e.AlertSettled, known: State | None) -> Forms:
     what = f": {quoted(alert.told.title, 60)}" if alert is not None else ""
     if event.delivered:
         return seen(f"people were told{what}")
-    why = f": {plain(event.why)[:70]}" if event.why.strip() else ""
+    why = f": {cut(plain(event.why), 70)}" if event.why.strip() else ""
     return seen(f"people could NOT be told{why}{what.replace(': ', ', of ', 1) if what else ''}")
 
 

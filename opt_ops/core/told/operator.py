@@ -8,7 +8,7 @@ from typing import Any
 from opt_ops.core import events as e
 from opt_ops.core.state.model import State
 from opt_ops.core.text import duration
-from opt_ops.core.told.phrase import Forms, acts, after, count, figure, name, number_in, plain, quoted, seen
+from opt_ops.core.told.phrase import Forms, acts, after, count, cut, figure, name, number_in, plain, quoted, seen
 from opt_ops.core.values import Driver, Fault, PlannedChange
 
 _SETTINGS = 3  # that are named; more are counted
@@ -156,7 +156,7 @@ def _drill_done(event: e.DrillDone, known: State | None) -> Forms:
 
 
 def _refused(event: e.RequestRefused, known: State | None) -> Forms:
-    what = f"what {name(event.author)} asked ({plain(event.verb).replace('_', ' ')[:30]}): {plain(event.why)}"
+    what = f"what {name(event.author)} asked ({cut(plain(event.verb).replace('_', ' '), 30)}): {plain(event.why)}"
     return acts("refuse", what, past="refused")
 
 

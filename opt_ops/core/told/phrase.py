@@ -44,6 +44,11 @@ def seen(sentence: str) -> Forms:
 
 
 def plain(text: str) -> str:
+    """Text for a sentence, outside of quotation marks of ours."""
+    return clean(text.translate(_QUOTES))
+
+
+def clean(text: str) -> str:
     """Text in one line without control characters, and without signs, words and codes that only programs use."""
     line = printable(" ".join(text.split())).translate(_BRACKETS)
     return without_codes(_OF_PYTHON.sub(lambda found: found[0].lower(), line))
@@ -51,8 +56,7 @@ def plain(text: str) -> str:
 
 def quoted(text: str, longest: int = QUOTED) -> str:
     """Untrusted text in quotation marks: one line, at most `longest` characters."""
-    line = plain(text).translate(_QUOTES)
-    return f"“{cut(line, longest)}”"
+    return f"“{cut(plain(text), longest)}”"
 
 
 def cut(text: str, longest: int) -> str:

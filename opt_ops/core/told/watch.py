@@ -10,7 +10,7 @@ from opt_ops.core.events.probes import ProbeKind
 from opt_ops.core.state import in_place
 from opt_ops.core.state.model import State
 from opt_ops.core.told import words
-from opt_ops.core.told.phrase import Forms, acts, count, listed, name, plain, seen
+from opt_ops.core.told.phrase import Forms, acts, count, cut, listed, name, plain, seen
 
 _NAMED = 4  # nodes of a generation that are named
 
@@ -74,7 +74,7 @@ def _left_out(event: e.InputLeftOut, known: State | None) -> Forms:
 
 
 def _watcher(event: e.WatcherFailed, known: State | None) -> Forms:
-    return seen(f"a part of the watch fails: {plain(event.watcher)[:60]}: {plain(event.why)}")
+    return seen(f"a part of the watch fails: {cut(plain(event.watcher), 60)}: {plain(event.why)}")
 
 
 def _recovered(event: e.WatcherRecovered, known: State | None) -> Forms:
