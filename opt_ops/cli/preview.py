@@ -78,8 +78,8 @@ def _lines(known: State, event: e.Event, step: int | None) -> Iterator[tuple[str
 
 def _afterwards(state: State, event: e.Event, events: Sequence[e.Event]) -> Iterator[Foreseen]:
     """What follows once the world has answered, as far as it is certain."""
-    from_here = isinstance(event, e.ChangeRequested) and event.to_step is None
-    if from_here and state.run is not None and not any(isinstance(each, e.RunPlanned) for each in events):
+    planned = any(isinstance(each, e.RunPlanned) for each in events)
+    if isinstance(event, e.ChangeRequested) and event.to_step is None and state.run is not None and not planned:
         yield thing("run_planned", "begin", f"the next run there{_asked(event)}")
         yield thing("rate", "train", _rate_from_here(state.run, event))
     gives_back = isinstance(event, e.StopRequested) or (isinstance(event, e.PauseRequested) and not event.keep_nodes)
