@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 
 from chronicles.kept_curve import AttemptCurve
@@ -20,8 +21,18 @@ from opt_ops.core.values import Action
 AROUND = 200  # steps before and after
 _POINTS = 150  # of all lines together, about
 
-_WIDTH, _HEIGHT = 340, 118
 _LEFT, _RIGHT, _TOP, _FOOT = 36, 8, 8, 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Picture:
+    """How an incident is drawn, in CSS pixels: a rollback larger than all others, and its peak in full."""
+
+    width: int = 340
+    height: int = 118
+    arrow: bool = False  # to the loss at the marked step; else a vertical line
+    peaks: bool = False
+
 
 _Line = tuple[str, Sequence[int], Sequence[float]]  # class, steps, losses
 
@@ -52,16 +63,20 @@ class Closeups:
         if stopped is None:
             return ""
         first, last = max(1, stopped - AROUND), stopped + AROUND
+        back = row.action == Action.ROLLBACK  # then all attempts lie over one another
         near = [each for begins, ends, each in self._curves if begins <= last and ends >= first]
-        lines = [line for each in near for line in self._lines(each, first, last, each.attempt == row.attempt)]
+        lines = [line for each in near for line in self._lines(each, first, last, back or each.attempt == row.attempt)]
         total = sum(len(steps) for _, steps, _ in lines)
         if total < 2:
             return ""
-        lines = [_thinned(line, max(6, _POINTS * len(line[1]) // total)) for line in lines]
+        lines = [_thinned(line, max(6, (2 if back else 1) * _POINTS * len(line[1]) // total)) for line in lines]
         first = min(steps[0] for _, steps, _ in lines)
         last = max(first + 1, *(steps[-1] for _, steps, _ in lines))
+        if not back:
+            return _svg(lines, first, last, stopped, _Picture())
         onset = row.onset_step if row.onset_step is not None else stopped
-        return _svg(lines, first, last, stopped, onset if row.action == Action.ROLLBACK else None)
+        arrow = min(max(onset, first), last)
+        return _svg(lines, first, last, arrow, _Picture(width=560, height=150, arrow=True, peaks=True))
 
     def _lines(self, curve: AttemptCurve, first: int, last: int, hit: bool) -> Iterator[_Line]:
         """The kept updates of an attempt in the window; of the attempt that was hit, also the discarded ones."""
@@ -86,36 +101,38 @@ def _thinned(line: _Line, limit: int) -> _Line:
     return name, [steps[i] for i in chosen], [values[i] for i in chosen]
 
 
-def _svg(lines: Sequence[_Line], first: int, last: int, stopped: int, onset: int | None) -> str:
+def _svg(lines: Sequence[_Line], first: int, last: int, marked: int, picture: _Picture) -> str:
+    width, height = picture.width, picture.height
     values = sorted(value for _, _, losses in lines for value in losses)
     low, high = values[0], values[-1]
     usual = values[int(0.9 * (len(values) - 1))]
-    high = min(high, usual + 3 * max(usual - low, 0.1))  # an extreme peak is cut, so that the curve stays readable
+    most = 4 * max(usual, 0.1) if picture.peaks else usual + 3 * max(usual - low, 0.1)
+    high = min(high, most)  # an extreme peak is cut, so that the curve stays readable
     room = (high - low) * 0.08 or 0.5
     low, high = low - room, high + room
 
     def x(step: int) -> str:
-        return f"{_LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - first) / (last - first):.0f}"
+        return f"{_LEFT + (width - _LEFT - _RIGHT) * (step - first) / (last - first):.0f}"
 
     def y(value: float) -> str:
         share = min(1.0, (value - low) / (high - low))
-        return f"{_TOP + (_HEIGHT - _TOP - _FOOT) * (1 - share):.0f}"
+        return f"{_TOP + (height - _TOP - _FOOT) * (1 - share):.0f}"
 
-    base = _HEIGHT - _FOOT
-    size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
+    base = height - _FOOT
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     parts = [f'<svg class="closeup" {size} role="img" aria-label="Loss from step {first} to {last}">']
-    parts.append(f'<path class="axis" d="M{_LEFT} {base}H{_WIDTH - _RIGHT}"/>')
+    parts.append(f'<path class="axis" d="M{_LEFT} {base}H{width - _RIGHT}"/>')
     heights = (low + room, high - room)
     parts += [f'<text x="{_LEFT - 6}" y="{y(v)}" dy="4" text-anchor="end">{v:.3g}</text>' for v in heights]
-    if onset is None or not first <= onset <= last:
-        parts.append(f'<path class="stop" d="M{x(stopped)} {_TOP}V{base}"/>')
+    if not picture.arrow:
+        parts.append(f'<path class="stop" d="M{x(marked)} {_TOP}V{base}"/>')
     for color, steps, losses in sorted(lines, key=lambda line: not line[0].endswith("gone")):
         pairs = " ".join(f"{x(step)} {y(value)}" for step, value in zip(steps, losses, strict=True))
         parts.append(f'<path class="line {color}" d="M{pairs}"/>')
-    if onset is not None and first <= onset <= last:
-        parts.append(_arrow(x(onset), float(y(_height_at(lines, onset)))))
-    parts += [f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{first:,}</text>', _label(x(stopped), stopped, first, last)]
-    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{last:,}</text></svg>')
+    if picture.arrow:
+        parts.append(_arrow(x(marked), float(y(_height_at(lines, marked)))))
+    parts += [f'<text x="{_LEFT}" y="{height - 6}">{first:,}</text>', _label(x(marked), height, marked, first, last)]
+    parts.append(f'<text x="{width - _RIGHT}" y="{height - 6}" text-anchor="end">{last:,}</text></svg>')
     return "".join(parts)
 
 
@@ -133,7 +150,7 @@ def _arrow(x: str, tip: float) -> str:
     return f'<path class="arrow" d="M{x} {tip + sign * 24:.0f}V{tip + sign * 5:.0f}{head}"/>'
 
 
-def _label(x: str, stopped: int, first: int, last: int) -> str:
-    """The step at which training stopped, if there is room for it between the ends."""
-    share = (stopped - first) / (last - first)
-    return f'<text x="{x}" y="{_HEIGHT - 6}" text-anchor="middle">{stopped:,}</text>' if 0.25 < share < 0.75 else ""
+def _label(x: str, height: int, marked: int, first: int, last: int) -> str:
+    """The marked step, if there is room for it between the ends."""
+    share = (marked - first) / (last - first)
+    return f'<text x="{x}" y="{height - 6}" text-anchor="middle">{marked:,}</text>' if 0.25 < share < 0.75 else ""

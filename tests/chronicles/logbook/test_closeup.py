@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from chronicles.logbook.drawing.closeup import Closeups
+from chronicles.logbook.drawing.closeup import Closeups, caption
 from chronicles.record import load
 from chronicles.report.build import build
 from opt_ops.core.values import Action, Outcome
@@ -58,3 +58,21 @@ def test_nothing_to_draw(told: Told):
     told.incident("non_finite_loss", "x", "12.00-a0", 30)
     record = load(told.folder)
     assert Closeups(record, COLORS).draw(build(record).incidents[1]) == ""
+
+
+def test_a_rollback_has_one_arrow_and_its_whole_peak(told: Told):
+    diverged = lambda step: 9.0 if step >= 160 else 2.5 + 0.01 * (step % 7)  # noqa: E731
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 180, loss=diverged)
+    point = told.save("12.00", 100)
+    incident = told.incident("loss_spike", "loss 9", "12.00-a0", 180, onset_step=160)
+    told.decide(incident, Action.ROLLBACK, checkpoint=point, lr_factor=0.75).end("12.00-a0", Outcome.STOPPED, 180)
+    told.plan("12.01", "12.00", point, [(100, 0.75)], incident).launch("12.01-a0", point, incident)
+    told.train("12.01-a0", 101, 400, loss=lambda step: 2.5).close(incident)
+    (row,) = build(load(told.folder)).incidents
+    svg = Closeups(load(told.folder), COLORS).draw(row)
+    assert (svg.count('class="arrow"'), svg.count('class="stop"')) == (1, 0)
+    assert "9" in [element.text for element in ET.fromstring(svg) if element.tag == "text"], "the peak is not cut"
+    assert caption(row) == (
+        "The arrow is at step 160, where the loss left its band. Steps 101 to 180 were discarded (dashed) and trained "
+        "again, learning rate × 0.75."
+    )
