@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from statistics import quantiles
 
@@ -160,13 +159,8 @@ def _ticks(placed: Sequence[IncidentMark], x: Scale) -> Iterator[str]:
     for mark in placed:
         if not mark.named:
             name = "tick quiet" if mark.quiet else "tick"
-            tick = f'<path class="{name}" d="M{_n(x(mark.step))} 0v8"><title>{_told(mark)}</title></path>'
+            tick = f'<path class="{name}" d="M{_n(x(mark.step))} 0v8"><title>{mark.told}</title></path>'
             yield f'<a href="#{slug(mark.incident)}">{tick}</a>'
-
-
-def _told(mark: IncidentMark) -> str:
-    """What a mark says under the pointer. The title of an unknown class may be anything."""
-    return escape(f"{mark.incident}: {mark.title} after step {mark.step:,}")
 
 
 def _step_labels(x: Scale, size: Size) -> Iterator[str]:
@@ -224,7 +218,7 @@ class _Panel:
         for mark in placed:
             name = "at quiet" if mark.quiet else "at"
             at = f"M{_n(self._x(mark.step))} 0V{self._tall}"
-            yield f'<path class="{name}" d="{at}"><title>{_told(mark)}</title></path>'
+            yield f'<path class="{name}" d="{at}"><title>{mark.told}</title></path>'
 
     def _lines(self) -> Iterator[str]:
         """One path for each colour. Kept lines are drawn last, above the discarded ones."""
@@ -363,7 +357,7 @@ def _named(mark: IncidentMark, height: float, x: Scale) -> Iterator[str]:
         start = min(at, x(mark.resumed))
         if at - x(mark.resumed) > 6:
             yield f'<path class="back" d="M{_n(at)} {y}H{_n(start)}m4-3l-4 3l4 3"/>'
-    yield f'<circle class="mark" cx="{_n(at)}" cy="{y}" r="2"><title>{_told(mark)}</title></circle>'
+    yield f'<circle class="mark" cx="{_n(at)}" cy="{y}" r="2"><title>{mark.told}</title></circle>'
     left = x.pixels - at < _NAME
     where = f'x="{_n(start - 7)}" text-anchor="end"' if left else f'x="{_n(at + 7)}"'
     name = mark.incident.rsplit("-", 1)[-1]

@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +109,13 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _paragraphs(story: Story, phases: Sequence[str]) -> list[tuple[Paragraph, str, list[tuple[str, str]]]]:
-    """The paragraphs of page one, each with its small curve and links to the entries that it tells of."""
-    titles = {anchor: told.title for told in story.entries for anchor in (*told.members, told.anchor)}
+def _paragraphs(story: Story, phases: Sequence[str]) -> list[tuple[Paragraph, str, str]]:
+    """The paragraphs of page one, each with its small curve and the first entry that it tells of."""
+    known = {anchor for told in story.entries for anchor in (*told.members, told.anchor)}
+    small = dict(enumerate(phases))
     return [
-        (paragraph, small, [(each, titles[each]) for each in paragraph.anchors if each in titles])
-        for paragraph, small in zip_longest(story.summary, phases, fillvalue="")
-        if isinstance(paragraph, Paragraph)
+        (paragraph, small.get(place, ""), next((each for each in paragraph.anchors if each in known), ""))
+        for place, paragraph in enumerate(story.summary)
     ]
 
 

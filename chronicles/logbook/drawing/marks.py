@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 from chronicles.logbook.story.model import Story
 from chronicles.report.model import IncidentReport, LineageReport
@@ -23,6 +24,11 @@ class IncidentMark:
     quiet: bool  # nothing failed, or nothing was done: a drill, a planned move, a request, advice
     title: str  # what it was, in our words
     named: bool = True  # else it is a tick below the loss: there are too many for a line and a name each
+
+    @property
+    def told(self) -> str:
+        """What a mark says under the pointer, as HTML. The title of an unknown class may be anything."""
+        return escape(f"{self.incident}: {self.title} after step {self.step:,}")
 
 
 def marks(report: LineageReport, story: Story | None = None) -> list[IncidentMark]:

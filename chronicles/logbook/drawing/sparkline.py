@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from statistics import median
 
+from chronicles.logbook.drawing.anchors import slug
 from chronicles.logbook.drawing.curves import Line, MeasureCurve, run_color, thin
 from chronicles.logbook.drawing.marks import IncidentMark
 from chronicles.logbook.story.model import Paragraph
@@ -14,7 +16,7 @@ _POINTS = 160  # of all lines together, about
 
 
 def draw(loss: MeasureCurve, phase: Paragraph, placed: Sequence[IncidentMark]) -> str:
-    """The SVG of a phase; empty if it has no steps. A vertical line is a named incident."""
+    """The SVG of a phase; empty if it has no steps. A vertical line is a named incident, and a link to it."""
     first, last = phase.first_step, phase.last_step
     if first is None or last is None or last - first < 2:
         return ""
@@ -23,8 +25,8 @@ def draw(loss: MeasureCurve, phase: Paragraph, placed: Sequence[IncidentMark]) -
     if total < 2:
         return ""
     values = sorted(value for _, _, heights in parts for value in heights)
-    low, usual = values[0], values[int(0.98 * (len(values) - 1))]
-    high = max(min(values[-1], usual + 2 * (usual - low)), low + 1e-9)
+    low = values[0]
+    high = max(min(values[-1], 4 * median(values)), low + 1e-9)  # a wild peak is cut
 
     def x(step: int) -> str:
         return f"{_EDGE + (_WIDTH - 2 * _EDGE) * (step - first) / (last - first):.1f}"
@@ -32,14 +34,18 @@ def draw(loss: MeasureCurve, phase: Paragraph, placed: Sequence[IncidentMark]) -
     def y(value: float) -> str:
         return f"{_EDGE + (_HEIGHT - 2 * _EDGE) * (1 - (min(value, high) - low) / (high - low)):.1f}"
 
-    stops = "".join(f"M{x(mark.step)} 0V{_HEIGHT}" for mark in placed if mark.named and first <= mark.step <= last)
-    drawn = [f'<path class="at" d="{stops}"/>'] if stops else []
+    named = [mark for mark in placed if mark.named and first <= mark.step <= last]
+    drawn = [
+        f'<a href="#{slug(mark.incident)}"><path class="at" d="M{x(mark.step)} 0V{_HEIGHT}">'
+        f"<title>{mark.told}</title></path></a>"
+        for mark in named
+    ]
     for line, steps, heights in sorted(parts, key=lambda part: part[0].kept):
         chosen = thin(steps, heights, max(8, _POINTS * len(steps) // total))
         path = " ".join(f"{x(steps[i])} {y(heights[i])}" for i in chosen)
         drawn.append(f'<path class="line {run_color(line.run)}{"" if line.kept else " gone"}" d="M{path}"/>')
     size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
-    label = f"Loss from step {first:,} to {last:,}, {values[0]:.3g} to {values[-1]:.3g}"
+    label = f"Loss from step {first:,} to {last:,}, {low:.3g} to {values[-1]:.3g}"
     return f'<svg class="spark plot" {size} role="img" aria-label="{label}">{"".join(drawn)}</svg>'
 
 
