@@ -19,7 +19,7 @@ from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
 
 BUCKETS = 2000  # of a measure: the lowest and the highest value of each is kept
-AROUND = 200  # steps on both sides of a named incident with every update
+AROUND = 300  # steps on both sides of a named incident with every update: what the button beside its entry shows
 _TIMES = 24  # moments of an attempt, between which the script interpolates
 
 _DIGITS = {"loss": 4, "valid": 4, "gnorm": 3, "lr": 5, "wps": 4, "nodes": 6}  # significant ones

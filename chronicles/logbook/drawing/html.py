@@ -138,9 +138,9 @@ def _places(report: LineageReport, front: FrontPage, story: Story, curves: bool)
 
 
 def _where(entry: LogEntry) -> str:
-    """The nodes of an entry's incident."""
+    """The nodes of an entry's incident; empty if there are none."""
     nodes = entry.incident.nodes if entry.incident else ()
-    return wording.nodes(nodes) if nodes else "–"
+    return wording.nodes(nodes) if nodes else ""
 
 
 def _clean(value: Any) -> Any:
