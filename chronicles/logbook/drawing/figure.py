@@ -159,8 +159,9 @@ def _ticks(placed: Sequence[IncidentMark], x: Scale) -> Iterator[str]:
     for mark in placed:
         if not mark.named:
             name = "tick quiet" if mark.quiet else "tick"
-            tick = f'<path class="{name}" d="M{_n(x(mark.step))} 0v8"><title>{mark.told}</title></path>'
-            yield f'<a href="#{slug(mark.incident)}">{tick}</a>'
+            at = f"M{_n(x(mark.step))} 0v8"
+            hit = f'<path class="hit" d="{at}"><title>{mark.told}</title></path>'  # wide enough for a pointer
+            yield f'<a href="#{slug(mark.incident)}"><path class="{name}" d="{at}"/>{hit}</a>'
 
 
 def _step_labels(x: Scale, size: Size) -> Iterator[str]:

@@ -36,8 +36,8 @@ def draw(loss: MeasureCurve, phase: Paragraph, placed: Sequence[IncidentMark]) -
 
     named = [mark for mark in placed if mark.named and first <= mark.step <= last]
     drawn = [
-        f'<a href="#{slug(mark.incident)}"><path class="at" d="M{x(mark.step)} 0V{_HEIGHT}">'
-        f"<title>{mark.told}</title></path></a>"
+        f'<a href="#{slug(mark.incident)}"><path class="at" d="M{x(mark.step)} 0V{_HEIGHT}"/>'
+        f'<path class="hit" d="M{x(mark.step)} 0V{_HEIGHT}"><title>{mark.told}</title></path></a>'
         for mark in named
     ]
     for line, steps, heights in sorted(parts, key=lambda part: part[0].kept):
