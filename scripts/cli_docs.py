@@ -14,9 +14,12 @@ HEAD = """# Commands
 `python scripts/cli_docs.py` writes this page from the help of the commands.
 
 - **Output.** Data goes to stdout, remarks go to stderr. If stdout is no terminal, tables are tab-separated.
+- **Errors.** An error says what is wrong, and the next command. With `-o json` it is one JSON object on stderr, schema
+  `opt-ops/error/1`, and stdout stays empty.
 - **JSON.** `-o json` prints `{"schema": …, "items": […]}`. New fields may be added; no field is removed. Times are UTC,
   ISO 8601.
-- **Locale.** What the locale lacks is printed as an escape. In JSON, control characters are escapes; in tables, `�`.
+- **Locale.** What the locale lacks is written plainly: × as x, → as ->, anything unknown as ?. In JSON, control
+  characters are escapes; in tables, `�`.
 - **Colour.** The variable `NO_COLOR` turns colours off.
 - **Completion.** `opt-ops --install-completion` installs it for bash, zsh and fish. It completes lineages, runs,
   incidents, steps, nodes, kinds of events, playbooks and terms. In zsh, the first Tab of a shell only loads it.

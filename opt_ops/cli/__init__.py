@@ -17,6 +17,7 @@ import typer.main
 
 from opt_ops import __version__
 from opt_ops.cli.help import HelpContext, TopLevel, for_alias
+from opt_ops.cli.mistakes import for_programs, is_usage_error, say_error, usage_error
 from opt_ops.cli.options import ConfigOption, DebugOption, settings
 from opt_ops.cli.output import say
 from opt_ops.cli.streams import READER_LEFT, flush_streams, prepare_streams
@@ -135,7 +136,9 @@ def _run() -> int:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on, commands may clean up
         _require_unicode(sys.argv[1:])
-        adapted(build(*_named_command())).main(prog_name="opt-ops", complete_var=_COMPLETE)
+        command = adapted(build(*_named_command()))
+        code = command.main(prog_name="opt-ops", complete_var=_COMPLETE, standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # Typer's answer to it is 1
             return READER_LEFT
@@ -149,10 +152,21 @@ def _run() -> int:
     except OSError as error:  # for example a folder that cannot be written, or a full disk
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _fail(what, "opt-ops doctor checks this site", 1)
+    except typer.Abort:
+        return _fail("not done: you did not answer", "", 1)
     except Exception as error:  # noqa: BLE001  (a bug of ours: one line, since a traceback hides the message)
+        if is_usage_error(error):
+            return _wrong_usage(error)
         hint = "" if settings.debug else "run it again with --debug, and report the traceback"
         return _fail(f"unexpected {type(error).__name__}: {error}", hint, 1)
-    return 0
+
+
+def _wrong_usage(error: Any) -> int:
+    said, hint = usage_error(error)
+    if said.startswith("Usage: "):  # a noun without its verb gets the help
+        say(said)
+        return 2
+    return _fail(said, hint, 2)
 
 
 def _require_unicode(words: Sequence[str]) -> None:
@@ -171,9 +185,7 @@ def _require_unicode(words: Sequence[str]) -> None:
 def _fail(message: str, hint: str, code: int) -> int:
     if settings.debug:
         traceback.print_exc()
-    say(f"opt-ops: {message}")
-    if hint:
-        say(f"  next: {hint}")
+    say_error(message, hint, code, programs=for_programs(sys.argv[1:]))
     return code
 
 

@@ -17,12 +17,12 @@ import typer
 
 from opt_ops.cli import daemon_log
 from opt_ops.cli.daemon_units import Form, unit
-from opt_ops.cli.options import FormatOption, QuietOption, settings
+from opt_ops.cli.options import NO_SITE_HINT, FormatOption, QuietOption, no_site, settings
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.config import FILE, locate
 from opt_ops.core.text import age, clock, iso, printable
 from opt_ops.core.values import Severity
-from opt_ops.errors import NotDelivered, OptOpsError, Refused, Unavailable
+from opt_ops.errors import NotDelivered, OptOpsError, Refused, Unavailable, UsageError
 from opt_ops.ports import Alert
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.liveness import (
@@ -157,10 +157,8 @@ def ensure(quiet: QuietOption = False) -> None:
         say(f"A daemon watches {runs}: {before.name}.", quiet)
         return
     if locate(settings.config_path) is None and not lineages.folders(runs):
-        raise Refused(
-            f"there is no {FILE} in {Path.cwd()}, and no lineage in {runs}: a daemon would watch nothing",
-            "name the configuration with -c, or go to its folder; opt-ops init local writes one",
-        )
+        nothing = f"there is no {FILE} in {Path.cwd()}, and no lineage in {runs}: a daemon would watch nothing"
+        raise UsageError(no_site() or nothing, NO_SITE_HINT)
     began = time.time()
     process = _start(runs)
     sign = _wait_for_liveness(runs, process, began)

@@ -18,12 +18,12 @@ from opt_ops.cli.options import (
     leave_if_unreadable,
     lineage_folder,
     settings,
+    site_lineages,
 )
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.views import UNREADABLE, by_lineage
 from opt_ops.core.text import age
 from opt_ops.errors import UsageError
-from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def ledger(
     if total or since:
         _total(identifier, since, names, output, header)
         return
-    rates, runs = settings.config.ledger, settings.config.runs
-    folders = [lineage_folder(identifier)] if identifier else lineages.folders(runs)
+    rates = settings.config.ledger
+    folders = [lineage_folder(identifier)] if identifier else site_lineages()
     if identifier:  # an error is that of the command
         done, unreadable = [(folders[0].name, account(load(folders[0], telemetry=False), rates))], {}
     else:
@@ -113,7 +113,7 @@ def _total(identifier: str, since: str, names: bool, output: Format, header: boo
         raise UsageError(f"--total sums over all lineages: leave out {identifier}")
     rates = settings.config.ledger
     begin = time.time() - ledger_total.seconds_of(since) if since else None
-    folders = lineages.folders(settings.config.runs)
+    folders = site_lineages()
     done, unreadable = by_lineage(folders, lambda path: account(load(path, telemetry=False), rates))
     item = encode(sum_up(done, rates, begin, names=names))
     if output in (Format.TABLE, Format.WIDE):

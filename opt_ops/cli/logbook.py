@@ -23,12 +23,12 @@ from opt_ops.cli.options import (
     leave_if_unreadable,
     lineage_folder,
     settings,
+    site_lineages,
     watch_now,
 )
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.views import UNREADABLE, by_lineage, lineage_row
 from opt_ops.errors import NotFound, Refused, Unavailable, UsageError
-from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def sync(
     from chronicles.mlflow_mirror.sync import sync as mirror
 
     config = settings.config
-    paths = [lineage_folder(identifier)] if identifier else lineages.folders(config.runs)
+    paths = [lineage_folder(identifier)] if identifier else site_lineages()
     experiment = config.mlflow.experiment
     unavailable: list[Unavailable] = []
 

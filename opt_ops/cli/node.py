@@ -20,7 +20,7 @@ from opt_ops.cli.options import (
     leave_if_unreadable,
     lineage_folder,
     no_lineage,
-    settings,
+    site_lineages,
     split_id,
     watch_now,
     with_request_options,
@@ -87,7 +87,7 @@ def list_(
     if identifier:
         lineage = find_lineage(identifier)
     else:
-        folders = lineages.folders(settings.config.runs)
+        folders = site_lineages()
         readable, unreadable = by_lineage(folders, lambda path: Lineage(path, lineages.state(path)))
         living = [each for each in readable if not each.state.ended]
         lineage = next(iter([*living[-1:], *readable[-1:]]), None)

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from opt_ops.cli.extras import require_trainer
+from opt_ops.cli.mistakes import for_programs, is_usage_error, say_error, usage_error
 from opt_ops.cli.options import FormatOption, Lineage, complete_id, complete_node, find_lineage, settings
 from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.config import TrainerCommand
@@ -42,9 +43,19 @@ class Plugin(TyperCommand):
         except Exception as error:
             if getattr(error, "exit_code", None) != 2:
                 raise
-            said = getattr(error, "format_message", error.__str__)()  # Typer's own text names the option
-            print(f"UNKNOWN - opt-ops node check: {printable(said)}")
+            said, hint = usage_error(error) if is_usage_error(error) else (str(error), getattr(error, "hint", ""))
+            _say_unknown(said, hint, programs=for_programs(sys.argv[1:]))
             raise SystemExit(3) from error
+
+
+def _say_unknown(what: str, hint: str, *, programs: bool) -> None:
+    """Report that nothing was checked: to Nagios in the first line of stdout, to programs as every error."""
+    if programs:
+        say_error(what, hint, 3, programs=True)
+        return
+    print(f"UNKNOWN - opt-ops node check: {printable(what)}")
+    if hint:
+        say(f"  next: {hint}")
 
 
 @dataclass(frozen=True)
@@ -98,9 +109,7 @@ def check(
         by_node = _judged(places, xid_minutes, until)
         found = _burned(places, by_node, drill, until) if burn else None
     except (OptOpsError, OSError, ValueError) as error:
-        print(f"UNKNOWN - opt-ops node check failed: {printable(str(error))}")
-        if hint := getattr(error, "hint", ""):
-            say(f"  next: {hint}")
+        _say_unknown(str(error), getattr(error, "hint", ""), programs=output in (Format.JSON, Format.JSONL))
         raise typer.Exit(3) from error
     rows = [_row(name, gpus, judged) for name, (gpus, judged) in by_node.items()]
     worst = min((judged[0] for _, judged in by_node.values()), key=rank)

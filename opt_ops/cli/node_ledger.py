@@ -15,7 +15,7 @@ from opt_ops.cli.options import (
     QuietOption,
     leave_if_unreadable,
     lineage_folder,
-    settings,
+    site_lineages,
 )
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.views import UNREADABLE, by_lineage
@@ -59,7 +59,7 @@ def ledger(
 
     Example: opt-ops node ledger -o wide
     """
-    folders = [lineage_folder(identifier)] if identifier else lineages.folders(settings.config.runs)
+    folders = [lineage_folder(identifier)] if identifier else site_lineages()
     if identifier:  # an error is that of the command
         journals, unreadable = [lineages.entries(folders[0])], {}
     else:

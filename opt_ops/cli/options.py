@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from opt_ops.cli.output import Format, say
-from opt_ops.config import Config, load
+from opt_ops.config import FILE, Config, load, locate
 from opt_ops.core.events import KINDS
 from opt_ops.core.names import lineage_of
 from opt_ops.core.state.model import State
@@ -87,17 +87,21 @@ def complete_kind(incomplete: str) -> list[str]:
     return [kind for kind in sorted(KINDS) if kind.startswith(incomplete)]
 
 
-def _or_newest(context: typer.Context, given: str) -> str:
+def _not_given() -> None:
+    """The default of an ID: an empty ID is a mistake, and no omission."""
+
+
+def _or_newest(context: typer.Context, given: str | None) -> str | None:
     return _or_default(context, given, changes=False)
 
 
-def _or_default(context: typer.Context, given: str, changes: bool) -> str:
-    if given or context.resilient_parsing:
+def _or_default(context: typer.Context, given: str | None, changes: bool) -> str | None:
+    if given is not None or context.resilient_parsing:
         return given
     return default_lineage(quiet=bool(context.params.get("quiet")), changes=changes)
 
 
-def _or_only_one(context: typer.Context, given: str) -> str:
+def _or_only_one(context: typer.Context, given: str | None) -> str | None:
     return _or_default(context, given, changes=True)
 
 
@@ -107,7 +111,7 @@ IdArgument = Annotated[
     typer.Argument(
         metavar="ID",
         help=f"{_ID} [default: the newest that lives, else the newest]",
-        default_factory=str,
+        default_factory=_not_given,
         show_default=False,
         callback=_or_newest,
         autocompletion=complete_id,
@@ -118,7 +122,7 @@ ChangedIdArgument = Annotated[
     typer.Argument(
         metavar="ID",
         help=f"{_ID} [default: the only one that lives]",
-        default_factory=str,
+        default_factory=_not_given,
         show_default=False,
         callback=_or_only_one,
         autocompletion=complete_id,
@@ -291,7 +295,31 @@ def lineage_folder(identifier: str) -> Path:
 
 def no_lineage() -> NotFound:
     """The error of a command that needs a lineage where there is none."""
+    if nowhere := no_site():
+        return NotFound(nowhere, NO_SITE_HINT)
     return NotFound(f"there is no lineage in {settings.config.runs}", "opt-ops run start opt-tiny")
+
+
+NO_SITE_HINT = "opt-ops init, or opt-ops -c FILE"
+
+
+def no_site() -> str:
+    """Why this folder is no site: it has no configuration, and no runs folder either. Empty if it is one."""
+    runs = settings.config.runs
+    if locate(settings.config_path) is not None or runs.exists():
+        return ""
+    return f"no {FILE} in {Path.cwd()} and $OPT_OPS_CONFIG is not set: looked into {runs}, which is not there"
+
+
+def site_lineages() -> list[Path]:
+    """The folders of all lineages, for commands that list them.
+
+    Raises:
+        NotFound: there is neither a configuration nor a runs folder here.
+    """
+    if nowhere := no_site():
+        raise NotFound(nowhere, NO_SITE_HINT)
+    return lineages.folders(settings.config.runs)
 
 
 def default_lineage(*, quiet: bool = False, changes: bool = False) -> str:

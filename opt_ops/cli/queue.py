@@ -13,13 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from opt_ops.cli import views
-from opt_ops.cli.options import FormatOption, HeaderOption, leave_if_unreadable, settings, watch_now
+from opt_ops.cli.options import FormatOption, HeaderOption, leave_if_unreadable, settings, site_lineages, watch_now
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.config import FILE, locate
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import printable
 from opt_ops.errors import OptOpsError, UsageError
-from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import read_json
 from opt_ops.runfolder.liveness import Watch
 
@@ -103,7 +102,7 @@ def queue(
     """
     wanted = {_status(each) for each in state or []}
     runs, watch = settings.config.runs, watch_now()
-    rows = views.lineage_rows(lineages.folders(runs), watch)
+    rows = views.lineage_rows(site_lineages(), watch)
     chosen = [row for row in rows if not wanted or row["state"] in wanted]
     if mine:
         chosen = [row for row in chosen if row.get("author") == getpass.getuser()]

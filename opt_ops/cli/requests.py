@@ -18,6 +18,7 @@ from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.core.events import RequestRefused
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
+from opt_ops.core.text import moment
 from opt_ops.errors import OptOpsError, Refused, Unavailable
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.liveness import Watcher
@@ -59,7 +60,7 @@ class PendingRequest:
         request = Request(request="dry-run", author=author(options), verb=self.verb, arguments=self.arguments)
         event = event_of(state, request)
         if isinstance(event, RequestRefused):
-            raise Refused(f"lineage {name}: {event.why}", f"opt-ops run show {name}")
+            raise _refused(name, state, self.verb, event.why)
         if options.dry_run:
             coming = preview(state, event, time.time(), settings.config, views.newest_step(self.lineage.path, state))
             show_foreseen(coming, loss, options.output)
@@ -69,6 +70,20 @@ class PendingRequest:
         confirm(question, options.yes, retype)
         show_answer(send_request(self), options.output)
         say(f"  next: opt-ops {look} {name}", options.quiet)
+
+
+_OVER = frozenset({Status.COMPLETED, Status.CANCELLED})
+_TO_DO = {"change": "change", "plan": "declare", "drive": "take over or hand back", "drill": "inject a fault into"}
+"""What a verb does, where its own word does not say it."""
+
+
+def _refused(name: str, state: State, verb: str, why: str) -> Refused:
+    """Why the daemon would refuse it, with what can be done instead."""
+    if state.status in _OVER:
+        day = f"{moment(state.since):%d %b}".removeprefix("0")
+        ended = f"lineage {name} ended on {day} ({state.status}): nothing to {_TO_DO.get(verb, verb)}"
+        return Refused(ended, f"opt-ops run fork {name}, or opt-ops logbook open {name}")
+    return Refused(f"lineage {name}: {why}", f"opt-ops run show {name}")
 
 
 def author(options: RequestOptions) -> str:

@@ -239,7 +239,7 @@ def _require_kind(name: str) -> None:
         near = get_close_matches(name, KINDS) or [known for known in KINDS if name.lower() in known][:3]
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         hint = f"for example --kind {near[0]}" if near else f"the kinds: {', '.join(sorted(KINDS))}"
-        raise UsageError(f"--kind {name}: no event is of this kind{meant}", hint)
+        raise UsageError(f"--kind {name}: no such kind{meant}", hint)
 
 
 def _seconds(span: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -10,8 +11,39 @@ import sys
 READER_LEFT = 141  # as shells say it: 128 + SIGPIPE
 
 
+_PLAIN = {
+    "×": "x",
+    "→": "->",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "≥": ">=",
+    "≤": "<=",
+    "…": "...",
+    "·": "-",
+    "÷": "/",
+    "±": "+-",
+    "“": '"',
+    "”": '"',
+    "„": '"',
+    "‘": "'",
+    "’": "'",
+    "\N{NO-BREAK SPACE}": " ",
+}
+"""What is printed for a sign that the stream's encoding lacks; `?` for all others."""
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("opt-ops.plain", _plainly)
+
+
 def prepare_streams() -> None:
-    """Open what the caller has closed, and let no locale make output fail: what it lacks is printed as an escape."""
+    """Open what the caller has closed, and let no locale make output fail: what it lacks is written plainly."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -22,7 +54,7 @@ def prepare_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="opt-ops.plain")
 
 
 def flush_streams() -> int:

@@ -170,6 +170,7 @@ def test_the_queue_for_people_pipes_and_programs(site: Path):
 
 
 def test_an_empty_site_is_not_an_error(tmp_path: Path):
+    (tmp_path / "opt-ops.toml").write_text("")
     done = opt_ops(tmp_path, "q", "-o", "json")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"schema": "opt-ops/run-list/1", "items": []})
     assert "There is no lineage yet." in done.stderr

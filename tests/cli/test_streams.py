@@ -66,6 +66,7 @@ def run(folder: Path, line: str, **environment: str) -> subprocess.CompletedProc
     ],
 )
 def test_no_stream_and_no_locale_ends_in_a_traceback(tmp_path: Path, line: str, codes: set[int]):
+    (tmp_path / "opt-ops.toml").write_text("")
     done = run(tmp_path, line)
     assert done.returncode in codes, done.stderr
     for word in ("Traceback", "unexpected", "Exception ignored", "report the traceback"):

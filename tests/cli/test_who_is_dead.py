@@ -253,7 +253,7 @@ def test_one_damaged_lineage_costs_one_row(sites: dict[str, Folder], tmp_path: P
 
 
 def test_a_folder_without_a_configuration_is_named(tmp_path: Path):
-    for arguments, code in ((("q",), 0), (("daemon", "ensure"), 4)):
+    for arguments, code in ((("q",), 3), (("daemon", "ensure"), 2)):
         found, _, said = run_in(tmp_path, 1.0, *arguments)
         assert (found, str(tmp_path) in said, "-c" in said) == (code, True, True), said
     assert not (tmp_path / "runs").exists()
