@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opt_ops.core import text as words
+from opt_ops.core.health.table import Verb
+from opt_ops.core.health.xids import XID_VERBS
 from opt_ops.core.text import moment, printable
 from opt_ops.core.values import Fault
 
@@ -31,13 +33,20 @@ _EVIDENCE = {
     "serial": "serial number",
     "ecc_uncorrected": "uncorrected ECC errors",
     "recovery_action": "recovery action of the driver",
-    "verb": "action of the health table",
-    "table": "health table of",
     "index": "GPU number",
     "error": "error:",
     "expected": "GPUs expected",
     "found": "GPUs found",
 }
+
+
+_VERBS: Mapping[str, str] = {
+    Verb.RESTART_APP: "restart the program",
+    Verb.RESET_GPU: "reset the GPU",
+    Verb.REBOOT_NODE: "reboot the node",
+    Verb.ISOLATE: "keep the node out until it is examined",
+}
+"""What has to be done about a code, in words."""
 
 
 def minute(ts: float) -> str:
@@ -133,9 +142,20 @@ def nodes(items: Sequence[str]) -> str:
 
 def evidence(fields: Mapping[str, Any]) -> tuple[str, str]:
     """What a detector measured, in words; and the log line that it read, if any."""
-    known = {key: item for key, item in fields.items() if item is not None and key != "line"}
-    words = "; ".join(f"{_EVIDENCE.get(key, key.replace('_', ' '))} {_measured(key, known[key])}" for key in known)
+    known = {key: item for key, item in fields.items() if item is not None and key not in ("line", "verb", "table")}
+    parts = [f"{_EVIDENCE.get(key, key.replace('_', ' '))} {_measured(key, known[key])}" for key in known]
+    words = "; ".join([*parts, *_advice(fields)])
     return words, printable(str(fields.get("line") or ""))
+
+
+def _advice(fields: Mapping[str, Any]) -> list[str]:
+    """What the table of health codes advises: `NVIDIA's advice for Xid 79: reboot the node`."""
+    verb, code = fields.get("verb"), fields.get("xid")
+    if not isinstance(verb, str) or verb == Verb.NONE:
+        return []
+    known = isinstance(code, int) and XID_VERBS.get(code) == verb
+    of = f"NVIDIA's advice for Xid {code}" if known else "advice of the health table"
+    return [f"{of}: {_VERBS.get(verb, value(verb))}"]
 
 
 def drill(fault: str, arguments: Mapping[str, Any]) -> str:

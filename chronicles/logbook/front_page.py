@@ -81,7 +81,7 @@ def front_page(report: LineageReport, loss: float | None, thoughts: Sequence[Aft
         incidents=[row for row in incidents if not _harmless(row)] if len(incidents) > _MANY else incidents,
         harmless=_harmless_ones(incidents),
         totals=totals(incidents),
-        tree=tables.tree(report.runs),
+        tree=tables.tree(report.runs, incidents),
         goodput=_WATCHED_TIME if watched else _goodput(report.ledger),
         reliability="" if watched else reliability(report.ledger),
         phases=() if watched else tables.phases(report),
@@ -219,7 +219,7 @@ def _incidents(report: LineageReport) -> str:
 
 def interrupted(rows: Sequence[IncidentReport]) -> str:
     """Of many incidents, how many interrupted training."""
-    stopped = sum(row.stops_training for row in rows)
+    stopped = sum(row.stops_training or (row.action == Action.HALT and not row.advisory) for row in rows)
     return f", {whole(stopped)} of which interrupted training" if stopped < len(rows) > _MANY else ""
 
 
@@ -302,6 +302,7 @@ def _goodput(spent: LedgerSummary) -> str:
     return (
         f"Goodput is {percent(spent.goodput)}: {count(spent.kept_steps, 'kept step')} × "
         f"{spent.healthy_step_seconds:.3g} s (healthy step) ÷ {duration(spent.wall_seconds)} (wall clock). "
+        f"Without any stop it would have taken {100 * spent.goodput:.0f} % of the time. "
         f"The share of ideal is {percent(spent.share_of_ideal)}, with an ideal step of "
         f"{spent.ideal_step_seconds:.3g} s."
     )

@@ -10,7 +10,14 @@ from chronicles.ledger.lemon_nodes import EXCLUDED, LemonNode
 from chronicles.ledger.summary import LostToKind
 from chronicles.ledger.wall_clock import Stage, TimePhase
 from chronicles.logbook.drawing.curves import letter
-from chronicles.report.model import AllocationReport, CorpusReport, LineageReport, RunReport, VerdictReport
+from chronicles.report.model import (
+    AllocationReport,
+    CorpusReport,
+    IncidentReport,
+    LineageReport,
+    RunReport,
+    VerdictReport,
+)
 from chronicles.wording import count, duration, hours, names, short, when, whole
 from chronicles.wording import nodes as nodes_named
 from opt_ops.core.failures.classes import title
@@ -44,16 +51,22 @@ class Branch:
 
     run: RunReport
     indent: str
+    cause: str  # for people
 
 
-def tree(runs: Sequence[RunReport]) -> list[Branch]:
-    """The runs; each is indented one level more than its parent."""
+def tree(runs: Sequence[RunReport], incidents: Sequence[IncidentReport] = ()) -> list[Branch]:
+    """The runs; each is indented one level more than its parent. `incidents`: those of the lineage."""
+    causes = {row.incident: row.cause_in_words for row in incidents}
     depth: dict[str, int] = {}
     for run in runs:
         depth[run.run] = depth[run.parent] + 1 if run.parent in depth else 0
     deepest = 6  # after many rollbacks the table must still fit on the page
     return [
-        Branch(run=run, indent="  " * (min(depth[run.run], deepest) - 1) + "└ " if depth[run.run] else "")
+        Branch(
+            run=run,
+            indent="  " * (min(depth[run.run], deepest) - 1) + "└ " if depth[run.run] else "",
+            cause=causes.get(run.incident or "", run.cause),
+        )
         for run in runs
     ]
 

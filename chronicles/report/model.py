@@ -19,6 +19,7 @@ from opt_ops.core.failures import classes
 from opt_ops.core.failures.causes import Cause, Suspicion
 from opt_ops.core.names import lineage_of
 from opt_ops.core.state.status import Status
+from opt_ops.core.told.words import without_codes
 from opt_ops.core.values import Action, Driver, Fault, Parent, RankExit, Shape, StackGroup, Verdict
 
 _INTERNAL = {"key": ""}  # no field of report.json
@@ -147,6 +148,14 @@ class IncidentReport:
     def is_failure(self) -> bool:
         """Whether something went wrong: neither a planned move nor a request."""
         return not self.planned and not self.requested
+
+    @property
+    def cause_in_words(self) -> str:
+        """The cause for people. A request has an author and a reason; a code of the health table has words."""
+        if self.kind == classes.FailureClass.OPERATOR:
+            author, _, reason = self.cause.partition(": ")
+            return f"asked for by {author}" + (f": “{reason}”" if reason else "")
+        return without_codes(self.cause) if self.kind == classes.FailureClass.BAD_GPU else self.cause
 
     @property
     def documents_command(self) -> str | None:

@@ -34,7 +34,7 @@ def explanation_lines(
 def _explained(incident: IncidentReport, watched: bool) -> Iterator[str]:
     drill = f"  (drill {incident.drill})" if incident.drill else ""
     yield f"{incident.incident}  {incident.kind}  {to_iso(incident.opened)}{drill}"
-    yield f"  cause     {incident.cause}  [{incident.opened_entry}]"
+    yield f"  cause     {incident.cause_in_words}  [{incident.opened_entry}]"
     yield f"  evidence  {wording.values(incident.evidence)}"
     yield f"            {incident.detector}"
     yield from _cause_lines(incident)
@@ -47,8 +47,8 @@ def _explained(incident: IncidentReport, watched: bool) -> Iterator[str]:
         yield "  action    none decided yet"
         return
     meant = f", for {incident.for_cause}" if incident.for_cause else ""
-    decided = f"({incident.playbook}, rung {incident.rung}{meant})  [{incident.decided_entry}]"
-    yield f"  action    {'; '.join(_action(incident, watched))}  {decided}"
+    rule = "" if incident.requested else f"({incident.playbook}, rung {incident.rung}{meant})  "  # a wish has no rung
+    yield f"  action    {'; '.join(_action(incident, watched))}  {rule}[{incident.decided_entry}]"
     yield f"  why       {incident.why}"
     if incident.what_became:
         yield f"  in place  {incident.what_became}"

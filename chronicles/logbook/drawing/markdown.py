@@ -125,7 +125,7 @@ def _incidents(report: LineageReport, front: FrontPage) -> Iterator[str]:
         [
             " ".join((plain(row.incident), *_tags(row))),
             _runs_of(row),
-            plain(row.cause),
+            plain(row.cause_in_words),
             ("would " if row.advisory else "")
             + plain(row.action or "–")
             + (f" × {row.lr_factor:g}" if row.lr_factor else ""),
@@ -174,7 +174,7 @@ def _runs(report: LineageReport, front: FrontPage) -> Iterator[str]:
             whole(branch.run.last_step),
             whole(branch.run.steps_kept),
             f"× {branch.run.lr_scale:.3g}",
-            plain(branch.run.cause),
+            plain(branch.cause),
         ]
         for branch in front.tree
     ]

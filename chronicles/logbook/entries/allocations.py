@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +66,7 @@ def _replaces_incident(report: LineageReport, ts: float) -> str | None:
 
 def _entry(record: LineageRecord, report: LineageReport, group: _Group) -> LogEntry:
     jobs = _jobs(group)
-    wanted = count(sum(each.wanted for each in _allocations(record, group)), "node")
+    wanted = count(_nodes_wanted(report, _allocations(record, group)), "node")
     what = (
         f"requested {wanted}, job {short(jobs[0], 40)}" if len(jobs) == 1 else f"requested {wanted} in {len(jobs)} jobs"
     )
@@ -79,9 +80,20 @@ def _fact(record: LineageRecord, report: LineageReport, group: _Group) -> Fact:
     of = of or f"as {len(jobs)} jobs, {jobs[0]} to {jobs[-1]}"
     excluded = requested[0].exclude
     without = f" without {names(excluded)}" if excluded and len(excluded) <= _NAMED else ""
-    text = f"{count(sum(each.wanted for each in requested), 'node')} requested{without}, {of}."
+    text = f"{count(_nodes_wanted(report, requested), 'node')} requested{without}, {of}."
     why = next(each.why for each in report.allocations if each.allocation == requested[0].name)
-    return Fact(label="Nodes", text=f"{text} {full(why)}" if why else text)
+    return Fact(label="Nodes", text=f"{text} {full(why)}" if why and not _COUNTED.fullmatch(why) else text)
+
+
+_COUNTED = re.compile(r"\d+ of \d+ nodes are held, \d+ are asked for")
+"""How the daemon counts before it asks. Beside what it then asked for, it reads as a contradiction."""
+
+
+def _nodes_wanted(report: LineageReport, requested: Sequence[Allocation]) -> int:
+    """For how many nodes the requests asked: one that was withdrawn does not count beside its successor."""
+    gone = {each.allocation for each in report.allocations if each.ended is not None and each.started is None}
+    kept = [each for each in requested if each.name not in gone] or requested[-1:]
+    return sum(each.wanted for each in kept)
 
 
 def _allocations(record: LineageRecord, group: _Group) -> list[Allocation]:

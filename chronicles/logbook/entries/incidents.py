@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from chronicles import wording
 from chronicles.logbook.entries.entry import Fact, StackRow, Trial
-from chronicles.logbook.entries.proof_words import how_ended, proof_of
+from chronicles.logbook.entries.proof_words import ended_before, how_ended, proof_of
 from chronicles.operators import batches, change, changed_settings, request_behind
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, StacksReport
@@ -15,7 +14,6 @@ from chronicles.wording import count, duration, evidence, full, names, second, s
 from opt_ops.core.failures import classes
 from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.health.explain import look_up
 from opt_ops.core.state import in_place
 from opt_ops.core.text import number_spans
 from opt_ops.core.values import Action, Tier
@@ -138,7 +136,7 @@ def _finding(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
         yield Fact(label="Requested", text=f"{full(change(request))}{_hit(row, harmed=False)}")
         return
     harmed = row.action != Action.ADOPT and not row.planned
-    cause = f"{full(row.cause, keep=row.nodes)}{_health_row_text(row)}{_hit(row, harmed)}"
+    cause = f"{full(row.cause_in_words, keep=row.nodes)}{_hit(row, harmed)}"
     yield Fact(label="Cause", text=cause)
     yield Fact(label="Confidence", text=f"{row.confidence.capitalize()}: {row.confidence_why}.")
     if row.causes:
@@ -174,13 +172,6 @@ def _hit(row: IncidentReport, harmed: bool) -> str:
         f", which continued to step {whole(row.last_step)}" if harmed else f", and continued to {whole(row.last_step)}"
     )
     return f"{subject} at step {whole(row.step_failed)}{end if later else ''}."
-
-
-def _health_row_text(row: IncidentReport) -> str:
-    """What the health table says of the code in a cause, if it is one meaning."""
-    code = row.cause.rpartition(": ")[2] if row.kind == FailureClass.BAD_GPU else ""
-    meanings = {each.signal for each in look_up([code])} if re.fullmatch(r"[a-z_]+(?:_\d+)?", code) else set()
-    return f" {full(meanings.pop())}" if len(meanings) == 1 else ""
 
 
 def _decision(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
@@ -348,7 +339,7 @@ def _listed(steps: Sequence[int]) -> str:
 
 def _cost(record: LineageRecord, row: IncidentReport) -> str:
     if row.steps_discarded is None:
-        return f"Not known: the lineage was {how_ended(record)} first." if record.state.ended else "Not known yet."
+        return ended_before(record) if record.state.ended else "Not known yet."
     resumed, discarded = row.step_resumed, row.steps_discarded
     which = f" ({_span(resumed + 1, resumed + discarded)})" if resumed is not None and discarded else ""
     hours = f", {wording.hours(row.node_hours_lost)} node-hours" if row.node_hours_lost else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport
-from chronicles.wording import full, rate, whole
+from chronicles.wording import full, rate, short, whole
 from opt_ops.core.state.status import Status
 
 
@@ -14,6 +14,13 @@ def how_ended(record: LineageRecord) -> str:
     """How a lineage ended before an incident of it was over. Nothing more will be known of that incident."""
     ways = {Status.COMPLETED: "completed", Status.HALTED: "halted", Status.CANCELLED: "stopped"}
     return ways[record.state.status]
+
+
+def ended_before(record: LineageRecord) -> str:
+    """Why an incident has no proof: `Stopped by ann before it was proven.` and nothing more will be known."""
+    stop = record.state.stop
+    by = f" by {short(stop.author, 40)}" if stop is not None and record.state.status is Status.CANCELLED else ""
+    return f"{how_ended(record).capitalize()}{by} before it was proven."
 
 
 def _proof_in_place(row: IncidentReport) -> Iterator[str]:
@@ -32,7 +39,7 @@ def proof_of(record: LineageRecord, row: IncidentReport) -> str:
     """What shows that the action took effect."""
     proof, first = row.proof, row.telling
     if row.closed is None:
-        return f"None: the lineage was {how_ended(record)} first." if record.state.ended else "Not known yet."
+        return ended_before(record) if record.state.ended else "Not known yet."
     if row.proven is None:
         return "Nothing to prove: an operator has decided since."
     if mismatch := proof.get("mismatch"):

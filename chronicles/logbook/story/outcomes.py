@@ -41,6 +41,7 @@ class Try:
     seconds_down: float | None = None
     steps_lost: int = 0
     distance: int | None = None  # of a rollback: steps from the checkpoint to the onset
+    attempt: str | None = None  # that followed: failures that are answered together share it, and its lost steps
     queued: bool = False  # it waited for nodes: no spare was left
     called: bool = False  # it was a person's turn afterwards
 
@@ -71,6 +72,7 @@ def tries(timeline: Timeline, thoughts: Mapping[tuple[str, Later], Afterthought]
             seconds_down=row.seconds_down,
             steps_lost=row.steps_discarded or 0,
             distance=_distance(row),
+            attempt=row.next_attempt,
             queued=_queued(timeline, row.opened, until),
         )
 

@@ -40,7 +40,7 @@ def _row(tried: Sequence[Try]) -> Strategy:
         not_needed=counts[Outcome.NOT_NEEDED],
         open=counts[Outcome.OPEN],
         median_seconds_down=median(down) if down else None,
-        steps_lost=sum(one.steps_lost for one in tried),
+        steps_lost=sum({one.attempt or one.anchor: one.steps_lost for one in tried}.values()),
         incidents=tuple(one.anchor for one in tried),
         text=". ".join([_outcome(tried, counts), *_cost(tried)]) + ".",
     )

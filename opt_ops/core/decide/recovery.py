@@ -98,7 +98,7 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
             why=f"{playbook.name} ends here after {number - playbook.in_place_rungs} tries around this step; {why}",
         )
     if rung.action is Action.RESTART and not _touches_live_work(state, incident):
-        why = f"no rank runs there, so nothing is restarted; {why}"
+        why = f"it was a spare, so training was not touched; {why}"
         return replace(decided, action=Action.EXCLUDE, save_first=False, why=why)
     if rung.action is Action.ROLLBACK and incident.attempt is None:
         why = f"nothing is rolled back for what trains nothing; {why}"

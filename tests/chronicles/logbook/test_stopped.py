@@ -33,6 +33,5 @@ def test_an_incident_that_a_stop_has_cut_short_waits_for_nothing(tmp_path: Path)
     story.see(e.StopRequested(request="r9", author="ann", reason="enough"))
     assert story.state.ended
     found, status = told(tmp_path / "b" / "12", story)
-    assert found["Cost"] == "Not known: the lineage was stopped first."
-    assert found["Proof"] == "None: the lineage was stopped first."
+    assert found["Cost"] == found["Proof"] == "Stopped by ann before it was proven."
     assert status == "CANCELLED"
