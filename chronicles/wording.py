@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opt_ops.core import text as words
-from opt_ops.core.health.table import Verb
-from opt_ops.core.health.xids import XID_VERBS
 from opt_ops.core.text import moment, printable
 from opt_ops.core.values import Fault
 
@@ -41,12 +39,12 @@ _EVIDENCE = {
 
 
 _VERBS: Mapping[str, str] = {
-    Verb.RESTART_APP: "restart the program",
-    Verb.RESET_GPU: "reset the GPU",
-    Verb.REBOOT_NODE: "reboot the node",
-    Verb.ISOLATE: "keep the node out until it is examined",
+    "RESTART_APP": "restart the program",
+    "RESET_GPU": "reset the GPU",
+    "REBOOT_NODE": "reboot the node",
+    "ISOLATE": "keep the node out until it is examined",
 }
-"""What has to be done about a code, in words."""
+"""What has to be done about a code, in words: by `opt_ops.core.health.table.Verb`."""
 
 
 def minute(ts: float) -> str:
@@ -150,8 +148,10 @@ def evidence(fields: Mapping[str, Any]) -> tuple[str, str]:
 
 def _advice(fields: Mapping[str, Any]) -> list[str]:
     """What the table of health codes advises: `NVIDIA's advice for Xid 79: reboot the node`."""
+    from opt_ops.core.health.xids import XID_VERBS  # here, because commands that only look do without it
+
     verb, code = fields.get("verb"), fields.get("xid")
-    if not isinstance(verb, str) or verb == Verb.NONE:
+    if not isinstance(verb, str) or verb == "NONE":
         return []
     known = isinstance(code, int) and XID_VERBS.get(code) == verb
     of = f"NVIDIA's advice for Xid {code}" if known else "advice of the health table"

@@ -19,7 +19,6 @@ from opt_ops.core.failures import classes
 from opt_ops.core.failures.causes import Cause, Suspicion
 from opt_ops.core.names import lineage_of
 from opt_ops.core.state.status import Status
-from opt_ops.core.told.words import without_codes
 from opt_ops.core.values import Action, Driver, Fault, Parent, RankExit, Shape, StackGroup, Verdict
 
 _INTERNAL = {"key": ""}  # no field of report.json
@@ -152,6 +151,8 @@ class IncidentReport:
     @property
     def cause_in_words(self) -> str:
         """The cause for people. A request has an author and a reason; a code of the health table has words."""
+        from opt_ops.core.told.words import without_codes  # here, because commands that only look do without it
+
         if self.kind == classes.FailureClass.OPERATOR:
             author, _, reason = self.cause.partition(": ")
             return f"asked for by {author}" + (f": “{reason}”" if reason else "")
