@@ -39,6 +39,7 @@ class Stage(StrEnum):
 
     SEEING = "seeing"  # from the last update to the opened incident
     DECIDING = "deciding"
+    ASKING = "asking"  # from the first proposal to the decision: waiting for a person's answer, or for its deadline
     ENDING = "ending"  # until the last process of the attempt has ended
     QUEUEING = "queueing"  # until the next attempt's ranks were ordered: waiting for nodes
     LOADING = "loading"  # from there to the end of the first update: start-up, reading the checkpoint
@@ -200,6 +201,7 @@ def _stage_begins(incident: Incident, state: State, hit: Attempt | None) -> Iter
     following = state.attempts.get(incident.next_attempt or "")
     begins = [
         (Stage.DECIDING, incident.opened_at),
+        (Stage.ASKING, incident.proposals[0].at if incident.proposals else None),
         (Stage.ENDING, incident.decided_at),
         (Stage.QUEUEING, hit.ended_at if hit and incident.decided_at is not None else None),
         (Stage.LOADING, following.intended_at if following else None),

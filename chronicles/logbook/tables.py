@@ -37,6 +37,7 @@ _PHASES = {
 _STAGES = {
     Stage.SEEING: "detection",
     Stage.DECIDING: "decision",
+    Stage.ASKING: "waiting for an answer",
     Stage.ENDING: "ending processes",
     Stage.QUEUEING: "waiting for nodes",
     Stage.LOADING: "start and load",

@@ -25,7 +25,11 @@ from opt_ops.errors import OptOpsError, UsageError
 
 # Noun → the module that holds it, its attribute there, and the modules that add commands to it.
 _NOUNS = {
-    "run": ("run", "app", ("run_start", "run_fork", "run_control", "run_watch", "run_watch_job", "run_forecast")),
+    "run": (
+        "run",
+        "app",
+        ("run_start", "run_fork", "run_control", "run_asking", "run_watch", "run_watch_job", "run_forecast"),
+    ),
     "ckpt": ("ckpt", "app", ()),
     "node": ("node", "app", ()),
     "logbook": ("logbook", "logbook", ()),
@@ -47,6 +51,7 @@ _VERBS = {
     "doctor": ("doctor", "doctor"),
     "glossary": ("glossary", "glossary"),
     "why": ("why", "why"),
+    "pending": ("pending", "pending"),
 }
 # Short spellings of commands of `opt-ops run` → the module and the function.
 _EVERY_DAY = {

@@ -38,7 +38,7 @@ _CAUSES = [
 _FACTS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEANING", "meaning", wide=True)]
 
 
-def seconds_of(text: str) -> float:
+def seconds_of(text: str, option: str = "--since") -> float:
     """`30d`, `12h`, `10m` or `90s` in seconds.
 
     Raises:
@@ -46,7 +46,7 @@ def seconds_of(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
     if found is None:
-        raise UsageError(f"--since {text}: a number and one of s, m, h, d, w is wanted, such as 30d")
+        raise UsageError(f"{option} {text}: a number and one of s, m, h, d, w is wanted, such as 30d")
     return float(found[1]) * _UNITS[found[2]]
 
 

@@ -29,6 +29,7 @@ from opt_ops.cli.requests import PendingRequest, send_request, show_answer
 from opt_ops.cli.start_checks import require_possible
 from opt_ops.core.state.model import State
 from opt_ops.core.told.phrase import count
+from opt_ops.core.values import Driver
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
 
@@ -83,6 +84,10 @@ def start(
     ] = 0,
     ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node. [default: configuration]")] = None,
     planned: PlannedOption = None,
+    driver: Annotated[
+        Driver,
+        typer.Option("--driver", help="daemon acts by itself; ask waits for your approval; person only advises."),
+    ] = Driver.DAEMON,
 ) -> None:
     """Start a lineage. The daemon holds nodes for it, trains it to its last step, and recovers from failures.
 
@@ -111,7 +116,10 @@ def start(
         "init_from": require_checkpoint(init_from),
         "shape": _shape(nodes, spares, ranks, min_nodes),
         "planned": require_planned(planned),
+        "driver": str(driver),
     }
+    if driver is Driver.SHADOW:
+        raise UsageError("--driver shadow: another launcher runs that training", "opt-ops run shadow FOLDER")
     for remark in require_possible(arguments, settings.config):
         say(f"  note: {remark}", options.quiet)
     if options.dry_run:

@@ -22,9 +22,9 @@ from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_rows
-from opt_ops.core.state.queries import lr_scale, newest_good
+from opt_ops.core.state.queries import held_back, lr_scale, newest_good, open_proposals
 from opt_ops.core.state.status import IllegalTransition
-from opt_ops.core.text import age, iso
+from opt_ops.core.text import age, iso, moment
 from opt_ops.core.told import told
 from opt_ops.core.values import Driver
 from opt_ops.errors import OptOpsError
@@ -147,6 +147,7 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "age": age(now - state.since) if state.since else None,
         "reason": _reason(state, wrong),
         "driver": str(state.driver),
+        "proposals": [each.name for each in open_proposals(state)],
         "author": state.lineage.author if state.lineage else None,
         "recipe": state.lineage.recipe if state.lineage else None,
         "settings": list(state.lineage.settings) if state.lineage else [],
@@ -199,10 +200,17 @@ def _reason(state: State, wrong: Sequence[Finding]) -> str:
         return f"{WATCHED}; {state.why}" if state.driver is Driver.SHADOW else state.why
     open_incidents = [i for i in state.incidents.values() if i.closed_at is None]
     reasons = [WATCHED] if state.driver is Driver.SHADOW else []
+    reasons += [f"{each.name} needs an answer by {_hour(each.made.deadline)}" for each in open_proposals(state)]
+    if (left := held_back(state)) is not None:
+        reasons += [f"{left.name} was declined: nothing is started until it is resumed"]
     reasons += [each.why for each in wrong if each.doubt]
     reasons += [f"{open_incidents[-1].name} {open_incidents[-1].cause}"] if open_incidents else []
     reasons += [f"{each.finding}: {each.why}" for each in wrong if each.finding.startswith("alert")][:2]
     return "; ".join(reasons)
+
+
+def _hour(ts: float) -> str:
+    return moment(ts).strftime("%H:%MZ")
 
 
 def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], watch: Watch) -> dict[str, Any]:
