@@ -470,7 +470,8 @@ PAGES = [
 def test_commands_in_pages_exist_with_their_options(page: Path):
     known = dict(commands())
     for line in re.findall(r"^\$? ?(opt-ops .*)$|`(opt-ops [^`]*)`", page.read_text(), re.MULTILINE):
-        words = (line[0] or line[1]).split("#")[0].split()[1:]
+        unquoted = re.sub(r'"[^"]*"', '""', line[0] or line[1])  # what is quoted may be another command
+        words = unquoted.split("#")[0].split()[1:]
         if words[:1] and words[0].startswith(("-", "…")):
             continue
         name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), None)
