@@ -1,0 +1,66 @@
+"""The settings in which two lineages differ, by their trainers' own words: config.json of the newest attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chronicles.comparison.family import Family
+from opt_ops.core.names import attempt_folder
+from opt_ops.runfolder.files import read_json
+
+_OF_AN_ATTEMPT = frozenset({"v", "attempt", "host", "ts", "resume", "node", "pid"})
+"""What differs between any two attempts of one lineage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A setting that differs, with its value in each lineage; None: it has none there."""
+
+    key: str
+    values: tuple[Any, Any]
+
+
+def differences(pair: tuple[Family, Family]) -> list[Setting]:
+    """The settings that differ, by name. One that the file has twice, as in `schedule`, is listed once.
+
+    Raises:
+        OptOpsError: a config.json is damaged.
+    """
+    a, b = (_settings(each) for each in pair)
+    found = [
+        Setting(key=key, values=(a.get(key), b.get(key)))
+        for key in sorted({*a, *b}, key=lambda key: (not key.startswith("settings."), key))
+        if a.get(key) != b.get(key)
+    ]
+    seen: set[tuple[str, str]] = set()
+    once: list[Setting] = []
+    for each in found:
+        name = (each.key.rpartition(".")[2], repr(each.values))
+        if name not in seen:
+            once.append(each)
+        seen.add(name)
+    return once
+
+
+def _settings(of: Family) -> dict[str, Any]:
+    """As its newest attempt with a config.json says; before there is one, as it was asked for."""
+    state = of.own.state
+    for attempt in reversed(list(state.attempts)):
+        config = read_json(of.folder / attempt_folder(attempt) / "config.json")
+        if isinstance(config, Mapping):
+            return dict(_flat({key: value for key, value in config.items() if key not in _OF_AN_ATTEMPT}))
+    asked = state.lineage
+    if asked is None:
+        return {}
+    pairs = (each.partition("=") for each in asked.settings)
+    return {"recipe": asked.recipe, **{f"settings.{name}": value for name, _, value in pairs}}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
