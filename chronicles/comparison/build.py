@@ -114,28 +114,33 @@ class Comparison:
 def compare(a: Family, b: Family, rates: Rates | None = None, to: int | None = None) -> Comparison:
     """Compare two lineages, up to the step `to` if it is given."""
     rates = rates or Rates()
-    found = [settled(each) for each in (a, b)]
-    points = [[point for point in kept if to is None or point.step <= to] for kept, _ in found]
-    inherited = [sum(to is None or point.step <= to for point in kept[:count]) for kept, count in found]
+    points_a, inherited_a = _up_to(a, to)
+    points_b, inherited_b = _up_to(b, to)
     common = common_ancestor(a, b)
-    axis = "tokens" if _other_batches(*points) else "step"
-    after = common.step if common else 0
-    pairs = _by_tokens(*points, after) if axis == "tokens" else _by_step(*points, after)
+    axis = "tokens" if _other_batches(points_a, points_b) else "step"
+    pairs = (_by_tokens if axis == "tokens" else _by_step)(points_a, points_b, common.step if common else 0)
     names = (a.lineage, b.lineage)
     return Comparison(
         lineages=names,
         common=common,
         axis=axis,
         settings=differences((a, b)),
-        curves=(_curve(names[0], points[0], inherited[0]), _curve(names[1], points[1], inherited[1])),
+        curves=(_curve(names[0], points_a, inherited_a), _curve(names[1], points_b, inherited_b)),
         at=[pairs[i] for i in _spread(len(pairs), _PLACES)],
         verdict=_verdict(names, pairs[-_LAST:]),
         incidents=(_incidents(a), _incidents(b)),
         cost=(_cost(a.lineage, a.own, rates), _cost(b.lineage, b.own, rates)),
         currency=rates.currency,
-        points=(points[0], points[1]),
-        inherited=(inherited[0], inherited[1]),
+        points=(points_a, points_b),
+        inherited=(inherited_a, inherited_b),
     )
+
+
+def _up_to(of: Family, to: int | None) -> tuple[list[Point], int]:
+    """The settled steps up to a step, and how many of them are an ancestor's."""
+    points, inherited = settled(of)
+    kept = [point for point in points if to is None or point.step <= to]
+    return kept, min(inherited, len(kept))
 
 
 # ---- the same place on both curves

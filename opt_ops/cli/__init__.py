@@ -45,6 +45,7 @@ _NOUNS = {
 _VERBS = {
     "q": ("queue", "queue"),
     "events": ("run", "events"),
+    "compare": ("compare", "compare"),
     "ledger": ("ledger", "ledger"),
     "replay": ("replay", "replay"),
     "init": ("init", "init"),

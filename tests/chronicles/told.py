@@ -21,6 +21,7 @@ from opt_ops.core.values import (
     LrFactor,
     Optimizer,
     Outcome,
+    Parent,
     Readback,
     Schedule,
     Shape,
@@ -46,6 +47,8 @@ class Told:
         self.journal = Journal(folder / "journal")
         self.state = State()
         self.now = START
+        self.tokens: Callable[[int], int] = lambda step: step * 1024
+        """How many tokens were seen after a step."""
 
     @property
     def lineage(self) -> str:
@@ -63,7 +66,7 @@ class Told:
         self.journal = Journal(self.folder / "journal")
         self.see(e.DaemonStarted(host="head", pid=2, version="0.1.0", policy="p", blind_seconds=blind), seconds=blind)
 
-    def begin(self, author: str = "ann", settings: tuple[str, ...] = ()) -> Told:
+    def begin(self, author: str = "ann", settings: tuple[str, ...] = (), parent: Parent | None = None) -> Told:
         self.see(
             e.DaemonStarted(host="head", pid=1, version="0.1.0", policy="p", blind_seconds=None),
             e.LineageStarted(
@@ -73,6 +76,7 @@ class Told:
                 recipe="opt-tiny",
                 settings=settings,
                 shape=Shape(nodes=2, spares=1, ranks_per_node=1),
+                parent=parent,
             ),
         )
         return self
@@ -190,7 +194,7 @@ class Told:
             "finite": loss is not None,
             "step_seconds": self.step_seconds,
             "wps": 1000.0,
-            "tokens": step * 1024,
+            "tokens": self.tokens(step),
         }
 
     def save(self, run: str, step: int, healthy: bool = True, why: str = "") -> Checkpoint:

@@ -26,6 +26,7 @@ ARGUMENTS = {
     "ckpt list": ["12", "-o", "wide"],
     "ckpt prune": ["12", "--dry-run"],
     "ckpt verify": ["12", "100"],
+    "compare": ["12", "13"],
     "daemon status": [],
     "daemon stop": [],
     "daemon unit": ["systemd"],

@@ -27,6 +27,17 @@ _DIGITS = {"loss": 4, "valid": 4, "gnorm": 3, "lr": 5, "wps": 4, "nodes": 6}  # 
 
 def encode(record: LineageRecord, report: LineageReport, shown: Measured, placed: Sequence[IncidentMark]) -> str:
     """JSON for the script; empty without curves. docs/formats.md has its keys."""
+    return encode_lines([run.run for run in report.runs], list(_attempts(record, report)), shown, placed)
+
+
+def encode_lines(
+    names: Sequence[str],
+    attempts: Sequence[Sequence[Any]],
+    shown: Measured,
+    placed: Sequence[IncidentMark],
+    beside: str = "",
+) -> str:
+    """The same for any lines, each of one of `names`; `beside` is what the axis counts where all names are read out."""
     if not shown.curves:
         return ""
     named = [mark.step for mark in placed if mark.named]
@@ -34,13 +45,15 @@ def encode(record: LineageRecord, report: LineageReport, shown: Measured, placed
     found: dict[str, Any] = {
         "first": first,
         "last": last,
-        "runs": [slug(run.run) for run in report.runs],
+        "runs": [slug(name) for name in names],
         "colors": RUN_COLORS,
-        "attempts": list(_attempts(record, report)),
+        "attempts": attempts,
         "marks": [[slug(mark.incident), mark.step, mark.resumed, int(mark.quiet)] for mark in placed],
         "healthy": None if shown.healthy_wps is None else _number(shown.healthy_wps, 4),
         "lines": {measure: list(_lines(measure, drawn, named)) for measure, drawn in shown.curves.items()},
     }
+    if beside:
+        found["beside"] = beside
     return json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -102,17 +102,17 @@ def _healthy(record: LineageRecord, report: LineageReport) -> float | None:
     return newest.wps * newest.step_seconds / step if newest and step else None
 
 
-def draw(shown: Measured, placed: Sequence[IncidentMark]) -> list[str]:
-    """The drawing in each of `SIZES`; none before there is any telemetry."""
+def draw(shown: Measured, placed: Sequence[IncidentMark], axis: str = "step") -> list[str]:
+    """The drawing in each of `SIZES`; none before there is any telemetry. `axis` is written below the lowest panel."""
     drawings: list[str] = []
     curves = shown.curves or {}
     for size in SIZES if curves else ():  # each from the one before: what was thinned once is quickly thinned again
         curves = {measure: thinned(drawn, size.points) for measure, drawn in curves.items()}
-        drawings.append(_draw(Measured(curves=curves, healthy_wps=shown.healthy_wps), placed, size))
+        drawings.append(_draw(Measured(curves=curves, healthy_wps=shown.healthy_wps), placed, size, axis))
     return drawings
 
 
-def _draw(shown: Measured, placed: Sequence[IncidentMark], size: Size) -> str:
+def _draw(shown: Measured, placed: Sequence[IncidentMark], size: Size, axis: str) -> str:
     low, high = extent(shown.curves)
     x = Scale(low=low, high=high, pixels=size.width - size.left - size.right)
     named = [mark for mark in placed if mark.named]
@@ -132,7 +132,7 @@ def _draw(shown: Measured, placed: Sequence[IncidentMark], size: Size) -> str:
             parts += [f'<g transform="translate(0 {tall + 4})">', *_ticks(placed, x), "</g>"]
             top += _TICKS
         parts.append("</g>")
-    parts += [f'<g class="steps" transform="translate({size.left} {top})">', *_step_labels(x, size), "</g>"]
+    parts += [f'<g class="steps" transform="translate({size.left} {top})">', *_step_labels(x, size, axis), "</g>"]
     box = f'viewBox="0 0 {size.width} {top + _FOOT}" data-left="{size.left}" data-inner="{_n(x.pixels)}"'
     ends = f'data-first="{_n(low)}" data-last="{_n(high)}" data-strip="{strip}"'
     return f'<svg class="curves {size.name} plot" {box} {ends} role="img" aria-label="{_LABEL}">{"".join(parts)}</svg>'
@@ -164,10 +164,10 @@ def _ticks(placed: Sequence[IncidentMark], x: Scale) -> Iterator[str]:
             yield f'<a href="#{slug(mark.incident)}"><path class="{name}" d="{at}"/>{hit}</a>'
 
 
-def _step_labels(x: Scale, size: Size) -> Iterator[str]:
+def _step_labels(x: Scale, size: Size, axis: str) -> Iterator[str]:
     for step in x.ticks(max(4, size.width // 100), (1, 2, 2.5, 5), whole=True):
         yield f'<text x="{_n(x(step))}" y="17" text-anchor="middle">{step:,.0f}</text>'
-    yield f'<text x="{_n(x.pixels / 2)}" y="33" text-anchor="middle">step</text>'
+    yield f'<text x="{_n(x.pixels / 2)}" y="33" text-anchor="middle">{axis}</text>'
 
 
 # ---- a panel -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,10 @@ class Drawn:
 def logbook(report: LineageReport, front: FrontPage, story: Story, drawn: Drawn) -> str:
     """The page of a lineage: its front page, its story with the entries of its log, and its curves."""
     known = frozenset(row.incident for row in report.incidents)
-    environment = _environment(report, known)
+    environment = page_environment({run.run: place for place, run in enumerate(report.runs)}, known)
     rows = log(story, report.ended is not None, drawn.axis)
-    css = _text("logbook.css")
-    scripts = {name: _text(f"{name}.js") for name in _SCRIPTS}
-    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts.values())
+    css = page_part("logbook.css")
+    scripts = {name: page_part(f"{name}.js") for name in _SCRIPTS}
     return environment.get_template("logbook.html").render(
         report=report,
         front=front,
@@ -65,15 +64,20 @@ def logbook(report: LineageReport, front: FrontPage, story: Story, drawn: Drawn)
         places=_places(report, front, story, bool(drawn.figures)),
         css=Markup(css),  # noqa: S704  (ours)
         scripts={name: Markup(script) for name, script in scripts.items()},  # noqa: S704  (ours)
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes}",
+        policy=policy(scripts.values()),
         curves=[Markup(svg) for svg in drawn.figures],  # noqa: S704  (numbers and names of incidents)
         data=Markup(drawn.data),  # noqa: S704  (numbers and names of incidents)
         keys=drawn.keys,
     )
 
 
-def _environment(report: LineageReport, known: frozenset[str]) -> Environment:
-    runs = {run.run: place for place, run in enumerate(report.runs)}
+def page_environment(runs: Mapping[str, int], known: frozenset[str] = frozenset()) -> Environment:
+    """The templates, with what they write numbers and names by.
+
+    Args:
+        runs: the place of each run among the colours.
+        known: the incidents to which a name in a sentence is a link.
+    """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -101,12 +105,16 @@ def _environment(report: LineageReport, known: frozenset[str]) -> Environment:
     return environment
 
 
-def _text(name: str) -> str:
+def page_part(name: str) -> str:
+    """A style sheet or a script of the pages."""
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def policy(scripts: Iterable[str]) -> str:
+    """The policy of a page with these scripts: no network, no other script."""
+    digests = (base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}"
 
 
 def _paragraphs(story: Story, phases: Sequence[str]) -> list[tuple[Paragraph, str, str]]:

@@ -2,6 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("curve-data").textContent);
   const figure = document.getElementById("chart"), readout = document.getElementById("readout");
+  const axis = data.beside ?? "step";
   const NS = "http://www.w3.org/2000/svg", LOG = "gnorm";
   const NAMES = { loss: "loss", valid: "validation loss", gnorm: "gradient norm", lr: "learning rate", wps: "tokens/s", nodes: "nodes" };
   const sums = (steps) => { let at = 0; return steps.map((step) => (at += step)); };
@@ -44,10 +45,15 @@
   }
 
   function values(step) {
-    const found = [["step", thousands(step)]];
+    const found = [[axis, thousands(step)]];
     const attempt = covering(attempts, step);
     if (attempt) found.push(["time", `${moment(attempt, step)} UTC`], ["run", data.runs[attempt.run]]);
     for (const [name, all] of Object.entries(lines)) {
+      if (data.beside) { // two lineages: the value of each
+        for (const line of all.filter((each) => each.steps[0] <= step && each.steps.at(-1) >= step))
+          found.push([`${NAMES[name]} of ${data.runs[line.run]}`, written[name](line.values[nearest(line, step)])]);
+        continue;
+      }
       const line = covering(all, step);
       if (name === "nodes") { if (attempt?.nodes) found.push(["nodes", attempt.nodes]); }
       else if (line) found.push([NAMES[name], written[name](line.values[nearest(line, step)])]);
@@ -76,7 +82,7 @@
       chart.cursor.toggleAttribute("hidden", at === null);
       if (at !== null) chart.draw(at);
     }
-    const told = at === null ? [["step", `${thousands(range[0])} to ${thousands(range[1])}`]] : values(at);
+    const told = at === null ? [[axis, `${thousands(range[0])} to ${thousands(range[1])}`]] : values(at);
     readout.replaceChildren(...told.map(([name, value]) => {
       const part = document.createElement("span"), label = document.createElement("i");
       label.textContent = name;
