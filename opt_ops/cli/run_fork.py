@@ -289,7 +289,7 @@ def _start(origin: Checkpoint, arguments: Mapping[str, Any], options: RequestOpt
     except OSError as error:
         say(f"  note: {path} may be thinned out before the new lineage has begun: {error.strerror}", options.quiet)
     try:
-        start_lineage(folder, arguments, options, look="run show")
+        start_lineage(folder, arguments, options, look="watch")
     except (Refused, OSError, ValueError):
         if not any((folder / "inbox").glob("*")):
             unpin(path, holder)

@@ -127,7 +127,7 @@ def start(
         return
     if init_from and (remark := keep(init_from.absolute())):
         say(f"  note: {remark}", options.quiet)
-    start_lineage(lineages.create(settings.config.runs, settings.config.group), arguments, options, look="run show")
+    start_lineage(lineages.create(settings.config.runs, settings.config.group), arguments, options, look="watch")
 
 
 @run.app.command()
@@ -238,7 +238,7 @@ def shadow(
         "shape": {"nodes": 1, "spares": 0, "ranks_per_node": 1},
         "driver": "shadow",
     }
-    start_lineage(lineage, arguments, options, look="run explain")
+    start_lineage(lineage, arguments, options, look="explain")
 
 
 def start_lineage(folder: Path, arguments: Mapping[str, Any], options: RequestOptions, *, look: str) -> None:

@@ -79,7 +79,7 @@ def _cost(incident: IncidentReport) -> str:
     parts = [
         *([f"{steps:,} step{'' if steps == 1 else 's'} discarded"] if steps else []),
         *([f"{duration(seconds)} of downtime"] if seconds else []),
-        *([f"{hours:.1f} node-hours"] if hours else []),
+        *([f"{hours:.1f} node-hours"] if hours and hours >= 0.05 else []),
     ]
     return ", ".join(parts) or "nothing: no step and no downtime"
 
