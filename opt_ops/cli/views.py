@@ -290,7 +290,7 @@ class EventRows:
 
     def __init__(self) -> None:
         self.seq = 0
-        self._state: State | None = State()
+        self.state: State | None = State()
 
     def of(self, entries: Iterable[Entry], wanted: Callable[[Entry], bool]) -> list[dict[str, Any]]:
         """The rows of the entries that are wanted. Entries that were given before are passed over."""
@@ -300,11 +300,11 @@ class EventRows:
                 continue
             self.seq = entry.seq
             if wanted(entry):
-                rows.append(event_row(entry, self._state))
+                rows.append(event_row(entry, self.state))
             try:
-                self._state = fold(self._state, entry) if self._state is not None else None
+                self.state = fold(self.state, entry) if self.state is not None else None
             except IllegalTransition:  # a journal of another version: told without the state, never not at all
-                self._state = None
+                self.state = None
         return rows
 
 

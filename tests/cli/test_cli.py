@@ -636,7 +636,7 @@ def test_doctor_looks_at_journals_clocks_and_servers(site: Path, tmp_path: Path)
 
 
 def test_a_sparkline_keeps_peaks_and_shows_what_is_not_finite():
-    from opt_ops.cli.run_watch import sparkline
+    from opt_ops.cli.text_curve import sparkline
 
     assert sparkline([1.0] * 50 + [9.0] + [1.0] * 49, 10) == "▁▁▁▁▁█▁▁▁▁"
     assert sparkline([1.0, None, 2.0], 10) == "▁×█"
