@@ -10,6 +10,7 @@ writes PNG files into docs/images. It needs Chromium; CHROMIUM names another one
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -88,11 +89,21 @@ def mlflow_pictures(browser: Any, address: str, lineage: str) -> None:
     page.goto(f"{address}/{run}?{training}")
     page.get_by_text("settled/loss").first.wait_for()
     page.get_by_text("About this run").wait_for()
+    for close in page.get_by_role("button", name="Close").all():  # of what MLflow advertises
+        close.click()
     page.screenshot(path=TARGET / "mlflow-lineage.png")
     page.goto(f"{address}/{run}/artifacts/chronicle/logbook.html?{training}")
     page.frame_locator("iframe").locator("h1").wait_for()
     page.screenshot(path=TARGET / "mlflow-logbook.png")
     page.close()
+
+
+def _rollback(folder: Path) -> str:
+    """The first rollback of a lineage; else its first incident."""
+    rows = json.loads((folder / "chronicle" / "report.json").read_text())["incidents"]
+    return next(
+        (row["incident"] for row in rows if row["action"] == "rollback"), rows[0]["incident"] if rows else "log"
+    )
 
 
 def main() -> None:
@@ -110,9 +121,9 @@ def main() -> None:
         chromium = os.environ.get("CHROMIUM", "/usr/bin/chromium")
         browser = play.chromium.launch(executable_path=chromium, args=_FLAGS)
         picture(browser, page, "logbook.png", 1280, 1180)
-        picture(browser, page, "logbook-dark.png", 1280, 1180, "dark")
         picture(browser, EXAMPLE.as_uri(), "logbook-175b.png", 1280, 1180)
-        picture(browser, EXAMPLE.as_uri(), "logbook-phone.png", 390, 844)
+        rollback = page + "#" + _rollback(folder)
+        picture(browser, rollback, "logbook-phone.png", 390, 844, "dark")
         if not given.no_mlflow:
             store = f"sqlite:///{runs / 'mlflow.db'}"
             sync(folder, store, "opt-ops")

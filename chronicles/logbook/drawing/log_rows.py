@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ class LogRow:
     """An entry of the log."""
 
     told: StoryEntry
+    title: str  # without the drill, which stands beside it
     stamp: str
     kinds: Sequence[str]
     entries: Sequence[LogEntry]  # the evidence
@@ -100,10 +102,12 @@ def _row(told: StoryEntry, at: str, thoughts: Mapping[str, list[Afterthought]], 
     entries = sorted(told.entries, key=lambda entry: entry.ts)
     single = entries[0] if len(entries) == 1 else None
     drills = dict.fromkeys(entry.drill for entry in entries if entry.drill)
+    drill = " ".join(drills) if drills and all(entry.drill for entry in entries) else ""
     back = (entry for entry in entries if entry.incident and entry.incident.action == Action.ROLLBACK)
     shown = next(back, None) if told.large else None
     return LogRow(
         told=told,
+        title=re.sub(r"^DRILL d\d+: ", "", told.title) if drill else told.title,
         stamp=f"{at} UTC" if single else _span(at, told.end - told.begin, told.end),
         kinds=told.kinds or ("routine",),
         entries=entries,
@@ -112,7 +116,7 @@ def _row(told: StoryEntry, at: str, thoughts: Mapping[str, list[Afterthought]], 
         closeup=shown.closeup if shown else "",
         incident=shown.incident if shown and shown.closeup else None,
         zoom=axis.around(told) if told.large and told.entries else None,
-        drill=" ".join(drills) if drills and all(entry.drill for entry in entries) else "",
+        drill=drill,
     )
 
 
