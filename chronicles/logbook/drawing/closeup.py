@@ -76,7 +76,7 @@ class Closeups:
             return _svg(lines, first, last, stopped, _Picture())
         onset = row.onset_step if row.onset_step is not None else stopped
         arrow = min(max(onset, first), last)
-        return _svg(lines, first, last, arrow, _Picture(width=560, height=150, arrow=True, peaks=True))
+        return _svg(lines, first, last, arrow, _Picture(width=520, height=150, arrow=True, peaks=True))
 
     def _lines(self, curve: AttemptCurve, first: int, last: int, hit: bool) -> Iterator[_Line]:
         """The kept updates of an attempt in the window; of the attempt that was hit, also the discarded ones."""
@@ -120,7 +120,8 @@ def _svg(lines: Sequence[_Line], first: int, last: int, marked: int, picture: _P
 
     base = height - _FOOT
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    parts = [f'<svg class="closeup" {size} role="img" aria-label="Loss from step {first} to {last}">']
+    name = "closeup back" if picture.arrow else "closeup"
+    parts = [f'<svg class="{name}" {size} role="img" aria-label="Loss from step {first} to {last}">']
     parts.append(f'<path class="axis" d="M{_LEFT} {base}H{width - _RIGHT}"/>')
     heights = (low + room, high - room)
     parts += [f'<text x="{_LEFT - 6}" y="{y(v)}" dy="4" text-anchor="end">{v:.3g}</text>' for v in heights]

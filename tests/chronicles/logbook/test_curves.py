@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronicles.logbook.drawing import figure
+from chronicles.logbook.drawing import curve_data, figure
 from chronicles.logbook.drawing.curves import curve, thin, thinned
 from chronicles.logbook.drawing.marks import marks
 from chronicles.logbook.drawing.scale import Scale
+from chronicles.logbook.entries.build import entries
+from chronicles.logbook.story.build import story
 from chronicles.record import LineageRecord, load
 from chronicles.report.build import build
 from tests.chronicles.record import LINEAGE
@@ -69,20 +72,51 @@ def test_a_loss_that_is_not_finite_is_a_gap(told: Told):
 
 
 def test_a_long_curve_is_drawn_in_few_points(told: Told):
-    told.steps = 30_000
+    told.steps = 15_000
     told.begin().plan("12.00").hold().launch("12.00-a0")
-    told.train("12.00-a0", 1, 30_000, loss=lambda step: 90.0 if step == 12_345 else falling(step))
+    told.train("12.00-a0", 1, 15_000, loss=lambda step: 90.0 if step == 12_345 else falling(step))
     record = load(told.folder)
     drawn = thinned(curve(record, "loss"), 2000)
     assert sum(len(line.steps) for line in drawn.lines) <= 2000
     assert max(max(line.values) for line in drawn.lines) == 90.0
     assert sum(map(len, drawn_of(record))) < 300_000
+    told.incident("hang", "x", "12.00-a0", 15_000)
+    record = load(told.folder)
+    report = build(record)
+    data = json.loads(curve_data.encode(record, report, figure.measured(record, report), marks(report)))
+    ((run, kept, differences, values),) = data["lines"]["loss"]
+    steps = list(accumulate(differences))
+    assert (run, kept, len(steps) <= 2 * curve_data.BUCKETS + 601) == (0, 1, True)
+    assert values[steps.index(12_345)] == 90.0, "a peak is kept"
+    assert set(range(14_700, 15_001)) <= set(steps), "near a named incident there is every step"
+    assert (data["first"], data["last"], data["marks"]) == (1, 15_000, [["12-i000", 15_000, None, 0]])
+    ((_, nodes, differences, times),) = data["attempts"]
+    assert (nodes, sum(differences), len(times)) == (2, 15_000, len(differences))
 
 
 def test_marks_are_where_training_stopped(told: Told):
     record = load(spiked(told).folder)
     (mark,) = marks(build(record))
     assert (mark.incident, mark.step, mark.resumed, mark.quiet) == ("12-i000", 200, 100, False)
+
+
+def test_of_many_incidents_the_dearest_one_of_each_large_entry_is_named(told: Told):
+    told.steps = 3000
+    told.begin().plan("12.00").hold().launch("12.00-a0")
+    for step in range(1, 30 * 45, 30):
+        told.train("12.00-a0", step, step + 29)
+        told.incident("hang", "x", "12.00-a0", step + 29)
+    record = load(told.folder)
+    report = build(record)
+    shown = story(record, report, entries(record, report))
+    large = tuple(replace(entry, large=entry.members[0] in ("12-i003", "12-i007")) for entry in shown.entries)
+    placed = marks(report, replace(shown, entries=large))
+    assert len(placed) == 45
+    assert all(mark.incident not in ("12-i000", "12-i044") or not mark.named for mark in placed)
+    svg = figure.draw(figure.measured(record, report), placed)[0]
+    assert svg.count('class="tick"') == sum(not mark.named for mark in placed) > 40
+    assert svg.count('class="hit"') == svg.count('class="tick"')
+    assert "12-i000: Hang after step 30" in svg
 
 
 def test_drawings_have_no_ids_no_colors_and_no_styles_of_their_own(told: Told):
