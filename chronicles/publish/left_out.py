@@ -28,6 +28,7 @@ class LeftOut:
         self.found: Counter[str] = Counter()  # by sort: notes, reasons, log lines
         self.texts: dict[str, str] = {}  # in one line each → what stands in its place
         self._beginnings: dict[str, list[str]] = {}
+        self._any: re.Pattern[str] | None = None  # that any of the texts may begin in a text
 
     def take(self, sort: str, text: str) -> str:
         """Leave a text out: what stands in its place."""
@@ -38,16 +39,25 @@ class LeftOut:
         instead = _instead(sort, one_line)
         if one_line not in self.texts:
             self.texts[one_line] = instead
-            self._beginnings.setdefault(one_line[:_PIECE], []).append(one_line)
+            self._beginnings.setdefault(one_line[:_PIECE].strip(), []).append(one_line)
+            self._any = None
         return instead
 
     def without_copies(self, text: str) -> str:
         """The text without pieces of what is left out."""
-        for beginning, originals in self._beginnings.items():
-            if beginning in text or " " in beginning:
-                for original in originals:
-                    text = _without(text, original, self.texts[original])
+        if self._any is None:
+            patterns = [*map(_spaced, sorted(self._beginnings, key=len, reverse=True))]
+            self._any = re.compile("|".join(patterns) or r"(?!)")
+        found = {" ".join(each.split()) for each in self._any.findall(text)}
+        for beginning in sorted(found, key=lambda each: (-len(each), each)):
+            for original in self._beginnings.get(beginning, ()):
+                text = _without(text, original, self.texts[original])
         return text
+
+
+def _spaced(text: str) -> str:
+    """A pattern for a text in which any white space may stand for a blank."""
+    return r"\s+".join(map(re.escape, text.split(" ")))
 
 
 def _instead(sort: str, text: str) -> str:
@@ -65,10 +75,9 @@ def _without(text: str, original: str, instead: str) -> str:
         quoted = text.replace(f"“{original}”", f"“{instead}”")
         end = f": {original}"
         return f"{quoted[: -len(original)]}{instead}" if quoted.endswith(end) else quoted
-    pattern = r"\s+".join(map(re.escape, original[:_PIECE].split(" ")))
-    at = 0
-    while found := re.compile(pattern).search(text, at):
-        end, whole = _end_of_copy(text, found.end(), original[_PIECE:])
+    beginning, at = re.compile(_spaced(original[:_PIECE].strip())), 0
+    while found := beginning.search(text, at):
+        end, whole = _end_of_copy(text, found.end(), original[len(original[:_PIECE].strip()) :])
         if whole or len(text[found.start() : end].split()) >= _WORDS:
             text = f"{text[: found.start()]}{instead}{text[end:]}"
             end = found.start() + len(instead)

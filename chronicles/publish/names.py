@@ -30,6 +30,8 @@ _STEMS: Mapping[str, tuple[str, ...]] = {
     "own": ("replaced-",),  # by --replace without a text of its own
 }
 SORTS = tuple(_STEMS)
+_TYPED = ("nodes", "people", "partitions", "accounts", "hosts", "gpus", "environment")
+"""Sorts that fields of the journal and the configuration tell of: no pattern finds them in a text."""
 _PADDED = {"nodes": 3, "gpus": 3}  # digits
 _NUMBERED_NODE = re.compile(r"(.*[A-Za-z].*?)(\d+)")
 _SERIAL = 8  # digits: a shorter number is too common to be replaced wherever it stands
@@ -42,18 +44,24 @@ class Names:
     def __init__(self, lineage: str, known: Mapping[str, Mapping[str, str]] | None = None) -> None:
         self._lineage = lineage
         self.table: dict[str, dict[str, str]] = {sort: dict((known or {}).get(sort, {})) for sort in SORTS}
-        self.used: dict[str, set[str]] = {sort: set() for sort in SORTS}
+        self.used: dict[str, set[str]] = {sort: set() for sort in SORTS}  # by sort: names that were given
         self.kept: set[str] = set()
         self._same: dict[str, str] = {}  # in lower case: every original and its replacement
-        for names in self.table.values():
+        self._sorts: dict[str, str] = {}  # by name: the sort that it belongs to
+        for sort, names in self.table.items():
             self._same |= {original.lower(): name for original, name in names.items()}
+            for name in names.values():
+                self._sorts.setdefault(name, sort)
+        self._next: dict[str, int] = {}
+        self._stems = {sort: stems[0] for sort, stems in _STEMS.items()}
+        self._done: dict[str, str] = {}  # texts that were replaced before: most texts of a journal come again
         self._regex: re.Pattern[str] | None = None
         self._replace: list[tuple[re.Pattern[str], str]] = []
 
     def keep(self, original: str) -> None:
         """Leave this original as it is, whatever pattern it matches."""
         self.kept.add(original)
-        self._regex = None
+        self._forget()
 
     def replace(self, rules: Iterable[tuple[re.Pattern[str], str]]) -> None:
         """Further rules, (pattern, text), which come before all others."""
@@ -65,28 +73,47 @@ class Names:
             return original
         if sort == "hosts" and original.partition(".")[0] in self.kept:
             return self._host(original)
-        if original.lower() in self._same:
-            self._note(original)
-        else:
-            self.used[sort].add(original)
-            name = self._same.get(like.lower()) if like else None
-            self.table[sort][original] = name or self._new(sort)
-            self._same[original.lower()] = self.table[sort][original]
-            self._regex = None
-        return self._same[original.lower()]
+        key = original.lower()
+        if key not in self._same:
+            name = (self._same.get(like.lower()) if like else None) or self._new(sort)
+            self.table[sort][original] = self._same[key] = name
+            self._sorts.setdefault(name, sort)
+            if sort in _TYPED:
+                self._forget()
+        return self._given(self._same[key])
+
+    def _given(self, name: str) -> str:
+        self.used[self._sorts.get(name, "own")].add(name)
+        return name
+
+    def _forget(self) -> None:
+        self._regex = None
+        self._done.clear()
 
     def _new(self, sort: str) -> str:
-        known = {name for names in self.table.values() for name in names.values()}
-        originals = {original for names in self.table.values() for original in names} | self.kept
-        stems = [stem for stem in _STEMS[sort] if not any(each.lower().startswith(stem) for each in originals)]
-        stem = (stems or [_STEMS[sort][-1]])[0]
-        return next(name for number in count(1) if (name := f"{stem}{_number(sort, number)}") not in known)
+        first = self._next.get(sort, 1)
+        stem = self._stems[sort]
+        number = next(each for each in count(first) if f"{stem}{_number(sort, each)}" not in self._sorts)
+        self._next[sort] = number + 1
+        return f"{stem}{_number(sort, number)}"
+
+    def expect(self, originals: Iterable[str]) -> None:
+        """Choose how the names of each sort begin: as none of these originals does."""
+        known = [each.lower() for each in (*originals, *self._same, *self.kept)]
+        for sort, stems in _STEMS.items():
+            alike = (re.compile(rf"{stem}(?:\d+|[a-z]{{1,3}})") for stem in stems)
+            free = [stem for stem, each in zip(stems, alike, strict=True) if not any(map(each.fullmatch, known))]
+            self._stems[sort] = (free or [*stems])[0]
 
     def apply(self, text: str) -> str:
         """The text with every original replaced."""
-        for pattern, instead in self._replace:
-            text = pattern.sub(lambda found, instead=instead: self._own(found, instead), text)
-        return self._compiled().sub(self._replacement, text)
+        if text not in self._done:
+            replaced = text
+            for pattern, instead in self._replace:
+                replaced = pattern.sub(lambda found, instead=instead: self._own(found, instead), replaced)
+            replaced = self._compiled().sub(self._replacement, replaced)
+            self._done[text] = replaced
+        return self._done[text]
 
     def apply_jobs(self, text: str) -> str:
         """A text about jobs with every known job replaced. Most jobs are numbers, which other texts may have, too."""
@@ -99,15 +126,14 @@ class Names:
     def _own(self, found: re.Match[str], instead: str) -> str:
         if not found[0]:
             return ""
-        self.used["own"].add(found[0])
         self.table["own"][found[0]] = found.expand(instead)
+        self.used["own"].add(found[0])
         return self.table["own"][found[0]]
 
     def _compiled(self) -> re.Pattern[str]:
         """One pattern for everything: what is replaced once is not read again."""
         if self._regex is None:
-            sorts = (sort for sort in SORTS if sort not in ("jobs", "own"))
-            plain = [each for sort in sorts for each in self.table[sort] if len(each) >= _SERIAL or not each.isdigit()]
+            plain = [each for sort in _TYPED for each in self.table[sort] if len(each) >= _SERIAL or not each.isdigit()]
             stays = [own_names(self._lineage), *([alone("|".join(_alternatives(self.kept)))] if self.kept else [])]
             parts = [f"(?P<stays>{'|'.join(stays)})(?!\\.\\w)"]
             parts += [f"(?P<p{number}_{sort}>{pattern})" for number, (sort, pattern) in enumerate(PATTERNS)]
@@ -133,8 +159,7 @@ class Names:
             name = self._same.get(text.lower())
             if name is None or (len(text) < _SHORT and not self._exactly(text)):
                 return text
-            self._note(text)
-            return name
+            return self._given(name)
         if group == "sibling":
             return self.add("nodes", text)
         return self._by_pattern(group.partition("_")[2], text)
@@ -142,14 +167,9 @@ class Names:
     def _exactly(self, text: str) -> bool:
         return any(text in names for names in self.table.values())
 
-    def _note(self, text: str) -> None:
-        for sort, names in self.table.items():
-            self.used[sort] |= {each for each in names if each.lower() == text.lower()}
-
     def _by_pattern(self, sort: str, text: str) -> str:
         if text.lower() in self._same:
-            self._note(text)
-            return self._same[text.lower()]
+            return self._given(self._same[text.lower()])
         if sort == "paths":
             return self._path(text)
         if sort == "addresses" and NO_ADDRESS.fullmatch(text):
@@ -175,11 +195,7 @@ class Names:
 
     def counts(self) -> dict[str, int]:
         """How many originals of each sort were replaced, without sorts that had none."""
-        return {
-            sort: len({self._same.get(each.lower(), each) for each in found})
-            for sort, found in self.used.items()
-            if found
-        }
+        return {sort: len(found) for sort, found in self.used.items() if found}
 
 
 def alone(alternatives: str) -> str:

@@ -47,11 +47,11 @@ class Redaction:
     def __init__(self, record: LineageRecord, names: Names, wishes: Wishes, site: Iterable[tuple[str, str]]) -> None:
         self.names, self.left, self._wishes = names, LeftOut(), wishes
         self._entries = [(entry, self._without_words(encode(entry.event))) for entry in record.entries]
-        for _, fields in self._entries:
-            for sort, original, like in _typed(fields):
-                self._add(sort, original, like)
-        for sort, original in site:
-            self._add(sort, original)
+        originals = [each for _, fields in self._entries for each in _typed(fields)]
+        originals += [(sort, original, "") for sort, original in site]
+        names.expect(original for _, original, _ in originals)
+        for each in dict.fromkeys(originals):
+            self._add(*each)
         self.record = self._redacted(record)
 
     def _without_words(self, fields: dict[str, Any]) -> dict[str, Any]:

@@ -224,6 +224,14 @@ def test_the_check_reads_every_way_of_writing(tmp_path: Path, name: str, text: s
     assert not list(leaks([file], {"nodes": ["fal_con-1"]}, ["node-001"], "12"))
 
 
+def test_names_that_look_as_ours_get_others(tmp_path: Path):
+    told = Told(tmp_path / "12").begin(author="person-A").plan("12.00").hold("node-001", "node-002")
+    Publication(tmp_path / "12", load(told.folder), Wishes()).write(tmp_path / "public")
+    text = text_of(tmp_path / "public")
+    assert ("operator-A" in text, "machine-001" in text) == (True, True)
+    assert re.search(r"(?<!batch-)person-A|node-00[12]", text) is None
+
+
 def test_a_person_called_as_a_word_of_ours_hinders_nobody(tmp_path: Path):
     record = load(Told(tmp_path / "12").begin(author="will").plan("12.00").hold().folder)
     Publication(tmp_path / "12", record, Wishes()).write(tmp_path / "public")
