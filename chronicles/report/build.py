@@ -33,8 +33,14 @@ from opt_ops.core.state.queries import lr_scale
 from opt_ops.core.values import AllocationStatus
 
 
-def build(record: LineageRecord, rates: Rates | None = None) -> LineageReport:
-    """The report of a lineage. `rates` are the site's figures for the ledger."""
+def build(record: LineageRecord, rates: Rates | None = None, *, lemons: bool = True) -> LineageReport:
+    """The report of a lineage.
+
+    Args:
+        record: What is known of it.
+        rates: The site's figures for the ledger.
+        lemons: Also find the worst nodes: most of the time, which `opt-ops run explain` does not take.
+    """
     state, ledger = record.state, summarize(record, rates)
     known = incidents(record, ledger)
     curves = {curve.attempt: curve for curve in record.curves}
@@ -62,7 +68,9 @@ def build(record: LineageRecord, rates: Rates | None = None) -> LineageReport:
         attempts=_attempts(record, curves),
         allocations=_allocations(record),
         nodes=tuple(map(_node, state.nodes.values())),
-        lemon_nodes=tuple(lemon_nodes(record, {each.incident: each.node_hours_lost for each in known})),
+        lemon_nodes=tuple(lemon_nodes(record, {each.incident: each.node_hours_lost for each in known}))
+        if lemons
+        else (),
         drills=_drills(state),
         operator_requests=tuple(operator_requests(record)),
         halts=tuple(halts(record)),

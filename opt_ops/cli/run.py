@@ -176,7 +176,7 @@ def explain(identifier: IdArgument, output: FormatOption = Format.TABLE) -> None
     record = load(path, telemetry=False)
     require_known(identifier, Lineage(path, record.state))
     first_weights = record.state.lineage.init_from if record.state.lineage else None
-    report = build(record)
+    report = build(record, lemons=False)
     concerned = [incident for incident in report.incidents if views.concerns(incident, identifier)]
     thoughts = afterthoughts(record, report)
     if output in (Format.JSON, Format.JSONL):
