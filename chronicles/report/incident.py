@@ -12,6 +12,7 @@ from chronicles.ledger.summary import LedgerSummary, node_hours_lost, summarize
 from chronicles.operators import notified_at
 from chronicles.record import LineageRecord, Moment, moment
 from chronicles.report.model import AfterthoughtReport, IncidentReport, ProbeReport, StacksReport
+from chronicles.report.proposal import ProposalReport
 from chronicles.wording import duration
 from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline, with_settings
@@ -76,7 +77,7 @@ def _incident(state: State, incident: Incident, curve: AttemptCurve | None, **kn
         opened=Moment(incident.opened_at),
         closed=moment(incident.closed_at),
         evidence=incident.evidence,
-        step_failed=_step_failed(incident, curve),
+        step_failed=_step_at(curve, incident.at, incident.step_failed),
         onset_step=incident.onset_step,
         last_step=hit.last_step if hit and hit.outcome and following else None,
         step_resumed=incident.step_resumed,
@@ -108,6 +109,7 @@ def _incident(state: State, incident: Incident, curve: AttemptCurve | None, **kn
         confidence_why=basis,
         causes=incident.causes,
         probes=tuple(_probes(incident)),
+        proposals=tuple(_proposals(incident, curve)),
         for_cause=decision.cause if decision else None,
         remedy=remedy(decision),
         refused_step=decision.refuses.step if decision and decision.refuses else None,
@@ -150,19 +152,38 @@ def _probes(incident: Incident) -> Iterator[ProbeReport]:
         )
 
 
+def _proposals(incident: Incident, curve: AttemptCurve | None) -> Iterator[ProposalReport]:
+    for each in incident.proposals:
+        made, answer = each.made, each.answer
+        begins, ends = _step_at(curve, each.at, made.step), None
+        if answer is not None and each.answered_at is not None:
+            ends = _step_at(curve, each.answered_at, answer.step)
+        yield ProposalReport(
+            proposal=each.name,
+            made=Moment(each.at),
+            deadline=Moment(made.deadline),
+            default=made.default,
+            status=each.status,
+            answered=moment(each.answered_at),
+            author=answer.author if answer else None,
+            reason=answer.reason if answer else "",
+            steps_waited=max(0, ends - begins) if begins is not None and ends is not None else None,
+        )
+
+
+def _step_at(curve: AttemptCurve | None, at: float, journaled: int | None) -> int | None:
+    """The newest update at a time. The journal alone lags behind by up to a minute of training."""
+    times = [point.ts for point in curve.points] if curve else []
+    seen = bisect_right(times, at)
+    by_telemetry = curve.points[seen - 1].step if curve and seen else None
+    return max((step for step in (journaled, by_telemetry) if step is not None), default=None)
+
+
 def _stacks(incident: Incident) -> StacksReport | None:
     taken = incident.stacks
     if taken is None:
         return None
     return StacksReport(odd=taken.odd, silent=taken.silent, nodes=taken.nodes, groups=taken.groups)
-
-
-def _step_failed(incident: Incident, curve: AttemptCurve | None) -> int | None:
-    """The newest update at the first evidence. The journal alone lags behind by up to a minute of training."""
-    times = [point.ts for point in curve.points] if curve else []
-    seen = bisect_right(times, incident.at)
-    by_telemetry = curve.points[seen - 1].step if curve and seen else None
-    return max((step for step in (incident.step_failed, by_telemetry) if step is not None), default=None)
 
 
 def _seconds(state: State, incident: Incident, following: Attempt | None) -> Mapping[str, Any]:

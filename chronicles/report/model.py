@@ -14,6 +14,7 @@ from chronicles.ledger.lemon_nodes import LemonNode
 from chronicles.ledger.summary import LedgerSummary
 from chronicles.operators import AlertReport, HaltReport, OperatorRequest, PauseReport
 from chronicles.record import Moment
+from chronicles.report.proposal import ProposalReport
 from chronicles.validation import CorpusReport
 from opt_ops.core.failures import classes
 from opt_ops.core.failures.causes import Cause, Suspicion
@@ -131,6 +132,7 @@ class IncidentReport:
     confidence_why: str
     causes: tuple[Suspicion, ...]  # the likeliest first
     probes: tuple[ProbeReport, ...]
+    proposals: tuple[ProposalReport, ...] = field(metadata=_INTERNAL)
     for_cause: Cause | None  # that the rung is for
     remedy: str | None  # in words of benchmarks: `rollback+skip`; None: nothing was touched
     refused_step: int | None  # of the checkpoint from which nothing begins any more

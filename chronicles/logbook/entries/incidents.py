@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from chronicles import wording
+from chronicles.logbook.entries.asked import asked
 from chronicles.logbook.entries.entry import Fact, StackRow, Trial
 from chronicles.logbook.entries.proof_words import ended_before, how_ended, proof_of
 from chronicles.operators import batches, change, changed_settings, request_behind
@@ -115,6 +116,8 @@ def facts(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
         yield Fact(label="Experiment", text=_experiment(row))
     if row.stacks:
         yield Fact(label="Stacks", text=_stacks(row.stacks))
+    if row.proposals:
+        yield Fact(label="Asked", text=asked(row))
     yield from _decision(record, row)
     if row.what_became:
         yield Fact(label="In place", text=row.what_became)
@@ -185,7 +188,8 @@ def _decision(record: LineageRecord, row: IncidentReport) -> Iterator[Fact]:
     book = f"Playbook {playbook} ({version}), rung {row.rung}{meant}"
     why = full(f"Why: {row.why}")
     if row.advisory:
-        advice = f"{book} advised to {_verb(record, row)}. Nothing was done, because an operator drove."
+        why_not = "." if row.proposals else ", because an operator drove."
+        advice = f"{book} advised to {_verb(record, row)}. Nothing was done{why_not}"
         yield Fact(label="Advice", text=f"{advice} {why}")
     else:
         yield Fact(label="Decision", text=f"{full(f'{book}: {_verb(record, row)}')} {why}")
