@@ -20,7 +20,7 @@ from opt_ops.cli.options import (
     complete_step,
     find_lineage,
 )
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.cli.requests import confirm
 from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import reachable_checkpoints
@@ -107,7 +107,8 @@ def verify(
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise NotFound(f"lineage {lineage.name} has {wanted}", f"opt-ops ckpt list {lineage.name}")
     chosen = known if step is not None else [max(known, key=lambda checkpoint: checkpoint.step)]
-    rows = [{"step": c.step, "run": c.run, "path": c.path, "why": problem(c) or None} for c in chosen]
+    with signs_of_life(f"reading {sum(_gib(Path(c.path)) or 0.0 for c in chosen):.1f} GiB", quiet=quiet):
+        rows = [{"step": c.step, "run": c.run, "path": c.path, "why": problem(c) or None} for c in chosen]
     rows = [{**row, "sound": row["why"] is None} for row in rows]
     columns = [Column("STEP", "step", right=True), Column("RUN", "run"), Column("SOUND", "sound"), Column("WHY", "why")]
     show("opt-ops/ckpt-verify/1", rows, columns, output)

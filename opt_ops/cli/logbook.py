@@ -26,7 +26,7 @@ from opt_ops.cli.options import (
     site_lineages,
     watch_now,
 )
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.cli.views import UNREADABLE, by_lineage, lineage_row
 from opt_ops.errors import NotFound, Refused, Unavailable, UsageError
 from opt_ops.runfolder.files import write_text
@@ -50,7 +50,9 @@ def render(identifier: IdArgument, output: FormatOption = Format.TABLE, quiet: Q
     """
     from chronicles.logbook.render import render as draw
 
-    rows = [{"path": str(path)} for path in draw(lineage_folder(identifier), settings.config.ledger)]
+    folder = lineage_folder(identifier)
+    with signs_of_life(f"drawing the logbook of lineage {folder.name}", quiet=quiet):
+        rows = [{"path": str(path)} for path in draw(folder, settings.config.ledger)]
     if not quiet:
         show("opt-ops/logbook/1", rows, [Column("PATH", "path")], output, header=False)
 
@@ -232,10 +234,12 @@ def sync(
 
     def send(path: Path) -> dict[str, Any]:
         try:
-            return {"lineage": path.name, "summary": mirror(path, config.tracking_uri, experiment, config.ledger)}
+            with signs_of_life(f"mirroring lineage {path.name}", quiet=quiet):
+                sent = {"lineage": path.name, "summary": mirror(path, config.tracking_uri, experiment, config.ledger)}
         except Unavailable as error:  # MLflow does not answer: that is no fault of this lineage
             unavailable.append(error)
             raise
+        return sent
 
     unreadable: dict[str, str] = {}
     if identifier:

@@ -77,7 +77,7 @@ def ledger(
         show("opt-ops/node-ledger/1", rows, _COLUMNS, output, header=header)
     if not any(each.failures for each in found) and not unreadable:
         known = f"{len(found)} part{'' if len(found) == 1 else 's'} of {len(journals)} lineages on record"
-        say(f"Nothing is wrong: no part has failed in 28 days; {known}. --all lists every part.", quiet)
+        say(f"nothing failed in 28 days: {known}. --all lists every part", quiet)
     leave_if_unreadable(unreadable)
 
 

@@ -174,22 +174,31 @@ def text(value: Any) -> str:
     return printable(str(value))
 
 
+_UNASKED_SECONDS = 2.0  # that nobody wonders about
+
+
 @contextlib.contextmanager
-def signs_of_life(what: str, seconds: float) -> Iterator[None]:
+def signs_of_life(what: str, seconds: float | None = None, *, quiet: bool = False) -> Iterator[None]:
     """Say on stderr that something takes a while: one line, and on a terminal the seconds that have passed.
 
     Args:
         what: What is being done.
-        seconds: How long it may take.
+        seconds: How long it may take. None: not known; then the line comes after two seconds only.
+        quiet: Say nothing.
     """
-    say(f"{what}, at most {seconds:.0f} s …")
-    if not sys.stderr.isatty():
+    if quiet:
         yield
         return
+    if seconds is not None:
+        say(f"{what}, at most {seconds:.0f} s …")
     over, began = Event(), time.monotonic()
 
     def tick() -> None:
-        while not over.wait(1.0):
+        if seconds is None:
+            if over.wait(_UNASKED_SECONDS):
+                return
+            say(f"{what} …")
+        while sys.stderr.isatty() and not over.wait(1.0):
             with contextlib.suppress(OSError):
                 print(f"\r  {time.monotonic() - began:.0f} s ", end="", file=sys.stderr, flush=True)
 
@@ -200,7 +209,8 @@ def signs_of_life(what: str, seconds: float) -> Iterator[None]:
     finally:
         over.set()
         ticker.join()
-        print("\r", end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            print("\r", end="", file=sys.stderr, flush=True)
 
 
 def say(message: str, quiet: bool = False) -> None:

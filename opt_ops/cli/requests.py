@@ -151,6 +151,29 @@ def send_request(pending: PendingRequest) -> dict[str, Any]:
     return answer | {"status": "done" if wait else "journaled"}
 
 
+def send_note(pending: PendingRequest) -> dict[str, Any]:
+    """Send a note to the daemon; if none reads it, write it into the journal.
+
+    Returns:
+        As `send_request`.
+
+    Raises:
+        Unavailable: no daemon is running, and this process must not write the journal. The note waits in the inbox.
+    """
+    path, options = pending.lineage.path, pending.options
+    nobody = _nobody(path.name)
+    if nobody is None or options.wait is False:
+        return send_request(pending)
+    from opt_ops.supervise.note_alone import write_note
+
+    request = write_note(path, pending.lineage.state, author(options), pending.arguments)
+    if request is None:
+        lineages.ask(path, author(options), pending.verb, pending.arguments, time.time())
+        raise Unavailable(f"the note waits in {path / 'inbox'} for a daemon; {nobody.why}", nobody.next)
+    say(f"The note is in the journal; {nobody.why}\n  next: {nobody.next}", options.quiet)
+    return {"request": request, "lineage": path.name, "verb": pending.verb, "status": "journaled"}
+
+
 def _nobody(lineage: str) -> Watcher | None:
     """Why nobody would read a request now; None: a daemon reads it within a few seconds."""
     watch = watch_now()

@@ -63,6 +63,8 @@ def suggest(
     if output in (Format.TABLE, Format.WIDE):
         row = {name: "not known" if value is None else value for name, value in row.items()}
     show("opt-ops/suggestion/1", [row], views.SUGGESTION_COLUMNS, output)
+    if missing:
+        say("too little has happened to advise", quiet)
     for why in missing:
         say(f"  note: {why}", quiet)
 

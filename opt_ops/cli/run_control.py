@@ -25,7 +25,7 @@ from opt_ops.cli.options import (
     with_request_options,
 )
 from opt_ops.cli.output import say
-from opt_ops.cli.requests import PendingRequest, send_request, show_answer
+from opt_ops.cli.requests import PendingRequest, send_note, show_answer
 from opt_ops.cli.start_checks import require_change_possible
 from opt_ops.core.values import Driver
 from opt_ops.errors import Refused, UsageError
@@ -111,7 +111,7 @@ def note(
     lineage = find_lineage(identifier)
     require_known(identifier, lineage)
     arguments = {"target": identifier, "text": text, "correction": correction}
-    show_answer(send_request(PendingRequest(lineage, "note", arguments, options)), options.output)
+    show_answer(send_note(PendingRequest(lineage, "note", arguments, options)), options.output)
     say(f"  next: opt-ops logbook open {lineage.name}", options.quiet)
 
 

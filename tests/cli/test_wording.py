@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_events_have_no_spelling_of_pythons_and_rungs_begin_with_1(site: Path):
         (["q", "-o", "xml"], 2, "-o xml: 'xml' is not one of 'table', "),
         (["note", ""], 2, "an empty note says nothing"),
         (["node", "check", "--xid-minutes", "inf"], 3, "--xid-minutes inf: not a finite number"),
-        (["node", "ledger"], 0, "Nothing is wrong: no part has failed in 28 days"),
+        (["node", "ledger"], 0, "nothing failed in 28 days: "),
         (["replay", "bad.csv"], 2, "has no column date"),
         (["signals", "replay", "bad.csv"], 2, "no column step or loss"),
         (["replay", "no.csv"], 3, "no.csv cannot be read"),
@@ -105,6 +106,7 @@ def test_a_suggestion_that_is_missing_says_why(site: Path):
     done = opt_ops(site, "run", "suggest", "12")
     assert "-\t-" not in done.stdout
     assert "not known" in done.stdout
+    assert "too little has happened to advise\n" in done.stderr
     assert "note: no save interval is suggested: no attempt has told how long a save" in done.stderr
     assert json.loads(opt_ops(site, "run", "suggest", "12", "-o", "json").stdout)["items"][0]["interval"] is None
 
@@ -152,3 +154,18 @@ def test_no_hint_names_a_page_that_an_installation_lacks():
                 texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
                 found += [f"{path}: {text}" for text in texts if isinstance(text, str) and "docs/" in text]
     assert not found
+
+
+def test_what_takes_longer_than_two_seconds_says_so(capsys: pytest.CaptureFixture[str]):
+    with signs_of_life("drawing"):
+        pass
+    assert capsys.readouterr().err == ""
+    with signs_of_life("drawing"):
+        until, said = time.monotonic() + 60, ""
+        while not said and time.monotonic() < until:
+            time.sleep(0.1)
+            said = capsys.readouterr().err
+    assert said == "drawing …\n"
+    with signs_of_life("drawing", quiet=True):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
