@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -28,24 +29,26 @@ def log(report: LineageReport, story: Story) -> Iterator[str]:
     thoughts: dict[str, list[Afterthought]] = {}
     for thought in story.afterthoughts:
         thoughts.setdefault(thought.anchor, []).append(thought)
+    minutes = Counter(entry.begin // 60 for entry in story.entries)
     for entry in story.entries if report.ended else reversed(story.entries):
         added = [thought for anchor in entry.members for thought in thoughts.get(anchor, ())]
+        seconds = minutes[entry.begin // 60] > 1  # others began in the same minute
+        yield f"### {span(entry, seconds)} · {plain(entry.title)}"
+        yield ""
         yield from _entry(entry, sorted(added, key=lambda thought: thought.at), report)
         yield from _inside(entry, few=sum(len(each.members) for each in story.entries) <= _MANY)
 
 
-def span(entry: StoryEntry) -> str:
-    """`2021-11-17 23:59`; of an entry that lasted, `2021-12-01 23:53 to 12-02 00:59`."""
+def span(entry: StoryEntry, seconds: bool) -> str:
+    """`2021-11-17 23:59`; of an entry that lasted, `2021-12-01 23:53 to 12-02 00:59`. With seconds if they matter."""
     begin, end = moment(entry.begin), moment(entry.end)
-    first = begin.strftime("%Y-%m-%d %H:%M")
+    first = begin.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
     if len(entry.members) < 2 or begin.strftime("%m-%d %H:%M") == end.strftime("%m-%d %H:%M"):
         return first
     return f"{first} to {end.strftime('%H:%M' if begin.date() == end.date() else '%m-%d %H:%M')}"
 
 
 def _entry(entry: StoryEntry, thoughts: Sequence[Afterthought], report: LineageReport) -> Iterator[str]:
-    yield f"### {span(entry)} · {plain(entry.title)}"
-    yield ""
     if entry.text:
         yield " ".join(plain(sentence) for sentence in entry.text)
         yield ""

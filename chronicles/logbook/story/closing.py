@@ -11,7 +11,7 @@ from chronicles.logbook.story.words import about, capital, listed
 from chronicles.logbook.tables import cause
 from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
-from chronicles.wording import count, uncapitalized, whole
+from chronicles.wording import uncapitalized, whole
 from opt_ops.core.failures.classes import title
 from opt_ops.core.values import Action, Driver
 
@@ -22,12 +22,14 @@ _SMALL = 0.02  # of what was lost: a cause below is not named
 def paragraphs(
     record: LineageRecord, report: LineageReport, tried: Sequence[Strategy], thoughts: Sequence[Afterthought]
 ) -> Iterator[Paragraph]:
-    """None to three paragraphs."""
+    """None to four paragraphs."""
     del record
     if report.driver is not Driver.SHADOW and (cost := " ".join(_cost(report))):
         yield _paragraph("What it cost.", cost)
-    if worked := " ".join([*_worked(tried), *_not_worked(tried)]):
-        yield _paragraph("What worked, and what did not.", worked)
+    if worked := " ".join(_worked(tried)):
+        yield _paragraph("What worked.", worked)
+    if failed := " ".join(_not_worked(tried)):
+        yield _paragraph("What did not.", failed)
     if left := " ".join(_open(report, thoughts)):
         yield _paragraph("Open.", left)
 
@@ -53,24 +55,23 @@ def _cost(report: LineageReport) -> Iterator[str]:
         yield f"{whole(nodes)} nodes were taken out; {whole(idle)} of them ran no rank at the time."
 
 
-def named(row: Strategy) -> str:
-    """What a strategy was tried against, for people."""
-    return title(row.failure)
-
-
 def _worked(tried: Sequence[Strategy]) -> Iterator[str]:
-    best = sorted((row for row in tried if row.worked), key=lambda row: (-row.worked, row.failed))[:_BEST]
-    for row in best:
+    """The best strategies, of different classes."""
+    best: dict[str, Strategy] = {}
+    for row in sorted((row for row in tried if row.worked), key=lambda row: (-row.worked, row.failed)):
+        if row.failure not in best and len(best) < _BEST:
+            best[row.failure] = row
+    for row in best.values():
         took = f", usually in {about(row.median_seconds_down)}" if row.median_seconds_down else ""
-        yield f"{named(row)}: {row.strategy} worked {whole(row.worked)} of {count(row.tried, 'time')}{took}."
+        yield f"{title(row.failure)}, {row.strategy}: {whole(row.worked)} of {whole(row.tried)} worked{took}."
 
 
 def _not_worked(tried: Sequence[Strategy]) -> Iterator[str]:
     bad = [row for row in tried if row.failed or row.not_needed]
     for row in sorted(bad, key=lambda row: (-row.failed - row.not_needed, -row.steps_lost))[:_BEST]:
-        what = [f"failed {count(row.failed, 'time')}"] if row.failed else []
-        what += [f"was not needed {count(row.not_needed, 'time')}"] if row.not_needed else []
-        yield f"{named(row)}: {row.strategy} {listed(what)} of {whole(row.tried)}."
+        what = [f"{whole(row.failed)} of {whole(row.tried)} failed"] if row.failed else []
+        what += [f"{whole(row.not_needed)} of {whole(row.tried)} not needed"] if row.not_needed else []
+        yield f"{title(row.failure)}, {row.strategy}: {listed(what)}."
 
 
 def _open(report: LineageReport, thoughts: Sequence[Afterthought]) -> Iterator[str]:

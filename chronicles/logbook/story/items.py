@@ -106,8 +106,7 @@ class Item:
     @property
     def is_spare(self) -> bool:
         """Whether it took out a node on which no rank ran, and nothing else followed."""
-        row = self.row
-        return row is not None and row.action == Action.EXCLUDE and row.proven is True and not row.advisory
+        return self.row is not None and is_spare(self.row)
 
     @property
     def changes_settings(self) -> bool:
@@ -176,6 +175,11 @@ class Item:
             yield Kind.CAPACITY
         if self.drill:
             yield Kind.DRILL
+
+
+def is_spare(row: IncidentReport) -> bool:
+    """Whether an incident took out a node on which no rank ran, and nothing else followed."""
+    return row.action == Action.EXCLUDE and row.proven is True and not row.advisory
 
 
 def items_of(record: LineageRecord, report: LineageReport, log: Sequence[LogEntry]) -> tuple[list[Item], Stops]:

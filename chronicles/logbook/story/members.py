@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chronicles.logbook.entries.entry import LogEntry
+from chronicles.logbook.story.items import is_spare
 from chronicles.logbook.story.model import StoryEntry
 from chronicles.logbook.story.shared import rank_of
 from chronicles.wording import nodes, second, short
 from opt_ops.core.text import moment
+from opt_ops.core.told.words import without_codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,16 @@ def _member(entry: LogEntry, dated: bool) -> Member:
         ts=entry.ts,
         time=f"{moment(entry.ts).strftime('%m-%d')} {clock}" if dated else clock,
         where=where,
-        what=short(entry.title, 100),
+        what=short(_what(entry), 100),
         steps_lost=row.steps_discarded if row else None,
         seconds_down=row.seconds_down if row else None,
     )
+
+
+def _what(entry: LogEntry) -> str:
+    row = entry.incident
+    if row is None:
+        return entry.title
+    if is_spare(row):
+        return f"taken out: {without_codes(row.cause.rpartition(': ')[2])}"
+    return without_codes(entry.title)

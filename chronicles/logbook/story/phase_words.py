@@ -12,9 +12,9 @@ from statistics import median
 from chronicles.ledger.legs import legs_of
 from chronicles.logbook.entries.entry import run_at
 from chronicles.logbook.front_page import seconds_left
-from chronicles.logbook.story.model import Afterthought, Judged, Paragraph, StoryEntry
+from chronicles.logbook.story.model import Afterthought, Judged, Later, Paragraph, StoryEntry
 from chronicles.logbook.story.phases import Phase, Weight, weight
-from chronicles.logbook.story.telling import ANSWER
+from chronicles.logbook.story.telling import ANSWER, UNKNOWN
 from chronicles.logbook.story.words import about, capital, counted, days, listed, number_word, plural
 from chronicles.record import LineageRecord, Moment
 from chronicles.report.model import IncidentReport, LineageReport
@@ -23,7 +23,9 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.values import Action
 
 _LIMIT = 70  # words of a paragraph
+_LINKS = 4  # entries that a paragraph leads to
 _DAY = 86400.0
+_ALERT = "alert, no action: loss spike"  # begins the title of an alert about a jump of the loss
 _LONG = 1.5 * _DAY  # without a stop: worth a sentence
 
 
@@ -49,7 +51,7 @@ class PhaseTeller:
             first_step=first,
             last_step=last,
             text=_within(_LIMIT, self._sentences(phase)),
-            anchors=tuple(entry.anchor for entry in phase.entries if entry.large),
+            anchors=_weightiest(phase),
         )
 
     def now(self, newest: Paragraph) -> Paragraph:
@@ -101,19 +103,43 @@ class PhaseTeller:
             yield from self._went_back(rows)
         for entry in heavy:
             if weight(entry) is Weight.HALT:
-                yield f"{entry.title.partition(';')[0].rstrip('.')}."
-                yield from (sentence for sentence in entry.text if sentence.startswith(ANSWER))
+                yield f"{entry.title.partition(';')[0].partition(': training halted')[0].rstrip('.')}."
+                yield from (sentence for sentence in entry.text if sentence.startswith((ANSWER, UNKNOWN)))
             elif weight(entry) is Weight.SHORTAGE:
                 yield f"{entry.title.rstrip('.')}."
                 yield from entry.text
         rest = [entry for entry in phase.entries if entry not in heavy]
-        yield from _routine(rest, bool(heavy))
+        yield from self._routine(rest, bool(heavy))
         steps = sum(entry.steps_lost or 0 for entry in rest)
         if steps:
             yield f"{count(steps, 'step').capitalize()} {'was' if steps == 1 else 'were'} repeated."
         quiet = _undisturbed(phase)
         if quiet >= _LONG:
             yield f"At best nothing stopped for {about(quiet)}."
+
+    def _routine(self, entries: Sequence[StoryEntry], besides: bool) -> Iterator[str]:
+        members = [each for entry in entries for each in entry.entries]
+        rows = [each.incident for each in members if each.incident is not None]
+        real = [row for row in rows if row.drill is None and not row.advisory]
+        stops = [row for row in real if row.stops_training and row.is_failure]
+        if stops:
+            tally = Counter(row.kind for row in stops)
+            kinds = listed([counted(kind, number) for kind, number in tally.most_common(4)])
+            down = [row.seconds_down for row in stops if row.seconds_down is not None]
+            usual = f"; usually over in {about(median(down))}" if down else ""
+            yield f"{capital(plural(len(stops), 'other stop' if besides else 'stop'))}: {kinds}{usual}."
+        jumped = [each.anchor for each in members if each.incident is None and each.title.startswith(_ALERT)]
+        if jumped:
+            healed = {each.anchor for each in self.thoughts if each.kind is Later.HEALED}
+            times = {1: "once", 2: "twice"}.get(len(jumped)) or f"{number_word(len(jumped))} times"
+            how = "healed by itself" if healed.issuperset(jumped) else "needed no action"
+            yield f"The loss jumped {times} and {how}."
+        idle = sum(row.action is Action.EXCLUDE for row in real)
+        if idle:
+            yield f"{capital(plural(idle, 'node'))} without ranks {'was' if idle == 1 else 'were'} taken out."
+        drills = sum(row.drill is not None for row in rows)
+        if drills:
+            yield f"{capital(plural(drills, 'drill'))}."
 
     def _went_back(self, rows: Sequence[IncidentReport]) -> Iterator[str]:
         places = [whole(row.step_failed) for row in rows if row.step_failed is not None and not row.requested]
@@ -130,7 +156,16 @@ class PhaseTeller:
             yield f"{each} went back {span} steps{by}{now}."
         worked = sum(self._verdict(row) is Judged.WORKED for row in rows)
         if worked:
-            yield f"{capital(number_word(worked))} of {number_word(len(rows))} passed the place."
+            of = "All" if worked == len(rows) else f"{capital(number_word(worked))} of {number_word(len(rows))}"
+            yield "Training passed the place." if len(rows) == 1 else f"{of} passed the place."
+
+
+def _weightiest(phase: Phase) -> tuple[str, ...]:
+    """The few entries that a reader of the paragraph wants to see next, in their order."""
+    large = [entry for entry in phase.entries if entry.large]
+    ranked = sorted(large, key=lambda entry: (-weight(entry), -(entry.seconds_down or 0.0)))
+    kept = {entry.anchor for entry in ranked[:_LINKS] if weight(entry) is not Weight.QUIET or entry.seconds_down}
+    return tuple(entry.anchor for entry in phase.entries if entry.anchor in kept)
 
 
 def _changes(entries: Sequence[StoryEntry]) -> list[IncidentReport]:
@@ -141,28 +176,6 @@ def _changes(entries: Sequence[StoryEntry]) -> list[IncidentReport]:
 def _lost_all(entries: Sequence[StoryEntry]) -> bool:
     rows = (each.incident for entry in entries for each in entry.entries)
     return any(row is not None and row.kind == FailureClass.ALLOCATION_LOST for row in rows)
-
-
-def _routine(entries: Sequence[StoryEntry], besides: bool) -> Iterator[str]:
-    rows = [each.incident for entry in entries for each in entry.entries if each.incident is not None]
-    real = [row for row in rows if row.drill is None and not row.advisory]
-    stops = [row for row in real if row.stops_training and row.is_failure]
-    if stops:
-        tally = Counter(row.kind for row in stops)
-        kinds = listed([counted(kind, number) for kind, number in tally.most_common(4)])
-        down = [row.seconds_down for row in stops if row.seconds_down is not None]
-        usual = f"; usually over in {about(median(down))}" if down else ""
-        yield f"{capital(plural(len(stops), 'other stop' if besides else 'stop'))}: {kinds}{usual}."
-    alerts = sum(not each.incident and each.title.startswith("alert") for entry in entries for each in entry.entries)
-    if alerts:
-        times = {1: "once", 2: "twice"}.get(alerts) or f"{number_word(alerts)} times"
-        yield f"The loss left its band {times} without becoming an incident."
-    idle = sum(row.action is Action.EXCLUDE for row in real)
-    if idle:
-        yield f"{capital(plural(idle, 'node'))} without ranks {'was' if idle == 1 else 'were'} taken out."
-    drills = sum(row.drill is not None for row in rows)
-    if drills:
-        yield f"{capital(plural(drills, 'drill'))}."
 
 
 def _undisturbed(phase: Phase) -> float:

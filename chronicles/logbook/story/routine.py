@@ -56,7 +56,8 @@ def _spares(items: Sequence[Item]) -> str:
 
 def _alerts(items: Sequence[Item]) -> str:
     kinds = Counter(item.failure for item in items if item.is_alert)
-    return listed([f"{counted(kind, number)} without action" for kind, number in kinds.most_common()])
+    told = listed([counted(kind, number) for kind, number in kinds.most_common()])
+    return f"{told} that needed no action" if told else ""
 
 
 def _others(items: Sequence[Item]) -> list[str]:

@@ -6,26 +6,30 @@ from collections.abc import Sequence
 
 from chronicles.logbook.story.groups import Group
 from chronicles.logbook.story.items import Item
-from chronicles.logbook.story.measures import Measure, leading
+from chronicles.logbook.story.measures import leading
 from chronicles.logbook.story.stops import Stop
 from chronicles.logbook.story.words import about, capital, day, listed, plural
 from chronicles.record import LineageRecord
 from chronicles.wording import count, second, short, whole
 from opt_ops.core.events import SizeDecided
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.text import moment
+from opt_ops.core.told.words import without_codes
 
 _HOUR = 3600.0
 
 
-def told(record: LineageRecord, group: Group, measure: Measure, stops: Sequence[Stop]) -> tuple[str, tuple[str, ...]]:
-    """Title and paragraphs."""
+def told(
+    record: LineageRecord, group: Group, stops: Sequence[Stop], before: Sequence[Stop]
+) -> tuple[str, tuple[str, ...]]:
+    """Title and paragraphs. `before`: the stops of training before it."""
     wanted = record.state.shape.nodes
     sizes = [(x.ts, x.event.nodes) for x in record.entries if isinstance(x.event, SizeDecided)]
     inside = [(ts, nodes) for ts, nodes in sizes if group.begin <= ts <= group.end + _HOUR]
     lead = leading(group.items)
     longest = max((stop.seconds for stop in stops), default=0.0)
-    why = short(lead.row.cause, 80) if lead.row is not None else lead.entry.title
-    stood = f"{about(longest)} without training" if longest else ""
+    worst = longest > max((stop.seconds for stop in before), default=0.0)
+    stood = f"{about(longest)} without training{', the longest stop so far' if worst else ''}" if longest else ""
     back = inside and inside[-1][1] >= wanted
     lasted = about(group.end - group.begin)
     size = (
@@ -33,10 +37,20 @@ def told(record: LineageRecord, group: Group, measure: Measure, stops: Sequence[
         if back
         else f"still fewer than {whole(wanted)} nodes after {lasted}"
     )
-    title = f"{capital(why)}: {stood + '; ' if stood else ''}{size}"
+    title = f"{_why(lead)}: {stood + '; ' if stood else ''}{size}"
     first = stops[0].end if stops else group.begin
     told = (_waited(group), _spares(group.items, first), _sizes(inside, wanted), _trained(stops))
     return title, tuple(filter(None, told))
+
+
+def _why(lead: Item) -> str:
+    """`The whole allocation was lost (NODE_FAIL)`."""
+    row = lead.row
+    if row is None:
+        return capital(lead.entry.title)
+    if row.kind == FailureClass.ALLOCATION_LOST:
+        return f"The whole allocation was lost ({short(row.cause.rpartition(': ')[2], 40)})"
+    return capital(without_codes(short(row.cause, 80)))
 
 
 def _waited(group: Group) -> str:
@@ -75,7 +89,7 @@ def _trained(stops: Sequence[Stop]) -> str:
     if len(stops) < 2 or stops[-1].resumed is None or stops[0].resumed is None:
         return ""
     steps = stops[-1].last_step - stops[0].resumed
-    return f"{count(steps, 'step')} were trained meanwhile." if steps > 0 else ""
+    return f"{count(steps, 'step')} were trained meanwhile." if steps > 1 else ""
 
 
 def clock(ts: float) -> str:

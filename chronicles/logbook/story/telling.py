@@ -18,11 +18,14 @@ from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import count, full, nodes, rate, second, short, whole
 from opt_ops.core import events as e
+from opt_ops.core.failures.grounds import Confidence
 from opt_ops.core.text import number_spans
+from opt_ops.core.told.words import without_codes
 from opt_ops.core.values import Action
 
-ANSWER = "It stopped at "
+ANSWER = "On-call was paged at "
 """Begins the sentence that says when a halt was answered."""
+UNKNOWN = "Why is not known."
 _SPOKEN = ("started", "paused", "resumed", "rolled back", "changed", "excluded", "allowed", "took over", "handed back")
 _SPOKEN += ("declared",)
 
@@ -43,7 +46,8 @@ class Teller:
         stops = [self.stops.all[place] for place in group.stops]
         match group.rule:
             case Fold.CAPACITY:
-                return shortage.told(self.record, group, measure, stops)
+                before = [stop for stop in self.stops.all if stop.end < group.begin]
+                return shortage.told(self.record, group, stops, before)
             case Fold.DAY | Fold.QUIET:
                 return routine.title(group, measure, stops), routine.text(group)
             case Fold.CHAIN:
@@ -51,7 +55,7 @@ class Teller:
             case Fold.BURST:
                 title = _burst(group, stops)
             case _:
-                title = _single(group.items[0])
+                title = f"{_single(group.items[0])}{_result(self.record, self.report, group.items[0])}"
         cost = _cost(measure) if leading(group.items).row is not None else ""
         news = self._comparison(group, measure)
         title = f"{title}{f'; {cost}' if cost else ''}"
@@ -102,7 +106,8 @@ class Teller:
             found.append(lead.row.what_became if group.rule is Fold.SINGLE else "")
         found += [_answered(self.report, item) for item in group.items if isinstance(item.event, e.LineageHalted)]
         if lead.row is not None and lead.changes_settings:
-            found.append(_in_force(lead.row))
+            found.append(full(lead.row.cause, keep=lead.row.nodes) if group.rule is Fold.SINGLE else "")
+            found += [_price(self.report, stops), _in_force(lead.row)]
         if stops and stops[-1].over and lead.row is not None:
             found.append(_went_on(self.record, stops[-1]))
         return [sentence for sentence in found if sentence]
@@ -117,11 +122,13 @@ def _course(items: Sequence[Item]) -> Iterator[str]:
     if not rows:
         return
     step = f" at step {whole(rows[0].step_failed)}" if rows[0].step_failed is not None else ""
-    yield full(f"{rows[0].cause}{step}", keep=rows[0].nodes)
-    later = [row.cause for row in rows[1:]]
+    yield full(without_codes(f"{rows[0].cause}{step}"), keep=rows[0].nodes)
+    later = [without_codes(row.cause) for row in rows[1:]]
     if later:
         more = f" and {plural(len(later) - _TOLD, 'more failure')}" if len(later) > _TOLD else ""
         yield f"Then: {'; '.join(short(cause, 80) for cause in later[:_TOLD])}{more}."
+    if any(row.confidence == Confidence.LOW for row in rows):
+        yield UNKNOWN
 
 
 def _where_it_hung(row: IncidentReport) -> str:
@@ -139,17 +146,30 @@ def _where_it_hung(row: IncidentReport) -> str:
     return f"{who} ({nodes(taken.nodes)}) stood in {short(place.frames[0], 60)}{waited}."
 
 
+def _result(record: LineageRecord, report: LineageReport, item: Item) -> str:
+    """What began, and how it ended, in the title of the first and the last entry."""
+    if isinstance(item.event, e.LineageStarted):
+        shape = item.event.shape
+        spares = f" and {count(shape.spares, 'spare')}" if shape.spares else ""
+        return f" {short(item.event.recipe, 40)} on {count(shape.nodes, 'node')}{spares}"
+    if isinstance(item.event, e.LineageCompleted) and record.started is not None:
+        return f": all {count(item.event.step, 'step')} in {about(report.ledger.wall_seconds)}"
+    return ""
+
+
 def _single(item: Item) -> str:
     entry, title = item.entry, item.entry.title
     if item.is_note:
         return f"{short(entry.author, 40)} wrote a {title}: “{short(entry.quote, 80)}”"
+    if item.is_spare and item.row is not None:
+        why = without_codes(short(item.row.cause.rpartition(": ")[2]))
+        return f"{nodes_of([item])} taken out, no rank ran there: {why}"
+    if item.is_alert:
+        return f"{capital(title.removeprefix('alert, no action: '))}: no action was needed"
     if entry.author == MACHINE:
-        return capital(title)
-    told = (
-        f"{short(entry.author, 40)} {title}"
-        if title.startswith(_SPOKEN)
-        else f"{capital(title)} by {short(entry.author, 40)}"
-    )
+        return capital(without_codes(title) if item.row is not None else title)
+    spoken = title.startswith(_SPOKEN)
+    told = f"{short(entry.author, 40)} {title}" if spoken else f"{capital(title)} by {short(entry.author, 40)}"
     return f"{told}: “{short(entry.quote, 80)}”" if entry.quote else told
 
 
@@ -160,7 +180,7 @@ def _chain(record: LineageRecord, group: Group, stops: Sequence[Stop]) -> str:
     if len(failed) > 1 or (failed and halted):
         launched = [record.state.attempts[name] for name in failed]
         span = max((a.ended_at or a.intended_at) for a in launched) - launched[0].intended_at
-        outcome = "stopped, on-call was paged" if halted else "then one trained again"
+        outcome = "training halted" if halted else "then one trained again"
         return f"{capital(plural(len(failed), 'launch', 'launches'))} failed in {about(span)}: {outcome}"
     if lead.changes_settings or lead.row is None or halted:
         others = [item for item in group.items if item is not lead and item.row is not None and item.row.is_failure]
@@ -219,11 +239,21 @@ def _answered(report: LineageReport, item: Item) -> str:
     if halt is None:
         return ""
     if halt.answered is None:
-        return f"{ANSWER}{second(halt.at)} and paged. Nobody has answered yet."
+        return f"{ANSWER}{second(halt.at)}. Nobody has answered yet."
     request = next((r for r in report.operator_requests if r.at == halt.answered), None)
     why = f": “{short(request.reason, 120)}”" if request and request.reason else ", without a reason"
     waited = about(halt.answered - halt.at)
-    return f"{ANSWER}{second(halt.at)} and paged. {halt.answered_by} answered after {waited}{why}."
+    return f"{ANSWER}{second(halt.at)}; {short(halt.answered_by or 'somebody', 40)} answered after {waited}{why}."
+
+
+def _price(report: LineageReport, stops: Sequence[Stop]) -> str:
+    """Steps as time of training, and the standstill."""
+    steps = sum(stop.steps_discarded for stop in stops)
+    pace = report.ledger.healthy_step_seconds
+    if not steps or pace is None:
+        return ""
+    stood = about(sum(stop.seconds for stop in stops))
+    return f"Cost: {count(steps, 'step')} ({about(steps * pace)} of training) and {stood} of standstill."
 
 
 def _in_force(row: IncidentReport) -> str:
