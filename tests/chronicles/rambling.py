@@ -28,7 +28,7 @@ WHAT = (
 courses = st.lists(
     st.tuples(st.sampled_from(WHAT), st.integers(1, 90), st.sampled_from([2.0, 45.0, 900.0, 40_000.0, 100_000.0])),
     min_size=1,
-    max_size=14,
+    max_size=10,
 )
 
 
@@ -39,13 +39,15 @@ class Rambling(Told):
         self.begin().plan("12.00").hold("n1", "n2", "n3", "n4")
         self.attempts = self.runs = self.step = self.asked = 0
         self.point = None
+        self.pending: str | None = None  # the incident that the next steps prove to be over
         self._launch(None)
         self._train(60)
         return self
 
     def happens(self, what: str, steps: int, seconds: float) -> None:
-        """One thing, then some steps; `seconds` pass before it."""
+        """A long step of `seconds`, one thing, then some steps."""
         self.now += seconds
+        self._train(1)
         self.asked += 1
         kinds = {"died": "process_death", "hung": "hang", "silent": "silent_node", "dead on arrival": "process_death"}
         if what in kinds:
@@ -75,11 +77,15 @@ class Rambling(Told):
         return f"12.{self.runs:02d}-a{self.attempts}"
 
     def _launch(self, incident: str | None) -> None:
+        self.pending = incident
         self.launch(self._name, self.point, incident)
 
     def _train(self, steps: int) -> None:
         self.train(self._name, self.step + 1, self.step + steps)
         self.step += steps
+        if self.pending is not None:
+            self.close(self.pending)
+            self.pending = None
         if self.step % 2:
             self.point = self.save(f"12.{self.runs:02d}", self.step)
 
@@ -88,7 +94,7 @@ class Rambling(Told):
         self.step = self.point.step if self.point else 0
 
     def _restart(self, kind: str, steps: int, fails: bool = False, drill: str | None = None) -> None:
-        incident = self.incident(kind, "it broke", self._name, self.step, nodes=(f"n{steps % 3}",), drill=drill)
+        incident = self.incident(kind, "it broke", self._name, self.step, nodes=(f"n{steps}",), drill=drill)
         self.decide(incident, Action.RESTART)
         self._ends()
         self.attempts += 1

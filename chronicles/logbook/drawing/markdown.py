@@ -12,9 +12,9 @@ from dataclasses import replace
 from chronicles.logbook.drawing import markdown_log
 from chronicles.logbook.drawing.markup import code, plain, table
 from chronicles.logbook.front_page import FrontPage
-from chronicles.logbook.story.model import Story
+from chronicles.logbook.story.model import Fold, Story
 from chronicles.report.model import IncidentReport, LineageReport
-from chronicles.wording import duration, percent, whole
+from chronicles.wording import count, duration, percent, whole
 from opt_ops.core.failures.classes import title
 
 
@@ -107,12 +107,13 @@ def _tried(story: Story) -> Iterator[str]:
 
 def _without_routine(front: FrontPage, story: Story) -> FrontPage:
     """Of many incidents, the table has those that are large; the others are in the tables of the log."""
-    large = {anchor for entry in story.entries if entry.large for anchor in entry.members}
+    told = (entry for entry in story.entries if entry.large and entry.rule is not Fold.CAPACITY)
+    large = {anchor for entry in told for anchor in entry.members}
     rows = [row for row in front.incidents if row.incident in large]
     left = len(front.incidents) - len(rows)
     if len(front.incidents) <= _MANY or not left:
         return front
-    more = f"{whole(left)} routine ones are in the tables of the log."
+    more = f"{count(left, 'incident')} less large {'is' if left == 1 else 'are'} in the tables of the log."
     return replace(front, incidents=rows, harmless=f"{more} {front.harmless}".rstrip())
 
 

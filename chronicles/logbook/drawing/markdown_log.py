@@ -16,6 +16,7 @@ from opt_ops.core.text import moment, printable
 
 _IN_FULL = (Fold.SINGLE, Fold.BURST, Fold.CHAIN)
 """Their evidence stands below them if they are large. Of all others, logbook.html and report.json have it."""
+_TOGETHER = (Fold.BURST, Fold.CHAIN, Fold.CAPACITY)
 _MANY = 40  # entries of the evidence: of more than these, only what changed settings or concerns people is in full
 
 
@@ -56,9 +57,10 @@ def _entry(entry: StoryEntry, thoughts: Sequence[Afterthought], report: LineageR
         yield _added(thought, entry, report)
         yield ""
     if len(entry.members) > 1:
-        yield from table(
-            ["Time", "Where", "What", ">Steps", ">Standstill", "Entry"], [_row(each) for each in members_of(entry)]
-        )
+        rows = [_row(each) for each in members_of(entry)]
+        if entry.seconds_down and entry.rule in _TOGETHER:  # members of one standstill share it
+            rows.append(["Together", "", "", whole(entry.steps_lost), duration(entry.seconds_down), ""])
+        yield from table(["Time", "Where", "What", ">Steps", ">Standstill", "Entry"], rows)
         yield ""
 
 

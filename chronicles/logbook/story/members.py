@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chronicles.logbook.entries.entry import LogEntry
-from chronicles.logbook.story.items import is_spare
 from chronicles.logbook.story.model import StoryEntry
 from chronicles.logbook.story.shared import rank_of
 from chronicles.wording import nodes, second, short
 from opt_ops.core.text import moment
 from opt_ops.core.told.words import without_codes
+from opt_ops.core.values import Action
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ def _member(entry: LogEntry, dated: bool) -> Member:
     clock = second(entry.ts).removesuffix(" UTC")
     where = ""
     if row is not None:
-        where = ", ".join(filter(None, (nodes(row.nodes) if row.nodes else "", rank_of(row))))
+        where = nodes(row.nodes) if row.nodes else rank_of(row)
     return Member(
         anchor=entry.anchor,
         ts=entry.ts,
@@ -49,10 +49,15 @@ def _member(entry: LogEntry, dated: bool) -> Member:
     )
 
 
+_DONE = {Action.REPLACE_RANKS: "ranks replaced", Action.RESTART: "restarted", Action.EXCLUDE: "taken out"}
+
+
 def _what(entry: LogEntry) -> str:
+    """What was done and why, without the node, which has a column of its own."""
     row = entry.incident
-    if row is None:
-        return entry.title
-    if is_spare(row):
-        return f"taken out: {without_codes(row.cause.rpartition(': ')[2])}"
-    return without_codes(entry.title)
+    done = _DONE.get(row.action) if row is not None and row.action is not None else None
+    if row is None or done is None or row.advisory or row.planned or not row.closed or row.proven is False:
+        return entry.title if row is None else without_codes(entry.title)
+    named = ", ".join(row.nodes)
+    cause = without_codes(row.cause.removeprefix(named).lstrip(": ") if named else row.cause)
+    return f"{done}: {cause.replace(f' on {named} ', ' ') if named else cause}"

@@ -59,7 +59,7 @@ def _costs(record: LineageRecord, report: LineageReport, found: Story) -> None:
     assert sum(entry.seconds_down or 0.0 for entry in found.entries) == pytest.approx(stood - before - after, abs=0.1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(courses)
 def test_folding_is_a_partition_and_its_costs_are_the_ledgers(course: list[tuple[str, int, float]]):
     with tempfile.TemporaryDirectory() as folder:
@@ -74,3 +74,66 @@ def test_the_same_journal_gives_the_same_story(tmp_path: Path):
 def test_the_story_of_a_recorded_lineage(tmp_path: Path):
     check(*read(LINEAGE))
     check(*read(eventful(tmp_path / "12").folder))
+
+
+def titles(found: Story) -> list[str]:
+    return [entry.title for entry in found.entries]
+
+
+def test_launches_that_fail_before_their_first_step_are_told_with_what_launched_them(tmp_path: Path):
+    found = read(told(tmp_path, [("dead on arrival", 30, 2.0)]))[2]
+    chain = next(entry for entry in found.entries if len(entry.members) > 1)
+    assert len(chain.members) == 2
+    assert chain.title.startswith("Two dead ranks within a minute (n30): two restarts")
+    assert chain.seconds_down is not None
+    assert chain.seconds_down < 20, "one standstill"
+
+
+def test_a_halt_is_told_with_its_answer(tmp_path: Path):
+    found = read(told(tmp_path, [("died", 60, 2.0), ("halt", 60, 900.0)]))[2]
+    halt = next(entry for entry in found.entries if "halt" in entry.kinds)
+    assert {"halted, an operator was needed", "resumed after a halt"} <= {each.title for each in halt.entries}
+    assert any("ann answered after 50 min: “mended”" in sentence for sentence in halt.text)
+
+
+def test_routine_of_a_day_is_one_entry_and_quiet_days_are_one(tmp_path: Path):
+    course = [("died", 51, 900.0), ("silent", 52, 900.0), ("died", 53, 900.0), ("silent", 54, 900.0)]
+    course += [("died", 55, 100_000.0), ("silent", 56, 900.0), ("died", 57, 100_000.0), ("died", 58, 900.0)]
+    found = read(told(tmp_path, course))[2]
+    assert [entry.rule for entry in found.entries] == [Fold.SINGLE, Fold.SINGLE, Fold.SINGLE, Fold.DAY, Fold.QUIET]
+    day, quiet = found.entries[-2:]
+    assert not day.large
+    assert not quiet.large
+    assert len(quiet.members) == 4
+    assert "three dead ranks and one silent node" in quiet.title
+
+
+def test_drills_do_not_count_as_the_first_of_their_class(tmp_path: Path):
+    found = read(told(tmp_path, [("drill", 60, 2.0), ("died", 60, 900.0)]))[2]
+    drill, real = (entry for entry in found.entries if any(each.incident for each in entry.entries))
+    assert drill.title.startswith("DRILL d001: ")
+    assert "drill" in drill.kinds
+    assert "first" not in drill.title
+    assert real.first
+    assert real.title.endswith("The first dead rank of this lineage.")
+
+
+def test_few_incidents_are_one_paragraph_and_many_are_phases(tmp_path: Path):
+    few = read(told(tmp_path / "few", [("died", 60, 900.0), ("rollback", 30, 900.0)]))[2]
+    assert len(few.summary) == 1
+    assert "Rolled back" in few.summary[0].text
+    course = [("died", 60, 90_000.0), ("rollback", 30, 900.0), ("hung", 60, 90_000.0), ("silent", 60, 90_000.0)] * 3
+    many = read(told(tmp_path / "many", [*course, ("halt", 60, 90_000.0)]))[2]
+    assert 4 <= len(many.summary) <= 13
+    assert many.words == sum(len(f"{each.title} {each.text}".split()) for each in many.summary) <= 600
+    assert all(len(f"{each.title} {each.text}".split()) <= 100 for each in many.summary)
+
+
+def test_a_live_lineage_begins_with_now(tmp_path: Path):
+    course = [("died", 60, 90_000.0), ("rollback", 30, 900.0), ("hung", 60, 90_000.0), ("silent", 60, 90_000.0)] * 3
+    found = read(told(tmp_path, course))[2]
+    phases = [paragraph for paragraph in found.summary if paragraph.begin is not None and paragraph.anchors]
+    assert [paragraph.now for paragraph in phases] == [True, *[False] * (len(phases) - 1)]
+    begins = [paragraph.begin for paragraph in phases]
+    assert begins == sorted(begins, reverse=True), "the newest first"
+    assert "the last step comes at" in phases[0].text
