@@ -110,6 +110,8 @@ def _started(record: LineageRecord, report: LineageReport, entry: e.Entry, event
     if event.driver is not Driver.DAEMON:
         facts.append(Fact(label="Driver", text=full(DRIVES[event.driver], keep=("opt-ops",))))
     how = " in shadow mode" if event.driver is Driver.SHADOW else ""
+    if event.parent:
+        how = f" as a fork of {event.parent.run} at step {whole(event.parent.step)}"
     yield entry_of(record, entry, f"started{how}", event.author, run=run, facts=tuple(facts))
 
 
