@@ -27,6 +27,7 @@ from chronicles.logbook.front_page import FrontPage
 from chronicles.logbook.story.model import Paragraph, Story
 from chronicles.report.model import LineageReport
 from opt_ops.core.failures.classes import title
+from opt_ops.core.state.status import Status
 from opt_ops.core.text import printable
 
 _ID = re.compile(r"\b\d+(?:\.\d{2,}-a\d+|-i\d+|(?:\.\d+)?e-\d+)\b")
@@ -52,7 +53,7 @@ def logbook(report: LineageReport, front: FrontPage, story: Story, drawn: Drawn)
     """The page of a lineage: its front page, its story with the entries of its log, and its curves."""
     known = frozenset(row.incident for row in report.incidents)
     environment = page_environment({run.run: place for place, run in enumerate(report.runs)}, known)
-    rows = log(story, report.ended is not None, drawn.axis)
+    rows = log(story, report.status in (Status.COMPLETED, Status.CANCELLED), drawn.axis)  # a halted one may go on
     css = page_part("logbook.css")
     scripts = {name: page_part(f"{name}.js") for name in _SCRIPTS}
     return environment.get_template("logbook.html").render(

@@ -26,7 +26,8 @@ def draw(loss: MeasureCurve, phase: Paragraph, placed: Sequence[IncidentMark]) -
         return ""
     values = sorted(value for _, _, heights in parts for value in heights)
     low = values[0]
-    high = max(min(values[-1], 4 * median(values)), low + 1e-9)  # a wild peak is cut
+    high = min(values[-1], 4 * median(values))  # a wild peak is cut
+    high = max(high, low + 0.15 * abs(low), low + 1e-9)  # the rustle of a quiet phase looks quiet
 
     def x(step: int) -> str:
         return f"{_EDGE + (_WIDTH - 2 * _EDGE) * (step - first) / (last - first):.1f}"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from chronicles.logbook.drawing import html
+from chronicles.logbook.drawing.log_rows import StepAxis, log
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.entries.entry import LogEntry
 from chronicles.logbook.front_page import front_page
@@ -239,6 +240,14 @@ def test_curves_tell_their_values_and_are_drawn_larger(browser: Any, site: Path)
     page.keyboard.press("Escape")
     assert chart.get_attribute("data-range") == "1 600"
     assert "6" in svg.locator("[data-measure=loss] text").all_text_contents(), "the whole drawing is back"
+
+
+def test_of_a_lineage_that_goes_on_the_newest_entry_stands_first():
+    record = load(LINEAGE)
+    story = told_by_hand(record, build(record))
+    rows = log(story, ended=False, axis=StepAxis()).rows
+    assert [row.told.anchor for row in rows] == IDS[::-1]
+    assert all(row.zoom is None for row in rows), "without curves there is nothing to draw larger"
 
 
 def readout(page: Any) -> str:
