@@ -122,6 +122,11 @@ def test_it_prints_on_white(browser: Any, page_file: str):
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(253, 253, 251)"
     assert not page.locator("nav.beside").is_visible()
+    heading = page.locator("article h3").first.evaluate(
+        "e => [getComputedStyle(e).breakInside, getComputedStyle(e).breakAfter]"
+    )
+    assert heading == ["avoid", "avoid"], "no heading at the foot of a sheet"
+    assert page.locator(".sheet").evaluate("e => getComputedStyle(e).breakInside") == "avoid"
     assert len(page.pdf()) > 20_000
 
 
