@@ -9,7 +9,7 @@ from typing import Any
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.notes.happened import Happening, happenings
 from chronicles.logbook.notes.pace import ExpectedEnd, Pace, pace
-from chronicles.logbook.open_questions import for_operators
+from chronicles.logbook.open_questions import drill_mark, for_operators
 from chronicles.logbook.story.build import story
 from chronicles.logbook.story.model import Afterthought
 from chronicles.record import LineageRecord, Moment
@@ -21,7 +21,9 @@ from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.retry_budget import budgets_left
 from opt_ops.core.state.model import State
+from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import Status
+from opt_ops.core.told import told
 from opt_ops.core.values import Driver, Tier, Verdict
 
 _INTERNAL = {"key": ""}  # no field of JSON
@@ -120,7 +122,7 @@ def handover(
         policy: The site's playbooks, for their retry budgets; None: the note does not tell of budgets.
     """
     report, state = build(record, rates), record.state
-    told = story(record, report, entries(record, report))
+    tale = story(record, report, entries(record, report))
     newest = record.as_of or 0.0
     as_of = live.now if live and live.watched and not state.ended else newest
     after = as_of - 3600 * hours
@@ -145,10 +147,10 @@ def handover(
         nodes_asked_for=sum(each.wanted for each in state.live_allocations if each.pending),
         budgets=tuple(_budgets(state, policy, as_of)) if policy and not state.ended else (),
         lr_scale=report.runs[-1].lr_scale if report.runs else 1.0,
-        happened=tuple(happenings(record, told.entries, after, max(as_of, newest))),
+        happened=tuple(happenings(record, tale.entries, after, max(as_of, newest))),
         alerts_open=tuple(_alerts(state, as_of)),
         suspects=tuple(node.node for node in report.nodes if node.verdict == Verdict.SUSPECT and not node.excluded_by),
-        afterthoughts=tuple(each for each in told.afterthoughts if each.at > after),
+        afterthoughts=tuple(each for each in tale.afterthoughts if each.at > after),
         retests=tuple(_retests(report)),
         pace=found,
         live=live,
@@ -163,9 +165,12 @@ def row(note: Handover) -> dict[str, Any]:
 
 
 def _open_proposals(state: State) -> Iterator[str]:
-    """Proposals that wait for an answer: there are none while every driver acts or only watches."""
-    del state
-    return iter(())
+    """What waits for a person's answer, with the commands."""
+    for proposal in open_proposals(state):
+        made = proposal.made
+        mark = drill_mark(state.incidents[made.incident].drill)
+        answer = f"opt-ops run approve {made.incident}, or opt-ops run decline {made.incident}"
+        yield f"{mark}opt-ops {told(made)}. Next: {answer}"
 
 
 def _time_limits(state: State, as_of: float) -> Iterator[TimeLimit]:

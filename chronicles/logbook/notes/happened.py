@@ -46,7 +46,7 @@ def happenings(record: LineageRecord, story: Sequence[StoryEntry], after: float,
             found += _told(each, drills)
         for entry in each.entries:
             found += _remarks(entry, drills[entry.anchor])
-    found += _refused(record)
+    found += _told_only(record)
     shown = (each for each in found if each.at <= until and (each.at > after or _lasts(each, story, after)))
     return sorted(shown, key=lambda each: each.at)
 
@@ -101,19 +101,28 @@ def _remarks(entry: LogEntry, drill: str | None) -> Iterator[Happening]:
         )
 
 
-def _refused(record: LineageRecord) -> Iterator[Happening]:
-    """Requests that were refused: they change nothing, so the logbook has no entry of them."""
+def _told_only(record: LineageRecord) -> Iterator[Happening]:
+    """Refused requests, proposals and their answers: the logbook has no entry of its own of them."""
+    incidents = record.state.incidents
     for entry in record.entries:
-        if isinstance(entry.event, e.RequestRefused):
-            yield Happening(
-                at=Moment(entry.ts),
-                author=MACHINE,
-                text=told(entry.event),
-                quote=None,
-                drill=None,
-                anchor=f"e{entry.seq}",
-                large=True,
-            )
+        match entry.event:
+            case e.RequestRefused():
+                drill, author, reason = None, None, ""
+            case e.ProposalMade(incident=incident):
+                drill, author, reason = incidents[incident].drill, None, ""
+            case e.ProposalAnswered(incident=incident, author=author, reason=reason):
+                drill = incidents[incident].drill
+            case _:
+                continue
+        yield Happening(
+            at=Moment(entry.ts),
+            author=author or MACHINE,
+            text=told(entry.event),
+            quote=short(reason, QUOTED) or None if author else None,
+            drill=drill,
+            anchor=f"e{entry.seq}",
+            large=True,
+        )
 
 
 def drill_of(record: LineageRecord, events: Mapping[str, e.Event], entry: LogEntry) -> str | None:

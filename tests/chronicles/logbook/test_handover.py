@@ -11,7 +11,17 @@ from chronicles.logbook.notes.handover import Live, handover, row
 from chronicles.logbook.notes.handover_text import WORDS, handover_text
 from chronicles.record import LineageRecord, load, until
 from opt_ops.core import events as e
-from opt_ops.core.values import Action, AllocationStatus, Fault, Outcome, Severity, Tier, Verdict
+from opt_ops.core.values import (
+    Action,
+    AllocationStatus,
+    AskDefault,
+    Fault,
+    Outcome,
+    ProposalStatus,
+    Severity,
+    Tier,
+    Verdict,
+)
 from tests.chronicles.eventful import POLICY, eventful
 from tests.chronicles.told import Told
 
@@ -100,6 +110,24 @@ def test_notes_and_reasons_are_quoted_and_drills_are_marked(told: Told):
     assert quoted["the fan of n1 is loud"].drill is None
     assert (quoted["the fan of n1 is loud"].author, WHY.strip() in quoted) == ("bob", True)
     assert "asked for a pause" in section(handover_text(found), "Tonight")
+
+
+def test_an_open_proposal_needs_you_until_it_is_answered(told: Told):
+    trained(told)
+    spike = told.incident("loss_spike", "loss 9.1 at step 120", "12.00-a0", 120)
+    decided = e.RecoveryDecided(
+        incident=spike, playbook="loss_spike", version=1, rung=0, action=Action.ROLLBACK, why="", lr_factor=0.75
+    )
+    asked = {"proposal": f"{spike}-p1", "incident": spike, "default": AskDefault.WAIT, "trains": True, "step": 120}
+    told.see(e.ProposalMade(decided=decided, deadline=told.now + 600, **asked))
+    needs = section(handover_text(handover(load(told.folder))), "Needs you")
+    assert f"opt-ops run approve {spike}" in needs
+    assert "not done without an answer" in needs
+    answer = {"proposal": f"{spike}-p1", "incident": spike, "status": ProposalStatus.DECLINED, "author": "ann"}
+    told.see(e.ProposalAnswered(reason="it heals by itself", **answer))
+    text = handover_text(handover(load(told.folder)))
+    assert "approve" not in section(text, "Needs you")
+    assert "“it heals by itself”" in section(text, "What happened")
 
 
 def test_the_end_is_expected_by_the_newest_pace_whatever_stood_still_before(told: Told):
