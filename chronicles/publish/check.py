@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,9 @@ from chronicles.publish.patterns import own_names
 
 _TEMPLATES = Path(drawing.__path__[0]) / "templates"
 _SHORT = 5  # characters: shorter originals are searched as whole words
-_JOB = r"\bjobs?\b[^\n]{0,80}?(?<![\w.,-])"
+_PART = re.compile(r"[a-z0-9]+")
+_OF_JOBS = re.compile(r"\bjobs?\b[^\n]{0,80}")
+_JOB = re.compile(r"(?<![\w.,-])[\w+.-]*[\w](?![.,]\d)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,70 +38,113 @@ class Leak:
 
 
 def leaks(
-    files: Iterable[Path], originals: Mapping[str, Iterable[str]], placeholders: Iterable[str], lineage: str
+    files: Iterable[Path], originals: Mapping[str, Iterable[str]], names: re.Pattern[str], lineage: str
 ) -> Iterator[Leak]:
     """Every original that is found in the files, by sort; they are read as bytes that a stranger would read.
 
     Args:
         files: What was written.
         originals: By sort, what must not be in them.
-        placeholders: What stands in their place: it is no leak.
+        names: What stands in the place of originals, in lower case: it is no leak.
         lineage: Its own names are no leak.
     """
-    known = {(sort, each): _pattern(sort, each) for sort, found in originals.items() for each in found if each}
-    ours = "|".join([own_names(lineage), *map(re.escape, sorted(set(placeholders), key=len, reverse=True))])
-    blank = re.compile(ours)
+    ours = re.compile(f"{own_names(lineage)}|{names.pattern}")
+    known = [(sort, each) for sort, found in originals.items() for each in dict.fromkeys(found) if each]
     for file in files:
-        raw = file.read_text()
-        readings = list(_readings(file.suffix, raw))
-        words = [blank.sub("\0", text) for text in readings]
-        for (sort, original), pattern in known.items():
-            # A short name may be a part of ours, and a word may stand in a style sheet of ours.
-            texts = words if _is_short(original) else [*readings, raw]
-            if any(pattern.search(text) for text in texts):
-                found = pattern.search(raw)
-                line = raw.count("\n", 0, found.start()) + 1 if found else 0
-                yield Leak(file=file.name, line=line, sort=sort, original=original)
+        written = _Written(file.suffix, file.read_text(), ours)
+        for sort, original in known:
+            if written.has_job(original) if sort == "jobs" else written.has(original):
+                yield Leak(file=file.name, line=written.line(original), sort=sort, original=original)
 
 
-def _is_short(original: str) -> bool:
-    return len(original) < _SHORT or original.isalnum()
+class _Written:
+    """A file as it can be read, in lower case: as it stands, without markup, without escapes."""
+
+    def __init__(self, suffix: str, text: str, ours: re.Pattern[str]) -> None:
+        self._text, self._ours = text, ours
+        self._readings = [each.lower() for each in _readings(suffix, text)]
+        self._jobs = _jobs_in(suffix, text)
+
+    @cached_property
+    def _whole(self) -> list[str]:
+        """With the markup: it has words of ours, but no name in it may be another's."""
+        return list(dict.fromkeys([*self._readings, self._text.lower()]))
+
+    @cached_property
+    def _parts(self) -> set[str]:
+        """Every run of letters and digits."""
+        return {part for text in self._whole for part in _PART.findall(text)}
+
+    @cached_property
+    def _words(self) -> list[str]:
+        """Without markup and without names of ours, for names that may be a part of others."""
+        return [self._ours.sub("\0", text) for text in self._readings]
+
+    @cached_property
+    def _word_parts(self) -> set[str]:
+        return {part for text in self._words for part in _PART.findall(text)}
+
+    def has(self, original: str) -> bool:
+        """Whether it stands anywhere. A short name must stand alone; others count as a part of a longer one, too."""
+        low = " ".join(original.lower().split())
+        if len(low) < _SHORT or low.isalpha() or low.isdigit():
+            if low.isascii() and low.isalnum():
+                return low in self._word_parts
+            pattern = re.compile(alone(re.escape(low)))
+            return any(low in text and pattern.search(text) for text in self._words)
+        inner = _PART.findall(low)[1:-1]
+        if not self._parts.issuperset(inner):
+            return False
+        return any(low in text for text in (self._words if low.isalnum() else self._whole))
+
+    def has_job(self, original: str) -> bool:
+        """Whether it stands where the file speaks of jobs: a job is a number, as a rule."""
+        low = original.lower()
+        return low in self._jobs or (not low.isdigit() and self.has(original))
+
+    def line(self, original: str) -> int:
+        """Where it stands in the file as it is; 0: nowhere."""
+        at = self._text.lower().find(original.lower())
+        return self._text.count("\n", 0, at) + 1 if at >= 0 else 0
 
 
-def _pattern(sort: str, original: str) -> re.Pattern[str]:
-    quoted = r"\s+".join(map(re.escape, original.split()))
-    if sort == "jobs":
-        return re.compile(rf"{_JOB}{quoted}(?![A-Za-z0-9]|[.,]\d)|\"jobs?\": (?:\[[^\]]*)?\"{quoted}\"", re.IGNORECASE)
-    if len(original) < _SHORT or original.isalpha() or original.isdigit():
-        return re.compile(alone(quoted), re.IGNORECASE if len(original) > 2 else 0)
-    return re.compile(quoted, re.IGNORECASE)
+def _jobs_in(suffix: str, text: str) -> set[str]:
+    """What may be the name of a job."""
+    found = {job for part in _OF_JOBS.findall(text.lower()) for job in _JOB.findall(part)}
+    if suffix == ".json":
+        found |= {job.lower() for job in _under_jobs(json.loads(text))}
+    return found
+
+
+def _under_jobs(value: Any, within: bool = False) -> Iterator[str]:
+    if isinstance(value, str) and within:
+        yield value
+    elif isinstance(value, dict):
+        for key, item in cast("dict[str, Any]", value).items():
+            yield from _under_jobs(item, key in ("job", "jobs"))
+    elif isinstance(value, list):
+        for item in cast("list[Any]", value):
+            yield from _under_jobs(item, within)
 
 
 def _readings(suffix: str, text: str) -> Iterator[str]:
-    """A file's text in each way that shows something: as it stands, without markup, without escapes."""
+    """A file's text in each way that shows something."""
     if suffix == ".json":
-        yield from _of_json(text)
-        return
-    if suffix == ".html":
+        yield "\n".join(_strings(json.loads(text)))
+    elif suffix == ".html":
         page = _Page(text)
         yield "\n".join(page.texts)
         for data in page.data:
-            yield from _of_json(data)
-        return
-    yield text
-    yield re.sub(r"\\(.)", r"\1", html.unescape(text))
-    yield unquote(text)
-
-
-def _of_json(text: str) -> Iterator[str]:
-    value = json.loads(text)
-    yield json.dumps(value, ensure_ascii=False, indent=0)
-    yield "\n".join(_strings(value))
+            yield "\n".join(_strings(json.loads(data)))
+    else:
+        plain = re.sub(r"\\(.)", r"\1", html.unescape(text))
+        yield text
+        yield from (each for each in (plain, unquote(plain)) if each != text)
 
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
+        yield from dict.fromkeys((" ".join(value.split()), unquote(value)))
     elif isinstance(value, dict):
         for key, item in cast("dict[str, Any]", value).items():
             yield key
@@ -124,7 +170,7 @@ class _Page(HTMLParser):
         if tag == "script" and dict(attrs).get("type") == "application/json":
             self._within = "data"
         shown = (value for name, value in attrs if value and name not in ("class", "style", "d", "points"))
-        self.texts += [part for value in shown for part in (value, unquote(value))]
+        self.texts += [part for value in shown for part in dict.fromkeys((value, unquote(value)))]
 
     def handle_endtag(self, tag: str) -> None:
         if tag in ("style", "script"):

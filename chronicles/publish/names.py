@@ -198,6 +198,14 @@ class Names:
         return {sort: len(found) for sort, found in self.used.items() if found}
 
 
+def placeholders() -> re.Pattern[str]:
+    """What stands in the place of an original, and of what was left out, in lower case."""
+    stems = "|".join(re.escape(stem) for stems in _STEMS.values() for stem in stems)
+    return re.compile(
+        rf"(?<![a-z0-9])(?:{stems})(?:\d+|[a-z]{{1,3}})(?![a-z0-9])|\[[a-z ]+ of \d+ words?, left out[^\]]*\]"
+    )
+
+
 def alone(alternatives: str) -> str:
     """A pattern for names that stand alone: no letter or digit before or behind them."""
     return rf"(?<![A-Za-z0-9])(?:{alternatives})(?![A-Za-z0-9])"

@@ -15,7 +15,7 @@ from typing import Any
 from chronicles.logbook.render import FOLDER, write_files
 from chronicles.publish.check import Leak, leaks
 from chronicles.publish.left_out import telling_words
-from chronicles.publish.names import SCHEMA, SORTS, Names
+from chronicles.publish.names import SCHEMA, SORTS, Names, placeholders
 from chronicles.publish.redact import Redaction, Wishes
 from chronicles.record import LineageRecord
 from chronicles.report.build import build
@@ -97,8 +97,7 @@ class Publication:
         settings = {each for run in self._redaction.record.state.runs.values() for each in run.settings}
         originals["left out"] = [text for text in left.texts if len(text) >= _SENTENCE]
         originals["left out"] += [word for word in telling_words(left) if word not in settings | kept]
-        placeholders = [name for names in known.values() for name in names.values() if name]
-        found = list(leaks(files, originals, [*placeholders, *left.texts.values()], self._lineage))
+        found = list(leaks(files, originals, placeholders(), self._lineage))
         inputs = self._inputs() if found else ""
         return [leak for leak in found if not (_is_word(leak) and leak.original.lower() not in inputs)]
 

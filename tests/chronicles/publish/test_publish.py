@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from chronicles.logbook.render import render
 from chronicles.publish.check import leaks
-from chronicles.publish.names import Names
+from chronicles.publish.names import Names, placeholders
 from chronicles.publish.publish import Publication
 from chronicles.publish.redact import Wishes
 from chronicles.record import LineageRecord, load
@@ -218,10 +218,10 @@ def test_one_hit_and_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_check_reads_every_way_of_writing(tmp_path: Path, name: str, text: str):
     file = tmp_path / name
     file.write_text(text)
-    (leak,) = leaks([file], {"nodes": ["fal_con-1"]}, ["node-001"], "12")
+    (leak,) = leaks([file], {"nodes": ["fal_con-1"]}, placeholders(), "12")
     assert (leak.file, leak.sort) == (name, "nodes")
     file.write_text(text.replace("on-1", "on-2"))
-    assert not list(leaks([file], {"nodes": ["fal_con-1"]}, ["node-001"], "12"))
+    assert not list(leaks([file], {"nodes": ["fal_con-1"]}, placeholders(), "12"))
 
 
 def test_names_that_look_as_ours_get_others(tmp_path: Path):
