@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from chronicles.publish.names import SCHEMA, SORTS, Names, placeholders
 from chronicles.publish.redact import Redaction, Wishes
 from chronicles.record import LineageRecord
 from chronicles.report.build import build
+from chronicles.report.model import LineageReport
 from opt_ops.config import Rates
 from opt_ops.core.codec import encode
 from opt_ops.errors import OptOpsError
-from opt_ops.runfolder.files import read_json, write_json
+from opt_ops.runfolder.files import read_json, write_json, write_text
+
+More = Callable[[LineageRecord, LineageReport], Mapping[str, str]]
 
 TABLE = "redaction.json"  # in the lineage's chronicle folder
 _SHOWN = 10  # leaks
@@ -64,8 +67,17 @@ class Publication:
             files=tuple(map(str, files)), replaced=self._names.counts(), left_out=dict(self._redaction.left.found)
         )
 
-    def write(self, to: Path, rates: Rates | None = None) -> Published:
+    def text(self, text: str) -> str:
+        """A text with every original replaced."""
+        return self._redaction.text(text)
+
+    def write(self, to: Path, rates: Rates | None = None, more: More | None = None) -> Published:
         """Draw the files, check them, and only then move them into the folder `to`.
+
+        Args:
+            to: The folder.
+            rates: The site's factors.
+            more: Gives the texts of other files by name, from the redacted record and its report.
 
         Raises:
             OptOpsError: the check found an original; nothing is kept.
@@ -75,7 +87,11 @@ class Publication:
         redacted = self._redaction.record
         hidden = Path(tempfile.mkdtemp(prefix=".publish-", dir=to))
         try:
-            files = write_files(hidden, redacted, build(redacted, rates))
+            report = build(redacted, rates)
+            files = write_files(hidden, redacted, report)
+            for name, text in (more(redacted, report) if more else {}).items():
+                write_text(hidden / name, text)
+                files.append(hidden / name)
             self._keep_table()
             found = self._leaks(files)
             if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,16 @@ from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import reachable_checkpoints
 from opt_ops.errors import NotFound
 
-app = typer.Typer(no_args_is_help=True, help="List, verify and delete checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="List, verify, release and delete checkpoints.")
+
+
+class Dtype(StrEnum):
+    """A number format of weights."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
 
 _COLUMNS = [
     Column("STEP", "step", right=True),
@@ -115,6 +125,43 @@ def verify(
     if not all(row["sound"] for row in rows):
         say(f"The daemon never resumes from a damaged checkpoint.\n  next: opt-ops ckpt list {lineage.name}", quiet)
         raise typer.Exit(5)
+
+
+@app.command()
+def release(
+    checkpoint: Annotated[str, typer.Argument(metavar="ID/STEP", help="A checkpoint such as 12/61000.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; it must not exist.")],
+    licence: Annotated[
+        str, typer.Option("--licence", metavar="NAME|FILE", help="apache-2.0, or a file with the text.")
+    ],
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Number format of the weights.")] = Dtype.FP16,
+    name: Annotated[str, typer.Option("--name", help="Of the model. [default: that of DIR]", show_default=False)] = "",
+    with_notes: Annotated[bool, typer.Option("--with-notes", help="Publish what people wrote.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Release a checkpoint that a rollback discarded.")] = False,
+    yes: YesOption = False,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a folder that can be given away: weights for transformers, model card, logbook, sums.
+
+    The model card is drawn from the journal: settings, changes of the learning rate, incidents, cost, and what is not
+    known. Names of nodes, people, paths and addresses are replaced. DIR appears when it is complete. The exit code is 4
+    if a rollback discarded the checkpoint, 65 if it is damaged.
+
+    Examples:
+      opt-ops ckpt release 12/143051 --out opt-175b --licence apache-2.0
+      opt-ops ckpt release 12.03/61000 --out early --licence LICENSE.txt --dtype bf16
+    """
+    from opt_ops.cli import ckpt_release
+
+    if with_notes:
+        confirm(f"Publish the notes and reasons of people in {out}?", yes)
+    item = ckpt_release.release(
+        checkpoint, out, licence, dtype.value, name, with_notes=with_notes, anyway=anyway, quiet=quiet
+    )
+    columns = [Column("OUT", "out"), Column("FILES", "files", right=True), Column("BYTES", "bytes", right=True)]
+    columns += [Column("LICENCE", "licence"), Column("DIGEST", "digest", wide=True)]
+    show("opt-ops/ckpt-release/1", [item], columns, output)
 
 
 @app.command()

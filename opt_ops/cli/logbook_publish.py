@@ -50,7 +50,7 @@ def publish_logbook(
     """
     config, record = settings.config, load(folder)
     wishes = Wishes(keep=_kept(options.keep), with_notes=options.with_notes, shift_seconds=options.shift_days * _DAY)
-    publication = Publication(folder, record, wishes, _site(config), [_rule(each) for each in options.replace])
+    publication = Publication(folder, record, wishes, site_names(config), [_rule(each) for each in options.replace])
     found = publication.summary()
     if dry_run:
         said = "Would show" if not options.redact else "Would replace"
@@ -87,7 +87,7 @@ def _rule(text: str) -> tuple[re.Pattern[str], str]:
     raise UsageError(f"--replace {text}: {why}", "for example --replace 'Falcon[ -]?2=the cluster'")
 
 
-def _site(config: Config) -> Iterator[tuple[str, str]]:
+def site_names(config: Config) -> Iterator[tuple[str, str]]:
     """What the configuration names of the site: (sort, original)."""
     slurm = config.slurm
     yield from (("partitions", each) for each in (slurm.partition or "").split(",") if each)

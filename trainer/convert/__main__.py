@@ -15,6 +15,7 @@ from trainer import device
 from trainer.console import print_line
 from trainer.convert import huggingface, metaseq, native
 from trainer.convert.weights import Weights, sync_tree
+from trainer.data.corpus import training_corpora
 from trainer.errors import UserError
 from trainer.model import cost
 from trainer.model.precision import DTYPES
@@ -51,8 +52,8 @@ def _convert(options: argparse.Namespace) -> None:
     source, target = options.source, options.target
     if target.exists():
         raise UserError(f"{target} exists already and is not overwritten. Name another folder, or remove it.")
-    if options.tokenizer and options.to != "hf":
-        raise UserError("--tokenizer needs --to hf: checkpoints of this trainer hold no tokenizer.")
+    if (options.tokenizer or options.data) and options.to != "hf":
+        raise UserError("a tokenizer needs --to hf: checkpoints of this trainer hold no tokenizer.")
     weights = read(source, options.heads)
     config, dtype = weights.config, DTYPES.get(options.dtype)
     print_line(
@@ -65,8 +66,9 @@ def _convert(options: argparse.Namespace) -> None:
         progress = _progress(weights, dtype)
         if options.to == "hf":
             huggingface.write(weights, temporary, dtype, progress, huggingface.MAX_SHARD_BYTES)
-            if options.tokenizer:
-                huggingface.write_tokenizer(options.tokenizer, temporary, config)
+            if options.tokenizer or options.data:
+                corpora = training_corpora([each for each in options.data if each])
+                huggingface.write_tokenizer(options.tokenizer, temporary, config, corpora)
         else:
             native.write(weights, temporary, dtype, progress)
         sync_tree(temporary)
@@ -132,6 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tokenizer", metavar="PATH", type=Path, help="tokenizer to write beside the weights (--to hf)"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="SRC",
+        action="append",
+        default=[],
+        help="without --tokenizer: write the one that was trained on this data; empty for the built-in text",
     )
     parser.add_argument("--heads", metavar="N", type=int, help="attention heads, for unpublished shapes from metaseq")
     return parser

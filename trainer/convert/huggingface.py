@@ -1,7 +1,7 @@
 """Hugging Face's format of OPT: ``config.json`` with safetensors or ``pytorch_model.bin``, in one file or in shards."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.convert import pickles
 from trainer.convert.weights import EMBEDDINGS, StoredParameter, Weights, checked, read_json
 from trainer.data import tokens
+from trainer.data.corpus import Corpus
 from trainer.errors import UserError
 from trainer.model.opt import PADDING_TOKEN
 from trainer.recipes import ModelConfig
@@ -106,15 +107,21 @@ def write(
     _write_json(folder / "generation_config.json", {"_from_model_config": True, **_TOKENS})
 
 
-def write_tokenizer(path: Path, folder: Path, config: ModelConfig) -> None:
-    """Write the tokenizer ``path`` into ``folder``. It puts ``</s>`` first, as OPT was trained.
+def write_tokenizer(path: Path | None, folder: Path, config: ModelConfig, corpora: Sequence[Corpus] = ()) -> None:
+    """Write a tokenizer into ``folder``. It puts ``</s>`` first, as OPT was trained.
+
+    Args:
+        path: of the tokenizer; None for the one that was trained on ``corpora``.
+        folder: with the weights.
+        config: of the model.
+        corpora: what it was trained on.
 
     Raises:
         UserError: it is not a tokenizer, or does not fit this model.
     """
     from tokenizers import Tokenizer, processors
 
-    tokenizer = Tokenizer.from_str(tokens.find(path, (), config.vocab_size).text)
+    tokenizer = Tokenizer.from_str(tokens.find(path, corpora, config.vocab_size).text)
     tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", _START)])  # pyright: ignore[reportAttributeAccessIssue]  a property that its stub lacks
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}

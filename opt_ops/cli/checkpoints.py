@@ -1,0 +1,144 @@
+"""A checkpoint that a command names, such as `12/61000`, and its conversion to Hugging Face's format.
+
+The conversion is kept in the lineage's folder, under the digest of the checkpoint: the same bytes are converted once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from opt_ops.cli.options import Lineage, find_lineage
+from opt_ops.cli.output import say
+from opt_ops.config import TrainerCommand
+from opt_ops.contract.exit_codes import ExitCode
+from opt_ops.contract.manifest import digest
+from opt_ops.core.names import attempt_folder
+from opt_ops.core.state.queries import reachable_checkpoints
+from opt_ops.core.text import printable
+from opt_ops.core.values import Checkpoint
+from opt_ops.errors import NotFound, OptOpsError, Unavailable, UsageError
+from opt_ops.runfolder.checkpoints import problem
+from opt_ops.runfolder.files import read_json
+
+_NAMED = re.compile(r"(?P<id>\d+(?:\.\d{2,})?)(?:/(?P<step>\d+))?")
+FOLDER = "converted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A checkpoint that a command names."""
+
+    lineage: Lineage
+    checkpoint: Checkpoint
+    counts: bool  # whether its steps are part of the present weights
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its manifest, which has those of all its files."""
+        return digest(Path(self.checkpoint.path))
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """config.json of the newest attempt of its run; None if there is none."""
+        attempts = [each for each in self.lineage.state.attempts.values() if each.run == self.checkpoint.run]
+        files = (self.lineage.path / attempt_folder(each.name) / "config.json" for each in reversed(attempts))
+        return next((found for file in files if isinstance(found := read_json(file), dict)), None)
+
+
+def named(text: str) -> Named:
+    """The checkpoint `12/61000` that counts, that of a run `12.01/61000`, or without a step the newest that counts.
+
+    Raises:
+        UsageError: the text names none.
+        NotFound: there is no such lineage or checkpoint.
+    """
+    found = _NAMED.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{text}: a lineage or a run and a step are wanted, such as 12/61000 or 12.01/61000")
+    lineage = find_lineage(found["id"])
+    state, step = lineage.state, found["step"]
+    ours = [known for known in state.checkpoints.values() if not known.checkpoint.nodes]  # durable ones
+    reachable = {each.checkpoint.path for each in reachable_checkpoints(state, state.run.name)} if state.run else set()
+    counts = [known for known in ours if known.checkpoint.path in reachable]
+    chosen = [known for known in ours if known.checkpoint.run == found["id"]] if "." in found["id"] else counts
+    chosen = [known for known in chosen if step is None or known.checkpoint.step == int(step)]
+    if step is None:
+        chosen = [known for known in chosen if known.good] or chosen
+    if not chosen:
+        raise NotFound(
+            f"{found['id']} has no checkpoint{f' of step {step}' if step else ''}", f"opt-ops ckpt list {lineage.name}"
+        )
+    newest = max(chosen, key=lambda known: known.checkpoint.step).checkpoint
+    return Named(lineage=lineage, checkpoint=newest, counts=newest.path in reachable)
+
+
+def require_sound(chosen: Named) -> None:
+    """Compare every byte with the manifest.
+
+    Raises:
+        Exit: 65, the checkpoint is damaged. The reason is printed.
+    """
+    why = problem(chosen.checkpoint)
+    if why:
+        say(f"The checkpoint of step {chosen.checkpoint.step} is damaged: {why}")
+        say(f"  next: opt-ops ckpt list {chosen.lineage.name}")
+        raise typer.Exit(ExitCode.CHECKPOINT_REFUSED)
+
+
+def converted(chosen: Named, trainer: TrainerCommand, dtype: str, on_line: Callable[[str], None]) -> Path:
+    """The checkpoint in Hugging Face's format, with its tokenizer.
+
+    Args:
+        chosen: The checkpoint.
+        trainer: The site's command: ours converts.
+        dtype: fp32, fp16 or bf16.
+        on_line: Gets each line about the progress.
+
+    Raises:
+        Unavailable: the site's trainer is another one.
+        OptOpsError: it could not be converted.
+    """
+    target = chosen.lineage.path / FOLDER / f"{chosen.digest[:16]}-{dtype}"
+    if target.is_dir():
+        return target
+    at = next((at for at, pair in enumerate(pairwise(trainer.command)) if pair == ("-m", "trainer")), None)
+    if at is None:
+        raise Unavailable(
+            f"the trainer {' '.join(trainer.command)} has a format of its own: only checkpoints of `python -m trainer` "
+            "are converted",
+            "convert them with that trainer's own tools",
+        )
+    intent = chosen.lineage.state.intent
+    words = [chosen.checkpoint.path, str(target), "--to", "hf", "--dtype", dtype]
+    words += (
+        ["--tokenizer", intent.tokenizer]
+        if intent.tokenizer
+        else [word for each in intent.data or ("",) for word in ("--data", each)]
+    )
+    target.parent.mkdir(exist_ok=True)
+    said = ""
+    with subprocess.Popen(
+        [*trainer.command[:at], "-m", "trainer.convert", *words],
+        env={**os.environ, **trainer.environment, "PYTHONIOENCODING": "utf-8"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    ) as process:
+        for line in process.stderr or ():
+            said = line.rstrip() or said
+            on_line(printable(said))
+    if process.returncode:
+        raise OptOpsError(f"{chosen.checkpoint.path} was not converted: {printable(said.removeprefix('error: '))}")
+    return target
