@@ -142,7 +142,9 @@ def release(
     output: FormatOption = Format.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a folder that can be given away: weights for transformers, model card, logbook, sums.
+    """Write a folder with weights and model card, to give away.
+
+    In it: weights for transformers, model card, data statement, logbook, sums.
 
     The model card is drawn from the journal: settings, changes of the learning rate, incidents, cost, and what is not
     known. Names of nodes, people, paths and addresses are replaced. DIR appears when it is complete. The exit code is 4

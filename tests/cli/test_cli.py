@@ -216,7 +216,7 @@ def test_a_traceback_is_shown_to_who_asks(site: Path, arguments: list[str]):
 
 
 def test_a_mistake_of_ours_is_one_line_too(site: Path):
-    broken = "import opt_ops.cli.run as run; run.watch_now = lambda: 1 / 0; from opt_ops.cli import main; main()"
+    broken = "import opt_ops.cli.queue as queue; queue.watch_now = lambda: 1 / 0; from opt_ops.cli import main; main()"
     command = [sys.executable, "-c", broken, "q"]
     done = subprocess.run(command, cwd=site, capture_output=True, text=True, timeout=240)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 2), done.stderr
@@ -425,8 +425,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 # The surface grows by a visible change only.
 COMMANDS = """
-alerts test, ckpt list, ckpt prune, ckpt verify, compare, daemon ensure, daemon run, daemon status, daemon stop,
-daemon unit, data show,
+alerts test, ckpt list, ckpt prune, ckpt release, ckpt verify, compare,
+daemon ensure, daemon run, daemon status, daemon stop, daemon unit, data show,
 doctor, drill flip-bit, drill hang, drill kill-daemon, drill kill-node, drill kill-pair, drill kill-rank, drill lr,
 drill nan, drill slow-standby, drill xid, events, explain,
 glossary, init, ledger,

@@ -52,6 +52,7 @@ def test_the_ledger_names_what_failed_with_its_incidents(site: Path):
 
 
 def test_an_empty_site_has_an_empty_ledger(tmp_path: Path):
+    (tmp_path / "opt-ops.toml").write_text("")
     assert json.loads(opt_ops(tmp_path, "node", "ledger", "-o", "json").stdout)["items"] == []
 
 
