@@ -36,7 +36,9 @@ def compare(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two lineages: curves, settings that differ, incidents, cost, and which has the lower loss.
+    """Compare two lineages: curves, settings, incidents, cost.
+
+    It says which one has the lower loss, and which settings differ.
 
     Without A and B, the two newest lineages that have a common ancestor. Losses are compared at the same step, or after
     as many tokens where the batch sizes differ, and only behind the common ancestor. A lineage is better if the means

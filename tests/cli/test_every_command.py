@@ -58,3 +58,4 @@ def test_no_command_fails_because_of_a_stream_or_a_locale(tmp_path: Path):
         assert "\x1b" not in each["out"] + each["err"], what
     told_by = {(" ".join(each["words"]), each["streams"]): each for each in runs}
     assert "gr??er" in told_by["events 12", "file"]["out"]
+    assert "learning rate x 0.75" in told_by["explain 12", "file"]["out"]
