@@ -15,7 +15,7 @@ from chronicles.wording import uncapitalized, whole
 from opt_ops.core.failures.classes import title
 from opt_ops.core.values import Action, Driver
 
-_CAUSES, _BEST, _QUESTIONS = 6, 2, 3
+_CAUSES, _BEST, _WORST, _QUESTIONS = 6, 3, 2, 3
 _SMALL = 0.02  # of what was lost: a cause below is not named
 
 
@@ -68,7 +68,7 @@ def _worked(tried: Sequence[Strategy]) -> Iterator[str]:
 
 def _not_worked(tried: Sequence[Strategy]) -> Iterator[str]:
     bad = [row for row in tried if row.failed or row.not_needed]
-    for row in sorted(bad, key=lambda row: (-row.failed - row.not_needed, -row.steps_lost))[:_BEST]:
+    for row in sorted(bad, key=lambda row: (-row.failed - row.not_needed, -row.steps_lost))[:_WORST]:
         what = [f"{whole(row.failed)} of {whole(row.tried)} failed"] if row.failed else []
         what += [f"{whole(row.not_needed)} of {whole(row.tried)} not needed"] if row.not_needed else []
         yield f"{title(row.failure)}, {row.strategy}: {listed(what)}."

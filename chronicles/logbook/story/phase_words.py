@@ -20,7 +20,7 @@ from chronicles.record import LineageRecord, Moment
 from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import count, minute, whole
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.values import Action
+from opt_ops.core.values import Action, Driver
 
 _LIMIT = 70  # words of a paragraph
 _LINKS = 4  # entries that a paragraph leads to
@@ -64,7 +64,7 @@ class PhaseTeller:
         ends = [a.ends_at for a in self.record.state.live_allocations if a.ends_at is not None]
         if ends:
             found.append(f"The next job reaches its time limit at {minute(min(ends))}.")
-        left = seconds_left(self.report)
+        left = None if self.report.driver is Driver.SHADOW else seconds_left(self.report)
         if left is not None and self.report.as_of is not None:
             found.append(f"At this goodput the last step comes at {minute(self.report.as_of + left)}.")
         return found
@@ -106,7 +106,8 @@ class PhaseTeller:
                 yield f"{entry.title.partition(';')[0].partition(': training halted')[0].rstrip('.')}."
                 yield from (sentence for sentence in entry.text if sentence.startswith((ANSWER, UNKNOWN)))
             elif weight(entry) is Weight.SHORTAGE:
-                yield f"{entry.title.rstrip('.')}."
+                title = entry.title.rstrip(".")
+                yield f"{capital(title.partition(': ')[2]) if _lost_all([entry]) else title}."  # the heading says it
                 yield from entry.text
         rest = [entry for entry in phase.entries if entry not in heavy]
         yield from self._routine(rest, bool(heavy))
@@ -115,7 +116,7 @@ class PhaseTeller:
             yield f"{count(steps, 'step').capitalize()} {'was' if steps == 1 else 'were'} repeated."
         quiet = _undisturbed(phase)
         if quiet >= _LONG:
-            yield f"At best nothing stopped for {about(quiet)}."
+            yield f"The longest time without a stop was {about(quiet)}."
 
     def _routine(self, entries: Sequence[StoryEntry], besides: bool) -> Iterator[str]:
         members = [each for entry in entries for each in entry.entries]

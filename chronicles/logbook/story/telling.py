@@ -181,7 +181,10 @@ def _chain(record: LineageRecord, group: Group, stops: Sequence[Stop]) -> str:
         launched = [record.state.attempts[name] for name in failed]
         span = max((a.ended_at or a.intended_at) for a in launched) - launched[0].intended_at
         outcome = "training halted" if halted else "then one trained again"
-        return f"{capital(plural(len(failed), 'launch', 'launches'))} failed in {about(span)}: {outcome}"
+        first = group.items[0]
+        after = first.row is not None and first.row.attempt not in failed and first.row.is_failure
+        what = f"{plural(len(failed), 'launch', 'launches')} failed in {about(span)}: {outcome}"
+        return capital(f"{an(first.failure)}, then {what}" if after else what)
     if lead.changes_settings or lead.row is None or halted:
         others = [item for item in group.items if item is not lead and item.row is not None and item.row.is_failure]
         after = f", after {tallied(item.failure for item in others)}" if others and not halted else ""
