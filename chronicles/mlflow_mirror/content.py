@@ -18,8 +18,9 @@ from chronicles.logbook.drawing.markdown import note
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.front_page import front_page
 from chronicles.logbook.story.build import story
+from chronicles.mlflow_mirror import words
 from chronicles.record import LineageRecord
-from chronicles.report.model import LineageReport
+from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import percent, when
 from opt_ops import __version__
 from opt_ops.core.state.attempts import Attempt, Run
@@ -46,8 +47,8 @@ Json = Mapping[str, Any]  # an object of the trainer's: a telemetry line, or con
 class MlflowRun:
     """A run as MLflow should show it. Times are milliseconds since the epoch."""
 
-    name: str
-    parent: str | None
+    name: str  # as people see it; it may change
+    run: str  # `12.01`; empty for the lineage's own
     status: str  # RUNNING, FINISHED, FAILED or KILLED: MLflow has no others
     start: int
     end: int | None
@@ -86,7 +87,7 @@ def lineage_key(state: State) -> str:
 def mlflow_runs(record: LineageRecord, report: LineageReport, configs: Mapping[str, Json]) -> list[MlflowRun]:
     """The parent, then a child for each run. `configs` are the attempts' config.json, where there is one."""
     state = record.state
-    runs = [_parent(record, report, configs), *(_child(record, run, configs) for run in state.runs.values())]
+    runs = [_parent(record, report, configs), *(_child(record, report, run, configs) for run in state.runs.values())]
     return [replace(run, tags=_readable(run.tags), params=_readable(run.params)) for run in runs]
 
 
@@ -110,7 +111,10 @@ def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, 
         "opt.step": str(report.step),
         "opt.goodput": percent(report.ledger.goodput),
         "opt.incidents": str(len(incidents)),
-        "opt.drills": str(sum(row.drill is not None for row in incidents)),
+        **_story_tags(report, list(incidents)),
+        "opt.state": str(state.status),
+        "opt.outcome": words.outcome(report),
+        "opt.parent": report.parent.run if report.parent else "",
         "opt.in_place": str(sum(row.in_place is True for row in incidents)),
         "mlflow.note.content": note(report, front_page(report, None), told, TAG_LIMIT),
     }
@@ -122,8 +126,8 @@ def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, 
         "ranks_per_node": str(shape.ranks_per_node),
     }
     return MlflowRun(
-        name=record.lineage,
-        parent=None,
+        name=words.lineage_name(report),
+        run="",
         status=_status(state),
         start=_ms(state.started_at),
         end=_ms(state.since) if state.ended else None,
@@ -132,11 +136,12 @@ def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, 
     )
 
 
-def _child(record: LineageRecord, run: Run, configs: Mapping[str, Json]) -> MlflowRun:
+def _child(record: LineageRecord, report: LineageReport, run: Run, configs: Mapping[str, Json]) -> MlflowRun:
     state = record.state
     attempts = [attempt for attempt in state.attempts.values() if attempt.run == run.name]
     config = next((configs[attempt.name] for attempt in attempts if attempt.name in configs), {})
     newest = run is state.run
+    told = next(each for each in report.runs if each.run == run.name)
     following = next((other for other in state.runs.values() if other.parent == run.name), None)
     left = max((a.ended_at for a in attempts if a.ended_at), default=following.planned_at if following else 0.0)
     not_finite = [
@@ -152,7 +157,11 @@ def _child(record: LineageRecord, run: Run, configs: Mapping[str, Json]) -> Mlfl
         "opt.incident": run.incident or "",
         "opt.from_step": str(run.checkpoint.step if run.checkpoint else 0),
         "opt.lr_scale": f"{lr_scale(state, run.name):g}",
-        "opt.status": str(state.status) if newest else f"left for {following.name}" if following else "left",
+        "opt.status": str(state.status) if newest else words.run_outcome(report, told, newest=newest),
+        **_story_tags(report, words.rows_of(report, told)),
+        "opt.state": str(state.status) if newest else "left",
+        "opt.outcome": words.run_outcome(report, told, newest=newest),
+        "opt.parent": run.parent or (report.parent.run if report.parent else ""),
         "opt.attempts": " ".join(attempt.name for attempt in attempts),
         "opt.generations": " ".join(f"{each.name}:{each.generation}" for each in attempts if each.members),
         "opt.nodes": " ".join(sorted({node for attempt in attempts for node in _nodes(attempt)})),
@@ -160,14 +169,23 @@ def _child(record: LineageRecord, run: Run, configs: Mapping[str, Json]) -> Mlfl
         "opt.not_finite": "; ".join(not_finite),
     }
     return MlflowRun(
-        name=run.name,
-        parent=record.lineage,
-        status=_status(state) if newest else "KILLED",
+        name=words.run_name(report, told),
+        run=run.name,
+        status=_status(state) if newest else "FINISHED",  # it was left on purpose: that is no failure
         start=_ms(run.planned_at),
         end=(_ms(state.since) if state.ended else None) if newest else _ms(left),
         tags=_cut({**_common(record), **tags}),
         params=flatten(config),
     )
+
+
+def _story_tags(report: LineageReport, rows: list[IncidentReport]) -> dict[str, str]:
+    """What makes columns of MLflow's list of runs, of the lineage's or one run's incidents."""
+    return {
+        "opt.owner": report.author or "",
+        "opt.last_incident": words.last_incident(rows),
+        "opt.drills": str(sum(row.drill is not None for row in rows)),
+    }
 
 
 def _nodes(attempt: Attempt) -> set[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chronicles.logbook.render import FOLDER, write
-from chronicles.mlflow_mirror import assets, content
+from chronicles.mlflow_mirror import assets, content, words
 from chronicles.mlflow_mirror.cursor import Cursor
 from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
 from chronicles.mlflow_mirror.store import (
@@ -32,7 +32,7 @@ from chronicles.report.model import LineageReport
 from opt_ops.config import Rates
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.status import ENDED
-from opt_ops.core.text import printable
+from opt_ops.core.text import printable, printable_lines
 from opt_ops.errors import OptOpsError, Unavailable
 from opt_ops.runfolder.files import Tail, read_json
 from opt_ops.runfolder.node_files import FileAgents
@@ -93,10 +93,10 @@ class _Mirror:
         parent, *children = content.mlflow_runs(self._record, self._report, configs)
         runs = self._find_runs()
         top = self._ensure(parent, runs.get(""), "")
-        ids = {child.name: self._ensure(child, runs.get(child.name), top) for child in children}
+        ids = {child.run: self._ensure(child, runs.get(child.run), top) for child in children}
         self._cursor.begin({"": top, **ids})
-        shown_in = {top, *list(ids.values())[-1:]}
-        sent = sum(self._send_file(run, path) for run in sorted(shown_in) for path in files)
+        self._describe_runs(runs, ids)
+        sent = sum(self._send_file(run, path) for run in (top, *ids.values()) for path in files)
         for name, attempt in state.attempts.items():
             self._send_attempt(name, ids[attempt.run])
         self._send_kept_curve(top)
@@ -173,12 +173,25 @@ class _Mirror:
         for start in range(0, max(len(fresh), len(params)), _SMALL):
             some = slice(start, start + _SMALL)
             self._client.log_batch(identity, params=params[some], tags=fresh[some])
+        if run.info.run_name != target.name:
+            self._client.update_run(identity, name=target.name)
         if target.status == "RUNNING":
             if run.info.status != "RUNNING":
                 self._client.update_run(identity, status="RUNNING")
         elif (run.info.status, run.info.end_time) != (target.status, target.end):
             self._client.set_terminated(identity, target.status, target.end)
         return identity
+
+    def _describe_runs(self, runs: Mapping[str, Run], ids: Mapping[str, str]) -> None:
+        """Write what became of each run, with links to the others: so this is done once all have ids."""
+        links = words.ExperimentLinks(self._experiment, ids)
+        newest = self._record.state.run
+        for run in self._report.runs:
+            text = printable_lines(
+                words.description(self._report, run, links, newest=newest is not None and run.run == newest.name)
+            )
+            if run.run not in runs or runs[run.run].data.tags.get(_NOTE) != text:
+                self._client.set_tag(ids[run.run], _NOTE, text[: content.TAG_LIMIT])
 
     def _describe(self) -> None:
         """Write the front page of the experiment, about all lineages in it. A page that a person wrote stays."""

@@ -156,9 +156,9 @@ def test_steps_that_are_made_again_are_counted(tmp_path: Path):
 
 
 def test_mlflow_keeps_one_run_and_tells_generations(record: LineageRecord, report: LineageReport):
-    runs = {run.name: run for run in content.mlflow_runs(record, report, {})}
-    assert list(runs) == ["12", "12.00"]
-    assert runs["12"].tags["opt.in_place"] == "1"
+    runs = {run.run: run for run in content.mlflow_runs(record, report, {})}
+    assert list(runs) == ["", "12.00"]
+    assert runs[""].tags["opt.in_place"] == "1"
     assert runs["12.00"].tags["opt.generations"] == "12.00-a0:2 12.00-a1:2"
     assert runs["12.00"].tags["opt.nodes"] == "n1 n2 n3 n4 n5"
     spent = [each.value for each in content.ledger_samples(report) if each.key == "spent/recoveries_in_place"]

@@ -13,8 +13,8 @@ from chronicles.mlflow_mirror import content
 from chronicles.mlflow_mirror.content import Choice
 from chronicles.record import load
 from chronicles.report.build import build
-from opt_ops.core.events import LineageCompleted, LineageHalted
-from opt_ops.core.values import Action, Outcome
+from opt_ops.core.events import LineageCompleted, LineageHalted, RunPlanned
+from opt_ops.core.values import Action, Outcome, Parent
 from tests.chronicles.record import LINEAGE
 from tests.chronicles.told import Told, spiked
 
@@ -37,9 +37,15 @@ def targets(folder: Path) -> list[content.MlflowRun]:
 
 def test_a_lineage_is_a_parent_with_a_child_for_each_run():
     parent, first, second = content.mlflow_runs(RECORD, REPORT, CONFIGS)
-    assert [t.name for t in (parent, first, second)] == ["1", "1.00", "1.01"]
-    assert [t.parent for t in (parent, first, second)] == [None, "1", "1"]
-    assert [t.status for t in (parent, first, second)] == ["FINISHED", "KILLED", "FINISHED"]
+    assert [t.name for t in (parent, first, second)] == ["1 · opt-tiny", "1.00 · start", "1.01 · × 0.75 after 1-i003"]
+    assert [t.run for t in (parent, first, second)] == ["", "1.00", "1.01"]
+    assert [t.status for t in (parent, first, second)] == ["FINISHED", "FINISHED", "FINISHED"]
+    outcomes = [t.tags["opt.outcome"] for t in (parent, first, second)]
+    assert outcomes == ["completed at 600", "left for 1.01", "completed at 600"]
+    assert [t.tags["opt.state"] for t in (parent, first, second)] == ["COMPLETED", "left", "COMPLETED"]
+    assert [t.tags["opt.last_incident"] for t in (parent, second)] == ["1-i003 loss spike, a drill", ""]
+    assert [t.tags["opt.parent"] for t in (parent, first, second)] == ["", "", "1.00"]
+    assert (parent.tags["opt.owner"], parent.tags["opt.drills"], second.tags["opt.drills"]) == ("ann", "4", "0")
     assert first.tags["opt.status"] == "left for 1.01"
     assert (second.tags["opt.from_step"], second.tags["opt.lr_scale"]) == ("150", "0.75")
     assert second.tags["opt.cause"].startswith("loss 6.562 at step 321")
@@ -70,6 +76,19 @@ def test_statuses(told: Told):
     told.see(LineageHalted(why="no rule fits", incident=None))
     assert [target.status for target in targets(told.folder)] == ["FAILED", "FAILED"]
     assert targets(told.folder)[0].tags["opt.cause"] == "no rule fits"
+
+
+def test_a_run_that_somebody_asked_for_and_a_fork_have_names_that_say_so(tmp_path: Path):
+    told = Told(tmp_path / "12").begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 120)
+    point = told.save("12.00", 100)
+    asked = told.incident("operator", "ann: the norm is high", "12.00-a0", 120)
+    planned = {"run": "12.01", "parent": "12.00", "cause": "ann: the norm is high", "incident": asked}
+    told.see(RunPlanned(**planned, checkpoint=point, lr_factors=(), settings=("optim.clip_norm=0.5",)))
+    assert targets(told.folder)[2].name == "12.01 · clip 0.5, asked by ann"
+    fork = Told(tmp_path / "13").begin(parent=Parent(lineage="12", run="12.01", step=60_000, checkpoint="/c"))
+    (parent,) = targets(fork.folder)
+    assert parent.name == "13 · opt-tiny · from 12.01 at 60,000"
+    assert parent.tags["opt.parent"] == "12.01"
 
 
 def test_what_others_wrote_has_no_control_characters(told: Told):

@@ -79,9 +79,9 @@ def test_who_may_write_does_and_who_may_not_loses_nothing(
     experiment = client.get_experiment_by_name("secured")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert sorted(runs) == ["1", "1.00", "1.01"]
-    assert len(client.get_metric_history(runs["1"].info.run_id, "settled/loss")) == 600
-    held = {file.path for file in client.list_artifacts(runs["1"].info.run_id, "chronicle")}
+    assert sorted(runs) == ["1 · opt-tiny", "1.00 · start", "1.01 · × 0.75 after 1-i003"]
+    assert len(client.get_metric_history(runs["1 · opt-tiny"].info.run_id, "settled/loss")) == 600
+    held = {file.path for file in client.list_artifacts(runs["1 · opt-tiny"].info.run_id, "chronicle")}
     assert "chronicle/logbook.html" in held
     assert "| COMPLETED |" in experiment.tags["mlflow.note.content"]
 
@@ -150,7 +150,7 @@ def test_a_server_of_mlflow_2_gets_the_logbook_and_no_models(
     experiment = client.get_experiment_by_name("older")
     assert experiment is not None
     runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
-    held = sorted(file.path for file in client.list_artifacts(runs["1"], "chronicle"))
+    held = sorted(file.path for file in client.list_artifacts(runs["1 · opt-tiny"], "chronicle"))
     assert held == ["chronicle/logbook.html", "chronicle/logbook.md", "chronicle/report.json"]
-    assert len(client.get_metric_history(runs["1"], "settled/loss")) == 600
+    assert len(client.get_metric_history(runs["1 · opt-tiny"], "settled/loss")) == 600
     assert not client.search_logged_models([experiment.experiment_id])

@@ -40,13 +40,16 @@ def content(uri: str, experiment: str = "opt-ops") -> Content:
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     runs = client.search_runs([found.experiment_id])
-    names = {run.info.run_id: run.info.run_name for run in runs}
+    names = {run.info.run_id: run.data.tags.get("opt.run") or run.data.tags["opt.lineage"] for run in runs}
     content: Content = {}
     for run in runs:
         tags = dict(run.data.tags)
         tags["mlflow.parentRunId"] = names.get(tags.get("mlflow.parentRunId"))
-        content.setdefault(run.info.run_name, []).append(
+        for identity, name in names.items():  # a run's description leads to others
+            tags["mlflow.note.content"] = tags["mlflow.note.content"].replace(identity, name)
+        content.setdefault(names[run.info.run_id], []).append(
             {
+                "name": run.info.run_name,
                 "status": run.info.status,
                 "times": (run.info.start_time, run.info.end_time),
                 "tags": tags,
@@ -75,8 +78,17 @@ def test_a_lineage_in_mlflow(lineage: Path, store: str):
     held = content(store)
     ((parent,), (first,), (second,)) = held["1"], held["1.00"], held["1.01"]
     assert [run["tags"]["mlflow.parentRunId"] for run in (parent, first, second)] == [None, "1", "1"]
-    assert [run["status"] for run in (parent, first, second)] == ["FINISHED", "KILLED", "FINISHED"]
-    assert [run["files"] for run in (parent, first, second)] == [FILES, [], FILES]
+    assert [run["status"] for run in (parent, first, second)] == ["FINISHED", "FINISHED", "FINISHED"]
+    assert [run["name"] for run in (parent, first, second)] == [
+        "1 · opt-tiny",
+        "1.00 · start",
+        "1.01 · × 0.75 after 1-i003",
+    ]
+    assert first["tags"]["mlflow.note.content"].startswith(
+        "Left at 322 for [1.01](#/experiments/1/runs/1.01), back to 150, because of "
+        "[1-i003](#/experiments/1/runs/1.00/artifacts/chronicle/logbook.html#1-i003): loss spike (a drill). 172 steps"
+    )
+    assert [run["files"] for run in (parent, first, second)] == [FILES, FILES, FILES]
     assert parent["times"] == (1795356979300, 1795357119825)
     steps = [step for step, _, _ in parent["metrics"]["settled/loss"]]
     assert steps == list(range(1, 601)), "each step once"
@@ -90,7 +102,7 @@ def test_a_lineage_in_mlflow(lineage: Path, store: str):
     assert sorted(steps_of) == [200, 250, 300, 400, 450, 500, 550, 600], "the first good one of every tenth"
     assert "**COMPLETED.**" in parent["tags"]["mlflow.note.content"]
     kept = (lineage.parent / "mlartifacts" / "opt-ops").glob("*/artifacts/chronicle/logbook.html")
-    assert len(list(kept)) == 2, "beside the store, not below whatever folder the sync ran in"
+    assert len(list(kept)) == 3, "beside the store, not below whatever folder the sync ran in"
 
 
 def test_sending_again_changes_nothing(lineage: Path, store: str):
