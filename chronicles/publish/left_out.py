@@ -27,6 +27,7 @@ class LeftOut:
     def __init__(self) -> None:
         self.found: Counter[str] = Counter()  # by sort: notes, reasons, log lines
         self.texts: dict[str, str] = {}  # in one line each → what stands in its place
+        self.by_people: set[str] = set()  # those of them that are notes and reasons
         self._beginnings: dict[str, list[str]] = {}
         self._any: re.Pattern[str] | None = None  # that any of the texts may begin in a text
 
@@ -37,6 +38,8 @@ class LeftOut:
             return text
         self.found[sort] += 1
         instead = _instead(sort, one_line)
+        if sort != "log lines":
+            self.by_people.add(one_line)
         if one_line not in self.texts:
             self.texts[one_line] = instead
             self._beginnings.setdefault(one_line[:_PIECE].strip(), []).append(one_line)
@@ -113,7 +116,7 @@ def taken(event: Mapping[str, Any], left: LeftOut) -> dict[str, Any]:
 
 def _lines(key: str, value: Any, left: LeftOut) -> Any:
     if isinstance(value, str):
-        return left.take("log lines", value) if key in LINES else value
+        return left.take("log lines", value) if key in LINES and " " in value.strip() else value  # a word is a code
     if isinstance(value, dict):
         return {name: _lines(name, item, left) for name, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
@@ -122,8 +125,8 @@ def _lines(key: str, value: Any, left: LeftOut) -> Any:
 
 
 def telling_words(left: LeftOut) -> Iterator[str]:
-    """Words of what is left out that stand for themselves, as a password does: six characters, letters and others."""
-    for text in left.texts:
+    """Words that people wrote and that stand for themselves, as a password does: six characters, letters and others."""
+    for text in left.by_people:
         for word in text.split():
             bare = word.strip(".,;:!?()[]{}“”\"'`")
             if len(bare) >= 6 and re.search(r"[A-Za-z]", bare) and re.search(r"[^A-Za-z’'.-]", bare):

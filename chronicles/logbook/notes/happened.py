@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from chronicles.logbook.entries.entry import MACHINE, LogEntry
 from chronicles.logbook.open_questions import drill_mark
 from chronicles.logbook.story.model import StoryEntry
 from chronicles.record import LineageRecord, Moment
-from chronicles.wording import count, duration, short
+from chronicles.wording import short
 from opt_ops.core import events as e
 from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.names import parse_alert_id
@@ -57,20 +58,20 @@ def _lasts(each: Happening, story: Sequence[StoryEntry], after: float) -> bool:
 
 
 def _told(story: StoryEntry, drills: Mapping[str, str | None]) -> Iterator[Happening]:
-    """The entry, and of a folded one each member in which a person speaks."""
+    """The entry, and of one in which several people speak each member with its words."""
     speaking = [entry for entry in story.entries if entry.quote]
-    alone = story.entries[0] if len(story.entries) == 1 else None
-    causes = {drills[entry.anchor] for entry in story.entries}
+    speaker = speaking[0] if len(speaking) == 1 else None
+    author = speaker.author if speaker else story.entries[0].author if len(story.entries) == 1 else MACHINE
     yield Happening(
         at=story.begin,
-        author=alone.author if alone else MACHINE,
-        text=f"{alone.run} {alone.title}{_cost(story)}" if alone else f"{story.title}{_cost(story)}",
-        quote=short(alone.quote, QUOTED) or None if alone else None,
-        drill=next(iter(causes)) if len(causes) == 1 else ", ".join(sorted(filter(None, causes))) or None,
+        author=author,
+        text=_QUOTED.sub("", story.title) if speaker else story.title,
+        quote=short(speaker.quote, QUOTED) if speaker else None,
+        drill=", ".join(sorted({drill for drill in drills.values() if drill})) or None,
         anchor=story.anchor,
         large=story.large,
     )
-    for entry in speaking if alone is None else ():
+    for entry in speaking if speaker is None else ():
         yield Happening(
             at=Moment(entry.ts),
             author=entry.author,
@@ -82,10 +83,7 @@ def _told(story: StoryEntry, drills: Mapping[str, str | None]) -> Iterator[Happe
         )
 
 
-def _cost(story: StoryEntry) -> str:
-    parts = [f"{count(story.steps_lost, 'step')} discarded"] if story.steps_lost else []
-    parts += [f"{duration(story.seconds_down)} of downtime"] if story.seconds_down else []
-    return f" ({', '.join(parts)})" if parts else ""
+_QUOTED = re.compile(r": “[^”]*”")  # as titles of the story end with what a person wrote, cut short
 
 
 def _remarks(entry: LogEntry, drill: str | None) -> Iterator[Happening]:
@@ -149,7 +147,9 @@ def lines(found: Sequence[Happening]) -> Iterator[str]:
     """The list in Markdown: each with its time and author, the drill that caused it, and what a person wrote."""
     for each in found:
         at = moment(each.at).strftime("%-d %b %H:%M:%S")
-        author = "" if each.author == MACHINE else f"{short(each.author, 40)}: "
-        yield f"- {at} · {plain(f'{drill_mark(each.drill)}{author}{each.text}')}"
+        yield f"- {at} · {plain(f'{drill_mark(each.drill)}{each.text}')}"
         if each.quote:
-            yield from (f"  {line}" for line in quote(f"“{each.quote}”"))
+            named = each.author == MACHINE or each.text.startswith(f"{each.author} ")
+            yield from (
+                f"  {line}" for line in quote(f"{'' if named else f'{short(each.author, 40)}: '}“{each.quote}”")
+            )

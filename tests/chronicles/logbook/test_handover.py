@@ -84,7 +84,7 @@ def test_what_is_open_what_to_watch_and_what_was_done(told: Told):
     assert f"- {incident} has been open since" in section(text, "To watch")
     assert "- alert without an action: gradient norm at step 125, 1.5 s ago." in section(text, "To watch")
     assert "- n3 is suspect: ecc rising." in section(text, "To watch")
-    assert "incident open: no step for 40 s" in section(text, "What happened")
+    assert "Incident open: no step for 40 s" in section(text, "What happened")
     assert "this is old" not in text, "two hours old"
     assert (found.suspects, found.spares_held) == (("n3",), 1)
     assert [(alert.signal, alert.step) for alert in found.alerts_open] == [("gradient_norm", 125)]
