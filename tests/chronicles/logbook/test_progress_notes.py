@@ -127,7 +127,7 @@ def test_drills_are_counted_apart_and_marked(told: Told):
     assert (note.so_far.incidents, note.so_far.drills, note.so_far.failures) == (1, 1, 0)
     caused = [line for line in text.splitlines() if "rank 1" in line or dead in line or "rank died" in line]
     assert len([line for line in caused if "DRILL d003" in line]) == 3, "incident, note, lost time"
-    assert "> “as announced”" in text
+    assert "> bob: “as announced”" in text
 
 
 def test_programs_get_the_figures(record: LineageRecord):
