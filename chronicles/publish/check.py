@@ -51,7 +51,7 @@ def leaks(
     ours = re.compile(f"{own_names(lineage)}|{names.pattern}")
     known = [(sort, each) for sort, found in originals.items() for each in dict.fromkeys(found) if each]
     for file in files:
-        written = _Written(file.suffix, file.read_text(), ours)
+        written = _Written(file.suffix, file.read_text(encoding="utf-8"), ours)
         for sort, original in known:
             if written.has_job(original) if sort == "jobs" else written.has(original):
                 yield Leak(file=file.name, line=written.line(original), sort=sort, original=original)
@@ -188,5 +188,5 @@ class _Page(HTMLParser):
 
 def _is_ours(code: str) -> bool:
     """Whether it is, to the letter, a style or script that comes with opt-ops."""
-    known = (path.read_text().strip() for path in sorted(_TEMPLATES.iterdir()) if path.suffix in (".css", ".js"))
+    known = (path.read_text(encoding="utf-8").strip() for path in sorted(_TEMPLATES.iterdir()) if path.suffix in (".css", ".js"))
     return code.strip() in known
