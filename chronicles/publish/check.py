@@ -188,5 +188,9 @@ class _Page(HTMLParser):
 
 def _is_ours(code: str) -> bool:
     """Whether it is, to the letter, a style or script that comes with opt-ops."""
-    known = (path.read_text(encoding="utf-8").strip() for path in sorted(_TEMPLATES.iterdir()) if path.suffix in (".css", ".js"))
+    known = (
+        path.read_text(encoding="utf-8").strip()
+        for path in sorted(_TEMPLATES.iterdir())
+        if path.suffix in (".css", ".js")
+    )
     return code.strip() in known
