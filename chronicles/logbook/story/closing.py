@@ -52,7 +52,7 @@ def _cost(report: LineageReport) -> Iterator[str]:
     idle = sum(row.action is Action.EXCLUDE for row in out)
     nodes = sum(len(row.excluded) for row in out)
     if nodes > 1:
-        yield f"{whole(nodes)} nodes were taken out; {whole(idle)} of them ran no rank at the time."
+        yield f"{whole(nodes)} nodes were taken out{f'; {whole(idle)} of them ran no rank' if idle else ''}."
 
 
 def _worked(tried: Sequence[Strategy]) -> Iterator[str]:
@@ -62,7 +62,8 @@ def _worked(tried: Sequence[Strategy]) -> Iterator[str]:
         if row.failure not in best and len(best) < _BEST:
             best[row.failure] = row
     for row in best.values():
-        took = f", usually in {about(row.median_seconds_down)}" if row.median_seconds_down else ""
+        often = row.median_seconds_down and row.tried > 1
+        took = f", usually in {about(row.median_seconds_down or 0.0)}" if often else ""
         yield f"{title(row.failure)}, {row.strategy}: {whole(row.worked)} of {whole(row.tried)} worked{took}."
 
 
@@ -76,4 +77,5 @@ def _not_worked(tried: Sequence[Strategy]) -> Iterator[str]:
 
 def _open(report: LineageReport, thoughts: Sequence[Afterthought]) -> Iterator[str]:
     for question in questions(report, thoughts)[:_QUESTIONS]:
-        yield capital(re.sub(r" The newest is \S+\.", "", question))
+        bare = re.sub(r" The newest is \S+\.", "", question)
+        yield capital(re.sub(r"\b\d+-i\d+\b", "an incident", bare))

@@ -186,12 +186,16 @@ def items_of(record: LineageRecord, report: LineageReport, log: Sequence[LogEntr
     """All entries, oldest first, and the stops of training that they belong to."""
     stops = stops_of(record, report.incidents)
     events = {f"e{entry.seq}": entry.event for entry in record.entries}
+    paused = [entry.ts for entry in record.entries if isinstance(entry.event, e.LineagePaused)]
     ordered = list(reversed(log))  # `log` is newest first
     ordered.sort(key=lambda entry: entry.ts)
     found: list[Item] = []
     for place, entry in enumerate(ordered):
         event = events.get(entry.anchor)
-        stop = stops.by_incident.get(entry.anchor) if entry.incident else _stop_of(event, entry.ts, stops)
+        at = entry.ts
+        if isinstance(event, e.PauseRequested):  # the attempt saves once more before it ends
+            at = next((ts for ts in paused if ts >= at), at)
+        stop = stops.by_incident.get(entry.anchor) if entry.incident else _stop_of(event, at, stops)
         found.append(Item(place=place, entry=entry, event=event, stop=stop))
     return found, stops
 

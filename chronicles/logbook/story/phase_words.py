@@ -20,6 +20,7 @@ from chronicles.record import LineageRecord, Moment
 from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import count, minute, whole
 from opt_ops.core.failures.classes import FailureClass
+from opt_ops.core.text import moment
 from opt_ops.core.values import Action, Driver
 
 _LIMIT = 70  # words of a paragraph
@@ -43,14 +44,14 @@ class PhaseTeller:
         first = 1 if begin else self._step(phase.begin) + 1
         last = self.report.step if phase.end == self.record.as_of else self._step(phase.end)
         runs = list(dict.fromkeys((run_at(self.record, phase.begin), run_at(self.record, phase.end))))
-        when = f"{capital(days(phase.begin, phase.end))}, to step {whole(last)}, run{'s' if len(runs) > 1 else ''}"
+        when = f"{span(phase.begin, phase.end)}, to step {whole(last)}, run{'s' if len(runs) > 1 else ''}"
         return Paragraph(
             title=f"{when} {' to '.join(runs)}. {self._headline(phase, begin)}.",
             begin=Moment(phase.begin),
             end=Moment(phase.end),
             first_step=first,
             last_step=last,
-            text=_within(_LIMIT, self._sentences(phase)),
+            text=_within(_LIMIT, self._sentences(phase)) or "Nothing stopped training.",
             anchors=_weightiest(phase),
         )
 
@@ -99,16 +100,19 @@ class PhaseTeller:
 
     def _sentences(self, phase: Phase) -> Iterator[str]:
         heavy = [entry for entry in phase.entries if weight(entry) is not Weight.QUIET]
-        if rows := _changes(heavy):
-            yield from self._went_back(rows)
+        rows = _changes(heavy)
+        if own := [row for row in rows if not row.requested]:
+            yield from self._went_back(own)
         for entry in heavy:
-            if weight(entry) is Weight.HALT:
+            if weight(entry) is Weight.PEOPLE or any(row.requested for row in _changes([entry])):
+                yield f"{entry.title.rstrip('.')}."
+            elif weight(entry) is Weight.HALT:
                 yield f"{entry.title.partition(';')[0].partition(': training halted')[0].rstrip('.')}."
                 yield from (sentence for sentence in entry.text if sentence.startswith((ANSWER, UNKNOWN)))
             elif weight(entry) is Weight.SHORTAGE:
                 title = entry.title.rstrip(".")
                 yield f"{capital(title.partition(': ')[2]) if _lost_all([entry]) else title}."  # the heading says it
-                yield from entry.text
+                yield from entry.text if len(heavy) == 1 else ()
         rest = [entry for entry in phase.entries if entry not in heavy]
         yield from self._routine(rest, bool(heavy))
         steps = sum(entry.steps_lost or 0 for entry in rest)
@@ -128,7 +132,8 @@ class PhaseTeller:
             kinds = listed([counted(kind, number) for kind, number in tally.most_common(4)])
             down = [row.seconds_down for row in stops if row.seconds_down is not None]
             usual = f"; usually over in {about(median(down))}" if down else ""
-            yield f"{capital(plural(len(stops), 'other stop' if besides else 'stop'))}: {kinds}{usual}."
+            number = f"{plural(len(stops), 'other stop' if besides else 'stop')}: {kinds}"
+            yield f"{capital(kinds if len(tally) == 1 else number)}{usual}."
         jumped = [each.anchor for each in members if each.incident is None and each.title.startswith(_ALERT)]
         if jumped:
             healed = {each.anchor for each in self.thoughts if each.kind is Later.HEALED}
@@ -144,7 +149,9 @@ class PhaseTeller:
 
     def _went_back(self, rows: Sequence[IncidentReport]) -> Iterator[str]:
         places = [whole(row.step_failed) for row in rows if row.step_failed is not None and not row.requested]
-        back = [row.steps_discarded for row in rows if row.steps_discarded is not None]
+        back = [
+            row.steps_discarded for row in rows if row.steps_discarded is not None and row.action is Action.ROLLBACK
+        ]
         factors = sorted({row.lr_factor for row in rows if row.lr_factor is not None})
         if places:
             yield f"At {listed(places)} the loss left its band."
@@ -167,6 +174,13 @@ def _weightiest(phase: Phase) -> tuple[str, ...]:
     ranked = sorted(large, key=lambda entry: (-weight(entry), -(entry.seconds_down or 0.0)))
     kept = {entry.anchor for entry in ranked[:_LINKS] if weight(entry) is not Weight.QUIET or entry.seconds_down}
     return tuple(entry.anchor for entry in phase.entries if entry.anchor in kept)
+
+
+def span(begin: float, end: float) -> str:
+    """`11 to 20 November`; within a day `18 November, 11:24 to 11:44`."""
+    told = days(begin, end)
+    within = moment(begin).date() == moment(end).date()
+    return f"{told}, {moment(begin).strftime('%H:%M')} to {moment(end).strftime('%H:%M')}" if within else told
 
 
 def _changes(entries: Sequence[StoryEntry]) -> list[IncidentReport]:

@@ -185,6 +185,10 @@ def _chain(record: LineageRecord, group: Group, stops: Sequence[Stop]) -> str:
         after = first.row is not None and first.row.attempt not in failed and first.row.is_failure
         what = f"{plural(len(failed), 'launch', 'launches')} failed in {about(span)}: {outcome}"
         return capital(f"{an(first.failure)}, then {what}" if after else what)
+    if isinstance(lead.event, e.PauseRequested) and stops:
+        why = f": “{short(lead.entry.quote, 80)}”" if lead.entry.quote else ""
+        stood = about(sum(stop.seconds for stop in stops))
+        return f"{short(lead.entry.author, 40)} paused training for {stood}{why}"
     if lead.changes_settings or lead.row is None or halted:
         others = [item for item in group.items if item is not lead and item.row is not None and item.row.is_failure]
         after = f", after {tallied(item.failure for item in others)}" if others and not halted else ""

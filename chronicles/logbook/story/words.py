@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -122,6 +123,9 @@ def days(begin: float, end: float) -> str:
     return f"{moment(begin).day} to {last}" if same else f"{first} to {last}"
 
 
+_NAME = re.compile(r"[a-z]+[\w.-]*\d")
+
+
 def capital(text: str) -> str:
-    """The text with a capital letter."""
-    return text[:1].upper() + text[1:]
+    """The text with a capital letter; the name of a node at its beginning stays."""
+    return text if _NAME.match(text) else text[:1].upper() + text[1:]
