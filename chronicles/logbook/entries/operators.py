@@ -41,7 +41,9 @@ def halt_cause(report: LineageReport, halt: HaltReport) -> str:
     if row is None or row.action != Action.HALT or row.playbook is None:
         return full(halt.why)
     playbook = row.playbook.partition("/")[0]
-    return f"{full(row.cause, keep=row.nodes)} Playbook {full(row.why or '', keep=(playbook,))}"
+    why = row.why or ""
+    ends = f"Playbook {full(why, keep=(playbook,))}" if why.startswith(playbook) else full(why)  # as older ones said it
+    return f"{full(row.cause, keep=row.nodes)} {ends}"
 
 
 def _note(record: LineageRecord, _: LineageReport, entry: e.Entry, event: e.NoteAdded) -> _Found:

@@ -7,15 +7,16 @@ from itertools import chain
 
 from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.policy import Policy
-from opt_ops.core.events import AlertIntended, Event, RecoveryDecided
+from opt_ops.core.events import AlertIntended, Event
 from opt_ops.core.failures.classes import row
 from opt_ops.core.names import AlertTopic, alert_id
-from opt_ops.core.state.in_place import in_sentences, joined, ranks
+from opt_ops.core.state.in_place import in_sentences, joined
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import Status
-from opt_ops.core.text import clock
-from opt_ops.core.told import Tense, told
+from opt_ops.core.text import clock, duration
+from opt_ops.core.told import Tense, told, words
+from opt_ops.core.told.phrase import count
 from opt_ops.core.values import Action, AskDefault, Driver, Severity, Tier
 from opt_ops.core.waiting import still_waiting
 
@@ -44,11 +45,12 @@ def _halted(state: State) -> AlertIntended | None:
         return None
     lineage = state.intent.lineage
     tried = [
-        f"{i.name} {i.kind}: {i.decision.action}, {_ending(i)}"
+        f"{i.name}, {words.failure(i.kind)}: {words.action(i.decision.action)}, {_ending(i)}"
         for i in list(state.incidents.values())[-8:]
         if i.decision
     ]
-    body = [state.why, "", "Tried:", *(tried or ["nothing"]), "", f"Next: opt-ops run explain {lineage}"]
+    why = words.without_codes(state.why)
+    body = [why, "", "Tried:", *(tried or ["nothing"]), "", f"Next: opt-ops run explain {lineage}"]
     if state.driver is Driver.SHADOW:
         body.append("It is only watched: whoever runs this training must act.")
     else:
@@ -153,20 +155,26 @@ def _proposals(state: State, news: _News) -> Iterator[AlertIntended]:
 def _opened(state: State, incident: Incident, alert: str, severity: Severity) -> AlertIntended:
     decision = incident.decision
     assert decision is not None
-    advised = "would " if decision.advice else ""
     body = [
-        f"{incident.name} {incident.kind}{' (drill)' if incident.drill else ''}: {incident.cause}",
-        f"evidence: {incident.detector}",
+        _what(incident),
+        f"evidence: {words.without_codes(incident.detector)}",
         *_likely(incident),
-        f"action: {advised}{_action(decision)} ({decision.playbook}, rung {decision.rung + 1}): {decision.why}",
+        f"action: {told(decision, state).partition(': ')[2]}",
+        f"why: {words.without_codes(decision.why)}",
         f"next: opt-ops run explain {state.intent.lineage}",
     ]
     return AlertIntended(
         alert=alert,
         severity=severity,
-        title=f"opt-ops {state.intent.lineage}: {incident.cause}",
+        title=f"opt-ops {state.intent.lineage}: {words.without_codes(incident.cause)}",
         body="\n".join(body),
     )
+
+
+def _what(incident: Incident) -> str:
+    """`12-i003, bad GPU: n2: a GPU has fallen off the bus (Xid 79) (DRILL d002)`."""
+    drill = f" (DRILL {incident.drill})" if incident.drill else ""
+    return f"{incident.name}, {words.failure(incident.kind)}: {words.without_codes(incident.cause)}{drill}"
 
 
 def _fell_back(state: State, incident: Incident, alert: str, severity: Severity) -> AlertIntended:
@@ -184,24 +192,18 @@ def _likely(incident: Incident) -> list[str]:
         return []
     first = incident.causes[0]
     why = f": {first.evidence_for[0]}" if first.evidence_for else ""
-    return [f"likely cause: {first.cause} ({first.confidence:.0%}){why}"]
-
-
-def _action(decision: RecoveryDecided) -> str:
-    if decision.action is not Action.REPLACE_RANKS:
-        return str(decision.action)
-    return f"{decision.action}: {ranks(decision.ranks)}, all others keep running"
+    return [f"likely cause: {words.cause(first.cause)} ({first.confidence:.0%}){why}"]
 
 
 def _closed(state: State, incident: Incident, alert: str) -> AlertIntended:
-    lost = f"{incident.steps_lost or 0} steps lost, {incident.seconds_down or 0:.0f} s down"
+    lost = f"{count(incident.steps_lost or 0, 'step')} lost, {duration(incident.seconds_down or 0.0)} down"
     became = in_sentences(state, incident)
     how = "recovered in place, proven" if joined(state, incident) is not None else "over, proven"
     return AlertIntended(
         alert=alert,
         severity=Severity.INFO,
         title=f"opt-ops {state.intent.lineage}: {incident.name} is {how}",
-        body="\n".join(filter(None, (f"{incident.name} {incident.kind}: {incident.cause}", became, lost))),
+        body="\n".join(filter(None, (_what(incident), became, lost))),
     )
 
 
@@ -215,8 +217,8 @@ def _signals(state: State, news: _News) -> Iterator[AlertIntended]:
             yield AlertIntended(
                 alert=alert,
                 severity=severity,
-                title=f"opt-ops {state.intent.lineage}: {signal.signal} at step {signal.step}",
-                body=f"{signal.rule}\nNothing was touched.\nnext: opt-ops run show {state.intent.lineage}",
+                title=f"opt-ops {state.intent.lineage}: {words.failure(signal.signal)} at step {signal.step}",
+                body=f"{told(signal)}\nNothing was touched.\nnext: opt-ops run show {state.intent.lineage}",
             )
 
 

@@ -93,10 +93,10 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         changes = {"exclude": (), "save_first": False, "nodes": (), "ranks": ()}
         return replace(decided, action=Action.HALT, why=f"{program}; {why}", **changes)
     if rung.action is Action.HALT:
-        return replace(
-            decided,
-            why=f"{playbook.name} ends here after {number - playbook.in_place_rungs} tries around this step; {why}",
-        )
+        tries = number - playbook.in_place_rungs
+        times = "1 try" if tries == 1 else f"{tries} tries"
+        ends = f"{times} around this step did not help" if tries > 0 else "trying again would not help"
+        return replace(decided, why=f"{ends}; {why}")
     if rung.action is Action.RESTART and not _touches_live_work(state, incident):
         why = f"it was a spare, so training was not touched; {why}"
         return replace(decided, action=Action.EXCLUDE, save_first=False, why=why)

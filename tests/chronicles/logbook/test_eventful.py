@@ -164,7 +164,7 @@ def test_advice_is_never_written_as_an_action(log: dict[str, LogEntry], report: 
 
 def test_a_halt_tells_what_was_tried_and_who_answered(log: dict[str, LogEntry], report: LineageReport):
     halted = told_of(log["[opt-ops]: 12.02 halted, an operator was needed"])
-    assert halted["Cause"].startswith("Rank 3 on q2 left with code 84. Playbook out_of_memory ends here after ")
+    assert halted["Cause"].startswith("Rank 3 on q2 left with code 84. 1 try around this step did not help; ")
     assert halted["Tried"] == "12-i008 out of memory: restart, proven."
     assert halted["Answered"].startswith("By ann at ")
     assert "Notified" not in halted, "the page was not delivered"

@@ -64,7 +64,7 @@ def test_the_alert_names_the_likely_cause():
     story = Story(replace(POLICY, least_alert=Severity.WARNING)).training(460)
     told(story, Cause.BAD_DATA)
     (opened,) = [each.told for each in story.state.alerts.values() if "12-i000" in each.told.alert]
-    assert "likely cause: bad_data (" in opened.body
+    assert "likely cause: bad data (" in opened.body
 
 
 def test_a_journal_keeps_causes_and_afterthoughts(tmp_path: Path):

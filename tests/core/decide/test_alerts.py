@@ -25,7 +25,7 @@ def test_one_message_for_an_incident_and_one_for_its_end():
     assert told(decided) == [("12-i000/opened", Severity.WARNING)]
     body = only(decided, e.AlertIntended).body
     assert "rank 1 on n2 was killed by signal 9" in body
-    assert "restart (process_death, rung 2)" in body
+    assert "action: restart (rank died, rung 2)" in body
     assert "opt-ops run explain 12" in body
     told_of.ends()
     assert told(told_of.train(410)) == [("12-i000/closed", Severity.INFO)]
@@ -52,7 +52,8 @@ def test_halted_is_a_page_that_says_what_was_tried():
     (page,) = [event for event in decided if isinstance(event, e.AlertIntended)]
     assert page.severity is Severity.PAGE
     assert "Tried:" in page.body
-    assert "12-i000 user_error: halt" in page.body
+    assert ": stop and page a person, not over" in page.body
+    assert "trying again would not help" in page.body
     assert "opt-ops run resume 12" in page.body
 
 
