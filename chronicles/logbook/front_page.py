@@ -258,6 +258,8 @@ def _operators(report: LineageReport) -> str:
         return "An operator is needed."
     if not report.ended and report.driver == Driver.OPERATOR:
         return "An operator drives: opt-ops watches and advises."
+    if not report.ended and report.driver == Driver.ASK:
+        return "Ask mode: recoveries wait for an operator's approval, or for their deadline."
     if not report.ended and report.driver == Driver.SHADOW:
         return "Shadow mode: another launcher runs the training, opt-ops only watches."
     pages = max(len(report.halts), sum(alert.severity == Severity.PAGE for alert in report.alerts))

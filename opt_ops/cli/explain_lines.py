@@ -43,6 +43,8 @@ def _explained(incident: IncidentReport, watched: bool) -> Iterator[str]:
         yield f"  data      {incident.documents_command}"
     if incident.stacks:
         yield from _stack_lines(incident.stacks)
+    if incident.proposals:
+        yield f"  asked     {_asked(incident)}"
     if incident.action is None:
         yield "  action    none decided yet"
         return
@@ -65,6 +67,12 @@ def _explained(incident: IncidentReport, watched: bool) -> Iterator[str]:
             yield f"            step {read.step}: lr {read.lr:.6g}{expected}{base}"
         if incident.limit_of_proof:
             yield f"            {incident.limit_of_proof}"
+
+
+def _asked(incident: IncidentReport) -> str:
+    from chronicles.logbook.entries.asked import asked
+
+    return asked(incident)
 
 
 def _later_lines(incident: IncidentReport, thoughts: Sequence[Afterthought]) -> Iterator[str]:
@@ -117,7 +125,13 @@ def _action(incident: IncidentReport, watched: bool) -> Iterator[str]:
     if incident.excluded:
         yield f"without {', '.join(incident.excluded)}"
     if incident.advisory:
-        yield "advisory: the job is only watched, nothing is done" if watched else _ADVISORY
+        yield (
+            "advisory: the job is only watched, nothing is done"
+            if watched
+            else _ADVISORY
+            if not incident.proposals
+            else "only proposed: nothing is done"
+        )
 
 
 def _stack_lines(stacks: StacksReport) -> Iterator[str]:

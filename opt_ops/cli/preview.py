@@ -20,7 +20,7 @@ from opt_ops.core.values import LrFactor
 from opt_ops.supervise import supervisor
 from opt_ops.supervise.site_policy import site_policy
 
-_REQUESTS = (e.StopRequested, e.PauseRequested, e.ResumeRequested, e.ChangeRequested)
+_REQUESTS = (e.StopRequested, e.PauseRequested, e.ResumeRequested, e.ChangeRequested, e.ProposalAnswered)
 """Where something follows from them, that is told and the request is not: whoever asks knows it."""
 
 

@@ -11,6 +11,7 @@ from opt_ops.cli.options import FormatOption, IdArgument, Lineage, lineage_folde
 from opt_ops.cli.output import Column, Format, show, wrapped
 from opt_ops.core import events as e
 from opt_ops.core.state.model import State
+from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import age, clock, duration, iso, printable
 from opt_ops.core.told import told
@@ -57,7 +58,7 @@ def _row(incident: IncidentReport, record: LineageRecord) -> dict[str, Any]:
     events = [entry.event for entry in record.entries]
     opened = next(told(each) for each in events if isinstance(each, e.IncidentOpened) and each.incident == name)
     decided = [each for each in events if isinstance(each, e.RecoveryDecided) and each.incident == name]
-    did = told(decided[-1]).removeprefix(f"{name}: ") if decided else "nothing is decided yet"
+    did = told(decided[-1]).removeprefix(f"{name}: ") if decided else _undecided(incident)
     closed = [told(each) for each in events if isinstance(each, e.IncidentClosed) and each.incident == name]
     stands = closed[-1].removeprefix(f"{name} ") if closed else "not over yet"
     return {
@@ -70,6 +71,12 @@ def _row(incident: IncidentReport, record: LineageRecord) -> dict[str, Any]:
         "stands": f"{stands}; lineage {record.lineage} is {_standing(record)}",
         "next": _next(incident, record),
     }
+
+
+def _undecided(incident: IncidentReport) -> str:
+    from chronicles.logbook.entries.asked import asked
+
+    return f"nothing yet. {asked(incident)}" if incident.proposals else "nothing is decided yet"
 
 
 def _cost(incident: IncidentReport) -> str:
@@ -99,6 +106,9 @@ def _next(incident: IncidentReport, record: LineageRecord) -> Sequence[str]:
 def _likely(incident: IncidentReport, lineage: str, state: State) -> Iterator[str]:
     if not state.ended and not (watcher := watch_now().over(lineage)).watched:
         yield watcher.next
+    for proposal in open_proposals(state):
+        yield f"opt-ops run approve {proposal.name}"
+        yield f"opt-ops run decline {proposal.name}"
     if state.status is Status.HALTED:
         yield f"opt-ops explain {incident.incident}"
         yield f"opt-ops run resume {lineage}"

@@ -23,6 +23,7 @@ _RECENT = 60.0  # seconds: data that is younger is told to the second
 _DRIVES = {
     Driver.DAEMON: "opt-ops drives.",
     Driver.OPERATOR: "An operator drives: opt-ops watches and advises.",
+    Driver.ASK: "Ask mode: recoveries wait for an operator's approval, or for their deadline.",
     Driver.SHADOW: "Only watched (shadow mode): another launcher runs the training.",
 }
 
