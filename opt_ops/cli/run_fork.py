@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from opt_ops.cli import run
+from opt_ops.cli.foreseen import NOTHING, Foreseen, show_foreseen, thing
 from opt_ops.cli.options import (
     Lineage,
     ReasonOption,
@@ -31,6 +32,7 @@ from opt_ops.core.schedule import PlannedLr, is_computed
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_changes
 from opt_ops.core.state.queries import reachable_checkpoints
+from opt_ops.core.told.phrase import count
 from opt_ops.core.values import Checkpoint, Driver, LrFactor, Parent
 from opt_ops.errors import Refused, UsageError
 from opt_ops.runfolder import lineages
@@ -98,8 +100,7 @@ def fork(
     for remark in require_possible(arguments, settings.config):
         say(f"  note: {remark}", options.quiet)
     if options.dry_run:
-        for line in _preview(arguments):
-            print(line)
+        show_foreseen(list(_preview(arguments)), NOTHING, options.output)
         return
     _start(origin, arguments, options)
 
@@ -267,15 +268,20 @@ def _shape(state: State, nodes: int | None, spares: int | None, ranks: int | Non
     }
 
 
-def _preview(arguments: Mapping[str, Any]) -> Iterator[str]:
+def _preview(arguments: Mapping[str, Any]) -> Iterator[Foreseen]:
     shape, parent = arguments["shape"], arguments["parent"]
-    held, ranks = shape["nodes"] + shape["spares"], shape["nodes"] * shape["ranks_per_node"]
-    yield f"Would fork {parent['run']} at step {parent['step']:,}: {parent['checkpoint']}."
-    yield f"Would train {' '.join([arguments['recipe'], *arguments['settings']])}, first step {parent['step'] + 1:,}."
+    nodes, spares, ranks = shape["nodes"], shape["spares"], shape["nodes"] * shape["ranks_per_node"]
+    with_ = f" with {', '.join(arguments['settings'])}" if arguments["settings"] else ""
+    what = f"{arguments['recipe']}{with_} on {count(nodes, 'node')}, from step {parent['step'] + 1:,}"
+    origin = f"{parent['run']} at step {parent['step']:,}: {parent['checkpoint']}"
+    yield thing("lineage_started", "fork", origin, dict(arguments))
+    yield thing("run_planned", "train", what, {"first_step": parent["step"] + 1})
     for each in arguments["lr_factors"]:
-        yield f"Would multiply the learning rate by {each['factor']:g} after step {each['step']:,}."
-    yield f"Would hold {held} nodes ({settings.config.scheduler}), {shape['spares']} of them spare."
-    yield f"Would train {ranks} ranks."
+        rest = f"the learning rate by {each['factor']:g} after step {each['step']:,}"
+        yield thing("lr_factor", "scale", rest, each)
+    held = f"{count(nodes + spares, 'node')} ({settings.config.scheduler}), {spares} of them spare"
+    yield thing("allocation_intended", "ask", f"for {held}", {"nodes": nodes + spares, "spares": spares})
+    yield thing("attempt_intended", "start", count(ranks, "rank"), {"ranks": ranks})
 
 
 def _start(origin: Checkpoint, arguments: Mapping[str, Any], options: RequestOptions) -> None:

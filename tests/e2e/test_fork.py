@@ -81,8 +81,8 @@ def _is_refused(site: Site) -> None:
     torn[-1] ^= 1
     shard.write_bytes(torn)
     older = site.command("run", "fork", "1", "--at", "16", "--lr-scale", "0.5", "--dry-run")
-    assert f"Would fork 1.00 at step 8: {folder / 'step-00000008'}." in older
-    assert "Would multiply the learning rate by 0.5 after step 8." in older
+    assert f"would fork    1.00 at step 8: {folder / 'step-00000008'}" in older
+    assert "would scale   the learning rate by 0.5 after step 8" in older
     (folder / "step-00000008" / "COMMITTED").unlink()
     torn = site.command("run", "fork", "1", "--at", "16", code=4)
     assert "1.00 has no verified healthy checkpoint at or before step 16" in torn
