@@ -281,14 +281,15 @@ def unsent(
 
 def samples(line: Json) -> list[Sample]:
     """A telemetry line's values."""
-    return _finite([(key, line.get(key)) for key in SERIES], line["ts"], line["num_updates"])
+    values = [*((key, line.get(key)) for key in SERIES), ("ops/tokens", line.get("tokens"))]
+    return finite(values, line["ts"], line["num_updates"])
 
 
 def evaluations(line: Json) -> list[Sample]:
     """A telemetry line's losses on validation data, as `valid/<corpus>` in the characters that MLflow accepts."""
     found = line.get("valid")
     losses = found if isinstance(found, Mapping) else {}
-    return _finite(_by_corpus(losses), line["ts"], line["num_updates"])
+    return finite(_by_corpus(losses), line["ts"], line["num_updates"])
 
 
 def _by_corpus(losses: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -298,8 +299,8 @@ def _by_corpus(losses: Mapping[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _finite(values: Iterable[tuple[str, Any]], ts: float, step: int) -> list[Sample]:
-    """The finite values: one infinite value would make the axis of MLflow's chart useless."""
+def finite(values: Iterable[tuple[str, Any]], ts: float, step: int) -> list[Sample]:
+    """The finite values as samples: one infinite value would make the axis of MLflow's chart useless."""
     return [
         Sample(key=key, value=float(value), timestamp=_ms(ts), step=step)
         for key, value in values
@@ -328,7 +329,11 @@ def kept_samples(record: LineageRecord, total: int | None, after: int) -> Iterat
         values = _by_corpus(point.valid or {})
         if point.step % every == 0 or point.step == total:
             values += [("loss", point.loss), ("gnorm", point.gnorm), ("lr", point.lr), ("wps", point.wps)]
-        found = _finite([(f"settled/{key}", value) for key, value in values], point.ts, point.step)
+            values += [("ops/tokens", point.tokens or None)]
+        # Losses on validation data stand beside the children's as well, under the children's name.
+        keys = [(key, value) for key, value in values if "/" in key]
+        keys += [(f"settled/{key}", value) for key, value in values if not key.startswith("ops/")]
+        found = finite(keys, point.ts, point.step)
         if found:
             yield point.step, found
 
@@ -358,9 +363,9 @@ def ledger_samples(report: LineageReport) -> list[Sample]:
             before = counted.get(answer, 0.0)
             counted[answer] = max(before, cost)
             spent[key] += counted[answer] - before
-        found += _finite([(f"spent/{key}", value) for key, value in spent.items()], at, row.step_failed)
+        found += finite([(f"spent/{key}", value) for key, value in spent.items()], at, row.step_failed)
     if report.ended is not None and report.ledger.goodput is not None:
-        found += _finite([("spent/goodput", report.ledger.goodput)], report.ended, report.step)
+        found += finite([("spent/goodput", report.ledger.goodput)], report.ended, report.step)
     return found
 
 

@@ -13,7 +13,7 @@ from chronicles.mlflow_mirror.content import Choice
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder.files import read_json, write_json
 
-_VERSION = 2  # version 1 had no validation losses: what it calls sent lacks them
+_VERSION = 3  # what earlier versions call sent lacks validation losses (1), tokens and numbers for columns (2)
 
 
 class Cursor:
@@ -28,11 +28,12 @@ class Cursor:
         self._attempts: dict[str, Any] = mine.get("attempts", {})
         self._kept: dict[str, int] = mine.get("settled", {"step": 0, "attempts": 0, "ledger": 0})
         self._files: dict[str, str] = mine.get("files", {})
+        self._columns: dict[str, list[int]] = mine.get("columns", {})
 
     def begin(self, runs: Mapping[str, str]) -> None:
         """Take the ids of the store's runs, by name. If a known run is gone, what was sent to it is forgotten."""
         if any(runs.get(name) != identity for name, identity in self._runs.items()):
-            self._attempts, self._files = {}, {}
+            self._attempts, self._files, self._columns = {}, {}, {}
             self._kept = {"step": 0, "attempts": 0, "ledger": 0}
         self._runs = dict(runs)
         self._save()
@@ -59,6 +60,16 @@ class Cursor:
         self._kept = {"step": step, "attempts": attempts, "ledger": ledger}
         self._save()
 
+    def columns(self, run: str) -> tuple[int, int]:
+        """Of the numbers for columns of a run: how many reports' values and marks were sent."""
+        progress, marks = self._columns.get(run, (0, 0))
+        return progress, marks
+
+    def sent_columns(self, run: str, progress: int, marks: int) -> None:
+        """Note that so many values and marks of a run were sent."""
+        self._columns[run] = [progress, marks]
+        self._save()
+
     def has_file(self, run: str, name: str, digest: str) -> bool:
         """Whether this very file was sent to the run."""
         return self._files.get(f"{run}/{name}") == digest
@@ -80,6 +91,7 @@ class Cursor:
             "attempts": self._attempts,
             "settled": self._kept,
             "files": self._files,
+            "columns": self._columns,
         }
         write_json(self._path, self._all)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from chronicles.logbook.render import FOLDER, write
 from chronicles.mlflow_mirror import assets, content, words
+from chronicles.mlflow_mirror.columns import columns
 from chronicles.mlflow_mirror.cursor import Cursor
 from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
 from chronicles.mlflow_mirror.store import (
@@ -100,6 +101,7 @@ class _Mirror:
         for name, attempt in state.attempts.items():
             self._send_attempt(name, ids[attempt.run])
         self._send_kept_curve(top)
+        self._send_columns({"": top, **ids})
         self._if_served("data sets", lambda: self._send_data(runs, {"": top, **ids}, configs))
         self._if_served("models", lambda: self._send_milestones(ids))
         self._send_machines(ids)
@@ -246,6 +248,16 @@ class _Mirror:
         self._log(run, waiting)
         if (reached, known, len(ledger)) != was:
             self._cursor.sent_kept(reached, known, len(ledger))
+
+    def _send_columns(self, ids: Mapping[str, str]) -> None:
+        for name, found in columns(self._record, self._report).items():
+            progress, marks = known = self._cursor.columns(name)
+            if progress > len(found.progress):
+                progress = 0
+            new = [*found.progress[progress:], *(found.marks if marks != len(found.marks) else ())]
+            self._log(ids[name], new)
+            if known != (len(found.progress), len(found.marks)):
+                self._cursor.sent_columns(name, len(found.progress), len(found.marks))
 
     def _log(self, run: str, samples: Sequence[content.Sample]) -> None:
         from mlflow.entities import Metric

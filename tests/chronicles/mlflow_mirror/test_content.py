@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chronicles.mlflow_mirror import content
+from chronicles.mlflow_mirror.columns import columns
 from chronicles.mlflow_mirror.content import Choice
 from chronicles.record import load
 from chronicles.report.build import build
@@ -251,4 +252,5 @@ def test_every_tag_and_metric_is_in_the_documentation():
         tag for target in content.mlflow_runs(RECORD, REPORT, CONFIGS) for tag in target.tags if tag.startswith("opt.")
     }
     keys = {*content.SERIES, *(sample.key for sample in [*content.ledger_samples(REPORT), *curve(LINEAGE, 600)])}
+    keys |= {sample.key for each in columns(RECORD, REPORT).values() for sample in [*each.progress, *each.marks]}
     assert [name for name in sorted(tags | keys) if f"`{name}`" not in documented] == []
