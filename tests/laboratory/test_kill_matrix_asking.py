@@ -130,9 +130,9 @@ def check(case: Case, lineage: AskedLineage) -> None:
 
 
 def chosen(first: int, last: int) -> list[int]:
-    """Every third boundary, at most eight of a long wait, and those at its two ends."""
-    ends = (*range(first, first + 5), *range(last - 9, last))
-    return sorted({*ends, *range(first, last, max(3, (last - first) // 8))} & set(range(first, last)))
+    """Every third boundary, at most four of a long wait, and those at its two ends."""
+    ends = (*range(first, first + 4), *range(last - 7, last))
+    return sorted({*ends, *range(first, last, max(3, (last - first) // 4))} & set(range(first, last)))
 
 
 @pytest.mark.parametrize("name", CASES)
