@@ -25,7 +25,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from opt_ops.core.codec import encode
+from opt_ops.cli.views import EventRows
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import kind_of
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state import in_place
-from opt_ops.core.state.fold import replay
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
 from opt_ops.runfolder import lineages
@@ -183,7 +181,7 @@ class Watcher:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._trainer = FileTrainer(folder)
-        self._seq = 0
+        self._rows = EventRows()
         self._newest: Point | None = None
         self._began = time.monotonic()
         self.state = State()
@@ -209,12 +207,10 @@ class Watcher:
 
     def look(self) -> None:
         """Read what is new, and print it."""
-        entries = lineages.entries(self._folder)
-        before, self.state = self.state.attempt, replay(entries)
-        for entry in entries:
-            if entry.seq > self._seq and (text_of := TEXTS.get(kind_of(entry.event))) is not None:
-                self.print_line(text_of(encode(entry.event)))
-        self._seq = entries[-1].seq if entries else 0
+        before = self.state.attempt
+        for row in self._rows.of(lineages.entries(self._folder), lambda entry: kind_of(entry.event) in TOLD):
+            self.print_line(row["text"])
+        self.state = self._rows.state or self.state
         if (attempt := self.state.attempt) is None:
             return
         if before is None or before.name != attempt.name:
@@ -236,24 +232,14 @@ class Watcher:
         console.print(Text(f"{time.monotonic() - self._began:5.0f} s  {text}", style=style), soft_wrap=True)
 
 
-TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "attempt_intended": lambda f: f"launch     {f['attempt']} on {', '.join(f['nodes'])} from {_from(f['checkpoint'])}",
-    "incident_opened": lambda f: f"incident   {f['incident']} {f['failure']}: {f['cause']}",
-    "recovery_decided": lambda f: f"decision   {f['incident']} {f['action']} ({f['playbook']}, rung {f['rung'] + 1})",
-    "members_intended": lambda f: f"new ranks  {f['new']} on {', '.join(f['nodes'])}; all others keep running",
-    "members_joined": lambda f: f"joined     generation {f['generation']} of {f['attempt']} at step {f['step']}",
-    "members_failed": lambda f: f"restart    ranks are not replaced in place: {f['why']}",
-    "standby_seen": lambda f: f"standby    {f['ready']} ready on {f['node']}",
-    "node_excluded": lambda f: f"excluded   {f['node']} ({f['reason']})",
-    "run_planned": lambda f: f"next run   {f['run']}" if f["parent"] else f"first run  {f['run']}",
-    "incident_closed": lambda f: f"proven     {f['incident']}" if f["proven"] else f"NOT PROVEN {f['incident']}",
-    "lineage_completed": lambda f: f"completed  at step {f['step']}",
-    "lineage_halted": lambda f: f"HALTED     {f['why']}",
-}
-
-
-def _from(checkpoint: dict[str, Any] | None) -> str:
-    return f"step {checkpoint['step']}" if checkpoint else "scratch"
+TOLD = frozenset(
+    {
+        *("attempt_intended", "incident_opened", "recovery_decided", "members_intended", "members_joined"),
+        *("members_failed", "standby_seen", "node_excluded", "run_planned", "incident_closed", "lineage_completed"),
+        "lineage_halted",
+    }
+)
+"""The kinds of events that the demo prints."""
 
 
 def run_drills(folder: Path, service: DaemonService) -> None:

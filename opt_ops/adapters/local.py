@@ -40,8 +40,11 @@ class LocalScheduler:
         """
         free = [node for node in self._nodes if node not in exclude]
         if len(free) < nodes:
-            left = f"{nodes} wanted, {len(free)} left ({', '.join(free) or 'none'})"
-            raise Refused(f"too few nodes on this machine: {left}; excluded or in use: {', '.join(exclude) or 'none'}")
+            used = ", ".join(exclude) or "none"
+            if not free:
+                raise Refused(f"no node is left on this machine: {used} are excluded or in use")
+            left = f"{nodes} wanted, {len(free)} left ({', '.join(free)})"
+            raise Refused(f"too few nodes on this machine: {left}; excluded or in use: {used}")
         started: list[dict[str, Any]] = []
         try:
             for node in free[:nodes]:
