@@ -17,6 +17,7 @@ from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
+from opt_ops.core.told import words
 from opt_ops.core.values import Severity, Tier
 from opt_ops.runfolder import fields as f
 from opt_ops.runfolder.files import Tail
@@ -229,13 +230,13 @@ def _open(state: State, name: str, watch: Watch, found: Newest) -> Iterator[Find
     incidents = list(state.incidents.values())
     for each in incidents:
         if each.closed_at is None:
-            why = f"{each.name} {each.kind}: {each.cause}"
+            why = f"{each.name}, {words.failure(each.kind)}: {words.without_codes(each.cause)}"
             yield Finding(finding="incident", why=why, next=f"opt-ops run explain {each.name}")
     if incidents and incidents[-1].proven is False:
         last, why = incidents[-1].name, "the telemetry does not show that the action took effect"
         yield Finding(finding="not proven", why=f"{last}: {why}", next=f"opt-ops run explain {last}")
     for signal in open_signals(state, watch.now, found):
-        why = f"{signal.signal} at step {signal.step}: {signal.rule}"
+        why = f"{words.failure(signal.signal)} at step {signal.step}: {signal.rule}"
         yield Finding(finding="alert", why=why, next=f"opt-ops events {name} --kind signal_raised")
     yield from _undelivered(state, name, watch.now)
     watcher = watch.over(name)

@@ -25,7 +25,7 @@ from opt_ops.core.state.planned import planned_rows
 from opt_ops.core.state.queries import held_back, lr_scale, newest_good, open_proposals
 from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.text import age, iso, moment
-from opt_ops.core.told import told
+from opt_ops.core.told import told, words
 from opt_ops.core.values import Driver
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import lineages
@@ -204,7 +204,7 @@ def _reason(state: State, wrong: Sequence[Finding]) -> str:
     if (left := held_back(state)) is not None:
         reasons += [f"{left.name} was declined: nothing is started until it is resumed"]
     reasons += [each.why for each in wrong if each.doubt]
-    reasons += [f"{open_incidents[-1].name} {open_incidents[-1].cause}"] if open_incidents else []
+    reasons += [f"{open_incidents[-1].name} {words.without_codes(open_incidents[-1].cause)}"] if open_incidents else []
     reasons += [f"{each.finding}: {each.why}" for each in wrong if each.finding.startswith("alert")][:2]
     return "; ".join(reasons)
 
