@@ -176,6 +176,10 @@ def test_the_fragment_is_a_link_to_a_state(browser: Any, site: Path):
     assert "?" not in hash_of(page)
     page.goto(f"{site.as_uri()}#1-i001")
     assert page.locator("#\\31 -i001").is_visible()
+    page.locator("#search").fill("50 % & more")
+    assert hash_of(page) == "#?q=50%20%25%20%26%20more"
+    page.reload()
+    assert page.locator("#search").input_value() == "50 % & more"
 
 
 def test_without_scripts_everything_is_there(browser: Any, site: Path):

@@ -36,8 +36,9 @@
     if (state.kinds.size) parts.push(`kind=${[...state.kinds].join(",")}`);
     if (state.order !== usual) parts.push(`order=${state.order}`);
     if (state.text.trim()) parts.push(`q=${encodeURIComponent(state.text.trim())}`);
+    const hash = parts.length ? `#?${parts.join("&")}` : "#";
     try {
-      history.replaceState(null, "", parts.length || location.hash ? `#${parts.length ? "?" : ""}${parts.join("&")}` : location.href);
+      if (parts.length || location.hash) history.replaceState(null, "", hash);
     } catch { /* no address of its own: the page alone holds the state */ }
   }
 
@@ -65,18 +66,20 @@
     place.scrollIntoView();
   }
 
+  const decoded = (text) => { try { return decodeURIComponent(text); } catch { return text; } };
+
   function follow() {
-    const hash = decodeURIComponent(location.hash.slice(1));
+    const hash = location.hash.slice(1);
     if (!hash.startsWith("?")) {
-      const place = hash && by(hash);
+      const place = hash && by(decoded(hash));
       if (place) reveal(place);
       return;
     }
-    const asked = new Map(hash.slice(1).split("&").map((part) => { const at = part.indexOf("="); return [part.slice(0, at), part.slice(at + 1)]; }));
+    const asked = new Map(hash.slice(1).split("&").map((part) => part.split(/=(.*)/s)));
     const known = new Set(buttons.map((each) => each.dataset.filter));
-    state.kinds = new Set((asked.get("kind") ?? "").split(",").filter((kind) => known.has(kind)));
+    state.kinds = new Set(decoded(asked.get("kind") ?? "").split(",").filter((kind) => known.has(kind)));
     state.order = { oldest: "oldest", newest: "newest" }[asked.get("order")] ?? usual;
-    state.text = asked.get("q") ?? "";
+    state.text = decoded(asked.get("q") ?? "");
     show();
   }
 

@@ -129,10 +129,10 @@
     const x = (step) => (across(chart, step) - chart.left).toFixed(1);
     const y = (value) => (panel.tall * (1 - (f(value) - low) / (high - low))).toFixed(1);
     const made = [panel.whole[0]];
-    const marked = log ? ticks(10 ** low, 10 ** high, 4) : ticks(low, high, panel.tall > 150 ? 5 : 3, panel.name === "nodes" ? [1, 2, 5].filter(() => true) : undefined);
+    const marked = log ? ticks(10 ** low, 10 ** high, 4) : ticks(low, high, panel.tall > 150 ? 5 : 3);
     for (const value of marked.filter((v) => (panel.name !== "nodes" || Number.isInteger(v)) && (!log || v > 0))) {
       made.push(make("path", { class: "grid", d: `M0 ${y(value)}H${chart.inner}` }));
-      made.push(make("text", { x: -6, y: y(value), dy: 4, "text-anchor": "end" }, panel.name === "lr" && value ? value.toExponential().replace(/e-/, "e-") : shorter(value)));
+      made.push(make("text", { x: -6, y: y(value), dy: 4, "text-anchor": "end" }, panel.name === "lr" && value ? value.toExponential() : shorter(value)));
     }
     const inside = make("svg", { width: chart.inner, height: panel.tall });
     for (const [, step, , quiet] of data.marks.filter(([, step]) => step >= range[0] && step <= range[1]))
@@ -167,7 +167,8 @@
     if (high - low < 4) return;
     range = low === whole[0] && high === whole[1] ? whole : [low, high];
     for (const chart of charts) {
-      if (range === whole) for (const each of [chart.names, chart.steps, ...chart.panels.map((panel) => ({ node: panel.node, whole: panel.whole }))]) (each.node ?? each).replaceChildren(...each.whole);
+      const parts = [chart.names, chart.steps, ...chart.panels];
+      if (range === whole) for (const each of parts) (each.node ?? each).replaceChildren(...each.whole);
       else { chart.panels.forEach((panel) => drawPanel(chart, panel)); drawNames(chart); drawSteps(chart); }
     }
     figure.dataset.range = range.join(" ");
