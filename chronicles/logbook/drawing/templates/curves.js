@@ -57,7 +57,7 @@
       const line = covering(all, step);
       if (name === "nodes") { if (attempt?.nodes) found.push(["nodes", attempt.nodes]); }
       else if (line) {
-        // Of several corpora the values stand in the order of their letters.
+        // Where there are several, the values stand in the order of their letters.
         const several = name === "valid" ? all.filter((one) => one.kept && one.steps[0] < step && one.steps.at(-1) >= step) : [];
         const told = (several.length ? several : [line]).map((one) => written[name](one.values[nearest(one, step)]));
         found.push([NAMES[name], told.join(" · ")]);
