@@ -15,7 +15,7 @@ from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clock, duration
-from opt_ops.core.told import Tense, told, words
+from opt_ops.core.told import told, words
 from opt_ops.core.told.phrase import count
 from opt_ops.core.values import Action, AskDefault, Driver, Severity, Tier
 from opt_ops.core.waiting import still_waiting
@@ -136,13 +136,13 @@ def _proposals(state: State, news: _News) -> Iterator[AlertIntended]:
         severity = Severity.PAGE if incident.drill is None else Severity.INFO
         if not news(alert := alert_id(made.proposal, AlertTopic.ASKED), severity):
             continue
-        what = told(made.decided, state, Tense.WOULD)
+        what = told(made.decided, state).partition(": ")[2]
         then = "it is done" if made.default is AskDefault.ACT else "it is not done"
         body = [
             f"{incident.name} {incident.kind}{' (drill)' if incident.drill else ''}: {incident.cause}",
             f"evidence: {incident.detector}",
             *_likely(incident),
-            f"proposal: {what} ({made.decided.playbook}, rung {made.decided.rung + 1}): {made.decided.why}",
+            f"proposal: {what}: {made.decided.why}",
             f"deadline: {clock(made.deadline)}; without an answer, {then}",
             f"do it now: opt-ops run approve {made.proposal}",
             f"do not: opt-ops run decline {made.proposal}",

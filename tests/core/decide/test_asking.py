@@ -308,6 +308,12 @@ def test_the_alert_says_what_until_when_and_how_to_answer():
     told = [each for each in story.spike(450, onset=410) if isinstance(each, e.AlertIntended)]
     (page,) = [each for each in told if each.alert == "12-i000-p1/asked"]
     assert page.severity is Severity.PAGE
-    for words in ("opt-ops run approve 12-i000-p1", "opt-ops run decline 12-i000-p1", "Z; without", "test"):
+    for words in (
+        "opt-ops run approve 12-i000-p1",
+        "opt-ops run decline 12-i000-p1",
+        "Z; without",
+        "test",
+        "proposal: back to step 300",
+    ):
         assert words in page.body, page.body
     assert len([each for each in decline(story) if isinstance(each, e.AlertIntended)]) == 0
