@@ -103,7 +103,7 @@ class PhaseTeller:
         rows = _changes(heavy)
         if own := [row for row in rows if not row.requested]:
             yield from self._went_back(own)
-        for entry in heavy:
+        for entry in sorted(heavy, key=weight, reverse=True):  # the weightiest first: there is not room for all
             if weight(entry) is Weight.PEOPLE or any(row.requested for row in _changes([entry])):
                 yield f"{entry.title.rstrip('.')}."
             elif weight(entry) is Weight.HALT:
