@@ -39,24 +39,24 @@ def fold(record: LineageRecord, report: LineageReport, log: Sequence[LogEntry]) 
     told = [Told(group=group, measure=measure) for group, measure in zip(groups, measured(groups, stops), strict=True)]
     teller = telling.Teller(record, report, stops)
     told = _quiet(_by_day(told))
-    while True:
-        found = [_entry(each, teller) for each in told]
-        alike = _repetition([entry.title for entry in found])
-        if alike is None:
-            return tuple(found)
-        first, last = alike
-        told = [*told[:first], joined(told[first:last], Fold.BURST), *told[last:]]
+    found = [_entry(each, teller) for each in told]
+    while alike := _repetition([entry.title for entry in found]):
+        for first, last in reversed(alike):
+            told[first:last] = [joined(told[first:last], Fold.BURST)]
+            found[first:last] = [_entry(told[first], teller)]
+    return tuple(found)
 
 
-def _repetition(titles: Sequence[str]) -> tuple[int, int] | None:
-    """The first run of too many neighbours whose titles are alike."""
+def _repetition(titles: Sequence[str]) -> list[tuple[int, int]]:
+    """The runs of too many neighbours whose titles are alike."""
+    found: list[tuple[int, int]] = []
     place = 0
     for _, same in groupby(map(bare, titles)):
         number = len(list(same))
         if number > _ALIKE:
-            return place, place + number
+            found.append((place, place + number))
         place += number
-    return None
+    return found
 
 
 def bare(title: str) -> str:

@@ -64,6 +64,7 @@ class _Sets:
 
     def _root(self, place: int) -> int:
         while self._parent[place] != place:
+            self._parent[place] = self._parent[self._parent[place]]
             place = self._parent[place]
         return place
 
@@ -152,7 +153,8 @@ def _with_capacity(record: LineageRecord, groups: Sequence[Group], stops: Stops)
         inside = [g for g in left if begin <= g.ts <= end and not any(item.is_sovereign for item in g.items)]
         if not any(item.is_capacity for group in inside for item in group.items):
             continue
-        left = [group for group in left if group not in inside]
+        gone = {group.items[0].place for group in inside}
+        left = [group for group in left if group.items[0].place not in gone]
         items = sorted((item for group in inside for item in group.items), key=lambda item: item.place)
         yield Group(items=tuple(items), rule=Fold.CAPACITY if len(items) > 1 else Fold.SINGLE)
     yield from left

@@ -34,7 +34,9 @@ class Measure:
 def measured(groups: Sequence[Group], stops: Stops) -> list[Measure]:
     """One for each group, in order. Every stop is counted in exactly one group."""
     owners = _owners(groups, stops)
-    own = [[stops.all[stop] for stop, owner in owners.items() if owner == place] for place in range(len(groups))]
+    own: list[list[Stop]] = [[] for _ in groups]
+    for stop, owner in owners.items():
+        own[owner].append(stops.all[stop])
     longest = [max((stop.seconds for stop in each), default=0.0) for each in own]
     usual = _usual(groups, longest)
     found: list[Measure] = []

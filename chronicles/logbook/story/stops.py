@@ -5,6 +5,7 @@ From the legs of the ledger, so that the seconds and steps of all stops together
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -47,7 +48,8 @@ class Stops:
 
     def at(self, ts: float) -> int | None:
         """The stop that a time is in."""
-        return next((place for place, each in enumerate(self.all) if each.begin <= ts <= each.end), None)
+        place = bisect_left(self.all, ts, key=lambda stop: stop.end)  # stops follow each other
+        return place if place < len(self.all) and self.all[place].begin <= ts <= self.all[place].end else None
 
 
 def stops_of(record: LineageRecord, incidents: Sequence[IncidentReport]) -> Stops:
@@ -60,9 +62,13 @@ def stops_of(record: LineageRecord, incidents: Sequence[IncidentReport]) -> Stop
     ends = {known[place].name: place for place in range(len(known))}
     for before in stepped:
         _discard(known, before, stepped, ends, found)
-    by_incident = {
-        row.incident: place for row in incidents if (place := _place(row, known, stepped, found)) is not None
-    }
+    places = _Places(known)
+    by_incident: dict[str, int] = {}
+    for row in incidents:
+        own = places.of(row)
+        stop = _following(own, stepped) if own is not None else None
+        if stop is not None and stop < len(found):
+            by_incident[row.incident] = stop
     return Stops(all=found, by_incident=by_incident)
 
 
@@ -116,24 +122,32 @@ def _discard(
 
 def _following(place: int, stepped: Sequence[int]) -> int | None:
     """The stop that ends with the first leg from `place` on that made a step."""
-    number = sum(each < place for each in stepped)
+    number = bisect_left(stepped, place)
     return number - 1 if number else None
 
 
-def _place(row: IncidentReport, known: Sequence[Leg], stepped: Sequence[int], found: Sequence[Stop]) -> int | None:
-    """The stop of an incident; None if it did not stop training."""
-    if row.advisory:
-        return None
-    own = next((place for place, leg in enumerate(known) if leg.incident == row.incident), None)
-    if own is None and row.action in (Action.HALT, Action.RESTART, Action.ROLLBACK, Action.RECONFIGURE):
-        own = _after_attempt(row, known)
-    stop = _following(own, stepped) if own is not None else None
-    return stop if stop is not None and stop < len(found) else None
+class _Places:
+    """Where a lineage's incidents stand among its legs."""
 
+    def __init__(self, known: Sequence[Leg]) -> None:
+        self._answers: dict[str, int] = {}  # by incident, the first leg that recovers from it
+        self._first: dict[str, int] = {}  # by attempt
+        self._last: dict[str, int] = {}
+        for place, leg in enumerate(known):
+            if leg.incident is not None:
+                self._answers.setdefault(leg.incident, place)
+            self._first.setdefault(leg.attempt.name, place)
+            self._last[leg.attempt.name] = place
 
-def _after_attempt(row: IncidentReport, known: Sequence[Leg]) -> int | None:
-    name = row.next_attempt
-    if name is not None:
-        return next((place for place, leg in enumerate(known) if leg.attempt.name == name), None)
-    hit = [place for place, leg in enumerate(known) if leg.attempt.name == row.attempt]
-    return hit[-1] + 1 if hit else None
+    def of(self, row: IncidentReport) -> int | None:
+        """The leg that followed an incident; None if it did not stop training."""
+        if row.advisory:
+            return None
+        if row.incident in self._answers:
+            return self._answers[row.incident]
+        if row.action not in (Action.HALT, Action.RESTART, Action.ROLLBACK, Action.RECONFIGURE):
+            return None
+        if row.next_attempt is not None:
+            return self._first.get(row.next_attempt)
+        last = self._last.get(row.attempt or "")
+        return None if last is None else last + 1
