@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from statistics import median
 
-from chronicles.mlflow_mirror.content import Json
+from chronicles.mlflow_mirror.parameters import Json
 from opt_ops.core.health.readings import Heartbeat
 from opt_ops.core.state.model import KnownCheckpoint, State
 from opt_ops.core.state.queries import ancestry

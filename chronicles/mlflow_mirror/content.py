@@ -6,7 +6,6 @@ times included, follows from journal, telemetry and the trainer's config.json, s
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from chronicles.logbook.entries.build import entries
 from chronicles.logbook.front_page import front_page
 from chronicles.logbook.story.build import story
 from chronicles.mlflow_mirror import words
+from chronicles.mlflow_mirror.parameters import Json, parameters
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import percent, when
@@ -34,13 +34,11 @@ WHOLE = 2_000  # steps: of a lineage no longer than this, every point is sent
 AROUND = 30  # steps before and after an incident: every point is sent
 KEPT_POINTS = 2_000  # of the parent's curve, about: MLflow draws at most 2,500
 TAG_LIMIT = 7_900  # characters, the note included; MLflow cuts tags at 8,000 without a warning
-PARAM_LIMIT = 5_900  # characters; MLflow cuts parameters at 6,000
 
 CORE = ("loss", "gnorm", "lr", "wps", "step_seconds")
 SERIES = (*CORE, "actv_norm", "loss_scale", "tflops", "mfu", "cuda_gb_allocated")
 
 Window = tuple[int, int]  # first and last step
-Json = Mapping[str, Any]  # an object of the trainer's: a telemetry line, or config.json. Its keys are the trainer's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +130,7 @@ def _parent(record: LineageRecord, report: LineageReport, configs: Mapping[str, 
         start=_ms(state.started_at),
         end=_ms(state.since) if state.ended else None,
         tags=_cut({**_common(record), **tags}),
-        params={key: value for key, value in {**requested, **flatten(config)}.items() if value},
+        params=parameters(config, requested),
     )
 
 
@@ -175,7 +173,7 @@ def _child(record: LineageRecord, report: LineageReport, run: Run, configs: Mapp
         start=_ms(run.planned_at),
         end=(_ms(state.since) if state.ended else None) if newest else _ms(left),
         tags=_cut({**_common(record), **tags}),
-        params=flatten(config),
+        params=parameters(config),
     )
 
 
@@ -214,24 +212,6 @@ def _cut(tags: Mapping[str, str]) -> dict[str, str]:
 def _status(state: State) -> str:
     endings = {Status.COMPLETED: "FINISHED", Status.HALTED: "FAILED", Status.CANCELLED: "KILLED"}
     return endings.get(state.status, "RUNNING")
-
-
-def flatten(config: Json, prefix: str = "") -> dict[str, str]:
-    """Nested settings as `settings.optim.peak_lr: 0.001`, because MLflow's parameters are a flat map of texts.
-
-    What belongs to the attempt and not to its settings is skipped: id, host, times, and what it resumed from.
-    """
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if not prefix and key in {"v", "attempt", "host", "ts", "resume"}:
-            continue
-        name = f"{prefix}{re.sub(r'[^A-Za-z0-9_. /-]', '_', key)}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            flat[name[:250]] = text[:PARAM_LIMIT]
-    return flat
 
 
 # ---- points -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chronicles.logbook.render import FOLDER, write
-from chronicles.mlflow_mirror import assets, content, words
+from chronicles.mlflow_mirror import assets, content, parameters, words
 from chronicles.mlflow_mirror.columns import columns
 from chronicles.mlflow_mirror.cursor import Cursor
 from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
@@ -126,7 +126,7 @@ class _Mirror:
                 raise
             self._left_out.append(f"{what} left out: {server_name(self._uri)} has no interface for them")
 
-    def _config(self, attempt: str) -> content.Json | None:
+    def _config(self, attempt: str) -> parameters.Json | None:
         try:
             return read_json(self._folder / attempt_folder(attempt) / "config.json")
         except OptOpsError:
@@ -171,7 +171,9 @@ class _Mirror:
             run = self._client.create_run(self._experiment, target.start, first, target.name)
         identity = run.info.run_id
         fresh = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key, "") != value]
-        params = [Param(key, value) for key, value in target.params.items() if key not in run.data.params]
+        earlier = any(key.startswith("settings.") for key in run.data.params)  # under other names, and there they stay
+        wanted = {} if earlier else target.params
+        params = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
         for start in range(0, max(len(fresh), len(params)), _SMALL):
             some = slice(start, start + _SMALL)
             self._client.log_batch(identity, params=params[some], tags=fresh[some])
@@ -269,7 +271,9 @@ class _Mirror:
 
     # ---- data, milestones, machines ----
 
-    def _send_data(self, runs: Mapping[str, Run], ids: Mapping[str, str], configs: Mapping[str, content.Json]) -> None:
+    def _send_data(
+        self, runs: Mapping[str, Run], ids: Mapping[str, str], configs: Mapping[str, parameters.Json]
+    ) -> None:
         """Send what was trained on, once for each run and for the lineage."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -301,7 +305,7 @@ class _Mirror:
             model = there.get((each.name, ids[each.run]))
             if model is None:
                 tags = {"opt.lineage_key": key, "opt.run": each.run, "opt.path": each.path, _EXTERNAL: "true"}
-                params = {"step": str(each.step), "path": each.path[: content.PARAM_LIMIT]}
+                params = {"step": str(each.step), "path": each.path[: parameters.LIMIT]}
                 model = self._client.create_logged_model(
                     self._experiment, each.name, ids[each.run], tags, params, model_type="checkpoint"
                 )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chronicles.mlflow_mirror import content
 from chronicles.mlflow_mirror.columns import columns
 from chronicles.mlflow_mirror.content import Choice
+from chronicles.mlflow_mirror.parameters import parameters
 from chronicles.record import load
 from chronicles.report.build import build
 from opt_ops.core.events import LineageCompleted, LineageHalted, RunPlanned
@@ -61,12 +62,37 @@ def test_parameters_are_what_was_asked_for_and_what_came_of_it():
     parent, _, second = content.mlflow_runs(RECORD, REPORT, CONFIGS)
     assert parent.params["recipe"] == "opt-tiny"
     assert parent.params["set"] == "steps=600"
-    assert parent.params["settings.optim.betas"] == "[0.9, 0.95]"
-    assert parent.params["schedule.peak_lr"] == "0.001"
-    assert parent.params["optimizer.clip_norm"] == "1.0"
-    assert second.params["lr_factors"] == "[[150, 0.75]]"
+    assert parent.params["optim.betas"] == "[0.9, 0.95]"
+    assert parent.params["optim.peak_lr"] == "0.001"
+    assert parent.params["optim.clip_norm"] == "1.0"
+    assert (parent.params["lr_scale"], second.params["lr_scale"]) == ("1.0", "0.75")
     assert not {"host", "ts", "attempt", "resume"} & set(second.params), "these belong to an attempt"
     assert all(parent.params.values())
+
+
+def test_no_parameter_is_there_twice():
+    for run in content.mlflow_runs(RECORD, REPORT, CONFIGS):
+        settings = [(key.rpartition(".")[2], value) for key, value in run.params.items()]
+        assert len(settings) == len(set(settings)), sorted(settings)
+        assert not [key for key in run.params if key.startswith(("settings.", "schedule.", "optimizer."))]
+
+
+def test_parameters_say_what_came_of_the_settings_in_numbers_as_people_write_them():
+    config = {
+        "settings": {"optim": {"peak_lr": 1e-4, "clip_norm": 1.0}, "parallel": {"dp": 0}},
+        "schedule": {"peak_lr": 0.00007499999999999998},
+        "optimizer": {"clip_norm": 0.3, "betas": [0.9, 0.9500000000000001]},
+        "layout": {"dp": 2, "nodes": 2},
+        "lr_factors": [[100, 0.75], [150, 0.75]],
+    }
+    assert parameters(config, {"nodes": "2", "set": ""}) == {
+        "nodes": "2",
+        "optim.peak_lr": "7.5e-05",
+        "optim.clip_norm": "0.3",
+        "optim.betas": "[0.9, 0.95]",
+        "layout.dp": "2",
+        "lr_scale": "0.5625",
+    }
 
 
 def test_statuses(told: Told):

@@ -97,7 +97,7 @@ def test_a_lineage_in_mlflow(lineage: Path, store: str):
     assert max(value for _, _, value in first["metrics"]["lr"]) == 0.0325, "the drill's learning rate"
     assert second["metrics"]["ops/tokens"][-1][0] == second["metrics"]["loss"][-1][0] == 600
     assert {"ops/step", "ops/goodput", "ops/incidents", "ops/nodes"} <= set(first["metrics"])
-    assert second["params"]["settings.optim.peak_lr"] == "0.001"
+    assert second["params"]["optim.peak_lr"] == "0.001"
     assert first["data"] == [("Python standard library", "a8ae9538ec653afd007064f9585729f4525f")]
     assert [int(step) for _, step, _ in first["models"]] == [100, 150]
     steps_of = [int(step) for _, step, _ in second["models"]]
