@@ -92,10 +92,10 @@ class Publication:
             for name, text in (more(redacted, report) if more else {}).items():
                 write_text(hidden / name, text)
                 files.append(hidden / name)
-            self._keep_table()
             found = self._leaks(files)
             if found:
                 raise OptOpsError(_told(found), _HINT)
+            self._keep_table()
             placed = [to / file.name for file in files]
             for file, place in zip(files, placed, strict=True):
                 file.replace(place)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from chronicles.publish.left_out import LeftOut, taken
 from chronicles.publish.names import Names
+from chronicles.publish.patterns import own_names
 from chronicles.record import LineageRecord, from_entries
 from opt_ops.core.codec import decode, encode
 from opt_ops.core.detect.point import Point
@@ -45,7 +47,7 @@ class Redaction:
     """Replaces in a record what gives the site away, in order of first appearance."""
 
     def __init__(self, record: LineageRecord, names: Names, wishes: Wishes, site: Iterable[tuple[str, str]]) -> None:
-        self.names, self.left, self._wishes = names, LeftOut(), wishes
+        self.names, self.left, self._wishes, self._lineage = names, LeftOut(), wishes, record.lineage
         self._entries = [(entry, self._without_words(encode(entry.event))) for entry in record.entries]
         originals = [each for _, fields in self._entries for each in _typed(fields)]
         originals += [(sort, original, "") for sort, original in site]
@@ -58,6 +60,8 @@ class Redaction:
         return fields if self._wishes.with_notes else taken(fields, self.left)
 
     def _add(self, sort: str, original: str, like: str = "") -> None:
+        if re.fullmatch(own_names(self._lineage), original):
+            return  # the local scheduler names a job as its allocation
         if sort in self._wishes.keep:
             self.names.keep(original)
         else:

@@ -65,7 +65,7 @@ def _told(story: StoryEntry, drills: Mapping[str, str | None]) -> Iterator[Happe
     yield Happening(
         at=story.begin,
         author=author,
-        text=_QUOTED.sub("", story.title) if speaker else story.title,
+        text=_MARK.sub("", _QUOTED.sub("", story.title) if speaker else story.title),
         quote=short(speaker.quote, QUOTED) if speaker else None,
         drill=", ".join(sorted({drill for drill in drills.values() if drill})) or None,
         anchor=story.anchor,
@@ -83,6 +83,7 @@ def _told(story: StoryEntry, drills: Mapping[str, str | None]) -> Iterator[Happe
         )
 
 
+_MARK = re.compile(r"^(?:DRILL d\d+: )+")
 _QUOTED = re.compile(r": “[^”]*”")  # as titles of the story end with what a person wrote, cut short
 
 

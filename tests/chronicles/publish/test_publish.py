@@ -28,7 +28,7 @@ from tests.chronicles.told import Told
 NODE, OTHER, HEAD = "falcon-gpu-0471", "falcon-gpu-0472", "login3.falcon.example.org"
 PERSON, COLLEAGUE = "amelie.dubois", "kofi"
 SERIAL, UUID = "1652721094117", "GPU-5b1f7a52-9d1c-4e0c-9b5c-0d7e2a1f44aa"
-PATHS = "/lustre/projects/secretlab/corpora/part7.jsonl"
+PATHS = "/lustre/projects/secretlab/shelfmark/part7.jsonl"
 SECRET = "hunter2-Xyzzy!9"
 NOTE = f"Call Amelie: the console password is {SECRET}, and {OTHER} smells of smoke"
 PLANTED = (
@@ -45,7 +45,7 @@ PLANTED = (
         UUID,
         "5b1f7a52",
         "secretlab",
-        "corpora",
+        "shelfmark",
     ),
     *(
         "8800417",
@@ -230,6 +230,13 @@ def test_names_that_look_as_ours_get_others(tmp_path: Path):
     text = text_of(tmp_path / "public")
     assert ("operator-A" in text, "machine-001" in text) == (True, True)
     assert re.search(r"(?<!batch-)person-A|node-00[12]", text) is None
+
+
+def test_jobs_of_the_local_scheduler_have_names_of_ours(tmp_path: Path):
+    told = Told(tmp_path / "12").begin().plan("12.00").hold()
+    told.see(e.AllocationSubmitted(allocation="12-n0", job="12-n0", adopted=False))
+    Publication(tmp_path / "12", load(told.folder), Wishes()).write(tmp_path / "public")
+    assert '"job": "12-n0"' in (tmp_path / "public" / "report.json").read_text()
 
 
 def test_a_person_called_as_a_word_of_ours_hinders_nobody(tmp_path: Path):
