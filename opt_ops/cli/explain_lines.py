@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from opt_ops.cli import wording
 from opt_ops.core.state import in_place
 from opt_ops.core.text import to_iso
+from opt_ops.core.told import words
 from opt_ops.core.values import Action
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ _LIKELY = 3  # causes that are shown; report.json has all of them
 def _cause_lines(incident: IncidentReport) -> Iterator[str]:
     """The likeliest causes, each with what speaks for and against it."""
     for number, each in enumerate(incident.causes[:_LIKELY]):
-        yield f"  {'causes' if not number else '':8}  {each.cause} {each.confidence:.0%}"
+        yield f"  {'causes' if not number else '':8}  {words.cause(each.cause)} {each.confidence:.0%}"
         yield from (f"            + {why}" for why in each.evidence_for)
         yield from (f"            − {why}" for why in each.evidence_against)
 

@@ -335,7 +335,7 @@ def test_what_is_wrong_with_a_lineage_is_a_code(site: Path, tmp_path: Path):
     for entry in story.entries[len(journal.entries) :]:
         journal.append(journal.stamp(entry.event, entry.ts))
     trouble = opt_ops(folder, "run", "show", "12", "--check")
-    assert (trouble.returncode, "incident\t12-i002 loss_spike" in trouble.stdout) == (5, True), trouble.stdout
+    assert (trouble.returncode, "incident\t12-i002, loss spike" in trouble.stdout) == (5, True), trouble.stdout
 
 
 def test_a_request_without_a_daemon_waits_and_says_so(tmp_path: Path):
