@@ -60,7 +60,7 @@ def _entry(entry: StoryEntry, thoughts: Sequence[Afterthought], report: LineageR
         rows = [_row(each) for each in members_of(entry)]
         if entry.seconds_down and entry.rule in _TOGETHER:  # members of one standstill share it
             rows.append(["Together", "", "", whole(entry.steps_lost), duration(entry.seconds_down), ""])
-        yield from table(["Time", "Where", "What", ">Steps", ">Standstill", "Entry"], rows)
+        yield from table(["Time", "Where", "What", ">Steps", ">Downtime", "Entry"], rows)
         yield ""
 
 

@@ -52,7 +52,7 @@ def _cost(report: LineageReport) -> Iterator[str]:
     idle = sum(row.action is Action.EXCLUDE for row in out)
     nodes = sum(len(row.excluded) for row in out)
     if nodes > 1:
-        yield f"{whole(nodes)} nodes were taken out{f'; {whole(idle)} of them ran no rank' if idle else ''}."
+        yield f"{whole(nodes)} nodes were excluded{f'; {whole(idle)} of them ran no rank' if idle else ''}."
 
 
 def _worked(tried: Sequence[Strategy]) -> Iterator[str]:

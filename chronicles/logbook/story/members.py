@@ -49,7 +49,7 @@ def _member(entry: LogEntry, dated: bool) -> Member:
     )
 
 
-_DONE = {Action.REPLACE_RANKS: "ranks replaced", Action.RESTART: "restarted", Action.EXCLUDE: "taken out"}
+_DONE = {Action.REPLACE_RANKS: "ranks replaced", Action.RESTART: "restarted", Action.EXCLUDE: "excluded"}
 
 
 def _what(entry: LogEntry) -> str:

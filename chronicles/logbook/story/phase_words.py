@@ -117,7 +117,7 @@ class PhaseTeller:
         yield from self._routine(rest, bool(heavy))
         steps = sum(entry.steps_lost or 0 for entry in rest)
         if steps:
-            yield f"{count(steps, 'step').capitalize()} {'was' if steps == 1 else 'were'} repeated."
+            yield f"{count(steps, 'step').capitalize()} {'was' if steps == 1 else 'were'} discarded."
         quiet = _undisturbed(phase)
         if quiet >= _LONG:
             yield f"The longest time without a stop was {about(quiet)}."
@@ -142,7 +142,7 @@ class PhaseTeller:
             yield f"The loss jumped {times} and {how}."
         idle = sum(row.action is Action.EXCLUDE for row in real)
         if idle:
-            yield f"{capital(plural(idle, 'node'))} without ranks {'was' if idle == 1 else 'were'} taken out."
+            yield f"{capital(plural(idle, 'node'))} without ranks {'was' if idle == 1 else 'were'} excluded."
         drills = sum(row.drill is not None for row in rows)
         if drills:
             yield f"{capital(plural(drills, 'drill'))}."

@@ -21,7 +21,7 @@ def title(group: Group, measure: Measure, stops: Sequence[Stop]) -> str:
     parts = [part for part in (_stops(group.items, stops), _spares(group.items), _alerts(group.items)) if part]
     parts += _others(group.items)
     if measure.steps_lost:
-        parts.append(count(measure.steps_lost, "step") + " repeated")
+        parts.append(count(measure.steps_lost, "step") + " discarded")
     if group.rule is Fold.QUIET and (quiet := _undisturbed(group, stops)) > 1.5 * _DAY:
         parts.append(f"{about(quiet)} without a stop")
     drill = "drills, " if any(item.drill for item in group.items) else ""
@@ -51,7 +51,7 @@ def _stops(items: Sequence[Item], stops: Sequence[Stop]) -> str:
 
 def _spares(items: Sequence[Item]) -> str:
     number = sum(item.is_spare for item in items)
-    return f"{plural(number, 'node')} without ranks taken out" if number else ""
+    return f"{plural(number, 'node')} without ranks excluded" if number else ""
 
 
 def _alerts(items: Sequence[Item]) -> str:

@@ -69,7 +69,7 @@ def _spares(items: Sequence[Item], until: float) -> str:
         return ""
     which = listed(names) if len(names) <= 4 else f"{names[0]} to {names[-1]}"
     came = f"{capital(plural(len(names), 'returned machine'))} ({which})"
-    return f"{came} {'was' if len(names) == 1 else 'were'} bad and taken out before anything started there."
+    return f"{came} {'was' if len(names) == 1 else 'were'} bad and excluded before anything started there."
 
 
 def _sizes(sizes: Sequence[tuple[float, int]], wanted: int) -> str:

@@ -70,11 +70,11 @@ class Teller:
         back = row is not None and lead.changes_settings and row.checkpoint_step is not None
         name = "rollback" if back else noun(lead.failure)
         if measure.first:
-            return "The first node that was taken out so" if lead.is_spare else f"The first {name} of this lineage"
+            return "The first node that was excluded so" if lead.is_spare else f"The first {name} of this lineage"
         if back:
             return self._which_rollback(group)
         if measure.worst and measure.longest >= self._longest_before(group):
-            return "The longest standstill so far"
+            return "The longest downtime so far"
         if measure.worst:
             return f"The worst {name} so far"
         if measure.again:
@@ -163,7 +163,7 @@ def _single(item: Item) -> str:
         return f"{short(entry.author, 40)} wrote a {title}: “{short(entry.quote, 80)}”"
     if item.is_spare and item.row is not None:
         why = without_codes(short(item.row.cause.rpartition(": ")[2]))
-        return f"{nodes_of([item])} taken out, no rank ran there: {why}"
+        return f"{nodes_of([item])} excluded, no rank ran there: {why}"
     if item.is_alert:
         return f"{capital(title.removeprefix('alert, no action: '))}: no action was needed"
     if entry.author == MACHINE:
@@ -260,7 +260,7 @@ def _price(report: LineageReport, stops: Sequence[Stop]) -> str:
     if not steps or pace is None:
         return ""
     stood = about(sum(stop.seconds for stop in stops))
-    return f"Cost: {count(steps, 'step')} ({about(steps * pace)} of training) and {stood} of standstill."
+    return f"Cost: {count(steps, 'step')} ({about(steps * pace)} of training) and {stood} of downtime."
 
 
 def _in_force(row: IncidentReport) -> str:
