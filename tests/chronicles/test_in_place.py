@@ -168,7 +168,7 @@ def test_mlflow_keeps_one_run_and_tells_generations(record: LineageRecord, repor
 def test_alerts_tell_who_took_over_and_why_nobody_did(told: Lived):
     alerts = {name: alert.told for name, alert in told.state.alerts.items()}
     opened = next(each for name, each in alerts.items() if "12-i000" in name and "opened" in name)
-    assert "action: replace_ranks: ranks 2–3, all others keep running" in opened.body
+    assert "action: replace ranks 2–3 while all others keep running" in opened.body
     assert opened.severity is Severity.WARNING
     closed = next(each for name, each in alerts.items() if "12-i000" in name and "closed" in name)
     assert closed.title == "opt-ops 12: 12-i000 is recovered in place, proven"
