@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chronicles.mlflow_mirror.content import Choice
+from chronicles.mlflow_mirror.store import without_passwords
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder.files import read_json, write_json
 
@@ -29,13 +30,19 @@ class Cursor:
         self._kept: dict[str, int] = mine.get("settled", {"step": 0, "attempts": 0, "ledger": 0})
         self._files: dict[str, str] = mine.get("files", {})
         self._columns: dict[str, list[int]] = mine.get("columns", {})
+        self.experiment: str = mine.get("experiment", "")  # its id
 
-    def begin(self, runs: Mapping[str, str]) -> None:
-        """Take the ids of the store's runs, by name. If a known run is gone, what was sent to it is forgotten."""
+    @property
+    def runs(self) -> Mapping[str, str]:
+        """The ids of the store's runs, by name; that of the lineage is empty."""
+        return self._runs
+
+    def begin(self, experiment: str, runs: Mapping[str, str]) -> None:
+        """Take the ids of the experiment and of its runs, by name. What was sent to a run that is gone is forgotten."""
         if any(runs.get(name) != identity for name, identity in self._runs.items()):
             self._attempts, self._files, self._columns = {}, {}, {}
             self._kept = {"step": 0, "attempts": 0, "ledger": 0}
-        self._runs = dict(runs)
+        self.experiment, self._runs = experiment, dict(runs)
         self._save()
 
     def attempt(self, name: str) -> tuple[int, Choice | None]:
@@ -87,6 +94,7 @@ class Cursor:
     def _save(self) -> None:
         self._all["stores"][self._store] = {
             "seq": self._seq,
+            "experiment": self.experiment,
             "runs": self._runs,
             "attempts": self._attempts,
             "settled": self._kept,
@@ -94,6 +102,11 @@ class Cursor:
             "columns": self._columns,
         }
         write_json(self._path, self._all)
+
+
+def store_name(tracking_uri: str, experiment: str) -> str:
+    """The name of a store in the file: without passwords."""
+    return f"{without_passwords(tracking_uri)} {experiment}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chronicles.logbook.render import FOLDER, write
-from chronicles.mlflow_mirror import assets, content, parameters, words
+from chronicles.mlflow_mirror import assets, content, parameters, saved_view, words
 from chronicles.mlflow_mirror.columns import columns
-from chronicles.mlflow_mirror.cursor import Cursor
+from chronicles.mlflow_mirror.cursor import Cursor, store_name
 from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
 from chronicles.mlflow_mirror.store import (
     artifact_folder,
@@ -83,7 +83,7 @@ class _Mirror:
         self._client: MlflowClient = MlflowClient(tracking_uri=tracking_uri)
         self._experiment_name = experiment
         self._experiment = self._find_experiment(experiment)
-        self._cursor = Cursor(folder / FOLDER / "mlflow.json", f"{without_passwords(tracking_uri)} {experiment}")
+        self._cursor = Cursor(folder / FOLDER / "mlflow.json", store_name(tracking_uri, experiment))
         self._points = 0
         self._left_out: list[str] = []
 
@@ -95,7 +95,7 @@ class _Mirror:
         runs = self._find_runs()
         top = self._ensure(parent, runs.get(""), "")
         ids = {child.run: self._ensure(child, runs.get(child.run), top) for child in children}
-        self._cursor.begin({"": top, **ids})
+        self._cursor.begin(self._experiment, {"": top, **ids})
         self._describe_runs(runs, ids)
         sent = sum(self._send_file(run, path) for run in (top, *ids.values()) for path in files)
         for name, attempt in state.attempts.items():
@@ -106,6 +106,7 @@ class _Mirror:
         self._if_served("models", lambda: self._send_milestones(ids))
         self._send_machines(ids)
         self._describe()
+        self._save_view()
         self._cursor.done(state.seq)
         new = sum(name not in runs for name in ("", *ids))
         news = f"{new} new runs, {self._points} points, {sent} files" if new or self._points or sent else "nothing new"
@@ -214,6 +215,14 @@ class _Mirror:
         )
         if note != known:
             self._client.set_experiment_tag(self._experiment, _NOTE, note)
+
+    def _save_view(self) -> None:
+        """Keep the columns of the list of lineages for everybody, unless somebody changed them."""
+        experiment = self._client.get_experiment(self._experiment)
+        known = (experiment.tags if experiment else {}).get(saved_view.TAG, "")
+        view = saved_view.saved_view(known)
+        if view != known:
+            self._client.set_experiment_tag(self._experiment, saved_view.TAG, view)
 
     # ---- points and files ----
 

@@ -50,9 +50,10 @@ def compare(
     """
     folders = _folders(a, b)
     if mlflow:
-        from chronicles.mlflow_mirror.compare_link import compare_link
+        from chronicles.mlflow_mirror.pages import Store, compare_link
 
-        print(compare_link(*folders))
+        store = Store(uri=settings.config.tracking_uri, experiment=settings.config.mlflow.experiment)
+        print(compare_link(*folders, store))
         return
     from chronicles.comparison import build
     from chronicles.comparison.family import family

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,12 +30,16 @@ from opt_ops.cli.options import (
 from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.cli.views import UNREADABLE, by_lineage, lineage_row
 from opt_ops.errors import NotFound, Refused, Unavailable, UsageError
+from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
 
 if TYPE_CHECKING:
     from chronicles.logbook.notes.handover import Live
+    from chronicles.mlflow_mirror.pages import Store
     from opt_ops.core.decide.policy import Policy
     from opt_ops.core.state.model import State
+
+PORT = 5000  # of MLflow's pages on this machine
 
 logbook = typer.Typer(no_args_is_help=True, help="Draw and read the logbook.")
 mlflow = typer.Typer(no_args_is_help=True, help="Mirror lineages into MLflow, and serve its pages.")
@@ -220,11 +225,13 @@ def sync(
 
     A lineage is a parent run, each of its runs a child run.
 
-    A second sync adds only what is new. Without ID, the exit code is 5 if a lineage cannot be read.
+    A second sync adds only what is new. It prints the pages of the lineages, and last the page of the experiment.
+    Without ID, the exit code is 5 if a lineage cannot be read.
 
     Example: opt-ops mlflow sync 12
     """
     require("mlflow", "MLflow", "mlflow")
+    from chronicles.mlflow_mirror.store import is_server
     from chronicles.mlflow_mirror.sync import sync as mirror
 
     config = settings.config
@@ -249,17 +256,63 @@ def sync(
         if unavailable:
             raise unavailable[0]
     rows += [{"lineage": name, "summary": f"{UNREADABLE}: {why}"} for name, why in unreadable.items()]
-    if not quiet:
+    if output in (Format.TABLE, Format.WIDE):
+        for row in rows:
+            say(f"{row['lineage']}: {row['summary']}", quiet)
+        if not quiet:
+            _print_pages(_sent(paths))
+        if not is_server(config.tracking_uri):
+            say("  next: opt-ops mlflow open", quiet)
+    elif not quiet:
         show("opt-ops/mlflow-sync/1", rows, [Column("LINEAGE", "lineage"), Column("SENT", "summary")], output)
-    say("  next: opt-ops mlflow open", quiet)
     leave_if_unreadable(unreadable)
+
+
+@mlflow.command()
+def link(identifier: IdArgument) -> None:
+    """Print the addresses of a lineage's pages in MLflow.
+
+    The first is the lineage's run, the second the saved view of all lineages of the experiment. A
+    store that is no server is served by `opt-ops mlflow open`.
+    The lineage must have been sent before: `opt-ops mlflow sync`.
+
+    Example: opt-ops mlflow link 12
+    """
+    _print_pages([lineage_folder(identifier)])
+
+
+def _store() -> Store:
+    from chronicles.mlflow_mirror.pages import Store
+
+    return Store(uri=settings.config.tracking_uri, experiment=settings.config.mlflow.experiment)
+
+
+def _sent(paths: Sequence[Path]) -> list[Path]:
+    """Those that are in MLflow: a lineage without a journal is not."""
+    from chronicles.mlflow_mirror.pages import was_sent
+
+    store = _store()
+    return [path for path in paths if was_sent(path, store)]
+
+
+def _print_pages(paths: Sequence[Path], port: int = PORT) -> None:
+    """Print the pages of the lineages, and last that of their experiment."""
+    from chronicles.mlflow_mirror.pages import experiment_page, lineage_page
+
+    store = _store()
+    for path in paths:
+        print(lineage_page(path, store, port))
+    for path in paths[-1:]:
+        print(experiment_page(path, store, port))
 
 
 @mlflow.command("open")
 def serve(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = PORT,
 ) -> None:
     """Serve MLflow's pages for the configured store, until Ctrl-C.
+
+    It prints the page of the newest lineage first, and that of its experiment.
 
     Example: opt-ops mlflow open --port 5001
     """
@@ -268,5 +321,7 @@ def serve(
 
     config = settings.config
     command, environment = serve_command(config.tracking_uri, config.runs, port)
+    _print_pages(_sent(lineages.folders(config.runs))[-1:], port)
+    sys.stdout.flush()
     say(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)")
     os.execvpe(command[0], command, {**os.environ, **environment})  # noqa: S606  (no shell: a list of arguments)
