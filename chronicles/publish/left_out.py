@@ -1,7 +1,8 @@
 """What people and programs wrote: notes, reasons and lines of logs. They are left out, and their copies with them.
 
 The daemon copies a reason into what follows from it (`why`, `cause`, titles of alerts), often cut short. So a copy is
-any piece of such a text that has the first twelve characters of it.
+any piece of such a text that has the first twelve characters of it. A sentence has brackets and quotation marks of
+another form than the text it copies.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from opt_ops.core.failures.families import find
 
 _PIECE = 12  # characters of a text, at least, that make a copy of its beginning,
 _WORDS = 3  # and words: a line and its cause may begin with the same name
+_ALIKE = str.maketrans("{}[]“”", '()()""')
 LINES = frozenset({"line", "lines", "error", "log", "tail", "said", "save_error", "first", "newest"})
 """Fields of evidence and of left-out records that hold lines of others' files."""
 
@@ -42,7 +44,7 @@ class LeftOut:
             self.by_people.add(one_line)
         if one_line not in self.texts:
             self.texts[one_line] = instead
-            self._beginnings.setdefault(one_line[:_PIECE].strip(), []).append(one_line)
+            self._beginnings.setdefault(one_line[:_PIECE].strip().translate(_ALIKE), []).append(one_line)
             self._any = None
         return instead
 
@@ -51,7 +53,7 @@ class LeftOut:
         if self._any is None:
             patterns = [*map(_spaced, sorted(self._beginnings, key=len, reverse=True))]
             self._any = re.compile("|".join(patterns) or r"(?!)")
-        found = {" ".join(each.split()) for each in self._any.findall(text)}
+        found = {" ".join(each.split()).translate(_ALIKE) for each in self._any.findall(text)}
         for beginning in sorted(found, key=lambda each: (-len(each), each)):
             for original in self._beginnings.get(beginning, ()):
                 text = _without(text, original, self.texts[original])
@@ -59,8 +61,9 @@ class LeftOut:
 
 
 def _spaced(text: str) -> str:
-    """A pattern for a text in which any white space may stand for a blank."""
-    return r"\s+".join(map(re.escape, text.split(" ")))
+    """A pattern for a text in which any white space may stand for a blank, and any bracket for one of its side."""
+    pattern = r"\s+".join(map(re.escape, text.translate(_ALIKE).split(" ")))
+    return pattern.replace(r"\(", r"[({\[]").replace(r"\)", r"[)}\]]").replace('"', '["“”]')
 
 
 def _instead(sort: str, text: str) -> str:
@@ -97,7 +100,7 @@ def _end_of_copy(text: str, at: int, rest: str) -> tuple[int, bool]:
         space = re.compile(r"\s+").match(text, at) if letter == " " else None
         if space is not None:
             at = space.end()
-        elif letter != " " and text.startswith(letter, at):
+        elif letter != " " and text[at : at + 1].translate(_ALIKE) == letter.translate(_ALIKE):
             at += 1
         else:
             return (at + 1 if text.startswith("…", at) else at), False

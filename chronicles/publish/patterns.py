@@ -41,6 +41,15 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 NO_ADDRESS = re.compile(r"\d+(?::\d+)+")
 """Times and spans, which the pattern of an IPv6 address matches, too."""
 
+COMMON = frozenset(
+    (
+        *("all", "batch", "compute", "cpu", "debug", "default", "gpu", "gpus", "high", "interactive", "large", "long"),
+        *("low", "main", "medium", "normal", "preempt", "prod", "production", "regular", "short", "small", "standard"),
+        *("test", "train", "training", "users"),
+    )
+)
+"""Names of partitions and accounts that many sites have: they give nobody away, and are words of ours besides."""
+
 EXCEPTION = re.compile(r"\b(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning))\b")
 
 

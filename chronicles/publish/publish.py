@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from chronicles.logbook.render import FOLDER, write_files
 from chronicles.publish.check import Leak, leaks
 from chronicles.publish.left_out import telling_words
 from chronicles.publish.names import SCHEMA, SORTS, Names, placeholders
-from chronicles.publish.redact import Redaction, Wishes
+from chronicles.publish.redact import Redaction, Wishes, is_word
 from chronicles.record import LineageRecord
 from chronicles.report.build import build
 from chronicles.report.model import LineageReport
@@ -114,13 +113,13 @@ class Publication:
         originals["left out"] = [text for text in left.texts if len(text) >= _SENTENCE]
         originals["left out"] += [word for word in telling_words(left) if word not in settings | kept]
         found = list(leaks(files, originals, placeholders(), self._lineage))
-        inputs = self._inputs() if found else ""
+        inputs = self._inputs() if found else set[str]()
         return [leak for leak in found if not (_is_word(leak) and leak.original.lower() not in inputs)]
 
-    def _inputs(self) -> str:
-        """Everything that the files are drawn from and that others wrote, in lower case."""
-        events = [encode(entry.event) for entry in self._redaction.record.entries]
-        return json.dumps(events, ensure_ascii=False).lower()
+    def _inputs(self) -> set[str]:
+        """The words of everything that the files are drawn from and that others wrote, in lower case."""
+        texts = (text for entry in self._redaction.record.entries for text in _texts(encode(entry.event)))
+        return {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
 
     def _keep_table(self) -> None:
         """The table of replacements, for the owner of the run alone: publishing again uses it again."""
@@ -159,6 +158,20 @@ def _known(table: Path) -> Mapping[str, Mapping[str, str]]:
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and all(sort in SORTS and isinstance(names, dict) for sort, names in value.items())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts within a value, and the keys that are no words of ours."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in cast("dict[str, Any]", value).items():
+            if not is_word(key):
+                yield key
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in cast("list[Any]", value):
+            yield from _texts(item)
 
 
 def _domain(host: str) -> str:

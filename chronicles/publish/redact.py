@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, cast, get_args, get_type_hints
 
 from chronicles.publish.left_out import LeftOut, taken
 from chronicles.publish.names import Names
-from chronicles.publish.patterns import own_names
+from chronicles.publish.patterns import COMMON, own_names
 from chronicles.record import LineageRecord, from_entries
 from opt_ops.core.codec import decode, encode
 from opt_ops.core.detect.point import Point
-from opt_ops.core.events import Entry
+from opt_ops.core.events import KINDS, Entry
 from opt_ops.core.names import PROBE
 
 _NODES = frozenset({"node", "nodes", "exclude", "excluded"})
@@ -30,6 +30,10 @@ _OURS = frozenset(
     )
 )
 """Fields that hold words and names of ours: they stay. The check at the end reads them, too."""
+
+_WORD = re.compile(r"[a-z]+(?:_[a-z]+)*")
+_ATTEMPT = re.compile(r"\d+\.\d{2,}(?:-a\d+)?")
+"""A run or an attempt, which asks for changes as people do."""
 
 _EPOCH = 1e9  # seconds since the epoch are more than that; no duration is
 
@@ -64,7 +68,7 @@ class Redaction:
             return  # the local scheduler names a job as its allocation
         if sort in self._wishes.keep:
             self.names.keep(original)
-        else:
+        elif sort not in ("partitions", "accounts") or original.lower() not in COMMON:
             self.names.add(sort, original, like)
 
     def _redacted(self, record: LineageRecord) -> LineageRecord:
@@ -90,18 +94,25 @@ class Redaction:
             return value if key in _OURS else self._text_of(key, value)
         if isinstance(value, dict):
             items = cast("dict[str, Any]", value).items()
-            return {self.text(name): self._value(name, item) for name, item in items}
+            return {self._key(name): self._value(name, item) for name, item in items}
         if isinstance(value, (list, tuple)):
             return [self._value(key, item) for item in cast("Sequence[Any]", value)]
         if isinstance(value, float) and value > _EPOCH:
             return value + self._wishes.shift_seconds
         return value
 
+    def _key(self, name: str) -> str:
+        """A key: words of ours stay, whoever is called so; other keys are others' texts."""
+        is_ours = name in _FIELDS or (is_word(name) and name not in self.names.table["nodes"])
+        return name if is_ours else self.text(name)
+
     def _text_of(self, key: str, value: str) -> str:
         if key in _JOBS and "jobs" not in self._wishes.keep:
             return self.names.table["jobs"].get(value) or self.text(value)
         if key in _GPUS:
             return self.names.table["gpus"].get(value) or self.text(value)
+        if key in _PEOPLE and value.isdigit() and "people" not in self._wishes.keep:
+            return self.names.table["people"].get(value) or self.text(value)
         return self.text(value)
 
     def text(self, text: str) -> str:
@@ -150,9 +161,27 @@ def _typed(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
                     yield from _typed(cast("dict[str, Any]", item))
 
 
+def is_word(key: str) -> bool:
+    """Whether a key of an event is made of plain words, as those of ours are."""
+    return _WORD.fullmatch(key) is not None
+
+
 def _is_person(value: str) -> bool:
     """Whether the author of something is a person, not the daemon or an attempt."""
-    return value not in _NOBODY and PROBE.fullmatch(value) is None and not value[:1].isdigit()
+    return value not in _NOBODY and PROBE.fullmatch(value) is None and _ATTEMPT.fullmatch(value) is None
+
+
+def _fields_of(hint: Any) -> Iterator[str]:
+    """The names of all fields of an event, and of the values within it."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        yield from (field.name for field in fields(hint))
+        for each in get_type_hints(hint).values():
+            yield from _fields_of(each)
+    for each in get_args(hint):
+        yield from _fields_of(each)
+
+
+_FIELDS = frozenset(name for event in KINDS.values() for name in _fields_of(event))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -245,6 +245,46 @@ def test_a_person_called_as_a_word_of_ours_hinders_nobody(tmp_path: Path):
     assert "person-A" in text_of(tmp_path / "public")
 
 
+@pytest.mark.parametrize("person", ["lr", "step", "path", "at", "rank", "uuid"])
+def test_a_person_called_as_a_field_hinders_nobody(tmp_path: Path, template: LineageRecord, person: str):
+    record = renamed(template, {PERSON: person})
+    Publication(tmp_path / "12", record, Wishes(), SITE).write(tmp_path / "public")
+    assert "person-A" in text_of(tmp_path / "public")
+
+
+@pytest.mark.parametrize("person", ["4nna", "12.b"])
+def test_a_person_whose_name_begins_with_a_digit_is_a_person(tmp_path: Path, person: str):
+    told = Told(tmp_path / "12").begin(author=person).plan("12.00").hold()
+    Publication(tmp_path / "12", load(told.folder), Wishes()).write(tmp_path / "public")
+    assert person not in text_of(tmp_path / "public")
+
+
+def test_partitions_that_many_sites_have_stay(tmp_path: Path):
+    told = Told(tmp_path / "12").begin().plan("12.00").hold("n1", "n2", "n3")
+    told.see(
+        e.NodeJudged(
+            node="n1", host="n1", verdict=Verdict.BAD, reason="gpu_lost", source="NVML", at=told.now, evidence={}
+        )
+    )
+    site = (("partitions", "gpu"), ("accounts", "train"))
+    found = Publication(tmp_path / "12", load(told.folder), Wishes(), site).write(tmp_path / "public")
+    assert found.replaced == {"people": 1, "nodes": 3, "jobs": 1, "hosts": 1}
+    assert re.search("partition-1|account-1", text_of(tmp_path / "public")) is None
+
+
+def test_a_copy_with_other_brackets_and_quotation_marks_is_left_out(tmp_path: Path):
+    told = Told(tmp_path / "12").begin().plan("12.00").hold()
+    reason = "Ask {“Torsten”} of [data hall B] first"
+    told.see(
+        e.PauseRequested(request="p", author="ann", reason=reason),
+        e.AlertIntended(
+            alert="x", severity=Severity.PAGE, title="t", body='declined by ann: Ask ("Torsten") of (data hall B) fi…'
+        ),
+    )
+    Publication(tmp_path / "12", load(told.folder), Wishes()).write(tmp_path / "public")
+    assert re.search("Torsten|data hall", text_of(tmp_path / "public")) is None
+
+
 # ---- whatever the names are ---------------------------------------------------------------------------------------
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
