@@ -42,7 +42,7 @@ def test_waiting_ends_when_what_was_asked_for_is_reached(tmp_path: Path):
         site.command("run", "stop", "1", "--yes", "--wait")
         stopped = site.state()
         assert (stopped.status, stopped.live_allocations) == (Status.CANCELLED, ())
-        assert "is CANCELLED" in site.command("run", "resume", "1", "--yes", "--wait", code=Refused.exit_code)
+        assert "(CANCELLED)" in site.command("run", "resume", "1", "--yes", "--wait", code=Refused.exit_code)
     finally:
         site.close()
 
