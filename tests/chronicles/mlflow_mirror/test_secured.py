@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from chronicles.logbook.render import render
+from chronicles.mlflow_mirror import saved_view
 from chronicles.mlflow_mirror.store import serve_command
 from chronicles.mlflow_mirror.sync import sync
 from opt_ops.errors import Unavailable
@@ -149,7 +150,14 @@ def test_a_server_of_mlflow_2_gets_the_logbook_and_no_models(
     client = MlflowClient(tracking_uri=secured)
     experiment = client.get_experiment_by_name("older")
     assert experiment is not None
-    runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    found = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in found} == {"FINISHED"}, "the one that was left did not fail"
+    for run in found:
+        settings = [(key.rpartition(".")[2], value) for key, value in run.data.params.items()]
+        assert len(settings) == len(set(settings)), "no parameter is there twice"
+        assert {"ops/step", "ops/loss", "ops/goodput", "ops/incidents", "ops/tokens"} <= set(run.data.metrics)
+    assert saved_view.TAG in experiment.tags
+    runs = {run.info.run_name: run.info.run_id for run in found}
     held = sorted(file.path for file in client.list_artifacts(runs["1 · opt-tiny"], "chronicle"))
     assert held == ["chronicle/logbook.html", "chronicle/logbook.md", "chronicle/report.json"]
     assert len(client.get_metric_history(runs["1 · opt-tiny"], "settled/loss")) == 600
