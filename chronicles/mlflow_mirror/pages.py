@@ -15,6 +15,8 @@ from opt_ops.errors import Unavailable
 
 PORT = 5000  # at which `opt-ops mlflow open` serves, unless it is told another one
 
+_TRAINING = "workflowType=machine_learning"  # the menu for training; without it, MLflow 3 shows that for agents
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
@@ -42,7 +44,7 @@ def lineage_page(folder: Path, store: Store, port: int = PORT) -> str:
         Unavailable: it was never sent to this store.
     """
     experiment, run = _sent(folder, store)
-    return f"{store.pages(port)}/experiments/{experiment}/runs/{run}"
+    return f"{store.pages(port)}/experiments/{experiment}/runs/{run}?{_TRAINING}"
 
 
 def experiment_page(folder: Path, store: Store, port: int = PORT) -> str:
@@ -52,7 +54,7 @@ def experiment_page(folder: Path, store: Store, port: int = PORT) -> str:
         Unavailable: the lineage was never sent to this store.
     """
     experiment, _ = _sent(folder, store)
-    return f"{store.pages(port)}/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
+    return f"{store.pages(port)}/experiments/{experiment}/runs?viewStateShareKey={VIEW}&{_TRAINING}"
 
 
 def compare_link(a: Path, b: Path, store: Store) -> str:

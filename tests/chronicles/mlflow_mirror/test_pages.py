@@ -17,6 +17,8 @@ from tests.chronicles.told import Told
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
+TRAINING = "workflowType=machine_learning"
+
 
 def opt_ops(folder: Path, *arguments: str) -> Result:
     (folder / "opt-ops.toml").write_text(f'runs = "{folder}/runs"\n')
@@ -33,13 +35,13 @@ def test_sync_and_link_print_pages_and_nothing_else(tmp_path: Path, store: str):
         Told(tmp_path / "runs" / name).begin().plan(f"{name}.00")
     page, experiment = opt_ops(tmp_path, "mlflow", "sync", "12").stdout.splitlines()
     (parent,) = client.search_runs(["1"], "tags.`opt.kind` = 'lineage'")
-    assert page == f"http://127.0.0.1:5000/#/experiments/1/runs/{parent.info.run_id}"
-    assert experiment == f"http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey={VIEW}"
+    assert page == f"http://127.0.0.1:5000/#/experiments/1/runs/{parent.info.run_id}?{TRAINING}"
+    assert experiment == f"http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey={VIEW}&{TRAINING}"
     assert opt_ops(tmp_path, "mlflow", "link", "12").stdout.splitlines() == [page, experiment]
     both = opt_ops(tmp_path, "mlflow", "sync").stdout.splitlines()
     assert (both[0], len(both), both[-1]) == (page, 3, experiment)
     compared = unquote(opt_ops(tmp_path, "compare", "12", "13", "--mlflow").stdout).strip()
-    ids = [address.rpartition("/")[2] for address in both[:2]]
+    ids = [address.rpartition("/")[2].partition("?")[0] for address in both[:2]]
     assert compared == f'http://127.0.0.1:5000/#/compare-runs?runs=["{ids[0]}","{ids[1]}"]&experiments=["1"]'
 
     view = client.get_experiment("1").tags[TAG]
