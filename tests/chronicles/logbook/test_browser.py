@@ -152,7 +152,7 @@ def test_mlflow_shows_the_lineage_its_runs_and_its_logbook(browser: Any, mlflow_
     page = context.new_page()
     training = "workflowType=machine_learning"
     page.goto(f"{mlflow_server}/#/experiments/1/runs?{training}")
-    parent = page.get_by_role("link", name="1", exact=True).first
+    parent = page.get_by_role("link", name="1 · opt-tiny", exact=True).first
     parent.wait_for()
     page.goto(f"{mlflow_server}/{parent.get_attribute('href').lstrip('/')}?{training}")
     page.get_by_role("link", name="1.01").wait_for()
