@@ -124,7 +124,7 @@ def _head(path: Path, state: State, view: Mapping[str, Any]) -> None:
     print(printable(f"lineage {row['lineage']}  {row['shown']}  {row['reason']}".rstrip()))
     if state.driver is Driver.SHADOW:
         print("  only watched (shadow): another launcher runs it. Nothing is touched, and decisions are advice")
-    print(printable(f"  recipe {row['recipe']} {' '.join(row['settings'])}".rstrip()))
+    print(printable(f"  recipe {row['recipe'] or '-'} {' '.join(row['settings'])}".rstrip()))
     for line in _origin(row):
         print(printable(f"  {line}"))
     last = f"{row['step_age']} ago" if row["step_age"] else None

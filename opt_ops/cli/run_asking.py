@@ -102,7 +102,10 @@ def decline(
       opt-ops run decline 12-i007 --reason "the data is known"
       opt-ops run decline 12-i007 --instead "rollback --to 59000 --lr-scale 0.5"
     """
-    words = shlex.split(instead)
+    try:
+        words = shlex.split(instead)
+    except ValueError as error:
+        raise UsageError(f"--instead {instead}: {error}", 'for example "rollback --to 59000"') from None
     if instead and (not words or words[0] not in _INSTEAD):
         raise UsageError(f"--instead {instead}: not one of {', '.join(_INSTEAD)}", 'for example "rollback --to 59000"')
     if words:

@@ -27,6 +27,8 @@ _LIMIT = 70  # words of a paragraph
 _LINKS = 4  # entries that a paragraph leads to
 _DAY = 86400.0
 _ALERT = "alert, no action: loss spike"  # begins the title of an alert about a jump of the loss
+_RESTLESS = 10  # stops a day, more than which nobody calls quiet,
+_FEW = 3  # and as many in less than a day
 _LONG = 1.5 * _DAY  # without a stop: worth a sentence
 
 
@@ -93,7 +95,9 @@ class PhaseTeller:
             case Weight.PEOPLE:
                 return heavy[0].title.rstrip(".")
             case _:
-                return "A quiet beginning" if first else f"{_stretch(phase.end - phase.begin)} alone"
+                if not first:
+                    return f"{_stretch(phase.end - phase.begin)} alone"
+                return "A restless beginning" if _restless(phase) else "A quiet beginning"
 
     def _verdict(self, row: IncidentReport) -> Judged | None:
         return next((each.verdict for each in self.thoughts if each.anchor == row.incident), None)
@@ -191,6 +195,12 @@ def _changes(entries: Sequence[StoryEntry]) -> list[IncidentReport]:
 def _lost_all(entries: Sequence[StoryEntry]) -> bool:
     rows = (each.incident for entry in entries for each in entry.entries)
     return any(row is not None and row.kind == FailureClass.ALLOCATION_LOST for row in rows)
+
+
+def _restless(phase: Phase) -> bool:
+    rows = [each.incident for entry in phase.entries for each in entry.entries if each.incident is not None]
+    stops = sum(row.stops_training for row in rows)
+    return stops > max(_FEW, _RESTLESS * (phase.end - phase.begin) / _DAY)
 
 
 def _undisturbed(phase: Phase) -> float:

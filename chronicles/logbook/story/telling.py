@@ -13,7 +13,18 @@ from chronicles.logbook.story.measures import Measure, leading
 from chronicles.logbook.story.model import Fold
 from chronicles.logbook.story.shared import in_common, nodes_of
 from chronicles.logbook.story.stops import Stop, Stops
-from chronicles.logbook.story.words import about, an, capital, counted, listed, noun, ordinal, plural, tallied
+from chronicles.logbook.story.words import (
+    about,
+    an,
+    capital,
+    counted,
+    listed,
+    noun,
+    number_word,
+    ordinal,
+    plural,
+    tallied,
+)
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import count, full, nodes, rate, second, short, whole
@@ -220,9 +231,13 @@ def _failed_launches(stops: Sequence[Stop]) -> list[str]:
 
 def _burst(group: Group, stops: Sequence[Stop]) -> str:
     lead, number = leading(group.items), len(group.items)
+    if lead.row is None and not lead.is_alert:  # what people did and wrote, again and again
+        return f"{_single(group.items[0])}, and {number_word(number - 1)} more like it within {_within(group)}"
     where = nodes_of(group.items)
     named = f" ({where})" if where else ""
-    told = f"{capital(counted(lead.failure, number))} within {_within(group)}{named}"
+    failed = [item.failure for item in group.items]
+    same = len(set(failed)) == 1
+    told = f"{capital(counted(lead.failure, number) if same else tallied(failed))} within {_within(group)}{named}"
     if not stops:
         return f"{told}: no rank ran there, training continued" if lead.is_spare else told
     return f"{told}: {_remedy(stops)}"

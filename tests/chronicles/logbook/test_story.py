@@ -20,9 +20,12 @@ from chronicles.record import LineageRecord, load
 from chronicles.report.build import build
 from chronicles.report.encode import encode
 from chronicles.report.model import LineageReport
+from opt_ops.core import events as e
+from opt_ops.core.values import Action, Outcome
 from tests.chronicles.eventful import eventful
 from tests.chronicles.rambling import courses, told
 from tests.chronicles.record import LINEAGE
+from tests.chronicles.told import Told
 
 
 def read(folder: Path, telemetry: bool = True) -> tuple[LineageRecord, LineageReport, Story]:
@@ -137,3 +140,26 @@ def test_a_live_lineage_begins_with_now(tmp_path: Path):
     begins = [paragraph.begin for paragraph in phases]
     assert begins == sorted(begins, reverse=True), "the newest first"
     assert "the last step comes at" in phases[0].text
+
+
+def test_what_a_person_did_again_and_again_is_told_in_words(tmp_path: Path):
+    told = Told(tmp_path / "12").begin().plan("12.00").hold()
+    for number in range(6):
+        told.see(e.NoteAdded(request=f"n{number}", author="ann", target="12", text=f"fine {number}"), seconds=600)
+    _, _, found = read(told.folder)
+    assert found.entries[-1].title == "ann wrote a note: “fine 0”, and five more like it within 50 min"
+
+
+def test_many_stops_of_several_classes_are_neither_quiet_nor_of_one_class(tmp_path: Path):
+    told = Told(tmp_path / "12").begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 30)
+    told.save("12.00", 20)
+    point = next(iter(told.state.checkpoints.values())).checkpoint
+    for number in range(20):
+        attempt, kind = f"12.00-a{number}", ("hang", "process_death")[number % 2]
+        incident = told.incident(kind, f"trouble {number}", attempt, 30, nodes=("n1",))
+        told.decide(incident, Action.RESTART).end(attempt, Outcome.FAILED, 30)
+        told.launch(f"12.00-a{number + 1}", point, incident).train(f"12.00-a{number + 1}", 21, 30).close(incident)
+        told.see(seconds=600)
+    _, _, found = read(told.folder)
+    assert "A restless beginning" in " ".join(paragraph.title for paragraph in found.summary)
+    assert not [entry.title for entry in found.entries if entry.rule is Fold.BURST and " and " not in entry.title]
