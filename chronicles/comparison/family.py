@@ -47,8 +47,11 @@ def family(folder: Path) -> Family:
     Raises:
         JournalError: a journal cannot be trusted.
     """
-    records = [load(folder)]
+    records, seen = [load(folder)], {folder.name}
     while (parent := _parent(records[-1])) is not None and (folder.parent / parent.lineage).is_dir():
+        if parent.lineage in seen:  # a folder that was put in the place of another
+            break
+        seen.add(parent.lineage)
         records.append(load(folder.parent / parent.lineage))
     return Family(folder=folder, records=records)
 

@@ -111,6 +111,8 @@ def _ancestors(path: Path) -> frozenset[str]:
     found = {path.name}
     while path.is_dir() and (asked := lineages.state(path).lineage) is not None and asked.parent is not None:
         path = path.with_name(asked.parent.lineage)
+        if path.name in found:  # a folder that was put in the place of another
+            break
         found.add(path.name)
     return frozenset(found)
 

@@ -44,10 +44,13 @@ def publish_logbook(
     """Publish the logbook of the lineage in `folder` to the folder `to`.
 
     Raises:
-        UsageError: an option means nothing.
+        UsageError: an option means nothing, or `to` lies where the table of replacements does.
         Refused: it was not confirmed that names are to be seen.
         OptOpsError: something that should have been replaced is in a file.
     """
+    if to.resolve().is_relative_to(folder.resolve()):
+        why = f"--to {to} lies in the lineage's own folder, where the logbook and the table of replacements are"
+        raise UsageError(why, "name a folder outside of it")
     config, record = settings.config, load(folder)
     wishes = Wishes(keep=_kept(options.keep), with_notes=options.with_notes, shift_seconds=options.shift_days * _DAY)
     publication = Publication(folder, record, wishes, site_names(config), [_rule(each) for each in options.replace])

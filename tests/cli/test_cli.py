@@ -542,6 +542,8 @@ def test_a_logbook_is_published_without_names(site: Path, tmp_path: Path):
     assert (author, (folder / "runs/12/chronicle/redaction.json").stat().st_mode & 0o777) == ("person-A", 0o600)
     for wrong in (("--keep", "gpus"), ("--replace", "x"), ("--replace", "(=y"), ("--replace", "x*=y")):
         assert opt_ops(folder, "logbook", "publish", "12", "--redact", "--to", "public", *wrong).returncode == 2
+    within = opt_ops(folder, "logbook", "publish", "12", "--redact", "--to", "runs/12/chronicle")
+    assert (within.returncode, "lies in the lineage's own folder" in within.stderr) == (2, True)
 
 
 def test_the_ledger_for_people_programs_and_prometheus(site: Path, tmp_path: Path):

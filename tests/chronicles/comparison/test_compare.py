@@ -100,6 +100,14 @@ def test_a_fork_of_a_fork(plain: Told):
     assert "Lineages 14 and 15 part at step 100 of 12.00." in head(compared(young.folder, sibling.folder))
 
 
+def test_folders_that_name_each_other_as_parent_end(tmp_path: Path):
+    for name, other in (("13", "14"), ("14", "13")):
+        parent = Parent(lineage=other, run=f"{other}.00", step=20, checkpoint="c")
+        Told(tmp_path / name).begin(parent=parent).plan(f"{name}.00").hold().launch(f"{name}.00-a0")
+    assert [record.lineage for record in family(tmp_path / "13").records] == ["13", "14"]
+    assert not compare(family(tmp_path / "13"), family(tmp_path / "14")).curves[0].step
+
+
 def test_lineages_that_have_nothing_in_common(plain: Told, tmp_path: Path):
     other = Told(tmp_path / "13")
     other.begin().plan("13.00").hold().launch("13.00-a0").train("13.00-a0", 1, 60, loss=falling)
