@@ -38,7 +38,7 @@ ANSWER = "On-call was paged at "
 """Begins the sentence that says when a halt was answered."""
 UNKNOWN = "Why is not known."
 _SPOKEN = ("started", "paused", "resumed", "rolled back", "changed", "excluded", "allowed", "took over", "handed back")
-_SPOKEN += ("declared",)
+_SPOKEN += ("declared", "wants")
 
 
 class Teller:
@@ -162,7 +162,8 @@ def _result(record: LineageRecord, report: LineageReport, item: Item) -> str:
     if isinstance(item.event, e.LineageStarted):
         shape = item.event.shape
         spares = f" and {count(shape.spares, 'spare')}" if shape.spares else ""
-        return f" {short(item.event.recipe, 40)} on {count(shape.nodes, 'node')}{spares}"
+        fork = ":" if item.event.parent is not None else ""
+        return f"{fork} {short(item.event.recipe, 40)} on {count(shape.nodes, 'node')}{spares}"
     if isinstance(item.event, e.LineageCompleted) and record.started is not None:
         return f": all {count(item.event.step, 'step')} in {about(report.ledger.wall_seconds)}"
     return ""

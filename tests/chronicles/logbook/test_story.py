@@ -21,7 +21,7 @@ from chronicles.report.build import build
 from chronicles.report.encode import encode
 from chronicles.report.model import LineageReport
 from opt_ops.core import events as e
-from opt_ops.core.values import Action, Outcome
+from opt_ops.core.values import Action, AskTerms, Driver, Outcome, Parent
 from tests.chronicles.eventful import eventful
 from tests.chronicles.rambling import courses, told
 from tests.chronicles.record import LINEAGE
@@ -163,3 +163,12 @@ def test_many_stops_of_several_classes_are_neither_quiet_nor_of_one_class(tmp_pa
     _, _, found = read(told.folder)
     assert "A restless beginning" in " ".join(paragraph.title for paragraph in found.summary)
     assert not [entry.title for entry in found.entries if entry.rule is Fold.BURST and " and " not in entry.title]
+
+
+def test_a_fork_and_a_wish_to_be_asked_are_whole_sentences(tmp_path: Path):
+    parent = Parent(lineage="11", run="11.01", step=20, checkpoint="c")
+    told = Told(tmp_path / "12").begin(parent=parent).plan("12.00").hold()
+    told.see(e.DriverChanged(request="d", author="ann", driver=Driver.ASK, reason="", ask=AskTerms()))
+    titles = [entry.title for entry in read(told.folder)[2].entries]
+    assert titles[0] == "ann started as a fork of 11.01 at step 20: opt-tiny on 2 nodes and 1 spare"
+    assert titles[-1] == "ann wants to be asked"
