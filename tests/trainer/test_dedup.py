@@ -145,6 +145,15 @@ def test_texts_that_are_tested_on_go_and_short_common_runs_stay(tmp_path: Path):
     assert {row["kept"] for row in removed(tmp_path / "out")} == {f"{against}:{line}" for line in (1, 2, 3, 4, 7)}
 
 
+@pytest.mark.parametrize("lines", ["", '{"question": "why"}\n'], ids=["empty", "no text"])
+def test_a_test_without_texts_is_refused(tmp_path: Path, lines: str):
+    source = write(tmp_path / "in.jsonl", ["a text that stays"])
+    (tmp_path / "tests.jsonl").write_text(lines)
+    with pytest.raises(UserError, match="no line has a text"):
+        run(Options(inputs=(source,), out=tmp_path / "out", against=(tmp_path / "tests.jsonl",)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_copies_of_an_older_corpus_go_but_what_they_share_a_passage_with_stays(tmp_path: Path):
     corpus = Corpus(6)
     old = corpus.text(200)

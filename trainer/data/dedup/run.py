@@ -82,7 +82,7 @@ def run(options: Options, progress: Callable[[str], None] = lambda _: None) -> d
     about = _about(options, sources)
     part = options.out.with_name(f"{options.out.name}.part")
     with _alone(part, about):
-        tests = common_runs([words(text) for source in sources["against"] for text in _texts(source.path)])
+        tests = common_runs([words(text) for source in sources["against"] for text in _tests(source.path)])
         found = {
             role: _sketched(part, role, files, tests if role == "input" else None, options, progress)
             for role, files in sources.items()
@@ -248,6 +248,16 @@ class _Sets:
         if len(self._kept) > _SETS_KEPT:
             self._kept.popitem(last=False)
         return found
+
+
+def _tests(path: Path) -> list[str]:
+    """The texts of a file that must not be trained on. Without any, all documents would pass as clean."""
+    texts = list(_texts(path))
+    if not texts:
+        raise UserError(
+            f'--against {path}: no line has a text, such as {{"text": "…"}}. Nothing can be compared with it.'
+        )
+    return texts
 
 
 def _texts(path: Path) -> Iterator[str]:
