@@ -65,7 +65,7 @@ def test_one_message_for_an_incident_one_for_its_end_and_a_page_when_it_halts(si
     told = [(alert["id"].partition("/")[2].split("/")[0], alert["severity"]) for alert in pager.taken]
     assert sorted(told) == sorted([("opened", "warning"), ("closed", "info"), ("halted", "page")])
     page = next(alert for alert in pager.taken if alert["severity"] == "page")
-    assert "user_error" in page["body"]
+    assert "settings rejected" in page["body"], page["body"]
     assert "opt-ops run resume 1" in page["body"]
     assert all(alert.delivered for alert in state.alerts.values())
 

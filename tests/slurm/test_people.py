@@ -69,7 +69,7 @@ def test_the_same_death_at_the_same_step_calls_a_human(site: Site, pager: tuple[
     assert excluded == [state.attempts["1.00-a1"].nodes[1]], "the second time, without the node of the rank that fell"
     page = next(alert for alert in taken if alert["severity"] == "page")
     assert page["title"] == "opt-ops 1: HALTED, a human is needed"
-    assert all(f"1-i00{number} process_death: restart" in page["body"] for number in range(3))
+    assert all(f"1-i00{number}, rank died: restart" in page["body"] for number in range(3)), page["body"]
     assert "Next: opt-ops run explain 1" in page["body"]
 
 
