@@ -52,6 +52,9 @@ def main() -> int:
     except UserError as error:
         print_line(f"error: {error}", sys.stderr)
         return ExitCode.USER_ERROR
+    except OSError as error:
+        print_line(f"error: {error}. Finished pieces are kept: the same command goes on from them.", sys.stderr)
+        return ExitCode.UNEXPECTED_ERROR
     return ExitCode.DONE
 
 
