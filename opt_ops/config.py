@@ -175,7 +175,7 @@ class Rates(_Table):
     pue: Annotated[float, _number(1, 100)] = 1.0  # kWh of the site (hosts, network, cooling) for each kWh of its GPUs
     kg_co2e_per_kwh: Annotated[float | None, _number(0, 1000)] = None
     factor_source: _Text | None = None  # of that factor, such as "EPA eGRID2023, SRMV"
-    factor_year: Annotated[int | None, Field(ge=1990, le=2100)] = None
+    factor_year: Annotated[int | None, _number(1990, 2100)] = None
     gpu_tdp_watts: Annotated[float | None, _number(1, 10_000)] = None  # of one GPU, for the conventional carbon figure
     cost_per_kwh: Annotated[float | None, _number(0, 1e9)] = None
     cost_per_node_hour: Annotated[float | None, _number(0, 1e9)] = None
