@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ def write_note(lineage: Path, state: State, author: str, arguments: Mapping[str,
 
 
 def _sign_elsewhere(runs: Path) -> bool:
-    """Whether a daemon may live whose lock this host cannot see: it has not left, and its sign is young."""
-    now = time.time()
-    return any(sign.left_at is None and now - sign.ts < OLD_ELSEWHERE_SECONDS for sign in signs_in(runs))
+    """Whether a daemon of another host may live, whose lock this one cannot see: not left, and its sign is young."""
+    now, here = time.time(), socket.gethostname()
+    others = (sign for sign in signs_in(runs) if sign.host != here and sign.left_at is None)
+    return any(now - sign.ts < OLD_ELSEWHERE_SECONDS for sign in others)

@@ -19,6 +19,7 @@ import pytest
 
 from opt_ops.cli.daemon import _drop_job_environment, _is_daemon
 from opt_ops.runfolder.files import read_json, write_json
+from tests.e2e.site import until
 from tests.processes import MARK
 
 HOST = os.uname().nodename
@@ -179,7 +180,7 @@ def test_a_daemon_that_hangs_is_told_and_not_doubled(site: Path, monkeypatch: py
     from opt_ops.cli import daemon
 
     opt_ops(site, "daemon", "ensure")
-    sign = sign_of(site)
+    sign = until(lambda: "pid" in (found := sign_of(site)) and found)  # the command may not have waited for it
     os.kill(sign["pid"], signal.SIGSTOP)
     write_json(site / "runs" / "daemon.json", sign | {"ts": time.time() - 3600})
     monkeypatch.chdir(site)
