@@ -101,7 +101,10 @@ class _NoCheckpoints:
         """None is there."""
         return 0
 
-    def pin(self, checkpoint: Checkpoint) -> None:
+    def pin(self, checkpoint: Checkpoint, holder: str = "") -> None:
+        """Nothing: the job is not touched."""
+
+    def unpin(self, checkpoint: Checkpoint, holder: str) -> None:
         """Nothing: the job is not touched."""
 
     def examined(self) -> Sequence[tuple[Checkpoint, str]]:
