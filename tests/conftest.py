@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -96,6 +97,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     waits.sort(key=_seconds, reverse=True)
     turns = [its for pair in zip_longest(waits, computes, fillvalue=[]) for its in pair]
     items[:] = [item for its in (*turns, *short) for item in its]
+
+
+@pytest.fixture(autouse=True)
+def _configuration_of_no_other_test() -> Iterator[None]:
+    """A command that a test runs in its own process leaves no `-c FILE` to the next test."""
+    yield
+    if (options := sys.modules.get("opt_ops.cli.options")) is not None:
+        options.settings.config_path, options.settings.debug = None, False
 
 
 @pytest.fixture(scope="session", autouse=True)
