@@ -14,7 +14,7 @@ help:            ## what can be made
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/.installed  ## one supervised run on this machine, four faults, nobody at the keyboard (4 to 8 minutes); with TRAINER=hf, Hugging Face's, with TRAINER=lightning, Lightning's, with TRAINER=pytorch, a loop of one's own
+demo: .venv/.installed  ## one supervised run on this machine, four faults, nobody at the keyboard (1 to 8 minutes); with TRAINER=hf, Hugging Face's, with TRAINER=lightning, Lightning's, with TRAINER=pytorch, a loop of one's own
 	$(BIN)/python scripts/demo.py
 
 test: .venv/.installed debian  ## all tests, on a real Slurm and in a real browser
