@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from chronicles.ledger.wall_clock import Ledger, Span, TimePhase
@@ -19,7 +19,6 @@ from opt_ops.core import events as e
 from opt_ops.core.state.model import State
 from opt_ops.core.values import HOLDING, AllocationStatus
 
-_JOULES_PER_KWH = 3.6e6
 _ROUNDING_SECONDS = 1e-6  # that sums of differences of times may be off
 
 
@@ -68,9 +67,9 @@ def metered(record: LineageRecord) -> list[e.EnergyMetered]:
     return [entry.event for entry in record.entries if isinstance(entry.event, e.EnergyMetered)]
 
 
-def kwh_of(joules: float, rates: Rates) -> float:
-    """Energy of the site for so much energy of its GPUs."""
-    return joules / _JOULES_PER_KWH * rates.pue
+def kwh_of(joules: float) -> float:
+    """Joules as kWh."""
+    return joules / 3.6e6
 
 
 def emissions(kwh: float | None, rates: Rates) -> float | None:
@@ -86,17 +85,18 @@ def cost(kwh: float | None, node_hours: float | None, rates: Rates) -> float | N
 
 
 @dataclass(slots=True)
-class _Sums:
+class Spent:
+    """What one incident or one phase has cost."""
+
     seconds: float = 0.0
     node_seconds: float = 0.0
     joules: float = 0.0
     metered_seconds: float = 0.0
 
 
-def by_kind(record: LineageRecord, book: Ledger, rates: Rates) -> tuple[SpentOnKind, ...]:
+def by_kind(record: LineageRecord, causes: Mapping[str, Spent], rates: Rates) -> tuple[SpentOnKind, ...]:
     """A row for each failure class and phase, kept training included; the most expensive in seconds first."""
-    causes = _causes(record, book)
-    kinds: defaultdict[str, _Sums] = defaultdict(_Sums)
+    kinds: defaultdict[str, Spent] = defaultdict(Spent)
     for cause, sums in causes.items():
         into = kinds[_kind(cause, record.state)]
         into.seconds += sums.seconds
@@ -108,7 +108,7 @@ def by_kind(record: LineageRecord, book: Ledger, rates: Rates) -> tuple[SpentOnK
     rows: list[SpentOnKind] = []
     for kind, sums in kinds.items():
         hours = sums.node_seconds / 3600 if has_nodes else None
-        kwh = kwh_of(sums.joules, rates) if has_energy else None
+        kwh = kwh_of(sums.joules) * rates.pue if has_energy else None
         rows.append(
             SpentOnKind(
                 kind=kind,
@@ -124,15 +124,9 @@ def by_kind(record: LineageRecord, book: Ledger, rates: Rates) -> tuple[SpentOnK
     return tuple(sorted(rows, key=lambda row: (-row.seconds, row.kind)))
 
 
-def drill_node_hours(record: LineageRecord, book: Ledger) -> float:
-    """Node-hours that incidents of drills have cost."""
-    drills = {incident.name for incident in record.state.incidents.values() if incident.drill is not None}
-    return sum(sums.node_seconds for cause, sums in _causes(record, book).items() if cause in drills) / 3600
-
-
-def _causes(record: LineageRecord, book: Ledger) -> dict[str, _Sums]:
+def by_cause(record: LineageRecord, book: Ledger) -> dict[str, Spent]:
     """What each incident and each phase has cost."""
-    found: defaultdict[str, _Sums] = defaultdict(_Sums)
+    found: defaultdict[str, Spent] = defaultdict(Spent)
     begins = [span.begin for span in book.spans]
     for span in book.spans:
         found[span.cause].seconds += span.end - span.begin

@@ -8,7 +8,7 @@ is counted apart.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -32,23 +32,30 @@ class People:
 
 def people(record: LineageRecord, end: float) -> People:
     """What people had to do until `end`."""
-    answers = [(float(halt.at), float(halt.answered or end)) for halt in halts(record)]
+    pages = sorted(pages_of(record, end))
     requests = operator_requests(record)
     return People(
-        person_seconds=_union([*_after_pages(record), *_drives(record, end)]),
-        seconds_waited=sum(max(0.0, answered - at) for at, answered in answers),
+        person_seconds=_union([*_after_pages(record, [at for at, _ in pages]), *_drives(record, end)]),
+        seconds_waited=sum(answered - at for at, answered in pages),
         requests=len(requests),
         by_author=dict(sorted(Counter(request.author for request in requests).items())),
     )
 
 
-def _after_pages(record: LineageRecord) -> Iterator[tuple[float, float]]:
+def pages_of(record: LineageRecord, end: float) -> Iterator[tuple[float, float]]:
+    """From when until when an operator was needed: halts until they were answered; other pages at their time only."""
+    halted = halts(record)
+    for halt in halted:
+        yield float(halt.at), float(halt.answered) if halt.answered is not None else max(end, halt.at)
+    of_halts = {halt.alert for halt in halted}
+    for name, alert in record.state.alerts.items():
+        if alert.told.severity is Severity.PAGE and name not in of_halts:
+            yield alert.at, alert.at
+
+
+def _after_pages(record: LineageRecord, pages: Sequence[float]) -> Iterator[tuple[float, float]]:
     """From the first thing that a person did after each page to the last one before a pause."""
     acts = [entry.ts for entry in record.entries if _is_of_a_person(entry.event)]
-    pages = sorted(
-        [alert.at for alert in record.state.alerts.values() if alert.told.severity is Severity.PAGE]
-        + [float(halt.at) for halt in halts(record)]
-    )
     for page, following in pairwise([*pages, float("inf")]):
         later = [ts for ts in acts if page <= ts]
         if not later or later[0] >= following:

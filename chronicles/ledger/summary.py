@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from chronicles.ledger.by_cause import SpentOnKind, by_kind, cost, drill_node_hours, emissions, held, kwh_of, metered
+from chronicles.ledger.by_cause import SpentOnKind, by_cause, by_kind, cost, emissions, held, kwh_of, metered
 from chronicles.ledger.conventional import Conventional, conventional
-from chronicles.ledger.people import People, people
+from chronicles.ledger.people import People, pages_of, people
 from chronicles.ledger.wall_clock import Ledger, Stage, TimePhase, ledger
-from chronicles.operators import halts
 from chronicles.record import LineageRecord
 from opt_ops.config import Rates
 from opt_ops.core import events as e
 from opt_ops.core.failures.classes import Domain, Nature, nature, row
 from opt_ops.core.state.in_place import joined
 from opt_ops.core.state.model import Incident, State
-from opt_ops.core.values import Action, Severity
+from opt_ops.core.values import Action
 
 _FLAT = {"flat": True}  # in JSON its fields stand beside the others
 
@@ -129,7 +128,9 @@ def summarize(record: LineageRecord, rates: Rates | None = None) -> LedgerSummar
     """
     rates = rates or Rates()
     book, state = ledger(record), record.state
-    spent = by_kind(record, book, rates)
+    causes = by_cause(record, book)
+    spent = by_kind(record, causes, rates)
+    drills = sum(causes[i.name].node_seconds for i in state.incidents.values() if i.drill and i.name in causes) / 3600
     kept = book.steps_kept * (book.healthy_step_seconds or 0.0)
     return LedgerSummary(
         kept_steps=book.steps_kept,
@@ -153,7 +154,7 @@ def summarize(record: LineageRecord, rates: Rates | None = None) -> LedgerSummar
         reliability=_reliability(record, book),
         restarts=_restarts(record),
         involvement=_human_involvement(record, book),
-        resources=_energy_and_cost(record, book, rates),
+        resources=_energy_and_cost(record, book, rates, drills),
         people=people(record, (record.started or 0.0) + book.wall),
         by_cause=spent,
     )
@@ -251,7 +252,7 @@ def _human_involvement(record: LineageRecord, book: Ledger) -> HumanInvolvement:
     if record.started is None:
         return HumanInvolvement(pages=0, longest_hands_off_seconds=None)
     end = record.started + book.wall
-    pages = sorted(_pages(record, end))
+    pages = sorted(pages_of(record, end))
     free, since = [0.0], record.started
     for begin, answered in pages:
         free.append(begin - since)
@@ -260,32 +261,21 @@ def _human_involvement(record: LineageRecord, book: Ledger) -> HumanInvolvement:
     return HumanInvolvement(pages=len(pages), longest_hands_off_seconds=max(free))
 
 
-def _pages(record: LineageRecord, end: float) -> Iterator[tuple[float, float]]:
-    """From when until when an operator was needed: halts until they were answered; other pages at their time only."""
-    halted = halts(record)
-    for halt in halted:
-        yield float(halt.at), float(halt.answered) if halt.answered is not None else end
-    of_halts = {halt.alert for halt in halted}
-    for name, alert in record.state.alerts.items():
-        if alert.told.severity is Severity.PAGE and name not in of_halts:
-            yield alert.at, alert.at
-
-
 # ---- nodes, energy, cost ----
 
 
-def _energy_and_cost(record: LineageRecord, book: Ledger, rates: Rates) -> EnergyAndCost:
+def _energy_and_cost(record: LineageRecord, book: Ledger, rates: Rates, drills: float) -> EnergyAndCost:
     nodes = held(record, (record.started or 0.0) + book.wall)
     hours = None if nodes is None else sum(each.nodes * (each.end - each.begin) for each in nodes) / 3600
     counted = metered(record)
-    gpu_kwh = kwh_of(sum(event.joules for event in counted), Rates()) if counted else None
+    gpu_kwh = kwh_of(sum(event.joules for event in counted)) if counted else None
     kwh = gpu_kwh * rates.pue if gpu_kwh is not None else None
     share = book.phases[TimePhase.KEPT] / book.wall if book.wall else None
     gpu_hours = hours * _gpus_per_node(record.state) if hours is not None else None
     return EnergyAndCost(
         node_hours=hours,
         node_hours_lost=hours * (1 - share) if hours is not None and share is not None else None,
-        node_hours_of_drills=drill_node_hours(record, book),
+        node_hours_of_drills=drills,
         gpu_hours=gpu_hours,
         gpu_kwh=gpu_kwh,
         metered_seconds=sum(event.until - event.since for event in counted),
