@@ -13,7 +13,6 @@ from chronicles.operators import notified_at
 from chronicles.record import LineageRecord, Moment, moment
 from chronicles.report.model import AfterthoughtReport, IncidentReport, ProbeReport, StacksReport
 from chronicles.report.proposal import ProposalReport
-from chronicles.wording import duration
 from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.decide.trouble import remedy
@@ -217,7 +216,7 @@ def _in_place(state: State, incident: Incident) -> Mapping[str, Any]:
         "pids_kept": incident.proof.get("pids_kept"),
         "steps_repeated": found.repeated if found else None,
         "fell_back": incident.fell_back or (decision.not_in_place if decision else None),
-        "what_became": in_place.in_sentences(state, incident, duration),
+        "what_became": in_place.in_sentences(state, incident),
     }
 
 

@@ -98,6 +98,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def count(number: int, noun: str, nouns: str = "") -> str:
+    """`1 step`, `2,240 steps`."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
 def number_spans(numbers: Iterable[int]) -> str:
     """`0–5, 7`."""
     found: list[list[int]] = []

@@ -14,9 +14,8 @@ from opt_ops.core.state.in_place import in_sentences, joined
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import Status
-from opt_ops.core.text import clock, duration
+from opt_ops.core.text import clock, count, duration
 from opt_ops.core.told import told, words
-from opt_ops.core.told.phrase import count
 from opt_ops.core.values import Action, AskDefault, Driver, Severity, Tier
 from opt_ops.core.waiting import still_waiting
 

@@ -20,6 +20,7 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import probing
+from opt_ops.core.text import count
 from opt_ops.core.values import Action, Driver
 
 
@@ -94,9 +95,8 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
         return replace(decided, action=Action.HALT, why=f"{program}; {why}", **changes)
     if rung.action is Action.HALT:
         tries = number - playbook.in_place_rungs
-        times = "1 try" if tries == 1 else f"{tries} tries"
-        ends = f"{times} around this step did not help" if tries > 0 else "trying again would not help"
-        return replace(decided, why=f"{ends}; {why}")
+        tried = f"{count(tries, 'try', 'tries')} around this step did not help"
+        return replace(decided, why=f"{tried if tries > 0 else 'trying again would not help'}; {why}")
     if rung.action is Action.RESTART and not _touches_live_work(state, incident):
         why = f"it was a spare, so training was not touched; {why}"
         return replace(decided, action=Action.EXCLUDE, save_first=False, why=why)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from opt_ops.contract.replacing import CAPABILITY
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt, Members
 from opt_ops.core.state.model import Incident, State
-from opt_ops.core.text import age, number_spans
+from opt_ops.core.text import count, duration, number_spans
 from opt_ops.core.values import Action
 
 _DIED = frozenset({FailureClass.PROCESS_DEATH, FailureClass.GPU_ERROR, FailureClass.COMMUNICATION})
@@ -19,8 +19,6 @@ _OF_A_NODE: Mapping[str, tuple[str, str]] = {
     FailureClass.BAD_GPU: ("had a bad GPU", "had a bad GPU"),
 }
 _NAMED = 4  # nodes or moves that are named; more are counted
-
-Span = Callable[[float], str]
 
 
 def joined(state: State, incident: Incident) -> Members | None:
@@ -46,25 +44,14 @@ def is_in_place(state: State, incident: Incident) -> bool | None:
     return False if again and incident.acted_on else None
 
 
-def _seconds(number: float) -> str:
-    """`3.4 s`; from a minute on as `age` writes it."""
-    return f"{number:.1f} s" if number < 60 else age(number)
-
-
-def in_sentences(state: State, incident: Incident, span: Span = _seconds) -> str:
-    """What became of the lost ranks; empty if nothing in place was tried and done.
-
-    Args:
-        state: The lineage.
-        incident: The loss.
-        span: Writes a number of seconds.
-    """
+def in_sentences(state: State, incident: Incident) -> str:
+    """What became of the ranks that an incident has cost; empty if nothing in place was tried and done."""
     attempt = state.attempts.get(incident.attempt or "")
     if attempt is None:
         return ""
     found = joined(state, incident)
     if found is not None:
-        return " ".join(_recovered(attempt, incident, found, replacements(state, incident)[0], span))
+        return " ".join(_recovered(attempt, incident, found, replacements(state, incident)[0]))
     why = incident.fell_back or (incident.decision.not_in_place if incident.decision else None)
     return " ".join(_fell_back(state, attempt, incident, why)) if why else ""
 
@@ -87,15 +74,15 @@ def moves(before: Sequence[str], after: Sequence[str]) -> list[tuple[str, str]]:
     return [(old, new) for old, new in zip(before, after, strict=False) if old != new]
 
 
-def _recovered(attempt: Attempt, incident: Incident, last: Members, first: Members, span: Span) -> Iterator[str]:
+def _recovered(attempt: Attempt, incident: Incident, last: Members, first: Members) -> Iterator[str]:
     lost = lost_ranks(attempt, incident, first)
     yield f"{_subject(attempt, incident, lost, first.before)} {_verb(incident, lost, first)}{_at(last.step)}."
     yield from _others(attempt, last)
     yield _who_took_over(lost, last, first, attempt)
     if last.repeated:
-        yield f"{_steps(last.repeated)} {'was' if last.repeated == 1 else 'were'} made again."
+        yield f"{count(last.repeated, 'step')} {'was' if last.repeated == 1 else 'were'} made again."
     if last.step is not None:
-        after = f" after {span(incident.seconds_down)}" if incident.seconds_down is not None else ""
+        after = f" after {duration(incident.seconds_down)}" if incident.seconds_down is not None else ""
         yield f"Training went on with step {last.step + 1:,}{after}."
 
 
@@ -108,11 +95,11 @@ def _others(attempt: Attempt, found: Members) -> Iterator[str]:
     if not others:
         return
     if found.kept is None:
-        yield f"The other {'rank' if others == 1 else _count(others, 'rank')} kept running."
+        yield f"The other {'rank' if others == 1 else count(others, 'rank')} kept running."
     elif found.kept == others:
-        yield f"The other {'process' if others == 1 else _count(others, 'process', 'processes')} stayed."
+        yield f"The other {'process' if others == 1 else count(others, 'process', 'processes')} stayed."
     else:
-        yield f"{found.kept} of the other {_count(others, 'process', 'processes')} stayed."
+        yield f"{found.kept} of the other {count(others, 'process', 'processes')} stayed."
 
 
 def _who_took_over(lost: Sequence[int], found: Members, first: Members, attempt: Attempt) -> str:
@@ -190,11 +177,3 @@ def _listed(names: Iterable[str]) -> str:
 
 def _be(numbers: Sequence[int], one: str, many: str) -> str:
     return one if len(numbers) == 1 else many
-
-
-def _steps(number: int) -> str:
-    return _count(number, "step")
-
-
-def _count(number: int, noun: str, nouns: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"

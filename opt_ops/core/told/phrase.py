@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from opt_ops.core.text import moment, printable
+from opt_ops.core.text import count, moment, printable
 from opt_ops.core.told.words import without_codes
 
 LONGEST = 160  # characters of a sentence
@@ -89,11 +89,6 @@ def counted(numbers: Sequence[int]) -> str:
     """`25 and 50`, `25, 50 and 75`."""
     words = [f"{number:,}" for number in numbers]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
-
-
-def count(number: int, noun: str, nouns: str = "") -> str:
-    """`1 step`, `2,240 steps`."""
-    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def figure(number: float, digits: int = 4) -> str:
