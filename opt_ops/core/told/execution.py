@@ -15,14 +15,13 @@ from opt_ops.core.told.phrase import (
     Forms,
     acts,
     after,
+    because,
     count,
     counted,
     figure,
     hour,
     listed,
     name,
-    plain,
-    quoted,
     seen,
 )
 from opt_ops.core.values import AllocationStatus, Checkpoint, LrFactor, Outcome, RankExit
@@ -122,7 +121,7 @@ def _paused(event: e.LineagePaused, known: State | None) -> Forms:
     attempt = known.attempt if known is not None else None
     if attempt is not None and attempt.last_step is not None:
         return acts("rest", f"since step {attempt.last_step:,}")
-    return acts("rest", after("", event.why) and f"as asked: {quoted(event.why)}")
+    return acts("rest", after("as asked: ", event.why))
 
 
 def _release(event: e.ReleaseIntended, known: State | None) -> Forms:
@@ -180,9 +179,7 @@ def _where(attempt: str, known: State | None) -> str:
 
 
 def _why(incident: str | None, why: str) -> str:
-    if incident:
-        return f" ({name(incident)})"
-    return f": {plain(why)}" if why.strip() else ""
+    return f" ({name(incident)})" if incident else because(why)
 
 
 def _leave(event: e.LeaveIntended, known: State | None) -> Forms:
@@ -276,13 +273,11 @@ def _checkpoint(event: e.CheckpointSeen, known: State | None) -> Forms:
 
 def _verified(event: e.CheckpointVerified, known: State | None) -> Forms:
     what = "sound and healthy" if event.healthy else "sound, but not healthy"
-    why = f": {plain(event.why)}" if event.why.strip() and not event.healthy else ""
-    return seen(f"{_saved(event.checkpoint)} is read back: {what}{why}")
+    return seen(f"{_saved(event.checkpoint)} is read back: {what}{because('' if event.healthy else event.why)}")
 
 
 def _damaged(event: e.CheckpointRefused, known: State | None) -> Forms:
-    why = f": {plain(event.why)}" if event.why.strip() else ""
-    return seen(f"{_saved(event.checkpoint)} is damaged{why}")
+    return seen(f"{_saved(event.checkpoint)} is damaged{because(event.why)}")
 
 
 def _gone(event: e.CheckpointsGone, known: State | None) -> Forms:

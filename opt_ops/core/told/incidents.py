@@ -15,8 +15,8 @@ from opt_ops.core.told.phrase import (
     Forms,
     acts,
     after,
+    because,
     count,
-    cut,
     figure,
     hour,
     listed,
@@ -93,7 +93,7 @@ def _proposed(event: e.ProposalMade, known: State | None) -> Forms:
 def _answered(event: e.ProposalAnswered, known: State | None) -> Forms:
     by = f" by {name(event.author)}" if event.author is not None else ""
     what = f"{name(event.proposal)} is {event.status}{by}"
-    return seen(f"{what}{after(': ', event.reason) if event.author else f': {plain(event.reason)}'}")
+    return seen(f"{what}{after(': ', event.reason) if event.author else because(event.reason)}")
 
 
 def _what(event: e.RecoveryDecided) -> str:
@@ -129,8 +129,8 @@ def _excluded(event: e.NodeExcluded, known: State | None) -> Forms:
     if event.author is not None:
         return Forms(f"{name(event.author)} excludes {node}{after(': ', event.reason)}", "exclude", node)
     code = event.reason.rpartition(": ")[2]
-    why = f"{node}: {words.reason(plain(code))}, {name(event.incident)}"
-    return Forms(f"{node} is excluded: {words.reason(plain(code))}, {name(event.incident)}", "exclude", why)
+    why = f"{words.reason(plain(code))}, {name(event.incident)}"
+    return Forms(f"{node} is excluded: {why}", "exclude", f"{node}: {why}")
 
 
 def _drain(event: e.DrainIntended, known: State | None) -> Forms:
@@ -140,7 +140,7 @@ def _drain(event: e.DrainIntended, known: State | None) -> Forms:
 def _drained(event: e.NodeDrained, known: State | None) -> Forms:
     if event.done:
         return seen(f"{name(event.node)} is drained")
-    why = f": {cut_why}" if (cut_why := cut(plain(event.why), 80)) else ""
+    why = because(event.why, longest=80)
     return seen(f"{name(event.node)} could not be drained{why}; it stays excluded all the same")
 
 
@@ -150,22 +150,22 @@ def _closed(event: e.IncidentClosed, known: State | None) -> Forms:
         return Forms(f"{incident} is closed, with nothing to prove", "close", f"{incident}, with nothing to prove")
     if not event.proven:
         why = event.proof.get("mismatch")
-        text = f"{incident} NOT PROVEN{f': {plain(why)}' if isinstance(why, str) and why else ''}"
+        text = f"{incident} NOT PROVEN{because(why) if isinstance(why, str) else ''}"
         return Forms(text, "close", text)
-    parts = [*_in_force(event.proof), *([_cost(event)] if _cost(event) else [])]
-    text = f"{incident} proven{f': {parts[0]}' if parts else ''}{f'; {parts[1]}' if len(parts) > 1 else ''}"
+    parts = "; ".join(filter(None, (_in_force(event.proof), _cost(event))))
+    text = f"{incident} proven{f': {parts}' if parts else ''}"
     return Forms(text, "close", text)
 
 
-def _in_force(proof: Mapping[str, Any]) -> list[str]:
-    """`0.000668603 in force at step 101`: the first update that was read back."""
+def _in_force(proof: Mapping[str, Any]) -> str:
+    """`0.000668603 in force at step 101`: the first update that was read back; empty if none was."""
     read = proof.get("readbacks")
     first = next(iter(cast("Sequence[Any]", read)), None) if isinstance(read, list | tuple) else None
     if not isinstance(first, Mapping):
-        return []
+        return ""
     known = cast("Mapping[str, Any]", first)
     lr, step = number_in(known, "lr"), number_in(known, "step")
-    return [f"{figure(lr, 6)} in force at step {step:,.0f}"] if lr is not None and step is not None else []
+    return f"{figure(lr, 6)} in force at step {step:,.0f}" if lr is not None and step is not None else ""
 
 
 def _cost(event: e.IncidentClosed) -> str:
@@ -179,13 +179,13 @@ def _cost(event: e.IncidentClosed) -> str:
 
 
 def _completed(event: e.LineageCompleted, known: State | None) -> Forms:
-    why = f"; {plain(event.why)}" if event.why.strip() else ""
+    why = because(event.why, "; ")
     steps = f"all {count(event.step, 'step')}"
     return Forms(f"{steps} are trained{why}", "complete", f"the lineage: {steps} are trained{why}")
 
 
 def _halted(event: e.LineageHalted, known: State | None) -> Forms:
-    why = f": {plain(event.why)}" if event.why.strip() else ""
+    why = because(event.why)
     return Forms(f"stopped, a person is needed{why}", "stop", f"and page a person{why}")
 
 
@@ -209,7 +209,7 @@ def _settled(event: e.AlertSettled, known: State | None) -> Forms:
     what = f": {quoted(alert.told.title, 60)}" if alert is not None else ""
     if event.delivered:
         return seen(f"people were told{what}")
-    why = f": {cut(plain(event.why), 70)}" if event.why.strip() else ""
+    why = because(event.why, longest=70)
     return seen(f"people could NOT be told{why}{what.replace(': ', ', of ', 1) if what else ''}")
 
 

@@ -77,6 +77,11 @@ def after(lead: str, text: str) -> str:
     return f"{lead}{quoted(text)}" if text.strip() else ""
 
 
+def because(text: str, lead: str = ": ", longest: int = LONGEST) -> str:
+    """`lead` and a text of ours, not quoted; nothing if there is no text."""
+    return f"{lead}{cut(plain(text), longest)}" if text.strip() else ""
+
+
 def listed(names: Iterable[str], noun: str = "node") -> str:
     """`n1, n2`; of many, their number."""
     known = list(names)

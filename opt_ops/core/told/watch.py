@@ -10,7 +10,7 @@ from opt_ops.core.events.probes import ProbeKind
 from opt_ops.core.state import in_place
 from opt_ops.core.state.model import State
 from opt_ops.core.told import words
-from opt_ops.core.told.phrase import Forms, acts, count, cut, listed, name, plain, seen
+from opt_ops.core.told.phrase import Forms, acts, because, count, cut, listed, name, plain, seen
 
 _NAMED = 4  # nodes of a generation that are named
 
@@ -36,7 +36,7 @@ def _are(processes: int) -> str:
 
 def _failed(event: e.MembersFailed, known: State | None) -> Forms:
     what = f"generation {event.generation} of {name(event.attempt)}"
-    why = f": {plain(event.why)}" if event.why.strip() else ""
+    why = because(event.why)
     return Forms(f"{what} was given up{why}", "replace", f"no ranks in place{why}")
 
 

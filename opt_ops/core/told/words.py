@@ -87,6 +87,7 @@ _PREFIXES: Mapping[str, str] = {
     "nvml": "NVML fails: ",
 }
 
+_SIGNALS = frozenset(AlertSignal)
 _CODE = re.compile(r"(?<![\w.:/])[a-z]+\d*(?:_[a-z0-9]+)+(?![\w/])(?!\.\w)")
 
 
@@ -108,6 +109,10 @@ def action(word: str) -> str:
 
 def reason(code: str) -> str:
     """A reason of a verdict: `xid_79` → `a GPU has fallen off the bus (Xid 79)`; other text as it is, without codes."""
+    return _reason(code) or without_codes(code)
+
+
+def _reason(code: str) -> str | None:
     if code in _REASONS:
         return _REASONS[code]
     if (numbered := re.fullmatch(r"(s?)xid_(\d{1,6})", code)) is not None:
@@ -115,7 +120,7 @@ def reason(code: str) -> str:
     for prefix, words in _PREFIXES.items():
         if code.startswith(f"{prefix}_"):
             return words + code.removeprefix(f"{prefix}_").replace("_", " ")
-    return without_codes(code)
+    return None
 
 
 def _numbered(switch: bool, code: int) -> str:
@@ -139,9 +144,4 @@ def _word(code: str) -> str:
         return cause(code)
     if code in _ACTIONS:
         return action(code)
-    if code in _REASONS or re.fullmatch(r"s?xid_\d{1,6}", code) or code.startswith(tuple(f"{p}_" for p in _PREFIXES)):
-        return reason(code)
-    return code
-
-
-_SIGNALS = frozenset(AlertSignal)
+    return _reason(code) or code
