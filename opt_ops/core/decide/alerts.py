@@ -138,16 +138,14 @@ def _proposals(state: State, news: _News) -> Iterator[AlertIntended]:
         what = told(made.decided, state).partition(": ")[2]
         then = "it is done" if made.default is AskDefault.ACT else "it is not done"
         body = [
-            f"{incident.name} {incident.kind}{' (drill)' if incident.drill else ''}: {incident.cause}",
-            f"evidence: {incident.detector}",
-            *_likely(incident),
-            f"proposal: {what}: {made.decided.why}",
+            *_found(incident),
+            f"proposal: {what}: {words.without_codes(made.decided.why)}",
             f"deadline: {clock(made.deadline)}; without an answer, {then}",
             f"do it now: opt-ops run approve {made.proposal}",
             f"do not: opt-ops run decline {made.proposal}",
             f"next: opt-ops run explain {incident.name}",
         ]
-        title = f"opt-ops {state.intent.lineage}: your answer is needed: {incident.cause}"
+        title = f"opt-ops {state.intent.lineage}: your answer is needed: {words.without_codes(incident.cause)}"
         yield AlertIntended(alert=alert, severity=severity, title=title, body="\n".join(body))
 
 
@@ -155,9 +153,7 @@ def _opened(state: State, incident: Incident, alert: str, severity: Severity) ->
     decision = incident.decision
     assert decision is not None
     body = [
-        _what(incident),
-        f"evidence: {words.without_codes(incident.detector)}",
-        *_likely(incident),
+        *_found(incident),
         f"action: {told(decision, state).partition(': ')[2]}",
         f"why: {words.without_codes(decision.why)}",
         f"next: opt-ops run explain {state.intent.lineage}",
@@ -168,6 +164,10 @@ def _opened(state: State, incident: Incident, alert: str, severity: Severity) ->
         title=f"opt-ops {state.intent.lineage}: {words.without_codes(incident.cause)}",
         body="\n".join(body),
     )
+
+
+def _found(incident: Incident) -> list[str]:
+    return [_what(incident), f"evidence: {words.without_codes(incident.detector)}", *_likely(incident)]
 
 
 def _what(incident: Incident) -> str:
