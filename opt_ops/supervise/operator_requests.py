@@ -30,7 +30,7 @@ from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.schedule import PlannedLr, is_computed
 from opt_ops.core.state.model import Proposal, State
 from opt_ops.core.state.planned import parse_planned
-from opt_ops.core.state.queries import newest_good, open_proposals
+from opt_ops.core.state.queries import last_step, newest_good, open_proposals
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clean, clock
 from opt_ops.core.values import (
@@ -55,10 +55,9 @@ from opt_ops.supervise.start_arguments import origin, shape_of
 
 _LONGEST_NAME, _LONGEST_WHY = 255, 1000  # characters
 _NODE = re.compile(r"[A-Za-z0-9_.-]+")  # one name; the scheduler would read a list or a range as several nodes
-
+_LONGEST_WAIT = 7 * 86_400.0  # seconds for which a proposal may wait
 
 _DRIVERS = {Driver.DAEMON: "the daemon", Driver.OPERATOR: "an operator", Driver.SHADOW: "another launcher"}
-_LONGEST_WAIT = 7 * 86_400.0  # seconds for which a proposal may wait
 
 
 class RequestWatch:
@@ -244,7 +243,8 @@ def _check_end(settings: tuple[str, ...], step: int) -> None:
 
 def _drive(state: State, request: Request) -> Event:
     _alive(state)
-    driver = Driver(Arguments(request.arguments).text("driver"))
+    given = Arguments(request.arguments)
+    driver = Driver(given.text("driver"))
     if Driver.SHADOW in (driver, state.driver):
         raise InvalidRequest("shadow mode can be chosen only when a lineage is started")
     if driver is state.driver and driver is not Driver.ASK:
@@ -253,8 +253,8 @@ def _drive(state: State, request: Request) -> Event:
         request=request.request,
         author=request.author,
         driver=driver,
-        reason=Arguments(request.arguments).text("reason", LONGEST_REASON, ""),
-        ask=_terms(Arguments(request.arguments)) if driver is Driver.ASK else None,
+        reason=given.text("reason", LONGEST_REASON, ""),
+        ask=_terms(given) if driver is Driver.ASK else None,
     )
 
 
@@ -290,7 +290,7 @@ def _answer(state: State, request: Request, status: ProposalStatus) -> ProposalA
         incident=found.made.incident,
         status=status,
         reason=given.text("reason", LONGEST_REASON, ""),
-        step=state.attempt.last_step if state.attempt else None,
+        step=last_step(state),
         author=request.author,
         request=request.request,
     )

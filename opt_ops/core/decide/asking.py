@@ -19,6 +19,7 @@ from opt_ops.core.events import Event, ProposalAnswered, ProposalMade, RecoveryD
 from opt_ops.core.failures.classes import FailureClass, Nature, nature
 from opt_ops.core.names import proposal_name
 from opt_ops.core.state.model import Incident, Proposal, State
+from opt_ops.core.state.queries import last_step
 from opt_ops.core.values import Action, AskDefault, Driver, ProposalStatus
 from opt_ops.core.waiting import still_waiting
 
@@ -28,23 +29,22 @@ ASKED = (Action.REPLACE_RANKS, Action.RESTART, Action.ROLLBACK)
 
 def ask_first(state: State, incident: Incident, decided: RecoveryDecided, now: float, policy: Policy) -> Event | None:
     """What becomes of a decision: a proposal, its end, or the decision itself. None: the proposal waits."""
-    proposal, rule = incident.proposal, _rule(incident.kind, policy)
-    asked, overtaken = _is_asked(state, incident, decided), _overtaken(state, incident, policy)
+    proposal = incident.proposal
     if proposal is not None and proposal.status is ProposalStatus.OPEN:
         return _look_at(state, proposal, _why_withdrawn(state, incident, decided, policy), now)
     if proposal is not None and proposal.is_refused:
         return replace(proposal.made.decided, advice=True, why=f"{_answer(proposal)}; {proposal.made.decided.why}")
     fell_back = proposal is not None and incident.fell_back is not None  # the rung after it was shown as well
-    if not asked or fell_back:
+    if fell_back or not _is_asked(state, incident, decided):
         return decided
-    if overtaken:
+    if overtaken := _overtaken(state, incident, policy):
         return replace(decided, advice=True, why=f"nobody was asked: {overtaken}; {decided.why}")
     if (
         proposal is None
         or proposal.status is ProposalStatus.WITHDRAWN
         or _shown(proposal.made.decided) != _shown(decided)
     ):
-        return _propose(state, incident, decided, rule, now)
+        return _propose(state, incident, decided, _rule(incident.kind, policy), now)
     return replace(decided, why=f"{_answer(proposal)}; {decided.why}")
 
 
@@ -59,13 +59,7 @@ def withdraw_all(state: State) -> ProposalAnswered | None:
 
 def expired(state: State, proposal: Proposal) -> ProposalAnswered:
     """The end of a proposal that nobody has answered by its deadline."""
-    return ProposalAnswered(
-        proposal=proposal.name,
-        incident=proposal.made.incident,
-        status=ProposalStatus.EXPIRED,
-        reason="nobody answered by the deadline",
-        step=_newest_step(state),
-    )
+    return _over(state, proposal, ProposalStatus.EXPIRED, "nobody answered by the deadline")
 
 
 def can_wait(kind: str, policy: Policy) -> bool:
@@ -74,7 +68,7 @@ def can_wait(kind: str, policy: Policy) -> bool:
 
 
 def _rule(kind: str, policy: Policy) -> AskRule:
-    playbook = policy.playbooks.get(kind) or policy.playbooks.get(FailureClass.UNKNOWN)
+    playbook = policy.playbook_for(kind)
     return playbook.ask if playbook is not None else AskRule()
 
 
@@ -131,12 +125,16 @@ def _look_at(state: State, proposal: Proposal, why: str, now: float) -> Proposal
 
 
 def _withdrawn(state: State, proposal: Proposal, why: str) -> ProposalAnswered:
+    return _over(state, proposal, ProposalStatus.WITHDRAWN, why)
+
+
+def _over(state: State, proposal: Proposal, status: ProposalStatus, why: str) -> ProposalAnswered:
     return ProposalAnswered(
         proposal=proposal.name,
         incident=proposal.made.incident,
-        status=ProposalStatus.WITHDRAWN,
+        status=status,
         reason=why,
-        step=_newest_step(state),
+        step=last_step(state),
     )
 
 
@@ -149,7 +147,7 @@ def _propose(state: State, incident: Incident, decided: RecoveryDecided, rule: A
         default=state.ask.default or rule.default,
         deadline=now + seconds,
         trains=rule.default is AskDefault.WAIT,
-        step=_newest_step(state),
+        step=last_step(state),
     )
 
 
@@ -178,7 +176,3 @@ def _answer(proposal: Proposal) -> str:
     if answer.author is None:
         return f"{answer.reason}, and the default is to {proposal.made.default}"
     return f"{answer.status} by {answer.author}{f': {answer.reason}' if answer.reason else ''}"
-
-
-def _newest_step(state: State) -> int | None:
-    return state.attempt.last_step if state.attempt is not None else None

@@ -13,6 +13,7 @@ from opt_ops.core.detect.loss_spike import SpikeRule
 from opt_ops.core.detect.straggler import StragglerRule
 from opt_ops.core.detect.throughput import ThroughputRule
 from opt_ops.core.failures.causes import Cause
+from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.values import Action, AskDefault, Severity
 
 SCRATCH_STEPS = 2000
@@ -155,3 +156,7 @@ class Policy:
     expected_gpus: int = 0  # per node, as the site says
     in_place: bool = True  # whether lost ranks are replaced while the others keep running, as the site says
     in_place_seconds: float = 120.0  # from the first order until all ranks have joined
+
+    def playbook_for(self, kind: str) -> Playbook | None:
+        """The playbook that a failure class triggers; for one that triggers none, that of unknown failures."""
+        return self.playbooks.get(kind) or self.playbooks.get(FailureClass.UNKNOWN)

@@ -20,6 +20,7 @@ from opt_ops.core.names import attempt_folder
 from opt_ops.core.schedule import TABLE, PlannedLr, factor_at, is_computed, peak_of
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.model import Incident, State, left_out_key
+from opt_ops.core.state.queries import last_step
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Optimizer, Readback, Schedule
 
@@ -240,7 +241,7 @@ def _moot(state: State, incident: Incident) -> IncidentClosed:
     return IncidentClosed(
         incident=incident.name,
         proven=True,
-        proof={"completed_at_step": state.attempt.last_step if state.attempt else None},
+        proof={"completed_at_step": last_step(state)},
         step_resumed=None,
         steps_lost=0,
         seconds_down=0.0,

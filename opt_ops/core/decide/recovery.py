@@ -57,7 +57,7 @@ def _decide_by_playbook(state: State, incident: Incident, now: float, policy: Po
     waited = incident.probes is not None or incident.proposal is not None
     by_person = incident.answered and waited  # while it waited
     advice = not state.driver.acts or by_person
-    playbook = policy.playbooks.get(incident.kind) or policy.playbooks.get(FailureClass.UNKNOWN)
+    playbook = policy.playbook_for(incident.kind)
     if playbook is None:
         why = f"no playbook is triggered by {incident.kind}"
         return RecoveryDecided(

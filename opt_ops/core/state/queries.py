@@ -37,6 +37,11 @@ def probing(incident: Incident) -> bool:
     return incident.probes is not None and not incident.probes_judged
 
 
+def last_step(state: State) -> int | None:
+    """The newest step of the newest attempt; None: it has made none."""
+    return state.attempt.last_step if state.attempt is not None else None
+
+
 def open_proposals(state: State) -> list[Proposal]:
     """What waits for a person's answer, oldest first."""
     newest = (state.incidents[name].proposal for name in state.open_incidents)
