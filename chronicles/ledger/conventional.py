@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chronicles.ledger.by_cause import emissions
 from opt_ops.config import Rates
 
 
@@ -30,14 +31,13 @@ def conventional(gpu_hours: float | None, rates: Rates) -> Conventional | None:
     if gpu_hours is None or rates.gpu_tdp_watts is None:
         return None
     kwh = gpu_hours * rates.gpu_tdp_watts / 1000 * rates.pue
-    factor = rates.kg_co2e_per_kwh
     return Conventional(
         gpu_hours=gpu_hours,
         tdp_watts=rates.gpu_tdp_watts,
         pue=rates.pue,
         kwh=kwh,
-        kg_co2e_per_kwh=factor,
+        kg_co2e_per_kwh=rates.kg_co2e_per_kwh,
         factor_source=rates.factor_source,
         factor_year=rates.factor_year,
-        tco2e=None if factor is None else kwh * factor / 1000,
+        tco2e=emissions(kwh, rates),
     )

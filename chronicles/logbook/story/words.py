@@ -12,7 +12,7 @@ from opt_ops.core.text import moment
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _ORDINALS = ("", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_TEN_MINUTES, _TWO_HOURS, _DAY = 600.0, 7200.0, 86400.0
+_TEN_MINUTES = 600.0
 
 _NOUNS: Mapping[str, tuple[str, str]] = {
     FailureClass.LOSS_SPIKE: ("loss spike", "loss spikes"),
