@@ -13,12 +13,14 @@ from chronicles.logbook.story.model import Afterthought
 from chronicles.report.model import IncidentReport, LineageReport, VerdictReport
 from chronicles.wording import count, day, duration, hours, minute, percent, when, whole
 from opt_ops.core.state.status import Status
-from opt_ops.core.values import Action, Driver, Severity
+from opt_ops.core.values import Driver, Severity
 
 _TONES = {Status.COMPLETED: "ok", Status.HALTED: "bad", Status.CANCELLED: "warn", Status.RECOVERING: "warn"}
 _TONES |= {Status.ROLLING_BACK: "warn"}
 
-_IN_SIGHT = 20 * 365 * 86400.0  # seconds: an end beyond that is no estimate
+ASK_MODE = "Ask mode: recoveries wait for an operator's approval, or for their deadline."
+
+IN_SIGHT = 20 * 365 * 86400.0  # seconds: an end beyond that is no estimate
 _MANY = 30  # incidents: of more than these, the front page lists those that touched training
 
 
@@ -99,8 +101,7 @@ def front_page(report: LineageReport, loss: float | None, thoughts: Sequence[Aft
 
 
 def _harmless(row: IncidentReport) -> bool:
-    """Whether it excluded a node on which no rank ran, and nothing else followed."""
-    return row.action == Action.EXCLUDE and row.proven is True and row.drill is None and not row.advisory
+    return row.is_spare and row.drill is None
 
 
 def _harmless_ones(incidents: Sequence[IncidentReport]) -> str:
@@ -202,7 +203,7 @@ def seconds_left(report: LineageReport) -> float | None:
     if not spent.goodput or not spent.healthy_step_seconds or not total:
         return None
     left = (total - report.step) * spent.healthy_step_seconds / spent.goodput
-    return left if left < _IN_SIGHT else None
+    return left if left < IN_SIGHT else None
 
 
 def _incidents(report: LineageReport) -> str:
@@ -219,7 +220,7 @@ def _incidents(report: LineageReport) -> str:
 
 def interrupted(rows: Sequence[IncidentReport]) -> str:
     """Of many incidents, how many interrupted training."""
-    stopped = sum(row.stops_training or (row.action == Action.HALT and not row.advisory) for row in rows)
+    stopped = sum(row.interrupts_training for row in rows)
     return f", {whole(stopped)} of which interrupted training" if stopped < len(rows) > _MANY else ""
 
 
@@ -259,7 +260,7 @@ def _operators(report: LineageReport) -> str:
     if not report.ended and report.driver == Driver.OPERATOR:
         return "An operator drives: opt-ops watches and advises."
     if not report.ended and report.driver == Driver.ASK:
-        return "Ask mode: recoveries wait for an operator's approval, or for their deadline."
+        return ASK_MODE
     if not report.ended and report.driver == Driver.SHADOW:
         return "Shadow mode: another launcher runs the training, opt-ops only watches."
     pages = max(len(report.halts), sum(alert.severity == Severity.PAGE for alert in report.alerts))

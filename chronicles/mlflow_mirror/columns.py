@@ -18,7 +18,6 @@ from chronicles.mlflow_mirror.content import Sample, finite
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, LineageReport
 from opt_ops.core import events as e
-from opt_ops.core.values import Action
 
 POINTS = 10_000  # reports of a lineage that are sent, about: a page draws them, and a column is minutes old at most
 _DAY = 86_400.0
@@ -70,7 +69,7 @@ def _marks(rows: Sequence[IncidentReport], start: int, since: float) -> Iterator
     number, highest = 0, start
     for row in sorted(rows, key=lambda row: (row.at, row.incident)):
         step = row.step_failed
-        if step is None or not touches_training(row):
+        if step is None or not row.interrupts_training:
             continue
         number, highest = number + 1, max(highest, step)
         for key in ("ops/incident", *(("ops/drill",) if row.drill is not None else ())):
@@ -80,11 +79,6 @@ def _marks(rows: Sequence[IncidentReport], start: int, since: float) -> Iterator
                 yield from finite([(key, 0)], row.at, each)
             marked.add((key, step))
         yield from finite([("ops/incidents", number)], row.at, highest)
-
-
-def touches_training(row: IncidentReport) -> bool:
-    """Whether training stood still for it, or ended."""
-    return row.stops_training or (row.action is Action.HALT and not row.advisory)
 
 
 # ---- progress ----

@@ -223,8 +223,7 @@ def choice(report: LineageReport, attempt: str) -> Choice:
     windows: list[Window] = []
     for row in report.incidents:
         if row.attempt == attempt and row.step_failed is not None:
-            begins = row.onset_step if row.onset_step is not None else row.step_failed
-            windows.append((begins - AROUND, (row.last_step or row.step_failed) + AROUND))
+            windows.append(((row.onset or 0) - AROUND, (row.last_step or row.step_failed) + AROUND))
         if row.next_attempt == attempt and row.step_resumed is not None:
             windows.append((row.step_resumed, row.step_resumed + AROUND))
     ended = next(row for row in report.attempts if row.attempt == attempt)

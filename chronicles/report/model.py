@@ -163,10 +163,14 @@ class IncidentReport:
     @property
     def documents_command(self) -> str | None:
         """The command that shows the documents on which loss trouble began; None for other incidents."""
-        step = self.onset_step if self.onset_step is not None else self.step_failed
-        if classes.row(self.kind).domain is not classes.Domain.LOSS or not step or not self.attempt:
+        if classes.row(self.kind).domain is not classes.Domain.LOSS or not self.onset or not self.attempt:
             return None
-        return f"opt-ops data show {lineage_of(self.attempt)} --step {step} --loss --attempt {self.attempt}"
+        return f"opt-ops data show {lineage_of(self.attempt)} --step {self.onset} --loss --attempt {self.attempt}"
+
+    @property
+    def onset(self) -> int | None:
+        """The step at which it began, as far as is known; else the one at which it was seen."""
+        return self.onset_step if self.onset_step is not None else self.step_failed
 
     @property
     def stopped_step(self) -> int | None:
@@ -182,6 +186,21 @@ class IncidentReport:
     def stops_training(self) -> bool:
         """Whether training stood still for the action, in place or for another attempt."""
         return self.ends_attempt or (self.action is Action.REPLACE_RANKS and not self.advisory)
+
+    @property
+    def interrupts_training(self) -> bool:
+        """Whether training stood still for it, or ended."""
+        return self.stops_training or (self.action is Action.HALT and not self.advisory)
+
+    @property
+    def changes_settings(self) -> bool:
+        """Whether it is a rollback or a change of settings, and was also done."""
+        return self.action in (Action.ROLLBACK, Action.RECONFIGURE) and not self.advisory
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether it took out a node on which no rank ran, and nothing else followed."""
+        return self.action is Action.EXCLUDE and self.proven is True and not self.advisory
 
     @property
     def readbacks(self) -> tuple[ReadbackReport, ...]:

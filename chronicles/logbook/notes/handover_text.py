@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from chronicles.logbook.drawing.markup import plain
-from chronicles.logbook.front_page import known_status, lead
+from chronicles.logbook.front_page import ASK_MODE, known_status, lead
 from chronicles.logbook.notes import happened
 from chronicles.logbook.notes.handover import Handover, paused_soon
 from chronicles.logbook.notes.happened import Happening
@@ -13,6 +13,7 @@ from chronicles.logbook.open_questions import drill_mark, to_watch
 from chronicles.wording import count, duration, minute, names, short, uncapitalized, whole
 from opt_ops.core.failures.classes import title
 from opt_ops.core.state.planned import planned_changes
+from opt_ops.core.told.words import reason
 from opt_ops.core.values import Driver
 
 WORDS = 400  # beside quotations
@@ -23,7 +24,7 @@ _RECENT = 60.0  # seconds: data that is younger is told to the second
 _DRIVES = {
     Driver.DAEMON: "opt-ops drives.",
     Driver.OPERATOR: "An operator drives: opt-ops watches and advises.",
-    Driver.ASK: "Ask mode: recoveries wait for an operator's approval, or for their deadline.",
+    Driver.ASK: ASK_MODE,
     Driver.SHADOW: "Only watched (shadow mode): another launcher runs the training.",
 }
 
@@ -128,7 +129,7 @@ def _to_watch(note: Handover) -> Iterator[str]:
     yield from to_watch(report)
     for node in report.nodes:
         if node.node in note.suspects:
-            yield f"{drill_mark(node.drill)}{node.node} is suspect: {node.reason.replace('_', ' ')}."
+            yield f"{drill_mark(node.drill)}{node.node} is suspect: {reason(node.reason)}."
         elif node.reason == "disk_low":
             yield f"The disk of the run folder is nearly full, as {node.node} sees it."
     unproven = [name for name in note.retests if state.nodes[name].drill is None]

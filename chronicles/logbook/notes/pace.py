@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 
 from chronicles.kept_curve import AttemptCurve
+from chronicles.logbook.front_page import IN_SIGHT
 from chronicles.record import Moment
 
 _STEPS = 50  # at the newest pace
 _GROUP = 10  # steps whose mean is compared: the time of one step is noise, and a save belongs to one of them
-_IN_SIGHT = 20 * 365 * 86400.0  # seconds: an end beyond that is no estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Pace:
 
     def end(self, now: float, left: int) -> ExpectedEnd | None:
         """When `left` more steps will be made from `now` on; None if that is no estimate."""
-        if left * self.slowest > _IN_SIGHT:
+        if left * self.slowest > IN_SIGHT:
             return None
         return ExpectedEnd(earliest=Moment(now + left * self.fastest), latest=Moment(now + left * self.slowest))
 

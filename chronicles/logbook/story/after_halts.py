@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from chronicles.logbook.story.model import Afterthought, Judged, Later
 from chronicles.logbook.story.timeline import Timeline
-from chronicles.operators import HaltReport
 from chronicles.record import Moment
 from chronicles.report.model import IncidentReport
 from chronicles.wording import count, duration, full, short, uncapitalized
@@ -20,15 +19,15 @@ def after_halts(timeline: Timeline) -> Iterator[Afterthought]:
     """At most one afterthought for each halt that was answered by going on."""
     for halt in timeline.report.halts:
         row = timeline.rows.get(halt.incident or "")
-        answer = next((x for x in timeline.record.entries if x.seq == halt.answered_seq), None)
+        answer = timeline.answer_to(halt)
         if row is None or answer is None or isinstance(answer.event, e.StopRequested) or row.drill is not None:
             continue
-        found = _judged(timeline, halt, row, answer)
+        found = _judged(timeline, row, answer)
         if found is not None:
             yield found
 
 
-def _judged(timeline: Timeline, halt: HaltReport, row: IncidentReport, answer: e.Entry) -> Afterthought | None:
+def _judged(timeline: Timeline, row: IncidentReport, answer: e.Entry) -> Afterthought | None:
     attempt = timeline.first_attempt_after(answer.ts)
     known = timeline.record.state.attempts.get(attempt or "")
     if known is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from chronicles.logbook.entries.incidents import preceded_by
+from chronicles.logbook.story.after_alerts import acted_on
 from chronicles.logbook.story.model import Afterthought, Judged, Later
 from chronicles.logbook.story.timeline import Timeline
 from chronicles.record import Moment
@@ -49,7 +49,7 @@ def _came_back(timeline: Timeline, row: IncidentReport) -> Afterthought | None:
     text = full(core.text) if core is not None else ""
     if again is not None and not text:
         what = uncapitalized(title(again.kind))
-        text = f"It came back: {what} at step {whole(_onset(again))}, {_distance(row, again)}."
+        text = f"It came back: {what} at step {whole(again.onset)}, {_distance(row, again)}."
     return Afterthought(
         anchor=row.incident,
         at=core.at if core is not None else Moment(again.opened if again is not None else row.opened),
@@ -62,23 +62,17 @@ def _came_back(timeline: Timeline, row: IncidentReport) -> Afterthought | None:
 
 
 def _distance(row: IncidentReport, again: IncidentReport) -> str:
-    steps = (_onset(again) or 0) - (_onset(row) or 0)
+    steps = (again.onset or 0) - (row.onset or 0)
     if not steps:
         return "the same step"
     return f"{count(abs(steps), 'step')} {'behind' if steps > 0 else 'before'} the first time"
-
-
-def _onset(row: IncidentReport) -> int | None:
-    return row.onset_step if row.onset_step is not None else row.step_failed
 
 
 def _next_trouble(timeline: Timeline, row: IncidentReport) -> IncidentReport | None:
     """The next incident with the loss on the way past the place."""
     limit = timeline.step_of(row) + SETTLED_STEPS
     later = (each for each in timeline.failures_after(row.opened) if about_loss(each.kind))
-    return next(
-        (each for each in later if _is_later(timeline, row, each.attempt) and (_onset(each) or 0) <= limit), None
-    )
+    return next((each for each in later if _is_later(timeline, row, each.attempt) and (each.onset or 0) <= limit), None)
 
 
 def _is_later(timeline: Timeline, row: IncidentReport, attempt: str | None) -> bool:
@@ -119,10 +113,7 @@ def _met_again(timeline: Timeline, row: IncidentReport) -> Iterator[tuple[e.Entr
         if not _is_later(timeline, row, alert.attempt) or abs(alert.onset_step - row.onset_step) > _SAME_STEP:
             continue
         known = timeline.record.state.attempts[alert.attempt]
-        acted = any(
-            each.attempt == alert.attempt and preceded_by(each, alert.step) for each in timeline.report.incidents
-        )
-        if not acted and (known.last_step or 0) > alert.onset_step + heals:
+        if not acted_on(timeline, alert) and (known.last_step or 0) > alert.onset_step + heals:
             yield entry, alert
 
 

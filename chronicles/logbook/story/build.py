@@ -9,7 +9,7 @@ from chronicles.logbook.story.afterthoughts import afterthoughts
 from chronicles.logbook.story.fold import fold
 from chronicles.logbook.story.model import Story
 from chronicles.logbook.story.strategies import strategies
-from chronicles.logbook.story.summary import summary
+from chronicles.logbook.story.summary import summary, words
 from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
 
@@ -20,5 +20,4 @@ def story(record: LineageRecord, report: LineageReport, log: Sequence[LogEntry])
     tried = strategies(record, report, thoughts)
     folded = fold(record, report, log)
     paragraphs = summary(record, report, folded, tried, thoughts)
-    words = sum(len(f"{each.title} {each.text}".split()) for each in paragraphs)
-    return Story(summary=paragraphs, words=words, entries=folded, strategies=tried, afterthoughts=thoughts)
+    return Story(summary=paragraphs, words=words(paragraphs), entries=folded, strategies=tried, afterthoughts=thoughts)

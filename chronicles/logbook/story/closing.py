@@ -9,7 +9,6 @@ from chronicles.logbook.open_questions import questions
 from chronicles.logbook.story.model import Afterthought, Paragraph, Strategy
 from chronicles.logbook.story.words import about, capital, listed
 from chronicles.logbook.tables import cause
-from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
 from chronicles.wording import uncapitalized, whole
 from opt_ops.core.failures.classes import title
@@ -20,10 +19,9 @@ _SMALL = 0.02  # of what was lost: a cause below is not named
 
 
 def paragraphs(
-    record: LineageRecord, report: LineageReport, tried: Sequence[Strategy], thoughts: Sequence[Afterthought]
+    report: LineageReport, tried: Sequence[Strategy], thoughts: Sequence[Afterthought]
 ) -> Iterator[Paragraph]:
     """None to four paragraphs."""
-    del record
     if report.driver is not Driver.SHADOW and (cost := " ".join(_cost(report))):
         yield _paragraph("What it cost.", cost)
     if worked := " ".join(_worked(tried)):

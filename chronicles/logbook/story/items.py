@@ -53,7 +53,6 @@ _ALWAYS_LARGE = (
     e.WatcherRecovered,
     e.DaemonStarted,
 )
-_CHANGES = (Action.ROLLBACK, Action.RECONFIGURE)
 _PAGES = (Action.HALT, Action.NOTIFY)
 
 
@@ -106,12 +105,12 @@ class Item:
     @property
     def is_spare(self) -> bool:
         """Whether it took out a node on which no rank ran, and nothing else followed."""
-        return self.row is not None and is_spare(self.row)
+        return self.row is not None and self.row.is_spare
 
     @property
     def changes_settings(self) -> bool:
         """Whether it is a rollback or a change of settings."""
-        return self.row is not None and self.row.action in _CHANGES and not self.row.advisory
+        return self.row is not None and self.row.changes_settings
 
     @property
     def is_halt(self) -> bool:
@@ -175,11 +174,6 @@ class Item:
             yield Kind.CAPACITY
         if self.drill:
             yield Kind.DRILL
-
-
-def is_spare(row: IncidentReport) -> bool:
-    """Whether an incident took out a node on which no rank ran, and nothing else followed."""
-    return row.action == Action.EXCLUDE and row.proven is True and not row.advisory
 
 
 def items_of(record: LineageRecord, report: LineageReport, log: Sequence[LogEntry]) -> tuple[list[Item], Stops]:

@@ -123,8 +123,7 @@ def _changes(factor: float | None, settings: tuple[str, ...], skipped: int) -> l
 
 
 def _distance(row: IncidentReport) -> int | None:
-    onset = row.onset_step if row.onset_step is not None else row.step_failed
-    return onset - (row.checkpoint_step or 0) if row.action == Action.ROLLBACK and onset is not None else None
+    return row.onset - (row.checkpoint_step or 0) if row.action == Action.ROLLBACK and row.onset is not None else None
 
 
 def _halted(timeline: Timeline, row: IncidentReport) -> Try:
@@ -200,7 +199,7 @@ def by_people(timeline: Timeline, thoughts: Mapping[tuple[str, Later], Afterthou
     """What people did: answers to halts, rollbacks and settings."""
     for halt in timeline.report.halts:
         row = timeline.rows.get(halt.incident or "")
-        answer = next((x for x in timeline.record.entries if x.seq == halt.answered_seq), None)
+        answer = timeline.answer_to(halt)
         if row is None or row.drill is not None or answer is None or not isinstance(answer.event, e.ResumeRequested):
             continue
         judged = [thoughts.get((row.incident, kind)) for kind in (Later.NEVER_RETURNED, Later.RETURNED)]

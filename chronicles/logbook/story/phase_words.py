@@ -189,7 +189,7 @@ def span(begin: float, end: float) -> str:
 
 def _changes(entries: Sequence[StoryEntry]) -> list[IncidentReport]:
     rows = [each.incident for entry in entries for each in entry.entries if each.incident is not None]
-    return [row for row in rows if row.action in (Action.ROLLBACK, Action.RECONFIGURE) and not row.advisory]
+    return [row for row in rows if row.changes_settings]
 
 
 def _lost_all(entries: Sequence[StoryEntry]) -> bool:

@@ -10,7 +10,7 @@ from chronicles.logbook.story.items import Item
 from chronicles.logbook.story.measures import Measure
 from chronicles.logbook.story.model import Fold
 from chronicles.logbook.story.stops import Stop
-from chronicles.logbook.story.words import about, between, counted, days, listed, number_word, plural
+from chronicles.logbook.story.words import about, between, days, number_word, plural, tallied
 from chronicles.wording import count, short
 
 _DAY = 86400.0
@@ -28,25 +28,13 @@ def title(group: Group, measure: Measure, stops: Sequence[Stop]) -> str:
     return f"{days(group.items[0].ts, group.items[-1].ts)}: {drill}{'; '.join(parts) or 'nothing of note'}"
 
 
-def text(group: Group) -> tuple[str, ...]:
-    """Nothing: the table of members says it all."""
-    del group
-    return ()
-
-
-def tally(items: Sequence[Item]) -> list[str]:
-    """`four bad GPUs`, `two silent nodes`: what stopped training, the commonest first."""
-    kinds = Counter(item.failure for item in items if item.row is not None and item.stop is not None)
-    return [counted(kind, number) for kind, number in kinds.most_common()]
-
-
 def _stops(items: Sequence[Item], stops: Sequence[Stop]) -> str:
-    told = tally(items)
+    told = tallied(item.failure for item in items if item.row is not None and item.stop is not None)
     if not told:
         return ""
     seconds = [stop.seconds for stop in stops]
     took = f", {between(min(seconds), max(seconds))}{' each' if len(seconds) > 1 else ''}" if seconds else ""
-    return f"{listed(told)}{took}"
+    return f"{told}{took}"
 
 
 def _spares(items: Sequence[Item]) -> str:
@@ -55,8 +43,7 @@ def _spares(items: Sequence[Item]) -> str:
 
 
 def _alerts(items: Sequence[Item]) -> str:
-    kinds = Counter(item.failure for item in items if item.is_alert)
-    told = listed([counted(kind, number) for kind, number in kinds.most_common()])
+    told = tallied(item.failure for item in items if item.is_alert)
     return f"{told} that needed no action" if told else ""
 
 

@@ -7,7 +7,9 @@ links a paragraph to the entries that it tells of.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from chronicles.logbook.front_page import times
 from chronicles.logbook.story import closing
 from chronicles.logbook.story.model import Afterthought, Paragraph, StoryEntry, Strategy
 from chronicles.logbook.story.phase_words import PhaseTeller
@@ -15,7 +17,7 @@ from chronicles.logbook.story.phases import MOST, phases
 from chronicles.logbook.story.words import about
 from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
-from chronicles.wording import count, percent, whole
+from chronicles.wording import percent, whole
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Driver
 
@@ -42,7 +44,7 @@ def summary(
         told = [teller.told(phase) for phase in phases(folded, begin, end, most)]
         if not report.ended:
             told = [teller.now(told[-1]), *reversed(told[:-1])]
-        found = (_head(report), *told, *closing.paragraphs(record, report, tried, thoughts))
+        found = (_head(report), *told, *closing.paragraphs(report, tried, thoughts))
         if words(found) <= _WORDS:
             break
     return found
@@ -78,9 +80,8 @@ def _figures(report: LineageReport) -> Iterator[str]:
     pages = spent.involvement.pages
     answered = sum(halt.answered is not None for halt in report.halts)
     if pages:
-        times = {1: "once", 2: "twice"}.get(pages) or count(pages, "time")
         by = {0: "never answered", 1: "answered by a person once"}.get(answered) or f"answered {answered} times"
-        yield f"On-call was paged {times}, {by}."
+        yield f"On-call was paged {times(pages)}, {by}."
     elif report.ended:
         yield "On-call was never paged."
 
@@ -97,14 +98,5 @@ def _short(
         sentences.append("Nothing has happened so far." if not report.ended else "Nothing happened on the way.")
     if not report.ended:
         sentences += teller.next()
-    head = _head(report)
-    return Paragraph(
-        title=head.title,
-        begin=head.begin,
-        end=head.end,
-        first_step=head.first_step,
-        last_step=head.last_step,
-        text=" ".join(sentences),
-        anchors=tuple(entry.anchor for entry in told),
-        now=not report.ended,
-    )
+    anchors = tuple(entry.anchor for entry in told)
+    return replace(_head(report), text=" ".join(sentences), anchors=anchors, now=not report.ended)

@@ -60,7 +60,7 @@ class Teller:
                 before = [stop for stop in self.stops.all if stop.end < group.begin]
                 return shortage.told(self.record, group, stops, before)
             case Fold.DAY | Fold.QUIET:
-                return routine.title(group, measure, stops), routine.text(group)
+                return routine.title(group, measure, stops), ()  # the table of members says it all
             case Fold.CHAIN:
                 title = _chain(self.record, group, stops)
             case Fold.BURST:

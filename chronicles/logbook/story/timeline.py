@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
+from chronicles.operators import HaltReport
 from chronicles.record import LineageRecord
 from chronicles.report.model import IncidentReport, LineageReport
 from opt_ops.core import events as e
@@ -73,6 +74,10 @@ class Timeline:
     def failures_after(self, ts: float) -> Iterator[IncidentReport]:
         """Real failures that were opened later, oldest first."""
         return (row for row in self.report.incidents if row.opened > ts and row.drill is None and row.is_failure)
+
+    def answer_to(self, halt: HaltReport) -> e.Entry | None:
+        """The request by which a person answered a halt; None: nobody has."""
+        return next((x for x in self.record.entries if x.seq == halt.answered_seq), None)
 
     def first_attempt_after(self, ts: float) -> str | None:
         """The first attempt that was started later."""

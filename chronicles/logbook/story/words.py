@@ -74,8 +74,11 @@ def an(kind: str) -> str:
 
 
 def ordinal(number: int) -> str:
-    """`third`; from the eleventh on in digits."""
-    return _ORDINALS[number] if 0 < number < len(_ORDINALS) else f"{number}th"
+    """`third`; from the eleventh on in digits: `11th`, `21st`."""
+    if 0 < number < len(_ORDINALS):
+        return _ORDINALS[number]
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def plural(number: int, one: str, many: str = "") -> str:

@@ -69,7 +69,7 @@ def test_what_is_open_what_to_watch_and_what_was_done(told: Told):
     alert = {"signal": "gradient_norm", "tier": Tier.ALERT, "attempt": "12.00-a0", "step": 125, "onset_step": 120}
     told.see(
         e.SignalRaised(at=told.now, rule="r", evidence={}, **alert),
-        e.NodeJudged(node="n3", host="n3", verdict=Verdict.SUSPECT, reason="ecc_rising", source="NVML", at=told.now),
+        e.NodeJudged(node="n3", host="n3", verdict=Verdict.SUSPECT, reason="ecc_corrected", source="NVML", at=told.now),
         e.AlertIntended(alert="x", severity=Severity.PAGE, title="look", body="b"),
         e.AlertSettled(alert="x", delivered=False, why="HTTP 503"),
         e.NoteAdded(request="b", author="bob", target="12.00", text="Is n3 next?"),
@@ -83,7 +83,7 @@ def test_what_is_open_what_to_watch_and_what_was_done(told: Told):
     assert "- The newest good checkpoint is that of step 100, 30 steps back." in section(text, "Tonight")
     assert f"- {incident} has been open since" in section(text, "To watch")
     assert "- alert without an action: gradient norm at step 125, 1.5 s ago." in section(text, "To watch")
-    assert "- n3 is suspect: ecc rising." in section(text, "To watch")
+    assert "- n3 is suspect: many corrected ECC errors." in section(text, "To watch")
     assert "Incident open: no step for 40 s" in section(text, "What happened")
     assert "this is old" not in text, "two hours old"
     assert (found.suspects, found.spares_held) == (("n3",), 1)
