@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from chronicles.comparison.build import Comparison
-from chronicles.comparison.words import cost_rows, head, in_words, plain, verdict
+from chronicles.comparison.words import cost_rows, head, plain, verdict
 from chronicles.logbook.drawing import curve_data, figure
 from chronicles.logbook.drawing.curves import MEASURES, Line, MeasureCurve
 from chronicles.logbook.drawing.figure import Measured
-from chronicles.logbook.drawing.html import page_environment, page_part, policy
+from chronicles.logbook.drawing.html import ours, page_environment, page_part, policy
 from chronicles.logbook.drawing.marks import IncidentMark
 from opt_ops.core.detect.point import Point
 
@@ -29,7 +27,7 @@ def page(compared: Comparison) -> str:
     names = compared.lineages
     script = page_part("curves.js")
     environment = page_environment({name: place for place, name in enumerate(names)})
-    environment.filters |= {"plain": plain, "failure": in_words}
+    environment.filters["plain"] = plain
     return environment.get_template("compare.html").render(
         names=names,
         compared=compared,
@@ -38,11 +36,11 @@ def page(compared: Comparison) -> str:
         kinds=sorted({kind for each in compared.incidents for kind in each.by_kind}),
         costs=cost_rows(compared),
         axis=axis,
-        css=Markup(page_part("logbook.css")),  # noqa: S704  (ours)
-        script=Markup(script),  # noqa: S704  (ours)
+        css=ours(page_part("logbook.css")),
+        script=ours(script),
         policy=policy([script]),
-        curves=[Markup(svg) for svg in figures],  # noqa: S704  (numbers and numbers of lineages)
-        data=Markup(curve_data.encode_lines(names, [], shown, placed, axis) if figures else ""),  # noqa: S704
+        curves=[ours(svg) for svg in figures],
+        data=ours(curve_data.encode_lines(names, [], shown, placed, axis) if figures else ""),
     )
 
 

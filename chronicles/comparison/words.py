@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from chronicles.comparison.build import Comparison, Cost
-from chronicles.wording import whole
-from opt_ops.core.failures.classes import title
+from chronicles.wording import percent, whole
 from opt_ops.core.text import duration
 
 
@@ -57,7 +56,7 @@ def cost_rows(compared: Comparison) -> Sequence[tuple[str, str, str]]:
     currency = compared.currency
     rows: list[tuple[str, Callable[[Cost], Any], Callable[[Any], str]]] = [
         ("wall clock", lambda cost: cost.wall_seconds, duration),
-        ("goodput", lambda cost: cost.goodput, lambda share: f"{100 * share:.1f} %"),
+        ("goodput", lambda cost: cost.goodput, percent),
         ("node-hours", lambda cost: cost.node_hours, lambda hours: f"{hours:,.2f}"),
         ("steps taken back", lambda cost: cost.steps_taken_back, whole),
         ("calls", lambda cost: cost.calls, whole),
@@ -84,8 +83,3 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(plain, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def in_words(kind: str) -> str:
-    """The title of a failure class."""
-    return title(kind)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from chronicles.kept_curve import kept_points
 from chronicles.ledger.conventional import Conventional
-from chronicles.logbook.drawing.markdown import code, plain, table
+from chronicles.logbook.drawing.markup import code, plain, table
 from chronicles.logbook.entries import schedule_words
 from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport, RunReport

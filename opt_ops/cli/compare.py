@@ -121,7 +121,7 @@ def _ancestors(path: Path) -> frozenset[str]:
 
 
 def _tables(compared: Comparison, output: Format, header: bool) -> None:
-    from chronicles.comparison.words import cost_rows, head, in_words, plain, verdict
+    from chronicles.comparison.words import cost_rows, head, plain, verdict
 
     a, b = compared.lineages
     both = [Column(a, "a", right=True), Column(b, "b", right=True)]
@@ -143,14 +143,16 @@ def _tables(compared: Comparison, output: Format, header: bool) -> None:
         rows = [{"key": s.key, "a": plain(s.values[0]), "b": plain(s.values[1])} for s in compared.settings]
         show("", rows, [Column("SETTING", "key"), *both], output, header=header)
     print("\nINCIDENTS")
-    show("", list(_incidents(compared, in_words)), [Column("KIND", "kind"), *both], output, header=header)
+    show("", list(_incidents(compared)), [Column("KIND", "kind"), *both], output, header=header)
     print("\nCOST")
     costs = [{"what": name, "a": of_a, "b": of_b} for name, of_a, of_b in cost_rows(compared)]
     show("", costs, [Column("WHAT", "what"), *both], output, header=header)
     print(f"\n{printable(verdict(compared))}")
 
 
-def _incidents(compared: Comparison, title: Any) -> Iterator[dict[str, Any]]:
+def _incidents(compared: Comparison) -> Iterator[dict[str, Any]]:
+    from opt_ops.core.failures.classes import title
+
     a, b = compared.incidents
     for kind in sorted({*a.by_kind, *b.by_kind}):
         yield {"kind": title(kind), "a": a.by_kind.get(kind, 0), "b": b.by_kind.get(kind, 0)}
