@@ -15,7 +15,7 @@ from opt_ops.errors import Unavailable
 
 PORT = 5000  # at which `opt-ops mlflow open` serves, unless it is told another one
 
-_TRAINING = "workflowType=machine_learning"  # the menu for training; without it, MLflow 3 shows that for agents
+TRAINING = "workflowType=machine_learning"  # the menu for training; without it, MLflow 3 shows that for agents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ def lineage_page(folder: Path, store: Store, port: int = PORT) -> str:
         Unavailable: it was never sent to this store.
     """
     experiment, run = _sent(folder, store)
-    return f"{store.pages(port)}/experiments/{experiment}/runs/{run}?{_TRAINING}"
+    return f"{store.pages(port)}/experiments/{experiment}/runs/{run}?{TRAINING}"
 
 
 def experiment_page(folder: Path, store: Store, port: int = PORT) -> str:
@@ -54,7 +54,7 @@ def experiment_page(folder: Path, store: Store, port: int = PORT) -> str:
         Unavailable: the lineage was never sent to this store.
     """
     experiment, _ = _sent(folder, store)
-    return f"{store.pages(port)}/experiments/{experiment}/runs?viewStateShareKey={VIEW}&{_TRAINING}"
+    return f"{store.pages(port)}/experiments/{experiment}/runs?viewStateShareKey={VIEW}&{TRAINING}"
 
 
 def compare_link(a: Path, b: Path, store: Store) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chronicles.logbook.render import FOLDER, write
-from chronicles.mlflow_mirror import assets, content, parameters, saved_view, words
+from chronicles.mlflow_mirror import assets, content, pages, parameters, saved_view, words
 from chronicles.mlflow_mirror.columns import columns
 from chronicles.mlflow_mirror.cursor import Cursor, store_name
 from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
@@ -112,8 +112,7 @@ class _Mirror:
         news = f"{new} new runs, {self._points} points, {sent} files" if new or self._points or sent else "nothing new"
         where = f"experiment {self._experiment_name}"
         if is_server(self._uri):
-            where = f"{without_passwords(self._uri).rstrip('/')}/#/experiments/{self._experiment}/runs/{top}"
-            where += "?workflowType=machine_learning"
+            where = pages.lineage_page(self._folder, pages.Store(uri=self._uri, experiment=self._experiment_name))
         return f"{news} → {where}" + "".join(f"; {each}" for each in self._left_out)
 
     def _if_served(self, what: str, send: Callable[[], None]) -> None:
@@ -210,7 +209,7 @@ class _Mirror:
         )
         note = experiment_note(
             [_mirrored(run) for run in found],
-            lambda run: f"#/experiments/{self._experiment}/runs/{run}?workflowType=machine_learning",
+            lambda run: f"#/experiments/{self._experiment}/runs/{run}?{pages.TRAINING}",
             _NOTE_LIMIT,
         )
         if note != known:
