@@ -27,13 +27,13 @@ from opt_ops.ports import Alert
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.liveness import (
     LOCK,
-    OLD_ELSEWHERE_SECONDS,
     OLD_SECONDS,
     Sign,
     Watch,
     lives,
     lock_held,
     look,
+    may_live_elsewhere,
     signs_in,
 )
 from opt_ops.runfolder.liveness import is_daemon as _is_daemon
@@ -174,11 +174,9 @@ def _newest_sign(runs: Path) -> Sign | None:
 
 
 def _is_alive(runs: Path, sign: Sign) -> bool:
-    """Whether a daemon must be assumed to run: that of another host for longer than a reader would trust its sign."""
+    """Whether a daemon must be assumed to run."""
     now = time.time()
-    if sign.host == socket.gethostname():
-        return lives(sign, now, lock_held(runs))
-    return sign.left_at is None and now - sign.ts < OLD_ELSEWHERE_SECONDS
+    return may_live_elsewhere(sign, now) or lives(sign, now, lock_held(runs))
 
 
 def _start(runs: Path) -> subprocess.Popen[bytes]:
@@ -257,7 +255,7 @@ def stop(quiet: QuietOption = False) -> None:
     runs = settings.config.runs
     signs = sorted(signs_in(runs), key=lambda sign: sign.ts, reverse=True)
     here = [sign for sign in signs if sign.host == socket.gethostname() and _is_daemon(sign.pid)]
-    elsewhere = [sign for sign in signs if sign.host != socket.gethostname() and _is_alive(runs, sign)]
+    elsewhere = [sign for sign in signs if may_live_elsewhere(sign, time.time())]
     if not here and not elsewhere:
         say("No daemon is running here.", quiet)
         return

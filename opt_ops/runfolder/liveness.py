@@ -27,7 +27,7 @@ LOCK = "daemon.lock"
 JOB_WATCH_FILE = "watch-job.json"
 """In a lineage's folder: `opt-ops run watch-job` writes this lineage, and no daemon does."""
 OLD_SECONDS = 30.0  # a daemon writes its liveness file every two seconds
-OLD_ELSEWHERE_SECONDS = 90.0  # an NFS client may show a replaced file for up to acdirmax, 60 s (nfs(5))
+_OLD_ELSEWHERE_SECONDS = 90.0  # an NFS client may show a replaced file for up to acdirmax, 60 s (nfs(5))
 
 _LOCK_SECONDS = 1.0  # that a daemon waits for the lock
 
@@ -205,6 +205,14 @@ def lives(sign: Sign, now: float, held: bool | None) -> bool:
     if sign.host != socket.gethostname():
         return True
     return is_daemon(sign.pid) if held is None else held
+
+
+def may_live_elsewhere(sign: Sign, now: float) -> bool:
+    """Whether a daemon of another host must be assumed to run: for longer than a reader would trust its sign.
+
+    This host cannot see whether it holds the lock.
+    """
+    return sign.host != socket.gethostname() and sign.left_at is None and now - sign.ts < _OLD_ELSEWHERE_SECONDS
 
 
 def _why(runs: Path, now: float, last: Sign | None, held: bool | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from opt_ops.core.events import NoteAdded
 from opt_ops.core.state.model import State
 from opt_ops.ports import Request
 from opt_ops.runfolder.journal import Journal
-from opt_ops.runfolder.liveness import JOB_WATCH_FILE, LOCK, OLD_ELSEWHERE_SECONDS, signs_in, take_lock
+from opt_ops.runfolder.liveness import JOB_WATCH_FILE, LOCK, may_live_elsewhere, signs_in, take_lock
 from opt_ops.runfolder.permissions import group_of, private
 from opt_ops.supervise.operator_requests import event_of
 
@@ -24,7 +23,8 @@ def write_note(lineage: Path, state: State, author: str, arguments: Mapping[str,
     None: it was not written. A daemon may be at the journal: the lock is held or cannot be taken, a daemon of another
     host has given a sign of late, or `opt-ops run watch-job` writes this lineage. Or there is no journal to write to.
     """
-    if state.lineage is None or (lineage / JOB_WATCH_FILE).exists() or _sign_elsewhere(lineage.parent):
+    elsewhere = any(may_live_elsewhere(sign, time.time()) for sign in signs_in(lineage.parent))
+    if state.lineage is None or (lineage / JOB_WATCH_FILE).exists() or elsewhere:
         return None
     request = Request(request=str(uuid.uuid4()), author=author, verb="note", arguments=arguments)
     event = event_of(state, request)
@@ -42,10 +42,3 @@ def write_note(lineage: Path, state: State, author: str, arguments: Mapping[str,
     except OSError:  # held, or the file system has no locks, or this user may not write: the note goes to the inbox
         return None
     return request.request
-
-
-def _sign_elsewhere(runs: Path) -> bool:
-    """Whether a daemon of another host may live, whose lock this one cannot see: not left, and its sign is young."""
-    now, here = time.time(), socket.gethostname()
-    others = (sign for sign in signs_in(runs) if sign.host != here and sign.left_at is None)
-    return any(now - sign.ts < OLD_ELSEWHERE_SECONDS for sign in others)
