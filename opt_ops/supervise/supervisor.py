@@ -85,6 +85,7 @@ class Supervisor:
             self.state = replayed(folder / "journal", entries)
             self._snapshot_seq = 0
             self._guard = guard = Guard(ports.clock, (Fenced, JournalError))
+            watched_until = self._watched_until(entries)
             self._training = training = TrainingWatch(policy, ports.trainer, ports.checkpoints, ports.clock, guard)
             allocation = AllocationWatch(ports.scheduler, training, ports.clock)
             histories = remembered(entries)
@@ -98,14 +99,12 @@ class Supervisor:
                 "the watch over training": training,
                 "the watch over ranks": attempts,
                 "the watch over probes": ProbeWatch(ports.trainer, ports.agents, ports.checkpoints, ports.clock),
-                "the watch over proposals": ProposalWatch(
-                    ports.checkpoints, ports.clock, entries[-1].ts if entries else 0.0
-                ),
+                "the watch over proposals": ProposalWatch(ports.checkpoints, ports.clock, watched_until or 0.0),
                 "the watch over inputs": InputWatch(ports.inputs, ports.clock),
             }
             self._nodes = nodes
             self._executor = IntentExecutor(ports, site, self._journal.check_fence)
-            self._begin(self._unwatched(entries[-1].ts if entries else None))
+            self._begin(None if watched_until is None else max(0.0, ports.clock.now() - watched_until))
         except Exception:
             self._journal.withdraw()
             raise
@@ -122,11 +121,9 @@ class Supervisor:
             )
         )
 
-    def _unwatched(self, last_entry: float | None) -> float | None:
-        """How long no daemon watched, in seconds; None if none has before."""
-        if last_entry is None:
-            return None
-        return max(0.0, self._clock.now() - max(last_entry, self._identity.last_liveness or 0.0))
+    def _watched_until(self, entries: Sequence[Entry]) -> float | None:
+        """When an earlier daemon process last gave a sign, by its clock; None if none has watched this lineage."""
+        return max(entries[-1].ts, self._identity.last_liveness or 0.0) if entries else None
 
     def tick(self) -> bool:
         """Observe, decide and act once. Returns whether anything was journaled.
