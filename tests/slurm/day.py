@@ -146,7 +146,8 @@ class Day:
         leave = next(i for i, x in enumerate(events) if isinstance(x, e.LeaveIntended) and x.attempt == attempt)
         steps = [x.step for x in events[:leave] if isinstance(x, e.AttemptProgressed) and x.attempt == attempt]
         end = next(i for i, x in enumerate(events) if i > leave and isinstance(x, e.StopIntended | e.AttemptEnded))
-        saved = [x.checkpoint.step for x in events[:end] if isinstance(x, e.CheckpointSeen)]
+        seen = [x.checkpoint for x in events[:end] if isinstance(x, e.CheckpointSeen)]
+        saved = [x.step for x in seen if x.run == attempt.rpartition("-")[0] and not x.nodes]  # no snapshots
         assert saved[-1] >= steps[-1], "it was ended before it had saved"  # it may have saved just then
         return steps[-1]
 

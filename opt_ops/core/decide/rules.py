@@ -192,7 +192,7 @@ def _found_complete(state: State, attempt: Attempt) -> str | None:
 
 
 def _saved(state: State, attempt: Attempt) -> bool:
-    """Whether a durable checkpoint holds everything that was trained when the attempt was asked to leave."""
+    """Whether a durable checkpoint holds every step that was journaled when the attempt was asked to leave."""
     durable = (each for each in state.checkpoints.values() if each.good and not each.checkpoint.nodes)
     return any(k.checkpoint.run == attempt.run and k.checkpoint.step >= (attempt.leave_step or 0) for k in durable)
 
