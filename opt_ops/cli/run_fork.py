@@ -27,7 +27,7 @@ from opt_ops.cli.run_start import corpus, start_lineage
 from opt_ops.cli.start_checks import require_possible
 from opt_ops.core.decide.next_run import RunSettings, begun_by, factor_to
 from opt_ops.core.decide.proof import baseline, with_settings
-from opt_ops.core.names import lineage_of
+from opt_ops.core.names import lineage_of, pin_holder
 from opt_ops.core.schedule import PlannedLr, is_computed
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_changes
@@ -289,7 +289,7 @@ def _start(origin: Checkpoint, arguments: Mapping[str, Any], options: RequestOpt
     from opt_ops.contract.manifest import pin, unpin
 
     folder = lineages.create(settings.config.runs, settings.config.group)
-    holder, path = f"lineage-{folder.name}", Path(origin.path)
+    holder, path = pin_holder(folder.name), Path(origin.path)
     try:
         pin(path, holder)
     except OSError as error:

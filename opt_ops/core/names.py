@@ -32,6 +32,11 @@ def proposal_name(incident: str, number: int) -> str:
     return f"{incident}-p{number}"
 
 
+def pin_holder(lineage: str) -> str:
+    """`12` → `lineage-12`: a fork, as the one that needs a checkpoint of its parent."""
+    return f"lineage-{lineage}"
+
+
 def attempt_folder(attempt: str) -> str:
     """The folder in that of the lineage: `12.01-a3` → `12.01/a3`, a probe `12-i003-x` → `probes/12-i003/x`."""
     if (probe := PROBE.fullmatch(attempt)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from opt_ops.core.events import CheckpointRefused, CheckpointSeen, CheckpointsGone, CheckpointVerified, Event
+from opt_ops.core.names import pin_holder
 from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import has_own_good
 from opt_ops.core.state.status import Status
@@ -57,7 +58,7 @@ class CheckpointWatch:
         over = has_own_good(state) or state.status in (Status.COMPLETED, Status.CANCELLED)
         if self._keeps_parent is (not over):  # nothing has changed
             return
-        holder = f"lineage-{state.intent.lineage}"
+        holder = pin_holder(state.intent.lineage)
         if over:
             self._checkpoints.unpin(parent.saved, holder)
         else:

@@ -6,10 +6,8 @@ The world is simulated. A person answers a while after a proposal was journaled,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -44,14 +42,14 @@ class Case:
     steps: int = 80
     step_seconds: float = 6.0
     kind: str = "process_death"
-    after: Mapping[str, Any] = field(default_factory=dict)  # what the person asks for once the answer was taken
+    resumes: bool = False  # whether the person resumes the lineage once the answer was taken
 
 
 DEATH = Planned(fault=faults.KillRank(rank=1), step=40)
 SPIKE = Planned(fault=faults.Diverge(divergence=Divergence(step=180)), at=0.0)
 CASES = {
     "approved": Case(DEATH, "approve", ProposalStatus.APPROVED, acts=True, attempts=2),
-    "declined": Case(DEATH, "decline", ProposalStatus.DECLINED, acts=False, attempts=2, after={"verb": "resume"}),
+    "declined": Case(DEATH, "decline", ProposalStatus.DECLINED, acts=False, attempts=2, resumes=True),
     "expired": Case(DEATH, None, ProposalStatus.EXPIRED, acts=True, attempts=2),
     "a rollback approved": Case(
         SPIKE, "approve", ProposalStatus.APPROVED, acts=True, attempts=2, steps=300, kind="loss_spike"
@@ -94,9 +92,8 @@ class AskedLineage(SimulatedLineage):
             if request not in self.world.asked and self.world.wall() - proposal.at > 20.0:
                 named = {"proposal": proposal.name, "reason": "seen"}
                 self.world.ask(faults.Ask(request=request, verb=self.case.verb, arguments=named).as_request())
-        if held_back(state) is not None and self.case.after and "r-after" not in self.world.asked:
-            verb = str(self.case.after["verb"])
-            self.world.ask(faults.Ask(request="r-after", verb=verb, arguments={"reason": "mended"}).as_request())
+        if held_back(state) is not None and self.case.resumes and "r-after" not in self.world.asked:
+            self.world.ask(faults.Ask(request="r-after", verb="resume", arguments={"reason": "mended"}).as_request())
 
 
 def tell(case: Case, folder: Path, boundaries: Boundaries) -> AskedLineage:
@@ -122,7 +119,7 @@ def check(case: Case, lineage: AskedLineage) -> None:
     assert max(Counter(each.attempt for each in told if isinstance(each, e.StopIntended)).values(), default=1) == 1
     assert answers(entries) == Counter(world.asked)
     assert not world.inbox
-    if case.after:
+    if case.resumes:
         (resumed,) = (entry.seq for entry in entries if isinstance(entry.event, e.ResumeRequested))
         assert [entry.seq > resumed for entry in entries if isinstance(entry.event, e.AttemptIntended)] == [False, True]
     asked = [alert.id for _, alert in world.alerts if alert.id.endswith("/asked")]

@@ -44,9 +44,9 @@ def test_the_parents_checkpoint_is_seen_alone_and_pinned_until_the_fork_has_its_
     assert pin.read_text() == "lineage-12\n", "asked for once more by the next daemon process, and held once"
     story.hold()
     story.train(180)
-    snapshot = tmp_path / "12" / "12.00" / "checkpoints"
-    snapshot.mkdir(parents=True)
-    save(snapshot, 150, "12.00-a0", {"num_updates": 150}, [])
+    checkpoints = tmp_path / "12" / "12.00" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    save(checkpoints, 150, "12.00-a0", {"num_updates": 150}, [])
     own = store.committed("12.00")[0]
     story.see(e.CheckpointSeen(checkpoint=own), e.CheckpointVerified(checkpoint=own, healthy=True, why=""))
     look(story, store, watch)

@@ -263,7 +263,7 @@ def test_a_spare_taken_out_a_halt_and_a_daemon_restart_are_never_asked():
     assert "lineage_halted" in kinds(story.rank_dies(450, code=78))
 
 
-def test_in_shadow_and_operator_mode_nothing_changes():
+def test_where_a_person_drives_nothing_is_asked():
     story = Story(PAGES).training(450)
     drive(story, Driver.OPERATOR)
     assert only(story.rank_dies(450), e.RecoveryDecided).advice
@@ -317,3 +317,12 @@ def test_the_alert_says_what_until_when_and_how_to_answer():
     ):
         assert words in page.body, page.body
     assert len([each for each in decline(story) if isinstance(each, e.AlertIntended)]) == 0
+
+
+def test_the_alert_of_a_proposal_has_words_in_place_of_codes():
+    story = asking()
+    told = [each for each in story.judge("n2", Verdict.BAD, "xid_79") if isinstance(each, e.AlertIntended)]
+    (page,) = [each for each in told if each.alert == "12-i000-p1/asked"]
+    assert page.title.endswith("your answer is needed: n2: a GPU has fallen off the bus (Xid 79)")
+    assert page.body.startswith("12-i000, bad GPU: n2: a GPU has fallen off the bus (Xid 79)\n")
+    assert "bad_gpu" not in page.body
