@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,6 +136,12 @@ class TrainerCommand(_Table):
     check: bool | None = None  # ask it with --check before a start; default: only where the command is `-m trainer`
     snapshot_dir: str = ""  # on the nodes' own disks; {node} is the node's name; empty: no snapshots
     checkpoint_copy: Annotated[str, AfterValidator(_no_password)] = ""  # a second place, as a URL; empty: none
+
+    @property
+    def python(self) -> list[str] | None:
+        """What stands before `-m trainer`; None if the command is another trainer."""
+        at = next((at for at, pair in enumerate(pairwise(self.command)) if pair == ("-m", "trainer")), None)
+        return None if at is None else self.command[:at]
 
 
 class Recovery(_Table):

@@ -29,7 +29,7 @@ from opt_ops.config import Rates
 from opt_ops.core import events as e
 from opt_ops.core.state.attempts import Attempt, Run
 from opt_ops.core.state.model import Node, State
-from opt_ops.core.state.queries import lr_scale
+from opt_ops.core.state.queries import lr_scale, total_steps
 from opt_ops.core.values import AllocationStatus
 
 
@@ -62,7 +62,7 @@ def build(record: LineageRecord, rates: Rates | None = None, *, lemons: bool = T
         as_of=moment(record.as_of),
         ended=moment(record.as_of) if state.ended else None,
         step=max((point.step for _, point in kept_points(record.curves)), default=0),
-        total_steps=next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None),
+        total_steps=total_steps(state),
         incidents=known,
         runs=tuple(_run(state, run, curves) for run in state.runs.values()),
         attempts=_attempts(record, curves),

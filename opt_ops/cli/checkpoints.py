@@ -5,12 +5,10 @@ The conversion is kept in the lineage's folder, under the digest of the checkpoi
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ import typer
 
 from opt_ops.cli.options import Lineage, find_lineage
 from opt_ops.cli.output import say
+from opt_ops.cli.trainer_questions import run_part
 from opt_ops.config import TrainerCommand
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.manifest import digest
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.queries import reachable_checkpoints
-from opt_ops.core.text import printable
+from opt_ops.core.state.queries import counting
 from opt_ops.core.values import Checkpoint
 from opt_ops.errors import NotFound, OptOpsError, Unavailable, UsageError
 from opt_ops.runfolder.checkpoints import problem
@@ -67,7 +65,7 @@ def named(text: str) -> Named:
     lineage = find_lineage(found["id"])
     state, step = lineage.state, found["step"]
     ours = [known for known in state.checkpoints.values() if not known.checkpoint.nodes]  # durable ones
-    reachable = {each.checkpoint.path for each in reachable_checkpoints(state, state.run.name)} if state.run else set()
+    reachable = counting(state)
     counts = [known for known in ours if known.checkpoint.path in reachable]
     chosen = [known for known in ours if known.checkpoint.run == found["id"]] if "." in found["id"] else counts
     chosen = [known for known in chosen if step is None or known.checkpoint.step == int(step)]
@@ -104,14 +102,13 @@ def converted(chosen: Named, trainer: TrainerCommand, dtype: str, on_line: Calla
         on_line: Gets each line about the progress.
 
     Raises:
-        Unavailable: the site's trainer is another one.
+        Unavailable: the site's trainer is another one, or cannot be started.
         OptOpsError: it could not be converted.
     """
     target = chosen.lineage.path / FOLDER / f"{chosen.digest[:16]}-{dtype}"
     if target.is_dir():
         return target
-    at = next((at for at, pair in enumerate(pairwise(trainer.command)) if pair == ("-m", "trainer")), None)
-    if at is None:
+    if trainer.python is None:
         raise Unavailable(
             f"the trainer {' '.join(trainer.command)} has a format of its own: only checkpoints of `python -m trainer` "
             "are converted",
@@ -125,20 +122,7 @@ def converted(chosen: Named, trainer: TrainerCommand, dtype: str, on_line: Calla
         else [word for each in intent.data or ("",) for word in ("--data", each)]
     )
     target.parent.mkdir(exist_ok=True)
-    said = ""
-    with subprocess.Popen(
-        [*trainer.command[:at], "-m", "trainer.convert", *words],
-        env={**os.environ, **trainer.environment, "PYTHONIOENCODING": "utf-8"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    ) as process:
-        for line in process.stderr or ():
-            said = line.rstrip() or said
-            on_line(printable(said))
-    if process.returncode:
-        raise OptOpsError(f"{chosen.checkpoint.path} was not converted: {printable(said.removeprefix('error: '))}")
+    code, said = run_part(trainer, [*trainer.python, "-m", "trainer.convert", *words], on_line, subprocess.DEVNULL)
+    if code:
+        raise OptOpsError(f"{chosen.checkpoint.path} was not converted: {said}")
     return target

@@ -24,7 +24,7 @@ from opt_ops.cli.options import (
 from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.cli.requests import confirm
 from opt_ops.core.state.model import State
-from opt_ops.core.state.queries import reachable_checkpoints
+from opt_ops.core.state.queries import counting, total_steps
 from opt_ops.errors import NotFound
 
 app = typer.Typer(no_args_is_help=True, help="List, verify, release and delete checkpoints.")
@@ -63,7 +63,7 @@ def list_(identifier: IdArgument, output: FormatOption = Format.TABLE, header: H
 
 
 def _rows(state: State) -> list[dict[str, Any]]:
-    counts = _reachable(state)
+    counts = counting(state)
     return [
         {
             "step": known.checkpoint.step,
@@ -77,12 +77,6 @@ def _rows(state: State) -> list[dict[str, Any]]:
         }
         for path, known in sorted(state.checkpoints.items(), key=lambda item: item[1].checkpoint.step)
     ]
-
-
-def _reachable(state: State) -> set[str]:
-    """Paths of the checkpoints that training can still resume from."""
-    known = reachable_checkpoints(state, state.run.name) if state.run else ()
-    return {each.checkpoint.path for each in known}
 
 
 def _gib(folder: Path) -> float | None:
@@ -214,10 +208,10 @@ def _kept(state: State, keep: int) -> set[str]:
     """The newest good ones, the first of each tenth, those not verified yet, those in use, and pinned ones."""
     from opt_ops.contract.manifest import pinned
 
-    way = _reachable(state)
+    way = counting(state)
     there = (k for p, k in state.checkpoints.items() if p in way and k.good and Path(p).is_dir())
     good = sorted(there, key=lambda known: known.checkpoint.step)
-    steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None) or 1
+    steps = total_steps(state) or 1
     firsts: dict[int, str] = {}
     for known in good:
         firsts.setdefault(10 * known.checkpoint.step // steps, known.checkpoint.path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from itertools import pairwise
 
 from opt_ops.cli import trainer_probe
 from opt_ops.config import TrainerCommand, is_installed
@@ -42,13 +41,12 @@ def require_trainer(trainer: TrainerCommand) -> None:
 
 def trainer_problem(trainer: TrainerCommand) -> tuple[str, str] | None:
     """What is wrong with `python -m trainer`, and what to do. None: nothing, or it is another command, or unknown."""
-    at = next((at for at, pair in enumerate(pairwise(trainer.command)) if pair == ("-m", "trainer")), None)
-    if at is None:
+    if trainer.python is None:
         return None
     run = f"import runpy; runpy.run_path({trainer_probe.__file__!r}, run_name='__main__')"
     try:
         done = subprocess.run(
-            [*trainer.command[:at], "-c", run],
+            [*trainer.python, "-c", run],
             env={**os.environ, **trainer.environment},
             capture_output=True,
             text=True,

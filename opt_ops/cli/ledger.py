@@ -17,6 +17,7 @@ from opt_ops.cli.options import (
     QuietOption,
     leave_if_unreadable,
     lineage_folder,
+    seconds_of,
     settings,
     site_lineages,
 )
@@ -112,7 +113,7 @@ def _total(identifier: str, since: str, names: bool, output: Format, header: boo
     if identifier:
         raise UsageError(f"--total sums over all lineages: leave out {identifier}")
     rates = settings.config.ledger
-    begin = time.time() - ledger_total.seconds_of(since) if since else None
+    begin = time.time() - seconds_of("--since", since) if since else None
     folders = site_lineages()
     done, unreadable = by_lineage(folders, lambda path: account(load(path, telemetry=False), rates))
     item = encode(sum_up(done, rates, begin, names=names))

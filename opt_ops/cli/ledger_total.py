@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,9 +9,6 @@ from typing import Any
 from opt_ops.cli.output import Column, Format, show
 from opt_ops.core.failures.classes import title
 from opt_ops.core.text import age
-from opt_ops.errors import UsageError
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 _ENDS = [
     Column("LINEAGES THAT ARE", "end"),
@@ -36,18 +32,6 @@ _CAUSES = [
     Column("NOT METERED", "unmetered", right=True, wide=True),
 ]
 _FACTS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEANING", "meaning", wide=True)]
-
-
-def seconds_of(text: str, option: str = "--since") -> float:
-    """`30d`, `12h`, `10m` or `90s` in seconds.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
-    if found is None:
-        raise UsageError(f"{option} {text}: a number and one of s, m, h, d, w is wanted, such as 30d")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def tables(item: Mapping[str, Any], output: Format, header: bool) -> None:

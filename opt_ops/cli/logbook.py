@@ -29,6 +29,7 @@ from opt_ops.cli.options import (
 )
 from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.cli.views import UNREADABLE, by_lineage, lineage_row
+from opt_ops.core.state.queries import total_steps
 from opt_ops.errors import NotFound, Refused, Unavailable, UsageError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_text
@@ -86,7 +87,7 @@ def update(
 
     path = lineage_folder(identifier)
     record = load(path)
-    steps = next((a.steps for a in reversed(list(record.state.attempts.values())) if a.steps), None)
+    steps = total_steps(record.state)
     trained = max((point.step for _, point in kept_points(record.curves)), default=0)
     share = _share(at) if at else math.floor(100 * trained / steps) / 100 if steps else 0.0
     kept = [float(found[1]) / 100 for p in (path / FOLDER).glob("update-*.md") if (found := _UPDATE.fullmatch(p.name))]

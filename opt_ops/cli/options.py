@@ -250,6 +250,21 @@ def require_planned(given: Sequence[str] | None) -> list[str]:
     return list(given or ())
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def seconds_of(option: str, text: str) -> float:
+    """The value of an option that is a span, such as `90s`, `15m`, `2h`, `3d` or `1w`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if found is None:
+        raise UsageError(f"{option} {text}: not of the form 90s, 15m, 2h, 3d or 1w", f"for example {option} 2h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
 def find_lineage(identifier: str) -> Lineage:
     """The lineage that an id belongs to.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -24,6 +23,7 @@ from opt_ops.cli.options import (
     find_lineage,
     lineage_folder,
     require_known,
+    seconds_of,
     watch_now,
 )
 from opt_ops.cli.output import Column, Format, say, show, text, wrapped
@@ -59,7 +59,7 @@ def suggest(
     """
     lineage = find_lineage(identifier)
     row = views.suggestion(lineage.path, lineage.state, repair_hours, time.time())
-    missing = views.not_suggested(row)
+    missing = list(views.not_suggested(row))
     if output in (Format.TABLE, Format.WIDE):
         row = {name: "not known" if value is None else value for name, value in row.items()}
     show("opt-ops/suggestion/1", [row], views.SUGGESTION_COLUMNS, output)
@@ -207,7 +207,7 @@ def events(
         list[str] | None,
         typer.Option(help="Only events of this kind. May be given several times.", autocompletion=complete_kind),
     ] = None,
-    since: Annotated[str, typer.Option(help="Only events of the last 90s, 15m, 2h or 3d.")] = "",
+    since: Annotated[str, typer.Option(help="Only events of the last 90s, 15m, 2h, 3d or 1w.")] = "",
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new events until Ctrl-C.")] = False,
     output: FormatOption = Format.TABLE,
     header: HeaderOption = True,
@@ -221,7 +221,7 @@ def events(
     for name in kind or []:
         _require_kind(name)
     path = lineage_folder(identifier)
-    after = time.time() - _seconds(since) if since else 0.0
+    after = time.time() - seconds_of("--since", since) if since else 0.0
     told = views.EventRows()
     while True:
         entries = lineages.entries(path)
@@ -242,10 +242,3 @@ def _require_kind(name: str) -> None:
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         hint = f"for example --kind {near[0]}" if near else f"the kinds: {', '.join(sorted(KINDS))}"
         raise UsageError(f"--kind {name}: no such kind{meant}", hint)
-
-
-def _seconds(span: str) -> float:
-    match = re.fullmatch(r"(\d+)([smhd])", span)
-    if match is None:
-        raise UsageError(f"--since {span}: not of the form 90s, 15m, 2h or 3d", "for example --since 2h")
-    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

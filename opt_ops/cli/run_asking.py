@@ -15,8 +15,14 @@ import typer.main
 
 from opt_ops.cli import proposals, run
 from opt_ops.cli import run_control as _steering  # noqa: F401  (--instead runs its commands)
-from opt_ops.cli.ledger_total import seconds_of
-from opt_ops.cli.options import ChangedIdArgument, RequestOptions, find_lineage, with_request_options
+from opt_ops.cli.options import (
+    ChangedIdArgument,
+    ReasonOption,
+    RequestOptions,
+    find_lineage,
+    seconds_of,
+    with_request_options,
+)
 from opt_ops.cli.requests import PendingRequest
 from opt_ops.core.text import printable
 from opt_ops.core.values import AskDefault, Driver
@@ -27,7 +33,6 @@ _INSTEAD = ("rollback", "set", "pause", "stop")
 ProposalArgument = Annotated[
     str, typer.Argument(metavar="PROPOSAL", help="Proposal 12-i007-p1, or its incident 12-i007.", show_default=False)
 ]
-AnswerOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]
 
 
 @run.app.command()
@@ -46,7 +51,7 @@ def ask(
         str,
         typer.Option("--only", metavar="ACTIONS", help="Ask about these actions only: replace_ranks,restart,rollback."),
     ] = "",
-    reason: AnswerOption = "asked to see recoveries first",
+    reason: ReasonOption = "asked to see recoveries first",
 ) -> None:
     """Ask before acting: recoveries wait for your answer.
 
@@ -61,7 +66,7 @@ def ask(
         "driver": str(Driver.ASK),
         "reason": reason,
         "default": str(default) if default else None,
-        "seconds": seconds_of(deadline, "--deadline") if deadline else None,
+        "seconds": seconds_of("--deadline", deadline) if deadline else None,
         "only": [each.strip() for each in only.split(",") if each.strip()],
     }
     PendingRequest(find_lineage(identifier), "drive", arguments, options).send(
@@ -71,7 +76,7 @@ def ask(
 
 @run.app.command()
 @with_request_options()
-def approve(identifier: ProposalArgument, options: RequestOptions, reason: AnswerOption = "") -> None:
+def approve(identifier: ProposalArgument, options: RequestOptions, reason: ReasonOption = "") -> None:
     """Approve a proposal: it is done now.
 
     The approval holds for what the proposal shows. If that has changed, it is refused with exit code 4, and the message
@@ -87,7 +92,7 @@ def approve(identifier: ProposalArgument, options: RequestOptions, reason: Answe
 def decline(
     identifier: ProposalArgument,
     options: RequestOptions,
-    reason: AnswerOption = "",
+    reason: ReasonOption = "",
     instead: Annotated[
         str,
         typer.Option("--instead", metavar="COMMAND", help='What is done instead, such as "rollback --to 59000".'),

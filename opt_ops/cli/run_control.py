@@ -77,7 +77,7 @@ def stop(identifier: ChangedIdArgument, options: RequestOptions, reason: ReasonO
     """
     lineage = find_lineage(identifier)
     path, state = lineage.path, lineage.state
-    loss = views.loss(path, state, views.lost_if_stopped(path, state), " since the newest good checkpoint")
+    loss = views.loss(path, state, views.lost_steps(path, state), " since the newest good checkpoint")
     PendingRequest(lineage, "stop", {"reason": reason}, options).send(
         f"Stop lineage {lineage.name} ({state.status}) for good? It discards {loss.text}.",
         loss=loss,
@@ -160,7 +160,7 @@ def rollback(
         "keep_later": keep_later,
         "reason": reason,
     }
-    loss = views.loss(path, state, views.lost_beyond(path, state, step))
+    loss = views.loss(path, state, views.lost_steps(path, state, step))
     PendingRequest(lineage, "change", arguments, options).send(
         f"Roll lineage {path.name} back to step {step}? It discards {loss.text}.", loss=loss
     )

@@ -31,7 +31,7 @@ from opt_ops.core.names import lineage_of, pin_holder
 from opt_ops.core.schedule import PlannedLr, is_computed
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_changes
-from opt_ops.core.state.queries import reachable_checkpoints
+from opt_ops.core.state.queries import reachable_checkpoints, total_steps
 from opt_ops.core.told.phrase import count
 from opt_ops.core.values import Checkpoint, Driver, LrFactor, Parent
 from opt_ops.errors import Refused, UsageError
@@ -171,9 +171,8 @@ def _require_steps_left(
     Raises:
         Refused: the checkpoint is that of the last step, or a later one.
     """
-    told = [each.steps for each in lineage.state.attempts.values() if each.steps is not None]
     given = [value for name, _, value in (each.partition("=") for each in asked) if name == "steps"]
-    last = int(given[-1]) if given and given[-1].isdecimal() else next(reversed(told), None)
+    last = int(given[-1]) if given and given[-1].isdecimal() else total_steps(lineage.state)
     if last is None or origin.step < last:
         return
     earlier = [each.step for each in _good(lineage.state, run_name) if each.step < min(last, origin.step)]

@@ -12,8 +12,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from typing import IO, Any
 
 from opt_ops.config import TrainerCommand
 from opt_ops.contract.environment import Place, of_rank
@@ -105,50 +104,68 @@ def documents(trainer: TrainerCommand, words: Sequence[str], on_remark: Callable
         Unavailable: the trainer cannot tell.
         OptOpsError: it refuses, for example because the data has changed.
     """
-    at = next((at for at, pair in enumerate(pairwise(trainer.command)) if pair == ("-m", "trainer")), None)
-    if at is None:
+    if trainer.python is None:
         raise Unavailable(
             f"the trainer {' '.join(trainer.command)} cannot tell its documents: only `python -m trainer` can",
             "look up the sample in that trainer's own data loader, by data_position of telemetry.jsonl",
         )
-    command = [*trainer.command[:at], "-m", "trainer.documents", *words]
+    command = [*trainer.python, "-m", "trainer.documents", *words]
+    try:
+        with tempfile.TemporaryFile() as answer:
+            code, said = run_part(trainer, command, on_remark, answer)
+            answer.seek(0)
+            found = [json.loads(line) for line in answer.read().decode("utf-8", "replace").splitlines()]
+    except ValueError as error:
+        raise Unavailable("the trainer cannot tell its documents: its answer is not JSON", _OLDER) from error
+    if code in _REFUSED:
+        raise OptOpsError(said, f"the question was: {shlex.join(command)}")
+    if code != ExitCode.DONE or not all(isinstance(each, dict) for each in found):
+        raise Unavailable(f"the trainer cannot tell its documents (exit code {code}): {said}", _OLDER)
+    return found
+
+
+def run_part(
+    trainer: TrainerCommand, command: Sequence[str], on_remark: Callable[[str], None], answer: int | IO[bytes]
+) -> tuple[int, str]:
+    """Run a part of the trainer that takes its time, such as `python -m trainer.documents`.
+
+    Args:
+        trainer: The site's command.
+        command: The part's.
+        on_remark: Gets each line that it prints about its progress.
+        answer: Where its stdout goes.
+
+    Returns:
+        Its exit code, and the last line it printed on stderr: if it failed, why.
+
+    Raises:
+        Unavailable: it cannot be started.
+    """
     said = ""
     try:
-        with (
-            tempfile.TemporaryFile() as answer,
-            subprocess.Popen(
-                command,
-                env={**os.environ, **trainer.environment, "PYTHONIOENCODING": "utf-8"},
-                stdin=subprocess.DEVNULL,
-                stdout=answer,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-            ) as process,
-        ):
+        with subprocess.Popen(
+            command,
+            env={**os.environ, **trainer.environment, "PYTHONIOENCODING": "utf-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=answer,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process:
             for line in process.stderr or ():
                 said = line.rstrip() or said
                 if not said.startswith("error: "):
                     on_remark(said)
-            code = process.wait()
-            answer.seek(0)
-            found = [json.loads(line) for line in answer.read().decode("utf-8", "replace").splitlines()]
     except OSError as error:
-        raise Unavailable(f"{trainer.command[0]}: {error.strerror}", "opt-ops doctor checks this site") from error
-    except ValueError as error:
-        raise Unavailable("the trainer cannot tell its documents: its answer is not JSON", _OLDER) from error
-    if code in _REFUSED:
-        raise OptOpsError(printable(said.removeprefix("error: ")), f"the question was: {shlex.join(command)}")
-    if code != ExitCode.DONE or not all(isinstance(each, dict) for each in found):
-        raise Unavailable(f"the trainer cannot tell its documents (exit code {code}): {printable(said)}", _OLDER)
-    return found
+        raise Unavailable(f"{command[0]}: {error.strerror}", "opt-ops doctor checks this site") from error
+    return process.returncode, printable(said.removeprefix("error: "))
 
 
 def _asked(
     trainer: TrainerCommand, words: Sequence[str], variables: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    asks = trainer.check if trainer.check is not None else ("-m", "trainer") in pairwise(trainer.command)
+    asks = trainer.check if trainer.check is not None else trainer.python is not None
     if not asks:  # a script that ignores what it does not know would begin to train, here
         raise Unanswered("another trainer is asked only with `check = true` in [trainer]")
     try:

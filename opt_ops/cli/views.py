@@ -1,4 +1,4 @@
-"""What commands show of a lineage: rows as plain JSON values, and the explanation of an incident as text."""
+"""What commands show of a lineage, as rows of plain JSON values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_rows
-from opt_ops.core.state.queries import held_back, lr_scale, newest_good, open_proposals
+from opt_ops.core.state.queries import held_back, lr_scale, newest_good, open_proposals, total_steps
 from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.text import age, iso, moment
 from opt_ops.core.told import told, words
@@ -114,8 +114,7 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
     found = newest(path, attempt)
     wrong = standing.findings(path, state, watch, found)
     point = _point(found)
-    steps = next((a.steps for a in reversed(list(state.attempts.values())) if a.steps), None)
-    good = newest_good(state, state.run.name) if state.run else None
+    steps = total_steps(state)
     since_step = None if found.at is None else round(max(0.0, now - found.at), 1)
     return {
         "lineage": path.name,
@@ -138,7 +137,7 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "lr": point.lr if point and found.line and found.line.get("lr") is not None else None,
         "wps": point.wps if point else None,
         "tflops": standing.finite(found.line.get("tflops")) if found.line else None,
-        "checkpoint": good.checkpoint.step if good else None,
+        "checkpoint": newest_good_step(state),
         "restarts": max(0, len(state.attempts) - 1),
         "generation": attempt.generation if attempt else None,
         "standby": in_place.standbys(state),
@@ -308,10 +307,9 @@ class EventRows:
         return rows
 
 
-def lost_if_stopped(path: Path, state: State) -> int:
-    """The number of steps that no good checkpoint holds."""
-    good = newest_good(state, state.run.name) if state.run else None
-    return max(0, (newest_step(path, state) or 0) - (good.checkpoint.step if good else 0))
+def lost_steps(path: Path, state: State, to: int | None = None) -> int:
+    """The number of steps that no good checkpoint holds; with `to`, no good one at or before that step."""
+    return max(0, (newest_step(path, state) or 0) - (newest_good_step(state, to) or 0))
 
 
 def newest_step(path: Path, state: State) -> int | None:
@@ -328,9 +326,9 @@ def loss(path: Path, state: State, steps: int, since: str = "") -> Loss:
     return Loss(steps=steps, seconds=steps * point.step_seconds, nodes=len(attempt.nodes), since=since)
 
 
-def newest_good_step(state: State) -> int | None:
-    """The step of the newest good checkpoint; None if there is none."""
-    good = newest_good(state, state.run.name) if state.run else None
+def newest_good_step(state: State, before: int | None = None) -> int | None:
+    """The step of the newest good checkpoint, at or before step `before`; None if there is none."""
+    good = newest_good(state, state.run.name, before) if state.run else None
     return good.checkpoint.step if good else None
 
 
@@ -372,9 +370,3 @@ def not_suggested(row: Mapping[str, Any]) -> Iterator[str]:
         yield "no spares are suggested: that takes a day of training, or three failures"
     elif row["interval"] is None and row["save_seconds"] is not None:
         yield "no save interval is suggested: nothing has been trained yet"
-
-
-def lost_beyond(path: Path, state: State, step: int) -> int:
-    """The number of steps that a rollback to `step` would discard."""
-    good = newest_good(state, state.run.name, step) if state.run else None
-    return max(0, (newest_step(path, state) or 0) - (good.checkpoint.step if good else 0))

@@ -188,7 +188,7 @@ def test_an_empty_site_is_not_an_error(tmp_path: Path):
         (["run", "start", "opt-tiny", "--data", "wiki=/no/such:0.3"], 2, "/no/such does not exist"),
         (["run", "stop", "12"], 4, "not done without confirmation"),
         (["drill", "kill-rank", "12", "--yes"], 4, "no daemon is running"),
-        (["events", "12", "--since", "yesterday"], 2, "not of the form 90s, 15m, 2h or 3d"),
+        (["events", "12", "--since", "yesterday"], 2, "not of the form 90s, 15m, 2h, 3d or 1w"),
         (["logbook", "open", "12"], 3, "there is no logbook at"),
         (["daemon", "status"], 75, "no daemon has ever run for"),
         (["-c", "/no/such.toml", "q"], 2, "there is no configuration at /no/such.toml"),

@@ -111,6 +111,20 @@ def test_a_suggestion_that_is_missing_says_why(site: Path):
     assert json.loads(opt_ops(site, "run", "suggest", "12", "-o", "json").stdout)["items"][0]["interval"] is None
 
 
+def test_a_whole_suggestion_says_nothing_more(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from opt_ops.cli import run, views
+    from opt_ops.runfolder import lineages
+
+    known = views.suggestion(site / "runs" / "12", lineages.state(site / "runs" / "12"), 15.0, time.time())
+    whole = known | {"save_seconds": 4.0, "interval": "30m", "spares": 1}
+    monkeypatch.setattr(views, "suggestion", lambda *_: whole)
+    monkeypatch.chdir(site)
+    run.suggest("12")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_products_own_telemetry_is_a_curve(tmp_path: Path):
     file = tmp_path / "telemetry.jsonl"
     lines = [json.dumps(telemetry(step, 1e-3, 2.0 if step < 900 else 60.0, 0.5)) for step in range(1, 1000)]

@@ -31,6 +31,7 @@ from chronicles.report.model import IncidentReport, LineageReport
 from chronicles.wording import count, duration, minute, names, percent, short, uncapitalized, whole
 from opt_ops.config import Rates
 from opt_ops.core.failures.classes import title
+from opt_ops.core.state.queries import total_steps
 from opt_ops.core.values import Action
 
 _LISTED = 12  # entries without words of a person that a progress note lists
@@ -94,7 +95,7 @@ def update(record: LineageRecord, at: float, since: float, rates: Rates | None =
     Raises:
         ValueError: fewer steps are trained than `at` needs.
     """
-    total = next((a.steps for a in reversed(list(record.state.attempts.values())) if a.steps), None) or 0
+    total = total_steps(record.state) or 0
     trained = max((point.step for _, point in kept_points(record.curves)), default=0)
     reached = total and trained >= max(1, round(at * total))
     ends = moment_of(record, max(1, round(at * total))) if reached else None

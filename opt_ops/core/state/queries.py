@@ -146,6 +146,16 @@ def reachable_checkpoints(state: State, run: str) -> list[KnownCheckpoint]:
     ]
 
 
+def counting(state: State) -> set[str]:
+    """Paths of the checkpoints whose steps are part of the present weights."""
+    return {each.checkpoint.path for each in reachable_checkpoints(state, state.run.name)} if state.run else set()
+
+
+def total_steps(state: State) -> int | None:
+    """The number of steps that a lineage is to train, as its newest attempt that has said so; None: none has."""
+    return next((each.steps for each in reversed(list(state.attempts.values())) if each.steps), None)
+
+
 def _within(step: int, limit: int | None) -> bool:
     return limit is None or step <= limit
 
