@@ -11,6 +11,7 @@ import typer
 
 from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption, complete_id, lineage_folder, settings
 from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.text_curve import bars
 from opt_ops.core.names import lineage_of
 from opt_ops.core.text import printable
 from opt_ops.errors import NotFound, UsageError
@@ -20,7 +21,6 @@ from opt_ops.runfolder.files import write_text
 if TYPE_CHECKING:
     from chronicles.comparison.build import Comparison, Curve
 
-_BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60  # columns of a sparkline
 
 
@@ -50,10 +50,10 @@ def compare(
     """
     folders = _folders(a, b)
     if mlflow:
-        from chronicles.mlflow_mirror.pages import Store, compare_link
+        from chronicles.mlflow_mirror.pages import compare_link
+        from opt_ops.cli.logbook import store
 
-        store = Store(uri=settings.config.tracking_uri, experiment=settings.config.mlflow.experiment)
-        print(compare_link(*folders, store))
+        print(compare_link(*folders, store()))
         return
     from chronicles.comparison import build
     from chronicles.comparison.family import family
@@ -179,11 +179,10 @@ def _sparkline(
     curve: Curve, at: Sequence[int], width: int, across: tuple[int, int], heights: tuple[float, float]
 ) -> str:
     """The highest loss in each column; a blank where there is none."""
-    (first, last), (low, high) = across, heights
+    first, last = across
     columns: list[float | None] = [None] * width
     for place, loss in zip(at, curve.loss, strict=True):
         if loss is not None:
             column = round((width - 1) * (place - first) / max(1, last - first))
             columns[column] = max(loss, columns[column] or loss)
-    scale = (len(_BARS) - 1) / ((high - low) or 1.0)
-    return "".join(" " if top is None else _BARS[round((top - low) * scale)] for top in columns).rstrip()
+    return bars(columns, *heights).rstrip()

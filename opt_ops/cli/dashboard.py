@@ -20,6 +20,7 @@ from rich.text import Text
 
 from opt_ops.cli.output import text
 from opt_ops.cli.standing import silent_nodes
+from opt_ops.cli.streams import PLAIN
 from opt_ops.cli.text_curve import curve
 from opt_ops.cli.watched import Watched
 from opt_ops.core.state.model import Incident, Node
@@ -94,7 +95,7 @@ def screen(watched: Watched, width: int, height: int, now: float, encoding: str 
         now: Seconds since the epoch.
         encoding: Of the terminal.
     """
-    wrong = list(_findings(watched, width, now))
+    wrong = list(_findings(watched, width))
     rest = height - _HEAD - len(wrong) - 1
     parts = [
         Layout(Group(*_head(watched, width)), name="head", size=_HEAD),
@@ -130,7 +131,7 @@ class _Ascii:
 
 _PLAIN = {
     **dict.fromkeys(range(0x2801, 0x2900), "*"),  # of the curve
-    **str.maketrans("×“”…–−█░≥≤", 'x"".--#.><'),
+    **str.maketrans({sign: plain[0] for sign, plain in PLAIN.items()} | {"█": "#", "░": "."}),
 }
 
 
@@ -153,9 +154,9 @@ def _head(watched: Watched, width: int) -> Iterator[Text]:
     yield _line("  ".join([*watched.numbers(), *(["validation", *valid] if valid else [])]))
 
 
-def _findings(watched: Watched, width: int, now: float) -> Iterator[Text]:
+def _findings(watched: Watched, width: int) -> Iterator[Text]:
     """What is wrong, with the next command."""
-    found = watched.findings(now)
+    found = watched.row["findings"]
     for each in found[:_FINDINGS]:
         following = f"   next: {each['next']}"
         yield _line(f"! {cut(clean(each['why']), max(20, width - len(following) - 2))}{following}", "bold yellow")
@@ -199,7 +200,7 @@ def _nodes(watched: Watched, lines: int, now: float) -> Iterator[Text]:
     used = set(attempt.nodes) if attempt else set()
     silent = silent_nodes(watched.path, state, now)
     out = [node for node in state.nodes.values() if node.excluded_by is not None]
-    spare = [name for name in state.held if name not in used and name not in {node.name for node in out}]
+    spare = set(state.held) - used - {node.name for node in out}
     yield _line(f"{len(used):,} train, {count(len(spare), 'spare')}, {len(out):,} excluded")
     held = [state.nodes.get(name) or Node(name=name) for name in state.held]
     held.sort(key=lambda node: (node.excluded_by is None, node.name not in silent, node.verdict is Verdict.HEALTHY))

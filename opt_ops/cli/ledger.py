@@ -30,8 +30,6 @@ from opt_ops.runfolder.files import write_text
 if TYPE_CHECKING:
     from chronicles.ledger.total import LedgerTotal
 
-_ROWS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEANING", "meaning", wide=True)]
-
 
 def ledger(
     identifier: OptionalIdArgument = "",
@@ -152,9 +150,9 @@ _LINEAGES = [
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "wall": age(row["wall_seconds"]),
-        "goodput_percent": _percent(row["goodput"]),
-        "ideal_percent": _percent(row["share_of_ideal"]),
-        "ettr_percent": _percent(row["ettr"]),
+        "goodput_percent": ledger_total.percent(row["goodput"]),
+        "ideal_percent": ledger_total.percent(row["share_of_ideal"]),
+        "ettr_percent": ledger_total.percent(row["ettr"]),
         "mtbf": _age(row["mtbf_seconds"]),
         "mttr": _age(row["mttr_seconds"]),
     }
@@ -162,7 +160,7 @@ def _short(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _one(row: Mapping[str, Any], output: Format, header: bool) -> None:
     rows = [{"what": what, "value": value, "meaning": meaning} for what, value, meaning in _told(row)]
-    show("", rows, _ROWS, output, header=header)
+    show("", rows, ledger_total.FACTS, output, header=header)
     stages = list(row["seconds_by_stage"])
     lost = [
         {"kind": kind["kind"], "incidents": kind["incidents"] or None, "lost": _age(kind["seconds"])}
@@ -177,9 +175,9 @@ def _one(row: Mapping[str, Any], output: Format, header: bool) -> None:
 
 
 def _told(row: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    yield "goodput %", _percent(row["goodput"]), "kept steps × healthy step ÷ wall clock"
-    yield "share of ideal %", _percent(row["share_of_ideal"]), "kept steps × ideal step ÷ wall clock"
-    yield "ETTR %", _percent(row["ettr"]), "time in kept steps ÷ wall clock"
+    yield "goodput %", ledger_total.percent(row["goodput"]), "kept steps × healthy step ÷ wall clock"
+    yield "share of ideal %", ledger_total.percent(row["share_of_ideal"]), "kept steps × ideal step ÷ wall clock"
+    yield "ETTR %", ledger_total.percent(row["ettr"]), "time in kept steps ÷ wall clock"
     yield "wall clock", age(row["wall_seconds"]), "from the request to the end, or to the newest journal entry"
     yield "kept steps", row["kept_steps"], "steps that are part of the present weights"
     yield "healthy step s", row["healthy_step_seconds"], "median without saves, plus its share of evaluation"
@@ -204,10 +202,6 @@ def _told(row: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     yield "people's time", age(row["person_seconds"]), "estimate: from the first request after a page to the last one"
     yield "waited for people", age(row["seconds_waited"]), "from a page to its answer"
     yield "requests", row["requests"], "of people, to steer"
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.2f}"
 
 
 def _age(seconds: float | None) -> str | None:

@@ -31,7 +31,7 @@ _CAUSES = [
     Column("COST", "cost", right=True),
     Column("NOT METERED", "unmetered", right=True, wide=True),
 ]
-_FACTS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEANING", "meaning", wide=True)]
+FACTS = [Column("WHAT", "what"), Column("IS", "value", right=True), Column("MEANING", "meaning", wide=True)]
 
 
 def tables(item: Mapping[str, Any], output: Format, header: bool) -> None:
@@ -49,7 +49,7 @@ def tables(item: Mapping[str, Any], output: Format, header: bool) -> None:
         show("", causes, _CAUSES, output, header=header)
     sys.stdout.write("\n")
     facts = [{"what": what, "value": value, "meaning": meaning} for what, value, meaning in _facts(item)]
-    show("", facts, _FACTS, output, header=header)
+    show("", facts, FACTS, output, header=header)
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,10 +62,10 @@ def _short(value: float) -> float:
 
 
 def _facts(item: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    yield "abandoned %", _percent(item["share_abandoned"]), "node-hours of halted and cancelled lineages"
-    yield "lost %", _percent(item["share_lost"]), "node-hours outside kept steps, of completed lineages"
-    yield "forks %", _percent(item["share_forks"]), "node-hours of forks"
-    yield "drills %", _percent(item["share_drills"]), "node-hours that drills cost"
+    yield "abandoned %", percent(item["share_abandoned"]), "node-hours of halted and cancelled lineages"
+    yield "lost %", percent(item["share_lost"]), "node-hours outside kept steps, of completed lineages"
+    yield "forks %", percent(item["share_forks"]), "node-hours of forks"
+    yield "drills %", percent(item["share_drills"]), "node-hours that drills cost"
     people = item["people"]
     yield "calls", people["calls"], "pages to on-call"
     yield "waited for people", age(people["seconds_waited"]), "from a page to its answer"
@@ -100,5 +100,6 @@ def factor(figure: Mapping[str, Any]) -> str:
     return f"{figure['kg_co2e_per_kwh']:g} kg per kWh, {figure['factor_source'] or 'source not given'}{year}"
 
 
-def _percent(share: float | None) -> str | None:
+def percent(share: float | None) -> str | None:
+    """A share in percent; None where it is not known."""
     return None if share is None else f"{100 * share:.2f}"

@@ -282,7 +282,8 @@ def link(identifier: IdArgument) -> None:
     _print_pages([lineage_folder(identifier)])
 
 
-def _store() -> Store:
+def store() -> Store:
+    """The site's store of MLflow."""
     from chronicles.mlflow_mirror.pages import Store
 
     return Store(uri=settings.config.tracking_uri, experiment=settings.config.mlflow.experiment)
@@ -292,19 +293,19 @@ def _sent(paths: Sequence[Path]) -> list[Path]:
     """Those that are in MLflow: a lineage without a journal is not."""
     from chronicles.mlflow_mirror.pages import was_sent
 
-    store = _store()
-    return [path for path in paths if was_sent(path, store)]
+    mirrored = store()
+    return [path for path in paths if was_sent(path, mirrored)]
 
 
 def _print_pages(paths: Sequence[Path], port: int = PORT) -> None:
     """Print the pages of the lineages, and last that of their experiment."""
     from chronicles.mlflow_mirror.pages import experiment_page, lineage_page
 
-    store = _store()
+    mirrored = store()
     for path in paths:
-        print(lineage_page(path, store, port))
+        print(lineage_page(path, mirrored, port))
     for path in paths[-1:]:
-        print(experiment_page(path, store, port))
+        print(experiment_page(path, mirrored, port))
 
 
 @mlflow.command("open")

@@ -106,28 +106,21 @@ def _or_only_one(context: typer.Context, given: str | None) -> str | None:
 
 
 _ID = "Lineage 12, run 12.01, attempt 12.01-a3 or incident 12-i003."
-IdArgument = Annotated[
-    str,
-    typer.Argument(
+
+
+def _id(default: str, callback: Callable[..., str | None]) -> Any:
+    return typer.Argument(
         metavar="ID",
-        help=f"{_ID} [default: the newest that lives, else the newest]",
+        help=f"{_ID} [default: {default}]",
         default_factory=_not_given,
         show_default=False,
-        callback=_or_newest,
+        callback=callback,
         autocompletion=complete_id,
-    ),
-]
-ChangedIdArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="ID",
-        help=f"{_ID} [default: the only one that lives]",
-        default_factory=_not_given,
-        show_default=False,
-        callback=_or_only_one,
-        autocompletion=complete_id,
-    ),
-]
+    )
+
+
+IdArgument = Annotated[str, _id("the newest that lives, else the newest", _or_newest)]
+ChangedIdArgument = Annotated[str, _id("the only one that lives", _or_only_one)]
 """Of commands that change something: if several lineages live, they do not guess."""
 OptionalIdArgument = Annotated[
     str,
@@ -247,6 +240,18 @@ def require_planned(given: Sequence[str] | None) -> list[str]:
             parse_planned(each)
         except ValueError as error:
             raise UsageError(f"--planned {error}", "for example --planned 48000:stage-b") from error
+    return list(given or ())
+
+
+def require_settings(given: Sequence[str] | None) -> list[str]:
+    """The values of `--set`.
+
+    Raises:
+        UsageError: one is not of the form KEY=VALUE.
+    """
+    for each in given or ():
+        if not re.fullmatch(r"[\w.]+=.*", each):
+            raise UsageError(f"--set {each}: not of the form key=value", "python -m trainer --list-recipes")
     return list(given or ())
 
 

@@ -13,7 +13,7 @@ from opt_ops.cli.options import (
     OptionalIdArgument,
     QuietOption,
     lineage_folder,
-    settings,
+    site_lineages,
 )
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.views import by_lineage
@@ -47,7 +47,7 @@ def pending(
       opt-ops pending
       opt-ops pending 12 --all -o json
     """
-    paths = [lineage_folder(identifier)] if identifier else lineages.folders(settings.config.runs)
+    paths = [lineage_folder(identifier)] if identifier else site_lineages()
     found, unreadable = by_lineage(paths, lambda path: proposals.rows(path, lineages.state(path), everything))
     rows = [row for each in found for row in each]
     waits = [row["proposal"] for row in rows if row["status"] == ProposalStatus.OPEN]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opt_ops.cli.views import newest_point
+from opt_ops.cli.views import loss, newest_good_step, newest_step
 from opt_ops.core.events import RecoveryDecided
 from opt_ops.core.state.model import Incident, Proposal, State
-from opt_ops.core.state.queries import newest_good, open_proposals
+from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.text import iso
 from opt_ops.core.told import Tense, told
 from opt_ops.core.values import Action, AskDefault
@@ -19,11 +19,6 @@ def rows(path: Path, state: State, answered: bool = False) -> list[dict[str, Any
     every = [(incident, each) for incident in state.incidents.values() for each in incident.proposals]
     waits = {each.name for each in open_proposals(state)}
     return [_row(path, state, incident, each) for incident, each in every if answered or each.name in waits]
-
-
-def then(default: AskDefault) -> str:
-    """What happens when nobody has answered."""
-    return "it is done" if default is AskDefault.ACT else "it is not done"
 
 
 def _row(path: Path, state: State, incident: Incident, proposal: Proposal) -> dict[str, Any]:
@@ -39,9 +34,9 @@ def _row(path: Path, state: State, incident: Incident, proposal: Proposal) -> di
             incident.detector,
             *(each for c in incident.causes[:1] for each in c.evidence_for),
         ],
-        "cost": cost(path, state, made.decided),
+        "cost": _cost(path, state, made.decided),
         "default": str(made.default),
-        "then": then(made.default),
+        "then": "it is done" if made.default is AskDefault.ACT else "it is not done",
         "made": iso(proposal.at),
         "deadline": iso(made.deadline),
         "status": str(proposal.status),
@@ -51,14 +46,11 @@ def _row(path: Path, state: State, incident: Incident, proposal: Proposal) -> di
     }
 
 
-def cost(path: Path, state: State, decided: RecoveryDecided) -> dict[str, float | int | None]:
+def _cost(path: Path, state: State, decided: RecoveryDecided) -> dict[str, float | int | None]:
     """The steps that would be trained again, at the present pace; None is not known."""
-    attempt, point = state.attempt, newest_point(path, state.attempt)
-    last = max(attempt.last_step or 0 if attempt else 0, point.step if point else 0)
-    good = newest_good(state, state.run.name) if state.run else None
-    begins = decided.checkpoint if decided.action is Action.ROLLBACK else good.checkpoint if good else None
-    steps = 0 if decided.action is Action.REPLACE_RANKS else max(0, last - (begins.step if begins else 0))
-    if point is None or attempt is None:
-        return {"steps": steps, "seconds": None, "node_hours": None}
-    seconds = steps * point.step_seconds
-    return {"steps": steps, "seconds": round(seconds, 1), "node_hours": round(seconds * len(attempt.nodes) / 3600, 3)}
+    begins = newest_good_step(state)
+    if decided.action is Action.ROLLBACK:
+        begins = decided.checkpoint.step if decided.checkpoint else 0
+    steps = 0 if decided.action is Action.REPLACE_RANKS else max(0, (newest_step(path, state) or 0) - (begins or 0))
+    row = loss(path, state, steps).row()
+    return {name: row[name] for name in ("steps", "seconds", "node_hours")}

@@ -139,9 +139,4 @@ def _answer(verb: str, identifier: str, options: RequestOptions, reason: str) ->
 
 def _run(words: Sequence[str]) -> None:
     """Run a command of `opt-ops run`. Its errors are those of this command."""
-    command = typer.main.get_command(run.app)
-    try:
-        command.main(args=list(words), prog_name="opt-ops run")
-    except SystemExit as end:
-        if end.code:
-            raise
+    typer.main.get_command(run.app).main(args=list(words), prog_name="opt-ops run", standalone_mode=False)

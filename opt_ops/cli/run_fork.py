@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +18,12 @@ from opt_ops.cli.options import (
     complete_step,
     find_lineage,
     require_known,
+    require_settings,
     settings,
     with_request_options,
 )
 from opt_ops.cli.output import say
-from opt_ops.cli.run_start import corpus, start_lineage
+from opt_ops.cli.run_start import corpus, nodes_and_ranks, start_lineage, what_trains
 from opt_ops.cli.start_checks import require_possible
 from opt_ops.core.decide.next_run import RunSettings, begun_by, factor_to
 from opt_ops.core.decide.proof import baseline, with_settings
@@ -32,7 +32,6 @@ from opt_ops.core.schedule import PlannedLr, is_computed
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_changes
 from opt_ops.core.state.queries import reachable_checkpoints, total_steps
-from opt_ops.core.told.phrase import count
 from opt_ops.core.values import Checkpoint, Driver, LrFactor, Parent
 from opt_ops.errors import Refused, UsageError
 from opt_ops.runfolder import lineages
@@ -90,13 +89,11 @@ def fork(
     for option, value in (("--lr", lr), ("--lr-scale", lr_scale)):
         if value is not None and not 0 < value <= 1e12:
             raise UsageError(f"{option} {value:g}: must be above 0", f"for example {option} 0.5")
-    for setting in set_ or []:
-        if not re.fullmatch(r"[\w.]+=.*", setting):
-            raise UsageError(f"--set {setting}: not of the form key=value", "python -m trainer --list-recipes")
+    own = require_settings(set_)
     origin = _origin(lineage, name, at, options.quiet)
-    arguments = _arguments(lineage.state, name, origin, set_ or [], (lr, lr_scale), data or [])
+    arguments = _arguments(lineage.state, name, origin, own, (lr, lr_scale), data or [])
     arguments |= {"shape": _shape(lineage.state, nodes, spares, ranks), "reason": reason}
-    _require_steps_left(lineage, name, origin, arguments["settings"], set_ or [])
+    _require_steps_left(lineage, name, origin, arguments["settings"], own)
     for remark in require_possible(arguments, settings.config):
         say(f"  note: {remark}", options.quiet)
     if options.dry_run:
@@ -268,19 +265,15 @@ def _shape(state: State, nodes: int | None, spares: int | None, ranks: int | Non
 
 
 def _preview(arguments: Mapping[str, Any]) -> Iterator[Foreseen]:
-    shape, parent = arguments["shape"], arguments["parent"]
-    nodes, spares, ranks = shape["nodes"], shape["spares"], shape["nodes"] * shape["ranks_per_node"]
-    with_ = f" with {', '.join(arguments['settings'])}" if arguments["settings"] else ""
-    what = f"{arguments['recipe']}{with_} on {count(nodes, 'node')}, from step {parent['step'] + 1:,}"
+    parent = arguments["parent"]
+    what = f"{what_trains(arguments)}, from step {parent['step'] + 1:,}"
     origin = f"{parent['run']} at step {parent['step']:,}: {parent['checkpoint']}"
     yield thing("lineage_started", "fork", origin, dict(arguments))
     yield thing("run_planned", "train", what, {"first_step": parent["step"] + 1})
     for each in arguments["lr_factors"]:
         rest = f"the learning rate by {each['factor']:g} after step {each['step']:,}"
         yield thing("lr_factor", "scale", rest, each)
-    held = f"{count(nodes + spares, 'node')} ({settings.config.scheduler}), {spares} of them spare"
-    yield thing("allocation_intended", "ask", f"for {held}", {"nodes": nodes + spares, "spares": spares})
-    yield thing("attempt_intended", "start", count(ranks, "rank"), {"ranks": ranks})
+    yield from nodes_and_ranks(arguments["shape"])
 
 
 def _start(origin: Checkpoint, arguments: Mapping[str, Any], options: RequestOptions) -> None:

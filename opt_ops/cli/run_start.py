@@ -21,6 +21,7 @@ from opt_ops.cli.options import (
     PlannedOption,
     RequestOptions,
     require_planned,
+    require_settings,
     settings,
     with_request_options,
 )
@@ -100,16 +101,14 @@ def start(
       opt-ops run start opt-125m --data wiki=wiki/:0.3 --data books=books/:0.7 --valid wiki-valid.jsonl:500
       opt-ops run start opt-125m --data corpus/ --init-from converted/opt-125m
     """
-    for setting in set_ or []:
-        if not re.fullmatch(r"[\w.]+=.*", setting):
-            raise UsageError(f"--set {setting}: not of the form key=value", "python -m trainer --list-recipes")
+    own = require_settings(set_)
     if tokenizer and not tokenizer.exists():
         raise UsageError(
             f"--tokenizer {tokenizer} does not exist", "name tokenizer.json, or a folder with GPT-2's files"
         )
     arguments = {
         "recipe": recipe,
-        "settings": set_ or [],
+        "settings": own,
         "data": [corpus("--data", each) for each in data or []],
         "valid": [_validation(each) for each in valid or []],
         "tokenizer": str(tokenizer.absolute()) if tokenizer else None,
@@ -190,14 +189,8 @@ def _shape(nodes: int | None, spares: int | None, ranks: int | None, min_nodes: 
 
 
 def _preview(arguments: Mapping[str, Any]) -> Iterator[Foreseen]:
-    shape, settled = arguments["shape"], arguments["settings"]
-    nodes, spares, ranks = shape["nodes"], shape["spares"], shape["nodes"] * shape["ranks_per_node"]
-    with_ = f" with {', '.join(settled)}" if settled else ""
-    recipe = f"{arguments['recipe']}{with_}"
-    yield thing("lineage_started", "train", f"{recipe} on {count(nodes, 'node')}", dict(arguments))
-    held = f"{count(nodes + spares, 'node')} ({settings.config.scheduler}), {spares} of them spare"
-    yield thing("allocation_intended", "ask", f"for {held}", {"nodes": nodes + spares, "spares": spares})
-    yield thing("attempt_intended", "start", count(ranks, "rank"), {"ranks": ranks})
+    yield thing("lineage_started", "train", what_trains(arguments), dict(arguments))
+    yield from nodes_and_ranks(arguments["shape"])
     if arguments["init_from"]:
         weights = arguments["init_from"]
         yield thing("weights", "begin", f"with the weights of {weights}", {"init_from": weights})
@@ -239,6 +232,20 @@ def shadow(
         "driver": "shadow",
     }
     start_lineage(lineage, arguments, options, look="explain")
+
+
+def what_trains(arguments: Mapping[str, Any]) -> str:
+    """`opt-tiny with steps=400 on 2 nodes`."""
+    with_ = f" with {', '.join(arguments['settings'])}" if arguments["settings"] else ""
+    return f"{arguments['recipe']}{with_} on {count(arguments['shape']['nodes'], 'node')}"
+
+
+def nodes_and_ranks(shape: Mapping[str, int]) -> Iterator[Foreseen]:
+    """What would be asked of the scheduler, and started on its nodes."""
+    nodes, spares, ranks = shape["nodes"], shape["spares"], shape["nodes"] * shape["ranks_per_node"]
+    held = f"{count(nodes + spares, 'node')} ({settings.config.scheduler}), {spares} of them spare"
+    yield thing("allocation_intended", "ask", f"for {held}", {"nodes": nodes + spares, "spares": spares})
+    yield thing("attempt_intended", "start", count(ranks, "rank"), {"ranks": ranks})
 
 
 def start_lineage(folder: Path, arguments: Mapping[str, Any], options: RequestOptions, *, look: str) -> None:

@@ -43,12 +43,12 @@ def watch(
 
         dashboard.show(watched, every)
     if once or not terminal or watched.state.settled:
-        _print_once(watched, time.time(), None if terminal else 100)
+        _print_once(watched, None if terminal else 100)
     if terminal and watched.state.settled:
         say(f"Lineage {watched.path.name} is {watched.state.status}.\n  next: opt-ops logbook open {watched.path.name}")
 
 
-def _print_once(watched: Watched, now: float, width: int | None) -> None:
+def _print_once(watched: Watched, width: int | None) -> None:
     """Progress, findings and newest events, one below the other."""
     from rich.console import Console, Group
     from rich.rule import Rule
@@ -62,7 +62,7 @@ def _print_once(watched: Watched, now: float, width: int | None) -> None:
     losses = [point.loss for point in watched.points]
     if len(losses) > 1:
         lines.append(f"loss, last {len(losses)} steps  {sparkline(losses, 60)}")
-    wrong = [f"{each['finding']}  {each['why']}" for each in watched.findings(now)] or ["nothing is wrong"]
+    wrong = [f"{each['finding']}  {each['why']}" for each in row["findings"]] or ["nothing is wrong"]
     told = [f"{each['ts'][11:19]}  {each['text']}" for each in list(watched.news)[-_SHOWN:]]
     news = [Text(line, no_wrap=True, overflow="ellipsis") for line in told]
     above = [Text(printable(line)) for line in lines if line]

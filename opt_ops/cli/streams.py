@@ -10,8 +10,7 @@ import sys
 
 READER_LEFT = 141  # as shells say it: 128 + SIGPIPE
 
-
-_PLAIN = {
+PLAIN = {
     "×": "x",
     "→": "->",
     "–": "-",
@@ -36,7 +35,7 @@ _PLAIN = {
 def _plainly(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(_PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+    return "".join(PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
 
 
 codecs.register_error("opt-ops.plain", _plainly)

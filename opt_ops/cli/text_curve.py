@@ -71,6 +71,10 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
     known = [top for top in tops if top is not None]
     if not known:
         return "×" * len(tops)
-    low, high = min(known), max(known)
+    return bars(tops, min(known), max(known), none="×")
+
+
+def bars(values: Sequence[float | None], low: float, high: float, none: str = " ") -> str:
+    """Each value as a bar on a scale from `low` to `high`; `none` where there is none."""
     scale = (len(_BARS) - 1) / ((high - low) or 1.0)
-    return "".join("×" if top is None else _BARS[round((top - low) * scale)] for top in tops)
+    return "".join(none if value is None else _BARS[round((value - low) * scale)] for value in values)

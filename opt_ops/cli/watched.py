@@ -93,10 +93,6 @@ class Watched:
                 self.points.append(point := point_of(line))
                 self.valid = point.valid or self.valid
 
-    def findings(self, now: float) -> list[dict[str, str]]:
-        """What is wrong with it now."""
-        return views.findings(self.path, self.state, look(self.path.parent, now))
-
     def left(self) -> str:
         """The time to its last step at the pace of the newest ones; empty if that is not known."""
         step, steps = self.row["step"], self.row["steps"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opt_ops.cli import views
@@ -15,6 +15,8 @@ from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import age, clock, duration, iso, printable
 from opt_ops.core.told import told
+from opt_ops.core.told.phrase import count
+from opt_ops.runfolder.liveness import Watcher
 
 if TYPE_CHECKING:
     from chronicles.record import LineageRecord
@@ -61,6 +63,7 @@ def _row(incident: IncidentReport, record: LineageRecord) -> dict[str, Any]:
     did = told(decided[-1]).removeprefix(f"{name}: ") if decided else _undecided(incident)
     closed = [told(each) for each in events if isinstance(each, e.IncidentClosed) and each.incident == name]
     stands = closed[-1].removeprefix(f"{name} ") if closed else "not over yet"
+    watcher = watch_now().over(record.lineage)
     return {
         "incident": name,
         "what": opened,
@@ -68,8 +71,8 @@ def _row(incident: IncidentReport, record: LineageRecord) -> dict[str, Any]:
         "did": did,
         "why": incident.why,
         "cost": _cost(incident),
-        "stands": f"{stands}; lineage {record.lineage} is {_standing(record)}",
-        "next": _next(incident, record),
+        "stands": f"{stands}; lineage {record.lineage} is {_standing(record.state, watcher)}",
+        "next": list(dict.fromkeys(_likely(incident, record, watcher)))[:2],
     }
 
 
@@ -84,27 +87,23 @@ def _cost(incident: IncidentReport) -> str:
         return "not known yet"
     steps, seconds, hours = incident.steps_discarded, incident.seconds_down, incident.node_hours_lost
     parts = [
-        *([f"{steps:,} step{'' if steps == 1 else 's'} discarded"] if steps else []),
+        *([f"{count(steps, 'step')} discarded"] if steps else []),
         *([f"{duration(seconds)} of downtime"] if seconds else []),
         *([f"{hours:.1f} node-hours"] if hours and hours >= 0.05 else []),
     ]
     return ", ".join(parts) or "nothing: no step and no downtime"
 
 
-def _standing(record: LineageRecord) -> str:
-    state = record.state
+def _standing(state: State, watcher: Watcher) -> str:
     why = f": {state.why}" if state.status is Status.HALTED and state.why else ""
-    unwatched = "" if state.ended or watch_now().over(record.lineage).watched else "?, and nobody watches"
+    unwatched = "" if state.ended or watcher.watched else "?, and nobody watches"
     return f"{state.status}{why}{unwatched}"
 
 
-def _next(incident: IncidentReport, record: LineageRecord) -> Sequence[str]:
-    """The two commands that are likely next."""
-    return list(dict.fromkeys(_likely(incident, record.lineage, record.state)))[:2]
-
-
-def _likely(incident: IncidentReport, lineage: str, state: State) -> Iterator[str]:
-    if not state.ended and not (watcher := watch_now().over(lineage)).watched:
+def _likely(incident: IncidentReport, record: LineageRecord, watcher: Watcher) -> Iterator[str]:
+    """The commands that may be next, the likeliest first."""
+    lineage, state = record.lineage, record.state
+    if not state.ended and not watcher.watched:
         yield watcher.next
     for proposal in open_proposals(state):
         yield f"opt-ops run approve {proposal.name}"
