@@ -15,8 +15,7 @@ def test_the_glossary_is_the_table_of_its_page(tmp_path: Path):
     terms = [row["word"] for row in answer["items"]]
     written = [line.split(" | ")[0].removeprefix("| ") for line in PAGE.read_text().splitlines() if line[:1] == "|"]
     assert terms == written[2:]
-    # A page that is read once, at the beginning: the words of the story, the standby and the questions before acting
-    # are beyond the 40 that it had at first.
+    # A page that is read once, at the beginning, so it stays short.
     assert 40 <= len(terms) == len(set(terms)) <= 50
     for row in answer["items"]:
         assert list(row) == ["word", "term", "meaning", "see", "also"]

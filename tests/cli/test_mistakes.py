@@ -13,7 +13,8 @@ from tests.core.story import Story
 
 
 @pytest.mark.parametrize(
-    ("words", "code"), [(["q"], 3), ([], 3), (["explain"], 3), (["ledger"], 3), (["daemon", "ensure"], 2)]
+    ("words", "code"),
+    [(["q"], 3), ([], 3), (["explain"], 3), (["ledger"], 3), (["pending"], 3), (["daemon", "ensure"], 2)],
 )
 def test_a_folder_that_is_no_site(tmp_path: Path, words: list[str], code: int):
     done = opt_ops(tmp_path, *words)

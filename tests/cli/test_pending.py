@@ -82,12 +82,23 @@ def test_what_is_done_instead_is_asked_for_behind_the_answer(site: Path):
         (["approve", "12"], 4, "open now: 12-i000-p1"),
         (["decline", "12-i000", "--instead", "dance"], 2, "not one of rollback, set, pause, stop"),
         (["decline", "12-i000", "--instead", 'rollback "--to'], 2, "No closing quotation"),
+        (["decline", "12-i000", "--instead", "rollback --too 5"], 2, "opt-ops: No such option: --too"),
         (["decline", "12-i000", "--instead", "rollback --to 5"], 4, "no verified healthy checkpoint"),
         (["ask", "12", "--only", "halt", "--yes"], 4, "'halt' is not asked about"),
         (["ask", "12", "--deadline", "soon", "--yes"], 2, "--deadline soon"),
         (["ask", "12", "--deadline", "30d", "--yes"], 4, "at most 7 days"),
     ],
-    ids=["another", "lineage", "instead of what", "half a quotation", "no checkpoint", "halt", "no span", "too long"],
+    ids=[
+        "another",
+        "lineage",
+        "instead of what",
+        "half a quotation",
+        "no option",
+        "no checkpoint",
+        "halt",
+        "no span",
+        "too long",
+    ],
 )
 def test_a_wrong_answer_is_refused_and_nothing_is_asked_for(site: Path, arguments: list[str], code: int, said: str):
     done = opt_ops(site, "run", *arguments)
