@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,7 +87,8 @@ def _folders(a: str, b: str) -> tuple[Path, Path]:
     if a:
         raise UsageError(f"one lineage, {a}, is nothing to compare", f"opt-ops compare {a} B; or without any")
     known = lineages.folders(settings.config.runs)[::-1]
-    ancestors = {path.name: _ancestors(path) for path in known}
+    parents = {path.name: lineages.parent(path) for path in known}
+    ancestors = {name: _ancestors(name, parents) for name in parents}
     for young, old in combinations(known, 2):
         if ancestors[young.name] & ancestors[old.name]:
             return old, young
@@ -106,15 +107,14 @@ def _lineage_of(identifier: str) -> str:
         raise UsageError(str(error)) from error
 
 
-def _ancestors(path: Path) -> frozenset[str]:
+def _ancestors(name: str, parents: Mapping[str, str | None]) -> set[str]:
     """A lineage and those it was forked from."""
-    found = {path.name}
-    while path.is_dir() and (asked := lineages.state(path).lineage) is not None and asked.parent is not None:
-        path = path.with_name(asked.parent.lineage)
-        if path.name in found:  # a folder that was put in the place of another
-            break
-        found.add(path.name)
-    return frozenset(found)
+    found: set[str] = set()
+    older: str | None = name
+    while older is not None and older not in found:  # a folder may be put in the place of another
+        found.add(older)
+        older = parents.get(older)
+    return found
 
 
 # ---- for people ----

@@ -95,14 +95,23 @@ def _state_and_rest(path: Path) -> tuple[State, int, list[Entry]]:
     return replayed(folder, known), 0, known
 
 
+def parent(path: Path) -> str | None:
+    """Return the lineage that this one was forked from; None if it is no fork. Only its beginning is read.
+
+    Raises:
+        JournalError: the journal is damaged or of a newer version.
+    """
+    begun = scan(path / "journal", until=_BEGINNING).entries
+    started = (entry.event for entry in begun if isinstance(entry.event, LineageStarted))
+    return next((event.parent.lineage for event in started if event.parent is not None), None)
+
+
 def children(path: Path) -> list[str]:
     """Return the lineages that were forked from this one, by number. One that cannot be read is left out."""
     found: list[str] = []
     for other in folders(path.parent):
         with suppress(OptOpsError):
-            begun = scan(other / "journal", until=_BEGINNING).entries
-            parents = (entry.event.parent for entry in begun if isinstance(entry.event, LineageStarted))
-            if any(parent is not None and parent.lineage == path.name for parent in parents):
+            if parent(other) == path.name:
                 found.append(other.name)
     return found
 
