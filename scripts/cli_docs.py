@@ -26,7 +26,8 @@ HEAD = """# Commands
 - **Before or after every command:** `-c FILE` names the configuration, `--debug` prints the traceback of an error.
 - **Requests.** A command that sends a request to the daemon waits until the daemon has accepted it, at most 10 seconds.
   With `--wait` it waits until the request is done, with `--no-wait` it does not wait.
-- **Confirmation.** A command asks before it changes something. The default answer is no. `--yes` skips the question.
+- **Confirmation.** A command that has `--yes` asks before it changes something. The default answer is no. `--yes` skips
+  the question.
 - **Dry run.** `--dry-run` prints what the daemon would do, by its own rules, and changes nothing.
 
 | exit code | meaning |
@@ -36,7 +37,8 @@ HEAD = """# Commands
 | 2 | usage: the command line or the configuration is wrong |
 | 3 | not found |
 | 4 | refused: a precondition or a policy forbids it, or it was not confirmed |
-| 5 | `doctor`, `ckpt verify` or `run show --check` found something wrong |
+| 5 | something is wrong, waits for you or cannot be read, as with `doctor`, `run show --check` or `pending` |
+| 65 | `ckpt release`: the checkpoint is damaged |
 | 75 | unavailable: something does not answer, is not running or is not installed |
 | 130 | interrupted |
 | 141 | the reader of the output left, as `head` does |
