@@ -13,8 +13,7 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from opt_ops.cli import proposals, run
-from opt_ops.cli import run_control as _steering  # noqa: F401  (--instead runs its commands)
+from opt_ops.cli import proposals, run, run_control
 from opt_ops.cli.options import (
     ChangedIdArgument,
     ReasonOption,
@@ -114,12 +113,8 @@ def decline(
     if instead and (not words or words[0] not in _INSTEAD):
         raise UsageError(f"--instead {instead}: not one of {', '.join(_INSTEAD)}", 'for example "rollback --to 59000"')
     if words:
-        words = [
-            words[0],
-            find_lineage(identifier).name,
-            *words[1:],
-            *(("--author", options.author) * bool(options.author)),
-        ]
+        author = ["--author", options.author] if options.author else []
+        words = [words[0], find_lineage(identifier).name, *words[1:], *author]
         with contextlib.redirect_stdout(io.StringIO()):
             _run([*words, "--dry-run"])  # it must be possible before anything is declined
     _answer("decline", identifier, options, reason)
@@ -138,5 +133,5 @@ def _answer(verb: str, identifier: str, options: RequestOptions, reason: str) ->
 
 
 def _run(words: Sequence[str]) -> None:
-    """Run a command of `opt-ops run`. Its errors are those of this command."""
-    typer.main.get_command(run.app).main(args=list(words), prog_name="opt-ops run", standalone_mode=False)
+    """Run a command of run_control. Its errors are those of this command."""
+    typer.main.get_command(run_control.run.app).main(args=list(words), prog_name="opt-ops run", standalone_mode=False)
