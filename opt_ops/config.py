@@ -189,6 +189,33 @@ class Rates(_Table):
     currency: _Text = "USD"
 
 
+class Evaluate(_Table):
+    """Evaluation of checkpoints by lm-evaluation-harness, in a process of its own."""
+
+    every: Annotated[int, _whole(0, 10**9)] = 0  # steps; 0: only by hand
+    tasks: list[_Text] = []  # names of the harness, or folders with tasks of one's own
+    shots: Annotated[int, _whole(0, 1000)] = 0
+    limit: Annotated[int | None, _whole(1, 10**9)] = None  # documents of each task; default: all
+    python: _Text = sys.executable  # of the environment that has the harness
+    where: Literal["spare", "daemon"] = "spare"  # an idle spare node, or the daemon's host
+    nice: Annotated[int, _whole(0, 19)] = 10  # of the process on the daemon's host
+
+
+class SamplePrompts(_Table):
+    """Fixed prompts that checkpoints complete at milestones, in the environment of `[evaluate]`."""
+
+    prompts: Path | None = None  # one prompt a line; default: none
+    every: Annotated[int, _whole(1, 10**9)] = 5000  # steps
+    tokens: Annotated[int, _whole(1, 2048)] = 60
+
+
+class Serve(_Table):
+    """Engines that answer requests to a checkpoint."""
+
+    python: _Text = sys.executable  # of the environment that has transformers[serving]
+    vllm: _Text | None = None  # the program; default: vLLM is not used
+
+
 class Alerts(_Table):
     """Where alerts are sent, and the heartbeat for an outside monitor. A URL may hold `$NAME` for a secret."""
 
@@ -216,6 +243,9 @@ class Config(_Table):
     mlflow: Mlflow = Mlflow()
     alerts: Alerts = Alerts()
     ledger: Rates = Rates()
+    evaluate: Evaluate = Evaluate()
+    samples: SamplePrompts = SamplePrompts()
+    serve: Serve = Serve()
 
     @property
     def expected_gpus(self) -> int:
@@ -283,8 +313,13 @@ def load(path: Path | None = None) -> Config:
             f"{file}: {wrong}", "correct that key; `opt-ops init --to FILE` writes a file to compare"
         ) from error
     folder = file.parent
-    playbooks = folder / config.playbooks if config.playbooks else None
-    return config.model_copy(update={"runs": folder / config.runs, "playbooks": playbooks})
+    prompts = config.samples.prompts
+    paths = {
+        "runs": folder / config.runs,
+        "playbooks": folder / config.playbooks if config.playbooks else None,
+        "samples": config.samples.model_copy(update={"prompts": folder / prompts if prompts else None}),
+    }
+    return config.model_copy(update=paths)
 
 
 def _controls(values: Any, key: str = "") -> Iterator[str]:

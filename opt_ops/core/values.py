@@ -97,6 +97,24 @@ class ProposalStatus(StrEnum):
     WITHDRAWN = "withdrawn"  # what was shown no longer holds
 
 
+class EvaluationEnd(StrEnum):
+    """How an evaluation of a checkpoint ended."""
+
+    DONE = "done"  # its results are in the lineage's folder
+    FAILED = "failed"  # the harness failed
+    GIVEN_UP = "given_up"  # its node was needed: the checkpoint waits for the next idle one
+    LOST = "lost"  # its node, or the daemon that ran it, went away
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A fixed prompt, and how a checkpoint goes on with it. Untrusted texts."""
+
+    prompt: str
+    greedy: str
+    drawn: str  # with a fixed seed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskTerms:
     """How an operator wants to be asked. What is None is as the playbook pages say."""

@@ -141,12 +141,15 @@ def create(runs: Path, group: str = "") -> Path:
             return path
 
 
-def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: float) -> Request:
-    """Leave a request in the lineage's inbox for the daemon. Returns it."""
+def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: float, identifier: str = "") -> Request:
+    """Leave a request in the lineage's inbox for the daemon. Returns it.
+
+    With `identifier`, asking twice is asking once: the journal takes each only once.
+    """
     from opt_ops.ports import Request
     from opt_ops.runfolder.inbox import FileInbox
 
-    request = Request(request=str(uuid.uuid4()), author=author, verb=verb, arguments=arguments)
+    request = Request(request=identifier or str(uuid.uuid4()), author=author, verb=verb, arguments=arguments)
     with private(group_of(path)):
         FileInbox(path).put(request, ts)
     return request

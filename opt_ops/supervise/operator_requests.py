@@ -44,6 +44,7 @@ from opt_ops.core.values import (
 )
 from opt_ops.ports import Inbox, Request
 from opt_ops.supervise.drill_arguments import drill_arguments
+from opt_ops.supervise.evaluation_arguments import evaluated, sampled
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
     LONGEST_TEXT,
@@ -387,4 +388,6 @@ _VERBS = {
     "allow": _allow,
     "note": _note,
     "drill": _drill,
+    "evaluated": evaluated,
+    "sampled": sampled,
 }

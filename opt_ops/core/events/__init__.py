@@ -10,6 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from opt_ops.core.events.evaluation import (
+    CheckpointEvaluated,
+    CheckpointSampled,
+    EvaluationEnded,
+    EvaluationIntended,
+)
 from opt_ops.core.events.execution import (
     AllocationChanged,
     AllocationFailed,
@@ -114,6 +120,10 @@ Event = (
     | CheckpointVerified
     | CheckpointRefused
     | CheckpointsGone
+    | EvaluationIntended
+    | EvaluationEnded
+    | CheckpointEvaluated
+    | CheckpointSampled
     | SignalRaised
     | NodeJudged
     | IncidentOpened

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state import fold_execution, fold_incidents, fold_members, fold_operator, fold_watch
+from opt_ops.core.state import fold_evaluation, fold_execution, fold_incidents, fold_members, fold_operator, fold_watch
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import IllegalTransition, status_after
 
@@ -16,6 +16,7 @@ _FOLDS: Mapping[type[e.Event], Callable[[State, Any, e.Entry], State]] = {
     **fold_execution.FOLDS,
     **fold_incidents.FOLDS,
     **fold_members.FOLDS,
+    **fold_evaluation.FOLDS,
     **fold_watch.FOLDS,
 }
 

@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 from opt_ops.core.events import (
     AlertIntended,
     ChangeRequested,
+    CheckpointEvaluated,
+    CheckpointSampled,
+    EvaluationIntended,
     InputLeftOut,
     LineageStarted,
     PauseRequested,
@@ -37,6 +40,7 @@ from opt_ops.core.values import (
     AskTerms,
     Checkpoint,
     Driver,
+    EvaluationEnd,
     Fault,
     GpuPart,
     PlannedChange,
@@ -247,6 +251,17 @@ class KnownCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """An evaluation that the daemon has ordered; `end` is None while it runs."""
+
+    intended: EvaluationIntended
+    at: float
+    end: EvaluationEnd | None = None
+    ended_at: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failing:
     """A part of the watch that fails and is skipped."""
 
@@ -296,6 +311,13 @@ class State:
     alerts: Mapping[str, AlertState] = field(default_factory=dict[str, AlertState])
     left_out: Mapping[str, InputLeftOut] = field(default_factory=dict[str, InputLeftOut])  # by `left_out_key`
     failing: Mapping[str, Failing] = field(default_factory=dict[str, Failing])  # by part of the watch
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict[str, Evaluation])  # by name, in order
+    scores: Mapping[str, CheckpointEvaluated] = field(
+        default_factory=dict[str, CheckpointEvaluated]
+    )  # by `score_key`, as they were journaled
+    samples: Mapping[str, CheckpointSampled] = field(
+        default_factory=dict[str, CheckpointSampled]
+    )  # by digest of the checkpoint
     why: str = ""  # of an ended or paused lineage
     asked_at: float = 0.0  # when a person last asked for it to go on
 

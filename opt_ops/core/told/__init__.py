@@ -8,7 +8,7 @@ from typing import Any
 
 from opt_ops.core.events import Event
 from opt_ops.core.state.model import State
-from opt_ops.core.told import execution, incidents, operator, watch
+from opt_ops.core.told import evaluation, execution, incidents, operator, watch
 from opt_ops.core.told.phrase import LONGEST, Forms, clean, cut
 
 
@@ -24,6 +24,7 @@ RULES: Mapping[type[Event], Callable[[Any, State | None], Forms]] = {
     **execution.RULES,
     **incidents.RULES,
     **watch.RULES,
+    **evaluation.RULES,
 }
 """By kind of event. A test demands one for every kind."""
 

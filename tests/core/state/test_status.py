@@ -400,6 +400,7 @@ def test_a_new_event_kind_is_a_visible_choice():
             *("signal_raised", "size_decided", "stacks_intended", "stacks_taken", "stop_requested"),
             *("probe_ended", "probes_intended", "probes_judged", "proposal_answered", "proposal_made"),
             *("members_failed", "members_intended", "standby_seen"),
+            *("checkpoint_evaluated", "checkpoint_sampled", "evaluation_ended", "evaluation_intended"),
             *("stray_cancelled", "stray_found", "input_left_out", "watcher_failed", "watcher_recovered"),
         ]
     )
