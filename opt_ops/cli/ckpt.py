@@ -27,7 +27,7 @@ from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import counting, total_steps
 from opt_ops.errors import NotFound
 
-app = typer.Typer(no_args_is_help=True, help="List, verify, release and delete checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="List, verify, evaluate, release and delete checkpoints.")
 
 
 class Dtype(StrEnum):
@@ -119,6 +119,62 @@ def verify(
     if not all(row["sound"] for row in rows):
         say(f"The daemon never resumes from a damaged checkpoint.\n  next: opt-ops ckpt list {lineage.name}", quiet)
         raise typer.Exit(5)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(metavar="ID/STEP", help="A checkpoint such as 12/61000.")],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            metavar="NAME[,NAME...]|DIR",
+            help="Tasks of lm-eval, opt-16, opt-bias, or a folder with YAML files. [default: [evaluate] tasks]",
+            show_default=False,
+        ),
+    ] = "",
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=0, max=1000, help="Examples before each question. [default: 0]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N documents of a task.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="Complete these prompts, one a line.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, max=2048, help="Of a completion, at most. [default: 60]")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Score what was scored before, too.")] = False,
+    output: FormatOption = Format.TABLE,
+    header: HeaderOption = True,
+    quiet: QuietOption = False,
+) -> None:
+    """Score a checkpoint by tasks, and complete fixed prompts.
+
+    lm-evaluation-harness scores it in a process of its own, offline, and the daemon journals the results.
+
+    Each result is measured once: a second call prints it again, and RAN is no. The exit code is 65 if the checkpoint
+    is damaged, 2 if the harness is not installed, 1 if it failed.
+
+    Examples:
+      opt-ops ckpt evaluate 12/61000 --tasks hellaswag,piqa
+      opt-ops ckpt evaluate 12/61000 --tasks opt-16 --limit 200
+      opt-ops ckpt evaluate 12/61000 --prompts prompts.txt
+    """
+    from opt_ops.cli import ckpt_evaluate
+
+    wishes = ckpt_evaluate.Wishes(
+        tasks=[each for each in tasks.split(",") if each],
+        shots=shots,
+        limit=limit,
+        prompts=prompts,
+        tokens=tokens,
+        again=again,
+        quiet=quiet,
+    )
+    found = ckpt_evaluate.evaluate(checkpoint, wishes)
+    ckpt_evaluate.show_outcome(found, output, header=header)
+    if found.failure is not None:
+        raise found.failure
 
 
 @app.command()

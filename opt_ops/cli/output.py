@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from threading import Event, Thread
+from types import MappingProxyType
 from typing import Any
 
 from opt_ops.core.text import printable, printable_lines, safe_json
@@ -50,7 +51,13 @@ class Column:
 
 
 def show(
-    schema: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], form: Format, *, header: bool = True
+    schema: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[Column],
+    form: Format,
+    *,
+    header: bool = True,
+    beside: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Print rows. `rows` hold plain JSON values; times are ISO 8601 and shown to people as ages.
 
@@ -60,9 +67,10 @@ def show(
         columns: Columns of the table. `-o name` prints the first one.
         form: The output format.
         header: Print the heading line of a table.
+        beside: Other members of the JSON object.
     """
     if form is Format.JSON:
-        print(_json({"schema": schema, "items": rows}, indent=2))
+        print(_json({"schema": schema, "items": rows, **beside}, indent=2))
     elif form is Format.JSONL:
         for row in rows:
             print(_json({"schema": schema, **row}))

@@ -93,6 +93,7 @@ ARGUMENTS = {
 }
 
 NOT_RUN = {
+    "ckpt evaluate": "starts the harness, which takes half a minute; tests/e2e/test_evaluate.py runs it",
     "daemon ensure": "starts a daemon that outlives the test",
     "daemon run": "does not end",
     "logbook open": "opens a browser",

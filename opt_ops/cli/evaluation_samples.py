@@ -1,0 +1,124 @@
+"""Fixed prompts and their completions: `samples.60-tokens.json` beside the results of a checkpoint's evaluations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from opt_ops.cli.checkpoints import Named
+from opt_ops.contract.files import sha256
+from opt_ops.core.events import CheckpointSampled
+from opt_ops.core.state.model import State
+from opt_ops.core.values import Completion
+from opt_ops.errors import NotFound, OptOpsError, UsageError
+from opt_ops.runfolder.files import read_bytes, read_json
+
+SEED = 1
+_MOST_PROMPTS, _LONGEST = 64, 8192  # as the daemon takes them
+_MOST_IN_ALL = 900_000  # bytes of a request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Fixed prompts: a file with one a line."""
+
+    file: Path
+    sha256: str
+    tokens: int
+    seed: int = SEED
+
+    @property
+    def stem(self) -> str:
+        """Of the result file."""
+        return f"samples.{self.tokens}-tokens"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """Prompts that a checkpoint has completed."""
+
+    event: CheckpointSampled
+
+    def items(self, chosen: Named, *, ran: bool) -> list[dict[str, Any]]:
+        """For `-o json`, one for each prompt."""
+        event = self.event
+        about = {
+            **{name: getattr(event, name) for name in ("run", "step", "tokens", "seed", "sha256")},
+            "settled": chosen.counts,
+            "ran": ran,
+            "file": str(chosen.lineage.path / event.file),
+        }
+        return [{**asdict(each), **about} for each in event.completions]
+
+
+def read(file: Path, tokens: int) -> Prompts:
+    """The prompts of a file.
+
+    Raises:
+        NotFound: there is no such file.
+        UsageError: it has no prompts, too many, or too long ones.
+    """
+    try:
+        lines = [line for line in read_bytes(file, 1 << 20).decode("utf-8").splitlines() if line.strip()]
+    except FileNotFoundError as error:
+        raise NotFound(f"--prompts {file}: no such file", "write one prompt a line into it") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--prompts {file}: {getattr(error, 'strerror', None) or error}") from error
+    if not 0 < len(lines) <= _MOST_PROMPTS:
+        raise UsageError(f"--prompts {file}: {len(lines)} prompts; from 1 to {_MOST_PROMPTS} are wanted, one a line")
+    if (longest := max(len(line) for line in lines)) > _LONGEST:
+        raise UsageError(f"--prompts {file}: a prompt has {longest:,} characters; at most {_LONGEST:,} are wanted")
+    return Prompts(file=file.absolute(), sha256=sha256(file), tokens=tokens)
+
+
+def find(chosen: Named, folder: Path, state: State, prompts: Prompts) -> Completed | None:
+    """The completions that are there already: in a result file, or in the journal, which has one set a checkpoint."""
+    for path in sorted(folder.glob(f"{prompts.stem}*.json")):
+        origin = (read_json(path) or {}).get("opt_ops", {})
+        if (origin.get("digest"), origin.get("prompts")) == (chosen.digest, prompts.sha256):
+            return completed_in(chosen, path)
+    known = state.samples.get(chosen.digest)
+    return Completed(event=known) if known is not None else None
+
+
+def completed_in(chosen: Named, path: Path) -> Completed:
+    """What a result file says.
+
+    Raises:
+        OptOpsError: it is damaged.
+    """
+    whole: Any = read_json(path)
+    try:
+        completions = [Completion(**each) for each in whole["completions"]]
+        tokens, seed = int(whole["opt_ops"]["tokens"]), int(whole["opt_ops"]["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise OptOpsError(f"{path} is no result file: {error!r}", f"move it away: mv {path} {path}.damaged") from error
+    return Completed(
+        event=CheckpointSampled(
+            request="",
+            author="",
+            run=chosen.checkpoint.run,
+            step=chosen.checkpoint.step,
+            digest=chosen.digest,
+            completions=_short(completions),
+            tokens=tokens,
+            seed=seed,
+            file=str(path.relative_to(chosen.lineage.path)),
+            sha256=sha256(path),
+        )
+    )
+
+
+def _short(completions: list[Completion]) -> tuple[Completion, ...]:
+    """The completions, cut so that they fit into a request. The file has them whole."""
+    longest = _LONGEST
+    while True:
+        cut = tuple(
+            Completion(prompt=each.prompt, greedy=each.greedy[:longest], drawn=each.drawn[:longest])
+            for each in completions
+        )
+        if len(json.dumps([asdict(each) for each in cut])) < _MOST_IN_ALL or longest < 2:
+            return cut
+        longest //= 2

@@ -1,0 +1,193 @@
+"""Scores tasks by lm-evaluation-harness, each into a file of its own."""
+
+import difflib
+import gzip
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import handle_non_serializable
+
+from opt_ops.contract.files import write_durably
+from trainer.console import print_line
+from trainer.errors import UserError
+from trainer.harness.loading import Loaded
+
+_DRAWS = 1000  # of the bootstrap, for metrics whose standard error has no formula
+_CPU_BATCH = 4  # the logits of a batch are this × positions × vocabulary numbers
+_ROLLING = "loglikelihood_rolling"
+
+
+class Tasks:
+    """The tasks of one call. They are known by name before the model is loaded.
+
+    Raises:
+        UserError: there is no such task.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        folders: list[str | Path] = [*sorted({str(Path(name).parent) for name in names if _is_file(name)})]
+        needs_all = not all(_is_file(name) and not _is_group(Path(name)) for name in names)
+        if needs_all:
+            print_line("reading the harness's list of tasks", sys.stderr)  # 14,000 files
+        self._manager = TaskManager(include_path=folders, include_defaults=needs_all)
+        for name in names:
+            if not _is_file(name) and name not in self._manager.all_tasks:
+                near = ", ".join(difflib.get_close_matches(name, self._manager.all_tasks, 3))
+                raise UserError(f"there is no task {name}{near and f'; near: {near}'}")
+
+    def title(self, name: str) -> str:
+        """A name for people."""
+        return Path(name).stem if _is_file(name) else name
+
+    def scorer(self, loaded: Loaded) -> "Scorer":
+        """What scores them with a model."""
+        return Scorer(self._manager, loaded)
+
+
+class _Model(HFLM):
+    """The harness's model, which puts exactly one ``</s>`` in front of each text, as in training.
+
+    For rolling log-likelihoods the harness itself puts it there. The tokenizer would put a second one behind it, which
+    would be scored as a token of the text: with a small model, 2.2 bits per byte instead of 2.0.
+    """
+
+    def loglikelihood_rolling(self, *arguments: Any, **named: Any) -> list[float]:
+        self.add_bos_token = False
+        try:
+            return super().loglikelihood_rolling(*arguments, **named)
+        finally:
+            self.add_bos_token = True
+
+
+class Scorer:
+    """Scores tasks with one model."""
+
+    def __init__(self, manager: TaskManager, loaded: Loaded) -> None:
+        self._manager = manager
+        on_cpu = loaded.model.device.type == "cpu"
+        make: Any = _Model  # its decorators hide the signatures of the harness's functions
+        self._model = make(
+            pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=_CPU_BATCH if on_cpu else "auto"
+        )
+        self._model.add_bos_token = True
+
+    def write(
+        self,
+        name: str,
+        target: Path,
+        documents: Path | None,
+        shots: int,
+        limit: int | None,
+        about: Mapping[str, Any],
+    ) -> None:
+        """Score one task, group or YAML file, and write the result, the answers beside it, and the documents.
+
+        Args:
+            name: The harness's name, or a YAML file.
+            target: The result file: what the harness returns, and under `opt_ops` what is said about its origin.
+            documents: Folder for the documents of each task; None: they are not written.
+            shots: Examples in front of each question.
+            limit: Only the first documents; None: all.
+            about: Where the model is from, as the file shall say it.
+
+        Raises:
+            Exception: whatever the task raises, for example because its data is not on this machine.
+        """
+        built: Any = self._manager.load([name])
+        if documents is not None:
+            for task_name, task in built["tasks"].items():
+                write_durably_in(documents / f"{file_name(task_name)}.jsonl", _texts(task))
+        below = {group.name for each in built["groups"].values() for group in each.get_all_groups()}
+        tops = [group for group in built["groups"].values() if group.name not in below]
+        evaluate: Any = simple_evaluate
+        results: dict[str, Any] = evaluate(
+            model=self._model,
+            tasks=tops or list(built["tasks"].values()),
+            num_fewshot=shots,
+            limit=limit,
+            bootstrap_iters=_DRAWS,
+            task_manager=self._manager,
+        )
+        answers = results.pop("samples")
+        origin = {
+            **about,
+            "shots": shots,
+            "limit": limit,
+            "harness": f"lm-eval {version('lm-eval')}",
+            "bos": {key: task.OUTPUT_TYPE != _ROLLING for key, task in built["tasks"].items()},
+        }
+        _write_answers(target.with_name(f"{target.name.removesuffix('.json')}.answers.jsonl.gz"), answers)
+        text = json.dumps(_finite({**results, "opt_ops": origin}), default=handle_non_serializable, ensure_ascii=False)
+        write_durably_in(target, text + "\n")
+
+
+def file_name(task: str) -> str:
+    """A task's name as that of a file."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in task).lstrip(".") or "_"
+
+
+def write_durably_in(path: Path, text: str) -> None:
+    """Write a file, and create its folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, text)
+
+
+def _texts(task: Any) -> str:
+    """The documents of a task as lines that ``trainer.data.dedup --against`` reads: each with all its strings."""
+    lines = ({"id": number, "text": "\n".join(_strings(each))} for number, each in enumerate(task.eval_docs))
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["text"].strip())
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _strings(each)
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _strings(each)
+
+
+def _write_answers(path: Path, answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """For each document what the model answered and how it was scored. The document itself is in another file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with gzip.open(temporary, "wt", encoding="utf-8") as file:
+        for task, samples in answers.items():
+            for sample in samples:
+                line = {
+                    "task": task,
+                    "doc": sample["doc_id"],
+                    "target": sample["target"],
+                    "answers": sample["filtered_resps"],
+                    "metrics": {metric: sample[metric] for metric in sample["metrics"]},
+                }
+                file.write(json.dumps(line, default=handle_non_serializable, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """The value with texts in place of numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".yaml")
+
+
+def _is_group(path: Path) -> bool:
+    return any(line.startswith("group:") for line in path.read_text(encoding="utf-8").splitlines())
