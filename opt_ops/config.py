@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from opt_ops.errors import UsageError
 
@@ -183,7 +183,9 @@ class Rates(_Table):
     kg_co2e_per_kwh: Annotated[float | None, _number(0, 1000)] = None
     factor_source: _Text | None = None  # of that factor, such as "EPA eGRID2023, SRMV"
     factor_year: Annotated[int | None, _number(1990, 2100)] = None
-    gpu_tdp_watts: Annotated[float | None, _number(1, 10_000)] = None  # of one GPU, for the conventional carbon figure
+    gpu_tdp_watts: Annotated[float | None, _number(1, 10_000)] = Field(  # of one GPU, for the conventional figure
+        None, validation_alias=AliasChoices("gpu_tdp_watts", "tdp_watts")
+    )
     cost_per_kwh: Annotated[float | None, _number(0, 1e9)] = None
     cost_per_node_hour: Annotated[float | None, _number(0, 1e9)] = None
     currency: _Text = "USD"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,9 @@ class EnergyAndCost:
     tco2e: float | None
     cost: float | None
     currency: str
-    conventional: Conventional | None
+    conventional: Conventional | None  # of everything that was held
+    conventional_kwh: float | None  # of kept updates alone, as papers count
+    conventional_tco2e: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +274,9 @@ def _energy_and_cost(record: LineageRecord, book: Ledger, rates: Rates, drills: 
     gpu_kwh = kwh_of(sum(event.joules for event in counted)) if counted else None
     kwh = gpu_kwh * rates.pue if gpu_kwh is not None else None
     share = book.phases[TimePhase.KEPT] / book.wall if book.wall else None
-    gpu_hours = hours * _gpus_per_node(record.state) if hours is not None else None
+    gpus = _gpus_per_node(record.state) if hours is not None else None
+    gpu_hours = hours * gpus if hours is not None and gpus is not None else None
+    of_kept = conventional(_node_hours_kept(record.state, book) * gpus, rates) if gpus is not None else None
     return EnergyAndCost(
         node_hours=hours,
         node_hours_lost=hours * (1 - share) if hours is not None and share is not None else None,
@@ -284,7 +289,18 @@ def _energy_and_cost(record: LineageRecord, book: Ledger, rates: Rates, drills: 
         cost=cost(kwh, hours, rates),
         currency=rates.currency,
         conventional=conventional(gpu_hours, rates),
+        conventional_kwh=of_kept.kwh if of_kept else None,
+        conventional_tco2e=of_kept.tco2e if of_kept else None,
     )
+
+
+def _node_hours_kept(state: State, book: Ledger) -> float:
+    """Time in kept updates × the nodes that made them. Spares are left out."""
+    attempts = list(state.attempts.values())
+    begins = [each.intended_at for each in attempts]
+    kept = (span for span in book.spans if span.cause == TimePhase.KEPT)
+    makers = ((span, attempts[bisect_right(begins, span.begin) - 1]) for span in kept)
+    return sum((span.end - span.begin) * len(maker.nodes) for span, maker in makers) / 3600
 
 
 def _gpus_per_node(state: State) -> int:

@@ -39,10 +39,11 @@ def ledger(
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE", help="With --prometheus: write to this file, atomically.")
     ] = None,
-    total: Annotated[bool, typer.Option("--total", help="Print the sums over all lineages.")] = False,
+    total: Annotated[bool, typer.Option("--total", "--all", help="Print the sums over all lineages.")] = False,
     since: Annotated[
         str, typer.Option("--since", metavar="SPAN", help="With --total: lineages that ran within, such as 30d.")
     ] = "",
+    carbon: Annotated[bool, typer.Option("--conventional", help="Print the carbon figure as papers give it.")] = False,
     names: Annotated[
         bool, typer.Option("--names/--no-names", help="With --total: say who made how many requests.")
     ] = True,
@@ -61,6 +62,7 @@ def ledger(
       opt-ops ledger 12
       opt-ops ledger 12 -o json
       opt-ops ledger --total --since 30d
+      opt-ops ledger 12 --conventional
       opt-ops ledger --prometheus --write /var/lib/node_exporter/textfile/opt-ops.prom
     """
     from chronicles.ledger.total import account
@@ -89,7 +91,9 @@ def ledger(
         leave_if_unreadable(unreadable)
         return
     rows = [{"lineage": name, **encode(summary)} for name, summary in summaries.items()]
-    if identifier and output in (Format.TABLE, Format.WIDE):
+    if carbon:
+        ledger_total.conventional(rows, output, header=header)
+    elif identifier and output in (Format.TABLE, Format.WIDE):
         _one(rows[0], output, header)
     else:
         listed = [row | _short(row) for row in rows]
@@ -199,6 +203,7 @@ def _told(row: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     yield f"cost {row['currency']}", row["cost"], "from the site's rates"
     if (figure := row["conventional"]) is not None:
         yield "conventional tCO2e", figure["tco2e"], f"GPU-hours × power × PUE; {ledger_total.factor(figure)}"
+        yield "  kept updates only", row["conventional_tco2e"], "as papers count"
     yield "people's time", age(row["person_seconds"]), "estimate: from the first request after a page to the last one"
     yield "waited for people", age(row["seconds_waited"]), "from a page to its answer"
     yield "requests", row["requests"], "of people, to steer"

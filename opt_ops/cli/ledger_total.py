@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from opt_ops.cli.output import Column, Format, show
 from opt_ops.core.failures.classes import title
 from opt_ops.core.text import age
+from opt_ops.errors import UsageError
 
 _ENDS = [
     Column("LINEAGES THAT ARE", "end"),
@@ -90,6 +91,56 @@ def _facts(item: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     yield "conventional tCO2e", _rounded(figure)["tco2e"], factor(figure)
     if figure["completed_only"] is not None:
         yield "  completed only", _rounded(figure["completed_only"])["tco2e"], "as papers count"
+
+
+_CONVENTIONAL = [
+    Column("LINEAGE", "lineage"),
+    Column("OF", "of"),
+    Column("GPU-HOURS", "gpu_hours", right=True),
+    Column("MWH", "mwh", right=True),
+    Column("TCO2E", "tco2e", right=True),
+]
+
+
+def conventional(rows: Sequence[Mapping[str, Any]], output: Format, *, header: bool) -> None:
+    """Print the carbon figure as papers give it, of kept updates alone and of everything that was held.
+
+    Raises:
+        UsageError: the site has not set the power of its GPUs.
+    """
+    known = [row for row in rows if row["conventional"] is not None]
+    if rows and not known:
+        raise UsageError("the power of a GPU is not known", "set gpu_tdp_watts in [ledger] of the configuration")
+    found = [each for row in known for each in (_kept(row), _everything(row))]
+    if output in (Format.TABLE, Format.WIDE):
+        found = [_rounded(each) for each in found]
+        show("", found, _CONVENTIONAL, output, header=header)
+        if known:
+            sys.stdout.write(f"\n{_source(known[0]['conventional'])}\n")
+    else:
+        show("opt-ops/ledger-conventional/1", found, _CONVENTIONAL, output, header=header)
+
+
+def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
+    figure = row["conventional"]
+    hours = row["conventional_kwh"] * 1000 / (figure["tdp_watts"] * figure["pue"])
+    return _figure(row, "kept updates", hours, row["conventional_kwh"], row["conventional_tco2e"])
+
+
+def _everything(row: Mapping[str, Any]) -> dict[str, Any]:
+    figure = row["conventional"]
+    return _figure(row, "everything held", figure["gpu_hours"], figure["kwh"], figure["tco2e"])
+
+
+def _figure(row: Mapping[str, Any], of: str, hours: float, kwh: float, tco2e: float | None) -> dict[str, Any]:
+    figure = row["conventional"]
+    factors = {key: figure[key] for key in ("tdp_watts", "pue", "kg_co2e_per_kwh", "factor_source", "factor_year")}
+    said = {"lineage": row["lineage"], "of": of, "gpu_hours": hours, "mwh": kwh / 1000, "kwh": kwh, "tco2e": tco2e}
+    return said | factors
+
+
+def _source(figure: Mapping[str, Any]) -> str:
+    return f"GPU-hours × {figure['tdp_watts']:g} W × PUE {figure['pue']:g}; {factor(figure)}"
 
 
 def factor(figure: Mapping[str, Any]) -> str:

@@ -133,3 +133,20 @@ def test_the_sums_over_lineages_tell_the_ends_apart(record: LineageRecord, tmp_p
     later = max(each.as_of or 0.0 for each in accounts) + 1
     assert total(accounts, RATES, since=later).lineages == 0
     assert 0 < (summed.share_drills or 0.0) < 1, "a drill took node-hours"
+
+
+def test_the_conventional_figure_of_kept_updates_leaves_out_spares_and_lost_time(told: Told):
+    """Twenty kept steps of ten seconds on two nodes, after ten that were discarded."""
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 10)
+    told.see(e.AttemptEnded(attempt="12.00-a0", outcome=Outcome.FAILED, last_step=10, last_step_at=None, exits=()))
+    told.launch("12.00-a1").train("12.00-a1", 1, 20)
+    record = load(told.folder)
+    resources = account(record, Rates(pue=1.1, gpu_tdp_watts=400, kg_co2e_per_kwh=0.21)).summary.resources
+    summary = account(record, RATES).summary
+    hours = summary.seconds_by_phase["training_kept"] / 3600 * len(record.state.attempts["12.00-a1"].nodes)
+    gpus = (resources.gpu_hours or 0.0) / (resources.node_hours or 1.0)
+    assert hours > 0
+    assert resources.conventional_kwh == pytest.approx(hours * gpus * 0.4 * 1.1)
+    assert resources.conventional_tco2e == pytest.approx(hours * gpus * 0.4 * 1.1 * 0.21 / 1000)
+    assert resources.conventional is not None
+    assert resources.conventional_kwh < resources.conventional.kwh
