@@ -184,7 +184,7 @@ class Rates(_Table):
     factor_source: _Text | None = None  # of that factor, such as "EPA eGRID2023, SRMV"
     factor_year: Annotated[int | None, _number(1990, 2100)] = None
     gpu_tdp_watts: Annotated[float | None, _number(1, 10_000)] = Field(  # of one GPU, for the conventional figure
-        None, validation_alias=AliasChoices("gpu_tdp_watts", "tdp_watts")
+        default=None, validation_alias=AliasChoices("gpu_tdp_watts", "tdp_watts")
     )
     cost_per_kwh: Annotated[float | None, _number(0, 1e9)] = None
     cost_per_node_hour: Annotated[float | None, _number(0, 1e9)] = None
