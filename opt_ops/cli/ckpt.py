@@ -27,7 +27,14 @@ from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import counting, total_steps
 from opt_ops.errors import NotFound
 
-app = typer.Typer(no_args_is_help=True, help="List, verify, evaluate, release and delete checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="List, verify, evaluate, serve, release and delete checkpoints.")
+
+
+class Engine(StrEnum):
+    """A program that answers requests to a model."""
+
+    VLLM = "vllm"
+    TRANSFORMERS = "transformers"
 
 
 class Dtype(StrEnum):
@@ -214,6 +221,37 @@ def release(
     columns = [Column("OUT", "out"), Column("FILES", "files", right=True), Column("BYTES", "bytes", right=True)]
     columns += [Column("LICENCE", "licence"), Column("DIGEST", "digest", wide=True)]
     show("opt-ops/ckpt-release/1", [item], columns, output)
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[str, typer.Argument(metavar="ID/STEP", help="A checkpoint such as 12/61000.")],
+    engine: Annotated[
+        Engine | None,
+        typer.Option("--engine", help="[default: vllm if [serve] vllm is set, else transformers]", show_default=False),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at. Others than this machine's need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 6010,
+    output: FormatOption = Format.TABLE,
+    quiet: QuietOption = False,
+) -> None:
+    """Answer completion requests with a checkpoint, until Ctrl-C.
+
+    It prints the address once the engine has answered a request. There is a page at /, and POST /v1/completions. A key
+    that the engine would ignore is refused. The exit code is 65 if the checkpoint is damaged, 2 if the engine is not
+    installed. With OPT_OPS_SERVE_TOKEN in the environment, requests must show it, and --host may be any address.
+    docs/serving.md lists the keys.
+
+    Examples:
+      opt-ops ckpt serve 12/61000
+      opt-ops ckpt serve 12.03/61000 --engine transformers --port 0 -o json
+      OPT_OPS_SERVE_TOKEN=... opt-ops ckpt serve 12 --host 0.0.0.0
+    """
+    from opt_ops.cli import ckpt_serve
+
+    ckpt_serve.serve(checkpoint, engine.value if engine else None, host, port, output, quiet=quiet)
 
 
 @app.command()
