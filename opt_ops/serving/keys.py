@@ -74,7 +74,7 @@ _FLAG = ("true or false", lambda value: isinstance(value, bool))
 KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "model": ("a text", _is_text),
     "prompt": ("a text, a list of texts, a list of token ids or a list of such lists", _is_prompt),
-    "max_tokens": _whole(0, 2**31),
+    "max_tokens": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
     "temperature": _number(0, 2),
     "top_p": ("a number above 0, to 1", lambda value: type(value) in (int, float) and 0 < value <= 1),
     "n": _whole(1, 128),
@@ -126,7 +126,7 @@ def checked(
             raise Refused(f"engine {engine} ignores it; use --engine vllm", key)
         wanted, fits = KEYS[key]
         if not fits(value):
-            raise Refused(f"{wanted} is wanted", key)
+            raise Refused(f"must be {wanted}", key)
     if body.get("model", model.name) != model.name:
         raise Refused(f"only {model.name} is served here", "model", 404)
     if "prompt" not in body:
@@ -148,7 +148,7 @@ def _require_room(request: Mapping[str, Any], model: Model, count: Callable[[Seq
         raise Refused(f"token ids are below {model.vocabulary}", "prompt")
     longest = max(count(texts) if texts else map(len, several))
     if wanted < 1 and not request.get("echo"):
-        raise Refused("at least 1 is wanted", "max_tokens")
+        raise Refused("must be at least 1", "max_tokens")
     if longest + wanted > model.positions:
         room = max(0, model.positions - longest)
         raise Refused(

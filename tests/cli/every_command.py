@@ -94,6 +94,7 @@ ARGUMENTS = {
 
 NOT_RUN = {
     "ckpt evaluate": "starts the harness, which takes half a minute; tests/e2e/test_evaluate.py runs it",
+    "ckpt serve": "serves until Ctrl-C; tests/e2e/test_serve.py runs it",
     "daemon ensure": "starts a daemon that outlives the test",
     "daemon run": "does not end",
     "logbook open": "opens a browser",
