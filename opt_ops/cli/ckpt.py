@@ -27,7 +27,7 @@ from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import counting, total_steps
 from opt_ops.errors import NotFound
 
-app = typer.Typer(no_args_is_help=True, help="List, verify, evaluate, serve, release and delete checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="List, verify, evaluate, serve, release, delete checkpoints.")
 
 
 class Engine(StrEnum):
