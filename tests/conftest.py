@@ -36,6 +36,7 @@ _FOREIGN = (
 _FOREIGN_NAMES = {
     *("RANK", "WORLD_SIZE", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TZ"),
     *("COMP_WORDS", "COMP_CWORD", "_TYPER_COMPLETE_ARGS", "PYTHONWARNINGS", "DISPLAY"),
+    "PYTHONDONTWRITEBYTECODE",  # hundreds of processes would compile all modules again, and each worker all tests
     *("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),
 }
 
@@ -45,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name != processes.MARK and (name.startswith(_FOREIGN) or name in _FOREIGN_NAMES):
             del os.environ[name]
+    sys.dont_write_bytecode = False
     os.environ["LC_ALL"] = "C.UTF-8"
     if not hasattr(config, "workerinput"):
         processes.mark()

@@ -1,9 +1,8 @@
-"""Starts ranks of a script in processes of their own. They are forked from one that has imported torch."""
+"""Starts ranks of a script in processes of their own. They are forked from one that has imported what it needs."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import runpy
 import signal
@@ -13,14 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.forks import Forks
 from tests.ports import free_port
 
 PATIENCE = 240.0
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["torch", "torch._dynamo", "torch.distributed.fsdp", "lightning.pytorch", "opt_ops.integrations.rank"]
-)
+_TORCH = ("torch", "torch._dynamo", "torch.distributed.fsdp", "opt_ops.integrations.rank")
+_FORKS = {
+    "loop.py": Forks(*_TORCH),
+    "lit.py": Forks(*_TORCH, "lightning.pytorch"),
+    "hf_script.py": Forks(*_TORCH, "transformers.trainer", "accelerate"),
+}
+"""By script: where its ranks come from."""
 
 
 def _run(script: str, arguments: list[str], environment: dict[str, str], folder: str, log: str) -> None:
@@ -51,8 +54,8 @@ class Ranks:
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             log = str(folder / f"rank-{rank}.log")
             target = (str(script), arguments, environment, str(folder), log)
-            process = _CONTEXT.Process(target=_run, args=target)
-            process.start()
+            process = _FORKS[script.name].Process(target=_run, args=target)
+            _FORKS[script.name].start(process)
             self.processes.append(process)
 
     def codes(self, seconds: float = PATIENCE) -> list[int | None]:

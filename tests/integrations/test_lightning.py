@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import signal
@@ -14,7 +15,8 @@ import pytest
 from opt_ops.contract import lr_of, read
 from tests.integrations.ranks import Attempts, until
 
-pytest.importorskip("lightning.pytorch")
+if importlib.util.find_spec("lightning") is None:  # its scripts import it, in processes of their own
+    pytest.skip("needs lightning (opt-ops[lightning])", allow_module_level=True)
 
 SCRIPT = Path(__file__).with_name("lit.py")
 SCHEDULE = {"kind": "cosine", "peak_lr": 0.02, "warmup_steps": 4, "total_steps": 12, "final_fraction": 0.1}

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 
 from opt_ops.contract import committed, read
-from tests.integrations import ranks
 from tests.integrations.ranks import Attempts
 
 SCRIPT = Path(__file__).with_name("hf_script.py")
 WINDOWS = ("--skip-batches=3:4", "--samples=40")
-
-ranks._CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "transformers.trainer", "accelerate"])
 
 
 @pytest.fixture

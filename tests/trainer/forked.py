@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import runpy
 import signal
@@ -14,8 +13,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["trainer.loop", "torch._dynamo"])
+from tests.forks import Forks
+
+FORKS = Forks("trainer.loop", "torch._dynamo")
 
 
 def _run(module: str, args: Sequence[str], where: Path, variables: Mapping[str, str], out: Connection, err: Connection):
@@ -42,7 +42,7 @@ class Forked:
         pipes = [FORKS.Pipe(duplex=False) for _ in self._said]
         (_, out), (_, err) = pipes
         self._process = FORKS.Process(target=_run, args=(module, args, where, dict(variables), out, err))
-        self._process.start()
+        FORKS.start(self._process)
         assert self._process.pid is not None
         self.pid: int = self._process.pid
         self._readers = [

@@ -76,7 +76,7 @@ class Ranks:
         while len(self._processes) < world:
             ours, theirs = FORKS.Pipe()
             process = FORKS.Process(target=_serve, args=(len(self._processes), theirs), daemon=True)
-            process.start()
+            FORKS.start(process)
             theirs.close()
             self._processes.append((process, ours))
         pipes = [pipe for _, pipe in self._processes[:world]]

@@ -271,7 +271,7 @@ class Crew:
     def _start(self, rank: int, plan: Plan) -> _Process:
         (their_orders, orders), (reports, their_reports) = (FORKS.Pipe(duplex=False) for _ in range(2))
         process = FORKS.Process(target=_serve, args=(rank, plan, their_orders, their_reports), daemon=True)
-        process.start()
+        FORKS.start(process)
         their_orders.close()
         their_reports.close()
         return _Process(process, orders, reports)

@@ -66,7 +66,7 @@ def training(recipe: Recipe, world: int) -> Iterator[list[tuple[Any, Connection]
         for rank in range(world):
             ours, theirs = FORKS.Pipe()
             process = FORKS.Process(target=_train_until_lost, args=(rank, world, port, recipe, theirs))
-            process.start()
+            FORKS.start(process)
             theirs.close()
             members.append((process, ours))
         assert heard([pipe for _, pipe in members]) == ["trains"] * world
