@@ -19,8 +19,9 @@ from opt_ops.runfolder import fields, trainer_files
 from trainer import recipes
 from trainer.data import dataset
 from trainer.data.dedup import run as runs
-from trainer.data.dedup.run import Options, run
+from trainer.data.dedup.run import run
 from trainer.data.dedup.words import jaccard, run_set, words
+from trainer.data.dedup.work import Options
 from trainer.data.tokens import builder
 from trainer.errors import UserError
 
@@ -178,13 +179,13 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 _sketch_piece: Callable[..., None] = runs._sketch_piece
 
 
-def killed_once(piece: Any, file: Path, *others: Any) -> None:
+def killed_once(piece: Any, *others: Any) -> None:
     """The process that gets the second piece is killed, once."""
-    marker = file.parent.parent / "was killed"
-    if file.name.endswith("00001.npz") and not marker.exists():
+    marker = piece.sketches.parents[2] / "was killed"
+    if piece.sketches.name.endswith("00001.npz") and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    _sketch_piece(piece, file, *others)
+    _sketch_piece(piece, *others)
 
 
 def test_several_processes_of_which_one_is_killed_give_the_same_bytes(large: Path, monkeypatch: pytest.MonkeyPatch):
@@ -199,11 +200,11 @@ def test_several_processes_of_which_one_is_killed_give_the_same_bytes(large: Pat
 def test_an_interrupted_run_goes_on_with_what_it_had(large: Path, monkeypatch: pytest.MonkeyPatch):
     done: list[str] = []
 
-    def interrupted(piece: Any, file: Path, *others: Any) -> None:
+    def interrupted(piece: Any, *others: Any) -> None:
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(file.name)
-        _sketch_piece(piece, file, *others)
+        done.append(piece.sketches.name)
+        _sketch_piece(piece, *others)
 
     monkeypatch.setattr(runs, "_sketch_piece", interrupted)
     options = Options(inputs=(large / "in",), out=large / "out")
@@ -211,7 +212,9 @@ def test_an_interrupted_run_goes_on_with_what_it_had(large: Path, monkeypatch: p
         run(options)
     assert not (large / "out").exists()
     again: list[str] = []
-    monkeypatch.setattr(runs, "_sketch_piece", lambda *given: (again.append(given[1].name), _sketch_piece(*given)))
+    monkeypatch.setattr(
+        runs, "_sketch_piece", lambda *given: (again.append(given[0].sketches.name), _sketch_piece(*given))
+    )
     run(options)
     assert again
     assert not set(again) & set(done)

@@ -2,8 +2,10 @@
 
 import argparse
 import json
-import os
+import re
+import signal
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -18,12 +20,17 @@ examples:
   python -m trainer.data.dedup wiki/ books.jsonl --out clean
   python -m trainer.data.dedup wiki/ --out clean --against valid.jsonl evaluations/documents/
   python -m trainer.data.dedup new.jsonl --out new-clean --against-duplicates clean
+  python -m trainer.data.dedup web/ --out clean --engine datatrove --slurm partition=cpu,time=04:00:00,account=nlp
 
 clean/ then has one file for each input with the lines that stay, byte for byte;
 removed.jsonl.gz; and dedup.json. Train on it: --data clean. An interrupted command
 goes on where it was when it is given again.
-exit codes: 0 done; 1 unexpected error; 78 user error
+exit codes: 0 done; 1 unexpected error, or jobs that failed; 2 the engine is not installed; 78 user error
 """
+
+_EXTRAS = {"rensa": "data", "datatrove": "data-cluster"}
+_NOT_INSTALLED = 2
+_OWN_OPTIONS = {"array", "output", "error", "job-name", "export", "dependency", "requeue", "wrap", "chdir"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,8 +43,14 @@ def main() -> int:
     try:
         given = _parser().parse_args()
         require_packages()
+        if find_spec(given.engine) is None:
+            extra = f"{sys.executable} -m pip install 'opt-ops[{_EXTRAS[given.engine]}]'"
+            print_line(f"error: {given.engine} is not installed for {sys.executable}: {extra}.", sys.stderr)
+            return _NOT_INSTALLED
         _check(given)
-        from trainer.data.dedup.run import Options, run
+        from trainer.data.dedup.run import run
+        from trainer.data.dedup.work import Options
+        from trainer.data.tokens import usable_cores
 
         options = Options(
             inputs=tuple(given.inputs),
@@ -46,7 +59,9 @@ def main() -> int:
             known=tuple(given.against_duplicates),
             threshold=given.threshold,
             seed=given.seed,
-            workers=given.workers,
+            workers=given.workers or (None if given.slurm else usable_cores()),
+            engine=given.engine,
+            slurm=_slurm(given.slurm) if given.slurm else None,
         )
         print(json.dumps(run(options, lambda line: print_line(line, sys.stderr)), indent=1))
     except UserError as error:
@@ -55,18 +70,39 @@ def main() -> int:
     except OSError as error:
         print_line(f"error: {error}. Finished pieces are kept: the same command goes on from them.", sys.stderr)
         return ExitCode.UNEXPECTED_ERROR
+    except KeyboardInterrupt:
+        print_line("interrupted. The same command goes on from what is finished.", sys.stderr)
+        return 128 + signal.SIGINT
     return ExitCode.DONE
 
 
 def _check(given: argparse.Namespace) -> None:
-    if find_spec("rensa") is None:
-        raise UserError(
-            f"rensa is not installed for {sys.executable}: {sys.executable} -m pip install 'opt-ops[data]'."
-        )
-    if not 0 < given.threshold <= 1:
-        raise UserError(f"--threshold {given.threshold:g}: more than 0 and at most 1.")
-    if given.workers < 1:
+    from trainer.data.dedup.sketch import LEAST_THRESHOLD
+
+    if not LEAST_THRESHOLD <= given.threshold <= 1:
+        raise UserError(f"--threshold {given.threshold:g}: at least {LEAST_THRESHOLD:g} and at most 1.")
+    if not 0 <= given.seed < 1 << 32:
+        raise UserError(f"--seed {given.seed}: at least 0 and below {1 << 32}.")
+    if given.workers is not None and given.workers < 1:
         raise UserError(f"--workers {given.workers}: at least 1.")
+    if given.slurm and given.engine != "datatrove":
+        raise UserError("--slurm needs --engine datatrove: rensa works on this machine alone.")
+
+
+def _slurm(given: Sequence[str]) -> dict[str, str]:
+    """The long options of sbatch, by name."""
+    found: dict[str, str] = {}
+    for text in (each for one in given for each in re.split(r",(?=[\w-]+=)", one)):
+        name, equals, value = text.partition("=")
+        name = name.replace("_", "-")
+        if not equals or not re.fullmatch(r"[a-z][a-z-]*", name) or not re.fullmatch(r"\S+", value):
+            raise UserError(f"--slurm {text}: expected KEY=VALUE with a long option of sbatch, such as partition=cpu.")
+        if name in _OWN_OPTIONS:
+            raise UserError(f"--slurm {text}: {name} is set for each job here.")
+        found[name] = value
+    if missing := [name for name in ("partition", "time") if name not in found]:
+        raise UserError(f"--slurm needs {' and '.join(missing)} as well, such as partition=cpu,time=04:00:00.")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +130,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", metavar="N", type=int, default=1, help="of the MinHash (default: 1)")
     parser.add_argument(
-        "--workers", metavar="N", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)"
+        "--workers",
+        metavar="N",
+        type=int,
+        help="processes at once (default: one for each core; with --slurm: no limit)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=sorted(_EXTRAS),
+        default="rensa",
+        help="rensa: one machine; datatrove: also a cluster; the result is the same (default: rensa)",
+    )
+    parser.add_argument(
+        "--slurm",
+        metavar="KEY=VALUE",
+        nargs="+",
+        help="run datatrove's tasks as jobs of Slurm; keys are long options of sbatch; partition and time are needed",
     )
     return parser
 

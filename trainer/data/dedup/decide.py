@@ -4,7 +4,6 @@ A document is compared with documents that stay. So chains of near copies do not
 one. Candidates by MinHash are compared exactly: an estimate from 128 values would miss half of the pairs at 0.95.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +11,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.dedup.words import COMMON_RUN, Hashes
+from trainer.data.dedup.candidates import Candidates
+from trainer.data.dedup.words import COMMON_RUN
 
 
 class Why(StrEnum):
@@ -25,90 +25,89 @@ class Why(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A document that goes, the one because of which it goes, and their Jaccard index if it was computed."""
+    """The row of a document that goes, the row because of which it goes, and their Jaccard index if it was computed."""
 
-    document: int
+    row: int
     other: int
     why: Why
     jaccard: float | None
     words: int | None = None  # that they share in a row, at least
 
 
-@dataclass(frozen=True, kw_only=True)
-class Documents:
-    """All documents by number: test texts first, then documents of older corpora, then those of the input.
-
-    Attributes:
-        tests: how many test texts there are.
-        known: how many documents of older corpora follow them.
-        digests: of the words of each, ``[documents, 32]``.
-        sizes: how many different runs each has, ``[documents]``.
-        bands: as in ``Sketches``, ``[documents, BANDS]``.
-        shared: the test text with which each shares a run of 13 words, −1 for none, ``[documents]``.
-    """
-
-    tests: int
-    known: int
-    digests: NDArray[np.uint8]
-    sizes: NDArray[np.int32]
-    bands: Hashes
-    shared: NDArray[np.int64]
-
-
-def removals(documents: Documents, threshold: float, jaccard: Callable[[int, int], float]) -> Iterator[Removal]:
+def removals(candidates: Candidates, threshold: float, jaccard: Callable[[int, int], float]) -> Iterator[Removal]:
     """The documents of the input that go, in order.
 
     Args:
-        documents: what is known of each.
+        candidates: what is known of each; no other document goes.
         threshold: the Jaccard index from which on two documents are near copies.
-        jaccard: computes the Jaccard index of two documents.
+        jaccard: computes the Jaccard index of two rows.
     """
-    groups = _groups(documents.bands)
-    seen: dict[bytes, int] = {}
-    members: list[defaultdict[int, list[int]]] = [defaultdict(list) for _ in range(groups.shape[1])]
-    for number, digest in enumerate(documents.digests):
+    _, same = np.unique(candidates.digests.view("V32")[:, 0], return_inverse=True)
+    first = np.full(len(same), -1)  # of the rows with the same words, the one that stays
+    members = _Members(candidates.groups)
+    for row, words in enumerate(same):
         removal = None
-        if number >= documents.tests + documents.known:
-            removal = _removal(documents, number, seen.get(digest.tobytes()), groups, members, threshold, jaccard)
+        if row >= candidates.before:
+            removal = _removal(candidates, row, int(first[words]), members, threshold, jaccard)
         if removal is not None:
             yield removal
             continue
-        seen.setdefault(digest.tobytes(), number)
-        for band, group in enumerate(groups[number]):
-            if group >= 0:
-                members[band][int(group)].append(number)
+        if first[words] < 0:
+            first[words] = row
+        members.add(row)
 
 
 def _removal(
-    documents: Documents,
-    number: int,
-    same: int | None,
-    groups: NDArray[np.int64],
-    members: list[defaultdict[int, list[int]]],
+    candidates: Candidates,
+    row: int,
+    same: int,
+    members: "_Members",
     threshold: float,
     jaccard: Callable[[int, int], float],
 ) -> Removal | None:
-    test = int(documents.shared[number])
+    test = int(candidates.shared[row])
     if test >= 0:
-        return Removal(number, test, Why.CONTAMINATED, None, COMMON_RUN)
-    if same is not None:
-        return Removal(number, same, Why.CONTAMINATED if same < documents.tests else Why.EXACT, 1.0)
-    found = {other for band, group in enumerate(groups[number]) if group >= 0 for other in members[band][int(group)]}
-    size = documents.sizes[number]
-    for other in sorted(found):
-        less, more = sorted((size, documents.sizes[other]))
-        if less < threshold * more:
-            continue  # even if all runs of the shorter one are in the longer one
-        index = jaccard(number, other)
+        return Removal(row, test, Why.CONTAMINATED, None, COMMON_RUN)
+    if same >= 0:
+        return Removal(row, same, Why.CONTAMINATED if same < candidates.tests else Why.EXACT, 1.0)
+    found = members.beside(row)
+    sizes, size = candidates.sizes[found], candidates.sizes[row]
+    # two sets have at most the Jaccard index of the shorter one within the longer one
+    found = found[np.minimum(sizes, size) / np.maximum(sizes, size) >= threshold]
+    for other in found.tolist():
+        index = jaccard(row, other)
         if index >= threshold:
-            return Removal(number, other, Why.CONTAMINATED if other < documents.tests else Why.NEAR, index)
+            return Removal(row, other, Why.CONTAMINATED if other < candidates.tests else Why.NEAR, index)
     return None
 
 
-def _groups(bands: Hashes) -> NDArray[np.int64]:
-    """By document and band: the number of the group with the same value; −1 where no other document has it."""
-    groups = np.full(bands.shape, -1, np.int64)
-    for band in range(bands.shape[1]):
-        _, place, count = np.unique(bands[:, band], return_inverse=True, return_counts=True)
-        groups[:, band] = np.where(count[place] > 1, place, -1)
-    return groups
+class _Members:
+    """The documents that stay, by band and group."""
+
+    def __init__(self, groups: NDArray[np.int32]) -> None:
+        """``groups``: as in ``Candidates``."""
+        self._groups = groups
+        self._begins: list[NDArray[np.int64]] = []  # of each group, among the rows of a band
+        self._ends: list[NDArray[np.int64]] = []
+        self._rows: list[NDArray[np.int32]] = []
+        for band in range(groups.shape[1]):
+            sizes = np.bincount(groups[groups[:, band] >= 0, band])
+            self._begins.append(np.concatenate([[0], np.cumsum(sizes)]))
+            self._ends.append(self._begins[-1].copy())
+            self._rows.append(np.zeros(sizes.sum(), np.int32))
+
+    def add(self, row: int) -> None:
+        """A document stays."""
+        for band, group in enumerate(self._groups[row].tolist()):
+            if group >= 0:
+                self._rows[band][self._ends[band][group]] = row
+                self._ends[band][group] += 1
+
+    def beside(self, row: int) -> NDArray[np.int32]:
+        """The documents of its groups that stay, in order."""
+        found = [
+            self._rows[band][self._begins[band][group] : self._ends[band][group]]
+            for band, group in enumerate(self._groups[row].tolist())
+            if group >= 0
+        ]
+        return np.unique(np.concatenate([np.zeros(0, np.int32), *found]))

@@ -1,67 +1,44 @@
-"""The run: pieces of work for several processes, and what an interrupted run had done already.
+"""The run: what is read, what an interrupted run had done already, and the folder that is written.
 
 Beside the folder that is asked for, ``DIR.part`` holds the sketches of finished pieces. The same command goes on from
-them. The result does not depend on the number of processes or on what was interrupted.
+them. The result does not depend on the engine, on the number of processes, or on what was interrupted.
 """
 
 import fcntl
+import hashlib
 import json
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opt_ops.contract.files import sha256, write_durably
-from trainer.data.corpus import Document, Span, jsonl_files, located, whole
-from trainer.data.dedup.decide import Documents, removals
-from trainer.data.dedup.output import Source, write
-from trainer.data.dedup.sketch import BANDS, PERMUTATIONS, CommonRuns, Sketches, common_runs, sketch
+from opt_ops.contract.files import sync_folder, write_durably
+from trainer.data.corpus import Document, Span, located, whole
+from trainer.data.dedup.candidates import Candidates, Groups, candidates, grouped
+from trainer.data.dedup.decide import removals
+from trainer.data.dedup.output import write
+from trainer.data.dedup.pieces import Piece, Source, Survey, cut, require_different_names, sources, survey
+from trainer.data.dedup.processes import run_all
+from trainer.data.dedup.sketch import (
+    NO_RUNS,
+    PERMUTATIONS,
+    Sketches,
+    bands_for,
+    common_runs,
+    read_common_runs,
+    sketch,
+)
 from trainer.data.dedup.words import RUN, Hashes, jaccard, run_set, words
-from trainer.data.lines import text_of
-from trainer.data.tokens.builder import cut
+from trainer.data.dedup.work import Options, Work
 from trainer.errors import UserError
 
-_ATTEMPTS = 3  # of a piece whose process was killed, as by the kernel for its memory
-_SETS_KEPT = 256  # of documents that were compared last: copies often come in a row
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is asked for. ``threshold`` is the Jaccard index from which on two documents are near copies."""
-
-    inputs: tuple[Path, ...]
-    out: Path
-    against: tuple[Path, ...] = ()
-    known: tuple[Path, ...] = ()  # older corpora: their documents are duplicates, and not written again
-    threshold: float = 0.95
-    seed: int = 1
-    workers: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a document is."""
-
-    source: Source
-    offset: int
-
-
-@dataclass(kw_only=True)
-class _Found:
-    """The documents of some files, in order."""
-
-    places: list[Place] = field(default_factory=list)
-    sketches: list[Sketches] = field(default_factory=list)
+_RUNS_KEPT = 1 << 23  # of documents that were compared last, 8 bytes each: copies often come in a row
 
 
 def run(options: Options, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -69,70 +46,56 @@ def run(options: Options, progress: Callable[[str], None] = lambda _: None) -> d
 
     Raises:
         UserError: the folder exists, an input is not what it should be, or another run is at work on the same folder.
+        ChildProcessError: jobs ended without a result.
     """
     began = time.monotonic()
     if options.out.exists():
         raise UserError(f"{options.out} exists already. Name a folder that does not exist.")
-    sources = {
-        "input": _sources(options.inputs),
-        "against": _sources(options.against),
-        "known": _sources(options.known),
+    of_role = {
+        "against": sources(options.against, once=False),
+        "known": sources(options.known, once=False),
+        "input": sources(options.inputs, once=True),
     }
-    _require_different_names(sources["input"])
-    about = _about(options, sources)
+    require_different_names(of_role["input"])
+    before = _versions(of_role)
+    about = _about(options, of_role)
     part = options.out.with_name(f"{options.out.name}.part")
-    with _alone(part, about):
-        tests = common_runs([words(text) for source in sources["against"] for text in _tests(source.path)])
-        found = {
-            role: _sketched(part, role, files, tests if role == "input" else None, options, progress)
-            for role, files in sources.items()
-        }
-        everything = [found["against"], found["known"], found["input"]]
-        places = [place for each in everything for place in each.places]
-        sets = _Sets(places)
-        gone = list(removals(_documents(everything), options.threshold, sets.jaccard))
-        progress(f"{len(gone):,} of {len(found['input'].places):,} documents go")
-        report = write(part / "out", sources["input"], places, gone, found["input"].sketches, about)
+    with _alone(part):
+        work = _begin(part, of_role, about, options, progress)
+        groups, surveyed = _found(work)
+        table = candidates(work.pieces, surveyed, groups)
+        gone = list(removals(table, options.threshold, _Sets(table).jaccard))
+        progress(f"{len(gone):,} of {surveyed.documents:,} documents go")
+        result = work.folder / "out"
+        shutil.rmtree(result, ignore_errors=True)
+        report = about | write(result, of_role["input"], work.pieces, surveyed, table, gone)
         report["seconds"] = round(time.monotonic() - began, 1)
-        write_durably(part / "out" / "dedup.json", json.dumps(report, indent=1) + "\n")
-        (part / "out").rename(options.out)
-    shutil.rmtree(part)
+        write_durably(result / "dedup.json", json.dumps(report, indent=1) + "\n")
+        if _versions(of_role) != before:
+            raise UserError("files changed while they were read. Give the command again when they are complete.")
+        result.rename(options.out)
+        sync_folder(options.out.parent)
+    shutil.rmtree(part, ignore_errors=True)
     return report
 
 
-def _sources(paths: Sequence[Path]) -> list[Source]:
-    """The files among ``paths``, in order, each with the name that it gets in the folder."""
-    found: list[Source] = []
-    for path in paths:
-        for file in jsonl_files([path]):
-            name = str(file.relative_to(path)) if path.is_dir() else file.name
-            found.append(Source(path=file, name=name, sha256=sha256(file)))
-    return found
+def _versions(of_role: dict[str, list[Source]]) -> list[tuple[int, int]]:
+    found = [source.path.stat() for files in of_role.values() for source in files]
+    return [(each.st_size, each.st_mtime_ns) for each in found]
 
 
-def _require_different_names(sources: Sequence[Source]) -> None:
-    names: dict[str, Path] = {}
-    for source in sources:
-        if source.name in names:
-            raise UserError(
-                f"{names[source.name]} and {source.path} would both become {source.name}. Name the folder above them, "
-                "or rename one."
-            )
-        names[source.name] = source.path
-
-
-def _about(options: Options, sources: dict[str, list[Source]]) -> dict[str, Any]:
+def _about(options: Options, of_role: dict[str, list[Source]]) -> dict[str, Any]:
     listed = {
         role: [{"path": str(source.path), "sha256": source.sha256} for source in files]
-        for role, files in sources.items()
+        for role, files in of_role.items()
     }
     return {
         "v": 1,
-        "engine": f"rensa {version('rensa')}",
+        "engine": f"{options.engine} {version(options.engine)}",
         "threshold": options.threshold,
         "shingle": f"{RUN} words",
         "permutations": PERMUTATIONS,
-        "bands": BANDS,
+        "bands": bands_for(options.threshold),
         "seed": options.seed,
         "inputs": listed["input"],
         "against": listed["against"],
@@ -141,118 +104,47 @@ def _about(options: Options, sources: dict[str, list[Source]]) -> dict[str, Any]
 
 
 @contextmanager
-def _alone(part: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder of the unfinished run; what another command has left there is removed."""
+def _alone(part: Path) -> Iterator[None]:
+    """Hold the folder of the unfinished run."""
     part.mkdir(parents=True, exist_ok=True)
     with (part / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another run is at work on {part}. Wait for it, or name another folder.") from None
-        wanted = json.dumps(about, sort_keys=True)
-        known = part / "arguments.json"
-        if not known.is_file() or known.read_text() != wanted:
-            for left in part.glob("*.npz"):
-                left.unlink()
-            write_durably(known, wanted)
-        shutil.rmtree(part / "out", ignore_errors=True)
         yield
 
 
-def _sketched(
+def _begin(
     part: Path,
-    role: str,
-    sources: Sequence[Source],
-    tests: CommonRuns | None,
+    of_role: dict[str, list[Source]],
+    about: dict[str, Any],
     options: Options,
     progress: Callable[[str], None],
-) -> _Found:
-    """Sketch all documents of some files, in as many processes as are asked for."""
-    pieces = cut([source.path for source in sources])
-    files = [part / f"{role}-{number:05d}.npz" for number in range(len(pieces))]
-    tests = tests or common_runs([])
-    for left in range(_ATTEMPTS - 1, -1, -1):
-        todo = [(piece, file) for piece, file in zip(pieces, files, strict=True) if not file.is_file()]
-        try:
-            for done in _sketch_all(todo, tests, options):
-                progress(f"{role}: {done} of {len(todo)} pieces")
-            break
-        except BrokenProcessPool:
-            if not left:
-                raise UserError(f"processes were killed {_ATTEMPTS} times. Use fewer --workers.") from None
-            progress("a process was killed: its pieces are done again")
-    of_path = {source.path: source for source in sources}
-    found = _Found()
-    for piece, file in zip(pieces, files, strict=True):
-        each = Sketches.read(file)
-        found.sketches.append(each)
-        found.places += [
-            Place(source=of_path[piece[span].path], offset=int(offset))
-            for span, offset in zip(each.spans, each.offsets, strict=True)
-        ]
-    return found
-
-
-def _sketch_all(todo: Sequence[tuple[Sequence[Span], Path]], tests: CommonRuns, options: Options) -> Iterator[int]:
-    """Sketch pieces; after each, how many are done."""
-    if options.workers == 1:
-        for done, (piece, file) in enumerate(todo, 1):
-            _sketch_piece(piece, file, tests, options.seed)
-            yield done
-    elif todo:
-        with ProcessPoolExecutor(options.workers, mp_context=get_context("forkserver")) as pool:
-            futures = [pool.submit(_sketch_piece, piece, file, tests, options.seed) for piece, file in todo]
-            for done, future in enumerate(as_completed(futures), 1):
-                future.result()
-                yield done
-
-
-def _sketch_piece(piece: Sequence[Span], file: Path, tests: CommonRuns, seed: int) -> None:
-    sketch(piece, tests, seed).save(file)
-
-
-def _documents(found: Sequence[_Found]) -> Documents:
-    each = [sketches for part in found for sketches in part.sketches]
-    return Documents(
-        tests=len(found[0].places),
-        known=len(found[1].places),
-        digests=np.concatenate([np.zeros((0, 32), np.uint8), *(one.digests for one in each)]),
-        sizes=np.concatenate([np.zeros(0, np.int32), *(one.sizes for one in each)]),
-        bands=np.concatenate([np.zeros((0, BANDS), np.uint64), *(one.bands for one in each)]),
-        shared=np.concatenate([np.zeros(0, np.int64), *(one.shared for one in each)]),
+) -> Work:
+    """The pieces of work. What another command has left is removed: its folder has another name."""
+    spans = [(str(span.path), span.begin, span.end) for piece in cut(of_role, part) for span in piece.spans]
+    name = hashlib.sha256(json.dumps([about, spans]).encode()).hexdigest()[:16]
+    for left in part.iterdir():
+        if left.is_dir() and left.name != name:
+            shutil.rmtree(left, ignore_errors=True)
+    folder = part / name
+    folder.mkdir(exist_ok=True)
+    tests = common_runs([words(text) for source in of_role["against"] for text in _tests(source.path)])
+    tests.save(folder / "tests.npz")
+    return Work(
+        folder=folder,
+        pieces=cut(of_role, folder),
+        tests=folder / "tests.npz",
+        bands=bands_for(options.threshold),
+        options=options,
+        progress=progress,
     )
-
-
-class _Sets:
-    """The sets of documents, read from the files again when two are compared."""
-
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = places
-        self._kept: OrderedDict[int, Hashes] = OrderedDict()
-
-    def jaccard(self, one: int, other: int) -> float:
-        """The Jaccard index of two documents."""
-        return jaccard(self._of(one), self._of(other))
-
-    def _of(self, number: int) -> Hashes:
-        if number in self._kept:
-            self._kept.move_to_end(number)
-            return self._kept[number]
-        place = self._places[number]
-        with place.source.path.open("rb") as file:
-            file.seek(place.offset)
-            text, why = text_of(file.readline())
-        if text is None:
-            raise UserError(f"{place.source.path} has changed while it was read: {why}.")
-        found = self._kept[number] = run_set(text)
-        if len(self._kept) > _SETS_KEPT:
-            self._kept.popitem(last=False)
-        return found
 
 
 def _tests(path: Path) -> list[str]:
     """The texts of a file that must not be trained on. Without any, all documents would pass as clean."""
-    texts = list(_texts(path))
+    texts = [each.text for each in located(whole(path)) if isinstance(each, Document)]
     if not texts:
         raise UserError(
             f'--against {path}: no line has a text, such as {{"text": "…"}}. Nothing can be compared with it.'
@@ -260,7 +152,61 @@ def _tests(path: Path) -> list[str]:
     return texts
 
 
-def _texts(path: Path) -> Iterator[str]:
-    for each in located(whole(path)):
-        if isinstance(each, Document):
-            yield each.text
+def _found(work: Work) -> tuple[Groups, Survey]:
+    """Let the engine work on what is left to do; which documents agree in a band, and how many there are."""
+    if work.options.engine == "datatrove":
+        from trainer.data.dedup import datatrove_steps
+
+        datatrove_steps.sketch_all(work)
+        surveyed = survey(work.pieces)
+        return datatrove_steps.groups(work, surveyed), surveyed
+    _sketch_all(work)
+    bands = [Sketches.read(piece.sketches).bands for piece in work.pieces]
+    return grouped(np.concatenate([np.zeros((0, work.bands), np.uint64), *bands])), survey(work.pieces)
+
+
+def _sketch_all(work: Work) -> None:
+    def left() -> list[tuple[Any, ...]]:
+        return [
+            (piece, work.tests, work.options.seed, work.bands) for piece in work.pieces if not piece.sketches.is_file()
+        ]
+
+    if (work.options.workers or 1) > 1:
+        run_all(_sketch_piece, left, work.options.workers or 1, work.progress)
+        return
+    todo = left()
+    for done, arguments in enumerate(todo, 1):
+        _sketch_piece(*arguments)
+        work.progress(f"{done} of {len(todo)} pieces")
+
+
+def _sketch_piece(piece: Piece, tests: Path, seed: int, bands: int) -> None:
+    common = read_common_runs(tests) if piece.role == "input" else NO_RUNS
+    sketch(piece.spans, common, seed, bands).save(piece.sketches)
+
+
+class _Sets:
+    """The sets of candidates, read from the files again when two are compared."""
+
+    def __init__(self, table: Candidates) -> None:
+        self._table = table
+        self._kept: OrderedDict[int, Hashes] = OrderedDict()
+        self._runs = 0
+
+    def jaccard(self, one: int, other: int) -> float:
+        """The Jaccard index of two rows."""
+        return jaccard(self._of(one), self._of(other))
+
+    def _of(self, row: int) -> Hashes:
+        if row in self._kept:
+            self._kept.move_to_end(row)
+            return self._kept[row]
+        path, offset = self._table.place(row)
+        document = next(located(Span(path, offset, offset + 1)), None)
+        if not isinstance(document, Document):
+            raise UserError(f"{path} changed while it was read. Give the command again when it is complete.")
+        found = self._kept[row] = run_set(document.text)
+        self._runs += len(found)
+        while self._runs > _RUNS_KEPT and len(self._kept) > 2:
+            self._runs -= len(self._kept.popitem(last=False)[1])
+        return found

@@ -1,9 +1,13 @@
-"""What is computed of each document of a piece: its digest, its MinHash, and what it shares with test texts."""
+"""What is computed of each document of a piece: its digest, its size, its MinHash, what it shares with test texts."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +16,22 @@ from trainer.data.corpus import CorruptLine, Document, Span, located
 from trainer.data.dedup.words import COMMON_RUN, RUN, Hashes, digest, runs, words
 
 PERMUTATIONS = 128
-BANDS = 16
-"""Of eight values each. A pair at J = 0.95 agrees in one of them with a probability of 1 − (1 − 0.95⁸)¹⁶ > 0.9999."""
+_MISSED = 1e-4  # of the pairs at the threshold, at most
+LEAST_THRESHOLD = 0.1  # below it, 128 values cannot keep that
 
-_ROWS = PERMUTATIONS // BANDS
+
+def bands_for(threshold: float) -> int:
+    """The number of bands, so that MinHash misses fewer than one in 10,000 of the pairs at the threshold.
+
+    A pair with the Jaccard index J agrees in all r values of one of b bands with a probability of 1 - (1 - Jʳ)ᵇ
+    (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4). More bands of fewer values find more, and compare
+    more pairs in vain. At 0.95 they are 16, of eight values each.
+    """
+    return next(
+        PERMUTATIONS // rows
+        for rows in (8, 4, 2, 1)
+        if (1 - threshold**rows) ** (PERMUTATIONS // rows) < _MISSED or rows == 1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +43,7 @@ class Sketches:
         spans: the number of the span within the piece that holds each, ``[documents]``.
         sizes: how many different runs each has, ``[documents]``.
         digests: of the words of each, 32 bytes, ``[documents, 32]``.
-        bands: a number for each band of its MinHash, ``[documents, BANDS]``.
+        bands: a number for each band of its MinHash, ``[documents, bands]``; no bands where the engine keeps them.
         shared: the test text with which each shares a run of 13 words, −1 for none, ``[documents]``.
         corrupt: lines that are no documents.
     """
@@ -42,22 +58,29 @@ class Sketches:
 
     def save(self, path: Path) -> None:
         """Write them to a file, whole or not at all."""
-        temporary = path.with_suffix(".tmp")
-        corrupt = np.array([(line.path, str(line.line), line.why) for line in self.corrupt], np.str_).reshape(-1, 3)
+        corrupt = json.dumps([astuple(line) for line in self.corrupt])  # numpy would give each text the longest's width
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        with temporary.open("wb") as file:
-            np.savez(file, corrupt=corrupt, **arrays)
-        temporary.replace(path)
+        save_arrays(path, corrupt=np.frombuffer(corrupt.encode(), np.uint8), **arrays)
 
     @classmethod
     def read(cls, path: Path) -> "Sketches":
         """Read what :meth:`save` has written."""
         with np.load(path) as file:
-            corrupt = tuple(CorruptLine(str(name), int(line), str(why)) for name, line, why in file["corrupt"])
+            corrupt = tuple(CorruptLine(*line) for line in json.loads(file["corrupt"].tobytes()))
             return cls(corrupt=corrupt, **{name: file[name] for name in _ARRAYS})
 
 
 _ARRAYS = ("offsets", "spans", "sizes", "digests", "bands", "shared")
+
+
+def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write arrays to a file, whole or not at all. Two processes may do so at once: each has a name of its own."""
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,17 @@ class CommonRuns:
         hits = self.texts[places[self.runs[places] == found]]
         return int(hits.min()) if len(hits) else -1
 
+    def save(self, path: Path) -> None:
+        """Write them to a file, whole or not at all."""
+        save_arrays(path, runs=self.runs, texts=self.texts)
+
+
+@lru_cache(maxsize=1)
+def read_common_runs(path: Path) -> CommonRuns:
+    """Read what :meth:`CommonRuns.save` has written, once in a process."""
+    with np.load(path) as file:
+        return CommonRuns(file["runs"], file["texts"])
+
 
 def common_runs(texts: Sequence[Hashes]) -> CommonRuns:
     """Of the words of test texts. A text of fewer than 13 words is compared as a whole only, by its Jaccard index."""
@@ -84,45 +118,77 @@ def common_runs(texts: Sequence[Hashes]) -> CommonRuns:
     return CommonRuns(found, owners[first].astype(np.int64))
 
 
-def sketch(piece: Sequence[Span], tests: CommonRuns, seed: int) -> Sketches:
-    """Sketch the documents of a piece.
+NO_RUNS = common_runs([])
+
+
+class Examination:
+    """Goes through the documents of a piece once, and notes what is needed of each."""
+
+    def __init__(self, spans: Sequence[Span], tests: CommonRuns) -> None:
+        """``tests``: what no document may share."""
+        self._spans = spans
+        self._tests = tests
+        self._offsets: list[int] = []
+        self._of_span: list[int] = []
+        self._sizes: list[int] = []
+        self._digests: list[bytes] = []
+        self._shared: list[int] = []
+        self._corrupt: list[CorruptLine] = []
+
+    def sets(self) -> Iterator[Hashes]:
+        """The set of runs of each document, in order.
+
+        Raises:
+            UserError: a file cannot be read, or it holds something else than lines of JSON.
+        """
+        for number, span in enumerate(self._spans):
+            for each in located(span):
+                if not isinstance(each, Document):
+                    self._corrupt.append(each)
+                    continue
+                hashes = words(each.text)
+                found = np.unique(runs(hashes, RUN))
+                self._offsets.append(each.offset)
+                self._of_span.append(number)
+                self._sizes.append(len(found))
+                self._digests.append(digest(each.text))
+                long = len(hashes) >= COMMON_RUN
+                self._shared.append(self._tests.first_shared(runs(hashes, COMMON_RUN)) if long else -1)
+                yield found
+
+    def sketches(self, bands: Hashes | None = None) -> Sketches:
+        """What was noted, with the bands of the documents if there are any."""
+        return Sketches(
+            offsets=np.array(self._offsets, np.int64),
+            spans=np.array(self._of_span, np.int32),
+            sizes=np.array(self._sizes, np.int32),
+            digests=np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, 32),
+            bands=np.zeros((len(self._offsets), 0), np.uint64) if bands is None else bands,
+            shared=np.array(self._shared, np.int64),
+            corrupt=tuple(self._corrupt),
+        )
+
+
+def sketch(piece: Sequence[Span], tests: CommonRuns, seed: int, bands: int) -> Sketches:
+    """Sketch the documents of a piece with rensa's MinHash.
 
     Raises:
         UserError: a file cannot be read, or it holds something else than lines of JSON.
     """
     from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without types)
 
-    offsets, spans, digests, sets, shared, corrupt = [], [], [], [], [], []
-    for number, span in enumerate(piece):
-        for each in located(span):
-            if not isinstance(each, Document):
-                corrupt.append(each)
-                continue
-            hashes = words(each.text)
-            offsets.append(each.offset)
-            spans.append(number)
-            digests.append(np.frombuffer(digest(each.text), np.uint8))
-            sets.append(np.unique(runs(hashes, RUN)))
-            shared.append(tests.first_shared(runs(hashes, COMMON_RUN)) if len(hashes) >= COMMON_RUN else -1)
-    sizes = [len(one) for one in sets]
-    bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint64)
+    examination = Examination(piece, tests)
+    sets = list(examination.sets())
+    bounds = np.concatenate([[0], np.cumsum([len(one) for one in sets])]).astype(np.uint64)
     flat = np.concatenate([*sets, np.zeros(0, np.uint64)])
     rows = RMinHash.digest_matrix_from_flat_token_hashes(flat, bounds, PERMUTATIONS, seed).to_rows() if sets else []
-    return Sketches(
-        offsets=np.array(offsets, np.int64),
-        spans=np.array(spans, np.int32),
-        sizes=np.array(sizes, np.int32),
-        digests=np.array(digests, np.uint8).reshape(-1, 32),
-        bands=_bands(np.array(rows, np.uint32).reshape(-1, PERMUTATIONS)),
-        shared=np.array(shared, np.int64),
-        corrupt=tuple(corrupt),
-    )
+    return examination.sketches(_bands(np.array(rows, np.uint32).reshape(-1, PERMUTATIONS), bands))
 
 
-def _bands(values: NDArray[np.uint32]) -> Hashes:
-    """A number for each band of eight values: pairs with an equal number are compared exactly."""
-    raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), BANDS, _ROWS * 4)
+def _bands(values: NDArray[np.uint32], bands: int) -> Hashes:
+    """A number for each band of values: pairs with an equal number are compared exactly."""
+    raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), bands, -1)
     numbers = [
         int.from_bytes(hashlib.blake2b(band.tobytes(), digest_size=8).digest(), "little") for row in raw for band in row
     ]
-    return np.array(numbers, np.uint64).reshape(-1, BANDS)
+    return np.array(numbers, np.uint64).reshape(-1, bands)

@@ -23,19 +23,32 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word is lost b
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
-@lru_cache(maxsize=1 << 20)
+_KEPT_LENGTH = 64  # characters of a word whose number is kept: a million long ones would fill the memory
+
+
 def _word_hash(word: str) -> int:
     return int.from_bytes(blake2b(word.lower().encode(), digest_size=8).digest(), "little")
 
 
+_kept_hash = lru_cache(maxsize=1 << 20)(_word_hash)
+
+
+def found_words(text: str) -> list[str]:
+    """The words as they stand in the text."""
+    return _WORD.findall(text)
+
+
 def words(text: str) -> Hashes:
     """A number for each word, the same in each process."""
-    return np.fromiter((_word_hash(word) for word in _WORD.findall(text)), np.uint64)
+    found = found_words(text)
+    return np.fromiter(
+        (_kept_hash(word) if len(word) <= _KEPT_LENGTH else _word_hash(word) for word in found), np.uint64
+    )
 
 
 def digest(text: str) -> bytes:
     """SHA-256 of the words, in lower case and with one blank between two: equal for exact copies."""
-    return sha256(" ".join(_WORD.findall(text)).lower().encode()).digest()
+    return sha256(" ".join(found_words(text)).lower().encode()).digest()
 
 
 def runs(hashes: Hashes, length: int) -> Hashes:

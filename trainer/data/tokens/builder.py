@@ -70,10 +70,15 @@ def _remove_abandoned(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def cut(files: Sequence[Path]) -> list[list[Span]]:
-    """Cut ``files`` into pieces of about ``PIECE`` bytes, in order. A piece is several small files or part of one."""
+def cut(files: Sequence[Path], size: int | None = None) -> list[list[Span]]:
+    """Cut ``files`` into pieces, in order. A piece is several small files or part of one.
+
+    Args:
+        files: are read as they are named.
+        size: of a piece, about, in bytes. ``PIECE`` if left out.
+    """
     pieces: list[list[Span]] = [[]]
-    room = PIECE
+    room = size = size or PIECE
     for file in files:
         rest = whole(file)
         while rest.end > rest.begin:
@@ -84,7 +89,7 @@ def cut(files: Sequence[Path]) -> list[list[Span]]:
             rest = Span(file, end, rest.end)
             if room <= 0:
                 pieces.append([])
-                room = PIECE
+                room = size
     return [piece for piece in pieces if piece]
 
 
