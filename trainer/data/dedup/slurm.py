@@ -33,8 +33,9 @@ class Executor(SlurmPipelineExecutor):
         """No job for it: after a task that failed it would wait in the queue forever."""
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        """Without datatrove's memory for each core where memory for each node was asked for: sbatch refuses both."""
+        """For folders with a blank in their names, and without memory for each core where it is asked for each node."""
         found = super().get_sbatch_args(max_array)
+        found |= {name: f'"{found[name]}"' for name in ("output", "error")}
         if "mem" in found:
             del found["mem-per-cpu"]
         return found
