@@ -94,16 +94,15 @@ def without_report(folder: Path) -> dict[str, bytes]:
 
 def test_a_command_that_is_killed_waits_for_its_jobs_again_and_a_killed_task_is_done_again(corpus: Path):
     place = str(Path(__file__).parents[2])
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(slurm=SLURM)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": place},
-    )
-    assert child.stdout is not None
-    first = child.stdout.readline()
-    child.kill()
-    child.wait()
+    ) as child:
+        assert child.stdout is not None
+        first = child.stdout.readline()
+        child.kill()
     assert first.startswith("signatures: job "), first
     killer = Killer("buckets", 1, 1)
     run(Options(inputs=(Path("in"),), out=Path("out"), engine="datatrove", slurm=SLURM), killer)

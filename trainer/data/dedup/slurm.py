@@ -119,7 +119,7 @@ def _queued(name: str) -> str | None:
     found = Counter(tuple(line.split(" ", 1)) for line in asked.stdout.splitlines())
     return (
         ", ".join(
-            f"{number} {state.lower()}" + (f" ({reason})" if state == "PENDING" else "")
+            f"{number} {state.lower()}" + (f" ({reason})" if state == "PENDING" and reason != "None" else "")
             for (state, reason), number in sorted(found.items())
         )
         or None
