@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test soak check format mlflow slurm-up slurm-down debian clean
+.PHONY: demo test soak check format evaluate-env mlflow slurm-up slurm-down debian clean
 .DEFAULT_GOAL := help
 
 help:            ## what can be made
@@ -38,6 +38,13 @@ format: .venv/.installed  ## mend what can be mended by a tool
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+evaluate-env: .venv-evaluate/.installed  ## an environment for `opt-ops ckpt evaluate`: [evaluate] python = ".venv-evaluate/bin/python"
+
+.venv-evaluate/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-evaluate
+	.venv-evaluate/bin/pip install --quiet --constraint constraints.txt --editable '.[evaluate]'
+	touch $@
+
 mlflow: .venv/.installed  ## serve the chronicle in MLflow on 127.0.0.1:5000
 	$(BIN)/opt-ops mlflow open
 
@@ -52,4 +59,4 @@ debian:
 	@sh scripts/debian.sh
 
 clean:           ## forget the virtual environment
-	rm -rf .venv
+	rm -rf .venv .venv-evaluate

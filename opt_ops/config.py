@@ -195,7 +195,7 @@ class Evaluate(_Table):
     """Evaluation of checkpoints by lm-evaluation-harness, in a process of its own."""
 
     every: Annotated[int, _whole(0, 10**9)] = 0  # steps; 0: only by hand
-    tasks: list[_Text] = []  # names of the harness, or folders with tasks of one's own
+    tasks: list[_Text] = []  # names of the harness, opt-16, opt-bias, or folders with tasks of one's own
     shots: Annotated[int, _whole(0, 1000)] = 0
     limit: Annotated[int | None, _whole(1, 10**9)] = None  # documents of each task; default: all
     python: _Text = sys.executable  # of the environment that has the harness
@@ -320,8 +320,20 @@ def load(path: Path | None = None) -> Config:
         "runs": folder / config.runs,
         "playbooks": folder / config.playbooks if config.playbooks else None,
         "samples": config.samples.model_copy(update={"prompts": folder / prompts if prompts else None}),
+        "evaluate": config.evaluate.model_copy(
+            update={
+                "python": _program(folder, config.evaluate.python),
+                "tasks": [str(folder / each) if (folder / each).is_dir() else each for each in config.evaluate.tasks],
+            }
+        ),
+        "serve": config.serve.model_copy(update={"python": _program(folder, config.serve.python)}),
     }
     return config.model_copy(update=paths)
+
+
+def _program(folder: Path, text: str) -> str:
+    """A program: its name, which the PATH finds, or its path."""
+    return str(folder / text) if "/" in text else text
 
 
 def _controls(values: Any, key: str = "") -> Iterator[str]:

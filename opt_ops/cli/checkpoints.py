@@ -1,13 +1,18 @@
 """A checkpoint that a command names, such as `12/61000`, and its conversion to Hugging Face's format.
 
-The conversion is kept in the lineage's folder, under the digest of the checkpoint: the same bytes are converted once.
+The conversion is kept in the lineage's folder, under the digest of the checkpoint: the same bytes are converted once,
+as long as it is one of those that were used last.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,8 @@ from opt_ops.runfolder.files import read_json
 
 _NAMED = re.compile(r"(?P<id>\d+(?:\.\d{2,})?)(?:/(?P<step>\d+))?")
 FOLDER = "converted"
+KEPT = 2
+"""Conversions of a lineage that stay beside a new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +113,7 @@ def converted(chosen: Named, trainer: TrainerCommand, dtype: str, on_line: Calla
         OptOpsError: it could not be converted.
     """
     target = chosen.lineage.path / FOLDER / f"{chosen.digest[:16]}-{dtype}"
-    if target.is_dir():
+    if _use(target):
         return target
     if trainer.python is None:
         raise Unavailable(
@@ -122,7 +129,36 @@ def converted(chosen: Named, trainer: TrainerCommand, dtype: str, on_line: Calla
         else [word for each in intent.data or ("",) for word in ("--data", each)]
     )
     target.parent.mkdir(exist_ok=True)
+    _remove_unused(target.parent)
     code, said = run_part(trainer, [*trainer.python, "-m", "trainer.convert", *words], on_line, subprocess.DEVNULL)
-    if code:
-        raise OptOpsError(f"{chosen.checkpoint.path} was not converted: {said}")
+    if not _use(target):  # with another code than 0 it may be there, too: another command was faster
+        raise OptOpsError(f"{chosen.checkpoint.path} was not converted: {said or f'exit code {code}'}")
     return target
+
+
+_in_use: list[int] = []  # descriptors: the kernel releases their locks with this process
+
+
+def _use(folder: Path) -> bool:
+    """Whether a conversion is there. If so, it is in use until this process ends: no other command removes it."""
+    try:
+        _in_use.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    except FileNotFoundError:
+        return False
+    with suppress(OSError):  # a file system without locks, or another user's folder
+        fcntl.flock(_in_use[-1], fcntl.LOCK_SH)
+        os.utime(_in_use[-1])
+    return folder.is_dir()  # it may have been removed before this process had the lock
+
+
+def _remove_unused(folder: Path) -> None:
+    """Keep the conversions that were used last. One of a large model is as large as its checkpoint's weights."""
+    known = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path in sorted(known, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+        with suppress(OSError):  # in use, or another command removes it
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            finally:
+                os.close(descriptor)

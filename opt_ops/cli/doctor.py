@@ -88,6 +88,7 @@ def _findings() -> Iterator[dict[str, Any]]:
     yield from _scheduler(config)
     yield _nvml(config)
     yield _trainer(config)
+    yield _harness(config)
     yield _alerts(config)
     yield from _mlflow(config)
     if folder["ok"]:
@@ -246,6 +247,17 @@ def _trainer(config: Config) -> dict[str, Any]:
         return _finding("trainer", False, f"{command[0]} is not on the PATH", "set [trainer] command")
     problem = trainer_problem(config.trainer)
     return _finding("trainer", False, *problem) if problem else _finding("trainer", True, " ".join(command))
+
+
+def _harness(config: Config) -> dict[str, Any]:
+    """Whether checkpoints can be evaluated. That is wrong only where the configuration asks for it."""
+    from opt_ops.cli import harness
+
+    wanted = bool(config.evaluate.tasks or config.evaluate.every or config.samples.prompts)
+    try:
+        return _finding("harness", True, f"{harness.probe(config.evaluate.python)}, for ckpt evaluate")
+    except OptOpsError as error:
+        return _finding("harness", not wanted, f"checkpoints cannot be evaluated: {error}", error.hint)
 
 
 def _alerts(config: Config) -> dict[str, Any]:

@@ -34,6 +34,7 @@ there = [each for each in {tuple(_PACKAGES)} if importlib.util.find_spec(each)]
 print(json.dumps([importlib.metadata.version("lm-eval") if "lm_eval" in there else "", there]))
 """
 _PROBE_SECONDS = 60.0  # a network file system may need long to find packages
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LAST_LINES = 12
 _REMARKS = ("task ", "prompt ", "reading ")  # of `trainer.harness`, about its progress
 _BAR_SECONDS = 10.0  # between two lines of a progress bar
@@ -100,7 +101,7 @@ def run(python: str, work: Work, on_line: Callable[[str], None]) -> OptOpsError 
     try:
         with subprocess.Popen(
             _command(python, work),
-            env={**os.environ, **_OFFLINE},
+            env={**os.environ, **_OFFLINE, **_gpus()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -133,6 +134,23 @@ def run(python: str, work: Work, on_line: Callable[[str], None]) -> OptOpsError 
         f"the harness failed: {'; '.join(errors) or how}",
         "its last lines are above; what was finished is kept, and the same command goes on from there",
     )
+
+
+def _gpus() -> dict[str, str]:
+    """The variable that hides the GPUs that others use: training must not notice an evaluation beside it.
+
+    A GPU counts as in use where NVML does not say that no process is on it. Without one that is free, the CPU computes.
+    """
+    if _VISIBLE in os.environ:
+        return {}
+    from opt_ops.node.line_process import in_child
+    from opt_ops.node.nvml import ONCE_SECONDS, GpuReader
+    from opt_ops.node.reading import reading_of
+
+    reading = in_child(GpuReader().read, ONCE_SECONDS, reading_of)
+    if isinstance(reading, str):  # NVML hangs or crashes
+        return {_VISIBLE: ""}
+    return {_VISIBLE: ",".join(str(gpu["uuid"]) for gpu in reading["gpus"] if gpu.get("processes") == 0)}
 
 
 def _command(python: str, work: Work) -> list[str]:

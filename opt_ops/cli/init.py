@@ -75,6 +75,16 @@ experiment = "opt-ops"
 urls = []                      # ["$OPT_OPS_HOOK", "mailtos://ops@example.com"]; $NAME is an environment variable
 least = "warning"              # the lowest severity that is sent: "info", "warning" or "page"
 
+[evaluate]                     # docs/evaluation.md: checkpoints are scored by lm-evaluation-harness
+# every = 2000                 # steps; left out: only by `opt-ops ckpt evaluate`
+# tasks = ["hellaswag", "piqa"]
+# python = ".venv-evaluate/bin/python"   # that has lm-eval; default: the one that runs opt-ops
+# where = "spare"              # an idle spare node, or "daemon"
+
+[samples]                      # fixed prompts that checkpoints complete
+# prompts = "prompts.txt"      # one prompt a line
+# every = 5000                 # steps
+
 [ledger]                       # docs/ledger.md; a value without its factor is not computed
 # pue = 1.1                    # kWh of the site for each kWh of its GPUs
 # kg_co2e_per_kwh = 0.35       # of the electricity grid

@@ -99,8 +99,15 @@ def test_doctor_names_what_is_missing(bare: Path):
         "slack://… needs apprise",
         "pip install 'opt-ops[alerts]'",
     )
-    (bare / "opt-ops.toml").write_text("[mlflow]\ntracking_uri = 'http://mlflow.example'\n")
-    assert not found()["mlflow"]["ok"], "the site asks for a server"
+    assert rows["harness"]["ok"], "nothing asks for it"
+    assert "torch is not installed" in rows["harness"]["found"]
+    (bare / "opt-ops.toml").write_text(
+        "[evaluate]\ntasks = ['piqa']\n[mlflow]\ntracking_uri = 'http://mlflow.example'\n"
+    )
+    rows = found()
+    assert not rows["harness"]["ok"]
+    assert "opt-ops[evaluate]" in rows["harness"]["next"]
+    assert not rows["mlflow"]["ok"], "the site asks for a server"
 
 
 def test_the_daemon_watches_without_mlflow_and_says_so_once(bare: Path):

@@ -76,7 +76,10 @@ class Scorer:
         on_cpu = loaded.model.device.type == "cpu"
         make: Any = _Model  # its decorators hide the signatures of the harness's functions
         self._model = make(
-            pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=_CPU_BATCH if on_cpu else "auto"
+            pretrained=loaded.model,
+            tokenizer=loaded.tokenizer,
+            batch_size=_CPU_BATCH if on_cpu else "auto",
+            softmax_dtype="float64",  # a sum over thousands of tokens in fp32 is off by more than 1e-4
         )
         self._model.add_bos_token = True
 
@@ -168,6 +171,7 @@ def _write_answers(path: Path, answers: Mapping[str, Sequence[Mapping[str, Any]]
                 line = {
                     "task": task,
                     "doc": sample["doc_id"],
+                    "filter": sample["filter"],
                     "target": sample["target"],
                     "answers": sample["filtered_resps"],
                     "metrics": {metric: sample[metric] for metric in sample["metrics"]},

@@ -1,0 +1,143 @@
+"""What `ckpt evaluate` does around the harness: names of tasks, folders of results, conversions that stay."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from opt_ops.cli import checkpoints, evaluation_results
+from opt_ops.cli.checkpoints import Named
+from opt_ops.cli.evaluation_tasks import GROUPS, wanted
+from opt_ops.cli.options import Lineage
+from opt_ops.config import TrainerCommand, load
+from opt_ops.contract.manifest import MARKER
+from opt_ops.core.events import LineageStarted
+from opt_ops.core.state.model import State
+from opt_ops.core.values import Checkpoint, Shape
+from opt_ops.errors import NotFound, UsageError
+
+SMALL = ("hellaswag", "storycloze", "piqa", "arc", "openbookqa", "winogrande", "wsc273", "crows_pairs", "toxigen")
+SHAPE = Shape(nodes=1, spares=0, ranks_per_node=1)
+
+
+def test_the_named_groups_are_tasks_of_the_harness():
+    assert len(GROUPS["opt-16"]) == len(set(GROUPS["opt-16"])) == 16
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    tasks = Path(spec.origin).parent / "tasks"
+    folders = (*SMALL, "super_glue", "glue")
+    texts = (file.read_text() for folder in folders for file in (tasks / folder).rglob("*.yaml"))
+    known = {name for text in texts for name in re.findall(r'^task: "?([\w-]+)', text, re.MULTILINE)}
+    assert {name for names in GROUPS.values() for name in names} <= known
+
+
+def test_a_folder_of_tasks_is_identified_by_its_files(tmp_path: Path):
+    for name, text in (("a.yaml", "task: a\n"), ("b.yaml", "include: _x\ntask: b\n"), ("_x.yaml", "doc_to_text: ''\n")):
+        (tmp_path / name).write_text(text)
+    first = wanted([str(tmp_path)], 0, None)
+    assert [(each.name, each.stem) for each in first] == [("a", "a.0-shot"), ("b", "b.0-shot")]
+    assert [each.version("1.0") for each in first] == [f"1.0+{first[0].definition}"] * 2
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    assert wanted([str(tmp_path)], 0, None)[0].definition != first[0].definition
+    (limited,) = wanted(["piqa"], 5, 100)
+    assert (limited.stem, limited.version(1.0)) == ("piqa.5-shot.first-100", "1.0 first 100")
+    with pytest.raises(NotFound, match="is no folder"):
+        wanted(["./none"], 0, None)
+    with pytest.raises(UsageError, match="neither"):
+        wanted(["a|b"], 0, None)
+
+
+def _named(lineage: Path, run: str, digest: str, *, counts: bool) -> Named:
+    path = lineage / run / "checkpoints" / "step-00061000"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MARKER).write_text(f"{digest * 64}\n")
+    checkpoint = Checkpoint(run=run, step=61_000, path=str(path))
+    return Named(lineage=Lineage(lineage, State()), checkpoint=checkpoint, counts=counts)
+
+
+def test_the_same_step_of_two_runs_has_two_folders(tmp_path: Path):
+    first = evaluation_results.folder_of(_named(tmp_path, "12.00", "a", counts=True))
+    assert first == tmp_path / "evaluations" / "step-00061000"
+    taken_back = _named(tmp_path, "12.00", "a", counts=False)
+    assert evaluation_results.folder_of(taken_back) == first, "what was found before a rollback stays where it is"
+    second = evaluation_results.folder_of(_named(tmp_path, "12.01", "b", counts=True))
+    assert second.name == "step-00061000-12.01"
+    again = evaluation_results.folder_of(_named(tmp_path, "12.01", "c", counts=True))
+    assert again.name == f"step-00061000-12.01-{'c' * 12}", "a restart has saved the step again"
+    assert evaluation_results.folder_of(_named(tmp_path, "12.01", "b", counts=True)) == second
+
+
+def test_a_discarded_checkpoint_never_takes_the_folder_of_the_one_that_counts(tmp_path: Path):
+    assert evaluation_results.folder_of(_named(tmp_path, "12.00", "a", counts=False)).name == "step-00061000-12.00"
+    assert evaluation_results.folder_of(_named(tmp_path, "12.01", "b", counts=True)).name == "step-00061000"
+
+
+def test_a_second_command_waits_for_the_first(tmp_path: Path):
+    told: list[str] = []
+    with evaluation_results.alone(tmp_path, told.append):
+        second = threading.Thread(target=lambda: _take(tmp_path, told), daemon=True)
+        second.start()
+        while not told:
+            assert second.is_alive()
+        assert told[0].startswith("pid ")
+    second.join(60)
+    assert told[1:] == ["taken"]
+
+
+def _take(folder: Path, told: list[str]) -> None:
+    with evaluation_results.alone(folder, told.append):
+        told.append("taken")
+
+
+CONVERT = """
+import sys, pathlib
+assert sys.argv[1:3] == ["-m", "trainer.convert"]
+pathlib.Path(sys.argv[4]).mkdir()
+"""
+
+
+def test_old_conversions_go_unless_they_are_in_use(tmp_path: Path):
+    program = tmp_path / "python"
+    program.write_text(f"#!{sys.executable}\n{CONVERT}")
+    program.chmod(0o755)
+    (tmp_path / "trainer.toml").write_text(f"[trainer]\ncommand = ['{program}', '-m', 'trainer']\n")
+    trainer: TrainerCommand = load(tmp_path / "trainer.toml").trainer
+    lineage, held = tmp_path / "12", tmp_path / "12" / "converted" / f"{'9' * 16}-fp32"
+    held.mkdir(parents=True)
+    user = os.open(held, os.O_RDONLY)
+    fcntl.flock(user, fcntl.LOCK_SH)  # as a command that serves it
+    asked = LineageStarted(
+        request="r", author="ann", lineage="12", recipe="opt-tiny", settings=(), tokenizer="t.json", shape=SHAPE
+    )
+    try:
+        for digest in "abcde":
+            known = _named(tmp_path / "12", f"12.0{digest}", digest, counts=True)
+            named = Named(lineage=Lineage(lineage, State(lineage=asked)), checkpoint=known.checkpoint, counts=True)
+            folder = checkpoints.converted(named, trainer, "fp32", lambda _: None)
+            assert folder.is_dir()
+            for descriptor in checkpoints._in_use:  # as if that command had ended
+                os.close(descriptor)
+            checkpoints._in_use.clear()
+        left = sorted(path.name[0] for path in held.parent.iterdir())
+        assert left == ["9", "c", "d", "e"], "the new one, two before it, and the one in use"
+    finally:
+        os.close(user)
+
+
+def test_paths_of_the_configuration_are_relative_to_it(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "opt-ops.toml").write_text(
+        "[evaluate]\npython = '.venv-evaluate/bin/python'\ntasks = ['piqa', 'mine']\n[serve]\npython = 'python3'\n"
+    )
+    found = load(tmp_path / "opt-ops.toml")
+    assert found.evaluate.python == str(tmp_path / ".venv-evaluate/bin/python")
+    assert found.evaluate.tasks == ["piqa", str(tmp_path / "mine")]
+    assert found.serve.python == "python3"
