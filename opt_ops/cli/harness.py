@@ -30,7 +30,12 @@ _PACKAGES = {
 }  # what is imported, and what people call it
 _PROBE = f"""
 import importlib.metadata, importlib.util, json
-there = [each for each in {tuple(_PACKAGES)} if importlib.util.find_spec(each)]
+def found(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+there = [each for each in {tuple(_PACKAGES)} if found(each)]
 print(json.dumps([importlib.metadata.version("lm-eval") if "lm_eval" in there else "", there]))
 """
 _PROBE_SECONDS = 60.0  # a network file system may need long to find packages
@@ -73,7 +78,8 @@ def probe(python: str) -> str:
         )
         version, there = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        why = getattr(error, "strerror", None) or f"it cannot list its packages: {error}"
+        said = (getattr(error, "stderr", None) or "").strip().splitlines()
+        why = getattr(error, "strerror", None) or printable(said[-1] if said else f"no answer ({type(error).__name__})")
         raise Unavailable(
             f"[evaluate] python = {python}: {why}", "make evaluate-env, or correct [evaluate] python"
         ) from error
