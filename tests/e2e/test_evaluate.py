@@ -37,7 +37,7 @@ SETTINGS = (
 TEXTS = [" ".join(topics[name].split())[: 40 + 13 * n] for n, name in enumerate(sorted(topics)[:50])]
 """From a few words to far more tokens than the model has positions."""
 WORDS = (" red", " the value", " of a class", " is returned")
-QUESTIONS = 60
+QUESTIONS = 48
 
 HEAD = """task: {name}
 dataset_path: json
@@ -50,6 +50,7 @@ metadata:
   version: 1.0
 """
 CHOICE = """doc_to_text: "{{question}}"
+target_delimiter: ""
 doc_to_choice: "{{choices}}"
 doc_to_target: "{{gold}}"
 metric_list:
@@ -117,8 +118,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
         "[local]\nnodes = ['n1']\n[evaluate]\ntasks = ['mine']",
         trainer=f"'{sys.executable}', '-m', 'trainer'",
     )
-    before = os.environ.get("HF_HOME")
+    kept = {name: os.environ.get(name) for name in ("HF_HOME", "OMP_NUM_THREADS")}
     os.environ["HF_HOME"] = str(site.folder / "hub")  # no file of this user's cache is read or written
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads of a tiny model wait for each other
     words = [f"--set={each}" for each in SETTINGS]
     site.command("run", "start", "opt-tiny", *words, "--nodes=1", "--spares=0", "--ranks=1", "-q")
     site.start_daemon()
@@ -126,7 +128,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     site.end_daemon()
     yield Trained(site)
     site.close()
-    os.environ.pop("HF_HOME") if before is None else os.environ.update(HF_HOME=before)
+    for name, value in kept.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture(scope="module")
