@@ -186,6 +186,7 @@ class Attack:
                 checkpoints=FileCheckpoints(self.folder),
                 inbox=FileInbox(self.folder, left_out),
                 notifier=simulated.notifier,
+                evaluations=simulated.evaluations,
                 inputs=left_out,
             ),
             POLICY,

@@ -200,7 +200,7 @@ class Evaluate(_Table):
     limit: Annotated[int | None, _whole(1, 10**9)] = None  # documents of each task; default: all
     python: _Text = sys.executable  # of the environment that has the harness
     where: Literal["spare", "daemon"] = "spare"  # an idle spare node, or the daemon's host
-    nice: Annotated[int, _whole(0, 19)] = 10  # of the process on the daemon's host
+    nice: Annotated[int, _whole(0, 19)] = 10  # of its processes
 
 
 class SamplePrompts(_Table):

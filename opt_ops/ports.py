@@ -147,6 +147,17 @@ class Drilling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationOrder:
+    """What evaluates a checkpoint: a command in a process group of its own."""
+
+    evaluation: str
+    node: str | None  # None: beside the daemon
+    holder: str | None  # the allocation that holds the node
+    argv: tuple[str, ...]
+    nice: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
     """What the node agents should be doing now: a desired state, not a list of steps."""
 
@@ -159,6 +170,7 @@ class Orders:
     dump: str | None = None  # a new value: the ranks write their stacks
     probes: tuple[Launch, ...] = ()  # short runs on one idle node each; `attempt` is the name of the probe
     burn_in_seconds: float = 0.0  # of tests when an agent starts, unless an attempt needs its node already
+    evaluate: EvaluationOrder | None = None  # on an idle node, which ends it when anything else needs the node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +300,18 @@ class CheckpointStore(Protocol):
         ...
 
 
+class Evaluations(Protocol):
+    """Evaluations beside the daemon, one at a time of all its lineages. They end with it."""
+
+    def follow(self, wanted: EvaluationOrder | None) -> None:
+        """Start what is wanted when it is its turn, once; end what is no longer wanted."""
+        ...
+
+    def ended(self) -> Sequence[tuple[str, int]]:
+        """Return the evaluations of this lineage that ended by themselves since the last call, with their codes."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A request of an operator."""
@@ -373,4 +397,5 @@ class Ports:
     checkpoints: CheckpointStore
     inbox: Inbox
     notifier: Notifier
+    evaluations: Evaluations
     inputs: Inputs = field(default_factory=NoInputs)

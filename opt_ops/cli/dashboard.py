@@ -204,12 +204,13 @@ def _nodes(watched: Watched, lines: int, now: float) -> Iterator[Text]:
     yield _line(f"{len(used):,} train, {count(len(spare), 'spare')}, {len(out):,} excluded")
     held = [state.nodes.get(name) or Node(name=name) for name in state.held]
     held.sort(key=lambda node: (node.excluded_by is None, node.name not in silent, node.verdict is Verdict.HEALTHY))
+    evaluates = {each.intended.node: f"evaluates {each.checkpoint}" for each in [state.evaluation] if each is not None}
     for node in held[: lines - 1]:
-        yield _node(node, node.name in used, silent.get(node.name))
+        where = "trains" if node.name in used else evaluates.get(node.name, "spare")
+        yield _node(node, where, silent.get(node.name))
 
 
-def _node(node: Node, used: bool, silent: float | None) -> Text:
-    where = "trains" if used else "spare"
+def _node(node: Node, where: str, silent: float | None) -> Text:
     if node.excluded_by is not None:
         return _line(f"{node.name}  excluded: {words.reason(clean(node.reason))}", "red")
     if silent is not None:

@@ -50,7 +50,7 @@ _COLUMNS = [
     Column("VERDICT", "shown"),
     Column("REASON", "reason"),
     Column("HELD", "held"),
-    Column("RUNS", "attempt"),
+    Column("RUNS", "runs"),
     Column("STANDBY", "standby", right=True),
     Column("EXCLUDED", "excluded_by"),
     Column("DRAIN", "drain"),
@@ -116,8 +116,11 @@ def _rows(lineage: Lineage, watch: Watch) -> list[dict[str, Any]]:
     used = state.attempt.nodes if state.attempt and state.attempt.live else ()
     silent = silent_nodes(lineage.path, state, now)
     watched = state.ended or watch.over(lineage.name).watched
+    evaluation = state.evaluation
     rows: list[dict[str, Any]] = []
     for node in state.nodes.values():
+        attempt = state.attempt.name if state.attempt and node.name in used else None
+        evaluates = evaluation.checkpoint if evaluation and evaluation.intended.node == node.name else None
         heard = heartbeat_at(lineage.path / "health" / f"{node.name}.jsonl")
         doubtful = not state.ended and (node.name in silent or not watched)
         rows.append(
@@ -129,7 +132,9 @@ def _rows(lineage: Lineage, watch: Watch) -> list[dict[str, Any]]:
                 "reason": node.reason,
                 "source": node.source,
                 "held": node.name in held,
-                "attempt": state.attempt.name if state.attempt and node.name in used else None,
+                "attempt": attempt,
+                "evaluates": evaluates,
+                "runs": attempt or (f"evaluates {evaluates}" if evaluates else None),
                 "standby": node.standby or None if node.name in held else None,
                 "excluded_by": node.excluded_by,
                 "drain": node.drain,

@@ -64,6 +64,7 @@ _COLUMNS = [
     Column("RST", "restarts", right=True),
     Column("GEN", "generation", wide=True, right=True),
     Column("STANDBY", "standby", wide=True, right=True),
+    Column("EVALUATES", "evaluates", wide=True),
     Column("SINCE", "age", wide=True, right=True),
     Column("AGE", "step_age", right=True, colour=_age_colour),
     Column("REASON", "reason"),

@@ -132,6 +132,9 @@ def _head(path: Path, state: State, view: Mapping[str, Any]) -> None:
     print(f"  loss {text(row['loss'])}   lr {text(row['lr'])}")
     if row["standby"] is not None:
         print(f"  generation {row['generation']}   {in_place.standby(row['standby'])}")
+    if row["evaluates"] is not None:
+        on = row["evaluates_on"]
+        print(f"  evaluates {row['evaluates']} {f'on {on}' if on else 'beside the daemon'}")
     for each in row["findings"]:
         if each["why"] not in row["reason"]:
             print(printable(f"  {each['finding']}: {each['why']}"))

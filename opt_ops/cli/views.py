@@ -141,6 +141,8 @@ def lineage_row(path: Path, state: State, watch: Watch) -> dict[str, Any]:
         "restarts": max(0, len(state.attempts) - 1),
         "generation": attempt.generation if attempt else None,
         "standby": in_place.standbys(state),
+        "evaluates": state.evaluation.checkpoint if state.evaluation else None,
+        "evaluates_on": state.evaluation.intended.node if state.evaluation else None,
         "since": iso(state.since) if state.since else None,
         "ended_at": iso(state.since) if state.since and state.ended else None,
         "age": age(now - state.since) if state.since else None,

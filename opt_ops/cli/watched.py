@@ -109,6 +109,8 @@ class Watched:
         known = [f"{name} {text(value)}" for name, value in where]
         if row["standby"] is not None:
             known += [f"generation {row['generation']}", in_place.standby(row["standby"])]
+        if row["evaluates"] is not None:
+            known += [f"evaluates {row['evaluates']}"]
         return "   ".join(known)
 
     def progress(self, width: int) -> str:

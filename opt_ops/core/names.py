@@ -11,6 +11,9 @@ _ID = re.compile(r"(?P<lineage>\d+)(?:\.(?P<run>\d{2,})(?:-a(?P<attempt>\d+))?|-
 PROBE = re.compile(r"(?P<incident>[A-Za-z0-9_]+-i\d{3,})-(?P<kind>[a-z_]+)")
 """The name of a probe."""
 
+EVALUATION = re.compile(r"[A-Za-z0-9_]+-ev\d{3,}")
+"""The name of an evaluation that the daemon ordered."""
+
 
 def run_name(lineage: str, number: int) -> str:
     """`12`, 1 → `12.01`."""
@@ -30,6 +33,11 @@ def probe_name(incident: str, kind: str) -> str:
 def proposal_name(incident: str, number: int) -> str:
     """`12-i007`, 1 → `12-i007-p1`: the first proposal about an incident."""
     return f"{incident}-p{number}"
+
+
+def evaluation_name(lineage: str, number: int) -> str:
+    """`12`, 1 → `12-ev001`: an evaluation of a checkpoint that the daemon ordered."""
+    return f"{lineage}-ev{number:03d}"
 
 
 def pin_holder(lineage: str) -> str:
@@ -67,6 +75,7 @@ class AlertTopic(StrEnum):
     FELL_BACK = "fell_back"  # an incident whose ranks were not replaced in place, although that was tried
     CLOSED = "closed"  # an incident
     ASKED = "asked"  # a proposal that waits for an answer
+    EVALUATION = "evaluation"  # a checkpoint whose evaluation is not tried again
     BLIND = "blind"  # a part of the watch that fails, or a file whose format is another, since a time
 
 

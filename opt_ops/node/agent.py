@@ -24,6 +24,7 @@ from typing import Any
 from opt_ops.errors import OptOpsError
 from opt_ops.node.burn_in import InBackground
 from opt_ops.node.error_record import ErrorRecord
+from opt_ops.node.evaluations import NodeEvaluation, ordered_here
 from opt_ops.node.folder_watch import FolderWatch
 from opt_ops.node.heartbeat_line import line_of
 from opt_ops.node.host import HostProbe
@@ -74,10 +75,12 @@ class Agent:
         self._members = MembersFolder()
         self._warm = WarmProcess(folder, node)
         self._standbys = StandbyRanks(folder, node, self._members, self._warm)
+        self._evaluation = NodeEvaluation(folder)
         self._orphans = Orphans()
         self._hurry_until = 0.0
         self._peer_lost = False  # whether a rank waits for a newer generation
-        self._waiting: dict[str, int] = {}  # the numbers of standbys in the last heartbeat
+        self._told: tuple[dict[str, int], dict[str, Any] | None] = ({}, None)
+        """The numbers of standbys in the last heartbeat, and the evaluation."""
         self._orders_file = OrdersFile(folder, node)
         self._orders: dict[str, Any] = {}
         """The last good orders: they stay in force while there are no newer ones."""
@@ -109,6 +112,7 @@ class Agent:
                 self._wait(wake)
         finally:
             self._stop_burning()
+            self._evaluation.keep(None)
             self._standbys.end()
             self._warm.close()
             self._members.close()
@@ -151,11 +155,11 @@ class Agent:
         self._guard("the kernel log cannot be read", self._take_errors)
         self._guard("the orders cannot be carried out yet", self._carry_out)
         changed = sum(ranks.reap() for ranks in self._all_ranks()) > 0  # each of them is reaped
-        lost, before, self._waiting = self._lost_peer(), self._waiting, self._standbys.counts
+        lost, told = self._lost_peer(), (self._standbys.counts, self._evaluation.report)
         if changed or (lost and not self._peer_lost):
             self._hurry_until = time.monotonic() + HURRY_SECONDS
-        news = changed or lost != self._peer_lost or self._waiting != before
-        self._peer_lost = lost
+        news = changed or lost != self._peer_lost or told != self._told
+        self._peer_lost, self._told = lost, told
         if news or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
             self._guard("no heartbeat", self._beat)  # at once after a death: the kernel log may show the cause
             self._orphans.reap(self._children())
@@ -163,14 +167,22 @@ class Agent:
 
     def _children(self) -> set[int]:
         """The children that others wait for."""
-        return self._warm.pids.union(self._standbys.pids, *(ranks.pids for ranks in self._all_ranks()))
+        return self._warm.pids.union(
+            self._standbys.pids, self._evaluation.pids, *(ranks.pids for ranks in self._all_ranks())
+        )
 
     def _all_ranks(self) -> list[RankProcesses]:
         return [ranks for ranks in (self._ranks, self._probe_ranks) if ranks is not None]
 
     def _carry_out(self) -> None:
+        busy = self._leaving or self._terminated_at is not None or self._all_ranks()
+        evaluation = None if busy else ordered_here(self._orders, self._node, self._allocation)
+        self._evaluation.keep(evaluation)  # first of all: whatever needs the node must not wait
         self._follow(self._orders)
         self._guard("no warm process", partial(self._keep_warm, self._orders))  # after the ranks have taken standbys
+        if self._burn is None and self._folder_watch.here:
+            warm = self._standbys.ready(self._orders.get("launch"))
+            self._guard("no evaluation", partial(self._evaluation.start, evaluation, warm))
         if self._orders:
             self._orders_file.accepted(self._orders)
 
@@ -306,7 +318,8 @@ class Agent:
             "allocation": self._allocation,
             "warned": self._warned,
             "peer_lost": self._peer_lost,
-            "standby": self._waiting,
+            "standby": self._told[0],
+            "evaluation": self._told[1],
             "attempt": self._ranks.attempt if self._ranks else None,
             "orders": self._orders_file.seen,
             "orders_refused": self._orders_file.refused,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opt_ops.core.names import PROBE
+from opt_ops.core.names import EVALUATION, PROBE
 from opt_ops.errors import OptOpsError
 from opt_ops.node.log import log
 from opt_ops.runfolder.files import read_json
@@ -95,8 +95,21 @@ def orders_of(value: Any, node: str) -> dict[str, Any]:
         "save": _optional_text(fields.get("save"), "save"),
         "dump": _dump(fields.get("dump")),
         "probes": [_probe(each, node) for each in _list(fields.get("probes", []), "probes")],
+        "evaluate": None if fields.get("evaluate") is None else _evaluation(fields["evaluate"]),
         "burn_in_seconds": _seconds(fields.get("burn_in_seconds")),
     }
+
+
+def _evaluation(value: Any) -> dict[str, Any]:
+    fields = _mapping(value, "evaluate")
+    name = _text(fields.get("evaluation"), "evaluation")
+    if not EVALUATION.fullmatch(name):  # it becomes the name of a file
+        raise OrdersRefused(f"evaluation is {name[:100]!r}, which is no name of an evaluation")
+    argv = [_text(each, "argv") for each in _list(fields.get("argv"), "argv")]
+    if not argv:
+        raise OrdersRefused("evaluate has no command")
+    where = {each: _text(fields.get(each), each) for each in ("node", "holder")}
+    return {"evaluation": name, **where, "argv": argv, "nice": _whole(fields.get("nice", 0), "nice", 19)}
 
 
 def _probe(value: Any, node: str) -> dict[str, Any]:

@@ -91,6 +91,10 @@ class StandbyRanks:
         ready = sum(standby.ready for standby in self._standbys)
         return {"ready": ready, "warming": len(self._standbys) - ready}
 
+    def ready(self, launch: Mapping[str, Any] | None) -> bool:
+        """Whether all that the orders want here are ready."""
+        return self.counts["ready"] >= (launch["standbys"].get(self._node, 0) if launch is not None else 0)
+
     @property
     def pids(self) -> set[int]:
         """The processes that run, or are not reaped yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from opt_ops.core.health import Gpu, Heartbeat, Machine, Port, Xid
+from opt_ops.core.health import EvaluationReport, Gpu, Heartbeat, Machine, Port, Xid
 from opt_ops.core.health.burn_in_findings import BurnIn, DeviceTest
 from opt_ops.core.health.burn_in_plan import GroupMeasurement
 from opt_ops.runfolder import fields as f
@@ -46,6 +46,7 @@ def heartbeat_of(fields: Mapping[str, Any], left_out: list[str] | None = None) -
         burned_at=record.optional("burned_at", f.moment, 0.0),
         peer_lost=record.optional("peer_lost", f.flag, False),
         standby=0 if (standby := record.part("standby")) is None else standby.optional("ready", f.whole(0, 4096), 0),
+        evaluation=_evaluation(record.part("evaluation")),
         energy_joules=sum(each for each in counters if each is not None) if counters and None not in counters else None,
     )
 
@@ -57,6 +58,12 @@ def _orders(value: Any) -> tuple[int, int]:
 
 def _refusal(record: f.Record | None) -> str | None:
     return None if record is None else record.optional("why", f.text(), "no reason given")
+
+
+def _evaluation(record: f.Record | None) -> EvaluationReport | None:
+    if record is None or (name := record.optional("name", f.name, None)) is None:
+        return None
+    return EvaluationReport(name=name, code=record.optional("code", f.whole(-255, 255), None))
 
 
 def _reading(record: f.Record) -> tuple[Gpu, float | None]:

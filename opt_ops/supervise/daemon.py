@@ -23,6 +23,7 @@ from opt_ops.adapters.local import LocalScheduler
 from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier
 from opt_ops.adapters.outbox import Outbox
 from opt_ops.config import Config, is_installed
+from opt_ops.core.decide.evaluation import evaluate
 from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.values import Severity
 from opt_ops.core.waiting import Backoff, Retries
@@ -40,10 +41,11 @@ from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.owner import OwnerWatch
 from opt_ops.runfolder.permissions import check_trusted, keep_private
 from opt_ops.runfolder.trainer_files import FileTrainer
+from opt_ops.supervise.beside import BesideDaemon, Place
 from opt_ops.supervise.executor import Site
 from opt_ops.supervise.own_sign import OwnSign, Watching
 from opt_ops.supervise.projections import Projection
-from opt_ops.supervise.site_policy import site_policy
+from opt_ops.supervise.site_policy import evaluation_command, site_policy
 from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 from opt_ops.supervise.watch_alerts import WatchAlerts
 
@@ -82,8 +84,9 @@ class Daemon:
         self._watch_alerts = WatchAlerts(self._outbox, SystemClock(), self._was_answered)
         self._sign = OwnSign(config.runs, self._policy.version)
         self._supervisors: dict[Path, Supervisor] = {}
-        self._background: dict[Path, tuple[Outbox, FileCheckpoints]] = {}
-        """What works in threads for a supervised lineage."""
+        self._background: dict[Path, tuple[Outbox, FileCheckpoints, BesideDaemon]] = {}
+        """What works in threads and processes for a supervised lineage."""
+        self._place = Place()
         self._projections: dict[Path, list[Projection]] = {}
         self._restarts = Retries(_RESTART_BACKOFF)
         self._finished: set[Path] = set()
@@ -157,7 +160,7 @@ class Daemon:
         if _SEARCH in self._problems:
             return False
         settled = all(supervisor.settled for supervisor in self._supervisors.values())
-        sending = self._outbox.busy or any(outbox.busy for outbox, _ in self._background.values())
+        sending = self._outbox.busy or any(outbox.busy for outbox, *_ in self._background.values())
         return settled and not sending and all(each.idle for drawn in self._projections.values() for each in drawn)
 
     def _step(self) -> None:
@@ -249,10 +252,12 @@ class Daemon:
             if path in self._finished:
                 return
             state = lineages.state(path)
-            if state.finished or state.lineage is None:
+            over = state.finished and evaluate(state, time.time(), self._policy) is None
+            if over or state.lineage is None:
                 self._finished.add(path)
                 return
         outbox, checkpoints = Outbox(self._alerts.send, self._got_through), FileCheckpoints(path)
+        evaluations = BesideDaemon(path, self._place)
         left_out = LeftOutCounter(path)
         ports = Ports(
             clock=SystemClock(),
@@ -262,6 +267,7 @@ class Daemon:
             checkpoints=checkpoints,
             inbox=FileInbox(path, left_out),
             notifier=outbox,
+            evaluations=evaluations,
             inputs=left_out,
         )
         identity = DaemonIdentity(host=socket.gethostname(), pid=os.getpid(), last_liveness=self._last_liveness)
@@ -270,7 +276,7 @@ class Daemon:
             log.warning("lineage %s: journal: %s", path.name, note)
         log.info("lineage %s: epoch %d, %s", path.name, supervisor.state.epoch, supervisor.state.status)
         self._supervisors[path] = supervisor
-        self._background[path] = outbox, checkpoints
+        self._background[path] = outbox, checkpoints, evaluations
         self._projections.setdefault(path, self._new_projections(path))
 
     def _tick(self, path: Path) -> None:
@@ -296,10 +302,8 @@ class Daemon:
                 supervisor.close()
 
     def _close_background(self, path: Path) -> None:
-        outbox, checkpoints = self._background.pop(path, (None, None))
-        if outbox is not None and checkpoints is not None:
-            outbox.close()
-            checkpoints.close()
+        for each in self._background.pop(path, ()):
+            each.close()
 
     def _got_through(self) -> None:
         """A message was delivered, so the way is open: pages of all lineages that wait are sent again."""
@@ -344,6 +348,7 @@ class Daemon:
             checkpoint_copy=trainer.checkpoint_copy.rstrip("/"),
             in_place=self._config.recovery.in_place,
             standby=self._config.recovery.standby,
+            evaluate=evaluation_command(self._config, self._config_path),
         )
 
     def _new_projections(self, path: Path) -> list[Projection]:

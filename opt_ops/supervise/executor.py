@@ -35,6 +35,7 @@ from opt_ops.core.waiting import Backoff, Retries, still_waiting
 from opt_ops.errors import NotYet, Refused, SchedulerUnavailable
 from opt_ops.ports import Alert, Drilling, Launch, Membership, Orders, Ports
 from opt_ops.supervise.deliveries import Deliveries
+from opt_ops.supervise.evaluation_orders import EvaluationCommand, evaluation_order
 
 _LEAVE_SECONDS = 20.0  # for released agents to leave by themselves before their job is cancelled
 _CANCEL_BACKOFF = Backoff(first=30.0)  # a job may take minutes to complete: the scheduler is not asked at every tick
@@ -57,6 +58,7 @@ class Site:
     checkpoint_copy: str = ""  # second place for checkpoints; empty: none
     in_place: bool = True  # whether ranks wait for a place in a running attempt
     standby: bool = True  # whether nodes keep a warm process of the trainer
+    evaluate: EvaluationCommand = field(default_factory=EvaluationCommand)
 
 
 class IntentExecutor:
@@ -86,6 +88,7 @@ class IntentExecutor:
             if node.drain == "intended":
                 yield "drains of nodes", lambda node=node: self._drain_node(state, node)
         yield "drills", lambda: self._inject_drills(state)
+        yield "evaluations", lambda: self._evaluate(state)
         yield "the delivery of alerts", lambda: self._deliver_alerts(state)
 
     def _write_orders(self, state: State) -> Iterable[Event]:
@@ -186,6 +189,15 @@ class IntentExecutor:
                 self._ports.trainer.inject(drill.attempt, [injected])
             yield DrillDone(drill=drill.name)  # the drills of agents are in the orders, which are written already
 
+    def _evaluate(self, state: State) -> Iterable[Event]:
+        """Have the evaluation run that is wanted beside the daemon. Those on nodes are in the orders."""
+        order = evaluation_order(state, self._site.evaluate)
+        wanted = order if order is not None and order.node is None else None
+        if wanted is not None:
+            self._check_owner()
+        self._ports.evaluations.follow(wanted)
+        return ()
+
     def _deliver_alerts(self, state: State) -> Iterator[Event]:
         """Hand open alerts to the notifier, and again after a pause if delivery failed.
 
@@ -251,6 +263,7 @@ def orders_of(state: State, site: Site) -> Orders:
         if running is not None and _is_agents(drill) and _hits(drill, running)
     )
     dumps = (i.name for i in state.incidents.values() if i.stacks_at is not None and i.stacks is None)
+    evaluation = evaluation_order(state, site.evaluate)
     return Orders(
         epoch=state.epoch,
         seq=state.seq,
@@ -261,6 +274,7 @@ def orders_of(state: State, site: Site) -> Orders:
         dump=next(dumps, None) if live else None,
         probes=tuple(_probes(state, site)),
         burn_in_seconds=site.burn_in_seconds,
+        evaluate=evaluation if evaluation is not None and evaluation.node is not None else None,
     )
 
 

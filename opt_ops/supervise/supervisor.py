@@ -24,6 +24,7 @@ from opt_ops.supervise.guard import Guard
 from opt_ops.supervise.operator_requests import RequestWatch, refused
 from opt_ops.supervise.watch_allocation import AllocationWatch
 from opt_ops.supervise.watch_attempt import AttemptWatch
+from opt_ops.supervise.watch_evaluations import EvaluationWatch
 from opt_ops.supervise.watch_inputs import InputWatch
 from opt_ops.supervise.watch_members import MembersWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
@@ -99,6 +100,7 @@ class Supervisor:
                 "the watch over training": training,
                 "the watch over ranks": attempts,
                 "the watch over probes": ProbeWatch(ports.trainer, ports.agents, ports.checkpoints, ports.clock),
+                "the watch over evaluations": EvaluationWatch(nodes, ports.evaluations, ports.checkpoints),
                 "the watch over proposals": ProposalWatch(ports.checkpoints, ports.clock, watched_until or 0.0),
                 "the watch over inputs": InputWatch(ports.inputs, ports.clock),
             }

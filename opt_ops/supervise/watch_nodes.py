@@ -9,7 +9,17 @@ from functools import partial
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import Event, NodeJudged, SignalRaised, StandbySeen
 from opt_ops.core.failures.classes import FailureClass
-from opt_ops.core.health import Heartbeat, History, Judgement, differing, judge, rank, remember, same_readings
+from opt_ops.core.health import (
+    EvaluationReport,
+    Heartbeat,
+    History,
+    Judgement,
+    differing,
+    judge,
+    rank,
+    remember,
+    same_readings,
+)
 from opt_ops.core.health.energy import EnergyMeter
 from opt_ops.core.health.silence import SPREAD_SECONDS, TOLD_SECONDS, Silence
 from opt_ops.core.state.attempts import Attempt
@@ -80,6 +90,11 @@ class NodeWatch:
         heartbeat = self._newest.get(node)
         return None if heartbeat is None or self._silence.silent(node) else heartbeat.orders_refused
 
+    def evaluation(self, node: str) -> EvaluationReport | None:
+        """The evaluation that the node's agent runs or has run, by its newest heartbeat."""
+        heartbeat = self._newest.get(node)
+        return heartbeat.evaluation if heartbeat is not None else None
+
     def warned(self, node: str) -> bool:
         """Whether the scheduler has given the node's agent notice that its job ends."""
         heartbeat = self._newest.get(node)
@@ -149,7 +164,7 @@ class NodeWatch:
         name = heartbeat.node
         before = self._newest.get(name)
         self._newest[name] = heartbeat
-        same, idle = before is not None and same_readings(before, heartbeat), heartbeat.attempt is None
+        same, idle = before is not None and same_readings(before, heartbeat), heartbeat.idle
         if same and idle in self._steady.get(name, ()):
             return  # the case of nearly every heartbeat
         history, steady = self._histories.get(name, History()), self._steady.setdefault(name, set())

@@ -18,7 +18,6 @@ from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.model import State
 from opt_ops.runfolder import lineages
-from tests.commands import opt_ops
 
 STUB = Path(__file__).with_name("stub_trainer.py")
 
@@ -79,7 +78,14 @@ class Site:
 
     def command(self, *arguments: str, code: int = 0, **environment: str) -> str:
         """Run an opt-ops command. Returns its stdout."""
-        done = opt_ops(self.folder, *arguments, **environment)
+        done = subprocess.run(
+            [sys.executable, "-m", "opt_ops", *arguments],
+            cwd=self.folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
         assert done.returncode == code, f"{arguments} left with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout if code == 0 else done.stdout + done.stderr
 

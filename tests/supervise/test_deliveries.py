@@ -81,6 +81,7 @@ class Lineage:
             checkpoints=_Nothing(),  # type: ignore[arg-type]
             inbox=_Nothing(),  # type: ignore[arg-type]
             notifier=self.pager,
+            evaluations=_Nothing(),  # type: ignore[arg-type]
         )
         self.executor = IntentExecutor(ports, Site(folder="/runs/12", trainer=("train",)))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from opt_ops.core.decide.drills import drill_behind
+from opt_ops.core.decide.evaluation import due, given_up
 from opt_ops.core.decide.policy import Policy
-from opt_ops.core.events import AlertIntended, Event
+from opt_ops.core.events import AlertIntended, EvaluationEnded, Event
 from opt_ops.core.failures.classes import row
 from opt_ops.core.names import AlertTopic, alert_id
 from opt_ops.core.state.in_place import in_sentences, joined
@@ -16,7 +17,7 @@ from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clock, count, duration
 from opt_ops.core.told import told, words
-from opt_ops.core.values import Action, AskDefault, Driver, Severity, Tier
+from opt_ops.core.values import Action, AskDefault, Checkpoint, Driver, EvaluationEnd, Severity, Tier
 from opt_ops.core.waiting import still_waiting
 
 _UNKNOWN_SECONDS = 600.0  # of a job whose state is not known, before an operator is notified
@@ -33,10 +34,10 @@ def alert(state: State, now: float, policy: Policy) -> Event | None:
     def news(alert: str, severity: Severity) -> bool:
         return _LOUDNESS.index(severity) >= least and alert not in state.alerts
 
-    once = (_halted(state), _waiting(state, now, policy), _unknown(state, now), _ended(state))
+    once = (_halted(state), _waiting(state, now, policy), _unknown(state, now), _ended(state, policy))
     first = (each for each in once if each is not None and news(each.alert, each.severity))
-    others = (_proposals(state, news), _incidents(state, news), _signals(state, news), _blind(state, news))
-    return next(chain(first, *others), None)
+    others = (_proposals, _incidents, _signals, _evaluations, _blind)
+    return next(chain(first, *(each(state, news) for each in others)), None)
 
 
 def _halted(state: State) -> AlertIntended | None:
@@ -221,6 +222,25 @@ def _signals(state: State, news: _News) -> Iterator[AlertIntended]:
             )
 
 
+def _evaluations(state: State, news: _News) -> Iterator[AlertIntended]:
+    """A warning for each checkpoint whose evaluation is not tried again."""
+    for each in given_up(state):
+        lineage, of, end = state.intent.lineage, each.intended.checkpoint, each.end or EvaluationEnd.FAILED
+        if news(alert := alert_id(lineage, f"{AlertTopic.EVALUATION}/{of.run}/{of.step}"), Severity.WARNING):
+            yield AlertIntended(
+                alert=alert,
+                severity=Severity.WARNING,
+                title=f"opt-ops {lineage}: the checkpoint of step {of.step:,} is not evaluated",
+                body=f"{told(EvaluationEnded(evaluation=each.name, end=end, why=each.why))}\n"
+                f"It is not tried again. Training goes on.\nnext: {_by_hand(of, each.intended.tasks)}",
+            )
+
+
+def _by_hand(checkpoint: Checkpoint, tasks: Sequence[str]) -> str:
+    """The command that evaluates a checkpoint."""
+    return f"opt-ops ckpt evaluate {checkpoint.run}/{checkpoint.step} --tasks {','.join(tasks) or 'NAME'}"
+
+
 def _blind(state: State, news: _News) -> Iterator[AlertIntended]:
     """A page for each part of the watch that fails, and for each file of which most is left out."""
     lineage = state.intent.lineage
@@ -244,12 +264,16 @@ def _blind(state: State, news: _News) -> Iterator[AlertIntended]:
             )
 
 
-def _ended(state: State) -> AlertIntended | None:
+def _ended(state: State, policy: Policy) -> AlertIntended | None:
     if state.status not in (Status.COMPLETED, Status.CANCELLED):
         return None
+    body = [state.why or "every step is trained"]
+    if policy.evaluation.on_spares:  # all nodes are given back now
+        newest = due(state, policy.evaluation)[:1]
+        body += [f"not evaluated: {_by_hand(each.checkpoint, policy.evaluation.tasks)}" for each in newest]
     return AlertIntended(
         alert=alert_id(state.intent.lineage, state.status),
         severity=Severity.INFO,
         title=f"opt-ops {state.intent.lineage}: {state.status}",
-        body=state.why or "every step is trained",
+        body="\n".join(body),
     )

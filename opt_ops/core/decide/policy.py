@@ -129,6 +129,16 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRule:
+    """Which checkpoints are evaluated without being asked, and where. Steps; 0: none."""
+
+    every: int = 0  # by the tasks
+    tasks: tuple[str, ...] = ()
+    samples_every: int = 0  # by the fixed prompts
+    on_spares: bool = True  # on an idle spare node; False: beside the daemon
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """The numbers of all playbooks together, and of the site: what `decide` and the watchers use."""
 
@@ -156,6 +166,7 @@ class Policy:
     expected_gpus: int = 0  # per node, as the site says
     in_place: bool = True  # whether lost ranks are replaced while the others keep running, as the site says
     in_place_seconds: float = 120.0  # from the first order until all ranks have joined
+    evaluation: EvaluationRule = EvaluationRule()
 
     def playbook_for(self, kind: str) -> Playbook | None:
         """The playbook that a failure class triggers; for one that triggers none, that of unknown failures."""

@@ -14,6 +14,7 @@ from opt_ops.core.decide.afterthoughts import add_afterthought
 from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.capacity import allocate, launch, release, resize
 from opt_ops.core.decide.ends import completed
+from opt_ops.core.decide.evaluation import evaluate
 from opt_ops.core.decide.incidents import open_incident
 from opt_ops.core.decide.members import follow_members
 from opt_ops.core.decide.next_run import settings_after
@@ -285,4 +286,5 @@ RULES: tuple[Callable[[State, float, Policy], Event | None], ...] = (
     close_incident,
     add_afterthought,
     alert,
+    evaluate,
 )

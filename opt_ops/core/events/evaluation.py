@@ -14,7 +14,7 @@ class EvaluationIntended:
     `node` is an idle spare node; None: the host of the daemon.
     """
 
-    evaluation: str  # such as 12-e001
+    evaluation: str  # such as 12-ev001
     checkpoint: Checkpoint
     node: str | None
     tasks: tuple[str, ...]

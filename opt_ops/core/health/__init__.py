@@ -8,11 +8,12 @@ and Xid 154, which says the same, outrank every single Xid.
 from opt_ops.core.health.fleet import differing
 from opt_ops.core.health.history import History
 from opt_ops.core.health.judge import judge, judge_all, rank, remember, same_readings
-from opt_ops.core.health.readings import Gpu, Heartbeat, Machine, Port, Xid
+from opt_ops.core.health.readings import EvaluationReport, Gpu, Heartbeat, Machine, Port, Xid
 from opt_ops.core.health.table import HEALTH_TABLE, Judgement, Verb
 
 __all__ = [
     "HEALTH_TABLE",
+    "EvaluationReport",
     "Gpu",
     "Heartbeat",
     "History",

@@ -123,7 +123,7 @@ SLOWING = frozenset(row.reason for row in (*GPU_ROWS, *PORT_ROWS, *NODE_ROWS) if
 def findings(sight: NodeReading) -> Iterator[tuple[Row, Part, bool | None]]:
     """Every row with every part that it is about, and whether it applies."""
     now = sight.now
-    scope = Scope.IDLE if now.attempt is None else Scope.RUNNING
+    scope = Scope.IDLE if now.idle else Scope.RUNNING
     for row in NODE_ROWS:
         yield row, None, row.applies(sight)
     for row in GPU_ROWS:

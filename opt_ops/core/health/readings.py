@@ -94,6 +94,14 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """The evaluation of a checkpoint that a node runs, or has run as long as it is ordered."""
+
+    name: str
+    code: int | None = None  # None: it runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
     """One line of a node's health file."""
 
@@ -116,3 +124,10 @@ class Heartbeat:
     peer_lost: bool = False  # a rank of it has lost a peer, and waits for a newer generation of the membership
     standby: int = 0  # warm ranks that wait there for a place, and have done all that needs no other rank
     energy_joules: float | None = None  # a counter: of all GPUs, since the driver was loaded
+    evaluation: EvaluationReport | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of ours uses its GPUs: no rank, no standby, no evaluation."""
+        evaluates = self.evaluation is not None and self.evaluation.code is None
+        return self.attempt is None and not self.standby and not evaluates

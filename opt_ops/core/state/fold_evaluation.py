@@ -13,7 +13,7 @@ from opt_ops.core.state.update import with_item, with_request_handled
 
 
 def _intended(state: State, event: e.EvaluationIntended, entry: e.Entry) -> State:
-    evaluation = Evaluation(intended=event, at=entry.ts)
+    evaluation = Evaluation(intended=event, at=entry.ts, epoch=entry.epoch)
     return replace(state, evaluations=with_item(state.evaluations, event.evaluation, evaluation))
 
 

@@ -256,9 +256,20 @@ class Evaluation:
 
     intended: EvaluationIntended
     at: float
+    epoch: int
     end: EvaluationEnd | None = None
     ended_at: float | None = None
     why: str = ""
+
+    @property
+    def name(self) -> str:
+        """Such as 12-ev001."""
+        return self.intended.evaluation
+
+    @property
+    def checkpoint(self) -> str:
+        """What is evaluated, as commands name it: such as 12.01/61000."""
+        return f"{self.intended.checkpoint.run}/{self.intended.checkpoint.step}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,6 +353,12 @@ class State:
         return tuple(self.allocations[name] for name in self.live)
 
     @property
+    def evaluation(self) -> Evaluation | None:
+        """The evaluation of a checkpoint that runs, or waits for its turn: there is one at most."""
+        newest = _last(self.evaluations)
+        return newest if newest is not None and newest.end is None else None
+
+    @property
     def intent(self) -> LineageStarted:
         """What was asked for. Only for a lineage that was started."""
         assert self.lineage is not None
@@ -376,12 +393,13 @@ class State:
     def settled(self) -> bool:
         """Whether only pages are left to deliver, which are tried for as long as it takes."""
         waiting = (alert.told.severity for alert in self.alerts.values() if alert.delivered is None)
-        return self.released and all(severity is Severity.PAGE for severity in waiting)
+        idle = self.released and self.evaluation is None
+        return idle and all(severity is Severity.PAGE for severity in waiting)
 
     @property
     def finished(self) -> bool:
         """Whether the lineage has ended and nothing is open: no processes, no nodes, no intent, no alert."""
-        return self.released and all(alert.delivered is not None for alert in self.alerts.values())
+        return self.settled and all(alert.delivered is not None for alert in self.alerts.values())
 
 
 _T = TypeVar("_T")

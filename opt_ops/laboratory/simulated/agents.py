@@ -10,6 +10,7 @@ from opt_ops.core.health import Heartbeat, Xid
 from opt_ops.core.values import RankExit
 from opt_ops.laboratory.simulated.cluster import Cluster, Job
 from opt_ops.laboratory.simulated.costs import Costs
+from opt_ops.laboratory.simulated.evaluations import SimulatedEvaluation, SimulatedEvaluations
 from opt_ops.laboratory.simulated.timeline import Timeline
 from opt_ops.ports import Drilling, Launch, Membership, NodeRanksReport, Orders
 
@@ -51,6 +52,7 @@ class SimulatedAgent:
     warm_for: str = ""  # the attempt from whose trainer they, and the warm process, are
     warm_since: float = 0.0
     peer_lost_at: float | None = None  # since when it has told that a rank has lost a peer
+    evaluation: SimulatedEvaluation | None = None
 
 
 class NodeAgents:
@@ -69,6 +71,7 @@ class NodeAgents:
         self.last_heartbeats: dict[str, Heartbeat] = {}
         """The last heartbeats of nodes that are no longer reachable. The supervisor may not have read them yet."""
         self.orders: Orders | None = None
+        self.evaluations = SimulatedEvaluations(costs, timeline)
         self.started: Callable[[Launch, str], None]
         self.fell: Callable[[str, str], None]
         self.survives: Callable[[str], bool]
@@ -100,6 +103,8 @@ class NodeAgents:
         """End an agent and its ranks. Nothing is left on the node to report that."""
         self.cut_off(node)
         agent = self.agents.pop(node, None)
+        if agent is not None:
+            self.evaluations.kill(agent.evaluation)
         if agent is None or agent.part is None:
             return
         agent.part.alive.clear()
@@ -139,6 +144,8 @@ class NodeAgents:
         if seen < agent.orders:  # an older daemon process may still write orders; they are ignored
             return
         agent.orders = seen
+        busy = agent.leaving or agent.part is not None
+        agent.evaluation = self.evaluations.follow(agent.evaluation, orders, agent.node, agent.allocation, busy)
         launch = None if agent.leaving else orders.launch
         wanted = launch if launch is not None and launch.holders.get(agent.node) == agent.allocation else None
         if agent.part is not None and (wanted is None or agent.part.attempt != wanted.attempt):
@@ -257,6 +264,7 @@ class NodeAgents:
         if agent.part is not None and agent.part.alive:
             self._end(agent.part)
             return
+        self.evaluations.kill(agent.evaluation)
         del self.agents[agent.node]
         job = self._cluster.jobs[agent.job]
         if not any(other.job == agent.job for other in self.agents.values()):
@@ -366,6 +374,7 @@ class NodeAgents:
         attempt = agent.part.attempt if agent.part else None
         warned = self._cluster.jobs[agent.job].warned
         peer_lost, standby = agent.peer_lost_at is not None, self.ready(agent)
+        evaluation = agent.evaluation.report if agent.evaluation is not None else None
         if (
             last is not None
             and last.gpus is node.gpus
@@ -375,6 +384,7 @@ class NodeAgents:
             and last.warned == warned
             and last.peer_lost == peer_lost
             and last.standby == standby
+            and last.evaluation == evaluation
         ):
             object.__setattr__(last, "ts", ts)
             return last
@@ -391,5 +401,6 @@ class NodeAgents:
             warned=warned,
             peer_lost=peer_lost,
             standby=standby,
+            evaluation=evaluation,
         )
         return agent.last

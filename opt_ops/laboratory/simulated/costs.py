@@ -44,6 +44,7 @@ class Costs:
     commit: float = 10.0  # until a checkpoint is written and committed, in the background
     examine: float = 5.0  # to read a checkpoint
     evaluation: float = 0.0  # of one scheduled evaluation
+    checkpoint_evaluation: float = 300.0  # of a checkpoint, in processes of its own
     cancel: float = 2.0  # from a cancellation to the end of the job
     node_timeout: float = 300.0  # until the scheduler marks a node as down that does not answer (SlurmdTimeout)
     warning: float = 120.0  # from the scheduler's notice to the time limit

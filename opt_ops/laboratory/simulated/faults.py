@@ -337,6 +337,28 @@ class CoolStandbys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KillEvaluation:
+    """The evaluation of a checkpoint that runs is killed with SIGKILL."""
+
+    def strike(self, world: World) -> None:
+        """Kill it."""
+        for each in world.evaluations.all:
+            if each.runs:
+                world.evaluations.finish(each)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailEvaluations:
+    """The next evaluations of checkpoints fail."""
+
+    times: int = 1
+
+    def strike(self, world: World) -> None:
+        """Prepare this for the next ones."""
+        world.evaluations.failing += self.times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Later:
     """Another fault, some seconds later: for example in the middle of the next step."""
 

@@ -12,6 +12,7 @@ from opt_ops.core.values import Checkpoint
 from opt_ops.laboratory.simulated.world import EPOCH, World
 from opt_ops.ports import (
     Alert,
+    EvaluationOrder,
     JobState,
     NodeRanksReport,
     Orders,
@@ -223,8 +224,26 @@ class SimulatedNotifier:
         return [(alert, "") for alert in arrived]
 
 
+class SimulatedBesideDaemon:
+    """Evaluations beside the daemon."""
+
+    def __init__(self, world: World) -> None:
+        self._evaluations = world.evaluations
+
+    def follow(self, wanted: EvaluationOrder | None) -> None:
+        """Start what is wanted, and end what is not."""
+        self._evaluations.beside = self._evaluations.only(self._evaluations.beside, wanted)
+
+    def ended(self) -> Sequence[tuple[str, int]]:
+        """Return the evaluation that ended by itself."""
+        beside = self._evaluations.beside
+        return [(beside.report.name, beside.report.code)] if beside and beside.report.code is not None else ()
+
+
 def ports(world: World) -> Ports:
-    """Return new ports for one daemon process."""
+    """Return new ports for one daemon process. What the one before has started dies with it."""
+    world.evaluations.kill(world.evaluations.beside)
+    world.evaluations.beside = None
     return Ports(
         clock=SimulatedClock(world),
         scheduler=SimulatedScheduler(world),
@@ -233,4 +252,5 @@ def ports(world: World) -> Ports:
         checkpoints=SimulatedCheckpoints(world),
         inbox=SimulatedInbox(world),
         notifier=SimulatedNotifier(world),
+        evaluations=SimulatedBesideDaemon(world),
     )

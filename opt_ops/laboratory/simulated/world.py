@@ -76,6 +76,7 @@ class World:
         self.skew = 0.0  # of the daemon's wall clock, seconds
         self.cluster = Cluster(self.physics, self.costs, self.timeline, name)
         self.agents = NodeAgents(self.cluster, self.costs, self.timeline, self.wall)
+        self.evaluations = self.agents.evaluations
         self.curve = LossCurve()
         self.trainings: dict[str, Training] = {}
         self._active: list[Training] = []  # trainings that make steps
@@ -88,6 +89,7 @@ class World:
         self.asked: list[str] = []
         """Every request of an operator so far."""
         self.alerts: list[tuple[float, Alert]] = []
+        self.evaluations.ask, self.evaluations.exists = self._evaluated, self._has_checkpoint
         self.agents.started = self._rank_started
         self.agents.fell = self._rank_fell
         self.agents.survives = self._survives
@@ -153,6 +155,16 @@ class World:
         self.inbox[request.request] = request
         self.asked.append(request.request)
         self.timeline.disturb()
+
+    def _evaluated(self, request: Request) -> None:
+        """An evaluation leaves its results: the same file for the same ones."""
+        self.inbox[request.request] = request
+        self.timeline.disturb()
+
+    def _has_checkpoint(self, name: str) -> bool:
+        run, _, step = name.partition("/")
+        known = (each.checkpoint for each in self.checkpoints.values())
+        return any((each.run, each.step) == (run, int(step)) for each in known)
 
     def choose(self, names: Sequence[str]) -> str:
         """Choose one of the names, by the seed and the number of choices before."""

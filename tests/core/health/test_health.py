@@ -7,6 +7,7 @@ import pytest
 from opt_ops.core.events import Entry, NodeJudged
 from opt_ops.core.health import (
     HEALTH_TABLE,
+    EvaluationReport,
     Gpu,
     Heartbeat,
     History,
@@ -455,6 +456,13 @@ def test_what_others_do_on_a_shared_machine_is_not_left_over():
     busy = replace(NODE, gpus=(replace(GPU, processes=1),))
     assert judge(busy, 1).reason == "left_over"
     assert judge(busy, 0).reason == "ok", "the site says that nodes have no GPUs of their own"
+
+
+def test_standbys_and_evaluations_on_an_idle_node_are_not_left_over():
+    busy = replace(NODE, gpus=(replace(GPU, processes=1),))
+    assert judge(replace(busy, standby=1), 1).reason == "ok"
+    assert judge(replace(busy, evaluation=EvaluationReport(name="12-ev001")), 1).reason == "ok"
+    assert judge(replace(busy, evaluation=EvaluationReport(name="12-ev001", code=0)), 1).reason == "left_over"
 
 
 # ---- across daemon processes
