@@ -79,7 +79,7 @@ def _parts(text: str) -> Iterator[tuple[str, str, str]]:
     files = [file for file in sorted(folder.glob("*.yaml")) if _TASK.search(file.read_text(encoding="utf-8"))]
     if not files:
         what = "has no *.yaml with a line `task:`" if folder.is_dir() else "is no folder"
-        raise NotFound(f"--tasks {text}: {what}", "docs/evaluation.md shows a task of one's own")
+        raise NotFound(f"--tasks {text}: {what}", "name a folder with YAML files of lm-eval, or a task of lm-eval")
     definition = _digest(folder)
     for file in files:
         yield str(file.resolve()), file.stem, definition
