@@ -135,7 +135,7 @@ def run(python: str, work: Work, on_line: Callable[[str], None]) -> OptOpsError 
     for line in last:
         on_line(line)
     code = process.returncode
-    how = f"signal {signal.Signals(-code).name} ended it" if code < 0 else f"exit code {code}"
+    how = f"signal {signal.Signals(-code).name} ended it, as when memory runs out" if code < 0 else f"exit code {code}"
     return OptOpsError(
         f"the harness failed: {'; '.join(errors) or how}",
         "its last lines are above; what was finished is kept, and the same command goes on from there",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import importlib.util
 import os
 import re
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from opt_ops.cli import checkpoints, evaluation_results
+from opt_ops.cli import checkpoints, evaluation_results, harness
 from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.evaluation_tasks import GROUPS, wanted
 from opt_ops.cli.options import Lineage
@@ -21,7 +23,8 @@ from opt_ops.contract.manifest import MARKER
 from opt_ops.core.events import LineageStarted
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Checkpoint, Shape
-from opt_ops.errors import NotFound, UsageError
+from opt_ops.errors import NotFound, Unavailable, UsageError
+from tests.fake_nvml.build import FakeDriver
 
 SMALL = ("hellaswag", "storycloze", "piqa", "arc", "openbookqa", "winogrande", "wsc273", "crows_pairs", "toxigen")
 SHAPE = Shape(nodes=1, spares=0, ranks_per_node=1)
@@ -141,3 +144,36 @@ def test_paths_of_the_configuration_are_relative_to_it(tmp_path: Path):
     assert found.evaluate.python == str(tmp_path / ".venv-evaluate/bin/python")
     assert found.evaluate.tasks == ["piqa", str(tmp_path / "mine")]
     assert found.serve.python == "python3"
+
+
+def test_an_evaluation_takes_only_gpus_that_nobody_uses(tmp_path: Path, nvml_library: Path):
+    driver = FakeDriver(tmp_path, gpus=3, library=nvml_library)
+    driver.set(1, processes="4711:1000000")
+    code = "from opt_ops.cli import harness; print(harness._gpus())"
+
+    def seen(**environment: str) -> dict[str, str]:
+        outer = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        env = {**outer, **driver.env, **environment}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        return ast.literal_eval(done.stdout)
+
+    (free,) = seen().values()
+    assert len(free.split(",")) == 2
+    assert all(each.startswith("GPU-") for each in free.split(","))
+    for gpu in (0, 2):
+        driver.set(gpu, processes="4712:1000000")
+    assert seen() == {"CUDA_VISIBLE_DEVICES": ""}, "the CPU computes"
+    assert seen(CUDA_VISIBLE_DEVICES="1") == {}, "whoever starts it has chosen"
+
+
+def test_a_harness_that_is_killed_is_told(tmp_path: Path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho loading >&2\nkill -9 $$\n")
+    program.chmod(0o755)
+    work = harness.Work(weights=tmp_path, about={}, tasks={}, documents=tmp_path, prompts=None, completions=None)
+    told: list[str] = []
+    failure = harness.run(str(program), work, told.append)
+    assert "SIGKILL ended it" in str(failure)
+    assert told == ["loading"]
+    with pytest.raises(Unavailable, match="No such file"):
+        harness.probe(str(tmp_path / "none"))
