@@ -97,6 +97,11 @@ def _evaluated(
     there = {} if wishes.again else _there(chosen, folder, state, tasks, version)
     completed = None if prompts is None or wishes.again else evaluation_samples.find(chosen, folder, state, prompts)
     missing = {task: evaluation_results.free_file(folder, task.stem) for task in tasks if task not in there}
+    if prompts is not None and completed is not None and not completed.is_of(prompts):
+        say(
+            "other prompts were completed before; --again completes these, but the journal keeps the others",
+            wishes.quiet,
+        )
     failure, target = None, None
     if missing or (prompts is not None and completed is None):
         if prompts is not None and completed is None:

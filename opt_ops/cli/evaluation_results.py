@@ -16,6 +16,7 @@ from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.evaluation_tasks import Wanted
 from opt_ops.contract.files import sha256
 from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
+from opt_ops.core.events.evaluation import score_key
 from opt_ops.core.state.model import State
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder.files import create_json, read_json
@@ -92,10 +93,13 @@ def free_file(folder: Path, stem: str) -> Path:
 
 
 def find(chosen: Named, folder: Path, state: State, wanted: Wanted, harness: str) -> Found | None:
-    """The scores of a task that are there already: in a result file, or only in the journal. None: there are none."""
+    """The scores of a task that are there already: in a result file, or only in the journal. None: there are none.
+
+    Of a score that is in both, the journal's is the one that counts.
+    """
     for path in sorted(folder.glob(f"{wanted.stem}*.json"), key=lambda path: (len(path.name), path.name)):
         if wanted.is_file(path.name) and (found := scores_in(chosen, path, wanted, harness)) is not None:
-            return found
+            return Found(scores=tuple(state.scores.get(score_key(score), score) for score in found.scores))
     journaled = tuple(
         score
         for score in state.scores.values()

@@ -11,12 +11,13 @@ from opt_ops.cli.checkpoints import Named
 from opt_ops.contract.files import sha256
 from opt_ops.core.events import CheckpointSampled
 from opt_ops.core.state.model import State
+from opt_ops.core.text import clean
 from opt_ops.core.values import Completion
 from opt_ops.errors import NotFound, OptOpsError, UsageError
 from opt_ops.runfolder.files import read_bytes, read_json
 
 SEED = 1
-_MOST_PROMPTS, _LONGEST = 64, 8192  # as the daemon takes them
+MOST_PROMPTS, _LONGEST = 64, 8192  # as the daemon takes them
 _MOST_IN_ALL = 900_000  # bytes of a request
 
 
@@ -25,6 +26,7 @@ class Prompts:
     """Fixed prompts: a file with one a line."""
 
     file: Path
+    lines: tuple[str, ...]
     sha256: str
     tokens: int
     seed: int = SEED
@@ -40,6 +42,10 @@ class Completed:
     """Prompts that a checkpoint has completed."""
 
     event: CheckpointSampled
+
+    def is_of(self, prompts: Prompts) -> bool:
+        """Whether these are the prompts that were completed. The journal has one set for each checkpoint."""
+        return [each.prompt for each in self.event.completions] == [clean(line, _LONGEST) for line in prompts.lines]
 
     def items(self, chosen: Named, *, ran: bool) -> list[dict[str, Any]]:
         """For `-o json`, one for each prompt."""
@@ -66,11 +72,11 @@ def read(file: Path, tokens: int) -> Prompts:
         raise NotFound(f"--prompts {file}: no such file", "write one prompt a line into it") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--prompts {file}: {getattr(error, 'strerror', None) or error}") from error
-    if not 0 < len(lines) <= _MOST_PROMPTS:
-        raise UsageError(f"--prompts {file}: {len(lines)} prompts; from 1 to {_MOST_PROMPTS} are wanted, one a line")
+    if not 0 < len(lines) <= MOST_PROMPTS:
+        raise UsageError(f"--prompts {file}: {len(lines)} prompts; from 1 to {MOST_PROMPTS} are wanted, one a line")
     if (longest := max(len(line) for line in lines)) > _LONGEST:
         raise UsageError(f"--prompts {file}: a prompt has {longest:,} characters; at most {_LONGEST:,} are wanted")
-    return Prompts(file=file.absolute(), sha256=sha256(file), tokens=tokens)
+    return Prompts(file=file.absolute(), lines=tuple(lines), sha256=sha256(file), tokens=tokens)
 
 
 def find(chosen: Named, folder: Path, state: State, prompts: Prompts) -> Completed | None:
@@ -112,11 +118,15 @@ def completed_in(chosen: Named, path: Path) -> Completed:
 
 
 def _short(completions: list[Completion]) -> tuple[Completion, ...]:
-    """The completions, cut so that they fit into a request. The file has them whole."""
+    """The completions as a request can have them: without null characters, and cut. The file has them whole."""
     longest = _LONGEST
     while True:
         cut = tuple(
-            Completion(prompt=each.prompt, greedy=each.greedy[:longest], drawn=each.drawn[:longest])
+            Completion(
+                prompt=each.prompt.replace("\0", "�"),
+                greedy=each.greedy.replace("\0", "�")[:longest],
+                drawn=each.drawn.replace("\0", "�")[:longest],
+            )
             for each in completions
         )
         if len(json.dumps([asdict(each) for each in cut])) < _MOST_IN_ALL or longest < 2:

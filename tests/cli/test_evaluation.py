@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import fcntl
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -14,16 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.cli import checkpoints, evaluation_results, harness
+from opt_ops.cli import checkpoints, evaluation_results, evaluation_samples, harness
 from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.evaluation_tasks import GROUPS, wanted
 from opt_ops.cli.options import Lineage
 from opt_ops.config import TrainerCommand, load
 from opt_ops.contract.manifest import MARKER
-from opt_ops.core.events import LineageStarted
+from opt_ops.core.events import CheckpointSampled, LineageStarted
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Checkpoint, Shape
 from opt_ops.errors import NotFound, Unavailable, UsageError
+from opt_ops.runfolder import lineages
+from opt_ops.runfolder.inbox import FileInbox
+from opt_ops.supervise.operator_requests import event_of
 from tests.fake_nvml.build import FakeDriver
 
 SMALL = ("hellaswag", "storycloze", "piqa", "arc", "openbookqa", "winogrande", "wsc273", "crows_pairs", "toxigen")
@@ -177,3 +181,18 @@ def test_a_harness_that_is_killed_is_told(tmp_path: Path):
     assert told == ["loading"]
     with pytest.raises(Unavailable, match="No such file"):
         harness.probe(str(tmp_path / "none"))
+
+
+def test_completions_become_a_request_that_the_daemon_takes(tmp_path: Path):
+    """A model may write anything: null characters, and more than a request can hold."""
+    chosen = _named(tmp_path, "12.00", "a", counts=True)
+    told = {"prompt": "Once", "greedy": "a\0b", "drawn": "é" * 8192}
+    whole = {"completions": [told] * evaluation_samples.MOST_PROMPTS, "opt_ops": {"tokens": 60, "seed": 1}}
+    (tmp_path / "samples.60-tokens.json").write_text(json.dumps(whole))
+    completed = evaluation_samples.completed_in(chosen, tmp_path / "samples.60-tokens.json")
+    lineages.ask(tmp_path, "ann", "sampled", evaluation_results.arguments(completed.event), 1.0, identifier="sampled-a")
+    (request,) = FileInbox(tmp_path).requests()
+    event = event_of(State(runs={"12.00": None}), request)  # pyright: ignore[reportArgumentType]
+    assert isinstance(event, CheckpointSampled), event
+    assert event.completions[0].greedy == "a�b"
+    assert event.completions[0].drawn == "é" * len(event.completions[0].drawn)
