@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test soak check format evaluate-env mlflow slurm-up slurm-down debian clean
+.PHONY: demo test soak check format evaluate-env serve-env mlflow slurm-up slurm-down debian clean
 .DEFAULT_GOAL := help
 
 help:            ## what can be made
@@ -45,6 +45,13 @@ evaluate-env: .venv-evaluate/.installed  ## an environment for `opt-ops ckpt eva
 	.venv-evaluate/bin/pip install --quiet --constraint constraints.txt --editable '.[evaluate]'
 	touch $@
 
+serve-env: .venv-serve/.installed  ## an environment for `opt-ops ckpt serve`: [serve] python = ".venv-serve/bin/python"
+
+.venv-serve/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/pip install --quiet --constraint constraints.txt --editable '.[serve]'
+	touch $@
+
 mlflow: .venv/.installed  ## serve the chronicle in MLflow on 127.0.0.1:5000
 	$(BIN)/opt-ops mlflow open
 
@@ -59,4 +66,4 @@ debian:
 	@sh scripts/debian.sh
 
 clean:           ## forget the virtual environment
-	rm -rf .venv .venv-evaluate
+	rm -rf .venv .venv-evaluate .venv-serve

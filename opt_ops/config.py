@@ -326,7 +326,12 @@ def load(path: Path | None = None) -> Config:
                 "tasks": [str(folder / each) if (folder / each).is_dir() else each for each in config.evaluate.tasks],
             }
         ),
-        "serve": config.serve.model_copy(update={"python": _program(folder, config.serve.python)}),
+        "serve": config.serve.model_copy(
+            update={
+                "python": _program(folder, config.serve.python),
+                "vllm": _program(folder, config.serve.vllm) if config.serve.vllm else None,
+            }
+        ),
     }
     return config.model_copy(update=paths)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,9 +14,10 @@ from typing import Any
 
 from opt_ops.cli import checkpoints
 from opt_ops.cli.checkpoints import Named
+from opt_ops.cli.engine_programs import engine_program
 from opt_ops.cli.options import settings
 from opt_ops.cli.output import Column, Format, say, show, signs_of_life
-from opt_ops.config import Config, Serve
+from opt_ops.config import Config
 from opt_ops.errors import OptOpsError, Refused, Unavailable, UsageError
 from opt_ops.runfolder.files import read_json
 from opt_ops.serving.engine import Engine, TokenCounter
@@ -28,9 +27,6 @@ from opt_ops.serving.page import Page
 from opt_ops.serving.proxy import Handler
 
 TOKEN = "OPT_OPS_SERVE_TOKEN"  # noqa: S105  (the name of a variable)
-MODULES = ("transformers", "torch", "accelerate", "fastapi", "uvicorn", "openai")  # that `transformers serve` imports
-_PROBE = "import importlib.util, sys; print(*(each for each in sys.argv[1:] if not importlib.util.find_spec(each)))"
-_PROBE_SECONDS = 60.0  # a network file system may need long to find packages
 _DISCARDED = "A rollback discarded this checkpoint: its steps are not part of the present weights."
 
 
@@ -46,7 +42,7 @@ def serve(text: str, kind: str | None, host: str, port: int, output: Format, *, 
     """
     config = settings.config
     kind = kind or ("vllm" if config.serve.vllm else "transformers")
-    program = _program(kind, config.serve)
+    program = engine_program(kind, config.serve)
     chosen = checkpoints.named(text)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _listener(host, port) as listener:
@@ -65,42 +61,6 @@ def serve(text: str, kind: str | None, host: str, port: int, output: Format, *, 
             _tell(item, output, quiet=quiet)
             with suppress(KeyboardInterrupt):
                 engine.wait()
-
-
-def missing(python: str) -> list[str]:
-    """The packages of the engine transformers that this Python lacks.
-
-    Raises:
-        OSError: it cannot be started.
-        subprocess.SubprocessError: it does not answer.
-    """
-    words = [python, "-c", _PROBE, *MODULES]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True)
-    return done.stdout.split()
-
-
-def _program(kind: str, serve: Serve) -> str:
-    """The program of vLLM, or the Python that has transformers."""
-    if kind == "vllm":
-        if not serve.vllm:
-            raise UsageError(
-                "--engine vllm: no program is configured",
-                'install vLLM in an environment of its own, and set [serve] vllm = ".venv-vllm/bin/vllm"',
-            )
-        if found := shutil.which(serve.vllm):
-            return str(Path(found).absolute())
-        raise UsageError(
-            f"[serve] vllm = {serve.vllm}: there is no such program", "pip install vllm, where it should be"
-        )
-    try:
-        lacking = missing(serve.python)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UsageError(f"[serve] python = {serve.python}: {error}", "make serve-env, or correct that key") from error
-    if lacking:
-        raise UsageError(
-            f"{', '.join(lacking)}: not installed for {serve.python}", f"{serve.python} -m pip install 'opt-ops[serve]'"
-        )
-    return str(Path(shutil.which(serve.python) or serve.python).absolute())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,7 @@ def _findings() -> Iterator[dict[str, Any]]:
     yield _nvml(config)
     yield _trainer(config)
     yield _harness(config)
+    yield from _engines(config)
     yield _alerts(config)
     yield from _mlflow(config)
     if folder["ok"]:
@@ -258,6 +260,20 @@ def _harness(config: Config) -> dict[str, Any]:
         return _finding("harness", True, f"{harness.probe(config.evaluate.python)}, for ckpt evaluate")
     except OptOpsError as error:
         return _finding("harness", not wanted, f"checkpoints cannot be evaluated: {error}", error.hint)
+
+
+def _engines(config: Config) -> Iterator[dict[str, Any]]:
+    """Whether checkpoints can be served. That is wrong only where the configuration names the program."""
+    from opt_ops.cli.engine_programs import engine_program
+
+    named = {"transformers": config.serve.python != sys.executable, "vllm": config.serve.vllm is not None}
+    for kind, key in (("transformers", "serve python"), ("vllm", "serve vllm")):
+        if kind == "vllm" and not named[kind]:
+            continue
+        try:
+            yield _finding(key, True, f"{engine_program(kind, config.serve)}, for ckpt serve")
+        except OptOpsError as error:
+            yield _finding(key, not named[kind], f"checkpoints cannot be served: {error}", error.hint)
 
 
 def _alerts(config: Config) -> dict[str, Any]:

@@ -85,6 +85,10 @@ least = "warning"              # the lowest severity that is sent: "info", "warn
 # prompts = "prompts.txt"      # one prompt a line
 # every = 5000                 # steps
 
+[serve]                        # docs/serving.md: what answers requests for `opt-ops ckpt serve`
+# python = ".venv-serve/bin/python"   # that has transformers[serving]; default: the one that runs opt-ops
+# vllm = ".venv-vllm/bin/vllm" # the program of vLLM; default: it is not used
+
 [ledger]                       # docs/ledger.md; a value without its factor is not computed
 # pue = 1.1                    # kWh of the site for each kWh of its GPUs
 # kg_co2e_per_kwh = 0.35       # of the electricity grid

@@ -81,7 +81,7 @@ class Chunks:
 
 
 def _stops(request: Mapping[str, Any]) -> Sequence[str]:
-    stop = request.get("stop", [])
+    stop = [] if request.get("echo") else request.get("stop", [])  # vLLM cuts by itself; the prompt may have a stop
     return [stop] if isinstance(stop, str) else stop
 
 

@@ -136,8 +136,13 @@ class Engine:
         """
         connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=seconds)
         body = json.dumps(self._translated(request)).encode()
-        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json", "Connection": "close"})
-        return connection.getresponse()
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        try:
+            connection.request("POST", "/v1/completions", body, headers)
+            return connection.getresponse()
+        except BaseException:
+            connection.close()  # by that the engine knows
+            raise
 
     def answer(self, request: Mapping[str, Any], seconds: float | None) -> tuple[int, Any]:
         """The status, and the JSON object of the answer, or what the engine said instead.

@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         except Refused as refused:
             self._send(refused.status, error(str(refused), refused.param))
         except TimeoutError:
-            self._send(HTTPStatus.GATEWAY_TIMEOUT, error(f"no answer within {self.server.seconds:g} s"))
+            self._send(HTTPStatus.GATEWAY_TIMEOUT, error("it took too long; docs/serving.md has the limits"))
         except OptOpsError as ended:
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, error(str(ended)))
 

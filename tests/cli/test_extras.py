@@ -101,12 +101,17 @@ def test_doctor_names_what_is_missing(bare: Path):
     )
     assert rows["harness"]["ok"], "nothing asks for it"
     assert "torch is not installed" in rows["harness"]["found"]
+    assert rows["serve python"]["ok"], "nothing asks for it"
+    assert "torch" in rows["serve python"]["found"]
+    assert "serve vllm" not in rows
     (bare / "opt-ops.toml").write_text(
-        "[evaluate]\ntasks = ['piqa']\n[mlflow]\ntracking_uri = 'http://mlflow.example'\n"
+        "[evaluate]\ntasks = ['piqa']\n[serve]\npython = 'no/python'\nvllm = 'no/vllm'\n[mlflow]\ntracking_uri = 'http://mlflow.example'\n"
     )
     rows = found()
     assert not rows["harness"]["ok"]
     assert "opt-ops[evaluate]" in rows["harness"]["next"]
+    assert (rows["serve python"]["ok"], rows["serve vllm"]["ok"]) == (False, False)
+    assert "make serve-env" in rows["serve python"]["next"]
     assert not rows["mlflow"]["ok"], "the site asks for a server"
 
 

@@ -76,6 +76,13 @@ class Site:
             f"{head}{config}\n[mlflow]\nenabled = false\n{chronicle}[trainer]\ncommand = [{trainer}]\n"
         )
 
+    @classmethod
+    def at(cls, folder: Path) -> Site:
+        """The site that was made in this folder, perhaps by another process. Its daemon is not ours."""
+        site = cls.__new__(cls)
+        site.folder, site.runs, site._daemon, site._told = folder, folder / "runs", None, {}
+        return site
+
     def command(self, *arguments: str, code: int = 0, **environment: str) -> str:
         """Run an opt-ops command. Returns its stdout."""
         done = subprocess.run(

@@ -144,6 +144,12 @@ def test_a_stream_ends_before_the_stop_text_however_it_is_cut(stop: Any, texts: 
     assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == seen
 
 
+def test_a_stop_text_in_an_echoed_prompt_cuts_nothing():
+    said = {"choices": [{"index": 0, "text": "a END b", "finish_reason": "length"}]}
+    _, answer = completion(200, said, {"model": MODEL.name, "stop": "END", "echo": True})
+    assert answer["choices"][0]["text"] == "a END b"
+
+
 def test_errors_of_an_engine_have_one_form():
     request = {"model": MODEL.name}
     assert completion(422, {"detail": "no"}, request) == (

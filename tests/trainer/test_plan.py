@@ -18,7 +18,7 @@ from trainer.model.opt import DecoderLayer
 from trainer.parallel import memory as bytes_of
 from trainer.parallel import policy
 from trainer.plan import __main__ as command
-from trainer.plan import estimate
+from trainer.plan import estimate, serving
 from trainer.plan.estimate import GIB, PlannedLayout
 from trainer.plan.hardware import GPUS, GpuModel
 from trainer.plan.peer_copies import peer_copy_cost
@@ -288,3 +288,34 @@ def test_the_plan_says_when_the_host_has_no_room_for_peer_copies(capsys: pytest.
     question = ["--size", "13b", "--gpu", "a100-80", "--nodes", "1", "--host-memory", "700"]
     assert command.main(question) == 0
     assert "They do not fit into the memory of the host." in capsys.readouterr().out
+
+
+def test_serving_opt_13b_needs_what_the_paper_of_vllm_says() -> None:
+    """In arXiv 2309.06180: 26 GB of weights on an A100; 800 KB for a token, up to 1.6 GB for a request."""
+    model = recipes.build("opt-13b").model
+    needs = serving.serving_memory(model, requests=3)
+    assert needs.token * GIB == 800 * 1024
+    assert needs.request * GIB == pytest.approx(1.6e9, rel=0.05)
+    assert needs.weights * GIB == pytest.approx(26e9, rel=0.02)
+    assert needs.requests == 3 * needs.request
+    assert needs.total == needs.weights + needs.requests
+
+
+def test_heads_are_shared_evenly_among_the_gpus_that_serve() -> None:
+    """OPT-125M has 12 heads and OPT-175B 96; 175B has 326 GiB of weights and needs 6 of 80 GiB, which divide 96."""
+    gpu, large = GPUS["a100-80"], recipes.build("opt-175b").model
+    assert serving.gpus_needed(serving.serving_memory(large, 1), gpu, large.num_heads) == 6
+    assert serving.gpus_needed(serving.serving_memory(large, 1), replace(gpu, per_node=4), large.num_heads) is None
+    assert serving.gpus_needed(serving.serving_memory(large, 1), replace(gpu, memory=75), 96) == 6
+    assert serving.gpus_needed(serving.serving_memory(large, 1), replace(gpu, memory=75), 64) == 8
+
+
+def test_the_command_says_what_serving_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--size", "6.7b", "--serve", "--gpu", "v100-16", "--requests", "1", "-o", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["gpus"] == {"V100 16GB": 1}
+    assert told["memory_gib"]["weights"] == pytest.approx(12.4, abs=0.05)
+    assert command.main(["--size", "175b", "--serve", "--gpu", "v100-16"]) == 78
+    assert "more than 8" in capsys.readouterr().out
+    assert command.main(["--size", "6.7b", "--gpu", "v100-16"]) == 78
+    assert command.main(["--size", "6.7b", "--serve", "--requests", "0"]) == 78

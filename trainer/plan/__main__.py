@@ -1,7 +1,8 @@
 """The command ``python -m trainer.plan``: say whether a size fits on given GPUs, how, and about how fast it trains.
 
 Example: ``python -m trainer.plan --size 175b --gpu a100-80 --nodes 124``. The formulas are in
-:mod:`trainer.plan.estimate`.
+:mod:`trainer.plan.estimate`. With ``--serve`` it says what memory a size needs to be served
+(:mod:`trainer.plan.serving`).
 """
 
 import argparse
@@ -16,7 +17,7 @@ from trainer import recipes
 from trainer.console import print_line
 from trainer.errors import UserError
 from trainer.model import cost
-from trainer.plan import estimate
+from trainer.plan import estimate, serving
 from trainer.plan.estimate import GIB, Memory, Plan
 from trainer.plan.hardware import GPUS, GpuModel
 from trainer.plan.peer_copies import PeerCopyCost, peer_copy_cost
@@ -31,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         name = f"opt-{options.size.lower().removeprefix('opt-')}"
         recipe = recipes.build(name, options.set)
-        gpu = replace(GPUS[options.gpu], per_node=options.gpus_per_node)
+        if options.serve:
+            return _serve(name, recipe, options)
+        gpu = _gpu(options)
         _require_possible(recipe, gpu, options.nodes)
         ran = _ops(recipe, gpu)
     except UserError as error:
@@ -46,6 +49,52 @@ def main(arguments: list[str] | None = None) -> int:
         lines = [*_as_text(name, gpu, options.nodes, host_memory, found, recipe)]
         print_line("\n".join([*lines, *(_kernel_lines(gpu, ran) if found else ())]))
     return ExitCode.DONE if found else ExitCode.USER_ERROR
+
+
+def _serve(name: str, recipe: Recipe, options: argparse.Namespace) -> int:
+    """Print what serving needs. Return 78 if a node of the GPUs that are named is not enough."""
+    if options.requests < 1 or options.gpus_per_node < 1:
+        raise UserError("--requests and --gpus-per-node must be at least 1.")
+    model = recipe.model
+    needs = serving.serving_memory(model, options.requests)
+    chosen = [GPUS[options.gpu]] if options.gpu else [*GPUS.values()]
+    gpus = {
+        gpu.name: serving.gpus_needed(needs, replace(gpu, per_node=options.gpus_per_node), model.num_heads)
+        for gpu in chosen
+    }
+    if options.output == "json":
+        found = {"recipe": name, "positions": model.max_positions, "requests": options.requests, "gpus": gpus}
+        print_line(json.dumps(found | {"memory_gib": asdict(needs) | {"total": needs.total}}, indent=1))
+    else:
+        print_line("\n".join(_serving_lines(name, recipe, options, needs, gpus)))
+    return ExitCode.USER_ERROR if options.gpu and None in gpus.values() else ExitCode.DONE
+
+
+def _serving_lines(
+    name: str,
+    recipe: Recipe,
+    options: argparse.Namespace,
+    needs: serving.ServingMemory,
+    gpus: Mapping[str, int | None],
+) -> Iterator[str]:
+    positions = recipe.model.max_positions
+    yield f"{name}, to be served: {cost.parameters(recipe.model) / 1e9:.3g}B parameters, {positions:,} positions"
+    yield f"  weights          {needs.weights:,.2f} GiB, 2 bytes per parameter"
+    yield (
+        f"  KV cache         {needs.requests:,.2f} GiB for {options.requests} requests at once, each of "
+        f"{positions:,} tokens: {needs.request:,.3f} GiB, {needs.token * 1024**2:,.0f} KiB per token"
+    )
+    yield f"  together         {needs.total:,.2f} GiB"
+    yield f"GPUs of one node, with {serving.USED:.0%} of their memory in use:"
+    for gpu, count in gpus.items():
+        yield f"  {gpu:<17}{count or f'more than {options.gpus_per_node}'}"
+    yield "The engine transformers answers one request at a time: it needs the cache of one."
+
+
+def _gpu(options: argparse.Namespace) -> GpuModel:
+    if options.gpu is None or options.nodes is None:
+        raise UserError("--gpu and --nodes are needed, unless --serve asks about serving.")
+    return replace(GPUS[options.gpu], per_node=options.gpus_per_node)
 
 
 def _require_possible(recipe: Recipe, gpu: GpuModel, nodes: int) -> None:
@@ -205,14 +254,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     sizes = [name.removeprefix("opt-") for name in recipes.RECIPES]
     parser.add_argument("--size", required=True, help="one of " + ", ".join(sizes))
-    parser.add_argument("--gpu", required=True, choices=GPUS, help="the GPUs of each node")
-    parser.add_argument("--nodes", required=True, type=int, help="number of nodes")
+    parser.add_argument("--gpu", choices=GPUS, help="the GPUs of each node")
+    parser.add_argument("--nodes", type=int, help="number of nodes")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs in each node (default: 8)")
     parser.add_argument(
         "--host-memory", type=float, metavar="GB", help="memory of each node (default: that of NVIDIA's DGX)"
     )
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting of the recipe; repeatable"
+    )
+    parser.add_argument("--serve", action="store_true", help="say what memory is needed to serve it instead")
+    parser.add_argument(
+        "--requests", type=int, default=8, metavar="N", help="with --serve: requests at once (default: 8)"
     )
     parser.add_argument(
         "-o", "--output", choices=("text", "json"), default="text", help="form of the answer (default: text)"

@@ -1,0 +1,48 @@
+"""The programs that serve a checkpoint, and whether they are installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from opt_ops.config import Serve
+from opt_ops.errors import UsageError
+
+_MODULES = ("transformers", "torch", "accelerate", "fastapi", "uvicorn", "openai")  # that `transformers serve` imports
+_PROBE = "import importlib.util, sys; print(*(each for each in sys.argv[1:] if not importlib.util.find_spec(each)))"
+_PROBE_SECONDS = 60.0  # a network file system may need long to find packages
+
+
+def engine_program(kind: str, serve: Serve) -> str:
+    """The program of vLLM, or the Python that has transformers.
+
+    Args:
+        kind: `vllm` or `transformers`.
+        serve: the table of the configuration.
+
+    Raises:
+        UsageError: it is not there, or lacks a package. The hint installs it.
+    """
+    if kind == "vllm":
+        if serve.vllm and (found := shutil.which(serve.vllm)):
+            return str(Path(found).absolute())
+        why = f"[serve] vllm = {serve.vllm}: there is no such program" if serve.vllm else "[serve] vllm names no program"
+        hint = "python -m venv .venv-vllm; .venv-vllm/bin/pip install vllm; then set [serve] vllm = "
+        raise UsageError(why, f'{hint}".venv-vllm/bin/vllm"')
+    try:
+        lacking = _missing(serve.python)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UsageError(f"[serve] python = {serve.python}: {error}", "make serve-env, or correct that key") from error
+    if lacking:
+        raise UsageError(
+            f"{', '.join(lacking)}: not installed for {serve.python}", f"{serve.python} -m pip install 'opt-ops[serve]'"
+        )
+    return str(Path(shutil.which(serve.python) or serve.python).absolute())
+
+
+def _missing(python: str) -> list[str]:
+    """The packages of the engine transformers that this Python lacks."""
+    words = [python, "-c", _PROBE, *_MODULES]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True)
+    return done.stdout.split()
