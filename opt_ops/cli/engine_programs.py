@@ -27,7 +27,8 @@ def engine_program(kind: str, serve: Serve) -> str:
     if kind == "vllm":
         if serve.vllm and (found := shutil.which(serve.vllm)):
             return str(Path(found).absolute())
-        why = f"[serve] vllm = {serve.vllm}: there is no such program" if serve.vllm else "[serve] vllm names no program"
+        named = f"[serve] vllm = {serve.vllm}: there is no such program"
+        why = named if serve.vllm else "[serve] vllm names no program"
         hint = "python -m venv .venv-vllm; .venv-vllm/bin/pip install vllm; then set [serve] vllm = "
         raise UsageError(why, f'{hint}".venv-vllm/bin/vllm"')
     try:
