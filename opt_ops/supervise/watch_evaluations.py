@@ -55,6 +55,7 @@ class EvaluationWatch:
 
     def _ended(self, running: Evaluation, code: int) -> Iterator[Event]:
         checkpoint = running.intended.checkpoint
+        self._checkpoints.unpin(checkpoint, running.name)  # now: a lineage that is finished is not looked at again
         if code == 0:
             yield EvaluationEnded(evaluation=running.name, end=EvaluationEnd.DONE)
         elif not self._checkpoints.written(checkpoint):
