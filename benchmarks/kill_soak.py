@@ -31,6 +31,8 @@ from typing import Any, NoReturn
 
 from opt_ops import playbook_loader
 from opt_ops.core import events as e
+from opt_ops.core.decide.policy import EvaluationRule
+from opt_ops.core.events.evaluation import score_key
 from opt_ops.core.state.fold import replay
 from opt_ops.core.values import Schedule, Severity
 from opt_ops.errors import OptOpsError
@@ -44,7 +46,11 @@ from opt_ops.runfolder.journal import read
 from opt_ops.supervise.executor import Site
 from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 
-POLICY = replace(playbook_loader.load(playbook_loader.folder(), expected_gpus=1)[0], least_alert=Severity.WARNING)
+POLICY = replace(
+    playbook_loader.load(playbook_loader.folder(), expected_gpus=1)[0],
+    least_alert=Severity.WARNING,
+    evaluation=EvaluationRule(every=20, tasks=("sim",)),
+)
 STEPS = 240
 LONGEST = 5 * 86400.0  # virtual seconds after which a lineage counts as stuck
 LONGEST_PROCESS = 0.12  # seconds until a kill
@@ -66,6 +72,8 @@ class Figures:
     requests: int = 0
     lost_requests: int = 0
     doubly_answered: int = 0
+    evaluations: int = 0  # of checkpoints, by the journal
+    doubly_evaluated: int = 0
     stuck: int = 0
     alerts: int = 0
     unsent_alerts: int = 0
@@ -83,6 +91,7 @@ class Figures:
             or self.twice_started
             or self.lost_requests
             or self.doubly_answered
+            or self.doubly_evaluated
             or self.stuck
             or self.left_behind
             or self.unsent_alerts
@@ -273,12 +282,16 @@ class Lineage:
         figures.requests += len(asked)
         figures.lost_requests += sum(answers[name] == 0 or name in world.inbox for name in asked)
         figures.doubly_answered += sum(answers[name] > 1 for name in asked)
+        scored = Counter(score_key(x.event) for x in entries if isinstance(x.event, e.CheckpointEvaluated))
+        figures.evaluations += scored.total()
+        figures.doubly_evaluated += scored.total() - len(scored)
         told = {x.event.alert for x in entries if isinstance(x.event, e.AlertIntended)}
         figures.alerts += len(told)
         figures.unsent_alerts += len(told - {alert.id for _, alert in world.alerts})
         figures.torn += sum("torn" in note for note in notes)
         if state.finished:
-            figures.left_behind += len(world.cluster.live) + len(world.alive())
+            left = sum(each.runs for each in world.evaluations.all)
+            figures.left_behind += len(world.cluster.live) + len(world.alive()) + left
         if any(isinstance(x.event, e.LineageCompleted) for x in entries):
             figures.unproven += sum(incident.proven is False for incident in state.incidents.values())
             figures.unproven += sum(incident.closed_at is None for incident in state.incidents.values())

@@ -255,7 +255,13 @@ def _harness(config: Config) -> dict[str, Any]:
     """Whether checkpoints can be evaluated. That is wrong only where the configuration asks for it."""
     from opt_ops.cli import harness
 
-    wanted = bool(config.evaluate.tasks or config.evaluate.every or config.samples.prompts)
+    evaluate, prompts = config.evaluate, config.samples.prompts
+    wanted = bool(evaluate.tasks or evaluate.every or prompts)
+    if evaluate.every and not evaluate.tasks:
+        return _finding("harness", False, "[evaluate] every is set, and tasks is empty", 'set tasks = ["hellaswag"]')
+    if (evaluate.every or prompts) and evaluate.where == "spare" and not config.shape.spares:
+        nowhere = 'no checkpoint is evaluated by itself: [evaluate] where is "spare", and [shape] spares is 0'
+        return _finding("harness", False, nowhere, 'set spares, or where = "daemon"')
     try:
         return _finding("harness", True, f"{harness.probe(config.evaluate.python)}, for ckpt evaluate")
     except OptOpsError as error:

@@ -113,6 +113,12 @@ def test_doctor_names_what_is_missing(bare: Path):
     assert (rows["serve python"]["ok"], rows["serve vllm"]["ok"]) == (False, False)
     assert "make serve-env" in rows["serve python"]["next"]
     assert not rows["mlflow"]["ok"], "the site asks for a server"
+    for text, why in (
+        ("[evaluate]\nevery = 100\n", "tasks is empty"),
+        ("[shape]\nspares = 0\n[evaluate]\nevery = 100\ntasks = ['piqa']\n", "[shape] spares is 0"),
+    ):
+        (bare / "opt-ops.toml").write_text(text)
+        assert why in found()["harness"]["found"]
 
 
 def test_the_daemon_watches_without_mlflow_and_says_so_once(bare: Path):

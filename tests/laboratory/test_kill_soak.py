@@ -10,4 +10,5 @@ def test_nothing_is_duplicated_lost_or_stuck_over_forty_kills(tmp_path: Path):
     assert figures.kills == 40
     assert 0 < figures.at_effects < 40
     assert figures.torn > 0
+    assert figures.evaluations > 0
     assert figures.clean, figures.table()
