@@ -10,6 +10,7 @@ from typing import Any
 
 from opt_ops.cli import checkpoints, evaluation_answers, evaluation_results, evaluation_samples, harness
 from opt_ops.cli.checkpoints import Named
+from opt_ops.cli.conversions import converted
 from opt_ops.cli.evaluation_results import Found
 from opt_ops.cli.evaluation_samples import Prompts
 from opt_ops.cli.evaluation_tasks import REMARKS, Wanted, wanted
@@ -106,7 +107,7 @@ def _evaluated(
     if missing or (prompts is not None and completed is None):
         if prompts is not None and completed is None:
             target = evaluation_results.free_file(folder, prompts.stem)
-        weights = checkpoints.converted(chosen, config.trainer, "fp32", lambda line: say(f"  {line}", wishes.quiet))
+        weights = converted(chosen, config.trainer, "fp32", lambda line: say(f"  {line}", wishes.quiet))
         failure = harness.run(
             config.evaluate.python,
             harness.Work(

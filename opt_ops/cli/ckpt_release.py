@@ -18,6 +18,7 @@ from chronicles.release import card, statement
 from chronicles.report.model import LineageReport
 from opt_ops.cli import checkpoints
 from opt_ops.cli.checkpoints import Named
+from opt_ops.cli.conversions import converted
 from opt_ops.cli.logbook_publish import site_names
 from opt_ops.cli.options import settings
 from opt_ops.cli.output import say
@@ -52,7 +53,7 @@ def release(
     model = name or out.name
     if not card.is_name(model):
         raise UsageError(f"--name {model}: letters, digits, dots, hyphens and underscores are wanted")
-    weights = checkpoints.converted(chosen, settings.config.trainer, dtype, lambda line: say(f"  {line}", quiet))
+    weights = converted(chosen, settings.config.trainer, dtype, lambda line: say(f"  {line}", quiet))
     out.parent.mkdir(parents=True, exist_ok=True)
     hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

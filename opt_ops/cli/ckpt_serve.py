@@ -14,6 +14,7 @@ from typing import Any
 
 from opt_ops.cli import checkpoints
 from opt_ops.cli.checkpoints import Named
+from opt_ops.cli.conversions import converted
 from opt_ops.cli.engine_programs import engine_program
 from opt_ops.cli.options import settings
 from opt_ops.cli.output import Column, Format, say, show, signs_of_life
@@ -51,7 +52,7 @@ def serve(text: str, kind: str | None, host: str, port: int, output: Format, *, 
         if not chosen.counts:
             say(_DISCARDED, quiet)
         dtype = _dtype(chosen)
-        folder = checkpoints.converted(chosen, config.trainer, dtype, lambda line: say(f"  {line}", quiet))
+        folder = converted(chosen, config.trainer, dtype, lambda line: say(f"  {line}", quiet))
         model = _model(chosen, folder)
         with _engine(kind, program, folder, model, dtype, quiet=quiet) as engine, _counter(config, folder) as count:
             item = _describe(listener, engine, chosen, model)

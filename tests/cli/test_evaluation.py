@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fcntl
 import importlib.util
 import json
 import os
@@ -15,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.cli import checkpoints, evaluation_results, evaluation_samples, harness
+from opt_ops.cli import evaluation_results, evaluation_samples, harness
 from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.evaluation_tasks import GROUPS, wanted
 from opt_ops.cli.options import Lineage
-from opt_ops.config import TrainerCommand, load
+from opt_ops.config import load
 from opt_ops.contract.manifest import MARKER
-from opt_ops.core.events import CheckpointSampled, LineageStarted
+from opt_ops.core.events import CheckpointSampled
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Checkpoint, Shape
 from opt_ops.errors import NotFound, Unavailable, UsageError
@@ -102,41 +101,6 @@ def test_a_second_command_waits_for_the_first(tmp_path: Path):
 def _take(folder: Path, told: list[str]) -> None:
     with evaluation_results.alone(folder, told.append):
         told.append("taken")
-
-
-CONVERT = """
-import sys, pathlib
-assert sys.argv[1:3] == ["-m", "trainer.convert"]
-pathlib.Path(sys.argv[4]).mkdir()
-"""
-
-
-def test_old_conversions_go_unless_they_are_in_use(tmp_path: Path):
-    program = tmp_path / "python"
-    program.write_text(f"#!{sys.executable}\n{CONVERT}")
-    program.chmod(0o755)
-    (tmp_path / "trainer.toml").write_text(f"[trainer]\ncommand = ['{program}', '-m', 'trainer']\n")
-    trainer: TrainerCommand = load(tmp_path / "trainer.toml").trainer
-    lineage, held = tmp_path / "12", tmp_path / "12" / "converted" / f"{'9' * 16}-fp32"
-    held.mkdir(parents=True)
-    user = os.open(held, os.O_RDONLY)
-    fcntl.flock(user, fcntl.LOCK_SH)  # as a command that serves it
-    asked = LineageStarted(
-        request="r", author="ann", lineage="12", recipe="opt-tiny", settings=(), tokenizer="t.json", shape=SHAPE
-    )
-    try:
-        for digest in "abcde":
-            known = _named(tmp_path / "12", f"12.0{digest}", digest, counts=True)
-            named = Named(lineage=Lineage(lineage, State(lineage=asked)), checkpoint=known.checkpoint, counts=True)
-            folder = checkpoints.converted(named, trainer, "fp32", lambda _: None)
-            assert folder.is_dir()
-            for descriptor in checkpoints._in_use:  # as if that command had ended
-                os.close(descriptor)
-            checkpoints._in_use.clear()
-        left = sorted(path.name[0] for path in held.parent.iterdir())
-        assert left == ["9", "c", "d", "e"], "the new one, two before it, and the one in use"
-    finally:
-        os.close(user)
 
 
 def test_paths_of_the_configuration_are_relative_to_it(tmp_path: Path):
