@@ -13,8 +13,8 @@ from tests.trainer.harness import settings, telemetry, train
 
 pytest.importorskip("triton", reason="needs triton")
 
-STEPS = int(os.environ.get("KERNEL_STEPS", "40"))
-SAVED, MORE = STEPS // 2, 10
+STEPS = int(os.environ.get("KERNEL_STEPS", "20"))
+SAVED, MORE = STEPS // 2, STEPS // 4
 TINY = (
     "model.num_layers=2",
     "model.hidden_size=32",

@@ -10,7 +10,7 @@ from tests.trainer.test_checkpoint import Training
 
 pytest.importorskip("fairscale", reason="needs fairscale (opt-ops[fairscale])")
 
-SAVED, STEPS = 5, 25
+SAVED, STEPS = 5, 15
 
 
 def losses(engine: str, dp: int, tp: int, folder: Path, *, save: bool = False, load: bool = False) -> list[float]:
@@ -60,7 +60,7 @@ def test_either_engine_goes_on_from_the_others_checkpoint_in_another_layout(
     ranks(4, saving, source, 2, 2, tmp_path)
     for dp, tp in ((1, 2), (3, 1)):
         for rank in ranks(dp * tp, loading, target, dp, tp, tmp_path):
-            assert len(rank) == 20
+            assert len(rank) == STEPS - SAVED
             assert rank == pytest.approx(first_engine[SAVED:], rel=1e-5)
 
 
