@@ -130,6 +130,7 @@ def change(event: e.ChangeRequested) -> str:
     """`roll back to step 400, learning rate × 0.75, 60 batches skipped`."""
     back = [f"roll back to step {whole(event.to_step)}"] if event.to_step is not None else []
     changed = changed_settings(event.lr, event.lr_factor, event.settings, event.skip_batches)
+    changed += [f"data {names(event.data)}"] if event.data else []
     return ", ".join([*back, *changed]) or "a new run"
 
 

@@ -11,15 +11,17 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from opt_ops.contract import warm_start
+from opt_ops.contract.data_since import parse_data_since
 from opt_ops.contract.environment import place_from_environment
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.learning_rate import parse_lr_factor
 from opt_ops.contract.signals import Signals
 from opt_ops.contract.skip_windows import parse_skip_window
 from trainer import recipes
+from trainer.command import Parser
 from trainer.console import print_line
 from trainer.errors import UserError, exit_code
 from trainer.preconditions import require_own_folders, require_packages
@@ -93,6 +95,7 @@ def _check(arguments: argparse.Namespace) -> None:
         recipe,
         place.world,
         data=arguments.data,
+        since=_data_since(arguments),
         valid=arguments.valid,
         tokenizer=arguments.tokenizer,
         resume=arguments.resume,
@@ -132,6 +135,7 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
             lr_factors=lr_factors,
             skips=skips,
             data=arguments.data,
+            data_since=_data_since(arguments),
             valid=arguments.valid,
             tokenizer=arguments.tokenizer,
             fence=arguments.fence,
@@ -143,13 +147,8 @@ def _train(arguments: argparse.Namespace, process_start: float, signals: Signals
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # argparse would exit with 2, which is not one of our exit codes
-        raise UserError(f"{message}; --help shows examples.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m trainer",
         description="Pre-train an OPT language model, in one process or as one of the ranks of torchrun or Slurm.",
         epilog=_EXAMPLES,
@@ -234,6 +233,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "corpus; with weights each is a corpus of its own (default: the texts of Python's standard library)",
     )
     parser.add_argument(
+        "--data-since",
+        metavar="STEP:[NAME=]PATH[:WEIGHT]",
+        action="append",
+        default=[],
+        help="train on this instead of --data in all updates after STEP; repeatable: once for each corpus and step",
+    )
+    parser.add_argument(
         "--valid",
         metavar="[NAME=]PATH[:EVERY]",
         action="append",
@@ -246,6 +252,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="tokenizer.json, or a folder with vocab.json and merges.txt (default: trained on the data)",
     )
+
+
+def _data_since(arguments: argparse.Namespace) -> list[tuple[int, str]]:
+    return [_parsed("--data-since", parse_data_since, text) for text in arguments.data_since]
 
 
 def _parsed(option: str, parse: Callable[[str], _Pair], text: str) -> _Pair:

@@ -27,6 +27,7 @@ from trainer.checkpoint.peer_copies import PeerCopies, Version, local_tensors
 from trainer.checkpoint.schedule import SaveSchedules
 from trainer.config_file import config_of, layout_of
 from trainer.console import print_line
+from trainer.data.changes import first_samples
 from trainer.data.dataset import Dataset
 from trainer.errors import NoCommonStepError, UserError
 from trainer.evaluation import Evaluation
@@ -88,6 +89,7 @@ class Attempt:
         self._outside: Outside | None = None
         self.saves = SaveSchedules(recipe, snapshots=job.snapshot_dir is not None)
         self.to_save: Mapping[str, Any] | None = None  # the line of the last step, if its checkpoint is missing
+        self._firsts: Sequence[int] = ()  # samples with which changes of the data begin
 
     def start(self, place: Place, outside: Outside, phases: PhaseFile) -> None:
         """Begin the attempt, together with the other ranks.
@@ -113,8 +115,16 @@ class Attempt:
             if found.nodes and found.step >= recipe.steps:
                 # Nothing is left to train. But this last snapshot has no durable checkpoint yet.
                 self.to_save = dict(found.telemetry)
+        self._firsts = first_samples(
+            self._data.changes,
+            self.progress.step,
+            self.progress.data_position,
+            recipe.data.global_batch,
+            job.skips,
+            found.data_since if found else (),
+        )
         if place.rank == 0:
-            config = config_of(job, self.engine, self._data, self.progress)
+            config = config_of(job, self.engine, self._data, self.progress, self._firsts)
             config["capabilities"] = capabilities(recipe, place.world, self._members.file)
             write_config(job.run_dir, config)
             write_durably(job.run_dir / "tokenizer.json", self._data.tokenizer.text)
@@ -135,6 +145,7 @@ class Attempt:
         """
         assert self.copies is not None
         header = {"progress": asdict(self.progress), "guard": self.guard.state(), "line": dict(line), "lines": []}
+        header["firsts"] = self._firsts
         self.copies.wait()  # before the lines are taken: those of the version before are in the file now
         if self.recorder:
             header["lines"] = self.recorder.for_copy()
@@ -211,6 +222,7 @@ class Attempt:
                 cut_torn_line(job.run_dir / "phases.jsonl")
                 self.phases = PhaseFile(job.run_dir / "phases.jsonl")
                 self.recorder = self._new_recorder(waits=True)
+            self._firsts = header["firsts"]
             self._make_steps(outside)
         else:
             self._outside.fence.generation = membership.generation
@@ -257,7 +269,7 @@ class Attempt:
         inputs = RankInputs(outside, self._layout, self.saves, layers)
         every = recipe.checksum_every if engine.comparable else 0
         checksums = Checksums(engine.model, engine.optimizer, self._layout, every)
-        samples = self._data.samples(recipe.data.seq_len, recipe.seed)
+        samples = self._data.samples(recipe.data.seq_len, recipe.seed, self._firsts)
         self.steps = Steps(
             recipe, job.lr_factors, job.skips, engine, samples, self.guard, inputs, checksums, self._drill
         )
@@ -296,6 +308,11 @@ class Attempt:
             "schedule": stated(job.recipe.optim),
             "lr_factors": job.lr_factors,
             "skips": job.skips,
+            "data_since": [
+                (step, first)
+                for step, first in zip(self._data.changes, self._firsts, strict=True)
+                if step <= self.progress.step
+            ],
             "model": asdict(job.recipe.model),
             "telemetry": line,
         }

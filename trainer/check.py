@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opt_ops.contract import manifest
+from opt_ops.contract.data_since import by_step
 from trainer import preconditions
 from trainer.data import corpus
+from trainer.data.changes import first_samples
 from trainer.data.corpus import Corpus, Span
 from trainer.data.lines import CorruptLine, named
 from trainer.errors import UserError
@@ -42,6 +44,7 @@ def check(
     world: int,
     *,
     data: Sequence[str] = (),
+    since: Sequence[tuple[int, str]] = (),
     valid: Sequence[str] = (),
     tokenizer: Path | None = None,
     resume: Path | None = None,
@@ -53,6 +56,7 @@ def check(
         recipe: with all settings.
         world: number of ranks.
         data: the values of ``--data``.
+        since: the values of ``--data-since``.
         valid: the values of ``--valid``.
         tokenizer: its file or folder.
         resume: the checkpoint to continue from.
@@ -72,18 +76,24 @@ def check(
         found = manifest.read(path)
         preconditions.require_same_shape(found, recipe, path)
         preconditions.require_same_size(found, recipe, path)
-    _check_data(recipe, data, valid, tokenizer)
+        if path == resume:
+            changes = list(by_step(since))
+            first_samples(changes, found.step, found.data_position, recipe.data.global_batch, (), found.data_since)
+    _check_data(recipe, data, since, valid, tokenizer)
     return layout
 
 
-def _check_data(recipe: Recipe, data: Sequence[str], valid: Sequence[str], tokenizer: Path | None) -> None:
+def _check_data(
+    recipe: Recipe, data: Sequence[str], since: Sequence[tuple[int, str]], valid: Sequence[str], tokenizer: Path | None
+) -> None:
+    from trainer.data.mixture import whole_parts
     from trainer.data.tokens import tokenizer as tokenizers
 
-    training, validation = corpus.training_corpora(data), corpus.validation_corpora(valid)
-    if len(training) > 1:
-        from trainer.data.mixture import whole_parts
-
-        whole_parts([each.number for each in training if each.number])
+    stretches, validation = corpus.training_stretches(data, since), corpus.validation_corpora(valid)
+    for _, corpora in stretches:
+        if len(corpora) > 1:
+            whole_parts([each.number for each in corpora if each.number])
+    training = stretches[0][1]
     given = tokenizers.read(tokenizer) if tokenizer else None
     if given:
         tokenizers.require_fits(given, recipe.model.vocab_size)
@@ -93,7 +103,9 @@ def _check_data(recipe: Recipe, data: Sequence[str], valid: Sequence[str], token
             "every tokenizer has: raise it."
         )
     begun = [_beginning(each, recipe.data.max_corrupt_lines) for each in training]
-    others = [_beginning(each, recipe.data.max_corrupt_lines) for each in validation]
+    known = set(training)
+    later = [each for _, corpora in stretches[1:] for each in corpora if each not in known]
+    others = [_beginning(each, recipe.data.max_corrupt_lines) for each in (*dict.fromkeys(later), *validation)]
     need = recipe.data.seq_len + 1
     if not given and all(_is_short(each, need) for each in begun):
         given = tokenizers.trained_on([file for each in begun for file in each.files], recipe.model.vocab_size)

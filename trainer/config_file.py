@@ -1,5 +1,6 @@
 """What ``config.json`` says of an attempt: what is trained, how, and on which ranks."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +17,13 @@ from trainer.recipes import Recipe
 from trainer.step.measured import Progress
 
 
-def config_of(job: TrainJob, engine: Engine, data: Dataset, progress: Progress) -> dict[str, Any]:
-    """The content of the file, without what :func:`trainer.telemetry.write_config` adds."""
+def config_of(
+    job: TrainJob, engine: Engine, data: Dataset, progress: Progress, firsts: Sequence[int]
+) -> dict[str, Any]:
+    """The content of the file, without what :func:`trainer.telemetry.write_config` adds.
+
+    ``firsts`` are the first samples of the changes of the data.
+    """
     recipe = job.recipe
     config = recipe.optim
     return {
@@ -38,7 +44,7 @@ def config_of(job: TrainJob, engine: Engine, data: Dataset, progress: Progress) 
         "kernels": dict(engine.model.ops.ran),
         "device": _device(recipe, engine.layout),
         "model": {"parameters": engine.size(), **asdict(recipe.model)},
-        "data": data.about(),
+        "data": data.about(progress.step, firsts),
         "resume": {"path": str(job.resume), "step": progress.step} if job.resume else None,
         "init_from": str(job.init_from) if job.init_from else None,
     }

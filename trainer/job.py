@@ -29,6 +29,7 @@ class TrainJob:
     lr_factors: Sequence[tuple[int, float]]
     skips: Sequence[tuple[int, int]]
     data: Sequence[str]
+    data_since: Sequence[tuple[int, str]]
     valid: Sequence[str]
     tokenizer: Path | None
     fence: Path | None

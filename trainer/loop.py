@@ -61,7 +61,12 @@ def train(job: TrainJob) -> None:
     device.prepare(job.run_dir, deterministic=recipe.deterministic, replaceable=can_replace(recipe, file))
     writer = Writer()  # forked before this process has threads, connections or a GPU
     data = dataset.load(
-        job.data, job.valid, job.tokenizer, recipe, lambda: phases.enter(PhaseName.TOKENS, None, again=True)
+        job.data,
+        job.valid,
+        job.tokenizer,
+        recipe,
+        lambda: phases.enter(PhaseName.TOKENS, None, again=True),
+        since=job.data_since,
     )
     phases.enter(PhaseName.START, None)
     members = Members(file)

@@ -50,12 +50,24 @@ def _settings(of: Family) -> dict[str, Any]:
     for attempt in reversed(list(state.attempts)):
         config = read_json(of.folder / attempt_folder(attempt) / "config.json")
         if isinstance(config, Mapping):
-            return dict(_flat({key: value for key, value in config.items() if key not in _OF_AN_ATTEMPT}))
+            return dict(_flat(_with_data_by_step({k: v for k, v in config.items() if k not in _OF_AN_ATTEMPT})))
     asked = state.lineage
     if asked is None:
         return {}
     pairs = (each.partition("=") for each in asked.settings)
     return {"recipe": asked.recipe, **{f"settings.{name}": value for name, _, value in pairs}}
+
+
+def _with_data_by_step(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the shares of each stretch of the data under its step."""
+    data = config.get("data")
+    if not isinstance(data, Mapping) or not isinstance(since := data.get("since"), list):
+        return config
+    by_step = {
+        str(each["step"]): ", ".join(f"{corpus['name']} {100 * corpus['share']:.3g} %" for corpus in each["corpora"])
+        for each in since
+    }
+    return config | {"data": {**data, "since": by_step}}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

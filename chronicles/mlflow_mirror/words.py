@@ -63,6 +63,9 @@ def _changes(report: LineageReport, run: RunReport) -> Iterator[str]:
             key, _, value = setting.partition("=")
             last = key.rpartition(".")[2]
             yield f"{_SHORT.get(last, last)} {value}"
+    if before and run.data_changes != before.data_changes:
+        new = [what for step, what in run.data_changes if (step, what) not in before.data_changes]
+        yield f"data: {new[-1] if new else 'as before'}"
     skipped = [skip for skip in run.skips if before is None or skip not in before.skips]
     if skipped:
         number = sum(last - first + 1 for first, last in skipped)

@@ -103,12 +103,12 @@ def _training(record: LineageRecord, report: LineageReport, released: Released) 
 
 
 def _changes(runs: Sequence[RunReport]) -> Iterator[str]:
-    """Every change of the learning rate and of settings, by run."""
+    """Every change of the learning rate, of settings and of the data, by run."""
     if len(runs) < 2:
-        yield "The learning rate and the settings were never changed."
+        yield "The learning rate, the settings and the data were never changed."
         yield ""
         return
-    yield "Changes of the learning rate and of settings. Each run goes on from its parent's step:"
+    yield "Changes of the learning rate, of settings and of the data. Each run goes on from its parent's step:"
     yield ""
     rows = [
         [
@@ -116,12 +116,13 @@ def _changes(runs: Sequence[RunReport]) -> Iterator[str]:
             whole(run.from_step),
             f"× {run.lr_scale:.3g}",
             plain(" ".join(run.settings)) or "–",
+            plain("; ".join(f"{what} after {whole(step)}" for step, what in run.data_changes)) or "–",
             ", ".join(f"{whole(first)} to {whole(last)}" for first, last in run.skips) or "–",
             plain(run.cause),
         ]
         for run in runs
     ]
-    yield from table(["Run", ">From step", ">Learning rate", "Settings", "Batches left out", "Cause"], rows)
+    yield from table(["Run", ">From step", ">Learning rate", "Settings", "Data", "Batches left out", "Cause"], rows)
     yield ""
 
 

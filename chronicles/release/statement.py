@@ -13,21 +13,40 @@ _OF_DEDUP = ("engine", "threshold", "shingle", "documents_in", "documents_out", 
 Text = Callable[[str], str]
 
 
-def data(config: Mapping[str, Any] | None, text: Text) -> dict[str, Any]:
+def data(config: Mapping[str, Any] | None, text: Text, step: int) -> dict[str, Any]:
     """The data statement.
+
+    `stretches` has what was trained on from which step to which. `corpora` is the last of them.
 
     Args:
         config: config.json of the attempt that wrote the checkpoint; None if it is gone.
         text: redacts a text.
+        step: of the checkpoint.
     """
     told: Mapping[str, Any] = (config or {}).get("data") or {}
+    whole = {"step": 0, "digest": told.get("digest"), "corpora": told.get("corpora") or ()}
+    since = [each for each in told.get("since") or [whole] if each["step"] < max(step, 1)]
+    ends = [*(each["step"] for each in since[1:]), step]
+    last = since[-1]
     return {
         "schema": "opt-ops/data-statement/1",
         "known": bool(told),
-        "digest": told.get("digest"),
-        "tokens": told.get("tokens"),
+        "digest": last["digest"],
+        "tokens": sum(each["tokens"] for each in last["corpora"]) if "since" in told else told.get("tokens"),
         "tokenizer": told.get("tokenizer"),
-        "corpora": [_corpus(each, text) for each in told.get("corpora") or ()],
+        "corpora": [_corpus(each, text) for each in last["corpora"]],
+        "stretches": [
+            {
+                "from_step": each["step"] + 1,
+                "to_step": end,
+                "digest": each["digest"],
+                "corpora": [
+                    {"name": text(str(corpus.get("name"))), "share": corpus.get("share")} for corpus in each["corpora"]
+                ],
+            }
+            for each, end in zip(since, ends, strict=True)
+            if told
+        ],
         "validation": [_corpus(each, text) for each in told.get("validation") or ()],
         "dedup": [_dedup(each) for each in told.get("dedup") or ()],
     }

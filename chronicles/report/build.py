@@ -28,6 +28,7 @@ from chronicles.validation import corpus_reports
 from opt_ops.config import Rates
 from opt_ops.core import events as e
 from opt_ops.core.state.attempts import Attempt, Run
+from opt_ops.core.state.data import changes_of
 from opt_ops.core.state.model import Node, State
 from opt_ops.core.state.queries import lr_scale, total_steps
 from opt_ops.core.values import AllocationStatus
@@ -97,6 +98,7 @@ def _run(state: State, run: Run, curves: Mapping[str, AttemptCurve]) -> RunRepor
         lr_scale=lr_scale(state, run.name),
         settings=run.settings,
         skips=tuple((skip.first, skip.last) for skip in run.skips),
+        data_changes=tuple(changes_of(state, run)),
         planned=Moment(run.planned_at),
         attempts=tuple(attempts),
         steps=len(steps),

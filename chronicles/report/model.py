@@ -249,6 +249,7 @@ class RunReport:
     lr_scale: float  # their product
     settings: tuple[str, ...]
     skips: tuple[tuple[int, int], ...]  # (first, last) batch
+    data_changes: tuple[tuple[int, str], ...]  # (after step, what changes)
     planned: Moment
     attempts: tuple[str, ...]
     steps: int

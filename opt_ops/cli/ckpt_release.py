@@ -91,7 +91,7 @@ def _publish(chosen: Named, into: Path, about: card.Released, *, with_notes: boo
         )
         return {
             "README.md": card.card(redacted, report, about),
-            "data.json": _json(statement.data(chosen.config, publication.text)),
+            "data.json": _json(statement.data(chosen.config, publication.text, chosen.checkpoint.step)),
             "provenance.json": _json(origin),
         }
 

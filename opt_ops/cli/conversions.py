@@ -18,6 +18,7 @@ from typing import IO
 from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.trainer_questions import run_part
 from opt_ops.config import TrainerCommand
+from opt_ops.core.state.data import data_of
 from opt_ops.errors import OptOpsError, Unavailable
 
 FOLDER = "converted"
@@ -69,12 +70,14 @@ def converted(chosen: Named, trainer: TrainerCommand, dtype: str, on_line: Calla
 def _convert(chosen: Named, trainer: TrainerCommand, dtype: str, target: Path, on_line: Callable[[str], None]) -> None:
     for left in target.parent.glob(f".{target.name}.*.tmp"):  # of a command that was killed
         shutil.rmtree(left, ignore_errors=True)
-    intent = chosen.lineage.state.intent
+    state = chosen.lineage.state
+    intent, run = state.intent, state.runs.get(chosen.checkpoint.run)
+    first = data_of(state, run)[0].data if run else intent.data  # that the tokenizer was trained on
     words = [chosen.checkpoint.path, str(target), "--to", "hf", "--dtype", dtype]
     words += (
         ["--tokenizer", intent.tokenizer]
         if intent.tokenizer
-        else [word for each in intent.data or ("",) for word in ("--data", each)]
+        else [word for each in first or ("",) for word in ("--data", each)]
     )
     command = [*(trainer.python or ()), "-m", "trainer.convert", *words]
     code, said = run_part(trainer, command, on_line, subprocess.DEVNULL)

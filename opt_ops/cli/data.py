@@ -24,6 +24,7 @@ from opt_ops.contract.manifest import MARKER
 from opt_ops.contract.skip_windows import next_sample
 from opt_ops.core.detect.point import Point
 from opt_ops.core.names import attempt_folder
+from opt_ops.core.state.data import data_words
 from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import reachable_checkpoints
 from opt_ops.core.values import Checkpoint
@@ -100,8 +101,7 @@ def show_(
     first, count = _batch(record.state, curve, point)
     config = lineage.path / attempt_folder(curve.attempt) / "config.json"
     words = [str(config), "--first", str(first), "--count", str(count)]
-    for corpus in record.state.intent.data:
-        words += ["--data", corpus]
+    words += data_words(record.state, record.state.runs[curve.run])
     checkpoint = _checkpoint(lineage, curve, step) if loss else None
     if checkpoint is not None:
         words += ["--checkpoint", checkpoint.path]

@@ -12,6 +12,7 @@ from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.attempts import Run
+from opt_ops.core.state.data import change_of, data_of
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.told import foreseen
@@ -80,7 +81,7 @@ def _afterwards(state: State, event: e.Event, events: Sequence[e.Event]) -> Iter
     """What follows once the world has answered, as far as it is certain."""
     planned = any(isinstance(each, e.RunPlanned) for each in events)
     if isinstance(event, e.ChangeRequested) and event.to_step is None and state.run is not None and not planned:
-        yield thing("run_planned", "begin", f"the next run there{_asked(event)}")
+        yield thing("run_planned", "begin", f"the next run there{_asked(state, state.run, event)}")
         yield thing("rate", "train", _rate_from_here(state.run, event))
     gives_back = isinstance(event, e.StopRequested) or (isinstance(event, e.PauseRequested) and not event.keep_nodes)
     released = {each.allocation for each in events if isinstance(each, e.ReleaseIntended)}
@@ -89,10 +90,11 @@ def _afterwards(state: State, event: e.Event, events: Sequence[e.Event]) -> Iter
         yield thing("release_intended", "give back", count(len(nodes), "node"), {"nodes": nodes})
 
 
-def _asked(change: e.ChangeRequested) -> str:
+def _asked(state: State, run: Run, change: e.ChangeRequested) -> str:
     parts = [
         *change.settings,
         *([f"{change.skip_batches:,} batches left out"] if change.skip_batches else []),
+        *([f"other data: {change_of(data_of(state, run)[-1].data, change.data)}"] if change.data else []),
     ]
     return f", with {', '.join(parts)}" if parts else ""
 
@@ -109,6 +111,7 @@ def _dropped(known: State, planned: e.RunPlanned) -> Iterator[Foreseen]:
     dropped += [
         f"the gap of batches {each.first:,} to {each.last:,}" for each in before.skips if each not in planned.skips
     ]
+    dropped += [f"the data since step {each.step:,}" for each in before.data if each not in planned.data]
     if dropped:
         rest = f"{', '.join(dropped)}: later than step {step:,} (--keep-later keeps it)"
         yield thing("dropped", "drop", rest, {"after_step": step, "dropped": dropped})

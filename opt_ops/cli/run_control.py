@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +26,10 @@ from opt_ops.cli.options import (
 )
 from opt_ops.cli.output import say
 from opt_ops.cli.requests import PendingRequest, send_note, show_answer
+from opt_ops.cli.run_start import corpus
 from opt_ops.cli.start_checks import require_change_possible
+from opt_ops.core.state.data import change_of, data_of, renamed
+from opt_ops.core.state.model import State
 from opt_ops.core.values import Driver
 from opt_ops.errors import Refused, UsageError
 
@@ -135,7 +138,7 @@ def rollback(
     skip_batches: Annotated[int, typer.Option("--skip-batches", min=0, help="Skip this many batches.")] = 0,
     keep_later: Annotated[
         bool,
-        typer.Option("--keep-later", help="Keep learning-rate factors, optimizer settings and skips of later steps."),
+        typer.Option("--keep-later", help="Keep rate factors, optimizer settings, skips and data of later steps."),
     ] = False,
     reason: ReasonOption = "rolled back by hand",
 ) -> None:
@@ -143,7 +146,8 @@ def rollback(
 
     Without --to, it is the newest good one.
 
-    Changes that began after that step are dropped: learning-rate factors, settings of the optimizer, skipped batches.
+    Changes that began after that step are dropped: learning-rate factors, settings of the optimizer, skipped batches,
+    other data.
     `--dry-run` says what the learning rate will be, and where it changes.
 
     Example: opt-ops run rollback 12 --to 59000 --lr-scale 0.75 --skip-batches 60
@@ -175,6 +179,10 @@ def set_(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="lr, clip, weight_decay, betas, or a recipe's setting."),
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]PATH[:WEIGHT]", help="Train on this from there on. As of `run start`: all of it."),
+    ] = None,
     planned: PlannedOption = None,
     reason: ReasonOption = "set by hand",
 ) -> None:
@@ -184,20 +192,24 @@ def set_(
 
     `lr` sets the learning rate of the next update. From there on, it is a factor on the schedule.
 
+    `--data` names all data to train on from there on. A corpus of the same name and text goes on where it was. What
+    else the old data had is not read any more, but must stay: a restart looks at it.
+
     With `--planned` alone, nothing is restarted. The loss detectors learn again from that step on. The step may be
     past, if nothing was done about the change yet.
 
     Examples:
       opt-ops run set 12 lr=6e-5 clip=0.5
+      opt-ops run set 12 --data wiki=wiki/:0.9 --data code=code/:0.1 --reason "code from here on"
       opt-ops run set 12 --planned 48000:stage-b --reason "the data team switches the mix"
     """
     if "=" in identifier:  # the ID was left out
         changes, identifier = [identifier, *(changes or [])], default_lineage(quiet=options.quiet, changes=True)
     arguments: dict[str, Any] = {"reason": reason, "settings": [], "planned": require_planned(planned)}
-    if not changes:
+    if not changes and not data:
         _declare(find_lineage(identifier), arguments, options)
         return
-    for change in changes:
+    for change in changes or []:
         key, separator, value = change.partition("=")
         if not separator:
             raise UsageError(f"{change}: not of the form key=value", "for example lr=6e-5, or clip=0.5")
@@ -206,9 +218,29 @@ def set_(
         else:
             arguments["settings"].append(f"{_SHORT.get(key, key)}={value}")
     lineage = find_lineage(identifier)
-    require_change_possible(lineage.state, arguments["settings"], settings.config)
+    what = list(changes or [])
+    if data:
+        arguments["data"] = [corpus("--data", each) for each in data]
+        what.append(f"other data ({_data_change(lineage.state, arguments['data'], options)})")
+    require_change_possible(lineage.state, arguments["settings"], settings.config, arguments.get("data", ()))
     request = PendingRequest(lineage, "change", arguments, options)
-    request.send(f"Start the next run with {' '.join(changes)}, after one more checkpoint?")
+    request.send(f"Start the next run with {' and '.join(what)}, after one more checkpoint?")
+
+
+def _data_change(state: State, data: Sequence[str], options: RequestOptions) -> str:
+    """What changes: `+ code 10 %`. Remarks on corpora that would begin anew under another name are printed.
+
+    Raises:
+        Refused: nothing is trained yet, or nothing changes.
+    """
+    if state.run is None or state.lineage is None:
+        raise Refused("nothing is trained yet", "run start takes --data")
+    before = data_of(state, state.run)[-1].data
+    if list(before) == list(data):
+        raise Refused("that is the data already", "opt-ops run show")
+    for old, new in renamed(before, data):
+        say(f"  note: the text of corpus {old} begins anew as {new}; name it {old}= to go on with it", options.quiet)
+    return change_of(before, data)
 
 
 def _declare(lineage: Lineage, arguments: Mapping[str, Any], options: RequestOptions) -> None:

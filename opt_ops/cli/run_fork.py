@@ -29,6 +29,7 @@ from opt_ops.core.decide.next_run import RunSettings, begun_by, factor_to
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.names import lineage_of, pin_holder
 from opt_ops.core.schedule import PlannedLr, is_computed
+from opt_ops.core.state.data import data_of
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_changes
 from opt_ops.core.state.queries import reachable_checkpoints, total_steps
@@ -195,13 +196,15 @@ def _arguments(
     """The arguments of the request `start`, without the shape."""
     asked = state.intent
     kept = begun_by(state, state.runs[run_name], origin.step)
+    trained_on = data_of(state, state.runs[run_name])
     factor = _lr_factor(state, kept, own, rate, origin.step)
     factors = [*kept.lr_factors, *([LrFactor(step=origin.step, factor=factor)] if factor is not None else [])]
     parent = Parent(lineage=lineage_of(origin.run), run=origin.run, step=origin.step, checkpoint=origin.path)
     return {
         "recipe": asked.recipe,
         "settings": [*asked.settings, *kept.settings, *own],
-        "data": [corpus("--data", each) for each in data] or list(asked.data),
+        "data": [corpus("--data", each) for each in data] or list(trained_on[0].data),
+        "data_since": [] if data else [dataclasses.asdict(each) for each in trained_on[1:] if each in kept.data],
         "valid": list(asked.valid),
         "tokenizer": asked.tokenizer or (_trained_tokenizer(origin) if data else None),
         "init_from": asked.init_from,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from opt_ops.cli import trainer_questions
 from opt_ops.cli.extras import require_trainer
 from opt_ops.config import Config
+from opt_ops.core.state.data import data_of
 from opt_ops.core.state.model import State
+from opt_ops.core.values import DataSince
 from opt_ops.errors import SchedulerUnavailable, UsageError
 
 
@@ -36,25 +39,33 @@ def require_possible(arguments: Mapping[str, Any], config: Config) -> Iterator[s
         yield f"recipe, settings and data were not checked: {error}"
 
 
-def require_change_possible(state: State, settings: Sequence[str], config: Config) -> None:
-    """Ask the trainer whether it would train a lineage with other settings, on as many ranks as now.
+def require_change_possible(state: State, settings: Sequence[str], config: Config, data: Sequence[str] = ()) -> None:
+    """Ask the trainer whether it would train a lineage with other settings or other data, on as many ranks as now.
 
     Raises:
         UsageError: the trainer would refuse them; the next run would end at once, and the lineage would be halted.
     """
-    if not settings or state.lineage is None:
+    if state.lineage is None or not (settings or data):
         return
     started, shape = state.lineage, state.shape
     arguments = {
         "recipe": started.recipe,
         "settings": [*started.settings, *(state.run.settings if state.run else ()), *settings],
-        "data": started.data,
+        "data": data_of(state, state.run)[0].data if state.run else started.data,
+        "data_since": _data_since(state, data),
         "valid": started.valid,
         "tokenizer": started.tokenizer,
         "shape": {"nodes": state.wanted_nodes or shape.nodes, "ranks_per_node": shape.ranks_per_node},
     }
     with suppress(trainer_questions.Unanswered):
         trainer_questions.require_accepted(config.trainer, arguments)
+
+
+def _data_since(state: State, data: Sequence[str]) -> list[dict[str, Any]]:
+    """The changes of the data, with one more behind them."""
+    known = data_of(state, state.run)[1:] if state.run else ()
+    changes = [*known, *([DataSince(step=known[-1].step + 1 if known else 1, data=tuple(data))] if data else [])]
+    return [asdict(each) for each in changes]
 
 
 def _require_local_nodes(nodes: int, spares: int, names: list[str]) -> None:

@@ -52,6 +52,8 @@ def _require_accepted(trainer: TrainerCommand, arguments: Mapping[str, Any], wor
     for option, key in (("--set", "settings"), ("--data", "data"), ("--valid", "valid")):
         for value in arguments[key]:
             words += [option, value]
+    for change in arguments.get("data_since", ()):
+        words += [word for each in change["data"] for word in ("--data-since", f"{change['step']}:{each}")]
     if arguments["tokenizer"]:
         words += ["--tokenizer", arguments["tokenizer"]]
     if arguments.get("parent"):

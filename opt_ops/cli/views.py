@@ -19,6 +19,7 @@ from opt_ops.core.events import KINDS, Entry
 from opt_ops.core.names import attempt_folder, lineage_of
 from opt_ops.core.state import in_place
 from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.data import changes_of
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_rows
@@ -231,6 +232,7 @@ def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], 
                 "parent": run.parent,
                 "from_step": run.checkpoint.step if run.checkpoint else 0,
                 "lr_scale": lr_scale(state, run.name),
+                "data": [{"after_step": step, "what": what} for step, what in changes_of(state, run)],
                 "cause": run.cause,
                 "planned": iso(run.planned_at),
             }

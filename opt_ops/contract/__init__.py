@@ -5,7 +5,7 @@
 - ``options``: what a rank was started with. ``environment``: which rank it is.
 - ``outside``, ``signals``, ``fence``, ``drills``: what it hears while it runs.
 - ``run_folder``, ``telemetry``, ``phases``: what it reports.
-- ``schedule``, ``learning_rate``, ``skip_windows``: the learning rate and the data of an update.
+- ``schedule``, ``learning_rate``, ``skip_windows``, ``data_since``: the learning rate and the data of an update.
 - ``saving``, ``manifest``, ``files``: how it saves.
 - ``membership``, ``replacing``: how ranks of a running attempt are replaced.
 - ``errors``, ``exit_codes``, ``leaving``: how it ends.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from opt_ops.contract.data_since import parse_data_since
 from opt_ops.contract.errors import UserError
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.learning_rate import parse_lr_factor
@@ -59,6 +60,7 @@ class Options:
         lr_factors: (step, factor): multiplies the schedule in every update after that step.
         skips: (first, last): batches of the original order that are left out, both included.
         data: corpora to train on, as given.
+        data_since: (step, corpus): corpora that replace them in every update after that step.
         valid: corpora to evaluate on, as given.
         tokenizer: as given.
         snapshot_dir: folder on a disk of the node, for snapshots.
@@ -78,6 +80,7 @@ class Options:
     lr_factors: Sequence[tuple[int, float]] = ()
     skips: Sequence[tuple[int, int]] = ()
     data: Sequence[str] = ()
+    data_since: Sequence[tuple[int, str]] = ()
     valid: Sequence[str] = ()
     tokenizer: Path | None = None
     snapshot_dir: Path | None = None
@@ -105,8 +108,8 @@ class Options:
 
         Args:
             settings: the keys of ``--set`` that the trainer knows.
-            options: those that it takes of ``init-from``, ``data``, ``valid``, ``tokenizer``, ``snapshot-dir``,
-                ``checkpoint-copy``. All trainers take the others.
+            options: those that it takes of ``init-from``, ``data``, ``data-since``, ``valid``, ``tokenizer``,
+                ``snapshot-dir``, ``checkpoint-copy``. All trainers take the others.
 
         Raises:
             UserError: something else was given.
@@ -120,7 +123,7 @@ class Options:
             raise UserError(f"{self.rest[0]}: no such option.")
 
 
-_OPTIONAL = ("init-from", "data", "valid", "tokenizer", "snapshot-dir", "checkpoint-copy")
+_OPTIONAL = ("init-from", "data", "data-since", "valid", "tokenizer", "snapshot-dir", "checkpoint-copy")
 _MOST_DIGITS = 18  # below 2**63
 
 
@@ -168,6 +171,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         lr_factors=tuple(_parsed("--lr-factor", parse_lr_factor, text) for text in found.lr_factor),
         skips=tuple(_parsed("--skip-batches", parse_skip_window, text) for text in found.skip_batches),
         data=tuple(found.data),
+        data_since=tuple(_parsed("--data-since", parse_data_since, text) for text in found.data_since),
         valid=tuple(found.valid),
         tokenizer=path(found.tokenizer),
         snapshot_dir=path(found.snapshot_dir),
@@ -194,7 +198,7 @@ _PLAIN = (
     *("recipe", "run-dir", "checkpoint-dir", "attempt", "fence", "resume", "init-from", "tokenizer"),
     *("snapshot-dir", "checkpoint-copy"),
 )
-_REPEATABLE = ("set", "lr-factor", "skip-batches", "data", "valid")
+_REPEATABLE = ("set", "lr-factor", "skip-batches", "data", "data-since", "valid")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -210,6 +210,14 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataSince:
+    """What every update after `step` is trained on: corpora as `run start --data` takes them."""
+
+    step: int
+    data: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedChange:
     """Something that changes on purpose from update `step` on: a data stage, a batch size, settings."""
 

@@ -8,7 +8,7 @@ from opt_ops.contract import Options, UserError
 
 _Value = TypeVar("_Value")
 
-_UNSUPPORTED = ("data", "valid", "tokenizer", "init_from", "snapshot_dir", "checkpoint_copy")
+_UNSUPPORTED = ("data", "data_since", "valid", "tokenizer", "init_from", "snapshot_dir", "checkpoint_copy")
 
 
 class Settings:

@@ -27,7 +27,8 @@ from opt_ops.core.events import (
     StrayCancelled,
 )
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.attempts import Attempt, Run
+from opt_ops.core.state.data import data_words
 from opt_ops.core.state.model import AlertState, Allocation, Drill, Node, State
 from opt_ops.core.state.queries import probing
 from opt_ops.core.values import AllocationStatus, Fault, LrFactor, Skip, Status, Verdict
@@ -280,7 +281,7 @@ def orders_of(state: State, site: Site) -> Orders:
 
 def _launch(state: State, attempt: Attempt, site: Site) -> Launch:
     run, folder = state.runs[attempt.run], site.folder
-    argv = _argv(state, site, run.settings, run.lr_factors, run.skips)
+    argv = _argv(state, site, run, run.settings, run.lr_factors, run.skips)
     argv += ["--run-dir", f"{folder}/{attempt_folder(attempt.name)}"]
     argv += ["--checkpoint-dir", f"{folder}/{attempt.run}/checkpoints"]
     if site.snapshot_dir:
@@ -343,7 +344,7 @@ def _probes(state: State, site: Site) -> Iterator[Launch]:
             folder = f"{site.folder}/{attempt_folder(intended.name(probe))}"
             # It needs no checkpoint of its own: what it shows is in its telemetry.
             settings = (*probe.settings, f"checkpoint_every={_NEVER}")
-            argv = _argv(state, site, settings, probe.lr_factors, probe.skips)
+            argv = _argv(state, site, state.runs[attempt.run], settings, probe.lr_factors, probe.skips)
             argv += ["--run-dir", folder, "--checkpoint-dir", f"{folder}/checkpoints"]
             argv += ["--resume", intended.checkpoint.path]
             argv += ["--attempt", attempt.name, "--fence", f"{site.folder}/attempt.json"]
@@ -352,15 +353,14 @@ def _probes(state: State, site: Site) -> Iterator[Launch]:
 
 
 def _argv(
-    state: State, site: Site, settings: Sequence[str], factors: Sequence[LrFactor], skips: Sequence[Skip]
+    state: State, site: Site, run: Run, settings: Sequence[str], factors: Sequence[LrFactor], skips: Sequence[Skip]
 ) -> list[str]:
     """The trainer's command, as far as it says on what and how to train."""
     lineage = state.intent
     argv = [*site.trainer, "--recipe", lineage.recipe]
     for setting in (*lineage.settings, *settings):
         argv += ["--set", setting]
-    for path in lineage.data:
-        argv += ["--data", path]
+    argv += data_words(state, run)
     for path in lineage.valid:
         argv += ["--valid", path]
     if lineage.tokenizer is not None:

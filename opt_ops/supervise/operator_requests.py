@@ -52,7 +52,7 @@ from opt_ops.supervise.request_arguments import (
     Arguments,
     InvalidRequest,
 )
-from opt_ops.supervise.start_arguments import origin, shape_of
+from opt_ops.supervise.start_arguments import origin, other_data, shape_of
 
 _LONGEST_NAME, _LONGEST_WHY = 255, 1000  # characters
 _NODE = re.compile(r"[A-Za-z0-9_.-]+")  # one name; the scheduler would read a list or a range as several nodes
@@ -208,6 +208,7 @@ def _change(state: State, request: Request) -> Event:
         skip_batches=given.whole("skip_batches", 0, MOST_STEPS, 0),
         keep_later=given.flag("keep_later"),
         planned=_planned(request),
+        data=other_data(state, given),
     )
 
 

@@ -1,10 +1,12 @@
-"""The arguments of a request `start`: the shape, and what a fork takes over."""
+"""The arguments of a request `start`, and of one for other data: the shape, and what a fork takes over."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from opt_ops.core.values import LrFactor, Parent, Shape, Skip
+from opt_ops.core.state.data import why_data_stays
+from opt_ops.core.state.model import State
+from opt_ops.core.values import DataSince, LrFactor, Parent, Shape, Skip
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
     MOST_NODES,
@@ -46,6 +48,10 @@ def origin(given: Arguments) -> dict[str, Any]:
             Skip(first=each.whole("first", 0, MOST_STEPS), last=each.whole("last", 0, MOST_STEPS))
             for each in given.parts("skips")
         ),
+        "data_since": tuple(
+            DataSince(step=each.whole("step", 0, MOST_STEPS), data=each.texts("data"))
+            for each in given.parts("data_since")
+        ),
     }
 
 
@@ -66,3 +72,15 @@ def shape_of(given: Arguments) -> Shape:
         ranks_per_node=ranks,
         min_nodes=given.whole("min_nodes", 0, nodes, 0),
     )
+
+
+def other_data(state: State, given: Arguments) -> tuple[str, ...]:
+    """What to train on from the next run on; empty: as before.
+
+    Raises:
+        InvalidRequest: the trainer cannot change it. It would leave with 78, and the lineage would be halted.
+    """
+    data = given.texts("data", ())
+    if data and (why := why_data_stays(state)):
+        raise InvalidRequest(why)
+    return data

@@ -63,11 +63,11 @@ def test_the_data_statement_has_no_path_and_counts_contamination():
         "contaminated": {"/secret/tests.jsonl": 3},
         "inputs": ["/secret"],
     }
-    told = statement.data({"data": {"corpora": [corpus], "dedup": [dedup], "tokens": 5}}, str.upper)
+    told = statement.data({"data": {"corpora": [corpus], "dedup": [dedup], "tokens": 5}}, str.upper, 10)
     assert "secret" not in str(told)
     assert told["corpora"][0]["name"] == "WIKI"
     assert told["dedup"][0]["contaminated"] == 3
-    assert not statement.data(None, str)["known"]
+    assert not statement.data(None, str, 10)["known"]
 
 
 def test_provenance_names_code_and_versions():

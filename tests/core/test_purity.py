@@ -8,6 +8,7 @@ import pytest
 
 CORE = Path(__file__).parents[2] / "opt_ops" / "core"
 CONTRACT = {
+    "opt_ops.contract.data_since",  # the name of a capability
     "opt_ops.contract.exit_codes",  # the trainer's exit codes: numbers and names
     "opt_ops.contract.replacing",  # which rank keeps whose copy
 }

@@ -159,10 +159,16 @@ def test_copies_of_an_older_corpus_go_but_what_they_share_a_passage_with_stays(t
     corpus = Corpus(6)
     old = corpus.text(200)
     passage = corpus.text(100) + old[:60] + corpus.text(100)
-    path = write(tmp_path / "new.jsonl", [" ".join(old), " ".join(passage)])
-    known = write(tmp_path / "old/a.jsonl", [" ".join(old)])
-    run(Options(inputs=(path,), out=tmp_path / "out", known=(known.parent,)))
-    assert read(tmp_path / "out/new.jsonl") == [" ".join(passage)]
+    texts = [" ".join(old), " ".join([*old[:-1], "other"]), " ".join(passage)]
+    path = write(tmp_path / "new.jsonl", texts)
+    known = write(tmp_path / "old/a.jsonl", texts[:1])
+    report = run(Options(inputs=(path,), out=tmp_path / "out", known=(known.parent,)))
+    assert read(tmp_path / "out/new.jsonl") == texts[2:]
+    assert [(row["why"], row["kept"]) for row in removed(tmp_path / "out")] == [
+        ("exact", f"{known}:1"),
+        ("near", f"{known}:1"),
+    ]
+    assert [each["path"] for each in report["against_duplicates"]] == [str(known)]
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ def job(tmp_path: Path, **changes: object) -> TrainJob:
         "lr_factors": [],
         "skips": [],
         "data": [],
+        "data_since": [],
         "valid": [],
         "tokenizer": None,
         "fence": None,

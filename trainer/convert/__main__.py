@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from opt_ops.contract.exit_codes import ExitCode
-from opt_ops.contract.manifest import CheckpointError
 from trainer import device
+from trainer.command import exit_code_of
 from trainer.console import print_line
 from trainer.convert import huggingface, metaseq, native
 from trainer.convert.weights import Weights, sync_tree
@@ -34,18 +33,7 @@ exit codes:
 def main(arguments: list[str] | None = None) -> int:
     """Convert, and return the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        _convert(options)
-    except UserError as error:
-        print_line(f"error: {error}", sys.stderr)
-        return ExitCode.USER_ERROR
-    except CheckpointError as error:
-        print_line(f"error: {error}", sys.stderr)
-        return ExitCode.CHECKPOINT_REFUSED
-    except OSError as error:
-        print_line(f"error: {error}. No files were left behind.", sys.stderr)
-        return ExitCode.UNEXPECTED_ERROR
-    return ExitCode.DONE
+    return exit_code_of(lambda: _convert(options), kept="No files were left behind.")
 
 
 def _convert(options: argparse.Namespace) -> None:

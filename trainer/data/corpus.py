@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from opt_ops.contract.data_since import by_step
 from trainer.data import content
 from trainer.data.lines import CorruptLine, text_of
 from trainer.errors import UserError
@@ -89,6 +90,25 @@ def training_corpora(texts: Sequence[str]) -> list[Corpus]:
                 "Paths without names and weights are one corpus."
             )
     return _named(parsed, "--data")
+
+
+def training_stretches(data: Sequence[str], since: Sequence[tuple[int, str]] = ()) -> list[tuple[int, list[Corpus]]]:
+    """What to train on after each step at which it changes, from step 0 on.
+
+    Args:
+        data: the values of ``--data``.
+        since: the values of ``--data-since``.
+
+    Raises:
+        UserError: values do not fit together.
+    """
+    found = [(0, training_corpora(data))]
+    for step, corpora in by_step(since).items():
+        try:
+            found.append((step, training_corpora(corpora)))
+        except UserError as error:
+            raise UserError(f"the data after step {step}: {error}") from error
+    return found
 
 
 def validation_corpora(texts: Sequence[str]) -> list[Corpus]:

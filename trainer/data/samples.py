@@ -145,31 +145,54 @@ class Samples:
         return self._starts[epoch]
 
 
+class Stretch(NamedTuple):
+    """Samples of a lineage that are taken from the same corpora in the same shares.
+
+    Attributes:
+        first: the sample with which it begins.
+        corpora: which ones take turns in it, by index.
+        parts: the share of each, in whole numbers.
+    """
+
+    first: int
+    corpora: Sequence[int]
+    parts: Sequence[int]
+
+
 class Mixture:
     """The endless sequence of training samples of a lineage. Its corpora take turns.
 
     Sample *i* has turn *i* of a sequence that repeats (:func:`trainer.data.mixture.turns`). It is the next sample of
     the corpus whose turn it is. The number of samples that this corpus had before follows from *i*, so there is no
-    state to save.
+    state to save. Where the data of a lineage changes, another such sequence begins. In it, each corpus goes on behind
+    the samples that it had before, in all earlier stretches.
 
     Args:
         corpora: all with the same ``seq_len``.
-        parts: the share of each, in whole numbers.
+        parts: the share of each of the first ``len(parts)`` corpora, in whole numbers.
+        later: the stretches that follow, ascending by their first sample.
     """
 
-    def __init__(self, corpora: Sequence[Samples], parts: Sequence[int]) -> None:
+    def __init__(self, corpora: Sequence[Samples], parts: Sequence[int], later: Sequence[Stretch] = ()) -> None:
         self._corpora = corpora
-        self._parts = np.array(parts, np.int64)
-        self._turns = turns(parts)
-        self._had = np.empty(len(self._turns), np.int64)  # earlier turns of the same corpus within the period
-        for corpus, part_ in enumerate(parts):
-            self._had[self._turns == corpus] = np.arange(part_)
+        stretches = [Stretch(0, range(len(parts)), parts), *later]
+        self._firsts = np.array([stretch.first for stretch in stretches])
+        self._turns: list[_Turns] = []
+        had = np.zeros(len(corpora), np.int64)
+        for stretch, following in zip(stretches, [*later, None], strict=True):
+            own = _Turns(stretch, had[list(stretch.corpora)])
+            self._turns.append(own)
+            if following:
+                had[list(stretch.corpora)] = own.had(following.first)
 
     def corpus_of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each of these samples of the lineage: the index of its corpus, and its index within that corpus."""
-        period, turn = np.divmod(samples, len(self._turns))
-        corpus = self._turns[turn]
-        return corpus, period * self._parts[corpus] + self._had[turn]
+        stretches = np.searchsorted(self._firsts, samples, side="right") - 1
+        corpus, index = np.empty(len(samples), np.int64), np.empty(len(samples), np.int64)
+        for stretch in np.unique(stretches).tolist():
+            own = stretches == stretch
+            corpus[own], index[own] = self._turns[stretch].corpus_of(samples[own])
+        return corpus, index
 
     def pieces(self, sample: int) -> tuple[int, list[Piece]]:
         """The index of the corpus that ``sample`` of the lineage is from, and the parts of documents in it."""
@@ -184,6 +207,31 @@ class Mixture:
         for c, own in rows.items():
             whole[corpus == c] = own
         return _halves(whole)
+
+
+class _Turns:
+    """The turns of one stretch. ``before``: how many samples each of its corpora had before it."""
+
+    def __init__(self, stretch: Stretch, before: np.ndarray) -> None:
+        self._first, self._before = stretch.first, before
+        self._corpora = np.array(stretch.corpora, np.int64)
+        self._parts = np.array(stretch.parts, np.int64)
+        self._turns = turns(stretch.parts)
+        self._had = np.empty(len(self._turns), np.int64)  # earlier turns of the same corpus within the period
+        for place, part_ in enumerate(stretch.parts):
+            self._had[self._turns == place] = np.arange(part_)
+
+    def corpus_of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`Mixture.corpus_of`, of samples of this stretch."""
+        period, turn = np.divmod(samples - self._first, len(self._turns))
+        place = self._turns[turn]
+        return self._corpora[place], self._before[place] + period * self._parts[place] + self._had[turn]
+
+    def had(self, end: int) -> np.ndarray:
+        """How many samples each corpus of the stretch has had before sample ``end`` of the lineage."""
+        period, turn = divmod(end - self._first, len(self._turns))
+        within = np.bincount(self._turns[:turn], minlength=len(self._parts))
+        return self._before + period * self._parts + within
 
 
 def _halves(rows: np.ndarray) -> tuple[Tensor, Tensor]:

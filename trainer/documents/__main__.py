@@ -4,10 +4,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from opt_ops.contract.exit_codes import ExitCode
-from opt_ops.contract.manifest import CheckpointError
+from opt_ops.contract.data_since import parse_data_since
+from trainer.command import Parser, exit_code_of
 from trainer.console import print_line
 from trainer.errors import UserError
 from trainer.preconditions import require_packages
@@ -23,22 +22,9 @@ exit codes: 0 done; 1 unexpected error; 65 checkpoint missing or damaged; 78 use
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows examples.")
-
-
 def main() -> int:
     """Read the command line, print one line for each part of a document, and return the exit code."""
-    try:
-        _show(_parser().parse_args())
-    except UserError as error:
-        print_line(f"error: {error}", sys.stderr)
-        return ExitCode.USER_ERROR
-    except CheckpointError as error:
-        print_line(f"error: {error}", sys.stderr)
-        return ExitCode.CHECKPOINT_REFUSED
-    return ExitCode.DONE
+    return exit_code_of(lambda: _show(_parser().parse_args()))
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -49,8 +35,12 @@ def _show(arguments: argparse.Namespace) -> None:
     if arguments.first < 0 or arguments.count < 1:
         raise UserError("--first must be at least 0, and --count at least 1.")
     attempt = recorded.read(arguments.config)
-    data, files = recorded.load(attempt, arguments.data)
-    samples = data.samples(attempt.seq_len, attempt.settings["seed"])
+    try:
+        since = [parse_data_since(text) for text in arguments.data_since]
+    except ValueError as error:
+        raise UserError(f"--data-since: {error}") from error
+    data, files = recorded.load(attempt, arguments.data, since)
+    samples = data.samples(attempt.seq_len, attempt.settings["seed"], attempt.firsts)
     pieces = [samples.pieces(arguments.first + index) for index in range(arguments.count)]
     rows = parts(data, files, pieces, _progress)
     if arguments.checkpoint:
@@ -68,7 +58,7 @@ def _progress(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m trainer.documents",
         allow_abbrev=False,
         description="Print the parts of documents that samples were made of, one JSON object a line.",
@@ -82,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", metavar="N", type=int, required=True, help="number of samples")
     parser.add_argument(
         "--data", metavar="[NAME=]PATH[:WEIGHT]", action="append", default=[], help="as for python -m trainer"
+    )
+    parser.add_argument(
+        "--data-since",
+        metavar="STEP:[NAME=]PATH[:WEIGHT]",
+        action="append",
+        default=[],
+        help="as for python -m trainer",
     )
     parser.add_argument(
         "--checkpoint",

@@ -34,13 +34,13 @@ def parts(
         UserError: a document is not where it was.
     """
     where: list[dict[int, Place]] = []
-    for corpus, (tokens, own) in enumerate(zip(data.training, files, strict=True)):
+    for corpus, (tokens, own) in enumerate(zip(data.corpora, files, strict=True)):
         numbers = sorted({piece.document for index, each in pieces if index == corpus for piece in each})
         where.append(places.find(tokens, own, numbers, data.tokenizer, progress) if numbers else {})
     decode = tokenizer_of(data.tokenizer.text)
     rows = []
     for sample, (corpus, each) in enumerate(pieces):
-        tokens = data.training[corpus]
+        tokens = data.corpora[corpus]
         for piece in each:
             place = where[corpus][piece.document]
             ids = tokens.ids[piece.source : piece.source + min(piece.tokens, _TEXT_TOKENS)]

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data import tokens
-from trainer.data.corpus import Corpus, training_corpora
-from trainer.data.dataset import Dataset
-from trainer.data.mixture import whole_parts
+from trainer.data.corpus import Corpus, training_stretches
+from trainer.data.dataset import Dataset, Training, training
 from trainer.data.tokens import BuildLimits, Definition
 from trainer.data.tokens.encode import tokenizer_of
 from trainer.errors import UserError
@@ -36,6 +35,17 @@ class Recorded:
         """Tokens that a sample predicts."""
         return self.settings["data"]["seq_len"]
 
+    @property
+    def stretches(self) -> list[Mapping[str, Any]]:
+        """What was trained on after each step at which it changed, from step 0 on: step, digest, corpora."""
+        whole = {"step": 0, "digest": self.data["digest"], "corpora": self.data["corpora"]}
+        return self.data.get("since") or [whole]
+
+    @property
+    def firsts(self) -> list[int]:
+        """For each change of the data, the sample with which it begins."""
+        return [each["first_sample"] for each in self.stretches[1:]]
+
 
 def read(path: Path) -> Recorded:
     """Read ``config.json`` of an attempt, and the tokenizer beside it.
@@ -48,7 +58,8 @@ def read(path: Path) -> Recorded:
         text = path.with_name("tokenizer.json").read_text(encoding="utf-8")
         definition = Definition(text, tokenizer_of(text).get_vocab_size())
         recorded = Recorded(path=path, settings=config["settings"], data=config["data"], tokenizer=definition)
-        expected = [corpus["digest"] for corpus in recorded.data["corpora"]]
+        expected = [corpus["digest"] for each in recorded.stretches for corpus in each["corpora"]]
+        expected += [each["step"] for each in recorded.stretches] + recorded.firsts
         shape = recorded.seq_len, recorded.settings["seed"], recorded.settings["data"]["max_corrupt_lines"]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from error
@@ -64,45 +75,60 @@ def read(path: Path) -> Recorded:
     return recorded
 
 
-def load(recorded: Recorded, data: Sequence[str]) -> tuple[Dataset, list[list[Path]]]:
+def load(
+    recorded: Recorded, data: Sequence[str], since: Sequence[tuple[int, str]] = ()
+) -> tuple[Dataset, list[list[Path]]]:
     """The data of the attempt, and the files of each corpus. What is not in the cache is tokenised again.
 
     Args:
         recorded: what the attempt was trained on.
         data: the values of ``--data``.
+        since: the values of ``--data-since``.
 
     Raises:
         UserError: a file is gone, or the data is not what the attempt was trained on. The message has both digests.
         RuntimeError: a process that makes tokens has died.
     """
-    corpora, was = training_corpora(data), recorded.data["corpora"]
-    if len(corpora) != len(was):
-        raise UserError(f"--data names {len(corpora)} corpora, and {recorded.path} names {len(was)}.")
-    for corpus, before in zip(corpora, was, strict=True):
-        _require_files(corpus, before)
+    stretches = training_stretches(data, since)
+    if [step for step, _ in stretches] != [each["step"] for each in recorded.stretches]:
+        raise UserError(f"--data-since has other steps than the changes of the data in {recorded.path}.")
+    for (_, corpora), was in zip(stretches, recorded.stretches, strict=True):
+        if len(corpora) != len(was["corpora"]):
+            raise UserError(f"--data names {len(corpora)} corpora, and {recorded.path} names {len(was['corpora'])}.")
+        for corpus, before in zip(corpora, was["corpora"], strict=True):
+            _require_files(corpus, before)
     limits = BuildLimits(corrupt_lines=recorded.settings["data"]["max_corrupt_lines"], workers=tokens.usable_cores())
-    files = []
-    for corpus, before in zip(corpora, was, strict=True):
+    found = Dataset(
+        training=[
+            _training(recorded, was, corpora, limits)
+            for (_, corpora), was in zip(stretches, recorded.stretches, strict=True)
+        ],
+        validation=[],
+        tokenizer=recorded.tokenizer,
+    )
+    files = {
+        (file.name, file.digest): corpus.files()
+        for (_, corpora), each in zip(stretches, found.training, strict=True)
+        for corpus, file in zip(corpora, each.files, strict=True)
+    }
+    return found, [files[file.name, file.digest] for file in found.corpora]
+
+
+def _training(recorded: Recorded, was: Mapping[str, Any], corpora: Sequence[Corpus], limits: BuildLimits) -> Training:
+    for corpus, before in zip(corpora, was["corpora"], strict=True):
         try:
             file = tokens.load(corpus, recorded.tokenizer, limits)
         except UserError as error:
             raise UserError(f"{_changed(corpus, before)} and cannot be tokenised now: {error}") from error
         if file.digest != before["digest"]:
             raise UserError(f"{_changed(corpus, before)} and is {file.digest} now. Restore the file as it was.")
-        files.append(file)
-    weights = [corpus.number for corpus in corpora if corpus.number]
-    found = Dataset(
-        training=files,
-        parts=whole_parts(weights) if len(files) > 1 else [1],
-        validation=[],
-        tokenizer=recorded.tokenizer,
-    )
-    if found.digest != recorded.data["digest"]:
+    found = training(was["step"], corpora, recorded.tokenizer, limits)
+    if found.digest != was["digest"]:
         raise UserError(
-            f"the order of the data is another one than in {recorded.path}: its digest was {recorded.data['digest']}, "
+            f"the order of the data is another one than in {recorded.path}: its digest was {was['digest']}, "
             f"and is {found.digest} now. Either the weights of --data or the version of the trainer differ."
         )
-    return found, [corpus.files() for corpus in corpora]
+    return found
 
 
 def _require_files(corpus: Corpus, before: Mapping[str, Any]) -> None:

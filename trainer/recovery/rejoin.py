@@ -14,12 +14,14 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
+from opt_ops.contract.data_since import CAPABILITY as DATA_SINCE
 from opt_ops.contract.environment import Place
 from opt_ops.contract.exit_codes import ExitCode
 from opt_ops.contract.fence import OutdatedError
 from opt_ops.contract.files import write_durably
 from opt_ops.contract.membership import MembersFile, Membership, lost_file, tell_joining
 from opt_ops.contract.replacing import CAPABILITY
+from opt_ops.contract.warm_start import CAPABILITY as WARM_START
 from trainer import preconditions
 from trainer.checkpoint.peer_copies import RefusedCopyError
 from trainer.console import print_line
@@ -55,7 +57,8 @@ def capabilities(recipe: Recipe, world: int, file: MembersFile) -> list[str]:
         world: number of ranks.
         file: of the membership. Without one, nobody would name a newer generation.
     """
-    return [CAPABILITY, "peer_copies", "warm_start"] if world > 1 and can_replace(recipe, file) else ["warm_start"]
+    replaceable = [CAPABILITY, "peer_copies"] if world > 1 and can_replace(recipe, file) else []
+    return [*replaceable, WARM_START, DATA_SINCE]
 
 
 def can_replace(recipe: Recipe, file: MembersFile) -> bool:

@@ -3,13 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from opt_ops.contract.exit_codes import ExitCode
+from trainer.command import Parser, exit_code_of
 from trainer.console import print_line
 from trainer.data import tokens
 from trainer.data.corpus import training_corpora, validation_corpora
-from trainer.errors import UserError
 from trainer.recipes import DataConfig
 
 _EXAMPLES = """\
@@ -23,19 +21,9 @@ exit codes: 0 done; 1 unexpected error; 78 user error
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows examples.")
-
-
 def main() -> int:
     """Read the command line, build, and return the exit code."""
-    try:
-        _build(_parser().parse_args())
-    except UserError as error:
-        print_line(f"error: {error}", sys.stderr)
-        return ExitCode.USER_ERROR
-    return ExitCode.DONE
+    return exit_code_of(lambda: _build(_parser().parse_args()))
 
 
 def _build(arguments: argparse.Namespace) -> None:
@@ -49,7 +37,7 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m trainer.tokens", allow_abbrev=False, description="Tokenise the data of a run.")
+    parser = Parser(prog="python -m trainer.tokens", allow_abbrev=False, description="Tokenise the data of a run.")
     build = parser.add_subparsers(required=True, metavar="build").add_parser(
         "build",
         help="tokenise corpora",

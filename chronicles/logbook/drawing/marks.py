@@ -41,7 +41,7 @@ def marks(report: LineageReport, story: Story | None = None) -> list[IncidentMar
             step=row.stopped_step or 0,
             resumed=row.step_resumed,
             quiet=row.drill is not None or row.advisory or not row.is_failure,
-            title=title(row.kind),
+            title="data changed" if row.requested and row.evidence.get("data") else title(row.kind),
             named=row.incident in named,
         )
         for row in placed

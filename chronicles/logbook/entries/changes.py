@@ -11,6 +11,7 @@ from chronicles.report.model import IncidentReport
 from chronicles.wording import names, rate, whole
 from opt_ops.core.state import in_place
 from opt_ops.core.state.attempts import Attempt
+from opt_ops.core.state.data import changes_of, data_at, shares
 
 
 def changes(record: LineageRecord, row: IncidentReport) -> list[Change]:
@@ -27,6 +28,7 @@ def changes(record: LineageRecord, row: IncidentReport) -> list[Change]:
         found.append(Change("learning-rate factors", _factors(record, hit.run), _factors(record, following.run)))
         found += _settings(record, hit, following)
         found.append(Change("skipped batches", _skips(record, hit.run), _skips(record, following.run)))
+        found.append(Change("data", _data(record, hit.run, resumed), _data(record, following.run, resumed)))
     members = in_place.joined(record.state, record.state.incidents[row.incident])
     if hit and members:
         before = in_place.replacements(record.state, record.state.incidents[row.incident])[0]
@@ -71,6 +73,16 @@ def _used(attempt: Attempt, key: str) -> str:
             number = getattr(stated, name)
             return ",".join(f"{each:g}" for each in number) if isinstance(number, tuple) else f"{number:g}"
     return "the recipe's"
+
+
+def _data(record: LineageRecord, run: str, step: int) -> str:
+    """What a run is trained on after a step, and what it changes to later."""
+    state = record.state
+    now = ", ".join(
+        f"{name} {100 * share:.3g} %" for name, share in shares(data_at(state, state.runs[run], step)).items()
+    )
+    later = [f"{what} after {whole(since)}" for since, what in changes_of(state, state.runs[run]) if since > step]
+    return "; ".join([now, *later])
 
 
 def _skips(record: LineageRecord, run: str) -> str:

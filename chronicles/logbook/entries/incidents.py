@@ -16,6 +16,7 @@ from opt_ops.core.failures import classes
 from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state import in_place
+from opt_ops.core.state.data import changes_of
 from opt_ops.core.text import number_spans
 from opt_ops.core.values import Action, Tier
 
@@ -52,7 +53,7 @@ def _outcome_phrase(record: LineageRecord, row: IncidentReport, restarted: str, 
         case Action.ROLLBACK:
             return _rolled_back(record, row, rolled_back)
         case Action.RECONFIGURE:
-            return f"{changed}: {', '.join(_changed(record, row)) or 'nothing'}"
+            return _reconfigured(record, row, changed)
         case Action.REPLACE_RANKS:
             verb = _TENSES[restarted]
             return f"{verb} {in_place.ranks(row.ranks_replaced)} in place: {short(row.cause)}"
@@ -74,6 +75,19 @@ def _outcome_phrase(record: LineageRecord, row: IncidentReport, restarted: str, 
             return f"completed, nothing was started again: {short(row.cause)}"
         case _:
             return f"halted: {short(row.cause)}"
+
+
+def _reconfigured(record: LineageRecord, row: IncidentReport, changed: str) -> str:
+    """`changed: learning rate × 0.75`; `data changed at step 61,000: + code 10 %`."""
+    others = ", ".join(_changed(record, row))
+    run = next((run for run in record.state.runs.values() if run.incident == row.incident), None)
+    request = request_behind(record, row.evidence)
+    if request is None or not request.data:
+        return f"{changed}: {others or 'nothing'}"
+    if run is None:
+        return ", ".join(filter(None, [f"{changed} the data", others]))
+    step, what = changes_of(record.state, run)[-1] if run.data[-1].step else (0, "from the first step on")
+    return ", ".join(filter(None, [f"data {changed} at step {whole(step)}: {what}", others]))
 
 
 def _rolled_back(record: LineageRecord, row: IncidentReport, rolled_back: str) -> str:
@@ -100,7 +114,13 @@ def _moved(record: LineageRecord, row: IncidentReport) -> str:
 
 def _changed(record: LineageRecord, row: IncidentReport) -> list[str]:
     request = request_behind(record, row.evidence)
-    return changed_settings(request.lr if request else None, row.lr_factor, row.settings, row.skip_batches)
+    changed = changed_settings(request.lr if request else None, row.lr_factor, row.settings, row.skip_batches)
+    run = next((run for run in record.state.runs.values() if run.incident == row.incident), None)
+    parent = record.state.runs.get(run.parent or "") if run else None
+    gone = [each.step for each in parent.data if run and each not in run.data] if parent else []
+    if gone and row.action == Action.ROLLBACK:
+        changed.append(f"data of before step {whole(min(gone))}")
+    return changed
 
 
 def is_notable(row: IncidentReport) -> bool:

@@ -32,7 +32,7 @@ def checked(value: Any) -> dict[str, Any]:
         if fields.get(name) is not None:
             _object(fields[name], f"`{name}`")
     fields["nodes"] = fields.get("nodes") or {}
-    for name in ("lr_factors", "skips"):
+    for name in ("lr_factors", "skips", "data_since"):
         fields[name] = _pairs(fields.get(name) or [], name)
     telemetry = dict(fields["telemetry"])
     for name in ("num_updates", "skipped"):

@@ -32,6 +32,7 @@ class Manifest:
     schedule: Mapping[str, Any] | None = None
     lr_factors: Sequence[Sequence[float]] = ()
     skips: Sequence[Sequence[int]] = ()
+    data_since: Sequence[Sequence[int]] = ()
     model: Mapping[str, Any] | None = None
     guard: Mapping[str, Any] | None = None
     nodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
@@ -40,8 +41,9 @@ class Manifest:
 def text_of(manifest: Manifest) -> str:
     """The text of ``manifest.json``."""
     fields = asdict(manifest)
-    if not manifest.nodes:
-        del fields["nodes"]
+    for name in ("nodes", "data_since"):
+        if not fields[name]:
+            del fields[name]
     return to_json({"v": VERSION} | fields)
 
 

@@ -157,6 +157,7 @@ def _opened(state: State, incident: Incident, alert: str, severity: Severity) ->
         *_found(incident),
         f"action: {told(decision, state).partition(': ')[2]}",
         f"why: {words.without_codes(decision.why)}",
+        *_data_taken_back(state, incident),
         f"next: opt-ops run explain {state.intent.lineage}",
     ]
     return AlertIntended(
@@ -165,6 +166,20 @@ def _opened(state: State, incident: Incident, alert: str, severity: Severity) ->
         title=f"opt-ops {state.intent.lineage}: {words.without_codes(incident.cause)}",
         body="\n".join(body),
     )
+
+
+def _data_taken_back(state: State, incident: Incident) -> list[str]:
+    """That a rollback takes a change of the data back with it: whoever asked for the change must ask again."""
+    decision, hit = incident.decision, state.attempts.get(incident.attempt or "")
+    if decision is None or decision.action is not Action.ROLLBACK or hit is None:
+        return []
+    change = state.changes.get(str(incident.evidence.get("request")))
+    step = decision.checkpoint.step if decision.checkpoint else 0
+    gone = [each.step for each in state.runs[hit.run].data if each.step > step]
+    if not gone or (change is not None and change.keep_later):
+        return []
+    again = f"`opt-ops run set {state.intent.lineage} --data …` changes it again"
+    return [f"data: that of before step {min(gone):,} is trained on again; {again}"]
 
 
 def _found(incident: Incident) -> list[str]:

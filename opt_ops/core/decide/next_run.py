@@ -2,8 +2,9 @@
 
 An operator's rollback takes back what was changed after the step that it goes back to: learning-rate factors,
 settings of the optimizer and skipped batches. A playbook's rollback multiplies the present learning rate, as
-docs/playbooks.md says, and keeps the rest. The cure of a cause takes back what was tried for the same trouble in vain:
-cuts of the learning rate, and settings. Batches that were skipped stay skipped.
+docs/playbooks.md says, and keeps the rest. Both bring back the data of the step that they go back to. The cure of a
+cause takes back what was tried for the same trouble in vain: cuts of the learning rate, and settings. Batches that were
+skipped stay skipped.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import math
 from dataclasses import dataclass, replace
 
 from opt_ops.core.decide.proof import baseline, with_settings
-from opt_ops.core.events import RecoveryDecided
+from opt_ops.core.events import ChangeRequested, RecoveryDecided
 from opt_ops.core.schedule import PlannedLr, batch_of
 from opt_ops.core.state.attempts import Run
 from opt_ops.core.state.model import Incident, State
-from opt_ops.core.values import Action, LrFactor, Skip
+from opt_ops.core.values import Action, DataSince, LrFactor, Skip
 
 _MOST_AT_ZERO = 8  # updates behind a checkpoint that are looked at for one with a learning rate above zero
 
@@ -28,13 +29,14 @@ class RunSettings:
     lr_factors: tuple[LrFactor, ...]
     settings: tuple[str, ...]
     skips: tuple[Skip, ...]
+    data: tuple[DataSince, ...] = ()
 
 
 def settings_after(state: State, incident: Incident, decision: RecoveryDecided, step: int) -> RunSettings:
     """The settings of the run that a decision begins at checkpoint `step`, after the newest run."""
     assert state.run is not None
     run, change = state.run, state.changes.get(str(incident.evidence.get("request")))
-    kept = RunSettings(lr_factors=run.lr_factors, settings=run.settings, skips=run.skips)
+    kept = RunSettings(lr_factors=run.lr_factors, settings=run.settings, skips=run.skips, data=run.data)
     if decision.takes_back and (before := _run_before(state, decision.takes_back[0])) is not None:
         kept = replace(kept, lr_factors=before.lr_factors, settings=before.settings)
     factor = decision.lr_factor
@@ -44,6 +46,8 @@ def settings_after(state: State, incident: Incident, decision: RecoveryDecided, 
         # The present factor times the playbook's: else the rate would fall again, by itself, where the old one began.
         factor *= math.prod(each.factor for each in run.lr_factors if each.step > step)
         kept = replace(kept, lr_factors=tuple(each for each in run.lr_factors if each.step <= step))
+    if decision.action is Action.ROLLBACK and not (change is not None and change.keep_later):
+        kept = replace(kept, data=_begun_data(run, step))
     if factor is None and change is not None and change.lr is not None:
         factor = _factor_to(state, change.lr, kept.lr_factors, (*kept.settings, *decision.settings), step)
     first = batch_of(step + 1, kept.skips)
@@ -52,7 +56,19 @@ def settings_after(state: State, incident: Incident, decision: RecoveryDecided, 
         lr_factors=(*kept.lr_factors, *([] if factor is None else [LrFactor(step=step, factor=factor)])),
         settings=(*kept.settings, *decision.settings),
         skips=(*kept.skips, *skipped, *decision.skips),
+        data=_with_data(kept.data, change, step),
     )
+
+
+def _with_data(data: tuple[DataSince, ...], change: ChangeRequested | None, step: int) -> tuple[DataSince, ...]:
+    """What an operator asked for replaces all that was to be trained on after `step`."""
+    if change is None or not change.data:
+        return data
+    return (*(each for each in data if each.step < step), DataSince(step=step, data=change.data))
+
+
+def _begun_data(run: Run, step: int) -> tuple[DataSince, ...]:
+    return tuple(each for each in run.data if each.step <= step)
 
 
 def _run_before(state: State, incident: str) -> Run | None:
@@ -94,6 +110,7 @@ def begun_by(state: State, run: Run, step: int) -> RunSettings:
             setting for since, setting in _settings_since(state, run) if since <= step or not _of_optimizer(setting)
         ),
         skips=tuple(each for each in run.skips if each.first <= trained + 1),
+        data=_begun_data(run, step),
     )
 
 

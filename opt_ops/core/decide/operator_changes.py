@@ -41,6 +41,7 @@ def request_fields(change: ChangeRequested) -> dict[str, object]:
         "lr_factor": change.lr_factor,
         "lr": change.lr,
         "settings": list(change.settings) or None,
+        "data": list(change.data) or None,
         "skip_batches": change.skip_batches or None,
         "keep_later": change.keep_later or None,
     }

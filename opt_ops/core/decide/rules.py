@@ -232,6 +232,7 @@ def plan_run(state: State, now: float, policy: Policy) -> Event | None:
             lr_factors=after.lr_factors,
             settings=after.settings,
             skips=after.skips,
+            data=after.data,
         )
     return None
 
@@ -247,6 +248,7 @@ def _first_run(asked: LineageStarted) -> RunPlanned:
         checkpoint=parent.saved if parent else None,
         lr_factors=asked.lr_factors,
         skips=asked.skips,
+        data=asked.data_since,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from opt_ops.core.values import (
     AllocationStatus,
     Checkpoint,
+    DataSince,
     Deduplicated,
     LrFactor,
     Optimizer,
@@ -34,6 +35,7 @@ class RunPlanned:
     lr_factors: tuple[LrFactor, ...]
     settings: tuple[str, ...] = ()  # on top of the lineage's
     skips: tuple[Skip, ...] = ()
+    data: tuple[DataSince, ...] = ()  # what replaces the lineage's data, by step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opt_ops.core.values import AskTerms, Driver, Fault, LrFactor, Parent, PlannedChange, Shape, Skip
+from opt_ops.core.values import AskTerms, DataSince, Driver, Fault, LrFactor, Parent, PlannedChange, Shape, Skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class LineageStarted:
     parent: Parent | None = None  # of a fork: the checkpoint of another lineage that its first run goes on from
     lr_factors: tuple[LrFactor, ...] = ()  # of a fork: those in force at that checkpoint, and its own
     skips: tuple[Skip, ...] = ()  # of a fork: those in force at that checkpoint
+    data_since: tuple[DataSince, ...] = ()  # of a fork: the changes of the data up to that checkpoint
     reason: str = ""
 
 
@@ -88,6 +89,7 @@ class ChangeRequested:
     skip_batches: int = 0  # that many, from the step that training goes on from
     keep_later: bool = False  # of a rollback: keep factors, optimizer settings and skips that begin after its step
     planned: tuple[PlannedChange, ...] = ()
+    data: tuple[str, ...] = ()  # to train on from there on; empty: as before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

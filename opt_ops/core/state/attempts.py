@@ -8,6 +8,7 @@ from typing import Any
 
 from opt_ops.core.values import (
     Checkpoint,
+    DataSince,
     LrFactor,
     Optimizer,
     Outcome,
@@ -32,6 +33,7 @@ class Run:
     planned_at: float
     settings: tuple[str, ...] = ()  # on top of the lineage's
     skips: tuple[Skip, ...] = ()
+    data: tuple[DataSince, ...] = ()  # what replaces the lineage's, by step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ def _run_planned(state: State, event: e.RunPlanned, entry: e.Entry) -> State:
         planned_at=entry.ts,
         settings=event.settings,
         skips=event.skips,
+        data=event.data,
     )
     return replace(state, runs=with_item(state.runs, event.run, run))
 

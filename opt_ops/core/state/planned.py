@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt, Run
+from opt_ops.core.state.data import changes_of
 from opt_ops.core.state.model import State
 from opt_ops.core.values import PlannedChange
 
@@ -63,11 +64,16 @@ def planned_changes(state: State, newest: Attempt | None = None) -> tuple[Planne
         by_trainer = [*(each for each in by_trainer if each.step <= start), *attempt.planned]
         begun = [each for each in begun if each.step <= start]
         segments = [each for each in segments if each.first <= start]
-        what = [*_new_settings(state, attempt, segments), *_new_course(state, state.runs[attempt.run], start)]
+        what = [*_new_settings(state, attempt, segments, start), *_new_course(state, state.runs[attempt.run], start)]
         if what:
             begun.append(PlannedChange(step=start + 1, what=", ".join(what), by=attempt.name))
         data = attempt.data or (segments[-1].data if segments else None)
         segments.append(_Segment(start + 1, _redefining(state, attempt), data))
+        for step, change in changes_of(state, state.runs[attempt.run]):
+            if step >= start and step > 0:
+                begun.append(PlannedChange(step=step + 1, what=f"data: {change}", by=attempt.name))
+            if step > start:  # its digest is not known here
+                segments.append(_Segment(step + 1, segments[-1].settings, None))
     found = {(each.step, each.what): each for each in (*state.planned, *by_trainer, *begun)}
     return tuple(sorted(found.values(), key=lambda each: each.step))
 
@@ -83,7 +89,7 @@ def _redefining(state: State, attempt: Attempt) -> tuple[str, ...]:
     return tuple(sorted(each for name, each in named.items() if not name.startswith(_SAME_LOSS)))
 
 
-def _new_settings(state: State, attempt: Attempt, segments: list[_Segment]) -> list[str]:
+def _new_settings(state: State, attempt: Attempt, segments: list[_Segment], start: int) -> list[str]:
     """What the attempt changes against the steps that lead to it."""
     if not segments:
         return []
@@ -91,7 +97,8 @@ def _new_settings(state: State, attempt: Attempt, segments: list[_Segment]) -> l
     changed = [each for each in settings if each not in before.settings]
     names = {each.partition("=")[0] for each in settings}
     gone = [f"without {each}" for each in before.settings if each.partition("=")[0] not in names]
-    other = attempt.data is not None and before.data is not None and attempt.data != before.data
+    told = any(each.step == start for each in state.runs[attempt.run].data)  # and named by what changes
+    other = not told and attempt.data is not None and before.data is not None and attempt.data != before.data
     return [*changed, *gone, *(["other data"] if other else [])]
 
 

@@ -40,6 +40,7 @@ def _run(event: e.RunPlanned, known: State | None) -> Forms:
         *_new_factors(event.lr_factors, event.parent, known),
         *_new_settings(event, known),
         *([f"without the batches {each.first:,} to {each.last:,}" for each in event.skips[-1:]]),
+        *_new_data(event, known),
     ]
     where = ", ".join([f"{name(event.run)} {from_step(event.checkpoint)}", *changes])
     why = f" ({name(event.incident)})" if event.incident else ""
@@ -53,6 +54,16 @@ def _new_factors(factors: Iterable[LrFactor], parent: str | None, known: State |
         return []
     new = [each.factor for each in factors if each not in before.lr_factors]
     return [f"learning rate × {figure(math.prod(new))}"] if new else []
+
+
+def _new_data(event: e.RunPlanned, known: State | None) -> list[str]:
+    """What the run is trained on beyond its parent's data, or not any more."""
+    before = known.runs.get(event.parent or "") if known is not None else None
+    if before is None:
+        return []
+    new = [f"other data after step {each.step:,}" for each in event.data if each not in before.data]
+    gone = [each.step for each in before.data if each not in event.data]
+    return new[-1:] or ([f"the data of before step {min(gone):,}"] if gone else [])
 
 
 def _new_settings(event: e.RunPlanned, known: State | None) -> list[str]:

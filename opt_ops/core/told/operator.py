@@ -6,12 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opt_ops.core import events as e
+from opt_ops.core.state.data import change_of, data_of, shares
 from opt_ops.core.state.model import State
 from opt_ops.core.text import duration
-from opt_ops.core.told.phrase import Forms, acts, after, count, cut, figure, name, number_in, plain, quoted, seen
+from opt_ops.core.told.phrase import (
+    Forms,
+    acts,
+    after,
+    count,
+    cut,
+    figure,
+    name,
+    number_in,
+    plain,
+    quoted,
+    seen,
+)
 from opt_ops.core.values import Driver, Fault, PlannedChange
 
 _SETTINGS = 3  # that are named; more are counted
+_DATA = 80  # characters of what changes of the data
 
 
 def _daemon(event: e.DaemonStarted, known: State | None) -> Forms:
@@ -55,6 +69,7 @@ def _change(event: e.ChangeRequested, known: State | None) -> Forms:
         *([f"the learning rate × {figure(event.lr_factor)}"] if event.lr_factor is not None else []),
         *([f"the learning rate {figure(event.lr, 6)}"] if event.lr is not None else []),
         *([_settings(event.settings)] if event.settings else []),
+        *([_data(event, known)] if event.data else []),
     ]
     with_ = f" with {' and '.join(changes)}" if changes else ""
     skipped = f", leaving out {count(event.skip_batches, 'batch', 'batches')}" if event.skip_batches else ""
@@ -63,6 +78,13 @@ def _change(event: e.ChangeRequested, known: State | None) -> Forms:
     else:
         verb, what = "go back", f"to {event.to_step:,}{with_}{skipped}"
     return Forms(f"{name(event.author)} asked to {verb} {what}{after(': ', event.reason)}", verb, what)
+
+
+def _data(event: e.ChangeRequested, known: State | None) -> str:
+    """`other data: + code 10 %`; what changes is known from the state alone."""
+    if known is None or known.run is None or known.lineage is None:
+        return f"other data: {cut(plain(', '.join(shares(event.data))), _DATA)}"
+    return f"other data: {cut(plain(change_of(data_of(known, known.run)[-1].data, event.data)), _DATA)}"
 
 
 def _declared(event: e.ChangesDeclared, known: State | None) -> Forms:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 from opt_ops.contract.exit_codes import ExitCode
+from trainer.command import Parser, exit_code_of
 from trainer.console import print_line
 from trainer.errors import UserError
 from trainer.preconditions import require_packages
@@ -33,46 +33,40 @@ _NOT_INSTALLED = 2
 _OWN_OPTIONS = {"array", "output", "error", "job-name", "export", "dependency", "requeue", "wrap", "chdir"}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows examples.")
-
-
 def main() -> int:
     """Read the command line, write the folder, print what was done, and return the exit code."""
     try:
-        given = _parser().parse_args()
-        require_packages()
-        if find_spec(given.engine) is None:
-            extra = f"{sys.executable} -m pip install 'opt-ops[{_EXTRAS[given.engine]}]'"
-            print_line(f"error: {given.engine} is not installed for {sys.executable}: {extra}.", sys.stderr)
-            return _NOT_INSTALLED
-        _check(given)
-        from trainer.data.dedup.run import run
-        from trainer.data.dedup.work import Options
-        from trainer.data.tokens import usable_cores
-
-        options = Options(
-            inputs=tuple(given.inputs),
-            out=given.out,
-            against=tuple(given.against),
-            known=tuple(given.against_duplicates),
-            threshold=given.threshold,
-            seed=given.seed,
-            workers=given.workers or (None if given.slurm else usable_cores()),
-            engine=given.engine,
-            slurm=_slurm(given.slurm) if given.slurm else None,
+        return exit_code_of(
+            lambda: _write(_parser().parse_args()), kept="Finished pieces are kept: the same command goes on from them."
         )
-        print(json.dumps(run(options, lambda line: print_line(line, sys.stderr)), indent=1))
-    except UserError as error:
-        print_line(f"error: {error}", sys.stderr)
-        return ExitCode.USER_ERROR
-    except OSError as error:
-        print_line(f"error: {error}. Finished pieces are kept: the same command goes on from them.", sys.stderr)
-        return ExitCode.UNEXPECTED_ERROR
     except KeyboardInterrupt:
         print_line("interrupted. The same command goes on from what is finished.", sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _write(given: argparse.Namespace) -> int:
+    require_packages()
+    if find_spec(given.engine) is None:
+        extra = f"{sys.executable} -m pip install 'opt-ops[{_EXTRAS[given.engine]}]'"
+        print_line(f"error: {given.engine} is not installed for {sys.executable}: {extra}.", sys.stderr)
+        return _NOT_INSTALLED
+    _check(given)
+    from trainer.data.dedup.run import run
+    from trainer.data.dedup.work import Options
+    from trainer.data.tokens import usable_cores
+
+    options = Options(
+        inputs=tuple(given.inputs),
+        out=given.out,
+        against=tuple(given.against),
+        known=tuple(given.against_duplicates),
+        threshold=given.threshold,
+        seed=given.seed,
+        workers=given.workers or (None if given.slurm else usable_cores()),
+        engine=given.engine,
+        slurm=_slurm(given.slurm) if given.slurm else None,
+    )
+    print(json.dumps(run(options, lambda line: print_line(line, sys.stderr)), indent=1))
     return ExitCode.DONE
 
 
@@ -106,7 +100,7 @@ def _slurm(given: Sequence[str]) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m trainer.data.dedup",
         allow_abbrev=False,
         description="Write the texts of JSONL files without copies, near copies and texts that a model is tested on.",
