@@ -24,16 +24,12 @@ from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_json
 from opt_ops.runfolder.journal import Journal
 from opt_ops.supervise.operator_requests import event_of
+from tests.commands import opt_ops
 from tests.core.story import Story
 from tests.e2e.stub_trainer import telemetry
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
-
-
-def opt_ops(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "opt_ops", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, input=stdin or "", timeout=240)
 
 
 def told() -> Story:

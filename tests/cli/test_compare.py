@@ -9,7 +9,7 @@ import pytest
 
 from tests.chronicles.comparison.test_compare import forked
 from tests.chronicles.told import Told
-from tests.cli.test_start import opt_ops
+from tests.commands import opt_ops
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import typer.main
 
 from opt_ops.cli import app
 from opt_ops.core import events as e
-from tests.cli.test_cli import opt_ops
+from tests.commands import opt_ops
 from tests.core.story import Story
 
 

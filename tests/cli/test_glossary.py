@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from opt_ops.cli.glossary import _terms
-from tests.cli.test_cli import commands, opt_ops
+from tests.cli.test_cli import commands
+from tests.commands import opt_ops
 
 PAGE = Path(__file__).parents[2] / "docs" / "glossary.md"
 

@@ -10,13 +10,13 @@ import pytest
 
 from opt_ops.core.health.explain import look_up, rows
 from opt_ops.core.health.table import Verb
+from tests.commands import opt_ops
 
 ROOT = Path(__file__).parents[2]
 
 
 def explain(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "opt_ops", "node", "explain", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    return opt_ops(ROOT, "node", "explain", *arguments)
 
 
 def test_the_page_is_what_the_table_says():

@@ -10,7 +10,7 @@ from opt_ops.core import events as e
 from opt_ops.core.state.model import State
 from opt_ops.runfolder import lineages
 from opt_ops.supervise.executor import Site, orders_of
-from tests.cli.test_start import opt_ops
+from tests.commands import opt_ops
 from tests.core.story import Story, only
 from tests.e2e.stub_trainer import save
 

@@ -8,7 +8,7 @@ import pytest
 from opt_ops.cli.mistakes import for_programs
 from opt_ops.core import events as e
 from opt_ops.core.values import Outcome
-from tests.cli.test_cli import opt_ops
+from tests.commands import opt_ops
 from tests.core.story import Story
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from opt_ops.core import events as e
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.files import write_json
-from tests.cli.test_cli import opt_ops
+from tests.commands import opt_ops
 from tests.core.story import Story
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from opt_ops.core import events as e
 from opt_ops.core.values import AskDefault, AskTerms, Driver
-from tests.cli.test_cli import opt_ops
+from tests.commands import opt_ops
 from tests.core.story import Story
 
 

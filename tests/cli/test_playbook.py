@@ -3,12 +3,12 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from opt_ops import playbook_loader
+from tests.commands import opt_ops
 
 OLD = Path(__file__).parents[1] / "data" / "journal-first-light"
 
@@ -31,8 +31,7 @@ def edit(site: Path, page: str, old: str, new: str) -> None:
 
 
 def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "opt_ops", "playbook", *arguments]
-    return subprocess.run(command, cwd=site, capture_output=True, text=True, timeout=240, check=False)
+    return opt_ops(site, "playbook", *arguments)
 
 
 def tried(site: Path, *more: str) -> list[dict[str, object]]:

@@ -12,8 +12,8 @@ from opt_ops.cli.queue import _COLUMNS
 from opt_ops.core import events as e
 from opt_ops.core.values import Outcome
 from opt_ops.runfolder.files import write_json
-from tests.cli.test_cli import opt_ops
 from tests.cli.test_tables import on_a_terminal
+from tests.commands import opt_ops
 from tests.core.story import Story
 from tests.e2e.stub_trainer import telemetry
 

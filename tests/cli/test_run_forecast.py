@@ -3,12 +3,12 @@
 import json
 import random
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.commands import opt_ops
 from tests.core.story import Story
 from tests.e2e.stub_trainer import telemetry
 
@@ -43,8 +43,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "opt_ops", "run", "forecast", *words]
-    return subprocess.run(command, cwd=site, capture_output=True, text=True, timeout=240)
+    return opt_ops(site, "run", "forecast", *words)
 
 
 def items(site: Path, *words: str) -> list[dict[str, Any]]:

@@ -2,29 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from opt_ops.adapters.slurm_site import objections
 from opt_ops.errors import SchedulerUnavailable
+from tests.commands import opt_ops
 
 REPOSITORY = Path(__file__).parents[2]
 
 SINFO = "train*|16|3-00:00:00|1-infinite\\ntrain*|4|3-00:00:00|1-infinite\\ndebug|2|30:00|1-1\\n"
-
-
-def opt_ops(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "opt_ops", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "for real"])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import opt_ops, told
+from tests.cli.test_cli import told
+from tests.commands import opt_ops
 from tests.core.story import Story
 
 

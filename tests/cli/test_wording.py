@@ -4,8 +4,6 @@ import ast
 import io
 import json
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from opt_ops.cli import daemon_log, wording
 from opt_ops.cli.curve_files.read import CurveFile
 from opt_ops.cli.output import signs_of_life
 from tests.cli.test_cli import told
+from tests.commands import opt_ops
 from tests.e2e.stub_trainer import telemetry
 
 ROOT = Path(__file__).parents[2]
@@ -29,11 +28,6 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-
-
-def opt_ops(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "opt_ops", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from opt_ops.core.events import Entry
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.model import State
 from opt_ops.runfolder import lineages
+from tests.commands import opt_ops
 
 STUB = Path(__file__).with_name("stub_trainer.py")
 
@@ -85,14 +86,7 @@ class Site:
 
     def command(self, *arguments: str, code: int = 0, **environment: str) -> str:
         """Run an opt-ops command. Returns its stdout."""
-        done = subprocess.run(
-            [sys.executable, "-m", "opt_ops", *arguments],
-            cwd=self.folder,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        done = opt_ops(self.folder, *arguments, **environment)
         assert done.returncode == code, f"{arguments} left with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout if code == 0 else done.stdout + done.stderr
 

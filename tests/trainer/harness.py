@@ -12,8 +12,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from tests.forks import Forked
 from tests.ports import free_port
-from tests.trainer.forked import FORKS, Forked
+from tests.trainer.forked import FORKS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -132,7 +133,7 @@ def start(world: int, *args: str | Path, fresh: bool = False, **variables: str) 
     for rank in range(world or 1):
         own = clean | (environment(rank, world, port) if world else {}) | variables
         ranks.append(
-            Forked("trainer", words, REPOSITORY, own) if not (fresh or variables) else _interpreter(words, own)
+            FORKS.run("trainer", words, REPOSITORY, own) if not (fresh or variables) else _interpreter(words, own)
         )
     return ranks
 

@@ -9,8 +9,9 @@ from typing import Any
 from opt_ops.contract.environment import Place, of_rank
 from opt_ops.contract.files import write_durably
 from opt_ops.contract.membership import Membership, ready_file, write_membership
+from tests.forks import Forked
 from tests.ports import free_port
-from tests.trainer.forked import Forked
+from tests.trainer.forked import FORKS
 from tests.trainer.harness import REPOSITORY, SMALL, settings, telemetry, wait_for
 
 RECIPE = (*SMALL, "optim.peak_lr=3e-3", "peer_copies.every=1", "log_every=5", "checkpoint_every=1000000")
@@ -57,7 +58,7 @@ class Attempt:
         clean = {
             name: value for name, value in os.environ.items() if not name.startswith(("OPT_OPS", "RANK", "MASTER"))
         }
-        process = Forked(
+        process = FORKS.run(
             "trainer", [*self._args, *more], REPOSITORY, {**clean, **variables, "OPT_OPS_MEMBERS": str(file)}
         )
         self.all.append((process, file))
