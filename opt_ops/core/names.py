@@ -76,6 +76,7 @@ class AlertTopic(StrEnum):
     CLOSED = "closed"  # an incident
     ASKED = "asked"  # a proposal that waits for an answer
     EVALUATION = "evaluation"  # a checkpoint whose evaluation is not tried again
+    SCORE_FELL = "score_fell"  # two evaluations, the newer one of which is worse
     BLIND = "blind"  # a part of the watch that fails, or a file whose format is another, since a time
 
 

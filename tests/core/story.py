@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from opt_ops.core.state.model import State
 from opt_ops.core.values import (
     AllocationStatus,
     Checkpoint,
+    Completion,
     Optimizer,
     Outcome,
     RankExit,
@@ -272,6 +274,11 @@ class Story:
             )
         )
 
+    def evaluated(self, step: int, **more: Any) -> list[e.Event]:
+        """A score of a checkpoint of the newest run."""
+        assert self.state.run is not None
+        return self.see(evaluated(more.pop("run", self.state.run.name), step, **more))
+
     def training(self, step: int = 450, checkpoints: tuple[int, ...] = (100, 200, 300, 400)) -> Story:
         """Told up to an attempt that trains at `step` with good checkpoints behind it."""
         self.begin()
@@ -280,6 +287,42 @@ class Story:
         for each in checkpoints:
             self.checkpoint(each)
         return self
+
+
+def evaluated(run: str, step: int, **more: Any) -> e.CheckpointEvaluated:
+    """A score: of each checkpoint another request and digest, unless they are given."""
+    fields: dict[str, Any] = {
+        "task": "hellaswag",
+        "metric": "acc_norm",
+        "value": 0.5,
+        "stderr": 0.01,
+        "n": 10_042,
+        "shots": 0,
+        "harness": "lm-eval 0.4.13",
+        "task_version": "1.0",
+        "digest": hashlib.sha256(f"{run} {step}".encode()).hexdigest(),
+        "file": f"evaluations/step-{step:08d}/results.json",
+        "sha256": "0" * 64,
+        "author": "ann",
+        **more,
+    }
+    named = "-".join(str(fields[each]) for each in ("task", "metric", "shots", "harness", "digest"))
+    return e.CheckpointEvaluated(request=f"evaluated-{named}", run=run, step=step, **fields)
+
+
+def sampled(run: str, step: int, *completions: Completion, **more: Any) -> e.CheckpointSampled:
+    """The fixed prompts, as a checkpoint completes them."""
+    fields: dict[str, Any] = {
+        "digest": hashlib.sha256(f"{run} {step}".encode()).hexdigest(),
+        "tokens": 60,
+        "seed": 1,
+        "file": f"evaluations/step-{step:08d}/samples.json",
+        "sha256": "0" * 64,
+        "author": "ann",
+        **more,
+    }
+    request = f"sampled-{fields['digest']}"
+    return e.CheckpointSampled(request=request, run=run, step=step, completions=completions, **fields)
 
 
 def kinds(events: list[e.Event]) -> list[str]:

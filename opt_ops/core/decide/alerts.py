@@ -8,6 +8,7 @@ from itertools import chain
 from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.evaluation import due, given_up
 from opt_ops.core.decide.policy import Policy
+from opt_ops.core.decide.scores import fallen
 from opt_ops.core.events import AlertIntended, EvaluationEnded, Event
 from opt_ops.core.failures.classes import row
 from opt_ops.core.names import AlertTopic, alert_id
@@ -36,7 +37,7 @@ def alert(state: State, now: float, policy: Policy) -> Event | None:
 
     once = (_halted(state), _waiting(state, now, policy), _unknown(state, now), _ended(state, policy))
     first = (each for each in once if each is not None and news(each.alert, each.severity))
-    others = (_proposals, _incidents, _signals, _evaluations, _blind)
+    others = (_proposals, _incidents, _signals, _scores, _evaluations, _blind)
     return next(chain(first, *(each(state, news) for each in others)), None)
 
 
@@ -235,6 +236,10 @@ def _signals(state: State, news: _News) -> Iterator[AlertIntended]:
                 title=f"opt-ops {state.intent.lineage}: {words.failure(signal.signal)} at step {signal.step}",
                 body=f"{told(signal)}\nNothing was touched.\nnext: opt-ops run show {state.intent.lineage}",
             )
+
+
+def _scores(state: State, news: _News) -> Iterator[AlertIntended]:
+    return (each for each in fallen(state) if news(each.alert, each.severity))
 
 
 def _evaluations(state: State, news: _News) -> Iterator[AlertIntended]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
+from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.model import Allocation, Incident, KnownCheckpoint, Proposal, State
@@ -13,6 +15,8 @@ from opt_ops.core.values import (
     Driver,
 )
 from opt_ops.core.waiting import still_waiting
+
+_Result = TypeVar("_Result", CheckpointEvaluated, CheckpointSampled)
 
 
 def waiting_for_attempt(state: State) -> list[Incident]:
@@ -149,6 +153,17 @@ def reachable_checkpoints(state: State, run: str) -> list[KnownCheckpoint]:
 def counting(state: State) -> set[str]:
     """Paths of the checkpoints whose steps are part of the present weights."""
     return {each.checkpoint.path for each in reachable_checkpoints(state, state.run.name)} if state.run else set()
+
+
+def counting_results(state: State, results: Iterable[_Result]) -> list[_Result]:
+    """Results of the checkpoints whose steps are part of the present weights, in the same order.
+
+    Of a step that was trained and saved again, only what was found on the newest weights.
+    """
+    limits = dict(ancestry(state, state.run.name)) if state.run else {}
+    found = [each for each in results if each.run in limits and _within(each.step, limits[each.run])]
+    newest = {(each.run, each.step): each.digest for each in found}
+    return [each for each in found if each.digest == newest[each.run, each.step]]
 
 
 def total_steps(state: State) -> int | None:
