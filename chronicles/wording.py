@@ -107,6 +107,12 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+def score(value: float, stderr: float | None = None) -> str:
+    """A score of an evaluation: `0.543 ± 0.005`, `26.02`."""
+    shown = f"{value:.3f}" if abs(value) < 10 else f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.4g}"
+    return shown if stderr is None else f"{shown} ± {stderr:.2g}"
+
+
 def rate(lr: float | None) -> str:
     """A learning rate: `6.3625e-4`, in enough digits that a factor shows; `–` for None."""
     if not lr:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from chronicles.ledger.summary import LedgerSummary
 from chronicles.logbook import tables
 from chronicles.logbook.entries.operators import halt_cause
+from chronicles.logbook.evaluation_rows import Evaluations, evaluations
 from chronicles.logbook.open_questions import questions
 from chronicles.logbook.story.model import Afterthought
 from chronicles.report.model import IncidentReport, LineageReport, VerdictReport
@@ -60,6 +61,7 @@ class FrontPage:
     lost: Sequence[tables.LostRow]
     stages: Sequence[tables.TimeRow]
     validation: Sequence[tables.ValidationRow]
+    evaluations: Evaluations
     lemons: Sequence[tables.LemonRow]
     questions: Sequence[str]
     nodes: Sequence[VerdictReport]
@@ -90,6 +92,7 @@ def front_page(report: LineageReport, loss: float | None, thoughts: Sequence[Aft
         lost=() if watched else tables.lost(report),
         stages=() if watched else tables.stages(report),
         validation=tables.validation(report),
+        evaluations=evaluations(report),
         lemons=tables.lemons(report),
         questions=questions(report, thoughts),
         nodes=tables.nodes(report.nodes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chronicles.kept_curve import kept_points
-from chronicles.logbook.drawing import curve_data, figure, html, markdown, sparkline
+from chronicles.logbook.drawing import curve_data, figure, html, markdown, scores, sparkline
 from chronicles.logbook.drawing.log_rows import StepAxis
 from chronicles.logbook.drawing.marks import marks
 from chronicles.logbook.entries.build import entries
@@ -52,8 +52,9 @@ def write_files(into: Path, record: LineageRecord, report: LineageReport) -> lis
 def drawings(record: LineageRecord, report: LineageReport, told: Story) -> html.Drawn:
     """Everything that the page shows of the curves."""
     shown = figure.measured(record, report)
+    small = scores.draw(report)
     if not shown.curves:
-        return html.Drawn()
+        return html.Drawn(scores=small)
     placed = marks(report, told)
     kept = [(point.ts, point.step) for _, point in kept_points(record.curves)]
     figures = figure.draw(shown, placed)
@@ -63,6 +64,7 @@ def drawings(record: LineageRecord, report: LineageReport, told: Story) -> html.
         data=curve_data.encode(record, report, shown, placed),
         keys=figure.keys(figures[0]),
         phases=[sparkline.draw(loss, each, placed) for each in told.summary],
+        scores=small,
         axis=StepAxis(*zip(*kept, strict=True)) if kept else StepAxis(),
     )
 

@@ -1,5 +1,7 @@
 """What people and programs wrote: notes, reasons and lines of logs. They are left out, and their copies with them.
 
+So are the fixed prompts and their completions: a site chooses its prompts, and a model repeats what it was trained on.
+
 The daemon copies a reason into what follows from it (`why`, `cause`, titles of alerts), often cut short. So a copy is
 any piece of such a text that has the first twelve characters of it. A sentence has brackets and quotation marks of
 another form than the text it copies.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from chronicles.publish.patterns import EXCEPTION
@@ -27,7 +29,7 @@ class LeftOut:
     """The texts that are left out, and what stands in their place."""
 
     def __init__(self) -> None:
-        self.found: Counter[str] = Counter()  # by sort: notes, reasons, log lines
+        self.found: Counter[str] = Counter()  # by sort: notes, reasons, log lines, completions
         self.texts: dict[str, str] = {}  # in one line each → what stands in its place
         self.by_people: set[str] = set()  # those of them that are notes and reasons
         self._beginnings: dict[str, list[str]] = {}
@@ -47,6 +49,14 @@ class LeftOut:
             self._beginnings.setdefault(one_line[:_PIECE].strip().translate(_ALIKE), []).append(one_line)
             self._any = None
         return instead
+
+    def leave(self, sort: str, texts: Iterable[str]) -> None:
+        """Leave texts out that nobody copies: nothing stands in their place. The check at the end looks for them."""
+        for text in texts:
+            one_line = " ".join(text.split())
+            if len(one_line.split()) >= _WORDS:
+                self.texts.setdefault(one_line, "")
+        self.found[sort] += 1
 
     def without_copies(self, text: str) -> str:
         """The text without pieces of what is left out."""
@@ -112,6 +122,10 @@ def taken(event: Mapping[str, Any], left: LeftOut) -> dict[str, Any]:
     fields = dict(event)
     if fields.get("kind") == "note_added":
         fields["text"] = left.take("notes", str(fields["text"]))
+    elif fields.get("kind") == "checkpoint_sampled":
+        for each in fields["completions"]:
+            left.leave("completions", each.values())
+        fields["completions"] = []
     elif (fields.get("author") or fields.get("by")) and isinstance(fields.get("reason"), str) and fields["reason"]:
         fields["reason"] = left.take("reasons", fields["reason"])
     return {key: _lines(key, value, left) for key, value in fields.items()}

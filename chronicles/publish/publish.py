@@ -37,7 +37,7 @@ class Published:
 
     files: tuple[str, ...]
     replaced: Mapping[str, int]  # by sort
-    left_out: Mapping[str, int]  # by sort: notes, reasons, log lines
+    left_out: Mapping[str, int]  # by sort: notes, reasons, log lines, completions
 
     def row(self) -> dict[str, Any]:
         """As plain JSON values."""

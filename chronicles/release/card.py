@@ -7,15 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from chronicles.evaluations import ScoreReport
 from chronicles.kept_curve import kept_points
 from chronicles.ledger.conventional import Conventional
 from chronicles.logbook.drawing.markup import code, plain, table
 from chronicles.logbook.entries import schedule_words
 from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport, RunReport
-from chronicles.wording import count, duration, hours, names, percent, rate, whole
+from chronicles.wording import count, duration, hours, names, percent, rate, score, short, whole
 from opt_ops.core.decide.proof import baseline
 from opt_ops.core.failures.classes import title
+
+_OF_HARM = ("crows_pairs", "toxigen", "realtoxicityprompts", "bbq", "winogender")
+"""Beginnings of the names of lm-eval's tasks that test bias or toxicity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,7 @@ class Released:
     step: int
     dtype: str
     licence: str  # its SPDX identifier, or `other`
+    digest: str  # SHA-256 of the checkpoint's manifest
 
 
 def card(record: LineageRecord, report: LineageReport, released: Released) -> str:
@@ -35,9 +40,10 @@ def card(record: LineageRecord, report: LineageReport, released: Released) -> st
         _head(released),
         _what(report, released),
         _training(record, report, released),
+        _evaluations(_scores(report, released)),
         _incidents(report),
         _cost(report),
-        _unknown(report),
+        _unknown(report, _scores(report, released)),
         _files(),
     ]
     return "\n".join(line for part in parts for line in part) + "\n"
@@ -126,6 +132,35 @@ def _changes(runs: Sequence[RunReport]) -> Iterator[str]:
     yield ""
 
 
+def _scores(report: LineageReport, released: Released) -> list[ScoreReport]:
+    """What was measured on the checkpoint that is given away."""
+    return [each for each in report.evaluations if each.digest == released.digest]
+
+
+def _evaluations(scores: Sequence[ScoreReport]) -> Iterator[str]:
+    if not scores:
+        return
+    yield "## Evaluations"
+    yield ""
+    yield "Measured on the checkpoint itself, before it was converted to the number format of these files."
+    yield ""
+    rows = [
+        [
+            plain(short(each.task, 80)),
+            plain(short(each.metric, 80)),
+            score(each.value, each.stderr),
+            whole(each.n),
+            whole(each.shots),
+            plain(short(f"{each.harness}, task version {each.task_version}", 120)),
+            "not known" if each.contaminated is None else f"{whole(each.contaminated)} removed",
+        ]
+        for each in scores
+    ]
+    heads = ["Task", "Metric", ">Score", ">Documents", ">Shots", "Harness", "Training documents that share its text"]
+    yield from table(heads, rows)
+    yield ""
+
+
 def _incidents(report: LineageReport) -> Iterator[str]:
     spent = report.ledger
     yield "## What went wrong"
@@ -177,12 +212,14 @@ def _conventional(figure: Conventional | None) -> str:
     )
 
 
-def _unknown(report: LineageReport) -> Iterator[str]:
+def _unknown(report: LineageReport, scores: Sequence[ScoreReport]) -> Iterator[str]:
     resources = report.ledger.resources
-    missing = [
-        "- The model was not evaluated by opt-ops: no benchmark, no test of bias or toxicity.",
-        "- What was filtered from the data before it was given to the trainer is not in the journal.",
-    ]
+    missing: list[str] = []
+    if not scores:
+        missing.append("- The model was not evaluated by opt-ops: no benchmark, no test of bias or toxicity.")
+    elif not any(each.task.startswith(_OF_HARM) for each in scores):
+        missing.append("- Bias and toxicity were not tested by opt-ops.")
+    missing += ["- What was filtered from the data before it was given to the trainer is not in the journal."]
     if resources.kwh is None:
         missing.append("- Energy was not metered.")
     elif resources.metered_seconds < report.ledger.wall_seconds:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from chronicles.evaluations import completions, scores
 from chronicles.kept_curve import AttemptCurve, kept_points
 from chronicles.ledger.lemon_nodes import lemon_nodes
 from chronicles.ledger.summary import summarize
@@ -80,6 +81,8 @@ def build(record: LineageRecord, rates: Rates | None = None, *, lemons: bool = T
         stops=_stops(record),
         checkpoints=_checkpoints(state),
         validation=tuple(corpus_reports(record.curves)),
+        evaluations=scores(record),
+        completions=completions(record),
         ledger=ledger,
         journal=JournalReport(seq=state.seq, epochs=state.epoch, remarks=tuple(record.remarks)),
     )

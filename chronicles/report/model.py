@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from chronicles.evaluations import CompletionsReport, ScoreReport
 from chronicles.ledger.lemon_nodes import LemonNode
 from chronicles.ledger.summary import LedgerSummary
 from chronicles.operators import AlertReport, HaltReport, OperatorRequest, PauseReport
@@ -403,5 +404,7 @@ class LineageReport:
     stops: tuple[StopReport, ...]
     checkpoints: tuple[CheckpointReport, ...]
     validation: tuple[CorpusReport, ...]
+    evaluations: tuple[ScoreReport, ...]
+    completions: tuple[CompletionsReport, ...]
     ledger: LedgerSummary = field(metadata={"key": "goodput"})
     journal: JournalReport

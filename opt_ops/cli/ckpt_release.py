@@ -59,7 +59,12 @@ def release(
     try:
         shutil.copytree(weights, hidden, dirs_exist_ok=True)
         about = card.Released(
-            name=model, run=chosen.checkpoint.run, step=chosen.checkpoint.step, dtype=dtype, licence=identifier
+            name=model,
+            run=chosen.checkpoint.run,
+            step=chosen.checkpoint.step,
+            dtype=dtype,
+            licence=identifier,
+            digest=chosen.digest,
         )
         _publish(chosen, hidden, about, with_notes=with_notes)
         write_text(hidden / "LICENSE", words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -236,6 +236,8 @@ class Deduplicated:
     documents_in: int
     documents_out: int
     removed: Mapping[str, int]  # by reason
+    against: Mapping[str, int] = field(default_factory=dict[str, int])
+    """By file of test texts, with the folder above it: how many documents were removed because of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ OTHER_PHASE = "other"
 _PHASES = frozenset(PhaseName)
 _MOST_PLANNED = 1000
 _MOST_SOURCES = 100
+_MOST_TESTS = 1000  # files of test texts
 _REASONS = ("exact", "near", "contaminated", "corrupt")  # why text was removed before
 _LARGEST_CONFIG = 4 * 1024 * 1024
 _LARGEST_PHASES = 64 * 1024 * 1024
@@ -194,7 +195,19 @@ def _deduplicated(record: f.Record) -> Deduplicated:
         documents_in=record.required("documents_in", f.whole(0)),
         documents_out=record.required("documents_out", f.whole(0)),
         removed={name: removed.required(name, f.whole(0)) for name in _REASONS},
+        against=_against(record),
     )
+
+
+def _against(record: f.Record) -> Mapping[str, int]:
+    """Documents removed by file of test texts, also where there were none. Of a path, the last two names are kept."""
+    listed = record.each("against", lambda each: each.required("path", f.name), _MOST_TESTS)
+    counted = record.part("contaminated")
+    found = dict.fromkeys(("/".join(Path(path).parts[-2:]) for path in listed), 0)
+    for path, number in counted.all(f.whole(0), _MOST_TESTS) if counted else ():
+        short = "/".join(Path(path).parts[-2:])
+        found[short] = found.get(short, 0) + number
+    return found
 
 
 def _planned_change(record: f.Record) -> PlannedChange:

@@ -15,7 +15,7 @@ from opt_ops.core.failures.classes import title
 from tests.chronicles.eventful import eventful
 from tests.chronicles.record import LINEAGE
 
-RELEASED = Released(name="mine", run="12.02", step=200, dtype="fp16", licence="apache-2.0")
+RELEASED = Released(name="mine", run="12.02", step=200, dtype="fp16", licence="apache-2.0", digest="d" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,24 @@ def test_a_card_of_a_lineage_in_which_nothing_happened_says_so(told):
     assert "Nothing is in the journal." in text
     assert "were never changed" in text
     assert "No carbon figure" in text
+
+
+def test_the_card_has_what_was_measured_on_this_very_checkpoint(told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 60)
+    told.evaluated(50, digest="d" * 64).evaluated(50, digest="d" * 64, task="a|b<i>", metric="acc", stderr=None)
+    told.evaluated(40, value=0.123456)
+    record = load(told.folder)
+    text = card(record, build(record), RELEASED)
+    row = "| hellaswag | acc_norm | 0.500 ± 0.01 | 10,042 | 0 | lm-eval 0.4.13, task version 1.0 | not known |"
+    assert row in text
+    assert "| a\\|b\\<i\\> | acc | 0.500 |" in text
+    assert "0.123" not in text, "another checkpoint"
+    unknown = text[text.index("## What is not known") :]
+    assert "not evaluated" not in unknown
+    assert "Bias and toxicity were not tested" in unknown
+    told.evaluated(50, digest="d" * 64, task="crows_pairs_english", metric="pct_stereotype")
+    record = load(told.folder)
+    assert "Bias and toxicity" not in card(record, build(record), RELEASED)
 
 
 def test_the_data_statement_has_no_path_and_counts_contamination():

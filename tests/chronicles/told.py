@@ -18,6 +18,7 @@ from opt_ops.core.values import (
     Action,
     AllocationStatus,
     Checkpoint,
+    Completion,
     LrFactor,
     Optimizer,
     Outcome,
@@ -27,6 +28,7 @@ from opt_ops.core.values import (
     Shape,
 )
 from opt_ops.runfolder.journal import Journal
+from tests.core.story import evaluated, sampled
 
 OPTIMIZER = Optimizer(betas=(0.9, 0.95), weight_decay=0.1, clip_norm=1.0)
 START = 1_795_000_000.0
@@ -201,6 +203,17 @@ class Told:
         point = Checkpoint(run=run, step=step, path=f"/ckpt/{self.lineage}/{run}/{step}")
         self.see(e.CheckpointSeen(checkpoint=point), e.CheckpointVerified(checkpoint=point, healthy=healthy, why=why))
         return point
+
+    def evaluated(self, step: int, run: str | None = None, **more: Any) -> Told:
+        """A score of a checkpoint, of the newest run if no other is named."""
+        self.see(evaluated(run or list(self.state.runs)[-1], step, **more))
+        return self
+
+    def sampled(self, step: int, *texts: tuple[str, str, str], run: str | None = None, **more: Any) -> Told:
+        """Prompts with a greedy and a drawn completion."""
+        completions = [Completion(prompt=prompt, greedy=greedy, drawn=drawn) for prompt, greedy, drawn in texts]
+        self.see(sampled(run or list(self.state.runs)[-1], step, *completions, **more))
+        return self
 
     def end(self, attempt: str, outcome: Outcome, last: int | None) -> Told:
         at = self.now if last is not None else None

@@ -48,6 +48,23 @@ def test_what_is_not_as_promised_is_left_out_alone(tmp_path: Path, data: Any):
     assert config.data is None
 
 
+def test_what_was_removed_because_of_test_texts_is_known_by_file_also_where_it_was_nothing(tmp_path: Path):
+    dedup: dict[str, Any] = {
+        "source": "clean",
+        "digest": "sha256:1",
+        "threshold": 0.95,
+        "documents_in": 10,
+        "documents_out": 5,
+        "removed": {"exact": 0, "near": 0, "contaminated": 3, "corrupt": 0},
+        "against": [{"path": "/data/tests/piqa.jsonl", "sha256": "0"}, {"path": "boolq.jsonl"}, {"sha256": "1"}, 7],
+        "contaminated": {"/data/tests/piqa.jsonl": 3, "/other/place/tests/rte.jsonl": "many"},
+    }
+    older = {key: value for key, value in dedup.items() if key not in ("against", "contaminated")}
+    first, second = read(tmp_path, data={"digest": "sha256:a", "dedup": [dedup, older]}).dedup
+    assert first.against == {"tests/piqa.jsonl": 3, "boolq.jsonl": 0}
+    assert second.against == {}
+
+
 FALL = {"peak_lr": 1e-3, "total_steps": 100}
 STATED = {
     "linear": (FALL, Schedule(peak_lr=1e-3, total_steps=100)),

@@ -46,6 +46,7 @@ class Drawn:
     data: str = ""  # JSON of their numbers
     keys: Mapping[str, bool] = field(default_factory=dict[str, bool])  # which marks the legend explains
     phases: Sequence[str] = ()  # an SVG for each paragraph of the story; empty where there is nothing to draw
+    scores: Sequence[tuple[str, str]] = ()  # what was measured in words, and its SVG
     axis: StepAxis = field(default_factory=StepAxis)
 
 
@@ -68,6 +69,7 @@ def logbook(report: LineageReport, front: FrontPage, story: Story, drawn: Drawn)
         curves=[ours(svg) for svg in drawn.figures],
         data=ours(drawn.data),
         keys=drawn.keys,
+        scores=drawn.scores,
     )
 
 
@@ -141,6 +143,8 @@ def _places(report: LineageReport, front: FrontPage, story: Story, curves: bool)
         ("questions", "Open questions", front.questions),
         ("log", "Log", True),
         ("validation", "Validation loss", front.validation),
+        ("evaluations", "Evaluations", front.evaluations.rows),
+        ("prompts", "Completed prompts", front.evaluations.prompts),
         ("goodput", "Where the time went", report.ledger.wall_seconds),
         ("incidents", "Incidents", report.incidents),
         ("runs", "Runs", report.runs),

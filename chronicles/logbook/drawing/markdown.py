@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from chronicles.logbook.drawing import markdown_log
+from chronicles.logbook.drawing import markdown_evaluations, markdown_log
 from chronicles.logbook.drawing.markup import code, plain, table
 from chronicles.logbook.front_page import FrontPage
 from chronicles.logbook.story.model import Fold, Story
@@ -26,6 +26,7 @@ def logbook(report: LineageReport, front: FrontPage, story: Story) -> str:
         _story(story),
         _numbers(front),
         _validation(front),
+        markdown_evaluations.evaluations(front.evaluations),
         _time(report, front),
         _runs(report, front),
         _tried(story),

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from chronicles.logbook.drawing.closeup import Closeups
 from chronicles.logbook.drawing.curves import run_color
-from chronicles.logbook.entries import allocations, incidents, operators, schedule_words, watch
+from chronicles.logbook.entries import allocations, evaluations, incidents, operators, schedule_words, watch
 from chronicles.logbook.entries.changes import changes
 from chronicles.logbook.entries.entry import MACHINE, Change, Fact, LogEntry, Remark, entry_of, run_at
 from chronicles.operators import DRIVES, request_behind
@@ -39,10 +39,13 @@ def entries(record: LineageRecord, report: LineageReport) -> list[LogEntry]:
     """All entries, newest first."""
     found: list[LogEntry] = []
     configured: e.AttemptConfigured | None = None
+    tested = evaluations.first_results(record)
     for entry in record.entries:
         rule = _RULES.get(type(entry.event))
         if rule is not None:
             found += rule(record, report, entry, entry.event)
+        if (checkpoint := tested.get(entry.seq)) is not None:
+            found.append(evaluations.entry(record, report, entry, *checkpoint))
         if isinstance(entry.event, e.AttemptConfigured):
             found += _launched(record, entry, entry.event, configured) if configured else ()
             configured = entry.event

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chronicles.logbook.entries.build import entries
+from chronicles.logbook.notes.evaluated import newest_evaluation
 from chronicles.logbook.notes.happened import Happening, happenings
 from chronicles.logbook.notes.pace import ExpectedEnd, Pace, pace
 from chronicles.logbook.open_questions import drill_mark, for_operators
@@ -99,6 +100,7 @@ class Handover:
     suspects: tuple[str, ...]
     afterthoughts: tuple[Afterthought, ...]
     retests: tuple[str, ...]  # nodes that are excluded although nothing is proven against them
+    evaluation: str | None  # the newest one of these hours, in words
     pace: Pace | None = field(metadata=_INTERNAL)
     live: Live | None = field(metadata=_INTERNAL)
     report: LineageReport = field(metadata=_INTERNAL)
@@ -152,6 +154,7 @@ def handover(
         suspects=tuple(node.node for node in report.nodes if node.verdict == Verdict.SUSPECT and not node.excluded_by),
         afterthoughts=tuple(each for each in tale.afterthoughts if each.at > after),
         retests=tuple(_retests(report)),
+        evaluation=newest_evaluation(report.evaluations, after, max(as_of, newest)),
         pace=found,
         live=live,
         report=report,

@@ -60,6 +60,8 @@ def _now(note: Handover) -> Iterator[str]:
     data = f"The newest step is {_age(note.data_age_seconds)} old. " if note.data_age_seconds is not None else ""
     yield f"{known}{at}{'' if report.ended else data}{_watches(note)}".rstrip()
     yield plain(_end(note) or lead(report))
+    if note.evaluation:
+        yield plain(note.evaluation)
     yield ""
 
 

@@ -17,6 +17,7 @@ from chronicles.logbook.drawing.markup import plain, table
 from chronicles.logbook.entries.build import entries
 from chronicles.logbook.front_page import interrupted, recovered_in_place, times
 from chronicles.logbook.notes import happened
+from chronicles.logbook.notes.evaluated import newest_evaluation
 from chronicles.logbook.notes.happened import Happening, happenings
 from chronicles.logbook.notes.moments import known_at, moment_of
 from chronicles.logbook.notes.pace import ExpectedEnd, pace
@@ -84,6 +85,7 @@ class Update:
     goodput: float | None  # since then
     expected_end: ExpectedEnd | None
     happened: tuple[Happening, ...]
+    evaluation: str | None  # the newest one since then, in words
     before: LineageReport | None = field(metadata=_INTERNAL)  # at `begin`
     now: LineageReport = field(metadata=_INTERNAL)  # at `end`
     losses: tuple[float | None, float | None] = field(metadata=_INTERNAL)
@@ -120,6 +122,7 @@ def update(record: LineageRecord, at: float, since: float, rates: Rates | None =
         goodput=_goodput_between(now, before),
         expected_end=found.end(ends, left) if found and left > 0 and not now.ended else None,
         happened=tuple(happenings(then, told, begins if begins is not None else float("-inf"), ends)),
+        evaluation=newest_evaluation(now.evaluations, begins if begins is not None else float("-inf"), ends),
         before=before,
         now=now,
         losses=(newest_loss(earlier) if earlier else None, newest_loss(then)),
@@ -185,6 +188,8 @@ def _since(note: Update) -> Iterator[str]:
     evaluated = list(_evaluated(note.now, note.before))
     if evaluated:
         yield f"Loss on validation data: {', '.join(map(plain, evaluated))}."
+    if note.evaluation:
+        yield plain(note.evaluation)
     if note.goodput is not None:
         overall = f", and {percent(note.now.ledger.goodput)} over all" if note.before else ""
         yield f"Goodput was {percent(note.goodput)} in that time{overall}."

@@ -53,6 +53,7 @@ _ALWAYS_LARGE = (
     e.WatcherRecovered,
     e.DaemonStarted,
 )
+_EVALUATIONS = (e.CheckpointEvaluated, e.CheckpointSampled)
 _PAGES = (Action.HALT, Action.NOTIFY)
 
 
@@ -103,6 +104,11 @@ class Item:
         return isinstance(self.event, e.SignalRaised)
 
     @property
+    def is_evaluation(self) -> bool:
+        """Whether it is what was measured on a checkpoint."""
+        return isinstance(self.event, _EVALUATIONS)
+
+    @property
     def is_spare(self) -> bool:
         """Whether it took out a node on which no rank ran, and nothing else followed."""
         return self.row is not None and self.row.is_spare
@@ -150,6 +156,7 @@ class Item:
         unproven = row is not None and (row.proven is False or row.closed is None)
         paged = row is not None and row.action in _PAGES
         of_its_own = isinstance(self.event, _ALWAYS_LARGE) and not self.is_waiting
+        of_its_own = of_its_own or (self.is_evaluation and self.entry.notable)  # a score fell
         return self.changes_settings or self.is_of_people or self.drill or unproven or paged or of_its_own
 
     @property
@@ -196,4 +203,4 @@ def items_of(record: LineageRecord, report: LineageReport, log: Sequence[LogEntr
 
 def _stop_of(event: e.Event | None, ts: float, stops: Stops) -> int | None:
     """The stop that an entry without incident belongs to. A note keeps its place wherever it was written."""
-    return None if isinstance(event, e.NoteAdded | e.SignalRaised) else stops.at(ts)
+    return None if isinstance(event, (e.NoteAdded, e.SignalRaised, *_EVALUATIONS)) else stops.at(ts)

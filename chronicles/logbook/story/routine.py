@@ -18,7 +18,8 @@ _DAY = 86400.0
 
 def title(group: Group, measure: Measure, stops: Sequence[Stop]) -> str:
     """`18 November: four bad GPUs and two silent nodes, 1 min 24 s to 1 min 51 s each; seven spares out; 15 steps`."""
-    parts = [part for part in (_stops(group.items, stops), _spares(group.items), _alerts(group.items)) if part]
+    told = (_stops(group.items, stops), *(tell(group.items) for tell in (_spares, _alerts, _evaluated)))
+    parts = [part for part in told if part]
     parts += _others(group.items)
     if measure.steps_lost:
         parts.append(count(measure.steps_lost, "step") + " discarded")
@@ -47,11 +48,18 @@ def _alerts(items: Sequence[Item]) -> str:
     return f"{told} that needed no action" if told else ""
 
 
+def _evaluated(items: Sequence[Item]) -> str:
+    number = sum(item.is_evaluation for item in items)
+    return f"{plural(number, 'checkpoint')} evaluated" if number else ""
+
+
 def _others(items: Sequence[Item]) -> list[str]:
     rest = [
         item
         for item in items
-        if not (item.is_spare or item.is_alert or (item.row is not None and item.stop is not None))
+        if not (
+            item.is_spare or item.is_alert or item.is_evaluation or (item.row is not None and item.stop is not None)
+        )
     ]
     titles = Counter(short(item.entry.title, 60) for item in rest)
     return [what if number == 1 else f"{what} ({number_word(number)} times)" for what, number in titles.most_common(3)]

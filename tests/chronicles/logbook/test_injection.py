@@ -102,6 +102,8 @@ def hostile(folder: Path, text: str) -> Told:
     told.decide(incident, Action.RESTART, exclude=(text,), why=text, playbook=text)
     told.see(e.NodeExcluded(node=text, incident=incident, reason=text))
     told.launch("12.00-a1", None, incident, "n2", "n3").train("12.00-a1", 1, 40).close(incident)
+    measured: dict[str, Any] = {"task": text, "metric": text, "harness": text, "task_version": text, "file": text}
+    told.evaluated(20, **measured).evaluated(30, **measured).sampled(30, (text, text, text + " more" * 80))
     _remarked(told, incident, text)
     _steered(told, text)
     _found(told, text)

@@ -69,6 +69,10 @@ def planted(folder: Path) -> LineageRecord:
     told.see(e.AllocationSubmitted(allocation="12-n0", job="8800417", adopted=False))
     told.train("12.00-a0", 1, 60, valid=lambda step: {PATHS: 3.0} if step % 10 == 0 else None)
     told.save("12.00", 40)
+    told.evaluated(40, task=f"{NODE}_qa", author=PERSON, file=PATHS)
+    told.evaluated(40, metric="acc", author=PERSON)
+    said = (f"Our site is {OTHER}", f"the door code of {OTHER} is 7719", f"{OTHER} again and again")
+    told.sampled(40, said, author=PERSON)
     line = f"{NODE}: RuntimeError: CUDA error at {PATHS} (PCI:0000:3b:00), peer 10.31.7.12, fe80::a1b2, {OTHER}-ib0"
     evidence = {"xid": 79, "uuid": UUID, "serial": SERIAL, "line": line, "pci": "0000:3b:00.0", OTHER: "0473"}
     told.see(
@@ -129,7 +133,10 @@ def test_nothing_that_gives_the_site_away_is_in_any_file(tmp_path: Path):
     assert "[note of 12 words, left out]" in text
     assert "log line of 11 words, left out: RuntimeError" in text
     assert "DRILL" in text, "the mark of a drill stays"
-    assert found.left_out == {"notes": 1, "reasons": 2, "log lines": 2}
+    assert found.left_out == {"notes": 1, "reasons": 2, "log lines": 2, "completions": 1}
+    assert "door code" not in text
+    assert "Completed prompts" not in text
+    assert "node-001_qa acc_norm" in text, "a score stays, and the name of its task is redacted"
     assert (found.replaced["people"], found.replaced["gpus"], found.replaced["jobs"]) == (2, 1, 2)
     report = json.loads((tmp_path / "public" / "report.json").read_text())
     (incident,) = report["incidents"]
@@ -145,8 +152,18 @@ def test_notes_may_stay_and_go_through_the_same_table(tmp_path: Path):
     Publication(tmp_path / "12", record, Wishes(with_notes=True), SITE, rules).write(tmp_path / "public")
     text = text_of(tmp_path / "public")
     assert "Call NAME: the console password is PASSWORD, and node-002 smells of smoke" in text
+    assert "the door code of node-002 is 7719" in text
     said = ("console password", "smells of smoke")
     assert [each for each in PLANTED if each not in said and each.lower() in text.lower()] == []
+
+
+def test_a_completion_that_stands_elsewhere_is_found_by_the_check(tmp_path: Path):
+    told = Told(tmp_path / "12").begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 60)
+    said = "the model repeats a secret of ours"
+    told.evaluated(50, task=said).sampled(50, ("What do you know?", said, "nothing at all"))
+    with pytest.raises(OptOpsError, match="left out: the model repeats a secret of ours"):
+        Publication(tmp_path / "12", load(told.folder), Wishes()).write(tmp_path / "public")
+    assert list((tmp_path / "public").iterdir()) == []
 
 
 def test_the_table_is_for_its_owner_alone_and_is_used_again(tmp_path: Path):
