@@ -272,10 +272,12 @@ def evaluations(line: Json) -> list[Sample]:
 
 
 def _by_corpus(losses: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        ("valid/" + (re.sub(r"[^A-Za-z0-9_. -]", "_", str(corpus))[:200].strip(". ") or "_"), loss)
-        for corpus, loss in losses.items()
-    ]
+    return [(f"valid/{key_part(str(corpus), 200)}", loss) for corpus, loss in losses.items()]
+
+
+def key_part(name: str, longest: int) -> str:
+    """A name in the characters that MLflow accepts in a part of a metric's key."""
+    return re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:longest].strip(". ") or "_"
 
 
 def finite(values: Iterable[tuple[str, Any]], ts: float, step: int) -> list[Sample]:

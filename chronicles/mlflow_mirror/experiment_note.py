@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from chronicles.logbook.drawing.markup import plain, table
+from opt_ops.core.state.status import ENDED
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a description."""
 
 SIGNED = "*Written by opt-ops mlflow sync. Without this line, it is yours and stays as it is.*"
 """Marks a note that `sync` may replace. A note that was written before must still be known: never change it."""
@@ -60,3 +68,25 @@ def _summary(newest: MirroredLineage) -> list[str]:
 def _cells(each: MirroredLineage) -> list[str]:
     known = (each.recipe, each.author, each.status, each.step, each.goodput, each.incidents)
     return [text or "–" for text in known]
+
+
+def _status(tags: Mapping[str, str]) -> str:
+    """The status, with the time up to which it is known, unless it is an end."""
+    status, as_of = tags.get("opt.status", ""), tags.get("opt.as_of", "")
+    return f"{status}, as of {as_of}" if as_of and status not in ENDED else status
+
+
+def mirrored(run: Run) -> MirroredLineage:
+    """A lineage as its run in MLflow tells it."""
+    tags = run.data.tags
+    return MirroredLineage(
+        run_id=run.info.run_id,
+        lineage=tags["opt.lineage"],
+        recipe=tags.get("opt.recipe", ""),
+        author=tags.get("mlflow.user", ""),
+        status=_status(tags),
+        step=tags.get("opt.step", ""),
+        goodput=tags.get("opt.goodput", ""),
+        incidents=tags.get("opt.incidents", ""),
+        note=tags.get(NOTE, ""),
+    )

@@ -17,7 +17,8 @@ from chronicles.logbook.render import FOLDER, write
 from chronicles.mlflow_mirror import assets, content, pages, parameters, saved_view, words
 from chronicles.mlflow_mirror.columns import columns
 from chronicles.mlflow_mirror.cursor import Cursor, store_name
-from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
+from chronicles.mlflow_mirror.experiment_note import NOTE, SIGNED, experiment_note, mirrored
+from chronicles.mlflow_mirror.scores import score_samples
 from chronicles.mlflow_mirror.store import (
     artifact_folder,
     default_environment,
@@ -32,7 +33,6 @@ from chronicles.report.build import build
 from chronicles.report.model import LineageReport
 from opt_ops.config import Rates
 from opt_ops.core.names import attempt_folder
-from opt_ops.core.state.status import ENDED
 from opt_ops.core.text import printable, printable_lines
 from opt_ops.errors import OptOpsError, Unavailable
 from opt_ops.runfolder.files import Tail, read_json
@@ -47,7 +47,6 @@ BATCH = 1_000  # metrics in one call: MLflow's limit
 _EXTERNAL = "mlflow.model.isExternal"  # as mlflow.create_external_model marks a model without files
 _SMALL = 100  # tags or parameters in one call: MLflow's limit
 
-_NOTE = "mlflow.note.content"
 _NOTE_LIMIT = 19_000  # characters: MLflow refuses tags of experiments beyond 20,000
 _LINEAGES = 40  # rows of an experiment's front page
 
@@ -102,6 +101,7 @@ class _Mirror:
             self._send_attempt(name, ids[attempt.run])
         self._send_kept_curve(top)
         self._send_columns({"": top, **ids})
+        self._send_scores({"": top, **ids})
         self._if_served("data sets", lambda: self._send_data(runs, {"": top, **ids}, configs))
         self._if_served("models", lambda: self._send_milestones(ids))
         self._send_machines(ids)
@@ -194,13 +194,13 @@ class _Mirror:
             text = printable_lines(
                 words.description(self._report, run, links, newest=newest is not None and run.run == newest.name)
             )
-            if run.run not in runs or runs[run.run].data.tags.get(_NOTE) != text:
-                self._client.set_tag(ids[run.run], _NOTE, text[: content.TAG_LIMIT])
+            if run.run not in runs or runs[run.run].data.tags.get(NOTE) != text:
+                self._client.set_tag(ids[run.run], NOTE, text[: content.TAG_LIMIT])
 
     def _describe(self) -> None:
         """Write the front page of the experiment, about all lineages in it. A page that a person wrote stays."""
         experiment = self._client.get_experiment(self._experiment)
-        known = (experiment.tags if experiment else {}).get(_NOTE, "")
+        known = (experiment.tags if experiment else {}).get(NOTE, "")
         if known and SIGNED not in known:
             return
         newest = ["attributes.start_time DESC"]
@@ -208,12 +208,12 @@ class _Mirror:
             [self._experiment], "tags.`opt.kind` = 'lineage'", max_results=_LINEAGES, order_by=newest
         )
         note = experiment_note(
-            [_mirrored(run) for run in found],
+            [mirrored(run) for run in found],
             lambda run: f"#/experiments/{self._experiment}/runs/{run}?{pages.TRAINING}",
             _NOTE_LIMIT,
         )
         if note != known:
-            self._client.set_experiment_tag(self._experiment, _NOTE, note)
+            self._client.set_experiment_tag(self._experiment, NOTE, note)
 
     def _save_view(self) -> None:
         """Keep the columns of the list of lineages for everybody, unless somebody changed them."""
@@ -268,6 +268,13 @@ class _Mirror:
             self._log(ids[name], new)
             if known != (len(found.progress), len(found.marks)):
                 self._cursor.sent_columns(name, len(found.progress), len(found.marks))
+
+    def _send_scores(self, ids: Mapping[str, str]) -> None:
+        for name, samples in score_samples(self._report, self._record.state).items():
+            digest = hashlib.sha256(repr(samples).encode()).hexdigest()
+            if not self._cursor.has_file(ids[name], "scores", digest):  # all again: what is there already adds nothing
+                self._log(ids[name], samples)
+                self._cursor.sent_file(ids[name], "scores", digest)
 
     def _log(self, run: str, samples: Sequence[content.Sample]) -> None:
         from mlflow.entities import Metric
@@ -350,27 +357,6 @@ def _lacks_interface(error: MlflowException) -> bool:
     """Whether the server answered that it has no such interface, and not that a thing does not exist."""
     unknown = re.search(r"failed with error code (404|405|501)\b", str(error))
     return error.error_code == "ENDPOINT_NOT_FOUND" or unknown is not None
-
-
-def _status(tags: Mapping[str, str]) -> str:
-    """The status, with the time up to which it is known, unless it is an end."""
-    status, as_of = tags.get("opt.status", ""), tags.get("opt.as_of", "")
-    return f"{status}, as of {as_of}" if as_of and status not in ENDED else status
-
-
-def _mirrored(run: Run) -> MirroredLineage:
-    tags = run.data.tags
-    return MirroredLineage(
-        run_id=run.info.run_id,
-        lineage=tags["opt.lineage"],
-        recipe=tags.get("opt.recipe", ""),
-        author=tags.get("mlflow.user", ""),
-        status=_status(tags),
-        step=tags.get("opt.step", ""),
-        goodput=tags.get("opt.goodput", ""),
-        incidents=tags.get("opt.incidents", ""),
-        note=tags.get(_NOTE, ""),
-    )
 
 
 @contextmanager
