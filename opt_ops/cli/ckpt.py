@@ -98,6 +98,27 @@ def _gib(folder: Path) -> float | None:
 
 
 @app.command()
+def scores(
+    identifier: IdArgument,
+    every: Annotated[bool, typer.Option("--all", help="Every score, not the newest of each alone.")] = False,
+    output: FormatOption = Format.TABLE,
+    header: HeaderOption = True,
+) -> None:
+    """List what was measured on the checkpoints.
+
+    BEFORE is the settled score before it. WORSE: by more than three standard errors of the difference. SETTLED: its
+    steps are part of the present weights. The logbook has the curves.
+
+    Examples:
+      opt-ops ckpt scores 12
+      opt-ops ckpt scores 12 --all -o json
+    """
+    from opt_ops.cli.ckpt_scores import show_scores
+
+    show_scores(find_lineage(identifier), output, every=every, header=header)
+
+
+@app.command()
 def verify(
     identifier: IdArgument,
     step: Annotated[

@@ -25,6 +25,7 @@ ARGUMENTS = {
     "ckpt list": ["12", "-o", "wide"],
     "ckpt prune": ["12", "--dry-run"],
     "ckpt release": ["12/100", "--out", "mine", "--licence", "apache-2.0"],
+    "ckpt scores": ["12", "-o", "wide"],
     "ckpt verify": ["12", "100"],
     "compare": ["12", "13"],
     "daemon status": [],
