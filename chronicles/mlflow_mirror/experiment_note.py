@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from chronicles.logbook.drawing.markup import plain, table
 from opt_ops.core.state.status import ENDED
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a description."""
@@ -76,11 +72,10 @@ def _status(tags: Mapping[str, str]) -> str:
     return f"{status}, as of {as_of}" if as_of and status not in ENDED else status
 
 
-def mirrored(run: Run) -> MirroredLineage:
-    """A lineage as its run in MLflow tells it."""
-    tags = run.data.tags
+def mirrored(run_id: str, tags: Mapping[str, str]) -> MirroredLineage:
+    """A lineage as the tags of its run in MLflow tell it."""
     return MirroredLineage(
-        run_id=run.info.run_id,
+        run_id=run_id,
         lineage=tags["opt.lineage"],
         recipe=tags.get("opt.recipe", ""),
         author=tags.get("mlflow.user", ""),

@@ -208,7 +208,7 @@ class _Mirror:
             [self._experiment], "tags.`opt.kind` = 'lineage'", max_results=_LINEAGES, order_by=newest
         )
         note = experiment_note(
-            [mirrored(run) for run in found],
+            [mirrored(run.info.run_id, run.data.tags) for run in found],
             lambda run: f"#/experiments/{self._experiment}/runs/{run}?{pages.TRAINING}",
             _NOTE_LIMIT,
         )
