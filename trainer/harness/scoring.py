@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,18 @@ class Tasks:
                 near = ", ".join(difflib.get_close_matches(name, self._manager.all_tasks, 3))
                 raise UserError(f"there is no task {name}{near and f'; near: {near}'}")
 
+    def named(self, name: str) -> str:
+        """The harness's name of a task. By its path the harness does not load a group."""
+        index = self._manager.task_index.items()
+        return next((key for key, entry in index if entry.yaml_path == Path(name)), name) if _is_file(name) else name
+
     def title(self, name: str) -> str:
         """A name for people."""
         return Path(name).stem if _is_file(name) else name
 
     def scorer(self, loaded: Loaded) -> "Scorer":
         """What scores them with a model."""
-        return Scorer(self._manager, loaded)
+        return Scorer(self._manager, self.named, loaded)
 
 
 class _Model(HFLM):
@@ -71,8 +76,8 @@ class _Model(HFLM):
 class Scorer:
     """Scores tasks with one model."""
 
-    def __init__(self, manager: TaskManager, loaded: Loaded) -> None:
-        self._manager = manager
+    def __init__(self, manager: TaskManager, named: Callable[[str], str], loaded: Loaded) -> None:
+        self._manager, self._named = manager, named
         on_cpu = loaded.model.device.type == "cpu"
         make: Any = _Model  # its decorators hide the signatures of the harness's functions
         self._model = make(
@@ -105,7 +110,7 @@ class Scorer:
         Raises:
             Exception: whatever the task raises, for example because its data is not on this machine.
         """
-        built: Any = self._manager.load([name])
+        built: Any = self._manager.load([self._named(name)])
         if documents is not None:
             for task_name, task in built["tasks"].items():
                 write_durably_in(documents / f"{file_name(task_name)}.jsonl", _texts(task))
