@@ -83,9 +83,11 @@ class Served:
         self.process.send_signal(number)
         code = self.process.wait(PATIENCE)
         until(self.all_ended)
+        self.close()
         return code
 
     def close(self) -> None:
+        """End it, if it runs."""
         if self.process.poll() is None:
             self.end(signal.SIGTERM)
         if self.process.stdout:
