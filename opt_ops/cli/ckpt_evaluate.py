@@ -17,6 +17,7 @@ from opt_ops.cli.evaluation_tasks import REMARKS, Wanted, wanted
 from opt_ops.cli.options import settings
 from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.config import Config
+from opt_ops.core.events.evaluation import score_key
 from opt_ops.errors import OptOpsError, UsageError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.permissions import group_of, private
@@ -133,14 +134,14 @@ def _evaluated(
     )
     for metric in (each for found in ran.values() for each in found.left_out):
         say(f"left out: {metric}, which is no finite number", wishes.quiet)
-    items = [
-        evaluation_results.item(chosen, score, ran=task in ran)
+    items = {  # by key: a group has the scores of its tasks, too
+        score_key(score): evaluation_results.item(chosen, score, ran=task in ran)
         for task in tasks
         if (found := ran.get(task) or there.get(task)) is not None
         for score in found.scores
-    ]
+    }
     samples = completed.items(chosen, ran=target is not None) if completed else []
-    return Outcome(items=items, samples=samples, failure=failure or refusal)
+    return Outcome(items=list(items.values()), samples=samples, failure=failure or refusal)
 
 
 def _there(chosen: Named, folder: Path, state: Any, tasks: Sequence[Wanted], version: str) -> dict[Wanted, Found]:
