@@ -61,7 +61,7 @@ def main(signals: Signals) -> int:
         if arguments.list_recipes:
             _list_recipes()
         elif arguments.recipes:
-            _print_recipes()
+            _print_recipes(arguments)
         elif arguments.check:
             _check(arguments)
         else:
@@ -156,7 +156,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--list-recipes", action="store_true", help="print all recipes with their settings, and exit")
-    parser.add_argument("--recipes", action="store_true", help="print all recipes as JSON: name, size, steps, and exit")
+    parser.add_argument(
+        "--recipes",
+        action="store_true",
+        help="print recipes as JSON, and exit: all, or with its settings the one of --recipe",
+    )
     parser.add_argument(
         "--check",
         action="store_true",
@@ -279,11 +283,11 @@ def _as_set(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _print_recipes() -> None:
+def _print_recipes(arguments: argparse.Namespace) -> None:
     from trainer.model.cost import parameters
 
-    for name, factory in recipes.RECIPES.items():
-        recipe = factory()
+    for name in [arguments.recipe] if arguments.recipe else recipes.RECIPES:
+        recipe = recipes.build(name, arguments.set)
         about = {
             "recipe": name,
             "parameters": parameters(recipe.model),
@@ -291,8 +295,10 @@ def _print_recipes() -> None:
             "tokens": recipe.steps * recipe.data.global_batch * recipe.data.seq_len,
             "seq_len": recipe.data.seq_len,
             "tp": recipe.parallel.tp,
-            "about": " ".join((factory.__doc__ or "").split()),
+            "about": " ".join((recipes.RECIPES[name].__doc__ or "").split()),
         }
+        if arguments.recipe:
+            about["settings"] = dict(recipes.settings_of(recipe))
         print(json.dumps(about))
 
 

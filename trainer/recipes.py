@@ -216,6 +216,39 @@ def opt_tiny() -> Recipe:
     )
 
 
+def opt_200k() -> Recipe:
+    """OPT with 0.2 million parameters: the smallest of four sizes whose campaign a laptop trains in some minutes."""
+    return _small(num_layers=2, hidden_size=64, peak_lr=2e-3)
+
+
+def opt_500k() -> Recipe:
+    """OPT with 0.5 million parameters, for a campaign on a laptop."""
+    return _small(num_layers=3, hidden_size=96, peak_lr=2e-3)
+
+
+def opt_1m() -> Recipe:
+    """OPT with a million parameters, for a campaign on a laptop."""
+    return _small(num_layers=4, hidden_size=128, peak_lr=1.5e-3)
+
+
+def opt_2m() -> Recipe:
+    """OPT with two million parameters, for a campaign on a laptop."""
+    return _small(num_layers=5, hidden_size=176, peak_lr=1e-3)
+
+
+def _small(*, num_layers: int, hidden_size: int, peak_lr: float) -> Recipe:
+    """What the sizes for a laptop share: 1.5 million tokens in sequences of 64."""
+    recipe = opt_tiny()
+    return replace(
+        recipe,
+        steps=1500,
+        model=replace(recipe.model, num_layers=num_layers, hidden_size=hidden_size, dropout=0.0),
+        data=DataConfig(seq_len=64, global_batch=16, micro_batch=16),
+        optim=OptimConfig(peak_lr=peak_lr, warmup_steps=60, total_steps=1500),
+        checkpoint_every=250,
+    )
+
+
 def opt_125m() -> Recipe:
     """OPT-125M (arXiv 2205.01068, table 1)."""
     return _opt(num_layers=12, hidden_size=768, num_heads=12, peak_lr=6e-4, batch_tokens=_M // 2, micro_batch=8)
@@ -304,6 +337,10 @@ def _opt(
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "opt-tiny": opt_tiny,
+    "opt-200k": opt_200k,
+    "opt-500k": opt_500k,
+    "opt-1m": opt_1m,
+    "opt-2m": opt_2m,
     "opt-125m": opt_125m,
     "opt-350m": opt_350m,
     "opt-1.3b": opt_1_3b,

@@ -41,6 +41,7 @@ _NOUNS = {
     "data": ("data", "app", ()),
     "playbook": ("playbook", "app", ()),
     "trainer": ("trainer", "app", ()),
+    "campaign": ("campaign", "app", ("campaign_read",)),
 }
 _VERBS = {
     "q": ("queue", "queue"),

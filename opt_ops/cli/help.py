@@ -36,7 +36,7 @@ class TopLevel(_Panels):
 
     panels: Mapping[str, Sequence[str]] = {
         "Every day": ("q", "watch", "explain", "why", "logs", "note", "events", "doctor", "pending"),
-        "Runs": ("run", "compare", "logbook", "ledger", "ckpt", "mlflow", "data"),
+        "Runs": ("run", "campaign", "compare", "logbook", "ledger", "ckpt", "mlflow", "data"),
         "Site": ("init", "daemon", "node", "alerts", "playbook", "signals", "trainer"),
         "Trying things out": ("drill", "replay", "glossary"),
     }

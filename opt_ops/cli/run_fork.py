@@ -23,8 +23,8 @@ from opt_ops.cli.options import (
     with_request_options,
 )
 from opt_ops.cli.output import say
-from opt_ops.cli.run_start import corpus, nodes_and_ranks, start_lineage, what_trains
-from opt_ops.cli.start_checks import require_possible
+from opt_ops.cli.run_start import nodes_and_ranks, start_lineage, what_trains
+from opt_ops.cli.start_checks import corpus, require_possible
 from opt_ops.core.decide.next_run import RunSettings, begun_by, factor_to
 from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.names import lineage_of, pin_holder

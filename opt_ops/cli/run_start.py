@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,28 +26,12 @@ from opt_ops.cli.options import (
 )
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.requests import PendingRequest, send_request, show_answer
-from opt_ops.cli.start_checks import require_possible
+from opt_ops.cli.start_checks import corpus, require_possible, require_tokenizer, shape, validation
 from opt_ops.core.state.model import State
 from opt_ops.core.told.phrase import count
 from opt_ops.core.values import Driver
 from opt_ops.errors import UsageError
 from opt_ops.runfolder import lineages
-
-
-def corpus(option: str, given: str) -> str:
-    """The value of `--data` or `--valid` with an absolute path: the daemon starts trainers in another folder.
-
-    Raises:
-        UsageError: the path does not exist.
-    """
-    if Path(given).exists():
-        return str(Path(given).absolute())
-    found = re.fullmatch(r"([\w.-]+=)?(.+?)(:[\d.]+)?", given)
-    if not found or not Path(found[2]).exists():
-        raise UsageError(
-            f"{option} {given}: {found[2] if found else given} does not exist", "name a JSONL file, or a folder of them"
-        )
-    return f"{found[1] or ''}{Path(found[2]).absolute()}{found[3] or ''}"
 
 
 @run.app.command()
@@ -102,18 +85,14 @@ def start(
       opt-ops run start opt-125m --data corpus/ --init-from converted/opt-125m
     """
     own = require_settings(set_)
-    if tokenizer and not tokenizer.exists():
-        raise UsageError(
-            f"--tokenizer {tokenizer} does not exist", "name tokenizer.json, or a folder with GPT-2's files"
-        )
     arguments = {
         "recipe": recipe,
         "settings": own,
         "data": [corpus("--data", each) for each in data or []],
-        "valid": [_validation(each) for each in valid or []],
-        "tokenizer": str(tokenizer.absolute()) if tokenizer else None,
+        "valid": [validation(each) for each in valid or []],
+        "tokenizer": require_tokenizer(tokenizer),
         "init_from": require_checkpoint(init_from),
-        "shape": _shape(nodes, spares, ranks, min_nodes),
+        "shape": shape(settings.config.shape, nodes, spares, ranks, min_nodes),
         "planned": require_planned(planned),
         "driver": str(driver),
     }
@@ -160,32 +139,6 @@ def _short(number: Any) -> str | None:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
-
-
-def _validation(given: str) -> str:
-    whole = corpus("--valid", given)
-    if (
-        not Path(whole).exists()
-        and (found := re.search(r":([\d.]+)$", whole))
-        and not re.fullmatch("[1-9]\\d*", found[1])
-    ):
-        raise UsageError(f"--valid {given}: {found[1]} is no whole number of updates", "for example valid.jsonl:500")
-    return whole
-
-
-def _shape(nodes: int | None, spares: int | None, ranks: int | None, min_nodes: int) -> dict[str, int]:
-    default = settings.config.shape
-    wanted = nodes or default.nodes
-    if min_nodes > wanted:
-        raise UsageError(
-            f"--min-nodes {min_nodes} is more than --nodes {wanted}", "give a smaller --min-nodes, or none"
-        )
-    return {
-        "nodes": wanted,
-        "spares": default.spares if spares is None else spares,
-        "ranks_per_node": ranks or default.ranks_per_node,
-        "min_nodes": min_nodes,
-    }
 
 
 def _preview(arguments: Mapping[str, Any]) -> Iterator[Foreseen]:

@@ -245,7 +245,7 @@ def _watch(subject: Subject, job: str, told: _Told, interrupted: list[str], quie
     from opt_ops.adapters.outbox import Outbox
     from opt_ops.core.values import Severity
     from opt_ops.runfolder.permissions import keep_private
-    from opt_ops.supervise.daemon import SystemClock
+    from opt_ops.supervise.site import SystemClock
     from opt_ops.watch_job.lineage import ShadowLineage, Watched
     from opt_ops.watch_job.watch import JobWatch
 

@@ -1,19 +1,85 @@
-"""What `run start` makes sure of before it asks for anything: the trainer would train it, and such nodes exist."""
+"""What starting a lineage makes sure of before it asks for anything: options, the trainer agrees, such nodes exist."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from opt_ops.cli import trainer_questions
 from opt_ops.cli.extras import require_trainer
-from opt_ops.config import Config
+from opt_ops.config import Config, DefaultShape
 from opt_ops.core.state.data import data_of
 from opt_ops.core.state.model import State
 from opt_ops.core.values import DataSince
 from opt_ops.errors import SchedulerUnavailable, UsageError
+
+
+def corpus(option: str, given: str) -> str:
+    """The value of `--data` or `--valid` with an absolute path: the daemon starts trainers in another folder.
+
+    Raises:
+        UsageError: the path does not exist.
+    """
+    if Path(given).exists():
+        return str(Path(given).absolute())
+    found = re.fullmatch(r"([\w.-]+=)?(.+?)(:[\d.]+)?", given)
+    if not found or not Path(found[2]).exists():
+        raise UsageError(
+            f"{option} {given}: {found[2] if found else given} does not exist", "name a JSONL file, or a folder of them"
+        )
+    return f"{found[1] or ''}{Path(found[2]).absolute()}{found[3] or ''}"
+
+
+def validation(given: str) -> str:
+    """The value of `--valid` with an absolute path.
+
+    Raises:
+        UsageError: the path does not exist, or the interval is no number.
+    """
+    whole = corpus("--valid", given)
+    if (
+        not Path(whole).exists()
+        and (found := re.search(r":([\d.]+)$", whole))
+        and not re.fullmatch("[1-9]\\d*", found[1])
+    ):
+        raise UsageError(f"--valid {given}: {found[1]} is no whole number of updates", "for example valid.jsonl:500")
+    return whole
+
+
+def shape(
+    default: DefaultShape, nodes: int | None, spares: int | None, ranks: int | None, min_nodes: int = 0
+) -> dict[str, int]:
+    """The shape of a request `start`: as given, or as the site has it.
+
+    Raises:
+        UsageError: fewer nodes are wanted than the least.
+    """
+    wanted = nodes or default.nodes
+    if min_nodes > wanted:
+        raise UsageError(
+            f"--min-nodes {min_nodes} is more than --nodes {wanted}", "give a smaller --min-nodes, or none"
+        )
+    return {
+        "nodes": wanted,
+        "spares": default.spares if spares is None else spares,
+        "ranks_per_node": ranks or default.ranks_per_node,
+        "min_nodes": min_nodes,
+    }
+
+
+def require_tokenizer(given: Path | None) -> str | None:
+    """The value of `--tokenizer` with an absolute path.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    if given and not given.exists():
+        raise UsageError(f"--tokenizer {given} does not exist", "name tokenizer.json, or a folder with GPT-2's files")
+    return str(given.absolute()) if given else None
 
 
 def require_possible(arguments: Mapping[str, Any], config: Config) -> Iterator[str]:

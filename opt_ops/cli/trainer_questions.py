@@ -63,30 +63,43 @@ def _require_accepted(trainer: TrainerCommand, arguments: Mapping[str, Any], wor
     rank = of_rank(Place(0, world, 0), local_world=on_a_node, address="127.0.0.1", port=1, node="check")
     done = _asked(trainer, words, rank)
     if done.returncode in _REFUSED:
-        said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
-        why = printable(said[-1]) if said else f"exit code {done.returncode}"
-        raise UsageError(
-            f"the trainer would refuse this: {why}",
-            f"opt-ops run recipes; settings: {' '.join(trainer.command)} --list-recipes",
-        )
+        raise _refusal(trainer, done)
     if done.returncode != ExitCode.DONE:
         raise Unanswered(f"its check ended with exit code {done.returncode}")
 
 
-def recipes(trainer: TrainerCommand) -> list[dict[str, Any]]:
+def _refusal(trainer: TrainerCommand, done: subprocess.CompletedProcess[str]) -> UsageError:
+    said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
+    why = printable(said[-1]) if said else f"exit code {done.returncode}"
+    return UsageError(
+        f"the trainer would refuse this: {why}",
+        f"opt-ops run recipes; settings: {' '.join(trainer.command)} --list-recipes",
+    )
+
+
+def recipes(trainer: TrainerCommand, recipe: str = "", settings: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The trainer's recipes: one mapping each, with `recipe`, `parameters`, `steps`, `tokens` and `about`.
+
+    Args:
+        trainer: Its command.
+        recipe: Only this one, with all its `settings` by name. Empty: all.
+        settings: `key=value` that change it.
 
     Raises:
         Unavailable: it does not tell them.
+        UsageError: it has no such recipe or setting.
     """
     hint = "the trainer's own documentation lists them"
+    words = ["--recipes", *(["--recipe", recipe] if recipe else []), *(word for s in settings for word in ("--set", s))]
     try:
-        done = _asked(trainer, ["--recipes"], {})
+        done = _asked(trainer, words, {})
         found = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
     except Unanswered as error:
         raise Unavailable(f"the trainer does not tell its recipes: {error}", hint) from error
     except ValueError as error:
         raise Unavailable("the trainer does not tell its recipes: its answer is not JSON", hint) from error
+    if done.returncode in _REFUSED:
+        raise _refusal(trainer, done)
     if done.returncode or not all(isinstance(each, dict) and isinstance(each.get("recipe"), str) for each in found):
         raise Unavailable(f"the trainer does not tell its recipes: exit code {done.returncode}", hint)
     return found

@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
-from opt_ops.core.events import KINDS, Event, kind_of
+from opt_ops.core.events import KINDS, Event
 from opt_ops.core.versions import VersionedSet
 
 DEEPEST = 32
@@ -28,25 +28,54 @@ class UnknownKind(DecodeError):
     """An event of a kind that this version does not know: a newer one wrote it."""
 
 
+class Vocabulary:
+    """The kinds of events that a journal holds, to and from JSON values."""
+
+    def __init__(self, kinds: Mapping[str, type[Any]]) -> None:
+        self._kinds = kinds
+        self._names = {cls: name for name, cls in kinds.items()}
+
+    def kind_of(self, event: Any) -> str:
+        """The event's name in the journal."""
+        return self._names[type(event)]
+
+    def encode(self, event: Any) -> dict[str, Any]:
+        """The event's kind and fields as JSON values."""
+        return {"kind": self.kind_of(event), **plain(event)}
+
+    def decode(self, fields: Mapping[str, Any]) -> Any:
+        """The event that `encode` wrote.
+
+        Raises:
+            UnknownKind: the kind is not known.
+            DecodeError: a missing field or one of the wrong type; says which.
+        """
+        kind = fields.get("kind")
+        if not isinstance(kind, str) or kind not in self._kinds:
+            raise UnknownKind(f"unknown event kind {kind!r}: was this journal written by a newer version?")
+        try:
+            return reader_of(self._kinds[kind])(fields, kind)
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise DecodeError(f"event {kind}: {error}") from error
+
+
+LINEAGE = Vocabulary(KINDS)
+"""Of the journals of lineages."""
+
+
 def encode(event: Event) -> dict[str, Any]:
-    """The event's kind and fields as JSON values."""
-    return {"kind": kind_of(event), **plain(event)}
+    """The kind and the fields of a lineage's event as JSON values."""
+    return LINEAGE.encode(event)
 
 
 def decode(fields: Mapping[str, Any]) -> Event:
-    """The event that `encode` wrote.
+    """The lineage's event that `encode` wrote.
 
     Raises:
         UnknownKind: the kind is not known.
         DecodeError: a missing field or one of the wrong type; says which.
     """
-    kind = fields.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise UnknownKind(f"unknown event kind {kind!r}: was this journal written by a newer version?")
-    try:
-        return cast("Event", reader_of(KINDS[kind])(fields, kind))
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise DecodeError(f"event {kind}: {error}") from error
+    return cast("Event", LINEAGE.decode(fields))
 
 
 def check_limits(value: Any, depth: int = 0) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from opt_ops.contract.files import sync_folder
-from opt_ops.core.codec import check_limits, decode, encode
-from opt_ops.core.events import Entry, Event, kind_of
+from opt_ops.core.codec import LINEAGE, Vocabulary, check_limits
+from opt_ops.core.events import Entry
 from opt_ops.core.state.model import State
 from opt_ops.core.text import from_iso, to_iso
 from opt_ops.errors import OptOpsError
@@ -54,14 +54,15 @@ class NotJournalable(OptOpsError):
 
 
 class Journal:
-    """The journal file of this daemon process. Opening it takes over the lineage."""
+    """The journal file of this daemon process. Opening it takes over the lineage, or the campaign."""
 
-    def __init__(self, folder: Path, above: int = 0) -> None:
+    def __init__(self, folder: Path, above: int = 0, vocabulary: Vocabulary = LINEAGE) -> None:
         """Create the next file. `entries` holds the earlier entries, `notes` the lines of them that were skipped.
 
         Args:
             folder: The journal folder.
             above: An epoch that node agents have seen. The new one is higher.
+            vocabulary: The kinds of its events.
 
         Raises:
             Fenced: another daemon process takes over at this moment.
@@ -69,14 +70,16 @@ class Journal:
             OSError: the file cannot be created.
         """
         self._descriptor = self._tip = -1
+        self._vocabulary = vocabulary
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._owner_file = OwnerFile(folder)
         self._life_at = -LIFE_SECONDS
-        first = scan(folder, known=self._known())  # before the takeover: who cannot read it must not fence its owner
+        # Before the takeover: who cannot read it must not fence its owner.
+        first = scan(folder, known=self._known(), vocabulary=vocabulary)
         known = self._take_over(above)
         try:
-            self.entries, self.notes, self._end = _completed(first, folder, known)
+            self.entries, self.notes, self._end = _completed(first, folder, known, vocabulary)
         except BaseException:
             self.withdraw()
             raise
@@ -86,7 +89,7 @@ class Journal:
         """The folder of the lineage."""
         return self._folder.parent
 
-    def stamp(self, event: Event, ts: float) -> Entry:
+    def stamp(self, event: Any, ts: float) -> Entry:
         """Return the entry of an event, for `append`. Its event is the one that readers of the line will get.
 
         Raises:
@@ -94,10 +97,10 @@ class Journal:
         """
         # The event goes through its text form: the state here and that of a replay are then equal to the last bit.
         try:
-            read_back, at = _read_back(event), from_iso(to_iso(ts))
+            read_back, at = _read_back(event, self._vocabulary), from_iso(to_iso(ts))
         except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
             raise NotJournalable(
-                f"an event {kind_of(event)} was left out: {str(error)[:300]}",
+                f"an event {self._vocabulary.kind_of(event)} was left out: {str(error)[:300]}",
                 "correct the file that it was read from: it has a value that opt-ops does not take",
             ) from error
         return Entry(seq=self._end.seq + 1, epoch=self.epoch, ts=at, event=read_back)
@@ -110,7 +113,7 @@ class Journal:
             OSError: the disk is full or gone. The line may be torn. This supervisor must end; the next one skips it.
         """
         self.check_fence()
-        line = _line(entry, self._end.crc)
+        line = _line(entry, self._end.crc, self._vocabulary)
         written = os.write(self._descriptor, line)
         if written != len(line):
             raise OSError(f"journal {self._folder}: wrote {written} of {len(line)} bytes")
@@ -236,15 +239,15 @@ class Journal:
             log.warning("%s cannot be written: %s", tip_path(self._folder), error)
 
 
-def _read_back(event: Event) -> Event:
+def _read_back(event: Any, vocabulary: Vocabulary) -> Any:
     """The event as a reader of its line gets it."""
-    fields = _without_infinity(encode(event))
+    fields = _without_infinity(vocabulary.encode(event))
     check_limits(fields)
     # A half of a surrogate pair is no text. It becomes a question mark: the event matters more than that character.
     text = json.dumps(fields, allow_nan=False, ensure_ascii=False).encode(errors="replace")
     if len(text) > LONGEST_LINE:
         raise ValueError(f"it has {len(text)} bytes, and a line at most {LONGEST_LINE}")
-    return decode(json.loads(text))
+    return vocabulary.decode(json.loads(text))
 
 
 def _without_infinity(value: Any) -> Any:
@@ -256,20 +259,22 @@ def _without_infinity(value: Any) -> Any:
     return [_without_infinity(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
-def _completed(first: Reading, folder: Path, known: int) -> tuple[list[Entry], list[str], Position]:
+def _completed(
+    first: Reading, folder: Path, known: int, vocabulary: Vocabulary
+) -> tuple[list[Entry], list[str], Position]:
     """The whole journal: what was read before the takeover, and what its owner wrote until then."""
     try:
-        rest = scan(folder, first.end, known)
+        rest = scan(folder, first.end, known, vocabulary=vocabulary)
     except SnapshotInDoubt:  # a third process took over meanwhile
-        rest = scan(folder, known=known)
+        rest = scan(folder, known=known, vocabulary=vocabulary)
         return rest.entries, rest.notes, rest.end
     return first.entries + rest.entries, list(dict.fromkeys(first.notes + rest.notes)), rest.end
 
 
-def _line(entry: Entry, previous: str = "") -> bytes:
+def _line(entry: Entry, previous: str = "", vocabulary: Vocabulary = LINEAGE) -> bytes:
     head = {"v": VERSION, "seq": entry.seq, "epoch": entry.epoch, "ts": to_iso(entry.ts)}
     chained = {"prev": previous} if previous else {}
-    fields = head | encode(entry.event) | chained
+    fields = head | vocabulary.encode(entry.event) | chained
     body = json.dumps(fields, allow_nan=False, ensure_ascii=False)[:-1].encode()
     return body + f', "crc": "{zlib.crc32(body):08x}"}}\n'.encode()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from opt_ops.core.codec import DecodeError, UnknownKind, decode
+from opt_ops.core.codec import LINEAGE, DecodeError, UnknownKind, Vocabulary
 from opt_ops.core.events import Entry
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
@@ -22,6 +22,8 @@ from opt_ops.runfolder.files import open_regular
 from opt_ops.runfolder.owner import HIGHEST_EPOCH
 
 VERSION = 1
+CAMPAIGNS = "campaigns"
+"""The folder of all campaigns, beside the lineages."""
 _NAME = re.compile(r"([0-9]{6,16})\.jsonl")
 _CRC_LENGTH = len(', "crc": "00000000"}')
 _NEWER = "use the opt-ops that wrote it"
@@ -77,17 +79,23 @@ class Reading:
         return self.crcs[at] if 0 <= at < len(self.crcs) else None
 
 
-def read(folder: Path) -> tuple[list[Entry], list[str]]:
+def read(folder: Path, vocabulary: Vocabulary = LINEAGE) -> tuple[list[Entry], list[str]]:
     """Return all entries in order, and a note for each line or file that was skipped.
 
     Raises:
         JournalError: a line is damaged, missing, foreign or of a newer version; says which.
     """
-    reading = scan(folder)
+    reading = scan(folder, vocabulary=vocabulary)
     return reading.entries, reading.notes
 
 
-def scan(folder: Path, start: Position | None = None, known: int = 0, until: int | None = None) -> Reading:
+def scan(
+    folder: Path,
+    start: Position | None = None,
+    known: int = 0,
+    until: int | None = None,
+    vocabulary: Vocabulary = LINEAGE,
+) -> Reading:
     """Read the journal after a position.
 
     Args:
@@ -95,6 +103,7 @@ def scan(folder: Path, start: Position | None = None, known: int = 0, until: int
         start: Where a snapshot ended. None: from the beginning.
         known: An epoch whose file exists, even if a listing does not show it yet.
         until: The last line that is wanted. None: all.
+        vocabulary: The kinds of its events.
 
     Raises:
         JournalError: a line is damaged, missing, foreign or of a newer version; says which.
@@ -111,7 +120,7 @@ def scan(folder: Path, start: Position | None = None, known: int = 0, until: int
     try:
         for epoch, path in sorted(files.items()):
             if epoch >= begin.epoch:
-                _FileReader(path, epoch, reading, tip).read(until)
+                _FileReader(path, epoch, reading, tip, vocabulary).read(until)
             if until is not None and reading.seq >= until:
                 return reading
         _check_tip_file(folder, files, reading, tip)
@@ -153,6 +162,8 @@ def _line_number(path: Path, entry: Entry) -> int:
 
 def repair_hint(folder: Path) -> str:
     """What to do about a journal that cannot be trusted."""
+    if folder.parent.parent.name == CAMPAIGNS:
+        return f"move {folder.parent} away: the lineages are whole without it, and no further size is started"
     return f"opt-ops doctor --repair {folder.parent.name} says what is lost, and goes on from the last good line"
 
 
@@ -230,7 +241,8 @@ class _Line:
 class _FileReader:
     """Reads one file into a `Reading`."""
 
-    def __init__(self, path: Path, epoch: int, reading: Reading, tip: Position | None) -> None:
+    def __init__(self, path: Path, epoch: int, reading: Reading, tip: Position | None, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._path, self._epoch, self._reading = path, epoch, reading
         self._tip = tip if tip is not None and tip.epoch == epoch else None
         self._last: int | None = None  # the number of the line before, in this file
@@ -269,7 +281,7 @@ class _FileReader:
         if version != VERSION:
             raise self._error(f"version {version}", newer=True)
         try:
-            entry = entry_of(fields)
+            entry = entry_of(fields, self._vocabulary)
         except DecodeError as error:
             raise self._error(str(error), newer=isinstance(error, UnknownKind)) from error
         follows = fields.get("prev")
@@ -335,7 +347,7 @@ def parse(line: bytes) -> dict[str, Any] | None:
     return cast("dict[str, Any]", fields) if isinstance(fields, dict) else None
 
 
-def entry_of(fields: dict[str, Any]) -> Entry:
+def entry_of(fields: dict[str, Any], vocabulary: Vocabulary = LINEAGE) -> Entry:
     """The entry that a line holds.
 
     Raises:
@@ -348,7 +360,7 @@ def entry_of(fields: dict[str, Any]) -> Entry:
         at = from_iso(ts)
     except ValueError as error:
         raise DecodeError(f"ts: {error}") from error
-    return Entry(seq=cast("int", seq), epoch=cast("int", epoch), ts=at, event=decode(fields))
+    return Entry(seq=cast("int", seq), epoch=cast("int", epoch), ts=at, event=vocabulary.decode(fields))
 
 
 def _whole(value: Any) -> bool:

@@ -128,17 +128,30 @@ def create(runs: Path, group: str = "") -> Path:
     """
     with private(group):
         runs.mkdir(parents=True, exist_ok=True)
-    number = max((int(path.name) for path in folders(runs)), default=0) + 1
-    while True:
-        path = runs / str(number)
-        try:
-            path.mkdir(mode=0o700)
-        except FileExistsError:
-            number += 1
-        else:
-            if group:
-                give_to_group(path, group)
-            return path
+    number = next_number(runs)
+    while not claim(path := runs / str(number), group):
+        number += 1
+    return path
+
+
+def next_number(runs: Path) -> int:
+    """The number that the next lineage has, unless somebody takes it meanwhile."""
+    return max((int(path.name) for path in folders(runs)), default=0) + 1
+
+
+def claim(path: Path, group: str = "") -> bool:
+    """Create the folder of a lineage, for this user alone. Returns whether this call created it.
+
+    Raises:
+        OptOpsError: there is no such group, or this user is no member of it.
+    """
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    if group:
+        give_to_group(path, group)
+    return True
 
 
 def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: float, identifier: str = "") -> Request:

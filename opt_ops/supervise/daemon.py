@@ -19,17 +19,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opt_ops import __version__
-from opt_ops.adapters.local import LocalScheduler
 from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier
 from opt_ops.adapters.outbox import Outbox
 from opt_ops.config import Config, is_installed
 from opt_ops.core.decide.evaluation import evaluate
+from opt_ops.core.state.model import State
 from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.values import Severity
 from opt_ops.core.waiting import Backoff, Retries
 from opt_ops.errors import OptOpsError, Refused
-from opt_ops.node import agent
-from opt_ops.ports import Ports, Scheduler
+from opt_ops.ports import Ports
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.checkpoints import FileCheckpoints
 from opt_ops.runfolder.files import names_in
@@ -42,10 +41,11 @@ from opt_ops.runfolder.owner import OwnerWatch
 from opt_ops.runfolder.permissions import check_trusted, keep_private
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.beside import BesideDaemon, Place
-from opt_ops.supervise.executor import Site
+from opt_ops.supervise.campaigns import Campaigns, SiteOfCampaigns
 from opt_ops.supervise.own_sign import OwnSign, Watching
 from opt_ops.supervise.projections import Projection
-from opt_ops.supervise.site_policy import evaluation_command, site_policy
+from opt_ops.supervise.site import SystemClock, nodes_taken, projection_of, projections_of, scheduler_of, site_of
+from opt_ops.supervise.site_policy import site_policy
 from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 from opt_ops.supervise.watch_alerts import WatchAlerts
 
@@ -55,18 +55,6 @@ _LIVENESS_SECONDS = 2.0  # between two looks at the liveness files of other daem
 _SEARCH = "the search for lineages"
 
 log = logging.getLogger(__name__)
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that never jump."""
-        return time.monotonic()
 
 
 class Daemon:
@@ -96,6 +84,9 @@ class Daemon:
         """Lineages whose supervisor failed, with the reason; tried again after a pause."""
         self._problems: dict[str, tuple[str, float]] = {}
         """What fails for all lineages, by its name: why, and since when."""
+        self._ended: dict[str, State] = {}
+        """The states of lineages that are finished, as long as nobody supervises them."""
+        self._campaigns = Campaigns(self._site_of_campaigns())
         self._looked_at = 0.0
         self._last_liveness: float | None = None
         self._stopping = False
@@ -150,6 +141,7 @@ class Daemon:
             self._close_background(path)
         for supervisor in self._supervisors.values():
             supervisor.close()
+        self._campaigns.close()
         self._outbox.close()
         for drawn in self._projections.values():
             for projection in drawn:
@@ -161,7 +153,8 @@ class Daemon:
             return False
         settled = all(supervisor.settled for supervisor in self._supervisors.values())
         sending = self._outbox.busy or any(outbox.busy for outbox, *_ in self._background.values())
-        return settled and not sending and all(each.idle for drawn in self._projections.values() for each in drawn)
+        drawn = all(each.idle for drawn in self._projections.values() for each in drawn)
+        return settled and drawn and not sending and self._campaigns.idle
 
     def _step(self) -> None:
         self._guarded(_SEARCH, self._take_over_all)
@@ -169,6 +162,7 @@ class Daemon:
             self._isolated(path, self._tick)
         for path in list(self._projections):
             self._guarded(f"the projections of lineage {path.name}", lambda path=path: self._project(path))
+        self._guarded("campaigns", self._campaigns.step)
         self._guarded("alerts about the watch", self._tell_who_watches)
         self._guarded("the liveness file", self._write_sign)
         self._guarded("the heartbeat", self._dead_man_switch.step)
@@ -261,7 +255,7 @@ class Daemon:
         left_out = LeftOutCounter(path)
         ports = Ports(
             clock=SystemClock(),
-            scheduler=self._scheduler(path),
+            scheduler=scheduler_of(self._config, path),
             agents=FileAgents(path, left_out),
             trainer=FileTrainer(path, left_out),
             checkpoints=checkpoints,
@@ -271,13 +265,13 @@ class Daemon:
             inputs=left_out,
         )
         identity = DaemonIdentity(host=socket.gethostname(), pid=os.getpid(), last_liveness=self._last_liveness)
-        supervisor = Supervisor(path, ports, self._policy, self._site(path), identity)
+        supervisor = Supervisor(path, ports, self._policy, site_of(self._config, self._config_path, path), identity)
         for note in supervisor.notes:
             log.warning("lineage %s: journal: %s", path.name, note)
         log.info("lineage %s: epoch %d, %s", path.name, supervisor.state.epoch, supervisor.state.status)
         self._supervisors[path] = supervisor
         self._background[path] = outbox, checkpoints, evaluations
-        self._projections.setdefault(path, self._new_projections(path))
+        self._projections.setdefault(path, projections_of(self._config, self._config_path, path.name))
 
     def _tick(self, path: Path) -> None:
         supervisor = self._supervisors[path]
@@ -329,35 +323,41 @@ class Daemon:
                     self._watch_alerts.unwatched_elsewhere(path.name)
         self._watch_alerts.step()
 
-    def _scheduler(self, path: Path) -> Scheduler:
-        config = self._config
-        if config.scheduler == "local":
-            return LocalScheduler(path, config.local.nodes)
-        from opt_ops.adapters.slurm import SlurmOptions, SlurmScheduler
-
-        return SlurmScheduler(path, SlurmOptions(**config.slurm.model_dump()), agent.main)
-
-    def _site(self, path: Path) -> Site:
-        trainer = self._config.trainer
-        return Site(
-            folder=str(path),
-            trainer=tuple(trainer.command),
-            environment=trainer.environment,
-            burn_in_seconds=self._config.health.burn_in_seconds,
-            snapshot_dir=trainer.snapshot_dir.rstrip("/"),
-            checkpoint_copy=trainer.checkpoint_copy.rstrip("/"),
-            in_place=self._config.recovery.in_place,
-            standby=self._config.recovery.standby,
-            evaluate=evaluation_command(self._config, self._config_path),
+    def _site_of_campaigns(self) -> SiteOfCampaigns:
+        config, path = self._config, self._config_path
+        every = config.chronicle.every_seconds
+        return SiteOfCampaigns(
+            runs=config.runs,
+            group=config.group,
+            clock=SystemClock(),
+            lineage=self._lineage_state,
+            free_nodes=self._free_nodes,
+            projection=lambda words: projection_of(path, words, every),
+            warn=self._watch_alerts.warn,
         )
 
-    def _new_projections(self, path: Path) -> list[Projection]:
-        config = self._config
-        option = ("-c", str(self._config_path)) if self._config_path else ()
-        drawn = [Projection((*option, "logbook", "render", path.name, "-q"), config.chronicle.every_seconds)]
-        if config.mlflow.enabled and is_installed("mlflow"):
-            drawn.append(Projection((*option, "mlflow", "sync", path.name, "-q"), config.mlflow.every_seconds))
-        return drawn
+    def _lineage_state(self, name: str) -> State:
+        """The state of a lineage. That of none if its journal cannot be trusted: the watch over it has told that."""
+        path = self._config.runs / name
+        if path in self._supervisors:
+            self._ended.pop(name, None)
+            return self._supervisors[path].state
+        if name not in self._ended:
+            try:
+                state = lineages.state(path)
+            except JournalError:
+                return State()
+            if not state.finished:
+                return state
+            self._ended[name] = state
+        return self._ended[name]
+
+    def _free_nodes(self) -> int | None:
+        """The nodes of this machine that no lineage holds or waits for; None where Slurm's queue decides that."""
+        if self._config.scheduler != "local":
+            return None
+        taken = sum(nodes_taken(supervisor.state) for supervisor in self._supervisors.values())
+        return len(self._config.local.nodes) - taken
 
     def _project(self, path: Path) -> None:
         supervisor = self._supervisors.get(path)

@@ -57,6 +57,7 @@ class WatchAlerts:
         self._deliveries = Deliveries()
         self._unwatched: dict[str, _Unwatched] = {}
         self._warnings: dict[str, _Open] = {}
+        self._outcomes: dict[str, str] = {}
         self.paged = dict(paged or {})
         """When the last page about a lineage was delivered."""
         self.problems: dict[str, str] = {}
@@ -74,6 +75,15 @@ class WatchAlerts:
         alert = Alert(f"{lineage}/fenced/{now:.0f}", Severity.WARNING, title, body)
         self._warnings[alert.id] = _Open(alert, now)
         self.unwatched_elsewhere(lineage)
+
+    def warn(self, alert: Alert) -> str | None:
+        """Send a warning that is not about the watch, until it is delivered or given up.
+
+        Returns None until then; then once what is wrong, or "" if it was delivered.
+        """
+        if alert.id not in self._outcomes and alert.id not in self._warnings:
+            self._warnings[alert.id] = _Open(alert, self._clock.now())
+        return self._outcomes.pop(alert.id, None)
 
     def unwatched_elsewhere(self, lineage: str) -> None:
         """No living daemon names a lineage that this one has lost."""
@@ -105,6 +115,7 @@ class WatchAlerts:
             late = self._deliveries.given_up(Severity.WARNING, self._clock.now() - warning.at)
             if outcomes.get(name) == "" or (name in outcomes and late):
                 del self._warnings[name]
+                self._outcomes[name] = outcomes[name]
             else:
                 self._send(warning.alert)
         for lineage, each in list(self._unwatched.items()):

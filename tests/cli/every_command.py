@@ -22,6 +22,11 @@ _PATIENCE = 60  # seconds: a command that hangs fails the test
 
 ARGUMENTS = {
     "alerts test": [],
+    "campaign forecast": ["sizes"],
+    "campaign render": ["sizes"],
+    "campaign start": ["more", "--recipes", "opt-tiny", "--dry-run"],
+    "campaign status": ["sizes"],
+    "campaign stop": ["sizes", "--dry-run"],
     "ckpt list": ["12", "-o", "wide"],
     "ckpt prune": ["12", "--dry-run"],
     "ckpt release": ["12/100", "--out", "mine", "--licence", "apache-2.0"],
@@ -108,7 +113,11 @@ NOT_RUN = {
     "run watch-job": "follows a log; tests/watch_job runs it",
 }
 
-SLOW = ("doctor", "node check", "logbook render", "run recipes", "run start", "run fork")  # they start other programs
+# They start other programs.
+SLOW = (
+    *("doctor", "node check", "logbook render", "run recipes", "run start", "run fork"),
+    *("campaign start", "campaign render", "campaign forecast"),
+)
 
 STREAMS = ("file", "stdout closed", "stderr closed", "all closed", "reader gone", "disk full")
 

@@ -421,7 +421,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 # The surface grows by a visible change only.
 COMMANDS = """
-alerts test, ckpt evaluate, ckpt list, ckpt prune, ckpt release, ckpt scores, ckpt serve, ckpt verify,
+alerts test, campaign forecast, campaign render, campaign start, campaign status, campaign stop,
+ckpt evaluate, ckpt list, ckpt prune, ckpt release, ckpt scores, ckpt serve, ckpt verify,
 compare,
 daemon ensure, daemon run, daemon status, daemon stop, daemon unit, data show,
 doctor, drill flip-bit, drill hang, drill kill-daemon, drill kill-node, drill kill-pair, drill kill-rank, drill lr,

@@ -218,7 +218,7 @@ class Site:
     def close(self) -> None:
         """End the daemon and every agent; their ranks die with them."""
         self.end_daemon()
-        paths = (self.runs / "1" / "agents").glob("*.json")  # of all allocations: they may hold the same nodes
+        paths = self.runs.glob("[0-9]*/agents/*.json")  # of all allocations: they may hold the same nodes
         for pid in [agent["pid"] for path in paths for agent in json.loads(path.read_text())]:
             with suppress(OSError):  # it has ended; its number may be another process by now
                 if str(self.runs).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():

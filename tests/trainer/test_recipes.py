@@ -90,7 +90,7 @@ TABLE_1 = {
 
 
 def test_all_published_sizes_have_a_recipe() -> None:
-    assert set(RECIPES) == {"opt-tiny", *TABLE_1}
+    assert set(RECIPES) == {"opt-tiny", "opt-200k", "opt-500k", "opt-1m", "opt-2m", *TABLE_1}
 
 
 @pytest.mark.parametrize("name", TABLE_1)

@@ -20,7 +20,8 @@ from opt_ops.core.failures.classes import cause
 from opt_ops.core.values import Status
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.liveness import look
-from opt_ops.supervise.daemon import Daemon, SystemClock
+from opt_ops.supervise.daemon import Daemon
+from opt_ops.supervise.site import SystemClock
 from opt_ops.watch_job import job_poll
 from opt_ops.watch_job import watch as watch_module
 from opt_ops.watch_job.job import JobRecord

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 from opt_ops.core.events.evaluation import (
     CheckpointEvaluated,
@@ -77,6 +78,8 @@ from opt_ops.core.events.operator import (
 from opt_ops.core.events.probes import ProbeEnded, ProbesIntended, ProbesJudged
 from opt_ops.core.events.proposals import ProposalAnswered, ProposalMade
 from opt_ops.core.events.watch import InputLeftOut, WatcherFailed, WatcherRecovered
+
+_E = TypeVar("_E")
 
 Event = (
     DaemonStarted
@@ -148,7 +151,13 @@ Event = (
     | WatcherRecovered
 )
 
-KINDS: dict[str, type[Event]] = {re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower(): cls for cls in Event.__args__}
+
+def kinds_of(*classes: type[_E]) -> dict[str, type[_E]]:
+    """The classes by the names that they have in journals: `RunPlanned` is `run_planned`."""
+    return {re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower(): cls for cls in classes}
+
+
+KINDS: dict[str, type[Event]] = kinds_of(*Event.__args__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

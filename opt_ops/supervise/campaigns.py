@@ -1,0 +1,332 @@
+"""The campaigns of a site: each size becomes a lineage when its turn comes; forecasts and alerts are journaled.
+
+A campaign never touches a lineage that has begun: it requests each one as an operator would, and then only reads.
+What computes (the fit, the bands, the logbook) runs in processes of its own, which leave requests in the inbox.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from opt_ops.core.campaign import events as e
+from opt_ops.core.campaign.state import CampaignState, Member, fold, next_size
+from opt_ops.core.campaign.values import Size
+from opt_ops.core.state.model import State
+from opt_ops.core.values import Severity
+from opt_ops.errors import OptOpsError
+from opt_ops.ports import Alert, Clock
+from opt_ops.runfolder import campaigns, lineages
+from opt_ops.runfolder.files import names_in
+from opt_ops.runfolder.inbox import FileInbox
+from opt_ops.runfolder.journal import Fenced, Journal, JournalError, NotJournalable
+from opt_ops.supervise.campaign_arguments import event_of
+from opt_ops.supervise.projections import Projection
+
+_STEP_SECONDS = 1.0
+_FORECAST_SECONDS = 600.0  # a fit takes seconds; reading the telemetry of months takes a minute
+_LEAST_SIZES = 3  # of a forecast; chronicles.campaign.law says why
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteOfCampaigns:
+    """What a campaign asks of the daemon."""
+
+    runs: Path
+    group: str
+    clock: Clock
+    lineage: Callable[[str], State]
+    """The state of a lineage; that of none if there is no such lineage."""
+    free_nodes: Callable[[], int | None]
+    """Nodes that nobody holds. None: the scheduler's queue decides who gets them."""
+    projection: Callable[[tuple[str, ...]], Projection]
+    """A command that runs beside the daemon."""
+    warn: Callable[[Alert], str | None]
+    """Send an alert. None: it is under way; "": it was delivered; else why it was given up."""
+
+
+class Campaigns:
+    """Advances every campaign of one runs folder."""
+
+    def __init__(self, site: SiteOfCampaigns) -> None:
+        self._site = site
+        self._open: dict[Path, _Campaign] = {}
+        self._drawn: dict[Path, Projection] = {}
+        self._set_aside: dict[Path, str] = {}
+        """Campaigns that this daemon process cannot advance: fenced, or their journal is damaged."""
+        self._over: set[Path] = set()
+        self._at = -_STEP_SECONDS
+
+    def step(self) -> None:
+        """Advance each campaign.
+
+        Raises:
+            OptOpsError: one of them cannot be advanced. The others were.
+        """
+        now = self._site.clock.monotonic()
+        if now - self._at < _STEP_SECONDS:
+            return
+        self._at = now
+        for path in campaigns.folders(self._site.runs):
+            if path not in self._set_aside:
+                self._advance(path)
+        if self._set_aside:
+            raise OptOpsError("; ".join(f"campaign {path.name}: {why}" for path, why in self._set_aside.items()))
+
+    def _advance(self, path: Path) -> None:
+        try:
+            if path in self._over and not names_in(path / "inbox", ".json"):
+                self._draw(path, now=True)
+                return
+            campaign = self._open.get(path) or self._begin(path)
+            over = campaign.step()
+            self._draw(path, now=over, stale=campaign.trains or campaign.changed)
+            campaign.changed = False
+            if over:
+                self._over.add(path)
+                self._close(path)
+        except (Fenced, JournalError) as error:
+            log.error("campaign %s: %s. %s", path.name, error, error.hint)
+            self._set_aside[path] = str(error)
+            self._close(path)
+        except OSError:
+            self._close(path)  # the next step reads what was written
+            raise
+
+    def _begin(self, path: Path) -> _Campaign:
+        self._over.discard(path)
+        self._open[path] = campaign = _Campaign(path, self._site)
+        return campaign
+
+    def _draw(self, path: Path, now: bool, stale: bool = False) -> None:
+        if path not in self._drawn:
+            self._drawn[path] = self._site.projection(("campaign", "render", path.name, "-q"))
+        self._drawn[path].stale |= stale
+        self._drawn[path].step(now)
+
+    def _close(self, path: Path) -> None:
+        campaign = self._open.pop(path, None)
+        if campaign is not None:
+            with suppress(OSError):
+                campaign.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every campaign is over, and drawn."""
+        known = set(campaigns.folders(self._site.runs)) - self._set_aside.keys()
+        return known <= self._over and all(each.idle for each in self._drawn.values())
+
+    def close(self) -> None:
+        """Leave all campaigns to the next daemon process."""
+        for path in list(self._open):
+            self._close(path)
+        for projection in self._drawn.values():
+            projection.close()
+
+
+@dataclass(slots=True)
+class _Fit:
+    """The process that makes the forecast of a size."""
+
+    recipe: str
+    process: Projection
+
+
+@dataclass(slots=True)
+class _Campaign:
+    """One campaign whose journal this process writes."""
+
+    path: Path
+    site: SiteOfCampaigns
+    state: CampaignState = field(default_factory=CampaignState)
+    changed: bool = True
+    fresh: str = ""
+    """The request of a member that this process intended in this step: its empty folder would be somebody else's."""
+    fit: _Fit | None = None
+    journal: Journal = field(init=False)
+    inbox: FileInbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.path / "journal", vocabulary=e.CAMPAIGN)
+        for entry in self.journal.entries:
+            self.state = fold(self.state, entry.ts, cast("e.CampaignEvent", entry.event))
+        self.inbox = FileInbox(self.path)
+
+    def close(self) -> None:
+        if self.fit is not None:
+            self.fit.process.close()
+        if self.journal.entries:
+            self.journal.close()
+        else:
+            self.journal.withdraw()
+
+    def step(self) -> bool:
+        """Take in requests, start what may start, send alerts. Returns whether the campaign is over."""
+        self.journal.check_fence()
+        self.journal.show_life(self.site.clock.monotonic())
+        fitted = self._fitted()  # before the inbox is read: what a process has left before its end is then taken
+        self._take_requests()
+        if self.state.open is not None:
+            self._ask(self.state.open)
+        else:
+            self._start_next(fitted)
+        self._send_alerts()
+        return self._over
+
+    @property
+    def trains(self) -> bool:
+        """Whether a size trains, or waits for nodes."""
+        return any(self._occupies(member) for member in self.state.members.values())
+
+    @property
+    def _over(self) -> bool:
+        if self.state.started is None:
+            return bool(self.state.refused)  # of a start that was refused, nothing comes
+        return not (self.state.waiting or self.state.open or self.state.unsettled or self.trains)
+
+    def _record(self, event: e.CampaignEvent) -> None:
+        entry = self.journal.stamp(event, self.site.clock.now())
+        state = fold(self.state, entry.ts, cast("e.CampaignEvent", entry.event))
+        self.journal.append(entry)
+        self.journal.entries.append(entry)
+        self.state, self.changed = state, True
+
+    def _take_requests(self) -> None:
+        for request in self.inbox.requests():
+            if request.request not in self.state.requests:
+                event = event_of(self.path.name, self.state, request)
+                try:
+                    self._record(event)
+                except NotJournalable as error:
+                    why = str(error)[:300]
+                    self._record(e.CampaignRequestRefused(request=request.request, author="", verb="", why=why))
+            self.inbox.done(request.request)
+
+    # ---- sizes
+
+    def _start_next(self, fitted: str | None) -> None:
+        members = self.state.members.values()
+        if any(not self._known(member) for member in members):
+            return  # a lineage that was requested a moment ago: which nodes it holds is not known yet
+        training = sum(map(self._occupies, members))
+        size = next_size(self.state, training, self.site.free_nodes())
+        if size is not None and (unforecast := self._unforecast(size, fitted)) is not None:
+            number = str(lineages.next_number(self.site.runs))
+            request = self._request_of(size)
+            self._record(
+                e.CampaignMemberIntended(recipe=size.recipe, lineage=number, request=request, unforecast=unforecast)
+            )
+            self.fresh = request
+            self._ask(self.state.members[size.recipe])
+            self.fresh = ""
+
+    def _request_of(self, size: Size) -> str:
+        started = cast("e.CampaignStarted", self.state.started)
+        return f"campaign-{self.path.name}-{started.sizes.index(size) + 1}"
+
+    def _unforecast(self, size: Size, fitted: str | None) -> str | None:
+        """Why there is no forecast of a size that could begin now; "": there is one; None: it is being made."""
+        if size.recipe in self.state.forecasts:
+            return ""
+        if len(self.state.members) < _LEAST_SIZES:
+            return f"only {len(self.state.members)} sizes have begun, and the law needs {_LEAST_SIZES}"
+        if self.fit is not None and self.fit.recipe == size.recipe and fitted is not None:
+            return fitted or "the sizes so far have too few settled losses"
+        if self.fit is None or self.fit.recipe != size.recipe:
+            words = ("campaign", "forecast", self.path.name, "--recipe", size.recipe, "--journal", "-q")
+            process = self.site.projection(words)
+            process.limit = _FORECAST_SECONDS
+            self.fit = _Fit(size.recipe, process)
+            process.step(now=True)
+        return None
+
+    def _fitted(self) -> str | None:
+        """What is wrong with the process that makes the forecast ("": nothing); None: it runs, or there is none."""
+        if self.fit is None:
+            return None
+        self.fit.process.step(now=True)
+        return self.fit.process.why if self.fit.process.idle else None
+
+    def _ask(self, member: Member) -> None:
+        """Request the lineage of an intended member, unless that was done before a crash. Then it is a member."""
+        folder, asked = self.site.runs / member.lineage, True
+        if lineages.claim(folder, self.site.group) or self._is_ours(folder, member):
+            self._request(member)
+        else:
+            asked = False  # somebody has taken the number meanwhile; the next step takes another
+        self._record(e.CampaignMember(recipe=member.recipe, lineage=member.lineage, asked=asked))
+        if asked:
+            log.info("campaign %s: lineage %s is %s", self.path.name, member.lineage, member.recipe)
+
+    def _is_ours(self, folder: Path, member: Member) -> bool:
+        """Whether a folder that exists is the one that an earlier daemon process created for the member."""
+        if (folder / "inbox" / f"{member.request}.json").exists():
+            return True
+        started = self.site.lineage(member.lineage).lineage
+        if started is not None:
+            return started.request == member.request
+        # It is empty. This process knows that it did not create it; an earlier one may have died before its request.
+        return member.request != self.fresh and not any(folder.glob("*/*"))
+
+    def _request(self, member: Member) -> None:
+        started = cast("e.CampaignStarted", self.state.started)
+        size = next(each for each in started.sizes if each.recipe == member.recipe)
+        shape = size.shape
+        arguments = {
+            "lineage": member.lineage,
+            "recipe": size.recipe,
+            "settings": list(size.settings),
+            "data": list(started.data),
+            "valid": list(started.valid),
+            "tokenizer": started.tokenizer,
+            "shape": {
+                "nodes": shape.nodes,
+                "spares": shape.spares,
+                "ranks_per_node": shape.ranks_per_node,
+                "min_nodes": shape.min_nodes,
+            },
+            "reason": f"campaign {self.path.name}",
+        }
+        now = self.site.clock.now()
+        folder = self.site.runs / member.lineage
+        lineages.ask(folder, started.author, "start", arguments, now, identifier=member.request)
+
+    def _known(self, member: Member) -> bool:
+        """Whether the daemon has taken in the request of a member, or there is nothing to take in any more."""
+        if self.site.lineage(member.lineage).requests:
+            return True
+        return not (self.site.runs / member.lineage / "inbox" / f"{member.request}.json").exists()
+
+    def _occupies(self, member: Member) -> bool:
+        """Whether a member trains or will: what has ended, has halted, was refused or was deleted holds up nothing."""
+        state = self.site.lineage(member.lineage)
+        return not self._known(member) or (state.lineage is not None and not state.ended)
+
+    # ---- alerts
+
+    def _send_alerts(self) -> None:
+        for name in sorted(self.state.unsettled):
+            problem = self.site.warn(alert_of(self.path.name, self.state.alerts[name]))
+            if problem is not None:
+                self._record(e.CampaignAlertSettled(request=name, problem=problem[:300]))
+
+
+def alert_of(campaign: str, event: e.CampaignAlert) -> Alert:
+    """The message for on-call."""
+    title = f"opt-ops campaign {campaign}: {event.recipe} (lineage {event.lineage}): {TITLES[event.what]}"
+    body = f"{event.why}\nNothing was done. Next: opt-ops campaign status {campaign}"
+    return Alert(f"campaign/{campaign}/{event.request}", Severity.WARNING, title, body)
+
+
+TITLES = {
+    e.AlertKind.ABOVE: "the loss is above its forecast",
+    e.AlertKind.BELOW: "the loss is below its forecast",
+    e.AlertKind.SETTINGS: "it differs from the other sizes",
+}
+"""What an alert says, in a few words."""

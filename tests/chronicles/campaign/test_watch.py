@@ -1,0 +1,79 @@
+"""A loss outside its band for one percent of the steps is told within a tenth of the steps; a healthy one is not."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.signals_curves import NOISES
+from chronicles.campaign.law import expect
+from chronicles.campaign.sizes import SHARES, Settled
+from chronicles.campaign.watch import band_at, departure
+from opt_ops.core.campaign.events import AlertKind
+from opt_ops.core.campaign.values import Band
+from tests.chronicles.campaign.made import LAW, SIZES, TOKENS, curve, settled
+
+NEXT = SIZES[4]
+QUIET = ("correlated", "global batch", "heavy tails", "outliers", "skewed")
+"""Noises in whose windows of 15 steps a tenth of a nat stands out."""
+
+
+@pytest.fixture(scope="module")
+def expected() -> tuple[Band, ...]:
+    """What four sizes let expect of the fifth."""
+    return expect([curve(size, settled(size, size)) for size in SIZES[:4]], NEXT, TOKENS, SHARES).curve
+
+
+@pytest.mark.parametrize("nats", [0.1, -0.1])
+@pytest.mark.parametrize("since", [0.0, 0.3, 0.7])
+def test_a_tenth_of_a_nat_is_told_within_a_tenth_of_the_steps(expected, nats: float, since: float):
+    steps = settled(NEXT, 5, more=lambda share: nats if share >= since else 0.0)
+    found = departure(steps, TOKENS, expected)
+    assert found is not None
+    assert found.kind is (AlertKind.ABOVE if nats > 0 else AlertKind.BELOW)
+    first = max(since, expected[0].tokens / TOKENS)  # before it, nothing is expected
+    assert first * len(steps) <= found.step <= (first + 0.1) * len(steps)
+
+
+def test_healthy_runs_raise_nothing(expected):
+    for seed in range(20):
+        assert departure(settled(NEXT, seed), TOKENS, expected) is None, seed
+
+
+@pytest.mark.parametrize("noise", sorted(NOISES))
+def test_no_kind_of_noise_of_a_healthy_run_raises_it(noise: str):
+    """The noises of the curves on which the detectors are judged: heavy tails, correlated, by source, outliers."""
+    for seed in range(2):
+        known = [curve(size, noisy(size, noise, seed)) for size in SIZES[:4]]
+        band = expect(known, NEXT, TOKENS, SHARES).curve
+        healthy = noisy(NEXT, noise, seed)
+        assert departure(healthy, TOKENS, band) is None, (noise, seed)
+        if noise not in QUIET:
+            continue
+        begins = len(healthy) // 2
+        shifted = [replace(each, loss=each.loss + 0.1 * (each.step > begins)) for each in healthy]
+        found = departure(shifted, TOKENS, band)
+        assert found is not None, (noise, seed)
+        assert (found.kind, begins < found.step <= begins + len(healthy) // 10) == (AlertKind.ABOVE, True)
+
+
+def noisy(size: int, noise: str, seed: int) -> list[Settled]:
+    """A size with a kind of noise: of the same looks for all sizes with this seed, and drawn anew for each."""
+    make, low, high = NOISES[noise]
+    rng = random.Random(seed)
+    draw = make(rng, (low * high) ** 0.5, 1)
+    rng.seed(f"{seed} {size}")
+    return [replace(each, loss=each.loss + draw()) for each in settled(size, seed, noise=0.0)]
+
+
+def test_a_spike_that_heals_is_not_told(expected):
+    steps = settled(NEXT, 3, more=lambda share: 1.0 if 0.5 < share < 0.505 else 0.0)
+    assert departure(steps, TOKENS, expected) is None
+
+
+def test_the_band_between_two_of_its_knots():
+    curve = (Band(tokens=100, loss=4.0, low=3.0, high=5.0), Band(tokens=400, loss=1.0, low=0.75, high=1.25))
+    middle = band_at(curve, 200)
+    assert (middle.loss, middle.low, middle.high) == pytest.approx((2.0, 1.5, 2.5))
+    assert band_at(curve, 4000).loss == pytest.approx(1.0)
+    assert LAW.loss(NEXT, TOKENS) > LAW.E
