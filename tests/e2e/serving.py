@@ -22,9 +22,10 @@ class Served:
 
     def __init__(self, folder: Path, *words: str, **environment: str) -> None:
         command = [sys.executable, "-m", "opt_ops", "ckpt", "serve", *words, "-o", "jsonl"]
+        variables = {**os.environ, "TMPDIR": str(folder), **environment}  # SIGKILL leaves the engine's log behind
         with (folder / "stderr").open("wb") as errors:
             self.process = subprocess.Popen(
-                command, cwd=folder, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=errors, text=True
+                command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=errors, text=True
             )
         self.errors = folder / "stderr"
         assert self.process.stdout is not None
