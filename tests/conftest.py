@@ -70,7 +70,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 _SECONDS = {"slurm": 60, "slow": 60}  # of a test, by its marker, as they were measured; of another in tests/e2e: 12
 _COMPUTES = (
-    *("tests/trainer/", "tests/kernels/", "tests/integrations/"),
+    *("tests/trainer/", "tests/kernels/", "tests/integrations/", "tests/trainer_check/", "tests/test_gpu_all.py"),
     *("tests/chronicles/mlflow_mirror/", "tests/chronicles/logbook/test_browser.py"),  # each starts servers
 )
 

@@ -10,8 +10,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ from opt_ops.laboratory.simulated import faults
 from opt_ops.laboratory.simulated.world import EPOCH, Planned
 from opt_ops.runfolder.files import read_json, write_json
 from opt_ops.runfolder.journal import Journal
+from tests.commands import opt_ops
 from tests.e2e.site import Site, until
 from tests.laboratory.simulated_lineage import SimulatedLineage, physics, start, without_sync
 
@@ -183,9 +182,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def said_by(site: Site, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "opt_ops", *arguments], cwd=site.folder, capture_output=True, text=True, timeout=240
-    )
+    done = opt_ops(site.folder, *arguments)
     return done.returncode, done.stdout + done.stderr
 
 
