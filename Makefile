@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test soak check format evaluate-env serve-env mlflow slurm-up slurm-down debian clean
+.PHONY: demo test soak check style types layers collected format evaluate-env serve-env mlflow slurm-up slurm-down debian clean
 .DEFAULT_GOAL := help
 
 help:            ## what can be made
@@ -11,7 +11,8 @@ help:            ## what can be made
 # Set up again when a requirement changes. The stamp is written last: an interrupted set-up is done again.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true  # on all processors; a few are templates
 	touch $@
 
 demo: .venv/.installed  ## one supervised run on this machine, four faults, nobody at the keyboard (1 to 8 minutes); with TRAINER=hf, Hugging Face's, with TRAINER=lightning, Lightning's, with TRAINER=pytorch, a loop of one's own
@@ -28,11 +29,21 @@ soak: .venv/.installed debian  ## kill -9, a thousand times simulated and 25 tim
 	KERNEL_STEPS=200 $(BIN)/python -m pytest -q -n 2 -m "soak or slow"
 	$(BIN)/python -m pytest -q -n 2 --hypothesis-profile=search -m hypothesis
 
-check: .venv/.installed  ## what a reviewer would run: style, types, architecture
+check: style types layers collected  ## what a reviewer would run: style, types, architecture; side by side with make -j 2
+
+style: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.installed
 	$(BIN)/pyright
+
+layers: .venv/.installed
 	$(BIN)/lint-imports
+
+# Every test can be imported. It also compiles them, which all workers of `make test` would do at the same time.
+collected: .venv/.installed
+	@said=$$($(BIN)/python -m pytest -qq --collect-only) || { echo "$$said"; exit 1; }
 
 format: .venv/.installed  ## mend what can be mended by a tool
 	$(BIN)/ruff check --fix .
