@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from opt_ops.core.decide.asking import ASKED
@@ -56,6 +56,7 @@ from opt_ops.supervise.start_arguments import origin, other_data, shape_of
 
 _LONGEST_NAME, _LONGEST_WHY = 255, 1000  # characters
 _NODE = re.compile(r"[A-Za-z0-9_.-]+")  # one name; the scheduler would read a list or a range as several nodes
+_RESULTS, _MOST_RESULTS = ("evaluated", "sampled"), 100  # of evaluations; at most so many in one tick
 _LONGEST_WAIT = 7 * 86_400.0  # seconds for which a proposal may wait
 
 _DRIVERS = {Driver.DAEMON: "the daemon", Driver.OPERATOR: "an operator", Driver.SHADOW: "another launcher"}
@@ -67,18 +68,20 @@ class RequestWatch:
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
 
-    def observe(self, state: State) -> Iterator[Event]:
-        """Yield the event of the oldest request. The next request is judged on the state after this one.
+    def observe(self, state: Callable[[], State]) -> Iterator[Event]:
+        """Yield an event for each request, judged on the present state: the oldest first, results of evaluations last.
 
-        A request that was journaled before a crash is only removed from the inbox.
+        An evaluation leaves hundreds of requests. Nothing may wait for them, so the folder is read once, and a part is
+        taken at a time. A request that was journaled before a crash is only removed from the inbox.
         """
-        for request in self._inbox.requests():
-            new = request.request not in state.requests
-            if new:
-                yield event_of(state, request)  # it is journaled before it leaves the inbox
+        results = 0
+        for request in sorted(self._inbox.requests(), key=lambda request: request.verb in _RESULTS):
+            if request.request not in state().requests:
+                results += request.verb in _RESULTS
+                if results > _MOST_RESULTS:
+                    return
+                yield event_of(state(), request)  # it is journaled before it leaves the inbox
             self._inbox.done(request.request)
-            if new:
-                return
 
 
 def event_of(state: State, request: Request) -> Event:

@@ -173,15 +173,12 @@ class Supervisor:
         return whole
 
     def _read_requests(self) -> None:
-        before = -1
-        while before != self.state.seq:
-            before = self.state.seq
-            for event in self._guard.each("the watch over requests", lambda: self._requests.observe(self.state)):
-                try:
-                    self._record(event)
-                except EventRefused as error:
-                    self._guard.failed("the watch over requests", error)
-                    self._try_record(refused(event, str(error)))
+        for event in self._guard.each("the watch over requests", lambda: self._requests.observe(lambda: self.state)):
+            try:
+                self._record(event)
+            except EventRefused as error:
+                self._guard.failed("the watch over requests", error)
+                self._try_record(refused(event, str(error)))
 
     def _decide(self) -> None:
         for _ in range(_ROUNDS):
