@@ -18,6 +18,7 @@ from opt_ops.core.campaign.state import CampaignState, Member, fold, next_size
 from opt_ops.core.campaign.values import Size
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Severity
+from opt_ops.core.waiting import Backoff, Retries
 from opt_ops.errors import OptOpsError
 from opt_ops.ports import Alert, Clock
 from opt_ops.runfolder import campaigns, lineages
@@ -28,6 +29,7 @@ from opt_ops.supervise.campaign_arguments import event_of
 from opt_ops.supervise.projections import Projection
 
 _STEP_SECONDS = 1.0
+_RESTART_BACKOFF = Backoff(first=10.0)  # each begins a journal file
 _FORECAST_SECONDS = 600.0  # a fit takes seconds; reading the telemetry of months takes a minute
 _LEAST_SIZES = 3  # of a forecast; chronicles.campaign.law says why
 
@@ -60,6 +62,8 @@ class Campaigns:
         self._drawn: dict[Path, Projection] = {}
         self._set_aside: dict[Path, str] = {}
         """Campaigns that this daemon process cannot advance: fenced, or their journal is damaged."""
+        self._failing: dict[Path, str] = {}
+        self._restarts = Retries(_RESTART_BACKOFF)
         self._over: set[Path] = set()
         self._at = -_STEP_SECONDS
 
@@ -73,11 +77,26 @@ class Campaigns:
         if now - self._at < _STEP_SECONDS:
             return
         self._at = now
-        for path in campaigns.folders(self._site.runs):
-            if path not in self._set_aside:
-                self._advance(path)
-        if self._set_aside:
-            raise OptOpsError("; ".join(f"campaign {path.name}: {why}" for path, why in self._set_aside.items()))
+        paths = campaigns.folders(self._site.runs)
+        for path in paths:
+            if path not in self._set_aside and self._restarts.due(path, now):
+                self._isolated(path, now)
+        wrong = self._failing | self._set_aside
+        if told := [f"campaign {path.name}: {wrong[path]}" for path in paths if path in wrong]:
+            raise OptOpsError("; ".join(told))
+
+    def _isolated(self, path: Path, now: float) -> None:
+        """Advance a campaign. An error in it must not hold up the others: it is tried again after a pause."""
+        try:
+            self._advance(path)
+        except Exception as error:
+            self._close(path)  # the next step reads what was written
+            self._restarts.tried(path, now)
+            self._failing[path] = f"{type(error).__name__}: {error}"
+            log.exception("campaign %s failed; tried again in %g s", path.name, _RESTART_BACKOFF.first)
+        else:
+            self._restarts.succeeded(path)
+            self._failing.pop(path, None)
 
     def _advance(self, path: Path) -> None:
         try:
@@ -95,9 +114,6 @@ class Campaigns:
             log.error("campaign %s: %s. %s", path.name, error, error.hint)
             self._set_aside[path] = str(error)
             self._close(path)
-        except OSError:
-            self._close(path)  # the next step reads what was written
-            raise
 
     def _begin(self, path: Path) -> _Campaign:
         self._over.discard(path)
