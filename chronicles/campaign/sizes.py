@@ -103,11 +103,13 @@ def load_campaign(folder: Path) -> CampaignRecord:
 
 def _size(runs: Path, state: CampaignState, size: Size) -> SizeRecord:
     member, record, problem, config = state.members.get(size.recipe), None, "", {}
-    if member is not None and (runs / member.lineage).is_dir():
+    if member is not None and not (runs / member.lineage).is_dir():
+        problem = "" if not member.asked else f"the folder of lineage {member.lineage} is gone"
+    elif member is not None:
         try:
             record = load(runs / member.lineage)
             config = _config(runs / member.lineage, record)
-        except OptOpsError as error:
+        except (OptOpsError, OSError) as error:
             record, problem = None, str(error)
     settled = settled_steps(record) if record else []
     return SizeRecord(

@@ -12,6 +12,7 @@ from opt_ops.core.campaign.events import CAMPAIGN, CampaignEvent
 from opt_ops.core.campaign.state import CampaignState, fold
 from opt_ops.errors import NotFound, Refused, UsageError
 from opt_ops.ports import Request
+from opt_ops.runfolder.files import names_in
 from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.journal_reader import CAMPAIGNS, read
 from opt_ops.runfolder.permissions import give_to_group, group_of, private
@@ -59,8 +60,11 @@ def folder(runs: Path, name: str) -> Path:
 def create(runs: Path, name: str, group: str = "") -> Path:
     """Create the folder of a campaign, for this user alone; with `group`, its members may read it.
 
+    The folder of a campaign whose start was refused, or interrupted before it was requested, is taken.
+
     Raises:
         Refused: there is a campaign of this name.
+        JournalError: there may be one, and its journal cannot be trusted.
     """
     path = runs / CAMPAIGNS / name
     with private(group):
@@ -68,6 +72,8 @@ def create(runs: Path, name: str, group: str = "") -> Path:
         try:
             path.mkdir(mode=0o700)
         except FileExistsError as error:
+            if path.is_dir() and not names_in(path / "inbox", ".json") and state(path).started is None:
+                return path
             raise Refused(f"there is a campaign {name} already", f"opt-ops campaign status {name}") from error
     if group:
         give_to_group(path, group)

@@ -150,7 +150,11 @@ def claim(path: Path, group: str = "") -> bool:
     except FileExistsError:
         return False
     if group:
-        give_to_group(path, group)
+        try:
+            give_to_group(path, group)
+        except OptOpsError:
+            path.rmdir()  # who tries again would leave one more each time
+            raise
     return True
 
 

@@ -7,7 +7,7 @@ What computes (the fit, the bands, the logbook) runs in processes of its own, wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +24,13 @@ from opt_ops.ports import Alert, Clock
 from opt_ops.runfolder import campaigns, lineages
 from opt_ops.runfolder.files import names_in
 from opt_ops.runfolder.inbox import FileInbox
-from opt_ops.runfolder.journal import Fenced, Journal, JournalError, NotJournalable
+from opt_ops.runfolder.journal import Fenced, Journal, NotJournalable
+from opt_ops.runfolder.owner import OwnerWatch
 from opt_ops.supervise.campaign_arguments import event_of
 from opt_ops.supervise.projections import Projection
 
 _STEP_SECONDS = 1.0
-_RESTART_BACKOFF = Backoff(first=10.0)  # each begins a journal file
+_RETRY_SECONDS = 10.0
 _FORECAST_SECONDS = 600.0  # a fit takes seconds; reading the telemetry of months takes a minute
 _LEAST_SIZES = 3  # of a forecast; chronicles.campaign.law says why
 
@@ -54,16 +55,17 @@ class SiteOfCampaigns:
 
 
 class Campaigns:
-    """Advances every campaign of one runs folder."""
+    """Advances every campaign of one runs folder. What is wrong with one holds up no other."""
 
     def __init__(self, site: SiteOfCampaigns) -> None:
         self._site = site
         self._open: dict[Path, _Campaign] = {}
         self._drawn: dict[Path, Projection] = {}
-        self._set_aside: dict[Path, str] = {}
-        """Campaigns that this daemon process cannot advance: fenced, or their journal is damaged."""
+        self._fenced: dict[Path, tuple[OwnerWatch, str]] = {}
+        """Campaigns of another daemon process, with what it said. Once it is dead, they are advanced again."""
         self._failing: dict[Path, str] = {}
-        self._restarts = Retries(_RESTART_BACKOFF)
+        """Campaigns that could not be advanced, with the reason; tried again after a pause."""
+        self._retries = Retries(Backoff(first=_RETRY_SECONDS))
         self._over: set[Path] = set()
         self._at = -_STEP_SECONDS
 
@@ -77,42 +79,56 @@ class Campaigns:
         if now - self._at < _STEP_SECONDS:
             return
         self._at = now
-        paths = campaigns.folders(self._site.runs)
-        for path in paths:
-            if path not in self._set_aside and self._restarts.due(path, now):
+        known = campaigns.folders(self._site.runs)
+        self._forget({*self._open, *self._drawn, *self._fenced, *self._failing, *self._over}.difference(known))
+        for path in known:
+            if self._may_advance(path, now):
                 self._isolated(path, now)
-        wrong = self._failing | self._set_aside
-        if told := [f"campaign {path.name}: {wrong[path]}" for path in paths if path in wrong]:
-            raise OptOpsError("; ".join(told))
+        problems = self._failing | {path: why for path, (_, why) in self._fenced.items()}
+        if problems:
+            raise OptOpsError("; ".join(f"campaign {path.name}: {why}" for path, why in problems.items()))
+
+    def _may_advance(self, path: Path, now: float) -> bool:
+        if path in self._fenced:
+            try:
+                if not self._fenced[path][0].dead(now):
+                    return False
+            except OSError:
+                return False
+            del self._fenced[path]
+        return self._retries.due(path, now)
 
     def _isolated(self, path: Path, now: float) -> None:
-        """Advance a campaign. An error in it must not hold up the others: it is tried again after a pause."""
+        """Advance a campaign. The guard is broad on purpose, as that of `Daemon` over its lineages is."""
         try:
             self._advance(path)
+        except Fenced as error:
+            log.error("campaign %s: fenced: %s", path.name, error)
+            self._close(path)
+            self._fenced[path] = OwnerWatch(path / "journal", now), str(error)
         except Exception as error:
-            self._close(path)  # the next step reads what was written
-            self._restarts.tried(path, now)
-            self._failing[path] = f"{type(error).__name__}: {error}"
-            log.exception("campaign %s failed; tried again in %g s", path.name, _RESTART_BACKOFF.first)
+            self._close(path)  # the next try reads what was written
+            found = str(error) if isinstance(error, OptOpsError) else f"{type(error).__name__}: {error}"
+            self._retries.tried(path, now)
+            if found != self._failing.get(path):
+                log.exception("campaign %s cannot be advanced; it is tried again every few seconds", path.name)
+            self._failing[path] = found
         else:
-            self._restarts.succeeded(path)
+            self._retries.succeeded(path)
             self._failing.pop(path, None)
 
     def _advance(self, path: Path) -> None:
-        try:
-            if path in self._over and not names_in(path / "inbox", ".json"):
+        if path in self._over and not names_in(path / "inbox", ".json"):
+            if path in self._drawn:
                 self._draw(path, now=True)
-                return
-            campaign = self._open.get(path) or self._begin(path)
-            over = campaign.step()
+            return
+        campaign = self._open.get(path) or self._begin(path)
+        over = campaign.step()
+        if campaign.state.started is not None:
             self._draw(path, now=over, stale=campaign.trains or campaign.changed)
-            campaign.changed = False
-            if over:
-                self._over.add(path)
-                self._close(path)
-        except (Fenced, JournalError) as error:
-            log.error("campaign %s: %s. %s", path.name, error, error.hint)
-            self._set_aside[path] = str(error)
+        campaign.changed = False
+        if over:
+            self._over.add(path)
             self._close(path)
 
     def _begin(self, path: Path) -> _Campaign:
@@ -132,10 +148,21 @@ class Campaigns:
             with suppress(OSError):
                 campaign.close()
 
+    def _forget(self, gone: Iterable[Path]) -> None:
+        """Let go of campaigns whose folders were deleted."""
+        for path in gone:
+            self._close(path)
+            if path in self._drawn:
+                self._drawn.pop(path).close()
+            self._fenced.pop(path, None)
+            self._failing.pop(path, None)
+            self._retries.succeeded(path)
+            self._over.discard(path)
+
     @property
     def idle(self) -> bool:
-        """Whether every campaign is over, and drawn."""
-        known = set(campaigns.folders(self._site.runs)) - self._set_aside.keys()
+        """Whether every campaign that this process can advance is over, and drawn."""
+        known = set(campaigns.folders(self._site.runs)) - self._fenced.keys() - self._failing.keys()
         return known <= self._over and all(each.idle for each in self._drawn.values())
 
     def close(self) -> None:
@@ -170,17 +197,18 @@ class _Campaign:
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.path / "journal", vocabulary=e.CAMPAIGN)
-        for entry in self.journal.entries:
-            self.state = fold(self.state, entry.ts, cast("e.CampaignEvent", entry.event))
+        try:
+            for entry in self.journal.entries:
+                self.state = fold(self.state, entry.ts, cast("e.CampaignEvent", entry.event))
+        except BaseException:
+            self.journal.withdraw()
+            raise
         self.inbox = FileInbox(self.path)
 
     def close(self) -> None:
         if self.fit is not None:
             self.fit.process.close()
-        if self.journal.entries:
-            self.journal.close()
-        else:
-            self.journal.withdraw()
+        self.journal.withdraw()  # its file stays if it holds a line
 
     def step(self) -> bool:
         """Take in requests, start what may start, send alerts. Returns whether the campaign is over."""
@@ -203,7 +231,7 @@ class _Campaign:
     @property
     def _over(self) -> bool:
         if self.state.started is None:
-            return bool(self.state.refused)  # of a start that was refused, nothing comes
+            return True  # of a start that was refused, or never asked for, nothing comes
         return not (self.state.waiting or self.state.open or self.state.unsettled or self.trains)
 
     def _record(self, event: e.CampaignEvent) -> None:
