@@ -88,6 +88,10 @@ def test_validation_has_an_interval_or_the_recipes() -> None:
     assert (news.name, news.number) == ("news", None)
 
 
+def test_a_name_alone_needs_no_weight() -> None:
+    assert training_corpora(["wiki=w/"]) == [Corpus(name="wiki", paths=(Path("w"),), number=Fraction(1))]
+
+
 def test_a_path_that_exists_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("day=1.jsonl", "x:3"):
@@ -99,8 +103,9 @@ def test_a_path_that_exists_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (["a:1", "b"], "--data b: each corpus of a mixture needs a weight above 0"),
-        (["x=a", "y=b"], "--data x=a: each corpus of a mixture needs a weight"),
+        (["a:1", "b"], "--data b: each corpus of a mixture needs a weight above 0, for example b=b:0.3"),
+        (["x=a", "y=b"], "--data x=a: each corpus of a mixture needs a weight above 0, for example x=a:0.3"),
+        (["x=a:0"], "--data x=a:0: each corpus"),
         (["a:1", "b:0"], "--data b:0: .*above 0"),
         (["u/a.jsonl:1", "v/a.jsonl:1"], r"two corpora have the name a: give one another name: other=v/a\.jsonl"),
     ],

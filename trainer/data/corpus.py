@@ -75,6 +75,8 @@ class Span:
 def training_corpora(texts: Sequence[str]) -> list[Corpus]:
     """The corpora of ``--data``. Plain paths are one corpus. Each ``[NAME=]PATH:WEIGHT`` is a corpus of its own.
 
+    A corpus that is alone and has a name needs no weight.
+
     Raises:
         UserError: only some have a weight, a weight is 0, or two have the same name.
     """
@@ -83,10 +85,13 @@ def training_corpora(texts: Sequence[str]) -> list[Corpus]:
     parsed = [_parse(text) for text in texts]
     if all(name is None and number is None for name, _, number in parsed):
         return [Corpus(name="data", paths=tuple(path for _, path, _ in parsed))]
-    for text, (_, _, number) in zip(texts, parsed, strict=True):
+    if len(parsed) == 1 and parsed[0][2] is None:
+        parsed = [(*parsed[0][:2], Fraction(1))]
+    for text, (name, path, number) in zip(texts, parsed, strict=True):
         if not number:
             raise UserError(
-                f"--data {text}: each corpus of a mixture needs a weight above 0, for example wiki={texts[0]}:0.3. "
+                f"--data {text}: each corpus of a mixture needs a weight above 0, for example "
+                f"{name or path.stem or 'wiki'}={path}:0.3. "
                 "Paths without names and weights are one corpus."
             )
     return _named(parsed, "--data")
