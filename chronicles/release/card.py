@@ -89,8 +89,9 @@ def _training(record: LineageRecord, report: LineageReport, released: Released) 
         rows.append(["Optimizer", f"Betas {betas}, weight decay {decay:g}, gradients clipped at {clip:g}"])
     points = [point for _, point in kept_points(record.curves) if point.step <= released.step]
     rows.append(["Steps", whole(released.step)])
-    if tokens := sum(point.tokens for point in points):
-        rows.append(["Tokens seen", f"{whole(tokens)} in the updates that telemetry has"])
+    if points and points[-1].tokens:  # telemetry counts them from the beginning of training
+        gap = "" if points[-1].step == released.step else f" up to step {whole(points[-1].step)}"
+        rows.append(["Tokens", f"{whole(points[-1].tokens)} trained on{gap}"])
     losses = [point.loss for point in points[-50:] if point.loss is not None]
     if losses:
         rows.append(["Loss", f"{sum(losses) / len(losses):.4f}, mean of the last {len(losses)} updates"])

@@ -69,6 +69,8 @@ def release(
         _publish(chosen, hidden, about, with_notes=with_notes)
         write_text(hidden / "LICENSE", words)
         write_text(hidden / SUMS, "".join(f"{sha256(file)}  {file.relative_to(hidden)}\n" for file in _files(hidden)))
+        for file in _files(hidden):
+            file.chmod(0o644)  # safetensors writes weights for their owner alone
         hidden.chmod(0o755)
         sync_folder(hidden)
         hidden.rename(out)

@@ -44,6 +44,7 @@ def test_a_card_of_a_lineage_in_which_nothing_happened_says_so(told):
     record = load(told.folder)
     text = card(record, build(record), RELEASED)
     assert "Nothing is in the journal." in text
+    assert "| Tokens | 61,440 trained on up to step 60 |" in text, "telemetry counts them from the beginning"
     assert "were never changed" in text
     assert "No carbon figure" in text
 

@@ -31,6 +31,7 @@ from opt_ops.core.values import (
     Severity,
     Shape,
     StackGroup,
+    Status,
     Tier,
     Verdict,
 )
@@ -509,6 +510,10 @@ def test_the_state_before_the_event_says_more():
     assert told(planned, state) == "next run 12.01 from step 100, learning rate × 0.75 (12-i000)"
     gone = e.AllocationChanged(allocation="12-n0", status=AllocationStatus.ENDED, nodes=(), reason="NODE_FAIL")
     assert told(gone, state) == "job 77 is over: NODE_FAIL"
+    daemon = e.DaemonStarted(host="vm", pid=4711, version="0.1.0", policy="p", blind_seconds=0.5)
+    assert told(daemon, state) == "the daemon watches from vm, pid 4711, after 0.5 s without one"
+    ended = dataclasses.replace(state, status=Status.COMPLETED)
+    assert told(daemon, ended) == "the daemon on vm, pid 4711, takes up the ended lineage"
 
 
 @pytest.mark.parametrize(

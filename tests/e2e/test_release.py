@@ -21,6 +21,7 @@ def test_a_release_loads_is_whole_and_gives_nothing_away(trained_site: Site, tmp
     done = subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=folder, check=False, capture_output=True)
     assert done.returncode == 0, done.stderr
     names = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.rglob("*")), "others can read all of it"
     assert names == {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {"SHA256SUMS"}
     assert told["items"][0]["files"] == len(names)
     _loads(site, folder)

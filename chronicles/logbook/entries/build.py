@@ -32,7 +32,7 @@ from opt_ops.core import events as e
 from opt_ops.core.decide.proof import baseline
 from opt_ops.core.failures.classes import AlertSignal, FailureClass, title
 from opt_ops.core.names import alert_id
-from opt_ops.core.values import AllocationStatus, Deduplicated, Driver, Tier
+from opt_ops.core.values import ENDED, AllocationStatus, Deduplicated, Driver, Tier
 
 
 def entries(record: LineageRecord, report: LineageReport) -> list[LogEntry]:
@@ -179,6 +179,9 @@ def _daemon(record: LineageRecord, report: LineageReport, entry: e.Entry, event:
     restarts = (i for i in record.state.incidents.values() if i.kind == FailureClass.DAEMON_RESTART)
     if event.blind_seconds is None or entry.epoch in {incident.opened_epoch for incident in restarts}:
         return
+    statuses = [status for since, status in record.statuses if since <= entry.ts]
+    if statuses and statuses[-1] in ENDED:
+        return  # it takes up an ended lineage because somebody asked for something; nothing was unwatched
     text = f"No daemon watched for {duration(event.blind_seconds)}. Version {event.version}, policy {event.policy}."
     yield entry_of(record, entry, "daemon restarted, no rank was running", facts=(Fact(label="Daemon", text=text),))
 

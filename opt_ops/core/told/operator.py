@@ -29,6 +29,8 @@ _DATA = 80  # characters of what changes of the data
 
 
 def _daemon(event: e.DaemonStarted, known: State | None) -> Forms:
+    if known is not None and known.ended:  # which no daemon watches, until somebody asks for something
+        return seen(f"the daemon on {name(event.host)}, pid {event.pid}, takes up the ended lineage")
     gap = f", after {duration(event.blind_seconds)} without one" if event.blind_seconds is not None else ""
     return seen(f"the daemon watches from {name(event.host)}, pid {event.pid}{gap}")
 

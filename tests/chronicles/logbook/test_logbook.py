@@ -99,6 +99,15 @@ def test_a_proof_that_failed_is_said_loudly(told: Told):
     assert '<span class="status bad">HALTED</span>' in html
 
 
+def test_a_daemon_that_takes_up_an_ended_lineage_is_no_restart(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 60)
+    told.restart_daemon(7.0)
+    told.see(e.LineageCompleted(step=60))
+    told.restart_daemon(0.5)
+    told.evaluated(60)
+    assert len([title for title in titles(told.folder) if "daemon restarted" in title]) == 1
+
+
 def test_suspensions_of_a_job_are_one_entry(told: Told):
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 50)
     allocation = told.state.allocation
