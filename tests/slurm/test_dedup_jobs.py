@@ -112,13 +112,22 @@ def test_a_command_that_is_killed_waits_for_its_jobs_again_and_a_killed_task_is_
     assert not ask("squeue", "-h"), "nothing is left in the queue"
 
 
-def test_a_task_that_always_ends_is_told_with_its_log_and_what_is_finished_is_kept(corpus: Path):
+def test_a_task_that_always_ends_is_told_with_its_log_and_what_is_finished_is_kept(corpus: Path, slurm: Cluster):
     options = Options(inputs=(Path("in"),), out=Path("out"), engine="datatrove", slurm=SLURM)
     killer = Killer("signatures", 0, 3)
     with pytest.raises(ChildProcessError, match=r"signatures: [12] of 3 tasks (.|\n)*Killed(.|\n)*tried 3 times"):
         run(options, killer)
     assert not Path("out").exists()
     again: list[str] = []
-    run(options, again.append)
+
+    def without_controller(line: str) -> None:
+        again.append(line)
+        if line.startswith("buckets: job "):
+            slurm.stop("slurmctld")
+        elif "squeue failed" in line:
+            slurm.start("slurmctld")
+
+    run(options, without_controller)
+    assert any("squeue failed, and is asked again" in line for line in again), again
     assert any(line.startswith("signatures: job ") and "for 3 tasks" not in line for line in again), again
     assert without_report(corpus / "out") == without_report(corpus / "expected")

@@ -201,6 +201,7 @@ def test_a_name_that_is_not_utf_8_is_written_as_json(tmp_path: Path):
         (["wide.jsonl"], "UTF-16"),
         (["a.jsonl", "in/sub/a.jsonl"], "would both become"),
         (["nothing"], "holds no"),
+        (["."], "is in ., which is read"),
     ],
 )
 def test_inputs_that_cannot_be_right_are_refused(
@@ -228,6 +229,16 @@ def test_a_file_that_changes_meanwhile_is_no_result(tmp_path: Path):
         run(Options(inputs=(path,), out=tmp_path / "out"), changes)
     assert not (tmp_path / "out").exists()
     assert run(Options(inputs=(path,), out=tmp_path / "out"))["documents_in"] > 2
+
+
+def test_what_somebody_has_put_into_the_folder_of_the_unfinished_run_stays(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", ["a text"])
+    mine = write(tmp_path / "out.part/mine/b.jsonl", ["valuable"])
+    stale = tmp_path / "out.part/0123456789abcdef/a.npz"
+    stale.parent.mkdir()
+    stale.touch()
+    run(Options(inputs=(path,), out=tmp_path / "out"))
+    assert [path for path in (tmp_path / "out.part").rglob("*") if path.is_file()] == [mine]
 
 
 def _fails(number: int) -> None:
@@ -264,7 +275,7 @@ def processes_with(mark: str) -> list[int]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_command_killed_at_any_time_leaves_no_process_and_goes_on(
+def test_the_command_interrupted_or_killed_leaves_no_process_and_goes_on(
     tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ):
     texts = [text for _, text in Corpus(7).families(60).documents]
@@ -277,12 +288,14 @@ def test_the_command_killed_at_any_time_leaves_no_process_and_goes_on(
     command = [sys.executable, "-c", SMALL_PIECES, "in", "--out", "out", "--engine", engine, "--workers", "3"]
     place = Path(runs.__file__).parents[3]
     environment = {**os.environ, "DEDUP_TEST": str(tmp_path), "PYTHONPATH": str(place)}
-    for wanted in (1, 4):
-        child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    for wanted, how in ((1, signal.SIGINT), (3, signal.SIGKILL)):
+        child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         while child.poll() is None and len(list(Path().glob("out.part/*/*.npz"))) <= wanted:  # one is of the tests
             time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.send_signal(how)
+        said = child.communicate()[1]
+        assert "Traceback" not in said
+        assert child.returncode in (-signal.SIGKILL, 130)
         while processes_with(mark):
             time.sleep(0.05)
     assert not Path("out").exists()

@@ -6,6 +6,7 @@ document stays, and compares nothing. Which documents go is decided as with rens
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ class Signatures(MinhashDedupSignature):
         piece = self._pieces[rank]
         examination = Examination(piece.spans, read_common_runs(self._tests) if piece.role == "input" else NO_RUNS)
         super().run(self._documents(examination), rank, world_size)
+        for band in range(self.config.num_buckets):
+            _sync(f"{self.output_folder.path}/bucket_{band:03d}/{rank:05d}.minhash.sig")
         examination.sketches().save(piece.sketches)
 
     def _documents(self, examination: Examination) -> Iterator[Document]:
@@ -92,6 +95,23 @@ class Signatures(MinhashDedupSignature):
         return parts[0] if len(parts) == 1 else np.min(parts, axis=0).tolist()
 
 
+class Buckets(MinhashDedupBuckets):
+    """datatrove's, whose result is on the disk before the task counts as done: an empty file would say: no copies."""
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Work on the band of this number."""
+        super().run(data, rank, world_size)
+        _sync(f"{self.output_folder.path}/{rank:05d}_00.dups")
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sketch_all(work: Work) -> None:
     """Let datatrove work on what is left to do.
 
@@ -111,9 +131,7 @@ def sketch_all(work: Work) -> None:
     )
     pieces = tuple(work.pieces)
     signatures = Signatures(pieces, work.tests, f"{folder}/signatures", config)
-    buckets = MinhashDedupBuckets(
-        f"{folder}/signatures", f"{folder}/links", config=config, lines_to_buffer=_RECORDS_AT_ONCE
-    )
+    buckets = Buckets(f"{folder}/signatures", f"{folder}/links", config=config, lines_to_buffer=_RECORDS_AT_ONCE)
     _run(work, "signatures", signatures, len(pieces), 1)
     _run(work, "buckets", buckets, work.bands, -(-work.bands // len(pieces)))  # no more jobs than there were before
 

@@ -86,6 +86,17 @@ def require_different_names(files: Sequence[Source]) -> None:
         names[source.name] = source.path
 
 
+def require_outside(out: Path, paths: Sequence[Path]) -> None:
+    """Check that the folder to write is in none of those that are read: its files would be read the next time.
+
+    Raises:
+        UserError: it is.
+    """
+    for path in paths:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"--out {out} is in {path}, which is read. Name a folder beside it.")
+
+
 def cut(of_role: dict[str, list[Source]], folder: Path) -> list[Piece]:
     """Cut the files of all roles into pieces. The size does not change what is found."""
     total = sum(source.path.stat().st_size for files in of_role.values() for source in files)
@@ -150,5 +161,6 @@ def kept(pieces: Sequence[Piece], survey: Survey, gone: NDArray[np.int64]) -> It
         found = Sketches.read(piece.sketches)
         stays = np.ones(len(found.offsets), bool)
         stays[gone[np.searchsorted(gone, start) : np.searchsorted(gone, start + len(stays))] - start] = False
-        for number, span in enumerate(piece.spans):
-            yield span.path, found.offsets[stays & (found.spans == number)]
+        bounds = np.searchsorted(found.spans[stays], np.arange(1, len(piece.spans)))
+        for span, offsets in zip(piece.spans, np.split(found.offsets[stays], bounds), strict=True):
+            yield span.path, offsets

@@ -7,11 +7,12 @@ them. The result does not depend on the engine, on the number of processes, or o
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,16 @@ from trainer.data.corpus import Document, Span, located, whole
 from trainer.data.dedup.candidates import Candidates, Groups, candidates, grouped
 from trainer.data.dedup.decide import removals
 from trainer.data.dedup.output import write
-from trainer.data.dedup.pieces import Piece, Source, Survey, cut, require_different_names, sources, survey
+from trainer.data.dedup.pieces import (
+    Piece,
+    Source,
+    Survey,
+    cut,
+    require_different_names,
+    require_outside,
+    sources,
+    survey,
+)
 from trainer.data.dedup.processes import run_all
 from trainer.data.dedup.sketch import (
     NO_RUNS,
@@ -51,6 +61,7 @@ def run(options: Options, progress: Callable[[str], None] = lambda _: None) -> d
     began = time.monotonic()
     if options.out.exists():
         raise UserError(f"{options.out} exists already. Name a folder that does not exist.")
+    require_outside(options.out, [*options.inputs, *options.against, *options.known])
     of_role = {
         "against": sources(options.against, once=False),
         "known": sources(options.known, once=False),
@@ -75,7 +86,10 @@ def run(options: Options, progress: Callable[[str], None] = lambda _: None) -> d
             raise UserError("files changed while they were read. Give the command again when they are complete.")
         result.rename(options.out)
         sync_folder(options.out.parent)
-    shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(work.folder, ignore_errors=True)
+    (part / "lock").unlink()
+    with suppress(OSError):  # something else is in it
+        part.rmdir()
     return report
 
 
@@ -126,7 +140,7 @@ def _begin(
     spans = [(str(span.path), span.begin, span.end) for piece in cut(of_role, part) for span in piece.spans]
     name = hashlib.sha256(json.dumps([about, spans]).encode()).hexdigest()[:16]
     for left in part.iterdir():
-        if left.is_dir() and left.name != name:
+        if re.fullmatch(r"[0-9a-f]{16}", left.name) and left.name != name:
             shutil.rmtree(left, ignore_errors=True)
     folder = part / name
     folder.mkdir(exist_ok=True)

@@ -63,12 +63,13 @@ def run_jobs(work: Work, stage: str, step: PipelineStep, log: str, tasks: int, t
                 raise ChildProcessError(f"{shown}\nThey were tried {ATTEMPTS} times, and logs are in {log}/slurm_logs")
             work.progress(f"{shown}\nThey are done again")
         try:
-            executor.run()
+            executor.launch_job()  # run() takes a command given inside a job for a task of its own
         except subprocess.CalledProcessError as error:
             raise UserError(f"sbatch refused the job ({error.returncode}). What it said is above.") from None
         except OSError as error:
             raise UserError(f"sbatch cannot be started: {error}. Is this a machine from which jobs start?") from error
-        work.progress(f"{stage}: job {executor.job_id} for {len(left)} tasks; `scancel {executor.job_id}` ends it")
+        job = executor.job_id
+        work.progress(f"{stage}: job {job} for {len(left)} tasks. Ctrl-C leaves it alone; then `scancel {job}` ends it")
 
 
 def _executor(work: Work, step: PipelineStep, log: str, name: str, tasks: int, tasks_per_job: int) -> Executor:
