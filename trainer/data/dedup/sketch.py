@@ -1,6 +1,5 @@
 """What is computed of each document of a piece: its digest, its size, its MinHash, what it shares with test texts."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.corpus import CorruptLine, Document, Span, located
-from trainer.data.dedup.words import COMMON_RUN, RUN, Hashes, digest, runs, words
+from trainer.data.dedup.words import COMMON_RUN, RUN, Hashes, digest, mixed, runs, words
 
 PERMUTATIONS = 128
 _MISSED = 1e-4  # of the pairs at the threshold, at most
@@ -91,9 +90,7 @@ class CommonRuns:
     texts: NDArray[np.int64]
 
     def first_shared(self, found: Hashes) -> int:
-        """The first test text that has one of these runs; −1 if none has."""
-        if not len(self.runs):
-            return -1
+        """The first test text that has one of these runs; −1 if none has. There is at least one run."""
         places = np.minimum(np.searchsorted(self.runs, found), len(self.runs) - 1)
         hits = self.texts[places[self.runs[places] == found]]
         return int(hits.min()) if len(hits) else -1
@@ -152,7 +149,7 @@ class Examination:
                 self._of_span.append(number)
                 self._sizes.append(len(found))
                 self._digests.append(digest(each.text))
-                long = len(hashes) >= COMMON_RUN
+                long = len(hashes) >= COMMON_RUN and len(self._tests.runs)
                 self._shared.append(self._tests.first_shared(runs(hashes, COMMON_RUN)) if long else -1)
                 yield found
 
@@ -187,8 +184,8 @@ def sketch(piece: Sequence[Span], tests: CommonRuns, seed: int, bands: int) -> S
 
 def _bands(values: NDArray[np.uint32], bands: int) -> Hashes:
     """A number for each band of values: pairs with an equal number are compared exactly."""
-    raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), bands, -1)
-    numbers = [
-        int.from_bytes(hashlib.blake2b(band.tobytes(), digest_size=8).digest(), "little") for row in raw for band in row
-    ]
-    return np.array(numbers, np.uint64).reshape(-1, bands)
+    each = values.reshape(len(values), bands, PERMUTATIONS // bands).astype(np.uint64)
+    numbers = np.zeros((len(values), bands), np.uint64)
+    for place in range(each.shape[2]):
+        numbers = mixed(numbers + each[:, :, place])
+    return numbers

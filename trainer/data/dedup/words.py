@@ -58,8 +58,12 @@ def runs(hashes: Hashes, length: int) -> Hashes:
     if len(hashes):
         for offset in range(length):
             total = total * _BASE + hashes[offset : offset + len(total)]
-    total ^= total >> np.uint64(31)  # the low bits of a sum of products depend on the low bits of the words alone
-    return total * _MIX
+    return mixed(total)
+
+
+def mixed(numbers: Hashes) -> Hashes:
+    """Other numbers, of equal ones equal ones: the low bits of a sum of products depend on its low bits alone."""
+    return (numbers ^ (numbers >> np.uint64(31))) * _MIX
 
 
 def run_set(text: str) -> Hashes:
