@@ -113,7 +113,7 @@ def test_a_command_that_is_killed_waits_for_its_jobs_again_and_a_killed_task_is_
 
 
 def test_a_task_that_always_ends_is_told_with_its_log_and_what_is_finished_is_kept(corpus: Path, slurm: Cluster):
-    options = Options(inputs=(Path("in"),), out=Path("out"), engine="datatrove", slurm=SLURM)
+    options = Options(inputs=(Path("in"),), out=Path("out"), engine="datatrove", slurm={})
     killer = Killer("signatures", 0, 3)
     with pytest.raises(ChildProcessError, match=r"signatures: [12] of 3 tasks (.|\n)*Killed(.|\n)*tried 3 times"):
         run(options, killer)

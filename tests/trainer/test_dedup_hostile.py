@@ -330,7 +330,6 @@ def test_the_command_names_what_is_missing_or_wrong(tmp_path: Path):
     dedup = ("-m", "trainer.data.dedup", "a.jsonl", "--out", "out")
     for arguments, wanted in (
         (["--slurm", "partition=main,time=10"], "needs --engine datatrove"),
-        (["--engine", "datatrove", "--slurm", "partition=main"], "needs time"),
         (["--engine", "datatrove", "--slurm", "partition=main,time=10", "array=1-3"], "array is set"),
         (["--engine", "datatrove", "--slurm", "main"], "expected KEY=VALUE"),
         (["--threshold", "0.05"], "at least 0.1"),

@@ -62,9 +62,9 @@ def _write(given: argparse.Namespace) -> int:
         known=tuple(given.against_duplicates),
         threshold=given.threshold,
         seed=given.seed,
-        workers=given.workers or (None if given.slurm else usable_cores()),
+        workers=given.workers or (usable_cores() if given.slurm is None else None),
         engine=given.engine,
-        slurm=_slurm(given.slurm) if given.slurm else None,
+        slurm=None if given.slurm is None else _slurm(given.slurm),
     )
     print(json.dumps(run(options, lambda line: print_line(line, sys.stderr)), indent=1))
     return ExitCode.DONE
@@ -79,7 +79,7 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError(f"--seed {given.seed}: at least 0 and below {1 << 32}.")
     if given.workers is not None and given.workers < 1:
         raise UserError(f"--workers {given.workers}: at least 1.")
-    if given.slurm and given.engine != "datatrove":
+    if given.slurm is not None and given.engine != "datatrove":
         raise UserError("--slurm needs --engine datatrove: rensa works on this machine alone.")
 
 
@@ -94,8 +94,6 @@ def _slurm(given: Sequence[str]) -> dict[str, str]:
         if name in _OWN_OPTIONS:
             raise UserError(f"--slurm {text}: {name} is set for each job here.")
         found[name] = value
-    if missing := [name for name in ("partition", "time") if name not in found]:
-        raise UserError(f"--slurm needs {' and '.join(missing)} as well, such as partition=cpu,time=04:00:00.")
     return found
 
 
@@ -138,8 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slurm",
         metavar="KEY=VALUE",
-        nargs="+",
-        help="run datatrove's tasks as jobs of Slurm; keys are long options of sbatch; partition and time are needed",
+        nargs="*",
+        help="run datatrove's tasks as jobs of Slurm; keys are long options of sbatch",
     )
     return parser
 

@@ -34,7 +34,7 @@ _RECORDS_AT_ONCE = 1000  # of each piece, while buckets are merged
 
 
 class Words(WordTokenizer):
-    r"""Splits at what is not ``\\w``. datatrove's own one is spaCy's: it is slow, and finds other words."""
+    r"""Splits at what is not ``\w``. datatrove's own one is spaCy's: it is slow, and finds other words."""
 
     def word_tokenize(self, text: str) -> list[str]:
         """The words, as :mod:`.words` defines them."""

@@ -23,6 +23,7 @@ from trainer.data.dedup.work import Work
 from trainer.errors import UserError
 
 _LINES_SHOWN = 12
+_WITH_DEFAULTS = ("partition", "time")
 _LONGEST_PAUSE = 10.0  # seconds between two questions to Slurm
 
 
@@ -33,11 +34,12 @@ class Executor(SlurmPipelineExecutor):
         """No job for it: after a task that failed it would wait in the queue forever."""
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        """For folders with a blank in their names, and without memory for each core where it is asked for each node."""
+        """Without what nobody asked for, so that Slurm's defaults hold, and for folders with a blank in their names."""
         found = super().get_sbatch_args(max_array)
+        found = {name: value for name, value in found.items() if value or name not in _WITH_DEFAULTS}
         found |= {name: f'"{found[name]}"' for name in ("output", "error")}
         if "mem" in found:
-            del found["mem-per-cpu"]
+            del found["mem-per-cpu"]  # sbatch refuses both
         return found
 
 
@@ -79,8 +81,8 @@ def _executor(work: Work, step: PipelineStep, log: str, name: str, tasks: int, t
     return Executor(
         [step],
         tasks,
-        time=options.pop("time"),
-        partition=options.pop("partition"),
+        time=options.pop("time", ""),
+        partition=options.pop("partition", ""),
         workers=work.options.workers or -1,
         job_name=name,
         qos="",
