@@ -257,7 +257,7 @@ def test_an_error_of_one_piece_does_not_wait_for_the_others():
 SMALL_PIECES = """
 import sys
 from trainer.data.tokens import builder
-builder.PIECE = 50_000
+builder.PIECE = 20_000
 from trainer.data.dedup.__main__ import main
 sys.exit(main())
 """
