@@ -65,7 +65,7 @@ def hostile(folder: Path) -> Path:
         ),
         "again and again and again and again and again and again",
         "again and again and again and again and again and again and again and again",  # the same set, other words
-        *([page] * 400),
+        *([page] * 150),
         *(" ".join(copy) for copy in near),
         *(" ".join([*(f"d{number}" for number in range(step)), *chain[step:]]) for step in range(0, 60, 2)),
         *(text for _, text in Corpus(11).families(12).documents),
@@ -82,11 +82,11 @@ def hostile(folder: Path) -> Path:
         b'{"text": "half \\ud83d"}',
     ]
     lines[20:20] = [b"[1]", b"null", b'{"body": "no text"}', b'{"text": 7}', b"[" * 100_000]
-    first = [(line + (b"\r\n" if number % 3 == 0 else b"\n")) for number, line in enumerate(lines[:300])]
+    first = [(line + (b"\r\n" if number % 3 == 0 else b"\n")) for number, line in enumerate(lines[:150])]
     folder.mkdir(parents=True)
     (folder / "empty.jsonl").touch()
     (folder / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"".join(first))
-    (folder / "b.jsonl").write_bytes(b"\n".join(lines[300:]))  # the last line has no end
+    (folder / "b.jsonl").write_bytes(b"\n".join(lines[150:]))  # the last line has no end
     (folder / "c.jsonl").symlink_to(folder / "a.jsonl")
     (folder / "packed.jsonl.gz").write_bytes(b"training does not read it")
     return folder
@@ -132,7 +132,9 @@ def test_what_stays_is_what_a_comparison_of_all_pairs_leaves(odd: tuple[Path, fl
 
 def test_datatrove_finds_the_same(odd: tuple[Path, float, Path], monkeypatch: pytest.MonkeyPatch):
     folder, threshold, clean = odd
-    monkeypatch.setattr(builder, "PIECE", 100_000)
+    if threshold == 1.0:
+        pytest.skip("nothing in it is the engine's that 0.95 does not have")
+    monkeypatch.setattr(builder, "PIECE", 400_000)
     run(Options(inputs=(folder / "in",), out=folder / "datatrove", threshold=threshold, engine="datatrove", workers=2))
     ours, theirs = bytes_of(folder / "datatrove"), bytes_of(clean)
     assert json.loads(ours.pop("dedup.json"))["engine"].startswith("datatrove ")
