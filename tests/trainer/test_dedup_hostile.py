@@ -318,7 +318,7 @@ def test_the_command_names_what_is_missing_or_wrong(tmp_path: Path):
         "from trainer.data.dedup.__main__ import main\n"
         "sys.exit(main())\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[3])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[3]), "SLURM_CONF": "/nowhere/slurm.conf"}
 
     def command(*arguments: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -334,6 +334,7 @@ def test_the_command_names_what_is_missing_or_wrong(tmp_path: Path):
         (["--slurm", "partition=main,time=10"], "needs --engine datatrove"),
         (["--engine", "datatrove", "--slurm", "partition=main,time=10", "array=1-3"], "array is set"),
         (["--engine", "datatrove", "--slurm", "main"], "expected KEY=VALUE"),
+        (["--engine", "datatrove", "--slurm"], "squeue failed"),
         (["--threshold", "0.05"], "at least 0.1"),
         (["--seed", "-1"], "--seed -1"),
     ):

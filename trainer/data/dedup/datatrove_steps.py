@@ -25,7 +25,7 @@ from trainer.data.dedup.candidates import Groups, Numbers, chained
 from trainer.data.dedup.pieces import Piece, Survey
 from trainer.data.dedup.processes import run_all
 from trainer.data.dedup.sketch import NO_RUNS, PERMUTATIONS, Examination, read_common_runs
-from trainer.data.dedup.slurm import run_jobs
+from trainer.data.dedup.slurm import require_slurm, run_jobs
 from trainer.data.dedup.words import RUN, Hashes, found_words
 from trainer.data.dedup.work import Work
 
@@ -121,6 +121,8 @@ def sketch_all(work: Work) -> None:
     """
     if not work.pieces:
         return
+    if work.options.slurm is not None:
+        require_slurm()
     folder = str(work.folder.resolve())
     config = MinhashConfig(
         n_grams=RUN,

@@ -111,10 +111,7 @@ def _wait(work: Work, stage: str, name: str, executor: Executor) -> None:
 def _queued(name: str) -> str | None:
     """How many jobs run and wait, in words; None when there are none."""
     try:
-        command = ["squeue", "--me", "-h", "-r", "-n", name, "-o", "%T %r"]
-        asked = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    except FileNotFoundError as error:
-        raise UserError("squeue is not there. Give the command on a machine from which jobs start.") from error
+        asked = _squeue(name)
     except subprocess.TimeoutExpired:
         return "squeue does not answer, and is asked again"
     if asked.returncode:
@@ -127,6 +124,26 @@ def _queued(name: str) -> str | None:
         )
         or None
     )
+
+
+def require_slurm() -> None:
+    """Check once that Slurm answers. Later it may be away for a while, and is waited for.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        asked = _squeue("none")
+        why = asked.stderr.strip() if asked.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = str(error)
+    if why:
+        raise UserError(f"squeue failed: {why}. Give the command where jobs start, and when Slurm answers.")
+
+
+def _squeue(name: str) -> "subprocess.CompletedProcess[str]":
+    command = ["squeue", "--me", "-h", "-r", "-n", name, "-o", "%T %r"]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
 
 
 def _log_of(log: Path, rank: int, tasks_per_job: int) -> str:
