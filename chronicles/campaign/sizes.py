@@ -109,6 +109,9 @@ def _size(runs: Path, state: CampaignState, size: Size) -> SizeRecord:
         try:
             record = load(runs / member.lineage)
             config = _config(runs / member.lineage, record)
+            started = record.state.lineage
+            if started is not None and started.request != member.request:
+                record, problem, config = None, f"lineage {member.lineage} was deleted; another one has its number", {}
         except (OptOpsError, OSError) as error:
             record, problem = None, str(error)
     settled = settled_steps(record) if record else []

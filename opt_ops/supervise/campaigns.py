@@ -67,6 +67,8 @@ class Campaigns:
         """Campaigns that could not be advanced, with the reason; tried again after a pause."""
         self._retries = Retries(Backoff(first=_RETRY_SECONDS))
         self._over: set[Path] = set()
+        self._known: set[Path] | None = None
+        """The campaigns that there are; None: the folder cannot be read, or was not yet."""
         self._at = -_STEP_SECONDS
 
     def step(self) -> None:
@@ -78,8 +80,9 @@ class Campaigns:
         now = self._site.clock.monotonic()
         if now - self._at < _STEP_SECONDS:
             return
-        self._at = now
+        self._at, self._known = now, None
         known = campaigns.folders(self._site.runs)
+        self._known = set(known)
         self._forget({*self._open, *self._drawn, *self._fenced, *self._failing, *self._over}.difference(known))
         for path in known:
             if self._may_advance(path, now):
@@ -162,8 +165,10 @@ class Campaigns:
     @property
     def idle(self) -> bool:
         """Whether every campaign that this process can advance is over, and drawn."""
-        known = set(campaigns.folders(self._site.runs)) - self._fenced.keys() - self._failing.keys()
-        return known <= self._over and all(each.idle for each in self._drawn.values())
+        if self._known is None:
+            return False
+        mine = self._known - self._fenced.keys() - self._failing.keys()
+        return mine <= self._over and all(each.idle for each in self._drawn.values())
 
     def close(self) -> None:
         """Leave all campaigns to the next daemon process."""
@@ -341,15 +346,20 @@ class _Campaign:
         folder = self.site.runs / member.lineage
         lineages.ask(folder, started.author, "start", arguments, now, identifier=member.request)
 
+    def _lineage(self, member: Member) -> State:
+        """The state of a member's lineage; that of none if it was deleted and another lineage has its number."""
+        state = self.site.lineage(member.lineage)
+        return State() if state.lineage is not None and state.lineage.request != member.request else state
+
     def _known(self, member: Member) -> bool:
         """Whether the daemon has taken in the request of a member, or there is nothing to take in any more."""
-        if self.site.lineage(member.lineage).requests:
+        if self._lineage(member).requests:
             return True
         return not (self.site.runs / member.lineage / "inbox" / f"{member.request}.json").exists()
 
     def _occupies(self, member: Member) -> bool:
         """Whether a member trains or will: what has ended, has halted, was refused or was deleted holds up nothing."""
-        state = self.site.lineage(member.lineage)
+        state = self._lineage(member)
         return not self._known(member) or (state.lineage is not None and not state.ended)
 
     # ---- alerts

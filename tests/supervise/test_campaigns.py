@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from chronicles.campaign.sizes import load_campaign
 from opt_ops.core.campaign import events as e
 from opt_ops.errors import OptOpsError, Refused
 from opt_ops.runfolder import campaigns, lineages, owner
 from opt_ops.runfolder.journal import Journal
 from opt_ops.supervise.campaigns import Campaigns, SiteOfCampaigns
 from opt_ops.supervise.projections import Projection
+from tests.core.story import Story
 from tests.e2e.site import until
 
 SHAPE = {"nodes": 1, "spares": 0, "ranks_per_node": 1, "min_nodes": 1}
@@ -93,7 +96,7 @@ def test_a_folder_that_cannot_be_written_holds_up_no_other(watch: Watch, monkeyp
 
     def full(self: Journal, entry: Any) -> None:
         if self.lineage == bad:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
         append(self, entry)
 
     monkeypatch.setattr(Journal, "append", full)
@@ -142,6 +145,33 @@ def test_a_lineage_that_was_deleted_stops_nothing(watch: Watch):
     watch.rounds(2)
     shutil.rmtree(watch.runs / "1")
     until(lambda: watch.rounds() == "" and watch.campaigns.idle)
+
+
+def test_a_deleted_lineage_whose_number_another_one_has_is_not_taken_for_it(watch: Watch):
+    path = begin(watch.runs, "a")
+    watch.rounds(2)
+    shutil.rmtree(watch.runs / "1")
+    story = Story()
+    story.begin()
+    story.save(watch.runs / "1")
+    (size,) = load_campaign(path).sizes
+    assert (size.status, size.record) == ("not readable", None)
+    assert "another one has its number" in size.problem
+    until(lambda: watch.rounds() == "" and watch.campaigns.idle)
+
+
+def test_a_folder_of_campaigns_that_cannot_be_read_does_not_end_a_daemon(watch: Watch, monkeypatch: pytest.MonkeyPatch):
+    begin(watch.runs, "a")
+
+    def stale(_: Path) -> list[Path]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(campaigns, "folders", stale)
+        with pytest.raises(OSError, match="Stale"):  # the daemon reports it, and goes on
+            watch.rounds()
+        assert not watch.campaigns.idle
+    assert watch.rounds() == ""
 
 
 def test_a_group_that_is_unknown_for_a_while_leaves_no_folders(watch: Watch):
