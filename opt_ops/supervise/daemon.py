@@ -22,7 +22,7 @@ from opt_ops import __version__
 from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier
 from opt_ops.adapters.outbox import Outbox
 from opt_ops.config import Config, is_installed
-from opt_ops.core.decide.evaluation import evaluate
+from opt_ops.core.decide.evaluation import to_come
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import IllegalTransition
 from opt_ops.core.values import Severity
@@ -246,7 +246,7 @@ class Daemon:
             if path in self._finished:
                 return
             state = lineages.state(path)
-            over = state.finished and evaluate(state, time.time(), self._policy) is None
+            over = state.finished and not to_come(state, time.time(), self._policy)
             if over or state.lineage is None:
                 self._finished.add(path)
                 return

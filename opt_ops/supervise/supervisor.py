@@ -10,6 +10,7 @@ from typing import Protocol
 
 from opt_ops import __version__
 from opt_ops.core.decide.alerts import alert
+from opt_ops.core.decide.evaluation import to_come
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.rules import decide
 from opt_ops.core.events import DaemonStarted, Entry, Event, LeaveIntended, kind_of
@@ -270,7 +271,7 @@ class Supervisor:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do for this lineage."""
-        return self.settled and self.state.finished
+        return self.settled and self.state.finished and not to_come(self.state, self._clock.now(), self._policy)
 
     def retry_pages(self) -> None:
         """Another message was delivered: pages that wait are sent again at once."""

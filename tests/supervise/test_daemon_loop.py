@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from opt_ops.config import Chronicle, Config, Mlflow
+from opt_ops.config import Chronicle, Config, Evaluate, Mlflow
+from opt_ops.core.decide.policy import EvaluationRule
+from opt_ops.core.events import EvaluationEnded
+from opt_ops.core.values import AllocationStatus, EvaluationEnd, Outcome
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.checkpoints import FileCheckpoints
 from opt_ops.runfolder.files import read_json, write_json
@@ -22,7 +26,7 @@ from opt_ops.runfolder.journal import Journal
 from opt_ops.supervise import own_sign, projections
 from opt_ops.supervise.daemon import Daemon
 from opt_ops.supervise.projections import Projection
-from tests.core.story import Story
+from tests.core.story import POLICY, Story
 
 HOST = os.uname().nodename
 
@@ -41,7 +45,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     runs = tmp_path / "runs"
     config = Config(runs=runs, mlflow=Mlflow(enabled=False), chronicle=Chronicle(every_seconds=1))
     made = Daemon(config)
-    monkeypatch.setattr(made, "_scheduler", lambda path: _NoNodes())
+    monkeypatch.setattr("opt_ops.supervise.daemon.scheduler_of", lambda *_: _NoNodes())
     yield made
     made._leave()
 
@@ -65,6 +69,30 @@ class _NoNodes:
 
     def cancel(self, job: str) -> None:
         pass
+
+
+def test_a_lineage_whose_last_evaluation_has_failed_once_is_watched_until_it_is_tried_again(tmp_path: Path):
+    story = Story(replace(POLICY, evaluation=EvaluationRule(every=200, tasks=("piqa",), on_spares=False)))
+    story.now = time.time() - 60.0
+    story.begin()
+    story.hold("n1", "n2", "n3")
+    story.train(1000)
+    story.ends(Outcome.COMPLETED, 1000)
+    story.checkpoint(1000)
+    story.changed("12-n0", status=AllocationStatus.ENDED)
+    story.see(EvaluationEnded(evaluation="12-ev001", end=EvaluationEnd.FAILED, why="exit code 75"))
+    assert story.state.finished
+    story.save(tmp_path / "12")
+    off = Mlflow(enabled=False)
+    config = Config(runs=tmp_path, mlflow=off, evaluate=Evaluate(every=200, tasks=["piqa"], where="daemon"))
+    daemon = Daemon(config)
+    try:
+        daemon._take_over_all()
+        (supervisor,) = daemon._supervisors.values()
+        assert supervisor.settled
+        assert not supervisor.finished
+    finally:
+        daemon._leave()
 
 
 def sign(daemon: Daemon) -> dict[str, Any]:

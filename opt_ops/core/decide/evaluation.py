@@ -45,11 +45,7 @@ def evaluate(state: State, now: float, policy: Policy) -> Event | None:
     """End the evaluation whose place is needed, or begin the next one."""
     if (running := state.evaluation) is not None:
         return _end(state, running, now, policy)
-    rule = policy.evaluation
-    if state.driver is Driver.SHADOW or state.status in _OVER or not (milestones := due(state, rule)):
-        return None
-    if state.ended and not still_waiting(now, state.since, COMPLETED_SECONDS):
-        return None
+    rule, milestones = policy.evaluation, _to_begin(state, now, policy)
     ready = next((each for each in milestones if not _rests(state, each.checkpoint, now)), None)
     node = _spare(state, now, policy) if ready is not None and rule.on_spares else None
     if ready is None or (rule.on_spares and node is None):
@@ -61,6 +57,11 @@ def evaluate(state: State, now: float, policy: Policy) -> Event | None:
         tasks=rule.tasks if ready.tasks else (),
         samples=ready.samples,
     )
+
+
+def to_come(state: State, now: float, policy: Policy) -> bool:
+    """Whether a lineage that has ended is still to be evaluated, perhaps again after a failure."""
+    return not policy.evaluation.on_spares and bool(_to_begin(state, now, policy))
 
 
 # ---- what is due
@@ -80,6 +81,13 @@ def due(state: State, rule: EvaluationRule) -> Sequence[Milestone]:
     if not (rule.every or rule.samples_every) or state.run is None:
         return ()
     return _due(state.checkpoints, state.evaluations, state.runs, state.status is Status.COMPLETED, rule)
+
+
+def _to_begin(state: State, now: float, policy: Policy) -> Sequence[Milestone]:
+    if state.driver is Driver.SHADOW or state.status in _OVER:
+        return ()
+    late = state.ended and not still_waiting(now, state.since, COMPLETED_SECONDS)
+    return () if late else due(state, policy.evaluation)
 
 
 def given_up(state: State) -> Sequence[Evaluation]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.decide.evaluation import COMPLETED_SECONDS, FAILURES, LOSSES, MILESTONES, RETRY_SECONDS, due
+from opt_ops.core.decide.evaluation import COMPLETED_SECONDS, FAILURES, LOSSES, MILESTONES, RETRY_SECONDS, due, to_come
 from opt_ops.core.decide.policy import EvaluationRule, Policy
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import AllocationStatus, Driver, EvaluationEnd, Outcome, Severity, Shape, Verdict
@@ -241,6 +241,20 @@ def test_the_last_checkpoint_is_a_milestone_and_no_node_is_kept_for_it(on_spares
     assert not told.state.settled
     ended(told)
     assert told.state.finished
+
+
+def test_the_last_evaluation_is_tried_again_before_the_lineage_is_left_alone():
+    told = story(checkpoints=(), on_spares=False)
+    told.train(1000)
+    told.ends(Outcome.COMPLETED, 1000)
+    told.checkpoint(1000)
+    ended(told, EvaluationEnd.FAILED)
+    assert to_come(told.state, told.now, told.policy)
+    told.see(seconds=RETRY_SECONDS)
+    assert steps(told) == [1000, 1000]
+    (warning,) = [each for each in ended(told, EvaluationEnd.FAILED) if isinstance(each, e.AlertIntended)]
+    assert "is not evaluated" in warning.title
+    assert not to_come(told.state, told.now, told.policy)
 
 
 def test_a_lineage_that_ended_long_ago_is_left_alone():
