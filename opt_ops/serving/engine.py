@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -72,10 +73,11 @@ class Engine:
             probe.bind((LOOPBACK, 0))
             self.port = probe.getsockname()[1]
         words = command(kind, program, folder, model, dtype, self.port)
+        self._key = secrets.token_hex(16)  # vLLM wants it; one in the environment would shut the proxy out
         with log.open("wb") as output:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", "opt_ops.serving.guard", str(folder.parent), *words],
-                env={**os.environ, **_QUIET},
+                env={**os.environ, **_QUIET, "VLLM_API_KEY": self._key},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -136,7 +138,7 @@ class Engine:
         """
         connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=seconds)
         body = json.dumps(self._translated(request)).encode()
-        headers = {"Content-Type": "application/json", "Connection": "close"}
+        headers = {"Content-Type": "application/json", "Connection": "close", "Authorization": f"Bearer {self._key}"}
         try:
             connection.request("POST", "/v1/completions", body, headers)
             return connection.getresponse()

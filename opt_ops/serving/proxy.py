@@ -11,6 +11,8 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler
+from socket import SHUT_RDWR
+from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,14 +32,32 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Listener  # pyright: ignore[reportIncompatibleVariableOverride]
     timeout = _SILENT_SECONDS
+    reading_seconds = 60.0  # for all of a request: one that comes byte by byte must not keep its place
     protocol_version, server_version, sys_version = "HTTP/1.1", "opt-ops", ""
     begun = False
+
+    def setup(self) -> None:
+        """Begin to wait for the request."""
+        super().setup()
+        self._late = Timer(self.reading_seconds, self._hang_up)
+        self._late.daemon = True
+        self._late.start()
+
+    def finish(self) -> None:
+        """The connection is over."""
+        self._late.cancel()
+        super().finish()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(SHUT_RDWR)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (its name in the base class)
         """Requests are not logged: prompts are their authors' business."""
 
     def do_GET(self) -> None:
         """The page, whether the engine runs, and the model."""
+        self._late.cancel()
         path, server = urlsplit(self.path).path, self.server
         if path == "/":
             self._send(HTTPStatus.OK, server.page.body, "text/html; charset=utf-8", server.page.policy)
@@ -53,7 +73,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """A completion."""
         try:
-            self._completion(self._body())  # it is read before any answer: else the connection would break
+            body = self._body()  # it is read before any answer: else the connection would break
+            self._late.cancel()
+            self._completion(body)
         except Refused as refused:
             self._send(refused.status, error(str(refused), refused.param))
         except TimeoutError:

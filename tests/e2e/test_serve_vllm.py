@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, trained_site: Site) -> Path
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Served]:
-    served = Served(folder, "1/12", "--port", "0")
+    served = Served(folder, "1/12", "--port", "0", VLLM_API_KEY="of another server")
     yield served
     served.close()
 

@@ -59,6 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if (key := os.environ.get("VLLM_API_KEY")) and self.headers["Authorization"] != f"Bearer {key}":
+            return self._send(401, json.dumps({"error": "Unauthorized"}).encode())
         with self.lock, (self.folder / "requests.jsonl").open("a") as file:
             file.write(json.dumps(body) + "\n")
         prompt = body["prompt"]
