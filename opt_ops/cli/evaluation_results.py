@@ -6,7 +6,7 @@ import fcntl
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,10 +84,10 @@ def alone(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def free_file(folder: Path, stem: str) -> Path:
-    """The name of the next result file."""
+def free_file(folder: Path, stem: str, taken: Collection[Path] = ()) -> Path:
+    """The name of the next result file, and none of those that are `taken`: names in two folders may be the same."""
     number, path = 2, folder / f"{stem}.json"
-    while path.exists():
+    while path.exists() or path in taken:
         number, path = number + 1, folder / f"{stem}.{number}.json"
     return path
 
@@ -130,7 +130,7 @@ def scores_in(chosen: Named, path: Path, wanted: Wanted, harness: str = "") -> F
             return None
         results: Mapping[str, Mapping[str, Any]] = whole["results"]
         return _scores(chosen, path, wanted, whole, origin, results)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise OptOpsError(f"{path} is no result file: {error!r}", f"move it away: mv {path} {path}.damaged") from error
 
 

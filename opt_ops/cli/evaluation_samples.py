@@ -82,9 +82,9 @@ def read(file: Path, tokens: int) -> Prompts:
 def find(chosen: Named, folder: Path, state: State, prompts: Prompts) -> Completed | None:
     """The completions that are there already: in a result file, or in the journal, which has one set a checkpoint."""
     for path in sorted(folder.glob(f"{prompts.stem}*.json")):
-        origin = (read_json(path) or {}).get("opt_ops", {})
-        if (origin.get("digest"), origin.get("prompts")) == (chosen.digest, prompts.sha256):
-            return completed_in(chosen, path)
+        completed, of = _completed_in(chosen, path)
+        if of == (chosen.digest, prompts.sha256):
+            return completed
     known = state.samples.get(chosen.digest)
     return Completed(event=known) if known is not None else None
 
@@ -95,26 +95,29 @@ def completed_in(chosen: Named, path: Path) -> Completed:
     Raises:
         OptOpsError: it is damaged.
     """
+    return _completed_in(chosen, path)[0]
+
+
+def _completed_in(chosen: Named, path: Path) -> tuple[Completed, tuple[Any, Any]]:
+    """And the digests of the checkpoint and of the prompts that it is of."""
     whole: Any = read_json(path)
     try:
-        completions = [Completion(**each) for each in whole["completions"]]
-        tokens, seed = int(whole["opt_ops"]["tokens"]), int(whole["opt_ops"]["seed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise OptOpsError(f"{path} is no result file: {error!r}", f"move it away: mv {path} {path}.damaged") from error
-    return Completed(
-        event=CheckpointSampled(
+        origin = whole["opt_ops"]
+        event = CheckpointSampled(
             request="",
             author="",
             run=chosen.checkpoint.run,
             step=chosen.checkpoint.step,
             digest=chosen.digest,
-            completions=_short(completions),
-            tokens=tokens,
-            seed=seed,
+            completions=_short([Completion(**each) for each in whole["completions"]]),
+            tokens=int(origin["tokens"]),
+            seed=int(origin["seed"]),
             file=str(path.relative_to(chosen.lineage.path)),
             sha256=sha256(path),
         )
-    )
+        return Completed(event=event), (origin.get("digest"), origin.get("prompts"))
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise OptOpsError(f"{path} is no result file: {error!r}", f"move it away: mv {path} {path}.damaged") from error
 
 
 def _short(completions: list[Completion]) -> tuple[Completion, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ REMARKS = {
 }
 
 _PIECE = 1 << 20
+_LONGEST = 150  # characters of a name in that of a file, which has 255 bytes
 _TASK = re.compile(r"^(?:task|group):", re.MULTILINE)
 
 
@@ -43,7 +45,10 @@ class Wanted:
     def stem(self) -> str:
         """Of the result file."""
         first = f".first-{self.limit}" if self.limit else ""
-        return f"{re.sub(r'[^A-Za-z0-9._-]', '_', self.name).lstrip('.') or '_'}.{self.shots}-shot{first}"
+        safe = re.sub(r"[^A-Za-z0-9._-]", "_", self.name).lstrip(".")[:_LONGEST]
+        if safe != self.name:  # two names may look the same then
+            safe = f"{safe}-{hashlib.sha256(self.name.encode('utf-8', 'replace')).hexdigest()[:8]}"
+        return f"{safe}.{self.shots}-shot{first}"
 
     def is_file(self, name: str) -> bool:
         """Whether a result file of that name is one of this."""
@@ -72,11 +77,11 @@ def wanted(tasks: Sequence[str], shots: int, limit: int | None) -> list[Wanted]:
 def _parts(text: str) -> Iterator[tuple[str, str, str]]:
     folder = Path(text)
     if "/" not in text and not (folder.is_dir() and any(folder.glob("*.yaml"))):
-        if not re.fullmatch(r"[A-Za-z0-9][\w.,:+-]{0,254}", text):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.,:+-]{0,254}", text) or text.endswith(".yaml"):
             raise UsageError(f"--tasks {text!r}: neither the name of a task nor a folder", "for example --tasks piqa")
         yield text, text, ""
         return
-    files = [file for file in sorted(folder.glob("*.yaml")) if _TASK.search(file.read_text(encoding="utf-8"))]
+    files = [file for file in sorted(folder.glob("*.yaml")) if _TASK.search(file.read_text("utf-8", "replace"))]
     if not files:
         what = "has no *.yaml with a line `task:`" if folder.is_dir() else "is no folder"
         raise NotFound(f"--tasks {text}: {what}", "name a folder with YAML files of lm-eval, or a task of lm-eval")
@@ -90,7 +95,7 @@ def _digest(folder: Path) -> str:
     found = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
-            found.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
+            found.update(os.fsencode(f"{file.relative_to(folder)}\0{file.stat().st_size}\0"))
             with file.open("rb") as opened:
                 while piece := opened.read(_PIECE):
                     found.update(piece)

@@ -18,7 +18,7 @@ LONGEST_COMPLETION = 8192  # characters
 
 _NAME = re.compile(r"[^\x00-\x1f|]{1,255}")  # of tasks, metrics, versions: `score_key` joins them with `|`
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MOST = 1e12
+_MOST = 1e300  # the perplexity of a model that has diverged has no other bound
 
 
 def evaluated(state: State, request: Request) -> Event:

@@ -20,10 +20,11 @@ from opt_ops.cli.evaluation_tasks import GROUPS, wanted
 from opt_ops.cli.options import Lineage
 from opt_ops.config import load
 from opt_ops.contract.manifest import MARKER
-from opt_ops.core.events import CheckpointSampled
+from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Checkpoint, Shape
-from opt_ops.errors import NotFound, Unavailable, UsageError
+from opt_ops.errors import NotFound, OptOpsError, Unavailable, UsageError
+from opt_ops.ports import Request
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.supervise.operator_requests import event_of
@@ -55,10 +56,47 @@ def test_a_folder_of_tasks_is_identified_by_its_files(tmp_path: Path):
     assert wanted([str(tmp_path)], 0, None)[0].definition != first[0].definition
     (limited,) = wanted(["piqa"], 5, 100)
     assert (limited.stem, limited.version(1.0)) == ("piqa.5-shot.first-100", "1.0 first 100")
+    stems = [each.stem for each in wanted(["a_b", "a+b", "a:b", "x" * 250], 0, None)]
+    assert len(set(stems)) == 4, "each has a file of its own"
+    assert max(map(len, stems)) < 200
     with pytest.raises(NotFound, match="is no folder"):
         wanted(["./none"], 0, None)
-    with pytest.raises(UsageError, match="neither"):
-        wanted(["a|b"], 0, None)
+    for name in ("a|b", "a.yaml"):
+        with pytest.raises(UsageError, match="neither"):
+            wanted([name], 0, None)
+
+
+def test_a_folder_may_hold_what_is_no_utf_8(tmp_path: Path):
+    (tmp_path / "a.yaml").write_bytes(b"# M\xfcller\ntask: a\n")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.txt")).write_text("x")
+    assert [each.name for each in wanted([str(tmp_path)], 0, None)] == ["a"]
+
+
+@pytest.mark.parametrize("change", [{"value": 10**400}, {"sample_len": 1e999}, None, []])
+def test_a_result_file_of_another_form_is_named(tmp_path: Path, change: dict[str, object] | list[object] | None):
+    chosen = _named(tmp_path, "12.00", "a", counts=True)
+    origin = {"digest": chosen.digest, "definition": "", "harness": "lm-eval 1", "bos": {}, "tokens": 60, "seed": 1}
+    row = {"acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 3}
+    if isinstance(change, dict):
+        row |= {"acc,none" if "value" in change else "sample_len": next(iter(change.values()))}  # type: ignore[dict-item]
+    whole = {"opt_ops": origin, "results": {"piqa": row}, "n-samples": {}, "n-shot": {}, "versions": {}}
+    (tmp_path / "piqa.0-shot.json").write_text(json.dumps(whole if change else change))
+    (task,) = wanted(["piqa"], 0, None)
+    with pytest.raises(OptOpsError, match=r"piqa\.0-shot\.json is no result file"):
+        evaluation_results.find(chosen, tmp_path, State(), task, "lm-eval 1")
+    (tmp_path / "prompts").write_text("Once\n")
+    prompts = evaluation_samples.read(tmp_path / "prompts", 60)
+    (tmp_path / "samples.60-tokens.json").write_text(json.dumps(whole if change else change))
+    with pytest.raises(OptOpsError, match=r"samples\.60-tokens\.json is no result file"):
+        evaluation_samples.find(chosen, tmp_path, State(), prompts)
+
+
+def test_the_perplexity_of_a_model_that_has_diverged_is_taken():
+    arguments = {"run": "12.00", "step": 1, "digest": "a" * 64, "task": "t", "metric": "perplexity", "value": 4e17}
+    arguments |= {"n": 1, "shots": 0, "harness": "lm-eval 1", "task_version": "1", "file": "f", "sha256": "b" * 64}
+    request = Request(request="r", author="ann", verb="evaluated", arguments=arguments)
+    event = event_of(State(runs={"12.00": None}), request)  # pyright: ignore[reportArgumentType]
+    assert isinstance(event, CheckpointEvaluated), event
 
 
 def _named(lineage: Path, run: str, digest: str, *, counts: bool) -> Named:
