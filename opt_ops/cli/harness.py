@@ -43,6 +43,9 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LAST_LINES = 12
 _REMARKS = ("task ", "prompt ", "reading ")  # of `trainer.harness`, about its progress
 _BAR_SECONDS = 10.0  # between two lines of a progress bar
+_NO_DATA = "OfflineModeIsEnabled"  # what the library of data sets says
+_FETCH = "fetch it once where there is a connection: docs/evaluation.md, The environment; the same command goes on"
+_NO_TASK = "{python} -m lm_eval ls tasks; for a task of your own, name its folder: --tasks my-tasks/"
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -104,6 +107,7 @@ def run(python: str, work: Work, on_line: Callable[[str], None]) -> OptOpsError 
     """
     last: deque[str] = deque(maxlen=_LAST_LINES)
     shown = time.monotonic()
+    on_line("starting the harness")
     try:
         with subprocess.Popen(
             _command(python, work),
@@ -129,9 +133,13 @@ def run(python: str, work: Work, on_line: Callable[[str], None]) -> OptOpsError 
         raise Unavailable(f"{python}: {error.strerror}", "make evaluate-env, or correct [evaluate] python") from error
     errors = [line.removeprefix("error: ") for line in last if line.startswith("error: ")]
     if process.returncode == ExitCode.USER_ERROR:
-        raise NotFound(errors[-1] if errors else "there is no such task", f"{python} -m lm_eval ls tasks")
+        raise NotFound(errors[-1] if errors else "there is no such task", _NO_TASK.format(python=python))
     if process.returncode == ExitCode.DONE:
         return None
+    if errors and all(_NO_DATA in error for error in errors):
+        return OptOpsError(
+            f"data of tasks is not on this machine, and nothing is downloaded: {'; '.join(errors)}", _FETCH
+        )
     for line in last:
         on_line(line)
     code = process.returncode

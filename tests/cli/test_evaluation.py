@@ -180,7 +180,15 @@ def test_a_harness_that_is_killed_is_told(tmp_path: Path):
     told: list[str] = []
     failure = harness.run(str(program), work, told.append)
     assert "SIGKILL ended it" in str(failure)
-    assert told == ["loading"]
+    assert told == ["starting the harness", "loading"]
+    said = "error: task piqa: Couldn't reach 'x' on the Hub (OfflineModeIsEnabled)"  # by the harness's library
+    program.write_text(f'#!/bin/sh\necho "  File x" >&2\necho "{said}" >&2\nexit 1\n')
+    told.clear()
+    missing = harness.run(str(program), work, told.append)
+    assert isinstance(missing, OptOpsError)
+    assert "not on this machine" in str(missing)
+    assert "docs/evaluation.md" in (missing.hint or "")
+    assert told == ["starting the harness"], "no traceback"
     with pytest.raises(Unavailable, match="No such file"):
         harness.probe(str(tmp_path / "none"))
 
