@@ -71,6 +71,8 @@ def shares(data: Sequence[str]) -> Mapping[str, float]:
     parts = [parts_of(each) for each in data]
     if not parts:
         return {BUILT_IN: 1.0}
+    if len(parts) == 1 and parts[0][0] is not None:
+        return {parts[0][0]: 1.0}  # a name alone needs no weight
     weights = {name or _stem(path): weight or 0.0 for name, path, weight in parts}
     whole = sum(weights.values())
     return {name: weight / whole for name, weight in weights.items()} if whole else {UNNAMED: 1.0}

@@ -250,6 +250,8 @@ def test_what_changes_in_words() -> None:
     assert change_of(("/d/a",), ("/d/b",)) == "the same shares of other files"
     assert change_of(("/d/a:1", "/d/b:1"), ("/d/a:1", "/d/b:1", "/d/c:2")) == "+ c 50 %, a 50 % → 25 %, b 50 % → 25 %"
     assert renamed(("/d/a",), ("a=/d/a:0.5", "/d/b:0.5")) == [("data", "a")]
+    assert renamed(("a=/d/a",), ("a=/d/a:0.5", "/d/b:0.5")) == []
+    assert change_of(("a=/d/a",), ("a=/d/a:0.5", "/d/b:0.5")) == "+ b 50 %, a 100 % → 50 %"
     assert renamed(("/d/a:0.5", "/d/c:0.5"), ("x=/d/a:0.5", "/d/c:0.5")) == [("a", "x")]
     assert renamed(("/d/a",), ("data=/d/a:0.5", "/d/b:0.5")) == []
 
