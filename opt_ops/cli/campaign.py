@@ -62,7 +62,8 @@ def start(
     ranks: Annotated[int | None, typer.Option(min=1, help="Ranks on each node. [default: configuration]")] = None,
     at_once: Annotated[int, typer.Option("--at-once", min=1, max=100, help="Sizes that train at once, at most.")] = 1,
     valid: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]PATH[:EVERY]", help="The same for evaluation; of all sizes.")
+        list[str] | None,
+        typer.Option(metavar="[NAME=]PATH[:EVERY]", help="The same for the validation loss; for all sizes."),
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with GPT-2's files.")] = None,
     set_: Annotated[

@@ -94,7 +94,8 @@ def forecast(
     rows = [row for size in sizes if (row := _forecast_row(campaign, size)) is not None]
     if not rows:
         begun = all(size.member is not None for size in sizes)
-        why = "what has begun had none" if begun else "the settled curves of three sizes are needed, and are not there"
+        had_none = "the sizes began without one, and the logbook says why"
+        why = had_none if begun else "the settled curves of three sizes are needed, and are not there"
         raise Refused(f"campaign {name}: there is no forecast: {why}", f"opt-ops campaign status {name}")
     columns = [
         Column("RECIPE", "recipe"),

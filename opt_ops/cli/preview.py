@@ -55,6 +55,8 @@ def _goes_without_saying(known: State, event: e.Event, events: Sequence[e.Event]
     """Whether the other lines say it: a request, and the incident and decision that stand for it."""
     if isinstance(event, _REQUESTS):
         return len(events) > 1
+    if isinstance(event, e.StopIntended):  # where a checkpoint is there already: the line of the save says so
+        return any(isinstance(each, e.LeaveIntended) and each.attempt == event.attempt for each in events)
     if isinstance(event, e.RecoveryDecided):
         return known.incidents[event.incident].kind == FailureClass.OPERATOR
     return isinstance(event, e.IncidentOpened) and event.failure == FailureClass.OPERATOR

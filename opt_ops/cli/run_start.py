@@ -53,7 +53,7 @@ def start(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]PATH[:EVERY]",
-            help="The same for evaluation, each EVERY updates. [default: the recipe's evaluate_every]",
+            help="The same for the validation loss, each EVERY updates. [default: the recipe's evaluate_every]",
         ),
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with GPT-2's files.")] = None,

@@ -284,9 +284,9 @@ class _Campaign:
         if size.recipe in self.state.forecasts:
             return ""
         if len(self.state.members) < _LEAST_SIZES:
-            return f"only {len(self.state.members)} sizes have begun, and the law needs {_LEAST_SIZES}"
+            return f"{len(self.state.members)} of the {_LEAST_SIZES} sizes that the law needs have begun"
         if self.fit is not None and self.fit.recipe == size.recipe and fitted is not None:
-            return fitted or "the sizes so far have too few settled losses"
+            return fitted or "the sizes so far have too few settled losses after twice the warm-up"
         if self.fit is None or self.fit.recipe != size.recipe:
             words = ("campaign", "forecast", self.path.name, "--recipe", size.recipe, "--journal", "-q")
             process = self.site.projection(words)

@@ -212,6 +212,11 @@ def test_a_dry_run_names_what_changes_and_what_a_rollback_drops(monkeypatch: pyt
 
     words = said(lineage(), data=list(NEW))
     assert "begin the next run there, with other data: + code 10 %, wiki 50 % → 90 %, − books" in words
+    saved = lineage()
+    saved.checkpoint(saved.state.attempt.last_step + 5 if saved.state.attempt and saved.state.attempt.last_step else 0)
+    assert said(saved, data=list(NEW)).count("end 12.00-a0") == 1, (
+        "the checkpoint is newer than the journal's last step"
+    )
     assert "drop the data since step 195" in said(with_change(), to_step=100)
 
 

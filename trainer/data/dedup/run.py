@@ -76,7 +76,7 @@ def run(options: Options, progress: Callable[[str], None] = lambda _: None) -> d
         groups, surveyed = _found(work)
         table = candidates(work.pieces, surveyed, groups)
         gone = list(removals(table, options.threshold, _Sets(table).jaccard))
-        progress(f"{len(gone):,} of {surveyed.documents:,} documents go")
+        progress(f"{len(gone):,} of {surveyed.documents:,} documents go; removed.jsonl.gz says which, and why")
         result = work.folder / "out"
         shutil.rmtree(result, ignore_errors=True)
         report = about | write(result, of_role["input"], work.pieces, surveyed, table, gone)
