@@ -98,7 +98,9 @@ def _evaluated(
     state = lineages.state(path)  # it may have waited for the lock
     there = {} if wishes.again else _there(chosen, folder, state, tasks, version)
     completed = None if prompts is None or wishes.again else evaluation_samples.find(chosen, folder, state, prompts)
-    missing = {task: evaluation_results.free_file(folder, task.stem) for task in tasks if task not in there}
+    missing: dict[Wanted, Path] = {}
+    for task in (each for each in tasks if each not in there):
+        missing[task] = evaluation_results.free_file(folder, task.stem, missing.values())
     if prompts is not None and completed is not None and not completed.is_of(prompts):
         say(
             "other prompts were completed before; --again completes these, but the journal keeps the others",

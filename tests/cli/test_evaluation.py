@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.cli import evaluation_results, evaluation_samples, harness
+from opt_ops.cli import ckpt_evaluate, evaluation_answers, evaluation_results, evaluation_samples, harness
 from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.evaluation_tasks import GROUPS, wanted
 from opt_ops.cli.options import Lineage
-from opt_ops.config import load
+from opt_ops.config import Config, load
 from opt_ops.contract.manifest import MARKER
 from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
 from opt_ops.core.state.model import State
@@ -64,6 +64,30 @@ def test_a_folder_of_tasks_is_identified_by_its_files(tmp_path: Path):
     for name in ("a|b", "a.yaml"):
         with pytest.raises(UsageError, match="neither"):
             wanted([name], 0, None)
+
+
+def test_tasks_of_one_name_in_two_folders_are_scored_each_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chosen = _named(tmp_path / "12", "12.00", "a", counts=True)
+
+    def run(_: str, work: harness.Work, __: object) -> None:
+        for number, (task, file) in enumerate(work.tasks.items(), start=1):
+            origin = {"digest": chosen.digest, "definition": task.definition, "harness": "lm-eval 1", "bos": {}}
+            about: dict[str, object] = {"n-samples": {}, "n-shot": {}, "versions": {}, "opt_ops": origin}
+            file.write_text(json.dumps({**about, "results": {"x": {"acc,none": number / 10}}}))
+
+    monkeypatch.setattr(harness, "run", run)
+    monkeypatch.setattr(ckpt_evaluate, "converted", lambda *_: tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.yaml").write_text(f"task: x\n# {name}\n")
+    tasks = wanted([str(tmp_path / name) for name in "ab"], 0, None)
+    wishes = ckpt_evaluate.Wishes(tasks=(), shots=None, limit=None, prompts=None, tokens=None, again=False, quiet=True)
+    monkeypatch.setattr(evaluation_answers, "post", lambda *_, **__: None)
+    folder = evaluation_results.folder_of(chosen)
+    for ran in (True, False):
+        found = ckpt_evaluate._evaluated(chosen, folder, Config(runs=tmp_path), "lm-eval 1", tasks, None, wishes)
+        assert sorted(item["value"] for item in found.items) == [0.1, 0.2]
+        assert all(item["ran"] is ran for item in found.items)
 
 
 def test_a_folder_may_hold_what_is_no_utf_8(tmp_path: Path):

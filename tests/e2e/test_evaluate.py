@@ -218,6 +218,23 @@ def told(trained: Trained, asked: None) -> dict[str, Any]:
     return trained.evaluate("--tasks", "mine", *PROMPTS)
 
 
+def test_a_task_of_ones_own_never_takes_the_place_of_the_harnesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from trainer.harness import scoring
+
+    class Listed:
+        all_tasks = ("piqa",)
+
+        def __init__(self, include_path: str | None, include_defaults: bool) -> None:
+            self.given = include_path, include_defaults
+
+    monkeypatch.setattr(scoring, "TaskManager", Listed)  # the real one reads 14,000 files
+    (tmp_path / "piqa.yaml").write_text("task: piqa\n")
+    own = str(tmp_path / "piqa.yaml")
+    tasks: Any = scoring.Tasks([own, "piqa"])
+    assert tasks.manager("piqa").given == (None, True)
+    assert tasks.manager(own).given == (str(tmp_path), False)
+
+
 def _started(trained: Trained, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "opt_ops", "ckpt", "evaluate", "1/12", *words]
     return subprocess.Popen(

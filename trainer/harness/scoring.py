@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,19 +34,26 @@ class Tasks:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        folders: list[str | Path] = [*sorted({str(Path(name).parent) for name in names if _is_file(name)})]
-        needs_all = not all(_is_file(name) and not _is_group(Path(name)) for name in names)
-        if needs_all:
+        groups = {_folder(name) for name in names if not _is_file(name) or _is_group(Path(name))}
+        if groups:
             print_line("reading the harness's list of tasks", sys.stderr)  # 14,000 files
-        self._manager = TaskManager(include_path=folders, include_defaults=needs_all)
+        # In one list for all, a task of one's own would take the place of the harness's or of another folder's.
+        self._managers = {
+            folder: TaskManager(include_path=folder, include_defaults=folder in groups)
+            for folder in dict.fromkeys(map(_folder, names))
+        }
         for name in names:
-            if not _is_file(name) and name not in self._manager.all_tasks:
-                near = ", ".join(difflib.get_close_matches(name, self._manager.all_tasks, 3))
+            if not _is_file(name) and name not in (known := self.manager(name).all_tasks):
+                near = ", ".join(difflib.get_close_matches(name, known, 3))
                 raise UserError(f"there is no task {name}{near and f'; near: {near}'}")
+
+    def manager(self, name: str) -> TaskManager:
+        """The harness's list in which a task is found."""
+        return self._managers[_folder(name)]
 
     def named(self, name: str) -> str:
         """The harness's name of a task. By its path the harness does not load a group."""
-        index = self._manager.task_index.items()
+        index = self.manager(name).task_index.items()
         return next((key for key, entry in index if entry.yaml_path == Path(name)), name) if _is_file(name) else name
 
     def title(self, name: str) -> str:
@@ -55,7 +62,7 @@ class Tasks:
 
     def scorer(self, loaded: Loaded) -> "Scorer":
         """What scores them with a model."""
-        return Scorer(self._manager, self.named, loaded)
+        return Scorer(self, loaded)
 
 
 class _Model(HFLM):
@@ -76,8 +83,8 @@ class _Model(HFLM):
 class Scorer:
     """Scores tasks with one model."""
 
-    def __init__(self, manager: TaskManager, named: Callable[[str], str], loaded: Loaded) -> None:
-        self._manager, self._named = manager, named
+    def __init__(self, tasks: Tasks, loaded: Loaded) -> None:
+        self._tasks = tasks
         on_cpu = loaded.model.device.type == "cpu"
         make: Any = _Model  # its decorators hide the signatures of the harness's functions
         self._model = make(
@@ -110,7 +117,8 @@ class Scorer:
         Raises:
             Exception: whatever the task raises, for example because its data is not on this machine.
         """
-        built: Any = self._manager.load([self._named(name)])
+        manager = self._tasks.manager(name)
+        built: Any = manager.load([self._tasks.named(name)])
         if documents is not None:
             for task_name, task in built["tasks"].items():
                 write_durably_in(documents / f"{file_name(task_name)}.jsonl", _texts(task))
@@ -123,7 +131,7 @@ class Scorer:
             num_fewshot=shots,
             limit=limit,
             bootstrap_iters=_DRAWS,
-            task_manager=self._manager,
+            task_manager=manager,
         )
         answers = results.pop("samples")
         origin = {
@@ -196,6 +204,11 @@ def _finite(value: Any) -> Any:
 
 def _is_file(name: str) -> bool:
     return name.endswith(".yaml")
+
+
+def _folder(name: str) -> str | None:
+    """Of a task of one's own; None: the task is the harness's."""
+    return str(Path(name).parent) if _is_file(name) else None
 
 
 def _is_group(path: Path) -> bool:
