@@ -74,14 +74,9 @@ def test_each_size_is_started_once_although_the_daemon_is_killed(sized: Site):
     made = next(i for i, each in enumerate(entries) if isinstance(each.event, c.CampaignForecast))
     began = [i for i, each in enumerate(entries) if getattr(each.event, "recipe", "") == "s4"]
     assert began[0] == made, "the forecast stands before the size begins"
-    forecast = json.loads(sized.command("campaign", "forecast", "sizes", "--recipe", "s4", "-o", "json"))
-    assert forecast["schema"] == "opt-ops/campaign-forecast/1"
-    (item,) = forecast["items"]
+    (item,) = json.loads(sized.command("campaign", "forecast", "sizes", "-o", "json"))["items"]
     assert item["low"] <= item["reached"] <= item["high"]
-    assert abs(item["reached"] - item["loss"]) < 0.05
-    assert set(item["fit"]) == {"E", "A", "alpha", "B", "beta"}
-    refused = sized.command("campaign", "forecast", "sizes", "--recipe", "s4", "--journal", code=4)
-    assert "does not change" in refused
+    assert abs(item["reached"] - item["loss"]) < 0.05, "of losses that follow a law, it is right"
 
 
 @pytest.mark.slow
