@@ -10,7 +10,7 @@ from chronicles.record import load
 from chronicles.report import encode
 from chronicles.wording import score
 from opt_ops.cli.options import Lineage
-from opt_ops.cli.output import Column, Format, show
+from opt_ops.cli.output import Column, Format, say, show
 
 _COLUMNS = [
     Column("STEP", "step", right=True),
@@ -33,6 +33,9 @@ def show_scores(lineage: Lineage, output: Format, *, every: bool, header: bool) 
     rows = _rows(lineage, every=every)
     told = output not in (Format.JSON, Format.JSONL)
     show("opt-ops/ckpt-scores/1", [_in_words(row) for row in rows] if told else rows, _COLUMNS, output, header=header)
+    if told and not rows:
+        name = lineage.path.name
+        say(f"No score is in the journal of {name}.\n  next: opt-ops ckpt evaluate {name}/STEP --tasks piqa")
 
 
 def _rows(lineage: Lineage, *, every: bool) -> list[dict[str, Any]]:

@@ -51,3 +51,4 @@ def test_of_a_lineage_without_evaluation_the_list_is_empty(tmp_path: Path, monke
     Story().training(450).save(tmp_path / "runs" / "12")
     monkeypatch.chdir(tmp_path)
     assert json.loads(printed("-o", "json"))["items"] == []
+    assert "next: opt-ops ckpt evaluate 12/STEP" in CliRunner().invoke(app, ["ckpt", "scores", "12"]).stderr
