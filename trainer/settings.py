@@ -59,7 +59,7 @@ def changed(config: _Config, setting: str) -> _Config:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence with the known names that are similar to ``word``. Empty if there are none."""
-    return _suggestion(difflib.get_close_matches(word, list(known)))
+    return _suggestion(difflib.get_close_matches(word, list(known), cutoff=0.7))  # names of one family are alike anyway
 
 
 def _suggestion(names: Sequence[str]) -> str:
