@@ -352,6 +352,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "opt-175b": opt_175b,
 }
 
+PUBLISHED = [name for name, build in RECIPES.items() if build not in (opt_tiny, opt_200k, opt_500k, opt_1m, opt_2m)]
+"""Names of the recipes of the paper's sizes."""
+
 
 def build(name: str, settings: Sequence[str] = ()) -> Recipe:
     """The recipe ``name``, after each ``key=value`` of ``settings`` was applied and the result was checked.

@@ -23,8 +23,6 @@ from trainer.kernels import compile as machine_code
 from trainer.kernels.compile import MachineCode
 from trainer.kernels.jit import Compilation
 
-SIZES = [name for name in recipes.RECIPES if name != "opt-tiny"]
-
 _CUDA_TYPES = {**jit.TYPES, None: None}
 
 
@@ -95,7 +93,7 @@ def cannot_compile() -> str | None:
 def jobs() -> list[Job]:
     """The kernels of all published sizes, each once for a shape."""
     found: dict[str, Job] = {}
-    for name in SIZES:
+    for name in recipes.PUBLISHED:
         for job in _jobs(recipes.build(name)):
             key = json.dumps([job.op, job.kernel, job.shape, job.dtype])
             found.setdefault(key, job).recipes.append(name)
