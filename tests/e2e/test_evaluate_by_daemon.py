@@ -45,8 +45,8 @@ def test_a_spare_evaluates_outlives_the_daemon_and_gives_way_to_a_launch(tmp_pat
     go = tmp_path / "go"
     script = f"echo $0 $@ $$; while [ ! -e {go} ]; do sleep 0.1; done"
     command = f"EvaluationCommand(argv=('sh', '-c', {script!r}))"
-    stand_in = "from opt_ops.supervise import daemon; from opt_ops.supervise.evaluation_orders import EvaluationCommand"
-    stand_in += f"; daemon.evaluation_command = lambda *_: {command}"
+    stand_in = "from opt_ops.supervise import site; from opt_ops.supervise.evaluation_orders import EvaluationCommand"
+    stand_in += f"; site.evaluation_command = lambda *_: {command}"
     try:
         site.start("steps=100000", "checkpoint_every=20", "pause=0.05", nodes=1, spares=1)
         site.start_daemon(stand_in)
