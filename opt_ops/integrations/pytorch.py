@@ -123,9 +123,10 @@ def supervised(
         options = OPTIONS if OPTIONS.supervised else _options_of_nobody()
         refuse_unsupported(options, ("init_from",))
         ours = not dist.is_initialized()
-        world = start_distributed().world
-        if batch % world:
+        world = place_from_environment(os.environ).world
+        if batch % world:  # before the ranks meet: one that is late would find that the others have left
             raise UserError(f"batch={batch} cannot be divided among {world} ranks: choose a multiple of {world}.")
+        start_distributed()
         plan, base = plan_of(
             options,
             optimizer,
