@@ -316,6 +316,13 @@ def _look_in_another_thread(missing: Callable[[], bool]) -> threading.Event:
     return over
 
 
+def wait_for_telemetry(run_dir: Path, word: str) -> None:
+    """Wait until rank 0 has reported it, however slow the machine is."""
+    path = run_dir / "telemetry.jsonl"
+    while not path.exists() or word not in path.read_text():
+        time.sleep(0.02)
+
+
 def elsewhere() -> None:
     """Wait where a rank is that does not come to the collective."""
     time.sleep(600)
@@ -338,6 +345,7 @@ def misbehave(what: str, step: int, rank: int, phases: Phases, report: StepRepor
     elif what == "corrupt":
         report.fields["checksums"] = {"ranks": [1], "certain": True, "what": "its own shards changed"}
         if rank == 1:
+            wait_for_telemetry(phases.run_dir, '"checksums"')
             os._exit(85)
     elif what == "nospace":
         report.fields["save_error"] = "OSError: [Errno 28] No space left on device"
