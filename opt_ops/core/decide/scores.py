@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from opt_ops.core.events import AlertIntended, CheckpointEvaluated
 from opt_ops.core.events.evaluation import score_key
+from opt_ops.core.memo import memoize_last
 from opt_ops.core.names import AlertTopic, alert_id
+from opt_ops.core.state.attempts import Run
 from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import counting_results
 from opt_ops.core.told.phrase import count, figure, name
@@ -88,29 +90,36 @@ def falls(scores: Iterable[CheckpointEvaluated]) -> Iterator[Fall]:
             yield Fall(before=before, after=score, errors=abs(errors))
 
 
-def fallen(state: State) -> Iterator[AlertIntended]:
+def fallen(state: State) -> Sequence[AlertIntended]:
     """A warning for each fall. Nothing follows from it: a person judges what it means."""
-    if not state.scores:
-        return
-    lineage = state.intent.lineage
-    for fall in falls(counting_results(state, state.scores.values())):
-        before, after = fall.before, fall.after
-        pair = hashlib.sha256(f"{score_key(before)}\n{score_key(after)}".encode()).hexdigest()[:12]
-        what = f"{name(after.task)} {name(after.metric)}"
-        how = f"{name(after.harness)}, {count(after.shots, 'shot')}, task version {name(after.task_version)}"
-        body = [
-            f"{what}: {_value(before)}, {_value(after)}",
-            f"worse by {_errors(fall.errors)}; told from {STANDARD_ERRORS:g} standard errors on",
-            f"{how}, {count(after.n, 'document')}",
-            "Nothing was touched.",
-            f"next: opt-ops ckpt scores {lineage}",
-        ]
-        yield AlertIntended(
-            alert=alert_id(lineage, f"{AlertTopic.SCORE_FELL}/{before.step}-{after.step}/{pair}"),
-            severity=Severity.WARNING,
-            title=f"opt-ops {lineage}: a score is worse at step {after.step:,}: {what}",
-            body="\n".join(body),
-        )
+    return _fallen(state.intent.lineage, state.runs, state.scores) if state.scores else ()
+
+
+@memoize_last
+def _fallen(
+    lineage: str, runs: Mapping[str, Run], scores: Mapping[str, CheckpointEvaluated]
+) -> Sequence[AlertIntended]:
+    return [_warning(lineage, fall) for fall in falls(counting_results(State(runs=runs), scores.values()))]
+
+
+def _warning(lineage: str, fall: Fall) -> AlertIntended:
+    before, after = fall.before, fall.after
+    pair = hashlib.sha256(f"{score_key(before)}\n{score_key(after)}".encode()).hexdigest()[:12]
+    what = f"{name(after.task)} {name(after.metric)}"
+    how = f"{name(after.harness)}, {count(after.shots, 'shot')}, task version {name(after.task_version)}"
+    body = [
+        f"{what}: {_value(before)}, {_value(after)}",
+        f"worse by {_errors(fall.errors)}; told from {STANDARD_ERRORS:g} standard errors on",
+        f"{how}, {count(after.n, 'document')}",
+        "Nothing was touched.",
+        f"next: opt-ops ckpt scores {lineage}",
+    ]
+    return AlertIntended(
+        alert=alert_id(lineage, f"{AlertTopic.SCORE_FELL}/{before.step}-{after.step}/{pair}"),
+        severity=Severity.WARNING,
+        title=f"opt-ops {lineage}: a score is worse at step {after.step:,}: {what}",
+        body="\n".join(body),
+    )
 
 
 def _errors(errors: float) -> str:
