@@ -335,12 +335,7 @@ def _opt(
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "opt-tiny": opt_tiny,
-    "opt-200k": opt_200k,
-    "opt-500k": opt_500k,
-    "opt-1m": opt_1m,
-    "opt-2m": opt_2m,
+PUBLISHED: dict[str, Callable[[], Recipe]] = {
     "opt-125m": opt_125m,
     "opt-350m": opt_350m,
     "opt-1.3b": opt_1_3b,
@@ -351,9 +346,16 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "opt-66b": opt_66b,
     "opt-175b": opt_175b,
 }
+"""The sizes of the paper."""
 
-PUBLISHED = [name for name, build in RECIPES.items() if build not in (opt_tiny, opt_200k, opt_500k, opt_1m, opt_2m)]
-"""Names of the recipes of the paper's sizes."""
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "opt-tiny": opt_tiny,
+    "opt-200k": opt_200k,
+    "opt-500k": opt_500k,
+    "opt-1m": opt_1m,
+    "opt-2m": opt_2m,
+    **PUBLISHED,
+}
 
 
 def build(name: str, settings: Sequence[str] = ()) -> Recipe:

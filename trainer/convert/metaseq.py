@@ -21,7 +21,7 @@ from trainer.console import print_line
 from trainer.convert import pickles
 from trainer.convert.weights import EMBEDDINGS, StoredParameter, Weights, checked, shape_of
 from trainer.errors import UserError
-from trainer.recipes import PUBLISHED, RECIPES
+from trainer.recipes import PUBLISHED
 
 _NAME = re.compile(r"(?P<stem>.+?)(?:-model_part-(?P<part>\d+))?(?:-shard(?P<shard>\d+))?\.pt")
 _RENAMED = {"layer_norm": "final_layer_norm", "project_in_dim": "project_in", "project_out_dim": "project_out"}
@@ -72,7 +72,7 @@ def read(path: Path, heads: int | None) -> Weights:
     config = shape_of(shapes, 1, path)
     known = {
         (model.num_layers, model.hidden_size): model.num_heads
-        for model in (RECIPES[name]().model for name in PUBLISHED)
+        for model in (recipe().model for recipe in PUBLISHED.values())
     }
     heads = heads or known.get((config.num_layers, config.hidden_size))
     if not heads:
