@@ -52,7 +52,7 @@ def corpus(path: Path, *texts: str) -> Path:
 @pytest.mark.parametrize(
     ("words", "world", "why"),
     [
-        (["--recipe", "opt-tny"], 1, "no recipe is called 'opt-tny'. Did you mean opt-tiny"),
+        (["--recipe", "opt-tny"], 1, "no recipe is called 'opt-tny'. Did you mean opt-tiny?"),
         (["--recipe", "opt-tiny", "--set", "step=3"], 1, "no setting is called 'step'. Did you mean steps"),
         (["--recipe", "opt-tiny", "--set", "steps=many"], 1, "'many' is not a whole number"),
         (["--recipe", "opt-tiny", "--set", "optim.peak_lr=inf"], 1, "optim.peak_lr must be a finite number"),

@@ -181,7 +181,7 @@ def test_a_wrong_setting_is_explained(setting: str, why: str) -> None:
 
 
 def test_an_unknown_recipe_is_explained() -> None:
-    with pytest.raises(UserError, match=r"Did you mean opt-tiny.*\? Recipes: opt-tiny, opt-200k"):
+    with pytest.raises(UserError, match=r"Did you mean opt-tiny\? Recipes: opt-tiny, opt-200k"):
         build("opt-tinny")
 
 
