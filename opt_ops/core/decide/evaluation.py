@@ -19,7 +19,7 @@ from opt_ops.core.memo import memoize_last
 from opt_ops.core.names import evaluation_name
 from opt_ops.core.state.attempts import Run
 from opt_ops.core.state.model import Evaluation, KnownCheckpoint, State
-from opt_ops.core.state.queries import ancestry, probing
+from opt_ops.core.state.queries import counting_steps, probing
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Checkpoint, Driver, EvaluationEnd, Verdict
 from opt_ops.core.waiting import still_waiting
@@ -103,12 +103,10 @@ def _due(
     completed: bool,
     rule: EvaluationRule,
 ) -> Sequence[Milestone]:
-    newest = next(reversed(list(runs)))
-    limits = dict(ancestry(State(runs=runs), newest))
+    on_the_way = counting_steps(State(runs=runs), next(reversed(list(runs))))
 
-    def counts(checkpoint: Checkpoint) -> bool:
-        limit = limits.get(checkpoint.run)
-        return checkpoint.run in limits and checkpoint.run in runs and (limit is None or checkpoint.step <= limit)
+    def counts(checkpoint: Checkpoint) -> bool:  # those of a fork's parent are evaluated there
+        return checkpoint.run in runs and on_the_way(checkpoint.run, checkpoint.step)
 
     durable = (each for each in checkpoints.values() if not each.checkpoint.nodes and counts(each.checkpoint))
     known = sorted(durable, key=lambda each: each.checkpoint.step)

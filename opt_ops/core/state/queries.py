@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
@@ -89,6 +89,12 @@ def ancestry(state: State, run: str) -> list[tuple[str, int | None]]:
     return chain
 
 
+def counting_steps(state: State, run: str) -> Callable[[str, int], bool]:
+    """Tells of a run and a step of it whether they are part of `run`'s weights."""
+    limits = dict(ancestry(state, run))
+    return lambda name, step: name in limits and _within(step, limits[name])
+
+
 def newest_good(
     state: State, run: str, before: int | None = None, nodes: Sequence[str] | None = None
 ) -> KnownCheckpoint | None:
@@ -142,12 +148,8 @@ def last_is_unread(state: State) -> bool:
 
 def reachable_checkpoints(state: State, run: str) -> list[KnownCheckpoint]:
     """Those on the way to `run`'s weights: of its ancestors, those up to the step that the next run began from."""
-    limits = dict(ancestry(state, run))
-    return [
-        known
-        for known in state.checkpoints.values()
-        if known.checkpoint.run in limits and _within(known.checkpoint.step, limits[known.checkpoint.run])
-    ]
+    counts = counting_steps(state, run)
+    return [known for known in state.checkpoints.values() if counts(known.checkpoint.run, known.checkpoint.step)]
 
 
 def counting(state: State) -> set[str]:
@@ -160,8 +162,10 @@ def counting_results(state: State, results: Iterable[_Result]) -> list[_Result]:
 
     Of a step that was trained and saved again, only what was found on the newest weights.
     """
-    limits = dict(ancestry(state, state.run.name)) if state.run else {}
-    found = [each for each in results if each.run in limits and _within(each.step, limits[each.run])]
+    if state.run is None:
+        return []
+    counts = counting_steps(state, state.run.name)
+    found = [each for each in results if counts(each.run, each.step)]
     newest = {(each.run, each.step): each.digest for each in found}
     return [each for each in found if each.digest == newest[each.run, each.step]]
 
