@@ -19,13 +19,12 @@ from opt_ops.cli.options import (
     with_request_options,
 )
 from opt_ops.cli.output import Column, Format, say, show
-from opt_ops.cli.requests import author, confirm
+from opt_ops.cli.requests import author, confirm, is_taken
 from opt_ops.cli.start_checks import corpus, require_tokenizer, validation
 from opt_ops.core.told.phrase import count
 from opt_ops.errors import OptOpsError, Refused, UsageError
 from opt_ops.runfolder import campaigns
-
-_ACCEPT_SECONDS = 10.0
+from opt_ops.runfolder.liveness import Watcher
 
 app = typer.Typer(no_args_is_help=True, help="Train several sizes on the same data, and forecast each.")
 
@@ -135,6 +134,7 @@ def _send(path: Path, verb: str, arguments: dict[str, Any], options: RequestOpti
 
     Raises:
         Refused: the daemon refused it.
+        Unavailable: `--wait` was given, and no daemon is running.
     """
     request = campaigns.ask(path, author(options), verb, arguments, time.time())
     status = _answer(path, request, options)
@@ -146,20 +146,15 @@ def _send(path: Path, verb: str, arguments: dict[str, Any], options: RequestOpti
 
 
 def _answer(path: Path, request: str, options: RequestOptions) -> str:
-    deadline = time.monotonic() + _ACCEPT_SECONDS
-    while options.wait is not False and (path / "inbox" / f"{request}.json").exists():
-        watch = watch_now()
-        if not watch.living and not options.wait:
-            say(f"No daemon is running. The request is queued in {path / 'inbox'}.", options.quiet)
-            say(f"  {watch.why}\n  next: opt-ops daemon ensure", options.quiet)
-            return "waiting"
-        if time.monotonic() > deadline and not options.wait:
-            say(f"The daemon has not taken in the request yet. It is queued in {path / 'inbox'}.", options.quiet)
-            return "waiting"
-        time.sleep(0.1)
-    if options.wait is False:
+    if not is_taken(path, request, options, _nobody):
         return "waiting"
     refused = campaigns.state(path).refused.get(request)
     if refused is not None:
         raise Refused(f"the daemon refused: {refused.why}", f"opt-ops campaign status {path.name}")
     return "journaled"
+
+
+def _nobody() -> Watcher | None:
+    """Why nobody would read a request now; None: a daemon lives."""
+    watch = watch_now()
+    return None if watch.living else Watcher(watched=False, why=watch.why, next="opt-ops daemon ensure")

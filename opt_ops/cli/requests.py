@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -125,30 +126,47 @@ def send_request(pending: PendingRequest) -> dict[str, Any]:
         Unavailable: `--wait` was given, and no daemon is running.
         OptOpsError: `--wait` was given, and the lineage ended before the request was done.
     """
-    path, verb, wait, quiet = pending.lineage.path, pending.verb, pending.options.wait, pending.options.quiet
+    path, verb = pending.lineage.path, pending.verb
     request = lineages.ask(path, author(pending.options), verb, pending.arguments, time.time())
     answer = {"request": request.request, "lineage": path.name, "verb": verb, "status": "waiting"}
-    if wait is False:
+    if not is_taken(path, request.request, pending.options, lambda: _nobody(path.name)):
         return answer
-    inbox, deadline = path / "inbox", time.monotonic() + _ACCEPT_SECONDS
-    while (inbox / f"{request.request}.json").exists():
-        nobody = _nobody(path.name)
-        if nobody and wait:
-            raise Unavailable(f"no daemon is running; the request is queued in {inbox}; {nobody.why}", nobody.next)
-        if nobody:
-            say(f"No daemon is running. The request is queued in {inbox}.", quiet)
-            say(f"  {nobody.why}\n  next: {nobody.next}", quiet)
-            return answer
-        if time.monotonic() > deadline and not wait:
-            say(f"The daemon has not accepted the request yet. It is queued in {inbox}.", quiet)
-            return answer
-        time.sleep(0.1)
     for entry in lineages.entries_after(path, pending.lineage.state.seq):
         if isinstance(entry.event, RequestRefused) and entry.event.request == request.request:
             raise Refused(f"the daemon refused: {entry.event.why}", f"opt-ops run show {path.name}")
-    if wait:
+    if pending.options.wait:
         _wait_until_done(pending)
-    return answer | {"status": "done" if wait else "journaled"}
+    return answer | {"status": "done" if pending.options.wait else "journaled"}
+
+
+def is_taken(folder: Path, request: str, options: RequestOptions, nobody: Callable[[], Watcher | None]) -> bool:
+    """Wait until the daemon has taken a request out of the inbox, as the options say. False: it waits there.
+
+    Args:
+        folder: Of the lineage or the campaign.
+        request: Its id.
+        options: Of the command.
+        nobody: Why nobody would read it now; None: a daemon does.
+
+    Raises:
+        Unavailable: `--wait` was given, and no daemon is running.
+    """
+    wait, quiet = options.wait, options.quiet
+    if wait is False:
+        return False
+    inbox, deadline = folder / "inbox", time.monotonic() + _ACCEPT_SECONDS
+    while (inbox / f"{request}.json").exists():
+        if found := nobody():
+            if wait:
+                raise Unavailable(f"no daemon is running; the request is queued in {inbox}; {found.why}", found.next)
+            say(f"No daemon is running. The request is queued in {inbox}.", quiet)
+            say(f"  {found.why}\n  next: {found.next}", quiet)
+            return False
+        if time.monotonic() > deadline and not wait:
+            say(f"The daemon has not accepted the request yet. It is queued in {inbox}.", quiet)
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def send_note(pending: PendingRequest) -> dict[str, Any]:

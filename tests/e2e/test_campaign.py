@@ -112,6 +112,15 @@ def test_what_must_be_equal_is_refused_by_its_name(sized: Site):
     assert not (sized.runs / "campaigns").exists()
 
 
+def test_a_request_without_a_daemon_is_queued_and_says_so(sized: Site):
+    (answer,) = json.loads(sized.command("campaign", "start", "sizes", "--recipes", "s1", "-o", "json"))["items"]
+    assert answer["status"] == "waiting"
+    said = sized.command("campaign", "start", "more", "--recipes", "s1", "--wait", code=75)
+    assert "no daemon is running; the request is queued" in said
+    assert "next: opt-ops daemon ensure" in said
+    assert len(list(sized.runs.glob("campaigns/*/inbox/*.json"))) == 2
+
+
 def test_a_second_campaign_of_the_name_is_refused_and_one_can_be_stopped(sized: Site):
     begin(sized, recipes="s1,s2,s3,s4,s5")
     assert "there is a campaign sizes already" in sized.command(
