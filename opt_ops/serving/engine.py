@@ -26,6 +26,7 @@ _LOOK_SECONDS = 0.2
 _LAST_LINES = 12
 _ABOVE = "its last lines are above"
 _LEAVE_SECONDS = 15.0  # the guard's time between SIGTERM and SIGKILL, and more
+_TINY = {"prompt": "", "max_tokens": 1, "temperature": 0.0, "top_p": 1.0}  # the request that costs least
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _QUIET = {  # engines may neither ask the hub nor report to their makers
     "HF_HUB_OFFLINE": "1",
@@ -98,8 +99,7 @@ class Engine:
         while not self._healthy():
             self.require_alive()
             time.sleep(_LOOK_SECONDS)
-        first = {"prompt": "", "max_tokens": 1, "temperature": 0.0, "top_p": 1.0}
-        status, said = self.answer(first, None)
+        status, said = self.answer(_TINY, None)
         self.require_alive()
         if status != http.HTTPStatus.OK:
             raise OptOpsError(f"the engine cannot answer: {clean(str(said), 500)}", _ABOVE)
@@ -182,7 +182,7 @@ class Engine:
         """Wait until transformers is idle after a request that was given up, which may still draw."""
         if self.kind == "transformers":
             with suppress(OSError):  # then it is dead, and the command ends
-                self.answer({"prompt": "", "max_tokens": 1, "temperature": 0.0, "top_p": 1.0}, None)
+                self.answer(_TINY, None)
 
     def close(self) -> None:
         """End its process group."""
