@@ -38,7 +38,7 @@ HEAD = """# Commands
 | 3 | not found |
 | 4 | refused: a precondition or a policy forbids it, or it was not confirmed |
 | 5 | something is wrong, waits for you or cannot be read, as with `doctor`, `run show --check` or `pending` |
-| 65 | `ckpt evaluate`, `ckpt release`: the checkpoint is damaged |
+| 65 | `ckpt evaluate`, `ckpt release`, `ckpt serve`: the checkpoint is damaged |
 | 75 | unavailable: something does not answer, is not running or is not installed |
 | 130 | interrupted |
 | 141 | the reader of the output left, as `head` does |
