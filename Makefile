@@ -51,16 +51,11 @@ format: .venv/.installed  ## mend what can be mended by a tool
 
 evaluate-env: .venv-evaluate/.installed  ## an environment for `opt-ops ckpt evaluate`: [evaluate] python = ".venv-evaluate/bin/python"
 
-.venv-evaluate/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-evaluate
-	.venv-evaluate/bin/pip install --quiet --constraint constraints.txt --editable '.[evaluate]'
-	touch $@
-
 serve-env: .venv-serve/.installed  ## an environment for `opt-ops ckpt serve`: [serve] python = ".venv-serve/bin/python"
 
-.venv-serve/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-serve
-	.venv-serve/bin/pip install --quiet --constraint constraints.txt --editable '.[serve]'
+.venv-%/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
 mlflow: .venv/.installed  ## serve the chronicle in MLflow on 127.0.0.1:5000
