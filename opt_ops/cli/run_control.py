@@ -26,8 +26,7 @@ from opt_ops.cli.options import (
 )
 from opt_ops.cli.output import say
 from opt_ops.cli.requests import PendingRequest, send_note, show_answer
-from opt_ops.cli.run_start import corpus
-from opt_ops.cli.start_checks import require_change_possible
+from opt_ops.cli.start_checks import corpus, require_change_possible
 from opt_ops.core.state.data import change_of, data_of, renamed
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Driver
