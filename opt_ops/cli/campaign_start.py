@@ -62,7 +62,7 @@ def sizes(
     spares: int | None,
     ranks: int | None,
     config: Config,
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """The sizes of a request `start`, as the trainer describes them, the smallest first.
 
     Args:
@@ -109,7 +109,7 @@ def sizes(
                 f"{first['recipe']} and {size['recipe']} differ in more than the size decides: {named}",
                 f"make them equal, for example with --set {differ[0][0]}={_text(differ[0][1])}",
             )
-    yield from (size for size, _ in found)
+    return [size for size, _ in found]
 
 
 def require_all_possible(
