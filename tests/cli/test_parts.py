@@ -1,8 +1,6 @@
 """`opt-ops node ledger` and the way back of a node: what is known against it is shown, and it may be tested first."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +8,9 @@ import pytest
 from opt_ops.core import events as e
 from opt_ops.core.values import GpuPart, Verdict
 from opt_ops.runfolder.journal import Journal
+from tests.commands import opt_ops
 from tests.core.story import Story
 from tests.fake_nvml.build import FakeDriver
-
-
-def opt_ops(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "opt_ops", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture
