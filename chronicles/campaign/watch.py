@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from statistics import median
 from typing import Any
 
 from chronicles.campaign.sizes import CampaignRecord, Settled, SizeRecord, level
+from chronicles.wording import short
 from opt_ops.core.campaign.equal import differing, must_be_equal
 from opt_ops.core.campaign.events import AlertKind, CampaignForecast
 from opt_ops.core.campaign.values import Band
@@ -159,17 +160,13 @@ def _differences(campaign: CampaignRecord) -> Iterator[tuple[str, dict[str, Any]
         first, of_first = known[0]
         if differ := differing(of_first, own):
             named = "; ".join(
-                f"{key} is {_short(a)} in {first.size.recipe} and {_short(b)} here" for key, a, b in differ
+                f"{key} is {short(str(a), 40)} in {first.size.recipe} and {short(str(b), 40)} here"
+                for key, a, b in differ
             )
             why = f"The law of the sizes holds only where they are equal in what the size does not decide. {named}"
-            arguments: Mapping[str, Any] = {"kind": "settings", "recipe": size.size.recipe, "why": why[:4000]}
-            yield _identifier(campaign, size, AlertKind.SETTINGS), dict(arguments)
+            arguments = {"kind": str(AlertKind.SETTINGS), "recipe": size.size.recipe, "why": why[:4000]}
+            yield _identifier(campaign, size, AlertKind.SETTINGS), arguments
 
 
 def _identifier(campaign: CampaignRecord, size: SizeRecord, kind: AlertKind) -> str:
     return f"{kind}-{list(campaign.sizes).index(size) + 1}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
