@@ -33,8 +33,8 @@ _DRAWS = 250
 _KEPT_STARTS = 4
 _ROUNDS = 25  # of the fits to drawn losses
 _BLOCK = 4  # neighbouring losses of a curve that are drawn together: their noise is alike
-# Two runs that differ by their seed alone end about so far apart, as a share of the loss. Where few sizes are known, it
-# counts as much as this number of measured ones: with three sizes, nothing measured says how far one lies off the law.
+# An assumption: so far apart, as a share of the loss, end two runs that differ by their seed alone. Where few sizes are
+# known, it counts as much as this number of measured ones: of three sizes, nothing says how far one lies off the law.
 _SPREAD, _WORTH = 0.004, 3.0
 _LOW = np.array([-12.0, 0.02, -12.0, 0.02, -6.0])
 _HIGH = np.array([4.0, 1.5, 4.0, 1.5, 4.0])
@@ -214,7 +214,7 @@ def _cost(residuals: Array, weight: Array) -> Array:
 
 
 def _fit_all(theta: Array, n: Array, d: Array, y: Array, weight: Array) -> Array:
-    """Fit each row of parameters to its row of losses, all at once: hundreds of calls of L-BFGS would take minutes.
+    """Fit each row of parameters to its row of losses, all at once: a call of L-BFGS for each took ten times the CPU.
 
     Levenberg and Marquardt's steps for the same Huber loss, by weights. A row keeps its parameters unless a step lowers
     its cost.
