@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from chronicles.kept_curve import AttemptCurve, attempt_curves
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import AttemptIntended, Entry, MembersIntended
+from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import Status
+from opt_ops.runfolder.files import read_json
 from opt_ops.runfolder.journal import read
 from opt_ops.runfolder.lineages import children
 
@@ -68,6 +71,12 @@ def load(folder: Path, *, telemetry: bool = True) -> LineageRecord:
 
     record = from_entries(folder.name, entries, remarks, FileTrainer(folder).points)
     return replace(record, children=children(folder))
+
+
+def newest_config(folder: Path, record: LineageRecord) -> Mapping[str, Any] | None:
+    """config.json of the newest attempt that has one; None: none has."""
+    files = (folder / attempt_folder(attempt) / "config.json" for attempt in reversed(list(record.state.attempts)))
+    return next((found for file in files if isinstance(found := read_json(file), dict)), None)
 
 
 def until(record: LineageRecord, ts: float, more: Sequence[Entry] = ()) -> LineageRecord:

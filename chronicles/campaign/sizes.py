@@ -11,13 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from chronicles.kept_curve import kept_points
-from chronicles.record import LineageRecord, load
+from chronicles.record import LineageRecord, load, newest_config
 from opt_ops.core.campaign.state import CampaignState, Forecast, Member
 from opt_ops.core.campaign.values import Size
-from opt_ops.core.names import attempt_folder
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import campaigns
-from opt_ops.runfolder.files import read_json
 
 SHARES = tuple(round(float(24 ** (k / 23 - 1)), 6) for k in range(24))
 """Of the planned tokens, at which settled losses are taken: from 1/24 to 1, each 15 % above the one before."""
@@ -108,7 +106,7 @@ def _size(runs: Path, state: CampaignState, size: Size) -> SizeRecord:
     elif member is not None:
         try:
             record = load(runs / member.lineage)
-            config = _config(runs / member.lineage, record)
+            config = newest_config(runs / member.lineage, record) or {}
             started = record.state.lineage
             if started is not None and started.request != member.request:
                 record, problem, config = None, f"lineage {member.lineage} was deleted; another one has its number", {}
@@ -172,12 +170,3 @@ def first_share(config: Mapping[str, Any]) -> float:
     if not isinstance(warmup, int) or not isinstance(steps, int) or steps <= 0:
         return 0.0
     return _WARM_UPS * warmup / steps
-
-
-def _config(lineage: Path, record: LineageRecord) -> Mapping[str, Any]:
-    """The config.json of the newest attempt that has one."""
-    for attempt in reversed(list(record.state.attempts)):
-        config = read_json(lineage / attempt_folder(attempt) / "config.json")
-        if isinstance(config, Mapping):
-            return config
-    return {}

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chronicles.comparison.family import Family
-from opt_ops.core.names import attempt_folder
-from opt_ops.runfolder.files import read_json
+from chronicles.record import newest_config
 
 _OF_AN_ATTEMPT = frozenset({"v", "attempt", "host", "ts", "resume", "node", "pid"})
 """What differs between any two attempts of one lineage."""
@@ -46,12 +45,10 @@ def differences(pair: tuple[Family, Family]) -> list[Setting]:
 
 def _settings(of: Family) -> dict[str, Any]:
     """As its newest attempt with a config.json says; before there is one, as it was asked for."""
-    state = of.own.state
-    for attempt in reversed(list(state.attempts)):
-        config = read_json(of.folder / attempt_folder(attempt) / "config.json")
-        if isinstance(config, Mapping):
-            return dict(_flat(_with_data_by_step({k: v for k, v in config.items() if k not in _OF_AN_ATTEMPT})))
-    asked = state.lineage
+    config = newest_config(of.folder, of.own)
+    if config is not None:
+        return dict(_flat(_with_data_by_step({k: v for k, v in config.items() if k not in _OF_AN_ATTEMPT})))
+    asked = of.own.state.lineage
     if asked is None:
         return {}
     pairs = (each.partition("=") for each in asked.settings)
