@@ -16,6 +16,7 @@ from opt_ops.core.failures import classes
 from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state import in_place
+from opt_ops.core.state.attempts import Run
 from opt_ops.core.state.data import changes_of
 from opt_ops.core.text import number_spans
 from opt_ops.core.values import Action, Tier
@@ -80,7 +81,7 @@ def _outcome_phrase(record: LineageRecord, row: IncidentReport, restarted: str, 
 def _reconfigured(record: LineageRecord, row: IncidentReport, changed: str) -> str:
     """`changed: learning rate × 0.75`; `data changed at step 61,000: + code 10 %`."""
     others = ", ".join(_changed(record, row))
-    run = next((run for run in record.state.runs.values() if run.incident == row.incident), None)
+    run = _run_after(record, row)
     request = request_behind(record, row.evidence)
     if request is None or not request.data:
         return f"{changed}: {others or 'nothing'}"
@@ -115,12 +116,17 @@ def _moved(record: LineageRecord, row: IncidentReport) -> str:
 def _changed(record: LineageRecord, row: IncidentReport) -> list[str]:
     request = request_behind(record, row.evidence)
     changed = changed_settings(request.lr if request else None, row.lr_factor, row.settings, row.skip_batches)
-    run = next((run for run in record.state.runs.values() if run.incident == row.incident), None)
+    run = _run_after(record, row)
     parent = record.state.runs.get(run.parent or "") if run else None
     gone = [each.step for each in parent.data if run and each not in run.data] if parent else []
     if gone and row.action == Action.ROLLBACK:
         changed.append(f"data of before step {whole(min(gone))}")
     return changed
+
+
+def _run_after(record: LineageRecord, row: IncidentReport) -> Run | None:
+    """The run that was planned for an incident; None: none was."""
+    return next((run for run in record.state.runs.values() if run.incident == row.incident), None)
 
 
 def is_notable(row: IncidentReport) -> bool:
