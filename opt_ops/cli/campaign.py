@@ -23,7 +23,7 @@ from opt_ops.cli.requests import author, confirm, is_taken
 from opt_ops.cli.start_checks import corpus, require_tokenizer, validation
 from opt_ops.core.told.phrase import count
 from opt_ops.errors import OptOpsError, Refused, UsageError
-from opt_ops.runfolder import campaigns
+from opt_ops.runfolder import campaigns, lineages
 from opt_ops.runfolder.liveness import Watcher
 
 app = typer.Typer(no_args_is_help=True, help="Train several sizes on the same data, and forecast each.")
@@ -136,7 +136,7 @@ def _send(path: Path, verb: str, arguments: dict[str, Any], options: RequestOpti
         Refused: the daemon refused it.
         Unavailable: `--wait` was given, and no daemon is running.
     """
-    request = campaigns.ask(path, author(options), verb, arguments, time.time())
+    request = lineages.ask(path, author(options), verb, arguments, time.time()).request
     status = _answer(path, request, options)
     if options.output in (Format.JSON, Format.JSONL, Format.NAME):
         row = {"campaign": path.name, "request": request, "verb": verb, "status": status}

@@ -13,7 +13,7 @@ from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption, setting
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.core.text import iso
 from opt_ops.errors import NotFound, Refused, UsageError
-from opt_ops.runfolder import campaigns
+from opt_ops.runfolder import campaigns, lineages
 
 if TYPE_CHECKING:
     from chronicles.campaign.sizes import CampaignRecord, SizeRecord
@@ -126,7 +126,7 @@ def render(name: NameArgument, quiet: QuietOption = False) -> None:
     campaign = _load(name)
     for identifier, arguments in findings(campaign):
         if identifier not in campaign.state.alerts:
-            campaigns.ask(campaign.folder, _DAEMON, "alert", arguments, time.time(), identifier)
+            lineages.ask(campaign.folder, _DAEMON, "alert", arguments, time.time(), identifier)
     for path in draw(campaign):
         say(f"Wrote {path}.", quiet)
 
@@ -152,9 +152,7 @@ def _journal(campaign: CampaignRecord, sizes: list[SizeRecord], recipe: str) -> 
         )
     arguments = made(campaign, size)
     if arguments is not None:
-        campaigns.ask(
-            campaign.folder, _DAEMON, "forecast", arguments, time.time(), f"forecast-{_place(campaign, size)}"
-        )
+        lineages.ask(campaign.folder, _DAEMON, "forecast", arguments, time.time(), f"forecast-{_place(campaign, size)}")
 
 
 def _place(campaign: CampaignRecord, size: SizeRecord) -> int:

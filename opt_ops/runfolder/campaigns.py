@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from opt_ops.core.campaign.events import CAMPAIGN, CampaignEvent
 from opt_ops.core.campaign.state import CampaignState, fold
 from opt_ops.errors import NotFound, Refused, UsageError
-from opt_ops.ports import Request
 from opt_ops.runfolder.files import names_in
-from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.journal_reader import CAMPAIGNS, read
-from opt_ops.runfolder.permissions import give_to_group, group_of, private
+from opt_ops.runfolder.permissions import give_to_group, private
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # of a folder, and part of the ids of requests
 
@@ -90,11 +86,3 @@ def state(path: Path) -> CampaignState:
     for entry in read(path / "journal", CAMPAIGN)[0]:
         found = fold(found, entry.ts, cast("CampaignEvent", entry.event))
     return found
-
-
-def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: float, identifier: str = "") -> str:
-    """Leave a request in the campaign's inbox for the daemon. Returns its id. With `identifier`, twice is once."""
-    request = Request(request=identifier or str(uuid.uuid4()), author=author, verb=verb, arguments=arguments)
-    with private(group_of(path)):
-        FileInbox(path).put(request, ts)
-    return request.request

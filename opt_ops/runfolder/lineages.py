@@ -159,7 +159,7 @@ def claim(path: Path, group: str = "") -> bool:
 
 
 def ask(path: Path, author: str, verb: str, arguments: Mapping[str, Any], ts: float, identifier: str = "") -> Request:
-    """Leave a request in the lineage's inbox for the daemon. Returns it.
+    """Leave a request in the inbox of a lineage, or of a campaign, for the daemon. Returns it.
 
     With `identifier`, asking twice is asking once: the journal takes each only once.
     """

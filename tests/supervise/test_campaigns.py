@@ -86,7 +86,7 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
 
 def begin(runs: Path, name: str) -> Path:
     path = campaigns.create(runs, name)
-    campaigns.ask(path, "ann", "start", START, 1e9)
+    lineages.ask(path, "ann", "start", START, 1e9)
     return path
 
 
@@ -190,7 +190,7 @@ def test_a_start_that_was_interrupted_or_refused_leaves_its_name_free(watch: Wat
     watch.rounds(2)
     assert watch.campaigns.idle
     assert campaigns.create(watch.runs, "a") == path
-    campaigns.ask(path, "ann", "start", {**START, "sizes": []}, 1e9)
+    lineages.ask(path, "ann", "start", {**START, "sizes": []}, 1e9)
     with pytest.raises(Refused):
         campaigns.create(watch.runs, "a")  # its request waits for the daemon
     watch.rounds(2)
