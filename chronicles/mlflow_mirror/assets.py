@@ -13,7 +13,8 @@ from statistics import median
 
 from chronicles.mlflow_mirror.parameters import Json
 from opt_ops.core.health.readings import Heartbeat
-from opt_ops.core.state.model import KnownCheckpoint, State
+from opt_ops.core.state.checkpoints import KnownCheckpoint
+from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import ancestry
 from opt_ops.core.state.status import Status
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from opt_ops.core.events import CheckpointsGone, EvaluationEnded, Event
-from opt_ops.core.state.model import Evaluation, State
+from opt_ops.core.state.checkpoints import Evaluation
+from opt_ops.core.state.model import State
 from opt_ops.core.values import EvaluationEnd
 from opt_ops.ports import CheckpointStore, Evaluations
 from opt_ops.supervise.watch_nodes import NodeWatch

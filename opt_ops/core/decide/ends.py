@@ -15,7 +15,8 @@ from opt_ops.core.decide.policy import Policy
 from opt_ops.core.events import IncidentOpened, RecoveryDecided
 from opt_ops.core.failures.classes import Domain, FailureClass, row
 from opt_ops.core.state.attempts import Attempt
-from opt_ops.core.state.model import Incident, KnownCheckpoint, State
+from opt_ops.core.state.checkpoints import KnownCheckpoint
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import newest_good, reachable_checkpoints
 from opt_ops.core.values import Action, Outcome, Tier
 from opt_ops.core.waiting import still_waiting

@@ -18,7 +18,8 @@ from opt_ops.core.events import EvaluationEnded, EvaluationIntended, Event
 from opt_ops.core.memo import memoize_last
 from opt_ops.core.names import evaluation_name
 from opt_ops.core.state.attempts import Run
-from opt_ops.core.state.model import Evaluation, KnownCheckpoint, State
+from opt_ops.core.state.checkpoints import Evaluation, KnownCheckpoint
+from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import counting_steps, probing
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Checkpoint, Driver, EvaluationEnd, Verdict

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from opt_ops.core.decide.policy import Playbook, Policy
 from opt_ops.core.failures.classes import Spends, row
-from opt_ops.core.state.model import Incident, KnownCheckpoint, State
+from opt_ops.core.state.checkpoints import KnownCheckpoint
+from opt_ops.core.state.model import Incident, State
 from opt_ops.core.state.queries import at_hand, newest_good, reachable_checkpoints
 from opt_ops.core.values import Action
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.events.evaluation import score_key
-from opt_ops.core.state.model import Evaluation, State
+from opt_ops.core.state.checkpoints import Evaluation
+from opt_ops.core.state.model import State
 from opt_ops.core.state.update import with_item, with_request_handled
 
 

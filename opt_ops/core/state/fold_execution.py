@@ -8,7 +8,8 @@ from typing import Any
 
 from opt_ops.core import events as e
 from opt_ops.core.state.attempts import Attempt, Members, Run
-from opt_ops.core.state.model import Allocation, KnownCheckpoint, State
+from opt_ops.core.state.checkpoints import KnownCheckpoint
+from opt_ops.core.state.model import Allocation, State
 from opt_ops.core.state.queries import waiting_for_attempt
 from opt_ops.core.state.update import with_allocation, with_attempt, with_incident, with_item, with_new_allocation
 from opt_ops.core.values import HOLDING, AllocationStatus, PlannedChange

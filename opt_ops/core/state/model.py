@@ -15,7 +15,6 @@ from opt_ops.core.events import (
     ChangeRequested,
     CheckpointEvaluated,
     CheckpointSampled,
-    EvaluationIntended,
     InputLeftOut,
     LineageStarted,
     PauseRequested,
@@ -31,6 +30,7 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.state.attempts import Attempt, Run
+from opt_ops.core.state.checkpoints import Evaluation, KnownCheckpoint
 from opt_ops.core.values import (
     ENDED,
     HOLDING,
@@ -38,9 +38,7 @@ from opt_ops.core.values import (
     AllocationStatus,
     AskDefault,
     AskTerms,
-    Checkpoint,
     Driver,
-    EvaluationEnd,
     Fault,
     GpuPart,
     PlannedChange,
@@ -232,44 +230,6 @@ class AlertState:
     told: AlertIntended
     at: float
     delivered: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownCheckpoint:
-    """A committed checkpoint, and what its examination gave: None while it lasts."""
-
-    checkpoint: Checkpoint
-    seen_at: float
-    verified: bool | None = None
-    healthy: bool = False
-    why: str = ""
-
-    @property
-    def good(self) -> bool:
-        """Whether training may go on from it."""
-        return self.verified is True and self.healthy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """An evaluation that the daemon has ordered; `end` is None while it runs."""
-
-    intended: EvaluationIntended
-    at: float
-    epoch: int
-    end: EvaluationEnd | None = None
-    ended_at: float | None = None
-    why: str = ""
-
-    @property
-    def name(self) -> str:
-        """Such as 12-ev001."""
-        return self.intended.evaluation
-
-    @property
-    def checkpoint(self) -> str:
-        """What is evaluated, as commands name it: such as 12.01/61000."""
-        return f"{self.intended.checkpoint.run}/{self.intended.checkpoint.step}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from typing import TypeVar
 from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.state.attempts import Attempt
-from opt_ops.core.state.model import Allocation, Incident, KnownCheckpoint, Proposal, State
+from opt_ops.core.state.checkpoints import KnownCheckpoint
+from opt_ops.core.state.model import Allocation, Incident, Proposal, State
 from opt_ops.core.values import (
     Action,
     Checkpoint,
