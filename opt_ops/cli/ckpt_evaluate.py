@@ -18,6 +18,7 @@ from opt_ops.cli.options import settings
 from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.config import Config
 from opt_ops.core.events.evaluation import score_key
+from opt_ops.core.state.model import State
 from opt_ops.errors import OptOpsError, UsageError
 from opt_ops.runfolder import lineages
 from opt_ops.runfolder.permissions import group_of, private
@@ -101,15 +102,15 @@ def _evaluated(
     missing: dict[Wanted, Path] = {}
     for task in (each for each in tasks if each not in there):
         missing[task] = evaluation_results.free_file(folder, task.stem, missing.values())
-    if prompts is not None and completed is not None and not completed.is_of(prompts):
+    if prompts is not None and completed is not None and not evaluation_samples.is_of(completed, prompts):
         say(
             "other prompts were completed before; --again completes these, but the journal keeps the others",
             wishes.quiet,
         )
     failure, target = None, None
-    if missing or (prompts is not None and completed is None):
-        if prompts is not None and completed is None:
-            target = evaluation_results.free_file(folder, prompts.stem)
+    if prompts is not None and completed is None:
+        target = evaluation_results.free_file(folder, prompts.stem)
+    if missing or target is not None:
         weights = converted(chosen, config.trainer, "fp32", lambda line: say(f"  {line}", wishes.quiet))
         failure = harness.run(
             config.evaluate.python,
@@ -131,9 +132,7 @@ def _evaluated(
     if target is not None and target.exists():
         completed = evaluation_samples.completed_in(chosen, target)
     scores = [score for found in (there | ran).values() for score in found.scores]
-    refusal = evaluation_answers.post(
-        path, getpass.getuser(), scores, completed.event if completed else None, quiet=wishes.quiet
-    )
+    refusal = evaluation_answers.post(path, getpass.getuser(), scores, completed, quiet=wishes.quiet)
     for metric in (each for found in ran.values() for each in found.left_out):
         say(f"left out: {metric}, which is no finite number", wishes.quiet)
     items = {  # by key: a group has the scores of its tasks, too
@@ -142,11 +141,11 @@ def _evaluated(
         if (found := ran.get(task) or there.get(task)) is not None
         for score in found.scores
     }
-    samples = completed.items(chosen, ran=target is not None) if completed else []
+    samples = evaluation_samples.items(chosen, completed, ran=target is not None) if completed else []
     return Outcome(items=list(items.values()), samples=samples, failure=failure or refusal)
 
 
-def _there(chosen: Named, folder: Path, state: Any, tasks: Sequence[Wanted], version: str) -> dict[Wanted, Found]:
+def _there(chosen: Named, folder: Path, state: State, tasks: Sequence[Wanted], version: str) -> dict[Wanted, Found]:
     found = {task: evaluation_results.find(chosen, folder, state, task, version) for task in tasks}
     return {task: scores for task, scores in found.items() if scores is not None}
 

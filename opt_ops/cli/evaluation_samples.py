@@ -37,28 +37,6 @@ class Prompts:
         return f"samples.{self.tokens}-tokens"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """Prompts that a checkpoint has completed."""
-
-    event: CheckpointSampled
-
-    def is_of(self, prompts: Prompts) -> bool:
-        """Whether these are the prompts that were completed. The journal has one set for each checkpoint."""
-        return [each.prompt for each in self.event.completions] == [clean(line, _LONGEST) for line in prompts.lines]
-
-    def items(self, chosen: Named, *, ran: bool) -> list[dict[str, Any]]:
-        """For `-o json`, one for each prompt."""
-        event = self.event
-        about = {
-            **{name: getattr(event, name) for name in ("run", "step", "tokens", "seed", "sha256")},
-            "settled": chosen.counts,
-            "ran": ran,
-            "file": str(chosen.lineage.path / event.file),
-        }
-        return [{**asdict(each), **about} for each in event.completions]
-
-
 def read(file: Path, tokens: int) -> Prompts:
     """The prompts of a file.
 
@@ -79,17 +57,16 @@ def read(file: Path, tokens: int) -> Prompts:
     return Prompts(file=file.absolute(), lines=tuple(lines), sha256=sha256(file), tokens=tokens)
 
 
-def find(chosen: Named, folder: Path, state: State, prompts: Prompts) -> Completed | None:
+def find(chosen: Named, folder: Path, state: State, prompts: Prompts) -> CheckpointSampled | None:
     """The completions that are there already: in a result file, or in the journal, which has one set a checkpoint."""
     for path in sorted(folder.glob(f"{prompts.stem}*.json")):
         completed, of = _completed_in(chosen, path)
         if of == (chosen.digest, prompts.sha256):
             return completed
-    known = state.samples.get(chosen.digest)
-    return Completed(event=known) if known is not None else None
+    return state.samples.get(chosen.digest)
 
 
-def completed_in(chosen: Named, path: Path) -> Completed:
+def completed_in(chosen: Named, path: Path) -> CheckpointSampled:
     """What a result file says.
 
     Raises:
@@ -98,7 +75,7 @@ def completed_in(chosen: Named, path: Path) -> Completed:
     return _completed_in(chosen, path)[0]
 
 
-def _completed_in(chosen: Named, path: Path) -> tuple[Completed, tuple[Any, Any]]:
+def _completed_in(chosen: Named, path: Path) -> tuple[CheckpointSampled, tuple[Any, Any]]:
     """And the digests of the checkpoint and of the prompts that it is of."""
     whole: Any = read_json(path)
     try:
@@ -115,9 +92,25 @@ def _completed_in(chosen: Named, path: Path) -> tuple[Completed, tuple[Any, Any]
             file=str(path.relative_to(chosen.lineage.path)),
             sha256=sha256(path),
         )
-        return Completed(event=event), (origin.get("digest"), origin.get("prompts"))
+        return event, (origin.get("digest"), origin.get("prompts"))
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise OptOpsError(f"{path} is no result file: {error!r}", f"move it away: mv {path} {path}.damaged") from error
+
+
+def is_of(completed: CheckpointSampled, prompts: Prompts) -> bool:
+    """Whether these are the prompts that were completed. The journal has one set for each checkpoint."""
+    return [each.prompt for each in completed.completions] == [clean(line, _LONGEST) for line in prompts.lines]
+
+
+def items(chosen: Named, completed: CheckpointSampled, *, ran: bool) -> list[dict[str, Any]]:
+    """For `-o json`, one for each prompt."""
+    about = {
+        **{name: getattr(completed, name) for name in ("run", "step", "tokens", "seed", "sha256")},
+        "settled": chosen.counts,
+        "ran": ran,
+        "file": str(chosen.lineage.path / completed.file),
+    }
+    return [{**asdict(each), **about} for each in completed.completions]
 
 
 def _short(completions: list[Completion]) -> tuple[Completion, ...]:

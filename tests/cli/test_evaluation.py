@@ -224,7 +224,7 @@ def test_completions_become_a_request_that_the_daemon_takes(tmp_path: Path):
     whole = {"completions": [told] * evaluation_samples.MOST_PROMPTS, "opt_ops": {"tokens": 60, "seed": 1}}
     (tmp_path / "samples.60-tokens.json").write_text(json.dumps(whole))
     completed = evaluation_samples.completed_in(chosen, tmp_path / "samples.60-tokens.json")
-    lineages.ask(tmp_path, "ann", "sampled", evaluation_results.arguments(completed.event), 1.0, identifier="sampled-a")
+    lineages.ask(tmp_path, "ann", "sampled", evaluation_results.arguments(completed), 1.0, identifier="sampled-a")
     (request,) = FileInbox(tmp_path).requests()
     event = event_of(State(runs={"12.00": None}), request)  # pyright: ignore[reportArgumentType]
     assert isinstance(event, CheckpointSampled), event
