@@ -28,6 +28,7 @@ from opt_ops.errors import UsageError
 from opt_ops.runfolder.files import write_text
 
 if TYPE_CHECKING:
+    from chronicles.ledger.summary import LedgerSummary
     from chronicles.ledger.total import LedgerTotal
 
 
@@ -80,18 +81,10 @@ def ledger(
     else:
         done, unreadable = by_lineage(folders, lambda path: (path.name, account(load(path, telemetry=False), rates)))
     summaries = {name: each.summary for name, each in done}
-    if prometheus:
-        from chronicles.ledger.prometheus import text
-
-        if write is None:
-            print(text(summaries), end="")
-        else:
-            write_text(write, text(summaries))
-            say(f"Wrote {len(summaries)} lineages to {write}.", quiet)
-        leave_if_unreadable(unreadable)
-        return
     rows = [{"lineage": name, **encode(summary)} for name, summary in summaries.items()]
-    if carbon:
+    if prometheus:
+        _prometheus(summaries, write, quiet)
+    elif carbon:
         ledger_total.conventional(rows, output, header=header)
     elif identifier and output in (Format.TABLE, Format.WIDE):
         _one(rows[0], output, header)
@@ -104,6 +97,16 @@ def ledger(
             listed.append(_all(sum_up([each for _, each in done], rates)))
         show("opt-ops/ledger/1", listed, columns, output, header=header)
     leave_if_unreadable(unreadable)
+
+
+def _prometheus(summaries: Mapping[str, LedgerSummary], write: Path | None, quiet: bool) -> None:
+    from chronicles.ledger.prometheus import text
+
+    if write is None:
+        print(text(summaries), end="")
+    else:
+        write_text(write, text(summaries))
+        say(f"Wrote {len(summaries)} lineages to {write}.", quiet)
 
 
 def _total(identifier: str, since: str, names: bool, output: Format, header: bool) -> None:
