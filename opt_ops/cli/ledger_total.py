@@ -83,11 +83,7 @@ def _facts(item: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     if figure is None:
         yield "conventional tCO2e", None, "set gpu_tdp_watts in [ledger]"
         return
-    yield (
-        "conventional MWh",
-        _short(figure["kwh"] / 1000),
-        f"GPU-hours × {figure['tdp_watts']:g} W × PUE {figure['pue']:g}",
-    )
+    yield "conventional MWh", _short(figure["kwh"] / 1000), _power(figure)
     yield "conventional tCO2e", _rounded(figure)["tco2e"], factor(figure)
     if figure["completed_only"] is not None:
         yield "  completed only", _rounded(figure["completed_only"])["tco2e"], "as papers count"
@@ -116,7 +112,8 @@ def conventional(rows: Sequence[Mapping[str, Any]], output: Format, *, header: b
         found = [_rounded(each) for each in found]
         show("", found, _CONVENTIONAL, output, header=header)
         if known:
-            sys.stdout.write(f"\n{_source(known[0]['conventional'])}\n")
+            figure = known[0]["conventional"]
+            sys.stdout.write(f"\n{_power(figure)}; {factor(figure)}\n")
     else:
         show("opt-ops/ledger-conventional/1", found, _CONVENTIONAL, output, header=header)
 
@@ -139,8 +136,8 @@ def _figure(row: Mapping[str, Any], of: str, hours: float, kwh: float, tco2e: fl
     return said | factors
 
 
-def _source(figure: Mapping[str, Any]) -> str:
-    return f"GPU-hours × {figure['tdp_watts']:g} W × PUE {figure['pue']:g}; {factor(figure)}"
+def _power(figure: Mapping[str, Any]) -> str:
+    return f"GPU-hours × {figure['tdp_watts']:g} W × PUE {figure['pue']:g}"
 
 
 def factor(figure: Mapping[str, Any]) -> str:
