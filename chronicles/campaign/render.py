@@ -12,14 +12,10 @@ from chronicles.logbook.drawing.curves import Line, MeasureCurve
 from chronicles.logbook.drawing.figure import Measured
 from chronicles.logbook.drawing.html import ours, page_environment, page_part, policy
 from chronicles.logbook.drawing.markup import plain, table
+from chronicles.logbook.drawing.scale import axis_unit
 from opt_ops.runfolder.files import write_text
 
 FOLDER = "logbook"  # below the campaign's folder
-_UNITS = (
-    *((10**18, "quintillion"), (10**15, "quadrillion"), (10**12, "trillion"), (10**9, "billion")),
-    *((10**6, "million"), (10**3, "thousand"), (1, "")),
-)
-_FINE = 1000  # places that an axis has at least
 _FLOPS = 6
 """For each parameter and token, forward and backward pass together (Kaplan et al. 2020, arXiv 2001.08361)."""
 
@@ -82,8 +78,7 @@ def _curves(sizes: Sequence[SizeRecord], each_token: Callable[[SizeRecord], int]
     """The settled losses of all sizes over one axis, and what the axis counts."""
     factors = list(map(each_token, sizes))
     ends = [size.settled[-1].tokens * factors[place] for place, size in enumerate(sizes) if size.settled]
-    most = max(ends, default=0)
-    unit, prefix = next((unit, prefix) for unit, prefix in _UNITS if most >= _FINE * unit or unit == 1)
+    unit, axis = axis_unit(max(ends, default=0), what)
     lines = [
         Line(
             run=place,
@@ -95,4 +90,4 @@ def _curves(sizes: Sequence[SizeRecord], each_token: Callable[[SizeRecord], int]
         if size.settled
     ]
     curves = {"loss": MeasureCurve(lines=lines, gaps=[])} if lines else {}
-    return Measured(curves=curves, healthy_wps=None), f"{prefix} {what}".lstrip()
+    return Measured(curves=curves, healthy_wps=None), axis

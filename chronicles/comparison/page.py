@@ -12,10 +12,8 @@ from chronicles.logbook.drawing.curves import MEASURES, Line, MeasureCurve
 from chronicles.logbook.drawing.figure import Measured
 from chronicles.logbook.drawing.html import ours, page_environment, page_part, policy
 from chronicles.logbook.drawing.marks import IncidentMark
+from chronicles.logbook.drawing.scale import axis_unit
 from opt_ops.core.detect.point import Point
-
-_UNITS = ((10**9, "billion tokens"), (10**6, "million tokens"), (10**3, "thousand tokens"), (1, "tokens"))
-_FINE = 1000  # places that the axis has at least: a unit is taken only if the curves are longer
 
 
 def page(compared: Comparison) -> str:
@@ -49,7 +47,7 @@ def _axis(compared: Comparison) -> tuple[int, str]:
     if compared.axis == "step":
         return 1, "step"
     most = max((point.tokens for points in compared.points for point in points), default=0)
-    return next((unit, name) for unit, name in _UNITS if most >= _FINE * unit or unit == 1)
+    return axis_unit(most, "tokens")
 
 
 def _measures(compared: Comparison, unit: int) -> Mapping[str, MeasureCurve]:

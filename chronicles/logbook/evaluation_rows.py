@@ -15,6 +15,7 @@ _NAME = 60  # characters of a task, a metric or a harness
 _BEGIN = 240  # characters of a text that are not folded
 _WHOLE = 4_000  # characters of a text that are shown at all
 _STEPS = 12  # checkpoints whose completions are shown for a prompt
+_SETTLED = "SE: standard errors of the difference. An evaluation of a step that a rollback took back is not settled."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +79,8 @@ class Evaluations:
 
     rows: Sequence[EvaluationRow]
     golden: str  # the head of its column; empty where there is none
-    golden_source: str
     contamination: bool  # whether anything is known of it
+    about_scores: str
     taken_back: Sequence[TakenBackRow]
     prompts: Sequence[PromptRows]
     about_prompts: str
@@ -94,8 +95,8 @@ def evaluations(report: LineageReport) -> Evaluations:
     return Evaluations(
         rows=rows,
         golden=released.name if released and shown else "",
-        golden_source=released.source if released and shown else "",
         contamination=any(each.newest.contaminated is not None for each in known),
+        about_scores=f"{_SETTLED} Released model: {released.source}." if released and shown else _SETTLED,
         taken_back=_taken_back(report.evaluations),
         prompts=_prompts(report.completions),
         about_prompts=_about(report.completions),

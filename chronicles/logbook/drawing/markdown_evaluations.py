@@ -8,9 +8,6 @@ from chronicles.logbook.drawing.markup import plain, table
 from chronicles.logbook.evaluation_rows import EvaluationRow, Evaluations, PromptRows, Text
 from chronicles.wording import short
 
-SETTLED = "SE: standard errors of the difference. An evaluation of a step that a rollback took back is not settled."
-"""Below the table of scores."""
-
 
 def evaluations(found: Evaluations) -> Iterator[str]:
     """Both sections; nothing where there is nothing."""
@@ -33,7 +30,7 @@ def _scores(found: Evaluations) -> Iterator[str]:
     heads += ["Text of the task in the data"] if found.contamination else []
     yield from table([*heads, ">Documents", ">Shots", "Harness"], [_row(row, found) for row in found.rows])
     yield ""
-    yield f"{SETTLED}{f' Released model: {found.golden_source}.' if found.golden else ''}"
+    yield found.about_scores
     yield ""
     if found.taken_back:
         yield "Taken back by a rollback:"

@@ -6,6 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
+_THOUSANDS = ("", "thousand", "million", "billion", "trillion", "quadrillion", "quintillion")
+_FINE = 1000  # places that an axis has at least
+
+
+def axis_unit(most: float, what: str) -> tuple[int, str]:
+    """By how much whole places on an axis up to `most` are divided, and what it counts then: `million tokens`."""
+    power = max((i for i in range(len(_THOUSANDS)) if most >= _FINE * 1000**i), default=0)
+    return 1000**power, f"{_THOUSANDS[power]} {what}".lstrip()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
