@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data import tokens
-from trainer.data.corpus import Corpus, training_stretches, validation_corpora
+from trainer.data.corpus import training_stretches, validation_corpora
 from trainer.data.mixture import whole_parts
 from trainer.data.samples import ORDER, Mixture, Samples, Stretch
 from trainer.data.tokens import BuildLimits, Definition, TokenFile
@@ -202,24 +202,16 @@ def load(
     definition = tokens.find(tokenizer, stretches[0][1], recipe.model.vocab_size)
     limits = BuildLimits(corrupt_lines=recipe.data.max_corrupt_lines, workers=tokens.usable_cores())
     return Dataset(
-        training=[training(step, corpora, definition, limits, grows) for step, corpora in stretches],
+        training=[
+            training(step, [tokens.load(corpus, definition, limits, grows) for corpus in corpora])
+            for step, corpora in stretches
+        ],
         validation=[tokens.load(corpus, definition, limits, grows) for corpus in to_evaluate],
         tokenizer=definition,
     )
 
 
-def training(
-    step: int,
-    corpora: Sequence[Corpus],
-    tokenizer: Definition,
-    limits: BuildLimits,
-    grows: Callable[[], None] = lambda: None,
-) -> Training:
-    """The tokenised corpora, with their shares, that are trained on after ``step``.
-
-    Raises:
-        UserError, RuntimeError: as :func:`load`.
-    """
-    files = [tokens.load(corpus, tokenizer, limits, grows) for corpus in corpora]
+def training(step: int, files: Sequence[TokenFile]) -> Training:
+    """What is trained on after ``step``: tokenised corpora, with the shares that follow from their weights."""
     parts = whole_parts([file.number for file in files if file.number]) if len(files) > 1 else [1]
     return Training(step=step, files=files, parts=parts)

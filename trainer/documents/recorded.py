@@ -115,6 +115,7 @@ def load(
 
 
 def _training(recorded: Recorded, was: Mapping[str, Any], corpora: Sequence[Corpus], limits: BuildLimits) -> Training:
+    files = []
     for corpus, before in zip(corpora, was["corpora"], strict=True):
         try:
             file = tokens.load(corpus, recorded.tokenizer, limits)
@@ -122,7 +123,8 @@ def _training(recorded: Recorded, was: Mapping[str, Any], corpora: Sequence[Corp
             raise UserError(f"{_changed(corpus, before)} and cannot be tokenised now: {error}") from error
         if file.digest != before["digest"]:
             raise UserError(f"{_changed(corpus, before)} and is {file.digest} now. Restore the file as it was.")
-    found = training(was["step"], corpora, recorded.tokenizer, limits)
+        files.append(file)
+    found = training(was["step"], files)
     if found.digest != was["digest"]:
         raise UserError(
             f"the order of the data is another one than in {recorded.path}: its digest was {was['digest']}, "
