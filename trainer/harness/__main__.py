@@ -11,8 +11,8 @@ import traceback
 from pathlib import Path
 
 from opt_ops.contract.exit_codes import ExitCode
+from trainer.command import exit_code_of
 from trainer.console import print_line
-from trainer.errors import UserError
 
 _EPILOG = """\
 exit codes:
@@ -24,11 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate, and return the exit code."""
     given = _parser().parse_args(arguments)
     os.dup2(2, 1)  # libraries print to both; what we have to say is in files
-    try:
-        return _run(given)
-    except UserError as error:
-        print_line(f"error: {error}", sys.stderr)
-        return ExitCode.USER_ERROR
+    return exit_code_of(lambda: _run(given))
 
 
 def _run(given: argparse.Namespace) -> int:
