@@ -178,7 +178,7 @@ def _write_answers(path: Path, answers: Mapping[str, Sequence[Mapping[str, Any]]
     """For each document what the model answered and how it was scored. The document itself is in another file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with gzip.open(temporary, "wt", encoding="utf-8") as file:
+    with temporary.open("wb") as file, gzip.open(file, "wt", encoding="utf-8") as packed:
         for task, samples in answers.items():
             for sample in samples:
                 line = {
@@ -189,7 +189,10 @@ def _write_answers(path: Path, answers: Mapping[str, Sequence[Mapping[str, Any]]
                     "answers": sample["filtered_resps"],
                     "metrics": {metric: sample[metric] for metric in sample["metrics"]},
                 }
-                file.write(json.dumps(line, default=handle_non_serializable, ensure_ascii=False) + "\n")
+                packed.write(json.dumps(line, default=handle_non_serializable, ensure_ascii=False) + "\n")
+        packed.close()
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
