@@ -16,7 +16,7 @@ from trainer.data.dedup.words import COMMON_RUN, RUN, Hashes, digest, mixed, run
 
 PERMUTATIONS = 128
 _MISSED = 1e-4  # of the pairs at the threshold, at most
-LEAST_THRESHOLD = 0.1  # below it, 128 values cannot keep that
+LEAST_THRESHOLD = 0.1  # below 0.07, 128 values cannot keep that
 
 
 def bands_for(threshold: float) -> int:
