@@ -75,23 +75,14 @@ class Trained:
         """The trainer's model, and the tokenizer that it was trained with, which puts no `</s>` anywhere."""
         from tokenizers import Tokenizer
 
+        from tests.trainer.own_model import model_of
         from trainer.convert.__main__ import read
         from trainer.data.corpus import training_corpora
         from trainer.data.tokens import find
-        from trainer.model.opt import OPT
 
         weights = read(self.checkpoint)
-        model = OPT(weights.config, seed=1)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                content = weights.entries[name].load()
-                parameter.zero_()
-                parameter[: len(content)] = content
-        for module in model.modules():
-            if hasattr(module, "p"):
-                module.p = 0.0  # no dropout
         text = find(None, training_corpora([]), weights.config.vocab_size).text
-        return model, Tokenizer.from_str(text)
+        return model_of(weights), Tokenizer.from_str(text)
 
     def evaluate(self, *words: str, code: int = 0, **environment: str) -> Any:
         said = self.site.command("ckpt", "evaluate", "1/12", *words, "-o", "json", code=code, **environment)

@@ -16,25 +16,18 @@ from torch import Tensor
 
 from opt_ops.contract import manifest
 from tests.trainer.convert_files import SHAPES, flat_shards, hugging_face, metaseq_names, save_metaseq
+from tests.trainer.own_model import model_of
 from tests.trainer.plain_opt import PlainOPT
 from trainer.convert import huggingface, native, pickles
 from trainer.convert.__main__ import main, read
 from trainer.convert.weights import Weights
 from trainer.errors import UserError
-from trainer.model.opt import OPT
 
 
 def logits_of(weights: Weights) -> Tensor:
     """What this trainer's model computes with them, for :func:`tokens`."""
-    model = OPT(weights.config, seed=1)
+    model = model_of(weights)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            content = weights.entries[name].load()
-            parameter.zero_()
-            parameter[: len(content)] = content
-        for module in model.modules():
-            if hasattr(module, "p"):
-                module.p = 0.0  # no dropout
         return model(tokens(weights.config.vocab_size))[0][..., : weights.config.vocab_size]
 
 
