@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 from chronicles.record import LineageRecord, Moment
 from opt_ops.core import events as e
 from opt_ops.core.decide.scores import falls
+from opt_ops.core.decide.scores import series as series_of
 from opt_ops.core.events.evaluation import score_key
 from opt_ops.core.state.queries import counting_results
 from opt_ops.core.values import Completion
@@ -43,11 +45,6 @@ class ScoreReport:
     digest: str
     file: str
     sha256: str
-
-    @property
-    def series(self) -> tuple[str, str, int, str, str]:
-        """What two scores must have in common to be compared."""
-        return self.task, self.metric, self.shots, self.harness, self.task_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +148,9 @@ class Series:
 
 def series(found: Iterable[ScoreReport]) -> list[Series]:
     """The scores by what was measured: tasks in the order in which they were first evaluated."""
-    tasks: dict[str, dict[tuple[str, str, int, str, str], list[ScoreReport]]] = {}
+    tasks: dict[str, dict[tuple[Any, ...], list[ScoreReport]]] = {}
     for each in found:
-        tasks.setdefault(each.task, {}).setdefault(each.series, []).append(each)
+        tasks.setdefault(each.task, {}).setdefault(series_of(each), []).append(each)
     return [
         Series(
             settled=[each for each in ordered if each.settled],

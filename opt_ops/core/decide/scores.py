@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from operator import attrgetter
+from typing import Any, Protocol
 
 from opt_ops.core.events import AlertIntended, CheckpointEvaluated
 from opt_ops.core.events.evaluation import score_key
@@ -32,9 +33,8 @@ def better(metric: str) -> int | None:
     return _BETTER.get(metric.partition(",")[0])
 
 
-def series(score: CheckpointEvaluated) -> tuple[str, str, int, str, str]:
-    """What two scores must have in common to be compared."""
-    return score.task, score.metric, score.shots, score.harness, score.task_version
+series = attrgetter("task", "metric", "shots", "harness", "task_version")
+"""What two scores must have in common to be compared, of an event as of a row of the report."""
 
 
 class Measured(Protocol):
@@ -77,7 +77,7 @@ def falls(scores: Iterable[CheckpointEvaluated]) -> Iterator[Fall]:
     Each score is compared with the one before it in steps. A result that comes out of step order is not compared: what
     followed it is known already.
     """
-    newest: dict[tuple[str, str, int, str, str], CheckpointEvaluated] = {}
+    newest: dict[tuple[Any, ...], CheckpointEvaluated] = {}
     for score in scores:
         before = newest.get(series(score))
         if before is not None and score.step <= before.step:
