@@ -26,8 +26,8 @@ from chronicles.report.build import build
 from chronicles.report.encode import lineage
 from chronicles.report.model import LineageReport
 from opt_ops.core import events as e
-from opt_ops.core.values import Action, Deduplicated, Outcome
-from tests.chronicles.told import Told
+from opt_ops.core.values import Deduplicated
+from tests.chronicles.told import Told, rolled_back
 
 PROMPT = "The largest model of the family"
 
@@ -62,10 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     point = told.save("12.00", 100)
     for step, value in ((50, 0.4), (100, 0.5), (150, 0.9)):
         evaluate(told, step, value)
-    incident = told.incident("loss_spike", "loss 9.1 at step 200", "12.00-a0", 200, onset_step=160)
-    told.decide(incident, Action.ROLLBACK, checkpoint=point, lr_factor=0.5).end("12.00-a0", Outcome.STOPPED, 200)
-    told.plan("12.01", "12.00", point, [(100, 0.5)], incident, cause="loss 9.1 at step 200")
-    told.launch("12.01-a0", point, incident).train("12.01-a0", 101, 250).close(incident)
+    incident = rolled_back(told, point)
+    told.train("12.01-a0", 101, 250).close(incident)
     for step, value in ((150, 0.55), (200, 0.40)):
         evaluate(told, step, value)
     return told.folder

@@ -18,8 +18,7 @@ from chronicles.record import LineageRecord, load
 from chronicles.report.build import build
 from chronicles.report.encode import encode
 from chronicles.report.model import LineageReport
-from opt_ops.core.values import Action, Outcome
-from tests.chronicles.told import Told
+from tests.chronicles.told import Told, rolled_back
 
 
 def evaluated(step: int) -> dict[str, float | None] | None:
@@ -38,10 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "12.00-a0", 1, 200, valid=lambda step: {"wiki": 9.0} if step == 160 else evaluated(step)
     )
     point = told.save("12.00", 100)
-    incident = told.incident("loss_spike", "loss 9.1 at step 200", "12.00-a0", 200, onset_step=160)
-    told.decide(incident, Action.ROLLBACK, checkpoint=point, lr_factor=0.5).end("12.00-a0", Outcome.STOPPED, 200)
-    told.plan("12.01", "12.00", point, [(100, 0.5)], incident, cause="loss 9.1 at step 200")
-    told.launch("12.01-a0", point, incident).train("12.01-a0", 101, 360, valid=evaluated).close(incident)
+    incident = rolled_back(told, point)
+    told.train("12.01-a0", 101, 360, valid=evaluated).close(incident)
     told.save("12.01", 350)
     return told.folder
 

@@ -275,9 +275,14 @@ def spiked(told: Told) -> Told:
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 200)
     point = told.save("12.00", 100)
     told.save("12.00", 150, healthy=True)
+    incident = rolled_back(told, point)
+    return told.train("12.01-a0", 101, 140).close(incident)
+
+
+def rolled_back(told: Told, point: Checkpoint) -> str:
+    """A spike at 160, seen at 200: the next attempt begins at `point` with half the learning rate. The incident."""
     incident = told.incident("loss_spike", "loss 9.1 at step 200", "12.00-a0", 200, onset_step=160)
-    told.decide(incident, Action.ROLLBACK, checkpoint=point, lr_factor=0.5)
-    told.end("12.00-a0", Outcome.STOPPED, 200)
-    told.plan("12.01", "12.00", point, [(100, 0.5)], incident, cause="loss 9.1 at step 200")
-    told.launch("12.01-a0", point, incident).train("12.01-a0", 101, 140)
-    return told.close(incident)
+    told.decide(incident, Action.ROLLBACK, checkpoint=point, lr_factor=0.5).end("12.00-a0", Outcome.STOPPED, 200)
+    told.plan("12.01", "12.00", point, [(point.step, 0.5)], incident, cause="loss 9.1 at step 200")
+    told.launch("12.01-a0", point, incident)
+    return incident
