@@ -3,7 +3,8 @@
     python -m opt_ops.node.evaluation_guard NICE COMMAND...
 
 Its stdin is a pipe that nobody writes into: it closes when the starter dies, however it dies. What the command has
-started is in the group, too, and would outlive its parent else. The code is that of the command, or 128 and the signal.
+started is in the group, too, and would outlive its parent else. The code is that of the command, or 128 and the signal;
+124 if the command hangs. Then its starter kills what is left of the group, as at every end.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+LONGEST_SECONDS = 86_400.0
+"""How long a command may run. One that hangs would keep every later evaluation waiting."""
+
+HANGS = 124
+"""The code of a command that ran longer, as timeout(1) has it."""
+
 _FIRST_OUT_OF_MEMORY = "1000"  # proc(5), oom_score_adj
 
 
@@ -27,7 +34,10 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text(_FIRST_OUT_OF_MEMORY, encoding="ascii")
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     threading.Thread(target=_end_with_starter, daemon=True).start()
-    code = child.wait()
+    try:
+        code = child.wait(LONGEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        sys.exit(HANGS)
     sys.exit(code if code >= 0 else 128 - code)
 
 

@@ -15,6 +15,7 @@ _CODES = {
     3: "the checkpoint or a task is not there",
     65: "the checkpoint is damaged",
     75: "its environment is missing, or the daemon did not answer",
+    124: "it had not ended after a day",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from opt_ops.contract import environment
+from opt_ops.node import evaluation_guard
 from opt_ops.node.orders import OrdersRefused, orders_of
 from opt_ops.ports import EvaluationOrder, Launch, Orders
 from opt_ops.supervise.beside import BesideDaemon, Place
@@ -146,6 +148,20 @@ def test_one_that_is_killed_has_failed(node: Bench):
     first, _ = node.tree()
     os.kill(first, signal.SIGKILL)
     assert node.ended() == 128 + signal.SIGKILL
+
+
+def test_one_that_hangs_is_ended_and_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # The real guard, with less patience.
+    impatient = f"import sys, {evaluation_guard.__name__} as g; g.LONGEST_SECONDS = 0.1; g.main()"
+    started = subprocess.Popen
+
+    def start(argv: list[str], **others: Any) -> subprocess.Popen[bytes]:
+        assert argv[1:3] == ["-m", evaluation_guard.__name__]
+        return started([argv[0], "-c", impatient, *argv[3:]], **others)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    beside, hanging = BesideDaemon(tmp_path, Place()), order(*SLEEP, node=None, holder=None)
+    assert code(beside, hanging) == ("1-ev001", evaluation_guard.HANGS)
 
 
 def test_a_spare_that_evaluates_is_not_taken_for_one_that_something_was_left_on(node: Bench):
