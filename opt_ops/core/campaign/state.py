@@ -38,7 +38,6 @@ class CampaignState:
     members: Mapping[str, Member] = field(default_factory=dict[str, Member])  # by recipe
     forecasts: Mapping[str, Forecast] = field(default_factory=dict[str, Forecast])  # by recipe
     alerts: Mapping[str, e.CampaignAlert] = field(default_factory=dict[str, e.CampaignAlert])  # by request
-    alerted_at: Mapping[str, float] = field(default_factory=dict[str, float])
     unsettled: AbstractSet[str] = frozenset()  # alerts whose message is not delivered yet
     stopped: e.CampaignStopped | None = None
     refused: Mapping[str, e.CampaignRequestRefused] = field(default_factory=dict[str, e.CampaignRequestRefused])
@@ -87,7 +86,6 @@ def fold(state: CampaignState, ts: float, event: e.CampaignEvent) -> CampaignSta
             return replace(
                 state,
                 alerts={**state.alerts, event.request: event},
-                alerted_at={**state.alerted_at, event.request: ts},
                 unsettled=state.unsettled | {event.request},
             )
         case e.CampaignAlertSettled():
