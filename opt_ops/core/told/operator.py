@@ -9,19 +9,7 @@ from opt_ops.core import events as e
 from opt_ops.core.state.data import change_of, data_of, shares
 from opt_ops.core.state.model import State
 from opt_ops.core.text import duration
-from opt_ops.core.told.phrase import (
-    Forms,
-    acts,
-    after,
-    count,
-    cut,
-    figure,
-    name,
-    number_in,
-    plain,
-    quoted,
-    seen,
-)
+from opt_ops.core.told.phrase import Forms, acts, after, count, cut, figure, name, number_in, plain, quoted, seen
 from opt_ops.core.values import Driver, Fault, PlannedChange
 
 _SETTINGS = 3  # that are named; more are counted
