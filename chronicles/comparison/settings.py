@@ -8,6 +8,7 @@ from typing import Any
 
 from chronicles.comparison.family import Family
 from chronicles.record import newest_config
+from opt_ops.core.state.data import in_words
 
 _OF_AN_ATTEMPT = frozenset({"v", "attempt", "host", "ts", "resume", "node", "pid"})
 """What differs between any two attempts of one lineage."""
@@ -61,8 +62,7 @@ def _with_data_by_step(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(data, Mapping) or not isinstance(since := data.get("since"), list):
         return config
     by_step = {
-        str(each["step"]): ", ".join(f"{corpus['name']} {100 * corpus['share']:.3g} %" for corpus in each["corpora"])
-        for each in since
+        str(each["step"]): in_words({corpus["name"]: corpus["share"] for corpus in each["corpora"]}) for each in since
     }
     return config | {"data": {**data, "since": by_step}}
 

@@ -11,7 +11,7 @@ from chronicles.report.model import IncidentReport
 from chronicles.wording import names, rate, whole
 from opt_ops.core.state import in_place
 from opt_ops.core.state.attempts import Attempt
-from opt_ops.core.state.data import changes_of, data_at, shares
+from opt_ops.core.state.data import changes_of, data_at, in_words, shares
 
 
 def changes(record: LineageRecord, row: IncidentReport) -> list[Change]:
@@ -78,9 +78,7 @@ def _used(attempt: Attempt, key: str) -> str:
 def _data(record: LineageRecord, run: str, step: int) -> str:
     """What a run is trained on after a step, and what it changes to later."""
     state = record.state
-    now = ", ".join(
-        f"{name} {100 * share:.3g} %" for name, share in shares(data_at(state, state.runs[run], step)).items()
-    )
+    now = in_words(shares(data_at(state, state.runs[run], step)))
     later = [f"{what} after {whole(since)}" for since, what in changes_of(state, state.runs[run]) if since > step]
     return "; ".join([now, *later])
 

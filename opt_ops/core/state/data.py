@@ -78,6 +78,11 @@ def shares(data: Sequence[str]) -> Mapping[str, float]:
     return {name: weight / whole for name, weight in weights.items()} if whole else {UNNAMED: 1.0}
 
 
+def in_words(shares: Mapping[str, float]) -> str:
+    """Shares by corpus: `wiki 50 %, code 50 %`."""
+    return ", ".join(f"{name} {_percent(share)}" for name, share in shares.items())
+
+
 def change_of(before: Sequence[str], after: Sequence[str]) -> str:
     """What of the data changes: `+ code 10 %, wiki 50 % → 40 %, − books`."""
     old, new = shares(before), shares(after)
