@@ -133,7 +133,7 @@ def _about(config: Config, recipe: str, settings: Sequence[str]) -> dict[str, An
     if not all(isinstance(each, int) and each > 0 for each in numbers):
         raise Unavailable(
             f"the trainer does not say how many parameters, steps and tokens {recipe} has",
-            "docs/contract.md says what `--recipes` prints",
+            "its `--recipes` must print `parameters`, `steps` and `tokens` of each recipe",
         )
     return about
 

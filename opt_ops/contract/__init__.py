@@ -11,6 +11,7 @@
 - ``errors``, ``exit_codes``, ``leaving``: how it ends.
 """
 
+from opt_ops.contract.data_since import by_step
 from opt_ops.contract.environment import Place, place_from_environment
 from opt_ops.contract.errors import NotFiniteError, UserError, exit_code
 from opt_ops.contract.exit_codes import ExitCode
@@ -72,6 +73,7 @@ __all__ = [
     "UserError",
     "batch_of",
     "begin_save",
+    "by_step",
     "commit",
     "committed",
     "exit_code",
