@@ -62,7 +62,7 @@ def start(
     at_once: Annotated[int, typer.Option("--at-once", min=1, max=100, help="Sizes that train at once, at most.")] = 1,
     valid: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PATH[:EVERY]", help="The same for the validation loss; for all sizes."),
+        typer.Option(metavar="[NAME=]PATH[:EVERY]", help="Validation data, as in `run start`; of all sizes."),
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with GPT-2's files.")] = None,
     set_: Annotated[
@@ -71,9 +71,9 @@ def start(
 ) -> None:
     """Start a campaign: each size becomes a lineage.
 
-    The smallest is first. The daemon starts a size when nodes are free, and at most so many at once. A lineage that
-    halts halts no other. The sizes must be equal in data, tokenizer and settings, but for what the size decides.
-    docs/campaign.md says more.
+    The smallest is first. The daemon starts a size when nodes are free. At most `--at-once` sizes train together. A
+    lineage that halts halts no other. The sizes must be equal in data, tokenizer and settings, but for what the size
+    decides. docs/campaign.md says more.
 
     Examples:
       opt-ops campaign start sizes --recipes opt-125m,opt-350m,opt-1.3b,opt-2.7b --data corpus/ --tokens 180B
