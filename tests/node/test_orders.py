@@ -37,6 +37,8 @@ MEMBERSHIP = {
 }
 PROBE = {**LAUNCH, "attempt": "12-i003-same_data", "nodes": ["n1"], "ranks_per_node": 1}
 
+EVALUATE = {"evaluation": "1-ev003", "node": "n7", "holder": "1-n7", "argv": ["python"], "nice": 10}
+
 
 def with_members(**changes: Any) -> dict[str, Any]:
     return {"launch": {**LAUNCH, "membership": {**MEMBERSHIP, **changes}}}
@@ -52,6 +54,7 @@ GOOD: dict[str, Any] = {
     "save": None,
     "dump": "1-i000",
     "probes": [PROBE],
+    "evaluate": EVALUATE,
     "burn_in_seconds": 0.0,
 }
 
@@ -116,6 +119,12 @@ def test_without_a_file_there_are_none(file: OrdersFile):
         ({"probes": [{**PROBE, "attempt": "12-i003-../../x"}]}, "no name of a probe"),
         ({"probes": [{**PROBE, "nodes": ["n0", "n1"]}]}, "one node"),
         ({"probes": [{**PROBE, "argv": []}]}, "no command"),
+        ({"evaluate": "1-ev003"}, "evaluate"),
+        ({"evaluate": {**EVALUATE, "evaluation": "../../x"}}, "no name of an evaluation"),
+        ({"evaluate": {**EVALUATE, "argv": []}}, "no command"),
+        ({"evaluate": {**EVALUATE, "argv": "python"}}, "argv"),
+        ({"evaluate": {**EVALUATE, "node": None}}, "node"),
+        ({"evaluate": {**EVALUATE, "nice": 20}}, "nice"),
         ({"dump": "../../etc"}, "dump"),
         ({"burn_in_seconds": 1e300}, "burn_in_seconds"),
         ({"drills": [{"drill": "d0"}]}, "arguments"),
