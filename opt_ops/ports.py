@@ -36,6 +36,10 @@ class Clock(Protocol):
         """Seconds that never jump, for every timeout and deadline within one daemon process."""
         ...
 
+    def boot(self) -> str:
+        """Since which boot of this host `monotonic` counts: equal for all its processes. Empty: not known."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class JobState:
@@ -322,6 +326,8 @@ class Request:
     arguments: Mapping[str, Any]
     unusable: str = ""
     """Why the arguments cannot be taken as they are, whatever the verb; empty: they can."""
+    asked_at: float | None = None
+    """When it was made, by the clock of the command's host; None: now."""
 
 
 class Inbox(Protocol):

@@ -58,7 +58,13 @@ class PendingRequest:
         from opt_ops.supervise.operator_requests import event_of
 
         name, state, options = self.lineage.name, self.lineage.state, self.options
-        request = Request(request="dry-run", author=author(options), verb=self.verb, arguments=self.arguments)
+        request = Request(
+            request="dry-run",
+            author=author(options),
+            verb=self.verb,
+            arguments=self.arguments,
+            asked_at=time.time(),
+        )
         event = event_of(state, request)
         if isinstance(event, RequestRefused):
             raise _refused(name, state, self.verb, event.why)

@@ -81,7 +81,7 @@ def _request_of(record: f.Record, name: str) -> tuple[float, Request]:
     """The request, and when it was made. Its arguments are judged by verb (supervise/operator_requests.py)."""
     if not _ID.fullmatch(name):
         raise f.BadField("the name of the file is no id of a request: letters, digits, `.`, `_` and `-`")
-    arguments = record.required("arguments", f.members)
+    arguments, asked_at = record.required("arguments", f.members), record.required("ts", f.moment)
     unusable = f.why_not_plain(arguments)
     request = Request(
         request=name,
@@ -89,5 +89,6 @@ def _request_of(record: f.Record, name: str) -> tuple[float, Request]:
         verb=record.required("verb", f.name),
         arguments={} if unusable else arguments,
         unusable=f"`arguments` {unusable}" if unusable else "",
+        asked_at=asked_at,
     )
-    return record.required("ts", f.moment), request
+    return asked_at, request

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from opt_ops.core.decide.asking import ASKED
@@ -20,7 +21,6 @@ from opt_ops.core.events import (
     NodeExcluded,
     NoteAdded,
     PauseRequested,
-    ProposalAnswered,
     RequestRefused,
     ResumeRequested,
     StopRequested,
@@ -28,11 +28,11 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.schedule import PlannedLr, is_computed
-from opt_ops.core.state.model import Proposal, State
+from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import parse_planned
-from opt_ops.core.state.queries import last_step, newest_good, open_proposals
+from opt_ops.core.state.queries import newest_good
 from opt_ops.core.state.status import Status
-from opt_ops.core.text import clean, clock
+from opt_ops.core.text import clean
 from opt_ops.core.values import (
     Action,
     AskDefault,
@@ -40,11 +40,11 @@ from opt_ops.core.values import (
     Driver,
     Fault,
     PlannedChange,
-    ProposalStatus,
 )
 from opt_ops.ports import Inbox, Request
 from opt_ops.supervise.drill_arguments import drill_arguments
 from opt_ops.supervise.evaluation_arguments import evaluated, sampled
+from opt_ops.supervise.proposal_answers import approved, declined
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
     LONGEST_TEXT,
@@ -65,8 +65,10 @@ _DRIVERS = {Driver.DAEMON: "the daemon", Driver.OPERATOR: "an operator", Driver.
 class RequestWatch:
     """Reads the inbox."""
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: Inbox, now: Callable[[], float]) -> None:
+        """`now` is the wall clock. It is never before the last sign of an earlier daemon process."""
         self._inbox = inbox
+        self._now = now
 
     def observe(self, state: Callable[[], State]) -> Iterator[Event]:
         """Yield an event for each request, judged on the present state: the oldest first, results of evaluations last.
@@ -80,8 +82,12 @@ class RequestWatch:
                 results += request.verb in _RESULTS
                 if results > _MOST_RESULTS:
                     return
-                yield event_of(state(), request)  # it is journaled before it leaves the inbox
+                yield event_of(state(), self._made(request))  # it is journaled before it leaves the inbox
             self._inbox.done(request.request)
+
+    def _made(self, request: Request) -> Request:
+        """The request as made by now: the clock of the command's host may be ahead."""
+        return replace(request, asked_at=min(self._now(), request.asked_at or math.inf))
 
 
 def event_of(state: State, request: Request) -> Event:
@@ -275,46 +281,6 @@ def _terms(given: Arguments) -> AskTerms:
     )
 
 
-def _approve(state: State, request: Request) -> Event:
-    return _answer(state, request, ProposalStatus.APPROVED)
-
-
-def _decline(state: State, request: Request) -> Event:
-    return _answer(state, request, ProposalStatus.DECLINED)
-
-
-def _answer(state: State, request: Request, status: ProposalStatus) -> ProposalAnswered:
-    """The answer to an open proposal. It is named by itself, or by its incident."""
-    given = Arguments(request.arguments)
-    name, waiting = given.text("proposal"), open_proposals(state)
-    found = next((each for each in waiting if name in (each.name, each.made.incident)), None)
-    if found is None:
-        raise InvalidRequest(f"{_why_not_open(state, name)}; {_open_now(waiting)}")
-    return ProposalAnswered(
-        proposal=found.name,
-        incident=found.made.incident,
-        status=status,
-        reason=given.text("reason", LONGEST_REASON, ""),
-        step=last_step(state),
-        author=request.author,
-        request=request.request,
-    )
-
-
-def _why_not_open(state: State, name: str) -> str:
-    made = [each for incident in state.incidents.values() for each in incident.proposals]
-    known = next((each for each in reversed(made) if name in (each.name, each.made.incident)), None)
-    if known is None or known.answer is None:
-        return f"{name} is no proposal that waits"
-    by = f" by {known.answer.author}" if known.answer.author else ""
-    at = clock(known.answered_at or 0.0)
-    return f"{known.name} was {known.status}{by} at {at}{f': {known.answer.reason}' if known.answer.reason else ''}"
-
-
-def _open_now(waiting: Sequence[Proposal]) -> str:
-    return f"open now: {', '.join(each.name for each in waiting)}" if waiting else "no proposal is open now"
-
-
 def _exclude(state: State, request: Request) -> Event:
     node = Arguments(request.arguments).text("node")
     known = state.nodes.get(node)
@@ -386,8 +352,8 @@ _VERBS = {
     "change": _change,
     "plan": _plan,
     "drive": _drive,
-    "approve": _approve,
-    "decline": _decline,
+    "approve": approved,
+    "decline": declined,
     "exclude": _exclude,
     "allow": _allow,
     "note": _note,

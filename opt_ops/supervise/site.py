@@ -27,6 +27,13 @@ class SystemClock:
         """Seconds that never jump."""
         return time.monotonic()
 
+    def boot(self) -> str:
+        """The kernel's id of this boot."""
+        try:
+            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            return ""
+
 
 def scheduler_of(config: Config, lineage: Path) -> Scheduler:
     """What holds nodes for a lineage."""

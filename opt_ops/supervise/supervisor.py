@@ -13,7 +13,7 @@ from opt_ops.core.decide.alerts import alert
 from opt_ops.core.decide.evaluation import to_come
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.rules import decide
-from opt_ops.core.events import DaemonStarted, Entry, Event, LeaveIntended, kind_of
+from opt_ops.core.events import DaemonStarted, Entry, Event, LeaveIntended, ProposalMade, kind_of
 from opt_ops.core.health.recurrence import remembered
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
@@ -30,7 +30,7 @@ from opt_ops.supervise.watch_inputs import InputWatch
 from opt_ops.supervise.watch_members import MembersWatch
 from opt_ops.supervise.watch_nodes import NodeWatch
 from opt_ops.supervise.watch_probes import ProbeWatch
-from opt_ops.supervise.watch_proposals import ProposalWatch
+from opt_ops.supervise.watch_proposals import ProposalWatch, with_due
 from opt_ops.supervise.watch_training import TrainingWatch
 
 _REWRITE_SECONDS = 10.0  # between two times that orders are written again because agents refuse them
@@ -92,7 +92,7 @@ class Supervisor:
             allocation = AllocationWatch(ports.scheduler, training, ports.clock)
             histories = remembered(entries)
             nodes = NodeWatch(policy, allocation, training, ports.agents, ports.clock, histories, guard)
-            self._requests = RequestWatch(ports.inbox)
+            self._requests = RequestWatch(ports.inbox, lambda: max(ports.clock.now(), watched_until or 0.0))
             attempts = AttemptWatch(policy, ports.agents, nodes, training, ports.clock, guard)
             self._watchers: dict[str, Watcher] = {
                 "the watch over jobs": allocation,
@@ -196,7 +196,7 @@ class Supervisor:
         if isinstance(event, LeaveIntended):  # the attempt may end once every step up to now is saved
             yield from self._training.report_progress(self.state.attempts[event.attempt])
         if event is not None:
-            yield event
+            yield with_due(event, self._clock) if isinstance(event, ProposalMade) else event
 
     def _next_alert(self) -> Iterator[Event]:
         if self.state.lineage is not None and (told := alert(self.state, self._clock.now(), self._policy)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -17,12 +18,18 @@ from tests.core.story import Story
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """Lineage 12 waits for an answer about a rollback."""
-    story = Story().training(460)
+    asked(tmp_path, time.time())
+    return tmp_path
+
+
+def asked(site: Path, began: float) -> None:
+    story = Story()
+    story.now = began
+    story.training(460)
     terms = AskTerms(default=AskDefault.WAIT, seconds=1800.0)
     story.see(e.DriverChanged(request="r1", author="ann", driver=Driver.ASK, reason="", ask=terms))
     story.spike(460, onset=410)
-    story.save(tmp_path / "runs" / "12")
-    return tmp_path
+    story.save(site / "runs" / "12")
 
 
 def test_what_waits_is_listed_with_exit_code_5(site: Path):
@@ -62,6 +69,16 @@ def test_an_answer_is_queued_for_the_next_daemon(site: Path):
     request = json.loads(path.read_text())
     assert (request["verb"], request["author"]) == ("decline", "bo")
     assert request["arguments"] == {"proposal": "12-i000-p1", "reason": "known"}
+
+
+def test_an_answer_behind_the_deadline_is_refused(tmp_path: Path):
+    asked(tmp_path, time.time() - 3600)
+    for verb in ("approve", "decline"):
+        done = opt_ops(tmp_path, "run", verb, "12-i000")
+        assert done.returncode == 4, done.stderr
+        assert "the deadline of 12-i000-p1 was" in done.stderr
+        assert "without an answer in time, it is not done" in done.stderr
+    assert not list((tmp_path / "runs/12/inbox").glob("*.json"))
 
 
 def test_what_is_done_instead_is_asked_for_behind_the_answer(site: Path):

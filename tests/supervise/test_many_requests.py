@@ -33,7 +33,7 @@ def test_the_inbox_is_read_once_and_an_operator_goes_before_results(tmp_path: Pa
     note = {"target": "12", "text": "look here", "correction": False}
     inbox.put(Request(request="note", author="ann", verb="note", arguments=note), 1_000)
     story = Story().training(checkpoints=(100,))
-    watch = RequestWatch(inbox)
+    watch = RequestWatch(inbox, lambda: 1_000.0)
 
     def tick() -> list[type[object]]:
         kinds: list[type[object]] = []

@@ -12,7 +12,8 @@ from opt_ops.core.values import AskDefault, ProposalStatus
 class ProposalMade:
     """Decision: what a playbook would do about an incident. It is done once a person approves it.
 
-    `default` is what happens at `deadline` (seconds since the epoch) if nobody has answered.
+    `default` is what happens at `deadline` (seconds since the epoch) if nobody has answered. `due` is the deadline by
+    the monotonic clock of the daemon's host, which counts from the boot `boot`: nobody sets that clock.
     """
 
     proposal: str  # such as 12-i007-p1
@@ -22,6 +23,8 @@ class ProposalMade:
     deadline: float
     trains: bool  # training goes on while it waits
     step: int | None  # the newest one then
+    boot: str = ""  # empty: not known
+    due: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,10 @@ class SimulatedClock:
         """Seconds that never jump."""
         return self._world.now
 
+    def boot(self) -> str:
+        """The host is never booted again."""
+        return "simulated"
+
 
 class SimulatedScheduler:
     """The scheduler's commands."""
