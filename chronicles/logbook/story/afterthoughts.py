@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from chronicles.logbook.story.after_alerts import after_alerts
 from chronicles.logbook.story.after_halts import after_halts
 from chronicles.logbook.story.after_nodes import after_nodes
+from chronicles.logbook.story.after_refusals import after_refusals
 from chronicles.logbook.story.after_rollbacks import after_rollbacks
 from chronicles.logbook.story.after_shortages import after_shortages
 from chronicles.logbook.story.model import Afterthought, Later
@@ -21,7 +22,7 @@ _TOLD_BY: Mapping[str, Later] = {
     Topic.NOT_NEEDED: Later.HEALED_AGAIN,
 }
 
-_RULES = (after_rollbacks, after_halts, after_nodes, after_alerts, after_shortages)
+_RULES = (after_rollbacks, after_refusals, after_halts, after_nodes, after_alerts, after_shortages)
 
 
 def afterthoughts(record: LineageRecord, report: LineageReport) -> tuple[Afterthought, ...]:

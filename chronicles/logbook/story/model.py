@@ -85,6 +85,7 @@ class Later(StrEnum):
     NEVER_RETESTED = "never_retested"  # a node is excluded without proof, and nobody has tested it
     EXPLAINED = "explained"  # the node of a death without a known cause failed soon after it
     HEALED = "healed"  # an alert without an incident
+    REFUSED = "refused"  # a recovery that was proposed and not done: whether that was right, or what it cost
     DEARER_THAN_WAITING = "dearer_than_waiting"  # whether training on fewer nodes was worth its restarts
 
 
@@ -99,6 +100,8 @@ class Judged(StrEnum):
     OPEN = "open"
     EXPLAINED = "explained"
     HEALED = "healed"
+    RIGHT = "right"
+    COSTLY = "costly"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

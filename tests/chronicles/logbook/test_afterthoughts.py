@@ -13,8 +13,9 @@ from chronicles.record import load
 from chronicles.report.build import build
 from opt_ops.cli.explain_lines import explanation_lines
 from opt_ops.core import events as e
-from opt_ops.core.values import Action, Checkpoint, Outcome, Tier, Verdict
+from opt_ops.core.values import Action, Checkpoint, Driver, Outcome, ProposalStatus, Tier, Verdict
 from tests.chronicles.told import Told, falling
+from tests.core.story import Story
 
 USUAL = {"loss": 9.0, "median": 2.0, "limit": 2.3}
 
@@ -324,3 +325,57 @@ def test_a_long_wait_beside_nodes_that_were_held(told: Told):
     found = thoughts(told)[Later.DEARER_THAN_WAITING]
     assert (found.anchor, found.verdict) == (lost, Judged.OPEN)
     assert "with 1 of 2 nodes held, and trained nothing" in found.text, found.text
+
+
+def refused(folder: Path, spike: bool, *later: Callable[[Story], object]) -> Afterthought | None:
+    """The judgement of a proposal that bo declined at step 450: a rollback to step 300, or a restart."""
+    story = Story().training(450)
+    story.see(e.DriverChanged(request="r1", author="ann", driver=Driver.ASK, reason=""))
+    if spike:
+        story.spike(450, onset=410)
+    else:
+        story.rank_dies(450)
+    said = {"proposal": "12-i000-p1", "incident": "12-i000", "author": "bo", "reason": "known", "step": 450}
+    story.see(e.ProposalAnswered(status=ProposalStatus.DECLINED, request="r2", **said))
+    for each in later:
+        each(story)
+    story.save(folder)
+    record = load(folder)
+    found = [each for each in afterthoughts(record, build(record)) if each.kind is Later.REFUSED]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def resumed(story: Story) -> None:
+    story.ends()
+    story.see(e.ResumeRequested(request="r9", author="bo", reason="mended"), seconds=3600.0)
+    story.train(420)
+
+
+def rolled_back_by_hand(seconds: float) -> Callable[[Story], object]:
+    asked = e.ChangeRequested(request="r9", author="bo", reason="", to_step=300)
+    return lambda story: story.see(asked, seconds=seconds) and story.ends()
+
+
+@pytest.mark.parametrize(
+    ("spike", "later", "verdict", "said"),
+    [
+        (True, [lambda s: s.train(960), lambda s: s.checkpoint(960)], "right", "would have discarded 150 steps"),
+        (True, [lambda s: s.train(960)], None, ""),
+        (True, [lambda s: s.train(470), lambda s: s.spike(470, onset=460)], "costly", "loss spike at step 470"),
+        (True, [lambda s: s.train(550), rolled_back_by_hand(3600.0)], "costly", "to step 300 after all: 100 steps"),
+        (True, [rolled_back_by_hand(60.0)], None, ""),
+        (False, [resumed], "costly", "Nothing trained for 1 h"),
+        (False, [lambda s: s.train(480)], "right", "The attempt went on by itself, to step 480"),
+        (False, [lambda s: s.ends()], None, ""),
+    ],
+    ids=["healed", "not shown", "came again", "rolled back", "instead", "stood", "went on", "stands"],
+)
+def test_a_refused_recovery_is_judged_by_what_came_of_it(
+    tmp_path: Path, spike: bool, later: list[Callable[[Story], object]], verdict: str | None, said: str
+):
+    found = refused(tmp_path / "12", spike, *later)
+    assert (found and found.verdict) == verdict
+    if found is not None:
+        assert found.text.startswith(f"The {'rollback' if spike else 'restart'} was declined by bo. ")
+        assert said in found.text
