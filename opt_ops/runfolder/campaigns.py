@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 from opt_ops.core.campaign.events import CAMPAIGN, CampaignEvent
 from opt_ops.core.campaign.state import CampaignState, fold
 from opt_ops.errors import NotFound, Refused, UsageError
-from opt_ops.runfolder.files import names_in
+from opt_ops.runfolder.files import folders_in, names_in
 from opt_ops.runfolder.journal_reader import CAMPAIGNS, read
 from opt_ops.runfolder.permissions import give_to_group, private
 
@@ -17,11 +18,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # of a folder, and part o
 
 
 def folders(runs: Path) -> list[Path]:
-    """The folders of all campaigns, by name."""
-    folder = runs / CAMPAIGNS
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir())
+    """The folders of all campaigns, by name.
+
+    Raises:
+        OSError: they cannot be listed.
+    """
+    with suppress(NotADirectoryError):  # `campaign start` says what is wrong with it
+        return sorted(folders_in(runs / CAMPAIGNS, NAME))
+    return []
 
 
 def require_name(name: str) -> None:

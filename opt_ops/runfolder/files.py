@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -295,6 +296,28 @@ def names_in(folder: Path, ending: str) -> list[str]:
             return [each.name for each in found if each.name.endswith(ending) and not each.name.startswith(".")]
     except FileNotFoundError:
         return []
+
+
+def folders_in(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    """The folders in a folder that have such a name; none if there is no such folder. Links to folders count.
+
+    What cannot be looked at, as a link into a folder of somebody else, is left out: it must not hide the others.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return [folder / each.name for each in found if name.fullmatch(each.name) and _is_folder(each)]
+    except FileNotFoundError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def identity_of(path: Path) -> tuple[int, ...] | None:

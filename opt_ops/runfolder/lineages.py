@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ from opt_ops.core.names import lineage_of
 from opt_ops.core.state.model import State
 from opt_ops.errors import NotFound, OptOpsError, UsageError
 from opt_ops.runfolder import snapshot
+from opt_ops.runfolder.files import folders_in
 from opt_ops.runfolder.journal_reader import SnapshotInDoubt, read, replayed, scan
 from opt_ops.runfolder.permissions import give_to_group, group_of, private
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from opt_ops.ports import Request
 
 
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _BEGINNING = 100  # lines of a journal: a lineage is started in its second one, unless daemons came and went before
 
 
@@ -28,12 +31,14 @@ def folders(runs: Path) -> list[Path]:
 
     Raises:
         UsageError: `runs` is a file.
+        OSError: it cannot be listed.
     """
-    if not runs.is_dir():
-        if runs.exists():
-            raise UsageError(f"runs: {runs} is a file, and must be a folder", "set `runs` in opt-ops.toml to a folder")
-        return []
-    return sorted((p for p in runs.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda path: int(path.name))
+    try:
+        found = folders_in(runs, _NUMBER)
+    except NotADirectoryError as error:
+        why = f"runs: {runs} is a file, and must be a folder"
+        raise UsageError(why, "set `runs` in opt-ops.toml to a folder") from error
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def folder(runs: Path, identifier: str) -> Path:

@@ -71,6 +71,11 @@ class Campaigns:
         """The campaigns that there are; None: the folder cannot be read, or was not yet."""
         self._at = -_STEP_SECONDS
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next step."""
+        return self._site.clock.monotonic() - self._at >= _STEP_SECONDS
+
     def step(self) -> None:
         """Advance each campaign.
 
@@ -78,8 +83,6 @@ class Campaigns:
             OptOpsError: one of them cannot be advanced. The others were.
         """
         now = self._site.clock.monotonic()
-        if now - self._at < _STEP_SECONDS:
-            return
         self._at, self._known = now, None
         known = campaigns.folders(self._site.runs)
         self._known = set(known)

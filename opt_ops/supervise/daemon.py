@@ -22,6 +22,7 @@ from opt_ops import __version__
 from opt_ops.adapters.notify import DeadManSwitch, UrlNotifier
 from opt_ops.adapters.outbox import Outbox
 from opt_ops.config import Config, is_installed
+from opt_ops.contract.files import open_append
 from opt_ops.core.decide.evaluation import to_come
 from opt_ops.core.state.model import State
 from opt_ops.core.state.status import IllegalTransition
@@ -106,7 +107,7 @@ class Daemon:
             runs.mkdir(parents=True, exist_ok=True)
             if warning := check_trusted(runs):
                 log.warning("%s", warning)
-            lock = (runs / LOCK).open("a")
+            lock = open_append(runs / LOCK)
         except OSError as error:
             raise OptOpsError(f"{runs} cannot be written: {error}", "opt-ops doctor checks the site") from error
         with lock:
@@ -162,7 +163,8 @@ class Daemon:
             self._isolated(path, self._tick)
         for path in list(self._projections):
             self._guarded(f"the projections of lineage {path.name}", lambda path=path: self._project(path))
-        self._guarded("campaigns", self._campaigns.step)
+        if self._campaigns.due:
+            self._guarded("campaigns", self._campaigns.step)
         self._guarded("alerts about the watch", self._tell_who_watches)
         self._guarded("the liveness file", self._write_sign)
         self._guarded("the heartbeat", self._dead_man_switch.step)

@@ -19,7 +19,7 @@ from opt_ops.config import Chronicle, Config, Evaluate, Mlflow
 from opt_ops.core.decide.policy import EvaluationRule
 from opt_ops.core.events import EvaluationEnded
 from opt_ops.core.values import AllocationStatus, EvaluationEnd, Outcome
-from opt_ops.runfolder import lineages
+from opt_ops.runfolder import campaigns, lineages
 from opt_ops.runfolder.checkpoints import FileCheckpoints
 from opt_ops.runfolder.files import read_json, write_json
 from opt_ops.runfolder.journal import Journal
@@ -129,6 +129,42 @@ def test_a_runs_folder_that_cannot_be_listed_costs_nothing_that_is_watched(
         assert not daemon._idle()
     daemon._step()
     assert sign(daemon)["problems"] == []
+
+
+def test_no_strange_entry_of_the_runs_folder_hides_a_lineage_or_a_campaign(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+):
+    runs = daemon._config.runs
+    lineages.ask(campaigns.create(runs, "sizes"), "ann", "start", {}, time.time())
+    for folder in (runs, runs / "campaigns"):
+        for name in ("²", "99", "with\nnewline"):
+            (folder / name).symlink_to("x" * 300)
+        (folder / "13").symlink_to("13")
+        os.mkfifo(folder / "14")
+        (folder / "15").write_text("no folder")
+    (runs / ("9" * 200)).mkdir()
+    for _ in range(3):
+        daemon._step()
+    assert sign(daemon)["lineages"] == ["12"]
+    assert sign(daemon)["problems"] == []
+    assert [path.name for path in campaigns.folders(runs)] == ["sizes"]
+    assert lineages.next_number(runs) == 13
+    assert "failed" not in caplog.text
+
+
+def test_a_campaign_that_cannot_be_advanced_is_told_until_it_can(daemon: Daemon, caplog: pytest.LogCaptureFixture):
+    journal = campaigns.create(daemon._config.runs, "sizes") / "journal"
+    journal.write_text("a file where a folder belongs")
+    daemon._step()
+    for _ in range(3):  # also in a step that is too early for another look
+        (problem,) = sign(daemon)["problems"]
+        assert problem["what"] == "campaigns"
+        assert "campaign sizes: " in problem["why"]
+        daemon._step()
+    assert "works again" not in caplog.text
+    journal.unlink()
+    until(lambda: (daemon._step(), not sign(daemon)["problems"])[1])
+    assert sign(daemon)["lineages"] == ["12"]
 
 
 def test_a_projection_that_cannot_be_started_is_told_and_tried_again(daemon: Daemon, monkeypatch: pytest.MonkeyPatch):
