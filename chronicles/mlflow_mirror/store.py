@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chronicles.logbook.render import FOLDER
+from opt_ops.contract.files import open_append
 from opt_ops.errors import OptOpsError, Unavailable, UsageError
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -55,7 +56,7 @@ def lineage_lock(folder: Path) -> Iterator[None]:
     Raises:
         Unavailable: another sync of the lineage holds it.
     """
-    with (folder / FOLDER / ".mlflow.lock").open("a") as lock:
+    with open_append(folder / FOLDER / ".mlflow.lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

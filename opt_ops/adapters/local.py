@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from opt_ops.contract.files import open_append
 from opt_ops.core.values import AllocationStatus
 from opt_ops.errors import OptOpsError, Refused, SchedulerUnavailable
 from opt_ops.ports import JobState
@@ -106,7 +107,7 @@ class LocalScheduler:
         logs = self._folder / "agents"
         logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "opt_ops.node", "agent", "--folder", str(self._folder), "--node", node]
-        with (logs / f"{node}.log").open("ab") as log:
+        with open_append(logs / f"{node}.log") as log:
             process = subprocess.Popen(
                 [*command, "--allocation", allocation, "--host", "127.0.0.1"],
                 stdin=subprocess.DEVNULL,

@@ -13,11 +13,12 @@ import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.trainer_questions import run_part
 from opt_ops.config import TrainerCommand
+from opt_ops.contract.files import open_append
 from opt_ops.core.state.data import data_of
 from opt_ops.errors import OptOpsError, Unavailable
 
@@ -52,7 +53,7 @@ def converted(chosen: Named, trainer: TrainerCommand, dtype: str, on_line: Calla
     folder.mkdir(exist_ok=True)
     while True:
         with ExitStack() as kept:
-            lock = kept.enter_context(_lock_of(target).open("a"))
+            lock = kept.enter_context(open_append(_lock_of(target)))
             if not target.is_dir():
                 if _try(lock) is False:
                     on_line("waiting for another command that converts it")
@@ -92,7 +93,7 @@ def _remove_unused(folder: Path, target: Path) -> None:
         other = folder / path.name[1 : -len(".lock")]
         if other == target:
             continue
-        with path.open("a") as lock:
+        with open_append(path) as lock:
             if not _try(lock):  # somebody has got it, or nobody can tell
                 continue
             for left in folder.glob(f".{other.name}.*.tmp"):
@@ -107,7 +108,7 @@ def _lock_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.lock")
 
 
-def _try(lock: IO[str]) -> bool | None:
+def _try(lock: BinaryIO) -> bool | None:
     """Whether this process alone has it now; None: this file system has no locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,6 +119,6 @@ def _try(lock: IO[str]) -> bool | None:
     return True
 
 
-def _wait(lock: IO[str], how: int) -> None:
+def _wait(lock: BinaryIO, how: int) -> None:
     with suppress(OSError):  # without locks, what two commands convert at once is converted twice
         fcntl.flock(lock, how)

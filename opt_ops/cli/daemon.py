@@ -20,6 +20,7 @@ from opt_ops.cli.daemon_units import Form, unit
 from opt_ops.cli.options import NO_SITE_HINT, FormatOption, QuietOption, no_site, settings
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.config import FILE, locate
+from opt_ops.contract.files import open_append
 from opt_ops.core.text import age, clock, iso, printable
 from opt_ops.core.values import Severity
 from opt_ops.errors import NotDelivered, OptOpsError, Refused, Unavailable, UsageError
@@ -184,7 +185,7 @@ def _start(runs: Path) -> subprocess.Popen[bytes]:
     file = locate(settings.config_path)
     option = ["-c", str(file)] if file else []
     runs.mkdir(parents=True, exist_ok=True)
-    with (runs / "daemon.log").open("ab") as log:
+    with open_append(runs / "daemon.log") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "opt_ops", *option, "daemon", "run"],
             cwd=file.parent if file else None,

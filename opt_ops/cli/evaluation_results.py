@@ -14,7 +14,7 @@ from typing import Any
 
 from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.evaluation_tasks import Wanted
-from opt_ops.contract.files import sha256
+from opt_ops.contract.files import open_append, sha256
 from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
 from opt_ops.core.events.evaluation import score_key
 from opt_ops.core.state.model import State
@@ -70,16 +70,16 @@ def alone(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         folder: The folder.
         on_wait: Told who has it, before this waits.
     """
-    with (folder / ".lock").open("a+") as lock:
+    with open_append(folder / ".lock") as lock:
         with suppress(OSError):  # a file system without locks: the requests are taken once all the same
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
-                on_wait(lock.read(200).strip() or "another command")
+                on_wait(lock.read(200).decode("utf-8", "replace").strip() or "another command")
                 fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
-        lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
         lock.flush()
         yield
 

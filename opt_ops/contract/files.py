@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -37,10 +38,24 @@ def open_regular(path: Path) -> int:
     Raises:
         OSError: it cannot be opened, or it is a named pipe, a socket, a device or a folder.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return _regular(path, os.O_RDONLY)
+
+
+def open_append(path: Path) -> BinaryIO:
+    """Open a regular file to read it and to append to it. It is created if there is none. This waits for nobody.
+
+    Raises:
+        OSError: it can be neither opened nor created, or it is a named pipe, a socket, a device or a folder.
+    """
+    return os.fdopen(_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
+
+
+def _regular(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EPERM, "it is not a regular file", str(path))
+    os.set_blocking(descriptor, True)  # for the process that gets it as its output
     return descriptor
 
 

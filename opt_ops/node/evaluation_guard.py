@@ -23,6 +23,9 @@ LONGEST_SECONDS = 86_400.0
 HANGS = 124
 """The code of a command that ran longer, as timeout(1) has it."""
 
+NOT_STARTED = 126
+"""The code of an evaluation that could not be started, as shells have it."""
+
 _FIRST_OUT_OF_MEMORY = "1000"  # proc(5), oom_score_adj
 
 

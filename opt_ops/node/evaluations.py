@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from opt_ops.contract import environment
+from opt_ops.contract.files import open_append
+from opt_ops.node.evaluation_guard import NOT_STARTED
+from opt_ops.node.log import log as say
 from opt_ops.node.process_groups import RankProcess
 
 STANDBY_SECONDS = 300.0
@@ -40,16 +43,17 @@ _OF_JOBS = ("SLURM_", "PMI_", "PMIX_", "OMPI_")  # libraries take these for the 
 class EvaluationProcess:
     """The processes of one evaluation. They share no variable with those of an attempt, and end with this process."""
 
-    def __init__(self, evaluation: str, argv: Sequence[str], nice: int, log: Path) -> None:
-        """Start the command, with its output appended to `log`.
+    def __init__(self, lineage: Path, evaluation: str, argv: Sequence[str], nice: int) -> None:
+        """Start the command, with its output appended to a log in the lineage's folder.
 
         Raises:
             OSError: it cannot be started.
         """
         self.name = evaluation
         variables = {k: v for k, v in os.environ.items() if k not in _OF_RANKS and not k.startswith(_OF_JOBS)}
-        log.parent.mkdir(exist_ok=True)
-        with log.open("ab") as file:
+        logs = lineage / "evaluations"
+        logs.mkdir(exist_ok=True)
+        with open_append(logs / f"{evaluation}.log") as file:
             # Who holds the other end of the pipe is waited for; it closes when this process ends (evaluation_guard.py).
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "opt_ops.node.evaluation_guard", str(nice), *argv],
@@ -124,11 +128,7 @@ class NodeEvaluation:
             self._running = None
 
     def start(self, order: Mapping[str, Any] | None, standbys_ready: bool) -> None:
-        """Start it, unless that was done. Standbys go first, for some minutes.
-
-        Raises:
-            OSError: it cannot be started.
-        """
+        """Start it, unless that was done. Standbys go first, for some minutes. One that cannot be started has ended."""
         if order is None or self.report is not None:
             return
         name = order["evaluation"]
@@ -136,6 +136,8 @@ class NodeEvaluation:
             self._since = name, time.monotonic()
         if not standbys_ready and time.monotonic() - self._since[1] < STANDBY_SECONDS:
             return
-        log = self._lineage / "evaluations" / f"{name}.log"
-        self._running = EvaluationProcess(name, order["argv"], order["nice"], log)
-        self.report = {"name": name, "code": None}
+        try:
+            self._running = EvaluationProcess(self._lineage, name, order["argv"], order["nice"])
+        except OSError as error:
+            say(f"{name} cannot be started: {error}")
+        self.report = {"name": name, "code": None if self._running is not None else NOT_STARTED}

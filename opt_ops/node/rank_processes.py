@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from opt_ops.contract.files import open_append
 from opt_ops.core.names import attempt_folder
 from opt_ops.node.log import log
 from opt_ops.node.members_folder import MembersFolder
@@ -143,8 +144,8 @@ class RankProcesses:
         try:
             self._begin(rank)
         except OSError as error:
-            with suppress(OSError), rank.log_path.open("a") as file:  # if the disk is full, the exit code must do
-                file.write(f"cannot start {self._launch['argv'][0]}: {error}\n")
+            with suppress(OSError), open_append(rank.log_path) as file:  # if the disk is full, the exit code must do
+                file.write(f"cannot start {self._launch['argv'][0]}: {error}\n".encode())
             rank.cannot_start()
 
     def _begin(self, rank: Rank) -> None:

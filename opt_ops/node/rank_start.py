@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from opt_ops.contract import environment
+from opt_ops.contract.files import open_append
 from opt_ops.core.names import attempt_folder
 from opt_ops.node.places import meeting_of, ranks_of
 from opt_ops.node.process_groups import ChildProcess, die_with_parent
@@ -38,7 +39,7 @@ class ColdStart:
         Raises:
             OSError: it cannot be started.
         """
-        with log.open("ab") as file:
+        with open_append(log) as file:
             return subprocess.Popen(
                 launch["argv"],
                 env=dict(variables),

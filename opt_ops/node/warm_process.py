@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from opt_ops.contract import warm_start
+from opt_ops.contract.files import open_append
 from opt_ops.core.names import attempt_folder
 from opt_ops.node.log import log as say
 from opt_ops.node.process_groups import ChildProcess, die_with_parent
@@ -133,7 +134,7 @@ class WarmProcess:
         with theirs:
             logs.mkdir(parents=True, exist_ok=True)
             try:
-                with (logs / f"warm-{self._node}.log").open("ab") as file:
+                with open_append(logs / f"warm-{self._node}.log") as file:
                     self._process = subprocess.Popen(
                         launch["argv"],
                         env={**shared_variables(self._lineage, launch), **warm_start.variables(theirs.fileno())},

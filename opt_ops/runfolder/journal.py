@@ -233,7 +233,9 @@ class Journal:
         """Say which line is the last one. It is not synced: a crash may leave an older line there, never a newer."""
         try:
             if self._tip < 0:
-                self._tip = os.open(tip_path(self._folder), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+                self._tip = os.open(
+                    tip_path(self._folder), os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
+                )
             os.pwrite(self._tip, tip_text(self.epoch, self._end.seq, crc), 0)
         except OSError as error:  # the line itself is safe
             log.warning("%s cannot be written: %s", tip_path(self._folder), error)

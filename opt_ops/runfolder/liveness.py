@@ -252,7 +252,7 @@ def lock_held(runs: Path) -> bool | None:
     return False
 
 
-def take_lock(lock: IO[str]) -> None:
+def take_lock(lock: IO[Any]) -> None:
     """Take the daemon's lock for as long as this process lives. A command that asks for it holds it for a moment only.
 
     Raises:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from opt_ops.node.evaluation_guard import NOT_STARTED
 from opt_ops.node.evaluations import EvaluationProcess
 from opt_ops.ports import EvaluationOrder
-
-_PAUSE_SECONDS = 10.0  # after a start that failed
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +35,6 @@ class BesideDaemon:
         self._process: EvaluationProcess | None = None
         self._wanted = ""
         self._codes: list[tuple[str, int]] = []
-        self._not_before = 0.0
 
     def follow(self, wanted: EvaluationOrder | None) -> None:
         """Start what is wanted when it is its turn, once; end what is no longer wanted."""
@@ -50,16 +47,16 @@ class BesideDaemon:
         self._wanted = wanted.evaluation
         if self not in self._place.queue:
             self._place.queue.append(self)
-        if self._place.queue[0] is self and time.monotonic() >= self._not_before:
+        if self._place.queue[0] is self:
             self._start(wanted)
 
     def _start(self, wanted: EvaluationOrder) -> None:
-        path = self._lineage / "evaluations" / f"{wanted.evaluation}.log"
         try:
-            self._process = EvaluationProcess(wanted.evaluation, wanted.argv, wanted.nice, path)
-        except OSError as error:  # no process or no memory is left: that must not end the watch
+            self._process = EvaluationProcess(self._lineage, wanted.evaluation, wanted.argv, wanted.nice)
+        except OSError as error:  # it has failed, and gives its place to the next lineage
             log.warning("%s cannot be started: %s", wanted.evaluation, error)
-            self._not_before = time.monotonic() + _PAUSE_SECONDS
+            self._codes.append((wanted.evaluation, NOT_STARTED))
+            self.close()
 
     def _note_end(self) -> None:
         if self._process is not None and self._process.reap():

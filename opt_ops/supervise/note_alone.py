@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opt_ops.contract.files import open_append
 from opt_ops.core.events import NoteAdded
 from opt_ops.core.state.model import State
 from opt_ops.ports import Request
@@ -31,7 +32,7 @@ def write_note(lineage: Path, state: State, author: str, arguments: Mapping[str,
     if not isinstance(event, NoteAdded):
         return None
     try:
-        with (lineage.parent / LOCK).open("a") as lock:
+        with open_append(lineage.parent / LOCK) as lock:
             take_lock(lock)
             with private(group_of(lineage)):
                 journal = Journal(lineage / "journal")

@@ -84,7 +84,7 @@ def test_it_runs_what_is_ordered_once_with_nothing_of_an_attempt_around_it_and_s
     assert node.ended() == 3
     node.looks()
     (line,) = (node.folder / "evaluations" / "1-ev001.log").read_text().splitlines()
-    assert line.split()[0] == "5"
+    assert int(line.split()[0]) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
     assert set(line.split()) & set(names) == {"OF_THE_SITE"}
     node.orders(None)
     node.beat(lambda beat: beat.orders == (1, 2) and beat.evaluation is None)
@@ -227,3 +227,21 @@ def test_a_command_that_is_not_there_is_a_failure_and_no_end_of_the_watch(tmp_pa
     beside = BesideDaemon(tmp_path, Place())
     assert code(beside, order("/no/such/program", node=None, holder=None)) == ("1-ev001", 1)
     assert "/no/such/program" in (tmp_path / "evaluations" / "1-ev001.log").read_text()
+
+
+def test_one_that_cannot_be_started_has_failed_and_holds_up_no_other_lineage(tmp_path: Path):
+    place = Place()
+    first, second = BesideDaemon(tmp_path / "1", place), BesideDaemon(tmp_path / "2", place)
+    (tmp_path / "1" / "evaluations").mkdir(parents=True)
+    os.mkfifo(tmp_path / "1" / "evaluations" / "1-ev001.log")
+    (tmp_path / "2").mkdir()
+    assert code(first, order("true", node=None, holder=None)) == ("1-ev001", evaluation_guard.NOT_STARTED)
+    assert code(second, order("true", name="2-ev001", node=None, holder=None)) == ("2-ev001", 0)
+
+
+def test_one_that_cannot_be_started_on_a_node_has_failed(node: Bench):
+    (node.folder / "evaluations").mkdir()
+    os.mkfifo(node.folder / "evaluations" / "1-ev001.log")
+    node.start()
+    node.orders(order("true"))
+    assert node.ended() == evaluation_guard.NOT_STARTED

@@ -171,3 +171,13 @@ def test_a_journal_that_cannot_be_read_is_let_go(tmp_path: Path):
     with pytest.raises(JournalError):
         Journal(tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_pipe_in_place_of_the_tip_holds_up_no_line(tmp_path: Path):
+    journal = write(tmp_path / "journal", "a")
+    journal.close()
+    (tmp_path / "journal.tip").unlink()
+    os.mkfifo(tmp_path / "journal.tip")
+    assert texts(tmp_path / "journal") == ["a"]
+    write(tmp_path / "journal", "b")
+    assert texts(tmp_path / "journal") == ["a", "b"]

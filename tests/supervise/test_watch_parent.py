@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import pytest
 
 from opt_ops.contract import manifest
 from opt_ops.core import events as e
@@ -70,6 +73,13 @@ def test_a_pin_of_somebody_else_stays(tmp_path: Path):
     manifest.unpin(path, "lineage-12")
     manifest.unpin(path, "lineage-13")
     assert manifest.pinned(path)
+
+
+def test_a_pipe_in_place_of_a_pin_holds_up_nobody(tmp_path: Path):
+    os.mkfifo(tmp_path / "step-00000100.pinned")
+    for change in (manifest.pin, manifest.unpin):
+        with pytest.raises(OSError, match="not a regular file"):
+            change(tmp_path / "step-00000100", "lineage-12")
 
 
 def test_a_fork_that_was_stopped_needs_it_no_more(tmp_path: Path):

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from opt_ops.contract.files import sync_folder, write_durably
+from opt_ops.contract.files import open_append, read_regular, sync_folder, write_durably
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 CheckpointKind = Literal["step", "snapshot"]
 
 _FOLDER = re.compile(r"(step|snapshot)-([0-9]{8,18})")
+_LARGEST_PIN = 1 << 20  # bytes
 _REPORT = re.compile(r"rank-[0-9]{4,}\.json|\.rank-[0-9]{4,}\.json\.[0-9.]+\.tmp")
 """A report of a rank. NFS may still list the temporary name that it had while it was written."""
 
@@ -139,12 +140,12 @@ def pin(path: Path, holder: str = "") -> None:
     """
     file = _pin_of(path)
     if not holder:
-        file.open("w").close()
+        write_durably(file, "")
         return
     holders = _holders(file)
     if holders is None or (holders and holder not in holders):
-        with file.open("a") as pins:
-            pins.write(f"{holder}\n")
+        with open_append(file) as pins:
+            pins.write(f"{holder}\n".encode())
 
 
 def unpin(path: Path, holder: str) -> None:
@@ -166,7 +167,7 @@ def unpin(path: Path, holder: str) -> None:
 def _holders(file: Path) -> list[str] | None:
     """Who needs a pinned checkpoint; empty: it is pinned for good; None: it is not pinned."""
     try:
-        return file.read_text().split()
+        return read_regular(file, _LARGEST_PIN).decode(errors="replace").split()
     except FileNotFoundError:
         return None
 
