@@ -6,6 +6,7 @@ leaves its part: so the few that were used last stay, and what lies there unused
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import shutil
@@ -25,8 +26,9 @@ from opt_ops.errors import OptOpsError, Unavailable
 FOLDER = "converted"
 KEPT = 2  # that were used last, of each lineage
 
-_in_use: list[ExitStack] = []
-"""Lock files of the conversions that this process has got: the kernel releases them with the process."""
+_in_use = ExitStack()
+"""Holds the lock files of the conversions that this process has got, until it ends."""
+atexit.register(_in_use.close)
 
 
 def converted(chosen: Named, trainer: TrainerCommand, dtype: str, on_line: Callable[[str], None]) -> Path:
@@ -61,7 +63,7 @@ def converted(chosen: Named, trainer: TrainerCommand, dtype: str, on_line: Calla
                     _convert(chosen, trainer, dtype, target, on_line)
             _wait(lock, fcntl.LOCK_SH)
             if target.is_dir():  # and not removed in between
-                _in_use.append(kept.pop_all())
+                _in_use.enter_context(kept.pop_all())
                 break
     os.utime(_lock_of(target))
     _remove_unused(folder, target)

@@ -8,7 +8,6 @@ from opt_ops.core.events import CheckpointsGone, EvaluationEnded, Event
 from opt_ops.core.state.checkpoints import Evaluation
 from opt_ops.core.state.model import State
 from opt_ops.core.values import EvaluationEnd
-from opt_ops.node.evaluation_guard import HANGS, NOT_STARTED
 from opt_ops.ports import CheckpointStore, Evaluations
 from opt_ops.supervise.watch_nodes import NodeWatch
 
@@ -16,8 +15,8 @@ _CODES = {
     3: "the checkpoint or a task is not there",
     65: "the checkpoint is damaged",
     75: "its environment is missing, or the daemon did not answer",
-    HANGS: "it had not ended after a day",
-    NOT_STARTED: "it could not be started, and the log of the daemon or of the node says why",
+    124: "it had not ended after a day",
+    126: "it could not be started, and the log of the daemon or of the node says why",
 }
 
 
