@@ -47,6 +47,7 @@ from opt_ops.supervise.own_sign import OwnSign, Watching
 from opt_ops.supervise.projections import Projection
 from opt_ops.supervise.site import SystemClock, nodes_taken, projection_of, projections_of, scheduler_of, site_of
 from opt_ops.supervise.site_policy import site_policy
+from opt_ops.supervise.states_read import StatesRead
 from opt_ops.supervise.supervisor import DaemonIdentity, Supervisor
 from opt_ops.supervise.watch_alerts import WatchAlerts
 
@@ -85,8 +86,7 @@ class Daemon:
         """Lineages whose supervisor failed, with the reason; tried again after a pause."""
         self._problems: dict[str, tuple[str, float]] = {}
         """What fails for all lineages, by its name: why, and since when."""
-        self._ended: dict[str, State] = {}
-        """The states of lineages that are finished, as long as nobody supervises them."""
+        self._states_read = StatesRead(SystemClock())
         self._campaigns = Campaigns(self._site_of_campaigns())
         self._looked_at = 0.0
         self._last_liveness: float | None = None
@@ -342,17 +342,10 @@ class Daemon:
         """The state of a lineage. That of none if its journal cannot be trusted: the watch over it has told that."""
         path = self._config.runs / name
         if path in self._supervisors:
-            self._ended.pop(name, None)
+            self._states_read.forget(path)
             return self._supervisors[path].state
-        if name not in self._ended:
-            try:
-                state = lineages.state(path)
-            except JournalError:
-                return State()
-            if not state.finished:
-                return state
-            self._ended[name] = state
-        return self._ended[name]
+        distrusted = path in self._abandoned and not self._abandoned[path].fenced
+        return State() if distrusted else self._states_read.of(path)
 
     def _free_nodes(self) -> int | None:
         """The nodes of this machine that no lineage holds or waits for; None where Slurm's queue decides that."""

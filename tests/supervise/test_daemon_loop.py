@@ -18,6 +18,7 @@ import pytest
 from opt_ops.config import Chronicle, Config, Evaluate, Mlflow
 from opt_ops.core.decide.policy import EvaluationRule
 from opt_ops.core.events import EvaluationEnded
+from opt_ops.core.state.model import State
 from opt_ops.core.values import AllocationStatus, EvaluationEnd, Outcome
 from opt_ops.runfolder import campaigns, lineages
 from opt_ops.runfolder.checkpoints import FileCheckpoints
@@ -61,7 +62,7 @@ class _NoNodes:
     def jobs(self) -> list[tuple[str, str]]:
         return []
 
-    def state(self, job: str) -> Any:
+    def state(self, *_: Any) -> Any:
         from opt_ops.core.values import AllocationStatus
         from opt_ops.ports import JobState
 
@@ -165,6 +166,26 @@ def test_a_campaign_that_cannot_be_advanced_is_told_until_it_can(daemon: Daemon,
     journal.unlink()
     until(lambda: (daemon._step(), not sign(daemon)["problems"])[1])
     assert sign(daemon)["lineages"] == ["12"]
+
+
+@pytest.mark.parametrize("whose", ["damaged", "another daemon's"])
+def test_a_journal_of_a_size_that_is_not_watched_here_is_not_read_in_each_round(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, whose: str
+):
+    runs = daemon._config.runs
+    daemon._step()
+    if whose == "damaged":
+        daemon._abandon(runs / "12", "a line is damaged", fenced=False)
+        daemon._release_lineage(runs / "12")
+    else:
+        other = Journal(runs / "12" / "journal")
+        daemon._step()
+        other.close()
+    read: list[Path] = []
+    monkeypatch.setattr(lineages, "state", lambda path: (read.append(path), State(requests={"a": 1}))[1])
+    found = {daemon._lineage_state("12") == State() for _ in range(100)}
+    assert found == {whose == "damaged"}
+    assert len(read) == (whose != "damaged")
 
 
 def test_a_projection_that_cannot_be_started_is_told_and_tried_again(daemon: Daemon, monkeypatch: pytest.MonkeyPatch):
