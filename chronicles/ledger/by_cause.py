@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chronicles.ledger.wall_clock import Ledger, Span, TimePhase
 from chronicles.record import LineageRecord
@@ -26,7 +26,7 @@ _ROUNDING_SECONDS = 1e-6  # that sums of differences of times may be off
 class SpentOnKind:
     """What one failure class has cost, or a phase of the wall clock. None: not metered, or the site has set no rate."""
 
-    kind: str
+    kind: str = field(metadata={"key": "cause"})
     incidents: int
     seconds: float
     node_hours: float | None
@@ -73,8 +73,10 @@ def kwh_of(joules: float) -> float:
 
 
 def emissions(kwh: float | None, rates: Rates) -> float | None:
-    """Tonnes of CO2 equivalents; None without energy or without a factor of the grid."""
-    return None if kwh is None or rates.kg_co2e_per_kwh is None else kwh * rates.kg_co2e_per_kwh / 1000
+    """Tonnes of CO2 equivalents; None without energy, or without a factor of the grid whose source is named."""
+    if kwh is None or rates.kg_co2e_per_kwh is None or rates.factor_source is None:
+        return None
+    return kwh * rates.kg_co2e_per_kwh / 1000
 
 
 def cost(kwh: float | None, node_hours: float | None, rates: Rates) -> float | None:

@@ -94,6 +94,9 @@ class EnergyAndCost:
     conventional: Conventional | None  # of everything that was held
     conventional_kwh: float | None  # of kept updates alone, as papers count
     conventional_tco2e: float | None
+    tdp_watts: float | None
+    factor_source: str | None  # of the factor of the grid; without it there is no figure in tonnes
+    factor_year: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +294,9 @@ def _energy_and_cost(record: LineageRecord, book: Ledger, rates: Rates, drills: 
         conventional=conventional(gpu_hours, rates),
         conventional_kwh=of_kept.kwh if of_kept else None,
         conventional_tco2e=of_kept.tco2e if of_kept else None,
+        tdp_watts=rates.gpu_tdp_watts,
+        factor_source=rates.factor_source,
+        factor_year=rates.factor_year,
     )
 
 

@@ -206,7 +206,7 @@ def _conventional(figure: Conventional | None) -> str:
     if figure is None or figure.tco2e is None:
         return "–"
     year = f", {figure.factor_year}" if figure.factor_year else ""
-    source = plain(figure.factor_source or "source not given")
+    source = plain(figure.factor_source or "")  # never empty: without a source there are no tonnes
     return (
         f"{figure.tco2e:,.3f} t: {whole(round(figure.gpu_hours))} GPU-hours × {figure.tdp_watts:g} W × PUE "
         f"{figure.pue:g} × {figure.kg_co2e_per_kwh:g} kg per kWh ({source}{year})"

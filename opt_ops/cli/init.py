@@ -92,7 +92,7 @@ least = "warning"              # the lowest severity that is sent: "info", "warn
 [ledger]                       # docs/ledger.md; a value without its factor is not computed
 # pue = 1.1                    # kWh of the site for each kWh of its GPUs
 # kg_co2e_per_kwh = 0.35       # of the electricity grid
-# factor_source = "EPA eGRID2023, SRMV"
+# factor_source = "EPA eGRID2023, SRMV"   # of that factor; without it there are no tonnes of CO2e
 # gpu_tdp_watts = 400          # of one GPU by its data sheet, for the conventional carbon figure
 # cost_per_node_hour = 20.0
 """

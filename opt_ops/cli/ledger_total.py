@@ -41,7 +41,7 @@ def tables(item: Mapping[str, Any], output: Format, header: bool) -> None:
     show("", [*ends, {"end": "all", **_rounded(item["all"])}], _ENDS, output, header=header)
     causes = [
         _rounded(row)
-        | {"what": title(row["kind"]), "time": age(row["seconds"]), "unmetered": age(row["unmetered_seconds"])}
+        | {"what": title(row["cause"]), "time": age(row["seconds"]), "unmetered": age(row["unmetered_seconds"])}
         for row in item["by_cause"]
         if row["seconds"] or row["incidents"]
     ]
@@ -141,11 +141,11 @@ def _power(figure: Mapping[str, Any]) -> str:
 
 
 def factor(figure: Mapping[str, Any]) -> str:
-    """The factor of the grid with its source."""
-    if figure["kg_co2e_per_kwh"] is None:
-        return "set kg_co2e_per_kwh in [ledger]"
+    """The factor of the grid with its source, or what is missing: a number without a source is not printed."""
+    if missing := [key for key in ("kg_co2e_per_kwh", "factor_source") if figure[key] is None]:
+        return f"no figure in tonnes: set {' and '.join(missing)} in [ledger]"
     year = f", {figure['factor_year']}" if figure["factor_year"] else ""
-    return f"{figure['kg_co2e_per_kwh']:g} kg per kWh, {figure['factor_source'] or 'source not given'}{year}"
+    return f"{figure['kg_co2e_per_kwh']:g} kg per kWh, {figure['factor_source']}{year}"
 
 
 def percent(share: float | None) -> str | None:

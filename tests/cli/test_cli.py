@@ -554,10 +554,12 @@ def test_the_ledger_for_people_programs_and_prometheus(site: Path, tmp_path: Pat
     assert opt_ops(site, "ledger", "--total", "--since", "soon").returncode == 2
     unknown = opt_ops(site, "ledger", "--conventional")
     assert (unknown.returncode, "set gpu_tdp_watts in [ledger]" in unknown.stderr) == (2, True)
-    (tmp_path / "site.toml").write_text(f'runs = "{site}/runs"\n[ledger]\ntdp_watts = 400\nkg_co2e_per_kwh = 0.21\n')
-    figures = opt_ops(site, "-c", str(tmp_path / "site.toml"), "ledger", "--conventional")
-    assert "kept updates" in figures.stdout
-    assert "0.21 kg per kWh, source not given" in figures.stdout
+    rates = f'runs = "{site}/runs"\n[ledger]\ntdp_watts = 400\nkg_co2e_per_kwh = 0.21\n'
+    for source, said in (("", "set factor_source in"), ("factor_source = 'a table'", "0.21 kg per kWh, a table")):
+        (tmp_path / "site.toml").write_text(rates + source)
+        figures = opt_ops(site, "-c", str(tmp_path / "site.toml"), "ledger", "--conventional")
+        assert "kept updates" in figures.stdout
+        assert said in figures.stdout
     file = tmp_path / "opt-ops.prom"
     assert opt_ops(site, "ledger", "--prometheus", "--write", str(file)).returncode == 0
     assert file.read_text() == opt_ops(site, "ledger", "12", "--prometheus").stdout

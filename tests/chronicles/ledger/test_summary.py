@@ -130,7 +130,7 @@ def test_energy_and_money_by_the_sites_factors(told: Told):
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 100)
     for since in (0.0, 600.0):
         told.see(e.EnergyMetered(since=since, until=since + 600, joules=3.6e6, gpus=16))
-    rates = Rates(pue=1.5, kg_co2e_per_kwh=0.4, cost_per_kwh=0.2, cost_per_node_hour=10.0)
+    rates = Rates(pue=1.5, kg_co2e_per_kwh=0.4, factor_source="a table", cost_per_kwh=0.2, cost_per_node_hour=10.0)
     spent = account(load(told.folder), rates)
     assert (spent["gpu_kwh"], spent["kwh"], spent["metered_seconds"]) == (2.0, 3.0, 1200.0)
     assert spent["tco2e"] == pytest.approx(0.0012)

@@ -19,7 +19,9 @@ from opt_ops.core.values import Action, Driver, Outcome, Severity
 from tests.chronicles.eventful import eventful
 from tests.chronicles.told import START, Told
 
-RATES = Rates(pue=1.25, kg_co2e_per_kwh=0.4, cost_per_kwh=0.1, cost_per_node_hour=2.0, gpu_tdp_watts=400)
+RATES = Rates(
+    pue=1.25, kg_co2e_per_kwh=0.4, factor_source="a table", cost_per_kwh=0.1, cost_per_node_hour=2.0, gpu_tdp_watts=400
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +103,16 @@ def test_the_wait_for_an_answer_is_counted_apart(record: LineageRecord):
 
 def test_the_conventional_figure_of_opt_175b():
     """992 GPUs for 34 days at 400 W and PUE 1.1 are 356 MWh; with 0.21 kg per kWh, the paper's 75 t."""
-    figure = conventional(992 * 34 * 24, Rates(pue=1.1, gpu_tdp_watts=400, kg_co2e_per_kwh=0.21))
+    figure = conventional(
+        992 * 34 * 24, Rates(pue=1.1, gpu_tdp_watts=400, kg_co2e_per_kwh=0.21, factor_source="a table")
+    )
     assert figure is not None
     assert figure.kwh == pytest.approx(356_000, rel=0.01)
     assert figure.tco2e == pytest.approx(75, rel=0.01)
     assert conventional(1.0, Rates()) is None, "nobody has told the power of the GPUs"
+    unsourced = conventional(1.0, Rates(gpu_tdp_watts=400, kg_co2e_per_kwh=0.21))
+    assert unsourced is not None
+    assert unsourced.tco2e is None, "a number without a source is not printed"
 
 
 def test_the_sums_over_lineages_tell_the_ends_apart(record: LineageRecord, tmp_path: Path):
@@ -141,7 +148,9 @@ def test_the_conventional_figure_of_kept_updates_leaves_out_spares_and_lost_time
     told.see(e.AttemptEnded(attempt="12.00-a0", outcome=Outcome.FAILED, last_step=10, last_step_at=None, exits=()))
     told.launch("12.00-a1").train("12.00-a1", 1, 20)
     record = load(told.folder)
-    resources = account(record, Rates(pue=1.1, gpu_tdp_watts=400, kg_co2e_per_kwh=0.21)).summary.resources
+    resources = account(
+        record, Rates(pue=1.1, gpu_tdp_watts=400, kg_co2e_per_kwh=0.21, factor_source="a table")
+    ).summary.resources
     summary = account(record, RATES).summary
     hours = summary.seconds_by_phase["training_kept"] / 3600 * len(record.state.attempts["12.00-a1"].nodes)
     gpus = (resources.gpu_hours or 0.0) / (resources.node_hours or 1.0)
