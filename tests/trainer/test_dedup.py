@@ -249,6 +249,9 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path):
     assert json.loads((tmp_path / "clean/dedup.json").read_text())["documents_out"] == 2
     code, said = command("a.jsonl", "--out", "clean")
     assert (code, "exists already" in said) == (78, True), said
+    (tmp_path / "link").symlink_to("nowhere")
+    code, said = command("a.jsonl", "--out", "link")
+    assert (code, "exists already" in said) == (78, True), said
     assert command("a.jsonl", "--out", "other", "--threshold", "2")[0] == 78
     assert command("missing.jsonl", "--out", "other")[0] == 78
     (tmp_path / "taken.part").write_text("a file of somebody")

@@ -7,6 +7,7 @@ them. The result does not depend on the engine, on the number of processes, or o
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -59,7 +60,7 @@ def run(options: Options, progress: Callable[[str], None] = lambda _: None) -> d
         ChildProcessError: jobs ended without a result.
     """
     began = time.monotonic()
-    if options.out.exists():
+    if os.path.lexists(options.out):  # a link that leads nowhere, too
         raise UserError(f"{options.out} exists already. Name a folder that does not exist.")
     require_outside(options.out, [*options.inputs, *options.against, *options.known])
     of_role = {
