@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.foreseen import UNKNOWN
+from opt_ops.cli.foreseen import FAULT
 from opt_ops.cli.options import (
     ChangedIdArgument,
     Lineage,
@@ -238,6 +238,6 @@ def _inject(
     request.send(
         f"Drill on lineage {lineage.name}. {question}",
         look="run explain",
-        loss=UNKNOWN,
+        loss=FAULT,
         needs_daemon="nothing would recover from the fault",
     )

@@ -52,12 +52,13 @@ def thing(kind: str, verb: str, rest: str, fields: Mapping[str, Any] | None = No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Steps that would be discarded, and what they have cost; `steps` None: not known before."""
+    """Steps that would be discarded, and what they have cost; `steps` None: not known, and `unknown` says what."""
 
     steps: int | None = 0
     seconds: float | None = None
     nodes: int = 0
     since: str = ""
+    unknown: str = ""
 
     @property
     def node_hours(self) -> float | None:
@@ -68,7 +69,7 @@ class Loss:
     def text(self) -> str:
         """`2,240 steps (13 h 1 min of 124 nodes, 1,614 node-hours)`."""
         if self.steps is None:
-            return "what the fault costs: that is known afterwards"
+            return f"{self.unknown}: that is known afterwards"
         if not self.steps:
             return "nothing that is trained"
         steps = count(self.steps, "step")
@@ -87,7 +88,8 @@ class Loss:
 
 
 NOTHING = Loss()
-UNKNOWN = Loss(steps=None)
+FAULT = Loss(steps=None, unknown="what the fault costs")
+WHILE_SAVING = Loss(steps=None, unknown="the steps that are trained while that checkpoint is written")
 
 
 def show_foreseen(coming: Sequence[Foreseen], loss: Loss, form: Format) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from opt_ops.cli import views
-from opt_ops.cli.foreseen import NOTHING, Loss, show_foreseen
+from opt_ops.cli.foreseen import Loss, show_foreseen
 from opt_ops.cli.options import Lineage, RequestOptions, settings, watch_now
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.core.events import RequestRefused
@@ -38,14 +38,20 @@ class PendingRequest:
     options: RequestOptions
 
     def send(
-        self, question: str, *, look: str = "run show", loss: Loss = NOTHING, needs_daemon: str = "", retype: str = ""
+        self,
+        question: str,
+        *,
+        look: str = "run show",
+        loss: Loss | None = None,
+        needs_daemon: str = "",
+        retype: str = "",
     ) -> None:
         """Confirm and send it, then print the answer; with `dry_run`, print what would happen.
 
         Args:
             question: What the operator confirms.
             look: The command that shows the result.
-            loss: What it would discard, for the last line of a dry run.
+            loss: What it would discard, for the last line of a dry run. [default: as what would happen says]
             needs_daemon: Why the request must not be queued for a later daemon, if so.
             retype: What the operator must type to confirm, if the effect cannot be undone.
 
@@ -70,7 +76,7 @@ class PendingRequest:
             raise _refused(name, state, self.verb, event.why)
         if options.dry_run:
             coming = preview(state, event, time.time(), settings.config, views.newest_step(self.lineage.path, state))
-            show_foreseen(coming, loss, options.output)
+            show_foreseen(coming, loss or views.loss_of(self.lineage.path, state, coming), options.output)
             return
         if needs_daemon and (nobody := _nobody(name)):
             raise Refused(f"no daemon is running: {needs_daemon}; {nobody.why}", nobody.next)

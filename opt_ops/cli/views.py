@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opt_ops.cli import standing, wording
-from opt_ops.cli.foreseen import Loss
+from opt_ops.cli.foreseen import NOTHING, WHILE_SAVING, Foreseen, Loss
 from opt_ops.cli.output import Column
 from opt_ops.cli.standing import Finding, Newest, newest
 from opt_ops.core.codec import encode
@@ -328,6 +328,20 @@ def loss(path: Path, state: State, steps: int, since: str = "") -> Loss:
     if not steps or point is None or attempt is None:
         return Loss(steps=steps, since=since)
     return Loss(steps=steps, seconds=steps * point.step_seconds, nodes=len(attempt.nodes), since=since)
+
+
+def loss_of(path: Path, state: State, coming: Sequence[Foreseen]) -> Loss:
+    """What would be discarded by what would happen: training goes on until it is ended, and behind a checkpoint."""
+    fields = {each.kind: each.fields for each in coming}
+    if "leave_intended" in fields:
+        return WHILE_SAVING
+    if begun := fields.get("run_planned") or fields.get("attempt_intended"):
+        checkpoint = begun["checkpoint"]
+        steps = max(0, (newest_step(path, state) or 0) - (checkpoint["step"] if checkpoint else 0))
+        return loss(path, state, steps, " behind that checkpoint")
+    if "stop_intended" in fields:
+        return loss(path, state, lost_steps(path, state), " since the newest good checkpoint")
+    return NOTHING
 
 
 def newest_good_step(state: State, before: int | None = None) -> int | None:

@@ -128,4 +128,5 @@ def test_a_dry_run_says_what_would_follow(site: Path):
     approved = opt_ops(site, "run", "approve", "12-i000", "--dry-run").stdout
     assert "12.01" in approved
     assert "step 300" in approved
+    assert approved.splitlines()[-1] == "would lose    160 steps behind that checkpoint"
     assert not (site / "runs/12/inbox").exists() or not list((site / "runs/12/inbox").iterdir())

@@ -27,12 +27,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "would save    at step 320 or soon after",
             "would end     12.01-a1 on n1, n3",
             "would give back  3 nodes",
-            "would lose    nothing that is trained",
+            "would lose    the steps that are trained while that checkpoint is written: that is known afterwards",
         ]),
         (["run", "pause", "12", "--keep-nodes"], [
             "would save    at step 320 or soon after",
             "would end     12.01-a1 on n1, n3",
-            "would lose    nothing that is trained",
+            "would lose    the steps that are trained while that checkpoint is written: that is known afterwards",
         ]),
         (["run", "stop", "12"], [
             "would stop    for good, as ann asks",
@@ -52,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "would end     12.01-a1 on n1, n3",
             "would begin   the next run there, with optim.clip_norm=0.5",
             "would train   with the learning rate 0.75 × the schedule from there on; it is 0.75 × now",
-            "would lose    nothing that is trained",
+            "would lose    the steps that are trained while that checkpoint is written: that is known afterwards",
         ]),
         (["run", "set", "12", "--planned", "48000:stage b", "--planned", "310"], [
             "would expect  2 changes at steps 48,000 (“stage b”), 310; the loss detectors learn again there",
