@@ -185,6 +185,6 @@ def _shared(removed: dict[str, int], task: str) -> int | None:
 
 
 def _is_of(file: PurePath, task: str) -> bool:
-    """`wsc.jsonl`, `wsc-test.jsonl` and `wsc/test.jsonl` are of wsc; `wsc273.jsonl` is not."""
-    named = re.compile(rf"{re.escape(task)}{_PARTS}", re.IGNORECASE)
+    """`wsc.jsonl`, `wsc-test.jsonl`, `wsc+2f1a.jsonl` and `wsc/test.jsonl` are of wsc; `wsc273.jsonl` is not."""
+    named = re.compile(rf"{re.escape(task)}(?:\+[\w.-]+)?{_PARTS}", re.IGNORECASE)
     return any(named.fullmatch(name) is not None for name in (file.name.partition(".jsonl")[0], file.parent.name))

@@ -238,6 +238,7 @@ def test_the_column_of_the_released_model(told: Told):
         ("hellaswag/test.jsonl", "hellaswag", True),
         ("tests/arc_easy_test.jsonl", "arc_easy", True),
         ("tests/wsc273.jsonl", "wsc", False),
+        ("documents/wsc+lm-eval-0.4.13.jsonl", "wsc", True),
         ("tests/arc_easy.jsonl", "arc", False),
         ("tests/valid.jsonl", "hellaswag", False),
         ("tests/a.b.jsonl", "a+b", False),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -224,6 +225,19 @@ def test_a_task_of_ones_own_never_takes_the_place_of_the_harnesses(tmp_path: Pat
     tasks: Any = scoring.Tasks([own, "piqa"])
     assert tasks.manager("piqa").given == (None, True)
     assert tasks.manager(own).given == (str(tmp_path), False)
+
+
+def test_tasks_of_one_name_keep_the_documents_of_each(tmp_path: Path):
+    from trainer.harness.scoring import keep_documents
+
+    for definition, texts in (("aa", "one\n"), ("bb", "two\n"), ("aa", "one\n"), ("", "three\n"), ("bb", "two\n")):
+        keep_documents(tmp_path, "mine", definition, texts)
+    there = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert there == {
+        "mine.jsonl": "one\n",
+        "mine+bb.jsonl": "two\n",
+        f"mine+lm-eval-{version('lm-eval')}.jsonl": "three\n",
+    }
 
 
 def _started(trained: Trained, *words: str) -> subprocess.Popen[bytes]:

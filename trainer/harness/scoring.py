@@ -1,6 +1,7 @@
 """Scores tasks by lm-evaluation-harness, each into a file of its own."""
 
 import difflib
+import glob
 import gzip
 import json
 import math
@@ -121,7 +122,7 @@ class Scorer:
         built: Any = manager.load([self._tasks.named(name)])
         if documents is not None:
             for task_name, task in built["tasks"].items():
-                write_durably_in(documents / f"{file_name(task_name)}.jsonl", _texts(task))
+                keep_documents(documents, task_name, about.get("definition"), _texts(task))
         below = {group.name for each in built["groups"].values() for group in each.get_all_groups()}
         tops = [group for group in built["groups"].values() if group.name not in below]
         evaluate: Any = simple_evaluate
@@ -149,6 +150,24 @@ class Scorer:
 def file_name(task: str) -> str:
     """A task's name as that of a file."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in task).lstrip(".") or "_"
+
+
+def keep_documents(folder: Path, task: str, definition: str | None, texts: str) -> None:
+    """Write the documents of a task, unless they are there. A file of other documents under its name stays.
+
+    Args:
+        folder: Of the documents of all tasks.
+        task: Its name, which others may have as well: a task of one's own and the harness's, or of two folders.
+        definition: Of a task of one's own.
+        texts: The lines.
+    """
+    stem = file_name(task)
+    first = folder / f"{stem}.jsonl"
+    there = [first, *folder.glob(f"{glob.escape(stem)}+*.jsonl")]
+    if not any(path.is_file() and path.read_text() == texts for path in there):
+        owner = definition or f"lm-eval-{version('lm-eval')}"
+        other = folder / f"{stem}+{owner}.jsonl"
+        write_durably_in(other if first.exists() else first, texts)
 
 
 def write_durably_in(path: Path, text: str) -> None:
