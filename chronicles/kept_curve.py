@@ -34,7 +34,8 @@ class AttemptCurve:
 
 def attempt_curves(attempts: Mapping[str, Attempt], points: Mapping[str, Sequence[Point]]) -> list[AttemptCurve]:
     """One curve for each attempt, in order. `points` are each attempt's telemetry lines, in step order."""
-    starts = {name: _start(attempt, points.get(name, ())) for name, attempt in attempts.items()}
+    first = {name: known[0].step for name, known in points.items() if known}
+    starts = {name: start_of(attempt, first.get(name)) for name, attempt in attempts.items()}
     discarded = discards(starts)
     return [
         AttemptCurve(
@@ -71,7 +72,8 @@ def kept_points(curves: Sequence[AttemptCurve]) -> Iterator[tuple[AttemptCurve, 
                 yield curve, point
 
 
-def _start(attempt: Attempt, points: Sequence[Point]) -> int:
+def start_of(attempt: Attempt, first_step: int | None) -> int:
+    """The step that an attempt resumed from; `first_step` is that of its telemetry."""
     resumed = attempt.checkpoint.step if attempt.checkpoint else 0
     # Telemetry outranks the request: a trainer that resumed earlier than requested discarded more.
-    return min(resumed, points[0].step - 1) if points else resumed
+    return resumed if first_step is None else min(resumed, first_step - 1)

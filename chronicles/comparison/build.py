@@ -19,7 +19,7 @@ from chronicles.ledger.summary import summarize
 from chronicles.logbook.drawing.curves import thin
 from chronicles.record import LineageRecord
 from opt_ops.config import Rates
-from opt_ops.core.detect.point import Point
+from opt_ops.runfolder.telemetry_curve import CurvePoint
 
 MOST_POINTS = 1000  # of a curve
 _PLACES = 10  # at which the losses are listed
@@ -107,7 +107,7 @@ class Comparison:
     incidents: tuple[Incidents, Incidents]
     cost: tuple[Cost, Cost]
     currency: str
-    points: tuple[Sequence[Point], Sequence[Point]] = field(metadata={"key": ""})  # all settled ones
+    points: tuple[Sequence[CurvePoint], Sequence[CurvePoint]] = field(metadata={"key": ""})  # all settled ones
     inherited: tuple[int, int] = field(metadata={"key": ""})  # of `points`
 
 
@@ -126,8 +126,8 @@ def compare(a: Family, b: Family, rates: Rates | None = None, to: int | None = N
         axis=axis,
         settings=differences((a, b)),
         curves=(_curve(names[0], points_a, inherited_a), _curve(names[1], points_b, inherited_b)),
-        at=[pairs[i] for i in _spread(len(pairs), _PLACES)],
-        verdict=_verdict(names, pairs[-_LAST:]),
+        at=[_at(*pairs[i]) for i in _spread(len(pairs), _PLACES)],
+        verdict=_verdict(names, [_at(*each) for each in pairs[-_LAST:]]),
         incidents=(_incidents(a), _incidents(b)),
         cost=(_cost(a.lineage, a.own, rates), _cost(b.lineage, b.own, rates)),
         currency=rates.currency,
@@ -136,7 +136,7 @@ def compare(a: Family, b: Family, rates: Rates | None = None, to: int | None = N
     )
 
 
-def _up_to(of: Family, to: int | None) -> tuple[list[Point], int]:
+def _up_to(of: Family, to: int | None) -> tuple[list[CurvePoint], int]:
     """The settled steps up to a step, and how many of them are an ancestor's."""
     points, inherited = settled(of)
     kept = [point for point in points if to is None or point.step <= to]
@@ -146,26 +146,30 @@ def _up_to(of: Family, to: int | None) -> tuple[list[Point], int]:
 # ---- the same place on both curves
 
 
-def _other_batches(a: Sequence[Point], b: Sequence[Point]) -> bool:
+def _other_batches(a: Sequence[CurvePoint], b: Sequence[CurvePoint]) -> bool:
     """Whether the lineages have seen other numbers of tokens at the same step; False where that is not known."""
     tokens = {point.step: point.tokens for point in a if point.tokens}
     return any(tokens.get(point.step, point.tokens) != point.tokens for point in b if point.tokens)
 
 
-def _by_step(a: Sequence[Point], b: Sequence[Point], after: int) -> list[At]:
+_Pair = tuple[int, int, float, float]
+"""A place on both curves: step and tokens of the first, the two losses."""
+
+
+def _by_step(a: Sequence[CurvePoint], b: Sequence[CurvePoint], after: int) -> list[_Pair]:
     losses = {point.step: point.loss for point in a}
     return [
-        _at(point.step, point.tokens, first, point.loss)
+        (point.step, point.tokens, first, point.loss)
         for point in b
         if point.step > after and point.loss is not None and (first := losses.get(point.step)) is not None
     ]
 
 
-def _by_tokens(a: Sequence[Point], b: Sequence[Point], after: int) -> list[At]:
+def _by_tokens(a: Sequence[CurvePoint], b: Sequence[CurvePoint], after: int) -> list[_Pair]:
     """At each step of the first, with the loss that the second had after as many tokens: between two of its steps."""
     seen = [point for point in b if point.loss is not None and point.tokens]
     tokens = [point.tokens for point in seen]
-    found: list[At] = []
+    found: list[_Pair] = []
     for point in a:
         place = bisect_left(tokens, point.tokens)
         if point.step <= after or point.loss is None or place == len(tokens) or point.tokens < tokens[0]:
@@ -173,7 +177,7 @@ def _by_tokens(a: Sequence[Point], b: Sequence[Point], after: int) -> list[At]:
         high, low = seen[place], seen[max(0, place - 1)]
         share = (point.tokens - low.tokens) / (high.tokens - low.tokens) if high.tokens > low.tokens else 1.0
         loss = (low.loss or 0.0) + share * ((high.loss or 0.0) - (low.loss or 0.0))
-        found.append(_at(point.step, point.tokens, point.loss, loss))
+        found.append((point.step, point.tokens, point.loss, loss))
     return found
 
 
@@ -209,7 +213,7 @@ def _verdict(names: tuple[str, str], pairs: Sequence[At]) -> Verdict:
 # ---- a lineage
 
 
-def _curve(lineage: str, points: Sequence[Point], inherited: int) -> Curve:
+def _curve(lineage: str, points: Sequence[CurvePoint], inherited: int) -> Curve:
     chosen = thin([point.step for point in points], [point.loss or 0.0 for point in points], MOST_POINTS)
     shown = [points[i] for i in chosen]
     return Curve(

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-from chronicles.kept_curve import AttemptCurve, attempt_curves, kept_points
+from chronicles.kept_curve import discards, start_of
 from chronicles.record import LineageRecord, load
-from opt_ops.core.detect.point import Point
+from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.queries import ancestry
 from opt_ops.core.values import Parent
+from opt_ops.runfolder.telemetry_curve import CurvePoint, read_curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What one attempt trained, from the step after `start`."""
+
+    attempt: str
+    run: str
+    start: int
+    points: Sequence[CurvePoint]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A lineage by its journal, and the curve of each attempt, in order."""
+
+    record: LineageRecord
+    curves: Sequence[Trained]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +38,7 @@ class Family:
     """A lineage and its ancestors as far as their folders are there, the youngest first."""
 
     folder: Path
-    records: Sequence[LineageRecord]
+    members: Sequence[Member]
 
     @property
     def lineage(self) -> str:
@@ -29,7 +48,12 @@ class Family:
     @property
     def own(self) -> LineageRecord:
         """The record of the youngest."""
-        return self.records[0]
+        return self.members[0].record
+
+    @property
+    def records(self) -> Sequence[LineageRecord]:
+        """The record of each."""
+        return [each.record for each in self.members]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,44 +71,64 @@ def family(folder: Path) -> Family:
     Raises:
         JournalError: a journal cannot be trusted.
     """
-    records, seen = [load(folder)], {folder.name}
-    while (parent := _parent(records[-1])) is not None and (folder.parent / parent.lineage).is_dir():
+    members, seen = [_member(folder)], {folder.name}
+    while (parent := _parent(members[-1].record)) is not None and (folder.parent / parent.lineage).is_dir():
         if parent.lineage in seen:  # a folder that was put in the place of another
             break
         seen.add(parent.lineage)
-        records.append(load(folder.parent / parent.lineage))
-    return Family(folder=folder, records=records)
+        members.append(_member(folder.parent / parent.lineage))
+    return Family(folder=folder, members=members)
+
+
+def _member(folder: Path) -> Member:
+    record = load(folder, telemetry=False)
+    curves: list[Trained] = []
+    for name, attempt in record.state.attempts.items():
+        points = read_curve(folder / attempt_folder(name) / "telemetry.jsonl")
+        start = start_of(attempt, points[0].step if points else None)
+        curves.append(Trained(attempt=name, run=attempt.run, start=start, points=points))
+    return Member(record=record, curves=curves)
 
 
 def _parent(record: LineageRecord) -> Parent | None:
     return record.state.lineage.parent if record.state.lineage else None
 
 
-def settled(of: Family) -> tuple[list[Point], int]:
+def settled(of: Family) -> tuple[list[CurvePoint], int]:
     """The steps that the present weights have passed through, in order, and how many of them are an ancestor's."""
-    own = [point for _, point in kept_points(of.own.curves)]
-    before = _inherited(of.records)
+    own = _kept(of.members[0].curves)
+    before = _inherited(of.members)
     return [*before, *own], len(before)
 
 
-def _inherited(records: Sequence[LineageRecord]) -> list[Point]:
+def _kept(curves: Sequence[Trained]) -> list[CurvePoint]:
+    """The updates that no later attempt has discarded."""
+    discarded = discards({each.attempt: each.start for each in curves})
+    found: list[CurvePoint] = []
+    for each in curves:
+        limits = discarded[each.attempt]
+        last = limits[-1][0] if limits else math.inf
+        found += [point for point in each.points if point.finite and point.step <= last]
+    return found
+
+
+def _inherited(members: Sequence[Member]) -> list[CurvePoint]:
     """What lies before the first step of the youngest: the way of the older ones to the checkpoint it began from."""
-    parent, older = _parent(records[0]), records[1:]
+    parent, older = _parent(members[0].record), members[1:]
     if parent is None or not older:
         return []
-    points = [point for _, point in kept_points(_curves_to(older[0], parent)) if point.step <= parent.step]
+    points = [point for point in _kept(_curves_to(older[0].curves, parent)) if point.step <= parent.step]
     first = points[0].step if points else parent.step + 1
     return [*(point for point in _inherited(older) if point.step < first), *points]
 
 
-def _curves_to(record: LineageRecord, parent: Parent) -> list[AttemptCurve]:
+def _curves_to(curves: Sequence[Trained], parent: Parent) -> Sequence[Trained]:
     """The curves up to the attempt that wrote a checkpoint: what later attempts discarded was still in force there."""
-    number = next((i + 1 for i, each in enumerate(record.curves) if _wrote(each, parent)), len(record.curves))
-    attempts = dict(islice(record.state.attempts.items(), number))
-    return attempt_curves(attempts, {each.attempt: each.points for each in record.curves[:number]})
+    number = next((i + 1 for i, each in enumerate(curves) if _wrote(each, parent)), len(curves))
+    return curves[:number]
 
 
-def _wrote(curve: AttemptCurve, parent: Parent) -> bool:
+def _wrote(curve: Trained, parent: Parent) -> bool:
     return curve.run == parent.run and any(point.step >= parent.step for point in curve.points)
 
 

@@ -13,7 +13,7 @@ from chronicles.logbook.drawing.figure import Measured
 from chronicles.logbook.drawing.html import ours, page_environment, page_part, policy
 from chronicles.logbook.drawing.marks import IncidentMark
 from chronicles.logbook.drawing.scale import axis_unit
-from opt_ops.core.detect.point import Point
+from opt_ops.runfolder.telemetry_curve import CurvePoint
 
 
 def page(compared: Comparison) -> str:
@@ -56,7 +56,7 @@ def _measures(compared: Comparison, unit: int) -> Mapping[str, MeasureCurve]:
     return {name: MeasureCurve(lines=lines, gaps=[]) for name, lines in panels.items() if lines or name == "loss"}
 
 
-def _lines(compared: Comparison, of: Callable[[Point], float | None], unit: int) -> Iterator[Line]:
+def _lines(compared: Comparison, of: Callable[[CurvePoint], float | None], unit: int) -> Iterator[Line]:
     """One line for each lineage. What one has inherited is the other's line too, so it is drawn once."""
     first, second = compared.inherited
     young = 0 if first and not second else 1

@@ -184,9 +184,15 @@ class Tail:
     """
 
     def __init__(
-        self, path: Path, most: int | None = None, on_bad: Callable[[int, str], None] = lambda _, __: None
+        self,
+        path: Path,
+        most: int | None = None,
+        on_bad: Callable[[int, str], None] = lambda _, __: None,
+        parse: Callable[[bytes], Any] = json.loads,
     ) -> None:
+        """`parse` makes the value of a line, and raises ValueError or RecursionError where it is not JSON."""
         self._path = path
+        self._parse = parse
         self._most = most
         self._on_bad = on_bad
         self._inode = 0
@@ -275,7 +281,7 @@ class Tail:
 
     def _parsed(self, line: bytes) -> dict[str, Any] | None:
         try:
-            value = json.loads(line)
+            value = self._parse(line)
         except (ValueError, RecursionError) as error:
             self._bad(f"not JSON: {error}")
             return None

@@ -30,10 +30,11 @@ class LeftOutCounter:
         """Return the files of which anything was left out."""
         return [replace(each, taken=self._taken.get(key, 0)) for key, each in self._found.items()]
 
-    def took(self, source: str, path: Path) -> None:
-        """A record of a file was taken."""
-        key = self._key(source, path)
-        self._taken[key] = self._taken.get(key, 0) + 1
+    def took(self, source: str, path: Path, records: int = 1) -> None:
+        """Records of a file were taken."""
+        if records:
+            key = self._key(source, path)
+            self._taken[key] = self._taken.get(key, 0) + records
 
     def add(self, source: str, path: Path, why: str, line: int = 0) -> None:
         """A record was left out, wholly or in part. `line` is its number, from 1; 0: it has none."""

@@ -77,6 +77,7 @@ class FileTrainer:
             tail = self._tails[attempt] = self._tail("telemetry", path, LARGEST_TELEMETRY)
             self._orders[attempt] = StepOrder(lambda why: self._left_out.add("telemetry", path, why))
         points: list[Point] = []
+        taken = 0
         for fields in self._lines("telemetry", tail, path):
             left_out: list[str] = []
             try:
@@ -86,8 +87,9 @@ class FileTrainer:
                 continue
             if left_out:
                 self._left_out.add("telemetry", path, left_out[0], tail.line)
-            self._left_out.took("telemetry", path)
+            taken += 1
             points += self._orders[attempt].take(point)
+        self._left_out.took("telemetry", path, taken)
         return points
 
     def phases(self, attempt: str) -> Sequence[TrainerPhase]:

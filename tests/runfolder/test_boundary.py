@@ -15,6 +15,7 @@ from opt_ops.runfolder.inbox import FileInbox
 from opt_ops.runfolder.left_out import LeftOutCounter
 from opt_ops.runfolder.node_files import FileAgents
 from opt_ops.runfolder.telemetry import point_of
+from opt_ops.runfolder.telemetry_curve import read_curve
 from opt_ops.runfolder.trainer_files import FileTrainer
 from tests.e2e.stub_trainer import telemetry
 
@@ -100,6 +101,47 @@ def test_what_is_left_out_is_counted_by_file_with_the_first_and_the_newest_examp
     assert (found.source, found.file, found.count, found.taken) == ("telemetry", "12.00/a0/telemetry.jsonl", 3, 2)
     assert found.first.startswith("line 2: not JSON")
     assert found.newest == "line 4: `lr` is true or false, not a number"
+
+
+_CURVE = [
+    "num_updates",
+    "ts",
+    "loss",
+    "gnorm",
+    "lr",
+    "wps",
+    "tokens",
+    "finite",
+    "betas",
+    "weight_decay",
+    "clip_norm",
+    "skip",
+]
+_ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 0.5, -0.5, 7.0, 1e9 + 1, 2**63, 1e31, 1e300, math.nan, math.inf, -math.inf),
+    *("7", "nan", "a\ud800b", [], [0.9], [0.9, 0.95, 1.0], [0.9, "x"], [math.nan, 0.9], {}, {"a": 1}),
+)
+
+
+@pytest.mark.parametrize("name", _CURVE)
+def test_a_curve_that_is_read_fast_is_that_of_the_points(name: str, tmp_path: Path):
+    """Each field takes every odd value in a line of its own, or is missing; then steps are strays, or fall."""
+    odd = [GOOD | {"num_updates": step} | {name: value} for step, value in enumerate(_ODD, 8)]
+    missing = {key: value for key, value in GOOD.items() if key != name} | (
+        {"num_updates": 50} if name != "num_updates" else {}
+    )
+    for number, lines in enumerate(
+        [
+            [GOOD, *odd, missing, "{", "[]", '{"num_updates": 60', GOOD | {"num_updates": 60}],
+            [GOOD, GOOD | {"num_updates": 5000}, *odd, GOOD | {"num_updates": 41}, GOOD | {"num_updates": 42}],
+            [GOOD | {"num_updates": step} for step in (*range(1, 90), 20, 21, 22)] + odd,
+        ]
+    ):
+        path = write(tmp_path / f"12.00/a{number}/telemetry.jsonl", *lines)
+        points = FileTrainer(tmp_path).points(f"12.00-a{number}")
+        assert points
+        expected = [(p.step, p.loss, p.gnorm, p.lr, p.wps, p.tokens, p.finite) for p in points]
+        assert [tuple(each) for each in read_curve(path)] == expected
 
 
 def test_a_file_that_stays_unreadable_is_counted_once(tmp_path: Path):

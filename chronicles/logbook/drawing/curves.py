@@ -11,10 +11,11 @@ from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
 from chronicles.validation import corpora, evaluated
 from opt_ops.core.detect.point import Point
+from opt_ops.runfolder.telemetry_curve import CurvePoint
 
 Measure = Callable[[Point], float | None]
 
-MEASURES: Mapping[str, Measure] = {
+MEASURES: Mapping[str, Callable[[Point | CurvePoint], float | None]] = {
     "loss": lambda point: point.loss,
     "gnorm": lambda point: point.gnorm,
     "lr": lambda point: point.lr,

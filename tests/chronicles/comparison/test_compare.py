@@ -12,15 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chronicles.comparison.build import MOST_POINTS, Comparison, compare
-from chronicles.comparison.family import Family, common_ancestor, family, settled
+from chronicles.comparison.family import Family, Member, Trained, common_ancestor, family, settled
 from chronicles.comparison.page import page
 from chronicles.comparison.words import head, verdict
-from chronicles.kept_curve import AttemptCurve
 from chronicles.record import LineageRecord
 from chronicles.report.encode import encode
-from opt_ops.core.detect.point import Point
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Parent
+from opt_ops.runfolder.telemetry_curve import CurvePoint
 from tests.chronicles.told import Told, falling, spiked
 
 
@@ -144,26 +143,10 @@ def test_the_answer_has_every_field(plain: Told):
 
 
 def made(name: str, losses: list[float], tokens: int = 512) -> Family:
-    points = [
-        Point(
-            step=step,
-            ts=float(step),
-            loss=loss,
-            gnorm=1.0,
-            lr=1e-3,
-            betas=(),
-            weight_decay=0.0,
-            clip_norm=1.0,
-            step_seconds=1.0,
-            tokens=step * tokens,
-            wps=1.0,
-            finite=True,
-        )
-        for step, loss in enumerate(losses, 1)
-    ]
-    curve = AttemptCurve(attempt=f"{name}.00-a0", run=f"{name}.00", start=0, points=points, discarded=())
-    record = LineageRecord(lineage=name, entries=[], remarks=[], state=State(), statuses=[], curves=[curve], jobs={})
-    return Family(folder=Path("/nowhere") / name, records=[record])
+    points = [CurvePoint(step, loss, 1.0, 1e-3, 1.0, step * tokens, True) for step, loss in enumerate(losses, 1)]
+    curve = Trained(attempt=f"{name}.00-a0", run=f"{name}.00", start=0, points=points)
+    record = LineageRecord(lineage=name, entries=[], remarks=[], state=State(), statuses=[], curves=[], jobs={})
+    return Family(folder=Path("/nowhere") / name, members=[Member(record=record, curves=[curve])])
 
 
 LOSSES = st.lists(st.floats(0.5, 12.0), min_size=1, max_size=120)
