@@ -32,6 +32,8 @@ class FileInbox:
         self._left_out = left_out or LeftOutCounter(folder)
         self._set_aside: set[str] = set()
         """Names of files that are not looked at again by this daemon process."""
+        self._known: dict[str, tuple[float, Request]] = {}
+        """The requests that wait, by the name of the file. A file is whole when it gets its name, and stays so."""
 
     def requests(self) -> Sequence[Request]:
         """Return the waiting requests, oldest first. A file that is not a request is renamed to `.refused`."""
@@ -40,18 +42,18 @@ class FileInbox:
         except OSError as error:
             self._left_out.unreadable("requests", self._folder, error)
             return []
-        waiting: list[tuple[float, Request]] = []
-        for name in names:
+        for name in (each for each in names if each not in self._known):
             path = self._folder / name
             try:
                 fields = read_json(path, _LARGEST_REQUEST, orders=True)
                 if fields is not None:
-                    waiting.append(_request_of(f.Record(fields), path.stem))
+                    self._known[name] = _request_of(f.Record(fields), path.stem)
             except (FileRefused, OptOpsError, f.BadField) as error:
                 self._refuse(path, getattr(error, "strerror", None) or str(error))
             except OSError as error:  # permissions, or a file server that does not answer: try again later
                 self._left_out.unreadable("requests", path, error)
-        return [request for _, request in sorted(waiting, key=lambda pair: pair[0])]
+        self._known = {name: self._known[name] for name in names if name in self._known}
+        return [request for _, request in sorted(self._known.values(), key=lambda pair: pair[0])]
 
     def _refuse(self, path: Path, why: str) -> None:
         self._left_out.add("requests", self._folder, f"{path.name}: {why}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opt_ops.ports import Request
 
 
-_NUMBER = re.compile(r"[0-9]{1,18}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _BEGINNING = 100  # lines of a journal: a lineage is started in its second one, unless daemons came and went before
 
 

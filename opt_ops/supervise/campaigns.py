@@ -28,6 +28,7 @@ from opt_ops.runfolder.journal import Fenced, Journal, NotJournalable
 from opt_ops.runfolder.owner import OwnerWatch
 from opt_ops.supervise.campaign_arguments import event_of
 from opt_ops.supervise.projections import Projection
+from opt_ops.supervise.request_arguments import MOST_AT_ONCE
 
 _STEP_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
@@ -223,10 +224,10 @@ class _Campaign:
         self.journal.check_fence()
         self.journal.show_life(self.site.clock.monotonic())
         fitted = self._fitted()  # before the inbox is read: what a process has left before its end is then taken
-        self._take_requests()
+        all_taken = self._take_requests()
         if self.state.open is not None:
             self._ask(self.state.open)
-        else:
+        elif all_taken:
             self._start_next(fitted)
         self._send_alerts()
         return self._over
@@ -249,8 +250,10 @@ class _Campaign:
         self.journal.entries.append(entry)
         self.state, self.changed = state, True
 
-    def _take_requests(self) -> None:
-        for request in self.inbox.requests():
+    def _take_requests(self) -> bool:
+        """Journal the oldest requests. Returns whether none is left for the next step."""
+        waiting = self.inbox.requests()
+        for request in waiting[:MOST_AT_ONCE]:
             if request.request not in self.state.requests:
                 event = event_of(self.path.name, self.state, request)
                 try:
@@ -259,6 +262,7 @@ class _Campaign:
                     why = str(error)[:300]
                     self._record(e.CampaignRequestRefused(request=request.request, author="", verb="", why=why))
             self.inbox.done(request.request)
+        return len(waiting) <= MOST_AT_ONCE
 
     # ---- sizes
 

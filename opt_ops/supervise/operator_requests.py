@@ -48,6 +48,7 @@ from opt_ops.supervise.proposal_answers import approved, declined
 from opt_ops.supervise.request_arguments import (
     LONGEST_REASON,
     LONGEST_TEXT,
+    MOST_AT_ONCE,
     MOST_STEPS,
     Arguments,
     InvalidRequest,
@@ -56,7 +57,7 @@ from opt_ops.supervise.start_arguments import origin, other_data, shape_of
 
 _LONGEST_NAME, _LONGEST_WHY = 255, 1000  # characters
 _NODE = re.compile(r"[A-Za-z0-9_.-]+")  # one name; the scheduler would read a list or a range as several nodes
-_RESULTS, _MOST_RESULTS = ("evaluated", "sampled"), 100  # of evaluations; at most so many in one tick
+_RESULTS = ("evaluated", "sampled")  # of evaluations
 _LONGEST_WAIT = 7 * 86_400.0  # seconds for which a proposal may wait
 
 _DRIVERS = {Driver.DAEMON: "the daemon", Driver.OPERATOR: "an operator", Driver.SHADOW: "another launcher"}
@@ -76,12 +77,12 @@ class RequestWatch:
         An evaluation leaves hundreds of requests. Nothing may wait for them, so the folder is read once, and a part is
         taken at a time. A request that was journaled before a crash is only removed from the inbox.
         """
-        results = 0
+        taken = 0
         for request in sorted(self._inbox.requests(), key=lambda request: request.verb in _RESULTS):
             if request.request not in state().requests:
-                results += request.verb in _RESULTS
-                if results > _MOST_RESULTS:
+                if taken == MOST_AT_ONCE:
                     return
+                taken += 1
                 yield event_of(state(), self._made(request))  # it is journaled before it leaves the inbox
             self._inbox.done(request.request)
 

@@ -15,6 +15,7 @@ MOST_RANKS = 1024  # on a node
 MOST_RANKS_IN_ALL = 1_000_000
 MOST_STEPS = 10**9
 MOST_VALUES = 10_000  # of a list
+MOST_AT_ONCE = 100  # requests of one inbox in one tick: each is synced to the disk, and all else waits
 
 _LINEAGE = re.compile(r"[0-9]{1,9}")
 _MISSING = object()
