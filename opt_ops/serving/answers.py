@@ -11,6 +11,7 @@ from opt_ops.core.text import clean
 
 DONE = "[DONE]"
 _LONGEST_ERROR = 500
+_TELLING = ("text", "finish_reason", "logprobs")  # a token may be half a letter: it has no text
 
 
 def error(message: str, param: str | None = None) -> dict[str, Any]:
@@ -18,20 +19,21 @@ def error(message: str, param: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "param": param}}
 
 
-def completion(status: int, said: Any, request: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def completion(status: int, said: Any, request: Mapping[str, Any], engine: str) -> tuple[int, dict[str, Any]]:
     """The status and the body for the client.
 
     Args:
         status: the engine's.
         said: its JSON, or text.
-        request: as `keys.checked` returns it. transformers leaves its `stop` in the answer.
+        request: as `keys.checked` returns it.
+        engine: `vllm` or `transformers`, which leaves the `stop` in its answer.
     """
     if status != HTTPStatus.OK or not isinstance(said, dict):
         client = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
         why = f"the engine {'refuses this' if client else 'failed'}: {_why(said)}"
         return HTTPStatus.BAD_REQUEST if client else HTTPStatus.BAD_GATEWAY, error(why)
     for choice in said["choices"]:
-        text, ended = _cut(choice["text"], _stops(request))
+        text, ended = _cut(choice["text"], _stops(request, engine))
         if ended:
             choice.update(text=text, finish_reason="stop")
     return HTTPStatus.OK, {**said, "model": request["model"]}
@@ -41,11 +43,12 @@ class Chunks:
     """The events of a streamed answer.
 
     Args:
-        request: as `keys.checked` returns it. What may be the beginning of its `stop` is held back.
+        request: as `keys.checked` returns it.
+        engine: `vllm` or `transformers`, of which what may be the beginning of the `stop` is held back.
     """
 
-    def __init__(self, request: Mapping[str, Any]) -> None:
-        self._name, self._stops = request["model"], _stops(request)
+    def __init__(self, request: Mapping[str, Any], engine: str) -> None:
+        self._name, self._stops = request["model"], _stops(request, engine)
         self._keep = max(map(len, self._stops), default=1) - 1
         self._held: dict[int, str] = {}
         self._ended: set[int] = set()
@@ -62,7 +65,7 @@ class Chunks:
             return
         for choice in said["choices"]:
             self._hold_back(choice)
-        said["choices"] = [each for each in said["choices"] if each["text"] or each.get("finish_reason")]
+        said["choices"] = [each for each in said["choices"] if any(map(each.get, _TELLING))]
         if said["choices"]:
             yield json.dumps({**said, "model": self._name})
 
@@ -80,8 +83,8 @@ class Chunks:
         choice["text"] = text
 
 
-def _stops(request: Mapping[str, Any]) -> Sequence[str]:
-    stop = [] if request.get("echo") else request.get("stop", [])  # vLLM cuts by itself; the prompt may have a stop
+def _stops(request: Mapping[str, Any], engine: str) -> Sequence[str]:
+    stop = request.get("stop", []) if engine == "transformers" else []  # vLLM cuts by itself
     return [stop] if isinstance(stop, str) else stop
 
 

@@ -201,8 +201,8 @@ class Engine:
         transformers 5.23 leaves `temperature` and `top_p` unused unless the generation config says `do_sample`. Then it
         draws from the 50 likeliest tokens alone, unless that says otherwise.
         """
-        if self.kind == "vllm":
-            return {**request, "model": self.model.name}
+        if self.kind == "vllm":  # it takes no empty text, but a list with one
+            return {**request, "model": self.model.name, "prompt": request["prompt"] or [""]}
         drawing = {"do_sample": False}
         if request["temperature"] > 0:
             drawing = {"do_sample": True, "top_k": 0, "temperature": request["temperature"], "top_p": request["top_p"]}

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_SEEDS = range(-(2**63), 2**63)  # what torch and vLLM take
+_SEEDS = range(2**63)  # what torch and vLLM take; to vLLM, -1 is none
+_COLDEST = 0.01  # vLLM makes that of what is less; transformers divides by it, and fails
 _MOST_STOPS, _LONGEST_STOP = 4, 64  # OpenAI's number; transformers builds tables as large as the vocabulary for each
 DEFAULTS = {"max_tokens": 16, "temperature": 1.0, "top_p": 1.0}  # OpenAI's and vLLM's
 
@@ -44,10 +45,6 @@ def _whole(least: int, most: int) -> tuple[str, Callable[[Any], bool]]:
     return f"a whole number from {least} to {most}", lambda value: type(value) is int and least <= value <= most
 
 
-def _number(least: float, most: float) -> tuple[str, Callable[[Any], bool]]:
-    return f"a number from {least:g} to {most:g}", lambda value: type(value) in (int, float) and least <= value <= most
-
-
 def _is_text(value: Any) -> bool:
     """Whether it can be written as UTF-8: JSON may hold half of a surrogate pair."""
     return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)
@@ -75,11 +72,14 @@ KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "model": ("a text", _is_text),
     "prompt": ("a text, a list of texts, a list of token ids or a list of such lists", _is_prompt),
     "max_tokens": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
-    "temperature": _number(0, 2),
+    "temperature": (
+        f"0, or a number from {_COLDEST} to 2",
+        lambda value: type(value) in (int, float) and (value == 0 or _COLDEST <= value <= 2),
+    ),
     "top_p": ("a number above 0, to 1", lambda value: type(value) in (int, float) and 0 < value <= 1),
     "n": _whole(1, 128),
     "stop": (f"a text or a list of 1 to {_MOST_STOPS} texts, each of 1 to {_LONGEST_STOP} characters", _is_stop),
-    "seed": ("a whole number of 64 bits", lambda value: type(value) is int and value in _SEEDS),
+    "seed": ("a whole number, 0 or more and below 2^63", lambda value: type(value) is int and value in _SEEDS),
     "stream": _FLAG,
     "echo": _FLAG,
     "logprobs": _whole(0, 20),

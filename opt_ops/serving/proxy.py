@@ -16,6 +16,7 @@ from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 
+from opt_ops.core.text import clean
 from opt_ops.errors import OptOpsError
 from opt_ops.serving.answers import DONE, Chunks, completion, error
 from opt_ops.serving.keys import Refused, checked, decoded
@@ -23,8 +24,10 @@ from opt_ops.serving.listener import AT_ONCE, Listener
 
 MOST_BYTES = 10**6  # of a body
 _MOST_DRAINED = 16 * MOST_BYTES  # of a body that is too long, so that its sender reads why
+_TOO_LONG = f"a body has at most {MOST_BYTES:,} bytes"
+_LONGEST_ERROR = 200
 _SILENT_SECONDS = 30.0  # of a client that sends nothing, or takes nothing
-_HERE = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")  # also through a tunnel of SSH
+_HERE = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)  # also through a tunnel of SSH
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -55,12 +58,25 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (its name in the base class)
         """Requests are not logged: prompts are their authors' business."""
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
+        """What the base class refuses: bad syntax, other methods. In our form, not as its HTML."""
+        self._send(code, error(clean(message or HTTPStatus(code).phrase, _LONGEST_ERROR)))
+
+    def handle_expect_100(self) -> bool:
+        """Whether the client shall send the body that it asks about."""
+        with suppress(Refused):
+            if self._length() > MOST_BYTES:
+                self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _TOO_LONG)
+                return False
+        return super().handle_expect_100()
+
     def do_GET(self) -> None:
         """The page, whether the engine runs, and the model."""
         self._late.cancel()
         path, server = urlsplit(self.path).path, self.server
         if path == "/":
-            self._send(HTTPStatus.OK, server.page.body, "text/html; charset=utf-8", server.page.policy)
+            if server.token or self._admitted():
+                self._send(HTTPStatus.OK, server.page.body, "text/html; charset=utf-8", server.page.policy)
         elif path == "/health":
             alive = server.engine.alive
             self._send(HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE, {"alive": alive})
@@ -69,6 +85,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(HTTPStatus.OK, {"object": "list", "data": [server.about]})
         else:
             self._send(HTTPStatus.NOT_FOUND, error(f"{path}: there are /, /health, /v1/models and /v1/completions"))
+
+    do_HEAD = do_GET  # noqa: N815  (its name in the base class)
 
     def do_POST(self) -> None:
         """A completion."""
@@ -104,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._stream(request, deadline)
             else:
                 answer = self.server.engine.answer(request, max(1.0, deadline - time.monotonic()))
-                self._send(*completion(*answer, request))
+                self._send(*completion(*answer, request, self.server.engine.kind))
         except (OSError, HTTPException, ValueError, LookupError) as failed:  # of the engine, or the client left
             late = isinstance(failed, TimeoutError)
             said = error(f"no answer within {self.server.seconds:g} s" if late else f"the engine failed: {failed}")
@@ -116,12 +134,13 @@ class Handler(BaseHTTPRequestHandler):
             self.server.engine.settle()
 
     def _stream(self, request: Mapping[str, Any], deadline: float) -> None:
+        kind = self.server.engine.kind
         with self.server.engine.open(request, max(1.0, deadline - time.monotonic())) as response:
             if response.status != HTTPStatus.OK:
-                self._send(*completion(response.status, response.read().decode("utf-8", "replace"), request))
+                self._send(*completion(response.status, response.read().decode("utf-8", "replace"), request, kind))
                 return
             self._head(HTTPStatus.OK, {"Content-Type": "text/event-stream"})
-            chunks = Chunks(request)
+            chunks = Chunks(request, kind)
             for line in response:
                 if time.monotonic() > deadline:
                     raise TimeoutError
@@ -130,16 +149,22 @@ class Handler(BaseHTTPRequestHandler):
         self._event(DONE)
 
     def _body(self) -> bytes:
-        try:
-            length = int(self.headers.get("Content-Length", ""))
-        except ValueError:
-            raise Refused("Content-Length is wanted", status=HTTPStatus.LENGTH_REQUIRED) from None
+        length = self._length()
         if length > MOST_BYTES:
             for _ in range(min(length, _MOST_DRAINED) // 1000):
                 self.rfile.read(1000)
-        if not 0 <= length <= MOST_BYTES:
-            raise Refused(f"a body has at most {MOST_BYTES:,} bytes", status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        return self.rfile.read(length)
+            raise Refused(_TOO_LONG, status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise Refused(f"the body ended after {len(body):,} of {length:,} bytes")
+        return body
+
+    def _length(self) -> int:
+        """Of the body, as the client says."""
+        text = self.headers.get("Content-Length", "")
+        if not (text.isascii() and text.isdigit()):
+            raise Refused("Content-Length is wanted", status=HTTPStatus.LENGTH_REQUIRED)
+        return int(text[:20])
 
     def _admitted(self) -> bool:
         """Whether the client has the token; without one, whether it is on this machine and no page of another site."""
@@ -161,7 +186,8 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: Any, kind: str = "application/json", policy: str = "default-src 'none'") -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self._head(status, {"Content-Type": kind, "Content-Length": str(len(data)), "Content-Security-Policy": policy})
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self.begun = self.close_connection = True

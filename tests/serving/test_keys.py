@@ -15,11 +15,11 @@ WRONG: dict[str, list[Any]] = {
     "model": [1, None],
     "prompt": [None, 1, [], ["a", 1], [1, "a"], [-1], [True], [[]], [[1], "a"], [1.0], "\ud800"],
     "max_tokens": ["8", 8.0, True, None, -1, 0],
-    "temperature": ["0", None, True, -0.1, 2.1, [0]],
+    "temperature": ["0", None, True, -0.1, 2.1, [0], 0.0099, 1e-320],
     "top_p": [0, 1.1, "1", None],
     "n": [0, 1.0, "2", True, 129],
     "stop": [None, "", [], [""], ["a"] * 5, "a" * 65, [1], "\udfff"],
-    "seed": ["1", 1.5, True, None, 2**63],
+    "seed": ["1", 1.5, True, None, 2**63, -1],
     "stream": [1, "true", None],
     "echo": [1, "true", None],
     "logprobs": [True, "1", -1, 21],
@@ -117,7 +117,7 @@ def test_a_body_that_is_no_object_is_refused(body: bytes):
 
 def streamed(stop: Any, *texts: str) -> tuple[str, str]:
     """The text and the end that a client sees."""
-    chunks = Chunks({"model": MODEL.name, "stop": stop})
+    chunks = Chunks({"model": MODEL.name, "stop": stop}, "transformers")
     lines = [{"choices": [{"index": 0, "text": text}]} for text in texts]
     lines.append({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
     said = [json.loads(data) for line in lines for data in chunks.of(b"data: " + json.dumps(line).encode() + b"\n")]
@@ -140,21 +140,28 @@ def streamed(stop: Any, *texts: str) -> tuple[str, str]:
 def test_a_stream_ends_before_the_stop_text_however_it_is_cut(stop: Any, texts: list[str], seen: tuple[str, str]):
     assert streamed(stop, *texts) == seen
     whole = {"choices": [{"index": 0, "text": "".join(texts), "finish_reason": "length"}]}
-    _, answer = completion(200, whole, {"model": MODEL.name, "stop": stop})
+    _, answer = completion(200, whole, {"model": MODEL.name, "stop": stop}, "transformers")
     assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == seen
 
 
-def test_a_stop_text_in_an_echoed_prompt_cuts_nothing():
+def test_vllm_cuts_by_itself():
+    """An echoed prompt may have the stop text, and a token without text has a log-probability."""
     said = {"choices": [{"index": 0, "text": "a END b", "finish_reason": "length"}]}
-    _, answer = completion(200, said, {"model": MODEL.name, "stop": "END", "echo": True})
-    assert answer["choices"][0]["text"] == "a END b"
+    request = {"model": MODEL.name, "stop": "END"}
+    assert completion(200, said, request, "vllm")[1]["choices"][0]["text"] == "a END b"
+    chunks, without = Chunks(request, "vllm"), {"index": 0, "text": "", "logprobs": {"tokens": ["\ufffd"]}}
+    for choice in (without, {"index": 0, "text": "E"}):
+        (data,) = chunks.of(f"data: {json.dumps({'choices': [choice]})}".encode())
+        assert json.loads(data)["choices"] == [choice], "nothing is held back"
 
 
 def test_errors_of_an_engine_have_one_form():
     request = {"model": MODEL.name}
-    assert completion(422, {"detail": "no"}, request) == (
+    assert completion(422, {"detail": "no"}, request, "vllm") == (
         400,
         {"error": {"message": "the engine refuses this: no", "param": None}},
     )
-    assert completion(404, {"error": {"message": "no", "code": 404}}, request)[1]["error"]["message"].endswith(": no")
-    assert completion(500, "Internal Server Error", request)[0] == 502
+    assert completion(404, {"error": {"message": "no", "code": 404}}, request, "vllm")[1]["error"]["message"].endswith(
+        ": no"
+    )
+    assert completion(500, "Internal Server Error", request, "vllm")[0] == 502
