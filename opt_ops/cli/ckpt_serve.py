@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 from opt_ops.cli import checkpoints
 from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.conversions import converted
-from opt_ops.cli.engine_programs import engine_program
+from opt_ops.cli.engine_programs import engine_program, require_head_size
 from opt_ops.cli.options import settings
 from opt_ops.cli.output import Column, Format, say, show, signs_of_life
 from opt_ops.config import Config
@@ -35,7 +36,7 @@ def serve(text: str, kind: str | None, host: str, port: int, output: Format, *, 
     """Serve the checkpoint that `text` names, until SIGINT or SIGTERM.
 
     Raises:
-        UsageError: an option means nothing, or the engine is not installed.
+        UsageError: an option means nothing, or the engine is not installed, or cannot compute this model.
         NotFound: there is no such checkpoint.
         Refused: the port is in use.
         Exit: 65, the checkpoint is damaged.
@@ -53,7 +54,14 @@ def serve(text: str, kind: str | None, host: str, port: int, output: Format, *, 
             say(_DISCARDED, quiet)
         dtype = _dtype(chosen)
         folder = converted(chosen, config.trainer, dtype, lambda line: say(f"  {line}", quiet))
-        model = _model(chosen, folder)
+        about = _about(folder)
+        model = Model(
+            name=f"{chosen.checkpoint.run}/{chosen.checkpoint.step}",
+            positions=about["max_position_embeddings"],
+            vocabulary=about["vocab_size"],
+        )
+        if kind == "vllm":
+            require_head_size(program, about["hidden_size"] // about["num_attention_heads"])
         with _engine(kind, program, folder, model, dtype, quiet=quiet) as engine, _counter(config, folder) as count:
             item = _describe(listener, engine, chosen, model)
             listener.engine, listener.count = engine, count
@@ -85,33 +93,35 @@ def _dtype(chosen: Named) -> str:
     return found if found in ("fp32", "fp16", "bf16") else "fp16"
 
 
-def _model(chosen: Named, folder: Path) -> Model:
+def _about(folder: Path) -> dict[str, Any]:
+    """The configuration of the converted model."""
     about = read_json(folder / "config.json")
     if not isinstance(about, dict):
         raise OptOpsError(
             f"{folder / 'config.json'} cannot be read", f"rm -r {folder}; the next command converts again"
         )
-    name = f"{chosen.checkpoint.run}/{chosen.checkpoint.step}"
-    return Model(name=name, positions=about["max_position_embeddings"], vocabulary=about["vocab_size"])
+    return about
 
 
 @contextmanager
 def _engine(kind: str, program: str, folder: Path, model: Model, dtype: str, *, quiet: bool) -> Iterator[Engine]:
-    """An engine that has answered. If it ends, its last lines are printed."""
-    with tempfile.TemporaryDirectory(prefix="opt-ops-serve-") as scratch:
-        log = Path(scratch) / "engine.log"
-        engine = Engine(kind, program, folder, model, dtype, log)
-        try:
-            say(f"Starting {kind}; its log is {log}", quiet)
-            with signs_of_life("waiting for its first answer", quiet=quiet):
-                engine.wait_ready()
-            yield engine
-        except OptOpsError:
-            for line in engine.last_lines():
-                say(f"  {line}")
-            raise
-        finally:
-            engine.close()
+    """An engine that has answered. If it ends, its last lines are printed, and its log stays."""
+    scratch, failed = Path(tempfile.mkdtemp(prefix="opt-ops-serve-")), False
+    engine = Engine(kind, program, folder, model, dtype, scratch / "engine.log")
+    try:
+        say(f"Starting {kind}; its log is {engine.log}", quiet)
+        with signs_of_life("waiting for its first answer", quiet=quiet):
+            engine.wait_ready()
+        yield engine
+    except OptOpsError:
+        failed = True
+        for line in engine.last_lines():
+            say(f"  {line}")
+        raise
+    finally:
+        engine.close()
+        if not failed:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

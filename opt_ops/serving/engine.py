@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -24,7 +26,7 @@ from opt_ops.serving.keys import Model
 LOOPBACK = "127.0.0.1"
 _LOOK_SECONDS = 0.2
 _LAST_LINES = 12
-_ABOVE = "its last lines are above"
+_ERROR = re.compile(r"\b[A-Z]\w*(?:Error|Exception): ")
 _LEAVE_SECONDS = 15.0  # the guard's time between SIGTERM and SIGKILL, and more
 _TINY = {"prompt": "", "max_tokens": 1, "temperature": 0.0, "top_p": 1.0}  # the request that costs least
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -69,7 +71,7 @@ class Engine:
     """
 
     def __init__(self, kind: str, program: str, folder: Path, model: Model, dtype: str, log: Path) -> None:
-        self.kind, self.model, self._log, self._folder, self._turn = kind, model, log, folder, Lock()
+        self.kind, self.model, self.log, self._folder, self._turn = kind, model, log, folder, Lock()
         with socket.socket() as probe:
             probe.bind((LOOPBACK, 0))
             self.port = probe.getsockname()[1]
@@ -102,7 +104,7 @@ class Engine:
         status, said = self.answer(_TINY, None)
         self.require_alive()
         if status != http.HTTPStatus.OK:
-            raise OptOpsError(f"the engine cannot answer: {clean(str(said), 500)}", _ABOVE)
+            raise OptOpsError(f"the engine cannot answer: {clean(str(said), 500)}", self._where)
 
     def require_alive(self) -> None:
         """Check that it runs.
@@ -111,7 +113,7 @@ class Engine:
             OptOpsError: it ended.
         """
         if not self.alive:
-            raise OptOpsError(f"the engine {self.kind} ended", _ABOVE)
+            raise OptOpsError(f"the engine {self.kind} ended", self._where)
 
     def wait(self) -> None:
         """Wait until it ends, which it does not do by itself.
@@ -122,37 +124,50 @@ class Engine:
         self._guard.wait()
         self.require_alive()
 
-    def last_lines(self) -> list[str]:
-        """The end of what it printed."""
-        return [each for each in self._log.read_text("utf-8", "replace").splitlines() if each.strip()][-_LAST_LINES:]
+    @property
+    def _where(self) -> str:
+        return f"its last lines are above, and all are in {self.log}"
 
-    def open(self, request: Mapping[str, Any], seconds: float | None) -> http.client.HTTPResponse:
+    def last_lines(self) -> list[str]:
+        """The first error that it printed, of which the end may say nothing, and the end."""
+        lines = [each for each in self.log.read_text("utf-8", "replace").splitlines() if each.strip()]
+        first = [each for each in lines[:-_LAST_LINES] if _ERROR.search(each)][:1]
+        return first + lines[-_LAST_LINES:]
+
+    def open(
+        self, request: Mapping[str, Any], seconds: float | None, client: socket.socket | None = None
+    ) -> http.client.HTTPResponse:
         """Send a checked request. The answer is closed by the caller.
 
         Args:
             request: as `keys.checked` returns it.
             seconds: that the engine may be silent; None: for ever.
+            client: who asked. If it leaves before the engine answers, the request is given up.
 
         Raises:
-            OSError: it does not answer. `TimeoutError`: not in time.
+            OSError: it does not answer, or the client left. `TimeoutError`: not in time.
         """
         connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=seconds)
         body = json.dumps(self._translated(request)).encode()
         headers = {"Content-Type": "application/json", "Connection": "close", "Authorization": f"Bearer {self._key}"}
         try:
             connection.request("POST", "/v1/completions", body, headers)
+            if client is not None:
+                _wait_unless_left(connection.sock, client, seconds)
             return connection.getresponse()
         except BaseException:
             connection.close()  # by that the engine knows
             raise
 
-    def answer(self, request: Mapping[str, Any], seconds: float | None) -> tuple[int, Any]:
-        """The status, and the JSON object of the answer, or what the engine said instead.
+    def answer(
+        self, request: Mapping[str, Any], seconds: float | None, client: socket.socket | None = None
+    ) -> tuple[int, Any]:
+        """The status, and the JSON object of the answer, or what the engine said instead. The rest as `open`.
 
         Raises:
-            OSError: it does not answer. `TimeoutError`: not in time.
+            OSError: it does not answer, or the client left. `TimeoutError`: not in time.
         """
-        with self.open(request, seconds) as response:
+        with self.open(request, seconds, client) as response:
             text = response.read().decode("utf-8", "replace")
         with suppress(ValueError):
             return response.status, json.loads(text)
@@ -218,6 +233,17 @@ class Engine:
             return False
         finally:
             connection.close()
+
+
+def _wait_unless_left(engine: socket.socket, client: socket.socket, seconds: float | None) -> None:
+    """Wait until there is something to read from the engine."""
+    watched = [engine, client]
+    while engine not in (ready := select.select(watched, [], [], seconds)[0]):
+        if not ready:
+            raise TimeoutError
+        if not client.recv(1, socket.MSG_PEEK):
+            raise ConnectionAbortedError("the client left")
+        watched = [engine]  # the client sent more than its request, which nobody reads
 
 
 class TokenCounter:

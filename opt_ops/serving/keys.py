@@ -15,6 +15,7 @@ from typing import Any
 _SEEDS = range(2**63)  # what torch and vLLM take; to vLLM, -1 is none
 _COLDEST = 0.01  # vLLM makes that of what is less; transformers divides by it, and fails
 _MOST_STOPS, _LONGEST_STOP = 4, 64  # OpenAI's number; transformers builds tables as large as the vocabulary for each
+_MOST_ANSWERS = 1024  # to a request; as many prompts vLLM takes. More would keep it busy for minutes
 DEFAULTS = {"max_tokens": 16, "temperature": 1.0, "top_p": 1.0}  # OpenAI's and vLLM's
 
 
@@ -146,6 +147,9 @@ def _require_room(request: Mapping[str, Any], model: Model, count: Callable[[Seq
     texts = [each for each in several if isinstance(each, str)]
     if any(token >= model.vocabulary for ids in several if isinstance(ids, list) for token in ids):
         raise Refused(f"token ids are below {model.vocabulary}", "prompt")
+    if len(several) * request.get("n", 1) > _MOST_ANSWERS:
+        why = f"{len(several):,} prompts, {request.get('n', 1)} answers each: at most {_MOST_ANSWERS:,} are given"
+        raise Refused(why, "n" if "n" in request else "prompt")
     longest = max(count(texts) if texts else map(len, several))
     if wanted < 1 and not request.get("echo"):
         raise Refused("must be at least 1", "max_tokens")

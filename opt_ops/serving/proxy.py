@@ -121,7 +121,8 @@ class Handler(BaseHTTPRequestHandler):
             if request.get("stream"):
                 self._stream(request, deadline)
             else:
-                answer = self.server.engine.answer(request, max(1.0, deadline - time.monotonic()))
+                left = max(1.0, deadline - time.monotonic())
+                answer = self.server.engine.answer(request, left, self.connection)
                 self._send(*completion(*answer, request, self.server.engine.kind))
         except (OSError, HTTPException, ValueError, LookupError) as failed:  # of the engine, or the client left
             late = isinstance(failed, TimeoutError)
@@ -135,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, request: Mapping[str, Any], deadline: float) -> None:
         kind = self.server.engine.kind
-        with self.server.engine.open(request, max(1.0, deadline - time.monotonic())) as response:
+        with self.server.engine.open(request, max(1.0, deadline - time.monotonic()), self.connection) as response:
             if response.status != HTTPStatus.OK:
                 self._send(*completion(response.status, response.read().decode("utf-8", "replace"), request, kind))
                 return

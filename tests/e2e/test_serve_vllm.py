@@ -5,6 +5,7 @@ vLLM itself was not run: it needs another torch than this project's.
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_vllm_is_started_with_what_it_documents(served: Served, folder: Path, tr
         ({"prompt": ["a", "b"], "n": 2}, ["a!", "a!", "b!", "b!"]),
         ({"prompt": [5, 6]}, ["[5, 6]!"]),
         ({"prompt": "a", "echo": True, "logprobs": 3, "max_tokens": 0}, ["a!"]),
-        ({"prompt": "a", "stop": ["x"], "seed": -1, "top_p": 0.5, "temperature": 2}, ["a!"]),
+        ({"prompt": "a", "stop": ["x"], "seed": 7, "top_p": 0.5, "temperature": 2}, ["a!"]),
     ],
 )
 def test_all_keys_reach_vllm(served: Served, folder: Path, body: Any, texts: list[str]):
@@ -92,6 +93,17 @@ def test_what_vllm_says_is_told(served: Served):
     assert (status, answer["error"]["message"]) == (502, "the engine failed: Internal Server Error")
     status, text = served.send("/v1/completions", {"prompt": "break", "stream": True})
     assert (status, "Internal Server Error" in text) == (502, True)
+
+
+def test_who_leaves_before_the_answer_gives_up_the_place(served: Served, folder: Path):
+    before, body = len(requests(folder)), json.dumps({"prompt": "wait"})
+    clients = [http.client.HTTPConnection(served.url.removeprefix("http://")) for _ in range(AT_ONCE)]
+    for client in clients:
+        client.request("POST", "/v1/completions", body)
+    until(lambda: len(requests(folder)) == before + AT_ONCE)
+    for client in clients:
+        client.close()
+    until(lambda: served.ask(prompt="a")[0] == 200)
 
 
 def test_eight_requests_at_once_and_no_more(served: Served, folder: Path):

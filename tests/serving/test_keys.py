@@ -88,6 +88,13 @@ def test_token_ids_are_in_the_vocabulary():
         ask({"prompt": [99, 100]})
 
 
+def test_a_request_has_not_more_answers_than_an_engine_gives_in_time():
+    assert ask({"prompt": ["a"] * 8, "n": 128})["n"] == 128
+    for body, key in (({"prompt": ["a"] * 9, "n": 128}, "n"), ({"prompt": [[5]] * 1025}, "prompt")):
+        with pytest.raises(Refused, match=f"^{key}: .* at most 1,024"):
+            ask(body)
+
+
 def test_another_model_is_not_found():
     assert ask({"prompt": "a", "model": MODEL.name})["model"] == MODEL.name
     with pytest.raises(Refused) as refused:
