@@ -281,6 +281,9 @@ class TokenCounter:
         raise OptOpsError("tokens cannot be counted: python -m trainer.tokens.count ended", "opt-ops doctor")
 
     def close(self) -> None:
-        """End it."""
-        with suppress(OSError):
+        """End it, and what it has started."""
+        with suppress(OSError, subprocess.TimeoutExpired):
             self._process.communicate(timeout=_LEAVE_SECONDS)
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.communicate()

@@ -212,6 +212,7 @@ class _Campaign:
         except BaseException:
             self.journal.withdraw()
             raise
+        self.journal.entries = []  # the state has all of them
         self.inbox = FileInbox(self.path)
 
     def close(self) -> None:
@@ -247,7 +248,6 @@ class _Campaign:
         entry = self.journal.stamp(event, self.site.clock.now())
         state = fold(self.state, entry.ts, cast("e.CampaignEvent", entry.event))
         self.journal.append(entry)
-        self.journal.entries.append(entry)
         self.state, self.changed = state, True
 
     def _take_requests(self) -> bool:

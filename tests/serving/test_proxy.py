@@ -7,14 +7,17 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 
 import pytest
 
+from opt_ops.serving import engine
 from opt_ops.serving.listener import Listener
 from opt_ops.serving.page import Page
 from opt_ops.serving.proxy import Handler
-from tests.e2e.site import PATIENCE
+from tests.e2e.site import PATIENCE, until
+from tests.node.test_agent import alive
 
 
 class Impatient(Handler):
@@ -97,3 +100,24 @@ def test_the_head_of_the_page_has_no_body(listener: Listener):
     head, _, body = answer(listener, "HEAD / HTTP/1.1\nHost: LOCALHOST:80\n\n").partition("\r\n\r\n")
     assert (head.startswith("HTTP/1.1 200 "), body) == (True, "")
     assert answer(listener, "GET / HTTP/1.1\nHost: localhost\n\n").startswith(f"{head}\r\n\r\n<!doctype html>")
+
+
+def test_connections_for_which_no_thread_could_be_started_keep_no_place(monkeypatch: pytest.MonkeyPatch):
+    def fails(_: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Listener("127.0.0.1", 0, Handler, "secret") as listener, monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", fails)
+        for _ in range(1000):
+            with pytest.raises(RuntimeError):
+                listener.process_request(None, None)
+
+
+def test_a_token_counter_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "_LEAVE_SECONDS", 0.1)
+    pid = tmp_path / "pid"
+    hangs = f"sleep 600 & echo $! > {pid}.new; mv {pid}.new {pid}; while read line; do echo '[1]'; done; sleep 600"
+    counter = engine.TokenCounter(["sh", "-c", hangs], {}, tmp_path / "tokenizer.json")
+    assert counter(["a"]) == [1]
+    counter.close()
+    until(lambda: not alive(int(pid.read_text())))

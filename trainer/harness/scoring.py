@@ -164,7 +164,7 @@ def keep_documents(folder: Path, task: str, definition: str | None, texts: str) 
     stem = file_name(task)
     first = folder / f"{stem}.jsonl"
     there = [first, *folder.glob(f"{glob.escape(stem)}+*.jsonl")]
-    if not any(path.is_file() and path.read_text() == texts for path in there):
+    if not any(path.is_file() and path.read_bytes() == texts.encode() for path in there):
         owner = definition or f"lm-eval-{version('lm-eval')}"
         other = folder / f"{stem}+{owner}.jsonl"
         write_durably_in(other if first.exists() else first, texts)
