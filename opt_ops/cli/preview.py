@@ -12,7 +12,7 @@ from opt_ops.core.decide.proof import baseline, with_settings
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.state.attempts import Run
-from opt_ops.core.state.data import change_of, data_of
+from opt_ops.core.state.data import change_of, data_now
 from opt_ops.core.state.fold import fold
 from opt_ops.core.state.model import State
 from opt_ops.core.told import foreseen
@@ -96,7 +96,7 @@ def _asked(state: State, run: Run, change: e.ChangeRequested) -> str:
     parts = [
         *change.settings,
         *([f"{change.skip_batches:,} batches left out"] if change.skip_batches else []),
-        *([f"other data: {change_of(data_of(state, run)[-1].data, change.data)}"] if change.data else []),
+        *([f"other data: {change_of(data_now(state, run), change.data)}"] if change.data else []),
     ]
     return f", with {', '.join(parts)}" if parts else ""
 

@@ -27,7 +27,7 @@ from opt_ops.cli.options import (
 from opt_ops.cli.output import say
 from opt_ops.cli.requests import PendingRequest, send_note, show_answer
 from opt_ops.cli.start_checks import corpus, require_change_possible
-from opt_ops.core.state.data import change_of, data_of, renamed
+from opt_ops.core.state.data import change_of, data_now, later_changes, renamed
 from opt_ops.core.state.model import State
 from opt_ops.core.values import Driver
 from opt_ops.errors import Refused, UsageError
@@ -234,9 +234,11 @@ def _data_change(state: State, data: Sequence[str], options: RequestOptions) -> 
     """
     if state.run is None or state.lineage is None:
         raise Refused("nothing is trained yet", "run start takes --data")
-    before = data_of(state, state.run)[-1].data
-    if list(before) == list(data):
+    before, later = data_now(state, state.run), later_changes(state, state.run)
+    if list(before) == list(data) and not later:
         raise Refused("that is the data already", "opt-ops run show")
+    for step in later:
+        say(f"  note: the data does not change at step {step:,} any more: --data is all from there on", options.quiet)
     for old, new in renamed(before, data):
         say(f"  note: the text of corpus {old} begins anew as {new}; name it {old}= to go on with it", options.quiet)
     return change_of(before, data)

@@ -204,7 +204,7 @@ def _arguments(
         "recipe": asked.recipe,
         "settings": [*asked.settings, *kept.settings, *own],
         "data": [corpus("--data", each) for each in data] or list(trained_on[0].data),
-        "data_since": [] if data else [dataclasses.asdict(each) for each in trained_on[1:] if each in kept.data],
+        "data_since": [] if data else [dataclasses.asdict(each) for each in kept.data if each.step],
         "valid": list(asked.valid),
         "tokenizer": asked.tokenizer or (_trained_tokenizer(origin) if data else None),
         "init_from": asked.init_from,

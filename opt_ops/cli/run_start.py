@@ -27,6 +27,8 @@ from opt_ops.cli.options import (
 from opt_ops.cli.output import Column, Format, say, show
 from opt_ops.cli.requests import PendingRequest, send_request, show_answer
 from opt_ops.cli.start_checks import corpus, require_possible, require_tokenizer, shape, validation
+from opt_ops.cli.start_checks import data_since as since
+from opt_ops.core.state.data import change_of
 from opt_ops.core.state.model import State
 from opt_ops.core.told.phrase import count
 from opt_ops.core.values import Driver
@@ -47,6 +49,14 @@ def start(
         typer.Option(
             metavar="[NAME=]PATH[:WEIGHT]",
             help="JSONL file with a `text` field, or a folder of them. Several are mixed by their weights.",
+        ),
+    ] = None,
+    data_since: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data-since",
+            metavar="STEP:[NAME=]PATH[:WEIGHT]",
+            help="What is trained on after STEP, in place of --data. One for each corpus.",
         ),
     ] = None,
     valid: Annotated[
@@ -82,6 +92,7 @@ def start(
       opt-ops run start opt-tiny --set steps=400 --wait
       opt-ops run start opt-125m --data corpus/ --nodes 4 --spares 1 --ranks 8
       opt-ops run start opt-125m --data wiki=wiki/:0.3 --data books=books/:0.7 --valid wiki-valid.jsonl:500
+      opt-ops run start opt-125m --data web/ --data-since 90000:data=web/:0.3 --data-since 90000:books=books/:0.7
       opt-ops run start opt-125m --data corpus/ --init-from converted/opt-125m
     """
     own = require_settings(set_)
@@ -89,6 +100,7 @@ def start(
         "recipe": recipe,
         "settings": own,
         "data": [corpus("--data", each) for each in data or []],
+        "data_since": since(data_since or []),
         "valid": [validation(each) for each in valid or []],
         "tokenizer": require_tokenizer(tokenizer),
         "init_from": require_checkpoint(init_from),
@@ -143,6 +155,11 @@ def _short(number: Any) -> str | None:
 
 def _preview(arguments: Mapping[str, Any]) -> Iterator[Foreseen]:
     yield thing("lineage_started", "train", what_trains(arguments), dict(arguments))
+    before = arguments["data"]
+    for each in arguments["data_since"]:
+        change = f"the data after step {each['step']:,}: {change_of(before, each['data'])}"
+        yield thing("data_since", "change", change, each)
+        before = each["data"]
     yield from nodes_and_ranks(arguments["shape"])
     if arguments["init_from"]:
         weights = arguments["init_from"]

@@ -12,7 +12,8 @@ from typing import Any
 from opt_ops.cli import trainer_questions
 from opt_ops.cli.extras import require_trainer
 from opt_ops.config import Config, DefaultShape
-from opt_ops.core.state.data import data_of
+from opt_ops.contract.data_since import by_step, parse_data_since
+from opt_ops.core.state.data import data_of, later_changes
 from opt_ops.core.state.model import State
 from opt_ops.core.values import DataSince
 from opt_ops.errors import SchedulerUnavailable, UsageError
@@ -32,6 +33,22 @@ def corpus(option: str, given: str) -> str:
             f"{option} {given}: {found[2] if found else given} does not exist", "name a JSONL file, or a folder of them"
         )
     return f"{found[1] or ''}{Path(found[2]).absolute()}{found[3] or ''}"
+
+
+def data_since(given: Sequence[str]) -> list[dict[str, Any]]:
+    """The values of `--data-since` by step, with absolute paths.
+
+    Raises:
+        UsageError: one has another form, or a path does not exist.
+    """
+    found: list[tuple[int, str]] = []
+    for each in given:
+        try:
+            step, text = parse_data_since(each)
+        except ValueError as error:
+            raise UsageError(f"--data-since {each}: {error}", "for example 61000:wiki=wiki/:0.25") from error
+        found.append((step, corpus(f"--data-since {step}:", text)))
+    return [{"step": step, "data": data} for step, data in by_step(found).items()]
 
 
 def validation(given: str) -> str:
@@ -128,8 +145,10 @@ def require_change_possible(state: State, settings: Sequence[str], config: Confi
 
 
 def _data_since(state: State, data: Sequence[str]) -> list[dict[str, Any]]:
-    """The changes of the data, with one more behind them."""
+    """The changes of the data, with one more behind those that have begun."""
     known = data_of(state, state.run)[1:] if state.run else ()
+    if data and state.run:
+        known = [each for each in known if each.step not in later_changes(state, state.run)]
     changes = [*known, *([DataSince(step=known[-1].step + 1 if known else 1, data=tuple(data))] if data else [])]
     return [asdict(each) for each in changes]
 

@@ -53,7 +53,7 @@ from opt_ops.supervise.request_arguments import (
     Arguments,
     InvalidRequest,
 )
-from opt_ops.supervise.start_arguments import origin, other_data, shape_of
+from opt_ops.supervise.start_arguments import origin, other_data, planned_data, shape_of
 
 _LONGEST_NAME, _LONGEST_WHY = 255, 1000  # characters
 _NODE = re.compile(r"[A-Za-z0-9_.-]+")  # one name; the scheduler would read a list or a range as several nodes
@@ -136,6 +136,7 @@ def _start(state: State, request: Request) -> Event:
         planned=_planned(request),
         init_from=given.text("init_from", LONGEST_REASON, "") or None,
         reason=given.text("reason", LONGEST_REASON, ""),
+        data_since=planned_data(given),
         **origin(given),
     )
 

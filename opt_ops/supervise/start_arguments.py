@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from opt_ops.core.state.data import why_data_stays
@@ -48,11 +49,22 @@ def origin(given: Arguments) -> dict[str, Any]:
             Skip(first=each.whole("first", 0, MOST_STEPS), last=each.whole("last", 0, MOST_STEPS))
             for each in given.parts("skips")
         ),
-        "data_since": tuple(
-            DataSince(step=each.whole("step", 0, MOST_STEPS), data=each.texts("data"))
-            for each in given.parts("data_since")
-        ),
     }
+
+
+def planned_data(given: Arguments) -> tuple[DataSince, ...]:
+    """The changes of the data that are planned from the start, or that a fork takes over.
+
+    Raises:
+        InvalidRequest: a value is not of its type, or out of bounds, or the steps are not ascending.
+        KeyError: one is missing.
+    """
+    found = tuple(
+        DataSince(step=each.whole("step", 1, MOST_STEPS), data=each.texts("data")) for each in given.parts("data_since")
+    )
+    if any(one.step >= other.step for one, other in pairwise(found)) or not all(each.data for each in found):
+        raise InvalidRequest("data_since is not a list of corpora with ascending steps")
+    return found
 
 
 def shape_of(given: Arguments) -> Shape:

@@ -29,6 +29,9 @@ SINFO = "train*|16|3-00:00:00|1-infinite\\ntrain*|4|3-00:00:00|1-infinite\\ndebu
         (["opt-tiny", "--ranks", "2", "--min-nodes", "1", "--set", "parallel.tp=4"], "2 processes cannot form"),
         (["opt-tiny", "--data", "bad.jsonl"], "bad.jsonl:1: not a JSON object"),
         (["opt-tiny", "--data", "short.jsonl"], "less than one sample of 65"),
+        (["opt-tiny", "--data-since", "0:short.jsonl"], "with a step of 1 or above"),
+        (["opt-tiny", "--data-since", "9:missing.jsonl"], "missing.jsonl does not exist"),
+        (["opt-tiny", "--data-since", "9:short.jsonl"], "less than one sample of 65"),
     ],
 )
 def test_nonsense_is_refused_and_leaves_nothing_behind(tmp_path: Path, words: list[str], said: str, dry: list[str]):
@@ -47,6 +50,10 @@ def test_nonsense_is_refused_and_leaves_nothing_behind(tmp_path: Path, words: li
         ["opt-tiny"],
         ["opt-tiny", "--set", "steps=5", "--nodes", "1", "--spares", "0", "--ranks", "2", "--set", "parallel.tp=2"],
         ["opt-tiny", "--nodes", "3", "--spares", "0", "--min-nodes", "1", "--data", "good.jsonl"],
+        [
+            *("opt-tiny", "--set", "steps=5", "--data", "good=good.jsonl", "--data-since", "3:good=good.jsonl:1"),
+            *("--data-since", "3:books=good.jsonl:1"),
+        ],
     ],
 )
 def test_what_is_right_is_accepted(tmp_path: Path, words: list[str]):
@@ -54,6 +61,9 @@ def test_what_is_right_is_accepted(tmp_path: Path, words: list[str]):
     done = opt_ops(tmp_path, "run", "start", *words, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     assert "would train   opt-tiny" in done.stdout
+    assert ("would change  the data after step 3: + books 50 %, good 100 % → 50 %" in done.stdout) is (
+        "--data-since" in words
+    )
     assert not (tmp_path / "runs").exists()
 
 

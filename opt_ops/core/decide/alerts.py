@@ -7,6 +7,7 @@ from itertools import chain
 
 from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.evaluation import due, given_up
+from opt_ops.core.decide.next_run import begun_data
 from opt_ops.core.decide.policy import Policy
 from opt_ops.core.decide.scores import fallen
 from opt_ops.core.events import AlertIntended, EvaluationEnded, Event
@@ -176,7 +177,9 @@ def _data_taken_back(state: State, incident: Incident) -> list[str]:
         return []
     change = state.changes.get(str(incident.evidence.get("request")))
     step = decision.checkpoint.step if decision.checkpoint else 0
-    gone = [each.step for each in state.runs[hit.run].data if each.step > step]
+    run = state.runs[hit.run]
+    kept = begun_data(state, run, step)
+    gone = [each.step for each in run.data if each not in kept]
     if not gone or (change is not None and change.keep_later):
         return []
     again = f"`opt-ops run set {state.intent.lineage} --data …` changes it again"

@@ -47,7 +47,7 @@ def settings_after(state: State, incident: Incident, decision: RecoveryDecided, 
         factor *= math.prod(each.factor for each in run.lr_factors if each.step > step)
         kept = replace(kept, lr_factors=tuple(each for each in run.lr_factors if each.step <= step))
     if decision.action is Action.ROLLBACK and not (change is not None and change.keep_later):
-        kept = replace(kept, data=_begun_data(run, step))
+        kept = replace(kept, data=begun_data(state, run, step))
     if factor is None and change is not None and change.lr is not None:
         factor = _factor_to(state, change.lr, kept.lr_factors, (*kept.settings, *decision.settings), step)
     first = batch_of(step + 1, kept.skips)
@@ -67,8 +67,15 @@ def _with_data(data: tuple[DataSince, ...], change: ChangeRequested | None, step
     return (*(each for each in data if each.step < step), DataSince(step=step, data=change.data))
 
 
-def _begun_data(run: Run, step: int) -> tuple[DataSince, ...]:
-    return tuple(each for each in run.data if each.step <= step)
+def begun_data(state: State, run: Run, step: int) -> tuple[DataSince, ...]:
+    """The changes of a run's data up to a step, and those that were planned from the start.
+
+    What an operator asked for up to that step has replaced all that was planned.
+    """
+    begun, planned = tuple(each for each in run.data if each.step <= step), state.intent.data_since
+    if any(each not in planned for each in begun):
+        return begun
+    return (*begun, *(each for each in planned if each.step > step))
 
 
 def _run_before(state: State, incident: str) -> Run | None:
@@ -110,7 +117,7 @@ def begun_by(state: State, run: Run, step: int) -> RunSettings:
             setting for since, setting in _settings_since(state, run) if since <= step or not _of_optimizer(setting)
         ),
         skips=tuple(each for each in run.skips if each.first <= trained + 1),
-        data=_begun_data(run, step),
+        data=begun_data(state, run, step),
     )
 
 

@@ -39,7 +39,7 @@ class LineageStarted:
     parent: Parent | None = None  # of a fork: the checkpoint of another lineage that its first run goes on from
     lr_factors: tuple[LrFactor, ...] = ()  # of a fork: those in force at that checkpoint, and its own
     skips: tuple[Skip, ...] = ()  # of a fork: those in force at that checkpoint
-    data_since: tuple[DataSince, ...] = ()  # of a fork: the changes of the data up to that checkpoint
+    data_since: tuple[DataSince, ...] = ()  # changes of the data planned from the start; of a fork also those before it
     reason: str = ""
 
 

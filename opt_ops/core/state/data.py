@@ -45,6 +45,25 @@ def data_at(state: State, run: Run, step: int) -> tuple[str, ...]:
     return [each for each in data_of(state, run) if each.step <= step][-1].data
 
 
+def data_now(state: State, run: Run) -> tuple[str, ...]:
+    """What the newest run is trained on, as far as it is known how far it has come."""
+    return data_at(state, run, _newest_step(state, run))
+
+
+def later_changes(state: State, run: Run) -> list[int]:
+    """The steps still to come after which the data changes: planned from the start, or kept by a rollback."""
+    return [each.step for each in data_of(state, run) if each.step > _newest_step(state, run)]
+
+
+def _newest_step(state: State, run: Run) -> int:
+    attempt, checkpoint = state.attempt, run.checkpoint
+    if attempt is not None and attempt.run == run.name:
+        if attempt.last_step is not None:
+            return attempt.last_step
+        checkpoint = attempt.checkpoint
+    return checkpoint.step if checkpoint is not None else 0
+
+
 def why_data_stays(state: State) -> str:
     """Why the data of a lineage cannot be changed while it goes on; empty if it can."""
     told = [attempt for attempt in state.attempts.values() if attempt.schedule is not None]

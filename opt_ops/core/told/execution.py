@@ -61,9 +61,13 @@ def _new_data(event: e.RunPlanned, known: State | None) -> list[str]:
     before = known.runs.get(event.parent or "") if known is not None else None
     if before is None:
         return []
-    new = [f"other data after step {each.step:,}" for each in event.data if each not in before.data]
+    new = [each.step for each in event.data if each not in before.data]
     gone = [each.step for each in before.data if each not in event.data]
-    return new[-1:] or ([f"the data of before step {min(gone):,}"] if gone else [])
+    gone = [step for step in gone if not new or step < min(new)]  # what is new has replaced what was to come later
+    return [
+        *([f"the data of before step {min(gone):,}"] if gone else []),
+        *(f"other data after step {step:,}" for step in new[-1:]),
+    ]
 
 
 def _new_settings(event: e.RunPlanned, known: State | None) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opt_ops.core import events as e
-from opt_ops.core.state.data import change_of, data_of, shares
+from opt_ops.core.state.data import change_of, data_now, shares
 from opt_ops.core.state.model import State
 from opt_ops.core.text import duration
 from opt_ops.core.told.phrase import Forms, acts, after, count, cut, figure, name, number_in, plain, quoted, seen
@@ -74,7 +74,7 @@ def _data(event: e.ChangeRequested, known: State | None) -> str:
     """`other data: + code 10 %`; what changes is known from the state alone."""
     if known is None or known.run is None or known.lineage is None:
         return f"other data: {cut(plain(', '.join(shares(event.data))), _DATA)}"
-    return f"other data: {cut(plain(change_of(data_of(known, known.run)[-1].data, event.data)), _DATA)}"
+    return f"other data: {cut(plain(change_of(data_now(known, known.run), event.data)), _DATA)}"
 
 
 def _declared(event: e.ChangesDeclared, known: State | None) -> Forms:

@@ -14,7 +14,17 @@ from opt_ops.contract.data_since import CAPABILITY
 from opt_ops.core import events as e
 from opt_ops.core.codec import decode, encode
 from opt_ops.core.decide.next_run import begun_by
-from opt_ops.core.state.data import change_of, changes_of, data_at, data_words, parts_of, renamed, shares
+from opt_ops.core.state.data import (
+    change_of,
+    changes_of,
+    data_at,
+    data_now,
+    data_words,
+    later_changes,
+    parts_of,
+    renamed,
+    shares,
+)
 from opt_ops.core.state.planned import planned_changes
 from opt_ops.core.told import told
 from opt_ops.core.values import DataSince, Severity
@@ -45,13 +55,22 @@ def changed(story: Story, **arguments: object) -> e.ChangeRequested:
     return event
 
 
-def lineage(step: int = 195, checkpoints: tuple[int, ...] = (50, 100, 190)) -> Story:
+def lineage(
+    step: int = 195, checkpoints: tuple[int, ...] = (50, 100, 190), planned: tuple[DataSince, ...] = ()
+) -> Story:
     story = Story(dataclasses.replace(POLICY, least_alert=Severity.INFO))
     story.capabilities = (CAPABILITY,)
     story.daemon()
     story.see(
         e.LineageStarted(
-            request="r0", author="ann", lineage="12", recipe="opt-tiny", settings=(), data=OLD, shape=story.shape
+            request="r0",
+            author="ann",
+            lineage="12",
+            recipe="opt-tiny",
+            settings=(),
+            data=OLD,
+            shape=story.shape,
+            data_since=planned,
         )
     )
     story.hold()
@@ -108,6 +127,47 @@ def test_a_rollback_to_the_change_or_behind_it_keeps_the_new_data(step: int) -> 
     story = with_change()
     changed(story, to_step=step)
     assert [each.step for each in story.state.run.data] == [195]
+
+
+PLANNED = (DataSince(step=300, data=NEW),)
+
+
+def test_what_was_planned_from_the_start_stays_planned_when_a_rollback_goes_back() -> None:
+    story = lineage(planned=PLANNED)
+    assert words(story)[4:] == ["--data-since", f"300:{NEW[0]}", "--data-since", f"300:{NEW[1]}"]
+    changed(story, to_step=100)
+    assert story.state.run.data == PLANNED
+    story.train(350)
+    story.checkpoint(230)
+    alert = only(story.spike(350, 345), e.AlertIntended)
+    story.ends()
+    assert isinstance(alert, e.AlertIntended)
+    assert "is trained on again" not in alert.body
+    assert (story.state.run.checkpoint.step, story.state.run.data) == (230, PLANNED)
+    assert begun_by(story.state, story.state.run, 230).data == PLANNED, "a fork takes the plan over"
+
+
+def test_what_an_operator_asks_for_replaces_the_plan_until_it_is_taken_back() -> None:
+    story = lineage(planned=PLANNED)
+    assert later_changes(story.state, story.state.run) == [300]
+    assert data_now(story.state, story.state.run) == OLD
+    changed(story, data=["/d/wiki"])
+    assert story.state.run.data == (DataSince(step=195, data=("/d/wiki",)),)
+    story.train(240)
+    story.checkpoint(230)
+    changed(story, to_step=230)
+    assert [each.step for each in story.state.run.data] == [195]
+    changed(story, to_step=100)
+    assert story.state.run.data == PLANNED
+
+
+def test_a_change_that_is_kept_for_later_is_not_the_data_of_now() -> None:
+    story = with_change()
+    changed(story, to_step=100, keep_later=True)
+    assert (data_now(story.state, story.state.run), later_changes(story.state, story.state.run)) == (OLD, [195])
+    assert told(asked(story, data=list(NEW)), story.state) == (
+        "ann asked to go on with other data: + code 10 %, wiki 50 % → 90 %, − books: “because”"
+    )
 
 
 def test_later_data_is_kept_by_an_explicit_word() -> None:
