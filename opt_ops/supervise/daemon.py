@@ -80,6 +80,8 @@ class Daemon:
         self._projections: dict[Path, list[Projection]] = {}
         self._restarts = Retries(_RESTART_BACKOFF)
         self._finished: set[Path] = set()
+        self._inboxes: dict[Path, FileInbox] = {}
+        """Of lineages that are not supervised. An inbox remembers the files that it must not look at again."""
         self._abandoned: dict[Path, _Abandoned] = {}
         """Lineages that this daemon must not or cannot watch now."""
         self._failing: dict[Path, str] = {}
@@ -244,7 +246,7 @@ class Daemon:
         return [path for path, each in self._abandoned.items() if each.fenced]
 
     def _take_over(self, path: Path) -> None:
-        if not FileInbox(path).requests():
+        if not self._inboxes.setdefault(path, FileInbox(path)).requests():
             if path in self._finished:
                 return
             state = lineages.state(path)

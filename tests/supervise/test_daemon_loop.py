@@ -17,7 +17,7 @@ import pytest
 
 from opt_ops.config import Chronicle, Config, Evaluate, Mlflow
 from opt_ops.core.decide.policy import EvaluationRule
-from opt_ops.core.events import EvaluationEnded
+from opt_ops.core.events import EvaluationEnded, StopRequested
 from opt_ops.core.state.model import State
 from opt_ops.core.values import AllocationStatus, EvaluationEnd, Outcome
 from opt_ops.runfolder import campaigns, lineages
@@ -151,6 +151,26 @@ def test_no_strange_entry_of_the_runs_folder_hides_a_lineage_or_a_campaign(
     assert [path.name for path in campaigns.folders(runs)] == ["sizes"]
     assert lineages.next_number(runs) == 13
     assert "failed" not in caplog.text
+
+
+def test_what_lies_in_the_inbox_of_a_finished_lineage_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    story = Story()
+    story.begin()
+    story.see(StopRequested(request="r", author="ann", reason=""))
+    story.changed("12-n0", status=AllocationStatus.ENDED)
+    assert story.state.finished
+    story.save(tmp_path / "12")
+    inbox = tmp_path / "12" / "inbox"
+    (inbox / "x.refused" / "full").mkdir(parents=True)
+    (inbox / "x.json").write_text("no request")
+    daemon = Daemon(Config(runs=tmp_path, mlflow=Mlflow(enabled=False)))
+    try:
+        for _ in range(5):
+            daemon._take_over_all()
+        assert not daemon._supervisors
+        assert caplog.text.count("x.json cannot be renamed and is not looked at again") == 1
+    finally:
+        daemon._leave()
 
 
 def test_a_campaign_that_cannot_be_advanced_is_told_until_it_can(daemon: Daemon, caplog: pytest.LogCaptureFixture):
