@@ -281,7 +281,7 @@ def locate(path: Path | None = None) -> Path | None:
     if file.exists():
         return file
     if named is not None:
-        raise UsageError(f"there is no configuration at {file}", "name an existing file with -c, or omit -c")
+        raise UsageError(f"there is no configuration at {file}", "opt-ops init writes one; or name another with -c")
     return None
 
 
@@ -308,7 +308,7 @@ def load(path: Path | None = None) -> Config:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"{file} cannot be read: {why}", "name a readable file with -c") from error
+        raise UsageError(f"{file} cannot be read: {why}", f"ls -l {file}; or name another file with -c") from error
     except ValidationError as error:
         wrong = "; ".join(map(_message, error.errors()))
         raise UsageError(

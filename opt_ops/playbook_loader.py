@@ -185,7 +185,8 @@ def load(directory: Path, *, expected_gpus: int = 0, least_alert: Severity | Non
     paths = sorted(directory.glob("*.md"))
     if not paths:
         raise PlaybookError(
-            f"{directory} has no playbook pages", "set `playbooks` in opt-ops.toml to a folder that has"
+            f"{directory} has no playbook pages",
+            "set `playbooks` in opt-ops.toml to a folder that has, then opt-ops playbook check",
         )
     loaded = [_read(path) for path in paths]
     by_trigger: dict[str, Playbook] = {}
@@ -254,7 +255,8 @@ def _read(path: Path) -> tuple[Page, _Head]:
         raise _error(path, front, ("name",), f"is {head.name!r}, but the name of the file is {path.stem!r}")
     if not body.strip():
         raise PlaybookError(
-            f"{path}: the page has no text for on-call", "write what the failure looks like and what to do"
+            f"{path}: the page has no text for on-call",
+            "write what the failure looks like and what to do, then opt-ops playbook check",
         )
     return Page(path, _playbook(head), front, body), head
 

@@ -35,7 +35,7 @@ def serve_command(tracking_uri: str, runs: Path, port: int) -> tuple[list[str], 
     """
     if is_server(tracking_uri):
         where = without_passwords(tracking_uri)
-        raise UsageError(f"MLflow is a server already, at {where}: there is nothing to serve", "open it there")
+        raise UsageError(f"MLflow is a server already, at {where}: there is nothing to serve", "opt-ops mlflow link")
     if _scheme(tracking_uri) == "sqlite":
         runs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server"]
@@ -60,7 +60,10 @@ def lineage_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Unavailable(f"another sync of lineage {folder.name} is running", "wait for it to end") from error
+            raise Unavailable(
+                f"another sync of lineage {folder.name} is running",
+                f"opt-ops mlflow sync {folder.name}, once it has ended",
+            ) from error
         yield
 
 
@@ -94,7 +97,9 @@ def probe_database(uri: str) -> None:
         engine = sqlalchemy.create_engine(url)
     except ImportError as error:
         where = without_passwords(uri)
-        raise OptOpsError(f"MLflow's store {where} needs the module {error.name}", "install it") from error
+        raise OptOpsError(
+            f"MLflow's store {where} needs the module {error.name}", f"pip install {error.name}"
+        ) from error
     try:
         engine.connect().close()
     finally:

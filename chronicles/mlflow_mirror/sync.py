@@ -379,5 +379,6 @@ def _answering(uri: str) -> Iterator[None]:
 
 _LATER = "run opt-ops mlflow sync again when MLflow answers"
 _CREDENTIALS = (
-    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where the daemon is started"
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where the daemon is started, "
+    "and run opt-ops mlflow sync"
 )

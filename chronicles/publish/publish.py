@@ -138,7 +138,7 @@ def unredacted(record: LineageRecord, to: Path, rates: Rates | None = None) -> P
     return Published(files=tuple(map(str, files)), replaced={}, left_out={})
 
 
-_HINT = "add --replace 'REGEX=TEXT' for it, and publish again"
+_HINT = "opt-ops logbook publish again, with --replace 'REGEX=TEXT' for it"
 
 
 def _known(table: Path) -> Mapping[str, Mapping[str, str]]:
@@ -152,7 +152,7 @@ def _known(table: Path) -> Mapping[str, Mapping[str, str]]:
         return {}
     if not isinstance(value, dict) or value.get("schema") != SCHEMA or not _is_table(value.get("replaced")):
         why = f"{table} is no table of replacements ({SCHEMA}): other names would contradict what is published already"
-        raise OptOpsError(why, "restore the file; if nothing is published yet, remove it")
+        raise OptOpsError(why, f"restore the file; if nothing is published yet: rm {table}")
     return value["replaced"]
 
 

@@ -54,7 +54,9 @@ class LocalScheduler:
         except OSError as error:  # no process is left, or the disk is full
             for agent in started:
                 _end(agent)
-            raise SchedulerUnavailable(f"an agent could not be started: {error}", "free processes, or space") from error
+            raise SchedulerUnavailable(
+                f"an agent could not be started: {error}", "opt-ops doctor; free processes, or space"
+            ) from error
         return allocation
 
     def jobs(self) -> Sequence[tuple[str, str]]:

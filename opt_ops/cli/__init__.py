@@ -17,7 +17,7 @@ import typer.main
 
 from opt_ops import __version__
 from opt_ops.cli.help import HelpContext, TopLevel, for_alias
-from opt_ops.cli.mistakes import for_programs, is_usage_error, say_error, usage_error
+from opt_ops.cli.mistakes import for_programs, is_usage_error, say_error, usage_error, with_command
 from opt_ops.cli.options import ConfigOption, DebugOption, settings
 from opt_ops.cli.output import say
 from opt_ops.cli.streams import READER_LEFT, flush_streams, prepare_streams
@@ -192,6 +192,7 @@ def _require_unicode(words: Sequence[str]) -> None:
 def _fail(message: str, hint: str, code: int) -> int:
     if settings.debug:
         traceback.print_exc()
+    hint = with_command(hint, code, _typed())
     say_error(message, hint, code, programs=for_programs(sys.argv[1:]))
     return code
 
@@ -244,6 +245,12 @@ def _named_command() -> tuple[str, str]:
         return "q", ""  # `opt-ops` alone prints the queue
     noun, verb, *_ = *_plain(words), "", ""
     return (noun, verb) if noun in {*_NOUNS, *_VERBS, *_EVERY_DAY} else ("", "")
+
+
+def _typed() -> str:
+    """The command that was typed, without its arguments: `opt-ops run set`."""
+    noun, verb = _named_command()
+    return " ".join(["opt-ops", *((noun, verb) if noun in _NOUNS else (noun,))]).strip()
 
 
 def _plain(words: Sequence[str]) -> list[str]:

@@ -30,7 +30,8 @@ def try_urls(output: FormatOption = Format.TABLE, quiet: QuietOption = False) ->
     config = settings.config
     if not config.alerts.urls:
         raise UsageError(
-            "the configuration has no URLs in [alerts]", 'add to opt-ops.toml, under [alerts]: urls = ["https://…"]'
+            "the configuration has no URLs in [alerts]",
+            'add urls = ["https://…"] under [alerts] in opt-ops.toml, then opt-ops alerts test',
         )
     now, host = time.time(), socket.gethostname()
     body = f"A test alert of opt-ops alerts test, sent from {host} at {clock(now)} for {config.runs}. Nothing is wrong."

@@ -54,7 +54,9 @@ def named(text: str) -> Named:
     """
     found = _NAMED.fullmatch(text)
     if found is None:
-        raise UsageError(f"{text}: a lineage or a run and a step are wanted, such as 12/61000 or 12.01/61000")
+        raise UsageError(
+            f"{text}: a lineage or a run and a step are wanted, such as 12/61000 or 12.01/61000", "opt-ops ckpt list"
+        )
     lineage = find_lineage(found["id"])
     state, step = lineage.state, found["step"]
     ours = [known for known in state.checkpoints.values() if not known.checkpoint.nodes]  # durable ones

@@ -104,7 +104,7 @@ def _lineage_of(identifier: str) -> str:
     try:
         return lineage_of(identifier)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(str(error), "opt-ops q -a lists all lineages") from error
 
 
 def _ancestors(name: str, parents: Mapping[str, str | None]) -> set[str]:

@@ -267,7 +267,10 @@ def stop(quiet: QuietOption = False) -> None:
     try:
         os.kill(pid, signal.SIGTERM)
     except PermissionError as error:
-        raise Refused(f"pid {pid} is the daemon of another user", "ask its owner, or root, to stop it") from error
+        raise Refused(
+            f"pid {pid} is the daemon of another user",
+            f"ps -o user= -p {pid} names its owner, who can stop it, as root can",
+        ) from error
     deadline = time.monotonic() + _END_SECONDS
     while _is_daemon(pid):
         if time.monotonic() > deadline:

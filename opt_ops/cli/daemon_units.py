@@ -42,7 +42,10 @@ def unit(form: Form, config: Config, file: Path | None, partition: str | None) -
     """
     folder, runs = file.parent if file else config.runs.parent, config.runs
     if form in (Form.SCRONTAB, Form.SLURM) and config.scheduler != "slurm":
-        raise Refused('with scheduler = "local", training would end with the daemon\'s job', "use systemd or crontab")
+        raise Refused(
+            'with scheduler = "local", training would end with the daemon\'s job',
+            "opt-ops daemon unit systemd, or crontab",
+        )
     if "\n" in f"{folder}{runs}{file}{sys.executable}":
         raise UsageError("a path of this site has a line break in it", "rename that folder")
     python = [sys.executable, "-m", "opt_ops", *(["-c", str(file)] if file else [])]

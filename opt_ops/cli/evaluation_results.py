@@ -54,7 +54,8 @@ def folder_of(chosen: Named) -> Path:
     for path in (parent / name for name in names):
         if create_json(path / _ABOUT, about) or _digest_in(path) == chosen.digest:
             return path
-    raise OptOpsError(f"{parent / names[-1]} belongs to another checkpoint", "move it away")
+    where = parent / names[-1]
+    raise OptOpsError(f"{where} belongs to another checkpoint", f"mv {where} {where}.other")
 
 
 def _digest_in(folder: Path) -> str | None:

@@ -22,7 +22,9 @@ def require_checkpoint(path: Path | None) -> str | None:
         f"for weights of Hugging Face or metaseq: python -m trainer.convert {shlex.quote(str(path))} DST --to native"
     )
     if not path.exists():
-        raise UsageError(f"--init-from {path} does not exist", "name the step-… folder of a checkpoint")
+        raise UsageError(
+            f"--init-from {path} does not exist", "opt-ops ckpt list ID -o wide names the folders of checkpoints"
+        )
     if not (path / manifest.MARKER).is_file():
         inside = manifest.committed(path) if path.is_dir() else []
         hint = f"name one of its checkpoints, for example {inside[-1][1]}" if inside else convert
@@ -30,7 +32,7 @@ def require_checkpoint(path: Path | None) -> str | None:
     try:
         manifest.read(path)
     except manifest.CheckpointError as error:
-        raise UsageError(printable(f"--init-from {error}"), "name another checkpoint") from error
+        raise UsageError(printable(f"--init-from {error}"), "opt-ops ckpt list ID -o wide names others") from error
     return str(path.absolute())
 
 

@@ -44,7 +44,10 @@ _LAST_LINES = 12
 _REMARKS = ("task ", "prompt ", "reading ")  # of `trainer.harness`, about its progress
 _BAR_SECONDS = 10.0  # between two lines of a progress bar
 _NO_DATA = "OfflineModeIsEnabled"  # what the library of data sets says
-_FETCH = "fetch it once where there is a connection: docs/evaluation.md, The environment; the same command goes on"
+_FETCH = (
+    "where there is a connection: HF_HOME=/shared/hf python -m lm_eval run --model dummy --tasks NAME --limit 1; then "
+    "set that HF_HOME here"
+)
 _NO_TASK = "{python} -m lm_eval ls tasks; for a task of your own, name its folder: --tasks my-tasks/"
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -146,7 +149,7 @@ def run(python: str, work: Work, on_line: Callable[[str], None]) -> OptOpsError 
     how = f"signal {signal.Signals(-code).name} ended it, as when memory runs out" if code < 0 else f"exit code {code}"
     return OptOpsError(
         f"the harness failed: {'; '.join(errors) or how}",
-        "its last lines are above; what was finished is kept, and the same command goes on from there",
+        "its last lines are above; the same opt-ops ckpt evaluate goes on from what was finished",
     )
 
 

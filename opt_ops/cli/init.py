@@ -115,12 +115,14 @@ def init(
       opt-ops init slurm --to /shared/llm/opt-ops.toml
     """
     if to.exists() and not force:
-        raise Refused(f"{to} exists already", "read it, or replace it with --force")
+        raise Refused(f"{to} exists already", "opt-ops init --force replaces it")
     kind = kind or (Kind.SLURM if shutil.which("sbatch") else Kind.LOCAL)
     try:
         write_text(to, (_LOCAL if kind is Kind.LOCAL else _slurm()) + _REST)
     except OSError as error:
-        raise Refused(f"{to} cannot be written: {error.strerror}", "name another file with --to") from error
+        raise Refused(
+            f"{to} cannot be written: {error.strerror}", "opt-ops init --to FILE writes another file"
+        ) from error
     load(to)
     print(to)
     say(f"  next: opt-ops doctor{'' if to == Path(FILE) else f' -c {to}'}", quiet)

@@ -116,7 +116,7 @@ def _total(identifier: str, since: str, names: bool, output: Format, header: boo
     from chronicles.report.encode import encode
 
     if identifier:
-        raise UsageError(f"--total sums over all lineages: leave out {identifier}")
+        raise UsageError(f"--total sums over all lineages: leave out {identifier}", "opt-ops ledger --total")
     rates = settings.config.ledger
     begin = time.time() - seconds_of("--since", since) if since else None
     folders = site_lineages()

@@ -106,7 +106,10 @@ def conventional(rows: Sequence[Mapping[str, Any]], output: Format, *, header: b
     """
     known = [row for row in rows if row["conventional"] is not None]
     if rows and not known:
-        raise UsageError("the power of a GPU is not known", "set gpu_tdp_watts in [ledger] of the configuration")
+        raise UsageError(
+            "the power of a GPU is not known",
+            "set gpu_tdp_watts under [ledger] in opt-ops.toml, then opt-ops ledger --total",
+        )
     found = [each for row in known for each in (_kept(row), _everything(row))]
     if output in (Format.TABLE, Format.WIDE):
         found = [_rounded(each) for each in found]

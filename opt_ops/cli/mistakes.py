@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from opt_ops.cli.output import say
+from opt_ops.errors import NotFound, Refused, Unavailable, UsageError
 
 # By pydantic's type of error: what the value must be, with the limit.
 _LIMITS = {
@@ -59,6 +61,26 @@ def for_programs(words: Sequence[str]) -> bool:
     forms = {"json", "jsonl"}
     joined = any(word.removeprefix("--output=").removeprefix("-o") in forms for word in own if word[:1] == "-")
     return joined or any(word in ("-o", "--output") and value in forms for word, value in pairwise(own))
+
+
+_A_COMMAND = re.compile(
+    r"\b(opt-ops|python3?|pip|make|mlflow|mv|rm|cp|ls|ps|id|kill|tail|chmod|scontrol|squeue|sacct)(?= )|/python\d* "
+)
+
+
+def with_command(hint: str, code: int, typed: str) -> str:
+    """The hint with a command to run next. A wrong command line has one in any case: its help.
+
+    Args:
+        hint: What to do next, in words or as a command.
+        code: The exit code.
+        typed: The command that was typed, without its arguments.
+    """
+    if _A_COMMAND.search(hint):
+        return hint
+    if code == UsageError.exit_code or (hint and code in (NotFound.exit_code, Refused.exit_code)):
+        return f"{hint}; see {typed} -h" if hint else f"{typed} -h"
+    return hint or ("opt-ops doctor" if code == Unavailable.exit_code else "")
 
 
 def say_error(message: str, hint: str, code: int, *, programs: bool) -> None:

@@ -164,7 +164,9 @@ def _places(names: Sequence[str], lineage: Lineage | None, burn: bool) -> list[_
             return [_Place((socket.gethostname(),))]
         job = os.environ.get("SLURM_JOB_ID")
         if config.scheduler == "slurm" and job is None:
-            raise Refused("no job holds these nodes", "run it inside salloc or sbatch, or with --lineage")
+            raise Refused(
+                "no job holds these nodes", "opt-ops node check --lineage ID; or run it inside salloc or sbatch"
+            )
         return [_Place(tuple(names), job if config.scheduler == "slurm" else None)]
     state, number = lineage.state, lineage.name
     if missing := [name for name in names if name not in state.held]:
@@ -255,7 +257,10 @@ def _burned(places: Sequence[_Place], judged: Judged, drill: str, until: float) 
     fit = [name for name, (_, findings) in judged.items() if findings[0].verdict is not Verdict.BAD]
     busy = [name for name in fit if any(each.reason == "left_over" for each in judged[name][1])]
     if busy:
-        raise Refused(f"processes run on the GPUs of {', '.join(busy)}; a burn-in would disturb them", "end them first")
+        raise Refused(
+            f"processes run on the GPUs of {', '.join(busy)}; a burn-in would disturb them",
+            "opt-ops node check, without the burn-in, names them; end them first",
+        )
     if not fit:
         return BurnIn(nodes=())
     # Without GPUs, one node alone gets two ranks: an all-reduce needs two.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -118,7 +119,7 @@ def confirm(question: str, yes: bool, retype: str = "") -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Refused(f"not done without confirmation: {question}", "add --yes")
+        raise Refused(f"not done without confirmation: {question}", shlex.join(["opt-ops", *sys.argv[1:], "--yes"]))
     if retype:
         agreed = typer.prompt(f"{question} Type {retype} to go on", default="", show_default=False, err=True) == retype
     else:

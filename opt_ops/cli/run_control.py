@@ -233,7 +233,7 @@ def _data_change(state: State, data: Sequence[str], options: RequestOptions) -> 
         Refused: nothing is trained yet, or nothing changes.
     """
     if state.run is None or state.lineage is None:
-        raise Refused("nothing is trained yet", "run start takes --data")
+        raise Refused("nothing is trained yet", "opt-ops run start RECIPE --data PATH")
     before, later = data_now(state, state.run), later_changes(state, state.run)
     if list(before) == list(data) and not later:
         raise Refused("that is the data already", "opt-ops run show")

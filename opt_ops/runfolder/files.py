@@ -171,7 +171,7 @@ def read_json(path: Path, most: int = LARGEST_FILE, *, orders: bool = False) -> 
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise OptOpsError(f"{path} is not JSON: {error}", "restore the file, or move it away") from error
+        raise OptOpsError(f"{path} is not JSON: {error}", f"restore the file, or mv {path} {path}.damaged") from error
 
 
 class Tail:

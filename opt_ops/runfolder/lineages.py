@@ -51,7 +51,7 @@ def folder(runs: Path, identifier: str) -> Path:
     try:
         name = lineage_of(identifier)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(str(error), "opt-ops q -a lists all lineages") from error
     path = runs / name
     if not path.is_dir():
         known = ", ".join(p.name for p in folders(runs)) or "none"

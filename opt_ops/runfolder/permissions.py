@@ -63,7 +63,7 @@ def give_to_group(folder: Path, group: str) -> None:
         folder.chmod(0o2750)  # setgid: what is created in it is of that group
     except (KeyError, OSError) as error:
         why = f"{folder} cannot be given to group {group}: {error}"
-        raise OptOpsError(why, "correct `group` in opt-ops.toml") from error
+        raise OptOpsError(why, "correct `group` in opt-ops.toml: id -Gn lists your groups") from error
 
 
 def check_trusted(folder: Path) -> str:
@@ -75,7 +75,10 @@ def check_trusted(folder: Path) -> str:
     found = folder.stat()
     mend = f"chmod go-w {folder}"
     if found.st_uid not in (0, os.geteuid()):
-        raise Refused(f"{folder} belongs to user {found.st_uid}, not to this user ({os.geteuid()})", "run as its owner")
+        raise Refused(
+            f"{folder} belongs to user {found.st_uid}, not to this user ({os.geteuid()})",
+            f"run it as its owner, whom ls -ld {folder} names",
+        )
     if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
         raise Refused(f"everybody may write {folder} (mode {stat.S_IMODE(found.st_mode):o})", mend)
     return f"its group may write {folder}; next: {mend}" if found.st_mode & stat.S_IWGRP else ""

@@ -83,7 +83,9 @@ def _of_records(number: str, text: str) -> JobRecord:
     records = [_fields(part) for part in re.split(r"(?m)^(?=JobId=)", text) if part.startswith("JobId=")]
     records = [each for each in records if each.get("JobState")]
     if not records:
-        raise SchedulerUnavailable(f"scontrol does not say what state job {number} is in", "scontrol show job NUMBER")
+        raise SchedulerUnavailable(
+            f"scontrol does not say what state job {number} is in", f"scontrol show job {number}"
+        )
     if len(records) > 1 and "_" not in number:
         started = [each for each in records if each.get("JobId") == number]
         parts = [each for each in records if each.get("HetJobOffset") == "0"]

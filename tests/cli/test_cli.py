@@ -357,7 +357,7 @@ def test_a_configuration_that_cannot_be_read_is_told(tmp_path: Path):
     for name, why in (("binary.toml", "it is not UTF-8 text"), ("folder.toml", "Is a directory")):
         done = opt_ops(tmp_path, "q", "-c", name)
         assert (done.returncode, f"{name} cannot be read: {why}" in done.stderr) == (2, True), done.stderr
-        assert "next: name a readable file with -c" in done.stderr
+        assert f"next: ls -l {tmp_path / name}; or name another file with -c" in done.stderr
 
 
 def test_runs_that_are_no_folder_are_told_by_every_command(tmp_path: Path):

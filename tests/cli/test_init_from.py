@@ -31,7 +31,7 @@ def weights(folder: Path, step: int = 40, **model: int) -> Path:
 @pytest.mark.parametrize(
     ("name", "said", "hint"),
     [
-        ("gone", "--init-from gone does not exist", "step-… folder of a checkpoint"),
+        ("gone", "--init-from gone does not exist", "opt-ops ckpt list ID -o wide names the folders"),
         (
             "hf",
             "--init-from hf is no checkpoint: it has no file COMMITTED",
@@ -42,7 +42,11 @@ def weights(folder: Path, step: int = 40, **model: int) -> Path:
             "--init-from checkpoints is no checkpoint",
             "one of its checkpoints, for example checkpoints/step-00000040",
         ),
-        ("torn", "--init-from torn: manifest.json does not match the COMMITTED marker", "name another checkpoint"),
+        (
+            "torn",
+            "--init-from torn: manifest.json does not match the COMMITTED marker",
+            "opt-ops ckpt list ID -o wide names others",
+        ),
         ("other/step-00000040", "holds another model: its hidden_size is 96", "opt-ops run recipes"),
     ],
 )

@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +87,10 @@ def test_events_have_no_spelling_of_pythons_and_rungs_begin_with_1(site: Path):
         (["replay", "no.csv"], 3, "no.csv cannot be read"),
         (["signals", "replay", "no.csv"], 3, "there is no file no.csv"),
         (["replay", "--scenario", "none"], 2, "shipped scenarios: "),
+        (["run", "set", "12", "--planned", "b", "--dry-run"], 2, "48000:stage-b; see opt-ops run set -h"),
+        (["compare", "12", "no such"], 2, "next: opt-ops q -a lists all lineages"),
+        (["ckpt", "release", "12/x", "--out", "o", "--licence", "apache-2.0"], 2, "next: opt-ops ckpt list"),
+        (["run", "stop", "12"], 4, "next: opt-ops run stop 12 --yes"),
     ],
 )
 def test_a_mistake_is_told_and_has_the_same_code_everywhere(site: Path, words: list[str], code: int, said: str):
@@ -94,6 +99,10 @@ def test_a_mistake_is_told_and_has_the_same_code_everywhere(site: Path, words: l
     assert done.returncode == code, done.stderr
     assert said in done.stdout + done.stderr
     assert "unexpected" not in done.stderr
+    # A plugin of a monitoring system says one line.
+    assert not code or words[:2] == ["node", "check"] or re.search(r"\n  next: .*\bopt-ops [a-z]", done.stderr), (
+        "a person is told what to run next"
+    )
 
 
 def test_a_suggestion_that_is_missing_says_why(site: Path):
@@ -155,11 +164,26 @@ def test_a_long_wait_gives_a_sign_of_life(capsys: pytest.CaptureFixture[str]):
 def test_no_hint_names_a_page_that_an_installation_lacks():
     """A wheel has no docs/: a hint names a command, or says what to write."""
     found: list[str] = []
-    for path in sorted((ROOT / "opt_ops").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in sorted((*(ROOT / "opt_ops").rglob("*.py"), *(ROOT / "chronicles").rglob("*.py"))):
+        tree = ast.parse(path.read_text())
+        named = {
+            target.id: each.value
+            for each in tree.body
+            if isinstance(each, ast.Assign)
+            for target in each.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
             name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
             if name.endswith(("Error", "NotFound", "Refused", "Unavailable", "_fail", "_finding", "say")):
-                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                parts = [*ast.walk(node)]
+                parts += [
+                    inner
+                    for part in parts
+                    if isinstance(part, ast.Name) and part.id in named
+                    for inner in ast.walk(named[part.id])
+                ]
+                texts = [part.value for part in parts if isinstance(part, ast.Constant)]
                 found += [f"{path}: {text}" for text in texts if isinstance(text, str) and "docs/" in text]
     assert not found
 

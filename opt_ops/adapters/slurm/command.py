@@ -53,7 +53,9 @@ def ask(*command: str, may_fail: str = "", seconds: float | None = None) -> list
             check=False,
         )
     except FileNotFoundError as error:
-        raise SchedulerUnavailable(f"{command[0]} is not on the PATH", "load the Slurm environment") from error
+        raise SchedulerUnavailable(
+            f"{command[0]} is not on the PATH", "load the Slurm environment, then opt-ops doctor"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise SchedulerUnavailable(f"{command[0]} did not answer in {patience:g} s") from error
     except (OSError, ValueError) as error:  # no process or memory is left; an argument with a NUL, which Slurm gave us

@@ -82,7 +82,9 @@ def submit(
     try:
         executor = _executor(folder)
     except RuntimeError as error:
-        raise SchedulerUnavailable(f"srun is not on the PATH: {error}", "load the Slurm environment") from error
+        raise SchedulerUnavailable(
+            f"srun is not on the PATH: {error}", "load the Slurm environment, then opt-ops doctor"
+        ) from error
     parameters = {
         "job_name": job_name,
         "comment": comment,
@@ -107,8 +109,10 @@ def submit(
         return executor.submit(agent, ["--folder", str(folder), "--allocation", allocation]).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         if any(word in str(error) for word in _REFUSALS):
-            raise Refused(f"sbatch refused the job: {error}", "correct [slurm] in opt-ops.toml") from error
-        raise SchedulerUnavailable(f"sbatch failed: {error}", "check slurmctld: scontrol ping") from error
+            raise Refused(
+                f"sbatch refused the job: {error}", "correct [slurm] in opt-ops.toml, then opt-ops doctor"
+            ) from error
+        raise SchedulerUnavailable(f"sbatch failed: {error}", "scontrol ping says whether slurmctld answers") from error
     except OSError as error:  # no process is left, or the disk is full
         raise SchedulerUnavailable(f"sbatch could not be run: {error}") from error
 
