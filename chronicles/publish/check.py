@@ -14,13 +14,15 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 from chronicles.logbook import drawing
-from chronicles.publish.names import alone
+from chronicles.publish.names import alone, is_number
 from chronicles.publish.patterns import own_names
 
 _TEMPLATES = Path(drawing.__path__[0]) / "templates"
 _SHORT = 5  # characters: shorter originals are searched as whole words
 _PART = re.compile(r"[a-z0-9]+")
 _OF_JOBS = re.compile(r"\bjobs?\b[^\n]{0,80}")
+_JOBS, _NODES = frozenset({"job", "jobs"}), frozenset({"node", "nodes", "exclude", "excluded", "host"})
+_OF_NODES = re.compile(r"\b(?:node|host|excluded node) (\d+)(?![\w-]|[.,]\d)(?! of\b)")
 _JOB = re.compile(r"(?<![\w.,-])[\w+.-]*[\w](?![.,]\d)")
 
 
@@ -53,7 +55,7 @@ def leaks(
     for file in files:
         written = _Written(file.suffix, file.read_text(encoding="utf-8"), ours)
         for sort, original in known:
-            if written.has_job(original) if sort == "jobs" else written.has(original):
+            if written.has_sort(sort, original):
                 yield Leak(file=file.name, line=written.line(original), sort=sort, original=original)
 
 
@@ -64,6 +66,7 @@ class _Written:
         self._text, self._ours = text, ours
         self._readings = [each.lower() for each in _readings(suffix, text)]
         self._jobs = _jobs_in(suffix, text)
+        self._nodes = _nodes_in(suffix, text, self._readings)
 
     @cached_property
     def _whole(self) -> list[str]:
@@ -97,10 +100,14 @@ class _Written:
             return False
         return any(low in text for text in (self._words if low.isalnum() else self._whole))
 
-    def has_job(self, original: str) -> bool:
-        """Whether it stands where the file speaks of jobs: a job is a number, as a rule."""
+    def has_sort(self, sort: str, original: str) -> bool:
+        """Whether it stands anywhere. Numbers of jobs and nodes: whether they stand where the file speaks of those."""
         low = original.lower()
-        return low in self._jobs or (not low.isdigit() and self.has(original))
+        if sort == "jobs":
+            return low in self._jobs or (not low.isdigit() and self.has(original))
+        if sort in ("nodes", "hosts") and is_number(low):
+            return low in self._nodes
+        return self.has(original)
 
     def line(self, original: str) -> int:
         """Where it stands in the file as it is; 0: nowhere."""
@@ -112,19 +119,28 @@ def _jobs_in(suffix: str, text: str) -> set[str]:
     """What may be the name of a job."""
     found = {job for part in _OF_JOBS.findall(text.lower()) for job in _JOB.findall(part)}
     if suffix == ".json":
-        found |= {job.lower() for job in _under_jobs(json.loads(text))}
+        found |= {job.lower() for job in _under(json.loads(text), _JOBS)}
     return found
 
 
-def _under_jobs(value: Any, within: bool = False) -> Iterator[str]:
+def _nodes_in(suffix: str, text: str, readings: Iterable[str]) -> set[str]:
+    """What may be a node that is called by a number."""
+    found = {number for each in readings for part in _OF_NODES.findall(each) for number in re.findall(r"\d+", part)}
+    if suffix == ".json":
+        found |= set(_under(json.loads(text), _NODES))
+    return found
+
+
+def _under(value: Any, keys: frozenset[str], within: bool = False) -> Iterator[str]:
+    """The texts that stand under one of these keys."""
     if isinstance(value, str) and within:
         yield value
     elif isinstance(value, dict):
         for key, item in cast("dict[str, Any]", value).items():
-            yield from _under_jobs(item, key in ("job", "jobs"))
+            yield from _under(item, keys, key in keys)
     elif isinstance(value, list):
         for item in cast("list[Any]", value):
-            yield from _under_jobs(item, within)
+            yield from _under(item, keys, within)
 
 
 def _readings(suffix: str, text: str) -> Iterator[str]:

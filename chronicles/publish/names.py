@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import PurePosixPath
 
-from chronicles.publish.patterns import NO_ADDRESS, PATTERNS, own_names
+from chronicles.publish.patterns import NO_ADDRESS, NUMBERED_NODES, PATTERNS, own_names
 
 SCHEMA = "opt-ops/redaction/1"
 
@@ -49,7 +49,7 @@ class Names:
         self._same: dict[str, str] = {}  # in lower case: every original and its replacement
         self._sorts: dict[str, str] = {}  # by name: the sort that it belongs to
         for sort, names in self.table.items():
-            self._same |= {original.lower(): name for original, name in names.items()}
+            self._same |= {_same_as(sort, original): name for original, name in names.items()}
             for name in names.values():
                 self._sorts.setdefault(name, sort)
         self._next: dict[str, int] = {}
@@ -73,9 +73,9 @@ class Names:
             return original
         if sort == "hosts" and original.partition(".")[0] in self.kept:
             return self._host(original)
-        key = original.lower()
+        key = _same_as(sort, original)
         if key not in self._same:
-            name = (self._same.get(like.lower()) if like else None) or self._new(sort)
+            name = (self._same.get(_same_as(sort, like)) if like else None) or self._new(sort)
             self.table[sort][original] = self._same[key] = name
             self._sorts.setdefault(name, sort)
             if sort in _TYPED:
@@ -123,6 +123,17 @@ class Names:
         pattern = rf"(?<![A-Za-z0-9.,-])(?:{'|'.join(known)})(?![A-Za-z0-9]|[.,]\d)"
         return re.sub(pattern, lambda found: self.add("jobs", found[0]), text)
 
+    def apply_nodes(self, text: str) -> str:
+        """A text about nodes that are called by a number: replaced is what can only be the name of one."""
+        known = {node for node in self.table["nodes"] if is_number(node)}
+        if not known:
+            return text
+
+        def named(found: re.Match[str]) -> str:
+            return self.add("nodes", found[0]) if found[0] in known else found[0]
+
+        return NUMBERED_NODES.sub(lambda found: re.sub(r"\d+", named, found[0]), text)
+
     def _own(self, found: re.Match[str], instead: str) -> str:
         if not found[0]:
             return ""
@@ -133,7 +144,7 @@ class Names:
     def _compiled(self) -> re.Pattern[str]:
         """One pattern for everything: what is replaced once is not read again."""
         if self._regex is None:
-            plain = [each for sort in _TYPED for each in self.table[sort] if len(each) >= _SERIAL or not each.isdigit()]
+            plain = [each for sort in _TYPED for each in self.table[sort] if not is_number(each)]
             stays = [own_names(self._lineage), *([alone("|".join(_alternatives(self.kept)))] if self.kept else [])]
             parts = [f"(?P<stays>{'|'.join(stays)})(?!\\.\\w)"]
             parts += [f"(?P<p{number}_{sort}>{pattern})" for number, (sort, pattern) in enumerate(PATTERNS)]
@@ -196,6 +207,18 @@ class Names:
     def counts(self) -> dict[str, int]:
         """How many originals of each sort were replaced, without sorts that had none."""
         return {sort: len(found) for sort, found in self.used.items() if found}
+
+
+def is_number(original: str) -> bool:
+    """Whether it is too common a number to be replaced wherever it stands."""
+    return len(original) < _SERIAL and original.isdigit()
+
+
+def _same_as(sort: str, original: str) -> str:
+    """The key under which an original has its replacement. A number is another's if it is of another sort."""
+    if not is_number(original):
+        return original.lower()
+    return f"{'nodes' if sort == 'hosts' else sort}:{original}"
 
 
 def placeholders() -> re.Pattern[str]:

@@ -41,6 +41,17 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 NO_ADDRESS = re.compile(r"\d+(?::\d+)+")
 """Times and spans, which the pattern of an IPv6 address matches, too."""
 
+_BEFORE = "on|off|needs?|holds?|excludes?|excluded|drains?|drained"
+_NUMBERS = r"\d+(?:(?:, ?| and | or )\d+)*(?![\w-]|[.,]\d)"
+
+NUMBERED_NODES = re.compile(
+    rf"\b(?:nodes?|hosts?|machines?):? {_NUMBERS}(?! (?:of|steps?|times?|s|min|h)\b| ?%)"
+    rf"|\b(?:{_BEFORE}) {_NUMBERS}(?= (?:is|are|and|has|was)\b|[;:)]|\.?$)"
+    r"|^\d+(?=: | (?:is|has|was|could|does|did)\b)",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""Where a number is the name of a node, in words of ours: `node 17`, `runs on 17.`, `17: Xid 79`, `17 is silent`."""
+
 COMMON = frozenset(
     (
         *("all", "batch", "compute", "cpu", "debug", "default", "gpu", "gpus", "high", "interactive", "large", "long"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast, get_args, get_type_hints
 
 from chronicles.publish.left_out import LeftOut, taken
-from chronicles.publish.names import Names
+from chronicles.publish.names import Names, is_number
 from chronicles.publish.patterns import COMMON, own_names
 from chronicles.record import LineageRecord, from_entries
 from opt_ops.core.codec import decode, encode
@@ -104,9 +104,11 @@ class Redaction:
     def _key(self, name: str) -> str:
         """A key: words of ours stay, whoever is called so; other keys are others' texts."""
         is_ours = name in _FIELDS or (is_word(name) and name not in self.names.table["nodes"])
-        return name if is_ours else self.text(name)
+        return name if is_ours else self._text_of("", name)
 
     def _text_of(self, key: str, value: str) -> str:
+        if value in self.names.table["nodes"] and is_number(value):  # a number of ours would be no text
+            return self.names.add("nodes", value)
         if key in _JOBS and "jobs" not in self._wishes.keep:
             return self.names.table["jobs"].get(value) or self.text(value)
         if key in _GPUS:
@@ -117,7 +119,7 @@ class Redaction:
 
     def text(self, text: str) -> str:
         """A text without copies of what is left out, and with every original replaced."""
-        return self.names.apply(self._jobs(self.left.without_copies(text)))
+        return self.names.apply(self.names.apply_nodes(self._jobs(self.left.without_copies(text))))
 
     def _jobs(self, text: str) -> str:
         """Numbers of jobs are only known as such where the text speaks of jobs."""

@@ -343,3 +343,42 @@ def test_of_random_names_none_is_found(template: LineageRecord, tmp_path_factory
     Publication(folder / "12", record, Wishes(), SITE).write(folder / "public")
     text = text_of(folder / "public").lower()
     assert [name for name in found if name.lower() in text] == []
+
+
+# ---- nodes that are called by a number ----------------------------------------------------------------------------
+
+
+def test_nodes_may_be_called_by_numbers(template: LineageRecord, tmp_path: Path):
+    """Numbers of steps, nodes and hours stay, and what names a node is replaced."""
+    record = renamed(template, {NODE: "17", OTHER: "18", "falcon-gpu-0473": "80", "falcon-gpu-0999": "node 99"})
+    found = Publication(tmp_path / "12", record, Wishes(), SITE).write(tmp_path / "public")
+    assert (found.replaced["nodes"], found.replaced["jobs"]) == (3, 2)
+    text, report = text_of(tmp_path / "public"), json.loads((tmp_path / "public" / "report.json").read_text())
+    assert "Restarted without node-001: Xid 79" in text
+    assert [each["node"] for each in report["nodes"]] == ["node-001"]
+    assert "80 of 400 steps" in text
+    assert (report["incidents"][0]["nodes"], report["incidents"][0]["evidence"]["node-002"]) == (["node-001"], "0473")
+
+
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [
+        ("17: Xid 79", "node-001: Xid 79"),
+        ("17 is silent", "node-001 is silent"),
+        ("the job that holds 18 is about to end", "the job that holds node-002 is about to end"),
+        ("runs on the excluded node 17, 18", "runs on the excluded node node-001, node-002"),
+        ("a probe needs 17", "a probe needs node-001"),
+        ("17 of 18 nodes are held since 17.5 h", "17 of 18 nodes are held since 17.5 h"),
+        ("17 steps on 18 GPUs", "17 steps on 18 GPUs"),
+    ],
+)
+def test_a_number_is_a_node_only_where_a_node_stands(tmp_path: Path, said: str, seen: str):
+    told = Told(tmp_path / "12").begin().plan("12.00").hold("17", "18", "19")
+    assert Publication(tmp_path / "12", load(told.folder), Wishes()).text(said) == seen
+
+
+def test_the_check_finds_a_node_that_is_called_by_a_number(tmp_path: Path):
+    file = tmp_path / "report.json"
+    for value, number in (({"node": "17"}, 1), ({"why": "on node 17"}, 1), ({"step": "17", "steps": 17}, 0)):
+        file.write_text(json.dumps(value))
+        assert len(list(leaks([file], {"nodes": ["17"]}, placeholders(), "12"))) == number
