@@ -139,18 +139,23 @@ def _ended_long_ago(row: Mapping[str, Any], now: float) -> bool:
 def _listed(row: dict[str, Any], runs: Path, output: Format) -> dict[str, Any]:
     """A row as the format needs it: for programs with its goodput, for people with a short reason."""
     if output in (Format.JSON, Format.JSONL):
-        return row | {"goodput": _goodput(runs / row["lineage"])}
+        return row | _goodput(runs / row["lineage"])
     return row if output is Format.WIDE else row | {"reason": _brief(row["reason"])}
 
 
-def _goodput(lineage: Path) -> float | None:
-    """The goodput of the report as it was drawn last: to replay every journal would take too long for a list."""
+def _goodput(lineage: Path) -> dict[str, Any]:
+    """The goodput of the report as it was drawn last, and the time up to which it counts.
+
+    To replay every journal would take too long for a list; `opt-ops ledger` has the present one.
+    """
     try:
         report = read_json(lineage / "chronicle" / "report.json")
     except (OSError, OptOpsError, ValueError):
-        return None
-    ledger = report.get("goodput") if isinstance(report, dict) else None
-    return ledger.get("goodput") if isinstance(ledger, dict) else None
+        report = None
+    known: dict[str, Any] = report if isinstance(report, dict) else {}
+    ledger = known.get("goodput")
+    goodput = ledger.get("goodput") if isinstance(ledger, dict) else None
+    return {"goodput": goodput, "goodput_as_of": known.get("as_of") if goodput is not None else None}
 
 
 def _brief(reason: str) -> str:

@@ -18,6 +18,7 @@ from tests.core.story import Story
 from tests.e2e.stub_trainer import telemetry
 
 DAY = 86400.0
+AS_OF = "2026-11-30T02:00:00.000Z"
 
 
 def training(runs: Path, name: str, began: float, *, last_step: float, every: float = 10.0) -> Story:
@@ -52,7 +53,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     over(folder / "runs", "2", 3600.0)
     training(folder / "runs", "3", time.time() - 500.0, last_step=1.0)
     training(folder / "runs", "4", time.time() - 500.0, last_step=300.0)
-    write_json(folder / "runs" / "2" / "chronicle" / "report.json", {"goodput": {"goodput": 0.75}})
+    write_json(folder / "runs" / "2" / "chronicle" / "report.json", {"as_of": AS_OF, "goodput": {"goodput": 0.75}})
     return folder
 
 
@@ -80,6 +81,7 @@ def test_programs_get_all_of_them_with_what_they_need(site: Path):
     assert [row["watched"] for row in rows] == [None, None, True, False]
     assert [row["ended_at"] is None for row in rows] == [False, False, True, True]
     assert [row["goodput"] for row in rows] == [None, 0.75, None, None]
+    assert [row["goodput_as_of"] for row in rows] == [None, AS_OF, None, None]
     assert all(row["author"] == "ann" for row in rows)
     assert 300.0 <= rows[3]["data_age_seconds"] <= 400.0
     assert opt_ops(site, "q", "-o", "name").stdout == "1\n2\n3\n4\n"
