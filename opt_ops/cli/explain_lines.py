@@ -34,7 +34,7 @@ def explanation_lines(
 
 def _explained(incident: IncidentReport, watched: bool) -> Iterator[str]:
     drill = f"  (drill {incident.drill})" if incident.drill else ""
-    yield f"{incident.incident}  {incident.kind}  {to_iso(incident.opened)}{drill}"
+    yield f"{incident.incident}  {words.failure(incident.kind)}  {to_iso(incident.opened)}{drill}"
     yield f"  cause     {incident.cause_in_words}  [{incident.opened_entry}]"
     yield f"  evidence  {wording.values(incident.evidence)}"
     yield f"            {incident.detector}"
@@ -49,7 +49,7 @@ def _explained(incident: IncidentReport, watched: bool) -> Iterator[str]:
     if incident.action is None:
         yield "  action    none decided yet"
         return
-    meant = f", for {incident.for_cause}" if incident.for_cause else ""
+    meant = f", for: {words.cause(incident.for_cause)}" if incident.for_cause else ""
     rule = "" if incident.requested else f"({incident.playbook}, rung {incident.rung}{meant})  "  # a wish has no rung
     yield f"  action    {'; '.join(_action(incident, watched))}  {rule}[{incident.decided_entry}]"
     yield f"  why       {incident.why}"
@@ -110,7 +110,7 @@ _SHOWED = {True: "spiked", False: "did not spike", None: "no verdict"}
 
 
 def _action(incident: IncidentReport, watched: bool) -> Iterator[str]:
-    yield str(incident.action)
+    yield words.action(str(incident.action))
     if incident.action == Action.REPLACE_RANKS:
         yield f"{in_place.ranks(incident.ranks_replaced)}, all others keep running"
     if incident.action == Action.ROLLBACK and not (watched and incident.decided_checkpoint_step is None):

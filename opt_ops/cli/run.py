@@ -103,7 +103,7 @@ def show_(
         return
     _head(path, record.state, view)
     print("\nRUNS")
-    show("", view["runs"], views.RUN_COLUMNS, output)
+    show("", [views.in_words(row) for row in view["runs"]], views.RUN_COLUMNS, output)
     print("\nATTEMPTS")
     show("", view["attempts"], views.ATTEMPT_COLUMNS, output)
     if view["planned"]:
@@ -111,7 +111,7 @@ def show_(
         show("", view["planned"], views.PLANNED_COLUMNS, output)
     if view["incidents"]:
         print("\nINCIDENTS")
-        show("", view["incidents"], views.INCIDENT_COLUMNS, output)
+        show("", [views.in_words(row) for row in view["incidents"]], views.INCIDENT_COLUMNS, output)
     unwatched = watch.over(path.name) if view["lineage"]["watched"] is False else None
     if unwatched:
         say(printable(unwatched.why), quiet)

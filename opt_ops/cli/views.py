@@ -258,6 +258,16 @@ def lineage_view(path: Path, state: State, incidents: Sequence[dict[str, Any]], 
     }
 
 
+def in_words(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A run or an incident for people: words in place of codes. Programs get the row as it is."""
+    known = dict(row)
+    if known.get("kind"):
+        known["kind"] = words.failure(known["kind"])
+    if known.get("action"):
+        known["action"] = words.action(known["action"])
+    return known | {"cause": words.without_codes(known["cause"])}
+
+
 def concerns(incident: IncidentReport, identifier: str) -> bool:
     """Whether the identifier names an incident, its lineage, or a run or attempt that it hit or led to."""
     attempts = (incident.attempt, incident.next_attempt)

@@ -105,6 +105,15 @@ def test_a_mistake_is_told_and_has_the_same_code_everywhere(site: Path, words: l
     )
 
 
+def test_tables_have_words_and_json_has_codes(site: Path):
+    shown = opt_ops(site, "run", "show", "12").stdout
+    assert "\tloss spike\t" in shown
+    assert "\troll back\t" in shown
+    assert not re.search(r"\t(loss_spike|rollback|bad_gpu|restart_)\b", shown)
+    incidents = json.loads(opt_ops(site, "run", "show", "12", "-o", "json").stdout)["items"][0]["incidents"]
+    assert (incidents[0]["kind"], incidents[0]["action"]) == ("loss_spike", "rollback")
+
+
 def test_a_suggestion_that_is_missing_says_why(site: Path):
     done = opt_ops(site, "run", "suggest", "12")
     assert "-\t-" not in done.stdout
