@@ -101,6 +101,10 @@ def _check(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         init_from=arguments.init_from,
     )
+    steps, warm_up = recipe.steps, recipe.optim.warmup_steps
+    if 2 * warm_up > steps:
+        rises = f"all {steps:,} steps" if warm_up >= steps else f"{warm_up:,} of {steps:,} steps"
+        print_line(f"note: the learning rate rises for {rises}; --set optim.warmup_steps makes the warm-up shorter")
     print_line(f"{arguments.recipe}: nothing is wrong; ranks {place.world} (dp {dp} × tp {tp})")
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from chronicles.campaign.law import LEAST_SIZES, Expected, SizeCurve, expect
-from chronicles.campaign.sizes import SHARES, CampaignRecord, SizeRecord
+from chronicles.campaign.sizes import LEAST_KNOTS, SHARES, CampaignRecord, SizeRecord
 from opt_ops.core.codec import plain
-
-_LEAST_KNOTS = 4  # of a curve: from about a quarter of the tokens after the first knot on
 
 
 def curves(campaign: CampaignRecord) -> list[SizeCurve]:
@@ -22,7 +20,7 @@ def curves(campaign: CampaignRecord) -> list[SizeCurve]:
             losses=[knot.loss for knot in each.knots],
         )
         for each in campaign.sizes
-        if len(each.knots) >= _LEAST_KNOTS
+        if len(each.knots) >= LEAST_KNOTS
     ]
 
 

@@ -35,7 +35,7 @@ _ROUNDS = 25  # of the fits to drawn losses
 _BLOCK = 4  # neighbouring losses of a curve that are drawn together: their noise is alike
 # An assumption: so far apart, as a share of the loss, end two runs that differ by their seed alone. Where few sizes are
 # known, it counts as much as this number of measured ones: of three sizes, nothing says how far one lies off the law.
-_SPREAD, _WORTH = 0.004, 3.0
+_SPREAD, _WORTH = 0.003, 3.0
 _LOW = np.array([-12.0, 0.02, -12.0, 0.02, -6.0])
 _HIGH = np.array([4.0, 1.5, 4.0, 1.5, 4.0])
 """Bounds of log A/N^α and log B/D^β at the mean size and number of tokens, of α and β, and of log E."""
@@ -100,6 +100,17 @@ def _law(of: Array) -> Law:
 
 
 @dataclass(frozen=True, slots=True)
+class _Parts:
+    """What residuals consist of, one row for each row of residuals."""
+
+    common: Array  # of all sizes alike, at each share
+    slope: Array  # for each unit of log N beyond `middle`, at each share
+    own: Array  # of each size, at all shares alike
+    left: Array  # of each point: its noise
+    deviation: Array  # of that noise
+
+
+@dataclass(frozen=True, slots=True)
 class _Drawn:
     """Fits to drawn losses, one row each, and what each of them expects of the new size."""
 
@@ -121,6 +132,13 @@ class _Fitted:
         self.n, self.d = n - self.n0, d - self.d0
         self.y = np.log(np.concatenate([each.losses for each in curves]))
         self.weight = 1.0 / np.asarray(counts, float)[self.size] / self.sizes  # each size counts the same
+        point = np.full((self.sizes, len(shares)), -1)
+        point[self.size, self.at] = np.arange(len(self.y))
+        self.point, self.there = point, point >= 0
+        self.count = self.there.sum(axis=0)  # of the sizes that have a loss at a share
+        of_size = np.log([each.parameters for each in curves])[:, None] - self.n0
+        self.middle = np.where(self.there, of_size, 0.0).sum(axis=0) / np.maximum(self.count, 1)
+        self.beyond = np.where(self.there & (self.count > 2), of_size - self.middle, 0.0)
         self.best = self._fit()
         self.residuals = self.y - _log_loss(self.best[None], self.n, self.d)[0][0]
 
@@ -155,34 +173,44 @@ class _Fitted:
 
     def predicted(self, theta: Array, residuals: Array, n: Array, d: Array) -> Array:
         """The logarithm of the loss at log N and log D, one value for each share, one row for each fit."""
-        return _log_loss(theta, n - self.n0, d - self.d0)[0] + self._schedule(residuals)
+        parts = self._parts(residuals)
+        off_the_law = parts.common + parts.slope * (n - self.n0 - self.middle)
+        return _log_loss(theta, n - self.n0, d - self.d0)[0] + off_the_law
 
-    def _schedule(self, residuals: Array) -> Array:
-        """By how much all sizes alike lie off the law at a share of the schedule, one row for each row of residuals.
+    def _parts(self, residuals: Array) -> _Parts:
+        """Divide residuals into what all sizes show alike at a share of the schedule, what grows with log N there, what
+        each size shows at all shares, and noise.
 
-        The law knows no learning rate, and a loss is lower once the rate has decayed. The mean over the sizes counts as
-        far as it exceeds what chance makes of it.
+        The law knows no learning rate: a loss is lower once the rate has decayed, and not by the same factor in small
+        and large sizes. Both parts are least squares at each share. Over all shares, each is shrunk by the share of its
+        squares that its noise explains, as James and Stein (1961) do.
         """
-        found = np.zeros((len(residuals), len(self.shares)))
-        for j in range(len(self.shares)):
-            here = residuals[:, self.at == j]
-            if (count := here.shape[1]) >= 2:
-                mean, error = here.mean(axis=1), here.var(axis=1, ddof=1) / count
-                found[:, j] = mean * np.maximum(0.0, 1.0 - error / np.maximum(mean**2, 1e-30))
-        return found
+        all_sizes = np.where(self.there, residuals[:, self.point], 0.0)
+        own = all_sizes.sum(axis=2) / np.maximum(self.there.sum(axis=1), 1)
+        own = own - own.mean(axis=1, keepdims=True)
+        here = np.where(self.there, all_sizes - own[:, :, None], 0.0)
+        several, many = self.count > 1, self.count > 2
+        common = np.where(several, here.sum(axis=1) / np.maximum(self.count, 1), 0.0)
+        squares = (self.beyond**2).sum(axis=0)
+        slope = (here * self.beyond).sum(axis=1) / np.where(many, squares, 1.0)
+        left = np.where(self.there & several, here - common[:, None] - slope[:, None] * self.beyond, 0.0)
+        free = (self.count - 1)[several].sum() - many.sum() - max(0, self.sizes - 2)
+        variance = (left**2).sum(axis=(1, 2)) / max(1, free)
+        by_chance = variance * (1.0 / self.count[several]).sum()
+        common = common * _kept(by_chance, (common**2).sum(axis=1))
+        slope = slope * _kept(variance * many.sum(), (squares * slope**2).sum(axis=1))
+        return _Parts(common, slope, own, left[:, self.size, self.at], np.sqrt(variance))
 
     def draws(self, n: Array, d: Array) -> _Drawn:
         """Fit to losses as they could have been, and say what each fit expects of a new size with its own deviation."""
         rng = np.random.default_rng(0)
-        schedule = self._schedule(self.residuals[None])[0]
-        left = self.residuals - schedule[self.at]
-        own = np.array([left[self.size == s].mean() for s in range(self.sizes)])
+        parts = self._parts(self.residuals[None])
         free = max(0, self.sizes - LEAST_SIZES)
-        measured = (own**2).sum() if free else 0.0
+        measured = (parts.own**2).sum() if free else 0.0
         spread = np.sqrt((_WORTH * _SPREAD**2 + measured) / rng.chisquare(_WORTH + free, (_DRAWS, 1)))
-        of_fit = max(1, len(self.y) - self.sizes - 2)  # what is left of the points after B, β and a mean for each size
-        noise = (left - own[self.size]) * np.sqrt(len(self.y) / of_fit)
-        y = self.y - self.residuals + schedule[self.at]
+        noise = parts.left[0] * (parts.deviation[0] / max(parts.left[0].std(), 1e-12))
+        off_the_law = parts.common[0][self.at] + (parts.slope[0] * self.beyond)[self.size, self.at]
+        y = self.y - self.residuals + off_the_law
         y = y + (spread * rng.standard_normal((_DRAWS, self.sizes)))[:, self.size] + self._in_blocks(noise, rng)
         theta = _fit_all(np.repeat(self.best[None], _DRAWS, axis=0), self.n, self.d, y, self.weight)
         predicted = self.predicted(theta, y - _log_loss(theta, self.n, self.d)[0], n, d)
@@ -194,6 +222,11 @@ class _Fitted:
         starts = rng.integers(0, max(1, size - _BLOCK + 1), (_DRAWS, -(-size // _BLOCK)))
         places = np.minimum((starts[:, :, None] + np.arange(_BLOCK)).reshape(_DRAWS, -1)[:, :size], size - 1)
         return noise[places]
+
+
+def _kept(by_chance: Array, found: Array) -> Array:
+    """The share of something found, as a column, that chance does not explain; both are sums of squares."""
+    return np.maximum(0.0, 1.0 - by_chance / np.maximum(found, 1e-30))[:, None]
 
 
 def _log_loss(theta: Array, n: Array, d: Array) -> tuple[Array, Array]:

@@ -22,7 +22,8 @@ SHARES = tuple(round(float(24 ** (k / 23 - 1)), 6) for k in range(24))
 _WIDTH, _LEAST_WIDTH = 0.02, 0.005
 """A settled loss is the level of the last steps: 2 % of those so far, and half a percent of the plan."""
 _LEAST_POINTS = 5  # or over as many steps, if that is more
-_WARM_UPS = 2.0  # from twice the warm-up on, a loss counts: before, it says more of the learning rate than of the size
+WARM_UPS = 3  # so many warm-ups on, a loss counts: before, it says more of the learning rate than of the size
+LEAST_KNOTS = 4  # of a curve that counts for the law: from about two thirds of the tokens on there are as many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +131,7 @@ def settled_steps(record: LineageRecord) -> list[Settled]:
     return [
         Settled(step=point.step, tokens=point.tokens, loss=point.loss)
         for _, point in kept_points(record.curves)
-        if point.loss is not None and point.tokens
+        if point.loss is not None and point.loss > 0 and point.tokens
     ]
 
 
@@ -153,9 +154,13 @@ def knots(settled: Sequence[Settled], planned: int, first: float) -> list[Knot]:
 def level(window: Sequence[Settled]) -> float:
     """The mean loss without the tenth on either side: a spike does not move it, and unlike a median it does not jump
     where losses come from sources of text with levels of their own."""
-    losses = sorted(each.loss for each in window)
-    left_out = len(losses) // 10
-    return fmean(losses[left_out : len(losses) - left_out])
+    return middle([each.loss for each in window])
+
+
+def middle(values: Sequence[float]) -> float:
+    """The mean without the tenth on either side."""
+    ordered, left_out = sorted(values), len(values) // 10
+    return fmean(ordered[left_out : len(ordered) - left_out])
 
 
 def _tokens(of: Settled) -> int:
@@ -169,4 +174,4 @@ def first_share(config: Mapping[str, Any]) -> float:
     steps = config.get("steps")
     if not isinstance(warmup, int) or not isinstance(steps, int) or steps <= 0:
         return 0.0
-    return _WARM_UPS * warmup / steps
+    return WARM_UPS * warmup / steps

@@ -9,11 +9,13 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import exp, log, sqrt
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
-from chronicles.campaign.sizes import CampaignRecord, Settled, SizeRecord, level
+from chronicles.campaign.beside import band_at, off_expected
+from chronicles.campaign.sizes import CampaignRecord, Settled, SizeRecord, level, middle
 from chronicles.wording import short
 from opt_ops.core.campaign.equal import differing, must_be_equal
 from opt_ops.core.campaign.events import AlertKind, CampaignForecast
@@ -25,7 +27,11 @@ _WINDOW = 0.01  # share of the plan whose level is the settled loss of a moment
 _EVERY = 0.0025  # share of the plan between two looks
 _LEAST_POINTS = 5
 _REMEMBERED, _LEAST_WINDOWS = 20, 4  # windows whose differences say how large the noise of one is
+_BLOCKS = 5  # of a window: where the other sizes have larger batches, steps alone are not compared on the same text
 _DEVIATIONS = 3.0
+_REACH = 0.1  # share of the plan, before a window, that says which level the loss had
+_LEAST_LOOKS = 12  # in it
+_SAME_PLAN = 0.01  # sizes with other plans are elsewhere in their schedules at the same tokens
 
 _WHY = {
     AlertKind.ABOVE: (
@@ -47,16 +53,27 @@ class Departure:
     step: int
     tokens: int
     loss: float
-    band: Band
+    band: Band  # that it has left
+    moved: bool  # that was the one around its own earlier level, not the one of the forecast
 
 
-def departure(settled: Sequence[Settled], planned: int, curve: Sequence[Band]) -> Departure | None:
-    """The first time at which the settled loss was outside its band for 1 % of the plan; None: it never was.
+def departure(
+    settled: Sequence[Settled], planned: int, curve: Sequence[Band], others: Sequence[Sequence[Settled]] = ()
+) -> Departure | None:
+    """The first time at which the settled loss was outside a band for 1 % of the plan; None: it never was.
 
-    A band is that of a single loss, and a run has a hundred windows. So a loss is outside only if it is beyond the band
-    by more than three times the noise of the windows, as this run itself has shown it so far.
+    There are two bands: that of the forecast, and one half as wide around the level that the run itself had in the
+    tenth of the plan before. A loss is outside only if it is beyond by more than the noise of the windows explains: a
+    band is that of a single loss, and a run has a hundred windows.
+
+    Args:
+        settled: The steps of the size.
+        planned: Its tokens.
+        curve: What is expected of it on the way, with its band.
+        others: The steps of the sizes that it is compared with on the same text, as in `off_expected`.
     """
-    noise = _Noise()
+    off = off_expected(settled, planned, curve, others)
+    noise, earlier = _Noise(), _Earlier(planned)
     outside: Departure | None = None
     since = next_look = 0.0
     for i, each in enumerate(settled):
@@ -64,64 +81,97 @@ def departure(settled: Sequence[Settled], planned: int, curve: Sequence[Band]) -
             continue
         next_look = each.tokens + _EVERY * planned
         begin = bisect_left(settled, each.tokens - _WINDOW * planned, hi=i, key=lambda known: known.tokens)
-        window = settled[max(0, min(begin, i + 1 - _LEAST_POINTS)) : i + 1]
-        if len(window) < _LEAST_POINTS:
+        begin = max(0, min(begin, i + 1 - _LEAST_POINTS))
+        if i + 1 - begin < _LEAST_POINTS:
             continue
-        loss, band = level(window), band_at(curve, each.tokens)
-        noise.add(window[0].tokens, each.tokens, loss - band.loss)
-        room = noise.room
-        kind = None
-        if room is not None and not band.low - room <= loss <= band.high + room:
-            kind = AlertKind.ABOVE if loss > band.high else AlertKind.BELOW
-        if kind is None:
+        noise.add(settled[begin].tokens, each.tokens, off[begin : i + 1])
+        now, loss = middle(off[begin : i + 1]), level(settled[begin : i + 1])
+        found = _outside(band_at(curve, each.tokens), now, noise.room, earlier.level(each.tokens))
+        earlier.add(each.tokens, now)
+        if found is None:
             outside = None
             continue
+        kind, moved, (low, expected, high) = found
         if outside is None or outside.kind is not kind:
             since = each.tokens
-        outside = Departure(kind=kind, step=each.step, tokens=each.tokens, loss=loss, band=band)
+        scale = loss / exp(now)  # what was expected on the text of this window
+        band = Band(tokens=each.tokens, loss=scale * exp(expected), low=scale * exp(low), high=scale * exp(high))
+        outside = Departure(kind=kind, step=each.step, tokens=each.tokens, loss=loss, band=band, moved=moved)
         if each.tokens - since >= (STAYS + _WINDOW) * planned:  # a window remembers what was before
             return outside
     return None
 
 
+_Interval = tuple[float, float, float]
+"""Low, expected, high: of a logarithm, measured from what is expected."""
+
+
+def _outside(
+    band: Band, now: float, room: float | None, earlier: float | None
+) -> tuple[AlertKind, bool, _Interval] | None:
+    """On which side the level of a window lies outside which band; whether that is the one around the earlier level."""
+    if room is None:
+        return None
+    low, high = log(band.low / band.loss), log(band.high / band.loss)
+    intervals: list[tuple[bool, _Interval]] = [(False, (low, 0.0, high))]
+    if earlier is not None:
+        half = (high - low) / 4
+        intervals.append((True, (earlier - half, earlier, earlier + half)))
+    for moved, interval in intervals:
+        if not interval[0] - room <= now <= interval[2] + room:
+            return AlertKind.ABOVE if now > interval[2] else AlertKind.BELOW, moved, interval
+    return None
+
+
 class _Noise:
-    """By how much the levels of neighbouring windows differ that share no step."""
+    """How large the noise of a window's level is."""
 
     def __init__(self) -> None:
         self._end: int | None = None
-        self._level: float | None = None
+        self._level = self._error = 0.0
         self._differences: deque[float] = deque(maxlen=_REMEMBERED)
 
-    def add(self, begin: int, end: int, level: float) -> None:
-        """Take in a window: its first and last tokens, and its level measured from what is expected."""
+    def add(self, begin: int, end: int, off: Sequence[float]) -> None:
+        """Take in a window: its first and last tokens, and its losses, measured from what is expected."""
+        edges = [len(off) * k // _BLOCKS for k in range(_BLOCKS + 1)]
+        self._error = stdev(fmean(off[a:b]) for a, b in pairwise(edges)) / sqrt(_BLOCKS)
         if self._end is not None and begin <= self._end:
             return
-        if self._level is not None:
-            self._differences.append(abs(level - self._level))
-        self._end, self._level = end, level
+        now = middle(off)
+        if self._end is not None:
+            self._differences.append(abs(now - self._level))
+        self._end, self._level = end, now
 
     @property
     def room(self) -> float | None:
-        """Three standard deviations of a window's level; None: too few windows are known."""
+        """Three standard deviations of a window's level; None: too few windows are known.
+
+        That of neighbouring windows that share no step counts, and that within this one where it is larger: after
+        skipped batches, the other sizes saw other text.
+        """
         if len(self._differences) < _LEAST_WINDOWS:
             return None
         # 1.4826: from the median of absolute values to the standard deviation of a normal distribution
-        return _DEVIATIONS * 1.4826 * median(self._differences) / sqrt(2)
+        return _DEVIATIONS * max(1.4826 * median(self._differences) / sqrt(2), self._error)
 
 
-def band_at(curve: Sequence[Band], tokens: float) -> Band:
-    """The band after so many tokens: on a straight line between its neighbours, over logarithms."""
-    place = bisect_left(curve, tokens, key=lambda each: each.tokens)
-    a, b = curve[max(0, place - 1)], curve[min(place, len(curve) - 1)]
-    share = log(tokens / a.tokens) / log(b.tokens / a.tokens) if b.tokens > a.tokens else 0.0
-    share = min(1.0, max(0.0, share))
+class _Earlier:
+    """The level of the tenth of the plan before a window."""
 
-    def between(low: float, high: float) -> float:
-        return exp(log(low) + share * (log(high) - log(low)))
+    def __init__(self, planned: int) -> None:
+        self._planned = planned
+        self._looks: deque[tuple[int, float]] = deque()
 
-    return Band(
-        tokens=round(tokens), loss=between(a.loss, b.loss), low=between(a.low, b.low), high=between(a.high, b.high)
-    )
+    def add(self, tokens: int, now: float) -> None:
+        """Take in the level of a window that ends after so many tokens."""
+        self._looks.append((tokens, now))
+        while self._looks[0][0] < tokens - _REACH * self._planned:
+            self._looks.popleft()
+
+    def level(self, tokens: int) -> float | None:
+        """What it was before the window that ends after so many tokens; None: too little is known."""
+        before = [now for end, now in self._looks if end <= tokens - (STAYS + _WINDOW) * self._planned]
+        return median(before) if len(before) >= _LEAST_LOOKS else None
 
 
 def findings(campaign: CampaignRecord) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -129,17 +179,34 @@ def findings(campaign: CampaignRecord) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from _differences(campaign)
     for size in campaign.sizes:
         if size.forecast is not None and size.member is not None:
-            found = departure(size.settled, size.size.tokens, size.forecast.event.curve)
+            found = departure(size.settled, size.size.tokens, size.forecast.event.curve, _beside(campaign, size))
             if found is not None:
                 yield _identifier(campaign, size, found.kind), _told(size, size.forecast.event, found)
 
 
+def _beside(campaign: CampaignRecord, size: SizeRecord) -> list[Sequence[Settled]]:
+    """The steps of the sizes that the forecast was made of and that have had as many tokens, to their end."""
+    made_of = size.forecast.event.sizes if size.forecast else ()
+    return [
+        each.settled
+        for each in campaign.sizes
+        if each.size.recipe in made_of
+        and each.reached is not None
+        and abs(each.size.tokens / size.size.tokens - 1) < _SAME_PLAN
+    ]
+
+
 def _told(size: SizeRecord, forecast: CampaignForecast, found: Departure) -> dict[str, Any]:
-    band = found.band
+    band, others = found.band, ", ".join(forecast.sizes)
+    whose = (
+        f"the band around its own level before, measured from {others} on the same text,"
+        if found.moved
+        else "its band,"
+    )
     why = (
-        f"At step {found.step:,} ({found.tokens:,} tokens) the settled loss {found.loss:.4f} has been {found.kind} its "
-        f"band, {band.low:.4f} to {band.high:.4f}, for 1 % of the steps. {band.loss:.4f} was expected of "
-        f"{', '.join(forecast.sizes)}. {_WHY[found.kind]}"
+        f"At step {found.step:,} ({found.tokens:,} tokens) the settled loss {found.loss:.4f} has been {found.kind} "
+        f"{whose} {band.low:.4f} to {band.high:.4f}, for 1 % of the steps. {band.loss:.4f} was expected"
+        f"{'' if found.moved else f' of {others}'}. {_WHY[found.kind]}"
     )
     return {
         "kind": str(found.kind),

@@ -94,8 +94,8 @@ def start(
         "tokenizer": require_tokenizer(tokenizer),
     }
     wanted = {each: own_nodes.get(each, nodes) for each in names}
-    found = sizes(names, common, tokens_of(tokens) if tokens else None, wanted, spares, ranks, config)
-    for remark in dict.fromkeys(require_all_possible(found, common, config)):
+    found, remarks = sizes(names, common, tokens_of(tokens) if tokens else None, wanted, spares, ranks, config)
+    for remark in dict.fromkeys((*remarks, *require_all_possible(found, common, config))):
         say(f"  note: {remark}", options.quiet)
     if options.dry_run:
         foreseen = [

@@ -62,8 +62,8 @@ def sizes(
     spares: int | None,
     ranks: int | None,
     config: Config,
-) -> list[dict[str, Any]]:
-    """The sizes of a request `start`, as the trainer describes them, the smallest first.
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The sizes of a request `start`, as the trainer describes them, the smallest first; and remarks for people.
 
     Args:
         recipes: Their names.
@@ -109,7 +109,20 @@ def sizes(
                 f"{first['recipe']} and {size['recipe']} differ in more than the size decides: {named}",
                 f"make them equal, for example with --set {differ[0][0]}={_text(differ[0][1])}",
             )
-    return [size for size, _ in found]
+    return [size for size, _ in found], list(_without_forecast(found))
+
+
+def _without_forecast(found: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Iterator[str]:
+    """Which sizes have too little training behind their warm-up."""
+    from chronicles.campaign.sizes import LEAST_KNOTS, SHARES, WARM_UPS, first_share
+
+    for size, own in found:
+        warm_up, steps = own.get("optim.warmup_steps"), own.get("steps")
+        if first_share({"steps": steps, "schedule": {"warmup_steps": warm_up}}) > SHARES[-LEAST_KNOTS]:
+            yield (
+                f"{size['recipe']}: losses count from {WARM_UPS} warm-ups of {warm_up:,} steps on, and it has "
+                f"{steps:,} steps: it counts for no forecast. Give more --tokens, or --set optim.warmup_steps=N"
+            )
 
 
 def require_all_possible(

@@ -103,7 +103,7 @@ def require_possible(arguments: Mapping[str, Any], config: Config) -> Iterator[s
     """Check the arguments of a request `start`. Nothing is held, written or requested.
 
     Yields:
-        What could not be checked, and why.
+        What the trainer remarks on it. What could not be checked, and why.
 
     Raises:
         UsageError: the scheduler or the trainer would refuse it.
@@ -117,7 +117,7 @@ def require_possible(arguments: Mapping[str, Any], config: Config) -> Iterator[s
     else:
         yield from _ask_slurm(wanted, config)
     try:
-        trainer_questions.require_accepted(config.trainer, arguments)
+        yield from trainer_questions.require_accepted(config.trainer, arguments)
     except trainer_questions.Unanswered as error:
         yield f"recipe, settings and data were not checked: {error}"
 

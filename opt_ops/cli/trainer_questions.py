@@ -24,6 +24,7 @@ _ANSWER_SECONDS = 30.0  # ours needs less than 2; a network file system may need
 _REFUSED = (ExitCode.USER_ERROR, ExitCode.CHECKPOINT_REFUSED)
 
 
+_NOTE, _LONGEST_NOTE = "note: ", 300
 _OLDER = "`python -m trainer.documents --help` says whether that trainer is new enough"
 
 
@@ -31,23 +32,27 @@ class Unanswered(Exception):
     """The trainer was not asked, or did not answer. The message says why."""
 
 
-def require_accepted(trainer: TrainerCommand, arguments: Mapping[str, Any]) -> None:
+def require_accepted(trainer: TrainerCommand, arguments: Mapping[str, Any]) -> list[str]:
     """Ask the trainer whether it would train this, on the number of ranks that the shape says.
 
     Args:
         trainer: Its command.
         arguments: Of the request `start`.
 
+    Returns:
+        What the trainer remarks on it.
+
     Raises:
         UsageError: the trainer would refuse it.
         Unanswered: it has no such check.
     """
     shape = arguments["shape"]
-    for nodes in dict.fromkeys((shape["nodes"], shape.get("min_nodes") or shape["nodes"])):
-        _require_accepted(trainer, arguments, nodes * shape["ranks_per_node"], shape["ranks_per_node"])
+    worlds = dict.fromkeys((shape["nodes"], shape.get("min_nodes") or shape["nodes"]))
+    on_a_node = shape["ranks_per_node"]
+    return list(dict.fromkeys(said for nodes in worlds for said in _remarks(trainer, arguments, nodes, on_a_node)))
 
 
-def _require_accepted(trainer: TrainerCommand, arguments: Mapping[str, Any], world: int, on_a_node: int) -> None:
+def _remarks(trainer: TrainerCommand, arguments: Mapping[str, Any], nodes: int, on_a_node: int) -> list[str]:
     words = ["--check", "--recipe", arguments["recipe"]]
     for option, key in (("--set", "settings"), ("--data", "data"), ("--valid", "valid")):
         for value in arguments[key]:
@@ -60,12 +65,14 @@ def _require_accepted(trainer: TrainerCommand, arguments: Mapping[str, Any], wor
         words += ["--resume", arguments["parent"]["checkpoint"]]
     if arguments.get("init_from"):
         words += ["--init-from", arguments["init_from"]]
-    rank = of_rank(Place(0, world, 0), local_world=on_a_node, address="127.0.0.1", port=1, node="check")
+    rank = of_rank(Place(0, nodes * on_a_node, 0), local_world=on_a_node, address="127.0.0.1", port=1, node="check")
     done = _asked(trainer, words, rank)
     if done.returncode in _REFUSED:
         raise _refusal(trainer, done)
     if done.returncode != ExitCode.DONE:
         raise Unanswered(f"its check ended with exit code {done.returncode}")
+    lines = done.stdout.splitlines()
+    return [printable(line.removeprefix(_NOTE))[:_LONGEST_NOTE] for line in lines if line.startswith(_NOTE)]
 
 
 def _refusal(trainer: TrainerCommand, done: subprocess.CompletedProcess[str]) -> UsageError:

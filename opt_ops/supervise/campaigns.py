@@ -293,7 +293,7 @@ class _Campaign:
         if len(self.state.members) < _LEAST_SIZES:
             return f"{len(self.state.members)} of the {_LEAST_SIZES} sizes that the law needs have begun"
         if self.fit is not None and self.fit.recipe == size.recipe and fitted is not None:
-            return fitted or "the sizes so far have too few settled losses after twice the warm-up"
+            return fitted or "the sizes so far have too few settled losses after three warm-ups"
         if self.fit is None or self.fit.recipe != size.recipe:
             words = ("campaign", "forecast", self.path.name, "--recipe", size.recipe, "--journal", "-q")
             process = self.site.projection(words)

@@ -59,7 +59,8 @@ def test_nonsense_is_refused_and_leaves_nothing_behind(tmp_path: Path, words: li
 def test_what_is_right_is_accepted(tmp_path: Path, words: list[str]):
     (tmp_path / "good.jsonl").write_text(json.dumps({"text": "The cat sat on the mat. " * 50}) + "\n")
     done = opt_ops(tmp_path, "run", "start", *words, "--dry-run")
-    assert (done.returncode, done.stderr) == (0, "")
+    note = "  note: the learning rate rises for all 5 steps; --set optim.warmup_steps makes the warm-up shorter\n"
+    assert (done.returncode, done.stderr) == (0, note if "steps=5" in words else "")
     assert "would train   opt-tiny" in done.stdout
     assert ("would change  the data after step 3: + books 50 %, good 100 % → 50 %" in done.stdout) is (
         "--data-since" in words

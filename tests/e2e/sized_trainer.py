@@ -1,6 +1,7 @@
 """The stub trainer in several sizes: it tells its recipes, and its loss follows a law of size and tokens.
 
-PRECISION: that of s5. HALTED: the size that does not start. BROKEN: the size whose loss is a nat too high.
+PRECISION: that of s5. WARM_UP: of all sizes, as they tell it. HALTED: the size that does not start. BROKEN: the size
+whose loss is a nat too high.
 """
 
 import json
@@ -35,6 +36,7 @@ def main() -> int:
     if "--recipes" in sys.argv:
         precision = os.environ.get("PRECISION", "bf16") if recipe == "s5" else "bf16"
         settings = {"steps": STEPS, "model.hidden_size": parameters, "precision": precision}
+        settings["optim.warmup_steps"] = int(os.environ.get("WARM_UP", "2"))
         about = {"recipe": recipe, "parameters": parameters, "steps": STEPS, "tokens": STEPS * 1024}
         print(json.dumps({**about, "settings": settings}))
         return 0

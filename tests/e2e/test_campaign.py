@@ -15,6 +15,7 @@ from opt_ops.core.events import LineageStarted
 from opt_ops.core.values import Status
 from opt_ops.runfolder import campaigns, lineages
 from opt_ops.runfolder.journal_reader import read
+from tests.commands import opt_ops
 from tests.e2e.site import Site, until
 
 TRAINER = Path(__file__).with_name("sized_trainer.py")
@@ -109,6 +110,10 @@ def ended(site: Site, recipe: str) -> bool:
 def test_what_must_be_equal_is_refused_by_its_name(sized: Site):
     said = sized.command("campaign", "start", "sizes", "--recipes", "s1,s5", code=2, PRECISION="fp16")
     assert "precision is bf16 and fp16" in said
+    words = ("campaign", "start", "sizes", "--recipes", "s1,s2", "--dry-run")
+    said = opt_ops(sized.folder, *words, WARM_UP="40").stderr
+    assert "s2: losses count from 3 warm-ups of 40 steps on, and it has 100 steps: it counts for no forecast" in said
+    assert "losses count" not in opt_ops(sized.folder, *words, WARM_UP="20").stderr
     assert not (sized.runs / "campaigns").exists()
 
 

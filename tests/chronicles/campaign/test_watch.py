@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.signals_curves import NOISES
+from chronicles.campaign.beside import band_at
 from chronicles.campaign.law import expect
 from chronicles.campaign.sizes import SHARES, Settled
-from chronicles.campaign.watch import band_at, departure
+from chronicles.campaign.watch import departure
 from opt_ops.core.campaign.events import AlertKind
 from opt_ops.core.campaign.values import Band
 from tests.chronicles.campaign.made import LAW, SIZES, TOKENS, curve, settled
@@ -44,10 +45,11 @@ def test_healthy_runs_raise_nothing(expected):
 def test_no_kind_of_noise_of_a_healthy_run_raises_it(noise: str):
     """The noises of the curves on which the detectors are judged: heavy tails, correlated, by source, outliers."""
     for seed in range(2):
-        known = [curve(size, noisy(size, noise, seed)) for size in SIZES[:4]]
-        band = expect(known, NEXT, TOKENS, SHARES).curve
+        others = [noisy(size, noise, seed) for size in SIZES[:4]]
+        band = expect(list(map(curve, SIZES, others)), NEXT, TOKENS, SHARES).curve
         healthy = noisy(NEXT, noise, seed)
         assert departure(healthy, TOKENS, band) is None, (noise, seed)
+        assert departure(healthy, TOKENS, band, others) is None, (noise, seed)
         if noise not in QUIET:
             continue
         begins = len(healthy) // 2
