@@ -314,7 +314,7 @@ def accept(seed: int, documents: int, kills: int) -> list[str]:
 def copies(number: int, engine: str) -> None:
     """One page very often among 2,000 other texts: what it takes, and that one copy stays."""
     maker = Maker(1)
-    page = maker.words(120)
+    page = maker.words(60)
     others = [maker.written(maker.words(200)) for _ in range(2000)]
     with tempfile.TemporaryDirectory() as made:
         path = Path(made, "in.jsonl")
@@ -349,9 +349,10 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2500)
     parser.add_argument("--kills", type=int, default=6, help="of the command, and as many of its other processes")
     parser.add_argument("--copies", type=int, help="copies of one page, and nothing else")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, help="for --copies")
     given = parser.parse_args()
     if given.copies:
-        for engine in ENGINES:
+        for engine in given.engines:
             copies(given.copies, engine)
         return
     print("| seed | engine | documents | pairs at J ≥ 0.97 | recall | distinct that went | contaminated | missed |")

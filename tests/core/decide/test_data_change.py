@@ -25,6 +25,7 @@ from opt_ops.core.state.data import (
     renamed,
     shares,
 )
+from opt_ops.core.state.model import State
 from opt_ops.core.state.planned import planned_changes
 from opt_ops.core.told import told
 from opt_ops.core.values import DataSince, Severity
@@ -130,6 +131,27 @@ def test_a_rollback_to_the_change_or_behind_it_keeps_the_new_data(step: int) -> 
 
 
 PLANNED = (DataSince(step=300, data=NEW),)
+
+
+def test_a_request_to_start_may_have_the_whole_plan() -> None:
+    arguments = {
+        "lineage": "12",
+        "recipe": "opt-tiny",
+        "settings": [],
+        "data": list(OLD),
+        "tokenizer": None,
+        "shape": {"nodes": 1, "spares": 0, "ranks_per_node": 1},
+    }
+
+    def start(*changes: object) -> e.Event:
+        given = {**arguments, "data_since": list(changes)}
+        return event_of(State(), Request(request="r0", author="ann", verb="start", arguments=given))
+
+    planned = start({"step": 300, "data": list(NEW)}, {"step": 400, "data": ["/d/wiki"]})
+    assert isinstance(planned, e.LineageStarted)
+    assert planned.data_since == (*PLANNED, DataSince(step=400, data=("/d/wiki",)))
+    for wrong in ({"step": 0, "data": ["/d"]}, {"step": 300, "data": []}, {"step": 500, "data": ["/d"]}, "300:/d"):
+        assert isinstance(start(wrong, {"step": 400, "data": ["/d"]}), e.RequestRefused), wrong
 
 
 def test_what_was_planned_from_the_start_stays_planned_when_a_rollback_goes_back() -> None:
