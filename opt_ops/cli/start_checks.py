@@ -28,6 +28,9 @@ def corpus(option: str, given: str) -> str:
     if Path(given).exists():
         return str(Path(given).absolute())
     found = re.fullmatch(r"([\w.-]+=)?(.+?)(:[\d.]+)?", given)
+    path, colon, behind = found[2].rpartition(":") if found else ("", "", "")
+    if found and colon and not Path(found[2]).exists() and Path(path).exists():
+        raise UsageError(f"{option} {given}: {behind!r} behind the colon is no number", "for example wiki=wiki/:0.3")
     if not found or not Path(found[2]).exists():
         raise UsageError(
             f"{option} {given}: {found[2] if found else given} does not exist", "name a JSONL file, or a folder of them"

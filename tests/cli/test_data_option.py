@@ -18,3 +18,5 @@ def test_paths_become_whole_and_names_and_weights_stay(tmp_path: Path, monkeypat
     assert corpus("--data", "a=b:3") == f"{tmp_path}/a=b:3"
     with pytest.raises(UsageError, match="books does not exist"):
         corpus("--data", "b=books:1")
+    with pytest.raises(UsageError, match="'-1' behind the colon is no number"):
+        corpus("--data", "w=wiki:-1")

@@ -121,6 +121,12 @@ def test_an_interval_is_a_whole_number_of_updates(valid: str) -> None:
         validation_corpora([valid])
 
 
+@pytest.mark.parametrize("weight", ["-1", "nan", "inf", "1e9", ""])
+def test_what_is_no_weight_is_named(tmp_path: Path, weight: str) -> None:
+    with pytest.raises(UserError, match=f"'{weight}' is no weight"):
+        training_corpora([f"{tmp_path}:1", f"code={tmp_path}:{weight}"])
+
+
 def test_missing_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):

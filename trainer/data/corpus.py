@@ -88,6 +88,9 @@ def training_corpora(texts: Sequence[str]) -> list[Corpus]:
     if len(parsed) == 1 and parsed[0][2] is None:
         parsed = [(*parsed[0][:2], Fraction(1))]
     for text, (name, path, number) in zip(texts, parsed, strict=True):
+        before, colon, behind = str(path).rpartition(":")
+        if colon and not path.exists() and Path(before).exists():
+            raise UserError(f"--data {text}: {behind!r} is no weight. Write a number above 0 in digits, such as 0.3.")
         if not number:
             raise UserError(
                 f"--data {text}: each corpus of a mixture needs a weight above 0, for example "
