@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from opt_ops.core.campaign import events as e
@@ -87,9 +88,10 @@ def _forecast(name: str, state: CampaignState, request: Request) -> e.CampaignFo
         fit_high=_value(request, "fit_high", Law),
         curve=_value(request, "curve", tuple[Band, ...]),
     )
-    in_order = all(a.tokens < b.tokens for a, b in zip(event.curve, event.curve[1:], strict=False))
-    if not event.curve or not in_order or not event.low <= event.loss <= event.high:
-        raise InvalidRequest("the forecast is not in order: low ≤ loss ≤ high, and a curve over rising tokens")
+    rising = all(a.tokens < b.tokens for a, b in pairwise((Band(tokens=0, loss=1, low=1, high=1), *event.curve)))
+    bands = (event, *event.curve)
+    if not event.curve or not rising or not all(0 < each.low <= each.loss <= each.high for each in bands):
+        raise InvalidRequest("the forecast is not in order: 0 < low ≤ loss ≤ high, and a curve over rising tokens")
     return event
 
 
