@@ -19,6 +19,7 @@ from chronicles.wording import count
 from opt_ops.core.failures.families import find
 
 _PIECE = 12  # characters of a text, at least, that make a copy of its beginning,
+_RUN = re.compile(r"\d+\.\d\d")  # the name of a run or an attempt begins so
 _WORDS = 3  # and words: a line and its cause may begin with the same name
 _ALIKE = str.maketrans("{}[]“”", '()()""')
 LINES = frozenset({"line", "lines", "error", "log", "tail", "said", "save_error", "first", "newest"})
@@ -128,7 +129,15 @@ def taken(event: Mapping[str, Any], left: LeftOut) -> dict[str, Any]:
         fields["completions"] = []
     elif (fields.get("author") or fields.get("by")) and isinstance(fields.get("reason"), str) and fields["reason"]:
         fields["reason"] = left.take("reasons", fields["reason"])
+    if isinstance(planned := fields.get("planned"), list):
+        fields["planned"] = [_planned(each, left) for each in cast("list[dict[str, Any]]", planned)]
     return {key: _lines(key, value, left) for key, value in fields.items()}
+
+
+def _planned(change: dict[str, Any], left: LeftOut) -> dict[str, Any]:
+    """A planned change: what people call it is left out, and what a trainer's configuration calls it stays."""
+    by_person = change.get("by") and not _RUN.match(change["by"])
+    return change | {"what": left.take("reasons", change["what"])} if by_person and change.get("what") else change
 
 
 def _lines(key: str, value: Any, left: LeftOut) -> Any:

@@ -1,6 +1,6 @@
 """`ckpt serve` with the real vLLM: every key of its table, tokens, addresses, and how all of it ends.
 
-`OPT_OPS_TEST_VLLM` names its program. It has an environment of its own and starts in minutes: docs/serving.md.
+`TEST_VLLM` names its program. It has an environment of its own and starts in minutes: docs/serving.md.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from tests.e2e.serving import Served
 from tests.e2e.site import Site, until
 from tests.e2e.test_serve import PROMPTS, TOKENS, generated
 
-PROGRAM = os.environ.get("OPT_OPS_TEST_VLLM", "")
+PROGRAM = os.environ.get("TEST_VLLM", "")
 pytestmark = [
     pytest.mark.soak,
-    pytest.mark.skipif(not PROGRAM, reason="OPT_OPS_TEST_VLLM names no program of vLLM"),
+    pytest.mark.skipif(not PROGRAM, reason="TEST_VLLM names no program of vLLM"),
 ]
+SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB; on a CPU it takes 92% of the memory by itself
 SETTINGS = (
     *("steps=40", "checkpoint_every=40", "evaluate_every=100", "peer_copies.every=0", "optim.warmup_steps=4"),
     *("model.num_layers=2", "model.init_std=0.3"),
@@ -52,7 +53,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="module")
 def served(site: Site) -> Iterator[Served]:
-    served = Served(site.folder, "1/40", "--port", "0")
+    served = Served(site.folder, "1/40", "--port", "0", **SMALL)
     yield served
     served.close()
 
@@ -177,7 +178,7 @@ def test_kill_9_of_the_command_leaves_nothing_behind(served: Served):
 
 
 def test_ctrl_c_ends_all_processes(site: Site):
-    assert Served(site.folder, "1/40", "--port", "0").end(signal.SIGINT) == 0
+    assert Served(site.folder, "1/40", "--port", "0", **SMALL).end(signal.SIGINT) == 0
 
 
 def test_a_head_size_that_it_refuses_is_told_before_it_starts(tmp_path: Path):

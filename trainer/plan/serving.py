@@ -7,8 +7,8 @@ from trainer.parallel.memory import GIB, HALF
 from trainer.plan.hardware import GpuModel
 from trainer.recipes import ModelConfig
 
-# The share of a GPU's memory that vLLM uses unless --gpu-memory-utilization says otherwise (its documentation, 0.32).
-USED = 0.9
+# The share of a GPU's memory that vLLM takes unless --gpu-memory-utilization says otherwise (0.32: config/cache.py).
+USED = 0.92
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

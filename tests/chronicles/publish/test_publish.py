@@ -56,7 +56,7 @@ PLANTED = (
         "mlflow.secretlab",
         "h100-long",
     ),
-    *(SECRET, "console password", "smells of smoke", "gpu-account-7", "data hall B", "Torsten"),
+    *(SECRET, "console password", "smells of smoke", "gpu-account-7", "data hall B", "Torsten", "mirror stage"),
 )
 
 
@@ -99,7 +99,7 @@ def planted(folder: Path) -> LineageRecord:
 
 def _people(told: Told, bad: str) -> None:
     reason = f"move job 8800417 to data hall B, says Torsten; partition h100-long of {COLLEAGUE}"
-    planned = PlannedChange(step=90, what=f"by {COLLEAGUE}", by=PERSON)
+    planned = PlannedChange(step=90, what=f"the mirror stage of {COLLEAGUE} begins", by=PERSON)
     refused = "AssocGrpGRES of gpu-account-7 in h100-long; ask ops@secretlab.example.org"
     drill = {"drill": "d000", "fault": Fault.XID, "attempt": "12.00-a1", "arguments": {"node": OTHER, "xid": 79}}
     told.see(
@@ -133,7 +133,7 @@ def test_nothing_that_gives_the_site_away_is_in_any_file(tmp_path: Path):
     assert "[note of 12 words, left out]" in text
     assert "log line of 11 words, left out: RuntimeError" in text
     assert "DRILL" in text, "the mark of a drill stays"
-    assert found.left_out == {"notes": 1, "reasons": 2, "log lines": 2, "completions": 1}
+    assert found.left_out == {"notes": 1, "reasons": 3, "log lines": 2, "completions": 1}
     assert "door code" not in text
     assert "Completed prompts" not in text
     assert "node-001_qa acc_norm" in text, "a score stays, and the name of its task is redacted"
@@ -153,7 +153,7 @@ def test_notes_may_stay_and_go_through_the_same_table(tmp_path: Path):
     text = text_of(tmp_path / "public")
     assert "Call NAME: the console password is PASSWORD, and node-002 smells of smoke" in text
     assert "the door code of node-002 is 7719" in text
-    said = ("console password", "smells of smoke")
+    said = ("console password", "smells of smoke", "mirror stage")
     assert [each for each in PLANTED if each not in said and each.lower() in text.lower()] == []
 
 
