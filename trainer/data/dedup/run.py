@@ -121,7 +121,10 @@ def _about(options: Options, of_role: dict[str, list[Source]]) -> dict[str, Any]
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
     """Hold the folder of the unfinished run."""
-    part.mkdir(parents=True, exist_ok=True)
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{part} cannot be made: {error.strerror}. Name another --out.") from error
     with (part / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
