@@ -22,7 +22,7 @@ from opt_ops.core.events import (
 )
 from opt_ops.core.failures.classes import FailureClass
 from opt_ops.core.health.burn_in_findings import BURNING_IN
-from opt_ops.core.memo import memoize_last
+from opt_ops.core.memo import memoize_recent
 from opt_ops.core.names import attempt_name
 from opt_ops.core.state.attempts import Run
 from opt_ops.core.state.model import Allocation, Node, State
@@ -88,7 +88,7 @@ def eligible_nodes(state: State, policy: Policy, now: float) -> list[str]:
     return sorted(fit, key=lambda name: state.held[name].name in goes)
 
 
-@memoize_last
+@memoize_recent
 def _fitness(held: Mapping[str, Allocation], nodes: Mapping[str, Node], policy: Policy) -> tuple[list[str], list[str]]:
     """The held nodes that are fit, and those that are not."""
     fit: list[str] = []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from opt_ops.core.decide.capacity import eligible_nodes, final_save_due, outliving_limit
 from opt_ops.core.decide.policy import EvaluationRule, Policy
 from opt_ops.core.events import EvaluationEnded, EvaluationIntended, Event
-from opt_ops.core.memo import memoize_last
+from opt_ops.core.memo import memoize_recent
 from opt_ops.core.names import evaluation_name
 from opt_ops.core.state.attempts import Run
 from opt_ops.core.state.checkpoints import Evaluation, KnownCheckpoint
@@ -96,7 +96,7 @@ def given_up(state: State) -> Sequence[Evaluation]:
     return _given_up(state.evaluations)
 
 
-@memoize_last
+@memoize_recent
 def _due(
     checkpoints: Mapping[str, KnownCheckpoint],
     evaluations: Mapping[str, Evaluation],
@@ -137,7 +137,7 @@ def _wanted(known: Sequence[KnownCheckpoint], over: Collection[int], every: int,
     return wanted | {last} if completed and last is not None and last not in over else wanted
 
 
-@memoize_last
+@memoize_recent
 def _given_up(evaluations: Mapping[str, Evaluation]) -> Sequence[Evaluation]:
     tries: Counter[tuple[Checkpoint, EvaluationEnd]] = Counter()
     over: list[Evaluation] = []

@@ -16,7 +16,7 @@ from opt_ops.core.decide.trouble import earlier_tries
 from opt_ops.core.events import Event, IncidentOpened, SignalRaised
 from opt_ops.core.failures.causes import Suspicion
 from opt_ops.core.failures.classes import FailureClass, cause
-from opt_ops.core.memo import memoize_last
+from opt_ops.core.memo import memoize_recent
 from opt_ops.core.state.attempts import Attempt
 from opt_ops.core.state.in_place import joined
 from opt_ops.core.state.model import Allocation, Incident, Node, State
@@ -93,7 +93,7 @@ def _bad_node(state: State) -> IncidentOpened | None:
     return None
 
 
-@memoize_last
+@memoize_recent
 def _bad_nodes(held: Mapping[str, Allocation], nodes: Mapping[str, Node]) -> list[Node]:
     known = (node for name in held if (node := nodes.get(name)) is not None)
     return [node for node in known if node.verdict is Verdict.BAD and not node.excluded_by]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from opt_ops.core.events import AlertIntended, CheckpointEvaluated
 from opt_ops.core.events.evaluation import score_key
-from opt_ops.core.memo import memoize_last
+from opt_ops.core.memo import memoize_recent
 from opt_ops.core.names import AlertTopic, alert_id
 from opt_ops.core.state.attempts import Run
 from opt_ops.core.state.model import State
@@ -95,7 +95,7 @@ def fallen(state: State) -> Sequence[AlertIntended]:
     return _fallen(state.intent.lineage, state.runs, state.scores) if state.scores else ()
 
 
-@memoize_last
+@memoize_recent
 def _fallen(
     lineage: str, runs: Mapping[str, Run], scores: Mapping[str, CheckpointEvaluated]
 ) -> Sequence[AlertIntended]:

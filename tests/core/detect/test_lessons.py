@@ -5,7 +5,7 @@ from dataclasses import replace
 from opt_ops.core import events as e
 from opt_ops.core.detect.point import Busy
 from opt_ops.core.detect.straggler import StragglerDetector, StragglerRule
-from opt_ops.core.memo import memoize_last
+from opt_ops.core.memo import memoize_recent
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import Action, Outcome, Severity, Shape, Verdict
 from tests.core.detect.test_throughput import at
@@ -105,7 +105,7 @@ def test_checkpoints_that_are_gone_are_chosen_no_more():
 def test_the_latest_result_is_kept_for_the_same_objects_only():
     calls: list[object] = []
 
-    @memoize_last
+    @memoize_recent
     def length(of: list[int]) -> int:
         calls.append(of)
         return len(of)
