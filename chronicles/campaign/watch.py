@@ -79,6 +79,8 @@ def departure(
     for i, each in enumerate(settled):
         if each.tokens < next_look or each.tokens < curve[0].tokens:
             continue
+        if each.tokens > planned * (1 + 1e-9):
+            return None  # a person has made the run longer: nothing is expected there
         next_look = each.tokens + _EVERY * planned
         begin = bisect_left(settled, each.tokens - _WINDOW * planned, hi=i, key=lambda known: known.tokens)
         begin = max(0, min(begin, i + 1 - _LEAST_POINTS))

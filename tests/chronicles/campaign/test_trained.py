@@ -85,6 +85,13 @@ def test_after_skipped_batches_the_others_saw_other_text_and_nothing_is_told(cam
     assert departure(moved, planned, curve, sizes[:3]) is None
 
 
+def test_behind_its_planned_tokens_nothing_is_expected_of_a_size(campaign: Campaign):
+    sizes, planned, curve = campaign
+    last = sizes[3][-1]
+    longer = [replace(last, step=last.step + n, tokens=planned + n * TOKENS, loss=2.0) for n in range(1, 200)]
+    assert departure([*sizes[3], *longer], planned, curve, sizes[:3]) is None
+
+
 def test_larger_batches_of_the_others_are_compared_on_the_same_text(campaign: Campaign):
     """Batches twice as large see the same text in half as many updates. Over two updates, the noise is gone again."""
     sizes, planned, curve = campaign
