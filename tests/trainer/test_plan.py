@@ -151,12 +151,12 @@ def peak_bytes(changes: list[str]) -> tuple[int, Recipe]:
     [
         ["data.micro_batch=4"],  # most of it is activations
         ["data.micro_batch=4", "checkpoint_activations=true"],
-        ["data.micro_batch=1", "model.vocab_size=20000"],  # most of it is the embeddings and their gradients
+        ["data.micro_batch=1", "model.vocab_size=5000"],  # most of it is the embeddings and their gradients
     ],
 )
 def test_memory_is_what_a_process_really_needs(ranks: Ranks, changes: list[str]) -> None:
-    shape = ["model.num_layers=4", "model.hidden_size=256", "model.num_heads=4", "data.seq_len=128", "precision=bf16"]
-    small = [] if "model.vocab_size=20000" in changes else ["model.vocab_size=1000"]
+    shape = ["model.num_layers=2", "model.hidden_size=128", "model.num_heads=2", "data.seq_len=64", "precision=bf16"]
+    small = [] if "model.vocab_size=5000" in changes else ["model.vocab_size=500"]
     real, planned = [], []
     for micro_batches in (1, 2):
         batch = micro_batches * int(changes[0].partition("=")[2])
