@@ -12,15 +12,17 @@ from pathlib import PurePath
 from typing import Any
 
 from chronicles.record import LineageRecord, Moment
+from chronicles.wording import short
 from opt_ops.core import events as e
 from opt_ops.core.decide.scores import falls
 from opt_ops.core.decide.scores import series as series_of
-from opt_ops.core.events.evaluation import score_key
+from opt_ops.core.events.evaluation import apart, limit_of, score_key
 from opt_ops.core.state.queries import counting_results
 from opt_ops.core.values import Completion
 
 _PARTS = r"(?:[-_.](?:test|validation|valid|val|dev|train|documents|docs))*"
 """What the name of a file may say behind that of the task whose texts it holds."""
+_CALLED = 60  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,7 @@ class ScoreReport:
     stderr: float | None
     n: int
     shots: int
+    limit: int | None  # only so many documents were to be scored; None: all
     harness: str
     task_version: str
     bos: bool | None
@@ -82,6 +85,7 @@ def scores(record: LineageRecord) -> tuple[ScoreReport, ...]:
             stderr=event.stderr,
             n=event.n,
             shots=event.shots,
+            limit=limit_of(event.task_version),
             harness=event.harness,
             task_version=event.task_version,
             bos=event.bos,
@@ -101,6 +105,17 @@ def _scores(record: LineageRecord) -> Iterator[tuple[str, e.CheckpointEvaluated,
         if isinstance(entry.event, e.CheckpointEvaluated) and (key := score_key(entry.event)) not in seen:
             seen.add(key)
             yield key, entry.event, entry.ts
+
+
+def called(score: ScoreReport) -> str:
+    """What was measured, for a sentence: `piqa acc`, `piqa acc (5-shot, first-200)`. Untrusted text."""
+    how = ", ".join(apart(score.shots, score.task_version))
+    return short(f"{score.task} {score.metric}", _CALLED) + (f" ({how})" if how else "")
+
+
+def measured_by(score: ScoreReport) -> str:
+    """What else two scores have in common that are compared. Untrusted text."""
+    return f"{score.harness}, task version {score.task_version}"
 
 
 def completions(record: LineageRecord) -> tuple[CompletionsReport, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from chronicles.evaluations import CompletionsReport, ScoreReport, Series, series
+from chronicles.evaluations import CompletionsReport, ScoreReport, Series, called, measured_by, series
 from chronicles.golden_scores import Golden, golden
 from chronicles.report.model import LineageReport
 from chronicles.wording import count, score, short, whole
@@ -104,11 +104,8 @@ def evaluations(report: LineageReport) -> Evaluations:
 
 
 def golden_value(score: ScoreReport, released: Golden | None) -> float | None:
-    """What the released model of the same size scores, zero-shot; None where that is not comparable or not known.
-
-    A limit on the documents is part of the version of a task.
-    """
-    if released is None or score.shots or " first " in score.task_version:
+    """What the released model of the same size scores, zero-shot; None where that is not comparable or not known."""
+    if released is None or score.shots or score.limit is not None:
         return None
     return released.values.get((score.task, score.metric.partition(",")[0]))
 
@@ -128,7 +125,7 @@ def _row(each: Series, released: Golden | None) -> EvaluationRow:
         contaminated=_contaminated(newest.contaminated),
         n=whole(newest.n),
         shots=whole(newest.shots),
-        harness=short(newest.harness, _NAME),
+        harness=short(measured_by(newest), _NAME),
         taken_back=not newest.settled,
     )
 
@@ -150,7 +147,7 @@ def _taken_back(found: Iterable[ScoreReport]) -> list[TakenBackRow]:
     by_checkpoint: dict[tuple[int, str], list[str]] = {}
     for each in found:
         if not each.settled:
-            told = f"{short(each.task, _NAME)} {short(each.metric, _NAME)} {score(each.value, each.stderr)}"
+            told = f"{called(each)} {score(each.value, each.stderr)}"
             by_checkpoint.setdefault((each.step, each.run), []).append(told)
     return [
         TakenBackRow(run=run, step=whole(step), scores="; ".join(told))

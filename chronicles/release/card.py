@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from chronicles.evaluations import ScoreReport
+from chronicles.evaluations import ScoreReport, measured_by
 from chronicles.kept_curve import kept_points
 from chronicles.ledger.conventional import Conventional
 from chronicles.logbook.drawing.markup import code, plain, table
@@ -152,7 +152,7 @@ def _evaluations(scores: Sequence[ScoreReport]) -> Iterator[str]:
             score(each.value, each.stderr),
             whole(each.n),
             whole(each.shots),
-            plain(short(f"{each.harness}, task version {each.task_version}", 120)),
+            plain(short(measured_by(each), 120)),
             "not known" if each.contaminated is None else f"{whole(each.contaminated)} removed",
         ]
         for each in scores

@@ -22,6 +22,7 @@ _COLUMNS = [
     Column("WORSE", "fell"),
     Column("SETTLED", "settled"),
     Column("N", "n", right=True),
+    Column("LIMIT", "limit", right=True),
     Column("SHOTS", "shots", right=True),
     Column("HARNESS", "harness", wide=True),
     Column("VERSION", "task_version", wide=True),

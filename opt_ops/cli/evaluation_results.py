@@ -16,7 +16,7 @@ from opt_ops.cli.checkpoints import Named
 from opt_ops.cli.evaluation_tasks import Wanted
 from opt_ops.contract.files import open_append, sha256
 from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
-from opt_ops.core.events.evaluation import score_key
+from opt_ops.core.events.evaluation import limit_of, score_key
 from opt_ops.core.state.model import State
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder.files import create_json, read_json
@@ -111,7 +111,7 @@ def find(chosen: Named, folder: Path, state: State, wanted: Wanted, harness: str
 
 def _is_of(score: CheckpointEvaluated, wanted: Wanted) -> bool:
     ends = wanted.version("")
-    if not score.task_version.endswith(ends) or (not ends and (" first " in score.task_version)):
+    if not score.task_version.endswith(ends) or limit_of(score.task_version) != wanted.limit:
         return False
     return wanted.is_file(Path(score.file).name) or (score.task, score.shots) == (wanted.spec, wanted.shots)
 

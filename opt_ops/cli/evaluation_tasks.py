@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from opt_ops.core.events.evaluation import limited
 from opt_ops.errors import NotFound, UsageError
 
 GROUPS = {
@@ -57,7 +58,7 @@ class Wanted:
     def version(self, of_task: object) -> str:
         """The version of a task: the harness's, and what else decides which documents are scored."""
         own = f"+{self.definition}" if self.definition else ""
-        return f"{of_task}{own}{f' first {self.limit}' if self.limit else ''}"
+        return limited(f"{of_task}{own}", self.limit)
 
 
 def wanted(tasks: Sequence[str], shots: int, limit: int | None) -> list[Wanted]:

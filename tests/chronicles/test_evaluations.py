@@ -26,10 +26,13 @@ from chronicles.report.build import build
 from chronicles.report.encode import lineage
 from chronicles.report.model import LineageReport
 from opt_ops.core import events as e
+from opt_ops.core.decide.scores import fallen
+from opt_ops.core.told import told as sentence
 from opt_ops.core.values import Deduplicated
 from tests.chronicles.told import Told, rolled_back
 
 PROMPT = "The largest model of the family"
+BY = "lm-eval 0.4.13, task version 1.0"
 
 
 def evaluate(told: Told, step: int, value: float, run: str | None = None) -> None:
@@ -89,8 +92,8 @@ def test_the_report_has_each_score_once_and_says_which_are_settled(report: Linea
     ]
     written = lineage(report)
     assert list(written["evaluations"][0]) == [
-        *("run", "step", "at", "settled", "task", "metric", "value", "stderr", "n", "shots", "harness"),
-        *("task_version", "bos", "contaminated", "fell", "digest", "file", "sha256"),
+        *("run", "step", "at", "settled", "task", "metric", "value", "stderr", "n", "shots", "limit"),
+        *("harness", "task_version", "bos", "contaminated", "fell", "digest", "file", "sha256"),
     ]
     assert written["completions"][0]["prompts"] == [
         {"prompt": PROMPT, "greedy": "greedy at 50", "drawn": "drawn at 50"}
@@ -115,7 +118,7 @@ def test_the_table_has_the_newest_beside_the_one_before(report: LineageReport):
 
 def test_the_curves_have_what_counts_and_what_was_taken_back(report: LineageReport):
     drawn = dict(pictures.draw(report))
-    svg = drawn["hellaswag acc_norm, 0 shots: 0.390 to 0.910"]
+    svg = drawn[f"hellaswag acc_norm, {BY}: 0.390 to 0.910"]
     assert re.findall(r"<title>([^<]*)</title>", svg) == [
         "0.900 ± 0.01 at step 150, taken back",
         "0.400 ± 0.01 at step 50",
@@ -197,6 +200,31 @@ def test_without_evaluation_nothing_is_said_of_it(told: Told):
         assert mark not in html.partition("</style>")[2], mark
 
 
+def test_what_was_measured_in_another_way_is_never_compared_or_drawn_with_it(told: Told):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 200)
+    ways = ({}, {"task_version": "1.0 first 200"}, {"shots": 5}, {"task_version": "2.0"}, {"harness": "lm-eval 0.5"})
+    for step in (50, 100):
+        for place, way in enumerate(ways):
+            told.evaluated(step, value=0.9 - 0.1 * place, **way)
+    record = load(told.folder)
+    report = build(record)
+    assert [each.limit for each in report.evaluations[:3]] == [None, 200, None]
+    assert not any(each.fell for each in report.evaluations), "each is as it was before"
+    assert not list(fallen(record.state))
+    shown = evaluations(report)
+    assert [row.change for row in shown.rows] == ["+0.000 (0.0 SE)"] * len(ways)
+    measured = {(row.shots, row.harness) for row in shown.rows}
+    assert len(measured) == len(ways), "a reader sees what sets them apart"
+    assert ("0", "lm-eval 0.4.13, task version 1.0 first 200") in measured
+    assert len(dict(pictures.draw(report))) == len(ways)
+    logged = [entry for entry in entries(record, report) if "evaluated at step 100" in entry.title]
+    assert "hellaswag acc_norm (first-200) 0.800" in logged[0].title
+    assert "hellaswag acc_norm (5-shot) 0.700" in str(logged[0].facts)
+    assert "hellaswag acc_norm (first-200) 0.800" in str(handover(record, hours=24).evaluation)
+    limited = next(each for each in record.state.scores.values() if each.task_version == "1.0 first 200")
+    assert "first 200 documents" in sentence(limited)
+
+
 # ---- the released models
 
 
@@ -223,8 +251,8 @@ def test_the_column_of_the_released_model(told: Told):
     assert [(row.shots, row.golden) for row in shown.rows] == [("0", "0.630"), ("5", "")], "it is zero-shot"
     assert shown.golden == "released OPT-125M, zero-shot"
     drawn = dict(pictures.draw(report))
-    assert "0.630: the released model" in drawn["piqa acc, 0 shots: 0.540 to 0.630"]
-    assert "released" not in drawn["piqa acc, 5 shots: 0.490 to 0.510"]
+    assert "0.630: the released model" in drawn[f"piqa acc, {BY}: 0.540 to 0.630"]
+    assert "released" not in drawn[f"piqa acc (5-shot), {BY}: 0.490 to 0.510"]
 
 
 # ---- contamination

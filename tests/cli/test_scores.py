@@ -43,7 +43,7 @@ def test_as_a_table_nothing_is_obeyed(site: Path):
     table = printed()
     assert "\x1b" not in table
     assert table.splitlines()[1].split("\t") == [
-        *("300", "12.00", "hellaswag", "acc_norm", "0.300 ± 0.01", "0.610 at 200", "yes", "yes", "10042", "0"),
+        *("300", "12.00", "hellaswag", "acc_norm", "0.300 ± 0.01", "0.610 at 200", "yes", "yes", "10042", "-", "0"),
     ]
 
 

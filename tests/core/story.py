@@ -306,7 +306,7 @@ def evaluated(run: str, step: int, **more: Any) -> e.CheckpointEvaluated:
         "author": "ann",
         **more,
     }
-    named = "-".join(str(fields[each]) for each in ("task", "metric", "shots", "harness", "digest"))
+    named = "-".join(str(fields[each]) for each in ("task", "metric", "shots", "harness", "task_version", "digest"))
     return e.CheckpointEvaluated(request=f"evaluated-{named}", run=run, step=step, **fields)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from chronicles.evaluations import ScoreReport, Series, series
+from chronicles.evaluations import ScoreReport, Series, called, measured_by, series
 from chronicles.golden_scores import golden
 from chronicles.logbook.drawing.curves import run_color, thin
 from chronicles.logbook.drawing.scale import Scale
 from chronicles.logbook.evaluation_rows import golden_value
 from chronicles.report.model import LineageReport
-from chronicles.wording import count, score, short
+from chronicles.wording import score, short
 
 _WIDTH, _HEIGHT, _EDGE = 220, 64, 5
 _POINTS = 48  # of a line
@@ -30,8 +30,7 @@ def draw(report: LineageReport) -> list[tuple[str, str]]:
 
 
 def _captioned(newest: ScoreReport, picture: _Picture) -> tuple[str, str]:
-    name = f"{short(newest.task, 60)} {short(newest.metric, 60)}, {count(newest.shots, 'shot')}"
-    return f"{name}: {picture.values}", picture.svg()
+    return f"{called(newest)}, {short(measured_by(newest), 60)}: {picture.values}", picture.svg()
 
 
 class _Picture:

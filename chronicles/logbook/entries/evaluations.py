@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from chronicles.evaluations import ScoreReport
+from chronicles.evaluations import ScoreReport, called
 from chronicles.logbook.entries.entry import Fact, LogEntry, entry_of
 from chronicles.record import LineageRecord
 from chronicles.report.model import LineageReport
@@ -49,7 +49,7 @@ def _title(step: int, scores: Sequence[ScoreReport], prompts: int, fell: Sequenc
 
 
 def _some(scores: Sequence[ScoreReport]) -> str:
-    named = ", ".join(f"{short(f'{each.task} {each.metric}', 60)} {score(each.value)}" for each in scores[:_TITLED])
+    named = ", ".join(f"{called(each)} {score(each.value)}" for each in scores[:_TITLED])
     return f"{named} and {whole(len(scores) - _TITLED)} more" if len(scores) > _TITLED else named
 
 
@@ -59,10 +59,10 @@ def _facts(
     if not settled:
         yield Fact(label="Settled", text="No: a rollback took this step back, so it is not on the settled curves.")
     if fell:
-        named = "; ".join(short(f"{each.task} {each.metric}", 60) for each in fell[:_LISTED])
+        named = "; ".join(called(each) for each in fell[:_LISTED])
         yield Fact(label="Worse", text=f"By more than three standard errors of the difference: {named}.")
     if scores:
-        told = [f"{short(f'{x.task} {x.metric}', 60)} {score(x.value, x.stderr)}" for x in scores[:_LISTED]]
+        told = [f"{called(x)} {score(x.value, x.stderr)}" for x in scores[:_LISTED]]
         more = f"; {whole(len(scores) - _LISTED)} more in report.json" if len(scores) > _LISTED else ""
         yield Fact(label="Scores", text=f"{'; '.join(told)}{more}.")
         yield Fact(label="Harness", text=f"{', '.join(dict.fromkeys(short(each.harness, 60) for each in scores))}.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chronicles.evaluations import ScoreReport, series
-from chronicles.wording import minute, score, short, whole
+from chronicles.evaluations import ScoreReport, called, series
+from chronicles.wording import minute, score, whole
 
 _NAMED = 3  # scores
 
@@ -19,17 +19,13 @@ def newest_evaluation(found: Sequence[ScoreReport], after: float, until: float) 
     known = [each for each in series(each for each in found if each.at <= until) if each.settled]
     ours = [each for each in known if (each.newest.run, each.newest.step) == (last.run, last.step)]
     told = [
-        f"{_name(each.newest)} {score(each.newest.value)}"
+        f"{called(each.newest)} {score(each.newest.value)}"
         + (f" ({score(each.previous.value)} at step {whole(each.previous.step)})" if each.previous else "")
         for each in ours[:_NAMED]
     ]
     if not told:  # an older step was evaluated last
-        told = [f"{_name(last)} {score(last.value)}"]
+        told = [f"{called(last)} {score(last.value)}"]
     more = f" and {whole(len(ours) - _NAMED)} more" if len(ours) > _NAMED else ""
-    worse = [_name(each) for each in recent if each.fell and each.step == last.step]
+    worse = [called(each) for each in recent if each.fell and each.step == last.step]
     fell = f" Worse by more than three standard errors: {', '.join(worse[:_NAMED])}." if worse else ""
     return f"Newest evaluation, step {whole(last.step)}, {minute(last.at)}: {', '.join(told)}{more}.{fell}"
-
-
-def _name(each: ScoreReport) -> str:
-    return short(f"{each.task} {each.metric}", 60)

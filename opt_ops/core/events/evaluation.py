@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from opt_ops.core.values import Checkpoint, Completion, EvaluationEnd
+
+_LIMITED = re.compile(r".* first (?P<limit>\d{1,12})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,3 +76,20 @@ def score_key(event: CheckpointEvaluated) -> str:
     return "|".join(
         (event.digest, event.task, event.task_version, str(event.shots), event.metric, event.harness)
     )  # names hold no `|`: `operator_requests` refuses it
+
+
+def limited(task_version: str, limit: int | None) -> str:
+    """The version of a task of which only the first documents are scored: `1.0`, 200 → `1.0 first 200`."""
+    return f"{task_version} first {limit}" if limit else task_version
+
+
+def limit_of(task_version: str) -> int | None:
+    """Of how many documents at most a score is, by the version of its task; None: of all."""
+    found = _LIMITED.fullmatch(task_version)
+    return int(found["limit"]) if found is not None else None
+
+
+def apart(shots: int, task_version: str) -> tuple[str, ...]:
+    """What sets a score apart from the zero-shot one of all documents: `5-shot`, `first-200`."""
+    limit = limit_of(task_version)
+    return (*((f"{shots}-shot",) if shots else ()), *((f"first-{limit}",) if limit is not None else ()))

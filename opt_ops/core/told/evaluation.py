@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from opt_ops.core import events as e
+from opt_ops.core.events.evaluation import limit_of
 from opt_ops.core.state.model import State
 from opt_ops.core.told.phrase import Forms, acts, because, count, figure, name, seen
 from opt_ops.core.values import EvaluationEnd
@@ -31,7 +32,9 @@ def _ended(event: e.EvaluationEnded, known: State | None) -> Forms:
 def _evaluated(event: e.CheckpointEvaluated, known: State | None) -> Forms:
     error = f" ± {figure(event.stderr, 2)}" if event.stderr is not None else ""
     score = f"{name(event.task)} {name(event.metric)} {figure(event.value, 3)}{error}"
-    how = f"{name(event.harness)}, {count(event.shots, 'shot')}"
+    limit = limit_of(event.task_version)
+    first = f", first {count(limit, 'document')}" if limit is not None else ""
+    how = f"{name(event.harness)}, {count(event.shots, 'shot')}{first}"
     return seen(f"{name(event.run)} at step {event.step:,} scores {score} ({how})")
 
 

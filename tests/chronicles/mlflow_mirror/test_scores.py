@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,11 +97,30 @@ def test_behind_the_newest_good_checkpoint_nothing_is_settled(told: Told):
     assert [sample.step for sample in found["12.00"]] == [50, 100]
 
 
-def test_other_shots_are_another_curve_and_names_are_what_mlflow_takes(told: Told):
+def test_only_what_was_measured_in_the_same_way_is_on_one_curve(told: Told):
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 200)
-    told.evaluated(50).evaluated(50, shots=5).evaluated(100).evaluated(100, task="../a<b>:$", metric="x/y")
+    limited = "1.0 first 200"
+    ways = ({"task_version": limited}, {"shots": 5}, {}, {"shots": 5, "task_version": limited})
+    others = ({"task_version": "2.0"}, {"harness": "lm-eval 0.5"}, {"task": "hella:swag"}, {"task": "hella/swag"})
+    for step in (50, 100):
+        for way in (*ways, *others):
+            told.evaluated(step, **way)
     record = load(told.folder)
-    keys = [sample.key for sample in score_samples(build(record), record.state)["12.00"]]
-    assert keys[:3] == ["eval/hellaswag/acc_norm", "eval/hellaswag/acc_norm/5-shot", "eval/hellaswag/acc_norm"]
-    assert re.fullmatch(r"eval/[A-Za-z0-9_. -]+/[A-Za-z0-9_. -]+", keys[3])
-    assert ".." not in keys[3]
+    found = [sample.key for sample in score_samples(build(record), record.state)["12.00"]]
+    name = "eval/hellaswag/acc_norm"
+    assert found[:4] == [f"{name}/first-200", f"{name}/5-shot", name, f"{name}/5-shot/first-200"]
+    assert found[:8] == found[8:], "whichever came first"
+    assert len(set(found)) == len(ways) + len(others)
+    assert found[4].startswith(f"{name}/lm-eval 0.4.13_ task version 2.0 ")
+
+
+def test_names_are_what_mlflow_takes(told: Told, store: str):
+    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 200)
+    for version in ("1.0", "2.0"):
+        told.evaluated(100, task="../a<b>:$" * 30, metric="x/y" * 80, task_version=f"{version * 80} first {10**11}")
+    record = load(told.folder)
+    sync(told.folder, store, "opt-ops")
+    assert len(score_samples(build(record), record.state)["12.00"]) == 2
+    (run,) = content(store)["12.00"]
+    found = [key for key in run["metrics"] if key.startswith("eval/")]
+    assert len(found) == 2
