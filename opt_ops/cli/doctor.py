@@ -260,7 +260,7 @@ def _harness(config: Config) -> dict[str, Any]:
     if evaluate.every and not evaluate.tasks:
         return _finding("harness", False, "[evaluate] every is set, and tasks is empty", 'set tasks = ["hellaswag"]')
     if (evaluate.every or prompts) and evaluate.where == "spare" and not config.shape.spares:
-        nowhere = 'no checkpoint is evaluated by itself: [evaluate] where is "spare", and [shape] spares is 0'
+        nowhere = 'no checkpoint is evaluated before the end: [evaluate] where is "spare", and [shape] spares is 0'
         return _finding("harness", False, nowhere, 'set spares, or where = "daemon"')
     try:
         return _finding("harness", True, f"{harness.probe(config.evaluate.python)}, for ckpt evaluate")

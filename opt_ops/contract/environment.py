@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from opt_ops.contract.errors import UserError
 
@@ -47,7 +48,15 @@ class Place:
 
 
 def of_rank(
-    place: Place, *, local_world: int, address: str, port: int, node: str, attempt: str = "opt-ops"
+    place: Place,
+    *,
+    local_world: int,
+    address: str,
+    port: int,
+    node: str,
+    attempt: str = "opt-ops",
+    folder: Path | None = None,
+    members: Path | None = None,
 ) -> dict[str, str]:
     """The variables for one rank, to be set by the process that starts it.
 
@@ -58,8 +67,10 @@ def of_rank(
         port: where the ranks meet on that host.
         node: name of the node.
         attempt: name of the attempt.
+        folder: of the attempt; None: no agent starts the rank.
+        members: its members file; None: it has none.
     """
-    return {
+    found = {
         RANK: str(place.rank),
         LOCAL_RANK: str(place.local_rank),
         WORLD_SIZE: str(place.world),
@@ -69,6 +80,24 @@ def of_rank(
         NODE: node,
         ELASTIC_RUN: attempt,
     }
+    found |= {ATTEMPT: str(folder)} if folder is not None else {}
+    return found | ({MEMBERS: str(members)} if members is not None else {})
+
+
+def of_standby(variables: Mapping[str, str], *, knows_local: bool) -> dict[str, str]:
+    """The variables of a rank, for a process that gets its number and where ranks meet later.
+
+    Args:
+        variables: of a rank.
+        knows_local: whether its number on the node is that in `variables`; else it gets that later, too.
+    """
+    unknown = {RANK, MASTER_ADDR, MASTER_PORT} | (set() if knows_local else {LOCAL_RANK})
+    return {name: value for name, value in variables.items() if name not in unknown} | {STANDBY: "1"}
+
+
+_RANK_0 = of_rank(Place(0, 1, 0), local_world=1, address="", port=0, node="", folder=Path(), members=Path())
+OF_RANKS = frozenset(_RANK_0) | frozenset(of_standby(_RANK_0, knows_local=True))
+"""The names of all variables that are set for ranks and standbys."""
 
 
 def place_from_environment(environment: Mapping[str, str]) -> Place:

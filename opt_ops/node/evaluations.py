@@ -24,19 +24,6 @@ from opt_ops.node.process_groups import RankProcess
 STANDBY_SECONDS = 300.0
 """How long an evaluation waits for the standbys of its node to be ready: they go first."""
 
-_OF_RANKS = {
-    environment.RANK,
-    environment.LOCAL_RANK,
-    environment.WORLD_SIZE,
-    environment.LOCAL_WORLD_SIZE,
-    environment.MASTER_ADDR,
-    environment.MASTER_PORT,
-    environment.ELASTIC_RUN,
-    environment.NODE,
-    environment.ATTEMPT,
-    environment.MEMBERS,
-    environment.STANDBY,
-}
 _OF_JOBS = ("SLURM_", "PMI_", "PMIX_", "OMPI_")  # libraries take these for the places of ranks
 
 
@@ -50,7 +37,8 @@ class EvaluationProcess:
             OSError: it cannot be started.
         """
         self.name = evaluation
-        variables = {k: v for k, v in os.environ.items() if k not in _OF_RANKS and not k.startswith(_OF_JOBS)}
+        others = (name for name in os.environ if name not in environment.OF_RANKS and not name.startswith(_OF_JOBS))
+        variables = {name: os.environ[name] for name in others}
         logs = lineage / "evaluations"
         logs.mkdir(exist_ok=True)
         with open_append(logs / f"{evaluation}.log") as file:

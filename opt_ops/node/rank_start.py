@@ -76,9 +76,9 @@ def rank_variables(
             port=port,
             node=node,
             attempt=launch["attempt"],
+            folder=lineage.absolute() / attempt_folder(launch["attempt"]),
+            members=members,
         ),
-        environment.ATTEMPT: str(lineage.absolute() / attempt_folder(launch["attempt"])),
-        environment.MEMBERS: str(members),
     }
 
 

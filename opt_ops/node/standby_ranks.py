@@ -164,7 +164,4 @@ class StandbyRanks:
 def _variables(lineage: Path, launch: Mapping[str, Any], node: str, local: int | None, members: Path) -> dict[str, str]:
     """What a standby gets: everything that a rank gets, but for its number and where ranks meet."""
     variables = rank_variables(lineage, launch, node, 0, local or 0, members)
-    unknown = {environment.RANK, environment.MASTER_ADDR, environment.MASTER_PORT}
-    if local is None:
-        unknown.add(environment.LOCAL_RANK)
-    return {name: value for name, value in variables.items() if name not in unknown} | {environment.STANDBY: "1"}
+    return environment.of_standby(variables, knows_local=local is not None)

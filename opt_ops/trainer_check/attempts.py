@@ -269,8 +269,9 @@ class Attempts:
         place = environment.Place(rank, launch.world, rank)
         variables = {
             **os.environ,
-            **environment.of_rank(place, local_world=launch.world, address="127.0.0.1", port=port, node=NODE),
-            environment.ATTEMPT: str(attempt.run_dir),
+            **environment.of_rank(
+                place, local_world=launch.world, address="127.0.0.1", port=port, node=NODE, folder=attempt.run_dir
+            ),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",  # nothing is written beside the trainer's sources
             "TMPDIR": str(self.trainer.temporary),

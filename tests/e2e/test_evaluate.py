@@ -240,6 +240,16 @@ def test_tasks_of_one_name_keep_the_documents_of_each(tmp_path: Path):
     }
 
 
+def test_weights_that_are_larger_than_the_free_memory_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from trainer.harness import loading
+
+    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:       2 kB\n")
+    (tmp_path / "model.safetensors").write_bytes(bytes(2049))
+    monkeypatch.setattr(loading, "_MEMORY", tmp_path / "meminfo")
+    with pytest.raises(loading.NoRoom, match="memory are free here"):
+        loading.load(tmp_path)
+
+
 def _started(trained: Trained, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "opt_ops", "ckpt", "evaluate", "1/12", *words]
     return subprocess.Popen(

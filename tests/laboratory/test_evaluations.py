@@ -30,7 +30,7 @@ from tests.laboratory.simulated_lineage import (
 )
 
 STEPS, SAVE_EVERY = 330, 30
-MILESTONES = set(range(SAVE_EVERY, STEPS, SAVE_EVERY))
+MILESTONES = set(range(SAVE_EVERY, STEPS + 1, SAVE_EVERY))
 COSTS = Costs(queue=10.0, startup=10.0, load=5.0, checkpoint_evaluation=60.0)
 RULE = EvaluationRule(every=SAVE_EVERY, tasks=("sim",))
 KILLS = (
@@ -93,7 +93,7 @@ def test_each_result_is_there_once_wherever_the_daemon_dies(
 ):
     monkeypatch.setattr(simulated_lineage, "POLICY", replace(POLICY, evaluation=replace(RULE, on_spares=not beside)))
     plan, last = (Planned(fault=faults.BadGpu(), step=97),), 140
-    steps = {each for each in MILESTONES if each < last} | ({last} if beside else set())
+    steps = {each for each in MILESTONES if each < last} | {last}
     counting = Boundaries()
     lineage = tell(tmp_path / "counted", counting, plan, steps=last)
     check(lineage, steps)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from opt_ops.contract import environment
 from opt_ops.node import evaluation_guard
 from opt_ops.node.orders import OrdersRefused, orders_of
+from opt_ops.node.rank_start import rank_variables, shared_variables
 from opt_ops.ports import EvaluationOrder, Launch, Orders
 from opt_ops.supervise.beside import BesideDaemon, Place
 from tests.node.test_agent import SLEEP, Node, alive, wait_for
@@ -78,14 +79,17 @@ def launch(*nodes: str) -> Launch:
 
 def test_it_runs_what_is_ordered_once_with_nothing_of_an_attempt_around_it_and_says_how_it_ended(node: Bench):
     said = "import os, sys; print(os.getpriority(os.PRIO_PROCESS, 0), *sorted(os.environ)); sys.exit(3)"
-    names = (environment.RANK, environment.WORLD_SIZE, environment.MEMBERS, "SLURM_PROCID", "OF_THE_SITE")
+    of_rank = rank_variables(node.folder, asdict(launch("n1")), "n1", 0, 0, node.folder / "members")
+    names = {*of_rank, *environment.of_standby(of_rank, knows_local=True), "SLURM_PROCID", "OF_THE_SITE"}
+    names -= {*shared_variables(node.folder, asdict(launch("n1")))}
+    assert environment.STANDBY in names
     node.start(**dict.fromkeys(names, "1"))
     node.orders(order(sys.executable, "-c", said))
     assert node.ended() == 3
     node.looks()
     (line,) = (node.folder / "evaluations" / "1-ev001.log").read_text().splitlines()
     assert int(line.split()[0]) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
-    assert set(line.split()) & set(names) == {"OF_THE_SITE"}
+    assert set(line.split()) & names == {"OF_THE_SITE"}
     node.orders(None)
     node.beat(lambda beat: beat.orders == (1, 2) and beat.evaluation is None)
 

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from trainer.harness.loading import load
+    from trainer.harness.loading import NoRoom, load
 
     about = json.loads(given.about)
     tasks = None
@@ -36,7 +36,11 @@ def _run(given: argparse.Namespace) -> int:
         from trainer.harness.scoring import Tasks
 
         tasks = Tasks([name for name, _, _ in given.task])
-    loaded = load(given.model)
+    try:
+        loaded = load(given.model)
+    except NoRoom as error:
+        print_line(f"error: {error}", sys.stderr)
+        return ExitCode.UNEXPECTED_ERROR
     failed = 0
     if tasks is not None:
         scores = tasks.scorer(loaded)

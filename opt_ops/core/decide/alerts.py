@@ -291,7 +291,7 @@ def _ended(state: State, policy: Policy) -> AlertIntended | None:
     if state.status not in (Status.COMPLETED, Status.CANCELLED):
         return None
     body = [state.why or "every step is trained"]
-    if policy.evaluation.on_spares:  # all nodes are given back now
+    if state.status is Status.CANCELLED:  # that of a completed lineage is evaluated
         newest = due(state, policy.evaluation)[:1]
         body += [f"not evaluated: {_by_hand(each.checkpoint, policy.evaluation.tasks)}" for each in newest]
     return AlertIntended(

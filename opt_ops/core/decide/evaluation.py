@@ -36,6 +36,9 @@ RETRY_SECONDS = 600.0  # after a failure
 MILESTONES = 16
 """The newest ones, of which none is skipped. Older ones are left to `ckpt evaluate`."""
 
+NO_NODES_SECONDS = 600.0
+"""How long a lineage that trains on waits without nodes for the next ones, before the daemon's host evaluates."""
+
 COMPLETED_SECONDS = 86_400.0
 """How long after the end of a lineage evaluations of it begin: one that ended under other settings is left alone."""
 
@@ -48,8 +51,10 @@ def evaluate(state: State, now: float, policy: Policy) -> Event | None:
         return _end(state, running, now, policy)
     rule, milestones = policy.evaluation, _to_begin(state, now, policy)
     ready = next((each for each in milestones if not _rests(state, each.checkpoint, now)), None)
-    node = _spare(state, now, policy) if ready is not None and rule.on_spares else None
-    if ready is None or (rule.on_spares and node is None):
+    if ready is None:
+        return None
+    node = None if (beside := _beside(state, now, policy)) else _spare(state, now, policy)
+    if node is None and not beside:
         return None
     return EvaluationIntended(
         evaluation=evaluation_name(state.intent.lineage, len(state.evaluations) + 1),
@@ -62,7 +67,7 @@ def evaluate(state: State, now: float, policy: Policy) -> Event | None:
 
 def to_come(state: State, now: float, policy: Policy) -> bool:
     """Whether a lineage that has ended is still to be evaluated, perhaps again after a failure."""
-    return not policy.evaluation.on_spares and bool(_to_begin(state, now, policy))
+    return state.ended and bool(_to_begin(state, now, policy))
 
 
 # ---- what is due
@@ -163,6 +168,13 @@ def _rests(state: State, checkpoint: Checkpoint, now: float) -> bool:
 # ---- where
 
 
+def _beside(state: State, now: float, policy: Policy) -> bool:
+    """Whether the daemon's host is the place: it is configured, or the lineage holds no node that could do it."""
+    if not policy.evaluation.on_spares or state.ended:
+        return True
+    return not state.held and not still_waiting(now, state.since, NO_NODES_SECONDS)
+
+
 def _spare(state: State, now: float, policy: Policy) -> str | None:
     """An idle node, the one that a launch would take last; None: there is none, or training is about to change."""
     attempt = state.attempt
@@ -187,8 +199,11 @@ def _end(state: State, running: Evaluation, now: float, policy: Policy) -> Evalu
     if node is None:
         if running.epoch != state.epoch:
             return _ended(running, EvaluationEnd.LOST, "the daemon process that ran it has ended")
-        cancelled = state.status is Status.CANCELLED
-        return _ended(running, EvaluationEnd.GIVEN_UP, "the lineage is cancelled") if cancelled else None
+        if state.status is Status.CANCELLED:
+            return _ended(running, EvaluationEnd.GIVEN_UP, "the lineage is cancelled")
+        if not _beside(state, now, policy) and (spare := _spare(state, now, policy)) is not None:
+            return _ended(running, EvaluationEnd.GIVEN_UP, f"{spare} is idle and does it")
+        return None
     if (holder := state.held.get(node)) is None:
         released = any(node in each.nodes and each.release_at is not None for each in state.live_allocations)
         how = (EvaluationEnd.GIVEN_UP, "given back") if released else (EvaluationEnd.LOST, "not held any more")

@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 
 from opt_ops.core import events as e
-from opt_ops.core.decide.evaluation import COMPLETED_SECONDS, FAILURES, LOSSES, MILESTONES, RETRY_SECONDS, due, to_come
+from opt_ops.core.decide.evaluation import (
+    COMPLETED_SECONDS,
+    FAILURES,
+    LOSSES,
+    MILESTONES,
+    NO_NODES_SECONDS,
+    RETRY_SECONDS,
+    due,
+    to_come,
+)
 from opt_ops.core.decide.policy import EvaluationRule, Policy
 from opt_ops.core.state.status import Status
 from opt_ops.core.values import AllocationStatus, Driver, EvaluationEnd, Outcome, Severity, Shape, Verdict
@@ -222,7 +231,7 @@ def test_on_a_node_it_outlives_the_daemon_and_beside_the_daemon_it_does_not():
 
 
 @pytest.mark.parametrize("on_spares", [True, False])
-def test_the_last_checkpoint_is_a_milestone_and_no_node_is_kept_for_it(on_spares: bool):
+def test_the_last_checkpoint_is_evaluated_beside_the_daemon_and_no_node_is_kept_for_it(on_spares: bool):
     told = story(spares=1, checkpoints=(), on_spares=on_spares)
     told.policy = replace(told.policy, least_alert=Severity.INFO)
     told.train(1000)
@@ -230,13 +239,11 @@ def test_the_last_checkpoint_is_a_milestone_and_no_node_is_kept_for_it(on_spares
     assert told.state.status is Status.COMPLETED
     assert "release_intended" in kinds(decided)
     (alert,) = [each for each in decided if isinstance(each, e.AlertIntended)]
-    assert ("not evaluated: opt-ops ckpt evaluate 12.00/1000 --tasks arc_easy,piqa" in alert.body) is on_spares
-    if on_spares:
-        assert told.state.evaluation is None
-        return
+    assert "not evaluated" not in alert.body
     told.see(e.AlertSettled(alert=alert.alert, delivered=True, why=""))
     told.changed("12-n0", status=AllocationStatus.ENDED)
-    assert told.state.evaluation.intended.checkpoint.step == 1000
+    intended = told.state.evaluation.intended
+    assert (intended.checkpoint.step, intended.node) == (1000, None)
     assert not told.state.finished
     assert not told.state.settled
     ended(told)
@@ -255,6 +262,45 @@ def test_the_last_evaluation_is_tried_again_before_the_lineage_is_left_alone():
     (warning,) = [each for each in ended(told, EvaluationEnd.FAILED) if isinstance(each, e.AlertIntended)]
     assert "is not evaluated" in warning.title
     assert not to_come(told.state, told.now, told.policy)
+
+
+def test_what_a_spare_was_at_when_training_ended_goes_on_beside_the_daemon():
+    told = story()
+    told.train(1000)
+    told.ends(Outcome.COMPLETED, 1000)
+    told.checkpoint(1000)
+    told.changed("12-n0", status=AllocationStatus.ENDED)
+    first, second = told.state.evaluations.values()
+    assert (first.intended.node, first.end) == ("n3", EvaluationEnd.GIVEN_UP)
+    assert (second.intended.node, second.intended.checkpoint.step) == (None, 1000)
+    ended(told)
+    assert steps(told) == [200, 1000, 200], "the milestone that was interrupted, too"
+    ended(told)
+    assert told.state.finished
+
+
+def test_a_lineage_without_nodes_is_evaluated_beside_the_daemon_until_a_spare_is_there():
+    told = story()
+    told.changed("12-n0", status=AllocationStatus.ENDED)
+    told.ends()
+    assert told.state.evaluation is None
+    told.see(seconds=NO_NODES_SECONDS - 60.0)
+    assert told.state.evaluation is None, "the next job may begin at once"
+    intended = only(told.see(seconds=120.0), e.EvaluationIntended)
+    assert (intended.checkpoint.step, intended.node) == (200, None)
+    told.hold("n1", "n2", "n3")
+    assert told.state.evaluation is not None, "no node is idle before training goes on"
+    decided = told.train(460)
+    assert only(decided, e.EvaluationEnded).why == "n3 is idle and does it"
+    assert only(decided, e.EvaluationIntended).node == "n3"
+
+
+def test_a_cancelled_lineage_is_told_with_the_command_that_evaluates_it():
+    told = story(spares=0)
+    told.policy = replace(told.policy, least_alert=Severity.INFO)
+    decided = told.see(e.StopRequested(request="r1", author="ann", reason="x"))
+    (alert,) = [each for each in decided if isinstance(each, e.AlertIntended)]
+    assert "not evaluated: opt-ops ckpt evaluate 12.00/200 --tasks arc_easy,piqa" in alert.body
 
 
 def test_a_lineage_that_ended_long_ago_is_left_alone():
